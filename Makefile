@@ -1,0 +1,37 @@
+# The README's two commands: `make train` and `make test`. Each makes .venv on first use and reuses it afterwards.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN     = $(VENV)/bin/longfire
+
+.PHONY: train test test-all lint bench story install clean
+
+train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
+	$(RUN) train recipes/quickstart.toml
+
+test: install                        ## everything that fits in a coffee break
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: install                    ## with the slow contracts: random kills, live comparisons
+	$(VENV)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+bench: install                       ## every claim of speed or memory, measured beside its peer
+	for script in bench/*.py; do $(VENV)/bin/python $$script || exit 1; done
+
+story: install                       ## the life of a model, one command a line
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/story.sh
+
+install: $(VENV)/.installed
+
+# torch comes first and alone: where constraints name a CPU build, nothing may pull another one.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,29 @@
+"""The errors that a user can cause: each message names what, where, and the mend; the command line shows it without a traceback."""
+
+
+class UserError(Exception):
+    """Something the user can mend. `str(error)` is one message: what is wrong, where, and what to do."""
+
+    exit_code = 2
+
+
+class SettingsError(UserError):
+    """A key, its value, and the mend; raised before any data or device is touched."""
+
+
+class DataError(UserError):
+    """A source, token store or tokenizer that cannot be used: names file and row."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run folder that cannot be loaded or written: names the file and what is whole."""
+
+    exit_code = 4
+
+
+class TrainingError(UserError):
+    """Training cannot go on (non-finite loss, a starved or hung step): names the step and its batch."""
+
+    exit_code = 5

@@ -1,0 +1,82 @@
+"""The contract of a mixer: the part of a block that looks along the sequence."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from longfire.errors import SettingsError
+from longfire.ops.documents import Documents
+
+
+class Cache:
+    """What generation keeps between calls: for each layer a dict of tensors (keys and values, or a state of constant size)."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        self.length = 0  # tokens already seen
+
+    def memory_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in layer.values())
+
+
+@dataclass
+class Sequence:
+    """All that varies along the sequence, in one object: a new idea adds a field here, not an argument to every layer.
+
+    positions_BT: position of each token in its document (int64); documents: None where each row is one document;
+    cache: None in training.
+    """
+
+    positions_BT: Tensor
+    documents: Documents | None = None
+    cache: Cache | None = field(default=None)
+
+
+class Mixer(nn.Module):
+    """One layer's way to look along the sequence: x_BTD -> y_BTD, causal.
+
+    A subclass declares, as data read by the code that acts on it:
+      Shape:   frozen dataclass of its own settings (a config's `"gla": {...}`), with `check(hidden_size)`
+      roles:   how tensor parallelism splits each submodule ("column", "row", "head", "replicate"): parallel/tensor.py
+      context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
+      own_init: parameters with an initialiser of their own: name -> function(tensor, generator), in place
+      keep_fp32: parameters that no compute dtype may round
+    and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
+    parallel/ replaces. A mixer never knows of ranks.
+    """
+
+    Shape: ClassVar[type]
+    roles: ClassVar[dict[str, str]] = {}
+    context: ClassVar[tuple[str, ...]] = ()
+    own_init: ClassVar[dict[str, Any]] = {}
+    keep_fp32: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, hidden_size: int, shape: Any, layer: int) -> None:
+        super().__init__()
+        self.hidden_size, self.shape, self.layer = hidden_size, shape, layer
+
+    def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        raise TypeError(f"{type(self).__name__} has no forward: a mixer must define it")
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Forward floating-point operations per token of a row of `seq_len`, causal halves counted once; multiply-add = 2."""
+        raise TypeError(f"{type(self).__name__} does not count its FLOPs")
+
+
+def read_mixer_shape(mixer: type[Mixer], name: str, given: dict[str, Any], hidden_size: int) -> Any:
+    """The mixer's own settings, strictly. Raises SettingsError naming the mixer, the key and the nearest name."""
+    known = [f.name for f in fields(mixer.Shape)]
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise SettingsError(f"model shape: {name}.{key} is unknown" + (f"; did you mean {near[0]!r}?" if near else "")
+                                + f" ({name} has: {', '.join(known)})")
+    try:
+        shape = mixer.Shape(**given)
+    except TypeError as e:
+        raise SettingsError(f"model shape: {name}: {e}") from e
+    shape.check(hidden_size)
+    return shape

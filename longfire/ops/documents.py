@@ -1,0 +1,29 @@
+"""Where documents lie in a batch of packed rows: made once a batch, read by every op."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of B packed rows of T tokens. A document never crosses a row; ids grow along a row.
+
+    ids_BT:      int64, the document each token belongs to; tokens with equal ids in a row are neighbours
+    cu_lengths:  int32 (documents + 1,), cumulative lengths over the rows laid end to end: what varlen kernels take
+    max_length:  longest document, in tokens
+    """
+
+    ids_BT: Tensor
+    cu_lengths: Tensor
+    max_length: int
+
+    @classmethod
+    def from_ids(cls, ids_BT: Tensor) -> "Documents":
+        """Documents from their ids alone; waits for the device once."""
+        starts_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        starts_BT[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
+        starts = starts_BT.flatten().nonzero().flatten()
+        cu_lengths = torch.cat([starts, starts.new_tensor([ids_BT.numel()])]).int()
+        return cls(ids_BT, cu_lengths, int(cu_lengths.diff().max()))

@@ -1,0 +1,88 @@
+"""The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape fails in an instant."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from longfire.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder: embedding, blocks of mixer + MLP, norm, head.
+
+    `layer_types` names each layer's mixer (a key of `mixers.MIXERS`); a shorter list repeats. `mixers` holds each mixer's own
+    settings; the mixer's `Shape` dataclass checks them.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    layer_types: tuple[str, ...]
+    mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vocab_size: int = 0  # 0: as many as the tokenizer has
+    intermediate_size: int = 0  # 0: fla's rule, 8/3 hidden rounded up to a multiple of 256
+    mlp: str = "swiglu"  # or "gelu"
+    norm: str = "rmsnorm"  # or "layernorm"
+    norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    max_position_embeddings: int = 0  # 0: no limit (rotary positions extrapolate, learned ones cannot)
+
+    def __post_init__(self) -> None:
+        layers, types = self.num_hidden_layers, tuple(self.layer_types)
+        if self.hidden_size < 1 or layers < 1 or not types:
+            raise SettingsError(f"model shape: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
+                                f"{list(types)} must all be positive; mend the file that model.config names")
+        if layers % len(types):
+            raise SettingsError(f"model shape: layer_types has {len(types)} entries, which do not divide num_hidden_layers = "
+                                f"{layers}; list one mixer for each layer, or a pattern that divides")
+        object.__setattr__(self, "layer_types", types * (layers // len(types)))
+        if not self.intermediate_size:
+            object.__setattr__(self, "intermediate_size", 256 * -(-(self.hidden_size * 8 // 3) // 256))
+        for key, value, known in (("mlp", self.mlp, ("swiglu", "gelu")), ("norm", self.norm, ("rmsnorm", "layernorm"))):
+            if value not in known:
+                raise SettingsError(f"model shape: {key} = {value!r} is not one of {', '.join(known)}")
+
+    def with_vocabulary(self, words: int) -> "ModelShape":
+        """The same shape with the tokenizer's number of words where the config leaves it open.
+
+        Raises SettingsError when the config has fewer words than the tokenizer.
+        """
+        if self.vocab_size and self.vocab_size < words:
+            raise SettingsError(f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; "
+                                f"set vocab_size to 0 (take the tokenizer's) or to at least {words}")
+        return self if self.vocab_size else replace(self, vocab_size=words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Our own config.json: the fields, each mixer's settings under its name."""
+        fields_ = asdict(self)
+        mixers = fields_.pop("mixers")
+        return {"model_type": "longfire", **fields_, "layer_types": list(self.layer_types), **mixers}
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any], where: str, mixer_names: tuple[str, ...]) -> "ModelShape":
+        """Read our own config.json strictly. Raises SettingsError naming the key, the file and the nearest name."""
+        config = {k: v for k, v in config.items() if k != "model_type"}
+        known = [f.name for f in fields(cls) if f.name != "mixers"]
+        mixers = {k: config.pop(k) for k in list(config) if k in mixer_names}
+        for key in config:
+            if key not in known:
+                near = get_close_matches(key, [*known, *mixer_names], 1)
+                raise SettingsError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        missing = [k for k in ("hidden_size", "num_hidden_layers", "layer_types") if k not in config]
+        if missing:
+            raise SettingsError(f"{where}: {', '.join(missing)} missing")
+        return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON of a config file or of a folder's config.json. Raises SettingsError naming file and mend."""
+    path = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise SettingsError(f"model.config = {str(path)!r}: no such file; name a config.json or a folder that holds one")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as e:
+        raise SettingsError(f"{path}: not valid JSON ({e})") from e
