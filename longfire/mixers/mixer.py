@@ -1,6 +1,7 @@
 """The contract of a mixer: the part of a block that looks along the sequence."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -61,6 +62,19 @@ class Mixer(nn.Module):
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward: a mixer must define it")
 
+    def kept(self, seq: Sequence) -> dict[str, Tensor]:
+        """What this layer keeps between calls of a generation; in training a dict that is thrown away."""
+        return {} if seq.cache is None else seq.cache.layers[self.layer]
+
+    def convolved(self, name: str, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        """x after the short causal convolution `<name>_conv1d`, if this mixer has one."""
+        conv = getattr(self, f"{name}_conv1d", None)
+        if conv is None:
+            return x_BTD
+        kept, key = self.kept(seq), f"{name}_conv"
+        x_BTD, kept[key] = self.convolve(x_BTD, conv.weight[:, 0], conv.bias, state_BDW=kept.get(key), documents=seq.documents)
+        return x_BTD
+
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a row of `seq_len`, causal halves counted once; multiply-add = 2."""
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
@@ -80,3 +94,16 @@ def read_mixer_shape(mixer: type[Mixer], name: str, given: dict[str, Any], hidde
         raise SettingsError(f"model shape: {name}: {e}") from e
     shape.check(hidden_size)
     return shape
+
+
+def divides(mixer: str, divisor_name: str, divisor: int, name: str, value: float) -> None:
+    """Raises SettingsError unless value is a positive whole multiple of the divisor."""
+    if divisor < 1 or value <= 0 or value % divisor:
+        raise SettingsError(f"model shape: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
+                            "change one of them in the file that model.config names")
+
+
+def one_of(mixer: str, name: str, value: str, known: Iterable[str]) -> None:
+    """Raises SettingsError unless value is a known word."""
+    if value not in known:
+        raise SettingsError(f"model shape: {mixer}.{name} = {value!r} is not one of {', '.join(known)}")

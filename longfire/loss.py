@@ -1,0 +1,21 @@
+"""The training loss: a sum over real tokens, divided once by the real tokens of the whole step in the world."""
+
+from torch import Tensor
+
+from longfire.data.batches import Batch
+from longfire.mixers.mixer import Sequence
+from longfire.model import Model
+from longfire.ops.cross_entropy import linear_cross_entropy
+
+
+def loss_sum(model: Model, batch: Batch, chunk_tokens: int) -> Tensor:
+    """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), fp32 scalar.
+
+    A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens that it counted before any
+    backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients whatever their padding. The logits exist for
+    `chunk_tokens` tokens at a time.
+    """
+    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+    return linear_cross_entropy(
+        hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
+    )
