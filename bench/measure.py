@@ -1,7 +1,7 @@
-"""How every script here measures: times side by side in one run, peak memory in a fresh process, results with their machine.
+"""How every script here measures: times side by side, peak memory in a fresh process, results with their machine.
 
-A script compares functions with `alternate`, so that a slow minute of the machine falls on all of them alike, and says ratios
-of medians. It takes `--quick` (sizes that CI can afford; nothing is written) and ends with `write_result`.
+A script compares functions with `alternate`, so that a slow minute of the machine falls on all of them alike, and says
+ratios of medians. It takes `--quick` (sizes that CI can afford; nothing is written) and ends with `write_result`.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 
-# Runs a script and then writes its own high-water mark to the file descriptor after the arguments. The mark is read inside the
-# process: what a parent gets from wait4 includes the parent's own size on Linux, since the child is made by vfork.
+# Runs a script, then writes its own high-water mark to a file descriptor. The mark is read inside the process: what a
+# parent gets from wait4 includes the parent's own size on Linux, since the child is made by vfork.
 PEAK = """
 import os, runpy, sys
 fd, *sys.argv = int(sys.argv[1]), *sys.argv[2:]
+sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 if os.path.exists("/proc/self/status"):
     peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -81,7 +82,7 @@ def medians(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def peak_rss_bytes(script_args: Iterable[Any]) -> int:
-    """Largest resident size of `python <script> <args...>`, run as a fresh process. Raises CalledProcessError if it fails."""
+    """Largest resident size of `python <script> <args...>` in a process of its own; CalledProcessError if it fails."""
     read_fd, write_fd = os.pipe()
     try:
         command = [sys.executable, "-c", PEAK, str(write_fd), *map(str, script_args)]
