@@ -1,0 +1,107 @@
+"""The device of a run: which it is, what it computes in, how fast it multiplies, how much memory it uses, what a step spends."""
+
+import contextlib
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+
+from longfire.errors import SettingsError
+from longfire.ops.linear import native_bf16
+from longfire.settings import Model, Training
+
+# Dense bf16 matmul peaks, FLOP/s, from the makers' data sheets; other devices are measured (`matmul_peak`).
+PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
+
+
+def choose_device(training: Training) -> torch.device:
+    """The device that `training.device` names, with threads and determinism set. Raises SettingsError if it is not there."""
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("training.device = 'cuda', but torch sees no CUDA device here; set it to auto or cpu")
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    torch.use_deterministic_algorithms(training.deterministic)
+    if training.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(training.device)
+
+
+def choose_dtype(model: Model, device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute type and one sentence that says why: the precision policy of the run."""
+    native = native_bf16(device)
+    wanted = model.compute_dtype if model.compute_dtype != "auto" else ("bfloat16" if native else "float32")
+    why = "asked for by model.compute_dtype"
+    if model.compute_dtype == "auto":
+        why = "multiplied natively here" if native else f"this {device.type} has no bf16 matrix units"
+    elif wanted == "bfloat16" and not native:
+        why += f"; this {device.type} has no bf16 matrix units: values are rounded to bf16 and multiplied in fp32"
+    return getattr(torch, wanted), f"parameters and optimizer float32, activations {wanted} ({why})"
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """FLOP/s of a plain matrix product, and where the number is from: data sheet (CUDA, bf16), else measured here in ~0.1 s."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for key, peak in PEAK_FLOPS.items():
+            if key in name:
+                return peak, f"data sheet of {key}"
+    size, repeats = (8192, 10) if device.type == "cuda" else (1024, 6)
+    measured = torch.float32 if device.type == "cpu" and not native_bf16(device) else dtype
+    a = torch.randn(size, size, device=device, dtype=measured)
+    a @ a
+    start = wait(device)
+    for _ in range(repeats):
+        a @ a
+    return repeats * 2 * size**3 / (wait(device) - start), f"measured {str(measured).removeprefix('torch.')} matmul of {size}"
+
+
+def wait(device: torch.device) -> float:
+    """Seconds on the clock when all that was sent to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory so far: allocated on a CUDA device, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Clock:
+    """Where the seconds of a step go. `with clock("forward"): ...` adds to that part; `read()` gives all parts and starts anew.
+
+    On CUDA a part is the time between two events on the stream, so that the clock never makes the device wait.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.parts, self.events = device, Counter(), []
+        self.begun = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self.events.append((part, start, end))
+        else:
+            start = time.perf_counter()
+            yield
+            self.parts[part] += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each part since the last reading, `seconds` in all, and `other`, the rest."""
+        now = wait(self.device)
+        for part, start, end in self.events:
+            self.parts[part] += start.elapsed_time(end) / 1000
+        seconds = now - self.begun
+        parts = {**self.parts, "other": max(0.0, seconds - sum(self.parts.values())), "seconds": seconds}
+        self.parts, self.events, self.begun = Counter(), [], now
+        return parts

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The life of a model, one command a line: from raw text to Hugging Face weights that generate. About two minutes on 2 cores.
+# CI runs it; so can you: `make story`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+RUN=runs/story
+rm -rf "$RUN"
+small="--job.dump_folder $RUN --training.seq_len 128 --training.batch_size 2 --lr_scheduler.warmup_steps 2 --eval.tokens 2048"
+
+# 1. What this machine can do: every fast kernel against its slow truth.
+longfire doctor
+
+# 2. Text -> tokens. Done once; a second run finds the store by the content of text and tokenizer.
+longfire prepare recipes/quickstart.toml
+
+# 3. Tokens -> model: the first 6 of 12 steps ...
+longfire train recipes/quickstart.toml $small --training.steps 6 --lr_scheduler.name constant --checkpoint.export false
+
+# 4. ... and on from where it stopped, to the bit.
+longfire train recipes/quickstart.toml $small --training.steps 12 --lr_scheduler.name constant --checkpoint.export false
+
+# 5. What did it learn? Loss, perplexity and bits per byte on documents it never saw.
+longfire eval "$RUN"
+
+# 6. Let it speak.
+longfire generate "$RUN" --prompt "def " --max_new_tokens 16
+
+# 7. To Hugging Face weights, compared before they count as done; any step, also while training runs.
+longfire export "$RUN" "$RUN/hf"
+longfire generate "$RUN/hf" --prompt "import " --max_new_tokens 16
+
+# 8. The run as one page.
+longfire report "$RUN"
+
+# 9. How fast is this machine at this recipe?
+longfire bench recipes/quickstart.toml $small --steps 3

@@ -1,0 +1,44 @@
+"""What every test shares: one thread, and tiny models that are structurally whole."""
+
+import pytest
+import torch
+
+from longfire.model import Model, build
+from longfire.shape import ModelShape
+
+torch.set_num_threads(1)
+
+MIXER_SETTINGS = {
+    "attention": {"num_heads": 4, "num_kv_heads": 2},
+    "gla": {"num_heads": 2, "use_short_conv": True},
+    "gated_delta_net": {"num_heads": 2, "head_dim": 8},
+}
+
+
+def tiny_shape(*layer_types: str, **changes) -> ModelShape:
+    """A two-layer (or one layer a type) model of hidden size 32 and 97 words."""
+    types = layer_types or ("gla", "attention")
+    fields = {
+        "hidden_size": 32,
+        "num_hidden_layers": max(2, len(types)),
+        "layer_types": types,
+        "intermediate_size": 48,
+        "vocab_size": 97,
+        "mixers": {name: dict(MIXER_SETTINGS[name]) for name in types},
+    }
+    return ModelShape(**{**fields, **changes})
+
+
+def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes) -> Model:
+    """`tiny_shape` built, with parameters large enough that every one of them matters."""
+    return build(tiny_shape(*layer_types, **{"initializer_range": 0.2, **changes}), seed, device)
+
+
+@pytest.fixture(name="tiny_shape")
+def tiny_shape_fixture():
+    return tiny_shape
+
+
+@pytest.fixture(name="tiny_model")
+def tiny_model_fixture():
+    return tiny_model

@@ -1,0 +1,59 @@
+"""Promise 4: initialisation is keyed by (seed, parameter name, global shape), visits every parameter, and every parameter moves."""
+
+import pytest
+import torch
+
+from longfire.mixers import MIXERS
+from longfire.model import Model, build, initialise
+from longfire.ops.cross_entropy import linear_cross_entropy
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_same_whatever_was_drawn_before_and_however_the_model_was_made(mixer, tiny_shape):
+    shape = tiny_shape(mixer)
+    from_meta = build(shape, seed=3)
+    torch.manual_seed(999)
+    torch.randn(17)
+    direct = Model(shape)
+    initialise(direct, seed=3)
+    for (name, a), b in zip(from_meta.named_parameters(), direct.parameters()):
+        assert torch.equal(a, b), name
+
+
+def test_a_parameter_does_not_depend_on_its_neighbours(tiny_shape):
+    short, long = build(tiny_shape("attention"), 0), build(tiny_shape("attention", num_hidden_layers=5), 0)
+    ours = dict(long.named_parameters())
+    for name, parameter in short.named_parameters():
+        assert torch.equal(parameter, ours[name]), name
+
+
+def test_another_seed_gives_other_matrices(tiny_shape):
+    a, b = build(tiny_shape(), 0), build(tiny_shape(), 1)
+    assert not torch.equal(a.embed.weight, b.embed.weight)
+
+
+def test_the_audit_names_a_parameter_without_a_rule(tiny_shape):
+    model = Model(tiny_shape())
+    model.layers[0].mixer.stray = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(AssertionError, match="stray"):
+        initialise(model, 0)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_parameter_moves(mixer, tied, tiny_model):
+    """One step of gradient descent: a parameter without a gradient would be one that the forward forgot."""
+    model = tiny_model(mixer, tie_word_embeddings=tied)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert len(before) == sum(1 for _ in model.parameters())
+    ids_BT = torch.randint(0, 97, (2, 40), generator=torch.Generator().manual_seed(0))
+    hidden = model(ids_BT[:, :-1])
+    linear_cross_entropy(hidden.flatten(0, 1), model.head.weight, ids_BT[:, 1:].flatten()).backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not still
+
+
+def test_tied_embeddings_stay_one_tensor_from_meta_on(tiny_shape):
+    model = build(tiny_shape(tie_word_embeddings=True), 0)
+    assert model.head.weight is model.embed.weight

@@ -1,0 +1,63 @@
+"""shape.py: what a config.json may say, and what a wrong one is told."""
+
+import json
+
+import pytest
+
+from longfire.errors import SettingsError
+from longfire.shape import ModelShape, read_config
+
+MIXERS = ("attention", "gla")
+GOOD = {"hidden_size": 32, "num_hidden_layers": 4, "layer_types": ["gla", "attention"], "gla": {"num_heads": 2}}
+
+
+def test_a_pattern_of_layer_types_repeats():
+    shape = ModelShape.from_dict(GOOD, "x.json", MIXERS)
+    assert shape.layer_types == ("gla", "attention", "gla", "attention")
+    assert shape.mixers == {"gla": {"num_heads": 2}}
+
+
+def test_the_default_mlp_width_is_flas():
+    # fla: int(hidden * 4 * 2 / 3) rounded up to a multiple of 256; gla-340M: hidden 1024 -> 2816
+    assert ModelShape(1024, 2, ("gla",)).intermediate_size == 2816
+
+
+def test_to_dict_and_back():
+    shape = ModelShape.from_dict(GOOD, "x.json", MIXERS)
+    assert ModelShape.from_dict(json.loads(json.dumps(shape.to_dict())), "x.json", MIXERS) == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hiden_size": 3}, "x.json: unknown key 'hiden_size'; did you mean 'hidden_size'"),
+        ({"layer_types": ["gla"] * 3}, "3 entries, which do not divide num_hidden_layers = 4"),
+        ({"mlp": "relu"}, "mlp = 'relu' is not one of swiglu, gelu"),
+        ({"hidden_size": 0}, "must all be positive"),
+    ],
+)
+def test_a_wrong_shape_names_key_value_and_mend(change, told):
+    with pytest.raises(SettingsError, match=told.replace("(", r"\(")):
+        ModelShape.from_dict({**GOOD, **change}, "x.json", MIXERS)
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(SettingsError, match="x.json: layer_types missing"):
+        ModelShape.from_dict({k: v for k, v in GOOD.items() if k != "layer_types"}, "x.json", MIXERS)
+
+
+def test_the_vocabulary_comes_from_the_tokenizer_unless_the_config_has_more_words():
+    open_shape = ModelShape.from_dict(GOOD, "x.json", MIXERS)
+    assert open_shape.with_vocabulary(300).vocab_size == 300
+    padded = ModelShape.from_dict({**GOOD, "vocab_size": 512}, "x.json", MIXERS)
+    assert padded.with_vocabulary(300).vocab_size == 512
+    with pytest.raises(SettingsError, match="smaller than the tokenizer's 600 words"):
+        padded.with_vocabulary(600)
+
+
+def test_read_config_names_the_file(tmp_path):
+    with pytest.raises(SettingsError, match="no such file"):
+        read_config(tmp_path / "none.json")
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(SettingsError, match=r"config\.json: not valid JSON"):
+        read_config(tmp_path)
