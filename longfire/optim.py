@@ -1,0 +1,77 @@
+"""Parameter groups, AdamW, the learning-rate schedule, gradient clipping."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from longfire import settings
+
+# Where torch's fused Adam(W) kernel exists; elsewhere its foreach form is used.
+FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[dict]:
+    """Two groups: matrices, which decay, and the rest, which does not.
+
+    Weight decay keeps matrices from growing; a norm's scale, a bias, a decay rate (`A_log`) or a word's vector has no reason
+    to shrink because it was not used. So 0-D and 1-D parameters and every embedding are left out, and with it a head that
+    shares the embedding's parameter.
+    """
+    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2 and p not in embeddings]
+    kept = [p for p in trained if p.ndim < 2 or p in embeddings]
+    weight_decay = optimizer.weight_decay if optimizer.name == "AdamW" else 0.0
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, optimizer: settings.Optimizer, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) or Adam (Kingma and Ba 2015) on the groups above, fused where the device can."""
+    kind = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}[optimizer.name]
+    return kind(
+        parameter_groups(model, optimizer),
+        lr=optimizer.lr,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.eps,
+        fused=optimizer.fused and device.type in FUSED_DEVICES,
+    )
+
+
+def schedule(position: float, total: float, warmup: float, scheduler: settings.LRScheduler) -> float:
+    """The share of the peak learning rate that the step starting at `position` uses: a pure function.
+
+    One step is the unit; a run that counts in tokens divides all three by its tokens a step, and may so get fractions.
+    Warm-up: (position + 1) / warmup, so that the first step already moves and the last one of the warm-up has the peak. Then,
+    with x from 0 at the end of the warm-up to 1 at `total` and `floor` = min_lr_ratio:
+
+        cosine    floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
+        linear    floor + (1 - floor) (1 - x)
+        wsd       1, and linear to the floor over the last `decay_ratio` of the WHOLE run (Hu et al. 2024, MiniCPM), or over
+                  what the warm-up leaves of that part
+        constant  1
+    """
+    if position < warmup:
+        return min(1.0, (position + 1) / warmup)
+    if scheduler.name == "constant":
+        return 1.0
+    begin = max(warmup, total * (1 - scheduler.decay_ratio)) if scheduler.name == "wsd" else warmup
+    x = min(1.0, max(0.0, (position - begin) / max(1.0, total - begin)))
+    share = (1 + math.cos(math.pi * x)) / 2 if scheduler.name == "cosine" else 1 - x
+    return scheduler.min_lr_ratio + (1 - scheduler.min_lr_ratio) * share
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients in place so that their joint 2-norm is at most `max_norm` (0: leave them); returns the norm before.
+
+    The norm (fp32, a scalar) stays on the device: nothing here waits for it. On a CPU it is at hand anyway, and gradients that
+    are short enough are then not passed over once more.
+    """
+    parameters = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    short_enough = norm.device.type == "cpu" and norm + 1e-6 <= max_norm  # 1e-6: torch adds it before it divides
+    if max_norm > 0 and not short_enough:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
