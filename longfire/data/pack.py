@@ -1,0 +1,63 @@
+"""Rows of T+1 tokens -> ids, labels, positions, document ids; all rows of a batch at once, no work by token in Python."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NO_LABEL = -100  # nothing is to be learned here: what torch's cross entropy ignores
+
+
+@dataclass(frozen=True)
+class Packed:
+    """ids_BT, labels_BT, positions_BT int64; starts_BT bool: a document (or a piece of one) begins here; None if not varlen."""
+
+    ids_BT: np.ndarray
+    labels_BT: np.ndarray
+    positions_BT: np.ndarray
+    starts_BT: np.ndarray | None
+
+
+def pack(tokens_BS: np.ndarray, starts_BS: np.ndarray | None = None, context_len: int = 0) -> Packed:
+    """Pack rows of S = T+1 tokens; the last one is only a label.
+
+    Without `starts_BS` documents flow on: positions 0 .. T-1, every label real. With it (a document begins at this token)
+    positions count from 0 in each document, a row's first token begins a piece too, and a label that belongs to another
+    document is NO_LABEL. `context_len` > 0 cuts longer pieces after so many tokens; the label at such a cut stays, since it
+    continues the same document.
+
+    A worked row, T = 6, documents "abcd" and "xyz", context_len = 3:
+        tokens     a b c d x y z        starts     1 0 0 0 1 0 0
+        ids        a b c d x y          labels     b c d . y z          (. = NO_LABEL)
+        positions  0 1 2 0 0 1          documents  0 0 0 1 2 2
+    """
+    tokens_BS = tokens_BS.astype(np.int64)
+    ids_BT, labels_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
+    B, T = ids_BT.shape
+    places_T = np.arange(T)
+    if starts_BS is None:
+        return Packed(ids_BT, labels_BT, np.broadcast_to(places_T, (B, T)), None)
+    labels_BT = np.where(starts_BS[:, 1:], NO_LABEL, labels_BT)
+    starts_BT = starts_BS[:, :-1].copy()
+    starts_BT[:, 0] = True
+    positions_BT = places_T - np.maximum.accumulate(np.where(starts_BT, places_T, 0), axis=1)
+    if context_len:
+        positions_BT %= context_len
+        starts_BT = positions_BT == 0
+    return Packed(ids_BT, labels_BT, positions_BT, starts_BT)
+
+
+def document_starts(ends: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
+    """starts_BS bool: where a document begins in rows of `length` tokens whose first tokens are number `first` of the stream.
+
+    ends: ascending ends of documents in the stream (a memory map is fine), each the start of the next one.
+    Cost: two binary searches for a batch's rows, then work by document.
+    """
+    first = np.asarray(first, np.int64)
+    low = ends.searchsorted(first, side="left")
+    high = ends.searchsorted(first + length, side="left")
+    row = np.repeat(np.arange(len(first)), high - low)
+    inside = np.concatenate([np.asarray(ends[a:b], np.int64) for a, b in zip(low, high)]) if len(first) else first
+    starts_BS = np.zeros((len(first), length), bool)
+    starts_BS[row, inside - first[row]] = True
+    starts_BS[:, 0] |= first == 0
+    return starts_BS
