@@ -55,7 +55,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     start = wait(device)
     for _ in range(repeats):
         a @ a
-    return repeats * 2 * size**3 / (wait(device) - start), f"measured {str(measured).removeprefix('torch.')} matmul of {size}"
+    return repeats * 2 * size**3 / (
+        wait(device) - start
+    ), f"measured {str(measured).removeprefix('torch.')} matmul of {size}"
 
 
 def wait(device: torch.device) -> float:

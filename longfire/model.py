@@ -73,11 +73,15 @@ class Model(nn.Module):
         Convention: a multiply-add is 2, the masked half of causal attention is not counted, recurrences count as their
         recurrent form (what the mathematics needs, not what a chunked kernel spends); norms and activations count nothing.
         """
-        blocks = sum(b.mixer.flops_per_token(seq_len) + 2 * sum(p.numel() for p in b.mlp.parameters()) for b in self.layers)
+        blocks = sum(
+            b.mixer.flops_per_token(seq_len) + 2 * sum(p.numel() for p in b.mlp.parameters()) for b in self.layers
+        )
         return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
 
 
-def build(shape: ModelShape, seed: int, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> Model:
+def build(
+    shape: ModelShape, seed: int, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+) -> Model:
     """A model with fp32 master parameters on `device`, initialised by (seed, name, shape): the same on every layout."""
     with torch.device("meta"):
         model = Model(shape, compute_dtype)

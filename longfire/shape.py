@@ -33,11 +33,15 @@ class ModelShape:
     def __post_init__(self) -> None:
         layers, types = self.num_hidden_layers, tuple(self.layer_types)
         if self.hidden_size < 1 or layers < 1 or not types:
-            raise SettingsError(f"model shape: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
-                                f"{list(types)} must all be positive; mend the file that model.config names")
+            raise SettingsError(
+                f"model shape: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
+                f"{list(types)} must all be positive; mend the file that model.config names"
+            )
         if layers % len(types):
-            raise SettingsError(f"model shape: layer_types has {len(types)} entries, which do not divide num_hidden_layers = "
-                                f"{layers}; list one mixer for each layer, or a pattern that divides")
+            raise SettingsError(
+                f"model shape: layer_types has {len(types)} entries, which do not divide num_hidden_layers = "
+                f"{layers}; list one mixer for each layer, or a pattern that divides"
+            )
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
         if not self.intermediate_size:
             object.__setattr__(self, "intermediate_size", 256 * -(-(self.hidden_size * 8 // 3) // 256))
@@ -51,8 +55,10 @@ class ModelShape:
         Raises SettingsError when the config has fewer words than the tokenizer.
         """
         if self.vocab_size and self.vocab_size < words:
-            raise SettingsError(f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; "
-                                f"set vocab_size to 0 (take the tokenizer's) or to at least {words}")
+            raise SettingsError(
+                f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; "
+                f"set vocab_size to 0 (take the tokenizer's) or to at least {words}"
+            )
         return self if self.vocab_size else replace(self, vocab_size=words)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,7 +87,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """The JSON of a config file or of a folder's config.json. Raises SettingsError naming file and mend."""
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():
-        raise SettingsError(f"model.config = {str(path)!r}: no such file; name a config.json or a folder that holds one")
+        raise SettingsError(
+            f"model.config = {str(path)!r}: no such file; name a config.json or a folder that holds one"
+        )
     try:
         return json.loads(path.read_text())
     except ValueError as e:

@@ -74,7 +74,9 @@ class GLA(Mixer):
         q, k, v = (self.convolved(name, getattr(self, f"{name}_proj")(x_BTD), seq) for name in "qkv")
         q_BTHK = q.unflatten(-1, (-1, self.head_k))
         k_BTHK, v_BTHV = self.per_head(k, self.head_k), self.per_head(v, self.head_v)
-        g_BTHK = F.logsigmoid(self.per_head(self.gk_proj(x_BTD), self.head_k).float()) / self.shape.gate_logit_normalizer
+        g_BTHK = (
+            F.logsigmoid(self.per_head(self.gk_proj(x_BTD), self.head_k).float()) / self.shape.gate_logit_normalizer
+        )
         if self.shape.clamp_min is not None:
             g_BTHK = g_BTHK.clamp_min(self.shape.clamp_min)
         feature_map = FEATURE_MAPS[self.shape.feature_map]

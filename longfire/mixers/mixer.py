@@ -72,7 +72,9 @@ class Mixer(nn.Module):
         if conv is None:
             return x_BTD
         kept, key = self.kept(seq), f"{name}_conv"
-        x_BTD, kept[key] = self.convolve(x_BTD, conv.weight[:, 0], conv.bias, state_BDW=kept.get(key), documents=seq.documents)
+        x_BTD, kept[key] = self.convolve(
+            x_BTD, conv.weight[:, 0], conv.bias, state_BDW=kept.get(key), documents=seq.documents
+        )
         return x_BTD
 
     def flops_per_token(self, seq_len: int) -> float:
@@ -86,8 +88,11 @@ def read_mixer_shape(mixer: type[Mixer], name: str, given: dict[str, Any], hidde
     for key in given:
         if key not in known:
             near = get_close_matches(key, known, 1)
-            raise SettingsError(f"model shape: {name}.{key} is unknown" + (f"; did you mean {near[0]!r}?" if near else "")
-                                + f" ({name} has: {', '.join(known)})")
+            raise SettingsError(
+                f"model shape: {name}.{key} is unknown"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + f" ({name} has: {', '.join(known)})"
+            )
     try:
         shape = mixer.Shape(**given)
     except TypeError as e:
@@ -99,8 +104,10 @@ def read_mixer_shape(mixer: type[Mixer], name: str, given: dict[str, Any], hidde
 def divides(mixer: str, divisor_name: str, divisor: int, name: str, value: float) -> None:
     """Raises SettingsError unless value is a positive whole multiple of the divisor."""
     if divisor < 1 or value <= 0 or value % divisor:
-        raise SettingsError(f"model shape: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
-                            "change one of them in the file that model.config names")
+        raise SettingsError(
+            f"model shape: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
+            "change one of them in the file that model.config names"
+        )
 
 
 def one_of(mixer: str, name: str, value: str, known: Iterable[str]) -> None:

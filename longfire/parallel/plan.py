@@ -18,5 +18,7 @@ def check_plan(parallelism: Parallelism) -> None:
     for name, what in DEGREES.items():
         degree = getattr(parallelism, name)
         if degree not in (1, -1):
-            raise SettingsError(f"parallelism.{name} = {degree} ({what}) is not supported yet: this version runs one process; "
-                                f"set it to 1")
+            raise SettingsError(
+                f"parallelism.{name} = {degree} ({what}) is not supported yet: this version runs one process; "
+                f"set it to 1"
+            )

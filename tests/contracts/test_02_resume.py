@@ -55,7 +55,7 @@ OF_THE_MACHINE = ("seconds", "tokens_per_second", "mfu", "data_wait_fraction", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    words = "fire long state gate delta ring chunk token row segment".split()
+    words = ["fire", "long", "state", "gate", "delta", "ring", "chunk", "token", "row", "segment"]
     draw = random.Random(0)
     for name in ("one", "two"):
         lines = [json.dumps({"text": " ".join(draw.choices(words, k=draw.randint(1, 60)))}) for _ in range(200)]

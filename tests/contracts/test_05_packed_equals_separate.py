@@ -19,11 +19,15 @@ def packed_sequence(lengths: tuple[int, ...]) -> Sequence:
 def forward_and_gradients(model, ids_BT, seq):
     model.zero_grad()
     logits = model.logits(model(ids_BT, seq))
-    weights = torch.sin(torch.arange(logits.numel(), dtype=torch.float32)).view_as(logits)  # any fixed function of position
+    weights = torch.sin(torch.arange(logits.numel(), dtype=torch.float32)).view_as(
+        logits
+    )  # any fixed function of position
     return logits, weights
 
 
-@pytest.mark.parametrize("types", [*((name,) for name in MIXERS), ("gla", "gated_delta_net", "attention")], ids="-".join)
+@pytest.mark.parametrize(
+    "types", [*((name,) for name in MIXERS), ("gla", "gated_delta_net", "attention")], ids="-".join
+)
 def test_a_row_of_documents_equals_the_documents_alone(types, tiny_model):
     model = tiny_model(*types)
     ids = torch.randint(0, 97, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,232 @@
+"""Training: a loop that reads like prose and a step that a test can call."""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from longfire import ops
+from longfire.checkpoint import Checkpoints, State
+from longfire.data.batches import Batch, Batches
+from longfire.data.prepare import Prepared, prepare
+from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, peak_memory_bytes
+from longfire.errors import TrainingError
+from longfire.evaluate import evaluate
+from longfire.finish import finish
+from longfire.hub.convert import load_weights
+from longfire.launch import StopRequest, Watchdog, cxx_compiler
+from longfire.loss import loss_sum
+from longfire.model import build
+from longfire.optim import clip_gradients, make_optimizer, schedule
+from longfire.parallel.apply import parallelize, recompilations
+from longfire.report import Report
+from longfire.run import Run, summary
+from longfire.settings import Training
+from longfire.traces import profiler
+
+
+def train(run: Run, note: Callable[[str], None] = print) -> int:
+    """Train to run.steps and return the exit code. Read it downwards: that is the order in which things happen."""
+    run.save()
+    device = choose_device(run.training)
+    prepared = prepare(run.data, run.tokenizer, note=note, background=run.data.streaming)
+    batches = Batches(prepared, run.data, run.training.seq_len, run.training.seed)
+    state = make_state(run, prepared, device, note)
+    checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
+    checkpoints.restore(state)  # the newest whole one, or the start
+    if run.checkpoint.create_seed_checkpoint:
+        checkpoints.save(state, last=True)
+        note(
+            f"step {state.step} saved to {run.folder / run.checkpoint.folder}; stopping, as checkpoint.create_seed_checkpoint asks"
+        )
+        return 0
+
+    report = Report(run.folder, run.metrics, total_steps=run.steps, start_step=state.step)
+    with (
+        StopRequest() as stop,
+        Watchdog(run.comm) as watchdog,
+        report,
+        profiler(run.profiling, run.folder) as trace_step,
+        collected_garbage(run.training),
+    ):
+        tell_step = teller(run, state, device, note)
+        clock, skips = Clock(device), 0
+        while state.step < run.steps and not stop.requested:
+            with clock("data"):
+                rows_from = state.rows_consumed
+                microbatches = batches.at(rows_from, run.rows_per_step).split(run.accumulation)
+            numbers = train_step(state, microbatches, learning_rate(run, state), run.training, clock)
+            report.record(state.step, tell_step(numbers, clock.read()))
+            skips = check_skips(skips, numbers, batches, rows_from, run)
+            if is_due(run.eval.interval, state.step) and state.step < run.steps:
+                report.record(state.step, evaluation(state, batches, run))
+            if checkpoints.due(state):
+                checkpoints.save(state)
+            collect_garbage(run.training, state.step)
+            trace_step()
+            watchdog.step_done()
+            clock.read()  # evaluation and saving are not a step's time
+
+        checkpoints.save(state, last=state.step >= run.steps)
+        checkpoints.wait()
+        if stop.requested:
+            note(f"{stop.signal_name}: stopped after step {state.step}, saved; the same command goes on from there")
+            return stop.exit_code
+        if run.eval.at_end:
+            report.record(state.step, evaluation(state, batches, run))
+    finish(run, state, prepared, batches, note)
+    return 0
+
+
+def train_step(
+    state: State, microbatches: Sequence[Batch], lr: float, training: Training, clock: Clock
+) -> dict[str, float]:
+    """One optimizer update on the microbatches: gradients of the mean loss per real token of all of them.
+
+    The real tokens are counted before any backward, so each microbatch's sum is divided by the same number (promise 7).
+    Non-finite gradients leave parameters and optimizer untouched: `skipped` is 1. Moves `state` on in either case.
+    """
+    device = next(state.model.parameters()).device
+    real_tokens = max(1, sum(batch.real_tokens() for batch in microbatches))
+    loss = torch.zeros((), device=device)
+    for batch in microbatches:
+        batch = batch.to(device)
+        with clock("forward"):
+            part = loss_sum(state.model, batch, training.loss_chunk_tokens) / real_tokens
+        with clock("backward"):
+            part.backward()
+        loss += part.detach()
+    with clock("optimizer"):
+        grad_norm = clip_gradients(state.model.parameters(), training.max_norm)
+        finite = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
+        if finite:
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.rows_consumed += sum(batch.rows for batch in microbatches)
+    state.tokens += sum(batch.ids_BT.numel() for batch in microbatches)
+    state.skipped_steps += not finite
+    return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}
+
+
+def make_state(run: Run, prepared: Prepared, device: torch.device, note: Callable[[str], None]) -> State:
+    """Model and optimizer at step 0 on the device, with every decision of the machine told once."""
+    dtype, precision = choose_dtype(run.model, device)
+    shape = run.shape.with_vocabulary(prepared.tokenizer.vocab_size)
+    model = build(shape, run.training.seed, device, dtype)
+    if run.model.weights:
+        model.load_state_dict(load_weights(run.model.weights, shape))
+    compiled, why = compile_decision(run, model.flops_per_token(run.training.seq_len), device)
+    model = parallelize(model, run.activation_checkpoint, compiled)
+    choices = ops.choose(device, run.model.kernels)
+    for line in summary(run):
+        note(line)
+    note(
+        f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {device.type}, {torch.get_num_threads()} threads"
+    )
+    note(f"precision: {precision}")
+    note("kernels: " + "; ".join(f"{op}: {choice.name} ({choice.why})" for op, choice in choices.items()))
+    note(f"compile: {'on' if compiled else 'off'} ({why})")
+    return State(model, make_optimizer(model, run.optimizer, device))
+
+
+def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:
+    """Whether to compile the blocks, and why. On a CPU compiling costs about a minute and gains about a third of the time."""
+    if run.training.compile == "off":
+        return False, "asked for by training.compile"
+    compiler = cxx_compiler()
+    if device.type == "cpu" and compiler is None:
+        return False, "no C++ compiler found (CXX, c++, g++, clang++), so the run goes on eager"
+    if run.training.compile == "on":
+        return True, "asked for by training.compile"
+    if device.type == "cuda":
+        return True, "CUDA"
+    seconds = 3 * flops_per_token * run.steps * run.tokens_per_step / (0.5 * matmul_peak(device, torch.float32)[0])
+    if seconds < 600:
+        return False, f"the run takes some {seconds:.0f} s, too short to pay for compiling"
+    return True, f"the run takes some {seconds / 60:.0f} min eager, compiled with {compiler}"
+
+
+def learning_rate(run: Run, state: State) -> float:
+    """The rate of the next step: a pure function of the settings and of how far the run is, in steps or in tokens."""
+    if run.lr_scheduler.warmup_tokens:
+        factor = schedule(
+            state.tokens, run.steps * run.tokens_per_step, run.lr_scheduler.warmup_tokens, run.lr_scheduler
+        )
+    else:
+        factor = schedule(state.step, run.steps, run.lr_scheduler.warmup_steps, run.lr_scheduler)
+    return run.optimizer.lr * factor
+
+
+def teller(
+    run: Run, state: State, device: torch.device, note: Callable[[str], None]
+) -> Callable[..., dict[str, float]]:
+    """A function that makes the step's record of its numbers and its clock. The peak that MFU refers to is told once."""
+    peak, source = matmul_peak(device, state.model.compute_dtype)
+    flops = 3 * state.model.flops_per_token(run.training.seq_len)
+    note(f"mfu: of {peak / 1e12:.3g} TFLOP/s ({source}); {flops / 1e6:,.0f} MFLOP a token, forward and backward")
+    before = state.elapsed_seconds
+
+    def tell(numbers: dict[str, float], parts: dict[str, float]) -> dict[str, float]:
+        nonlocal before
+        before += parts["seconds"]
+        state.elapsed_seconds = before
+        tokens_per_second = run.tokens_per_step / parts["seconds"]
+        return {
+            **{key: value for key, value in numbers.items() if key != "skipped"},
+            "tokens": state.tokens,
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * flops / peak,
+            "data_wait_fraction": parts.get("data", 0.0) / parts["seconds"],
+            "memory_bytes": peak_memory_bytes(device),
+            "skipped_steps": state.skipped_steps,
+            "recompiles": recompilations(),
+            "elapsed_seconds": state.elapsed_seconds,
+            **{(key if key == "seconds" else f"{key}_seconds"): value for key, value in parts.items()},
+        }
+
+    return tell
+
+
+def check_skips(skips: int, numbers: dict[str, float], batches: Batches, rows_from: int, run: Run) -> int:
+    """How many steps in a row were skipped. Raises TrainingError, naming the batch, when a skip is not allowed or one too many."""
+    if not numbers["skipped"]:
+        return 0
+    allowed = run.training.max_skips_in_a_row if run.training.skip_nan_inf else 1
+    if skips + 1 < allowed:
+        return skips + 1
+    rows = ", ".join(str(row) for row in batches.rows(rows_from, run.rows_per_step)[:4])
+    raise TrainingError(
+        f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']} in {skips + 1} step(s) in a row; the last batch was rows "
+        f"{rows_from} to {rows_from + run.rows_per_step - 1} ({rows}, ...). Parameters are as before; the newest checkpoint is whole. "
+        "Lower optimizer.lr or lengthen lr_scheduler.warmup_steps; training.skip_nan_inf = true skips single bad batches"
+    )
+
+
+def evaluation(state: State, batches: Batches, run: Run) -> dict[str, float]:
+    """Held-out numbers as fields of a record: eval/<source>/loss, /perplexity, /bits_per_byte."""
+    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens)
+    return {f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()}
+
+
+def is_due(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+@contextmanager
+def collected_garbage(training: Training) -> Iterator[None]:
+    """Python's collector pauses a rank at random; with gc_freq it runs only where `collect_garbage` says."""
+    if training.gc_freq:
+        gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def collect_garbage(training: Training, step: int) -> None:
+    if is_due(training.gc_freq, step):
+        gc.collect(1)
