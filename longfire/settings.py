@@ -1,16 +1,22 @@
 """Every setting of a run: one frozen dataclass a section, each owned by one room; free of torch so that --help is instant.
 
-A field is declared `setting(default, "help")`. Its type is checked strictly (`run.py`), its help is what `--help` prints,
-and its default is said here and nowhere else. Units stand in names. Old spellings live in `aliases.py`.
+A field is declared `setting(default, "help")`. Its type and interval are checked strictly (`recipe.py`), its help is what
+`--help` prints, and its default is said here and nowhere else. Units stand in names. Old spellings live in `aliases.py`.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+NATURAL, POSITIVE, SHARE = "[0, inf)", "[1, inf)", "[0, 1]"  # intervals that many settings share
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field with its help; the help is the only documentation of the setting."""
-    return field(default=default, metadata={"help": help})
+
+def setting(default: Any, help: str, within: str = "", bare: str = "") -> Any:
+    """A dataclass field with its help; the help is the only documentation of the setting.
+
+    within: the interval of allowed numbers, as mathematics writes it: "[0, 1)". bare: what the flag without a value means
+    (booleans: true).
+    """
+    return field(default=default, metadata={"help": help, "within": within, "bare": bare})
 
 
 @dataclass(frozen=True)
@@ -22,92 +28,123 @@ class Job:
 
 @dataclass(frozen=True)
 class Model:
-    config: str = setting("", "the model's shape: a config.json of ours or of Hugging Face, or a folder that holds one; "
-                              "relative to the recipe, else to the working folder")
+    config: str = setting(
+        "",
+        "the model's shape: a config.json of ours or of Hugging Face, or a folder that holds one; "
+        "relative to the recipe, else to the working folder",
+    )
     weights: str = setting("", "start from these Hugging Face weights (a folder) instead of a fresh initialisation")
     compute_dtype: Literal["auto", "bfloat16", "float32"] = setting(
-        "auto", "type of activations and matrix products; parameters and optimizer stay float32. auto: bfloat16 where the "
-                "device multiplies it natively, else float32")
+        "auto",
+        "type of activations and matrix products; parameters and optimizer stay float32. auto: bfloat16 where the "
+        "device multiplies it natively, else float32",
+    )
     kernels: Literal["auto", "torch", "slow"] = setting(
-        "auto", "auto: the fastest kernels installed; torch: our chunkwise forms; slow: the recurrent truth")
+        "auto", "auto: the fastest kernels installed; torch: our chunkwise forms; slow: the recurrent truth"
+    )
 
 
 @dataclass(frozen=True)
 class Data:
-    dataset: tuple[str, ...] = setting(("embedded",), "sources, comma-separated: files, folders, globs (jsonl[.gz|.zst], json, "
-                                       "parquet, arrow, txt), datasets of the hub, or `embedded` (Python's own library source)")
+    dataset: tuple[str, ...] = setting(
+        ("embedded",),
+        "sources, comma-separated: files, folders, globs (jsonl[.gz|.zst], json, parquet, arrow, txt), datasets of the "
+        "hub, or `embedded` (Python's own library source). In a recipe also as [[data.sources]] tables with dataset, "
+        "name, split, data_dir, data_files, text_field, share",
+    )
     dataset_name: tuple[str, ...] = setting((), "the hub dataset's configuration, one for each source (or one for all)")
-    dataset_split: tuple[str, ...] = setting((), "the hub dataset's split, one for each source (or one for all); train if empty")
+    dataset_split: tuple[str, ...] = setting(
+        (), "the hub dataset's split, one for each source (or one for all); train if empty"
+    )
     data_dir: tuple[str, ...] = setting((), "folder inside each source")
     data_files: tuple[str, ...] = setting((), "files or globs inside each source")
     data_probs: tuple[float, ...] = setting((), "share of TOKENS of each source; equal if empty; any positive numbers")
-    text_field: tuple[str, ...] = setting((), "field that holds the text, one for each source (or one for all); "
-                                          "`text`, else `content`, if empty")
+    text_field: tuple[str, ...] = setting(
+        (), "field that holds the text, one for each source (or one for all); `text`, else `content`, if empty"
+    )
     folder: str = setting("token-stores", "where token stores are kept; shared between runs")
-    streaming: bool = setting(False, "start to train as soon as the first rows exist; the store grows behind the training")
+    streaming: bool = setting(
+        False, "start to train as soon as the first rows exist; the store grows behind the training"
+    )
     shuffle: Literal["auto", "global", "window", "none"] = setting(
-        "auto", "global: a permutation of each epoch's rows; window: inside windows of shuffle_window_rows; auto: window if "
-                "streaming, else global")
-    shuffle_window_rows: int = setting(16384, "rows in a shuffling window")
+        "auto",
+        "global: a permutation of each epoch's rows; window: inside windows of shuffle_window_rows; auto: window if "
+        "streaming, else global",
+    )
+    shuffle_window_rows: int = setting(16384, "rows in a shuffling window", POSITIVE)
     varlen: bool = setting(False, "confine attention and state to documents; false: documents flow on")
-    context_len: int = setting(0, "with varlen: split longer documents after this many tokens; 0: no limit")
-    heldout_fraction: float = setting(0.005, "share of documents held out for evaluation, chosen by a hash of their identity")
-    num_workers: int = setting(0, "processes that tokenize; 0: one for each core")
-    prefetch_factor: int = setting(2, "batches made ready ahead of training; 0: none")
+    context_len: int = setting(0, "with varlen: split longer documents after this many tokens; 0: no limit", NATURAL)
+    heldout_fraction: float = setting(
+        0.005, "share of documents held out for evaluation, chosen by a hash of their identity", "[0, 1)"
+    )
+    num_workers: int = setting(0, "processes that tokenize; 0: one for each core", NATURAL)
+    prefetch_factor: int = setting(2, "batches made ready ahead of training; 0: none", NATURAL)
     skip_bad_documents: bool = setting(False, "count and list documents that cannot be read instead of stopping")
-    trust_remote_code: bool = setting(False, "let a hub dataset run its own code (it can do anything; off unless asked)")
+    trust_remote_code: bool = setting(
+        False, "let a hub dataset run its own code (it can do anything; off unless asked)"
+    )
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    path: str = setting("bytes", "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, or a hub id")
-    train_vocab_size: int = setting(4096, "words of a trained tokenizer, specials included")
-    train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on")
+    path: str = setting(
+        "bytes", "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, or a hub id"
+    )
+    train_vocab_size: int = setting(4096, "words of a trained tokenizer, specials included", "[258, inf)")
+    train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on", POSITIVE)
     add_bos: bool = setting(False, "put the beginning-of-text token before each document")
     add_eos: bool = setting(True, "put the end-of-text token after each document")
 
 
 @dataclass(frozen=True)
 class Training:
-    seq_len: int = setting(2048, "tokens of a row")
-    batch_size: int = setting(8, "rows of one microbatch on one process")
-    global_batch_size: int = setting(0, "rows of one step over all processes and microbatches; 0: batch_size x "
-                                        "gradient_accumulation_steps x processes")
-    gradient_accumulation_steps: int = setting(0, "microbatches of one step; 0: from global_batch_size, or 1")
-    steps: int = setting(10000, "optimizer steps of the whole run")
-    tokens: int = setting(0, "tokens of the whole run instead of steps; rounded up to whole steps; 0: use steps")
-    max_norm: float = setting(1.0, "clip the norm of all gradients to this; 0: do not clip")
+    seq_len: int = setting(2048, "tokens of a row", POSITIVE)
+    batch_size: int = setting(8, "rows of one microbatch on one process", POSITIVE)
+    global_batch_size: int = setting(
+        0,
+        "rows of one step over all processes and microbatches; 0: batch_size x gradient_accumulation_steps x processes",
+        NATURAL,
+    )
+    gradient_accumulation_steps: int = setting(0, "microbatches of one step; 0: from global_batch_size, or 1", NATURAL)
+    steps: int = setting(10000, "optimizer steps of the whole run", POSITIVE)
+    tokens: int = setting(
+        0, "tokens of the whole run instead of steps; rounded up to whole steps; 0: use steps", NATURAL
+    )
+    max_norm: float = setting(1.0, "clip the norm of all gradients to this; 0: do not clip", NATURAL)
     skip_nan_inf: bool = setting(False, "skip a step whose gradients are not finite, and count it")
-    max_skips_in_a_row: int = setting(10, "stop, naming the batch, after so many skipped steps in a row")
-    seed: int = setting(42, "seed of initialisation, data order and sampling")
+    max_skips_in_a_row: int = setting(10, "stop, naming the batch, after so many skipped steps in a row", POSITIVE)
+    seed: int = setting(42, "seed of initialisation, data order and sampling", "[0, 18446744073709551615]")
     deterministic: bool = setting(False, "refuse kernels whose result may differ from run to run")
     compile: Literal["auto", "on", "off"] = setting(
-        "auto", "torch.compile of each block; the bare flag means on. auto: on CUDA, and on a CPU with a C++ compiler when the "
-                "run is long enough to pay for it")
+        "auto",
+        "torch.compile of each block; the bare flag means on. auto: on CUDA, and on a CPU with a C++ compiler when the "
+        "run is long enough to pay for it",
+        bare="on",
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train; auto: CUDA if there is one")
-    threads: int = setting(0, "CPU threads; 0: torch's own choice")
-    loss_chunk_tokens: int = setting(1024, "tokens whose logits exist at one time in the fused head and loss")
-    gc_freq: int = setting(50, "collect garbage every so many steps, never in between; 0: leave it to Python")
+    threads: int = setting(0, "CPU threads; 0: torch's own choice", NATURAL)
+    loss_chunk_tokens: int = setting(1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE)
+    gc_freq: int = setting(50, "collect garbage every so many steps, never in between; 0: leave it to Python", NATURAL)
 
 
 @dataclass(frozen=True)
 class Optimizer:
     name: Literal["AdamW", "Adam"] = setting("AdamW", "AdamW, or Adam (no weight decay)")
-    lr: float = setting(3e-4, "peak learning rate")
-    eps: float = setting(1e-8, "added to the denominator")
-    beta1: float = setting(0.9, "decay of the mean of gradients")
-    beta2: float = setting(0.95, "decay of the mean of squared gradients")
-    weight_decay: float = setting(0.1, "decoupled weight decay; never on norms, biases, embeddings")
+    lr: float = setting(3e-4, "peak learning rate", "(0, inf)")
+    eps: float = setting(1e-8, "added to the denominator", "(0, inf)")
+    beta1: float = setting(0.9, "decay of the mean of gradients", "[0, 1)")
+    beta2: float = setting(0.95, "decay of the mean of squared gradients", "[0, 1)")
+    weight_decay: float = setting(0.1, "decoupled weight decay; never on norms, biases, embeddings", NATURAL)
     fused: bool = setting(True, "torch's fused kernel")
 
 
 @dataclass(frozen=True)
 class LRScheduler:
     name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
-    warmup_steps: int = setting(200, "linear warm-up from 0, in steps")
-    warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0")
-    min_lr_ratio: float = setting(0.1, "floor as a share of the peak")
-    decay_ratio: float = setting(0.1, "wsd: share of the whole run that the decay takes")
+    warmup_steps: int = setting(200, "linear warm-up from 0, in steps", NATURAL)
+    warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0", NATURAL)
+    min_lr_ratio: float = setting(0.1, "floor as a share of the peak", SHARE)
+    decay_ratio: float = setting(0.1, "wsd: share of the whole run that the decay takes", SHARE)
 
 
 @dataclass(frozen=True)
@@ -122,7 +159,8 @@ class Parallelism:
 @dataclass(frozen=True)
 class ActivationCheckpoint:
     mode: Literal["none", "block", "mlp", "attention"] = setting(
-        "none", "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, or mixers")
+        "none", "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, or mixers"
+    )
 
 
 @dataclass(frozen=True)
@@ -130,12 +168,13 @@ class Checkpoint:
     enable_checkpoint: bool = setting(True, "save checkpoints and resume from the newest whole one")
     folder: str = setting("checkpoints", "folder inside the run folder")
     interval_type: Literal["steps", "seconds"] = setting("steps", "unit of interval")
-    interval: int = setting(500, "save every so many steps or seconds; 0: only at the end")
-    milestone_interval: int = setting(0, "keep the checkpoints of every so many steps for ever; 0: none")
-    keep_latest_k: int = setting(0, "keep the newest k besides milestones; 0: keep all")
-    load_step: int = setting(-1, "resume from this step; -1: the newest whole checkpoint")
+    interval: int = setting(500, "save every so many steps or seconds; 0: only at the end", NATURAL)
+    milestone_interval: int = setting(0, "keep the checkpoints of every so many steps for ever; 0: none", NATURAL)
+    keep_latest_k: int = setting(0, "keep the newest k besides milestones; 0: keep all", NATURAL)
+    load_step: int = setting(-1, "resume from this step; -1: the newest whole checkpoint", "[-1, inf)")
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = setting(
-        "async", "write behind training; disabled: training waits until the checkpoint is on disk")
+        "async", "write behind training; disabled: training waits until the checkpoint is on disk"
+    )
     create_seed_checkpoint: bool = setting(False, "save step 0 and stop: the same start for several runs")
     model_weights_only: bool = setting(False, "the last checkpoint holds the model's weights only (cannot be resumed)")
     export: bool = setting(False, "at the end also write Hugging Face weights to <run>/hf, and check them")
@@ -144,17 +183,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Eval:
-    interval: int = setting(0, "evaluate on held-out documents every so many steps; 0: never during training")
+    interval: int = setting(0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL)
     at_end: bool = setting(True, "evaluate after the last step")
-    tokens: int = setting(262144, "held-out tokens of each source that an evaluation reads, at most")
+    tokens: int = setting(262144, "held-out tokens of each source that an evaluation reads, at most", POSITIVE)
     compare_xz: bool = setting(False, "at the end show what `xz -9` reaches on the same held-out bytes")
     sample_prompt: str = setting("", "at the end generate a sample that continues this text")
-    sample_tokens: int = setting(128, "tokens of that sample")
+    sample_tokens: int = setting(128, "tokens of that sample", POSITIVE)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    log_freq: int = setting(10, "print every so many steps; metrics.jsonl has every step")
+    log_freq: int = setting(10, "print every so many steps; metrics.jsonl has every step", POSITIVE)
     enable_tensorboard: bool = setting(False, "write TensorBoard events")
     save_tb_folder: str = setting("tensorboard", "folder inside the run folder")
     enable_wandb: bool = setting(False, "log to Weights & Biases (extra `wandb`)")
@@ -168,15 +207,19 @@ class Metrics:
 class Profiling:
     enable_profiling: bool = setting(False, "write torch profiler traces")
     save_traces_folder: str = setting("profile_traces", "folder inside the run folder")
-    profile_freq: int = setting(10, "trace one step in so many")
+    profile_freq: int = setting(10, "trace one step in so many", POSITIVE)
     enable_memory_snapshot: bool = setting(False, "write CUDA memory snapshots beside the traces")
     save_memory_snapshot_folder: str = setting("memory_snapshot", "folder inside the run folder")
 
 
 @dataclass(frozen=True)
 class Comm:
-    init_timeout_seconds: int = setting(3600, "stop with a stack trace if set-up and first step take longer; 0: wait for ever")
-    train_timeout_seconds: int = setting(3600, "the same for each later step, save and evaluation; 0: wait for ever")
+    init_timeout_seconds: int = setting(
+        3600, "stop with a stack trace if set-up and first step take longer; 0: wait for ever", NATURAL
+    )
+    train_timeout_seconds: int = setting(
+        3600, "the same for each later step, save and evaluation; 0: wait for ever", NATURAL
+    )
 
 
 SECTIONS: dict[str, type] = {

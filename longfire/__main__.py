@@ -1,0 +1,7 @@
+"""`python -m longfire` is `longfire`."""
+
+import sys
+
+from longfire.cli import main
+
+sys.exit(main())

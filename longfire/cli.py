@@ -1,0 +1,289 @@
+"""The commands: a word and one function each. What a command needs is imported inside it, so that --help is instant."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from longfire import recipe
+from longfire.aliases import ALIASES, as_text, bare_value
+from longfire.errors import SettingsError, UserError
+from longfire.settings import SECTIONS
+
+WIDTH = 118  # of --help
+VALUES_OF_BARE_FLAGS = {*recipe.TRUTH, "auto"}
+
+
+class Parser(argparse.ArgumentParser):
+    """The standard library's parser for a command's own words; wrong ones become a SettingsError, not an exit."""
+
+    def __init__(self, command: Callable, example: str, usage: str | None = None) -> None:
+        self.own: set[str] = set()
+        super().__init__(
+            prog=f"longfire {next(name for name, known in COMMANDS.items() if known is command)}",
+            usage=usage,
+            description=f"{command.__doc__}\n\nexample:\n  {example}",
+            epilog="--traceback shows where in the code an error arose.",
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=WIDTH),
+            allow_abbrev=False,
+        )
+
+    def add_argument(self, *names: str, **how: Any) -> argparse.Action:
+        self.own.update(names)
+        return super().add_argument(*names, **how)
+
+    def error(self, message: str) -> None:
+        unknown = next((word for word in message.split() if word.startswith("--")), "")
+        if message.startswith("unrecognized arguments") and unknown:
+            spelling = unknown.removeprefix("--").partition("=")[0]
+            own = recipe.nearest(f"--{spelling}", self.own)
+            raise SettingsError(
+                f"unknown option --{spelling}{own}" if own else recipe.unknown(spelling, recipe.COMMAND_LINE)
+            )
+        raise SettingsError(f"{message}; `{self.prog} --help` shows how")
+
+
+class RecipeParser(Parser):
+    """A parser of a recipe and of every setting. `.overrides` are the settings of the command line."""
+
+    def __init__(self, command: Callable, example: str) -> None:
+        super().__init__(command, example, usage="%(prog)s [RECIPE.toml] [--section.key VALUE ...]")
+        self.overrides: dict[str, str] = {}
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        words, self.overrides = take_settings(list(words), self.own)
+        for section, cls in SECTIONS.items():
+            group = self.add_argument_group(section)
+            for field in fields(cls):
+                group.add_argument(f"--{section}.{field.name}", metavar=kind_of(field.type), help=help_of(field))
+        return self.parse_args(words)
+
+
+def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str, str]]:
+    """Split a command line into the words that are no settings, and {setting: text}.
+
+    A setting is `--key value`, `--key=value`, a bare `--flag`, or `key=value`; keys are ours and every old spelling. An option
+    of the command itself (`own`) is not one. Raises SettingsError where a value is missing.
+    """
+    rest, overrides = [], {}
+    while words:
+        word = words.pop(0)
+        spelling, equals, value = word.removeprefix("--").partition("=")
+        is_flag = word.startswith("--")
+        known = spelling in recipe.SETTINGS or spelling in ALIASES
+        if not known or f"--{spelling}" in own or not (is_flag or equals):
+            rest.append(word)
+            continue
+        if not equals:
+            bare = bare_value(spelling)
+            if bare and not (words and words[0].lower() in VALUES_OF_BARE_FLAGS):
+                value = bare
+            elif words:
+                value = words.pop(0)
+            else:
+                raise SettingsError(f"--{spelling} needs a value: --{spelling} VALUE")
+        overrides[spelling] = value
+    return rest, overrides
+
+
+def kind_of(kind: Any) -> str:
+    """A type as --help writes it."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"{kind_of(get_args(kind)[0])},..."
+    return {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT"}[kind]
+
+
+def help_of(field: Any) -> str:
+    interval = field.metadata["within"]
+    notes = [f"default: {as_text(field.default) or 'none'}"] + ([f"in {interval}"] if interval else [])
+    return f"{field.metadata['help']} ({'; '.join(notes)})".replace("%", "%%")
+
+
+def read_run(parser: RecipeParser, words: Sequence[str], needs_model: bool = True) -> tuple[Any, argparse.Namespace]:
+    """The run that a recipe and the words after it describe, and the command's own options."""
+    parser.add_argument(
+        "recipe", nargs="?", type=Path, help="a TOML file: a whole run; settings on the command line win over it"
+    )
+    options = parser.parse(words)
+    named = parser.overrides.pop("job.config_file", None)  # flame's way to say it (S1-26)
+    if named and options.recipe:
+        raise SettingsError(f"two recipes: {options.recipe} and --job.config_file {named}; give one")
+    from longfire.run import Run
+
+    path = options.recipe or (Path(named) if named else None)
+    return Run.compose(path, parser.overrides, needs_model=needs_model), options
+
+
+def prepare(words: Sequence[str]) -> int:
+    """Text -> tokens: make the token stores of a recipe, once; train does it too, but this needs no device."""
+    run, _ = read_run(
+        RecipeParser(prepare, "longfire prepare recipes/quickstart.toml --data.num_workers 8"), words, False
+    )
+    from longfire.data.prepare import prepare as make_stores
+
+    make_stores(run.data, run.tokenizer)
+    return 0
+
+
+def train(words: Sequence[str]) -> int:
+    """Train a recipe to its last step, or go on from the newest whole checkpoint of its run folder."""
+    parser = RecipeParser(train, "longfire train recipes/quickstart.toml --training.steps 300 --optimizer.lr 1e-3")
+    run, _ = read_run(parser, words)
+    if run.job.print_args:
+        import tomli_w
+
+        print(tomli_w.dumps(run.settings()))
+    from longfire.train import train as train_run
+
+    return train_run(run)
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """Loss, perplexity and bits per byte of a run's checkpoint on its held-out documents."""
+    parser = Parser(evaluate, "longfire eval runs/quickstart --step 100")
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument(
+        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=0, metavar="N", help="held-out tokens to read (default: eval.tokens)"
+    )
+    options = parser.parse_args(words)
+    from longfire.evaluate import main as evaluate_run
+
+    return evaluate_run(options.run, options.step, options.tokens) or 0
+
+
+def generate(words: Sequence[str]) -> int:
+    """Continue prompts with a run's newest checkpoint, or with an export."""
+    parser = Parser(generate, 'longfire generate runs/quickstart --prompt "def " --max_new_tokens 64')
+    parser.add_argument("folder", type=Path, help="a run folder, or a folder of Hugging Face weights")
+    parser.add_argument(
+        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue; may be repeated"
+    )
+    parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="at most so many (default: 128)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="X", help="0: always the likeliest (default: 0.8)"
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=50, metavar="K", help="of the K likeliest; 0: of all (default: 50)"
+    )
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, metavar="P", help="of the likeliest that sum to P (default: 1)"
+    )
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="the same seed, the same text (default: 42)")
+    options = parser.parse_args(words)
+    from longfire.generate import Sampling
+    from longfire.generate import main as continue_prompts
+
+    sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
+                        top_p=options.top_p, seed=options.seed)  # fmt: skip
+    return continue_prompts(options.folder, options.prompt, sampling) or 0
+
+
+def export(words: Sequence[str]) -> int:
+    """A checkpoint -> Hugging Face weights, config and tokenizer, reloaded and compared before it counts as done."""
+    parser = Parser(export, "longfire export runs/quickstart exported --dtype bfloat16")
+    parser.add_argument("run", type=Path, help="a run folder; the run may still be training")
+    parser.add_argument("out", type=Path, nargs="?", help="where to (default: <run>/hf)")
+    parser.add_argument(
+        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="", help="(default: checkpoint.export_dtype)"
+    )
+    options = parser.parse_args(words)
+    from longfire.hub.convert import export_run
+
+    print(export_run(options.run, options.step, options.out or options.run / "hf", options.dtype))
+    return 0
+
+
+def report(words: Sequence[str]) -> int:
+    """One or several runs as one page: loss, learning rate, gradient norm, throughput, a table."""
+    parser = Parser(report, "longfire report runs/gla runs/softmax --out compared.html")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folders; several are drawn over each other"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the first run folder)")
+    options = parser.parse_args(words)
+    from longfire.report import html
+
+    out = options.out or options.runs[0] / "report.html"
+    html(options.runs, out)
+    print(out)
+    return 0
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Check every fast kernel against its slow truth on this machine, forward and backward."""
+    Parser(doctor, "longfire doctor").parse_args(words)
+    from longfire.doctor import main as check_machine
+
+    return check_machine() or 0
+
+
+def bench(words: Sequence[str]) -> int:
+    """How fast this machine trains a recipe, on random tokens: tokens a second, where a step's time goes, memory."""
+    parser = RecipeParser(bench, "longfire bench recipes/quickstart.toml --training.batch_size 16 --steps 20")
+    parser.add_argument(
+        "--steps", type=int, default=10, metavar="N", help="steps to measure, after 2 of warm-up (default: 10)"
+    )
+    run, options = read_run(parser, words)
+    from longfire.bench import bench as measure
+
+    measure(run, options.steps)
+    return 0
+
+
+COMMANDS = {
+    "prepare": prepare,
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "export": export,
+    "report": report,
+    "doctor": doctor,
+    "bench": bench,
+}
+
+
+def overview() -> str:
+    lines = [f"  {name:<10}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join([
+        "longfire: from raw text to Hugging Face weights.", "", "usage: longfire COMMAND ...   (COMMAND --help says more)", "",
+        *lines, "", "example:", "  longfire train recipes/quickstart.toml --training.steps 300", "",
+        "--traceback shows where in the code an error arose; --version says which longfire this is.",
+    ])  # fmt: skip
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code. What a user can mend is one message on stderr, without a traceback."""
+    words = list(sys.argv[1:] if words is None else words)
+    show_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(overview())
+            return 0
+        if words[0] == "--version":
+            print(f"longfire {version('longfire')}")
+            return 0
+        if words[0] not in COMMANDS:
+            raise SettingsError(
+                f"unknown command {words[0]!r}{recipe.nearest(words[0], COMMANDS)}; `longfire --help` lists them"
+            )
+        return COMMANDS[words[0]](words[1:])
+    except UserError as error:
+        if show_traceback:
+            raise
+        print(f"longfire: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("longfire: interrupted", file=sys.stderr)
+        return 130

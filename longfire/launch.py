@@ -1,0 +1,152 @@
+"""The process of a run and its surroundings: how many there are, what asks it to stop, what ends it when it hangs.
+
+The only reader of os.environ: everything else is a setting.
+"""
+
+import faulthandler
+import os
+import shutil
+import signal
+import sysconfig
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from longfire.errors import SettingsError, TrainingError
+from longfire.settings import Comm
+
+# How a launcher says how many processes it started: torchrun and Slurm's variable names. SLURM_NTASKS is not among them:
+# a batch script sees it too, and may start one process only.
+PROCESS_COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+STDERR = 2  # the file descriptor: it needs no Python object that a hang might hold
+GRACE_SECONDS = 15  # after which the hang is taken to hold the interpreter itself
+
+
+def processes() -> int:
+    """How many processes run this program together. Raises SettingsError for more than one."""
+    for name in PROCESS_COUNTS:
+        value = os.environ.get(name, "1")
+        if not value.isdigit():
+            raise SettingsError(f"{name} = {value!r} in the environment is not a number of processes; unset it")
+        if int(value) > 1:
+            raise SettingsError(
+                f"{name} = {value} in the environment: several processes are not supported yet; start one, "
+                "`longfire train RECIPE.toml`, without torchrun or srun"
+            )
+    return 1
+
+
+def offline() -> bool:
+    """Whether the Hugging Face hub may not be asked (HF_HUB_OFFLINE, which its own libraries heed as well)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def no_color() -> bool:
+    """https://no-color.org: any value that is not empty."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def wandb_run() -> dict[str, str]:
+    """What the environment says about the W&B run, as arguments of wandb.init; it wins over the settings (S1x-1)."""
+    names = {"WANDB_PROJECT": "project", "WANDB_NAME": "name", "WANDB_RUN_ID": "id", "WANDB_MODE": "mode"}
+    return {argument: os.environ[name] for name, argument in names.items() if os.environ.get(name)}
+
+
+def cxx_compiler() -> str | None:
+    """A C++ compiler that torch.compile can use on this CPU, None without one or without Python's headers, which it includes.
+
+    torch looks at CXX and else for one name only; a compiler of another name is told to it by setting CXX.
+    """
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return None
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        found = shutil.which(name) if name else None
+        if found:
+            os.environ.setdefault("CXX", found)
+            return found
+    return None
+
+
+class StopRequest:
+    """`requested` turns true on SIGTERM or SIGINT, for the loop to finish its step; a second signal ends the process at once.
+
+    In a thread other than the main one nothing is caught: Python lets only the main thread do that.
+    """
+
+    def __init__(self) -> None:
+        self.requested, self.signal_name, self.exit_code = False, "", 0
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, number: int, _: FrameType | None) -> None:
+        if self.requested:
+            tell(f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays")
+            os._exit(128 + number)
+        self.requested, self.signal_name, self.exit_code = True, signal.Signals(number).name, 128 + number
+        tell(f"{self.signal_name}: finishing this step, then saving (once more: stop at once)")
+
+
+class Watchdog:
+    """Ends a process that hangs: a message, the stack of every thread, exit code of TrainingError.
+
+    From entering until the first `step_done()` comm.init_timeout_seconds are allowed, between two of them
+    comm.train_timeout_seconds; 0 allows for ever. A thread watches; should the hang hold the interpreter's lock, faulthandler's
+    own timer, which needs no lock, prints the stacks and exits (code 1) GRACE_SECONDS later.
+    """
+
+    def __init__(self, comm: Comm, grace_seconds: float = GRACE_SECONDS) -> None:
+        self.limits = {"init": comm.init_timeout_seconds, "train": comm.train_timeout_seconds}
+        self.phase, self.last, self.grace_seconds = "init", time.monotonic(), grace_seconds
+        self.look, self.over = threading.Event(), False
+
+    def __enter__(self) -> "Watchdog":
+        self.last = time.monotonic()
+        self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over = True
+        self.look.set()
+        self.thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def step_done(self) -> None:
+        """The run moves: count anew. Costs a microsecond."""
+        self.last = time.monotonic()
+        if self.phase == "init":
+            self.phase = "train"
+            self.look.set()  # its limit may be shorter than what the thread sleeps for
+
+    def watch(self) -> None:
+        while not self.over:
+            limit, left = self.limits[self.phase], None
+            if limit:
+                left = self.last + limit - time.monotonic()
+                if left <= 0:
+                    self.end(limit)
+                faulthandler.dump_traceback_later(left + self.grace_seconds, exit=True, file=STDERR)
+            self.look.wait(left)
+            self.look.clear()
+
+    def end(self, limit: int) -> None:
+        tell(
+            f"no step finished in {limit} s (comm.{self.phase}_timeout_seconds): the run hangs. The stack of every thread follows. "
+            "The newest whole checkpoint stays, and the same command goes on from it; raise the limit if a step may take so long."
+        )
+        faulthandler.dump_traceback(all_threads=True, file=STDERR)
+        os._exit(TrainingError.exit_code)
+
+
+def tell(message: str) -> None:
+    """To standard error, whole and at once: these messages come from signal handlers and just before an exit."""
+    os.write(STDERR, f"longfire: {message}\n".encode())

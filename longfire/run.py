@@ -1,0 +1,337 @@
+"""A run: every setting resolved, the shape of its model, and what follows from them; checked before data or device is touched."""
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from longfire import launch, settings
+from longfire import recipe as recipes
+from longfire.errors import SettingsError
+from longfire.parallel.plan import check_plan
+from longfire.shape import ModelShape, read_config
+
+RUN_TOML = "run.toml"
+WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: names of ours, never of files
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one run, a section an attribute. `shape` is None only for commands that need no model.
+
+    recipe: the file it was read from. processes: how many train together.
+    """
+
+    job: settings.Job
+    model: settings.Model
+    data: settings.Data
+    tokenizer: settings.Tokenizer
+    training: settings.Training
+    optimizer: settings.Optimizer
+    lr_scheduler: settings.LRScheduler
+    parallelism: settings.Parallelism
+    activation_checkpoint: settings.ActivationCheckpoint
+    checkpoint: settings.Checkpoint
+    eval: settings.Eval
+    metrics: settings.Metrics
+    profiling: settings.Profiling
+    comm: settings.Comm
+    shape: ModelShape | None = None
+    recipe: Path | None = None
+    processes: int = 1
+
+    @classmethod
+    def compose(
+        cls,
+        recipe: Path | None,
+        overrides: Mapping[str, str],
+        *,
+        needs_model: bool = True,
+        note: Callable[[str], None] = print,
+    ) -> "Run":
+        """The recipe, then the overrides ({"training.steps": "20"}, as the command line spells them), checked whole.
+
+        A run.toml belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
+        """
+        toml = recipes.read_toml(recipe) if recipe else {}
+        if recipe and recipe.name == RUN_TOML:
+            toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
+        given = recipes.sections(toml, recipes.read_words(overrides), note=note)
+        run = cls(**given, recipe=recipe, processes=launch.processes())
+        run = run.with_paths_found(recipe.parent if recipe else Path())
+        if run.model.config:
+            run = replace(run, shape=read_shape(Path(run.model.config)))
+        elif needs_model:
+            raise SettingsError(
+                "model.config is empty: name a config.json, or a folder that holds one, in the recipe's [model] or "
+                "as --model.config"
+            )
+        check(run)
+        return run
+
+    @classmethod
+    def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
+        """The run that lives in a folder. Raises SettingsError where there is none."""
+        if not (folder / RUN_TOML).exists():
+            raise SettingsError(f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a run")
+        return cls.compose(folder / RUN_TOML, overrides, note=note)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.job.dump_folder)
+
+    @property
+    def accumulation(self) -> int:
+        """Microbatches of a step."""
+        rows_at_once = self.training.batch_size * self.processes
+        return self.training.gradient_accumulation_steps or max(1, self.training.global_batch_size // rows_at_once)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.training.batch_size * self.accumulation * self.processes
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.rows_per_step * self.training.seq_len
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run; training.tokens counts in whole steps, the last one begun is done."""
+        return -(-self.training.tokens // self.tokens_per_step) if self.training.tokens else self.training.steps
+
+    @property
+    def warmup_steps(self) -> float:
+        """The warm-up in steps; a fraction where it is given in tokens."""
+        tokens = self.lr_scheduler.warmup_tokens
+        return tokens / self.tokens_per_step if tokens else self.lr_scheduler.warmup_steps
+
+    def with_paths_found(self, beside: Path) -> "Run":
+        """The same run with every file that it reads made absolute: beside the recipe if it is there, else in the working folder."""
+        dataset = tuple(found(entry, beside) for entry in self.data.dataset)
+        return replace(
+            self,
+            model=replace(
+                self.model, config=found(self.model.config, beside), weights=found(self.model.weights, beside)
+            ),
+            data=replace(self.data, dataset=dataset),
+            tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
+        )
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Every setting by section, as TOML has it."""
+        return {section: asdict(getattr(self, section)) for section in settings.SECTIONS}
+
+    def save(self) -> None:
+        """Write config.json and run.toml, each at once, so that `longfire train <folder>/run.toml` starts the same run again.
+
+        Raises SettingsError when the folder holds the checkpoints of a run with another model.
+        """
+        assert self.shape is not None, "a run without a model has no folder"
+        self.refuse_another_model()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
+        kept = self.settings()
+        kept["model"]["config"] = "config.json"
+        kept["job"]["dump_folder"] = str(self.folder.absolute())
+        kept["data"]["folder"] = str(Path(self.data.folder).absolute())
+        command = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
+        write_whole(self.folder / RUN_TOML, command + tomli_w.dumps(kept))
+
+    def refuse_another_model(self) -> None:
+        config = self.folder / "config.json"
+        if not config.exists() or not any((self.folder / self.checkpoint.folder).glob("step-*")):
+            return
+        there, here = read_shape(config).to_dict(), self.shape.to_dict()
+        differs = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in {**there, **here}
+                   if there.get(key) != here.get(key)]  # fmt: skip
+        if differs:
+            raise SettingsError(
+                f"job.dump_folder = {str(self.folder)!r} holds checkpoints of another model: {'; '.join(differs)}. "
+                "Name another folder, or the model's own config"
+            )
+
+
+def found(name: str, beside: Path) -> str:
+    """A file, folder or glob as an absolute path if it exists beside the recipe or in the working folder; else the name itself
+    (a dataset of the hub, or a path whose reader will say that it is missing)."""
+    if not name or name in WORDS:
+        return name
+    for folder in (beside, Path()):
+        path = (folder / Path(name).expanduser()).absolute()
+        if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)):
+            return str(path)
+    return name
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole text or what was there before, also when the process is killed in between."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def read_shape(path: Path) -> ModelShape:
+    """The shape in a config.json, ours or a Hugging Face family's, with every mixer's own settings checked.
+
+    Raises SettingsError naming the file. (The mixers need torch, which is slow to import and not needed to read settings.)
+    """
+    from longfire.hub.families import shape_from_config
+    from longfire.mixers import MIXERS
+    from longfire.mixers.mixer import read_mixer_shape
+
+    config = read_config(path)
+    where = str(path / "config.json" if path.is_dir() else path)
+    if config.get("model_type", "longfire") == "longfire":
+        shape = ModelShape.from_dict(config, where, tuple(MIXERS))
+    else:
+        shape = shape_from_config(config, where)
+    for name in dict.fromkeys(shape.layer_types):
+        if name not in MIXERS:
+            near = get_close_matches(name, MIXERS, 1)
+            raise SettingsError(
+                f"{where}: layer_types names {name!r}, which is no mixer of ours ({', '.join(MIXERS)})"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        read_mixer_shape(MIXERS[name], name, shape.mixers.get(name, {}), shape.hidden_size)
+    return shape
+
+
+def check(run: Run) -> None:
+    """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen."""
+    check_plan(run.parallelism)
+    problems = [*of_batch(run), *of_length(run), *of_data(run), *of_files(run)]
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def of_batch(run: Run) -> Iterator[str]:
+    """A global batch is what was asked for to the row, or an error; never rounded."""
+    training, processes = run.training, run.processes
+    rows, wanted = training.batch_size, training.global_batch_size
+    at_once = rows * processes
+    if not wanted:
+        return
+    if wanted % at_once:
+        below, above = wanted // at_once * at_once, (wanted // at_once + 1) * at_once
+        multiples = f"{below} or {above}" if below else f"{above}"
+        share = wanted // processes if wanted % processes == 0 else 0
+        divisors = [d for d in range(1, share + 1) if share % d == 0]
+        near = sorted({*[d for d in divisors if d < rows][-1:], *[d for d in divisors if d > rows][:1]})
+        yield (
+            f"training.global_batch_size = {wanted} is no multiple of batch_size x processes = {rows} x {processes} = {at_once}, "
+            f"and it is never rounded: take {multiples}"
+            + (f", or a training.batch_size of {' or '.join(map(str, near))}" if near else "")
+        )
+    elif training.gradient_accumulation_steps and run.rows_per_step != wanted:
+        yield (
+            f"training.gradient_accumulation_steps = {training.gradient_accumulation_steps} x batch_size {rows} x processes "
+            f"{processes} = {run.rows_per_step} rows, but training.global_batch_size = {wanted}: leave one of them out, or set "
+            f"gradient_accumulation_steps to {wanted // at_once}"
+        )
+
+
+def of_length(run: Run) -> Iterator[str]:
+    """Warm-up and decay fit into the run; rows fit the model and its documents."""
+    scheduler, seq_len, key = run.lr_scheduler, run.training.seq_len, "lr_scheduler.warmup_steps"
+    given, longest = scheduler.warmup_steps, run.steps
+    if scheduler.warmup_tokens:
+        key, given, longest = "lr_scheduler.warmup_tokens", scheduler.warmup_tokens, run.steps * run.tokens_per_step
+    if given > longest:
+        yield f"{key} = {given} is longer than the run, {longest} ({run.steps} steps): set it to at most {longest}"
+    elif scheduler.name == "wsd" and run.warmup_steps + scheduler.decay_ratio * run.steps > run.steps:
+        yield (
+            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {scheduler.decay_ratio * run.steps:g} of {run.steps} steps, "
+            f"and {key} = {given} more than the rest: shorten one of them"
+        )
+    limit = run.shape.max_position_embeddings if run.shape else 0
+    if limit and seq_len > limit and "attention" in run.shape.layer_types:
+        yield (
+            f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.model.config}: shorten it, or "
+            "raise that number (rotary positions extrapolate, learned ones cannot)"
+        )
+    if run.data.context_len and not run.data.varlen:
+        yield f"data.context_len = {run.data.context_len} splits documents, which only data.varlen = true keeps apart: set that too"
+    if run.data.context_len > seq_len:
+        yield f"data.context_len = {run.data.context_len} is longer than a row, training.seq_len = {seq_len}: set it to 0 for no limit"
+
+
+def of_data(run: Run) -> Iterator[str]:
+    """Parallel lists are as long as data.dataset; what is evaluated is held out; the order exists."""
+    data, count = run.data, len(run.data.dataset)
+    if not count or not all(data.dataset):
+        yield f"data.dataset = {list(data.dataset)} names no source, or an empty one: name files, folders or hub datasets"
+    for name in ("dataset_name", "dataset_split", "data_dir", "data_files", "text_field"):
+        values = getattr(data, name)
+        if len(values) not in (0, 1, count):
+            yield (
+                f"data.{name} has {len(values)} entries for {count} sources: give one, or one for each (`a,,b` leaves the second "
+                "empty)"
+            )
+    if data.data_probs and len(data.data_probs) != count:
+        yield f"data.data_probs has {len(data.data_probs)} entries for {count} sources: give one for each, or none for equal shares"
+    if any(share <= 0 for share in data.data_probs):
+        yield f"data.data_probs = {list(data.data_probs)}: each share must be positive; leave a source out that should have none"
+    if data.streaming and data.shuffle == "global":
+        yield 'data.shuffle = "global" permutes the whole store, whose length data.streaming does not know: use "window" or "auto"'
+    if not data.heldout_fraction and (run.eval.at_end or run.eval.interval):
+        yield (
+            "data.heldout_fraction = 0 leaves nothing to evaluate: hold some documents out, or set eval.at_end = false and "
+            "eval.interval = 0"
+        )
+    if run.eval.compare_xz and not run.eval.at_end:
+        yield "eval.compare_xz compares with the last evaluation: set eval.at_end = true"
+    words = run.shape.vocab_size if run.shape else 0
+    if run.tokenizer.path == "train" and words and words < run.tokenizer.train_vocab_size:
+        yield (
+            f"tokenizer.train_vocab_size = {run.tokenizer.train_vocab_size} is more than vocab_size = {words} of "
+            f"{run.model.config}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
+        )
+
+
+def of_files(run: Run) -> Iterator[str]:
+    """Combinations of the checkpoint's settings; folders inside the run folder stay inside."""
+    checkpoint = run.checkpoint
+    if not checkpoint.enable_checkpoint:
+        for name in ("create_seed_checkpoint", "model_weights_only"):
+            if getattr(checkpoint, name):
+                yield f"checkpoint.{name} = true saves a checkpoint, but checkpoint.enable_checkpoint = false: set one of them right"
+        if checkpoint.load_step >= 0:
+            yield f"checkpoint.load_step = {checkpoint.load_step} loads a checkpoint, but enable_checkpoint = false: set one right"
+    if checkpoint.create_seed_checkpoint and checkpoint.model_weights_only:
+        yield "checkpoint.create_seed_checkpoint makes a start to resume from, which model_weights_only cannot be: choose one"
+    if checkpoint.create_seed_checkpoint and checkpoint.load_step > 0:
+        yield f"checkpoint.create_seed_checkpoint saves step 0, load_step = {checkpoint.load_step} asks for another: choose one"
+    inside = (
+        "checkpoint.folder",
+        "metrics.save_tb_folder",
+        "profiling.save_traces_folder",
+        "profiling.save_memory_snapshot_folder",
+    )
+    for key in inside:
+        section, name = key.split(".")
+        folder = Path(getattr(getattr(run, section), name))
+        if folder.is_absolute() or ".." in folder.parts or not folder.parts:
+            yield f"{key} = {str(folder)!r} must be a folder inside the run folder: a relative path without .."
+
+
+def summary(run: Run) -> list[str]:
+    """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any setting changes)."""
+    rows, tokens = run.rows_per_step, run.tokens_per_step
+    warmup = run.warmup_steps
+    shape = run.shape
+    mixers = ", ".join(f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types))
+    decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}" if run.lr_scheduler.name == "wsd" else ""
+    return [
+        f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.model.config}",
+        f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.accumulation} microbatch(es) of "
+        f"{run.training.batch_size} on {run.processes} process",
+        f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
+        f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
+        f"{round(warmup * tokens):,} tokens",
+    ]
