@@ -1,0 +1,63 @@
+"""Functions on tensors: the slow truth beside the fast form, one signature; the only importer of kernel libraries.
+
+Which form runs is decided once, by `choose`, before a run starts, and never changes on the way: a kernel that cannot do what
+is asked raises. `longfire doctor` compares every fast form with its truth on the machine at hand.
+"""
+
+import importlib
+import importlib.util
+from typing import Literal, NamedTuple
+
+import torch
+
+from longfire.errors import SettingsError
+
+Wanted = Literal["auto", "torch", "slow"]
+
+
+class Choice(NamedTuple):
+    name: str  # "torch": our own forms on torch; "fla": flash-linear-attention's kernels; "slow": the readable truth
+    why: str
+
+
+RECURRENT = ("linear_attention", "delta_rule", "short_conv")  # what fla has kernels for
+OPS = ("attention", *RECURRENT)
+
+_choices: dict[str, Choice] = {}
+
+
+def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
+    """Decide for each op which form runs on this device, remember it, and return the table for printing.
+
+    Raises SettingsError if the kernels that `auto` would take are installed but cannot be imported.
+    """
+    _choices.clear()
+    if wanted == "slow":
+        _choices.update(dict.fromkeys(OPS, Choice("slow", "model.kernels = slow")))
+        return dict(_choices)
+    _choices["attention"] = Choice("torch", "torch's own attention kernels")
+    name, why = recurrent_choice(device, wanted)
+    _choices.update(dict.fromkeys(RECURRENT, Choice(name, why)))
+    return dict(_choices)
+
+
+def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:
+    if wanted == "torch":
+        return Choice("torch", "model.kernels = torch")
+    if device.type != "cuda":
+        return Choice("torch", f"fla's kernels need CUDA, the device is {device.type}")
+    missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Choice("torch", f"{missing[0]} is not installed: pip install 'longfire[cuda]'")
+    try:
+        importlib.import_module("longfire.ops.kernels")
+    except ImportError as e:
+        raise SettingsError(f"fla is installed but its kernels cannot be imported ({e}): mend it with "
+                            "pip install 'longfire[cuda]', or set model.kernels = torch") from e  # fmt: skip
+    return Choice("fla", "CUDA, and fla is installed")
+
+
+def chosen(op: str) -> str:
+    """The form of this op that runs: "torch" until `choose` was called."""
+    assert op in OPS, f"{op} has no choice of forms"
+    return _choices[op].name if op in _choices else "torch"

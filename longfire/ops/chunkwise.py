@@ -1,0 +1,253 @@
+"""What every chunkwise recurrence is made of: chunks, products of decays inside a chunk, the scan of the state over chunks.
+
+A state that decays and is written to, S_t = diag(a_t) S_{t-1} + k_t u_t^T, read by o_t = S_t^T q_t, is cut into chunks of
+C tokens. Inside one chunk, with i and j counted from its start,
+
+    o_i   = (q_i a_1..a_i)^T S_in + sum_{j<=i} P_ij u_j          P_ij = sum over K of q_i k_j a_{j+1}..a_i
+    S_out = diag(a_1..a_C) S_in   + sum_j (k_j a_{j+1}..a_C) u_j^T
+
+so a chunk needs four things made of products of decays (`Decayed`), and the rest is matrix products. `DecayTree` makes the
+four by merging neighbours, as a merge sort does. With C = 4 (q1 stands for the first query, a1 for its decay):
+
+    blocks of 1:  from_start q1a1    q2a2      q3a3      q4a4        to_end k1      k2    k3    k4    whole a1 a2 a3 a4
+    blocks of 2:  P21 = (q2a2).k1, P43 = (q4a4).k3
+                  from_start q1a1    q2a2a1    q3a3      q4a4a3      to_end k1a2    k2    k3a4  k4    whole a1a2 a3a4
+    blocks of 4:  P31 = (q3a3).(k1a2), P32 = (q3a3).k2, P41 = (q4a4a3).(k1a2), P42 = (q4a4a3).k2
+
+Each pair i > j meets once, when its two blocks merge, and its decay is (product up to i) x (product down to j) from the seam
+between them. Nothing is divided and no logarithms are subtracted: any decay in [0, 1] is exact to rounding, and so is its
+gradient. (GLA's secondary chunking, Yang 2023 section 4.3, keeps exp(G_i - G_j) in range with one seam per sub-chunk; here
+every pair has its own.) A document start is nothing but a step whose decay is 0.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from longfire.ops.documents import Documents
+
+CHUNK = 64  # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
+SEGMENT_NUMBERS = (
+    2**20
+)  # of q, k or v, worked on at a time on a CPU: 4 MiB stay in cache and are reused by the allocator
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """States and accumulations are fp32; float64 inputs stay what they are (the truth in tests)."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def start(state_BHKV: Tensor | None, q_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
+    """The state before the first token, zeros if None, in the working dtype."""
+    B, _, H, K = q_BTHK.shape
+    dtype = working_dtype(q_BTHK)
+    return q_BTHK.new_zeros(B, H, K, v_BTHV.shape[-1], dtype=dtype) if state_BHKV is None else state_BHKV.to(dtype)
+
+
+def chunk_size(tokens: int) -> int:
+    """CHUNK, or the power of two that holds a shorter row (1 when generating)."""
+    return min(CHUNK, 1 << (tokens - 1).bit_length())
+
+
+def chunked(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
+    """(B, T, H, X) -> (B, N, H, C, X), contiguous; a last chunk that is not full is filled up."""
+    missing = -x_BTHX.shape[1] % size
+    if missing:
+        x_BTHX = torch.nn.functional.pad(x_BTHX, (0, 0, 0, 0, 0, missing), value=fill)
+    return x_BTHX.unflatten(1, (-1, size)).transpose(2, 3).contiguous()
+
+
+def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
+    """(B, N, H, C, X) -> (B, T, H, X)."""
+    return x_BNHCX.transpose(2, 3).flatten(1, 2)[:, :tokens]
+
+
+def step_decays(g: Tensor | None, documents: Documents | None, like_BTHK: Tensor) -> Tensor:
+    """exp(g) as (1 or B, T, 1 or H, 1 or K): 0 where a document starts, except at the first token of the call, so that
+    the initial state belongs to the first document of each row. g: None, (H,), (B, T, H) or (B, T, H, K)."""
+    dtype, T = working_dtype(like_BTHK), like_BTHK.shape[1]
+    if g is None:
+        decay = torch.ones(1, T, 1, 1, dtype=dtype, device=like_BTHK.device)
+    elif g.dim() == 1:
+        decay = g.to(dtype).exp()[:, None].expand(1, T, -1, 1)
+    else:
+        decay = g.to(dtype).exp() if g.dim() == 4 else g.to(dtype).exp()[..., None]
+    if documents is not None:
+        goes_on_BT = documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
+        decay = torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
+    return decay
+
+
+class Decayed(NamedTuple):
+    """What a chunk needs; lists have one entry per set of queries."""
+
+    products: list[Tensor]  # (..., C, C) lower triangular: q_i . (k_j a_{j+1}..a_i)
+    from_start: list[Tensor]  # (..., C, K): q_i a_1..a_i
+    to_end: Tensor  # (..., C, K): k_j a_{j+1}..a_C
+    whole: Tensor  # (..., K or 1, 1): a_1..a_C, ready to multiply a state
+
+
+def decayed(queries: tuple[Tensor, ...], key: Tensor, decay: Tensor) -> Decayed:
+    """queries and key (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two."""
+    if decay.shape[-1] == key.shape[-1] != 1:
+        whole, to_end, *rest = DecayTree.apply(decay, key, *queries)
+        return Decayed(rest[: len(queries)], rest[len(queries) :], to_end, whole.transpose(-1, -2))
+    # The same decay in every channel: the decays of pairs are a matrix of their own, the tree of ones.
+    ones = torch.ones_like(decay)
+    whole, to_end, pairs, from_start = DecayTree.apply(decay, ones, ones)
+    products = [(query @ key.transpose(-1, -2)) * pairs for query in queries]
+    return Decayed(products, [query * from_start for query in queries], key * to_end, whole.transpose(-1, -2))
+
+
+class DecayTree(torch.autograd.Function):
+    """(decay, key, *queries), all (..., C, K) -> (whole (..., 1, K), to_end, *products, *from_start): see the file's trace.
+
+    The backward is written out because autograd would keep every level, 14 tensors the size of a query at C = 64; this
+    keeps its inputs and climbs again. It was also a fifth faster.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, key: Tensor, *queries: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(decay, key, *queries)
+        products = [torch.diag_embed((query * key).sum(-1)) for query in queries]
+        whole, to_end, from_start = decay, key.clone(), [query * decay for query in queries]
+        for size in block_sizes(key):
+            key_early, queries_late = meeting(to_end, from_start, size)
+            for product, query_late in zip(products, queries_late):
+                below_diagonal(product, size).copy_(query_late @ key_early.mT)
+            whole = merge(whole, key_early, queries_late)
+        return whole, to_end, *products, *from_start
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_whole: Tensor, d_to_end: Tensor, *d_rest: Tensor) -> tuple[Tensor, ...]:
+        decay, key, *queries = ctx.saved_tensors
+        d_products, d_from_start = d_rest[: len(queries)], [d.clone() for d in d_rest[len(queries) :]]
+        levels = []
+        whole, to_end, from_start = decay, key.clone(), [query * decay for query in queries]
+        for size in block_sizes(key):
+            key_early, queries_late = meeting(to_end, from_start, size)
+            levels.append((size, whole, key_early.clone(), [query_late.clone() for query_late in queries_late]))
+            whole = merge(whole, key_early, queries_late)
+        d_to_end = d_to_end.clone()
+        for size, whole, key_early, queries_late in reversed(levels):
+            d_key_early, d_queries_late = meeting(d_to_end, d_from_start, size)
+            early, late = seam(whole)
+            d_late = d_whole[..., None, :] * early + (d_key_early * key_early).sum(-2, keepdim=True)
+            d_early = d_whole[..., None, :] * late
+            d_key_early *= late
+            for d_product, d_query_late, query_late in zip(d_products, d_queries_late, queries_late):
+                d_early = d_early + (d_query_late * query_late).sum(-2, keepdim=True)
+                d_below = below_diagonal(d_product, size)
+                d_query_late *= early
+                d_query_late += d_below @ key_early
+                d_key_early += d_below.mT @ query_late
+            d_whole = torch.stack([d_early, d_late], -3).flatten(-4, -2)
+        d_decay, d_key, d_queries = d_whole, d_to_end, []
+        for query, d_product, d_query in zip(queries, d_products, d_from_start):
+            d_same = d_product.diagonal(dim1=-2, dim2=-1)[..., None]
+            d_decay = d_decay + d_query * query
+            d_key = d_key + d_same * query
+            d_queries.append(d_query * decay + d_same * key)
+        return d_decay, d_key, *d_queries
+
+
+def block_sizes(key: Tensor) -> Iterator[int]:
+    """1, 2, 4 ... C/2: the sizes of the blocks that merge."""
+    return (1 << level for level in range(key.shape[-2].bit_length() - 1))
+
+
+def meeting(to_end: Tensor, from_start: list[Tensor], size: int) -> tuple[Tensor, list[Tensor]]:
+    """Of each two neighbouring blocks: the early one's keys, the late one's queries; views (..., C / 2 size, size, K)."""
+    pairs = (-1, 2, size)
+    return to_end.unflatten(-2, pairs).select(-3, 0), [x.unflatten(-2, pairs).select(-3, 1) for x in from_start]
+
+
+def seam(whole: Tensor) -> tuple[Tensor, Tensor]:
+    """The decay over each early and each late block, (..., C / 2 size, 1, K), of whole (..., C / size, K)."""
+    pairs = whole.unflatten(-2, (-1, 2, 1))
+    return pairs.select(-3, 0), pairs.select(-3, 1)
+
+
+def merge(whole: Tensor, key_early: Tensor, queries_late: list[Tensor]) -> Tensor:
+    """Carry the early keys over the late block and the late queries back over the early one, in place; the new `whole`."""
+    early, late = seam(whole)
+    key_early *= late
+    for query_late in queries_late:
+        query_late *= early
+    return (early * late).flatten(-3, -2)
+
+
+def below_diagonal(product: Tensor, size: int) -> Tensor:
+    """Where late queries meet early keys: the blocks (..., C / 2 size, size, size) of (..., C, C), a view."""
+    pairs = (-1, 2, size)
+    blocks = product.unflatten(-1, pairs).unflatten(-4, pairs).select(-5, 1).select(-2, 0)
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+class Scan(torch.autograd.Function):
+    """(transition, write (B, N, H, K, V), state (B, H, K, V)) -> the state before each chunk (B, N, H, K, V), the last state.
+
+    S_{n+1} = M_n S_n + write_n, where M_n is diagonal, transition (1 or B, N, 1 or H, 1 or K, 1), or a matrix
+    (B, N, H, K, K). The backward is written out: one product a chunk runs in sequence, all others at once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, transition: Tensor, write: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        states = []
+        for step, added in zip(transition.unbind(1), write.unbind(1)):
+            states.append(state)
+            state = carried(step, state, added)
+        states = torch.stack(states, 1)
+        ctx.save_for_backward(transition, states)
+        return states, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_states: Tensor, d_state: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        transition, states = ctx.saved_tensors
+        back, d_writes = transition.mT if is_matrix(transition) else transition, []
+        for step, d_read in zip(reversed(back.unbind(1)), reversed(d_states.unbind(1))):
+            d_writes.append(d_state)
+            d_state = carried(step, d_state, d_read)
+        d_write = torch.stack(d_writes[::-1], 1)
+        d_transition = None
+        if ctx.needs_input_grad[0]:
+            d_transition = d_write @ states.mT if is_matrix(transition) else (d_write * states).sum(-1, keepdim=True)
+            d_transition = d_transition.sum_to_size(transition.shape)
+        return d_transition, d_write, d_state
+
+
+def is_matrix(transition: Tensor) -> bool:
+    return transition.shape[-1] != 1
+
+
+def carried(transition: Tensor, state: Tensor, added: Tensor) -> Tensor:
+    """transition state + added, for one chunk."""
+    if is_matrix(transition):
+        product = torch.baddbmm(added.flatten(0, 1), transition.flatten(0, 1), state.flatten(0, 1))
+        return product.view_as(state)
+    return torch.addcmul(added, transition, state)
+
+
+def by_segments(
+    run: Callable[..., tuple[Tensor, Tensor]], state: Tensor, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """run(state, *inputs) -> (o, state) over (B, T, H, ...) inputs, a segment of the row at a time on a CPU.
+
+    Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than 8.
+    """
+    B, T, H = inputs[0].shape[:3]
+    tokens = T
+    if inputs[0].device.type == "cpu":
+        tokens = max(1, SEGMENT_NUMBERS // (B * H * max(x.shape[-1] for x in inputs) * CHUNK)) * CHUNK
+    if tokens >= T:
+        return run(state, *inputs)
+    parts = []
+    for segment in zip(*(x.split(tokens, 1) for x in inputs)):
+        o, state = run(state, *segment)
+        parts.append(o)
+    return torch.cat(parts, 1), state

@@ -1,0 +1,151 @@
+"""The delta rule with decay: S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T, o_t = scale * S_t^T q_t.
+
+What the key k_t held is erased before v_t is written. No decay is DeltaNet (Schlag 2021; Yang 2024a), a scalar Gated
+DeltaNet (Yang 2024b, eq. 10), a vector over the key channels KDA (Kimi Linear, 2025). The state decays first, and the
+decayed state is what is erased: fla's order.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from longfire.ops import chosen
+from longfire.ops.chunkwise import (
+    Scan,
+    by_segments,
+    chunk_size,
+    chunked,
+    decayed,
+    start,
+    step_decays,
+    unchunked,
+    working_dtype,
+)
+from longfire.ops.documents import Documents
+
+
+def delta_rule(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64 inputs).
+
+    beta: how much of what the key held is replaced, 0 to 2; the state stays bounded if |k| <= 1 and beta <= 2.
+    g: log decay (<= 0) of each step: None, (B, T, H), or (B, T, H, K) per key channel. scale: K**-0.5 if None.
+    With documents the state starts from zero at each of them; the initial state belongs to the first document of each row,
+    and the final state is that of its last. Differentiable in every tensor.
+    """
+    return FORMS[chosen("delta_rule")](
+        q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents
+    )
+
+
+def delta_rule_slow(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The truth: the recurrence, a token at a time. Same arguments and result."""
+    (B, T, H, K), dtype = q_BTHK.shape, working_dtype(q_BTHK)
+    scale = K**-0.5 if scale is None else scale
+    S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
+    g = q_BTHK.new_zeros(H) if g is None else g
+    g_BTHK = (g if g.dim() == 4 else g[..., None]).expand(B, T, H, K)
+    tokens = zip(*(x.to(dtype).unbind(1) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g_BTHK)))
+    outputs = []
+    for t, (q_BHK, k_BHK, v_BHV, beta_BH1, g_BHK) in enumerate(tokens):
+        if documents is not None and t > 0:
+            same_B = documents.ids_BT[:, t] == documents.ids_BT[:, t - 1]
+            S_BHKV = torch.where(same_B[:, None, None, None], S_BHKV, 0.0)
+        S_BHKV = g_BHK.exp()[..., None] * S_BHKV
+        held_BHV = (k_BHK[..., None, :] @ S_BHKV).squeeze(-2)
+        S_BHKV = S_BHKV + k_BHK[..., None] * (beta_BH1 * (v_BHV - held_BHV))[..., None, :]
+        outputs.append(scale * (q_BHK[..., None, :] @ S_BHKV).squeeze(-2))
+    return torch.stack(outputs, 1).to(q_BTHK.dtype), S_BHKV
+
+
+def delta_rule_chunkwise(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Chunks of tokens by matrix products (the UT transform: Yang 2024a section 3.2, with decay Yang 2024b section 3.3)."""
+    run = partial(segment, scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
+    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], step_decays(g, documents, q_BTHK))
+    o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
+    return o_BTHV.to(q_BTHK.dtype), S_BHKV
+
+
+def segment(
+    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Outputs and state after some tokens, given the state before them.
+
+    The rule is decayed linear attention S_t = diag(a_t) S_{t-1} + k_t u_t^T with values u_t = beta_t (v_t - held_t) that
+    depend on the state: held_i = (k_i a_1..a_i)^T S_in + sum_{j<i} P_ij u_j, P the products of keys with keys. So
+    (I + diag(beta) P below the diagonal) u = diag(beta) (v - from_start_k S_in): one triangular inverse per chunk gives
+    u = written - erased S_in, and S_out = (diag(whole) - to_end^T erased) S_in + to_end^T written.
+    """
+    tokens, dtype = q.shape[1], S_BHKV.dtype
+    size = chunk_size(tokens)
+    q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
+    beta = chunked(beta.to(dtype), size)
+    parts = decayed((q, k), k, chunked(decay, size, fill=1.0))
+    (qk, kk), (q_from_start, k_from_start), to_end = parts.products, parts.from_start, parts.to_end
+    solve = UnitLowerInverse.apply(beta * kk) * beta.mT
+    written, erased = solve @ v, solve @ k_from_start
+    whole = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])
+    transition = torch.diag_embed(whole) - to_end.mT @ erased
+    states, S_BHKV = Scan.apply(transition, to_end.mT @ written, S_BHKV)
+    o = qk @ (written - erased @ states) + q_from_start @ states
+    return unchunked(o, tokens), S_BHKV
+
+
+class UnitLowerInverse(torch.autograd.Function):
+    """(I + the part of x below its diagonal)^-1. Its backward is two products, where autograd's would solve again, four
+    times slower (128 matrices of 64 x 64)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        inverse = torch.linalg.solve_triangular(x, eye.expand_as(x), upper=False, unitriangular=True)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_inverse: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return -(inverse.mT @ d_inverse @ inverse.mT).tril(-1)
+
+
+def delta_rule_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """fla's kernels; same arguments and result."""
+    from longfire.ops import kernels  # imports fla, which is not everywhere
+
+    return kernels.delta_rule(*args, **kwargs)
+
+
+FORMS = {"slow": delta_rule_slow, "torch": delta_rule_chunkwise, "fla": delta_rule_fla}

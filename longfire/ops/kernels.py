@@ -1,0 +1,80 @@
+"""fla's Triton kernels (fla-core 0.6.0) behind our signatures: rows, documents and states in our meaning.
+
+Imported only where `choose` found fla and CUDA. No machine of the everyday tests has a GPU: `longfire doctor` is the test
+of this file.
+"""
+
+from collections.abc import Callable
+
+import torch
+from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+from fla.ops.gla import chunk_gla
+from fla.ops.kda import chunk_kda
+from fla.ops.simple_gla import chunk_simple_gla
+from torch import Tensor
+
+from longfire.ops.documents import Documents
+
+
+def linear_attention(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As longfire.ops.linear_attention.linear_attention."""
+    inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
+    if g is not None:  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient
+        inputs["g"] = (g.expand(q_BTHK.shape[:3]) if g.dim() == 1 else g).float()
+    kernel = chunk_gla if g is not None and g.dim() == 4 else chunk_simple_gla
+    return run(kernel, inputs, scale, initial_state_BHKV, documents)
+
+
+def delta_rule(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As longfire.ops.delta_rule.delta_rule. No decay is a log decay of 0, since chunk_delta_rule refuses fp32."""
+    g = torch.zeros_like(beta_BTH, dtype=torch.float32) if g is None else g.float()
+    kernel = chunk_kda if g.dim() == 4 else chunk_gated_delta_rule
+    inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "beta": beta_BTH, "g": g}
+    return run(kernel, inputs, scale, initial_state_BHKV, documents)
+
+
+def run(
+    kernel: Callable[..., tuple[Tensor, Tensor]],
+    inputs: dict[str, Tensor],
+    scale: float | None,
+    state_BHKV: Tensor | None,
+    documents: Documents | None,
+) -> tuple[Tensor, Tensor]:
+    """With documents the kernels want one long row, the documents' cumulative lengths, and a state for each document."""
+    inputs = {name: x.contiguous() for name, x in inputs.items()}
+    state = None if state_BHKV is None else state_BHKV.float()
+    if documents is None:
+        o, last_state = kernel(**inputs, scale=scale, initial_state=state, output_final_state=True)
+        return o.to(inputs["q"].dtype), last_state
+    B, T = inputs["q"].shape[:2]
+    cu_lengths = documents.cu_lengths.long()
+    row_starts = torch.arange(0, B * T, T, device=cu_lengths.device)
+    if state is not None:
+        first_documents = torch.searchsorted(cu_lengths, row_starts)
+        empty = state.new_zeros(len(cu_lengths) - 1, *state.shape[1:])
+        state = empty.index_copy(0, first_documents, state)
+    o, last_states = kernel(
+        **{name: x.flatten(0, 1)[None] for name, x in inputs.items()},
+        scale=scale, initial_state=state, output_final_state=True, cu_seqlens=cu_lengths,
+    )  # fmt: skip
+    last_documents = torch.searchsorted(cu_lengths, row_starts + T) - 1
+    return o.unflatten(1, (B, T))[0].to(inputs["q"].dtype), last_states[last_documents]

@@ -1,0 +1,111 @@
+"""Linear attention with decay: S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = scale * S_t^T q_t.
+
+No decay is linear attention (Katharopoulos 2020), a constant one per head RetNet's retention (Sun 2023), a scalar Mamba-2
+(Dao 2024), a vector over the key channels GLA (Yang 2023, eq. 3) and HGRN2.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longfire.ops import chosen
+from longfire.ops.chunkwise import (
+    Scan,
+    by_segments,
+    chunk_size,
+    chunked,
+    decayed,
+    start,
+    step_decays,
+    unchunked,
+    working_dtype,
+)
+from longfire.ops.documents import Documents
+
+
+def linear_attention(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64 inputs).
+
+    g: log decay (<= 0) of each step: None, (H,) constant per head, (B, T, H), or (B, T, H, K) per key channel.
+    scale: K**-0.5 if None. With documents the state starts from zero at each of them; the initial state belongs to the
+    first document of each row, and the final state is that of its last. Differentiable in every tensor.
+    """
+    return FORMS[chosen("linear_attention")](
+        q_BTHK, k_BTHK, v_BTHV, g, scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents
+    )
+
+
+def linear_attention_slow(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The truth: the recurrence, a token at a time. Same arguments and result."""
+    (B, T, H, K), dtype = q_BTHK.shape, working_dtype(q_BTHK)
+    scale = K**-0.5 if scale is None else scale
+    S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
+    g = q_BTHK.new_zeros(H) if g is None else g
+    g_BTHK = (g if g.dim() == 4 else g[..., None]).expand(B, T, H, K)
+    tokens = zip(*(x.to(dtype).unbind(1) for x in (q_BTHK, k_BTHK, v_BTHV, g_BTHK)))
+    outputs = []
+    for t, (q_BHK, k_BHK, v_BHV, g_BHK) in enumerate(tokens):
+        if documents is not None and t > 0:
+            same_B = documents.ids_BT[:, t] == documents.ids_BT[:, t - 1]
+            S_BHKV = torch.where(same_B[:, None, None, None], S_BHKV, 0.0)
+        S_BHKV = g_BHK.exp()[..., None] * S_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
+        outputs.append(scale * (q_BHK[..., None, :] @ S_BHKV).squeeze(-2))
+    return torch.stack(outputs, 1).to(q_BTHK.dtype), S_BHKV
+
+
+def linear_attention_chunkwise(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang 2023, section 4)."""
+    run = partial(segment, scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
+    inputs = (q_BTHK, k_BTHK, v_BTHV, step_decays(g, documents, q_BTHK))
+    o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
+    return o_BTHV.to(q_BTHK.dtype), S_BHKV
+
+
+def segment(S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Outputs and state after some tokens, given the state before them."""
+    tokens, dtype = q.shape[1], S_BHKV.dtype
+    size = chunk_size(tokens)
+    q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
+    parts = decayed((q,), k, chunked(decay, size, fill=1.0))
+    states, S_BHKV = Scan.apply(parts.whole, parts.to_end.mT @ v, S_BHKV)
+    o = parts.products[0] @ v + parts.from_start[0] @ states
+    return unchunked(o, tokens), S_BHKV
+
+
+def linear_attention_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """fla's kernels; same arguments and result."""
+    from longfire.ops import kernels  # imports fla, which is not everywhere
+
+    return kernels.linear_attention(*args, **kwargs)
+
+
+FORMS = {"slow": linear_attention_slow, "torch": linear_attention_chunkwise, "fla": linear_attention_fla}
