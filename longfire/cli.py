@@ -109,14 +109,15 @@ def read_run(parser: RecipeParser, words: Sequence[str], needs_model: bool = Tru
     parser.add_argument(
         "recipe", nargs="?", type=Path, help="a TOML file: a whole run; settings on the command line win over it"
     )
+    parser.add_argument(
+        "--job.config_file", dest="named", type=Path, metavar="TOML", help="the recipe, as flame spells it"
+    )
     options = parser.parse(words)
-    named = parser.overrides.pop("job.config_file", None)  # flame's way to say it (S1-26)
-    if named and options.recipe:
-        raise SettingsError(f"two recipes: {options.recipe} and --job.config_file {named}; give one")
+    if options.named and options.recipe:
+        raise SettingsError(f"two recipes: {options.recipe} and --job.config_file {options.named}; give one")
     from longfire.run import Run
 
-    path = options.recipe or (Path(named) if named else None)
-    return Run.compose(path, parser.overrides, needs_model=needs_model), options
+    return Run.compose(options.recipe or options.named, parser.overrides, needs_model=needs_model), options
 
 
 def prepare(words: Sequence[str]) -> int:

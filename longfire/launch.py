@@ -130,6 +130,7 @@ class Watchdog:
     def watch(self) -> None:
         while not self.over:
             limit, left = self.limits[self.phase], None
+            faulthandler.cancel_dump_traceback_later()
             if limit:
                 left = self.last + limit - time.monotonic()
                 if left <= 0:

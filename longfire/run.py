@@ -181,7 +181,6 @@ def read_shape(path: Path) -> ModelShape:
 
     Raises SettingsError naming the file. (The mixers need torch, which is slow to import and not needed to read settings.)
     """
-    from longfire.hub.families import shape_from_config
     from longfire.mixers import MIXERS
     from longfire.mixers.mixer import read_mixer_shape
 
@@ -190,6 +189,8 @@ def read_shape(path: Path) -> ModelShape:
     if config.get("model_type", "longfire") == "longfire":
         shape = ModelShape.from_dict(config, where, tuple(MIXERS))
     else:
+        from longfire.hub.families import shape_from_config
+
         shape = shape_from_config(config, where)
     for name in dict.fromkeys(shape.layer_types):
         if name not in MIXERS:

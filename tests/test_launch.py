@@ -1,0 +1,141 @@
+"""launch.py: signals ask and then end, a hang ends itself, several processes are refused, the compiler is found."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from longfire import launch
+from longfire.errors import SettingsError
+from longfire.launch import StopRequest, Watchdog
+from longfire.settings import Comm
+
+
+def run_python(code: str, timeout: float = 20) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_several_processes_are_refused(monkeypatch, name):
+    for other in launch.PROCESS_COUNTS:
+        monkeypatch.delenv(other, raising=False)
+    assert launch.processes() == 1
+    monkeypatch.setenv(name, "1")
+    assert launch.processes() == 1
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(SettingsError, match=rf"{name} = 4 .*not supported yet; start one"):
+        launch.processes()
+    monkeypatch.setenv(name, "four")
+    with pytest.raises(SettingsError, match="is not a number of processes"):
+        launch.processes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_the_loop_to_stop(number, capfd):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested and stop.signal_name == number.name and stop.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    assert "finishing this step" in capfd.readouterr().err
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = """
+import os, signal, time
+from longfire.launch import StopRequest
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(30)
+"""
+    done = run_python(code)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "SIGINT again: stopping at once" in done.stderr
+
+
+HANG = """
+import time
+from longfire.launch import Watchdog
+from longfire.settings import Comm
+with Watchdog(Comm(init_timeout_seconds={init}, train_timeout_seconds={train}), grace_seconds=1) as watchdog:
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "train", "body", "key"),
+    [
+        (1, 0, "time.sleep(60)", "comm.init_timeout_seconds"),
+        (0, 1, "watchdog.step_done(); time.sleep(60)", "comm.train_timeout_seconds"),
+        (600, 1, "watchdog.step_done(); time.sleep(60)", "comm.train_timeout_seconds"),
+    ],
+)
+def test_a_hang_ends_with_the_limit_the_stacks_and_an_exit_code(init, train, body, key):
+    start = time.monotonic()
+    done = run_python(HANG.format(init=init, train=train, body=body))
+    assert time.monotonic() - start < 10
+    assert done.returncode == 5
+    assert f"no step finished in 1 s ({key})" in done.stderr
+    assert 'File "<string>", line 6' in done.stderr  # where it hung
+
+
+def test_a_hang_that_holds_the_interpreter_ends_too():
+    # ctypes.PyDLL keeps the lock while it sleeps: no other Python thread can run
+    done = run_python(HANG.format(init=1, train=1, body="import ctypes; ctypes.PyDLL(None).sleep(60)"))
+    assert done.returncode == 1 and "Timeout" in done.stderr and "<string>" in done.stderr
+
+
+def test_a_run_that_moves_is_left_alone_and_what_it_costs():
+    with Watchdog(Comm(init_timeout_seconds=1, train_timeout_seconds=1)) as watchdog:
+        for _ in range(6):
+            time.sleep(0.25)
+            watchdog.step_done()
+    start = time.perf_counter()
+    for _ in range(1000):
+        watchdog.step_done()
+    assert time.perf_counter() - start < 0.1  # 100 us a step would still not be felt; it takes some 0.1
+
+
+def test_the_first_steps_limit_ends_with_the_first_step():
+    """Where later steps may take for ever, no timer of the first one is left behind."""
+    done = run_python(HANG.format(init=1, train=0, body="watchdog.step_done(); time.sleep(2.5)"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_limit_never_ends():
+    with Watchdog(Comm(init_timeout_seconds=0, train_timeout_seconds=0)) as watchdog:
+        time.sleep(0.05)
+        watchdog.step_done()
+    assert not watchdog.thread.is_alive()
+
+
+def test_the_compiler_is_what_torch_will_use(monkeypatch, tmp_path):
+    if not (headers := launch.cxx_compiler()):
+        pytest.skip("no C++ compiler or no headers of Python here")
+    compiler = tmp_path / "clang++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert launch.cxx_compiler() == str(compiler) == os.environ["CXX"]
+    monkeypatch.setenv("CXX", headers)
+    assert launch.cxx_compiler() == headers
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX")
+    assert launch.cxx_compiler() is None
+
+
+def test_what_the_environment_says_about_trackers_and_colours(monkeypatch):
+    for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_MODE", "HF_HUB_OFFLINE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    assert launch.wandb_run() == {"id": "abc"}
+    assert not launch.offline() and not launch.no_color()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert launch.offline() and launch.no_color()

@@ -1,0 +1,206 @@
+"""run.py: what follows from the settings, what cannot be, and that a saved run is the same run."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from longfire.errors import SettingsError
+from longfire.run import Run, summary
+
+SHAPE = {
+    "model_type": "longfire",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "layer_types": ["gla", "attention"],
+    "gla": {"num_heads": 2},
+    "attention": {"num_heads": 4},
+    "max_position_embeddings": 512,
+}
+RECIPE = """
+[model]
+config = "shape.json"
+[training]
+seq_len = 64
+batch_size = 4
+steps = 100
+[lr_scheduler]
+warmup_steps = 10
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A recipe folder; the working folder is another one."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "shape.json").write_text(json.dumps(SHAPE))
+    (tmp_path / "recipes" / "x.toml").write_text(RECIPE)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def compose(folder: Path, **overrides: str) -> Run:
+    return Run.compose(folder / "recipes" / "x.toml", overrides, note=lambda told: None)
+
+
+def test_steps_rows_and_tokens(folder):
+    run = compose(folder)
+    assert (run.accumulation, run.rows_per_step, run.tokens_per_step, run.steps) == (1, 4, 256, 100)
+    run = compose(folder, **{"training.global_batch_size": "12"})
+    assert (run.accumulation, run.rows_per_step, run.tokens_per_step) == (3, 12, 768)
+    run = compose(folder, **{"training.gradient_accumulation_steps": "5"})
+    assert (run.accumulation, run.rows_per_step) == (5, 20)
+    run = compose(folder, **{"training.tokens": "25601"})  # one token more than 100 steps
+    assert run.steps == 101
+
+
+def test_the_summary_counts_in_steps_and_tokens(folder):
+    """S0-42 to S0-46, with flame's own worked number: 32 x 1 x 2048 x 8 = 524,288 tokens."""
+    (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "max_position_embeddings": 0}))
+    run = compose(folder, **{
+        "training.seq_len": "2048", "training.batch_size": "32", "training.global_batch_size": "256", "training.steps": "20480",
+        "lr_scheduler.warmup_steps": "512",
+    })  # fmt: skip
+    lines = "\n".join(summary(run))
+    assert "524,288 tokens = 256 rows of 2,048: 8 microbatch(es) of 32" in lines
+    assert "20,480 steps = 10,737,418,240 tokens" in lines  # 10.7B, not 10B
+    assert "warm-up 512 steps = 268,435,456 tokens" in lines  # 0.27B, not 0.5B
+    assert "1 gla, 1 attention" in lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"training.global_batch_size": "10"}, "no multiple of batch_size x processes = 4 x 1 = 4, and it is never rounded: take 8 or 12, "
+                                               "or a training.batch_size of 2 or 5"),
+        ({"training.global_batch_size": "3"}, "take 4, or a training.batch_size of 3"),
+        ({"training.global_batch_size": "8", "training.gradient_accumulation_steps": "3"}, "set gradient_accumulation_steps to 2"),
+        ({"lr_scheduler.warmup_steps": "101"}, "warmup_steps = 101 is longer than the run, 100 (100 steps): set it to at most 100"),
+        ({"lr_scheduler.warmup_tokens": "25601"}, "warmup_tokens = 25601 is longer than the run, 25600"),
+        ({"lr_scheduler.name": "wsd", "lr_scheduler.decay_ratio": "0.95"}, "takes 95 of 100 steps"),
+        ({"training.seq_len": "1024"}, "longer than max_position_embeddings = 512"),
+        ({"data.context_len": "8"}, "data.varlen = true"),
+        ({"data.varlen": "true", "data.context_len": "65"}, "longer than a row"),
+        ({"data.dataset": ""}, "names no source"),
+        ({"data.dataset": "a,b,c", "data.dataset_name": "x,y"}, "data.dataset_name has 2 entries for 3 sources"),
+        ({"data.dataset": "a,b", "data.data_probs": "1"}, "data.data_probs has 1 entries for 2 sources"),
+        ({"data.dataset": "a,b", "data.data_probs": "1,0"}, "each share must be positive"),
+        ({"data.streaming": "true", "data.shuffle": "global"}, 'use "window" or "auto"'),
+        ({"data.heldout_fraction": "0"}, "leaves nothing to evaluate"),
+        ({"eval.at_end": "false", "eval.compare_xz": "true"}, "set eval.at_end = true"),
+        ({"checkpoint.enable_checkpoint": "false", "checkpoint.load_step": "3"}, "enable_checkpoint = false"),
+        ({"checkpoint.enable_checkpoint": "false", "checkpoint.model_weights_only": "true"}, "enable_checkpoint = false"),
+        ({"checkpoint.create_seed_checkpoint": "true", "checkpoint.model_weights_only": "true"}, "choose one"),
+        ({"checkpoint.folder": "../elsewhere"}, "must be a folder inside the run folder"),
+        ({"metrics.save_tb_folder": "/tmp"}, "must be a folder inside the run folder"),
+        ({"training.tensor_parallel_degree": "2"}, "tensor_parallel_degree = 2 (tensor parallel) is not supported yet"),
+        ({"model.config": "nowhere.json"}, "no such file"),
+        ({"model.config": ""}, "model.config is empty"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told_with_the_mend(folder, overrides, told):
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        compose(folder, **overrides)
+
+
+def test_all_problems_are_told_at_once(folder):
+    with pytest.raises(SettingsError) as error:
+        compose(
+            folder, **{"training.global_batch_size": "10", "data.data_probs": "1,2", "lr_scheduler.warmup_steps": "101"}
+        )
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"attention": {"num_heads": 5}}, "hidden_size = 32 must be a positive multiple of num_heads = 5"),
+        ({"attention": {"num_heads": 4, "heads": 4}}, "attention.heads is unknown"),
+        ({"attention": {}}, "num_heads"),
+        ({"layer_types": ["gla", "atention"]}, "'atention', which is no mixer of ours"),
+        ({"layer_types": ["gla", "attention", "gla"]}, "do not divide num_hidden_layers"),
+    ],
+)
+def test_a_wrong_shape_is_told_before_a_device_is_touched(folder, change, told):
+    (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, **change}))
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        compose(folder)
+
+
+def test_a_trained_vocabulary_fits_the_shape(folder):
+    (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "vocab_size": 1000}))
+    compose(folder)
+    with pytest.raises(SettingsError, match=r"train_vocab_size = 4096 is more than vocab_size = 1000"):
+        compose(folder, **{"tokenizer.path": "train"})
+
+
+def test_files_are_looked_for_beside_the_recipe_then_in_the_working_folder(folder):
+    for name in ("recipes/one.jsonl", "work/one.jsonl", "work/two.jsonl"):
+        (folder / name).write_text("")
+    run = compose(folder, **{"data.dataset": "one.jsonl,two.jsonl,owner/set,*.jsonl,embedded"})
+    assert run.data.dataset == (
+        str(folder / "recipes" / "one.jsonl"), str(folder / "work" / "two.jsonl"), "owner/set",
+        str(folder / "recipes" / "*.jsonl"), "embedded",
+    )  # fmt: skip
+    assert run.model.config == str(folder / "recipes" / "shape.json")
+    (folder / "work" / "train").mkdir()
+    assert compose(folder, **{"tokenizer.path": "train"}).tokenizer.path == "train"
+
+
+def test_a_saved_run_is_the_same_run(folder, monkeypatch):
+    (folder / "work" / "one.jsonl").write_text("")
+    run = compose(
+        folder,
+        **{"data.dataset": "one.jsonl", "optimizer.lr": "0.1", "job.description": 'a "b"', "job.dump_folder": "out"},
+    )
+    run.save()
+    run.save()
+    assert tomllib.loads((run.folder / "run.toml").read_text())["training"]["gc_freq"] == 50  # defaults are written out
+    saved = folder / "work" / "out"
+    monkeypatch.chdir(folder)  # from anywhere
+    again = Run.compose(saved / "run.toml", {})
+    assert again.shape == run.shape and again.steps == run.steps
+    expected, there = run.settings(), again.settings()
+    expected["model"]["config"], expected["job"]["dump_folder"] = str(saved / "config.json"), str(saved)
+    expected["data"]["folder"] = str(folder / "work" / "token-stores")
+    assert there == expected
+    again.save()
+    assert Run.of_folder(saved) == again
+
+
+def test_a_run_folder_may_be_moved(folder):
+    compose(folder, **{"job.dump_folder": "out"}).save()
+    (folder / "work" / "out").rename(folder / "moved")
+    run = Run.of_folder(folder / "moved", {"training.batch_size": "2"})
+    assert run.folder == folder / "moved" and run.training.batch_size == 2
+    assert run.model.config == str(folder / "moved" / "config.json")
+
+
+def test_no_run_there(folder):
+    with pytest.raises(SettingsError, match=r"is no run folder: it has no run\.toml"):
+        Run.of_folder(folder)
+
+
+def test_checkpoints_of_another_model_are_not_trained_on(folder):
+    compose(folder, **{"job.dump_folder": "out"}).save()
+    (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "hidden_size": 64}))
+    compose(folder, **{"job.dump_folder": "out"}).save()  # nothing was trained yet
+    (folder / "work" / "out" / "checkpoints" / "step-3").mkdir(parents=True)
+    (folder / "recipes" / "shape.json").write_text(json.dumps(SHAPE))
+    with pytest.raises(SettingsError, match="hidden_size is 64 there and 32 here"):
+        compose(folder, **{"job.dump_folder": "out"}).save()
+
+
+def test_prepare_needs_no_model(folder):
+    assert Run.compose(None, {}, needs_model=False).shape is None
+
+
+def test_several_processes_are_refused(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(SettingsError, match="WORLD_SIZE = 8.*not supported yet"):
+        compose(folder)
