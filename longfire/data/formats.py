@@ -1,15 +1,15 @@
-"""One file -> its records: jsonl, json, parquet, arrow, txt. A new format is one function and one line of `FORMATS`.
+"""One file -> its records: jsonl, json, parquet, arrow, text. A new format is one function and one line of `FORMATS`.
 
-A reader is a generator `(file, fields, row) -> Iterator[Record]` that starts at record number `row` without reading what lies
-before where the format allows it. A record that cannot be read is yielded with its `problem`, so that the caller may count it
-and go on; a file that cannot be read at all raises DataError.
+A reader is a generator `(file, fields, row, offset) -> Iterator[Record]` that begins after record number `row`, without
+reading what lies before where the format allows that. A record that cannot be read is yielded with its `problem`, so that
+the caller may count it and go on; a file that cannot be read raises DataError.
 """
 
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,13 +19,26 @@ import zstandard
 
 from longfire.errors import DataError
 
-AUTO_FIELDS = ("text", "content")  # tried in this order when no text_field is set
-BATCH_ROWS = 256  # rows of a parquet or arrow file converted at a time
+AUTO_FIELDS = ("text", "content")  # tried in this order where data.text_field is empty
+BATCH_ROWS = 256  # rows of a parquet or arrow file that become Python objects at a time
+
+
+class Document(NamedTuple):
+    """A text, or the reason why there is none.
+
+    identity: relative path and row, the same wherever the folder lies: what decides whether it is held out;
+    where: file and row for messages; problem: "" if the text could be read.
+    """
+
+    identity: str
+    where: str
+    text: str
+    problem: str
 
 
 class Record(NamedTuple):
-    """One text, or the reason why there is none. `row` counts from 1 (lines, where the format has lines); `done` is the share of
-    the file that has been read, `offset` where the next line begins (0: unknown)."""
+    """What a reader yields: `row` counts from 1 (lines, where the format has lines); `done` is the share of the file that has
+    been read; `offset` is the byte where the next line begins (0: unknown)."""
 
     row: int
     text: str
@@ -35,41 +48,48 @@ class Record(NamedTuple):
 
 
 def read(file: Path, fields: tuple[str, ...], row: int = 0, offset: int = 0) -> Iterator[Record]:
-    """Records of a file after the first `row` of them. Raises DataError naming file, row and mend."""
-    reader = FORMATS[format_of(file)]
+    """Records of a file after the first `row`. Raises DataError naming file, row and mend."""
     last = row
     try:
-        for record in reader(file, fields, row, offset):
+        for record in FORMATS[format_of(file)](file, fields, row, offset):
             last = record.row
             yield record
     except (pa.ArrowException, OSError, EOFError, zlib.error, zstandard.ZstdError) as e:
-        raise DataError(
-            f"{file}: cannot be read after row {last} ({type(e).__name__}: {e}); replace or remove the file"
-        ) from e
+        reason = f"{type(e).__name__}: {e}"
+        raise DataError(f"{file}: broken after row {last} ({reason}); replace or remove the file") from e
 
 
 def format_of(file: Path) -> str:
     """`.jsonl` of `a.jsonl.gz`: what decides how a file is read; "" if we do not read it."""
-    suffixes = [s.lower() for s in file.suffixes]
+    suffixes = [suffix.lower() for suffix in file.suffixes]
     packed = suffixes[-1:] in ([".gz"], [".zst"])
-    suffix = (suffixes[:-1] if packed else suffixes)[-1:] or [""]
-    return suffix[0] if suffix[0] in FORMATS and not (packed and suffix[0] in (".parquet", ".arrow")) else ""
+    suffix = "".join(suffixes[:-1][-1:] if packed else suffixes[-1:])
+    return suffix if suffix in FORMATS and not (packed and suffix in (".parquet", ".arrow")) else ""
 
 
 def text_of(record: Any, fields: tuple[str, ...]) -> tuple[str, str]:
-    """(text, problem) of a json object. Several fields are joined by a newline; a null is an empty text."""
+    """(text, problem) of a JSON object. Several fields are joined by a newline; a null is an empty text."""
     if not isinstance(record, dict):
-        return "", f"a JSON object was expected, not {type(record).__name__}"
-    chosen = fields or next(((f,) for f in AUTO_FIELDS if f in record), AUTO_FIELDS[:1])
-    missing = [f for f in chosen if f not in record]
-    if missing:
-        return "", missing_field(missing[0], list(record))
-    texts = [as_text(record[f]) for f in chosen]
-    return "\n".join(text for text, _ in texts), next((problem for _, problem in texts if problem), "")
+        return "", f"an object was expected, not {type(record).__name__}"
+    chosen = fields or next(((field,) for field in AUTO_FIELDS if field in record), AUTO_FIELDS[:1])
+    for field in chosen:
+        if field not in record:
+            return "", missing_field(field, record)
+    texts = [as_text(record[field]) for field in chosen]
+    return "\n".join(text for text, _ in texts if text), next((problem for _, problem in texts if problem), "")
 
 
-def missing_field(field: str, there: list[str]) -> str:
-    return f"no field {field!r} (fields there: {', '.join(map(str, there)) or 'none'}); set data.text_field"
+def missing_field(field: str, there: Iterable[str]) -> str:
+    return f"no field {field!r} (fields there: {', '.join(there) or 'none'}); set data.text_field"
+
+
+def choose_fields(file: Path | str, there: list[str], fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that hold the text. Raises DataError listing those that are there."""
+    chosen = fields or next(((field,) for field in AUTO_FIELDS if field in there), AUTO_FIELDS[:1])
+    for field in chosen:
+        if field not in there:
+            raise DataError(f"{file}: {missing_field(field, there)}")
+    return chosen
 
 
 def as_text(value: Any) -> tuple[str, str]:
@@ -84,13 +104,14 @@ def as_text(value: Any) -> tuple[str, str]:
         try:
             value.encode()
         except UnicodeEncodeError as e:
-            return "", f"half of a surrogate pair at character {e.start}: not Unicode text"
+            return "", f"half a surrogate pair at character {e.start}, which no UTF-8 text can hold"
     return value, ""
 
 
 def decode(raw: bytes) -> tuple[str, str]:
+    """(text, problem) of UTF-8, with or without a byte order mark."""
     try:
-        return raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8"), ""
+        return raw.decode("utf-8-sig"), ""
     except UnicodeDecodeError as e:
         return "", f"invalid UTF-8 at byte {e.start}"
 
@@ -98,59 +119,56 @@ def decode(raw: bytes) -> tuple[str, str]:
 def _open(file: Path) -> tuple[BinaryIO, BinaryIO]:
     """(decompressed, raw) streams of a file; the raw one tells how far we are."""
     raw = open(file, "rb")  # noqa: SIM115 (the caller closes it)
-    if file.suffix == ".gz":
+    if file.suffix.lower() == ".gz":
         return gzip.open(raw, "rb"), raw
-    if file.suffix == ".zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), 2**20), raw
+    if file.suffix.lower() == ".zst":
+        unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        return io.BufferedReader(unpacked, 2**20), raw
     return raw, raw
 
 
 def _jsonl(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
     size = max(file.stat().st_size, 1)
     stream, raw = _open(file)
+    plain = stream is raw
     with raw, stream:
-        plain = stream is raw
         if plain and offset:
             stream.seek(offset)
         else:
-            for _ in range(row):
-                stream.readline()
-            offset = raw.tell() if plain else 0
+            offset = sum(len(stream.readline()) for _ in range(row))
         for number, line in enumerate(stream, row + 1):
-            offset += len(line) if plain else 0
-            done = (offset if plain else raw.tell()) / size
+            offset += len(line)
+            if line.isspace():
+                continue
             text, problem = _json_line(line, fields)
-            if text is not None:
-                yield Record(number, text, problem, done, offset)
+            yield Record(number, text, problem, (offset if plain else raw.tell()) / size, offset if plain else 0)
 
 
-def _json_line(line: bytes, fields: tuple[str, ...]) -> tuple[str | None, str]:
-    """(text, problem) of a line; text None: a blank line is no record."""
+def _json_line(line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
     text, problem = decode(line)
     if problem:
         return "", problem
-    if text.isspace() or not text:
-        return None, ""
     try:
         return text_of(json.loads(text), fields)
     except ValueError as e:
-        return "", f"broken JSON ({e})"
+        return "", f"broken JSON: {e}"
     except RecursionError:
-        return "", "broken JSON (nested too deeply)"
+        return "", "broken JSON: nested too deeply"
 
 
 def _json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
-    """A list of objects, one object, or (under the wrong name, as often) an object a line."""
+    """A list of objects, one object, or (a jsonl file under another name) an object a line."""
     stream, raw = _open(file)
     with raw, stream:
         text, problem = decode(stream.read())
-    try:
-        value = "" if problem else json.loads(text)
-    except ValueError as e:
-        if text.lstrip().startswith("{") and "\n" in text.strip():
-            yield from _jsonl(file, fields, row, offset)
-            return
-        problem = f"broken JSON ({e})"
+    if not problem:
+        try:
+            value = json.loads(text)
+        except ValueError as e:
+            if text.lstrip().startswith("{") and "\n" in text.strip():
+                yield from _jsonl(file, fields, row, offset)
+                return
+            problem = f"broken JSON: {e}"
     if problem:
         raise DataError(f"{file}: {problem}; mend or remove the file")
     records = value if isinstance(value, list) else [value]
@@ -160,16 +178,15 @@ def _json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterato
 
 def _parquet(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
     with pq.ParquetFile(file) as parquet:
-        chosen = _columns(file, parquet.schema_arrow.names, fields)
-        groups, before = [], 0
-        for group in range(parquet.num_row_groups):  # whole groups before `row` are not read
-            rows = parquet.metadata.row_group(group).num_rows
-            if groups or before + rows > row:
-                groups.append(group)
-            else:
-                before += rows
-        batches = parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=list(chosen)) if groups else ()
-        yield from _records(batches, chosen, before, row, parquet.metadata.num_rows)
+        chosen = choose_fields(file, parquet.schema_arrow.names, fields)
+        rows_of = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        first = before = 0
+        while first < len(rows_of) and before + rows_of[first] <= row:  # whole groups before `row` are not read
+            before, first = before + rows_of[first], first + 1
+        groups = range(first, len(rows_of))
+        batches = (b for g in groups for b in parquet.iter_batches(BATCH_ROWS, row_groups=[g], columns=list(chosen)))
+        for number, text, problem in _rows(batches, chosen, before, row):
+            yield Record(number, text, problem, number / parquet.metadata.num_rows)
 
 
 def _arrow(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
@@ -181,36 +198,27 @@ def _arrow(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterat
         except pa.ArrowInvalid:
             reader = pa.ipc.open_file(mapped)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        chosen = _columns(file, reader.schema.names, fields)
-        yield from _records((b.select(list(chosen)) for b in batches), chosen, 0, row, 0, mapped)
+        chosen = choose_fields(file, reader.schema.names, fields)
+        for number, text, problem in _rows(batches, chosen, 0, row):
+            yield Record(number, text, problem, mapped.tell() / max(mapped.size(), 1))
 
 
-def _columns(file: Path, names: list[str], fields: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = fields or next(((f,) for f in AUTO_FIELDS if f in names), AUTO_FIELDS[:1])
-    for field in chosen:
-        if field not in names:
-            raise DataError(f"{file}: {missing_field(field, names)}")
-    return chosen
-
-
-def _records(
-    batches: Any, chosen: tuple[str, ...], before: int, row: int, rows: int, mapped: Any = None
-) -> Iterator[Record]:
-    """Records of arrow batches, the first of which begins at record number `before`, from record `row` on."""
+def _rows(
+    batches: Iterable[pa.RecordBatch], fields: tuple[str, ...], before: int, row: int
+) -> Iterator[tuple[int, str, str]]:
+    """(number, text, problem) after record `row`, where the first batch begins after record `before`."""
     for batch in batches:
-        if before + batch.num_rows > row:
-            for start in range(max(row - before, 0), batch.num_rows, BATCH_ROWS):
-                part = batch.slice(start, BATCH_ROWS)
-                values = [part.column(part.schema.get_field_index(f)) for f in chosen]
-                for i in range(part.num_rows):
-                    number = before + start + i + 1
-                    done = number / rows if rows else mapped.tell() / max(mapped.size(), 1)
-                    yield Record(number, *text_of({f: _value(v[i]) for f, v in zip(chosen, values)}, chosen), done)
+        for start in range(max(row - before, 0), batch.num_rows, BATCH_ROWS):
+            part = batch.slice(start, BATCH_ROWS)
+            columns = [part.column(part.schema.get_field_index(field)) for field in fields]
+            for i in range(part.num_rows):
+                values = {field: _value(column[i]) for field, column in zip(fields, columns)}
+                yield before + start + i + 1, *text_of(values, fields)
         before += batch.num_rows
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    """Invalid UTF-8 in a string column comes out as its bytes, whose decoding then says where."""
+    """A string column may hold invalid UTF-8: then its bytes, so that `decode` says where."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
@@ -231,11 +239,6 @@ FORMATS: dict[str, Callable[[Path, tuple[str, ...], int, int], Iterator[Record]]
     ".json": _json,
     ".parquet": _parquet,
     ".arrow": _arrow,
-    ".txt": _text,
-    ".text": _text,
-    ".md": _text,
-    ".rst": _text,
-    ".tex": _text,
-    ".py": _text,
+    **dict.fromkeys((".txt", ".text", ".md", ".rst", ".tex", ".py"), _text),
 }
 TEXT_FORMATS = tuple(suffix for suffix, reader in FORMATS.items() if reader is _text)

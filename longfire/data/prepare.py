@@ -1,8 +1,8 @@
 """Text + tokenizer -> token stores: once for each content, over many processes, before training or behind it.
 
-A store's folder is named by what it was made from (documents, tokenizer, options): the same again is found, anything else is
-another folder. Preparation is cut into batches of documents, tokenized by any number of processes and written in the order
-of the documents; a kill at any moment costs what was done since the last commit, about a second.
+A store's folder is named by what it is made from (documents, tokenizer, options): the same again is found, anything else is
+another folder. Documents are read in order, tokenized in chunks by any number of processes, and written in order; a kill
+at any moment costs what was done since the last commit, about a second.
 """
 
 import json
@@ -16,45 +16,50 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from longfire import settings
 from longfire.data import text
 from longfire.data import tokenizer as tokenizers
-from longfire.data.text import Documents, Source
-from longfire.data.tokenizer import Tokenizer
+from longfire.data.formats import Document
+from longfire.data.text import Source
+from longfire.data.tokenizer import Bytes, Tokenizer, held_out
 from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, checksum, locked
 from longfire.data.workers import Encoders, Ids
 from longfire.errors import DataError, SettingsError, UserError
 
-BATCH_BYTES, BATCH_DOCUMENTS = 2**20, 1024  # what a tokenizing process is given at a time
+CHUNK_CHARACTERS, CHUNK_DOCUMENTS = 2**20, 4096  # what a tokenizing process is given at a time
 COMMIT_SECONDS = 1.0
-LISTED = 100  # bad documents named in the manifest
-BYTES_A_PROCESS = 4_000_000  # less text than this does not pay for one more process
+NOTE_SECONDS = 30.0  # between lines of progress where no bar can be shown
+BYTES_OF_A_PROCESS = 2_000_000  # less text than this does not pay for another process
+BAD_LISTED = 100  # bad documents that the manifest names; all are counted
 
 Note = Callable[[str], None]
 
 
 @dataclass
 class Prepared:
-    """What training reads: the tokenizer, one store and one share of the tokens for each source."""
+    """What training reads: the tokenizer, and for each source its store, its share of the tokens (they sum to 1), its name."""
 
     tokenizer: Tokenizer
     stores: tuple[TokenStore, ...]
     shares: tuple[float, ...]
+    names: tuple[str, ...]
     behind: "Behind | None" = None
 
     def check(self) -> None:
-        """Raises DataError if preparation behind training has failed."""
+        """Raises DataError, with its message, if preparation behind training has failed."""
         if self.behind:
             self.behind.check(self.stores)
 
     def close(self) -> None:
-        """End preparation behind training; what it has committed stays and is continued next time."""
+        """End preparation behind training; what it has committed stays, and the next run goes on from there."""
         if self.behind:
             self.behind.close()
 
@@ -68,130 +73,177 @@ class Prepared:
 def prepare(
     data: settings.Data, tokenizer: settings.Tokenizer, *, note: Note = print, background: bool = False
 ) -> Prepared:
-    """The stores of data.dataset, made where they do not exist; with `background` they go on growing in another process.
+    """The stores of data.dataset, made where they do not exist.
 
-    Raises SettingsError and DataError naming source, file and row; DataError too when the disk is full.
+    With `background` it returns as soon as they can be opened, and they grow in another process that ends with this one.
+    Raises SettingsError and DataError naming source, file and row, and the mend; DataError too when the disk is full.
     """
     if not 0 <= data.heldout_fraction < 1:
-        raise SettingsError(
-            f"data.heldout_fraction = {data.heldout_fraction}: a share of documents, from 0 to less than 1"
-        )
+        raise SettingsError(f"data.heldout_fraction = {data.heldout_fraction}: a share of documents, from 0 to below 1")
     shares, sources = text.shares(data), text.sources(data)
     words = tokenizers.load(tokenizer, sources, shares, data, note)
-    jobs = tuple(Job.of(source, words, data, tokenizer) for source in sources)
-    missing = {job.folder: job for job in jobs if not job.finished()}
+    jobs = [Job.of(source, share, words, data, tokenizer) for source, share in zip(sources, shares)]
+    missing = list({job.folder: job for job in jobs if not job.finished()}.values())
     behind = None
     if missing and background:
         behind = Behind(data, tokenizer)
-        behind.wait_for([job.folder for job in missing.values()])
+        behind.wait_for(missing)
     elif missing:
-        fill(list(missing.values()), words, tokenizer, data, note)
+        fill(missing, words, tokenizer, data, note)
     stores = tuple(TokenStore(job.folder, words.fingerprint) for job in jobs)
-    return Prepared(words, stores, shares, behind)
+    names = _distinct([source.name for source in sources])
+    for name, store in zip(names, stores):
+        note(f"data: {name}: {describe(store)}")
+    return Prepared(words, stores, shares, names, behind)
+
+
+def describe(store: TokenStore) -> str:
+    """One line: what is in a store and where it lies."""
+    if not store.complete:
+        return f"prepared while training goes on -> {store.folder}"
+    train, heldout, progress = store.train, store.heldout, store.manifest["progress"]
+    left_out = [
+        f"{progress[kind]} {kind.split('_')[0]}" for kind in ("empty_documents", "bad_documents") if progress[kind]
+    ]
+    return (
+        f"{train.length:,} tokens in {train.documents:,} documents, held out {heldout.length:,} in {heldout.documents:,}"
+        f"{' (skipped: ' + ', '.join(left_out) + ')' if left_out else ''} -> {store.folder}"
+    )
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    """Sources that would be called the same are numbered: web, web-2."""
+    return tuple(name if (n := names[:i].count(name)) == 0 else f"{name}-{n + 1}" for i, name in enumerate(names))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One source to be prepared: its folder and what the manifest says of its origin."""
+    """A source to be prepared: its folder, and what the manifest says of its origin."""
 
     source: Source
+    share: float
     folder: Path
     header: dict[str, Any]
 
     @classmethod
-    def of(cls, source: Source, words: Tokenizer, data: settings.Data, wanted: settings.Tokenizer) -> "Job":
+    def of(
+        cls, source: Source, share: float, words: Tokenizer, data: settings.Data, wanted: settings.Tokenizer
+    ) -> "Job":
+        options = {
+            "add_bos": wanted.add_bos,
+            "add_eos": wanted.add_eos,
+            "heldout_fraction": data.heldout_fraction,
+            "text_field": "+".join(source.fields),
+            "skip_bad_documents": data.skip_bad_documents,
+        }
         header = {
-            "source": {"name": source.name, "entry": source.entry, "fingerprint": source.fingerprint()},
+            "source": {"name": source.name, "entry": source.entry, "fingerprint": source.fingerprint},
             "tokenizer": {"fingerprint": words.fingerprint, "vocab_size": words.vocab_size},
-            "options": {
-                "add_bos": wanted.add_bos,
-                "add_eos": wanted.add_eos,
-                "heldout_fraction": data.heldout_fraction,
-                "text_field": "+".join(source.fields),
-                "skip_bad_documents": data.skip_bad_documents,
-            },
+            "options": options,
             "dtype": words.dtype,
         }
-        made_of = [FORMAT, header["source"]["fingerprint"], words.fingerprint, header["options"]]
-        address = checksum(json.dumps(made_of, sort_keys=True).encode())[:16]
-        return cls(source, Path(data.folder) / f"{source.name}-{address}", header)
+        made_from = [FORMAT, source.fingerprint, words.fingerprint, options]
+        address = checksum(json.dumps(made_from, sort_keys=True).encode())[:16]
+        same = sorted(Path(data.folder).glob(f"*-{address}"))  # perhaps prepared under another name
+        return cls(source, share, same[0] if same else Path(data.folder) / f"{source.name}-{address}", header)
 
     def finished(self) -> bool:
         return (self.folder / "manifest.json").exists() and TokenStore(self.folder).complete
 
 
 def fill(jobs: list[Job], words: Tokenizer, wanted: settings.Tokenizer, data: settings.Data, note: Note) -> None:
-    """Prepare the jobs' stores, the one that is furthest behind first, so that all can be read early."""
+    """Prepare stores side by side, in the proportion in which training will read them."""
     bos, eos = (words.bos_id if wanted.add_bos else None), (words.eos_id if wanted.add_eos else None)
-    size = sum(sum(job.source.sizes) for job in jobs)
-    count = min(data.num_workers or len(os.sched_getaffinity(0)), size // BYTES_A_PROCESS)
-    with ExitStack() as stack:
-        encoders = stack.enter_context(Encoders(words, bos, eos, count if count > 1 else 0))
-        for job in jobs:
-            stack.enter_context(locked(job.folder, note))
-        fillings = [Filling(job, encoders, data) for job in jobs]
-        try:
-            while running := [f for f in fillings if not f.writer.complete]:
-                min(running, key=lambda f: f.writer.tokens()).step()
-        except OSError as e:
-            raise DataError(
-                f"{data.folder}: cannot write token stores ({e}); free some space or set data.folder to another "
-                f"disk, and start again: what was committed is kept"
-            ) from e
-        finally:
-            for filling in fillings:
-                filling.writer.close()
+    try:
+        with ExitStack() as stack:
+            for job in sorted(jobs, key=lambda job: job.folder):  # one order for all: no two processes wait crosswise
+                stack.enter_context(locked(job.folder, note))
+            encoders = stack.enter_context(Encoders(words, bos, eos, _processes(jobs, words, data)))
+            fillings = [stack.enter_context(Filling(job, encoders, data)) for job in jobs]
+            shown = stack.enter_context(Shown(fillings, note))
+            while running := [filling for filling in fillings if not filling.writer.complete]:
+                min(running, key=Filling.ahead_of_share).step()
+                shown.update()
+    except OSError as e:
+        raise DataError(
+            f"data.folder = {data.folder!r}: token stores cannot be written ({e}); free some space or name another place, "
+            f"and start again: what was committed is kept"
+        ) from e
+
+
+def _processes(jobs: list[Job], words: Tokenizer, data: settings.Data) -> int:
+    """How many processes tokenize; 0: this one, for little text or bytes, which need no work."""
+    size = sum(job.source.bytes_total for job in jobs)
+    wanted = data.num_workers or len(os.sched_getaffinity(0))
+    most = size // BYTES_OF_A_PROCESS if all(job.source.bytes_total for job in jobs) else wanted
+    return 0 if isinstance(words, Bytes) or min(wanted, most) < 2 else min(wanted, most)
 
 
 @dataclass
 class Chunk:
-    """Some documents on their way: being tokenized; `progress` is how things stand after them."""
+    """Some documents on their way; `progress` is how the source stands after them."""
 
-    ids: "Future[Ids]"
+    encoded: "Future[Ids]"
     text_bytes: np.ndarray
     heldout: np.ndarray
     progress: dict[str, Any]
 
 
 class Filling:
-    """One store being filled; `step` reads ahead and appends the next chunk of documents."""
+    """One store being filled. A context manager: closes the store's files."""
 
     def __init__(self, job: Job, encoders: Encoders, data: settings.Data) -> None:
         self.job, self.encoders, self.data = job, encoders, data
         self.writer = StoreWriter(job.folder, job.header)
         self.progress = {"position": {}, "empty_documents": 0, "bad_documents": 0, "bad": [], **self.writer.progress}
         self.documents = job.source.documents(self.progress["position"])
-        self._chunks = self._read()
-        self._ahead: deque[Chunk] = deque()
-        self._committed = time.monotonic()
+        self.chunks = self._read()
+        self.all_read = False
+        self.ahead: deque[Chunk] = deque()
+        self.committed_at = float("-inf")  # the first chunk is committed at once: training behind it can begin
+
+    def __enter__(self) -> "Filling":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.writer.close()
+
+    def ahead_of_share(self) -> float:
+        return self.tokens() / self.job.share
+
+    def tokens(self) -> int:
+        return self.writer.tokens("train")
 
     def step(self) -> None:
-        while len(self._ahead) <= 2 * self.encoders.count and (chunk := next(self._chunks, None)):
-            self._ahead.append(chunk)
-        if self._ahead:
-            self._append(self._ahead.popleft())
-        if not self._ahead and self.writer.tokens() == 0:
+        """Read ahead as far as the processes can use, append one chunk, commit when it is time."""
+        while not self.all_read and len(self.ahead) <= 2 * self.encoders.count:
+            chunk = next(self.chunks, None)
+            self.all_read = chunk is None
+            self.ahead += [] if chunk is None else [chunk]
+        if self.ahead:
+            self._append(self.ahead.popleft())
+        done = self.all_read and not self.ahead
+        if done and not self.tokens():
             raise DataError(
-                f"{self.job.source.entry}: no documents to train on ({self.progress['empty_documents']} empty, "
-                f"{self.progress['bad_documents']} bad, the rest held out); name a source with text in it"
+                f"{self.job.source.entry}: no document to train on ({self.progress['empty_documents']} empty, "
+                f"{self.progress['bad_documents']} bad, all others held out); name a source with more text"
             )
-        if not self._ahead or time.monotonic() - self._committed > COMMIT_SECONDS:
-            self.writer.commit(self.progress, complete=not self._ahead)
-            self._committed = time.monotonic()
+        if done or time.monotonic() - self.committed_at > COMMIT_SECONDS:
+            self.writer.commit(self.progress, complete=done)
+            self.committed_at = time.monotonic()
 
     def _append(self, chunk: Chunk) -> None:
-        encoded = chunk.ids.result()
+        encoded = chunk.encoded.result()
         for stream, mine in (("train", ~chunk.heldout), ("heldout", chunk.heldout)):
-            if mine.any():
-                ids = encoded.ids[np.repeat(mine, encoded.lengths)]
-                self.writer.append(stream, ids, encoded.lengths[mine], chunk.text_bytes[mine])
+            ids = encoded.ids[np.repeat(mine, encoded.lengths)]
+            self.writer.append(stream, ids, encoded.lengths[mine], chunk.text_bytes[mine])
         self.progress = chunk.progress
 
     def _read(self) -> Iterator[Chunk]:
-        """Documents in chunks of about BATCH_BYTES, already handed to the encoders."""
+        """The documents that are left, in chunks that are being tokenized."""
         seen = dict(self.progress)
         texts: list[str] = []
-        identities: list[str] = []
+        heldout: list[bool] = []
         size = 0
         for document in self.documents:
             if document.problem:
@@ -200,50 +252,81 @@ class Filling:
                 seen["empty_documents"] += 1
             else:
                 texts.append(document.text)
-                identities.append(document.identity)
+                heldout.append(held_out(document.identity, self.data.heldout_fraction))
                 size += len(document.text)
-            if size >= BATCH_BYTES or len(texts) >= BATCH_DOCUMENTS:
-                yield self._chunk(texts, identities, {**seen, "position": self.documents.position})
-                texts, identities, size = [], [], 0
-        yield self._chunk(texts, identities, {**seen, "position": self.documents.position})
+            if size >= CHUNK_CHARACTERS or len(texts) >= CHUNK_DOCUMENTS:
+                yield self._chunk(texts, heldout, {**seen, "position": self.documents.position})
+                texts, heldout, size = [], [], 0
+        yield self._chunk(texts, heldout, {**seen, "position": self.documents.position})
 
-    def _chunk(self, texts: list[str], identities: list[str], progress: dict[str, Any]) -> Chunk:
-        heldout = np.array([held_out(i, self.data.heldout_fraction) for i in identities], bool)
+    def _chunk(self, texts: list[str], heldout: list[bool], progress: dict[str, Any]) -> Chunk:
         sizes = np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], np.int64)
-        return Chunk(self.encoders.submit(texts), sizes, heldout, progress)
+        return Chunk(self.encoders.submit(texts), sizes, np.array(heldout, bool), progress)
 
-    def _bad(self, document: text.Document, seen: dict[str, Any]) -> dict[str, Any]:
+    def _bad(self, document: Document, seen: dict[str, Any]) -> dict[str, Any]:
         message = f"{document.where}: {document.problem}"
         if not self.data.skip_bad_documents:
             raise DataError(
-                f"{message}; mend it, or set data.skip_bad_documents = true to count and skip such documents"
+                f"{message}; mend it, or set data.skip_bad_documents = true to count and list such documents instead"
             )
-        return {**seen, "bad_documents": seen["bad_documents"] + 1, "bad": [*seen["bad"], message][:LISTED]}
+        return {**seen, "bad_documents": seen["bad_documents"] + 1, "bad": [*seen["bad"], message][:BAD_LISTED]}
 
 
-def held_out(identity: str, fraction: float) -> bool:
-    """Whether a document is held out: by a hash of its identity alone, so whatever the order, the workers and the rest."""
-    return int(checksum(identity.encode())[:13], 16) < fraction * 2**52
+class Shown:
+    """Progress of stores being filled: a bar on a terminal, else a line now and then. A context manager."""
+
+    def __init__(self, fillings: list[Filling], note: Note) -> None:
+        self.fillings, self.note = fillings, note
+        self.names = ", ".join(filling.job.source.name for filling in fillings)
+        sizes = [filling.job.source.bytes_total for filling in fillings]
+        self.total = sum(sizes) if all(sizes) else None
+        self.tokens_before, self.bytes_before = self._done()
+        self.started_at = self.noted_at = time.monotonic()
+        console = Console(stderr=True)
+        columns = (TextColumn("tokenize {task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"))
+        self.bar = Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self.task = self.bar.add_task(self.names, total=self.total, completed=self.bytes_before, speed="")
+
+    def __enter__(self) -> "Shown":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.bar.stop()
+
+    def _done(self) -> tuple[int, int]:
+        """(tokens, bytes of the sources) behind us."""
+        return sum(f.tokens() for f in self.fillings), sum(f.documents.bytes_read for f in self.fillings)
+
+    def update(self) -> None:
+        tokens, size = self._done()
+        now = time.monotonic()
+        seconds = now - self.started_at
+        speed = (tokens - self.tokens_before) / seconds
+        said = f"{tokens / 1e6:.1f}M tokens, {size / 1e6:.0f} MB, {speed / 1e6:.2f}M tokens/s"
+        self.bar.update(self.task, completed=size, speed=said)
+        if self.bar.disable and now - self.noted_at > NOTE_SECONDS:
+            self.noted_at = now
+            left = seconds * (self.total - size) / max(size - self.bytes_before, 1) if self.total else 0
+            self.note(f"data: {self.names}: {said}" + (f", {left:.0f} s left" if left else ""))
 
 
 class Behind:
     """Preparation in a process of its own, which ends when this one does."""
 
     def __init__(self, data: settings.Data, tokenizer: settings.Tokenizer) -> None:
-        self._messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "longfire.data.prepare"],
-            stdin=subprocess.PIPE,
-            stderr=self._messages,
-            start_new_session=True,
-        )
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
+        command = [sys.executable, "-m", "longfire.data.prepare"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._said, start_new_session=True)
         self._process.stdin.write(json.dumps([asdict(data), asdict(tokenizer)]).encode() + b"\n")
         self._process.stdin.flush()
 
-    def wait_for(self, folders: list[Path]) -> None:
-        """Until every store can be opened."""
-        while not all((folder / "manifest.json").exists() for folder in folders):
-            if self._process.poll() is not None:
+    def wait_for(self, jobs: list[Job]) -> None:
+        """Until every store can be opened. Raises DataError if the process ends before."""
+        while not all((job.folder / "manifest.json").exists() for job in jobs):
+            if self._process.poll() not in (None, 0):
                 self._fail()
             time.sleep(0.02)
 
@@ -252,27 +335,27 @@ class Behind:
             self._fail()
 
     def _fail(self) -> None:
-        self._messages.seek(0)
-        said = self._messages.read().strip() or f"it ended with code {self._process.returncode}"
-        raise DataError(f"preparation behind training failed: {said.splitlines()[-1]}")
+        self._said.seek(0)
+        last = self._said.read().strip().split("\n")[-1] or f"it ended with code {self._process.returncode}"
+        raise DataError(f"preparation behind training failed: {last}")
 
     def close(self) -> None:
         self._process.terminate()
         self._process.wait()
         self._process.stdin.close()
-        self._messages.close()
+        self._said.close()
 
 
 def _behind() -> None:
-    """The process of `Behind`: prepare what its first line of input says; end when the input does."""
+    """The process of `Behind`: prepare what the first line of its input says; end when the input does."""
     data, tokenizer = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
-    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     try:
-        prepare(replace(settings.Data(), **as_tuples), settings.Tokenizer(**tokenizer), note=lambda text: None)
+        prepare(settings.Data(**data), settings.Tokenizer(**tokenizer), note=lambda line: None)
     except UserError as e:
         print(e, file=sys.stderr)
-        sys.exit(e.exit_code)
+        os._exit(e.exit_code)  # at once: a thread is still waiting for input
 
 
 if __name__ == "__main__":

@@ -1,32 +1,43 @@
-"""Text <-> ids. `bytes` is built in, `train` makes a byte-level BPE of the data, the rest is read from tokenizer.json files.
+"""Text <-> ids. `bytes` is built in, `train` makes a byte-level BPE of the data, all others are tokenizer.json files.
 
-BOS and EOS are words with a name, put around each document by us; they are never guessed from ids in the stream, and a
-document's text never becomes one (`<eos>` in a text is five characters).
+BOS and EOS are words with a name, which we put around each document; they are never guessed from ids in the stream, and no
+document's text becomes one (`<eos>` in a text is five characters).
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Words
 
 from longfire import settings
-from longfire.data.tokens import checksum, write_whole
-from longfire.errors import DataError
+from longfire.data.tokens import checksum, locked, write_whole
+from longfire.errors import DataError, SettingsError
 
-BOS, EOS = "<bos>", "<eos>"  # names in the tokenizers that we make ourselves
+if TYPE_CHECKING:
+    from longfire.data.text import Source  # not at run time: tokenizing processes start faster without it
+
+BOS, EOS = "<bos>", "<eos>"  # in the tokenizers that are made here
+KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "[BOS]")
+KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "[EOS]")
+PIECE = 500_000  # characters: longer texts are cut where that changes nothing (`cuts`)
+AROUND = 2_000  # characters on both sides of a cut that are compared
+CUTS_TRIED = 100  # line ends that fail one after another before a text stays whole
+SAMPLE_PARTS = 64  # a sample to train on comes from at least so many files, if there are
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library and the names of its BOS and EOS ("" if it has none)."""
+    """A tokenizer of the `tokenizers` library, and the names of its BOS and EOS ("" if it has none)."""
 
     def __init__(self, words: Words, bos: str = "", eos: str = "", where: str = "") -> None:
         self.words, self.bos, self.eos, self.where = words, bos, eos, where
         words.no_padding()
         words.no_truncation()
-        words.encode_special_tokens = True  # text is text
+        words.encode_special_tokens = True  # special words in a text are encoded as the characters they are
         self.vocab_size = max(words.get_vocab(with_added_tokens=True).values()) + 1
         self.fingerprint = checksum(words.to_str().encode(), f"\0{bos}\0{eos}".encode())
 
@@ -45,116 +56,229 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without BOS and EOS."""
-        return [e.ids for e in self.words.encode_batch_fast(texts, add_special_tokens=False)]
+        return [ids.tolist() for ids in self.arrays(texts)]
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
+    def arrays(self, texts: list[str]) -> list[np.ndarray]:
+        """`encode_batch` as arrays of `dtype`. A long text goes in pieces: 50 MB at once would take 6 GB and one core."""
+        pieces, of = [], []
+        for text in texts:
+            ends = [0, *(self.cuts(text) if len(text) > 2 * PIECE else ()), len(text)]
+            pieces += [text[a:b] for a, b in pairwise(ends)]
+            of.append(len(pieces))
+        encoded = self.words.encode_batch_fast(pieces, add_special_tokens=False)
+        arrays = [np.array(e.ids, self.dtype) for e in encoded]
+        return [arrays[a] if b - a == 1 else np.concatenate(arrays[a:b]) for a, b in pairwise([0, *of])]
+
+    def cuts(self, text: str) -> Iterator[int]:
+        """Places about PIECE characters apart where a text can be cut without changing its ids.
+
+        That is after a line end between two characters that are no white space, if the text around the place gives the
+        same ids whole and cut. Tokenizers that first split text by a pattern (all byte-level ones) pass nearly everywhere;
+        one that marks the beginning of a text passes nowhere, and then the text stays whole.
+        """
+        place, failures = PIECE, 0
+        while failures < CUTS_TRIED and 0 < (place := text.find("\n", place) + 1) < len(text) - PIECE:
+            if self._same_when_cut(text, place):
+                yield place
+                place, failures = place + PIECE, 0
+            else:
+                failures += 1
+
+    def _same_when_cut(self, text: str, place: int) -> bool:
+        if text[place - 2].isspace() or text[place].isspace():
+            return False
+        left, right = text[place - AROUND : place], text[place : place + AROUND]
+        whole, *halves = self.words.encode_batch_fast([left + right, left, right], add_special_tokens=False)
+        return whole.ids == halves[0].ids + halves[1].ids
+
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; BOS and EOS and other special words are left out."""
+        """Text of ids; BOS, EOS and other special words are left out."""
         return self.words.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` loads."""
+        """tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` and `from_folder` load."""
         folder.mkdir(parents=True, exist_ok=True)
         names = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.eos}
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **{k: v for k, v in names.items() if v},
-            "clean_up_tokenization_spaces": False,
-        }
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= {name: word for name, word in names.items() if word}
         write_whole(folder / "tokenizer.json", self.words.to_str(pretty=True).encode())
         write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
 
 
 def bytes_tokenizer() -> Tokenizer:
     """Each byte of UTF-8 is a word of its own value; <bos> is 256 and <eos> is 257."""
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's table: these bytes stand for themselves,
-    hidden = [b for b in range(256) if b not in visible]  # the others for the letters from 256 on
-    vocabulary = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
-    assert set(vocabulary) == set(letters)
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's table: these bytes stand for themselves,
+    hidden = [byte for byte in range(256) if byte not in plain]  # the others for the characters from 256 on
+    vocabulary = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
     words = Words(models.BPE(vocabulary, []))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words.decoder = decoders.ByteLevel()
     words.add_special_tokens([AddedToken(BOS, special=True), AddedToken(EOS, special=True)])
-    return Tokenizer(words, BOS, EOS, "bytes")
+    return Bytes(words, BOS, EOS, "bytes")
+
+
+class Bytes(Tokenizer):
+    """The same ids as the library gives for this tokenizer, without its detours."""
+
+    def arrays(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(self.dtype) for text in texts]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE (GPT-2's splitting) of `vocab_size` words, <bos> and <eos> included; the same for the same texts."""
+    """A byte-level BPE with GPT-2's splitting, of `vocab_size` words at most, <bos> and <eos> included; the same for the
+    same texts."""
     words = Words(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[BOS, EOS],
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=vocab_size, special_tokens=[BOS, EOS], show_progress=False, initial_alphabet=alphabet
     )
     words.train_from_iterator(texts, trainer)
     return Tokenizer(words, BOS, EOS, "train")
 
 
-def from_folder(folder: Path) -> Tokenizer:
-    """A tokenizer.json with the names in tokenizer_config.json beside it."""
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        raise DataError(f"{folder}: no tokenizer.json in this folder")
-    config = (
-        json.loads((folder / "tokenizer_config.json").read_text())
-        if (folder / "tokenizer_config.json").exists()
-        else {}
-    )
-    names = [config.get(k) or "" for k in ("bos_token", "eos_token")]
-    return Tokenizer(
-        Words.from_file(str(file)), *(n["content"] if isinstance(n, dict) else n for n in names), str(folder)
-    )
+def load(
+    wanted: settings.Tokenizer,
+    sources: "tuple[Source, ...]",
+    shares: tuple[float, ...],
+    data: settings.Data,
+    note: Callable[[str], None] = print,
+) -> Tokenizer:
+    """The tokenizer that the settings name; `train` makes it from the sources, once.
 
-
-def check_ends(tokenizer: Tokenizer, wanted: settings.Tokenizer) -> None:
-    """Raises DataError when add_bos or add_eos asks for a word that the tokenizer has not."""
-    for setting, name, id in (("add_bos", "bos_token", tokenizer.bos_id), ("add_eos", "eos_token", tokenizer.eos_id)):
-        if getattr(wanted, setting) and id is None:
-            raise DataError(
-                f"tokenizer {tokenizer.where}: it has no {name}; set tokenizer.{setting} = false, or name its "
-                f"{name} in tokenizer_config.json beside tokenizer.json"
-            )
-
-
-def load(wanted: settings.Tokenizer, sources, shares: tuple[float, ...], data: settings.Data, note=print) -> Tokenizer:
-    """The tokenizer that the settings name; `train` reads its sample from the sources. Raises DataError naming the mend."""
-    if wanted.path == "bytes":
-        return bytes_tokenizer()
-    if wanted.path == "train":
-        return _trained(wanted, sources, shares, data, note)
+    Raises DataError naming file and mend; also when add_bos or add_eos asks for a word that it has not.
+    """
     path = Path(wanted.path).expanduser()
-    if not path.exists():
+    if wanted.path == "bytes":
+        tokenizer = bytes_tokenizer()
+    elif wanted.path == "train":
+        tokenizer = _trained(wanted, sources, shares, data, note)
+    elif path.is_dir():
+        tokenizer = from_folder(path)
+    elif path.is_file():
+        tokenizer = _from_file(path)
+    elif wanted.path.startswith((".", "/", "~")) or wanted.path.endswith(".json"):
         raise DataError(f"tokenizer.path = {wanted.path!r}: no such file or folder")
-    tokenizer = from_folder(path if path.is_dir() else path.parent)
-    check_ends(tokenizer, wanted)
+    else:
+        tokenizer = _from_hub(wanted.path)
+    for key, kind, known in (("add_bos", "bos", tokenizer.bos_id), ("add_eos", "eos", tokenizer.eos_id)):
+        if getattr(wanted, key) and known is None:
+            raise DataError(
+                f"tokenizer {tokenizer.where}: it has no {kind} token; set tokenizer.{key} = false, or name its "
+                f"{kind}_token in a tokenizer_config.json beside its tokenizer.json"
+            )
     return tokenizer
 
 
-def _trained(wanted: settings.Tokenizer, sources, shares: tuple[float, ...], data: settings.Data, note) -> Tokenizer:
+def from_folder(folder: Path) -> Tokenizer:
+    """A tokenizer.json and the names beside it; files of other kinds through transformers. Raises DataError."""
+    if (folder / "tokenizer.json").is_file():
+        return _from_file(folder / "tokenizer.json")
+    return _by_transformers(
+        str(folder), f"{folder}: no tokenizer.json in this folder, and transformers finds no other", True
+    )
+
+
+def _from_file(file: Path) -> Tokenizer:
+    try:
+        content = file.read_text(encoding="utf-8")
+        if "model" not in json.loads(content):
+            raise ValueError('no "model" in it')
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it") from e
+    words = Words.from_str(content)
+    tokenizer, own_bytes = Tokenizer(words, *_names(file.parent, words), str(file)), bytes_tokenizer()
+    return own_bytes if tokenizer.fingerprint == own_bytes.fingerprint else tokenizer
+
+
+def _names(folder: Path, words: Words) -> tuple[str, str]:
+    """(BOS, EOS) as the files beside tokenizer.json name them; without such files, the well-known names it has."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = (config.get("bos_token") or "", config.get("eos_token") or "")
+            return tuple(word["content"] if isinstance(word, dict) else word for word in found)
+    special = {token.content for token in words.get_added_tokens_decoder().values() if token.special}
+    return tuple(next((word for word in known if word in special), "") for known in (KNOWN_BOS, KNOWN_EOS))
+
+
+def _from_hub(name: str) -> Tokenizer:
+    import huggingface_hub  # only those who name a tokenizer of the hub pay for the import
+    from huggingface_hub.utils import httpx
+
+    try:  # ask once, briefly: transformers would retry for most of a minute
+        huggingface_hub.HfApi().model_info(name, timeout=10)
+        offline = False
+    except (httpx.HTTPError, OSError, ValueError):
+        offline = True
+    return _by_transformers(
+        name,
+        f"tokenizer.path = {name!r} is no file or folder here, and as a tokenizer of the hub it cannot be had",
+        offline,
+    )
+
+
+def _by_transformers(name: str, failure: str, offline: bool) -> Tokenizer:
+    from transformers import AutoTokenizer  # seconds of imports, only where no tokenizer.json lies at hand
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(name, local_files_only=offline)
+        words = theirs.backend_tokenizer
+    except (OSError, ValueError, ImportError, AttributeError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise DataError(f"{failure} ({reason}); name a tokenizer.json or a folder that holds one") from e
+    return Tokenizer(Words.from_str(words.to_str()), theirs.bos_token or "", theirs.eos_token or "", name)
+
+
+def _trained(
+    wanted: settings.Tokenizer,
+    sources: "tuple[Source, ...]",
+    shares: tuple[float, ...],
+    data: settings.Data,
+    note: Callable[[str], None],
+) -> Tokenizer:
+    """`train`: kept beside the token stores under the address of what it was made from."""
+    if wanted.train_vocab_size < 258:
+        raise SettingsError(
+            f"tokenizer.train_vocab_size = {wanted.train_vocab_size}: at least 258, the bytes and two ends"
+        )
     made_of = [
-        [s.fingerprint() for s in sources],
-        shares,
-        data.heldout_fraction,
-        wanted.train_vocab_size,
-        wanted.train_bytes,
+        [[source.fingerprint, source.fields, share] for source, share in zip(sources, shares)],
+        [data.heldout_fraction, wanted.train_vocab_size, wanted.train_bytes],
     ]
     folder = Path(data.folder) / f"tokenizer-{checksum(json.dumps(made_of).encode())[:16]}"
-    if not (folder / "tokenizer_config.json").exists():
-        note(f"tokenizer: training {wanted.train_vocab_size} words on {wanted.train_bytes / 1e6:.0f} MB of text")
-        texts = (d.text for s, share in zip(sources, shares) for d in _first(s, int(share * wanted.train_bytes)))
-        train_tokenizer(texts, wanted.train_vocab_size).save(folder)
+    with locked(folder, note):
+        if not (folder / "tokenizer_config.json").exists():  # written last
+            note(
+                f"tokenizer: {wanted.train_vocab_size} words from {wanted.train_bytes / 1e6:.0f} MB of text -> {folder}"
+            )
+            sizes = [int(share * wanted.train_bytes) for share in shares]
+            texts = (t for source, size in zip(sources, sizes) for t in sample(source, size, data.heldout_fraction))
+            train_tokenizer(texts, wanted.train_vocab_size).save(folder)
     return from_folder(folder)
 
 
-def _first(source, size: int):
-    for document in source.documents():
-        yield document
-        size -= len(document.text)
+def sample(source: "Source", size: int, heldout_fraction: float) -> Iterator[str]:
+    """About `size` characters of a source's training documents: from the start of at least 64 of its files, those chosen by
+    a hash of their number; always the same."""
+    order = sorted(range(source.parts), key=lambda part: checksum(f"sample {part}".encode()))
+    for visited, part in enumerate(order):
+        share = size // max(min(SAMPLE_PARTS, len(order)) - visited, 1)
+        for document in source.part(part):
+            if share <= 0:
+                break
+            if document.text and not held_out(document.identity, heldout_fraction):
+                yield document.text[:share]
+                size, share = size - len(document.text[:share]), share - len(document.text)
         if size <= 0:
             return
+
+
+def held_out(identity: str, fraction: float) -> bool:
+    """Whether a document is held out of training: by a hash of its identity alone (52 bits of it), so whatever the order,
+    the number of workers and how much of the source has been read."""
+    return int(checksum(identity.encode())[:13], 16) < fraction * 2**52

@@ -1,7 +1,7 @@
 """Processes that tokenize: texts go out over a pipe, ids come back, in the order in which they were given.
 
-Each worker is a plain child process of its own interpreter, which ends when its pipe does; so none outlives a killed parent.
-Processes rather than threads: turning ids into arrays holds the interpreter's lock, which would stop threads from scaling.
+A worker is a child process that ends when its pipe does, so none outlives a killed parent. Processes rather than the
+library's own threads: making arrays of its results needs the interpreter's lock, which would stop threads from scaling.
 """
 
 import json
@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -30,23 +29,23 @@ class Ids:
     lengths: np.ndarray
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], bos: int | None, eos: int | None) -> Ids:
-    """Documents' ids, each with `bos` before and `eos` after it where they are not None."""
-    before, after = [] if bos is None else [bos], [] if eos is None else [eos]
-    documents = [before + ids + after for ids in tokenizer.encode_batch(list(texts))]
-    lengths = np.array([len(ids) for ids in documents], np.int64)
-    flat = np.fromiter((id for ids in documents for id in ids), tokenizer.dtype, int(lengths.sum()))
-    return Ids(flat, lengths)
+def encode(tokenizer: Tokenizer, texts: list[str], bos: int | None, eos: int | None) -> Ids:
+    """Ids of documents, each with `bos` before it and `eos` after it where these are not None."""
+    before, after = (np.array([] if word is None else [word], tokenizer.dtype) for word in (bos, eos))
+    documents = tokenizer.arrays(texts)
+    lengths = np.array([len(before) + len(ids) + len(after) for ids in documents], np.int64)
+    parts = [part for ids in documents for part in (before, ids, after)]
+    return Ids(np.concatenate(parts) if parts else before[:0], lengths)
 
 
 class Encoders:
-    """`count` processes that encode; 0: this process does it itself, when asked. Use as a context manager."""
+    """`count` processes that encode, or with 0 this one; use as a context manager."""
 
     def __init__(self, tokenizer: Tokenizer, bos: int | None, eos: int | None, count: int) -> None:
         self.tokenizer, self.ends, self.count = tokenizer, (bos, eos), count
         self._processes: list[subprocess.Popen] = []
-        self._mine = threading.local()
-        self._threads = ThreadPoolExecutor(count, initializer=self._start) if count else None
+        self._own = threading.local()  # each thread speaks with one process
+        self._threads = ThreadPoolExecutor(count, "encoders", self._start) if count else None
 
     def __enter__(self) -> "Encoders":
         return self
@@ -57,10 +56,10 @@ class Encoders:
         if self._threads:
             self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
-            process.wait()
+            process.communicate()
 
     def submit(self, texts: list[str]) -> "Future[Ids]":
-        """Encode texts behind the caller; the future raises DataError if the worker died."""
+        """Encode texts behind the caller. The future raises DataError if the process died."""
         if self._threads:
             return self._threads.submit(self._ask, texts)
         future: Future[Ids] = Future()
@@ -68,48 +67,39 @@ class Encoders:
         return future
 
     def _start(self) -> None:
-        """One worker for each thread; its own session, so that Ctrl-C reaches it only through us."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "longfire.data.workers"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        """One process for this thread, in a session of its own so that Ctrl-C reaches it only through us."""
+        command = [sys.executable, "-m", "longfire.data.workers"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._processes.append(process)
-        self._mine.process = process
-        t = self.tokenizer
-        setup = {"words": t.words.to_str(), "bos": t.bos, "eos": t.eos, "ends": self.ends}
-        _send(process.stdin, json.dumps(setup).encode())
+        self._own.process = process
+        words = self.tokenizer.words.to_str()
+        _send(process.stdin, json.dumps([words, self.tokenizer.bos, self.tokenizer.eos, self.ends]).encode(), b"")
 
     def _ask(self, texts: list[str]) -> Ids:
-        process: subprocess.Popen = self._mine.process
+        process: subprocess.Popen = self._own.process
         raw = [text.encode() for text in texts]
         try:
-            _send(process.stdin, np.array([len(r) for r in raw], np.int64).tobytes(), *raw)
-            lengths = np.frombuffer(_receive(process.stdout), np.int64)
-            ids = np.frombuffer(_receive(process.stdout), self.tokenizer.dtype)
+            _send(process.stdin, np.array([len(text) for text in raw], np.int64).tobytes(), b"".join(raw))
+            lengths, ids = _receive(process.stdout)
         except (OSError, EOFError) as e:
             raise DataError(
-                f"a tokenizing process ended ({process.wait()}); if it was killed for memory, set a smaller "
+                f"a tokenizing process ended with code {process.wait()}; if it was killed for memory, set a smaller "
                 f"data.num_workers"
             ) from e
-        return Ids(ids, lengths)
+        return Ids(np.frombuffer(ids, self.tokenizer.dtype), np.frombuffer(lengths, np.int64))
 
 
-def _send(stream: BinaryIO, head: bytes, *parts: bytes) -> None:
-    """One message: the sizes of head and body, then both."""
-    stream.write(struct.pack("<qq", len(head), sum(map(len, parts))))
+def _send(stream: BinaryIO, head: bytes, body: bytes) -> None:
+    """A message is two blocks; their sizes go first."""
+    stream.write(struct.pack("<qq", len(head), len(body)))
     stream.write(head)
-    for part in parts:
-        stream.write(part)
+    stream.write(body)
     stream.flush()
 
 
-def _receive(stream: BinaryIO) -> bytes:
-    """The head of the next message, or its body when only that was sent (see `_work`)."""
-    size, body = struct.unpack("<qq", _exactly(stream, 16))
-    assert body == 0
-    return _exactly(stream, size)
+def _receive(stream: BinaryIO) -> tuple[bytes, bytes]:
+    head, body = struct.unpack("<qq", _exactly(stream, 16))
+    return _exactly(stream, head), _exactly(stream, body)
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:
@@ -120,23 +110,20 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 def _work() -> None:
-    """A worker: set-up, then batches of texts until the pipe ends."""
+    """A worker's life: set-up, then batches of texts, until the pipe ends."""
     os.putenv("TOKENIZERS_PARALLELISM", "false")  # one thread each: the processes are the parallelism
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    setup = json.loads(_receive(requests))
-    tokenizer = Tokenizer(Words.from_str(setup["words"]), setup["bos"], setup["eos"])
-    while True:
-        try:
-            head, body = struct.unpack("<qq", _exactly(requests, 16))
-            lengths = np.frombuffer(_exactly(requests, head), np.int64)
-            raw = _exactly(requests, body)
-        except EOFError:
-            return
-        stops = np.cumsum(lengths)
-        texts = [raw[stop - length : stop].decode() for stop, length in zip(stops.tolist(), lengths.tolist())]
-        encoded = encode(tokenizer, texts, *setup["ends"])
-        _send(answers, encoded.lengths.tobytes())
-        _send(answers, encoded.ids.tobytes())
+    try:
+        words, bos, eos, ends = json.loads(_receive(requests)[0])
+        tokenizer = Tokenizer(Words.from_str(words), bos, eos)
+        while True:
+            lengths, raw = _receive(requests)
+            stops = np.cumsum(np.frombuffer(lengths, np.int64)).tolist()
+            texts = [raw[start:stop].decode() for start, stop in zip([0, *stops], stops)]
+            encoded = encode(tokenizer, texts, *ends)
+            _send(answers, encoded.lengths.tobytes(), encoded.ids.tobytes())
+    except (EOFError, BrokenPipeError):
+        return
 
 
 if __name__ == "__main__":
