@@ -21,6 +21,7 @@ every pair has its own.) A document start is nothing but a step whose decay is 0
 """
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -65,20 +66,21 @@ def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
     return x_BNHCX.transpose(2, 3).flatten(1, 2)[:, :tokens]
 
 
-def step_decays(g: Tensor | None, documents: Documents | None, like_BTHK: Tensor) -> Tensor:
-    """exp(g) as (1 or B, T, 1 or H, 1 or K): 0 where a document starts, except at the first token of the call, so that
-    the initial state belongs to the first document of each row. g: None, (H,), (B, T, H) or (B, T, H, K)."""
-    dtype, T = working_dtype(like_BTHK), like_BTHK.shape[1]
+def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) -> Tensor:
+    """exp(g) as (1 or B, T, 1 or H, 1 or K), 0 where a document starts. g: None, (H,), (B, T, H) or (B, T, H, K)."""
+    T, dtype = like_BTHK.shape[1], working_dtype(like_BTHK)
     if g is None:
-        decay = torch.ones(1, T, 1, 1, dtype=dtype, device=like_BTHK.device)
-    elif g.dim() == 1:
-        decay = g.to(dtype).exp()[:, None].expand(1, T, -1, 1)
+        decay = like_BTHK.new_ones(1, T, 1, 1, dtype=dtype)
     else:
-        decay = g.to(dtype).exp() if g.dim() == 4 else g.to(dtype).exp()[..., None]
-    if documents is not None:
-        goes_on_BT = documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
-        decay = torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
-    return decay
+        g = g.expand(1, T, -1) if g.dim() == 1 else g
+        decay = (g if g.dim() == 4 else g[..., None]).to(dtype).exp()
+    return decay if goes_on_BT is None else torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
+
+
+def goes_on(documents: Documents | None) -> Tensor | None:
+    """(B, T) bool: whether a token belongs to the document of the token before it. The first token of the call always
+    does, so that the initial state belongs to the first document of each row."""
+    return None if documents is None else documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
 
 
 class Decayed(NamedTuple):
@@ -234,20 +236,23 @@ def carried(transition: Tensor, state: Tensor, added: Tensor) -> Tensor:
 
 
 def by_segments(
-    run: Callable[..., tuple[Tensor, Tensor]], state: Tensor, inputs: tuple[Tensor, ...]
+    run: Callable[..., tuple[Tensor, Tensor]], state: Tensor, inputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, Tensor]:
-    """run(state, *inputs) -> (o, state) over (B, T, H, ...) inputs, a segment of the row at a time on a CPU.
+    """run(state, *inputs) -> (o, state), on a CPU a segment of the row at a time; inputs (B, T, ...), (H,) or None.
 
-    Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than 8.
+    Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than 9.
     """
     B, T, H = inputs[0].shape[:3]
     tokens = T
     if inputs[0].device.type == "cpu":
-        tokens = max(1, SEGMENT_NUMBERS // (B * H * max(x.shape[-1] for x in inputs) * CHUNK)) * CHUNK
+        numbers = B * H * max(x.shape[-1] for x in inputs if x is not None and x.dim() == 4)
+        tokens = max(1, SEGMENT_NUMBERS // (numbers * CHUNK)) * CHUNK
     if tokens >= T:
         return run(state, *inputs)
-    parts = []
-    for segment in zip(*(x.split(tokens, 1) for x in inputs)):
+    # split, not slices: the gradient of a slice is a tensor as long as the row
+    parts = [repeat(x) if x is None or x.dim() == 1 else x.split(tokens, 1) for x in inputs]
+    outputs = []
+    for segment in zip(*parts):
         o, state = run(state, *segment)
-        parts.append(o)
-    return torch.cat(parts, 1), state
+        outputs.append(o)
+    return torch.cat(outputs, 1), state

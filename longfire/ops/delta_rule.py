@@ -19,6 +19,7 @@ from longfire.ops.chunkwise import (
     chunk_size,
     chunked,
     decayed,
+    goes_on,
     start,
     step_decays,
     unchunked,
@@ -93,13 +94,21 @@ def delta_rule_chunkwise(
 ) -> tuple[Tensor, Tensor]:
     """Chunks of tokens by matrix products (the UT transform: Yang 2024a section 3.2, with decay Yang 2024b section 3.3)."""
     run = partial(segment, scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
-    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], step_decays(g, documents, q_BTHK))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
 
 
 def segment(
-    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, *, scale: float
+    S_BHKV: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    goes_on_BT: Tensor | None,
+    *,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and state after some tokens, given the state before them.
 
@@ -110,9 +119,10 @@ def segment(
     """
     tokens, dtype = q.shape[1], S_BHKV.dtype
     size = chunk_size(tokens)
+    decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
     beta = chunked(beta.to(dtype), size)
-    parts = decayed((q, k), k, chunked(decay, size, fill=1.0))
+    parts = decayed((q, k), k, decay)
     (qk, kk), (q_from_start, k_from_start), to_end = parts.products, parts.from_start, parts.to_end
     solve = UnitLowerInverse.apply(beta * kk) * beta.mT
     written, erased = solve @ v, solve @ k_from_start

@@ -17,6 +17,7 @@ from longfire.ops.chunkwise import (
     chunk_size,
     chunked,
     decayed,
+    goes_on,
     start,
     step_decays,
     unchunked,
@@ -85,17 +86,20 @@ def linear_attention_chunkwise(
 ) -> tuple[Tensor, Tensor]:
     """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang 2023, section 4)."""
     run = partial(segment, scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
-    inputs = (q_BTHK, k_BTHK, v_BTHV, step_decays(g, documents, q_BTHK))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
 
 
-def segment(S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+def segment(
+    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
+) -> tuple[Tensor, Tensor]:
     """Outputs and state after some tokens, given the state before them."""
     tokens, dtype = q.shape[1], S_BHKV.dtype
     size = chunk_size(tokens)
+    decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
-    parts = decayed((q,), k, chunked(decay, size, fill=1.0))
+    parts = decayed((q,), k, decay)
     states, S_BHKV = Scan.apply(parts.whole, parts.to_end.mT @ v, S_BHKV)
     o = parts.products[0] @ v + parts.from_start[0] @ states
     return unchunked(o, tokens), S_BHKV
