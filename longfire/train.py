@@ -32,7 +32,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
     device = choose_device(run.training)
     prepared = prepare(run.data, run.tokenizer, note=note, background=run.data.streaming)
     batches = Batches(prepared, run.data, run.training.seq_len, run.training.seed)
-    state = make_state(run, prepared, device, note)
+    state = make_state(run, prepared.tokenizer.vocab_size, device, note)
     checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
     checkpoints.restore(state)  # the newest whole one, or the start
     if run.checkpoint.create_seed_checkpoint:
@@ -112,10 +112,10 @@ def train_step(
     return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}
 
 
-def make_state(run: Run, prepared: Prepared, device: torch.device, note: Callable[[str], None]) -> State:
-    """Model and optimizer at step 0 on the device, with every decision of the machine told once."""
+def make_state(run: Run, words: int, device: torch.device, note: Callable[[str], None]) -> State:
+    """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
     dtype, precision = choose_dtype(run.model, device)
-    shape = run.shape.with_vocabulary(prepared.tokenizer.vocab_size)
+    shape = run.shape.with_vocabulary(words)
     model = build(shape, run.training.seed, device, dtype)
     if run.model.weights:
         model.load_state_dict(load_weights(run.model.weights, shape))
