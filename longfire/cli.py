@@ -74,7 +74,7 @@ def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str,
         spelling, equals, value = word.removeprefix("--").partition("=")
         is_flag = word.startswith("--")
         known = spelling in recipe.SETTINGS or spelling in ALIASES
-        if not known or f"--{spelling}" in own or not (is_flag or equals):
+        if not known or (is_flag and word.partition("=")[0] in own) or not (is_flag or equals):
             rest.append(word)
             continue
         if not equals:

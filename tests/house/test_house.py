@@ -1,0 +1,265 @@
+"""The house stays as docs/design.md draws it: floors, closure, sizes, and what no file may do. Taste is tested."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[2] / "longfire"
+FILES = sorted(HOUSE.rglob("*.py"))
+
+# Floors from the ground up, as section 3 of the design says. A room may import what lies on floors below its own, and its own
+# files; rooms of one floor listed in APART import nothing of each other.
+FLOORS = [
+    ["__init__"],
+    ["errors", "settings", "aliases", "shape", "recipe", "launch", "ops", "device"],
+    ["mixers", "parallel", "data", "optim", "report", "traces"],
+    ["model", "loss", "checkpoint"],
+    ["evaluate", "generate", "hub"],
+    ["run"],
+    ["finish", "train"],
+    ["bench", "doctor"],
+    ["cli", "__main__"],
+]
+APART = {"mixers", "parallel", "data", "optim", "report", "traces"}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# File -> the private names of other libraries that it may use (None: any); the reason stands beside the use.
+PRIVATE_NAMES = {
+    "ops/attention.py": None,
+    "ops/linear.py": None,
+    "parallel/apply.py": {"torch._dynamo"},
+    "traces.py": {"_record_memory_history", "_dump_snapshot"},
+}
+NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 600, 80, 10, 5000
+KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(HOUSE).as_posix()
+
+
+def room_of(module: str) -> str:
+    """longfire.data.text -> data; longfire.model -> model; longfire -> __init__"""
+    return [*module.split("."), "__init__"][1]
+
+
+def module_of(file: Path) -> str:
+    return ".".join(["longfire", *file.relative_to(HOUSE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(file: Path) -> frozenset[str]:
+    """The modules of longfire that a file imports, wherever in it; `from longfire import ops` is longfire.ops."""
+    found = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name_of(file)} imports relatively; write longfire. in full"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return frozenset(module for module in found if module in MODULES)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_run_downwards(file):
+    room = room_of(module_of(file))
+    assert room in FLOOR, f"{room} has no floor: give it one here and in docs/design.md"
+    for module in imports(file):
+        other = room_of(module)
+        if other == room:
+            continue
+        assert FLOOR[other] <= FLOOR[room], f"{name_of(file)} imports {module}, which lies above it"
+        assert not {room, other} <= APART, f"{name_of(file)} imports {module}: two rooms of the second floor"
+
+
+def test_no_circles():
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for other in sorted(imports(MODULES[module]) - {module}):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def closure(module: str) -> set[str]:
+    reached, todo = set(), [module]
+    while todo:
+        module = todo.pop()
+        if module not in reached:
+            reached.add(module)
+            packages = {".".join(module.split(".")[:n]) for n in range(1, module.count(".") + 1)}
+            todo += imports(MODULES[module]) | (packages & MODULES.keys())
+    return reached
+
+
+def test_the_model_is_read_with_few_files_open():
+    reached = closure("longfire.model")
+    lines = sum(len(MODULES[module].read_text().splitlines()) for module in reached)
+    assert lines <= MAX_CLOSURE_LINES, f"{lines} lines: {sorted(reached)}"
+    assert "longfire.mixers.attention" in reached, "the closure sees the mixers"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_file_says_its_purpose_and_is_of_a_size_to_read(file):
+    assert ast.get_docstring(tree(file)), "the first line is a docstring with the purpose"
+    assert file.read_text().startswith('"""'), "the docstring comes first"
+    assert len(file.read_text().splitlines()) <= MAX_FILE_LINES
+    assert not NO_NAMES & {*file.relative_to(HOUSE).with_suffix("").parts}, "a name that says nothing"
+
+
+def functions(file: Path) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree(file)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_functions_are_short_and_take_few_arguments(file):
+    for function in functions(file):
+        lines = function.end_lineno - function.lineno + 1
+        assert lines <= MAX_FUNCTION_LINES, f"{function.name}: {lines} lines"
+        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        count = len([a for a in arguments if a.arg not in ("self", "cls")])
+        assert count <= MAX_ARGUMENTS, f"{function.name}: {count} arguments"
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_nothing_read_can_run_code(file):
+    for name, call in calls(file):
+        line = f"{name_of(file)}:{call.lineno}"
+        assert name not in ("eval", "exec", "compile"), line
+        if name == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), line
+    for node in ast.walk(tree(file)):
+        modules = (
+            [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+        )
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not {"pickle", "dill", "cloudpickle", "marshal", "shelve"} & set(modules), name_of(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_the_environment_is_read_in_one_place(file):
+    if name_of(file) == "launch.py":
+        return
+    for node in ast.walk(tree(file)):
+        is_read = isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv")
+        assert not is_read, f"{name_of(file)}:{node.lineno} reads the environment: launch.py does that"
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            assert not {"environ", "getenv"} & {a.name for a in node.names}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_error_is_swallowed(file):
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else ""
+            names = set(re.findall(r"\w+", caught))
+            raises_on = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            assert names, f"{name_of(file)}:{node.lineno} a bare except"
+            assert not names & {"Exception", "BaseException"} or raises_on, (
+                f"{name_of(file)}:{node.lineno} except {caught}"
+            )
+
+
+def foreign(file: Path) -> set[str]:
+    """Names that a file binds to modules of other libraries (and of Python): np, torch, F ..."""
+    bound = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            bound |= {(a.asname or a.name).split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.module.startswith("longfire"):
+            bound |= {a.asname or a.name for a in node.names}
+    return bound
+
+
+def private_uses(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, name) of each private name of another library: an attribute path from an imported name, or an import."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root = node
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in foreign(file):
+                yield node.lineno, ast.unparse(node)
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.module.startswith("longfire"):
+            modules = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        for module in modules:
+            if any(is_private(part) for part in module.split(".")):
+                yield node.lineno, module
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_private_names_of_other_libraries_stand_on_one_list(file):
+    allowed = PRIVATE_NAMES.get(name_of(file), set())
+    for line, used in private_uses(file):
+        known = (
+            allowed is None or any(name in used for name in allowed) or used == "os._exit"
+        )  # public: Python documents it
+        assert known, f"{name_of(file)}:{line} uses {used}: its library may change it any day; see PRIVATE_NAMES"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_only_ops_know_kernel_libraries(file):
+    if room_of(module_of(file)) == "ops":
+        return
+    for node in ast.walk(tree(file)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert not {name.split(".")[0] for name in names} & KERNEL_LIBRARIES, f"{name_of(file)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_promise_left_in_code(file):
+    assert not re.search(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b", file.read_text())
+
+
+def test_the_light_rooms_import_nothing_heavy_at_their_top():
+    heavy = {"torch", "numpy", "transformers", "datasets", "rich", "tokenizers", "pyarrow"}
+    for name in (
+        "__init__",
+        "cli",
+        "errors",
+        "settings",
+        "aliases",
+        "recipe",
+        "shape",
+        "launch",
+        "run",
+        "hub/__init__",
+        "hub/families",
+    ):
+        file = HOUSE / f"{name}.py"
+        for node in tree(file).body if file.exists() else []:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not {n.split(".")[0] for n in names} & heavy, f"{name}.py imports {names} at its top"
