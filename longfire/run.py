@@ -14,6 +14,7 @@ import tomli_w
 from longfire import launch, settings
 from longfire import recipe as recipes
 from longfire.errors import SettingsError
+from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
 from longfire.shape import ModelShape, read_config
 
@@ -189,8 +190,6 @@ def read_shape(path: Path) -> ModelShape:
     if config.get("model_type", "longfire") == "longfire":
         shape = ModelShape.from_dict(config, where, tuple(MIXERS))
     else:
-        from longfire.hub.families import shape_from_config
-
         shape = shape_from_config(config, where)
     for name in dict.fromkeys(shape.layer_types):
         if name not in MIXERS:
