@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from longfire.errors import DataError, SettingsError
 from longfire.ops.documents import Documents
 
 POLL_SECONDS = 0.05  # between looks at a growing store
+BLOCK_ROWS, BLOCKS_KEPT = 4096, 4  # rows whose places are found at a time (about a millisecond), and kept
 PATIENCE_SECONDS = 1.0  # how long training stands still before it says so
 
 
@@ -106,6 +108,7 @@ class Batches:
         self._ahead: dict[tuple[int, int], Future[Batch]] = {}
         self._standing_since: float | None = None  # when the caller of `at` began to wait
         self._closed = threading.Event()
+        self._block = lru_cache(BLOCKS_KEPT)(self._find_block)
         for number, store in enumerate(prepared.stores):
             if store.complete:
                 self._rows_there(number, 0)
@@ -150,7 +153,23 @@ class Batches:
         return tuple(Row(names[source], row, epoch) for source, epoch, row in places)
 
     def _places(self, index_start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(source, epoch, row) of rows [index_start, index_start + count) of the run."""
+        """(source, epoch, row) of rows [index_start, index_start + count) of the run; int64 (count,).
+
+        From blocks of many rows, since the cost of a small array is the cost of the call. Rows of a growing store are asked
+        for one by one: the rest of the block may not be there yet.
+        """
+        if not all(store.complete for store in self.prepared.stores):
+            return self._find(index_start, count)
+        first, last = index_start // BLOCK_ROWS, (index_start + count - 1) // BLOCK_ROWS
+        blocks = [self._block(number) for number in range(first, last + 1)]
+        start = index_start - first * BLOCK_ROWS
+        source, epoch, row = np.concatenate(blocks, axis=1)[:, start : start + count]
+        return source, epoch, row
+
+    def _find_block(self, number: int) -> np.ndarray:
+        return np.stack(self._find(number * BLOCK_ROWS, BLOCK_ROWS))
+
+    def _find(self, index_start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         source, k = mix(np.arange(index_start, index_start + count), self.prepared.shares, self.seed)
         epoch, row = np.empty_like(k), np.empty_like(k)
         for number in np.unique(source).tolist():
@@ -160,7 +179,7 @@ class Batches:
 
     def _make(self, index_start: int, count: int) -> Batch:
         source, _, row = self._places(index_start, count)
-        tokens_BS = np.empty((count, self.seq_len + 1), np.int64)
+        tokens_BS = np.empty((count, self.seq_len + 1), self.prepared.tokenizer.dtype)
         starts_BS = np.empty(tokens_BS.shape, bool) if self.data.varlen else None
         for number in np.unique(source).tolist():
             mine, stream = source == number, self.prepared.stores[number].train
@@ -209,7 +228,7 @@ class Batches:
         T = self.seq_len
         firsts = np.arange(0, max(length - 1, 0), T)
         for some in (firsts[i : i + rows] for i in range(0, len(firsts), rows)):
-            tokens_BS = np.zeros((len(some), T + 1), np.int64)
+            tokens_BS = np.zeros((len(some), T + 1), stream.ids.dtype)
             for row, first in enumerate(some.tolist()):
                 part = stream.tokens(first, min(first + T + 1, length))
                 tokens_BS[row, : len(part)] = part
@@ -233,9 +252,7 @@ class Batches:
 
 
 def _tensors(packed: Packed) -> Batch:
-    ids_BT, labels_BT, positions_BT = (
-        torch.from_numpy(np.ascontiguousarray(a)) for a in (packed.ids_BT, packed.labels_BT, packed.positions_BT)
-    )
+    ids_BT, labels_BT, positions_BT = map(torch.from_numpy, (packed.ids_BT, packed.labels_BT, packed.positions_BT))
     if packed.starts_BT is None:
         return Batch(ids_BT, labels_BT, positions_BT)
     cu_lengths = np.append(np.flatnonzero(packed.starts_BT), packed.starts_BT.size).astype(np.int32)

@@ -38,7 +38,8 @@ class HubSource:
 
     @property
     def entry(self) -> str:
-        return "/".join(part for part in (self.repository, self.data_dir) if part)
+        chosen = (self.dataset_name, self.dataset_split, self.data_dir, self.data_files)
+        return ":".join(part for part in (self.repository, *chosen) if part)
 
     @property
     def name(self) -> str:
@@ -80,8 +81,11 @@ class HubSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the choices and the revision; downloaded: of the place in `datasets`' cache, which names the revision too."""
+        """Of the choices and the revision; downloaded: of the place in `datasets`' cache, which names the revision too.
+        "" for a stream whose revision cannot be asked for now."""
         origin = self.revision
+        if self.streaming and not origin:
+            return ""
         if not self.streaming:
             files = [Path(file["filename"]) for file in self.dataset.cache_files]
             origin = [["/".join(file.parts[-4:]), file.stat().st_size] for file in files] + [len(self.dataset)]

@@ -37,8 +37,9 @@ def key(*numbers: int | np.ndarray) -> np.ndarray:
 def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Where the permutation of range(size) that belongs to a key sends `index`; uint64 (N,), all broadcast.
 
-    A Feistel network permutes the smallest power of four that holds `size`; an index that lands outside is sent on until
-    it is inside, on average at most 4 times (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network permutes the smallest power of four that holds `size` (at least 64); an index that lands outside is
+    sent on until it is inside, on average fewer than 4 times (Black and Rogaway 2002, "Ciphers with arbitrary finite
+    domains").
     """
     index, size, keys = np.broadcast_arrays(*(np.atleast_1d(a).astype(np.uint64) for a in (index, size, keys)))
     assert (index < size).all(), "index outside of the permutation"
@@ -51,8 +52,9 @@ def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray
 
 
 def _half_bits(size: np.ndarray) -> np.ndarray:
-    """h such that 4**h is the smallest power of four that holds range(size); at least 1."""
-    half = np.ones(size.shape, np.uint64)
+    """h such that 4**h is the smallest power of four that holds range(size); at least 3: on fewer bits some orders of few
+    rows would be likelier than others."""
+    half = np.full(size.shape, 3, np.uint64)
     while (small := (half < np.uint64(32)) & ((size - np.uint64(1)) >> (half + half) > 0)).any():
         half += small
     return half

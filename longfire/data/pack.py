@@ -30,16 +30,14 @@ def pack(tokens_BS: np.ndarray, starts_BS: np.ndarray | None = None, context_len
         ids        a b c d x y          labels     b c d . y z          (. = NO_LABEL)
         positions  0 1 2 0 0 1          documents  0 0 0 1 2 2
     """
-    tokens_BS = tokens_BS.astype(np.int64)
-    ids_BT, labels_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
-    B, T = ids_BT.shape
-    places_T = np.arange(T)
+    ids_BT, labels_BT = tokens_BS[:, :-1].astype(np.int64), tokens_BS[:, 1:].astype(np.int64)
+    places_T = np.arange(ids_BT.shape[1])
     if starts_BS is None:
-        return Packed(ids_BT, labels_BT, np.broadcast_to(places_T, (B, T)), None)
-    labels_BT = np.where(starts_BS[:, 1:], NO_LABEL, labels_BT)
+        return Packed(ids_BT, labels_BT, np.tile(places_T, (len(ids_BT), 1)), None)
+    labels_BT[starts_BS[:, 1:]] = NO_LABEL
     starts_BT = starts_BS[:, :-1].copy()
     starts_BT[:, 0] = True
-    positions_BT = places_T - np.maximum.accumulate(np.where(starts_BT, places_T, 0), axis=1)
+    positions_BT = places_T - np.maximum.accumulate(starts_BT * places_T, axis=1)
     if context_len:
         positions_BT %= context_len
         starts_BT = positions_BT == 0

@@ -30,7 +30,7 @@ from longfire.data import tokenizer as tokenizers
 from longfire.data.formats import Document
 from longfire.data.text import Source
 from longfire.data.tokenizer import Bytes, Tokenizer, held_out
-from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, checksum, locked
+from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, checksum, locked, read_manifest
 from longfire.data.workers import Encoders, Ids
 from longfire.errors import DataError, SettingsError, UserError
 
@@ -142,13 +142,34 @@ class Job:
             "options": options,
             "dtype": words.dtype,
         }
-        made_from = [FORMAT, source.fingerprint, words.fingerprint, options]
-        address = checksum(json.dumps(made_from, sort_keys=True).encode())[:16]
-        same = sorted(Path(data.folder).glob(f"*-{address}"))  # perhaps prepared under another name
-        return cls(source, share, same[0] if same else Path(data.folder) / f"{source.name}-{address}", header)
+        return cls(source, share, _place(header, Path(data.folder)), header)
 
     def finished(self) -> bool:
         return (self.folder / "manifest.json").exists() and TokenStore(self.folder).complete
+
+
+def _place(header: dict[str, Any], folder: Path) -> Path:
+    """Where the store that is made from this lies, or will lie: found by its address, whatever it was called before."""
+    source, rest = header["source"], {key: header[key] for key in ("tokenizer", "options")}
+    if not source["fingerprint"]:
+        return _without_fingerprint(source, rest, folder)
+    made_from = [FORMAT, source["fingerprint"], rest["tokenizer"]["fingerprint"], rest["options"]]
+    address = checksum(json.dumps(made_from, sort_keys=True).encode())[:16]
+    same = sorted(folder.glob(f"*-{address}"))
+    return same[0] if same else folder / f"{source['name']}-{address}"
+
+
+def _without_fingerprint(source: dict[str, Any], rest: dict[str, Any], folder: Path) -> Path:
+    """A stream of the hub while the hub is out of reach: the newest finished store of it, whatever its revision."""
+    stores = sorted(folder.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for manifest, store in ((read_manifest(file.parent), file.parent) for file in stores):
+        same = all(manifest["source"][key] == source[key] for key in ("name", "entry"))
+        if same and manifest["complete"] and all(manifest[key] == value for key, value in rest.items()):
+            return store
+    raise DataError(
+        f"{source['entry']}: the hub cannot be asked for the revision of this stream, and {folder} has no finished store of "
+        f"it; check the network, or name files on this disk"
+    )
 
 
 def fill(jobs: list[Job], words: Tokenizer, wanted: settings.Tokenizer, data: settings.Data, note: Note) -> None:
