@@ -13,7 +13,7 @@ import tomli_w
 
 from longfire import launch, settings
 from longfire import recipe as recipes
-from longfire.errors import SettingsError
+from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
 from longfire.shape import ModelShape, read_config
@@ -131,11 +131,11 @@ class Run:
     def save(self) -> None:
         """Write config.json and run.toml, each at once, so that `longfire train <folder>/run.toml` starts the same run again.
 
-        Raises SettingsError when the folder holds the checkpoints of a run with another model.
+        Raises SettingsError when the folder holds the checkpoints of a run with another model, CheckpointError when it cannot be
+        written.
         """
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
         kept = self.settings()
         kept["model"]["config"] = "config.json"
@@ -171,10 +171,16 @@ def found(name: str, beside: Path) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The whole text or what was there before, also when the process is killed in between."""
+    """The whole text or what was there before, also when the process is killed in between. Raises CheckpointError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as e:
+        raise CheckpointError(
+            f"{path}: cannot be written: {e.strerror}; free some space or name another job.dump_folder"
+        ) from e
 
 
 def read_shape(path: Path) -> ModelShape:

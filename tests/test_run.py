@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longfire.errors import SettingsError
+from longfire.errors import CheckpointError, SettingsError
 from longfire.run import Run, summary
 
 SHAPE = {
@@ -76,8 +76,8 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ({"training.global_batch_size": "10"}, "no multiple of batch_size x processes = 4 x 1 = 4, and it is never rounded: take 8 or 12, "
-                                               "or a training.batch_size of 2 or 5"),
+        ({"training.global_batch_size": "10"}, "no multiple of batch_size x processes = 4 x 1 = 4, and it is never rounded: take 8 "
+                                               "or 12, or a training.batch_size of 2 or 5"),
         ({"training.global_batch_size": "3"}, "take 4, or a training.batch_size of 3"),
         ({"training.global_batch_size": "8", "training.gradient_accumulation_steps": "3"}, "set gradient_accumulation_steps to 2"),
         ({"lr_scheduler.warmup_steps": "101"}, "warmup_steps = 101 is longer than the run, 100 (100 steps): set it to at most 100"),
@@ -194,6 +194,23 @@ def test_checkpoints_of_another_model_are_not_trained_on(folder):
     (folder / "recipes" / "shape.json").write_text(json.dumps(SHAPE))
     with pytest.raises(SettingsError, match="hidden_size is 64 there and 32 here"):
         compose(folder, **{"job.dump_folder": "out"}).save()
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder):
+    (folder / "work" / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"run.toml: cannot be written|config.json: cannot be written"):
+        compose(folder, **{"job.dump_folder": "file/run"}).save()
+
+
+def test_a_config_of_hugging_face_is_read(folder):
+    llama = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 128}  # fmt: skip
+    (folder / "llama").mkdir()
+    (folder / "llama" / "config.json").write_text(json.dumps(llama))
+    run = compose(folder, **{"model.config": str(folder / "llama")})
+    assert run.shape.layer_types == ("attention", "attention") and run.shape.mixers["attention"]["num_kv_heads"] == 2
+    run.save()
+    assert Run.of_folder(run.folder).shape == run.shape
 
 
 def test_prepare_needs_no_model(folder):
