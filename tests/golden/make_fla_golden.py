@@ -1,0 +1,189 @@
+"""Golden files of fla's own model classes, made on a CPU: weights, ids, logits, loss and gradients in fp32.
+
+    python tests/golden/make_fla_golden.py                    # writes tests/golden/*.safetensors anew
+    python tests/golden/make_fla_golden.py --out DIR gla      # one case, somewhere else
+    python tests/golden/make_fla_golden.py --logits-of DIR IDS.safetensors OUT.safetensors
+
+The last form loads an export with AutoModelForCausalLM and writes its logits. All run fla's Triton kernels in Triton's
+interpreter (numpy), which needs `interpreted()` first. Made with torch 2.13.0, triton 3.9.0, fla-core and
+flash-linear-attention 0.6.0, transformers 5.23.0; each file's metadata says with what. They are the truth that
+tests/test_hub_families.py and tests/contracts/test_same_loss_curve.py compare with: if a new version moves them by more
+than rounding, look for the reason there before committing new ones.
+"""
+
+import argparse
+import importlib.machinery
+import json
+import os
+import sys
+import types
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "vocab_size": 97,
+    "fuse_cross_entropy": False,
+}
+ROWS, TOKENS = 2, 70  # more than the 64 tokens of fla's chunks, and no multiple of anything
+# name -> (model_type, what its config says beside TINY)
+CASES = {
+    "gla": ("gla", {"num_heads": 2}),
+    "gla_conv_gqa": ("gla", {"num_heads": 2, "num_kv_heads": 1, "use_short_conv": True, "feature_map": "swish", "expand_k": 1.0}),
+    "gla_hybrid": (
+        "gla",
+        {
+            "num_heads": 2,
+            "num_hidden_layers": 3,
+            "clamp_min": -0.05,
+            "use_output_gate": False,
+            "tie_word_embeddings": True,
+            "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 16, "rope_theta": 5000.0},
+        },
+    ),
+    "gated_deltanet": ("gated_deltanet", {"num_heads": 2, "head_dim": 16}),
+    "gated_deltanet_bare": (
+        "gated_deltanet",
+        {
+            "num_heads": 1,
+            "num_v_heads": 2,
+            "head_dim": 16,
+            "expand_v": 1.0,
+            "use_gate": False,
+            "use_short_conv": False,
+            "allow_neg_eigval": True,
+        },
+    ),
+    "transformer": ("transformer", {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 20}),
+}  # fmt: skip
+
+
+def interpreted() -> None:
+    """Make fla run on a CPU, and import it. Triton's interpreter alone does not do; each shim says what fails without it."""
+    assert "triton" not in sys.modules and "fla" not in sys.modules, "kernels are decorated when they are imported"
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.runtime.interpreter as interpreter
+    from triton.runtime.autotuner import Autotuner
+
+    # The autotuner times kernels on a GPU driver, and there is none ("0 active drivers"): the first configuration wins.
+    Autotuner.do_bench = property(lambda self: lambda kernel, quantiles=None: [0.0, 0.0, 0.0])
+
+    # fla calls `i_t.to(tl.int64)` on loop variables, which are plain ints here. The interpreter copies its module's
+    # globals into each kernel's, so its own `range` is the place.
+    interpreter.range = lambda *bounds: map(LoopInt, range(*map(int, bounds)))
+
+    # bf16 is kept as uint16 and multiplied as such: garbage without a word. Make it a loud error.
+    interpreter.InterpreterBuilder.create_dot = refuses_bf16(interpreter.InterpreterBuilder.create_dot)
+
+    sys.modules["flash_attn"] = flash_attn_by_torch()  # fla's softmax layer takes nothing else
+    warnings.filterwarnings("ignore")
+    import fla  # noqa: F401
+
+
+class LoopInt(int):
+    """An int with `.to(dtype)`; sums and products stay so."""
+
+    def to(self, *_):
+        return self
+
+
+def keeps_type(name: str):
+    plain = getattr(int, name)
+
+    def operation(self, other):
+        result = plain(self, other)
+        return LoopInt(result) if type(result) is int else result
+
+    return operation
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "mod"):
+    setattr(LoopInt, f"__{_name}__", keeps_type(f"__{_name}__"))
+
+
+def refuses_bf16(create_dot):
+    import triton.language as tl
+
+    def checked(self, a, b, *rest):
+        if tl.bfloat16 in (a.dtype.scalar, b.dtype.scalar):
+            raise TypeError("bf16 products are wrong in Triton's interpreter; use fp32")
+        return create_dot(self, a, b, *rest)
+
+    return checked
+
+
+def flash_attn_by_torch() -> types.ModuleType:
+    """A stand-in for flash_attn's one function that is called here: causal, windowed, grouped heads."""
+    import torch
+
+    def flash_attn_func(q, k, v, causal=True, window_size=(-1, -1), **_):
+        groups, places = q.shape[2] // k.shape[2], torch.arange(q.shape[1])
+        back = places[:, None] - places
+        seen = (back >= 0) & (back <= window_size[0] if window_size[0] >= 0 else True)
+        k, v = (x.repeat_interleave(groups, 2).transpose(1, 2) for x in (k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen).transpose(1, 2)
+
+    module = types.ModuleType("flash_attn")
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
+    module.flash_attn_func = module.flash_attn_varlen_func = flash_attn_func
+    return module
+
+
+def golden(case: str, folder: Path) -> None:
+    """Write a case's file: weight/<name>, grad/<name>, ids, logits, loss; the config.json as metadata."""
+    import torch
+    from fla import models
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, changes = CASES[case]
+    assert models, "without triton, fla imports but is empty"
+    torch.manual_seed(sorted(CASES).index(case))
+    config = AutoConfig.for_model(model_type, **{**TINY, **changes})
+    model = AutoModelForCausalLM.from_config(config).float().train()
+    for name, parameter in model.named_parameters():
+        if not name.endswith(("A_log", "dt_bias")):  # first values of 0 and 1 would hide mistakes
+            parameter.data += (0.2 if parameter.dim() > 1 else 0.3) * torch.randn_like(parameter)
+    ids = torch.randint(0, config.vocab_size, (ROWS, TOKENS))
+    out = model(ids, labels=ids)
+    out.loss.backward()
+    tensors = {f"weight/{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"grad/{name}": p.grad for name, p in model.named_parameters()}
+    tensors |= {"ids": ids, "logits": out.logits.detach(), "loss": out.loss.detach()}
+    packages = ("torch", "triton", "fla-core", "flash-linear-attention", "transformers")
+    metadata = {
+        "config": config.to_json_string(use_diff=False),
+        "made_with": json.dumps({p: version(p) for p in packages}),
+    }
+    save_file(tensors, folder / f"{case}.safetensors", metadata)
+    print(f"{case}: loss {out.loss.item():.6f}, {sum(p.numel() for p in model.parameters())} parameters")
+
+
+def logits_of(export: Path, ids_file: Path, out_file: Path) -> None:
+    """Load an export with AutoModelForCausalLM, as a user would, and write the logits of the ids in a file."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32, output_loading_info=True)
+    wrong = {kind: sorted(names) for kind, names in report.items() if names}
+    assert not wrong, f"not every tensor found its place: {wrong}"
+    with torch.no_grad():
+        logits = model.train()(load_file(ids_file)["ids"]).logits  # train: the chunked kernels, whatever the length
+    save_file({"logits": logits.contiguous()}, out_file)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--logits-of", type=Path, nargs=3, metavar=("EXPORT", "IDS", "OUT"))
+    options = parser.parse_args()
+    interpreted()
+    if options.logits_of:
+        logits_of(*options.logits_of)
+    for case in options.cases or ([] if options.logits_of else CASES):
+        golden(case, options.out)
