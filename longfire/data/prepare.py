@@ -38,7 +38,7 @@ CHUNK_CHARACTERS, CHUNK_DOCUMENTS = 2**20, 4096  # what a tokenizing process is 
 COMMIT_SECONDS = 1.0
 NOTE_SECONDS = 30.0  # between lines of progress where no bar can be shown
 BYTES_OF_A_PROCESS = 2_000_000  # less text than this does not pay for another process
-BAD_LISTED = 100  # bad documents that the manifest names; all are counted
+BAD_LISTED, BAD_SHOWN = 100, 5  # bad documents that the manifest names, and that are shown; all are counted
 
 Note = Callable[[str], None]
 
@@ -94,6 +94,8 @@ def prepare(
     names = _distinct([source.name for source in sources])
     for name, store in zip(names, stores):
         note(f"data: {name}: {describe(store)}")
+        for bad in store.manifest["progress"].get("bad", [])[:BAD_SHOWN]:
+            note(f"data: skipped {bad}")
     return Prepared(words, stores, shares, names, behind)
 
 

@@ -221,7 +221,7 @@ def _in_folder(entry: str, root: Path, own: dict[str, str]) -> tuple[Path, ...]:
         if Path(own[key]).is_absolute() or ".." in Path(own[key]).parts:
             raise DataError(f"data.{key} = {own[key]!r} leads out of {root}; give a path inside it")
     if own["data_dir"]:
-        top = root / own["data_dir"]
+        top = _inside(root / own["data_dir"], root)
         if not top.is_dir():
             raise DataError(f"data.data_dir = {own['data_dir']!r}: no such folder in {root}")
     if own["data_files"]:
@@ -346,9 +346,7 @@ def relative(file: Path, root: Path) -> str:
 
 
 def short_name(entry: str) -> str:
-    """What a source is called in folders, records and messages: the last two parts of its entry, without format."""
-    parts = [part for part in Path(entry).parts if part.strip("/.~")][-2:]
-    if parts and formats.format_of(Path(parts[-1])):
-        parts[-1] = parts[-1].removesuffix("".join(Path(parts[-1]).suffixes)) or parts[-1]
-    words = [re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts]
+    """What a source is called in folders, records and messages: the last part of its path; of a glob the last two."""
+    parts = [part for part in Path(entry).parts if part.strip("/.~")]
+    words = [re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts[-2 if glob.has_magic(entry) else -1 :]]
     return "-".join(word for word in words if word) or "source"
