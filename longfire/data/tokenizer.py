@@ -26,7 +26,7 @@ KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "[BO
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "[EOS]")
 PIECE = 500_000  # characters: longer texts are cut where that changes nothing (`cuts`)
 AROUND = 2_000  # characters on both sides of a cut that are compared
-CUTS_TRIED = 100  # line ends that fail one after another before a text stays whole
+CUTS_TRIED = 10  # places that fail one after another before a text stays whole
 SAMPLE_PARTS = 64  # a sample to train on comes from at least so many files, if there are
 
 
@@ -81,18 +81,15 @@ class Tokenizer:
         """
         place, failures = PIECE, 0
         while failures < CUTS_TRIED and 0 < (place := text.find("\n", place) + 1) < len(text) - PIECE:
-            if self._same_when_cut(text, place):
+            if text[place - 2].isspace() or text[place].isspace():
+                continue
+            left, right = text[place - AROUND : place], text[place : place + AROUND]
+            whole, *halves = self.words.encode_batch_fast([left + right, left, right], add_special_tokens=False)
+            if whole.ids == halves[0].ids + halves[1].ids:
                 yield place
                 place, failures = place + PIECE, 0
             else:
                 failures += 1
-
-    def _same_when_cut(self, text: str, place: int) -> bool:
-        if text[place - 2].isspace() or text[place].isspace():
-            return False
-        left, right = text[place - AROUND : place], text[place : place + AROUND]
-        whole, *halves = self.words.encode_batch_fast([left + right, left, right], add_special_tokens=False)
-        return whole.ids == halves[0].ids + halves[1].ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; BOS, EOS and other special words are left out."""
