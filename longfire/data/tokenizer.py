@@ -63,14 +63,16 @@ class Tokenizer:
 
     def arrays(self, texts: list[str]) -> list[np.ndarray]:
         """`encode_batch` as arrays of `dtype`. A long text goes in pieces: 50 MB at once would take 6 GB and one core."""
-        pieces, of = [], []
-        for text in texts:
-            ends = [0, *(self.cuts(text) if len(text) > 2 * PIECE else ()), len(text)]
-            pieces += [text[a:b] for a, b in pairwise(ends)]
-            of.append(len(pieces))
-        encoded = self.words.encode_batch_fast(pieces, add_special_tokens=False)
-        arrays = [np.array(e.ids, self.dtype) for e in encoded]
-        return [arrays[a] if b - a == 1 else np.concatenate(arrays[a:b]) for a, b in pairwise([0, *of])]
+        if any(len(text) > 2 * PIECE for text in texts):
+            return [self._in_pieces(text) if len(text) > 2 * PIECE else self.arrays([text])[0] for text in texts]
+        return [np.array(e.ids, self.dtype) for e in self.words.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _in_pieces(self, text: str) -> np.ndarray:
+        ends = [0, *self.cuts(text), len(text)]
+        pieces = [text[start:end] for start, end in pairwise(ends)]
+        if len(pieces) == 1:
+            return np.array(self.words.encode_batch_fast([text], add_special_tokens=False)[0].ids, self.dtype)
+        return np.concatenate([ids for i in range(0, len(pieces), 8) for ids in self.arrays(pieces[i : i + 8])])
 
     def cuts(self, text: str) -> Iterator[int]:
         """Places about PIECE characters apart where a text can be cut without changing its ids.
