@@ -1,0 +1,346 @@
+"""Preparation: the same store whatever the processes and the kills; found again; behind training; bad documents; full disks."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+
+from longfire import settings
+from longfire.data import prepare as room
+from longfire.data.prepare import prepare
+from longfire.data.tokenizer import held_out
+from longfire.data.tokens import StoreWriter, TokenStore, locked
+from longfire.errors import DataError, SettingsError
+
+WORDS = ["fire", "long", "state", "gate", "delta", "ring", "chunk", "token", "row", "segment", "Größe", "三"]
+
+
+def write_corpus(file: Path, documents: int, seed: int = 0, words: int = 60) -> list[str]:
+    """A jsonl file with some empty documents; returns the texts that are not."""
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(0, words))) for _ in range(documents)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return [text for text in texts if text]
+
+
+def settings_for(tmp_path: Path, *files: str, **changes) -> settings.Data:
+    fields = {"folder": str(tmp_path / "stores"), "heldout_fraction": 0.2, **changes}
+    return settings.Data(dataset=tuple(str(tmp_path / file) for file in files), **fields)
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_documents_in_order_with_their_ends(tmp_path):
+    texts = write_corpus(tmp_path / "a.jsonl", 300)
+    with prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(add_bos=True), note=silent) as prepared:
+        store, tokens = prepared.stores[0], prepared.tokenizer
+        found = {}
+        for stream in (store.train, store.heldout):
+            ends = [0, *stream.ends[:].tolist()]
+            documents = [stream.tokens(a, b).tolist() for a, b in pairwise(ends)]
+            assert all(ids[0] == tokens.bos_id and ids[-1] == tokens.eos_id for ids in documents)
+            found[stream] = [tokens.decode(ids) for ids in documents]
+            assert stream.bytes[-1:].tolist() == [sum(len(t.encode()) for t in found[stream])]
+        lines = (tmp_path / "a.jsonl").read_text().splitlines()
+        numbered = [(i, json.loads(line)["text"]) for i, line in enumerate(lines, 1)]
+        kept = [(held_out(f"a.jsonl:{i}", 0.2), text) for i, text in numbered if text]
+        assert found[store.heldout] == [text for held, text in kept if held]
+        assert found[store.train] == [text for held, text in kept if not held]
+        assert len(texts) == len(kept) and 30 < sum(held for held, _ in kept) < 90
+        assert store.manifest["progress"]["empty_documents"] == 300 - len(texts)
+
+
+@pytest.fixture
+def many_small_chunks(monkeypatch):
+    """So that a small corpus is many chunks, several shards, and worth many processes."""
+    monkeypatch.setattr(room, "CHUNK_CHARACTERS", 3000)
+    monkeypatch.setattr(room, "BYTES_OF_A_PROCESS", 1)
+    monkeypatch.setattr(room, "StoreWriter", lambda folder, header: StoreWriter(folder, header, 10_000, 64))
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path, many_small_chunks):
+    write_corpus(tmp_path / "a.jsonl", 400)
+    stores = []
+    for workers in (1, 2, 3):
+        data = settings_for(tmp_path, "a.jsonl", folder=str(tmp_path / str(workers)), num_workers=workers)
+        with prepare(data, settings.Tokenizer(path="train", train_vocab_size=400), note=silent) as prepared:
+            prepared.stores[0].verify()
+            stores.append(files(prepared.stores[0].folder))
+    assert stores[0] == stores[1] == stores[2]
+    assert not [
+        p for p in psutil.Process().children(recursive=True) if "longfire.data.workers" in " ".join(p.cmdline())
+    ]
+
+
+PREPARE = """
+import functools, sys
+from longfire import settings
+from longfire.data import prepare as room
+from longfire.data.tokens import StoreWriter
+room.CHUNK_CHARACTERS, room.COMMIT_SECONDS, room.BYTES_OF_A_PROCESS = 2000, 0, 1
+room.StoreWriter = lambda folder, header: StoreWriter(folder, header, 10_000, 64)
+files, folder, workers = sys.argv[1].split(","), sys.argv[2], int(sys.argv[3])
+data = settings.Data(dataset=tuple(files), folder=folder, num_workers=workers, heldout_fraction=0.2)
+print("ready", flush=True)
+room.prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=lambda line: None)
+"""
+
+
+def run_and_kill(arguments: list[str], seconds: float | None) -> int:
+    """Run PREPARE and kill it after so many seconds; returns its exit code. Its own children must end with it."""
+    process = subprocess.Popen([sys.executable, "-c", PREPARE, *arguments], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    workers = []
+    if seconds is not None:
+        time.sleep(seconds)
+        workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+    code = process.wait()
+    assert not psutil.wait_procs(workers, timeout=10)[1], "a tokenizing process outlived a killed parent"
+    return code
+
+
+def kill_often(tmp_path: Path, kills: int, workers: int) -> None:
+    sources = ",".join(str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet"))
+    write_sources(tmp_path)
+    assert run_and_kill([sources, str(tmp_path / "whole"), str(workers)], None) == 0
+    draw, grown = random.Random(workers), []
+    for _ in range(kills):
+        if run_and_kill([sources, str(tmp_path / "killed"), str(workers)], draw.uniform(0, 1.0)) == 0:
+            break
+        manifests = [json.loads(f.read_text()) for f in (tmp_path / "killed").glob("*/manifest.json")]
+        grown.append(sum(m["streams"]["train"]["tokens"] for m in manifests))
+    assert grown == sorted(grown), "committed tokens were lost"
+    assert run_and_kill([sources, str(tmp_path / "killed"), "1"], None) == 0
+    whole, killed = files(tmp_path / "whole"), files(tmp_path / "killed")
+    assert whole == {name: content for name, content in killed.items() if not name.endswith(".new")}
+    assert max(grown, default=0) > 0, "no kill came in the middle"
+
+
+def write_sources(tmp_path: Path) -> None:
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_corpus(tmp_path / "a.jsonl", 400, seed=1)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()[::1], mtime=0))
+    pq.write_table(
+        pa.table({"text": write_corpus(tmp_path / "c.jsonl", 400, seed=2)}), tmp_path / "c.parquet", row_group_size=90
+    )
+
+
+def test_killed_at_any_moment_the_store_is_the_same_byte_for_byte(tmp_path):
+    kill_often(tmp_path, 5, workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_twenty_times(workers, tmp_path):
+    kill_often(tmp_path, 20, workers)
+
+
+def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "a.jsonl", 50)
+    data, tokens = settings_for(tmp_path, "a.jsonl"), settings.Tokenizer()
+    first = prepare(data, tokens, note=silent).stores[0].folder
+    before = {name: (first / name).stat().st_mtime_ns for name in files(first)}
+    monkeypatch.setattr(room, "fill", None)  # must not be needed
+    assert prepare(data, tokens, note=silent).stores[0].folder == first
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "a.jsonl").rename(tmp_path / "moved" / "a.jsonl")
+    assert prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder == first
+    assert before == {name: (first / name).stat().st_mtime_ns for name in files(first)}
+    monkeypatch.undo()
+    others = {
+        prepare(changed, other, note=silent).stores[0].folder
+        for changed, other in (
+            (settings_for(tmp_path, "moved/a.jsonl", heldout_fraction=0.3), tokens),
+            (settings_for(tmp_path, "moved/a.jsonl", skip_bad_documents=True), tokens),
+            (settings_for(tmp_path, "moved/a.jsonl"), settings.Tokenizer(add_eos=False)),
+            (settings_for(tmp_path, "moved/a.jsonl"), settings.Tokenizer(path="train", train_vocab_size=300)),
+        )
+    }
+    with open(tmp_path / "moved" / "a.jsonl", "a") as f:
+        f.write('{"text": "one more"}\n')
+    others.add(prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder)
+    assert len(others | {first}) == 6
+
+
+def test_several_sources_and_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    write_corpus(tmp_path / "a.jsonl", 50)
+    write_corpus(tmp_path / "b" / "a.jsonl", 50, seed=9)
+    data = settings_for(tmp_path, "a.jsonl", "b/a.jsonl", "a.jsonl", data_probs=(2.0, 1.0, 1.0))
+    prepared = prepare(data, settings.Tokenizer(), note=silent)
+    assert prepared.names == ("a.jsonl", "a.jsonl-2", "a.jsonl-3") and prepared.shares == (0.5, 0.25, 0.25)
+    folders = [store.folder for store in prepared.stores]
+    assert folders[0] == folders[2] != folders[1]
+
+
+def test_a_bad_document_stops_or_is_counted_and_listed(tmp_path):
+    good = write_corpus(tmp_path / "a.jsonl", 20)
+    with open(tmp_path / "a.jsonl", "a") as f:
+        f.writelines(f"{{broken {i}\n" for i in range(150))
+    with pytest.raises(DataError, match=r"a\.jsonl:21: broken JSON.*set data\.skip_bad_documents = true"):
+        prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=silent)
+    said = []
+    data = settings_for(tmp_path, "a.jsonl", skip_bad_documents=True)
+    store = prepare(data, settings.Tokenizer(), note=said.append).stores[0]
+    progress = store.manifest["progress"]
+    assert progress["bad_documents"] == 150 and len(progress["bad"]) == 100
+    assert progress["bad"][0].startswith(f"{tmp_path}/a.jsonl:21: broken JSON")
+    assert store.train.documents + store.heldout.documents == len(good)
+    assert "skipped: " in said[0] and "150 bad" in said[0] and "a.jsonl:21" in said[1] and len(said) == 6
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'], ids=["empty file", "blank lines", "empty document"])
+def test_nothing_to_train_on(content, tmp_path):
+    (tmp_path / "a.jsonl").write_text(content)
+    for _ in range(2):  # also when tried again
+        with pytest.raises(DataError, match=r"a\.jsonl: no document to train on"):
+            prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=silent)
+
+
+def test_all_held_out(tmp_path):
+    write_corpus(tmp_path / "a.jsonl", 3)
+    with pytest.raises(DataError, match="no document to train on"):
+        prepare(settings_for(tmp_path, "a.jsonl", heldout_fraction=0.9999), settings.Tokenizer(), note=silent)
+    with pytest.raises(SettingsError, match="heldout_fraction = 1"):
+        prepare(settings_for(tmp_path, "a.jsonl", heldout_fraction=1.0), settings.Tokenizer(), note=silent)
+
+
+def test_a_full_disk_is_named_and_what_was_committed_is_kept(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "a.jsonl", 400)
+    monkeypatch.setattr(room, "CHUNK_CHARACTERS", 3000)
+    monkeypatch.setattr(room, "COMMIT_SECONDS", 0)
+    data, append, left = settings_for(tmp_path, "a.jsonl"), StoreWriter.append, [8]
+
+    def fill_up(self, *documents):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        append(self, *documents)
+
+    monkeypatch.setattr(StoreWriter, "append", fill_up)
+    with pytest.raises(DataError, match="No space left on device.*what was committed is kept"):
+        prepare(data, settings.Tokenizer(), note=silent)
+    (store,) = (TokenStore(file.parent) for file in (tmp_path / "stores").glob("*/manifest.json"))
+    assert store.train.length > 0 and not store.complete
+    finished = prepare(data, settings.Tokenizer(), note=silent).stores[0]
+    assert finished.complete and finished.folder == store.folder
+    finished.verify()
+
+
+def test_a_dead_tokenizing_process_is_an_error(tmp_path, many_small_chunks, monkeypatch):
+    write_corpus(tmp_path / "a.jsonl", 400)
+    append = StoreWriter.append
+
+    def kill_one(self, *documents):
+        for child in psutil.Process().children():
+            child.kill()
+        append(self, *documents)
+
+    monkeypatch.setattr(StoreWriter, "append", kill_one)
+    data = settings_for(tmp_path, "a.jsonl", num_workers=2)
+    with pytest.raises(DataError, match=r"a tokenizing process ended with code -9.*data\.num_workers"):
+        prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=silent)
+
+
+def wait_until(condition, seconds: float = 20) -> None:
+    stop = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < stop, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_behind_training(tmp_path):
+    write_corpus(tmp_path / "a.jsonl", 3000)
+    data = settings_for(tmp_path, "a.jsonl", streaming=True)
+    with prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared:
+        store = prepared.stores[0]
+        wait_until(lambda: store.refresh() or store.complete)
+        prepared.check()
+    aside = settings_for(tmp_path, "a.jsonl", folder=str(tmp_path / "aside"))
+    assert files(prepare(aside, settings.Tokenizer(), note=silent).stores[0].folder) == files(store.folder)
+    assert prepare(data, settings.Tokenizer(), note=silent, background=True).behind is None
+
+
+def test_behind_training_a_failure_is_told(tmp_path):
+    write_corpus(tmp_path / "a.jsonl", 2000)
+    with open(tmp_path / "a.jsonl", "a") as f:
+        f.write("{broken\n")
+    failure = pytest.raises(DataError, match=r"preparation behind training failed: .*a\.jsonl:2001: broken JSON")
+    data = settings_for(tmp_path, "a.jsonl")
+    with prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared, failure:
+        wait_until(prepared.check)
+
+
+def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
+    write_corpus(tmp_path / "a.jsonl", 2000)
+    data = settings_for(tmp_path, "a.jsonl")
+    (tmp_path / "stores").mkdir()
+    with prepare(data, settings.Tokenizer(), note=silent, background=True) as first:
+        folder = first.stores[0].folder
+    children = psutil.Process().children()
+    assert not [c for c in children if "longfire.data.prepare" in " ".join(c.cmdline())]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    failure = pytest.raises(DataError, match="preparation behind training failed: it ended with code -9")
+    with locked(folder, silent), prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared, failure:
+        (child,) = psutil.Process().children()  # it waits for the lock
+        child.kill()
+        wait_until(prepared.check)
+
+
+TRAIN = """
+import sys, time
+from longfire import settings
+from longfire.data.prepare import prepare
+data = settings.Data(dataset=(sys.argv[1],), folder=sys.argv[2], streaming=True)
+prepared = prepare(data, settings.Tokenizer(), note=lambda line: None, background=True)
+print(prepared.behind._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_ends_with_a_killed_training(tmp_path):
+    write_corpus(tmp_path / "a.jsonl", 60_000)
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "a.jsonl"), str(tmp_path / "stores")]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    behind = int(training.stdout.readline())
+    os.kill(training.pid, signal.SIGKILL)
+    training.wait()
+    wait_until(lambda: not psutil.pid_exists(behind))
+
+
+def test_a_stream_of_the_hub_is_found_again_without_the_hub(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "a.jsonl", 50)
+    data = settings_for(tmp_path, "a.jsonl")
+    first = prepare(data, settings.Tokenizer(), note=silent).stores[0].folder
+    monkeypatch.setattr(room.text.FileSource, "fingerprint", "")  # what a stream says when the hub is out of reach
+    assert prepare(data, settings.Tokenizer(), note=silent).stores[0].folder == first
+    with pytest.raises(DataError, match="hub cannot be asked"):
+        prepare(data, settings.Tokenizer(add_eos=False), note=silent)
+
+
+def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch, many_small_chunks):
+    write_corpus(tmp_path / "a.jsonl", 400)
+    monkeypatch.setattr(room, "NOTE_SECONDS", 0.0)
+    said = []
+    prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=said.append)
+    assert "M tokens/s" in said[0] and "s left" in said[0]
