@@ -157,7 +157,7 @@ def evaluate(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     from longfire.evaluate import main as evaluate_run
 
-    return evaluate_run(options.run, options.step, options.tokens) or 0
+    return evaluate_run(options.run, options.step, options.tokens)
 
 
 def generate(words: Sequence[str]) -> int:
@@ -178,13 +178,19 @@ def generate(words: Sequence[str]) -> int:
         "--top_p", type=float, default=1.0, metavar="P", help="of the likeliest that sum to P (default: 1)"
     )
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="the same seed, the same text (default: 42)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    parser.add_argument(
+        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
+    )
     options = parser.parse_args(words)
     from longfire.generate import Sampling
     from longfire.generate import main as continue_prompts
 
     sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
-                        top_p=options.top_p, seed=options.seed)  # fmt: skip
-    return continue_prompts(options.folder, options.prompt, sampling) or 0
+                        top_p=options.top_p, seed=options.seed, stop=tuple(options.stop))  # fmt: skip
+    return continue_prompts(options.folder, options.prompt, sampling, options.step)
 
 
 def export(words: Sequence[str]) -> int:
@@ -213,7 +219,7 @@ def report(words: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the first run folder)")
     options = parser.parse_args(words)
-    from longfire.report import html
+    from longfire.pages import html
 
     out = options.out or options.runs[0] / "report.html"
     html(options.runs, out)
@@ -226,7 +232,7 @@ def doctor(words: Sequence[str]) -> int:
     Parser(doctor, "longfire doctor").parse_args(words)
     from longfire.doctor import main as check_machine
 
-    return check_machine() or 0
+    return check_machine()
 
 
 def bench(words: Sequence[str]) -> int:

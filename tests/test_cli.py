@@ -80,6 +80,19 @@ def test_a_mistake_is_one_message_and_exit_code_2(line, told, capsys):
     assert "Traceback" not in captured.err and not captured.out
 
 
+def test_the_defaults_that_generate_tells_are_those_of_sampling(capsys):
+    """They are said twice, since --help imports no torch; here they are held together."""
+    from longfire.generate import Sampling
+
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    told = capsys.readouterr().out
+    for name, value in vars(Sampling()).items():
+        if name != "stop":
+            assert re.search(rf"--{name} [A-Z]+\s[^-]*\(default: {value:g}\)", told), name
+    assert Sampling().stop == ()
+
+
 def test_exit_codes_and_traceback(monkeypatch, capsys):
     def broken(words):
         raise CheckpointError("step-3/model.safetensors is cut short; step-2 is whole")
