@@ -1,0 +1,58 @@
+"""The model card of an export: what the model is, how it came to be, how to load it, what was checked."""
+
+from typing import Any
+
+from longfire.hub.check import Check
+from longfire.hub.families import FAMILIES
+
+USE = """```python
+{imports}
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```"""
+
+
+def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[str, Any], check: Check) -> str:
+    """README.md of an export, with the front matter that the hub reads."""
+    family = FAMILIES[config["model_type"]]
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if family.package != "transformers":
+        imports = f"import {family.package}  # registers {family.architecture}\n{imports}"
+    shown = {key: value for key, value in facts.items() if value not in ("", None)}
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"tags: [longfire, {config['model_type']}]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"{family.architecture} of {parameters:,} parameters, trained with longfire.",
+        "",
+        "## Use",
+        "",
+        USE.format(imports=imports, name=name),
+        "",
+        "Or `longfire generate FOLDER --prompt TEXT`, which needs neither of them.",
+        "",
+        *table("How it came to be", shown),
+        *table("Shape", {key: value for key, value in config.items() if key not in ("architectures", "attn")}),
+        *(table("Softmax layers", config["attn"]) if config.get("attn") else []),
+        "## Checked",
+        "",
+        f"{str(check)[0].upper()}{str(check)[1:]}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(title: str, rows: dict[str, Any]) -> list[str]:
+    if not rows:
+        return []
+    cells = [f"| {cell(key)} | {cell(value)} |" for key, value in rows.items()]
+    return [f"## {title}", "", "| | |", "|---|---|", *cells, ""]
+
+
+def cell(value: Any) -> str:
+    return f"{value:,}" if type(value) is int and value >= 10_000 else str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,181 @@
+"""What an export is compared with before it is called done: its own bytes, our logits, and those of the class it is made for."""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longfire import ops
+from longfire.data.tokenizer import Tokenizer
+from longfire.errors import CheckpointError
+from longfire.hub.families import FAMILIES, Family, choose_family
+from longfire.hub.load import load_weights, model_of
+from longfire.model import Model
+
+ROWS, TOKENS = 2, 64  # up to 64 tokens fla runs its recurrent kernels, which are fp32 throughout
+KL_NATS = 1e-10  # promise 9
+TEXT = "def f(x):\n\treturn x ** 2  # naïve 漢字 🙂\n\n  1234567 <eos> </s>"  # what tokenizers trip over
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was compared, and how far apart it was. KL in nats a token, mean over the compared tokens.
+
+    own_kl: the given model against the reloaded one; in bf16 or fp16 that is what rounding the weights costs.
+    peer_kl: the reloaded model against `peer`, a class of another package; None with the reason in `peer_absent`.
+    """
+
+    tensors: int
+    memory_bytes: int
+    dtype: str
+    tokens: int
+    own_kl: float
+    peer: str
+    peer_kl: float | None = None
+    peer_absent: str = ""
+
+    def __str__(self) -> str:
+        peer = (
+            f"{self.peer}: KL {self.peer_kl:.1e}"
+            if self.peer_kl is not None
+            else f"{self.peer}: not compared, {self.peer_absent}"
+        )
+        own = (
+            "the same"
+            if self.own_kl == 0
+            else f"KL {self.own_kl:.1e}" + (" by rounding" if self.dtype != "float32" else "")
+        )
+        return (
+            f"reloaded and compared: {self.tensors} tensors ({self.memory_bytes / 1e6:,.1f} MB, {self.dtype}) equal byte for byte; "
+            f"logits of {self.tokens} tokens: ours {own}; {peer}; the tokenizer by transformers gives the same ids"
+        )
+
+
+@torch.no_grad()
+def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str, torch.dtype]) -> Check:
+    """Compare an export in `folder` with the model it was made of. written: parameter -> its type in the files.
+
+    Raises CheckpointError saying what differs.
+    """
+    shape, device = model.shape, next(model.parameters()).device
+    given = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    reloaded = load_weights(folder, shape)
+    for name, dtype in written.items():
+        expected = given[name].to(dtype).float()
+        if not expected.view(torch.int32).equal(reloaded[name].to(device).view(torch.int32)):
+            raise CheckpointError(
+                f"{folder.name}: {name} came back with other bytes than were written; the disk may be failing"
+            )
+    ids_BT = torch.randint(shape.vocab_size, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+    first = model_of(shape, given, device)  # the same tensors; fp32 whatever the model computes in, and not compiled
+    logits_BTW = first.logits(first(ids_BT))
+    again = model_of(shape, reloaded, device)
+    again_BTW = again.logits(again(ids_BT))
+    tolerated = tolerated_kl(logits_BTW, shape.num_hidden_layers, device)
+    own_kl = kl(logits_BTW, again_BTW)
+    lowest = min(written.values(), key=lambda dtype: dtype.itemsize)
+    if lowest == torch.float32:
+        refuse_unless(
+            own_kl <= tolerated, f"our own logits after reloading differ: KL {own_kl:.1e}, tolerated {tolerated:.1e}"
+        )
+    del first, again
+    family = FAMILIES[choose_family(shape)]
+    compare_tokenizer(tokenizer, folder)
+    peer, absent, peer_kl = f"{family.architecture} of {family.package}", peer_absent(family, model), None
+    if not absent:
+        peer_kl = kl(again_BTW, peer_logits(family, folder, ids_BT))
+        refuse_unless(peer_kl <= tolerated, f"{peer} gives other logits: KL {peer_kl:.1e}, tolerated {tolerated:.1e}")
+    size = sum(given[name].numel() * dtype.itemsize for name, dtype in written.items())
+    dtype = str(lowest).removeprefix("torch.")
+    return Check(len(written), size, dtype, ids_BT.numel(), own_kl, peer, peer_kl, absent)
+
+
+def refuse_unless(condition: bool, difference: str) -> None:
+    """A NaN compares as false, so it is refused too."""
+    if not condition:
+        raise CheckpointError(f"the export was not made: {difference}")
+
+
+def kl(p_BTW: Tensor, q_BTW: Tensor) -> float:
+    """Mean over tokens of KL(p || q) in nats, of two sets of logits, in fp64.
+
+    sum_w p (exp(d) - 1 - d) with d = log q - log p: equal to sum_w p (-d), but no term is negative, so that 1e-16 is not lost
+    in the sum.
+    """
+    log_p, log_q = p_BTW.double().log_softmax(-1), q_BTW.double().log_softmax(-1)
+    d = log_q - log_p
+    return (log_p.exp() * (d.expm1() - d)).sum(-1).mean().item()
+
+
+def tolerated_kl(logits_BTW: Tensor, layers: int, device: torch.device) -> float:
+    """KL that rounding alone can make between two right computations: KL_NATS, more where a model is deep.
+
+    A relative error e in each of 2 * layers additions to the residual stream moves logits by about
+    e * sqrt(2 * layers) * max|logit|; a shift of d in the logits costs at most d^2 / 2. With a factor 8 in d for sums of
+    many terms. e is 2^-23, or 2^-10 where kernels multiply in TF32.
+    """
+    tf32 = device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or ops.chosen("linear_attention") == "fla")
+    shift = 8 * (2**-10 if tf32 else 2**-23) * math.sqrt(2 * layers) * logits_BTW.abs().max().item()
+    return max(KL_NATS, shift**2 / 2)
+
+
+def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Raises CheckpointError when transformers reads the tokenizer's files as another tokenizer."""
+    from transformers import AutoTokenizer  # seconds of imports, only when something is exported
+
+    with quiet_transformers():
+        theirs = AutoTokenizer.from_pretrained(folder)
+    ids = theirs(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    same = ids == tokenizer.encode(TEXT) and (theirs.bos_token_id, theirs.eos_token_id) == (
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+    )
+    refuse_unless(same, "transformers' AutoTokenizer gives other ids than the tokenizer of the run")
+
+
+def peer_absent(family: Family, model: Model) -> str:
+    """Why the class that the export is made for cannot run here; "" if it can."""
+    if family.package == "transformers":
+        return ""
+    missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{missing[0]} is not installed"
+    if next(model.parameters()).device.type != "cuda":
+        return "its kernels need CUDA"
+    if "attention" in model.shape.layer_types:
+        return "its softmax layers have no fp32"
+    return ""
+
+
+def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
+    """Logits of the ids by the family's own class, loaded from the folder as a user would, in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    importlib.import_module(family.package)  # fla registers its classes when imported
+    with quiet_transformers():
+        peer, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    refuse_unless(not wrong, f"{type(peer).__name__} does not find its tensors: {wrong}")
+    return peer.to(ids_BT.device).eval()(ids_BT, use_cache=False).logits
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, and no warning that it does not know fla's model types."""
+    from transformers.utils import logging
+
+    verbosity, showed_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if showed_bars:
+            logging.enable_progress_bar()

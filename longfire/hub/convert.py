@@ -1,0 +1,175 @@
+"""A model -> a folder of Hugging Face weights, written aside, loaded again and compared before it appears under its name."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from longfire.data.tokenizer import Tokenizer
+from longfire.errors import CheckpointError, SettingsError
+from longfire.hub.card import model_card
+from longfire.hub.check import Check, compare, refuse_unless
+from longfire.hub.families import FAMILIES, Family, config_from_shape
+from longfire.hub.load import INDEX, SINGLE, load_weights
+from longfire.model import Model
+from longfire.weights import Opened, open_model
+
+__all__ = ["Check", "export", "export_run", "load_weights"]
+
+SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
+GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def export(
+    model: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    facts: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Check:
+    """Write the model to `folder` as transformers or fla loads it; what was compared is returned and stands in the model card.
+
+    facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
+    shape sets no limit. An earlier export in the folder is replaced, by a whole one only. Raises SettingsError naming what
+    no Hugging Face class has, CheckpointError when something does not compare or the disk is full.
+    """
+    folder, facts = Path(folder), facts or {}
+    refuse_to_replace(folder)
+    length, type_name = int(facts.get("seq_len", 2048)), str(dtype).removeprefix("torch.")
+    config = config_from_shape(
+        model.shape, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, length=length, dtype=type_name
+    )
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        written = write_weights(model, FAMILIES[config["model_type"]], aside, dtype, shard_bytes)
+        write_json(aside / "config.json", config)
+        write_json(
+            aside / "generation_config.json", {key: config[key] for key in GENERATION if config[key] is not None}
+        )
+        tokenizer.save(aside)
+        check = compare(model, tokenizer, aside, written)
+        parameters = sum(p.numel() for p in model.parameters())
+        card = model_card(folder.absolute().name, config, parameters, facts, check)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        put_in_place(aside, folder)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(
+            f"{folder}: the export could not be written ({e}); nothing that was there has changed"
+        ) from e
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return check
+
+
+def export_run(run_folder: Path, step: int, out: Path, dtype: str = "") -> Check:
+    """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
+
+    dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. Raises as `export` and `open_model` do.
+    """
+    opened = open_model(Path(run_folder), step)
+    if opened.run is None:
+        raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
+    chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
+    return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts_of(opened))
+
+
+def facts_of(opened: Opened) -> dict[str, Any]:
+    """What the model card says of a run's checkpoint: settings, and the numbers that were recorded at its step."""
+    run = opened.run
+    metrics, recorded = run.folder / "metrics.jsonl", {}
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
+        if line.endswith("}") and (record := json.loads(line)).get("step") == opened.step:
+            recorded |= record
+    shown = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}
+    shown |= {
+        f"held-out {key.removeprefix('eval/')}": value for key, value in recorded.items() if key.startswith("eval/")
+    }
+    return {
+        "description": run.job.description,
+        "data": ", ".join(run.data.dataset),
+        "steps": opened.step,
+        "tokens_per_step": run.tokens_per_step,
+        "seq_len": run.training.seq_len,
+        "optimizer": f"{run.optimizer.name}, lr {run.optimizer.lr:g}, {run.lr_scheduler.name}",
+        **{key: f"{value:.4f}" if isinstance(value, float) else value for key, value in shown.items()},
+    }
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raises SettingsError when the folder holds anything but an earlier export."""
+    card = folder / "README.md"
+    if folder.is_dir() and card.is_file() and "longfire" in card.read_text(encoding="utf-8", errors="replace"):
+        return
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise SettingsError(f"{folder}: already there, and no export of longfire; name a new folder, or remove it")
+
+
+def write_weights(
+    model: Model, family: Family, folder: Path, dtype: torch.dtype, shard_bytes: int
+) -> dict[str, torch.dtype]:
+    """Write the parameters in shards, one in memory at a time; returns each parameter's type in the files."""
+    weights, types = model.state_dict(), types_of(model, dtype)
+    shards = list(cut({name: weights[name].numel() * t.itemsize for name, t in types.items()}, shard_bytes))
+    files: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            tensor = weights[name].detach().to("cpu", types[name]).contiguous()
+            fits = tensor.isfinite().all() or not weights[name].isfinite().all()
+            refuse_unless(
+                bool(fits),
+                f"{name} has values that {str(types[name]).removeprefix('torch.')} cannot hold; export as bfloat16 or float32",
+            )
+            tensors[family.to_theirs(name)] = tensor
+        save_file(tensors, folder / file, {"format": "pt"})
+        files |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        size = sum(weights[name].numel() * t.itemsize for name, t in types.items())
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
+    return types
+
+
+def types_of(model: Model, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Parameter -> its type in the files: `dtype`, fp32 for what no type may round; a tied head is the embedding."""
+    exact = {f"layers.{i}.mixer.{leaf}" for i, block in enumerate(model.layers) for leaf in block.mixer.keep_fp32}
+    names = [name for name in model.state_dict() if not (model.shape.tie_word_embeddings and name == "head.weight")]
+    return {name: torch.float32 if name in exact else dtype for name in names}
+
+
+def cut(sizes: dict[str, int], shard_bytes: int) -> Iterator[list[str]]:
+    """Names in order, cut where a shard would grow over `shard_bytes`; a larger tensor has a shard of its own."""
+    shard: list[str] = []
+    filled = 0
+    for name, size in sizes.items():
+        if shard and filled + size > shard_bytes:
+            yield shard
+            shard, filled = [], 0
+        shard.append(name)
+        filled += size
+    yield shard
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Everything on disk first, then one rename; an earlier export steps aside until the new one stands."""
+    for path in aside.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    earlier = aside.with_name(f"{aside.name}.earlier")
+    if folder.exists():
+        folder.rename(earlier)
+    aside.rename(folder)
+    shutil.rmtree(earlier, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it trains) or a Hugging Face folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
+
+from longfire import ops, settings
+from longfire.checkpoint import load_model_weights, steps
+from longfire.data import tokenizer as tokenizers
+from longfire.data.text import shares, sources
+from longfire.data.tokenizer import Tokenizer
+from longfire.device import choose_device, choose_dtype
+from longfire.errors import CheckpointError
+from longfire.hub.load import load_model, model_of
+from longfire.model import Model
+from longfire.run import RUN_TOML, Run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model on its device with its tokenizer; run and step: where it came from, if from a run folder."""
+
+    model: Model
+    tokenizer: Tokenizer
+    run: Run | None = None
+    step: int = -1
+
+
+def open_model(folder: Path, step: int = -1, note: Callable[[str], None] = print) -> Opened:
+    """The model in a run folder (step -1: of the newest whole checkpoint) or in a folder of Hugging Face weights.
+
+    On the device and in the compute type of the run; elsewhere the best that is there. Raises CheckpointError, SettingsError
+    or DataError naming what is missing.
+    """
+    if not (folder / RUN_TOML).exists():
+        device, dtype = place(settings.Training(), settings.Model())
+        return Opened(*load_model(folder, device, dtype))
+    run = Run.of_folder(folder, note=note)
+    device, dtype = place(run.training, run.model)
+    checkpoints, tokenizer = run.folder / run.checkpoint.folder, tokenizer_of(run)
+    if step < 0:
+        step, weights = newest_weights(checkpoints, note)
+    else:
+        weights = load_model_weights(checkpoints / f"step-{step}")
+    shape = run.shape.with_vocabulary(tokenizer.vocab_size)
+    return Opened(model_of(shape, weights, device, dtype), tokenizer, run, step)
+
+
+def place(training: settings.Training, model: settings.Model) -> tuple[torch.device, torch.dtype]:
+    """Device and compute type, with the kernels chosen."""
+    device = choose_device(training)
+    ops.choose(device, model.kernels)
+    return device, choose_dtype(model, device)[0]
+
+
+def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tuple[int, dict[str, Tensor]]:
+    """Step and weights of the newest whole checkpoint, only read. A run that trains meanwhile may add and remove some: the
+    folder is looked at again after each that could not be read. Raises CheckpointError when none could."""
+    tried: dict[int, str] = {}
+    while left := [step for step in steps(checkpoints) if step not in tried]:
+        try:
+            return left[-1], load_model_weights(checkpoints / f"step-{left[-1]}")
+        except (CheckpointError, CheckpointException, OSError) as e:
+            tried[left[-1]] = str(e)
+            note(f"{e}; looking for another one")
+    raise CheckpointError(
+        f"{checkpoints}: no whole checkpoint is there" + (f" ({'; '.join(tried.values())})" if tried else "")
+        + "; train first, or name another run folder"
+    )  # fmt: skip
+
+
+def tokenizer_of(run: Run) -> Tokenizer:
+    """The tokenizer that a run trains with: the copy in its folder, else as its settings name it."""
+    if (run.folder / "tokenizer").is_dir():
+        return tokenizers.from_folder(run.folder / "tokenizer")
+    return tokenizers.load(run.tokenizer, sources(run.data), shares(run.data), run.data)

@@ -1,0 +1,115 @@
+"""Promise 10: cached generation equals the full forward, for every mixer and hybrid, however the prompt is cut."""
+
+import pytest
+import torch
+from golden import FLA_CASES, read
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import Tensor
+
+from longfire.generate import Sampling, feed, generate
+from longfire.hub.families import FAMILIES, shape_from_config
+from longfire.hub.load import model_of
+from longfire.mixers import MIXERS
+from longfire.mixers.mixer import Cache, Sequence
+from longfire.model import Model
+
+TOKENS = 150  # more than two chunks of 64
+VARIANTS = {
+    **{name: ((name,), {}) for name in MIXERS},
+    "windowed": (("attention",), {"attention": {"num_heads": 4, "num_kv_heads": 1, "window_size": 7}}),
+    "gla without convolution": (("gla",), {"gla": {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}}),
+    "delta rule, value groups": (
+        ("gated_delta_net",),
+        {
+            "gated_delta_net": {
+                "num_heads": 2,
+                "num_v_heads": 4,
+                "head_dim": 8,
+                "use_gate": False,
+                "allow_neg_eigval": True,
+            }
+        },
+    ),
+    "hybrid of all": (("gla", "attention", "gated_delta_net"), {}),
+}
+
+
+def cached_logits(model: Model, ids_BT: Tensor, cuts: list[int]) -> Tensor:
+    """Logits (B, T, W) of chunks that end at the cuts, each seen after what the cache kept of those before."""
+    cache, parts = Cache(), []
+    for start, stop in zip([0, *cuts], [*cuts, ids_BT.shape[1]]):
+        positions_BT = torch.arange(start, stop).expand(len(ids_BT), -1)
+        parts.append(model.logits(model(ids_BT[:, start:stop], Sequence(positions_BT, cache=cache))))
+    return torch.cat(parts, 1)
+
+
+def assert_equal_within_rounding(model: Model, cached_BTW: Tensor, full_BTW: Tensor) -> None:
+    """Another order of fp32 sums: 2 additions to the residual stream a layer, each a sum of up to T + D terms whose roundings
+    (2^-24) add like a random walk, relative to the largest logit; twice that, as both sides round."""
+    terms = (full_BTW.shape[1] + model.shape.hidden_size) ** 0.5
+    tolerance = 2 * 2 * model.shape.num_hidden_layers * terms * 2**-24 * full_BTW.abs().max()
+    assert (cached_BTW - full_BTW).abs().max() <= tolerance
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request) -> Model:
+    from conftest import MIXER_SETTINGS, tiny_model
+
+    types, changed = VARIANTS[request.param]
+    mixers = {name: {**MIXER_SETTINGS[name], **changed.get(name, {})} for name in types}
+    return tiny_model(*types, mixers=mixers)
+
+
+@torch.no_grad()
+@given(some.data())
+@settings(deadline=None, max_examples=5)
+def test_any_split_then_token_by_token(model, data):
+    cuts = sorted(data.draw(some.sets(some.integers(1, TOKENS - 21), max_size=4), label="cuts"))
+    ids_BT = torch.randint(97, (2, TOKENS), generator=torch.Generator().manual_seed(len(cuts)))
+    full_BTW = model.logits(model(ids_BT))
+    token_by_token = list(range(TOKENS - 20, TOKENS))
+    assert_equal_within_rounding(model, cached_logits(model, ids_BT, [*cuts, *token_by_token]), full_BTW)
+
+
+@torch.no_grad()
+def test_token_by_token_from_the_first(model):
+    ids_BT = torch.randint(97, (1, 80), generator=torch.Generator().manual_seed(1))
+    full_BTW = model.logits(model(ids_BT))
+    assert_equal_within_rounding(model, cached_logits(model, ids_BT, list(range(1, 80))), full_BTW)
+
+
+@torch.no_grad()
+def test_greedy_generation_follows_the_full_forward(model):
+    prompt = torch.randint(97, (5,), generator=torch.Generator().manual_seed(2)).tolist()
+    drawn = generate(model, prompt, Sampling(max_new_tokens=12, temperature=0))
+    assert len(drawn) == 12
+    logits_TW = model.logits(model(torch.tensor([prompt + drawn])))[0]
+    for place, chosen in enumerate(drawn, len(prompt) - 1):
+        likeliest = logits_TW[place].max()
+        assert logits_TW[place, chosen] >= likeliest - 1e-4 * likeliest.abs()  # a tie may fall either way
+
+
+@pytest.mark.parametrize("case", FLA_CASES)
+@torch.no_grad()
+def test_weights_of_fla_token_by_token_equal_flas_own_full_forward(case):
+    golden = read(case)
+    shape, family = shape_from_config(golden.config, case), FAMILIES[golden.config["model_type"]]
+    model = model_of(shape, {family.to_ours(name): tensor for name, tensor in golden.weights.items()})
+    cached_BTW = cached_logits(model, golden.ids_BT, list(range(30, golden.ids_BT.shape[1])))
+    assert (cached_BTW - golden.logits_BTW).abs().max() <= 1e-4 * golden.logits_BTW.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_memory_is_constant_where_the_mixer_has_a_state(name):
+    from conftest import MIXER_SETTINGS, tiny_model
+
+    types, changed = VARIANTS[name]
+    model = tiny_model(*types, mixers={n: {**MIXER_SETTINGS[n], **changed.get(n, {})} for n in types})
+    cache, sizes = Cache(), []
+    for _ in range(3):
+        feed(model, [1] * 30, cache)
+        sizes.append(cache.memory_bytes())
+    grows = "attention" in types and not changed.get("attention", {}).get("window_size")
+    assert (sizes[0] < sizes[1] < sizes[2]) if grows else (sizes[0] == sizes[1] == sizes[2])
