@@ -15,9 +15,9 @@ FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
 def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[dict]:
     """Two groups: matrices, which decay, and the rest, which does not.
 
-    Weight decay keeps matrices from growing; a norm's scale, a bias, a decay rate (`A_log`) or a word's vector has no reason
-    to shrink because it was not used. So 0-D and 1-D parameters and every embedding are left out, and with it a head that
-    shares the embedding's parameter.
+    Weight decay keeps matrices from growing; a norm's scale, a bias, a decay rate (`A_log`) or a word's vector has no
+    reason to shrink because it was not used. So 0-D and 1-D parameters and every embedding are left out, and with it a
+    head that shares the embedding's parameter.
     """
     embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[di
 
 
 def make_optimizer(model: nn.Module, optimizer: settings.Optimizer, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) or Adam (Kingma and Ba 2015) on the groups above, fused where the device can."""
+    """AdamW (Loshchilov and Hutter 2019) or Adam (Kingma and Ba 2015) on those groups, fused where the device can."""
     kind = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}[optimizer.name]
     return kind(
         parameter_groups(model, optimizer),
@@ -44,13 +44,13 @@ def schedule(position: float, total: float, warmup: float, scheduler: settings.L
     """The share of the peak learning rate that the step starting at `position` uses: a pure function.
 
     One step is the unit; a run that counts in tokens divides all three by its tokens a step, and may so get fractions.
-    Warm-up: (position + 1) / warmup, so that the first step already moves and the last one of the warm-up has the peak. Then,
-    with x from 0 at the end of the warm-up to 1 at `total` and `floor` = min_lr_ratio:
+    Warm-up: (position + 1) / warmup, so that the first step already moves and the last one of the warm-up has the peak.
+    Then, with x from 0 at the end of the warm-up to 1 at `total` and floor = min_lr_ratio:
 
         cosine    floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
         linear    floor + (1 - floor) (1 - x)
-        wsd       1, and linear to the floor over the last `decay_ratio` of the WHOLE run (Hu et al. 2024, MiniCPM), or over
-                  what the warm-up leaves of that part
+        wsd       1, then linear to the floor over the last `decay_ratio` of the WHOLE run (Hu et al. 2024, MiniCPM), or
+                  over what the warm-up leaves of that part
         constant  1
     """
     if position < warmup:
@@ -64,10 +64,10 @@ def schedule(position: float, total: float, warmup: float, scheduler: settings.L
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients in place so that their joint 2-norm is at most `max_norm` (0: leave them); returns the norm before.
+    """Scale all gradients in place so that their joint 2-norm is at most `max_norm` (0: leave them).
 
-    The norm (fp32, a scalar) stays on the device: nothing here waits for it. On a CPU it is at hand anyway, and gradients that
-    are short enough are then not passed over once more.
+    Returns the norm before (fp32, a scalar on the gradients' device): nothing here waits for it. On a CPU it is at hand
+    anyway, and gradients that are short enough are then not passed over once more.
     """
     parameters = list(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
