@@ -22,6 +22,12 @@ HEADER = {
 }
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """fsync is for power cuts; a killed process loses nothing that it wrote."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
 def write(folder: Path, documents: list[list[int]], commit_every: int = 1, complete: bool = True) -> StoreWriter:
     """A store of small shards, gone on with from wherever it stands; every third document is held out."""
     folder.mkdir(exist_ok=True)

@@ -252,6 +252,7 @@ class ColumnWriter:
         os.truncate(file, items * self.dtype.itemsize)
         self._hash = blake2b(file.read_bytes(), digest_size=16)
         self._file = open(file, "ab")  # noqa: SIM115 (open until the shard is full)
+        self._synced = self.length
 
     def append(self, items: np.ndarray) -> None:
         items = np.ascontiguousarray(items, self.dtype)
@@ -268,8 +269,10 @@ class ColumnWriter:
                 self._open()
 
     def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._synced != self.length:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._synced = self.length
 
     def close(self) -> None:
         self._file.close()
