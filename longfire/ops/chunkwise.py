@@ -26,14 +26,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longfire.ops.documents import Documents
 
 CHUNK = 64  # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
-SEGMENT_NUMBERS = (
-    2**20
-)  # of q, k or v, worked on at a time on a CPU: 4 MiB stay in cache and are reused by the allocator
+SEGMENT_NUMBERS = 2**20  # of v (or q), worked on at a time on a CPU: 4 MiB stay in cache and the allocator keeps them
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -92,69 +89,98 @@ class Decayed(NamedTuple):
     whole: Tensor  # (..., K or 1, 1): a_1..a_C, ready to multiply a state
 
 
-def decayed(queries: tuple[Tensor, ...], key: Tensor, decay: Tensor) -> Decayed:
+def decayed(queries: list[Tensor], key: Tensor, decay: Tensor) -> Decayed:
     """queries and key (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two."""
     if decay.shape[-1] == key.shape[-1] != 1:
-        whole, to_end, *rest = DecayTree.apply(decay, key, *queries)
-        return Decayed(rest[: len(queries)], rest[len(queries) :], to_end, whole.transpose(-1, -2))
+        whole, to_end, *rest = decay_tree(decay, key, queries)
+        return Decayed(rest[: len(queries)], rest[len(queries) :], to_end, whole.mT)
     # The same decay in every channel: the decays of pairs are a matrix of their own, the tree of ones.
     ones = torch.ones_like(decay)
-    whole, to_end, pairs, from_start = DecayTree.apply(decay, ones, ones)
-    products = [(query @ key.transpose(-1, -2)) * pairs for query in queries]
-    return Decayed(products, [query * from_start for query in queries], key * to_end, whole.transpose(-1, -2))
+    whole, to_end, pairs, from_start = decay_tree(decay, ones, [ones])
+    products = [(query @ key.mT) * pairs for query in queries]
+    return Decayed(products, [query * from_start for query in queries], key * to_end, whole.mT)
 
 
-class DecayTree(torch.autograd.Function):
-    """(decay, key, *queries), all (..., C, K) -> (whole (..., 1, K), to_end, *products, *from_start): see the file's trace.
+# The tree and the scan are operators of their own, with backwards written out. For autograd: it would keep every level of
+# the tree, 14 tensors the size of a query at C = 64, where this keeps its inputs and climbs again (and is a fifth faster).
+# For torch.compile: it takes them as they are; unrolled they compiled for a minute and ran no faster.
 
-    The backward is written out because autograd would keep every level, 14 tensors the size of a query at C = 64; this
-    keeps its inputs and climbs again. It was also a fifth faster.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, decay: Tensor, key: Tensor, *queries: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(decay, key, *queries)
-        products = [torch.diag_embed((query * key).sum(-1)) for query in queries]
-        whole, to_end, from_start = decay, key.clone(), [query * decay for query in queries]
-        for size in block_sizes(key):
-            key_early, queries_late = meeting(to_end, from_start, size)
-            for product, query_late in zip(products, queries_late):
-                below_diagonal(product, size).copy_(query_late @ key_early.mT)
-            whole = merge(whole, key_early, queries_late)
-        return whole, to_end, *products, *from_start
+@torch.library.custom_op("longfire::decay_tree", mutates_args=())
+def decay_tree(decay: Tensor, key: Tensor, queries: list[Tensor]) -> list[Tensor]:
+    """All (..., C, K) -> [whole (..., 1, K), to_end, products of each query, from_start of each query]: the file's trace."""
+    products = [torch.diag_embed((query * key).sum(-1)) for query in queries]
+    whole, to_end, from_start = decay.clone(), key.clone(), [query * decay for query in queries]
+    for size in block_sizes(key):
+        key_early, queries_late = meeting(to_end, from_start, size)
+        for product, query_late in zip(products, queries_late):
+            below_diagonal(product, size).copy_(query_late @ key_early.mT)
+        whole = merge(whole, key_early, queries_late)
+    return [whole, to_end, *products, *from_start]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_whole: Tensor, d_to_end: Tensor, *d_rest: Tensor) -> tuple[Tensor, ...]:
-        decay, key, *queries = ctx.saved_tensors
-        d_products, d_from_start = d_rest[: len(queries)], [d.clone() for d in d_rest[len(queries) :]]
-        levels = []
-        whole, to_end, from_start = decay, key.clone(), [query * decay for query in queries]
-        for size in block_sizes(key):
-            key_early, queries_late = meeting(to_end, from_start, size)
-            levels.append((size, whole, key_early.clone(), [query_late.clone() for query_late in queries_late]))
-            whole = merge(whole, key_early, queries_late)
-        d_to_end = d_to_end.clone()
-        for size, whole, key_early, queries_late in reversed(levels):
-            d_key_early, d_queries_late = meeting(d_to_end, d_from_start, size)
-            early, late = seam(whole)
-            d_late = d_whole[..., None, :] * early + (d_key_early * key_early).sum(-2, keepdim=True)
-            d_early = d_whole[..., None, :] * late
-            d_key_early *= late
-            for d_product, d_query_late, query_late in zip(d_products, d_queries_late, queries_late):
-                d_early = d_early + (d_query_late * query_late).sum(-2, keepdim=True)
-                d_below = below_diagonal(d_product, size)
-                d_query_late *= early
-                d_query_late += d_below @ key_early
-                d_key_early += d_below.mT @ query_late
-            d_whole = torch.stack([d_early, d_late], -3).flatten(-4, -2)
-        d_decay, d_key, d_queries = d_whole, d_to_end, []
-        for query, d_product, d_query in zip(queries, d_products, d_from_start):
-            d_same = d_product.diagonal(dim1=-2, dim2=-1)[..., None]
-            d_decay = d_decay + d_query * query
-            d_key = d_key + d_same * query
-            d_queries.append(d_query * decay + d_same * key)
-        return d_decay, d_key, *d_queries
+
+@decay_tree.register_fake
+def decay_tree_shapes(decay: Tensor, key: Tensor, queries: list[Tensor]) -> list[Tensor]:
+    products = [query.new_empty(*query.shape[:-1], query.shape[-2]) for query in queries]
+    return [torch.empty_like(decay[..., :1, :]), torch.empty_like(key), *products, *map(torch.empty_like, queries)]
+
+
+@torch.library.custom_op("longfire::decay_tree_backward", mutates_args=())
+def decay_tree_backward(decay: Tensor, key: Tensor, queries: list[Tensor], d_outputs: list[Tensor]) -> list[Tensor]:
+    """The gradients of decay, key and each query."""
+    d_whole, d_to_end, d_from_start = (
+        d_outputs[0],
+        d_outputs[1].clone(),
+        [d.clone() for d in d_outputs[2 + len(queries) :]],
+    )
+    d_products = d_outputs[2 : 2 + len(queries)]
+    levels = []
+    whole, to_end, from_start = decay, key.clone(), [query * decay for query in queries]
+    for size in block_sizes(key):
+        key_early, queries_late = meeting(to_end, from_start, size)
+        levels.append((size, whole, key_early.clone(), [query_late.clone() for query_late in queries_late]))
+        whole = merge(whole, key_early, queries_late)
+    for size, whole, key_early, queries_late in reversed(levels):
+        d_key_early, d_queries_late = meeting(d_to_end, d_from_start, size)
+        early, late = seam(whole)
+        d_late = d_whole[..., None, :] * early + (d_key_early * key_early).sum(-2, keepdim=True)
+        d_early = d_whole[..., None, :] * late
+        d_key_early *= late
+        for d_product, d_query_late, query_late in zip(d_products, d_queries_late, queries_late):
+            d_early = d_early + (d_query_late * query_late).sum(-2, keepdim=True)
+            d_below = below_diagonal(d_product, size)
+            d_query_late *= early
+            d_query_late += d_below @ key_early
+            d_key_early += d_below.mT @ query_late
+        d_whole = torch.stack([d_early, d_late], -3).flatten(-4, -2)
+    d_decay, d_key, d_queries = d_whole.clone(), d_to_end, []
+    for query, d_product, d_query in zip(queries, d_products, d_from_start):
+        d_same = d_product.diagonal(dim1=-2, dim2=-1)[..., None]
+        d_decay += d_query * query
+        d_key += d_same * query
+        d_queries.append(d_query * decay + d_same * key)
+    return [d_decay, d_key, *d_queries]
+
+
+@decay_tree_backward.register_fake
+def decay_tree_backward_shapes(
+    decay: Tensor, key: Tensor, queries: list[Tensor], d_outputs: list[Tensor]
+) -> list[Tensor]:
+    return [torch.empty_like(x) for x in (decay, key, *queries)]
+
+
+def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    decay, key, queries = inputs
+    ctx.save_for_backward(decay, key, *queries)
+
+
+def decay_tree_gradients(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    decay, key, *queries = ctx.saved_tensors
+    d_decay, d_key, *d_queries = decay_tree_backward(decay, key, queries, [d.contiguous() for d in d_outputs])
+    return d_decay, d_key, d_queries
+
+
+decay_tree.register_autograd(decay_tree_gradients, setup_context=keep_tree)
 
 
 def block_sizes(key: Tensor) -> Iterator[int]:
@@ -190,37 +216,44 @@ def below_diagonal(product: Tensor, size: int) -> Tensor:
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
-class Scan(torch.autograd.Function):
-    """(transition, write (B, N, H, K, V), state (B, H, K, V)) -> the state before each chunk (B, N, H, K, V), the last state.
+@torch.library.custom_op("longfire::scan", mutates_args=())
+def scan(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
+    """S <- M_n S + write_n over the chunks n, from the last to the first if `reverse`: (the state before each, the last).
 
-    S_{n+1} = M_n S_n + write_n, where M_n is diagonal, transition (1 or B, N, 1 or H, 1 or K, 1), or a matrix
-    (B, N, H, K, K). The backward is written out: one product a chunk runs in sequence, all others at once.
+    state (B, H, K, V), write (B, N, H, K, V), transition a matrix M (B, N, H, K, K) or its diagonal
+    (1 or B, N, 1 or H, 1 or K, 1).
     """
+    steps = list(zip(transition.unbind(1), write.unbind(1)))
+    states = []
+    for step, added in reversed(steps) if reverse else steps:
+        states.append(state)
+        state = carried(step, state, added)
+    return torch.stack(states[::-1] if reverse else states, 1), state
 
-    @staticmethod
-    def forward(ctx: Any, transition: Tensor, write: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        states = []
-        for step, added in zip(transition.unbind(1), write.unbind(1)):
-            states.append(state)
-            state = carried(step, state, added)
-        states = torch.stack(states, 1)
-        ctx.save_for_backward(transition, states)
-        return states, state
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_states: Tensor, d_state: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        transition, states = ctx.saved_tensors
-        back, d_writes = transition.mT if is_matrix(transition) else transition, []
-        for step, d_read in zip(reversed(back.unbind(1)), reversed(d_states.unbind(1))):
-            d_writes.append(d_state)
-            d_state = carried(step, d_state, d_read)
-        d_write = torch.stack(d_writes[::-1], 1)
-        d_transition = None
-        if ctx.needs_input_grad[0]:
-            d_transition = d_write @ states.mT if is_matrix(transition) else (d_write * states).sum(-1, keepdim=True)
-            d_transition = d_transition.sum_to_size(transition.shape)
-        return d_transition, d_write, d_state
+@scan.register_fake
+def scan_shapes(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(write), torch.empty_like(state)
+
+
+def keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.reverse = inputs[3]
+    ctx.save_for_backward(inputs[0], output[0])
+
+
+def scan_gradients(ctx: Any, d_states: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of the state is scanned the other way, by the transposed transitions."""
+    transition, states = ctx.saved_tensors
+    back = transition.mT if is_matrix(transition) else transition
+    d_write, d_state = scan(back, d_states, d_last, not ctx.reverse)
+    d_transition = None
+    if ctx.needs_input_grad[0]:
+        d_transition = d_write @ states.mT if is_matrix(transition) else (d_write * states).sum(-1, keepdim=True)
+        d_transition = d_transition.sum_to_size(transition.shape)
+    return d_transition, d_write, d_state, None
+
+
+scan.register_autograd(scan_gradients, setup_context=keep_scan)
 
 
 def is_matrix(transition: Tensor) -> bool:

@@ -14,12 +14,12 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
-    Scan,
     by_segments,
     chunk_size,
     chunked,
     decayed,
     goes_on,
+    scan,
     start,
     step_decays,
     unchunked,
@@ -122,13 +122,13 @@ def segment(
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
     beta = chunked(beta.to(dtype), size)
-    parts = decayed((q, k), k, decay)
+    parts = decayed([q, k], k, decay)
     (qk, kk), (q_from_start, k_from_start), to_end = parts.products, parts.from_start, parts.to_end
     solve = UnitLowerInverse.apply(beta * kk) * beta.mT
     written, erased = solve @ v, solve @ k_from_start
     whole = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])
     transition = torch.diag_embed(whole) - to_end.mT @ erased
-    states, S_BHKV = Scan.apply(transition, to_end.mT @ written, S_BHKV)
+    states, S_BHKV = scan(transition, to_end.mT @ written, S_BHKV)
     o = qk @ (written - erased @ states) + q_from_start @ states
     return unchunked(o, tokens), S_BHKV
 

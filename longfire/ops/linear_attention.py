@@ -12,12 +12,12 @@ from torch import Tensor
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
-    Scan,
     by_segments,
     chunk_size,
     chunked,
     decayed,
     goes_on,
+    scan,
     start,
     step_decays,
     unchunked,
@@ -99,8 +99,8 @@ def segment(
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
-    parts = decayed((q,), k, decay)
-    states, S_BHKV = Scan.apply(parts.whole, parts.to_end.mT @ v, S_BHKV)
+    parts = decayed([q], k, decay)
+    states, S_BHKV = scan(parts.whole, parts.to_end.mT @ v, S_BHKV)
     o = parts.products[0] @ v + parts.from_start[0] @ states
     return unchunked(o, tokens), S_BHKV
 

@@ -1,0 +1,91 @@
+"""Independent float64 forms of the two recurrences, and the inputs both are tried on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.ops.documents import Documents
+
+B, H = 2, 3
+Inputs = dict[str, Any]
+
+
+def inputs(
+    op: str, seed: int, T: int, K: int, V: int, decay: str, state: bool = True, documents: float = 0.0
+) -> Inputs:
+    """Random arguments of an op, float64. decay: none, constant, scalar, vector; documents: share of tokens that start one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shape = {"none": None, "constant": (H,), "scalar": (B, T, H), "vector": (B, T, H, K)}[decay]
+    made = {"q": randn(B, T, H, K), "k": randn(B, T, H, K), "v": randn(B, T, H, V)}
+    if op == "delta_rule":
+        made["k"] = F.normalize(made["k"], dim=-1)
+        made["beta"] = 2 * torch.rand(B, T, H, generator=generator, dtype=torch.float64)
+    made["g"] = None if shape is None else F.logsigmoid(2 * randn(*shape))
+    made["initial_state_BHKV"] = randn(B, H, K, V) if state else None
+    if documents:
+        starts_BT = torch.rand(B, T, generator=generator) < documents
+        made["documents"] = Documents.from_ids(starts_BT.long().cumsum(1))
+    return made
+
+
+def call(op: Callable, made: Inputs) -> tuple[Tensor, Tensor]:
+    """op(q, k, v, [beta,] g, ...) as it is meant to be called."""
+    positional = [made[name] for name in ("q", "k", "v", "beta", "g") if name in made]
+    return op(*positional, initial_state_BHKV=made["initial_state_BHKV"], documents=made.get("documents"))
+
+
+def converted(made: Inputs, dtype: torch.dtype) -> Inputs:
+    return {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in made.items()}
+
+
+def results(op: Callable, made: Inputs) -> dict[str, Tensor]:
+    """Output, final state, and the gradient of every input through both, for fixed random gradients of the two."""
+    leaves = {name: x.detach().requires_grad_() for name, x in made.items() if isinstance(x, Tensor)}
+    o, state = call(op, {**made, **leaves})
+    generator = torch.Generator().manual_seed(7)
+    eighths = [torch.randn(x.shape, generator=generator).mul(8).round() / 8 for x in (o, state)]  # exact in bf16 too
+    seeds = [seed.to(x.dtype) for seed, x in zip(eighths, (o, state))]
+    gradients = torch.autograd.grad((o, state), list(leaves.values()), seeds)
+    return {"o": o.detach(), "state": state.detach(), **{f"d_{name}": d for name, d in zip(leaves, gradients)}}
+
+
+def errors(op: Callable, truth: Callable, made: Inputs, dtype: torch.dtype) -> dict[str, float]:
+    """max |op - truth| / max |truth| of each result; the truth in float64 of the same rounded inputs."""
+    rounded = converted(made, dtype)
+    got, true = results(op, rounded), results(truth, converted(rounded, torch.float64))
+    floor = max(float(x.abs().max()) for x in true.values()) * 1e-12  # a gradient may be exactly zero
+    return {
+        name: float((got[name].double() - x).abs().max() / x.abs().max().clamp_min(floor)) for name, x in true.items()
+    }
+
+
+def by_numpy(made: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """The recurrence as written on paper, S <- M S + w, one document, head and token at a time."""
+    q, k, v = (made[name].numpy() for name in "qkv")
+    (rows, T, heads, K), V = q.shape, v.shape[-1]
+    beta = made["beta"].numpy() if "beta" in made else None
+    g = np.zeros(heads) if made["g"] is None else made["g"].numpy()
+    g = np.broadcast_to(g if g.ndim == 4 else g[..., None], q.shape)
+    ids = np.zeros((rows, T)) if "documents" not in made else made["documents"].ids_BT.numpy()
+    given = made["initial_state_BHKV"]
+    o, last = np.zeros((rows, T, heads, V)), np.zeros((rows, heads, K, V))
+    for b, h in np.ndindex(rows, heads):
+        S = np.zeros((K, V)) if given is None else given[b, h].numpy().copy()
+        for t in range(T):
+            if t and ids[b, t] != ids[b, t - 1]:
+                S = np.zeros((K, V))
+            key, write, M = k[b, t, h], v[b, t, h], np.diag(np.exp(g[b, t, h]))
+            if beta is not None:
+                M, write = (np.eye(K) - beta[b, t, h] * np.outer(key, key)) @ M, beta[b, t, h] * write
+            S = M @ S + np.outer(key, write)
+            o[b, t, h] = S.T @ q[b, t, h] / np.sqrt(K)
+        last[b, h] = S
+    return o, last

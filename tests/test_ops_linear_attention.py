@@ -1,0 +1,32 @@
+"""What only linear attention has: a constant decay, and an attention-like closed form. The rest: test_ops_chunkwise.py."""
+
+import recurrences as r
+import torch
+
+from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_slow
+
+
+def test_a_constant_decay_is_a_scalar_decay_that_does_not_change():
+    made = r.inputs("linear_attention", 0, T=70, K=4, V=5, decay="constant")
+    expanded = {**made, "g": made["g"].expand(r.B, 70, r.H).contiguous()}
+    constant, scalar = (r.results(linear_attention_chunkwise, x) for x in (made, expanded))
+    torch.testing.assert_close(constant["d_g"], scalar["d_g"].sum((0, 1)))
+    torch.testing.assert_close(constant["o"], scalar["o"])
+
+
+def test_without_decay_it_is_attention_without_softmax():
+    made = r.inputs("linear_attention", 1, T=100, K=4, V=5, decay="none", state=False)
+    scores_BHTT = torch.einsum("bthk,bshk->bhts", made["q"], made["k"]).tril() / 4**0.5
+    o_BTHV = torch.einsum("bhts,bshv->bthv", scores_BHTT, made["v"])
+    for form in (linear_attention_slow, linear_attention_chunkwise):
+        torch.testing.assert_close(r.call(form, made)[0], o_BTHV)
+
+
+def test_retention_is_attention_times_powers_of_the_decay():
+    """RetNet's parallel form (Sun 2023, eq. 5): scores times gamma^(t-s)."""
+    made = r.inputs("linear_attention", 2, T=100, K=4, V=5, decay="constant", state=False)
+    t = torch.arange(100)
+    powers_HTT = (made["g"][:, None, None] * (t[:, None] - t[None, :]).clamp(min=0)).exp().tril()
+    scores_BHTT = torch.einsum("bthk,bshk->bhts", made["q"], made["k"]) * powers_HTT / 4**0.5
+    o_BTHV = torch.einsum("bhts,bshv->bthv", scores_BHTT, made["v"])
+    torch.testing.assert_close(r.call(linear_attention_chunkwise, made)[0], o_BTHV)
