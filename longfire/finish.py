@@ -1,56 +1,64 @@
-"""What a run does after its last step: export and check, compare with xz, sample, report, and say where everything lies."""
+"""What a run does after its last step: compare with xz, export and check, sample, report, and say where everything lies."""
 
 from collections.abc import Callable
 
 import torch
 
-from longfire import report
 from longfire.checkpoint import State
 from longfire.data.batches import Batches
-from longfire.data.prepare import Prepared
 from longfire.evaluate import heldout_bytes, xz_bits_per_byte
 from longfire.generate import Sampling, generate_text
 from longfire.hub.convert import export
+from longfire.pages import html
 from longfire.run import Run
 
+Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 
-def finish(
-    run: Run, state: State, prepared: Prepared, batches: Batches, results: dict[str, dict], note: Callable
-) -> None:
-    """Do what the settings ask for at the end; `results` are the last evaluation's, by source."""
+
+def finish(run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]) -> None:
+    """Do what the settings ask for at the end."""
     lies = {"settings": run.folder / "run.toml", "metrics": run.folder / "metrics.jsonl"}
     if run.checkpoint.enable_checkpoint:
         lies["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
     for source, numbers in results.items():
         note(held_out_line(run, source, numbers, batches))
     if run.checkpoint.export:
-        folder = run.folder / "hf"
-        check = export(state.model, prepared.tokenizer, folder, dtype=getattr(torch, run.checkpoint.export_dtype),
-                       facts=facts(run, state, results))  # fmt: skip
-        note(f"export: {check}")
-        lies["Hugging Face weights"] = folder
-    if run.eval.sample_prompt:
-        sampling = Sampling(max_new_tokens=run.eval.sample_tokens, temperature=0.8, top_k=50, seed=run.training.seed)
-        note(
-            f"sample, after {run.eval.sample_prompt!r}:\n{generate_text(state.model, prepared.tokenizer, run.eval.sample_prompt, sampling)}"
+        lies["Hugging Face weights"] = run.folder / "hf"
+        dtype = getattr(torch, run.checkpoint.export_dtype)
+        check = export(
+            state.model, batches.prepared.tokenizer, run.folder / "hf", dtype=dtype, facts=facts(run, state, results)
         )
+        note(f"export: {check}")
+    if run.eval.sample_prompt:
+        note(sample(run, state, batches))
     if run.metrics.report:
         lies["report"] = run.folder / "report.html"
-        report.html([run.folder], lies["report"])
+        html([run.folder], lies["report"])
     width = max(map(len, lies))
     note("\n".join(["", "Where everything lies:", *(f"  {what:<{width}}  {path}" for what, path in lies.items())]))
 
 
-def held_out_line(run: Run, source: str, numbers: dict, batches: Batches) -> str:
-    line = (f"held out of {source}: loss {numbers['loss']:.4f} nats a token, perplexity {numbers['perplexity']:.2f}, "
-            f"{numbers['bits_per_byte']:.3f} bits a byte")  # fmt: skip
+def held_out_line(run: Run, source: str, numbers: dict[str, float], batches: Batches) -> str:
+    """The last evaluation in one sentence, with xz's bits per byte beside it where asked for."""
+    line = (
+        f"held out of {source}: loss {numbers['loss']:.4f} nats a token, perplexity {numbers['perplexity']:.2f}, "
+        f"{numbers['bits_per_byte']:.3f} bits a byte"
+    )
     if run.eval.compare_xz:
         line += f" (xz -9 on the same bytes: {xz_bits_per_byte(heldout_bytes(batches, source, run.eval.tokens)):.3f})"
     return line
 
 
-def facts(run: Run, state: State, results: dict[str, dict]) -> dict:
-    """What the model card says about how the weights came to be."""
+def sample(run: Run, state: State, batches: Batches) -> str:
+    """What the model writes after eval.sample_prompt."""
+    sampling = Sampling(max_new_tokens=run.eval.sample_tokens, seed=run.training.seed)
+    prompt = run.eval.sample_prompt
+    text = generate_text(state.model, batches.prepared.tokenizer, prompt, sampling, run.tokenizer.add_bos)
+    return f"sample, after {prompt!r}:\n{text}"
+
+
+def facts(run: Run, state: State, results: Results) -> dict[str, object]:
+    """What the model card says of how the weights came to be."""
     return {
         "description": run.job.description,
         "data": ", ".join(run.data.dataset),

@@ -9,7 +9,7 @@ import torch
 from longfire import ops
 from longfire.checkpoint import Checkpoints, State
 from longfire.data.batches import Batch, Batches
-from longfire.data.prepare import Prepared, prepare
+from longfire.data.prepare import prepare
 from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, peak_memory_bytes
 from longfire.errors import TrainingError
 from longfire.evaluate import evaluate
@@ -30,53 +30,59 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
     """Train to run.steps and return the exit code. Read it downwards: that is the order in which things happen."""
     run.save()
     device = choose_device(run.training)
-    prepared = prepare(run.data, run.tokenizer, note=note, background=run.data.streaming)
-    batches = Batches(prepared, run.data, run.training.seq_len, run.training.seed)
-    state = make_state(run, prepared.tokenizer.vocab_size, device, note)
-    checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
-    checkpoints.restore(state)  # the newest whole one, or the start
-    if run.checkpoint.create_seed_checkpoint:
-        checkpoints.save(state, last=True)
-        note(
-            f"step {state.step} saved to {run.folder / run.checkpoint.folder}; stopping, as checkpoint.create_seed_checkpoint asks"
-        )
-        return 0
+    with prepare(run.data, run.tokenizer, note=note, background=run.data.streaming) as prepared:
+        prepared.tokenizer.save(run.folder / "tokenizer")
+        batches = Batches(prepared, run.data, run.training.seq_len, run.training.seed, note)
+        state = make_state(run, prepared.tokenizer.vocab_size, device, note)
+        checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
+        checkpoints.restore(state)  # the newest whole one, or the start
+        if run.checkpoint.create_seed_checkpoint:
+            checkpoints.save(state)
+            checkpoints.wait()
+            note(
+                f"step {state.step} saved to {checkpoints.folder}; stopping, as checkpoint.create_seed_checkpoint asks"
+            )
+            return 0
+        with Report(run.folder, run.metrics, run.steps, state.step) as report, StopRequest() as stop:
+            steps_to_the_end(run, state, batches, checkpoints, report, stop)
+            if stop.requested:
+                note(f"{stop.signal_name}: stopped after step {state.step}, saved; the same command goes on from there")
+                return stop.exit_code
+            results = evaluated(state, batches, run) if run.eval.at_end else {}
+            if results:
+                report.record(state.step, as_fields(results))
+        finish(run, state, batches, results, note)
+    return 0
 
-    report = Report(run.folder, run.metrics, total_steps=run.steps, start_step=state.step)
+
+def steps_to_the_end(
+    run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report, stop: StopRequest
+) -> None:
+    """The loop: take a batch, step, tell, evaluate, save; until the last step or until someone asks to stop."""
+    device = next(state.model.parameters()).device
+    tell, clock, skips = teller(run, state, device, report.note), Clock(device), 0
     with (
-        StopRequest() as stop,
         Watchdog(run.comm) as watchdog,
-        report,
         profiler(run.profiling, run.folder) as trace_step,
-        collected_garbage(run.training),
+        collected_garbage(run.training) as collect_garbage,
     ):
-        tell_step = teller(run, state, device, note)
-        clock, skips = Clock(device), 0
         while state.step < run.steps and not stop.requested:
             with clock("data"):
-                rows_from = state.rows_consumed
-                microbatches = batches.at(rows_from, run.rows_per_step).split(run.accumulation)
+                row = state.rows_consumed
+                microbatches = batches.at(row, run.rows_per_step).split(run.accumulation)
             numbers = train_step(state, microbatches, learning_rate(run, state), run.training, clock)
-            report.record(state.step, tell_step(numbers, clock.read()))
-            skips = check_skips(skips, numbers, batches, rows_from, run)
+            report.record(state.step, tell(numbers, clock.read()))
+            skips = check_skips(skips, numbers, batches, row, run)
             if is_due(run.eval.interval, state.step) and state.step < run.steps:
-                report.record(state.step, evaluation(state, batches, run))
+                report.record(state.step, as_fields(evaluated(state, batches, run)))
             if checkpoints.due(state):
                 checkpoints.save(state)
-            collect_garbage(run.training, state.step)
+            collect_garbage(state.step)
             trace_step()
             watchdog.step_done()
-            clock.read()  # evaluation and saving are not a step's time
-
+            clock.read()  # what evaluation and saving took is not of the next step
         checkpoints.save(state, last=state.step >= run.steps)
         checkpoints.wait()
-        if stop.requested:
-            note(f"{stop.signal_name}: stopped after step {state.step}, saved; the same command goes on from there")
-            return stop.exit_code
-        if run.eval.at_end:
-            report.record(state.step, evaluation(state, batches, run))
-    finish(run, state, prepared, batches, note)
-    return 0
 
 
 def train_step(
@@ -152,13 +158,8 @@ def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> 
 
 def learning_rate(run: Run, state: State) -> float:
     """The rate of the next step: a pure function of the settings and of how far the run is, in steps or in tokens."""
-    if run.lr_scheduler.warmup_tokens:
-        factor = schedule(
-            state.tokens, run.steps * run.tokens_per_step, run.lr_scheduler.warmup_tokens, run.lr_scheduler
-        )
-    else:
-        factor = schedule(state.step, run.steps, run.lr_scheduler.warmup_steps, run.lr_scheduler)
-    return run.optimizer.lr * factor
+    position = state.tokens / run.tokens_per_step if run.lr_scheduler.warmup_tokens else state.step
+    return run.optimizer.lr * schedule(position, run.steps, run.warmup_steps, run.lr_scheduler)
 
 
 def teller(
@@ -206,9 +207,13 @@ def check_skips(skips: int, numbers: dict[str, float], batches: Batches, rows_fr
     )
 
 
-def evaluation(state: State, batches: Batches, run: Run) -> dict[str, float]:
-    """Held-out numbers as fields of a record: eval/<source>/loss, /perplexity, /bits_per_byte."""
-    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens)
+def evaluated(state: State, batches: Batches, run: Run) -> dict[str, dict[str, float]]:
+    """Held-out loss, perplexity and bits per byte, by source."""
+    return evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens)
+
+
+def as_fields(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The same as fields of a record: eval/<source>/loss ..."""
     return {f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()}
 
 
@@ -217,16 +222,11 @@ def is_due(interval: int, step: int) -> bool:
 
 
 @contextmanager
-def collected_garbage(training: Training) -> Iterator[None]:
-    """Python's collector pauses a rank at random; with gc_freq it runs only where `collect_garbage` says."""
+def collected_garbage(training: Training) -> Iterator[Callable[[int], None]]:
+    """Python's collector pauses a process at random; with gc_freq it runs only after the steps that divide by it."""
     if training.gc_freq:
         gc.disable()
     try:
-        yield
+        yield lambda step: gc.collect(1) if is_due(training.gc_freq, step) else None
     finally:
         gc.enable()
-
-
-def collect_garbage(training: Training, step: int) -> None:
-    if is_due(training.gc_freq, step):
-        gc.collect(1)
