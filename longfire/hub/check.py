@@ -117,11 +117,11 @@ def tolerated_kl(logits_BTW: Tensor, layers: int, device: torch.device) -> float
     """KL that rounding alone can make between two right computations: KL_NATS, more where a model is deep.
 
     A relative error e in each of 2 * layers additions to the residual stream moves logits by about
-    e * sqrt(2 * layers) * max|logit|; a shift of d in the logits costs at most d^2 / 2. With a factor 8 in d for sums of
+    e * sqrt(2 * layers) * max|logit|; a shift of d in the logits costs at most d^2 / 2. With a factor 4 in d for sums of
     many terms. e is 2^-23, or 2^-10 where kernels multiply in TF32.
     """
     tf32 = device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or ops.chosen("linear_attention") == "fla")
-    shift = 8 * (2**-10 if tf32 else 2**-23) * math.sqrt(2 * layers) * logits_BTW.abs().max().item()
+    shift = 4 * (2**-10 if tf32 else 2**-23) * math.sqrt(2 * layers) * logits_BTW.abs().max().item()
     return max(KL_NATS, shift**2 / 2)
 
 

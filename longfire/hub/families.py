@@ -367,6 +367,18 @@ def whole(shape: ModelShape) -> ModelShape:
     return replace(shape, mixers=mixers)
 
 
+def said_in_full(shape: ModelShape) -> Settings:
+    """Flat settings of a whole shape, with numbers where 0 leaves them to others: some classes refuse a null."""
+    settings = settings_of(shape)
+    for name, value in settings.items():
+        mixer, _, leaf = name.partition(".")
+        if value == 0 and leaf in ("num_kv_heads", "num_v_heads"):
+            settings[name] = settings[f"{mixer}.num_heads"]
+        elif value == 0 and name == "attention.head_dim":
+            settings[name] = shape.hidden_size // settings["attention.num_heads"]
+    return settings
+
+
 def settings_of(shape: ModelShape) -> Settings:
     """Flat settings of a whole shape, without the layers' types."""
     fields = {k: v for k, v in asdict(shape).items() if k not in ("mixers", "layer_types")}
@@ -421,7 +433,7 @@ def config_from_shape(
     """
     assert shape.vocab_size > 0, "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
     model_type, shape = choose_family(shape), whole(shape)
-    family, settings = FAMILIES[model_type], settings_of(shape)
+    family, settings = FAMILIES[model_type], said_in_full(shape)
     settings["max_position_embeddings"] = shape.max_position_embeddings or length
     config: dict[str, Any] = {"model_type": model_type, "architectures": [family.architecture], "dtype": dtype}
     config |= {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
