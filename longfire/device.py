@@ -18,11 +18,12 @@ PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e1
 
 
 def choose_device(training: Training) -> torch.device:
-    """The device that `training.device` names, with threads and determinism set. Raises SettingsError if it is not there."""
+    """The device that `training.device` names, with threads, seed and determinism set. Raises SettingsError if it is not there."""
     if training.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("training.device = 'cuda', but torch sees no CUDA device here; set it to auto or cpu")
     if training.threads:
         torch.set_num_threads(training.threads)
+    torch.manual_seed(training.seed)
     torch.use_deterministic_algorithms(training.deterministic)
     if training.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +51,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
                 return peak, f"data sheet of {key}"
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 6)
     measured = torch.float32 if device.type == "cpu" and not native_bf16(device) else dtype
-    a = torch.randn(size, size, device=device, dtype=measured)
+    generator = torch.Generator(device).manual_seed(0)  # its own: a measurement must not move the run's random numbers
+    a = torch.randn(size, size, device=device, dtype=measured, generator=generator)
     a @ a
     start = wait(device)
     for _ in range(repeats):

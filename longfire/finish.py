@@ -6,6 +6,7 @@ import torch
 
 from longfire.checkpoint import State
 from longfire.data.batches import Batches
+from longfire.errors import SettingsError
 from longfire.evaluate import heldout_bytes, xz_bits_per_byte
 from longfire.generate import Sampling, generate_text
 from longfire.hub.convert import export
@@ -32,8 +33,11 @@ def finish(run: Run, state: State, batches: Batches, results: Results, note: Cal
     if run.eval.sample_prompt:
         note(sample(run, state, batches))
     if run.metrics.report:
-        lies["report"] = run.folder / "report.html"
-        html([run.folder], lies["report"])
+        try:
+            html([run.folder], run.folder / "report.html")
+            lies["report"] = run.folder / "report.html"
+        except SettingsError as error:  # matplotlib is an extra: a trained model is no failure for want of a picture
+            note(f"no report.html: {error}")
     width = max(map(len, lies))
     note("\n".join(["", "Where everything lies:", *(f"  {what:<{width}}  {path}" for what, path in lies.items())]))
 

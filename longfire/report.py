@@ -131,7 +131,7 @@ def cut(file: Any, start_step: int) -> tuple[tuple[int, frozenset[str]] | None, 
     last, last_at, at = None, 0, file.seek(0)
     for line in file:
         record = parsed(line)
-        if record is None or record["step"] > start_step:
+        if record is None or record["step"] > start_step or not line.endswith(b"\n"):
             break
         last, last_at, at = (record["step"], frozenset(record)), at, at + len(line)
     file.truncate(at)

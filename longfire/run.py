@@ -19,6 +19,7 @@ from longfire.parallel.plan import check_plan
 from longfire.shape import ModelShape, read_config
 
 RUN_TOML = "run.toml"
+SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
 WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: names of ours, never of files
 
 
@@ -58,10 +59,10 @@ class Run:
     ) -> "Run":
         """The recipe, then the overrides ({"training.steps": "20"}, as the command line spells them), checked whole.
 
-        A run.toml belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
+        A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
-        if recipe and recipe.name == RUN_TOML:
+        if recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED):
             toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
         given = recipes.sections(toml, recipes.read_words(overrides), note=note)
         run = cls(**given, recipe=recipe, processes=launch.processes())
@@ -141,8 +142,7 @@ class Run:
         kept["model"]["config"] = "config.json"
         kept["job"]["dump_folder"] = str(self.folder.absolute())
         kept["data"]["folder"] = str(Path(self.data.folder).absolute())
-        command = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
-        write_whole(self.folder / RUN_TOML, command + tomli_w.dumps(kept))
+        write_whole(self.folder / RUN_TOML, SAVED + tomli_w.dumps(kept))
 
     def refuse_another_model(self) -> None:
         config = self.folder / "config.json"

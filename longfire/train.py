@@ -48,9 +48,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
             if stop.requested:
                 note(f"{stop.signal_name}: stopped after step {state.step}, saved; the same command goes on from there")
                 return stop.exit_code
-            results = evaluated(state, batches, run) if run.eval.at_end else {}
-            if results:
-                report.record(state.step, as_fields(results))
+            results = evaluated(state, batches, run, report) if run.eval.at_end else {}
         finish(run, state, batches, results, note)
     return 0
 
@@ -74,7 +72,7 @@ def steps_to_the_end(
             report.record(state.step, tell(numbers, clock.read()))
             skips = check_skips(skips, numbers, batches, row, run)
             if is_due(run.eval.interval, state.step) and state.step < run.steps:
-                report.record(state.step, as_fields(evaluated(state, batches, run)))
+                evaluated(state, batches, run, report)
             if checkpoints.due(state):
                 checkpoints.save(state)
             collect_garbage(state.step)
@@ -207,14 +205,19 @@ def check_skips(skips: int, numbers: dict[str, float], batches: Batches, rows_fr
     )
 
 
-def evaluated(state: State, batches: Batches, run: Run) -> dict[str, dict[str, float]]:
-    """Held-out loss, perplexity and bits per byte, by source."""
-    return evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens)
-
-
-def as_fields(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The same as fields of a record: eval/<source>/loss ..."""
-    return {f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()}
+def evaluated(state: State, batches: Batches, run: Run, report: Report) -> dict[str, dict[str, float]]:
+    """Held-out loss, perplexity and bits per byte by source, also told to the report as eval/<source>/loss ..."""
+    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens)
+    if results:
+        fields = {
+            f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()
+        }
+        report.record(state.step, fields)
+    if missing := [name for name in batches.prepared.names if name not in results]:
+        report.note(
+            f"nothing is held out of {', '.join(missing)}: too few documents for data.heldout_fraction = {run.data.heldout_fraction}"
+        )
+    return results
 
 
 def is_due(interval: int, step: int) -> bool:

@@ -221,3 +221,9 @@ def test_several_processes_are_refused(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(SettingsError, match="WORLD_SIZE = 8.*not supported yet"):
         compose(folder)
+
+
+def test_a_recipe_of_ones_own_that_is_called_run_toml_keeps_its_dump_folder(folder):
+    own = folder / "recipes" / "run.toml"
+    own.write_text('[job]\ndump_folder = "elsewhere"\n' + RECIPE)
+    assert Run.compose(own, {}).folder == Path("elsewhere")

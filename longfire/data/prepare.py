@@ -197,9 +197,14 @@ def fill(jobs: list[Job], words: Tokenizer, wanted: settings.Tokenizer, data: se
 def _processes(jobs: list[Job], words: Tokenizer, data: settings.Data) -> int:
     """How many processes tokenize; 0: this one, for little text or bytes, which need no work."""
     size = sum(job.source.bytes_total for job in jobs)
-    wanted = data.num_workers or len(os.sched_getaffinity(0))
+    wanted = data.num_workers or cores()
     most = size // BYTES_OF_A_PROCESS if all(job.source.bytes_total for job in jobs) else wanted
     return 0 if isinstance(words, Bytes) or min(wanted, most) < 2 else min(wanted, most)
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine has under Slurm or in a container (only Linux tells)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

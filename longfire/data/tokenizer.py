@@ -98,13 +98,26 @@ class Tokenizer:
         return self.words.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` and `from_folder` load."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` and `from_folder` load.
+
+        Files that hold the same already are left alone. Raises DataError if the folder cannot be written.
+        """
         names = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.eos}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= {name: word for name, word in names.items() if word}
-        write_whole(folder / "tokenizer.json", self.words.to_str(pretty=True).encode())
-        write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=1).encode())
+        contents = {
+            "tokenizer.json": self.words.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(config, indent=1),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in contents.items():
+                if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode():
+                    write_whole(folder / name, text.encode())
+        except OSError as e:
+            raise DataError(
+                f"{folder}: the tokenizer cannot be saved ({e}); free some space or name another place"
+            ) from e
 
 
 def bytes_tokenizer() -> Tokenizer:

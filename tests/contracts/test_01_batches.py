@@ -23,10 +23,10 @@ T = 32
 SHARES = (0.6, 0.3, 0.1)
 
 
-def settings_of(folder: Path, **changes) -> settings.Data:
-    files = tuple(str(folder / f"{name}.jsonl") for name in "abc")
+def settings_of(texts: Path, **changes) -> settings.Data:
+    files = tuple(str(texts / f"{name}.jsonl") for name in "abc")
     fields = {
-        "folder": str(folder / "stores"),
+        "folder": str(texts / "stores"),
         "data_probs": SHARES,
         "varlen": True,
         "context_len": 25,
