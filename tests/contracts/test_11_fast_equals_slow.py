@@ -1,0 +1,88 @@
+"""Promise 11: every fast op equals its slow truth forward and backward; which form runs, and why, is told once; no fallback
+is silent. The cases are those of `longfire doctor`, which a user runs on his own machine."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from longfire import ops
+from longfire.doctor import CASES, DTYPES, SIZES, Draw, errors, tolerance
+from longfire.model import Model, build
+from longfire.ops import delta_rule, linear_attention
+from longfire.run import Run
+from longfire.train import make_state
+
+CPU = torch.device("cpu")
+RECIPE = Path(__file__).parents[2] / "recipes/quickstart.toml"
+
+
+@pytest.fixture(autouse=True)
+def forget_choices():
+    yield
+    ops._choices.clear()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_fast_equals_slow(case, dtype):
+    found, limit = errors(case, CPU, dtype), tolerance(case, CPU, dtype)
+    assert {"output"} < found.keys() and any(name.startswith("d ") for name in found)
+    assert max(found.values()) <= limit, {name: error for name, error in found.items() if error > limit}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_floating_input_gets_a_gradient(case):
+    inputs = case.inputs(Draw(), SIZES["cpu"])
+    floating = {name for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    assert {f"d {name}" for name in floating} <= errors(case, CPU, torch.float32).keys()
+
+
+@pytest.mark.parametrize("module, op", sorted({(case.module, case.op) for case in CASES}, key=lambda x: x[1]), ids=str)
+def test_one_signature(module, op):
+    fast, slow = (inspect.signature(getattr(module, name)) for name in (op, f"{op}_slow"))
+    assert list(fast.parameters.values()) == list(slow.parameters.values())
+
+
+def test_the_whole_model_is_the_same_with_slow_kernels(tiny_shape):
+    """`model.kernels = slow` reaches every op: the same model runs on the truths alone, and the fast forms are not called."""
+    shape = tiny_shape("gla", "gated_delta_net", "attention", initializer_range=0.2)
+    ids_BT = torch.randint(97, (2, 70), generator=torch.Generator().manual_seed(0))
+
+    def logits_and_gradients(wanted):
+        ops.choose(CPU, wanted)
+        model: Model = build(shape, 0)
+        logits_BTW = model.logits(model(ids_BT))
+        logits_BTW.logsumexp(-1).sum().backward()
+        return logits_BTW.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+    fast, fast_gradients = logits_and_gradients("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (linear_attention, delta_rule):
+            patch.setitem(module.FORMS, "torch", None)  # calling it would raise
+        slow, slow_gradients = logits_and_gradients("slow")
+    # fp32: 3 layers of some 10 operations, each off by a rounding of 1e-7 or so
+    assert (fast - slow).abs().max() <= 1e-5 * slow.abs().max()
+    for name, gradient in slow_gradients.items():
+        assert (fast_gradients[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max().clamp_min(1e-6), name
+
+
+def test_the_choice_and_its_reason_are_told_once(tmp_path):
+    notes: list[str] = []
+    run = Run.compose(RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "slow"}, note=notes.append)
+    make_state(run, 300, CPU, notes.append)
+    told = [note for note in notes if note.startswith("kernels")]
+    assert len(told) == 1
+    for op in ops.OPS:
+        assert f"{op}: slow (model.kernels = slow)" in told[0]
+
+
+def test_a_chosen_kernel_that_is_not_there_raises(monkeypatch):
+    """fla is chosen and cannot run here (no package, or no GPU): an error, never our own form in its place."""
+    monkeypatch.setattr(ops, "_choices", {op: ops.Choice("fla", "for the test") for op in ops.RECURRENT})
+    q = torch.randn(1, 16, 2, 16)
+    with pytest.raises((ImportError, RuntimeError, ValueError)):
+        linear_attention.linear_attention(q, q, q)
+    with pytest.raises((ImportError, RuntimeError, ValueError)):
+        delta_rule.delta_rule(q, q, q, torch.rand(1, 16, 2))
