@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -138,15 +139,33 @@ class Run:
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
         write_whole(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
+        write_whole(self.folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
+
+    def to_keep(self) -> dict[str, dict[str, Any]]:
+        """Every setting as run.toml has it: the same from whatever folder it is read."""
         kept = self.settings()
         kept["model"]["config"] = "config.json"
         kept["job"]["dump_folder"] = str(self.folder.absolute())
         kept["data"]["folder"] = str(Path(self.data.folder).absolute())
-        write_whole(self.folder / RUN_TOML, SAVED + tomli_w.dumps(kept))
+        return kept
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return any((self.folder / self.checkpoint.folder).glob("step-*"))
+
+    def changes(self) -> list[str]:
+        """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
+        if not self.has_checkpoints or not (self.folder / RUN_TOML).exists():
+            return []
+        there = tomllib.loads((self.folder / RUN_TOML).read_text(encoding="utf-8"))
+        here = tomllib.loads(tomli_w.dumps(self.to_keep()))  # as TOML has it: lists, not tuples
+        return [f"changed since this run was last started: {section}.{key} = {value!r}, was {there[section][key]!r}"
+                for section, keys in here.items() for key, value in keys.items()
+                if key in there.get(section, {}) and value != there[section][key] and key != "dump_folder"]  # fmt: skip
 
     def refuse_another_model(self) -> None:
         config = self.folder / "config.json"
-        if not config.exists() or not any((self.folder / self.checkpoint.folder).glob("step-*")):
+        if not config.exists() or not self.has_checkpoints:
             return
         there, here = read_shape(config).to_dict(), self.shape.to_dict()
         differs = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in {**there, **here}

@@ -10,8 +10,9 @@ from longfire import ops
 from longfire.checkpoint import Checkpoints, State
 from longfire.data.batches import Batch, Batches
 from longfire.data.prepare import prepare
+from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, peak_memory_bytes
-from longfire.errors import TrainingError
+from longfire.errors import SettingsError, TrainingError
 from longfire.evaluate import evaluate
 from longfire.finish import finish
 from longfire.hub.convert import load_weights
@@ -28,10 +29,13 @@ from longfire.traces import profiler
 
 def train(run: Run, note: Callable[[str], None] = print) -> int:
     """Train to run.steps and return the exit code. Read it downwards: that is the order in which things happen."""
+    changes = run.changes()
     run.save()
+    for change in changes:
+        note(change)
     device = choose_device(run.training)
     with prepare(run.data, run.tokenizer, note=note, background=run.data.streaming) as prepared:
-        prepared.tokenizer.save(run.folder / "tokenizer")
+        keep_tokenizer(run, prepared.tokenizer)
         batches = Batches(prepared, run.data, run.training.seq_len, run.training.seed, note)
         state = make_state(run, prepared.tokenizer.vocab_size, device, note)
         checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
@@ -114,6 +118,17 @@ def train_step(
     state.tokens += sum(batch.ids_BT.numel() for batch in microbatches)
     state.skipped_steps += not finite
     return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}
+
+
+def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
+    """The tokenizer lies in the run folder from the start. Raises SettingsError if the run was trained with another one."""
+    folder = run.folder / "tokenizer"
+    if run.has_checkpoints and folder.exists() and from_folder(folder).fingerprint != tokenizer.fingerprint:
+        raise SettingsError(
+            f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer that the run in {run.folder} was trained with: the same "
+            f"ids would mean other words. Set it to {folder}, or name another job.dump_folder"
+        )
+    tokenizer.save(folder)
 
 
 def make_state(run: Run, words: int, device: torch.device, note: Callable[[str], None]) -> State:

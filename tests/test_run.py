@@ -196,6 +196,18 @@ def test_checkpoints_of_another_model_are_not_trained_on(folder):
         compose(folder, **{"job.dump_folder": "out"}).save()
 
 
+def test_a_run_that_goes_on_tells_what_was_changed(folder):
+    run = compose(folder, **{"job.dump_folder": "out"})
+    run.save()
+    other = {"job.dump_folder": "out", "optimizer.lr": "0.5", "data.data_probs": "2"}
+    assert compose(folder, **other).changes() == [], "nothing was trained yet"
+    (folder / "work" / "out" / "checkpoints" / "step-3").mkdir(parents=True)
+    assert run.changes() == []
+    told = "changed since this run was last started: "
+    changes = compose(folder, **other).changes()
+    assert changes == [f"{told}data.data_probs = [2.0], was []", f"{told}optimizer.lr = 0.5, was 0.0003"]
+
+
 def test_a_folder_that_cannot_be_written_is_told(folder):
     (folder / "work" / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"run.toml: cannot be written|config.json: cannot be written"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_a_run_folder_of_another_model_is_refused_and_kept(recipe, capsys):
     assert main(["train", str(recipe)]) == SettingsError.exit_code
     assert "hidden_size is 16 there and 32 here" in told(capsys)
     assert (recipe.parent / "run" / "checkpoints" / "step-5").is_dir()
+
+
+def test_another_tokenizer_than_the_run_began_with_is_refused(recipe, capsys):
+    """Of as many words: the shapes fit, and only the fingerprint tells."""
+    train = ["train", str(recipe), "--tokenizer.path", "train", "--tokenizer.train_vocab_size", "258"]
+    assert main([*train, "--training.steps", "3", "--checkpoint.interval", "3"]) == 0
+    other = json.loads((recipe.parent / "run" / "tokenizer" / "tokenizer.json").read_text())
+    words = other["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (recipe.parent / "other").mkdir()
+    (recipe.parent / "other" / "tokenizer.json").write_text(json.dumps(other))
+    shutil.copy(recipe.parent / "run" / "tokenizer" / "tokenizer_config.json", recipe.parent / "other")
+    assert main(["train", str(recipe), "--tokenizer.path", str(recipe.parent / "other")]) == SettingsError.exit_code
+    assert "is not the tokenizer that the run" in told(capsys)
+    assert main(train) == 0, "with its own it goes on"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a small file system that a test may fill")
