@@ -23,7 +23,6 @@ from longfire.weights import Opened, open_model
 __all__ = ["Check", "export", "export_run", "load_weights"]
 
 SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
-GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def export(
@@ -52,9 +51,8 @@ def export(
         aside.mkdir(parents=True)
         written = write_weights(model, FAMILIES[config["model_type"]], aside, dtype, shard_bytes)
         write_json(aside / "config.json", config)
-        write_json(
-            aside / "generation_config.json", {key: config[key] for key in GENERATION if config[key] is not None}
-        )
+        words = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+        write_json(aside / "generation_config.json", {key: word for key, word in words.items() if word is not None})
         tokenizer.save(aside)
         check = compare(model, tokenizer, aside, written)
         parameters = sum(p.numel() for p in model.parameters())
@@ -166,6 +164,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def put_in_place(aside: Path, folder: Path) -> None:
     """Everything on disk first, then one rename; an earlier export steps aside until the new one stands."""
     for path in aside.iterdir():
+        shutil.copymode(aside / "config.json", path)  # safetensors makes files that only their owner can read
         with path.open("rb") as file:
             os.fsync(file.fileno())
     earlier = aside.with_name(f"{aside.name}.earlier")

@@ -436,7 +436,8 @@ def config_from_shape(
     family, settings = FAMILIES[model_type], said_in_full(shape)
     settings["max_position_embeddings"] = shape.max_position_embeddings or length
     config: dict[str, Any] = {"model_type": model_type, "architectures": [family.architecture], "dtype": dtype}
-    config |= {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    # No padding word: their embeddings never train the row of one, and ours would have to be EOS.
+    config |= {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": None}
     flat_config = {name: allowed[0] for name, allowed in family.fixed.items() if None not in allowed}
     flat_config |= {key.theirs: key.write(settings[key.ours]) for key in family.keys}
     for name, value in flat_config.items():

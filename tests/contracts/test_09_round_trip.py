@@ -74,8 +74,20 @@ def test_transformers_alone_loads_it_and_gives_the_same_logits(changes, tokenize
     assert (words.bos_token, words.eos_token) == (tokenizer.bos, tokenizer.eos)
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "hf")
     assert (generation.bos_token_id, generation.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
+    assert generation.pad_token_id == tokenizer.eos_id, "rows of several lengths can be generated together"
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
     assert whole(shape_from_config(json.loads(config.to_json_string()), "")).mixers == whole(model.shape).mixers
+
+
+def test_their_class_trains_every_word_that_ours_trained(tokenizer, tiny_model, tmp_path):
+    """A padding word in config.json would get no gradient in their embedding; with pad = EOS that word would stand still."""
+    model = tiny_model("attention", vocab_size=tokenizer.vocab_size)
+    export(model, tokenizer, tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    ids_BT = torch.tensor([[5, tokenizer.eos_id, 7, tokenizer.bos_id, 9]])
+    theirs(ids_BT, labels=ids_BT).loss.backward()
+    moved = theirs.model.embed_tokens.weight.grad.abs().sum(-1) > 0
+    assert moved[ids_BT[0, :-1]].all()
 
 
 def test_what_transformers_saves_comes_back_byte_for_byte(tmp_path):
