@@ -131,6 +131,11 @@ def test_files_that_are_missing_cut_off_or_of_another_kind(model, folder):
         load_weights(folder, model.shape)
 
 
+def test_whoever_reads_the_config_reads_the_weights(folder):
+    """safetensors makes files that only their owner can read; an export is often for a group."""
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_a_folder_that_is_no_export_is_left_alone(model, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("words")
