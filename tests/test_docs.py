@@ -1,0 +1,65 @@
+"""What the documents say exists: files, tests, commands, settings. (scripts/story.sh runs the commands themselves.)"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from longfire import recipe
+from longfire.cli import COMMANDS, take_settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_OPTIONS = {"--steps", "--step", "--tokens", "--dtype", "--prompt", "--max_new_tokens", "--out", "--top_k", "--temperature",
+               "--top_p", "--seed", "--stop"}  # fmt: skip
+
+
+def name_of(page: Path) -> str:
+    return page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "design.md"], ids=name_of)
+def test_files_that_are_named_exist(page):
+    """Paths in backquotes, from the root, from longfire/ or beside the test before them. (The design also names what is to come.)"""
+    for path in re.findall(r"`([a-z_/]+\w*\.(?:py|toml|sh|md|json))`", page.read_text()):
+        written_by_a_run = path in ("run.toml", "config.json", "environment.json", "tokenizer.json", "manifest.json")
+        places = (ROOT, ROOT / "longfire", ROOT / "tests/contracts", ROOT / "recipes")
+        assert written_by_a_run or any((place / path).exists() for place in places), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_their_settings_exist(page):
+    text = page.read_text()
+    lines = re.findall(r"^(?:\$ )?longfire (.+)$", text, re.M) + re.findall(r"`longfire ([^`]+)`", text)
+    for line in lines:
+        command, *words = shlex.split(line.split("  #")[0].replace(" ...", ""))
+        if command.startswith("--") or command == "COMMAND":
+            continue
+        known = command in COMMANDS or page.name == "design.md"
+        assert known, f"longfire {command}"
+        if "--section.key" not in words:
+            _, overrides = take_settings(words, OWN_OPTIONS)
+            recipe.sections(recipe.read_words(overrides), note=lambda told: None)
+            unknown = [
+                w for w in words if w.startswith("--") and "." in w and w.lstrip("-").split("=")[0] not in overrides
+            ]
+            assert not unknown, unknown
+
+
+def test_the_readme_lists_every_command():
+    listed = re.findall(r"^\| `longfire (\w+)", (ROOT / "README.md").read_text(), re.M)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_each_promise_names_the_tests_that_prove_it():
+    """docs/flow.md lists every contract, and nothing that is none."""
+    named = set(re.findall(r"`(?:tests/contracts/)?(test_\w+\.py)`", (ROOT / "docs/flow.md").read_text()))
+    assert named == {path.name for path in (ROOT / "tests/contracts").glob("test_*.py")}
