@@ -1,0 +1,99 @@
+"""Promise 9, live: exports load through AutoModelForCausalLM with flash-linear-attention installed, and its own Triton kernels
+give our logits. On a CPU they run in Triton's interpreter, some 10 s a model, so this is a slow test; it is skipped where fla
+or triton is not installed (`.ci/run` installs both).
+
+fla is never imported here: its kernels are decorated on import, and the interpreter must be on by then. A process of its own,
+tests/golden/make_fla_golden.py, loads the export as a user would.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from golden import read
+from safetensors.torch import load_file, save_file
+
+from longfire.data.tokenizer import bytes_tokenizer
+from longfire.hub.check import KL_NATS, kl
+from longfire.hub.convert import export
+from longfire.model import build
+from longfire.shape import ModelShape
+
+SCRIPT = Path(__file__).parents[1] / "golden" / "make_fla_golden.py"
+MISSING = [name for name in ("triton", "fla", "einops") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+
+# Every setting that changes what a layer computes is somewhere away from its default.
+MIXERS = {
+    "gla": {"num_heads": 2},
+    "gla, convolutions, grouped heads": {
+        "num_heads": 4, "num_kv_heads": 2, "use_short_conv": True, "conv_size": 3, "feature_map": "relu", "expand_k": 1.0,
+        "expand_v": 2.0, "clamp_min": -0.3,
+    },
+    "gated_delta_net": {"num_heads": 2, "head_dim": 16},
+    "gated_delta_net, more value heads": {
+        "num_heads": 1, "num_v_heads": 2, "head_dim": 32, "expand_v": 1.0, "use_gate": False, "allow_neg_eigval": True,
+    },
+}  # fmt: skip
+HYBRIDS = ("gla", "gated_delta_net")
+SOFTMAX = {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 16, "rope_theta": 5000.0}
+
+
+def run(*words: object) -> None:
+    done = subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def shape_of(case: str, hybrid: bool) -> ModelShape:
+    mixer = case.split(",")[0]
+    shape = ModelShape(
+        hidden_size=32, num_hidden_layers=2, layer_types=(mixer,), mixers={mixer: MIXERS[case]}, intermediate_size=48,
+        vocab_size=258, initializer_range=0.2,
+    )  # fmt: skip
+    if not hybrid:
+        return shape
+    mixers = {**shape.mixers, "attention": SOFTMAX}
+    return replace(
+        shape, num_hidden_layers=3, layer_types=(mixer, "attention", mixer), mixers=mixers, tie_word_embeddings=True
+    )
+
+
+@pytest.mark.parametrize(
+    "case, hybrid", [*((case, False) for case in MIXERS), *((case, True) for case in HYBRIDS)],
+    ids=lambda value: "hybrid" * value if isinstance(value, bool) else value,
+)  # fmt: skip
+def test_an_export_gives_our_logits_in_fla(case, hybrid, tmp_path):
+    model = build(shape_of(case, hybrid), seed=5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):  # ones and zeros would hide mistakes
+                parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    check = export(model, bytes_tokenizer(), tmp_path / "hf")
+    assert (check.peer_kl is None and "need CUDA" in check.peer_absent) or torch.cuda.is_available()
+    ids_BT = torch.randint(258, (2, 70), generator=torch.Generator().manual_seed(0))  # more than a chunk of theirs
+    save_file({"ids": ids_BT}, tmp_path / "ids.safetensors")
+    run("--logits-of", tmp_path / "hf", tmp_path / "ids.safetensors", tmp_path / "logits.safetensors")
+    theirs_BTW = load_file(tmp_path / "logits.safetensors")["logits"]
+    with torch.no_grad():
+        ours_BTW = model.logits(model(ids_BT))
+    assert (ours_BTW - theirs_BTW).abs().max() <= 1e-4 * ours_BTW.abs().max()  # some 20 roundings of fp32 in a row
+    assert kl(ours_BTW, theirs_BTW) < KL_NATS
+
+
+def test_the_golden_files_are_still_what_fla_computes(tmp_path):
+    """The everyday tests compare with files; here is the class that they were made of, today."""
+    run("--out", tmp_path, "gla_conv_gqa", "gated_deltanet")
+    for case in ("gla_conv_gqa", "gated_deltanet"):
+        kept, today = read(case), read(case, tmp_path)
+        assert kept.ids_BT.equal(today.ids_BT)
+        assert all(today.weights[name].allclose(weight, atol=1e-6) for name, weight in kept.weights.items())
+        assert (kept.logits_BTW - today.logits_BTW).abs().max() <= 1e-4 * kept.logits_BTW.abs().max()
+        for name, gradient in kept.grads.items():
+            assert (gradient - today.grads[name]).abs().max() <= 1e-3 * gradient.abs().max(), name
