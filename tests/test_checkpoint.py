@@ -1,0 +1,141 @@
+"""checkpoint.py beside its promise (contracts/test_08): going on as if nothing had been, load_step, and readers while it writes."""
+
+import threading
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from longfire import checkpoint, settings
+from longfire.checkpoint import Checkpoints, State
+from longfire.data.batches import Batch
+from longfire.device import Clock
+from longfire.errors import CheckpointError
+from longfire.optim import make_optimizer
+from longfire.settings import Training
+from longfire.train import train_step
+from longfire.weights import newest_weights
+
+CPU = torch.device("cpu")
+SYNC = settings.Checkpoint(async_mode="disabled")
+
+
+def fresh(model, **optimizer) -> State:
+    return State(model, make_optimizer(model, settings.Optimizer(**optimizer), CPU))
+
+
+def step(state: State) -> float:
+    """One step on a batch that depends on the state's step only."""
+    ids_BT = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(state.step))
+    batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], torch.arange(16).expand(2, 16))
+    return train_step(state, [batch], 1e-2, Training(), Clock(CPU))["loss"]
+
+
+@pytest.mark.parametrize("optimizer", [{"fused": True}, {"fused": False}, {"name": "Adam"}], ids=str)
+def test_going_on_is_as_if_nothing_had_been(tmp_path, tiny_model, optimizer):
+    """Adam's two means and its step count come back: the losses that follow are the same numbers."""
+    unbroken = fresh(tiny_model("gla", "gated_delta_net", "attention"), **optimizer)
+    losses = [step(unbroken) for _ in range(6)]
+    first = fresh(tiny_model("gla", "gated_delta_net", "attention"), **optimizer)
+    again = [step(first) for _ in range(3)]
+    Checkpoints(tmp_path, SYNC).save(first)
+    second = fresh(tiny_model("gla", "gated_delta_net", "attention", seed=9), **optimizer)
+    assert Checkpoints(tmp_path, SYNC, note=lambda _: None).restore(second)
+    again += [step(second) for _ in range(3)]
+    assert again == losses
+    ours, theirs = unbroken.tensors(), second.tensors()
+    assert all(ours[name].equal(theirs[name]) for name in ours if not name.startswith("rng"))
+
+
+def saved(folder, tiny_model, steps: int = 3, **changes) -> State:
+    state, checkpoints = fresh(tiny_model()), Checkpoints(folder, settings.Checkpoint(async_mode="disabled", **changes))
+    for _ in range(steps):
+        step(state)
+        checkpoints.save(state)
+    return state
+
+
+def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model):
+    saved(tmp_path, tiny_model)
+    notes: list[str] = []
+    for number in (1, 2, 3, -1):
+        state = fresh(tiny_model(seed=5))
+        assert Checkpoints(tmp_path, settings.Checkpoint(load_step=number), notes.append).restore(state)
+        assert (state.step, state.rows_consumed, state.tokens) == (
+            (3, 6, 96) if number < 0 else (number, 2 * number, 32 * number)
+        )
+        assert f"step-{state.step}" in notes[-1] and f"{state.tokens} tokens" in notes[-1]
+    with pytest.raises(CheckpointError, match="step-7: no such checkpoint; the folder has steps 1, 2, 3"):
+        Checkpoints(tmp_path, settings.Checkpoint(load_step=7)).restore(fresh(tiny_model()))
+
+
+def test_nothing_there_or_nothing_wanted_is_a_new_start(tmp_path, tiny_model):
+    state = fresh(tiny_model())
+    assert not Checkpoints(tmp_path, SYNC).restore(state) and state.step == 0
+    saved(tmp_path, tiny_model)
+    off = Checkpoints(tmp_path, settings.Checkpoint(enable_checkpoint=False))
+    assert not off.restore(state) and state.step == 0
+    off.save(state)
+    assert checkpoint.steps(tmp_path) == [1, 2, 3]
+
+
+def test_a_step_is_saved_once(tmp_path, tiny_model):
+    """The last step is often due as well; and a run that is already at its end saves nothing again."""
+    state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path, SYNC, note=lambda _: None)
+    checkpoints.save(state)
+    written = (tmp_path / "step-0" / "manifest.json").stat().st_mtime_ns
+    checkpoints.save(state, last=True)
+    again = Checkpoints(tmp_path, SYNC, note=lambda _: None)
+    again.restore(state)
+    again.save(state, last=True)
+    assert (tmp_path / "step-0" / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_milestones_stay_for_ever_and_the_newest_k_for_a_while(tmp_path, tiny_model):
+    saved(tmp_path, tiny_model, steps=7, keep_latest_k=1, milestone_interval=3)
+    assert checkpoint.steps(tmp_path) == [3, 6, 7]
+
+
+def test_the_weights_lie_in_files_of_their_own(tmp_path, tiny_model):
+    """So that an export or an evaluation reads a third of the bytes."""
+    saved(tmp_path, tiny_model, steps=1)
+    for path in (tmp_path / "step-1").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert len({name.split("/")[0] == "model" for name in file.keys()}) == 1  # noqa: SIM118 (it is no dict)
+
+
+def test_a_failed_save_behind_training_is_told_by_the_next(tmp_path, tiny_model):
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path / "taken", settings.Checkpoint())
+    checkpoints.save(state)
+    state.step = 1
+    with pytest.raises(CheckpointError, match="taken.*could not be written.*whole: none"):
+        checkpoints.save(state)
+
+
+def test_weights_can_be_read_while_training_saves_and_forgets(tmp_path, tiny_model):
+    """`longfire export` while the run goes on: whatever moment it looks at, it finds a whole checkpoint, and its own numbers."""
+    model = tiny_model("attention")
+    state = fresh(model)
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled", keep_latest_k=1))
+    checkpoints.save(state)
+    stop = threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            state.step += 1
+            with torch.no_grad():
+                model.norm.weight.fill_(state.step)
+            checkpoints.save(state)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        seen = {}
+        while len(seen) < 12:
+            number, weights = newest_weights(tmp_path, note=lambda _: None)
+            seen[number] = weights["norm.weight"].unique().tolist()
+    finally:
+        stop.set()
+        thread.join()
+    assert all(value == [number] for number, value in seen.items() if number)
