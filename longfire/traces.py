@@ -20,6 +20,8 @@ def profiler(settings: Profiling, run_folder: Path) -> Iterator[Callable[[], Non
     traces, snapshots = run_folder / settings.save_traces_folder, run_folder / settings.save_memory_snapshot_folder
 
     def write(trace: profile) -> None:
+        if trace.step_num % settings.profile_freq:
+            return  # the run ended where the step to trace would have begun
         traces.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(traces / f"step-{trace.step_num}.json"))
         if settings.enable_memory_snapshot and cuda:

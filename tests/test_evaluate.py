@@ -1,0 +1,130 @@
+"""evaluate.py: loss and bits per byte against a count by hand, the bytes of every kind of word, and what has nothing held out."""
+
+import json
+import lzma
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import Tokenizer as Words
+
+from longfire import evaluate as room
+from longfire import settings as all_settings
+from longfire.data.batches import Batches
+from longfire.data.prepare import prepare
+from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, train_tokenizer
+from longfire.errors import SettingsError
+from longfire.evaluate import byte_lengths, evaluate, heldout_bytes, token_bytes, xz_bits_per_byte
+from longfire.hub.convert import export
+
+T = 16
+
+
+@pytest.fixture
+def batches(tmp_path):
+    """Two sources of bytes; one has held-out documents."""
+    for name, count in (("many", 60), ("one", 1)):
+        lines = [json.dumps({"text": f"{name} {i}: naïve fire " + "ab" * (i % 5)}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = all_settings.Data(
+        dataset=(f"{tmp_path}/many.jsonl", f"{tmp_path}/one.jsonl"), folder=f"{tmp_path}/stores", heldout_fraction=0.2,
+        num_workers=1, prefetch_factor=0,
+    )  # fmt: skip
+    with (
+        prepare(data, all_settings.Tokenizer(path="bytes"), note=lambda _: None) as prepared,
+        Batches(prepared, data, T, seed=0) as made,
+    ):
+        yield made
+
+
+def test_the_numbers_are_those_counted_by_hand(batches, tiny_model):
+    model = tiny_model("gla", "attention", vocab_size=258)
+    results = evaluate(model, batches, tokens=100_000, chunk_tokens=7)
+    assert list(results) == ["many.jsonl"], "a source without held-out documents is left out"
+    found = results["many.jsonl"]
+    nats, labels = 0.0, []
+    for batch in batches.heldout(0, 100_000, rows=1):
+        logits_BTW = model.logits(model(batch.ids_BT))
+        nats += F.cross_entropy(logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="sum").item()
+        labels += [label for label in batch.labels_BT.flatten().tolist() if label != -100]
+    size = sum(label < 256 for label in labels)  # EOS costs nats and is no byte
+    assert size < len(labels) == found["tokens"] and found["bytes"] == size
+    assert found["loss"] == pytest.approx(nats / len(labels), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / len(labels)), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+def test_evaluation_leaves_no_gradients_and_reads_at_most_so_many_tokens(batches, tiny_model):
+    model = tiny_model("attention", vocab_size=258)
+    results = evaluate(model, batches, tokens=50, chunk_tokens=64)
+    assert results["many.jsonl"]["tokens"] == 49  # of 50 the first has nothing before it
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_xz_sees_the_very_bytes_that_were_predicted(batches):
+    text = heldout_bytes(batches, "many.jsonl", 100_000)
+    first, *rest = batches.heldout_text(0, 100_000)
+    assert text.decode() == "".join(rest) and first == "m"
+    assert xz_bits_per_byte(text) == 8 * len(lzma.compress(text, preset=9)) / len(text)
+    assert math.isnan(xz_bits_per_byte(b""))
+
+
+BPE = train_tokenizer(["def f(x):\n    return 'naïve 漢字' # <eos> 🙂\n" * 9, "the fire of the firemen"], 300)
+
+
+@given(some.text(max_size=60))
+@settings(deadline=None, max_examples=200)
+def test_bytes_of_words_add_up_to_the_text(text):
+    """Also where a word is half a character."""
+    for tokenizer in (BPE, bytes_tokenizer()):
+        table = token_bytes(tokenizer)
+        ids = tokenizer.encode(text)
+        assert b"".join(table[i] for i in ids) == text.encode()
+        assert byte_lengths(tokenizer)[np.array(ids, int)].sum() == len(text.encode())
+
+
+def test_special_words_have_no_bytes_and_words_added_by_hand_their_own():
+    words = Words.from_str(BPE.words.to_str())
+    words.add_tokens([AddedToken("<tab>", special=False)])
+    tokenizer = Tokenizer(words, BPE.bos, BPE.eos, "here")
+    table = token_bytes(tokenizer)
+    assert table[tokenizer.eos_id] == table[tokenizer.bos_id] == b""
+    assert table[words.token_to_id("<tab>")] == b"<tab>"
+
+
+def test_words_of_sentencepiece():
+    vocabulary = {
+        "<unk>": 0,
+        **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)},
+        "▁fire": 257,
+        "▁": 258,
+        "man": 259,
+    }
+    words = Words(models.BPE(vocabulary, [], byte_fallback=True, fuse_unk=True))
+    words.normalizer = normalizers.Replace(" ", "▁")
+    words.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    table = token_bytes(Tokenizer(words, "", "", "here"))
+    assert (table[257], table[258], table[259], table[11]) == (b" fire", b" ", b"man", b"\n")
+    text = "é\n"  # no word of the vocabulary: bytes
+    assert b"".join(table[i] for i in words.encode(text).ids) == text.encode()
+
+
+def test_weights_alone_do_not_say_what_was_held_out(tiny_model, tmp_path):
+    export(tiny_model("attention", vocab_size=258), bytes_tokenizer(), tmp_path / "hf")
+    with pytest.raises(SettingsError, match="is no run folder"):
+        room.main(tmp_path / "hf")
+
+
+def test_the_table_names_source_and_step(capsys):
+    room.show(
+        {"a.jsonl": {"loss": 1.5, "perplexity": 4.48, "bits_per_byte": 0.75, "tokens": 12_345, "bytes": 9}}, step=7
+    )
+    out = capsys.readouterr().out
+    for part in ("step 7", "a.jsonl", "1.5000", "4.48", "0.7500", "12,345"):
+        assert part in out
+    assert not torch.is_inference_mode_enabled()

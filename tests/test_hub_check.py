@@ -1,0 +1,54 @@
+"""hub/check.py: the divergence that decides over an export, and what rounding may make of it."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from longfire.hub.check import KL_NATS, Check, kl, tolerated_kl
+
+CPU = torch.device("cpu")
+LOGITS = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0))
+
+
+def test_it_is_the_divergence_of_the_books():
+    other = LOGITS + torch.randn(LOGITS.shape, generator=torch.Generator().manual_seed(1))
+    p, q = (x.double().log_softmax(-1) for x in (LOGITS, other))
+    expected = F.kl_div(q, p, reduction="none", log_target=True).sum(-1).mean().item()
+    assert kl(LOGITS, other) == pytest.approx(expected, rel=1e-9)
+    assert kl(LOGITS, LOGITS + 3.0) < 1e-12, "a shift of all logits changes no probability"
+    assert kl(LOGITS, LOGITS) == 0.0
+
+
+@pytest.mark.parametrize("shift", [1e-3, 1e-5, 1e-7])
+def test_small_differences_are_not_lost_in_the_sum(shift):
+    """One logit of a word of probability p moved by d costs p (1 - p) d^2 / 2, far below the last place of a loss."""
+    logits = LOGITS.double()[:1, :1]
+    moved = logits.clone()
+    moved[..., 0] += shift
+    p = logits.softmax(-1)[..., 0].item()
+    assert kl(logits, moved) == pytest.approx(p * (1 - p) * shift**2 / 2, rel=1e-2)
+
+
+def test_what_is_not_finite_is_not_the_same():
+    broken = LOGITS.clone()
+    broken[0, 0, 0] = torch.nan
+    assert math.isnan(kl(LOGITS, broken)) and not kl(LOGITS, broken) <= KL_NATS
+
+
+def test_rounding_is_tolerated_and_a_wrong_model_is_not():
+    assert tolerated_kl(LOGITS, 2, CPU) == KL_NATS
+    deep = tolerated_kl(100 * LOGITS, 96, CPU)
+    assert KL_NATS < deep < 1e-5, "more layers and larger logits round more, but little"
+    rounded = LOGITS * (1 + 2**-23 * torch.randn(LOGITS.shape))
+    assert kl(LOGITS, rounded) < KL_NATS < kl(LOGITS, LOGITS.bfloat16())
+
+
+def test_a_check_says_what_was_compared_and_what_was_not():
+    whole = Check(12, 34_500_000, "float32", 128, 0.0, "LlamaForCausalLM of transformers", 3e-13)
+    assert "12 tensors (34.5 MB, float32) equal byte for byte" in str(whole)
+    assert "logits of 128 tokens: ours the same; LlamaForCausalLM of transformers: KL 3.0e-13" in str(whole)
+    half = Check(12, 1, "bfloat16", 128, 2e-5, "GLAForCausalLM of fla", None, "fla is not installed")
+    assert "ours KL 2.0e-05 by rounding" in str(half)
+    assert "GLAForCausalLM of fla: not compared, fla is not installed" in str(half)
