@@ -35,10 +35,20 @@ def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
     if wanted == "slow":
         _choices.update(dict.fromkeys(OPS, Choice("slow", "model.kernels = slow")))
         return dict(_choices)
-    _choices["attention"] = Choice("torch", "torch's own attention kernels")
+    _choices["attention"] = Choice("torch", attention_kernels(device))
     name, why = recurrent_choice(device, wanted)
     _choices.update(dict.fromkeys(RECURRENT, Choice(name, why)))
     return dict(_choices)
+
+
+def attention_kernels(device: torch.device) -> str:
+    """Which of torch's kernels attention meets on this device: ops/attention.py chooses by device, dtype and head size."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return (
+            "torch's SDPA; documents and windows: varlen flash attention for bf16 and heads of 8, 16 ... 256, "
+            "else a call for each document and block"
+        )
+    return "torch's SDPA; a call for each document and block of a window"
 
 
 def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:

@@ -1,10 +1,149 @@
-"""Softmax attention, whole and in parts; causal, with grouped heads, sliding windows and documents."""
+"""Softmax attention, whole and in parts; causal, with grouped heads, sliding windows and documents.
+
+torch's fused kernels do the work, and what they cannot see is left out by cutting, not by a mask of T x T: documents one by
+one, windows in blocks of queries with the keys that the block can see.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
+from longfire.ops import chosen
 from longfire.ops.documents import Documents
+from longfire.ops.linear import native_bf16
+
+BLOCK = 256  # queries that share a slice of keys where a mask is needed: its size is BLOCK x (BLOCK + window)
+
+
+def attention(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    *,
+    window: int | None = None,
+    documents: Documents | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal softmax(q k^T * scale) v -> (B, T, H, V). Queries are the last T of S positions; G key/value heads serve H heads.
+
+    window: keys a query sees, itself included. documents (T = S only): tokens see their own document. scale: K^-0.5 if None.
+    bf16 on a CPU without bf16 units is multiplied in fp32 (torch's bf16 backward takes 5x the time there).
+    """
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    assert S >= T, "queries are the last T of S positions"
+    if chosen("attention") == "slow":
+        return attention_slow(q_BTHK, k_BSGK, v_BSGV, window=window, documents=documents, scale=scale)
+    window = None if window is not None and window >= S else window
+    q, k, v = (multipliable(x) for x in (q_BTHK, k_BSGK, v_BSGV))
+    if documents is not None:
+        assert T == S, "documents are for whole rows"
+        o_BTHV = packed(q, k, v, documents, window, scale)
+    elif window is not None and T == S and has_varlen_kernel(q, v):  # it skips what a window hides
+        row_ends = torch.arange(0, len(q) * T + 1, T, dtype=torch.int32, device=q.device)
+        o_BTHV = varlen(q, k, v, row_ends, T, window, scale)
+    else:
+        o_BTHV = one_document(q, k, v, window, scale)
+    return o_BTHV.to(q_BTHK.dtype)
+
+
+def multipliable(x: Tensor) -> Tensor:
+    """x as it is, or in fp32 where the device has no units for its dtype."""
+    return x.float() if x.dtype == torch.bfloat16 and not native_bf16(x.device) else x
+
+
+@torch.compiler.disable(
+    reason="the lengths of documents differ from batch to batch: a graph of them would be made anew each time"
+)
+def packed(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None) -> Tensor:
+    """Rows of several documents, each seeing itself only: one call of a varlen kernel, or document by document.
+
+    The rows are laid end to end, split where documents end, and joined again, so that nothing is paid for what is not seen.
+    """
+    if has_varlen_kernel(q, v):
+        return varlen(q, k, v, documents.cu_lengths, documents.max_length, window, scale)
+    lengths = documents.cu_lengths.diff().tolist()
+    pieces = zip(*(x.flatten(0, 1).split(lengths) for x in (q, k, v)))
+    outputs = [one_document(q[None], k[None], v[None], window, scale)[0] for q, k, v in pieces]
+    return torch.cat(outputs).unflatten(0, (len(q), -1))
+
+
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, window: int | None, scale: float | None
+) -> Tensor:
+    """torch's varlen flash attention: documents that end at `ends` (int32, from 0) of the rows laid end to end."""
+    from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
+
+    grouped = {"enable_gqa": True} if q.shape[2] != k.shape[2] else {}
+    seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
+    rows = (x.flatten(0, 1) for x in (q, k, v))
+    o = varlen_attn(*rows, ends, ends, longest, longest, scale=scale, window_size=seen, **grouped)
+    return o.unflatten(0, (len(q), -1))
+
+
+def has_varlen_kernel(q: Tensor, v: Tensor) -> bool:
+    """Whether torch's varlen flash attention takes these: half precision on CUDA (Ampere or newer), equal head sizes."""
+    return (
+        q.device.type == "cuda"
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[-1] == v.shape[-1]
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    )
+
+
+def one_document(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None) -> Tensor:
+    """Rows that are one document each: one call, or with a window, or keys before the first query, a call for each block."""
+    T, S = q.shape[1], k.shape[1]
+    if T == 1:
+        first = 0 if window is None else max(0, S - window)
+        return kernel(q, k[:, first:], v[:, first:], scale)
+    if T == S and (window is None or window >= S):
+        return kernel(q, k, v, scale, causal=True)
+    masks: dict[tuple[int, int], Tensor] = {}  # blocks inside a long row share one
+    outputs = []
+    for start in range(S - T, S, BLOCK):
+        stop = min(start + BLOCK, S)
+        first = 0 if window is None else max(0, start - window + 1)
+        shape = (stop - start, stop - first)
+        if shape not in masks:
+            seen = visible(*shape, window, None, q.device)[0, 0]
+            masks[shape] = torch.zeros(shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
+        queries = q[:, start - (S - T) : stop - (S - T)]
+        outputs.append(kernel(queries, k[:, first:stop], v[:, first:stop], scale, mask=masks[shape]))
+    return torch.cat(outputs, 1)
+
+
+def kernel(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """torch's SDPA in our layout. It is memory-lean for equal head sizes only, so the smaller one is padded with zeros."""
+    K, V = q.shape[-1], v.shape[-1]
+    scale = K**-0.5 if scale is None else scale
+    if K != V:
+        q, k, v = (F.pad(x, (0, max(K, V) - x.shape[-1])) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    return o.transpose(1, 2)[..., :V]
+
+
+def attention_slow(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    *,
+    window: int | None = None,
+    documents: Documents | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The truth: all scores written out, in fp32 (float64 for float64 inputs). Same arguments and result."""
+    seen = visible(q_BTHK.shape[1], k_BSGK.shape[1], window, documents, q_BTHK.device)
+    return softmax_slow(q_BTHK, k_BSGK, v_BSGV, seen, scale)[0].to(q_BTHK.dtype)
 
 
 def visible(T: int, S: int, window: int | None, documents: Documents | None, device: torch.device) -> Tensor:
@@ -21,43 +160,88 @@ def visible(T: int, S: int, window: int | None, documents: Documents | None, dev
     return (seen & (ids_BT[:, :, None] == ids_BT[:, None, :]))[:, None]
 
 
-def attention(
-    q_BTHK: Tensor,
-    k_BSGK: Tensor,
-    v_BSGV: Tensor,
-    *,
-    window: int | None = None,
-    documents: Documents | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Causal softmax(q k^T * scale) v -> (B, T, H, V). Queries are the last T of S positions; G key/value heads serve H heads.
-
-    window: keys a query sees, itself included. scale: K^-0.5 if None.
-    """
-    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGV))
-    plain = window is None and documents is None and T == S
-    mask = None if plain or T == 1 and window is None else visible(T, S, window, documents, q.device)
-    o = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=plain and T > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return o.transpose(1, 2)
-
-
-def attention_slow(
-    q_BTHK: Tensor,
-    k_BSGK: Tensor,
-    v_BSGV: Tensor,
-    *,
-    window: int | None = None,
-    documents: Documents | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The same with all scores written out, in fp32 or the inputs' float64."""
-    groups = q_BTHK.shape[2] // k_BSGK.shape[2]
-    dtype = torch.promote_types(q_BTHK.dtype, torch.float32)
-    q, k, v = (x.to(dtype) for x in (q_BTHK, k_BSGK.repeat_interleave(groups, 2), v_BSGV.repeat_interleave(groups, 2)))
+def softmax_slow(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None for all."""
+    groups, dtype = q.shape[2] // k.shape[2], torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (x.to(dtype) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
     scores_BHTS = torch.einsum("bthk,bshk->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    seen = visible(q.shape[1], k.shape[1], window, documents, q.device)
-    weights_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf).softmax(-1)
-    return torch.einsum("bhts,bshv->bthv", weights_BHTS, v).to(q_BTHK.dtype)
+    if seen is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf)
+    return torch.einsum("bhts,bshv->bthv", scores_BHTS.softmax(-1), v), scores_BHTS.logsumexp(-1)
+
+
+def attention_parts(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, causal: bool, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of queries to one block of keys, with what is needed to join blocks: o (B, T, H, V) and lse (B, H, T).
+
+    Both fp32 (float64 for float64 inputs), so that joining many blocks does not round many times, and differentiable in
+    both. lse = log sum exp of the scores. Parts of one softmax over keys in two blocks join as
+    o = (exp(lse_1) o_1 + exp(lse_2) o_2) / (exp(lse_1) + exp(lse_2)) (Liu 2023, RingAttention; Milakov 2018).
+    causal: T = S and query t sees keys 0 to t; else every query sees every key.
+    """
+    assert not causal or q_BTHK.shape[1] == k_BSGK.shape[1], "causal blocks are aligned"
+    if chosen("attention") == "slow":
+        return attention_parts_slow(q_BTHK, k_BSGK, v_BSGV, causal=causal, scale=scale)
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    if q_BTHK.device.type == "cuda":
+        return parts_by_flex(q_BTHK, k_BSGK, v_BSGV, causal, scale)
+    K, V, dtype = q_BTHK.shape[-1], v_BSGV.shape[-1], torch.promote_types(q_BTHK.dtype, torch.float32)
+    q, k, v = (F.pad(x.to(dtype), (0, max(K, V) - x.shape[-1])).transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGV))
+    o, lse_BHT = _Parts.apply(q, k, v, causal, scale)
+    return o.transpose(1, 2)[..., :V], lse_BHT
+
+
+def attention_parts_slow(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, causal: bool, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The truth: all scores written out. Same arguments and result."""
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    return softmax_slow(q_BTHK, k_BSGK, v_BSGV, visible(T, S, None, None, q_BTHK.device) if causal else None, scale)
+
+
+class _Parts(torch.autograd.Function):
+    """The kernel behind torch's SDPA on a CPU, which is private but gives the logsumexp that the public face drops.
+
+    Its backward knows no gradient of lse. With P = exp(scores - lse), d scores = P * (dO v^T - delta + d lse), where the kernel
+    makes delta = rowsum(dO * O) itself: one more channel with dO = 1, O = -d lse and v = 0 gives it delta - d lse.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        ctx.save_for_backward(q, k, v, o, lse)
+        ctx.causal, ctx.scale = causal, scale
+        ctx.set_materialize_grads(False)
+        return o, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_o: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, o, lse = ctx.saved_tensors
+        size = q.shape[-1]
+        d_o = torch.zeros_like(o) if d_o is None else d_o
+        if d_lse is not None:
+            q, k, v = (F.pad(x, (0, 1)) for x in (q, k, v))
+            o = torch.cat([o, -d_lse[..., None].to(o.dtype)], -1)
+            d_o = F.pad(d_o, (0, 1), value=1.0)
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            d_o, q, k, v, o, lse, 0.0, ctx.causal, scale=ctx.scale
+        )
+        return *(gradient[..., :size] for gradient in gradients), None, None
+
+
+def parts_by_flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """On CUDA: flex attention, which gives the logsumexp and its gradient; compiled, since uncompiled it makes all scores."""
+    T, S = q.shape[1], k.shape[1]
+    mask = create_block_mask(earlier, None, None, T, S, device=q.device) if causal else None
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    o, aux = torch.compile(flex_attention)(
+        q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped, return_aux=AuxRequest(lse=True)
+    )
+    return o.transpose(1, 2).to(torch.promote_types(o.dtype, torch.float32)), aux.lse
+
+
+def earlier(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return key <= query

@@ -1,57 +1,135 @@
 """The head and the loss as one: logits exist for a chunk of tokens at a time, and their gradient overwrites them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from longfire.ops.linear import native_bf16
 
-def linear_cross_entropy_slow(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
-) -> Tensor:
-    """Sum over real tokens of -log softmax(hidden weight^T)[label], all logits at once."""
-    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-    logits_NW = hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T
-    return F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
+CACHED_ROWS = (
+    16  # rows of logits that go through softmax together: 3 MB at 50k words, so that its passes stay in the cache
+)
 
 
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
 ) -> Tensor:
-    """The same sum, `chunk_tokens` tokens at a time."""
-    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index)
+    """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for float64 hidden states).
+
+    The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's product gives them.
+    Memory beside the gradients: one buffer of chunk_tokens x W. The gradients are made with the loss, so backward can run once
+    and is not differentiable. Raises IndexError on a CPU for a label that is no word (CUDA's kernels assert by themselves).
+    """
+    W = len(weight_WD)
+    if labels_N.device.type == "cpu":
+        wrong_N = ((labels_N < 0) | (labels_N >= W)) & (labels_N != ignore_index)
+        if wrong_N.any():
+            raise IndexError(
+                f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor {ignore_index}, no label"
+            )
+    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index)
+
+
+def linear_cross_entropy_slow(
+    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
+) -> Tensor:
+    """The truth: all logits at once. Same arguments and result."""
+    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    logits_NW = hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T
+    return F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
+
+
+@torch.compiler.disable(
+    reason="a loop of large products gains nothing from compiling, and a graph would keep its buffers"
+)
+def fused(hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, chunk_tokens: int, ignore_index: int) -> Tensor:
+    wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_WD)]
+    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are made with the loss: d loss / d logits = softmax - onehot, which takes the logits' place in their buffer."""
+    """d loss / d logits = softmax - onehot takes the logits' place in their buffer and is used up at once."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index):
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_WD: Tensor,
+        labels_N: Tensor,
+        chunk_tokens: int,
+        ignore_index: int,
+        wanted: list[bool],
+    ) -> Tensor:
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-        weight = weight_WD.to(hidden_ND.dtype).to(dtype)
+        multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
+        weight = weight_WD.to(hidden_ND.dtype).to(multiplied)
+        d_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
+        d_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
         loss = hidden_ND.new_zeros((), dtype=dtype)
-        needs = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_hidden = torch.empty_like(hidden_ND) if needs else None
-        grad_weight = torch.zeros_like(weight) if needs else None
-        buffer = weight.new_empty(min(chunk_tokens, len(hidden_ND)), len(weight))
-        for hidden, labels, start in zip(
-            hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens), range(0, len(hidden_ND), chunk_tokens)
-        ):
-            real = labels != ignore_index
-            hidden32, logits = hidden.to(dtype), buffer[: len(hidden)]
-            torch.mm(hidden32, weight.T, out=logits)
-            index = torch.where(real, labels, 0)[:, None]
-            lse = logits.logsumexp(-1)
-            loss += ((lse - logits.gather(1, index)[:, 0]) * real).sum()
-            if needs:
-                probabilities = logits.sub_(lse[:, None]).exp_()
-                probabilities.scatter_add_(1, index, probabilities.new_full(index.shape, -1.0)).mul_(real[:, None])
-                grad_hidden[start : start + len(hidden)] = probabilities @ weight
-                grad_weight.addmm_(probabilities.T, hidden32)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight_WD.dtype
+        buffer = weight.new_empty(min(chunk_tokens, len(hidden_ND)), len(weight), dtype=dtype)
+        for start in range(0, len(hidden_ND), chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            hidden = hidden_ND[chunk].to(multiplied)
+            logits = buffer[: len(hidden)]
+            product(hidden, weight.T, logits)
+            loss += softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted))
+            d_logits = logits.to(multiplied) if any(wanted) else None
+            if d_hidden is not None:
+                d_hidden[chunk] = d_logits @ weight
+            if d_weight is not None:
+                add_product(d_weight, d_logits.T, hidden)
+        ctx.gradients, ctx.weight_dtype = (d_hidden, d_weight), weight_WD.dtype
         return loss
 
     @staticmethod
-    def backward(ctx, grad_loss):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, (grad_weight * grad_loss).to(ctx.weight_dtype), None, None, None
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the gradients of linear_cross_entropy are used up by one backward: call it again before another"
+            )
+        (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
+        d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
+        d_weight = None if d_weight is None else d_weight.mul_(d_loss).to(ctx.weight_dtype)
+        return d_hidden, d_weight, None, None, None, None
+
+
+def softmax_minus_onehot(logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool) -> Tensor:
+    """Loss of a chunk. Its logits are overwritten: by their gradient, zero where there is no label, or by nothing of use."""
+    real_N = labels_N != ignore_index
+    index_N1 = torch.where(real_N, labels_N, 0)[:, None]
+    label_logits_N1 = logits_NW.gather(1, index_N1)
+    lse_N1 = torch.empty_like(label_logits_N1)
+    rows = CACHED_ROWS if logits_NW.device.type == "cpu" else len(logits_NW)
+    for logits, lse, real in zip(logits_NW.split(rows), lse_N1.split(rows), real_N.split(rows)):
+        highest = logits.amax(1, keepdim=True)
+        sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
+        torch.add(highest, sums.log(), out=lse)
+        if gradient:
+            logits.mul_(torch.where(real[:, None], 1 / sums, 0))
+    if gradient:
+        logits_NW.scatter_add_(1, index_N1, -real_N[:, None].to(logits_NW.dtype))
+    return torch.where(real_N, (lse_N1 - label_logits_N1)[:, 0], 0).sum()
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a b. bf16 gives an fp32 product on CUDA; on a CPU with bf16 units the product is rounded to bf16 first."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif a.device.type == "cuda":
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.copy_(a @ b)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, added up in the total's dtype."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.add_(a @ b)

@@ -5,8 +5,11 @@ of this file.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 from fla.ops.gla import chunk_gla
 from fla.ops.kda import chunk_kda
@@ -52,6 +55,26 @@ def delta_rule(
     return run(kernel, inputs, scale, initial_state_BHKV, documents)
 
 
+def short_conv(
+    x_BTD: Tensor,
+    weight_DW: Tensor,
+    bias_D: Tensor | None = None,
+    *,
+    silu: bool = True,
+    state_BDW: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As longfire.ops.short_conv.short_conv. fla keeps the last W inputs, of which the oldest is never used: ours is W - 1."""
+
+    def kernel(x: Tensor, scale: None, initial_state: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        state = None if initial_state is None else F.pad(initial_state.to(x.dtype), (1, 0))
+        activation = "silu" if silu else None
+        return causal_conv1d(x, weight_DW, bias_D, initial_state=state, activation=activation, **kwargs)
+
+    y_BTD, last_state = run(kernel, {"x": x_BTD}, None, state_BDW, documents)
+    return y_BTD, last_state[..., 1:].to(x_BTD.dtype)
+
+
 def run(
     kernel: Callable[..., tuple[Tensor, Tensor]],
     inputs: dict[str, Tensor],
@@ -61,11 +84,12 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """With documents the kernels want one long row, the documents' cumulative lengths, and a state for each document."""
     inputs = {name: x.contiguous() for name, x in inputs.items()}
+    first = next(iter(inputs.values()))  # q, or x: what the output is like
     state = None if state_BHKV is None else state_BHKV.float()
     if documents is None:
         o, last_state = kernel(**inputs, scale=scale, initial_state=state, output_final_state=True)
-        return o.to(inputs["q"].dtype), last_state
-    B, T = inputs["q"].shape[:2]
+        return o.to(first.dtype), last_state
+    B, T = first.shape[:2]
     cu_lengths = documents.cu_lengths.long()
     row_starts = torch.arange(0, B * T, T, device=cu_lengths.device)
     if state is not None:
@@ -77,4 +101,4 @@ def run(
         scale=scale, initial_state=state, output_final_state=True, cu_seqlens=cu_lengths,
     )  # fmt: skip
     last_documents = torch.searchsorted(cu_lengths, row_starts + T) - 1
-    return o.unflatten(1, (B, T))[0].to(inputs["q"].dtype), last_states[last_documents]
+    return o.unflatten(1, (B, T))[0].to(first.dtype), last_states[last_documents]

@@ -1,13 +1,13 @@
 """Matrix products with fp32 master weights: what is multiplied in which type."""
 
-import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
-@functools.cache
 def native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices in hardware. A CPU without such units takes 400x the time of fp32."""
     if device.type == "cuda":
@@ -21,13 +21,35 @@ def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor
     bf16 on a CPU without bf16 units: the same rounded values are multiplied in fp32 and the result is rounded, which is what a
     bf16 product with fp32 accumulation means.
     """
-    if x.dtype == torch.float32 or weight_WD.dtype == x.dtype and native_bf16(x.device):
-        return F.linear(x, weight_WD.to(x.dtype), None if bias_W is None else bias_W.to(x.dtype))
-    weight_WD = weight_WD.to(x.dtype)
-    bias_W = None if bias_W is None else bias_W.to(x.dtype)
-    if native_bf16(x.device):
-        return F.linear(x, weight_WD, bias_W)
-    return F.linear(x.float(), weight_WD.float(), None if bias_W is None else bias_W.float()).to(x.dtype)
+    if x.dtype == torch.bfloat16 and not native_bf16(x.device):
+        return _RoundedLinear.apply(x, weight_WD, bias_W)
+    return F.linear(x, weight_WD.to(x.dtype), None if bias_W is None else bias_W.to(x.dtype))
+
+
+class _RoundedLinear(torch.autograd.Function):
+    """bf16 values multiplied in fp32. Keeps x in bf16 and the master weight itself, and widens both again in the backward:
+    a third of the memory that autograd would keep. The weight's gradient is fp32 and never rounded.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_WD: Tensor, bias_W: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight_WD)
+        bias_W = None if bias_W is None else bias_W.to(x.dtype).float()
+        return F.linear(x.float(), weight_WD.to(x.dtype).float(), bias_W).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_WD = ctx.saved_tensors
+        d_x = d_weight_WD = d_bias_W = None
+        d_y_NW = d_y.flatten(0, -2).float()
+        if ctx.needs_input_grad[0]:
+            d_x = (d_y_NW @ weight_WD.to(x.dtype).float()).view_as(x).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            d_weight_WD = (d_y_NW.T @ x.flatten(0, -2).float()).to(weight_WD.dtype)
+        if ctx.needs_input_grad[2]:
+            d_bias_W = d_y_NW.sum(0).to(weight_WD.dtype)
+        return d_x, d_weight_WD, d_bias_W
 
 
 class Linear(nn.Linear):

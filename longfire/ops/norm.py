@@ -1,30 +1,69 @@
-"""Normalisations: statistics in fp32, result in the dtype of the input."""
+"""Normalisations: statistics in fp32 (float64 for float64), result in the dtype of the input."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dim (Zhang 2019)."""
-    return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
+    """x / sqrt(mean x^2 + eps) * weight over the last dim (Zhang 2019)."""
+    return in_fp32_rms(in_fp32(x), weight, eps).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean) / std * weight + bias over the last dim (Ba 2016); without weight and bias: non-parametric."""
-    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+    return F.layer_norm(in_fp32(x), x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
 def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(sum x^2 + eps) over the last dim: eps inside the root, as fla has it."""
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+    size = x.shape[-1]
+    return (in_fp32_rms(in_fp32(x), None, eps / size) * size**-0.5).to(x.dtype)
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor | None, eps: float, activation: str = "silu") -> Tensor:
     """rms_norm(x) * silu(gate) (or sigmoid), the end of most recurrent mixers; all in fp32 until the last rounding."""
-    gate = F.silu(gate.float()) if activation == "silu" else gate.float().sigmoid()
-    return (F.rms_norm(x.float(), x.shape[-1:], weight, eps) * gate).to(x.dtype)
+    gate = F.silu(in_fp32(gate)) if activation == "silu" else in_fp32(gate).sigmoid()
+    return (in_fp32_rms(in_fp32(x), weight, eps) * gate).to(x.dtype)
+
+
+def in_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """rms_norm of fp32 (or float64) x. Uncompiled on a CPU torch's own takes ten times what its passes over memory do."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = r x weight with r = 1 / rms(x). The backward is layer norm's kernel told that the means are 0: it gives the right
+    d_weight, and d_x less r mean(d_y weight), which is what a mean that depends on x takes off.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # unlike a sum of squares, no temporary of x's size
+        r = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        y = x * r
+        return y if weight is None else y.mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, r = ctx.saved_tensors
+        wanted = [True, weight is not None and ctx.needs_input_grad[1], False]
+        d_x, d_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            d_y.contiguous(), x.contiguous(), x.shape[-1:], torch.zeros_like(r), r, weight, None, wanted
+        )
+        means = d_y.mean(-1) if weight is None else d_y @ (weight / len(weight))
+        return d_x.add_(means[..., None].mul_(r)), d_weight, None
 
 
 class RMSNorm(nn.Module):

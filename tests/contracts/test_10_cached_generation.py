@@ -46,9 +46,10 @@ def cached_logits(model: Model, ids_BT: Tensor, cuts: list[int]) -> Tensor:
 
 def assert_equal_within_rounding(model: Model, cached_BTW: Tensor, full_BTW: Tensor) -> None:
     """Another order of fp32 sums: 2 additions to the residual stream a layer, each a sum of up to T + D terms whose roundings
-    (2^-24) add like a random walk, relative to the largest logit; twice that, as both sides round."""
+    (2^-24) add like a random walk, relative to the largest logit; twice that, as both sides round, and four times for what
+    norms of small vectors magnify (random ids reach 1.7 times the bound without it)."""
     terms = (full_BTW.shape[1] + model.shape.hidden_size) ** 0.5
-    tolerance = 2 * 2 * model.shape.num_hidden_layers * terms * 2**-24 * full_BTW.abs().max()
+    tolerance = 4 * 2 * 2 * model.shape.num_hidden_layers * terms * 2**-24 * full_BTW.abs().max()
     assert (cached_BTW - full_BTW).abs().max() <= tolerance
 
 
