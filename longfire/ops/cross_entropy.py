@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longfire.ops.linear import native_bf16
 
@@ -85,8 +84,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # only under create_graph: what was made in the forward has no graph
+            raise RuntimeError("linear_cross_entropy has no second derivative: use linear_cross_entropy_slow")
         if ctx.gradients is None:
             raise RuntimeError(
                 "the gradients of linear_cross_entropy are used up by one backward: call it again before another"

@@ -1,0 +1,206 @@
+"""Softmax attention against torch's SDPA in float64 with the mask written out, and against its own slow truth."""
+
+from itertools import pairwise, product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire import ops
+from longfire.ops import attention as module
+from longfire.ops.attention import attention, attention_parts, attention_parts_slow, attention_slow
+from longfire.ops.documents import Documents
+
+B, H, G, K = 2, 4, 2, 8
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 16)
+
+
+def inputs(T: int, S: int, V: int = K, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((B, T, H, K), (B, S, G, K), (B, S, G, V))
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def some_documents(T: int) -> Documents:
+    starts_BT = torch.rand(B, T, generator=torch.Generator().manual_seed(T)) < 0.1
+    return Documents.from_ids(starts_BT.long().cumsum(1))
+
+
+def by_sdpa(q: Tensor, k: Tensor, v: Tensor, window=None, documents=None) -> Tensor:
+    """The mask position by position, heads repeated by hand."""
+    (T, S), mask = (q.shape[1], k.shape[1]), torch.zeros(B, 1, q.shape[1], k.shape[1], dtype=torch.bool)
+    for b, t, s in product(range(B), range(T), range(S)):
+        at = S - T + t
+        same = documents is None or documents.ids_BT[b, at] == documents.ids_BT[b, s]
+        mask[b, 0, t, s] = s <= at and (window is None or at - s < window) and same
+    q, k, v = (x.double().transpose(1, 2) for x in (q, k.repeat_interleave(H // G, 2), v.repeat_interleave(H // G, 2)))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def with_gradients(outputs: Tensor | tuple[Tensor, ...], leaves: list[Tensor]) -> list[Tensor]:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(9)
+    seeds = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, leaves, seeds)]
+
+
+CASES = {
+    "plain": (37, 37, {}),
+    "window": (37, 37, {"window": 7}),
+    "window longer than a block": (50, 50, {"window": 21}),
+    "window of one": (9, 9, {"window": 1}),
+    "window wider than the row": (9, 9, {"window": 30}),
+    "documents": (37, 37, {"documents": some_documents(37)}),
+    "documents with window": (37, 37, {"documents": some_documents(37), "window": 5}),
+    "queries last": (21, 37, {}),
+    "queries last with window": (21, 37, {"window": 7}),
+    "one query": (1, 37, {}),
+    "one query with window": (1, 37, {"window": 7}),
+    "one token": (1, 1, {}),
+}
+
+
+@pytest.mark.parametrize("form", [attention, attention_slow])
+@pytest.mark.parametrize("case", CASES)
+def test_against_sdpa(case, form):
+    """float64: sums of at most 50 terms, so 1e-12 is a thousand roundings."""
+    T, S, options = CASES[case]
+    leaves = inputs(T, S)
+    for got, true in zip(
+        with_gradients(form(*leaves, **options), leaves), with_gradients(by_sdpa(*leaves, **options), leaves)
+    ):
+        torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("V", [5, 12])
+def test_value_size_differs_from_key_size(V):
+    leaves = inputs(20, 20, V)
+    for got, true in zip(with_gradients(attention(*leaves), leaves), with_gradients(attention_slow(*leaves), leaves)):
+        torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-24), (torch.bfloat16, 2**-9)])
+@pytest.mark.parametrize("case", ["plain", "window", "documents with window", "queries last"])
+def test_lower_precision(case, dtype, unit):
+    """The truth in float64 of the same rounded inputs. In bf16 the output is rounded before its gradient is used: a few units
+    of the largest value; in fp32 a dot product of K and a sum of T terms: sqrt(50) units, thrice over in a gradient."""
+    T, S, options = CASES[case]
+    leaves = inputs(T, S, dtype=dtype)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    for got, true in zip(
+        with_gradients(attention(*leaves, **options), leaves), with_gradients(attention_slow(*exact, **options), exact)
+    ):
+        assert got.dtype == dtype
+        assert (got.double() - true).abs().max() <= 20 * unit * true.abs().max()
+
+
+def test_packed_equals_separate_to_the_bit():
+    documents = some_documents(37)
+    q, k, v = (x.detach() for x in inputs(37, 37, dtype=torch.float32))
+    o = attention(q, k, v, documents=documents).flatten(0, 1)
+    ends = documents.cu_lengths.tolist()
+    for start, end in pairwise(ends):
+        alone = (x.flatten(0, 1)[None, start:end] for x in (q, k, v))
+        assert torch.equal(attention(*alone)[0], o[start:end])
+
+
+def test_nothing_comes_from_the_future_or_outside_the_window():
+    leaves = inputs(37, 37)
+    attention(*leaves, window=7)[:, 20].sum().backward()
+    for x in leaves[1:]:
+        seen_S = x.grad.abs().sum((0, 2, 3)) > 0
+        assert seen_S.nonzero().flatten().tolist() == list(range(14, 21))
+
+
+def test_scale():
+    q, k, v = inputs(9, 9)
+    torch.testing.assert_close(attention(q, k, v, scale=0.3), attention(q * 0.3 * K**0.5, k, v))
+
+
+def test_memory_of_documents_and_windows_does_not_grow_with_the_square(monkeypatch):
+    """Nothing that autograd keeps, and no mask, is larger than a block of queries by the keys it sees."""
+    monkeypatch.setattr(module, "BLOCK", 64)
+    T, largest = 2048, 0
+
+    def pack(x: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, x.untyped_storage().nbytes())
+        return x
+
+    q, k, v = (torch.randn(1, T, 1, 4, requires_grad=True) for _ in range(3))
+    ids_BT = torch.arange(T)[None] // 100
+    for options in ({"window": 100}, {"documents": Documents.from_ids(ids_BT)}):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            attention(q, k, v, **options)
+    assert 0 < largest < T * T * 4 / 50
+
+
+def test_the_slow_form_is_taken_when_chosen(monkeypatch):
+    called = []
+    monkeypatch.setattr(module, "attention_slow", lambda *a, **k: called.append(1) or a[0])
+    ops.choose(torch.device("cpu"), "slow")
+    try:
+        attention(*inputs(3, 3))
+    finally:
+        ops.choose(torch.device("cpu"), "torch")
+    assert called
+
+
+def test_compiled_with_documents_no_graph_is_made_anew():
+    graphs = []
+    backend = lambda graph, _: graphs.append(graph) or graph.forward
+    compiled = torch.compile(
+        lambda q, k, v, d: attention(2 * q, k, v, documents=d).sin(), backend=backend, dynamic=False
+    )
+    made = []
+    for share in (0.05, 0.2, 0.5):
+        documents = Documents.from_ids((torch.rand(B, 30) < share).long().cumsum(1))
+        q, k, v = inputs(30, 30)
+        torch.testing.assert_close(compiled(q, k, v, documents), attention(2 * q, k, v, documents=documents).sin())
+        made.append(len(graphs))
+    assert made[1:] == made[:-1]
+
+
+# Parts: what a ring joins.
+
+
+@pytest.mark.parametrize("V", [K, 5, 12])
+@pytest.mark.parametrize("causal", [True, False])
+def test_parts_against_their_truth(causal, V):
+    leaves = inputs(19, 19 if causal else 23, V)
+    got, true = (with_gradients(f(*leaves, causal=causal), leaves) for f in (attention_parts, attention_parts_slow))
+    for a, b in zip(got, true):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_parts_gradient_of_one_output_alone(which):
+    leaves = inputs(11, 11)
+    got, true = (
+        torch.autograd.grad(f(*leaves, causal=True)[which].square().sum(), leaves[: 3 - which])
+        for f in (attention_parts, attention_parts_slow)
+    )
+    for a, b in zip(got, true):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_parts_join_to_the_whole():
+    """Keys in two blocks, the queries those of the second: one softmax, forward and backward."""
+    q, k, v = inputs(16, 40)
+    o_1, lse_1 = attention_parts(q, k[:, :24], v[:, :24], causal=False)
+    o_2, lse_2 = attention_parts(q, k[:, 24:], v[:, 24:], causal=True)
+    share = torch.sigmoid(lse_1 - lse_2).transpose(1, 2)[..., None]
+    for got, true in zip(
+        with_gradients(share * o_1 + (1 - share) * o_2, [q, k, v]), with_gradients(attention_slow(q, k, v), [q, k, v])
+    ):
+        torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
+
+
+def test_parts_of_bf16_are_fp32():
+    o, lse = attention_parts(*inputs(6, 6, dtype=torch.bfloat16), causal=True)
+    assert o.dtype == lse.dtype == torch.float32

@@ -1,0 +1,126 @@
+"""The fused loss head against F.cross_entropy of all logits in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import Tensor
+
+from longfire.ops import cross_entropy as module
+from longfire.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_slow
+
+W, D = 53, 7
+
+
+def inputs(N: int, dtype: torch.dtype = torch.float64, ignored: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(N)
+    hidden, weight = (torch.randn(n, D, generator=generator).to(dtype).requires_grad_() for n in (N, W))
+    labels = torch.randint(W, (N,), generator=generator)
+    return hidden, weight, labels.masked_fill(torch.rand(N, generator=generator) < ignored, -100)
+
+
+def plain(hidden: Tensor, weight: Tensor, labels: Tensor, **_) -> Tensor:
+    return F.cross_entropy(hidden.double() @ weight.double().T, labels, reduction="sum")
+
+
+def results(form, hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> list[Tensor]:
+    loss = form(hidden, weight, labels, **options)
+    return [loss, *torch.autograd.grad(loss / 7, (hidden, weight))]
+
+
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow])
+@settings(deadline=None, max_examples=20)
+@given(N=some.integers(1, 70), chunk=some.integers(1, 80), ignored=some.sampled_from([0.0, 0.2, 1.0]))
+def test_against_the_plain_form(form, N, chunk, ignored):
+    made = inputs(N, ignored=ignored)
+    for got, true in zip(results(form, *made, chunk_tokens=chunk), results(plain, *made)):
+        torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-24), (torch.bfloat16, 2**-9)])
+def test_lower_precision(dtype, unit, native, monkeypatch):
+    """Against the float64 truth of the same rounded values. With bf16 units logits and their gradient are rounded to bf16 (on
+    a CPU): half a unit of the largest logit moves a probability by as much, and the sums of 40 rows halve again."""
+    monkeypatch.setattr(module, "native_bf16", lambda device: native)
+    hidden, weight, labels = inputs(40, dtype)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    got, true = results(linear_cross_entropy, hidden, weight, labels, chunk_tokens=16), results(plain, *exact, labels)
+    assert [x.dtype for x in got] == [torch.float32, dtype, dtype]
+    for a, b in zip(got, true):
+        assert (a.double() - b).abs().max() <= 16 * unit * b.abs().max()
+
+
+def test_fp32_master_weight_of_bf16_states_gets_an_fp32_gradient():
+    hidden, weight, labels = inputs(20, torch.bfloat16)
+    master = weight.detach().float().requires_grad_()
+    (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, master, labels), master)
+    assert gradient.dtype == torch.float32 and not torch.equal(gradient, gradient.bfloat16().float())
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_one_gradient_alone(wanted):
+    made = inputs(30)
+    made[1 - wanted].requires_grad_(False)
+    got, true = (torch.autograd.grad(f(*made), made[wanted])[0] for f in (linear_cross_entropy, plain))
+    torch.testing.assert_close(got, true)
+
+
+def test_large_logits_neither_overflow_nor_vanish():
+    hidden, weight, labels = inputs(10, torch.float32, ignored=0.0)
+    got = results(linear_cross_entropy, hidden * 1e4, weight, labels)
+    true = results(plain, hidden * 1e4, weight, labels)
+    assert all(x.isfinite().all() for x in got)
+    torch.testing.assert_close(got[0].double(), true[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_buffers(graph, monkeypatch):
+    """The logits have one buffer of chunk_tokens x W; gradients have theirs only if someone can ask for them."""
+    sizes = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and function.overloadpacket.__name__.startswith(
+                ("empty", "new_empty", "zeros", "mm", "mul")
+            ):
+                sizes.append(out.numel())
+            return out
+
+    monkeypatch.setattr(module, "CACHED_ROWS", 2)
+    hidden, weight, labels = inputs(48)
+    with torch.set_grad_enabled(graph), Recorder():
+        linear_cross_entropy(hidden, weight, labels, chunk_tokens=8)
+    assert max(sizes) == 8 * W
+    assert (W * D in sizes) == graph
+
+
+def test_a_second_backward_is_refused():
+    hidden, weight, labels = inputs(5)
+    loss = linear_cross_entropy(hidden, weight, labels)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward"):
+        loss.backward()
+
+
+def test_no_gradient_of_the_gradient():
+    hidden, weight, labels = inputs(5)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("label", [W, -1])
+def test_a_label_that_is_no_word_is_named(label):
+    hidden, weight, labels = inputs(5)
+    labels[3] = label
+    with pytest.raises(IndexError, match=f"label {label} "):
+        linear_cross_entropy(hidden, weight, labels)
+
+
+def test_inside_a_compiled_function():
+    made = inputs(20)
+    compiled = torch.compile(lambda h, w, t: linear_cross_entropy(h.sin(), w, t) / 3, backend="aot_eager")
+    got, true = (torch.autograd.grad(f, made[:2]) for f in (compiled(*made), plain(made[0].sin(), *made[1:]) / 3))
+    torch.testing.assert_close(got, true)

@@ -1,0 +1,46 @@
+"""The linear product: torch's own in fp32, the meaning of bf16 whatever the units of the device."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from longfire.ops import linear as module
+from longfire.ops.linear import Linear, linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_is_torchs(dtype, bias):
+    layer = Linear(5, 3, bias=bias).to(dtype)
+    x = torch.randn(2, 7, 5, dtype=dtype, requires_grad=True)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_rounds_values_and_result_whatever_the_units(native, monkeypatch):
+    """Either way: bf16 values, exact products, sums in fp32, one rounding. The gradients of the fp32 master stay fp32."""
+    monkeypatch.setattr(module, "native_bf16", lambda device: native)
+    weight, bias = torch.randn(3, 5, requires_grad=True), torch.randn(3, requires_grad=True)
+    x = torch.randn(2, 7, 5).bfloat16().requires_grad_()
+    exact = [t.detach().bfloat16().double().requires_grad_() for t in (x, weight, bias)]
+    seed = torch.randn(2, 7, 3).bfloat16()
+    got, true = linear(x, weight, bias), F.linear(*exact)
+    gradients = torch.autograd.grad(got, (x, weight, bias), seed)
+    for a, b in zip((got, *gradients), (true, *torch.autograd.grad(true, exact, seed.double()))):
+        assert (a.double() - b).abs().max() <= 2**-8 * b.abs().max()
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_without_units_only_x_and_the_master_are_kept(monkeypatch):
+    monkeypatch.setattr(module, "native_bf16", lambda device: False)
+    weight, x, kept = torch.randn(3, 5, requires_grad=True), torch.randn(7, 5).bfloat16().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        linear(x, weight)
+    assert set(kept) == {x.data_ptr(), weight.data_ptr()}
+
+
+def test_a_frozen_master_or_input_gets_no_gradient(monkeypatch):
+    monkeypatch.setattr(module, "native_bf16", lambda device: False)
+    weight, x = torch.randn(3, 5), torch.randn(7, 5).bfloat16().requires_grad_()
+    linear(x, weight).sum().backward()
+    assert x.grad is not None and weight.grad is None

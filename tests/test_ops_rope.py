@@ -1,0 +1,41 @@
+"""Rotary positions against transformers' own, and by what they are: rotations whose angle depends on distance alone."""
+
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from longfire.ops.rope import rope
+
+THETA = 10000.0
+
+
+def test_is_llamas_in_value_and_gradient():
+    """fp32 angles up to 3000: both sides round the angle alike, so what is left is three roundings of the turned pair."""
+    config = LlamaConfig(
+        hidden_size=32, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": THETA}
+    )
+    x_BTHK = torch.randn(2, 6, 4, 8, requires_grad=True)
+    positions_BT = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 0, 7, 3000, 3001]])
+    cos, sin = LlamaRotaryEmbedding(config)(x_BTHK, positions_BT)
+    true = apply_rotary_pos_emb(x_BTHK.transpose(1, 2), x_BTHK.transpose(1, 2), cos, sin)[0].transpose(1, 2)
+    got, seed = rope(x_BTHK, positions_BT, THETA), torch.randn(2, 6, 4, 8)
+    for a, b in ((got, true), *zip(*(torch.autograd.grad(y, x_BTHK, seed) for y in (got, true)))):
+        torch.testing.assert_close(a, b, rtol=0, atol=2**-20)
+
+
+def test_lengths_stay_and_scores_depend_on_distance():
+    q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
+    score = lambda at, to: (rope(q, torch.tensor([[at]]), THETA) * rope(k, torch.tensor([[to]]), THETA)).sum()
+    torch.testing.assert_close(score(5, 2), score(105, 102), rtol=0, atol=1e-4)  # angles are fp32: 2^-24 * 105
+    torch.testing.assert_close(rope(q, torch.tensor([[977]]), THETA).norm(), q.norm(), rtol=1e-6, atol=0)
+
+
+def test_position_zero_turns_nothing_and_dtypes_stay():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        x = torch.randn(1, 1, 2, 6, dtype=dtype)
+        assert torch.equal(rope(x, torch.zeros(1, 1, dtype=torch.long), THETA), x)
+
+
+def test_gradcheck():
+    x = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rope(x, torch.tensor([[0, 1, 5]]), THETA), x)
