@@ -88,13 +88,23 @@ class Case(NamedTuple):
 
 
 def attention_inputs(
-    draw: Draw, n: Sizes, *, heads: int = 4, queries: float = 1.0, documents: bool = False, **options: Any
+    draw: Draw,
+    n: Sizes,
+    *,
+    heads: int = 4,
+    queries: float = 1.0,
+    longer: int = 0,
+    documents: bool = False,
+    **options: Any,
 ) -> Inputs:
-    """queries: the share of the S positions that have one."""
-    kv = (n.B, n.T, heads, n.K)
-    q_BTHK = draw.normal(n.B, round(n.T * queries), n.H, n.K)
-    inputs = {"q_BTHK": q_BTHK, "k_BSGK": draw.normal(*kv), "v_BSGV": draw.normal(*kv)}
-    return {**inputs, **options, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+    """heads: G. queries: the share of the S positions that have one. longer: S beyond T."""
+    S = n.T + longer
+    inputs = {
+        "q_BTHK": draw.normal(n.B, round(S * queries), n.H, n.K),
+        "k_BSGK": draw.normal(n.B, S, heads, n.K),
+        "v_BSGV": draw.normal(n.B, S, heads, n.V if options.pop("own_value_size", False) else n.K),
+    }
+    return {**inputs, **options, **({"documents": draw.documents(n.B, S)} if documents else {})}
 
 
 def recurrent_inputs(
@@ -140,14 +150,20 @@ def cases() -> Iterator[Case]:
     for name, options in {
         "causal": {},
         "grouped heads": {"heads": 2},
+        "own value size, own scale": {"own_value_size": True, "scale": 0.3},
         "window": {"window": 9},
+        "window, longer than a block": {"window": 40, "longer": attention.BLOCK, "heads": 1},
         "documents": {"documents": True},
         "window, documents, 1 kv head": {"window": 9, "documents": True, "heads": 1},
         "queries are the last third": {"queries": 1 / 3, "heads": 2},
         "the last third, window": {"queries": 1 / 3, "window": 9},
-        "own scale": {"scale": 0.3},
     }.items():
         yield Case(attention, "attention", name, partial(attention_inputs, **options))
+    for name, options in {
+        "causal": {"causal": True},
+        "all keys, grouped heads": {"causal": False, "heads": 2, "queries": 1 / 3},
+    }.items():
+        yield Case(attention, "attention_parts", name, partial(attention_inputs, **options))
     for module, op, decays in (
         (linear_attention, "linear_attention", ("none", "constant", "scalar", "vector")),
         (delta_rule, "delta_rule", ("none", "scalar", "vector")),
@@ -187,7 +203,7 @@ def results(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
         draw.normal(*x.shape).mul(8).round().div(8).to(x) for x in outputs
     ]  # eighths: exact in bf16, the same for all
     gradients = torch.autograd.grad(outputs, list(leaves.values()), seeds)
-    named = zip(("output", "final state"), outputs)
+    named = zip(("output", "second output"), outputs)
     return {name: x.detach() for name, x in named} | {f"d {name}": d for name, d in zip(leaves, gradients)}
 
 
@@ -224,16 +240,16 @@ def tolerance(case: Case, device: torch.device, dtype: torch.dtype) -> float:
     """The largest error that rounding explains, relative to the largest value.
 
     u is half a unit in the last place. A result is rounded to its type (u of it). Sums over T tokens are fp32 everywhere: their
-    errors walk at random, sqrt(T) u. Products are fp32 too, but for attention, which multiplies in the type of its inputs, and
-    for CUDA's kernels, which multiply fp32 in TF32 (10 bits): independent errors of u each, so u of their sum. The factors 4
-    and 16 are for the handful of roundings in a row (the delta rule solves a system), and for the largest of thousands.
+    errors walk at random, sqrt(T) u. Products are fp32 too, but for attention, which multiplies in the type of its inputs where
+    the device can, and for CUDA's kernels, which multiply fp32 in TF32 (10 bits): independent errors of u each, so u of
+    their sum. The factors 4 and 16 are for the handful of roundings in a row (the delta rule solves a system), and for the
+    largest of thousands.
     """
-    u = torch.finfo(dtype).eps / 2
-    products = torch.finfo(torch.float32).eps / 2
-    if case.op == "attention" or device.type == "cuda":
-        products = max(u, 2**-11 if device.type == "cuda" else 0)
-    sums = SIZES[device.type].T ** 0.5 * torch.finfo(torch.float32).eps / 2
-    return 4 * (u if dtype != torch.float32 else 0) + 16 * products + 4 * sums
+    fp32, u = torch.finfo(torch.float32).eps / 2, torch.finfo(dtype).eps / 2
+    products = u if case.op.startswith("attention") and native_bf16(device) else fp32
+    if device.type == "cuda":
+        products = max(u, 2**-11)
+    return 4 * (u if u > fp32 else 0) + 16 * products + 4 * fp32 * SIZES[device.type].T ** 0.5
 
 
 def check(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[bool, str, str]:

@@ -25,6 +25,7 @@ def installed(monkeypatch):
     """Pretend that just these packages are there."""
 
     def pretend(*names: str, kernels: ImportError | None = None) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in names else None)
 
         def import_module(name: str) -> ModuleType:

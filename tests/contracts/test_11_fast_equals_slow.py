@@ -10,7 +10,7 @@ import torch
 from longfire import ops
 from longfire.doctor import CASES, DTYPES, SIZES, Draw, errors, tolerance
 from longfire.model import Model, build
-from longfire.ops import delta_rule, linear_attention
+from longfire.ops import attention, delta_rule, linear_attention, short_conv
 from longfire.run import Run
 from longfire.train import make_state
 
@@ -59,8 +59,9 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_shape):
 
     fast, fast_gradients = logits_and_gradients("torch")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (linear_attention, delta_rule):
+        for module in (linear_attention, delta_rule, short_conv):
             patch.setitem(module.FORMS, "torch", None)  # calling it would raise
+        patch.setattr(attention, "kernel", None)
         slow, slow_gradients = logits_and_gradients("slow")
     # fp32: 3 layers of some 10 operations, each off by a rounding of 1e-7 or so
     assert (fast - slow).abs().max() <= 1e-5 * slow.abs().max()
