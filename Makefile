@@ -18,7 +18,7 @@ lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 bench: install                       ## every claim of speed or memory, measured beside its peer
-	for script in bench/*.py; do $(VENV)/bin/python $$script || exit 1; done
+	for script in $(filter-out bench/measure.py bench/tables.py,$(wildcard bench/*.py)); do $(VENV)/bin/python $$script || exit 1; done; $(VENV)/bin/python bench/tables.py
 
 story: install                       ## the life of a model, one command a line
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/story.sh

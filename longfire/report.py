@@ -214,7 +214,7 @@ class ConsoleLines:
 
 
 def evaluation_line(step: int, values: Values) -> str:
-    """step 20  wiki: loss 5.1234, bits_per_byte 2.31; code: ..."""
+    """step 20  wiki: loss 5.1234, bits per byte 2.3100; code: ..."""
     sources: dict[str, list[str]] = {}
     for key, value in values.items():
         source, _, what = key.removeprefix("eval/").rpartition("/")

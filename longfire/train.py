@@ -147,9 +147,20 @@ def make_state(run: Run, words: int, device: torch.device, note: Callable[[str],
         f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {device.type}, {torch.get_num_threads()} threads"
     )
     note(f"precision: {precision}")
-    note("kernels: " + "; ".join(f"{op}: {choice.name} ({choice.why})" for op, choice in choices.items()))
+    note(
+        "kernels: "
+        + "; ".join(f"{', '.join(names)}: {choice.name} ({choice.why})" for choice, names in alike(choices).items())
+    )
     note(f"compile: {'on' if compiled else 'off'} ({why})")
     return State(model, make_optimizer(model, run.optimizer, device))
+
+
+def alike(choices: dict[str, ops.Choice]) -> dict[ops.Choice, list[str]]:
+    """Ops by their choice, so that a reason that several share is told once."""
+    found: dict[ops.Choice, list[str]] = {}
+    for op, choice in choices.items():
+        found.setdefault(choice, []).append(op)
+    return found
 
 
 def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:

@@ -1,0 +1,49 @@
+"""Puts what bench/results/ holds into docs/benchmarks.md, so that page and measurements cannot disagree (a test compares them).
+
+    python bench/tables.py
+
+Between `<!-- results: NAME -->` and `<!-- end -->` stand the tables of bench/results/NAME.json; all else on the page is prose.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def with_tables(page: str) -> str:
+    """The page with every block of results as they are now."""
+    return re.sub(
+        r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)",
+        lambda found: found[1] + tables(json.loads((RESULTS / f"{found[2]}.json").read_text())) + found[3],
+        page,
+        flags=re.S,
+    )
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Each list of rows in a result as a table, then its command, date and machine."""
+    parts = [table(rows) for rows in result.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+    machine = result["machine"]
+    device = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    told = f"`{result['command']}`, {result['date'][:10]}, {device}, torch {machine['versions']['torch']}"
+    return "\n".join([*parts, told, ""])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([cell(row.get(name, "")) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
