@@ -29,7 +29,7 @@ from longfire import settings
 from longfire.errors import CheckpointError
 
 FORMAT = 1  # of the folder; a newer one is refused, an older one would be converted here
-MANIFEST, STATE = "manifest.json", "state.json"
+MANIFEST, STATE, LEFT = "manifest.json", "state.json", "left"
 COUNTERS = ("step", "rows_consumed", "tokens", "skipped_steps", "elapsed_seconds")
 
 
@@ -127,6 +127,7 @@ class Checkpoints:
             facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": weights_only, **counters}
             (aside / STATE).write_text(json.dumps(facts, indent=1))
             write_manifest(aside)
+            self.leave_later(counters["step"])
             put_in_place(aside, place)
             self.forget_old()
         except (OSError, dcp.CheckpointException) as error:
@@ -136,6 +137,16 @@ class Checkpoints:
                 f"{place} could not be written: {reason(error)}. Checkpoints that are whole: {kept}. Free some space or mend the "
                 "folder, then start again: the run goes on from the newest"
             ) from error
+
+    def leave_later(self, step: int) -> None:
+        """A checkpoint beyond the step that is being saved is damaged, or of the branch that load_step left. It is kept in `left/`,
+        where no resume takes it for the newest and keep_latest_k does not count it."""
+        for later in [name for name in steps(self.folder) if name > step]:
+            place, left = self.folder / f"step-{later}", self.folder / LEFT / f"step-{later}"
+            left.parent.mkdir(exist_ok=True)
+            shutil.rmtree(left, ignore_errors=True)
+            place.rename(left)
+            self.note(f"{place} is later than step {step}, from which this run goes on: kept as {left}")
 
     def forget_old(self) -> None:
         """Keep the newest keep_latest_k and every milestone."""

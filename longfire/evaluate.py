@@ -4,6 +4,7 @@ import functools
 import json
 import lzma
 import math
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from longfire import settings
 from longfire.data.batches import Batches
 from longfire.data.pack import NO_LABEL
 from longfire.data.prepare import prepare
@@ -19,6 +21,7 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
 from longfire.loss import loss_sum
 from longfire.model import Model
+from longfire.run import Run
 from longfire.weights import open_model
 
 ROWS = 8  # rows of a batch
@@ -123,14 +126,21 @@ def main(run_folder: Path, step: int = -1, tokens: int = 0) -> int:
     run = opened.run
     if run is None:
         raise SettingsError(f"{run_folder} is no run folder, so it does not say which documents were held out")
-    with prepare(run.data, run.tokenizer) as prepared:
-        batches = Batches(prepared, run.data, run.training.seq_len, run.training.seed)
+    with (
+        prepare(run.data, trained_with(run)) as prepared,
+        Batches(prepared, run.data, run.training.seq_len, run.training.seed) as batches,
+    ):
         results = evaluate(opened.model, batches, tokens or run.eval.tokens, run.training.loss_chunk_tokens)
-        batches.close()
     if not results:
         raise DataError("no document was held out: raise data.heldout_fraction, or add text")
     show(results, opened.step)
     return 0
+
+
+def trained_with(run: Run) -> settings.Tokenizer:
+    """The run's tokenizer settings with the copy in its folder: `train` would make another one where the data have changed."""
+    kept = run.folder / "tokenizer"
+    return replace(run.tokenizer, path=str(kept)) if kept.is_dir() else run.tokenizer
 
 
 def show(results: dict[str, dict[str, float]], step: int) -> None:

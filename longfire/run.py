@@ -1,10 +1,13 @@
 """A run: every setting resolved, the shape of its model, and what follows from them; checked before data or device is touched."""
 
+import fcntl
 import glob
 import json
 import os
+import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +22,7 @@ from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
 from longfire.shape import ModelShape, read_config
 
-RUN_TOML = "run.toml"
+RUN_TOML, LOCK = "run.toml", "lock"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
 WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: names of ours, never of files
 
@@ -141,6 +144,41 @@ class Run:
         write_whole(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
         write_whole(self.folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
 
+    @contextmanager
+    def begun(self, note: Callable[[str], None] = print) -> Iterator[None]:
+        """Hold the run folder while this process trains into it, with the settings saved and what they change told.
+
+        Two processes would mix their records and remove each other's half-written checkpoints. The lock belongs to the open file
+        (flock): the kernel takes it from a process that dies, so it is never stale. Raises SettingsError if another process
+        holds it, and as `save` does.
+        """
+        path = self.folder / LOCK
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+        except OSError as e:
+            raise unwritable(path, e) from e
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise SettingsError(
+                    f"job.dump_folder = {str(self.folder)!r} is being trained into by {file.read() or 'another process'}: wait for "
+                    "that run, stop it, or name another folder"
+                ) from None
+            except OSError as e:  # a file system without locks
+                raise unwritable(path, e) from e
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            changes = self.changes()
+            self.save()
+            for change in changes:
+                note(change)
+            yield
+            file.truncate(0)
+
     def to_keep(self) -> dict[str, dict[str, Any]]:
         """Every setting as run.toml has it: the same from whatever folder it is read."""
         kept = self.settings()
@@ -197,9 +235,13 @@ def write_whole(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
     except OSError as e:
-        raise CheckpointError(
-            f"{path}: cannot be written: {e.strerror}; free some space or name another job.dump_folder"
-        ) from e
+        raise unwritable(path, e) from e
+
+
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be written: {error.strerror}; free some space or name another job.dump_folder"
+    )
 
 
 def read_shape(path: Path) -> ModelShape:

@@ -1,6 +1,7 @@
 """Training: a loop that reads like prose and a step that a test can call."""
 
 import gc
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import torch
 from longfire import ops
 from longfire.checkpoint import Checkpoints, State
 from longfire.data.batches import Batch, Batches
-from longfire.data.prepare import prepare
+from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, peak_memory_bytes
 from longfire.errors import SettingsError, TrainingError
@@ -22,21 +23,21 @@ from longfire.model import build
 from longfire.optim import clip_gradients, make_optimizer, schedule
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.report import Report
-from longfire.run import Run, summary
+from longfire.run import Run, summary, write_whole
 from longfire.settings import Training
 from longfire.traces import profiler
 
 
 def train(run: Run, note: Callable[[str], None] = print) -> int:
-    """Train to run.steps and return the exit code. Read it downwards: that is the order in which things happen."""
-    changes = run.changes()
-    run.save()
-    for change in changes:
-        note(change)
+    """Train to the last step and return the exit code. Read it downwards: that is the order in which things happen."""
     device = choose_device(run.training)
-    with prepare(run.data, run.tokenizer, note=note, background=run.data.streaming) as prepared:
+    with (
+        run.begun(note),
+        prepare(run.data, run.tokenizer, note=note, background=run.data.streaming) as prepared,
+        Batches(prepared, run.data, run.training.seq_len, run.training.seed, note) as batches,
+    ):
         keep_tokenizer(run, prepared.tokenizer)
-        batches = Batches(prepared, run.data, run.training.seq_len, run.training.seed, note)
+        keep_sources(run, prepared, note)
         state = make_state(run, prepared.tokenizer.vocab_size, device, note)
         checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
         checkpoints.restore(state)  # the newest whole one, or the start
@@ -47,12 +48,13 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
                 f"step {state.step} saved to {checkpoints.folder}; stopping, as checkpoint.create_seed_checkpoint asks"
             )
             return 0
-        with Report(run.folder, run.metrics, run.steps, state.step) as report, StopRequest() as stop:
+        with Report(run.folder, run.metrics, last_step(run, state), state.step) as report, StopRequest() as stop:
             steps_to_the_end(run, state, batches, checkpoints, report, stop)
+            to_evaluate = run.eval.at_end and not stop.requested
+            results = evaluated(state, batches, run, report) if to_evaluate else {}
             if stop.requested:
                 note(f"{stop.signal_name}: stopped after step {state.step}, saved; the same command goes on from there")
                 return stop.exit_code
-            results = evaluated(state, batches, run, report) if run.eval.at_end else {}
         finish(run, state, batches, results, note)
     return 0
 
@@ -63,19 +65,20 @@ def steps_to_the_end(
     """The loop: take a batch, step, tell, evaluate, save; until the last step or until someone asks to stop."""
     device = next(state.model.parameters()).device
     tell, clock, skips = teller(run, state, device, report.note), Clock(device), 0
+    last = last_step(run, state)
     with (
         Watchdog(run.comm) as watchdog,
         profiler(run.profiling, run.folder) as trace_step,
         collected_garbage(run.training) as collect_garbage,
     ):
-        while state.step < run.steps and not stop.requested:
+        while state.step < last and not stop.requested:
             with clock("data"):
                 row = state.rows_consumed
                 microbatches = batches.at(row, run.rows_per_step).split(run.accumulation)
             numbers = train_step(state, microbatches, learning_rate(run, state), run.training, clock)
             report.record(state.step, tell(numbers, clock.read()))
             skips = check_skips(skips, numbers, batches, row, run)
-            if is_due(run.eval.interval, state.step) and state.step < run.steps:
+            if is_due(run.eval.interval, state.step) and state.step < last:
                 evaluated(state, batches, run, report)
             if checkpoints.due(state):
                 checkpoints.save(state)
@@ -83,7 +86,7 @@ def steps_to_the_end(
             trace_step()
             watchdog.step_done()
             clock.read()  # what evaluation and saving took is not of the next step
-        checkpoints.save(state, last=state.step >= run.steps)
+        checkpoints.save(state, last=state.step >= last)
         checkpoints.wait()
 
 
@@ -129,6 +132,19 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
             f"ids would mean other words. Set it to {folder}, or name another job.dump_folder"
         )
     tokenizer.save(folder)
+
+
+def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
+    """data.json: the token stores that rows come from. A run that goes on with others says so: its rows are then not those that
+    it would have seen, and those that it saw may come again."""
+    file, here = run.folder / "data.json", {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)}
+    there = json.loads(file.read_text(encoding="utf-8")) if run.has_checkpoints and file.exists() else here
+    for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
+        note(
+            f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, was {there.get(name, 'none')}; "
+            "the order of rows is another one from here on"
+        )
+    write_whole(file, json.dumps(here, indent=1) + "\n")
 
 
 def make_state(run: Run, words: int, device: torch.device, note: Callable[[str], None]) -> State:
@@ -180,9 +196,18 @@ def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> 
     return True, f"the run takes some {seconds / 60:.0f} min eager, compiled with {compiler}"
 
 
+def last_step(run: Run, state: State) -> int:
+    """The step that ends the run. Of a run counted in tokens: those that are missing, in steps of today's size, since a run may
+    go on with another batch size."""
+    if not run.training.tokens:
+        return run.steps
+    return state.step + -(-max(0, run.training.tokens - state.tokens) // run.tokens_per_step)
+
+
 def learning_rate(run: Run, state: State) -> float:
     """The rate of the next step: a pure function of the settings and of how far the run is, in steps or in tokens."""
-    position = state.tokens / run.tokens_per_step if run.lr_scheduler.warmup_tokens else state.step
+    in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
+    position = state.tokens / run.tokens_per_step if in_tokens else state.step
     return run.optimizer.lr * schedule(position, run.steps, run.warmup_steps, run.lr_scheduler)
 
 

@@ -69,6 +69,23 @@ def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model)
         Checkpoints(tmp_path, settings.Checkpoint(load_step=7)).restore(fresh(tiny_model()))
 
 
+@pytest.mark.parametrize("keep", [0, 2])
+def test_what_lies_beyond_load_step_is_no_longer_the_newest(tmp_path, tiny_model, keep):
+    """A run that went back to step 2 and saved step 3 goes on from there, and keep_latest_k does not forget it for later ones."""
+    saved(tmp_path, tiny_model, steps=5)
+    state, notes = fresh(tiny_model()), []
+    branch = Checkpoints(
+        tmp_path, settings.Checkpoint(async_mode="disabled", load_step=2, keep_latest_k=keep), notes.append
+    )
+    branch.restore(state)
+    assert checkpoint.steps(tmp_path) == [1, 2, 3, 4, 5], "nothing moves before something is saved"
+    step(state)
+    branch.save(state)
+    assert checkpoint.steps(tmp_path) == ([2, 3] if keep else [1, 2, 3])
+    assert checkpoint.steps(tmp_path / "left") == [4, 5] and sum("kept as" in note for note in notes) == 2
+    assert checkpoint.newest(tmp_path, notes.append) == 3
+
+
 def test_nothing_there_or_nothing_wanted_is_a_new_start(tmp_path, tiny_model):
     state = fresh(tiny_model())
     assert not Checkpoints(tmp_path, SYNC).restore(state) and state.step == 0

@@ -3,6 +3,7 @@
 import json
 import lzma
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from longfire.data.batches import Batches
 from longfire.data.prepare import prepare
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, train_tokenizer
 from longfire.errors import SettingsError
-from longfire.evaluate import byte_lengths, evaluate, heldout_bytes, token_bytes, xz_bits_per_byte
+from longfire.evaluate import byte_lengths, evaluate, heldout_bytes, token_bytes, trained_with, xz_bits_per_byte
 from longfire.hub.convert import export
 
 T = 16
@@ -118,6 +119,15 @@ def test_weights_alone_do_not_say_what_was_held_out(tiny_model, tmp_path):
     export(tiny_model("attention", vocab_size=258), bytes_tokenizer(), tmp_path / "hf")
     with pytest.raises(SettingsError, match="is no run folder"):
         room.main(tmp_path / "hf")
+
+
+def test_a_run_is_evaluated_with_the_tokenizer_it_was_trained_with(tmp_path):
+    """`train` would make another one where the data have changed since, whose ids mean other words."""
+    wanted = all_settings.Tokenizer(path="train", add_bos=True)
+    run = SimpleNamespace(folder=tmp_path, tokenizer=wanted)
+    assert trained_with(run) == wanted, "nothing was trained yet"
+    bytes_tokenizer().save(tmp_path / "tokenizer")
+    assert trained_with(run) == all_settings.Tokenizer(path=str(tmp_path / "tokenizer"), add_bos=True)
 
 
 def test_the_table_names_source_and_step(capsys):

@@ -208,6 +208,20 @@ def test_a_run_that_goes_on_tells_what_was_changed(folder):
     assert changes == [f"{told}data.data_probs = [2.0], was []", f"{told}optimizer.lr = 0.5, was 0.0003"]
 
 
+def test_one_process_at_a_time_trains_into_a_run_folder(folder):
+    first, second = compose(folder, **{"job.dump_folder": "out"}), compose(folder, **{"job.dump_folder": "out"})
+    for _ in range(2):  # the first lets it go when it ends
+        with first.begun():
+            assert (first.folder / "run.toml").exists()
+            with (
+                pytest.raises(SettingsError, match=r"'out' is being trained into by process \d+ on .*another folder"),
+                second.begun(),
+            ):
+                pass
+    with second.begun():
+        pass
+
+
 def test_a_folder_that_cannot_be_written_is_told(folder):
     (folder / "work" / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"run.toml: cannot be written|config.json: cannot be written"):

@@ -89,6 +89,39 @@ def test_the_learning_rate_is_that_of_transformers(unit):
         theirs.step()
 
 
+def test_a_run_counted_in_tokens_has_them_all_with_another_batch_size_too(tiny_model):
+    """7 steps of 8 rows, then 4 rows a step: what is missing of 100 x 2048 tokens takes twice as many steps."""
+    state = state_of(tiny_model())
+    state.step, state.tokens = 7, 7 * 2048
+    assert train.last_step(composed(training__tokens=str(100 * 2048)), state) == 100
+    changes = {"training__batch_size": "4", "lr_scheduler__warmup_steps": "20"}
+    half = composed(training__tokens=str(100 * 2048), **changes)
+    assert train.last_step(half, state) == 7 + 2 * 93
+    assert train.learning_rate(half, state) == pytest.approx(half.optimizer.lr * 15 / 20), (
+        "14 steps of this size are done"
+    )
+    state.step, state.tokens = 193, 100 * 2048
+    assert train.last_step(half, state) == 193, "it has ended"
+
+
+def test_other_data_are_told_when_a_run_goes_on(tmp_path):
+    run, notes = composed(job__dump_folder=str(tmp_path)), []
+
+    def kept(**stores: str) -> list[str]:
+        notes.clear()
+        there = [SimpleNamespace(folder=Path(f"stores/{store}")) for store in stores.values()]
+        train.keep_sources(run, SimpleNamespace(names=tuple(stores), stores=there), notes.append)
+        return notes
+
+    assert not kept(a="a-1") and not kept(a="a-2"), "before there is a checkpoint any data will do"
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    assert not kept(a="a-2")
+    assert "data of a: a-3, was a-2" in kept(a="a-3")[0]
+    assert [note.partition(": ")[2].partition(";")[0] for note in kept(b="b-1")] == [
+        "data of a: none, was a-3", "data of b: b-1, was none",
+    ]  # fmt: skip
+
+
 def test_compiling_is_decided_by_what_it_costs(monkeypatch):
     monkeypatch.setattr(train, "matmul_peak", lambda device, dtype: (1e11, "a machine that is never busy"))
     short, long = composed(training__compile="auto"), composed(training__compile="auto", training__steps="10000000")

@@ -254,7 +254,8 @@ class Filling:
         if done and not self.tokens():
             raise DataError(
                 f"{self.job.source.entry}: no document to train on ({self.progress['empty_documents']} empty, "
-                f"{self.progress['bad_documents']} bad, all others held out); name a source with more text"
+                f"{self.progress['bad_documents']} bad, {self.writer.documents('heldout')} held out by data.heldout_fraction); "
+                "name a source with more text, or hold less of it out"
             )
         if done or time.monotonic() - self.committed_at > COMMIT_SECONDS:
             self.writer.commit(self.progress, complete=done)

@@ -349,6 +349,9 @@ class StoreWriter:
     def tokens(self, stream: str) -> int:
         return self._columns[stream]["tokens"].length if self._columns else self._sizes[stream]["tokens"]
 
+    def documents(self, stream: str) -> int:
+        return self._columns[stream]["ends"].length if self._columns else self._sizes[stream]["documents"]
+
     def commit(self, progress: dict[str, Any], complete: bool = False) -> None:
         """What was appended becomes the store, at once: first the data reach the disk, then one rename names them."""
         streams = {}
