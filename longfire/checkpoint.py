@@ -154,7 +154,9 @@ class Checkpoints:
         if self.settings.keep_latest_k:
             for step in steps(self.folder)[: -self.settings.keep_latest_k]:
                 if not (every and step % every == 0):
-                    shutil.rmtree(self.folder / f"step-{step}")
+                    gone = self.folder / f"step-{step}.forgotten"  # at once: nobody who reads meanwhile finds a part of it
+                    (self.folder / f"step-{step}").rename(gone)
+                    shutil.rmtree(gone)
 
     def restore(self, state: State) -> bool:
         """Load load_step, or the newest whole checkpoint (naming damaged ones that are newer). False if there is none yet."""
@@ -350,7 +352,7 @@ def recover(folder: Path) -> None:
 def clean(folder: Path) -> None:
     """Remove what killed saves left behind. One process writes to a run folder at a time."""
     recover(folder)
-    for leftover in folder.glob("step-*.writing-*"):
+    for leftover in [*folder.glob("step-*.writing-*"), *folder.glob("step-*.forgotten")]:
         shutil.rmtree(leftover)
 
 
