@@ -362,8 +362,10 @@ def of_data(run: Run) -> Iterator[str]:
 
 
 def of_files(run: Run) -> Iterator[str]:
-    """Combinations of the checkpoint's settings; folders inside the run folder stay inside."""
-    checkpoint = run.checkpoint
+    """What a new run starts from is there; combinations of the checkpoint's settings; folders inside the run folder stay inside."""
+    checkpoint, weights = run.checkpoint, run.model.weights
+    if weights and not Path(weights).is_dir() and not run.has_checkpoints:
+        yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json)"
     if not checkpoint.enable_checkpoint:
         for name in ("create_seed_checkpoint", "model_weights_only"):
             if getattr(checkpoint, name):

@@ -40,7 +40,8 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
         keep_sources(run, prepared, note)
         state = make_state(run, prepared.tokenizer.vocab_size, device, note)
         checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
-        checkpoints.restore(state)  # the newest whole one, or the start
+        if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
+            state.model.load_state_dict(load_weights(run.model.weights, state.model.shape))
         if run.checkpoint.create_seed_checkpoint:
             checkpoints.save(state)
             checkpoints.wait()
@@ -152,8 +153,6 @@ def make_state(run: Run, words: int, device: torch.device, note: Callable[[str],
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)
     model = build(shape, run.training.seed, device, dtype)
-    if run.model.weights:
-        model.load_state_dict(load_weights(run.model.weights, shape))
     compiled, why = compile_decision(run, model.flops_per_token(run.training.seq_len), device)
     model = parallelize(model, run.activation_checkpoint, compiled)
     choices = ops.choose(device, run.model.kernels)

@@ -196,6 +196,17 @@ def test_checkpoints_of_another_model_are_not_trained_on(folder):
         compose(folder, **{"job.dump_folder": "out"}).save()
 
 
+def test_weights_to_start_from_are_there_when_a_run_starts_and_not_needed_when_it_goes_on(folder):
+    changes = {"job.dump_folder": "out", "model.weights": "llama"}
+    with pytest.raises(SettingsError, match=r"model\.weights = 'llama' is no folder"):
+        compose(folder, **changes)
+    (folder / "work" / "llama").mkdir()
+    compose(folder, **changes).save()
+    (folder / "work" / "out" / "checkpoints" / "step-3").mkdir(parents=True)
+    (folder / "work" / "llama").rmdir()
+    assert Run.of_folder(folder / "work" / "out").model.weights
+
+
 def test_a_run_that_goes_on_tells_what_was_changed(folder):
     run = compose(folder, **{"job.dump_folder": "out"})
     run.save()
