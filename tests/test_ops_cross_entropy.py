@@ -93,7 +93,7 @@ def test_buffers(graph, monkeypatch):
     hidden, weight, labels = inputs(48)
     with torch.set_grad_enabled(graph), Recorder():
         linear_cross_entropy(hidden, weight, labels, chunk_tokens=8)
-    assert max(sizes) == 8 * W
+    assert max(sizes) == 8 * 64  # W rounded up, so that rows are aligned
     assert (W * D in sizes) == graph
 
 
