@@ -6,7 +6,7 @@ peer runs under autocast. Eager against eager, compiled against compiled. Goals 
 (compiling, optimizer state) are not timed, and the matmul peak is taken in the same process.
 
 Where the CPU has no bf16 units, torch's bf16 matmul takes minutes a step: both sides then take one row in bf16, and the peer a
-single step without warm-up. The ratio there tells of the units, not of the loops.
+single step, eager without warm-up. The ratio there tells of the units, not of the loops.
 """
 
 import json
@@ -95,7 +95,7 @@ def take_steps(side: str, dtype: torch.dtype, compiled: bool, size: dict[str, in
     slow_peer = side == "peer" and is_slow(dtype)
     step, flops = {"ours": ours, "peer": peer}[side](size, dtype, compiled)
     ids = torch.randint(size["words"], (size["rows"], size["tokens"] + 1))
-    for _ in range(0 if slow_peer else WARMUP_STEPS):
+    for _ in range(int(compiled) if slow_peer else WARMUP_STEPS):
         step(ids)
     times = [seconds(lambda: step(ids)) for _ in range(1 if slow_peer else steps)]
     peak, source = matmul_peak(CPU, dtype)
