@@ -1,7 +1,7 @@
 """The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape fails in an instant."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,30 @@ class ModelShape:
             if key not in known:
                 near = get_close_matches(key, [*known, *mixer_names], 1)
                 raise SettingsError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        for f in fields(cls):
+            check_type(f"{where}: {f.name}", config.get(f.name, f.default), f.type)
         missing = [k for k in ("hidden_size", "num_hidden_layers", "layer_types") if k not in config]
         if missing:
             raise SettingsError(f"{where}: {', '.join(missing)} missing")
         return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raises SettingsError unless a value of a config.json is what a field of this type takes; no number of a shape that counts
+    something is negative. A field without a default (MISSING) is looked for elsewhere."""
+    if value is MISSING or kind == dict[str, dict[str, Any]]:
+        return
+    wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(kind, "a number")
+    if kind == tuple[str, ...]:
+        wanted, right = "a list of names", isinstance(value, list | tuple) and all(type(v) is str for v in value)
+    elif type(value) is int:  # JSON's 1 is a number like its 1.0, and true is none
+        right = kind is int or isinstance(1.0, kind)
+    else:
+        right = isinstance(value, kind) and (kind is bool or type(value) is not bool)
+    if right and kind is int and value < 0:
+        wanted, right = "0 or more", False
+    if not right:
+        raise SettingsError(f"{name} = {value!r} must be {wanted}; mend the file that model.config names")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -91,6 +111,9 @@ def read_config(path: Path) -> dict[str, Any]:
             f"model.config = {str(path)!r}: no such file; name a config.json or a folder that holds one"
         )
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise SettingsError(f"{path}: not valid JSON ({e})") from e
+    if not isinstance(config, dict):
+        raise SettingsError(f"{path}: a JSON object was expected, not {type(config).__name__}")
+    return config

@@ -34,6 +34,14 @@ def test_to_dict_and_back():
         ({"layer_types": ["gla"] * 3}, "3 entries, which do not divide num_hidden_layers = 4"),
         ({"mlp": "relu"}, "mlp = 'relu' is not one of swiglu, gelu"),
         ({"hidden_size": 0}, "must all be positive"),
+        ({"hidden_size": "32"}, "x.json: hidden_size = '32' must be a whole number"),
+        ({"hidden_size": 32.0}, "hidden_size = 32.0 must be a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers = True must be a whole number"),
+        ({"intermediate_size": -4}, "intermediate_size = -4 must be 0 or more"),
+        ({"layer_types": "gla"}, "layer_types = 'gla' must be a list of names"),
+        ({"norm_eps": "1e-6"}, "norm_eps = '1e-6' must be a number"),
+        ({"norm_eps": True}, "norm_eps = True must be a number"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
     ],
 )
 def test_a_wrong_shape_names_key_value_and_mend(change, told):
@@ -55,7 +63,14 @@ def test_the_vocabulary_comes_from_the_tokenizer_unless_the_config_has_more_word
         padded.with_vocabulary(600)
 
 
+def test_a_whole_number_will_do_for_a_number():
+    assert ModelShape.from_dict({**GOOD, "norm_eps": 1}, "x.json", MIXERS).norm_eps == 1
+
+
 def test_read_config_names_the_file(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(SettingsError, match="list.json: a JSON object was expected, not list"):
+        read_config(tmp_path / "list.json")
     with pytest.raises(SettingsError, match="no such file"):
         read_config(tmp_path / "none.json")
     (tmp_path / "config.json").write_text("{broken")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longfire.mixers.mixer import Mixer, Sequence, divides
+from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.attention import attention
 from longfire.ops.linear import Linear
 from longfire.ops.norm import RMSNorm
@@ -28,6 +28,7 @@ class AttentionShape:
         divides("attention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
         head_dim = self.head_dim or hidden_size // self.num_heads
         divides("attention", "2 (the halves that rotary positions turn)", 2, "head_dim", head_dim)
+        positive("attention", rope_theta=self.rope_theta)
 
 
 class Attention(Mixer):

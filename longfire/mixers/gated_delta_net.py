@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.mixers.mixer import Mixer, Sequence, divides
+from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, RMSNorm, l2_norm
@@ -28,6 +28,7 @@ class GatedDeltaNetShape:
     def check(self, hidden_size: int) -> None:
         divides("gated_delta_net", "num_heads", self.num_heads, "num_v_heads", self.num_v_heads or self.num_heads)
         divides("gated_delta_net", "1", 1, "head_dim * expand_v", self.head_dim * self.expand_v)
+        positive("gated_delta_net", conv_size=self.conv_size)
 
 
 def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.mixers.mixer import Mixer, Sequence, divides, one_of
+from longfire.mixers.mixer import Mixer, Sequence, divides, one_of, positive
 from longfire.ops.linear import Linear
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GatedRMSNorm, RMSNorm
@@ -32,6 +32,8 @@ class GLAShape:
         divides("gla", "num_heads", self.num_heads, "hidden_size * expand_k", hidden_size * self.expand_k)
         divides("gla", "num_heads", self.num_heads, "hidden_size * expand_v", hidden_size * self.expand_v)
         divides("gla", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        positive("gla", conv_size=self.conv_size, gate_logit_normalizer=self.gate_logit_normalizer)
+        positive("gla", gate_low_rank=self.gate_low_rank)
         one_of("gla", "feature_map", self.feature_map, FEATURE_MAPS)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from longfire.errors import SettingsError
 from longfire.ops.documents import Documents
+from longfire.shape import check_type
 
 
 class Cache:
@@ -84,7 +85,10 @@ class Mixer(nn.Module):
 
 def read_mixer_shape(mixer: type[Mixer], name: str, given: dict[str, Any], hidden_size: int) -> Any:
     """The mixer's own settings, strictly. Raises SettingsError naming the mixer, the key and the nearest name."""
-    known = [f.name for f in fields(mixer.Shape)]
+    if not isinstance(given, dict):
+        raise SettingsError(f"model shape: {name} = {given!r} must be a table of its settings")
+    types = {f.name: f.type for f in fields(mixer.Shape)}
+    known = list(types)
     for key in given:
         if key not in known:
             near = get_close_matches(key, known, 1)
@@ -93,6 +97,7 @@ def read_mixer_shape(mixer: type[Mixer], name: str, given: dict[str, Any], hidde
                 + (f"; did you mean {near[0]!r}?" if near else "")
                 + f" ({name} has: {', '.join(known)})"
             )
+        check_type(f"model shape: {name}.{key}", given[key], types[key])
     try:
         shape = mixer.Shape(**given)
     except TypeError as e:
@@ -108,6 +113,15 @@ def divides(mixer: str, divisor_name: str, divisor: int, name: str, value: float
             f"model shape: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
             "change one of them in the file that model.config names"
         )
+
+
+def positive(mixer: str, **values: float) -> None:
+    """Raises SettingsError naming a value that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise SettingsError(
+                f"model shape: {mixer}.{name} = {value:g} must be above 0; change it in the file that model.config names"
+            )
 
 
 def one_of(mixer: str, name: str, value: str, known: Iterable[str]) -> None:
