@@ -14,7 +14,7 @@ from longfire.data import tokenizer as tokenizers
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer
 from longfire.device import choose_device, choose_dtype
-from longfire.errors import CheckpointError
+from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.load import load_model, model_of
 from longfire.model import Model
 from longfire.run import RUN_TOML, Run
@@ -36,6 +36,8 @@ def open_model(folder: Path, step: int = -1, note: Callable[[str], None] = print
     On the device and in the compute type of the run; elsewhere the best that is there. Raises CheckpointError, SettingsError
     or DataError naming what is missing.
     """
+    if not folder.is_dir():
+        raise SettingsError(f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights")
     if not (folder / RUN_TOML).exists():
         device, dtype = place(settings.Training(), settings.Model())
         return Opened(*load_model(folder, device, dtype))

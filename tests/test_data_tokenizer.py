@@ -184,6 +184,16 @@ def test_trained_once_for_the_same_text(tmp_path):
         load(settings.Tokenizer(path="train", train_vocab_size=100), text.sources(data), (1.0,), data, said.append)
 
 
+def test_broken_files_of_a_tokenizer_are_named(tmp_path):
+    bytes_tokenizer().save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(DataError, match="tokenizer_config.json: not valid JSON"):
+        loaded(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(DataError, match="tokenizer.json: not a tokenizer.json"):
+        loaded(tmp_path)
+
+
 def test_held_out_is_a_share_of_identities():
     chosen = np.array([held_out(f"file.jsonl:{i}", 0.1) for i in range(20_000)])
     assert abs(chosen.mean() - 0.1) < 5 * (0.09 / 20_000) ** 0.5

@@ -211,6 +211,7 @@ def test_tables_need_no_torch():
         ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act = 'gelu'.*'silu' only"),
         ({"model_type": "llama", "attention_bias": True}, "attention_bias = True"),
         ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling = .*no such setting"),
+        ({"model_type": "llama", "rope_parameters": 7}, "rope_parameters = 7 must be a table"),
         ({"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters.rope_type = 'yarn'"),
         ({"model_type": "llama", "hidden_size": "64"}, "hidden_size = '64' must be of type int"),
         ({"model_type": "llama", "hidden_size": None}, "hidden_size = null"),

@@ -47,6 +47,11 @@ def test_place_decides_type_and_kernels():
     assert ops.chosen("delta_rule") == "torch"
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SettingsError, match="nowhere: no such folder"):
+        open_model(tmp_path / "nowhere")
+
+
 def test_a_run_without_a_checkpoint_says_what_to_do(run):
     for step in (-1, 5):
         with pytest.raises(CheckpointError, match="checkpoint"):

@@ -198,9 +198,9 @@ def from_folder(folder: Path) -> Tokenizer:
 def _from_file(file: Path) -> Tokenizer:
     try:
         content = file.read_text(encoding="utf-8")
-        if "model" not in json.loads(content):
-            raise ValueError('no "model" in it')
-    except (ValueError, TypeError) as e:
+        if not isinstance(json.loads(content)["model"], dict):
+            raise ValueError('its "model" is no table')
+    except (ValueError, TypeError, KeyError) as e:
         raise DataError(f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it") from e
     words = Words.from_str(content)
     tokenizer, own_bytes = Tokenizer(words, *_names(file.parent, words), str(file)), bytes_tokenizer()
@@ -211,7 +211,10 @@ def _names(folder: Path, words: Words) -> tuple[str, str]:
     """(BOS, EOS) as the files beside tokenizer.json name them; without such files, the well-known names it has."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            try:
+                config = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as e:
+                raise DataError(f"{folder / name}: not valid JSON ({e}); mend it, or save the tokenizer again") from e
             found = (config.get("bos_token") or "", config.get("eos_token") or "")
             return tuple(word["content"] if isinstance(word, dict) else word for word in found)
     special = {token.content for token in words.get_added_tokens_decoder().values() if token.special}

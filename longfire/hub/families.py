@@ -292,6 +292,8 @@ def flat(config: dict[str, Any], family: Family) -> dict[str, Any]:
     nested = {name.partition(".")[0] for name in (*(k.theirs for k in family.keys), *family.fixed) if "." in name}
     out: dict[str, Any] = {}
     for name, value in config.items():
+        if name in nested and value is not None and not isinstance(value, dict):
+            raise SettingsError(f"config.json: {name} = {value!r} must be a table")
         if name in nested:
             out |= {f"{name}.{inner}": v for inner, v in (value or {}).items()}
         elif name in family.older:
