@@ -118,6 +118,13 @@ def test_a_broken_index_is_named(model, folder, content):
         load_weights(folder, model.shape)
 
 
+def test_a_config_without_words_is_named(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 0}))
+    with pytest.raises(SettingsError, match=r"config\.json: vocab_size = 0"):
+        load_model(folder)
+
+
 def test_files_that_are_missing_cut_off_or_of_another_kind(model, folder):
     write_index(folder, {"model.norm.weight": "model-00001-of-00002.safetensors"})
     with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors: the index names it"):

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longfire.data.tokenizer import Tokenizer, from_folder
-from longfire.errors import CheckpointError
+from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import BUFFERS, family_of, shape_from_config
 from longfire.model import Model
 from longfire.shape import ModelShape, read_config
@@ -24,6 +24,10 @@ def load_model(
     """Model and tokenizer of a folder of Hugging Face weights. Raises SettingsError, CheckpointError, DataError."""
     folder = Path(folder)
     shape = shape_from_config(read_config(folder), str(folder / "config.json"))
+    if not shape.vocab_size:
+        raise SettingsError(
+            f"{folder / 'config.json'}: vocab_size = 0, but weights have words: write the rows of their embedding"
+        )
     return model_of(shape, load_weights(folder, shape), device, compute_dtype), from_folder(folder)
 
 
