@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from measure import arguments, peak_rss_bytes, print_table, seconds, write_result
+from measure import RESULTS, arguments, peak_rss_bytes, print_table, seconds, write_result
 from torch import Tensor
 
 from longfire import settings
@@ -119,7 +119,6 @@ def measure(side: str, kind: tuple[str, bool], size: dict[str, int], steps: int)
 def compare(kind: tuple[str, bool], size: dict[str, int], steps: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each side that is measured; `repeats` processes of each, in turn."""
     dtype, compiled = kind
-    size = {**size, "rows": 1} if is_slow(getattr(torch, dtype)) else size
     sides = ("ours",) if compiled and is_slow(getattr(torch, dtype)) else ("ours", "peer")
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(repeats):
@@ -170,9 +169,18 @@ def main() -> None:
         if len(found) == 2:
             ratios.append(ratio(*found, 1.2 if kind[1] else 1.5))
     print_table("ours / peer", ratios)
+    rows, ratios = (beside(name, found) for name, found in (("rows", rows), ("ratios", ratios)))
     about = {"size": size, "bf16_units": native_bf16(CPU), "notes": __doc__.split("\n\n")[-1].strip()}
-    if not options.only:
-        write_result("train_throughput", {**about, "rows": rows, "ratios": ratios}, options.quick)
+    write_result("train_throughput", {**about, "rows": rows, "ratios": ratios}, options.quick)
+
+
+def beside(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was measured now, and of the kinds that `--only` left out what was measured before, in the order of the kinds."""
+    path = RESULTS / "train_throughput.json"
+    before = json.loads(path.read_text())[name] if path.exists() else []
+    now = {(row["type"], row["mode"]) for row in found}
+    kept = [row for row in before if (row["type"], row["mode"]) not in now]
+    return sorted([*kept, *found], key=lambda row: (row["type"] != "float32", row["mode"] != "eager"))
 
 
 if __name__ == "__main__":

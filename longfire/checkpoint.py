@@ -154,7 +154,8 @@ class Checkpoints:
         if self.settings.keep_latest_k:
             for step in steps(self.folder)[: -self.settings.keep_latest_k]:
                 if not (every and step % every == 0):
-                    gone = self.folder / f"step-{step}.forgotten"  # at once: nobody who reads meanwhile finds a part of it
+                    # at once: nobody who reads meanwhile finds a part of it
+                    gone = self.folder / f"step-{step}.forgotten"
                     (self.folder / f"step-{step}").rename(gone)
                     shutil.rmtree(gone)
 

@@ -1,13 +1,16 @@
 """What the documents say exists: files, tests, commands, settings. (scripts/story.sh runs the commands themselves.)"""
 
 import re
+import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from test_docs_data import SMALLER
 
 from longfire import recipe
-from longfire.cli import COMMANDS, take_settings
+from longfire.cli import COMMANDS, main, take_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +57,22 @@ def test_commands_and_their_settings_exist(page):
             assert not unknown, unknown
 
 
+def test_the_readmes_own_run(tmp_path, monkeypatch):
+    """Its three lines, one after the other: on files, on with it, both drawn; with fewer steps, and away from the clone's runs/."""
+    monkeypatch.chdir(ROOT)
+    block = (ROOT / "README.md").read_text().split("## Your own run")[1].split("```")[1]
+    first, second, drawn = (
+        shlex.split(line.replace("runs/", f"{tmp_path}/"))[1:] for line in block.strip().splitlines()
+    )
+    small = shlex.split(SMALLER.replace("--training.steps 2", "--data.num_workers 1"))
+    assert main([*first, *small, "--data.folder", str(tmp_path / "stores"), "--training.steps", "2"]) == 0
+    assert main([*second, "--training.steps", "3"]) == 0
+    assert (tmp_path / "mine/checkpoints/step-3").is_dir()
+    shutil.copytree(tmp_path / "mine", tmp_path / "quickstart")
+    assert main([*drawn[:-1], str(tmp_path / drawn[-1])]) == 0
+    assert (tmp_path / "compared.html").exists()
+
+
 def test_the_readme_lists_every_command():
     listed = re.findall(r"^\| `longfire (\w+)", (ROOT / "README.md").read_text(), re.M)
     assert sorted(listed) == sorted(COMMANDS)
@@ -63,3 +82,12 @@ def test_each_promise_names_the_tests_that_prove_it():
     """docs/flow.md lists every contract, and nothing that is none."""
     named = set(re.findall(r"`(?:tests/contracts/)?(test_\w+\.py)`", (ROOT / "docs/flow.md").read_text()))
     assert named == {path.name for path in (ROOT / "tests/contracts").glob("test_*.py")}
+
+
+def test_the_page_of_benchmarks_shows_what_was_measured():
+    """Every result of bench/results/ stands on the page as it is; `python bench/tables.py` puts it there."""
+    tables = runpy.run_path(str(ROOT / "bench/tables.py"))
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert tables["with_tables"](page) == page
+    shown = set(re.findall(r"<!-- results: (\w+) -->", page))
+    assert shown == {path.stem for path in (ROOT / "bench/results").glob("*.json")}

@@ -29,7 +29,17 @@ SPLITS = {
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval"},
 }
-NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
+# Left out of the embedded corpus: tests, what was installed, and the tables of character sets, which are numbers, not language.
+NOT_LIBRARY = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "lib-dynload",
+    "__pycache__",
+    "encodings",
+}
 ABOUT_DATA = re.compile(
     r"(^|/)(\.|(dataset_infos?|dataset_dict|state)\.json$|cache-[0-9a-f]+\.arrow$)"
 )  # of `datasets`
@@ -184,7 +194,7 @@ def _fields(text_field: str) -> tuple[str, ...]:
 
 
 def _library() -> FileSource:
-    """`embedded`: the source and the documentation that ship with the running Python, without tests and packages."""
+    """`embedded`: the source and the documentation that ship with the running Python, without what NOT_LIBRARY names."""
     root = Path(sysconfig.get_path("stdlib"))
     found = (f for f in _walk(root, NOT_LIBRARY) if f.suffix in (".py", ".txt", ".rst") and not f.is_symlink())
     files = tuple(file for file in found if file.stat().st_size)
