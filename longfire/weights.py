@@ -39,6 +39,11 @@ def open_model(folder: Path, step: int = -1, note: Callable[[str], None] = print
     if not folder.is_dir():
         raise SettingsError(f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights")
     if not (folder / RUN_TOML).exists():
+        if step >= 0:
+            raise SettingsError(
+                f"{folder}: --step {step} chooses a checkpoint of a run, but this is a folder of Hugging Face weights; leave "
+                "--step out, or name the run folder"
+            )
         device, dtype = place(settings.Training(), settings.Model())
         return Opened(*load_model(folder, device, dtype))
     run = Run.of_folder(folder, note=note)

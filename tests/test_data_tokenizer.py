@@ -189,9 +189,10 @@ def test_broken_files_of_a_tokenizer_are_named(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(DataError, match="tokenizer_config.json: not valid JSON"):
         loaded(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(DataError, match="tokenizer.json: not a tokenizer.json"):
-        loaded(tmp_path)
+    for broken in ('{"model": 1}', '{"model": {"type": "of tomorrow"}}'):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(DataError, match="tokenizer.json: not a tokenizer.json"):
+            loaded(tmp_path)
 
 
 def test_held_out_is_a_share_of_identities():

@@ -67,6 +67,8 @@ def test_hugging_face_weights_are_opened_as_a_model_without_a_run(tmp_path, tiny
     assert (opened.run, opened.step) == (None, -1)
     assert all(p.equal(opened.model.state_dict()[name]) for name, p in model.state_dict().items())
     assert opened.tokenizer.encode("fire") == [102, 105, 114, 101]
+    with pytest.raises(SettingsError, match="--step 3 chooses a checkpoint of a run"):
+        open_model(tmp_path / "hf", 3)
 
 
 def test_a_folder_of_neither_kind_names_what_is_missing(tmp_path):

@@ -200,9 +200,9 @@ def _from_file(file: Path) -> Tokenizer:
         content = file.read_text(encoding="utf-8")
         if not isinstance(json.loads(content)["model"], dict):
             raise ValueError('its "model" is no table')
-    except (ValueError, TypeError, KeyError) as e:
+        words = Words.from_str(content)
+    except Exception as e:  # the library has no narrower type for a file that it does not understand
         raise DataError(f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it") from e
-    words = Words.from_str(content)
     tokenizer, own_bytes = Tokenizer(words, *_names(file.parent, words), str(file)), bytes_tokenizer()
     return own_bytes if tokenizer.fingerprint == own_bytes.fingerprint else tokenizer
 
