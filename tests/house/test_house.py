@@ -2,8 +2,11 @@
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -241,6 +244,28 @@ def test_only_ops_know_kernel_libraries(file):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         assert not {name.split(".")[0] for name in names} & KERNEL_LIBRARIES, f"{name_of(file)}:{node.lineno}"
+
+
+PROJECT = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = {**packages_distributions(), "fla": ["fla-core"]}  # fla need not be installed where this runs
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in requirements}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_what_is_imported_is_a_dependency(file):
+    """Who installs longfire without extras can run every command; an extra is imported only where it was asked for."""
+    always = names_of(PROJECT["dependencies"])
+    optional = always.union(*map(names_of, PROJECT["optional-dependencies"].values()))
+    for node in ast.walk(tree(file)):
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+        declared = always if node in tree(file).body and name_of(file) != "ops/kernels.py" else optional
+        for name in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"longfire"}:
+            known = {distribution.lower().replace("_", "-") for distribution in DISTRIBUTIONS.get(name, [name])}
+            assert known & declared, f"{name_of(file)}:{node.lineno} imports {name}, no dependency in pyproject.toml"
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
