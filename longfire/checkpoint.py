@@ -26,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from longfire import settings
+from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError
 
 FORMAT = 1  # of the folder; a newer one is refused, an older one would be converted here
@@ -329,17 +330,6 @@ def write_manifest(folder: Path) -> None:
         sync(path)
 
 
-def put_in_place(aside: Path, place: Path) -> None:
-    """One rename. A checkpoint of the same step steps aside first and is put back by `recover` if a kill falls in between."""
-    before = place.with_name(f"{place.name}.before")
-    if place.exists():
-        shutil.rmtree(before, ignore_errors=True)
-        place.rename(before)
-    aside.rename(place)
-    sync(place.parent)
-    shutil.rmtree(before, ignore_errors=True)
-
-
 def recover(folder: Path) -> None:
     """Put back what `put_in_place` had moved aside when it was killed."""
     for before in folder.glob("step-*.before"):
@@ -355,15 +345,6 @@ def clean(folder: Path) -> None:
     recover(folder)
     for leftover in [*folder.glob("step-*.writing-*"), *folder.glob("step-*.forgotten")]:
         shutil.rmtree(leftover)
-
-
-def sync(path: Path) -> None:
-    """To the disk, not only to its cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def reason(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.report import ENVIRONMENT, METRICS, duration, parsed, settings_of
 
@@ -67,9 +68,7 @@ def html(folders: Sequence[Path], out: Path) -> None:
         pictures.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(pictures / f"{name}.png", dpi=150)
-        aside = out.with_name(f"{out.name}.writing")
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(out)
+        write_whole(out, page)
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written: {error.strerror}; name another place with --out") from error
 

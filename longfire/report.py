@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from longfire import launch, settings
+from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
 
 METRICS, ENVIRONMENT, RUN_TOML, WANDB_ID = "metrics.jsonl", "environment.json", "run.toml", "wandb-id.txt"
@@ -332,9 +333,7 @@ def write_environment(folder: Path, start_step: int) -> None:
         if start_step and path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             now["earlier"] = [*before.pop("earlier", []), before]
-        aside = path.with_name(f"{path.name}.writing-{os.getpid()}")
-        aside.write_text(json.dumps(now, indent=1), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps(now, indent=1))
     except OSError as error:
         mend = "free some space or name another job.dump_folder"
         raise CheckpointError(f"{path} cannot be written: {error.strerror}; {mend}") from error

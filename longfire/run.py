@@ -1,13 +1,10 @@
 """A run: every setting resolved, the shape of its model, and what follows from them; checked before data or device is touched."""
 
-import fcntl
 import glob
 import json
-import os
-import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +14,7 @@ import tomli_w
 
 from longfire import launch, settings
 from longfire import recipe as recipes
+from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
@@ -141,43 +139,33 @@ class Run:
         """
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
-        write_whole(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
-        write_whole(self.folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
+        keep(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
+        keep(self.folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
 
     @contextmanager
     def begun(self, note: Callable[[str], None] = print) -> Iterator[None]:
         """Hold the run folder while this process trains into it, with the settings saved and what they change told.
 
-        Two processes would mix their records and remove each other's half-written checkpoints. The lock belongs to the open file
-        (flock): the kernel takes it from a process that dies, so it is never stale. Raises SettingsError if another process
-        holds it, and as `save` does.
+        Two processes would mix their records and remove each other's half-written checkpoints. Raises SettingsError if another
+        one holds it, and as `save` does.
         """
-        path = self.folder / LOCK
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8")
-        except OSError as e:
-            raise unwritable(path, e) from e
-        with file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise SettingsError(
-                    f"job.dump_folder = {str(self.folder)!r} is being trained into by {file.read() or 'another process'}: wait for "
-                    "that run, stop it, or name another folder"
-                ) from None
-            except OSError as e:  # a file system without locks
-                raise unwritable(path, e) from e
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(held(self.folder / LOCK, self.refuse_another_process))
+            except OSError as e:  # not ours to write, or a file system without locks
+                raise unwritable(self.folder / LOCK, e) from e
             changes = self.changes()
             self.save()
             for change in changes:
                 note(change)
             yield
-            file.truncate(0)
+
+    def refuse_another_process(self, holder: str) -> None:
+        raise SettingsError(
+            f"job.dump_folder = {str(self.folder)!r} is being trained into by {holder}: wait for that run, stop it, or name "
+            "another folder"
+        ) from None
 
     def to_keep(self) -> dict[str, dict[str, Any]]:
         """Every setting as run.toml has it: the same from whatever folder it is read."""
@@ -227,13 +215,11 @@ def found(name: str, beside: Path) -> str:
     return name
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The whole text or what was there before, also when the process is killed in between. Raises CheckpointError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def keep(path: Path, text: str) -> None:
+    """Write a file of the run folder, whole. Raises CheckpointError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, text)
     except OSError as e:
         raise unwritable(path, e) from e
 

@@ -23,7 +23,7 @@ from longfire.model import build
 from longfire.optim import clip_gradients, make_optimizer, schedule
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.report import Report
-from longfire.run import Run, summary, write_whole
+from longfire.run import Run, keep, summary
 from longfire.settings import Training
 from longfire.traces import profiler
 
@@ -145,7 +145,7 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
             f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, was {there.get(name, 'none')}; "
             "the order of rows is another one from here on"
         )
-    write_whole(file, json.dumps(here, indent=1) + "\n")
+    keep(file, json.dumps(here, indent=1) + "\n")
 
 
 def make_state(run: Run, words: int, device: torch.device, note: Callable[[str], None]) -> State:

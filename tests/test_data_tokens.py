@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longfire.data.tokens import Column, ColumnWriter, StoreWriter, TokenStore, locked, write_whole
+from longfire.data.tokens import Column, ColumnWriter, StoreWriter, TokenStore, locked
 from longfire.errors import DataError
 
 HEADER = {
@@ -175,11 +175,3 @@ def test_one_writer_at_a_time_and_the_dead_hold_nothing(tmp_path):
     with locked(tmp_path, note):
         pass
     assert len(said) == 1
-
-
-def test_a_file_is_the_old_or_the_new_one(tmp_path, monkeypatch):
-    write_whole(tmp_path / "f", b"old")
-    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        write_whole(tmp_path / "f", b"new")
-    assert (tmp_path / "f").read_bytes() == b"old"

@@ -15,7 +15,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Words
 
 from longfire import settings
-from longfire.data.tokens import checksum, locked, write_whole
+from longfire.data.tokens import checksum, locked
+from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
 
 if TYPE_CHECKING:

@@ -12,11 +12,9 @@ that finds a store cut off by a kill drops what the manifest does not name and g
 is the same, byte for byte, as one that was never interrupted.
 """
 
-import fcntl
 import json
 import mmap
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from longfire.disk import held, sync, write_whole
 from longfire.errors import DataError
 
 FORMAT = 1
@@ -222,23 +221,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold a store against other writers; waits, and says so, while another process holds it.
-
-    The lock belongs to the open file (flock): the kernel takes it from a process that dies, so it is never stale.
-    """
+    """Hold a store against other writers; waits, and says so, while another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            note(f"data: {folder.name} is being prepared by {file.read() or 'another process'}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    with held(
+        folder / "lock", lambda holder: note(f"data: {folder.name} is being prepared by {holder}; waiting for it")
+    ):
         yield
-        file.truncate(0)
 
 
 class ColumnWriter:
@@ -358,7 +346,7 @@ class StoreWriter:
         for name, into in self._columns.items():
             for column in into.values():
                 column.sync()
-            sync_folder(self.folder / name)
+            sync(self.folder / name)
             streams[name] = {
                 "tokens": into["tokens"].length,
                 "documents": into["ends"].length,
@@ -373,23 +361,3 @@ class StoreWriter:
         for into in self._columns.values():
             for column in into.values():
                 column.close()
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that after a kill at any moment it is the old one or the new one, never a part."""
-    aside = file.with_name(file.name + ".new")
-    with open(aside, "wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    os.rename(aside, file)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Names in a folder reach the disk."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

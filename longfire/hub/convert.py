@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from longfire.data.tokenizer import Tokenizer
+from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card
 from longfire.hub.check import Check, compare, refuse_unless
@@ -58,6 +59,7 @@ def export(
         parameters = sum(p.numel() for p in model.parameters())
         card = model_card(folder.absolute().name, config, parameters, facts, check)
         (aside / "README.md").write_text(card, encoding="utf-8")
+        settle(aside)
         put_in_place(aside, folder)
     except (OSError, SafetensorError) as e:
         raise CheckpointError(
@@ -161,14 +163,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def put_in_place(aside: Path, folder: Path) -> None:
-    """Everything on disk first, then one rename; an earlier export steps aside until the new one stands."""
-    for path in aside.iterdir():
-        shutil.copymode(aside / "config.json", path)  # safetensors makes files that only their owner can read
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    earlier = aside.with_name(f"{aside.name}.earlier")
-    if folder.exists():
-        folder.rename(earlier)
-    aside.rename(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
+def settle(folder: Path) -> None:
+    """Everything on disk, and readable by all who can read the config."""
+    for path in folder.iterdir():
+        shutil.copymode(folder / "config.json", path)  # safetensors makes files that only their owner can read
+        sync(path)

@@ -18,7 +18,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # one floor that are listed in APART import nothing of each other. A file of a package may have a floor of its own.
 FLOORS = [
     ["__init__"],
-    ["errors", "settings", "aliases", "shape", "recipe", "launch", "ops", "device"],
+    ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
     ["model", "loss", "checkpoint"],
     ["hub"],
