@@ -6,7 +6,6 @@ ratios of medians. It takes `--quick` (sizes that CI can afford; nothing is writ
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -22,6 +21,8 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from longfire.report import cpu_name, version_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -98,15 +99,8 @@ def peak_rss_bytes(script_args: Iterable[Any]) -> int:
 
 def machine() -> dict[str, Any]:
     """What a reader must know to judge the numbers."""
-    cpu = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = lines[0] if lines else cpu
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -114,7 +108,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "longfire")},
+        "versions": {name: version_of(name) for name in ("torch", "transformers", "longfire")},
     }
 
 

@@ -4,7 +4,6 @@ The truth runs in float64 on the same rounded inputs, so that what is compared i
 several forms (our own on torch, fla's kernels on CUDA) each that a run could choose is checked, on the CPU and on the GPU.
 """
 
-import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from longfire.launch import cxx_compiler
 from longfire.ops import attention, cross_entropy, delta_rule, linear_attention, short_conv
 from longfire.ops.documents import Documents
 from longfire.ops.linear import native_bf16
+from longfire.report import version_of
 
 DTYPES = (torch.float32, torch.bfloat16)
 PACKAGES = ("longfire", "torch", "triton", "fla-core", "flash-linear-attention", "transformers")
@@ -212,7 +212,7 @@ def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
 
     def one(name: str, x: Any) -> Any:
         if isinstance(x, Documents):
-            return Documents(x.ids_BT.to(device), x.cu_lengths.to(device), x.max_length)
+            return x.to(device)
         if not isinstance(x, Tensor):
             return x
         x = x.to(device)
@@ -273,7 +273,7 @@ def tables(device: torch.device) -> Iterator[dict[str, ops.Choice]]:
 def facts() -> dict[str, str]:
     """What a reader must know to judge the table, and what a report of a fault should hold."""
     found = {"python": platform.python_version(), "system": platform.platform()}
-    found |= {name: version(name) for name in PACKAGES}
+    found |= {name: version_of(name) or "not installed" for name in PACKAGES}
     memory = psutil.virtual_memory()
     cpu = torch.device("cpu")
     found["cpu"] = (
@@ -288,13 +288,6 @@ def facts() -> dict[str, str]:
         found["gpu"] = f"none that torch sees (torch built for CUDA {torch.version.cuda or 'not at all'})"
     found["compiler"] = cxx_compiler() or "no C++ compiler found: training.compile stays off on a CPU"
     return found
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def bf16(device: torch.device) -> str:
@@ -322,9 +315,8 @@ def main() -> int:
 def check_all(device: torch.device, table: dict[str, ops.Choice], console: Console) -> list[str]:
     """Check and print every case in both types, with the forms that are chosen; those that are wrong."""
     console.print()
-    for choice in dict.fromkeys(table.values()):
-        which = ", ".join(op for op, other in table.items() if other == choice)
-        console.print(f"{device.type}, {which}: {choice.name} ({choice.why})")
+    for told in ops.told(table):
+        console.print(f"{device.type}, {told}")
     words = ("op", "case", "type", "device", "form", "largest error in", "relative", "limit")
     console.print(line(*words), style="bold")
     wrong = []

@@ -17,7 +17,7 @@ from longfire import settings
 from longfire.data.batches import Batches
 from longfire.data.pack import NO_LABEL
 from longfire.data.prepare import prepare
-from longfire.data.tokenizer import Tokenizer
+from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
 from longfire.errors import DataError, SettingsError
 from longfire.loss import loss_sum
 from longfire.model import Model
@@ -25,6 +25,7 @@ from longfire.run import Run
 from longfire.weights import open_model
 
 ROWS = 8  # rows of a batch
+BYTE_OF = byte_level_alphabet()
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def evaluate(model: Model, batches: Batches, tokens: int, chunk_tokens: int) -> 
     lengths_W = byte_lengths(batches.prepared.tokenizer)
     device = next(model.parameters()).device
     results = {}
-    for index, name in enumerate(source_names(batches)):
+    for index, name in enumerate(batches.prepared.names):
         nats, count, size = 0.0, 0, 0
         for batch in batches.heldout(index, tokens, ROWS):
             labels = real_labels(batch)
@@ -56,10 +57,6 @@ def evaluate(model: Model, batches: Batches, tokens: int, chunk_tokens: int) -> 
     return results
 
 
-def source_names(batches: Batches) -> list[str]:
-    return list(batches.prepared.names)
-
-
 def real_labels(batch) -> np.ndarray:
     """The labels that count, in the order of the text."""
     labels = batch.labels_BT.numpy().ravel()
@@ -69,7 +66,7 @@ def real_labels(batch) -> np.ndarray:
 def heldout_bytes(batches: Batches, source: str, tokens: int) -> bytes:
     """The very bytes of a source that `evaluate` predicts with the same `tokens`."""
     table = token_bytes(batches.prepared.tokenizer)
-    index = source_names(batches).index(source)
+    index = batches.prepared.names.index(source)
     labels = chain.from_iterable(real_labels(batch).tolist() for batch in batches.heldout(index, tokens, ROWS))
     return b"".join(table[label] for label in labels)
 
@@ -110,16 +107,6 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     return table
 
 
-def byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's table: the character that stands for each byte in byte-level tokenizers -> the byte."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-BYTE_OF = byte_level_alphabet()
-
-
 def main(run_folder: Path, step: int = -1, tokens: int = 0) -> int:
     """Evaluate a run's checkpoint (-1: the newest whole one) on its held-out documents and print the table."""
     opened = open_model(Path(run_folder), step)
@@ -139,7 +126,7 @@ def main(run_folder: Path, step: int = -1, tokens: int = 0) -> int:
 
 def trained_with(run: Run) -> settings.Tokenizer:
     """The run's tokenizer settings with the copy in its folder: `train` would make another one where the data have changed."""
-    kept = run.folder / "tokenizer"
+    kept = run.tokenizer_folder
     return replace(run.tokenizer, path=str(kept)) if kept.is_dir() else run.tokenizer
 
 

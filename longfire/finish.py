@@ -9,16 +9,17 @@ from longfire.data.batches import Batches
 from longfire.errors import SettingsError
 from longfire.evaluate import heldout_bytes, xz_bits_per_byte
 from longfire.generate import Sampling, generate_text
-from longfire.hub.convert import export
+from longfire.hub.convert import export, facts_of
 from longfire.pages import html
-from longfire.run import Run
+from longfire.report import METRICS
+from longfire.run import RUN_TOML, Run
 
 Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 
 
 def finish(run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]) -> None:
     """Do what the settings ask for at the end."""
-    lies = {"settings": run.folder / "run.toml", "metrics": run.folder / "metrics.jsonl"}
+    lies = {"settings": run.folder / RUN_TOML, "metrics": run.folder / METRICS}
     if run.checkpoint.enable_checkpoint:
         lies["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
     for source, numbers in results.items():
@@ -26,9 +27,8 @@ def finish(run: Run, state: State, batches: Batches, results: Results, note: Cal
     if run.checkpoint.export:
         lies["Hugging Face weights"] = run.folder / "hf"
         dtype = getattr(torch, run.checkpoint.export_dtype)
-        check = export(
-            state.model, batches.prepared.tokenizer, run.folder / "hf", dtype=dtype, facts=facts(run, state, results)
-        )
+        facts = facts_of(run, state.step)
+        check = export(state.model, batches.prepared.tokenizer, run.folder / "hf", dtype=dtype, facts=facts)
         note(f"export: {check}")
     if run.eval.sample_prompt:
         note(sample(run, state, batches))
@@ -59,15 +59,3 @@ def sample(run: Run, state: State, batches: Batches) -> str:
     prompt = run.eval.sample_prompt
     text = generate_text(state.model, batches.prepared.tokenizer, prompt, sampling, run.tokenizer.add_bos)
     return f"sample, after {prompt!r}:\n{text}"
-
-
-def facts(run: Run, state: State, results: Results) -> dict[str, object]:
-    """What the model card says of how the weights came to be."""
-    return {
-        "description": run.job.description,
-        "data": ", ".join(run.data.dataset),
-        "steps": state.step,
-        "tokens": state.tokens,
-        "seq_len": run.training.seq_len,
-        **{f"held-out loss of {source}": f"{numbers['loss']:.4f}" for source, numbers in results.items()},
-    }

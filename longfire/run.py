@@ -91,6 +91,11 @@ class Run:
         return Path(self.job.dump_folder)
 
     @property
+    def tokenizer_folder(self) -> Path:
+        """The copy of the tokenizer that the run trains with; there from its first step on."""
+        return self.folder / "tokenizer"
+
+    @property
     def accumulation(self) -> int:
         """Microbatches of a step."""
         rows_at_once = self.training.batch_size * self.processes

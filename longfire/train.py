@@ -126,7 +126,7 @@ def train_step(
 
 def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
     """The tokenizer lies in the run folder from the start. Raises SettingsError if the run was trained with another one."""
-    folder = run.folder / "tokenizer"
+    folder = run.tokenizer_folder
     if run.has_checkpoints and folder.exists() and from_folder(folder).fingerprint != tokenizer.fingerprint:
         raise SettingsError(
             f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer that the run in {run.folder} was trained with: the same "
@@ -162,20 +162,9 @@ def make_state(run: Run, words: int, device: torch.device, note: Callable[[str],
         f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {device.type}, {torch.get_num_threads()} threads"
     )
     note(f"precision: {precision}")
-    note(
-        "kernels: "
-        + "; ".join(f"{', '.join(names)}: {choice.name} ({choice.why})" for choice, names in alike(choices).items())
-    )
+    note(f"kernels: {'; '.join(ops.told(choices))}")
     note(f"compile: {'on' if compiled else 'off'} ({why})")
     return State(model, make_optimizer(model, run.optimizer, device))
-
-
-def alike(choices: dict[str, ops.Choice]) -> dict[ops.Choice, list[str]]:
-    """Ops by their choice, so that a reason that several share is told once."""
-    found: dict[ops.Choice, list[str]] = {}
-    for op, choice in choices.items():
-        found.setdefault(choice, []).append(op)
-    return found
 
 
 def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:
@@ -217,12 +206,9 @@ def teller(
     peak, source = matmul_peak(device, state.model.compute_dtype)
     flops = 3 * state.model.flops_per_token(run.training.seq_len)
     note(f"mfu: of {peak / 1e12:.3g} TFLOP/s ({source}); {flops / 1e6:,.0f} MFLOP a token, forward and backward")
-    before = state.elapsed_seconds
 
     def tell(numbers: dict[str, float], parts: dict[str, float]) -> dict[str, float]:
-        nonlocal before
-        before += parts["seconds"]
-        state.elapsed_seconds = before
+        state.elapsed_seconds += parts["seconds"]
         tokens_per_second = run.tokens_per_step / parts["seconds"]
         return {
             **{key: value for key, value in numbers.items() if key != "skipped"},

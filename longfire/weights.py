@@ -82,6 +82,6 @@ def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tu
 
 def tokenizer_of(run: Run) -> Tokenizer:
     """The tokenizer that a run trains with: the copy in its folder, else as its settings name it."""
-    if (run.folder / "tokenizer").is_dir():
-        return tokenizers.from_folder(run.folder / "tokenizer")
+    if run.tokenizer_folder.is_dir():
+        return tokenizers.from_folder(run.tokenizer_folder)
     return tokenizers.load(run.tokenizer, sources(run.data), shares(run.data), run.data)

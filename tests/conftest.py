@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from longfire import ops
 from longfire.model import Model, build
 from longfire.shape import ModelShape
 
@@ -32,6 +33,13 @@ def tiny_shape(*layer_types: str, **changes) -> ModelShape:
 def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes) -> Model:
     """`tiny_shape` built, with parameters large enough that every one of them matters."""
     return build(tiny_shape(*layer_types, **{"initializer_range": 0.2, **changes}), seed, device)
+
+
+@pytest.fixture(autouse=True)
+def forget_choices():
+    """Which kernels run is decided once a process: no test decides it for the next one."""
+    yield
+    ops._choices.clear()
 
 
 @pytest.fixture(name="tiny_shape")

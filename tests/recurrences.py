@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longfire import doctor
 from longfire.ops.documents import Documents
 
 B, H = 2, 3
@@ -47,14 +48,10 @@ def converted(made: Inputs, dtype: torch.dtype) -> Inputs:
 
 
 def results(op: Callable, made: Inputs) -> dict[str, Tensor]:
-    """Output, final state, and the gradient of every input through both, for fixed random gradients of the two."""
-    leaves = {name: x.detach().requires_grad_() for name, x in made.items() if isinstance(x, Tensor)}
-    o, state = call(op, {**made, **leaves})
-    generator = torch.Generator().manual_seed(7)
-    eighths = [torch.randn(x.shape, generator=generator).mul(8).round() / 8 for x in (o, state)]  # exact in bf16 too
-    seeds = [seed.to(x.dtype) for seed, x in zip(eighths, (o, state))]
-    gradients = torch.autograd.grad((o, state), list(leaves.values()), seeds)
-    return {"o": o.detach(), "state": state.detach(), **{f"d_{name}": d for name, d in zip(leaves, gradients)}}
+    """`doctor.results` of the op: o, state, and the gradient of every input as d_q, d_k ..."""
+    found = doctor.results(lambda **named: call(op, named), made)
+    names = {"output": "o", "second output": "state"}
+    return {names.get(name, name.replace(" ", "_")): x for name, x in found.items()}
 
 
 def errors(op: Callable, truth: Callable, made: Inputs, dtype: torch.dtype) -> dict[str, float]:

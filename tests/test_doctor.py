@@ -9,12 +9,6 @@ from longfire.cli import main as longfire
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def forget_choices():
-    yield
-    ops._choices.clear()
-
-
 def case(op: str, name: str) -> doctor.Case:
     return next(case for case in doctor.CASES if (case.op, case.name) == (op, name))
 

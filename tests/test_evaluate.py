@@ -124,7 +124,7 @@ def test_weights_alone_do_not_say_what_was_held_out(tiny_model, tmp_path):
 def test_a_run_is_evaluated_with_the_tokenizer_it_was_trained_with(tmp_path):
     """`train` would make another one where the data have changed since, whose ids mean other words."""
     wanted = all_settings.Tokenizer(path="train", add_bos=True)
-    run = SimpleNamespace(folder=tmp_path, tokenizer=wanted)
+    run = SimpleNamespace(tokenizer_folder=tmp_path / "tokenizer", tokenizer=wanted)
     assert trained_with(run) == wanted, "nothing was trained yet"
     bytes_tokenizer().save(tmp_path / "tokenizer")
     assert trained_with(run) == all_settings.Tokenizer(path=str(tmp_path / "tokenizer"), add_bos=True)

@@ -14,12 +14,6 @@ from longfire.ops import OPS, RECURRENT, choose, chosen
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # a device is only a name here: nothing is put on it
 
 
-@pytest.fixture(autouse=True)
-def forget_choices():
-    yield
-    ops._choices.clear()
-
-
 @pytest.fixture
 def installed(monkeypatch):
     """Pretend that just these packages are there."""

@@ -13,12 +13,6 @@ from longfire.run import Run
 from longfire.weights import newest_weights, open_model, place, tokenizer_of
 
 
-@pytest.fixture(autouse=True)
-def forget_choices():
-    yield
-    ops._choices.clear()
-
-
 @pytest.fixture
 def run(tmp_path, tiny_shape) -> Run:
     (tmp_path / "shape.json").write_text(json.dumps(tiny_shape("gla", vocab_size=0).to_dict()))

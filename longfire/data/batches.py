@@ -51,11 +51,8 @@ class Batch:
         return int((self.labels_BT != NO_LABEL).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = (t.to(device) for t in (self.ids_BT, self.labels_BT, self.positions_BT))
-        if self.documents is None:
-            return Batch(*moved)
-        d = self.documents
-        return Batch(*moved, Documents(d.ids_BT.to(device), d.cu_lengths.to(device), d.max_length))
+        parts = (self.ids_BT, self.labels_BT, self.positions_BT, self.documents)
+        return Batch(*(None if part is None else part.to(device) for part in parts))
 
     def split(self, microbatches: int) -> tuple["Batch", ...]:
         """The same rows in `microbatches` equal parts, in order."""

@@ -121,12 +121,16 @@ class Tokenizer:
             ) from e
 
 
+def byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's table: the character that stands for each byte in byte-level tokenizers -> the byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves,
+    hidden = [byte for byte in range(256) if byte not in plain]  # the others for the characters from 256 on
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
 def bytes_tokenizer() -> Tokenizer:
     """Each byte of UTF-8 is a word of its own value; <bos> is 256 and <eos> is 257."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's table: these bytes stand for themselves,
-    hidden = [byte for byte in range(256) if byte not in plain]  # the others for the characters from 256 on
-    vocabulary = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-    words = Words(models.BPE(vocabulary, []))
+    words = Words(models.BPE(byte_level_alphabet(), []))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words.decoder = decoders.ByteLevel()
     words.add_special_tokens([AddedToken(BOS, special=True), AddedToken(EOS, special=True)])
@@ -197,12 +201,10 @@ def from_folder(folder: Path) -> Tokenizer:
 
 
 def _from_file(file: Path) -> Tokenizer:
+    content = file.read_bytes()
     try:
-        content = file.read_text(encoding="utf-8")
-        if not isinstance(json.loads(content)["model"], dict):
-            raise ValueError('its "model" is no table')
-        words = Words.from_str(content)
-    except Exception as e:  # the library has no narrower type for a file that it does not understand
+        words = Words.from_buffer(content)
+    except ValueError as e:
         raise DataError(f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it") from e
     tokenizer, own_bytes = Tokenizer(words, *_names(file.parent, words), str(file)), bytes_tokenizer()
     return own_bytes if tokenizer.fingerprint == own_bytes.fingerprint else tokenizer

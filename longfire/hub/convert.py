@@ -19,7 +19,9 @@ from longfire.hub.check import Check, compare, refuse_unless
 from longfire.hub.families import FAMILIES, Family, config_from_shape
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.model import Model
-from longfire.weights import Opened, open_model
+from longfire.report import METRICS, parsed
+from longfire.run import Run
+from longfire.weights import open_model
 
 __all__ = ["Check", "export", "export_run", "load_weights"]
 
@@ -79,15 +81,14 @@ def export_run(run_folder: Path, step: int, out: Path, dtype: str = "") -> Check
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
-    return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts_of(opened))
+    return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts_of(opened.run, opened.step))
 
 
-def facts_of(opened: Opened) -> dict[str, Any]:
+def facts_of(run: Run, step: int) -> dict[str, Any]:
     """What the model card says of a run's checkpoint: settings, and the numbers that were recorded at its step."""
-    run = opened.run
-    metrics, recorded = run.folder / "metrics.jsonl", {}
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
-        if line.endswith("}") and (record := json.loads(line)).get("step") == opened.step:
+    metrics, recorded = run.folder / METRICS, {}
+    for record in map(parsed, metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ()):
+        if record and record["step"] == step:
             recorded |= record
     shown = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}
     shown |= {
@@ -96,7 +97,7 @@ def facts_of(opened: Opened) -> dict[str, Any]:
     return {
         "description": run.job.description,
         "data": ", ".join(run.data.dataset),
-        "steps": opened.step,
+        "steps": step,
         "tokens_per_step": run.tokens_per_step,
         "seq_len": run.training.seq_len,
         "optimizer": f"{run.optimizer.name}, lr {run.optimizer.lr:g}, {run.lr_scheduler.name}",

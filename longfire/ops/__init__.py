@@ -41,6 +41,12 @@ def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
     return dict(_choices)
 
 
+def told(choices: dict[str, Choice]) -> list[str]:
+    """A line for each choice with the ops that share it, so that a reason is told once."""
+    names = {choice: ", ".join(op for op, other in choices.items() if other == choice) for choice in choices.values()}
+    return [f"{ops}: {choice.name} ({choice.why})" for choice, ops in names.items()]
+
+
 def attention_kernels(device: torch.device) -> str:
     """Which of torch's kernels attention meets on this device: ops/attention.py chooses by device, dtype and head size."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, fle
 
 from longfire.ops import chosen
 from longfire.ops.documents import Documents
-from longfire.ops.linear import native_bf16
+from longfire.ops.linear import in_fp32, native_bf16, working_dtype
 
 BLOCK = 256  # queries that share a slice of keys where a mask is needed: its size is BLOCK x (BLOCK + window)
 
@@ -162,7 +162,7 @@ def visible(T: int, S: int, window: int | None, documents: Documents | None, dev
 
 def softmax_slow(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float | None) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None for all."""
-    groups, dtype = q.shape[2] // k.shape[2], torch.promote_types(q.dtype, torch.float32)
+    groups, dtype = q.shape[2] // k.shape[2], working_dtype(q)
     q, k, v = (x.to(dtype) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
     scores_BHTS = torch.einsum("bthk,bshk->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if seen is not None:
@@ -186,7 +186,7 @@ def attention_parts(
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.device.type == "cuda":
         return parts_by_flex(q_BTHK, k_BSGK, v_BSGV, causal, scale)
-    K, V, dtype = q_BTHK.shape[-1], v_BSGV.shape[-1], torch.promote_types(q_BTHK.dtype, torch.float32)
+    K, V, dtype = q_BTHK.shape[-1], v_BSGV.shape[-1], working_dtype(q_BTHK)
     q, k, v = (F.pad(x.to(dtype), (0, max(K, V) - x.shape[-1])).transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGV))
     o, lse_BHT = _Parts.apply(q, k, v, causal, scale)
     return o.transpose(1, 2)[..., :V], lse_BHT
@@ -240,7 +240,7 @@ def parts_by_flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -
     o, aux = torch.compile(flex_attention)(
         q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped, return_aux=AuxRequest(lse=True)
     )
-    return o.transpose(1, 2).to(torch.promote_types(o.dtype, torch.float32)), aux.lse
+    return in_fp32(o.transpose(1, 2)), aux.lse
 
 
 def earlier(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -28,14 +28,10 @@ import torch
 from torch import Tensor
 
 from longfire.ops.documents import Documents
+from longfire.ops.linear import working_dtype
 
 CHUNK = 64  # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
 SEGMENT_NUMBERS = 2**20  # of v (or q), worked on at a time on a CPU: 4 MiB stay in cache and the allocator keeps them
-
-
-def working_dtype(x: Tensor) -> torch.dtype:
-    """States and accumulations are fp32; float64 inputs stay what they are (the truth in tests)."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def start(state_BHKV: Tensor | None, q_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.ops.linear import native_bf16
+from longfire.ops.linear import native_bf16, working_dtype
 
 # Rows of logits that go through softmax together: 3 MB at 50k words, so that its passes stay in the cache.
 CACHED_ROWS = 16
@@ -37,7 +37,7 @@ def linear_cross_entropy_slow(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
 ) -> Tensor:
     """The truth: all logits at once. Same arguments and result."""
-    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    dtype = working_dtype(hidden_ND)
     logits_NW = hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T
     return F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
 
@@ -63,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignore_index: int,
         wanted: list[bool],
     ) -> Tensor:
-        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        dtype = working_dtype(hidden_ND)
         multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
         weight = weight_WD.to(hidden_ND.dtype).to(multiplied)
         d_hidden = torch.empty_like(hidden_ND) if wanted[0] else None

@@ -19,6 +19,9 @@ class Documents:
     cu_lengths: Tensor
     max_length: int
 
+    def to(self, device: torch.device | str) -> "Documents":
+        return Documents(self.ids_BT.to(device), self.cu_lengths.to(device), self.max_length)
+
     @classmethod
     def from_ids(cls, ids_BT: Tensor) -> "Documents":
         """Documents from their ids alone; waits for the device once."""

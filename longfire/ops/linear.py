@@ -1,4 +1,4 @@
-"""Matrix products with fp32 master weights: what is multiplied in which type."""
+"""What is computed in which type, and matrix products with fp32 master weights."""
 
 from typing import Any
 
@@ -6,6 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Statistics, states and sums are fp32; float64 inputs stay what they are (the truth in tests)."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def in_fp32(x: Tensor) -> Tensor:
+    """x in its working dtype."""
+    return x.to(working_dtype(x))
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -21,9 +21,9 @@ from longfire.ops.chunkwise import (
     start,
     step_decays,
     unchunked,
-    working_dtype,
 )
 from longfire.ops.documents import Documents
+from longfire.ops.linear import working_dtype
 
 
 def linear_attention(

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from longfire.ops.linear import in_fp32
+
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight over the last dim (Zhang 2019)."""
@@ -28,10 +30,6 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor | None, eps: float, a
     """rms_norm(x) * silu(gate) (or sigmoid), the end of most recurrent mixers; all in fp32 until the last rounding."""
     gate = F.silu(in_fp32(gate)) if activation == "silu" else in_fp32(gate).sigmoid()
     return (in_fp32_rms(in_fp32(x), weight, eps) * gate).to(x.dtype)
-
-
-def in_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

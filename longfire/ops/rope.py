@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longfire.ops.linear import working_dtype
+
 
 def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
     """Turn channel pair (i, i + K/2) by position * theta^(-2i/K): the half-split layout of Hugging Face. Angles in fp32.
@@ -15,7 +17,7 @@ def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
     half = x_BTHK.shape[-1] // 2
     frequencies = theta ** (-torch.arange(half, device=x_BTHK.device, dtype=torch.float32) / half)
     angles_BT1K = (positions_BT[..., None].float() * frequencies)[:, :, None]
-    dtype = torch.promote_types(x_BTHK.dtype, torch.float32)
+    dtype = working_dtype(x_BTHK)
     return _Turn.apply(x_BTHK, angles_BT1K.cos().to(dtype), angles_BT1K.sin().to(dtype))
 
 

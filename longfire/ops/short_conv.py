@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops import chosen
 from longfire.ops.documents import Documents
+from longfire.ops.linear import in_fp32, working_dtype
 
 
 def short_conv(
@@ -38,7 +39,7 @@ def short_conv_slow(
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The truth, token by token as the sum is written. Same arguments and result."""
-    width, dtype = weight_DW.shape[1], torch.promote_types(x_BTD.dtype, torch.float32)
+    width, dtype = weight_DW.shape[1], working_dtype(x_BTD)
     state = x_BTD.new_zeros(len(x_BTD), x_BTD.shape[2], width - 1) if state_BDW is None else state_BDW
     window_BDW = state.to(x_BTD.dtype)
     outputs = []
@@ -122,10 +123,6 @@ def seen_by(tap: int, ids_BP: Tensor | None, x_BTD: Tensor) -> Tensor:
         return x_BTD
     T = x_BTD.shape[1]
     return torch.where((ids_BP[:, tap : tap + T] == ids_BP[:, -T:])[..., None], x_BTD, 0.0)
-
-
-def in_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def short_conv_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:

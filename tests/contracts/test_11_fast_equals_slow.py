@@ -18,12 +18,6 @@ CPU = torch.device("cpu")
 RECIPE = Path(__file__).parents[2] / "recipes/quickstart.toml"
 
 
-@pytest.fixture(autouse=True)
-def forget_choices():
-    yield
-    ops._choices.clear()
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fast_equals_slow(case, dtype):
