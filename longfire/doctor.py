@@ -137,11 +137,12 @@ def short_conv_inputs(draw: Draw, n: Sizes, *, width: int = 4, documents: bool =
 
 
 def cross_entropy_inputs(draw: Draw, n: Sizes, *, chunk_tokens: int) -> Inputs:
-    """A third of the tokens has no label, the first chunk none at all."""
+    """A third of the tokens has no label, and of several chunks the first none at all."""
     N, D = n.B * n.T, n.H * n.K
     labels_N = (draw.uniform(N) * n.W).long()
     labels_N[draw.uniform(N) < 1 / 3] = -100
-    labels_N[:chunk_tokens] = -100
+    if chunk_tokens < N:
+        labels_N[:chunk_tokens] = -100
     weight_WD = draw.normal(n.W, D) / D**0.5
     return {"hidden_ND": draw.normal(N, D), "weight_WD": weight_WD, "labels_N": labels_N, "chunk_tokens": chunk_tokens}
 

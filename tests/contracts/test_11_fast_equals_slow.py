@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longfire import ops
-from longfire.doctor import CASES, DTYPES, SIZES, Draw, errors, tolerance
+from longfire.doctor import CASES, DTYPES, SIZES, Draw, errors, results, tolerance
 from longfire.model import Model, build
 from longfire.ops import attention, delta_rule, linear_attention, short_conv
 from longfire.run import Run
@@ -31,6 +31,13 @@ def test_every_floating_input_gets_a_gradient(case):
     inputs = case.inputs(Draw(), SIZES["cpu"])
     floating = {name for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
     assert {f"d {name}" for name in floating} <= errors(case, CPU, torch.float32).keys()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_case_compares_zeros(case):
+    """Two forms that agree on nothing but zeros have shown nothing."""
+    true = results(getattr(case.module, f"{case.op}_slow"), case.inputs(Draw(), SIZES["cpu"]))
+    assert all(x.abs().max() > 0 for x in true.values()), [name for name, x in true.items() if not x.abs().max()]
 
 
 @pytest.mark.parametrize("module, op", sorted({(case.module, case.op) for case in CASES}, key=lambda x: x[1]), ids=str)
