@@ -74,7 +74,10 @@ def test_golden_files_cover_what_fla_families_have():
 
 
 def rope(kind: str, **more) -> dict:
-    return {"max_position_embeddings": 128, "rope_parameters": {"rope_theta": 1e4, "rope_type": kind, "factor": 4.0, **more}}
+    return {
+        "max_position_embeddings": 128,
+        "rope_parameters": {"rope_theta": 1e4, "rope_type": kind, "factor": 4.0, **more},
+    }
 
 
 ORIGINAL = {"original_max_position_embeddings": 32}
@@ -181,7 +184,15 @@ def test_what_we_write_is_their_config(case):
     assert not list(refusals(family, whole(shape)))
     mine = config_of(family, config["model_type"], whole(shape), 77)
     again = json.loads(transformers.AutoConfig.for_model(**mine).to_json_string())
-    ignored = {"architectures", "head_dim", "max_window_layers", "layer_types", "transformers_version", "n_inner", "pretraining_tp"}
+    ignored = {
+        "architectures",
+        "head_dim",
+        "max_window_layers",
+        "layer_types",
+        "transformers_version",
+        "n_inner",
+        "pretraining_tp",
+    }
     differ = {key for key in config.keys() - ignored if config[key] != again.get(key) and config[key] is not None}
     if "rope_parameters" in differ:  # of optional ones we say the default
         assert config["rope_parameters"].items() <= again["rope_parameters"].items()
@@ -233,7 +244,10 @@ def attentions(draw) -> dict:
 @some.composite
 def softmax_shapes(draw) -> ModelShape:
     """Llama, Mistral, Ministral, Qwen2, Qwen3: windows in some layers, all or none."""
-    given, types = draw(attentions()), draw(some.lists(some.sampled_from(["attention", "attention:local"]), min_size=3, max_size=3))
+    given, types = (
+        draw(attentions()),
+        draw(some.lists(some.sampled_from(["attention", "attention:local"]), min_size=3, max_size=3)),
+    )
     slides = "attention:local" in types
     if slides and given["qkv_bias"] and not given["qk_norm"]:
         given |= {"o_bias": False}  # Qwen2; with o_bias there is no class that slides
@@ -242,7 +256,9 @@ def softmax_shapes(draw) -> ModelShape:
         given |= {"o_bias": draw(some.booleans())}
     mixers = {"attention": given, "attention:local": {**given, "window_size": 7}}
     limit = 512 if given.get("rope") == "dynamic" else draw(some.sampled_from([0, 512]))
-    return shape_of(draw, types, {name: mixers[name] for name in types}, mlp_bias=mlp_bias, max_position_embeddings=limit)
+    return shape_of(
+        draw, types, {name: mixers[name] for name in types}, mlp_bias=mlp_bias, max_position_embeddings=limit
+    )
 
 
 @some.composite
@@ -483,7 +499,9 @@ def test_the_family_that_most_people_can_load_is_chosen(mixer, settings, model_t
 
 
 def test_what_changes_training_only_is_left_out_and_named():
-    shape = ModelShape(32, 1, ("attention",), {"attention": {"num_heads": 2, "dropout": 0.1}}, vocab_size=9, dropout=0.2)
+    shape = ModelShape(
+        32, 1, ("attention",), {"attention": {"num_heads": 2, "dropout": 0.1}}, vocab_size=9, dropout=0.2
+    )
     assert choose_family(shape) == "llama"
     assert config_from_shape(shape)["attention_dropout"] == 0.1
     assert left_out(FAMILIES["llama"], shape) == ["dropout = 0.2"]
@@ -492,9 +510,18 @@ def test_what_changes_training_only_is_left_out_and_named():
 
 def test_layers_of_several_kinds_keep_their_settings():
     """fla's `attn` may be several tables; ours are then variants of one mixer, numbered as they come."""
-    attn = [{"layers": [0, 3], "num_heads": 2, "window_size": 8}, {"layers": [1], "num_heads": 4}, {"layers": [2], "num_heads": 4}]
-    shape = shape_from_config({"model_type": "gla", "num_hidden_layers": 5, "hidden_size": 32, "vocab_size": 9, "attn": attn}, "")
+    attn = [
+        {"layers": [0, 3], "num_heads": 2, "window_size": 8},
+        {"layers": [1], "num_heads": 4},
+        {"layers": [2], "num_heads": 4},
+    ]
+    shape = shape_from_config(
+        {"model_type": "gla", "num_hidden_layers": 5, "hidden_size": 32, "vocab_size": 9, "attn": attn}, ""
+    )
     assert shape.layer_types == ("attention", "attention:2", "attention:2", "attention", "gla")
     assert shape.mixers["attention"]["window_size"] == 8 and shape.mixers["attention:2"]["num_heads"] == 4
     written = config_from_shape(shape)["attn"]
-    assert [(table["layers"], table["num_heads"], table["window_size"]) for table in written] == [([0, 3], 2, 8), ([1, 2], 4, None)]
+    assert [(table["layers"], table["num_heads"], table["window_size"]) for table in written] == [
+        ([0, 3], 2, 8),
+        ([1, 2], 4, None),
+    ]

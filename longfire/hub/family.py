@@ -141,8 +141,14 @@ class Listed:
             entry = dict(entry)
             numbers = entry.pop("layers", [])
             free = [i for i, kind in enumerate(types) if kind == family.mixer]
-            if not all(type(i) is int for i in numbers) or not set(numbers) <= set(free) or len(set(numbers)) < len(numbers):
-                raise SettingsError(f"{where}: attn.layers = {numbers!r} must name layers 0 to {len(types) - 1}, each once")
+            if (
+                not all(type(i) is int for i in numbers)
+                or not set(numbers) <= set(free)
+                or len(set(numbers)) < len(numbers)
+            ):
+                raise SettingsError(
+                    f"{where}: attn.layers = {numbers!r} must name layers 0 to {len(types) - 1}, each once"
+                )
             said = {key.ours: key.read(entry, {}, f"{where}: attn") for key in self.keys} | self.fixed
             entry.pop("max_position_embeddings", None)  # in older files; their attention layers do not read it
             if unknown := sorted(entry.keys() - {key.theirs for key in self.keys}):
@@ -195,7 +201,9 @@ class Windows:
         if len(types) != count or not set(types) <= {FULL, SLIDING}:
             raise SettingsError(f"{where}: layer_types = {types!r} must be {count} times {FULL} or {SLIDING}")
         if SLIDING in types and not window:
-            raise SettingsError(f"{where}: layer_types has {SLIDING}, but {' and '.join(self.reads[:-1])} give it no window")
+            raise SettingsError(
+                f"{where}: layer_types has {SLIDING}, but {' and '.join(self.reads[:-1])} give it no window"
+            )
         given = inner(settings, "attention")
         if FULL not in types:
             return ("attention",) * count, {"attention": {**given, "window_size": window}}
@@ -216,7 +224,10 @@ class Windows:
         # For readers that know no layer_types: from which layer on all slide, if that is so.
         tail = len(windows) - len(sliding)
         first = tail if sliding == list(range(tail, len(windows))) else len(windows)
-        config = {"layer_types": [SLIDING if window else FULL for window in windows], "sliding_window": max(windows) or None}
+        config = {
+            "layer_types": [SLIDING if window else FULL for window in windows],
+            "sliding_window": max(windows) or None,
+        }
         if self.switch:
             config |= {self.switch: bool(sliding)}
         if self.first:
@@ -296,7 +307,9 @@ def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
             said = {today: value}
         for key, value in said.items():
             if out.get(key) is not None and value is not None and out[key] != value:
-                raise SettingsError(f"{where}: {key} is said twice, as {out[key]!r} and as {value!r}; remove one of them")
+                raise SettingsError(
+                    f"{where}: {key} is said twice, as {out[key]!r} and as {value!r}; remove one of them"
+                )
             out[key] = out[key] if value is None and key in out else value
     return out
 
@@ -312,7 +325,9 @@ def check_rest(asked: dict[str, Any], family: Family, config: dict[str, Any], se
             idle = [key for key in family.keys if key.theirs == name]
             if idle:
                 other = idle[0].when[0]
-                raise SettingsError(f"{where}: {name} = {value!r} means nothing with {other} = {settings[other]!r}; remove it")
+                raise SettingsError(
+                    f"{where}: {name} = {value!r} means nothing with {other} = {settings[other]!r}; remove it"
+                )
             raise SettingsError(f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models")
         if allowed is not None and value not in allowed:
             raise SettingsError(
@@ -412,7 +427,10 @@ def refusals(family: Family, shape: ModelShape) -> Iterator[str]:
         if name in family.layers.places or (mixer and mixer not in mixers) or idle(name, values):
             continue  # `layers` has spoken
         if len(set(map(repr, said.values()))) > 1:
-            yield ", ".join(f"{full}.{name.partition('.')[2]} = {v!r}" for full, v in said.items()) + ": its layers have one"
+            yield (
+                ", ".join(f"{full}.{name.partition('.')[2]} = {v!r}" for full, v in said.items())
+                + ": its layers have one"
+            )
         elif name in family.ours and value != family.ours[name]:
             yield f"{name} = {value!r}, it has {family.ours[name]!r} only"
         elif key and key.words is not None and value not in key.words.values():

@@ -80,7 +80,10 @@ def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, T
     places = matched(wanted, files, family, shape)
     for theirs, stored in wanted.items():
         for ours, part in stored.split(files.read(places[theirs])):
-            yield ours, part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # not a view of the file
+            yield (
+                ours,
+                part.to(torch.float32, copy=True, memory_format=torch.contiguous_format),
+            )  # not a view of the file
 
 
 def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: ModelShape) -> dict[str, str]:
@@ -111,8 +114,14 @@ def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: 
 
 def refuse_another_head(files: "Weights", there: dict[str, "Found"], places: dict[str, str], family: Family) -> None:
     """With tied embeddings the head may be left out of the files, or be there a second time and the same."""
-    head, embed = (next(rule.theirs for rule in family.names if rule.ours == f"{name}.") + "weight" for name in ("head", "embed"))
-    if there.pop(head, None) and places[embed] in files.tensors and not files.read(head).equal(files.read(places[embed])):
+    head, embed = (
+        next(rule.theirs for rule in family.names if rule.ours == f"{name}.") + "weight" for name in ("head", "embed")
+    )
+    if (
+        there.pop(head, None)
+        and places[embed] in files.tensors
+        and not files.read(head).equal(files.read(places[embed]))
+    ):
         raise CheckpointError(
             f"{files.folder}: config.json ties the head to the embedding, but the files hold two different matrices; set "
             "tie_word_embeddings to false there if the head is a matrix of its own"
@@ -195,9 +204,13 @@ def from_bin(file: Path) -> dict[str, Lazy]:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as e:  # what torch raises has no common class but this one
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise CheckpointError(f"{file}: cannot be read as tensors alone ({reason}); it would have to run code, or is damaged") from e
+        raise CheckpointError(
+            f"{file}: cannot be read as tensors alone ({reason}); it would have to run code, or is damaged"
+        ) from e
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file}: holds other things than tensors by name; save the state dict alone, as safetensors")
+        raise CheckpointError(
+            f"{file}: holds other things than tensors by name; save the state dict alone, as safetensors"
+        )
     return {name: Lazy(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in content.items()}
 
 
