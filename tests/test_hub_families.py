@@ -20,7 +20,6 @@ from longfire.hub.families import FAMILIES, choose_family, config_from_shape, sh
 from longfire.hub.family import TRAINING_ONLY, config_of, idle, left_out, refusals, values_of, whole
 from longfire.hub.load import model_of
 from longfire.hub.tensors import to_ours, to_theirs
-from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
 from longfire.ops.documents import Documents

@@ -19,7 +19,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card
 from longfire.hub.check import Check, compare, refuse_unless
 from longfire.hub.families import FAMILIES, config_from_shape
-from longfire.hub.family import Family, left_out
+from longfire.hub.family import Family
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model

@@ -3,7 +3,7 @@
 Free of torch, and of every single family: a family is an entry of a table (families.py), and this file its only reader.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
