@@ -14,7 +14,8 @@ from torch import Tensor
 from longfire import ops
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError
-from longfire.hub.families import FAMILIES, Family, choose_family
+from longfire.hub.families import FAMILIES, choose_family
+from longfire.hub.family import Family
 from longfire.hub.load import load_weights, model_of
 from longfire.model import Model
 from longfire.shape import mixer_of

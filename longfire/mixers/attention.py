@@ -30,6 +30,8 @@ class AttentionShape:
     rope_beta_fast: float = 32.0  # yarn
     rope_beta_slow: float = 1.0
     rope_attention_factor: float = 0.0  # 0: derived from rope_factor
+    rope_mscale: float = 0.0  # yarn of DeepSeek: weights of the derived factor; 0: none
+    rope_mscale_all_dim: float = 0.0
     rope_truncate: bool = True
     rotary_fraction: float = 1.0  # channels of a head that turn, the first ones
     window_size: int = 0  # keys a query sees, itself included; 0: all before it
@@ -61,7 +63,7 @@ class AttentionShape:
     def rotary(self, hidden_size: int) -> Rotary:
         scaling = {name: getattr(self, f"rope_{name}") for name in (
             "theta", "factor", "original_length", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
-            "attention_factor", "truncate",
+            "attention_factor", "mscale", "mscale_all_dim", "truncate",
         )}  # fmt: skip
         return Rotary(self.rotary_size(hidden_size), scaling=self.rope, **scaling)
 
