@@ -1,4 +1,4 @@
-"""Both chunkwise recurrences against one written in numpy: every decay, document layout, length and head size."""
+"""The chunkwise recurrences against one written in numpy: every decay, document layout, length and head size."""
 
 import pytest
 import recurrences as r
@@ -14,7 +14,7 @@ FORMS = {
     "linear_attention": (linear_attention_chunkwise, linear_attention_slow),
     "delta_rule": (delta_rule_chunkwise, delta_rule_slow),
 }
-CASES = [("linear_attention", decay) for decay in ("none", "constant", "scalar", "vector")]
+CASES = [("linear_attention", decay) for decay in ("none", "constant", "scalar", "vector", "value", "vector and value")]
 CASES += [("delta_rule", decay) for decay in ("none", "scalar", "vector")]
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -76,21 +76,24 @@ def test_fp32_loses_a_few_roundings(op, decay):
 def test_strong_decays_are_exact(op, decay, log_decay):
     """Every third step forgets almost all, those between little: values and gradients stay as exact as with weak decays."""
     made = r.inputs(op, 2, T=150, K=16, V=8, decay=decay)
-    made["g"][(slice(None), slice(None, None, 3)) if decay != "constant" else slice(None)] = log_decay
+    for name in {"g", "gv"} & {name for name, x in made.items() if x is not None}:
+        made[name][(slice(None), slice(None, None, 3)) if decay != "constant" else slice(None)] = log_decay
     errors = r.errors(*FORMS[op], made, torch.float32)
     assert max(errors.values()) < 16 * EPS32, errors
 
 
-@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize(
+    "op, decay, name", [*((op, "vector", "g") for op in FORMS), ("linear_attention", "value", "gv")]
+)
 @pytest.mark.parametrize("log_decay", [-20.0, -1e4])
-def test_decays_that_are_all_strong_have_right_small_gradients(op, log_decay):
+def test_decays_that_are_all_strong_have_right_small_gradients(op, decay, name, log_decay):
     """Gradients of g are then of size e^-20 (or 0): right to fp32 rounding, not lost under sums of larger terms."""
-    made = r.inputs(op, 3, T=70, K=8, V=8, decay="vector")
-    made["g"][:] = log_decay
+    made = r.inputs(op, 3, T=70, K=8, V=8, decay=decay)
+    made[name][:] = log_decay
     rounded = r.converted(made, torch.float32)
     fast, slow = FORMS[op]
-    got = r.results(fast, rounded)["d_g"]
-    true = r.results(slow, r.converted(rounded, torch.float64))["d_g"]
+    got = r.results(fast, rounded)[f"d_{name}"]
+    true = r.results(slow, r.converted(rounded, torch.float64))[f"d_{name}"]
     torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=float(true.abs().max()) * 16 * EPS32)
 
 
@@ -175,7 +178,9 @@ def test_scale_is_a_factor_of_the_output(op):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op, decay", [("linear_attention", "vector"), ("delta_rule", "scalar")])
+@pytest.mark.parametrize(
+    "op, decay", [("linear_attention", "vector"), ("linear_attention", "value"), ("delta_rule", "scalar")]
+)
 def test_compiled_equals_eager(op, decay):
     """In one graph: nothing in an op may break it."""
     made = r.converted(r.inputs(op, 10, T=150, K=8, V=8, decay=decay, documents=0.02), torch.float32)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-from fla.ops.gla import chunk_gla
+from fla.ops.gla import chunk_gla, fused_recurrent_gla
 from fla.ops.kda import chunk_kda
 from fla.ops.simple_gla import chunk_simple_gla
 from torch import Tensor
@@ -25,12 +25,18 @@ def linear_attention(
     v_BTHV: Tensor,
     g: Tensor | None = None,
     *,
+    gv: Tensor | None = None,
     scale: float | None = None,
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.linear_attention.linear_attention."""
+    """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has no chunks for it alone."""
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
+    if gv is not None:
+        decays = {"gv": gv.float()}
+        if g is not None:
+            decays["gk"] = (g if g.dim() == 4 else g[..., None]).float().expand_as(k_BTHK)
+        return run(fused_recurrent_gla, inputs | decays, scale, initial_state_BHKV, documents)
     if g is not None:  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient
         inputs["g"] = (g.expand(q_BTHK.shape[:3]) if g.dim() == 1 else g).float()
     kernel = chunk_gla if g is not None and g.dim() == 4 else chunk_simple_gla
