@@ -19,7 +19,7 @@ from torch import Tensor
 
 from longfire import ops
 from longfire.launch import cxx_compiler
-from longfire.ops import attention, cross_entropy, delta_rule, linear_attention, short_conv
+from longfire.ops import attention, cross_entropy, delta_rule, dplr, linear_attention, short_conv
 from longfire.ops.documents import Documents
 from longfire.ops.linear import native_bf16
 from longfire.report import version_of
@@ -30,6 +30,7 @@ WIDTHS = (21, 30, 9, 6, 6, 21, 10)
 STRONG = -20.0  # log decay of a step: e^-20 a token leaves exp(64 * 20) between the ends of a chunk, far beyond fp32
 FP32 = {
     "g",
+    "g_BTHK",
     "gv",
     "beta_BTH",
     "initial_state_BHKV",
@@ -126,6 +127,22 @@ def recurrent_inputs(
     return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
 
 
+def dplr_inputs(draw: Draw, n: Sizes, *, strong: float = 0.0, documents: bool = False) -> Inputs:
+    """As RWKV-7: c and b are one key, read and in part taken away."""
+    heads = (n.B, n.T, n.H, n.K)
+    key_BTHK = F.normalize(draw.normal(*heads), dim=-1)
+    inputs = {
+        "q_BTHK": draw.normal(*heads),
+        "k_BTHK": draw.normal(*heads),
+        "v_BTHV": draw.normal(n.B, n.T, n.H, n.V),
+        "c_BTHK": -key_BTHK,
+        "b_BTHK": key_BTHK * draw.uniform(*heads),
+        "g_BTHK": F.logsigmoid(2 * draw.normal(*heads)) + strong,
+        "initial_state_BHKV": draw.normal(n.B, n.H, n.K, n.V),
+    }
+    return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+
+
 def short_conv_inputs(draw: Draw, n: Sizes, *, width: int = 4, documents: bool = False, **options: Any) -> Inputs:
     D = n.H * n.K
     inputs = {
@@ -177,6 +194,12 @@ def cases() -> Iterator[Case]:
             yield Case(module, op, f"{name}, documents", partial(inputs, documents=True))
             if decay in ("scalar", "vector", "value"):
                 yield Case(module, op, f"{name} of e^{STRONG:.0f}", partial(inputs, strong=STRONG))
+    for name, options in {
+        "vector decay": {},
+        "vector decay, documents": {"documents": True},
+        f"vector decay of e^{STRONG:.0f}": {"strong": STRONG},
+    }.items():
+        yield Case(dplr, "dplr", name, partial(dplr_inputs, **options))
     for name, options in {
         "width 4": {},
         "width 3, documents": {"width": 3, "documents": True},

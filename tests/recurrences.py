@@ -31,6 +31,10 @@ def inputs(
     if op == "delta_rule":
         made["k"] = F.normalize(made["k"], dim=-1)
         made["beta"] = 2 * torch.rand(B, T, H, generator=generator, dtype=torch.float64)
+    if op == "dplr":  # as RWKV-7: the key that c reads is what b takes away, here almost
+        made["c"] = -F.normalize(randn(B, T, H, K), dim=-1)
+        share = torch.rand(B, T, H, K, generator=generator, dtype=torch.float64)
+        made["b"] = 0.1 * F.normalize(randn(B, T, H, K), dim=-1) - share * made["c"]
     made["g"] = None if shape is None else F.logsigmoid(2 * randn(*shape))
     if decay.endswith("value"):
         made["gv"] = F.logsigmoid(2 * randn(B, T, H, V))
@@ -42,8 +46,8 @@ def inputs(
 
 
 def call(op: Callable, made: Inputs) -> tuple[Tensor, Tensor]:
-    """op(q, k, v, [beta,] g, ...) as it is meant to be called."""
-    positional = [made[name] for name in ("q", "k", "v", "beta", "g") if name in made]
+    """op(q, k, v, [beta, | c, b,] g, ...) as it is meant to be called."""
+    positional = [made[name] for name in ("q", "k", "v", "beta", "c", "b", "g") if name in made]
     named = {name: made[name] for name in ("gv", "documents") if name in made}
     return op(*positional, initial_state_BHKV=made["initial_state_BHKV"], **named)
 
@@ -88,6 +92,8 @@ def by_numpy(made: Inputs) -> tuple[np.ndarray, np.ndarray]:
             key, write, M = k[b, t, h], v[b, t, h], np.diag(np.exp(g[b, t, h]))
             if beta is not None:
                 M, write = (np.eye(K) - beta[b, t, h] * np.outer(key, key)) @ M, beta[b, t, h] * write
+            if "c" in made:
+                M = M + np.outer(made["b"][b, t, h], made["c"][b, t, h])
             S = M @ S * values_kept[b, t, h] + np.outer(key, write)
             o[b, t, h] = S.T @ q[b, t, h] / np.sqrt(K)
         last[b, h] = S

@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 
 from longfire.ops import chunkwise
 from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_slow
+from longfire.ops.dplr import dplr_chunkwise, dplr_slow
 from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_slow
 
 FORMS = {
     "linear_attention": (linear_attention_chunkwise, linear_attention_slow),
     "delta_rule": (delta_rule_chunkwise, delta_rule_slow),
+    "dplr": (dplr_chunkwise, dplr_slow),
 }
 CASES = [("linear_attention", decay) for decay in ("none", "constant", "scalar", "vector", "value", "vector and value")]
-CASES += [("delta_rule", decay) for decay in ("none", "scalar", "vector")]
+CASES += [("delta_rule", decay) for decay in ("none", "scalar", "vector")] + [("dplr", "vector")]
 EPS32 = torch.finfo(torch.float32).eps
 
 every_case = pytest.mark.parametrize("op, decay", CASES)
@@ -136,7 +138,7 @@ def test_documents_do_not_see_each_other_at_all(op, decay):
     ids_T = (torch.arange(150) >= 70).long() + (torch.arange(150) >= 133).long()
     made["documents"] = r.Documents.from_ids(ids_T.expand(r.B, -1))
     other = dict(made)
-    for name in ("q", "k", "v"):
+    for name in {"q", "k", "v", "c", "b"} & made.keys():
         other[name] = torch.where((ids_T == 1)[:, None, None], made[name], made[name].flip(1))
     other["initial_state_BHKV"] = made["initial_state_BHKV"] * 1e6
     o, _ = r.call(FORMS[op][0], made)
@@ -149,10 +151,11 @@ def test_documents_do_not_see_each_other_at_all(op, decay):
 def test_gradients_are_exactly_zero_from_the_future_and_from_other_documents(op, decay):
     made = r.inputs(op, 7, T=150, K=8, V=8, decay=decay)
     made["documents"] = r.Documents.from_ids((torch.arange(150) >= 70).long().expand(r.B, -1))
-    leaves = {name: made[name].requires_grad_() for name in ("q", "k", "v", "initial_state_BHKV")}
+    along_T = {"q", "k", "v", "c", "b"} & made.keys()
+    leaves = {name: made[name].requires_grad_() for name in (*along_T, "initial_state_BHKV")}
     o, _ = r.call(FORMS[op][0], made)
     gradients = dict(zip(leaves, torch.autograd.grad(o[:, 100].sum(), list(leaves.values()))))
-    for name in ("q", "k", "v"):
+    for name in along_T:
         outside = torch.cat([gradients[name][:, :70], gradients[name][:, 101:]], 1)
         assert not outside.any(), name
         assert gradients[name][:, 100].any(), name
@@ -172,14 +175,15 @@ def test_segments_of_a_long_row_change_nothing(monkeypatch, op, decay, documents
 @pytest.mark.parametrize("op", FORMS)
 def test_scale_is_a_factor_of_the_output(op):
     made = r.inputs(op, 9, T=20, K=4, V=5, decay="vector", state=False)
-    args = [made[name] for name in ("q", "k", "v", "beta", "g") if name in made]
+    args = [made[name] for name in ("q", "k", "v", "beta", "c", "b", "g") if name in made]
     for form in FORMS[op]:
         torch.testing.assert_close(form(*args, scale=3.0)[0], form(*args)[0] * 3.0 * 4**0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "op, decay", [("linear_attention", "vector"), ("linear_attention", "value"), ("delta_rule", "scalar")]
+    "op, decay",
+    [("linear_attention", "vector"), ("linear_attention", "value"), ("delta_rule", "scalar"), ("dplr", "vector")],
 )
 def test_compiled_equals_eager(op, decay):
     """In one graph: nothing in an op may break it."""

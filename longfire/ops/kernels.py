@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
 from fla.ops.gla import chunk_gla, fused_recurrent_gla
 from fla.ops.kda import chunk_kda
 from fla.ops.simple_gla import chunk_simple_gla
@@ -59,6 +60,23 @@ def delta_rule(
     kernel = chunk_kda if g.dim() == 4 else chunk_gated_delta_rule
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "beta": beta_BTH, "g": g}
     return run(kernel, inputs, scale, initial_state_BHKV, documents)
+
+
+def dplr(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As longfire.ops.dplr.dplr. What we call c and b is a and b there."""
+    inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "a": c_BTHK, "b": b_BTHK, "gk": g_BTHK.float()}
+    return run(chunk_dplr_delta_rule, inputs, scale, initial_state_BHKV, documents)
 
 
 def short_conv(
