@@ -125,10 +125,24 @@ def add_which_model(parser: Parser) -> None:
     parser.add_argument(
         "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
     )
+    add_plugins(parser)
+
+
+def add_plugins(parser: Parser) -> None:
     parser.add_argument(
-        "--plugins", type=lambda text: tuple(text.split(",")), default=(), metavar="FILE,...",
+        "--plugins", type=comma_separated(str), default=(), metavar="FILE,...",
         help="your own files that the run's mixers come from; they are run",
     )  # fmt: skip
+
+
+def comma_separated(kind: type) -> Callable[[str], tuple]:
+    """A reader of lists on the command line; argparse names it in its errors."""
+
+    def read(text: str) -> tuple:
+        return tuple(kind(part.strip()) for part in text.split(","))
+
+    read.__name__ = f"comma-separated {kind.__name__}"
+    return read
 
 
 def prepare(words: Sequence[str]) -> int:
@@ -216,6 +230,36 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
+def convert(words: Sequence[str]) -> int:
+    """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh."""
+    parser = Parser(convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b.json --output gla-7b")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="JSON", help="config.json of the model to be made"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where to; train it with --model.config DIR --model.weights DIR",
+    )
+    parser.add_argument(
+        "--keep-attention", type=comma_separated(int), default=(), metavar="0,7,...",
+        help="layers, counted from 0, that keep the attention of the source (default: none)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of what stays fresh (default: 42)")
+    add_plugins(parser)
+    options = parser.parse_args(words)
+    from longfire.hub.transplant import convert as convert_model
+
+    kept, plugins = options.keep_attention, options.plugins
+    print(convert_model(options.model, options.config, options.output, kept, options.seed, plugins))
+    return 0
+
+
 def report(words: Sequence[str]) -> int:
     """One or several runs as one page: loss, learning rate, gradient norm, throughput, a table."""
     parser = Parser(report, "longfire report runs/gla runs/softmax --out compared.html")
@@ -259,6 +303,7 @@ COMMANDS = {
     "eval": evaluate,
     "generate": generate,
     "export": export,
+    "convert": convert,
     "report": report,
     "doctor": doctor,
     "bench": bench,

@@ -24,7 +24,7 @@ FLOORS = [
     ["hub"],
     ["run"],
     ["weights"],
-    ["evaluate", "generate", "hub.convert"],
+    ["evaluate", "generate", "hub.convert", "hub.transplant", "distill"],
     ["finish"],
     ["train"],
     ["bench", "doctor"],
