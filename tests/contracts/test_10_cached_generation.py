@@ -9,8 +9,8 @@ from torch import Tensor
 
 from longfire.generate import Sampling, feed, generate
 from longfire.hub.families import FAMILIES, shape_from_config
-from longfire.hub.tensors import to_ours
 from longfire.hub.load import model_of
+from longfire.hub.tensors import to_ours
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
