@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,15 @@ def export(
     *,
     dtype: torch.dtype = torch.float32,
     facts: dict[str, Any] | None = None,
+    files: Mapping[str, str] = {},
     shard_bytes: int = SHARD_BYTES,
 ) -> Check:
     """Write the model to `folder` as transformers or fla loads it; what was compared is returned and stands in the model card.
 
     facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
-    shape sets no limit. An earlier export in the folder is replaced, by a whole one only. Raises SettingsError naming what
-    no Hugging Face class has, CheckpointError when something does not compare or the disk is full.
+    shape sets no limit. files: name -> text of what else lies in the folder. An earlier export in the folder is
+    replaced, by a whole one only. Raises SettingsError naming what no Hugging Face class has, CheckpointError when something does
+    not compare or the disk is full.
     """
     folder, facts = Path(folder), facts or {}
     refuse_to_replace(folder)
@@ -65,7 +67,8 @@ def export(
         parameters = sum(p.numel() for p in model.parameters())
         facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
         card = model_card(folder.absolute().name, config, parameters, facts, check)
-        (aside / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **files}.items():
+            (aside / name).write_text(text, encoding="utf-8")
         settle(aside)
         put_in_place(aside, folder)
     except (OSError, SafetensorError) as e:
@@ -77,12 +80,12 @@ def export(
     return check
 
 
-def export_run(run_folder: Path, step: int, out: Path, dtype: str = "") -> Check:
+def export_run(run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = ()) -> Check:
     """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
 
     dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. Raises as `export` and `open_model` do.
     """
-    opened = open_model(Path(run_folder), step)
+    opened = open_model(Path(run_folder), step, plugins=plugins)
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
