@@ -35,6 +35,9 @@ class Parser(argparse.ArgumentParser):
         self.own.update(names)
         return super().add_argument(*names, **how)
 
+    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
+        return self.parse_intermixed_args(words)  # a command's own words in any order: RUN --step 4 OUT
+
     def error(self, message: str) -> None:
         unknown = next((word for word in message.split() if word.startswith("--")), "")
         if message.startswith("unrecognized arguments") and unknown:
@@ -214,6 +217,22 @@ def generate(words: Sequence[str]) -> int:
     return continue_prompts(options.folder, options.prompt, sampling, options.step, options.plugins)
 
 
+def adopt(words: Sequence[str]) -> int:
+    """Hugging Face weights -> a run folder to train, evaluate and generate from, compared with their own class before it counts."""
+    parser = Parser(adopt, "longfire import downloads/SmolLM2-135M runs/continued")
+    parser.add_argument("source", help="a folder with config.json, weights and tokenizer, or a model's name on the hub")
+    parser.add_argument("run", type=Path, help="the run folder to make; its step 0 is this model")
+    options = parser.parse_args(words)
+    from longfire.hub.adopt import adopt as make_run
+
+    print(make_run(options.source, options.run))
+    run = options.run
+    print(
+        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` goes on from it"
+    )
+    return 0
+
+
 def export(words: Sequence[str]) -> int:
     """A checkpoint -> Hugging Face weights, config and tokenizer, reloaded and compared before it counts as done."""
     parser = Parser(export, "longfire export runs/quickstart exported --dtype bfloat16")
@@ -302,6 +321,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "import": adopt,
     "export": export,
     "convert": convert,
     "report": report,

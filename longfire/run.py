@@ -161,8 +161,12 @@ class Run:
         """
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
-        keep(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
-        keep(self.folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
+        self.write(self.folder)
+
+    def write(self, folder: Path) -> None:
+        """config.json and run.toml into this folder. Raises CheckpointError."""
+        keep(folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
+        keep(folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
 
     @contextmanager
     def begun(self, note: Callable[[str], None] = print) -> Iterator[None]:
@@ -193,6 +197,8 @@ class Run:
         """Every setting as run.toml has it: the same from whatever folder it is read."""
         kept = self.settings()
         kept["model"]["config"] = "config.json"
+        if Path(self.tokenizer.path).absolute() == self.tokenizer_folder.absolute():  # of an imported run
+            kept["tokenizer"]["path"] = self.tokenizer_folder.name
         kept["job"]["dump_folder"] = str(self.folder.absolute())
         kept["data"]["folder"] = str(Path(self.data.folder).absolute())
         return kept

@@ -19,7 +19,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card
 from longfire.hub.check import Check, compare, refuse_unless
 from longfire.hub.families import FAMILIES, config_from_shape
-from longfire.hub.family import Family
+from longfire.hub.family import Family, left_out
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model
@@ -65,6 +65,7 @@ def export(
         tokenizer.save(aside)
         check = compare(model, tokenizer, aside, written)
         parameters = sum(p.numel() for p in model.parameters())
+        facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
         card = model_card(folder.absolute().name, config, parameters, facts, check)
         for name, text in {"README.md": card, **files}.items():
             (aside / name).write_text(text, encoding="utf-8")
@@ -103,7 +104,7 @@ def facts_of(run: Run, step: int) -> dict[str, Any]:
     }
     return {
         "description": run.job.description,
-        "data": ", ".join(run.data.dataset),
+        "data": ", ".join(run.data.dataset) if step else "",
         "steps": step,
         "tokens_per_step": run.tokens_per_step,
         "seq_len": run.training.seq_len,
