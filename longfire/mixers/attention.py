@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
@@ -63,20 +62,14 @@ class Attention(Mixer):
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         q_BTHK = rope(q_BTHK, seq.positions_BT, self.shape.rope_theta)
         k_BTGK = rope(k_BTGK, seq.positions_BT, self.shape.rope_theta)
+        window, skip_B = self.shape.window_size, None
         if seq.cache is not None:
-            k_BTGK, v_BTGV = self.remember(k_BTGK, v_BTGV, seq)
-        window = self.shape.window_size or None
-        o_BTHV = self.attend(q_BTHK, k_BTGK, v_BTGV, window=window, documents=seq.documents)
+            k_BTGK, v_BTGV = (
+                seq.cache.append(self.layer, name, x, window) for name, x in (("k", k_BTGK), ("v", v_BTGV))
+            )
+            skip_B = seq.cache.hidden_B(k_BTGK.shape[1], x_BTD.shape[1])
+        o_BTHV = self.attend(q_BTHK, k_BTGK, v_BTGV, window=window or None, documents=seq.documents, skip_B=skip_B)
         return self.o_proj(o_BTHV.flatten(-2))
-
-    def remember(self, k_BTGK: Tensor, v_BTGV: Tensor, seq: Sequence) -> tuple[Tensor, Tensor]:
-        """Append to the layer's keys and values; a window keeps no more than the next query can see."""
-        kept = self.kept(seq)
-        if "k" in kept:
-            k_BTGK, v_BTGV = torch.cat([kept["k"], k_BTGK], 1), torch.cat([kept["v"], v_BTGV], 1)
-        first = max(0, k_BTGK.shape[1] - self.shape.window_size + 1) if self.shape.window_size else 0
-        kept["k"], kept["v"] = k_BTGK[:, first:], v_BTGV[:, first:]
-        return k_BTGK, v_BTGV
 
     def flops_per_token(self, seq_len: int) -> float:
         projections = 2 * sum(p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight"))
