@@ -1,5 +1,6 @@
 """Rotary positions (RoFormer, Su 2021): pairs of channels turned by an angle that grows with the position."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,11 +15,26 @@ def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
 
     The turned values are rounded to x's dtype once; float64 inputs are turned in float64 by the fp32 angles.
     """
-    half = x_BTHK.shape[-1] // 2
-    frequencies = theta ** (-torch.arange(half, device=x_BTHK.device, dtype=torch.float32) / half)
-    angles_BT1K = (positions_BT[..., None].float() * frequencies)[:, :, None]
-    dtype = working_dtype(x_BTHK)
-    return _Turn.apply(x_BTHK, angles_BT1K.cos().to(dtype), angles_BT1K.sin().to(dtype))
+    half, device, dtype = x_BTHK.shape[-1] // 2, x_BTHK.device, working_dtype(x_BTHK)
+    if torch.is_grad_enabled():
+        return _Turn.apply(x_BTHK, *angles(positions_BT, frequencies(half, theta, device), dtype))
+    return turned(x_BTHK, *angles(positions_BT, kept_frequencies(half, theta, device), dtype))
+
+
+def frequencies(half: int, theta: float, device: torch.device) -> Tensor:
+    """theta^(-i/half): the angle by which pair i turns from one position to the next; fp32."""
+    return theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+
+
+kept_frequencies = lru_cache(32)(
+    frequencies
+)  # for generation, which asks for each token (torch.compile looks through caches)
+
+
+def angles(positions_BT: Tensor, frequencies_K: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of the fp32 angles, (B, T, 1, K/2)."""
+    angles_BT1K = (positions_BT[..., None].float() * frequencies_K)[:, :, None]
+    return angles_BT1K.cos().to(dtype), angles_BT1K.sin().to(dtype)
 
 
 class _Turn(torch.autograd.Function):
