@@ -18,7 +18,7 @@ from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
-from longfire.shape import ModelShape, read_config
+from longfire.shape import ModelShape, mixer_of, read_config
 
 RUN_TOML, LOCK = "run.toml", "lock"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
@@ -250,20 +250,20 @@ def read_shape(path: Path) -> ModelShape:
     else:
         shape = shape_from_config(config, where)
     for name in dict.fromkeys(shape.layer_types):
-        if name not in MIXERS:
-            near = get_close_matches(name, MIXERS, 1)
+        if mixer_of(name) not in MIXERS:
+            near = get_close_matches(mixer_of(name), MIXERS, 1)
             raise SettingsError(
                 f"{where}: layer_types names {name!r}, which is no mixer of ours ({', '.join(MIXERS)})"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
-        read_mixer_shape(MIXERS[name], name, shape.mixers.get(name, {}), shape.hidden_size)
+        read_mixer_shape(MIXERS[mixer_of(name)], name, shape.mixers.get(name, {}), shape.hidden_size)
     return shape
 
 
 def check(run: Run) -> None:
     """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen."""
     check_plan(run.parallelism)
-    problems = [*of_batch(run), *of_length(run), *of_data(run), *of_files(run)]
+    problems = [*of_batch(run), *of_length(run), *of_model(run), *of_data(run), *of_files(run)]
     if problems:
         raise SettingsError("\n".join(problems))
 
@@ -308,7 +308,8 @@ def of_length(run: Run) -> Iterator[str]:
             f"and {key} = {given} more than the rest: shorten one of them"
         )
     limit = run.shape.max_position_embeddings if run.shape else 0
-    if limit and seq_len > limit and "attention" in run.shape.layer_types:
+    positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))
+    if limit and seq_len > limit and positional:
         yield (
             f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.model.config}: shorten it, or "
             "raise that number (rotary positions extrapolate, learned ones cannot)"
@@ -317,6 +318,12 @@ def of_length(run: Run) -> Iterator[str]:
         yield f"data.context_len = {run.data.context_len} splits documents, which only data.varlen = true keeps apart: set that too"
     if run.data.context_len > seq_len:
         yield f"data.context_len = {run.data.context_len} is longer than a row, training.seq_len = {seq_len}: set it to 0 for no limit"
+
+
+def of_model(run: Run) -> Iterator[str]:
+    """What is asked of the model's parts needs the parts."""
+    if run.shape and run.shape.mlp == "none" and run.activation_checkpoint.mode == "mlp":
+        yield "activation_checkpoint.mode = 'mlp', but this model's blocks have no MLP: take attention, block or none"
 
 
 def of_data(run: Run) -> Iterator[str]:

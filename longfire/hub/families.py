@@ -98,7 +98,18 @@ INERT = (
 )  # fmt: skip
 BUFFERS = ("rotary_emb.inv_freq", "rotary.inv_freq")  # in old files; computed from rope_theta, so never read
 
-PLAIN = {"norm": "rmsnorm", "mlp": "swiglu"}
+PLAIN = {
+    "norm": "rmsnorm", "norm_affine": True, "norm_bias": True, "mlp": "swiglu", "mlp_bias": False, "block": "pre",
+    "residual_in_fp32": False, "dropout": 0.0, "embed_dropout": 0.0, "embed_norm": False, "learned_positions": False,
+    "pad_vocab_multiple": 1,
+}  # fmt: skip
+PLAIN_SOFTMAX = {
+    "attention.rope": "default", "attention.rope_factor": 1.0, "attention.rope_original_length": 0,
+    "attention.rope_low_freq_factor": 1.0, "attention.rope_high_freq_factor": 4.0, "attention.rope_beta_fast": 32.0,
+    "attention.rope_beta_slow": 1.0, "attention.rope_attention_factor": 0.0, "attention.rope_truncate": True,
+    "attention.rotary_fraction": 1.0, "attention.o_bias": False, "attention.qk_norm": False, "attention.qk_norm_eps": 0.0,
+    "attention.dropout": 0.0, "attention.scale_by_inverse_layer": False,
+}  # fmt: skip
 COMMON = (
     Key("vocab_size", "vocab_size", 32000),
     Key("initializer_range", "initializer_range", 0.02),
@@ -155,7 +166,7 @@ FLA_ATTENTION = (
 )
 FLA_ATTN = (Key("num_heads", "attention.num_heads", 0), *FLA_ATTENTION)
 # fla's softmax layer always has hidden_size / num_heads channels a head; its q/k norms have eps 1e-5 whatever norm_eps is.
-FLA_SOFTMAX = {"attention.head_dim": 0, "attention.qk_norm": False}
+FLA_SOFTMAX = {**PLAIN_SOFTMAX, "attention.head_dim": 0}
 
 # Looked through in this order when a shape asks for a family: what transformers alone can load comes first.
 FAMILIES: dict[str, Family] = {
@@ -172,7 +183,7 @@ FAMILIES: dict[str, Family] = {
         ),
         names=LLAMA_NAMES,
         fixed={**LLAMA_FIXED, "attention_bias": (False,), "mlp_bias": (False,), "pretraining_tp": (1,)},
-        ours={**PLAIN, "attention.window_size": 0, "attention.qkv_bias": False, "attention.qk_norm": False},
+        ours={**PLAIN, **PLAIN_SOFTMAX, "attention.window_size": 0, "attention.qkv_bias": False},
         older=LLAMA_OLDER,
     ),
     "mistral": Family(
@@ -189,7 +200,7 @@ FAMILIES: dict[str, Family] = {
         ),
         names=LLAMA_NAMES,
         fixed=LLAMA_FIXED,
-        ours={**PLAIN, "attention.qkv_bias": False, "attention.qk_norm": False},
+        ours={**PLAIN, **PLAIN_SOFTMAX, "attention.qkv_bias": False},
         older=LLAMA_OLDER,
     ),
     "transformer": Family(
@@ -366,7 +377,7 @@ def whole(shape: ModelShape) -> ModelShape:
     softmax = mixers.get("attention", {})
     if softmax and softmax["head_dim"] * softmax["num_heads"] == shape.hidden_size:
         softmax["head_dim"] = 0
-    return replace(shape, mixers=mixers)
+    return replace(shape, mixers=mixers, pad_vocab_multiple=1)  # the rows are padded already
 
 
 def said_in_full(shape: ModelShape) -> Settings:
