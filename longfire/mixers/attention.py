@@ -113,22 +113,17 @@ class Attention(Mixer):
             q_BTHK, k_BTGK = (turn(x, *seq.shared[self.rotary]) for x in (q_BTHK, k_BTGK))
         if self.inverse_layer is not None:
             q_BTHK = q_BTHK * self.inverse_layer
+        window, skip_B = self.shape.window_size, None
         if seq.cache is not None:
-            k_BTGK, v_BTGV = self.remember(k_BTGK, v_BTGV, seq)
+            k_BTGK, v_BTGV = (
+                seq.cache.append(self.layer, name, x, window) for name, x in (("k", k_BTGK), ("v", v_BTGV))
+            )
+            skip_B = seq.cache.hidden_B(k_BTGK.shape[1], x_BTD.shape[1])
         o_BTHV = self.attend(
-            q_BTHK, k_BTGK, v_BTGV, window=self.shape.window_size or None, documents=seq.documents,
-            dropout=self.shape.dropout, noise_BT=seq.noise_BT,
+            q_BTHK, k_BTGK, v_BTGV, window=window or None, documents=seq.documents, dropout=self.shape.dropout,
+            noise_BT=seq.noise_BT, skip_B=skip_B,
         )  # fmt: skip
         return self.o_proj(o_BTHV.flatten(-2))
-
-    def remember(self, k_BTGK: Tensor, v_BTGV: Tensor, seq: Sequence) -> tuple[Tensor, Tensor]:
-        """Append to the layer's keys and values; a window keeps no more than the next query can see."""
-        kept = self.kept(seq)
-        if "k" in kept:
-            k_BTGK, v_BTGV = torch.cat([kept["k"], k_BTGK], 1), torch.cat([kept["v"], v_BTGV], 1)
-        first = max(0, k_BTGK.shape[1] - self.shape.window_size + 1) if self.shape.window_size else 0
-        kept["k"], kept["v"] = k_BTGK[:, first:], v_BTGV[:, first:]
-        return k_BTGK, v_BTGV
 
     def flops_per_token(self, seq_len: int) -> float:
         projections = 2 * sum(p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight"))
