@@ -8,14 +8,14 @@ from longfire.model import Model
 from longfire.ops.cross_entropy import linear_cross_entropy
 
 
-def loss_sum(model: Model, batch: Batch, chunk_tokens: int) -> Tensor:
+def loss_sum(model: Model, batch: Batch, chunk_tokens: int, noise_BT: Tensor | None = None) -> Tensor:
     """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), fp32 scalar.
 
     A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens that it counted before any
     backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients whatever their padding. The logits exist for
-    `chunk_tokens` tokens at a time.
+    `chunk_tokens` tokens at a time. noise_BT: what dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
     """
-    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT))
     return linear_cross_entropy(
         hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
     )

@@ -1,38 +1,79 @@
 """ids -> hidden states -> logits: embedding, blocks of mixer and MLP, norm, head; and how every parameter begins."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 
 from longfire.mixers import MIXERS
-from longfire.mixers.mixer import Mixer, Sequence, read_mixer_shape
+from longfire.mixers.mixer import Sequence, read_mixer_shape
+from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
-from longfire.ops.mlp import GELUMLP, SwiGLU
+from longfire.ops.mlp import GELUMLP, SquaredReLUMLP, SwiGLU
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, mixer_of
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
-MLPS = {"swiglu": SwiGLU, "gelu": GELUMLP}
+MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = 1, 2, 4  # where noise is used: in a block, and from block to block
+MLPS = {"swiglu": SwiGLU, "gelu": GELUMLP, "relu2": SquaredReLUMLP}
+
+
+def make_norm(shape: ModelShape) -> nn.Module:
+    """A norm of the residual stream."""
+    if shape.norm == "rmsnorm":
+        return RMSNorm(shape.hidden_size, shape.norm_eps, shape.norm_affine)
+    return LayerNorm(shape.hidden_size, shape.norm_eps, shape.norm_affine, shape.norm_bias)
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)): the pre-norm block of Llama and fla."""
+    """Mixer and MLP, each added to the residual stream x:
 
-    def __init__(self, shape: ModelShape, layer: int) -> None:
+    pre            x + mixer(norm(x)), then x + mlp(norm(x))       (GPT-2, Llama, fla)
+    post           norm(x + mixer(x)), then norm(x + mlp(x))       (Vaswani 2017)
+    parallel       x + mixer(norm(x)) + mlp(norm'(x))              (GPT-NeoX); parallel_tied: norm' is norm (GPT-J, PaLM)
+
+    What is added passes dropout; adding and dropping are one step. `inner` is the type that mixer and MLP compute in, which the
+    stream itself has too unless residual_in_fp32.
+    """
+
+    def __init__(self, shape: ModelShape, layer: int, inner: torch.dtype) -> None:
         super().__init__()
         name = shape.layer_types[layer]
-        mixer_shape = read_mixer_shape(MIXERS[name], name, shape.mixers.get(name, {}), shape.hidden_size)
-        norm = NORMS[shape.norm]
-        self.mixer_norm = norm(shape.hidden_size, shape.norm_eps)
-        self.mixer = MIXERS[name](shape.hidden_size, mixer_shape, layer, shape.norm_eps)
-        self.mlp_norm = norm(shape.hidden_size, shape.norm_eps)
-        self.mlp = MLPS[shape.mlp](shape.hidden_size, shape.intermediate_size)
+        mixer_class = MIXERS[mixer_of(name)]
+        mixer_shape = read_mixer_shape(mixer_class, name, shape.mixers.get(name, {}), shape.hidden_size)
+        self.kind, self.dropout, self.inner = shape.block, shape.dropout, inner
+        self.mixer_norm = make_norm(shape)
+        self.mixer = mixer_class(shape, mixer_shape, layer)
+        self.mlp = make_mlp(shape)
+        self.mlp_norm = None if self.mlp is None or self.kind == "parallel_tied" else make_norm(shape)
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), seq)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        if self.kind == "post":
+            x_BTD = self.mixer_norm(self.added(self.mixer(x_BTD.to(self.inner), seq), x_BTD, seq, MIXER_PLACE))
+            if self.mlp is None:
+                return x_BTD
+            return self.mlp_norm(self.added(self.mlp(x_BTD.to(self.inner)), x_BTD, seq, MLP_PLACE))
+        h_BTD = self.mixer_norm(x_BTD).to(self.inner)
+        mixed_BTD = self.added(self.mixer(h_BTD, seq), x_BTD, seq, MIXER_PLACE)
+        if self.mlp is None:
+            return mixed_BTD
+        if self.kind == "pre":
+            h_BTD = self.mlp_norm(mixed_BTD)
+        elif self.kind == "parallel":
+            h_BTD = self.mlp_norm(x_BTD)
+        return self.added(self.mlp(h_BTD.to(self.inner)), mixed_BTD, seq, MLP_PLACE)
+
+    def added(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
+        drops = seq.noise_BT is not None and self.dropout > 0
+        return dropout_add(y_BTD, x_BTD, self.dropout, of_place(seq.noise_BT, place)) if drops else x_BTD + y_BTD
+
+
+def make_mlp(shape: ModelShape) -> nn.Module | None:
+    if shape.mlp == "none":
+        return None
+    return MLPS[shape.mlp](shape.hidden_size, shape.intermediate_size, shape.mlp_bias)
 
 
 class Model(nn.Module):
@@ -46,8 +87,13 @@ class Model(nn.Module):
         assert shape.vocab_size > 0, "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
         self.shape, self.compute_dtype = shape, compute_dtype
         self.embed = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.layers = nn.ModuleList(Block(shape, layer) for layer in range(shape.num_hidden_layers))
-        self.norm = NORMS[shape.norm](shape.hidden_size, shape.norm_eps)
+        self.positions = (
+            nn.Embedding(shape.max_position_embeddings, shape.hidden_size) if shape.learned_positions else None
+        )
+        self.embed_norm = make_norm(shape) if shape.embed_norm else None
+        self.layers = nn.ModuleList(Block(shape, layer, compute_dtype) for layer in range(shape.num_hidden_layers))
+        self.shared = nn.ModuleDict(modules_of_all_layers(shape, self.layers))
+        self.norm = nn.Identity() if shape.block == "post" else make_norm(shape)
         self.head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
         if shape.tie_word_embeddings:
             self.head.weight = self.embed.weight
@@ -56,12 +102,26 @@ class Model(nn.Module):
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
-        x_BTD = self.embed(ids_BT).to(self.compute_dtype)
+        for module in self.shared.values():
+            seq.shared |= module()
         for block in self.layers:
-            x_BTD = block(x_BTD, seq)
+            block.mixer.prepare(seq)
+        x_BTD = self.embedded(ids_BT, seq)
+        for layer, block in enumerate(self.layers, 1):
+            noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, BLOCK_PLACE * layer)
+            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT))
         if seq.cache is not None:
             seq.cache.length += ids_BT.shape[1]
-        return self.norm(x_BTD)
+        return self.norm(x_BTD).to(self.compute_dtype)
+
+    def embedded(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
+        """What the first block sees."""
+        x_BTD = self.embed(ids_BT)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(seq.positions_BT)
+        x_BTD = x_BTD.to(torch.float32 if self.shape.residual_in_fp32 else self.compute_dtype)
+        x_BTD = dropout(x_BTD, self.shape.embed_dropout, seq.noise_BT)
+        return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses loss.py."""
@@ -73,10 +133,18 @@ class Model(nn.Module):
         Convention: a multiply-add is 2, the masked half of causal attention is not counted, recurrences count as their
         recurrent form (what the mathematics needs, not what a chunked kernel spends); norms and activations count nothing.
         """
-        blocks = sum(
-            b.mixer.flops_per_token(seq_len) + 2 * sum(p.numel() for p in b.mlp.parameters()) for b in self.layers
-        )
-        return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
+        mixers = sum(block.mixer.flops_per_token(seq_len) for block in self.layers)
+        matrices = [p for block in self.layers if block.mlp for p in block.mlp.parameters() if p.dim() >= 2]
+        return mixers + 2 * sum(p.numel() for p in matrices) + 2 * self.shape.hidden_size * self.shape.vocab_size
+
+
+def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
+    """What the model holds once for all layers of a mixer, by the mixer's name."""
+    modules: dict[str, nn.Module] = {}
+    for block, name in zip(layers, map(mixer_of, shape.layer_types)):
+        if block.mixer.whole_model is not None and name not in modules:
+            modules[name] = block.mixer.whole_model(shape, block.mixer.shape)
+    return {name: module for name, module in modules.items() if list(module.parameters())}
 
 
 def build(
@@ -98,27 +166,36 @@ def initialise(model: Model, seed: int) -> None:
     Rules: norms 1, biases 0, matrices, embeddings and convolutions N(0, initializer_range) (fla's and Llama's rule), a
     mixer's own parameters by its `own_init`. Raises AssertionError naming a parameter that no rule visits.
     """
-    visited = set()
+    visited, own = set(), own_rules(model)
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter in visited:
                 continue  # a tied head begins as the embedding
             name = f"{module_name}.{leaf}"
-            first = torch.empty(parameter.shape, dtype=torch.float32)
-            fill(first, module, leaf, keyed_generator(seed, name), model.shape.initializer_range)
+            first, generator = torch.empty(parameter.shape, dtype=torch.float32), keyed_generator(seed, name)
             with torch.no_grad():
+                if name in own:
+                    own[name](first, generator)
+                else:
+                    fill(first, module, leaf, generator, model.shape.initializer_range)
                 parameter.copy_(first)
             visited.add(parameter)
     unvisited = [name for name, parameter in model.named_parameters() if parameter not in visited]
     assert not unvisited, f"no initialiser visited {unvisited}"
 
 
-@torch.no_grad()
+def own_rules(model: Model) -> dict[str, Callable[[Tensor, torch.Generator], None]]:
+    """Parameter -> the rule that its mixer (or another module with `own_init`) brings."""
+    return {
+        f"{module_name}.{leaf}": rule
+        for module_name, module in model.named_modules()
+        for leaf, rule in getattr(module, "own_init", {}).items()
+    }
+
+
 def fill(tensor: Tensor, module: nn.Module, leaf: str, generator: torch.Generator, std: float) -> None:
     """The rule for one parameter, by the module that owns it."""
     match module, leaf:
-        case Mixer(), _ if leaf in module.own_init:
-            module.own_init[leaf](tensor, generator)
         case RMSNorm() | LayerNorm() | GatedRMSNorm(), "weight":
             tensor.fill_(1.0)
         case _, "bias":

@@ -18,7 +18,7 @@ from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
-from longfire.shape import ModelShape, read_config
+from longfire.shape import ModelShape, mixer_of, read_config
 
 RUN_TOML, LOCK = "run.toml", "lock"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
@@ -69,6 +69,10 @@ class Run:
         given = recipes.sections(toml, recipes.read_words(overrides), note=note)
         run = cls(**given, recipe=recipe, processes=launch.processes())
         run = run.with_paths_found(recipe.parent if recipe else Path())
+        if run.model.plugins and needs_model:
+            from longfire.plugins import load_plugins  # brings the mixers, which need torch
+
+            load_plugins(run.model.plugins)
         if run.model.config:
             run = replace(run, shape=read_shape(Path(run.model.config)))
         elif needs_model:
@@ -81,9 +85,17 @@ class Run:
 
     @classmethod
     def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
-        """The run that lives in a folder. Raises SettingsError where there is none."""
+        """The run that lives in a folder. Raises SettingsError where there is none, or where its model needs code that was not
+        named by the caller: reading a folder runs nothing that lies there or that it points to.
+        """
         if not (folder / RUN_TOML).exists():
             raise SettingsError(f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a run")
+        plugins = recipes.read_toml(folder / RUN_TOML).get("model.plugins")
+        if plugins and plugins.value and "model.plugins" not in overrides:
+            raise SettingsError(
+                f"{folder}: its model is made by code of {', '.join(plugins.value)}; if you trust that file, name it: "
+                f"--plugins {','.join(plugins.value)}"
+            )
         return cls.compose(folder / RUN_TOML, overrides, note=note)
 
     @property
@@ -126,7 +138,10 @@ class Run:
         return replace(
             self,
             model=replace(
-                self.model, config=found(self.model.config, beside), weights=found(self.model.weights, beside)
+                self.model,
+                config=found(self.model.config, beside),
+                weights=found(self.model.weights, beside),
+                plugins=tuple(found(file, beside) for file in self.model.plugins),
             ),
             data=replace(self.data, dataset=dataset),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
@@ -250,20 +265,20 @@ def read_shape(path: Path) -> ModelShape:
     else:
         shape = shape_from_config(config, where)
     for name in dict.fromkeys(shape.layer_types):
-        if name not in MIXERS:
-            near = get_close_matches(name, MIXERS, 1)
+        if mixer_of(name) not in MIXERS:
+            near = get_close_matches(mixer_of(name), MIXERS, 1)
             raise SettingsError(
                 f"{where}: layer_types names {name!r}, which is no mixer of ours ({', '.join(MIXERS)})"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
-        read_mixer_shape(MIXERS[name], name, shape.mixers.get(name, {}), shape.hidden_size)
+        read_mixer_shape(MIXERS[mixer_of(name)], name, shape.mixers.get(name, {}), shape.hidden_size)
     return shape
 
 
 def check(run: Run) -> None:
     """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen."""
     check_plan(run.parallelism)
-    problems = [*of_batch(run), *of_length(run), *of_data(run), *of_files(run)]
+    problems = [*of_batch(run), *of_length(run), *of_model(run), *of_data(run), *of_files(run)]
     if problems:
         raise SettingsError("\n".join(problems))
 
@@ -308,7 +323,8 @@ def of_length(run: Run) -> Iterator[str]:
             f"and {key} = {given} more than the rest: shorten one of them"
         )
     limit = run.shape.max_position_embeddings if run.shape else 0
-    if limit and seq_len > limit and "attention" in run.shape.layer_types:
+    positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))
+    if limit and seq_len > limit and positional:
         yield (
             f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.model.config}: shorten it, or "
             "raise that number (rotary positions extrapolate, learned ones cannot)"
@@ -317,6 +333,12 @@ def of_length(run: Run) -> Iterator[str]:
         yield f"data.context_len = {run.data.context_len} splits documents, which only data.varlen = true keeps apart: set that too"
     if run.data.context_len > seq_len:
         yield f"data.context_len = {run.data.context_len} is longer than a row, training.seq_len = {seq_len}: set it to 0 for no limit"
+
+
+def of_model(run: Run) -> Iterator[str]:
+    """What is asked of the model's parts needs the parts."""
+    if run.shape and run.shape.mlp == "none" and run.activation_checkpoint.mode == "mlp":
+        yield "activation_checkpoint.mode = 'mlp', but this model's blocks have no MLP: take attention, block or none"
 
 
 def of_data(run: Run) -> Iterator[str]:

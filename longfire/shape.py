@@ -8,13 +8,25 @@ from typing import Any
 
 from longfire.errors import SettingsError
 
+WORDS = {
+    "mlp": ("swiglu", "gelu", "relu2", "channel_mix", "none"),
+    "norm": ("rmsnorm", "layernorm"),
+    "block": ("pre", "post", "parallel", "parallel_tied"),
+}
+
+
+def mixer_of(layer_type: str) -> str:
+    """The mixer of an entry of layer_types: attention:local -> attention."""
+    return layer_type.partition(":")[0]
+
 
 @dataclass(frozen=True)
 class ModelShape:
     """A decoder: embedding, blocks of mixer + MLP, norm, head.
 
-    `layer_types` names each layer's mixer (a key of `mixers.MIXERS`); a shorter list repeats. `mixers` holds each mixer's own
-    settings; the mixer's `Shape` dataclass checks them.
+    `layer_types` names each layer's mixer (a key of `mixers.MIXERS`); a shorter list repeats. `mixer:variant` is the same mixer
+    with settings of its own: `["attention:local", "attention"]`. `mixers` holds the settings of each name that `layer_types` uses;
+    the mixer's `Shape` dataclass checks them.
     """
 
     hidden_size: int
@@ -23,10 +35,20 @@ class ModelShape:
     mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
     vocab_size: int = 0  # 0: as many as the tokenizer has
     intermediate_size: int = 0  # 0: fla's rule, 8/3 hidden rounded up to a multiple of 256
-    mlp: str = "swiglu"  # or "gelu"
+    mlp: str = "swiglu"  # gelu, relu2 (squared ReLU), channel_mix (RWKV-7's), none
+    mlp_bias: bool = False
     norm: str = "rmsnorm"  # or "layernorm"
     norm_eps: float = 1e-6
+    norm_affine: bool = True  # false: norms without parameters
+    norm_bias: bool = True  # of layernorm
+    block: str = "pre"  # post (norms after the sums), parallel (mixer and MLP side by side), parallel_tied (and one norm for both)
+    residual_in_fp32: bool = False  # the sum that blocks add to stays fp32 whatever the compute type
+    dropout: float = 0.0  # of what mixers and MLPs add
+    embed_dropout: float = 0.0
+    embed_norm: bool = False  # a norm right after the embedding
+    learned_positions: bool = False  # a vector for each of max_position_embeddings positions is added to the embedding
     tie_word_embeddings: bool = False
+    pad_vocab_multiple: int = 1  # rows of embedding and head are rounded up to it
     initializer_range: float = 0.02
     max_position_embeddings: int = 0  # 0: no limit (rotary positions extrapolate, learned ones cannot)
 
@@ -45,12 +67,23 @@ class ModelShape:
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
         if not self.intermediate_size:
             object.__setattr__(self, "intermediate_size", 256 * -(-(self.hidden_size * 8 // 3) // 256))
-        for key, value, known in (("mlp", self.mlp, ("swiglu", "gelu")), ("norm", self.norm, ("rmsnorm", "layernorm"))):
-            if value not in known:
-                raise SettingsError(f"model shape: {key} = {value!r} is not one of {', '.join(known)}")
+        for key, known in WORDS.items():
+            if getattr(self, key) not in known:
+                raise SettingsError(f"model shape: {key} = {getattr(self, key)!r} is not one of {', '.join(known)}")
+        for key in ("dropout", "embed_dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise SettingsError(f"model shape: {key} = {getattr(self, key)} must lie in [0, 1)")
+        if self.pad_vocab_multiple < 1:
+            raise SettingsError(f"model shape: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1")
+        if self.learned_positions and not self.max_position_embeddings:
+            raise SettingsError(
+                "model shape: learned_positions needs max_position_embeddings, the number of positions that are learned"
+            )
+        if self.block.startswith("parallel") and self.mlp == "none":
+            raise SettingsError(f"model shape: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'")
 
     def with_vocabulary(self, words: int) -> "ModelShape":
-        """The same shape with the tokenizer's number of words where the config leaves it open.
+        """The same shape with the tokenizer's number of words where the config leaves it open, padded as it asks.
 
         Raises SettingsError when the config has fewer words than the tokenizer.
         """
@@ -59,7 +92,13 @@ class ModelShape:
                 f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; "
                 f"set vocab_size to 0 (take the tokenizer's) or to at least {words}"
             )
-        return self if self.vocab_size else replace(self, vocab_size=words)
+        multiple = self.pad_vocab_multiple
+        return replace(self, vocab_size=multiple * -(-(self.vocab_size or words) // multiple))
+
+    @property
+    def drops(self) -> bool:
+        """Whether training needs noise for dropout."""
+        return self.dropout > 0 or self.embed_dropout > 0 or any(m.get("dropout", 0) > 0 for m in self.mixers.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Our own config.json: the fields, each mixer's settings under its name."""
@@ -72,7 +111,7 @@ class ModelShape:
         """Read our own config.json strictly. Raises SettingsError naming the key, the file and the nearest name."""
         config = {k: v for k, v in config.items() if k != "model_type"}
         known = [f.name for f in fields(cls) if f.name != "mixers"]
-        mixers = {k: config.pop(k) for k in list(config) if k in mixer_names}
+        mixers = {k: config.pop(k) for k in list(config) if mixer_of(k) in mixer_names}
         for key in config:
             if key not in known:
                 near = get_close_matches(key, [*known, *mixer_names], 1)

@@ -20,6 +20,7 @@ from longfire.hub.convert import load_weights
 from longfire.launch import StopRequest, Watchdog, cxx_compiler
 from longfire.loss import loss_sum
 from longfire.model import build
+from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.report import Report
@@ -101,11 +102,13 @@ def train_step(
     """
     device = next(state.model.parameters()).device
     real_tokens = max(1, sum(batch.real_tokens() for batch in microbatches))
-    loss = torch.zeros((), device=device)
+    loss, row = torch.zeros((), device=device), state.rows_consumed
     for batch in microbatches:
         batch = batch.to(device)
+        noise_BT = row_noise(training.seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
+        row += batch.rows
         with clock("forward"):
-            part = loss_sum(state.model, batch, training.loss_chunk_tokens) / real_tokens
+            part = loss_sum(state.model, batch, training.loss_chunk_tokens, noise_BT) / real_tokens
         with clock("backward"):
             part.backward()
         loss += part.detach()
@@ -118,7 +121,7 @@ def train_step(
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    state.rows_consumed += sum(batch.rows for batch in microbatches)
+    state.rows_consumed = row
     state.tokens += sum(batch.ids_BT.numel() for batch in microbatches)
     state.skipped_steps += not finite
     return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}

@@ -25,7 +25,7 @@ def test_swiglu_is_llamas():
 
 def test_gelu_mlp_is_gpt2s():
     theirs = GPT2MLP(11, GPT2Config(n_embd=6)).double().eval()
-    ours = GELUMLP(6, 11).double()
+    ours = GELUMLP(6, 11, bias=True).double()
     pairs = ((ours.up_proj, theirs.c_fc), (ours.down_proj, theirs.c_proj))
     for linear, conv1d in pairs:  # GPT-2 stores its matrices turned
         linear.weight.data, linear.bias.data = conv1d.weight.data.T.clone(), conv1d.bias.data.clone()

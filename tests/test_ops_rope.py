@@ -1,12 +1,52 @@
 """Rotary positions against transformers' own, and by what they are: rotations whose angle depends on distance alone."""
 
+import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from longfire.ops.rope import rope
+from longfire.ops.rope import Rotary, turn
 
 THETA = 10000.0
+
+
+def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
+    return turn(x_BTHK, *Rotary(x_BTHK.shape[-1], theta).turns(positions_BT))
+
+
+@pytest.mark.parametrize(
+    "scaling, settings",
+    [
+        ("linear", {"factor": 4.0}),
+        ("dynamic", {"factor": 4.0}),
+        ("yarn", {"factor": 8.0, "original_max_position_embeddings": 64}),
+        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0, "beta_slow": 2.0,
+                  "attention_factor": 0.7, "truncate": False}),
+        ("llama3", {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("tokens", [40, 300])
+def test_scalings_are_those_of_transformers(scaling, settings, tokens):
+    """Angles up to 300 in fp32: rounded at 2^-16 or so on both sides."""
+    parameters = {"rope_type": scaling, "rope_theta": THETA, **settings}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=64, rope_parameters=parameters)
+    positions_BT = torch.arange(tokens)[None]
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions_BT)
+    ours = {
+        name.replace("original_max_position_embeddings", "original_length"): value for name, value in settings.items()
+    }
+    rotary = Rotary(32, THETA, scaling, **{"original_length": 64, **ours})
+    ours_cos, ours_sin = rotary.turns(positions_BT, torch.full_like(positions_BT, tokens))
+    for mine, theirs in ((ours_cos, cos), (ours_sin, sin)):
+        torch.testing.assert_close(mine[:, :, 0], theirs[..., :16], rtol=0, atol=2**-14)
+
+
+def test_channels_beyond_the_turned_ones_stay():
+    x_BTHK, positions_BT = torch.randn(1, 5, 2, 16), torch.arange(5)[None]
+    y_BTHK = turn(x_BTHK, *Rotary(8).turns(positions_BT))
+    assert y_BTHK[..., 8:].equal(x_BTHK[..., 8:])
+    torch.testing.assert_close(y_BTHK[..., :8], rope(x_BTHK[..., :8], positions_BT, THETA))
 
 
 def test_is_llamas_in_value_and_gradient():

@@ -28,7 +28,9 @@ def names_by_decay(model: nn.Module, optimizer: Optimizer) -> dict[bool, set[str
 def test_norms_biases_embeddings_and_decay_rates_do_not_decay(tiny_model, tied):
     mixers = {"attention": {"num_heads": 4, "qkv_bias": True, "qk_norm": True}, "gla": {"num_heads": 2},
               "gated_delta_net": {"num_heads": 2, "head_dim": 8}}  # fmt: skip
-    model = tiny_model(*ALL_MIXERS, mixers=mixers, tie_word_embeddings=tied, norm="layernorm", mlp="gelu")
+    model = tiny_model(
+        *ALL_MIXERS, mixers=mixers, tie_word_embeddings=tied, norm="layernorm", mlp="gelu", mlp_bias=True
+    )
     found = names_by_decay(model, Optimizer(weight_decay=0.1))
     assert found[True] | found[False] == dict(model.named_parameters()).keys()
     assert not found[True] & found[False]

@@ -14,9 +14,11 @@ from torch import Tensor
 from longfire import ops
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError
-from longfire.hub.families import FAMILIES, Family, choose_family
+from longfire.hub.families import FAMILIES, choose_family
+from longfire.hub.family import Family
 from longfire.hub.load import load_weights, model_of
 from longfire.model import Model
+from longfire.shape import mixer_of
 
 ROWS, TOKENS = 2, 64  # up to 64 tokens fla runs its recurrent kernels, which are fp32 throughout
 KL_NATS = 1e-10  # promise 9
@@ -148,7 +150,7 @@ def peer_absent(family: Family, model: Model) -> str:
         return f"{missing[0]} is not installed"
     if next(model.parameters()).device.type != "cuda":
         return "its kernels need CUDA"
-    if "attention" in model.shape.layer_types:
+    if "attention" in map(mixer_of, model.shape.layer_types):
         return "its softmax layers have no fp32"
     return ""
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longfire.mixers.mixer import Mixer, Sequence, divides, positive
+from longfire.errors import SettingsError
+from longfire.mixers.mixer import Mixer, Sequence, divides, one_of, positive
 from longfire.ops.attention import attention
 from longfire.ops.linear import Linear
 from longfire.ops.norm import RMSNorm
-from longfire.ops.rope import rope
+from longfire.ops.rope import SCALINGS, Rotary, turn
+from longfire.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,53 @@ class AttentionShape:
     num_heads: int
     num_kv_heads: int = 0  # 0: as many as num_heads
     head_dim: int = 0  # 0: hidden_size / num_heads
+    rope: str = (
+        "default"  # how rotary positions are scaled: default, linear, dynamic, yarn, llama3; none: no rotary positions
+    )
     rope_theta: float = 10000.0
+    rope_factor: float = 1.0
+    rope_original_length: int = 0  # tokens that the model was first trained at
+    rope_low_freq_factor: float = 1.0  # llama3
+    rope_high_freq_factor: float = 4.0
+    rope_beta_fast: float = 32.0  # yarn
+    rope_beta_slow: float = 1.0
+    rope_attention_factor: float = 0.0  # 0: derived from rope_factor
+    rope_mscale: float = 0.0  # yarn of DeepSeek: weights of the derived factor; 0: none
+    rope_mscale_all_dim: float = 0.0
+    rope_truncate: bool = True
+    rotary_fraction: float = 1.0  # channels of a head that turn, the first ones
     window_size: int = 0  # keys a query sees, itself included; 0: all before it
     qkv_bias: bool = False
+    o_bias: bool = False
     qk_norm: bool = False
+    qk_norm_eps: float = 0.0  # 0: the model's norm_eps
+    dropout: float = 0.0  # of attention weights
+    scale_by_inverse_layer: bool = False  # scores of layer i, counted from 0, are divided by i + 1 (Mistral-GPT-2)
 
     def check(self, hidden_size: int) -> None:
         if not self.head_dim:
             divides("attention", "num_heads", self.num_heads, "hidden_size", hidden_size)
         divides("attention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
-        head_dim = self.head_dim or hidden_size // self.num_heads
-        divides("attention", "2 (the halves that rotary positions turn)", 2, "head_dim", head_dim)
-        positive("attention", rope_theta=self.rope_theta)
+        one_of("attention", "rope", self.rope, (*SCALINGS, "none"))
+        positive("attention", rope_theta=self.rope_theta, rope_factor=self.rope_factor)
+        if self.rope in ("dynamic", "yarn", "llama3"):
+            positive("attention", rope_original_length=self.rope_original_length)
+        if self.rope != "none":
+            turned = self.rotary_size(hidden_size)
+            divides("attention", "2 (the halves that rotary positions turn)", 2, "head_dim * rotary_fraction", turned)
+        for name in ("dropout", "rotary_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"model shape: attention.{name} = {getattr(self, name)} must lie in [0, 1]")
+
+    def rotary_size(self, hidden_size: int) -> int:
+        return int((self.head_dim or hidden_size // self.num_heads) * self.rotary_fraction)
+
+    def rotary(self, hidden_size: int) -> Rotary:
+        scaling = {name: getattr(self, f"rope_{name}") for name in (
+            "theta", "factor", "original_length", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
+            "attention_factor", "mscale", "mscale_all_dim", "truncate",
+        )}  # fmt: skip
+        return Rotary(self.rotary_size(hidden_size), scaling=self.rope, **scaling)
 
 
 class Attention(Mixer):
@@ -43,17 +80,28 @@ class Attention(Mixer):
              "q_norm": "replicate", "k_norm": "replicate"}  # fmt: skip
     context = ("attention",)
 
-    def __init__(self, hidden_size: int, shape: AttentionShape, layer: int, norm_eps: float) -> None:
-        super().__init__(hidden_size, shape, layer)
+    def __init__(self, model: ModelShape, shape: AttentionShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        hidden_size = model.hidden_size
         self.head_dim = shape.head_dim or hidden_size // shape.num_heads
         heads, kv_heads = shape.num_heads, shape.num_kv_heads or shape.num_heads
         self.q_proj = Linear(hidden_size, heads * self.head_dim, bias=shape.qkv_bias)
         self.k_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)
         self.v_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)
-        self.o_proj = Linear(heads * self.head_dim, hidden_size, bias=False)
+        self.o_proj = Linear(heads * self.head_dim, hidden_size, bias=shape.o_bias)
         if shape.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(self.head_dim, norm_eps), RMSNorm(self.head_dim, norm_eps)
+            eps = shape.qk_norm_eps or model.norm_eps
+            self.q_norm, self.k_norm = RMSNorm(self.head_dim, eps), RMSNorm(self.head_dim, eps)
+        self.rotary = None if shape.rope == "none" else shape.rotary(hidden_size)
+        # A tensor: a number would be a constant of the compiled block, and every layer be compiled for itself.
+        self.inverse_layer = torch.tensor(1 / (layer + 1), device="cpu") if shape.scale_by_inverse_layer else None
         self.attend = attention
+
+    def prepare(self, seq: Sequence) -> None:
+        """cos and sin of all positions, once for all layers that turn alike."""
+        if self.rotary is not None and self.rotary not in seq.shared:
+            lengths_BT = lengths(seq) if self.rotary.scaling == "dynamic" else None
+            seq.shared[self.rotary] = self.rotary.turns(seq.positions_BT, lengths_BT)
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         q_BTHK, k_BTGK, v_BTGV = (
@@ -61,12 +109,16 @@ class Attention(Mixer):
         )
         if self.shape.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        q_BTHK = rope(q_BTHK, seq.positions_BT, self.shape.rope_theta)
-        k_BTGK = rope(k_BTGK, seq.positions_BT, self.shape.rope_theta)
+        if self.rotary is not None:
+            q_BTHK, k_BTGK = (turn(x, *seq.shared[self.rotary]) for x in (q_BTHK, k_BTGK))
+        if self.inverse_layer is not None:
+            q_BTHK = q_BTHK * self.inverse_layer
         if seq.cache is not None:
             k_BTGK, v_BTGV = self.remember(k_BTGK, v_BTGV, seq)
-        window = self.shape.window_size or None
-        o_BTHV = self.attend(q_BTHK, k_BTGK, v_BTGV, window=window, documents=seq.documents)
+        o_BTHV = self.attend(
+            q_BTHK, k_BTGK, v_BTGV, window=self.shape.window_size or None, documents=seq.documents,
+            dropout=self.shape.dropout, noise_BT=seq.noise_BT,
+        )  # fmt: skip
         return self.o_proj(o_BTHV.flatten(-2))
 
     def remember(self, k_BTGK: Tensor, v_BTGV: Tensor, seq: Sequence) -> tuple[Tensor, Tensor]:
@@ -83,3 +135,11 @@ class Attention(Mixer):
         window = min(self.shape.window_size or seq_len, seq_len)
         keys_seen = window - window * (window - 1) / (2 * seq_len)  # mean over the row: (T + 1) / 2 without a window
         return projections + 4 * self.shape.num_heads * self.head_dim * keys_seen
+
+
+def lengths(seq: Sequence) -> Tensor:
+    """(B, T) tokens of each token's document."""
+    if seq.documents is not None:
+        lengths_N = seq.documents.cu_lengths.diff().long()
+        return lengths_N.repeat_interleave(lengths_N).view_as(seq.positions_BT)
+    return (seq.positions_BT.amax(1, keepdim=True) + 1).expand_as(seq.positions_BT)

@@ -12,6 +12,7 @@ from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, RMSNorm, l2_norm
 from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class GatedDeltaNet(Mixer):
     own_init = {"A_log": init_decay_rate, "dt_bias": init_step_size}
     keep_fp32 = ("A_log", "dt_bias")
 
-    def __init__(self, hidden_size: int, shape: GatedDeltaNetShape, layer: int, norm_eps: float) -> None:
-        super().__init__(hidden_size, shape, layer)
+    def __init__(self, model: ModelShape, shape: GatedDeltaNetShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        hidden_size, norm_eps = model.hidden_size, model.norm_eps
         heads, v_heads = shape.num_heads, shape.num_v_heads or shape.num_heads
         self.groups, self.head_k, self.head_v = v_heads // heads, shape.head_dim, round(shape.head_dim * shape.expand_v)
         key_size, value_size = heads * self.head_k, v_heads * self.head_v

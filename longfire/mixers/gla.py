@@ -10,6 +10,7 @@ from longfire.ops.linear import Linear
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GatedRMSNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.shape import ModelShape
 
 FEATURE_MAPS = {"none": lambda x: x, "relu": F.relu, "swish": F.silu}
 
@@ -49,8 +50,9 @@ class GLA(Mixer):
              "q_conv1d": "head", "k_conv1d": "head", "v_conv1d": "head"}  # fmt: skip
     context = ("state", "halo")
 
-    def __init__(self, hidden_size: int, shape: GLAShape, layer: int, norm_eps: float) -> None:
-        super().__init__(hidden_size, shape, layer)
+    def __init__(self, model: ModelShape, shape: GLAShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        hidden_size, norm_eps = model.hidden_size, model.norm_eps
         self.groups = shape.num_heads // (shape.num_kv_heads or shape.num_heads)
         key_size, value_size = round(hidden_size * shape.expand_k), round(hidden_size * shape.expand_v)
         self.head_k, self.head_v = key_size // shape.num_heads, value_size // shape.num_heads

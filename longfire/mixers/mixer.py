@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from longfire.errors import SettingsError
 from longfire.ops.documents import Documents
-from longfire.shape import check_type
+from longfire.shape import ModelShape, check_type
 
 
 class Cache:
@@ -29,12 +29,16 @@ class Sequence:
     """All that varies along the sequence, in one object: a new idea adds a field here, not an argument to every layer.
 
     positions_BT: position of each token in its document (int64); documents: None where each row is one document;
-    cache: None in training.
+    cache: None in training. noise_BT: what dropout is made of (ops/dropout.py), another one for each block; None: no dropout.
+    shared: what layers share in one forward: made before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one
+    layer for later ones.
     """
 
     positions_BT: Tensor
     documents: Documents | None = None
     cache: Cache | None = field(default=None)
+    noise_BT: Tensor | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
 
 
 class Mixer(nn.Module):
@@ -44,8 +48,11 @@ class Mixer(nn.Module):
       Shape:   frozen dataclass of its own settings (a config's `"gla": {...}`), with `check(hidden_size)`
       roles:   how tensor parallelism splits each submodule ("column", "row", "head", "replicate"): parallel/tensor.py
       context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
-      own_init: parameters with an initialiser of their own: name -> function(tensor, generator), in place
+      own_init: parameters with an initialiser of their own: name -> function(tensor, generator), in place; a name may be dotted
+                (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
       keep_fp32: parameters that no compute dtype may round
+      whole_model: the class of a module that the model holds once for all layers of this mixer, made as
+                whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block
     and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
     parallel/ replaces. A mixer never knows of ranks.
     """
@@ -55,13 +62,17 @@ class Mixer(nn.Module):
     context: ClassVar[tuple[str, ...]] = ()
     own_init: ClassVar[dict[str, Any]] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
+    whole_model: ClassVar[type[nn.Module] | None] = None
 
-    def __init__(self, hidden_size: int, shape: Any, layer: int) -> None:
+    def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
         super().__init__()
-        self.hidden_size, self.shape, self.layer = hidden_size, shape, layer
+        self.hidden_size, self.shape, self.layer, self.layers = model.hidden_size, shape, layer, model.num_hidden_layers
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward: a mixer must define it")
+
+    def prepare(self, seq: Sequence) -> None:
+        """Put into `seq.shared` what several layers use and none has to compute again; called before the first block, eagerly."""
 
     def kept(self, seq: Sequence) -> dict[str, Tensor]:
         """What this layer keeps between calls of a generation; in training a dict that is thrown away."""

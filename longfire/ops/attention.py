@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
 
 from longfire.ops import chosen
 from longfire.ops.documents import Documents
+from longfire.ops.dropout import kept, with_index
 from longfire.ops.linear import in_fp32, native_bf16, working_dtype
 
 BLOCK = 256  # queries that share a slice of keys where a mask is needed: its size is BLOCK x (BLOCK + window)
@@ -27,16 +29,25 @@ def attention(
     window: int | None = None,
     documents: Documents | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    noise_BT: Tensor | None = None,
 ) -> Tensor:
     """Causal softmax(q k^T * scale) v -> (B, T, H, V). Queries are the last T of S positions; G key/value heads serve H heads.
 
     window: keys a query sees, itself included. documents (T = S only): tokens see their own document. scale: K^-0.5 if None.
+    dropout: share of the weights that become 0, by the queries' noise (T = S only); none without noise. It leaves the fused
+    kernels: their masks depend on the order in which they draw.
     bf16 on a CPU without bf16 units is multiplied in fp32 (torch's bf16 backward takes 5x the time there).
     """
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     assert S >= T, "queries are the last T of S positions"
+    drops = dropout > 0 and noise_BT is not None
     if chosen("attention") == "slow":
-        return attention_slow(q_BTHK, k_BSGK, v_BSGV, window=window, documents=documents, scale=scale)
+        return attention_slow(
+            q_BTHK, k_BSGK, v_BSGV, window=window, documents=documents, scale=scale, dropout=dropout, noise_BT=noise_BT
+        )
+    if drops:
+        return attention_dropping(q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT)
     window = None if window is not None and window >= S else window
     q, k, v = (multipliable(x) for x in (q_BTHK, k_BSGK, v_BSGV))
     if documents is not None:
@@ -140,10 +151,47 @@ def attention_slow(
     window: int | None = None,
     documents: Documents | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    noise_BT: Tensor | None = None,
 ) -> Tensor:
     """The truth: all scores written out, in fp32 (float64 for float64 inputs). Same arguments and result."""
-    seen = visible(q_BTHK.shape[1], k_BSGK.shape[1], window, documents, q_BTHK.device)
-    return softmax_slow(q_BTHK, k_BSGK, v_BSGV, seen, scale)[0].to(q_BTHK.dtype)
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    seen = visible(T, S, window, documents, q_BTHK.device)
+    mask = None
+    if dropout > 0 and noise_BT is not None:
+        assert T == S, "dropout is for training, on whole rows"
+        mask = weight_mask(noise_BT, q_BTHK.shape[2], 0, S, dropout)
+    return softmax_slow(q_BTHK, k_BSGK, v_BSGV, seen, scale, mask, dropout)[0].to(q_BTHK.dtype)
+
+
+def attention_dropping(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents | None, scale: float | None,
+    dropout: float, noise_BT: Tensor,
+) -> Tensor:  # fmt: skip
+    """The same, for BLOCK queries at a time, whose scores are made again in the backward: memory grows with T, not with T^2."""
+    T = q.shape[1]
+    assert k.shape[1] == T, "dropout is for training, on whole rows"
+    documents_BT = None if documents is None else documents.ids_BT
+
+    def block(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        first = 0 if window is None else max(0, start - window + 1)
+        seen = visible(stop - start, stop - first, window, None, q.device)
+        if documents_BT is not None:
+            seen = seen & (documents_BT[:, start:stop, None] == documents_BT[:, None, first:stop])[:, None]
+        mask = weight_mask(noise_BT[:, start:stop], q.shape[2], first, stop, dropout)
+        return softmax_slow(q[:, start:stop], k[:, first:stop], v[:, first:stop], seen, scale, mask, dropout)[0]
+
+    bounds = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
+    outputs = [checkpoint(block, start, stop, q, k, v, use_reentrant=False) for start, stop in bounds]
+    return torch.cat(outputs, 1).to(q.dtype)
+
+
+def weight_mask(noise_BT: Tensor, heads: int, first: int, stop: int, p: float) -> Tensor:
+    """(B, H, T, S) bool: which weights of the keys first to stop stay."""
+    head_H = torch.arange(heads, dtype=torch.int32, device=noise_BT.device)
+    key_S = torch.arange(first, stop, dtype=torch.int32, device=noise_BT.device)
+    noise_BHT = with_index(noise_BT, head_H).movedim(-1, 1)
+    return kept(with_index(noise_BHT, key_S), p)
 
 
 def visible(T: int, S: int, window: int | None, documents: Documents | None, device: torch.device) -> Tensor:
@@ -160,14 +208,26 @@ def visible(T: int, S: int, window: int | None, documents: Documents | None, dev
     return (seen & (ids_BT[:, :, None] == ids_BT[:, None, :]))[:, None]
 
 
-def softmax_slow(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None for all."""
+def softmax_slow(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    scale: float | None,
+    mask: Tensor | None = None,
+    p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None for all. mask: weights that
+    stay of a dropout with p."""
     groups, dtype = q.shape[2] // k.shape[2], working_dtype(q)
     q, k, v = (x.to(dtype) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
     scores_BHTS = torch.einsum("bthk,bshk->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if seen is not None:
         scores_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf)
-    return torch.einsum("bhts,bshv->bthv", scores_BHTS.softmax(-1), v), scores_BHTS.logsumexp(-1)
+    weights_BHTS = scores_BHTS.softmax(-1)
+    if mask is not None:
+        weights_BHTS = torch.where(mask, weights_BHTS / (1 - p), 0.0)
+    return torch.einsum("bhts,bshv->bthv", weights_BHTS, v), scores_BHTS.logsumexp(-1)
 
 
 def attention_parts(

@@ -65,22 +65,23 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """rms_norm with a learned weight."""
+    """rms_norm, with a learned weight unless not affine."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, affine: bool = True) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+        self.weight, self.eps = nn.Parameter(torch.ones(size)) if affine else None, eps
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
-    """layer_norm with learned weight and bias."""
+    """layer_norm, with learned weight and bias unless not affine."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, affine: bool = True, bias: bool = True) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size)), eps
+        self.weight, self.eps = nn.Parameter(torch.ones(size)) if affine else None, eps
+        self.bias = nn.Parameter(torch.zeros(size)) if affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, self.eps)

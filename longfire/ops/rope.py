@@ -1,5 +1,8 @@
-"""Rotary positions (RoFormer, Su 2021): pairs of channels turned by an angle that grows with the position."""
+"""Rotary positions (RoFormer, Su 2021): pairs of channels turned by an angle that grows with the position; and their scalings,
+which let a model go beyond the length that it was trained at."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,21 +11,98 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops.linear import working_dtype
 
+SCALINGS = ("default", "linear", "dynamic", "yarn", "llama3")
 
-def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
-    """Turn channel pair (i, i + K/2) by position * theta^(-2i/K): the half-split layout of Hugging Face. Angles in fp32.
 
-    The turned values are rounded to x's dtype once; float64 inputs are turned in float64 by the fp32 angles.
+@dataclass(frozen=True)
+class Rotary:
+    """How much each pair of channels turns a position. Names and formulas are those of transformers' `rope_parameters`.
+
+    size: channels that turn, an even number.  scaling: one of SCALINGS.  original_length: tokens that the model was trained at.
+    attention_factor: yarn's factor of q and k; 0: 0.1 ln(factor) + 1, or with mscale and mscale_all_dim both set the ratio
+    (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1).
     """
-    half = x_BTHK.shape[-1] // 2
-    frequencies = theta ** (-torch.arange(half, device=x_BTHK.device, dtype=torch.float32) / half)
-    angles_BT1K = (positions_BT[..., None].float() * frequencies)[:, :, None]
-    dtype = working_dtype(x_BTHK)
-    return _Turn.apply(x_BTHK, angles_BT1K.cos().to(dtype), angles_BT1K.sin().to(dtype))
+
+    size: int
+    theta: float = 10000.0
+    scaling: str = "default"
+    factor: float = 1.0
+    original_length: int = 0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """(size / 2,) radians a position."""
+        pairs = torch.arange(0, self.size, 2, dtype=torch.float32, device=device) / self.size
+        f = self.theta**-pairs
+        if self.scaling == "linear":  # position interpolation (Chen 2023)
+            return f / self.factor
+        if self.scaling == "yarn":
+            return self.yarn(f)
+        return self.llama3(f) if self.scaling == "llama3" else f
+
+    def llama3(self, f: Tensor) -> Tensor:
+        """Slow pairs, which did not turn once in original_length / low_freq_factor, are interpolated; fast ones are not; a ramp
+        between (Llama 3.1)."""
+        turns = self.original_length * f / (2 * math.pi)
+        ramp = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        ramp = ramp.clamp(0, 1)
+        return (1 - ramp) * f / self.factor + ramp * f
+
+    def yarn(self, f: Tensor) -> Tensor:
+        """The same idea with a ramp over the pairs' numbers (Peng 2023, eq. 23)."""
+
+        def pair_that_turns(times: float) -> float:
+            return self.size * math.log(self.original_length / (times * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low, high = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.size - 1)
+        places = torch.arange(len(f), dtype=torch.float32, device=f.device)
+        ramp = ((places - low) / (high - low if high != low else 0.001)).clamp(0, 1)
+        return f / self.factor * ramp + f * (1 - ramp)
+
+    @property
+    def magnitude(self) -> float:
+        """What turned queries and keys are multiplied by."""
+        if self.scaling != "yarn":
+            return 1.0
+        growth = 0.1 * math.log(self.factor) if self.factor > 1 else 0.0
+        above, below = (self.mscale, self.mscale_all_dim) if self.mscale and self.mscale_all_dim else (1.0, 0.0)
+        return self.attention_factor or (above * growth + 1) / (below * growth + 1)
+
+    def turns(self, positions_BT: Tensor, lengths_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, T, 1, size / 2) of each position, fp32; lengths_BT: tokens of each token's document (`dynamic` only)."""
+        f = self.frequencies(positions_BT.device)
+        if self.scaling == "dynamic":  # NTK-aware: beyond the original length theta grows with the length
+            assert lengths_BT is not None, "dynamic scaling depends on the length"
+            grown = self.factor * lengths_BT.clamp_min(self.original_length) / self.original_length - (self.factor - 1)
+            stretch_BT = grown.float() ** (self.size / (self.size - 2))
+            pairs = torch.arange(0, self.size, 2, dtype=torch.float32, device=f.device) / self.size
+            f = f * stretch_BT[..., None] ** -pairs
+        angles_BT1K = (positions_BT[..., None].float() * f)[:, :, None]
+        return angles_BT1K.cos() * self.magnitude, angles_BT1K.sin() * self.magnitude
+
+
+def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
+    """Turn channel pair (i, i + size/2) by the angles of `Rotary.turns`: the half-split layout of Hugging Face. Channels beyond the
+    first `size` stay as they are (partial rotary). Rounded to x's dtype once; float64 inputs are turned in float64."""
+    size, dtype = 2 * cos_BT1K.shape[-1], working_dtype(x_BTHK)
+    cos, sin = cos_BT1K.to(dtype), sin_BT1K.to(dtype)
+    if size == x_BTHK.shape[-1]:
+        return _Turn.apply(x_BTHK, cos, sin)
+    return torch.cat([_Turn.apply(x_BTHK[..., :size], cos, sin), x_BTHK[..., size:]], -1)
 
 
 class _Turn(torch.autograd.Function):
-    """A rotation, whose gradient is the rotation back; x itself is not kept."""
+    """A rotation (times a constant), whose gradient is the rotation back; x itself is not kept."""
 
     @staticmethod
     def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -16,8 +16,10 @@ from longfire.hub import check as checks
 from longfire.hub import convert
 from longfire.hub.check import KL_NATS, kl
 from longfire.hub.convert import export
-from longfire.hub.families import FAMILIES, shape_from_config, whole
+from longfire.hub.families import FAMILIES, shape_from_config
+from longfire.hub.family import whole
 from longfire.hub.load import load_model, load_weights, model_of
+from longfire.hub.tensors import to_ours
 from longfire.model import build
 
 FAMILY_LAYERS = {
@@ -107,7 +109,7 @@ def test_what_transformers_saves_comes_back_byte_for_byte(tmp_path):
 def test_weights_of_fla_go_out_as_they_came(case, tmp_path):
     golden = read(case)
     family, shape = FAMILIES[golden.config["model_type"]], shape_from_config(golden.config, case)
-    model = model_of(shape, {family.to_ours(name): tensor for name, tensor in golden.weights.items()})
+    model = model_of(shape, to_ours(family, shape, golden.weights))
     words = bytes_tokenizer()  # of 258 words: the ids of its text do not matter here
     export(model, words, tmp_path / "hf")
     written = load_file(tmp_path / "hf" / "model.safetensors")

@@ -10,6 +10,7 @@ from torch import Tensor
 from longfire.generate import Sampling, feed, generate
 from longfire.hub.families import FAMILIES, shape_from_config
 from longfire.hub.load import model_of
+from longfire.hub.tensors import to_ours
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
@@ -96,7 +97,7 @@ def test_greedy_generation_follows_the_full_forward(model):
 def test_weights_of_fla_token_by_token_equal_flas_own_full_forward(case):
     golden = read(case)
     shape, family = shape_from_config(golden.config, case), FAMILIES[golden.config["model_type"]]
-    model = model_of(shape, {family.to_ours(name): tensor for name, tensor in golden.weights.items()})
+    model = model_of(shape, to_ours(family, shape, golden.weights))
     cached_BTW = cached_logits(model, golden.ids_BT, list(range(30, golden.ids_BT.shape[1])))
     assert (cached_BTW - golden.logits_BTW).abs().max() <= 1e-4 * golden.logits_BTW.abs().max()
 
