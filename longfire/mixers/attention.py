@@ -131,8 +131,9 @@ class Attention(Mixer):
         return self.o_proj(o_BTHV.flatten(-2))
 
     def turned_by_length(self, k_BSGK: Tensor, seq: Sequence) -> Tensor:
-        """All kept keys turned as the text's length of now asks for: with `dynamic` every new token turns all of them anew, so they
-        are kept unturned."""
+        """All kept keys turned as the text's length of now asks for, so that they meet queries turned alike: with `dynamic` every
+        token beyond the original length turns all of them anew, so they are kept unturned. (What earlier tokens told deeper layers
+        stays what it was at their length: only computing the whole text again would change that.)"""
         S = k_BSGK.shape[1]
         positions_BS = seq.positions_BT[:, -1:] - torch.arange(S - 1, -1, -1, device=k_BSGK.device)
         return turn(k_BSGK, *self.rotary.turns(positions_BS, lengths(seq)[:, :1]))
