@@ -23,7 +23,10 @@ longfire train recipes/quickstart.toml $small --training.steps 12 --lr_scheduler
 longfire eval "$RUN"
 
 # 6. Let it speak.
-longfire generate "$RUN" --prompt "def " --max_new_tokens 16
+longfire generate "$RUN" --prompt "def " --max_new_tokens 16 --stats
+printf 'import os\nclass A:\n' > "$RUN/prompts.txt"
+longfire generate "$RUN" --prompts "$RUN/prompts.txt" --batch_size 2 --max_new_tokens 16 --min_p 0.05 --repetition_penalty 1.1
+printf 'def f(x):\n    return x\n' | longfire generate "$RUN" --interactive --max_new_tokens 16 --stop "def"
 
 # 7. To Hugging Face weights, compared before they count as done; any step, also while training runs.
 longfire export "$RUN" "$RUN/hf"
