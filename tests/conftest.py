@@ -5,7 +5,7 @@ import torch
 
 from longfire import ops
 from longfire.model import Model, build
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, mixer_of
 
 torch.set_num_threads(1)
 
@@ -25,7 +25,7 @@ def tiny_shape(*layer_types: str, **changes) -> ModelShape:
         "layer_types": types,
         "intermediate_size": 48,
         "vocab_size": 97,
-        "mixers": {name: dict(MIXER_SETTINGS[name]) for name in types},
+        "mixers": {name: dict(MIXER_SETTINGS[mixer_of(name)]) for name in types},
     }
     return ModelShape(**{**fields, **changes})
 
