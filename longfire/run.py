@@ -42,6 +42,7 @@ class Run:
     parallelism: settings.Parallelism
     activation_checkpoint: settings.ActivationCheckpoint
     checkpoint: settings.Checkpoint
+    distillation: settings.Distillation
     eval: settings.Eval
     metrics: settings.Metrics
     profiling: settings.Profiling
@@ -145,6 +146,7 @@ class Run:
             ),
             data=replace(self.data, dataset=dataset),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
+            distillation=replace(self.distillation, teacher=found(self.distillation.teacher, beside)),
         )
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -386,6 +388,9 @@ def of_files(run: Run) -> Iterator[str]:
     checkpoint, weights = run.checkpoint, run.model.weights
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json)"
+    teacher = run.distillation.teacher
+    if teacher and not Path(teacher).is_dir():
+        yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"
     if not checkpoint.enable_checkpoint:
         for name in ("create_seed_checkpoint", "model_weights_only"):
             if getattr(checkpoint, name):
