@@ -33,7 +33,14 @@ def test_links_lead_somewhere(page):
 def test_files_that_are_named_exist(page):
     """Paths in backquotes, from the root, from longfire/ or beside the test before them. (The design also names what is to come.)"""
     for path in re.findall(r"`([a-z_/]+\w*\.(?:py|toml|sh|md|json))`", page.read_text()):
-        written_by_a_run = path in ("run.toml", "config.json", "environment.json", "tokenizer.json", "manifest.json")
+        written_by_a_run = path in (
+            "conversion.json",
+            "run.toml",
+            "config.json",
+            "environment.json",
+            "tokenizer.json",
+            "manifest.json",
+        )
         places = (ROOT, ROOT / "longfire", ROOT / "tests/contracts", ROOT / "recipes")
         assert written_by_a_run or any((place / path).exists() for place in places), path
 
