@@ -98,7 +98,7 @@ def test_generate_has_an_option_for_every_field_of_sampling(capsys):
 
 def test_options_of_a_dataclass_are_taken_as_they_are_written():
     parser = Parser(COMMANDS["generate"], "longfire generate x")
-    parser.add_fields(Sampling)
+    parser.add_fields(Sampling, repeated=("stop",))
     assert parser.taken(Sampling, parser.parse_args([])) == Sampling()
     words = ["--top_k", "3", "--temperature", "1", "--stop", "a,b", "--stop", "c", "--seed", "7", "--min_p", "0.1"]
     taken = parser.taken(Sampling, parser.parse_args(words))
