@@ -280,10 +280,15 @@ def generate_texts(
     for first in range(0, len(prompts), batch_size):
         some = enumerate(prompts[first : first + batch_size], first)
         rows = [text_row(model, tokenizer, prompt_ids(tokenizer, p, add_bos), sampling, i) for i, p in some]
-        texts = dict.fromkeys(rows, "")
-        for row, text in write(model, rows, pace=pace):
-            texts[row] += text
-        yield from texts.values()
+        yield from written(model, rows, pace)
+
+
+def written(model: Model, rows: list[Row], pace: Pace | None = None) -> list[str]:
+    """The whole text of each row."""
+    texts = dict.fromkeys(rows, "")
+    for row, text in write(model, rows, pace=pace):
+        texts[row] += text
+    return list(texts.values())
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, add_bos: bool = False) -> list[int]:
