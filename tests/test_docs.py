@@ -49,7 +49,7 @@ def test_files_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_their_settings_exist(page):
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     lines = re.findall(r"^(?:\$ )?longfire (.+)$", text, re.M) + re.findall(r"`longfire ([^`]+)`", text)
     for line in lines:
         command, *words = shlex.split(line.split("  #")[0].replace(" ...", ""))
