@@ -20,7 +20,7 @@ class Choice(NamedTuple):
     why: str
 
 
-RECURRENT = ("linear_attention", "delta_rule", "short_conv")  # what fla has kernels for
+RECURRENT = ("linear_attention", "delta_rule", "dplr", "short_conv")  # what fla has kernels for
 OPS = ("attention", *RECURRENT)
 
 _choices: dict[str, Choice] = {}

@@ -212,6 +212,70 @@ def below_diagonal(product: Tensor, size: int) -> Tensor:
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
+@torch.library.custom_op("longfire::value_tree", mutates_args=())
+def value_tree(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
+    """What decays over channels of the values, merged as in `decay_tree`: [out, to_end, from_start], all (..., C, V).
+
+    products (..., C, C) of queries and keys, value and decay (..., C, V). out_i = sum_{j<=i} products_ij v_j a_{j+1}..a_i,
+    to_end_j = v_j a_{j+1}..a_C, from_start_i = a_1..a_i. From the seam, where two blocks of 2 merge (a3 from it, a2 to it):
+    out_3 += a3 (P31 (v1 a2) + P32 v2).
+    """
+    out = products.diagonal(dim1=-2, dim2=-1)[..., None] * value
+    to_end, from_start, whole = value.clone(), decay.clone(), decay
+    for size in block_sizes(value):
+        early, (late, out_late) = meeting(to_end, [from_start, out], size)
+        out_late.addcmul_(late, below_diagonal(products, size) @ early)
+        whole = merge(whole, early, [late])
+    return [out, to_end, from_start]
+
+
+@value_tree.register_fake
+def value_tree_shapes(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
+    return [torch.empty_like(value), torch.empty_like(value), torch.empty_like(decay)]
+
+
+@torch.library.custom_op("longfire::value_tree_backward", mutates_args=())
+def value_tree_backward(products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]) -> list[Tensor]:
+    """The gradients of products, value and decay."""
+    d_out, d_to_end, d_from_start = d_outputs[0], d_outputs[1].clone(), d_outputs[2].clone()
+    levels = []
+    to_end, from_start, whole = value.clone(), decay.clone(), decay
+    for size in block_sizes(value):
+        early, (late,) = meeting(to_end, [from_start], size)
+        levels.append((size, whole, early.clone(), late.clone()))
+        whole = merge(whole, early, [late])
+    d_products, d_whole = torch.zeros_like(products), torch.zeros_like(whole)
+    for size, whole, early, late in reversed(levels):
+        d_early, (d_late, d_out_late) = meeting(d_to_end, [d_from_start, d_out], size)
+        whole_early, whole_late = seam(whole)
+        d_whole_late = d_whole[..., None, :] * whole_early + (d_early * early).sum(-2, keepdim=True)
+        d_whole_early = d_whole[..., None, :] * whole_late + (d_late * late).sum(-2, keepdim=True)
+        below, d_seen = below_diagonal(products, size), d_out_late * late
+        d_late.mul_(whole_early).addcmul_(d_out_late, below @ early)
+        d_early.mul_(whole_late).add_(below.mT @ d_seen)
+        below_diagonal(d_products, size).copy_(d_seen @ early.mT)
+        d_whole = torch.stack([d_whole_early, d_whole_late], -3).flatten(-4, -2)
+    d_products.diagonal(dim1=-2, dim2=-1).copy_((d_out * value).sum(-1))
+    d_value = d_to_end.addcmul_(d_out, products.diagonal(dim1=-2, dim2=-1)[..., None])
+    return [d_products, d_value, d_whole + d_from_start]
+
+
+@value_tree_backward.register_fake
+def value_tree_backward_shapes(products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(x) for x in (products, value, decay)]
+
+
+def keep_value_tree(ctx: Any, inputs: tuple[Tensor, ...], output: list[Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def value_tree_gradients(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(value_tree_backward(*ctx.saved_tensors, [d.contiguous() for d in d_outputs]))
+
+
+value_tree.register_autograd(value_tree_gradients, setup_context=keep_value_tree)
+
+
 @torch.library.custom_op("longfire::scan", mutates_args=())
 def scan(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
     """S <- M_n S + write_n over the chunks n, from the last to the first if `reverse`: (the state before each, the last).
