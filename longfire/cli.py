@@ -120,6 +120,17 @@ def read_run(parser: RecipeParser, words: Sequence[str], needs_model: bool = Tru
     return Run.compose(options.recipe or options.named, parser.overrides, needs_model=needs_model), options
 
 
+def add_which_model(parser: Parser) -> None:
+    """The options of every command that reads a run folder."""
+    parser.add_argument(
+        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
+    )
+    parser.add_argument(
+        "--plugins", type=lambda text: tuple(text.split(",")), default=(), metavar="FILE,...",
+        help="your own files that the run's mixers come from; they are run",
+    )  # fmt: skip
+
+
 def prepare(words: Sequence[str]) -> int:
     """Text -> tokens: make the token stores of a recipe, once; train does it too, but this needs no device."""
     run, _ = read_run(
@@ -148,16 +159,14 @@ def evaluate(words: Sequence[str]) -> int:
     """Loss, perplexity and bits per byte of a run's checkpoint on its held-out documents."""
     parser = Parser(evaluate, "longfire eval runs/quickstart --step 100")
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument(
-        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
-    )
+    add_which_model(parser)
     parser.add_argument(
         "--tokens", type=int, default=0, metavar="N", help="held-out tokens to read (default: eval.tokens)"
     )
     options = parser.parse_args(words)
     from longfire.evaluate import main as evaluate_run
 
-    return evaluate_run(options.run, options.step, options.tokens)
+    return evaluate_run(options.run, options.step, options.tokens, options.plugins)
 
 
 def generate(words: Sequence[str]) -> int:
@@ -181,16 +190,14 @@ def generate(words: Sequence[str]) -> int:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
-    parser.add_argument(
-        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
-    )
+    add_which_model(parser)
     options = parser.parse_args(words)
     from longfire.generate import Sampling
     from longfire.generate import main as continue_prompts
 
     sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
                         top_p=options.top_p, seed=options.seed, stop=tuple(options.stop))  # fmt: skip
-    return continue_prompts(options.folder, options.prompt, sampling, options.step)
+    return continue_prompts(options.folder, options.prompt, sampling, options.step, options.plugins)
 
 
 def export(words: Sequence[str]) -> int:
@@ -198,16 +205,14 @@ def export(words: Sequence[str]) -> int:
     parser = Parser(export, "longfire export runs/quickstart exported --dtype bfloat16")
     parser.add_argument("run", type=Path, help="a run folder; the run may still be training")
     parser.add_argument("out", type=Path, nargs="?", help="where to (default: <run>/hf)")
-    parser.add_argument(
-        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
-    )
+    add_which_model(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="", help="(default: checkpoint.export_dtype)"
     )
     options = parser.parse_args(words)
     from longfire.hub.convert import export_run
 
-    print(export_run(options.run, options.step, options.out or options.run / "hf", options.dtype))
+    print(export_run(options.run, options.step, options.out or options.run / "hf", options.dtype, options.plugins))
     return 0
 
 

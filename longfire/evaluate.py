@@ -107,9 +107,9 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     return table
 
 
-def main(run_folder: Path, step: int = -1, tokens: int = 0) -> int:
+def main(run_folder: Path, step: int = -1, tokens: int = 0, plugins: tuple[str, ...] = ()) -> int:
     """Evaluate a run's checkpoint (-1: the newest whole one) on its held-out documents and print the table."""
-    opened = open_model(Path(run_folder), step)
+    opened = open_model(Path(run_folder), step, plugins=plugins)
     run = opened.run
     if run is None:
         raise SettingsError(f"{run_folder} is no run folder, so it does not say which documents were held out")

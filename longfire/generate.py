@@ -167,9 +167,9 @@ def until_stop(texts: Iterable[str], stops: tuple[str, ...]) -> Iterator[str]:
         yield held
 
 
-def main(folder: Path, prompts: list[str], sampling: Sampling, step: int = -1) -> int:
+def main(folder: Path, prompts: list[str], sampling: Sampling, step: int = -1, plugins: tuple[str, ...] = ()) -> int:
     """Print what follows each prompt, as it is drawn, by the model in a run folder or a folder of Hugging Face weights."""
-    opened = open_model(Path(folder), step)
+    opened = open_model(Path(folder), step, plugins=plugins)
     for prompt in prompts:
         sys.stdout.write(prompt)
         for text in stream_text(opened.model, opened.tokenizer, prompt, sampling, begins_with_bos(opened)):

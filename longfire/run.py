@@ -69,6 +69,10 @@ class Run:
         given = recipes.sections(toml, recipes.read_words(overrides), note=note)
         run = cls(**given, recipe=recipe, processes=launch.processes())
         run = run.with_paths_found(recipe.parent if recipe else Path())
+        if run.model.plugins and needs_model:
+            from longfire.plugins import load_plugins  # brings the mixers, which need torch
+
+            load_plugins(run.model.plugins)
         if run.model.config:
             run = replace(run, shape=read_shape(Path(run.model.config)))
         elif needs_model:
@@ -81,9 +85,17 @@ class Run:
 
     @classmethod
     def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
-        """The run that lives in a folder. Raises SettingsError where there is none."""
+        """The run that lives in a folder. Raises SettingsError where there is none, or where its model needs code that was not
+        named by the caller: reading a folder runs nothing that lies there or that it points to.
+        """
         if not (folder / RUN_TOML).exists():
             raise SettingsError(f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a run")
+        plugins = recipes.read_toml(folder / RUN_TOML).get("model.plugins")
+        if plugins and plugins.value and "model.plugins" not in overrides:
+            raise SettingsError(
+                f"{folder}: its model is made by code of {', '.join(plugins.value)}; if you trust that file, name it: "
+                f"--plugins {','.join(plugins.value)}"
+            )
         return cls.compose(folder / RUN_TOML, overrides, note=note)
 
     @property
@@ -126,7 +138,10 @@ class Run:
         return replace(
             self,
             model=replace(
-                self.model, config=found(self.model.config, beside), weights=found(self.model.weights, beside)
+                self.model,
+                config=found(self.model.config, beside),
+                weights=found(self.model.weights, beside),
+                plugins=tuple(found(file, beside) for file in self.model.plugins),
             ),
             data=replace(self.data, dataset=dataset),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),

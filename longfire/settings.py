@@ -34,6 +34,9 @@ class Model:
         "relative to the recipe, else to the working folder",
     )
     weights: str = setting("", "start from these Hugging Face weights (a folder) instead of a fresh initialisation")
+    plugins: tuple[str, ...] = setting(
+        (), "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}"
+    )
     compute_dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
         "type of activations and matrix products; parameters and optimizer stay float32. auto: bfloat16 where the "

@@ -76,12 +76,12 @@ def export(
     return check
 
 
-def export_run(run_folder: Path, step: int, out: Path, dtype: str = "") -> Check:
+def export_run(run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = ()) -> Check:
     """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
 
     dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. Raises as `export` and `open_model` do.
     """
-    opened = open_model(Path(run_folder), step)
+    opened = open_model(Path(run_folder), step, plugins=plugins)
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)

@@ -20,7 +20,7 @@ FLOORS = [
     ["__init__"],
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
-    ["model", "loss", "checkpoint"],
+    ["model", "loss", "checkpoint", "plugins"],
     ["hub"],
     ["run"],
     ["weights"],
