@@ -13,6 +13,8 @@ MIXER_SETTINGS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
     "gla": {"num_heads": 2, "use_short_conv": True},
     "gated_delta_net": {"num_heads": 2, "head_dim": 8},
+    "hgrn2": {"expand_ratio": 16, "use_short_conv": True},
+    "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
 }
 
 

@@ -274,7 +274,7 @@ def gpt2_shapes(draw) -> ModelShape:
 def fla_shapes(draw) -> ModelShape:
     """fla's families, with softmax layers of up to two kinds."""
     kv_heads = some.sampled_from([0, 1, 2, 4])
-    mixer = draw(some.sampled_from(["gla", "gated_delta_net"]))
+    mixer = draw(some.sampled_from(["gla", "gated_delta_net", "hgrn2"]))
     given = {
         "gla": {
             "num_heads": 4,
@@ -297,6 +297,13 @@ def fla_shapes(draw) -> ModelShape:
             "conv_size": draw(some.sampled_from([3, 4])),
             "allow_neg_eigval": draw(some.booleans()),
         },
+        "hgrn2": {
+            "expand_ratio": draw(some.sampled_from([8, 32])),
+            "use_short_conv": draw(some.booleans()),
+            "conv_size": draw(some.sampled_from([3, 4])),
+            "use_lower_bound": draw(some.booleans()),
+            "elementwise_affine": draw(some.booleans()),
+        },
         **{
             name: {
                 "num_heads": draw(some.sampled_from([2, 4])),
@@ -314,6 +321,29 @@ def fla_shapes(draw) -> ModelShape:
     return shape_of(draw, types, {name: given[name] for name in types}, max_position_embeddings=limit)
 
 
+@some.composite
+def mamba_shapes(draw) -> ModelShape:
+    """fla's families without MLPs and without hybrids."""
+    given = {
+        "mamba2": {
+            "head_dim": draw(some.sampled_from([4, 8])),
+            "state_size": draw(some.sampled_from([8, 128])),
+            "expand": draw(some.sampled_from([1, 2])),
+            "n_groups": draw(some.sampled_from([1, 2])),
+            "conv_kernel": draw(some.sampled_from([3, 4])),
+            "use_conv_bias": draw(some.booleans()),
+            "use_bias": draw(some.booleans()),
+            "dt_low": draw(some.sampled_from([0.0, 0.1])),
+            "dt_high": draw(some.sampled_from([0.0, 0.2])),
+            "rmsnorm": draw(some.booleans()),
+            "norm_before_gate": draw(some.booleans()),
+            "D_has_hdim": draw(some.booleans()),
+        },
+    }
+    mixer = draw(some.sampled_from(sorted(given)))
+    return shape_of(draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=draw(some.booleans()))
+
+
 def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
     return ModelShape(
         hidden_size=32,
@@ -329,7 +359,7 @@ def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
     )
 
 
-@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes()))
+@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes()))
 @settings(deadline=None, max_examples=300)
 def test_ours_to_theirs_and_back(shape):
     config = json.loads(json.dumps(config_from_shape(shape, bos_id=1, eos_id=2, length=128)))
@@ -371,6 +401,7 @@ def test_theirs_to_ours_and_back(case):
     else:
         ignored = {"architectures", "dtype", "pad_token_id"}
         ignored |= {key for key in ("num_kv_heads", "num_v_heads") if theirs.get(key) is None}  # we say num_heads
+        ignored |= {"max_position_embeddings", *FAMILIES[theirs["model_type"]].older} - theirs.keys()
         differ = {key for key in mine if key not in ignored and mine[key] != theirs.get(key)}
         assert not differ, {key: (mine[key], theirs.get(key)) for key in differ}
 
@@ -381,14 +412,16 @@ def test_every_setting_has_its_place_in_every_family():
         "attention": {"num_heads": 2},
         "gla": {"num_heads": 2},
         "gated_delta_net": {"num_heads": 2, "head_dim": 8},
+        "hgrn2": {"expand_ratio": 8},
+        "mamba2": {"head_dim": 8},
     }
     for model_type, family in FAMILIES.items():
         hybrid = any(name.startswith("attention.") for name in family.layers.places)
         types = (family.mixer, "attention") if hybrid else (family.mixer,)
         shape = ModelShape(32, len(types), types, {name: examples[name] for name in types}, vocab_size=9)
         values = values_of(whole(shape))
-        if "attention.rope" in family.ours:
-            values["attention.rope"] = {"": family.ours["attention.rope"]}
+        for name in {"attention.rope", "mlp"} & family.ours.keys():
+            values[name] = {"": family.ours[name]}
         without = {name for name in values if idle(name, values)} | {*TRAINING_ONLY}
         assert values.keys() - without <= family.placed() <= values.keys(), model_type
 

@@ -17,6 +17,7 @@ from longfire.errors import CheckpointError
 from longfire.hub.families import FAMILIES, choose_family
 from longfire.hub.family import Family
 from longfire.hub.load import load_weights, model_of
+from longfire.hub.tensors import layout
 from longfire.model import Model
 from longfire.shape import mixer_of
 
@@ -95,7 +96,7 @@ def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str,
         refuse_unless(peer_kl <= tolerated, f"{peer} gives other logits: KL {peer_kl:.1e}, tolerated {tolerated:.1e}")
     size = sum(given[name].numel() * dtype.itemsize for name, dtype in written.items())
     dtype = str(lowest).removeprefix("torch.")
-    return Check(len(written), size, dtype, ids_BT.numel(), own_kl, peer, peer_kl, absent)
+    return Check(len(layout(family, shape)), size, dtype, ids_BT.numel(), own_kl, peer, peer_kl, absent)
 
 
 def refuse_unless(condition: bool, difference: str) -> None:
