@@ -9,8 +9,8 @@ from torch import Tensor
 
 from longfire.generate import Sampling, feed, generate
 from longfire.hub.families import FAMILIES, shape_from_config
-from longfire.hub.tensors import to_ours
 from longfire.hub.load import model_of
+from longfire.hub.tensors import to_ours
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
@@ -100,6 +100,21 @@ def test_weights_of_fla_token_by_token_equal_flas_own_full_forward(case):
     model = model_of(shape, to_ours(family, shape, golden.weights))
     cached_BTW = cached_logits(model, golden.ids_BT, list(range(30, golden.ids_BT.shape[1])))
     assert (cached_BTW - golden.logits_BTW).abs().max() <= 1e-4 * golden.logits_BTW.abs().max()
+
+
+@torch.no_grad()
+def test_dynamic_rotary_positions_turn_kept_keys_anew():
+    """Beyond the original length every token changes all angles: each next token equals a full forward of what is there so far.
+    In one layer; of deeper ones the keys come from hidden states of tokens that saw a shorter text."""
+    from conftest import tiny_model
+
+    settings_ = {"num_heads": 4, "rope": "dynamic", "rope_factor": 4.0, "rope_original_length": 16}
+    model = tiny_model("attention", num_hidden_layers=1, mixers={"attention": settings_})
+    ids_BT = torch.randint(97, (2, 50), generator=torch.Generator().manual_seed(4))
+    cached_BTW = cached_logits(model, ids_BT, [10, *range(12, 50)])
+    for length in range(12, 51):
+        full_BTW = model.logits(model(ids_BT[:, :length]))[:, -1:]
+        assert_equal_within_rounding(model, cached_BTW[:, length - 1 : length], full_BTW)
 
 
 @torch.no_grad()
