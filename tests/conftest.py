@@ -17,6 +17,9 @@ MIXER_SETTINGS = {
     "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
 }
 
+# The blocks of the families whose blocks are not Llama's, for models of one mixer.
+BLOCK_SETTINGS = {"mamba2": {"mlp": "none"}}
+
 
 def tiny_shape(*layer_types: str, **changes) -> ModelShape:
     """A two-layer (or one layer a type) model of hidden size 32 and 97 words."""
@@ -29,7 +32,8 @@ def tiny_shape(*layer_types: str, **changes) -> ModelShape:
         "vocab_size": 97,
         "mixers": {name: dict(MIXER_SETTINGS[name]) for name in types},
     }
-    return ModelShape(**{**fields, **changes})
+    own = BLOCK_SETTINGS.get(types[0], {}) if len(set(types)) == 1 else {}
+    return ModelShape(**{**fields, **own, **changes})
 
 
 def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes) -> Model:
