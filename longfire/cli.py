@@ -35,6 +35,9 @@ class Parser(argparse.ArgumentParser):
         self.own.update(names)
         return super().add_argument(*names, **how)
 
+    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
+        return self.parse_intermixed_args(words)  # a command's own words in any order: RUN --step 4 OUT
+
     def error(self, message: str) -> None:
         unknown = next((word for word in message.split() if word.startswith("--")), "")
         if message.startswith("unrecognized arguments") and unknown:
@@ -125,10 +128,24 @@ def add_which_model(parser: Parser) -> None:
     parser.add_argument(
         "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
     )
+    add_plugins(parser)
+
+
+def add_plugins(parser: Parser) -> None:
     parser.add_argument(
-        "--plugins", type=lambda text: tuple(text.split(",")), default=(), metavar="FILE,...",
+        "--plugins", type=comma_separated(str), default=(), metavar="FILE,...",
         help="your own files that the run's mixers come from; they are run",
     )  # fmt: skip
+
+
+def comma_separated(kind: type) -> Callable[[str], tuple]:
+    """A reader of lists on the command line; argparse names it in its errors."""
+
+    def read(text: str) -> tuple:
+        return tuple(kind(part.strip()) for part in text.split(","))
+
+    read.__name__ = f"comma-separated {kind.__name__}"
+    return read
 
 
 def prepare(words: Sequence[str]) -> int:
@@ -200,6 +217,22 @@ def generate(words: Sequence[str]) -> int:
     return continue_prompts(options.folder, options.prompt, sampling, options.step, options.plugins)
 
 
+def adopt(words: Sequence[str]) -> int:
+    """Hugging Face weights -> a run folder to train, evaluate and generate from, compared with their own class before it counts."""
+    parser = Parser(adopt, "longfire import downloads/SmolLM2-135M runs/continued")
+    parser.add_argument("source", help="a folder with config.json, weights and tokenizer, or a model's name on the hub")
+    parser.add_argument("run", type=Path, help="the run folder to make; its step 0 is this model")
+    options = parser.parse_args(words)
+    from longfire.hub.adopt import adopt as make_run
+
+    print(make_run(options.source, options.run))
+    run = options.run
+    print(
+        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` goes on from it"
+    )
+    return 0
+
+
 def export(words: Sequence[str]) -> int:
     """A checkpoint -> Hugging Face weights, config and tokenizer, reloaded and compared before it counts as done."""
     parser = Parser(export, "longfire export runs/quickstart exported --dtype bfloat16")
@@ -213,6 +246,36 @@ def export(words: Sequence[str]) -> int:
     from longfire.hub.convert import export_run
 
     print(export_run(options.run, options.step, options.out or options.run / "hf", options.dtype, options.plugins))
+    return 0
+
+
+def convert(words: Sequence[str]) -> int:
+    """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh."""
+    parser = Parser(convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b.json --output gla-7b")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="JSON", help="config.json of the model to be made"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where to; train it with --model.config DIR --model.weights DIR",
+    )
+    parser.add_argument(
+        "--keep-attention", type=comma_separated(int), default=(), metavar="0,7,...",
+        help="layers, counted from 0, that keep the attention of the source (default: none)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of what stays fresh (default: 42)")
+    add_plugins(parser)
+    options = parser.parse_args(words)
+    from longfire.hub.transplant import convert as convert_model
+
+    kept, plugins = options.keep_attention, options.plugins
+    print(convert_model(options.model, options.config, options.output, kept, options.seed, plugins))
     return 0
 
 
@@ -258,7 +321,9 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "import": adopt,
     "export": export,
+    "convert": convert,
     "report": report,
     "doctor": doctor,
     "bench": bench,

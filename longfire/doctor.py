@@ -19,7 +19,16 @@ from torch import Tensor
 
 from longfire import ops
 from longfire.launch import cxx_compiler
-from longfire.ops import attention, cross_entropy, delta_rule, dplr, linear_attention, short_conv
+from longfire.ops import (
+    attention,
+    cross_entropy,
+    delta_rule,
+    dplr,
+    linear_attention,
+    selective_scan,
+    short_conv,
+    token_shift,
+)
 from longfire.ops.documents import Documents
 from longfire.ops.linear import native_bf16
 from longfire.report import version_of
@@ -33,7 +42,9 @@ FP32 = {
     "g_BTHK",
     "gv",
     "beta_BTH",
+    "A_DN",
     "initial_state_BHKV",
+    "initial_state_BDN",
     "weight_DW",
     "bias_D",
     "state_BDW",
@@ -143,6 +154,25 @@ def dplr_inputs(draw: Draw, n: Sizes, *, strong: float = 0.0, documents: bool = 
     return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
 
 
+def selective_scan_inputs(draw: Draw, n: Sizes, *, strong: float = 1.0, documents: bool = False) -> Inputs:
+    """A as Mamba begins, -1 ... -N; steps of some 0.01 to 3, `strong` times as long."""
+    D, N = n.H * n.K, 16
+    inputs = {
+        "x_BTD": draw.normal(n.B, n.T, D),
+        "dt_BTD": strong * F.softplus(draw.normal(n.B, n.T, D) - 2),
+        "A_DN": -torch.arange(1, N + 1, dtype=torch.float64).repeat(D, 1),
+        "B_BTN": draw.normal(n.B, n.T, N),
+        "C_BTN": draw.normal(n.B, n.T, N),
+        "initial_state_BDN": draw.normal(n.B, D, N),
+    }
+    return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+
+
+def previous_token_inputs(draw: Draw, n: Sizes, *, documents: bool = False) -> Inputs:
+    inputs = {"x_BTD": draw.normal(n.B, n.T, n.H * n.K), "before_BD": draw.normal(n.B, n.H * n.K)}
+    return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+
+
 def short_conv_inputs(draw: Draw, n: Sizes, *, width: int = 4, documents: bool = False, **options: Any) -> Inputs:
     D = n.H * n.K
     inputs = {
@@ -200,6 +230,15 @@ def cases() -> Iterator[Case]:
         f"vector decay of e^{STRONG:.0f}": {"strong": STRONG},
     }.items():
         yield Case(dplr, "dplr", name, partial(dplr_inputs, **options))
+    for name, options in {
+        "Mamba's steps": {},
+        "documents": {"documents": True},
+        "steps of 20": {"strong": 20.0},
+    }.items():
+        yield Case(selective_scan, "selective_scan", name, partial(selective_scan_inputs, **options))
+    for name, documents in {"whole rows": False, "documents": True}.items():
+        inputs = partial(previous_token_inputs, documents=documents)
+        yield Case(token_shift, "previous_token", name, inputs)
     for name, options in {
         "width 4": {},
         "width 3, documents": {"width": 3, "documents": True},

@@ -42,6 +42,7 @@ class Run:
     parallelism: settings.Parallelism
     activation_checkpoint: settings.ActivationCheckpoint
     checkpoint: settings.Checkpoint
+    distillation: settings.Distillation
     eval: settings.Eval
     metrics: settings.Metrics
     profiling: settings.Profiling
@@ -145,6 +146,7 @@ class Run:
             ),
             data=replace(self.data, dataset=dataset),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
+            distillation=replace(self.distillation, teacher=found(self.distillation.teacher, beside)),
         )
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -159,8 +161,12 @@ class Run:
         """
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
-        keep(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
-        keep(self.folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
+        self.write(self.folder)
+
+    def write(self, folder: Path) -> None:
+        """config.json and run.toml into this folder. Raises CheckpointError."""
+        keep(folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
+        keep(folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
 
     @contextmanager
     def begun(self, note: Callable[[str], None] = print) -> Iterator[None]:
@@ -191,6 +197,8 @@ class Run:
         """Every setting as run.toml has it: the same from whatever folder it is read."""
         kept = self.settings()
         kept["model"]["config"] = "config.json"
+        if Path(self.tokenizer.path).absolute() == self.tokenizer_folder.absolute():  # of an imported run
+            kept["tokenizer"]["path"] = self.tokenizer_folder.name
         kept["job"]["dump_folder"] = str(self.folder.absolute())
         kept["data"]["folder"] = str(Path(self.data.folder).absolute())
         return kept
@@ -379,6 +387,9 @@ def of_files(run: Run) -> Iterator[str]:
     checkpoint, weights = run.checkpoint, run.model.weights
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json)"
+    teacher = run.distillation.teacher
+    if teacher and not Path(teacher).is_dir():
+        yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"
     if not checkpoint.enable_checkpoint:
         for name in ("create_seed_checkpoint", "model_weights_only"):
             if getattr(checkpoint, name):

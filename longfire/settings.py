@@ -185,6 +185,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    teacher: str = setting(
+        "", "learn from this model: a folder of Hugging Face weights or a run folder; empty: from the text"
+    )
+    kind: Literal["hidden", "logits"] = setting(
+        "logits",
+        "hidden: each mixer that replaced one of the teacher's learns its output from its input (a first, short stage; only these "
+        "mixers learn); logits: the model learns the teacher's probabilities of the next token",
+    )
+    temperature: float = setting(1.0, "logits: of both models' probabilities", "(0, inf)")
+    label_share: float = setting(0.0, "logits: share of the loss that is of the text itself", SHARE)
+
+
+@dataclass(frozen=True)
 class Eval:
     interval: int = setting(0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL)
     at_end: bool = setting(True, "evaluate after the last step")
@@ -236,6 +250,7 @@ SECTIONS: dict[str, type] = {
     "parallelism": Parallelism,
     "activation_checkpoint": ActivationCheckpoint,
     "checkpoint": Checkpoint,
+    "distillation": Distillation,
     "eval": Eval,
     "metrics": Metrics,
     "profiling": Profiling,

@@ -29,8 +29,13 @@ longfire generate "$RUN" --prompt "def " --max_new_tokens 16
 longfire export "$RUN" "$RUN/hf"
 longfire generate "$RUN/hf" --prompt "import " --max_new_tokens 16
 
-# 8. The run as one page.
+# 8. And back: Hugging Face weights (these, or anyone's, or a name on the hub) become a run that goes on from them.
+longfire import "$RUN/hf" "$RUN/continued"
+longfire train "$RUN/continued/run.toml" $small --job.dump_folder "$RUN/continued" --training.steps 2
+longfire export "$RUN/continued" --step 0 --dtype bfloat16 "$RUN/continued/hf"
+
+# 9. The run as one page.
 longfire report "$RUN"
 
-# 9. How fast is this machine at this recipe?
+# 10. How fast is this machine at this recipe?
 longfire bench recipes/quickstart.toml $small --steps 3

@@ -204,3 +204,18 @@ def test_parts_join_to_the_whole():
 def test_parts_of_bf16_are_fp32():
     o, lse = attention_parts(*inputs(6, 6, dtype=torch.bfloat16), causal=True)
     assert o.dtype == lse.dtype == torch.float32
+
+
+@pytest.mark.parametrize("T", [1, 21, 37])
+@pytest.mark.parametrize("window", [None, 7, 33])
+@pytest.mark.parametrize("form", [attention, attention_slow])
+def test_skipped_keys_are_as_if_they_were_not_there(form, T, window):
+    """Each row alone without its padding, whatever stands in the padding."""
+    q, k, v = inputs(T, 37)
+    skip_B = torch.tensor([0, 11])
+    o = form(q, k, v, window=window, skip_B=skip_B)
+    for row, skip in enumerate(skip_B.tolist()):
+        real = max(0, skip - (37 - T))  # a query that is padding itself means nothing
+        alone = form(q[row : row + 1, real:], k[row : row + 1, skip:], v[row : row + 1, skip:], window=window)
+        torch.testing.assert_close(o[row : row + 1, real:], alone, rtol=1e-12, atol=1e-12)
+    assert o.isfinite().all()

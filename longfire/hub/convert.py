@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card
 from longfire.hub.check import Check, compare, refuse_unless
 from longfire.hub.families import FAMILIES, config_from_shape
-from longfire.hub.family import Family
+from longfire.hub.family import Family, left_out
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model
@@ -39,13 +39,15 @@ def export(
     *,
     dtype: torch.dtype = torch.float32,
     facts: dict[str, Any] | None = None,
+    files: Mapping[str, str] = {},
     shard_bytes: int = SHARD_BYTES,
 ) -> Check:
     """Write the model to `folder` as transformers or fla loads it; what was compared is returned and stands in the model card.
 
     facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
-    shape sets no limit. An earlier export in the folder is replaced, by a whole one only. Raises SettingsError naming what
-    no Hugging Face class has, CheckpointError when something does not compare or the disk is full.
+    shape sets no limit. files: name -> text of what else lies in the folder. An earlier export in the folder is
+    replaced, by a whole one only. Raises SettingsError naming what no Hugging Face class has, CheckpointError when something does
+    not compare or the disk is full.
     """
     folder, facts = Path(folder), facts or {}
     refuse_to_replace(folder)
@@ -63,8 +65,10 @@ def export(
         tokenizer.save(aside)
         check = compare(model, tokenizer, aside, written)
         parameters = sum(p.numel() for p in model.parameters())
+        facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
         card = model_card(folder.absolute().name, config, parameters, facts, check)
-        (aside / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **files}.items():
+            (aside / name).write_text(text, encoding="utf-8")
         settle(aside)
         put_in_place(aside, folder)
     except (OSError, SafetensorError) as e:
@@ -100,7 +104,7 @@ def facts_of(run: Run, step: int) -> dict[str, Any]:
     }
     return {
         "description": run.job.description,
-        "data": ", ".join(run.data.dataset),
+        "data": ", ".join(run.data.dataset) if step else "",
         "steps": step,
         "tokens_per_step": run.tokens_per_step,
         "seq_len": run.training.seq_len,

@@ -110,25 +110,33 @@ class Attention(Mixer):
         if self.shape.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         if self.rotary is not None:
-            q_BTHK, k_BTGK = (turn(x, *seq.shared[self.rotary]) for x in (q_BTHK, k_BTGK))
+            q_BTHK = turn(q_BTHK, *seq.shared[self.rotary])
+        keys_turn_later = seq.cache is not None and self.rotary is not None and self.rotary.scaling == "dynamic"
+        if self.rotary is not None and not keys_turn_later:
+            k_BTGK = turn(k_BTGK, *seq.shared[self.rotary])
         if self.inverse_layer is not None:
             q_BTHK = q_BTHK * self.inverse_layer
+        window, skip_B = self.shape.window_size, None
         if seq.cache is not None:
-            k_BTGK, v_BTGV = self.remember(k_BTGK, v_BTGV, seq)
+            k_BTGK, v_BTGV = (
+                seq.cache.append(self.layer, name, x, window) for name, x in (("k", k_BTGK), ("v", v_BTGV))
+            )
+            skip_B = seq.cache.hidden_B(k_BTGK.shape[1], x_BTD.shape[1])
+        if keys_turn_later:
+            k_BTGK = self.turned_by_length(k_BTGK, seq)
         o_BTHV = self.attend(
-            q_BTHK, k_BTGK, v_BTGV, window=self.shape.window_size or None, documents=seq.documents,
-            dropout=self.shape.dropout, noise_BT=seq.noise_BT,
+            q_BTHK, k_BTGK, v_BTGV, window=window or None, documents=seq.documents, dropout=self.shape.dropout,
+            noise_BT=seq.noise_BT, skip_B=skip_B,
         )  # fmt: skip
         return self.o_proj(o_BTHV.flatten(-2))
 
-    def remember(self, k_BTGK: Tensor, v_BTGV: Tensor, seq: Sequence) -> tuple[Tensor, Tensor]:
-        """Append to the layer's keys and values; a window keeps no more than the next query can see."""
-        kept = self.kept(seq)
-        if "k" in kept:
-            k_BTGK, v_BTGV = torch.cat([kept["k"], k_BTGK], 1), torch.cat([kept["v"], v_BTGV], 1)
-        first = max(0, k_BTGK.shape[1] - self.shape.window_size + 1) if self.shape.window_size else 0
-        kept["k"], kept["v"] = k_BTGK[:, first:], v_BTGV[:, first:]
-        return k_BTGK, v_BTGV
+    def turned_by_length(self, k_BSGK: Tensor, seq: Sequence) -> Tensor:
+        """All kept keys turned as the text's length of now asks for, so that they meet queries turned alike: with `dynamic` every
+        token beyond the original length turns all of them anew, so they are kept unturned. (What earlier tokens told deeper layers
+        stays what it was at their length: only computing the whole text again would change that.)"""
+        S = k_BSGK.shape[1]
+        positions_BS = seq.positions_BT[:, -1:] - torch.arange(S - 1, -1, -1, device=k_BSGK.device)
+        return turn(k_BSGK, *self.rotary.turns(positions_BS, lengths(seq)[:, :1]))
 
     def flops_per_token(self, seq_len: int) -> float:
         projections = 2 * sum(p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight"))

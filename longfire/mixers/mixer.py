@@ -1,6 +1,5 @@
 """The contract of a mixer: the part of a block that looks along the sequence."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -9,19 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from longfire.errors import SettingsError
+from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
 from longfire.shape import ModelShape, check_type
-
-
-class Cache:
-    """What generation keeps between calls: for each layer a dict of tensors (keys and values, or a state of constant size)."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        self.length = 0  # tokens already seen
-
-    def memory_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for layer in self.layers.values() for t in layer.values())
 
 
 @dataclass

@@ -94,10 +94,28 @@ def linear_attention_chunkwise(
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang 2023, section 4)."""
-    run = partial(segment, scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    if q_BTHK.shape[1] == 1:
+        return step(start(initial_state_BHKV, q_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, gv, scale=scale)
+    run = partial(segment, scale=scale)
     inputs = (q_BTHK, k_BTHK, v_BTHV, g, gv, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
+
+
+def step(
+    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """One token, as generation asks for it: the recurrence itself, at a quarter of what a chunk of one costs."""
+    dtype = S_BHKV.dtype
+    key, value = k[:, 0, :, :, None].to(dtype), v[:, 0, :, None].to(dtype)
+    if g is not None:
+        S_BHKV = S_BHKV * step_decays(g, None, q)[:, 0, :, :, None]
+    if gv is not None:
+        S_BHKV = S_BHKV * step_decays(gv, None, v)[:, 0, :, None]
+    S_BHKV = S_BHKV.addcmul(key, value)
+    o_BH1V = (q[:, 0, :, None].to(dtype) * scale) @ S_BHKV
+    return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
 
 
 def segment(

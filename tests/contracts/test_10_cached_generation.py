@@ -124,6 +124,21 @@ def test_weights_of_fla_token_by_token_equal_flas_own_full_forward(case):
 
 
 @torch.no_grad()
+def test_dynamic_rotary_positions_turn_kept_keys_anew():
+    """Beyond the original length every token changes all angles: each next token equals a full forward of what is there so far.
+    In one layer; of deeper ones the keys come from hidden states of tokens that saw a shorter text."""
+    from conftest import tiny_model
+
+    settings_ = {"num_heads": 4, "rope": "dynamic", "rope_factor": 4.0, "rope_original_length": 16}
+    model = tiny_model("attention", num_hidden_layers=1, mixers={"attention": settings_})
+    ids_BT = torch.randint(97, (2, 50), generator=torch.Generator().manual_seed(4))
+    cached_BTW = cached_logits(model, ids_BT, [10, *range(12, 50)])
+    for length in range(12, 51):
+        full_BTW = model.logits(model(ids_BT[:, :length]))[:, -1:]
+        assert_equal_within_rounding(model, cached_BTW[:, length - 1 : length], full_BTW)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", VARIANTS)
 def test_memory_is_constant_where_the_mixer_has_a_state(name):
     from conftest import MIXER_SETTINGS, tiny_model

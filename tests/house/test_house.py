@@ -24,7 +24,7 @@ FLOORS = [
     ["hub"],
     ["run"],
     ["weights"],
-    ["evaluate", "generate", "hub.convert"],
+    ["evaluate", "generate", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
     ["finish"],
     ["train"],
     ["bench", "doctor"],
@@ -287,6 +287,8 @@ def test_the_light_rooms_import_nothing_heavy_at_their_top():
         "run",
         "hub/__init__",
         "hub/families",
+        "hub/families_fla",
+        "hub/family",
     ):
         file = HOUSE / f"{name}.py"
         for node in tree(file).body if file.exists() else []:

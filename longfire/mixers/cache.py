@@ -1,0 +1,99 @@
+"""What layers keep between the calls of a generation: states of constant size, and keys and values that grow."""
+
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROWING = ("k", "v")  # (B, S, G, K): one entry a token; everything else a layer keeps has a size of its own
+
+
+class Cache:
+    """For each layer a dict of tensors whose first dim is the row.
+
+    Rows of different lengths share a cache with their newest tokens side by side: the shorter ones have padding on the left.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        self.length = 0  # tokens already seen, of the longest row
+        self.padding_B: Tensor | None = None  # by how many tokens each row is shorter; None: none is
+        self.rooms: dict[
+            tuple[int, str], tuple[Tensor, int]
+        ] = {}  # what keys lie in (B, G, R, K); how much of R is taken
+
+    @property
+    def lengths_B(self) -> Tensor | int:
+        """Tokens already seen of each row; one number where all rows have the same."""
+        return self.length if self.padding_B is None else self.length - self.padding_B
+
+    def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
+        """How many of a layer's `keys`, the last `tokens` of which are new, are padding in each row; None: none."""
+        return None if self.padding_B is None else (keys - tokens - self.lengths_B).clamp_min(0)
+
+    def append(self, layer: int, name: str, x_BTGK: Tensor, window: int = 0) -> Tensor:
+        """Put keys or values behind those of the layer and return all (B, S, G, K); of a window only those are kept that the
+        next query can see.
+
+        They lie in a room that doubles when it is full, so that a token costs its own copy and not one of all before it, and
+        there the keys of one head lie together: attention to 4096 keys takes 0.6 of the time.
+        """
+        kept, (B, T, G, K) = self.layers[layer], x_BTGK.shape
+        before = kept.get(name)
+        rows = 0 if before is None else before.shape[1]
+        room, taken = self.rooms.get((layer, name), (None, 0))
+        if room is None or taken + T > room.shape[2]:
+            room, taken = x_BTGK.new_empty(B, G, max(rows + T, 2 * (window or rows)), K), rows
+            if before is not None:
+                room[:, :, :rows] = before.transpose(1, 2)
+        room[:, :, taken : taken + T] = x_BTGK.transpose(1, 2)
+        all_BSGK = room[:, :, taken - rows : taken + T].transpose(1, 2)
+        kept[name] = all_BSGK[:, max(0, rows + T - window + 1) :] if window else all_BSGK
+        self.rooms[layer, name] = room, taken + T
+        if window and room.shape[2] > 2 * window:  # what a long chunk took is given back
+            kept[name] = kept[name].clone()
+            del self.rooms[layer, name]
+        return all_BSGK
+
+    @classmethod
+    def stack(cls, caches: "list[Cache]") -> "Cache":
+        """One cache of the rows of several, of any lengths; a copy."""
+        joined = cls()
+        joined.length = max(cache.length for cache in caches)
+        padding = []
+        for cache in caches:
+            first = next(tensor for kept in cache.layers.values() for tensor in kept.values())
+            short = joined.length - cache.lengths_B
+            padding.append(torch.as_tensor(short, device=first.device).expand(len(first)))
+        joined.padding_B = torch.cat(padding) if any(p.any() for p in padding) else None
+        for layer, kept in caches[0].layers.items():
+            for name in kept:
+                rows = [cache.layers[layer][name] for cache in caches]
+                joined.layers[layer][name] = torch.cat(left_padded(rows) if name in GROWING else rows)
+        return joined
+
+    def select(self, rows: list[int]) -> "Cache":
+        """A cache of some of the rows only, as long as the longest of them; a copy."""
+        chosen, cut = type(self)(), 0
+        if self.padding_B is not None:
+            padding_B = self.padding_B[rows]
+            cut = int(padding_B.min())
+            chosen.padding_B = padding_B - cut if (padding_B > cut).any() else None
+        chosen.length = self.length - cut
+        for layer, kept in self.layers.items():
+            for name, tensor in kept.items():
+                first = max(0, tensor.shape[1] - chosen.length) if name in GROWING else 0
+                chosen.layers[layer][name] = tensor[rows, first:] if first else tensor[rows]
+        return chosen
+
+    def memory_bytes(self) -> int:
+        """What the cache takes of the device, with the room for keys that are still to come."""
+        tensors = [tensor for kept in self.layers.values() for tensor in kept.values()]
+        return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
+
+
+def left_padded(rows: list[Tensor]) -> list[Tensor]:
+    """Keys (B, S, G, K) of different S, all with as many as the longest: zeros before the others' first."""
+    longest = max(x.shape[1] for x in rows)
+    return [F.pad(x, (0, 0, 0, 0, longest - x.shape[1], 0)) for x in rows]
