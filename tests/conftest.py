@@ -11,8 +11,12 @@ torch.set_num_threads(1)
 
 MIXER_SETTINGS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
+    "linear_attention": {"num_heads": 2},
+    "retention": {"num_heads": 2},
     "gla": {"num_heads": 2, "use_short_conv": True},
+    "delta_net": {"num_heads": 2},
     "gated_delta_net": {"num_heads": 2, "head_dim": 8},
+    "kda": {"num_heads": 2, "head_dim": 8},
     "hgrn2": {"expand_ratio": 16, "use_short_conv": True},
     "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
 }

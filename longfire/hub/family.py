@@ -257,7 +257,7 @@ class Family:
 
     package: where the class is defined.  mixer: of its layers; `layers` says which layers have another one, or other settings.
     names: of the parameters.  base: the prefix that files of the model without a head leave out.  buffers: ends of names in older
-    files that are computed, so never read.
+    files that are computed, so never read.  aliases: ends of names -> what some of their files have instead.
     fixed: their keys that we have with these values only; the first is what silence means and what we write.
     ours: our settings that their class has with this value only.
     inert: keys that change neither logits nor what can be learned.  replaced: keys that the named other one overrules.
@@ -272,6 +272,7 @@ class Family:
     layers: Same | Listed | Windows = Same()
     base: str = "model."
     buffers: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
     fixed: dict[str, tuple] = field(default_factory=dict)
     ours: Settings = field(default_factory=dict)
     inert: tuple[str, ...] = ()
@@ -401,8 +402,7 @@ def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
         return
     if given["head_dim"] * given["num_heads"] == shape.hidden_size:
         given["head_dim"] = 0
-    if not given["qk_norm"] or given["qk_norm_eps"] == shape.norm_eps:
-        given["qk_norm_eps"] = 0.0
+    given["qk_norm_eps"] = (given["qk_norm_eps"] or shape.norm_eps) if given["qk_norm"] else 0.0
     for name in [name for name in given if name.startswith("rope_")]:
         if name.removeprefix("rope_") not in ("theta", *ROPE_USES[given["rope"]]):
             given[name] = defaults[name]

@@ -81,9 +81,7 @@ class HGRN2(Mixer):
             k = k * (1 - mine_L.to(bounds_LD.dtype) @ bounds_LD)
         g = torch.log1p(-k.clamp_max(1 - torch.finfo(k.dtype).eps))  # a below eps is none
         q, k, v, g = (y.unflatten(-1, (-1, self.shape.expand_ratio)) for y in (F.silu(q), k.to(q.dtype), v, g))
-        o_BTHV, kept["state"] = self.recur(
-            q, k, v, g, initial_state_BHKV=kept.get("state"), documents=seq.documents
-        )
+        o_BTHV, kept["state"] = self.recur(q, k, v, g, initial_state_BHKV=kept.get("state"), documents=seq.documents)
         return self.o_proj(self.g_norm(o_BTHV.flatten(-2)))
 
     def flops_per_token(self, seq_len: int) -> float:

@@ -26,6 +26,10 @@ FAMILY_LAYERS = {
     "llama": ("attention",),
     "gla": ("gla",),
     "gated_deltanet": ("gated_delta_net",),
+    "delta_net": ("delta_net",),
+    "retnet": ("retention",),
+    "linear_attn": ("linear_attention",),
+    "kda": ("kda",),
     "hybrid of gla": ("gla", "attention"),
     "hybrid of gated_deltanet": ("gated_delta_net", "attention"),
     "hgrn2": ("hgrn2",),
@@ -108,7 +112,9 @@ def test_what_transformers_saves_comes_back_byte_for_byte(tmp_path):
     assert all(first[name].view(torch.uint8).equal(second[name].view(torch.uint8)) for name in first)
 
 
-@pytest.mark.parametrize("case", ["gla_conv_gqa", "gla_hybrid", "gated_deltanet"])
+@pytest.mark.parametrize(
+    "case", ["gla_conv_gqa", "gla_hybrid", "gated_deltanet", "delta_net_bare", "retnet_gqa", "linear_attn_tied", "kda"]
+)
 def test_weights_of_fla_go_out_as_they_came(case, tmp_path):
     golden = read(case)
     family, shape = FAMILIES[golden.config["model_type"]], shape_from_config(golden.config, case)

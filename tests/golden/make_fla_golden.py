@@ -60,6 +60,76 @@ CASES = {
         },
     ),
     "transformer": ("transformer", {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 20}),
+    "transformer_qk_norm": ("transformer", {"num_heads": 2, "qk_norm": True}),
+    "gla_7b": (  # the switches of fla-hub/gla-7B, and an output norm without a weight
+        "gla",
+        {
+            "num_heads": 4,
+            "num_kv_heads": 1,
+            "expand_k": 1.0,
+            "feature_map": "relu",
+            "use_output_gate": False,
+            "elementwise_affine": False,
+        },
+    ),
+    "gated_deltanet_sigmoid": ("gated_deltanet", {"num_heads": 1, "head_dim": 16, "output_gate_activation": "sigmoid"}),
+    "delta_net": ("delta_net", {"num_heads": 2}),
+    "delta_net_bare": (
+        "delta_net",
+        {
+            "num_heads": 2,
+            "expand_k": 0.5,
+            "expand_v": 2.0,
+            "use_beta": False,
+            "use_gate": True,
+            "use_short_conv": False,
+            "qk_activation": "elu",
+            "qk_norm": "sum",
+            "allow_neg_eigval": True,
+        },
+    ),
+    "delta_net_hybrid": (
+        "delta_net",
+        {"num_heads": 2, "conv_size": 3, "qk_activation": "relu", "attn": {"layers": [1], "num_heads": 2, "window_size": 30}},
+    ),
+    "retnet": ("retnet", {"num_heads": 2, "num_hidden_layers": 1}),
+    "retnet_gqa": (
+        "retnet",
+        {
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "expand_k": 0.5,
+            "expand_v": 1.0,
+            "feature_map": "relu",
+            "use_output_gate": False,
+            "elementwise_affine": False,
+            "attn": {"layers": [0], "num_heads": 2},
+        },
+    ),
+    "linear_attn": ("linear_attn", {"num_heads": 2, "attn": {"layers": [0], "num_heads": 4, "num_kv_heads": 1}}),
+    "linear_attn_hedgehog": (
+        "linear_attn",
+        {"num_heads": 2, "num_kv_heads": 1, "feature_map": "hedgehog", "norm_feature_map": True, "elementwise_affine": False},
+    ),
+    "linear_attn_tied": (
+        "linear_attn",
+        {"num_heads": 2, "feature_map": "t2r", "tie_feature_map_qk": True, "norm_q": True, "norm_k": True, "expand_v": 2.0},
+    ),
+    "linear_attn_dpfp": ("linear_attn", {"num_heads": 2, "num_hidden_layers": 1, "feature_map": "dpfp", "expand_k": 0.5}),
+    "kda": ("kda", {"num_heads": 2, "head_dim": 8, "attn": {"layers": [1], "num_heads": 2}}),
+    "kda_bounded": (
+        "kda",
+        {
+            "num_heads": 1,
+            "num_v_heads": 2,
+            "head_dim": 16,
+            "expand_v": 0.5,
+            "use_short_conv": False,
+            "allow_neg_eigval": True,
+            "safe_gate": True,
+            "lower_bound": -5.0,
+        },
+    ),
     "hgrn2": ("hgrn2", {"expand_ratio": 16, "num_hidden_layers": 3}),
     "hgrn2_conv_hybrid": (
         "hgrn2",
@@ -174,23 +244,52 @@ def interpreted() -> None:
     # bf16 is kept as uint16 and multiplied as such: garbage without a word. Make it a loud error.
     interpreter.InterpreterBuilder.create_dot = refuses_bf16(interpreter.InterpreterBuilder.create_dot)
 
+    # KDA's safe gate multiplies with input_precision "bf16x3", which the interpreter refuses to hear of; it would not act on it
+    # either, its products are exact.
+    options = interpreter.interpreter_builder.options
+    known = (*options.allowed_dot_input_precisions, "bf16x3")
+    object.__setattr__(options, "allowed_dot_input_precisions", known)
+
     sys.modules["flash_attn"] = flash_attn_by_torch()  # fla's softmax layer takes nothing else
-    os.environ["FLA_USE_COMPILE"] = "0"  # RWKV-7's token mix would go through torch.compile, for a minute and no other result
+    os.environ["FLA_USE_COMPILE"] = (
+        "0"  # RWKV-7's token mix would go through torch.compile, for a minute and no other result
+    )
     warnings.filterwarnings("ignore")
     import fla  # noqa: F401
 
-    find_gather_at_launch()
+    late_gather()
+    fp32_delta_rule()
 
 
-def find_gather_at_launch() -> None:
-    """fla binds `gather = tl.gather` when it is imported, and the interpreter patches `tl` at each launch: the bound one misses it
-    ("Did you forget to add @triton.jit?") in the kernels of diagonal plus low rank."""
+def late_gather() -> None:
+    """fla binds `gather = tl.gather` when it is imported; the interpreter replaces tl's own name at each launch and misses that one
+    ("Did you forget to add @triton.jit ?", from KDA's safe gate)."""
     import triton.language as tl
 
-    bound = tl.gather
+    early = tl.gather
     for name, module in list(sys.modules.items()):
-        if name.startswith("fla.") and getattr(module, "gather", None) is bound:
-            module.gather = lambda *arguments, **named: tl.gather(*arguments, **named)
+        if name.startswith("fla.") and getattr(module, "gather", None) is early:
+            module.gather = lambda *args, **kwargs: tl.gather(*args, **kwargs)
+
+
+def fp32_delta_rule() -> None:
+    """chunk_delta_rule refuses fp32, for what tf32 does on GPUs; products are exact here. DeltaNet's layer gets what it wraps."""
+    import fla.layers.delta_net as layer
+    from fla.ops.delta_rule.chunk import ChunkDeltaRuleFunction
+
+    def chunk_delta_rule(q, k, v, beta, initial_state, output_final_state, cu_seqlens, use_qk_l2norm_in_kernel):
+        settings = (
+            q.shape[-1] ** -0.5,
+            initial_state,
+            output_final_state,
+            use_qk_l2norm_in_kernel,
+            cu_seqlens,
+            None,
+            64,
+        )
+        return ChunkDeltaRuleFunction.apply(q, k, v, beta, *settings)
+
+    layer.chunk_delta_rule = chunk_delta_rule
 
 
 class LoopInt(int):
