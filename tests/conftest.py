@@ -18,6 +18,7 @@ MIXER_SETTINGS = {
     "gated_delta_net": {"num_heads": 2, "head_dim": 8},
     "kda": {"num_heads": 2, "head_dim": 8},
     "hgrn2": {"expand_ratio": 16, "use_short_conv": True},
+    "gsa": {"num_heads": 4, "num_kv_heads": 2, "num_slots": 12, "feature_map": "t2r", "use_short_conv": True},
     "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
 }
 

@@ -358,6 +358,17 @@ def fla_shapes(draw) -> ModelShape:
             "conv_size": draw(some.sampled_from([3, 4])),
             "allow_neg_eigval": draw(some.booleans()),
         },
+        "gsa": {
+            "num_heads": 4,
+            "num_kv_heads": draw(kv_heads),
+            "num_slots": draw(some.sampled_from([0, 6, 64])),
+            "expand_k": draw(expand),
+            "feature_map": draw(some.sampled_from(["swish", "relu", "t2r"])),
+            "use_short_conv": draw(yes_or_no),
+            "conv_size": draw(some.sampled_from([3, 4])),
+            "gate_logit_normalizer": draw(some.sampled_from([8.0, 4.5])),
+            "elementwise_affine": draw(yes_or_no),
+        },
         "hgrn2": {
             "expand_ratio": draw(some.sampled_from([8, 32])),
             "use_short_conv": draw(some.booleans()),

@@ -82,7 +82,9 @@ MAMBA_KEYS = (
     Key("hidden_size", "hidden_size", 2048),
     Key("num_hidden_layers", "num_hidden_layers", 48),
     Key("norm_eps", "norm_eps", 1e-5),
-    Key("max_position_embeddings", "max_position_embeddings", None, null=0),  # no key of theirs, but one that they let stand
+    Key(
+        "max_position_embeddings", "max_position_embeddings", None, null=0
+    ),  # no key of theirs, but one that they let stand
 )
 # What says how weights begin that are trained from none: longfire begins matrices of all families alike.
 MAMBA_INERT = ("dt_min", "dt_max", "dt_init_floor", "dt_scale", "dt_init_scheme", "rescale_prenorm_residual")
@@ -313,6 +315,32 @@ FLA: dict[str, Family] = {
         inert=INERT,
         replaced={"hidden_ratio": "intermediate_size", "num_heads": "expand_ratio"},
     ),
+    "gsa": Family(
+        architecture="GSAForCausalLM",
+        package="fla",
+        mixer="gsa",
+        keys=(
+            *KEYS,
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("num_heads", "gsa.num_heads", 4),
+            Key("num_kv_heads", "gsa.num_kv_heads", None, null=0),
+            Key("num_slots", "gsa.num_slots", 64, null=0),
+            Key("expand_k", "gsa.expand_k", 1.0),
+            Key("feature_map", "gsa.feature_map", "swish", words={name: name for name in ("swish", "relu", "t2r")}),
+            Key("use_short_conv", "gsa.use_short_conv", False),
+            Key("conv_size", "gsa.conv_size", 4),
+            Key("gate_logit_normalizer", "gsa.gate_logit_normalizer", 8.0),
+            Key("elementwise_affine", "gsa.elementwise_affine", True),
+        ),
+        names=NAMES,
+        buffers=BUFFERS,
+        layers=HYBRID,
+        fixed={**FIXED, "expand_v": (1,)},  # with another one their output norm has the wrong size
+        ours=PLAIN,
+        inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
+        replaced=RATIO,
+        older={"exapnd_k": "expand_k", "exapnd_v": "expand_v"},  # as their class takes them
+    ),
     "mamba2": Family(
         architecture="Mamba2ForCausalLM",
         package="fla",
@@ -321,9 +349,13 @@ FLA: dict[str, Family] = {
             *MAMBA_KEYS,
             Key("expand", "mamba2.expand", 2),
             Key("head_dim", "mamba2.head_dim", 64),
-            Key("num_heads", "mamba2.head_dim", lambda settings: settings["mamba2.head_dim"],
+            Key(
+                "num_heads",
+                "mamba2.head_dim",
+                lambda settings: settings["mamba2.head_dim"],
                 reads=lambda heads, settings: settings["mamba2.head_dim"] if heads == heads_of(settings) else None,
-                writes=heads_of),
+                writes=heads_of,
+            ),
             Key("state_size", "mamba2.state_size", 128),
             Key("n_groups", "mamba2.n_groups", 1),
             Key("conv_kernel", "mamba2.conv_kernel", 4),
@@ -332,13 +364,23 @@ FLA: dict[str, Family] = {
             Key("rmsnorm", "mamba2.rmsnorm", True),
             Key("norm_before_gate", "mamba2.norm_before_gate", False),
             Key("D_has_hdim", "mamba2.D_has_hdim", False),
-            Key("dt_limit", "mamba2.dt_low", [0.0, INFINITE], reads=lambda limits, _: limit(limits, 0), writes=dt_limits),
-            Key("dt_limit", "mamba2.dt_high", [0.0, INFINITE], reads=lambda limits, _: limit(limits, 1), writes=dt_limits),
+            Key(
+                "dt_limit", "mamba2.dt_low", [0.0, INFINITE], reads=lambda limits, _: limit(limits, 0), writes=dt_limits
+            ),
+            Key(
+                "dt_limit",
+                "mamba2.dt_high",
+                [0.0, INFINITE],
+                reads=lambda limits, _: limit(limits, 1),
+                writes=dt_limits,
+            ),
             Key("residual_in_fp32", "residual_in_fp32", True),
         ),
         names=(
-            Name("backbone.layers.{i}.mixer.in_proj.",
-                 tuple(f"layers.{{i}}.mixer.{name}_proj." for name in ("z", "x", "B", "C", "dt"))),
+            Name(
+                "backbone.layers.{i}.mixer.in_proj.",
+                tuple(f"layers.{{i}}.mixer.{name}_proj." for name in ("z", "x", "B", "C", "dt")),
+            ),
             Name("backbone.layers.{i}.mixer.conv1d.", tuple(f"layers.{{i}}.mixer.{name}_conv1d." for name in "xBC")),
             *MAMBA_NAMES,
         ),

@@ -4,6 +4,7 @@ from longfire.mixers.attention import Attention
 from longfire.mixers.delta_net import DeltaNet
 from longfire.mixers.gated_delta_net import GatedDeltaNet
 from longfire.mixers.gla import GLA
+from longfire.mixers.gsa import GSA
 from longfire.mixers.hgrn2 import HGRN2
 from longfire.mixers.kda import KDA
 from longfire.mixers.linear_attention import LinearAttention
@@ -16,9 +17,10 @@ MIXERS: dict[str, type[Mixer]] = {
     "linear_attention": LinearAttention,
     "retention": Retention,
     "gla": GLA,
-    "delta_net": DeltaNet,
-    "gated_delta_net": GatedDeltaNet,
+    "gsa": GSA,
     "hgrn2": HGRN2,
     "mamba2": Mamba2,
+    "delta_net": DeltaNet,
+    "gated_delta_net": GatedDeltaNet,
     "kda": KDA,
 }

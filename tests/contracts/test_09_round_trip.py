@@ -33,6 +33,7 @@ FAMILY_LAYERS = {
     "hybrid of gla": ("gla", "attention"),
     "hybrid of gated_deltanet": ("gated_delta_net", "attention"),
     "hgrn2": ("hgrn2",),
+    "gsa": ("gsa",),
     "mamba2": ("mamba2",),
     "hybrid of hgrn2": ("hgrn2", "attention"),
 }
