@@ -58,7 +58,9 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0], checkpoint="", data="embedded", mixer="gla", steps=48, hidden_share=0.5,
                         seq_len=256, rows=4, lr=1e-3, eval_tokens=16384, work="")  # fmt: skip
     if not options.checkpoint:
-        print("distillation needs --checkpoint DIR, a folder of Llama-shaped Hugging Face weights: nothing was measured")
+        print(
+            "distillation needs --checkpoint DIR, a folder of Llama-shaped Hugging Face weights: nothing was measured"
+        )
         return
     source = Path(options.checkpoint).absolute()
     work = Path(options.work or tempfile.mkdtemp()).absolute()
@@ -89,7 +91,13 @@ def main() -> None:
     tokens = options.steps * options.rows * options.seq_len
     losses = {name: held_out_loss(run) for name, run in arms.items()}
     rows = [{"arm": name, "tokens": tokens, "held-out loss": loss} for name, loss in losses.items()]
-    rows.append({"arm": "hidden only", "tokens": hidden_steps * options.rows * options.seq_len, "held-out loss": held_out_loss(aligned)})
+    rows.append(
+        {
+            "arm": "hidden only",
+            "tokens": hidden_steps * options.rows * options.seq_len,
+            "held-out loss": held_out_loss(aligned),
+        }
+    )
     best = min(losses["logits"], losses["hidden first"])
     verdict = [{"distilled": best, "copied": losses["copying"], "goal": "lower", "reached": best < losses["copying"]}]
     settings = tomllib.loads((arms["copying"] / "run.toml").read_text())
