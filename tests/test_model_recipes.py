@@ -27,7 +27,7 @@ WORDS = 4096  # of the tokenizer where a shape leaves its vocabulary open
 UNTIED = "counts one table for input and head: flame untied them in March 2025 and kept the names"
 GPT3_POSITIONS = "is GPT-3's, with learned positions for 2048 tokens"
 GPT2_POSITIONS = "is GPT-2's, with learned positions for 1024 tokens"
-NOTHING_FITS = None
+OTHERS, NOTHING_FITS = "is that of other mixers' models of this width", None
 
 # name: parameters, the published number, and where the model does not round to it: why, and by how much.
 TABLE = {
@@ -39,12 +39,14 @@ TABLE = {
     "gla-1b": (1_365_514_240, "1B"),
     "gla-7b": (6_741_635_072, "7B"),
     "gla-7b-mistral": (7_244_390_400, "7B"),
-    "gated-deltanet-340m": (512_272_124, "340M", "is that of other shapes of this width", NOTHING_FITS),
+    "gated-deltanet-340m": (512_272_124, "340M", OTHERS, NOTHING_FITS),
     "gated-deltanet-1b": (1_387_348_732, "1B"),
     "delta-net-340m": (374_362_112, "340M", UNTIED, 32000 * 1024),
     "delta-net-1b": (1_365_677_056, "1B"),
     "hgrn2-340m": (373_916_672, "340M", UNTIED, 32000 * 1024),
-    "mamba2-340m": (382_387_712, "340M", "is that of other shapes of this width", NOTHING_FITS),
+    "gsa-340m": (380_158_976, "340M", OTHERS, NOTHING_FITS),
+    "gsa-1b": (1_376_880_640, "1B"),
+    "mamba2-340m": (382_387_712, "340M", OTHERS, NOTHING_FITS),
     "mamba2-1b": (1_371_839_488, "1B"),
     "gpt2-s": (124_445_184, "125M", GPT3_POSITIONS, -1024 * 768),
     "gpt2-m": (354_830_336, "355M"),
