@@ -275,7 +275,9 @@ def export(words: Sequence[str]) -> int:
 
 def convert(words: Sequence[str]) -> int:
     """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh."""
-    parser = Parser(convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b.json --output gla-7b")
+    parser = Parser(
+        convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b-mistral.json --output gla-7b"
+    )
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
     )

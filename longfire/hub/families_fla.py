@@ -126,7 +126,7 @@ FLA: dict[str, Family] = {
         ),
         names=NAMES,
         buffers=BUFFERS,
-        fixed=FIXED,
+        fixed={**FIXED, "attention_bias": (False, None)},  # no class of fla reads it; flame's files say false
         ours={**PLAIN, **ATTENTION},
         inert=(*INERT, "elementwise_affine"),  # no layer of it asks
         replaced=RATIO,
@@ -385,7 +385,7 @@ FLA: dict[str, Family] = {
             *MAMBA_NAMES,
         ),
         base="backbone.",
-        fixed={"hidden_act": ("silu", "swish")},
+        fixed={"hidden_act": ("silu", "swish"), "rms_norm": (True, None)},  # of flame's and transformers' files
         ours={**PLAIN, "mlp": "none"},
         inert=(*INERT, *MAMBA_INERT, "chunk_size", "A_init_range", "conv_init", "dt_rank"),
         older=MAMBA_OLDER,
