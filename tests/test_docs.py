@@ -15,7 +15,8 @@ from longfire.cli import COMMANDS, main, take_settings
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN_OPTIONS = {"--steps", "--step", "--tokens", "--dtype", "--prompt", "--max_new_tokens", "--out", "--top_k", "--temperature",
-               "--top_p", "--seed", "--stop", "--prompts", "--interactive", "--batch_size", "--data", "--needle", "--tasks"}  # fmt: skip
+               "--top_p", "--seed", "--stop", "--prompts", "--interactive",
+               "--batch_size", "--data", "--needle", "--tasks"}  # fmt: skip
 
 
 def name_of(page: Path) -> str:
