@@ -1,5 +1,6 @@
 """The families of fla (flash-linear-attention): their names <-> our names; free of torch. families.py says how to read it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,16 @@ HYBRID = Listed((replace(ATTENTION_KEYS[0], default=REQUIRED, kind=int), *ATTENT
 def half_width(settings: Settings) -> int:
     """RetNet's MLP where the config is silent: hidden_ratio 2, where all others have 4."""
     return 256 * -(-int(settings["hidden_size"] * 2 * 2 / 3) // 256)
+
+
+RWKV7_WORDS = {"norm_eps": {"default": 1e-5}, "hidden_act": {"default": "sqrelu", "words": {"sqrelu": "channel_mix"}}}
+
+
+def rank(share: float, grows: int) -> Callable[[Settings], int]:
+    """What their layer takes where the config has null: by the width, and where it grows by the heads' too."""
+    return lambda settings: max(
+        32, round(share * settings["hidden_size"] ** 0.5 * (settings["rwkv7.head_dim"] / 64) ** grows / 32) * 32
+    )
 
 
 MAMBA_NAMES = (
@@ -340,6 +351,43 @@ FLA: dict[str, Family] = {
         inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
         replaced=RATIO,
         older={"exapnd_k": "expand_k", "exapnd_v": "expand_v"},  # as their class takes them
+    ),
+    "rwkv7": Family(
+        architecture="RWKV7ForCausalLM",
+        package="fla",
+        mixer="rwkv7",
+        keys=(
+            *(replace(key, **RWKV7_WORDS.get(key.theirs, {})) for key in KEYS),
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("norm_first", "embed_norm", True),
+            Key("norm_bias", "norm_bias", True),
+            Key("head_dim", "rwkv7.head_dim", 64, null=0),
+            Key(
+                "num_heads",
+                "rwkv7.head_dim",
+                lambda settings: settings["rwkv7.head_dim"],
+                reads=lambda heads, settings: settings["rwkv7.head_dim"] or settings["hidden_size"] // heads,
+                writes=lambda settings: settings["hidden_size"] // settings["rwkv7.head_dim"],
+            ),
+            Key("decay_low_rank_dim", "rwkv7.decay_low_rank_dim", 64, null=rank(2.5, 1)),
+            Key("a_low_rank_dim", "rwkv7.a_low_rank_dim", 64, null=rank(2.5, 1)),
+            Key("v_low_rank_dim", "rwkv7.v_low_rank_dim", 16, null=rank(1.7, 1)),
+            Key("gate_low_rank_dim", "rwkv7.gate_low_rank_dim", 128, null=rank(5, 0)),
+            Key("fuse_norm", "rwkv7.key_norm_eps", True, words={True: 1e-6, False: 1e-24}),
+        ),
+        names=(
+            Name("model.layers.0.pre_norm.", "embed_norm."),
+            Name("model.layers.{i}.ffn_norm.", "layers.{i}.mlp_norm."),
+            Name("model.layers.{i}.ffn.", "layers.{i}.mlp."),
+            *NAMES,
+        ),
+        fixed={**FIXED, "attn": (None,)},  # their block cannot hold softmax attention
+        ours={**{k: v for k, v in PLAIN.items() if k not in ("norm_bias", "embed_norm")}, "norm": "layernorm"},
+        inert=(
+            *(key for key in INERT if key != "fuse_norm"),
+            "value_dim",
+        ),  # hidden_size; with another one they cannot be built
+        replaced=RATIO,
     ),
     "mamba2": Family(
         architecture="Mamba2ForCausalLM",

@@ -11,6 +11,7 @@ from longfire.mixers.linear_attention import LinearAttention
 from longfire.mixers.mamba2 import Mamba2
 from longfire.mixers.mixer import Mixer
 from longfire.mixers.retention import Retention
+from longfire.mixers.rwkv7 import RWKV7
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
@@ -23,4 +24,5 @@ MIXERS: dict[str, type[Mixer]] = {
     "delta_net": DeltaNet,
     "gated_delta_net": GatedDeltaNet,
     "kda": KDA,
+    "rwkv7": RWKV7,
 }

@@ -35,6 +35,7 @@ FAMILY_LAYERS = {
     "hgrn2": ("hgrn2",),
     "gsa": ("gsa",),
     "mamba2": ("mamba2",),
+    "rwkv7": ("rwkv7",),
     "hybrid of hgrn2": ("hgrn2", "attention"),
 }
 TEXT = "def f(x):\n    return 'naïve 漢字'  # <eos>"
