@@ -581,7 +581,9 @@ def test_spellings_of_older_files():
     ratio = {"model_type": "gla", "hidden_ratio": 3, "intermediate_size": 300}
     assert shape_from_config(ratio, "").intermediate_size == 300
     for model_type, key, only in (("transformer", "attention_bias", False), ("mamba2", "rms_norm", True)):
-        said = shape_from_config({"model_type": model_type, key: only}, "")  # as flame's own files do, though fla reads neither
+        said = shape_from_config(
+            {"model_type": model_type, key: only}, ""
+        )  # as flame's own files do, though fla reads neither
         assert said == shape_from_config({"model_type": model_type}, "")
         with pytest.raises(SettingsError, match=key):
             shape_from_config({"model_type": model_type, key: not only}, "")
