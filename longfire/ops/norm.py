@@ -106,3 +106,21 @@ class GatedRMSNorm(nn.Module):
         if gate is None:
             return rms_norm(x, self.weight, self.eps)
         return gated_rms_norm(x, gate.reshape(x.shape), self.weight, self.eps, self.activation)
+
+
+class GroupedGatedRMSNorm(RMSNorm):
+    """Mamba-2's: rms_norm(x * silu(gate)) with statistics of each group of channels, or the norm first and the gate after it."""
+
+    def __init__(self, size: int, eps: float, groups: int, norm_before_gate: bool) -> None:
+        super().__init__(size, eps)
+        self.groups, self.norm_before_gate = groups, norm_before_gate
+
+    def forward(self, x_BTD: Tensor, gate_BTD: Tensor) -> Tensor:
+        y_BTD, gate_BTD = in_fp32(x_BTD), F.silu(in_fp32(gate_BTD))
+        y_BTD = y_BTD if self.norm_before_gate else y_BTD * gate_BTD
+        if self.groups == 1:
+            y_BTD = in_fp32_rms(y_BTD, self.weight, self.eps)
+        else:
+            y_BTGD = y_BTD.unflatten(-1, (self.groups, -1))
+            y_BTD = in_fp32_rms(y_BTGD, None, self.eps).flatten(-2) * self.weight
+        return (y_BTD * gate_BTD if self.norm_before_gate else y_BTD).to(x_BTD.dtype)
