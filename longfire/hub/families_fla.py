@@ -107,6 +107,44 @@ MAMBA_OLDER = {  # of transformers, whose own classes have tensors of the same n
 INFINITE = {"__float__": "Infinity"}  # as transformers writes it: JSON has none
 
 
+def channels(settings: Settings) -> int:
+    return settings["mamba.intermediate_size"] or 2 * settings["hidden_size"]
+
+
+def own_channels(size: Any, settings: Settings) -> int | None:
+    """0 where it is what we take when nothing is said; None if it is no size."""
+    return None if type(size) not in (int, float) else 0 if size == 2 * settings["hidden_size"] else int(size)
+
+
+def step_rank(rank: Any, settings: Settings) -> int | None:
+    if type(rank) is int or rank == "auto":
+        return 0 if rank in ("auto", -(-settings["hidden_size"] // 16)) else rank
+    return None
+
+
+def written_step_rank(settings: Settings) -> int:
+    return settings["mamba.dt_rank"] or -(-settings["hidden_size"] // 16)
+
+
+def width(times: Any, settings: Settings) -> int | None:
+    """fla's MLP where the config has its ratio only."""
+    return 256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256) if type(times) in (int, float) else None
+
+
+def ratio(settings: Settings) -> float:
+    return (
+        4
+        if settings["intermediate_size"] == width(4, settings)
+        else settings["intermediate_size"] * 1.5 / settings["hidden_size"]
+    )
+
+
+def odd_layers(layers: int) -> dict[str, Any]:
+    """Samba's own."""
+    numbers = [i for i in range(1, 18, 2) if i < layers]
+    return {"layers": numbers, "num_heads": 18, "num_kv_heads": 18, "window_size": 2048}
+
+
 def heads_of(settings: Settings) -> int:
     return settings["hidden_size"] * settings["mamba2.expand"] // settings["mamba2.head_dim"]
 
@@ -388,6 +426,96 @@ FLA: dict[str, Family] = {
             "value_dim",
         ),  # hidden_size; with another one they cannot be built
         replaced=RATIO,
+    ),
+    "mamba": Family(
+        architecture="MambaForCausalLM",
+        package="fla",
+        mixer="mamba",
+        keys=(
+            *MAMBA_KEYS,
+            Key(
+                "expand",
+                "mamba.intermediate_size",
+                2,
+                reads=lambda expand, settings: own_channels(expand * settings["hidden_size"], settings),
+                writes=lambda settings: -(-channels(settings) // settings["hidden_size"]),
+            ),
+            Key(
+                "intermediate_size",
+                "mamba.intermediate_size",
+                lambda settings: settings["mamba.intermediate_size"],
+                reads=own_channels,
+                writes=channels,
+            ),
+            Key("dt_rank", "mamba.dt_rank", "auto", reads=step_rank, writes=written_step_rank),
+            Key("state_size", "mamba.state_size", 16),
+            Key("conv_kernel", "mamba.conv_kernel", 4),
+            Key("use_bias", "mamba.use_bias", False),
+            Key("use_conv_bias", "mamba.use_conv_bias", True),
+            Key("residual_in_fp32", "residual_in_fp32", False),
+        ),
+        names=MAMBA_NAMES,
+        base="backbone.",
+        fixed={"hidden_act": ("silu", "swish")},
+        ours={**PLAIN, "mlp": "none"},
+        inert=(*INERT, *MAMBA_INERT, "use_associative_scan", "use_mambapy"),
+        older=MAMBA_OLDER,
+        both_spellings=True,
+    ),
+    "samba": Family(
+        architecture="SambaForCausalLM",
+        package="fla",
+        mixer="mamba",
+        keys=(
+            *(key for key in KEYS if key.theirs not in ("intermediate_size", "norm_eps", "hidden_size")),
+            Key("hidden_size", "hidden_size", 2304),
+            Key("norm_eps", "norm_eps", 1e-5),
+            Key("num_hidden_layers", "num_hidden_layers", 18),
+            Key(
+                "hidden_ratio",
+                "intermediate_size",
+                4,
+                null=lambda settings: width(4, settings),
+                reads=width,
+                writes=ratio,
+            ),
+            Key(
+                "expand",
+                "mamba.intermediate_size",
+                2,
+                reads=lambda expand, settings: own_channels(expand * settings["hidden_size"], settings),
+                writes=lambda settings: -(-channels(settings) // settings["hidden_size"]),
+            ),
+            Key(
+                "intermediate_size",
+                "mamba.intermediate_size",
+                lambda settings: settings["mamba.intermediate_size"],
+                reads=own_channels,
+                writes=channels,
+            ),
+            Key("time_step_rank", "mamba.dt_rank", "auto", reads=step_rank, writes=written_step_rank),
+            Key("state_size", "mamba.state_size", 16),
+            Key("conv_kernel", "mamba.conv_kernel", 4),
+            Key("use_bias", "mamba.use_bias", False),
+        ),
+        names=(
+            Name("backbone.layers.{i}.mixer_norm.", "layers.{i}.mixer_norm."),
+            Name("backbone.layers.{i}.mlp_norm.", "layers.{i}.mlp_norm."),
+            Name("backbone.layers.{i}.mlp.", "layers.{i}.mlp."),
+            *(name for name in MAMBA_NAMES if name.ours != "layers.{i}.mixer_norm."),
+        ),
+        base="backbone.",
+        buffers=BUFFERS,
+        layers=replace(HYBRID, silent=odd_layers),
+        fixed={"attnres_block_size": (None,)},
+        ours={**PLAIN, "mamba.use_conv_bias": True},
+        inert=(
+            *INERT,
+            "residual_in_fp32",
+            "use_conv_bias",
+            "rescale_prenorm_residual",
+            *(f"time_step_{what}" for what in ("scale", "min", "max", "init_scheme", "floor")),
+        ),
     ),
     "mamba2": Family(
         architecture="Mamba2ForCausalLM",
