@@ -610,7 +610,11 @@ def test_spellings_of_older_files():
     assert shape_from_config({**gpt2, "hidden_size": 64}, "") == shape_from_config(gpt2, "")
     ratio = {"model_type": "gla", "hidden_ratio": 3, "intermediate_size": 300}
     assert shape_from_config(ratio, "").intermediate_size == 300
-    for model_type, key, only in (("transformer", "attention_bias", False), ("mamba2", "rms_norm", True)):
+    for model_type, key, only in (
+        ("transformer", "attention_bias", False),
+        ("mamba2", "rms_norm", True),
+        ("gsa", "use_rope", False),
+    ):
         said = shape_from_config(
             {"model_type": model_type, key: only}, ""
         )  # as flame's own files do, though fla reads neither

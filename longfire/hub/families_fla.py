@@ -384,7 +384,12 @@ FLA: dict[str, Family] = {
         names=NAMES,
         buffers=BUFFERS,
         layers=HYBRID,
-        fixed={**FIXED, "expand_v": (1,)},  # with another one their output norm has the wrong size
+        fixed={
+            **FIXED,
+            "expand_v": (1,),
+            "use_rope": (False, None),
+        },  # with another one their output norm has the wrong size
+        # and no class of fla reads use_rope, which flame's files say
         ours=PLAIN,
         inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
         replaced=RATIO,
