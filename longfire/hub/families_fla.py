@@ -386,10 +386,9 @@ FLA: dict[str, Family] = {
         layers=HYBRID,
         fixed={
             **FIXED,
-            "expand_v": (1,),
-            "use_rope": (False, None),
-        },  # with another one their output norm has the wrong size
-        # and no class of fla reads use_rope, which flame's files say
+            "expand_v": (1,),  # with another one their output norm has the wrong size
+            "use_rope": (False, None),  # no class of fla reads it; flame's files say false
+        },
         ours=PLAIN,
         inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
         replaced=RATIO,
