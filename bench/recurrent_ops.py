@@ -1,7 +1,7 @@
-"""Chunkwise GLA and gated delta rule against their recurrent form, forward and backward; and how the cost grows with length.
+"""The chunkwise recurrences against their recurrent form, forward and backward; and how the cost grows with length.
 
 Goals (issue 2): at T = 2048 at least 10 times as fast as the recurrent form; from T = 2k to T = 16k at most 8.8 times the cost.
-Both are eager, fp32, with an initial state and gradients of every input. The recurrent form is the readable truth of
+All are eager, fp32, with an initial state and gradients of every input. The recurrent form is the readable truth of
 `longfire doctor`, a loop over tokens.
 """
 
@@ -13,33 +13,45 @@ from measure import alternate, arguments, medians, print_table, write_result
 from torch import Tensor
 
 from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_slow
+from longfire.ops.dplr import dplr_chunkwise, dplr_slow
 from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_slow
 
 B, H, K, V = 1, 4, 64, 128
+SLOTS = K  # the values of the first pass
 FASTER, GROWTH = 10.0, 8.8
 FORMS = {
     "GLA (vector decay)": (linear_attention_chunkwise, linear_attention_slow),
+    "GSA, first pass (value decay)": (linear_attention_chunkwise, linear_attention_slow),
     "gated delta rule (scalar decay)": (delta_rule_chunkwise, delta_rule_slow),
+    "RWKV-7 (diagonal plus low rank)": (dplr_chunkwise, dplr_slow),
 }
 
 
-def inputs(name: str, T: int) -> list[Tensor]:
-    """q, k, v, [beta,] g, initial state, as a mixer gives them."""
+def inputs(name: str, T: int) -> dict[str, Tensor]:
+    """The arguments by name, as a mixer gives them."""
     draw = torch.Generator().manual_seed(0)
+    values = SLOTS if name.startswith("GSA") else V
     q, k = (torch.randn(B, T, H, K, generator=draw) for _ in range(2))
-    v, state = torch.randn(B, T, H, V, generator=draw), torch.randn(B, H, K, V, generator=draw)
+    v, state = torch.randn(B, T, H, values, generator=draw), torch.randn(B, H, K, values, generator=draw)
+    vector = F.logsigmoid(torch.randn(B, T, H, K, generator=draw)) / 16
+    made = {"q_BTHK": q, "k_BTHK": k, "v_BTHV": v, "initial_state_BHKV": state}
     if name.startswith("GLA"):
-        made = [q, k, v, F.logsigmoid(torch.randn(B, T, H, K, generator=draw)) / 16, state]
+        made["g"] = vector
+    elif name.startswith("GSA"):
+        made["gv"] = vector
+    elif name.startswith("RWKV"):
+        key, rate = F.normalize(k, dim=-1), torch.rand(B, T, H, K, generator=draw)
+        made |= {"c_BTHK": -key, "b_BTHK": key * rate, "g_BTHK": vector}
     else:
         beta, g = torch.rand(B, T, H, generator=draw), F.logsigmoid(torch.randn(B, T, H, generator=draw))
-        made = [F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, g, state]
-    return [x.requires_grad_() for x in made]
+        made |= {"q_BTHK": F.normalize(q, dim=-1), "k_BTHK": F.normalize(k, dim=-1), "beta_BTH": beta, "g": g}
+    return {name: x.requires_grad_() for name, x in made.items()}
 
 
-def forward_backward(form: Callable[..., tuple[Tensor, Tensor]], tensors: list[Tensor]) -> Callable[[], None]:
+def forward_backward(form: Callable[..., tuple[Tensor, Tensor]], made: dict[str, Tensor]) -> Callable[[], None]:
     def run() -> None:
-        o, state = form(*tensors[:-1], initial_state_BHKV=tensors[-1])
-        torch.autograd.grad((o, state), tensors, (torch.ones_like(o), torch.ones_like(state)))
+        outputs = form(**made)
+        torch.autograd.grad(outputs, list(made.values()), [torch.ones_like(o) for o in outputs])
 
     return run
 
@@ -59,7 +71,7 @@ def main() -> None:
         ratio = cost["long"] / cost["short"]
         growth.append({"op": name, f"{T} tokens s": cost["short"], f"{8 * T} tokens s": cost["long"], "ratio": ratio,
                        "goal": f"<= {GROWTH:g}", "reached": ratio <= GROWTH})  # fmt: skip
-    sizes = f"forward and backward, B {B}, H {H}, K {K}, V {V}, fp32, {torch.get_num_threads()} threads"
+    sizes = f"forward and backward, B {B}, H {H}, K {K}, V {V} (GSA: {SLOTS} slots), fp32, {torch.get_num_threads()} threads"
     print_table(f"T {T}: {sizes}", speed)
     print_table(f"chunkwise: {sizes}", growth)
     write_result("recurrent_ops", {"sizes": sizes, "tokens": T, "speed": speed, "growth": growth}, options.quick)

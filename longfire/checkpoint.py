@@ -5,6 +5,8 @@
   state.json            step, rows consumed, tokens, format version
   manifest.json         size and checksum of each file above; written last
 
+Step 0 may hold weights alone, those of a model from elsewhere (`begin_with`): there is no optimizer state yet to go on with.
+
 A checkpoint is written beside its place, synced, and renamed once. What a kill leaves behind is never mistaken for one.
 """
 
@@ -14,15 +16,17 @@ import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longfire import settings
@@ -31,6 +35,7 @@ from longfire.errors import CheckpointError
 
 FORMAT = 1  # of the folder; a newer one is refused, an older one would be converted here
 MANIFEST, STATE, LEFT = "manifest.json", "state.json", "left"
+SHARD_BYTES = 1_000_000_000  # of a file of weights that are written as they are read
 COUNTERS = ("step", "rows_consumed", "tokens", "skipped_steps", "elapsed_seconds")
 
 
@@ -167,11 +172,11 @@ class Checkpoints:
         step = self.settings.load_step if self.settings.load_step >= 0 else newest(self.folder, self.note)
         if step is None:
             return False
-        load(state, self.folder / f"step-{step}")
+        place = self.folder / f"step-{step}"
+        load(state, place)
         self.saved_at, self.saved_step = time.monotonic(), state.step
-        self.note(
-            f"going on from {self.folder / f'step-{step}'}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next"
-        )
+        fresh = "" if state.optimizer.state else ", with a fresh optimizer"
+        self.note(f"going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}")
         return True
 
 
@@ -200,7 +205,7 @@ def newest(folder: Path, note: Callable[[str], None] = print) -> int | None:
 def load(state: State, place: Path) -> None:
     """Read a whole checkpoint into the state, to the bit. Raises CheckpointError naming the file or tensor that is wrong."""
     facts = checked_facts(place)
-    if facts["weights_only"]:
+    if facts["weights_only"] and facts["step"]:
         raise CheckpointError(f"{place} holds the model's weights only (checkpoint.model_weights_only) and cannot be resumed; export "
                               "it and start from it with model.weights")  # fmt: skip
     there = tensor_shapes(place)
@@ -220,11 +225,33 @@ def load(state: State, place: Path) -> None:
             # the step counter of fused kernels lives where the parameter does, that of the plain loop on the host
             device = parameter.device if value.dim() or state.optimizer.defaults.get("fused") else "cpu"
             state.optimizer.state[parameter][what] = value.to(device)
-    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cpu" in tensors:
+        torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
     for name in COUNTERS:
         setattr(state, name, facts[name])
+
+
+def begin_with(weights: Iterable[tuple[str, Tensor]], place: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write step 0 of weights alone (name, fp32), as they come: at most `shard_bytes` of them are in memory, or one tensor.
+
+    `place` is a folder of a run that is not yet in its own place: nobody reads it before it is whole. Raises OSError.
+    """
+    place.mkdir(parents=True)
+    shard: dict[str, Tensor] = {}
+    shards = 0
+    for name, tensor in chain(weights, [("", None)]):
+        full = sum(t.numel() * t.element_size() for t in shard.values()) + (0 if tensor is None else tensor.nbytes)
+        if shard and (tensor is None or full > shard_bytes):
+            shards += 1
+            save_file(shard, place / f"shard-{shards:05d}.safetensors")
+            shard = {}
+        if tensor is not None:
+            shard[f"model/{name}"] = tensor
+    facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": True, **dict.fromkeys(COUNTERS, 0)}
+    (place / STATE).write_text(json.dumps(facts, indent=1))
+    write_manifest(place)
 
 
 def load_model_weights(place: Path) -> dict[str, Tensor]:

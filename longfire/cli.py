@@ -16,7 +16,6 @@ from longfire.options import Checked, Sampling, Scoring
 from longfire.settings import SECTIONS
 
 WIDTH = 118  # of --help
-STEP = "the checkpoint of this step (default: the newest)"
 VALUES_OF_BARE_FLAGS = {*recipe.TRUTH, "auto"}
 
 
@@ -37,6 +36,9 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names: str, **how: Any) -> argparse.Action:
         self.own.update(names)
         return super().add_argument(*names, **how)
+
+    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
+        return self.parse_intermixed_args(words)  # a command's own words in any order: RUN --step 4 OUT
 
     def add_fields(self, options: type[Checked], repeated: Sequence[str] = ()) -> None:
         """An option for each field of a dataclass. Lists are comma-separated, those of `repeated` options given one by one."""
@@ -147,6 +149,31 @@ def read_run(parser: RecipeParser, words: Sequence[str], needs_model: bool = Tru
     return Run.compose(options.recipe or options.named, parser.overrides, needs_model=needs_model), options
 
 
+def add_which_model(parser: Parser) -> None:
+    """The options of every command that reads a run folder."""
+    parser.add_argument(
+        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
+    )
+    add_plugins(parser)
+
+
+def add_plugins(parser: Parser) -> None:
+    parser.add_argument(
+        "--plugins", type=comma_separated(str), default=(), metavar="FILE,...",
+        help="your own files that the run's mixers come from; they are run",
+    )  # fmt: skip
+
+
+def comma_separated(kind: type) -> Callable[[str], tuple]:
+    """A reader of lists on the command line; argparse names it in its errors."""
+
+    def read(text: str) -> tuple:
+        return tuple(kind(part.strip()) for part in text.split(","))
+
+    read.__name__ = f"comma-separated {kind.__name__}"
+    return read
+
+
 def prepare(words: Sequence[str]) -> int:
     """Text -> tokens: make the token stores of a recipe, once; train does it too, but this needs no device."""
     run, _ = read_run(
@@ -175,7 +202,7 @@ def evaluate(words: Sequence[str]) -> int:
     """Loss, perplexity and bits per byte on held-out documents or other texts; hidden needles; tasks of lm-eval."""
     parser = Parser(evaluate, "longfire eval runs/quickstart --step 100 --plot by-position.png")
     parser.add_argument("run", type=Path, help="a run folder, or a folder of Hugging Face weights")
-    parser.add_argument("--step", type=int, default=-1, metavar="N", help=STEP)
+    add_which_model(parser)
     parser.add_fields(Scoring)
     options = parser.parse_args(words)
     scoring = parser.taken(Scoring, options)
@@ -183,7 +210,7 @@ def evaluate(words: Sequence[str]) -> int:
         stay_offline()
     from longfire.scores import main as score
 
-    return score(options.run, scoring, options.step)
+    return score(options.run, scoring, options.step, options.plugins)
 
 
 def generate(words: Sequence[str]) -> int:
@@ -199,19 +226,35 @@ def generate(words: Sequence[str]) -> int:
     parser.add_argument(
         "--interactive", action="store_true", help="ask for lines and keep what was said (default: without a prompt)"
     )
+    add_which_model(parser)
     parser.add_argument(
         "--batch_size", type=int, default=1, metavar="N", help="prompts that are continued together (default: 1)"
     )
     parser.add_argument("--stats", action="store_true", help="at the end tell tokens/s, ms a token, bytes of the cache")
-    parser.add_argument("--step", type=int, default=-1, metavar="N", help=STEP)
     parser.add_fields(Sampling, repeated=("stop",))
     options = parser.parse_args(words)
     from longfire.prompts import main as continue_prompts
 
     return continue_prompts(
         options.folder, parser.taken(Sampling, options), options.prompt, options.prompts, options.interactive,
-        options.batch_size, options.stats, options.step,
+        options.batch_size, options.stats, options.step, options.plugins,
     )  # fmt: skip
+
+
+def adopt(words: Sequence[str]) -> int:
+    """Hugging Face weights -> a run folder to train, evaluate and generate from, compared with their own class before it counts."""
+    parser = Parser(adopt, "longfire import downloads/SmolLM2-135M runs/continued")
+    parser.add_argument("source", help="a folder with config.json, weights and tokenizer, or a model's name on the hub")
+    parser.add_argument("run", type=Path, help="the run folder to make; its step 0 is this model")
+    options = parser.parse_args(words)
+    from longfire.hub.adopt import adopt as make_run
+
+    print(make_run(options.source, options.run))
+    run = options.run
+    print(
+        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` goes on from it"
+    )
+    return 0
 
 
 def export(words: Sequence[str]) -> int:
@@ -219,14 +262,46 @@ def export(words: Sequence[str]) -> int:
     parser = Parser(export, "longfire export runs/quickstart exported --dtype bfloat16")
     parser.add_argument("run", type=Path, help="a run folder; the run may still be training")
     parser.add_argument("out", type=Path, nargs="?", help="where to (default: <run>/hf)")
-    parser.add_argument("--step", type=int, default=-1, metavar="N", help=STEP)
+    add_which_model(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="", help="(default: checkpoint.export_dtype)"
     )
     options = parser.parse_args(words)
     from longfire.hub.convert import export_run
 
-    print(export_run(options.run, options.step, options.out or options.run / "hf", options.dtype))
+    print(export_run(options.run, options.step, options.out or options.run / "hf", options.dtype, options.plugins))
+    return 0
+
+
+def convert(words: Sequence[str]) -> int:
+    """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh."""
+    parser = Parser(
+        convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b-mistral.json --output gla-7b"
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="JSON", help="config.json of the model to be made"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where to; train it with --model.config DIR --model.weights DIR",
+    )
+    parser.add_argument(
+        "--keep-attention", type=comma_separated(int), default=(), metavar="0,7,...",
+        help="layers, counted from 0, that keep the attention of the source (default: none)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of what stays fresh (default: 42)")
+    add_plugins(parser)
+    options = parser.parse_args(words)
+    from longfire.hub.transplant import convert as convert_model
+
+    kept, plugins = options.keep_attention, options.plugins
+    print(convert_model(options.model, options.config, options.output, kept, options.seed, plugins))
     return 0
 
 
@@ -272,7 +347,9 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "import": adopt,
     "export": export,
+    "convert": convert,
     "report": report,
     "doctor": doctor,
     "bench": bench,

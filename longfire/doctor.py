@@ -19,7 +19,16 @@ from torch import Tensor
 
 from longfire import ops
 from longfire.launch import cxx_compiler
-from longfire.ops import attention, cross_entropy, delta_rule, linear_attention, short_conv
+from longfire.ops import (
+    attention,
+    cross_entropy,
+    delta_rule,
+    dplr,
+    linear_attention,
+    selective_scan,
+    short_conv,
+    token_shift,
+)
 from longfire.ops.documents import Documents
 from longfire.ops.linear import native_bf16
 from longfire.report import version_of
@@ -30,8 +39,12 @@ WIDTHS = (21, 30, 9, 6, 6, 21, 10)
 STRONG = -20.0  # log decay of a step: e^-20 a token leaves exp(64 * 20) between the ends of a chunk, far beyond fp32
 FP32 = {
     "g",
+    "g_BTHK",
+    "gv",
     "beta_BTH",
+    "A_DN",
     "initial_state_BHKV",
+    "initial_state_BDN",
     "weight_DW",
     "bias_D",
     "state_BDW",
@@ -110,18 +123,53 @@ def attention_inputs(
 def recurrent_inputs(
     draw: Draw, n: Sizes, *, decay: str, rule: bool, strong: float = 0.0, documents: bool = False
 ) -> Inputs:
-    """Linear attention (rule false) or the delta rule, from an initial state. decay: none, constant, scalar, vector."""
+    """Linear attention (rule false) or the delta rule, from an initial state. decay: none, constant, scalar, vector, or value: gv."""
     row = (n.B, n.T, n.H)
-    shape = {"none": None, "constant": (n.H,), "scalar": row, "vector": (*row, n.K)}[decay]
+    shape = {"none": None, "constant": (n.H,), "scalar": row, "vector": (*row, n.K), "value": (*row, n.V)}[decay]
     k_BTHK = draw.normal(*row, n.K)
     inputs = {
         "q_BTHK": draw.normal(*row, n.K),
         "k_BTHK": F.normalize(k_BTHK, dim=-1) if rule else k_BTHK,
         "v_BTHV": draw.normal(*row, n.V),
         **({"beta_BTH": 2 * draw.uniform(*row)} if rule else {}),
-        **({"g": F.logsigmoid(2 * draw.normal(*shape)) + strong} if shape else {}),
+        **({"gv" if decay == "value" else "g": F.logsigmoid(2 * draw.normal(*shape)) + strong} if shape else {}),
         "initial_state_BHKV": draw.normal(n.B, n.H, n.K, n.V),
     }
+    return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+
+
+def dplr_inputs(draw: Draw, n: Sizes, *, strong: float = 0.0, documents: bool = False) -> Inputs:
+    """As RWKV-7: c and b are one key, read and in part taken away."""
+    heads = (n.B, n.T, n.H, n.K)
+    key_BTHK = F.normalize(draw.normal(*heads), dim=-1)
+    inputs = {
+        "q_BTHK": draw.normal(*heads),
+        "k_BTHK": draw.normal(*heads),
+        "v_BTHV": draw.normal(n.B, n.T, n.H, n.V),
+        "c_BTHK": -key_BTHK,
+        "b_BTHK": key_BTHK * draw.uniform(*heads),
+        "g_BTHK": F.logsigmoid(2 * draw.normal(*heads)) + strong,
+        "initial_state_BHKV": draw.normal(n.B, n.H, n.K, n.V),
+    }
+    return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+
+
+def selective_scan_inputs(draw: Draw, n: Sizes, *, strong: float = 1.0, documents: bool = False) -> Inputs:
+    """A as Mamba begins, -1 ... -N; steps of some 0.01 to 3, `strong` times as long."""
+    D, N = n.H * n.K, 16
+    inputs = {
+        "x_BTD": draw.normal(n.B, n.T, D),
+        "dt_BTD": strong * F.softplus(draw.normal(n.B, n.T, D) - 2),
+        "A_DN": -torch.arange(1, N + 1, dtype=torch.float64).repeat(D, 1),
+        "B_BTN": draw.normal(n.B, n.T, N),
+        "C_BTN": draw.normal(n.B, n.T, N),
+        "initial_state_BDN": draw.normal(n.B, D, N),
+    }
+    return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+
+
+def previous_token_inputs(draw: Draw, n: Sizes, *, documents: bool = False) -> Inputs:
+    inputs = {"x_BTD": draw.normal(n.B, n.T, n.H * n.K), "before_BD": draw.normal(n.B, n.H * n.K)}
     return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
 
 
@@ -166,7 +214,7 @@ def cases() -> Iterator[Case]:
     }.items():
         yield Case(attention, "attention_parts", name, partial(attention_inputs, **options))
     for module, op, decays in (
-        (linear_attention, "linear_attention", ("none", "constant", "scalar", "vector")),
+        (linear_attention, "linear_attention", ("none", "constant", "scalar", "vector", "value")),
         (delta_rule, "delta_rule", ("none", "scalar", "vector")),
     ):
         for decay in decays:
@@ -174,8 +222,23 @@ def cases() -> Iterator[Case]:
             name = "no decay" if decay == "none" else f"{decay} decay"
             yield Case(module, op, name, inputs)
             yield Case(module, op, f"{name}, documents", partial(inputs, documents=True))
-            if decay in ("scalar", "vector"):
+            if decay in ("scalar", "vector", "value"):
                 yield Case(module, op, f"{name} of e^{STRONG:.0f}", partial(inputs, strong=STRONG))
+    for name, options in {
+        "vector decay": {},
+        "vector decay, documents": {"documents": True},
+        f"vector decay of e^{STRONG:.0f}": {"strong": STRONG},
+    }.items():
+        yield Case(dplr, "dplr", name, partial(dplr_inputs, **options))
+    for name, options in {
+        "Mamba's steps": {},
+        "documents": {"documents": True},
+        "steps of 20": {"strong": 20.0},
+    }.items():
+        yield Case(selective_scan, "selective_scan", name, partial(selective_scan_inputs, **options))
+    for name, documents in {"whole rows": False, "documents": True}.items():
+        inputs = partial(previous_token_inputs, documents=documents)
+        yield Case(token_shift, "previous_token", name, inputs)
     for name, options in {
         "width 4": {},
         "width 3, documents": {"width": 3, "documents": True},

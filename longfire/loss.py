@@ -17,6 +17,11 @@ def loss_sum(model: Model, batch: Batch, chunk_tokens: int, noise_BT: Tensor | N
     `chunk_tokens` tokens at a time. noise_BT: what dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
     """
     hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT))
+    return loss_of(model, hidden_BTD, batch, chunk_tokens)
+
+
+def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
+    """The same of hidden states that are there already."""
     return linear_cross_entropy(
         hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
     )

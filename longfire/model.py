@@ -102,10 +102,7 @@ class Model(nn.Module):
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
-        for module in self.shared.values():
-            seq.shared |= module()
-        for block in self.layers:
-            block.mixer.prepare(seq)
+        self.prepare(seq)
         x_BTD = self.embedded(ids_BT, seq)
         for layer, block in enumerate(self.layers, 1):
             noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, BLOCK_PLACE * layer)
@@ -113,6 +110,13 @@ class Model(nn.Module):
         if seq.cache is not None:
             seq.cache.length += ids_BT.shape[1]
         return self.norm(x_BTD).to(self.compute_dtype)
+
+    def prepare(self, seq: Sequence) -> None:
+        """Put into `seq.shared` what several layers use."""
+        for module in self.shared.values():
+            seq.shared |= module()
+        for block in self.layers:
+            block.mixer.prepare(seq)
 
     def embedded(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
         """What the first block sees."""

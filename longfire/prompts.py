@@ -25,6 +25,7 @@ def main(
     batch_size: int = 1,
     stats: bool = False,
     step: int = -1,
+    plugins: tuple[str, ...] = (),
 ) -> int:
     """Print what follows each prompt, by the model in a run folder or a folder of Hugging Face weights.
 
@@ -36,7 +37,7 @@ def main(
         raise SettingsError("no prompt: give --prompt TEXT, --prompts FILE, or --interactive to be asked for them")
     if batch_size < 1:
         raise SettingsError(f"--batch_size {batch_size}: at least 1")
-    opened, pace = open_model(Path(folder), step), Pace()
+    opened, pace = open_model(Path(folder), step, plugins=plugins), Pace()
     keep_rounded(opened.model, opened.model.compute_dtype)
     if interactive or not prompts:
         if batch_size > 1:

@@ -20,7 +20,7 @@ from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
 from longfire.shape import ModelShape, mixer_of, read_config
 
-RUN_TOML, LOCK = "run.toml", "lock"
+RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
 WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: names of ours, never of files
 
@@ -42,6 +42,7 @@ class Run:
     parallelism: settings.Parallelism
     activation_checkpoint: settings.ActivationCheckpoint
     checkpoint: settings.Checkpoint
+    distillation: settings.Distillation
     eval: settings.Eval
     metrics: settings.Metrics
     profiling: settings.Profiling
@@ -69,6 +70,10 @@ class Run:
         given = recipes.sections(toml, recipes.read_words(overrides), note=note)
         run = cls(**given, recipe=recipe, processes=launch.processes())
         run = run.with_paths_found(recipe.parent if recipe else Path())
+        if run.model.plugins and needs_model:
+            from longfire.plugins import load_plugins  # brings the mixers, which need torch
+
+            load_plugins(run.model.plugins)
         if run.model.config:
             run = replace(run, shape=read_shape(Path(run.model.config)))
         elif needs_model:
@@ -81,9 +86,17 @@ class Run:
 
     @classmethod
     def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
-        """The run that lives in a folder. Raises SettingsError where there is none."""
+        """The run that lives in a folder. Raises SettingsError where there is none, or where its model needs code that was not
+        named by the caller: reading a folder runs nothing that lies there or that it points to.
+        """
         if not (folder / RUN_TOML).exists():
             raise SettingsError(f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a run")
+        plugins = recipes.read_toml(folder / RUN_TOML).get("model.plugins")
+        if plugins and plugins.value and "model.plugins" not in overrides:
+            raise SettingsError(
+                f"{folder}: its model is made by code of {', '.join(plugins.value)}; if you trust that file, name it: "
+                f"--plugins {','.join(plugins.value)}"
+            )
         return cls.compose(folder / RUN_TOML, overrides, note=note)
 
     @property
@@ -126,10 +139,14 @@ class Run:
         return replace(
             self,
             model=replace(
-                self.model, config=found(self.model.config, beside), weights=found(self.model.weights, beside)
+                self.model,
+                config=found(self.model.config, beside),
+                weights=found(self.model.weights, beside),
+                plugins=tuple(found(file, beside) for file in self.model.plugins),
             ),
             data=replace(self.data, dataset=dataset),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
+            distillation=replace(self.distillation, teacher=found(self.distillation.teacher, beside)),
         )
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -144,8 +161,12 @@ class Run:
         """
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
-        keep(self.folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
-        keep(self.folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
+        self.write(self.folder)
+
+    def write(self, folder: Path) -> None:
+        """config.json and run.toml into this folder. Raises CheckpointError."""
+        keep(folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
+        keep(folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
 
     @contextmanager
     def begun(self, note: Callable[[str], None] = print) -> Iterator[None]:
@@ -176,6 +197,8 @@ class Run:
         """Every setting as run.toml has it: the same from whatever folder it is read."""
         kept = self.settings()
         kept["model"]["config"] = "config.json"
+        if Path(self.tokenizer.path).absolute() == self.tokenizer_folder.absolute():  # of an imported run
+            kept["tokenizer"]["path"] = self.tokenizer_folder.name
         kept["job"]["dump_folder"] = str(self.folder.absolute())
         kept["data"]["folder"] = str(Path(self.data.folder).absolute())
         return kept
@@ -186,7 +209,8 @@ class Run:
 
     def changes(self) -> list[str]:
         """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
-        if not self.has_checkpoints or not (self.folder / RUN_TOML).exists():
+        started = (self.folder / DATA_JSON).exists()  # an imported run has a checkpoint before it has been started
+        if not started or not self.has_checkpoints or not (self.folder / RUN_TOML).exists():
             return []
         there = tomllib.loads((self.folder / RUN_TOML).read_text(encoding="utf-8"))
         here = tomllib.loads(tomli_w.dumps(self.to_keep()))  # as TOML has it: lists, not tuples
@@ -364,6 +388,9 @@ def of_files(run: Run) -> Iterator[str]:
     checkpoint, weights = run.checkpoint, run.model.weights
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json)"
+    teacher = run.distillation.teacher
+    if teacher and not Path(teacher).is_dir():
+        yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"
     if not checkpoint.enable_checkpoint:
         for name in ("create_seed_checkpoint", "model_weights_only"):
             if getattr(checkpoint, name):

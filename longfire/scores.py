@@ -27,7 +27,7 @@ CHUNK_TOKENS = 1024  # whose logits exist at a time, for weights without a run t
 SEQ_LEN = 2048  # of rows, for weights without a run
 
 
-def main(folder: Path, scoring: Scoring, step: int = -1) -> int:
+def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...] = ()) -> int:
     """Score the model in a run folder or a folder of Hugging Face weights. Raises SettingsError, DataError, CheckpointError."""
     if scoring.plot:
         check_ending(Path(scoring.plot))
@@ -35,7 +35,7 @@ def main(folder: Path, scoring: Scoring, step: int = -1) -> int:
             raise SettingsError("--plot draws losses by position and needles; tasks have no picture: leave it out")
     if scoring.tasks and importlib.util.find_spec("lm_eval") is None:
         raise SettingsError("--tasks are run by lm-eval, which is not installed: pip install 'longfire[eval]'")
-    opened = open_model(Path(folder), step)
+    opened = open_model(Path(folder), step, plugins=plugins)
     about = {"folder": str(folder), "step": opened.step, "weights": opened.fingerprint()}
     print(f"weights {about['weights']}, {step_of(opened)}")
     if scoring.tasks:

@@ -34,6 +34,9 @@ class Model:
         "relative to the recipe, else to the working folder",
     )
     weights: str = setting("", "start from these Hugging Face weights (a folder) instead of a fresh initialisation")
+    plugins: tuple[str, ...] = setting(
+        (), "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}"
+    )
     compute_dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
         "type of activations and matrix products; parameters and optimizer stay float32. auto: bfloat16 where the "
@@ -182,6 +185,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    teacher: str = setting(
+        "", "learn from this model: a folder of Hugging Face weights or a run folder; empty: from the text"
+    )
+    kind: Literal["hidden", "logits"] = setting(
+        "logits",
+        "hidden: each mixer that replaced one of the teacher's learns its output from its input (a first, short stage; only these "
+        "mixers learn); logits: the model learns the teacher's probabilities of the next token",
+    )
+    temperature: float = setting(1.0, "logits: of both models' probabilities", "(0, inf)")
+    label_share: float = setting(0.0, "logits: share of the loss that is of the text itself", SHARE)
+
+
+@dataclass(frozen=True)
 class Eval:
     interval: int = setting(0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL)
     at_end: bool = setting(True, "evaluate after the last step")
@@ -233,6 +250,7 @@ SECTIONS: dict[str, type] = {
     "parallelism": Parallelism,
     "activation_checkpoint": ActivationCheckpoint,
     "checkpoint": Checkpoint,
+    "distillation": Distillation,
     "eval": Eval,
     "metrics": Metrics,
     "profiling": Profiling,

@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from longfire.data.batches import Batch, Batches
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, peak_memory_bytes
+from longfire.distill import Distillation
 from longfire.errors import SettingsError, TrainingError
 from longfire.evaluate import evaluate
 from longfire.finish import finish
@@ -24,7 +26,7 @@ from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.report import Report
-from longfire.run import Run, keep, summary
+from longfire.run import DATA_JSON, Run, keep, summary
 from longfire.settings import Training
 from longfire.traces import profiler
 
@@ -39,7 +41,8 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
     ):
         keep_tokenizer(run, prepared.tokenizer)
         keep_sources(run, prepared, note)
-        state = make_state(run, prepared.tokenizer.vocab_size, device, note)
+        teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
+        state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher)
         checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
         if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
             state.model.load_state_dict(load_weights(run.model.weights, state.model.shape))
@@ -51,7 +54,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
             )
             return 0
         with Report(run.folder, run.metrics, last_step(run, state), state.step) as report, StopRequest() as stop:
-            steps_to_the_end(run, state, batches, checkpoints, report, stop)
+            steps_to_the_end(run, state, batches, checkpoints, report, stop, teacher)
             to_evaluate = run.eval.at_end and not stop.requested
             results = evaluated(state, batches, run, report) if to_evaluate else {}
             if stop.requested:
@@ -62,8 +65,9 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
 
 
 def steps_to_the_end(
-    run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report, stop: StopRequest
-) -> None:
+    run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report, stop: StopRequest,
+    teacher: Distillation | None = None,
+) -> None:  # fmt: skip
     """The loop: take a batch, step, tell, evaluate, save; until the last step or until someone asks to stop."""
     device = next(state.model.parameters()).device
     tell, clock, skips = teller(run, state, device, report.note), Clock(device), 0
@@ -77,7 +81,7 @@ def steps_to_the_end(
             with clock("data"):
                 row = state.rows_consumed
                 microbatches = batches.at(row, run.rows_per_step).split(run.accumulation)
-            numbers = train_step(state, microbatches, learning_rate(run, state), run.training, clock)
+            numbers = train_step(state, microbatches, learning_rate(run, state), run.training, clock, teacher)
             report.record(state.step, tell(numbers, clock.read()))
             skips = check_skips(skips, numbers, batches, row, run)
             if is_due(run.eval.interval, state.step) and state.step < last:
@@ -93,22 +97,25 @@ def steps_to_the_end(
 
 
 def train_step(
-    state: State, microbatches: Sequence[Batch], lr: float, training: Training, clock: Clock
-) -> dict[str, float]:
-    """One optimizer update on the microbatches: gradients of the mean loss per real token of all of them.
+    state: State, microbatches: Sequence[Batch], lr: float, training: Training, clock: Clock,
+    teacher: Distillation | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """One optimizer update on the microbatches: gradients of the mean loss per real token of all of them. The loss is that of the
+    text, or what a teacher makes it.
 
     The real tokens are counted before any backward, so each microbatch's sum is divided by the same number (promise 7).
     Non-finite gradients leave parameters and optimizer untouched: `skipped` is 1. Moves `state` on in either case.
     """
     device = next(state.model.parameters()).device
     real_tokens = max(1, sum(batch.real_tokens() for batch in microbatches))
+    learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
     loss, row = torch.zeros((), device=device), state.rows_consumed
     for batch in microbatches:
         batch = batch.to(device)
         noise_BT = row_noise(training.seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
         row += batch.rows
         with clock("forward"):
-            part = loss_sum(state.model, batch, training.loss_chunk_tokens, noise_BT) / real_tokens
+            part = learn(state.model, batch, noise_BT=noise_BT) / real_tokens
         with clock("backward"):
             part.backward()
         loss += part.detach()
@@ -141,7 +148,7 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
 def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
     """data.json: the token stores that rows come from. A run that goes on with others says so: its rows are then not those that
     it would have seen, and those that it saw may come again."""
-    file, here = run.folder / "data.json", {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)}
+    file, here = run.folder / DATA_JSON, {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)}
     there = json.loads(file.read_text(encoding="utf-8")) if run.has_checkpoints and file.exists() else here
     for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
         note(
@@ -151,11 +158,15 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
     keep(file, json.dumps(here, indent=1) + "\n")
 
 
-def make_state(run: Run, words: int, device: torch.device, note: Callable[[str], None]) -> State:
+def make_state(
+    run: Run, words: int, device: torch.device, note: Callable[[str], None], teacher: Distillation | None = None
+) -> State:
     """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)
     model = build(shape, run.training.seed, device, dtype)
+    if teacher:
+        teacher.prepare(model)
     compiled, why = compile_decision(run, model.flops_per_token(run.training.seq_len), device)
     model = parallelize(model, run.activation_checkpoint, compiled)
     choices = ops.choose(device, run.model.kernels)

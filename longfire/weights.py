@@ -39,11 +39,13 @@ class Opened:
         return digest.hexdigest()
 
 
-def open_model(folder: Path, step: int = -1, note: Callable[[str], None] = print) -> Opened:
+def open_model(
+    folder: Path, step: int = -1, note: Callable[[str], None] = print, plugins: tuple[str, ...] = ()
+) -> Opened:
     """The model in a run folder (step -1: of the newest whole checkpoint) or in a folder of Hugging Face weights.
 
-    On the device and in the compute type of the run; elsewhere the best that is there. Raises CheckpointError, SettingsError
-    or DataError naming what is missing.
+    On the device and in the compute type of the run; elsewhere the best that is there. plugins: the user's own files that its
+    mixers come from (they are run). Raises CheckpointError, SettingsError or DataError naming what is missing.
     """
     if not folder.is_dir():
         raise SettingsError(f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights")
@@ -55,7 +57,7 @@ def open_model(folder: Path, step: int = -1, note: Callable[[str], None] = print
             )
         device, dtype = place(settings.Training(), settings.Model())
         return Opened(*load_model(folder, device, dtype))
-    run = Run.of_folder(folder, note=note)
+    run = Run.of_folder(folder, {"model.plugins": ",".join(plugins)} if plugins else {}, note=note)
     device, dtype = place(run.training, run.model)
     checkpoints, tokenizer = run.folder / run.checkpoint.folder, tokenizer_of(run)
     if step < 0:

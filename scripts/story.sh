@@ -34,8 +34,22 @@ printf 'def f(x):\n    return x\n' | longfire generate "$RUN" --interactive --ma
 longfire export "$RUN" "$RUN/hf"
 longfire generate "$RUN/hf" --prompt "import " --max_new_tokens 16
 
-# 8. The run as one page.
+# 8. And back: Hugging Face weights (these, or anyone's, or a name on the hub) become a run that goes on from them.
+longfire import "$RUN/hf" "$RUN/continued"
+longfire train "$RUN/continued/run.toml" $small --job.dump_folder "$RUN/continued" --training.steps 2
+longfire export "$RUN/continued" --step 0 --dtype bfloat16 "$RUN/continued/hf"
+
+# 9. Another architecture from these weights: gated delta rules where gla was. First the new mixers learn what the old ones said.
+printf '%s' '{"model_type": "longfire", "hidden_size": 320, "num_hidden_layers": 8, "intermediate_size": 768,' \
+  ' "layer_types": ["gated_delta_net"], "gated_delta_net": {"num_heads": 5, "head_dim": 32, "expand_v": 2.0},' \
+  ' "tie_word_embeddings": true}' > "$RUN/target.json"
+longfire convert --model "$RUN/hf" --config "$RUN/target.json" --output "$RUN/converted" --keep-attention 3,7
+longfire train recipes/quickstart.toml $small --job.dump_folder "$RUN/distilled" --training.steps 2 --checkpoint.export false \
+  --model.config "$RUN/converted" --model.weights "$RUN/converted" --tokenizer.path "$RUN/hf" \
+  --distillation.teacher "$RUN/hf" --distillation.kind hidden
+
+# 10. The run as one page.
 longfire report "$RUN"
 
-# 9. How fast is this machine at this recipe?
+# 11. How fast is this machine at this recipe?
 longfire bench recipes/quickstart.toml $small --steps 3

@@ -11,9 +11,19 @@ torch.set_num_threads(1)
 
 MIXER_SETTINGS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
+    "linear_attention": {"num_heads": 2},
+    "retention": {"num_heads": 2},
     "gla": {"num_heads": 2, "use_short_conv": True},
+    "delta_net": {"num_heads": 2},
     "gated_delta_net": {"num_heads": 2, "head_dim": 8},
+    "kda": {"num_heads": 2, "head_dim": 8},
+    "hgrn2": {"expand_ratio": 16, "use_short_conv": True},
+    "gsa": {"num_heads": 4, "num_kv_heads": 2, "num_slots": 12, "feature_map": "t2r", "use_short_conv": True},
+    "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
 }
+
+# The blocks of the families whose blocks are not Llama's, for models of one mixer.
+BLOCK_SETTINGS = {"mamba2": {"mlp": "none"}}
 
 
 def tiny_shape(*layer_types: str, **changes) -> ModelShape:
@@ -27,7 +37,8 @@ def tiny_shape(*layer_types: str, **changes) -> ModelShape:
         "vocab_size": 97,
         "mixers": {name: dict(MIXER_SETTINGS[mixer_of(name)]) for name in types},
     }
-    return ModelShape(**{**fields, **changes})
+    own = BLOCK_SETTINGS.get(types[0], {}) if len(set(types)) == 1 else {}
+    return ModelShape(**{**fields, **own, **changes})
 
 
 def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes) -> Model:

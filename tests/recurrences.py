@@ -1,4 +1,4 @@
-"""Independent float64 forms of the two recurrences, and the inputs both are tried on."""
+"""An independent float64 form of the recurrences, and the inputs they are tried on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +18,26 @@ Inputs = dict[str, Any]
 def inputs(
     op: str, seed: int, T: int, K: int, V: int, decay: str, state: bool = True, documents: float = 0.0
 ) -> Inputs:
-    """Random arguments of an op, float64. decay: none, constant, scalar, vector; documents: share of tokens that start one."""
+    """Random arguments of an op, float64. decay: none, constant, scalar, vector, value, vector and value; documents: the share
+    of tokens that start one."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    shape = {"none": None, "constant": (H,), "scalar": (B, T, H), "vector": (B, T, H, K)}[decay]
+    key_decay = decay.removesuffix("value").removesuffix(" and ") or "none"
+    shape = {"none": None, "constant": (H,), "scalar": (B, T, H), "vector": (B, T, H, K)}[key_decay]
     made = {"q": randn(B, T, H, K), "k": randn(B, T, H, K), "v": randn(B, T, H, V)}
     if op == "delta_rule":
         made["k"] = F.normalize(made["k"], dim=-1)
         made["beta"] = 2 * torch.rand(B, T, H, generator=generator, dtype=torch.float64)
+    if op == "dplr":  # as RWKV-7: the key that c reads is what b takes away, here almost
+        made["c"] = -F.normalize(randn(B, T, H, K), dim=-1)
+        share = torch.rand(B, T, H, K, generator=generator, dtype=torch.float64)
+        made["b"] = 0.1 * F.normalize(randn(B, T, H, K), dim=-1) - share * made["c"]
     made["g"] = None if shape is None else F.logsigmoid(2 * randn(*shape))
+    if decay.endswith("value"):
+        made["gv"] = F.logsigmoid(2 * randn(B, T, H, V))
     made["initial_state_BHKV"] = randn(B, H, K, V) if state else None
     if documents:
         starts_BT = torch.rand(B, T, generator=generator) < documents
@@ -38,9 +46,10 @@ def inputs(
 
 
 def call(op: Callable, made: Inputs) -> tuple[Tensor, Tensor]:
-    """op(q, k, v, [beta,] g, ...) as it is meant to be called."""
-    positional = [made[name] for name in ("q", "k", "v", "beta", "g") if name in made]
-    return op(*positional, initial_state_BHKV=made["initial_state_BHKV"], documents=made.get("documents"))
+    """op(q, k, v, [beta, | c, b,] g, ...) as it is meant to be called."""
+    positional = [made[name] for name in ("q", "k", "v", "beta", "c", "b", "g") if name in made]
+    named = {name: made[name] for name in ("gv", "documents") if name in made}
+    return op(*positional, initial_state_BHKV=made["initial_state_BHKV"], **named)
 
 
 def converted(made: Inputs, dtype: torch.dtype) -> Inputs:
@@ -65,12 +74,13 @@ def errors(op: Callable, truth: Callable, made: Inputs, dtype: torch.dtype) -> d
 
 
 def by_numpy(made: Inputs) -> tuple[np.ndarray, np.ndarray]:
-    """The recurrence as written on paper, S <- M S + w, one document, head and token at a time."""
+    """The recurrence as written on paper, S <- M S diag(exp gv) + w, one document, head and token at a time."""
     q, k, v = (made[name].numpy() for name in "qkv")
     (rows, T, heads, K), V = q.shape, v.shape[-1]
     beta = made["beta"].numpy() if "beta" in made else None
     g = np.zeros(heads) if made["g"] is None else made["g"].numpy()
     g = np.broadcast_to(g if g.ndim == 4 else g[..., None], q.shape)
+    values_kept = np.exp(made["gv"].numpy()) if "gv" in made else np.ones_like(v)
     ids = np.zeros((rows, T)) if "documents" not in made else made["documents"].ids_BT.numpy()
     given = made["initial_state_BHKV"]
     o, last = np.zeros((rows, T, heads, V)), np.zeros((rows, heads, K, V))
@@ -82,7 +92,9 @@ def by_numpy(made: Inputs) -> tuple[np.ndarray, np.ndarray]:
             key, write, M = k[b, t, h], v[b, t, h], np.diag(np.exp(g[b, t, h]))
             if beta is not None:
                 M, write = (np.eye(K) - beta[b, t, h] * np.outer(key, key)) @ M, beta[b, t, h] * write
-            S = M @ S + np.outer(key, write)
+            if "c" in made:
+                M = M + np.outer(made["b"][b, t, h], made["c"][b, t, h])
+            S = M @ S * values_kept[b, t, h] + np.outer(key, write)
             o[b, t, h] = S.T @ q[b, t, h] / np.sqrt(K)
         last[b, h] = S
     return o, last

@@ -107,7 +107,7 @@ def write_index(folder: Path, weight_map) -> None:
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "model.bin", 7])
 def test_an_index_cannot_lead_out_of_its_folder(model, folder, name):
     write_index(folder, {"model.norm.weight": name})
-    with pytest.raises(CheckpointError, match="not the name of a safetensors file in the same folder"):
+    with pytest.raises(CheckpointError, match="not the name of a .safetensors file in the same folder"):
         load_weights(folder, model.shape)
 
 
@@ -131,10 +131,10 @@ def test_files_that_are_missing_cut_off_or_of_another_kind(model, folder):
         load_weights(folder, model.shape)
     (folder / INDEX).unlink()
     (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=f"{SINGLE}: cannot be read as safetensors"):
+    with pytest.raises(CheckpointError, match=f"{SINGLE}: cannot be read"):
         load_weights(folder, model.shape)
-    (folder / SINGLE).rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin could run code when read"):
+    (folder / SINGLE).rename(folder / "model.pt")
+    with pytest.raises(CheckpointError, match=r"model.pt could run code when read"):
         load_weights(folder, model.shape)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from longfire import ops
 from longfire.errors import SettingsError
-from longfire.ops import OPS, RECURRENT, choose, chosen
+from longfire.ops import OPS, RECURRENT, WITHOUT_KERNEL, choose, chosen, told
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # a device is only a name here: nothing is put on it
 
@@ -57,8 +57,16 @@ def test_a_new_choice_replaces_the_old_one():
 def test_cuda_with_fla_takes_its_kernels(installed):
     installed("fla", "triton")
     table = choose(CUDA, "auto")
-    assert {table[op].name for op in RECURRENT} == {"fla"} and table["attention"].name == "torch"
+    assert {op for op in OPS if table[op].name == "fla"} == {*RECURRENT} - WITHOUT_KERNEL.keys()
+    assert {table[op].name for op in ("attention", *WITHOUT_KERNEL)} == {"torch"}
+    assert "selective_scan: torch (fla has no kernel of Mamba's scan" in "\n".join(told(table))
     assert {choose(CUDA, "torch")[op].name for op in RECURRENT} == {"torch"}
+
+
+def test_every_op_has_the_forms_it_can_be_given():
+    for op in RECURRENT:
+        module = importlib.import_module(f"longfire.ops.{'token_shift' if op == 'previous_token' else op}")
+        assert module.FORMS.keys() == {"slow", "torch", *(set() if op in WITHOUT_KERNEL else {"fla"})}, op
 
 
 @pytest.mark.parametrize("there, missing", [((), "fla"), (("fla",), "triton")])

@@ -1,4 +1,4 @@
-"""Both chunkwise recurrences against one written in numpy: every decay, document layout, length and head size."""
+"""The chunkwise recurrences against one written in numpy: every decay, document layout, length and head size."""
 
 import pytest
 import recurrences as r
@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 
 from longfire.ops import chunkwise
 from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_slow
+from longfire.ops.dplr import dplr_chunkwise, dplr_slow
 from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_slow
 
 FORMS = {
     "linear_attention": (linear_attention_chunkwise, linear_attention_slow),
     "delta_rule": (delta_rule_chunkwise, delta_rule_slow),
+    "dplr": (dplr_chunkwise, dplr_slow),
 }
-CASES = [("linear_attention", decay) for decay in ("none", "constant", "scalar", "vector")]
-CASES += [("delta_rule", decay) for decay in ("none", "scalar", "vector")]
+CASES = [("linear_attention", decay) for decay in ("none", "constant", "scalar", "vector", "value", "vector and value")]
+CASES += [("delta_rule", decay) for decay in ("none", "scalar", "vector")] + [("dplr", "vector")]
 EPS32 = torch.finfo(torch.float32).eps
 
 every_case = pytest.mark.parametrize("op, decay", CASES)
@@ -76,21 +78,24 @@ def test_fp32_loses_a_few_roundings(op, decay):
 def test_strong_decays_are_exact(op, decay, log_decay):
     """Every third step forgets almost all, those between little: values and gradients stay as exact as with weak decays."""
     made = r.inputs(op, 2, T=150, K=16, V=8, decay=decay)
-    made["g"][(slice(None), slice(None, None, 3)) if decay != "constant" else slice(None)] = log_decay
+    for name in {"g", "gv"} & {name for name, x in made.items() if x is not None}:
+        made[name][(slice(None), slice(None, None, 3)) if decay != "constant" else slice(None)] = log_decay
     errors = r.errors(*FORMS[op], made, torch.float32)
     assert max(errors.values()) < 16 * EPS32, errors
 
 
-@pytest.mark.parametrize("op", FORMS)
+@pytest.mark.parametrize(
+    "op, decay, name", [*((op, "vector", "g") for op in FORMS), ("linear_attention", "value", "gv")]
+)
 @pytest.mark.parametrize("log_decay", [-20.0, -1e4])
-def test_decays_that_are_all_strong_have_right_small_gradients(op, log_decay):
+def test_decays_that_are_all_strong_have_right_small_gradients(op, decay, name, log_decay):
     """Gradients of g are then of size e^-20 (or 0): right to fp32 rounding, not lost under sums of larger terms."""
-    made = r.inputs(op, 3, T=70, K=8, V=8, decay="vector")
-    made["g"][:] = log_decay
+    made = r.inputs(op, 3, T=70, K=8, V=8, decay=decay)
+    made[name][:] = log_decay
     rounded = r.converted(made, torch.float32)
     fast, slow = FORMS[op]
-    got = r.results(fast, rounded)["d_g"]
-    true = r.results(slow, r.converted(rounded, torch.float64))["d_g"]
+    got = r.results(fast, rounded)[f"d_{name}"]
+    true = r.results(slow, r.converted(rounded, torch.float64))[f"d_{name}"]
     torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=float(true.abs().max()) * 16 * EPS32)
 
 
@@ -133,7 +138,7 @@ def test_documents_do_not_see_each_other_at_all(op, decay):
     ids_T = (torch.arange(150) >= 70).long() + (torch.arange(150) >= 133).long()
     made["documents"] = r.Documents.from_ids(ids_T.expand(r.B, -1))
     other = dict(made)
-    for name in ("q", "k", "v"):
+    for name in {"q", "k", "v", "c", "b"} & made.keys():
         other[name] = torch.where((ids_T == 1)[:, None, None], made[name], made[name].flip(1))
     other["initial_state_BHKV"] = made["initial_state_BHKV"] * 1e6
     o, _ = r.call(FORMS[op][0], made)
@@ -146,10 +151,11 @@ def test_documents_do_not_see_each_other_at_all(op, decay):
 def test_gradients_are_exactly_zero_from_the_future_and_from_other_documents(op, decay):
     made = r.inputs(op, 7, T=150, K=8, V=8, decay=decay)
     made["documents"] = r.Documents.from_ids((torch.arange(150) >= 70).long().expand(r.B, -1))
-    leaves = {name: made[name].requires_grad_() for name in ("q", "k", "v", "initial_state_BHKV")}
+    along_T = {"q", "k", "v", "c", "b"} & made.keys()
+    leaves = {name: made[name].requires_grad_() for name in (*along_T, "initial_state_BHKV")}
     o, _ = r.call(FORMS[op][0], made)
     gradients = dict(zip(leaves, torch.autograd.grad(o[:, 100].sum(), list(leaves.values()))))
-    for name in ("q", "k", "v"):
+    for name in along_T:
         outside = torch.cat([gradients[name][:, :70], gradients[name][:, 101:]], 1)
         assert not outside.any(), name
         assert gradients[name][:, 100].any(), name
@@ -169,13 +175,16 @@ def test_segments_of_a_long_row_change_nothing(monkeypatch, op, decay, documents
 @pytest.mark.parametrize("op", FORMS)
 def test_scale_is_a_factor_of_the_output(op):
     made = r.inputs(op, 9, T=20, K=4, V=5, decay="vector", state=False)
-    args = [made[name] for name in ("q", "k", "v", "beta", "g") if name in made]
+    args = [made[name] for name in ("q", "k", "v", "beta", "c", "b", "g") if name in made]
     for form in FORMS[op]:
         torch.testing.assert_close(form(*args, scale=3.0)[0], form(*args)[0] * 3.0 * 4**0.5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op, decay", [("linear_attention", "vector"), ("delta_rule", "scalar")])
+@pytest.mark.parametrize(
+    "op, decay",
+    [("linear_attention", "vector"), ("linear_attention", "value"), ("delta_rule", "scalar"), ("dplr", "vector")],
+)
 def test_compiled_equals_eager(op, decay):
     """In one graph: nothing in an op may break it."""
     made = r.converted(r.inputs(op, 10, T=150, K=8, V=8, decay=decay, documents=0.02), torch.float32)

@@ -1,4 +1,4 @@
-"""What only linear attention has: a constant decay, and an attention-like closed form. The rest: test_ops_chunkwise.py."""
+"""What only linear attention has: constant and value decays, an attention-like closed form. The rest: test_ops_chunkwise.py."""
 
 import recurrences as r
 import torch
@@ -30,3 +30,14 @@ def test_retention_is_attention_times_powers_of_the_decay():
     scores_BHTT = torch.einsum("bthk,bshk->bhts", made["q"], made["k"]) * powers_HTT / 4**0.5
     o_BTHV = torch.einsum("bhts,bshv->bthv", scores_BHTT, made["v"])
     torch.testing.assert_close(r.call(linear_attention_chunkwise, made)[0], o_BTHV)
+
+
+def test_value_decay_is_attention_times_a_decay_for_each_value_channel():
+    """The first pass of gated slot attention, all pairs written out (Zhang 2024): exp of the sum of gv between j and i."""
+    made = r.inputs("linear_attention", 3, T=100, K=4, V=5, decay="value", state=False)
+    log_BHTV = made["gv"].cumsum(1).transpose(1, 2)
+    between_BHTTV = (log_BHTV[:, :, :, None] - log_BHTV[:, :, None]).exp()
+    scores_BHTT = torch.einsum("bthk,bshk->bhts", made["q"], made["k"]).tril() / 4**0.5
+    o_BTHV = torch.einsum("bhts,bhtsv,bshv->bthv", scores_BHTT, between_BHTTV.nan_to_num(posinf=0.0), made["v"])
+    for form in (linear_attention_slow, linear_attention_chunkwise):
+        torch.testing.assert_close(r.call(form, made)[0], o_BTHV)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BOS, EOS = "<bos>", "<eos>"  # in the tokenizers that are made here
 KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "[BOS]")
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "[EOS]")
+CHAT = "chat_template.jinja"  # as transformers names it
 PIECE = 500_000  # characters: longer texts are cut where that changes nothing (`cuts`)
 AROUND = 2_000  # characters on both sides of a cut that are compared
 CUTS_TRIED = 10  # places that fail one after another before a text stays whole
@@ -32,10 +33,13 @@ SAMPLE_PARTS = 64  # a sample to train on comes from at least so many files, if 
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library, and the names of its BOS and EOS ("" if it has none)."""
+    """A tokenizer of the `tokenizers` library, and the names of its BOS and EOS ("" if it has none).
 
-    def __init__(self, words: Words, bos: str = "", eos: str = "", where: str = "") -> None:
-        self.words, self.bos, self.eos, self.where = words, bos, eos, where
+    chat_template: what it came with, kept for those who export it; nothing here reads it.
+    """
+
+    def __init__(self, words: Words, bos: str = "", eos: str = "", where: str = "", chat_template: str = "") -> None:
+        self.words, self.bos, self.eos, self.where, self.chat_template = words, bos, eos, where, chat_template
         words.no_padding()
         words.no_truncation()
         words.encode_special_tokens = True  # special words in a text are encoded as the characters they are
@@ -109,6 +113,7 @@ class Tokenizer:
         contents = {
             "tokenizer.json": self.words.to_str(pretty=True),
             "tokenizer_config.json": json.dumps(config, indent=1),
+            **({CHAT: self.chat_template} if self.chat_template else {}),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +211,8 @@ def _from_file(file: Path) -> Tokenizer:
         words = Words.from_buffer(content)
     except ValueError as e:
         raise DataError(f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it") from e
-    tokenizer, own_bytes = Tokenizer(words, *_names(file.parent, words), str(file)), bytes_tokenizer()
+    tokenizer = Tokenizer(words, *_names(file.parent, words), str(file), _chat_template(file.parent))
+    own_bytes = bytes_tokenizer()
     return own_bytes if tokenizer.fingerprint == own_bytes.fingerprint else tokenizer
 
 
@@ -214,14 +220,30 @@ def _names(folder: Path, words: Words) -> tuple[str, str]:
     """(BOS, EOS) as the files beside tokenizer.json name them; without such files, the well-known names it has."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            try:
-                config = json.loads((folder / name).read_text(encoding="utf-8"))
-            except ValueError as e:
-                raise DataError(f"{folder / name}: not valid JSON ({e}); mend it, or save the tokenizer again") from e
+            config = _json(folder / name)
             found = (config.get("bos_token") or "", config.get("eos_token") or "")
             return tuple(word["content"] if isinstance(word, dict) else word for word in found)
     special = {token.content for token in words.get_added_tokens_decoder().values() if token.special}
     return tuple(next((word for word in known if word in special), "") for known in (KNOWN_BOS, KNOWN_EOS))
+
+
+def _chat_template(folder: Path) -> str:
+    """In a file of its own, or, before transformers 4.52, among the names."""
+    if (folder / CHAT).is_file():
+        return (folder / CHAT).read_text(encoding="utf-8")
+    template = (
+        _json(folder / "tokenizer_config.json").get("chat_template")
+        if (folder / "tokenizer_config.json").is_file()
+        else ""
+    )
+    return template if isinstance(template, str) else ""
+
+
+def _json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(f"{file}: not valid JSON ({e}); mend it, or save the tokenizer again") from e
 
 
 def _from_hub(name: str) -> Tokenizer:
@@ -249,7 +271,8 @@ def _by_transformers(name: str, failure: str, offline: bool) -> Tokenizer:
     except (OSError, ValueError, ImportError, AttributeError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise DataError(f"{failure} ({reason}); name a tokenizer.json or a folder that holds one") from e
-    return Tokenizer(Words.from_str(words.to_str()), theirs.bos_token or "", theirs.eos_token or "", name)
+    template = theirs.chat_template if isinstance(theirs.chat_template, str) else ""
+    return Tokenizer(Words.from_str(words.to_str()), theirs.bos_token or "", theirs.eos_token or "", name, template)
 
 
 def _trained(

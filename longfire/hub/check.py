@@ -1,4 +1,4 @@
-"""What an export is compared with before it is called done: its own bytes, our logits, and those of the class it is made for."""
+"""What an export or an import is compared with before it is called done: its own bytes, our logits, and those of their class."""
 
 import importlib
 import importlib.util
@@ -14,10 +14,11 @@ from torch import Tensor
 from longfire import ops
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError
-from longfire.hub.families import FAMILIES, Family, choose_family
-from longfire.hub.load import load_weights, model_of
+from longfire.hub.families import FAMILIES, choose_family, family_of
+from longfire.hub.family import Family
+from longfire.hub.load import load_weights, model_of, read_weights
 from longfire.model import Model
-from longfire.shape import mixer_of
+from longfire.shape import ModelShape, mixer_of, read_config
 
 ROWS, TOKENS = 2, 64  # up to 64 tokens fla runs its recurrent kernels, which are fp32 throughout
 KL_NATS = 1e-10  # promise 9
@@ -68,12 +69,8 @@ def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str,
     given = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     reloaded = load_weights(folder, shape)
     for name, dtype in written.items():
-        expected = given[name].to(dtype).float()
-        if not expected.view(torch.int32).equal(reloaded[name].to(device).view(torch.int32)):
-            raise CheckpointError(
-                f"{folder.name}: {name} came back with other bytes than were written; the disk may be failing"
-            )
-    ids_BT = torch.randint(shape.vocab_size, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+        refuse_other_bytes(given[name].to(dtype).float(), reloaded[name].to(device), name, folder)
+    ids_BT = ids_for(shape, device)
     first = model_of(shape, given, device)  # the same tensors; fp32 whatever the model computes in, and not compiled
     logits_BTW = first.logits(first(ids_BT))
     again = model_of(shape, reloaded, device)
@@ -86,21 +83,59 @@ def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str,
             own_kl <= tolerated, f"our own logits after reloading differ: KL {own_kl:.1e}, tolerated {tolerated:.1e}"
         )
     del first, again
-    family = FAMILIES[choose_family(shape)]
     compare_tokenizer(tokenizer, folder)
-    peer, absent, peer_kl = f"{family.architecture} of {family.package}", peer_absent(family, model), None
-    if not absent:
-        peer_kl = kl(again_BTW, peer_logits(family, folder, ids_BT))
-        refuse_unless(peer_kl <= tolerated, f"{peer} gives other logits: KL {peer_kl:.1e}, tolerated {tolerated:.1e}")
+    peer = compare_peer(FAMILIES[choose_family(shape)], folder, shape, ids_BT, again_BTW)
     size = sum(given[name].numel() * dtype.itemsize for name, dtype in written.items())
-    dtype = str(lowest).removeprefix("torch.")
-    return Check(len(written), size, dtype, ids_BT.numel(), own_kl, peer, peer_kl, absent)
+    return Check(len(written), size, str(lowest).removeprefix("torch."), ids_BT.numel(), own_kl, *peer)
+
+
+@torch.no_grad()
+def compare_imported(weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, shape: ModelShape) -> Check:
+    """Compare what was written of the Hugging Face weights in `folder`, and read again, with them and with their own class.
+
+    One tensor of the folder is in memory beside the weights; their own model comes when ours has gone. Raises CheckpointError.
+    """
+    tensors, size = len(weights), sum(tensor.nbytes for tensor in weights.values())
+    for name, tensor in read_weights(folder, shape):
+        refuse_other_bytes(tensor, weights[name], name, folder)
+    compare_tokenizer(tokenizer, folder)
+    ids_BT = ids_for(shape, torch.device("cpu"))
+    model = model_of(shape, weights)
+    logits_BTW = model.logits(model(ids_BT))
+    del model, weights
+    config = read_config(folder)
+    peer = compare_peer(family_of(config, str(folder)), folder, shape, ids_BT, logits_BTW)
+    return Check(tensors, size, "float32", ids_BT.numel(), 0.0, *peer)
+
+
+def ids_for(shape: ModelShape, device: torch.device) -> Tensor:
+    """(B, T) words to compare logits on, always the same; no longer than the positions that were learned."""
+    length = min(TOKENS, shape.max_position_embeddings) if shape.learned_positions else TOKENS
+    return torch.randint(shape.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def refuse_other_bytes(expected: Tensor, found: Tensor, name: str, folder: Path) -> None:
+    if not expected.contiguous().view(torch.int32).equal(found.contiguous().view(torch.int32)):
+        raise CheckpointError(f"{folder}: {name} came back with other bytes than were written; the disk may be failing")
+
+
+def compare_peer(
+    family: Family, folder: Path, shape: ModelShape, ids_BT: Tensor, logits_BTW: Tensor
+) -> tuple[str, float | None, str]:
+    """Their class's logits against ours: (its name, KL, "") or (its name, None, why it was not compared)."""
+    peer, absent = f"{family.architecture} of {family.package}", peer_absent(family, shape, ids_BT.device)
+    if absent:
+        return peer, None, absent
+    found = kl(logits_BTW, peer_logits(family, folder, ids_BT))
+    tolerated = tolerated_kl(logits_BTW, shape.num_hidden_layers, ids_BT.device)
+    refuse_unless(found <= tolerated, f"{peer} gives other logits: KL {found:.1e}, tolerated {tolerated:.1e}")
+    return peer, found, ""
 
 
 def refuse_unless(condition: bool, difference: str) -> None:
     """A NaN compares as false, so it is refused too."""
     if not condition:
-        raise CheckpointError(f"the export was not made: {difference}")
+        raise CheckpointError(f"nothing was written: {difference}")
 
 
 def kl(p_BTW: Tensor, q_BTW: Tensor) -> float:
@@ -131,25 +166,25 @@ def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     from transformers import AutoTokenizer  # seconds of imports, only when something is exported
 
     with quiet_transformers():
-        theirs = AutoTokenizer.from_pretrained(folder)
+        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ids = theirs(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     same = ids == tokenizer.encode(TEXT) and (theirs.bos_token_id, theirs.eos_token_id) == (
         tokenizer.bos_id,
         tokenizer.eos_id,
     )
-    refuse_unless(same, "transformers' AutoTokenizer gives other ids than the tokenizer of the run")
+    refuse_unless(same, f"transformers' AutoTokenizer gives other ids than ours from the files in {folder.name}")
 
 
-def peer_absent(family: Family, model: Model) -> str:
-    """Why the class that the export is made for cannot run here; "" if it can."""
+def peer_absent(family: Family, shape: ModelShape, device: torch.device) -> str:
+    """Why the family's own class cannot run here; "" if it can."""
     if family.package == "transformers":
         return ""
     missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
     if missing:
         return f"{missing[0]} is not installed"
-    if next(model.parameters()).device.type != "cuda":
+    if device.type != "cuda":
         return "its kernels need CUDA"
-    if "attention" in map(mixer_of, model.shape.layer_types):
+    if "attention" in map(mixer_of, shape.layer_types):
         return "its softmax layers have no fp32"
     return ""
 
@@ -160,7 +195,9 @@ def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
 
     importlib.import_module(family.package)  # fla registers its classes when imported
     with quiet_transformers():
-        peer, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        peer, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     refuse_unless(not wrong, f"{type(peer).__name__} does not find its tensors: {wrong}")
     return peer.to(ids_BT.device).eval()(ids_BT, use_cache=False).logits

@@ -1,23 +1,27 @@
 """A model -> a folder of Hugging Face weights, written aside, loaded again and compared before it appears under its name."""
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from longfire.data.tokenizer import Tokenizer
 from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card
 from longfire.hub.check import Check, compare, refuse_unless
-from longfire.hub.families import FAMILIES, Family, config_from_shape
+from longfire.hub.families import FAMILIES, config_from_shape
+from longfire.hub.family import Family, left_out
 from longfire.hub.load import INDEX, SINGLE, load_weights
+from longfire.hub.tensors import Stored, layout
 from longfire.model import Model
 from longfire.report import METRICS, parsed
 from longfire.run import Run
@@ -35,13 +39,15 @@ def export(
     *,
     dtype: torch.dtype = torch.float32,
     facts: dict[str, Any] | None = None,
+    files: Mapping[str, str] = {},
     shard_bytes: int = SHARD_BYTES,
 ) -> Check:
     """Write the model to `folder` as transformers or fla loads it; what was compared is returned and stands in the model card.
 
     facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
-    shape sets no limit. An earlier export in the folder is replaced, by a whole one only. Raises SettingsError naming what
-    no Hugging Face class has, CheckpointError when something does not compare or the disk is full.
+    shape sets no limit. files: name -> text of what else lies in the folder. An earlier export in the folder is
+    replaced, by a whole one only. Raises SettingsError naming what no Hugging Face class has, CheckpointError when something does
+    not compare or the disk is full.
     """
     folder, facts = Path(folder), facts or {}
     refuse_to_replace(folder)
@@ -59,8 +65,10 @@ def export(
         tokenizer.save(aside)
         check = compare(model, tokenizer, aside, written)
         parameters = sum(p.numel() for p in model.parameters())
+        facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
         card = model_card(folder.absolute().name, config, parameters, facts, check)
-        (aside / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **files}.items():
+            (aside / name).write_text(text, encoding="utf-8")
         settle(aside)
         put_in_place(aside, folder)
     except (OSError, SafetensorError) as e:
@@ -72,12 +80,12 @@ def export(
     return check
 
 
-def export_run(run_folder: Path, step: int, out: Path, dtype: str = "") -> Check:
+def export_run(run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = ()) -> Check:
     """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
 
     dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. Raises as `export` and `open_model` do.
     """
-    opened = open_model(Path(run_folder), step)
+    opened = open_model(Path(run_folder), step, plugins=plugins)
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
@@ -96,7 +104,7 @@ def facts_of(run: Run, step: int) -> dict[str, Any]:
     }
     return {
         "description": run.job.description,
-        "data": ", ".join(run.data.dataset),
+        "data": ", ".join(run.data.dataset) if step else "",
         "steps": step,
         "tokens_per_step": run.tokens_per_step,
         "seq_len": run.training.seq_len,
@@ -119,32 +127,37 @@ def write_weights(
 ) -> dict[str, torch.dtype]:
     """Write the parameters in shards, one in memory at a time; returns each parameter's type in the files."""
     weights, types = model.state_dict(), types_of(model, dtype)
-    shards = list(cut({name: weights[name].numel() * t.itemsize for name, t in types.items()}, shard_bytes))
+    wanted = layout(family, model.shape)
+    # what is laid end to end has one type: the exact one, if a part needs it
+    kinds = {theirs: max((types[n] for n in s.ours), key=lambda t: t.itemsize) for theirs, s in wanted.items()}
+    sizes = {theirs: math.prod(s.shape) * kinds[theirs].itemsize for theirs, s in wanted.items()}
+    shards = list(cut(sizes, shard_bytes))
     files: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for name in names:
-            tensor = weights[name].detach().to("cpu", types[name]).contiguous()
-            fits = tensor.isfinite().all() or not weights[name].isfinite().all()
-            refuse_unless(
-                bool(fits),
-                f"{name} has values that {str(types[name]).removeprefix('torch.')} cannot hold; export as bfloat16 or float32",
-            )
-            tensors[family.to_theirs(name)] = tensor
+        tensors = {theirs: rounded(wanted[theirs], weights, kinds[theirs]) for theirs in names}
         save_file(tensors, folder / file, {"format": "pt"})
         files |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
-        size = sum(weights[name].numel() * t.itemsize for name, t in types.items())
-        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
-    return types
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files})
+    return {name: kinds[theirs] for theirs, s in wanted.items() for name in s.ours}
+
+
+def rounded(stored: Stored, weights: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Their tensor of ours, in `dtype`. Raises CheckpointError naming a parameter that the type cannot hold."""
+    for name in stored.ours:
+        fits = weights[name].to(dtype).isfinite().all() or not weights[name].isfinite().all()
+        refuse_unless(
+            bool(fits),
+            f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold; export as bfloat16 or float32",
+        )
+    return stored.join(weights).detach().to("cpu", dtype).contiguous()
 
 
 def types_of(model: Model, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """Parameter -> its type in the files: `dtype`, fp32 for what no type may round; a tied head is the embedding."""
-    exact = {f"layers.{i}.mixer.{leaf}" for i, block in enumerate(model.layers) for leaf in block.mixer.keep_fp32}
-    names = [name for name in model.state_dict() if not (model.shape.tie_word_embeddings and name == "head.weight")]
-    return {name: torch.float32 if name in exact else dtype for name in names}
+    """Parameter -> its type in the files: `dtype`, fp32 for what no type may round."""
+    exact = {f"{name}.{leaf}" for name, module in model.named_modules() for leaf in getattr(module, "keep_fp32", ())}
+    return {name: torch.float32 if name in exact else dtype for name in model.state_dict()}
 
 
 def cut(sizes: dict[str, int], shard_bytes: int) -> Iterator[list[str]]:

@@ -30,6 +30,8 @@ class AttentionShape:
     rope_beta_fast: float = 32.0  # yarn
     rope_beta_slow: float = 1.0
     rope_attention_factor: float = 0.0  # 0: derived from rope_factor
+    rope_mscale: float = 0.0  # yarn of DeepSeek: weights of the derived factor; 0: none
+    rope_mscale_all_dim: float = 0.0
     rope_truncate: bool = True
     rotary_fraction: float = 1.0  # channels of a head that turn, the first ones
     window_size: int = 0  # keys a query sees, itself included; 0: all before it
@@ -61,7 +63,7 @@ class AttentionShape:
     def rotary(self, hidden_size: int) -> Rotary:
         scaling = {name: getattr(self, f"rope_{name}") for name in (
             "theta", "factor", "original_length", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
-            "attention_factor", "truncate",
+            "attention_factor", "mscale", "mscale_all_dim", "truncate",
         )}  # fmt: skip
         return Rotary(self.rotary_size(hidden_size), scaling=self.rope, **scaling)
 
@@ -108,7 +110,10 @@ class Attention(Mixer):
         if self.shape.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         if self.rotary is not None:
-            q_BTHK, k_BTGK = (turn(x, *seq.shared[self.rotary]) for x in (q_BTHK, k_BTGK))
+            q_BTHK = turn(q_BTHK, *seq.shared[self.rotary])
+        keys_turn_later = seq.cache is not None and self.rotary is not None and self.rotary.scaling == "dynamic"
+        if self.rotary is not None and not keys_turn_later:
+            k_BTGK = turn(k_BTGK, *seq.shared[self.rotary])
         if self.inverse_layer is not None:
             q_BTHK = q_BTHK * self.inverse_layer
         window, skip_B = self.shape.window_size, None
@@ -117,11 +122,21 @@ class Attention(Mixer):
                 seq.cache.append(self.layer, name, x, window) for name, x in (("k", k_BTGK), ("v", v_BTGV))
             )
             skip_B = seq.cache.hidden_B(k_BTGK.shape[1], x_BTD.shape[1])
+        if keys_turn_later:
+            k_BTGK = self.turned_by_length(k_BTGK, seq)
         o_BTHV = self.attend(
             q_BTHK, k_BTGK, v_BTGV, window=window or None, documents=seq.documents, dropout=self.shape.dropout,
             noise_BT=seq.noise_BT, skip_B=skip_B,
         )  # fmt: skip
         return self.o_proj(o_BTHV.flatten(-2))
+
+    def turned_by_length(self, k_BSGK: Tensor, seq: Sequence) -> Tensor:
+        """All kept keys turned as the text's length of now asks for, so that they meet queries turned alike: with `dynamic` every
+        token beyond the original length turns all of them anew, so they are kept unturned. (What earlier tokens told deeper layers
+        stays what it was at their length: only computing the whole text again would change that.)"""
+        S = k_BSGK.shape[1]
+        positions_BS = seq.positions_BT[:, -1:] - torch.arange(S - 1, -1, -1, device=k_BSGK.device)
+        return turn(k_BSGK, *self.rotary.turns(positions_BS, lengths(seq)[:, :1]))
 
     def flops_per_token(self, seq_len: int) -> float:
         projections = 2 * sum(p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight"))

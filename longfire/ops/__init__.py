@@ -20,7 +20,11 @@ class Choice(NamedTuple):
     why: str
 
 
-RECURRENT = ("linear_attention", "delta_rule", "short_conv")  # what fla has kernels for
+WITHOUT_KERNEL = {  # the reason why our own form runs on every device
+    "selective_scan": "fla has no kernel of Mamba's scan: our own loop over the tokens runs on every device",
+    "previous_token": "a copy of the row on every device; fla's kernel gives x_{t-1} - x_t, rounded",
+}
+RECURRENT = ("linear_attention", "delta_rule", "dplr", "short_conv", *WITHOUT_KERNEL)
 OPS = ("attention", *RECURRENT)
 
 _choices: dict[str, Choice] = {}
@@ -36,8 +40,10 @@ def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
         _choices.update(dict.fromkeys(OPS, Choice("slow", "model.kernels = slow")))
         return dict(_choices)
     _choices["attention"] = Choice("torch", attention_kernels(device))
-    name, why = recurrent_choice(device, wanted)
-    _choices.update(dict.fromkeys(RECURRENT, Choice(name, why)))
+    recurrent = recurrent_choice(device, wanted)
+    _choices.update(dict.fromkeys(RECURRENT, recurrent))
+    if recurrent.name == "fla":
+        _choices.update({op: Choice("torch", why) for op, why in WITHOUT_KERNEL.items()})
     return dict(_choices)
 
 

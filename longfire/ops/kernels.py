@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-from fla.ops.gla import chunk_gla
+from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
+from fla.ops.gla import chunk_gla, fused_recurrent_gla
 from fla.ops.kda import chunk_kda
 from fla.ops.simple_gla import chunk_simple_gla
 from torch import Tensor
@@ -25,12 +26,18 @@ def linear_attention(
     v_BTHV: Tensor,
     g: Tensor | None = None,
     *,
+    gv: Tensor | None = None,
     scale: float | None = None,
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.linear_attention.linear_attention."""
+    """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has no chunks for it alone."""
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
+    if gv is not None:
+        decays = {"gv": gv.float()}
+        if g is not None:
+            decays["gk"] = (g if g.dim() == 4 else g[..., None]).float().expand_as(k_BTHK)
+        return run(fused_recurrent_gla, inputs | decays, scale, initial_state_BHKV, documents)
     if g is not None:  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient
         inputs["g"] = (g.expand(q_BTHK.shape[:3]) if g.dim() == 1 else g).float()
     kernel = chunk_gla if g is not None and g.dim() == 4 else chunk_simple_gla
@@ -53,6 +60,23 @@ def delta_rule(
     kernel = chunk_kda if g.dim() == 4 else chunk_gated_delta_rule
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "beta": beta_BTH, "g": g}
     return run(kernel, inputs, scale, initial_state_BHKV, documents)
+
+
+def dplr(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As longfire.ops.dplr.dplr. What we call c and b is a and b there."""
+    inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "a": c_BTHK, "b": b_BTHK, "gk": g_BTHK.float()}
+    return run(chunk_dplr_delta_rule, inputs, scale, initial_state_BHKV, documents)
 
 
 def short_conv(

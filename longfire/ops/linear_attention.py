@@ -1,7 +1,8 @@
-"""Linear attention with decay: S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = scale * S_t^T q_t.
+"""Linear attention with decay: S_t = diag(exp g_t) S_{t-1} diag(exp gv_t) + k_t v_t^T, o_t = scale * S_t^T q_t.
 
 No decay is linear attention (Katharopoulos 2020), a constant one per head RetNet's retention (Sun 2023), a scalar Mamba-2
-(Dao 2024), a vector over the key channels GLA (Yang 2023, eq. 3) and HGRN2.
+(Dao 2024), a vector over the key channels GLA (Yang 2023, eq. 3) and HGRN2, a vector over the value channels the first pass
+of gated slot attention (Zhang 2024, where the values are the slots).
 """
 
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
+    Decayed,
     by_segments,
     chunk_size,
     chunked,
@@ -21,6 +23,7 @@ from longfire.ops.chunkwise import (
     start,
     step_decays,
     unchunked,
+    value_tree,
 )
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
@@ -32,6 +35,7 @@ def linear_attention(
     v_BTHV: Tensor,
     g: Tensor | None = None,
     *,
+    gv: Tensor | None = None,
     scale: float | None = None,
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
@@ -39,11 +43,12 @@ def linear_attention(
     """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64 inputs).
 
     g: log decay (<= 0) of each step: None, (H,) constant per head, (B, T, H), or (B, T, H, K) per key channel.
+    gv: log decay (<= 0) of each step per value channel, (B, T, H, V), or None.
     scale: K**-0.5 if None. With documents the state starts from zero at each of them; the initial state belongs to the
     first document of each row, and the final state is that of its last. Differentiable in every tensor.
     """
     return FORMS[chosen("linear_attention")](
-        q_BTHK, k_BTHK, v_BTHV, g, scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents
+        q_BTHK, k_BTHK, v_BTHV, g, gv=gv, scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents
     )
 
 
@@ -53,6 +58,7 @@ def linear_attention_slow(
     v_BTHV: Tensor,
     g: Tensor | None = None,
     *,
+    gv: Tensor | None = None,
     scale: float | None = None,
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
@@ -63,13 +69,15 @@ def linear_attention_slow(
     S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
     g = q_BTHK.new_zeros(H) if g is None else g
     g_BTHK = (g if g.dim() == 4 else g[..., None]).expand(B, T, H, K)
-    tokens = zip(*(x.to(dtype).unbind(1) for x in (q_BTHK, k_BTHK, v_BTHV, g_BTHK)))
+    gv_BTHV = q_BTHK.new_zeros(1).expand_as(v_BTHV) if gv is None else gv
+    tokens = zip(*(x.to(dtype).unbind(1) for x in (q_BTHK, k_BTHK, v_BTHV, g_BTHK, gv_BTHV)))
     outputs = []
-    for t, (q_BHK, k_BHK, v_BHV, g_BHK) in enumerate(tokens):
+    for t, (q_BHK, k_BHK, v_BHV, g_BHK, gv_BHV) in enumerate(tokens):
         if documents is not None and t > 0:
             same_B = documents.ids_BT[:, t] == documents.ids_BT[:, t - 1]
             S_BHKV = torch.where(same_B[:, None, None, None], S_BHKV, 0.0)
-        S_BHKV = g_BHK.exp()[..., None] * S_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
+        S_BHKV = g_BHK.exp()[..., None] * S_BHKV * gv_BHV.exp()[..., None, :]
+        S_BHKV = S_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
         outputs.append(scale * (q_BHK[..., None, :] @ S_BHKV).squeeze(-2))
     return torch.stack(outputs, 1).to(q_BTHK.dtype), S_BHKV
 
@@ -80,6 +88,7 @@ def linear_attention_chunkwise(
     v_BTHV: Tensor,
     g: Tensor | None = None,
     *,
+    gv: Tensor | None = None,
     scale: float | None = None,
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
@@ -87,37 +96,62 @@ def linear_attention_chunkwise(
     """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang 2023, section 4)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
-        return step(start(initial_state_BHKV, q_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, scale=scale)
+        return step(start(initial_state_BHKV, q_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, gv, scale=scale)
     run = partial(segment, scale=scale)
-    inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, g, gv, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
 
 
-def step(S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, scale: float) -> tuple[Tensor, Tensor]:
+def step(
+    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, *, scale: float
+) -> tuple[Tensor, Tensor]:
     """One token, as generation asks for it: the recurrence itself, at a quarter of what a chunk of one costs."""
     dtype = S_BHKV.dtype
     key, value = k[:, 0, :, :, None].to(dtype), v[:, 0, :, None].to(dtype)
-    if g is None:
-        S_BHKV = S_BHKV.addcmul(key, value)
-    else:
-        S_BHKV = (S_BHKV * step_decays(g, None, q)[:, 0, :, :, None]).addcmul_(key, value)
+    if g is not None:
+        S_BHKV = S_BHKV * step_decays(g, None, q)[:, 0, :, :, None]
+    if gv is not None:
+        S_BHKV = S_BHKV * step_decays(gv, None, v)[:, 0, :, None]
+    S_BHKV = S_BHKV.addcmul(key, value)
     o_BH1V = (q[:, 0, :, None].to(dtype) * scale) @ S_BHKV
     return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
 
 
 def segment(
-    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
+    S_BHKV: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    gv: Tensor | None,
+    goes_on_BT: Tensor | None,
+    *,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and state after some tokens, given the state before them."""
     tokens, dtype = q.shape[1], S_BHKV.dtype
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
-    parts = decayed([q], k, decay)
-    states, S_BHKV = scan(parts.whole, parts.to_end.mT @ v, S_BHKV)
-    o = parts.products[0] @ v + parts.from_start[0] @ states
+    parts = decayed([q], [k], decay)
+    if gv is None:
+        states, S_BHKV = scan(parts.whole, parts.to_end[0].mT @ v, S_BHKV)
+        o = parts.products[0][0] @ v + parts.from_start[0] @ states
+    else:
+        o, S_BHKV = with_value_decay(S_BHKV, parts, v, chunked(gv.to(dtype).exp(), size, fill=1.0))
     return unchunked(o, tokens), S_BHKV
+
+
+def with_value_decay(S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where the values' channels decay too (v and decay: (B, N, H, C, V)). The state is scanned as one long vector,
+    values outside: each of its V x K numbers has a decay of its own."""
+    inside, v_to_end, from_start = value_tree(parts.products[0][0], v, decay)
+    write = v_to_end.mT @ parts.to_end[0]
+    whole = from_start[..., -1, :, None] * parts.whole.mT
+    vectors = [x.flatten(-2)[..., None] for x in (whole.expand_as(write), write, S_BHKV.mT)]
+    states, last = (x.squeeze(-1).unflatten(-1, write.shape[-2:]).mT for x in scan(*vectors))
+    return inside + (parts.from_start[0] @ states) * from_start, last
 
 
 def linear_attention_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ class Rotary:
     """How much each pair of channels turns a position. Names and formulas are those of transformers' `rope_parameters`.
 
     size: channels that turn, an even number.  scaling: one of SCALINGS.  original_length: tokens that the model was trained at.
-    attention_factor: yarn's factor of q and k; 0: 0.1 ln(factor) + 1.
+    attention_factor: yarn's factor of q and k; 0: 0.1 ln(factor) + 1, or with mscale and mscale_all_dim both set the ratio
+    (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1).
     """
 
     size: int
@@ -32,6 +33,8 @@ class Rotary:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0
     attention_factor: float = 0.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
     truncate: bool = True
 
     def frequencies(self, device: torch.device) -> Tensor:
@@ -71,8 +74,9 @@ class Rotary:
         """What turned queries and keys are multiplied by."""
         if self.scaling != "yarn":
             return 1.0
-        derived = 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
-        return self.attention_factor or derived
+        growth = 0.1 * math.log(self.factor) if self.factor > 1 else 0.0
+        above, below = (self.mscale, self.mscale_all_dim) if self.mscale and self.mscale_all_dim else (1.0, 0.0)
+        return self.attention_factor or (above * growth + 1) / (below * growth + 1)
 
     def turns(self, positions_BT: Tensor, lengths_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin (B, T, 1, size / 2) of each position, fp32; lengths_BT: tokens of each token's document (`dynamic` only)."""

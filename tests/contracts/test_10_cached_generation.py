@@ -10,6 +10,7 @@ from torch import Tensor
 from longfire.generate import feed, generate
 from longfire.hub.families import FAMILIES, shape_from_config
 from longfire.hub.load import model_of
+from longfire.hub.tensors import to_ours
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
@@ -32,7 +33,28 @@ VARIANTS = {
             }
         },
     ),
-    "hybrid of all": (("gla", "attention", "gated_delta_net"), {}),
+    "retention, grouped heads": (
+        ("retention",),
+        {"retention": {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}},
+    ),
+    "linear attention, normalised": (
+        ("linear_attention",),
+        {"linear_attention": {"num_kv_heads": 1, "feature_map": "elu", "norm_feature_map": True, "norm_k": True}},
+    ),
+    "linear attention, eight features a channel": (
+        ("linear_attention",),
+        {"linear_attention": {"feature_map": "dpfp"}},
+    ),
+    "delta_net without activation": (
+        ("delta_net",),
+        {"delta_net": {"qk_activation": "none", "qk_norm": "sum", "use_beta": False, "use_gate": True}},
+    ),
+    "delta_net without convolution": (("delta_net",), {"delta_net": {"use_short_conv": False, "qk_activation": "elu"}}),
+    "kda, bounded, value groups": (
+        ("kda",),
+        {"kda": {"num_v_heads": 4, "expand_v": 2.0, "use_short_conv": False, "lower_bound": -5.0, "safe_gate": True}},
+    ),
+    "hybrid of all": (tuple(MIXERS), {}),
 }
 
 
@@ -97,9 +119,24 @@ def test_greedy_generation_follows_the_full_forward(model):
 def test_weights_of_fla_token_by_token_equal_flas_own_full_forward(case):
     golden = read(case)
     shape, family = shape_from_config(golden.config, case), FAMILIES[golden.config["model_type"]]
-    model = model_of(shape, {family.to_ours(name): tensor for name, tensor in golden.weights.items()})
+    model = model_of(shape, to_ours(family, shape, golden.weights))
     cached_BTW = cached_logits(model, golden.ids_BT, list(range(30, golden.ids_BT.shape[1])))
     assert (cached_BTW - golden.logits_BTW).abs().max() <= 1e-4 * golden.logits_BTW.abs().max()
+
+
+@torch.no_grad()
+def test_dynamic_rotary_positions_turn_kept_keys_anew():
+    """Beyond the original length every token changes all angles: each next token equals a full forward of what is there so far.
+    In one layer; of deeper ones the keys come from hidden states of tokens that saw a shorter text."""
+    from conftest import tiny_model
+
+    settings_ = {"num_heads": 4, "rope": "dynamic", "rope_factor": 4.0, "rope_original_length": 16}
+    model = tiny_model("attention", num_hidden_layers=1, mixers={"attention": settings_})
+    ids_BT = torch.randint(97, (2, 50), generator=torch.Generator().manual_seed(4))
+    cached_BTW = cached_logits(model, ids_BT, [10, *range(12, 50)])
+    for length in range(12, 51):
+        full_BTW = model.logits(model(ids_BT[:, :length]))[:, -1:]
+        assert_equal_within_rounding(model, cached_BTW[:, length - 1 : length], full_BTW)
 
 
 @torch.no_grad()

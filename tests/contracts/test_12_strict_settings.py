@@ -112,7 +112,7 @@ def other_value(key: str) -> str:
         case tuple():
             return "1.5" if "float" in str(field.type) else "other"
         case int() | float():
-            return str(field.default / 2) if isinstance(field.default, float) else str(field.default + 1)
+            return str(field.default / 2 or 0.5) if isinstance(field.default, float) else str(field.default + 1)
 
 
 @pytest.mark.parametrize("section", recipe.SECTIONS)

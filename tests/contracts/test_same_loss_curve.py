@@ -24,6 +24,7 @@ from longfire.checkpoint import State
 from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.hub.families import FAMILIES, config_from_shape
+from longfire.hub.tensors import to_theirs
 from longfire.model import Model, build
 from longfire.optim import make_optimizer
 from longfire.settings import Optimizer, Training
@@ -91,8 +92,7 @@ def test_llama_follows_transformers():
     config = config_from_shape(model.shape, bos_id=1, eos_id=2, length=T)
     theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).float().train()
     assert type(theirs).__name__ == "LlamaForCausalLM"
-    to_theirs = FAMILIES["llama"].to_theirs
-    theirs.load_state_dict({to_theirs(name): tensor for name, tensor in weights_of(model).items()})
+    theirs.load_state_dict(to_theirs(FAMILIES["llama"], model.shape, weights_of(model)))
     parameters = dict(theirs.named_parameters())
     decayed = [p for name, p in parameters.items() if "norm" not in name and "embed" not in name]
     kept = [p for name, p in parameters.items() if "norm" in name or "embed" in name]

@@ -20,11 +20,11 @@ FLOORS = [
     ["__init__"],
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
-    ["model", "loss", "checkpoint"],
+    ["model", "loss", "checkpoint", "plugins"],
     ["hub"],
     ["run"],
     ["weights"],
-    ["evaluate", "generate", "recall", "hub.convert"],
+    ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
     ["tasks"],
     ["finish", "prompts", "scores"],
     ["train"],
@@ -290,6 +290,8 @@ def test_the_light_rooms_import_nothing_heavy_at_their_top():
         "run",
         "hub/__init__",
         "hub/families",
+        "hub/families_fla",
+        "hub/family",
     ):
         file = HOUSE / f"{name}.py"
         for node in tree(file).body if file.exists() else []:

@@ -1,0 +1,521 @@
+"""How a family of Hugging Face models is one of our shapes: what the tables consist of, and what reads them in both directions.
+
+Free of torch, and of every single family: a family is an entry of a table (families.py), and this file its only reader.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from longfire.errors import SettingsError
+from longfire.shape import ModelShape, mixer_of
+
+Settings = dict[str, Any]  # flat: "hidden_size", "attention.num_heads"
+REQUIRED = object()  # a key that their class cannot do without
+
+# Settings that change training and not what a trained model computes: where a family has no key for one, an export leaves it out
+# (and its card says so) instead of being refused.
+TRAINING_ONLY = ("dropout", "embed_dropout", "residual_in_fp32", "attention.dropout")
+
+# What each kind of rotary positions uses beside rope_theta; the rest of the settings is without effect then.
+ROPE_USES = {
+    "none": (),
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_length"),
+    "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting under its two names. Several keys may have the same `theirs`: their one setting is then several of ours.
+
+    theirs: key of config.json, dotted where it is nested.  ours: a field of ModelShape, or "mixer.field".
+    default: what their class takes when the config is silent, or our value as a function of the settings read before; REQUIRED.
+    null: what their `null` is with us, or a function of the settings read before.
+    words: their value -> ours, where these differ or only these are possible; the first of several is the one that we write.
+    when: ("attention.rope", "yarn", ...): there is such a key only while that setting of ours has one of these values.
+    reads, writes: where neither value is the other: (theirs, the settings read before) -> ours, None if we have no such; all our
+    settings -> theirs.
+    """
+
+    theirs: str
+    ours: str
+    default: Any
+    null: Any = None
+    words: Mapping[Any, Any] | None = None
+    when: tuple[str, ...] = ()
+    kind: type | None = None
+    reads: Callable[[Any, Settings], Any] | None = None
+    writes: Callable[[Settings], Any] | None = None
+
+    def applies(self, settings: Settings) -> bool:
+        return not self.when or settings[self.when[0]] in self.when[1:]
+
+    def read(self, config: dict[str, Any], settings: Settings, where: str) -> Any:
+        """Our value of what their config says. Raises SettingsError when it has another type than the default, or is missing."""
+        if self.theirs not in config:
+            if self.default is REQUIRED:
+                raise SettingsError(f"{where}: {self.theirs} is missing; their class needs it too")
+            if callable(self.default):
+                return self.default(settings)
+        value = config.get(self.theirs, self.default)
+        if value is None:
+            if self.default is not None and self.null is None:
+                raise SettingsError(f"{where}: {self.theirs} = null, but it needs a value")
+            return self.null(settings) if callable(self.null) else self.null
+        if self.reads is not None:
+            ours = self.reads(value, settings)
+            if ours is None:
+                raise SettingsError(f"{where}: {self.theirs} = {value!r} is none that longfire has")
+            return ours
+        if self.words is not None:
+            if not isinstance(value, str | bool) or value not in self.words:
+                known = " or ".join(repr(self.first_word(ours)) for ours in dict.fromkeys(self.words.values()))
+                raise SettingsError(f"{where}: {self.theirs} = {value!r}: longfire has it with {known} only")
+            return self.words[value]
+        kind = self.kind or type(self.null if self.default is None else self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is not type(None) and type(value) is not kind:
+            raise SettingsError(f"{where}: {self.theirs} = {value!r} must be of type {kind.__name__}")
+        return value
+
+    def said(self, settings: Settings) -> Any:
+        """What they say where we have these settings."""
+        return self.writes(settings) if self.writes else self.write(settings[self.ours])
+
+    def write(self, value: Any) -> Any:
+        """Our value as theirs. Their null only where silence is something else, or null too."""
+        if self.words is not None:
+            return self.first_word(value)
+        return None if value == self.null and value != self.default else value
+
+    def first_word(self, ours: Any) -> Any:
+        return next(theirs for theirs, known in self.words.items() if known == ours)
+
+
+@dataclass(frozen=True)
+class Name:
+    """Parameters under their two names: prefixes, behind which the names are the same; {i} is the layer.
+
+    ours: several where one tensor of theirs is several of ours, laid end to end along the first dim.
+    turned: they keep matrices as (in, out), we as (out, in).
+    """
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    turned: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+@dataclass(frozen=True)
+class Same:
+    """Every layer has the family's mixer."""
+
+    reads: tuple[str, ...] = ()  # keys of the config that say what the layers are
+    places: tuple[str, ...] = ()  # settings of ours that they say
+
+    def read(self, config: dict[str, Any], settings: Settings, family: "Family", where: str) -> "Layers":
+        return (family.mixer,) * settings["num_hidden_layers"], {family.mixer: inner(settings, family.mixer)}
+
+    def refusals(self, shape: ModelShape, family: "Family") -> Iterator[str]:
+        yield from others(shape, {family.mixer})
+
+    def write(self, shape: ModelShape, family: "Family") -> dict[str, Any]:
+        return {}
+
+
+Layers = tuple[tuple[str, ...], dict[str, Settings]]  # layer_types, and the settings of each name in it
+
+
+@dataclass(frozen=True)
+class Listed:
+    """fla's `attn`: a table, or several, of layers that are softmax attention, each table with settings of its own."""
+
+    keys: tuple[Key, ...]
+    fixed: Settings  # settings of attention that their layer has with this value only
+    reads = ("attn",)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return (*(key.ours for key in self.keys), *self.fixed)
+
+    def read(self, config: dict[str, Any], settings: Settings, family: "Family", where: str) -> Layers:
+        types = [family.mixer] * settings["num_hidden_layers"]
+        mixers = {family.mixer: inner(settings, family.mixer)}
+        attn = config.get("attn")
+        for entry in attn if isinstance(attn, list) else [attn] if attn is not None else []:
+            entry = dict(entry)
+            numbers = entry.pop("layers", [])
+            free = [i for i, kind in enumerate(types) if kind == family.mixer]
+            if (
+                not all(type(i) is int for i in numbers)
+                or not set(numbers) <= set(free)
+                or len(set(numbers)) < len(numbers)
+            ):
+                raise SettingsError(
+                    f"{where}: attn.layers = {numbers!r} must name layers 0 to {len(types) - 1}, each once"
+                )
+            said = {key.ours: key.read(entry, {}, f"{where}: attn") for key in self.keys} | self.fixed
+            entry.pop("max_position_embeddings", None)  # in older files; their attention layers do not read it
+            if unknown := sorted(entry.keys() - {key.theirs for key in self.keys}):
+                raise SettingsError(f"{where}: attn has unknown keys {unknown}")
+            name = variant(mixers, inner(said, "attention"))
+            for i in numbers:
+                types[i] = name
+        return tuple(types), {name: mixers[name] for name in dict.fromkeys(types)}
+
+    def refusals(self, shape: ModelShape, family: "Family") -> Iterator[str]:
+        yield from others(shape, {family.mixer, "attention"})
+        for name, given in shape.mixers.items():
+            for key, value in self.fixed.items() if mixer_of(name) == "attention" else ():
+                if given[key.partition(".")[2]] != value:
+                    yield f"{name}.{key.partition('.')[2]} = {given[key.partition('.')[2]]!r}, it has {value!r} only"
+
+    def write(self, shape: ModelShape, family: "Family") -> dict[str, Any]:
+        tables = []
+        for name in [name for name in shape.mixers if mixer_of(name) == "attention"]:
+            numbers = [i for i, kind in enumerate(shape.layer_types) if kind == name]
+            said = {key.theirs: key.write(shape.mixers[name][key.ours.partition(".")[2]]) for key in self.keys}
+            tables.append({"layers": numbers, **said})
+        return {"attn": tables[0] if len(tables) == 1 else tables} if tables else {}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """transformers' `layer_types`: full_attention, or sliding_attention with one window for all layers that slide.
+
+    switch: their key that turns the windows on; "" if a window is enough. first: their key of the first layer that slides, in
+    configs that do not list the layers; "" if all slide then. default: their window when the config is silent.
+    """
+
+    switch: str = "use_sliding_window"
+    first: str = "max_window_layers"
+    first_default: int = 28
+    default: int = 4096
+    places = ("attention.window_size",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(key for key in (self.switch, "sliding_window", self.first, "layer_types") if key)
+
+    def read(self, config: dict[str, Any], settings: Settings, family: "Family", where: str) -> Layers:
+        on = Key(self.switch, "", False).read(config, {}, where) if self.switch else True
+        window = Key("sliding_window", "", self.default, null=0).read(config, {}, where) if on else 0
+        count = settings["num_hidden_layers"]
+        first = Key(self.first, "", self.first_default).read(config, {}, where) if self.first else 0
+        types = config.get("layer_types") or [SLIDING if window and i >= first else FULL for i in range(count)]
+        if len(types) != count or not set(types) <= {FULL, SLIDING}:
+            raise SettingsError(f"{where}: layer_types = {types!r} must be {count} times {FULL} or {SLIDING}")
+        if SLIDING in types and not window:
+            raise SettingsError(
+                f"{where}: layer_types has {SLIDING}, but {' and '.join(self.reads[:-1])} give it no window"
+            )
+        given = inner(settings, "attention")
+        if FULL not in types:
+            return ("attention",) * count, {"attention": {**given, "window_size": window}}
+        names = {FULL: "attention", SLIDING: "attention:sliding"}
+        mixers = {"attention": {**given, "window_size": 0}, "attention:sliding": {**given, "window_size": window}}
+        used = tuple(names[kind] for kind in types)
+        return used, {name: mixers[name] for name in dict.fromkeys(used)}
+
+    def refusals(self, shape: ModelShape, family: "Family") -> Iterator[str]:
+        yield from others(shape, {"attention"})
+        windows = [given.get("window_size", 0) for given in shape.mixers.values()]
+        if len(set(windows) - {0}) > 1:
+            yield f"attention.window_size = {windows}, its layers that slide have one window"
+
+    def write(self, shape: ModelShape, family: "Family") -> dict[str, Any]:
+        windows = [shape.mixers[name]["window_size"] for name in shape.layer_types]
+        sliding = [i for i, window in enumerate(windows) if window]
+        # For readers that know no layer_types: from which layer on all slide, if that is so.
+        tail = len(windows) - len(sliding)
+        first = tail if sliding == list(range(tail, len(windows))) else len(windows)
+        config = {
+            "layer_types": [SLIDING if window else FULL for window in windows],
+            "sliding_window": max(windows) or None,
+        }
+        if self.switch:
+            config |= {self.switch: bool(sliding)}
+        if self.first:
+            config |= {self.first: first}
+        return config
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model class of Hugging Face and how it is one of our shapes.
+
+    package: where the class is defined.  mixer: of its layers; `layers` says which layers have another one, or other settings.
+    names: of the parameters.  base: the prefix that files of the model without a head leave out.  buffers: ends of names in older
+    files that are computed, so never read.  aliases: ends of names -> what some of their files have instead.
+    fixed: their keys that we have with these values only; the first is what silence means and what we write.
+    ours: our settings that their class has with this value only.
+    inert: keys that change neither logits nor what can be learned.  replaced: keys that the named other one overrules.
+    older: their older spelling -> the key as it is today.  both_spellings: we write the older ones too, for another package's class.
+    """
+
+    architecture: str
+    package: str
+    mixer: str
+    keys: tuple[Key, ...]
+    names: tuple[Name, ...]
+    layers: Same | Listed | Windows = Same()
+    base: str = "model."
+    buffers: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    fixed: dict[str, tuple] = field(default_factory=dict)
+    ours: Settings = field(default_factory=dict)
+    inert: tuple[str, ...] = ()
+    replaced: dict[str, str] = field(default_factory=dict)
+    older: dict[str, str] = field(default_factory=dict)
+    both_spellings: bool = False
+
+    def placed(self) -> set[str]:
+        """Every setting of ours that has a place in this family."""
+        return {*(key.ours for key in self.keys), *self.ours, *self.layers.places}
+
+
+# What every PreTrainedConfig may hold beside the model's shape.
+INERT = (
+    "model_type", "architectures", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache", "auto_map",
+    "bos_token_id", "eos_token_id", "pad_token_id", "return_dict", "output_hidden_states", "output_attentions", "id2label",
+    "label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward", "task_specific_params", "tokenizer_class",
+)  # fmt: skip
+
+
+def read_shape_of(family: Family, config: dict[str, Any], where: str) -> ModelShape:
+    """The shape that a config.json of this family describes. Raises SettingsError naming a key that we cannot express."""
+    asked = flat({k: v for k, v in config.items() if k not in INERT}, family, where)
+    asked = {k: v for k, v in asked.items() if k not in family.inert}
+    settings = dict(family.ours)
+    for key in family.keys:
+        if key.applies(settings):
+            settings[key.ours] = key.read(asked, settings, where)
+    layer_types, mixers = family.layers.read(asked, settings, family, where)
+    used = {key.theirs for key in family.keys if key.applies(settings)} | set(family.layers.reads)
+    check_rest({name: value for name, value in asked.items() if name not in used}, family, config, settings, where)
+    plain = {name: value for name, value in settings.items() if "." not in name}
+    return ModelShape(**plain, layer_types=layer_types, mixers=mixers)
+
+
+def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """Their keys, dotted where the table has them nested, in today's spelling. Raises SettingsError where both say something else."""
+    nested = {name.partition(".")[0] for name in (*(key.theirs for key in family.keys), *family.fixed) if "." in name}
+    out: dict[str, Any] = {}
+    for name, value in config.items():
+        today = family.older.get(name, name)
+        if today in nested:
+            if value is not None and not isinstance(value, dict):
+                raise SettingsError(f"{where}: {name} = {value!r} must be a table")
+            said = {f"{today}.{inner_name}": v for inner_name, v in (value or {}).items()}
+            said = {family.older.get(inner_name, inner_name): v for inner_name, v in said.items()}
+        else:
+            said = {today: value}
+        for key, value in said.items():
+            if out.get(key) is not None and value is not None and out[key] != value:
+                raise SettingsError(
+                    f"{where}: {key} is said twice, as {out[key]!r} and as {value!r}; remove one of them"
+                )
+            out[key] = out[key] if value is None and key in out else value
+    return out
+
+
+def check_rest(asked: dict[str, Any], family: Family, config: dict[str, Any], settings: Settings, where: str) -> None:
+    """Raises SettingsError for a key that no row of the table has read, unless it says what holds anyway. A null asks for nothing."""
+    model_type = config["model_type"]
+    for name, value in asked.items():
+        allowed = family.fixed.get(name)
+        if name in family.replaced and config.get(family.replaced[name]) is not None:
+            continue
+        if allowed is None and value is not None:
+            idle = [key for key in family.keys if key.theirs == name]
+            if idle:
+                other = idle[0].when[0]
+                raise SettingsError(
+                    f"{where}: {name} = {value!r} means nothing with {other} = {settings[other]!r}; remove it"
+                )
+            raise SettingsError(f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models")
+        if allowed is not None and value not in allowed:
+            raise SettingsError(
+                f"{where}: {name} = {value!r}: longfire has {model_type} models with {name} = {allowed[0]!r} only"
+            )
+
+
+def inner(settings: Settings, mixer: str) -> Settings:
+    """A mixer's own settings."""
+    return {name.partition(".")[2]: value for name, value in settings.items() if name.startswith(f"{mixer}.")}
+
+
+def variant(mixers: dict[str, Settings], given: Settings, mixer: str = "attention") -> str:
+    """The name in `mixers` under which these settings stand: one that is there already, or the next: attention, attention:2 ..."""
+    known = [name for name in mixers if mixer_of(name) == mixer]
+    same = [name for name in known if mixers[name] == given]
+    name = same[0] if same else f"{mixer}:{len(known) + 1}" if known else mixer
+    mixers[name] = given
+    return name
+
+
+def others(shape: ModelShape, possible: set[str]) -> Iterator[str]:
+    for mixer in dict.fromkeys(map(mixer_of, shape.layer_types)):
+        if mixer not in possible:
+            yield f"layer_types has {mixer}, its layers are {' or '.join(sorted(possible))}"
+
+
+def whole(shape: ModelShape) -> ModelShape:
+    """The same model said in one way: every setting of its mixers, defaults too; those without effect at their default; variants
+    numbered as they come."""
+    from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
+    from longfire.mixers.mixer import read_mixer_shape
+
+    mixers: dict[str, Settings] = {}
+    names = {}
+    for name in dict.fromkeys(shape.layer_types):
+        mixer = MIXERS[mixer_of(name)]
+        given = asdict(read_mixer_shape(mixer, name, shape.mixers.get(name, {}), shape.hidden_size))
+        quiet(given, {f.name: f.default for f in fields(mixer.Shape)}, shape)
+        names[name] = variant(mixers, given, mixer_of(name))
+    plain = {f.name: f.default for f in fields(ModelShape)}
+    idle = {"pad_vocab_multiple": 1}  # vocab_size has its rows
+    if shape.mlp == "none":
+        idle |= {"intermediate_size": plain["intermediate_size"], "mlp_bias": plain["mlp_bias"]}
+    if shape.norm == "rmsnorm" or not shape.norm_affine:
+        idle["norm_bias"] = plain["norm_bias"]
+    return replace(shape, **idle, layer_types=tuple(names[name] for name in shape.layer_types), mixers=mixers)
+
+
+def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
+    """Give settings of a mixer that have no effect their default, and 0 where it means the same."""
+    for name in ("num_kv_heads", "num_v_heads"):  # 0 means as many as num_heads
+        if name in given and given[name] == given["num_heads"]:
+            given[name] = 0
+    if "rope" not in given:
+        return
+    if given["head_dim"] * given["num_heads"] == shape.hidden_size:
+        given["head_dim"] = 0
+    given["qk_norm_eps"] = (given["qk_norm_eps"] or shape.norm_eps) if given["qk_norm"] else 0.0
+    for name in [name for name in given if name.startswith("rope_")]:
+        if name.removeprefix("rope_") not in ("theta", *ROPE_USES[given["rope"]]):
+            given[name] = defaults[name]
+    if given["rope"] == "none":
+        given |= {name: defaults[name] for name in ("rope_theta", "rotary_fraction")}
+
+
+def said_in_full(shape: ModelShape) -> ModelShape:
+    """A whole shape with numbers where 0 leaves them to others: some classes refuse a null."""
+    mixers = {name: dict(given) for name, given in shape.mixers.items()}
+    for given in mixers.values():
+        for name in ("num_kv_heads", "num_v_heads"):
+            if given.get(name) == 0:
+                given[name] = given["num_heads"]
+        if "rope" in given and not given["head_dim"]:
+            given["head_dim"] = shape.hidden_size // given["num_heads"]
+    return replace(shape, mixers=mixers)
+
+
+def values_of(shape: ModelShape) -> dict[str, dict[str, Any]]:
+    """Flat setting -> its value under each name of layer_types (of the model's own: under "")."""
+    out = {name: {"": value} for name, value in asdict(shape).items() if name not in ("mixers", "layer_types")}
+    for name, given in shape.mixers.items():
+        for leaf, value in given.items():
+            out.setdefault(f"{mixer_of(name)}.{leaf}", {})[name] = value
+    return out
+
+
+def refusals(family: Family, shape: ModelShape) -> Iterator[str]:
+    """Why a whole shape cannot be one of this family; nothing if it can."""
+    yield from family.layers.refusals(shape, family)
+    values = values_of(shape)
+    settings = {name: next(iter(said.values())) for name, said in values.items()}
+    keys = {key.ours: key for key in family.keys}
+    mixers = {key.partition(".")[0] for key in family.placed() if "." in key}
+    for name, said in values.items():
+        value, mixer = settings[name], name.partition(".")[0] if "." in name else ""
+        key = keys.get(name)
+        if name in family.layers.places or (mixer and mixer not in mixers) or idle(name, values):
+            continue  # `layers` has spoken
+        if len(set(map(repr, said.values()))) > 1:
+            yield (
+                ", ".join(f"{full}.{name.partition('.')[2]} = {v!r}" for full, v in said.items())
+                + ": its layers have one"
+            )
+        elif name in family.ours and value != family.ours[name]:
+            yield f"{name} = {value!r}, it has {family.ours[name]!r} only"
+        elif key and key.words is not None and value not in key.words.values():
+            yield f"{name} = {value!r}, it has {' or '.join(map(repr, dict.fromkeys(key.words.values())))} only"
+        elif key and key.writes is not None and key.reads(key.writes(settings), settings) != value:
+            yield f"{name} = {value!r}, which its {key.theirs} cannot be"
+        elif name not in family.placed() and name not in TRAINING_ONLY:
+            yield f"{name} = {value!r}, which it does not know"
+    yield from contradictions(family, settings)
+
+
+def idle(name: str, values: dict[str, dict[str, Any]]) -> bool:
+    """Whether a setting has no effect: the size of an MLP that is none, or one of rotary positions that theirs do not use."""
+    if name == "intermediate_size":
+        return values["mlp"][""] == "none"
+    if not name.startswith("attention.rope_"):
+        return False
+    used = {leaf for kind in values["attention.rope"].values() for leaf in ROPE_USES[kind]}
+    used |= {"theta"} if set(values["attention.rope"].values()) != {"none"} else set()
+    return name.removeprefix("attention.rope_") not in used
+
+
+def contradictions(family: Family, settings: Settings) -> Iterator[str]:
+    """Settings of ours that are one of theirs, and differ."""
+    said: dict[str, Key] = {}
+    for key in family.keys:
+        if not {key.ours, *key.when[:1]} <= settings.keys() or not key.applies(settings):
+            continue
+        if key.words is not None and settings[key.ours] not in key.words.values():
+            continue
+        first = said.setdefault(key.theirs, key)
+        one, other = (k.said(settings) for k in (first, key))
+        if one != other and None not in (one, other):
+            yield f"{first.ours} = {settings[first.ours]!r} and {key.ours} = {settings[key.ours]!r}, which are one {key.theirs}"
+
+
+def left_out(family: Family, shape: ModelShape) -> list[str]:
+    """What a family's config cannot say of a shape, though it changes no logits: settings of training that are not at rest."""
+    values = values_of(whole(shape))
+    return [
+        f"{name} = {value!r}"
+        for name in TRAINING_ONLY
+        if name not in family.placed() and (value := next(iter(values.get(name, {"": 0}).values())))
+    ]
+
+
+def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -> dict[str, Any]:
+    """The config.json of a whole shape that the family can express, without what is not the shape's.
+
+    length: written as the number of positions where the shape sets no limit, since their classes want one.
+    """
+    full = said_in_full(shape)
+    settings = {name: next(iter(said.values())) for name, said in values_of(full).items()}
+    config: dict[str, Any] = {"model_type": model_type, "architectures": [family.architecture]}
+    said = {name: allowed[0] for name, allowed in family.fixed.items() if None not in allowed}
+    for key in family.keys:
+        if key.applies(settings):
+            value = key.said(settings)
+            said[key.theirs] = said.get(key.theirs) if value is None else value
+    for key in family.keys:
+        if key.ours == "max_position_embeddings" and said[key.theirs] is None:
+            said[key.theirs] = length
+    if family.both_spellings:
+        said |= {older: said[name] for older, name in family.older.items() if name in said}
+    for name, value in said.items():
+        outer, dot, leaf = name.partition(".")
+        if not dot:
+            config[name] = value
+        elif value is not None:
+            config.setdefault(outer, {})[leaf] = value
+    return config | family.layers.write(full, family)

@@ -1,0 +1,153 @@
+"""Diagonal plus low rank: S_t = diag(exp g_t) S_{t-1} + b_t (c_t^T S_{t-1}) + k_t v_t^T, o_t = scale * S_t^T q_t.
+
+RWKV-7 (Peng 2025): c_t is the negative of the key that is removed, b_t that key times its learning rate. What c reads is the
+state before this step's decay. The delta rules are the case c = exp(g) * k, b = -beta * k and beta * k written;
+ops/delta_rule.py computes them with half the work.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.ops import chosen
+from longfire.ops.chunkwise import (
+    by_segments,
+    chunk_size,
+    chunked,
+    decayed,
+    goes_on,
+    scan,
+    start,
+    step_decays,
+    unchunked,
+)
+from longfire.ops.delta_rule import UnitLowerInverse
+from longfire.ops.documents import Documents
+from longfire.ops.linear import working_dtype
+
+
+def dplr(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64 inputs).
+
+    c reads the state and b writes what was read; the state stays bounded if no diag(exp g) + b c^T lengthens a vector.
+    g: log decay (<= 0) of each step per key channel. scale: K**-0.5 if None.
+    With documents the state starts from zero at each of them; the initial state belongs to the first document of each row,
+    and the final state is that of its last. Differentiable in every tensor.
+    """
+    return FORMS[chosen("dplr")](
+        q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK,
+        scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents,
+    )  # fmt: skip
+
+
+def dplr_slow(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The truth: the recurrence, a token at a time. Same arguments and result."""
+    dtype = working_dtype(q_BTHK)
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
+    tokens = zip(*(x.to(dtype).unbind(1) for x in (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK)))
+    outputs = []
+    for t, (q_BHK, k_BHK, v_BHV, c_BHK, b_BHK, g_BHK) in enumerate(tokens):
+        if documents is not None and t > 0:
+            same_B = documents.ids_BT[:, t] == documents.ids_BT[:, t - 1]
+            S_BHKV = torch.where(same_B[:, None, None, None], S_BHKV, 0.0)
+        read_BHV = (c_BHK[..., None, :] @ S_BHKV).squeeze(-2)
+        S_BHKV = g_BHK.exp()[..., None] * S_BHKV + b_BHK[..., None] * read_BHV[..., None, :]
+        S_BHKV = S_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
+        outputs.append(scale * (q_BHK[..., None, :] @ S_BHKV).squeeze(-2))
+    return torch.stack(outputs, 1).to(q_BTHK.dtype), S_BHKV
+
+
+def dplr_chunkwise(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state_BHKV: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Chunks of tokens by matrix products, as in ops/delta_rule.py. Same arguments and result."""
+    run = partial(segment, scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
+    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+    o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
+    return o_BTHV.to(q_BTHK.dtype), S_BHKV
+
+
+def segment(
+    S_BHKV: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    c: Tensor,
+    b: Tensor,
+    g: Tensor,
+    goes_on_BT: Tensor | None,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Outputs and state after some tokens, given the state before them.
+
+    This is decayed linear attention with two kinds of keys, k_t with values v_t and b_t with values u_t = c_t^T S_{t-1}. What
+    c_t reads is what a query at t - 1 would: so c stands a place earlier among the queries, and what its places give moves
+    back by one. The first of a chunk reads S_in itself, and the first of a document nothing: there c is zero. With P the products
+    of c with k and b, strictly below the diagonal after the move, u = P_k v + P_b u + c_from_start S_in, so one triangular
+    inverse gives u = found + read S_in, and S_out = (diag(whole) + b_to_end^T read) S_in + k_to_end^T v + b_to_end^T found.
+    """
+    tokens, dtype = q.shape[1], S_BHKV.dtype
+    size = chunk_size(tokens)
+    if goes_on_BT is not None:
+        c = torch.where(goes_on_BT[:, :, None, None], c, 0.0)
+    decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
+    q, k, v, c, b = (
+        chunked(x, size) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), c.to(dtype), b.to(dtype))
+    )
+    parts = decayed([q, F.pad(c[..., 1:, :], (0, 0, 0, 1))], [k, b], decay)
+    ((qk, qb), (ck, cb)), (q_from_start, c_from_start), (k_to_end, b_to_end) = parts[:3]
+    ck, cb = (F.pad(products[..., :-1, :], (0, 0, 1, 0)) for products in (ck, cb))
+    c_from_start = torch.cat([c[..., :1, :], c_from_start[..., :-1, :]], -2)
+    solve = UnitLowerInverse.apply(-cb)
+    found, read = solve @ (ck @ v), solve @ c_from_start
+    whole = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])
+    transition = torch.diag_embed(whole) + b_to_end.mT @ read
+    states, S_BHKV = scan(transition, k_to_end.mT @ v + b_to_end.mT @ found, S_BHKV)
+    o = qk @ v + qb @ (found + read @ states) + q_from_start @ states
+    return unchunked(o, tokens), S_BHKV
+
+
+def dplr_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """fla's kernels; same arguments and result."""
+    from longfire.ops import kernels  # imports fla, which is not everywhere
+
+    return kernels.dplr(*args, **kwargs)
+
+
+FORMS = {"slow": dplr_slow, "torch": dplr_chunkwise, "fla": dplr_fla}

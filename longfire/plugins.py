@@ -1,0 +1,56 @@
+"""Mixers from a user's own file: `model.plugins = ["my_mixer.py"]` runs the file and adds its table MIXERS to ours.
+
+A plugin is code, and runs with all rights of its user. So only a recipe or a command line that names it makes it run; a run folder
+that merely mentions one is not enough (`run.of_folder`).
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from longfire.errors import SettingsError
+from longfire.mixers import MIXERS
+from longfire.mixers.mixer import Mixer
+
+_loaded: dict[Path, ModuleType] = {}
+
+
+def load_plugins(files: tuple[str, ...]) -> None:
+    """Run each file once in this process. Raises SettingsError naming the file and what is wrong with it."""
+    for file in files:
+        path = Path(file).resolve()
+        if path not in _loaded:
+            _loaded[path] = run_file(path)
+            add_mixers(path, getattr(_loaded[path], "MIXERS", {}))
+
+
+def run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SettingsError(f"model.plugins names {path}, but there is no such file")
+    name = f"longfire_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SettingsError(f"model.plugins names {path}, which is no Python file: its name must end with .py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise SettingsError(f"model.plugins: {path} failed when it was run: {type(e).__name__}: {e}") from e
+    return module
+
+
+def add_mixers(path: Path, table: object) -> None:
+    """The plugin's mixers beside ours. Raises SettingsError for what is no mixer or has a name that is taken."""
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path}: MIXERS must be a table of names and classes, as in longfire/mixers/__init__.py")
+    for name, mixer in table.items():
+        if not (isinstance(mixer, type) and issubclass(mixer, Mixer) and hasattr(mixer, "Shape")):
+            raise SettingsError(
+                f"{path}: MIXERS[{name!r}] is no class derived from longfire.mixers.mixer.Mixer with a Shape"
+            )
+        if name in MIXERS:
+            raise SettingsError(
+                f"{path}: MIXERS[{name!r}]: the name is taken by {MIXERS[name].__module__}; choose another"
+            )
+    MIXERS.update(table)

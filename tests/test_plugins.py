@@ -1,0 +1,85 @@
+"""A mixer from a user's own file: the one that docs/mixers.md shows trains, resumes and generates; a wrong file is named."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longfire.errors import SettingsError
+from longfire.mixers import MIXERS
+from longfire.plugins import load_plugins
+
+DOCS = Path(__file__).parents[1] / "docs" / "mixers.md"
+
+
+def from_docs(language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+@pytest.fixture
+def forget_plugins():
+    known = dict(MIXERS)
+    yield
+    MIXERS.clear()
+    MIXERS.update(known)
+
+
+def longfire(folder: Path, *words: str, fails: bool = False) -> str:
+    command = [sys.executable, "-m", "longfire", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert bool(done.returncode) == fails, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_the_mixer_of_the_docs_trains_resumes_and_generates(tmp_path):
+    (tmp_path / "my_mixer.py").write_text(from_docs("python"))
+    (tmp_path / "config.json").write_text(from_docs("json"))
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"number {i} is {i * i}. " * 9}) + "\n" for i in range(200))
+    )
+    train = [
+        "train", "--model.plugins", "my_mixer.py", "--model.config", "config.json", "--job.dump_folder", "runs/mine",
+        "--data.dataset", "text.jsonl", "--training.seq_len", "64", "--training.batch_size", "2", "--training.threads", "1",
+        "--checkpoint.interval", "4", "--lr_scheduler.warmup_steps", "2", "--metrics.report", "false", "--training.compile", "off",
+    ]  # fmt: skip
+    longfire(tmp_path, *train, "--training.steps", "4")
+    assert "step-4" in longfire(tmp_path, *train, "--training.steps", "8")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()]
+    assert sorted({step for step in steps}) == [*range(1, 9)]
+    generate = ["generate", "runs/mine", "--prompt", "number 7", "--max_new_tokens", "5", "--temperature", "0"]
+    assert "number 7" in longfire(tmp_path, *generate, "--plugins", "my_mixer.py")
+    refused = longfire(tmp_path, *generate, fails=True)
+    assert "--plugins" in refused and "my_mixer.py" in refused
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        (None, "there is no such file"),
+        ("MIXERS = {'gla': 3}", r"MIXERS\['gla'\] is no class derived from"),
+        ("MIXERS = 3", "must be a table"),
+        (
+            "import nothing_of_that_name",
+            "failed when it was run: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        ),
+        (
+            "from longfire.mixers.gla import GLA\nMIXERS = {'gla': GLA}",
+            r"MIXERS\['gla'\]: the name is taken by longfire.mixers.gla",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(code, message, tmp_path, forget_plugins):
+    if code is not None:
+        (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(SettingsError, match=message):
+        load_plugins((str(tmp_path / "mine.py"),))
+
+
+def test_a_file_runs_once(tmp_path, forget_plugins):
+    (tmp_path / "mine.py").write_text("from pathlib import Path\np = Path(__file__).with_name('count')\n"
+                                      "p.write_text(p.read_text() + 'x' if p.exists() else 'x')\n")  # fmt: skip
+    load_plugins((str(tmp_path / "mine.py"),) * 2)
+    assert (tmp_path / "count").read_text() == "x"
