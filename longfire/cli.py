@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 from longfire import recipe
 from longfire.aliases import ALIASES, as_text, bare_value
 from longfire.errors import SettingsError, UserError
-from longfire.options import Checked, Sampling
+from longfire.launch import stay_offline
+from longfire.options import Checked, Sampling, Scoring
 from longfire.settings import SECTIONS
 
 WIDTH = 118  # of --help
@@ -39,13 +40,16 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
         return self.parse_intermixed_args(words)  # a command's own words in any order: RUN --step 4 OUT
 
-    def add_fields(self, options: type[Checked]) -> None:
-        """An option for each field of a dataclass; one of several texts may be given several times."""
+    def add_fields(self, options: type[Checked], repeated: Sequence[str] = ()) -> None:
+        """An option for each field of a dataclass. Lists are comma-separated, those of `repeated` options given one by one."""
         group = self.add_argument_group(options.__name__.lower())
         for field in fields(options):
-            how = {"metavar": kind_of(field.type).partition(",")[0], "help": help_of(field), "default": None}
-            how |= {"action": "append"} if get_origin(field.type) is tuple else {}
-            group.add_argument(f"--{field.name}", **how)
+            how: dict[str, Any] = {"metavar": kind_of(field.type)}
+            if field.type is bool:
+                how = {"action": "store_true"}
+            elif field.name in repeated:
+                how = {"action": "append", "metavar": kind_of(get_args(field.type)[0])}
+            group.add_argument(f"--{field.name}", default=None, help=help_of(field), **how)
             self.own.add(f"--{field.name}")
 
     def taken(self, options: type[Checked], words: argparse.Namespace) -> Any:
@@ -195,17 +199,18 @@ def train(words: Sequence[str]) -> int:
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """Loss, perplexity and bits per byte of a run's checkpoint on its held-out documents."""
-    parser = Parser(evaluate, "longfire eval runs/quickstart --step 100")
-    parser.add_argument("run", type=Path, help="a run folder")
+    """Loss, perplexity and bits per byte on held-out documents or other texts; hidden needles; tasks of lm-eval."""
+    parser = Parser(evaluate, "longfire eval runs/quickstart --step 100 --plot by-position.png")
+    parser.add_argument("run", type=Path, help="a run folder, or a folder of Hugging Face weights")
     add_which_model(parser)
-    parser.add_argument(
-        "--tokens", type=int, default=0, metavar="N", help="held-out tokens to read (default: eval.tokens)"
-    )
+    parser.add_fields(Scoring)
     options = parser.parse_args(words)
-    from longfire.evaluate import main as evaluate_run
+    scoring = parser.taken(Scoring, options)
+    if scoring.tasks and not scoring.allow_download:
+        stay_offline()
+    from longfire.scores import main as score
 
-    return evaluate_run(options.run, options.step, options.tokens, options.plugins)
+    return score(options.run, scoring, options.step, options.plugins)
 
 
 def generate(words: Sequence[str]) -> int:
@@ -226,7 +231,7 @@ def generate(words: Sequence[str]) -> int:
         "--batch_size", type=int, default=1, metavar="N", help="prompts that are continued together (default: 1)"
     )
     parser.add_argument("--stats", action="store_true", help="at the end tell tokens/s, ms a token, bytes of the cache")
-    parser.add_fields(Sampling)
+    parser.add_fields(Sampling, repeated=("stop",))
     options = parser.parse_args(words)
     from longfire.prompts import main as continue_prompts
 
@@ -270,7 +275,9 @@ def export(words: Sequence[str]) -> int:
 
 def convert(words: Sequence[str]) -> int:
     """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh."""
-    parser = Parser(convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b.json --output gla-7b")
+    parser = Parser(
+        convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b-mistral.json --output gla-7b"
+    )
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
     )

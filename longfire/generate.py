@@ -107,8 +107,7 @@ def steps(
     cache = caches[0] if len(rows) == 1 else Cache.stack(caches)
     caches.clear()  # a stack is a copy
     pace.prompt_seconds += time.perf_counter() - started
-    pace.last_bytes, started = cache.memory_bytes(), None
-    pace.first_bytes = pace.first_bytes or pace.last_bytes
+    pace.first_bytes, started = pace.first_bytes or cache.memory_bytes(), None
     while True:
         for row, logits_W in zip(rows, logits_BW):
             drawn = row.take(logits_W)
@@ -119,12 +118,12 @@ def steps(
             pace.seconds, pace.steps = pace.seconds + time.perf_counter() - started, pace.steps + 1
         going = [number for number, row in enumerate(rows) if not row.over]
         if not going:
+            pace.last_bytes = cache.memory_bytes()
             return
         if len(going) < len(rows):
             cache, rows = cache.select(going), [rows[number] for number in going]
         started = time.perf_counter()
         logits_BW = advance(model, [row.ids[-1] for row in rows], cache)
-        pace.last_bytes = cache.memory_bytes()
 
 
 def generate(
@@ -280,10 +279,15 @@ def generate_texts(
     for first in range(0, len(prompts), batch_size):
         some = enumerate(prompts[first : first + batch_size], first)
         rows = [text_row(model, tokenizer, prompt_ids(tokenizer, p, add_bos), sampling, i) for i, p in some]
-        texts = dict.fromkeys(rows, "")
-        for row, text in write(model, rows, pace=pace):
-            texts[row] += text
-        yield from texts.values()
+        yield from written(model, rows, pace)
+
+
+def written(model: Model, rows: list[Row], pace: Pace | None = None) -> list[str]:
+    """The whole text of each row."""
+    texts = dict.fromkeys(rows, "")
+    for row, text in write(model, rows, pace=pace):
+        texts[row] += text
+    return list(texts.values())
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, add_bos: bool = False) -> list[int]:

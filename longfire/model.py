@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longfire.mixers import MIXERS
+from longfire.mixers.channel_mix import ChannelMix
 from longfire.mixers.mixer import Sequence, read_mixer_shape
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
@@ -46,7 +47,7 @@ class Block(nn.Module):
         self.kind, self.dropout, self.inner = shape.block, shape.dropout, inner
         self.mixer_norm = make_norm(shape)
         self.mixer = mixer_class(shape, mixer_shape, layer)
-        self.mlp = make_mlp(shape)
+        self.mlp = make_mlp(shape, layer)
         self.mlp_norm = None if self.mlp is None or self.kind == "parallel_tied" else make_norm(shape)
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -54,7 +55,7 @@ class Block(nn.Module):
             x_BTD = self.mixer_norm(self.added(self.mixer(x_BTD.to(self.inner), seq), x_BTD, seq, MIXER_PLACE))
             if self.mlp is None:
                 return x_BTD
-            return self.mlp_norm(self.added(self.mlp(x_BTD.to(self.inner)), x_BTD, seq, MLP_PLACE))
+            return self.mlp_norm(self.added(self.fed(x_BTD, seq), x_BTD, seq, MLP_PLACE))
         h_BTD = self.mixer_norm(x_BTD).to(self.inner)
         mixed_BTD = self.added(self.mixer(h_BTD, seq), x_BTD, seq, MIXER_PLACE)
         if self.mlp is None:
@@ -63,16 +64,23 @@ class Block(nn.Module):
             h_BTD = self.mlp_norm(mixed_BTD)
         elif self.kind == "parallel":
             h_BTD = self.mlp_norm(x_BTD)
-        return self.added(self.mlp(h_BTD.to(self.inner)), mixed_BTD, seq, MLP_PLACE)
+        return self.added(self.fed(h_BTD, seq), mixed_BTD, seq, MLP_PLACE)
+
+    def fed(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
+        """What the MLP says of h."""
+        h_BTD = h_BTD.to(self.inner)
+        return self.mlp(h_BTD, seq) if isinstance(self.mlp, ChannelMix) else self.mlp(h_BTD)
 
     def added(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
         drops = seq.noise_BT is not None and self.dropout > 0
         return dropout_add(y_BTD, x_BTD, self.dropout, of_place(seq.noise_BT, place)) if drops else x_BTD + y_BTD
 
 
-def make_mlp(shape: ModelShape) -> nn.Module | None:
+def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
     if shape.mlp == "none":
         return None
+    if shape.mlp == "channel_mix":
+        return ChannelMix(shape, layer)
     return MLPS[shape.mlp](shape.hidden_size, shape.intermediate_size, shape.mlp_bias)
 
 

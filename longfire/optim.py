@@ -16,13 +16,13 @@ def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[di
     """Two groups: matrices, which decay, and the rest, which does not.
 
     Weight decay keeps matrices from growing; a norm's scale, a bias, a decay rate (`A_log`) or a word's vector has no
-    reason to shrink because it was not used. So 0-D and 1-D parameters and every embedding are left out, and with it a
-    head that shares the embedding's parameter.
+    reason to shrink because it was not used. So 0-D and 1-D parameters, what is no module's `weight` (rates and bounds may
+    have two dims) and every embedding are left out, and with it a head that shares the embedding's parameter.
     """
     embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2 and p not in embeddings]
-    kept = [p for p in trained if p.ndim < 2 or p in embeddings]
+    trained = {p: name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    decayed = [p for p, leaf in trained.items() if p.ndim >= 2 and leaf == "weight" and p not in embeddings]
+    kept = [p for p in trained if p not in set(decayed)]
     weight_decay = optimizer.weight_decay if optimizer.name == "AdamW" else 0.0
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

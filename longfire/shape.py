@@ -34,7 +34,9 @@ class ModelShape:
     layer_types: tuple[str, ...]
     mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
     vocab_size: int = 0  # 0: as many as the tokenizer has
-    intermediate_size: int = 0  # 0: fla's rule, 8/3 hidden rounded up to a multiple of 256
+    intermediate_size: int = (
+        0  # 0: fla's rule, 8/3 hidden rounded up to a multiple of 256; channel_mix: 4 hidden, of 32
+    )
     mlp: str = "swiglu"  # gelu, relu2 (squared ReLU), channel_mix (RWKV-7's), none
     mlp_bias: bool = False
     norm: str = "rmsnorm"  # or "layernorm"
@@ -66,7 +68,10 @@ class ModelShape:
             )
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
         if not self.intermediate_size:
-            object.__setattr__(self, "intermediate_size", 256 * -(-(self.hidden_size * 8 // 3) // 256))
+            least, multiple = (
+                (self.hidden_size * 4, 32) if self.mlp == "channel_mix" else (self.hidden_size * 8 // 3, 256)
+            )
+            object.__setattr__(self, "intermediate_size", multiple * -(-least // multiple))
         for key, known in WORDS.items():
             if getattr(self, key) not in known:
                 raise SettingsError(f"model shape: {key} = {getattr(self, key)!r} is not one of {', '.join(known)}")
@@ -79,6 +84,8 @@ class ModelShape:
             raise SettingsError(
                 "model shape: learned_positions needs max_position_embeddings, the number of positions that are learned"
             )
+        if self.mlp_bias and self.mlp == "channel_mix":
+            raise SettingsError("model shape: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to false")
         if self.block.startswith("parallel") and self.mlp == "none":
             raise SettingsError(f"model shape: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'")
 

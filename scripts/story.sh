@@ -20,7 +20,9 @@ longfire train recipes/quickstart.toml $small --training.steps 6 --lr_scheduler.
 longfire train recipes/quickstart.toml $small --training.steps 12 --lr_scheduler.name constant --checkpoint.export false
 
 # 5. What did it learn? Loss, perplexity and bits per byte on documents it never saw.
-longfire eval "$RUN"
+longfire eval "$RUN" --plot "$RUN/by-position.svg" --json "$RUN/held-out.json"
+longfire eval "$RUN" --data docs,README.md --seq_len 256 --tokens 2048
+longfire eval "$RUN" --needle --data docs --lengths 256,384 --depths 0,1 --needles 1 --plot "$RUN/needles.png"
 
 # 6. Let it speak.
 longfire generate "$RUN" --prompt "def " --max_new_tokens 16 --stats

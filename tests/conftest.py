@@ -4,15 +4,35 @@ import pytest
 import torch
 
 from longfire import ops
-from longfire.model import Model, build
+from longfire.model import Model, build, keyed_generator
 from longfire.shape import ModelShape, mixer_of
 
 torch.set_num_threads(1)
 
 MIXER_SETTINGS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},
+    "linear_attention": {"num_heads": 2},
+    "retention": {"num_heads": 2},
     "gla": {"num_heads": 2, "use_short_conv": True},
+    "delta_net": {"num_heads": 2},
     "gated_delta_net": {"num_heads": 2, "head_dim": 8},
+    "kda": {"num_heads": 2, "head_dim": 8},
+    "hgrn2": {"expand_ratio": 16, "use_short_conv": True},
+    "rwkv7": {
+        "head_dim": 8,
+        "decay_low_rank_dim": 6,
+        "a_low_rank_dim": 5,
+        "v_low_rank_dim": 4,
+        "gate_low_rank_dim": 7,
+    },
+    "gsa": {"num_heads": 4, "num_kv_heads": 2, "num_slots": 12, "feature_map": "t2r", "use_short_conv": True},
+    "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
+}
+
+# The blocks of the families whose blocks are not Llama's, for models of one mixer.
+BLOCK_SETTINGS = {
+    "mamba2": {"mlp": "none"},
+    "rwkv7": {"mlp": "channel_mix", "norm": "layernorm", "embed_norm": True, "norm_eps": 1e-5},
 }
 
 
@@ -27,12 +47,17 @@ def tiny_shape(*layer_types: str, **changes) -> ModelShape:
         "vocab_size": 97,
         "mixers": {name: dict(MIXER_SETTINGS[mixer_of(name)]) for name in types},
     }
-    return ModelShape(**{**fields, **changes})
+    own = BLOCK_SETTINGS.get(types[0], {}) if len(set(types)) == 1 else {}
+    return ModelShape(**{**fields, **own, **changes})
 
 
 def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes) -> Model:
-    """`tiny_shape` built, with parameters large enough that every one of them matters."""
-    return build(tiny_shape(*layer_types, **{"initializer_range": 0.2, **changes}), seed, device)
+    """`tiny_shape` built, with parameters large enough that every one of them matters: none that is zero."""
+    model = build(tiny_shape(*layer_types, **{"initializer_range": 0.2, **changes}), seed, device)
+    for name, parameter in model.named_parameters():
+        if not parameter.any():
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=keyed_generator(seed, name)).to(device)
+    return model
 
 
 @pytest.fixture(autouse=True)

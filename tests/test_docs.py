@@ -14,8 +14,10 @@ from longfire.cli import COMMANDS, main, take_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OWN_OPTIONS = {"--steps", "--step", "--tokens", "--dtype", "--prompt", "--max_new_tokens", "--out", "--top_k", "--temperature",
-               "--top_p", "--seed", "--stop"}  # fmt: skip
+OWN_OPTIONS = {f"--{name}" for name in (
+    "steps", "step", "tokens", "dtype", "prompt", "max_new_tokens", "out", "top_k", "temperature", "top_p", "seed", "stop", "prompts",
+    "interactive", "batch_size", "data", "needle", "tasks", "model", "config", "output", "keep-attention", "plugins",
+)}  # fmt: skip
 
 
 def name_of(page: Path) -> str:
@@ -47,7 +49,7 @@ def test_files_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_their_settings_exist(page):
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     lines = re.findall(r"^(?:\$ )?longfire (.+)$", text, re.M) + re.findall(r"`longfire ([^`]+)`", text)
     for line in lines:
         command, *words = shlex.split(line.split("  #")[0].replace(" ...", ""))

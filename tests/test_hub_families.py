@@ -74,6 +74,22 @@ def test_golden_files_cover_what_fla_families_have():
     assert any(config.get("attn") for config in configs)
 
 
+def test_keys_that_flas_classes_do_not_read_change_nothing():
+    """RetNet's model does not pass the convolutions of its config to its layers; GLA's gates keys and no values, whatever it says."""
+    said = {
+        "retnet": {"use_short_conv": True, "conv_size": 3},
+        "gla": {"use_gk": False, "use_gv": True},
+        "delta_net": {"use_output_norm": False},
+        "transformer": {"elementwise_affine": False},
+    }
+    for model_type, keys in said.items():
+        silent = {"model_type": model_type}
+        assert shape_from_config({**silent, **keys, "fuse_norm": False}, "") == shape_from_config(silent, "")
+    assert shape_from_config({"model_type": "retnet"}, "").intermediate_size == 2816, (
+        "hidden_ratio is 2 there: 2/3 * 2 * 2048"
+    )
+
+
 def rope(kind: str, **more) -> dict:
     return {
         "max_position_embeddings": 128,
@@ -274,18 +290,62 @@ def gpt2_shapes(draw) -> ModelShape:
 def fla_shapes(draw) -> ModelShape:
     """fla's families, with softmax layers of up to two kinds."""
     kv_heads = some.sampled_from([0, 1, 2, 4])
-    mixer = draw(some.sampled_from(["gla", "gated_delta_net"]))
+    hybrids = {f.mixer for f in FAMILIES.values() if f.package == "fla" and "attention.num_heads" in f.layers.places}
+    mixer = draw(some.sampled_from(sorted(hybrids)))
+    yes_or_no, expand = some.booleans(), some.sampled_from([0.5, 1.0, 2.0])
     given = {
         "gla": {
             "num_heads": 4,
             "num_kv_heads": draw(kv_heads),
             "expand_k": draw(some.sampled_from([0.5, 1.0])),
             "expand_v": draw(some.sampled_from([1.0, 2.0])),
-            "feature_map": draw(some.sampled_from(["none", "relu", "swish"])),
-            "use_short_conv": draw(some.booleans()),
+            "feature_map": draw(some.sampled_from(["none", "relu", "swish", "sigmoid", "logsigmoid", "gelu", "relu2"])),
+            "use_short_conv": draw(yes_or_no),
             "conv_size": draw(some.sampled_from([3, 4])),
-            "use_output_gate": draw(some.booleans()),
+            "use_output_gate": draw(yes_or_no),
+            "elementwise_affine": draw(yes_or_no),
             "clamp_min": draw(some.sampled_from([None, -0.5, 0.0])),
+        },
+        "retention": {
+            "num_heads": 4,
+            "num_kv_heads": draw(kv_heads),
+            "expand_k": draw(expand),
+            "expand_v": draw(expand),
+            "feature_map": draw(some.sampled_from(["none", "relu", "swish", "sigmoid", "gelu", "relu2"])),
+            "use_output_gate": draw(yes_or_no),
+            "elementwise_affine": draw(yes_or_no),
+        },
+        "linear_attention": {
+            "num_heads": 4,
+            "num_kv_heads": draw(kv_heads),
+            "expand_k": draw(expand),
+            "expand_v": draw(expand),
+            "feature_map": draw(
+                some.sampled_from(["elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu", "none"])
+            ),
+            **{
+                name: draw(yes_or_no)
+                for name in ("tie_feature_map_qk", "norm_q", "norm_k", "norm_feature_map", "elementwise_affine")
+            },
+        },
+        "delta_net": {
+            "num_heads": 4,
+            "expand_k": draw(expand),
+            "expand_v": draw(expand),
+            "conv_size": draw(some.sampled_from([3, 4])),
+            "qk_activation": draw(some.sampled_from(["swish", "relu", "elu", "none"])),
+            "qk_norm": draw(some.sampled_from(["l2", "sum"])),
+            **{name: draw(yes_or_no) for name in ("use_beta", "use_gate", "use_short_conv", "allow_neg_eigval")},
+        },
+        "kda": {
+            "num_heads": 2,
+            "num_v_heads": draw(some.sampled_from([0, 2, 4])),
+            "head_dim": draw(some.sampled_from([8, 16])),
+            "expand_v": draw(expand),
+            "use_short_conv": draw(yes_or_no),
+            "conv_size": draw(some.sampled_from([3, 4])),
+            "allow_neg_eigval": draw(yes_or_no),
+            **draw(some.sampled_from([{}, {"lower_bound": -6.0}, {"lower_bound": -5.0, "safe_gate": True}])),
         },
         "gated_delta_net": {
             "num_heads": 2,
@@ -293,9 +353,28 @@ def fla_shapes(draw) -> ModelShape:
             "head_dim": draw(some.sampled_from([8, 16])),
             "expand_v": draw(some.sampled_from([1.0, 2.0])),
             "use_gate": draw(some.booleans()),
+            "output_gate_activation": draw(some.sampled_from(["swish", "sigmoid"])),
             "use_short_conv": draw(some.booleans()),
             "conv_size": draw(some.sampled_from([3, 4])),
             "allow_neg_eigval": draw(some.booleans()),
+        },
+        "gsa": {
+            "num_heads": 4,
+            "num_kv_heads": draw(kv_heads),
+            "num_slots": draw(some.sampled_from([0, 6, 64])),
+            "expand_k": draw(expand),
+            "feature_map": draw(some.sampled_from(["swish", "relu", "t2r"])),
+            "use_short_conv": draw(yes_or_no),
+            "conv_size": draw(some.sampled_from([3, 4])),
+            "gate_logit_normalizer": draw(some.sampled_from([8.0, 4.5])),
+            "elementwise_affine": draw(yes_or_no),
+        },
+        "hgrn2": {
+            "expand_ratio": draw(some.sampled_from([8, 32])),
+            "use_short_conv": draw(some.booleans()),
+            "conv_size": draw(some.sampled_from([3, 4])),
+            "use_lower_bound": draw(some.booleans()),
+            "elementwise_affine": draw(some.booleans()),
         },
         **{
             name: {
@@ -314,6 +393,29 @@ def fla_shapes(draw) -> ModelShape:
     return shape_of(draw, types, {name: given[name] for name in types}, max_position_embeddings=limit)
 
 
+@some.composite
+def mamba_shapes(draw) -> ModelShape:
+    """fla's families without MLPs and without hybrids."""
+    given = {
+        "mamba2": {
+            "head_dim": draw(some.sampled_from([4, 8])),
+            "state_size": draw(some.sampled_from([8, 128])),
+            "expand": draw(some.sampled_from([1, 2])),
+            "n_groups": draw(some.sampled_from([1, 2])),
+            "conv_kernel": draw(some.sampled_from([3, 4])),
+            "use_conv_bias": draw(some.booleans()),
+            "use_bias": draw(some.booleans()),
+            "dt_low": draw(some.sampled_from([0.0, 0.1])),
+            "dt_high": draw(some.sampled_from([0.0, 0.2])),
+            "rmsnorm": draw(some.booleans()),
+            "norm_before_gate": draw(some.booleans()),
+            "D_has_hdim": draw(some.booleans()),
+        },
+    }
+    mixer = draw(some.sampled_from(sorted(given)))
+    return shape_of(draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=draw(some.booleans()))
+
+
 def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
     return ModelShape(
         hidden_size=32,
@@ -329,7 +431,7 @@ def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
     )
 
 
-@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes()))
+@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes()))
 @settings(deadline=None, max_examples=300)
 def test_ours_to_theirs_and_back(shape):
     config = json.loads(json.dumps(config_from_shape(shape, bos_id=1, eos_id=2, length=128)))
@@ -371,24 +473,22 @@ def test_theirs_to_ours_and_back(case):
     else:
         ignored = {"architectures", "dtype", "pad_token_id"}
         ignored |= {key for key in ("num_kv_heads", "num_v_heads") if theirs.get(key) is None}  # we say num_heads
+        ignored |= {"max_position_embeddings", *FAMILIES[theirs["model_type"]].older} - theirs.keys()
         differ = {key for key in mine if key not in ignored and mine[key] != theirs.get(key)}
         assert not differ, {key: (mine[key], theirs.get(key)) for key in differ}
 
 
 def test_every_setting_has_its_place_in_every_family():
     """A setting that a mixer gains must be given a key, or a value that the family is known to have."""
-    examples = {
-        "attention": {"num_heads": 2},
-        "gla": {"num_heads": 2},
-        "gated_delta_net": {"num_heads": 2, "head_dim": 8},
-    }
+    from conftest import MIXER_SETTINGS
+
     for model_type, family in FAMILIES.items():
         hybrid = any(name.startswith("attention.") for name in family.layers.places)
         types = (family.mixer, "attention") if hybrid else (family.mixer,)
-        shape = ModelShape(32, len(types), types, {name: examples[name] for name in types}, vocab_size=9)
+        shape = ModelShape(32, len(types), types, {name: MIXER_SETTINGS[name] for name in types}, vocab_size=9)
         values = values_of(whole(shape))
-        if "attention.rope" in family.ours:
-            values["attention.rope"] = {"": family.ours["attention.rope"]}
+        for name in {"attention.rope", "mlp"} & family.ours.keys():
+            values[name] = {"": family.ours[name]}
         without = {name for name in values if idle(name, values)} | {*TRAINING_ONLY}
         assert values.keys() - without <= family.placed() <= values.keys(), model_type
 
@@ -427,13 +527,15 @@ def test_tables_need_no_torch():
         ({"model_type": "llama", "hidden_size": "64"}, "hidden_size = '64' must be of type int"),
         ({"model_type": "llama", "hidden_size": None}, "hidden_size = null"),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"model_type": "gla", "elementwise_affine": False}, "elementwise_affine = False"),
-        ({"model_type": "gla", "fuse_norm": False}, "fuse_norm = False"),
+        ({"model_type": "gla", "hidden_act": "powlu"}, "hidden_act = 'powlu'.*'swish' only"),
+        ({"model_type": "gla", "feature_map": "elu"}, "feature_map = 'elu'.*None or 'relu' or"),
         ({"model_type": "gla", "attnres_block_size": 4}, "attnres_block_size = 4"),
         ({"model_type": "gla", "hidden_ratio": 3}, "hidden_ratio = 3"),
         ({"model_type": "gla", "use_short_convs": True}, "use_short_convs = True.*no such setting"),
-        ({"model_type": "gated_deltanet", "output_gate_activation": "sigmoid"}, "output_gate_activation = 'sigmoid'"),
-        ({"model_type": "transformer", "qk_norm": True}, "qk_norm = True"),
+        ({"model_type": "gated_deltanet", "output_gate_activation": "relu"}, "output_gate_activation = 'relu'.*'swish' or 'sigmoid'"),
+        ({"model_type": "retnet", "feature_map": "gelu"}, "feature_map = 'gelu'.*'gelu_pytorch_tanh' only"),
+        ({"model_type": "retnet", "hidden_ratio": 4}, "hidden_ratio = 4.*hidden_ratio = 2 only"),
+        ({"model_type": "delta_net", "qk_norm": "l1"}, "qk_norm = 'l1'.*'l2' or 'sum' only"),
         ({"model_type": "gla", "num_hidden_layers": 2, "attn": {"layers": [2], "num_heads": 2}}, r"attn.layers = \[2\]"),
         ({"model_type": "gla", "attn": {"layers": [1], "num_heads": 2, "sinks": 4}}, "attn has unknown keys.*sinks"),
         ({"model_type": "gla", "attn": [{"layers": [0], "num_heads": 2}, {"layers": [0], "num_heads": 4}]}, r"\[0\] .*each once"),
@@ -485,6 +587,13 @@ def test_spellings_of_older_files():
     assert shape_from_config({**gpt2, "hidden_size": 64}, "") == shape_from_config(gpt2, "")
     ratio = {"model_type": "gla", "hidden_ratio": 3, "intermediate_size": 300}
     assert shape_from_config(ratio, "").intermediate_size == 300
+    for model_type, key, only in (("transformer", "attention_bias", False), ("mamba2", "rms_norm", True)):
+        said = shape_from_config(
+            {"model_type": model_type, key: only}, ""
+        )  # as flame's own files do, though fla reads neither
+        assert said == shape_from_config({"model_type": model_type}, "")
+        with pytest.raises(SettingsError, match=key):
+            shape_from_config({"model_type": model_type, key: not only}, "")
 
 
 @pytest.mark.parametrize(
@@ -494,7 +603,12 @@ def test_spellings_of_older_files():
         ("attention", {"window_size": 8}, "mistral"),
         ("attention", {"qkv_bias": True}, "qwen2"),
         ("attention", {"qk_norm": True, "window_size": 8}, "qwen3"),
+        ("attention", {"qk_norm": True, "qk_norm_eps": 1e-5}, "transformer"),
         ("gla", {}, "gla"),
+        ("retention", {}, "retnet"),
+        ("linear_attention", {}, "linear_attn"),
+        ("delta_net", {}, "delta_net"),
+        ("kda", {"head_dim": 8}, "kda"),
         ("gated_delta_net", {"head_dim": 8}, "gated_deltanet"),
     ],
 )

@@ -93,7 +93,7 @@ def test_compiled_gradients_equal_eager_ones(mixer, tiny_model):
         (("attention",), {"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads = 3"),
         (("attention",), {"num_haeds": 4}, "attention.num_haeds is unknown; did you mean 'num_heads'"),
         (("gla",), {"num_heads": 3}, "hidden_size \\* expand_k"),
-        (("gla",), {"num_heads": 2, "feature_map": "elu"}, "none, relu, swish"),
+        (("gla",), {"num_heads": 2, "feature_map": "tanh"}, "none, relu, relu2, swish"),
         (("gated_delta_net",), {"num_heads": 2}, "head_dim"),
         (("gated_delta_net",), {"num_heads": 2, "head_dim": 8, "num_v_heads": 3}, "num_v_heads"),
     ],

@@ -69,7 +69,7 @@ def test_l2_norm():
     assert l2_norm(torch.zeros(2, 3)).eq(0).all()
 
 
-@pytest.mark.parametrize(("activation", "gating"), [("silu", F.silu), ("sigmoid", torch.sigmoid)])
+@pytest.mark.parametrize(("activation", "gating"), [("swish", F.silu), ("sigmoid", torch.sigmoid)])
 def test_gated_rms_norm(activation, gating):
     x, gate, weight = leaves((2, 3, 7), (2, 3, 7), (7,))
     true = F.rms_norm(x, (7,), weight, EPS) * gating(gate)

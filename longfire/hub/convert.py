@@ -172,7 +172,7 @@ def rounded(stored: Stored, weights: dict[str, Tensor], dtype: torch.dtype) -> T
 
 def types_of(model: Model, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """Parameter -> its type in the files: `dtype`, fp32 for what no type may round."""
-    exact = {f"layers.{i}.mixer.{leaf}" for i, block in enumerate(model.layers) for leaf in block.mixer.keep_fp32}
+    exact = {f"{name}.{leaf}" for name, module in model.named_modules() for leaf in getattr(module, "keep_fp32", ())}
     return {name: torch.float32 if name in exact else dtype for name in model.state_dict()}
 
 

@@ -86,11 +86,11 @@ BUFFERS = ("rotary_emb.inv_freq",)  # in old files; computed from rope_theta
 # What no class of transformers here has in another way; a family's `ours` says what else it has with one value only.
 PLAIN = {
     "norm_affine": True, "norm_bias": True, "block": "pre", "embed_norm": False, "pad_vocab_multiple": 1,
-    "attention.rotary_fraction": 1.0, "attention.qk_norm_eps": 0.0,
+    "attention.rotary_fraction": 1.0,
 }  # fmt: skip
 LLAMA = {**PLAIN, "norm": "rmsnorm", "learned_positions": False, "attention.scale_by_inverse_layer": False}
 NO_BIASES = {"mlp_bias": False, "attention.qkv_bias": False, "attention.o_bias": False}
-NO_NORM = {"attention.qk_norm": False}
+NO_NORM = {"attention.qk_norm": False, "attention.qk_norm_eps": 0.0}
 # Looked through in this order when a shape asks for a family: what transformers alone can load comes first.
 TRANSFORMERS: dict[str, Family] = {
     "llama": Family(
@@ -185,6 +185,7 @@ TRANSFORMERS: dict[str, Family] = {
             Key("head_dim", "attention.head_dim", 128),
             Key("attention_bias", "attention.qkv_bias", False),
             Key("attention_bias", "attention.o_bias", False),
+            Key("rms_norm_eps", "attention.qk_norm_eps", 1e-6),
         ),
         names=LLAMA_NAMES,
         buffers=BUFFERS,

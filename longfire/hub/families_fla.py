@@ -1,8 +1,10 @@
 """The families of fla (flash-linear-attention): their names <-> our names; free of torch. families.py says how to read it."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from longfire.hub.family import REQUIRED, Family, Key, Listed, Name
+from longfire.hub.family import REQUIRED, Family, Key, Listed, Name, Settings
 
 NAMES = (
     Name("model.embeddings.", "embed."),
@@ -24,8 +26,12 @@ KEYS = (
     Key("hidden_act", "mlp", "swish", words={"swish": "swiglu"}),
 )
 FIXED = {"hidden_ratio": (4, None), "attnres_block_size": (None,)}
-INERT = ("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp")
+INERT = ("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp",
+         "share_conv_kernel")  # fmt: skip
+RATIO = {"hidden_ratio": "intermediate_size"}
 BUFFERS = ("rotary.inv_freq",)
+# With fuse_norm = false the same output norm has another name.
+UNFUSED = {".attn.g_norm_swish_gate.weight": ".attn.g_norm.weight"}
 PLAIN = {
     "norm": "rmsnorm", "norm_affine": True, "norm_bias": True, "block": "pre", "embed_norm": False, "pad_vocab_multiple": 1,
     "mlp_bias": False, "learned_positions": False,
@@ -37,25 +43,104 @@ ATTENTION_KEYS = (
     Key("window_size", "attention.window_size", None, null=0),
     Key("rope_theta", "attention.rope_theta", 10000.0),
 )
-# fla's softmax layer always has hidden_size / num_heads channels a head; its q/k norms have eps 1e-5 whatever norm_eps is.
+# fla's softmax layer always has hidden_size / num_heads channels a head.
 ATTENTION = {
-    "attention.head_dim": 0, "attention.qk_norm": False, "attention.qk_norm_eps": 0.0, "attention.o_bias": False,
-    "attention.scale_by_inverse_layer": False, "attention.rotary_fraction": 1.0, "attention.rope": "default",
+    "attention.head_dim": 0, "attention.o_bias": False, "attention.scale_by_inverse_layer": False,
+    "attention.rotary_fraction": 1.0, "attention.rope": "default",
 }  # fmt: skip
-HYBRID = Listed((replace(ATTENTION_KEYS[0], default=REQUIRED, kind=int), *ATTENTION_KEYS[1:]), ATTENTION)
+YES_NO = {True: True, False: False}
+MAPS = {name: name for name in ("relu", "swish", "sigmoid", "logsigmoid", "gelu")}
+MAPS_OF_FLA = {None: "none", **MAPS, "silu": "swish", "sqrelu": "relu2"}
+MAPS_OF_TRANSFORMERS = {  # where fla's class asks transformers for the function: there "gelu" is not the tanh that it is in fla
+    None: "none", "relu": "relu", "swish": "swish", "silu": "swish", "sigmoid": "sigmoid", "relu2": "relu2",
+    "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu",
+}  # fmt: skip
+QK_ACTIVATIONS = {"silu": "swish", "relu": "relu", "elu": "elu", "identity": "none"}
+LINEAR_MAPS = {
+    **{name: name for name in ("elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu")},
+    "identity": "none",
+}
+HYBRID = Listed((replace(ATTENTION_KEYS[0], default=REQUIRED, kind=int), *ATTENTION_KEYS[1:]),
+                {**ATTENTION, "attention.qk_norm": False, "attention.qk_norm_eps": 0.0})  # fmt: skip
+
+
+def half_width(settings: Settings) -> int:
+    """RetNet's MLP where the config is silent: hidden_ratio 2, where all others have 4."""
+    return 256 * -(-int(settings["hidden_size"] * 2 * 2 / 3) // 256)
+
+
+RWKV7_WORDS = {"norm_eps": {"default": 1e-5}, "hidden_act": {"default": "sqrelu", "words": {"sqrelu": "channel_mix"}}}
+
+
+def rank(share: float, grows: int) -> Callable[[Settings], int]:
+    """What their layer takes where the config has null: by the width, and where it grows by the heads' too."""
+    return lambda settings: max(
+        32, round(share * settings["hidden_size"] ** 0.5 * (settings["rwkv7.head_dim"] / 64) ** grows / 32) * 32
+    )
+
+
+MAMBA_NAMES = (
+    Name("backbone.embeddings.", "embed."),
+    Name("backbone.layers.{i}.norm.", "layers.{i}.mixer_norm."),
+    Name("backbone.layers.{i}.mixer.", "layers.{i}.mixer."),
+    Name("backbone.norm_f.", "norm."),
+    Name("lm_head.", "head."),
+)
+MAMBA_KEYS = (
+    Key("vocab_size", "vocab_size", 32000),
+    Key("initializer_range", "initializer_range", 0.02),
+    Key("tie_word_embeddings", "tie_word_embeddings", False),
+    Key("hidden_size", "hidden_size", 2048),
+    Key("num_hidden_layers", "num_hidden_layers", 48),
+    Key("norm_eps", "norm_eps", 1e-5),
+    Key(
+        "max_position_embeddings", "max_position_embeddings", None, null=0
+    ),  # no key of theirs, but one that they let stand
+)
+# What says how weights begin that are trained from none: longfire begins matrices of all families alike.
+MAMBA_INERT = ("dt_min", "dt_max", "dt_init_floor", "dt_scale", "dt_init_scheme", "rescale_prenorm_residual")
+MAMBA_OLDER = {  # of transformers, whose own classes have tensors of the same names
+    "layer_norm_epsilon": "norm_eps", "time_step_limit": "dt_limit", "time_step_min": "dt_min", "time_step_max": "dt_max",
+    "time_step_floor": "dt_init_floor", "time_step_scale": "dt_scale", "time_step_init_scheme": "dt_init_scheme",
+    "time_step_rank": "dt_rank",
+}  # fmt: skip
+INFINITE = {"__float__": "Infinity"}  # as transformers writes it: JSON has none
+
+
+def heads_of(settings: Settings) -> int:
+    return settings["hidden_size"] * settings["mamba2.expand"] // settings["mamba2.head_dim"]
+
+
+def limit(limits: Any, place: int) -> float | None:
+    """One of their two limits, of which infinity is our 0; None if they are none."""
+    if not isinstance(limits, list) or len(limits) != 2:
+        return None
+    value = 0.0 if limits[place] in (INFINITE, float("inf")) else limits[place]
+    return float(value) if type(value) in (int, float) else None
+
+
+def dt_limits(settings: Settings) -> list[Any]:
+    return [settings["mamba2.dt_low"], settings["mamba2.dt_high"] or INFINITE]
+
 
 FLA: dict[str, Family] = {
     "transformer": Family(
         architecture="TransformerForCausalLM",
         package="fla",
         mixer="attention",
-        keys=(*KEYS, Key("num_hidden_layers", "num_hidden_layers", 24), *ATTENTION_KEYS),
+        keys=(
+            *KEYS,
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            *ATTENTION_KEYS,
+            Key("qk_norm", "attention.qk_norm", False),
+            Key("qk_norm", "attention.qk_norm_eps", False, words={False: 0.0, True: 1e-5}),  # whatever norm_eps is
+        ),
         names=NAMES,
         buffers=BUFFERS,
-        fixed={**FIXED, "elementwise_affine": (True,), "qk_norm": (False,)},
+        fixed={**FIXED, "attention_bias": (False, None)},  # no class of fla reads it; flame's files say false
         ours={**PLAIN, **ATTENTION},
-        inert=INERT,
-        replaced={"hidden_ratio": "intermediate_size"},
+        inert=(*INERT, "elementwise_affine"),  # no layer of it asks
+        replaced=RATIO,
     ),
     "gla": Family(
         architecture="GLAForCausalLM",
@@ -68,20 +153,21 @@ FLA: dict[str, Family] = {
             Key("num_kv_heads", "gla.num_kv_heads", None, null=0),
             Key("expand_k", "gla.expand_k", 0.5),
             Key("expand_v", "gla.expand_v", 1.0),
-            Key("feature_map", "gla.feature_map", None, null="none"),
+            Key("feature_map", "gla.feature_map", None, null="none", words=MAPS_OF_FLA),
             Key("use_short_conv", "gla.use_short_conv", False),
             Key("conv_size", "gla.conv_size", 4),
             Key("use_output_gate", "gla.use_output_gate", True),
+            Key("elementwise_affine", "gla.elementwise_affine", True, null=False, words=YES_NO),
             Key("clamp_min", "gla.clamp_min", None),
         ),
         names=NAMES,
         buffers=BUFFERS,
         layers=HYBRID,
-        # fuse_norm = false is the same mathematics, but the output norm's weight then has another name.
-        fixed={**FIXED, "elementwise_affine": (True,), "fuse_norm": (True,)},
-        ours={**PLAIN, "gla.gate_logit_normalizer": 16.0, "gla.gate_low_rank": 16},
-        inert=(*(key for key in INERT if key != "fuse_norm"), "use_gk", "use_gv"),
-        replaced={"hidden_ratio": "intermediate_size"},
+        aliases=UNFUSED,
+        fixed=FIXED,
+        ours={**PLAIN, "gla.gate_logit_normalizer": 16.0, "gla.gate_low_rank": 16, "gla.gate_fn": "swish"},
+        inert=(*INERT, "use_gk", "use_gv"),  # no class of fla reads them: keys are always gated, values never
+        replaced=RATIO,
     ),
     "gated_deltanet": Family(
         architecture="GatedDeltaNetForCausalLM",
@@ -98,13 +184,259 @@ FLA: dict[str, Family] = {
             Key("use_short_conv", "gated_delta_net.use_short_conv", True),
             Key("conv_size", "gated_delta_net.conv_size", 4),
             Key("allow_neg_eigval", "gated_delta_net.allow_neg_eigval", False),
+            Key(
+                "output_gate_activation",
+                "gated_delta_net.output_gate_activation",
+                "swish",
+                words={"swish": "swish", "silu": "swish", "sigmoid": "sigmoid"},
+            ),
         ),
         names=NAMES,
         buffers=BUFFERS,
         layers=HYBRID,
-        fixed={**FIXED, "output_gate_activation": ("swish", "silu")},
+        fixed=FIXED,
         ours=PLAIN,
         inert=INERT,
-        replaced={"hidden_ratio": "intermediate_size"},
+        replaced=RATIO,
+    ),
+    "delta_net": Family(
+        architecture="DeltaNetForCausalLM",
+        package="fla",
+        mixer="delta_net",
+        keys=(
+            *KEYS,
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("num_heads", "delta_net.num_heads", 16),
+            Key("expand_k", "delta_net.expand_k", 1.0),
+            Key("expand_v", "delta_net.expand_v", 1.0),
+            Key("use_beta", "delta_net.use_beta", True),
+            Key("use_gate", "delta_net.use_gate", False),
+            Key("use_short_conv", "delta_net.use_short_conv", True),
+            Key("conv_size", "delta_net.conv_size", 4),
+            Key("qk_activation", "delta_net.qk_activation", "silu", words=QK_ACTIVATIONS),
+            Key("qk_norm", "delta_net.qk_norm", "l2", words={"l2": "l2", "sum": "sum"}),
+            Key("allow_neg_eigval", "delta_net.allow_neg_eigval", False),
+        ),
+        names=NAMES,
+        buffers=BUFFERS,
+        layers=HYBRID,
+        fixed=FIXED,
+        ours=PLAIN,
+        inert=(*INERT, "use_output_norm"),  # their layer has the norm always
+        replaced=RATIO,
+    ),
+    "retnet": Family(
+        architecture="RetNetForCausalLM",
+        package="fla",
+        mixer="retention",
+        keys=(
+            *(replace(key, null=half_width, kind=int) if key.theirs == "intermediate_size" else key for key in KEYS),
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("num_heads", "retention.num_heads", 8),
+            Key("num_kv_heads", "retention.num_kv_heads", None, null=0),
+            Key("expand_k", "retention.expand_k", 1.0),
+            Key("expand_v", "retention.expand_v", 2.0),
+            Key("feature_map", "retention.feature_map", None, null="none", words=MAPS_OF_TRANSFORMERS),
+            Key("use_output_gate", "retention.use_output_gate", True),
+            Key("elementwise_affine", "retention.elementwise_affine", True, null=False, words=YES_NO),
+        ),
+        names=NAMES,
+        buffers=BUFFERS,
+        aliases=UNFUSED,
+        layers=HYBRID,
+        fixed={**FIXED, "hidden_ratio": (2,)},
+        ours={**PLAIN, "retention.gate_fn": "swish"},
+        inert=(*INERT, "use_short_conv", "conv_size"),  # their model does not pass them to its layers
+        replaced=RATIO,
+    ),
+    "linear_attn": Family(
+        architecture="LinearAttentionForCausalLM",
+        package="fla",
+        mixer="linear_attention",
+        keys=(
+            *KEYS,
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("num_heads", "linear_attention.num_heads", 4),
+            Key("num_kv_heads", "linear_attention.num_kv_heads", None, null=0),
+            Key("expand_k", "linear_attention.expand_k", 1.0),
+            Key("expand_v", "linear_attention.expand_v", 1.0),
+            Key(
+                "feature_map",
+                "linear_attention.feature_map",
+                "elementwise_product",
+                words=LINEAR_MAPS,
+            ),
+            Key("tie_feature_map_qk", "linear_attention.tie_feature_map_qk", False),
+            Key("norm_q", "linear_attention.norm_q", False),
+            Key("norm_k", "linear_attention.norm_k", False),
+            Key("norm_feature_map", "linear_attention.norm_feature_map", False),
+            Key("elementwise_affine", "linear_attention.elementwise_affine", True, null=False, words=YES_NO),
+        ),
+        names=NAMES,
+        buffers=BUFFERS,
+        layers=HYBRID,
+        fixed=FIXED,
+        ours=PLAIN,
+        inert=INERT,
+        replaced=RATIO,
+    ),
+    "kda": Family(
+        architecture="KDAForCausalLM",
+        package="fla",
+        mixer="kda",
+        keys=(
+            *KEYS,
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("num_heads", "kda.num_heads", 16),
+            Key("num_v_heads", "kda.num_v_heads", None, null=0),
+            Key("head_dim", "kda.head_dim", 128),
+            Key("expand_v", "kda.expand_v", 1.0),
+            Key("use_short_conv", "kda.use_short_conv", True),
+            Key("conv_size", "kda.conv_size", 4),
+            Key("allow_neg_eigval", "kda.allow_neg_eigval", False),
+            Key("lower_bound", "kda.lower_bound", None, kind=float),
+            Key("safe_gate", "kda.safe_gate", False),
+        ),
+        names=NAMES,
+        buffers=BUFFERS,
+        layers=HYBRID,
+        fixed=FIXED,
+        ours=PLAIN,
+        inert=INERT,
+        replaced=RATIO,
+    ),
+    "hgrn2": Family(
+        architecture="HGRN2ForCausalLM",
+        package="fla",
+        mixer="hgrn2",
+        keys=(
+            *KEYS,
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("expand_ratio", "hgrn2.expand_ratio", 128),
+            Key("use_short_conv", "hgrn2.use_short_conv", False),
+            Key("conv_size", "hgrn2.conv_size", 4),
+            Key("use_lower_bound", "hgrn2.use_lower_bound", True),
+            Key("elementwise_affine", "hgrn2.elementwise_affine", True),
+        ),
+        names=(*NAMES, Name("model.", "shared.hgrn2.")),  # lower_bounds
+        buffers=BUFFERS,
+        layers=HYBRID,
+        fixed=FIXED,
+        ours=PLAIN,
+        inert=INERT,
+        replaced={"hidden_ratio": "intermediate_size", "num_heads": "expand_ratio"},
+    ),
+    "gsa": Family(
+        architecture="GSAForCausalLM",
+        package="fla",
+        mixer="gsa",
+        keys=(
+            *KEYS,
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("num_heads", "gsa.num_heads", 4),
+            Key("num_kv_heads", "gsa.num_kv_heads", None, null=0),
+            Key("num_slots", "gsa.num_slots", 64, null=0),
+            Key("expand_k", "gsa.expand_k", 1.0),
+            Key("feature_map", "gsa.feature_map", "swish", words={name: name for name in ("swish", "relu", "t2r")}),
+            Key("use_short_conv", "gsa.use_short_conv", False),
+            Key("conv_size", "gsa.conv_size", 4),
+            Key("gate_logit_normalizer", "gsa.gate_logit_normalizer", 8.0),
+            Key("elementwise_affine", "gsa.elementwise_affine", True),
+        ),
+        names=NAMES,
+        buffers=BUFFERS,
+        layers=HYBRID,
+        fixed={**FIXED, "expand_v": (1,)},  # with another one their output norm has the wrong size
+        ours=PLAIN,
+        inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
+        replaced=RATIO,
+        older={"exapnd_k": "expand_k", "exapnd_v": "expand_v"},  # as their class takes them
+    ),
+    "rwkv7": Family(
+        architecture="RWKV7ForCausalLM",
+        package="fla",
+        mixer="rwkv7",
+        keys=(
+            *(replace(key, **RWKV7_WORDS.get(key.theirs, {})) for key in KEYS),
+            Key("num_hidden_layers", "num_hidden_layers", 24),
+            Key("norm_first", "embed_norm", True),
+            Key("norm_bias", "norm_bias", True),
+            Key("head_dim", "rwkv7.head_dim", 64, null=0),
+            Key(
+                "num_heads",
+                "rwkv7.head_dim",
+                lambda settings: settings["rwkv7.head_dim"],
+                reads=lambda heads, settings: settings["rwkv7.head_dim"] or settings["hidden_size"] // heads,
+                writes=lambda settings: settings["hidden_size"] // settings["rwkv7.head_dim"],
+            ),
+            Key("decay_low_rank_dim", "rwkv7.decay_low_rank_dim", 64, null=rank(2.5, 1)),
+            Key("a_low_rank_dim", "rwkv7.a_low_rank_dim", 64, null=rank(2.5, 1)),
+            Key("v_low_rank_dim", "rwkv7.v_low_rank_dim", 16, null=rank(1.7, 1)),
+            Key("gate_low_rank_dim", "rwkv7.gate_low_rank_dim", 128, null=rank(5, 0)),
+            Key("fuse_norm", "rwkv7.key_norm_eps", True, words={True: 1e-6, False: 1e-24}),
+        ),
+        names=(
+            Name("model.layers.0.pre_norm.", "embed_norm."),
+            Name("model.layers.{i}.ffn_norm.", "layers.{i}.mlp_norm."),
+            Name("model.layers.{i}.ffn.", "layers.{i}.mlp."),
+            *NAMES,
+        ),
+        fixed={**FIXED, "attn": (None,)},  # their block cannot hold softmax attention
+        ours={**{k: v for k, v in PLAIN.items() if k not in ("norm_bias", "embed_norm")}, "norm": "layernorm"},
+        inert=(
+            *(key for key in INERT if key != "fuse_norm"),
+            "value_dim",
+        ),  # hidden_size; with another one they cannot be built
+        replaced=RATIO,
+    ),
+    "mamba2": Family(
+        architecture="Mamba2ForCausalLM",
+        package="fla",
+        mixer="mamba2",
+        keys=(
+            *MAMBA_KEYS,
+            Key("expand", "mamba2.expand", 2),
+            Key("head_dim", "mamba2.head_dim", 64),
+            Key(
+                "num_heads",
+                "mamba2.head_dim",
+                lambda settings: settings["mamba2.head_dim"],
+                reads=lambda heads, settings: settings["mamba2.head_dim"] if heads == heads_of(settings) else None,
+                writes=heads_of,
+            ),
+            Key("state_size", "mamba2.state_size", 128),
+            Key("n_groups", "mamba2.n_groups", 1),
+            Key("conv_kernel", "mamba2.conv_kernel", 4),
+            Key("use_bias", "mamba2.use_bias", False),
+            Key("use_conv_bias", "mamba2.use_conv_bias", True),
+            Key("rmsnorm", "mamba2.rmsnorm", True),
+            Key("norm_before_gate", "mamba2.norm_before_gate", False),
+            Key("D_has_hdim", "mamba2.D_has_hdim", False),
+            Key(
+                "dt_limit", "mamba2.dt_low", [0.0, INFINITE], reads=lambda limits, _: limit(limits, 0), writes=dt_limits
+            ),
+            Key(
+                "dt_limit",
+                "mamba2.dt_high",
+                [0.0, INFINITE],
+                reads=lambda limits, _: limit(limits, 1),
+                writes=dt_limits,
+            ),
+            Key("residual_in_fp32", "residual_in_fp32", True),
+        ),
+        names=(
+            Name(
+                "backbone.layers.{i}.mixer.in_proj.",
+                tuple(f"layers.{{i}}.mixer.{name}_proj." for name in ("z", "x", "B", "C", "dt")),
+            ),
+            Name("backbone.layers.{i}.mixer.conv1d.", tuple(f"layers.{{i}}.mixer.{name}_conv1d." for name in "xBC")),
+            *MAMBA_NAMES,
+        ),
+        base="backbone.",
+        fixed={"hidden_act": ("silu", "swish"), "rms_norm": (True, None)},  # of flame's and transformers' files
+        ours={**PLAIN, "mlp": "none"},
+        inert=(*INERT, *MAMBA_INERT, "chunk_size", "A_init_range", "conv_init", "dt_rank"),
+        older=MAMBA_OLDER,
+        both_spellings=True,
     ),
 }

@@ -3,7 +3,7 @@
 Free of torch, and of every single family: a family is an entry of a table (families.py), and this file its only reader.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ class Key:
     null: what their `null` is with us, or a function of the settings read before.
     words: their value -> ours, where these differ or only these are possible; the first of several is the one that we write.
     when: ("attention.rope", "yarn", ...): there is such a key only while that setting of ours has one of these values.
+    reads, writes: where neither value is the other: (theirs, the settings read before) -> ours, None if we have no such; all our
+    settings -> theirs.
     """
 
     theirs: str
@@ -46,6 +48,8 @@ class Key:
     words: Mapping[Any, Any] | None = None
     when: tuple[str, ...] = ()
     kind: type | None = None
+    reads: Callable[[Any, Settings], Any] | None = None
+    writes: Callable[[Settings], Any] | None = None
 
     def applies(self, settings: Settings) -> bool:
         return not self.when or settings[self.when[0]] in self.when[1:]
@@ -62,6 +66,11 @@ class Key:
             if self.default is not None and self.null is None:
                 raise SettingsError(f"{where}: {self.theirs} = null, but it needs a value")
             return self.null(settings) if callable(self.null) else self.null
+        if self.reads is not None:
+            ours = self.reads(value, settings)
+            if ours is None:
+                raise SettingsError(f"{where}: {self.theirs} = {value!r} is none that longfire has")
+            return ours
         if self.words is not None:
             if not isinstance(value, str | bool) or value not in self.words:
                 known = " or ".join(repr(self.first_word(ours)) for ours in dict.fromkeys(self.words.values()))
@@ -73,6 +82,10 @@ class Key:
         if kind is not type(None) and type(value) is not kind:
             raise SettingsError(f"{where}: {self.theirs} = {value!r} must be of type {kind.__name__}")
         return value
+
+    def said(self, settings: Settings) -> Any:
+        """What they say where we have these settings."""
+        return self.writes(settings) if self.writes else self.write(settings[self.ours])
 
     def write(self, value: Any) -> Any:
         """Our value as theirs. Their null only where silence is something else, or null too."""
@@ -244,11 +257,11 @@ class Family:
 
     package: where the class is defined.  mixer: of its layers; `layers` says which layers have another one, or other settings.
     names: of the parameters.  base: the prefix that files of the model without a head leave out.  buffers: ends of names in older
-    files that are computed, so never read.
+    files that are computed, so never read.  aliases: ends of names -> what some of their files have instead.
     fixed: their keys that we have with these values only; the first is what silence means and what we write.
     ours: our settings that their class has with this value only.
     inert: keys that change neither logits nor what can be learned.  replaced: keys that the named other one overrules.
-    older: their older spelling -> the key as it is today.
+    older: their older spelling -> the key as it is today.  both_spellings: we write the older ones too, for another package's class.
     """
 
     architecture: str
@@ -259,11 +272,13 @@ class Family:
     layers: Same | Listed | Windows = Same()
     base: str = "model."
     buffers: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
     fixed: dict[str, tuple] = field(default_factory=dict)
     ours: Settings = field(default_factory=dict)
     inert: tuple[str, ...] = ()
     replaced: dict[str, str] = field(default_factory=dict)
     older: dict[str, str] = field(default_factory=dict)
+    both_spellings: bool = False
 
     def placed(self) -> set[str]:
         """Every setting of ours that has a place in this family."""
@@ -285,7 +300,8 @@ INERT = (
 
 def read_shape_of(family: Family, config: dict[str, Any], where: str) -> ModelShape:
     """The shape that a config.json of this family describes. Raises SettingsError naming a key that we cannot express."""
-    asked = flat({k: v for k, v in config.items() if k not in (*INERT, *family.inert)}, family, where)
+    asked = flat({k: v for k, v in config.items() if k not in INERT}, family, where)
+    asked = {k: v for k, v in asked.items() if k not in family.inert}
     settings = dict(family.ours)
     for key in family.keys:
         if key.applies(settings):
@@ -375,6 +391,8 @@ def whole(shape: ModelShape) -> ModelShape:
         names[name] = variant(mixers, given, mixer_of(name))
     plain = {f.name: f.default for f in fields(ModelShape)}
     idle = {"pad_vocab_multiple": 1}  # vocab_size has its rows
+    if shape.mlp == "none":
+        idle |= {"intermediate_size": plain["intermediate_size"], "mlp_bias": plain["mlp_bias"]}
     if shape.norm == "rmsnorm" or not shape.norm_affine:
         idle["norm_bias"] = plain["norm_bias"]
     return replace(shape, **idle, layer_types=tuple(names[name] for name in shape.layer_types), mixers=mixers)
@@ -383,14 +401,13 @@ def whole(shape: ModelShape) -> ModelShape:
 def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
     """Give settings of a mixer that have no effect their default, and 0 where it means the same."""
     for name in ("num_kv_heads", "num_v_heads"):  # 0 means as many as num_heads
-        if given.get(name) == given.get("num_heads"):
+        if name in given and given[name] == given["num_heads"]:
             given[name] = 0
     if "rope" not in given:
         return
     if given["head_dim"] * given["num_heads"] == shape.hidden_size:
         given["head_dim"] = 0
-    if not given["qk_norm"] or given["qk_norm_eps"] == shape.norm_eps:
-        given["qk_norm_eps"] = 0.0
+    given["qk_norm_eps"] = (given["qk_norm_eps"] or shape.norm_eps) if given["qk_norm"] else 0.0
     for name in [name for name in given if name.startswith("rope_")]:
         if name.removeprefix("rope_") not in ("theta", *ROPE_USES[given["rope"]]):
             given[name] = defaults[name]
@@ -440,13 +457,17 @@ def refusals(family: Family, shape: ModelShape) -> Iterator[str]:
             yield f"{name} = {value!r}, it has {family.ours[name]!r} only"
         elif key and key.words is not None and value not in key.words.values():
             yield f"{name} = {value!r}, it has {' or '.join(map(repr, dict.fromkeys(key.words.values())))} only"
+        elif key and key.writes is not None and key.reads(key.writes(settings), settings) != value:
+            yield f"{name} = {value!r}, which its {key.theirs} cannot be"
         elif name not in family.placed() and name not in TRAINING_ONLY:
             yield f"{name} = {value!r}, which it does not know"
     yield from contradictions(family, settings)
 
 
 def idle(name: str, values: dict[str, dict[str, Any]]) -> bool:
-    """Whether a setting is one of rotary positions that theirs do not use."""
+    """Whether a setting has no effect: the size of an MLP that is none, or one of rotary positions that theirs do not use."""
+    if name == "intermediate_size":
+        return values["mlp"][""] == "none"
     if not name.startswith("attention.rope_"):
         return False
     used = {leaf for kind in values["attention.rope"].values() for leaf in ROPE_USES[kind]}
@@ -463,7 +484,7 @@ def contradictions(family: Family, settings: Settings) -> Iterator[str]:
         if key.words is not None and settings[key.ours] not in key.words.values():
             continue
         first = said.setdefault(key.theirs, key)
-        one, other = (k.write(settings[k.ours]) for k in (first, key))
+        one, other = (k.said(settings) for k in (first, key))
         if one != other and None not in (one, other):
             yield f"{first.ours} = {settings[first.ours]!r} and {key.ours} = {settings[key.ours]!r}, which are one {key.theirs}"
 
@@ -489,11 +510,13 @@ def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -
     said = {name: allowed[0] for name, allowed in family.fixed.items() if None not in allowed}
     for key in family.keys:
         if key.applies(settings):
-            value = key.write(settings[key.ours])
+            value = key.said(settings)
             said[key.theirs] = said.get(key.theirs) if value is None else value
     for key in family.keys:
         if key.ours == "max_position_embeddings" and said[key.theirs] is None:
             said[key.theirs] = length
+    if family.both_spellings:
+        said |= {older: said[name] for older, name in family.older.items() if name in said}
     for name, value in said.items():
         outer, dot, leaf = name.partition(".")
         if not dot:

@@ -93,6 +93,10 @@ def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: 
     there = {name: tensor for name, tensor in files.tensors.items() if not name.endswith(computed)}
     bare = not any(name.startswith(family.base) for name in there)
     places = {theirs: theirs.removeprefix(family.base) if bare else theirs for theirs in wanted}
+    for theirs, place in places.items():
+        for end, other in family.aliases.items():
+            if place not in there and place.endswith(end) and place.removesuffix(end) + other in there:
+                places[theirs] = place.removesuffix(end) + other
     missing = [name for name in places.values() if name not in there]
     misshapen = []
     for theirs, stored in wanted.items():

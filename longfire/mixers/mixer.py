@@ -67,14 +67,14 @@ class Mixer(nn.Module):
         """What this layer keeps between calls of a generation; in training a dict that is thrown away."""
         return {} if seq.cache is None else seq.cache.layers[self.layer]
 
-    def convolved(self, name: str, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        """x after the short causal convolution `<name>_conv1d`, if this mixer has one."""
+    def convolved(self, name: str, x_BTD: Tensor, seq: Sequence, silu: bool = True) -> Tensor:
+        """x after the short causal convolution `<name>_conv1d`, if this mixer has one, and SiLU with it."""
         conv = getattr(self, f"{name}_conv1d", None)
         if conv is None:
             return x_BTD
         kept, key = self.kept(seq), f"{name}_conv"
         x_BTD, kept[key] = self.convolve(
-            x_BTD, conv.weight[:, 0], conv.bias, state_BDW=kept.get(key), documents=seq.documents
+            x_BTD, conv.weight[:, 0], conv.bias, silu=silu, state_BDW=kept.get(key), documents=seq.documents
         )
         return x_BTD
 

@@ -28,10 +28,12 @@ def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     return (in_fp32_rms(in_fp32(x), None, eps / size) * size**-0.5).to(x.dtype)
 
 
-def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor | None, eps: float, activation: str = "silu") -> Tensor:
-    """rms_norm(x) * silu(gate) (or sigmoid), the end of most recurrent mixers; all in fp32 until the last rounding."""
-    gate = F.silu(in_fp32(gate)) if activation == "silu" else in_fp32(gate).sigmoid()
-    return (in_fp32_rms(in_fp32(x), weight, eps) * gate).to(x.dtype)
+GATES = {"swish": F.silu, "sigmoid": torch.sigmoid}
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor | None, eps: float, activation: str = "swish") -> Tensor:
+    """rms_norm(x) * swish(gate) (or another of GATES), the end of most recurrent mixers; in fp32 until the last rounding."""
+    return (in_fp32_rms(in_fp32(x), weight, eps) * GATES[activation](in_fp32(gate))).to(x.dtype)
 
 
 def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -92,11 +94,33 @@ class LayerNorm(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """gated_rms_norm with a learned weight."""
+    """gated_rms_norm, with a learned weight unless not affine; rms_norm where there is no gate."""
 
-    def __init__(self, size: int, eps: float, activation: str = "silu") -> None:
+    def __init__(self, size: int, eps: float, activation: str = "swish", affine: bool = True) -> None:
         super().__init__()
-        self.weight, self.eps, self.activation = nn.Parameter(torch.ones(size)), eps, activation
+        self.weight = nn.Parameter(torch.ones(size)) if affine else None
+        self.eps, self.activation = eps, activation
 
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return gated_rms_norm(x, gate, self.weight, self.eps, self.activation)
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """gate: as many numbers as x, heads side by side if need be."""
+        if gate is None:
+            return rms_norm(x, self.weight, self.eps)
+        return gated_rms_norm(x, gate.reshape(x.shape), self.weight, self.eps, self.activation)
+
+
+class GroupedGatedRMSNorm(RMSNorm):
+    """Mamba-2's: rms_norm(x * silu(gate)) with statistics of each group of channels, or the norm first and the gate after it."""
+
+    def __init__(self, size: int, eps: float, groups: int, norm_before_gate: bool) -> None:
+        super().__init__(size, eps)
+        self.groups, self.norm_before_gate = groups, norm_before_gate
+
+    def forward(self, x_BTD: Tensor, gate_BTD: Tensor) -> Tensor:
+        y_BTD, gate_BTD = in_fp32(x_BTD), F.silu(in_fp32(gate_BTD))
+        y_BTD = y_BTD if self.norm_before_gate else y_BTD * gate_BTD
+        if self.groups == 1:
+            y_BTD = in_fp32_rms(y_BTD, self.weight, self.eps)
+        else:
+            y_BTGD = y_BTD.unflatten(-1, (self.groups, -1))
+            y_BTD = in_fp32_rms(y_BTGD, None, self.eps).flatten(-2) * self.weight
+        return (y_BTD * gate_BTD if self.norm_before_gate else y_BTD).to(x_BTD.dtype)

@@ -140,6 +140,7 @@ FORMS = {"slow": short_conv_slow, "torch": short_conv_shifted, "fla": short_conv
 class ShortConv(nn.Module):
     """The filters of a short convolution; weight (D, 1, W) as Conv1d and fla store it."""
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, bias: bool = False) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.empty(size, 1, width)), None
+        self.weight = nn.Parameter(torch.empty(size, 1, width))
+        self.bias = nn.Parameter(torch.empty(size)) if bias else None

@@ -33,7 +33,28 @@ VARIANTS = {
             }
         },
     ),
-    "hybrid of all": (("gla", "attention", "gated_delta_net"), {}),
+    "retention, grouped heads": (
+        ("retention",),
+        {"retention": {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}},
+    ),
+    "linear attention, normalised": (
+        ("linear_attention",),
+        {"linear_attention": {"num_kv_heads": 1, "feature_map": "elu", "norm_feature_map": True, "norm_k": True}},
+    ),
+    "linear attention, eight features a channel": (
+        ("linear_attention",),
+        {"linear_attention": {"feature_map": "dpfp"}},
+    ),
+    "delta_net without activation": (
+        ("delta_net",),
+        {"delta_net": {"qk_activation": "none", "qk_norm": "sum", "use_beta": False, "use_gate": True}},
+    ),
+    "delta_net without convolution": (("delta_net",), {"delta_net": {"use_short_conv": False, "qk_activation": "elu"}}),
+    "kda, bounded, value groups": (
+        ("kda",),
+        {"kda": {"num_v_heads": 4, "expand_v": 2.0, "use_short_conv": False, "lower_bound": -5.0, "safe_gate": True}},
+    ),
+    "hybrid of all": (tuple(MIXERS), {}),
 }
 
 

@@ -1,0 +1,69 @@
+"""DeltaNet: a matrix state that overwrites what a key held before."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
+from longfire.mixers.mixer import Sequence, one_of, positive
+from longfire.ops.delta_rule import delta_rule
+from longfire.ops.feature_maps import ACTIVATIONS, sum_norm
+from longfire.ops.linear import Linear, in_fp32
+from longfire.ops.norm import GatedRMSNorm, l2_norm
+from longfire.shape import ModelShape
+
+QK_NORMS = {"l2": l2_norm, "sum": sum_norm}
+
+
+@dataclass(frozen=True)
+class DeltaNetShape:
+    num_heads: int
+    expand_k: float = 1.0  # key size of all heads / hidden_size
+    expand_v: float = 1.0
+    use_beta: bool = True  # false: all that a key held is replaced
+    use_gate: bool = False
+    use_short_conv: bool = True
+    conv_size: int = 4
+    qk_activation: str = "swish"
+    qk_norm: str = "l2"  # or "sum": |q| and |k| sum to 1
+    allow_neg_eigval: bool = False  # beta up to 2: the state can flip along a key (Grazzi 2024)
+
+    def check(self, hidden_size: int) -> None:
+        check_expanded_heads("delta_net", self, hidden_size)
+        positive("delta_net", conv_size=self.conv_size)
+        one_of("delta_net", "qk_activation", self.qk_activation, ACTIVATIONS)
+        one_of("delta_net", "qk_norm", self.qk_norm, QK_NORMS)
+
+
+class DeltaNet(MatrixState):
+    """S_t = (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K), b_t = sigmoid(W_b x_t), q and k of length 1
+    (Schlag 2021; Yang 2024, eq. 4). Names are those of fla's DeltaNet.
+
+    Values always pass SiLU; queries and keys what qk_activation says.
+    """
+
+    Shape = DeltaNetShape
+    roles = {**MatrixState.roles, "b_proj": "column", "g_proj": "column", "o_norm": "replicate"}
+    products = 3  # with the recall S^T k
+
+    def __init__(self, model: ModelShape, shape: DeltaNetShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        heads, conv_size = shape.num_heads, shape.conv_size if shape.use_short_conv else 0
+        self.make_heads((heads, heads, heads), expanded_sizes(shape, self.hidden_size), conv_size)
+        self.b_proj = Linear(self.hidden_size, heads, bias=False) if shape.use_beta else None
+        if shape.use_gate:
+            self.g_proj = Linear(self.hidden_size, heads * self.head_v, bias=False)
+        self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps)
+        self.normalise, self.recur = QK_NORMS[shape.qk_norm], delta_rule
+
+    def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        kept, swish = self.kept(seq), self.shape.qk_activation == "swish"
+        q_BTHK, k_BTHK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv" if swish else "v")
+        if not swish:
+            q_BTHK, k_BTHK = map(ACTIVATIONS[self.shape.qk_activation], (q_BTHK, k_BTHK))
+        beta_BTH = in_fp32(v_BTHV.new_ones(v_BTHV.shape[:3]) if self.b_proj is None else self.b_proj(x_BTD).sigmoid())
+        o_BTHV, kept["state"] = self.recur(
+            self.normalise(q_BTHK), self.normalise(k_BTHK), v_BTHV, beta_BTH * (2 if self.shape.allow_neg_eigval else 1),
+            initial_state_BHKV=kept.get("state"), documents=seq.documents,
+        )  # fmt: skip
+        return self.gated_out(o_BTHV, x_BTD)

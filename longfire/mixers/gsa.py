@@ -1,0 +1,81 @@
+"""Gated slot attention: a memory of a few slots per head, read by softmax over the slots."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.mixers.matrix_state import MatrixState
+from longfire.mixers.mixer import Sequence, divides, one_of, positive
+from longfire.ops.feature_maps import feature_map
+from longfire.ops.linear import Linear, in_fp32
+from longfire.ops.linear_attention import linear_attention
+from longfire.ops.norm import RMSNorm
+from longfire.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class GSAShape:
+    num_heads: int
+    num_kv_heads: int = 0  # 0: as many as num_heads
+    num_slots: int = 64  # of a head; 0: as many as a key has channels
+    expand_k: float = 1.0  # key size of all heads / hidden_size
+    feature_map: str = "swish"  # of q and k
+    use_short_conv: bool = False
+    conv_size: int = 4
+    gate_logit_normalizer: float = 8.0  # keeps the decay near 1 at the start
+    elementwise_affine: bool = True  # whether the output norm has a weight
+
+    def check(self, hidden_size: int) -> None:
+        divides("gsa", "num_heads", self.num_heads, "hidden_size", hidden_size)
+        divides("gsa", "num_heads", self.num_heads, "hidden_size * expand_k", hidden_size * self.expand_k)
+        divides("gsa", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        positive("gsa", conv_size=self.conv_size, gate_logit_normalizer=self.gate_logit_normalizer)
+        one_of("gsa", "feature_map", self.feature_map, ("swish", "relu", "t2r"))
+
+
+class GSA(MatrixState):
+    """K_t = K_{t-1} diag(a_t) + k_t (1 - a_t)^T, V_t = diag(a_t) V_{t-1} + (1 - a_t) v_t^T, o_t = V_t^T softmax(K_t^T q_t), with
+    a_t = sigmoid(W_f x_t)^(1/8) for each slot (Zhang 2024, eq. 6): linear attention twice, in the first pass the slots are what
+    the values' channels are, in the second what the keys' are. No scale in either.
+
+    Names are those of fla's GatedSlotAttention, whose output norm goes over all heads with eps 1e-5 whatever the model's is.
+    With convolutions the values pass swish twice, there and after it.
+    """
+
+    Shape = GSAShape
+    roles = {**MatrixState.roles, "f_proj": "column", "feature_map": "replicate", "g_norm": "replicate"}
+
+    def __init__(self, model: ModelShape, shape: GSAShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        kv_heads = shape.num_kv_heads or shape.num_heads
+        sizes = round(self.hidden_size * shape.expand_k) // shape.num_heads, self.hidden_size // shape.num_heads
+        self.make_heads((shape.num_heads, kv_heads, kv_heads), sizes, shape.conv_size if shape.use_short_conv else 0)
+        self.slots = shape.num_slots or self.head_k
+        self.f_proj = Linear(self.hidden_size, kv_heads * self.slots, bias=False)
+        self.feature_map = feature_map(shape.feature_map, self.head_k)
+        self.g_norm = RMSNorm(self.hidden_size, 1e-5, shape.elementwise_affine)
+        self.recur = linear_attention
+
+    def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        kept = self.kept(seq)
+        q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq, silu="qkv" if self.shape.use_short_conv else "")
+        g_BTGM = F.logsigmoid(in_fp32(self.f_proj(x_BTD))) / self.shape.gate_logit_normalizer
+        g_BTGM = g_BTGM.unflatten(-1, (-1, self.slots))
+        k_BTHK, v_BTHV, g_BTHM = map(self.for_all_heads, (self.feature_map(k_BTGK), F.silu(v_BTGV), g_BTGM))
+        written_BTHM = (-torch.expm1(g_BTHM)).to(v_BTHV.dtype)
+        scores_BTHM, kept["keys"] = self.recur(
+            self.feature_map(q_BTHK), k_BTHK, written_BTHM, gv=g_BTHM, scale=1.0,
+            initial_state_BHKV=kept.get("keys"), documents=seq.documents,
+        )  # fmt: skip
+        read_BTHM = in_fp32(scores_BTHM).softmax(-1).to(v_BTHV.dtype)
+        o_BTHV, kept["values"] = self.recur(
+            read_BTHM, written_BTHM, v_BTHV, g_BTHM, scale=1.0,
+            initial_state_BHKV=kept.get("values"), documents=seq.documents,
+        )  # fmt: skip
+        return self.o_proj(self.g_norm(F.silu(o_BTHV.flatten(-2))))
+
+    def flops_per_token(self, seq_len: int) -> float:
+        matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+        return matrices + 4 * self.heads * self.slots * (self.head_k + self.head_v)  # write and read both states

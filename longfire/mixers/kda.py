@@ -1,0 +1,99 @@
+"""Kimi Delta Attention: Gated DeltaNet whose key channels each forget at a rate of their own."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longfire.errors import SettingsError
+from longfire.mixers.gated_delta_net import init_step_size
+from longfire.mixers.matrix_state import MatrixState, check_value_heads
+from longfire.mixers.mixer import Sequence
+from longfire.ops.delta_rule import delta_rule
+from longfire.ops.linear import Linear, in_fp32
+from longfire.ops.norm import GatedRMSNorm, l2_norm
+from longfire.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class KDAShape:
+    num_heads: int
+    head_dim: int  # key size of a head
+    num_v_heads: int = 0  # 0: as many as num_heads; more: several value heads share a query/key head
+    expand_v: float = 1.0  # value size of a head / head_dim
+    use_short_conv: bool = True
+    conv_size: int = 4
+    allow_neg_eigval: bool = False  # beta up to 2: the state can flip along a key (Grazzi 2024)
+    lower_bound: float | None = None  # lowest log decay of a step; the gate is then a sigmoid of the same logits
+    safe_gate: bool = False  # A begins at 1, with a lower_bound in [-5, 0): fla has faster kernels for it
+
+    def check(self, hidden_size: int) -> None:
+        check_value_heads("kda", self)
+        if self.lower_bound is not None and not self.lower_bound < 0:
+            raise SettingsError(
+                f"model shape: kda.lower_bound = {self.lower_bound} must be below 0: it bounds a log decay"
+            )
+        if self.safe_gate and (self.lower_bound is None or self.lower_bound < -5):
+            raise SettingsError(
+                f"model shape: kda.safe_gate needs kda.lower_bound in [-5, 0), but it is {self.lower_bound}; set it to -5"
+            )
+
+
+def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
+    """A uniform in (1, 16)."""
+    A_log_H.uniform_(1, 16, generator=generator).log_()
+
+
+class KDA(MatrixState):
+    """S_t = (I - b_t k_t k_t^T) diag(exp g_t) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K) (Kimi Linear 2025, eq. 1),
+    g_t = -exp(A) softplus(f_t) or lower_bound sigmoid(exp(A) f_t), f_t = W2 W1 x_t + dt, b_t = sigmoid(W_b x_t), q and k of length 1.
+
+    A is one number a head, dt one a key channel. The heads' outputs are normalised and gated by a sigmoid of low rank. Names are
+    those of fla's KimiDeltaAttention. `A_log` and `dt_bias` have initialisers of their own and stay fp32.
+    """
+
+    Shape = KDAShape
+    roles = {**MatrixState.roles, "f_proj.0": "replicate", "f_proj.1": "column", "g_proj.0": "replicate", "g_proj.1": "column",
+             "b_proj": "column", "o_norm": "replicate", "A_log": "head", "dt_bias": "head"}  # fmt: skip
+    keep_fp32 = ("A_log", "dt_bias")
+    products = 3  # with the recall S^T k
+
+    def __init__(self, model: ModelShape, shape: KDAShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        heads, v_heads = shape.num_heads, shape.num_v_heads or shape.num_heads
+        sizes, conv_size = (shape.head_dim, round(shape.head_dim * shape.expand_v)), shape.conv_size
+        self.make_heads((heads, heads, v_heads), sizes, conv_size if shape.use_short_conv else 0)
+        self.f_proj = self.low_rank(v_heads * self.head_k, bias=False)
+        self.g_proj = self.low_rank(v_heads * self.head_v, bias=True)
+        self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
+        self.A_log, self.dt_bias = nn.Parameter(torch.empty(v_heads)), nn.Parameter(torch.empty(v_heads * self.head_k))
+        self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, "sigmoid")
+        self.recur = delta_rule
+        init_A = (lambda A_log_H, generator: A_log_H.zero_()) if shape.safe_gate else init_decay_rate
+        self.own_init = {"A_log": init_A, "dt_bias": init_step_size}
+
+    def low_rank(self, channels: int, bias: bool) -> nn.Sequential:
+        """hidden_size -> V -> channels."""
+        return nn.Sequential(
+            Linear(self.hidden_size, self.head_v, bias=False), Linear(self.head_v, channels, bias=bias)
+        )
+
+    def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        kept = self.kept(seq)
+        q_BTGK, k_BTGK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv")
+        q_BTHK, k_BTHK = (self.for_all_heads(l2_norm(y)) for y in (q_BTGK, k_BTGK))
+        beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (2 if self.shape.allow_neg_eigval else 1)
+        o_BTHV, kept["state"] = self.recur(
+            q_BTHK, k_BTHK, v_BTHV, beta_BTH, self.log_decay(x_BTD),
+            initial_state_BHKV=kept.get("state"), documents=seq.documents,
+        )  # fmt: skip
+        return self.gated_out(o_BTHV, x_BTD)
+
+    def log_decay(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, H, K)."""
+        f_BTHK = (in_fp32(self.f_proj(x_BTD)) + self.dt_bias).unflatten(-1, (-1, self.head_k))
+        A_H1 = self.A_log.exp()[:, None]
+        if self.shape.lower_bound is None:
+            return -A_H1 * F.softplus(f_BTHK)
+        return self.shape.lower_bound * torch.sigmoid(A_H1 * f_BTHK)

@@ -1,0 +1,79 @@
+"""Linear attention: softmax's exp(q . k) replaced by a product of feature maps, so that a matrix state holds all of the past."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
+from longfire.mixers.mixer import Sequence, divides, one_of
+from longfire.ops.feature_maps import FEATURE_MAPS, feature_map, feature_size
+from longfire.ops.linear_attention import linear_attention
+from longfire.ops.norm import GatedRMSNorm
+from longfire.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class LinearAttentionShape:
+    num_heads: int
+    num_kv_heads: int = 0  # 0: as many as num_heads
+    expand_k: float = 1.0  # key size of all heads / hidden_size
+    expand_v: float = 1.0
+    feature_map: str = "elementwise_product"  # of q and k
+    tie_feature_map_qk: bool = False  # one map for both, where it learns
+    norm_q: bool = False  # features of q sum to 1
+    norm_k: bool = False
+    norm_feature_map: bool = False  # divide by the sum of the weights, as softmax does
+    elementwise_affine: bool = True  # whether the output norm has a weight
+
+    def check(self, hidden_size: int) -> None:
+        check_expanded_heads("linear_attention", self, hidden_size)
+        divides("linear_attention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        one_of("linear_attention", "feature_map", self.feature_map, FEATURE_MAPS)
+
+
+class LinearAttention(MatrixState):
+    """S_t = S_{t-1} + f(k_t) v_t^T, z_t = z_{t-1} + f(k_t), o_t = S_t^T f(q_t) / sqrt(K), with norm_feature_map over z_t . f(q_t) /
+    sqrt(K) (Katharopoulos 2020, eq. 18 to 20). Names are those of fla's LinearAttention.
+
+    z is one more column of S, written by a value that is 1: so documents and cache need nothing of their own.
+    """
+
+    Shape = LinearAttentionShape
+    roles = {**MatrixState.roles, "feature_map_q": "replicate", "feature_map_k": "replicate", "norm": "replicate"}
+    context = ("state",)
+    norm_name = "norm"
+
+    def __init__(self, model: ModelShape, shape: LinearAttentionShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        kv_heads = shape.num_kv_heads or shape.num_heads
+        self.make_heads((shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size))
+        self.feature_map_q = feature_map(shape.feature_map, self.head_k)
+        self.feature_map_k = None if shape.tie_feature_map_qk else feature_map(shape.feature_map, self.head_k)
+        self.norm = GatedRMSNorm(self.head_v, model.norm_eps, affine=shape.elementwise_affine)
+        self.recur = linear_attention
+
+    def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        kept = self.kept(seq)
+        q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq)
+        q_BTHF, k_BTGF = self.feature_map_q(q_BTHK), (self.feature_map_k or self.feature_map_q)(k_BTGK)
+        if self.shape.norm_q:
+            q_BTHF = q_BTHF / (q_BTHF.sum(-1, keepdim=True) + 1e-4)
+        if self.shape.norm_k:
+            k_BTGF = k_BTGF / (k_BTGF.sum(-1, keepdim=True) + 1e-4)
+        if self.shape.norm_feature_map:
+            v_BTGV = F.pad(v_BTGV, (0, 1), value=1.0)
+        o_BTHV, kept["state"] = self.recur(
+            q_BTHF, self.for_all_heads(k_BTGF), self.for_all_heads(v_BTGV),
+            initial_state_BHKV=kept.get("state"), documents=seq.documents,
+        )  # fmt: skip
+        if self.shape.norm_feature_map:
+            o_BTHV = o_BTHV[..., :-1] / (o_BTHV[..., -1:] + 1e-10)
+        return self.gated_out(o_BTHV, x_BTD)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """A learned map's matrices serve every head."""
+        maps = [p for name, p in self.named_parameters() if name.startswith("feature_map") and p.dim() >= 2]
+        again = 2 * (self.heads - 1) * sum(p.numel() for p in maps)
+        features = feature_size(self.shape.feature_map, self.head_k) - self.head_k
+        return super().flops_per_token(seq_len) + again + 4 * self.heads * features * self.head_v

@@ -1,0 +1,101 @@
+"""Mamba-2: a state space as linear attention, with a decay for each head that follows from the step size the input chooses."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longfire.mixers.gated_delta_net import init_step_size
+from longfire.mixers.mixer import Mixer, Sequence, divides, positive
+from longfire.ops.linear import Linear, in_fp32
+from longfire.ops.linear_attention import linear_attention
+from longfire.ops.norm import GroupedGatedRMSNorm
+from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Mamba2Shape:
+    head_dim: int = 64  # channels of a head
+    state_size: int = 128  # the paper's N: what a key and a query have
+    expand: int = 2  # channels of all heads / hidden_size
+    n_groups: int = 1  # heads of a group share B and C
+    conv_kernel: int = 4
+    use_conv_bias: bool = True
+    use_bias: bool = False  # of the projections
+    dt_low: float = 0.0  # the shortest step
+    dt_high: float = 0.0  # the longest; 0: no limit
+    rmsnorm: bool = True  # whether the output is normalised, in each group by itself
+    norm_before_gate: bool = False
+    D_has_hdim: bool = False  # a skip weight for each channel, not for each head
+
+    def check(self, hidden_size: int) -> None:
+        divides("mamba2", "head_dim", self.head_dim, "hidden_size * expand", hidden_size * self.expand)
+        heads = hidden_size * self.expand // self.head_dim
+        divides("mamba2", "n_groups", self.n_groups, "heads (hidden_size * expand / head_dim)", heads)
+        positive("mamba2", state_size=self.state_size, conv_kernel=self.conv_kernel)
+        if self.dt_high:
+            positive("mamba2", **{"dt_high - dt_low": self.dt_high - self.dt_low})
+
+
+def init_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
+    """A uniform in [1, 16]."""
+    A_log_H.uniform_(1, 16, generator=generator).log_()
+
+
+class Mamba2(Mixer):
+    """S_t = exp(-exp(A) d_t) S_{t-1} + d_t B_t x_t^T, y_t = S_t^T C_t + D x_t, with d_t = softplus(W_dt u_t + dt) and x, B and C
+    convolved (Dao 2024, section 7.1): linear attention with C as queries, B as keys, d x as values and a scalar decay. The
+    output is rmsnorm(y_t * swish(z_t)), or the other way round, and projected.
+
+    Names are those of fla's and transformers' Mamba2, with their in_proj as z_proj, x_proj, B_proj, C_proj, dt_proj, and their
+    conv1d as x_conv1d, B_conv1d, C_conv1d, since tensor parallelism splits z, x and dt by heads and B and C not at all.
+    """
+
+    Shape = Mamba2Shape
+    roles = {"z_proj": "column", "x_proj": "column", "B_proj": "replicate", "C_proj": "replicate", "dt_proj": "column",
+             "out_proj": "row", "norm": "head", "A_log": "head", "dt_bias": "head", "D": "head",
+             "x_conv1d": "head", "B_conv1d": "replicate", "C_conv1d": "replicate"}  # fmt: skip
+    context = ("state", "halo")
+    own_init = {"A_log": init_rate, "dt_bias": init_step_size, "D": lambda D, generator: D.fill_(1.0)}
+    keep_fp32 = ("A_log", "dt_bias", "D")
+
+    def __init__(self, model: ModelShape, shape: Mamba2Shape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        channels, shared = self.hidden_size * shape.expand, shape.n_groups * shape.state_size
+        self.heads = channels // shape.head_dim
+        for name, size in {"z": channels, "x": channels, "B": shared, "C": shared, "dt": self.heads}.items():
+            self.add_module(f"{name}_proj", Linear(self.hidden_size, size, bias=shape.use_bias))
+            if name in "xBC":
+                self.add_module(f"{name}_conv1d", ShortConv(size, shape.conv_kernel, shape.use_conv_bias))
+        self.A_log, self.dt_bias = nn.Parameter(torch.empty(self.heads)), nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(channels if shape.D_has_hdim else self.heads))
+        if shape.rmsnorm:
+            self.norm = GroupedGatedRMSNorm(channels, model.norm_eps, shape.n_groups, shape.norm_before_gate)
+        self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
+        self.recur, self.convolve = linear_attention, short_conv
+
+    def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
+        kept = self.kept(seq)
+        x, B, C = (self.convolved(name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC")
+        x_BTHV = x.unflatten(-1, (self.heads, -1))
+        B_BTHK, C_BTHK = (self.for_all_heads(y.unflatten(-1, (self.shape.n_groups, -1))) for y in (B, C))
+        dt_BTH = F.softplus(in_fp32(self.dt_proj(u_BTD)) + self.dt_bias).clamp(
+            self.shape.dt_low, self.shape.dt_high or None
+        )
+        y_BTHV, kept["state"] = self.recur(
+            C_BTHK, B_BTHK, (x_BTHV * dt_BTH[..., None]).to(x.dtype), -self.A_log.exp() * dt_BTH, scale=1.0,
+            initial_state_BHKV=kept.get("state"), documents=seq.documents,
+        )  # fmt: skip
+        y_BTD = torch.addcmul(y_BTHV, x_BTHV, self.D.view(self.heads, -1)).to(x.dtype).flatten(-2)
+        z_BTD = self.z_proj(u_BTD)
+        return self.out_proj(self.norm(y_BTD, z_BTD) if self.shape.rmsnorm else y_BTD * F.silu(z_BTD))
+
+    def for_all_heads(self, x_BTGK: Tensor) -> Tensor:
+        """Each group's, for all heads of the group."""
+        return x_BTGK.repeat_interleave(self.heads // self.shape.n_groups, 2)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+        return matrices + 4 * self.out_proj.in_features * self.shape.state_size  # write B x^T, read S^T C

@@ -1,0 +1,89 @@
+"""What mixers share whose memory is a matrix for each head: queries, keys and values on the way in, norm and gate on the way out."""
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.mixers.mixer import Mixer, Sequence, divides, positive
+from longfire.ops.linear import Linear
+from longfire.ops.norm import GatedRMSNorm
+from longfire.ops.short_conv import ShortConv, short_conv
+
+
+class MatrixState(Mixer):
+    """A mixer whose heads keep a state S (K, V) that keys and values write and queries read.
+
+    A subclass calls `make_heads`, makes its norm, sets `recur`, and goes q, k, v = self.qkv(...) -> self.recur -> self.gated_out(...).
+    """
+
+    roles: ClassVar[dict[str, str]] = {
+        "q_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row", "q_conv1d": "head", "k_conv1d": "head",
+        "v_conv1d": "head",
+    }  # fmt: skip
+    context = ("state", "halo")
+    norm_name = "o_norm"
+    products = 2  # of a head's state and a vector, for each token: write k v^T, read S^T q
+
+    def make_heads(self, heads: tuple[int, int, int], sizes: tuple[int, int], conv_size: int = 0) -> None:
+        """Projections to so many heads of q, k and v, of sizes (K, V), and their convolutions unless conv_size is 0."""
+        (self.head_k, self.head_v), self.heads = sizes, max(heads)
+        for name, channels in zip("qkv", (heads[0] * sizes[0], heads[1] * sizes[0], heads[2] * sizes[1])):
+            self.add_module(f"{name}_proj", Linear(self.hidden_size, channels, bias=False))
+            if conv_size:
+                self.add_module(f"{name}_conv1d", ShortConv(channels, conv_size))
+        self.o_proj = Linear(self.heads * self.head_v, self.hidden_size, bias=False)
+        self.convolve, self.g_proj = short_conv, None
+
+    def qkv(self, x_BTD: Tensor, seq: Sequence, silu: str = "") -> list[Tensor]:
+        """q, k and v, each (B, T, its heads, size), projected and convolved, and those that `silu` names through SiLU."""
+        out = []
+        for name, size in zip("qkv", (self.head_k, self.head_k, self.head_v)):
+            y_BTD = getattr(self, f"{name}_proj")(x_BTD)
+            if hasattr(self, f"{name}_conv1d"):
+                y_BTD = self.convolved(name, y_BTD, seq, silu=name in silu)
+            elif name in silu:
+                y_BTD = F.silu(y_BTD)
+            out.append(y_BTD.unflatten(-1, (-1, size)))
+        return out
+
+    def for_all_heads(self, x_BTGX: Tensor) -> Tensor:
+        """Each of G heads, for all heads that it serves."""
+        groups = self.heads // x_BTGX.shape[2]
+        return x_BTGX if groups == 1 else x_BTGX.repeat_interleave(groups, 2)
+
+    def make_gated_norm(self, eps: float) -> None:
+        """The output norm of mixers with gate_fn, under the two names that fla gives it, and its gate's projection."""
+        norm = GatedRMSNorm(self.head_v, eps, self.shape.gate_fn, self.shape.elementwise_affine)
+        self.norm_name = "g_norm"
+        if self.shape.use_output_gate:
+            self.g_proj = Linear(self.hidden_size, self.heads * self.head_v, bias=False)
+            self.norm_name = "g_norm_swish_gate"
+        self.add_module(self.norm_name, norm)
+
+    def gated_out(self, o_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
+        """(B, T, H, V) -> (B, T, D): each head normalised and gated by what x says, and all projected."""
+        norm, gate_BTD = getattr(self, self.norm_name), None if self.g_proj is None else self.g_proj(x_BTD)
+        return self.o_proj(norm(o_BTHV, gate_BTD).flatten(-2))
+
+    def flops_per_token(self, seq_len: int) -> float:
+        matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+        return matrices + 2 * self.products * self.heads * self.head_k * self.head_v
+
+
+def check_expanded_heads(mixer: str, shape: Any, hidden_size: int) -> None:
+    """Raises SettingsError unless num_heads heads of keys and of values share hidden_size * expand_k and * expand_v channels."""
+    divides(mixer, "num_heads", shape.num_heads, "hidden_size * expand_k", hidden_size * shape.expand_k)
+    divides(mixer, "num_heads", shape.num_heads, "hidden_size * expand_v", hidden_size * shape.expand_v)
+
+
+def check_value_heads(mixer: str, shape: Any) -> None:
+    """Raises SettingsError unless num_v_heads heads of head_dim * expand_v channels can share num_heads query/key heads."""
+    divides(mixer, "num_heads", shape.num_heads, "num_v_heads", shape.num_v_heads or shape.num_heads)
+    divides(mixer, "1", 1, "head_dim * expand_v", shape.head_dim * shape.expand_v)
+    positive(mixer, conv_size=shape.conv_size)
+
+
+def expanded_sizes(shape: Any, hidden_size: int) -> tuple[int, int]:
+    """(K, V) of a head."""
+    return tuple(round(hidden_size * expand) // shape.num_heads for expand in (shape.expand_k, shape.expand_v))

@@ -1,0 +1,72 @@
+"""Retention: linear attention with rotary positions, whose heads forget at fixed rates of their own."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
+from longfire.mixers.mixer import Sequence, divides, one_of
+from longfire.ops.feature_maps import ACTIVATIONS
+from longfire.ops.linear_attention import linear_attention
+from longfire.ops.norm import GATES
+from longfire.ops.rope import Rotary, turn
+from longfire.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class RetentionShape:
+    num_heads: int
+    num_kv_heads: int = 0  # 0: as many as num_heads
+    expand_k: float = 1.0  # key size of all heads / hidden_size
+    expand_v: float = 2.0
+    feature_map: str = "none"  # of q and k
+    use_output_gate: bool = True
+    gate_fn: str = "swish"
+    elementwise_affine: bool = True  # whether the output norm has a weight
+
+    def check(self, hidden_size: int) -> None:
+        check_expanded_heads("retention", self, hidden_size)
+        divides("retention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        head_k, _ = expanded_sizes(self, hidden_size)
+        divides(
+            "retention", "2 (the halves that rotary positions turn)", 2, "hidden_size * expand_k / num_heads", head_k
+        )
+        one_of("retention", "feature_map", self.feature_map, ACTIVATIONS)
+        one_of("retention", "gate_fn", self.gate_fn, GATES)
+
+
+class Retention(MatrixState):
+    """S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), a_h = 1 - 2^(-5-h) for head h from 0 (RetNet, Sun 2023, eq. 6 and
+    8), q and k turned by their position. Names are those of fla's MultiScaleRetention.
+
+    The heads' outputs are normalised, gated by swish(W_g x_t) and projected.
+    """
+
+    Shape = RetentionShape
+    roles = {**MatrixState.roles, "g_proj": "column", "g_norm": "replicate", "g_norm_swish_gate": "replicate"}
+    context = ("state",)
+
+    def __init__(self, model: ModelShape, shape: RetentionShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        kv_heads = shape.num_kv_heads or shape.num_heads
+        self.make_heads((shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size))
+        self.make_gated_norm(model.norm_eps)
+        self.rotary, self.recur = Rotary(self.head_k), linear_attention
+        self.feature_map = ACTIVATIONS[shape.feature_map]
+
+    def prepare(self, seq: Sequence) -> None:
+        """cos and sin of all positions, once for all layers that turn alike."""
+        if self.rotary not in seq.shared:
+            seq.shared[self.rotary] = self.rotary.turns(seq.positions_BT)
+
+    def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        kept = self.kept(seq)
+        q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq)
+        q_BTHK, k_BTGK = (turn(self.feature_map(y), *seq.shared[self.rotary]) for y in (q_BTHK, k_BTGK))
+        g_H = torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.heads, device=x_BTD.device))))
+        o_BTHV, kept["state"] = self.recur(
+            q_BTHK, self.for_all_heads(k_BTGK), self.for_all_heads(v_BTGV), g_H,
+            initial_state_BHKV=kept.get("state"), documents=seq.documents,
+        )  # fmt: skip
+        return self.gated_out(o_BTHV, x_BTD)
