@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 from longfire import recipe
 from longfire.aliases import ALIASES, as_text, bare_value
 from longfire.errors import SettingsError, UserError
+from longfire.launch import stay_offline
+from longfire.options import Checked, Sampling, Scoring
 from longfire.settings import SECTIONS
 
 WIDTH = 118  # of --help
@@ -37,6 +39,30 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
         return self.parse_intermixed_args(words)  # a command's own words in any order: RUN --step 4 OUT
+
+    def add_fields(self, options: type[Checked], repeated: Sequence[str] = ()) -> None:
+        """An option for each field of a dataclass. Lists are comma-separated, those of `repeated` options given one by one."""
+        group = self.add_argument_group(options.__name__.lower())
+        for field in fields(options):
+            how: dict[str, Any] = {"metavar": kind_of(field.type)}
+            if field.type is bool:
+                how = {"action": "store_true"}
+            elif field.name in repeated:
+                how = {"action": "append", "metavar": kind_of(get_args(field.type)[0])}
+            group.add_argument(f"--{field.name}", default=None, help=help_of(field), **how)
+            self.own.add(f"--{field.name}")
+
+    def taken(self, options: type[Checked], words: argparse.Namespace) -> Any:
+        """The dataclass as the command line says it. Raises SettingsError naming option and value."""
+        given = {}
+        for field in fields(options):
+            text = getattr(words, field.name)
+            if text is not None:
+                try:
+                    given[field.name] = recipe.as_type(field.type, text, text=isinstance(text, str))
+                except ValueError as e:
+                    raise SettingsError(f"--{field.name} = {text!r} {e}") from e
+        return options(**given)
 
     def error(self, message: str) -> None:
         unknown = next((word for word in message.split() if word.startswith("--")), "")
@@ -173,48 +199,46 @@ def train(words: Sequence[str]) -> int:
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """Loss, perplexity and bits per byte of a run's checkpoint on its held-out documents."""
-    parser = Parser(evaluate, "longfire eval runs/quickstart --step 100")
-    parser.add_argument("run", type=Path, help="a run folder")
+    """Loss, perplexity and bits per byte on held-out documents or other texts; hidden needles; tasks of lm-eval."""
+    parser = Parser(evaluate, "longfire eval runs/quickstart --step 100 --plot by-position.png")
+    parser.add_argument("run", type=Path, help="a run folder, or a folder of Hugging Face weights")
     add_which_model(parser)
-    parser.add_argument(
-        "--tokens", type=int, default=0, metavar="N", help="held-out tokens to read (default: eval.tokens)"
-    )
+    parser.add_fields(Scoring)
     options = parser.parse_args(words)
-    from longfire.evaluate import main as evaluate_run
+    scoring = parser.taken(Scoring, options)
+    if scoring.tasks and not scoring.allow_download:
+        stay_offline()
+    from longfire.scores import main as score
 
-    return evaluate_run(options.run, options.step, options.tokens, options.plugins)
+    return score(options.run, scoring, options.step, options.plugins)
 
 
 def generate(words: Sequence[str]) -> int:
-    """Continue prompts with a run's newest checkpoint, or with an export."""
+    """Continue prompts with a run's newest checkpoint, or with Hugging Face weights."""
     parser = Parser(generate, 'longfire generate runs/quickstart --prompt "def " --max_new_tokens 64')
     parser.add_argument("folder", type=Path, help="a run folder, or a folder of Hugging Face weights")
     parser.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="text to continue; may be repeated"
-    )
-    parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="at most so many (default: 128)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, metavar="X", help="0: always the likeliest (default: 0.8)"
+        "--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be repeated"
     )
     parser.add_argument(
-        "--top_k", type=int, default=50, metavar="K", help="of the K likeliest; 0: of all (default: 50)"
+        "--prompts", type=Path, metavar="FILE", help="a prompt a line, or JSON lines with a `prompt` (.jsonl)"
     )
     parser.add_argument(
-        "--top_p", type=float, default=1.0, metavar="P", help="of the likeliest that sum to P (default: 1)"
-    )
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="the same seed, the same text (default: 42)")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+        "--interactive", action="store_true", help="ask for lines and keep what was said (default: without a prompt)"
     )
     add_which_model(parser)
+    parser.add_argument(
+        "--batch_size", type=int, default=1, metavar="N", help="prompts that are continued together (default: 1)"
+    )
+    parser.add_argument("--stats", action="store_true", help="at the end tell tokens/s, ms a token, bytes of the cache")
+    parser.add_fields(Sampling, repeated=("stop",))
     options = parser.parse_args(words)
-    from longfire.generate import Sampling
-    from longfire.generate import main as continue_prompts
+    from longfire.prompts import main as continue_prompts
 
-    sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
-                        top_p=options.top_p, seed=options.seed, stop=tuple(options.stop))  # fmt: skip
-    return continue_prompts(options.folder, options.prompt, sampling, options.step, options.plugins)
+    return continue_prompts(
+        options.folder, parser.taken(Sampling, options), options.prompt, options.prompts, options.interactive,
+        options.batch_size, options.stats, options.step, options.plugins,
+    )  # fmt: skip
 
 
 def adopt(words: Sequence[str]) -> int:
@@ -251,7 +275,9 @@ def export(words: Sequence[str]) -> int:
 
 def convert(words: Sequence[str]) -> int:
     """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh."""
-    parser = Parser(convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b.json --output gla-7b")
+    parser = Parser(
+        convert, "longfire convert --model mistral-7b --config recipes/models/gla-7b-mistral.json --output gla-7b"
+    )
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
     )

@@ -1,63 +1,113 @@
-"""How well a model predicts documents it never saw: loss, perplexity and bits per byte, by source."""
+"""How well a model predicts documents that it never saw: loss, perplexity and bits per byte, by source and by position."""
 
 import functools
 import json
 import lzma
 import math
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from longfire import settings
-from longfire.data.batches import Batches
+from longfire.data.batches import Batch, Batches
 from longfire.data.pack import NO_LABEL
-from longfire.data.prepare import prepare
 from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
-from longfire.errors import DataError, SettingsError
-from longfire.loss import loss_sum
+from longfire.loss import losses
 from longfire.model import Model
-from longfire.run import Run
-from longfire.weights import open_model
 
 ROWS = 8  # rows of a batch
 BYTE_OF = byte_level_alphabet()
 
 
-@torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # other rows and no gradients: a compiled model would be compiled again
 def evaluate(model: Model, batches: Batches, tokens: int, chunk_tokens: int) -> dict[str, dict[str, float]]:
     """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens` held-out tokens of each.
 
-    Bits per byte are the nats of all real labels / ln 2 / the bytes of the text that these labels decode to, so that models
-    with different tokenizers can be compared; BOS and EOS cost nats and have no bytes. Sources without held-out documents
-    are left out.
+    Sources without held-out documents are left out.
     """
+    measured = measure_heldout(model, batches, tokens, chunk_tokens)
+    return {name: found.numbers() for name, found in measured.items()}
+
+
+def measure_heldout(model: Model, batches: Batches, tokens: int, chunk_tokens: int) -> "dict[str, Measured]":
+    """What `evaluate` counts, with the positions."""
     lengths_W = byte_lengths(batches.prepared.tokenizer)
+    found = {
+        name: measure(model, batches.heldout(index, tokens, ROWS), lengths_W, chunk_tokens)
+        for index, name in enumerate(batches.prepared.names)
+    }
+    return {name: measured for name, measured in found.items() if measured.tokens}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Sums over real labels by the number of tokens before each (its context, C = 1, 2 ...), and the bytes of their text.
+
+    Bits per byte are the nats of all of them / ln 2 / the bytes of the text that they decode to, so that models with different
+    tokenizers can be compared; BOS and EOS cost nats and have no bytes.
+    """
+
+    nats_C: np.ndarray
+    count_C: np.ndarray
+    bytes: int
+
+    @property
+    def tokens(self) -> int:
+        return int(self.count_C.sum())
+
+    def numbers(self) -> dict[str, float]:
+        nats, count = float(self.nats_C.sum()), self.tokens
+        return {
+            "loss": nats / count,
+            "perplexity": perplexity(nats / count),
+            "bits_per_byte": nats / math.log(2) / self.bytes if self.bytes else math.nan,
+            "tokens": count,
+            "bytes": self.bytes,
+        }
+
+    def by_position(self) -> list[dict[str, Any]]:
+        """The loss in buckets of context that double: 1, 2 to 3, 4 to 7 ...; empty ones are left out."""
+        edges = [1 << power for power in range(len(self.nats_C).bit_length())]
+        nats = np.add.reduceat(self.nats_C, [edge - 1 for edge in edges])
+        counts = np.add.reduceat(self.count_C, [edge - 1 for edge in edges])
+        return [
+            {"from": edge, "to": min(2 * edge - 1, len(self.nats_C)), "loss": float(n / count), "tokens": int(count)}
+            for edge, n, count in zip(edges, nats, counts)
+            if count
+        ]
+
+
+def perplexity(nats: float) -> float:
+    return math.exp(min(nats, 700.0))  # e^710 is no fp64
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # other rows and no gradients: a compiled model would be compiled again
+def measure(model: Model, batches: Iterable[Batch], lengths_W: np.ndarray, chunk_tokens: int) -> Measured:
+    """The losses of all real labels of some batches; lengths_W: the bytes of each word."""
     device = next(model.parameters()).device
-    results = {}
-    for index, name in enumerate(batches.prepared.names):
-        nats, count, size = 0.0, 0, 0
-        for batch in batches.heldout(index, tokens, ROWS):
-            labels = real_labels(batch)
-            nats += loss_sum(model, batch.to(device), chunk_tokens).item()
-            count, size = count + len(labels), size + int(lengths_W[labels].sum())
-        if count:
-            results[name] = {
-                "loss": nats / count,
-                "perplexity": math.exp(min(nats / count, 700.0)),  # e^710 is no fp64
-                "bits_per_byte": nats / math.log(2) / size if size else math.nan,
-                "tokens": count,
-                "bytes": size,
-            }
-    return results
+    nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
+    for batch in batches:
+        nats_BT = losses(model, batch.to(device), chunk_tokens)[0].double().cpu().numpy()
+        real_BT = batch.labels_BT.numpy() != NO_LABEL
+        before = batch.positions_BT.numpy()[real_BT]
+        nats_C = added(nats_C, np.bincount(before, nats_BT[real_BT]))
+        count_C = added(count_C, np.bincount(before))
+        size += int(lengths_W[real_labels(batch)].sum())
+    return Measured(nats_C, count_C, size)
 
 
-def real_labels(batch) -> np.ndarray:
+def added(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The sum of two arrays of which the shorter goes on with zeros."""
+    a, b = (a, b) if len(a) >= len(b) else (b, a)
+    total = a.copy()
+    total[: len(b)] += b
+    return total
+
+
+def real_labels(batch: Batch) -> np.ndarray:
     """The labels that count, in the order of the text."""
     labels = batch.labels_BT.numpy().ravel()
     return labels[labels != NO_LABEL]
@@ -105,37 +155,3 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         else:
             table[number] = tokenizer.words.decode([number]).encode()
     return table
-
-
-def main(run_folder: Path, step: int = -1, tokens: int = 0, plugins: tuple[str, ...] = ()) -> int:
-    """Evaluate a run's checkpoint (-1: the newest whole one) on its held-out documents and print the table."""
-    opened = open_model(Path(run_folder), step, plugins=plugins)
-    run = opened.run
-    if run is None:
-        raise SettingsError(f"{run_folder} is no run folder, so it does not say which documents were held out")
-    with (
-        prepare(run.data, trained_with(run)) as prepared,
-        Batches(prepared, run.data, run.training.seq_len, run.training.seed) as batches,
-    ):
-        results = evaluate(opened.model, batches, tokens or run.eval.tokens, run.training.loss_chunk_tokens)
-    if not results:
-        raise DataError("no document was held out: raise data.heldout_fraction, or add text")
-    show(results, opened.step)
-    return 0
-
-
-def trained_with(run: Run) -> settings.Tokenizer:
-    """The run's tokenizer settings with the copy in its folder: `train` would make another one where the data have changed."""
-    kept = run.tokenizer_folder
-    return replace(run.tokenizer, path=str(kept)) if kept.is_dir() else run.tokenizer
-
-
-def show(results: dict[str, dict[str, float]], step: int) -> None:
-    """The table that `longfire eval` prints."""
-    table = Table("source", title=f"step {step}, held-out documents", title_justify="left")
-    for name in ("loss (nats a token)", "perplexity", "bits a byte", "tokens", "bytes"):
-        table.add_column(name, justify="right")
-    for source, n in results.items():
-        table.add_row(source, f"{n['loss']:.4f}", f"{n['perplexity']:.2f}", f"{n['bits_per_byte']:.4f}", f"{n['tokens']:,}",
-                      f"{n['bytes']:,}")  # fmt: skip
-    Console().print(table)

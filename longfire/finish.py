@@ -8,8 +8,9 @@ from longfire.checkpoint import State
 from longfire.data.batches import Batches
 from longfire.errors import SettingsError
 from longfire.evaluate import heldout_bytes, xz_bits_per_byte
-from longfire.generate import Sampling, generate_text
+from longfire.generate import generate_text
 from longfire.hub.convert import export, facts_of
+from longfire.options import Sampling
 from longfire.pages import html
 from longfire.report import METRICS
 from longfire.run import RUN_TOML, Run

@@ -1,6 +1,6 @@
 """The process of a run and its surroundings: how many there are, what asks it to stop, what ends it when it hangs.
 
-The only reader of os.environ: everything else is a setting.
+The only reader and writer of os.environ: everything else is a setting.
 """
 
 import faulthandler
@@ -40,6 +40,12 @@ def processes() -> int:
 def offline() -> bool:
     """Whether the Hugging Face hub may not be asked (HF_HUB_OFFLINE, which its own libraries heed as well)."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def stay_offline() -> None:
+    """From here on nothing is fetched: told to the hub's libraries, and to what this process starts, before they are imported."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
 
 
 def no_color() -> bool:

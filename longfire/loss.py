@@ -1,11 +1,12 @@
-"""The training loss: a sum over real tokens, divided once by the real tokens of the whole step in the world."""
+"""The training loss: a sum over real tokens, divided once by the real tokens of the whole step in the world; and, for evaluation,
+the loss of each token."""
 
 from torch import Tensor
 
 from longfire.data.batches import Batch
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
-from longfire.ops.cross_entropy import linear_cross_entropy
+from longfire.ops.cross_entropy import linear_cross_entropy, token_losses
 
 
 def loss_sum(model: Model, batch: Batch, chunk_tokens: int, noise_BT: Tensor | None = None) -> Tensor:
@@ -24,3 +25,13 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
     return linear_cross_entropy(
         hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
     )
+
+
+def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
+    """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the likeliest word; no gradients."""
+    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+    found = token_losses(
+        hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
+    )
+    nats_BT, greedy_BT = (x.view_as(batch.labels_BT) for x in found)
+    return nats_BT, greedy_BT

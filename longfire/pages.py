@@ -58,8 +58,7 @@ def html(folders: Sequence[Path], out: Path) -> None:
 
     Raises SettingsError if a folder holds no run or matplotlib is not installed, CheckpointError if `out` cannot be written.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise SettingsError("curves are drawn by matplotlib, which is not installed: pip install 'longfire[plots]'")
+    needs_matplotlib()
     stories = read(folders)
     figures = {name: draw(stories) for name, draw in CHARTS.items()}
     page = page_of(stories, {name: as_svg(figure) for name, figure in figures.items()})
@@ -71,6 +70,35 @@ def html(folders: Sequence[Path], out: Path) -> None:
         write_whole(out, page)
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written: {error.strerror}; name another place with --out") from error
+
+
+def needs_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SettingsError("curves are drawn by matplotlib, which is not installed: pip install 'longfire[plots]'")
+
+
+def save_figure(drawn: Any, out: Path, title: str) -> None:
+    """Write one figure as .png, .svg or .html. Raises SettingsError for another ending, CheckpointError if it cannot be written."""
+    check_ending(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".png":
+            drawn.savefig(out, dpi=150)
+        elif out.suffix == ".svg":
+            write_whole(out, as_svg(drawn))
+        else:
+            title = markup.escape(title)
+            write_whole(out, f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+                             f"</head><body><h1>{title}</h1>{as_svg(drawn)}</body></html>\n")  # fmt: skip
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written: {error.strerror}; name another place") from error
+
+
+def check_ending(out: Path) -> None:
+    """Raises SettingsError where `save_figure` would, before anything was measured."""
+    needs_matplotlib()
+    if out.suffix not in (".png", ".svg", ".html"):
+        raise SettingsError(f"{out}: pictures are written as .png, .svg or .html; name one of them")
 
 
 def read(folders: Sequence[Path]) -> list[Story]:

@@ -20,7 +20,7 @@ from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
 from longfire.shape import ModelShape, mixer_of, read_config
 
-RUN_TOML, LOCK = "run.toml", "lock"
+RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
 WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: names of ours, never of files
 
@@ -209,7 +209,8 @@ class Run:
 
     def changes(self) -> list[str]:
         """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
-        if not self.has_checkpoints or not (self.folder / RUN_TOML).exists():
+        started = (self.folder / DATA_JSON).exists()  # an imported run has a checkpoint before it has been started
+        if not started or not self.has_checkpoints or not (self.folder / RUN_TOML).exists():
             return []
         there = tomllib.loads((self.folder / RUN_TOML).read_text(encoding="utf-8"))
         here = tomllib.loads(tomli_w.dumps(self.to_keep()))  # as TOML has it: lists, not tuples

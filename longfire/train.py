@@ -26,7 +26,7 @@ from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.report import Report
-from longfire.run import Run, keep, summary
+from longfire.run import DATA_JSON, Run, keep, summary
 from longfire.settings import Training
 from longfire.traces import profiler
 
@@ -148,7 +148,7 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
 def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
     """data.json: the token stores that rows come from. A run that goes on with others says so: its rows are then not those that
     it would have seen, and those that it saw may come again."""
-    file, here = run.folder / "data.json", {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)}
+    file, here = run.folder / DATA_JSON, {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)}
     there = json.loads(file.read_text(encoding="utf-8")) if run.has_checkpoints and file.exists() else here
     for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
         note(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -28,6 +29,14 @@ class Opened:
     tokenizer: Tokenizer
     run: Run | None = None
     step: int = -1
+
+    def fingerprint(self) -> str:
+        """Of the weights as they are used: names and values; the same for a checkpoint and its fp32 export."""
+        digest = blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def open_model(

@@ -5,7 +5,7 @@ import torch
 
 from longfire import ops
 from longfire.model import Model, build, keyed_generator
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, mixer_of
 
 torch.set_num_threads(1)
 
@@ -47,7 +47,7 @@ def tiny_shape(*layer_types: str, **changes) -> ModelShape:
         "layer_types": types,
         "intermediate_size": 48,
         "vocab_size": 97,
-        "mixers": {name: dict(MIXER_SETTINGS[name]) for name in types},
+        "mixers": {name: dict(MIXER_SETTINGS[mixer_of(name)]) for name in types},
     }
     own = BLOCK_SETTINGS.get(types[0], {}) if len(set(types)) == 1 else {}
     return ModelShape(**{**fields, **own, **changes})

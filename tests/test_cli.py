@@ -4,13 +4,15 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from longfire import recipe
-from longfire.cli import COMMANDS, main, take_settings
+from longfire.cli import COMMANDS, Parser, main, take_settings
 from longfire.errors import CheckpointError
+from longfire.options import Sampling
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,6 +73,11 @@ def test_each_command_has_help_with_an_example(command, capsys):
         ("eval x --step three", "invalid int value: 'three'"),
         ("export x --dtype int8", "invalid choice: 'int8'"),
         ("train", "model.config is empty"),
+        ("generate x --top_p 2", "top_p = 2.0 must lie in (0, 1]"),
+        ("generate x --temperature warm", "--temperature = 'warm' must be a number"),
+        ("generate x --top_q 1", "unknown option --top_q (did you mean '--top_p'?)"),
+        ("generate x", "no prompt: give --prompt TEXT, --prompts FILE, or --interactive"),
+        ("generate x --prompt a", "x: no such folder"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(line, told, capsys):
@@ -80,17 +87,22 @@ def test_a_mistake_is_one_message_and_exit_code_2(line, told, capsys):
     assert "Traceback" not in captured.err and not captured.out
 
 
-def test_the_defaults_that_generate_tells_are_those_of_sampling(capsys):
-    """They are said twice, since --help imports no torch; here they are held together."""
-    from longfire.generate import Sampling
-
+def test_generate_has_an_option_for_every_field_of_sampling(capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
-    told = capsys.readouterr().out
-    for name, value in vars(Sampling()).items():
-        if name != "stop":
-            assert re.search(rf"--{name} [A-Z]+\s[^-]*\(default: {value:g}\)", told), name
-    assert Sampling().stop == ()
+    told = " ".join(capsys.readouterr().out.split())
+    for field in fields(Sampling):
+        assert f"--{field.name} " in told and " ".join(field.metadata["help"].split()) in told
+        assert "default: " in told.rpartition(f"--{field.name} ")[2][:300]
+
+
+def test_options_of_a_dataclass_are_taken_as_they_are_written():
+    parser = Parser(COMMANDS["generate"], "longfire generate x")
+    parser.add_fields(Sampling, repeated=("stop",))
+    assert parser.taken(Sampling, parser.parse_args([])) == Sampling()
+    words = ["--top_k", "3", "--temperature", "1", "--stop", "a,b", "--stop", "c", "--seed", "7", "--min_p", "0.1"]
+    taken = parser.taken(Sampling, parser.parse_args(words))
+    assert taken == Sampling(top_k=3, temperature=1.0, stop=("a,b", "c"), seed=7, min_p=0.1)
 
 
 def test_exit_codes_and_traceback(monkeypatch, capsys):
@@ -152,11 +164,12 @@ def test_a_commands_own_option_is_no_alias():
 
 def test_the_story_speaks_our_language():
     """Each `longfire` line of scripts/story.sh names a command and settings that exist."""
-    lines = re.findall(r"^longfire (.+)$", (ROOT / "scripts/story.sh").read_text(), re.M)
-    small = re.search(r'^small="(.+)"$', (ROOT / "scripts/story.sh").read_text(), re.M)[1]
+    story = (ROOT / "scripts/story.sh").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^longfire (.+)$", story, re.M)
+    small = re.search(r'^small="(.+)"$', story, re.M)[1]
     assert len(lines) >= 8
     for line in lines:
         command, *words = shlex.split(line.replace("$small", small))
         assert command in COMMANDS
-        _, overrides = take_settings(words, {"--steps"})
+        _, overrides = take_settings(words, {"--steps", "--model", "--config"})
         recipe.sections(recipe.read_words(overrides), note=lambda told: None)

@@ -14,8 +14,10 @@ from longfire.cli import COMMANDS, main, take_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OWN_OPTIONS = {"--steps", "--step", "--tokens", "--dtype", "--prompt", "--max_new_tokens", "--out", "--top_k", "--temperature",
-               "--top_p", "--seed", "--stop"}  # fmt: skip
+OWN_OPTIONS = {f"--{name}" for name in (
+    "steps", "step", "tokens", "dtype", "prompt", "max_new_tokens", "out", "top_k", "temperature", "top_p", "seed", "stop", "prompts",
+    "interactive", "batch_size", "data", "needle", "tasks", "model", "config", "output", "keep-attention", "plugins",
+)}  # fmt: skip
 
 
 def name_of(page: Path) -> str:
@@ -33,14 +35,21 @@ def test_links_lead_somewhere(page):
 def test_files_that_are_named_exist(page):
     """Paths in backquotes, from the root, from longfire/ or beside the test before them. (The design also names what is to come.)"""
     for path in re.findall(r"`([a-z_/]+\w*\.(?:py|toml|sh|md|json))`", page.read_text()):
-        written_by_a_run = path in ("run.toml", "config.json", "environment.json", "tokenizer.json", "manifest.json")
+        written_by_a_run = path in (
+            "conversion.json",
+            "run.toml",
+            "config.json",
+            "environment.json",
+            "tokenizer.json",
+            "manifest.json",
+        )
         places = (ROOT, ROOT / "longfire", ROOT / "tests/contracts", ROOT / "recipes")
         assert written_by_a_run or any((place / path).exists() for place in places), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_their_settings_exist(page):
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     lines = re.findall(r"^(?:\$ )?longfire (.+)$", text, re.M) + re.findall(r"`longfire ([^`]+)`", text)
     for line in lines:
         command, *words = shlex.split(line.split("  #")[0].replace(" ...", ""))

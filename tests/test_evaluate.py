@@ -1,27 +1,30 @@
-"""evaluate.py: loss and bits per byte against a count by hand, the bytes of every kind of word, and what has nothing held out."""
+"""evaluate.py: loss and bits per byte against a count by hand, by position too, and the bytes of every kind of word."""
 
 import json
 import lzma
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Words
 
-from longfire import evaluate as room
 from longfire import settings as all_settings
 from longfire.data.batches import Batches
 from longfire.data.prepare import prepare
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, train_tokenizer
-from longfire.errors import SettingsError
-from longfire.evaluate import byte_lengths, evaluate, heldout_bytes, token_bytes, trained_with, xz_bits_per_byte
-from longfire.hub.convert import export
+from longfire.evaluate import (
+    Measured,
+    byte_lengths,
+    evaluate,
+    heldout_bytes,
+    measure_heldout,
+    token_bytes,
+    xz_bits_per_byte,
+)
 
 T = 16
 
@@ -115,26 +118,24 @@ def test_words_of_sentencepiece():
     assert b"".join(table[i] for i in words.encode(text).ids) == text.encode()
 
 
-def test_weights_alone_do_not_say_what_was_held_out(tiny_model, tmp_path):
-    export(tiny_model("attention", vocab_size=258), bytes_tokenizer(), tmp_path / "hf")
-    with pytest.raises(SettingsError, match="is no run folder"):
-        room.main(tmp_path / "hf")
+def test_losses_by_position(batches, tiny_model):
+    """Every label stands in the bucket of the tokens before it, and all buckets together are the loss."""
+    model = tiny_model("attention", vocab_size=258)
+    found = measure_heldout(model, batches, 100_000, 64)["many.jsonl"]
+    nats_C = np.zeros(T)
+    for batch in batches.heldout(0, 100_000, rows=1):
+        logits_BTW = model.logits(model(batch.ids_BT)).detach()
+        nats_C += F.cross_entropy(logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="none").numpy()
+    np.testing.assert_allclose(found.nats_C, nats_C, rtol=1e-5)
+    buckets = found.by_position()
+    assert [(b["from"], b["to"]) for b in buckets] == [(1, 1), (2, 3), (4, 7), (8, 15), (16, 16)]
+    assert sum(b["tokens"] for b in buckets) == found.tokens
+    assert buckets[2]["loss"] == pytest.approx(nats_C[3:7].sum() / found.count_C[3:7].sum(), rel=1e-5)
 
 
-def test_a_run_is_evaluated_with_the_tokenizer_it_was_trained_with(tmp_path):
-    """`train` would make another one where the data have changed since, whose ids mean other words."""
-    wanted = all_settings.Tokenizer(path="train", add_bos=True)
-    run = SimpleNamespace(tokenizer_folder=tmp_path / "tokenizer", tokenizer=wanted)
-    assert trained_with(run) == wanted, "nothing was trained yet"
-    bytes_tokenizer().save(tmp_path / "tokenizer")
-    assert trained_with(run) == all_settings.Tokenizer(path=str(tmp_path / "tokenizer"), add_bos=True)
-
-
-def test_the_table_names_source_and_step(capsys):
-    room.show(
-        {"a.jsonl": {"loss": 1.5, "perplexity": 4.48, "bits_per_byte": 0.75, "tokens": 12_345, "bytes": 9}}, step=7
-    )
-    out = capsys.readouterr().out
-    for part in ("step 7", "a.jsonl", "1.5000", "4.48", "0.7500", "12,345"):
-        assert part in out
-    assert not torch.is_inference_mode_enabled()
+def test_buckets_without_a_token_are_left_out():
+    measured = Measured(np.array([1.0, 0.0, 0.0, 6.0]), np.array([1, 0, 0, 3]), 9)
+    assert measured.by_position() == [
+        {"from": 1, "to": 1, "loss": 1.0, "tokens": 1},
+        {"from": 4, "to": 4, "loss": 2.0, "tokens": 3},
+    ]

@@ -218,7 +218,9 @@ def test_a_run_that_goes_on_tells_what_was_changed(folder):
     run.save()
     other = {"job.dump_folder": "out", "optimizer.lr": "0.5", "data.data_probs": "2"}
     assert compose(folder, **other).changes() == [], "nothing was trained yet"
-    (folder / "work" / "out" / "checkpoints" / "step-3").mkdir(parents=True)
+    (folder / "work" / "out" / "checkpoints" / "step-0").mkdir(parents=True)
+    assert compose(folder, **other).changes() == [], "an imported run was not started yet"
+    (folder / "work" / "out" / "data.json").write_text("{}")
     assert run.changes() == []
     told = "changed since this run was last started: "
     changes = compose(folder, **other).changes()

@@ -20,7 +20,7 @@ from longfire import settings
 from longfire.data.order import Order, mix
 from longfire.data.pack import NO_LABEL, Packed, document_starts, pack
 from longfire.data.prepare import Prepared
-from longfire.data.tokens import TokenStore
+from longfire.data.tokens import TokenStore, TokenStream
 from longfire.errors import DataError, SettingsError
 from longfire.ops.documents import Documents
 
@@ -221,19 +221,8 @@ class Batches:
         The last row is filled up with id 0 and label -100. The first token of all has no label, nor has, with varlen, the
         first of each document.
         """
-        stream, length = self.prepared.stores[source_index].heldout, self.heldout_tokens(source_index, tokens)
-        T = self.seq_len
-        firsts = np.arange(0, max(length - 1, 0), T)
-        for some in (firsts[i : i + rows] for i in range(0, len(firsts), rows)):
-            tokens_BS = np.zeros((len(some), T + 1), stream.ids.dtype)
-            for row, first in enumerate(some.tolist()):
-                part = stream.tokens(first, min(first + T + 1, length))
-                tokens_BS[row, : len(part)] = part
-            starts_BS = document_starts(stream.ends, some, T + 1) if self.data.varlen else None
-            packed = pack(tokens_BS, starts_BS, self.data.context_len)
-            beyond = some[:, None] + np.arange(1, T + 1) >= length
-            labels_BT = np.where(beyond, NO_LABEL, packed.labels_BT)
-            yield _tensors(Packed(packed.ids_BT, labels_BT, packed.positions_BT, packed.starts_BT))
+        length = self.heldout_tokens(source_index, tokens)
+        yield from in_order(self.prepared.stores[source_index].heldout, length, self.seq_len, self.data, rows)
 
     def heldout_tokens(self, source_index: int, tokens: int) -> int:
         """How many tokens `heldout` reads. While the store grows, waits until it has that many, so that evaluations of one
@@ -246,6 +235,21 @@ class Batches:
         """The text of these tokens, without BOS and EOS: its UTF-8 bytes are what bits per byte are counted over."""
         length = self.heldout_tokens(source_index, tokens)
         return self.prepared.tokenizer.decode(self.prepared.stores[source_index].heldout.tokens(0, length))
+
+
+def in_order(stream: TokenStream, length: int, seq_len: int, data: settings.Data, rows: int = 8) -> Iterator[Batch]:
+    """The first `length` tokens of a stream as they come, `rows` rows at a time; for what they are filled up with see `heldout`."""
+    firsts = np.arange(0, max(length - 1, 0), seq_len)
+    for some in (firsts[i : i + rows] for i in range(0, len(firsts), rows)):
+        tokens_BS = np.zeros((len(some), seq_len + 1), stream.ids.dtype)
+        for row, first in enumerate(some.tolist()):
+            part = stream.tokens(first, min(first + seq_len + 1, length))
+            tokens_BS[row, : len(part)] = part
+        starts_BS = document_starts(stream.ends, some, seq_len + 1) if data.varlen else None
+        packed = pack(tokens_BS, starts_BS, data.context_len)
+        beyond = some[:, None] + np.arange(1, seq_len + 1) >= length
+        labels_BT = np.where(beyond, NO_LABEL, packed.labels_BT)
+        yield _tensors(Packed(packed.ids_BT, labels_BT, packed.positions_BT, packed.starts_BT))
 
 
 def _tensors(packed: Packed) -> Batch:

@@ -74,7 +74,8 @@ class RWKV7(Mixer):
     Shape = RWKV7Shape
     roles = {"r_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row", "g_norm": "head",
              "k_k": "head", "k_a": "head", "r_k": "head", **{f"x_{name}": "replicate" for name in "rwkvag"},
-             **{f"{name}_lora.lora.{i}": role for name in "wvag" for i, role in ((0, "replicate"), (2, "column"))}}  # fmt: skip
+             **{f"{name}_lora.lora.0": "replicate" for name in "wvag"},
+             **{f"{name}_lora.lora.2": "column" for name in "wvag"}}  # fmt: skip
     context = ("state", "halo")
 
     def __init__(self, model: ModelShape, shape: RWKV7Shape, layer: int) -> None:
@@ -121,7 +122,7 @@ class RWKV7(Mixer):
 
     @property
     def own_init(self) -> dict[str, Initialiser]:
-        """As RWKV-LM and fla begin: no output, deeper layers nearer to the token itself, decays from slow to fast."""
+        """As RWKV-LM and fla begin: no output, deeper layers nearer to the token itself, decays from slow to fast over channels."""
         size, head_dim, left = self.hidden_size, self.shape.head_dim, 1 - self.layer / self.layers
         depth = self.layer / max(1, self.layers - 1)
         share = torch.arange(size, device="cpu") / max(1, size - 1)

@@ -21,7 +21,7 @@ every pair has its own.) A document start is nothing but a step whose decay is 0
 """
 
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import product, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -77,24 +77,29 @@ def goes_on(documents: Documents | None) -> Tensor | None:
 
 
 class Decayed(NamedTuple):
-    """What a chunk needs; lists have one entry per set of queries."""
+    """What a chunk needs; lists have one entry per set of queries, or of keys."""
 
-    products: list[Tensor]  # (..., C, C) lower triangular: q_i . (k_j a_{j+1}..a_i)
+    products: list[list[Tensor]]  # for each set of queries, of each set of keys (..., C, C) lower triangular: P_ij
     from_start: list[Tensor]  # (..., C, K): q_i a_1..a_i
-    to_end: Tensor  # (..., C, K): k_j a_{j+1}..a_C
+    to_end: list[Tensor]  # (..., C, K): k_j a_{j+1}..a_C
     whole: Tensor  # (..., K or 1, 1): a_1..a_C, ready to multiply a state
 
 
-def decayed(queries: list[Tensor], key: Tensor, decay: Tensor) -> Decayed:
-    """queries and key (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two."""
-    if decay.shape[-1] == key.shape[-1] != 1:
-        whole, to_end, *rest = decay_tree(decay, key, queries)
-        return Decayed(rest[: len(queries)], rest[len(queries) :], to_end, whole.mT)
+def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed:
+    """queries and keys (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two."""
+    if decay.shape[-1] == keys[0].shape[-1] != 1:
+        whole, *rest = decay_tree(decay, keys, queries)
+        to_end, from_start, products = (
+            rest[: len(keys)],
+            rest[len(keys) :][: len(queries)],
+            rest[-len(keys) * len(queries) :],
+        )
+        return Decayed([products[i :: len(queries)] for i in range(len(queries))], from_start, to_end, whole.mT)
     # The same decay in every channel: the decays of pairs are a matrix of their own, the tree of ones.
     ones = torch.ones_like(decay)
-    whole, to_end, pairs, from_start = decay_tree(decay, ones, [ones])
-    products = [(query @ key.mT) * pairs for query in queries]
-    return Decayed(products, [query * from_start for query in queries], key * to_end, whole.mT)
+    whole, to_end, from_start, pairs = decay_tree(decay, [ones], [ones])
+    products = [[(query @ key.mT) * pairs for key in keys] for query in queries]
+    return Decayed(products, [query * from_start for query in queries], [key * to_end for key in keys], whole.mT)
 
 
 # The tree and the scan are operators of their own, with backwards written out. For autograd: it would keep every level of
@@ -103,77 +108,82 @@ def decayed(queries: list[Tensor], key: Tensor, decay: Tensor) -> Decayed:
 
 
 @torch.library.custom_op("longfire::decay_tree", mutates_args=())
-def decay_tree(decay: Tensor, key: Tensor, queries: list[Tensor]) -> list[Tensor]:
-    """All (..., C, K) -> [whole (..., 1, K), to_end, products of each query, from_start of each query]: the file's trace."""
-    products = [torch.diag_embed((query * key).sum(-1)) for query in queries]
-    whole, to_end, from_start = decay.clone(), key.clone(), [query * decay for query in queries]
-    for size in block_sizes(key):
-        key_early, queries_late = meeting(to_end, from_start, size)
-        for product, query_late in zip(products, queries_late):
-            below_diagonal(product, size).copy_(query_late @ key_early.mT)
-        whole = merge(whole, key_early, queries_late)
-    return [whole, to_end, *products, *from_start]
+def decay_tree(decay: Tensor, keys: list[Tensor], queries: list[Tensor]) -> list[Tensor]:
+    """All (..., C, K) -> [whole (..., 1, K), to_end of each key, from_start of each query, products of each pair]: the file's
+    trace. Of the products those with the first keys come first."""
+    pairs = list(product(keys, queries))
+    products = [torch.diag_embed((query * key).sum(-1)) for key, query in pairs]
+    whole, to_end, from_start = decay.clone(), [key.clone() for key in keys], [query * decay for query in queries]
+    for size in block_sizes(decay):
+        early, late = meeting(to_end, from_start, size)
+        for (key_early, query_late), below in zip(product(early, late), below_diagonals(products, size)):
+            below.copy_(query_late @ key_early.mT)
+        whole = merge(whole, early, late)
+    return [whole, *to_end, *from_start, *products]
 
 
 @decay_tree.register_fake
-def decay_tree_shapes(decay: Tensor, key: Tensor, queries: list[Tensor]) -> list[Tensor]:
-    products = [query.new_empty(*query.shape[:-1], query.shape[-2]) for query in queries]
-    return [torch.empty_like(decay[..., :1, :]), torch.empty_like(key), *products, *map(torch.empty_like, queries)]
+def decay_tree_shapes(decay: Tensor, keys: list[Tensor], queries: list[Tensor]) -> list[Tensor]:
+    products = [decay.new_empty(*decay.shape[:-1], decay.shape[-2]) for _ in product(keys, queries)]
+    return [torch.empty_like(decay[..., :1, :]), *map(torch.empty_like, (*keys, *queries)), *products]
 
 
 @torch.library.custom_op("longfire::decay_tree_backward", mutates_args=())
-def decay_tree_backward(decay: Tensor, key: Tensor, queries: list[Tensor], d_outputs: list[Tensor]) -> list[Tensor]:
-    """The gradients of decay, key and each query."""
-    d_whole, d_to_end, d_from_start = (
-        d_outputs[0],
-        d_outputs[1].clone(),
-        [d.clone() for d in d_outputs[2 + len(queries) :]],
-    )
-    d_products = d_outputs[2 : 2 + len(queries)]
+def decay_tree_backward(
+    decay: Tensor, keys: list[Tensor], queries: list[Tensor], d_outputs: list[Tensor]
+) -> list[Tensor]:
+    """The gradients of decay, each key and each query."""
+    d_whole, *rest = d_outputs
+    d_to_end = [d.clone() for d in rest[: len(keys)]]
+    d_from_start = [d.clone() for d in rest[len(keys) :][: len(queries)]]
+    d_products = rest[len(keys) + len(queries) :]
     levels = []
-    whole, to_end, from_start = decay, key.clone(), [query * decay for query in queries]
-    for size in block_sizes(key):
-        key_early, queries_late = meeting(to_end, from_start, size)
-        levels.append((size, whole, key_early.clone(), [query_late.clone() for query_late in queries_late]))
-        whole = merge(whole, key_early, queries_late)
-    for size, whole, key_early, queries_late in reversed(levels):
-        d_key_early, d_queries_late = meeting(d_to_end, d_from_start, size)
-        early, late = seam(whole)
-        d_late = d_whole[..., None, :] * early + (d_key_early * key_early).sum(-2, keepdim=True)
-        d_early = d_whole[..., None, :] * late
-        d_key_early *= late
-        for d_product, d_query_late, query_late in zip(d_products, d_queries_late, queries_late):
-            d_early = d_early + (d_query_late * query_late).sum(-2, keepdim=True)
-            d_below = below_diagonal(d_product, size)
-            d_query_late *= early
-            d_query_late += d_below @ key_early
-            d_key_early += d_below.mT @ query_late
-        d_whole = torch.stack([d_early, d_late], -3).flatten(-4, -2)
-    d_decay, d_key, d_queries = d_whole.clone(), d_to_end, []
-    for query, d_product, d_query in zip(queries, d_products, d_from_start):
-        d_same = d_product.diagonal(dim1=-2, dim2=-1)[..., None]
+    whole, to_end, from_start = decay, [key.clone() for key in keys], [query * decay for query in queries]
+    for size in block_sizes(decay):
+        early, late = meeting(to_end, from_start, size)
+        levels.append((size, whole, [key.clone() for key in early], [query.clone() for query in late]))
+        whole = merge(whole, early, late)
+    for size, whole, early, late in reversed(levels):
+        d_early, d_late = meeting(d_to_end, d_from_start, size)
+        whole_early, whole_late = seam(whole)
+        d_whole_early = d_whole[..., None, :] * whole_late + dots(d_late, late)
+        d_whole_late = d_whole[..., None, :] * whole_early + dots(d_early, early)
+        merge(whole, d_early, d_late)
+        pairs = zip(product(zip(early, d_early), zip(late, d_late)), below_diagonals(d_products, size))
+        for ((key, d_key), (query, d_query)), d_below in pairs:
+            d_query += d_below @ key
+            d_key += d_below.mT @ query
+        d_whole = torch.stack([d_whole_early, d_whole_late], -3).flatten(-4, -2)
+    d_decay, d_keys, d_queries = d_whole.clone(), d_to_end, [d_query * decay for d_query in d_from_start]
+    for query, d_query in zip(queries, d_from_start):
         d_decay += d_query * query
+    for ((key, d_key), (query, d_query)), d_product in zip(
+        product(zip(keys, d_keys), zip(queries, d_queries)), d_products
+    ):
+        d_same = d_product.diagonal(dim1=-2, dim2=-1)[..., None]
         d_key += d_same * query
-        d_queries.append(d_query * decay + d_same * key)
-    return [d_decay, d_key, *d_queries]
+        d_query += d_same * key
+    return [d_decay, *d_keys, *d_queries]
 
 
 @decay_tree_backward.register_fake
 def decay_tree_backward_shapes(
-    decay: Tensor, key: Tensor, queries: list[Tensor], d_outputs: list[Tensor]
+    decay: Tensor, keys: list[Tensor], queries: list[Tensor], d_outputs: list[Tensor]
 ) -> list[Tensor]:
-    return [torch.empty_like(x) for x in (decay, key, *queries)]
+    return [torch.empty_like(x) for x in (decay, *keys, *queries)]
 
 
 def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    decay, key, queries = inputs
-    ctx.save_for_backward(decay, key, *queries)
+    decay, keys, queries = inputs
+    ctx.keys = len(keys)
+    ctx.save_for_backward(decay, *keys, *queries)
 
 
-def decay_tree_gradients(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    decay, key, *queries = ctx.saved_tensors
-    d_decay, d_key, *d_queries = decay_tree_backward(decay, key, queries, [d.contiguous() for d in d_outputs])
-    return d_decay, d_key, d_queries
+def decay_tree_gradients(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    decay, *rest = ctx.saved_tensors
+    keys, queries = rest[: ctx.keys], rest[ctx.keys :]
+    d_decay, *d_rest = decay_tree_backward(decay, keys, queries, [d.contiguous() for d in d_outputs])
+    return d_decay, d_rest[: ctx.keys], d_rest[ctx.keys :]
 
 
 decay_tree.register_autograd(decay_tree_gradients, setup_context=keep_tree)
@@ -184,10 +194,13 @@ def block_sizes(key: Tensor) -> Iterator[int]:
     return (1 << level for level in range(key.shape[-2].bit_length() - 1))
 
 
-def meeting(to_end: Tensor, from_start: list[Tensor], size: int) -> tuple[Tensor, list[Tensor]]:
+def meeting(to_end: list[Tensor], from_start: list[Tensor], size: int) -> tuple[list[Tensor], list[Tensor]]:
     """Of each two neighbouring blocks: the early one's keys, the late one's queries; views (..., C / 2 size, size, K)."""
     pairs = (-1, 2, size)
-    return to_end.unflatten(-2, pairs).select(-3, 0), [x.unflatten(-2, pairs).select(-3, 1) for x in from_start]
+    early, late = (
+        [x.unflatten(-2, pairs).select(-3, which) for x in blocks] for which, blocks in enumerate((to_end, from_start))
+    )
+    return early, late
 
 
 def seam(whole: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,19 +209,29 @@ def seam(whole: Tensor) -> tuple[Tensor, Tensor]:
     return pairs.select(-3, 0), pairs.select(-3, 1)
 
 
-def merge(whole: Tensor, key_early: Tensor, queries_late: list[Tensor]) -> Tensor:
+def merge(whole: Tensor, early: list[Tensor], late: list[Tensor]) -> Tensor:
     """Carry the early keys over the late block and the late queries back over the early one, in place; the new `whole`."""
-    early, late = seam(whole)
-    key_early *= late
-    for query_late in queries_late:
-        query_late *= early
-    return (early * late).flatten(-3, -2)
+    whole_early, whole_late = seam(whole)
+    for key in early:
+        key *= whole_late
+    for query in late:
+        query *= whole_early
+    return (whole_early * whole_late).flatten(-3, -2)
 
 
-def below_diagonal(product: Tensor, size: int) -> Tensor:
+def dots(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    """Sums of products over the tokens of a block, (..., 1, K)."""
+    return sum((x * y).sum(-2, keepdim=True) for x, y in zip(xs, ys))
+
+
+def below_diagonals(products: list[Tensor], size: int) -> list[Tensor]:
+    return [below_diagonal(matrix, size) for matrix in products]
+
+
+def below_diagonal(matrix: Tensor, size: int) -> Tensor:
     """Where late queries meet early keys: the blocks (..., C / 2 size, size, size) of (..., C, C), a view."""
     pairs = (-1, 2, size)
-    blocks = product.unflatten(-1, pairs).unflatten(-4, pairs).select(-5, 1).select(-2, 0)
+    blocks = matrix.unflatten(-1, pairs).unflatten(-4, pairs).select(-5, 1).select(-2, 0)
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
@@ -223,9 +246,9 @@ def value_tree(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
     out = products.diagonal(dim1=-2, dim2=-1)[..., None] * value
     to_end, from_start, whole = value.clone(), decay.clone(), decay
     for size in block_sizes(value):
-        early, (late, out_late) = meeting(to_end, [from_start, out], size)
+        (early,), (late, out_late) = meeting([to_end], [from_start, out], size)
         out_late.addcmul_(late, below_diagonal(products, size) @ early)
-        whole = merge(whole, early, [late])
+        whole = merge(whole, [early], [late])
     return [out, to_end, from_start]
 
 
@@ -241,12 +264,12 @@ def value_tree_backward(products: Tensor, value: Tensor, decay: Tensor, d_output
     levels = []
     to_end, from_start, whole = value.clone(), decay.clone(), decay
     for size in block_sizes(value):
-        early, (late,) = meeting(to_end, [from_start], size)
+        (early,), (late,) = meeting([to_end], [from_start], size)
         levels.append((size, whole, early.clone(), late.clone()))
-        whole = merge(whole, early, [late])
+        whole = merge(whole, [early], [late])
     d_products, d_whole = torch.zeros_like(products), torch.zeros_like(whole)
     for size, whole, early, late in reversed(levels):
-        d_early, (d_late, d_out_late) = meeting(d_to_end, [d_from_start, d_out], size)
+        (d_early,), (d_late, d_out_late) = meeting([d_to_end], [d_from_start, d_out], size)
         whole_early, whole_late = seam(whole)
         d_whole_late = d_whole[..., None, :] * whole_early + (d_early * early).sum(-2, keepdim=True)
         d_whole_early = d_whole[..., None, :] * whole_late + (d_late * late).sum(-2, keepdim=True)

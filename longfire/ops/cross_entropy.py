@@ -42,6 +42,25 @@ def linear_cross_entropy_slow(
     return F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
 
 
+@torch.no_grad()
+def token_losses(
+    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """For evaluation, by token: -log softmax(hidden weight^T)[label], as linear_cross_entropy rounds it, 0 where there is no
+    label; and bool, whether the label is the likeliest word."""
+    dtype = working_dtype(hidden_ND)
+    multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
+    weight = weight_WD.to(hidden_ND.dtype).to(multiplied)
+    losses, greedy = [], []
+    for hidden, labels in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens)):
+        logits = hidden_ND.new_empty(len(hidden), len(weight), dtype=dtype)
+        product(hidden.to(multiplied), weight.T, logits)
+        real = labels != ignore_index
+        losses.append(F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none"))
+        greedy.append(real & (logits.argmax(1) == labels))
+    return torch.cat(losses), torch.cat(greedy)
+
+
 @torch.compiler.disable(
     reason="a loop of large products gains nothing from compiling, and a graph would keep its buffers"
 )

@@ -139,8 +139,8 @@ def segment(
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
     beta = chunked(beta.to(dtype), size)
-    parts = decayed([q, k], k, decay)
-    (qk, kk), (q_from_start, k_from_start), to_end = parts.products, parts.from_start, parts.to_end
+    parts = decayed([q, k], [k], decay)
+    ((qk,), (kk,)), (q_from_start, k_from_start), (to_end,) = parts.products, parts.from_start, parts.to_end
     solve = UnitLowerInverse.apply(beta * kk) * beta.mT
     written, erased = solve @ v, solve @ k_from_start
     whole = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])

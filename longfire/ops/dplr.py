@@ -130,17 +130,15 @@ def segment(
     q, k, v, c, b = (
         chunked(x, size) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), c.to(dtype), b.to(dtype))
     )
-    queries = [q, F.pad(c[..., 1:, :], (0, 0, 0, 1))]
-    by_k, by_b = decayed(queries, k, decay), decayed(queries, b, decay)
-    (qk, ck), (qb, cb) = by_k.products, by_b.products
-    q_from_start, c_from_start = by_k.from_start
+    parts = decayed([q, F.pad(c[..., 1:, :], (0, 0, 0, 1))], [k, b], decay)
+    ((qk, qb), (ck, cb)), (q_from_start, c_from_start), (k_to_end, b_to_end) = parts[:3]
     ck, cb = (F.pad(products[..., :-1, :], (0, 0, 1, 0)) for products in (ck, cb))
     c_from_start = torch.cat([c[..., :1, :], c_from_start[..., :-1, :]], -2)
     solve = UnitLowerInverse.apply(-cb)
     found, read = solve @ (ck @ v), solve @ c_from_start
-    whole = by_k.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])
-    transition = torch.diag_embed(whole) + by_b.to_end.mT @ read
-    states, S_BHKV = scan(transition, by_k.to_end.mT @ v + by_b.to_end.mT @ found, S_BHKV)
+    whole = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])
+    transition = torch.diag_embed(whole) + b_to_end.mT @ read
+    states, S_BHKV = scan(transition, k_to_end.mT @ v + b_to_end.mT @ found, S_BHKV)
     o = qk @ v + qb @ (found + read @ states) + q_from_start @ states
     return unchunked(o, tokens), S_BHKV
 

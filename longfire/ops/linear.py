@@ -65,5 +65,16 @@ class _RoundedLinear(torch.autograd.Function):
 class Linear(nn.Linear):
     """nn.Linear that computes in the dtype of its input; its parameters stay fp32."""
 
+    rounded_WD: Tensor | None = None  # the weight in another dtype, where `keep_rounded` made it
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.rounded_WD is not None and self.rounded_WD.dtype == x.dtype:
+            return linear(x, self.rounded_WD, self.bias)
         return linear(x, self.weight, self.bias)
+
+
+def keep_rounded(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights of a model that will only generate once, and not again for every token: the same results."""
+    for module in model.modules():
+        if isinstance(module, Linear) and module.weight.dtype != dtype:
+            module.rounded_WD = module.weight.detach().to(dtype)

@@ -134,10 +134,10 @@ def segment(
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
-    parts = decayed([q], k, decay)
+    parts = decayed([q], [k], decay)
     if gv is None:
-        states, S_BHKV = scan(parts.whole, parts.to_end.mT @ v, S_BHKV)
-        o = parts.products[0] @ v + parts.from_start[0] @ states
+        states, S_BHKV = scan(parts.whole, parts.to_end[0].mT @ v, S_BHKV)
+        o = parts.products[0][0] @ v + parts.from_start[0] @ states
     else:
         o, S_BHKV = with_value_decay(S_BHKV, parts, v, chunked(gv.to(dtype).exp(), size, fill=1.0))
     return unchunked(o, tokens), S_BHKV
@@ -146,8 +146,8 @@ def segment(
 def with_value_decay(S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """The same where the values' channels decay too (v and decay: (B, N, H, C, V)). The state is scanned as one long vector,
     values outside: each of its V x K numbers has a decay of its own."""
-    inside, v_to_end, from_start = value_tree(parts.products[0], v, decay)
-    write = v_to_end.mT @ parts.to_end
+    inside, v_to_end, from_start = value_tree(parts.products[0][0], v, decay)
+    write = v_to_end.mT @ parts.to_end[0]
     whole = from_start[..., -1, :, None] * parts.whole.mT
     vectors = [x.flatten(-2)[..., None] for x in (whole.expand_as(write), write, S_BHKV.mT)]
     states, last = (x.squeeze(-1).unflatten(-1, write.shape[-2:]).mT for x in scan(*vectors))

@@ -52,7 +52,7 @@ def short_conv_slow(
         y_BD = y_BD if bias_D is None else y_BD + bias_D
         outputs.append(F.silu(y_BD) if silu else y_BD)
         window_BDW = window_BDW[..., 1:]
-    return torch.stack(outputs, 1).to(x_BTD.dtype), window_BDW
+    return torch.stack(outputs, 1).to(x_BTD.dtype), window_BDW.clone()
 
 
 def short_conv_shifted(
@@ -70,7 +70,7 @@ def short_conv_shifted(
         return short_conv_slow(x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW)
     state = x_BTD.new_zeros(B, D, before) if state_BDW is None else state_BDW.to(x_BTD.dtype)
     rows_BPD = torch.cat([state.mT, x_BTD], 1)  # P = W - 1 + T
-    last_BDW = rows_BPD[:, T:].mT.clone()  # a view would keep the whole row in memory as long as a generation lasts
+    last_BDW = rows_BPD[:, T:].mT.clone()  # of a view the whole row would stay in memory while text is generated
     if documents is None:
         return _ShiftedSum.apply(rows_BPD, weight_DW, bias_D, None, silu), last_BDW
     ids_BT = documents.ids_BT

@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from longfire.generate import Sampling, feed, generate
+from longfire.generate import feed, generate
 from longfire.hub.families import FAMILIES, shape_from_config
 from longfire.hub.load import model_of
 from longfire.hub.tensors import to_ours
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
+from longfire.options import Sampling
 
 TOKENS = 150  # more than two chunks of 64
 VARIANTS = {

@@ -91,9 +91,11 @@ def test_promise_3_no_plan_of_one_process_changes_the_steps(mixer, microbatches,
 
 @each_mixer
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "block", "attention"])
-def test_promise_3_compiling_changes_no_step(mixer, remat):
-    (norms, parameters), (true_norms, true) = three_steps(mixer, 1, remat, compiled=True), three_steps(mixer, 1, "none")
+def test_promise_3_compiling_changes_no_step(mixer):
+    (norms, parameters), (true_norms, true) = (
+        three_steps(mixer, 1, "none", compiled=True),
+        three_steps(mixer, 1, "none"),
+    )
     assert norms == pytest.approx(true_norms, rel=1e-3)
     for name, parameter in true.items():
         torch.testing.assert_close(parameters[name], parameter, rtol=1e-4, atol=2e-4, msg=name)

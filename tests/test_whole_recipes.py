@@ -1,0 +1,45 @@
+"""recipes/*.toml: each is a whole, checked run whose size is the documented one."""
+
+from pathlib import Path
+
+import pytest
+
+from longfire.run import Run
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+
+# name: rows a step, tokens a row, steps, warm-up, peak learning rate
+DOCUMENTED = {
+    "transformer-340m-fineweb": (256, 2048, 20480, 1024, 3e-4),
+    "gla-340m-fineweb": (256, 2048, 20480, 1024, 3e-4),
+    "gla-7b-from-mistral": (1024, 2048, 10240, 512, 3e-5),
+    "gpt2-s-owt": (512, 1024, 400_000, 4000, 6e-4),
+    "gpt3-s-pile": (256, 2048, 800_000, 8000, 6e-4),
+}
+
+
+@pytest.fixture
+def compose(tmp_path, monkeypatch):
+    """Recipes are read in a folder where what they begin with has been made, as they ask."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "converted/gla-7b").mkdir(parents=True)
+    told = []
+    return lambda path: (Run.compose(path, {}, note=told.append), told)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_it_can_be_trained(path, compose):
+    run, told = compose(path)
+    assert not told, "a recipe of ours uses today's spellings"
+    assert Path(run.model.config).parent == FOLDER / "models"
+    assert run.job.dump_folder == f"runs/{path.stem}"
+    assert run.accumulation * run.training.batch_size == run.rows_per_step
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_it_is_the_documented_run_and_says_which_and_what_differs(name, compose):
+    run, _ = compose(FOLDER / f"{name}.toml")
+    size = run.rows_per_step, run.training.seq_len, run.steps, run.warmup_steps, run.optimizer.lr
+    assert size == DOCUMENTED[name]
+    text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    assert "(seed" in text and "# Different here: " in text
