@@ -20,7 +20,9 @@ def rank(share: float, grows: int) -> Callable[[Settings], int]:
 
 def head_size(heads: Any, settings: Settings) -> int | None:
     """What num_heads says of it, where the config does not."""
-    return settings["rwkv7.head_dim"] or (settings["hidden_size"] // heads if type(heads) is int and heads > 0 else None)
+    return settings["rwkv7.head_dim"] or (
+        settings["hidden_size"] // heads if type(heads) is int and heads > 0 else None
+    )
 
 
 MAMBA_NAMES = (
