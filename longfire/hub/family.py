@@ -287,11 +287,16 @@ class Family:
         return {*(key.ours for key in self.keys), *self.ours, *self.layers.places}
 
 
-# What every PreTrainedConfig may hold beside the model's shape.
+# What every PreTrainedConfig may hold, or held, beside the model's shape: of tools, of heads that are none, of generation.
 INERT = (
-    "model_type", "architectures", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache", "auto_map",
-    "bos_token_id", "eos_token_id", "pad_token_id", "return_dict", "output_hidden_states", "output_attentions", "id2label",
-    "label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward", "task_specific_params", "tokenizer_class",
+    "model_type", "architectures", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache",
+    "auto_map", "return_dict", "output_hidden_states", "output_attentions", "id2label", "label2id", "num_labels", "_num_labels",
+    "problem_type", "is_encoder_decoder", "is_decoder", "chunk_size_feed_forward", "task_specific_params", "tokenizer_class",
+    "torchscript", "use_bfloat16", "pruned_heads", "finetuning_task", "prefix", "output_past", "attn_implementation",
+    "_attn_implementation", "_attn_implementation_autoset", "transformers.js_config", "unsloth_version", "unsloth_fixed",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "max_length", "min_length",
+    "do_sample", "early_stopping", "num_beams", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "num_return_sequences", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
 
 
