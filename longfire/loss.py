@@ -1,9 +1,11 @@
 """The training loss: a sum over real tokens, divided once by the real tokens of the whole step in the world; and, for evaluation,
 the loss of each token."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.data.batches import Batch
+from longfire.data.pack import NO_LABEL
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 from longfire.ops.cross_entropy import linear_cross_entropy, token_losses
@@ -21,7 +23,11 @@ def loss_sum(model: Model, batch: Batch, chunk_tokens: int, noise_BT: Tensor | N
 
 
 def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
-    """The same of hidden states that are there already."""
+    """The same of hidden states that are there already. A model without a head of ours (hub/foreign.py) gives logits."""
+    if model.head is None:
+        return F.cross_entropy(
+            hidden_BTD.flatten(0, 1).float(), batch.labels_BT.flatten(), ignore_index=NO_LABEL, reduction="sum"
+        )
     return linear_cross_entropy(
         hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
     )

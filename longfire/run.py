@@ -18,7 +18,7 @@ from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel.plan import check_plan
-from longfire.shape import ModelShape, mixer_of, read_config
+from longfire.shape import ForeignShape, ModelShape, mixer_of, read_config
 
 RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
@@ -47,7 +47,7 @@ class Run:
     metrics: settings.Metrics
     profiling: settings.Profiling
     comm: settings.Comm
-    shape: ModelShape | None = None
+    shape: ModelShape | ForeignShape | None = None
     recipe: Path | None = None
     processes: int = 1
 
@@ -75,7 +75,7 @@ class Run:
 
             load_plugins(run.model.plugins)
         if run.model.config:
-            run = replace(run, shape=read_shape(Path(run.model.config)))
+            run = replace(run, shape=run.shape_in(Path(run.model.config)))
         elif needs_model:
             raise SettingsError(
                 "model.config is empty: name a config.json, or a folder that holds one, in the recipe's [model] or "
@@ -132,6 +132,19 @@ class Run:
         """The warm-up in steps; a fraction where it is given in tokens."""
         tokens = self.lr_scheduler.warmup_tokens
         return tokens / self.tokens_per_step if tokens else self.lr_scheduler.warmup_steps
+
+    def shape_in(self, path: Path) -> ModelShape | ForeignShape:
+        """The shape in a config.json, ours or, with model.backend, one that transformers reads. Raises SettingsError."""
+        if self.model.backend == "longfire":
+            return read_shape(path)
+        from longfire.hub import foreign  # brings transformers
+
+        config = read_config(path)
+        if "model_type" not in config:
+            raise SettingsError(
+                f"{path}: model_type is missing; model.backend = 'transformers' takes a config.json of theirs"
+            )
+        return foreign.read_shape(config, str(path))
 
     def with_paths_found(self, beside: Path) -> "Run":
         """The same run with every file that it reads made absolute: beside the recipe if it is there, else in the working folder."""
@@ -222,7 +235,7 @@ class Run:
         config = self.folder / "config.json"
         if not config.exists() or not self.has_checkpoints:
             return
-        there, here = read_shape(config).to_dict(), self.shape.to_dict()
+        there, here = self.shape_in(config).to_dict(), self.shape.to_dict()
         differs = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in {**there, **here}
                    if there.get(key) != here.get(key)]  # fmt: skip
         if differs:
@@ -287,7 +300,7 @@ def read_shape(path: Path) -> ModelShape:
 def check(run: Run) -> None:
     """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen."""
     check_plan(run.parallelism)
-    problems = [*of_batch(run), *of_length(run), *of_model(run), *of_data(run), *of_files(run)]
+    problems = [*of_batch(run), *of_length(run), *of_model(run), *of_backend(run), *of_data(run), *of_files(run)]
     if problems:
         raise SettingsError("\n".join(problems))
 
@@ -348,6 +361,19 @@ def of_model(run: Run) -> Iterator[str]:
     """What is asked of the model's parts needs the parts."""
     if run.shape and run.shape.mlp == "none" and run.activation_checkpoint.mode == "mlp":
         yield "activation_checkpoint.mode = 'mlp', but this model's blocks have no MLP: take attention, block or none"
+
+
+def of_backend(run: Run) -> Iterator[str]:
+    """A model of transformers is one piece: what asks for parts of it, or for parts of ours, is refused."""
+    if run.model.backend == "longfire":
+        return
+    told = "model.backend = 'transformers' knows nothing of the model's inside"
+    if run.activation_checkpoint.mode != "none":
+        yield f"activation_checkpoint.mode = {run.activation_checkpoint.mode!r} computes parts again, but {told}: set it to none"
+    if run.model.kernels != "auto":
+        yield f"model.kernels = {run.model.kernels!r} chooses among kernels of ours, but {told}: leave it at auto"
+    if run.distillation.teacher:
+        yield f"distillation.teacher = {run.distillation.teacher!r} compares mixers and hidden states, but {told}: leave it out"
 
 
 def of_data(run: Run) -> Iterator[str]:

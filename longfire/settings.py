@@ -33,6 +33,11 @@ class Model:
         "the model's shape: a config.json of ours or of Hugging Face, or a folder that holds one; "
         "relative to the recipe, else to the working folder",
     )
+    backend: Literal["longfire", "transformers"] = setting(
+        "longfire",
+        "whose forward computes: ours, or transformers' own class of model.config's model_type (any of "
+        "AutoModelForCausalLM, and those that a file of model.plugins registers), with whole logits and no plan inside it",
+    )
     weights: str = setting("", "start from these Hugging Face weights (a folder) instead of a fresh initialisation")
     plugins: tuple[str, ...] = setting(
         (), "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}"

@@ -131,6 +131,45 @@ class ModelShape:
         return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
 
 
+@dataclass(frozen=True)
+class ForeignShape:
+    """What a run asks of the shape of a model that is made by a class of transformers (model.backend); `config` is theirs."""
+
+    config: dict[str, Any]
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int = 0
+
+    drops = False  # their dropout is their own
+    mlp, mixers = "", {}
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether they are learned is unknown, so no row is longer than they say, if they do."""
+        return self.max_position_embeddings > 0
+
+    @property
+    def model_type(self) -> str:
+        return self.config["model_type"]
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        return (self.model_type,) * self.num_hidden_layers
+
+    def with_vocabulary(self, words: int) -> "ForeignShape":
+        """The same. Raises SettingsError when the config has fewer words than the tokenizer."""
+        if self.vocab_size < words:
+            raise SettingsError(
+                f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; set it to at least "
+                f"{words} there"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.config
+
+
 def check_type(name: str, value: Any, kind: Any) -> None:
     """Raises SettingsError unless a value of a config.json is what a field of this type takes; no number of a shape that counts
     something is negative. A field without a default (MISSING) is looked for elsewhere."""

@@ -18,6 +18,7 @@ from longfire.distill import Distillation
 from longfire.errors import SettingsError, TrainingError
 from longfire.evaluate import evaluate
 from longfire.finish import finish
+from longfire.hub import foreign
 from longfire.hub.convert import load_weights
 from longfire.launch import StopRequest, Watchdog, cxx_compiler
 from longfire.loss import loss_sum
@@ -45,7 +46,10 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
         state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher)
         checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
         if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
-            state.model.load_state_dict(load_weights(run.model.weights, state.model.shape))
+            load = foreign.load_weights if run.model.backend == "transformers" else load_weights
+            state.model.load_state_dict(load(run.model.weights, state.model.shape))
+        if run.model.backend == "transformers" and run.data.varlen:
+            foreign.refuse_unless_documents_are_kept_apart(state.model)
         if run.checkpoint.create_seed_checkpoint:
             checkpoints.save(state)
             checkpoints.wait()
@@ -164,7 +168,8 @@ def make_state(
     """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)
-    model = build(shape, run.training.seed, device, dtype)
+    made = foreign.build if run.model.backend == "transformers" else build
+    model = made(shape, run.training.seed, device, dtype)
     if teacher:
         teacher.prepare(model)
     compiled, why = compile_decision(run, model.flops_per_token(run.training.seq_len), device)

@@ -16,6 +16,7 @@ from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer
 from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
+from longfire.hub import foreign
 from longfire.hub.load import load_model, model_of
 from longfire.model import Model
 from longfire.run import RUN_TOML, Run
@@ -25,7 +26,7 @@ from longfire.run import RUN_TOML, Run
 class Opened:
     """A model on its device with its tokenizer; run and step: where it came from, if from a run folder."""
 
-    model: Model
+    model: Model | foreign.Foreign
     tokenizer: Tokenizer
     run: Run | None = None
     step: int = -1
@@ -65,7 +66,8 @@ def open_model(
     else:
         weights = load_model_weights(checkpoints / f"step-{step}")
     shape = run.shape.with_vocabulary(tokenizer.vocab_size)
-    return Opened(model_of(shape, weights, device, dtype), tokenizer, run, step)
+    made = foreign.model_of if run.model.backend == "transformers" else model_of
+    return Opened(made(shape, weights, device, dtype), tokenizer, run, step)
 
 
 def place(training: settings.Training, model: settings.Model) -> tuple[torch.device, torch.dtype]:

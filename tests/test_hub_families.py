@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -289,7 +291,7 @@ def fla_shapes(draw) -> ModelShape:
     """fla's families, with softmax layers of up to two kinds."""
     kv_heads = some.sampled_from([0, 1, 2, 4])
     hybrids = {f.mixer for f in FAMILIES.values() if f.package == "fla" and "attention.num_heads" in f.layers.places}
-    mixer = draw(some.sampled_from(sorted(hybrids)))
+    mixer = draw(some.sampled_from(sorted(hybrids - {"mamba"})))  # Samba is below
     yes_or_no, expand = some.booleans(), some.sampled_from([0.5, 1.0, 2.0])
     given = {
         "gla": {
@@ -410,8 +412,38 @@ def mamba_shapes(draw) -> ModelShape:
             "D_has_hdim": draw(some.booleans()),
         },
     }
+    given["mamba"] = {
+        "intermediate_size": draw(some.sampled_from([0, 24, 64])),
+        "state_size": draw(some.sampled_from([4, 16])),
+        "dt_rank": draw(some.sampled_from([0, 2, 5])),
+        "conv_kernel": draw(some.sampled_from([3, 4])),
+        "use_conv_bias": draw(some.booleans()),
+        "use_bias": draw(some.booleans()),
+    }
     mixer = draw(some.sampled_from(sorted(given)))
-    return shape_of(draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=draw(some.booleans()))
+    fp32 = draw(some.booleans())
+    shape = shape_of(draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=fp32)
+    if mixer == "mamba2" or draw(some.booleans()):
+        return shape
+    types = ("mamba", "attention", draw(some.sampled_from(["mamba", "attention"])))  # Samba
+    mixers = {"mamba": {**given["mamba"], "use_conv_bias": True}, "attention": {"num_heads": 4, "window_size": 7}}
+    width = draw(some.sampled_from([0, 512, 768]))
+    return replace(
+        shape, mlp="swiglu", layer_types=types, mixers=mixers, intermediate_size=width, residual_in_fp32=False
+    )
+
+
+@some.composite
+def rwkv7_shapes(draw) -> ModelShape:
+    given = {
+        "head_dim": draw(some.sampled_from([8, 16])),
+        "key_norm_eps": draw(some.sampled_from([1e-6, 1e-24])),
+        **{f"{name}_low_rank_dim": draw(some.sampled_from([4, 8])) for name in ("decay", "a", "v", "gate")},
+    }
+    return shape_of(
+        draw, ["rwkv7"] * 3, {"rwkv7": given}, mlp="channel_mix", norm="layernorm", norm_bias=draw(some.booleans()),
+        embed_norm=draw(some.booleans()),
+    )  # fmt: skip
 
 
 def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
@@ -429,7 +461,7 @@ def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
     )
 
 
-@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes()))
+@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes(), rwkv7_shapes()))
 @settings(deadline=None, max_examples=300)
 def test_ours_to_theirs_and_back(shape):
     config = json.loads(json.dumps(config_from_shape(shape, bos_id=1, eos_id=2, length=128)))
@@ -489,6 +521,11 @@ def test_every_setting_has_its_place_in_every_family():
             values[name] = {"": family.ours[name]}
         without = {name for name in values if idle(name, values)} | {*TRAINING_ONLY}
         assert values.keys() - without <= family.placed() <= values.keys(), model_type
+
+
+def test_the_page_lists_every_family():
+    page = (Path(__file__).parents[1] / "docs/hugging_face.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M)[1:] == list(FAMILIES)
 
 
 def test_tables_need_no_torch():
@@ -636,3 +673,49 @@ def test_layers_of_several_kinds_keep_their_settings():
         ([0, 3], 2, 8),
         ([1, 2], 4, None),
     ]
+
+
+AS_PUBLISHED = {
+    "GPT-2": {
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
+        "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2",
+        "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+        "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index",
+        "summary_use_proj": True, "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "vocab_size": 50257,
+    },
+    "Llama 3.2": {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048,
+        "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
+        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                                                "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.45.0",
+        "use_cache": True, "vocab_size": 128256,
+    },
+    "SmolLM2": {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "silu",
+        "hidden_size": 576, "initializer_range": 0.041666666666666664, "intermediate_size": 1536, "is_llama_config": True,
+        "max_position_embeddings": 8192, "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30,
+        "num_key_value_heads": 3, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None,
+        "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 49152,
+    },
+    "Qwen2.5 with yarn": {
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+        "hidden_act": "silu", "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 18944,
+        "max_position_embeddings": 131072, "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
+        "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}, "sliding_window": 131072,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "use_mrope": False, "use_sliding_window": False,
+        "vocab_size": 152064,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_PUBLISHED)
+def test_configs_as_they_are_published_mean_what_their_class_takes(name):
+    published = AS_PUBLISHED[name]
+    ours = whole(shape_from_config(published, name))
+    again = json.loads(transformers.AutoConfig.for_model(**copy.deepcopy(published)).to_json_string())
+    assert whole(shape_from_config(again, name)) == ours

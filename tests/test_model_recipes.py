@@ -13,8 +13,7 @@ import torch
 import transformers
 
 from longfire.errors import SettingsError
-from longfire.hub.families import TRANSFORMERS, choose_family, config_from_shape, shape_from_config
-from longfire.hub.families_fla import FLA
+from longfire.hub.families import FAMILIES, TRANSFORMERS, choose_family, config_from_shape, shape_from_config
 from longfire.hub.family import whole
 from longfire.model import Model
 from longfire.run import read_shape
@@ -183,7 +182,9 @@ def test_the_class_of_transformers_has_as_many_parameters(name):
 def test_the_classes_of_fla_have_as_many_parameters():
     """In a process of its own: importing fla registers its classes for all that comes after. Its softmax model wants flash-attn."""
     names = [
-        name for name in TABLE if name not in SOFTMAX and read_config(FOLDER / f"{name}.json")["model_type"] in FLA
+        name
+        for name in TABLE
+        if name not in SOFTMAX and FAMILIES[read_config(FOLDER / f"{name}.json")["model_type"]].package == "fla"
     ]
     code = "import json, sys, fla, test_model_recipes as t; print(t.their_counts(json.load(sys.stdin)))"
     asked = json.dumps([read_config(FOLDER / f"{name}.json") for name in names])

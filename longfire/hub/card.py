@@ -14,10 +14,11 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[str, Any], check: Check) -> str:
     """README.md of an export, with the front matter that the hub reads."""
-    family = FAMILIES[config["model_type"]]
+    family, architecture = FAMILIES.get(config["model_type"]), config["architectures"][0]
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    if family.package != "transformers":
-        imports = f"import {family.package}  # registers {family.architecture}\n{imports}"
+    if family and family.package != "transformers":
+        imports = f"import {family.package}  # registers {architecture}\n{imports}"
+    by_us = "Or `longfire generate FOLDER --prompt TEXT`, which needs neither of them."
     shown = {key: value for key, value in facts.items() if value not in ("", None)}
     lines = [
         "---",
@@ -28,14 +29,13 @@ def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[s
         "",
         f"# {name}",
         "",
-        f"{family.architecture} of {parameters:,} parameters, trained with longfire.",
+        f"{architecture} of {parameters:,} parameters, trained with longfire.",
         "",
         "## Use",
         "",
         USE.format(imports=imports, name=name),
         "",
-        "Or `longfire generate FOLDER --prompt TEXT`, which needs neither of them.",
-        "",
+        *([by_us, ""] if family else []),
         *table("How it came to be", shown),
         *table("Shape", {key: value for key, value in config.items() if key not in ("architectures", "attn")}),
         *(table("Softmax layers", config["attn"]) if config.get("attn") else []),

@@ -17,9 +17,10 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card
-from longfire.hub.check import Check, compare, refuse_unless
+from longfire.hub.check import Check, compare, compare_tokenizer, refuse_unless
 from longfire.hub.families import FAMILIES, config_from_shape
 from longfire.hub.family import Family, left_out
+from longfire.hub.foreign import Foreign, compare_saved, save
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model
@@ -33,7 +34,7 @@ SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
 
 
 def export(
-    model: Model,
+    model: Model | Foreign,
     tokenizer: Tokenizer,
     folder: Path,
     *,
@@ -52,20 +53,26 @@ def export(
     folder, facts = Path(folder), facts or {}
     refuse_to_replace(folder)
     length, type_name = int(facts.get("seq_len", 2048)), str(dtype).removeprefix("torch.")
-    config = config_from_shape(
-        model.shape, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, length=length, dtype=type_name
-    )
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config = config_of(model, ends, length, type_name)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        written = write_weights(model, FAMILIES[config["model_type"]], aside, dtype, shard_bytes)
-        write_json(aside / "config.json", config)
-        words = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+        if isinstance(model, Foreign):
+            save(model, aside, dtype, ends, shard_bytes)
+        else:
+            written = write_weights(model, FAMILIES[config["model_type"]], aside, dtype, shard_bytes)
+            write_json(aside / "config.json", config)
+            facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
+        words = {**ends, "pad_token_id": tokenizer.eos_id}
         write_json(aside / "generation_config.json", {key: word for key, word in words.items() if word is not None})
         tokenizer.save(aside)
-        check = compare(model, tokenizer, aside, written)
+        if isinstance(model, Foreign):
+            compare_tokenizer(tokenizer, aside)
+            check = compare_saved(model, aside, dtype)
+        else:
+            check = compare(model, tokenizer, aside, written)
         parameters = sum(p.numel() for p in model.parameters())
-        facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
         card = model_card(folder.absolute().name, config, parameters, facts, check)
         for name, text in {"README.md": card, **files}.items():
             (aside / name).write_text(text, encoding="utf-8")
@@ -78,6 +85,15 @@ def export(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return check
+
+
+def config_of(model: Model | Foreign, ends: dict[str, int | None], length: int, dtype: str) -> dict[str, Any]:
+    """config.json of an export. Raises SettingsError naming what no Hugging Face class has."""
+    if isinstance(model, Foreign):
+        return {**model.theirs.config.to_dict(), "architectures": [type(model.theirs).__name__]}
+    return config_from_shape(
+        model.shape, bos_id=ends["bos_token_id"], eos_id=ends["eos_token_id"], length=length, dtype=dtype
+    )
 
 
 def export_run(run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = ()) -> Check:

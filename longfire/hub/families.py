@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from longfire.errors import SettingsError
+from longfire.hub.families_blocks import OWN_BLOCKS
 from longfire.hub.families_fla import FLA
 from longfire.hub.family import (
     REQUIRED,
@@ -74,6 +75,7 @@ COMMON_KEYS = (
     Key("attention_dropout", "attention.dropout", 0.0, null=0.0),
 )
 LLAMA_FIXED = {"rope_parameters.partial_rotary_factor": (1.0, None)}
+QWEN_FIXED = {**LLAMA_FIXED, "use_mrope": (False, None)}  # positions of pictures
 LLAMA_OLDER = {
     "rope_scaling": "rope_parameters",  # before transformers 5
     "rope_theta": "rope_parameters.rope_theta",
@@ -109,7 +111,8 @@ TRANSFORMERS: dict[str, Family] = {
         ),
         names=LLAMA_NAMES,
         buffers=BUFFERS,
-        fixed={**LLAMA_FIXED, "pretraining_tp": (1,)},
+        fixed={**LLAMA_FIXED, "pretraining_tp": (1,), "rope_interleaved": (False, None)},
+        inert=("max_sequence_length", "is_llama_config"),
         ours={**LLAMA, **NO_NORM, "attention.window_size": 0},
         older=LLAMA_OLDER,
     ),
@@ -166,7 +169,7 @@ TRANSFORMERS: dict[str, Family] = {
         names=LLAMA_NAMES,
         buffers=BUFFERS,
         layers=Windows(),
-        fixed=LLAMA_FIXED,
+        fixed=QWEN_FIXED,
         ours={**LLAMA, **NO_NORM, "mlp_bias": False, "attention.qkv_bias": True, "attention.o_bias": False},
         older=LLAMA_OLDER,
     ),
@@ -188,7 +191,7 @@ TRANSFORMERS: dict[str, Family] = {
         names=LLAMA_NAMES,
         buffers=BUFFERS,
         layers=Windows(),
-        fixed=LLAMA_FIXED,
+        fixed=QWEN_FIXED,
         ours={**LLAMA, "mlp_bias": False, "attention.qk_norm": True},
         older=LLAMA_OLDER,
     ),
@@ -237,7 +240,7 @@ TRANSFORMERS: dict[str, Family] = {
     ),
 }  # fmt: skip
 
-FAMILIES: dict[str, Family] = {**TRANSFORMERS, **FLA}
+FAMILIES: dict[str, Family] = {**TRANSFORMERS, **FLA, **OWN_BLOCKS}
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -245,7 +248,8 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise SettingsError(
-            f"{where}: model_type = {model_type!r} is none that longfire can read ({', '.join(FAMILIES)}, and longfire's own)"
+            f"{where}: model_type = {model_type!r} is none that longfire can read ({', '.join(FAMILIES)}, and longfire's own); "
+            "model.backend = 'transformers' trains any other class of transformers as it is"
         )
     return FAMILIES[model_type]
 
