@@ -23,10 +23,11 @@ from longfire.data.batches import Batches
 from longfire.data.pack import NO_LABEL
 from longfire.data.prepare import prepare
 from longfire.data.tokenizer import bytes_tokenizer
-from longfire.evaluate import evaluate, trained_with
+from longfire.evaluate import evaluate
 from longfire.hub.adopt import adopt
 from longfire.hub.convert import export_run
 from longfire.run import Run
+from longfire.scores import trained_with
 from longfire.train import train
 from longfire.weights import open_model
 
