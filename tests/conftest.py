@@ -18,6 +18,7 @@ MIXER_SETTINGS = {
     "gated_delta_net": {"num_heads": 2, "head_dim": 8},
     "kda": {"num_heads": 2, "head_dim": 8},
     "hgrn2": {"expand_ratio": 16, "use_short_conv": True},
+    "mamba": {"state_size": 6, "dt_rank": 3},
     "rwkv7": {
         "head_dim": 8,
         "decay_low_rank_dim": 6,
@@ -31,6 +32,7 @@ MIXER_SETTINGS = {
 
 # The blocks of the families whose blocks are not Llama's, for models of one mixer.
 BLOCK_SETTINGS = {
+    "mamba": {"mlp": "none"},
     "mamba2": {"mlp": "none"},
     "rwkv7": {"mlp": "channel_mix", "norm": "layernorm", "embed_norm": True, "norm_eps": 1e-5},
 }

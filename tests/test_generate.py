@@ -23,7 +23,9 @@ from longfire.generate import (
     steps,
     stream_text,
 )
+from longfire.mixers import MIXERS
 from longfire.options import Sampling
+from longfire.shape import mixer_of
 
 TEXT = "naïve 漢字 🙂 and\n\n  tabs\tand 12345 the the the end"
 
@@ -220,9 +222,7 @@ def test_what_was_drawn_and_what_the_prompt_has_is_not_drawn_again_under_a_great
 
 PROMPTS = ["the ", "naïve 漢字 and the end of the tabs and 12345", "e", "and\n\n  tabs", "12"]
 KINDS = {
-    "gla": (("gla",), {}),
-    "gated_delta_net": (("gated_delta_net",), {}),
-    "attention": (("attention",), {}),
+    **{name: ((name,), {}) for name in MIXERS},
     "window": (("attention",), {"attention": {"num_heads": 4, "num_kv_heads": 1, "window_size": 6}}),
     "hybrid": (
         ("gla", "attention:local", "attention", "gated_delta_net"),
@@ -236,7 +236,7 @@ def any_model(request):
     from conftest import MIXER_SETTINGS, tiny_model
 
     types, changed = KINDS[request.param]
-    mixers = {name: changed.get(name) or MIXER_SETTINGS[name] for name in types}
+    mixers = {name: changed.get(name) or MIXER_SETTINGS[mixer_of(name)] for name in types}
     return tiny_model(*types, mixers=mixers, vocab_size=300)
 
 
@@ -275,7 +275,7 @@ def test_memory_a_token_is_constant_where_the_mixer_has_a_state(any_model):
     for _ in steps(any_model, [Row([1] * 20, Sampling(max_new_tokens=60))], pace=pace):
         pass
     grows = any(
-        name == "attention" and not getattr(block.mixer.shape, "window_size", 0)
+        mixer_of(name) == "attention" and not getattr(block.mixer.shape, "window_size", 0)
         for name, block in zip(any_model.shape.layer_types, any_model.layers)
     )
     assert (pace.last_bytes > pace.first_bytes) == grows

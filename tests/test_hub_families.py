@@ -291,7 +291,7 @@ def fla_shapes(draw) -> ModelShape:
     """fla's families, with softmax layers of up to two kinds."""
     kv_heads = some.sampled_from([0, 1, 2, 4])
     hybrids = {f.mixer for f in FAMILIES.values() if f.package == "fla" and "attention.num_heads" in f.layers.places}
-    mixer = draw(some.sampled_from(sorted(hybrids)))
+    mixer = draw(some.sampled_from(sorted(hybrids - {"mamba"})))  # Samba is below
     yes_or_no, expand = some.booleans(), some.sampled_from([0.5, 1.0, 2.0])
     given = {
         "gla": {
@@ -412,8 +412,38 @@ def mamba_shapes(draw) -> ModelShape:
             "D_has_hdim": draw(some.booleans()),
         },
     }
+    given["mamba"] = {
+        "intermediate_size": draw(some.sampled_from([0, 24, 64])),
+        "state_size": draw(some.sampled_from([4, 16])),
+        "dt_rank": draw(some.sampled_from([0, 2, 5])),
+        "conv_kernel": draw(some.sampled_from([3, 4])),
+        "use_conv_bias": draw(some.booleans()),
+        "use_bias": draw(some.booleans()),
+    }
     mixer = draw(some.sampled_from(sorted(given)))
-    return shape_of(draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=draw(some.booleans()))
+    fp32 = draw(some.booleans())
+    shape = shape_of(draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=fp32)
+    if mixer == "mamba2" or draw(some.booleans()):
+        return shape
+    types = ("mamba", "attention", draw(some.sampled_from(["mamba", "attention"])))  # Samba
+    mixers = {"mamba": {**given["mamba"], "use_conv_bias": True}, "attention": {"num_heads": 4, "window_size": 7}}
+    width = draw(some.sampled_from([0, 512, 768]))
+    return replace(
+        shape, mlp="swiglu", layer_types=types, mixers=mixers, intermediate_size=width, residual_in_fp32=False
+    )
+
+
+@some.composite
+def rwkv7_shapes(draw) -> ModelShape:
+    given = {
+        "head_dim": draw(some.sampled_from([8, 16])),
+        "key_norm_eps": draw(some.sampled_from([1e-6, 1e-24])),
+        **{f"{name}_low_rank_dim": draw(some.sampled_from([4, 8])) for name in ("decay", "a", "v", "gate")},
+    }
+    return shape_of(
+        draw, ["rwkv7"] * 3, {"rwkv7": given}, mlp="channel_mix", norm="layernorm", norm_bias=draw(some.booleans()),
+        embed_norm=draw(some.booleans()),
+    )  # fmt: skip
 
 
 def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
@@ -431,7 +461,7 @@ def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
     )
 
 
-@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes()))
+@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes(), rwkv7_shapes()))
 @settings(deadline=None, max_examples=300)
 def test_ours_to_theirs_and_back(shape):
     config = json.loads(json.dumps(config_from_shape(shape, bos_id=1, eos_id=2, length=128)))
@@ -589,7 +619,11 @@ def test_spellings_of_older_files():
     assert shape_from_config({**gpt2, "hidden_size": 64}, "") == shape_from_config(gpt2, "")
     ratio = {"model_type": "gla", "hidden_ratio": 3, "intermediate_size": 300}
     assert shape_from_config(ratio, "").intermediate_size == 300
-    for model_type, key, only in (("transformer", "attention_bias", False), ("mamba2", "rms_norm", True)):
+    for model_type, key, only in (
+        ("transformer", "attention_bias", False),
+        ("mamba2", "rms_norm", True),
+        ("gsa", "use_rope", False),
+    ):
         said = shape_from_config(
             {"model_type": model_type, key: only}, ""
         )  # as flame's own files do, though fla reads neither

@@ -1,4 +1,5 @@
-"""Mamba-2 in groups, beside transformers' own class: fla's way without CUDA gives every group the heads of another."""
+"""Mamba and Mamba-2 beside transformers' own classes, whose configs have other keys; for Mamba-2 in groups they are the truth:
+fla's way without CUDA gives every group the heads of another."""
 
 import json
 
@@ -17,13 +18,14 @@ def theirs_of(model_type: str, **changes):
     )  # fmt: skip
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in theirs.named_parameters():
-        if not name.endswith(("A_log", "dt_bias")):
+        if not name.endswith(("A_log", "dt_bias")):  # as they begin
             parameter.data += 0.2 * torch.randn_like(parameter)
     return theirs, json.loads(config.to_json_string())
 
 
 CASES = [
     ("mamba2", {"num_heads": 8, "head_dim": 8, "n_groups": 2, "time_step_limit": (0.01, 0.3)}),
+    ("mamba", {"expand": 1, "time_step_rank": 3, "use_bias": True}),
     ("mamba2", {"num_heads": 4, "head_dim": 16, "n_groups": 4, "use_bias": True, "use_conv_bias": False}),
 ]
 

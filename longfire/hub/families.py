@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from longfire.errors import SettingsError
+from longfire.hub.families_blocks import OWN_BLOCKS
 from longfire.hub.families_fla import FLA
 from longfire.hub.family import (
     REQUIRED,
@@ -239,7 +240,7 @@ TRANSFORMERS: dict[str, Family] = {
     ),
 }  # fmt: skip
 
-FAMILIES: dict[str, Family] = {**TRANSFORMERS, **FLA}
+FAMILIES: dict[str, Family] = {**TRANSFORMERS, **FLA, **OWN_BLOCKS}
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:

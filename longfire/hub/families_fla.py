@@ -1,8 +1,6 @@
 """The families of fla (flash-linear-attention): their names <-> our names; free of torch. families.py says how to read it."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from longfire.hub.family import REQUIRED, Family, Key, Listed, Name, Settings
 
@@ -67,60 +65,6 @@ HYBRID = Listed((replace(ATTENTION_KEYS[0], default=REQUIRED, kind=int), *ATTENT
 def half_width(settings: Settings) -> int:
     """RetNet's MLP where the config is silent: hidden_ratio 2, where all others have 4."""
     return 256 * -(-int(settings["hidden_size"] * 2 * 2 / 3) // 256)
-
-
-RWKV7_WORDS = {"norm_eps": {"default": 1e-5}, "hidden_act": {"default": "sqrelu", "words": {"sqrelu": "channel_mix"}}}
-
-
-def rank(share: float, grows: int) -> Callable[[Settings], int]:
-    """What their layer takes where the config has null: by the width, and where it grows by the heads' too."""
-    return lambda settings: max(
-        32, round(share * settings["hidden_size"] ** 0.5 * (settings["rwkv7.head_dim"] / 64) ** grows / 32) * 32
-    )
-
-
-MAMBA_NAMES = (
-    Name("backbone.embeddings.", "embed."),
-    Name("backbone.layers.{i}.norm.", "layers.{i}.mixer_norm."),
-    Name("backbone.layers.{i}.mixer.", "layers.{i}.mixer."),
-    Name("backbone.norm_f.", "norm."),
-    Name("lm_head.", "head."),
-)
-MAMBA_KEYS = (
-    Key("vocab_size", "vocab_size", 32000),
-    Key("initializer_range", "initializer_range", 0.02),
-    Key("tie_word_embeddings", "tie_word_embeddings", False),
-    Key("hidden_size", "hidden_size", 2048),
-    Key("num_hidden_layers", "num_hidden_layers", 48),
-    Key("norm_eps", "norm_eps", 1e-5),
-    Key(
-        "max_position_embeddings", "max_position_embeddings", None, null=0
-    ),  # no key of theirs, but one that they let stand
-)
-# What says how weights begin that are trained from none: longfire begins matrices of all families alike.
-MAMBA_INERT = ("dt_min", "dt_max", "dt_init_floor", "dt_scale", "dt_init_scheme", "rescale_prenorm_residual")
-MAMBA_OLDER = {  # of transformers, whose own classes have tensors of the same names
-    "layer_norm_epsilon": "norm_eps", "time_step_limit": "dt_limit", "time_step_min": "dt_min", "time_step_max": "dt_max",
-    "time_step_floor": "dt_init_floor", "time_step_scale": "dt_scale", "time_step_init_scheme": "dt_init_scheme",
-    "time_step_rank": "dt_rank",
-}  # fmt: skip
-INFINITE = {"__float__": "Infinity"}  # as transformers writes it: JSON has none
-
-
-def heads_of(settings: Settings) -> int:
-    return settings["hidden_size"] * settings["mamba2.expand"] // settings["mamba2.head_dim"]
-
-
-def limit(limits: Any, place: int) -> float | None:
-    """One of their two limits, of which infinity is our 0; None if they are none."""
-    if not isinstance(limits, list) or len(limits) != 2:
-        return None
-    value = 0.0 if limits[place] in (INFINITE, float("inf")) else limits[place]
-    return float(value) if type(value) in (int, float) else None
-
-
-def dt_limits(settings: Settings) -> list[Any]:
-    return [settings["mamba2.dt_low"], settings["mamba2.dt_high"] or INFINITE]
 
 
 FLA: dict[str, Family] = {
@@ -346,97 +290,14 @@ FLA: dict[str, Family] = {
         names=NAMES,
         buffers=BUFFERS,
         layers=HYBRID,
-        fixed={**FIXED, "expand_v": (1,)},  # with another one their output norm has the wrong size
+        fixed={
+            **FIXED,
+            "expand_v": (1,),  # with another one their output norm has the wrong size
+            "use_rope": (False, None),  # no class of fla reads it; flame's files say false
+        },
         ours=PLAIN,
         inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
         replaced=RATIO,
         older={"exapnd_k": "expand_k", "exapnd_v": "expand_v"},  # as their class takes them
-    ),
-    "rwkv7": Family(
-        architecture="RWKV7ForCausalLM",
-        package="fla",
-        mixer="rwkv7",
-        keys=(
-            *(replace(key, **RWKV7_WORDS.get(key.theirs, {})) for key in KEYS),
-            Key("num_hidden_layers", "num_hidden_layers", 24),
-            Key("norm_first", "embed_norm", True),
-            Key("norm_bias", "norm_bias", True),
-            Key("head_dim", "rwkv7.head_dim", 64, null=0),
-            Key(
-                "num_heads",
-                "rwkv7.head_dim",
-                lambda settings: settings["rwkv7.head_dim"],
-                reads=lambda heads, settings: settings["rwkv7.head_dim"] or settings["hidden_size"] // heads,
-                writes=lambda settings: settings["hidden_size"] // settings["rwkv7.head_dim"],
-            ),
-            Key("decay_low_rank_dim", "rwkv7.decay_low_rank_dim", 64, null=rank(2.5, 1)),
-            Key("a_low_rank_dim", "rwkv7.a_low_rank_dim", 64, null=rank(2.5, 1)),
-            Key("v_low_rank_dim", "rwkv7.v_low_rank_dim", 16, null=rank(1.7, 1)),
-            Key("gate_low_rank_dim", "rwkv7.gate_low_rank_dim", 128, null=rank(5, 0)),
-            Key("fuse_norm", "rwkv7.key_norm_eps", True, words={True: 1e-6, False: 1e-24}),
-        ),
-        names=(
-            Name("model.layers.0.pre_norm.", "embed_norm."),
-            Name("model.layers.{i}.ffn_norm.", "layers.{i}.mlp_norm."),
-            Name("model.layers.{i}.ffn.", "layers.{i}.mlp."),
-            *NAMES,
-        ),
-        fixed={**FIXED, "attn": (None,)},  # their block cannot hold softmax attention
-        ours={**{k: v for k, v in PLAIN.items() if k not in ("norm_bias", "embed_norm")}, "norm": "layernorm"},
-        inert=(
-            *(key for key in INERT if key != "fuse_norm"),
-            "value_dim",
-        ),  # hidden_size; with another one they cannot be built
-        replaced=RATIO,
-    ),
-    "mamba2": Family(
-        architecture="Mamba2ForCausalLM",
-        package="fla",
-        mixer="mamba2",
-        keys=(
-            *MAMBA_KEYS,
-            Key("expand", "mamba2.expand", 2),
-            Key("head_dim", "mamba2.head_dim", 64),
-            Key(
-                "num_heads",
-                "mamba2.head_dim",
-                lambda settings: settings["mamba2.head_dim"],
-                reads=lambda heads, settings: settings["mamba2.head_dim"] if heads == heads_of(settings) else None,
-                writes=heads_of,
-            ),
-            Key("state_size", "mamba2.state_size", 128),
-            Key("n_groups", "mamba2.n_groups", 1),
-            Key("conv_kernel", "mamba2.conv_kernel", 4),
-            Key("use_bias", "mamba2.use_bias", False),
-            Key("use_conv_bias", "mamba2.use_conv_bias", True),
-            Key("rmsnorm", "mamba2.rmsnorm", True),
-            Key("norm_before_gate", "mamba2.norm_before_gate", False),
-            Key("D_has_hdim", "mamba2.D_has_hdim", False),
-            Key(
-                "dt_limit", "mamba2.dt_low", [0.0, INFINITE], reads=lambda limits, _: limit(limits, 0), writes=dt_limits
-            ),
-            Key(
-                "dt_limit",
-                "mamba2.dt_high",
-                [0.0, INFINITE],
-                reads=lambda limits, _: limit(limits, 1),
-                writes=dt_limits,
-            ),
-            Key("residual_in_fp32", "residual_in_fp32", True),
-        ),
-        names=(
-            Name(
-                "backbone.layers.{i}.mixer.in_proj.",
-                tuple(f"layers.{{i}}.mixer.{name}_proj." for name in ("z", "x", "B", "C", "dt")),
-            ),
-            Name("backbone.layers.{i}.mixer.conv1d.", tuple(f"layers.{{i}}.mixer.{name}_conv1d." for name in "xBC")),
-            *MAMBA_NAMES,
-        ),
-        base="backbone.",
-        fixed={"hidden_act": ("silu", "swish"), "rms_norm": (True, None)},  # of flame's and transformers' files
-        ours={**PLAIN, "mlp": "none"},
-        inert=(*INERT, *MAMBA_INERT, "chunk_size", "A_init_range", "conv_init", "dt_rank"),
-        older=MAMBA_OLDER,
-        both_spellings=True,
     ),
 }

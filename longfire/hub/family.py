@@ -140,6 +140,7 @@ class Listed:
 
     keys: tuple[Key, ...]
     fixed: Settings  # settings of attention that their layer has with this value only
+    silent: Callable[[int], Any] = lambda layers: None  # number of layers -> their `attn` where the config has none
     reads = ("attn",)
 
     @property
@@ -149,7 +150,7 @@ class Listed:
     def read(self, config: dict[str, Any], settings: Settings, family: "Family", where: str) -> Layers:
         types = [family.mixer] * settings["num_hidden_layers"]
         mixers = {family.mixer: inner(settings, family.mixer)}
-        attn = config.get("attn")
+        attn = config["attn"] if "attn" in config else self.silent(len(types))
         for entry in attn if isinstance(attn, list) else [attn] if attn is not None else []:
             entry = dict(entry)
             numbers = entry.pop("layers", [])
@@ -184,7 +185,8 @@ class Listed:
             numbers = [i for i, kind in enumerate(shape.layer_types) if kind == name]
             said = {key.theirs: key.write(shape.mixers[name][key.ours.partition(".")[2]]) for key in self.keys}
             tables.append({"layers": numbers, **said})
-        return {"attn": tables[0] if len(tables) == 1 else tables} if tables else {}
+        attn = tables[0] if len(tables) == 1 else tables or None
+        return {} if attn is None and self.silent(len(shape.layer_types)) is None else {"attn": attn}
 
 
 @dataclass(frozen=True)
@@ -402,6 +404,9 @@ def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
     """Give settings of a mixer that have no effect their default, and 0 where it means the same."""
     for name in ("num_kv_heads", "num_v_heads"):  # 0 means as many as num_heads
         if name in given and given[name] == given["num_heads"]:
+            given[name] = 0
+    for name, size in {"intermediate_size": 2 * shape.hidden_size, "dt_rank": -(-shape.hidden_size // 16)}.items():
+        if given.get(name) == size:  # Mamba's, as it is when it is not said
             given[name] = 0
     if "rope" not in given:
         return

@@ -8,6 +8,7 @@ from longfire.mixers.gsa import GSA
 from longfire.mixers.hgrn2 import HGRN2
 from longfire.mixers.kda import KDA
 from longfire.mixers.linear_attention import LinearAttention
+from longfire.mixers.mamba import Mamba
 from longfire.mixers.mamba2 import Mamba2
 from longfire.mixers.mixer import Mixer
 from longfire.mixers.retention import Retention
@@ -20,6 +21,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "gla": GLA,
     "gsa": GSA,
     "hgrn2": HGRN2,
+    "mamba": Mamba,
     "mamba2": Mamba2,
     "delta_net": DeltaNet,
     "gated_delta_net": GatedDeltaNet,

@@ -96,10 +96,26 @@ def dplr_chunkwise(
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Chunks of tokens by matrix products, as in ops/delta_rule.py. Same arguments and result."""
-    run = partial(segment, scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    if q_BTHK.shape[1] == 1:
+        inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK)
+        return step(start(initial_state_BHKV, q_BTHK, v_BTHV), *inputs, scale=scale)
+    run = partial(segment, scale=scale)
     inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
+
+
+def step(
+    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, c: Tensor, b: Tensor, g: Tensor, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """One token, as generation asks for it: the recurrence itself."""
+    dtype = S_BHKV.dtype
+    key, to, decay = (x[:, 0, :, :, None].to(dtype) for x in (k, b, g))
+    read = c[:, 0, :, None].to(dtype) @ S_BHKV
+    S_BHKV = (S_BHKV * decay.exp()).addcmul(to, read).addcmul(key, v[:, 0, :, None].to(dtype))
+    o_BH1V = (q[:, 0, :, None].to(dtype) * scale) @ S_BHKV
+    return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
 
 
 def segment(

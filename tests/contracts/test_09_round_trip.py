@@ -35,6 +35,8 @@ FAMILY_LAYERS = {
     "hgrn2": ("hgrn2",),
     "gsa": ("gsa",),
     "mamba2": ("mamba2",),
+    "mamba": ("mamba",),
+    "samba": ("mamba", "attention"),
     "rwkv7": ("rwkv7",),
     "hybrid of hgrn2": ("hgrn2", "attention"),
 }
@@ -49,7 +51,8 @@ def tokenizer():
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("family", FAMILY_LAYERS)
 def test_what_is_exported_comes_back_byte_for_byte(family, tied, tokenizer, tiny_model, tmp_path):
-    model = tiny_model(*FAMILY_LAYERS[family], tie_word_embeddings=tied, vocab_size=tokenizer.vocab_size)
+    more = {"intermediate_size": 256} if family == "samba" else {}  # what its hidden_ratio can say
+    model = tiny_model(*FAMILY_LAYERS[family], tie_word_embeddings=tied, vocab_size=tokenizer.vocab_size, **more)
     check = export(model, tokenizer, tmp_path / "hf", shard_bytes=30_000)
     assert check.own_kl == 0
     again, words = load_model(tmp_path / "hf")

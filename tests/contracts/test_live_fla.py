@@ -41,8 +41,19 @@ MIXERS = {
     "gated_delta_net, more value heads": {
         "num_heads": 1, "num_v_heads": 2, "head_dim": 32, "expand_v": 1.0, "use_gate": False, "allow_neg_eigval": True,
     },
+    "gated_delta_net, sigmoid": {"num_heads": 2, "head_dim": 16, "output_gate_activation": "sigmoid"},
+    "delta_net": {"num_heads": 2, "use_gate": True, "qk_activation": "none"},
+    "delta_net, no convolutions": {
+        "num_heads": 2, "use_short_conv": False, "use_beta": False, "qk_norm": "sum", "qk_activation": "elu",
+    },
+    "retention": {"num_heads": 2},
+    "retention, grouped heads": {"num_heads": 4, "num_kv_heads": 2, "feature_map": "gelu", "elementwise_affine": False},
+    "linear_attention": {"num_heads": 2, "norm_feature_map": True, "feature_map": "elu"},
+    "linear_attention, one map for both": {"num_heads": 2, "feature_map": "hedgehog", "tie_feature_map_qk": True},
+    "kda": {"num_heads": 2, "head_dim": 8},
+    "kda, bounded": {"num_heads": 1, "num_v_heads": 2, "head_dim": 16, "lower_bound": -5.0, "safe_gate": True},
 }  # fmt: skip
-HYBRIDS = ("gla", "gated_delta_net")
+HYBRIDS = ("gla", "gated_delta_net", "kda")
 SOFTMAX = {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 16, "rope_theta": 5000.0}
 
 

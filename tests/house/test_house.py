@@ -291,6 +291,7 @@ def test_the_light_rooms_import_nothing_heavy_at_their_top():
         "hub/__init__",
         "hub/families",
         "hub/families_fla",
+        "hub/families_blocks",
         "hub/family",
     ):
         file = HOUSE / f"{name}.py"

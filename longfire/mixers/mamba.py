@@ -1,0 +1,83 @@
+"""Mamba: a selective state space, N numbers for each channel that forget at rates and steps of their own."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longfire.mixers.gated_delta_net import init_step_size
+from longfire.mixers.mixer import Mixer, Sequence, positive
+from longfire.ops.linear import Linear, in_fp32, linear
+from longfire.ops.selective_scan import selective_scan
+from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class MambaShape:
+    intermediate_size: int = 0  # channels that have a state; 0: 2 * hidden_size
+    state_size: int = 16  # the paper's N
+    dt_rank: int = 0  # of the matrix that makes step sizes; 0: hidden_size / 16, rounded up
+    conv_kernel: int = 4
+    use_conv_bias: bool = True
+    use_bias: bool = False  # of in_proj and out_proj
+
+    def check(self, hidden_size: int) -> None:
+        positive("mamba", state_size=self.state_size, conv_kernel=self.conv_kernel)
+
+
+def init_rates(A_log_DN: Tensor, generator: torch.Generator) -> None:
+    """A from 1 to N in every channel (S4D-real)."""
+    A_log_DN.copy_(torch.arange(1, A_log_DN.shape[1] + 1, device=A_log_DN.device).log().expand_as(A_log_DN))
+
+
+def init_step_matrix(weight_DR: Tensor, generator: torch.Generator) -> None:
+    """Keeps the variance."""
+    weight_DR.uniform_(-(weight_DR.shape[1] ** -0.5), weight_DR.shape[1] ** -0.5, generator=generator)
+
+
+class Mamba(Mixer):
+    """h_t = exp(-exp(A) d_t) h_{t-1} + d_t B_t x_t, y_t = C_t . h_t + D x_t for each channel, d_t = softplus(W_dt W_d x_t + dt), with
+    x convolved and B, C from x too; the output is y_t * swish(z_t), projected (Gu 2023, algorithm 2).
+
+    Names are those of fla's and transformers' Mamba. in_proj makes x, then z: to split it by channels is to split each half.
+    """
+
+    Shape = MambaShape
+    roles = {"in_proj": "column", "conv1d": "head", "x_proj": "row", "dt_proj": "column", "A_log": "head", "D": "head",
+             "out_proj": "row"}  # fmt: skip
+    context = ("state", "halo")
+    own_init = {"A_log": init_rates, "D": lambda D, generator: D.fill_(1.0), "dt_proj.weight": init_step_matrix,
+                "dt_proj.bias": init_step_size}  # fmt: skip
+    keep_fp32 = ("A_log", "D")
+
+    def __init__(self, model: ModelShape, shape: MambaShape, layer: int) -> None:
+        super().__init__(model, shape, layer)
+        channels, rank = shape.intermediate_size or 2 * self.hidden_size, shape.dt_rank or -(-self.hidden_size // 16)
+        self.sizes = [rank, shape.state_size, shape.state_size]
+        self.in_proj = Linear(self.hidden_size, 2 * channels, bias=shape.use_bias)
+        self.conv1d = ShortConv(channels, shape.conv_kernel, shape.use_conv_bias)
+        self.x_proj, self.dt_proj = Linear(channels, sum(self.sizes), bias=False), Linear(rank, channels)
+        self.A_log, self.D = nn.Parameter(torch.empty(channels, shape.state_size)), nn.Parameter(torch.empty(channels))
+        self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
+        self.recur, self.convolve = selective_scan, short_conv
+
+    def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
+        kept = self.kept(seq)
+        x_BTD, z_BTD = self.in_proj(u_BTD).chunk(2, -1)
+        x_BTD, kept["conv"] = self.convolve(
+            x_BTD, self.conv1d.weight[:, 0], self.conv1d.bias, state_BDW=kept.get("conv"), documents=seq.documents
+        )
+        dt_BTR, B_BTN, C_BTN = self.x_proj(x_BTD).split(self.sizes, -1)
+        dt_BTD = F.softplus(in_fp32(linear(dt_BTR, self.dt_proj.weight)) + self.dt_proj.bias)
+        y_BTD, kept["state"] = self.recur(
+            x_BTD, dt_BTD, -self.A_log.exp(), B_BTN, C_BTN,
+            initial_state_BDN=kept.get("state"), documents=seq.documents,
+        )  # fmt: skip
+        return self.out_proj(torch.addcmul(y_BTD, x_BTD, self.D.to(x_BTD.dtype)) * F.silu(z_BTD))
+
+    def flops_per_token(self, seq_len: int) -> float:
+        return (
+            2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2) + 6 * self.A_log.numel()
+        )  # decay, write, read
