@@ -525,7 +525,9 @@ def test_every_setting_has_its_place_in_every_family():
 
 def test_the_page_lists_every_family():
     page = (Path(__file__).parents[1] / "docs/hugging_face.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", page, re.M)[1:] == list(FAMILIES)
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M)[1:] == TRANSFORMERS
+    of_fla = re.search(r"^Of fla: (.*?);", page, re.M | re.S)[1]
+    assert set(re.findall(r"`(\w+)`", of_fla)) == FAMILIES.keys() - set(TRANSFORMERS)
 
 
 def test_tables_need_no_torch():
