@@ -121,14 +121,15 @@ def attention_inputs(
 
 
 def recurrent_inputs(
-    draw: Draw, n: Sizes, *, decay: str, rule: bool, strong: float = 0.0, documents: bool = False
+    draw: Draw, n: Sizes, *, decay: str, rule: bool, strong: float = 0.0, documents: bool = False, one_key: bool = False
 ) -> Inputs:
-    """Linear attention (rule false) or the delta rule, from an initial state. decay: none, constant, scalar, vector, or value: gv."""
-    row = (n.B, n.T, n.H)
+    """Linear attention (rule false) or the delta rule, from an initial state. decay: none, constant, scalar, vector, or value: gv.
+    one_key: all heads have the same queries and keys."""
+    row, key_row = (n.B, n.T, n.H), (n.B, n.T, 1 if one_key else n.H)
     shape = {"none": None, "constant": (n.H,), "scalar": row, "vector": (*row, n.K), "value": (*row, n.V)}[decay]
-    k_BTHK = draw.normal(*row, n.K)
+    k_BTHK = draw.normal(*key_row, n.K)
     inputs = {
-        "q_BTHK": draw.normal(*row, n.K),
+        "q_BTHK": draw.normal(*key_row, n.K),
         "k_BTHK": F.normalize(k_BTHK, dim=-1) if rule else k_BTHK,
         "v_BTHV": draw.normal(*row, n.V),
         **({"beta_BTH": 2 * draw.uniform(*row)} if rule else {}),
@@ -224,6 +225,8 @@ def cases() -> Iterator[Case]:
             yield Case(module, op, f"{name}, documents", partial(inputs, documents=True))
             if decay in ("scalar", "vector", "value"):
                 yield Case(module, op, f"{name} of e^{STRONG:.0f}", partial(inputs, strong=STRONG))
+    inputs = partial(recurrent_inputs, decay="scalar", rule=False, one_key=True)
+    yield Case(linear_attention, "linear_attention", "scalar decay, one key for all heads", inputs)
     for name, options in {
         "vector decay": {},
         "vector decay, documents": {"documents": True},
