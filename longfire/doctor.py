@@ -121,20 +121,29 @@ def attention_inputs(
 
 
 def recurrent_inputs(
-    draw: Draw, n: Sizes, *, decay: str, rule: bool, strong: float = 0.0, documents: bool = False, one_key: bool = False
+    draw: Draw,
+    n: Sizes,
+    *,
+    decay: str,
+    rule: bool,
+    strong: float = 0.0,
+    documents: bool = False,
+    groups: int = 1,
+    one_key: bool = False,
 ) -> Inputs:
     """Linear attention (rule false) or the delta rule, from an initial state. decay: none, constant, scalar, vector, or value: gv.
-    one_key: all heads have the same queries and keys."""
-    row, key_row = (n.B, n.T, n.H), (n.B, n.T, 1 if one_key else n.H)
-    shape = {"none": None, "constant": (n.H,), "scalar": row, "vector": (*row, n.K), "value": (*row, n.V)}[decay]
-    k_BTHK = draw.normal(*key_row, n.K)
+    groups: heads of q that share one of all else. one_key: all heads have the same queries and keys."""
+    H = n.H // groups
+    row, keys = (n.B, n.T, H), 1 if one_key else H
+    shape = {"none": None, "constant": (H,), "scalar": row, "vector": (*row, n.K), "value": (*row, n.V)}[decay]
+    k_BTHK = draw.normal(n.B, n.T, keys, n.K)
     inputs = {
-        "q_BTHK": draw.normal(*key_row, n.K),
+        "q_BTHK": draw.normal(n.B, n.T, keys * groups, n.K),
         "k_BTHK": F.normalize(k_BTHK, dim=-1) if rule else k_BTHK,
         "v_BTHV": draw.normal(*row, n.V),
         **({"beta_BTH": 2 * draw.uniform(*row)} if rule else {}),
         **({"gv" if decay == "value" else "g": F.logsigmoid(2 * draw.normal(*shape)) + strong} if shape else {}),
-        "initial_state_BHKV": draw.normal(n.B, n.H, n.K, n.V),
+        "initial_state_BHKV": draw.normal(n.B, H, n.K, n.V),
     }
     return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
 
@@ -225,6 +234,8 @@ def cases() -> Iterator[Case]:
             yield Case(module, op, f"{name}, documents", partial(inputs, documents=True))
             if decay in ("scalar", "vector", "value"):
                 yield Case(module, op, f"{name} of e^{STRONG:.0f}", partial(inputs, strong=STRONG))
+            if op == "linear_attention" and decay in ("constant", "vector"):
+                yield Case(module, op, f"{name}, grouped heads", partial(inputs, groups=2, documents=True))
     inputs = partial(recurrent_inputs, decay="scalar", rule=False, one_key=True)
     yield Case(linear_attention, "linear_attention", "scalar decay, one key for all heads", inputs)
     for name, options in {

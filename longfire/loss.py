@@ -36,8 +36,15 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
 def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
     """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the likeliest word; no gradients."""
     hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
-    found = token_losses(
-        hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
-    )
-    nats_BT, greedy_BT = (x.view_as(batch.labels_BT) for x in found)
+    return losses_of(model, hidden_BTD, batch.labels_BT, chunk_tokens)
+
+
+def losses_of(model: Model, hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens: int = 1024) -> tuple[Tensor, Tensor]:
+    """The same of hidden states that are there already."""
+    if model.head is None:
+        logits_BTW = hidden_BTD.float()
+        nats_BT = F.cross_entropy(logits_BTW.transpose(1, 2), labels_BT, ignore_index=NO_LABEL, reduction="none")
+        return nats_BT, (labels_BT != NO_LABEL) & (logits_BTW.argmax(-1) == labels_BT)
+    found = token_losses(hidden_BTD.flatten(0, 1), model.head.weight, labels_BT.flatten(), chunk_tokens=chunk_tokens)
+    nats_BT, greedy_BT = (x.view_as(labels_BT) for x in found)
     return nats_BT, greedy_BT

@@ -13,10 +13,9 @@ from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStream
 from longfire.errors import DataError, SettingsError
-from longfire.loss import losses
+from longfire.loss import losses, losses_of
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
-from longfire.ops.cross_entropy import token_losses
 
 PLACES = ("Lisbon", "Nairobi", "Oslo", "Quito", "Hanoi", "Cairo", "Dublin", "Lima", "Kyoto", "Sofia", "Perth", "Accra")
 SENTENCE, ANSWER, END = "\nThe secret number of {place} is", " {number}", ".\n"
@@ -148,9 +147,9 @@ class Needle:
         labels_BA = ids_BT[:, -longest:].clone()
         for row, (_, answer) in enumerate(rows):
             labels_BA[row, : longest - answer] = NO_LABEL
-        nats, right = token_losses(hidden_BTD[:, -longest:].flatten(0, 1), self.model.head.weight, labels_BA.flatten())
-        right_BA = right.view_as(labels_BA) | (labels_BA == NO_LABEL)
-        return list(zip(nats.view_as(labels_BA).sum(1).tolist(), right_BA.all(1).tolist()))
+        nats_BA, right_BA = losses_of(self.model, hidden_BTD[:, -longest:], labels_BA)
+        right_BA |= labels_BA == NO_LABEL
+        return list(zip(nats_BA.sum(1).tolist(), right_BA.all(1).tolist()))
 
 
 def needle_table(cells: list[Cell]) -> Table:

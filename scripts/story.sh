@@ -36,7 +36,7 @@ longfire generate "$RUN/hf" --prompt "import " --max_new_tokens 16
 
 # 8. And back: Hugging Face weights (these, or anyone's, or a name on the hub) become a run that goes on from them.
 longfire import "$RUN/hf" "$RUN/continued"
-longfire train "$RUN/continued/run.toml" $small --job.dump_folder "$RUN/continued" --training.steps 2
+longfire train "$RUN/continued/run.toml" $small --job.dump_folder "$RUN/continued" --data.dataset docs --training.steps 2
 longfire export "$RUN/continued" --step 0 --dtype bfloat16 "$RUN/continued/hf"
 
 # 9. Another architecture from these weights: gated delta rules where gla was. First the new mixers learn what the old ones said.

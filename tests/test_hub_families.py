@@ -525,7 +525,9 @@ def test_every_setting_has_its_place_in_every_family():
 
 def test_the_page_lists_every_family():
     page = (Path(__file__).parents[1] / "docs/hugging_face.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", page, re.M)[1:] == list(FAMILIES)
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M)[1:] == TRANSFORMERS
+    of_fla = re.search(r"^Of fla: (.*?);", page, re.M | re.S)[1]
+    assert set(re.findall(r"`(\w+)`", of_fla)) == FAMILIES.keys() - set(TRANSFORMERS)
 
 
 def test_tables_need_no_torch():
@@ -617,7 +619,11 @@ def test_spellings_of_older_files():
     assert shape_from_config({**gpt2, "hidden_size": 64}, "") == shape_from_config(gpt2, "")
     ratio = {"model_type": "gla", "hidden_ratio": 3, "intermediate_size": 300}
     assert shape_from_config(ratio, "").intermediate_size == 300
-    for model_type, key, only in (("transformer", "attention_bias", False), ("mamba2", "rms_norm", True)):
+    for model_type, key, only in (
+        ("transformer", "attention_bias", False),
+        ("mamba2", "rms_norm", True),
+        ("gsa", "use_rope", False),
+    ):
         said = shape_from_config(
             {"model_type": model_type, key: only}, ""
         )  # as flame's own files do, though fla reads neither

@@ -17,7 +17,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.generate import Row, generate, steps
 from longfire.hub import foreign
 from longfire.hub.check import KL_NATS, kl
-from longfire.loss import loss_sum
+from longfire.loss import loss_sum, losses
 from longfire.mixers.mixer import Sequence
 from longfire.ops.documents import Documents
 from longfire.options import Sampling
@@ -96,6 +96,11 @@ def test_their_loss_and_gradients(neox):
     theirs = neox.theirs(ids_BT, labels=ids_BT).loss
     theirs.backward()
     torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        nats_BT, greedy_BT = losses(neox, Batch(ids_BT, labels_BT, torch.arange(20).expand(2, -1)), 1024)
+        likeliest_BT = neox.theirs(ids_BT).logits.argmax(-1)
+    torch.testing.assert_close(nats_BT.sum() / 38, theirs.detach())
+    assert greedy_BT.equal((likeliest_BT == labels_BT) & (labels_BT >= 0))
     for name, p in neox.theirs.named_parameters():
         torch.testing.assert_close(grads[name], p.grad, msg=name)
 

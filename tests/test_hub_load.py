@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from golden import read
 from safetensors.torch import load_file, save_file
 
 from longfire.errors import CheckpointError
@@ -213,3 +214,16 @@ def test_no_more_than_a_shard_is_in_memory(tmp_path):
     words = [sys.executable, "-c", MEMORY, str(tmp_path / "hf"), str(tmp_path / "step-0")]
     grown = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     assert grown < 64e6, f"{grown / 1e6:.0f} MB more than before, of {size / 1e6:.0f} MB of weights"
+
+
+@pytest.mark.parametrize("case", ["gla", "retnet"])
+def test_the_output_norm_under_both_names_that_fla_gives_it(case, tmp_path):
+    """fuse_norm = false is the same mathematics, but the norm that is not fused with its gate is another attribute there."""
+    golden = read(case)
+    (tmp_path / "config.json").write_text(json.dumps({**golden.config, "fuse_norm": False}))
+    other = {name.replace("g_norm_swish_gate", "g_norm"): tensor for name, tensor in golden.weights.items()}
+    assert other.keys() != golden.weights.keys()
+    save_file(other, tmp_path / SINGLE)
+    loaded = load_weights(tmp_path, shape_in(tmp_path))
+    norm = "layers.0.mixer.g_norm_swish_gate.weight"
+    assert loaded[norm].equal(golden.weights["model.layers.0.attn.g_norm_swish_gate.weight"])

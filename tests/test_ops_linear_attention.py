@@ -1,5 +1,6 @@
 """What only linear attention has: constant and value decays, an attention-like closed form. The rest: test_ops_chunkwise.py."""
 
+import pytest
 import recurrences as r
 import torch
 
@@ -41,3 +42,20 @@ def test_value_decay_is_attention_times_a_decay_for_each_value_channel():
     o_BTHV = torch.einsum("bhts,bhtsv,bshv->bthv", scores_BHTT, between_BHTTV.nan_to_num(posinf=0.0), made["v"])
     for form in (linear_attention_slow, linear_attention_chunkwise):
         torch.testing.assert_close(r.call(form, made)[0], o_BTHV)
+
+
+@pytest.mark.parametrize("tokens", [1, 70, 150])
+@pytest.mark.parametrize("decay", ["none", "constant", "scalar", "vector"])
+@pytest.mark.parametrize("form", [linear_attention_slow, linear_attention_chunkwise])
+def test_grouped_heads_are_heads_repeated(form, decay, tokens):
+    made = r.inputs("linear_attention", 4, T=tokens, K=4, V=5, decay=decay)
+    grouped = {**made, "q": torch.randn(r.B, tokens, 2 * r.H, 4, dtype=torch.float64)}
+    repeated = {
+        **grouped,
+        "g": None if made["g"] is None else made["g"].repeat_interleave(2, 0 if decay == "constant" else 2),
+    }
+    repeated |= {name: made[name].repeat_interleave(2, 2) for name in "kv"}
+    repeated["initial_state_BHKV"] = made["initial_state_BHKV"].repeat_interleave(2, 1)
+    (o, state), (true_o, true_state) = r.call(form, grouped), r.call(form, repeated)
+    torch.testing.assert_close(o, true_o)
+    torch.testing.assert_close(state, true_state[:, ::2])

@@ -290,7 +290,11 @@ FLA: dict[str, Family] = {
         names=NAMES,
         buffers=BUFFERS,
         layers=HYBRID,
-        fixed={**FIXED, "expand_v": (1,)},  # with another one their output norm has the wrong size
+        fixed={
+            **FIXED,
+            "expand_v": (1,),  # with another one their output norm has the wrong size
+            "use_rope": (False, None),  # no class of fla reads it; flame's files say false
+        },
         ours=PLAIN,
         inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
         replaced=RATIO,

@@ -66,9 +66,8 @@ class GLA(MatrixState):
         g_BTGK = g_BTGK / self.shape.gate_logit_normalizer
         if self.shape.clamp_min is not None:
             g_BTGK = g_BTGK.clamp_min(self.shape.clamp_min)
-        k_BTHK, v_BTHV, g_BTHK = map(self.for_all_heads, (self.feature_map(k_BTGK), v_BTGV, g_BTGK))
         o_BTHV, kept["state"] = self.recur(
-            self.feature_map(q_BTHK), k_BTHK, v_BTHV, g_BTHK,
+            self.feature_map(q_BTHK), self.feature_map(k_BTGK), v_BTGV, g_BTGK,
             initial_state_BHKV=kept.get("state"), documents=seq.documents,
         )  # fmt: skip
         return self.gated_out(o_BTHV, x_BTD)

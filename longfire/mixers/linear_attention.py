@@ -64,7 +64,7 @@ class LinearAttention(MatrixState):
         if self.shape.norm_feature_map:
             v_BTGV = F.pad(v_BTGV, (0, 1), value=1.0)
         o_BTHV, kept["state"] = self.recur(
-            q_BTHF, self.for_all_heads(k_BTGF), self.for_all_heads(v_BTGV),
+            q_BTHF, k_BTGF, v_BTGV,
             initial_state_BHKV=kept.get("state"), documents=seq.documents,
         )  # fmt: skip
         if self.shape.norm_feature_map:

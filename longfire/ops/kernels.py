@@ -33,6 +33,16 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has no chunks for it alone."""
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
+    groups = q_BTHK.shape[2] // k_BTHK.shape[2]
+    if groups > 1:  # the kernels have as many heads of all: repeated, and of equal states one is returned
+        k, v, g = (
+            x if x is None else x.repeat_interleave(groups, 0 if x.dim() == 1 else 2) for x in (k_BTHK, v_BTHV, g)
+        )
+        state = None if initial_state_BHKV is None else initial_state_BHKV.repeat_interleave(groups, 1)
+        o_BTHV, last_state = linear_attention(
+            q_BTHK, k, v, g, scale=scale, initial_state_BHKV=state, documents=documents
+        )
+        return o_BTHV, last_state[:, ::groups]
     if gv is not None:
         decays = {"gv": gv.float()}
         if g is not None:

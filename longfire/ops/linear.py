@@ -31,6 +31,10 @@ def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor
     bf16 on a CPU without bf16 units: the same rounded values are multiplied in fp32 and the result is rounded, which is what a
     bf16 product with fp32 accumulation means.
     """
+    if (
+        x.dtype == weight_WD.dtype == torch.float32
+    ):  # a token's products are so small that to ask for more takes as long
+        return F.linear(x, weight_WD, bias_W)
     if x.dtype == torch.bfloat16 and not native_bf16(x.device):
         return _RoundedLinear.apply(x, weight_WD, bias_W)
     return F.linear(x, weight_WD.to(x.dtype), None if bias_W is None else bias_W.to(x.dtype))

@@ -45,10 +45,13 @@ def linear_attention(
 
     g: log decay (<= 0) of each step: None, (H,) constant per head, (B, T, H), or (B, T, H, K) per key channel.
     gv: log decay (<= 0) of each step per value channel, (B, T, H, V), or None.
-    q and k may have fewer heads than v, each for a group of v's, where neither decay is per channel: Mamba-2's C and B.
     scale: K**-0.5 if None. With documents the state starts from zero at each of them; the initial state belongs to the
     first document of each row, and the final state is that of its last. Differentiable in every tensor.
+
+    Without gv, k, v, g and the state may have fewer heads than q: each serves as many neighbouring heads of q as divide them,
+    and is worked on once. Or q and k have fewer heads than v, g and the state (Mamba-2's C and B), if g is no vector.
     """
+    assert gv is None or k_BTHK.shape[2] == q_BTHK.shape[2], "grouped heads with value decay: repeat k, v, g and gv"
     return FORMS[chosen("linear_attention")](
         q_BTHK, k_BTHK, v_BTHV, g, gv=gv, scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents
     )
@@ -67,9 +70,9 @@ def linear_attention_slow(
 ) -> tuple[Tensor, Tensor]:
     """The truth: the recurrence, a token at a time. Same arguments and result."""
     q_BTHK, k_BTHK = for_heads_of(v_BTHV, q_BTHK, k_BTHK)
-    (B, T, H, K), dtype = q_BTHK.shape, working_dtype(q_BTHK)
+    (B, T, H, K), dtype = k_BTHK.shape, working_dtype(q_BTHK)
     scale = K**-0.5 if scale is None else scale
-    S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
+    S_BHKV = start(initial_state_BHKV, k_BTHK, v_BTHV)
     g = q_BTHK.new_zeros(H) if g is None else g
     g_BTHK = (g if g.dim() == 4 else g[..., None]).expand(B, T, H, K)
     gv_BTHV = q_BTHK.new_zeros(1).expand_as(v_BTHV) if gv is None else gv
@@ -81,7 +84,7 @@ def linear_attention_slow(
             S_BHKV = torch.where(same_B[:, None, None, None], S_BHKV, 0.0)
         S_BHKV = g_BHK.exp()[..., None] * S_BHKV * gv_BHV.exp()[..., None, :]
         S_BHKV = S_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
-        outputs.append(scale * (q_BHK[..., None, :] @ S_BHKV).squeeze(-2))
+        outputs.append(scale * (q_BHK.unflatten(1, (H, -1)) @ S_BHKV).flatten(1, 2))
     return torch.stack(outputs, 1).to(q_BTHK.dtype), S_BHKV
 
 
@@ -99,10 +102,10 @@ def linear_attention_chunkwise(
     """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang 2023, section 4)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
-        return step(start(initial_state_BHKV, q_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, gv, scale=scale)
+        return step(start(initial_state_BHKV, k_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, gv, scale=scale)
     run = partial(segment, scale=scale)
     inputs = (q_BTHK, k_BTHK, v_BTHV, g, gv, goes_on(documents))
-    o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
+    o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, k_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
 
 
@@ -117,8 +120,8 @@ def step(
     if gv is not None:
         S_BHKV = S_BHKV * step_decays(gv, None, v)[:, 0, :, None]
     S_BHKV = S_BHKV.addcmul(key, value)
-    o_BH1V = (q[:, 0, :, None].to(dtype) * scale) @ S_BHKV
-    return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
+    o_BHGV = (q[:, 0].unflatten(1, (k.shape[2], -1)).to(dtype) * scale) @ S_BHKV
+    return o_BHGV.flatten(1, 2)[:, None].to(q.dtype), S_BHKV
 
 
 def segment(
@@ -135,21 +138,22 @@ def segment(
     """Outputs and state after some tokens, given the state before them."""
     tokens, dtype = q.shape[1], S_BHKV.dtype
     size = chunk_size(tokens)
-    if q.shape[2] < v.shape[2]:
+    if k.shape[2] < v.shape[2]:
         decay_BTH1 = step_decays(g, goes_on_BT, v).expand(len(v), -1, v.shape[2], -1)
         o, S_BHKV = in_groups(
             S_BHKV, chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size),
             chunked(v.to(dtype).unflatten(2, (q.shape[2], -1)).flatten(-2), size), chunked(decay_BTH1, size, fill=1.0),
         )  # fmt: skip
         return unchunked(o, tokens).unflatten(-1, (-1, v.shape[-1])).flatten(2, 3), S_BHKV
-    decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
-    q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
-    parts = decayed([q], [k], decay)
+    decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
+    queries = [chunked(x.to(dtype) * scale, size) for x in q.unflatten(2, (k.shape[2], -1)).unbind(3)]
+    k, v = chunked(k.to(dtype), size), chunked(v.to(dtype), size)
+    parts = decayed(queries, [k], decay)
     if gv is None:
         states, S_BHKV = scan(parts.whole, parts.to_end[0].mT @ v, S_BHKV)
-        o = parts.products[0][0] @ v + parts.from_start[0] @ states
-    else:
-        o, S_BHKV = with_value_decay(S_BHKV, parts, v, chunked(gv.to(dtype).exp(), size, fill=1.0))
+        o = [unchunked(pair @ v + query @ states, tokens) for (pair,), query in zip(parts.products, parts.from_start)]
+        return o[0] if len(o) == 1 else torch.stack(o, 3).flatten(2, 3), S_BHKV
+    o, S_BHKV = with_value_decay(S_BHKV, parts, v, chunked(gv.to(dtype).exp(), size, fill=1.0))
     return unchunked(o, tokens), S_BHKV
 
 
@@ -182,10 +186,10 @@ def in_groups(S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor) ->
     return torch.addcmul(inside, read, from_start).flatten(-2), last.unflatten(2, (R, V)).flatten(1, 2).mT
 
 
-def for_heads_of(v_BTHV: Tensor, *groups: Tensor) -> list[Tensor]:
-    """Each of q and k for every head of v that it serves."""
-    times = v_BTHV.shape[2] // groups[0].shape[2]
-    return list(groups) if times == 1 else [x.repeat_interleave(times, 2) for x in groups]
+def for_heads_of(v_BTHV: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k, where they have fewer heads than v, for every head of v."""
+    times = v_BTHV.shape[2] // k.shape[2]
+    return (q, k) if times <= 1 else (q.repeat_interleave(times, 2), k.repeat_interleave(times, 2))
 
 
 def linear_attention_fla(

@@ -12,7 +12,7 @@ from longfire.ops.linear import Linear
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020). Keeps its two inputs only: silu(gate) is made again in the backward."""
-    return _SwiGLU.apply(gate, up)
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -96,9 +96,10 @@ def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
     first `size` stay as they are (partial rotary). Rounded to x's dtype once; float64 inputs are turned in float64."""
     size, dtype = 2 * cos_BT1K.shape[-1], working_dtype(x_BTHK)
     cos, sin = cos_BT1K.to(dtype), sin_BT1K.to(dtype)
+    turn_all = _Turn.apply if torch.is_grad_enabled() else turned
     if size == x_BTHK.shape[-1]:
-        return _Turn.apply(x_BTHK, cos, sin)
-    return torch.cat([_Turn.apply(x_BTHK[..., :size], cos, sin), x_BTHK[..., size:]], -1)
+        return turn_all(x_BTHK, cos, sin)
+    return torch.cat([turn_all(x_BTHK[..., :size], cos, sin), x_BTHK[..., size:]], -1)
 
 
 class _Turn(torch.autograd.Function):
