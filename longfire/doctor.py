@@ -121,16 +121,24 @@ def attention_inputs(
 
 
 def recurrent_inputs(
-    draw: Draw, n: Sizes, *, decay: str, rule: bool, strong: float = 0.0, documents: bool = False, groups: int = 1
+    draw: Draw,
+    n: Sizes,
+    *,
+    decay: str,
+    rule: bool,
+    strong: float = 0.0,
+    documents: bool = False,
+    groups: int = 1,
+    one_key: bool = False,
 ) -> Inputs:
     """Linear attention (rule false) or the delta rule, from an initial state. decay: none, constant, scalar, vector, or value: gv.
-    groups: heads of q that share one of all else."""
+    groups: heads of q that share one of all else. one_key: all heads have the same queries and keys."""
     H = n.H // groups
-    row = (n.B, n.T, H)
+    row, keys = (n.B, n.T, H), 1 if one_key else H
     shape = {"none": None, "constant": (H,), "scalar": row, "vector": (*row, n.K), "value": (*row, n.V)}[decay]
-    k_BTHK = draw.normal(*row, n.K)
+    k_BTHK = draw.normal(n.B, n.T, keys, n.K)
     inputs = {
-        "q_BTHK": draw.normal(n.B, n.T, n.H, n.K),
+        "q_BTHK": draw.normal(n.B, n.T, keys * groups, n.K),
         "k_BTHK": F.normalize(k_BTHK, dim=-1) if rule else k_BTHK,
         "v_BTHV": draw.normal(*row, n.V),
         **({"beta_BTH": 2 * draw.uniform(*row)} if rule else {}),
@@ -228,6 +236,8 @@ def cases() -> Iterator[Case]:
                 yield Case(module, op, f"{name} of e^{STRONG:.0f}", partial(inputs, strong=STRONG))
             if op == "linear_attention" and decay in ("constant", "vector"):
                 yield Case(module, op, f"{name}, grouped heads", partial(inputs, groups=2, documents=True))
+    inputs = partial(recurrent_inputs, decay="scalar", rule=False, one_key=True)
+    yield Case(linear_attention, "linear_attention", "scalar decay, one key for all heads", inputs)
     for name, options in {
         "vector decay": {},
         "vector decay, documents": {"documents": True},

@@ -18,16 +18,18 @@ Inputs = dict[str, Any]
 def inputs(
     op: str, seed: int, T: int, K: int, V: int, decay: str, state: bool = True, documents: float = 0.0
 ) -> Inputs:
-    """Random arguments of an op, float64. decay: none, constant, scalar, vector, value, vector and value; documents: the share
-    of tokens that start one."""
+    """Random arguments of an op, float64. decay: none, constant, scalar, vector, value, vector and value, or with ", one key" one
+    head of queries and keys; documents: the share of tokens that start one."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    key_heads = 1 if decay.endswith(", one key") else H
+    decay = decay.removesuffix(", one key")
     key_decay = decay.removesuffix("value").removesuffix(" and ") or "none"
     shape = {"none": None, "constant": (H,), "scalar": (B, T, H), "vector": (B, T, H, K)}[key_decay]
-    made = {"q": randn(B, T, H, K), "k": randn(B, T, H, K), "v": randn(B, T, H, V)}
+    made = {"q": randn(B, T, key_heads, K), "k": randn(B, T, key_heads, K), "v": randn(B, T, H, V)}
     if op == "delta_rule":
         made["k"] = F.normalize(made["k"], dim=-1)
         made["beta"] = 2 * torch.rand(B, T, H, generator=generator, dtype=torch.float64)
@@ -76,6 +78,7 @@ def errors(op: Callable, truth: Callable, made: Inputs, dtype: torch.dtype) -> d
 def by_numpy(made: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """The recurrence as written on paper, S <- M S diag(exp gv) + w, one document, head and token at a time."""
     q, k, v = (made[name].numpy() for name in "qkv")
+    q, k = (np.repeat(x, v.shape[2] // x.shape[2], 2) for x in (q, k))
     (rows, T, heads, K), V = q.shape, v.shape[-1]
     beta = made["beta"].numpy() if "beta" in made else None
     g = np.zeros(heads) if made["g"] is None else made["g"].numpy()

@@ -63,15 +63,15 @@ class GSA(MatrixState):
         q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq, silu="qkv" if self.shape.use_short_conv else "")
         g_BTGM = F.logsigmoid(in_fp32(self.f_proj(x_BTD))) / self.shape.gate_logit_normalizer
         g_BTGM = g_BTGM.unflatten(-1, (-1, self.slots))
-        k_BTHK, v_BTHV, g_BTHM = map(self.for_all_heads, (self.feature_map(k_BTGK), F.silu(v_BTGV), g_BTGM))
-        written_BTHM = (-torch.expm1(g_BTHM)).to(v_BTHV.dtype)
+        written_BTGM = (-torch.expm1(g_BTGM)).to(v_BTGV.dtype)
+        k_BTHK, written_BTHM, g_BTHM = map(self.for_all_heads, (self.feature_map(k_BTGK), written_BTGM, g_BTGM))
         scores_BTHM, kept["keys"] = self.recur(
             self.feature_map(q_BTHK), k_BTHK, written_BTHM, gv=g_BTHM, scale=1.0,
             initial_state_BHKV=kept.get("keys"), documents=seq.documents,
         )  # fmt: skip
-        read_BTHM = in_fp32(scores_BTHM).softmax(-1).to(v_BTHV.dtype)
+        read_BTHM = in_fp32(scores_BTHM).softmax(-1).to(v_BTGV.dtype)
         o_BTHV, kept["values"] = self.recur(
-            read_BTHM, written_BTHM, v_BTHV, g_BTHM, scale=1.0,
+            read_BTHM, written_BTGM, F.silu(v_BTGV), g_BTGM, scale=1.0,
             initial_state_BHKV=kept.get("values"), documents=seq.documents,
         )  # fmt: skip
         return self.o_proj(self.g_norm(F.silu(o_BTHV.flatten(-2))))

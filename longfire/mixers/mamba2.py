@@ -80,21 +80,17 @@ class Mamba2(Mixer):
         kept = self.kept(seq)
         x, B, C = (self.convolved(name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC")
         x_BTHV = x.unflatten(-1, (self.heads, -1))
-        B_BTHK, C_BTHK = (self.for_all_heads(y.unflatten(-1, (self.shape.n_groups, -1))) for y in (B, C))
+        B_BTGK, C_BTGK = (y.unflatten(-1, (self.shape.n_groups, -1)) for y in (B, C))
         dt_BTH = F.softplus(in_fp32(self.dt_proj(u_BTD)) + self.dt_bias).clamp(
             self.shape.dt_low, self.shape.dt_high or None
         )
         y_BTHV, kept["state"] = self.recur(
-            C_BTHK, B_BTHK, (x_BTHV * dt_BTH[..., None]).to(x.dtype), -self.A_log.exp() * dt_BTH, scale=1.0,
+            C_BTGK, B_BTGK, (x_BTHV * dt_BTH[..., None]).to(x.dtype), -self.A_log.exp() * dt_BTH, scale=1.0,
             initial_state_BHKV=kept.get("state"), documents=seq.documents,
         )  # fmt: skip
         y_BTD = torch.addcmul(y_BTHV, x_BTHV, self.D.view(self.heads, -1)).to(x.dtype).flatten(-2)
         z_BTD = self.z_proj(u_BTD)
         return self.out_proj(self.norm(y_BTD, z_BTD) if self.shape.rmsnorm else y_BTD * F.silu(z_BTD))
-
-    def for_all_heads(self, x_BTGK: Tensor) -> Tensor:
-        """Each group's, for all heads of the group."""
-        return x_BTGK.repeat_interleave(self.heads // self.shape.n_groups, 2)
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)

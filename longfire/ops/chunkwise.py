@@ -36,9 +36,8 @@ SEGMENT_NUMBERS = 2**20  # of v (or q), worked on at a time on a CPU: 4 MiB stay
 
 def start(state_BHKV: Tensor | None, q_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
     """The state before the first token, zeros if None, in the working dtype."""
-    B, _, H, K = q_BTHK.shape
-    dtype = working_dtype(q_BTHK)
-    return q_BTHK.new_zeros(B, H, K, v_BTHV.shape[-1], dtype=dtype) if state_BHKV is None else state_BHKV.to(dtype)
+    (B, _, H, V), dtype = v_BTHV.shape, working_dtype(q_BTHK)
+    return q_BTHK.new_zeros(B, H, q_BTHK.shape[-1], V, dtype=dtype) if state_BHKV is None else state_BHKV.to(dtype)
 
 
 def chunk_size(tokens: int) -> int:
@@ -65,8 +64,9 @@ def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) 
     if g is None:
         decay = like_BTHK.new_ones(1, T, 1, 1, dtype=dtype)
     else:
+        g = g.to(dtype)  # first: what expands is summed in the backward
         g = g.expand(1, T, -1) if g.dim() == 1 else g
-        decay = (g if g.dim() == 4 else g[..., None]).to(dtype).exp()
+        decay = (g if g.dim() == 4 else g[..., None]).exp()
     return decay if goes_on_BT is None else torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
 
 
@@ -95,11 +95,15 @@ def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed
             rest[-len(keys) * len(queries) :],
         )
         return Decayed([products[i :: len(queries)] for i in range(len(queries))], from_start, to_end, whole.mT)
-    # The same decay in every channel: the decays of pairs are a matrix of their own, the tree of ones.
-    ones = torch.ones_like(decay)
-    whole, to_end, from_start, pairs = decay_tree(decay, [ones], [ones])
+    whole, to_end, from_start, pairs = decays_alone(decay)
     products = [[(query @ key.mT) * pairs for key in keys] for query in queries]
     return Decayed(products, [query * from_start for query in queries], [key * to_end for key in keys], whole.mT)
+
+
+def decays_alone(decay: Tensor) -> list[Tensor]:
+    """Of one decay for all channels (..., C, 1): whole, to_end, from_start and those of pairs (..., C, C), the tree of ones."""
+    ones = torch.ones_like(decay)
+    return decay_tree(decay, [ones], [ones])
 
 
 # The tree and the scan are operators of their own, with backwards written out. For autograd: it would keep every level of
@@ -358,10 +362,9 @@ def by_segments(
 
     Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than 9.
     """
-    B, T, H = inputs[0].shape[:3]
-    tokens = T
+    tokens = T = inputs[0].shape[1]
     if inputs[0].device.type == "cpu":
-        numbers = B * H * max(x.shape[-1] for x in inputs if x is not None and x.dim() == 4)
+        numbers = max(x.numel() // T for x in inputs if x is not None and x.dim() == 4)
         tokens = max(1, SEGMENT_NUMBERS // (numbers * CHUNK)) * CHUNK
     if tokens >= T:
         return run(state, *inputs)

@@ -18,6 +18,7 @@ from longfire.ops.chunkwise import (
     chunk_size,
     chunked,
     decayed,
+    decays_alone,
     goes_on,
     scan,
     start,
@@ -48,7 +49,7 @@ def linear_attention(
     first document of each row, and the final state is that of its last. Differentiable in every tensor.
 
     Without gv, k, v, g and the state may have fewer heads than q: each serves as many neighbouring heads of q as divide them,
-    and is worked on once.
+    and is worked on once. Or q and k have fewer heads than v, g and the state (Mamba-2's C and B), if g is no vector.
     """
     assert gv is None or k_BTHK.shape[2] == q_BTHK.shape[2], "grouped heads with value decay: repeat k, v, g and gv"
     return FORMS[chosen("linear_attention")](
@@ -68,6 +69,7 @@ def linear_attention_slow(
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The truth: the recurrence, a token at a time. Same arguments and result."""
+    q_BTHK, k_BTHK = for_heads_of(v_BTHV, q_BTHK, k_BTHK)
     (B, T, H, K), dtype = k_BTHK.shape, working_dtype(q_BTHK)
     scale = K**-0.5 if scale is None else scale
     S_BHKV = start(initial_state_BHKV, k_BTHK, v_BTHV)
@@ -111,7 +113,7 @@ def step(
     S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, *, scale: float
 ) -> tuple[Tensor, Tensor]:
     """One token, as generation asks for it: the recurrence itself, at a quarter of what a chunk of one costs."""
-    dtype = S_BHKV.dtype
+    (q, k), dtype = for_heads_of(v, q, k), S_BHKV.dtype
     key, value = k[:, 0, :, :, None].to(dtype), v[:, 0, :, None].to(dtype)
     if g is not None:
         S_BHKV = S_BHKV * step_decays(g, None, q)[:, 0, :, :, None]
@@ -136,6 +138,13 @@ def segment(
     """Outputs and state after some tokens, given the state before them."""
     tokens, dtype = q.shape[1], S_BHKV.dtype
     size = chunk_size(tokens)
+    if k.shape[2] < v.shape[2]:
+        decay_BTH1 = step_decays(g, goes_on_BT, v).expand(len(v), -1, v.shape[2], -1)
+        o, S_BHKV = in_groups(
+            S_BHKV, chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size),
+            chunked(v.to(dtype).unflatten(2, (q.shape[2], -1)).flatten(-2), size), chunked(decay_BTH1, size, fill=1.0),
+        )  # fmt: skip
+        return unchunked(o, tokens).unflatten(-1, (-1, v.shape[-1])).flatten(2, 3), S_BHKV
     decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
     queries = [chunked(x.to(dtype) * scale, size) for x in q.unflatten(2, (k.shape[2], -1)).unbind(3)]
     k, v = chunked(k.to(dtype), size), chunked(v.to(dtype), size)
@@ -159,11 +168,37 @@ def with_value_decay(S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor) -
     return inside + (parts.from_start[0] @ states) * from_start, last
 
 
-def linear_attention_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def in_groups(S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where G heads of q and k (B, N, G, C, K) serve R of v's each, side by side: v and outputs (B, N, G, C, R * V), decay
+    (B, N, G * R, C, 1). Scores are made once a group, and the decays of writing and reading go to the values, not to copies of
+    the keys; the state is scanned with the group's values outside, each with the decay of its head."""
+    G, (H, V) = q.shape[2], (S_BHKV.shape[1], S_BHKV.shape[-1])
+    R = H // G
+    whole, to_end, from_start, pairs = decays_alone(decay)
+    to_end, from_start = (x.unflatten(2, (G, R)).transpose(3, 4) for x in (to_end, from_start))  # (B, N, G, C, R, 1)
+    v_BNGCRV = v.unflatten(-1, (R, V))
+    scores = (q @ k.mT)[:, :, :, None] * pairs.unflatten(2, (G, R))
+    inside = (scores @ v_BNGCRV.transpose(3, 4)).transpose(3, 4)
+    write = (v_BNGCRV * to_end).flatten(-2).mT @ k
+    whole = whole.unflatten(2, (G, R)).expand(-1, -1, -1, -1, V, -1).flatten(3, 4)
+    states, last = scan(whole, write, S_BHKV.mT.unflatten(1, (G, R)).flatten(2, 3))
+    read = (q @ states.mT).unflatten(-1, (R, V))
+    return torch.addcmul(inside, read, from_start).flatten(-2), last.unflatten(2, (R, V)).flatten(1, 2).mT
+
+
+def for_heads_of(v_BTHV: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k, where they have fewer heads than v, for every head of v."""
+    times = v_BTHV.shape[2] // k.shape[2]
+    return (q, k) if times <= 1 else (q.repeat_interleave(times, 2), k.repeat_interleave(times, 2))
+
+
+def linear_attention_fla(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
     """fla's kernels; same arguments and result."""
     from longfire.ops import kernels  # imports fla, which is not everywhere
 
-    return kernels.linear_attention(*args, **kwargs)
+    return kernels.linear_attention(*for_heads_of(v_BTHV, q_BTHK, k_BTHK), v_BTHV, g, **kwargs)
 
 
 FORMS = {"slow": linear_attention_slow, "torch": linear_attention_chunkwise, "fla": linear_attention_fla}

@@ -54,6 +54,14 @@ VARIANTS = {
         ("kda",),
         {"kda": {"num_v_heads": 4, "expand_v": 2.0, "use_short_conv": False, "lower_bound": -5.0, "safe_gate": True}},
     ),
+    "hgrn2 without convolution": (("hgrn2",), {"hgrn2": {"use_short_conv": False, "use_lower_bound": False}}),
+    "gsa without convolution": (("gsa",), {"gsa": {"use_short_conv": False, "feature_map": "relu", "num_slots": 0}}),
+    "mamba2, the gate last": (
+        ("mamba2",),
+        {"mamba2": {"n_groups": 1, "norm_before_gate": True, "use_conv_bias": False, "dt_low": 0.01, "dt_high": 0.5}},
+    ),
+    "rwkv7 behind another": (("gla", "rwkv7", "rwkv7"), {}),
+    "samba": (("mamba", "attention"), {"attention": {"window_size": 7}}),
     "hybrid of all": (tuple(MIXERS), {}),
 }
 

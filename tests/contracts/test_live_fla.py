@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BLOCK_SETTINGS
 from golden import read
 from safetensors.torch import load_file, save_file
 
@@ -51,9 +52,14 @@ MIXERS = {
     "linear_attention": {"num_heads": 2, "norm_feature_map": True, "feature_map": "elu"},
     "linear_attention, one map for both": {"num_heads": 2, "feature_map": "hedgehog", "tie_feature_map_qk": True},
     "kda": {"num_heads": 2, "head_dim": 8},
+    "hgrn2": {"expand_ratio": 16, "use_short_conv": True, "use_lower_bound": False},
+    "gsa": {"num_heads": 4, "num_kv_heads": 2, "num_slots": 12, "expand_k": 0.5, "feature_map": "t2r"},
+    "mamba2": {"head_dim": 8, "state_size": 12, "dt_high": 0.3, "norm_before_gate": True, "D_has_hdim": True},
+    "mamba": {"state_size": 5, "intermediate_size": 48, "dt_rank": 3, "use_bias": True},
+    "rwkv7": {"head_dim": 8, "key_norm_eps": 1e-24, "decay_low_rank_dim": 6, "gate_low_rank_dim": 40},
     "kda, bounded": {"num_heads": 1, "num_v_heads": 2, "head_dim": 16, "lower_bound": -5.0, "safe_gate": True},
 }  # fmt: skip
-HYBRIDS = ("gla", "gated_delta_net", "kda")
+HYBRIDS = ("gla", "gated_delta_net", "kda", "hgrn2", "mamba")  # the last is Samba
 SOFTMAX = {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 16, "rope_theta": 5000.0}
 
 
@@ -64,10 +70,11 @@ def run(*words: object) -> None:
 
 def shape_of(case: str, hybrid: bool) -> ModelShape:
     mixer = case.split(",")[0]
-    shape = ModelShape(
-        hidden_size=32, num_hidden_layers=2, layer_types=(mixer,), mixers={mixer: MIXERS[case]}, intermediate_size=48,
-        vocab_size=258, initializer_range=0.2,
-    )  # fmt: skip
+    blocks = {"intermediate_size": 256} if (mixer, hybrid) == ("mamba", True) else BLOCK_SETTINGS.get(mixer, {})
+    shape = ModelShape(**{
+        "hidden_size": 32, "num_hidden_layers": 2, "layer_types": (mixer,), "mixers": {mixer: MIXERS[case]}, "intermediate_size": 48,
+        "vocab_size": 258, "initializer_range": 0.2, **blocks,
+    })  # fmt: skip
     if not hybrid:
         return shape
     mixers = {**shape.mixers, "attention": SOFTMAX}
@@ -84,7 +91,7 @@ def test_an_export_gives_our_logits_in_fla(case, hybrid, tmp_path):
     model = build(shape_of(case, hybrid), seed=5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):  # ones and zeros would hide mistakes
+            if "norm" in name or name.endswith("bias") or not parameter.any():  # ones and zeros would hide mistakes
                 parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
     check = export(model, bytes_tokenizer(), tmp_path / "hf")
     assert (check.peer_kl is None and "need CUDA" in check.peer_absent) or torch.cuda.is_available()
