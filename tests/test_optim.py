@@ -58,6 +58,20 @@ def test_a_step_without_gradient_signal_shrinks_matrices_alone(tiny_model):
         assert parameter.allclose(expected, rtol=1e-6, atol=0), name
 
 
+@pytest.mark.parametrize(
+    "mixer, kept",
+    [
+        ("mamba", {"mixer.A_log", "mixer.D"}),
+        ("rwkv7", {"mixer.r_k", "mixer.x_r", "mlp.x_k", "mixer.w_lora.lora.2.bias"}),
+        ("hgrn2", {"lower_bounds"}),
+    ],
+)
+def test_rates_bounds_and_shares_do_not_decay_whatever_their_dims(tiny_model, mixer, kept):
+    found = names_by_decay(tiny_model(mixer), Optimizer(weight_decay=0.1))
+    assert {name for name in found[True] if any(name.endswith(leaf) for leaf in kept)} == set()
+    assert all(any(name.endswith(leaf) for name in found[False]) for leaf in kept)
+
+
 def test_adam_has_no_decay_and_frozen_parameters_are_left_out(tiny_model):
     model = tiny_model()
     model.norm.weight.requires_grad_(False)
