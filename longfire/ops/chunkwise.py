@@ -108,7 +108,8 @@ def decays_alone(decay: Tensor) -> list[Tensor]:
 
 # The tree and the scan are operators of their own, with backwards written out. For autograd: it would keep every level of
 # the tree, 14 tensors the size of a query at C = 64, where this keeps its inputs and climbs again (and is a fifth faster).
-# For torch.compile: it takes them as they are; unrolled they compiled for a minute and ran no faster.
+# For torch.compile: it takes them as they are; unrolled they compiled for a minute and ran no faster. It believes the strides
+# that the shape functions state, so outputs are contiguous, or lie as the input does that they were cloned from.
 
 
 @torch.library.custom_op("longfire::decay_tree", mutates_args=())
@@ -167,14 +168,14 @@ def decay_tree_backward(
         d_same = d_product.diagonal(dim1=-2, dim2=-1)[..., None]
         d_key += d_same * query
         d_query += d_same * key
-    return [d_decay, *d_keys, *d_queries]
+    return [d.contiguous() for d in (d_decay, *d_keys, *d_queries)]
 
 
 @decay_tree_backward.register_fake
 def decay_tree_backward_shapes(
     decay: Tensor, keys: list[Tensor], queries: list[Tensor], d_outputs: list[Tensor]
 ) -> list[Tensor]:
-    return [torch.empty_like(x) for x in (decay, *keys, *queries)]
+    return [x.new_empty(x.shape) for x in (decay, *keys, *queries)]
 
 
 def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -284,12 +285,12 @@ def value_tree_backward(products: Tensor, value: Tensor, decay: Tensor, d_output
         d_whole = torch.stack([d_whole_early, d_whole_late], -3).flatten(-4, -2)
     d_products.diagonal(dim1=-2, dim2=-1).copy_((d_out * value).sum(-1))
     d_value = d_to_end.addcmul_(d_out, products.diagonal(dim1=-2, dim2=-1)[..., None])
-    return [d_products, d_value, d_whole + d_from_start]
+    return [d.contiguous() for d in (d_products, d_value, d_whole + d_from_start)]
 
 
 @value_tree_backward.register_fake
 def value_tree_backward_shapes(products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]) -> list[Tensor]:
-    return [torch.empty_like(x) for x in (products, value, decay)]
+    return [x.new_empty(x.shape) for x in (products, value, decay)]
 
 
 def keep_value_tree(ctx: Any, inputs: tuple[Tensor, ...], output: list[Tensor]) -> None:
@@ -315,12 +316,12 @@ def scan(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False
     for step, added in reversed(steps) if reverse else steps:
         states.append(state)
         state = carried(step, state, added)
-    return torch.stack(states[::-1] if reverse else states, 1), state
+    return torch.stack(states[::-1] if reverse else states, 1).contiguous(), state.contiguous()
 
 
 @scan.register_fake
 def scan_shapes(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(write), torch.empty_like(state)
+    return write.new_empty(write.shape), state.new_empty(state.shape)
 
 
 def keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

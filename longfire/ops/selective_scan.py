@@ -147,7 +147,7 @@ def scan_tokens_backward(
     """The gradients of x, dt, A, B, C and the state before the first token; each state's own is d_BND on its way back."""
     A_DN = inputs[2]
     A_ND = A_DN.to(before.dtype).T.contiguous()
-    d_x_BTD, d_dt_BTD, _, d_B_BTN, d_C_BTN = (torch.empty_like(x) for x in inputs)
+    d_x_BTD, d_dt_BTD, _, d_B_BTN, d_C_BTN = (x.new_empty(x.shape) for x in inputs)
     d_A_BND, carried_BND = torch.zeros_like(before[0]), d_last_BND
     for chunk, h_BND in zip(chunks(*inputs, starts_BT, step=-1), before.flip(0)):
         span, decay_BTND, states_BTND = chunk.span, chunk.decay_BTND, chunk.states(h_BND)
@@ -168,14 +168,14 @@ def scan_tokens_backward(
             d_A_BND.addcmul_(d_BND, dt_BD[:, None, :])
         d_dt_BTD[:, span] = d_BTND.mul_(A_ND).sum(2).addcmul_(d_scaled_BTD, chunk.x_BTD)
         d_x_BTD[:, span] = d_scaled_BTD.mul_(chunk.dt_BTD)
-    return [d_x_BTD, d_dt_BTD, d_A_BND.sum(0).T.to(A_DN.dtype).contiguous(), d_B_BTN, d_C_BTN, carried_BND]
+    return [d_x_BTD, d_dt_BTD, d_A_BND.sum(0).T.to(A_DN.dtype).contiguous(), d_B_BTN, d_C_BTN, carried_BND.contiguous()]
 
 
 @scan_tokens_backward.register_fake
 def scan_tokens_backward_shapes(
     inputs: list[Tensor], starts_BT: Tensor | None, before: Tensor, d_y_BTD: Tensor, d_last_BND: Tensor
 ) -> list[Tensor]:
-    return [*map(torch.empty_like, inputs), torch.empty_like(d_last_BND)]
+    return [x.new_empty(x.shape) for x in (*inputs, d_last_BND)]
 
 
 def keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,0 +1,68 @@
+"""Each operator of our own tells torch.compile the truth: shapes, strides, what it mutates, however its inputs lie in memory.
+
+A stride that the shape function states and the operator does not keep shows only where the compiler happens to lay an input
+out another way: it stopped a compiled backward of Mamba-2.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from longfire.ops import chunkwise, selective_scan
+
+B, N, H, T, C, K, V = 2, 3, 2, 2 * selective_scan.TOKENS - 3, 8, 4, 6
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+key_BCK, value_BCV, pairs_BCC = rand(B, C, K), rand(B, C, V), rand(B, C, C)
+selective = [rand(B, T, V), rand(B, T, V), -rand(V, K), rand(B, T, K), rand(B, T, K)]
+starts_BT = rand(B, T) < 0.1
+
+CALLS = {
+    chunkwise.decay_tree: [(key_BCK, [key_BCK, key_BCK], [key_BCK])],
+    chunkwise.decay_tree_backward: [
+        (key_BCK, [key_BCK], [key_BCK], [key_BCK[:, :1], key_BCK, key_BCK, pairs_BCC]),
+    ],
+    chunkwise.value_tree: [(pairs_BCC, value_BCV, value_BCV)],
+    chunkwise.value_tree_backward: [(pairs_BCC, value_BCV, value_BCV, [value_BCV] * 3)],
+    chunkwise.scan: [
+        (rand(B, N, H, K, K), rand(B, N, H, K, V), rand(B, H, K, V), True),
+        (rand(B, N, H, K, 1), rand(B, N, H, K, V), rand(B, H, K, V), False),
+        (rand(1, N, 1, 1, 1), rand(B, 1, H, K, V).expand(B, N, H, K, V), rand(B, H, K, V), False),
+    ],
+    selective_scan.scan_tokens: [(*selective, rand(B, K, V), starts_BT), (*selective, rand(B, K, V), None)],
+    selective_scan.scan_tokens_backward: [
+        (selective, starts, rand(2, B, K, V), rand(B, T, V), rand(B, K, V)) for starts in (starts_BT, None)
+    ],
+}
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "last two dims swapped": lambda x: x.mT.contiguous().mT,
+    "first two dims swapped": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "every other of a wider one": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+}
+
+
+def laid(arguments, layout):
+    """The same values, matrices and above laid out by `layout`."""
+    if isinstance(arguments, (list, tuple)):
+        return type(arguments)(laid(x, layout) for x in arguments)
+    return layout(arguments) if isinstance(arguments, Tensor) and arguments.dim() > 1 else arguments
+
+
+def operators() -> set[str]:
+    return {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("longfire::")}
+
+
+def test_every_operator_is_among_the_cases():
+    assert operators() == {operator._qualname for operator in CALLS}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("operator", CALLS, ids=lambda operator: operator._qualname)
+def test_shapes_and_strides_are_as_stated(operator, layout):
+    for call in CALLS[operator]:
+        torch.library.opcheck(operator, laid(call, LAYOUTS[layout]), test_utils=("test_schema", "test_faketensor"))
