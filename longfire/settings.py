@@ -157,11 +157,40 @@ class LRScheduler:
 
 @dataclass(frozen=True)
 class Parallelism:
-    data_parallel_replicate_degree: int = setting(1, "replicas of the model (1: this version runs one process)")
-    data_parallel_shard_degree: int = setting(-1, "shards of parameters and optimizer; -1: the processes that remain")
-    tensor_parallel_degree: int = setting(1, "processes that share each matrix")
-    pipeline_parallel_degree: int = setting(1, "processes that share the layers")
-    context_parallel_degree: int = setting(1, "processes that share each row")
+    mesh_dim: str = setting(
+        "", "four degrees in one word, replicas,shards,tensor,context (one may be -1), instead of the five below"
+    )
+    data_parallel_replicate_degree: int = setting(1, "replicas of the model, each with rows of its own", "[-1, inf)")
+    data_parallel_shard_degree: int = setting(
+        -1,
+        "processes that share parameters and optimizer, each with rows of its own; -1: those that remain",
+        "[-1, inf)",
+    )
+    tensor_parallel_degree: int = setting(1, "processes that share each matrix", POSITIVE)
+    pipeline_parallel_degree: int = setting(1, "processes that share the layers", POSITIVE)
+    context_parallel_degree: int = setting(1, "processes that share each row", POSITIVE)
+    reshard_after_forward: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "give gathered parameters back after a block's forward, and gather them again in its backward; auto: unless "
+        "pipeline parallel",
+    )
+    param_gather_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type in which sharded parameters travel. bfloat16 halves that, and rounds norms and decay rates too"
+    )
+    cpu_offload: bool = setting(False, "keep shards of parameters, gradients and optimizer in the host's memory")
+    sequence_parallel: bool = setting(
+        True, "with tensor parallel: between mixers and MLPs each process holds its part of the row"
+    )
+    pipeline_parallel_schedule: str = setting(
+        "1F1B", "order of forwards and backwards: a name of torch.distributed.pipelining, as Interleaved1F1B"
+    )
+    pipeline_parallel_schedule_csv: str = setting("", "a file with the order, instead of its name")
+    pipeline_parallel_split_points: tuple[str, ...] = setting(
+        (), "modules that begin a stage, as layers.2,layers.4; empty: stages of equal cost"
+    )
+    pipeline_parallel_microbatches: int = setting(
+        0, "microbatches of a step in the pipeline; 0: those of gradient accumulation, or one a stage", NATURAL
+    )
 
 
 @dataclass(frozen=True)
