@@ -15,6 +15,7 @@ from longfire.ops.linear import Linear
 from longfire.ops.mlp import GELUMLP, SquaredReLUMLP, SwiGLU
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
+from longfire.parallel.pieces import Split
 from longfire.shape import ModelShape, mixer_of
 
 MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = 1, 2, 4  # where noise is used: in a block, and from block to block
@@ -94,6 +95,11 @@ class Model(nn.Module):
         super().__init__()
         assert shape.vocab_size > 0, "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
         self.shape, self.compute_dtype = shape, compute_dtype
+        # what parallel/ leaves of the model in one process: pieces.Split by parameter, parameters whose gradient is only this
+        # process's part, and parameters that another process owns
+        self.splits: dict[str, Split] = {}
+        self.partial: set[str] = set()
+        self.copied: set[str] = set()
         self.embed = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.positions = (
             nn.Embedding(shape.max_position_embeddings, shape.hidden_size) if shape.learned_positions else None
@@ -163,10 +169,19 @@ def build(
     shape: ModelShape, seed: int, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
 ) -> Model:
     """A model with fp32 master parameters on `device`, initialised by (seed, name, shape): the same on every layout."""
+    return materialise(on_meta(shape, compute_dtype), seed, device)
+
+
+def on_meta(shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> Model:
+    """A model without memory, for parallel/apply.py to take apart before it gets any."""
     with torch.device("meta"):
-        model = Model(shape, compute_dtype)
+        return Model(shape, compute_dtype)
+
+
+def materialise(model: Model, seed: int, device: torch.device | str) -> Model:
+    """Give what is left of the model here its memory and its first values."""
     model.to_empty(device=device)
-    if shape.tie_word_embeddings:
+    if model.shape.tie_word_embeddings and model.embed is not None and model.head is not None:
         model.head.weight = model.embed.weight  # to_empty gives each module a tensor of its own
     initialise(model, seed)
     return model

@@ -20,7 +20,7 @@ FLOORS = [
     ["__init__"],
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
-    ["model", "loss", "checkpoint", "plugins"],
+    ["model", "loss", "shards", "checkpoint", "plugins"],
     ["hub"],
     ["run"],
     ["weights"],
@@ -39,6 +39,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PRIVATE_NAMES = {
     "ops/attention.py": None,
     "ops/linear.py": None,
+    "optim.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
