@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from longfire.mixers import MIXERS
 from longfire.mixers.channel_mix import ChannelMix
 from longfire.mixers.mixer import Sequence, read_mixer_shape
+from longfire.ops.cross_entropy import Words
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
 from longfire.ops.mlp import GELUMLP, SquaredReLUMLP, SwiGLU
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
-from longfire.parallel.pieces import Split
+from longfire.parallel.pieces import Split, boxes, local, whole_shape
 from longfire.shape import ModelShape, mixer_of
 
 MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = 1, 2, 4  # where noise is used: in a block, and from block to block
@@ -88,18 +89,18 @@ def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
 class Model(nn.Module):
     """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from the embedding on.
 
-    The head is apart from `forward`, so that the loss can be fused with it and the logits of a row need never be whole.
+    The head is apart from `forward`, so that the loss can be fused with it and the logits of a row need never be whole: the loss
+    takes `to_head(hidden)` and `head.weight`, which has the rows of `words` (None: of all).
+
+    What parallel/tensor.py leaves of a model: `splits` says what of a parameter lies here, by name; `partial` names parameters
+    whose gradient is to be added up over the processes that share matrices. What parallel/pipeline.py leaves: `copied` names
+    parameters that another process owns.
     """
 
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         assert shape.vocab_size > 0, "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
         self.shape, self.compute_dtype = shape, compute_dtype
-        # what parallel/ leaves of the model in one process: pieces.Split by parameter, parameters whose gradient is only this
-        # process's part, and parameters that another process owns
-        self.splits: dict[str, Split] = {}
-        self.partial: set[str] = set()
-        self.copied: set[str] = set()
         self.embed = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.positions = (
             nn.Embedding(shape.max_position_embeddings, shape.hidden_size) if shape.learned_positions else None
@@ -111,6 +112,11 @@ class Model(nn.Module):
         self.head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
         if shape.tie_word_embeddings:
             self.head.weight = self.embed.weight
+        self.splits: dict[str, Split] = {}
+        self.partial: set[str] = set()
+        self.copied: set[str] = set()
+        self.words: Words | None = None
+        self.to_head: Callable[[Tensor], Tensor] = as_it_is
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
@@ -143,17 +149,24 @@ class Model(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses loss.py."""
-        return self.head(hidden_BTD).float()
+        return self.head(self.to_head(hidden_BTD)).float()
 
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a row of `seq_len`, head included; a training step does 3x.
 
         Convention: a multiply-add is 2, the masked half of causal attention is not counted, recurrences count as their
         recurrent form (what the mathematics needs, not what a chunked kernel spends); norms and activations count nothing.
+        Of the whole model, whatever of it lies here.
         """
-        mixers = sum(block.mixer.flops_per_token(seq_len) for block in self.layers)
-        matrices = [p for block in self.layers if block.mlp for p in block.mlp.parameters() if p.dim() >= 2]
+        with torch.device("meta"):
+            layers = Model(self.shape).layers
+        mixers = sum(block.mixer.flops_per_token(seq_len) for block in layers)
+        matrices = [p for block in layers if block.mlp for p in block.mlp.parameters() if p.dim() >= 2]
         return mixers + 2 * sum(p.numel() for p in matrices) + 2 * self.shape.hidden_size * self.shape.vocab_size
+
+
+def as_it_is(hidden_BTD: Tensor) -> Tensor:
+    return hidden_BTD
 
 
 def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
@@ -190,22 +203,27 @@ def materialise(model: Model, seed: int, device: torch.device | str) -> Model:
 def initialise(model: Model, seed: int) -> None:
     """Give every parameter its first value, keyed by (seed, name, global shape) and drawn on the CPU.
 
-    Rules: norms 1, biases 0, matrices, embeddings and convolutions N(0, initializer_range) (fla's and Llama's rule), a
-    mixer's own parameters by its `own_init`. Raises AssertionError naming a parameter that no rule visits.
+    Each is drawn whole, since rules may look at the whole shape, and what of it lies here (split, sharded) is kept. Rules: norms 1,
+    biases 0, matrices, embeddings and convolutions N(0, initializer_range) (fla's and Llama's rule), a mixer's own parameters by its
+    `own_init`. Raises AssertionError naming a parameter that no rule visits.
     """
     visited, own = set(), own_rules(model)
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter in visited:
                 continue  # a tied head begins as the embedding
-            name = f"{module_name}.{leaf}"
-            first, generator = torch.empty(parameter.shape, dtype=torch.float32), keyed_generator(seed, name)
+            name, split = f"{module_name}.{leaf}", model.splits.get(f"{module_name}.{leaf}")
+            first, generator = (
+                torch.empty(whole_shape(parameter, split), dtype=torch.float32),
+                keyed_generator(seed, name),
+            )
             with torch.no_grad():
                 if name in own:
                     own[name](first, generator)
                 else:
                     fill(first, module, leaf, generator, model.shape.initializer_range)
-                parameter.copy_(first)
+                for box in boxes(parameter, split):
+                    box.of_local(local(parameter)).copy_(box.of_whole(first))
             visited.add(parameter)
     unvisited = [name for name, parameter in model.named_parameters() if parameter not in visited]
     assert not unvisited, f"no initialiser visited {unvisited}"
