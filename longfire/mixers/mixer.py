@@ -42,6 +42,8 @@ class Mixer(nn.Module):
       keep_fp32: parameters that no compute dtype may round
       whole_model: the class of a module that the model holds once for all layers of this mixer, made as
                 whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block
+      carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
+                outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
     and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
     parallel/ replaces. A mixer never knows of ranks.
     """
@@ -52,6 +54,7 @@ class Mixer(nn.Module):
     own_init: ClassVar[dict[str, Any]] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     whole_model: ClassVar[type[nn.Module] | None] = None
+    carried: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ FLOORS = [
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
     ["model", "loss", "checkpoint", "plugins"],
-    ["hub"],
+    ["hub", "parallel.pipeline"],
     ["run"],
     ["weights"],
     ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
@@ -40,6 +40,7 @@ PRIVATE_NAMES = {
     "ops/attention.py": None,
     "ops/linear.py": None,
     "parallel/apply.py": {"torch._dynamo"},
+    "parallel/pipeline.py": {"_PipelineScheduleRuntime", "_load_csv"},
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
