@@ -77,6 +77,11 @@ class Block(nn.Module):
         drops = seq.noise_BT is not None and self.dropout > 0
         return dropout_add(y_BTD, x_BTD, self.dropout, of_place(seq.noise_BT, place)) if drops else x_BTD + y_BTD
 
+    def flops_per_token(self, seq_len: int) -> float:
+        """Of the forward, by the convention of Model.flops_per_token."""
+        matrices = [p for p in self.mlp.parameters() if p.dim() >= 2] if self.mlp else []
+        return self.mixer.flops_per_token(seq_len) + 2 * sum(p.numel() for p in matrices)
+
 
 def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
     if shape.mlp == "none":
@@ -123,13 +128,10 @@ class Model(nn.Module):
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
         self.prepare(seq)
-        x_BTD = self.embedded(ids_BT, seq)
-        for layer, block in enumerate(self.layers, 1):
-            noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, BLOCK_PLACE * layer)
-            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT))
+        x_BTD = self.blocks(self.embedded(ids_BT, seq), seq)
         if seq.cache is not None:
             seq.cache.length += ids_BT.shape[1]
-        return self.norm(x_BTD).to(self.compute_dtype)
+        return self.normed(x_BTD)
 
     def prepare(self, seq: Sequence) -> None:
         """Put into `seq.shared` what several layers use."""
@@ -143,9 +145,25 @@ class Model(nn.Module):
         x_BTD = self.embed(ids_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(seq.positions_BT)
-        x_BTD = x_BTD.to(torch.float32 if self.shape.residual_in_fp32 else self.compute_dtype)
-        x_BTD = dropout(x_BTD, self.shape.embed_dropout, seq.noise_BT)
+        x_BTD = dropout(x_BTD.to(self.stream_dtype), self.shape.embed_dropout, seq.noise_BT)
         return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
+
+    def blocks(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        """What the last block says; each has noise of its own, by its number in the whole model."""
+        for block in self.layers:
+            place = BLOCK_PLACE * (block.mixer.layer + 1)
+            noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
+            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT))
+        return x_BTD
+
+    def normed(self, x_BTD: Tensor) -> Tensor:
+        """What the head sees."""
+        return self.norm(x_BTD).to(self.compute_dtype)
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """The type of what goes from block to block."""
+        return torch.float32 if self.shape.residual_in_fp32 else self.compute_dtype
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses loss.py."""
@@ -160,9 +178,8 @@ class Model(nn.Module):
         """
         with torch.device("meta"):
             layers = Model(self.shape).layers
-        mixers = sum(block.mixer.flops_per_token(seq_len) for block in layers)
-        matrices = [p for block in layers if block.mlp for p in block.mlp.parameters() if p.dim() >= 2]
-        return mixers + 2 * sum(p.numel() for p in matrices) + 2 * self.shape.hidden_size * self.shape.vocab_size
+        blocks = sum(block.flops_per_token(seq_len) for block in layers)
+        return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
 
 
 def as_it_is(hidden_BTD: Tensor) -> Tensor:

@@ -47,19 +47,10 @@ class Mixer(nn.Module):
                 (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
       keep_fp32: parameters that no compute dtype may round
       whole_model: the class of a module that the model holds once for all layers of this mixer, made as
-                whole_model(model, shape); split_dims: the dim of each parameter that has channels; what its forward() returns goes into `seq.shared` before the first block
-    and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
-    parallel/ replaces. A mixer never knows of ranks.
-    """
-
-    Shape: ClassVar[type]
-    roles: ClassVar[dict[str, str]] = {}
-    divided: ClassVar[dict[str, str]] = {}
-    context: ClassVar[tuple[str, ...]] = ()
-    own_init: ClassVar[dict[str, Any]] = {}
-    keep_fp32: ClassVar[tuple[str, ...]] = ()
-    whole_model: ClassVar[type[nn.Module] | None] = None
-    first_head: int = 0
+                whole_model(model, shape); split_dims: the dim of each parameter that has channels; what its forward() returns goes
+                into `seq.shared` before the first block
+      carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
+                outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
 
     def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
         super().__init__()

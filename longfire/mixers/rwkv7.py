@@ -78,6 +78,7 @@ class RWKV7(Mixer):
              **{f"{name}_lora.lora.2": "column" for name in "wvag"}}  # fmt: skip
     divided = {"heads": "head_dim"}
     context = ("state", "halo")
+    carried = (FIRST,)
 
     def __init__(self, model: ModelShape, shape: RWKV7Shape, layer: int) -> None:
         super().__init__(model, shape, layer)

@@ -21,7 +21,7 @@ FLOORS = [
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
     ["model", "loss", "shards", "checkpoint", "plugins"],
-    ["hub"],
+    ["hub", "parallel.pipeline"],
     ["run"],
     ["weights"],
     ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
@@ -41,6 +41,7 @@ PRIVATE_NAMES = {
     "ops/linear.py": None,
     "optim.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
+    "parallel/pipeline.py": {"_PipelineScheduleRuntime", "_load_csv"},
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
