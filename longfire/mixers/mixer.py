@@ -51,6 +51,19 @@ class Mixer(nn.Module):
                 into `seq.shared` before the first block
       carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
                 outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
+    and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
+    parallel/ replaces. A mixer never knows of ranks.
+    """
+
+    Shape: ClassVar[type]
+    roles: ClassVar[dict[str, str]] = {}
+    divided: ClassVar[dict[str, str]] = {}
+    context: ClassVar[tuple[str, ...]] = ()
+    own_init: ClassVar[dict[str, Any]] = {}
+    keep_fp32: ClassVar[tuple[str, ...]] = ()
+    whole_model: ClassVar[type[nn.Module] | None] = None
+    first_head: int = 0
+    carried: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
         super().__init__()

@@ -120,7 +120,12 @@ def read_order(file: str) -> Order:
         [(stage, number) for stage, kind, number, process in done if kind == wanted_kind and where[stage] == process]
         for wanted_kind in "FBIW"
     )
-    if not wanted or sorted(forwards) != sorted(wanted) or sorted(wholes + halves) != sorted(wanted) or sorted(halves) != sorted(others):
+    if (
+        not wanted
+        or sorted(forwards) != sorted(wanted)
+        or sorted(wholes + halves) != sorted(wanted)
+        or sorted(halves) != sorted(others)
+    ):
         raise SettingsError(
             f"{CSV} = {file!r} is no order of forwards and backwards: a row a process, and in them once for each stage and microbatch "
             "STAGEFmicrobatch and STAGEBmicrobatch (or STAGEI... and STAGEW...), a stage always on one process, counted from 0"
@@ -128,7 +133,9 @@ def read_order(file: str) -> Order:
     return Order(microbatches, tuple(where[stage] for stage in range(stages)))
 
 
-def refusals(shape: ModelShape | ForeignShape, processes: int, parallelism: Parallelism, microbatches: int) -> Iterator[str]:
+def refusals(
+    shape: ModelShape | ForeignShape, processes: int, parallelism: Parallelism, microbatches: int
+) -> Iterator[str]:
     """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key, number and mend of each reason."""
     if isinstance(shape, ForeignShape):
         yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
