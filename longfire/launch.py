@@ -83,7 +83,6 @@ def meeting_point() -> str:
 def record_collectives(count: int) -> None:
     """torch's flight recorder keeps the last so many collectives of each process and writes them when one hangs (NCCL only)."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(count))
-    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(count))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 

@@ -111,7 +111,7 @@ def compare(model: Model, true: Model, mesh: Mesh) -> None:
         for box in boxes(parameter, model.splits.get(name)):
             got, wanted = box.of_local(local(parameter.grad)), box.of_whole(whole)
             torch.testing.assert_close(
-                got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=lambda m: f"{name}: {m}"
+                got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=lambda m, name=name: f"{name}: {m}"
             )
             seen += got.numel()
         assert seen == local(parameter).numel(), f"the boxes of {name} are all of what lies here"
