@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from worlds import in_processes
 from longfire.data.batches import Batch
 from longfire.loss import loss_sum, losses
 from longfire.mixers import MIXERS
+from longfire.mixers.gla import GLA
 from longfire.model import Model, build, initialise, keyed_generator
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
@@ -45,9 +48,8 @@ FOUR_HEADS = {
 
 
 def shape_of(*mixers: str, **changes) -> ModelShape:
-    return tiny_shape(
-        *mixers, **{"mixers": {name: FOUR_HEADS[name] for name in mixers}, "initializer_range": 0.2, **changes}
-    )
+    settings = {name: FOUR_HEADS[name] for name in mixers}
+    return tiny_shape(*mixers, **{"mixers": settings, "initializer_range": 0.2, **changes})
 
 
 def a_batch(rows: int = 2) -> Batch:
@@ -342,4 +344,34 @@ def test_a_mixer_that_does_not_say_how_it_is_split_is_refused():
     with torch.device("meta"):
         model = Model(shape_of("gla"))
     model.layers[0].mixer.stray = torch.nn.Parameter(torch.empty(4))
-    assert "roles of gla do not say how stray is split" in "\n".join(refusals(model, 2, True, TOKENS))
+    assert "gla does not say how stray is split (roles); set it to 1" in "\n".join(refusals(model, 2, True, TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({"divided": {}}, "which of its attributes count heads"),
+        ({"roles": {**GLA.roles, "q_proj": "colum"}}, "known where it says colum "),
+        ({"roles": {**GLA.roles, "o_proj": "column"}}, "which matrix ends it"),
+    ],
+)
+def test_a_mixer_that_leaves_open_how_it_is_shared_is_refused(attributes, told, monkeypatch):
+    for name, value in attributes.items():
+        monkeypatch.setattr(GLA, name, value)
+    said = refused(shape_of("gla"), 2)
+    assert told in said and "set it to 1" in said, said
+
+
+def check_the_pages_mixer(rank: int) -> None:
+    """The mixer of docs/mixers.md, as its reader would write it."""
+    page = (Path(__file__).parents[1] / "docs" / "mixers.md").read_text(encoding="utf-8")
+    scope: dict = {"__name__": "my_mixer"}
+    exec(page.split("```python\n")[1].split("```")[0], scope)
+    MIXERS.update(scope["MIXERS"])
+    shape = replace(shape_of("gla"), layer_types=("decayed_sum",), mixers={"decayed_sum": {"num_heads": 4}})
+    assert refused(shape, 2) == ""
+    check(rank, shape, {"tp": 2}, True)
+
+
+def test_the_mixer_of_the_page_is_shared_by_what_it_declares():
+    in_processes(2, check_the_pages_mixer)

@@ -113,11 +113,10 @@ def refusals(
 def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
     """Why tp processes cannot share a mixer or an MLP."""
     degree, where = f"parallelism.tensor_parallel_degree = {tp}", "in the file that model.config names"
-    without = {leaf for leaf, _ in region.named_parameters()}
-    for role in region.roles:
-        without -= set(leaves(region, role))
-    if without:
-        yield f"{degree}: the roles of {name} do not say how {', '.join(sorted(without))} is split; set it to 1"
+    missing = list(undeclared(region))
+    if missing:
+        yield from (f"{degree}: {name} does not say {what}; set it to 1" for what in missing)
+        return
     counts = {what: getattr(region, what) for what in getattr(region, "divided", ())}
     for what, count in counts.items():
         if count % tp:
@@ -129,6 +128,19 @@ def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
         size = region.get_parameter(leaf).shape[dim] // parts
         if size % tp and not any(count % tp for count in counts.values()):
             yield f"{degree} must divide the {size} channels of {name}.{leaf}; change their number {where}"
+
+
+def undeclared(region: nn.Module) -> Iterator[str]:
+    """What a mixer of a user's own, or an MLP, leaves open."""
+    spoken_of = {leaf for role in region.roles for leaf in leaves(region, role)}
+    if without := sorted({leaf for leaf, _ in region.named_parameters()} - spoken_of):
+        yield f"how {', '.join(without)} is split (roles)"
+    if unknown := sorted({role for role in region.roles.values() if role not in ROLES}):
+        yield f"a role that is known where it says {', '.join(unknown)} (known: {', '.join(ROLES)})"
+    if "row" not in region.roles.values():
+        yield "which matrix ends it (a role that is row)"
+    if not getattr(region, "divided", True):
+        yield "which of its attributes count heads (divided)"
 
 
 def named_regions(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
