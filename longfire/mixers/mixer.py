@@ -47,8 +47,8 @@ class Mixer(nn.Module):
                 (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
       keep_fp32: parameters that no compute dtype may round
       whole_model: the class of a module that the model holds once for all layers of this mixer, made as
-                whole_model(model, shape); split_dims: the dim of each parameter that has channels; what its forward() returns goes
-                into `seq.shared` before the first block
+                whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block. Its split_dims
+                say which dim of a parameter has channels, for tensor parallelism
       carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
                 outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
     and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
