@@ -93,6 +93,9 @@ class Model(nn.Module):
     """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from the embedding on.
 
     The head is apart from `forward`, so that the loss can be fused with it and the logits of a row need never be whole.
+
+    What parallel/pipeline.py leaves of a model: some `layers`, under their numbers, and None for what lies elsewhere; `copied` names
+    parameters that lie here too, while another process has the copy that counts.
     """
 
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -108,7 +111,12 @@ class Model(nn.Module):
         self.shared = nn.ModuleDict(modules_of_all_layers(shape, self.layers))
         self.norm = nn.Identity() if shape.block == "post" else make_norm(shape)
         self.head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
-        if shape.tie_word_embeddings:
+        self.tie()
+        self.copied: set[str] = set()
+
+    def tie(self) -> None:
+        """Let the head share the embedding's parameter, if the shape says so: again after to_empty, which gives each its own."""
+        if self.shape.tie_word_embeddings and self.head is not None:
             self.head.weight = self.embed.weight
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
@@ -162,8 +170,10 @@ class Model(nn.Module):
 
         Convention: a multiply-add is 2, the masked half of causal attention is not counted, recurrences count as their
         recurrent form (what the mathematics needs, not what a chunked kernel spends); norms and activations count nothing.
+        Of the whole model, whatever of it lies here.
         """
-        blocks = sum(block.flops_per_token(seq_len) for block in self.layers)
+        with torch.device("meta"):
+            blocks = sum(block.flops_per_token(seq_len) for block in Model(self.shape).layers)
         return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
 
 
@@ -183,8 +193,7 @@ def build(
     with torch.device("meta"):
         model = Model(shape, compute_dtype)
     model.to_empty(device=device)
-    if shape.tie_word_embeddings:
-        model.head.weight = model.embed.weight  # to_empty gives each module a tensor of its own
+    model.tie()
     initialise(model, seed)
     return model
 
