@@ -155,13 +155,11 @@ def test_four_processes_with_a_layer_each(kind, schedule, tiny_model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(
-    ("processes", "schedule"), [(2, "1F1B"), (4, "Interleaved1F1B"), (4, "ZBVZeroBubble"), (4, "DualPipeV")]
-)
-def test_deeper_models_in_more_stages(processes, schedule, kind, tiny_model):
+@pytest.mark.parametrize("kind", ["tied", "hgrn2", "all at once"])
+@pytest.mark.parametrize("schedule", ["Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"])
+def test_deeper_models_in_more_stages(schedule, kind, tiny_model):
     types, changes = MODELS[kind]
-    in_processes(processes, one_case, double(tiny_model(*types * 2, **changes)), schedule, 8)
+    in_processes(4, one_case, double(tiny_model(*types * 2, **changes)), schedule, 8)
 
 
 def test_stages_begin_where_they_are_asked_to(tiny_model):
@@ -220,7 +218,7 @@ def agrees(found, expected):
 
 @pytest.mark.parametrize(
     ("kind", "schedule", "remat"),
-    [("tied", "1F1B", "block"), ("hgrn2", "GPipe", ""), ("rwkv7", "ZBVZeroBubble", "")],
+    [("tied", "1F1B", "block"), ("all at once", "GPipe", ""), ("hybrid", "ZBVZeroBubble", "")],
 )
 def test_sharded_inside(kind, schedule, remat, tiny_model):
     types, changes = MODELS[kind]
@@ -228,9 +226,10 @@ def test_sharded_inside(kind, schedule, remat, tiny_model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["", "block", "mlp", "attention"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("kind", ["hybrid", "rwkv7"])
+@pytest.mark.parametrize(
+    ("kind", "remat"), [("rwkv7", ""), ("hybrid", "block"), ("rwkv7", "mlp"), ("hybrid", "attention")]
+)
 def test_sharded_inside_whatever_the_order(kind, schedule, remat, tiny_model):
     types, changes = MODELS[kind]
     in_processes(4, sharded_case, double(tiny_model(*types, **changes)), schedule, remat)
@@ -393,6 +392,10 @@ def test_what_cannot_run_is_told_before(settings, count, told, tmp_path, tiny_sh
         settings["pipeline_parallel_schedule_csv"] = str(tmp_path / "order.csv")
     reasons = list(refusals(tiny_shape(*HYBRID), 2, Parallelism(**settings), count))
     assert any(told in reason for reason in reasons), reasons
+
+
+def test_a_teacher_sees_whole_models(tiny_shape):
+    assert "distillation.teacher" in next(refusals(tiny_shape(*HYBRID), 2, Parallelism(), 4, distilled=True))
 
 
 def test_more_stages_than_layers_are_told(tiny_shape):

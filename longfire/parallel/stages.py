@@ -130,12 +130,21 @@ def read_order(file: str) -> Order:
 
 
 def refusals(
-    shape: ModelShape | ForeignShape, processes: int, parallelism: Parallelism, microbatches: int
+    shape: ModelShape | ForeignShape,
+    processes: int,
+    parallelism: Parallelism,
+    microbatches: int,
+    distilled: bool = False,
 ) -> Iterator[str]:
     """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key, number and mend of each reason."""
     if isinstance(shape, ForeignShape):
         yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
         return
+    if distilled:
+        yield (
+            f"{DEGREE} = {processes}: a teacher's hidden states and logits are compared with a whole model's; set it to 1, or "
+            "distillation.teacher to ''"
+        )
     name, file = parallelism.pipeline_parallel_schedule, parallelism.pipeline_parallel_schedule_csv
     if not file and name not in STAGES_EACH:
         yield f"{SCHEDULE} = {name!r} is none of {', '.join(STAGES_EACH)}"
