@@ -1,5 +1,6 @@
 """The contract of a mixer: the part of a block that looks along the sequence."""
 
+from collections import UserDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -11,6 +12,10 @@ from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
 from longfire.shape import ModelShape, check_type
+
+
+class Shared(UserDict):
+    """A dict that no library takes for one: FSDP would give each block a copy, and what a layer leaves there were lost."""
 
 
 @dataclass
@@ -27,7 +32,7 @@ class Sequence:
     documents: Documents | None = None
     cache: Cache | None = field(default=None)
     noise_BT: Tensor | None = None
-    shared: dict[Any, Any] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
 
 
 class Mixer(nn.Module):
