@@ -339,7 +339,9 @@ def of_plan(run: Run) -> Iterator[str]:
     yield from refusals(run.degrees)
     many, parallelism = run.world.size > 1, run.parallelism
     if run.degrees["pp"] > 1 and run.shape:
-        yield from stages.refusals(run.shape, run.degrees["pp"], parallelism, run.microbatches, bool(run.distillation.teacher))
+        yield from stages.refusals(
+            run.shape, run.degrees["pp"], parallelism, run.microbatches, bool(run.distillation.teacher)
+        )
         if (rows := run.training.batch_size * run.accumulation) % run.microbatches:
             yield (
                 f"parallelism.pipeline_parallel_microbatches: {rows} rows of a process do not divide into {run.microbatches}: take a "
@@ -374,7 +376,7 @@ def of_shared_matrices(run: Run) -> Iterator[str]:
 
     if isinstance(run.shape, ForeignShape):
         return  # refused as such
-    model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 1))
+    model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 256))  # bytes, the fewest
     sequence, length = run.parallelism.sequence_parallel, run.training.seq_len
     yield from tensor.refusals(model, run.degrees["tp"], sequence, length, bool(run.distillation.teacher))
 
