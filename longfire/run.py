@@ -131,10 +131,10 @@ class Run:
     @property
     def microbatches(self) -> int:
         """Parts that a process's rows of a step go in: those of accumulation, with a pipeline as many as keep its stages busy."""
-        stages = self.degrees["pp"]
-        if stages == 1:
+        if self.degrees["pp"] == 1:
             return self.accumulation
-        return self.parallelism.pipeline_parallel_microbatches or max(self.accumulation, stages)
+        asked = self.parallelism.pipeline_parallel_microbatches
+        return asked or max(self.accumulation, len(stages.placement(self.degrees["pp"], self.parallelism)))
 
     @property
     def rows_per_step(self) -> int:
