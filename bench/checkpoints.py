@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from measure import arguments, print_table, write_result
+from measure import arguments, print_table, seconds, write_result
 
 from longfire import settings
 from longfire.checkpoint import Checkpoints, State, load
@@ -106,31 +106,36 @@ def saving(folder: Path, mode: str) -> Checkpoints:
 
 
 def stalls(state: State, folder: Path, size: dict[str, int], repeats: int) -> list[dict[str, Any]]:
-    """How much later a step ends when a save was begun before it: what reading the state and sharing the machine cost."""
+    """How long training stands still for a save begun before a step (`save` itself, and the wait before the update), and how much
+    later the step ends: that is also what sharing the cores with the writer costs."""
     ids = torch.randint(size["words"], (2, 257))
     batch = Batch(ids[:, :-1], ids[:, 1:], torch.arange(256).expand(2, -1))
     modes: dict[str, Checkpoints | None] = {
         "no save": None, "save": saving(folder, "disabled"), "asynchronous save": saving(folder, "async"),
     }  # fmt: skip
-    times: dict[str, list[float]] = {name: [] for name in modes}
+    steps: dict[str, list[float]] = {name: [] for name in modes}
+    still: dict[str, list[float]] = {name: [] for name in modes}
+    may_change = state.may_change
     for number in range(1 + repeats):
         for name, checkpoints in modes.items():
+            stood: list[float] = []
+            state.may_change = lambda stood=stood: stood.append(seconds(may_change))
             start = time.perf_counter()
             if checkpoints:
-                checkpoints.save(state)
+                stood.append(seconds(lambda checkpoints=checkpoints: checkpoints.save(state)))
             train_step(state, [batch], 1e-4, settings.Training(), Clock(CPU))
             if number:
-                times[name].append(time.perf_counter() - start)
+                steps[name].append(time.perf_counter() - start)
+                still[name].append(sum(stood))
             if checkpoints:
                 checkpoints.wait()
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    whole = medians["save"] - medians["no save"]
-    later = {name: seconds - medians["no save"] for name, seconds in medians.items()}
+    step, stood_still = ({name: statistics.median(taken) for name, taken in times.items()} for times in (steps, still))
+    share = {name: taken / stood_still["save"] for name, taken in stood_still.items()}
     return [
-        {"step with": name, "seconds": seconds, "later by": later[name], "of a save": later[name] / whole,
-         "goal": f"<= {STALL}" if name == "asynchronous save" else "",
-         "reached": later[name] <= STALL * whole if name == "asynchronous save" else ""}
-        for name, seconds in medians.items()
+        {"step with": name, "seconds": step[name], "stands still": stood_still[name], "of a save": share[name],
+         "ends later by": step[name] - step["no save"], "goal": f"<= {STALL}" if name == "asynchronous save" else "",
+         "reached": share[name] <= STALL if name == "asynchronous save" else ""}
+        for name in modes
     ]  # fmt: skip
 
 
