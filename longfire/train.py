@@ -211,15 +211,15 @@ def one_by_one(
     state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, learn: Callable[..., Tensor], clock: Clock
 ) -> Tensor:  # fmt: skip
     """Forward and backward of each microbatch; the sum of their losses."""
-    loss = torch.zeros((), device=next(state.model.parameters()).device)
+    losses = []
     for number, (batch, noise_BT) in enumerate(ready, 1):
         sync_gradients(state.model, state.mesh, last=number == len(ready))
         with clock("forward"):
             part = learn(state.model, batch, noise_BT=noise_BT) / real_tokens
         with clock("backward"):
             part.backward()
-        loss += part.detach()
-    return loss
+        losses.append(part.detach())
+    return torch.stack(losses).sum()
 
 
 def pipelined(

@@ -71,9 +71,11 @@ def rows_of(first: int, count: int) -> Batch:
     return Batch(ids_BT[mine, :-1], labels_BT[mine], (torch.arange(T) - first_BT)[mine], documents)
 
 
-def state_of(mixers: tuple[str, ...], plan: Plan, mesh: Mesh, **changes: Any) -> State:
-    """A tiny model at step 0 under the plan."""
-    model = on_meta(tiny_shape(*mixers, **{"initializer_range": 0.05, **changes}))
+def state_of(
+    mixers: tuple[str, ...], plan: Plan, mesh: Mesh, dtype: torch.dtype = torch.float32, **changes: Any
+) -> State:
+    """A tiny model at step 0 under the plan, parameters and all else in this type."""
+    model = on_meta(tiny_shape(*mixers, **{"initializer_range": 0.05, **changes}), dtype).to(dtype)
     remat, parallelism = settings.ActivationCheckpoint(plan.remat), settings.Parallelism(**plan.given)
     model = parallelize(model, remat, plan.compiled, mesh, parallelism, T)
     materialise(model, 0, CPU)

@@ -285,7 +285,7 @@ def test_any_checkpoint_of_a_run_can_be_exported(run, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_opened(run, tmp_path, capsys):
-    (whole,) = (run.folder / "checkpoints" / "step-2").glob("shard-*1-of*.safetensors")
+    (whole,) = (run.folder / "checkpoints" / "step-2").glob("shard-*-model.safetensors")
     copy = tmp_path / "run"
     copy.mkdir()
     for path in sorted(run.folder.rglob("*")):

@@ -48,11 +48,16 @@ def linear_cross_entropy(
 
 
 def linear_cross_entropy_slow(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
-) -> Tensor:
+    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
+    words: Words | None = None,
+) -> Tensor:  # fmt: skip
     """The truth: all logits at once. Same arguments and result."""
     dtype = working_dtype(hidden_ND)
     logits_NW = hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T
+    if words is not None:  # those of the other words are numbers here, to which no gradient goes
+        around = (words.first, words.total - words.first - len(weight_WD))
+        everybodys_NW = words.add_up(F.pad(logits_NW.detach(), around))
+        logits_NW = F.pad(logits_NW - logits_NW.detach(), around) + everybodys_NW
     return F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
 
 
