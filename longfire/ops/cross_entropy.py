@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longfire.ops import as_on_cuda
 from longfire.ops.linear import native_bf16, working_dtype
 
 # Rows of logits that go through softmax together: 3 MB at 50k words, so that its passes stay in the cache.
@@ -124,7 +125,7 @@ def softmax_minus_onehot(logits_NW: Tensor, labels_N: Tensor, ignore_index: int,
     index_N1 = torch.where(real_N, labels_N, 0)[:, None]
     label_logits_N1 = logits_NW.gather(1, index_N1)
     lse_N1 = torch.empty_like(label_logits_N1)
-    rows = CACHED_ROWS if logits_NW.device.type == "cpu" else len(logits_NW)
+    rows = CACHED_ROWS if logits_NW.device.type == "cpu" and not as_on_cuda() else len(logits_NW)
     for logits, lse, real in zip(logits_NW.split(rows), lse_N1.split(rows), real_N.split(rows)):
         highest = logits.amax(1, keepdim=True)
         sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
