@@ -155,7 +155,6 @@ FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not l
     "float8.scaling_type_input": Refused("not supported yet: float8", ("dynamic",)),
     "float8.scaling_type_weight": Refused("not supported yet: float8", ("dynamic",)),
     "float8.scaling_type_grad_output": Refused("not supported yet: float8", ("dynamic",)),
-    "comm.trace_buf_size": Refused(f"{ONE_PROCESS}, and the buffer records what processes send", ("0", "20000")),
     "memory_estimation.enabled": Refused(f"{NO_EFFECT}; `longfire bench` measures the memory of a step"),
     "memory_estimation.disable_fake_mode": Refused(f"{NO_EFFECT}; `longfire bench` measures the memory of a step"),
 }

@@ -1,20 +1,21 @@
 """The state of a run on disk: whole or not there, safetensors and JSON only, loadable on another layout.
 
 <run>/checkpoints/step-N/
-  shard-*.safetensors   model/<name>, optimizer/<what>/<name>, rng/<device>: torch's distributed checkpoint format in safetensors
-  state.json            step, rows consumed, tokens, format version
-  manifest.json         size and checksum of each file above; written last
+  shard-R-model.safetensors      model/<name>: the boxes of parameters that process R held (shards.py)
+  shard-R-optimizer.safetensors  optimizer/<what>/<name>, rng/<device>
+  state.json                     step, rows consumed, tokens, format version
+  manifest.json                  size and checksum of each file above; written last
 
 Step 0 may hold weights alone, those of a model from elsewhere (`begin_with`): there is no optimizer state yet to go on with.
 
-A checkpoint is written beside its place, synced, and renamed once. What a kill leaves behind is never mistaken for one.
+A checkpoint is written beside its place, synced, and renamed once. Every process writes its files and then a mark, process 0
+checks in what all marks say: so nothing is sent between processes while training goes on. What a kill leaves behind is never
+mistaken for a checkpoint.
 """
 
 import json
-import os
 import shutil
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,16 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longfire import settings
-from longfire.disk import put_in_place, sync
+from longfire.disk import put_in_place, sync, write_whole
 from longfire.errors import CheckpointError
+from longfire.parallel.mesh import ALONE, Mesh
+from longfire.parallel.pieces import boxes, local, whole_shape
+from longfire.shards import Entry, Held, Reader, holes, read_index, shard_files, write_shard
 
-FORMAT = 1  # of the folder; a newer one is refused, an older one would be converted here
+FORMAT = 2  # of the folder; a newer one is refused. Format 1 had whole tensors in other file names and is read as it is
 MANIFEST, STATE, LEFT = "manifest.json", "state.json", "left"
+MARK_SECONDS = 0.02  # between looks for the marks of other processes
 SHARD_BYTES = 1_000_000_000  # of a file of weights that are written as they are read
 COUNTERS = ("step", "rows_consumed", "tokens", "skipped_steps", "elapsed_seconds")
 
@@ -50,6 +55,7 @@ class State:
     tokens: int = 0
     skipped_steps: int = 0
     elapsed_seconds: float = 0.0
+    mesh: Mesh = ALONE  # where model and optimizer lie
 
     def counters(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in COUNTERS}
@@ -68,14 +74,47 @@ class State:
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
         return tensors
 
+    def held(self, weights_only: bool = False) -> dict[str, Held]:
+        """The same as boxes of whole tensors. Not copied."""
+        return {name: self.part(name, tensor) for name, tensor in self.tensors(weights_only).items()}
+
+    def part(self, name: str, tensor: Tensor) -> Held:
+        """Moments of an optimizer lie as their parameter does, other tensors are whole."""
+        split = self.model.splits.get(name.rpartition("/")[2]) if tensor.dim() and not name.startswith("rng/") else None
+        return Held(local(tensor), tuple(whole_shape(tensor, split)), boxes(tensor, split))
+
+    def written(self, weights_only: bool = False) -> dict[str, Held]:
+        """What this process writes: each box of the run is written by one of those that hold it."""
+        if self.mesh.rank("dp_replicate", "cp"):
+            return {}
+        first_of_shards, first_of_split = not self.mesh.rank("dp_shard"), not self.mesh.rank("tp")
+        mine = {}
+        for name, held in self.held(weights_only).items():
+            parameter = name.rpartition("/")[2]
+            if name.startswith("rng/"):
+                wanted = self.mesh.rank() == 0
+            elif parameter in self.model.copied or not (parameter in self.model.splits or first_of_split):
+                wanted = False
+            else:
+                wanted = bool(held.shape) or (first_of_shards and first_of_split)
+            if wanted:
+                mine[name] = held
+        return mine
+
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one run. `note` tells what was saved, loaded, or found damaged."""
+    """The checkpoints of one run. `note` tells what was saved, loaded, or found damaged. `due`, `save`, `wait` and `restore` are
+    collective: all processes of the mesh call them at the same step.
+
+    patience_seconds: how long process 0 waits for the files of the others (0: for ever).
+    """
 
     folder: Path
     settings: settings.Checkpoint
     note: Callable[[str], None] = print
+    mesh: Mesh = ALONE
+    patience_seconds: float = 3600
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int | None = None
     writing: Future | None = None
@@ -87,7 +126,7 @@ class Checkpoints:
         if not self.settings.enable_checkpoint or not self.settings.interval:
             return False
         if self.settings.interval_type == "seconds":
-            return time.monotonic() - self.saved_at >= self.settings.interval
+            return self.mesh.from_first(time.monotonic() - self.saved_at >= self.settings.interval)
         return state.step % self.settings.interval == 0
 
     def save(self, state: State, *, last: bool = False) -> None:
@@ -98,46 +137,85 @@ class Checkpoints:
         weights_only = last and self.settings.model_weights_only
         if state.step == self.saved_step and not weights_only:
             return  # the last step was due as well, or nothing was trained since the restore
-        tensors, counters = state.tensors(weights_only), state.counters()
+        place = self.folder / f"step-{state.step}"
+        with self.mesh.agreed():
+            if self.mesh.rank() == 0:
+                with self.told(place):
+                    clean(self.folder)
+                    aside_of(place).mkdir(parents=True)
+        held, counters = state.written(weights_only), state.counters()
         self.saved_at, self.saved_step = time.monotonic(), state.step
         if self.settings.async_mode == "disabled":
-            self.write(tensors, counters, weights_only)
+            with self.mesh.agreed():
+                self.write(held, counters, weights_only)
         else:
-            self.writing = self.thread.submit(self.write, self.copied(tensors), counters, weights_only)
+            self.writing = self.thread.submit(self.write, self.copied(held), counters, weights_only)
 
     def wait(self) -> None:
-        """Until the save that is under way is on disk. Raises its CheckpointError."""
+        """Until the save that is under way is on disk. Raises its CheckpointError, in every process."""
         writing, self.writing = self.writing, None
         if writing:
-            writing.result()
+            with self.mesh.agreed():
+                writing.result()
 
-    def copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def copied(self, held: dict[str, Held]) -> dict[str, Held]:
         """Copies in host memory that training cannot change; the buffers are kept for the next save."""
         pinned = self.settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
-        for name, tensor in tensors.items():
+        for name, (tensor, _, _) in held.items():
             if name not in self.host_copies:
                 self.host_copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
             self.host_copies[name].copy_(tensor, non_blocking=pinned)
         if pinned:
             torch.cuda.synchronize()
-        return {name: self.host_copies[name] for name in tensors}
+        return {name: part._replace(tensor=self.host_copies[name]) for name, part in held.items()}
 
-    def write(self, tensors: dict[str, Tensor], counters: dict[str, float], weights_only: bool) -> None:
-        """Write aside, sync, check in, rename; then remove what keep_latest_k does not keep."""
+    def write(self, held: dict[str, Held], counters: dict[str, float], weights_only: bool) -> None:
+        """Write this process's files and its mark; process 0 then checks all in, renames, and removes what is not kept."""
         place = self.folder / f"step-{counters['step']}"
-        aside = place.with_name(f"{place.name}.writing-{os.getpid()}")
-        try:
-            clean(self.folder)
-            aside.mkdir(parents=True)
-            write_tensors(tensors, aside)
+        aside, rank = aside_of(place), self.mesh.rank()
+        with self.told(place):
+            try:
+                files = write_tensors(held, aside, rank)
+            except OSError as error:
+                for path in aside.glob(f"shard-{rank:05d}-*"):
+                    path.unlink()  # the disk may be full, and the mark needs room
+                write_whole(aside / mark_of(rank), json.dumps({"error": str(error)}))
+                raise
+            if rank:
+                write_whole(aside / mark_of(rank), json.dumps({"files": files}))
+                return
+            files |= self.files_of_others(aside)
             facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": weights_only, **counters}
-            (aside / STATE).write_text(json.dumps(facts, indent=1))
-            write_manifest(aside)
+            write_manifest(aside, facts, files)
             self.leave_later(counters["step"])
             put_in_place(aside, place)
             self.forget_old()
-        except (OSError, dcp.CheckpointException) as error:
-            shutil.rmtree(aside, ignore_errors=True)
+
+    def files_of_others(self, aside: Path) -> dict[str, dict[str, int]]:
+        """What the marks of all other processes say they wrote. Raises OSError if one failed, or none comes for too long."""
+        begun, files, missing = time.monotonic(), {}, set(range(1, self.mesh.size()))
+        while missing:
+            for rank in sorted(missing):
+                mark = aside / mark_of(rank)
+                if mark.exists():
+                    said = json.loads(mark.read_text())
+                    if "error" in said:
+                        raise OSError(f"process {rank}: {said['error']}")
+                    files |= said["files"]
+                    missing.remove(rank)
+            if self.patience_seconds and time.monotonic() - begun > self.patience_seconds:
+                raise OSError(f"the files of process(es) {sorted(missing)} did not come in {self.patience_seconds:g} s")
+            time.sleep(MARK_SECONDS if missing else 0)
+        return files
+
+    @contextmanager
+    def told(self, place: Path) -> Iterator[None]:
+        """An OSError inside becomes a CheckpointError that says what is whole and what to do."""
+        try:
+            yield
+        except OSError as error:
+            if self.mesh.rank() == 0:
+                shutil.rmtree(aside_of(place), ignore_errors=True)
             kept = ", ".join(f"step-{step}" for step in steps(self.folder)) or "none"
             raise CheckpointError(
                 f"{place} could not be written: {reason(error)}. Checkpoints that are whole: {kept}. Free some space or mend the "
@@ -169,11 +247,11 @@ class Checkpoints:
         """Load load_step, or the newest whole checkpoint (naming damaged ones that are newer). False if there is none yet."""
         if not self.settings.enable_checkpoint:
             return False
-        step = self.settings.load_step if self.settings.load_step >= 0 else newest(self.folder, self.note)
+        step = self.settings.load_step if self.settings.load_step >= 0 else newest(self.folder, self.note, self.mesh)
         if step is None:
             return False
         place = self.folder / f"step-{step}"
-        load(state, place)
+        load(state, place, self.mesh)
         self.saved_at, self.saved_step = time.monotonic(), state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
         self.note(f"going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}")
@@ -186,12 +264,25 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def newest(folder: Path, note: Callable[[str], None] = print) -> int | None:
-    """The step of the newest whole checkpoint; None if there are none. Raises CheckpointError if there are only damaged ones."""
-    recover(folder)
+def aside_of(place: Path) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return place.with_name(f"{place.name}.writing")
+
+
+def mark_of(rank: int) -> str:
+    """The file by which a process says that its part is written, or why not."""
+    return f"rank-{rank:05d}.json"
+
+
+def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE) -> int | None:
+    """The step of the newest whole checkpoint; None if there are none. Raises CheckpointError if there are only damaged ones.
+    Collective over the mesh: each process looks at its share of the files."""
+    with mesh.agreed():
+        if mesh.rank() == 0:
+            recover(folder)
     damaged = []
-    for step in reversed(steps(folder)):
-        wrong = damage(folder / f"step-{step}")
+    for step in reversed(mesh.from_first(steps(folder))):
+        wrong = damage(folder / f"step-{step}", mesh)
         if wrong is None:
             return step
         damaged.append(wrong)
@@ -202,35 +293,53 @@ def newest(folder: Path, note: Callable[[str], None] = print) -> int | None:
     return None
 
 
-def load(state: State, place: Path) -> None:
-    """Read a whole checkpoint into the state, to the bit. Raises CheckpointError naming the file or tensor that is wrong."""
-    facts = checked_facts(place)
+def load(state: State, place: Path, mesh: Mesh = ALONE) -> None:
+    """Read what of a whole checkpoint lies here into the state, to the bit, whatever layout wrote it. Collective over the mesh.
+
+    Raises CheckpointError naming the file or tensor that is wrong.
+    """
+    facts = checked_facts(place, mesh)
     if facts["weights_only"] and facts["step"]:
         raise CheckpointError(f"{place} holds the model's weights only (checkpoint.model_weights_only) and cannot be resumed; export "
                               "it and start from it with model.weights")  # fmt: skip
-    there = tensor_shapes(place)
-    named = dict(state.model.named_parameters())
-    check_names({name: shape for name, shape in there.items() if name.startswith("model/")},
-                {f"model/{name}": parameter.shape for name, parameter in named.items()}, place)  # fmt: skip
-    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in there.items()}
-    read_tensors(tensors, place)
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(tensors[f"model/{name}"])
-    for full_name, value in tensors.items():
-        kind, _, rest = full_name.partition("/")
-        if kind == "optimizer":
-            what, _, name = rest.partition("/")
-            parameter = named[name]
-            # the step counter of fused kernels lives where the parameter does, that of the plain loop on the host
-            device = parameter.device if value.dim() or state.optimizer.defaults.get("fused") else "cpu"
-            state.optimizer.state[parameter][what] = value.to(device)
-    if "rng/cpu" in tensors:
-        torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    index = index_of(place)
+    mine = {f"model/{name}": p for name, p in state.model.named_parameters()}
+    held = {name: state.part(name, parameter.detach()) for name, parameter in mine.items()}
+    here = {}
+    for some in mesh.all_say({name: part.shape for name, part in held.items()}):
+        here |= some  # with a pipeline each process holds some of the names
+    check_names({name: entry.shape for name, entry in index.items() if name.startswith("model/")}, here, place)
+    with Reader(index) as reader, torch.no_grad():
+        for name, part in held.items():
+            reader.fill(part, name)
+        for name, what, parameter in moments(index, mine):
+            state.optimizer.state[parameter][what] = moment(reader, state, name, parameter)
+        if "rng/cpu" in index:
+            torch.set_rng_state(reader.whole("rng/cpu"))
+        if "rng/cuda" in index and torch.cuda.is_available():
+            torch.cuda.set_rng_state(reader.whole("rng/cuda"))
     for name in COUNTERS:
         setattr(state, name, facts[name])
+
+
+def moments(index: dict[str, Entry], mine: dict[str, nn.Parameter]) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Name, kind and parameter of what the optimizer keeps of the parameters that lie here."""
+    for name in index:
+        kind, _, rest = name.partition("/")
+        what, _, parameter = rest.partition("/")
+        if kind == "optimizer" and f"model/{parameter}" in mine:
+            yield name, what, mine[f"model/{parameter}"]
+
+
+def moment(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> Tensor:
+    """What the optimizer keeps under this name: as its parameter lies, or a scalar."""
+    entry = reader.index[name]
+    if not entry.shape:
+        # the step counter of fused kernels lives where the parameter does, that of the plain loop on the host
+        return reader.whole(name).to(parameter.device if state.optimizer.defaults.get("fused") else "cpu")
+    value = torch.empty_like(parameter, dtype=entry.dtype)
+    reader.fill(state.part(name, value), name)
+    return value
 
 
 def begin_with(weights: Iterable[tuple[str, Tensor]], place: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -249,26 +358,37 @@ def begin_with(weights: Iterable[tuple[str, Tensor]], place: Path, shard_bytes: 
             shard = {}
         if tensor is not None:
             shard[f"model/{name}"] = tensor
+    files = {path.name: {"bytes": path.stat().st_size, "crc32": checksum(path)} for path in shard_files(place)}
+    for name in files:
+        sync(place / name)
     facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": True, **dict.fromkeys(COUNTERS, 0)}
-    (place / STATE).write_text(json.dumps(facts, indent=1))
-    write_manifest(place)
+    write_manifest(place, facts, files)
 
 
 def load_model_weights(place: Path) -> dict[str, Tensor]:
     """The fp32 parameters of a whole checkpoint, by the model's own names. Raises CheckpointError."""
     checked_facts(place)
-    shapes = {name: shape for name, shape in tensor_shapes(place).items() if name.startswith("model/")}
-    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-    read_tensors(tensors, place)
-    return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
+    with Reader(index_of(place)) as reader:
+        return {name.removeprefix("model/"): reader.whole(name) for name in reader.index if name.startswith("model/")}
 
 
-def checked_facts(place: Path) -> dict[str, Any]:
+def index_of(place: Path) -> dict[str, Entry]:
+    """Every tensor of a checkpoint. Raises CheckpointError if a part of one is nowhere."""
+    try:
+        index = read_index(shard_files(place))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{place} is damaged: {error}") from error
+    if missing := holes(index):
+        raise CheckpointError(f"{place} is damaged: parts of {', '.join(missing[:3])} lie in no file")
+    return index
+
+
+def checked_facts(place: Path, mesh: Mesh = ALONE) -> dict[str, Any]:
     """state.json of a checkpoint whose every file has its size and checksum. Raises CheckpointError."""
     if not place.is_dir():
         known = ", ".join(map(str, steps(place.parent))) or "none"
         raise CheckpointError(f"{place}: no such checkpoint; the folder has steps {known}")
-    wrong = damage(place)
+    wrong = damage(place, mesh)
     if wrong:
         raise CheckpointError(f"{wrong}; take another step (checkpoint.load_step = -1 takes the newest whole one)")
     facts = json.loads((place / STATE).read_text())
@@ -279,20 +399,26 @@ def checked_facts(place: Path) -> dict[str, Any]:
     return facts
 
 
-def damage(place: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if it is whole."""
+def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if it is whole. Each process of the mesh looks at its share."""
     try:
         files = json.loads((place / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{place} is damaged: {MANIFEST} cannot be read ({error})"
-    for name, fact in files.items():
-        path = place / name
-        if not path.is_file():
-            return f"{place} is damaged: {name} is missing"
-        if path.stat().st_size != fact["bytes"]:
-            return f"{place} is damaged: {name} has {path.stat().st_size:,} bytes where {fact['bytes']:,} were written"
-        if checksum(path) != fact["crc32"]:
-            return f"{place} is damaged: the bytes of {name} are not those that were written (checksum)"
+        wrong = next(
+            filter(None, (damage_of(place, *file) for file in list(files.items())[mesh.rank() :: mesh.size()])), None
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = f"{place} is damaged: {MANIFEST} cannot be read ({error})"
+    return next(filter(None, mesh.all_say(wrong)), None)
+
+
+def damage_of(place: Path, name: str, fact: dict[str, int]) -> str | None:
+    path = place / name
+    if not path.is_file():
+        return f"{place} is damaged: {name} is missing"
+    if path.stat().st_size != fact["bytes"]:
+        return f"{place} is damaged: {name} has {path.stat().st_size:,} bytes where {fact['bytes']:,} were written"
+    if checksum(path) != fact["crc32"]:
+        return f"{place} is damaged: the bytes of {name} are not those that were written (checksum)"
     return None
 
 
@@ -305,55 +431,40 @@ def checksum(path: Path) -> int:
     return value
 
 
-def write_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
-    """torch's distributed format with safetensors as its files: any layout can read it, and it holds no pickle.
-
-    The weights lie in a file of their own, so that reading them does not read the optimizer.
-    """
-    files = {name: 1 if name.startswith("model/") else 2 for name in tensors}
-    writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
-    with alone():
-        dcp.save(tensors, storage_writer=writer, no_dist=True)
-
-
-def read_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Fill the tensors in place."""
-    with alone():
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+def write_tensors(held: dict[str, Held], folder: Path, rank: int) -> dict[str, dict[str, int]]:
+    """Write a process's files, synced, and return their sizes and checksums. The weights lie in a file of their own, so that
+    reading them does not read the optimizer. Raises OSError."""
+    files = {}
+    for kind in ("model", "optimizer"):
+        part = {name: one for name, one in held.items() if name.startswith("model/") is (kind == "model") and one.boxes}
+        if part:
+            path = folder / f"shard-{rank:05d}-{kind}.safetensors"
+            checksum = write_shard(part, path)
+            sync(path)
+            files[path.name] = {"bytes": path.stat().st_size, "crc32": checksum}
+    return files
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Global shape and type of every tensor in a checkpoint, whatever its shards."""
-    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: (entry.size, entry.properties.dtype) for name, entry in metadata.items()}
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """torch warns that there is no process group; with one process that is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def check_names(there: dict[str, tuple], here: dict[str, torch.Size], place: Path) -> None:
+def check_names(there: dict[str, tuple], here: dict[str, tuple], place: Path) -> None:
     """Raises CheckpointError naming a missing, extra or differently shaped tensor: the checkpoint is of another model."""
     wrong = [f"{name} is missing" for name in here if name not in there]
     wrong += [f"{name} has no place in this model" for name in there if name not in here]
-    wrong += [f"{name} is {tuple(there[name][0])} there and {tuple(here[name])} here"
-              for name in here if name in there and there[name][0] != here[name]]  # fmt: skip
+    wrong += [f"{name} is {there[name]} there and {here[name]} here"
+              for name in here if name in there and there[name] != here[name]]  # fmt: skip
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{place} is of another model: {'; '.join(wrong[:3])}{more}. Name its own model.config, or another "
                               "job.dump_folder")  # fmt: skip
 
 
-def write_manifest(folder: Path) -> None:
-    """Size and checksum of every file, synced with the files: what the rename then makes whole."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "crc32": checksum(p)} for p in paths}
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-    for path in [*paths, folder / MANIFEST, folder]:
+def write_manifest(folder: Path, facts: dict[str, Any], files: dict[str, dict[str, int]]) -> None:
+    """state.json, and last size and checksum of every file, all synced: what the rename then makes whole."""
+    (folder / STATE).write_text(json.dumps(facts, indent=1))
+    state_json = {STATE: {"bytes": (folder / STATE).stat().st_size, "crc32": checksum(folder / STATE)}}
+    (folder / MANIFEST).write_text(json.dumps({"files": {**files, **state_json}}, indent=1))
+    for mark in folder.glob("rank-*.json"):
+        mark.unlink()
+    for path in (folder / STATE, folder / MANIFEST, folder):
         sync(path)
 
 
@@ -370,12 +481,10 @@ def recover(folder: Path) -> None:
 def clean(folder: Path) -> None:
     """Remove what killed saves left behind. One process writes to a run folder at a time."""
     recover(folder)
-    for leftover in [*folder.glob("step-*.writing-*"), *folder.glob("step-*.forgotten")]:
+    for leftover in [*folder.glob("step-*.writing*"), *folder.glob("step-*.forgotten")]:
         shutil.rmtree(leftover)
 
 
 def reason(error: BaseException) -> str:
-    """One line: torch wraps the failures of all ranks into an exception of its own."""
-    if isinstance(error, dcp.CheckpointException):
-        error = next((pair[0] for pair in error.failures.values()), error)
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """One line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from longfire import recipe
 from longfire.aliases import ALIASES, as_text, bare_value
 from longfire.errors import SettingsError, UserError
-from longfire.launch import stay_offline
+from longfire.launch import ALONE, World, stay_offline, world
 from longfire.options import Checked, Sampling, Scoring
 from longfire.settings import SECTIONS
 
@@ -133,8 +133,10 @@ def help_of(field: Any) -> str:
     return f"{field.metadata['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
-def read_run(parser: RecipeParser, words: Sequence[str], needs_model: bool = True) -> tuple[Any, argparse.Namespace]:
-    """The run that a recipe and the words after it describe, and the command's own options."""
+def read_run(
+    parser: RecipeParser, words: Sequence[str], needs_model: bool = True, world: World = ALONE
+) -> tuple[Any, argparse.Namespace]:
+    """The run that a recipe and the words after it describe, for the processes of `world`, and the command's own options."""
     parser.add_argument(
         "recipe", nargs="?", type=Path, help="a TOML file: a whole run; settings on the command line win over it"
     )
@@ -146,7 +148,9 @@ def read_run(parser: RecipeParser, words: Sequence[str], needs_model: bool = Tru
         raise SettingsError(f"two recipes: {options.recipe} and --job.config_file {options.named}; give one")
     from longfire.run import Run
 
-    return Run.compose(options.recipe or options.named, parser.overrides, needs_model=needs_model), options
+    note = print if world.is_first else lambda line: None
+    recipe_file = options.recipe or options.named
+    return Run.compose(recipe_file, parser.overrides, needs_model=needs_model, world=world, note=note), options
 
 
 def add_which_model(parser: Parser) -> None:
@@ -188,8 +192,8 @@ def prepare(words: Sequence[str]) -> int:
 def train(words: Sequence[str]) -> int:
     """Train a recipe to its last step, or go on from the newest whole checkpoint of its run folder."""
     parser = RecipeParser(train, "longfire train recipes/quickstart.toml --training.steps 300 --optimizer.lr 1e-3")
-    run, _ = read_run(parser, words)
-    if run.job.print_args:
+    run, _ = read_run(parser, words, world=world())
+    if run.job.print_args and run.world.is_first:
         import tomli_w
 
         print(tomli_w.dumps(run.settings()))
@@ -385,7 +389,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         if show_traceback:
             raise
-        print(f"longfire: {error}", file=sys.stderr)
+        if not error.told_elsewhere:
+            print(f"longfire: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("longfire: interrupted", file=sys.stderr)

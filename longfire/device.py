@@ -17,17 +17,27 @@ from longfire.settings import Model, Training
 PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
 
 
-def choose_device(training: Training) -> torch.device:
-    """The device that `training.device` names, with threads, seed and determinism set. Raises SettingsError if it is not there."""
+def choose_device(training: Training, local_rank: int = 0) -> torch.device:
+    """The device that `training.device` names, with threads, seed and determinism set. Raises SettingsError if it is not there.
+
+    local_rank: which of the machine's CUDA devices is this process's own.
+    """
     if training.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("training.device = 'cuda', but torch sees no CUDA device here; set it to auto or cpu")
     if training.threads:
         torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
     torch.use_deterministic_algorithms(training.deterministic)
-    if training.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(training.device)
+    if training.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise SettingsError(
+            f"this is process {local_rank} of its machine (LOCAL_RANK), which has {torch.cuda.device_count()} CUDA device(s): start "
+            "as many processes as there are devices"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def choose_dtype(model: Model, device: torch.device) -> tuple[torch.dtype, str]:

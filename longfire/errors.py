@@ -5,6 +5,7 @@ class UserError(Exception):
     """Something the user can mend. `str(error)` is one message: what is wrong, where, and what to do."""
 
     exit_code = 2
+    told_elsewhere = False  # another process of the run prints it
 
 
 class SettingsError(UserError):

@@ -17,25 +17,32 @@ from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
 from longfire.loss import losses
 from longfire.model import Model
+from longfire.parallel.apply import give_back
+from longfire.parallel.axes import DATA
+from longfire.parallel.mesh import ALONE, Mesh
 
 ROWS = 8  # rows of a batch
 BYTE_OF = byte_level_alphabet()
 
 
-def evaluate(model: Model, batches: Batches, tokens: int, chunk_tokens: int) -> dict[str, dict[str, float]]:
+def evaluate(
+    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE
+) -> dict[str, dict[str, float]]:
     """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens` held-out tokens of each.
 
-    Sources without held-out documents are left out.
+    Sources without held-out documents are left out. Collective over the mesh.
     """
-    measured = measure_heldout(model, batches, tokens, chunk_tokens)
+    measured = measure_heldout(model, batches, tokens, chunk_tokens, mesh)
     return {name: found.numbers() for name, found in measured.items()}
 
 
-def measure_heldout(model: Model, batches: Batches, tokens: int, chunk_tokens: int) -> "dict[str, Measured]":
+def measure_heldout(
+    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE
+) -> "dict[str, Measured]":
     """What `evaluate` counts, with the positions."""
-    lengths_W = byte_lengths(batches.prepared.tokenizer)
+    lengths_W, rows = byte_lengths(batches.prepared.tokenizer), ROWS * mesh.size(*DATA)
     found = {
-        name: measure(model, batches.heldout(index, tokens, ROWS), lengths_W, chunk_tokens)
+        name: measure(model, batches.heldout(index, tokens, rows), lengths_W, chunk_tokens, mesh)
         for index, name in enumerate(batches.prepared.names)
     }
     return {name: measured for name, measured in found.items() if measured.tokens}
@@ -85,18 +92,34 @@ def perplexity(nats: float) -> float:
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # other rows and no gradients: a compiled model would be compiled again
-def measure(model: Model, batches: Iterable[Batch], lengths_W: np.ndarray, chunk_tokens: int) -> Measured:
-    """The losses of all real labels of some batches; lengths_W: the bytes of each word."""
+def measure(
+    model: Model, batches: Iterable[Batch], lengths_W: np.ndarray, chunk_tokens: int, mesh: Mesh = ALONE
+) -> Measured:
+    """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each process of the mesh takes its share
+    of the rows, and all add up: all call this with the same batches."""
     device = next(model.parameters()).device
     nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
     for batch in batches:
+        batch = batch.share(mesh.rank(*DATA), mesh.size(*DATA))
         nats_BT = losses(model, batch.to(device), chunk_tokens)[0].double().cpu().numpy()
         real_BT = batch.labels_BT.numpy() != NO_LABEL
         before = batch.positions_BT.numpy()[real_BT]
         nats_C = added(nats_C, np.bincount(before, nats_BT[real_BT]))
         count_C = added(count_C, np.bincount(before))
         size += int(lengths_W[real_labels(batch)].sum())
-    return Measured(nats_C, count_C, size)
+    give_back(model)
+    return world_sum(Measured(nats_C, count_C, size), mesh)
+
+
+def world_sum(mine: "Measured", mesh: Mesh) -> "Measured":
+    """What all processes with rows of their own measured together."""
+    if mesh.size(*DATA) == 1:
+        return mine
+    length = max(mesh.all_say(len(mine.nats_C)))
+    sums = np.zeros((3, length))
+    sums[0, : len(mine.nats_C)], sums[1, : len(mine.count_C)], sums[2, 0] = mine.nats_C, mine.count_C, mine.bytes
+    nats_C, count_C, sizes = mesh.sum(torch.from_numpy(sums), *DATA).numpy()
+    return Measured(nats_C, count_C.astype(np.int64), int(sizes[0]))
 
 
 def added(a: np.ndarray, b: np.ndarray) -> np.ndarray:

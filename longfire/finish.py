@@ -10,29 +10,34 @@ from longfire.errors import SettingsError
 from longfire.evaluate import heldout_bytes, xz_bits_per_byte
 from longfire.generate import generate_text
 from longfire.hub.convert import export, facts_of
+from longfire.model import Model
 from longfire.options import Sampling
 from longfire.pages import html
 from longfire.report import METRICS
 from longfire.run import RUN_TOML, Run
+from longfire.weights import open_model
 
 Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 
 
 def finish(run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]) -> None:
-    """Do what the settings ask for at the end."""
+    """Do what the settings ask for at the end. Where many processes trained, one does it, with the model of the last checkpoint."""
     lies = {"settings": run.folder / RUN_TOML, "metrics": run.folder / METRICS}
     if run.checkpoint.enable_checkpoint:
         lies["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
     for source, numbers in results.items():
         note(held_out_line(run, source, numbers, batches))
+    model = state.model
+    if state.mesh.size() > 1 and (run.checkpoint.export or run.eval.sample_prompt):
+        model = open_model(run.folder, state.step, note, run.model.plugins).model
     if run.checkpoint.export:
         lies["Hugging Face weights"] = run.folder / "hf"
         dtype = getattr(torch, run.checkpoint.export_dtype)
         facts = facts_of(run, state.step)
-        check = export(state.model, batches.prepared.tokenizer, run.folder / "hf", dtype=dtype, facts=facts)
+        check = export(model, batches.prepared.tokenizer, run.folder / "hf", dtype=dtype, facts=facts)
         note(f"export: {check}")
     if run.eval.sample_prompt:
-        note(sample(run, state, batches))
+        note(sample(run, model, batches))
     if run.metrics.report:
         try:
             html([run.folder], run.folder / "report.html")
@@ -54,9 +59,9 @@ def held_out_line(run: Run, source: str, numbers: dict[str, float], batches: Bat
     return line
 
 
-def sample(run: Run, state: State, batches: Batches) -> str:
+def sample(run: Run, model: Model, batches: Batches) -> str:
     """What the model writes after eval.sample_prompt."""
     sampling = Sampling(max_new_tokens=run.eval.sample_tokens, seed=run.training.seed)
     prompt = run.eval.sample_prompt
-    text = generate_text(state.model, batches.prepared.tokenizer, prompt, sampling, run.tokenizer.add_bos)
+    text = generate_text(model, batches.prepared.tokenizer, prompt, sampling, run.tokenizer.add_bos)
     return f"sample, after {prompt!r}:\n{text}"

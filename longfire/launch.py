@@ -10,31 +10,81 @@ import signal
 import sysconfig
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from longfire.errors import SettingsError, TrainingError
 from longfire.settings import Comm
 
-# How a launcher says how many processes it started: torchrun and Slurm's variable names. SLURM_NTASKS is not among them:
-# a batch script sees it too, and may start one process only.
-PROCESS_COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+# How a launcher tells a process who it is: torchrun's names, then Slurm's. SLURM_NTASKS is not among them: a batch script sees
+# it too, and may start one process only.
+NAMES = {
+    "size": ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
+    "rank": ("RANK", "SLURM_PROCID"),
+    "local_rank": ("LOCAL_RANK", "SLURM_LOCALID"),
+}
 STDERR = 2  # the file descriptor: it needs no Python object that a hang might hold
 GRACE_SECONDS = 15  # after which the hang is taken to hold the interpreter itself
 
 
-def processes() -> int:
-    """How many processes run this program together. Raises SettingsError for more than one."""
-    for name in PROCESS_COUNTS:
-        value = os.environ.get(name, "1")
-        if not value.isdigit():
-            raise SettingsError(f"{name} = {value!r} in the environment is not a number of processes; unset it")
-        if int(value) > 1:
+@dataclass(frozen=True)
+class World:
+    """The processes that run this program together, and which this one is: of all, and of those on its machine."""
+
+    size: int = 1
+    rank: int = 0
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+ALONE = World()
+
+
+def world() -> World:
+    """What the launcher says. Raises SettingsError where it cannot be."""
+    size, source = number("size", 1)
+    if size <= 1:
+        return ALONE
+    launcher = 0 if source == NAMES["size"][0] else 1
+    for name in (NAMES["rank"][launcher], "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
             raise SettingsError(
-                f"{name} = {value} in the environment: several processes are not supported yet; start one, "
-                "`longfire train RECIPE.toml`, without torchrun or srun"
+                f"{source} = {size} in the environment means several processes, but {name} is not set: start them with "
+                "scripts/train.sh or torchrun (see docs/parallelism.md), or unset it for one process"
             )
-    return 1
+    rank, told = number("rank", 0)
+    if rank >= size:
+        raise SettingsError(f"{told} = {rank} in the environment, but {source} = {size}: ranks count from 0")
+    for ours, theirs in (("RANK", rank), ("WORLD_SIZE", size)):
+        os.environ[ours] = str(theirs)  # torch reads these names only
+    return World(size, rank, number("local_rank", 0)[0])
+
+
+def number(what: str, default: int) -> tuple[int, str]:
+    """The first of its names that is set, and that name. Raises SettingsError if it is no number."""
+    for name in NAMES[what]:
+        value = os.environ.get(name)
+        if value is not None:
+            if not value.isdigit():
+                raise SettingsError(f"{name} = {value!r} in the environment is not a number of processes; unset it")
+            return int(value), name
+    return default, NAMES[what][0]
+
+
+def meeting_point() -> str:
+    """Where the processes of a run find each other."""
+    return f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+
+
+def record_collectives(count: int) -> None:
+    """torch's flight recorder keeps the last so many collectives of each process and writes them when one hangs (NCCL only)."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(count))
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(count))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 
 def offline() -> bool:
@@ -81,7 +131,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.requested, self.signal_name, self.exit_code = False, "", 0
+        self.requested, self.exit_code = False, 0
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -97,8 +147,13 @@ class StopRequest:
         if self.requested:
             tell(f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays")
             os._exit(128 + number)
-        self.requested, self.signal_name, self.exit_code = True, signal.Signals(number).name, 128 + number
-        tell(f"{self.signal_name}: finishing this step, then saving (once more: stop at once)")
+        self.requested, self.exit_code = True, 128 + number
+        tell(f"{signal_name(self.exit_code)}: finishing this step, then saving (once more: stop at once)")
+
+
+def signal_name(exit_code: int) -> str:
+    """Of the exit code with which a process ends that a signal stopped."""
+    return signal.Signals(exit_code - 128).name
 
 
 class Watchdog:

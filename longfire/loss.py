@@ -29,8 +29,9 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
             hidden_BTD.flatten(0, 1).float(), batch.labels_BT.flatten(), ignore_index=NO_LABEL, reduction="sum"
         )
     return linear_cross_entropy(
-        hidden_BTD.flatten(0, 1), model.head.weight, batch.labels_BT.flatten(), chunk_tokens=chunk_tokens
-    )
+        model.to_head(hidden_BTD).flatten(0, 1), model.head.weight, batch.labels_BT.flatten(),
+        chunk_tokens=chunk_tokens, words=model.words,
+    )  # fmt: skip
 
 
 def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
@@ -45,6 +46,9 @@ def losses_of(model: Model, hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens:
         logits_BTW = hidden_BTD.float()
         nats_BT = F.cross_entropy(logits_BTW.transpose(1, 2), labels_BT, ignore_index=NO_LABEL, reduction="none")
         return nats_BT, (labels_BT != NO_LABEL) & (logits_BTW.argmax(-1) == labels_BT)
-    found = token_losses(hidden_BTD.flatten(0, 1), model.head.weight, labels_BT.flatten(), chunk_tokens=chunk_tokens)
+    found = token_losses(
+        model.to_head(hidden_BTD).flatten(0, 1), model.head.weight, labels_BT.flatten(),
+        chunk_tokens=chunk_tokens, words=model.words,
+    )  # fmt: skip
     nats_BT, greedy_BT = (x.view_as(labels_BT) for x in found)
     return nats_BT, greedy_BT

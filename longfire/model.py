@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from longfire.mixers import MIXERS
 from longfire.mixers.channel_mix import ChannelMix
 from longfire.mixers.mixer import Sequence, read_mixer_shape
+from longfire.ops.cross_entropy import Words
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
 from longfire.ops.mlp import GELUMLP, SquaredReLUMLP, SwiGLU
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
+from longfire.parallel.pieces import Split, boxes, local, whole_shape
 from longfire.shape import ModelShape, mixer_of
 
 MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = 1, 2, 4  # where noise is used: in a block, and from block to block
@@ -75,6 +77,11 @@ class Block(nn.Module):
         drops = seq.noise_BT is not None and self.dropout > 0
         return dropout_add(y_BTD, x_BTD, self.dropout, of_place(seq.noise_BT, place)) if drops else x_BTD + y_BTD
 
+    def flops_per_token(self, seq_len: int) -> float:
+        """Of the forward, by the convention of Model.flops_per_token."""
+        matrices = [p for p in self.mlp.parameters() if p.dim() >= 2] if self.mlp else []
+        return self.mixer.flops_per_token(seq_len) + 2 * sum(p.numel() for p in matrices)
+
 
 def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
     if shape.mlp == "none":
@@ -87,7 +94,12 @@ def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
 class Model(nn.Module):
     """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from the embedding on.
 
-    The head is apart from `forward`, so that the loss can be fused with it and the logits of a row need never be whole.
+    The head is apart from `forward`, so that the loss can be fused with it and the logits of a row need never be whole: the loss
+    takes `to_head(hidden)` and `head.weight`, which has the rows of `words` (None: of all).
+
+    What parallel/tensor.py leaves of a model: `splits` says what of a parameter lies here, by name; `partial` names parameters
+    whose gradient is to be added up over the processes that share matrices. What parallel/pipeline.py leaves: `copied` names
+    parameters that another process owns.
     """
 
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -105,19 +117,21 @@ class Model(nn.Module):
         self.head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
         if shape.tie_word_embeddings:
             self.head.weight = self.embed.weight
+        self.splits: dict[str, Split] = {}
+        self.partial: set[str] = set()
+        self.copied: set[str] = set()
+        self.words: Words | None = None
+        self.to_head: Callable[[Tensor], Tensor] = as_it_is
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
         self.prepare(seq)
-        x_BTD = self.embedded(ids_BT, seq)
-        for layer, block in enumerate(self.layers, 1):
-            noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, BLOCK_PLACE * layer)
-            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT))
+        x_BTD = self.blocks(self.embedded(ids_BT, seq), seq)
         if seq.cache is not None:
             seq.cache.length += ids_BT.shape[1]
-        return self.norm(x_BTD).to(self.compute_dtype)
+        return self.normed(x_BTD)
 
     def prepare(self, seq: Sequence) -> None:
         """Put into `seq.shared` what several layers use."""
@@ -131,23 +145,45 @@ class Model(nn.Module):
         x_BTD = self.embed(ids_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(seq.positions_BT)
-        x_BTD = x_BTD.to(torch.float32 if self.shape.residual_in_fp32 else self.compute_dtype)
-        x_BTD = dropout(x_BTD, self.shape.embed_dropout, seq.noise_BT)
+        x_BTD = dropout(x_BTD.to(self.stream_dtype), self.shape.embed_dropout, seq.noise_BT)
         return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
+
+    def blocks(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        """What the last block says; each has noise of its own, by its number in the whole model."""
+        for block in self.layers:
+            place = BLOCK_PLACE * (block.mixer.layer + 1)
+            noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
+            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT))
+        return x_BTD
+
+    def normed(self, x_BTD: Tensor) -> Tensor:
+        """What the head sees."""
+        return self.norm(x_BTD).to(self.compute_dtype)
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """The type of what goes from block to block."""
+        return torch.float32 if self.shape.residual_in_fp32 else self.compute_dtype
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses loss.py."""
-        return self.head(hidden_BTD).float()
+        return self.head(self.to_head(hidden_BTD)).float()
 
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a row of `seq_len`, head included; a training step does 3x.
 
         Convention: a multiply-add is 2, the masked half of causal attention is not counted, recurrences count as their
         recurrent form (what the mathematics needs, not what a chunked kernel spends); norms and activations count nothing.
+        Of the whole model, whatever of it lies here.
         """
-        mixers = sum(block.mixer.flops_per_token(seq_len) for block in self.layers)
-        matrices = [p for block in self.layers if block.mlp for p in block.mlp.parameters() if p.dim() >= 2]
-        return mixers + 2 * sum(p.numel() for p in matrices) + 2 * self.shape.hidden_size * self.shape.vocab_size
+        with torch.device("meta"):
+            layers = Model(self.shape).layers
+        blocks = sum(block.flops_per_token(seq_len) for block in layers)
+        return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
+
+
+def as_it_is(hidden_BTD: Tensor) -> Tensor:
+    return hidden_BTD
 
 
 def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
@@ -163,10 +199,19 @@ def build(
     shape: ModelShape, seed: int, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
 ) -> Model:
     """A model with fp32 master parameters on `device`, initialised by (seed, name, shape): the same on every layout."""
+    return materialise(on_meta(shape, compute_dtype), seed, device)
+
+
+def on_meta(shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> Model:
+    """A model without memory, for parallel/apply.py to take apart before it gets any."""
     with torch.device("meta"):
-        model = Model(shape, compute_dtype)
+        return Model(shape, compute_dtype)
+
+
+def materialise(model: Model, seed: int, device: torch.device | str) -> Model:
+    """Give what is left of the model here its memory and its first values."""
     model.to_empty(device=device)
-    if shape.tie_word_embeddings:
+    if model.shape.tie_word_embeddings and model.embed is not None and model.head is not None:
         model.head.weight = model.embed.weight  # to_empty gives each module a tensor of its own
     initialise(model, seed)
     return model
@@ -175,22 +220,27 @@ def build(
 def initialise(model: Model, seed: int) -> None:
     """Give every parameter its first value, keyed by (seed, name, global shape) and drawn on the CPU.
 
-    Rules: norms 1, biases 0, matrices, embeddings and convolutions N(0, initializer_range) (fla's and Llama's rule), a
-    mixer's own parameters by its `own_init`. Raises AssertionError naming a parameter that no rule visits.
+    Each is drawn whole, since rules may look at the whole shape, and what of it lies here (split, sharded) is kept. Rules: norms 1,
+    biases 0, matrices, embeddings and convolutions N(0, initializer_range) (fla's and Llama's rule), a mixer's own parameters by its
+    `own_init`. Raises AssertionError naming a parameter that no rule visits.
     """
     visited, own = set(), own_rules(model)
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter in visited:
                 continue  # a tied head begins as the embedding
-            name = f"{module_name}.{leaf}"
-            first, generator = torch.empty(parameter.shape, dtype=torch.float32), keyed_generator(seed, name)
+            name, split = f"{module_name}.{leaf}", model.splits.get(f"{module_name}.{leaf}")
+            first, generator = (
+                torch.empty(whole_shape(parameter, split), dtype=torch.float32),
+                keyed_generator(seed, name),
+            )
             with torch.no_grad():
                 if name in own:
                     own[name](first, generator)
                 else:
                     fill(first, module, leaf, generator, model.shape.initializer_range)
-                parameter.copy_(first)
+                for box in boxes(parameter, split):
+                    box.of_local(local(parameter)).copy_(box.of_whole(first))
             visited.add(parameter)
     unvisited = [name for name, parameter in model.named_parameters() if parameter not in visited]
     assert not unvisited, f"no initialiser visited {unvisited}"

@@ -91,6 +91,19 @@ class Report:
         self.console.print(text)
 
 
+class QuietReport:
+    """That of every process but the first: it tells nothing."""
+
+    def __enter__(self) -> "QuietReport":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def record(self, step: int, values: Values) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
 class RecordFile:
     """metrics.jsonl: one JSON object a line, flushed at once, in the order of steps, each step once.
 

@@ -5,8 +5,9 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from longfire import recipe as recipes
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
-from longfire.parallel.plan import check_plan
+from longfire.parallel.axes import AXES, DATA
+from longfire.parallel.plan import refusals, resolve_degrees
 from longfire.shape import ForeignShape, ModelShape, mixer_of, read_config
 
 RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
@@ -29,7 +31,7 @@ WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: na
 class Run:
     """The settings of one run, a section an attribute. `shape` is None only for commands that need no model.
 
-    recipe: the file it was read from. processes: how many train together.
+    recipe: the file it was read from. world: the processes that train together; degrees: how many along each axis of the mesh.
     """
 
     job: settings.Job
@@ -49,7 +51,8 @@ class Run:
     comm: settings.Comm
     shape: ModelShape | ForeignShape | None = None
     recipe: Path | None = None
-    processes: int = 1
+    world: launch.World = launch.ALONE
+    degrees: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(AXES, 1))
 
     @classmethod
     def compose(
@@ -58,17 +61,22 @@ class Run:
         overrides: Mapping[str, str],
         *,
         needs_model: bool = True,
+        trains: bool = True,
+        world: launch.World = launch.ALONE,
         note: Callable[[str], None] = print,
     ) -> "Run":
         """The recipe, then the overrides ({"training.steps": "20"}, as the command line spells them), checked whole.
 
+        world: the processes that train it. Who only reads it (not `trains`) is one process, whatever its plan says.
         A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
         if recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED):
             toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
         given = recipes.sections(toml, recipes.read_words(overrides), note=note)
-        run = cls(**given, recipe=recipe, processes=launch.processes())
+        run = cls(**given, recipe=recipe, world=world)
+        if trains:
+            run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
         run = run.with_paths_found(recipe.parent if recipe else Path())
         if run.model.plugins and needs_model:
             from longfire.plugins import load_plugins  # brings the mixers, which need torch
@@ -97,7 +105,7 @@ class Run:
                 f"{folder}: its model is made by code of {', '.join(plugins.value)}; if you trust that file, name it: "
                 f"--plugins {','.join(plugins.value)}"
             )
-        return cls.compose(folder / RUN_TOML, overrides, note=note)
+        return cls.compose(folder / RUN_TOML, overrides, trains=False, note=note)
 
     @property
     def folder(self) -> Path:
@@ -109,14 +117,19 @@ class Run:
         return self.folder / "tokenizer"
 
     @property
+    def data_processes(self) -> int:
+        """Processes, or groups of them, with rows of their own."""
+        return prod(self.degrees[axis] for axis in DATA)
+
+    @property
     def accumulation(self) -> int:
         """Microbatches of a step."""
-        rows_at_once = self.training.batch_size * self.processes
+        rows_at_once = self.training.batch_size * self.data_processes
         return self.training.gradient_accumulation_steps or max(1, self.training.global_batch_size // rows_at_once)
 
     @property
     def rows_per_step(self) -> int:
-        return self.training.batch_size * self.accumulation * self.processes
+        return self.training.batch_size * self.accumulation * self.data_processes
 
     @property
     def tokens_per_step(self) -> int:
@@ -299,15 +312,46 @@ def read_shape(path: Path) -> ModelShape:
 
 def check(run: Run) -> None:
     """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen."""
-    check_plan(run.parallelism)
-    problems = [*of_batch(run), *of_length(run), *of_model(run), *of_backend(run), *of_data(run), *of_files(run)]
+    problems = [
+        *of_plan(run),
+        *of_batch(run),
+        *of_length(run),
+        *of_model(run),
+        *of_backend(run),
+        *of_data(run),
+        *of_files(run),
+    ]
     if problems:
         raise SettingsError("\n".join(problems))
 
 
+def of_plan(run: Run) -> Iterator[str]:
+    """The plan is one that is proven, and what is asked of many processes makes sense for them."""
+    yield from refusals(run.degrees)
+    many, parallelism = run.world.size > 1, run.parallelism
+    for key in ("cpu_offload", "param_gather_dtype"):
+        value = getattr(parallelism, key)
+        if value != getattr(settings.Parallelism, key) and run.data_processes == 1:
+            yield f"parallelism.{key} = {value!r} is about sharded parameters, but nothing is sharded here: leave it out"
+    if not many:
+        return
+    if run.distillation.teacher:
+        yield f"distillation.teacher = {run.distillation.teacher!r} is not supported with {run.world.size} processes yet: start one"
+    if run.model.backend == "transformers" and run.data_processes != run.world.size:
+        yield "model.backend = 'transformers' knows nothing of the model's inside: only data_parallel degrees may be above 1"
+    for key, wanted in {
+        "checkpoint.export": run.checkpoint.export,
+        "eval.sample_prompt": run.eval.sample_prompt,
+    }.items():
+        if wanted and not run.checkpoint.enable_checkpoint:
+            yield f"{key} reads the last checkpoint when several processes train, but enable_checkpoint = false: set it to true"
+    if run.checkpoint.create_seed_checkpoint:
+        yield "checkpoint.create_seed_checkpoint is made by one process (any number goes on from it): start one"
+
+
 def of_batch(run: Run) -> Iterator[str]:
     """A global batch is what was asked for to the row, or an error; never rounded."""
-    training, processes = run.training, run.processes
+    training, processes = run.training, run.data_processes
     rows, wanted = training.batch_size, training.global_batch_size
     at_once = rows * processes
     if not wanted:
@@ -450,8 +494,14 @@ def summary(run: Run) -> list[str]:
     return [
         f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.model.config}",
         f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.accumulation} microbatch(es) of "
-        f"{run.training.batch_size} on {run.processes} process",
+        f"{run.training.batch_size} on {plan_told(run)}",
         f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
         f"{round(warmup * tokens):,} tokens",
     ]
+
+
+def plan_told(run: Run) -> str:
+    """Processes, and along which axes they lie."""
+    axes = " x ".join(f"{run.degrees[axis]} {axis}" for axis in AXES if run.degrees[axis] > 1)
+    return f"{run.world.size} processes ({axes})" if axes else "1 process"

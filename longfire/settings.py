@@ -271,6 +271,11 @@ class Comm:
     train_timeout_seconds: int = setting(
         3600, "the same for each later step, save and evaluation; 0: wait for ever", NATURAL
     )
+    trace_buf_size: int = setting(
+        20000,
+        "collectives of each process that torch's flight recorder keeps, and writes when one hangs; 0: none",
+        NATURAL,
+    )
 
 
 SECTIONS: dict[str, type] = {

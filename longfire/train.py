@@ -3,7 +3,7 @@
 import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -20,34 +20,44 @@ from longfire.evaluate import evaluate
 from longfire.finish import finish
 from longfire.hub import foreign
 from longfire.hub.convert import load_weights
-from longfire.launch import StopRequest, Watchdog, cxx_compiler
+from longfire.launch import StopRequest, Watchdog, cxx_compiler, signal_name
 from longfire.loss import loss_sum
-from longfire.model import build
+from longfire.model import materialise, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
-from longfire.parallel.apply import parallelize, recompilations
-from longfire.report import Report
+from longfire.parallel.apply import gradients, parallelize, recompilations, sync_gradients
+from longfire.parallel.axes import AXES, DATA
+from longfire.parallel.mesh import ALONE, Mesh, joined
+from longfire.report import QuietReport, Report
 from longfire.run import DATA_JSON, Run, keep, summary
 from longfire.settings import Training
 from longfire.traces import profiler
 
 
 def train(run: Run, note: Callable[[str], None] = print) -> int:
-    """Train to the last step and return the exit code. Read it downwards: that is the order in which things happen."""
-    device = choose_device(run.training)
+    """Train to the last step and return the exit code. Read it downwards: that is the order in which things happen.
+
+    Every process of the run goes through all of it; process 0 alone writes to the run folder and tells how it goes.
+    """
+    device = choose_device(run.training, run.world.local_rank)
+    note = note if run.world.is_first else in_silence
     with (
-        run.begun(note),
-        prepare(run.data, run.tokenizer, note=note, background=run.data.streaming) as prepared,
+        joined(run.world, run.degrees, run.comm, device) as mesh,
+        first_process(mesh, run.begun(note)),
+        mesh.first_then_all(lambda: prepared_data(run, mesh, note)) as prepared,
         Batches(prepared, run.data, run.training.seq_len, run.training.seed, note) as batches,
     ):
-        keep_tokenizer(run, prepared.tokenizer)
-        keep_sources(run, prepared, note)
-        teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
-        state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher)
-        checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint, note)
+        with mesh.agreed():
+            if mesh.rank() == 0:
+                keep_tokenizer(run, prepared.tokenizer)
+                keep_sources(run, prepared, note)
+            teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
+        state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher, mesh)
+        checkpoints = Checkpoints(
+            run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds
+        )
         if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
-            load = foreign.load_weights if run.model.backend == "transformers" else load_weights
-            state.model.load_state_dict(load(run.model.weights, state.model.shape))
+            take_weights(run, state)
         if run.model.backend == "transformers" and run.data.varlen:
             foreign.refuse_unless_documents_are_kept_apart(state.model)
         if run.checkpoint.create_seed_checkpoint:
@@ -57,35 +67,78 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
                 f"step {state.step} saved to {checkpoints.folder}; stopping, as checkpoint.create_seed_checkpoint asks"
             )
             return 0
-        with Report(run.folder, run.metrics, last_step(run, state), state.step) as report, StopRequest() as stop:
+        with report_of(run, state) as report, StopRequest() as stop:
             steps_to_the_end(run, state, batches, checkpoints, report, stop, teacher)
-            to_evaluate = run.eval.at_end and not stop.requested
-            results = evaluated(state, batches, run, report) if to_evaluate else {}
-            if stop.requested:
-                note(f"{stop.signal_name}: stopped after step {state.step}, saved; the same command goes on from there")
-                return stop.exit_code
-        finish(run, state, batches, results, note)
+            exit_code = max(mesh.all_say(stop.exit_code))  # a signal may reach one process only
+            results = evaluated(state, batches, run, report) if run.eval.at_end and not exit_code else {}
+        if exit_code:
+            note(
+                f"{signal_name(exit_code)}: stopped after step {state.step}, saved; the same command goes on from there"
+            )
+            return exit_code
+        if mesh.rank() == 0:
+            finish(run, state, batches, results, note)
     return 0
 
 
+def in_silence(line: str) -> None:
+    """The note of every process but the first."""
+
+
+@contextmanager
+def first_process(mesh: Mesh, inside: AbstractContextManager) -> Iterator[None]:
+    """Process 0 goes inside, and its UserError is every process's. Collective over the mesh."""
+    with ExitStack() as stack:
+        with mesh.agreed():
+            if mesh.rank() == 0:
+                stack.enter_context(inside)
+        yield
+
+
+def prepared_data(run: Run, mesh: Mesh, note: Callable[[str], None]) -> Prepared:
+    """The token stores; of a streaming run they grow behind process 0, and the others watch them grow."""
+    behind = run.data.streaming and mesh.rank() == 0
+    return prepare(run.data, run.tokenizer, note=note, background=behind, watch=run.data.streaming and not behind)
+
+
+def take_weights(run: Run, state: State) -> None:
+    """Start from the weights of model.weights: each process takes what lies with it. Raises CheckpointError or SettingsError."""
+    load = foreign.load_weights if run.model.backend == "transformers" else load_weights
+    with state.mesh.agreed():
+        whole = load(run.model.weights, state.model.shape)
+        with torch.no_grad():
+            for name, parameter in state.model.named_parameters():
+                part = state.part(name, parameter)
+                for box in part.boxes:
+                    box.of_local(part.tensor).copy_(box.of_whole(whole[name]))
+
+
+def report_of(run: Run, state: State) -> Report | QuietReport:
+    if state.mesh.rank():
+        return QuietReport()
+    return Report(run.folder, run.metrics, last_step(run, state), state.step)
+
+
 def steps_to_the_end(
-    run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report, stop: StopRequest,
+    run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report | QuietReport, stop: StopRequest,
     teacher: Distillation | None = None,
 ) -> None:  # fmt: skip
     """The loop: take a batch, step, tell, evaluate, save; until the last step or until someone asks to stop."""
-    device = next(state.model.parameters()).device
+    device, mesh = next(state.model.parameters()).device, state.mesh
     tell, clock, skips = teller(run, state, device, report.note), Clock(device), 0
-    last = last_step(run, state)
+    last, rows = last_step(run, state), run.training.batch_size * run.accumulation
     with (
         Watchdog(run.comm) as watchdog,
         profiler(run.profiling, run.folder) as trace_step,
         collected_garbage(run.training) as collect_garbage,
     ):
-        while state.step < last and not stop.requested:
+        while state.step < last and not mesh.any(stop.requested):
             with clock("data"):
                 row = state.rows_consumed
-                microbatches = batches.at(row, run.rows_per_step).split(run.accumulation)
-            numbers = train_step(state, microbatches, learning_rate(run, state), run.training, clock, teacher)
+                mine = batches.at(row + mesh.rank(*DATA) * rows, rows, run.rows_per_step)
+            numbers = train_step(
+                state, mine.split(run.accumulation), learning_rate(run, state), run.training, clock, teacher
+            )
             report.record(state.step, tell(numbers, clock.read()))
             skips = check_skips(skips, numbers, batches, row, run)
             if is_due(run.eval.interval, state.step) and state.step < last:
@@ -104,27 +157,35 @@ def train_step(
     state: State, microbatches: Sequence[Batch], lr: float, training: Training, clock: Clock,
     teacher: Distillation | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """One optimizer update on the microbatches: gradients of the mean loss per real token of all of them. The loss is that of the
-    text, or what a teacher makes it.
+    """One optimizer update on the microbatches, and on those of the other processes: gradients of the mean loss per real token of
+    all of them. The loss is that of the text, or what a teacher makes it.
 
-    The real tokens are counted before any backward, so each microbatch's sum is divided by the same number (promise 7).
-    Non-finite gradients leave parameters and optimizer untouched: `skipped` is 1. Moves `state` on in either case.
+    The real tokens of the world are counted before any backward, so each microbatch's sum is divided by the same number
+    (promise 7). Non-finite gradients leave parameters and optimizer untouched, everywhere: `skipped` is 1. Moves `state` on in
+    either case.
     """
-    device = next(state.model.parameters()).device
-    real_tokens = max(1, sum(batch.real_tokens() for batch in microbatches))
+    device, mesh = next(state.model.parameters()).device, state.mesh
+    counts = torch.tensor(
+        [sum(batch.real_tokens() for batch in microbatches), sum(batch.rows for batch in microbatches)]
+    )
+    real_tokens, rows = mesh.sum(counts, *DATA).tolist()
+    row = state.rows_consumed + mesh.rank(*DATA) * sum(batch.rows for batch in microbatches)
     learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
-    loss, row = torch.zeros((), device=device), state.rows_consumed
+    loss = torch.zeros((), device=device)
     for batch in microbatches:
+        sync_gradients(state.model, mesh, last=batch is microbatches[-1])
         batch = batch.to(device)
         noise_BT = row_noise(training.seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
         row += batch.rows
         with clock("forward"):
-            part = learn(state.model, batch, noise_BT=noise_BT) / real_tokens
+            part = learn(state.model, batch, noise_BT=noise_BT) / max(1, real_tokens)
         with clock("backward"):
             part.backward()
         loss += part.detach()
     with clock("optimizer"):
-        grad_norm = clip_gradients(state.model.parameters(), training.max_norm)
+        loss = mesh.sum(loss, *DATA)
+        grads, copies = gradients(state.model, mesh)
+        grad_norm = clip_gradients(grads, training.max_norm, copies, lambda total: mesh.sum(total, *AXES))
         finite = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
         if finite:
             for group in state.optimizer.param_groups:
@@ -132,8 +193,8 @@ def train_step(
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    state.rows_consumed = row
-    state.tokens += sum(batch.ids_BT.numel() for batch in microbatches)
+    state.rows_consumed += rows
+    state.tokens += rows * microbatches[0].ids_BT.shape[1]
     state.skipped_steps += not finite
     return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}
 
@@ -163,27 +224,30 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
 
 
 def make_state(
-    run: Run, words: int, device: torch.device, note: Callable[[str], None], teacher: Distillation | None = None
-) -> State:
+    run: Run, words: int, device: torch.device, note: Callable[[str], None], teacher: Distillation | None = None,
+    mesh: Mesh = ALONE,
+) -> State:  # fmt: skip
     """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)
-    made = foreign.build if run.model.backend == "transformers" else build
-    model = made(shape, run.training.seed, device, dtype)
+    theirs = run.model.backend == "transformers"
+    model = foreign.build(shape, run.training.seed, device, dtype) if theirs else on_meta(shape, dtype)
     if teacher:
         teacher.prepare(model)
-    compiled, why = compile_decision(run, model.flops_per_token(run.training.seq_len), device)
-    model = parallelize(model, run.activation_checkpoint, compiled)
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = model.flops_per_token(run.training.seq_len)
+    compiled, why = mesh.from_first(compile_decision(run, flops, device))  # it measures: one process decides for all
+    model = parallelize(model, run.activation_checkpoint, compiled, mesh, run.parallelism)
+    if not theirs:
+        materialise(model, run.training.seed, "cpu" if run.parallelism.cpu_offload else device)
     choices = ops.choose(device, run.model.kernels)
     for line in summary(run):
         note(line)
-    note(
-        f"model: {sum(p.numel() for p in model.parameters()):,} parameters on {device.type}, {torch.get_num_threads()} threads"
-    )
+    note(f"model: {parameters:,} parameters on {device.type}, {torch.get_num_threads()} threads")
     note(f"precision: {precision}")
     note(f"kernels: {'; '.join(ops.told(choices))}")
     note(f"compile: {'on' if compiled else 'off'} ({why})")
-    return State(model, make_optimizer(model, run.optimizer, device))
+    return State(model, make_optimizer(model, run.optimizer, device), mesh=mesh)
 
 
 def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:
@@ -197,7 +261,8 @@ def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> 
         return True, "asked for by training.compile"
     if device.type == "cuda":
         return True, "CUDA"
-    seconds = 3 * flops_per_token * run.steps * run.tokens_per_step / (0.5 * matmul_peak(device, torch.float32)[0])
+    seconds = 3 * flops_per_token * run.steps * run.tokens_per_step / run.world.size
+    seconds /= 0.5 * matmul_peak(device, torch.float32)[0]
     if seconds < 600:
         return False, f"the run takes some {seconds:.0f} s, too short to pay for compiling"
     return True, f"the run takes some {seconds / 60:.0f} min eager, compiled with {compiler}"
@@ -233,7 +298,7 @@ def teller(
             **{key: value for key, value in numbers.items() if key != "skipped"},
             "tokens": state.tokens,
             "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * flops / peak,
+            "mfu": tokens_per_second * flops / (peak * state.mesh.size()),
             "data_wait_fraction": parts.get("data", 0.0) / parts["seconds"],
             "memory_bytes": peak_memory_bytes(device),
             "skipped_steps": state.skipped_steps,
@@ -260,9 +325,9 @@ def check_skips(skips: int, numbers: dict[str, float], batches: Batches, rows_fr
     )
 
 
-def evaluated(state: State, batches: Batches, run: Run, report: Report) -> dict[str, dict[str, float]]:
+def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietReport) -> dict[str, dict[str, float]]:
     """Held-out loss, perplexity and bits per byte by source, also told to the report as eval/<source>/loss ..."""
-    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens)
+    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens, state.mesh)
     if results:
         fields = {
             f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
 
 from longfire import ops, settings
 from longfire.checkpoint import load_model_weights, steps
@@ -84,7 +83,7 @@ def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tu
     while left := [step for step in steps(checkpoints) if step not in tried]:
         try:
             return left[-1], load_model_weights(checkpoints / f"step-{left[-1]}")
-        except (CheckpointError, CheckpointException, OSError) as e:
+        except (CheckpointError, OSError) as e:
             tried[left[-1]] = str(e)
             note(f"{e}; looking for another one")
     raise CheckpointError(

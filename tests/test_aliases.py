@@ -92,7 +92,6 @@ REFUSED = {
     "float8.scaling_type_input": ("dynamic", "delayed", "not supported yet"),
     "float8.scaling_type_weight": ("dynamic", "delayed", "not supported yet"),
     "float8.scaling_type_grad_output": ("dynamic", "delayed", "not supported yet"),
-    "comm.trace_buf_size": ("20000", "100", "not supported yet"),
     "memory_estimation.enabled": ("false", "true", "no effect in its own system"),
     "memory_estimation.disable_fake_mode": ("false", "true", "no effect in its own system"),
 }

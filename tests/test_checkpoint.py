@@ -122,12 +122,19 @@ def test_the_weights_lie_in_files_of_their_own(tmp_path, tiny_model):
 
 
 def test_a_failed_save_behind_training_is_told_by_the_next(tmp_path, tiny_model):
-    (tmp_path / "taken").write_text("a file where the folder should be")
-    state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path / "taken", settings.Checkpoint())
+    (tmp_path / "left").write_text("a file where a folder should be")
+    (tmp_path / "step-9").mkdir()  # of a branch that was left: it would be moved there
+    state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path, settings.Checkpoint())
     checkpoints.save(state)
     state.step = 1
-    with pytest.raises(CheckpointError, match="taken.*could not be written.*whole: none"):
+    with pytest.raises(CheckpointError, match="step-0 could not be written.*whole: step-9"):
         checkpoints.save(state)
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path, tiny_model):
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match="taken.*could not be written.*whole: none"):
+        Checkpoints(tmp_path / "taken", settings.Checkpoint()).save(fresh(tiny_model()))
 
 
 def test_weights_can_be_read_while_training_saves_and_forgets(tmp_path, tiny_model):

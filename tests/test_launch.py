@@ -18,16 +18,45 @@ def run_python(code: str, timeout: float = 20) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_several_processes_are_refused(monkeypatch, name):
-    for other in launch.PROCESS_COUNTS:
-        monkeypatch.delenv(other, raising=False)
-    assert launch.processes() == 1
-    monkeypatch.setenv(name, "1")
-    assert launch.processes() == 1
-    monkeypatch.setenv(name, "4")
-    with pytest.raises(SettingsError, match=rf"{name} = 4 .*not supported yet; start one"):
-        launch.processes()
+@pytest.fixture
+def no_launcher(monkeypatch):
+    for name in (*(name for names in launch.NAMES.values() for name in names), "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back as well
+        monkeypatch.delenv(name)
+
+
+TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "MASTER_ADDR": "host",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SLURM], ids=["torchrun", "slurm"])
+def test_a_launcher_says_who_a_process_is(monkeypatch, no_launcher, environment):
+    assert launch.world() == launch.ALONE
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launch.world() == launch.World(4, 3, 1) and (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("3", "4")
+    assert launch.meeting_point() == "host:29500"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"MASTER_PORT": ""}, "WORLD_SIZE = 4 .* MASTER_PORT is not set.*scripts/train.sh or torchrun"),
+        ({"RANK": "4"}, "RANK = 4 .*WORLD_SIZE = 4: ranks count from 0"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE = 'many' in the environment is not a number"),
+    ],
+)
+def test_half_a_launcher_is_told(monkeypatch, no_launcher, changes, message):
+    for name, value in {**TORCHRUN, **changes}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message):
+        launch.world()
     monkeypatch.setenv(name, "four")
     with pytest.raises(SettingsError, match="is not a number of processes"):
         launch.processes()
@@ -39,7 +68,7 @@ def test_a_signal_asks_the_loop_to_stop(number, capfd):
     with StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
-        assert stop.requested and stop.signal_name == number.name and stop.exit_code == 128 + number
+        assert stop.requested and stop.exit_code == 128 + number and launch.signal_name(stop.exit_code) == number.name
     assert signal.getsignal(number) is before
     assert "finishing this step" in capfd.readouterr().err
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from longfire.errors import CheckpointError, SettingsError
+from longfire.launch import World
 from longfire.run import Run, summary
 
 SHAPE = {
@@ -98,7 +99,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"checkpoint.create_seed_checkpoint": "true", "checkpoint.model_weights_only": "true"}, "choose one"),
         ({"checkpoint.folder": "../elsewhere"}, "must be a folder inside the run folder"),
         ({"metrics.save_tb_folder": "/tmp"}, "must be a folder inside the run folder"),
-        ({"training.tensor_parallel_degree": "2"}, "tensor_parallel_degree = 2 (tensor parallel) is not supported yet"),
+        ({"training.tensor_parallel_degree": "2"}, "tensor_parallel_degree = 2, .* do not make up the 1 process(es) that run"),
         ({"model.config": "nowhere.json"}, "no such file"),
         ({"model.config": ""}, "model.config is empty"),
     ],
@@ -262,10 +263,26 @@ def test_prepare_needs_no_model(folder):
     assert Run.compose(None, {}, needs_model=False).shape is None
 
 
-def test_several_processes_are_refused(folder, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(SettingsError, match="WORLD_SIZE = 8.*not supported yet"):
-        compose(folder)
+def test_rows_of_a_step_are_those_of_all_processes_with_rows_of_their_own(folder):
+    def of_world(size: int, **overrides: str) -> Run:
+        return Run.compose(folder / "recipes" / "x.toml", overrides, world=World(size), note=lambda told: None)
+
+    assert of_world(8).rows_per_step == 32 and of_world(8).degrees["dp_shard"] == 8
+    run = of_world(8, **{"parallelism.mesh_dim": "2,-1,1,1", "training.global_batch_size": "64"})
+    assert (run.data_processes, run.accumulation, run.rows_per_step) == (8, 2, 64)
+    assert "8 processes (2 dp_replicate x 4 dp_shard)" in "".join(summary(run))
+    with pytest.raises(
+        SettingsError, match="tensor_parallel_degree = 3.*do not make up the 8 process.*start a multiple of 3"
+    ):
+        of_world(8, **{"parallelism.tensor_parallel_degree": "3"})
+    with pytest.raises(SettingsError, match="cpu_offload = True is about sharded parameters, but nothing is sharded"):
+        compose(folder, **{"parallelism.cpu_offload": "true"})
+
+
+def test_who_reads_a_run_is_alone_whatever_its_plan(folder):
+    given = {"parallelism.data_parallel_replicate_degree": "4", "job.dump_folder": str(folder / "made")}
+    Run.compose(folder / "recipes" / "x.toml", given, world=World(4), note=lambda told: None).save()
+    assert Run.of_folder(folder / "made").data_processes == 1
 
 
 def test_a_recipe_of_ones_own_that_is_called_run_toml_keeps_its_dump_folder(folder):

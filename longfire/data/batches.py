@@ -65,6 +65,20 @@ class Batch:
         ids = self.documents.ids_BT.chunk(microbatches)
         return tuple(Batch(*part, Documents.from_ids(ids_BT)) for part, ids_BT in zip(parts, ids))
 
+    def share(self, number: int, shares: int) -> "Batch":
+        """Some of the rows, of `shares` parts as equal as they go. A part without a row is a row without labels: whoever computes
+        it keeps step with the others."""
+        if shares == 1:
+            return self
+        each = -(-self.rows // shares)
+        mine = slice(number * each, (number + 1) * each)
+        if self.ids_BT[mine].shape[0] == 0:
+            mine, labels_BT = slice(0, 1), torch.full_like(self.labels_BT[:1], NO_LABEL)
+        else:
+            labels_BT = self.labels_BT[mine]
+        documents = None if self.documents is None else Documents.from_ids(self.documents.ids_BT[mine])
+        return Batch(self.ids_BT[mine], labels_BT, self.positions_BT[mine], documents)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -121,17 +135,19 @@ class Batches:
         if self._thread:
             self._thread.shutdown(cancel_futures=True)
 
-    def at(self, rows_consumed: int, rows: int) -> Batch:
-        """Rows [rows_consumed, rows_consumed + rows) of the run; makes the next ones ready behind the caller.
+    def at(self, first: int, rows: int, step_rows: int = 0) -> Batch:
+        """Rows [first, first + rows) of the run; makes the next ones ready behind the caller: those `step_rows` further on, where
+        other processes take the rest of a step's rows (0: there are none).
 
         Raises DataError if the source is shorter than a row, or if its preparation failed.
         """
         start = self._standing_since = time.monotonic()
         try:
             if self._thread is None:
-                return self._make(rows_consumed, rows)
-            future = self._ahead.pop((rows_consumed, rows), None) or self._submit(rows_consumed, rows)
-            wanted = [(rows_consumed + i * rows, rows) for i in range(1, self.data.prefetch_factor + 1)]
+                return self._make(first, rows)
+            future = self._ahead.pop((first, rows), None) or self._submit(first, rows)
+            ahead = step_rows or rows
+            wanted = [(first + i * ahead, rows) for i in range(1, self.data.prefetch_factor + 1)]
             for key in self._ahead.keys() - set(wanted):
                 self._ahead.pop(key).cancel()
             self._ahead |= {key: self._submit(*key) for key in wanted if key not in self._ahead}
@@ -140,8 +156,8 @@ class Batches:
             self._standing_since = None
             self.wait_seconds += time.monotonic() - start
 
-    def _submit(self, rows_consumed: int, rows: int) -> "Future[Batch]":
-        return self._thread.submit(self._make, rows_consumed, rows)
+    def _submit(self, first: int, rows: int) -> "Future[Batch]":
+        return self._thread.submit(self._make, first, rows)
 
     def rows(self, index_start: int, count: int) -> tuple[Row, ...]:
         """Where rows [index_start, index_start + count) of the run come from: to name a batch in a message."""

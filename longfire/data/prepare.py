@@ -71,11 +71,17 @@ class Prepared:
 
 
 def prepare(
-    data: settings.Data, tokenizer: settings.Tokenizer, *, note: Note = print, background: bool = False
+    data: settings.Data,
+    tokenizer: settings.Tokenizer,
+    *,
+    note: Note = print,
+    background: bool = False,
+    watch: bool = False,
 ) -> Prepared:
     """The stores of data.dataset, made where they do not exist.
 
-    With `background` it returns as soon as they can be opened, and they grow in another process that ends with this one.
+    With `background` it returns as soon as they can be opened, and they grow in another process that ends with this one; with
+    `watch` they are opened as someone else makes them.
     Raises SettingsError and DataError naming source, file and row, and the mend; DataError too when the disk is full.
     """
     if not 0 <= data.heldout_fraction < 1:
@@ -88,7 +94,7 @@ def prepare(
     if missing and background:
         behind = Behind(data, tokenizer)
         behind.wait_for(missing)
-    elif missing:
+    elif missing and not watch:
         fill(missing, words, tokenizer, data, note)
     stores = tuple(TokenStore(job.folder, words.fingerprint) for job in jobs)
     names = _distinct([source.name for source in sources])

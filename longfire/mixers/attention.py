@@ -78,13 +78,14 @@ class Attention(Mixer):
     Shape = AttentionShape
     roles = {"q_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row",
              "q_norm": "replicate", "k_norm": "replicate"}  # fmt: skip
+    divided = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
     context = ("attention",)
 
     def __init__(self, model: ModelShape, shape: AttentionShape, layer: int) -> None:
         super().__init__(model, shape, layer)
         hidden_size = model.hidden_size
         self.head_dim = shape.head_dim or hidden_size // shape.num_heads
-        heads, kv_heads = shape.num_heads, shape.num_kv_heads or shape.num_heads
+        self.heads, self.kv_heads = heads, kv_heads = shape.num_heads, shape.num_kv_heads or shape.num_heads
         self.q_proj = Linear(hidden_size, heads * self.head_dim, bias=shape.qkv_bias)
         self.k_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)
         self.v_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)

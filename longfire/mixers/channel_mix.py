@@ -20,6 +20,8 @@ class ChannelMix(nn.Module):
     It begins as RWKV-LM's: W_v zero, W_k orthogonal, the first channels and the last layers nearer to x_{t-1}.
     """
 
+    roles = {"x_k": "replicate", "key": "column", "value": "row"}
+
     def __init__(self, model: ModelShape, layer: int) -> None:
         super().__init__()
         self.layer = layer

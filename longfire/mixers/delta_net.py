@@ -44,6 +44,7 @@ class DeltaNet(MatrixState):
 
     Shape = DeltaNetShape
     roles = {**MatrixState.roles, "b_proj": "column", "g_proj": "column", "o_norm": "replicate"}
+    divided = {"heads": "num_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
 
     def __init__(self, model: ModelShape, shape: DeltaNetShape, layer: int) -> None:

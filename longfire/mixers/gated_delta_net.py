@@ -55,6 +55,7 @@ class GatedDeltaNet(MatrixState):
              "A_log": "head", "dt_bias": "head"}  # fmt: skip
     own_init = {"A_log": init_decay_rate, "dt_bias": init_step_size}
     keep_fp32 = ("A_log", "dt_bias")
+    divided = {"heads": "num_v_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
 
     def __init__(self, model: ModelShape, shape: GatedDeltaNetShape, layer: int) -> None:

@@ -45,7 +45,7 @@ class GSA(MatrixState):
     """
 
     Shape = GSAShape
-    roles = {**MatrixState.roles, "f_proj": "column", "feature_map": "replicate", "g_norm": "replicate"}
+    roles = {**MatrixState.roles, "f_proj": "column", "feature_map": "replicate", "g_norm": "norm"}
 
     def __init__(self, model: ModelShape, shape: GSAShape, layer: int) -> None:
         super().__init__(model, shape, layer)

@@ -35,6 +35,7 @@ class LowerBounds(nn.Module):
     """
 
     keep_fp32 = ("lower_bounds",)
+    split_dims = {"lower_bounds": 1}
     own_init = {"lower_bounds": lambda bounds_LD, generator: bounds_LD.zero_()}
 
     def __init__(self, model: ModelShape, shape: HGRN2Shape) -> None:
@@ -54,14 +55,15 @@ class HGRN2(Mixer):
     """
 
     Shape = HGRN2Shape
-    roles = {"q_proj": "column", "f_proj": "column", "i_proj": "column", "o_proj": "row", "g_norm": "replicate",
+    roles = {"q_proj": "column", "f_proj": "column", "i_proj": "column", "o_proj": "row", "g_norm": "norm",
              "q_conv1d": "head", "f_conv1d": "head", "i_conv1d": "head"}  # fmt: skip
+    divided = {"heads": "expand_ratio"}
     context = ("state", "halo")
     whole_model = LowerBounds
 
     def __init__(self, model: ModelShape, shape: HGRN2Shape, layer: int) -> None:
         super().__init__(model, shape, layer)
-        size = self.hidden_size
+        size, self.heads = self.hidden_size, self.hidden_size // shape.expand_ratio
         self.q_proj, self.f_proj, self.i_proj = (Linear(size, size, bias=False) for _ in range(3))
         self.o_proj = Linear(size, size, bias=False)
         if shape.use_short_conv:

@@ -57,6 +57,7 @@ class KDA(MatrixState):
     roles = {**MatrixState.roles, "f_proj.0": "replicate", "f_proj.1": "column", "g_proj.0": "replicate", "g_proj.1": "column",
              "b_proj": "column", "o_norm": "replicate", "A_log": "head", "dt_bias": "head"}  # fmt: skip
     keep_fp32 = ("A_log", "dt_bias")
+    divided = {"heads": "num_v_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
 
     def __init__(self, model: ModelShape, shape: KDAShape, layer: int) -> None:

@@ -45,8 +45,9 @@ class Mamba(Mixer):
     """
 
     Shape = MambaShape
-    roles = {"in_proj": "column", "conv1d": "head", "x_proj": "row", "dt_proj": "column", "A_log": "head", "D": "head",
+    roles = {"in_proj": "halves", "conv1d": "head", "x_proj": "inner_row", "dt_proj": "column", "A_log": "head", "D": "head",
              "out_proj": "row"}  # fmt: skip
+    divided = {"channels": "intermediate_size"}
     context = ("state", "halo")
     own_init = {"A_log": init_rates, "D": lambda D, generator: D.fill_(1.0), "dt_proj.weight": init_step_matrix,
                 "dt_proj.bias": init_step_size}  # fmt: skip
@@ -55,6 +56,7 @@ class Mamba(Mixer):
     def __init__(self, model: ModelShape, shape: MambaShape, layer: int) -> None:
         super().__init__(model, shape, layer)
         channels, rank = shape.intermediate_size or 2 * self.hidden_size, shape.dt_rank or -(-self.hidden_size // 16)
+        self.channels = channels
         self.sizes = [rank, shape.state_size, shape.state_size]
         self.in_proj = Linear(self.hidden_size, 2 * channels, bias=shape.use_bias)
         self.conv1d = ShortConv(channels, shape.conv_kernel, shape.use_conv_bias)

@@ -50,13 +50,15 @@ class Mamba2(Mixer):
     output is rmsnorm(y_t * swish(z_t)), or the other way round, and projected.
 
     Names are those of fla's and transformers' Mamba2, with their in_proj as z_proj, x_proj, B_proj, C_proj, dt_proj, and their
-    conv1d as x_conv1d, B_conv1d, C_conv1d, since tensor parallelism splits z, x and dt by heads and B and C not at all.
+    conv1d as x_conv1d, B_conv1d, C_conv1d, since tensor parallelism splits z, x and dt by heads, and B and C by groups: not at
+    all if there is one.
     """
 
     Shape = Mamba2Shape
-    roles = {"z_proj": "column", "x_proj": "column", "B_proj": "replicate", "C_proj": "replicate", "dt_proj": "column",
-             "out_proj": "row", "norm": "head", "A_log": "head", "dt_bias": "head", "D": "head",
-             "x_conv1d": "head", "B_conv1d": "replicate", "C_conv1d": "replicate"}  # fmt: skip
+    roles = {"z_proj": "column", "x_proj": "column", "B_proj": "column", "C_proj": "column", "dt_proj": "column",
+             "out_proj": "row", "norm": "norm", "A_log": "head", "dt_bias": "head", "D": "head",
+             "x_conv1d": "head", "B_conv1d": "head", "C_conv1d": "head"}  # fmt: skip
+    divided = {"heads": "head_dim", "groups": "n_groups"}
     context = ("state", "halo")
     own_init = {"A_log": init_rate, "dt_bias": init_step_size, "D": lambda D, generator: D.fill_(1.0)}
     keep_fp32 = ("A_log", "dt_bias", "D")
@@ -64,7 +66,10 @@ class Mamba2(Mixer):
     def __init__(self, model: ModelShape, shape: Mamba2Shape, layer: int) -> None:
         super().__init__(model, shape, layer)
         channels, shared = self.hidden_size * shape.expand, shape.n_groups * shape.state_size
-        self.heads = channels // shape.head_dim
+        self.heads, self.groups = channels // shape.head_dim, shape.n_groups
+        if self.groups == 1:
+            self.roles = self.roles | dict.fromkeys(("B_proj", "C_proj", "B_conv1d", "C_conv1d"), "replicate")
+            self.divided = {"heads": "head_dim"}
         for name, size in {"z": channels, "x": channels, "B": shared, "C": shared, "dt": self.heads}.items():
             self.add_module(f"{name}_proj", Linear(self.hidden_size, size, bias=shape.use_bias))
             if name in "xBC":
@@ -80,7 +85,7 @@ class Mamba2(Mixer):
         kept = self.kept(seq)
         x, B, C = (self.convolved(name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC")
         x_BTHV = x.unflatten(-1, (self.heads, -1))
-        B_BTGK, C_BTGK = (y.unflatten(-1, (self.shape.n_groups, -1)) for y in (B, C))
+        B_BTGK, C_BTGK = (y.unflatten(-1, (self.groups, -1)) for y in (B, C))
         dt_BTH = F.softplus(in_fp32(self.dt_proj(u_BTD)) + self.dt_bias).clamp(
             self.shape.dt_low, self.shape.dt_high or None
         )

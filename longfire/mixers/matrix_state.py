@@ -21,13 +21,14 @@ class MatrixState(Mixer):
         "q_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row", "q_conv1d": "head", "k_conv1d": "head",
         "v_conv1d": "head",
     }  # fmt: skip
+    divided: ClassVar[dict[str, str]] = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
     context = ("state", "halo")
     norm_name = "o_norm"
     products = 2  # of a head's state and a vector, for each token: write k v^T, read S^T q
 
     def make_heads(self, heads: tuple[int, int, int], sizes: tuple[int, int], conv_size: int = 0) -> None:
         """Projections to so many heads of q, k and v, of sizes (K, V), and their convolutions unless conv_size is 0."""
-        (self.head_k, self.head_v), self.heads = sizes, max(heads)
+        (self.head_k, self.head_v), self.heads, self.kv_heads = sizes, max(heads), min(heads)
         for name, channels in zip("qkv", (heads[0] * sizes[0], heads[1] * sizes[0], heads[2] * sizes[1])):
             self.add_module(f"{name}_proj", Linear(self.hidden_size, channels, bias=False))
             if conv_size:

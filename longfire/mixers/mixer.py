@@ -35,23 +35,35 @@ class Mixer(nn.Module):
 
     A subclass declares, as data read by the code that acts on it:
       Shape:   frozen dataclass of its own settings (a config's `"gla": {...}`), with `check(hidden_size)`
-      roles:   how tensor parallelism splits each submodule ("column", "row", "head", "replicate"): parallel/tensor.py
+      roles:   how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
+                 column     a matrix's outputs, and its bias         head       rows of anything that has some for each head
+                 halves     the same of a matrix that makes two things side by side
+                 row        a matrix's inputs, all parts added up: the mixer's end; inner_row: in its middle
+                 norm       a norm over channels of all heads        replicate  every process has the whole
+      divided: what it counts of heads, or groups of heads, that divide the processes: attribute -> key of its settings. The attributes
+               are those of the heads that lie here, of which `first_head` is the first
       context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
       own_init: parameters with an initialiser of their own: name -> function(tensor, generator), in place; a name may be dotted
                 (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
       keep_fp32: parameters that no compute dtype may round
       whole_model: the class of a module that the model holds once for all layers of this mixer, made as
-                whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block
+                whole_model(model, shape); split_dims: the dim of each parameter that has channels; what its forward() returns goes
+                into `seq.shared` before the first block
+      carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
+                outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
     and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
     parallel/ replaces. A mixer never knows of ranks.
     """
 
     Shape: ClassVar[type]
     roles: ClassVar[dict[str, str]] = {}
+    divided: ClassVar[dict[str, str]] = {}
     context: ClassVar[tuple[str, ...]] = ()
     own_init: ClassVar[dict[str, Any]] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     whole_model: ClassVar[type[nn.Module] | None] = None
+    first_head: int = 0
+    carried: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
         super().__init__()

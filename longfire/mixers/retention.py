@@ -64,7 +64,7 @@ class Retention(MatrixState):
         kept = self.kept(seq)
         q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq)
         q_BTHK, k_BTGK = (turn(self.feature_map(y), *seq.shared[self.rotary]) for y in (q_BTHK, k_BTGK))
-        g_H = torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.heads, device=x_BTD.device))))
+        g_H = torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.heads, device=x_BTD.device) - self.first_head)))
         o_BTHV, kept["state"] = self.recur(
             q_BTHK, self.for_all_heads(k_BTGK), self.for_all_heads(v_BTGV), g_H,
             initial_state_BHKV=kept.get("state"), documents=seq.documents,

@@ -76,11 +76,13 @@ class RWKV7(Mixer):
              "k_k": "head", "k_a": "head", "r_k": "head", **{f"x_{name}": "replicate" for name in "rwkvag"},
              **{f"{name}_lora.lora.0": "replicate" for name in "wvag"},
              **{f"{name}_lora.lora.2": "column" for name in "wvag"}}  # fmt: skip
+    divided = {"heads": "head_dim"}
     context = ("state", "halo")
+    carried = (FIRST,)
 
     def __init__(self, model: ModelShape, shape: RWKV7Shape, layer: int) -> None:
         super().__init__(model, shape, layer)
-        size = self.hidden_size
+        size, self.heads = self.hidden_size, self.hidden_size // shape.head_dim
         for name in "rwkvag":
             self.register_parameter(f"x_{name}", nn.Parameter(torch.empty(1, 1, size)))
         self.k_k, self.k_a = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))

@@ -1,6 +1,7 @@
 """The head and the loss as one: logits exist for a chunk of tokens at a time, and their gradient overwrites them."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +16,35 @@ CACHED_ROWS = 16
 ROW_MULTIPLE = 64
 
 
+class Words(NamedTuple):
+    """The words whose rows of the weight lie here, of a vocabulary that several processes share; all have the same hidden states
+    and labels. Losses are then the same in all, and the gradient of the hidden states is a part: their sum is the whole one.
+    """
+
+    first: int
+    total: int  # words of the whole vocabulary
+    add_up: Callable[[Tensor], Tensor]  # over the processes, in place
+    take_highest: Callable[[Tensor], Tensor]
+
+
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
-) -> Tensor:
+    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
+    words: Words | None = None,
+) -> Tensor:  # fmt: skip
     """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for float64 hidden states).
 
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's product gives them.
     Memory beside the gradients: one buffer of chunk_tokens x W. The gradients are made with the loss, so backward can run once
-    and is not differentiable. Raises IndexError on a CPU for a label that is no word (CUDA's kernels assert by themselves).
+    and is not differentiable. words: which the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a label that is no word (CUDA's kernels assert by themselves).
     """
-    W = len(weight_WD)
+    W = len(weight_WD) if words is None else words.total
     if labels_N.device.type == "cpu":
         wrong_N = ((labels_N < 0) | (labels_N >= W)) & (labels_N != ignore_index)
         if wrong_N.any():
             raise IndexError(
                 f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor {ignore_index}, no label"
             )
-    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index)
+    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words)
 
 
 def linear_cross_entropy_slow(
@@ -45,8 +58,9 @@ def linear_cross_entropy_slow(
 
 @torch.no_grad()
 def token_losses(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100
-) -> tuple[Tensor, Tensor]:
+    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
+    words: Words | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """For evaluation, by token: -log softmax(hidden weight^T)[label], as linear_cross_entropy rounds it, 0 where there is no
     label; and bool, whether the label is the likeliest word."""
     dtype = working_dtype(hidden_ND)
@@ -57,17 +71,30 @@ def token_losses(
         logits = hidden_ND.new_empty(len(hidden), len(weight), dtype=dtype)
         product(hidden.to(multiplied), weight.T, logits)
         real = labels != ignore_index
-        losses.append(F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none"))
-        greedy.append(real & (logits.argmax(1) == labels))
+        if words is None:
+            losses.append(F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none"))
+            greedy.append(real & (logits.argmax(1) == labels))
+        else:
+            greedy.append(real & (likeliest(logits, words) == labels))
+            losses.append(shared_softmax_minus_onehot(logits, labels, ignore_index, False, words))
     return torch.cat(losses), torch.cat(greedy)
+
+
+def likeliest(logits_NW: Tensor, words: Words) -> Tensor:
+    """(N,) the likeliest word of all processes', the first of several."""
+    highest_N, word_N = logits_NW.max(1)
+    mine_N = highest_N == words.take_highest(highest_N.clone())
+    return -words.take_highest(torch.where(mine_N, -(word_N + words.first), -words.total))
 
 
 @torch.compiler.disable(
     reason="a loop of large products gains nothing from compiling, and a graph would keep its buffers"
 )
-def fused(hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, chunk_tokens: int, ignore_index: int) -> Tensor:
+def fused(
+    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, chunk_tokens: int, ignore_index: int, words: Words | None
+) -> Tensor:
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_WD)]
-    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted)
+    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted, words)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -82,6 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         ignore_index: int,
         wanted: list[bool],
+        words: Words | None,
     ) -> Tensor:
         dtype = working_dtype(hidden_ND)
         multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
@@ -96,7 +124,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_ND[chunk].to(multiplied)
             logits = buffer[: len(hidden)]
             product(hidden, weight.T, logits)
-            loss += softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted))
+            if words is None:
+                loss += softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted))
+            else:
+                loss += shared_softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted), words).sum()
             d_logits = logits.to(multiplied) if any(wanted) else None
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
@@ -116,7 +147,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
         d_weight = None if d_weight is None else d_weight.mul_(d_loss).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None
 
 
 def softmax_minus_onehot(logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool) -> Tensor:
@@ -135,6 +166,25 @@ def softmax_minus_onehot(logits_NW: Tensor, labels_N: Tensor, ignore_index: int,
     if gradient:
         logits_NW.scatter_add_(1, index_N1, -real_N[:, None].to(logits_NW.dtype))
     return torch.where(real_N, (lse_N1 - label_logits_N1)[:, 0], 0).sum()
+
+
+def shared_softmax_minus_onehot(
+    logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool, words: Words
+) -> Tensor:
+    """(N,) losses of a chunk, of whose words some lie here. Two sums over the processes: of the highest logits; of the others'
+    exponentials beside the label's logit, which one process has. The logits are overwritten as in `softmax_minus_onehot`."""
+    real_N = labels_N != ignore_index
+    here_N = labels_N - words.first
+    mine_N = real_N & (here_N >= 0) & (here_N < logits_NW.shape[1])
+    index_N1 = torch.where(mine_N, here_N, 0)[:, None]
+    highest_N1 = words.take_highest(logits_NW.amax(1, keepdim=True))
+    logits_NW.sub_(highest_N1)
+    label_N = torch.where(mine_N, logits_NW.gather(1, index_N1)[:, 0], 0)
+    sum_N, label_N = words.add_up(torch.stack([logits_NW.exp_().sum(1), label_N]))
+    if gradient:
+        logits_NW.mul_(torch.where(real_N, 1 / sum_N, 0)[:, None])
+        logits_NW.scatter_add_(1, index_N1, -mine_N[:, None].to(logits_NW.dtype))
+    return torch.where(real_N, sum_N.log() - label_N, 0)
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -31,6 +31,8 @@ class _SwiGLU(torch.autograd.Function):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020); names of Llama."""
 
+    roles = {"gate_proj": "column", "up_proj": "column", "down_proj": "row"}
+
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
         super().__init__()
         self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
@@ -43,6 +45,8 @@ class SwiGLU(nn.Module):
 
 class GELUMLP(nn.Module):
     """down(gelu(up(x))) (Hendrycks 2016, by tanh): GPT-2's MLP."""
+
+    roles = {"up_proj": "column", "down_proj": "row"}
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
         super().__init__()

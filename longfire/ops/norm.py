@@ -118,9 +118,12 @@ class GroupedGatedRMSNorm(RMSNorm):
     def forward(self, x_BTD: Tensor, gate_BTD: Tensor) -> Tensor:
         y_BTD, gate_BTD = in_fp32(x_BTD), F.silu(in_fp32(gate_BTD))
         y_BTD = y_BTD if self.norm_before_gate else y_BTD * gate_BTD
-        if self.groups == 1:
-            y_BTD = in_fp32_rms(y_BTD, self.weight, self.eps)
-        else:
-            y_BTGD = y_BTD.unflatten(-1, (self.groups, -1))
-            y_BTD = in_fp32_rms(y_BTGD, None, self.eps).flatten(-2) * self.weight
+        y_BTD = self.normalised(y_BTD)
         return (y_BTD * gate_BTD if self.norm_before_gate else y_BTD).to(x_BTD.dtype)
+
+    def normalised(self, y_BTD: Tensor) -> Tensor:
+        """y with the statistics of each group, times the weight."""
+        if self.groups == 1:
+            return in_fp32_rms(y_BTD, self.weight, self.eps)
+        y_BTGD = y_BTD.unflatten(-1, (self.groups, -1))
+        return in_fp32_rms(y_BTGD, None, self.eps).flatten(-2) * self.weight

@@ -1,14 +1,26 @@
 """One model -> the same model on its devices: the only place that wraps, compiles or shards."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from longfire.settings import ActivationCheckpoint
+from longfire.parallel.axes import DATA
+from longfire.parallel.mesh import ALONE, Mesh
+from longfire.parallel.pieces import local
+from longfire.settings import ActivationCheckpoint, Parallelism
+
+DEFAULTS = Parallelism()
 
 
-def parallelize(model: nn.Module, remat: ActivationCheckpoint, compiled: bool) -> nn.Module:
-    """Apply the run's plan in place and return the model. The order, and why:
+def parallelize(
+    model: nn.Module,
+    remat: ActivationCheckpoint,
+    compiled: bool,
+    mesh: Mesh = ALONE,
+    parallelism: Parallelism = DEFAULTS,
+) -> nn.Module:
+    """Apply the run's plan in place, on a model that may be on meta still, and return it. The order, and why:
 
     1. tensor and context parallelism replace submodules and seams, so they come before anything wraps a block;
     2. recomputation wraps the parts of a block, so that what is compiled already knows what it may drop;
@@ -22,6 +34,8 @@ def parallelize(model: nn.Module, remat: ActivationCheckpoint, compiled: bool) -
     if compiled:
         for block in model.layers:
             block.compile(dynamic=False)
+    if mesh.size(*DATA) > 1:
+        shard(model, mesh, parallelism)
     return model
 
 
@@ -36,6 +50,60 @@ def recompute(block: nn.Module, mode: str) -> None:
         return checkpoint(forward, *args, use_reentrant=False)
 
     part.forward = recomputed
+
+
+def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
+    """Cut every parameter by rows over dp_shard, with replicas over dp_replicate (FSDP2; HSDP, Zhao 2023): a block is gathered
+    when it computes, its gradients are summed and scattered when they are there.
+
+    Gradients are sums, not means: the loss is divided by the tokens of the world already (promise 7). What lies outside the blocks,
+    the head among it, stays gathered from the forward to its backward, because the loss uses it.
+    """
+    data_mesh = mesh.device_mesh[DATA if mesh.size("dp_replicate") > 1 else DATA[1:]]
+    narrow = parallelism.param_gather_dtype == "bfloat16"
+    precision = MixedPrecisionPolicy(
+        torch.bfloat16 if narrow else None, torch.float32 if narrow else None, cast_forward_inputs=False
+    )
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if parallelism.cpu_offload else OffloadPolicy()
+    asked = parallelism.reshard_after_forward
+    again = asked == "always" or (asked == "auto" and mesh.size("pp") == 1 and mesh.size("dp_shard") > 1)
+    for block in model.layers:
+        fully_shard(block, mesh=data_mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
+    fully_shard(model, mesh=data_mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
+    for module in sharded(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # else the factor becomes an operation that gloo has not
+
+
+def sharded(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
+    """Before a microbatch's backward: shards are summed after every one, replicas after the last only, since whole gradients
+    are at hand to wait with."""
+    for module in sharded(model):
+        if mesh.size("dp_shard") == 1:
+            module.set_requires_gradient_sync(last, recurse=False)
+        else:
+            module.set_requires_all_reduce(last, recurse=False)
+
+
+def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[int]]:
+    """The gradients that lie here, and how many processes hold each: every number of the model is counted once in the norm."""
+    found, copies = [], []
+    everywhere = mesh.size("dp_replicate", "cp")
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and name not in model.copied:
+            found.append(local(parameter.grad))
+            copies.append(everywhere * (1 if name in model.splits else mesh.size("tp")))
+    return found, copies
+
+
+def give_back(model: nn.Module) -> None:
+    """After a forward without a backward: what is still gathered is freed, so that the next step gathers what it updated."""
+    for module in sharded(model):
+        module.reshard()
 
 
 def recompilations() -> int:

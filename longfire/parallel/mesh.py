@@ -1,10 +1,12 @@
 """The processes of a run as a box with named axes: who is rank what, and sums over some of the axes.
 
-Innermost comes first in `AXES` reversed: neighbours on a machine share tensors (tp), then rows (cp), shards, replicas, layers (pp).
+The last axis counts fastest, so neighbours on a machine share matrices (tp), then rows (cp), shards, replicas and layers (pp).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from math import prod
 from typing import Any
 
@@ -13,8 +15,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
-DATA = ("dp_replicate", "dp_shard")  # axes along which rows differ
+from longfire import launch, settings
+from longfire.errors import TrainingError, UserError
+from longfire.parallel.axes import AXES
+
+FOR_EVER = timedelta(days=3650)
+LOST = (
+    "Connection closed",
+    "Connection reset",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "NCCL",
+    "gloo",
+)
 
 
 @dataclass(frozen=True)
@@ -75,5 +89,77 @@ class Mesh:
         dist.all_gather_object(said, value)
         return said
 
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What one process cannot do, none goes on without: its UserError is raised there, and ElsewhereError in the others.
+        Collective over all; what is inside must not be."""
+        error = None
+        try:
+            yield
+        except UserError as caught:
+            error = caught
+        told = self.all_say(None if error is None else (error.exit_code, str(error)))
+        if error is not None:
+            raise error
+        for rank, said in enumerate(told):
+            if said is not None:
+                raise ElsewhereError(rank, *said)
+
+    def first_then_all(self, work: Callable[[], Any]) -> Any:
+        """The same work in process 0, and when it is done there, in all others: what is made once is then found."""
+        for turn in (True, False):
+            with self.agreed():
+                if (self.rank() == 0) is turn:
+                    made = work()
+        return made
+
+
+class ElsewhereError(UserError):
+    """What another process of the run tells."""
+
+    told_elsewhere = True
+
+    def __init__(self, rank: int, exit_code: int, message: str) -> None:
+        super().__init__(f"process {rank}: {message}")
+        self.exit_code = exit_code
+
 
 ALONE = Mesh()
+
+
+@contextmanager
+def joined(
+    world: launch.World, degrees: Mapping[str, int], comm: settings.Comm, device: torch.device
+) -> Iterator[Mesh]:
+    """The mesh of the run, while its processes are joined. Raises TrainingError when they cannot meet, or lose each other."""
+    if world.size == 1:
+        yield Mesh(degrees)
+        return
+    limits = (comm.init_timeout_seconds, comm.train_timeout_seconds)
+    timeout = timedelta(seconds=max(limits)) if all(limits) else FOR_EVER
+    if comm.trace_buf_size:
+        launch.record_collectives(comm.trace_buf_size)
+    try:
+        # tensors of the host go through gloo also where the device has NCCL: flags and counts need not wait for it
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"process {world.rank} of {world.size} could not join the others at {launch.meeting_point()}: {first_line(error)}. The "
+            "address must be that of the machine of rank 0, and the port free there: set MASTER_ADDR and MASTER_PORT"
+        ) from error
+    try:
+        yield Mesh.of_degrees(degrees, device.type)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in LOST):
+            raise
+        raise TrainingError(
+            f"process {world.rank} lost the others ({first_line(error)}): the one that ended first says why. The newest whole "
+            "checkpoint stays, and the same command goes on from it"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -1,24 +1,62 @@
-"""Which layouts a run may have: refuses what no test proves, with the reason, before a device is touched."""
+"""Which layouts a run may have: degrees from settings, and refusals with their reason, before a device is touched."""
+
+from collections.abc import Iterator
+from math import prod
 
 from longfire.errors import SettingsError
+from longfire.parallel.axes import AXES
 from longfire.settings import Parallelism
 
-# degree -> what it would do; each stays refused until its gradients are proven equal to one process's (design, promise 3)
 DEGREES = {
-    "data_parallel_replicate_degree": "replicas of the model",
-    "data_parallel_shard_degree": "sharded parameters",
-    "tensor_parallel_degree": "tensor parallel",
-    "pipeline_parallel_degree": "pipeline parallel",
-    "context_parallel_degree": "context parallel",
+    "dp_replicate": "data_parallel_replicate_degree",
+    "dp_shard": "data_parallel_shard_degree",
+    "cp": "context_parallel_degree",
+    "tp": "tensor_parallel_degree",
+    "pp": "pipeline_parallel_degree",
 }
+MESH_DIM = ("dp_replicate", "dp_shard", "tp", "cp")  # the order of parallelism.mesh_dim
 
 
-def check_plan(parallelism: Parallelism) -> None:
-    """Raises SettingsError naming the degree that this version cannot run."""
-    for name, what in DEGREES.items():
-        degree = getattr(parallelism, name)
-        if degree not in (1, -1):
+def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
+    """Processes along each axis, by axis; at most one may be -1, for those that remain. Raises SettingsError naming the key."""
+    given = {axis: getattr(parallelism, key) for axis, key in DEGREES.items()}
+    if parallelism.mesh_dim:
+        given |= of_mesh_dim(parallelism)
+    open_axes = [axis for axis, degree in given.items() if degree == -1]
+    told = ", ".join(f"{DEGREES[axis]} = {given[axis]}" for axis in DEGREES)
+    if len(open_axes) > 1 or any(degree == 0 for degree in given.values()):
+        raise SettingsError(
+            f"parallelism: {told}: at most one degree may be -1 (the processes that remain), none may be 0"
+        )
+    fixed = prod(degree for degree in given.values() if degree != -1)
+    if open_axes:
+        given[open_axes[0]] = processes // fixed
+    if prod(given.values()) != processes:
+        mend = f"start a multiple of {fixed}" if open_axes else f"start {fixed}, or set data_parallel_shard_degree = -1"
+        raise SettingsError(f"parallelism: {told} do not make up the {processes} process(es) that run: {mend}")
+    return {axis: given[axis] for axis in AXES}
+
+
+def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
+    """The degrees that mesh_dim says in one word (S3-33). Raises SettingsError if a degree is given in both ways."""
+    try:
+        numbers = [int(word) for word in parallelism.mesh_dim.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(MESH_DIM):
+        raise SettingsError(
+            f"parallelism.mesh_dim = {parallelism.mesh_dim!r} must be four numbers, replicas,shards,tensor,context, as 1,64,4,1"
+        )
+    plain = Parallelism()
+    for axis in MESH_DIM:
+        if getattr(parallelism, DEGREES[axis]) != getattr(plain, DEGREES[axis]):
             raise SettingsError(
-                f"parallelism.{name} = {degree} ({what}) is not supported yet: this version runs one process; "
-                f"set it to 1"
+                f"parallelism.mesh_dim and parallelism.{DEGREES[axis]} say the same: leave one of them out"
             )
+    return dict(zip(MESH_DIM, numbers))
+
+
+def refusals(degrees: dict[str, int]) -> Iterator[str]:
+    """What no test proves to leave the gradients as they are (promise 3), each with its reason."""
+    if degrees["cp"] > 1:
+        yield f"parallelism.context_parallel_degree = {degrees['cp']} (rows shared by processes) is not supported yet: set it to 1"

@@ -20,8 +20,8 @@ FLOORS = [
     ["__init__"],
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
-    ["model", "loss", "checkpoint", "plugins"],
-    ["hub"],
+    ["model", "loss", "shards", "checkpoint", "plugins"],
+    ["hub", "parallel.pipeline"],
     ["run"],
     ["weights"],
     ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
@@ -39,7 +39,9 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PRIVATE_NAMES = {
     "ops/attention.py": None,
     "ops/linear.py": None,
+    "optim.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
+    "parallel/pipeline.py": {"_PipelineScheduleRuntime", "_load_csv"},
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}

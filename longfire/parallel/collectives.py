@@ -1,0 +1,105 @@
+"""What crosses between processes inside a forward and its backward: operators that autograd, recomputation and torch.compile know.
+
+A tensor crosses twice, in the forward as it is, in the backward as its gradient; `cross` takes both ways:
+
+    "same"     as it is                 the backward of "sum", where every process has the whole gradient
+    "sum"      added up over processes  the backward of "same", where every process has a part of the gradient
+    "gather"   rows of tokens joined    (B, T / n, ...) -> (B, T, ...)
+    "scatter"  added up, own tokens     (B, T, ...) -> (B, T / n, ...)
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TOKENS_DIM = 1
+_groups: dict[str, dist.ProcessGroup] = {}  # operators take tensors, numbers and words: a group goes by its name
+
+
+def known_as(group: dist.ProcessGroup) -> str:
+    """The name that stands for the group from now on."""
+    _groups[group.group_name] = group
+    return group.group_name
+
+
+@torch.library.custom_op("longfire::summed", mutates_args=())
+def summed(x: Tensor, group: str) -> Tensor:
+    """x added up over the group."""
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=_groups[group])
+    return total
+
+
+@summed.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("longfire::gathered", mutates_args=())
+def gathered(x: Tensor, group: str) -> Tensor:
+    """The tokens of all processes side by side."""
+    mine = x.movedim(TOKENS_DIM, 0).contiguous()
+    whole = mine.new_empty(len(mine) * _groups[group].size(), *mine.shape[1:])
+    dist.all_gather_into_tensor(whole, mine, group=_groups[group])
+    return whole.movedim(0, TOKENS_DIM).contiguous()
+
+
+@gathered.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] * _groups[group].size(), *x.shape[2:])
+
+
+@torch.library.custom_op("longfire::scattered", mutates_args=())
+def scattered(x: Tensor, group: str) -> Tensor:
+    """This process's tokens of the sum over all."""
+    parts = x.movedim(TOKENS_DIM, 0).contiguous()
+    assert len(parts) % _groups[group].size() == 0, "tokens of a row divide the processes that share it"
+    mine = parts.new_empty(len(parts) // _groups[group].size(), *parts.shape[1:])
+    dist.reduce_scatter_tensor(mine, parts, group=_groups[group])
+    return mine.movedim(0, TOKENS_DIM).contiguous()
+
+
+@scattered.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] // _groups[group].size(), *x.shape[2:])
+
+
+def add_up(x: Tensor, group: str) -> Tensor:
+    """x, added up in place over the group; without gradients."""
+    dist.all_reduce(x, group=_groups[group])
+    return x
+
+
+def take_highest(x: Tensor, group: str) -> Tensor:
+    """x, the highest of the group's in its place."""
+    dist.all_reduce(x, dist.ReduceOp.MAX, group=_groups[group])
+    return x
+
+
+WAYS = {"same": lambda x, group: x.view_as(x), "sum": summed, "gather": gathered, "scatter": scattered}
+
+
+class Road(NamedTuple):
+    """How a tensor crosses, how its gradient comes back, and between whom."""
+
+    there: str
+    back: str
+    group: str
+
+
+def cross(x: Tensor, there: str, back: str, group: str) -> Tensor:
+    """x on its way, and its gradient on the way back."""
+    return _Cross.apply(x, there, back, group)
+
+
+class _Cross(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: str, back: str, group: str) -> Tensor:
+        ctx.back, ctx.group = back, group
+        return WAYS[there](x, group)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        return WAYS[ctx.back](d_y, ctx.group), None, None, None

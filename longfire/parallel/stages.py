@@ -1,0 +1,189 @@
+"""Which layers lie on which process of a pipeline: stages of equal cost or begun where asked for, placed as the schedule wants.
+
+loop   stages 0 1 2 3 on processes 0 1 0 1
+v      stages 0 1 2 3 on processes 0 1 1 0
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from longfire.errors import SettingsError
+from longfire.settings import Parallelism
+from longfire.shape import ForeignShape, ModelShape
+
+STAGES_EACH = {  # schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise
+    "GPipe": 1, "1F1B": 1, "LoopedBFS": 2, "Interleaved1F1B": 2, "InterleavedZeroBubble": 2, "ZBVZeroBubble": 2, "DualPipeV": 2,
+}  # fmt: skip
+ONE_STAGE = {"GPipe", "1F1B"}
+V_SHAPED = {"ZBVZeroBubble", "DualPipeV"}  # two stages a process, always
+ROUNDS = {"Interleaved1F1B", "InterleavedZeroBubble"}  # microbatches go in rounds of equal size
+KEYS = ("schedule", "schedule_csv", "split_points", "microbatches", "degree")
+SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (f"parallelism.pipeline_parallel_{key}" for key in KEYS)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of each stage: its layers (none is empty) and the process along pp that it lies on."""
+
+    layers: tuple[range, ...]
+    processes: tuple[int, ...]
+
+    @property
+    def stages(self) -> int:
+        return len(self.layers)
+
+    def on(self, process: int) -> list[int]:
+        """The stages that lie on a process, in order."""
+        return [stage for stage, where in enumerate(self.processes) if where == process]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a CSV file says: microbatches, and the process of each stage. A row a process: 0F0,0F1,,0B0 ... (I and W: its halves)."""
+
+    microbatches: int
+    processes: tuple[int, ...]
+
+
+def layout(costs: list[float], processes: int, parallelism: Parallelism) -> Layout:
+    """costs: of embedding, each layer, head. The same on every process that asks."""
+    placed = placement(processes, parallelism)
+    points = begins(parallelism) or cheapest(costs, len(placed))
+    return Layout(tuple(map(range, points, [*points[1:], len(costs) - 2])), placed)
+
+
+def placement(processes: int, parallelism: Parallelism) -> tuple[int, ...]:
+    """The process of each stage."""
+    if parallelism.pipeline_parallel_schedule_csv:
+        return read_order(parallelism.pipeline_parallel_schedule_csv).processes
+    name = parallelism.pipeline_parallel_schedule
+    points = begins(parallelism)
+    stages = len(points) or processes * STAGES_EACH[name]
+    forth = list(range(processes))
+    if name in V_SHAPED:
+        return (*forth, *reversed(forth))
+    return tuple(stage % processes for stage in range(stages))
+
+
+def begins(parallelism: Parallelism) -> list[int]:
+    """The first layer of each stage as the settings name them; none if they do not."""
+    points = [re.fullmatch(r"layers\.(\d+)", point) for point in parallelism.pipeline_parallel_split_points]
+    if None in points:
+        raise SettingsError(
+            f"{POINTS} = {','.join(parallelism.pipeline_parallel_split_points)}: a stage begins with a layer; write layers.NUMBER for each"
+        )
+    return [0, *(int(point[1]) for point in points)] if points else []
+
+
+def cheapest(costs: list[float], stages: int) -> list[int]:
+    """The first layer of each stage such that the dearest stage is as cheap as can be; of equal ones those of least squares.
+
+    The first stage bears the embedding, the last one the head. Say costs 0 1 1 1 1 2 in 2 stages: layers 0 to 2 (3), 3 (3).
+    """
+    embed, *layers, head = costs
+    layers[0] += embed
+    layers[-1] += head
+    sums = [0.0]
+    for cost in layers:
+        sums.append(sums[-1] + cost)
+    best = {0: (0.0, 0.0, [])}  # layers so far -> dearest stage, squares, beginnings
+    for stage in range(stages):
+        last = len(layers) - (stages - 1 - stage)  # the stages that follow have a layer each
+        ends = range(stage + 1, last + 1) if stage < stages - 1 else [len(layers)]
+        best = {
+            end: min(
+                (max(dearest, sums[end] - sums[begin]), squares + (sums[end] - sums[begin]) ** 2, [*points, begin])
+                for begin, (dearest, squares, points) in best.items()
+                if begin < end
+            )
+            for end in ends
+        }
+    return best[len(layers)][2]
+
+
+@lru_cache(4)
+def read_order(file: str) -> Order:
+    """Raises SettingsError naming the file and what is wrong with it."""
+    try:
+        with open(file, newline="", encoding="utf-8") as text:
+            rows = [re.findall(r"(\d+)(F|B|I|W)(\d+)", " ".join(row)) for row in csv.reader(text)]
+    except OSError as error:
+        raise SettingsError(f"{CSV} = {file!r} cannot be read: {error.strerror}") from error
+    where = {int(stage): process for process, row in enumerate(rows) for stage, _, _ in row}
+    done = [(int(stage), kind, int(number), process) for process, row in enumerate(rows) for stage, kind, number in row]
+    stages, microbatches = len(where), 1 + max((number for _, _, number, _ in done), default=-1)
+    wanted = {(stage, number) for stage in range(stages) for number in range(microbatches)}
+    forwards, wholes, halves, others = (
+        [(stage, number) for stage, kind, number, process in done if kind == wanted_kind and where[stage] == process]
+        for wanted_kind in "FBIW"
+    )
+    if (
+        not wanted
+        or sorted(forwards) != sorted(wanted)
+        or sorted(wholes + halves) != sorted(wanted)
+        or sorted(halves) != sorted(others)
+    ):
+        raise SettingsError(
+            f"{CSV} = {file!r} is no order of forwards and backwards: a row a process, and in them once for each stage and microbatch "
+            "STAGEFmicrobatch and STAGEBmicrobatch (or STAGEI... and STAGEW...), a stage always on one process, counted from 0"
+        )
+    return Order(microbatches, tuple(where[stage] for stage in range(stages)))
+
+
+def refusals(
+    shape: ModelShape | ForeignShape, processes: int, parallelism: Parallelism, microbatches: int
+) -> Iterator[str]:
+    """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key, number and mend of each reason."""
+    if isinstance(shape, ForeignShape):
+        yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
+        return
+    name, file = parallelism.pipeline_parallel_schedule, parallelism.pipeline_parallel_schedule_csv
+    if not file and name not in STAGES_EACH:
+        yield f"{SCHEDULE} = {name!r} is none of {', '.join(STAGES_EACH)}"
+        return
+    try:
+        placed, points = placement(processes, parallelism), begins(parallelism)
+    except SettingsError as error:
+        yield str(error)
+        return
+    yield from wrong_stages(shape.num_hidden_layers, processes, parallelism, placed, points)
+    yield from wrong_microbatches(processes, len(placed), parallelism, microbatches)
+
+
+def wrong_stages(
+    layers: int, processes: int, parallelism: Parallelism, placed: tuple[int, ...], points: list[int]
+) -> Iterator[str]:
+    name, stages = parallelism.pipeline_parallel_schedule, len(placed)
+    told = ",".join(parallelism.pipeline_parallel_split_points)
+    if parallelism.pipeline_parallel_schedule_csv:
+        if set(placed) != set(range(processes)):
+            yield f"{CSV} has stages on {len(set(placed))} processes, {DEGREE} is {processes}: make them equal"
+        if points and len(points) != stages:
+            yield f"{POINTS} = {told} makes {len(points)} stages, {CSV} has {stages}: name {stages - 1} points"
+    elif points and (len(points) % processes or (name in ONE_STAGE and len(points) != processes)):
+        what = "as many" if name in ONE_STAGE else "a multiple of as many"
+        yield f"{POINTS} = {told} makes {len(points)} stages for {processes} processes: {name} takes {what}"
+    elif points and name in V_SHAPED and len(points) != 2 * processes:
+        yield f"{POINTS} = {told} makes {len(points)} stages: {name} takes two a process, which are {2 * processes}"
+    if points != sorted(set(points)) or points[-1:] >= [layers]:
+        yield f"{POINTS} = {told}: name layers that follow each other, from layers.1 to layers.{layers - 1}"
+    if stages > layers:
+        yield (
+            f"{DEGREE} = {processes} makes {stages} stages of {layers} layers: at most one stage a layer; lower it, or take a "
+            "schedule with fewer stages, as 1F1B"
+        )
+
+
+def wrong_microbatches(processes: int, stages: int, parallelism: Parallelism, microbatches: int) -> Iterator[str]:
+    name, told = parallelism.pipeline_parallel_schedule, f"{MICROBATCHES}: {microbatches} microbatches a step"
+    if file := parallelism.pipeline_parallel_schedule_csv:
+        if microbatches != read_order(file).microbatches:
+            yield f"{told}, but {CSV} orders {read_order(file).microbatches}; make them equal"
+    elif name in {"1F1B", "DualPipeV"} and microbatches < stages:
+        yield f"{told} are fewer than the {stages} stages that {name} fills; ask for {stages} at least, or for another schedule"
+    elif name in ROUNDS and microbatches % max(1, microbatches // processes):
+        rounds = max(1, microbatches // processes)
+        yield f"{told}: {name} sends them in {rounds} rounds of equal size; take a multiple of {DEGREE} = {processes}"

@@ -1,0 +1,153 @@
+"""Tensors in files: each process writes the boxes that it holds, anyone reads any boxes. safetensors, so nothing in them can run code.
+
+A key of a file is a tensor's name, or name#0, name#1 ... for boxes of it; the file's header says of each box of which whole it is
+and where it begins. A file without that (of another writer) holds whole tensors.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from longfire.parallel.pieces import Box
+
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+         torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+TYPES = {name: dtype for dtype, name in NAMES.items()}
+BOXES = "longfire.boxes"  # in a header's metadata: key -> [name, whole shape, begin]
+ALIGNED = 64  # bytes that data begin at a multiple of, for readers that map the file
+SUFFIX = ".safetensors"
+
+
+class Held(NamedTuple):
+    """A tensor of the run as far as it lies here."""
+
+    tensor: Tensor  # the local part
+    shape: tuple[int, ...]  # of the whole
+    boxes: list[Box]
+
+
+@dataclass
+class Entry:
+    """A whole tensor on disk."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: list[tuple[Path, str, tuple[int, ...], tuple[int, ...]]] = field(
+        default_factory=list
+    )  # file, key, begin, size
+
+
+def write_shard(held: dict[str, Held], path: Path) -> int:
+    """Write the boxes to a file, as they lie in memory, and return its CRC-32. Raises OSError."""
+    keys, header, told, at = [], {}, {}, 0
+    for name, (tensor, shape, boxes) in held.items():
+        for number, box in enumerate(boxes):
+            part = box.of_local(tensor)
+            key = name if len(boxes) == 1 and tuple(box.size) == tuple(shape) else f"{name}#{number}"
+            header[key] = {
+                "dtype": NAMES[part.dtype],
+                "shape": list(part.shape),
+                "data_offsets": [at, at + part.nbytes],
+            }
+            told[key] = [name, list(shape), list(box.begin)]
+            keys.append(part)
+            at += part.nbytes
+    header["__metadata__"] = {"format": "pt", BOXES: json.dumps(told)}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNED)
+    checksum = 0
+    with path.open("wb") as file:
+        for block in (len(text).to_bytes(8, "little"), text, *map(raw, keys)):
+            checksum = zlib.crc32(block, checksum)
+            file.write(block)
+    return checksum
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the host, copied only if they do not lie together."""
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def read_index(files: Iterable[Path]) -> dict[str, Entry]:
+    """What lies in some files: every tensor, whole. Raises OSError or SafetensorError for a file that is none."""
+    index: dict[str, Entry] = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {}).get(BOXES, "{}"))
+            for key in file.keys():  # noqa: SIM118 (no dict)
+                part = file.get_slice(key)
+                size = tuple(part.get_shape())
+                name, shape, begin = told.get(key, (key, size, (0,) * len(size)))
+                entry = index.setdefault(name, Entry(tuple(shape), TYPES[part.get_dtype()]))
+                entry.parts.append((path, key, tuple(begin), size))
+    return index
+
+
+def holes(index: dict[str, Entry]) -> list[str]:
+    """Names of tensors of which a part lies in no file. (Boxes never overlap: each is written by one process.)"""
+    return [name for name, entry in index.items() if sum(prod(size) for *_, size in entry.parts) != prod(entry.shape)]
+
+
+class Reader:
+    """Reads boxes of whole tensors; keeps the files open. A context manager."""
+
+    def __init__(self, index: dict[str, Entry]) -> None:
+        self.index, self.files = index, {}
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.files.clear()
+
+    def fill(self, held: Held, name: str) -> None:
+        """Copy from disk what of the tensor lies here, converted to its type."""
+        for box in held.boxes:
+            out = box.of_local(held.tensor)
+            for path, key, begin, size in self.index[name].parts:
+                common = intersection(box, begin, size)
+                if common is None:
+                    continue
+                where, length = common
+                stored = self.opened(path).get_slice(key)
+                inside = tuple(slice(w - b, w - b + n) for w, b, n in zip(where, begin, length))
+                target = Box(where, length, tuple(w - b for w, b in zip(where, box.begin)))
+                target.of_local(out).copy_(stored[inside] if inside else self.opened(path).get_tensor(key))
+
+    def whole(self, name: str) -> Tensor:
+        entry = self.index[name]
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        self.fill(Held(tensor, entry.shape, [whole_box(entry.shape)]), name)
+        return tensor
+
+    def opened(self, path: Path) -> Any:
+        if path not in self.files:
+            self.files[path] = safe_open(path, "pt")
+        return self.files[path]
+
+
+def whole_box(shape: tuple[int, ...]) -> Box:
+    return Box((0,) * len(shape), tuple(shape), (0,) * len(shape))
+
+
+def intersection(
+    box: Box, begin: tuple[int, ...], size: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """(begin, size) of what two boxes of a whole have in common; None: nothing."""
+    low = tuple(max(a, b) for a, b in zip(box.begin, begin))
+    high = tuple(min(a + m, b + n) for a, m, b, n in zip(box.begin, box.size, begin, size))
+    if any(h <= w for w, h in zip(low, high)):
+        return None
+    return low, tuple(h - w for w, h in zip(low, high))
+
+
+def shard_files(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.glob(f"*{SUFFIX}"))
