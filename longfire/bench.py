@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 
-from longfire.data import tokenizer
 from longfire.data.batches import Batch
 from longfire.device import Clock, choose_device, matmul_peak, peak_memory_bytes
 from longfire.ops.documents import Documents
@@ -22,7 +21,7 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     The learning rate is 0: the same work, and parameters that random tokens do not drive anywhere.
     """
     device = choose_device(run.training)
-    state = make_state(run, words_of(run), device, note)
+    state = make_state(run, run.words, device, note)
     shape, generator, clock = state.model.shape, torch.Generator().manual_seed(run.training.seed), Clock(device)
     taken = []
     for step in range(WARMUP_STEPS + steps):
@@ -46,15 +45,6 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     }
     tell(result, [run.tokens_per_step / parts["seconds"] for parts in taken], source, note)
     return result
-
-
-def words_of(run: Run) -> int:
-    """How many words the model will have, without touching data."""
-    if run.shape.vocab_size:
-        return run.shape.vocab_size
-    if run.tokenizer.path == "train":
-        return run.tokenizer.train_vocab_size
-    return tokenizer.load(run.tokenizer, (), (), run.data).vocab_size
 
 
 def random_batch(run: Run, words: int, generator: torch.Generator) -> Batch:

@@ -117,6 +117,17 @@ class Run:
         return self.folder / "tokenizer"
 
     @property
+    def words(self) -> int:
+        """How many words the model will have, without touching data."""
+        if self.shape.vocab_size:
+            return self.shape.vocab_size
+        if self.tokenizer.path == "train":
+            return self.tokenizer.train_vocab_size
+        from longfire.data import tokenizer  # brings the tokenizers
+
+        return tokenizer.load(self.tokenizer, (), (), self.data).vocab_size
+
+    @property
     def data_processes(self) -> int:
         """Processes, or groups of them, with rows of their own."""
         return prod(self.degrees[axis] for axis in DATA)
@@ -126,6 +137,14 @@ class Run:
         """Microbatches of a step."""
         rows_at_once = self.training.batch_size * self.data_processes
         return self.training.gradient_accumulation_steps or max(1, self.training.global_batch_size // rows_at_once)
+
+    @property
+    def microbatches(self) -> int:
+        """Parts that a process's rows of a step go in: those of accumulation, with a pipeline as many as keep its stages busy."""
+        stages = self.degrees["pp"]
+        if stages == 1:
+            return self.accumulation
+        return self.parallelism.pipeline_parallel_microbatches or max(self.accumulation, stages)
 
     @property
     def rows_per_step(self) -> int:

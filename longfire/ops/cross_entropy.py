@@ -191,7 +191,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a b. bf16 gives an fp32 product on CUDA; on a CPU with bf16 units the product is rounded to bf16 first."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.device.type == "cuda":
+    elif a.device.type == "cuda" or as_on_cuda():
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)
@@ -201,7 +201,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b, added up in the total's dtype."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.device.type == "cuda":
+    elif a.device.type == "cuda" or as_on_cuda():
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.add_(a @ b)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from longfire.device import PEAK_FLOPS
 from longfire.errors import SettingsError
+from longfire.parallel.stages import ROUNDS, STAGES_EACH, V_SHAPED
 
 GIB = 2**30
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": GIB, "TIB": 2**40}
@@ -19,6 +20,7 @@ USABLE_MEMORY = 0.92
 LINK_EFFICIENCY = 0.8
 # The optimizer's passes over a parameter, in fp32: norm reads g; clipping reads and writes g; AdamW reads p, g, m, v and writes p, m, v.
 OPTIMIZER_BYTES = 4 * (1 + 2 + 7)
+ZERO_BUBBLE = {"InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"}
 HOST_LINK = 50e9  # bytes/s between a device and the host's memory (PCIe 5 x16: 63), for cpu_offload
 HOST_MEMORY = 40e9  # bytes/s of the host's memory that is one device's share, where the optimizer then runs
 
@@ -121,20 +123,26 @@ def optimizer_seconds(parameters: float, device: Device, offloaded: bool) -> flo
     return parameters * OPTIMIZER_BYTES / device.memory_bandwidth
 
 
-def bubble(stages: int, microbatches: int, schedule: str) -> float:
-    """Idle share of a pipeline: (p - 1) / (m + p - 1) for 1F1B and GPipe (Huang 2019; Narayanan 2021).
+def bubble(processes: int, microbatches: int, schedule: str) -> float:
+    """Idle share of a pipeline: (p - 1) / (v m + p - 1) with v stages on each of p processes (Huang 2019; Narayanan 2021).
 
-    Interleaved schedules have two stages a process, so half of the p - 1; zero-bubble ones fill two thirds of what is left (they
-    split the backward in two; Qi 2023).
+    Zero-bubble schedules split the backward in two and fill two thirds of that (Qi 2023).
     """
-    idle = stages - 1.0
-    if "interleaved" in schedule.lower() or "loopedbfs" in schedule.lower():
-        idle /= 2
-    if "zero" in schedule.lower() or "zbv" in schedule.lower() or "dualpipe" in schedule.lower():
+    idle = (processes - 1) / STAGES_EACH.get(schedule, 1)
+    if schedule in ZERO_BUBBLE:
         idle /= 3
     return idle / (microbatches + idle)
 
 
-def in_flight(stage: int, stages: int, microbatches: int, schedule: str) -> int:
-    """Microbatches whose activations a stage holds at one time: p - stage with 1F1B and its relatives, all with GPipe."""
-    return microbatches if "gpipe" in schedule.lower() else min(stages - stage, microbatches)
+def in_flight(process: int, processes: int, microbatches: int, schedule: str) -> float:
+    """Microbatches whose activations a process holds at one time, of all its layers: p - process with 1F1B; with v stages each,
+    2 (p - process - 1) + (v - 1) p + 1 passes through one of them (Narayanan 2021, section 2.2); p where stages lie in a V; else all.
+    """
+    stages = STAGES_EACH.get(schedule, 1)
+    if schedule == "1F1B":
+        held = float(processes - process)
+    elif schedule in ROUNDS:
+        held = (2 * (processes - process - 1) + (stages - 1) * processes + 1) / stages
+    else:
+        held = float(processes) if schedule in V_SHAPED else float(microbatches)
+    return min(held, microbatches)

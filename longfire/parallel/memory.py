@@ -4,11 +4,9 @@ A part is the embedding, a kind of block, or the head with the loss. Fake tensor
 model takes a tenth of a second. docs/planning.md says how the parts are put together, and what is left out.
 """
 
-import copy
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +18,18 @@ from torch.utils._pytree import tree_leaves
 
 from longfire.data.pack import NO_LABEL
 from longfire.mixers.mixer import Sequence
-from longfire.model import Block, Model
+from longfire.model import Model, on_meta
 from longfire.ops import pretending_cuda
 from longfire.ops.cross_entropy import fused
 from longfire.parallel.apply import recompute
+from longfire.parallel.mesh import ALONE, Mesh
+from longfire.parallel.tensor import split
+from longfire.shape import ModelShape
 
 MASTER_BYTES = 4  # of a parameter, its gradient and each of Adam's two moments
-# Operators of ours whose loops hold no more than a token's numbers beside their results; opening them would take minutes.
-ONE_TOKEN_AT_A_TIME = ("longfire::scan_tokens", "longfire::scan_tokens_backward")
+# Operators of ours that are not opened: loops that hold a token's numbers beside their results (opening them would take minutes), and
+# those that need other processes.
+CLOSED = {f"longfire::{name}" for name in ("scan_tokens", "scan_tokens_backward", "summed", "gathered", "scattered")}
 EMBED, HEAD = "embedding", "head and loss"
 
 
@@ -57,7 +59,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         own = OPDEFS.get(operation.name())
-        if own is None or operation.name() in ONE_TOKEN_AT_A_TIME:
+        if own is None or operation.name() in CLOSED:
             out = operation(*args, **(kwargs or {}))
         else:
             with self:  # an operator of ours: what it holds while it works counts too
@@ -87,15 +89,6 @@ class Part:
     @property
     def backward_peak(self) -> int:
         return max(self.backward)
-
-    def without(self, kept: float) -> "Part":
-        """The part, with so much less held from forward to backward."""
-        forward, backward = (tuple(x - kept for x in instants) for instants in (self.forward, self.backward))
-        return replace(self, forward=forward, backward=backward, kept=self.kept - kept)
-
-    def passing(self, share: float) -> "Part":
-        """The part, giving the next one only a share of the row."""
-        return replace(self, passed=self.passed * share)
 
     @classmethod
     def of_rows(cls, one: "Part", two: "Part", rows: int) -> "Part":
@@ -166,18 +159,51 @@ def traced(
     return Part(instants[:operations], instants[operations:], kept, passed)
 
 
+class OtherProcesses:
+    """Stands for the group of processes that share matrices with this one, none of which is there."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.group_name = count, f"planned for {count}"
+
+    def size(self) -> int:
+        return self.count
+
+
+class PlannedMesh(Mesh):
+    """The first process of a mesh that nobody has joined."""
+
+    def rank(self, *axes: str) -> int:
+        return 0
+
+    def group(self, axis: str) -> OtherProcesses:
+        return OtherProcesses(self.size(axis))
+
+
+def share_of(model: Model, tp: int, sequence_parallel: bool) -> Model:
+    """What the first of `tp` processes holds of a whole model on meta, in place."""
+    split(model, PlannedMesh({**ALONE.degrees, "tp": tp}), sequence_parallel)
+    if model.words is not None:
+        model.words = model.words._replace(add_up=as_it_is, take_highest=as_it_is)
+    return model
+
+
 class Meter:
-    """Measures the parts of one process's model: its share of a model of `shape`, rows of `seq_len` tokens.
+    """Measures the parts of one process's share of a model, for rows of `seq_len` tokens.
 
     as_cuda: fake tensors lie on the CPU whatever they stand for; this leaves out what only a CPU would do (ops.pretending_cuda).
-    parts_of_row: sequence parallel: between mixers and MLPs a process holds one of so many parts of the row.
     """
 
-    def __init__(self, model: Model, seq_len: int, chunk_tokens: int, as_cuda: bool, parts_of_row: int = 1) -> None:
-        self.model, self.seq_len, self.chunk_tokens, self.as_cuda = model, seq_len, chunk_tokens, as_cuda
-        self.parts_of_row = parts_of_row
+    def __init__(
+        self, shape: ModelShape, dtype: torch.dtype, seq_len: int, chunk_tokens: int, as_cuda: bool = True,
+        tp: int = 1, sequence_parallel: bool = True,
+    ) -> None:  # fmt: skip
+        self.shape, self.dtype, self.seq_len, self.chunk_tokens, self.as_cuda = (
+            shape, dtype, seq_len, chunk_tokens, as_cuda
+        )  # fmt: skip
+        self.tp, self.sequence_parallel = tp, sequence_parallel
+        self.model = share_of(on_meta(shape, dtype), tp, sequence_parallel)
         self.kinds: dict[Any, int] = {}  # what a block is made of -> the first such layer
-        self.kind_of = [self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(model.layers)]
+        self.kind_of = [self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(self.model.layers)]
         self.known: dict[tuple, Part] = {}
 
     def part(self, which: int | str, remat: str, rows: int, accumulated: bool = False) -> Part:
@@ -193,144 +219,63 @@ class Meter:
 
     def measure(self, remat: str, rows: int, accumulated: bool) -> None:
         """All blocks, since one may use what an earlier one left in `seq.shared`; and the ends, which no remat changes."""
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        ends = copy.deepcopy(with_layers(self.model, []))
-        blocks = {layer: copy.deepcopy(self.model.layers[layer]) for layer in self.kinds.values()}
-        with pretending_cuda(self.as_cuda), mode, torch.device("cpu"):
-            for module in (ends, *blocks.values()):
-                make_fake(module)
+        model = on_meta(self.shape, self.dtype)
+        layers = list(self.kinds.values())
+        model.layers = nn.ModuleList(model.layers[layer] for layer in layers)
+        share_of(model, self.tp, self.sequence_parallel)
+        here = self.seq_len // self.tp if self.sequence_parallel else self.seq_len
+        enters = (rows, here, self.shape.hidden_size), model.stream_dtype
+        with pretending_cuda(self.as_cuda), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+            make_fake(model)
             seq = self.sequence(rows)
-            self.prepare(ends, seq)
-            size = (rows, self.seq_len, self.model.shape.hidden_size)
-            enters = size, torch.float32 if self.model.shape.residual_in_fp32 else self.model.compute_dtype
-            for layer, block in blocks.items():
+            model.prepare(seq)
+            for layer, block in zip(layers, model.layers):
                 if remat != "none" and not (remat == "mlp" and block.mlp is None):
                     recompute(block, remat)
                 there = seq.positions_BT, seq.noise_BT, seq.shared
                 part = traced(lambda box: block(box[0], seq), enters, block, accumulated, there)
-                if self.parts_of_row > 1:
-                    shared = part.kept if remat == "block" else between_regions(block, enters, seq)
-                    part = part.without(shared * (1 - 1 / self.parts_of_row)).passing(1 / self.parts_of_row)
                 self.known[layer, remat, rows, accumulated] = part
                 seq.shared = {name: detached(shared) for name, shared in seq.shared.items()}
             if (HEAD, "none", rows, accumulated) not in self.known:
-                embedding = self.embedding(ends, rows, accumulated).passing(1 / self.parts_of_row)
-                self.known[EMBED, "none", rows, accumulated] = embedding
-                self.known[HEAD, "none", rows, accumulated] = self.head(ends, enters, accumulated)
+                self.known[EMBED, "none", rows, accumulated] = self.embedding(model, rows, accumulated)
+                self.known[HEAD, "none", rows, accumulated] = self.head(model, enters, rows, accumulated)
 
     def sequence(self, rows: int) -> Sequence:
         tokens_BT, noise_BT = (torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32))
-        return Sequence(tokens_BT, noise_BT=noise_BT if self.model.shape.drops else None)
+        return Sequence(tokens_BT, noise_BT=noise_BT if self.shape.drops else None)
 
-    def prepare(self, ends: Model, seq: Sequence) -> None:
-        ends.prepare(seq)
-        for layer in self.kinds.values():
-            self.model.layers[layer].mixer.prepare(seq)
-
-    def embedding(self, ends: Model, rows: int, accumulated: bool) -> Part:
+    def embedding(self, model: Model, rows: int, accumulated: bool) -> Part:
         """With what all layers share. A tied head has left its gradient there."""
         seq = self.sequence(rows)
 
         def forward(_: list[Tensor]) -> Tensor:
-            self.prepare(ends, seq)
-            return ends.embedded(seq.positions_BT, seq)
+            model.prepare(seq)
+            return model.embedded(seq.positions_BT, seq)
 
-        embed = nn.ModuleList([m for m in (ends.embed, ends.positions, ends.embed_norm, ends.shared) if m is not None])
-        accumulated = accumulated or self.model.shape.tie_word_embeddings
-        return traced(forward, (), embed, accumulated, (seq.positions_BT, seq.noise_BT))
+        ends = ends_of(model)[EMBED]
+        return traced(forward, (), ends, accumulated or self.shape.tie_word_embeddings, (seq.positions_BT, seq.noise_BT))
 
-    def head(self, ends: Model, enters: tuple[Any, ...], accumulated: bool) -> Part:
-        labels_N = torch.zeros(enters[0][0] * enters[0][1], dtype=torch.int64)
+    def head(self, model: Model, enters: tuple[Any, ...], rows: int, accumulated: bool) -> Part:
+        labels_N = torch.zeros(rows * self.seq_len, dtype=torch.int64)
 
         def forward(box: list[Tensor]) -> Tensor:
-            hidden_BTD = ends.norm(box.pop()).to(self.model.compute_dtype)
-            return fused(hidden_BTD.flatten(0, 1), ends.head.weight, labels_N, self.chunk_tokens, NO_LABEL)
+            hidden_BTD = model.normed(box.pop())
+            hidden_ND = model.to_head(hidden_BTD).flatten(0, 1)
+            return fused(hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, model.words)
 
-        return traced(forward, enters, nn.ModuleList([ends.norm, ends.head]), accumulated, labels_N)
+        return traced(forward, enters, ends_of(model)[HEAD], accumulated, labels_N)
+
+
+def ends_of(model: Model) -> dict[str, nn.ModuleList]:
+    """What lies before the blocks and after them."""
+    ends = {EMBED: (model.embed, model.positions, model.embed_norm, model.shared), HEAD: (model.norm, model.head)}
+    return {name: nn.ModuleList([m for m in modules if m is not None]) for name, modules in ends.items()}
 
 
 def made_of(block: nn.Module) -> Any:
     """Blocks of which this is equal hold the same."""
     shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
-    return type(block.mixer), str(getattr(block.mixer, "shape", "")), shapes
-
-
-class Nothing(torch.autograd.Function):
-    """Like what it is given, keeping nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> Tensor:
-        return torch.empty_like(d_y)
-
-
-def between_regions(block: nn.Module, enters: tuple[Any, ...], seq: Sequence) -> int:
-    """What a block keeps outside its mixer and its MLP: the sums, the norms."""
-    bare = copy.copy(block)
-    bare._modules = dict(block._modules)
-    bare.mixer = Apart()
-    bare.mlp = None if block.mlp is None else Apart()
-    return traced(lambda box: Block.forward(bare, box[0], seq), enters, bare, False, seq.positions_BT).kept
-
-
-class Apart(nn.Module):
-    """In the place of a mixer or an MLP."""
-
-    def forward(self, x_BTD: Tensor, *_: Any) -> Tensor:
-        return Nothing.apply(x_BTD)
-
-
-def share_of(model: Model, tp: int) -> Model:
-    """What one of `tp` processes holds of a model on meta: each parameter cut as the roles beside the layers say.
-
-    Until parallel/tensor.py is here, whose `split` takes this function's place.
-    """
-    if tp == 1:
-        return model
-    for block in model.layers:
-        mixer, mlp = block.mixer, block.mlp
-        roles = {**mixer.roles}
-        wide = max((m.in_features for n, m in mixer.named_modules() if roles.get(n) == "row"), default=0)
-        for name, module in mixer.named_modules():
-            for leaf, parameter in list(module.named_parameters(recurse=False)):
-                role = roles.get(name) or roles.get(f"{name}.{leaf}".strip("."), "replicate")
-                whole_norm = leaf == "weight" and parameter.dim() == 1 and len(parameter) == wide
-                dim = {"column": 0, "head": 0, "row": 1 if parameter.dim() > 1 else None}.get(role, 0 if whole_norm else None)
-                narrow(module, leaf, dim, tp)
-        if isinstance(getattr(mixer, "heads", None), int):
-            mixer.heads //= tp
-        for name, module in mlp.named_children() if mlp is not None else ():
-            for leaf, parameter in list(module.named_parameters(recurse=False)):
-                into = name in ("down_proj", "value")
-                narrow(module, leaf, (1 if parameter.dim() > 1 else None) if into else 0, tp)
-    for module in model.shared.values():
-        for leaf, _ in list(module.named_parameters(recurse=False)):
-            narrow(module, leaf, 1, tp)
-    tied = model.head.weight is model.embed.weight
-    narrow(model.embed, "weight", 0, tp)
-    narrow(model.head, "weight", 0, tp)
-    if tied:
-        model.head.weight = model.embed.weight
-    return model
-
-
-def narrow(module: nn.Module, leaf: str, dim: int | None, parts: int) -> None:
-    """Keep one of so many parts of a parameter, rounded up."""
-    parameter = getattr(module, leaf)
-    if dim is not None and parameter is not None and parameter.shape[dim] >= parts:
-        size = list(parameter.shape)
-        size[dim] = -(-size[dim] // parts)
-        setattr(module, leaf, nn.Parameter(parameter.new_empty(size)))
-
-
-def with_layers(model: Model, layers: list[nn.Module]) -> Model:
-    """The same model with these blocks, its parameters shared."""
-    made = copy.copy(model)
-    made._modules = {**model._modules, "layers": nn.ModuleList(layers)}
-    return made
+    return type(block.mixer), str(block.mixer.shape), shapes
 
 
 def make_fake(module: nn.Module) -> None:
@@ -345,3 +290,7 @@ def make_fake(module: nn.Module) -> None:
 
 def detached(shared: Any) -> Any:
     return shared.detach().requires_grad_(shared.requires_grad) if isinstance(shared, Tensor) else shared
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x

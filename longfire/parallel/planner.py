@@ -6,18 +6,17 @@ seconds from parallel/cost.py. docs/planning.md has every formula once.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from math import ceil, prod
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from longfire.errors import SettingsError
-from longfire.model import Model
-from longfire.parallel import cost
+from longfire.model import Model, on_meta
+from longfire.parallel import cost, stages, tensor
 from longfire.parallel.cost import Device
-from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Meter, Part, share_of
+from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Meter, ends_of
 from longfire.run import Run
 from longfire.settings import Parallelism
 from longfire.shape import ForeignShape
@@ -52,8 +51,16 @@ class Plan:
 class Group(NamedTuple):
     """Parameters that are gathered together: a block, or all that is in no block."""
 
-    whole: int  # numbers, of this process's share of tensor parallelism
-    shard: int  # of those, one process's rows
+    whole: int  # numbers, of this process's share of matrices
+    shard: int  # of those, the first process's rows
+
+    @classmethod
+    def of(cls, module: nn.Module, shards: int) -> "Group":
+        parameters = list(module.parameters())
+        rows = [(-(-len(p) // shards), len(p)) if p.dim() else (1, 1) for p in parameters]
+        return cls(
+            sum(p.numel() for p in parameters), sum(p.numel() // of * here for p, (here, of) in zip(parameters, rows))
+        )
 
 
 @dataclass(frozen=True)
@@ -106,171 +113,128 @@ class Forecast:
 
 
 class Planner:
-    """Forecasts of a run on `processes` devices of one kind. Raises SettingsError for what cannot be planned."""
+    """Forecasts of a run on devices of one kind; as many as the run was composed for. Raises SettingsError for what cannot be planned.
 
-    def __init__(self, run: Run, processes: int, device: Device) -> None:
+    as_cuda: false for a CPU, which bench/planner.py measures.
+    """
+
+    def __init__(self, run: Run, device: Device, dtype: str = "", as_cuda: bool = True) -> None:
         if isinstance(run.shape, ForeignShape):
             raise SettingsError(
                 "model.backend = 'transformers' knows nothing of the model's inside, which `longfire plan` counts; set it to longfire"
             )
-        self.run, self.processes, self.device = run, processes, device
+        self.run, self.device, self.as_cuda = run, device, as_cuda
+        self.processes, self.seq_len = run.world.size, run.training.seq_len
+        self.rows, self.tokens = run.rows_per_step, run.tokens_per_step
         self.shape = run.shape.with_vocabulary(run.words)
-        self.dtype = "float32" if run.model.compute_dtype == "float32" else "bfloat16"
+        self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
+        self.model = on_meta(self.shape, getattr(torch, self.dtype))
+        self.flops_of = [
+            {"mixer": block.mixer.flops_per_token(self.seq_len), "block": block.flops_per_token(self.seq_len)}
+            for block in self.model.layers
+        ]
+        self.flops_of_head = 2.0 * self.shape.hidden_size * self.shape.vocab_size
         self.meters: dict[tuple[int, int], Meter] = {}
-        self.groups: dict[tuple[int, int], tuple[list[Group], dict[str, Group]]] = {}
-
-    @cached_property
-    def model(self) -> Model:
-        """The whole model, on meta."""
-        return self.made()
-
-    def made(self) -> Model:
-        with torch.device("meta"):
-            return Model(self.shape, getattr(torch, self.dtype))
-
-    @cached_property
-    def rows(self) -> int:
-        """Rows of a step, over all processes."""
-        training, parallelism = self.run.training, self.run.parallelism
-        degrees = degrees_of(parallelism, self.processes)
-        at_once = training.batch_size * degrees["dp_replicate"] * degrees["dp_shard"]
-        rows = training.global_batch_size or at_once * (training.gradient_accumulation_steps or 1)
-        if rows % at_once:
-            raise SettingsError(
-                f"training.global_batch_size = {rows} is no multiple of batch_size x processes with rows of their own = {at_once}, "
-                f"and it is never rounded: take {ceil(rows / at_once) * at_once}, or another training.batch_size"
-            )
-        return rows
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a step."""
-        return self.rows * self.run.training.seq_len
-
-    @property
-    def budget(self) -> int:
-        """Tokens of the run."""
-        return self.run.training.tokens or self.run.training.steps * self.tokens
+        self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
+        self.layouts: dict[int, list[list[int]]] = {}
 
     def of_recipe(self) -> Plan:
         """The plan that the settings say. Raises SettingsError for one that cannot be."""
-        training, parallelism = self.run.training, self.run.parallelism
-        degrees = degrees_of(parallelism, self.processes)
-        tp, pp, replicas, shards = (degrees[axis] for axis in ("tp", "pp", "dp_replicate", "dp_shard"))
-        problems = list(refusals(self.model, tp, pp, self.run))
-        if problems:
+        run, degrees = self.run, self.run.degrees
+        if problems := list(self.refusals(degrees["tp"], degrees["pp"])):
             raise SettingsError("\n".join(problems))
-        batch_size, microbatches = training.batch_size, self.rows // (replicas * shards * training.batch_size)
-        if pp > 1 and (parallelism.pipeline_parallel_microbatches or microbatches == 1):
-            whole, microbatches = batch_size * microbatches, parallelism.pipeline_parallel_microbatches or pp
-            if whole % microbatches:
-                raise SettingsError(
-                    f"parallelism.pipeline_parallel_microbatches = {microbatches} do not divide the {whole} rows of a process; "
-                    f"set it, or training.batch_size, to a divisor"
-                )
-            batch_size = whole // microbatches
-        return Plan(replicas, shards, tp, pp, self.run.activation_checkpoint.mode, batch_size, microbatches)
+        rows = self.rows // run.data_processes
+        return Plan(
+            *(degrees[axis] for axis in ("dp_replicate", "dp_shard", "tp", "pp")), run.activation_checkpoint.mode,
+            rows // run.microbatches, run.microbatches,
+        )  # fmt: skip
+
+    def refusals(self, tp: int, pp: int) -> Iterator[str]:
+        """Why processes cannot share this model's matrices so, or its layers."""
+        parallelism = self.run.parallelism
+        yield from tensor.refusals(self.model, tp, parallelism.sequence_parallel, self.seq_len)
+        if pp > len(self.flops_of):
+            yield f"{stages.DEGREE} = {pp} is more than the model's {len(self.flops_of)} layers: lower it"
 
     def meter(self, tp: int, seq_len: int) -> Meter:
+        """Of the share that one of `tp` processes has."""
         if (tp, seq_len) not in self.meters:
-            parts_of_row = tp if self.run.parallelism.sequence_parallel else 1
-            chunk = self.run.training.loss_chunk_tokens
-            self.meters[tp, seq_len] = Meter(share_of(self.made(), tp), seq_len, chunk, self.is_cuda, parts_of_row)
+            self.meters[tp, seq_len] = Meter(
+                self.shape, self.model.compute_dtype, seq_len, self.run.training.loss_chunk_tokens, self.as_cuda, tp,
+                self.run.parallelism.sequence_parallel,
+            )  # fmt: skip
         return self.meters[tp, seq_len]
-
-    is_cuda = True
 
     # Memory
 
-    def groups_of(self, tp: int, shards: int) -> tuple[list[Group], dict[str, Group]]:
-        """The blocks' parameters, and those of the two ends, of one process of `tp` x `shards`."""
+    def groups_of(self, tp: int, shards: int) -> dict[int | str, Group]:
+        """What is gathered together, of one process of `tp` x `shards`: blocks by number, the two ends by name."""
         if (tp, shards) not in self.groups:
-            model = self.meter(tp, self.run.training.seq_len).model
-            ends = {EMBED: [model.embed, model.positions, model.embed_norm, model.shared], HEAD: [model.norm, model.head]}
-            self.groups[tp, shards] = (
-                [group_of([block], shards) for block in model.layers],
-                {name: group_of([m for m in modules if m is not None], shards) for name, modules in ends.items()},
-            )
+            model = self.meter(tp, self.seq_len).model
+            parts = {**dict(enumerate(model.layers)), **ends_of(model)}
+            self.groups[tp, shards] = {name: Group.of(part, shards) for name, part in parts.items()}
         return self.groups[tp, shards]
 
-    @cached_property
-    def flops_of(self) -> list[dict[str, float]]:
-        """Forward FLOPs a token of each layer: its mixer and its MLP."""
-        return [
-            {
-                "mixer": block.mixer.flops_per_token(self.run.training.seq_len),
-                "mlp": 2.0 * sum(p.numel() for p in block.mlp.parameters() if p.dim() >= 2) if block.mlp else 0.0,
-            }
-            for block in self.model.layers
-        ]
+    def layers_of(self, pp: int) -> list[list[int]]:
+        """The layers of each process of a pipeline."""
+        if pp not in self.layouts:
+            costs = [0.0, *(flops["block"] for flops in self.flops_of), self.flops_of_head]
+            own = pp == self.run.degrees["pp"]  # named points and orders in files are those of the recipe's own pipeline
+            placed = stages.layout(costs, pp, self.run.parallelism if own else self.plain_schedule)
+            self.layouts[pp] = [[n for stage in placed.on(p) for n in placed.layers[stage]] for p in range(pp)]
+        return self.layouts[pp]
 
     @property
-    def flops_of_head(self) -> float:
-        return 2.0 * self.shape.hidden_size * self.shape.vocab_size
+    def plain_schedule(self) -> Parallelism:
+        return replace(self.run.parallelism, pipeline_parallel_schedule_csv="", pipeline_parallel_split_points=())
 
-    def stages(self, pp: int) -> list[list[int]]:
-        """The layers of each stage, of nearly equal cost; the head counts with the last."""
-        points = [int(p.removeprefix("layers.")) for p in self.run.parallelism.pipeline_parallel_split_points if "." in p]
-        layers = range(len(self.flops_of))
-        if len(points) == pp - 1 and points:
-            bounds = [0, *points, len(layers)]
-            return [list(range(*pair)) for pair in zip(bounds, bounds[1:])]
-        costs = [sum(layer.values()) for layer in self.flops_of]
-        total, passed, stages = sum(costs) + self.flops_of_head, 0.0, [[] for _ in range(pp)]
-        for layer, flops in zip(layers, costs):
-            wanted = int((passed + flops / 2) / total * pp)
-            at_least = max((n for n, stage in enumerate(stages) if stage), default=0)
-            left = len(layers) - layer  # each later stage needs one
-            stage = max(at_least, min(wanted, pp - 1), pp - left)
-            stages[min(stage, at_least + 1) if layer else 0].append(layer)
-            passed += flops
-        return stages
+    def names_of(self, plan: Plan, process: int) -> list[int | str]:
+        """The parts of a process along pp, in the order in which a microbatch meets them. (Where stages lie in a V, the first process
+        has the head as well.)"""
+        v_shaped = self.run.parallelism.pipeline_parallel_schedule in stages.V_SHAPED
+        last = 0 if v_shaped else plan.pp - 1
+        return [*([EMBED] if process == 0 else []), *self.layers_of(plan.pp)[process], *([HEAD] if process == last else [])]
 
     def peak(self, plan: Plan, seq_len: int = 0) -> Moment:
-        """The fullest moment of the fullest stage."""
-        seq_len = seq_len or self.run.training.seq_len
-        moments = (m for stage in range(plan.pp) for m in self.moments(plan, stage, seq_len))
+        """The fullest moment of the fullest process."""
+        moments = (m for process in range(plan.pp) for m in self.moments(plan, process, seq_len or self.seq_len))
         return max(moments, key=lambda moment: moment.total)
 
-    def moments(self, plan: Plan, stage: int, seq_len: int) -> Iterator[Moment]:
-        """What a process of this stage holds, moment by moment, in the steady state of a step after the first."""
-        settings, layers = self.run.parallelism, self.stages(plan.pp)[stage]
-        meter, (blocks, ends) = self.meter(plan.tp, seq_len), self.groups_of(plan.tp, plan.dp_shard)
-        sharded, first, last = plan.dp_shard > 1, stage == 0, stage == plan.pp - 1
-        accumulated = plan.microbatches > 1 and not sharded
-        names = [*([EMBED] if first else []), *layers, *([HEAD] if last else [])]
-        parts = {name: meter.part(name, plan.remat, plan.batch_size, accumulated) for name in names}
-        group = {name: ends[name] if isinstance(name, str) else blocks[name] for name in names}
-        if self.shape.tie_word_embeddings and first and last:
-            group[HEAD] = Group(0, 0)
-        held = sum(g.shard for g in group.values()) * MASTER_BYTES * (not settings.cpu_offload)
-        buckets = held if plan.dp_replicate > 1 and not sharded else 0  # DDP's: a copy of the gradients
-        optimizer = 2.0 * held
-        logits = min(plan.batch_size * seq_len, self.run.training.loss_chunk_tokens) * meter.model.head.weight.shape[0] * 4
+    def moments(self, plan: Plan, process: int, seq_len: int) -> Iterator[Moment]:
+        """What a process along pp holds in a step that is not the first, moment by moment."""
+        run, names = self.run, self.names_of(plan, process)
+        meter, groups = self.meter(plan.tp, seq_len), self.groups_of(plan.tp, plan.dp_shard)
+        tied = self.shape.tie_word_embeddings and EMBED in names
+        group = {name: Group(0, 0) if tied and name == HEAD else groups[name] for name in names}
+        shards = Shards(plan, run.parallelism, names, group)
+        parts = {name: meter.part(name, plan.remat, plan.batch_size, shards.accumulates) for name in names}
+        lying = MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
+        chunk = min(plan.batch_size * seq_len, run.training.loss_chunk_tokens)
+        logits = 4 * chunk * meter.model.head.weight.shape[0]
 
-        def moment(where: str, gradients: float, activations: float, gathered: float = 0.0) -> Moment:
-            seen = min(logits, activations) if where.endswith(HEAD) else 0.0
-            return Moment(where, held, gradients + buckets, optimizer, activations - seen, gathered, seen)
+        def moment(where: str, gradients: float, activations: float, gathered: float) -> Moment:
+            seen = min(logits, activations) if where.endswith(HEAD) else 0
+            return Moment(where, lying, gradients, 2.0 * lying, activations - seen, gathered, seen)
 
-        gathers = Gathers(plan, settings, names, group)
-        flying = cost.in_flight(stage, plan.pp, plan.microbatches, settings.pipeline_parallel_schedule) - 1
-        kept = flying * sum(p.kept for p in parts.values()) + plan.batch_size * seq_len * LABELS
-        kept += 2 * flying * parts[names[0]].passed  # what a stage was given, and what it gave
-        gradients = held if plan.microbatches > 1 else 0.0
+        others = cost.in_flight(process, plan.pp, plan.microbatches, run.parallelism.pipeline_parallel_schedule) - 1
+        passes = (2 if plan.pp > 1 else 0) * max(part.passed for part in parts.values())  # given by one stage, to the next
+        kept = others * (passes + sum(part.kept for part in parts.values()))
+        kept += passes + LABELS * plan.batch_size * plan.microbatches * seq_len
+        gradients = shards.gradients_before
         for name in names:
-            yield moment(f"forward of {told(name)}", gradients, kept + parts[name].forward_peak, gathers.forward(name))
+            yield moment(f"forward of {told(name)}", gradients, kept + parts[name].forward_peak, shards.forward(name))
             kept += parts[name].kept
         for name in reversed(names):
             kept -= parts[name].kept
-            now = kept + parts[name].kept  # its instants count from where it began
-            yield moment(f"backward of {told(name)}", gradients, now - parts[name].kept + parts[name].backward_peak,
-                         gathers.backward(name))  # fmt: skip
-            if sharded:
-                yield moment(f"gradients of {told(name)}", gradients, kept + parts[name].passed, gathers.reduction(name))
-            if plan.microbatches == 1:
-                gradients += group[name].shard * MASTER_BYTES * (not settings.cpu_offload)
-        unfused = held if not self.run.optimizer.fused else 0.0  # torch's foreach form
-        yield moment("optimizer", held, unfused, gathers.always)
+            yield moment(
+                f"backward of {told(name)}", gradients, kept + parts[name].backward_peak, shards.backward(name)
+            )
+            yield moment(
+                f"gradients of {told(name)}", gradients, kept + parts[name].passed, shards.reduction(name)
+            )
+            gradients += shards.gradient(name)
+        unfused = 0.0 if run.optimizer.fused else lying  # torch's foreach form makes the updates first
+        yield moment("optimizer", lying, unfused, shards.always)
 
     def largest(self, measure: Callable[[int], float], least: int = 1) -> int:
         """The largest number, a multiple of `least`, whose bytes fit; 0 if none. The bytes grow with the number."""
@@ -289,7 +253,7 @@ class Planner:
 
     def largest_seq_len(self, plan: Plan) -> int:
         """By a straight line through the lengths of the recipe and twice that: all that a block keeps grows with the tokens."""
-        T = self.run.training.seq_len
+        T = self.seq_len
         one, two = (self.peak(plan, length).total for length in (T, 2 * T))
         step = plan.tp * (64 if T >= 64 else 1)
         return self.largest(lambda tokens: one + (two - one) * (tokens / T - 1), step)
@@ -297,66 +261,77 @@ class Planner:
     # Time
 
     def collectives(self, plan: Plan) -> Iterator[Collective]:
-        """What a process of the costliest stage sends in a step."""
-        layers = max(self.stages(plan.pp), key=len)
-        blocks, ends = self.groups_of(plan.tp, plan.dp_shard)
-        rows_bytes = plan.batch_size * self.run.training.seq_len * self.shape.hidden_size * (2 if self.dtype == "bfloat16" else 4)
-        numbers = sum(blocks[layer].whole for layer in layers) + ends[EMBED].whole  # an end of the pipeline, or both if it has one
-        numbers += ends[HEAD].whole if plan.pp == 1 and not self.shape.tie_word_embeddings else 0
-        settings = self.run.parallelism
+        """What a process with the most layers sends in a step."""
+        settings, groups = self.run.parallelism, self.groups_of(plan.tp, plan.dp_shard)
+        names = max((self.names_of(plan, process) for process in range(plan.pp)), key=len)
+        numbers = sum(groups[name].whole for name in names if not (name == HEAD and self.shape.tie_word_embeddings))
+        row_bytes = plan.batch_size * self.seq_len * self.shape.hidden_size * (2 if self.dtype == "bfloat16" else 4)
 
         def over(axis: str, what: str, inner: int, sent: float, hidden: str = "") -> Collective:
-            size = plan.pp if axis == "pp" else getattr(plan, axis)
+            size = getattr(plan, axis)
             return Collective(axis, what, size, sent, sent / cost.bandwidth(self.device, size, inner), hidden)
 
         if plan.tp > 1:
             again = {"none": 0, "mlp": 1, "attention": 1, "block": 2}[plan.remat]
-            times = len(layers) * (4 + again) + 2  # mixer and MLP, forward and backward; the embedding and the head
-            what = "all-gathers and reduce-scatters of rows" if settings.sequence_parallel else "all-reduces of rows"
-            yield over("tp", what, 1, plan.microbatches * times * cost.reduced_bytes(rows_bytes, plan.tp))
+            times = sum(2 if isinstance(name, str) else 4 + again for name in names)  # in and out of each region, and back
+            what = "rows: all-gather, reduce-scatter" if settings.sequence_parallel else "rows: all-reduce"
+            yield over("tp", what, 1, plan.microbatches * times * cost.reduced_bytes(row_bytes, plan.tp) / 2)
         if plan.dp_shard > 1:
             each = 2 if settings.param_gather_dtype == "bfloat16" else 4
-            kept = keeps_gathered(settings, plan.pp)
-            gathers = 1 if kept else 2 * plan.microbatches
+            gathers = 1 if keeps_gathered(plan, settings) else 2 * plan.microbatches
             sent = gathers * cost.gathered_bytes(each * numbers, plan.dp_shard)
-            yield over("dp_shard", "all-gathers of parameters", plan.tp, sent, "compute")
-            sent = plan.microbatches * cost.gathered_bytes(MASTER_BYTES * numbers, plan.dp_shard)
-            yield over("dp_shard", "reduce-scatters of gradients", plan.tp, sent, "compute")
+            yield over("dp_shard", "parameters: all-gather", plan.tp, sent, "compute")
+            scatters = 1 if plan.pp > 1 else plan.microbatches
+            sent = scatters * cost.gathered_bytes(MASTER_BYTES * numbers, plan.dp_shard)
+            yield over("dp_shard", "gradients: reduce-scatter", plan.tp, sent, "compute")
         if plan.dp_replicate > 1:
             sent = cost.reduced_bytes(MASTER_BYTES * numbers / plan.dp_shard, plan.dp_replicate)
-            yield over("dp_replicate", "all-reduces of gradients", plan.tp * plan.dp_shard, sent, "last backward")
+            yield over("dp_replicate", "gradients: all-reduce", plan.tp * plan.dp_shard, sent, "last backward")
         if plan.pp > 1:
-            inner = plan.tp * plan.dp_shard * plan.dp_replicate
-            sent = 2 * plan.microbatches * rows_bytes / (plan.tp if settings.sequence_parallel else 1)
-            yield over("pp", "rows to the next stage and back", inner, sent, "compute")
+            each = stages.STAGES_EACH.get(settings.pipeline_parallel_schedule, 1)
+            sent = 2 * each * plan.microbatches * row_bytes / (plan.tp if settings.sequence_parallel else 1)
+            yield over("pp", "rows: to the next stage and back", plan.tp * plan.data, sent, "compute")
+
+    def parts_of_step(self, plan: Plan, collectives: Sequence[Collective]) -> dict[str, float]:
+        """Seconds of a step: what is computed, what of the network is not hidden behind it, idle stages, the optimizer."""
+        flops = [self.flops_on(plan, process) for process in range(plan.pp)]
+        compute = cost.compute_seconds(max(flops) * self.tokens / plan.data / plan.tp, self.device, self.dtype)
+        waited, behind, behind_last = (
+            sum(c.seconds for c in collectives if c.hidden == hidden) for hidden in ("", "compute", "last backward")
+        )
+        network = waited + max(0.0, behind - compute - waited)
+        network += max(0.0, behind_last - compute * 2 / 3 / plan.microbatches)
+        idle = cost.bubble(plan.pp, plan.microbatches, self.run.parallelism.pipeline_parallel_schedule)
+        groups = self.groups_of(plan.tp, plan.dp_shard)
+        numbers = max(sum(groups[name].shard for name in self.names_of(plan, process)) for process in range(plan.pp))
+        return {
+            "compute": compute,
+            "network": network,
+            "pipeline bubble": (compute + network) * idle / (1 - idle),
+            "optimizer": cost.optimizer_seconds(numbers, self.device, self.run.parallelism.cpu_offload),
+        }
+
+    def flops_on(self, plan: Plan, process: int) -> float:
+        """FLOPs a token of a process along pp, forward, backward and again, of all that share its matrices."""
+        total = 0.0
+        for name in self.names_of(plan, process):
+            if name == HEAD:
+                total += 3 * self.flops_of_head
+            elif name != EMBED:
+                mixer, block = self.flops_of[name]["mixer"], self.flops_of[name]["block"]
+                total += 3 * block + {"none": 0.0, "attention": mixer, "mlp": block - mixer, "block": block}[plan.remat]
+        return total
 
     def forecast(self, plan: Plan) -> Forecast:
         """Everything about one plan but the largest batch and length, which `with_largest` adds."""
         peak, collectives = self.peak(plan), tuple(self.collectives(plan))
-        tokens, layers, schedule = self.tokens, self.flops_of, self.run.parallelism.pipeline_parallel_schedule
-        again = {"none": (), "mlp": ("mlp",), "attention": ("mixer",), "block": ("mixer", "mlp")}[plan.remat]
-        of_layer = [3 * sum(layer.values()) + sum(layer[part] for part in again) for layer in layers]
-        per_token = [sum(of_layer[layer] for layer in stage) for stage in self.stages(plan.pp)]
-        per_token[-1] += 3 * self.flops_of_head
-        compute = cost.compute_seconds(max(per_token) / plan.tp * tokens / plan.data, self.device, self.dtype)
-        exposed = sum(c.seconds for c in collectives if not c.hidden)
-        hidden = sum(c.seconds for c in collectives if c.hidden == "compute")
-        of_last = compute * 2 / 3 / plan.microbatches
-        shown = exposed + max(0.0, hidden - compute - exposed)
-        shown += max(0.0, sum(c.seconds for c in collectives if c.hidden == "last backward") - of_last)
-        idle = cost.bubble(plan.pp, plan.microbatches, schedule)
-        blocks, ends = self.groups_of(plan.tp, plan.dp_shard)
-        numbers = sum(blocks[layer].shard for layer in self.stages(plan.pp)[0]) + ends[EMBED].shard
-        optimizer = cost.optimizer_seconds(numbers, self.device, self.run.parallelism.cpu_offload)
-        parts = {"compute": compute, "network": shown, "pipeline bubble": (compute + shown) * idle / (1 - idle),
-                 "optimizer": optimizer}  # fmt: skip
-        seconds = sum(parts.values())
-        flops = 3 * self.model.flops_per_token(self.run.training.seq_len) * tokens
-        whole = (sum(of_layer) + 3 * self.flops_of_head) * tokens
-        fits = peak.total <= self.device.usable_bytes
-        hours = self.budget / tokens * seconds / 3600
+        parts = self.parts_of_step(plan, collectives)
+        seconds, fits = sum(parts.values()), peak.total <= self.device.usable_bytes
+        flops = 3 * self.tokens * (sum(flops["block"] for flops in self.flops_of) + self.flops_of_head)
+        computed = self.tokens * sum(self.flops_on(plan, process) for process in range(plan.pp))
+        hours = self.run.steps * seconds / 3600
         return Forecast(
-            plan, peak, fits, seconds, parts, collectives, flops, max(0.0, whole - flops), tokens / seconds,
+            plan, peak, fits, seconds, parts, collectives, flops, computed - flops, self.tokens / seconds,
             flops / seconds / self.processes / self.device.flops[self.dtype], hours / 24, hours * self.processes,
             max(parts, key=parts.__getitem__) if fits else "memory",
         )  # fmt: skip
@@ -370,21 +345,23 @@ class Planner:
     # Alternatives
 
     def candidates(self) -> Iterator[Plan]:
-        """Every plan on these processes with the recipe's rows a step: tensor parallel inside a node, pipelines of at most
-        MOST_STAGES stages, context parallel 1."""
+        """Every plan on these processes with the recipe's rows a step: matrices shared inside a node, pipelines of at most
+        MOST_STAGES processes, context parallel 1."""
         for tp in divisors(self.processes, self.device.node):
-            for pp in divisors(self.processes // tp, min(MOST_STAGES, len(self.flops_of))):
-                if any(refusals(self.model, tp, pp, self.run)):
-                    continue
+            for pp in divisors(self.processes // tp, MOST_STAGES):
                 data = self.processes // tp // pp
-                if self.rows % data:
+                if self.rows % data or any(self.refusals(tp, pp)):
                     continue
-                for shards in divisors(data, data):
-                    for batch_size in divisors(self.rows // data, self.rows // data):
-                        for remat in REMATS:
-                            if remat == "mlp" and self.shape.mlp == "none":
-                                continue
-                            yield Plan(data // shards, shards, tp, pp, remat, batch_size, self.rows // data // batch_size)
+                for shards, rows, remat in product(divisors(data), divisors(self.rows // data), REMATS):
+                    plan = Plan(data // shards, shards, tp, pp, remat, rows, self.rows // data // rows)
+                    if self.can_be(plan):
+                        yield plan
+
+    def can_be(self, plan: Plan) -> bool:
+        if plan.remat == "mlp" and self.shape.mlp == "none":
+            return False
+        schedule = self.plain_schedule
+        return plan.pp == 1 or not any(stages.refusals(self.shape, plan.pp, schedule, plan.microbatches))
 
     def alternatives(self, count: int = 8) -> list[Forecast]:
         """The best plan of each mesh, fastest first; among those within a hundredth the one that holds least."""
@@ -397,47 +374,63 @@ class Planner:
         return sorted(best.values(), key=rank_of)[:count]
 
 
-class Gathers:
-    """Bytes that FSDP2 holds beside the shards of a stage, in each part's forward and backward.
+class Shards:
+    """What FSDP2 holds of a process's parts beside the shards themselves, in bytes; nothing where rows differ nowhere.
 
-    A block's parameters lie there twice while it runs, as they arrived and as they are used (in the backward the second is the next
-    block's arriving); what is in no block stays whole from its first use to the end of the step. Gradients are copied once to be
-    sent, and the copy lives until the next block's is made.
+    A block's parameters lie there twice while it runs, as they arrived and as they are used; in the backward the second place is that
+    of the next block's, which arrive meanwhile. What is in no block stays whole from its first use to the end of the step. Gradients
+    are copied once to be sent, and the copy lives until the next block's is made.
     """
 
-    def __init__(self, plan: Plan, settings: Parallelism, names: Sequence[int | str], group: dict[int | str, Group]) -> None:
-        self.sharded, self.names, self.group = plan.dp_shard > 1, names, group
+    def __init__(self, plan: Plan, settings: Parallelism, names: list[int | str], group: dict[int | str, Group]) -> None:
+        self.plan, self.names, self.group, self.offload = plan, names, group, settings.cpu_offload
+        self.wrapped, self.sharded = plan.data > 1, plan.dp_shard > 1
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
-        self.stays = keeps_gathered(settings, plan.pp)
+        self.stays = keeps_gathered(plan, settings)
+        # Gradients are whole between microbatches where they are not scattered after each.
+        self.accumulates = plan.microbatches > 1 and not (self.sharded and plan.pp == 1)
         self.always = self.whole(*(name for name in names if self.stays or isinstance(name, str)))
 
+    @property
+    def gradients_before(self) -> float:
+        """What lies there when a microbatch after the first begins."""
+        if self.accumulates:
+            return float(MASTER_BYTES * sum(g.whole for g in self.group.values()))
+        return sum(map(self.shard, self.names)) if self.plan.microbatches > 1 else 0.0
+
+    def gradient(self, name: int | str) -> float:
+        """What a part's backward adds to them."""
+        return 0.0 if self.plan.microbatches > 1 else self.shard(name)
+
+    def shard(self, name: int | str) -> float:
+        return 0.0 if self.offload else float(MASTER_BYTES * self.group[name].shard)
+
     def whole(self, *names: int | str) -> float:
-        return self.each * sum(self.group[name].whole for name in names) if self.sharded else 0.0
+        return float(self.each * sum(self.group[name].whole for name in names)) if self.sharded else 0.0
+
+    def of_block(self, name: int | str) -> float:
+        return 0.0 if isinstance(name, str) or self.stays else self.whole(name)
 
     def forward(self, name: int | str) -> float:
-        of_block = 0.0 if isinstance(name, str) or self.stays else 2 * self.whole(name)
-        return self.always + of_block
+        return self.always + 2 * self.of_block(name)
 
     def backward(self, name: int | str) -> float:
-        return self.forward(name) + self.sent(self.after(name))
+        """With the gradients of the part before, on their way."""
+        after = self.names[self.names.index(name) + 1 :][:1]
+        return self.always + 2 * self.of_block(name) + sum(map(self.sent, after))
 
     def reduction(self, name: int | str) -> float:
-        """When its gradients, whole, have been copied for sending."""
-        of_block = 0.0 if isinstance(name, str) or self.stays else self.whole(name)
-        return self.always + of_block + 2 * self.sent(name)
+        """When its gradients, whole, have been copied to be sent."""
+        return self.always + self.of_block(name) + (1 if self.accumulates else 2) * self.sent(name) + self.shard(name)
 
-    def sent(self, name: int | str | None) -> float:
-        return MASTER_BYTES * self.group[name].whole if self.sharded and name is not None else 0.0
-
-    def after(self, name: int | str) -> int | str | None:
-        """The block whose backward went before."""
-        place = self.names.index(name)
-        return next((n for n in self.names[place + 1 :] if not isinstance(n, str)), None)
+    def sent(self, name: int | str) -> float:
+        return float(MASTER_BYTES * self.group[name].whole) if self.wrapped else 0.0
 
 
-def keeps_gathered(settings: Parallelism, pp: int) -> bool:
-    """Whether gathered parameters stay until the step ends."""
-    return settings.reshard_after_forward == "never" or (settings.reshard_after_forward == "auto" and pp > 1)
+def keeps_gathered(plan: Plan, settings: Parallelism) -> bool:
+    """Whether gathered parameters stay until the step ends (parallel/apply.shard)."""
+    again = settings.reshard_after_forward == "auto" and plan.pp == 1 and plan.dp_shard > 1
+    return not (again or settings.reshard_after_forward == "always")
 
 
 def rank_of(forecast: Forecast) -> tuple[float, float]:
@@ -448,71 +441,8 @@ def told(name: int | str) -> str:
     return name if isinstance(name, str) else f"layer {name}"
 
 
-def divisors(number: int, most: int) -> list[int]:
-    return [d for d in range(1, min(number, most) + 1) if number % d == 0]
-
-
-def group_of(modules: list[nn.Module], shards: int) -> Group:
-    parameters = {p for module in modules for p in module.parameters()}
-    shard = sum(-(-p.shape[0] // shards) * prod(p.shape[1:]) if p.dim() else 1 for p in parameters)
-    return Group(sum(p.numel() for p in parameters), shard)
-
-
-# Until plan.resolve_degrees and plan.refusals are here, which take the place of the next two functions.
-
-
-def degrees_of(parallelism: Parallelism, processes: int) -> dict[str, int]:
-    """axis -> degree; one that is -1 takes what remains. Raises SettingsError."""
-    names = {"pp": "pipeline_parallel", "dp_replicate": "data_parallel_replicate", "dp_shard": "data_parallel_shard",
-             "cp": "context_parallel", "tp": "tensor_parallel"}  # fmt: skip
-    degrees = {axis: getattr(parallelism, f"{name}_degree") for axis, name in names.items()}
-    if parallelism.mesh_dim:
-        given = [int(word) for word in parallelism.mesh_dim.split(",")]
-        degrees |= dict(zip(("dp_replicate", "dp_shard", "tp", "cp"), given))
-    free = [axis for axis, degree in degrees.items() if degree == -1]
-    if len(free) > 1:
-        raise SettingsError(f"parallelism: {' and '.join(names[a] for a in free)} are both -1: give one of them a number")
-    known = prod(degree for degree in degrees.values() if degree != -1)
-    if processes % known or (not free and processes != known):
-        said = ", ".join(f"{names[axis]}_degree = {degree}" for axis, degree in degrees.items())
-        raise SettingsError(
-            f"parallelism: {said} make {known} processes, but --gpus = {processes}: set data_parallel_shard_degree = -1 "
-            "for what remains, or degrees whose product is that"
-        )
-    return {**degrees, **dict.fromkeys(free, processes // known)}
-
-
-def refusals(model: Model, tp: int, pp: int, run: Run) -> Iterator[str]:
-    """Why this model cannot be shared so, each with its mend."""
-    if run.parallelism.context_parallel_degree > 1:
-        yield "parallelism.context_parallel_degree: context parallel is not planned yet; set it to 1"
-    if pp > len(model.layers):
-        yield f"parallelism.pipeline_parallel_degree = {pp} is more than the model's {len(model.layers)} layers: lower it"
-    key = f"parallelism.tensor_parallel_degree = {tp}"
-    if tp > 1 and run.parallelism.sequence_parallel and run.training.seq_len % tp:
-        yield f"{key} does not divide training.seq_len = {run.training.seq_len}, which sequence_parallel asks for: change one of them"
-    found = {
-        (name, number)
-        for block in model.layers
-        for name, number in heads_of(block)
-        if number % tp
-    }
-    for name, number in sorted(found):
-        yield f"{key} does not divide {name} = {number} of model.config: take a divisor"
-
-
-def heads_of(block: nn.Module) -> Iterator[tuple[str, int]]:
-    """What tensor parallelism shares whole pieces of."""
-    shape, hidden_size = block.mixer.shape, block.mixer.hidden_size
-    for name in ("num_heads", "num_kv_heads", "num_v_heads"):
-        if getattr(shape, name, 0):
-            yield name, getattr(shape, name)
-    if isinstance(getattr(block.mixer, "heads", None), int):
-        yield "heads", block.mixer.heads
-    for name in ("head_dim", "expand_ratio"):
-        size = getattr(shape, name, 0)
-        if size and not hasattr(shape, "num_heads") and isinstance(size, int):
-            yield f"hidden_size / {name}", hidden_size // size
+def divisors(number: int, most: int | None = None) -> list[int]:
+    return [d for d in range(1, min(number, most or number) + 1) if number % d == 0]
 
 
 def as_data(forecast: Forecast) -> dict[str, Any]:
