@@ -36,6 +36,8 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
 
 def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
     """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the likeliest word; no gradients."""
+    if model.pipeline:
+        return model.pipeline.losses(batch, chunk_tokens)
     hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
     return losses_of(model, hidden_BTD, batch.labels_BT, chunk_tokens)
 

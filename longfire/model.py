@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,7 @@ class Model(nn.Module):
         self.splits: dict[str, Split] = {}
         self.partial: set[str] = set()
         self.copied: set[str] = set()
+        self.pipeline: Any = None  # parallel/pipeline.Pipeline, which then computes instead of `forward`
         self.words: Words | None = None
         self.to_head: Callable[[Tensor], Tensor] = as_it_is
 

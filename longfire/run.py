@@ -18,6 +18,7 @@ from longfire import recipe as recipes
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
+from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.plan import refusals, resolve_degrees
 from longfire.shape import ForeignShape, ModelShape, mixer_of, read_config
@@ -348,6 +349,13 @@ def of_plan(run: Run) -> Iterator[str]:
     """The plan is one that is proven, and what is asked of many processes makes sense for them."""
     yield from refusals(run.degrees)
     many, parallelism = run.world.size > 1, run.parallelism
+    if run.degrees["pp"] > 1 and run.shape:
+        yield from stages.refusals(run.shape, run.degrees["pp"], parallelism, run.microbatches)
+        if (rows := run.training.batch_size * run.accumulation) % run.microbatches:
+            yield (
+                f"parallelism.pipeline_parallel_microbatches: {rows} rows of a process do not divide into {run.microbatches}: take a "
+                "divisor, or another training.batch_size"
+            )
     for key in ("cpu_offload", "param_gather_dtype"):
         value = getattr(parallelism, key)
         if value != getattr(settings.Parallelism, key) and run.data_processes == 1:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from longfire import ops
 from longfire.checkpoint import Checkpoints, State
@@ -21,11 +22,11 @@ from longfire.finish import finish
 from longfire.hub import foreign
 from longfire.hub.convert import load_weights
 from longfire.launch import StopRequest, Watchdog, cxx_compiler, signal_name
-from longfire.loss import loss_sum
-from longfire.model import materialise, on_meta
+from longfire.loss import loss_of, loss_sum
+from longfire.model import Model, materialise, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
-from longfire.parallel.apply import gradients, parallelize, recompilations, sync_gradients
+from longfire.parallel.apply import gradients, parallelize, recompilations, sum_partial_gradients, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.report import QuietReport, Report
@@ -164,28 +165,20 @@ def train_step(
     (promise 7). Non-finite gradients leave parameters and optimizer untouched, everywhere: `skipped` is 1. Moves `state` on in
     either case.
     """
-    device, mesh = next(state.model.parameters()).device, state.mesh
-    counts = torch.tensor(
-        [sum(batch.real_tokens() for batch in microbatches), sum(batch.rows for batch in microbatches)]
-    )
+    mesh, mine = state.mesh, sum(batch.rows for batch in microbatches)
+    counts = torch.tensor([sum(batch.real_tokens() for batch in microbatches), mine])
     real_tokens, rows = mesh.sum(counts, *DATA).tolist()
-    row = state.rows_consumed + mesh.rank(*DATA) * sum(batch.rows for batch in microbatches)
-    learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
-    loss = torch.zeros((), device=device)
-    for batch in microbatches:
-        sync_gradients(state.model, mesh, last=batch is microbatches[-1])
-        batch = batch.to(device)
-        noise_BT = row_noise(training.seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
-        row += batch.rows
-        with clock("forward"):
-            part = learn(state.model, batch, noise_BT=noise_BT) / max(1, real_tokens)
-        with clock("backward"):
-            part.backward()
-        loss += part.detach()
+    ready = list(with_noise(state, microbatches, state.rows_consumed + mesh.rank(*DATA) * mine, training.seed))
+    if state.model.pipeline:
+        loss = pipelined(state, ready, max(1, real_tokens), training, clock)
+    else:
+        learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
+        loss = one_by_one(state, ready, max(1, real_tokens), learn, clock)
     with clock("optimizer"):
-        loss = mesh.sum(loss, *DATA)
+        sum_partial_gradients(state.model, mesh)
         grads, copies = gradients(state.model, mesh)
         grad_norm = clip_gradients(grads, training.max_norm, copies, lambda total: mesh.sum(total, *AXES))
+        loss = mesh.sum(loss, *DATA)
         finite = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
         if finite:
             for group in state.optimizer.param_groups:
@@ -197,6 +190,44 @@ def train_step(
     state.tokens += rows * microbatches[0].ids_BT.shape[1]
     state.skipped_steps += not finite
     return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}
+
+
+def with_noise(
+    state: State, microbatches: Sequence[Batch], row: int, seed: int
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """The microbatches on the device, each with the noise of its dropout; `row`: the first one's number in the run."""
+    device = next(state.model.parameters()).device
+    for batch in microbatches:
+        noise_BT = row_noise(seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
+        yield batch.to(device), noise_BT
+        row += batch.rows
+
+
+def one_by_one(
+    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, learn: Callable[..., Tensor], clock: Clock
+) -> Tensor:  # fmt: skip
+    """Forward and backward of each microbatch; the sum of their losses."""
+    loss = torch.zeros((), device=next(state.model.parameters()).device)
+    for number, (batch, noise_BT) in enumerate(ready, 1):
+        sync_gradients(state.model, state.mesh, last=number == len(ready))
+        with clock("forward"):
+            part = learn(state.model, batch, noise_BT=noise_BT) / real_tokens
+        with clock("backward"):
+            part.backward()
+        loss += part.detach()
+    return loss
+
+
+def pipelined(
+    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, training: Training, clock: Clock
+) -> Tensor:
+    """The same through the stages of a pipeline, where forwards and backwards of several microbatches take turns."""
+
+    def loss_part(stage: Model, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        return loss_of(stage, hidden_BTD, batch, training.loss_chunk_tokens) / real_tokens
+
+    with clock("pipeline"):
+        return state.model.pipeline.step(*zip(*ready), loss_part)
 
 
 def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
@@ -237,7 +268,7 @@ def make_state(
     parameters = sum(p.numel() for p in model.parameters())
     flops = model.flops_per_token(run.training.seq_len)
     compiled, why = mesh.from_first(compile_decision(run, flops, device))  # it measures: one process decides for all
-    model = parallelize(model, run.activation_checkpoint, compiled, mesh, run.parallelism)
+    model = parallelize(model, run.activation_checkpoint, compiled, mesh, run.parallelism, run.training.seq_len)
     if not theirs:
         materialise(model, run.training.seed, "cpu" if run.parallelism.cpu_offload else device)
     choices = ops.choose(device, run.model.kernels)

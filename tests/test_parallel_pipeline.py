@@ -2,21 +2,17 @@
 
 import pytest
 import torch
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from worlds import in_processes
 
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
-from longfire.errors import SettingsError
-from longfire.loss import loss_of, loss_sum, losses
-from longfire.model import Model, build, initialise
+from longfire.loss import loss_of, loss_sum
+from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
-from longfire.parallel.apply import recompute
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pipeline import cut
-from longfire.parallel.stages import Layout, cheapest, layout, refusals
 from longfire.settings import Parallelism
 
 SCHEDULES = ["GPipe", "1F1B", "LoopedBFS", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]

@@ -1,10 +1,8 @@
 """Tensor parallelism changes no loss and no gradient: every mixer, with and without sequence parallel, against one process."""
 
-from functools import partial
-
 import pytest
 import torch
-from conftest import BLOCK_SETTINGS, tiny_shape
+from conftest import tiny_shape
 from torch import Tensor
 from worlds import in_processes
 

@@ -1,6 +1,7 @@
 """Several processes on one machine: `in_processes(4, function, ...)` runs function(rank, ...) in each, joined by gloo."""
 
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def in_processes(count: int, function: Callable, *arguments: Any, timeout_second
 def wait_for(answers: Any, processes: list, said: dict, timeout_seconds: float) -> tuple[int, str | None, Any]:
     """The next answer. Raises AssertionError when a process died without one, or when none comes."""
     if answers._reader.poll(timeout_seconds):
-        return answers.get()
+        return pickle.loads(answers.get())
     states = [f"{rank}: {process.exitcode}" for rank, process in enumerate(processes) if rank not in said]
     raise AssertionError(f"no answer in {timeout_seconds} s; exit codes of those that are silent: {', '.join(states)}")
 
@@ -54,11 +55,11 @@ def run(rank: int, count: int, port: int, answers: Any, function: Callable, argu
                       LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count))  # fmt: skip
     try:
         dist.init_process_group("gloo", rank=rank, world_size=count, timeout=TIMEOUT)
-        answers.put((rank, None, function(rank, *arguments)))
+        answers.put(pickle.dumps((rank, None, function(rank, *arguments))))  # by value, not as shared memory
         dist.barrier()  # nobody leaves while another one still talks
         dist.destroy_process_group()
     except BaseException:
-        answers.put((rank, traceback.format_exc(), None))
+        answers.put(pickle.dumps((rank, traceback.format_exc(), None)))
 
 
 def free_port() -> int:

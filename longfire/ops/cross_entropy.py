@@ -35,7 +35,8 @@ def linear_cross_entropy(
 
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's product gives them.
     Memory beside the gradients: one buffer of chunk_tokens x W. The gradients are made with the loss, so backward can run once
-    and is not differentiable. words: which the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a label that is no word (CUDA's kernels assert by themselves).
+    and is not differentiable. words: which the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a
+    label that is no word (CUDA's kernels assert by themselves).
     """
     W = len(weight_WD) if words is None else words.total
     if labels_N.device.type == "cpu":

@@ -1,10 +1,13 @@
 """One model -> the same model on its devices: the only place that wraps, compiles or shards."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from longfire.parallel import pipeline, tensor
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import local
@@ -19,15 +22,21 @@ def parallelize(
     compiled: bool,
     mesh: Mesh = ALONE,
     parallelism: Parallelism = DEFAULTS,
+    seq_len: int = 1,
 ) -> nn.Module:
     """Apply the run's plan in place, on a model that may be on meta still, and return it. The order, and why:
 
     1. tensor and context parallelism replace submodules and seams, so they come before anything wraps a block;
-    2. recomputation wraps the parts of a block, so that what is compiled already knows what it may drop;
-    3. compilation sees a block with its recomputation inside, one graph for all equal blocks;
-    4. sharding is outermost: its gathers and scatters run between compiled blocks.
-    With one process, 2 and 3 are what there is to do.
+    2. a pipeline takes away the layers of other processes: of what is left, nothing below needs to know (seq_len weighs layers);
+    3. recomputation wraps the parts of a block, so that what is compiled already knows what it may drop;
+    4. compilation sees a block with its recomputation inside, one graph for all equal blocks;
+    5. sharding is outermost: its gathers and scatters run between compiled blocks.
+    With one process, 3 and 4 are what there is to do.
     """
+    if mesh.size("tp") > 1:
+        tensor.split(model, mesh, parallelism.sequence_parallel)
+    if mesh.size("pp") > 1:
+        model.pipeline = pipeline.cut(model, mesh, parallelism, seq_len, halves=remat.mode == "none" and not compiled)
     if remat.mode != "none":
         for block in model.layers:
             recompute(block, remat.mode)
@@ -69,24 +78,42 @@ def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
     again = asked == "always" or (asked == "auto" and mesh.size("pp") == 1 and mesh.size("dp_shard") > 1)
     for block in model.layers:
         fully_shard(block, mesh=data_mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
-    fully_shard(model, mesh=data_mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
+    for root in roots(model):
+        fully_shard(root, mesh=data_mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
     for module in sharded(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # else the factor becomes an operation that gloo has not
 
 
+def roots(model: nn.Module) -> Sequence[nn.Module]:
+    """What is called to compute: the model, or each of its stages."""
+    return model.pipeline.stages if model.pipeline else (model,)
+
+
 def sharded(model: nn.Module) -> list[FSDPModule]:
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+    """What is gathered by itself; a stage lies in no module of the model."""
+    modules = dict.fromkeys(module for root in roots(model) for module in root.modules())
+    return [module for module in modules if isinstance(module, FSDPModule)]
 
 
 def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
     """Before a microbatch's backward: shards are summed after every one, replicas after the last only, since whole gradients
     are at hand to wait with."""
-    for module in sharded(model):
+    for module in sharded(model) if not model.pipeline else ():  # whose schedule does this itself
         if mesh.size("dp_shard") == 1:
             module.set_requires_gradient_sync(last, recurse=False)
         else:
             module.set_requires_all_reduce(last, recurse=False)
+
+
+def sum_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
+    """Add up over tp the gradients of which each process has made a part: those of small parameters that all of them have, in
+    one message. After the last backward."""
+    parts = [local(p.grad) for name, p in model.named_parameters() if name in model.partial and p.grad is not None]
+    if parts:
+        together = mesh.sum(torch.cat([part.flatten() for part in parts]), "tp")
+        for part, total in zip(parts, together.split([part.numel() for part in parts])):
+            part.copy_(total.view_as(part))
 
 
 def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[int]]:

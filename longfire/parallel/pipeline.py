@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     PipelineScheduleMulti,
@@ -67,6 +66,8 @@ class Stage(Model):
         nn.Module.__init__(self)
         self.shape, self.compute_dtype, self.number = model.shape, model.compute_dtype, number
         self.is_first, self.is_last = number == 0, number == placed.stages - 1
+        self.words, self.to_head, self.pipeline = model.words, model.to_head, None
+        self.embedded = model.embedded  # with sequence parallel it is another one than the class's
         hold(self, model, {number}, placed)
         self.taken, self.given = (carried(model, placed, stage) for stage in (number, number + 1))
         self.microbatches: Sequence[tuple[Batch, Tensor | None]] = ()  # with the noise of dropout
@@ -260,7 +261,6 @@ class Pipeline:
         for send, _ in sends:
             send.wait()
         self.begin((), None)
-        gather_again(self.stages)
         empty = (torch.empty_like(batch.ids_BT, dtype=dtype) for dtype in (self.loss_dtype, torch.uint8))
         nats_BT, greedy_BT = map(torch.cat, zip(*found)) if found else empty
         return self.from_last(nats_BT), self.from_last(greedy_BT.to(torch.uint8)).bool()
@@ -311,14 +311,6 @@ class Numbered(PipelineStage):
 def whole() -> Callable[[], None]:
     """torch's `dw_builder` for a backward that is whole in its first half: nothing remains for the second."""
     return lambda: None
-
-
-def gather_again(stages: Sequence[nn.Module]) -> None:
-    """Give gathered parameters back: without a backward FSDP keeps those of a root."""
-    for stage in stages:
-        for module in stage.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
 
 
 def with_gradients(loss: Loss, model: Model, hidden_BTD: Tensor, batch: Batch) -> Tensor:

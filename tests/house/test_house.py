@@ -21,7 +21,7 @@ FLOORS = [
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
     ["model", "loss", "shards", "checkpoint", "plugins"],
-    ["hub", "parallel.pipeline"],
+    ["hub", "parallel.pipeline", "parallel.apply"],
     ["run"],
     ["weights"],
     ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
