@@ -8,9 +8,10 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from longfire.ops import cross_entropy as module
-from longfire.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_slow
+from longfire.ops.cross_entropy import Words, likeliest, linear_cross_entropy, linear_cross_entropy_slow, token_losses
 
 W, D = 53, 7
+ALL_WORDS = Words(0, W, lambda x: x, lambda x: x)  # the form of many processes (tests/test_parallel_tensor.py), in one
 
 
 def inputs(N: int, dtype: torch.dtype = torch.float64, ignored: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,18 +25,40 @@ def plain(hidden: Tensor, weight: Tensor, labels: Tensor, **_) -> Tensor:
     return F.cross_entropy(hidden.double() @ weight.double().T, labels, reduction="sum")
 
 
+def shared(hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> Tensor:
+    return linear_cross_entropy(hidden, weight, labels, words=ALL_WORDS, **options)
+
+
 def results(form, hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> list[Tensor]:
     loss = form(hidden, weight, labels, **options)
     return [loss, *torch.autograd.grad(loss / 7, (hidden, weight))]
 
 
-@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow])
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow, shared])
 @settings(deadline=None, max_examples=20)
 @given(N=some.integers(1, 70), chunk=some.integers(1, 80), ignored=some.sampled_from([0.0, 0.2, 1.0]))
 def test_against_the_plain_form(form, N, chunk, ignored):
     made = inputs(N, ignored=ignored)
     for got, true in zip(results(form, *made, chunk_tokens=chunk), results(plain, *made)):
         torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
+
+
+def test_losses_of_tokens():
+    hidden, weight, labels = inputs(70)
+    labels[::3] = (hidden @ weight.T).argmax(1)[::3]
+    losses, greedy = token_losses(hidden, weight, labels, chunk_tokens=16)
+    torch.testing.assert_close(losses, F.cross_entropy(hidden @ weight.T, labels, reduction="none"))
+    again = token_losses(hidden, weight, labels, chunk_tokens=16, words=ALL_WORDS)
+    torch.testing.assert_close(again[0], losses)
+    assert torch.equal(again[1], greedy) and greedy[::3].all() and not greedy.all()
+
+
+def test_the_likeliest_of_equal_words_is_the_first():
+    """Seen by a process with words 10 to 15, of which another one has an equal one, or a better one."""
+    logits_NW = torch.tensor([[0.0, 3, 3, 1, 0], [0, 3, 0, 0, 0], [0, 0, 2, 0, 0]])
+    others = iter([torch.tensor([2.0, 3, 4]), torch.tensor([-W, -7, -40])])
+    words = Words(10, W, lambda x: x, lambda x: torch.maximum(x, next(others)))
+    assert likeliest(logits_NW, words).tolist() == [11, 7, 40]
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -67,9 +90,10 @@ def test_one_gradient_alone(wanted):
     torch.testing.assert_close(got, true)
 
 
-def test_large_logits_neither_overflow_nor_vanish():
+@pytest.mark.parametrize("form", [linear_cross_entropy, shared])
+def test_large_logits_neither_overflow_nor_vanish(form):
     hidden, weight, labels = inputs(10, torch.float32, ignored=0.0)
-    got = results(linear_cross_entropy, hidden * 1e4, weight, labels)
+    got = results(form, hidden * 1e4, weight, labels)
     true = results(plain, hidden * 1e4, weight, labels)
     assert all(x.isfinite().all() for x in got)
     torch.testing.assert_close(got[0].double(), true[0], rtol=1e-5, atol=0)

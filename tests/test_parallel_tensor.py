@@ -1,20 +1,29 @@
 """Tensor parallelism changes no loss and no gradient: every mixer, with and without sequence parallel, against one process."""
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_shape
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from worlds import in_processes
 
 from longfire.data.batches import Batch
-from longfire.loss import loss_sum
+from longfire.loss import loss_sum, losses
 from longfire.mixers import MIXERS
+from longfire.mixers.gla import GLA
 from longfire.model import Model, build, initialise, keyed_generator
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
+from longfire.parallel.apply import recompilations, recompute
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import boxes, local
-from longfire.parallel.tensor import split
+from longfire.parallel.tensor import add_up_partial_gradients, refusals, split
 from longfire.shape import ModelShape
 
 LENGTHS = (5, 37, 1, 35, 2)  # documents shorter and longer than a convolution and a chunk; 80 tokens
@@ -39,9 +48,8 @@ FOUR_HEADS = {
 
 
 def shape_of(*mixers: str, **changes) -> ModelShape:
-    return tiny_shape(
-        *mixers, **{"mixers": {name: FOUR_HEADS[name] for name in mixers}, "initializer_range": 0.2, **changes}
-    )
+    settings = {name: FOUR_HEADS[name] for name in mixers}
+    return tiny_shape(*mixers, **{"mixers": settings, "initializer_range": 0.2, **changes})
 
 
 def a_batch(rows: int = 2) -> Batch:
@@ -74,11 +82,15 @@ def one_process(shape: ModelShape) -> Model:
     return model
 
 
-def split_model(shape: ModelShape, mesh: Mesh, sequence_parallel: bool) -> Model:
-    """As parallel/apply.py makes it: split on meta, then initialised piece by piece."""
+def split_model(
+    shape: ModelShape, mesh: Mesh, sequence_parallel: bool, prepare: Callable[[Model, Mesh], None] | None = None
+) -> Model:
+    """As parallel/apply.py makes it: split and prepared on meta, then initialised piece by piece."""
     with torch.device("meta"):
         model = Model(shape, torch.float64).double()
     split(model, mesh, sequence_parallel)
+    if prepare is not None:
+        prepare(model, mesh)
     model.to_empty(device="cpu")
     if shape.tie_word_embeddings:
         model.head.weight = model.embed.weight
@@ -87,44 +99,54 @@ def split_model(shape: ModelShape, mesh: Mesh, sequence_parallel: bool) -> Model
     return model
 
 
-def loss_of(model: Model, batch: Batch) -> Tensor:
-    """Less than all tokens at a time, and dropout where the shape has it."""
+def loss_of(model: Model, batch: Batch, tokens: int | None = None) -> Tensor:
+    """Logits of 50 tokens at a time, and dropout where the shape has it."""
     noise_BT = row_noise(0, 0, *batch.ids_BT.shape, "cpu") if model.shape.drops else None
-    return loss_sum(model, batch, 50, noise_BT) / batch.real_tokens()
+    return loss_sum(model, batch, 50, noise_BT) / (tokens or batch.real_tokens())
 
 
-def compare(model: Model, true: Model, mesh: Mesh) -> None:
-    """Loss and unclipped gradients of what lies here against the boxes of the whole model's."""
-    batch = a_batch()
-    loss, true_loss = loss_of(model, batch), loss_of(true, batch)
-    loss.backward(), true_loss.backward()
-    torch.testing.assert_close(loss.detach(), true_loss.detach(), rtol=1e-12, atol=0)
+def compare_gradients(model: Model, true: Model, mesh: Mesh) -> None:
+    """Unclipped gradients of what lies here against the boxes of the whole model's."""
     parameters, wholes = dict(model.named_parameters()), dict(true.named_parameters())
     assert parameters.keys() == wholes.keys()
+    assert not model.partial & model.splits.keys()
+    add_up_partial_gradients(model, mesh)
     for name, parameter in parameters.items():
-        if name in model.partial:
-            assert name not in model.splits
-            mesh.sum(local(parameter.grad), "tp")
-        whole = wholes[name].grad
+        whole, seen = wholes[name].grad, 0
         assert whole.abs().max() > 1e-6, f"{name} has no gradient that could be compared"
-        seen = 0
         for box in boxes(parameter, model.splits.get(name)):
             got, wanted = box.of_local(local(parameter.grad)), box.of_whole(whole)
-            torch.testing.assert_close(
-                got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=lambda m: f"{name}: {m}"
-            )
+            torch.testing.assert_close(got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=name)
             seen += got.numel()
         assert seen == local(parameter).numel(), f"the boxes of {name} are all of what lies here"
 
 
-def check(rank: int, shape: ModelShape, degrees: dict[str, int], sequence_parallel: bool, prepare=None) -> set[str]:
-    """The names that were split."""
-    mesh = Mesh.of_degrees(degrees, "cpu")
-    model = split_model(shape, mesh, sequence_parallel)
-    if prepare is not None:
-        prepare(model, mesh)
-    compare(model, one_process(shape), mesh)
-    return set(model.splits)
+def assert_nothing_is_left_whole(model: Model) -> None:
+    """Whatever a mixer or an MLP does not declare as replicated, and the vocabulary, is split."""
+    expected = {"embed.weight", *([] if model.shape.tie_word_embeddings else ["head.weight"])}
+    for layer, block in enumerate(model.layers):
+        for place, region in (("mixer", block.mixer), ("mlp", block.mlp)):
+            for role, kind in ({} if region is None else region.roles).items():
+                named = {n for n, _ in region.named_parameters() if n == role or n.startswith(f"{role}.")}
+                named = {n for n in named if not (kind.endswith("row") and n.endswith(".bias"))}
+                expected |= {f"layers.{layer}.{place}.{n}" for n in named if kind != "replicate"}
+    whole = expected - model.splits.keys()
+    assert not whole, f"{whole} should have been split"
+
+
+def check(
+    rank: int, shape: ModelShape, degrees: dict[str, int], sequence_parallel: bool,
+    prepare: Callable[[Model, Mesh], None] | None = None,
+) -> None:  # fmt: skip
+    """Loss and gradients of the split model equal those of one process."""
+    mesh, batch = Mesh.of_degrees(degrees, "cpu"), a_batch()
+    model, true = split_model(shape, mesh, sequence_parallel, prepare), one_process(shape)
+    loss, true_loss = loss_of(model, batch), loss_of(true, batch)
+    loss.backward()
+    true_loss.backward()
+    torch.testing.assert_close(loss.detach(), true_loss.detach(), rtol=1e-12, atol=0)
+    compare_gradients(model, true, mesh)
+    assert_nothing_is_left_whole(model)
 
 
 each_mixer = pytest.mark.parametrize("mixer", MIXERS)
@@ -135,3 +157,221 @@ with_and_without = pytest.mark.parametrize("sequence_parallel", [False, True], i
 @with_and_without
 def test_two_processes_share_every_mixer(mixer, sequence_parallel):
     in_processes(2, check, shape_of(mixer), {"tp": 2}, sequence_parallel)
+
+
+@each_mixer
+@pytest.mark.slow
+def test_four_processes_share_every_mixer(mixer):
+    in_processes(4, check, shape_of(mixer), {"tp": 4}, True)
+
+
+OTHER_SETTINGS = [
+    ("mamba2", {"head_dim": 16, "state_size": 12, "n_groups": 2, "norm_before_gate": True, "D_has_hdim": True}),
+    ("mamba2", {"head_dim": 16, "state_size": 12, "n_groups": 2, "rmsnorm": False, "use_bias": True}),
+    ("attention", {"num_heads": 4, "window_size": 9, "rope": "none", "scale_by_inverse_layer": True}),
+    ("linear_attention", {"num_heads": 4, "num_kv_heads": 2, "norm_feature_map": True, "feature_map": "hedgehog"}),
+    ("retention", {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}),
+    ("gla", {"num_heads": 4, "num_kv_heads": 2, "elementwise_affine": False}),
+    ("gsa", {"num_heads": 4, "feature_map": "relu", "elementwise_affine": False}),
+    ("hgrn2", {"expand_ratio": 8, "use_lower_bound": False, "elementwise_affine": False}),
+    ("delta_net", {"num_heads": 4, "use_beta": False, "use_short_conv": False, "qk_norm": "sum", "qk_activation": "elu"}),
+    ("gated_delta_net", {"num_heads": 4, "head_dim": 8, "use_gate": False}),
+    ("kda", {"num_heads": 4, "head_dim": 4, "lower_bound": -5.0, "safe_gate": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mixer", "settings"), OTHER_SETTINGS, ids=str)
+def test_two_processes_share_what_other_settings_make(mixer, settings):
+    in_processes(2, check, shape_of(mixer, mixers={mixer: settings}), {"tp": 2}, True)
+
+
+BLOCKS = {
+    "post": {"block": "post", "norm": "layernorm", "mlp": "gelu", "mlp_bias": True},
+    "parallel": {"block": "parallel", "mlp": "relu2", "mlp_bias": True, "norm_affine": False},
+    "parallel_tied": {"block": "parallel_tied", "mlp_bias": True, "embed_norm": True},
+    "no mlp, learned positions": {"mlp": "none", "learned_positions": True, "max_position_embeddings": 40},
+    "tied": {"tie_word_embeddings": True, "vocab_size": 98},
+    "dropout": {"dropout": 0.2, "embed_dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@with_and_without
+def test_every_block(block, sequence_parallel):
+    shape = shape_of("gla", "attention", **BLOCKS[block])
+    in_processes(2, check, shape, {"tp": 2}, sequence_parallel)
+
+
+@with_and_without
+def test_the_noise_of_attention_weights_is_that_of_the_head(sequence_parallel):
+    shape = shape_of("attention", mixers={"attention": {"num_heads": 4, "dropout": 0.3}})
+    in_processes(2, check, shape, {"tp": 2}, sequence_parallel)
+
+
+def test_a_hybrid_in_four_processes():
+    """Layers that share what one of them makes (rwkv7's values, hgrn2's bounds) with others between them."""
+    shape = shape_of("rwkv7", "hgrn2", "attention", "rwkv7", mlp="channel_mix", tie_word_embeddings=True)
+    in_processes(4, check, shape, {"tp": 4}, True)
+
+
+def recomputing(model: Model, mesh: Mesh, modes: tuple[str, ...]) -> None:
+    for block in model.layers:
+        for mode in modes:
+            recompute(block, mode)
+
+
+@pytest.mark.parametrize("modes", [("block",), ("mlp", "attention")], ids=str)
+@with_and_without
+def test_what_is_computed_again_crosses_again(modes, sequence_parallel):
+    shape = shape_of("rwkv7", "hgrn2", "mamba")
+    in_processes(2, check, shape, {"tp": 2}, sequence_parallel, partial(recomputing, modes=modes))
+
+
+def compiling(model: Model, mesh: Mesh, backend: str) -> None:
+    for block in model.layers:
+        block.compile(dynamic=False, backend=backend)
+
+
+def compiled(rank: int, shape: ModelShape, sequence_parallel: bool, backend: str) -> int:
+    """Graphs that were made."""
+    check(rank, shape, {"tp": 2}, sequence_parallel, partial(compiling, backend=backend))
+    return recompilations()
+
+
+@pytest.mark.parametrize(
+    ("mixer", "backend"),
+    [("gla", "aot_eager"), *(pytest.param(m, "inductor", marks=pytest.mark.slow) for m in ("gla", "mamba", "hgrn2"))],
+)
+def test_compiled_blocks(mixer, backend):
+    """One graph for all layers, as in one process."""
+    shape = shape_of(mixer, num_hidden_layers=3, mlp="swiglu")
+    assert in_processes(2, compiled, shape, True, backend) == [1, 1]
+
+
+def sharding(model: Model, mesh: Mesh) -> None:
+    for module in (*model.layers, model):
+        fully_shard(module, mesh=mesh.device_mesh["dp_shard"])
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def sharded(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
+    """Each shard of the data has rows of its own; the sums of both are the whole batch's."""
+    mesh = Mesh.of_degrees({"dp_shard": 2, "tp": 2}, "cpu")
+    model, true, batch = split_model(shape, mesh, sequence_parallel, sharding), one_process(shape), a_batch()
+    mine = batch.split(2)[mesh.rank("dp_shard")]
+    loss = loss_of(model, mine, batch.real_tokens())
+    loss.backward()
+    true_loss = loss_of(true, batch, batch.real_tokens())
+    true_loss.backward()
+    torch.testing.assert_close(mesh.sum(loss.detach(), "dp_shard"), true_loss.detach(), rtol=1e-12, atol=0)
+    compare_gradients(model, true, mesh)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for box in boxes(parameter, model.splits.get(name)):
+                assert torch.equal(box.of_local(local(parameter)), box.of_whole(true.get_parameter(name))), name
+
+
+@with_and_without
+@pytest.mark.parametrize("mixers", [("attention",), ("mamba", "hgrn2")], ids=str)
+def test_sharded_and_shared(mixers, sequence_parallel):
+    in_processes(4, sharded, shape_of(*mixers), sequence_parallel)
+
+
+def evaluated(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
+    mesh = Mesh.of_degrees({"tp": 2}, "cpu")
+    model, true, batch = split_model(shape, mesh, sequence_parallel), one_process(shape), a_batch()
+    (nats, greedy), (true_nats, true_greedy) = (losses(m, batch, 50) for m in (model, true))
+    torch.testing.assert_close(nats, true_nats, rtol=1e-10, atol=0)
+    assert torch.equal(greedy, true_greedy)
+    assert model.flops_per_token(TOKENS) == true.flops_per_token(TOKENS)
+    with torch.no_grad():
+        logits, true_logits = (m.logits(m(batch.ids_BT)) for m in (model, true))
+    torch.testing.assert_close(logits, true_logits)
+
+
+@with_and_without
+def test_losses_of_tokens_and_logits_are_those_of_one_process(sequence_parallel):
+    in_processes(2, evaluated, shape_of("gla", "attention"), sequence_parallel)
+
+
+def half_precision(rank: int, shape: ModelShape) -> tuple[float, float]:
+    mesh, batch = Mesh.of_degrees({"tp": 2}, "cpu"), a_batch()
+    with torch.device("meta"):
+        model = Model(shape, torch.bfloat16)
+    split(model, mesh, True)
+    model.to_empty(device="cpu")
+    initialise(model, 0)
+    loss = loss_of(model, batch)
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    return loss.item(), loss_of(build(shape, 0, compute_dtype=torch.bfloat16), batch).item()
+
+
+def test_bf16_activations_cross_too():
+    """8 bits of mantissa: the parts of a sum are rounded before they are added."""
+    (loss, true), _ = in_processes(2, half_precision, shape_of("gla", "attention"))
+    assert loss == pytest.approx(true, rel=2**-8)
+
+
+def refused(shape: ModelShape, tp: int, seq_len: int = 64) -> str:
+    with torch.device("meta"):
+        return "\n".join(refusals(Model(shape), tp, True, seq_len))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "changes", "seq_len", "told"),
+    [
+        ("attention", {}, 64, "must divide the 2 kv_heads of attention.*a divisor of 2, or change num_kv_heads"),
+        ("hgrn2", {}, 64, "the 2 heads of hgrn2.*change expand_ratio"),
+        ("mamba", {"mixers": {"mamba": {"intermediate_size": 42}}}, 64, "the 42 channels of mamba.*intermediate_size"),
+        ("mamba2", {}, 64, "the 2 groups of mamba2.*n_groups"),
+        ("rwkv7", {"intermediate_size": 42}, 64, "the 42 channels of mlp channel_mix.key.weight; change their number"),
+        ("rwkv7", {}, 70, "training.seq_len = 70.*sequence_parallel to false"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_with_number_and_mend(mixer, changes, seq_len, told):
+    said = refused(tiny_shape(mixer, **changes), 4, seq_len)
+    assert re.search(told, said) and "parallelism.tensor_parallel_degree = 4" in said, said
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_what_can_be_shared_is_not_refused(mixer):
+    assert refused(shape_of(mixer), 4) == ""
+
+
+def test_a_mixer_that_does_not_say_how_it_is_split_is_refused():
+    with torch.device("meta"):
+        model = Model(shape_of("gla"))
+    model.layers[0].mixer.stray = torch.nn.Parameter(torch.empty(4))
+    assert "gla does not say how stray is split (roles); set it to 1" in "\n".join(refusals(model, 2, True, TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({"divided": {}}, "which of its attributes count heads"),
+        ({"roles": {**GLA.roles, "q_proj": "colum"}}, "known where it says colum "),
+        ({"roles": {**GLA.roles, "o_proj": "column"}}, "which matrix ends it"),
+    ],
+)
+def test_a_mixer_that_leaves_open_how_it_is_shared_is_refused(attributes, told, monkeypatch):
+    for name, value in attributes.items():
+        monkeypatch.setattr(GLA, name, value)
+    said = refused(shape_of("gla"), 2)
+    assert told in said and "set it to 1" in said, said
+
+
+def check_the_pages_mixer(rank: int) -> None:
+    """The mixer of docs/mixers.md, as its reader would write it."""
+    page = (Path(__file__).parents[1] / "docs" / "mixers.md").read_text(encoding="utf-8")
+    scope: dict = {"__name__": "my_mixer"}
+    exec(page.split("```python\n")[1].split("```")[0], scope)
+    MIXERS.update(scope["MIXERS"])
+    shape = replace(shape_of("gla"), layer_types=("decayed_sum",), mixers={"decayed_sum": {"num_heads": 4}})
+    assert refused(shape, 2) == ""
+    check(rank, shape, {"tp": 2}, True)
+
+
+def test_the_mixer_of_the_page_is_shared_by_what_it_declares():
+    in_processes(2, check_the_pages_mixer)

@@ -127,7 +127,7 @@ class Attention(Mixer):
             k_BTGK = self.turned_by_length(k_BTGK, seq)
         o_BTHV = self.attend(
             q_BTHK, k_BTGK, v_BTGV, window=window or None, documents=seq.documents, dropout=self.shape.dropout,
-            noise_BT=seq.noise_BT, skip_B=skip_B,
+            noise_BT=seq.noise_BT, skip_B=skip_B, first_head=self.first_head,
         )  # fmt: skip
         return self.o_proj(o_BTHV.flatten(-2))
 

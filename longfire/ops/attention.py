@@ -32,13 +32,14 @@ def attention(
     dropout: float = 0.0,
     noise_BT: Tensor | None = None,
     skip_B: Tensor | None = None,
+    first_head: int = 0,
 ) -> Tensor:
     """Causal softmax(q k^T * scale) v -> (B, T, H, V). Queries are the last T of S positions; G key/value heads serve H heads.
 
     window: keys a query sees, itself included. documents (T = S only): tokens see their own document. scale: K^-0.5 if None.
     skip_B (not with documents): so many keys at the left end of each row are seen by no query but their own.
-    dropout: share of the weights that become 0, by the queries' noise (T = S only); none without noise. It leaves the fused
-    kernels: their masks depend on the order in which they draw.
+    dropout: share of the weights that become 0, by the queries' noise (T = S only) and the head's number, which counts from
+    first_head; none without noise. It leaves the fused kernels: their masks depend on the order in which they draw.
     bf16 on a CPU without bf16 units is multiplied in fp32 (torch's bf16 backward takes 5x the time there).
     """
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
@@ -47,10 +48,10 @@ def attention(
     if chosen("attention") == "slow":
         return attention_slow(
             q_BTHK, k_BSGK, v_BSGV, window=window, documents=documents, scale=scale, dropout=dropout,
-            noise_BT=noise_BT, skip_B=skip_B,
+            noise_BT=noise_BT, skip_B=skip_B, first_head=first_head,
         )  # fmt: skip
     if drops:
-        return attention_dropping(q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT)
+        return attention_dropping(q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT, first_head)
     window = None if window is not None and window >= S else window
     q, k, v = (multipliable(x) for x in (q_BTHK, k_BSGK, v_BSGV))
     if documents is not None:
@@ -171,6 +172,7 @@ def attention_slow(
     dropout: float = 0.0,
     noise_BT: Tensor | None = None,
     skip_B: Tensor | None = None,
+    first_head: int = 0,
 ) -> Tensor:
     """The truth: all scores written out, in fp32 (float64 for float64 inputs). Same arguments and result."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
@@ -178,13 +180,13 @@ def attention_slow(
     mask = None
     if dropout > 0 and noise_BT is not None:
         assert T == S, "dropout is for training, on whole rows"
-        mask = weight_mask(noise_BT, q_BTHK.shape[2], 0, S, dropout)
+        mask = weight_mask(noise_BT, q_BTHK.shape[2], 0, S, dropout, first_head)
     return softmax_slow(q_BTHK, k_BSGK, v_BSGV, seen, scale, mask, dropout)[0].to(q_BTHK.dtype)
 
 
 def attention_dropping(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents | None, scale: float | None,
-    dropout: float, noise_BT: Tensor,
+    dropout: float, noise_BT: Tensor, first_head: int,
 ) -> Tensor:  # fmt: skip
     """The same, for BLOCK queries at a time, whose scores are made again in the backward: memory grows with T, not with T^2."""
     T = q.shape[1]
@@ -196,7 +198,7 @@ def attention_dropping(
         seen = visible(stop - start, stop - first, window, None, q.device)
         if documents_BT is not None:
             seen = seen & (documents_BT[:, start:stop, None] == documents_BT[:, None, first:stop])[:, None]
-        mask = weight_mask(noise_BT[:, start:stop], q.shape[2], first, stop, dropout)
+        mask = weight_mask(noise_BT[:, start:stop], q.shape[2], first, stop, dropout, first_head)
         return softmax_slow(q[:, start:stop], k[:, first:stop], v[:, first:stop], seen, scale, mask, dropout)[0]
 
     bounds = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
@@ -204,9 +206,9 @@ def attention_dropping(
     return torch.cat(outputs, 1).to(q.dtype)
 
 
-def weight_mask(noise_BT: Tensor, heads: int, first: int, stop: int, p: float) -> Tensor:
+def weight_mask(noise_BT: Tensor, heads: int, first: int, stop: int, p: float, first_head: int) -> Tensor:
     """(B, H, T, S) bool: which weights of the keys first to stop stay."""
-    head_H = torch.arange(heads, dtype=torch.int32, device=noise_BT.device)
+    head_H = torch.arange(first_head, first_head + heads, dtype=torch.int32, device=noise_BT.device)
     key_S = torch.arange(first, stop, dtype=torch.int32, device=noise_BT.device)
     noise_BHT = with_index(noise_BT, head_H).movedim(-1, 1)
     return kept(with_index(noise_BHT, key_S), p)

@@ -25,7 +25,7 @@ from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
 from longfire.parallel.collectives import Road, add_up, cross, known_as, take_highest
 from longfire.parallel.mesh import Mesh
-from longfire.parallel.pieces import Split
+from longfire.parallel.pieces import Split, local
 
 
 @dataclass(frozen=True)
@@ -71,38 +71,90 @@ def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
         return
     sharers = Sharers(mesh.size("tp"), mesh.rank("tp"), known_as(mesh.group("tp")), sequence_parallel)
     names = {id(module): name for name, module in model.named_modules()}
-    whole: set[str] = set()  # parameters with a whole gradient
-    splits: dict[str, Split] = model.splits
-    for region in regions(model):
-        for name, found in split_region(region, sharers).items():
-            splits[f"{names[id(region)]}.{name}"] = found
-        whole |= {f"{names[id(region)]}.{name}.bias" for name, role in region.roles.items() if role == "row"}
+    splits, inside = model.splits, set()  # names of parameters whose gradient is that of a part of the heads
+    for region, name in ((region, names[id(region)]) for region, _ in named_regions(model)):
+        splits |= {f"{name}.{leaf}": made for leaf, made in split_region(region, sharers).items()}
+        ends = {f"{name}.{leaf}.bias" for leaf, role in region.roles.items() if role == "row"}
+        inside |= {leaf for leaf, _ in region.named_parameters(prefix=name)} - ends
     for name, module in model.shared.items():
         for leaf, dim in module.split_dims.items():
             splits[f"shared.{name}.{leaf}"] = keep_range(module, leaf, dim, sharers)
-    split_vocabulary(model, sharers, splits)
-    own = {name for region in regions(model) for name, _ in region.named_parameters(prefix=names[id(region)])}
-    for name, _ in model.named_parameters():
-        if name not in splits and (sequence_parallel or (name in own and name not in whole)):
-            model.partial.add(name)
+    splits |= split_vocabulary(model, sharers)
+    outside = (
+        {name for name, _ in model.named_parameters()} if sequence_parallel else set()
+    )  # that of a part of the tokens
+    model.partial |= (inside | outside) - splits.keys()
     if sequence_parallel:
         see_own_tokens(model, sharers)
 
 
-def regions(model: nn.Module) -> Iterator[nn.Module]:
-    """Mixers and MLPs."""
-    for block in model.layers:
-        yield from (part for part in (block.mixer, block.mlp) if part is not None)
+def refusals(
+    model: nn.Module, tp: int, sequence_parallel: bool, seq_len: int, distilled: bool = False
+) -> Iterator[str]:
+    """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend."""
+    if tp == 1:
+        return
+    degree = f"parallelism.tensor_parallel_degree = {tp}"
+    if model.head is None:
+        yield f"{degree} splits our own layers, not those of model.backend = 'transformers'; set it to 1"
+        return
+    if distilled:
+        yield f"{degree}: a teacher's logits and hidden states are compared whole; set it to 1, or distillation.teacher to ''"
+    if sequence_parallel and seq_len % tp:
+        yield (
+            f"{degree} must divide training.seq_len = {seq_len}, since processes share the tokens of a row; change one of them, or "
+            "set parallelism.sequence_parallel to false"
+        )
+    if model.shape.vocab_size < tp:
+        yield f"{degree} is more than the vocabulary's {model.shape.vocab_size} words; set it to at most that"
+    yield from sorted({why for region, name in named_regions(model) for why in unshareable(region, name, tp)})
+
+
+def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
+    """Why tp processes cannot share a mixer or an MLP."""
+    degree, where = f"parallelism.tensor_parallel_degree = {tp}", "in the file that model.config names"
+    missing = list(undeclared(region))
+    if missing:
+        yield from (f"{degree}: {name} does not say {what}; set it to 1" for what in missing)
+        return
+    counts = {what: getattr(region, what) for what in getattr(region, "divided", ())}
+    for what, count in counts.items():
+        if count % tp:
+            yield (
+                f"{degree} must divide the {count} {what} of {name}, since a process has whole ones; set it to a divisor of "
+                f"{count}, or change {region.divided[what]} {where}"
+            )
+    for leaf, dim, parts in split_leaves(region):
+        size = region.get_parameter(leaf).shape[dim] // parts
+        if size % tp and not any(count % tp for count in counts.values()):
+            yield f"{degree} must divide the {size} channels of {name}.{leaf}; change their number {where}"
+
+
+def undeclared(region: nn.Module) -> Iterator[str]:
+    """What a mixer of a user's own, or an MLP, leaves open."""
+    spoken_of = {leaf for role in region.roles for leaf in leaves(region, role)}
+    if without := sorted({leaf for leaf, _ in region.named_parameters()} - spoken_of):
+        yield f"how {', '.join(without)} is split (roles)"
+    if unknown := sorted({role for role in region.roles.values() if role not in ROLES}):
+        yield f"a role that is known where it says {', '.join(unknown)} (known: {', '.join(ROLES)})"
+    if "row" not in region.roles.values():
+        yield "which matrix ends it (a role that is row)"
+    if not getattr(region, "divided", True):
+        yield "which of its attributes count heads (divided)"
+
+
+def named_regions(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Each mixer with the name that layer_types gives it, each MLP with its own."""
+    for block, mixer in zip(model.layers, model.shape.layer_types):
+        yield block.mixer, mixer
+        if block.mlp is not None:
+            yield block.mlp, f"mlp {model.shape.mlp}"
 
 
 def split_region(region: nn.Module, sharers: Sharers) -> dict[str, Split]:
     """Split a mixer or an MLP as its roles say; what was split, by name."""
-    splits: dict[str, Split] = {}
+    splits = {leaf: keep_range(region, leaf, dim, sharers, parts) for leaf, dim, parts in split_leaves(region)}
     for name, role in region.roles.items():
-        parts, row = ROLES[role], role in ("row", "inner_row")
-        for leaf in leaves(region, name):
-            if parts and not (row and leaf.endswith(".bias")):  # a row's bias is added to what all made
-                splits[leaf] = keep_range(region, leaf, int(row), sharers, parts)
         if role in KINDS and has(region, name):
             KINDS[role](region.get_submodule(name), sharers)
     for count in getattr(region, "divided", ()):
@@ -111,6 +163,16 @@ def split_region(region: nn.Module, sharers: Sharers) -> dict[str, Split]:
         region.first_head = sharers.rank * region.heads
     enter(region, sharers.into)
     return splits
+
+
+def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
+    """Parameters that the roles split: name, dim, and equal parts of it that are split each by itself."""
+    return [
+        (leaf, int(role in ROWS), ROLES[role])
+        for name, role in region.roles.items()
+        for leaf in leaves(region, name)
+        if ROLES[role] and not (role in ROWS and leaf.endswith(".bias"))  # a row's bias is added to what all made
+    ]
 
 
 def leaves(region: nn.Module, name: str) -> list[str]:
@@ -135,6 +197,7 @@ def keep_range(module: nn.Module, name: str, dim: int, sharers: Sharers, parts: 
 
 # role -> equal parts, each of which is split by itself: 1, but 2 for a matrix that makes two things; 0: every process has the whole
 ROLES = {"column": 1, "head": 1, "halves": 2, "norm": 1, "row": 1, "inner_row": 1, "replicate": 0}
+ROWS = ("row", "inner_row")  # split by columns, the matrix's inputs
 
 
 class RowLinear(Linear):
@@ -231,11 +294,11 @@ class SharedHead(Linear):
         return self.words.add_up(F.pad(here, (first, after)))
 
 
-def split_vocabulary(model: nn.Module, sharers: Sharers, splits: dict[str, Split]) -> None:
-    """Embedding, head and loss: each process has its own words."""
+def split_vocabulary(model: nn.Module, sharers: Sharers) -> dict[str, Split]:
+    """Embedding, head and loss: each process has its own words; what was split, by name."""
     (first, last), total = sharers.range(model.shape.vocab_size)[0], model.shape.vocab_size
     tied = model.head.weight is model.embed.weight
-    splits["embed.weight"] = keep_range(model.embed, "weight", 0, sharers)
+    splits = {"embed.weight": keep_range(model.embed, "weight", 0, sharers)}
     become(model.embed, SharedEmbedding, road=sharers.out, first=first, num_embeddings=last - first)
     if tied:
         model.head.weight = model.embed.weight
@@ -245,19 +308,36 @@ def split_vocabulary(model: nn.Module, sharers: Sharers, splits: dict[str, Split
     become(model.head, SharedHead, words=words)
     model.words = words
     model.to_head = lambda hidden_BTD: cross(hidden_BTD, *sharers.into)
+    return splits
 
 
 def see_own_tokens(model: nn.Module, sharers: Sharers) -> None:
     """What is added between regions (positions, noise) is that of the tokens that lie here."""
 
-    def of_own_tokens(seq: Any) -> Any:
-        noise_BT = None if seq.noise_BT is None else sharers.tokens(seq.noise_BT)
-        return replace(seq, positions_BT=sharers.tokens(seq.positions_BT), noise_BT=noise_BT)
+    def with_own_noise(seq: Any) -> Any:
+        return seq if seq.noise_BT is None else replace(seq, noise_BT=sharers.tokens(seq.noise_BT))
 
-    def for_own_tokens(added: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda y_BTD, x_BTD, seq, place: added(y_BTD, x_BTD, of_own_tokens(seq), place)
+    def with_own_positions(seq: Any) -> Any:
+        return replace(with_own_noise(seq), positions_BT=sharers.tokens(seq.positions_BT))
+
+    def by_own_noise(added: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda y_BTD, x_BTD, seq, place: added(y_BTD, x_BTD, with_own_noise(seq), place)
 
     embedded = model.embedded
-    model.embedded = lambda ids_BT, seq: embedded(ids_BT, of_own_tokens(seq))
+    model.embedded = lambda ids_BT, seq: embedded(ids_BT, with_own_positions(seq))
     for block in model.layers:
-        block.added = for_own_tokens(block.added)
+        block.added = by_own_noise(block.added)
+
+
+def add_up_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
+    """After the backward of a step: gradients that are a part in each process become their sum, in one message a dtype.
+    Collective over tp."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if name in model.partial and parameter.grad is not None:
+            gradient = local(parameter.grad)
+            by_dtype.setdefault(gradient.dtype, []).append(gradient)
+    for gradients in by_dtype.values():
+        total = mesh.sum(torch.cat([gradient.flatten() for gradient in gradients]), "tp")
+        for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients])):
+            gradient.copy_(part.view_as(gradient))
