@@ -4,9 +4,11 @@ A part is the embedding, a kind of block, or the head with the loss. Fake tensor
 model takes a tenth of a second. docs/planning.md says how the parts are put together, and what is left out.
 """
 
+import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,13 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from longfire.data.pack import NO_LABEL
 from longfire.mixers.mixer import Sequence
-from longfire.model import Model, on_meta
+from longfire.model import Model
 from longfire.ops import pretending_cuda
 from longfire.ops.cross_entropy import fused
 from longfire.parallel.apply import recompute
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.tensor import split
-from longfire.shape import ModelShape
 
 MASTER_BYTES = 4  # of a parameter, its gradient and each of Adam's two moments
 # Operators of ours that are not opened: loops that hold a token's numbers beside their results (opening them would take minutes), and
@@ -36,11 +37,13 @@ EMBED, HEAD = "embedding", "head and loss"
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that live, after each operation: of fake tensors as of real ones."""
 
-    def __init__(self, *there: Any) -> None:
+    def __init__(self, *there: Any, owners: Iterable[Tensor] = ()) -> None:
+        """there: what lives already. owners: whose gradients are counted apart too."""
         super().__init__()
         self.sizes: dict[int, int] = {}
-        self.now, self.instants = 0, []
-        self.note(there)
+        self.now, self.owners = 0, list(owners)
+        self.instants: list[tuple[int, int]] = []  # all bytes, and those of the owners' gradients
+        self.note((there, self.owners))
 
     def note(self, tensors: Any) -> None:
         """Count the storages of these (any nesting) until they die."""
@@ -65,30 +68,39 @@ class LiveBytes(TorchDispatchMode):
             with self:  # an operator of ours: what it holds while it works counts too
                 out = own._init_fn(*args, **(kwargs or {}))
         self.note((args, kwargs, out))
-        self.instants.append(self.now)
+        self.instants.append((self.now, sum(p.grad.nbytes for p in self.owners if p.grad is not None)))
         return out
+
+    @property
+    def peak(self) -> int:
+        return max(now for now, _ in self.instants)
 
 
 @dataclass(frozen=True)
 class Part:
     """The bytes of one part above what lay there before it, for so many rows.
 
-    forward, backward: after each operation; what enters is counted, and gradients of the parameters unless they were added to some
-    that lay there. kept: from forward to backward, without what the next part is given. passed: that.
+    forward, backward: after each operation; what enters is counted, and so are the parameters' gradients. further: the backward of
+    a microbatch whose gradients are added to those of an earlier one, which lie there before it. kept: from forward to backward,
+    without what the next part is given. passed: that.
     """
 
     forward: tuple[int, ...]
     backward: tuple[int, ...]
+    further: tuple[int, ...]
     kept: int
     passed: int
 
-    @property
+    @cached_property
     def forward_peak(self) -> int:
         return max(self.forward)
 
-    @property
-    def backward_peak(self) -> int:
-        return max(self.backward)
+    def backward_peak(self, further: bool) -> int:
+        return self.peaks[further]
+
+    @cached_property
+    def peaks(self) -> tuple[int, int]:
+        return max(self.backward), max(self.further)
 
     @classmethod
     def of_rows(cls, one: "Part", two: "Part", rows: int) -> "Part":
@@ -104,6 +116,7 @@ class Part:
         return cls(
             instants(one.forward, two.forward),
             instants(one.backward, two.backward),
+            instants(one.further, two.further),
             line(one.kept, two.kept),
             line(one.passed, two.passed),
         )
@@ -135,16 +148,17 @@ class Exit(torch.autograd.Function):
 
 
 def traced(
-    forward: Callable[[list[Tensor]], Tensor], enters: tuple[Any, ...], module: nn.Module, accumulated: bool, there: Any
+    forward: Callable[[list[Tensor]], Tensor], enters: tuple[Any, ...], module: nn.Module, there: Any, with_gradient: Any = ()
 ) -> Part:
     """Run a part on fake tensors. `forward` gets what enters, (size, dtype) or nothing, in a list that it may empty.
 
-    accumulated: gradients lie there already, from an earlier microbatch. there: other tensors that are no part's.
+    there: tensors that are no part's. with_gradient: parameters that another part has given theirs already.
     """
-    parameters, leaf = list(module.parameters()), torch.zeros((), requires_grad=True)
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter) if accumulated else None
-    live = LiveBytes(leaf, parameters, [p.grad for p in parameters], there)
+    leaf = torch.zeros((), requires_grad=True)
+    for parameter in module.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter in set(with_gradient) else None
+    lying = [parameter.grad for parameter in with_gradient]
+    live = LiveBytes(leaf, there, lying, owners=module.parameters())
     before = live.now
     with live:
         box = [Entry.apply(leaf, *enters)] if enters else []
@@ -155,8 +169,10 @@ def traced(
         loss = Exit.apply(y) if y.dim() else y
         del y
         loss.backward()
-    instants = tuple(now - before for now in live.instants)
-    return Part(instants[:operations], instants[operations:], kept, passed)
+    theirs = sum(gradient.nbytes for gradient in lying)
+    all_bytes = tuple(now - before for now, _ in live.instants)
+    further = tuple(now - before - (gradients - theirs) for now, gradients in live.instants)
+    return Part(all_bytes[:operations], all_bytes[operations:], further[operations:], kept, passed)
 
 
 class OtherProcesses:
@@ -194,57 +210,53 @@ class Meter:
     """
 
     def __init__(
-        self, shape: ModelShape, dtype: torch.dtype, seq_len: int, chunk_tokens: int, as_cuda: bool = True,
-        tp: int = 1, sequence_parallel: bool = True,
+        self, model: Model, seq_len: int, chunk_tokens: int, as_cuda: bool = True, tp: int = 1,
+        sequence_parallel: bool = True,
     ) -> None:  # fmt: skip
-        self.shape, self.dtype, self.seq_len, self.chunk_tokens, self.as_cuda = (
-            shape, dtype, seq_len, chunk_tokens, as_cuda
-        )  # fmt: skip
+        """model: the whole one, on meta; it stays as it is."""
+        self.seq_len, self.chunk_tokens, self.as_cuda = seq_len, chunk_tokens, as_cuda
         self.tp, self.sequence_parallel = tp, sequence_parallel
-        self.model = share_of(on_meta(shape, dtype), tp, sequence_parallel)
         self.kinds: dict[Any, int] = {}  # what a block is made of -> the first such layer
-        self.kind_of = [self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(self.model.layers)]
+        self.kind_of = [self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(model.layers)]
+        self.model = share_of(copy.deepcopy(model), tp, sequence_parallel)
+        self.small = with_layers(model, [model.layers[layer] for layer in self.kinds.values()])
         self.known: dict[tuple, Part] = {}
 
-    def part(self, which: int | str, remat: str, rows: int, accumulated: bool = False) -> Part:
+    def part(self, which: int | str, remat: str, rows: int) -> Part:
         """The embedding, the head, or layer `which` (layers of one kind are one)."""
         which = which if isinstance(which, str) else self.kind_of[which]
-        key = which, "none" if isinstance(which, str) else remat, rows, accumulated
+        key = which, "none" if isinstance(which, str) else remat, rows
         if key not in self.known and (rows <= 2 or not self.as_cuda):
             self.measure(*key[1:])
         elif key not in self.known:
-            one, two = (self.part(which, remat, n, accumulated) for n in (1, 2))
+            one, two = (self.part(which, remat, n) for n in (1, 2))
             self.known[key] = Part.of_rows(one, two, rows)
         return self.known[key]
 
-    def measure(self, remat: str, rows: int, accumulated: bool) -> None:
+    def measure(self, remat: str, rows: int) -> None:
         """All blocks, since one may use what an earlier one left in `seq.shared`; and the ends, which no remat changes."""
-        model = on_meta(self.shape, self.dtype)
-        layers = list(self.kinds.values())
-        model.layers = nn.ModuleList(model.layers[layer] for layer in layers)
-        share_of(model, self.tp, self.sequence_parallel)
+        model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
         here = self.seq_len // self.tp if self.sequence_parallel else self.seq_len
-        enters = (rows, here, self.shape.hidden_size), model.stream_dtype
+        enters = (rows, here, model.shape.hidden_size), model.stream_dtype
         with pretending_cuda(self.as_cuda), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
             make_fake(model)
             seq = self.sequence(rows)
             model.prepare(seq)
-            for layer, block in zip(layers, model.layers):
+            for layer, block in zip(self.kinds.values(), model.layers):
                 if remat != "none" and not (remat == "mlp" and block.mlp is None):
                     recompute(block, remat)
                 there = seq.positions_BT, seq.noise_BT, seq.shared
-                part = traced(lambda box: block(box[0], seq), enters, block, accumulated, there)
-                self.known[layer, remat, rows, accumulated] = part
+                self.known[layer, remat, rows] = traced(lambda box: block(box[0], seq), enters, block, there)
                 seq.shared = {name: detached(shared) for name, shared in seq.shared.items()}
-            if (HEAD, "none", rows, accumulated) not in self.known:
-                self.known[EMBED, "none", rows, accumulated] = self.embedding(model, rows, accumulated)
-                self.known[HEAD, "none", rows, accumulated] = self.head(model, enters, rows, accumulated)
+            if (HEAD, "none", rows) not in self.known:
+                self.known[EMBED, "none", rows] = self.embedding(model, rows)
+                self.known[HEAD, "none", rows] = self.head(model, enters, rows)
 
     def sequence(self, rows: int) -> Sequence:
         tokens_BT, noise_BT = (torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32))
-        return Sequence(tokens_BT, noise_BT=noise_BT if self.shape.drops else None)
+        return Sequence(tokens_BT, noise_BT=noise_BT if self.small.shape.drops else None)
 
-    def embedding(self, model: Model, rows: int, accumulated: bool) -> Part:
+    def embedding(self, model: Model, rows: int) -> Part:
         """With what all layers share. A tied head has left its gradient there."""
         seq = self.sequence(rows)
 
@@ -252,10 +264,10 @@ class Meter:
             model.prepare(seq)
             return model.embedded(seq.positions_BT, seq)
 
-        ends = ends_of(model)[EMBED]
-        return traced(forward, (), ends, accumulated or self.shape.tie_word_embeddings, (seq.positions_BT, seq.noise_BT))
+        tied = [model.embed.weight] if model.shape.tie_word_embeddings else []
+        return traced(forward, (), ends_of(model)[EMBED], (seq.positions_BT, seq.noise_BT), tied)
 
-    def head(self, model: Model, enters: tuple[Any, ...], rows: int, accumulated: bool) -> Part:
+    def head(self, model: Model, enters: tuple[Any, ...], rows: int) -> Part:
         labels_N = torch.zeros(rows * self.seq_len, dtype=torch.int64)
 
         def forward(box: list[Tensor]) -> Tensor:
@@ -263,13 +275,21 @@ class Meter:
             hidden_ND = model.to_head(hidden_BTD).flatten(0, 1)
             return fused(hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, model.words)
 
-        return traced(forward, enters, ends_of(model)[HEAD], accumulated, labels_N)
+        return traced(forward, enters, ends_of(model)[HEAD], labels_N)
 
 
 def ends_of(model: Model) -> dict[str, nn.ModuleList]:
     """What lies before the blocks and after them."""
     ends = {EMBED: (model.embed, model.positions, model.embed_norm, model.shared), HEAD: (model.norm, model.head)}
     return {name: nn.ModuleList([m for m in modules if m is not None]) for name, modules in ends.items()}
+
+
+def with_layers(model: Model, layers: list[nn.Module]) -> Model:
+    """The same model with these blocks only."""
+    made = copy.copy(model)
+    made._modules = dict(model._modules)
+    made.layers = nn.ModuleList(layers)
+    return made
 
 
 def made_of(block: nn.Module) -> Any:

@@ -7,6 +7,7 @@ seconds from parallel/cost.py. docs/planning.md has every formula once.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from math import log
 from typing import Any, NamedTuple
 
 import torch
@@ -160,7 +161,7 @@ class Planner:
         """Of the share that one of `tp` processes has."""
         if (tp, seq_len) not in self.meters:
             self.meters[tp, seq_len] = Meter(
-                self.shape, self.model.compute_dtype, seq_len, self.run.training.loss_chunk_tokens, self.as_cuda, tp,
+                self.model, seq_len, self.run.training.loss_chunk_tokens, self.as_cuda, tp,
                 self.run.parallelism.sequence_parallel,
             )  # fmt: skip
         return self.meters[tp, seq_len]
@@ -207,7 +208,7 @@ class Planner:
         tied = self.shape.tie_word_embeddings and EMBED in names
         group = {name: Group(0, 0) if tied and name == HEAD else groups[name] for name in names}
         shards = Shards(plan, run.parallelism, names, group)
-        parts = {name: meter.part(name, plan.remat, plan.batch_size, shards.accumulates) for name in names}
+        parts = {name: meter.part(name, plan.remat, plan.batch_size) for name in names}
         lying = MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
         chunk = min(plan.batch_size * seq_len, run.training.loss_chunk_tokens)
         logits = 4 * chunk * meter.model.head.weight.shape[0]
@@ -226,9 +227,8 @@ class Planner:
             kept += parts[name].kept
         for name in reversed(names):
             kept -= parts[name].kept
-            yield moment(
-                f"backward of {told(name)}", gradients, kept + parts[name].backward_peak, shards.backward(name)
-            )
+            peak = parts[name].backward_peak(further=shards.accumulates)
+            yield moment(f"backward of {told(name)}", gradients, kept + peak, shards.backward(name))
             yield moment(
                 f"gradients of {told(name)}", gradients, kept + parts[name].passed, shards.reduction(name)
             )
@@ -434,7 +434,8 @@ def keeps_gathered(plan: Plan, settings: Parallelism) -> bool:
 
 
 def rank_of(forecast: Forecast) -> tuple[float, float]:
-    return round(forecast.seconds, 2 - len(str(int(forecast.seconds * 100)))), forecast.peak.total
+    """Seconds to a hundredth of themselves, then bytes."""
+    return round(log(forecast.seconds) * 100), forecast.peak.total
 
 
 def told(name: int | str) -> str:
