@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from longfire import recipe
 from longfire.aliases import ALIASES, as_text, bare_value
 from longfire.errors import SettingsError, UserError
-from longfire.launch import ALONE, World, stay_offline, world
+from longfire.launch import ALONE, World, speaks_for_machine, stay_offline, world
 from longfire.options import Checked, Sampling, Scoring
 from longfire.settings import SECTIONS
 
@@ -389,7 +389,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         if show_traceback:
             raise
-        if not error.told_elsewhere:
+        of_all = isinstance(error, SettingsError)
+        if not error.told_elsewhere and (speaks_for_machine() or not of_all):
             print(f"longfire: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

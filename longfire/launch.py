@@ -64,6 +64,11 @@ def world() -> World:
     return World(size, rank, number("local_rank", 0)[0])
 
 
+def speaks_for_machine() -> bool:
+    """Whether this process is the first of those that a launcher started here: all others see the same settings and files."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
 def number(what: str, default: int) -> tuple[int, str]:
     """The first of its names that is set, and that name. Raises SettingsError if it is no number."""
     for name in NAMES[what]:
@@ -83,7 +88,6 @@ def meeting_point() -> str:
 def record_collectives(count: int) -> None:
     """torch's flight recorder keeps the last so many collectives of each process and writes them when one hangs (NCCL only)."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(count))
-    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(count))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 

@@ -99,8 +99,9 @@ class Model(nn.Module):
     takes `to_head(hidden)` and `head.weight`, which has the rows of `words` (None: of all).
 
     What parallel/tensor.py leaves of a model: `splits` says what of a parameter lies here, by name; `partial` names parameters
-    whose gradient is to be added up over the processes that share matrices. What parallel/pipeline.py leaves: `copied` names
-    parameters that another process owns.
+    whose gradient is to be added up over the processes that share matrices. What parallel/pipeline.py leaves: some `layers`, under
+    their numbers, and None for what lies elsewhere; `copied` names parameters that lie here too, while another process has the
+    copy that counts.
     """
 
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -116,14 +117,18 @@ class Model(nn.Module):
         self.shared = nn.ModuleDict(modules_of_all_layers(shape, self.layers))
         self.norm = nn.Identity() if shape.block == "post" else make_norm(shape)
         self.head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
-        if shape.tie_word_embeddings:
-            self.head.weight = self.embed.weight
+        self.tie()
         self.splits: dict[str, Split] = {}
         self.partial: set[str] = set()
         self.copied: set[str] = set()
         self.pipeline: Any = None  # parallel/pipeline.Pipeline, which then computes instead of `forward`
         self.words: Words | None = None
         self.to_head: Callable[[Tensor], Tensor] = as_it_is
+
+    def tie(self) -> None:
+        """Let the head share the embedding's parameter, if the shape says so: again after to_empty, which gives each its own."""
+        if self.shape.tie_word_embeddings and self.head is not None:
+            self.head.weight = self.embed.weight
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
@@ -179,8 +184,7 @@ class Model(nn.Module):
         Of the whole model, whatever of it lies here.
         """
         with torch.device("meta"):
-            layers = Model(self.shape).layers
-        blocks = sum(block.flops_per_token(seq_len) for block in layers)
+            blocks = sum(block.flops_per_token(seq_len) for block in Model(self.shape).layers)
         return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
 
 
@@ -213,8 +217,7 @@ def on_meta(shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> Mo
 def materialise(model: Model, seed: int, device: torch.device | str) -> Model:
     """Give what is left of the model here its memory and its first values."""
     model.to_empty(device=device)
-    if model.shape.tie_word_embeddings and model.embed is not None and model.head is not None:
-        model.head.weight = model.embed.weight  # to_empty gives each module a tensor of its own
+    model.tie()
     initialise(model, seed)
     return model
 

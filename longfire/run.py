@@ -350,12 +350,14 @@ def of_plan(run: Run) -> Iterator[str]:
     yield from refusals(run.degrees)
     many, parallelism = run.world.size > 1, run.parallelism
     if run.degrees["pp"] > 1 and run.shape:
-        yield from stages.refusals(run.shape, run.degrees["pp"], parallelism, run.microbatches)
+        yield from stages.refusals(run.shape, run.degrees["pp"], parallelism, run.microbatches, bool(run.distillation.teacher))
         if (rows := run.training.batch_size * run.accumulation) % run.microbatches:
             yield (
                 f"parallelism.pipeline_parallel_microbatches: {rows} rows of a process do not divide into {run.microbatches}: take a "
                 "divisor, or another training.batch_size"
             )
+    if run.degrees["tp"] > 1 and run.shape:
+        yield from of_shared_matrices(run)
     for key in ("cpu_offload", "param_gather_dtype"):
         value = getattr(parallelism, key)
         if value != getattr(settings.Parallelism, key) and run.data_processes == 1:
@@ -374,6 +376,18 @@ def of_plan(run: Run) -> Iterator[str]:
             yield f"{key} reads the last checkpoint when several processes train, but enable_checkpoint = false: set it to true"
     if run.checkpoint.create_seed_checkpoint:
         yield "checkpoint.create_seed_checkpoint is made by one process (any number goes on from it): start one"
+
+
+def of_shared_matrices(run: Run) -> Iterator[str]:
+    """What of the model so many processes cannot share: its parts say it."""
+    from longfire.model import on_meta  # the parts need torch
+    from longfire.parallel import tensor
+
+    if isinstance(run.shape, ForeignShape):
+        return  # refused as such
+    model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 1))
+    sequence, length = run.parallelism.sequence_parallel, run.training.seq_len
+    yield from tensor.refusals(model, run.degrees["tp"], sequence, length, bool(run.distillation.teacher))
 
 
 def of_batch(run: Run) -> Iterator[str]:

@@ -141,7 +141,7 @@ def steps_to_the_end(
                 state, mine.split(run.accumulation), learning_rate(run, state), run.training, clock, teacher
             )
             report.record(state.step, tell(numbers, clock.read()))
-            skips = check_skips(skips, numbers, batches, row, run)
+            skips = check_skips(skips, numbers, batches, row, run, mesh)
             if is_due(run.eval.interval, state.step) and state.step < last:
                 evaluated(state, batches, run, report)
             if checkpoints.due(state):
@@ -341,7 +341,9 @@ def teller(
     return tell
 
 
-def check_skips(skips: int, numbers: dict[str, float], batches: Batches, rows_from: int, run: Run) -> int:
+def check_skips(
+    skips: int, numbers: dict[str, float], batches: Batches, rows_from: int, run: Run, mesh: Mesh = ALONE
+) -> int:
     """How many steps in a row were skipped. Raises TrainingError, naming the batch, when a skip is not allowed or one too many."""
     if not numbers["skipped"]:
         return 0
@@ -349,11 +351,13 @@ def check_skips(skips: int, numbers: dict[str, float], batches: Batches, rows_fr
     if skips + 1 < allowed:
         return skips + 1
     rows = ", ".join(str(row) for row in batches.rows(rows_from, run.rows_per_step)[:4])
-    raise TrainingError(
+    error = TrainingError(
         f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']} in {skips + 1} step(s) in a row; the last batch was rows "
         f"{rows_from} to {rows_from + run.rows_per_step - 1} ({rows}, ...). Parameters are as before; the newest checkpoint is whole. "
         "Lower optimizer.lr or lengthen lr_scheduler.warmup_steps; training.skip_nan_inf = true skips single bad batches"
     )
+    error.told_elsewhere = mesh.rank() > 0  # all processes come to the same
+    raise error
 
 
 def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietReport) -> dict[str, dict[str, float]]:

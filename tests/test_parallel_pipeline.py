@@ -1,18 +1,22 @@
-"""parallel/pipeline.py, stages.py: losses and unclipped gradients of every parameter equal those of one process, whatever the order."""
+"""parallel/pipeline.py, stages.py: loss and unclipped gradient of every parameter equal those of one process, in any order."""
 
 import pytest
 import torch
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from worlds import in_processes
 
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
-from longfire.loss import loss_of, loss_sum
-from longfire.model import Model
+from longfire.errors import SettingsError
+from longfire.loss import loss_of, loss_sum, losses
+from longfire.model import Model, build, initialise
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
-from longfire.parallel.mesh import Mesh
+from longfire.parallel.apply import recompute
+from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
+from longfire.parallel.stages import Layout, cheapest, layout, refusals
 from longfire.settings import Parallelism
 
 SCHEDULES = ["GPipe", "1F1B", "LoopedBFS", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]
@@ -23,7 +27,7 @@ MODELS = {
     "hgrn2": (("hgrn2",) * 4, {}),
     "tied": (HYBRID, {"tie_word_embeddings": True}),
     "all at once": (
-        ("rwkv7", "gla", "hgrn2", "rwkv7"),
+        ("rwkv7", "hgrn2", "hgrn2", "rwkv7"),
         {"mlp": "gelu", "norm": "layernorm", "block": "post", "embed_norm": True, "learned_positions": True, "dropout": 0.2,
          "max_position_embeddings": 16, "embed_dropout": 0.1, "tie_word_embeddings": True},
     ),
@@ -72,8 +76,7 @@ def cut_of(model: Model, mesh: Mesh, parallelism: Parallelism, **more):
 def fill(part: Model, model: Model) -> None:
     """Memory and the whole model's values, sharded or not."""
     part.to_empty(device="cpu")
-    if part.shape.tie_word_embeddings and part.head is not None:
-        part.head.weight = part.embed.weight
+    part.tie()
     values = dict(model.named_parameters())
     for name, parameter in part.named_parameters():
         value = values[name].data
@@ -87,13 +90,13 @@ def fill(part: Model, model: Model) -> None:
             parameter.data.copy_(value)
 
 
-def close(got, expected, name):
+def close(got, expected, name, rounding=2e-5):
     scale = float(expected.abs().max())
-    rounding = 1e-10 if expected.dtype == torch.float64 else 2e-5
+    rounding = 1e-10 if expected.dtype == torch.float64 else rounding
     torch.testing.assert_close(got, expected, rtol=0, atol=rounding * (scale + 1e-3), msg=lambda m: f"{name}: {m}")
 
 
-def check(part, pipeline, model, batches, data=1, mine=None):
+def check(part, pipeline, model, batches, mine=None, **tolerance):
     """One step of the pipeline against one process; gradients that lie on several stages are compared on each."""
     loss, gradients = truth(model, batches)
     mine = batches if mine is None else mine
@@ -104,7 +107,7 @@ def check(part, pipeline, model, batches, data=1, mine=None):
     close(got, loss, "loss")
     for name, parameter in part.named_parameters():
         gradient = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        close(gradient, gradients[name], name)
+        close(gradient, gradients[name], name, **tolerance)
 
 
 def double(model: Model) -> Model:
@@ -125,8 +128,17 @@ def one_case(rank, model, schedule, count, points=(), file=""):
     return sorted(name for name, _ in part.named_parameters()), sorted(part.copied)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("kind", MODELS)
+QUICK = {(kind, "1F1B") for kind in MODELS} | {("all at once", schedule) for schedule in SCHEDULES}
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [
+        pytest.param(kind, schedule, marks=() if (kind, schedule) in QUICK else pytest.mark.slow)
+        for kind in MODELS
+        for schedule in SCHEDULES
+    ],
+)
 def test_gradients_are_those_of_one_process(kind, schedule, tiny_model):
     types, changes = MODELS[kind]
     model = double(tiny_model(*types, **changes))
@@ -134,3 +146,263 @@ def test_gradients_are_those_of_one_process(kind, schedule, tiny_model):
     names = {name for name, _ in model.named_parameters()}
     assert set(found[0][0]) | set(found[1][0]) == names
     assert sorted([*found[0][0], *found[1][0]]) == sorted([*names, *found[0][1], *found[1][1]]), "a copy has one owner"
+
+
+@pytest.mark.parametrize(("kind", "schedule"), [("rwkv7", "1F1B"), ("hgrn2", "1F1B"), ("tied", "GPipe")])
+def test_four_processes_with_a_layer_each(kind, schedule, tiny_model):
+    types, changes = MODELS[kind]
+    in_processes(4, one_case, double(tiny_model(*types, **changes)), schedule, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tied", "hgrn2", "all at once"])
+@pytest.mark.parametrize("schedule", ["Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"])
+def test_deeper_models_in_more_stages(schedule, kind, tiny_model):
+    types, changes = MODELS[kind]
+    in_processes(4, one_case, double(tiny_model(*types * 2, **changes)), schedule, 8)
+
+
+def test_stages_begin_where_they_are_asked_to(tiny_model):
+    names = in_processes(2, one_case, double(tiny_model(*HYBRID)), "1F1B", 3, ("layers.1",))[0][0]
+    assert {name.split(".")[1] for name in names if name.startswith("layers.")} == {"0"}
+
+
+CSV = {
+    "one by one": "0F0,0B0,0F1,0B1\n1F0,1B0,1F1,1B1\n",
+    "halves, three stages": "0F0,0F1,2F0,2I0,2F1,2I1,0B0,0B1,2W0,2W1\n,1F0,1F1,1I0,1I1,1W0,1W1\n",
+}
+
+
+@pytest.mark.parametrize("order", CSV)
+def test_an_order_from_a_file(order, tmp_path, tiny_model):
+    file = tmp_path / "order.csv"
+    file.write_text(CSV[order])
+    in_processes(2, one_case, double(tiny_model(*HYBRID, tie_word_embeddings=True)), "1F1B", 2, (), str(file))
+
+
+def sharded_case(rank, model, schedule, remat):
+    mesh = Mesh.of_degrees({"pp": 2, "dp_shard": 2}, "cpu")
+    part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=not remat)
+    for block in part.layers if remat else ():
+        recompute(block, remat)
+    shared_out(pipeline, mesh)
+    fill(part, model)
+    batches, here = microbatches(8), mesh.rank("dp_shard")
+    check(part, pipeline, model, batches, mine=batches[4 * here : 4 * here + 4])
+    first = {name: p.grad.full_tensor() for name, p in part.named_parameters()}
+    batch = microbatches(1, seed=5, rows=4)[0]
+    agrees(pipeline.losses(batch, CHUNK_TOKENS), losses(model, batch, CHUNK_TOKENS))
+    assert all(isinstance(p, DTensor) for p in part.parameters()), "evaluation leaves parameters sharded"
+    for p in part.parameters():
+        p.grad = None
+    model.zero_grad()
+    check(part, pipeline, model, batches, mine=batches[4 * here : 4 * here + 4])
+    for name, p in part.named_parameters():
+        assert torch.equal(p.grad.full_tensor(), first[name]), f"{name}: the same step again"
+
+
+def shared_out(pipeline, mesh):
+    """As parallel/apply.py shards: blocks, then what remains of each stage."""
+    inner = {"mesh": mesh.device_mesh["dp_shard"], "reshard_after_forward": False}
+    for stage in pipeline.stages:
+        for module in (*stage.layers, stage):
+            fully_shard(module, **inner)
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def agrees(found, expected):
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule", "remat"),
+    [("tied", "1F1B", "block"), ("all at once", "GPipe", ""), ("hybrid", "ZBVZeroBubble", "")],
+)
+def test_sharded_inside(kind, schedule, remat, tiny_model):
+    types, changes = MODELS[kind]
+    in_processes(4, sharded_case, double(tiny_model(*types, **changes)), schedule, remat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("kind", "remat"), [("rwkv7", ""), ("hybrid", "block"), ("rwkv7", "mlp"), ("hybrid", "attention")]
+)
+def test_sharded_inside_whatever_the_order(kind, schedule, remat, tiny_model):
+    types, changes = MODELS[kind]
+    in_processes(4, sharded_case, double(tiny_model(*types, **changes)), schedule, remat)
+
+
+def recomputed_case(rank, model, schedule, remat):
+    mesh = Mesh.of_degrees({"pp": 2}, "cpu")
+    part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=False)
+    for block in part.layers:
+        recompute(block, remat)
+    fill(part, model)
+    check(part, pipeline, model, microbatches(4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule", "remat"),
+    [("rwkv7", "1F1B", "block"), ("hgrn2", "ZBVZeroBubble", "block"), ("rwkv7", "DualPipeV", "mlp")],
+)
+def test_recomputed_activations(kind, schedule, remat, tiny_model):
+    types, changes = MODELS[kind]
+    in_processes(2, recomputed_case, double(tiny_model(*types, **changes)), schedule, remat)
+
+
+def evaluated_case(rank, model, schedule):
+    """Evaluation of rows of other shapes between steps, which stay as they were."""
+    mesh = Mesh.of_degrees({"pp": 2}, "cpu")
+    part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule))
+    fill(part, model)
+    for rows in (4, 3):
+        batch = microbatches(1, seed=rows, rows=rows)[0]
+        agrees(pipeline.losses(batch, CHUNK_TOKENS), losses(model, batch, CHUNK_TOKENS))
+    check(part, pipeline, model, microbatches(4))
+    for p in part.parameters():
+        p.grad = None
+    model.zero_grad()
+    check(part, pipeline, model, microbatches(6, seed=1))
+
+
+@pytest.mark.parametrize(("kind", "schedule"), [("tied", "1F1B"), ("rwkv7", "ZBVZeroBubble")])
+def test_evaluation_and_steps_of_another_size(kind, schedule, tiny_model):
+    types, changes = MODELS[kind]
+    in_processes(2, evaluated_case, tiny_model(*types, **changes), schedule)
+
+
+def half_case(rank, model, expected):
+    mesh = Mesh.of_degrees({"pp": 2}, "cpu")
+    with torch.device("meta"):
+        part = Model(model.shape, torch.bfloat16)
+    pipeline = cut(part, mesh, Parallelism(), TOKENS)
+    fill(part, model)
+    batches = microbatches(2)
+    got = pipeline.step(batches, (None, None), lambda m, h, b: loss_of(m, h, b, CHUNK_TOKENS))
+    assert got.item() == pytest.approx(expected[0], rel=1e-6)
+    for name, parameter in part.named_parameters():
+        close(parameter.grad, expected[1][name], name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"residual_in_fp32": True}])
+def test_bf16_travels_and_rounds_as_on_one_process(changes, tiny_shape):
+    model = build(tiny_shape("rwkv7", "rwkv7", **changes), 0, compute_dtype=torch.bfloat16)
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    batches, total = microbatches(2), 0.0
+    for batch in batches:
+        loss = loss_sum(model, batch, CHUNK_TOKENS)
+        loss.backward()
+        total += loss.item()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    in_processes(2, half_case, model, (total, gradients))
+
+
+def compiled_case(rank, model, schedule):
+    mesh = Mesh.of_degrees({"pp": 2}, "cpu")
+    part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=False)
+    for block in part.layers:
+        block.compile(dynamic=False)
+    fill(part, model)
+    check(part, pipeline, model, microbatches(2), rounding=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["1F1B", "InterleavedZeroBubble"])
+def test_compiled_blocks(schedule, tiny_model):
+    in_processes(2, compiled_case, tiny_model("rwkv7", "rwkv7", "gla", "gla"), schedule, timeout_seconds=900)
+
+
+def started_case(rank, shape):
+    mesh = Mesh.of_degrees({"pp": 2}, "cpu")
+    with torch.device("meta"):
+        part = Model(shape)
+    cut(part, mesh, Parallelism(), TOKENS)
+    part.to_empty(device="cpu")
+    part.tie()
+    initialise(part, 0)
+    return {name: p.detach().numpy() for name, p in part.named_parameters()}
+
+
+def test_a_part_begins_as_the_whole_model(tiny_shape):
+    shape = tiny_shape("rwkv7", "gla", "hgrn2", "rwkv7", tie_word_embeddings=True)
+    whole = dict(build(shape, 0).named_parameters())
+    for part in in_processes(2, started_case, shape):
+        assert all((whole[name].detach().numpy() == value).all() for name, value in part.items())
+
+
+@pytest.mark.parametrize(
+    ("types", "changes", "schedule", "told"),
+    [
+        (HYBRID, {"tie_word_embeddings": True}, "DualPipeV", "embed.weight"),
+        (("hgrn2",) * 4, {}, "LoopedBFS", "shared.hgrn2"),
+    ],
+)
+def test_a_sharded_parameter_of_two_stages_on_one_process_is_refused(types, changes, schedule, told, tiny_shape):
+    with torch.device("meta"):
+        model = Model(tiny_shape(*types, **changes))
+    mesh = Mesh({**ALONE.degrees, "pp": 2, "dp_shard": 2})
+    with pytest.raises(SettingsError, match=told):
+        cut(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), TOKENS)
+
+
+def test_stages_of_equal_cost():
+    assert cheapest([0, 1, 1, 1, 1, 2], 2) == [0, 3]
+    assert cheapest([0, 1, 1, 1, 1, 0], 2) == [0, 2]
+    assert cheapest([5, 1, 1, 1, 1, 0], 2) == [0, 1]
+    assert cheapest([0, 1, 1, 1, 0], 3) == [0, 1, 2]
+
+
+def test_placement():
+    def placed(schedule, **more):
+        return layout([0.0] + [1.0] * 8 + [0.0], 2, Parallelism(pipeline_parallel_schedule=schedule, **more))
+
+    assert placed("1F1B") == Layout((range(4), range(4, 8)), (0, 1))
+    assert placed("Interleaved1F1B").processes == (0, 1, 0, 1)
+    assert placed("ZBVZeroBubble").processes == (0, 1, 1, 0)
+    points = ("layers.1", "layers.2", "layers.3", "layers.4", "layers.7")
+    assert placed("LoopedBFS", pipeline_parallel_split_points=points).on(1) == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "told"),
+    [
+        ({"schedule": "1F1b"}, 4, "schedule = '1F1b' is none of GPipe, 1F1B"),
+        ({"schedule": "1F1B"}, 1, "1 microbatches a step are fewer than the 2 stages"),
+        ({"schedule": "DualPipeV"}, 3, "fewer than the 4 stages"),
+        ({"schedule": "Interleaved1F1B"}, 5, "in 2 rounds of equal size"),
+        ({"schedule": "1F1B", "split_points": ("layers.9",)}, 4, "from layers.1 to layers.3"),
+        ({"schedule": "1F1B", "split_points": ("norm",)}, 4, "a stage begins with a layer"),
+        ({"schedule": "1F1B", "split_points": ("layers.1", "layers.2")}, 4, "makes 3 stages for 2 processes"),
+        ({"schedule": "LoopedBFS", "split_points": ("layers.1", "layers.2")}, 4, "makes 3 stages for 2 processes"),
+        ({"schedule": "ZBVZeroBubble", "split_points": ("layers.1",)}, 4, "takes two a process, which are 4"),
+        ({"schedule_csv": "none.csv"}, 4, "cannot be read"),
+        ({"schedule_csv": "0F0,0B0\n1F0,1B0\n"}, 4, "orders 1; make them equal"),
+        ({"schedule_csv": "0F0,0B0\n1F0\n"}, 1, "is no order of forwards and backwards"),
+        ({"schedule_csv": "0F0,0B0,1F0,1B0\n"}, 1, "has stages on 1 processes"),
+    ],
+)
+def test_what_cannot_run_is_told_before(settings, count, told, tmp_path, tiny_shape):
+    settings = {f"pipeline_parallel_{key}": value for key, value in settings.items()}
+    if "\n" in settings.get("pipeline_parallel_schedule_csv", ""):
+        (tmp_path / "order.csv").write_text(settings["pipeline_parallel_schedule_csv"])
+        settings["pipeline_parallel_schedule_csv"] = str(tmp_path / "order.csv")
+    reasons = list(refusals(tiny_shape(*HYBRID), 2, Parallelism(**settings), count))
+    assert any(told in reason for reason in reasons), reasons
+
+
+def test_a_teacher_sees_whole_models(tiny_shape):
+    assert "distillation.teacher" in next(refusals(tiny_shape(*HYBRID), 2, Parallelism(), 4, distilled=True))
+
+
+def test_more_stages_than_layers_are_told(tiny_shape):
+    reasons = refusals(tiny_shape(*HYBRID), 4, Parallelism(pipeline_parallel_schedule="LoopedBFS"), 8)
+    assert ["8 stages of 4 layers" in reason for reason in reasons] == [True]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_can_run_is_not_refused(schedule, tiny_shape):
+    assert not list(refusals(tiny_shape(*HYBRID), 2, Parallelism(pipeline_parallel_schedule=schedule), 4))

@@ -1,5 +1,6 @@
 """The contract of a mixer: the part of a block that looks along the sequence."""
 
+from collections import UserDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -11,6 +12,10 @@ from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
 from longfire.shape import ModelShape, check_type
+
+
+class Shared(UserDict):
+    """A dict that no library takes for one: FSDP would give each block a copy, and what a layer leaves there were lost."""
 
 
 @dataclass
@@ -27,7 +32,7 @@ class Sequence:
     documents: Documents | None = None
     cache: Cache | None = field(default=None)
     noise_BT: Tensor | None = None
-    shared: dict[Any, Any] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
 
 
 class Mixer(nn.Module):
@@ -47,8 +52,8 @@ class Mixer(nn.Module):
                 (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
       keep_fp32: parameters that no compute dtype may round
       whole_model: the class of a module that the model holds once for all layers of this mixer, made as
-                whole_model(model, shape); split_dims: the dim of each parameter that has channels; what its forward() returns goes
-                into `seq.shared` before the first block
+                whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block. Its split_dims
+                say which dim of a parameter has channels, for tensor parallelism
       carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
                 outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
     and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that

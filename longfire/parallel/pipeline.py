@@ -35,7 +35,7 @@ from longfire.parallel.stages import DEGREE, SCHEDULE, Layout, layout
 from longfire.settings import Parallelism
 from longfire.shape import mixer_of
 
-Loss = Callable[[Model, Tensor, Batch], Tensor]  # (the part of the model with the head, hidden states, batch) -> scalar
+Loss = Callable[[Model, Tensor, Batch], Tensor]  # (model, hidden states, batch) -> scalar
 
 
 class Layers(nn.Module):
@@ -64,10 +64,9 @@ class Stage(Model):
 
     def __init__(self, model: Model, placed: Layout, number: int) -> None:
         nn.Module.__init__(self)
+        self.of = (model,)  # not a submodule: whose ways in and out tensor parallelism may have changed
         self.shape, self.compute_dtype, self.number = model.shape, model.compute_dtype, number
         self.is_first, self.is_last = number == 0, number == placed.stages - 1
-        self.words, self.to_head, self.pipeline = model.words, model.to_head, None
-        self.embedded = model.embedded  # with sequence parallel it is another one than the class's
         hold(self, model, {number}, placed)
         self.taken, self.given = (carried(model, placed, stage) for stage in (number, number + 1))
         self.microbatches: Sequence[tuple[Batch, Tensor | None]] = ()  # with the noise of dropout
@@ -76,13 +75,13 @@ class Stage(Model):
 
     def forward(self, *passed: Tensor) -> Any:
         """(hidden states, then what `taken` names) of the stage before -> the same for the next one."""
-        batch, noise_BT = self.microbatches[self.microbatch]
+        (model,), (batch, noise_BT) = self.of, self.microbatches[self.microbatch]
         seq = mixers.Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
         self.prepare(seq)
         seq.shared |= zip(self.taken, passed[1:])
-        x_BTD = self.blocks(self.embedded(batch.ids_BT, seq) if self.is_first else passed[0], seq)
+        x_BTD = self.blocks(model.embedded(batch.ids_BT, seq) if self.is_first else passed[0], seq)
         if self.is_last:
-            return self.end(self, self.normed(x_BTD), batch)
+            return self.end(model, model.normed(x_BTD), batch)
         return tuple(x.contiguous() for x in (x_BTD, *(seq.shared[key] for key in self.given)))
 
 
@@ -206,7 +205,7 @@ class Pipeline:
         ]
         said = (torch.empty(1, device="meta", requires_grad=True),)
         return Numbered(
-            stage, stage.number, self.placed.stages, ids_BT.device, group=self.mesh.group("pp"),
+            stage, stage.number, self.placed.stages, ids_BT.device, group=self.group,
             input_args=() if stage.is_first else meta[0], output_args=said if stage.is_last else meta[1],
             dw_builder=None if self.halves else whole,
         )  # fmt: skip
@@ -228,14 +227,14 @@ class Pipeline:
                 continue
             gradient = local(parameters[name].grad)
             if here != owner:
-                dist.send(gradient, self.rank_of(owner))
-                dist.recv(gradient, self.rank_of(owner))
+                dist.send(gradient, self.rank_of(owner), self.group)
+                dist.recv(gradient, self.rank_of(owner), self.group)
                 continue
             for other in others:
-                dist.recv(part := torch.empty_like(gradient), self.rank_of(other))
+                dist.recv(part := torch.empty_like(gradient), self.rank_of(other), self.group)
                 gradient += part
             for other in others:
-                dist.send(gradient, self.rank_of(other))
+                dist.send(gradient, self.rank_of(other), self.group)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """By name, those of all stages here."""
@@ -275,7 +274,7 @@ class Pipeline:
         found = self.passed(stage, stage.taken, ids_BT)
         found = tuple(torch.empty(size, dtype=dtype, device=ids_BT.device) for size, dtype in found)
         for tensor in found:
-            dist.recv(tensor, self.rank_of(before))
+            dist.recv(tensor, self.rank_of(before), self.group)
         return found
 
     def sent(self, stage: Stage, said: tuple[Tensor, ...]) -> list[tuple[dist.Work, Tensor]]:
@@ -283,12 +282,16 @@ class Pipeline:
         after = self.placed.processes[stage.number + 1]
         if after == self.mesh.rank("pp"):
             return []
-        return [(dist.isend(tensor, self.rank_of(after)), tensor) for tensor in said]
+        return [(dist.isend(tensor, self.rank_of(after), self.group), tensor) for tensor in said]
 
     def from_last(self, tensor: Tensor) -> Tensor:
         """The tensor of the process that has the last stage."""
-        dist.broadcast(tensor, self.rank_of(self.placed.processes[-1]), self.mesh.group("pp"))
+        dist.broadcast(tensor, self.rank_of(self.placed.processes[-1]), self.group)
         return tensor
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        return self.mesh.group("pp")
 
     @property
     def loss_dtype(self) -> torch.dtype:
@@ -296,7 +299,7 @@ class Pipeline:
 
     def rank_of(self, process: int) -> int:
         """The rank in the world of a process along pp."""
-        return dist.get_global_rank(self.mesh.group("pp"), process)
+        return dist.get_global_rank(self.group, process)
 
 
 class Numbered(PipelineStage):

@@ -73,7 +73,8 @@ def begins(parallelism: Parallelism) -> list[int]:
     points = [re.fullmatch(r"layers\.(\d+)", point) for point in parallelism.pipeline_parallel_split_points]
     if None in points:
         raise SettingsError(
-            f"{POINTS} = {','.join(parallelism.pipeline_parallel_split_points)}: a stage begins with a layer; write layers.NUMBER for each"
+            f"{POINTS} = {','.join(parallelism.pipeline_parallel_split_points)}: a stage begins with a layer; write layers.NUMBER "
+            "for each"
         )
     return [0, *(int(point[1]) for point in points)] if points else []
 
@@ -112,20 +113,15 @@ def read_order(file: str) -> Order:
             rows = [re.findall(r"(\d+)(F|B|I|W)(\d+)", " ".join(row)) for row in csv.reader(text)]
     except OSError as error:
         raise SettingsError(f"{CSV} = {file!r} cannot be read: {error.strerror}") from error
-    where = {int(stage): process for process, row in enumerate(rows) for stage, _, _ in row}
     done = [(int(stage), kind, int(number), process) for process, row in enumerate(rows) for stage, kind, number in row]
+    where = {stage: process for stage, _, _, process in done}
     stages, microbatches = len(where), 1 + max((number for _, _, number, _ in done), default=-1)
-    wanted = {(stage, number) for stage in range(stages) for number in range(microbatches)}
-    forwards, wholes, halves, others = (
-        [(stage, number) for stage, kind, number, process in done if kind == wanted_kind and where[stage] == process]
-        for wanted_kind in "FBIW"
+    wanted = [(stage, number) for stage in range(stages) for number in range(microbatches)]
+    forwards, wholes, firsts, seconds = (
+        sorted((stage, number) for stage, kind, number, process in done if kind == letter and where[stage] == process)
+        for letter in "FBIW"
     )
-    if (
-        not wanted
-        or sorted(forwards) != sorted(wanted)
-        or sorted(wholes + halves) != sorted(wanted)
-        or sorted(halves) != sorted(others)
-    ):
+    if not wanted or forwards != wanted or sorted(wholes + firsts) != wanted or firsts != seconds:
         raise SettingsError(
             f"{CSV} = {file!r} is no order of forwards and backwards: a row a process, and in them once for each stage and microbatch "
             "STAGEFmicrobatch and STAGEBmicrobatch (or STAGEI... and STAGEW...), a stage always on one process, counted from 0"
@@ -134,12 +130,21 @@ def read_order(file: str) -> Order:
 
 
 def refusals(
-    shape: ModelShape | ForeignShape, processes: int, parallelism: Parallelism, microbatches: int
+    shape: ModelShape | ForeignShape,
+    processes: int,
+    parallelism: Parallelism,
+    microbatches: int,
+    distilled: bool = False,
 ) -> Iterator[str]:
     """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key, number and mend of each reason."""
     if isinstance(shape, ForeignShape):
         yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
         return
+    if distilled:
+        yield (
+            f"{DEGREE} = {processes}: a teacher's hidden states and logits are compared with a whole model's; set it to 1, or "
+            "distillation.teacher to ''"
+        )
     name, file = parallelism.pipeline_parallel_schedule, parallelism.pipeline_parallel_schedule_csv
     if not file and name not in STAGES_EACH:
         yield f"{SCHEDULE} = {name!r} is none of {', '.join(STAGES_EACH)}"

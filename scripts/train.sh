@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# A recipe on many devices: torchrun, with the variables that flame's train.sh knows (S1). All words go to `longfire train`.
+#
+#   NGPU=8 bash scripts/train.sh recipes/gla-340m-fineweb.toml --training.steps 20480
+#   NNODE=2 MASTER_ADDR=node-0 MASTER_PORT=29500 bash scripts/train.sh ...          the same line on both machines
+#
+# NGPU          processes on this machine (default: its GPUs, else 1)
+# NNODE         machines (default 1)
+# MASTER_ADDR, MASTER_PORT   where they meet: a machine of the run and a free port there (default localhost, 29500)
+# LOG_RANK      whose output is shown, as 0 or 0,1 (default: everybody's; processes other than 0 speak of errors only)
+# MAX_RESTARTS  how often all start again from the newest whole checkpoint when one has died (default 0)
+set -euo pipefail
+
+if [ -z "${NGPU:-}" ]; then
+  NGPU=$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c GPU || true)
+  [ "$NGPU" -gt 0 ] || NGPU=1
+fi
+exec torchrun --nnodes "${NNODE:-1}" --nproc-per-node "$NGPU" --max-restarts "${MAX_RESTARTS:-0}" \
+  --rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDR:-localhost}:${MASTER_PORT:-29500}" --rdzv-id "${JOB_ID:-longfire}" \
+  ${LOG_RANK:+--local-ranks-filter "$LOG_RANK" --tee 3} \
+  -m longfire train "$@"

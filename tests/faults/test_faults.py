@@ -1,0 +1,230 @@
+"""Real runs of two processes, hurt in every way we know: what is said, the exit code, the time until it ends, and that the next
+start goes on to the bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+
+import pytest
+import torch
+
+from longfire import checkpoint
+from longfire.checkpoint import load_model_weights, newest
+from longfire.data.batches import Batches
+from longfire.errors import DataError
+from longfire.ops import cross_entropy
+from runs import Running, make
+
+SOON_SECONDS = 40  # far below the time-outs of the runs: nobody waits for them
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with recipe and token store, and the weights of a run that nothing hurt."""
+    folder = make(tmp_path_factory.mktemp("whole"))
+    os.chdir(folder)
+    assert Running(folder, 2).end().codes == [0, 0]
+    weights = load_model_weights(folder / "run/checkpoints/step-12")
+    shutil.rmtree(folder / "run")
+    return folder, weights
+
+
+@pytest.fixture
+def folder(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared[0], tmp_path / "run", dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def assert_goes_on_to_the_bit(folder, prepared, *words: str) -> None:
+    ended = Running(folder, 2, *words).end()
+    assert ended.codes == [0, 0], ended.said
+    weights = load_model_weights(folder / "run/checkpoints/step-12")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in prepared[1].items())
+
+
+def test_a_killed_process_ends_the_run_and_it_goes_on(folder, prepared):
+    running = Running(folder, 2)
+    running.until(0, "step 1/12")
+    running.kill(1)
+    ended = running.end(SOON_SECONDS)
+    assert ended.codes == [5, -9]
+    assert "process 0 lost the others" in ended.said[0] and "the same command goes on" in ended.said[0]
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+@pytest.mark.slow
+def test_fifty_random_kills(folder, prepared):
+    """Any process, at any moment from the start to the end, saves included; killed again while it goes on."""
+    chance, kills = random.Random(0), 0
+    while kills < 50:
+        begun = time.monotonic()
+        running = Running(folder, 2, "--checkpoint.interval", "1")
+        time.sleep(chance.uniform(0.05, 1.5) if kills % 3 else chance.uniform(0.05, 6))
+        victim = chance.randrange(2)
+        if running.processes[victim].is_alive():
+            running.kill(victim)
+            kills += 1
+        ended = running.end(SOON_SECONDS)
+        assert ended.codes[victim] in (-9, 0) and ended.codes[1 - victim] in (0, 4, 5), ended.said
+        assert time.monotonic() - begun < SOON_SECONDS
+        if ended.codes == [0, 0]:
+            shutil.rmtree(folder / "run")
+    assert_goes_on_to_the_bit(folder, prepared, "--checkpoint.interval", "1")
+
+
+def test_sigterm_to_all_saves_and_goes_on(folder, prepared):
+    running = Running(folder, 2)
+    running.until(0, "step 1/12")
+    for rank in (0, 1):
+        running.kill(rank, signal.SIGTERM)
+    ended = running.end(SOON_SECONDS)
+    assert ended.codes == [143, 143] and "SIGTERM: stopped after step" in ended.said[0], ended.said
+    assert newest(folder / "run/checkpoints") is not None
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def test_sigterm_to_one_stops_all(folder, prepared):
+    running = Running(folder, 2)
+    running.until(0, "step 1/12")
+    running.kill(1, signal.SIGTERM)
+    assert running.end(SOON_SECONDS).codes == [143, 143]
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def test_a_process_that_hangs_ends_the_run_in_the_time_allowed(folder, prepared):
+    running = Running(folder, 2, "--comm.train_timeout_seconds", "4")
+    running.until(0, "step 1/12")
+    running.kill(1, signal.SIGSTOP)
+    running.processes[0].join(SOON_SECONDS)
+    stopped, code = running.processes[0].exitcode is not None, running.processes[0].exitcode
+    running.kill(1)
+    ended = running.end()
+    assert stopped and code == 5, ended.said
+    assert "comm.train_timeout_seconds" in ended.said[0] or "lost the others" in ended.said[0]
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def starved(rank: int) -> None:
+    """The rows of process 1 end in the third step."""
+    at = Batches.at
+
+    def until_the_third(self, first, rows, step_rows=0):
+        if rank == 1 and first >= 2 * step_rows:
+            raise DataError("web row 17: the file ended early; restore it from its source")
+        return at(self, first, rows, step_rows)
+
+    Batches.at = until_the_third
+
+
+def test_data_that_end_early_in_one_process(folder, prepared):
+    ended = Running(folder, 2, patch=starved).end(SOON_SECONDS)
+    assert ended.codes == [5, 3]
+    assert "the file ended early" in ended.said[1] and "process 0 lost the others" in ended.said[0]
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def full_disk(rank: int) -> None:
+    """Process 1 has no room for its part of the second checkpoint."""
+    write, saved = checkpoint.write_tensors, []
+
+    def no_room(held, folder, rank):
+        saved.append(folder)
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+        return write(held, folder, rank)
+
+    if rank == 1:
+        checkpoint.write_tensors = no_room
+
+
+@pytest.mark.parametrize("mode", ["async", "disabled"])
+def test_a_full_disk_of_one_process(folder, prepared, mode):
+    ended = Running(folder, 2, "--checkpoint.async_mode", mode, patch=full_disk).end(SOON_SECONDS)
+    assert ended.codes == [4, 4], ended.said
+    assert "step-4 could not be written" in "".join(ended.said) and "whole: step-2" in "".join(ended.said)
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def not_a_number(rank: int) -> None:
+    """The loss of process 1 is NaN in the third step."""
+    loss, calls = cross_entropy.linear_cross_entropy, []
+
+    def broken(*arguments, **more):
+        calls.append(0)
+        return loss(*arguments, **more) * (float("nan") if rank == 1 and len(calls) == 3 else 1.0)
+
+    from longfire import loss as room
+
+    room.linear_cross_entropy = broken
+
+
+def test_nan_in_one_process(folder, prepared):
+    ended = Running(folder, 2, patch=not_a_number).end(SOON_SECONDS)
+    assert ended.codes == [5, 5]
+    assert "loss nan" in ended.said[0] and "the last batch was rows" in ended.said[0] and not ended.said[1]
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def test_a_corrupt_shard_is_named_and_the_one_before_taken(folder, prepared):
+    assert Running(folder, 2).end().codes == [0, 0]
+    shard = folder / "run/checkpoints/step-12/shard-00001-model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8] + b"somebody")
+    ended = Running(folder, 2).end()
+    assert ended.codes == [0, 0]
+    assert "the bytes of shard-00001-model.safetensors are not those" in ended.said[0]
+    assert "going on from" in ended.said[0] and "step-10" in ended.said[0]
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def test_a_checkpoint_of_a_newer_version(folder):
+    assert Running(folder, 2).end().codes == [0, 0]
+    place = folder / "run/checkpoints/step-12"
+    facts = json.loads((place / "state.json").read_text())
+    files = json.loads((place / "manifest.json").read_text())["files"]
+    checkpoint.write_manifest(place, {**facts, "format": 99}, files)
+    ended = Running(folder, 2).end(SOON_SECONDS)
+    assert ended.codes == [4, 4] and "format 99" in ended.said[0] and "install a newer one" in ended.said[0]
+
+
+def test_processes_that_start_late_are_waited_for(folder, prepared):
+    assert Running(folder, 2, late={1: 3.0}).end().codes == [0, 0]
+    weights = load_model_weights(folder / "run/checkpoints/step-12")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in prepared[1].items())
+
+
+def test_a_port_that_is_taken(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = Running(folder, 2, "--comm.init_timeout_seconds", "3", "--comm.train_timeout_seconds", "3",
+                        port=taken.getsockname()[1]).end(SOON_SECONDS)  # fmt: skip
+    assert ended.codes == [5, 5]
+    assert (
+        "could not join the others at 127.0.0.1:" in ended.said[0]
+        and "set MASTER_ADDR and MASTER_PORT" in ended.said[0]
+    )
+
+
+def test_wrong_settings_are_told_once(folder):
+    ended = Running(folder, 2, "--parallelism.tensor_parallel_degree", "3").end(SOON_SECONDS)
+    assert ended.codes == [2, 2] and "do not make up the 2 process(es)" in ended.said[0] and not ended.said[1]
+
+
+def test_two_runs_in_one_folder_are_told_once(folder):
+    running = Running(folder, 2, "--training.steps", "100000", "--checkpoint.interval", "0")
+    running.until(0, "step 1/")
+    second = folder / "second"
+    second.mkdir()
+    for name in ("recipe.toml", "shape.json", "text.txt"):
+        shutil.copy(folder / name, second / name)
+    ended = Running(second, 2, "--job.dump_folder", str(folder / "run"), "--data.folder", str(folder / "token-stores"))
+    ended = ended.end(SOON_SECONDS)
+    assert ended.codes == [2, 2] and "is being trained into by process" in ended.said[0] and not ended.said[1]
+    running.kill(0)
+    running.kill(1)
+    running.end()

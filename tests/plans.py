@@ -1,0 +1,109 @@
+"""What tests of several processes share: plans by name, and a tiny model trained for some steps under one of them."""
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from conftest import tiny_shape
+
+from longfire import settings
+from longfire.checkpoint import State
+from longfire.data.batches import Batch
+from longfire.data.pack import NO_LABEL
+from longfire.device import Clock
+from longfire.model import materialise, on_meta
+from longfire.ops.documents import Documents
+from longfire.optim import make_optimizer
+from longfire.parallel.apply import parallelize
+from longfire.parallel.axes import DATA
+from longfire.parallel.mesh import Mesh
+from longfire.train import train_step
+
+CPU = torch.device("cpu")
+T, ROWS, ALL_ROWS, MICROBATCHES = 16, 16, 96, 2
+HYBRID = ("gla", "attention")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Processes along each axis, and the settings that are not the defaults."""
+
+    degrees: dict[str, int] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    remat: str = "none"
+    compiled: bool = False
+
+    @property
+    def processes(self) -> int:
+        return prod(self.degrees.values())
+
+
+PLANS = {
+    "one": Plan(),
+    "ddp 2": Plan({"dp_replicate": 2}),
+    "fsdp 2": Plan({"dp_shard": 2}),
+    "fsdp 4": Plan({"dp_shard": 4}),
+    "fsdp 8": Plan({"dp_shard": 8}),
+    "hsdp 2x2": Plan({"dp_replicate": 2, "dp_shard": 2}),
+    "fsdp 2, offloaded": Plan({"dp_shard": 2}, {"cpu_offload": True}),
+    "fsdp 2, never resharded": Plan({"dp_shard": 2}, {"reshard_after_forward": "never"}),
+    "tp 2": Plan({"tp": 2}, {"sequence_parallel": False}),
+    "tp 2, sequence": Plan({"tp": 2}),
+    "fsdp 2 x tp 2": Plan({"dp_shard": 2, "tp": 2}),
+    "pp 2": Plan({"pp": 2}),
+    "pp 2 x fsdp 2": Plan({"pp": 2, "dp_shard": 2}),
+    "pp 2 x tp 2": Plan({"pp": 2, "tp": 2}),
+    "pp 2 x fsdp 2 x tp 2": Plan({"pp": 2, "dp_shard": 2, "tp": 2}),
+}
+
+
+def rows_of(first: int, count: int) -> Batch:
+    """Rows of the run by their number, with documents and unequal numbers of labels."""
+    chance = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(97, (ALL_ROWS, T + 1), generator=chance)
+    starts_BT = torch.rand(ALL_ROWS, T, generator=chance) < 0.2
+    labels_BT = ids_BT[:, 1:].clone()
+    labels_BT[torch.rand(ALL_ROWS, T, generator=chance) < 0.3] = NO_LABEL
+    first_BT = torch.where(starts_BT, torch.arange(T), 0).cummax(1).values
+    mine = slice(first, first + count)
+    documents = Documents.from_ids(starts_BT[mine].long().cumsum(1))
+    return Batch(ids_BT[mine, :-1], labels_BT[mine], (torch.arange(T) - first_BT)[mine], documents)
+
+
+def state_of(mixers: tuple[str, ...], plan: Plan, mesh: Mesh, **changes: Any) -> State:
+    """A tiny model at step 0 under the plan."""
+    model = on_meta(tiny_shape(*mixers, **{"initializer_range": 0.05, **changes}))
+    remat, parallelism = settings.ActivationCheckpoint(plan.remat), settings.Parallelism(**plan.given)
+    model = parallelize(model, remat, plan.compiled, mesh, parallelism, T)
+    materialise(model, 0, CPU)
+    return State(model, make_optimizer(model, settings.Optimizer(lr=1e-3, eps=1e-5), CPU), mesh=mesh)
+
+
+def steps(state: State, count: int) -> list[dict[str, float]]:
+    """Loss and gradient norm of so many steps on the rows that come next."""
+    each, said = ROWS // state.mesh.size(*DATA), []
+    for _ in range(count):
+        batch = rows_of(state.rows_consumed + state.mesh.rank(*DATA) * each, each)
+        numbers = train_step(state, batch.split(MICROBATCHES), 1e-3, settings.Training(max_norm=0), Clock(CPU))
+        said.append({name: numbers[name] for name in ("loss", "grad_norm")})
+    return said
+
+
+def parts(state: State) -> dict[str, list[tuple[tuple[int, ...], torch.Tensor]]]:
+    """Everything that lies here: by name, (where in the whole, the numbers)."""
+    return {
+        name: [(box.begin, box.of_local(held.tensor).clone()) for box in held.boxes]
+        for name, held in state.held().items()
+        if not name.startswith("rng/")
+    }
+
+
+def whole(held: list[dict], like: dict) -> dict[str, torch.Tensor]:
+    """The parts of all processes put together; NaN where a number lies nowhere. `like`: the parts of one process."""
+    tensors = {name: torch.full_like(boxes[0][1], torch.nan) for name, boxes in like.items()}
+    for one in held:
+        for name, boxes in one.items():
+            for begin, numbers in boxes:
+                tensors[name][tuple(slice(b, b + n) for b, n in zip(begin, numbers.shape))] = numbers
+    return tensors
