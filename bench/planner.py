@@ -23,17 +23,17 @@ from longfire.device import Clock
 from longfire.launch import World
 from longfire.parallel.cost import device_of
 from longfire.parallel.memory import LiveBytes
-from longfire.parallel.mesh import joined
+from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.pieces import local
 from longfire.parallel.planner import Planner
 from longfire.run import Run
 from longfire.train import make_state, train_step
 
 GOAL = 0.1
-SIZE = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 8192, "attention": {"num_heads": 4}, "gla": {"num_heads": 4}}
+SIZE = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 4096, "attention": {"num_heads": 4}, "gla": {"num_heads": 4}}
 MIXERS = {"attention": ["attention"], "gla": ["gla"], "hybrid": ["gla", "gla", "gla", "attention"]}
-ALONE = [(name, remat, 1, "") for name in MIXERS for remat in ("none", "block")] + [("hybrid", "none", 2, "")]
-SHARED = [("hybrid", "none", 1, ""), ("attention", "block", 1, ""), ("attention", "none", 2, ""), ("attention", "none", 1, "replicate")]
+ONE = [(name, remat, 1, "") for name in MIXERS for remat in ("none", "block")] + [("hybrid", "none", 2, "")]
+SHARED = [("hybrid", "none", 1, ""), ("attention", "block", 1, ""), ("attention", "none", 2, ""), ("attention", "none", 1, "replicate"), ("attention", "block", 2, "replicate")]
 
 
 class LiveBytesOfShards(LiveBytes):
@@ -69,7 +69,7 @@ def run_of(case: tuple[str, str, int, str], folder: Path, quick: bool, world: Wo
     shape.write_text(json.dumps({**size, "layer_types": MIXERS[name]}))
     settings = {
         "model.config": shape, "model.compute_dtype": "float32", "training.seq_len": 128 if quick else 256,
-        "training.batch_size": 4, "training.gradient_accumulation_steps": microbatches, "training.compile": "off",
+        "training.batch_size": 4, "training.loss_chunk_tokens": 64 if quick else 256, "training.gradient_accumulation_steps": microbatches, "training.compile": "off",
         "activation_checkpoint.mode": remat, "training.device": "cpu",
         "parallelism.data_parallel_replicate_degree": world.size if plan else 1,
     }  # fmt: skip
@@ -82,23 +82,29 @@ def predicted(run: Run) -> dict[str, Any]:
     return {"where": peak.where, "bytes": peak.total}
 
 
-def measured(run: Run) -> int:
+def measured(run: Run, mesh: Mesh) -> int:
     """Of this process, in its second step."""
     device, clock = torch.device("cpu"), Clock(torch.device("cpu"))
-    with joined(run.world, run.degrees, run.comm, device) as mesh:
-        state = make_state(run, run.words, device, silent, mesh=mesh)
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(2):
-            batch = random_batch(run, run.words, generator)
-            mine = batch.split(run.world.size)[run.world.rank].split(run.microbatches)
-            del batch
-            moments = [value for of_one in state.optimizer.state.values() for value in of_one.values()]
-            held = [local(tensor) for tensor in (*state.model.parameters(), *moments)]
-            live = LiveBytesOfShards(held, [(b.ids_BT, b.labels_BT, b.positions_BT) for b in mine])
-            del held, moments
-            with live:
-                train_step(state, mine, 0.0, run.training, clock)
+    state = make_state(run, run.words, device, silent, mesh=mesh)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        batch = random_batch(run, run.words, generator)
+        mine = batch.split(run.world.size)[run.world.rank].split(run.microbatches)
+        del batch
+        moments = [value for of_one in state.optimizer.state.values() for value in of_one.values()]
+        held = [local(tensor) for tensor in (*state.model.parameters(), *moments)]
+        live = LiveBytesOfShards(held, [(b.ids_BT, b.labels_BT, b.positions_BT) for b in mine])
+        del held, moments
+        with live:
+            train_step(state, mine, 0.0, run.training, clock)
     return live.peak
+
+
+def measured_here(runs: list[Run]) -> list[int]:
+    """Of each of the runs, whose processes join once."""
+    world, cpu = runs[0].world, torch.device("cpu")
+    with joined(world, runs[0].degrees, runs[0].comm, cpu):
+        return [measured(run, Mesh.of_degrees(run.degrees, "cpu") if world.size > 1 else ALONE) for run in runs]
 
 
 def measured_by_two(quick: bool) -> list[int]:
@@ -112,7 +118,11 @@ def measured_by_two(quick: bool) -> list[int]:
         subprocess.Popen(command, env={**around, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    said, _ = both[0].communicate(timeout=900)
+    try:
+        said, _ = both[0].communicate(timeout=300)
+    finally:
+        for process in both:
+            process.kill() if both[0].poll() is None else None
     assert both[1].wait(60) == 0 and both[0].returncode == 0, "one of the two processes failed"
     return json.loads(said.splitlines()[-1])
 
@@ -144,9 +154,9 @@ def main() -> None:
 
         if options.side:
             world = World(2, int(os.environ["RANK"]), int(os.environ["RANK"]))
-            print(json.dumps([measured(made(case, world)) for case in SHARED]))
+            print(json.dumps(measured_here([made(case, world) for case in SHARED])))
             return
-        rows = compared(ALONE, [measured(made(case)) for case in ALONE], made)
+        rows = compared(ONE, measured_here([made(case) for case in ONE]), made)
         rows += compared(SHARED, measured_by_two(options.quick), lambda case: made(case, World(2)))
     print_table("bytes of the fullest moment of a step", rows)
     write_result("planner", {"rows": rows}, options.quick)

@@ -406,7 +406,7 @@ class Shards:
         return 0.0 if self.offload else float(MASTER_BYTES * self.group[name].shard)
 
     def whole(self, *names: int | str) -> float:
-        return float(self.each * sum(self.group[name].whole for name in names)) if self.sharded else 0.0
+        return float(self.each * sum(self.group[name].whole for name in names)) if self.wrapped else 0.0
 
     def of_block(self, name: int | str) -> float:
         return 0.0 if isinstance(name, str) or self.stays else self.whole(name)
