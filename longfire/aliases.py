@@ -66,8 +66,11 @@ def optimizer_state_kept(value: str) -> dict[str, str]:
     return {"checkpoint.model_weights_only": "true" if value.lower() in OFF else "false"}
 
 
-ONE_PROCESS = "not supported yet: this version runs one process"
+STARTED = (
+    "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or torchrun, not by a setting"
+)
 IN_CONFIG = "the shape of a model is in the file that model.config names"
+FLOAT8 = "not supported yet: no machine with float8 units has shown here that the loss stays what it is"
 NO_EFFECT = "has no effect in its own system: no code there reads it"
 ITSELF = "read from the data itself"
 Old = str | Refused | Dropped | Callable[[str], dict[str, str]]
@@ -82,8 +85,8 @@ FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess
     "steps": "training.steps",
     "context": "training.seq_len",
     "context_length": "training.seq_len",
-    "gpus": Refused(f"{ONE_PROCESS}; set it to 1", ("1",)),
-    "nodes": Refused(f"{ONE_PROCESS}; set it to 1", ("1",)),
+    "gpus": Refused(STARTED, ("1",)),
+    "nodes": Refused(STARTED, ("1",)),
     "path": "job.dump_folder",
     "project": "metrics.wandb_project",
     "model": scratch_or_weights,
@@ -107,10 +110,10 @@ FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess
     "beta2": "optimizer.beta2",
     "norm": "training.max_norm",
     "config": Refused("not supported yet: deepspeed and FSDP layouts; this version runs one process", ()),
-    "rank": Refused(ONE_PROCESS, ("0",)),
-    "node": Refused(ONE_PROCESS, ("0",)),
-    "ip": Refused(ONE_PROCESS, ("localhost", "127.0.0.1")),
-    "port": Refused(ONE_PROCESS, ()),
+    "rank": Refused(STARTED, ("0",)),
+    "node": Refused(STARTED, ("0",)),
+    "ip": Refused(STARTED, ("localhost", "127.0.0.1")),
+    "port": Refused(STARTED, ()),
 }
 
 FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not listed has the same name here
@@ -134,35 +137,47 @@ FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not l
     "training.prefetch_factor": "data.prefetch_factor",
     "training.data_parallel_replicate_degree": "parallelism.data_parallel_replicate_degree",
     "training.data_parallel_shard_degree": "parallelism.data_parallel_shard_degree",
-    "training.enable_cpu_offload": Refused("not supported yet: parameters and optimizer in the memory of the host"),
+    "training.enable_cpu_offload": "parallelism.cpu_offload",
     "training.tensor_parallel_degree": "parallelism.tensor_parallel_degree",
-    "training.disable_loss_parallel": Refused("not supported yet: tensor parallel, and with it a loss that is shared"),
+    "training.disable_loss_parallel": Refused(
+        "with tensor parallel the loss is always shared: whole logits would be the largest tensor of all"
+    ),
     "training.mixed_precision_param": "model.compute_dtype",
     "training.mixed_precision_reduce": Refused("gradients are always summed in float32", ("float32",)),
-    "metrics.rank_0_only": Refused(f"{ONE_PROCESS}, which tells everything", ("true", "on", "yes", "1")),
-    "experimental.enable_async_tensor_parallel": Refused("not supported yet: tensor parallel"),
+    "metrics.rank_0_only": Refused(
+        "process 0 tells how it goes, the others speak of errors only", ("true", "on", "yes", "1")
+    ),
+    "experimental.enable_async_tensor_parallel": Refused(
+        "torch offers it for DTensor inside compiled graphs; tensor parallel here sends plain tensors by operators of its own"
+    ),
     "experimental.pipeline_parallel_degree": "parallelism.pipeline_parallel_degree",
-    "experimental.pipeline_parallel_split_points": Refused("not supported yet: pipeline parallel", ("", "[]")),
-    "experimental.pipeline_parallel_schedule": Refused("not supported yet: pipeline parallel", ("1F1B", "")),
-    "experimental.pipeline_parallel_schedule_csv": Refused("not supported yet: pipeline parallel", ("",)),
-    "experimental.pipeline_parallel_microbatches": Refused("not supported yet: pipeline parallel", ("None", "")),
-    "experimental.enable_compiled_autograd": Refused("not supported yet: a compiled backward across blocks"),
+    "experimental.pipeline_parallel_split_points": "parallelism.pipeline_parallel_split_points",
+    "experimental.pipeline_parallel_schedule": "parallelism.pipeline_parallel_schedule",
+    "experimental.pipeline_parallel_schedule_csv": "parallelism.pipeline_parallel_schedule_csv",
+    "experimental.pipeline_parallel_microbatches": "parallelism.pipeline_parallel_microbatches",
+    "experimental.enable_compiled_autograd": Refused(
+        "each block is compiled with its backward; a backward compiled across blocks is not proven here"
+    ),
     "experimental.context_parallel_degree": "parallelism.context_parallel_degree",
     "experimental.context_parallel_rotate_method": Refused("not supported yet: context parallel", ("allgather",)),
-    "float8.enable_float8_linear": Refused("not supported yet: float8"),
-    "float8.enable_fsdp_float8_all_gather": Refused("not supported yet: float8"),
-    "float8.precompute_float8_dynamic_scale_for_fsdp": Refused("not supported yet: float8"),
-    "float8.scaling_type_input": Refused("not supported yet: float8", ("dynamic",)),
-    "float8.scaling_type_weight": Refused("not supported yet: float8", ("dynamic",)),
-    "float8.scaling_type_grad_output": Refused("not supported yet: float8", ("dynamic",)),
-    "memory_estimation.enabled": Refused(f"{NO_EFFECT}; `longfire bench` measures the memory of a step"),
-    "memory_estimation.disable_fake_mode": Refused(f"{NO_EFFECT}; `longfire bench` measures the memory of a step"),
+    "float8.enable_float8_linear": Refused(FLOAT8),
+    "float8.enable_fsdp_float8_all_gather": Refused(FLOAT8),
+    "float8.precompute_float8_dynamic_scale_for_fsdp": Refused(FLOAT8),
+    "float8.scaling_type_input": Refused(FLOAT8, ("dynamic",)),
+    "float8.scaling_type_weight": Refused(FLOAT8, ("dynamic",)),
+    "float8.scaling_type_grad_output": Refused(FLOAT8, ("dynamic",)),
+    "memory_estimation.enabled": Refused(
+        "`longfire plan RECIPE --gpus N` estimates the memory of a step without a device"
+    ),
+    "memory_estimation.disable_fake_mode": Refused(
+        "`longfire plan RECIPE --gpus N` estimates the memory of a step without a device"
+    ),
 }
 
 FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "experiment": Refused("a recipe is a whole run here: longfire train recipes/NAME.toml", ()),
-    "trainer.devices": Refused(f"{ONE_PROCESS}; set it to 1", ("1",)),
-    "trainer.num_nodes": Refused(f"{ONE_PROCESS}; set it to 1", ("1",)),
+    "trainer.devices": Refused(STARTED, ("1",)),
+    "trainer.num_nodes": Refused(STARTED, ("1",)),
     "trainer.precision": "model.compute_dtype",
     "trainer.max_steps": "training.steps",
     "trainer.gradient_clip_val": "training.max_norm",
@@ -188,7 +203,7 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
 }
 
 RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
-    "mesh_dim": Refused(f"{ONE_PROCESS}; set it to 1,1,1,1", ("1,1,1,1", "1,-1,1,1")),
+    "mesh_dim": "parallelism.mesh_dim",
     "dtype": "model.compute_dtype",
     "total_steps": "training.steps",
     "log_freq": "metrics.log_freq",

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -56,6 +57,13 @@ class State:
     skipped_steps: int = 0
     elapsed_seconds: float = 0.0
     mesh: Mesh = ALONE  # where model and optimizer lie
+    read: Event | None = None  # set when a save behind training has read everything: until then no tensor may change
+
+    def may_change(self) -> None:
+        """Wait until a save has read what the optimizer is about to change: most of it was copied while the step computed."""
+        if self.read:
+            self.read.wait()
+            self.read = None
 
     def counters(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in COUNTERS}
@@ -148,8 +156,11 @@ class Checkpoints:
         if self.settings.async_mode == "disabled":
             with self.mesh.agreed():
                 self.write(held, counters, weights_only)
-        else:
+        elif next(state.model.parameters()).is_cuda:
             self.writing = self.thread.submit(self.write, self.copied(held), counters, weights_only)
+        else:
+            state.read = Event()
+            self.writing = self.thread.submit(self.copy_and_write, held, counters, weights_only, state.read)
 
     def wait(self) -> None:
         """Until the save that is under way is on disk. Raises its CheckpointError, in every process."""
@@ -168,6 +179,16 @@ class Checkpoints:
         if pinned:
             torch.cuda.synchronize()
         return {name: part._replace(tensor=self.host_copies[name]) for name, part in held.items()}
+
+    def copy_and_write(
+        self, held: dict[str, Held], counters: dict[str, float], weights_only: bool, read: Event
+    ) -> None:
+        """Both behind training, which goes on to compute gradients meanwhile (State.may_change)."""
+        try:
+            held = self.copied(held)
+        finally:
+            read.set()
+        self.write(held, counters, weights_only)
 
     def write(self, held: dict[str, Held], counters: dict[str, float], weights_only: bool) -> None:
         """Write this process's files and its mark; process 0 then checks all in, renames, and removes what is not kept."""
@@ -251,7 +272,7 @@ class Checkpoints:
         if step is None:
             return False
         place = self.folder / f"step-{step}"
-        load(state, place, self.mesh)
+        load(state, place, self.mesh, looked_at=self.settings.load_step < 0)
         self.saved_at, self.saved_step = time.monotonic(), state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
         self.note(f"going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}")
@@ -293,12 +314,12 @@ def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE
     return None
 
 
-def load(state: State, place: Path, mesh: Mesh = ALONE) -> None:
+def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False) -> None:
     """Read what of a whole checkpoint lies here into the state, to the bit, whatever layout wrote it. Collective over the mesh.
 
-    Raises CheckpointError naming the file or tensor that is wrong.
+    looked_at: `newest` has just found its files whole. Raises CheckpointError naming the file or tensor that is wrong.
     """
-    facts = checked_facts(place, mesh)
+    facts = facts_of(place) if looked_at else checked_facts(place, mesh)
     if facts["weights_only"] and facts["step"]:
         raise CheckpointError(f"{place} holds the model's weights only (checkpoint.model_weights_only) and cannot be resumed; export "
                               "it and start from it with model.weights")  # fmt: skip
@@ -391,6 +412,11 @@ def checked_facts(place: Path, mesh: Mesh = ALONE) -> dict[str, Any]:
     wrong = damage(place, mesh)
     if wrong:
         raise CheckpointError(f"{wrong}; take another step (checkpoint.load_step = -1 takes the newest whole one)")
+    return facts_of(place)
+
+
+def facts_of(place: Path) -> dict[str, Any]:
+    """state.json. Raises CheckpointError if a newer longfire wrote it."""
     facts = json.loads((place / STATE).read_text())
     if facts["format"] > FORMAT:
         raise CheckpointError(

@@ -168,9 +168,9 @@ class Watchdog:
     own timer, which needs no lock, prints the stacks and exits (code 1) GRACE_SECONDS later.
     """
 
-    def __init__(self, comm: Comm, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(self, comm: Comm, what: str = "to finish a step", grace_seconds: float = GRACE_SECONDS) -> None:
         self.limits = {"init": comm.init_timeout_seconds, "train": comm.train_timeout_seconds}
-        self.phase, self.last, self.grace_seconds = "init", time.monotonic(), grace_seconds
+        self.phase, self.last, self.what, self.grace_seconds = "init", time.monotonic(), what, grace_seconds
         self.look, self.over = threading.Event(), False
 
     def __enter__(self) -> "Watchdog":
@@ -206,8 +206,8 @@ class Watchdog:
 
     def end(self, limit: int) -> None:
         tell(
-            f"no step finished in {limit} s (comm.{self.phase}_timeout_seconds): the run hangs. The stack of every thread follows. "
-            "The newest whole checkpoint stays, and the same command goes on from it; raise the limit if a step may take so long."
+            f"{limit} s were not enough {self.what} (comm.{self.phase}_timeout_seconds): the run hangs. The stack of every thread "
+            "follows. The newest whole checkpoint stays, and the same command goes on from it; raise the limit if it may take so long."
         )
         faulthandler.dump_traceback(all_threads=True, file=STDERR)
         os._exit(TrainingError.exit_code)

@@ -142,10 +142,10 @@ class Run:
     @property
     def microbatches(self) -> int:
         """Parts that a process's rows of a step go in: those of accumulation, with a pipeline as many as keep its stages busy."""
-        stages = self.degrees["pp"]
-        if stages == 1:
+        if self.degrees["pp"] == 1:
             return self.accumulation
-        return self.parallelism.pipeline_parallel_microbatches or max(self.accumulation, stages)
+        asked = self.parallelism.pipeline_parallel_microbatches
+        return asked or max(self.accumulation, len(stages.placement(self.degrees["pp"], self.parallelism)))
 
     @property
     def rows_per_step(self) -> int:
@@ -350,7 +350,9 @@ def of_plan(run: Run) -> Iterator[str]:
     yield from refusals(run.degrees)
     many, parallelism = run.world.size > 1, run.parallelism
     if run.degrees["pp"] > 1 and run.shape:
-        yield from stages.refusals(run.shape, run.degrees["pp"], parallelism, run.microbatches, bool(run.distillation.teacher))
+        yield from stages.refusals(
+            run.shape, run.degrees["pp"], parallelism, run.microbatches, bool(run.distillation.teacher)
+        )
         if (rows := run.training.batch_size * run.accumulation) % run.microbatches:
             yield (
                 f"parallelism.pipeline_parallel_microbatches: {rows} rows of a process do not divide into {run.microbatches}: take a "
@@ -385,7 +387,7 @@ def of_shared_matrices(run: Run) -> Iterator[str]:
 
     if isinstance(run.shape, ForeignShape):
         return  # refused as such
-    model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 1))
+    model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 256))  # bytes, the fewest
     sequence, length = run.parallelism.sequence_parallel, run.training.seq_len
     yield from tensor.refusals(model, run.degrees["tp"], sequence, length, bool(run.distillation.teacher))
 

@@ -26,9 +26,10 @@ from longfire.loss import loss_of, loss_sum
 from longfire.model import Model, materialise, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
-from longfire.parallel.apply import gradients, parallelize, recompilations, sum_partial_gradients, sync_gradients
+from longfire.parallel.apply import gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
+from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.report import QuietReport, Report
 from longfire.run import DATA_JSON, Run, keep, summary
 from longfire.settings import Training
@@ -175,12 +176,13 @@ def train_step(
         learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
         loss = one_by_one(state, ready, max(1, real_tokens), learn, clock)
     with clock("optimizer"):
-        sum_partial_gradients(state.model, mesh)
+        add_up_partial_gradients(state.model, mesh)
         grads, copies = gradients(state.model, mesh)
         grad_norm = clip_gradients(grads, training.max_norm, copies, lambda total: mesh.sum(total, *AXES))
         loss = mesh.sum(loss, *DATA)
         finite = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
         if finite:
+            state.may_change()
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             state.optimizer.step()

@@ -107,3 +107,25 @@ def whole(held: list[dict], like: dict) -> dict[str, torch.Tensor]:
             for begin, numbers in boxes:
                 tensors[name][tuple(slice(b, b + n) for b, n in zip(begin, numbers.shape))] = numbers
     return tensors
+
+
+# What tests/contracts/test_03_plans.py runs, and docs/parallelism.md shows.
+ANY_MIXER = {"FSDP": "fsdp 2", "TP, sequence": "tp 2, sequence", "PP": "pp 2", "FSDP x TP": "fsdp 2 x tp 2"}
+
+
+def capability_table(mixers: list[str]) -> str:
+    """The table of docs/parallelism.md: each cell that says yes is a test of test_03_plans.py, which fails if it is not so."""
+    head = ["mixer", *ANY_MIXER, "context"]
+    rows = [[name, *("yes" for _ in ANY_MIXER), "refused"] for name in sorted(mixers)]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def plans_table() -> str:
+    """The plans of the hybrid of gla and attention."""
+    lines = [["plan", "processes", "settings"], ["---"] * 3]
+    for name, plan in PLANS.items():
+        if plan.processes > 1:
+            given = ", ".join(f"{key} = {value}" for key, value in plan.given.items())
+            lines.append([name, str(plan.processes), given])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -56,6 +56,12 @@ LANDS = {
     "metrics.save_tb_folder": ("tb", "metrics.save_tb_folder"),
     "metrics.enable_wandb": ("true", "metrics.enable_wandb"),
     "experimental.pipeline_parallel_degree": ("1", "parallelism.pipeline_parallel_degree"),
+    "experimental.pipeline_parallel_split_points": ("layers.2", "parallelism.pipeline_parallel_split_points"),
+    "experimental.pipeline_parallel_schedule": ("GPipe", "parallelism.pipeline_parallel_schedule"),
+    "experimental.pipeline_parallel_schedule_csv": ("x.csv", "parallelism.pipeline_parallel_schedule_csv"),
+    "experimental.pipeline_parallel_microbatches": ("4", "parallelism.pipeline_parallel_microbatches"),
+    "training.enable_cpu_offload": ("true", "parallelism.cpu_offload"),
+    "comm.trace_buf_size": ("100", "comm.trace_buf_size"),
     "experimental.context_parallel_degree": ("1", "parallelism.context_parallel_degree"),
     "checkpoint.enable_checkpoint": ("true", "checkpoint.enable_checkpoint"),
     "checkpoint.folder": ("checkpoint", "checkpoint.folder"),
@@ -75,16 +81,11 @@ REFUSED = {
     "job.use_for_integration_test": ("false", "true", "no effect in its own system"),
     "model.norm_type": ("rmsnorm", "layernorm", "model.config names"),
     "optimizer.early_step_in_backward": ("false", "true", "not supported yet"),
-    "training.enable_cpu_offload": ("false", "true", "not supported yet"),
-    "training.disable_loss_parallel": ("false", "true", "not supported yet"),
+    "training.disable_loss_parallel": ("false", "true", "always shared"),
     "training.mixed_precision_reduce": ("float32", "bfloat16", "always summed in float32"),
-    "metrics.rank_0_only": ("true", "false", "one process"),
-    "experimental.enable_async_tensor_parallel": ("false", "true", "not supported yet"),
-    "experimental.pipeline_parallel_split_points": ("", "layers.2", "not supported yet"),
-    "experimental.pipeline_parallel_schedule": ("1F1B", "GPipe", "not supported yet"),
-    "experimental.pipeline_parallel_schedule_csv": ("", "x.csv", "not supported yet"),
-    "experimental.pipeline_parallel_microbatches": ("None", "4", "not supported yet"),
-    "experimental.enable_compiled_autograd": ("false", "true", "not supported yet"),
+    "metrics.rank_0_only": ("true", "false", "process 0 tells"),
+    "experimental.enable_async_tensor_parallel": ("false", "true", "plain tensors"),
+    "experimental.enable_compiled_autograd": ("false", "true", "not proven here"),
     "experimental.context_parallel_rotate_method": ("allgather", "alltoall", "not supported yet"),
     "float8.enable_float8_linear": ("false", "true", "not supported yet"),
     "float8.enable_fsdp_float8_all_gather": ("false", "true", "not supported yet"),
@@ -174,7 +175,7 @@ def test_the_line_of_flame_on_accelerate():
     }  # fmt: skip
     assert {key: setting(given, key) for key in wanted} == wanted
     assert setting(sections(scheduler="warmup_stable_decay"), "lr_scheduler.name") == "wsd"
-    with pytest.raises(SettingsError, match=r"gpus = '8'.*one process; set it to 1"):
+    with pytest.raises(SettingsError, match=r"gpus = '8'.*scripts/train.sh"):
         sections(gpus="8")
 
 
@@ -212,8 +213,7 @@ def test_the_line_of_ring_attention():
     assert {key: setting(given, key) for key in wanted} == wanted
     with pytest.raises(SettingsError, match="min_lr_ratio = end_lr / lr"):
         sections(**{"optimizer.adamw_optimizer.end_lr": "1.5e-5"})
-    with pytest.raises(SettingsError, match="mesh_dim = '1,64,4,1'"):
-        sections(mesh_dim="1,64,4,1")
+    assert sections(mesh_dim="1,64,4,1")["parallelism"].mesh_dim == "1,64,4,1"
 
 
 def test_the_line_of_flash_attention():

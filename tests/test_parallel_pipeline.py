@@ -13,7 +13,7 @@ from longfire.loss import loss_of, loss_sum, losses
 from longfire.model import Model, build, initialise
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
-from longfire.parallel.apply import recompute
+from longfire.parallel.apply import give_back, recompute
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
 from longfire.parallel.stages import Layout, cheapest, layout, refusals
@@ -69,8 +69,8 @@ def cut_of(model: Model, mesh: Mesh, parallelism: Parallelism, **more):
     """The model's part on this process with the same values, and its pipeline."""
     with torch.device("meta"):
         part = Model(model.shape, model.compute_dtype).to(model.compute_dtype)
-    pipeline = cut(part, mesh, parallelism, TOKENS, **more)
-    return part, pipeline
+    part.pipeline = cut(part, mesh, parallelism, TOKENS, **more)
+    return part, part.pipeline
 
 
 def fill(part: Model, model: Model) -> None:
@@ -192,7 +192,8 @@ def sharded_case(rank, model, schedule, remat):
     first = {name: p.grad.full_tensor() for name, p in part.named_parameters()}
     batch = microbatches(1, seed=5, rows=4)[0]
     agrees(pipeline.losses(batch, CHUNK_TOKENS), losses(model, batch, CHUNK_TOKENS))
-    assert all(isinstance(p, DTensor) for p in part.parameters()), "evaluation leaves parameters sharded"
+    give_back(part)
+    assert all(isinstance(p, DTensor) for p in part.parameters())
     for p in part.parameters():
         p.grad = None
     model.zero_grad()

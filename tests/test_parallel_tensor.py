@@ -240,12 +240,11 @@ def compiled(rank: int, shape: ModelShape, sequence_parallel: bool, backend: str
 
 @pytest.mark.parametrize(
     ("mixer", "backend"),
-    [("gla", "aot_eager"), *(pytest.param(m, "inductor", marks=pytest.mark.slow) for m in ("gla", "mamba", "hgrn2"))],
+    [("gla", "aot_eager"), *(pytest.param(m, "inductor", marks=pytest.mark.slow) for m in ("gla", "hgrn2"))],
 )
 def test_compiled_blocks(mixer, backend):
     """One graph for all layers, as in one process."""
-    shape = shape_of(mixer, num_hidden_layers=3, mlp="swiglu")
-    assert in_processes(2, compiled, shape, True, backend) == [1, 1]
+    assert in_processes(2, compiled, shape_of(mixer), True, backend, timeout_seconds=900) == [1, 1]
 
 
 def sharding(model: Model, mesh: Mesh) -> None:

@@ -105,7 +105,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"checkpoint.create_seed_checkpoint": "true", "checkpoint.model_weights_only": "true"}, "choose one"),
         ({"checkpoint.folder": "../elsewhere"}, "must be a folder inside the run folder"),
         ({"metrics.save_tb_folder": "/tmp"}, "must be a folder inside the run folder"),
-        ({"training.tensor_parallel_degree": "2"}, "tensor_parallel_degree = 2, .* do not make up the 1 process(es) that run"),
+        ({"training.tensor_parallel_degree": "2"}, "do not make up the 1 process(es) that run: start a multiple of 2"),
         ({"model.config": "nowhere.json"}, "no such file"),
         ({"model.config": ""}, "model.config is empty"),
     ],

@@ -106,16 +106,6 @@ def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
             module.set_requires_all_reduce(last, recurse=False)
 
 
-def sum_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
-    """Add up over tp the gradients of which each process has made a part: those of small parameters that all of them have, in
-    one message. After the last backward."""
-    parts = [local(p.grad) for name, p in model.named_parameters() if name in model.partial and p.grad is not None]
-    if parts:
-        together = mesh.sum(torch.cat([part.flatten() for part in parts]), "tp")
-        for part, total in zip(parts, together.split([part.numel() for part in parts])):
-            part.copy_(total.view_as(part))
-
-
 def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[int]]:
     """The gradients that lie here, and how many processes hold each: every number of the model is counted once in the norm."""
     found, copies = [], []

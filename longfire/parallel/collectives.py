@@ -37,13 +37,19 @@ def _(x: Tensor, group: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def tokens_second(x: Tensor) -> Tensor:
+    """(T, B, ...) -> (B, T, ...), contiguous to the letter, as the compiler is told: `view` puts right the stride of B = 1."""
+    x = x.movedim(0, TOKENS_DIM).contiguous()
+    return x.view(x.shape)
+
+
 @torch.library.custom_op("longfire::gathered", mutates_args=())
 def gathered(x: Tensor, group: str) -> Tensor:
     """The tokens of all processes side by side."""
     mine = x.movedim(TOKENS_DIM, 0).contiguous()
     whole = mine.new_empty(len(mine) * _groups[group].size(), *mine.shape[1:])
     dist.all_gather_into_tensor(whole, mine, group=_groups[group])
-    return whole.movedim(0, TOKENS_DIM).contiguous()
+    return tokens_second(whole)
 
 
 @gathered.register_fake
@@ -58,7 +64,7 @@ def scattered(x: Tensor, group: str) -> Tensor:
     assert len(parts) % _groups[group].size() == 0, "tokens of a row divide the processes that share it"
     mine = parts.new_empty(len(parts) // _groups[group].size(), *parts.shape[1:])
     dist.reduce_scatter_tensor(mine, parts, group=_groups[group])
-    return mine.movedim(0, TOKENS_DIM).contiguous()
+    return tokens_second(mine)
 
 
 @scattered.register_fake

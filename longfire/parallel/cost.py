@@ -16,9 +16,9 @@ UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB
 
 # Share of a device's memory that tensors may fill: the rest is the context, the buffers of NCCL and what the allocator cannot join.
 USABLE_MEMORY = 0.92
-# Share of its data sheet's bandwidth that a collective of some MB reaches (nccl-tests report 0.75 to 0.9 of NVLink and of the network).
+# Share of its data sheet's bandwidth that a collective of some MB reaches: an assumption, below what large messages show.
 LINK_EFFICIENCY = 0.8
-# The optimizer's passes over a parameter, in fp32: norm reads g; clipping reads and writes g; AdamW reads p, g, m, v and writes p, m, v.
+# The optimizer's passes over a parameter, fp32: the norm reads g, clipping reads and writes g, AdamW reads p, g, m, v, writes p, m, v.
 OPTIMIZER_BYTES = 4 * (1 + 2 + 7)
 ZERO_BUBBLE = {"InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"}
 HOST_LINK = 50e9  # bytes/s between a device and the host's memory (PCIe 5 x16: 63), for cpu_offload
@@ -47,10 +47,9 @@ class Device:
         return USABLE_MEMORY * self.memory_bytes
 
 
-# Data sheets of the makers: NVIDIA A100, H100 SXM5 / PCIe, H200, B200, L40S. `link` is half of what they call NVLink's bandwidth,
-# which counts both directions; 400 Gbit/s of InfiniBand for each device (200 for A100 and L40S), as in DGX and its like. efficiency:
-# what is published for dense models of 7B to 70B on many of them (torchtitan: 0.35 to 0.45 of H100's peak with what communication
-# shows; Megatron-LM: 0.45 to 0.5), less communication, which is counted here.
+# Numbers of the makers' data sheets: NVIDIA A100, H100 SXM5 and PCIe, H200, B200, L40S. `link` is half of what they call NVLink's
+# bandwidth, which counts both directions (PCIe where there is none); `network`: 400 Gbit/s for each device, as in a DGX H100; 200 for
+# A100 and cards. efficiency is an assumption, not a measurement: what is left of the peak when all communication is taken off.
 DEVICES = {
     device.name: device
     for device in (
@@ -69,7 +68,9 @@ DEFAULT_DEVICE = "h100-80gb"
 def device_of(name: str, memory: str = "") -> Device:
     """The device of this name, with another memory if that is said. Raises SettingsError naming those that are known."""
     if name not in DEVICES:
-        raise SettingsError(f"--device = {name!r} is not one of {', '.join(DEVICES)}; take the nearest and say --memory")
+        raise SettingsError(
+            f"--device = {name!r} is not one of {', '.join(DEVICES)}; take the nearest and say --memory"
+        )
     device = DEVICES[name]
     return replace(device, memory_bytes=bytes_of(memory)) if memory else device
 

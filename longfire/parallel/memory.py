@@ -6,9 +6,9 @@ model takes a tenth of a second. docs/planning.md says how the parts are put tog
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from longfire.data.pack import NO_LABEL
-from longfire.mixers.mixer import Sequence
+from longfire.mixers import mixer
 from longfire.model import Model
 from longfire.ops import pretending_cuda
 from longfire.ops.cross_entropy import fused
@@ -43,6 +43,7 @@ class LiveBytes(TorchDispatchMode):
         self.sizes: dict[int, int] = {}
         self.now, self.owners = 0, list(owners)
         self.instants: list[tuple[int, int]] = []  # all bytes, and those of the owners' gradients
+        self.operations: list[str] = []
         self.note((there, self.owners))
 
     def note(self, tensors: Any) -> None:
@@ -67,7 +68,10 @@ class LiveBytes(TorchDispatchMode):
         else:
             with self:  # an operator of ours: what it holds while it works counts too
                 out = own._init_fn(*args, **(kwargs or {}))
+        if operation.namespace == "prim":  # a question about a tensor
+            return out
         self.note((args, kwargs, out))
+        self.operations.append(operation.name())
         self.instants.append((self.now, sum(p.grad.nbytes for p in self.owners if p.grad is not None)))
         return out
 
@@ -90,6 +94,7 @@ class Part:
     further: tuple[int, ...]
     kept: int
     passed: int
+    operations: tuple[str, ...] = ()  # of the forward
 
     @cached_property
     def forward_peak(self) -> int:
@@ -105,21 +110,32 @@ class Part:
     @classmethod
     def of_rows(cls, one: "Part", two: "Part", rows: int) -> "Part":
         """The part for any number of rows, from one row and two: each instant is a straight line, though their maximum is not.
-        Where the number of operations grows with the rows (the chunks of the loss), the maximum is all there is."""
+        Where the number of operations grows with the rows (the chunks of the loss), instants are paired from the front and from the
+        back as long as they are the same operations; of what lies between, the maximum is all there is."""
 
         def line(a: int, b: int) -> int:
             return a + (b - a) * (rows - 1)
 
-        def instants(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-            return (max(map(line, a, b)),) if len(a) == len(b) else (line(max(a), max(b)),)
+        def peak(a: tuple[int, ...], b: tuple[int, ...], same: tuple[int, int]) -> tuple[int, ...]:
+            if len(a) == len(b):
+                return (max(map(line, a, b)),)
+            front, back = same
+            pairs = [*zip(a[:front], b[:front]), *zip(a[len(a) - back :], b[len(b) - back :]), (max(a), max(b))]
+            return (max(line(*pair) for pair in pairs),)
 
+        same = alike(one.operations, two.operations), alike(one.operations[::-1], two.operations[::-1])
         return cls(
-            instants(one.forward, two.forward),
-            instants(one.backward, two.backward),
-            instants(one.further, two.further),
+            peak(one.forward, two.forward, same),
+            peak(one.backward, two.backward, (0, 0)),
+            peak(one.further, two.further, (0, 0)),
             line(one.kept, two.kept),
             line(one.passed, two.passed),
         )
+
+
+def alike(some: Sequence, others: Sequence) -> int:
+    """How many at the front are the same."""
+    return next((n for n, (a, b) in enumerate(zip(some, others)) if a != b), min(len(some), len(others)))
 
 
 class Entry(torch.autograd.Function):
@@ -148,7 +164,11 @@ class Exit(torch.autograd.Function):
 
 
 def traced(
-    forward: Callable[[list[Tensor]], Tensor], enters: tuple[Any, ...], module: nn.Module, there: Any, with_gradient: Any = ()
+    forward: Callable[[list[Tensor]], Tensor],
+    enters: tuple[Any, ...],
+    module: nn.Module,
+    there: Any,
+    with_gradient: Any = (),
 ) -> Part:
     """Run a part on fake tensors. `forward` gets what enters, (size, dtype) or nothing, in a list that it may empty.
 
@@ -172,7 +192,12 @@ def traced(
     theirs = sum(gradient.nbytes for gradient in lying)
     all_bytes = tuple(now - before for now, _ in live.instants)
     further = tuple(now - before - (gradients - theirs) for now, gradients in live.instants)
-    return Part(all_bytes[:operations], all_bytes[operations:], further[operations:], kept, passed)
+    names = tuple(live.operations[:operations])
+    return Part(all_bytes[:operations], all_bytes[operations:], further[operations:], kept, passed, names)
+
+
+def through(block: nn.Module, seq: mixer.Sequence, box: list[Tensor]) -> Tensor:
+    return block(box[0], seq)
 
 
 class OtherProcesses:
@@ -246,15 +271,15 @@ class Meter:
                 if remat != "none" and not (remat == "mlp" and block.mlp is None):
                     recompute(block, remat)
                 there = seq.positions_BT, seq.noise_BT, seq.shared
-                self.known[layer, remat, rows] = traced(lambda box: block(box[0], seq), enters, block, there)
+                self.known[layer, remat, rows] = traced(partial(through, block, seq), enters, block, there)
                 seq.shared = {name: detached(shared) for name, shared in seq.shared.items()}
             if (HEAD, "none", rows) not in self.known:
                 self.known[EMBED, "none", rows] = self.embedding(model, rows)
                 self.known[HEAD, "none", rows] = self.head(model, enters, rows)
 
-    def sequence(self, rows: int) -> Sequence:
+    def sequence(self, rows: int) -> mixer.Sequence:
         tokens_BT, noise_BT = (torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32))
-        return Sequence(tokens_BT, noise_BT=noise_BT if self.small.shape.drops else None)
+        return mixer.Sequence(tokens_BT, noise_BT=noise_BT if self.small.shape.drops else None)
 
     def embedding(self, model: Model, rows: int) -> Part:
         """With what all layers share. A tied head has left its gradient there."""

@@ -142,7 +142,8 @@ def joined(
     try:
         # tensors of the host go through gloo also where the device has NCCL: flags and counts need not wait for it
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+        with launch.Watchdog(comm, "to join the other processes"):  # who answers at the address may be a stranger
+            dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"process {world.rank} of {world.size} could not join the others at {launch.meeting_point()}: {first_line(error)}. The "

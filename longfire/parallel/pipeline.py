@@ -242,7 +242,8 @@ class Pipeline:
 
     @torch.no_grad()
     def losses(self, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
-        """What loss.losses says, on every process along pp. Rows go in as many parts as keep the processes busy, if they divide."""
+        """What loss.losses says, on every process along pp. Rows go in as many parts as keep the processes busy, if they divide.
+        Sharded parameters stay gathered: apply.give_back is the caller's, after the last batch."""
         parts = batch.split(gcd(batch.rows, self.mesh.size("pp")))
         self.begin(
             [(part, None) for part in parts],

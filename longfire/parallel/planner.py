@@ -5,16 +5,16 @@ seconds from parallel/cost.py. docs/planning.md has every formula once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from longfire.errors import SettingsError
-from longfire.model import Model, on_meta
+from longfire.model import on_meta
 from longfire.parallel import cost, stages, tensor
 from longfire.parallel.cost import Device
 from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Meter, ends_of
@@ -180,7 +180,9 @@ class Planner:
         """The layers of each process of a pipeline."""
         if pp not in self.layouts:
             costs = [0.0, *(flops["block"] for flops in self.flops_of), self.flops_of_head]
-            own = pp == self.run.degrees["pp"]  # named points and orders in files are those of the recipe's own pipeline
+            own = (
+                pp == self.run.degrees["pp"]
+            )  # named points and orders in files are those of the recipe's own pipeline
             placed = stages.layout(costs, pp, self.run.parallelism if own else self.plain_schedule)
             self.layouts[pp] = [[n for stage in placed.on(p) for n in placed.layers[stage]] for p in range(pp)]
         return self.layouts[pp]
@@ -194,7 +196,11 @@ class Planner:
         has the head as well.)"""
         v_shaped = self.run.parallelism.pipeline_parallel_schedule in stages.V_SHAPED
         last = 0 if v_shaped else plan.pp - 1
-        return [*([EMBED] if process == 0 else []), *self.layers_of(plan.pp)[process], *([HEAD] if process == last else [])]
+        return [
+            *([EMBED] if process == 0 else []),
+            *self.layers_of(plan.pp)[process],
+            *([HEAD] if process == last else []),
+        ]
 
     def peak(self, plan: Plan, seq_len: int = 0) -> Moment:
         """The fullest moment of the fullest process."""
@@ -218,7 +224,9 @@ class Planner:
             return Moment(where, lying, gradients, 2.0 * lying, activations - seen, gathered, seen)
 
         others = cost.in_flight(process, plan.pp, plan.microbatches, run.parallelism.pipeline_parallel_schedule) - 1
-        passes = (2 if plan.pp > 1 else 0) * max(part.passed for part in parts.values())  # given by one stage, to the next
+        passes = (2 if plan.pp > 1 else 0) * max(
+            part.passed for part in parts.values()
+        )  # given by one stage, to the next
         kept = others * (passes + sum(part.kept for part in parts.values()))
         kept += passes + LABELS * plan.batch_size * plan.microbatches * seq_len
         gradients = shards.gradients_before
@@ -229,9 +237,7 @@ class Planner:
             kept -= parts[name].kept
             peak = parts[name].backward_peak(further=shards.accumulates)
             yield moment(f"backward of {told(name)}", gradients, kept + peak, shards.backward(name))
-            yield moment(
-                f"gradients of {told(name)}", gradients, kept + parts[name].passed, shards.reduction(name)
-            )
+            yield moment(f"gradients of {told(name)}", gradients, kept + parts[name].passed, shards.reduction(name))
             gradients += shards.gradient(name)
         unfused = 0.0 if run.optimizer.fused else lying  # torch's foreach form makes the updates first
         yield moment("optimizer", lying, unfused, shards.always)
@@ -273,7 +279,9 @@ class Planner:
 
         if plan.tp > 1:
             again = {"none": 0, "mlp": 1, "attention": 1, "block": 2}[plan.remat]
-            times = sum(2 if isinstance(name, str) else 4 + again for name in names)  # in and out of each region, and back
+            times = sum(
+                2 if isinstance(name, str) else 4 + again for name in names
+            )  # in and out of each region, and back
             what = "rows: all-gather, reduce-scatter" if settings.sequence_parallel else "rows: all-reduce"
             yield over("tp", what, 1, plan.microbatches * times * cost.reduced_bytes(row_bytes, plan.tp) / 2)
         if plan.dp_shard > 1:
@@ -382,7 +390,9 @@ class Shards:
     are copied once to be sent, and the copy lives until the next block's is made.
     """
 
-    def __init__(self, plan: Plan, settings: Parallelism, names: list[int | str], group: dict[int | str, Group]) -> None:
+    def __init__(
+        self, plan: Plan, settings: Parallelism, names: list[int | str], group: dict[int | str, Group]
+    ) -> None:
         self.plan, self.names, self.group, self.offload = plan, names, group, settings.cpu_offload
         self.wrapped, self.sharded = plan.data > 1, plan.dp_shard > 1
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
@@ -444,8 +454,3 @@ def told(name: int | str) -> str:
 
 def divisors(number: int, most: int | None = None) -> list[int]:
     return [d for d in range(1, min(number, most or number) + 1) if number % d == 0]
-
-
-def as_data(forecast: Forecast) -> dict[str, Any]:
-    """For --json."""
-    return {**asdict(forecast), "peak": {**asdict(forecast.peak), "total": forecast.peak.total}}

@@ -8,13 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MIXER_SETTINGS
-from plans import HYBRID, PLANS, Plan, parts, state_of, steps, whole
+from plans import ANY_MIXER, HYBRID, PLANS, Plan, parts, state_of, steps, whole
 from worlds import in_processes
 
+from longfire.mixers import MIXERS
 from longfire.parallel.mesh import ALONE, Mesh
-
-EVERY_KIND = ("fsdp 2", "tp 2, sequence", "pp 2")  # of every mixer; the others of a hybrid
 
 
 def three_steps(mixers: tuple[str, ...], plan: Plan, mesh: Mesh = ALONE):
@@ -44,14 +42,8 @@ def test_a_plan_changes_no_step_of_a_hybrid(plan):
     assert_changes_nothing(HYBRID, PLANS[plan])
 
 
-@pytest.mark.parametrize("mixer", MIXER_SETTINGS)
-def test_no_mixer_is_changed_by_a_plan(mixer):
-    assert_changes_nothing((mixer, mixer), PLANS["fsdp 2 x tp 2"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("plan", EVERY_KIND)
-@pytest.mark.parametrize("mixer", MIXER_SETTINGS)
+@pytest.mark.parametrize("plan", ANY_MIXER.values())
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_under_every_kind_of_plan(mixer, plan):
     assert_changes_nothing((mixer, mixer), PLANS[plan])
 

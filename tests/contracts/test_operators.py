@@ -6,9 +6,12 @@ out another way: it stopped a compiled backward of Mamba-2.
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from worlds import in_processes
 
 from longfire.ops import chunkwise, selective_scan
+from longfire.parallel import collectives
 
 B, N, H, T, C, K, V = 2, 3, 2, 2 * selective_scan.TOKENS - 3, 8, 4, 6
 
@@ -38,6 +41,7 @@ CALLS = {
         (selective, starts, rand(2, B, K, V), rand(B, T, V), rand(B, K, V)) for starts in (starts_BT, None)
     ],
 }
+COLLECTIVES = (collectives.summed, collectives.gathered, collectives.scattered)  # with the name of a group
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "last two dims swapped": lambda x: x.mT.contiguous().mT,
@@ -58,7 +62,7 @@ def operators() -> set[str]:
 
 
 def test_every_operator_is_among_the_cases():
-    assert operators() == {operator._qualname for operator in CALLS}
+    assert operators() == {operator._qualname for operator in (*CALLS, *COLLECTIVES)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -66,3 +70,15 @@ def test_every_operator_is_among_the_cases():
 def test_shapes_and_strides_are_as_stated(operator, layout):
     for call in CALLS[operator]:
         torch.library.opcheck(operator, laid(call, LAYOUTS[layout]), test_utils=("test_schema", "test_faketensor"))
+
+
+def check_collectives(rank: int) -> None:
+    name = collectives.known_as(dist.group.WORLD)
+    for operator in COLLECTIVES:
+        for layout in LAYOUTS.values():
+            for x in (rand(B, T, V), rand(1, T, V)):  # one row: a dim of size 1 has any stride
+                torch.library.opcheck(operator, (laid(x, layout), name), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_shapes_and_strides_between_processes_are_as_stated():
+    in_processes(1, check_collectives)

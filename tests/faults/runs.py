@@ -64,6 +64,8 @@ class Running:
     ) -> None:  # fmt: skip
         self.begun, port = time.monotonic(), port or free_port()
         self.files = [folder / f"said-{rank}.txt" for rank in range(count)]
+        for file in self.files:
+            file.unlink(missing_ok=True)
         context = mp.get_context("fork")
         arguments = [str(folder / "recipe.toml"), *words]
         self.processes = [

@@ -40,6 +40,24 @@ def folder(prepared, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+def slow(rank: int) -> None:
+    """Steps that a test can hit: a quarter of a second each."""
+    at = Batches.at
+
+    def later(self, first, rows, step_rows=0):
+        time.sleep(0.25)
+        return at(self, first, rows, step_rows)
+
+    Batches.at = later
+
+
+def begun(folder, *words: str) -> Running:
+    """A run in its first steps."""
+    running = Running(folder, 2, *words, patch=slow)
+    running.until(0, "loss 5.")
+    return running
+
+
 def assert_goes_on_to_the_bit(folder, prepared, *words: str) -> None:
     ended = Running(folder, 2, *words).end()
     assert ended.codes == [0, 0], ended.said
@@ -48,8 +66,7 @@ def assert_goes_on_to_the_bit(folder, prepared, *words: str) -> None:
 
 
 def test_a_killed_process_ends_the_run_and_it_goes_on(folder, prepared):
-    running = Running(folder, 2)
-    running.until(0, "step 1/12")
+    running = begun(folder)
     running.kill(1)
     ended = running.end(SOON_SECONDS)
     assert ended.codes == [5, -9]
@@ -62,7 +79,7 @@ def test_fifty_random_kills(folder, prepared):
     """Any process, at any moment from the start to the end, saves included; killed again while it goes on."""
     chance, kills = random.Random(0), 0
     while kills < 50:
-        begun = time.monotonic()
+        started = time.monotonic()
         running = Running(folder, 2, "--checkpoint.interval", "1")
         time.sleep(chance.uniform(0.05, 1.5) if kills % 3 else chance.uniform(0.05, 6))
         victim = chance.randrange(2)
@@ -71,15 +88,14 @@ def test_fifty_random_kills(folder, prepared):
             kills += 1
         ended = running.end(SOON_SECONDS)
         assert ended.codes[victim] in (-9, 0) and ended.codes[1 - victim] in (0, 4, 5), ended.said
-        assert time.monotonic() - begun < SOON_SECONDS
+        assert time.monotonic() - started < SOON_SECONDS
         if ended.codes == [0, 0]:
             shutil.rmtree(folder / "run")
     assert_goes_on_to_the_bit(folder, prepared, "--checkpoint.interval", "1")
 
 
 def test_sigterm_to_all_saves_and_goes_on(folder, prepared):
-    running = Running(folder, 2)
-    running.until(0, "step 1/12")
+    running = begun(folder)
     for rank in (0, 1):
         running.kill(rank, signal.SIGTERM)
     ended = running.end(SOON_SECONDS)
@@ -89,16 +105,14 @@ def test_sigterm_to_all_saves_and_goes_on(folder, prepared):
 
 
 def test_sigterm_to_one_stops_all(folder, prepared):
-    running = Running(folder, 2)
-    running.until(0, "step 1/12")
+    running = begun(folder)
     running.kill(1, signal.SIGTERM)
     assert running.end(SOON_SECONDS).codes == [143, 143]
     assert_goes_on_to_the_bit(folder, prepared)
 
 
 def test_a_process_that_hangs_ends_the_run_in_the_time_allowed(folder, prepared):
-    running = Running(folder, 2, "--comm.train_timeout_seconds", "4")
-    running.until(0, "step 1/12")
+    running = begun(folder, "--comm.train_timeout_seconds", "4")
     running.kill(1, signal.SIGSTOP)
     running.processes[0].join(SOON_SECONDS)
     stopped, code = running.processes[0].exitcode is not None, running.processes[0].exitcode
@@ -216,8 +230,7 @@ def test_wrong_settings_are_told_once(folder):
 
 
 def test_two_runs_in_one_folder_are_told_once(folder):
-    running = Running(folder, 2, "--training.steps", "100000", "--checkpoint.interval", "0")
-    running.until(0, "step 1/")
+    running = begun(folder, "--training.steps", "1000")
     second = folder / "second"
     second.mkdir()
     for name in ("recipe.toml", "shape.json", "text.txt"):
