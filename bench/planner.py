@@ -100,9 +100,7 @@ def measured(run: Run, mesh: Mesh) -> int:
     state = make_state(run, run.words, device, silent, mesh=mesh)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
-        batch = random_batch(run, run.words, generator)
-        mine = batch.split(run.world.size)[run.world.rank].split(run.microbatches)
-        del batch
+        mine = random_batch(run, run.words, generator).split(run.microbatches)
         moments = [value for of_one in state.optimizer.state.values() for value in of_one.values()]
         held = [local(tensor) for tensor in (*state.model.parameters(), *moments)]
         live = LiveBytesOfShards(held, [(b.ids_BT, b.labels_BT, b.positions_BT) for b in mine])

@@ -122,7 +122,9 @@ FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not l
     "model.tokenizer_path": "tokenizer.path",
     "optimizer.scheduler": "lr_scheduler.name",
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
-    "optimizer.early_step_in_backward": Refused("not supported yet: the optimizer inside the backward"),
+    "optimizer.early_step_in_backward": Refused(
+        "the norm of all gradients clips a step or skips it, so no parameter changes before the last gradient is there"
+    ),
     "training.context_len": "data.context_len",
     "training.varlen": "data.varlen",
     "training.warmup_steps": "lr_scheduler.warmup_steps",

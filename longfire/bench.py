@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 import torch
 
+from longfire.checkpoint import State
 from longfire.data.batches import Batch
 from longfire.device import Clock, choose_device, matmul_peak, peak_memory_bytes
 from longfire.ops.documents import Documents
+from longfire.parallel.axes import DATA
+from longfire.parallel.mesh import joined
 from longfire.run import Run
 from longfire.train import make_state, train_step
 
@@ -18,20 +21,15 @@ DOCUMENT_TOKENS = 512  # mean length of the random documents of data.varlen
 def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dict[str, float]:
     """Measure `steps` steps and tell what they cost; returns the numbers (seconds, tokens, bytes, FLOP/s).
 
-    The learning rate is 0: the same work, and parameters that random tokens do not drive anywhere.
+    The learning rate is 0: the same work, and parameters that random tokens do not drive anywhere. Where many processes measure
+    together, tokens are those of all, and bytes those of this one.
     """
-    device = choose_device(run.training)
-    state = make_state(run, run.words, device, note)
-    shape, generator, clock = state.model.shape, torch.Generator().manual_seed(run.training.seed), Clock(device)
-    taken = []
-    for step in range(WARMUP_STEPS + steps):
-        with clock("data"):
-            batch = random_batch(run, shape.vocab_size, generator)
-        train_step(state, batch.split(run.accumulation), 0.0, run.training, clock)
-        parts = clock.read()
-        if step >= WARMUP_STEPS:
-            taken.append(parts)
-    peak, source = matmul_peak(device, state.model.compute_dtype)
+    device = choose_device(run.training, run.world.local_rank)
+    note = note if run.world.is_first else lambda line: None
+    with joined(run.world, run.degrees, run.comm, device) as mesh:
+        state = make_state(run, run.words, device, note, mesh=mesh)
+        taken = measured(run, state, steps, Clock(device))
+        peak, source = matmul_peak(device, state.model.compute_dtype)
     seconds = statistics.median(parts["seconds"] for parts in taken)
     flops_per_token = 3 * state.model.flops_per_token(run.training.seq_len)
     result = {
@@ -41,15 +39,28 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
         "memory_bytes": peak_memory_bytes(device),
         "flops_per_token": flops_per_token,
         "matmul_peak": peak,
-        "mfu": run.tokens_per_step * flops_per_token / seconds / peak,
+        "mfu": run.tokens_per_step * flops_per_token / seconds / peak / run.world.size,
     }
     tell(result, [run.tokens_per_step / parts["seconds"] for parts in taken], source, note)
     return result
 
 
+def measured(run: Run, state: State, steps: int, clock: Clock) -> list[dict[str, float]]:
+    """Where the seconds of each step went, after the warm-up."""
+    generator, taken = torch.Generator().manual_seed(run.training.seed + state.mesh.rank(*DATA)), []
+    for step in range(WARMUP_STEPS + steps):
+        with clock("data"):
+            batch = random_batch(run, state.model.shape.vocab_size, generator)
+        train_step(state, batch.split(run.microbatches), 0.0, run.training, clock)
+        parts = clock.read()
+        if step >= WARMUP_STEPS:
+            taken.append(parts)
+    return taken
+
+
 def random_batch(run: Run, words: int, generator: torch.Generator) -> Batch:
-    """The rows of a step, every token and label drawn alike; with data.varlen documents of some DOCUMENT_TOKENS tokens."""
-    size = (run.rows_per_step, run.training.seq_len)
+    """A process's rows of a step, every token and label drawn alike; with data.varlen documents of some DOCUMENT_TOKENS tokens."""
+    size = (run.training.batch_size * run.accumulation, run.training.seq_len)
     ids_BT, labels_BT = (torch.randint(words, size, generator=generator) for _ in range(2))
     positions_BT = torch.arange(run.training.seq_len).expand(size)
     if not run.data.varlen:

@@ -377,7 +377,7 @@ def bench(words: Sequence[str]) -> int:
     parser.add_argument(
         "--steps", type=int, default=10, metavar="N", help="steps to measure, after 2 of warm-up (default: 10)"
     )
-    run, options = read_run(parser, words)
+    run, options = read_run(parser, words, world=world())
     from longfire.bench import bench as measure
 
     measure(run, options.steps)

@@ -85,6 +85,11 @@ def meeting_point() -> str:
     return f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
 
 
+def attempt() -> str:
+    """Which start of the run this is, where torchrun starts all again after one has died (--max-restarts)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def record_collectives(count: int) -> None:
     """torch's flight recorder keeps the last so many collectives of each process and writes them when one hangs (NCCL only)."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(count))

@@ -11,22 +11,25 @@ from longfire.settings import Profiling
 
 
 @contextmanager
-def profiler(settings: Profiling, run_folder: Path) -> Iterator[Callable[[], None]]:
-    """A function to call after each step. Traces are Chrome traces: open them in Perfetto or chrome://tracing."""
+def profiler(settings: Profiling, run_folder: Path, rank: int = 0) -> Iterator[Callable[[], None]]:
+    """A function to call after each step. Traces are Chrome traces: open them in Perfetto or chrome://tracing. Each process writes
+    its own; the rank stands in the names of all but the first's."""
     if not settings.enable_profiling:
         yield lambda: None
         return
     cuda = torch.cuda.is_available()
     traces, snapshots = run_folder / settings.save_traces_folder, run_folder / settings.save_memory_snapshot_folder
 
+    whose = f"-rank-{rank}" if rank else ""
+
     def write(trace: profile) -> None:
         if trace.step_num % settings.profile_freq:
             return  # the run ended where the step to trace would have begun
         traces.mkdir(parents=True, exist_ok=True)
-        trace.export_chrome_trace(str(traces / f"step-{trace.step_num}.json"))
+        trace.export_chrome_trace(str(traces / f"step-{trace.step_num}{whose}.json"))
         if settings.enable_memory_snapshot and cuda:
             snapshots.mkdir(parents=True, exist_ok=True)
-            torch.cuda.memory._dump_snapshot(str(snapshots / f"step-{trace.step_num}.pickle"))
+            torch.cuda.memory._dump_snapshot(str(snapshots / f"step-{trace.step_num}{whose}.pickle"))
 
     if settings.enable_memory_snapshot and cuda:
         torch.cuda.memory._record_memory_history()

@@ -20,7 +20,7 @@ from longfire.errors import SettingsError, TrainingError
 from longfire.evaluate import evaluate
 from longfire.finish import finish
 from longfire.hub import foreign
-from longfire.hub.convert import load_weights
+from longfire.hub.load import read_weights
 from longfire.launch import StopRequest, Watchdog, cxx_compiler, signal_name
 from longfire.loss import loss_of, loss_sum
 from longfire.model import Model, materialise, on_meta
@@ -104,15 +104,17 @@ def prepared_data(run: Run, mesh: Mesh, note: Callable[[str], None]) -> Prepared
 
 
 def take_weights(run: Run, state: State) -> None:
-    """Start from the weights of model.weights: each process takes what lies with it. Raises CheckpointError or SettingsError."""
-    load = foreign.load_weights if run.model.backend == "transformers" else load_weights
+    """Start from the weights of model.weights, one tensor in memory at a time: each process takes what lies with it. Raises
+    CheckpointError or SettingsError."""
+    theirs = run.model.backend == "transformers"
+    parts = {name: state.part(name, parameter.detach()) for name, parameter in state.model.named_parameters()}
     with state.mesh.agreed():
-        whole = load(run.model.weights, state.model.shape)
-        with torch.no_grad():
-            for name, parameter in state.model.named_parameters():
-                part = state.part(name, parameter)
-                for box in part.boxes:
-                    box.of_local(part.tensor).copy_(box.of_whole(whole[name]))
+        read = foreign.load_weights(run.model.weights, state.model.shape).items() if theirs else None
+        for name, whole in read or read_weights(run.model.weights, state.model.shape):
+            part = parts.pop(name, None)
+            for box in part.boxes if part else ():
+                box.of_local(part.tensor).copy_(box.of_whole(whole))
+    assert not parts, f"{run.model.weights} gave no {sorted(parts)}"
 
 
 def report_of(run: Run, state: State) -> Report | QuietReport:
@@ -131,7 +133,7 @@ def steps_to_the_end(
     last, rows = last_step(run, state), run.training.batch_size * run.accumulation
     with (
         Watchdog(run.comm) as watchdog,
-        profiler(run.profiling, run.folder) as trace_step,
+        profiler(run.profiling, run.folder, mesh.rank()) as trace_step,
         collected_garbage(run.training) as collect_garbage,
     ):
         while state.step < last and not mesh.any(stop.requested):

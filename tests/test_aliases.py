@@ -80,7 +80,7 @@ LANDS = {
 REFUSED = {
     "job.use_for_integration_test": ("false", "true", "no effect in its own system"),
     "model.norm_type": ("rmsnorm", "layernorm", "model.config names"),
-    "optimizer.early_step_in_backward": ("false", "true", "not supported yet"),
+    "optimizer.early_step_in_backward": ("false", "true", "norm of all gradients"),
     "training.disable_loss_parallel": ("false", "true", "always shared"),
     "training.mixed_precision_reduce": ("float32", "bfloat16", "always summed in float32"),
     "metrics.rank_0_only": ("true", "false", "process 0 tells"),

@@ -143,7 +143,10 @@ def joined(
         # tensors of the host go through gloo also where the device has NCCL: flags and counts need not wait for it
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with launch.Watchdog(comm, "to join the other processes"):  # who answers at the address may be a stranger
-            dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+            store, rank, size = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
+            # torchrun may keep its store when it starts all again, and in it the addresses of those who died
+            store = dist.PrefixStore(f"attempt-{launch.attempt()}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"process {world.rank} of {world.size} could not join the others at {launch.meeting_point()}: {first_line(error)}. The "

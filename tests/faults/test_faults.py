@@ -7,10 +7,14 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from worlds import free_port
 
 from longfire import checkpoint
 from longfire.checkpoint import load_model_weights, newest
@@ -19,6 +23,7 @@ from longfire.errors import DataError
 from longfire.ops import cross_entropy
 from runs import Running, make
 
+TRAIN_SH = Path(__file__).parents[2] / "scripts/train.sh"
 SOON_SECONDS = 40  # far below the time-outs of the runs: nobody waits for them
 
 
@@ -241,3 +246,30 @@ def test_two_runs_in_one_folder_are_told_once(folder):
     running.kill(0)
     running.kill(1)
     running.end()
+
+
+DIES_ONCE = """
+import os, pathlib, threading, time
+MIXERS = {}  # a plugin is code of the user's own: this one kills process 1 when there is something to go on from
+def die():
+    while not pathlib.Path("run/checkpoints/step-2").exists():
+        time.sleep(0.005)
+    pathlib.Path("died").touch()
+    os.kill(os.getpid(), 9)
+if os.environ.get("RANK") == "1" and not pathlib.Path("died").exists():
+    threading.Thread(target=die, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_again_from_the_newest_checkpoint(folder, prepared):
+    """scripts/train.sh with a real torchrun: one process dies, all start again, and the end is to the bit the same."""
+    (folder / "dies.py").write_text(DIES_ONCE)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NGPU": "2", "MAX_RESTARTS": "1",
+                   "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    words = ["recipe.toml", "--model.plugins", "dies.py", "--training.steps", "12"]
+    done = subprocess.run(["bash", str(TRAIN_SH), *words], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "died").exists() and "going on from" in done.stdout
+    weights = load_model_weights(folder / "run/checkpoints/step-12")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in prepared[1].items())
