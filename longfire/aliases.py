@@ -168,8 +168,12 @@ FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not l
     "float8.scaling_type_input": Refused(FLOAT8, ("dynamic",)),
     "float8.scaling_type_weight": Refused(FLOAT8, ("dynamic",)),
     "float8.scaling_type_grad_output": Refused(FLOAT8, ("dynamic",)),
-    "memory_estimation.enabled": Refused(f"{NO_EFFECT}; `longfire bench` measures the memory of a step"),
-    "memory_estimation.disable_fake_mode": Refused(f"{NO_EFFECT}; `longfire bench` measures the memory of a step"),
+    "memory_estimation.enabled": Refused(
+        "`longfire plan RECIPE --gpus N` estimates the memory of a step without a device"
+    ),
+    "memory_estimation.disable_fake_mode": Refused(
+        "`longfire plan RECIPE --gpus N` estimates the memory of a step without a device"
+    ),
 }
 
 FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 
 from longfire.checkpoint import State
-from longfire.data import tokenizer
 from longfire.data.batches import Batch
 from longfire.device import Clock, choose_device, matmul_peak, peak_memory_bytes
 from longfire.ops.documents import Documents
@@ -28,7 +27,7 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     device = choose_device(run.training, run.world.local_rank)
     note = note if run.world.is_first else lambda line: None
     with joined(run.world, run.degrees, run.comm, device) as mesh:
-        state = make_state(run, words_of(run), device, note, mesh=mesh)
+        state = make_state(run, run.words, device, note, mesh=mesh)
         taken = measured(run, state, steps, Clock(device))
         peak, source = matmul_peak(device, state.model.compute_dtype)
     seconds = statistics.median(parts["seconds"] for parts in taken)
@@ -57,15 +56,6 @@ def measured(run: Run, state: State, steps: int, clock: Clock) -> list[dict[str,
         if step >= WARMUP_STEPS:
             taken.append(parts)
     return taken
-
-
-def words_of(run: Run) -> int:
-    """How many words the model will have, without touching data."""
-    if run.shape.vocab_size:
-        return run.shape.vocab_size
-    if run.tokenizer.path == "train":
-        return run.tokenizer.train_vocab_size
-    return tokenizer.load(run.tokenizer, (), (), run.data).vocab_size
 
 
 def random_batch(run: Run, words: int, generator: torch.Generator) -> Batch:

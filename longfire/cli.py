@@ -134,9 +134,10 @@ def help_of(field: Any) -> str:
 
 
 def read_run(
-    parser: RecipeParser, words: Sequence[str], needs_model: bool = True, world: World = ALONE
+    parser: RecipeParser, words: Sequence[str], needs_model: bool = True, world: World | None = ALONE
 ) -> tuple[Any, argparse.Namespace]:
-    """The run that a recipe and the words after it describe, for the processes of `world`, and the command's own options."""
+    """The run that a recipe and the words after it describe, for the processes of `world` (None: as many as --gpus says), and the
+    command's own options."""
     parser.add_argument(
         "recipe", nargs="?", type=Path, help="a TOML file: a whole run; settings on the command line win over it"
     )
@@ -148,6 +149,7 @@ def read_run(
         raise SettingsError(f"two recipes: {options.recipe} and --job.config_file {options.named}; give one")
     from longfire.run import Run
 
+    world = World(options.gpus) if world is None else world
     note = print if world.is_first else lambda line: None
     recipe_file = options.recipe or options.named
     return Run.compose(recipe_file, parser.overrides, needs_model=needs_model, world=world, note=note), options
@@ -175,6 +177,42 @@ def comma_separated(kind: type) -> Callable[[str], tuple]:
         return tuple(kind(part.strip()) for part in text.split(","))
 
     read.__name__ = f"comma-separated {kind.__name__}"
+    return read
+
+
+def plan(words: Sequence[str]) -> int:
+    """What a recipe will hold, send and take on devices that are not here, and which plans would do better."""
+    parser = RecipeParser(plan, "longfire plan recipes/transformer-340m-fineweb.toml --gpus 64 --device h100-80gb")
+    parser.add_argument("--gpus", type=at_least(1), default=1, metavar="N", help="devices, a process each (default: 1)")
+    parser.add_argument(
+        "--device", default="h100-80gb", metavar="NAME",
+        help="a100-40gb, a100-80gb, h100-80gb, h100-pcie, h200-141gb, b200-180gb, l40s-48gb (default: h100-80gb)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory", default="", metavar="SIZE", help="of a device, as 80GB or 80GiB (default: that of --device)"
+    )
+    parser.add_argument(
+        "--alternatives", type=at_least(0), default=8, metavar="N", help="other plans to tell; 0: none (default: 8)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    run, options = read_run(parser, words, world=None)
+    from longfire.parallel.cost import device_of
+    from longfire.parallel.planner import Planner
+    from longfire.parallel.tables import plan_run
+
+    plan_run(Planner(run, device_of(options.device, options.memory)), options.alternatives, options.json)
+    return 0
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers on the command line; argparse names it in its errors."""
+
+    def read(text: str) -> int:
+        if int(text) < least:
+            raise ValueError(text)
+        return int(text)
+
+    read.__name__ = f"whole number from {least} on"
     return read
 
 
@@ -357,6 +395,7 @@ COMMANDS = {
     "report": report,
     "doctor": doctor,
     "bench": bench,
+    "plan": plan,
 }
 
 

@@ -118,6 +118,17 @@ class Run:
         return self.folder / "tokenizer"
 
     @property
+    def words(self) -> int:
+        """How many words the model will have, without touching data."""
+        if self.shape.vocab_size:
+            return self.shape.vocab_size
+        if self.tokenizer.path == "train":
+            return self.tokenizer.train_vocab_size
+        from longfire.data import tokenizer  # brings the tokenizers
+
+        return tokenizer.load(self.tokenizer, (), (), self.data).vocab_size
+
+    @property
     def data_processes(self) -> int:
         """Processes, or groups of them, with rows of their own."""
         return prod(self.degrees[axis] for axis in DATA)

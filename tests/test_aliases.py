@@ -93,8 +93,8 @@ REFUSED = {
     "float8.scaling_type_input": ("dynamic", "delayed", "not supported yet"),
     "float8.scaling_type_weight": ("dynamic", "delayed", "not supported yet"),
     "float8.scaling_type_grad_output": ("dynamic", "delayed", "not supported yet"),
-    "memory_estimation.enabled": ("false", "true", "no effect in its own system"),
-    "memory_estimation.disable_fake_mode": ("false", "true", "no effect in its own system"),
+    "memory_estimation.enabled": ("false", "true", "`longfire plan RECIPE --gpus N` estimates the memory"),
+    "memory_estimation.disable_fake_mode": ("false", "true", "`longfire plan RECIPE --gpus N` estimates the memory"),
 }
 OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # S1-25, S1-26: tested below
 

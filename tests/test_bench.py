@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from longfire.bench import bench, random_batch, words_of
+from longfire.bench import bench, random_batch
 from longfire.run import Run
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["gla", "attention"], "gla": {"num_heads": 2},
@@ -27,11 +27,6 @@ def test_random_rows_lie_in_documents(compose, monkeypatch):
     same = batch.documents.ids_BT[:, 1:] == batch.documents.ids_BT[:, :-1]
     assert torch.equal(batch.positions_BT[:, 1:], torch.where(same, batch.positions_BT[:, :-1] + 1, 0))
     assert not same.all()
-
-
-def test_the_words_are_known_without_data(compose):
-    assert words_of(compose(**{"tokenizer.path": "train", "tokenizer.train_vocab_size": "300"})) == 300
-    assert words_of(compose()) == 258  # bytes, <bos>, <eos>
 
 
 def test_the_numbers_add_up(compose):

@@ -49,6 +49,12 @@ def compose(folder: Path, **overrides: str) -> Run:
     return Run.compose(folder / "recipes" / "x.toml", overrides, note=lambda told: None)
 
 
+def test_the_words_are_known_without_data(folder):
+    trained = {"tokenizer.path": "train", "tokenizer.train_vocab_size": "300"}
+    assert compose(folder, **trained).words == 300
+    assert compose(folder).words == 258  # bytes, <bos>, <eos>
+
+
 def test_steps_rows_and_tokens(folder):
     run = compose(folder)
     assert (run.accumulation, run.rows_per_step, run.tokens_per_step, run.steps) == (1, 4, 256, 100)

@@ -6,6 +6,8 @@ is asked raises. `longfire doctor` compares every fast form with its truth on th
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ RECURRENT = ("linear_attention", "delta_rule", "dplr", "short_conv", *WITHOUT_KE
 OPS = ("attention", *RECURRENT)
 
 _choices: dict[str, Choice] = {}
+_as_on_cuda = False
 
 
 def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
@@ -83,3 +86,19 @@ def chosen(op: str) -> str:
     """The form of this op that runs: "torch" until `choose` was called."""
     assert op in OPS, f"{op} has no choice of forms"
     return _choices[op].name if op in _choices else "torch"
+
+
+def as_on_cuda() -> bool:
+    """Whether what a CPU would do for itself alone is left out, so that what a step holds is what it would hold on CUDA."""
+    return _as_on_cuda
+
+
+@contextmanager
+def pretending_cuda(pretend: bool = True) -> Iterator[None]:
+    """Inside, fake tensors of the planner take the paths of a CUDA device that is not here."""
+    global _as_on_cuda
+    before, _as_on_cuda = _as_on_cuda, pretend
+    try:
+        yield
+    finally:
+        _as_on_cuda = before

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longfire.ops import as_on_cuda
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
 
@@ -364,7 +365,7 @@ def by_segments(
     Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than 9.
     """
     tokens = T = inputs[0].shape[1]
-    if inputs[0].device.type == "cpu":
+    if inputs[0].device.type == "cpu" and not as_on_cuda():
         numbers = max(x.numel() // T for x in inputs if x is not None and x.dim() == 4)
         tokens = max(1, SEGMENT_NUMBERS // (numbers * CHUNK)) * CHUNK
     if tokens >= T:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longfire.ops import as_on_cuda
 from longfire.ops.linear import native_bf16, working_dtype
 
 # Rows of logits that go through softmax together: 3 MB at 50k words, so that its passes stay in the cache.
@@ -161,7 +162,7 @@ def softmax_minus_onehot(logits_NW: Tensor, labels_N: Tensor, ignore_index: int,
     index_N1 = torch.where(real_N, labels_N, 0)[:, None]
     label_logits_N1 = logits_NW.gather(1, index_N1)
     lse_N1 = torch.empty_like(label_logits_N1)
-    rows = CACHED_ROWS if logits_NW.device.type == "cpu" else len(logits_NW)
+    rows = CACHED_ROWS if logits_NW.device.type == "cpu" and not as_on_cuda() else len(logits_NW)
     for logits, lse, real in zip(logits_NW.split(rows), lse_N1.split(rows), real_N.split(rows)):
         highest = logits.amax(1, keepdim=True)
         sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
@@ -196,7 +197,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a b. bf16 gives an fp32 product on CUDA; on a CPU with bf16 units the product is rounded to bf16 first."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.device.type == "cuda":
+    elif a.device.type == "cuda" or as_on_cuda():
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)
@@ -206,7 +207,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b, added up in the total's dtype."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.device.type == "cuda":
+    elif a.device.type == "cuda" or as_on_cuda():
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.add_(a @ b)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from longfire.ops import as_on_cuda
+
 
 def working_dtype(x: Tensor) -> torch.dtype:
     """Statistics, states and sums are fp32; float64 inputs stay what they are (the truth in tests)."""
@@ -20,6 +22,8 @@ def in_fp32(x: Tensor) -> Tensor:
 
 def native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices in hardware. A CPU without such units takes 400x the time of fp32."""
+    if as_on_cuda():
+        return True
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -23,7 +23,7 @@ FLOORS = [
     ["model", "loss", "shards", "checkpoint", "plugins"],
     ["hub", "parallel.pipeline", "parallel.apply"],
     ["run"],
-    ["weights"],
+    ["weights", "parallel.memory", "parallel.planner", "parallel.tables"],
     ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
     ["tasks"],
     ["finish", "prompts", "scores"],
@@ -41,6 +41,12 @@ PRIVATE_NAMES = {
     "ops/linear.py": None,
     "optim.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
+    "parallel/memory.py": {
+        "torch._library",
+        "torch._subclasses",
+        "torch.utils._python_dispatch",
+        "torch.utils._pytree",
+    },
     "parallel/pipeline.py": {"_PipelineScheduleRuntime", "_load_csv"},
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
