@@ -35,39 +35,43 @@ def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor
     bf16 on a CPU without bf16 units: the same rounded values are multiplied in fp32 and the result is rounded, which is what a
     bf16 product with fp32 accumulation means.
     """
-    if (
-        x.dtype == weight_WD.dtype == torch.float32
-    ):  # a token's products are so small that to ask for more takes as long
-        return F.linear(x, weight_WD, bias_W)
-    if x.dtype == torch.bfloat16 and not native_bf16(x.device):
-        return _RoundedLinear.apply(x, weight_WD, bias_W)
-    return F.linear(x, weight_WD.to(x.dtype), None if bias_W is None else bias_W.to(x.dtype))
+    if x.dtype == weight_WD.dtype and (x.dtype != torch.bfloat16 or native_bf16(x.device)):
+        return F.linear(x, weight_WD, None if bias_W is None else bias_W.to(x.dtype))
+    return _RoundedLinear.apply(x, weight_WD, bias_W)
 
 
 class _RoundedLinear(torch.autograd.Function):
-    """bf16 values multiplied in fp32. Keeps x in bf16 and the master weight itself, and widens both again in the backward:
-    a third of the memory that autograd would keep. The weight's gradient is fp32 and never rounded.
+    """Master weights rounded to x's type, and multiplied in it where the device has units for it, else in fp32. Keeps x and the master
+    weight itself, which is rounded again in the backward: autograd would keep the rounded one, a copy of the model that no sharding
+    gives back. The weight's gradient has the master's type.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_WD: Tensor, bias_W: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight_WD)
-        bias_W = None if bias_W is None else bias_W.to(x.dtype).float()
-        return F.linear(x.float(), weight_WD.to(x.dtype).float(), bias_W).to(x.dtype)
+        wide = multiplied(x)
+        bias_W = None if bias_W is None else bias_W.to(x.dtype).to(wide)
+        return F.linear(x.to(wide), weight_WD.to(x.dtype).to(wide), bias_W).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_WD = ctx.saved_tensors
+        wide = multiplied(x)
         d_x = d_weight_WD = d_bias_W = None
-        d_y_NW = d_y.flatten(0, -2).float()
+        d_y_NW = d_y.flatten(0, -2).to(wide)
         if ctx.needs_input_grad[0]:
-            d_x = (d_y_NW @ weight_WD.to(x.dtype).float()).view_as(x).to(x.dtype)
+            d_x = (d_y_NW @ weight_WD.to(x.dtype).to(wide)).view_as(x).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            d_weight_WD = (d_y_NW.T @ x.flatten(0, -2).float()).to(weight_WD.dtype)
+            d_weight_WD = (d_y_NW.T @ x.flatten(0, -2).to(wide)).to(weight_WD.dtype)
         if ctx.needs_input_grad[2]:
-            d_bias_W = d_y_NW.sum(0).to(weight_WD.dtype)
+            d_bias_W = d_y_NW.sum(0, dtype=working_dtype(d_y_NW)).to(weight_WD.dtype)
         return d_x, d_weight_WD, d_bias_W
+
+
+def multiplied(x: Tensor) -> torch.dtype:
+    """The type in which products of x are made."""
+    return torch.float32 if x.dtype == torch.bfloat16 and not native_bf16(x.device) else x.dtype
 
 
 class Linear(nn.Linear):
