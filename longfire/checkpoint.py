@@ -151,6 +151,11 @@ class Checkpoints:
                 with self.told(place):
                     clean(self.folder)
                     aside_of(place).mkdir(parents=True)
+        with self.mesh.agreed():
+            if not aside_of(place).is_dir():
+                raise CheckpointError(
+                    f"{aside_of(place)} is not there on this machine: job.dump_folder must lie on a file system that all machines see"
+                )
         held, counters = state.written(weights_only), state.counters()
         self.saved_at, self.saved_step = time.monotonic(), state.step
         if self.settings.async_mode == "disabled":
@@ -197,7 +202,7 @@ class Checkpoints:
         with self.told(place):
             try:
                 files = write_tensors(held, aside, rank)
-            except OSError as error:
+            except Exception as error:
                 for path in aside.glob(f"shard-{rank:05d}-*"):
                     path.unlink()  # the disk may be full, and the mark needs room
                 write_whole(aside / mark_of(rank), json.dumps({"error": str(error)}))
@@ -235,7 +240,7 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            if self.mesh.rank() == 0:
+            if self.mesh.size() == 1:  # else others may still write there; the next start removes it
                 shutil.rmtree(aside_of(place), ignore_errors=True)
             kept = ", ".join(f"step-{step}" for step in steps(self.folder)) or "none"
             raise CheckpointError(
@@ -268,11 +273,17 @@ class Checkpoints:
         """Load load_step, or the newest whole checkpoint (naming damaged ones that are newer). False if there is none yet."""
         if not self.settings.enable_checkpoint:
             return False
-        step = self.settings.load_step if self.settings.load_step >= 0 else newest(self.folder, self.note, self.mesh)
-        if step is None:
-            return False
-        place = self.folder / f"step-{step}"
-        load(state, place, self.mesh, looked_at=self.settings.load_step < 0)
+        try:
+            step = (
+                self.settings.load_step if self.settings.load_step >= 0 else newest(self.folder, self.note, self.mesh)
+            )
+            if step is None:
+                return False
+            place = self.folder / f"step-{step}"
+            load(state, place, self.mesh, looked_at=self.settings.load_step < 0)
+        except CheckpointError as error:
+            error.told_elsewhere |= self.mesh.rank() > 0  # all processes looked, and found the same
+            raise
         self.saved_at, self.saved_step = time.monotonic(), state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
         self.note(f"going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}")
@@ -323,14 +334,15 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
     if facts["weights_only"] and facts["step"]:
         raise CheckpointError(f"{place} holds the model's weights only (checkpoint.model_weights_only) and cannot be resumed; export "
                               "it and start from it with model.weights")  # fmt: skip
-    index = index_of(place)
+    with mesh.agreed():
+        index = index_of(place)
     mine = {f"model/{name}": p for name, p in state.model.named_parameters()}
     held = {name: state.part(name, parameter.detach()) for name, parameter in mine.items()}
     here = {}
     for some in mesh.all_say({name: part.shape for name, part in held.items()}):
         here |= some  # with a pipeline each process holds some of the names
     check_names({name: entry.shape for name, entry in index.items() if name.startswith("model/")}, here, place)
-    with Reader(index) as reader, torch.no_grad():
+    with mesh.agreed(), Reader(index) as reader, torch.no_grad():
         for name, part in held.items():
             reader.fill(part, name)
         for name, what, parameter in moments(index, mine):

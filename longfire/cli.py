@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from longfire import recipe
 from longfire.aliases import ALIASES, as_text, bare_value
 from longfire.errors import SettingsError, UserError
-from longfire.launch import ALONE, World, speaks_for_machine, stay_offline, world
+from longfire.launch import ALONE, World, stay_offline, world
 from longfire.options import Checked, Sampling, Scoring
 from longfire.settings import SECTIONS
 
@@ -152,7 +152,13 @@ def read_run(
     world = World(options.gpus) if world is None else world
     note = print if world.is_first else lambda line: None
     recipe_file = options.recipe or options.named
-    return Run.compose(recipe_file, parser.overrides, needs_model=needs_model, world=world, note=note), options
+    try:
+        return Run.compose(recipe_file, parser.overrides, needs_model=needs_model, world=world, note=note), options
+    except SettingsError as error:
+        error.told_elsewhere = (
+            world.local_rank > 0
+        )  # the first process of each machine reads the same files and says it
+        raise
 
 
 def add_which_model(parser: Parser) -> None:
@@ -428,8 +434,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         if show_traceback:
             raise
-        of_all = isinstance(error, SettingsError)
-        if not error.told_elsewhere and (speaks_for_machine() or not of_all):
+        if not error.told_elsewhere:
             print(f"longfire: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
 from longfire.loss import losses
 from longfire.model import Model
-from longfire.parallel.apply import give_back
+from longfire.parallel.apply import device_of, give_back
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 
@@ -97,7 +97,7 @@ def measure(
 ) -> Measured:
     """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each process of the mesh takes its share
     of the rows, and all add up: all call this with the same batches."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
     for batch in batches:
         batch = batch.share(mesh.rank(*DATA), mesh.size(*DATA))

@@ -46,38 +46,33 @@ ALONE = World()
 
 def world() -> World:
     """What the launcher says. Raises SettingsError where it cannot be."""
-    size, source = number("size", 1)
+    names = next((names for names in zip(*NAMES.values()) if names[0] in os.environ), ("",))
+    source, *_ = names
+    size = number(source, 1)
     if size <= 1:
         return ALONE
-    launcher = 0 if source == NAMES["size"][0] else 1
-    for name in (NAMES["rank"][launcher], "MASTER_ADDR", "MASTER_PORT"):
+    _, rank_name, local_name = names
+    for name in (rank_name, "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise SettingsError(
                 f"{source} = {size} in the environment means several processes, but {name} is not set: start them with "
                 "scripts/train.sh or torchrun (see docs/parallelism.md), or unset it for one process"
             )
-    rank, told = number("rank", 0)
+    rank = number(rank_name, 0)
     if rank >= size:
-        raise SettingsError(f"{told} = {rank} in the environment, but {source} = {size}: ranks count from 0")
+        raise SettingsError(f"{rank_name} = {rank} in the environment, but {source} = {size}: ranks count from 0")
     for ours, theirs in (("RANK", rank), ("WORLD_SIZE", size)):
         os.environ[ours] = str(theirs)  # torch reads these names only
-    return World(size, rank, number("local_rank", 0)[0])
+    sees_its_own_gpu = local_name.startswith("SLURM") and os.environ.get("SLURM_GPUS_PER_TASK") == "1"
+    return World(size, rank, 0 if sees_its_own_gpu else number(local_name, 0))
 
 
-def speaks_for_machine() -> bool:
-    """Whether this process is the first of those that a launcher started here: all others see the same settings and files."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
-
-
-def number(what: str, default: int) -> tuple[int, str]:
-    """The first of its names that is set, and that name. Raises SettingsError if it is no number."""
-    for name in NAMES[what]:
-        value = os.environ.get(name)
-        if value is not None:
-            if not value.isdigit():
-                raise SettingsError(f"{name} = {value!r} in the environment is not a number of processes; unset it")
-            return int(value), name
-    return default, NAMES[what][0]
+def number(name: str, default: int) -> int:
+    """A number of the environment. Raises SettingsError if it is none."""
+    value = os.environ.get(name, str(default))
+    if not value.isdigit():
+        raise SettingsError(f"{name} = {value!r} in the environment is not a number of processes; unset it")
+    return int(value)
 
 
 def meeting_point() -> str:
@@ -134,7 +129,8 @@ def cxx_compiler() -> str | None:
 
 
 class StopRequest:
-    """`requested` turns true on SIGTERM or SIGINT, for the loop to finish its step; a second signal ends the process at once.
+    """`requested` turns true on SIGTERM or SIGINT, for the loop to finish its step; a second SIGINT ends the process at once. A second
+    SIGTERM does not: launchers send it to themselves and to those they have started, who pass it on.
 
     In a thread other than the main one nothing is caught: Python lets only the main thread do that.
     """
@@ -153,11 +149,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def ask(self, number: int, _: FrameType | None) -> None:
+        if self.requested and number == signal.SIGTERM:
+            return
         if self.requested:
             tell(f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays")
             os._exit(128 + number)
         self.requested, self.exit_code = True, 128 + number
-        tell(f"{signal_name(self.exit_code)}: finishing this step, then saving (once more: stop at once)")
+        tell(f"{signal_name(self.exit_code)}: finishing this step, then saving (Ctrl-C once more: stop at once)")
 
 
 def signal_name(exit_code: int) -> str:

@@ -67,7 +67,7 @@ def schedule(position: float, total: float, warmup: float, scheduler: settings.L
 def clip_gradients(
     gradients: Sequence[Tensor],
     max_norm: float,
-    copies: Sequence[int] = (),
+    copies: Sequence[float] = (),
     world_sum: Callable[[Tensor], Tensor] = lambda total: total,
 ) -> Tensor:
     """Scale gradients in place so that their joint 2-norm is at most `max_norm` (0: leave them).
@@ -78,7 +78,7 @@ def clip_gradients(
     """
     if not gradients:
         return world_sum(torch.zeros((), dtype=torch.float64)).sqrt().float()
-    by_copies: dict[int, list[Tensor]] = defaultdict(list)
+    by_copies: dict[float, list[Tensor]] = defaultdict(list)
     for gradient, count in zip(gradients, copies or [1] * len(gradients)):
         by_copies[count].append(gradient)
     squares = [torch.nn.utils.get_total_norm(some).double().square() / count for count, some in by_copies.items()]

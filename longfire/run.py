@@ -90,7 +90,7 @@ class Run:
                 "model.config is empty: name a config.json, or a folder that holds one, in the recipe's [model] or "
                 "as --model.config"
             )
-        check(run)
+        check(run, trains)
         return run
 
     @classmethod
@@ -330,11 +330,12 @@ def read_shape(path: Path) -> ModelShape:
     return shape
 
 
-def check(run: Run) -> None:
-    """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen."""
+def check(run: Run, trains: bool = True) -> None:
+    """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen. Who only
+    reads a run does not ask whether its plan and batch suit the processes that are here now."""
     problems = [
-        *of_plan(run),
-        *of_batch(run),
+        *(of_plan(run) if trains else ()),
+        *(of_batch(run) if trains else ()),
         *of_length(run),
         *of_model(run),
         *of_backend(run),
@@ -370,6 +371,11 @@ def of_plan(run: Run) -> Iterator[str]:
         yield f"distillation.teacher = {run.distillation.teacher!r} is not supported with {run.world.size} processes yet: start one"
     if run.model.backend == "transformers" and run.data_processes != run.world.size:
         yield "model.backend = 'transformers' knows nothing of the model's inside: only data_parallel degrees may be above 1"
+    if run.model.backend == "transformers":
+        from longfire.hub.foreign import dropouts  # transformers is imported already: it read the shape
+
+        for key, share in dropouts(run.shape).items():
+            yield f"{key} = {share} of {run.model.config}: their dropout differs with the processes; set it to 0, or start one"
     for key, wanted in {
         "checkpoint.export": run.checkpoint.export,
         "eval.sample_prompt": run.eval.sample_prompt,
@@ -536,8 +542,8 @@ def summary(run: Run) -> list[str]:
     decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}" if run.lr_scheduler.name == "wsd" else ""
     return [
         f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.model.config}",
-        f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.accumulation} microbatch(es) of "
-        f"{run.training.batch_size} on {plan_told(run)}",
+        f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
+        f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
         f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
         f"{round(warmup * tokens):,} tokens",

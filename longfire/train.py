@@ -26,7 +26,7 @@ from longfire.loss import loss_of, loss_sum
 from longfire.model import Model, materialise, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
-from longfire.parallel.apply import gradients, parallelize, recompilations, sync_gradients
+from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.tensor import add_up_partial_gradients
@@ -56,7 +56,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
             teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
         state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher, mesh)
         checkpoints = Checkpoints(
-            run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds
+            run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds / 2
         )
         if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
             take_weights(run, state)
@@ -128,7 +128,7 @@ def steps_to_the_end(
     teacher: Distillation | None = None,
 ) -> None:  # fmt: skip
     """The loop: take a batch, step, tell, evaluate, save; until the last step or until someone asks to stop."""
-    device, mesh = next(state.model.parameters()).device, state.mesh
+    device, mesh = device_of(state.model), state.mesh
     tell, clock, skips = teller(run, state, device, report.note), Clock(device), 0
     last, rows = last_step(run, state), run.training.batch_size * run.accumulation
     with (
@@ -141,7 +141,7 @@ def steps_to_the_end(
                 row = state.rows_consumed
                 mine = batches.at(row + mesh.rank(*DATA) * rows, rows, run.rows_per_step)
             numbers = train_step(
-                state, mine.split(run.accumulation), learning_rate(run, state), run.training, clock, teacher
+                state, mine.split(run.microbatches), learning_rate(run, state), run.training, clock, teacher
             )
             report.record(state.step, tell(numbers, clock.read()))
             skips = check_skips(skips, numbers, batches, row, run, mesh)
@@ -182,7 +182,7 @@ def train_step(
         grads, copies = gradients(state.model, mesh)
         grad_norm = clip_gradients(grads, training.max_norm, copies, lambda total: mesh.sum(total, *AXES))
         loss = mesh.sum(loss, *DATA)
-        finite = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
+        finite = bool(torch.isfinite(grad_norm)) and bool(torch.isfinite(loss))
         if finite:
             state.may_change()
             for group in state.optimizer.param_groups:
@@ -200,7 +200,7 @@ def with_noise(
     state: State, microbatches: Sequence[Batch], row: int, seed: int
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """The microbatches on the device, each with the noise of its dropout; `row`: the first one's number in the run."""
-    device = next(state.model.parameters()).device
+    device = device_of(state.model)
     for batch in microbatches:
         noise_BT = row_noise(seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
         yield batch.to(device), noise_BT
@@ -273,8 +273,10 @@ def make_state(
     flops = model.flops_per_token(run.training.seq_len)
     compiled, why = mesh.from_first(compile_decision(run, flops, device))  # it measures: one process decides for all
     model = parallelize(model, run.activation_checkpoint, compiled, mesh, run.parallelism, run.training.seq_len)
+    kept_on = torch.device("cpu") if run.parallelism.cpu_offload else device
     if not theirs:
-        materialise(model, run.training.seed, "cpu" if run.parallelism.cpu_offload else device)
+        materialise(model, run.training.seed, kept_on)
+    model.computes_on = device
     choices = ops.choose(device, run.model.kernels)
     for line in summary(run):
         note(line)
@@ -282,7 +284,7 @@ def make_state(
     note(f"precision: {precision}")
     note(f"kernels: {'; '.join(ops.told(choices))}")
     note(f"compile: {'on' if compiled else 'off'} ({why})")
-    return State(model, make_optimizer(model, run.optimizer, device), mesh=mesh)
+    return State(model, make_optimizer(model, run.optimizer, kept_on), mesh=mesh)
 
 
 def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:

@@ -8,6 +8,7 @@
 # NNODE         machines (default 1)
 # MASTER_ADDR, MASTER_PORT   where they meet: a machine of the run and a free port there (default localhost, 29500)
 # LOG_RANK      whose output is shown, as 0 or 0,1 (default: everybody's; processes other than 0 speak of errors only)
+# SHUTDOWN_SECONDS  how long processes may take to finish a step and save after SIGTERM (default 240)
 # MAX_RESTARTS  how often all start again from the newest whole checkpoint when one has died (default 0)
 set -euo pipefail
 
@@ -16,6 +17,6 @@ if [ -z "${NGPU:-}" ]; then
   [ "$NGPU" -gt 0 ] || NGPU=1
 fi
 exec torchrun --nnodes "${NNODE:-1}" --nproc-per-node "$NGPU" --max-restarts "${MAX_RESTARTS:-0}" \
-  --rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDR:-localhost}:${MASTER_PORT:-29500}" --rdzv-id "${JOB_ID:-longfire}" \
+  --shutdown-timeout "${SHUTDOWN_SECONDS:-240}" --rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDR:-localhost}:${MASTER_PORT:-29500}" --rdzv-id "${JOB_ID:-longfire}" \
   ${LOG_RANK:+--local-ranks-filter "$LOG_RANK" --tee 3} \
   -m longfire train "$@"

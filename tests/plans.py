@@ -82,12 +82,12 @@ def state_of(
     return State(model, make_optimizer(model, settings.Optimizer(lr=1e-3, eps=1e-5), CPU), mesh=mesh)
 
 
-def steps(state: State, count: int) -> list[dict[str, float]]:
+def steps(state: State, count: int, max_norm: float = 0) -> list[dict[str, float]]:
     """Loss and gradient norm of so many steps on the rows that come next."""
     each, said = ROWS // state.mesh.size(*DATA), []
     for _ in range(count):
         batch = rows_of(state.rows_consumed + state.mesh.rank(*DATA) * each, each)
-        numbers = train_step(state, batch.split(MICROBATCHES), 1e-3, settings.Training(max_norm=0), Clock(CPU))
+        numbers = train_step(state, batch.split(MICROBATCHES), 1e-3, settings.Training(max_norm=max_norm), Clock(CPU))
         said.append({name: numbers[name] for name in ("loss", "grad_norm")})
     return said
 

@@ -84,6 +84,15 @@ with StopRequest() as stop:
     assert "SIGINT again: stopping at once" in done.stderr
 
 
+def test_a_second_sigterm_changes_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 HANG = """
 import time
 from longfire.launch import Watchdog

@@ -66,18 +66,17 @@ class Batch:
         return tuple(Batch(*part, Documents.from_ids(ids_BT)) for part, ids_BT in zip(parts, ids))
 
     def share(self, number: int, shares: int) -> "Batch":
-        """Some of the rows, of `shares` parts as equal as they go. A part without a row is a row without labels: whoever computes
-        it keeps step with the others."""
+        """Some of the rows, of `shares` parts of the same size: what is missing is filled up with rows without labels, so that whoever
+        computes them keeps step with the others."""
         if shares == 1:
             return self
         each = -(-self.rows // shares)
-        mine = slice(number * each, (number + 1) * each)
-        if self.ids_BT[mine].shape[0] == 0:
-            mine, labels_BT = slice(0, 1), torch.full_like(self.labels_BT[:1], NO_LABEL)
-        else:
-            labels_BT = self.labels_BT[mine]
-        documents = None if self.documents is None else Documents.from_ids(self.documents.ids_BT[mine])
-        return Batch(self.ids_BT[mine], labels_BT, self.positions_BT[mine], documents)
+        mine_B = torch.arange(number * each, (number + 1) * each)
+        there_B = mine_B < self.rows
+        mine_B = torch.where(there_B, mine_B, 0)
+        labels_BT = torch.where(there_B[:, None], self.labels_BT[mine_B], NO_LABEL)
+        documents = None if self.documents is None else Documents.from_ids(self.documents.ids_BT[mine_B])
+        return Batch(self.ids_BT[mine_B], labels_BT, self.positions_BT[mine_B], documents)
 
 
 @dataclass(frozen=True)

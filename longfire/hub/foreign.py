@@ -31,6 +31,7 @@ class Foreign(nn.Module):
 
     head = None
     splits, partial, copied, pipeline = {}, frozenset(), frozenset(), None  # no plan looks inside
+    computes_on: torch.device | None = None
 
     def __init__(self, shape: ForeignShape, theirs: nn.Module, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -108,6 +109,12 @@ def build(
             ) from e
     refuse_what_checkpoints_do_not_hold(theirs)
     return Foreign(shape, theirs.float().to(device), compute_dtype)
+
+
+def dropouts(shape: ForeignShape) -> dict[str, float]:
+    """What of their model is dropped while it trains, by the name of the setting."""
+    settings = config_of(shape.config).to_dict()
+    return {key: value for key, value in settings.items() if "drop" in key and isinstance(value, float) and value > 0}
 
 
 def read_shape(config: dict[str, Any], where: str) -> ForeignShape:

@@ -1,5 +1,6 @@
 """One model -> the same model on its devices: the only place that wraps, compiles or shards."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -106,15 +107,22 @@ def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
             module.set_requires_all_reduce(last, recurse=False)
 
 
-def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[int]]:
-    """The gradients that lie here, and how many processes hold each: every number of the model is counted once in the norm."""
+def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
+    """The gradients that lie here, and how many processes hold each: every number of the model is counted once in the norm, that
+    of a copy by its owner (here its share is 1 / infinity)."""
     found, copies = [], []
     everywhere = mesh.size("dp_replicate", "cp")
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and name not in model.copied:
+        if parameter.grad is not None:
             found.append(local(parameter.grad))
-            copies.append(everywhere * (1 if name in model.splits else mesh.size("tp")))
+            shared = everywhere * (1 if name in model.splits else mesh.size("tp"))
+            copies.append(math.inf if name in model.copied else shared)
     return found, copies
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes; its parameters may be kept elsewhere."""
+    return model.computes_on or next(model.parameters()).device
 
 
 def give_back(model: nn.Module) -> None:

@@ -100,6 +100,9 @@ class Mesh:
             error = caught
         told = self.all_say(None if error is None else (error.exit_code, str(error)))
         if error is not None:
+            error.told_elsewhere |= any(
+                said is not None for said in told[: self.rank()]
+            )  # the first that failed says it
             raise error
         for rank, said in enumerate(told):
             if said is not None:

@@ -24,9 +24,9 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
         given |= of_mesh_dim(parallelism)
     open_axes = [axis for axis, degree in given.items() if degree == -1]
     told = ", ".join(f"{DEGREES[axis]} = {given[axis]}" for axis in DEGREES)
-    if len(open_axes) > 1 or any(degree == 0 for degree in given.values()):
+    if len(open_axes) > 1 or any(degree < 1 and degree != -1 for degree in given.values()):
         raise SettingsError(
-            f"parallelism: {told}: at most one degree may be -1 (the processes that remain), none may be 0"
+            f"parallelism: {told}: at most one degree may be -1 (the processes that remain), none below it or 0"
         )
     fixed = prod(degree for degree in given.values() if degree != -1)
     if open_axes:

@@ -6,13 +6,16 @@ parameter and moment are those of one process. What passes is what docs/parallel
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from plans import ANY_MIXER, HYBRID, PLANS, Plan, parts, state_of, steps, whole
+from plans import ANY_MIXER, HYBRID, PLANS, Plan, parts, rows_of, state_of, steps, whole
 from worlds import in_processes
 
+from longfire.evaluate import measure
 from longfire.mixers import MIXERS
 from longfire.parallel.mesh import ALONE, Mesh
+from longfire.parallel.pieces import local
 
 # float64 tells a wrong plan from rounding: 1e-9 is far above what sums of some 1000 terms in another order make (1e-13), and
 # far below what one token too many would. In float32 Adam moves a number by up to 1e-3 a step whatever its gradient's rounding.
@@ -52,6 +55,34 @@ def test_a_plan_changes_no_step_of_a_hybrid(plan, dtype):
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_under_every_kind_of_plan(mixer, plan):
     assert_changes_nothing((mixer, mixer), PLANS[plan])
+
+
+def clipped_and_evaluated(rank: int, plan: Plan):
+    """Two clipped steps of a tied model, an evaluation of rows that do not divide, and one more step."""
+    mesh = Mesh.of_degrees(plan.degrees, "cpu") if plan.processes > 1 else ALONE
+    state = state_of(HYBRID, plan, mesh, torch.float64, tie_word_embeddings=True)
+    said = steps(state, 2, max_norm=0.05)
+    found = measure(state.model, [rows_of(80, 3), rows_of(83, 8)], np.ones(97, np.int64), 64, mesh)
+    embedded = [p for name, p in state.model.named_parameters() if name == "embed.weight"]
+    last = steps(state, 1, max_norm=0.05)
+    return [*said, *last], found.numbers(), [local(p.detach()).clone() for p in embedded]
+
+
+@pytest.mark.parametrize(
+    "plan", ["fsdp 4", "hsdp 2x2", "fsdp 2 x tp 2", "pp 2", "pp 2 x fsdp 2", "pp 2 x fsdp 2 x tp 2"]
+)
+def test_clipping_and_evaluation_under_plans(plan):
+    """Every copy of a shared parameter is clipped alike: the next steps show it."""
+    true_said, true_found, _ = clipped_and_evaluated(0, PLANS["one"])
+    given = {"reshard_after_forward": "always"} if plan == "pp 2 x fsdp 2" else {}
+    answers = in_processes(PLANS[plan].processes, clipped_and_evaluated, replace(PLANS[plan], given=given))
+    for said, found, _ in answers:
+        assert found == pytest.approx(true_found, rel=1e-9)
+        for got, wanted in zip(said, true_said):
+            assert got == pytest.approx(wanted, rel=1e-9)
+    if plan == "pp 2":
+        (_, _, (first,)), (_, _, (last,)) = answers
+        assert torch.equal(first, last), "both stages have the same embedding"
 
 
 @pytest.mark.parametrize("plan", ["fsdp 2 x tp 2", "pp 2"])

@@ -21,6 +21,7 @@ from longfire.checkpoint import load_model_weights, newest
 from longfire.data.batches import Batches
 from longfire.errors import DataError
 from longfire.ops import cross_entropy
+from longfire.weights import open_model
 from runs import Running, make
 
 TRAIN_SH = Path(__file__).parents[2] / "scripts/train.sh"
@@ -106,6 +107,15 @@ def test_sigterm_to_all_saves_and_goes_on(folder, prepared):
     ended = running.end(SOON_SECONDS)
     assert ended.codes == [143, 143] and "SIGTERM: stopped after step" in ended.said[0], ended.said
     assert newest(folder / "run/checkpoints") is not None
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def test_sigterm_twice_still_saves(folder, prepared):
+    """A launcher and the one that started it may both pass it on."""
+    running = begun(folder)
+    for rank in (0, 1, 0, 1):
+        running.kill(rank, signal.SIGTERM)
+    assert running.end(SOON_SECONDS).codes == [143, 143]
     assert_goes_on_to_the_bit(folder, prepared)
 
 
@@ -227,6 +237,35 @@ def test_a_port_that_is_taken(folder):
         "could not join the others at 127.0.0.1:" in ended.said[0]
         and "set MASTER_ADDR and MASTER_PORT" in ended.said[0]
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--parallelism.pipeline_parallel_degree", "2"],
+        ["--parallelism.tensor_parallel_degree", "2"],
+        ["--parallelism.cpu_offload", "true", "--checkpoint.export", "true", "--eval.sample_prompt", "sheep"],
+        [
+            "--parallelism.mesh_dim",
+            "2,1,1,1",
+            "--training.gradient_accumulation_steps",
+            "1",
+            "--training.global_batch_size",
+            "4",
+        ],
+    ],
+    ids=["pipeline", "tensor", "offloaded, exported", "replicas"],
+)
+def test_a_run_of_every_kind_ends_and_is_read_by_one_process(folder, words):
+    ended = Running(folder, 2, *words).end()
+    assert ended.codes == [0, 0], ended.said
+    assert open_model(folder / "run", note=lambda line: None).step == 12
+    assert ("export: reloaded and compared" in ended.said[0]) == ("--checkpoint.export" in words)
+
+
+def test_a_step_that_is_not_there_is_told_once(folder):
+    ended = Running(folder, 2, "--checkpoint.load_step", "99").end(SOON_SECONDS)
+    assert ended.codes == [4, 4] and "no such checkpoint" in ended.said[0] and not ended.said[1]
 
 
 def test_wrong_settings_are_told_once(folder):
