@@ -9,10 +9,10 @@ train: install                       ## real text -> tokenizer -> model -> evalu
 	$(RUN) train recipes/quickstart.toml
 
 test: install                        ## everything that fits in a coffee break
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow and not matrix" -n 2
 
-test-all: install                    ## with the slow contracts: random kills, live comparisons
-	$(VENV)/bin/python -m pytest
+test-all: install                    ## with the slow contracts: random kills, live comparisons, every order of a pipeline
+	$(VENV)/bin/python -m pytest -n 2
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

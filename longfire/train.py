@@ -26,9 +26,12 @@ from longfire.loss import loss_of, loss_sum
 from longfire.model import Model, materialise, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
+from longfire.parallel import cost, tables
 from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
+from longfire.parallel.pieces import local
+from longfire.parallel.planner import Planner
 from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.report import QuietReport, Report
 from longfire.run import DATA_JSON, Run, keep, summary
@@ -284,7 +287,18 @@ def make_state(
     note(f"precision: {precision}")
     note(f"kernels: {'; '.join(ops.told(choices))}")
     note(f"compile: {'on' if compiled else 'off'} ({why})")
+    if mesh.size() > 1 and not theirs:
+        tell_plan(run, model, dtype, mesh, note)
     return State(model, make_optimizer(model, run.optimizer, kept_on), mesh=mesh)
+
+
+def tell_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]) -> None:
+    """Who shares what, as a table. Adam keeps two numbers for each parameter. Collective over the mesh."""
+    here = sum(local(p).nbytes for p in model.parameters())
+    held = mesh.all_say({"parameters": here, "gradients": here, "optimizer": 2 * here})
+    if mesh.rank() == 0:
+        bytes_only = cost.device_of("h100-80gb")  # of a device the table says nothing
+        note(tables.plan_told(Planner(run, bytes_only, str(dtype).removeprefix("torch."), as_cuda=False), mesh, held))
 
 
 def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:

@@ -154,7 +154,7 @@ def test_four_processes_with_a_layer_each(kind, schedule, tiny_model):
     in_processes(4, one_case, double(tiny_model(*types, **changes)), schedule, 5)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["tied", "hgrn2", "all at once"])
 @pytest.mark.parametrize("schedule", ["Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"])
 def test_deeper_models_in_more_stages(schedule, kind, tiny_model):
@@ -226,7 +226,7 @@ def test_sharded_inside(kind, schedule, remat, tiny_model):
     in_processes(4, sharded_case, double(tiny_model(*types, **changes)), schedule, remat)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
     ("kind", "remat"), [("rwkv7", ""), ("hybrid", "block"), ("rwkv7", "mlp"), ("hybrid", "attention")]
@@ -311,7 +311,7 @@ def compiled_case(rank, model, schedule):
     check(part, pipeline, model, microbatches(2), rounding=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("schedule", ["1F1B", "InterleavedZeroBubble"])
 def test_compiled_blocks(schedule, tiny_model):
     in_processes(2, compiled_case, tiny_model("rwkv7", "rwkv7", "gla", "gla"), schedule, timeout_seconds=900)

@@ -15,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 TOKENS_DIM = 1
+# torch 2.13's names; before, the same had others
+ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _groups: dict[str, dist.ProcessGroup] = {}  # operators take tensors, numbers and words: a group goes by its name
 
 
@@ -48,7 +51,7 @@ def gathered(x: Tensor, group: str) -> Tensor:
     """The tokens of all processes side by side."""
     mine = x.movedim(TOKENS_DIM, 0).contiguous()
     whole = mine.new_empty(len(mine) * _groups[group].size(), *mine.shape[1:])
-    dist.all_gather_into_tensor(whole, mine, group=_groups[group])
+    ALL_GATHER(whole, mine, group=_groups[group])
     return tokens_second(whole)
 
 
@@ -63,7 +66,7 @@ def scattered(x: Tensor, group: str) -> Tensor:
     parts = x.movedim(TOKENS_DIM, 0).contiguous()
     assert len(parts) % _groups[group].size() == 0, "tokens of a row divide the processes that share it"
     mine = parts.new_empty(len(parts) // _groups[group].size(), *parts.shape[1:])
-    dist.reduce_scatter_tensor(mine, parts, group=_groups[group])
+    REDUCE_SCATTER(mine, parts, group=_groups[group])
     return tokens_second(mine)
 
 

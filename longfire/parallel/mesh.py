@@ -58,6 +58,11 @@ class Mesh:
             number = number * self.degrees[axis] + here
         return number
 
+    def groups(self, axis: str) -> list[list[int]]:
+        """The ranks that share what this axis shares, for every such group of the run."""
+        ranks = torch.arange(self.size()).view(tuple(self.degrees[one] for one in AXES))
+        return ranks.movedim(AXES.index(axis), -1).reshape(-1, self.degrees[axis]).tolist()
+
     def group(self, axis: str) -> dist.ProcessGroup:
         """The processes that differ from this one along this axis only."""
         return self.device_mesh.get_group(axis)

@@ -11,10 +11,13 @@ from rich.table import Table
 
 from longfire.disk import write_whole
 from longfire.errors import SettingsError
+from longfire.parallel.axes import AXES
 from longfire.parallel.cost import GIB, USABLE_MEMORY, Device
+from longfire.parallel.mesh import Mesh
 from longfire.parallel.planner import Forecast, Plan, Planner
 
 FILE_WIDTH = 130  # of tables that go to a file or a pipe
+SHOWN = 8  # groups of ranks
 HELD = ("parameters", "gradients", "optimizer", "activations", "gathered", "logits")
 
 
@@ -39,6 +42,28 @@ def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
         console.print("no other plan fits either: more devices, a shorter training.seq_len, or a smaller model")
     if out:
         keep(out, planner, own, others)
+
+
+def plan_told(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> str:
+    """The plan of a run that begins: who shares what with whom, what a step sends, what each process holds (bytes, by rank)."""
+    table = Table("axis", "ranks of each group", "what a process sends in a step", title="plan", title_justify="left")
+    sent = list(planner.collectives(planner.of_recipe()))
+    for axis in (axis for axis in AXES if mesh.size(axis) > 1):
+        groups, parts = (
+            mesh.groups(axis),
+            [f"{one.what}, {one.bytes / 1e6:,.1f} MB" for one in sent if one.axis == axis],
+        )
+        ranks = "  ".join(",".join(map(str, ranks)) for ranks in groups[:SHOWN]) + (
+            "  ..." if len(groups) > SHOWN else ""
+        )
+        table.add_row(axis, ranks, "\n".join(parts))
+    for what in held[0]:
+        sizes = [one[what] / 1e6 for one in held]
+        table.add_row("", f"{what} in a process", f"{min(sizes):,.1f} to {max(sizes):,.1f} MB")
+    console = Console(width=FILE_WIDTH)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
 
 
 def heading(planner: Planner, own: Forecast) -> list[str]:
