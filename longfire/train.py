@@ -57,12 +57,13 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
                 keep_tokenizer(run, prepared.tokenizer)
                 keep_sources(run, prepared, note)
             teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
-        state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher, mesh)
         checkpoints = Checkpoints(
             run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds / 2
         )
-        if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
-            take_weights(run, state)
+        with Watchdog(run.comm, "to set up the model"):
+            state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher, mesh)
+            if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
+                take_weights(run, state)
         if run.model.backend == "transformers" and run.data.varlen:
             foreign.refuse_unless_documents_are_kept_apart(state.model)
         if run.checkpoint.create_seed_checkpoint:

@@ -19,7 +19,7 @@ from longfire import launch, settings
 from longfire.errors import TrainingError, UserError
 from longfire.parallel.axes import AXES
 
-FOR_EVER = timedelta(days=3650)
+FOR_EVER = timedelta(days=365)
 LOST = (
     "Connection closed",
     "Connection reset",
@@ -143,18 +143,18 @@ def joined(
     if world.size == 1:
         yield Mesh(degrees)
         return
-    limits = (comm.init_timeout_seconds, comm.train_timeout_seconds)
-    timeout = timedelta(seconds=max(limits)) if all(limits) else FOR_EVER
+    to_meet = timedelta(seconds=comm.init_timeout_seconds) if comm.init_timeout_seconds else FOR_EVER
     if comm.trace_buf_size:
         launch.record_collectives(comm.trace_buf_size)
     try:
         # tensors of the host go through gloo also where the device has NCCL: flags and counts need not wait for it
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with launch.Watchdog(comm, "to join the other processes"):  # who answers at the address may be a stranger
-            store, rank, size = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
+            store, rank, size = next(dist.rendezvous("env://", world.rank, world.size, timeout=to_meet))
             # torchrun may keep its store when it starts all again, and in it the addresses of those who died
             store = dist.PrefixStore(f"attempt-{launch.attempt()}", store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+            # One process may prepare data for hours while the others wait: who hangs is found by the watchdogs, not by time-outs here
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=FOR_EVER)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"process {world.rank} of {world.size} could not join the others at {launch.meeting_point()}: {first_line(error)}. The "
