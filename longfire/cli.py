@@ -314,10 +314,15 @@ def export(words: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="", help="(default: checkpoint.export_dtype)"
     )
+    parser.add_argument(
+        "--compare", choices=("logits", "bytes"), default="logits",
+        help="what is compared before it counts as done; bytes alone need one shard in memory and not the model (default: logits)",
+    )  # fmt: skip
     options = parser.parse_args(words)
     from longfire.hub.convert import export_run
 
-    print(export_run(options.run, options.step, options.out or options.run / "hf", options.dtype, options.plugins))
+    out, logits = options.out or options.run / "hf", options.compare == "logits"
+    print(export_run(options.run, options.step, out, options.dtype, options.plugins, logits))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it trains) or a Hugging Face folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longfire import ops, settings
-from longfire.checkpoint import load_model_weights, steps
+from longfire.checkpoint import checked_facts, index_of, load_model_weights, steps
 from longfire.data import tokenizer as tokenizers
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from longfire.hub import foreign
 from longfire.hub.load import load_model, model_of
 from longfire.model import Model
 from longfire.run import RUN_TOML, Run
+from longfire.shards import Reader
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,39 @@ def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tu
         f"{checkpoints}: no whole checkpoint is there" + (f" ({'; '.join(tried.values())})" if tried else "")
         + "; train first, or name another run folder"
     )  # fmt: skip
+
+
+@contextmanager
+def weights_on_disk(checkpoints: Path, step: int) -> Iterator[tuple[int, "OnDisk"]]:
+    """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises CheckpointError."""
+    step = newest_step(checkpoints) if step < 0 else step
+    checked_facts(checkpoints / f"step-{step}")
+    with Reader(index_of(checkpoints / f"step-{step}")) as reader:
+        yield step, OnDisk(reader)
+
+
+def newest_step(checkpoints: Path) -> int:
+    """Raises CheckpointError if there is none."""
+    if not (found := steps(checkpoints)):
+        raise CheckpointError(f"{checkpoints}: no whole checkpoint is there; train first, or name another run folder")
+    return found[-1]
+
+
+class OnDisk(Mapping[str, Tensor]):
+    """Parameters by the model's own names, each read when it is asked for."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.names = [name.removeprefix("model/") for name in reader.index if name.startswith("model/")]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.reader.whole(f"model/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def tokenizer_of(run: Run) -> Tokenizer:

@@ -284,6 +284,18 @@ def test_any_checkpoint_of_a_run_can_be_exported(run, tmp_path):
     assert config["max_position_embeddings"] == 32 and config["vocab_size"] == 258
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_export_by_bytes_is_the_same_folder(run, tmp_path, dtype):
+    """Tensor by tensor from the checkpoint, without the model."""
+    whole = export_run(run.folder, 4, tmp_path / "whole", dtype)
+    again = export_run(run.folder, -1, tmp_path / "again", dtype, logits=False)
+    assert (again.tensors, again.memory_bytes, again.tokens) == (whole.tensors, whole.memory_bytes, 0)
+    assert "logits not, as asked for" in str(again)
+    for path in (tmp_path / "whole").iterdir():
+        if path.name != "README.md":
+            assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_opened(run, tmp_path, capsys):
     (whole,) = (run.folder / "checkpoints" / "step-2").glob("shard-*-model.safetensors")
     copy = tmp_path / "run"

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ class Check:
     """What was compared, and how far apart it was. KL in nats a token, mean over the compared tokens.
 
     own_kl: the given model against the reloaded one; in bf16 or fp16 that is what rounding the weights costs.
-    peer_kl: the reloaded model against `peer`, a class of another package; None with the reason in `peer_absent`.
+    peer_kl: the reloaded model against `peer`, a class of another package; None with the reason in `peer_absent`. tokens = 0: only
+    bytes were compared.
     """
 
     tensors: int
@@ -43,6 +44,9 @@ class Check:
     peer_absent: str = ""
 
     def __str__(self) -> str:
+        bytes_told = f"reloaded and compared: {self.tensors} tensors ({self.memory_bytes / 1e6:,.1f} MB, {self.dtype}) equal byte for byte; "
+        if not self.tokens:
+            return f"{bytes_told}logits not, as asked for; the tokenizer by transformers gives the same ids"
         peer = (
             f"{self.peer}: KL {self.peer_kl:.1e}"
             if self.peer_kl is not None
@@ -53,10 +57,7 @@ class Check:
             if self.own_kl == 0
             else f"KL {self.own_kl:.1e}" + (" by rounding" if self.dtype != "float32" else "")
         )
-        return (
-            f"reloaded and compared: {self.tensors} tensors ({self.memory_bytes / 1e6:,.1f} MB, {self.dtype}) equal byte for byte; "
-            f"logits of {self.tokens} tokens: ours {own}; {peer}; the tokenizer by transformers gives the same ids"
-        )
+        return f"{bytes_told}logits of {self.tokens} tokens: ours {own}; {peer}; the tokenizer by transformers gives the same ids"
 
 
 @torch.no_grad()
@@ -87,6 +88,25 @@ def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str,
     peer = compare_peer(FAMILIES[choose_family(shape)], folder, shape, ids_BT, again_BTW)
     size = sum(given[name].numel() * dtype.itemsize for name, dtype in written.items())
     return Check(len(written), size, str(lowest).removeprefix("torch."), ids_BT.numel(), own_kl, *peer)
+
+
+@torch.no_grad()
+def compare_bytes(
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    folder: Path,
+    written: dict[str, torch.dtype],
+    shape: ModelShape,
+) -> Check:
+    """The same without any model: each tensor of an export with what was written, one of both in memory at a time. Raises
+    CheckpointError naming the tensor that differs."""
+    size = 0
+    for name, found in read_weights(folder, shape):
+        refuse_other_bytes(weights[name].to(written[name]).float(), found, name, folder)
+        size += found.numel() * written[name].itemsize
+    compare_tokenizer(tokenizer, folder)
+    lowest = min(written.values(), key=lambda dtype: dtype.itemsize)
+    return Check(len(written), size, str(lowest).removeprefix("torch."), 0, 0.0, "")
 
 
 @torch.no_grad()

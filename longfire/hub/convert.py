@@ -17,16 +17,16 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card
-from longfire.hub.check import Check, compare, compare_tokenizer, refuse_unless
+from longfire.hub.check import Check, compare, compare_bytes, compare_tokenizer, refuse_unless
 from longfire.hub.families import FAMILIES, config_from_shape
 from longfire.hub.family import Family, left_out
 from longfire.hub.foreign import Foreign, compare_saved, save
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout
-from longfire.model import Model
+from longfire.model import Model, on_meta
 from longfire.report import METRICS, parsed
 from longfire.run import Run
-from longfire.weights import open_model
+from longfire.weights import open_model, tokenizer_of, weights_on_disk
 
 __all__ = ["Check", "export", "export_run", "load_weights"]
 
@@ -42,11 +42,13 @@ def export(
     facts: dict[str, Any] | None = None,
     files: Mapping[str, str] = {},
     shard_bytes: int = SHARD_BYTES,
+    on_disk: Mapping[str, Tensor] | None = None,
 ) -> Check:
     """Write the model to `folder` as transformers or fla loads it; what was compared is returned and stands in the model card.
 
     facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
-    shape sets no limit. files: name -> text of what else lies in the folder. An earlier export in the folder is
+    shape sets no limit. files: name -> text of what else lies in the folder. on_disk: the parameters of a model that is on meta, read
+    when asked for; then a shard is all that is in memory, and bytes are all that is compared. An earlier export in the folder is
     replaced, by a whole one only. Raises SettingsError naming what no Hugging Face class has, CheckpointError when something does
     not compare or the disk is full.
     """
@@ -61,7 +63,8 @@ def export(
         if isinstance(model, Foreign):
             save(model, aside, dtype, ends, shard_bytes)
         else:
-            written = write_weights(model, FAMILIES[config["model_type"]], aside, dtype, shard_bytes)
+            weights = model.state_dict() if on_disk is None else on_disk
+            written = write_weights(model, weights, FAMILIES[config["model_type"]], aside, dtype, shard_bytes)
             write_json(aside / "config.json", config)
             facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
         words = {**ends, "pad_token_id": tokenizer.eos_id}
@@ -70,6 +73,8 @@ def export(
         if isinstance(model, Foreign):
             compare_tokenizer(tokenizer, aside)
             check = compare_saved(model, aside, dtype)
+        elif on_disk is not None:
+            check = compare_bytes(on_disk, tokenizer, aside, written, model.shape)
         else:
             check = compare(model, tokenizer, aside, written)
         parameters = sum(p.numel() for p in model.parameters())
@@ -96,16 +101,35 @@ def config_of(model: Model | Foreign, ends: dict[str, int | None], length: int, 
     )
 
 
-def export_run(run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = ()) -> Check:
+def export_run(
+    run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = (), logits: bool = True
+) -> Check:
     """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
 
-    dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. Raises as `export` and `open_model` do.
+    dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. logits: whether to compare them too, for which the model
+    must fit into memory. Raises as `export` and `open_model` do.
     """
+    if not logits:
+        return export_bytes(run_folder, step, out, dtype, plugins)
     opened = open_model(Path(run_folder), step, plugins=plugins)
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
     return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts_of(opened.run, opened.step))
+
+
+def export_bytes(run_folder: Path, step: int, out: Path, dtype: str, plugins: tuple[str, ...]) -> Check:
+    """The same of a model that no machine holds: tensor by tensor from the checkpoint."""
+    run = Run.of_folder(Path(run_folder), {"model.plugins": ",".join(plugins)} if plugins else {})
+    if run.model.backend == "transformers":
+        raise SettingsError(
+            "a model of transformers (model.backend) is exported by its own class, which holds it: leave --compare out"
+        )
+    tokenizer = tokenizer_of(run)
+    model = on_meta(run.shape.with_vocabulary(tokenizer.vocab_size))
+    with weights_on_disk(run.folder / run.checkpoint.folder, step) as (step, weights):
+        chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
+        return export(model, tokenizer, out, dtype=chosen, facts=facts_of(run, step), on_disk=weights)
 
 
 def facts_of(run: Run, step: int) -> dict[str, Any]:
@@ -139,10 +163,10 @@ def refuse_to_replace(folder: Path) -> None:
 
 
 def write_weights(
-    model: Model, family: Family, folder: Path, dtype: torch.dtype, shard_bytes: int
+    model: Model, weights: Mapping[str, Tensor], family: Family, folder: Path, dtype: torch.dtype, shard_bytes: int
 ) -> dict[str, torch.dtype]:
     """Write the parameters in shards, one in memory at a time; returns each parameter's type in the files."""
-    weights, types = model.state_dict(), types_of(model, dtype)
+    types = types_of(model, dtype)
     wanted = layout(family, model.shape)
     # what is laid end to end has one type: the exact one, if a part needs it
     kinds = {theirs: max((types[n] for n in s.ours), key=lambda t: t.itemsize) for theirs, s in wanted.items()}
@@ -159,8 +183,9 @@ def write_weights(
     return {name: kinds[theirs] for theirs, s in wanted.items() for name in s.ours}
 
 
-def rounded(stored: Stored, weights: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+def rounded(stored: Stored, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """Their tensor of ours, in `dtype`. Raises CheckpointError naming a parameter that the type cannot hold."""
+    weights = {name: weights[name] for name in stored.ours}
     for name in stored.ours:
         fits = weights[name].to(dtype).isfinite().all() or not weights[name].isfinite().all()
         refuse_unless(
