@@ -44,7 +44,8 @@ class Check:
     peer_absent: str = ""
 
     def __str__(self) -> str:
-        bytes_told = f"reloaded and compared: {self.tensors} tensors ({self.memory_bytes / 1e6:,.1f} MB, {self.dtype}) equal byte for byte; "
+        size = f"{self.memory_bytes / 1e6:,.1f} MB, {self.dtype}"
+        bytes_told = f"reloaded and compared: {self.tensors} tensors ({size}) equal byte for byte; "
         if not self.tokens:
             return f"{bytes_told}logits not, as asked for; the tokenizer by transformers gives the same ids"
         peer = (
