@@ -96,10 +96,10 @@ def draw(rows: list[dict[str, Any]]) -> Any:
 
 def main() -> None:
     options = arguments(__doc__.splitlines()[0], mixers="attention,gla,gated_delta_net", steps=2000, lr=3e-3)
-    known = [] if options.quick or not RESULT.exists() else json.loads(RESULT.read_text())["rows"]
     tests, words = (QUICK_TESTS, 64) if options.quick else (TESTS, WORDS)
     steps = 4 if options.quick else options.steps
     rows = [row for name in options.mixers.split(",") for row in train(name, tests, words, steps, options.lr)]
+    known = [] if options.quick or not RESULT.exists() else json.loads(RESULT.read_text())["rows"]
     rows = [*(row for row in known if row["mixer"] not in options.mixers.split(",")), *rows]
     print_table("multi-query associative recall", rows)
     about = {"width": WIDTH, "layers": LAYERS, "words": words, "rows_of_a_step": ROWS}
