@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from real_runs import Running, make
 from worlds import free_port
 
 from longfire import checkpoint
@@ -22,7 +23,6 @@ from longfire.data.batches import Batches
 from longfire.errors import DataError
 from longfire.ops import cross_entropy
 from longfire.weights import open_model
-from runs import Running, make
 
 TRAIN_SH = Path(__file__).parents[2] / "scripts/train.sh"
 SOON_SECONDS = 40  # far below the time-outs of the runs: nobody waits for them
