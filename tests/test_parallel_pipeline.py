@@ -134,7 +134,7 @@ QUICK = {(kind, "1F1B") for kind in MODELS} | {("all at once", schedule) for sch
 @pytest.mark.parametrize(
     ("kind", "schedule"),
     [
-        pytest.param(kind, schedule, marks=() if (kind, schedule) in QUICK else pytest.mark.slow)
+        pytest.param(kind, schedule, marks=() if (kind, schedule) in QUICK else pytest.mark.matrix)
         for kind in MODELS
         for schedule in SCHEDULES
     ],

@@ -73,15 +73,15 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
 PP_TP = {"pp": 2, "tp": 2}
 
 
-@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.matrix), True])
 @pytest.mark.parametrize(
     ("kind", "schedule", "degrees", "remat"),
     [
-        pytest.param("hybrid", "1F1B", PP_TP, "", marks=pytest.mark.slow),
+        pytest.param("hybrid", "1F1B", PP_TP, "", marks=pytest.mark.matrix),
         ("everything", "1F1B", PP_TP, "block"),
-        pytest.param("everything", "ZBVZeroBubble", PP_TP, "", marks=pytest.mark.slow),
-        pytest.param("everything", "1F1B", {**PP_TP, "dp_shard": 2}, "", marks=pytest.mark.slow),
-        pytest.param("hybrid", "InterleavedZeroBubble", {**PP_TP, "dp_shard": 2}, "", marks=pytest.mark.slow),
+        pytest.param("everything", "ZBVZeroBubble", PP_TP, "", marks=pytest.mark.matrix),
+        pytest.param("everything", "1F1B", {**PP_TP, "dp_shard": 2}, "", marks=pytest.mark.matrix),
+        pytest.param("hybrid", "InterleavedZeroBubble", {**PP_TP, "dp_shard": 2}, "", marks=pytest.mark.matrix),
     ],
 )
 def test_gradients_are_those_of_one_process(kind, schedule, degrees, remat, sequence_parallel, tiny_model):

@@ -160,7 +160,7 @@ def test_two_processes_share_every_mixer(mixer, sequence_parallel):
 
 
 @each_mixer
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_four_processes_share_every_mixer(mixer):
     in_processes(4, check, shape_of(mixer), {"tp": 4}, True)
 
@@ -241,7 +241,11 @@ def compiled(rank: int, shape: ModelShape, sequence_parallel: bool, backend: str
 
 @pytest.mark.parametrize(
     ("mixer", "backend"),
-    [("gla", "aot_eager"), *(pytest.param(m, "inductor", marks=pytest.mark.slow) for m in ("gla", "hgrn2"))],
+    [
+        ("gla", "aot_eager"),
+        pytest.param("gla", "inductor", marks=pytest.mark.slow),
+        pytest.param("hgrn2", "inductor", marks=pytest.mark.matrix),
+    ],
 )
 def test_compiled_blocks(mixer, backend):
     """One graph for all layers, as in one process."""

@@ -91,7 +91,12 @@ def test_recomputation_under_plans(remat, plan):
     assert_changes_nothing(HYBRID, replace(PLANS[plan], remat=remat))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("plan", ["fsdp 2", "fsdp 2 x tp 2", "pp 2"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param("fsdp 2", marks=pytest.mark.slow),
+        *(pytest.param(plan, marks=pytest.mark.matrix) for plan in ("fsdp 2 x tp 2", "pp 2")),
+    ],
+)
 def test_compilation_under_plans(plan):
     assert_changes_nothing(HYBRID, replace(PLANS[plan], compiled=True), torch.float32)
