@@ -233,7 +233,8 @@ def compiling(model: Model, mesh: Mesh, backend: str) -> None:
 
 
 def compiled(rank: int, shape: ModelShape, sequence_parallel: bool, backend: str) -> int:
-    """Graphs that were made here (a forked process goes on counting from what its parent made)."""
+    """Graphs that were made here. (A forked process has those of its parent, and goes on counting from them.)"""
+    torch.compiler.reset()
     before = recompilations()
     check(rank, shape, {"tp": 2}, sequence_parallel, partial(compiling, backend=backend))
     return recompilations() - before
