@@ -36,7 +36,7 @@ from longfire.disk import put_in_place, sync, write_whole
 from longfire.errors import CheckpointError
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import boxes, local, whole_shape
-from longfire.shards import Entry, Held, Reader, holes, read_index, shard_files, write_shard
+from longfire.shards import SUFFIX, Entry, Held, Reader, holes, read_index, shard_files, write_shard
 
 FORMAT = 2  # of the folder; a newer one is refused. Format 1 had whole tensors in other file names and is read as it is
 MANIFEST, STATE, LEFT = "manifest.json", "state.json", "left"
@@ -406,9 +406,11 @@ def load_model_weights(place: Path) -> dict[str, Tensor]:
 
 
 def index_of(place: Path) -> dict[str, Entry]:
-    """Every tensor of a checkpoint. Raises CheckpointError if a part of one is nowhere."""
+    """Every tensor of a checkpoint, in the files that its manifest names: the run may just be forgetting it. Raises CheckpointError if
+    a part of one is nowhere."""
     try:
-        index = read_index(shard_files(place))
+        files = json.loads((place / MANIFEST).read_text())["files"]
+        index = read_index(place / name for name in sorted(files) if name == Path(name).name and name.endswith(SUFFIX))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{place} is damaged: {error}") from error
     if missing := holes(index):
