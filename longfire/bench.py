@@ -25,7 +25,7 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     together, tokens are those of all, and bytes those of this one.
     """
     device = choose_device(run.training, run.world.local_rank)
-    note = note if run.world.is_first else lambda line: None
+    note = run.world.by_first(note)
     with joined(run.world, run.degrees, run.comm, device) as mesh:
         state = make_state(run, run.words, device, note, mesh=mesh)
         taken = measured(run, state, steps, Clock(device))

@@ -17,7 +17,7 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from longfire import settings
 from longfire.disk import put_in_place, sync, write_whole
-from longfire.errors import CheckpointError
+from longfire.errors import CheckpointError, first_line
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import boxes, local, whole_shape
 from longfire.shards import SUFFIX, Entry, Held, Reader, holes, read_index, shard_files, write_shard
@@ -204,7 +204,7 @@ class Checkpoints:
                 files = write_tensors(held, aside, rank)
             except Exception as error:
                 for path in aside.glob(f"shard-{rank:05d}-*"):
-                    path.unlink()  # the disk may be full, and the mark needs room
+                    path.unlink()  # the disk may be full, and the mark, for which process 0 waits, needs room
                 write_whole(aside / mark_of(rank), json.dumps({"error": str(error)}))
                 raise
             if rank:
@@ -244,7 +244,7 @@ class Checkpoints:
                 shutil.rmtree(aside_of(place), ignore_errors=True)
             kept = ", ".join(f"step-{step}" for step in steps(self.folder)) or "none"
             raise CheckpointError(
-                f"{place} could not be written: {reason(error)}. Checkpoints that are whole: {kept}. Free some space or mend the "
+                f"{place} could not be written: {first_line(error)}. Checkpoints that are whole: {kept}. Free some space or mend the "
                 "folder, then start again: the run goes on from the newest"
             ) from error
 
@@ -391,18 +391,37 @@ def begin_with(weights: Iterable[tuple[str, Tensor]], place: Path, shard_bytes: 
             shard = {}
         if tensor is not None:
             shard[f"model/{name}"] = tensor
-    files = {path.name: {"bytes": path.stat().st_size, "crc32": checksum(path)} for path in shard_files(place)}
-    for name in files:
-        sync(place / name)
+    files = {path.name: settled(path, checksum(path)) for path in shard_files(place)}
     facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": True, **dict.fromkeys(COUNTERS, 0)}
     write_manifest(place, facts, files)
 
 
 def load_model_weights(place: Path) -> dict[str, Tensor]:
     """The fp32 parameters of a whole checkpoint, by the model's own names. Raises CheckpointError."""
+    return dict(OnDisk(checked_index(place)))
+
+
+class OnDisk(Mapping[str, Tensor]):
+    """The parameters of a checkpoint by the model's own names, each read when it is asked for."""
+
+    def __init__(self, index: dict[str, Entry]) -> None:
+        self.reader = Reader(index)
+        self.names = [name.removeprefix("model/") for name in index if name.startswith("model/")]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.reader.whole(f"model/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def checked_index(place: Path) -> dict[str, Entry]:
+    """Every tensor of a whole checkpoint. Raises CheckpointError."""
     checked_facts(place)
-    with Reader(index_of(place)) as reader:
-        return {name.removeprefix("model/"): reader.whole(name) for name in reader.index if name.startswith("model/")}
+    return index_of(place)
 
 
 def index_of(place: Path) -> dict[str, Entry]:
@@ -479,10 +498,14 @@ def write_tensors(held: dict[str, Held], folder: Path, rank: int) -> dict[str, d
         part = {name: one for name, one in held.items() if name.startswith("model/") is (kind == "model") and one.boxes}
         if part:
             path = folder / f"shard-{rank:05d}-{kind}.safetensors"
-            checksum = write_shard(part, path)
-            sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "crc32": checksum}
+            files[path.name] = settled(path, write_shard(part, path))
     return files
+
+
+def settled(path: Path, crc32: int) -> dict[str, int]:
+    """What the manifest says of a file, which is on disk from now on."""
+    sync(path)
+    return {"bytes": path.stat().st_size, "crc32": crc32}
 
 
 def check_names(there: dict[str, tuple], here: dict[str, tuple], place: Path) -> None:
@@ -500,11 +523,11 @@ def check_names(there: dict[str, tuple], here: dict[str, tuple], place: Path) ->
 def write_manifest(folder: Path, facts: dict[str, Any], files: dict[str, dict[str, int]]) -> None:
     """state.json, and last size and checksum of every file, all synced: what the rename then makes whole."""
     (folder / STATE).write_text(json.dumps(facts, indent=1))
-    state_json = {STATE: {"bytes": (folder / STATE).stat().st_size, "crc32": checksum(folder / STATE)}}
-    (folder / MANIFEST).write_text(json.dumps({"files": {**files, **state_json}}, indent=1))
+    files = {**files, STATE: settled(folder / STATE, checksum(folder / STATE))}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
     for mark in folder.glob("rank-*.json"):
         mark.unlink()
-    for path in (folder / STATE, folder / MANIFEST, folder):
+    for path in (folder / MANIFEST, folder):
         sync(path)
 
 
@@ -523,8 +546,3 @@ def clean(folder: Path) -> None:
     recover(folder)
     for leftover in [*folder.glob("step-*.writing*"), *folder.glob("step-*.forgotten")]:
         shutil.rmtree(leftover)
-
-
-def reason(error: BaseException) -> str:
-    """One line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

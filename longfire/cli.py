@@ -150,14 +150,12 @@ def read_run(
     from longfire.run import Run
 
     world = World(options.gpus) if world is None else world
-    note = print if world.is_first else lambda line: None
-    recipe_file = options.recipe or options.named
+    recipe_file, note = options.recipe or options.named, world.by_first(print)
     try:
         return Run.compose(recipe_file, parser.overrides, needs_model=needs_model, world=world, note=note), options
     except SettingsError as error:
-        error.told_elsewhere = (
-            world.local_rank > 0
-        )  # the first process of each machine reads the same files and says it
+        # the first process of each machine reads the same files, and says it
+        error.told_elsewhere = world.local_rank > 0
         raise
 
 

@@ -1,6 +1,11 @@
 """The errors that a user can cause: each message names what, where, and the mend; the command line shows it without a traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, as far as it fits into a message of ours."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
 class UserError(Exception):
     """Something the user can mend. `str(error)` is one message: what is wrong, where, and what to do."""
 

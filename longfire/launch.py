@@ -10,6 +10,7 @@ import signal
 import sysconfig
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,10 @@ class World:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def by_first(self, note: Callable[[str], None]) -> Callable[[str], None]:
+        """`note` in the first process; one that says nothing in all others."""
+        return note if self.is_first else lambda line: None
 
 
 ALONE = World()

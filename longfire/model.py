@@ -17,7 +17,7 @@ from longfire.ops.linear import Linear
 from longfire.ops.mlp import GELUMLP, SquaredReLUMLP, SwiGLU
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
-from longfire.parallel.pieces import Split, boxes, local, whole_shape
+from longfire.parallel.pieces import Split, take, whole_shape
 from longfire.shape import ModelShape, mixer_of
 
 MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = 1, 2, 4  # where noise is used: in a block, and from block to block
@@ -189,8 +189,8 @@ class Model(nn.Module):
         return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
 
 
-def as_it_is(hidden_BTD: Tensor) -> Tensor:
-    return hidden_BTD
+def as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
@@ -235,18 +235,15 @@ def initialise(model: Model, seed: int) -> None:
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter in visited:
                 continue  # a tied head begins as the embedding
-            name, split = f"{module_name}.{leaf}", model.splits.get(f"{module_name}.{leaf}")
-            first, generator = (
-                torch.empty(whole_shape(parameter, split), dtype=torch.float32),
-                keyed_generator(seed, name),
-            )
+            name = f"{module_name}.{leaf}"
+            split, generator = model.splits.get(name), keyed_generator(seed, name)
+            first = torch.empty(whole_shape(parameter, split), dtype=torch.float32)
             with torch.no_grad():
                 if name in own:
                     own[name](first, generator)
                 else:
                     fill(first, module, leaf, generator, model.shape.initializer_range)
-                for box in boxes(parameter, split):
-                    box.of_local(local(parameter)).copy_(box.of_whole(first))
+                take(parameter, split, first)
             visited.add(parameter)
     unvisited = [name for name, parameter in model.named_parameters() if parameter not in visited]
     assert not unvisited, f"no initialiser visited {unvisited}"

@@ -30,7 +30,7 @@ from longfire.parallel import cost, tables
 from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
-from longfire.parallel.pieces import local
+from longfire.parallel.pieces import local, take
 from longfire.parallel.planner import Planner
 from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.report import QuietReport, Report
@@ -45,7 +45,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
     Every process of the run goes through all of it; process 0 alone writes to the run folder and tells how it goes.
     """
     device = choose_device(run.training, run.world.local_rank)
-    note = note if run.world.is_first else in_silence
+    note = run.world.by_first(note)
     with (
         joined(run.world, run.degrees, run.comm, device) as mesh,
         first_process(mesh, run.begun(note)),
@@ -87,10 +87,6 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
     return 0
 
 
-def in_silence(line: str) -> None:
-    """The note of every process but the first."""
-
-
 @contextmanager
 def first_process(mesh: Mesh, inside: AbstractContextManager) -> Iterator[None]:
     """Process 0 goes inside, and its UserError is every process's. Collective over the mesh."""
@@ -111,14 +107,13 @@ def take_weights(run: Run, state: State) -> None:
     """Start from the weights of model.weights, one tensor in memory at a time: each process takes what lies with it. Raises
     CheckpointError or SettingsError."""
     theirs = run.model.backend == "transformers"
-    parts = {name: state.part(name, parameter.detach()) for name, parameter in state.model.named_parameters()}
+    left = dict(state.model.named_parameters())
     with state.mesh.agreed():
         read = foreign.load_weights(run.model.weights, state.model.shape).items() if theirs else None
         for name, whole in read or read_weights(run.model.weights, state.model.shape):
-            part = parts.pop(name, None)
-            for box in part.boxes if part else ():
-                box.of_local(part.tensor).copy_(box.of_whole(whole))
-    assert not parts, f"{run.model.weights} gave no {sorted(parts)}"
+            if name in left:
+                take(left.pop(name).detach(), state.model.splits.get(name), whole)
+    assert not left, f"{run.model.weights} gave no {sorted(left)}"
 
 
 def report_of(run: Run, state: State) -> Report | QuietReport:
@@ -298,7 +293,7 @@ def tell_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Call
     here = sum(local(p).nbytes for p in model.parameters())
     held = mesh.all_say({"parameters": here, "gradients": here, "optimizer": 2 * here})
     if mesh.rank() == 0:
-        bytes_only = cost.device_of("h100-80gb")  # of a device the table says nothing
+        bytes_only = cost.device_of(cost.DEFAULT_DEVICE)  # of a device the table says nothing
         note(tables.plan_told(Planner(run, bytes_only, str(dtype).removeprefix("torch."), as_cuda=False), mesh, held))
 
 

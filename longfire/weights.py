@@ -1,16 +1,16 @@
 """Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it trains) or a Hugging Face folder."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from longfire import ops, settings
-from longfire.checkpoint import checked_facts, index_of, load_model_weights, steps
+from longfire.checkpoint import OnDisk, checked_index, load_model_weights, steps
 from longfire.data import tokenizer as tokenizers
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer
@@ -20,7 +20,8 @@ from longfire.hub import foreign
 from longfire.hub.load import load_model, model_of
 from longfire.model import Model
 from longfire.run import RUN_TOML, Run
-from longfire.shards import Reader
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def open_model(
             )
         device, dtype = place(settings.Training(), settings.Model())
         return Opened(*load_model(folder, device, dtype))
-    run = Run.of_folder(folder, {"model.plugins": ",".join(plugins)} if plugins else {}, note=note)
+    run = run_of(folder, plugins, note)
     device, dtype = place(run.training, run.model)
     checkpoints, tokenizer = run.folder / run.checkpoint.folder, tokenizer_of(run)
     if step < 0:
@@ -79,12 +80,27 @@ def place(training: settings.Training, model: settings.Model) -> tuple[torch.dev
 
 
 def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tuple[int, dict[str, Tensor]]:
-    """Step and weights of the newest whole checkpoint, only read. A run that trains meanwhile may add and remove some: the
+    """Step and weights of the newest whole checkpoint, only read."""
+    return newest_readable(checkpoints, load_model_weights, note)
+
+
+def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:
+    """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises CheckpointError."""
+    step, index = newest_readable(checkpoints, checked_index) if step < 0 else (
+        step, checked_index(checkpoints / f"step-{step}")
+    )  # fmt: skip
+    return step, OnDisk(index)
+
+
+def newest_readable(
+    checkpoints: Path, read: Callable[[Path], Found], note: Callable[[str], None] = print
+) -> tuple[int, Found]:
+    """Step of the newest checkpoint that can be read, and what was read. A run that trains meanwhile may add and remove some: the
     folder is looked at again after each that could not be read. Raises CheckpointError when none could."""
     tried: dict[int, str] = {}
     while left := [step for step in steps(checkpoints) if step not in tried]:
         try:
-            return left[-1], load_model_weights(checkpoints / f"step-{left[-1]}")
+            return left[-1], read(checkpoints / f"step-{left[-1]}")
         except (CheckpointError, OSError) as e:
             tried[left[-1]] = str(e)
             note(f"{e}; looking for another one")
@@ -94,37 +110,9 @@ def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tu
     )  # fmt: skip
 
 
-@contextmanager
-def weights_on_disk(checkpoints: Path, step: int) -> Iterator[tuple[int, "OnDisk"]]:
-    """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises CheckpointError."""
-    step = newest_step(checkpoints) if step < 0 else step
-    checked_facts(checkpoints / f"step-{step}")
-    with Reader(index_of(checkpoints / f"step-{step}")) as reader:
-        yield step, OnDisk(reader)
-
-
-def newest_step(checkpoints: Path) -> int:
-    """Raises CheckpointError if there is none."""
-    if not (found := steps(checkpoints)):
-        raise CheckpointError(f"{checkpoints}: no whole checkpoint is there; train first, or name another run folder")
-    return found[-1]
-
-
-class OnDisk(Mapping[str, Tensor]):
-    """Parameters by the model's own names, each read when it is asked for."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        self.names = [name.removeprefix("model/") for name in reader.index if name.startswith("model/")]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.reader.whole(f"model/{name}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+def run_of(folder: Path, plugins: tuple[str, ...], note: Callable[[str], None] = print) -> Run:
+    """The run in a folder, for those who only read it. Raises as `Run.of_folder`."""
+    return Run.of_folder(folder, {"model.plugins": ",".join(plugins)} if plugins else {}, note=note)
 
 
 def tokenizer_of(run: Run) -> Tokenizer:

@@ -119,15 +119,17 @@ def capability_table(mixers: list[str]) -> str:
     """The table of docs/parallelism.md: each cell that says yes is a test of test_03_plans.py, which fails if it is not so."""
     head = ["mixer", *ANY_MIXER, "context"]
     rows = [[name, *("yes" for _ in ANY_MIXER), "refused"] for name in sorted(mixers)]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(head, rows)
 
 
 def plans_table() -> str:
     """The plans of the hybrid of gla and attention."""
-    lines = [["plan", "processes", "settings"], ["---"] * 3]
-    for name, plan in PLANS.items():
-        if plan.processes > 1:
-            given = ", ".join(f"{key} = {value}" for key, value in plan.given.items())
-            lines.append([name, str(plan.processes), given])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    rows = [
+        [name, str(plan.processes), ", ".join(f"{key} = {value}" for key, value in plan.given.items())]
+        for name, plan in PLANS.items() if plan.processes > 1
+    ]  # fmt: skip
+    return markdown(["plan", "processes", "settings"], rows)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]) + "\n"

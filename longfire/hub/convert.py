@@ -26,7 +26,7 @@ from longfire.hub.tensors import Stored, layout
 from longfire.model import Model, on_meta
 from longfire.report import METRICS, parsed
 from longfire.run import Run
-from longfire.weights import open_model, tokenizer_of, weights_on_disk
+from longfire.weights import open_model, run_of, tokenizer_of, weights_on_disk
 
 __all__ = ["Check", "export", "export_run", "load_weights"]
 
@@ -120,16 +120,16 @@ def export_run(
 
 def export_bytes(run_folder: Path, step: int, out: Path, dtype: str, plugins: tuple[str, ...]) -> Check:
     """The same of a model that no machine holds: tensor by tensor from the checkpoint."""
-    run = Run.of_folder(Path(run_folder), {"model.plugins": ",".join(plugins)} if plugins else {})
+    run = run_of(Path(run_folder), plugins)
     if run.model.backend == "transformers":
         raise SettingsError(
             "a model of transformers (model.backend) is exported by its own class, which holds it: leave --compare out"
         )
     tokenizer = tokenizer_of(run)
     model = on_meta(run.shape.with_vocabulary(tokenizer.vocab_size))
-    with weights_on_disk(run.folder / run.checkpoint.folder, step) as (step, weights):
-        chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
-        return export(model, tokenizer, out, dtype=chosen, facts=facts_of(run, step), on_disk=weights)
+    step, weights = weights_on_disk(run.folder / run.checkpoint.folder, step)
+    chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
+    return export(model, tokenizer, out, dtype=chosen, facts=facts_of(run, step), on_disk=weights)
 
 
 def facts_of(run: Run, step: int) -> dict[str, Any]:

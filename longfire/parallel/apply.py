@@ -12,6 +12,7 @@ from longfire.parallel import pipeline, tensor
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import local
+from longfire.parallel.plan import reshards
 from longfire.settings import ActivationCheckpoint, Parallelism
 
 DEFAULTS = Parallelism()
@@ -75,8 +76,7 @@ def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
         torch.bfloat16 if narrow else None, torch.float32 if narrow else None, cast_forward_inputs=False
     )
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if parallelism.cpu_offload else OffloadPolicy()
-    asked = parallelism.reshard_after_forward
-    again = asked == "always" or (asked == "auto" and mesh.size("pp") == 1 and mesh.size("dp_shard") > 1)
+    again = reshards(parallelism, mesh.size("pp"), mesh.size("dp_shard"))
     for block in model.layers:
         fully_shard(block, mesh=data_mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
     for root in roots(model):
@@ -99,8 +99,8 @@ def sharded(model: nn.Module) -> list[FSDPModule]:
 
 def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
     """Before a microbatch's backward: shards are summed after every one, replicas after the last only, since whole gradients
-    are at hand to wait with."""
-    for module in sharded(model) if not model.pipeline else ():  # whose schedule does this itself
+    are at hand to wait with. (The schedule of a pipeline does this itself.)"""
+    for module in sharded(model) if mesh.size(*DATA) > 1 else ():
         if mesh.size("dp_shard") == 1:
             module.set_requires_gradient_sync(last, recurse=False)
         else:

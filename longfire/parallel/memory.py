@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from longfire.data.pack import NO_LABEL
 from longfire.mixers import mixer
-from longfire.model import Model
+from longfire.model import Model, as_it_is
 from longfire.ops import pretending_cuda
 from longfire.ops.cross_entropy import fused
 from longfire.parallel.apply import recompute
@@ -335,7 +335,3 @@ def make_fake(module: nn.Module) -> None:
 
 def detached(shared: Any) -> Any:
     return shared.detach().requires_grad_(shared.requires_grad) if isinstance(shared, Tensor) else shared
-
-
-def as_it_is(x: Tensor) -> Tensor:
-    return x

@@ -16,19 +16,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from longfire import launch, settings
-from longfire.errors import TrainingError, UserError
+from longfire.errors import TrainingError, UserError, first_line
 from longfire.parallel.axes import AXES
 
 FOR_EVER = timedelta(days=365)
-LOST = (
-    "Connection closed",
-    "Connection reset",
-    "Connection refused",
-    "Broken pipe",
-    "Timed out waiting",
-    "NCCL",
-    "gloo",
-)
+LOST = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "Timed out waiting", "NCCL",
+        "gloo")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ class Mesh:
 
     @classmethod
     def of_degrees(cls, degrees: Mapping[str, int], device_type: str) -> "Mesh":
-        """The mesh of all processes that have joined (launch.joined). Collective."""
+        """The mesh of all processes that have joined. Collective."""
         degrees = {axis: degrees.get(axis, 1) for axis in AXES}
         if prod(degrees.values()) == 1 and not dist.is_initialized():
             return cls(degrees)
@@ -105,9 +98,8 @@ class Mesh:
             error = caught
         told = self.all_say(None if error is None else (error.exit_code, str(error)))
         if error is not None:
-            error.told_elsewhere |= any(
-                said is not None for said in told[: self.rank()]
-            )  # the first that failed says it
+            # the first that failed says it
+            error.told_elsewhere |= any(said is not None for said in told[: self.rank()])
             raise error
         for rank, said in enumerate(told):
             if said is not None:
@@ -171,7 +163,3 @@ def joined(
         ) from error
     finally:
         dist.destroy_process_group()
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -80,6 +80,12 @@ def boxes(tensor: Tensor, split: Split | None) -> list[Box]:
     return found
 
 
+def take(tensor: Tensor, split: Split | None, whole: Tensor) -> None:
+    """Copy what of the whole lies here."""
+    for box in boxes(tensor, split):
+        box.of_local(local(tensor)).copy_(box.of_whole(whole))
+
+
 def rows(tensor: Tensor) -> tuple[int, int]:
     """First and last + 1 of the rows (dim 0) that lie here, as torch's `chunk` cuts them over the axis that shards them."""
     if not tensor.dim():

@@ -56,6 +56,12 @@ def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
     return dict(zip(MESH_DIM, numbers))
 
 
+def reshards(parallelism: Parallelism, pp: int, dp_shard: int) -> bool:
+    """Whether a gathered block is given back between its forward and its backward (reshard_after_forward)."""
+    asked = parallelism.reshard_after_forward
+    return asked == "always" or (asked == "auto" and pp == 1 and dp_shard > 1)
+
+
 def refusals(degrees: dict[str, int]) -> Iterator[str]:
     """What no test proves to leave the gradients as they are (promise 3), each with its reason."""
     if degrees["cp"] > 1:

@@ -18,6 +18,8 @@ from longfire.model import on_meta
 from longfire.parallel import cost, stages, tensor
 from longfire.parallel.cost import Device
 from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Meter, ends_of
+from longfire.parallel.pipeline import costs
+from longfire.parallel.plan import reshards
 from longfire.run import Run
 from longfire.settings import Parallelism
 from longfire.shape import ForeignShape
@@ -134,7 +136,8 @@ class Planner:
             {"mixer": block.mixer.flops_per_token(self.seq_len), "block": block.flops_per_token(self.seq_len)}
             for block in self.model.layers
         ]
-        self.flops_of_head = 2.0 * self.shape.hidden_size * self.shape.vocab_size
+        self.costs = costs(self.model, self.seq_len)
+        self.flops_of_head = self.costs[-1]
         self.meters: dict[tuple[int, int], Meter] = {}
         self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
         self.layouts: dict[int, list[list[int]]] = {}
@@ -142,7 +145,7 @@ class Planner:
     def of_recipe(self) -> Plan:
         """The plan that the settings say. Raises SettingsError for one that cannot be."""
         run, degrees = self.run, self.run.degrees
-        if problems := list(self.refusals(degrees["tp"], degrees["pp"])):
+        if problems := list(self.refusals(degrees["tp"])):
             raise SettingsError("\n".join(problems))
         rows = self.rows // run.data_processes
         return Plan(
@@ -150,12 +153,9 @@ class Planner:
             rows // run.microbatches, run.microbatches,
         )  # fmt: skip
 
-    def refusals(self, tp: int, pp: int) -> Iterator[str]:
-        """Why processes cannot share this model's matrices so, or its layers."""
-        parallelism = self.run.parallelism
-        yield from tensor.refusals(self.model, tp, parallelism.sequence_parallel, self.seq_len)
-        if pp > len(self.flops_of):
-            yield f"{stages.DEGREE} = {pp} is more than the model's {len(self.flops_of)} layers: lower it"
+    def refusals(self, tp: int) -> Iterator[str]:
+        """Why processes cannot share this model's matrices so. (Run.compose has looked at the recipe's own pipeline.)"""
+        return tensor.refusals(self.model, tp, self.run.parallelism.sequence_parallel, self.seq_len)
 
     def meter(self, tp: int, seq_len: int) -> Meter:
         """Of the share that one of `tp` processes has."""
@@ -179,11 +179,8 @@ class Planner:
     def layers_of(self, pp: int) -> list[list[int]]:
         """The layers of each process of a pipeline."""
         if pp not in self.layouts:
-            costs = [0.0, *(flops["block"] for flops in self.flops_of), self.flops_of_head]
-            own = (
-                pp == self.run.degrees["pp"]
-            )  # named points and orders in files are those of the recipe's own pipeline
-            placed = stages.layout(costs, pp, self.run.parallelism if own else self.plain_schedule)
+            own = pp == self.run.degrees["pp"]  # whose are named points, and orders in files
+            placed = stages.layout(self.costs, pp, self.run.parallelism if own else self.plain_schedule)
             self.layouts[pp] = [[n for stage in placed.on(p) for n in placed.layers[stage]] for p in range(pp)]
         return self.layouts[pp]
 
@@ -286,7 +283,7 @@ class Planner:
             yield over("tp", what, 1, plan.microbatches * times * cost.reduced_bytes(row_bytes, plan.tp) / 2)
         if plan.dp_shard > 1:
             each = 2 if settings.param_gather_dtype == "bfloat16" else 4
-            gathers = 1 if keeps_gathered(plan, settings) else 2 * plan.microbatches
+            gathers = 2 * plan.microbatches if reshards(settings, plan.pp, plan.dp_shard) else 1
             sent = gathers * cost.gathered_bytes(each * numbers, plan.dp_shard)
             yield over("dp_shard", "parameters: all-gather", plan.tp, sent, "compute")
             scatters = 1 if plan.pp > 1 else plan.microbatches
@@ -356,9 +353,11 @@ class Planner:
         """Every plan on these processes with the recipe's rows a step: matrices shared inside a node, pipelines of at most
         MOST_STAGES processes, context parallel 1."""
         for tp in divisors(self.processes, self.device.node):
+            if any(self.refusals(tp)):
+                continue
             for pp in divisors(self.processes // tp, MOST_STAGES):
                 data = self.processes // tp // pp
-                if self.rows % data or any(self.refusals(tp, pp)):
+                if self.rows % data:
                     continue
                 for shards, rows, remat in product(divisors(data), divisors(self.rows // data), REMATS):
                     plan = Plan(data // shards, shards, tp, pp, remat, rows, self.rows // data // rows)
@@ -396,7 +395,7 @@ class Shards:
         self.plan, self.names, self.group, self.offload = plan, names, group, settings.cpu_offload
         self.wrapped, self.sharded = plan.data > 1, plan.dp_shard > 1
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
-        self.stays = keeps_gathered(plan, settings)
+        self.stays = not reshards(settings, plan.pp, plan.dp_shard)
         # Gradients are whole between microbatches where they are not scattered after each.
         self.accumulates = plan.microbatches > 1 and not (self.sharded and plan.pp == 1)
         self.always = self.whole(*(name for name in names if self.stays or isinstance(name, str)))
@@ -435,12 +434,6 @@ class Shards:
 
     def sent(self, name: int | str) -> float:
         return float(MASTER_BYTES * self.group[name].whole) if self.wrapped else 0.0
-
-
-def keeps_gathered(plan: Plan, settings: Parallelism) -> bool:
-    """Whether gathered parameters stay until the step ends (parallel/apply.shard)."""
-    again = settings.reshard_after_forward == "auto" and plan.pp == 1 and plan.dp_shard > 1
-    return not (again or settings.reshard_after_forward == "always")
 
 
 def rank_of(forecast: Forecast) -> tuple[float, float]:

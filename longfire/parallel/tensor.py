@@ -333,7 +333,7 @@ def add_up_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
     """After the backward of a step: gradients that are a part in each process become their sum, in one message a dtype.
     Collective over tp."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters() if model.partial else ():
         if name in model.partial and parameter.grad is not None:
             gradient = local(parameter.grad)
             by_dtype.setdefault(gradient.dtype, []).append(gradient)
