@@ -3,6 +3,7 @@
 import os
 import pickle
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -51,6 +52,10 @@ def wait_for(answers: Any, processes: list, said: dict, timeout_seconds: float) 
 
 def run(rank: int, count: int, port: int, answers: Any, function: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
+    if (
+        "torch._inductor.config" in sys.modules
+    ):  # threads that compiled for the parent are not in its fork, which would wait for them
+        sys.modules["torch._inductor.config"].compile_threads = 1
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(count),
                       LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count))  # fmt: skip
     try:

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,11 +60,13 @@ class Batch:
         assert self.rows % microbatches == 0, f"{self.rows} rows do not divide into {microbatches} microbatches"
         if microbatches == 1:
             return (self,)
-        parts = zip(*(t.chunk(microbatches) for t in (self.ids_BT, self.labels_BT, self.positions_BT)))
-        if self.documents is None:
-            return tuple(Batch(*part) for part in parts)
-        ids = self.documents.ids_BT.chunk(microbatches)
-        return tuple(Batch(*part, Documents.from_ids(ids_BT)) for part, ids_BT in zip(parts, ids))
+        each = self.rows // microbatches
+        return tuple(self.of(slice(first, first + each)) for first in range(0, self.rows, each))
+
+    def of(self, rows: Any) -> "Batch":
+        """Some of the rows: a slice, or their numbers."""
+        documents = None if self.documents is None else self.documents.of(rows)
+        return Batch(self.ids_BT[rows], self.labels_BT[rows], self.positions_BT[rows], documents)
 
     def share(self, number: int, shares: int) -> "Batch":
         """Some of the rows, of `shares` parts of the same size: what is missing is filled up with rows without labels, so that whoever
@@ -74,9 +77,8 @@ class Batch:
         mine_B = torch.arange(number * each, (number + 1) * each)
         there_B = mine_B < self.rows
         mine_B = torch.where(there_B, mine_B, 0)
-        labels_BT = torch.where(there_B[:, None], self.labels_BT[mine_B], NO_LABEL)
-        documents = None if self.documents is None else Documents.from_ids(self.documents.ids_BT[mine_B])
-        return Batch(self.ids_BT[mine_B], labels_BT, self.positions_BT[mine_B], documents)
+        mine = self.of(mine_B)
+        return replace(mine, labels_BT=torch.where(there_B[:, None], mine.labels_BT, NO_LABEL))
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,5 @@ class Attention(Mixer):
 def lengths(seq: Sequence) -> Tensor:
     """(B, T) tokens of each token's document."""
     if seq.documents is not None:
-        lengths_N = seq.documents.cu_lengths.diff().long()
-        return lengths_N.repeat_interleave(lengths_N).view_as(seq.positions_BT)
+        return seq.documents.lengths()
     return (seq.positions_BT.amax(1, keepdim=True) + 1).expand_as(seq.positions_BT)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
+    Decayed,
     by_segments,
     chunk_size,
     chunked,
@@ -138,16 +139,30 @@ def segment(
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
-    beta = chunked(beta.to(dtype), size)
     parts = decayed([q, k], [k], decay)
-    ((qk,), (kk,)), (q_from_start, k_from_start), (to_end,) = parts.products, parts.from_start, parts.to_end
-    solve = UnitLowerInverse.apply(beta * kk) * beta.mT
-    written, erased = solve @ v, solve @ k_from_start
-    whole = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])
-    transition = torch.diag_embed(whole) - to_end.mT @ erased
-    states, S_BHKV = scan(transition, to_end.mT @ written, S_BHKV)
-    o = qk @ (written - erased @ states) + q_from_start @ states
+    written, erased = solved(parts, k, v, chunked(beta.to(dtype), size))
+    transition, write = maps(parts, k, written, erased)
+    states, S_BHKV = scan(transition, write, S_BHKV)
+    o = parts.products[0][0] @ (written - erased @ states) + parts.from_start[0] @ states
     return unchunked(o, tokens), S_BHKV
+
+
+def solved(parts: Decayed, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """written and erased: u = written - erased S_in in every chunk. The last queries of the parts are the keys."""
+    solve = UnitLowerInverse.apply(beta * parts.products[-1][0]) * beta.mT
+    return solve @ v, solve @ parts.from_start[-1]
+
+
+def maps(parts: Decayed, k: Tensor, written: Tensor, erased: Tensor) -> tuple[Tensor, Tensor]:
+    """What each chunk does to the state: S_out = transition S_in + write."""
+    whole, (to_end,) = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1]), parts.to_end
+    return torch.diag_embed(whole) - to_end.mT @ erased, to_end.mT @ written
+
+
+def chunk_maps(k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of chunks whose outputs nobody asks for; k, v, beta, decay (B, N, H, C, ...)."""
+    parts = decayed([k], [k], decay)
+    return maps(parts, k, *solved(parts, k, v, beta))
 
 
 class UnitLowerInverse(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Where documents lie in a batch of packed rows: made once a batch, read by every op."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,15 @@ class Documents:
 
     def to(self, device: torch.device | str) -> "Documents":
         return Documents(self.ids_BT.to(device), self.cu_lengths.to(device), self.max_length)
+
+    def of(self, rows: Any) -> "Documents":
+        """Those of some rows; rows: a slice, or their numbers."""
+        return Documents.from_ids(self.ids_BT[rows])
+
+    def lengths(self) -> Tensor:
+        """(B, T): tokens of the document of each token."""
+        lengths_N = self.cu_lengths.diff().long()
+        return lengths_N.repeat_interleave(lengths_N).view_as(self.ids_BT)
 
     @classmethod
     def from_ids(cls, ids_BT: Tensor) -> "Documents":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
+    Decayed,
     by_segments,
     chunk_size,
     chunked,
@@ -140,23 +141,46 @@ def segment(
     """
     tokens, dtype = q.shape[1], S_BHKV.dtype
     size = chunk_size(tokens)
-    if goes_on_BT is not None:
-        c = torch.where(goes_on_BT[:, :, None, None], c, 0.0)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
+    c = of_own_document(c, goes_on_BT)
     q, k, v, c, b = (
         chunked(x, size) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), c.to(dtype), b.to(dtype))
     )
-    parts = decayed([q, F.pad(c[..., 1:, :], (0, 0, 0, 1))], [k, b], decay)
-    ((qk, qb), (ck, cb)), (q_from_start, c_from_start), (k_to_end, b_to_end) = parts[:3]
-    ck, cb = (F.pad(products[..., :-1, :], (0, 0, 1, 0)) for products in (ck, cb))
-    c_from_start = torch.cat([c[..., :1, :], c_from_start[..., :-1, :]], -2)
-    solve = UnitLowerInverse.apply(-cb)
-    found, read = solve @ (ck @ v), solve @ c_from_start
-    whole = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1])
-    transition = torch.diag_embed(whole) + b_to_end.mT @ read
-    states, S_BHKV = scan(transition, k_to_end.mT @ v + b_to_end.mT @ found, S_BHKV)
+    parts = decayed([q, a_place_earlier(c)], [k, b], decay)
+    found, read = solved(parts, c, v)
+    states, S_BHKV = scan(*maps(parts, k, v, found, read), S_BHKV)
+    (qk, qb), q_from_start = parts.products[0], parts.from_start[0]
     o = qk @ v + qb @ (found + read @ states) + q_from_start @ states
     return unchunked(o, tokens), S_BHKV
+
+
+def of_own_document(c: Tensor, goes_on_BT: Tensor | None) -> Tensor:
+    """The first token of a document reads nothing."""
+    return c if goes_on_BT is None else torch.where(goes_on_BT[:, :, None, None], c, 0.0)
+
+
+def a_place_earlier(c: Tensor) -> Tensor:
+    return F.pad(c[..., 1:, :], (0, 0, 0, 1))
+
+
+def solved(parts: Decayed, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """found and read: u = found + read S_in in every chunk. The last queries of the parts are c, a place earlier."""
+    ck, cb = (F.pad(products[..., :-1, :], (0, 0, 1, 0)) for products in parts.products[-1])
+    c_from_start = torch.cat([c[..., :1, :], parts.from_start[-1][..., :-1, :]], -2)
+    solve = UnitLowerInverse.apply(-cb)
+    return solve @ (ck @ v), solve @ c_from_start
+
+
+def maps(parts: Decayed, k: Tensor, v: Tensor, found: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """What each chunk does to the state: S_out = transition S_in + write."""
+    whole, (k_to_end, b_to_end) = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1]), parts.to_end
+    return torch.diag_embed(whole) + b_to_end.mT @ read, k_to_end.mT @ v + b_to_end.mT @ found
+
+
+def chunk_maps(k: Tensor, v: Tensor, c: Tensor, b: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of chunks whose outputs nobody asks for; all (B, N, H, C, ...)."""
+    parts = decayed([a_place_earlier(c)], [k, b], decay)
+    return maps(parts, k, v, *solved(parts, c, v))
 
 
 def dplr_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:

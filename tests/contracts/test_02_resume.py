@@ -131,11 +131,13 @@ def test_sigterm_finishes_the_step_saves_and_resumes(folder):
     assert_same_run(folder, "whole", "stopped", 40)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kills", "steps"), [pytest.param(7, 60, marks=pytest.mark.slow), pytest.param(22, 160, marks=pytest.mark.matrix)]
+)
 @pytest.mark.timeout(1500)
-def test_killed_at_random_moments_and_resumed_each_time(folder):
-    """At least 20 SIGKILLs while steps run and checkpoints (one a step) are written; then the run is compared with an unbroken one."""
-    kills, steps = 22, 160
+def test_killed_at_random_moments_and_resumed_each_time(folder, kills, steps):
+    """SIGKILLs while steps run and checkpoints (one a step) are written; then the run is compared with an unbroken one. (Fifty kills
+    of two processes: tests/faults.)"""
     finish(folder, "unbroken", steps)
     draw = random.Random(7)
     for kill in range(kills):

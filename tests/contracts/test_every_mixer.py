@@ -89,8 +89,18 @@ def test_promise_3_no_plan_of_one_process_changes_the_steps(mixer, microbatches,
         torch.testing.assert_close(parameters[name], parameter, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@each_mixer
-@pytest.mark.slow
+COMPILED = (
+    "attention",
+    "gla",
+    "gated_delta_net",
+    "mamba2",
+    "rwkv7",
+)  # one of each kind of operator: half a minute each
+
+
+@pytest.mark.parametrize(
+    "mixer", [pytest.param(name, marks=pytest.mark.slow if name in COMPILED else pytest.mark.matrix) for name in MIXERS]
+)
 def test_promise_3_compiling_changes_no_step(mixer):
     (norms, parameters), (true_norms, true) = (
         three_steps(mixer, 1, "none", compiled=True),

@@ -1,0 +1,149 @@
+"""What a segment of a row does to the state: S_out = M S_in + B, without the outputs of its tokens.
+
+All recurrences here are linear in the state, so that a segment, whatever its length, is such a map; maps of neighbours compose to
+that of both. Processes that share a row exchange these maps, not states (parallel/context.py; for decayed linear attention this is
+LASP-2, Sun 2025). M is a number for each channel where channels decay by themselves, a matrix K x K where keys are erased.
+
+Each map takes the arguments of its op and follows the same rules: the state starts from zero at each document, the state before
+the segment belongs to its first document, the one after it to its last.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.ops import delta_rule as delta
+from longfire.ops import dplr as low_rank
+from longfire.ops.chunkwise import by_segments, chunk_size, chunked, goes_on, scan, step_decays
+from longfire.ops.documents import Documents
+from longfire.ops.linear import working_dtype
+from longfire.ops.linear_attention import linear_attention
+from longfire.ops.selective_scan import selective_scan
+
+
+class Affine(NamedTuple):
+    """state -> transition state + write. transition: a matrix (B, H, K, K), or numbers that fit the state's shape."""
+
+    transition: Tensor
+    write: Tensor
+    is_matrix: bool
+
+    def __call__(self, state: Tensor) -> Tensor:
+        moved = self.transition @ state if self.is_matrix else self.transition * state
+        return moved + self.write
+
+
+def linear_attention_map(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g: Tensor | None = None, *, gv: Tensor | None = None,
+    scale: float | None = None, documents: Documents | None = None,
+) -> Affine:  # fmt: skip
+    """Of ops/linear_attention.py: B = sum_t (k_t a_{t+1}..a_T) (v_t b_{t+1}..b_T)^T, M the decays of all tokens; fp32 (or float64)."""
+    k_BTHK, v_BTHV = k_BTHK.to(working_dtype(k_BTHK)), v_BTHV.to(working_dtype(v_BTHV))
+    key_whole, key_to_end = decays_to_end(g, k_BTHK)
+    value_whole, value_to_end = decays_to_end(gv, v_BTHV)
+    alive_BT = None if documents is None else documents.ids_BT == documents.ids_BT[:, -1:]
+    if alive_BT is not None:  # what was written in an earlier document is gone
+        value_to_end = torch.where(alive_BT[..., None, None], value_to_end, 0.0)
+        value_whole = torch.where(alive_BT[:, :1, None, None], value_whole, 0.0)
+    if key_to_end.shape[-1] == 1:  # a number for each head may go with the values, whose heads are as many or more
+        key_to_end, value_to_end = torch.ones_like(key_to_end[..., :1, :]), value_to_end * key_to_end
+    groups = (k_BTHK.shape[2], -1)
+    v_BTGRV = (v_BTHV * value_to_end).unflatten(2, groups)
+    write = torch.einsum("btgk,btgrv->bgrkv", k_BTHK * key_to_end, v_BTGRV).flatten(1, 2)
+    transition = key_whole.transpose(1, 2).mT * value_whole.transpose(1, 2)
+    return Affine(transition.expand(len(write), write.shape[1], -1, -1), write, is_matrix=False)
+
+
+def decays_to_end(g: Tensor | None, like_BTHX: Tensor) -> tuple[Tensor, Tensor]:
+    """The decay of all tokens (1 or B, 1, H or 1, X or 1), and that of the tokens after each one (1 or B, T, ...).
+
+    Sums of what comes after, not differences of sums: exact to rounding where decays are strong.
+    """
+    T, dtype = like_BTHX.shape[1], like_BTHX.dtype
+    if g is None:
+        return like_BTHX.new_ones(1, 1, 1, 1), like_BTHX.new_ones(1, 1, 1, 1)
+    if g.dim() == 1:
+        after_T = torch.arange(T - 1, -1, -1, dtype=dtype, device=g.device)
+        return (T * g.to(dtype)).exp()[None, None, :, None], torch.outer(after_T, g.to(dtype)).exp()[None, :, :, None]
+    g = (g if g.dim() == 4 else g[..., None]).to(dtype)
+    after = F.pad(g[:, 1:], (0, 0, 0, 0, 0, 1)).flip(1).cumsum(1).flip(1)
+    return g.sum(1, keepdim=True).exp(), after.exp()
+
+
+def delta_rule_map(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, g: Tensor | None = None, *,
+    scale: float | None = None, documents: Documents | None = None,
+) -> Affine:  # fmt: skip
+    """Of ops/delta_rule.py: the maps of chunks, folded up from the left."""
+
+    def run(state: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, goes_on_BT: Tensor | None) -> Any:
+        size = chunk_size(k.shape[1])
+        decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
+        k, v, beta = (chunked(x.to(state.dtype), size) for x in (k, v, beta))
+        return None, folded(state, *delta.chunk_maps(k, v, beta, decay))
+
+    inputs = (k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+    return of_both(run, inputs, k_BTHK, v_BTHV)
+
+
+def dplr_map(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_BTHK: Tensor, b_BTHK: Tensor, g_BTHK: Tensor, *,
+    scale: float | None = None, documents: Documents | None = None,
+) -> Affine:  # fmt: skip
+    """Of ops/dplr.py: the maps of chunks, folded up from the left."""
+
+    def run(
+        state: Tensor, k: Tensor, v: Tensor, c: Tensor, b: Tensor, g: Tensor, goes_on_BT: Tensor | None
+    ) -> tuple[None, Tensor]:
+        size = chunk_size(k.shape[1])
+        decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
+        k, v, c, b = (chunked(x.to(state.dtype), size) for x in (k, v, low_rank.of_own_document(c, goes_on_BT), b))
+        return None, folded(state, *low_rank.chunk_maps(k, v, c, b, decay))
+
+    inputs = (k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+    return of_both(run, inputs, k_BTHK, v_BTHV)
+
+
+def of_both(run: Any, inputs: tuple[Tensor | None, ...], k_BTHK: Tensor, v_BTHV: Tensor) -> Affine:
+    """The map that `run` folds: it carries [B | M], the state that began as zero beside the one that began as the identity."""
+    (B, _, H, V), K, dtype = v_BTHV.shape, k_BTHK.shape[-1], working_dtype(k_BTHK)
+    identity = torch.eye(K, dtype=dtype, device=k_BTHK.device).expand(B, H, K, K)
+    _, state = by_segments(run, torch.cat([identity.new_zeros(B, H, K, V), identity], -1), inputs)
+    write, transition = state.split((V, K), -1)
+    return Affine(transition, write, is_matrix=True)
+
+
+def folded(state: Tensor, transition: Tensor, write: Tensor) -> Tensor:
+    """[B | M] after the chunks (B, N, H, K, ...)."""
+    return scan(transition, F.pad(write, (0, transition.shape[-1])), state)[1]
+
+
+def selective_scan_map(
+    x_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTN: Tensor, C_BTN: Tensor, *, documents: Documents | None = None
+) -> Affine:
+    """Of ops/selective_scan.py: B is the state of a scan from zero, M = exp(A sum of dt)."""
+    _, write = selective_scan(x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, documents=documents)
+    transition = (dt_BTD.to(write.dtype).sum(1)[..., None] * A_DN.to(write.dtype)).exp()
+    if documents is not None:
+        same_B = documents.ids_BT[:, 0] == documents.ids_BT[:, -1]
+        transition = torch.where(same_B[:, None, None], transition, 0.0)
+    return Affine(transition, write, is_matrix=False)
+
+
+class Recurrence(NamedTuple):
+    """An op, its map, and the name under which it takes the state before the row."""
+
+    op: Any
+    map: Any
+    state: str
+
+
+STATE = "initial_state_BHKV"
+RECURRENCES = (
+    Recurrence(linear_attention, linear_attention_map, STATE),
+    Recurrence(delta.delta_rule, delta_rule_map, STATE),
+    Recurrence(low_rank.dplr, dplr_map, STATE),
+    Recurrence(selective_scan, selective_scan_map, "initial_state_BDN"),
+)

@@ -1,0 +1,230 @@
+"""One row over many processes: its tokens are cut among them, and what a mixer calls to look along the sequence looks over all.
+
+Mixers call `attend`, `recur`, `convolve` and `shift`, and know of no process. Here these attributes are replaced by what gives the same
+numbers on segments (layout.py), with the `Share` that stands for `documents` saying where they lie:
+
+    attend           ring, all-gather or all-to-all of keys and values: ring.py
+    recur            each segment's map of the state (ops/maps.py) goes to all processes once, S_in of each segment follows from
+                     those before it, and the op runs as ever, from there
+    convolve, shift  the last inputs of each segment go to all, and are the state before the next one
+
+What is sent for recurrences and convolutions does not depend on the length of the row. All of it is differentiable: the gradients of
+what was gathered are added up and scattered.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longfire.ops.attention import attention
+from longfire.ops.documents import Documents
+from longfire.ops.maps import RECURRENCES, Affine, Recurrence
+from longfire.ops.short_conv import short_conv
+from longfire.ops.token_shift import previous_token
+from longfire.parallel import ring
+from longfire.parallel.collectives import cross, known_as
+from longfire.parallel.layout import Layout, Share, keys_seen, segments_each
+from longfire.parallel.mesh import Mesh
+from longfire.settings import Parallelism
+
+SEAMS = ("attend", "recur", "convolve", "shift")
+DEGREE = "parallelism.context_parallel_degree"
+
+
+@dataclass
+class Context:
+    """The processes that share this process's rows, and how: what the step cuts batches with.
+
+    multiple: what must divide the tokens of a process (tensor parallelism shares them further).
+    """
+
+    size: int
+    rank: int
+    group: str
+    kind: str  # of layout
+    strategy: str  # of attention
+    multiple: int = 1
+    balance: float = 1.0  # of the last rows: the most attention work of a process over the mean
+
+    def share(self, positions_BT: Tensor, documents: Documents | None) -> Share:
+        """Where the tokens of these rows lie; the same on every process that shares them."""
+        seen_BT, tokens = keys_seen(positions_BT), positions_BT.shape[1]
+        layout = Layout.of_kind(self.kind, self.size, tokens, self.multiple, seen_BT.sum(0))
+        self.balance = layout.balance(seen_BT)
+        return Share.of_rows(layout, self.rank, documents, len(positions_BT))
+
+    def cut(self, share: Share, x_BT: Tensor, fill: float = 0) -> Tensor:
+        """What of the rows (B, T) lies here, in memory of its own."""
+        return share.layout.cut(x_BT, self.rank, fill)
+
+
+def share_rows(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> Context:
+    """Let the mixers and MLPs of a model look over all processes along cp, in place; the context that cuts its batches."""
+    softmax = any(hasattr(module, "attend") for module in model.modules())
+    tokens = mesh.size("tp") if parallelism.sequence_parallel else 1
+    context = Context(
+        mesh.size("cp"), mesh.rank("cp"), known_as(mesh.group("cp")), layout_kind(parallelism, softmax),
+        parallelism.context_parallel_strategy, tokens,
+    )  # fmt: skip
+    for module in model.modules():
+        for seam in SEAMS:
+            if hasattr(module, seam):
+                setattr(module, seam, over_all(getattr(module, seam), context))
+    return context
+
+
+def layout_kind(parallelism: Parallelism, softmax: bool) -> str:
+    """auto: work is even where it grows with the tokens alone, so only softmax attention asks for more than contiguous pieces."""
+    asked = parallelism.context_parallel_layout
+    return asked if asked != "auto" else "zigzag" if softmax else "contiguous"
+
+
+def over_all(op: Callable, context: Context) -> Callable:
+    """The same op on segments."""
+    if op is attention:
+        return ring.attend_over(context.size, context.rank, context.group, context.strategy)
+    if op is short_conv:
+        return convolve_over(context.group)
+    if op is previous_token:
+        return shift_over(context.group)
+    (recurrence,) = (one for one in RECURRENCES if one.op is op)
+    return recur_over(recurrence, context.group)
+
+
+def recur_over(recurrence: Recurrence, group: str) -> Callable:
+    """A recurrence of which each process has some segments."""
+    op, map_of, state = recurrence
+
+    def recur(*inputs: Tensor | None, documents: Share, **options: Any) -> tuple[Tensor, None]:
+        assert options.pop(state, None) is None, "rows begin at their beginning"
+        inputs = tuple(folded(x, documents) for x in inputs)
+        options = {name: folded(x, documents) for name, x in options.items()} | {"documents": documents.folded}
+        before = states_before(map_of(*inputs, **options), documents, group)
+        o, _ = op(*inputs, **{state: before}, **options)
+        return documents.unfold(o), None
+
+    return recur
+
+
+def folded(x: Any, share: Share) -> Any:
+    """Segments as rows, of whatever has tokens: (B, T, ...); not of numbers, rates (H,) or (D, N)."""
+    return share.fold(x) if isinstance(x, Tensor) and x.dim() > 2 else x
+
+
+@torch.compiler.disable(reason="which segments lie here may differ from row to row")
+def states_before(mine: Affine, share: Share, group: str) -> Tensor:
+    """The state before each segment here (B * each, ...), given the maps of these segments."""
+    shapes, each = (mine.transition.shape[1:], mine.write.shape[1:]), len(mine.write)
+    packed = torch.cat([mine.transition.flatten(1), mine.write.flatten(1)], 1)
+    sizes = mine.transition[0].numel(), mine.write[0].numel()
+    maps_BSX = cross(packed.unflatten(0, (-1, len(share.mine))), "gather", "scatter", group)[
+        :, share.layout.in_row_order()
+    ]
+    transitions, writes = (x.unflatten(2, shape) for x, shape in zip(maps_BSX.split(sizes, 2), shapes))
+    state, before = torch.zeros_like(writes[:, 0]), {}
+    assert each == len(state) * len(share.mine)
+    for segment in range(share.mine[-1] + 1):
+        if segment:
+            goes_on = share.goes_on(1, segment).view(-1, *[1] * (state.dim() - 1))
+            state = torch.where(goes_on, state, 0.0)
+        before[segment] = state
+        state = Affine(transitions[:, segment], writes[:, segment], mine.is_matrix)(state)
+    return torch.stack([before[segment] for segment in share.mine], 1).flatten(0, 1)
+
+
+def convolve_over(group: str) -> Callable:
+    """A short convolution of which each process has some segments."""
+
+    def convolve(
+        x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None, *, silu: bool = True, state_BDW: None = None,
+        documents: Share,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        assert state_BDW is None, "rows begin at their beginning"
+        x, width = documents.fold(x_BTD), weight_DW.shape[1]
+        before = inputs_before(x, width - 1, documents, group)
+        y, _ = short_conv(x, weight_DW, bias_D, silu=silu, state_BDW=before.mT, documents=documents.folded)
+        return documents.unfold(y), None
+
+    return convolve
+
+
+def shift_over(group: str) -> Callable:
+    """A token shift of which each process has some segments."""
+
+    def shift(x_BTD: Tensor, *, before_BD: None = None, documents: Share) -> tuple[Tensor, None]:
+        assert before_BD is None, "rows begin at their beginning"
+        x = documents.fold(x_BTD)
+        y, _ = previous_token(x, before_BD=inputs_before(x, 1, documents, group)[:, 0], documents=documents.folded)
+        return documents.unfold(y), None
+
+    return shift
+
+
+@torch.compiler.disable(reason="which segments lie here may differ from row to row")
+def inputs_before(x: Tensor, count: int, share: Share, group: str) -> Tensor:
+    """The `count` inputs before each segment here: (B * each, length, D) -> (B * each, count, D); zeros for those of another document.
+    A segment may be shorter than that."""
+    length, kept = share.layout.length, min(count, share.layout.length)
+    tails_BSX = cross(x[:, -kept:].flatten(1).unflatten(0, (-1, len(share.mine))), "gather", "scatter", group)
+    tails_BPD = tails_BSX[:, share.layout.in_row_order()].unflatten(2, (kept, -1)).flatten(1, 2)
+    found = []
+    for segment in share.mine:
+        for back in range(count, 0, -1):
+            place, within = divmod(segment * length - back, length)
+            if place < 0:
+                found.append(torch.zeros_like(tails_BPD[:, 0]))
+                continue
+            one_BD = tails_BPD[:, place * kept + within - (length - kept)]
+            found.append(torch.where(share.goes_on(back, segment)[:, None], one_BD, 0.0))
+    return torch.stack(found, 1).unflatten(1, (-1, count)).flatten(0, 1)
+
+
+def refusals(model: nn.Module, cp: int, tokens: int, parallelism: Parallelism) -> Iterator[str]:
+    """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend."""
+    if cp == 1:
+        return
+    degree = f"{DEGREE} = {cp}"
+    if model.head is None:
+        yield f"{degree} cuts the rows of our own layers, not of model.backend = 'transformers'; set it to 1"
+        return
+    kinds = {name: module for module, name in parts_of(model)}
+    for name, part in kinds.items():
+        yield from unshareable(part, name, degree)
+    softmax = {name: part for name, part in kinds.items() if hasattr(part, "attend")}
+    segments = cp * segments_each(layout_kind(parallelism, bool(softmax)), cp, tokens)
+    if tokens < segments:
+        yield (
+            f"training.seq_len = {tokens} is shorter than the {segments} segments that {degree} cuts a row into; lower the degree, or "
+            "lengthen the rows"
+        )
+    for name, part in softmax.items():
+        tp = parallelism.tensor_parallel_degree
+        yield from ring.refusals(name, part.heads // tp, part.kv_heads // tp, cp, parallelism.context_parallel_strategy)
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Each mixer with the name that layer_types gives it, and MLPs that look back."""
+    for block, mixer in zip(model.layers, model.shape.layer_types):
+        yield block.mixer, mixer
+        if any(hasattr(block.mlp, seam) for seam in SEAMS):
+            yield block.mlp, f"mlp {model.shape.mlp}"
+
+
+def unshareable(part: nn.Module, name: str, degree: str) -> Iterator[str]:
+    """Why processes cannot share the rows of a mixer, or of an MLP."""
+    known = {attention, short_conv, previous_token, *(one.op for one in RECURRENCES)}
+    seams = {seam: getattr(part, seam) for seam in SEAMS if hasattr(part, seam)}
+    if not seams:
+        yield (
+            f"{degree}: {name} looks along the sequence by none of {', '.join(SEAMS)}, the seams that rows are shared by; set it to 1, "
+            "or let the mixer call one of them"
+        )
+    for seam, op in seams.items():
+        if op not in known:
+            yield (
+                f"{degree}: {name}.{seam} is {getattr(op, '__name__', op)}, of which no map is known (ops/maps.py); set it to 1, or add "
+                "its map to RECURRENCES"
+            )

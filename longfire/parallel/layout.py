@@ -1,0 +1,195 @@
+"""Which tokens of a row lie on which of the processes that share it, and what a process knows of the whole row.
+
+A row of T tokens is filled up at its end and cut into segments of equal length; each process has equally many, in the order of the
+row. With 2 processes and T = 7:
+
+    contiguous   a b c d | e f g .         process 0: a b c d          process 1: e f g .
+    zigzag       a b | c d | e f | g .     process 0: a b, g .         process 1: c d, e f
+    balanced     any: the segments are dealt by the work that their documents make for softmax attention
+
+A causal query looks back, so that the last process of a contiguous row has 2 n - 1 times the work of the first one; in a zigzag
+(Zhu 2024) each has an early and a late segment, whose work adds up to the same. Documents break that symmetry (a row may end with
+a single long one, and have all its work there), which dealing repairs. What fills a row up comes last: no real token sees it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.ops.documents import Documents
+
+KINDS = ("contiguous", "zigzag", "balanced")
+DEALT = (
+    8  # segments of a process in a balanced layout: 4 left 1.3 max / mean on rows of few long documents, 8 at most 1.15
+)
+
+
+class Layout(NamedTuple):
+    """places[r]: the numbers of the segments on process r, in the order of the row. length: tokens of a segment; tokens: of a row."""
+
+    places: tuple[tuple[int, ...], ...]
+    length: int
+    tokens: int
+
+    @classmethod
+    def of_kind(
+        cls, kind: str, processes: int, tokens: int, multiple: int = 1, work_T: Tensor | None = None
+    ) -> "Layout":
+        """multiple: what must divide the tokens of a segment. work_T: of each token, for `balanced`."""
+        each = segments_each(kind, processes, tokens)
+        length = multiple * -(-tokens // (each * processes * multiple))
+        places = contiguous(processes)
+        if each == 2:
+            places = zigzag(processes)
+        elif each > 2:
+            work = F.pad(work_T.double(), (0, each * processes * length - tokens)).view(-1, length).sum(1)
+            places = dealt(work.tolist(), processes)
+        return cls(places, length, tokens)
+
+    @property
+    def segments(self) -> int:
+        return len(self.places) * len(self.places[0])
+
+    @property
+    def filled(self) -> int:
+        """Tokens of a row that is filled up."""
+        return self.segments * self.length
+
+    def segments_of(self, x_BT: Tensor, fill: float = 0) -> Tensor:
+        """(B, T, ...) -> (B, segments, length, ...), filled up."""
+        missing = self.filled - x_BT.shape[1]
+        if missing:
+            x_BT = torch.cat([x_BT, x_BT.new_full((x_BT.shape[0], missing, *x_BT.shape[2:]), fill)], 1)
+        return x_BT.unflatten(1, (self.segments, self.length))
+
+    def cut(self, x_BT: Tensor, rank: int, fill: float = 0) -> Tensor:
+        """What process `rank` has of rows (B, T, ...): (B, its segments x length, ...)."""
+        return self.segments_of(x_BT, fill)[:, list(self.places[rank])].flatten(1, 2)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows (B, T, ...) of which these are the parts of all processes: the inverse of `cut`."""
+        segments_BSL = torch.cat([part.unflatten(1, (-1, self.length)) for part in parts], 1)
+        return segments_BSL[:, self.in_row_order()].flatten(1, 2)[:, : self.tokens]
+
+    def in_row_order(self) -> list[int]:
+        """Where each segment is when those of all processes lie one after the other."""
+        order = [segment for place in self.places for segment in place]
+        return sorted(range(len(order)), key=order.__getitem__)
+
+    def balance(self, work_BT: Tensor) -> float:
+        """The most work of a process over the mean of all; 1 is even."""
+        work_S = self.segments_of(work_BT.double()).sum((0, 2))
+        work = [work_S[list(place)].sum().item() for place in self.places]
+        return max(work) * len(work) / sum(work)
+
+
+def segments_each(kind: str, processes: int, tokens: int) -> int:
+    """Segments of a process; a balanced row has fewer where it is short."""
+    assert kind in KINDS, kind
+    if kind == "balanced":
+        return max(2, min(DEALT, tokens // processes))
+    return 1 + (kind == "zigzag")
+
+
+def contiguous(processes: int) -> tuple[tuple[int, ...], ...]:
+    return tuple((rank,) for rank in range(processes))
+
+
+def zigzag(processes: int) -> tuple[tuple[int, ...], ...]:
+    return tuple((rank, 2 * processes - 1 - rank) for rank in range(processes))
+
+
+def dealt(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ...]:
+    """Segments dealt to the process with the least work that has room, the heaviest first (Graham 1969)."""
+    room, load = len(work) // processes, [0.0] * processes
+    places: list[list[int]] = [[] for _ in range(processes)]
+    for segment in sorted(range(len(work)), key=lambda s: (-work[s], s)):
+        rank = min((r for r in range(processes) if len(places[r]) < room), key=lambda r: (load[r], r))
+        places[rank].append(segment)
+        load[rank] += work[segment]
+    return tuple(tuple(sorted(place)) for place in places)
+
+
+def keys_seen(positions_BT: Tensor, window: int | None = None) -> Tensor:
+    """Keys that each query sees: what softmax attention's work is counted in."""
+    return positions_BT + 1 if window is None else (positions_BT + 1).clamp_max(window)
+
+
+@dataclass(frozen=True)
+class Share(Documents):
+    """What a process knows of rows of which it holds some segments: it stands where `documents` stands.
+
+    The Documents that it is are those of its segments (B * each rows of `length` tokens), as if each were a row of its own:
+    `folded`, None where documents flow on. row_ids_BP: the documents of the whole filled-up rows; what fills is one more.
+    """
+
+    layout: Layout = field(kw_only=True)
+    rank: int = field(kw_only=True)
+    row_ids_BP: Tensor = field(kw_only=True)
+    flows: bool = field(kw_only=True)
+
+    @classmethod
+    def of_rows(cls, layout: Layout, rank: int, documents: Documents | None, rows: int) -> "Share":
+        """documents: of the whole rows (B, T); None where they flow on."""
+        if documents is None:
+            row_ids_BP = torch.zeros(rows, layout.filled, dtype=torch.int64)
+        else:
+            ids_BT = documents.ids_BT
+            last_B1 = ids_BT[:, -1:] + 1
+            row_ids_BP = torch.cat([ids_BT, last_B1.expand(-1, layout.filled - layout.tokens)], 1)
+        return cls.of_filled(layout, rank, row_ids_BP, flows=documents is None)
+
+    @classmethod
+    def of_filled(cls, layout: Layout, rank: int, row_ids_BP: Tensor, flows: bool) -> "Share":
+        ids_BT = layout.cut(row_ids_BP, rank)
+        mine = Documents.from_ids(ids_BT.unflatten(1, (-1, layout.length)).flatten(0, 1))
+        parts = {"layout": layout, "rank": rank, "row_ids_BP": row_ids_BP, "flows": flows}
+        return cls(mine.ids_BT, mine.cu_lengths, mine.max_length, **parts)
+
+    def to(self, device: torch.device | str) -> "Share":
+        tensors = (x.to(device) for x in (self.ids_BT, self.cu_lengths))
+        parts = {
+            "layout": self.layout,
+            "rank": self.rank,
+            "row_ids_BP": self.row_ids_BP.to(device),
+            "flows": self.flows,
+        }
+        return Share(*tensors, self.max_length, **parts)
+
+    def of(self, rows: Any) -> "Share":
+        return Share.of_filled(self.layout, self.rank, self.row_ids_BP[rows], self.flows)
+
+    @property
+    def mine(self) -> tuple[int, ...]:
+        """The segments here."""
+        return self.layout.places[self.rank]
+
+    @property
+    def folded(self) -> Documents | None:
+        return None if self.flows else Documents(self.ids_BT, self.cu_lengths, self.max_length)
+
+    def fold(self, x_BT: Tensor) -> Tensor:
+        """(B, each * length, ...) -> (B * each, length, ...): a segment is a row."""
+        return x_BT.unflatten(1, (-1, self.layout.length)).flatten(0, 1)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """The inverse of `fold`."""
+        return x.unflatten(0, (-1, len(self.mine))).flatten(1, 2)
+
+    def goes_on(self, before: int, segment: int) -> Tensor:
+        """(B,) bool: whether the token so many places before a segment belongs to the document of the segment's first one."""
+        first = segment * self.layout.length
+        return self.row_ids_BP[:, first] == self.row_ids_BP[:, first - before]
+
+    def lengths(self) -> Tensor:
+        """(B, its tokens): tokens of the whole document of each; of a row that flows on, the row's."""
+        if self.flows:
+            return self.row_ids_BP.new_full(
+                (len(self.row_ids_BP), len(self.mine) * self.layout.length), self.layout.tokens
+            )
+        whole = Documents.from_ids(self.row_ids_BP).lengths()
+        return self.layout.cut(whole, self.rank)

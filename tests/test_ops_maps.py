@@ -1,0 +1,69 @@
+"""A segment's map gives the state that its op ends in, from any state before it; and two maps compose."""
+
+import pytest
+import recurrences as r
+import torch
+
+from longfire.ops.delta_rule import delta_rule
+from longfire.ops.documents import Documents
+from longfire.ops.dplr import dplr
+from longfire.ops.linear_attention import linear_attention
+from longfire.ops.maps import RECURRENCES, selective_scan_map
+from longfire.ops.selective_scan import selective_scan
+
+OPS = {
+    "linear_attention": (linear_attention, ["none", "constant", "scalar", "vector", "vector and value", "value", "scalar, one key"]),
+    "delta_rule": (delta_rule, ["none", "scalar", "vector"]),
+    "dplr": (dplr, ["vector"]),
+}  # fmt: skip
+CASES = [(name, decay) for name, (_, decays) in OPS.items() for decay in decays]
+MAPS = {recurrence.op: recurrence.map for recurrence in RECURRENCES}
+
+
+def map_of(op, made):
+    def of(*positional, initial_state_BHKV, **named):
+        return MAPS[op](*positional, **named)
+
+    return r.call(of, made)
+
+
+@pytest.mark.parametrize("documents", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize(("name", "decay"), CASES)
+def test_the_map_gives_the_last_state_and_its_gradients(name, decay, documents):
+    """T = 150 is two chunks and a part of one; the truth is the op itself, whose own truth is test_ops_chunkwise.py's."""
+    op = OPS[name][0]
+    made = r.inputs(name, 0, T=150, K=6, V=5, decay=decay, documents=documents)
+    wanted = [x for x in made.values() if isinstance(x, torch.Tensor)]
+    for x in wanted:
+        x.requires_grad_()
+    _, last = r.call(op, made)
+    found = map_of(op, made)(made["initial_state_BHKV"])
+    torch.testing.assert_close(found, last, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(last)
+    for mine, true in zip(*(torch.autograd.grad(x, wanted, weights, allow_unused=True) for x in (found, last))):
+        if true is not None and true.any():
+            torch.testing.assert_close(mine, true, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("documents", [None, [40, 60], [100]])
+def test_the_map_of_a_selective_scan(documents):
+    B, T, D, N = 2, 100, 5, 3
+    x, dt, gates = torch.randn(B, T, D).double(), torch.rand(B, T, D).double(), torch.randn(2, B, T, N).double()
+    A, state = -torch.rand(D, N).double(), torch.randn(B, D, N).double()
+    if documents is not None:
+        ids_BT = torch.arange(len(documents)).repeat_interleave(torch.tensor(documents)).expand(B, T)
+        documents = Documents.from_ids(ids_BT)
+    _, last = selective_scan(x, dt, A, *gates, initial_state_BDN=state, documents=documents)
+    torch.testing.assert_close(selective_scan_map(x, dt, A, *gates, documents=documents)(state), last)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), [("linear_attention", "vector"), ("delta_rule", "scalar"), ("dplr", "vector")]
+)
+def test_strong_decays_lose_nothing_in_fp32(name, decay):
+    """exp(-200) is 0 in fp32: what is written after the last such decay must stay to the digit."""
+    made = r.inputs(name, 1, T=130, K=6, V=5, decay=decay)
+    made["g"][:, ::40] = -200.0
+    true = map_of(OPS[name][0], made)
+    found = map_of(OPS[name][0], r.converted(made, torch.float32))
+    torch.testing.assert_close(found.write.double(), true.write, rtol=1e-4, atol=1e-5 * true.write.abs().max().item())
