@@ -48,6 +48,14 @@ def step_of_checkpoint(value: str) -> dict[str, str]:
     return {"checkpoint.load_step": found[1]}
 
 
+def rotate_method(value: str) -> dict[str, str]:
+    """S1-89: keys and values of the other processes are gathered, or passed on by an all-to-all, which is a ring."""
+    strategies = {"allgather": "allgather", "alltoall": "ring"}
+    if value not in strategies:
+        raise SettingsError(f"context_parallel_rotate_method = {value!r} is not one of {', '.join(strategies)}")
+    return {"parallelism.context_parallel_strategy": strategies[value]}
+
+
 def tagged_checkpoint(value: str) -> dict[str, str]:
     """S3-53, S3-79: `params::<path>` are weights for a fresh optimizer; whole states resume by themselves here."""
     tag, _, path = value.rpartition("::")
@@ -161,7 +169,7 @@ FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not l
         "each block is compiled with its backward; a backward compiled across blocks is not proven here"
     ),
     "experimental.context_parallel_degree": "parallelism.context_parallel_degree",
-    "experimental.context_parallel_rotate_method": Refused("not supported yet: context parallel", ("allgather",)),
+    "experimental.context_parallel_rotate_method": rotate_method,
     "float8.enable_float8_linear": Refused(FLOAT8),
     "float8.enable_fsdp_float8_all_gather": Refused(FLOAT8),
     "float8.precompute_float8_dynamic_scale_for_fsdp": Refused(FLOAT8),

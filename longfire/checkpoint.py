@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from longfire import settings
 from longfire.disk import put_in_place, sync, write_whole
 from longfire.errors import CheckpointError, first_line
+from longfire.parallel.axes import SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import boxes, local, whole_shape
 from longfire.shards import SUFFIX, Entry, Held, Reader, holes, read_index, shard_files, write_shard
@@ -93,9 +94,9 @@ class State:
 
     def written(self, weights_only: bool = False) -> dict[str, Held]:
         """What this process writes: each box of the run is written by one of those that hold it."""
-        if self.mesh.rank("dp_replicate", "cp"):
+        if self.mesh.rank("dp_replicate"):
             return {}
-        first_of_shards, first_of_split = not self.mesh.rank("dp_shard"), not self.mesh.rank("tp")
+        first_of_shards, first_of_split = not self.mesh.rank(*SHARDS), not self.mesh.rank("tp")
         mine = {}
         for name, held in self.held(weights_only).items():
             parameter = name.rpartition("/")[2]

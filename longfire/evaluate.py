@@ -101,6 +101,7 @@ def measure(
     nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
     for batch in batches:
         batch = batch.share(mesh.rank(*DATA), mesh.size(*DATA))
+        batch = batch.cut(model.context) if model.context else batch
         nats_BT = losses(model, batch.to(device), chunk_tokens)[0].double().cpu().numpy()
         real_BT = batch.labels_BT.numpy() != NO_LABEL
         before = batch.positions_BT.numpy()[real_BT]
@@ -113,12 +114,12 @@ def measure(
 
 def world_sum(mine: "Measured", mesh: Mesh) -> "Measured":
     """What all processes with rows of their own measured together."""
-    if mesh.size(*DATA) == 1:
+    if mesh.size(*DATA, "cp") == 1:
         return mine
     length = max(mesh.all_say(len(mine.nats_C)))
     sums = np.zeros((3, length))
     sums[0, : len(mine.nats_C)], sums[1, : len(mine.count_C)], sums[2, 0] = mine.nats_C, mine.count_C, mine.bytes
-    nats_C, count_C, sizes = mesh.sum(torch.from_numpy(sums), *DATA).numpy()
+    nats_C, count_C, sizes = mesh.sum(torch.from_numpy(sums), *DATA, "cp").numpy()
     return Measured(nats_C, count_C.astype(np.int64), int(sizes[0]))
 
 

@@ -122,6 +122,7 @@ class Model(nn.Module):
         self.partial: set[str] = set()
         self.copied: set[str] = set()
         self.pipeline: Any = None  # parallel/pipeline.Pipeline, which then computes instead of `forward`
+        self.context: Any = None  # parallel/context.Context, which then cuts its batches
         self.computes_on: torch.device | None = None  # where that is not where its parameters are kept
         self.words: Words | None = None
         self.to_head: Callable[[Tensor], Tensor] = as_it_is

@@ -20,7 +20,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
-from longfire.parallel.plan import refusals, resolve_degrees
+from longfire.parallel.plan import resolve_degrees
 from longfire.shape import ForeignShape, ModelShape, mixer_of, read_config
 
 RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
@@ -348,7 +348,6 @@ def check(run: Run, trains: bool = True) -> None:
 
 def of_plan(run: Run) -> Iterator[str]:
     """The plan is one that is proven, and what is asked of many processes makes sense for them."""
-    yield from refusals(run.degrees)
     many, parallelism = run.world.size > 1, run.parallelism
     if run.degrees["pp"] > 1 and run.shape:
         yield from stages.refusals(
@@ -359,11 +358,18 @@ def of_plan(run: Run) -> Iterator[str]:
                 f"parallelism.pipeline_parallel_microbatches: {rows} rows of a process do not divide into {run.microbatches}: take a "
                 "divisor, or another training.batch_size"
             )
-    if run.degrees["tp"] > 1 and run.shape:
-        yield from of_shared_matrices(run)
+    if max(run.degrees["tp"], run.degrees["cp"]) > 1 and run.shape:
+        yield from of_shared_parts(run)
+    for key in ("strategy", "layout"):
+        asked = getattr(parallelism, f"context_parallel_{key}")
+        if asked != "auto" and run.degrees["cp"] == 1:
+            yield (
+                f"parallelism.context_parallel_{key} = {asked!r} is about rows that processes share, but context_parallel_degree = 1: "
+                "raise that, or leave this out"
+            )
     for key in ("cpu_offload", "param_gather_dtype"):
         value = getattr(parallelism, key)
-        if value != getattr(settings.Parallelism, key) and run.data_processes == 1:
+        if value != getattr(settings.Parallelism, key) and run.data_processes * run.degrees["cp"] == 1:
             yield f"parallelism.{key} = {value!r} is about sharded parameters, but nothing is sharded here: leave it out"
     if not many:
         return
@@ -386,16 +392,19 @@ def of_plan(run: Run) -> Iterator[str]:
         yield "checkpoint.create_seed_checkpoint is made by one process (any number goes on from it): start one"
 
 
-def of_shared_matrices(run: Run) -> Iterator[str]:
-    """What of the model so many processes cannot share: its parts say it."""
+def of_shared_parts(run: Run) -> Iterator[str]:
+    """What of the model's matrices, and of its rows, so many processes cannot share: its parts say it."""
     from longfire.model import on_meta  # the parts need torch
-    from longfire.parallel import tensor
+    from longfire.parallel import context, tensor
 
     if isinstance(run.shape, ForeignShape):
         return  # refused as such
     model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 256))  # bytes, the fewest
     sequence, length = run.parallelism.sequence_parallel, run.training.seq_len
-    yield from tensor.refusals(model, run.degrees["tp"], sequence, length, bool(run.distillation.teacher))
+    yield from tensor.refusals(
+        model, run.degrees["tp"], sequence, length, bool(run.distillation.teacher), run.degrees["cp"]
+    )
+    yield from context.refusals(model, run.degrees["cp"], run.degrees["tp"], length, run.parallelism)
 
 
 def of_batch(run: Run) -> Iterator[str]:

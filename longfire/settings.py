@@ -169,6 +169,17 @@ class Parallelism:
     tensor_parallel_degree: int = setting(1, "processes that share each matrix", POSITIVE)
     pipeline_parallel_degree: int = setting(1, "processes that share the layers", POSITIVE)
     context_parallel_degree: int = setting(1, "processes that share each row", POSITIVE)
+    context_parallel_strategy: Literal["auto", "ring", "allgather", "alltoall"] = setting(
+        "auto",
+        "how softmax attention looks over them. ring: keys and values pass from one to the next while others are worked on; "
+        "allgather: all keys and values come to all; alltoall: each has all tokens of some heads; auto: the fastest that fits, as "
+        "`longfire plan` predicts it",
+    )
+    context_parallel_layout: Literal["auto", "contiguous", "zigzag", "balanced"] = setting(
+        "auto",
+        "which tokens lie where. contiguous: one piece each; zigzag: an early and a late piece, so that causal work is even; "
+        "balanced: pieces dealt by the work that documents make; auto: zigzag, with data.varlen balanced; contiguous without softmax",
+    )
     reshard_after_forward: Literal["auto", "always", "never"] = setting(
         "auto",
         "give gathered parameters back after a block's forward, and gather them again in its backward; auto: unless "

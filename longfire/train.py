@@ -180,7 +180,7 @@ def train_step(
         add_up_partial_gradients(state.model, mesh)
         grads, copies = gradients(state.model, mesh)
         grad_norm = clip_gradients(grads, training.max_norm, copies, lambda total: mesh.sum(total, *AXES))
-        loss = mesh.sum(loss, *DATA)
+        loss = mesh.sum(loss, *DATA, "cp")
         finite = bool(torch.isfinite(grad_norm)) and bool(torch.isfinite(loss))
         if finite:
             state.may_change()
@@ -198,12 +198,16 @@ def train_step(
 def with_noise(
     state: State, microbatches: Sequence[Batch], row: int, seed: int
 ) -> Iterator[tuple[Batch, Tensor | None]]:
-    """The microbatches on the device, each with the noise of its dropout; `row`: the first one's number in the run."""
-    device = device_of(state.model)
+    """The microbatches on the device, each with the noise of its dropout; `row`: the first one's number in the run. Of rows that
+    processes share: what of them lies here."""
+    device, context = device_of(state.model), state.model.context
     for batch in microbatches:
         noise_BT = row_noise(seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
-        yield batch.to(device), noise_BT
         row += batch.rows
+        if context:
+            batch = batch.cut(context)
+            noise_BT = None if noise_BT is None else context.cut(batch.documents, noise_BT)
+        yield batch.to(device), noise_BT
 
 
 def one_by_one(

@@ -55,6 +55,15 @@ PLANS = {
     "pp 2 x fsdp 2": Plan({"pp": 2, "dp_shard": 2}),
     "pp 2 x tp 2": Plan({"pp": 2, "tp": 2}),
     "pp 2 x fsdp 2 x tp 2": Plan({"pp": 2, "dp_shard": 2, "tp": 2}),
+    "cp 2": Plan({"cp": 2}),
+    "cp 4": Plan({"cp": 4}),
+    "cp 8": Plan({"cp": 8}),
+    "fsdp 2 x cp 2": Plan({"dp_shard": 2, "cp": 2}),
+    "hsdp 2x1 x cp 2": Plan({"dp_replicate": 2, "cp": 2}),
+    "cp 2 x tp 2": Plan({"cp": 2, "tp": 2}),
+    "cp 2 x tp 2, not sequence": Plan({"cp": 2, "tp": 2}, {"sequence_parallel": False}),
+    "pp 2 x cp 2": Plan({"pp": 2, "cp": 2}),
+    "pp 2 x cp 2 x tp 2": Plan({"pp": 2, "cp": 2, "tp": 2}),
 }
 
 

@@ -68,6 +68,13 @@ class Batch:
         documents = None if self.documents is None else self.documents.of(rows)
         return Batch(self.ids_BT[rows], self.labels_BT[rows], self.positions_BT[rows], documents)
 
+    def cut(self, context: Any) -> "Batch":
+        """What lies here of rows that processes share (parallel/context.Context). Labels, positions and documents were made of whole
+        rows; what fills a row up has no label."""
+        share = context.share(self.positions_BT, self.documents)
+        ids_BT, positions_BT = (context.cut(share, x_BT) for x_BT in (self.ids_BT, self.positions_BT))
+        return Batch(ids_BT, context.cut(share, self.labels_BT, NO_LABEL), positions_BT, share)
+
     def share(self, number: int, shares: int) -> "Batch":
         """Some of the rows, of `shares` parts of the same size: what is missing is filled up with rows without labels, so that whoever
         computes them keeps step with the others."""

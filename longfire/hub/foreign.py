@@ -30,7 +30,8 @@ class Foreign(nn.Module):
     """Their model with our model's face. `head` is None: what forward gives are logits."""
 
     head = None
-    splits, partial, copied, pipeline = {}, frozenset(), frozenset(), None  # no plan looks inside
+    splits, partial, copied = {}, frozenset(), frozenset()  # no plan looks inside
+    pipeline = context = None
     computes_on: torch.device | None = None
 
     def __init__(self, shape: ForeignShape, theirs: nn.Module, compute_dtype: torch.dtype = torch.float32) -> None:

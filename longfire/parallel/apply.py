@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from longfire.parallel import pipeline, tensor
-from longfire.parallel.axes import DATA
+from longfire.parallel import context, pipeline, tensor
+from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import local
 from longfire.parallel.plan import reshards
@@ -37,6 +37,8 @@ def parallelize(
     """
     if mesh.size("tp") > 1:
         tensor.split(model, mesh, parallelism.sequence_parallel)
+    if mesh.size("cp") > 1:
+        model.context = context.share_rows(model, mesh, parallelism)
     if mesh.size("pp") > 1:
         model.pipeline = pipeline.cut(model, mesh, parallelism, seq_len, halves=remat.mode == "none" and not compiled)
     if remat.mode != "none":
@@ -45,7 +47,7 @@ def parallelize(
     if compiled:
         for block in model.layers:
             block.compile(dynamic=False)
-    if mesh.size(*DATA) > 1:
+    if mesh.size(*DATA, "cp") > 1:
         shard(model, mesh, parallelism)
     return model
 
@@ -64,19 +66,19 @@ def recompute(block: nn.Module, mode: str) -> None:
 
 
 def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
-    """Cut every parameter by rows over dp_shard, with replicas over dp_replicate (FSDP2; HSDP, Zhao 2023): a block is gathered
-    when it computes, its gradients are summed and scattered when they are there.
+    """Cut every parameter by rows over dp_shard and cp, with replicas over dp_replicate (FSDP2; HSDP, Zhao 2023): a block is
+    gathered when it computes, its gradients are summed and scattered when they are there.
 
     Gradients are sums, not means: the loss is divided by the tokens of the world already (promise 7). What lies outside the blocks,
     the head among it, stays gathered from the forward to its backward, because the loss uses it.
     """
-    data_mesh = mesh.device_mesh[DATA if mesh.size("dp_replicate") > 1 else DATA[1:]]
+    data_mesh = mesh.shards[("dp_replicate", "shards") if mesh.size("dp_replicate") > 1 else ("shards",)]
     narrow = parallelism.param_gather_dtype == "bfloat16"
     precision = MixedPrecisionPolicy(
         torch.bfloat16 if narrow else None, torch.float32 if narrow else None, cast_forward_inputs=False
     )
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if parallelism.cpu_offload else OffloadPolicy()
-    again = reshards(parallelism, mesh.size("pp"), mesh.size("dp_shard"))
+    again = reshards(parallelism, mesh.size("pp"), mesh.size(*SHARDS))
     for block in model.layers:
         fully_shard(block, mesh=data_mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
     for root in roots(model):
@@ -100,8 +102,8 @@ def sharded(model: nn.Module) -> list[FSDPModule]:
 def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
     """Before a microbatch's backward: shards are summed after every one, replicas after the last only, since whole gradients
     are at hand to wait with. (The schedule of a pipeline does this itself.)"""
-    for module in sharded(model) if mesh.size(*DATA) > 1 else ():
-        if mesh.size("dp_shard") == 1:
+    for module in sharded(model):
+        if mesh.size(*SHARDS) == 1:
             module.set_requires_gradient_sync(last, recurse=False)
         else:
             module.set_requires_all_reduce(last, recurse=False)
@@ -111,7 +113,7 @@ def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
     """The gradients that lie here, and how many processes hold each: every number of the model is counted once in the norm, that
     of a copy by its owner (here its share is 1 / infinity)."""
     found, copies = [], []
-    everywhere = mesh.size("dp_replicate", "cp")
+    everywhere = mesh.size("dp_replicate")
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             found.append(local(parameter.grad))

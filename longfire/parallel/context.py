@@ -1,7 +1,7 @@
 """One row over many processes: its tokens are cut among them, and what a mixer calls to look along the sequence looks over all.
 
-Mixers call `attend`, `recur`, `convolve` and `shift`, and know of no process. Here these attributes are replaced by what gives the same
-numbers on segments (layout.py), with the `Share` that stands for `documents` saying where they lie:
+Mixers call `attend`, `recur`, `convolve` and `shift`, and know of no process. Here these attributes are replaced by what gives the
+same numbers on segments (layout.py), with the `Share` that stands for `documents` saying where they lie:
 
     attend           ring, all-gather or all-to-all of keys and values: ring.py
     recur            each segment's map of the state (ops/maps.py) goes to all processes once, S_in of each segment follows from
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from longfire.ops.attention import attention
 from longfire.ops.documents import Documents
@@ -25,7 +26,7 @@ from longfire.ops.maps import RECURRENCES, Affine, Recurrence
 from longfire.ops.short_conv import short_conv
 from longfire.ops.token_shift import previous_token
 from longfire.parallel import ring
-from longfire.parallel.collectives import cross, known_as
+from longfire.parallel.collectives import gathered, known_as, scattered
 from longfire.parallel.layout import Layout, Share, keys_seen, segments_each
 from longfire.parallel.mesh import Mesh
 from longfire.settings import Parallelism
@@ -117,22 +118,59 @@ def folded(x: Any, share: Share) -> Any:
 @torch.compiler.disable(reason="which segments lie here may differ from row to row")
 def states_before(mine: Affine, share: Share, group: str) -> Tensor:
     """The state before each segment here (B * each, ...), given the maps of these segments."""
-    shapes, each = (mine.transition.shape[1:], mine.write.shape[1:]), len(mine.write)
-    packed = torch.cat([mine.transition.flatten(1), mine.write.flatten(1)], 1)
-    sizes = mine.transition[0].numel(), mine.write[0].numel()
-    maps_BSX = cross(packed.unflatten(0, (-1, len(share.mine))), "gather", "scatter", group)[
-        :, share.layout.in_row_order()
-    ]
-    transitions, writes = (x.unflatten(2, shape) for x, shape in zip(maps_BSX.split(sizes, 2), shapes))
-    state, before = torch.zeros_like(writes[:, 0]), {}
-    assert each == len(state) * len(share.mine)
-    for segment in range(share.mine[-1] + 1):
-        if segment:
-            goes_on = share.goes_on(1, segment).view(-1, *[1] * (state.dim() - 1))
-            state = torch.where(goes_on, state, 0.0)
-        before[segment] = state
-        state = Affine(transitions[:, segment], writes[:, segment], mine.is_matrix)(state)
-    return torch.stack([before[segment] for segment in share.mine], 1).flatten(0, 1)
+    return _StatesBefore.apply(mine.transition, mine.write, mine.is_matrix, share, group)
+
+
+class _StatesBefore(torch.autograd.Function):
+    """One exchange each way. With s counting segments, D_s for the gradient of the state after s and G_s for that of the one before:
+
+        before_{s+1} = M_s before_s + B_s                           0 where a document begins with s + 1
+        D_s = G_{s+1} (0 where ...)   G_s = (from the outputs of s) + M_s^T D_s   d M_s = D_s before_s^T   d B_s = D_s
+
+    One node in the graph of every process: those whose states depend on nobody must take part in the way back all the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, transition: Tensor, write: Tensor, is_matrix: bool, share: Share, group: str) -> Tensor:
+        transitions, writes = in_row_order(share, group, transition, write)
+        state, before = torch.zeros_like(writes[:, 0]), {}
+        for segment in range(share.mine[-1] + 1):
+            before[segment] = state = where_it_goes_on(share, segment, state)
+            state = Affine(transitions[:, segment], writes[:, segment], is_matrix)(state)
+        mine = torch.stack([before[segment] for segment in share.mine], 1).flatten(0, 1)
+        ctx.save_for_backward(transition, mine)
+        ctx.is_matrix, ctx.share, ctx.group = is_matrix, share, group
+        return mine
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_before: Tensor) -> tuple[Tensor | None, ...]:
+        transition, before = ctx.saved_tensors
+        share, is_matrix = ctx.share, ctx.is_matrix
+        transitions, d_befores = in_row_order(share, ctx.group, transition, d_before)
+        later, d_after = torch.zeros_like(d_befores[:, 0]), {}
+        for segment in range(share.layout.segments - 1, share.mine[0] - 1, -1):
+            d_after[segment] = later
+            back = transitions[:, segment].mT if is_matrix else transitions[:, segment]
+            later = where_it_goes_on(share, segment, Affine(back, d_befores[:, segment], is_matrix)(later))
+        d_write = torch.stack([d_after[segment] for segment in share.mine], 1).flatten(0, 1)
+        d_transition = d_write @ before.mT if is_matrix else (d_write * before).sum_to_size(transition.shape)
+        return d_transition, d_write, None, None, None
+
+
+def in_row_order(share: Share, group: str, *mine: Tensor) -> list[Tensor]:
+    """Of what belongs to the segments here (B * each, ...): that of all segments, (B, segments, ...) each. One message."""
+    packed = torch.cat([x.flatten(1) for x in mine], 1).unflatten(0, (-1, len(share.mine)))
+    whole = gathered(packed, group)[:, share.layout.in_row_order()]
+    parts = whole.split([x[0].numel() for x in mine], 2)
+    return [part.unflatten(2, x.shape[1:]) for part, x in zip(parts, mine)]
+
+
+def where_it_goes_on(share: Share, segment: int, state: Tensor) -> Tensor:
+    """The state from before a segment; nothing where that was another document, or no segment."""
+    if segment == 0:
+        return torch.zeros_like(state)
+    return torch.where(share.goes_on(1, segment).view(-1, *[1] * (state.dim() - 1)), state, 0.0)
 
 
 def convolve_over(group: str) -> Callable:
@@ -167,22 +205,47 @@ def shift_over(group: str) -> Callable:
 def inputs_before(x: Tensor, count: int, share: Share, group: str) -> Tensor:
     """The `count` inputs before each segment here: (B * each, length, D) -> (B * each, count, D); zeros for those of another document.
     A segment may be shorter than that."""
-    length, kept = share.layout.length, min(count, share.layout.length)
-    tails_BSX = cross(x[:, -kept:].flatten(1).unflatten(0, (-1, len(share.mine))), "gather", "scatter", group)
-    tails_BPD = tails_BSX[:, share.layout.in_row_order()].unflatten(2, (kept, -1)).flatten(1, 2)
-    found = []
-    for segment in share.mine:
-        for back in range(count, 0, -1):
+    kept = min(count, share.layout.length)
+    return _InputsBefore.apply(x[:, -kept:], count, share, group)
+
+
+class _InputsBefore(torch.autograd.Function):
+    """The last inputs of all segments come to every process, and the gradients of those that were used go home."""
+
+    @staticmethod
+    def forward(ctx: Any, tails: Tensor, count: int, share: Share, group: str) -> Tensor:
+        ctx.share, ctx.group, ctx.kept, ctx.count = share, group, tails.shape[1], count
+        (tails_BSPD,) = in_row_order(share, group, tails)
+        tails_BPD = tails_BSPD.flatten(1, 2)
+        before = tails.new_zeros(len(tails_BPD), len(share.mine) * count, tails.shape[-1])
+        for here, there, goes_on_B in sources(share, tails.shape[1], count):
+            before[:, here] = torch.where(goes_on_B[:, None], tails_BPD[:, there], 0.0)
+        return before.unflatten(1, (-1, count)).flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_before: Tensor) -> tuple[Tensor | None, ...]:
+        share, kept, each = ctx.share, ctx.kept, len(ctx.share.mine)
+        d_before = d_before.unflatten(0, (-1, each)).flatten(1, 2)
+        d_tails_BPD = d_before.new_zeros(len(d_before), share.layout.segments * kept, d_before.shape[-1])
+        for here, there, goes_on_B in sources(share, kept, ctx.count):
+            d_tails_BPD[:, there] += torch.where(goes_on_B[:, None], d_before[:, here], 0.0)
+        by_process = [segment for place in share.layout.places for segment in place]
+        mine = scattered(d_tails_BPD.unflatten(1, (-1, kept))[:, by_process], ctx.group)
+        return mine.flatten(0, 1), None, None, None
+
+
+def sources(share: Share, kept: int, count: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Of each input before a segment here: its place among those (each * count), among the kept ones of all segments
+    (segments * kept), and the rows (B,) in which it is of the same document."""
+    length = share.layout.length
+    for number, segment in enumerate(share.mine):
+        for back in range(1, min(count, segment * length) + 1):
             place, within = divmod(segment * length - back, length)
-            if place < 0:
-                found.append(torch.zeros_like(tails_BPD[:, 0]))
-                continue
-            one_BD = tails_BPD[:, place * kept + within - (length - kept)]
-            found.append(torch.where(share.goes_on(back, segment)[:, None], one_BD, 0.0))
-    return torch.stack(found, 1).unflatten(1, (-1, count)).flatten(0, 1)
+            yield (number + 1) * count - back, place * kept + within - (length - kept), share.goes_on(back, segment)
 
 
-def refusals(model: nn.Module, cp: int, tokens: int, parallelism: Parallelism) -> Iterator[str]:
+def refusals(model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Parallelism) -> Iterator[str]:
     """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend."""
     if cp == 1:
         return
@@ -201,7 +264,6 @@ def refusals(model: nn.Module, cp: int, tokens: int, parallelism: Parallelism) -
             "lengthen the rows"
         )
     for name, part in softmax.items():
-        tp = parallelism.tensor_parallel_degree
         yield from ring.refusals(name, part.heads // tp, part.kv_heads // tp, cp, parallelism.context_parallel_strategy)
 
 
@@ -219,12 +281,12 @@ def unshareable(part: nn.Module, name: str, degree: str) -> Iterator[str]:
     seams = {seam: getattr(part, seam) for seam in SEAMS if hasattr(part, seam)}
     if not seams:
         yield (
-            f"{degree}: {name} looks along the sequence by none of {', '.join(SEAMS)}, the seams that rows are shared by; set it to 1, "
-            "or let the mixer call one of them"
+            f"{degree}: {name} looks along the sequence by none of {', '.join(SEAMS)}, the seams that rows are shared by; set it to "
+            "1, or let the mixer call one of them"
         )
     for seam, op in seams.items():
         if op not in known:
             yield (
-                f"{degree}: {name}.{seam} is {getattr(op, '__name__', op)}, of which no map is known (ops/maps.py); set it to 1, or add "
-                "its map to RECURRENCES"
+                f"{degree}: {name}.{seam} is {getattr(op, '__name__', op)}, of which no map is known (ops/maps.py); set it to 1, or "
+                "add its map to RECURRENCES"
             )

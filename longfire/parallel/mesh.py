@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from longfire import launch, settings
 from longfire.errors import TrainingError, UserError, first_line
-from longfire.parallel.axes import AXES
+from longfire.parallel.axes import AXES, SHARDS
 
 FOR_EVER = timedelta(days=365)
 LOST = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "Timed out waiting", "NCCL",
@@ -26,10 +26,14 @@ LOST = ("Connection closed", "Connection reset", "Connection refused", "Broken p
 
 @dataclass(frozen=True)
 class Mesh:
-    """degrees: processes along each axis. Without a device mesh (one process) every sum is what it is given."""
+    """degrees: processes along each axis. Without a device mesh (one process) every sum is what it is given.
+
+    shards: the same processes, those along dp_shard and cp as one axis, "shards".
+    """
 
     degrees: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(AXES, 1))
     device_mesh: DeviceMesh | None = None
+    shards: DeviceMesh | None = None
 
     @classmethod
     def of_degrees(cls, degrees: Mapping[str, int], device_type: str) -> "Mesh":
@@ -37,7 +41,11 @@ class Mesh:
         degrees = {axis: degrees.get(axis, 1) for axis in AXES}
         if prod(degrees.values()) == 1 and not dist.is_initialized():
             return cls(degrees)
-        return cls(degrees, init_device_mesh(device_type, tuple(degrees.values()), mesh_dim_names=AXES))
+        device_mesh = init_device_mesh(device_type, tuple(degrees.values()), mesh_dim_names=AXES)
+        together = {axis: degree for axis, degree in degrees.items() if axis not in SHARDS}
+        together = {"pp": 1, "dp_replicate": 1, "shards": prod(degrees[axis] for axis in SHARDS), "tp": 1} | together
+        shards = init_device_mesh(device_type, tuple(together.values()), mesh_dim_names=tuple(together))
+        return cls(degrees, device_mesh, shards)
 
     def size(self, *axes: str) -> int:
         """Processes along these axes together; of all without a name."""

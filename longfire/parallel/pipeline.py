@@ -29,6 +29,7 @@ from longfire.loss import losses_of
 from longfire.mixers import MIXERS
 from longfire.mixers import mixer as mixers
 from longfire.model import Block, Model
+from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import local
 from longfire.parallel.stages import DEGREE, SCHEDULE, Layout, layout
@@ -135,7 +136,7 @@ def cut(model: Model, mesh: Mesh, parallelism: Parallelism, seq_len: int, halves
             holders.setdefault(name, []).append(placed.processes[stage.number])
     here = mesh.rank("pp")
     for name, processes in holders.items():
-        if len(processes) > len(set(processes)) and mesh.size("dp_replicate", "dp_shard") > 1:
+        if len(processes) > len(set(processes)) and mesh.size(*DATA, "cp") > 1:
             raise SettingsError(
                 f"{SCHEDULE} = {parallelism.pipeline_parallel_schedule!r} puts two stages with {name} on one process, which sharded "
                 f"parameters do not allow: take a schedule with one stage a process, as 1F1B, or {DEGREE} = 1"

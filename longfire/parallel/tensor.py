@@ -89,9 +89,10 @@ def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
 
 
 def refusals(
-    model: nn.Module, tp: int, sequence_parallel: bool, seq_len: int, distilled: bool = False
+    model: nn.Module, tp: int, sequence_parallel: bool, seq_len: int, distilled: bool = False, cp: int = 1
 ) -> Iterator[str]:
-    """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend."""
+    """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend. (What
+    rows shared by cp processes lack is filled up.)"""
     if tp == 1:
         return
     degree = f"parallelism.tensor_parallel_degree = {tp}"
@@ -100,7 +101,7 @@ def refusals(
         return
     if distilled:
         yield f"{degree}: a teacher's logits and hidden states are compared whole; set it to 1, or distillation.teacher to ''"
-    if sequence_parallel and seq_len % tp:
+    if sequence_parallel and seq_len % tp and cp == 1:
         yield (
             f"{degree} must divide training.seq_len = {seq_len}, since processes share the tokens of a row; change one of them, or "
             "set parallelism.sequence_parallel to false"
