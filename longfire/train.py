@@ -354,6 +354,7 @@ def teller(
             "memory_bytes": peak_memory_bytes(device),
             "skipped_steps": state.skipped_steps,
             "recompiles": recompilations(),
+            **(state.model.context.told() if state.model.context else {}),
             "elapsed_seconds": state.elapsed_seconds,
             **{(key if key == "seconds" else f"{key}_seconds"): value for key, value in parts.items()},
         }

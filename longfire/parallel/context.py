@@ -39,23 +39,33 @@ DEGREE = "parallelism.context_parallel_degree"
 class Context:
     """The processes that share this process's rows, and how: what the step cuts batches with.
 
-    multiple: what must divide the tokens of a process (tensor parallelism shares them further).
+    asked: the layout, auto among them; softmax: whether some layers' work grows with what a token sees. multiple: what must divide
+    the tokens of a process (tensor parallelism shares them further). balance: of the last rows, the most attention work of a
+    process over the mean; filled_tokens: what they got at their ends, a row.
     """
 
     size: int
     rank: int
     group: str
-    kind: str  # of layout
-    strategy: str  # of attention
+    asked: str
+    strategy: str
+    softmax: bool
     multiple: int = 1
-    balance: float = 1.0  # of the last rows: the most attention work of a process over the mean
+    balance: float = 1.0
+    filled_tokens: int = 0
 
     def share(self, positions_BT: Tensor, documents: Documents | None) -> Share:
         """Where the tokens of these rows lie; the same on every process that shares them."""
         seen_BT, tokens = keys_seen(positions_BT), positions_BT.shape[1]
-        layout = Layout.of_kind(self.kind, self.size, tokens, self.multiple, seen_BT.sum(0))
-        self.balance = layout.balance(seen_BT)
+        kind = layout_kind(self.asked, self.softmax, documents is not None)
+        layout = Layout.of_kind(kind, self.size, tokens, self.multiple, seen_BT.sum(0))
+        self.balance = layout.balance(seen_BT) if self.softmax else 1.0
+        self.filled_tokens = layout.filled - tokens
         return Share.of_rows(layout, self.rank, documents, len(positions_BT))
+
+    def told(self) -> dict[str, float]:
+        """Of the last rows, for a step's record."""
+        return {"context_balance": self.balance, "context_filled_tokens": self.filled_tokens}
 
     def cut(self, share: Share, x_BT: Tensor, fill: float = 0) -> Tensor:
         """What of the rows (B, T) lies here, in memory of its own."""
@@ -67,8 +77,8 @@ def share_rows(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> Contex
     softmax = any(hasattr(module, "attend") for module in model.modules())
     tokens = mesh.size("tp") if parallelism.sequence_parallel else 1
     context = Context(
-        mesh.size("cp"), mesh.rank("cp"), known_as(mesh.group("cp")), layout_kind(parallelism, softmax),
-        parallelism.context_parallel_strategy, tokens,
+        mesh.size("cp"), mesh.rank("cp"), known_as(mesh.group("cp")), parallelism.context_parallel_layout,
+        parallelism.context_parallel_strategy, softmax, tokens,
     )  # fmt: skip
     for module in model.modules():
         for seam in SEAMS:
@@ -77,10 +87,11 @@ def share_rows(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> Contex
     return context
 
 
-def layout_kind(parallelism: Parallelism, softmax: bool) -> str:
+def layout_kind(asked: str, softmax: bool, documents: bool) -> str:
     """auto: work is even where it grows with the tokens alone, so only softmax attention asks for more than contiguous pieces."""
-    asked = parallelism.context_parallel_layout
-    return asked if asked != "auto" else "zigzag" if softmax else "contiguous"
+    if asked != "auto":
+        return asked
+    return "contiguous" if not softmax else "balanced" if documents else "zigzag"
 
 
 def over_all(op: Callable, context: Context) -> Callable:
@@ -257,7 +268,10 @@ def refusals(model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Paral
     for name, part in kinds.items():
         yield from unshareable(part, name, degree)
     softmax = {name: part for name, part in kinds.items() if hasattr(part, "attend")}
-    segments = cp * segments_each(layout_kind(parallelism, bool(softmax)), cp, tokens)
+    kind = layout_kind(
+        parallelism.context_parallel_layout, bool(softmax), documents=False
+    )  # those of documents are never more
+    segments = cp * segments_each(kind, cp, tokens)
     if tokens < segments:
         yield (
             f"training.seq_len = {tokens} is shorter than the {segments} segments that {degree} cuts a row into; lower the degree, or "

@@ -15,6 +15,7 @@ from longfire.parallel.mesh import ALONE, Mesh
 PAIRS = [
     ("one", "fsdp 8"), ("fsdp 4", "one"), ("fsdp 4", "fsdp 2"), ("tp 2, sequence", "pp 2"), ("hsdp 2x2", "fsdp 2 x tp 2"),
     ("pp 2 x fsdp 2 x tp 2", "fsdp 4"), ("fsdp 2, offloaded", "tp 2"),
+    ("fsdp 2 x cp 2", "cp 2 x tp 2"),
 ]  # fmt: skip
 SAME = ["fsdp 2", "hsdp 2x2", "fsdp 2 x tp 2", "pp 2 x tp 2"]
 
