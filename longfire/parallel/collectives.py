@@ -27,6 +27,11 @@ def known_as(group: dist.ProcessGroup) -> str:
     return group.group_name
 
 
+def group_known_as(name: str) -> dist.ProcessGroup:
+    """The group that a name stands for."""
+    return _groups[name]
+
+
 @torch.library.custom_op("longfire::summed", mutates_args=())
 def summed(x: Tensor, group: str) -> Tensor:
     """x added up over the group."""

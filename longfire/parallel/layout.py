@@ -14,6 +14,7 @@ a single long one, and have all its work there), which dealing repairs. What fil
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -171,6 +172,21 @@ class Share(Documents):
     @property
     def folded(self) -> Documents | None:
         return None if self.flows else Documents(self.ids_BT, self.cu_lengths, self.max_length)
+
+    @cached_property
+    def starts(self) -> list[list[int]]:
+        """Where the documents of each whole row begin, in its order; where they flow on, one row stands for all. Waits for the device
+        once."""
+        if self.flows:
+            return [[0]]
+        ids_BP = self.row_ids_BP.cpu()
+        begins_BP = F.pad(ids_BP[:, 1:] != ids_BP[:, :-1], (1, 0), value=True)
+        return [begins_P.nonzero().flatten().tolist() for begins_P in begins_BP]
+
+    @cached_property
+    def whole(self) -> Documents | None:
+        """The documents of the whole rows, without what fills them; None where they flow on."""
+        return None if self.flows else Documents.from_ids(self.row_ids_BP[:, : self.layout.tokens])
 
     def fold(self, x_BT: Tensor) -> Tensor:
         """(B, each * length, ...) -> (B * each, length, ...): a segment is a row."""
