@@ -170,7 +170,9 @@ def block(
     """(o, lse) of the queries and keys of a piece: by a kernel, or written out."""
     if manner.fused and piece.seen != "band":
         return fused(q, k, v, manner.scale, piece.seen == "causal")
-    return written(q, k, v, manner.scale, seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT), manner.p)
+    return written(
+        q, k, v, manner.scale, seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT), manner.p
+    )
 
 
 def block_gradients(
