@@ -213,7 +213,8 @@ class Attention:
 @dataclass(frozen=True)
 class ActivationCheckpoint:
     mode: Literal["none", "block", "mlp", "attention", "attention+mlp"] = setting(
-        "none", "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, mixers, or both of these"
+        "none",
+        "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, mixers, or both of these",
     )
     policy: tuple[str, ...] = setting(
         ("nothing",),

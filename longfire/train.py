@@ -264,7 +264,7 @@ def make_state(
     """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
     if run.activation_checkpoint.offload and device.type == "cpu":
         raise SettingsError(
-            "activation_checkpoint.offload = true moves what blocks keep to the host's memory, where a CPU has it already: set it to false"
+            "activation_checkpoint.offload = true moves to the host's memory what a CPU has there already: set it to false"
         )
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)

@@ -8,7 +8,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -234,8 +234,8 @@ def share_of(model: Model, tp: int, sequence_parallel: bool) -> Model:
 class Keeping:
     """What of the settings decides what blocks keep, beside the mode, which is a plan's."""
 
-    attention: Attention = Attention()
-    remat: ActivationCheckpoint = ActivationCheckpoint()
+    attention: Attention = field(default_factory=Attention)
+    remat: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
     mlp_chunk_size: int = 0
 
     def apply(self, block: nn.Module, mode: str) -> None:
@@ -284,7 +284,7 @@ class Meter:
             model.prepare(seq)
             for layer, block in zip(self.kinds.values(), model.layers):
                 self.keeping.apply(block, remat)
-                there = seq.positions_BT, seq.noise_BT, seq.shared
+                there = seq.positions_BT, seq.noise_BT, list(seq.shared.values())
                 with kept_on("meta") if self.keeping.remat.offload else nullcontext():
                     self.known[layer, remat, rows] = traced(partial(through, block, seq), enters, block, there)
                 seq.shared = {name: detached(shared) for name, shared in seq.shared.items()}

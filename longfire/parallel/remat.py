@@ -18,7 +18,10 @@ from longfire.ops.blockwise import blockwise
 from longfire.settings import ActivationCheckpoint, Attention
 
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
-ATTENTION_KERNELS = {"longfire::attend_blocks", "torch_attn::_varlen_attn"}  # besides those with "attention" in their name
+ATTENTION_KERNELS = {
+    "longfire::attend_blocks",
+    "torch_attn::_varlen_attn",
+}  # besides those with "attention" in their name
 
 
 def choose_attention(block: nn.Module, chosen: Attention) -> None:
@@ -127,13 +130,21 @@ def kept_on(host: str) -> Iterator[None]:
 
     def go(x: Tensor) -> Any:
         owner = x if x._base is None else x._base  # a matrix is kept as its transpose
-        if isinstance(owner, nn.Parameter) or not x.is_floating_point():
+        expanded = any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride()))
+        if isinstance(owner, nn.Parameter) or not x.is_floating_point() or expanded:
             return x
-        there = torch.empty(x.shape, dtype=x.dtype, device=host, pin_memory=x.is_cuda)
-        return x.device, there.copy_(x, non_blocking=x.is_cuda)
+        return x.device, copied(x, torch.device(host), x.is_cuda)
 
     def come(kept: Any) -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept[1].to(kept[0], non_blocking=kept[0].type == "cuda")
+        return kept if isinstance(kept, Tensor) else copied(kept[1], kept[0], kept[0].type == "cuda")
 
     with torch.autograd.graph.saved_tensors_hooks(go, come):
         yield
+
+
+def copied(x: Tensor, device: torch.device, by_cuda: bool) -> Tensor:
+    """x on another device with the same strides, on which compiled code relies; by CUDA: pinned on the host, not waited for."""
+    there = torch.empty_strided(
+        x.shape, x.stride(), dtype=x.dtype, device=device, pin_memory=by_cuda and device.type == "cpu"
+    )
+    return there.copy_(x, non_blocking=by_cuda)
