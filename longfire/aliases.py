@@ -71,8 +71,8 @@ def layers_or_operations(value: str) -> dict[str, str]:
     """torchtitan's `mode = selective`, by operation or every n-th layer."""
     if value != "op":
         raise SettingsError(
-            f"activation_checkpoint.selective_ac_option = {value!r}: not every block (every n-th, n = {value}) is not supported: write op "
-            "(outputs of matrix products are kept), or activation_checkpoint.mode = 'attention' or 'mlp'"
+            f"activation_checkpoint.selective_ac_option = {value!r} computes some blocks again only (n = {value}): not supported; "
+            "write op (outputs of matrix products are kept), or activation_checkpoint.mode = 'attention' or 'mlp'"
         )
     return {"activation_checkpoint.policy": "matmuls"}
 
