@@ -8,6 +8,7 @@ A value of ALIASES is
 VALUES translates old words for a value, by our key. S0 to S3 are the systems, in the order of docs/migration.md.
 """
 
+import ast
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,6 +75,90 @@ def optimizer_state_kept(value: str) -> dict[str, str]:
     return {"checkpoint.model_weights_only": "true" if value.lower() in OFF else "false"}
 
 
+def layers_or_operations(value: str) -> dict[str, str]:
+    """torchtitan's `mode = selective`, by operation or every n-th layer."""
+    if value != "op":
+        raise SettingsError(
+            f"activation_checkpoint.selective_ac_option = {value!r} computes some blocks again only (n = {value}): not supported; "
+            "write op (outputs of matrix products are kept), or activation_checkpoint.mode = 'attention' or 'mlp'"
+        )
+    return {"activation_checkpoint.policy": "matmuls"}
+
+
+def attention_type(value: str) -> dict[str, str]:
+    """S3-50: ring or not is said by the last number of mesh_dim."""
+    kinds = {"standard": "vanilla", "ring_standard": "vanilla", "blockwise": "blockwise", "ring_blockwise": "blockwise"}
+    if value not in kinds:
+        raise SettingsError(f"attention_type = {value!r} is not one of {', '.join(kinds)}; write attention.kind")
+    return {"attention.kind": kinds[value]}
+
+
+def blockwise_or_not(value: str) -> dict[str, str]:
+    """S3-25."""
+    return {} if value.lower() in OFF else {"attention.kind": "blockwise"}
+
+
+JAX_POLICIES = {"nothing_saveable": "nothing", "checkpoint_dots": "matmuls", "dots_saveable": "matmuls"}
+
+
+def recomputed(part: str) -> Callable[[str], dict[str, str]]:
+    """S3-27 to S3-30: the policy of jax.checkpoint for a part; everything_saveable, or none, computes nothing again."""
+
+    def meaning(value: str) -> dict[str, str]:
+        if value in ("", "everything_saveable"):
+            return {}
+        if value not in JAX_POLICIES:
+            raise SettingsError(
+                f"remat policy {value!r} is not one of {', '.join(JAX_POLICIES)}, everything_saveable: write "
+                f"activation_checkpoint.mode = {part!r} and, as activation_checkpoint.policy, the operations to keep"
+            )
+        policy = JAX_POLICIES[value]
+        return {
+            "activation_checkpoint.mode": part,
+            **({"activation_checkpoint.policy": policy} if policy != "nothing" else {}),
+        }
+
+    return meaning
+
+
+def llama_config(value: str) -> dict[str, Any]:
+    """S3-46: `dict(scan_attention=True, ...)`, read and not evaluated; what it says of computing is translated. Raises SettingsError
+    for what is said of the model's shape."""
+    if not value:
+        return {}
+    try:
+        words = ast.parse(value, mode="eval").body.keywords
+        given = {word.arg: ast.literal_eval(word.value) for word in words}
+    except (SyntaxError, AttributeError, ValueError) as e:
+        raise SettingsError(f"update_llama_config = {value!r} is not written dict(name=value, ...)") from e
+    if unknown := [name for name in given if name not in (*OF_COMPUTING, *OF_JAX)]:
+        raise SettingsError(f"update_llama_config: {', '.join(map(str, unknown))}: {IN_CONFIG}")
+    if not given.pop("scan_mlp", False):
+        given.pop("scan_mlp_chunk_size", None)
+    elif "scan_mlp_chunk_size" not in given:
+        given["scan_mlp_chunk_size"] = 1024
+    if not given.get("scan_attention"):  # its chunks are read by nothing then
+        given = {name: said for name, said in given.items() if not re.match(r"scan_(query|key)_chunk_size", name)}
+    meanings = several_remats({name: given.pop(name) for name in REMATS if given.get(name)})
+    for name, said in given.items():
+        old = OF_COMPUTING.get(name, lambda _: {})
+        meanings |= {old: said} if isinstance(old, str) else old(as_text(said))
+    return meanings
+
+
+def several_remats(given: dict[str, str]) -> dict[str, str]:
+    """A block's recomputation includes those of its parts; those of both parts are one mode here, with one policy."""
+    if "remat_block" in given or len(given) < 2:
+        return OF_COMPUTING["remat_block"](given["remat_block"]) if "remat_block" in given else {
+            key: said for name, policy in given.items() for key, said in OF_COMPUTING[name](policy).items()
+        }  # fmt: skip
+    if len(set(given.values())) > 1:
+        raise SettingsError(
+            f"update_llama_config: {given}: attention and MLP share one policy here: give both the same"
+        )
+    return recomputed("attention+mlp")(given["remat_mlp"])
+
+
 STARTED = (
     "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or torchrun, not by a setting"
 )
@@ -81,7 +166,7 @@ IN_CONFIG = "the shape of a model is in the file that model.config names"
 FLOAT8 = "not supported yet: no machine with float8 units has shown here that the loss stays what it is"
 NO_EFFECT = "has no effect in its own system: no code there reads it"
 ITSELF = "read from the data itself"
-Old = str | Refused | Dropped | Callable[[str], dict[str, str]]
+Old = str | Refused | Dropped | Callable[[str], dict[str, Any]]
 
 FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess.py --key value`
     "type": Dropped("model.config says which mixers the model has"),
@@ -170,6 +255,7 @@ FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not l
     ),
     "experimental.context_parallel_degree": "parallelism.context_parallel_degree",
     "experimental.context_parallel_rotate_method": rotate_method,
+    "activation_checkpoint.selective_ac_option": layers_or_operations,
     "float8.enable_float8_linear": Refused(FLOAT8),
     "float8.enable_fsdp_float8_all_gather": Refused(FLOAT8),
     "float8.precompute_float8_dynamic_scale_for_fsdp": Refused(FLOAT8),
@@ -212,7 +298,23 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "resume": Dropped("a run resumes by itself from its newest whole checkpoint"),
 }
 
+OF_COMPUTING: dict[str, Old] = {  # S3, what its model's config says of computing
+    "attention_type": attention_type,
+    "scan_attention": blockwise_or_not,
+    "scan_query_chunk_size": "attention.query_chunk_size",
+    "scan_key_chunk_size": "attention.key_chunk_size",
+    "scan_mlp": Refused("training.mlp_chunk_size says how many tokens of an MLP are computed at a time (there 1024)"),
+    "scan_mlp_chunk_size": "training.mlp_chunk_size",
+    "remat_attention": recomputed("attention"),
+    "remat_mlp": recomputed("mlp"),
+    "remat_block": recomputed("block"),
+}
+REMATS = ("remat_attention", "remat_mlp", "remat_block")
+# Read in update_llama_config and set nothing: rows are as long as training.seq_len, the mesh is --mesh_dim, layers are a loop.
+OF_JAX = ("max_sequence_length", "mesh_dim", "scan_layers", "param_scan_axis")
+
 RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
+    **OF_COMPUTING,
     "mesh_dim": "parallelism.mesh_dim",
     "dtype": "model.compute_dtype",
     "total_steps": "training.steps",
@@ -224,7 +326,7 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     ),
     "autoresume": Dropped("a run resumes by itself from its newest whole checkpoint"),
     "load_llama_config": "model.config",
-    "update_llama_config": Refused(f"evaluates Python; {IN_CONFIG}", ("",)),
+    "update_llama_config": llama_config,
     "load_dataset_state": Refused("the position in the data is part of a checkpoint, one integer", ("",)),
     "load_checkpoint": tagged_checkpoint,
     "tokenizer.vocab_file": "tokenizer.path",
@@ -269,7 +371,8 @@ VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> o
         "adamw": "AdamW", "adamw_torch": "AdamW", "adamw_torch_fused": "AdamW", "adamw-apex": "AdamW", "adam": "Adam",
     },
     "training.compile": {"true": "on", "false": "off"},
-    "activation_checkpoint.mode": {"full": "block"},
+    "activation_checkpoint.mode": {"full": "block", "selective": "block"},
+    "activation_checkpoint.policy": JAX_POLICIES,
 }  # fmt: skip
 
 

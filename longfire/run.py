@@ -43,6 +43,7 @@ class Run:
     optimizer: settings.Optimizer
     lr_scheduler: settings.LRScheduler
     parallelism: settings.Parallelism
+    attention: settings.Attention
     activation_checkpoint: settings.ActivationCheckpoint
     checkpoint: settings.Checkpoint
     distillation: settings.Distillation
@@ -461,8 +462,50 @@ def of_length(run: Run) -> Iterator[str]:
 
 def of_model(run: Run) -> Iterator[str]:
     """What is asked of the model's parts needs the parts."""
-    if run.shape and run.shape.mlp == "none" and run.activation_checkpoint.mode == "mlp":
-        yield "activation_checkpoint.mode = 'mlp', but this model's blocks have no MLP: take attention, block or none"
+    mode, size, attention = run.activation_checkpoint.mode, run.training.mlp_chunk_size, run.attention
+    if run.shape and run.shape.mlp == "none" and mode in ("mlp", "attention+mlp"):
+        yield f"activation_checkpoint.mode = {mode!r}, but this model's blocks have no MLP: take attention, block or none"
+    if run.shape and run.shape.mlp == "none" and size:
+        yield f"training.mlp_chunk_size = {size}, but this model's blocks have no MLP: leave it out"
+    if attention.kind != "auto":
+        if run.shape and "attention" not in map(mixer_of, run.shape.layer_types):
+            yield f"attention.kind = {attention.kind!r}, but no layer of this model has softmax attention: leave it at auto"
+        if run.degrees["cp"] > 1:
+            yield (
+                f"attention.kind = {attention.kind!r} is how one process attends; where processes share rows "
+                "parallelism.context_parallel_strategy says how: leave it at auto"
+            )
+        if run.model.kernels == "slow":
+            yield f"attention.kind = {attention.kind!r}, but model.kernels = 'slow' computes with all scores: set one of them to auto"
+    if attention.kind != "blockwise":
+        for key in ("query_chunk_size", "key_chunk_size"):
+            if (chunk := getattr(attention, key)) != getattr(settings.Attention, key):
+                yield f"attention.{key} = {chunk} is about blockwise attention: set attention.kind = 'blockwise', or leave it out"
+    yield from of_policy(run)
+
+
+def of_policy(run: Run) -> Iterator[str]:
+    """What a recomputed part keeps is something, and does not undo what another setting is for."""
+    remat = run.activation_checkpoint
+    policy, told = ",".join(remat.policy), f"activation_checkpoint.policy = {','.join(remat.policy)!r}"
+    if policy in ("", "nothing"):
+        return
+    if "nothing" in remat.policy:
+        yield f"{told} keeps nothing and something: choose one"
+    if remat.mode == "none":
+        yield f"{told} is about parts that are computed again: set activation_checkpoint.mode too"
+    if remat.offload:
+        yield f"{told} keeps outputs on the device, which activation_checkpoint.offload is to free: choose one"
+    if run.training.mlp_chunk_size and remat.mode == "block":
+        yield (
+            f"{told} keeps the wide rows of the MLP that training.mlp_chunk_size = {run.training.mlp_chunk_size} is to avoid: set "
+            "activation_checkpoint.mode = 'attention', or one of them to its default"
+        )
+    if remat.policy != ("matmuls",):
+        from longfire.parallel.remat import unknown_operations  # torch knows their names
+
+        for name in unknown_operations(remat.policy):
+            yield f"{told}: torch has no operation {name!r}: write nothing, matmuls, or names as mm, bmm or longfire.attend_blocks"
 
 
 def of_backend(run: Run) -> Iterator[str]:
@@ -472,6 +515,12 @@ def of_backend(run: Run) -> Iterator[str]:
     told = "model.backend = 'transformers' knows nothing of the model's inside"
     if run.activation_checkpoint.mode != "none":
         yield f"activation_checkpoint.mode = {run.activation_checkpoint.mode!r} computes parts again, but {told}: set it to none"
+    if run.activation_checkpoint.offload:
+        yield f"activation_checkpoint.offload = true moves what blocks keep, but {told}: set it to false"
+    if run.attention.kind != "auto":
+        yield f"attention.kind = {run.attention.kind!r} is about our attention, but {told}: leave it at auto"
+    if run.training.mlp_chunk_size:
+        yield f"training.mlp_chunk_size = {run.training.mlp_chunk_size} is about our MLPs, but {told}: set it to 0"
     if run.model.kernels != "auto":
         yield f"model.kernels = {run.model.kernels!r} chooses among kernels of ours, but {told}: leave it at auto"
     if run.distillation.teacher:

@@ -132,6 +132,12 @@ class Training:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train; auto: CUDA if there is one")
     threads: int = setting(0, "CPU threads; 0: torch's own choice", NATURAL)
     loss_chunk_tokens: int = setting(1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE)
+    mlp_chunk_size: int = setting(
+        0,
+        "compute MLPs for so many tokens of a row at a time, each chunk again in the backward: what is wider than the row is there "
+        "for one chunk only; 0: the whole row at once",
+        NATURAL,
+    )
     gc_freq: int = setting(50, "collect garbage every so many steps, never in between; 0: leave it to Python", NATURAL)
 
 
@@ -205,9 +211,29 @@ class Parallelism:
 
 
 @dataclass(frozen=True)
+class Attention:
+    kind: Literal["auto", "vanilla", "blockwise"] = setting(
+        "auto",
+        "how softmax attention is computed. auto: torch's fused kernels; vanilla: with all scores in memory; blockwise: chunks of "
+        "queries by chunks of keys. The same numbers",
+    )
+    query_chunk_size: int = setting(1024, "blockwise: queries that are computed at a time, in tokens", POSITIVE)
+    key_chunk_size: int = setting(1024, "blockwise: keys that they meet at a time, in tokens", POSITIVE)
+
+
+@dataclass(frozen=True)
 class ActivationCheckpoint:
-    mode: Literal["none", "block", "mlp", "attention"] = setting(
-        "none", "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, or mixers"
+    mode: Literal["none", "block", "mlp", "attention", "attention+mlp"] = setting(
+        "none",
+        "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, mixers, or both of these",
+    )
+    policy: tuple[str, ...] = setting(
+        ("nothing",),
+        "what a part that is computed again keeps nevertheless: nothing, matmuls (the outputs of matrix products and of attention "
+        "kernels), or those of operations by torch's names, as mm,longfire.attend_blocks",
+    )
+    offload: bool = setting(
+        False, "keep in the host's memory, instead of the device's, what blocks keep from forward to backward"
     )
 
 
@@ -298,6 +324,7 @@ SECTIONS: dict[str, type] = {
     "optimizer": Optimizer,
     "lr_scheduler": LRScheduler,
     "parallelism": Parallelism,
+    "attention": Attention,
     "activation_checkpoint": ActivationCheckpoint,
     "checkpoint": Checkpoint,
     "distillation": Distillation,

@@ -266,6 +266,10 @@ def make_state(
     mesh: Mesh = ALONE,
 ) -> State:  # fmt: skip
     """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
+    if run.activation_checkpoint.offload and device.type == "cpu":
+        raise SettingsError(
+            "activation_checkpoint.offload = true moves to the host's memory what a CPU has there already: set it to false"
+        )
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)
     theirs = run.model.backend == "transformers"
@@ -275,7 +279,10 @@ def make_state(
     parameters = sum(p.numel() for p in model.parameters())
     flops = model.flops_per_token(run.training.seq_len)
     compiled, why = mesh.from_first(compile_decision(run, flops, device))  # it measures: one process decides for all
-    model = parallelize(model, run.activation_checkpoint, compiled, mesh, run.parallelism, run.training.seq_len)
+    model = parallelize(
+        model, run.activation_checkpoint, compiled, mesh, run.parallelism, run.training.seq_len, run.attention,
+        run.training.mlp_chunk_size,
+    )  # fmt: skip
     kept_on = torch.device("cpu") if run.parallelism.cpu_offload else device
     if not theirs:
         materialise(model, run.training.seed, kept_on)

@@ -33,6 +33,7 @@ class Plan:
     given: dict[str, Any] = field(default_factory=dict)
     remat: str = "none"
     compiled: bool = False
+    lean: dict[str, Any] = field(default_factory=dict)  # `attention` and `mlp_chunk_size` of parallelize
 
     @property
     def processes(self) -> int:
@@ -86,7 +87,7 @@ def state_of(
     """A tiny model at step 0 under the plan, parameters and all else in this type."""
     model = on_meta(tiny_shape(*mixers, **{"initializer_range": 0.05, **changes}), dtype).to(dtype)
     remat, parallelism = settings.ActivationCheckpoint(plan.remat), settings.Parallelism(**plan.given)
-    model = parallelize(model, remat, plan.compiled, mesh, parallelism, T)
+    model = parallelize(model, remat, plan.compiled, mesh, parallelism, T, **plan.lean)
     materialise(model, 0, CPU)
     return State(model, make_optimizer(model, settings.Optimizer(lr=1e-3, eps=1e-5), CPU), mesh=mesh)
 

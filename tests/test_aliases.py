@@ -2,7 +2,7 @@
 
 import pytest
 
-from longfire import aliases, recipe
+from longfire import aliases, recipe, settings
 from longfire.cli import main
 from longfire.errors import SettingsError
 
@@ -183,6 +183,54 @@ def test_continual_training_is_told_by_what_model_points_at(tmp_path):
     assert sections(model=str(tmp_path))["model"].weights == ""
     (tmp_path / "model.safetensors").touch()
     assert sections(model=str(tmp_path))["model"].weights == str(tmp_path)
+
+
+def test_what_ringattention_says_of_computing():
+    """S3-22 to S3-30, S3-46, S3-50: the README's own `update_llama_config`, and the same words alone."""
+    line = "dict(max_sequence_length=131072,scan_attention=True,scan_query_chunk_size=2048,scan_key_chunk_size=4096,remat_attention="
+    line += "'nothing_saveable',scan_mlp=True,scan_mlp_chunk_size=2048,remat_mlp='nothing_saveable',remat_block='nothing_saveable',"
+    line += "scan_layers=True,attention_type='blockwise',param_scan_axis=0,mesh_dim='1,1,4,64')"
+    given = sections(update_llama_config=line)
+    assert given["attention"] == settings.Attention("blockwise", 2048, 4096)
+    assert given["training"].mlp_chunk_size == 2048
+    assert given["activation_checkpoint"] == settings.ActivationCheckpoint("block")
+    alone = {"scan_attention": "True", "scan_query_chunk_size": "2048", "scan_key_chunk_size": "4096",
+             "scan_mlp_chunk_size": "2048", "remat_block": "nothing_saveable", "remat_mlp": ""}  # fmt: skip
+    assert sections(**alone) == given
+    both = sections(
+        update_llama_config="dict(remat_mlp='checkpoint_dots', remat_attention='checkpoint_dots', scan_mlp=True)"
+    )
+    assert both["activation_checkpoint"] == settings.ActivationCheckpoint("attention+mlp", ("matmuls",))
+    assert both["training"].mlp_chunk_size == 1024
+    off = sections(
+        update_llama_config="dict(scan_attention=False, scan_mlp=False, scan_query_chunk_size=8, scan_mlp_chunk_size=8)"
+    )
+    assert off == sections()
+    assert sections(attention_type="standard")["attention"].kind == "vanilla"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "value", "told"),
+    [
+        ("update_llama_config", "dict(num_hidden_layers=4)", "num_hidden_layers: the shape of a model is in the file"),
+        ("update_llama_config", "dict(scan_mlp=f())", "is not written dict"),
+        ("update_llama_config", "dict(remat_mlp='checkpoint_dots', remat_attention='nothing_saveable')", "one policy"),
+        ("attention_type", "flash", "standard, ring_standard, blockwise"),
+        ("scan_mlp", "True", "training.mlp_chunk_size says how many"),
+        ("remat_mlp", "save_some", "activation_checkpoint.mode = 'mlp' and, as activation_checkpoint.policy"),
+        ("activation_checkpoint.selective_ac_option", "2", "n = 2"),
+    ],
+)
+def test_what_is_said_of_computing_and_cannot_be(spelling, value, told):
+    with pytest.raises(SettingsError, match=told):
+        sections(**{spelling: value})
+
+
+def test_selective_recomputation_of_torchtitan():
+    told = []
+    words = {"activation_checkpoint.mode": "selective", "activation_checkpoint.selective_ac_option": "op"}
+    assert sections(told=told, **words)["activation_checkpoint"] == settings.ActivationCheckpoint("block", ("matmuls",))
+    assert len(told) == 2
 
 
 def test_a_checkpoint_is_named_by_its_step():

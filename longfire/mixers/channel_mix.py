@@ -44,6 +44,10 @@ class ChannelMix(nn.Module):
         previous_BTD, kept["mlp_previous"] = self.shift(
             x_BTD, before_BD=kept.get("mlp_previous"), documents=seq.documents
         )
+        return self.feed(x_BTD, previous_BTD)
+
+    def feed(self, x_BTD: Tensor, previous_BTD: Tensor) -> Tensor:
+        """What sees tokens one by one, each beside the one before it."""
         return self.value(squared_relu(self.key(towards(x_BTD, previous_BTD - x_BTD, self.x_k))))
 
 

@@ -80,7 +80,7 @@ class HGRN2(Mixer):
         if self.shape.use_lower_bound:
             bounds_LD = seq.shared[BOUNDS]
             mine_L = torch.arange(len(bounds_LD), device=bounds_LD.device) == self.row
-            k = k * (1 - mine_L.to(bounds_LD.dtype) @ bounds_LD)
+            k = k * (1 - mine_L[None].to(bounds_LD.dtype) @ bounds_LD)
         g = torch.log1p(-k.clamp_max(1 - torch.finfo(k.dtype).eps))  # a below eps is none
         q, k, v, g = (y.unflatten(-1, (-1, self.shape.expand_ratio)) for y in (F.silu(q), k.to(q.dtype), v, g))
         o_BTHV, kept["state"] = self.recur(q, k, v, g, initial_state_BHKV=kept.get("state"), documents=seq.documents)

@@ -30,7 +30,7 @@ RECURRENT = ("linear_attention", "delta_rule", "dplr", "short_conv", *WITHOUT_KE
 OPS = ("attention", *RECURRENT)
 
 _choices: dict[str, Choice] = {}
-_as_on_cuda = False
+_as_on_cuda = _only_shapes = False
 
 
 def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
@@ -93,12 +93,18 @@ def as_on_cuda() -> bool:
     return _as_on_cuda
 
 
+def only_shapes() -> bool:
+    """Whether tensors have no numbers: of a loop whose rounds hold alike, some say what all hold."""
+    return _only_shapes
+
+
 @contextmanager
 def pretending_cuda(pretend: bool = True) -> Iterator[None]:
-    """Inside, fake tensors of the planner take the paths of a CUDA device that is not here."""
-    global _as_on_cuda
-    before, _as_on_cuda = _as_on_cuda, pretend
+    """Inside, fake tensors of the planner take the paths of a CUDA device that is not here (or, not pretending, those of the CPU)."""
+    global _as_on_cuda, _only_shapes
+    before = _as_on_cuda, _only_shapes
+    _as_on_cuda, _only_shapes = pretend, True
     try:
         yield
     finally:
-        _as_on_cuda = before
+        _as_on_cuda, _only_shapes = before

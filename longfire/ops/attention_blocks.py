@@ -81,7 +81,7 @@ class Manner(NamedTuple):
 
 
 def has_kernel(q: Tensor, v: Tensor) -> bool:
-    """Whether torch has a fused kernel that gives the logsumexp, too: on a CPU always, on CUDA for half precision (Ampere or newer)."""
+    """Whether torch has a fused kernel that gives the logsumexp: on a CPU always, on CUDA for half precision (Ampere or newer)."""
     if q.device.type != "cuda":
         return q.device.type == "cpu"
     half, size = q.dtype in (torch.bfloat16, torch.float16), max(q.shape[-1], v.shape[-1])

@@ -6,63 +6,56 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
 
-from longfire.parallel import context, pipeline, tensor
+from longfire.parallel import context, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import local
 from longfire.parallel.plan import reshards
-from longfire.settings import ActivationCheckpoint, Parallelism
+from longfire.settings import ActivationCheckpoint, Attention, Parallelism
 
-DEFAULTS = Parallelism()
+DEFAULTS, FUSED = Parallelism(), Attention()
 
 
 def parallelize(
     model: nn.Module,
-    remat: ActivationCheckpoint,
+    keeping: ActivationCheckpoint,
     compiled: bool,
     mesh: Mesh = ALONE,
     parallelism: Parallelism = DEFAULTS,
     seq_len: int = 1,
+    attention: Attention = FUSED,
+    mlp_chunk_size: int = 0,
 ) -> nn.Module:
     """Apply the run's plan in place, on a model that may be on meta still, and return it. The order, and why:
 
-    1. tensor and context parallelism replace submodules and seams, so they come before anything wraps a block;
+    1. which attention computes, then tensor and context parallelism: they replace seams and submodules, so they come before anything
+       wraps a block;
     2. a pipeline takes away the layers of other processes: of what is left, nothing below needs to know (seq_len weighs layers);
-    3. recomputation wraps the parts of a block, so that what is compiled already knows what it may drop;
+    3. chunks and recomputation wrap the parts of a block, so that what is compiled already knows what it may drop;
     4. compilation sees a block with its recomputation inside, one graph for all equal blocks;
     5. sharding is outermost: its gathers and scatters run between compiled blocks.
-    With one process, 3 and 4 are what there is to do.
+    What is kept on the host goes there by hooks around all blocks, outside of what is compiled.
     """
+    for block in model.layers if attention.kind != "auto" else ():
+        remat.choose_attention(block, attention)
+    again = keeping.mode != "none" or mlp_chunk_size > 0
     if mesh.size("tp") > 1:
         tensor.split(model, mesh, parallelism.sequence_parallel)
     if mesh.size("cp") > 1:
         model.context = context.share_rows(model, mesh, parallelism)
     if mesh.size("pp") > 1:
-        model.pipeline = pipeline.cut(model, mesh, parallelism, seq_len, halves=remat.mode == "none" and not compiled)
-    if remat.mode != "none":
-        for block in model.layers:
-            recompute(block, remat.mode)
+        model.pipeline = pipeline.cut(model, mesh, parallelism, seq_len, halves=not again and not compiled)
+    for block in model.layers if again else ():
+        remat.save_memory(block, keeping, mlp_chunk_size, compiled)
+    for root in roots(model) if keeping.offload else ():
+        remat.offload(root)
     if compiled:
         for block in model.layers:
             block.compile(dynamic=False)
     if mesh.size(*DATA, "cp") > 1:
         shard(model, mesh, parallelism)
     return model
-
-
-def recompute(block: nn.Module, mode: str) -> None:
-    """Make the block, its MLP or its mixer compute its activations again in the backward instead of keeping them."""
-    part = {"block": block, "mlp": block.mlp, "attention": block.mixer}[mode]
-    forward = part.forward
-
-    def recomputed(*args):
-        if not torch.is_grad_enabled():
-            return forward(*args)
-        return checkpoint(forward, *args, use_reentrant=False)
-
-    part.forward = recomputed
 
 
 def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:

@@ -7,7 +7,8 @@ model takes a tenth of a second. docs/planning.md says how the parts are put tog
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,9 +24,10 @@ from longfire.mixers import mixer
 from longfire.model import Model, as_it_is
 from longfire.ops import pretending_cuda
 from longfire.ops.cross_entropy import fused
-from longfire.parallel.apply import recompute
 from longfire.parallel.mesh import ALONE, Mesh
+from longfire.parallel.remat import choose_attention, kept_on, save_memory
 from longfire.parallel.tensor import split
+from longfire.settings import ActivationCheckpoint, Attention
 
 MASTER_BYTES = 4  # of a parameter, its gradient and each of Adam's two moments
 # Operators of ours that are not opened: loops that hold a token's numbers beside their results (opening them would take minutes), and
@@ -49,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
     def note(self, tensors: Any) -> None:
         """Count the storages of these (any nesting) until they die."""
         for tensor in tree_leaves(tensors):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":  # meta stands for the host's memory
                 storage = tensor.untyped_storage()
                 key = storage._cdata
                 if key not in self.sizes:
@@ -228,6 +230,19 @@ def share_of(model: Model, tp: int, sequence_parallel: bool) -> Model:
     return model
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """What of the settings decides what blocks keep, beside the mode, which is a plan's."""
+
+    attention: Attention = field(default_factory=Attention)
+    remat: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
+    mlp_chunk_size: int = 0
+
+    def apply(self, block: nn.Module, mode: str) -> None:
+        choose_attention(block, self.attention)
+        save_memory(block, replace(self.remat, mode=mode), self.mlp_chunk_size)
+
+
 class Meter:
     """Measures the parts of one process's share of a model, for rows of `seq_len` tokens.
 
@@ -236,11 +251,11 @@ class Meter:
 
     def __init__(
         self, model: Model, seq_len: int, chunk_tokens: int, as_cuda: bool = True, tp: int = 1,
-        sequence_parallel: bool = True,
+        sequence_parallel: bool = True, keeping: Keeping = Keeping(),
     ) -> None:  # fmt: skip
         """model: the whole one, on meta; it stays as it is."""
         self.seq_len, self.chunk_tokens, self.as_cuda = seq_len, chunk_tokens, as_cuda
-        self.tp, self.sequence_parallel = tp, sequence_parallel
+        self.tp, self.sequence_parallel, self.keeping = tp, sequence_parallel, keeping
         self.kinds: dict[Any, int] = {}  # what a block is made of -> the first such layer
         self.kind_of = [self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(model.layers)]
         self.model = share_of(copy.deepcopy(model), tp, sequence_parallel)
@@ -268,10 +283,10 @@ class Meter:
             seq = self.sequence(rows)
             model.prepare(seq)
             for layer, block in zip(self.kinds.values(), model.layers):
-                if remat != "none" and not (remat == "mlp" and block.mlp is None):
-                    recompute(block, remat)
-                there = seq.positions_BT, seq.noise_BT, seq.shared
-                self.known[layer, remat, rows] = traced(partial(through, block, seq), enters, block, there)
+                self.keeping.apply(block, remat)
+                there = seq.positions_BT, seq.noise_BT, list(seq.shared.values())
+                with kept_on("meta") if self.keeping.remat.offload else nullcontext():
+                    self.known[layer, remat, rows] = traced(partial(through, block, seq), enters, block, there)
                 seq.shared = {name: detached(shared) for name, shared in seq.shared.items()}
             if (HEAD, "none", rows) not in self.known:
                 self.known[EMBED, "none", rows] = self.embedding(model, rows)

@@ -17,14 +17,14 @@ from longfire.errors import SettingsError
 from longfire.model import on_meta
 from longfire.parallel import cost, stages, tensor
 from longfire.parallel.cost import Device
-from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Meter, ends_of
+from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, ends_of
 from longfire.parallel.pipeline import costs
 from longfire.parallel.plan import reshards
 from longfire.run import Run
 from longfire.settings import Parallelism
 from longfire.shape import ForeignShape
 
-REMATS = ("none", "mlp", "attention", "block")
+REMATS = ("none", "mlp", "attention", "attention+mlp", "block")
 MOST_STAGES = 16  # pipelines that alternatives try
 LABELS = 3 * 8  # bytes of a token's id, label and position
 
@@ -163,6 +163,7 @@ class Planner:
             self.meters[tp, seq_len] = Meter(
                 self.model, seq_len, self.run.training.loss_chunk_tokens, self.as_cuda, tp,
                 self.run.parallelism.sequence_parallel,
+                Keeping(self.run.attention, self.run.activation_checkpoint, self.run.training.mlp_chunk_size),
             )  # fmt: skip
         return self.meters[tp, seq_len]
 
@@ -275,7 +276,8 @@ class Planner:
             return Collective(axis, what, size, sent, sent / cost.bandwidth(self.device, size, inner), hidden)
 
         if plan.tp > 1:
-            again = {"none": 0, "mlp": 1, "attention": 1, "block": 2}[plan.remat]
+            again = {"none": 0, "mlp": 1, "attention": 1, "attention+mlp": 2, "block": 2}[plan.remat]
+            again += self.run.training.mlp_chunk_size > 0 and plan.remat not in ("mlp", "attention+mlp")
             times = sum(
                 2 if isinstance(name, str) else 4 + again for name in names
             )  # in and out of each region, and back
@@ -324,8 +326,16 @@ class Planner:
                 total += 3 * self.flops_of_head
             elif name != EMBED:
                 mixer, block = self.flops_of[name]["mixer"], self.flops_of[name]["block"]
-                total += 3 * block + {"none": 0.0, "attention": mixer, "mlp": block - mixer, "block": block}[plan.remat]
+                total += 3 * block + self.flops_again(plan.remat, mixer, block - mixer)
         return total
+
+    def flops_again(self, remat: str, mixer: float, mlp: float) -> float:
+        """FLOPs a token that a block computes again; MLPs in chunks are computed again by themselves. A policy that keeps matrix
+        products leaves nothing that counts, one that names operations is counted as if it kept nothing."""
+        kept = "matmuls" in self.run.activation_checkpoint.policy
+        parts = {"none": 0.0, "attention": mixer, "mlp": mlp, "attention+mlp": mixer + mlp, "block": mixer + mlp}
+        chunked = self.run.training.mlp_chunk_size > 0 and remat not in ("mlp", "attention+mlp")
+        return (0.0 if kept else parts[remat]) + (mlp if chunked else 0.0)
 
     def forecast(self, plan: Plan) -> Forecast:
         """Everything about one plan but the largest batch and length, which `with_largest` adds."""
@@ -365,7 +375,7 @@ class Planner:
                         yield plan
 
     def can_be(self, plan: Plan) -> bool:
-        if plan.remat == "mlp" and self.shape.mlp == "none":
+        if plan.remat in ("mlp", "attention+mlp") and self.shape.mlp == "none":
             return False
         schedule = self.plain_schedule
         return plan.pp == 1 or not any(stages.refusals(self.shape, plan.pp, schedule, plan.microbatches))

@@ -1,0 +1,247 @@
+"""parallel/remat.py: no way to keep less for the backward changes a number; what each keeps; what is refused, and why."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_model, tiny_shape
+from plans import Plan, parts, state_of, steps, whole
+from torch import Tensor
+from worlds import in_processes
+
+from longfire.errors import SettingsError
+from longfire.launch import World
+from longfire.loss import loss_sum
+from longfire.mixers import MIXERS
+from longfire.model import Model, on_meta
+from longfire.ops.dropout import row_noise
+from longfire.parallel.apply import parallelize
+from longfire.parallel.memory import Keeping, Meter
+from longfire.parallel.mesh import ALONE, Mesh
+from longfire.parallel.remat import unknown_operations
+from longfire.run import Run
+from longfire.settings import ActivationCheckpoint, Attention
+from longfire.train import make_state
+
+NOTHING = ActivationCheckpoint()
+WAYS = {
+    "both parts": {"keeping": ActivationCheckpoint("attention+mlp")},
+    "block, matmuls kept": {"keeping": ActivationCheckpoint("block", ("matmuls",))},
+    "both parts, named kept": {"keeping": ActivationCheckpoint("attention+mlp", ("mm", "longfire.scan"))},
+    "mlp in chunks": {"keeping": NOTHING, "mlp_chunk_size": 7},
+    "mlp in one chunk": {"keeping": NOTHING, "mlp_chunk_size": 1000},
+    "block, mlp in chunks": {"keeping": ActivationCheckpoint("block"), "mlp_chunk_size": 16},
+    "mlp again, in chunks": {"keeping": ActivationCheckpoint("mlp"), "mlp_chunk_size": 9},
+    "offloaded": {"keeping": ActivationCheckpoint(offload=True)},
+    "block, offloaded": {"keeping": ActivationCheckpoint("block", offload=True), "mlp_chunk_size": 11},
+    "vanilla": {"keeping": NOTHING, "attention": Attention("vanilla")},
+    "blockwise": {"keeping": NOTHING, "attention": Attention("blockwise", 8, 5)},
+    "blockwise transformer": {
+        "keeping": ActivationCheckpoint("block"), "attention": Attention("blockwise", 5, 8), "mlp_chunk_size": 6,
+    },
+}  # fmt: skip
+
+
+def loss_and_gradients(model: Model) -> tuple[float, dict[str, Tensor]]:
+    from contracts.test_every_mixer import a_batch
+
+    batch = a_batch(2)
+    loss = loss_sum(model, batch, 64, noise_BT=row_noise(0, 0, *batch.ids_BT.shape, "cpu"))
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def of_doubles(mixer: str, **changes: object) -> Model:
+    model = tiny_model(mixer, "attention", **{"dropout": 0.1, **changes}).double()
+    model.compute_dtype = torch.float64
+    for block in model.layers:
+        block.inner = torch.float64
+    return model
+
+
+def assert_changes_nothing(way: dict, mixer: str, **changes: object) -> None:
+    true, gradients = loss_and_gradients(of_doubles(mixer, **changes))
+    got, mine = loss_and_gradients(parallelize(of_doubles(mixer, **changes), compiled=False, **way))
+    assert got == pytest.approx(true, rel=1e-9)
+    for name, gradient in gradients.items():
+        assert (mine[name] - gradient).abs().max() <= 1e-9 * gradient.abs().max(), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_changes_a_number(way):
+    """Rows with documents, dropout, a recurrent layer and one of attention: loss and every gradient, float64."""
+    assert_changes_nothing(WAYS[way], "gla")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "gla"])
+def test_no_way_changes_a_number_of_any_mixer(mixer, way):
+    assert_changes_nothing(WAYS[way], mixer)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_matmuls_of_every_mixer_can_be_kept(mixer):
+    """torch refuses what is changed in place after it was kept."""
+    assert_changes_nothing(WAYS["block, matmuls kept"], mixer)
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "relu2", "channel_mix"])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_any_mlp_in_any_chunks(mlp, size):
+    """channel_mix looks back one token, over the ends of chunks and not over those of documents."""
+    assert_changes_nothing({"keeping": NOTHING, "mlp_chunk_size": size}, "rwkv7", mlp=mlp)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["block, mlp in chunks", "blockwise transformer", "offloaded", "block, matmuls kept"])
+def test_compiled(way):
+    """fp32, other kernels: what test_compiled_gradients_equal_eager_ones allows."""
+    true, gradients = loss_and_gradients(tiny_model("attention"))
+    got, mine = loss_and_gradients(parallelize(tiny_model("attention"), compiled=True, **WAYS[way]))
+    assert got == pytest.approx(true, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+def test_evaluation_is_the_same(way):
+    ids_BT = torch.randint(97, (2, 40), generator=torch.Generator().manual_seed(0))
+    true = of_doubles("gla")(ids_BT)
+    torch.testing.assert_close(parallelize(of_doubles("gla"), compiled=False, **WAYS[way])(ids_BT), true)
+
+
+PLANS = {
+    "fsdp 2": Plan({"dp_shard": 2}, remat="block"),
+    "tp 2, sequence": Plan({"tp": 2}, remat="attention+mlp"),
+    "pp 2": Plan({"pp": 2}),
+}
+LEAN = {"attention": Attention("blockwise", 5, 3), "mlp_chunk_size": 3}
+
+
+def two_steps(rank: int, mixers: tuple[str, ...], plan: Plan):
+    mesh = Mesh.of_degrees(plan.degrees, "cpu") if plan.processes > 1 else ALONE
+    state = state_of(mixers, plan, mesh, torch.float64)
+    return steps(state, 2), parts(state)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_chunks_under_plans(plan):
+    """Blockwise attention and MLPs in chunks on two processes against the plain model on one."""
+    lean = Plan(PLANS[plan].degrees, PLANS[plan].given, PLANS[plan].remat, lean=LEAN)
+    true_said, true = two_steps(0, ("gla", "attention"), Plan())
+    answers = in_processes(2, two_steps, ("gla", "attention"), lean)
+    for said, _ in answers:
+        for got, wanted in zip(said, true_said):
+            assert got == pytest.approx(wanted, rel=1e-9)
+    for name, numbers in whole([held for _, held in answers], true).items():
+        torch.testing.assert_close(numbers, true[name][0][1], rtol=1e-9, atol=1e-9, msg=name)
+
+
+# What is kept
+
+
+def kept_bytes(mixer: str, mode: str, T: int = 256, **settings: object) -> float:
+    """Of one block, a row and a token, in fp32, on fake tensors."""
+    shape = tiny_shape(mixer, hidden_size=64, intermediate_size=256)
+    meter = Meter(on_meta(shape), T, 64, keeping=Keeping(**settings))
+    return meter.part(0, mode, 1).kept / T
+
+
+def held_bytes(mode: str, T: int = 256, **settings: object) -> float:
+    """The same at its fullest moment, the parameters' gradients included."""
+    meter = Meter(
+        on_meta(tiny_shape("attention", hidden_size=64, intermediate_size=256)), T, 64, keeping=Keeping(**settings)
+    )
+    return meter.part(0, mode, 1).backward_peak(False)
+
+
+def test_less_is_kept():
+    row = 4 * 64  # bytes of a token's hidden state
+    assert kept_bytes("attention", "block") == pytest.approx(row, rel=0.01)
+    plain, chunked = kept_bytes("attention", "none"), kept_bytes("attention", "none", mlp_chunk_size=32)
+    assert plain - chunked == pytest.approx(3 * 4 * 256, rel=0.01), "gate, up and their product"
+    both = kept_bytes("attention", "attention+mlp")
+    assert kept_bytes("attention", "block") < both < min(kept_bytes("attention", m) for m in ("attention", "mlp"))
+    matmuls = kept_bytes("attention", "block", remat=ActivationCheckpoint(policy=("matmuls",)))
+    assert kept_bytes("attention", "block") < matmuls < plain
+    assert kept_bytes("attention", "none", remat=ActivationCheckpoint(offload=True)) < row
+    vanilla, blockwise = (
+        kept_bytes("attention", "none", attention=Attention(kind)) for kind in ("vanilla", "blockwise")
+    )
+    assert vanilla > plain + 4 * 256 * 4, "T weights of each of 4 heads"
+    assert blockwise == plain, "q, k, v, the output and a logsumexp for each head"
+
+
+def test_less_is_held():
+    """Within a block: a chunk's width and a pair's scores instead of the row's."""
+    plain = held_bytes("block")
+    chunked = held_bytes("block", mlp_chunk_size=32, attention=Attention("blockwise", 32, 32))
+    assert chunked < 0.7 * plain
+    assert held_bytes("block", attention=Attention("vanilla")) > held_bytes(
+        "block", attention=Attention("blockwise", 32, 32)
+    )
+
+
+# What is refused
+
+
+@pytest.fixture
+def compose(tmp_path):
+    def composed(shape: dict | None = None, **settings: object) -> Run:
+        given = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["attention", "gla"], "gla": {"num_heads": 2},
+                 "attention": {"num_heads": 4}, **(shape or {})}  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(given))
+        words = {
+            "model.config": tmp_path / "config.json",
+            "training.device": "cpu",
+            "training.compile": "off",
+            **settings,
+        }
+        return Run.compose(None, {k: str(v) for k, v in words.items()}, world=World(), note=lambda told: None)
+
+    return composed
+
+
+NO_MLP, NO_ATTENTION = {"mlp": "none"}, {"layer_types": ["gla", "gla"]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "told"),
+    [
+        (NO_MLP, {"activation_checkpoint.mode": "attention+mlp"}, "have no MLP: take attention"),
+        (NO_MLP, {"training.mlp_chunk_size": 8}, "have no MLP: leave it out"),
+        (NO_ATTENTION, {"attention.kind": "blockwise"}, "no layer of this model has softmax attention"),
+        ({}, {"attention.kind": "blockwise", "model.kernels": "slow"}, "set one of them to auto"),
+        ({}, {"attention.query_chunk_size": 64}, "set attention.kind = 'blockwise'"),
+        ({}, {"attention.kind": "vanilla", "attention.key_chunk_size": 64}, "set attention.kind = 'blockwise'"),
+        ({}, {"attention.kind": "blockwise", "attention.key_chunk_size": 0}, "at least 1"),
+        ({}, {"attention.kind": "ring"}, "must be one of auto, vanilla, blockwise"),
+        ({}, {"activation_checkpoint.policy": "matmuls"}, "set activation_checkpoint.mode too"),
+        ({}, {"activation_checkpoint.policy": "mm,mmm", "activation_checkpoint.mode": "block"}, "no operation 'mmm'"),
+        ({}, {"activation_checkpoint.policy": "nothing,mm", "activation_checkpoint.mode": "block"}, "choose one"),
+        ({}, {"activation_checkpoint.policy": "mm", "activation_checkpoint.mode": "block",
+              "activation_checkpoint.offload": "true"}, "offload is to free"),
+        ({}, {"activation_checkpoint.policy": "matmuls", "activation_checkpoint.mode": "block",
+              "training.mlp_chunk_size": 8}, "is to avoid"),
+    ],
+)  # fmt: skip
+def test_what_undoes_itself_is_refused(compose, shape, settings, told):
+    with pytest.raises(SettingsError, match=told):
+        compose(shape, **settings)
+
+
+def test_what_goes_together_is_taken(compose):
+    run = compose(**{
+        "attention.kind": "blockwise", "attention.query_chunk_size": 7, "training.mlp_chunk_size": 5,
+        "activation_checkpoint.mode": "attention", "activation_checkpoint.policy": "matmuls,longfire.attend_blocks",
+    })  # fmt: skip
+    state = make_state(run, 258, torch.device("cpu"), lambda told: None)
+    assert state.model.layers[0].mixer.attend.keywords == {"chunks": (7, 1024)}
+    assert not unknown_operations(("mm", "aten.mm", "aten::mm", "aten.mm.default", "nothing", "matmuls"))
+
+
+def test_a_cpu_has_no_other_memory_to_offload_to(compose):
+    with pytest.raises(SettingsError, match="a CPU has there already: set it to false"):
+        make_state(compose(**{"activation_checkpoint.offload": "true"}), 258, torch.device("cpu"), lambda told: None)
