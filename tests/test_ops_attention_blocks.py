@@ -9,7 +9,17 @@ from hypothesis import strategies as some
 
 from longfire.ops import attention_blocks as blocks
 from longfire.ops.attention import attention, attention_slow, weight_mask
-from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Span, fused, join, meetings, written, written_gradients
+from longfire.ops.attention_blocks import (
+    Gradients,
+    Manner,
+    Outputs,
+    Span,
+    fused,
+    join,
+    meetings,
+    written,
+    written_gradients,
+)
 
 B, H, G = 2, 4, 2
 ALL = slice(None)
@@ -125,7 +135,9 @@ def test_half_precision_is_not_rounded_before_blocks_are_joined():
     outputs = Outputs(q, 8, manner(), None)
     outputs.meet(k, v, meetings(ALL, Span(0, 8, 0), Span(0, 8, 0), manner()))
     assert outputs.o.dtype == outputs.lse.dtype == torch.float32
-    torch.testing.assert_close(outputs.o.double(), attention_slow(*(x.double() for x in (q, k, v)), scale=0.3), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        outputs.o.double(), attention_slow(*(x.double() for x in (q, k, v)), scale=0.3), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_dropout_of_a_piece_is_that_of_the_row():

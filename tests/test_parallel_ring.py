@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +23,10 @@ from longfire.parallel.layout import KINDS, Layout, Share, keys_seen
 
 STRATEGIES = ("ring", "allgather", "alltoall")
 B, EXACT = 2, 1e-9
+FAST = (
+    Phase.explicit,
+    Phase.generate,
+)  # a failure names its case: no smaller one is looked for, at two seconds a world
 
 
 @pytest.fixture(autouse=True)
@@ -107,13 +111,13 @@ CASES = [replace(case, strategy=s, layout=layout) for case in WHAT.values() for 
 
 
 def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
-    """What of a case differs from the truth, by more than a share of 1e-9 of its largest number; what fills rows up must be a number."""
+    """What of a case differs from the truth, by more than 1e-9 of its largest number; what fills rows up must be a number."""
     share = case.share(rank, size)
     real = share.layout.cut(torch.ones(1, case.T, 1, 1), rank).bool()
     found = case.mine(rank, size, ring.attend_over(size, rank, group, case.strategy))
     for name, mine, whole in zip(("o", "dq", "dk", "dv"), found, case.truth()):
-        error = ((mine - share.layout.cut(whole, rank)) * real).abs().max() / whole.abs().max()
-        if not (error <= EXACT and mine.isfinite().all()):
+        error = ((mine - share.layout.cut(whole, rank)) * real).abs().max()
+        if not (error <= EXACT * max(1.0, whole.abs().max()) and mine.isfinite().all()):  # inputs are of size 1
             return f"{name} of {case} over {size} processes: {error:.1e}"
     return None
 
@@ -121,7 +125,9 @@ def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
 def everything(rank: int, size: int) -> dict:
     """All that one world of processes can tell at once: starting one takes longer than most of what it is asked."""
     group = known_as(dist.group.WORLD) if size > 1 else ""  # one process needs none
-    cases = CASES if size < 8 else [replace(case, heads=(8, case.heads[1])) for case in CASES]
+    cases = CASES if size in (2, 8) else CASES[::2]
+    if size == 8:
+        cases = [replace(case, heads=(8, case.heads[1])) for case in cases]
     return {
         "wrong": [said for case in cases if (said := wrong(case, rank, size, group))],
         "float32": errors(rank, size, group, torch.float32),
@@ -189,8 +195,8 @@ def largest_error(said: list[dict], dtype: str, strategy: str) -> list[float]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_half_precision_is_rounded_once(strategy):
-    """Against attention on whole rows in bf16, which a CPU computes in fp32 and rounds: partial sums that were rounded on the way would
-    add a rounding each. Measured in all numbers; the largest alone is one number's luck. What is kept of o is bf16, too."""
+    """Against attention on whole rows in bf16, which a CPU computes in fp32 and rounds: partial sums that were rounded on the way
+    would add a rounding each. Measured in all numbers; the largest alone is one number's luck. What is kept of o is bf16, too."""
     *leaves, d_o = LONG.inputs(torch.bfloat16)
     leaves, exact = [leaf(x) for x in leaves], [leaf(x.double()) for x in leaves]
     o, true = attention(*leaves), attention(*exact)
@@ -266,22 +272,21 @@ def check_any(cases: list[Case], size: int) -> None:
         assert in_processes(size, wrong_ones, size, cases) == [[]] * size
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2, deadline=None, phases=FAST)
 @given(some.lists(some_cases, min_size=12, max_size=24))
 def test_any_documents_and_windows_over_two(cases):
     check_any(cases, 2)
 
 
 @pytest.mark.matrix
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, phases=FAST)
 @given(some.lists(some_cases, min_size=12, max_size=24), some.sampled_from([2, 3, 4]))
 def test_any_documents_and_windows_over_more(cases, size):
     check_any([replace(case, heads=(12, 3)) for case in cases], size)
 
 
-def in_blocks_of_a_model(rank: int) -> dict:
-    group, case = known_as(dist.group.WORLD), Case(T=24, documents=(9,))
-    said = {}
+def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
+    group, case, said = known_as(dist.group.WORLD), Case(T=24, documents=(9,)), {}
     for strategy in STRATEGIES:
         attend, share = ring.attend_over(2, rank, group, strategy), case.share(rank, 2)
         plain = case.mine(rank, 2, attend)
@@ -289,18 +294,24 @@ def in_blocks_of_a_model(rank: int) -> dict:
         def recomputed(*inputs, attend=attend, **options):
             return checkpoint(attend, *inputs, **options, use_reentrant=False)
 
-        def compiled(q, k, v, attend=attend, **options):
-            return torch.compile(lambda q, k, v: attend(q * 2, k, v, **options) * 2, backend="aot_eager")(q / 2, k, v) / 2
-
-        for name, other in (("recomputed", recomputed), ("compiled", compiled)):
-            said[strategy, name] = [torch.equal(a, b) for a, b in zip(case.mine(rank, 2, other), plain)]
+        said[f"{strategy} recomputed"] = [torch.equal(a, b) for a, b in zip(case.mine(rank, 2, recomputed), plain)]
         with torch.no_grad():
-            q, k, v, _ = (share.layout.cut(x, rank).requires_grad_() for x in case.inputs())
-            o = attend(q, k, v, documents=share)
-            said[strategy, "no_grad"] = [torch.equal(o, plain[0]) and o.grad_fn is None]
+            o = attend(*(share.layout.cut(x, rank).requires_grad_() for x in case.inputs()[:3]), documents=share)
+        said[f"{strategy} without gradients"] = [torch.equal(o, plain[0]) and o.grad_fn is None]
+
+    around = ring.attend_over(2, rank, group, "ring")
+
+    @torch.compile(backend="eager")
+    def compiled(q, k, v, **options):
+        return around(q * 2, k, v, **options) * 4
+
+    plain = case.mine(rank, 2, lambda q, k, v, **options: attend(q * 2, k, v, **options) * 4)
+    said["compiled"] = [
+        torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(case.mine(rank, 2, compiled), plain)
+    ]
     ops.choose(torch.device("cpu"), "slow")
-    slow = case.mine(rank, 2, ring.attend_over(2, rank, group, "ring"))
-    said["ring", "slow"] = [torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(slow, plain)]
+    slow = case.mine(rank, 2, lambda q, k, v, **options: around(q * 2, k, v, **options) * 4)
+    said["slow"] = [torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(slow, plain)]
     return said
 
 

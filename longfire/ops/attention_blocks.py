@@ -81,7 +81,7 @@ class Manner(NamedTuple):
 
 
 def has_kernel(q: Tensor, v: Tensor) -> bool:
-    """Whether torch has a fused kernel that gives the logsumexp, too: on a CPU always, on CUDA for half precision (Ampere or newer)."""
+    """Whether torch has a fused kernel that gives the logsumexp: on a CPU always, on CUDA for half precision (Ampere or newer)."""
     if q.device.type != "cuda":
         return q.device.type == "cpu"
     half, size = q.dtype in (torch.bfloat16, torch.float16), max(q.shape[-1], v.shape[-1])
@@ -170,7 +170,9 @@ def block(
     """(o, lse) of the queries and keys of a piece: by a kernel, or written out."""
     if manner.fused and (piece.seen != "band" or takes_mask(q)):
         return fused(q, k, v, manner.scale, piece.seen == "causal", bias_of(piece, manner, q))
-    return written(q, k, v, manner.scale, seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT), manner.p)
+    return written(
+        q, k, v, manner.scale, seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT), manner.p
+    )
 
 
 def block_gradients(
