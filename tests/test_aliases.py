@@ -57,6 +57,7 @@ LANDS = {
     "metrics.enable_wandb": ("true", "metrics.enable_wandb"),
     "experimental.pipeline_parallel_degree": ("1", "parallelism.pipeline_parallel_degree"),
     "experimental.pipeline_parallel_split_points": ("layers.2", "parallelism.pipeline_parallel_split_points"),
+    "experimental.context_parallel_rotate_method": ("allgather", "parallelism.context_parallel_strategy"),
     "experimental.pipeline_parallel_schedule": ("GPipe", "parallelism.pipeline_parallel_schedule"),
     "experimental.pipeline_parallel_schedule_csv": ("x.csv", "parallelism.pipeline_parallel_schedule_csv"),
     "experimental.pipeline_parallel_microbatches": ("4", "parallelism.pipeline_parallel_microbatches"),
@@ -86,7 +87,6 @@ REFUSED = {
     "metrics.rank_0_only": ("true", "false", "process 0 tells"),
     "experimental.enable_async_tensor_parallel": ("false", "true", "plain tensors"),
     "experimental.enable_compiled_autograd": ("false", "true", "not proven here"),
-    "experimental.context_parallel_rotate_method": ("allgather", "alltoall", "not supported yet"),
     "float8.enable_float8_linear": ("false", "true", "not supported yet"),
     "float8.enable_fsdp_float8_all_gather": ("false", "true", "not supported yet"),
     "float8.precompute_float8_dynamic_scale_for_fsdp": ("false", "true", "not supported yet"),
@@ -284,3 +284,11 @@ def test_what_a_bare_flag_means():
     assert aliases.bare_value("training.streaming") == "true"
     assert aliases.bare_value("float8.enable_float8_linear") == "true"
     assert aliases.bare_value("training.dataset") == "" and aliases.bare_value("type") == ""
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("allgather", "allgather"), ("alltoall", "ring")])
+def test_torchtitans_all_to_all_of_keys_and_values_is_a_ring(theirs, ours):
+    given = sections(told=[], **{"experimental.context_parallel_rotate_method": theirs})
+    assert given["parallelism"].context_parallel_strategy == ours
+    with pytest.raises(SettingsError, match="allgather, alltoall"):
+        sections(told=[], **{"experimental.context_parallel_rotate_method": "ring"})

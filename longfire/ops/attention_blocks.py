@@ -5,7 +5,7 @@ follows from positions: what nobody sees is cut off before anything is computed,
 
     all      every query sees every key     a call of torch's fused kernel
     causal   a square on the diagonal       another call of it
-    band     the edges of a window          BLOCK queries at a time, written out under a mask
+    band     the edges of a window          BLOCK queries at a time, under a mask
 
 so that a mask costs nothing but the blocks that it cuts through. Each block gives its output and the log of the sum of its
 exponentials, in fp32 (float64 for float64 inputs), by which it is joined with those before it (Milakov 2018; Liu 2023, RingAttention).
@@ -168,8 +168,8 @@ def block(
     q: Tensor, k: Tensor, v: Tensor, piece: Piece, manner: Manner, noise_BT: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(o, lse) of the queries and keys of a piece: by a kernel, or written out."""
-    if manner.fused and piece.seen != "band":
-        return fused(q, k, v, manner.scale, piece.seen == "causal")
+    if manner.fused and (piece.seen != "band" or takes_mask(q)):
+        return fused(q, k, v, manner.scale, piece.seen == "causal", bias_of(piece, manner, q))
     return written(
         q, k, v, manner.scale, seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT), manner.p
     )
@@ -180,8 +180,9 @@ def block_gradients(
     noise_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(d_q, d_k, d_v) of a piece. o, lse: of all keys; d_o: the gradient of that o; delta (B, H, T): rowsum(d_o * o)."""
-    if manner.fused and piece.seen != "band":
-        return fused_gradients(q, k, v, o, lse, d_o, manner.scale, piece.seen == "causal")
+    if manner.fused and (piece.seen != "band" or takes_mask(q)):
+        known, causal = (o, lse, d_o), piece.seen == "causal"
+        return fused_gradients(q, k, v, *known, manner.scale, causal, bias_of(piece, manner, q))
     seen, kept = seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT)
     return written_gradients(q, k, v, lse, d_o, delta, manner.scale, seen, kept, manner.p)
 
@@ -193,6 +194,19 @@ def seen_of(piece: Piece, manner: Manner, device: torch.device) -> Tensor | None
     query = torch.arange(piece.queries.start, piece.queries.stop, device=device)[:, None]
     key = torch.arange(piece.keys.start, piece.keys.stop, device=device)
     return (key <= query) & (key > query - (manner.window or ENDLESS))
+
+
+def takes_mask(q: Tensor) -> bool:
+    """Whether the kernel does, and gives the logsumexp. On a CPU, bands take 0.3 of the time of writing them out in the forward."""
+    return q.device.type == "cpu"
+
+
+def bias_of(piece: Piece, manner: Manner, q: Tensor) -> Tensor | None:
+    """What is added to the scores of a band, for a kernel that has no other mask: (T, S), 0 or -inf."""
+    if piece.seen != "band":
+        return None
+    seen = seen_of(piece, manner, q.device)
+    return torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
 
 
 def weights_kept(piece: Piece, manner: Manner, q: Tensor, noise_BT: Tensor | None) -> Tensor | None:
@@ -242,7 +256,9 @@ def dropped(weights_BGRTS: Tensor, kept: Tensor | None, p: float) -> Tensor:
     return torch.where(kept.view_as(weights_BGRTS), weights_BGRTS / (1 - p), 0.0)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The same by the kernels behind torch's SDPA, which are private but give the logsumexp that the public face drops: torch's own
     context parallelism calls them so. Equal head sizes only: the smaller one is padded with zeros.
 
@@ -254,13 +270,16 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[
     if q.device.type == "cuda":
         o, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
     else:
-        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=bias, scale=scale
+        )
     return o.transpose(1, 2)[..., :V], lse
 
 
 def fused_gradients(
-    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d_o: Tensor, scale: float, causal: bool
-) -> tuple[Tensor, ...]:
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d_o: Tensor, scale: float, causal: bool,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """(d_q, d_k, d_v) by the same kernels, which make delta of o and d_o themselves."""
     sizes = q.shape[-1], k.shape[-1], v.shape[-1]
     q, k, v, o, d_o = for_kernel(q, k, v, o, d_o)
@@ -272,7 +291,7 @@ def fused_gradients(
         )
     else:
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            d_o, q, k, v, o, lse, 0.0, causal, scale=scale
+            d_o, q, k, v, o, lse, 0.0, causal, attn_mask=bias, scale=scale
         )
     return tuple(x.transpose(1, 2)[..., :size] for x, size in zip(found, sizes))
 

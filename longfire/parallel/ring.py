@@ -89,8 +89,8 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.ring, ctx.share, ctx.manner, ctx.at_once = ring, share, manner, at_once
         outputs = Outputs(q, v.shape[-1], manner, noise_BT)
-        kv, shapes = packed(k, v), (k.shape, v.shape)
-        for source, kv in all_at_once(kv, ring) if at_once else around(kv, farthest(share, manner.window), ring):
+        mine, shapes = packed(k, v), (k.shape, v.shape)
+        for source, kv in all_at_once(mine, ring) if at_once else around(mine, farthest(share, manner.window), ring):
             pieces = list(met(share, source, manner))
             outputs.meet(*unpacked(kv, shapes), pieces)
             work.pairs += sum(piece.pairs(len(q)) for piece in pieces)
@@ -204,11 +204,11 @@ def around(kv: Tensor, hops: int, ring: Ring) -> Iterator[tuple[int, Tensor]]:
             kv = coming.arrived()
 
 
-def brought_home(kv: Tensor, hops: int, ring: Ring, meet: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+def brought_home(mine: Tensor, hops: int, ring: Ring, meet: Callable[[int, Tensor, Tensor], None]) -> Tensor:
     """The gradient of the keys and values here, of all queries: it goes around with them one hop behind, and from the last process
     straight home."""
     carried = None
-    for hop, (source, kv) in enumerate(around(kv, hops, ring)):
+    for hop, (source, kv) in enumerate(around(mine, hops, ring)):
         d_kv = torch.zeros_like(kv, dtype=working_dtype(kv))
         meet(source, kv, d_kv)
         if carried is not None:

@@ -38,6 +38,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # File -> the private names of other libraries that it may use (None: any); the reason stands beside the use.
 PRIVATE_NAMES = {
     "ops/attention.py": None,
+    "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
     "ops/linear.py": None,
     "optim.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},

@@ -1,0 +1,387 @@
+"""Softmax attention over 1, 2, 4 (matrix: 8) processes against whole rows in float64; what of it is computed, sent and kept."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as some
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from worlds import in_processes
+
+from longfire import ops
+from longfire.ops import attention_blocks
+from longfire.ops.attention import attention, attention_slow
+from longfire.ops.documents import Documents
+from longfire.parallel import ring
+from longfire.parallel.collectives import known_as
+from longfire.parallel.layout import KINDS, Layout, Share, keys_seen
+
+STRATEGIES = ("ring", "allgather", "alltoall")
+B, EXACT = 2, 1e-9
+FAST = (
+    Phase.explicit,
+    Phase.generate,
+)  # a failure names its case: no smaller one is looked for, at two seconds a world
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(attention_blocks, "BLOCK", 4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows and options of attention. documents: lengths, of the first row; the second has them the other way round."""
+
+    T: int = 29
+    heads: tuple[int, int] = (4, 2)
+    sizes: tuple[int, int] = (8, 8)
+    documents: tuple[int, ...] = ()
+    window: int | None = None
+    scale: float | None = None
+    dropout: float = 0.0
+    first_head: int = 0
+    strategy: str = "ring"
+    layout: str = "zigzag"
+
+    def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        (H, G), (K, V) = self.heads, self.sizes
+        chance = torch.Generator().manual_seed(self.T)
+        shapes = ((B, self.T, H, K), (B, self.T, G, K), (B, self.T, G, V), (B, self.T, H, V))
+        return [torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype) for shape in shapes]
+
+    def noise(self) -> Tensor:
+        return torch.randint(-(2**31), 2**31, (B, self.T), generator=torch.Generator().manual_seed(3)).int()
+
+    def ids(self) -> Documents | None:
+        if not self.documents:
+            return None
+        lengths = [*self.documents, self.T - sum(self.documents)]
+        rows = [torch.arange(len(lengths)).repeat_interleave(torch.tensor(x)) for x in (lengths, lengths[::-1])]
+        return Documents.from_ids(torch.stack(rows))
+
+    def share(self, rank: int, size: int) -> Share:
+        ids, positions_BT = self.ids(), torch.arange(self.T).expand(B, -1)
+        if ids is not None:
+            ends = [list(accumulate(row.bincount().tolist())) for row in ids.ids_BT]
+            starts_BT = torch.stack([torch.tensor([0, *end])[row] for end, row in zip(ends, ids.ids_BT)])
+            positions_BT = positions_BT - starts_BT
+        layout = Layout.of_kind(self.layout, size, self.T, 1, keys_seen(positions_BT).sum(0))
+        return Share.of_rows(layout, rank, ids, B)
+
+    def options(self) -> dict:
+        return {"window": self.window, "scale": self.scale, "dropout": self.dropout, "first_head": self.first_head}
+
+    def truth(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """o, dq, dk, dv of whole rows by one process, all scores written out."""
+        *leaves, d_o = self.inputs(dtype)
+        leaves = [leaf(x) for x in leaves]
+        o = attention_slow(*leaves, **self.options(), documents=self.ids(), noise_BT=self.noise())
+        return [o.detach(), *torch.autograd.grad(o, leaves, d_o)]
+
+    def mine(self, rank: int, size: int, attend, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """The same of the segments of a process."""
+        share = self.share(rank, size)
+        *leaves, d_o = (share.layout.cut(x, rank) for x in self.inputs(dtype))
+        leaves = [leaf(x) for x in leaves]
+        noise_BT = share.layout.cut(self.noise(), rank)
+        o = attend(*leaves, **self.options(), documents=share, noise_BT=noise_BT)
+        return [o.detach(), *torch.autograd.grad(o, leaves, d_o)]
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_()
+
+
+WHAT = {
+    "grouped heads": Case(),
+    "a key head a query head": Case(heads=(4, 4), T=17, scale=0.2),
+    "window, small values": Case(T=30, window=7, sizes=(8, 5)),
+    "documents, large values": Case(documents=(3, 11, 1), sizes=(8, 12)),
+    "documents and window": Case(T=31, documents=(2, 16), window=5),
+    "dropout": Case(T=27, documents=(20,), window=9, dropout=0.3, first_head=3),
+    "shorter than its segments would be": Case(T=9),
+}
+CASES = [replace(case, strategy=s, layout=layout) for case in WHAT.values() for s in STRATEGIES for layout in KINDS]
+
+
+def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
+    """What of a case differs from the truth, by more than 1e-9 of its largest number; what fills rows up must be a number."""
+    share = case.share(rank, size)
+    real = share.layout.cut(torch.ones(1, case.T, 1, 1), rank).bool()
+    found = case.mine(rank, size, ring.attend_over(size, rank, group, case.strategy))
+    for name, mine, whole in zip(("o", "dq", "dk", "dv"), found, case.truth()):
+        error = ((mine - share.layout.cut(whole, rank)) * real).abs().max()
+        if not (error <= EXACT * max(1.0, whole.abs().max()) and mine.isfinite().all()):  # inputs are of size 1
+            return f"{name} of {case} over {size} processes: {error:.1e}"
+    return None
+
+
+def everything(rank: int, size: int) -> dict:
+    """All that one world of processes can tell at once: starting one takes longer than most of what it is asked."""
+    group = known_as(dist.group.WORLD) if size > 1 else ""  # one process needs none
+    cases = CASES if size in (2, 8) else CASES[::2]
+    if size == 8:
+        cases = [replace(case, heads=(8, case.heads[1])) for case in cases]
+    return {
+        "wrong": [said for case in cases if (said := wrong(case, rank, size, group))],
+        "float32": errors(rank, size, group, torch.float32),
+        "bfloat16": errors(rank, size, group, torch.bfloat16),
+        "work": {what: counted(case, rank, size, group) for what, case in COUNTED.items()},
+    }
+
+
+LONG = Case(T=512, heads=(4, 4), sizes=(16, 16))
+
+
+def errors(rank: int, size: int, group: str, dtype: torch.dtype) -> dict[str, list[float]]:
+    """Of each strategy: the largest error of o, dq, dk, dv, and its sum of squares."""
+    inputs = [x.double() for x in LONG.inputs(dtype)]  # as they are rounded
+    leaves = [leaf(x) for x in inputs[:3]]
+    o = attention(*leaves)
+    whole = [o.detach(), *torch.autograd.grad(o, leaves, inputs[3])]
+    said = {}
+    for strategy in STRATEGIES:
+        found = LONG.mine(rank, size, ring.attend_over(size, rank, group, strategy), dtype)
+        share = LONG.share(rank, size)
+        off = [mine.double() - share.layout.cut(true, rank) for mine, true in zip(found, whole)]
+        said[strategy] = [[x.abs().max().item(), x.square().sum().item()] for x in off]
+    return said
+
+
+COUNTED = {
+    "zigzag": Case(T=64, heads=(1, 1)),
+    "contiguous": Case(T=64, heads=(1, 1), layout="contiguous"),
+    "allgather": Case(T=64, heads=(1, 1), strategy="allgather"),
+    "window": Case(T=64, heads=(1, 1), window=3, layout="contiguous"),
+    "apart": Case(T=64, heads=(1, 1), documents=(16, 16, 16), layout="contiguous"),
+    "documents": Case(T=64, heads=(1, 1), documents=(5, 40, 7)),
+}
+
+
+def counted(case: Case, rank: int, size: int, group: str) -> dict[str, int]:
+    ring.work.forget()
+    case.mine(rank, size, ring.attend_over(size, rank, group, case.strategy))
+    return vars(ring.work).copy()
+
+
+@cache
+def world(size: int) -> list[dict]:
+    return [everything(0, 1)] if size == 1 else in_processes(size, everything, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, pytest.param(8, marks=pytest.mark.matrix)])
+def test_segments_equal_whole_rows(size):
+    """Forward, dq, dk and dv of each strategy on each layout, with all that attention can be asked for."""
+    assert [said["wrong"] for said in world(size)] == [[]] * size
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_errors_of_fp32_do_not_grow_with_processes(strategy):
+    largest = {size: largest_error(world(size), "float32", strategy) for size in (1, 2, 4)}
+    for size in (2, 4):
+        for name, more, one in zip(("o", "dq", "dk", "dv"), largest[size], largest[1]):
+            assert more <= 2 * one, f"{name} of {strategy} over {size} processes: {more:.1e}, {one:.1e} over one"
+
+
+def largest_error(said: list[dict], dtype: str, strategy: str) -> list[float]:
+    return [max(one[dtype][strategy][i][0] for one in said) for i in range(4)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_half_precision_is_rounded_once(strategy):
+    """Against attention on whole rows in bf16, which a CPU computes in fp32 and rounds: partial sums that were rounded on the way
+    would add a rounding each. Measured in all numbers; the largest alone is one number's luck. What is kept of o is bf16, too."""
+    *leaves, d_o = LONG.inputs(torch.bfloat16)
+    leaves, exact = [leaf(x) for x in leaves], [leaf(x.double()) for x in leaves]
+    o, true = attention(*leaves), attention(*exact)
+    rounded = [o.detach(), *torch.autograd.grad(o, leaves, d_o)]
+    whole = [true.detach(), *torch.autograd.grad(true, exact, d_o.double())]
+    once = [(mine.double() - one).square().sum().item() for mine, one in zip(rounded, whole)]
+    for size in (1, 2, 4):
+        squares = [sum(one["bfloat16"][strategy][i][1] for one in world(size)) for i in range(4)]
+        for name, mine, one in zip(("o", "dq", "dk", "dv"), squares, once):
+            assert mine <= 1.5**2 * one, f"{name} of {strategy} over {size}: {(mine / one) ** 0.5:.2f} times the error"
+
+
+def pairs(what: str, size: int) -> list[int]:
+    return [said["work"][what]["pairs"] for said in world(size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_a_mask_empties_is_not_computed(size):
+    """A causal row without window or documents is made of whole and of triangular blocks: what is computed is what is seen. The edges
+    of a window are masked in blocks of 4 queries, of which each hides at most two corners."""
+    T = COUNTED["zigzag"].T
+    for what in ("zigzag", "contiguous", "allgather"):
+        assert sum(pairs(what, size)) == B * T * (T + 1) // 2
+    assert sum(pairs("apart", size)) == B * 4 * (16 * 17 // 2)
+    assert sum(pairs("documents", size)) == B * sum(n * (n + 1) // 2 for n in (5, 40, 7, 12))
+    seen = 3 * T - 3
+    assert B * seen <= sum(pairs("window", size)) <= 2.5 * B * seen
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_zigzag_is_even_and_contiguous_is_not(size):
+    even, uneven = (max(x) * size / sum(x) for x in (pairs("zigzag", size), pairs("contiguous", size)))
+    assert even <= 1.05
+    assert uneven == pytest.approx((2 * size - 1) / size, rel=0.02)  # the last one's share: 2 n - 1 of n^2 triangles
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_is_sent(size):
+    """Keys and values go n - 1 hops forward and n - 1 backward, never the last one; their gradients n, the last one home. Where all
+    that is seen lies nearer, they stop earlier; documents that end with a segment send nothing."""
+    kv = B * 64 // size * (8 + 8) * 8  # bytes: float64, and so are gradients
+    for said in (one["work"] for one in world(size)):
+        assert said["zigzag"]["hops"] == 2 * (size - 1)
+        assert said["zigzag"]["sent_bytes"] == kv * (2 * (size - 1) + size)
+        assert said["allgather"]["sent_bytes"] == kv * 3 * (size - 1)
+        assert said["window"]["hops"] == 2, "two keys before the segment: those of the process before"
+        assert said["window"]["sent_bytes"] == kv * (1 + 1 + 2)
+        assert said["apart"]["hops"] == said["apart"]["sent_bytes"] == 0
+
+
+def lengths_of(T: int) -> some.SearchStrategy:
+    cuts = some.lists(some.integers(1, T - 1), unique=True, max_size=6).map(sorted)
+    return cuts.map(lambda at: tuple(b - a for a, b in zip([0, *at], at)))
+
+
+some_cases = some.integers(8, 40).flatmap(
+    lambda T: some.builds(
+        Case, T=some.just(T), documents=lengths_of(T), window=some.one_of(some.none(), some.integers(1, T + 2)),
+        heads=some.sampled_from([(2, 2), (4, 2), (2, 1)]), sizes=some.sampled_from([(8, 8), (4, 6)]),
+        strategy=some.sampled_from(STRATEGIES), layout=some.sampled_from(KINDS),
+    )
+)  # fmt: skip
+
+
+def wrong_ones(rank: int, size: int, cases: list[Case]) -> list[str]:
+    group = known_as(dist.group.WORLD)
+    return [said for case in cases if (said := wrong(case, rank, size, group))]
+
+
+def check_any(cases: list[Case], size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_blocks, "BLOCK", 4)
+        assert in_processes(size, wrong_ones, size, cases) == [[]] * size
+
+
+@settings(max_examples=2, deadline=None, phases=FAST)
+@given(some.lists(some_cases, min_size=12, max_size=24))
+def test_any_documents_and_windows_over_two(cases):
+    check_any(cases, 2)
+
+
+@pytest.mark.matrix
+@settings(max_examples=25, deadline=None, phases=FAST)
+@given(some.lists(some_cases, min_size=12, max_size=24), some.sampled_from([2, 3, 4]))
+def test_any_documents_and_windows_over_more(cases, size):
+    check_any([replace(case, heads=(12, 3)) for case in cases], size)
+
+
+def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
+    group, case, said = known_as(dist.group.WORLD), Case(T=24, documents=(9,)), {}
+    for strategy in STRATEGIES:
+        attend, share = ring.attend_over(2, rank, group, strategy), case.share(rank, 2)
+        plain = case.mine(rank, 2, attend)
+
+        def recomputed(*inputs, attend=attend, **options):
+            return checkpoint(attend, *inputs, **options, use_reentrant=False)
+
+        said[f"{strategy} recomputed"] = [torch.equal(a, b) for a, b in zip(case.mine(rank, 2, recomputed), plain)]
+        with torch.no_grad():
+            o = attend(*(share.layout.cut(x, rank).requires_grad_() for x in case.inputs()[:3]), documents=share)
+        said[f"{strategy} without gradients"] = [torch.equal(o, plain[0]) and o.grad_fn is None]
+
+    around = ring.attend_over(2, rank, group, "ring")
+
+    @torch.compile(backend="eager")
+    def compiled(q, k, v, **options):
+        return around(q * 2, k, v, **options) * 4
+
+    plain = case.mine(rank, 2, lambda q, k, v, **options: attend(q * 2, k, v, **options) * 4)
+    said["compiled"] = [
+        torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(case.mine(rank, 2, compiled), plain)
+    ]
+    ops.choose(torch.device("cpu"), "slow")
+    slow = case.mine(rank, 2, lambda q, k, v, **options: around(q * 2, k, v, **options) * 4)
+    said["slow"] = [torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(slow, plain)]
+    return said
+
+
+def test_recomputed_compiled_and_without_gradients():
+    for said in in_processes(2, in_blocks_of_a_model):
+        for what, equal in said.items():
+            assert all(equal), what
+
+
+def order_of_events(rank: int, size: int) -> list[str]:
+    """What happens in a forward and its backward, in its order."""
+    events, send, arrive = [], ring.Parcel.__init__, ring.Parcel.arrived
+    computed = {"forward": attention_blocks.Outputs, "backward": attention_blocks.Gradients}
+
+    def sends(self, x, to, coming_from, of, tag):
+        self.tag = "gradients" if tag == ring.GRADIENTS else "keys"
+        events.append(f"send {self.tag} to {(to - rank) % size}")
+        send(self, x, to, coming_from, of, tag)
+
+    def arrives(self):
+        events.append(f"take {self.tag}")
+        return arrive(self)
+
+    ring.Parcel.__init__, ring.Parcel.arrived = sends, arrives
+    for name, part in computed.items():
+
+        def meets(self, *inputs, name=name, meet=part.meet):
+            events.append(name)
+            meet(self, *inputs)
+
+        part.meet = meets
+    Case(T=24).mine(rank, size, ring.attend_over(size, rank, known_as(dist.group.WORLD), "ring"))
+    return events
+
+
+def test_the_next_keys_are_under_way_while_the_present_ones_are_used():
+    for events in in_processes(3, order_of_events, 3):
+        assert events == [
+            "send keys to 1", "forward", "take keys", "send keys to 1", "forward", "take keys", "forward",
+            "send keys to 1", "backward", "send gradients to 1", "take keys",
+            "send keys to 1", "backward", "take gradients", "send gradients to 1", "take keys",
+            "backward", "take gradients", "send gradients to 1", "take gradients",
+        ]  # fmt: skip
+
+
+def test_what_is_kept_for_the_backward_is_q_k_v_o_and_lse():
+    case = Case(T=24)
+    q, k, v, _ = (x.requires_grad_() for x in case.inputs())
+    o = ring.attend_over(1, 0, "", "ring")(q, k, v, documents=case.share(0, 1))
+    kept = [x for x in o.grad_fn.saved_tensors if x is not None]
+    assert {x.data_ptr() for x in kept[:4]} == {x.data_ptr() for x in (q, k, v, o)}
+    assert [x.shape for x in kept[4:]] == [(B, 4, 24)]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "said"),
+    [
+        (4, 4, 2, None),
+        (8, 2, 8, None),
+        (4, 2, 8, "but it has 4"),
+        (6, 6, 4, "does not divide its 6"),
+        (12, 3, 2, "its 3 key/value heads"),
+    ],
+)
+def test_heads_that_alltoall_cannot_share_are_refused(heads, kv_heads, size, said):
+    for strategy in ("ring", "allgather", "auto"):
+        assert not list(ring.refusals("attention", heads, kv_heads, size, strategy))
+    found = list(ring.refusals("attention", heads, kv_heads, size, "alltoall"))
+    assert len(found) == (said is not None)
+    for message in found:
+        assert said in message
+        assert "set parallelism.context_parallel_strategy to ring or allgather" in message
+        assert "parallelism.context_parallel_degree" in message
