@@ -293,10 +293,10 @@ def unshareable(part: nn.Module, name: str, degree: str) -> Iterator[str]:
     """Why processes cannot share the rows of a mixer, or of an MLP."""
     known = {attention, short_conv, previous_token, *(one.op for one in RECURRENCES)}
     seams = {seam: getattr(part, seam) for seam in SEAMS if hasattr(part, seam)}
-    if not seams:
+    if not seams or not getattr(part, "context", seams):
         yield (
-            f"{degree}: {name} looks along the sequence by none of {', '.join(SEAMS)}, the seams that rows are shared by; set it to "
-            "1, or let the mixer call one of them"
+            f"{degree}: {name} does not say how it looks along the sequence (context), or not by {', '.join(SEAMS)}, the seams that "
+            "rows are shared by; set it to 1, or let the mixer declare its kinds of context and call one of these"
         )
     for seam, op in seams.items():
         if op not in known:

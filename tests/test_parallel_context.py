@@ -1,0 +1,88 @@
+"""What of a model processes cannot share is refused beforehand; the layout that `auto` takes. That what is shared is the same:
+contracts/test_06_context_parallel.py."""
+
+import re
+
+import pytest
+import torch
+from conftest import tiny_shape
+
+from longfire.mixers import MIXERS
+from longfire.mixers.gla import GLA
+from longfire.model import Model, on_meta
+from longfire.ops.documents import Documents
+from longfire.parallel.context import Context, layout_kind, refusals
+from longfire.settings import Parallelism
+
+
+def refused(model: Model, cp: int, tokens: int = 64, tp: int = 1, **settings: str) -> str:
+    settings = {f"context_parallel_{key}": value for key, value in settings.items()}
+    return "\n".join(refusals(model, cp, tp, tokens, Parallelism(**settings)))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_can_be_shared(mixer):
+    assert refused(on_meta(tiny_shape(mixer)), 4) == ""
+    assert refused(on_meta(tiny_shape("attention:local", mixer)), 8, strategy="ring") == ""
+
+
+@pytest.mark.parametrize(
+    ("cp", "tokens", "tp", "settings", "told"),
+    [
+        (
+            8,
+            15,
+            1,
+            {},
+            r"training.seq_len = 15 is shorter than the 16 segments.*context_parallel_degree = 8.*lower the degree",
+        ),
+        (8, 7, 1, {"layout": "contiguous"}, "seq_len = 7 is shorter than the 8 segments"),
+        (
+            8,
+            64,
+            1,
+            {"strategy": "alltoall"},
+            r"it has 4.*lower parallelism.context_parallel_degree to 4 or less.*ring or allgather",
+        ),
+        (3, 64, 1, {"strategy": "alltoall"}, "does not divide its 4"),
+        (4, 64, 2, {"strategy": "alltoall"}, r"it has 2 \(of a tensor-parallel process\)"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_with_number_and_mend(cp, tokens, tp, settings, told):
+    said = refused(on_meta(tiny_shape("gla", "attention")), cp, tokens, tp, **settings)
+    assert re.search(told, said), said
+    assert refused(on_meta(tiny_shape("gla", "attention")), 1, tokens, tp, **settings) == ""
+
+
+def test_a_mixer_without_a_kind_of_context_is_refused(monkeypatch):
+    monkeypatch.setattr(GLA, "context", ())
+    assert "gla does not say how it looks along the sequence (context)" in refused(on_meta(tiny_shape("gla")), 2)
+
+
+def test_a_recurrence_without_a_map_is_refused():
+    def own_recurrence():
+        raise AssertionError("is not called")
+
+    model = on_meta(tiny_shape("gla", "attention"))
+    model.layers[0].mixer.recur = own_recurrence
+    assert "gla.recur is own_recurrence, of which no map is known" in refused(model, 2)
+
+
+def test_auto_takes_what_makes_work_even():
+    assert layout_kind("auto", softmax=False, documents=True) == "contiguous"
+    assert layout_kind("auto", softmax=True, documents=False) == "zigzag"
+    assert layout_kind("auto", softmax=True, documents=True) == "balanced"
+    assert layout_kind("contiguous", softmax=True, documents=True) == "contiguous"
+
+
+def test_a_step_tells_how_even_its_rows_were_and_how_far_filled_up():
+    positions_BT = torch.cat([torch.arange(10), torch.arange(1), torch.arange(90)])[None]
+    ids_BT = (positions_BT == 0).long().cumsum(1)
+    documents = Documents.from_ids(ids_BT)
+    told = {}
+    for asked in ("contiguous", "auto"):
+        context = Context(4, 0, "no group is asked", asked, "ring", softmax=True)
+        share = context.share(positions_BT, documents)
+        told[asked] = context.told()
+        assert context.cut(share, positions_BT).shape[1] * 4 == 101 + told[asked]["context_filled_tokens"]
+    assert told["contiguous"]["context_balance"] > 1.6 > 1.1 > told["auto"]["context_balance"] >= 1.0
