@@ -132,6 +132,14 @@ class Training:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train; auto: CUDA if there is one")
     threads: int = setting(0, "CPU threads; 0: torch's own choice", NATURAL)
     loss_chunk_tokens: int = setting(1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE)
+    tbptt_segments: int = setting(
+        1, "segments of time that a row is computed in, the state carried from each to the next; 1: the row whole", POSITIVE
+    )
+    tbptt_exact: bool = setting(
+        False,
+        "with tbptt_segments: gradients pass from segment to segment, which takes one more forward; false: they end where a "
+        "segment begins (truncated backpropagation through time)",
+    )
     gc_freq: int = setting(50, "collect garbage every so many steps, never in between; 0: leave it to Python", NATURAL)
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.pieces import local, take
 from longfire.parallel.planner import Planner
 from longfire.parallel.tensor import add_up_partial_gradients
+from longfire.passing import by_segments
 from longfire.report import QuietReport, Report
 from longfire.run import DATA_JSON, Run, keep, summary
 from longfire.settings import Training
@@ -175,7 +177,7 @@ def train_step(
         loss = pipelined(state, ready, max(1, real_tokens), training, clock)
     else:
         learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
-        loss = one_by_one(state, ready, max(1, real_tokens), learn, clock)
+        loss = one_by_one(state, ready, max(1, real_tokens), learn, training, clock)
     with clock("optimizer"):
         add_up_partial_gradients(state.model, mesh)
         grads, copies = gradients(state.model, mesh)
@@ -207,17 +209,28 @@ def with_noise(
 
 
 def one_by_one(
-    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, learn: Callable[..., Tensor], clock: Clock
+    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, learn: Callable[..., Tensor], training: Training,
+    clock: Clock,
 ) -> Tensor:  # fmt: skip
-    """Forward and backward of each microbatch; the sum of their losses."""
+    """Forward and backward of each microbatch, whole or segment by segment of its rows; the sum of their losses."""
+
+    def part(*args: Any, **kwargs: Any) -> Tensor:
+        return learn(*args, **kwargs) / real_tokens
+
+    def sync(last: bool) -> None:
+        sync_gradients(state.model, state.mesh, last=last and number == len(ready))
+
     losses = []
     for number, (batch, noise_BT) in enumerate(ready, 1):
-        sync_gradients(state.model, state.mesh, last=number == len(ready))
+        if training.tbptt_segments > 1:
+            losses.append(by_segments(state.model, batch, noise_BT, training, part, sync, clock))
+            continue
+        sync(True)
         with clock("forward"):
-            part = learn(state.model, batch, noise_BT=noise_BT) / real_tokens
+            loss = part(state.model, batch, noise_BT=noise_BT)
         with clock("backward"):
-            part.backward()
-        losses.append(part.detach())
+            loss.backward()
+        losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 
