@@ -22,13 +22,13 @@ from torch import Tensor
 
 from longfire.data.batches import Batch
 from longfire.device import Clock
-from longfire.mixers.cache import GROWING, Cache
+from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.settings import Training
 
-States = dict[tuple[int, str], Tensor]  # by layer and name; of keys and values a tensor for each segment: "k/0", "k/1" ...
+States = dict[int, dict[str, Tensor]]  # by layer and name; of keys and values a tensor for each segment: "k/0", "k/1" ...
 
 
 @dataclass(frozen=True)
@@ -66,67 +66,61 @@ class Passed(Cache):
 
     def __init__(self, before: States, goes_on_B: Tensor | None = None) -> None:
         super().__init__()
-        self.goes_on_B, self.after = goes_on_B, States()
-        self.layers = _Layers(self)
-        self.before = {key: self.of_this_document(key[1], state) for key, state in before.items()}
+        self.before, self.goes_on_B = before, goes_on_B
+        self.here: dict[int, OneLayer] = {}
 
-    def of_this_document(self, name: str, state: Tensor) -> Tensor:
-        """Zero in the rows whose document begins with the segment. (Keys of other documents are hidden: `hidden_B`.)"""
-        if self.goes_on_B is None or name.startswith(GROWING_PARTS):
+    def of(self, layer: int) -> "OneLayer":
+        self.here[layer] = OneLayer(self.before.get(layer, {}), self.goes_on_B)
+        return self.here[layer]
+
+    @property
+    def after(self) -> States:
+        return {layer: here.after for layer, here in self.here.items()}
+
+
+class OneLayer:
+    """The same for one layer, which it need not name: compiled blocks then differ in no number, and are compiled once."""
+
+    def __init__(self, before: dict[str, Tensor], goes_on_B: Tensor | None) -> None:
+        self.before, self.goes_on_B = before, goes_on_B
+        self.after: dict[str, Tensor] = {}
+
+    def kept(self, layer: int) -> "OneLayer":
+        return self
+
+    def get(self, name: str) -> Tensor | None:
+        """What was kept, with zeros in the rows whose document begins with the segment."""
+        state = self.before.get(name)
+        if state is None or self.goes_on_B is None:
             return state
         goes_on = (self.goes_on_B > 0).view(-1, *[1] * (state.dim() - 1))
         return torch.where(goes_on, state, 0.0)
 
+    def __setitem__(self, name: str, state: Tensor) -> None:
+        self.after[name] = state
+
     def append(self, layer: int, name: str, x_BTGK: Tensor, window: int = 0) -> Tensor:
         """All keys or values (B, S, G, K) that the segment's tokens may see, theirs last; carried on as they came, in parts."""
-        parts = {key: part for key, part in self.before.items() if key[0] == layer and key[1].startswith(f"{name}/")}
-        number = 1 + max((int(key[1].partition("/")[2]) for key in parts), default=-1)
-        all_BSGK = torch.cat([*parts.values(), x_BTGK], 1) if parts else x_BTGK
-        T, seen = x_BTGK.shape[1], window - 1
-        parts[layer, f"{name}/{number}"] = x_BTGK[:, -seen:] if window and seen < T else x_BTGK
+        parts = [part for key, part in self.before.items() if key.startswith(f"{name}/")]
+        all_BSGK, T, seen = torch.cat([*parts, x_BTGK], 1), x_BTGK.shape[1], window - 1
+        parts.append(x_BTGK[:, T - min(seen, T) :] if window else x_BTGK)
         if window:
             all_BSGK, parts = all_BSGK[:, -(seen + T) :], newest(parts, seen)
-        self.after |= parts
+        self.after |= {f"{name}/{number}": part for number, part in enumerate(parts)}
         return all_BSGK
 
     def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
+        """How many of the keys are of other documents than the segment's first tokens."""
         return None if self.goes_on_B is None else (keys - tokens - self.goes_on_B).clamp_min(0)
 
 
-GROWING_PARTS = tuple(f"{name}/" for name in GROWING)
-
-
-def newest(parts: States, tokens: int) -> States:
-    """The last of these keys: as few parts as hold so many tokens."""
-    kept: States = {}
-    for key, part in reversed(parts.items()):
-        if tokens > 0:
-            kept[key] = part
-        tokens -= part.shape[1]
-    return dict(reversed(kept.items()))
-
-
-class _Layers:
-    """A Cache's `layers`: by number what one layer keeps."""
-
-    def __init__(self, passed: Passed) -> None:
-        self.passed = passed
-
-    def __getitem__(self, layer: int) -> "_Layer":
-        return _Layer(self.passed, layer)
-
-
-class _Layer:
-    """What one layer keeps: read from before the segment, written for after it."""
-
-    def __init__(self, passed: Passed, layer: int) -> None:
-        self.passed, self.layer = passed, layer
-
-    def get(self, name: str) -> Tensor | None:
-        return self.passed.before.get((self.layer, name))
-
-    def __setitem__(self, name: str, state: Tensor) -> None:
-        self.passed.after[self.layer, name] = state
+def newest(parts: list[Tensor], tokens: int) -> list[Tensor]:
+    """As few of the last parts as hold so many tokens."""
+    kept: list[Tensor] = []
+    for part in reversed(parts):
+        if sum(k.shape[1] for k in kept) < tokens:
+            kept.insert(0, part)
+    return kept
 
 
 def by_segments(
@@ -167,16 +161,27 @@ def exact(
         seams = states_on_seams(model, pieces)
     arriving: States = {}  # gradients of what the segment leaves to the one after it
     for piece in reversed(pieces):
-        before = {key: state.requires_grad_() for key, state in seams.pop().items()}
+        before = seams.pop()
+        for state in each(before):
+            state.requires_grad_()
         passed = Passed(before, piece.goes_on_B)
         with clock("forward"):
             loss = learn(model, piece.batch, noise_BT=piece.noise_BT, cache=passed)
         sync(not seams)
         with clock("backward"):
-            left = {key: state for key, state in passed.after.items() if key in arriving and state.requires_grad}
-            torch.autograd.backward([loss, *left.values()], [torch.ones_like(loss), *(arriving[key] for key in left)])
-        arriving = {key: state.grad for key, state in before.items() if state.grad is not None}
+            backward(loss, passed.after, arriving)
+        arriving = alone({
+            layer: {name: state.grad for name, state in states.items() if state.grad is not None}
+            for layer, states in before.items()
+        })  # fmt: skip
         yield loss.detach()
+
+
+def backward(loss: Tensor, left: States, arriving: States) -> None:
+    """The backward of the loss of a segment and of what it left, for which gradients have arrived."""
+    pairs = [(left[layer][name], gradient) for layer, some in arriving.items() for name, gradient in some.items()]
+    pairs = [(state, gradient) for state, gradient in pairs if state.requires_grad]  # else nothing that learns lies behind it
+    torch.autograd.backward([loss, *(s for s, _ in pairs)], [torch.ones_like(loss), *(g for _, g in pairs)])
 
 
 @torch.no_grad()
@@ -190,7 +195,15 @@ def states_on_seams(model: Model, pieces: list[Segment]) -> list[States]:
     return seams
 
 
+def each(states: States) -> Iterator[Tensor]:
+    return (state for some in states.values() for state in some.values())
+
+
 def alone(states: States) -> States:
     """The same numbers without a graph, and without the larger tensors that some are a piece of."""
-    without = {key: state.detach() for key, state in states.items()}
-    return {key: s.clone() if s.untyped_storage().nbytes() > s.nbytes else s for key, s in without.items()}
+
+    def of_its_own(state: Tensor) -> Tensor:
+        state = state.detach()
+        return state.clone() if state.untyped_storage().nbytes() > state.nbytes else state
+
+    return {layer: {name: of_its_own(state) for name, state in some.items()} for layer, some in states.items()}
