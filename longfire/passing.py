@@ -22,13 +22,16 @@ from torch import Tensor
 
 from longfire.data.batches import Batch
 from longfire.device import Clock
+from longfire.lengths import segment_lengths
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.settings import Training
 
-States = dict[int, dict[str, Tensor]]  # by layer and name; of keys and values a tensor for each segment: "k/0", "k/1" ...
+States = dict[
+    int, dict[str, Tensor]
+]  # by layer and name; of keys and values a tensor for each segment: "k/0", "k/1" ...
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Segment:
 
 def cut(batch: Batch, noise_BT: Tensor | None, segments: int) -> Iterator[Segment]:
     """The batch in so many pieces of time, of equal length but for the last, which may be shorter."""
-    T = batch.ids_BT.shape[1]
-    length = -(-T // segments)
-    for start in range(0, T, length):
-        of = slice(start, start + length)
+    stop = 0
+    for length in segment_lengths(batch.ids_BT.shape[1], segments):
+        start, stop = stop, stop + length
+        of = slice(start, stop)
         noise = None if noise_BT is None else noise_BT[:, of]
         documents = goes_on_B = None
         if batch.documents is not None:
@@ -180,11 +183,14 @@ def exact(
 def backward(loss: Tensor, left: States, arriving: States) -> None:
     """The backward of the loss of a segment and of what it left, for which gradients have arrived."""
     pairs = [(left[layer][name], gradient) for layer, some in arriving.items() for name, gradient in some.items()]
-    pairs = [(state, gradient) for state, gradient in pairs if state.requires_grad]  # else nothing that learns lies behind it
+    pairs = [
+        (state, gradient) for state, gradient in pairs if state.requires_grad
+    ]  # else nothing that learns lies behind it
     torch.autograd.backward([loss, *(s for s, _ in pairs)], [torch.ones_like(loss), *(g for _, g in pairs)])
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # without gradients: a compiled model would be compiled again
 def states_on_seams(model: Model, pieces: list[Segment]) -> list[States]:
     """What each piece is given by those before it."""
     seams: list[States] = [{}]

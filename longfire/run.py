@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from longfire import launch, settings
+from longfire import launch, lengths, settings
 from longfire import recipe as recipes
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
@@ -84,7 +84,7 @@ class Run:
 
             load_plugins(run.model.plugins)
         if run.model.config:
-            run = replace(run, shape=run.shape_in(Path(run.model.config)))
+            run = replace(run, shape=run.shape_in(Path(run.model.config))).with_base()
         elif needs_model:
             raise SettingsError(
                 "model.config is empty: name a config.json, or a folder that holds one, in the recipe's [model] or "
@@ -159,6 +159,22 @@ class Run:
     def steps(self) -> int:
         """Optimizer steps of the whole run; training.tokens counts in whole steps, the last one begun is done."""
         return -(-self.training.tokens // self.tokens_per_step) if self.training.tokens else self.training.steps
+
+    def with_base(self) -> "Run":
+        """The same run with the base of rotary positions that its settings name, where they name one."""
+        later = any(word.count(":") > 1 for word in self.training.seq_len_schedule)
+        if not isinstance(self.shape, ModelShape) or not (self.model.rope_theta or later):
+            return self
+        return replace(self, shape=self.shape_with_base(self.model.rope_theta))
+
+    def shape_with_base(self, theta: float) -> ModelShape | ForeignShape:
+        """The model's shape with this base, 0: its own."""
+        return lengths.with_base(self.shape, theta, self.training.seq_len)
+
+    def shape_after(self, step: int) -> ModelShape | ForeignShape:
+        """The shape of the model that this run has after so many steps: with the base that it was last trained with."""
+        theta = lengths.stage_of_model(self.training, step).rope_theta
+        return self.shape_with_base(theta) if theta else self.shape
 
     @property
     def warmup_steps(self) -> float:
@@ -337,6 +353,7 @@ def check(run: Run, trains: bool = True) -> None:
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
         *of_length(run),
+        *lengths.refusals(run),
         *of_model(run),
         *of_backend(run),
         *of_data(run),
@@ -506,7 +523,7 @@ def of_files(run: Run) -> Iterator[str]:
     """What a new run starts from is there; combinations of the checkpoint's settings; folders inside the run folder stay inside."""
     checkpoint, weights = run.checkpoint, run.model.weights
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
-        yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json)"
+        yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a run"
     teacher = run.distillation.teacher
     if teacher and not Path(teacher).is_dir():
         yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"
@@ -545,6 +562,7 @@ def summary(run: Run) -> list[str]:
         f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
         f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
+        *lengths.told(run.training, rows),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
         f"{round(warmup * tokens):,} tokens",
     ]

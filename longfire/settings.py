@@ -38,7 +38,15 @@ class Model:
         "whose forward computes: ours, or transformers' own class of model.config's model_type (any of "
         "AutoModelForCausalLM, and those that a file of model.plugins registers), with whole logits and no plan inside it",
     )
-    weights: str = setting("", "start from these Hugging Face weights (a folder) instead of a fresh initialisation")
+    weights: str = setting(
+        "", "start from these weights (a folder of Hugging Face's, or a run folder) instead of a fresh initialisation"
+    )
+    rope_theta: float = setting(
+        0.0,
+        "base of rotary positions in all attention layers, when a model goes on at a longer context; max_position_embeddings grows "
+        "to training.seq_len with it; 0: as in the config",
+        NATURAL,
+    )
     plugins: tuple[str, ...] = setting(
         (), "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}"
     )
@@ -106,7 +114,12 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Training:
-    seq_len: int = setting(2048, "tokens of a row", POSITIVE)
+    seq_len: int = setting(2048, "tokens of a row; with seq_len_schedule of the longest", POSITIVE)
+    seq_len_schedule: tuple[str, ...] = setting(
+        (),
+        "rows that grow longer: STEP:LENGTH or STEP:LENGTH:ROPE_THETA, comma-separated, as 0:2048,1000:8192,2000:32768:500000; each "
+        "length divides seq_len, the longest, and a step of shorter rows has as many more (batch_size counts rows of seq_len)",
+    )
     batch_size: int = setting(8, "rows of one microbatch on one process", POSITIVE)
     global_batch_size: int = setting(
         0,
@@ -133,7 +146,9 @@ class Training:
     threads: int = setting(0, "CPU threads; 0: torch's own choice", NATURAL)
     loss_chunk_tokens: int = setting(1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE)
     tbptt_segments: int = setting(
-        1, "segments of time that a row is computed in, the state carried from each to the next; 1: the row whole", POSITIVE
+        1,
+        "segments of time that a row is computed in, the state carried from each to the next; 1: the row whole",
+        POSITIVE,
     )
     tbptt_exact: bool = setting(
         False,
