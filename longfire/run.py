@@ -523,7 +523,10 @@ def of_files(run: Run) -> Iterator[str]:
     """What a new run starts from is there; combinations of the checkpoint's settings; folders inside the run folder stay inside."""
     checkpoint, weights = run.checkpoint, run.model.weights
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
-        yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a run"
+        yield (
+            f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a "
+            "run folder"
+        )
     teacher = run.distillation.teacher
     if teacher and not Path(teacher).is_dir():
         yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"

@@ -47,7 +47,9 @@ def trained(folder: Path, name: str, notes: list[str] | None = None, **changes: 
 
 def test_stages_of_a_schedule():
     training = Training(seq_len=32, seq_len_schedule=("0:8", "3:16:1000", "5:32"))
-    assert stages(training) == (Stage(0, 8), Stage(3, 16, 1000.0), Stage(5, 32, 1000.0)), "a base holds until another one"
+    assert stages(training) == (Stage(0, 8), Stage(3, 16, 1000.0), Stage(5, 32, 1000.0)), (
+        "a base holds until another one"
+    )
     assert [stage_at(training, step).seq_len for step in range(7)] == [8, 8, 8, 16, 16, 32, 32]
     assert [stage_of_model(training, step).seq_len for step in (0, 3, 4, 6)] == [8, 8, 16, 32]
     assert stages(Training(seq_len=32)) == (Stage(0, 32),)
@@ -84,20 +86,22 @@ def test_what_cannot_be_is_refused_with_its_mend(tmp_path, changes, said):
         run_in(folder_with(tmp_path), "run", **{key.replace(".", "__"): value for key, value in changes.items()})
 
 
-def test_a_change_of_length_resumes_to_the_bit_and_counts_the_same_tokens(tmp_path):
+def test_a_change_of_length_resumes_to_the_bit_and_counts_the_same_tokens(tmp_path, capsys):
     """2N = N + N, stopped before, at and behind each change; tokens a step are those of rows that have one length."""
     folder, notes = folder_with(tmp_path), []
     straight = trained(folder, "straight", notes, training__seq_len_schedule=SCHEDULE)
     for steps in (2, 3, 4, 6, 7):
         parts = trained(folder, "parts", training__seq_len_schedule=SCHEDULE, training__steps=str(steps))
     told = ("step", "loss", "grad_norm", "lr", "tokens", "eval/text.jsonl/loss")
-    steps_of = [[{key: r[key] for key in told if key in r} for r in records if "loss" in r] for records in (straight, parts)]
+    steps_of = [
+        [{key: r[key] for key in told if key in r} for r in records if "loss" in r] for records in (straight, parts)
+    ]
     assert steps_of[0] == steps_of[1] and len(steps_of[0]) == 7
     weights = [open_model(folder / name, 7, note=str).model.state_dict() for name in ("straight", "parts")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     plain = trained(folder, "plain", model__rope_theta="10000")
     assert [r["tokens"] for r in straight if "loss" in r] == [r["tokens"] for r in plain if "loss" in r]
-    assert any("step 5: rows of 32 tokens from here on, RoPE base 500000" in note for note in notes)
+    assert "step 5: rows of 32 tokens from here on, RoPE base 500000" in capsys.readouterr().out
     assert any("from step 0: 8 rows of 8 tokens" in note for note in notes)
 
 

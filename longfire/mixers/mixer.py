@@ -24,8 +24,8 @@ class Sequence:
 
     positions_BT: position of each token in its document (int64); documents: None where each row is one document;
     cache: None in training of whole rows. noise_BT: what dropout is made of (ops/dropout.py), another one for each block; None: no
-    dropout. shared: what layers share in one forward: made before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one
-    layer for later ones.
+    dropout. shared: what layers share in one forward: made before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by
+    one layer for later ones.
     """
 
     positions_BT: Tensor
