@@ -26,23 +26,23 @@ BYTE_OF = byte_level_alphabet()
 
 
 def evaluate(
-    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE
+    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE, seq_len: int = 0
 ) -> dict[str, dict[str, float]]:
     """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens` held-out tokens of each.
 
-    Sources without held-out documents are left out. Collective over the mesh.
+    seq_len: tokens of a row; 0: those of the batches. Sources without held-out documents are left out. Collective over the mesh.
     """
-    measured = measure_heldout(model, batches, tokens, chunk_tokens, mesh)
+    measured = measure_heldout(model, batches, tokens, chunk_tokens, mesh, seq_len)
     return {name: found.numbers() for name, found in measured.items()}
 
 
 def measure_heldout(
-    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE
+    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE, seq_len: int = 0
 ) -> "dict[str, Measured]":
     """What `evaluate` counts, with the positions."""
     lengths_W, rows = byte_lengths(batches.prepared.tokenizer), ROWS * mesh.size(*DATA)
     found = {
-        name: measure(model, batches.heldout(index, tokens, rows), lengths_W, chunk_tokens, mesh)
+        name: measure(model, batches.heldout(index, tokens, rows, seq_len), lengths_W, chunk_tokens, mesh)
         for index, name in enumerate(batches.prepared.names)
     }
     return {name: measured for name, measured in found.items() if measured.tokens}

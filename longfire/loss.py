@@ -6,19 +6,23 @@ from torch import Tensor
 
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
+from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 from longfire.ops.cross_entropy import linear_cross_entropy, token_losses
 
 
-def loss_sum(model: Model, batch: Batch, chunk_tokens: int, noise_BT: Tensor | None = None) -> Tensor:
+def loss_sum(
+    model: Model, batch: Batch, chunk_tokens: int, noise_BT: Tensor | None = None, cache: Cache | None = None
+) -> Tensor:
     """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), fp32 scalar.
 
     A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens that it counted before any
     backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients whatever their padding. The logits exist for
     `chunk_tokens` tokens at a time. noise_BT: what dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
+    cache: where the batch is a segment of its rows, what goes from one to the next (passing.py).
     """
-    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT))
+    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, cache, noise_BT))
     return loss_of(model, hidden_BTD, batch, chunk_tokens)
 
 

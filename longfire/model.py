@@ -162,7 +162,8 @@ class Model(nn.Module):
         for block in self.layers:
             place = BLOCK_PLACE * (block.mixer.layer + 1)
             noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
-            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT))
+            cache = None if seq.cache is None else seq.cache.of(block.mixer.layer)
+            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
         return x_BTD
 
     def normed(self, x_BTD: Tensor) -> Tensor:

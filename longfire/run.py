@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from longfire import launch, settings
+from longfire import launch, lengths, settings
 from longfire import recipe as recipes
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
@@ -85,7 +85,7 @@ class Run:
 
             load_plugins(run.model.plugins)
         if run.model.config:
-            run = replace(run, shape=run.shape_in(Path(run.model.config)))
+            run = replace(run, shape=run.shape_in(Path(run.model.config))).with_base()
         elif needs_model:
             raise SettingsError(
                 "model.config is empty: name a config.json, or a folder that holds one, in the recipe's [model] or "
@@ -160,6 +160,22 @@ class Run:
     def steps(self) -> int:
         """Optimizer steps of the whole run; training.tokens counts in whole steps, the last one begun is done."""
         return -(-self.training.tokens // self.tokens_per_step) if self.training.tokens else self.training.steps
+
+    def with_base(self) -> "Run":
+        """The same run with the base of rotary positions that its settings name, where they name one."""
+        later = any(word.count(":") > 1 for word in self.training.seq_len_schedule)
+        if not isinstance(self.shape, ModelShape) or not (self.model.rope_theta or later):
+            return self
+        return replace(self, shape=self.shape_with_base(self.model.rope_theta))
+
+    def shape_with_base(self, theta: float) -> ModelShape | ForeignShape:
+        """The model's shape with this base, 0: its own."""
+        return lengths.with_base(self.shape, theta, self.training.seq_len)
+
+    def shape_after(self, step: int) -> ModelShape | ForeignShape:
+        """The shape of the model that this run has after so many steps: with the base that it was last trained with."""
+        theta = lengths.stage_of_model(self.training, step).rope_theta
+        return self.shape_with_base(theta) if theta else self.shape
 
     @property
     def warmup_steps(self) -> float:
@@ -338,6 +354,7 @@ def check(run: Run, trains: bool = True) -> None:
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
         *of_length(run),
+        *lengths.refusals(run),
         *of_model(run),
         *of_backend(run),
         *of_data(run),
@@ -405,7 +422,8 @@ def of_shared_parts(run: Run) -> Iterator[str]:
     yield from tensor.refusals(
         model, run.degrees["tp"], sequence, length, bool(run.distillation.teacher), run.degrees["cp"]
     )
-    yield from context.refusals(model, run.degrees["cp"], run.degrees["tp"], length, run.parallelism)
+    shortest = lengths.shortest(run.training)
+    yield from context.refusals(model, run.degrees["cp"], run.degrees["tp"], shortest, run.parallelism)
 
 
 def of_batch(run: Run) -> Iterator[str]:
@@ -564,7 +582,10 @@ def of_files(run: Run) -> Iterator[str]:
     """What a new run starts from is there; combinations of the checkpoint's settings; folders inside the run folder stay inside."""
     checkpoint, weights = run.checkpoint, run.model.weights
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
-        yield f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json)"
+        yield (
+            f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a "
+            "run folder"
+        )
     teacher = run.distillation.teacher
     if teacher and not Path(teacher).is_dir():
         yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"
@@ -603,6 +624,7 @@ def summary(run: Run) -> list[str]:
         f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
         f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
+        *lengths.told(run.training, rows),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
         f"{round(warmup * tokens):,} tokens",
     ]

@@ -38,7 +38,15 @@ class Model:
         "whose forward computes: ours, or transformers' own class of model.config's model_type (any of "
         "AutoModelForCausalLM, and those that a file of model.plugins registers), with whole logits and no plan inside it",
     )
-    weights: str = setting("", "start from these Hugging Face weights (a folder) instead of a fresh initialisation")
+    weights: str = setting(
+        "", "start from these weights (a folder of Hugging Face's, or a run folder) instead of a fresh initialisation"
+    )
+    rope_theta: float = setting(
+        0.0,
+        "base of rotary positions in all attention layers, when a model goes on at a longer context; max_position_embeddings grows "
+        "to training.seq_len with it; 0: as in the config",
+        NATURAL,
+    )
     plugins: tuple[str, ...] = setting(
         (), "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}"
     )
@@ -106,7 +114,12 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Training:
-    seq_len: int = setting(2048, "tokens of a row", POSITIVE)
+    seq_len: int = setting(2048, "tokens of a row; with seq_len_schedule of the longest", POSITIVE)
+    seq_len_schedule: tuple[str, ...] = setting(
+        (),
+        "rows that grow longer: STEP:LENGTH or STEP:LENGTH:ROPE_THETA, comma-separated, as 0:2048,1000:8192,2000:32768:500000; each "
+        "length divides seq_len, the longest, and a step of shorter rows has as many more (batch_size counts rows of seq_len)",
+    )
     batch_size: int = setting(8, "rows of one microbatch on one process", POSITIVE)
     global_batch_size: int = setting(
         0,
@@ -137,6 +150,16 @@ class Training:
         "compute MLPs for so many tokens of a row at a time, each chunk again in the backward: what is wider than the row is there "
         "for one chunk only; 0: the whole row at once",
         NATURAL,
+    )
+    tbptt_segments: int = setting(
+        1,
+        "segments of time that a row is computed in, the state carried from each to the next; 1: the row whole",
+        POSITIVE,
+    )
+    tbptt_exact: bool = setting(
+        False,
+        "with tbptt_segments: gradients pass from segment to segment, which takes one more forward; false: they end where a "
+        "segment begins (truncated backpropagation through time)",
     )
     gc_freq: int = setting(50, "collect garbage every so many steps, never in between; 0: leave it to Python", NATURAL)
 

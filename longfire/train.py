@@ -4,12 +4,14 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from longfire import ops
+from longfire import lengths, ops
 from longfire.checkpoint import Checkpoints, State
 from longfire.data.batches import Batch, Batches
 from longfire.data.prepare import Prepared, prepare
@@ -23,6 +25,7 @@ from longfire.hub import foreign
 from longfire.hub.load import read_weights
 from longfire.launch import StopRequest, Watchdog, cxx_compiler, signal_name
 from longfire.loss import loss_of, loss_sum
+from longfire.mixers.attention import Attention
 from longfire.model import Model, materialise, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
@@ -33,10 +36,13 @@ from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.pieces import local, take
 from longfire.parallel.planner import Planner
 from longfire.parallel.tensor import add_up_partial_gradients
+from longfire.passing import by_segments
 from longfire.report import QuietReport, Report
-from longfire.run import DATA_JSON, Run, keep, summary
+from longfire.run import DATA_JSON, RUN_TOML, Run, keep, summary
 from longfire.settings import Training
+from longfire.shape import mixer_of
 from longfire.traces import profiler
+from longfire.weights import weights_of_run
 
 
 def train(run: Run, note: Callable[[str], None] = print) -> int:
@@ -50,7 +56,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
         joined(run.world, run.degrees, run.comm, device) as mesh,
         first_process(mesh, run.begun(note)),
         mesh.first_then_all(lambda: prepared_data(run, mesh, note)) as prepared,
-        Batches(prepared, run.data, run.training.seq_len, run.training.seed, note) as batches,
+        Batches(prepared, run.data, run.training.seq_len, run.training.seed, note, stages_in_rows(run)) as batches,
     ):
         with mesh.agreed():
             if mesh.rank() == 0:
@@ -64,6 +70,8 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
             state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher, mesh)
             if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
                 take_weights(run, state)
+            refuse_another_batch(run, state)
+            set_base(run, state.model, lengths.stage_of_model(run.training, state.step).rope_theta)
         if run.model.backend == "transformers" and run.data.varlen:
             foreign.refuse_unless_documents_are_kept_apart(state.model)
         if run.checkpoint.create_seed_checkpoint:
@@ -103,14 +111,52 @@ def prepared_data(run: Run, mesh: Mesh, note: Callable[[str], None]) -> Prepared
     return prepare(run.data, run.tokenizer, note=note, background=behind, watch=run.data.streaming and not behind)
 
 
+def stages_in_rows(run: Run) -> tuple[tuple[int, int], ...]:
+    """The stages of training.seq_len_schedule as the batches take them."""
+    return tuple((stage.step * run.rows_per_step, stage.seq_len) for stage in lengths.stages(run.training))
+
+
+def refuse_another_batch(run: Run, state: State) -> None:
+    """With a schedule steps and rows go together: stages begin at steps, and the data in them at rows. Raises SettingsError."""
+    if run.training.seq_len_schedule and state.rows_consumed != state.step * run.rows_per_step:
+        raise SettingsError(
+            f"training.seq_len_schedule counts {run.rows_per_step} rows a step, but the run's {state.step} steps took "
+            f"{state.rows_consumed} rows: go on with the batch that it was begun with"
+        )
+
+
+def enter_stage(run: Run, state: State, note: Callable[[str], None]) -> None:
+    """Before a step: what its stage asks for, told where it begins."""
+    stage = lengths.stage_at(run.training, state.step)
+    if stage.step == state.step and state.step:
+        base = f", RoPE base {stage.rope_theta:g}" if stage.rope_theta else ""
+        note(f"step {state.step}: rows of {stage.seq_len:,} tokens from here on{base}")
+    set_base(run, state.model, stage.rope_theta)
+
+
+def set_base(run: Run, model: Model, theta: float) -> None:
+    """Let the model's attention layers turn positions by this base (0: as they do), and its shape say so."""
+    if not theta:
+        return
+    model.shape = run.shape_with_base(theta).with_vocabulary(model.shape.vocab_size)
+    for block in model.layers:
+        if block is not None and isinstance(block.mixer, Attention):
+            block.mixer.turn_by(theta)
+
+
 def take_weights(run: Run, state: State) -> None:
     """Start from the weights of model.weights, one tensor in memory at a time: each process takes what lies with it. Raises
     CheckpointError or SettingsError."""
     theirs = run.model.backend == "transformers"
     left = dict(state.model.named_parameters())
     with state.mesh.agreed():
-        read = foreign.load_weights(run.model.weights, state.model.shape).items() if theirs else None
-        for name, whole in read or read_weights(run.model.weights, state.model.shape):
+        if theirs:
+            read = foreign.load_weights(run.model.weights, state.model.shape).items()
+        elif (Path(run.model.weights) / RUN_TOML).exists():
+            read = weights_of_run(Path(run.model.weights), state.model.shape)
+        else:
+            read = read_weights(run.model.weights, state.model.shape)
+        for name, whole in read:
             if name in left:
                 take(left.pop(name).detach(), state.model.splits.get(name), whole)
     assert not left, f"{run.model.weights} gave no {sorted(left)}"
@@ -136,6 +182,7 @@ def steps_to_the_end(
         collected_garbage(run.training) as collect_garbage,
     ):
         while state.step < last and not mesh.any(stop.requested):
+            enter_stage(run, state, report.note)
             with clock("data"):
                 row = state.rows_consumed
                 mine = batches.at(row + mesh.rank(*DATA) * rows, rows, run.rows_per_step)
@@ -170,12 +217,13 @@ def train_step(
     mesh, mine = state.mesh, sum(batch.rows for batch in microbatches)
     counts = torch.tensor([sum(batch.real_tokens() for batch in microbatches), mine])
     real_tokens, rows = mesh.sum(counts, *DATA).tolist()
-    ready = list(with_noise(state, microbatches, state.rows_consumed + mesh.rank(*DATA) * mine, training.seed))
+    pieces = microbatches[0].pieces
+    ready = list(with_noise(state, microbatches, state.rows_consumed * pieces + mesh.rank(*DATA) * mine, training.seed))
     if state.model.pipeline:
         loss = pipelined(state, ready, max(1, real_tokens), training, clock)
     else:
         learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
-        loss = one_by_one(state, ready, max(1, real_tokens), learn, clock)
+        loss = one_by_one(state, ready, max(1, real_tokens), learn, training, clock)
     with clock("optimizer"):
         add_up_partial_gradients(state.model, mesh)
         grads, copies = gradients(state.model, mesh)
@@ -189,7 +237,7 @@ def train_step(
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    state.rows_consumed += rows
+    state.rows_consumed += rows // pieces
     state.tokens += rows * microbatches[0].ids_BT.shape[1]
     state.skipped_steps += not finite
     return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}
@@ -211,17 +259,28 @@ def with_noise(
 
 
 def one_by_one(
-    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, learn: Callable[..., Tensor], clock: Clock
+    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, learn: Callable[..., Tensor], training: Training,
+    clock: Clock,
 ) -> Tensor:  # fmt: skip
-    """Forward and backward of each microbatch; the sum of their losses."""
-    losses = []
-    for number, (batch, noise_BT) in enumerate(ready, 1):
-        sync_gradients(state.model, state.mesh, last=number == len(ready))
+    """Forward and backward of each microbatch, whole or segment by segment of its rows; the sum of their losses."""
+
+    def part(*args: Any, **kwargs: Any) -> Tensor:
+        return learn(*args, **kwargs) / real_tokens
+
+    def sync(last: bool) -> None:  # of a microbatch's backwards
+        sync_gradients(state.model, state.mesh, last=last and len(losses) == len(ready) - 1)
+
+    losses: list[Tensor] = []
+    for batch, noise_BT in ready:
+        if training.tbptt_segments > 1:
+            losses.append(by_segments(state.model, batch, noise_BT, training, part, sync, clock))
+            continue
+        sync(True)
         with clock("forward"):
-            part = learn(state.model, batch, noise_BT=noise_BT) / real_tokens
+            loss = part(state.model, batch, noise_BT=noise_BT)
         with clock("backward"):
-            part.backward()
-        losses.append(part.detach())
+            loss.backward()
+        losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 
@@ -310,6 +369,8 @@ def tell_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Call
 
 def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:
     """Whether to compile the blocks, and why. On a CPU compiling costs about a minute and gains about a third of the time."""
+    if run.training.tbptt_segments > 1 and "attention" in map(mixer_of, run.shape.layer_types):
+        return False, "segments of a softmax layer see different numbers of keys"
     if run.training.compile == "off":
         return False, "asked for by training.compile"
     compiler = cxx_compiler()
@@ -346,12 +407,14 @@ def teller(
 ) -> Callable[..., dict[str, float]]:
     """A function that makes the step's record of its numbers and its clock. The peak that MFU refers to is told once."""
     peak, source = matmul_peak(device, state.model.compute_dtype)
-    flops = 3 * state.model.flops_per_token(run.training.seq_len)
+    flops_of = cache(lambda seq_len: 3 * state.model.flops_per_token(seq_len))
+    flops = flops_of(lengths.stage_at(run.training, state.step).seq_len)
     note(f"mfu: of {peak / 1e12:.3g} TFLOP/s ({source}); {flops / 1e6:,.0f} MFLOP a token, forward and backward")
 
     def tell(numbers: dict[str, float], parts: dict[str, float]) -> dict[str, float]:
         state.elapsed_seconds += parts["seconds"]
         tokens_per_second = run.tokens_per_step / parts["seconds"]
+        flops = flops_of(lengths.stage_of_model(run.training, state.step).seq_len)
         return {
             **{key: value for key, value in numbers.items() if key != "skipped"},
             "tokens": state.tokens,
@@ -390,7 +453,8 @@ def check_skips(
 
 def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietReport) -> dict[str, dict[str, float]]:
     """Held-out loss, perplexity and bits per byte by source, also told to the report as eval/<source>/loss ..."""
-    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens, state.mesh)
+    seq_len = lengths.stage_of_model(run.training, state.step).seq_len
+    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens, state.mesh, seq_len)
     if results:
         fields = {
             f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()

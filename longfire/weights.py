@@ -1,6 +1,6 @@
 """Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it trains) or a Hugging Face folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,8 +18,9 @@ from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub import foreign
 from longfire.hub.load import load_model, model_of
-from longfire.model import Model
+from longfire.model import Model, on_meta
 from longfire.run import RUN_TOML, Run
+from longfire.shape import ModelShape
 
 Found = TypeVar("Found")
 
@@ -67,7 +68,7 @@ def open_model(
         step, weights = newest_weights(checkpoints, note)
     else:
         weights = load_model_weights(checkpoints / f"step-{step}")
-    shape = run.shape.with_vocabulary(tokenizer.vocab_size)
+    shape = run.shape_after(step).with_vocabulary(tokenizer.vocab_size)
     made = foreign.model_of if run.model.backend == "transformers" else model_of
     return Opened(made(shape, weights, device, dtype), tokenizer, run, step)
 
@@ -82,6 +83,22 @@ def place(training: settings.Training, model: settings.Model) -> tuple[torch.dev
 def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tuple[int, dict[str, Tensor]]:
     """Step and weights of the newest whole checkpoint, only read."""
     return newest_readable(checkpoints, load_model_weights, note)
+
+
+def weights_of_run(folder: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 tensor) of each parameter in the newest whole checkpoint of a run, for a model of this shape. Raises
+    CheckpointError, or SettingsError naming what differs."""
+    run = Run.of_folder(folder)
+    step, weights = newest_weights(run.folder / run.checkpoint.folder)
+    wanted = {name: parameter.shape for name, parameter in on_meta(shape).named_parameters()}
+    there = {name: tensor.shape for name, tensor in weights.items() if name in wanted or name != "head.weight"}
+    differs = sorted(name for name in {**wanted, **there} if wanted.get(name) != there.get(name))
+    if differs:
+        raise SettingsError(
+            f"model.weights = {str(folder)!r}: {', '.join(differs[:4])} of step {step} are not those of model.config; name the run's "
+            f"own: {folder / 'config.json'}"
+        )
+    yield from ((name, weights[name]) for name in wanted)
 
 
 def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:

@@ -291,3 +291,43 @@ def test_through_the_front_door(tmp_path):
         ids = torch.cat([batches.at(i, 16).ids_BT.flatten() for i in range(0, 2000, 16)])
     train = [text for i, text in enumerate(texts, 1) if not held_out(f"a.jsonl:{i}", data.heldout_fraction)]
     assert "".join(train).startswith(prepared.tokenizer.decode(ids))
+
+
+STAGES = ((0, 4), (40, 8), (72, 16))
+
+
+@pytest.mark.parametrize("shuffle", ["window", "none"])
+def test_shorter_rows_are_the_pieces_of_the_longer_ones(prepared, shuffle):
+    """Each stage gives every token of its rows once, whatever is asked for at a time; the last one is the order without stages."""
+    data = settings.Data(prefetch_factor=0, shuffle=shuffle, shuffle_window_rows=50)
+    staged, plain = Batches(prepared, data, T, 5, stages=STAGES), Batches(prepared, data, T, 5)
+    for first, stop, length in ((0, 40, 4), (40, 72, 8), (72, 90, 16)):
+        batches = [staged.at(row, 2) for row in range(first, stop, 2)]
+        assert {(b.ids_BT.shape, b.pieces) for b in batches} == {((2 * T // length, length), T // length)}
+        pieces = torch.cat([b.ids_BT for b in batches])
+        wanted = plain.at(first, stop - first).ids_BT.view(-1, length)
+        assert sorted(pieces.tolist()) == sorted(wanted.tolist())
+        assert torch.equal(pieces, wanted) == (shuffle == "none" or length == T)
+        assert torch.equal(torch.cat([b.labels_BT for b in batches])[:, :-1], pieces[:, 1:])
+        assert torch.equal(staged.at(first, stop - first).ids_BT, pieces), "asked for at once"
+
+
+def test_a_piece_is_named_by_the_row_that_it_is_of(prepared):
+    batches = Batches(prepared, settings.Data(prefetch_factor=2, shuffle="window"), T, 5, stages=STAGES)
+    with batches:
+        batch, rows = batches.at(42, 2), batches.rows(42, 2)
+    for ids, row in zip(batch.ids_BT.tolist(), rows, strict=True):
+        first = row.row * T + row.piece * 8
+        stream = prepared.stores[prepared.names.index(row.source)].train
+        assert ids == stream.tokens(first, first + 8).astype(int).tolist()
+        assert str(row).startswith(f"{row.source} piece {row.piece} of 2 of row")
+
+
+def test_documents_of_pieces_begin_where_they_do_in_the_text(prepared):
+    whole = Batches(prepared, settings.Data(prefetch_factor=0, shuffle="none", varlen=True), T, 5)
+    staged = Batches(prepared, whole.data, T, 5, stages=STAGES)
+    long, short = whole.at(0, 4), staged.at(0, 4)
+    starts = long.positions_BT.view(-1, 4) == 0
+    starts[:, 0] = True
+    assert torch.equal(short.positions_BT == 0, starts)
+    assert [part.pieces for part in short.split(2)] == [4, 4]

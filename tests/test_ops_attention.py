@@ -219,3 +219,35 @@ def test_skipped_keys_are_as_if_they_were_not_there(form, T, window):
         alone = form(q[row : row + 1, real:], k[row : row + 1, skip:], v[row : row + 1, skip:], window=window)
         torch.testing.assert_close(o[row : row + 1, real:], alone, rtol=1e-12, atol=1e-12)
     assert o.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("packed", [False, True])
+def test_keys_before_the_row_are_those_of_its_first_document(packed, window):
+    """A segment of a row: S - T keys lie before it, of which some belong to other documents; forward and backward."""
+    chance = torch.Generator().manual_seed(0)
+    B, T, before = 3, 11, 9
+    q = torch.randn(B, T, 4, 8, generator=chance, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(B, before + T, 2, 8, generator=chance, dtype=torch.float64, requires_grad=True) for _ in "kv")
+    starts_BT = torch.zeros(B, T, dtype=torch.long)
+    starts_BT[0, [4, 5]] = starts_BT[1, 1] = 1
+    documents = Documents.from_ids(starts_BT.cumsum(1)) if packed else None
+    skip_B = torch.tensor([3, before, 0]) if packed else None
+    found, true = (
+        form(q, k, v, window=window, documents=documents, skip_B=skip_B) for form in (attention, attention_slow)
+    )
+    torch.testing.assert_close(found, true)
+    weights = torch.randn(found.shape, generator=chance, dtype=torch.float64)
+    for got, wanted in zip(*(torch.autograd.grad((o * weights).sum(), (q, k, v)) for o in (found, true))):
+        torch.testing.assert_close(got, wanted)
+    if packed:
+        ids_BS = torch.cat([torch.zeros(B, before, dtype=torch.long), documents.ids_BT], 1)
+        ids_BS[torch.arange(before + T) < skip_B[:, None]] = -1
+        one = attention_slow(
+            torch.nn.functional.pad(q, (0, 0, 0, 0, before, 0)),
+            k,
+            v,
+            window=window,
+            documents=Documents.from_ids(ids_BS),
+        )
+        torch.testing.assert_close(found, one[:, before:]), "as in the whole row"

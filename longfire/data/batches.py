@@ -35,13 +35,15 @@ class Batch:
     """B rows of T tokens on one device.
 
     ids_BT int64; labels_BT int64, the next token, -100 where nothing is to be learned; positions_BT int64, in the document,
-    or in the row where documents flow on; documents: None where they flow on.
+    or in the row where documents flow on; documents: None where they flow on. pieces: how many of the rows are one row of the run's
+    count (training.seq_len_schedule).
     """
 
     ids_BT: Tensor
     labels_BT: Tensor
     positions_BT: Tensor
     documents: Documents | None = None
+    pieces: int = 1
 
     @property
     def rows(self) -> int:
@@ -53,7 +55,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         parts = (self.ids_BT, self.labels_BT, self.positions_BT, self.documents)
-        return Batch(*(None if part is None else part.to(device) for part in parts))
+        return Batch(*(None if part is None else part.to(device) for part in parts), self.pieces)
 
     def split(self, microbatches: int) -> tuple["Batch", ...]:
         """The same rows in `microbatches` equal parts, in order."""
@@ -66,14 +68,14 @@ class Batch:
     def of(self, rows: Any) -> "Batch":
         """Some of the rows: a slice, or their numbers."""
         documents = None if self.documents is None else self.documents.of(rows)
-        return Batch(self.ids_BT[rows], self.labels_BT[rows], self.positions_BT[rows], documents)
+        return Batch(self.ids_BT[rows], self.labels_BT[rows], self.positions_BT[rows], documents, self.pieces)
 
     def cut(self, context: Any) -> "Batch":
         """What lies here of rows that processes share (parallel/context.Context). Labels, positions and documents were made of whole
         rows; what fills a row up has no label."""
         share = context.share(self.positions_BT, self.documents)
         ids_BT, positions_BT = (context.cut(share, x_BT) for x_BT in (self.ids_BT, self.positions_BT))
-        return Batch(ids_BT, context.cut(share, self.labels_BT, NO_LABEL), positions_BT, share)
+        return Batch(ids_BT, context.cut(share, self.labels_BT, NO_LABEL), positions_BT, share, self.pieces)
 
     def share(self, number: int, shares: int) -> "Batch":
         """Some of the rows, of `shares` parts of the same size: what is missing is filled up with rows without labels, so that whoever
@@ -90,14 +92,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row of a batch came from: tokens [row * T, row * T + T] of the source's training stream, in that epoch."""
+    """Where a row of a batch came from: tokens [row * T, row * T + T] of the source's training stream, in that epoch; or one of the
+    pieces of these tokens."""
 
     source: str
     row: int
     epoch: int
+    piece: int = 0
+    pieces: int = 1
 
     def __str__(self) -> str:
-        return f"{self.source} row {self.row} of epoch {self.epoch}"
+        piece = f"piece {self.piece} of {self.pieces} of " if self.pieces > 1 else ""
+        return f"{self.source} {piece}row {self.row} of epoch {self.epoch}"
 
 
 class Batches:
@@ -105,6 +111,9 @@ class Batches:
 
     While a store grows behind training, what is not there yet is waited for. `wait_seconds` counts how long callers of
     `at` have stood still, for whatever reason.
+
+    stages: (first row, tokens) where rows are not of seq_len tokens from the start: from that row of the run on each is given as
+    pieces of so many tokens. Every token of a stage's rows comes once in it, its pieces in an order of their own (order.py).
     """
 
     def __init__(
@@ -114,12 +123,14 @@ class Batches:
         seq_len: int,
         seed: int,
         note: Callable[[str], None] = print,
+        stages: tuple[tuple[int, int], ...] = (),
     ) -> None:
         if data.context_len and not data.varlen:
             raise SettingsError("data.context_len splits documents, which takes data.varlen = true")
         if data.shuffle_window_rows < 1:
             raise SettingsError(f"data.shuffle_window_rows = {data.shuffle_window_rows}: at least 1")
         self.prepared, self.data, self.seq_len, self.seed, self.note = prepared, data, seq_len, seed, note
+        self.stages = stages or ((0, seq_len),)
         by_length = "window" if data.streaming else "global"
         self.order = Order(by_length if data.shuffle == "auto" else data.shuffle, data.shuffle_window_rows, seed)
         self.wait_seconds = 0.0
@@ -169,9 +180,27 @@ class Batches:
 
     def rows(self, index_start: int, count: int) -> tuple[Row, ...]:
         """Where rows [index_start, index_start + count) of the run come from: to name a batch in a message."""
-        names = self.prepared.names
-        places = zip(*(a.tolist() for a in self._places(index_start, count)))
-        return tuple(Row(names[source], row, epoch) for source, epoch, row in places)
+        names, pieces = self.prepared.names, self.seq_len // self._length(index_start)
+        places = zip(*(a.tolist() for a in self._pieces(index_start, count)))
+        return tuple(Row(names[source], row, epoch, piece, pieces) for source, epoch, row, piece in places)
+
+    def _length(self, row: int) -> int:
+        """Tokens that a row of the run is given in."""
+        return [length for first, length in self.stages if first <= row][-1]
+
+    def _pieces(self, index_start: int, count: int) -> tuple[np.ndarray, ...]:
+        """(source, epoch, row, piece) of what rows [index_start, index_start + count) of the run are given as."""
+        pieces = self.seq_len // self._length(index_start)
+        if pieces == 1:
+            return *self._places(index_start, count), np.zeros(count, np.int64)
+        firsts = [first for first, _ in self.stages]
+        first = [first for first in firsts if first <= index_start][-1]
+        stop = min((later for later in firsts if later > index_start), default=None)
+        assert stop is None or index_start + count <= stop, "a step lies in one stage"
+        index, piece = self.order.pieces(
+            np.arange(index_start * pieces, (index_start + count) * pieces), pieces, first, stop
+        )
+        return *self._find(index), piece
 
     def _places(self, index_start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(source, epoch, row) of rows [index_start, index_start + count) of the run; int64 (count,).
@@ -180,7 +209,7 @@ class Batches:
         for one by one: the rest of the block may not be there yet.
         """
         if not all(store.complete for store in self.prepared.stores):
-            return self._find(index_start, count)
+            return self._find(np.arange(index_start, index_start + count))
         first, last = index_start // BLOCK_ROWS, (index_start + count - 1) // BLOCK_ROWS
         blocks = [self._block(number) for number in range(first, last + 1)]
         start = index_start - first * BLOCK_ROWS
@@ -188,10 +217,10 @@ class Batches:
         return source, epoch, row
 
     def _find_block(self, number: int) -> np.ndarray:
-        return np.stack(self._find(number * BLOCK_ROWS, BLOCK_ROWS))
+        return np.stack(self._find(np.arange(number * BLOCK_ROWS, (number + 1) * BLOCK_ROWS)))
 
-    def _find(self, index_start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        source, k = mix(np.arange(index_start, index_start + count), self.prepared.shares, self.seed)
+    def _find(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        source, k = mix(index, self.prepared.shares, self.seed)
         epoch, row = np.empty_like(k), np.empty_like(k)
         for number in np.unique(source).tolist():
             mine = source == number
@@ -199,16 +228,17 @@ class Batches:
         return source, epoch, row
 
     def _make(self, index_start: int, count: int) -> Batch:
-        source, _, row = self._places(index_start, count)
-        tokens_BS = np.empty((count, self.seq_len + 1), self.prepared.tokenizer.dtype)
+        (source, _, row, piece), length = self._pieces(index_start, count), self._length(index_start)
+        tokens_BS = np.empty((len(row), length + 1), self.prepared.tokenizer.dtype)
         starts_BS = np.empty(tokens_BS.shape, bool) if self.data.varlen else None
         for number in np.unique(source).tolist():
             mine, stream = source == number, self.prepared.stores[number].train
-            first = row[mine] * self.seq_len
-            tokens_BS[mine] = stream.rows(first, self.seq_len + 1)
+            first = row[mine] * self.seq_len + piece[mine] * length
+            tokens_BS[mine] = stream.rows(first, length + 1)
             if starts_BS is not None:
-                starts_BS[mine] = document_starts(stream.ends, first, self.seq_len + 1)
-        return _tensors(pack(tokens_BS, starts_BS, self.data.context_len))
+                starts_BS[mine] = document_starts(stream.ends, first, length + 1)
+        batch = _tensors(pack(tokens_BS, starts_BS, self.data.context_len))
+        return replace(batch, pieces=self.seq_len // length)
 
     def _rows_there(self, number: int, k: int) -> int:
         """Rows of a source; while it grows, waits until there are enough to know number k of its order."""
@@ -239,14 +269,16 @@ class Batches:
             if not (store.complete or enough()) and self._closed.wait(POLL_SECONDS):
                 raise DataError("the batches were closed while waiting for rows")
 
-    def heldout(self, source_index: int, tokens: int, rows: int = 8) -> Iterator[Batch]:
-        """The first `tokens` held-out tokens of a source (all, if it has fewer), `rows` rows at a time.
+    def heldout(self, source_index: int, tokens: int, rows: int = 8, seq_len: int = 0) -> Iterator[Batch]:
+        """The first `tokens` held-out tokens of a source (all, if it has fewer), `rows` rows (of seq_len tokens) at a time.
 
         The last row is filled up with id 0 and label -100. The first token of all has no label, nor has, with varlen, the
         first of each document.
         """
         length = self.heldout_tokens(source_index, tokens)
-        yield from in_order(self.prepared.stores[source_index].heldout, length, self.seq_len, self.data, rows)
+        yield from in_order(
+            self.prepared.stores[source_index].heldout, length, seq_len or self.seq_len, self.data, rows
+        )
 
     def heldout_tokens(self, source_index: int, tokens: int) -> int:
         """How many tokens `heldout` reads. While the store grows, waits until it has that many, so that evaluations of one

@@ -131,6 +131,21 @@ class Order:
         keys = key(self.seed, 2, source, epoch, start)
         return epoch, start + permute(place - start, np.minimum(stop, rows) - start, keys).astype(np.int64)
 
+    def pieces(self, number: np.ndarray, each: int, first: int, stop: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """(row of the run, piece of it) int64 (N,) of pieces that rows first to stop (None: the run's end) are given as, `each` of a
+        row: number n is in its place where nothing is shuffled, and else a permutation inside windows that double until they have
+        `window_rows` pieces, so that what a batch holds does not all come from a few long rows. Whatever the windows, rows first to
+        stop give each of their pieces once.
+        """
+        number = np.asarray(number, np.int64)
+        if self.shuffle != "none":
+            place = number - first * each
+            start, end = _windows(place, np.zeros_like(place), self.window_rows)
+            size = (end if stop is None else np.minimum(end, (stop - first) * each)) - start
+            keys = key(self.seed, 3, first, start)
+            number = first * each + start + permute(place - start, size, keys).astype(np.int64)
+        return number // each, number % each
+
 
 def _windows(place: np.ndarray, epoch: np.ndarray, window_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """[start, stop) of the window around each place of an epoch.

@@ -126,8 +126,8 @@ def export_bytes(run_folder: Path, step: int, out: Path, dtype: str, plugins: tu
             "a model of transformers (model.backend) is exported by its own class, which holds it: leave --compare out"
         )
     tokenizer = tokenizer_of(run)
-    model = on_meta(run.shape.with_vocabulary(tokenizer.vocab_size))
     step, weights = weights_on_disk(run.folder / run.checkpoint.folder, step)
+    model = on_meta(run.shape_after(step).with_vocabulary(tokenizer.vocab_size))
     chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
     return export(model, tokenizer, out, dtype=chosen, facts=facts_of(run, step), on_disk=weights)
 

@@ -1,6 +1,6 @@
 """Causal softmax attention with rotary positions and grouped heads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,11 @@ class Attention(Mixer):
         # A tensor: a number would be a constant of the compiled block, and every layer be compiled for itself.
         self.inverse_layer = torch.tensor(1 / (layer + 1), device="cpu") if shape.scale_by_inverse_layer else None
         self.attend = attention
+
+    def turn_by(self, theta: float) -> None:
+        """Let rotary positions, if there are any, have this base."""
+        self.shape = replace(self.shape, rope_theta=theta)
+        self.rotary = None if self.rotary is None else replace(self.rotary, theta=theta)
 
     def prepare(self, seq: Sequence) -> None:
         """cos and sin of all positions, once for all layers that turn alike."""

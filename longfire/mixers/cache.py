@@ -28,6 +28,14 @@ class Cache:
         """Tokens already seen of each row; one number where all rows have the same."""
         return self.length if self.padding_B is None else self.length - self.padding_B
 
+    def of(self, layer: int) -> "Cache":
+        """What this layer's block is given of it."""
+        return self
+
+    def kept(self, layer: int) -> dict[str, Tensor]:
+        """What the layer reads, and writes anew."""
+        return self.layers[layer]
+
     def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
         """How many of a layer's `keys`, the last `tokens` of which are new, are padding in each row; None: none."""
         return None if self.padding_B is None else (keys - tokens - self.lengths_B).clamp_min(0)

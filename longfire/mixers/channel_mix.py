@@ -40,7 +40,7 @@ class ChannelMix(nn.Module):
         }
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        kept = {} if seq.cache is None else seq.cache.layers[self.layer]
+        kept = {} if seq.cache is None else seq.cache.kept(self.layer)
         previous_BTD, kept["mlp_previous"] = self.shift(
             x_BTD, before_BD=kept.get("mlp_previous"), documents=seq.documents
         )

@@ -23,9 +23,9 @@ class Sequence:
     """All that varies along the sequence, in one object: a new idea adds a field here, not an argument to every layer.
 
     positions_BT: position of each token in its document (int64); documents: None where each row is one document;
-    cache: None in training. noise_BT: what dropout is made of (ops/dropout.py), another one for each block; None: no dropout.
-    shared: what layers share in one forward: made before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one
-    layer for later ones.
+    cache: None in training of whole rows. noise_BT: what dropout is made of (ops/dropout.py), another one for each block; None: no
+    dropout. shared: what layers share in one forward: made before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by
+    one layer for later ones.
     """
 
     positions_BT: Tensor
@@ -82,7 +82,7 @@ class Mixer(nn.Module):
 
     def kept(self, seq: Sequence) -> dict[str, Tensor]:
         """What this layer keeps between calls of a generation; in training a dict that is thrown away."""
-        return {} if seq.cache is None else seq.cache.layers[self.layer]
+        return {} if seq.cache is None else seq.cache.kept(self.layer)
 
     def convolved(self, name: str, x_BTD: Tensor, seq: Sequence, silu: bool = True) -> Tensor:
         """x after the short causal convolution `<name>_conv1d`, if this mixer has one, and SiLU with it."""

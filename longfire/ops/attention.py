@@ -36,8 +36,9 @@ def attention(
 ) -> Tensor:
     """Causal softmax(q k^T * scale) v -> (B, T, H, V). Queries are the last T of S positions; G key/value heads serve H heads.
 
-    window: keys a query sees, itself included. documents (T = S only): tokens see their own document. scale: K^-0.5 if None.
-    skip_B (not with documents): so many keys at the left end of each row are seen by no query but their own.
+    window: keys a query sees, itself included. documents: tokens see their own document; of S - T keys before a row, those from
+    skip_B on belong to its first document. scale: K^-0.5 if None.
+    skip_B: so many keys at the left end of each row are seen by no query but their own.
     dropout: share of the weights that become 0, by the queries' noise (T = S only) and the head's number, which counts from
     first_head; none without noise. It leaves the fused kernels: their masks depend on the order in which they draw.
     bf16 on a CPU without bf16 units is multiplied in fp32 (torch's bf16 backward takes 5x the time there).
@@ -55,11 +56,10 @@ def attention(
     window = None if window is not None and window >= S else window
     q, k, v = (multipliable(x) for x in (q_BTHK, k_BSGK, v_BSGV))
     if documents is not None:
-        assert T == S and skip_B is None, "documents are for whole rows"
-        o_BTHV = packed(q, k, v, documents, window, scale)
+        o_BTHV = packed(q, k, v, documents, window, scale, skip_B)
     elif window is not None and T == S and skip_B is None and has_varlen_kernel(q, v):  # it skips what a window hides
         row_ends = torch.arange(0, len(q) * T + 1, T, dtype=torch.int32, device=q.device)
-        o_BTHV = varlen(q, k, v, row_ends, T, window, scale)
+        o_BTHV = varlen(q, k.flatten(0, 1), v.flatten(0, 1), (row_ends, row_ends), (T, T), window, scale)
     else:
         o_BTHV = one_document(q, k, v, window, scale, skip_B)
     return o_BTHV.to(q_BTHK.dtype)
@@ -73,29 +73,42 @@ def multipliable(x: Tensor) -> Tensor:
 @torch.compiler.disable(
     reason="the lengths of documents differ from batch to batch: a graph of them would be made anew each time"
 )
-def packed(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None) -> Tensor:
+def packed(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None,
+    skip_B: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Rows of several documents, each seeing itself only: one call of a varlen kernel, or document by document.
 
     The rows are laid end to end, split where documents end, and joined again, so that nothing is paid for what is not seen.
     """
+    (B, T), S = q.shape[:2], k.shape[1]
+    k_ND, v_ND, key_ends, longest = k.flatten(0, 1), v.flatten(0, 1), documents.cu_lengths, documents.max_length
+    if S > T:  # keys before the row: its first document's from skip_B on, the others nobody's
+        skip_B = torch.zeros(B, dtype=torch.int64, device=q.device) if skip_B is None else skip_B
+        seen_BS = torch.arange(S, device=q.device) >= skip_B[:, None]
+        k_ND, v_ND, longest = k[seen_BS], v[seen_BS], longest + S - T
+        before = torch.zeros_like(key_ends)
+        before[1:][key_ends[:-1] % T == 0] = (S - T - skip_B).to(before.dtype)
+        key_ends = key_ends + before.cumsum(0, dtype=before.dtype)
     if has_varlen_kernel(q, v):
-        return varlen(q, k, v, documents.cu_lengths, documents.max_length, window, scale)
-    lengths = documents.cu_lengths.diff().tolist()
-    pieces = zip(*(x.flatten(0, 1).split(lengths) for x in (q, k, v)))
+        return varlen(q, k_ND, v_ND, (documents.cu_lengths, key_ends), (documents.max_length, longest), window, scale)
+    lengths, key_lengths = documents.cu_lengths.diff().tolist(), key_ends.diff().tolist()
+    pieces = zip(q.flatten(0, 1).split(lengths), k_ND.split(key_lengths), v_ND.split(key_lengths))
     outputs = [one_document(q[None], k[None], v[None], window, scale)[0] for q, k, v in pieces]
     return torch.cat(outputs).unflatten(0, (len(q), -1))
 
 
 def varlen(
-    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, window: int | None, scale: float | None
-) -> Tensor:
-    """torch's varlen flash attention: documents that end at `ends` (int32, from 0) of the rows laid end to end."""
+    q: Tensor, k_ND: Tensor, v_ND: Tensor, ends: tuple[Tensor, Tensor], longest: tuple[int, int], window: int | None,
+    scale: float | None,
+) -> Tensor:  # fmt: skip
+    """torch's varlen flash attention: documents that end at `ends` (int32, from 0; of the queries, of the keys) of the rows laid
+    end to end. A document's queries are its last tokens."""
     from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
 
-    grouped = {"enable_gqa": True} if q.shape[2] != k.shape[2] else {}
+    grouped = {"enable_gqa": True} if q.shape[2] != k_ND.shape[1] else {}
     seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
-    rows = (x.flatten(0, 1) for x in (q, k, v))
-    o = varlen_attn(*rows, ends, ends, longest, longest, scale=scale, window_size=seen, **grouped)
+    o = varlen_attn(q.flatten(0, 1), k_ND, v_ND, *ends, *longest, scale=scale, window_size=seen, **grouped)
     return o.unflatten(0, (len(q), -1))
 
 
@@ -121,6 +134,8 @@ def one_document(
         return one_query(q, k[:, first:], v[:, first:], scale, None if skip_B is None else skip_B - first)
     if T == S and (window is None or window >= S) and skip_B is None:
         return kernel(q, k, v, scale, causal=True)
+    if window is None and skip_B is None:
+        return after_earlier(q, k, v, scale)
     masks: dict[tuple[int, int], Tensor] = {}  # blocks inside a long row share one
     outputs = []
     for start in range(S - T, S, BLOCK):
@@ -133,6 +148,15 @@ def one_document(
         queries = q[:, start - (S - T) : stop - (S - T)]
         outputs.append(kernel(queries, k[:, first:stop], v[:, first:stop], scale, mask=masks[shape]))
     return torch.cat(outputs, 1)
+
+
+def after_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """Keys before the first query, which all queries see, and those of the queries: two parts of one softmax, without any mask."""
+    before = k.shape[1] - q.shape[1]
+    o_early, lse_early_BHT = attention_parts(q, k[:, :before], v[:, :before], causal=False, scale=scale)
+    o_own, lse_own_BHT = attention_parts(q, k[:, before:], v[:, before:], causal=True, scale=scale)
+    share_BTH1 = (lse_early_BHT - lse_own_BHT).sigmoid().transpose(1, 2)[..., None]
+    return torch.lerp(o_own, o_early, share_BTH1)
 
 
 def one_query(q: Tensor, k: Tensor, v: Tensor, scale: float | None, skip_B: Tensor | None) -> Tensor:
@@ -228,13 +252,14 @@ def visible(
     seen = key <= query
     if window is not None:
         seen &= key > query - window
+    seen = seen[None]
     if skip_B is not None:
-        return (seen & ((key >= skip_B[:, None, None]) | (key == query)))[:, None]
-    if documents is None:
-        return seen[None, None]
-    assert T == S, "documents are for whole rows"
-    ids_BT = documents.ids_BT
-    return (seen & (ids_BT[:, :, None] == ids_BT[:, None, :]))[:, None]
+        seen = seen & ((key >= skip_B[:, None, None]) | (key == query))
+    if documents is not None:  # keys before the row are of its first document
+        ids_BT = documents.ids_BT
+        ids_BS = torch.cat([ids_BT[:, :1].expand(-1, S - T), ids_BT], 1)
+        seen = seen & (ids_BT[:, :, None] == ids_BS[:, None, :])
+    return seen[:, None]
 
 
 def softmax_slow(

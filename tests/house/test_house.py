@@ -18,9 +18,9 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # one floor that are listed in APART import nothing of each other. A file of a package may have a floor of its own.
 FLOORS = [
     ["__init__"],
-    ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options"],
+    ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options", "lengths"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
-    ["model", "loss", "shards", "checkpoint", "plugins"],
+    ["model", "loss", "passing", "shards", "checkpoint", "plugins"],
     ["hub", "parallel.pipeline", "parallel.apply"],
     ["run"],
     ["weights", "parallel.memory", "parallel.planner", "parallel.tables"],
