@@ -22,7 +22,7 @@ FLOORS = [
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
     ["model", "loss", "passing", "shards", "checkpoint", "plugins"],
     ["hub", "parallel.pipeline", "parallel.apply"],
-    ["run"],
+    ["run", "checks"],
     ["weights", "parallel.memory", "parallel.planner", "parallel.tables"],
     ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
     ["tasks"],
@@ -52,7 +52,7 @@ PRIVATE_NAMES = {
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 600, 80, 10, 5000
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 600, 80, 10, 5200
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
@@ -297,6 +297,7 @@ def test_the_light_rooms_import_nothing_heavy_at_their_top():
         "launch",
         "options",
         "run",
+        "checks",
         "hub/__init__",
         "hub/families",
         "hub/families_fla",
