@@ -157,7 +157,7 @@ def attention_in_blocks(
 ) -> Tensor:
     """Causal attention of whole rows -> (B, T, H, V), whose keys come so many at a time as if they came by in a ring: what `longfire
     doctor` looks at."""
-    return _InBlocks.apply(q_BTHK, k_BSGK, v_BSGV, keys, Manner.of(q_BTHK, v_BTGV, window, scale))
+    return _InBlocks.apply(q_BTHK, k_BSGK, v_BSGV, keys, Manner.of(q_BTHK, v_BSGV, window, scale))
 
 
 def attention_in_blocks_slow(
