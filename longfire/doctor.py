@@ -21,6 +21,7 @@ from longfire import ops
 from longfire.launch import cxx_compiler
 from longfire.ops import (
     attention,
+    attention_blocks,
     cross_entropy,
     delta_rule,
     dplr,
@@ -223,6 +224,12 @@ def cases() -> Iterator[Case]:
         "all keys, grouped heads": {"causal": False, "heads": 2, "queries": 1 / 3},
     }.items():
         yield Case(attention, "attention_parts", name, partial(attention_inputs, **options))
+    for name, options in {
+        "grouped heads": {"heads": 2},
+        "window, own value size": {"window": 9, "own_value_size": True},
+    }.items():
+        inputs = partial(attention_inputs, keys=32, **options)
+        yield Case(attention_blocks, "attention_in_blocks", name, inputs)
     for module, op, decays in (
         (linear_attention, "linear_attention", ("none", "constant", "scalar", "vector", "value")),
         (delta_rule, "delta_rule", ("none", "scalar", "vector")),

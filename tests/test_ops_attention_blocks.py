@@ -148,3 +148,14 @@ def test_dropout_of_a_piece_is_that_of_the_row():
     for piece in meetings(slice(1, 2), Span(8, 16, 8), Span(0, 16, 0), how):
         mine = blocks.weights_kept(piece, how, q, noise_BT)
         assert torch.equal(mine, whole[1:2, :, piece.queries.here, piece.keys.start : piece.keys.stop])
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"window": 11, "scale": 0.3}])
+def test_what_doctor_looks_at(options):
+    leaves = [x.requires_grad_() for x in inputs(23, 23, 8, 6)]
+    mine, true = (
+        op(*leaves, keys=9, **options) for op in (blocks.attention_in_blocks, blocks.attention_in_blocks_slow)
+    )
+    d_o = torch.randn_like(true)
+    for a, b in zip((mine, *torch.autograd.grad(mine, leaves, d_o)), (true, *torch.autograd.grad(true, leaves, d_o))):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)

@@ -13,14 +13,15 @@ The backward needs the joined output and logsumexp only: with P = exp(scores - l
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longfire.ops import chosen
-from longfire.ops.attention import weight_mask
+from longfire.ops.attention import attention_slow, weight_mask
 from longfire.ops.linear import in_fp32, working_dtype
 
 BLOCK = 256  # queries of a block that is written out: its scores are BLOCK x the keys that they see
@@ -151,6 +152,51 @@ class Gradients:
                 whole[where] += part
 
 
+def attention_in_blocks(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, keys: int, window: int | None = None, scale: float | None = None
+) -> Tensor:
+    """Causal attention of whole rows -> (B, T, H, V), whose keys come so many at a time as if they came by in a ring: what `longfire
+    doctor` looks at."""
+    return _InBlocks.apply(q_BTHK, k_BSGK, v_BSGV, keys, Manner.of(q_BTHK, v_BSGV, window, scale))
+
+
+def attention_in_blocks_slow(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, keys: int, window: int | None = None, scale: float | None = None
+) -> Tensor:
+    """The truth: all scores at once. Same arguments and result."""
+    assert keys > 0
+    return attention_slow(q_BTHK, k_BSGK, v_BSGV, window=window, scale=scale)
+
+
+class _InBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, keys: int, manner: Manner) -> Tensor:
+        outputs = Outputs(q, v.shape[-1], manner, None)
+        for here, pieces in key_blocks(q.shape[1], keys, manner):
+            outputs.meet(k[:, here], v[:, here], pieces)
+        o = outputs.o.to(q.dtype)
+        ctx.save_for_backward(q, k, v, o, outputs.lse)
+        ctx.keys, ctx.manner = keys, manner
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, o, lse = ctx.saved_tensors
+        gradients = Gradients(q, o, lse, d_o, ctx.manner, None)
+        d_k, d_v = (torch.zeros_like(x, dtype=working_dtype(x)) for x in (k, v))
+        for here, pieces in key_blocks(q.shape[1], ctx.keys, ctx.manner):
+            gradients.meet(k[:, here], v[:, here], d_k[:, here], d_v[:, here], pieces)
+        return gradients.d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None, None
+
+
+def key_blocks(T: int, keys: int, manner: Manner) -> Iterator[tuple[slice, Iterator[Piece]]]:
+    """Where so many keys at a time lie in a row, and what of T queries sees them."""
+    for start in range(0, T, keys):
+        stop = min(start + keys, T)
+        yield slice(start, stop), meetings(slice(None), Span(0, T, 0), Span(start, stop, 0), manner)
+
+
 def multipliable(x: Tensor, manner: Manner) -> Tensor:
     """x as the kernel takes it: on CUDA as it is; a CPU's kernel would round outputs to bf16 before they are joined."""
     return x if manner.fused and x.device.type == "cuda" else in_fp32(x)
@@ -262,8 +308,8 @@ def fused(
     """The same by the kernels behind torch's SDPA, which are private but give the logsumexp that the public face drops: torch's own
     context parallelism calls them so. Equal head sizes only: the smaller one is padded with zeros.
 
-    The path of CUDA follows their schemas and that caller, and has not run yet where this was written; its outputs are rounded to
-    half precision once a block, before they are joined in fp32.
+    The path of CUDA follows their schemas and that caller; where this was written no GPU was at hand, so that `longfire doctor` is the
+    first to run it. Its outputs are rounded to half precision once a block, before they are joined in fp32.
     """
     V = v.shape[-1]
     q, k, v = for_kernel(q, k, v)
