@@ -121,7 +121,7 @@ def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any
     """Peaks of doubling lengths (and those half-way), until a side holds more than the budget."""
     options.child, rows, reached = "small", [], {}
     for name in ("vanilla, lean MLP", "ours") if options.quick else SIDES:
-        base, tokens = peak_bytes(options, name, SHORT), 512
+        base, tokens = peak_bytes(options, name, SHORT), 512 if options.quick else 1024
         while tokens <= longest:
             peak = peak_bytes(options, name, tokens) - base
             rows.append(
