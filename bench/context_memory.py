@@ -1,8 +1,9 @@
 """Memory of long rows on one device: what a layer keeps, a step's peak against the length, the longest row of a 100M hybrid.
 
-Goals (issue 5): ours keeps at most 2 b h s bytes a layer, the formula of the Blockwise Parallel Transformer in bf16 (Liu 2023,
-RingAttention, table 1); at equal memory its rows are at least 4x as long as those of attention with all scores in memory beside an
-MLP in chunks. Peaks are those of a process that trains one step in fp32, less those of the same step on a row of 64 tokens.
+Goals (issue 5): ours keeps at most 2 b h s bytes a layer, as the Blockwise Parallel Transformer in bf16 (Liu 2023, RingAttention,
+table 1, which counts the largest activation of a layer that is computed again); at equal memory its rows are at least 4x as long as
+those of attention with all scores in memory beside an MLP in chunks. Peaks are those of a process that trains one step in fp32, less
+those of the same step on a row of 64 tokens.
 
     python bench/context_memory.py                    all parts; --part kept|lengths|hybrid: one, the others' results stay
 """
@@ -121,7 +122,7 @@ def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any
     """Peaks of doubling lengths (and those half-way), until a side holds more than the budget."""
     options.child, rows, reached = "small", [], {}
     for name in ("vanilla, lean MLP", "ours") if options.quick else SIDES:
-        base, tokens = peak_bytes(options, name, SHORT), 512
+        base, tokens = peak_bytes(options, name, SHORT), 512 if options.quick else 1024
         while tokens <= longest:
             peak = peak_bytes(options, name, tokens) - base
             rows.append(

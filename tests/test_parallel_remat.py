@@ -93,8 +93,13 @@ def test_any_mlp_in_any_chunks(mlp, size):
     assert_changes_nothing({"keeping": NOTHING, "mlp_chunk_size": size}, "rwkv7", mlp=mlp)
 
 
+OTHERS = ("block, mlp in chunks", "offloaded", "block, matmuls kept")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["block, mlp in chunks", "blockwise transformer", "offloaded", "block, matmuls kept"])
+@pytest.mark.parametrize(
+    "way", ["blockwise transformer", *(pytest.param(way, marks=pytest.mark.matrix) for way in OTHERS)]
+)
 def test_compiled(way):
     """fp32, other kernels: what test_compiled_gradients_equal_eager_ones allows."""
     true, gradients = loss_and_gradients(tiny_model("attention"))

@@ -1,0 +1,42 @@
+"""bench/context_memory.py: its parts run in small, and what a recomputed block keeps is what the paper's formula allows."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
+    return runpy.run_path(str(BENCH / "context_memory.py"))
+
+
+def test_ours_keeps_at_most_2_b_h_s(bench):
+    rows = {row["side"]: row for row in bench["kept"](128)}
+    assert rows["ours"]["ratio"] <= 1.01 and rows["blockwise"]["ratio"] <= 1.01
+    assert rows["memory-efficient"]["bytes a token and layer"] > 8 * rows["ours"]["bytes a token and layer"]
+
+
+def test_the_line_of_a_hybrid_goes_through_its_last_points(bench, monkeypatch):
+    """By peaks that grow by 1 MB a token from 1 GiB; the step itself runs once."""
+    functions = bench["longest_hybrid"].__globals__
+    monkeypatch.setitem(functions, "peak_bytes", lambda options, side, tokens: 2**30 + 10**6 * tokens)
+    options = type("Options", (), {"quick": True})()
+    rows, (line,) = bench["longest_hybrid"](options, [100, 200], 20 * 2**30)
+    assert [row["tokens"] for row in rows] == [100, 200]
+    assert line["longest by the line"] == pytest.approx(19 * 2**30 / 10**6, rel=1e-3)
+    bench["one_step"](bench["hybrid"](True), bench["SIDES"]["ours"], 96)
+
+
+def test_the_longest_row_is_the_last_within_the_budget(bench, monkeypatch):
+    functions = bench["lengths"].__globals__
+    each = {"vanilla, lean MLP": 4, "ours": 1}
+    monkeypatch.setitem(functions, "peak_bytes", lambda options, side, tokens: each[side] * tokens)
+    _, best = bench["lengths"](type("Options", (), {"quick": True})(), 4 * 1400, 8192)
+    longest = {row["side"]: row["longest row within the budget"] for row in best}
+    assert longest == {"vanilla, lean MLP": 1024, "ours": 4096}
+    assert best[1]["times vanilla with lean MLP (goal 4)"] == 4
