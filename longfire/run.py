@@ -20,7 +20,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
-from longfire.parallel.plan import refusals, resolve_degrees
+from longfire.parallel.plan import resolve_degrees
 from longfire.shape import ForeignShape, ModelShape, mixer_of, read_config
 
 RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
@@ -348,7 +348,6 @@ def check(run: Run, trains: bool = True) -> None:
 
 def of_plan(run: Run) -> Iterator[str]:
     """The plan is one that is proven, and what is asked of many processes makes sense for them."""
-    yield from refusals(run.degrees)
     many, parallelism = run.world.size > 1, run.parallelism
     if run.degrees["pp"] > 1 and run.shape:
         yield from stages.refusals(

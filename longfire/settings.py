@@ -169,6 +169,13 @@ class Parallelism:
     tensor_parallel_degree: int = setting(1, "processes that share each matrix", POSITIVE)
     pipeline_parallel_degree: int = setting(1, "processes that share the layers", POSITIVE)
     context_parallel_degree: int = setting(1, "processes that share each row", POSITIVE)
+    context_parallel_strategy: Literal["auto", "ring", "allgather", "alltoall"] = setting(
+        "auto", "how softmax attention sees the whole row: keys and values passed around, gathered, or heads exchanged"
+    )
+    context_parallel_layout: Literal["auto", "contiguous", "zigzag", "balanced"] = setting(
+        "auto",
+        "which pieces of a row a process holds: one, two that balance causal attention, or by the work of documents",
+    )
     reshard_after_forward: Literal["auto", "always", "never"] = setting(
         "auto",
         "give gathered parameters back after a block's forward, and gather them again in its backward; auto: unless "

@@ -1,6 +1,5 @@
-"""Which layouts a run may have: degrees from settings, and refusals with their reason, before a device is touched."""
+"""Which layouts a run may have: degrees from settings, checked before a device is touched."""
 
-from collections.abc import Iterator
 from math import prod
 
 from longfire.errors import SettingsError
@@ -56,13 +55,8 @@ def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
     return dict(zip(MESH_DIM, numbers))
 
 
-def reshards(parallelism: Parallelism, pp: int, dp_shard: int) -> bool:
-    """Whether a gathered block is given back between its forward and its backward (reshard_after_forward)."""
+def reshards(parallelism: Parallelism, pp: int, shards: int) -> bool:
+    """Whether a gathered block is given back between its forward and its backward (reshard_after_forward). shards: processes that
+    parameters are cut over, along dp_shard and cp."""
     asked = parallelism.reshard_after_forward
-    return asked == "always" or (asked == "auto" and pp == 1 and dp_shard > 1)
-
-
-def refusals(degrees: dict[str, int]) -> Iterator[str]:
-    """What no test proves to leave the gradients as they are (promise 3), each with its reason."""
-    if degrees["cp"] > 1:
-        yield f"parallelism.context_parallel_degree = {degrees['cp']} (rows shared by processes) is not supported yet: set it to 1"
+    return asked == "always" or (asked == "auto" and pp == 1 and shards > 1)
