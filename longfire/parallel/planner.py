@@ -5,6 +5,7 @@ seconds from parallel/cost.py. docs/planning.md has every formula once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import product
 from math import log
@@ -60,6 +61,13 @@ class Planner:
         self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
         self.layouts: dict[int, list[list[int]]] = {}
         self.exchanged: dict[tuple, tuple[Exchange, ...]] = {}
+        self.lines: dict[tuple, Part] = {}
+
+    def on(self, device: Device) -> "Planner":
+        """The same run on other devices; what has been measured stays."""
+        other = copy(self)
+        other.device, other.exchanged = device, {}
+        return other
 
     def of_recipe(self) -> Plan:
         """The plan that the settings say. Raises SettingsError for one that cannot be."""
@@ -141,13 +149,17 @@ class Planner:
     # Memory
 
     def part(self, plan: Plan, name: int | str, here: int) -> Part:
-        """What one process runs of a part, `here` tokens of each row. Long rows, and several of them as one, are read off a straight
-        line: what holds a number for each token grows so."""
-        if here <= MEASURED_TOKENS:
+        """What one process runs of a part, `here` tokens of each row. Rows of another length than the recipe's, and long ones, are
+        read off a straight line, several of them as one: what holds a number for each token grows so."""
+        if here <= MEASURED_TOKENS and here == plan.here(self.seq_len):
             return self.meter(plan.tp, here).part(name, plan.remat, plan.batch_size)
-        lengths = MEASURED_TOKENS // 2, MEASURED_TOKENS
-        one, two = (self.meter(plan.tp, length).part(name, plan.remat, 1) for length in lengths)
-        return Part.of_rows(one, two, plan.batch_size * here / lengths[0])
+        short = min(MEASURED_TOKENS // 2, self.seq_len)
+        which = name if isinstance(name, str) else self.meter(plan.tp, short).kind_of[name]
+        key = plan.tp, which, plan.remat, plan.batch_size * here
+        if key not in self.lines:
+            one, two = (self.meter(plan.tp, length).part(which, plan.remat, 1) for length in (short, 2 * short))
+            self.lines[key] = Part.of_rows(one, two, plan.batch_size * here / short)
+        return self.lines[key]
 
     def groups_of(self, tp: int, shards: int) -> dict[int | str, Group]:
         """What is gathered together, of one process of `tp` x `shards`: blocks by number, the two ends by name."""
@@ -238,13 +250,9 @@ class Planner:
     def largest_batch_size(self, plan: Plan) -> int:
         return self.largest(lambda rows: self.peak(replace(plan, batch_size=rows)).total)
 
-    def largest_seq_len(self, plan: Plan, through: int = 0) -> int:
-        """By a straight line through the lengths of the recipe (or `through`) and twice that: all that a block keeps grows with the
-        tokens."""
-        T = through or self.seq_len
-        one, two = (self.peak(plan, length).total for length in (T, 2 * T))
-        step = plan.tp * plan.cp * (64 if T >= 64 else 1)
-        return self.largest(lambda tokens: one + (two - one) * (tokens / T - 1), step)
+    def largest_seq_len(self, plan: Plan) -> int:
+        step = plan.tp * plan.cp * (64 if self.seq_len >= 64 else 1)
+        return self.largest(lambda tokens: self.peak(plan, tokens).total, step)
 
     # Time
 

@@ -23,7 +23,7 @@ FLOORS = [
     ["model", "loss", "shards", "checkpoint", "plugins"],
     ["hub", "parallel.pipeline", "parallel.apply"],
     ["run"],
-    ["weights", "parallel.memory", "parallel.holding", "parallel.planner", "parallel.longest", "parallel.tables"],
+    ["weights", "parallel.memory", "parallel.holding", "parallel.planner", "parallel.longest", "parallel.published", "parallel.tables"],
     ["evaluate", "generate", "recall", "hub.convert", "hub.adopt", "hub.transplant", "distill"],
     ["tasks"],
     ["finish", "prompts", "scores"],
