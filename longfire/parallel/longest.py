@@ -47,7 +47,9 @@ def plans(planner: Planner, processes: int, tps: tuple[int, ...]) -> Iterator[Pl
         if processes % tp or any(planner.refusals(tp, tp)):
             continue
         for cp in divisors(processes // tp):
-            plan = Plan(1, processes // tp // cp, cp, tp, 1, "block", 1, 1, layout=planner.layout if cp > 1 else "contiguous")
+            plan = Plan(
+                1, processes // tp // cp, cp, tp, 1, "block", 1, 1, layout=planner.layout if cp > 1 else "contiguous"
+            )
             softmax = planner.softmax(plan) if cp > 1 else []
             for way in strategy.STRATEGIES if softmax else ("ring",):
                 if not any(strategy.refusal(way, heads, cp) for heads in softmax):
@@ -59,7 +61,9 @@ def seconds_of(planner: Planner, tokens: int, sharing: int) -> float:
     if not tokens:
         return 0.0
     blocks = sum(block.flops_per_token(tokens) for block in planner.model.layers)
-    return cost.compute_seconds(tokens * (4 * blocks + 3 * planner.flops_of_head) / sharing, planner.device, planner.dtype)
+    return cost.compute_seconds(
+        tokens * (4 * blocks + 3 * planner.flops_of_head) / sharing, planner.device, planner.dtype
+    )
 
 
 def of_mixers(run: Run, device: Device, counts: tuple[int, ...]) -> Iterator[tuple[str, list[Longest] | str]]:

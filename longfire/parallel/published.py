@@ -3,11 +3,11 @@
 docs/planning.md says which assumptions reproduce the printed numbers, and where none does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from longfire.parallel.cost import Device
-from longfire.parallel.longest import Longest, longest
+from longfire.parallel.longest import PIECE, Longest, longest
 from longfire.parallel.planner import Planner
 from longfire.run import Run
 from longfire.settings import Parallelism
@@ -107,13 +107,15 @@ def arithmetic(row: Row) -> dict[str, int]:
     size = SIZES[row.model]
     free = row.memory - STATES * size.parameters / row.devices
     columns = {
-        kind: thousands(lambda s, kind=kind: KEPT[kind] * size.layers * ACTIVATIONS[kind](1, s, size.hidden, size.heads, 0), free)
+        kind: thousands(
+            lambda s, kind=kind: KEPT[kind] * size.layers * ACTIVATIONS[kind](1, s, size.hidden, size.heads, 0), free
+        )
         for kind in KEPT
     }
     return {**columns, "ring": columns["blockwise"] * row.ring}
 
 
-def thousands(bytes_of: object, free: float) -> int:
+def thousands(bytes_of: Callable[[int], float], free: float) -> int:
     """The largest power of two of 1000 tokens whose bytes fit; 0 if none."""
     most = 0
     while bytes_of(1000 * max(1, 2 * most)) <= free:
@@ -136,7 +138,8 @@ def devices_of(row: Row) -> int:
 def ours(run: Run, dtype: str = "bfloat16", rows: tuple[Row, ...] = ROWS) -> Iterator[tuple[Row, Longest]]:
     """The longest row that fits on the devices of each row of table 3 with our plans, activations in `dtype`."""
     planners: dict[str, Planner] = {}
-    plain = replace(run, parallelism=Parallelism(), degrees=dict.fromkeys(run.degrees, 1))
+    training = replace(run.training, seq_len=PIECE)
+    plain = replace(run, training=training, parallelism=Parallelism(), degrees=dict.fromkeys(run.degrees, 1))
     for row in rows:
         if row.model not in planners:
             planners[row.model] = Planner(replace(plain, shape=SIZES[row.model].shape()), device_of(row), dtype)

@@ -13,8 +13,8 @@ from longfire.disk import write_whole
 from longfire.errors import SettingsError
 from longfire.parallel.axes import AXES
 from longfire.parallel.cost import GIB, USABLE_MEMORY, Device
-from longfire.parallel.mesh import Mesh
 from longfire.parallel.forecast import Forecast, Plan
+from longfire.parallel.mesh import Mesh
 from longfire.parallel.planner import Planner
 from longfire.parallel.strategy import Ranked
 
