@@ -38,7 +38,7 @@ def test_it_can_be_trained(path, compose):
     assert not told, "a recipe of ours uses today's spellings"
     assert Path(run.model.config).parent == FOLDER / "models"
     assert run.job.dump_folder == f"runs/{path.stem}"
-    assert run.accumulation * run.training.batch_size == run.rows_per_step
+    assert run.accumulation * run.training.batch_size * run.data_processes == run.rows_per_step
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
