@@ -1,7 +1,8 @@
 """`longfire plan` against truth: bytes that tensors of the second step hold at most, predicted and measured, on a CPU in fp32.
 
-Goal (issues 4 and 5): within 10 %. Measured is the sum of all storages that live, after each operation of a real step (what an operator of
-torch holds only while it works is in neither number). One process, then two that share parameters, and two that share rows.
+Goal (issues 4 and 5): within 10 %. Measured is the sum of all storages that live, after each operation of a real step (what an
+operator of torch holds only while it works is in neither number). One process, then two that share parameters, and two that share
+rows.
 """
 
 import json

@@ -164,7 +164,7 @@ def test_what_cannot_share_rows_so_is_refused(compose):
 
 def test_more_devices_never_shorten_the_longest_row(compose):
     planner = Planner(compose(1), cost.device_of("a100-40gb", "32MB"))
-    found = [longest.longest(planner, devices) for devices in (1, 2, 4, 8, 16)]
+    found = [longest.longest(planner, devices) for devices in (1, 2, 8)]
     tokens = [one.tokens for one in found]
     assert tokens == sorted(tokens) and 0 < tokens[0] < tokens[-1]
     for one in found[:3]:
