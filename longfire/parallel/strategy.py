@@ -9,8 +9,8 @@ allgather   all keys and values of the row to everyone; in the backward again, a
 alltoall    q, k, v by heads instead of tokens, the output by tokens again; the backward the same (Jacobs 2023, Ulysses). Needs
             heads that the processes can share. Each sees whole rows, so its work is even whatever the layout
 
-A recurrence gathers the affine map S -> M S + B of every segment once, and its gradient comes back by a reduce-scatter: bytes that do
-not grow with the row. Convolutions and token shifts send the last inputs of a segment to the next one.
+A recurrence gathers the affine map S -> M S + B of every segment once, and in the backward M again with the gradients of states: bytes
+that do not grow with the row. Convolutions and token shifts gather the last inputs of every segment.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from math import inf
 
 from longfire.parallel import cost
 from longfire.parallel.cost import Device
+from longfire.parallel.layout import DEALT
 
 STRATEGIES = ("ring", "allgather", "alltoall")
-SEGMENTS = {"contiguous": 1, "zigzag": 2, "balanced": 2}  # that a process holds
+SEGMENTS = {"contiguous": 1, "zigzag": 2, "balanced": DEALT}  # that a process holds
 RING = "keys, values: ring"
 FULL = 4  # bytes of a number in fp32: states, and gradients of keys and values on their way
 BYTES = {"bfloat16": 2, "float32": 4}
@@ -136,7 +137,10 @@ def keys_seen(tokens: int, window: int = 0) -> float:
 
 @lru_cache
 def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> float:
-    """Work of the process with the most, over the mean: 2 - 1/n where segments are contiguous and rows causal, 1 with zigzag."""
+    """Work of the process with the most, over the mean: 2 - 1/n where segments are contiguous and rows causal, 1 with zigzag, and
+    (nearly) where segments are dealt by their work."""
+    if layout == "balanced":
+        return 1.0
     segments = processes * SEGMENTS[layout]
     length = tokens / segments
     work = [keys_seen((i + 1) * length, window) - keys_seen(i * length, window) for i in range(segments)]
@@ -203,24 +207,22 @@ WAYS = {"ring": ring, "allgather": allgather, "alltoall": alltoall}
 
 
 def state_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
-    """The maps of all segments, `numbers` each, to everyone, who keep them; and their gradients back."""
+    """The maps of all segments, `numbers` each, to everyone, who keep their own; and the same the other way round."""
     n, here = cut.processes, cut.rows * cut.segments * numbers * FULL
     times = 2 + cut.again
     sent = times * (n - 1) * here
     seconds = sent / cost.bandwidth(device, n, cut.inner) + times * (n - 1) * cost.LATENCY
     whole = float(n * here)
-    return Exchange(
-        "states: all-gather, reduce-scatter", sent, seconds, seconds, kept=whole, forward=whole, backward=whole
-    )
+    return Exchange("states: all-gather", sent, seconds, seconds, kept=float(here), forward=whole, backward=whole)
 
 
 def halo_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
-    """The last inputs of each segment, and their gradients back."""
-    times, here = 2 + cut.again, cut.rows * cut.segments * numbers * BYTES[cut.dtype]
-    seconds = times * (here / cost.between_neighbours(device, cut.processes, cut.inner) + cost.LATENCY)
-    return Exchange(
-        "last inputs: to the next segment", times * here, seconds, seconds, forward=2 * here, backward=2 * here
-    )
+    """The last inputs of each segment to everyone, and their gradients back."""
+    n, times, here = cut.processes, 2 + cut.again, cut.rows * cut.segments * numbers * BYTES[cut.dtype]
+    sent = times * (n - 1) * here
+    seconds = sent / cost.bandwidth(device, n, cut.inner) + times * (n - 1) * cost.LATENCY
+    whole = float(n * here)
+    return Exchange("last inputs: all-gather, reduce-scatter", sent, seconds, seconds, forward=whole, backward=whole)
 
 
 def exchanges(crossing: Crossing, strategy: str, cut: Cut, device: Device) -> list[Exchange]:
