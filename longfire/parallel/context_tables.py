@@ -95,7 +95,7 @@ def published_table(rows: list[tuple[published.Row, longest.Longest, longest.Lon
     """Table 3: printed / from its arithmetic where that differs, and ours."""
     table = Table(
         "devices", "model", *published.KEPT, "ring", "ours, float32", "ours, bfloat16", title_justify="left",
-        title="longest context in 1000 tokens (Ring Attention, table 3): printed, [what its arithmetic gives], and what fits here",
+        title="longest context in 1000 tokens (Ring Attention, table 3): printed, \\[what its arithmetic gives], ours",
     )  # fmt: skip
     for row, narrow, full in rows:
         printed = row.printed or ("",) * 4
