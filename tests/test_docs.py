@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN_OPTIONS = {f"--{name}" for name in (
     "steps", "step", "tokens", "dtype", "prompt", "max_new_tokens", "out", "top_k", "temperature", "top_p", "seed", "stop", "prompts",
     "interactive", "batch_size", "data", "needle", "tasks", "model", "config", "output", "keep-attention", "plugins",
-    "gpus", "device", "memory", "json", "alternatives",
+    "gpus", "device", "memory", "json", "alternatives", "context",
 )}  # fmt: skip
 
 

@@ -364,24 +364,3 @@ def test_what_is_kept_for_the_backward_is_q_k_v_o_and_lse():
     kept = [x for x in o.grad_fn.saved_tensors if x is not None]
     assert {x.data_ptr() for x in kept[:4]} == {x.data_ptr() for x in (q, k, v, o)}
     assert [x.shape for x in kept[4:]] == [(B, 4, 24)]
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "said"),
-    [
-        (4, 4, 2, None),
-        (8, 2, 8, None),
-        (4, 2, 8, "but it has 4"),
-        (6, 6, 4, "does not divide its 6"),
-        (12, 3, 2, "its 3 key/value heads"),
-    ],
-)
-def test_heads_that_alltoall_cannot_share_are_refused(heads, kv_heads, size, said):
-    for strategy in ("ring", "allgather", "auto"):
-        assert not list(ring.refusals("attention", heads, kv_heads, size, strategy))
-    found = list(ring.refusals("attention", heads, kv_heads, size, "alltoall"))
-    assert len(found) == (said is not None)
-    for message in found:
-        assert said in message
-        assert "set parallelism.context_parallel_strategy to ring or allgather" in message
-        assert "parallelism.context_parallel_degree" in message

@@ -57,8 +57,8 @@ def test_states_do_not_grow_with_the_row():
     crossing, long = Crossing(states=((100, 400),), halo=30), replace(CUT, tokens=1 << 20)
     (states, halo), (same, same_halo) = (strategy.exchanges(crossing, "ring", cut, H100) for cut in (CUT, long))
     assert states == same and halo == same_halo
-    assert states.bytes == 2 * 3 * (3 * 2 * 500 * 4) and halo.bytes == 2 * 3 * 2 * 30 * 2
-    assert states.kept == 4 * 3 * 2 * 500 * 4
+    assert states.bytes == 2 * 3 * (3 * 2 * 500 * 4) and halo.bytes == 2 * 3 * (3 * 2 * 30 * 2)
+    assert states.forward == 4 * 3 * 2 * 500 * 4 == 4 * states.kept
     assert strategy.exchanges(crossing, "ring", replace(CUT, processes=1), H100) == []
 
 
@@ -104,8 +104,8 @@ def test_the_best_way_is_of_the_link_the_heads_and_the_room():
     assert mixed.bytes > strategy.rank_strategies([many, many], inside, H100)[0].bytes
     told = strategy.told(strategy.rank_strategies([many], inside, cost.CPU), inside)
     assert "8 processes" in told and "runner-up" in told and "GB held" in told
-    assert "must divide the 32 heads" in strategy.refusal("alltoall", many, 64)
-    assert "key/value heads" in strategy.refusal("alltoall", Heads(12, 4, 8, 8), 6)
+    assert "but it has 32" in many.refusal("alltoall", 64)
+    assert "key/value heads" in Heads(12, 4, 8, 8).refusal("alltoall", 6)
 
 
 def test_devices_by_their_own_names():
@@ -157,9 +157,8 @@ def test_a_plan_of_shared_rows_hangs_together(compose):
 
 
 def test_what_cannot_share_rows_so_is_refused(compose):
-    run = compose(8, **{"parallelism.context_parallel_degree": 8, "parallelism.context_parallel_strategy": "alltoall"})
-    with pytest.raises(SettingsError, match="must divide the 4 heads"):
-        Planner(run, H100).of_recipe()
+    with pytest.raises(SettingsError, match=r"alltoall shares the heads.*it has 4"):
+        compose(8, **{"parallelism.context_parallel_degree": 8, "parallelism.context_parallel_strategy": "alltoall"})
 
 
 def test_more_devices_never_shorten_the_longest_row(compose):
@@ -244,3 +243,23 @@ def test_long_recipes_are_planned_for_512_devices(name, mesh, strategies):
     assert {one.strategy for one in planner.strategies(plan)} == strategies
     assert forecast.fits and forecast.parts["uneven rows"] < 1e-3 * forecast.seconds
     assert forecast.parts["network"] < 0.1 * forecast.seconds and forecast.binds == "compute"
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "said"),
+    [
+        (4, 4, 2, None),
+        (8, 2, 8, None),
+        (4, 2, 8, "but it has 4"),
+        (6, 6, 4, "does not divide its 6"),
+        (12, 3, 2, "its 3 key/value heads"),
+    ],
+)
+def test_heads_that_alltoall_cannot_share_are_refused(heads, kv_heads, size, said):
+    assert not any(strategy.refusal(way, "attention", heads, kv_heads, size) for way in ("ring", "allgather", "auto"))
+    found = strategy.refusal("alltoall", "attention", heads, kv_heads, size)
+    assert bool(found) == (said is not None)
+    if found:
+        assert said in found
+        assert "set parallelism.context_parallel_strategy to ring or allgather" in found
+        assert "parallelism.context_parallel_degree" in found

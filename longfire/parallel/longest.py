@@ -52,7 +52,7 @@ def plans(planner: Planner, processes: int, tps: tuple[int, ...]) -> Iterator[Pl
             )
             softmax = planner.softmax(plan) if cp > 1 else []
             for way in strategy.STRATEGIES if softmax else ("ring",):
-                if not any(strategy.refusal(way, heads, cp) for heads in softmax):
+                if not any(heads.refusal(way, cp) for heads in softmax):
                     yield replace(plan, strategy=way)
 
 

@@ -84,7 +84,7 @@ class Planner:
             raise SettingsError("\n".join(problems))
         if asked == "auto":
             return self.with_strategy(plan)
-        if problems := {why for heads in self.softmax(plan) if (why := strategy.refusal(asked, heads, plan.cp))}:
+        if problems := {why for heads in self.softmax(plan) if (why := heads.refusal(asked, plan.cp))}:
             raise SettingsError("\n".join(sorted(problems)))
         return replace(plan, strategy=asked)
 

@@ -22,6 +22,8 @@ from longfire.parallel import cost
 from longfire.parallel.cost import Device
 from longfire.parallel.layout import DEALT
 
+STRATEGY = "parallelism.context_parallel_strategy"
+DEGREE = "parallelism.context_parallel_degree"
 STRATEGIES = ("ring", "allgather", "alltoall")
 SEGMENTS = {"contiguous": 1, "zigzag": 2, "balanced": DEALT}  # that a process holds
 RING = "keys, values: ring"
@@ -51,6 +53,10 @@ class Heads:
     @property
     def outputs(self) -> int:
         return self.heads * self.value_size
+
+    def refusal(self, strategy: str, processes: int) -> str:
+        """Why processes cannot go this way, with the mend; "" if they can."""
+        return refusal(strategy, "softmax attention", self.heads, self.kv_heads, processes)
 
     def flops(self, tokens: int) -> float:
         """Of one row's forward: scores and their products with values, a multiply-add is 2."""
@@ -149,15 +155,24 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
     return max(work) * processes / keys_seen(tokens, window)
 
 
-def refusal(strategy: str, heads: Heads, processes: int) -> str:
-    """Why this layer cannot go this way, with the mend; "" if it can."""
+def refusal(strategy: str, name: str, heads: int, kv_heads: int, processes: int) -> str:
+    """Why a layer's heads (of one tensor-parallel process) cannot be shared so, with the mend; "" if they can. ring and allgather take
+    any."""
+    said = f"{STRATEGY} = alltoall shares the heads of {name} among {DEGREE} = {processes} processes"
+    mend = f"set {STRATEGY} to ring or allgather"
     if strategy != "alltoall":
         return ""
-    degree = f"parallelism.context_parallel_strategy = 'alltoall': context_parallel_degree = {processes}"
-    if heads.heads % processes:
-        return f"{degree} must divide the {heads.heads} heads of a process; take a divisor of them, or ring"
-    if heads.kv_heads % processes and processes % heads.kv_heads:
-        return f"{degree} must divide the {heads.kv_heads} key/value heads or be a multiple of them; take one that does, or ring"
+    if processes > heads:
+        return (
+            f"{said}, but it has {heads} (of a tensor-parallel process); lower {DEGREE} to {heads} or less, or {mend}"
+        )
+    if heads % processes:
+        return f"{said}, which does not divide its {heads} (of a tensor-parallel process); {mend}, or choose a degree that does"
+    if kv_heads % processes and processes % kv_heads:
+        return (
+            f"{said}, of which its {kv_heads} key/value heads (of a tensor-parallel process) are neither a multiple nor a divisor; "
+            f"{mend}, or choose a degree that is one of theirs"
+        )
     return ""
 
 
@@ -244,7 +259,7 @@ def rank_strategies(layers: Sequence[Heads], cut: Cut, device: Device, room_byte
     """
     ranked = []
     for strategy, way in WAYS.items():
-        if layers and not any(refusal(strategy, heads, cut.processes) for heads in layers):
+        if layers and not any(heads.refusal(strategy, cut.processes) for heads in layers):
             costs = {heads: way(heads, cut, device) for heads in set(layers)}
             of_layers = [costs[heads] for heads in layers]
             held = sum(one.kept for one in of_layers) * (not cut.again)
