@@ -1,6 +1,6 @@
 """Does a model trained on long rows use them: a small hybrid trained at 32k tokens, and the same one at 8k, on long documents.
 
-    python bench/long_documents.py [--first_steps 300] [--steps 24] [--work DIR]
+    python bench/long_documents.py [--first-steps 300] [--steps 24] [--work DIR]
 
 Documents: every package of Python's own library as one text (its modules in order), and single modules of 64 kB and more; bytes are
 the tokens, documents are kept apart. Both arms begin with the same weights, which were trained on short rows, since many small steps
