@@ -67,3 +67,32 @@ def test_strong_decays_lose_nothing_in_fp32(name, decay):
     true = map_of(OPS[name][0], made)
     found = map_of(OPS[name][0], r.converted(made, torch.float32))
     torch.testing.assert_close(found.write.double(), true.write, rtol=1e-4, atol=1e-5 * true.write.abs().max().item())
+
+
+@pytest.mark.parametrize(("name", "decay"), [(name, d) for name, d in CASES if "value" not in d and "one key" not in d])
+@pytest.mark.parametrize("documents", [0.0, 0.05])
+def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch):
+    """Outputs and gradients of `around`, whose state before the tokens is made of their own map, in several pieces (of 64 tokens)."""
+    monkeypatch.setattr("longfire.ops.chunkwise.SEGMENT_NUMBERS", 1)
+    op = OPS[name][0]
+    (recurrence,) = (one for one in RECURRENCES if one.op is op)
+    made = r.inputs(name, 2, T=150, K=6, V=5, decay=decay, documents=documents)
+    wanted = [x for key, x in made.items() if isinstance(x, torch.Tensor) and key != "initial_state_BHKV"]
+    for x in wanted:
+        x.requires_grad_()
+
+    def state_before(mine):
+        return torch.tanh(mine(made["initial_state_BHKV"]))
+
+    def once(*positional, initial_state_BHKV, **named):
+        return recurrence.on_segments(state_before, *positional, **named), None
+
+    def twice(*positional, initial_state_BHKV, **named):
+        before = state_before(recurrence.map(*positional, **named))
+        return op(*positional, initial_state_BHKV=before, **named)
+
+    found, true = r.call(once, made)[0], r.call(twice, made)[0]
+    torch.testing.assert_close(found, true, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(true)
+    for mine, theirs in zip(*(torch.autograd.grad(o, wanted, weights) for o in (found, true))):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)

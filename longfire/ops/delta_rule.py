@@ -5,8 +5,9 @@ DeltaNet (Yang 2024b, eq. 10), a vector over the key channels KDA (Kimi Linear, 
 decayed state is what is erased: fla's order.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
+    Affine,
     Decayed,
+    around,
     by_segments,
     chunk_size,
     chunked,
@@ -117,34 +120,56 @@ def step(
     return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
 
 
-def segment(
-    S_BHKV: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    goes_on_BT: Tensor | None,
-    *,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Outputs and state after some tokens, given the state before them.
+def segment(S_BHKV: Tensor, *inputs: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Outputs and state after some tokens, given the state before them."""
+    worked = work(*inputs, scale=scale)
+    states, S_BHKV = scan(worked.transition, worked.write, S_BHKV)
+    return read(worked, states), S_BHKV
 
-    The rule is decayed linear attention S_t = diag(a_t) S_{t-1} + k_t u_t^T with values u_t = beta_t (v_t - held_t) that
+
+class Worked(NamedTuple):
+    """What chunks come to before a state is known."""
+
+    tokens: int
+    transition: Tensor
+    write: Tensor
+    products: Tensor  # of queries and keys
+    from_start: Tensor  # queries
+    written: Tensor
+    erased: Tensor
+
+
+def work(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
+) -> Worked:
+    """The rule is decayed linear attention S_t = diag(a_t) S_{t-1} + k_t u_t^T with values u_t = beta_t (v_t - held_t) that
     depend on the state: held_i = (k_i a_1..a_i)^T S_in + sum_{j<i} P_ij u_j, P the products of keys with keys. So
     (I + diag(beta) P below the diagonal) u = diag(beta) (v - from_start_k S_in): one triangular inverse per chunk gives
     u = written - erased S_in, and S_out = (diag(whole) - to_end^T erased) S_in + to_end^T written.
     """
-    tokens, dtype = q.shape[1], S_BHKV.dtype
+    tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
     parts = decayed([q, k], [k], decay)
     written, erased = solved(parts, k, v, chunked(beta.to(dtype), size))
-    transition, write = maps(parts, k, written, erased)
-    states, S_BHKV = scan(transition, write, S_BHKV)
-    o = parts.products[0][0] @ (written - erased @ states) + parts.from_start[0] @ states
-    return unchunked(o, tokens), S_BHKV
+    return Worked(tokens, *maps(parts, k, written, erased), parts.products[0][0], parts.from_start[0], written, erased)
+
+
+def read(worked: Worked, states: Tensor) -> Tensor:
+    """Outputs, given the state before each chunk."""
+    o = worked.products @ (worked.written - worked.erased @ states) + worked.from_start @ states
+    return unchunked(o, worked.tokens)
+
+
+def delta_rule_around(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, g: Tensor | None = None, *,
+    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
+) -> Tensor:  # fmt: skip
+    """Outputs alone, of tokens whose state before them follows from their own map (chunkwise.around)."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+    return around(partial(work, scale=scale), read, inputs, state_before).to(q_BTHK.dtype)
 
 
 def solved(parts: Decayed, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:

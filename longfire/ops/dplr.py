@@ -5,8 +5,9 @@ state before this step's decay. The delta rules are the case c = exp(g) * k, b =
 ops/delta_rule.py computes them with half the work.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
+    Affine,
     Decayed,
+    around,
     by_segments,
     chunk_size,
     chunked,
@@ -119,27 +122,36 @@ def step(
     return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
 
 
-def segment(
-    S_BHKV: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    c: Tensor,
-    b: Tensor,
-    g: Tensor,
-    goes_on_BT: Tensor | None,
-    *,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Outputs and state after some tokens, given the state before them.
+def segment(S_BHKV: Tensor, *inputs: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Outputs and state after some tokens, given the state before them."""
+    worked = work(*inputs, scale=scale)
+    states, S_BHKV = scan(worked.transition, worked.write, S_BHKV)
+    return read(worked, states), S_BHKV
 
-    This is decayed linear attention with two kinds of keys, k_t with values v_t and b_t with values u_t = c_t^T S_{t-1}. What
+
+class Worked(NamedTuple):
+    """What chunks come to before a state is known."""
+
+    tokens: int
+    transition: Tensor
+    write: Tensor
+    products: list[Tensor]  # of queries with k, and with b
+    from_start: Tensor  # queries
+    v: Tensor
+    found: Tensor
+    read: Tensor
+
+
+def work(
+    q: Tensor, k: Tensor, v: Tensor, c: Tensor, b: Tensor, g: Tensor, goes_on_BT: Tensor | None, *, scale: float
+) -> Worked:
+    """This is decayed linear attention with two kinds of keys, k_t with values v_t and b_t with values u_t = c_t^T S_{t-1}. What
     c_t reads is what a query at t - 1 would: so c stands a place earlier among the queries, and what its places give moves
     back by one. The first of a chunk reads S_in itself, and the first of a document nothing: there c is zero. With P the products
     of c with k and b, strictly below the diagonal after the move, u = P_k v + P_b u + c_from_start S_in, so one triangular
     inverse gives u = found + read S_in, and S_out = (diag(whole) + b_to_end^T read) S_in + k_to_end^T v + b_to_end^T found.
     """
-    tokens, dtype = q.shape[1], S_BHKV.dtype
+    tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     c = of_own_document(c, goes_on_BT)
@@ -148,10 +160,24 @@ def segment(
     )
     parts = decayed([q, a_place_earlier(c)], [k, b], decay)
     found, read = solved(parts, c, v)
-    states, S_BHKV = scan(*maps(parts, k, v, found, read), S_BHKV)
-    (qk, qb), q_from_start = parts.products[0], parts.from_start[0]
-    o = qk @ v + qb @ (found + read @ states) + q_from_start @ states
-    return unchunked(o, tokens), S_BHKV
+    return Worked(tokens, *maps(parts, k, v, found, read), parts.products[0], parts.from_start[0], v, found, read)
+
+
+def read(worked: Worked, states: Tensor) -> Tensor:
+    """Outputs, given the state before each chunk."""
+    with_k, with_b = worked.products
+    o = with_k @ worked.v + with_b @ (worked.found + worked.read @ states) + worked.from_start @ states
+    return unchunked(o, worked.tokens)
+
+
+def dplr_around(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_BTHK: Tensor, b_BTHK: Tensor, g_BTHK: Tensor, *,
+    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
+) -> Tensor:  # fmt: skip
+    """Outputs alone, of tokens whose state before them follows from their own map (chunkwise.around)."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+    return around(partial(work, scale=scale), read, inputs, state_before).to(q_BTHK.dtype)
 
 
 def of_own_document(c: Tensor, goes_on_BT: Tensor | None) -> Tensor:

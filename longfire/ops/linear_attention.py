@@ -5,15 +5,18 @@ No decay is linear attention (Katharopoulos 2020), a constant one per head RetNe
 of gated slot attention (Zhang 2024, where the values are the slots).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
+    Affine,
     Decayed,
+    around,
     by_segments,
     chunk_size,
     chunked,
@@ -145,16 +148,56 @@ def segment(
             chunked(v.to(dtype).unflatten(2, (q.shape[2], -1)).flatten(-2), size), chunked(decay_BTH1, size, fill=1.0),
         )  # fmt: skip
         return unchunked(o, tokens).unflatten(-1, (-1, v.shape[-1])).flatten(2, 3), S_BHKV
+    worked = work(q, k, v, g, goes_on_BT, scale=scale)
+    if gv is None:
+        states, S_BHKV = scan(worked.transition, worked.write, S_BHKV)
+        return read(worked, states), S_BHKV
+    o, S_BHKV = with_value_decay(S_BHKV, worked.parts, worked.v, chunked(gv.to(dtype).exp(), size, fill=1.0))
+    return unchunked(o, tokens), S_BHKV
+
+
+class Worked(NamedTuple):
+    """What chunks come to before a state is known."""
+
+    tokens: int
+    parts: Decayed
+    v: Tensor
+
+    @property
+    def transition(self) -> Tensor:
+        return self.parts.whole
+
+    @property
+    def write(self) -> Tensor:
+        return self.parts.to_end[0].mT @ self.v
+
+
+def work(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float) -> Worked:
+    """Chunks of as many heads of k as of v; q may have more of them, each set of which is read by itself."""
+    tokens, dtype = q.shape[1], working_dtype(q)
+    size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
     queries = [chunked(x.to(dtype) * scale, size) for x in q.unflatten(2, (k.shape[2], -1)).unbind(3)]
     k, v = chunked(k.to(dtype), size), chunked(v.to(dtype), size)
-    parts = decayed(queries, [k], decay)
-    if gv is None:
-        states, S_BHKV = scan(parts.whole, parts.to_end[0].mT @ v, S_BHKV)
-        o = [unchunked(pair @ v + query @ states, tokens) for (pair,), query in zip(parts.products, parts.from_start)]
-        return o[0] if len(o) == 1 else torch.stack(o, 3).flatten(2, 3), S_BHKV
-    o, S_BHKV = with_value_decay(S_BHKV, parts, v, chunked(gv.to(dtype).exp(), size, fill=1.0))
-    return unchunked(o, tokens), S_BHKV
+    return Worked(tokens, decayed(queries, [k], decay), v)
+
+
+def read(worked: Worked, states: Tensor) -> Tensor:
+    """Outputs, given the state before each chunk."""
+    tokens, parts, v = worked
+    o = [unchunked(pair @ v + query @ states, tokens) for (pair,), query in zip(parts.products, parts.from_start)]
+    return o[0] if len(o) == 1 else torch.stack(o, 3).flatten(2, 3)
+
+
+def linear_attention_around(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g: Tensor | None = None, *, scale: float | None = None,
+    documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
+) -> Tensor:  # fmt: skip
+    """Outputs alone, of tokens whose state before them follows from their own map (chunkwise.around): without gv, and as many heads of
+    k as of v."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
+    return around(partial(work, scale=scale), read, inputs, state_before).to(q_BTHK.dtype)
 
 
 def with_value_decay(S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:

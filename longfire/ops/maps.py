@@ -8,31 +8,21 @@ Each map takes the arguments of its op and follows the same rules: the state sta
 the segment belongs to its first document, the one after it to its last.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longfire.ops import chosen
 from longfire.ops import delta_rule as delta
 from longfire.ops import dplr as low_rank
-from longfire.ops.chunkwise import by_segments, chunk_size, chunked, goes_on, scan, step_decays
+from longfire.ops.chunkwise import Affine, chunk_size, chunked, folded, goes_on, segments_of, step_decays
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
-from longfire.ops.linear_attention import linear_attention
+from longfire.ops.linear_attention import linear_attention, linear_attention_around
 from longfire.ops.selective_scan import selective_scan
-
-
-class Affine(NamedTuple):
-    """state -> transition state + write. transition: a matrix (B, H, K, K), or numbers that fit the state's shape."""
-
-    transition: Tensor
-    write: Tensor
-    is_matrix: bool
-
-    def __call__(self, state: Tensor) -> Tensor:
-        moved = self.transition @ state if self.is_matrix else self.transition * state
-        return moved + self.write
 
 
 def linear_attention_map(
@@ -78,14 +68,15 @@ def delta_rule_map(
 ) -> Affine:  # fmt: skip
     """Of ops/delta_rule.py: the maps of chunks, folded up from the left."""
 
-    def run(state: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, goes_on_BT: Tensor | None) -> Any:
-        size = chunk_size(k.shape[1])
-        decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
-        k, v, beta = (chunked(x.to(state.dtype), size) for x in (k, v, beta))
-        return None, folded(state, *delta.chunk_maps(k, v, beta, decay))
+    dtype = working_dtype(k_BTHK)
 
-    inputs = (k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
-    return of_both(run, inputs, k_BTHK, v_BTHV)
+    def maps() -> Iterator[tuple[Tensor, Tensor]]:
+        for k, v, beta, g_, goes_on_BT in segments_of((k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))):
+            size = chunk_size(k.shape[1])
+            decay = chunked(step_decays(g_, goes_on_BT, k), size, fill=1.0)
+            yield delta.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, beta)), decay)
+
+    return folded(maps())
 
 
 def dplr_map(
@@ -94,30 +85,16 @@ def dplr_map(
 ) -> Affine:  # fmt: skip
     """Of ops/dplr.py: the maps of chunks, folded up from the left."""
 
-    def run(
-        state: Tensor, k: Tensor, v: Tensor, c: Tensor, b: Tensor, g: Tensor, goes_on_BT: Tensor | None
-    ) -> tuple[None, Tensor]:
-        size = chunk_size(k.shape[1])
-        decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
-        k, v, c, b = (chunked(x.to(state.dtype), size) for x in (k, v, low_rank.of_own_document(c, goes_on_BT), b))
-        return None, folded(state, *low_rank.chunk_maps(k, v, c, b, decay))
+    dtype = working_dtype(k_BTHK)
 
-    inputs = (k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
-    return of_both(run, inputs, k_BTHK, v_BTHV)
+    def maps() -> Iterator[tuple[Tensor, Tensor]]:
+        for k, v, c, b, g, goes_on_BT in segments_of((k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))):
+            size = chunk_size(k.shape[1])
+            decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
+            c = low_rank.of_own_document(c, goes_on_BT)
+            yield low_rank.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, c, b)), decay)
 
-
-def of_both(run: Any, inputs: tuple[Tensor | None, ...], k_BTHK: Tensor, v_BTHV: Tensor) -> Affine:
-    """The map that `run` folds: it carries [B | M], the state that began as zero beside the one that began as the identity."""
-    (B, _, H, V), K, dtype = v_BTHV.shape, k_BTHK.shape[-1], working_dtype(k_BTHK)
-    identity = torch.eye(K, dtype=dtype, device=k_BTHK.device).expand(B, H, K, K)
-    _, state = by_segments(run, torch.cat([identity.new_zeros(B, H, K, V), identity], -1), inputs)
-    write, transition = state.split((V, K), -1)
-    return Affine(transition, write, is_matrix=True)
-
-
-def folded(state: Tensor, transition: Tensor, write: Tensor) -> Tensor:
-    """[B | M] after the chunks (B, N, H, K, ...)."""
-    return scan(transition, F.pad(write, (0, transition.shape[-1])), state)[1]
+    return folded(maps())
 
 
 def selective_scan_map(
@@ -133,17 +110,31 @@ def selective_scan_map(
 
 
 class Recurrence(NamedTuple):
-    """An op, its map, and the name under which it takes the state before the row."""
+    """An op, its map, the name under which it takes the state before the row; and, where our own form of it runs, what works on the
+    chunks once for its map and for its outputs."""
 
-    op: Any
-    map: Any
+    op: Callable[..., tuple[Tensor, Tensor]]
+    map: Callable[..., Affine]
     state: str
+    around: Callable[..., Tensor] | None = None
+
+    def on_segments(self, state_before: Callable[[Affine], Tensor], *inputs: Tensor | None, **options: Any) -> Tensor:
+        """The outputs of segments as rows (B * each, length, ...), given what makes the state before each of the map of each."""
+        if self.around and chosen(self.op.__name__) == "torch" and shares_chunks(inputs, options):
+            return self.around(*inputs, **{k: x for k, x in options.items() if k != "gv"}, state_before=state_before)
+        before = state_before(self.map(*inputs, **options))
+        return self.op(*inputs, **{self.state: before}, **options)[0]
+
+
+def shares_chunks(inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
+    """Whether the state's chunks lie as its channels do: not where values decay too, nor where heads of v share keys."""
+    return options.get("gv") is None and inputs[1].shape[2] == inputs[2].shape[2]
 
 
 STATE = "initial_state_BHKV"
 RECURRENCES = (
-    Recurrence(linear_attention, linear_attention_map, STATE),
-    Recurrence(delta.delta_rule, delta_rule_map, STATE),
-    Recurrence(low_rank.dplr, dplr_map, STATE),
+    Recurrence(linear_attention, linear_attention_map, STATE, linear_attention_around),
+    Recurrence(delta.delta_rule, delta_rule_map, STATE, delta.delta_rule_around),
+    Recurrence(low_rank.dplr, dplr_map, STATE, low_rank.dplr_around),
     Recurrence(selective_scan, selective_scan_map, "initial_state_BDN"),
 )

@@ -14,6 +14,7 @@ what was gathered are added up and scattered.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longfire.ops.attention import attention
+from longfire.ops.chunkwise import Affine
 from longfire.ops.documents import Documents
-from longfire.ops.maps import RECURRENCES, Affine, Recurrence
+from longfire.ops.maps import RECURRENCES, Recurrence
 from longfire.ops.short_conv import short_conv
 from longfire.ops.token_shift import previous_token
 from longfire.parallel import ring, strategy
@@ -108,15 +110,13 @@ def over_all(op: Callable, context: Context) -> Callable:
 
 def recur_over(recurrence: Recurrence, group: str) -> Callable:
     """A recurrence of which each process has some segments."""
-    op, map_of, state = recurrence
 
     def recur(*inputs: Tensor | None, documents: Share, **options: Any) -> tuple[Tensor, None]:
-        assert options.pop(state, None) is None, "rows begin at their beginning"
+        assert options.pop(recurrence.state, None) is None, "rows begin at their beginning"
         inputs = tuple(folded(x, documents) for x in inputs)
         options = {name: folded(x, documents) for name, x in options.items()} | {"documents": documents.folded}
-        before = states_before(map_of(*inputs, **options), documents, group)
-        o, _ = op(*inputs, **{state: before}, **options)
-        return documents.unfold(o), None
+        state_before = partial(states_before, share=documents, group=group)
+        return documents.unfold(recurrence.on_segments(state_before, *inputs, **options)), None
 
     return recur
 
