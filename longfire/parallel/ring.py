@@ -10,10 +10,10 @@ computed, and where no process sees what has come so far around, it goes no furt
 the gradients that travel too; q, k, v, the output and its logsumexp are all that is kept for the backward.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longfire.ops.attention import attention
-from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, meetings
+from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, first_seen, seen_between
 from longfire.ops.linear import working_dtype
 from longfire.parallel.collectives import ALL_GATHER, REDUCE_SCATTER, gathered, group_known_as
 from longfire.parallel.layout import Layout, Share
@@ -93,7 +93,7 @@ class _Attend(torch.autograd.Function):
         outputs = Outputs(q, v.shape[-1], manner, noise_BT)
         mine, shapes = packed(k, v), (k.shape, v.shape)
         for source, kv in all_at_once(mine, ring) if at_once else around(mine, farthest(share, manner.window), ring):
-            pieces = list(met(share, source, manner))
+            pieces = met(share, source, manner)
             outputs.meet(*unpacked(kv, shapes), pieces)
             work.pairs += sum(piece.pairs(len(q)) for piece in pieces)
         o = outputs.o.to(q.dtype)
@@ -132,22 +132,16 @@ def unpacked(kv: Tensor, shapes: tuple[torch.Size, torch.Size]) -> tuple[Tensor,
 # What is seen
 
 
-def met(share: Share, source: int, manner: Manner) -> Iterator[Piece]:
-    """Where the queries here see the keys of a process. Documents are contiguous: of those before a segment only the one that its
-    first token belongs to reaches into it."""
-    mine, others = (spans(share.layout, rank) for rank in (share.rank, source))
-    for row, starts in enumerate(share.starts):
-        rows, ends = slice(None) if share.flows else slice(row, row + 1), [*starts[1:], share.layout.filled]
-        for queries in mine:
-            first = bisect_right(starts, queries.start) - 1
-            for keys in others:
-                if keys.start < queries.start:
-                    together = queries.within(0, ends[first]), keys.within(starts[first], keys.stop)
-                    yield from meetings(rows, *together, manner)
-            if queries in others:
-                for document in range(first, bisect_right(starts, queries.stop - 1)):
-                    own = queries.within(starts[document], ends[document])
-                    yield from meetings(rows, own, own, manner)
+def met(share: Share, source: int, manner: Manner) -> list[Piece]:
+    """Where the queries here see the keys of a process."""
+    if (source, manner) not in share.plans:
+        mine, others = (spans(share.layout, rank) for rank in (share.rank, source))
+        share.plans[source, manner] = [
+            piece
+            for queries, keys in product(mine, others)
+            for piece in seen_between(queries, keys, share.starts, manner)
+        ]
+    return share.plans[source, manner]
 
 
 def spans(layout: Layout, rank: int) -> list[Span]:
@@ -160,11 +154,11 @@ def farthest(share: Share, window: int | None) -> int:
     """Hops after which no process sees any more of the keys that come by."""
     if share.flows and window is None:
         return len(share.layout.places) - 1
-    L, looks_back = share.layout.length, []
-    for first in range(0, share.layout.filled, L):  # its first token sees what any of a segment sees before it
-        earliest = min(starts[bisect_right(starts, first) - 1] for starts in share.starts)
-        looks_back.append((earliest if window is None else max(earliest, first - window + 1)) // L)
-    return hops_needed(share.layout.places, tuple(looks_back))
+    if window not in share.plans:
+        L = share.layout.length  # a segment's first token sees what any of the segment sees before it
+        looks_back = [first_seen(first, share.starts, window) // L for first in range(0, share.layout.filled, L)]
+        share.plans[window] = hops_needed(share.layout.places, tuple(looks_back))
+    return share.plans[window]
 
 
 @lru_cache(maxsize=1024)
