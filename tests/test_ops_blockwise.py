@@ -1,4 +1,4 @@
-"""Blockwise attention against the truth with all scores in memory: chunks, lengths, windows, heads, documents, dropout, pieces."""
+"""Blockwise attention against the truth with all scores in memory: chunks, lengths, windows, heads, documents, dropout."""
 
 import pytest
 import torch
@@ -7,13 +7,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longfire import ops
+from longfire.ops import attention_blocks, only_shapes, pretending_cuda
 from longfire.ops import blockwise as module
-from longfire.ops.attention import attention, attention_slow
-from longfire.ops.blockwise import How, Place, attend_piece, attend_piece_backward, blockwise, chunks_of
+from longfire.ops.attention import attention, attention_slow, visible
+from longfire.ops.attention_blocks import Manner
+from longfire.ops.blockwise import How, blockwise, chunks_of
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
 
 B, K, V = 2, 8, 6
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """So that edges of windows, and what is written out, are cut at these lengths, too."""
+    monkeypatch.setattr(attention_blocks, "BLOCK", 4)
 
 
 def inputs(T: int, S: int, H: int, G: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -106,69 +114,56 @@ def test_as_an_operator_of_torch():
 # blocks at 4096 x 2048 and ran 1.47x of them at 2048 x 4096).
 
 
-@pytest.mark.parametrize("chunks", [(4, 2), (2, 4), (3, 5), (7, 1), (100, 100)])
-@pytest.mark.parametrize("window", [0, 1, 6])
+def manner(window: int | None, fused: bool = True) -> Manner:
+    return Manner(window, 1.0, 0.0, 0, fused)
+
+
+@pytest.mark.parametrize("chunks", [(4, 2), (2, 4), (3, 5), (7, 1), (16, 16), (100, 100)])
+@pytest.mark.parametrize("window", [None, 1, 6])
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_needed_pair_is_met_and_no_block_is_empty(chunks, window, packed):
-    T = 29
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_needed_pair_is_met_once_within_its_chunks(chunks, window, packed, fused):
+    T, how = 29, manner(window, fused)
     ids_BT = documents_of(T, 5).ids_BT if packed else torch.zeros(B, T, dtype=torch.int64)
-    x = torch.zeros(B, T, 1, 1)
-    place, how = Place(0, ids_BT if packed else None), How(1.0, window, 0.0, 0, *chunks)
-    query, key = torch.arange(T)[:, None], torch.arange(T)
-    seen_TS = (key <= query) & ((key > query - window) if window else True)
-    seen_TS = (seen_TS & (ids_BT[:, :, None] == ids_BT[:, None, :])).any(0)
-    met_TS = torch.zeros(T, T, dtype=torch.int64)
-    for of_queries, blocks in chunks_of(x, x, place, place, how):
-        for of_keys in blocks:
-            assert seen_TS[of_queries, of_keys].any() or packed, "an empty block is not computed"
+    seen_BTS = (ids_BT[:, :, None] == ids_BT[:, None, :]) & visible(T, T, window, None, ids_BT.device)[0]
+    met_BTS = torch.zeros(B, T, T, dtype=torch.int64)
+    for of_queries, blocks in chunks_of(T, T, ids_BT if packed else None, How(1.0, 0, 0.0, 0, *chunks), how):
+        for of_keys, pieces in blocks:
+            assert 0 < of_queries.stop - of_queries.start <= chunks[0]
             assert 0 < of_keys.stop - of_keys.start <= chunks[1]
-            met_TS[of_queries, of_keys] += 1
-    assert met_TS.max() == 1, "no pair is met twice"
-    assert met_TS[seen_TS].all(), "no needed pair is left out"
+            assert pieces, "an empty block is not computed"
+            for piece in pieces:
+                seen_TS = attention_blocks.seen_of(piece, how, ids_BT.device)
+                pair = met_BTS[piece.rows, of_queries, of_keys]
+                pair[:, piece.queries.here, piece.keys.here] += 1 if seen_TS is None else seen_TS.long()
+    assert torch.equal(met_BTS, seen_BTS.long())
+
+
+@pytest.mark.parametrize("chunks", [(64, 64), (64, 128), (128, 32)])
+def test_nothing_is_masked_where_no_window_cuts(chunks):
+    """Squares on the diagonal and whole blocks, for the fused kernel: none is written out, none is cut into blocks of 4 queries."""
+    met = chunks_of(256, 256, None, How(1.0, 0, 0.0, 0, *chunks), manner(None))
+    pieces = [piece for _, blocks in met for _, pieces in blocks for piece in pieces]
+    assert {piece.seen for piece in pieces} == {"all", "causal"}
+    assert sum(piece.pairs(1) for piece in pieces) == 256 * 257 // 2
+    assert len(pieces) <= 20
 
 
 def test_the_work_of_documents_is_their_own():
     """Ten documents of 100 tokens: chunks of 50 meet about a tenth of what one document would ask for."""
-    x, how = torch.zeros(1, 1000, 1, 1), How(1.0, 0, 0.0, 0, 50, 50)
-    ids_BT = torch.arange(1000)[None] // 100
+    how, ids_BT = How(1.0, 0, 0.0, 0, 50, 50), torch.arange(1000)[None] // 100
     whole, packed = (
-        sum(len(blocks) for _, blocks in chunks_of(x, x, Place(0, ids), Place(0, ids), how)) for ids in (None, ids_BT)
+        sum(len(list(blocks)) for _, blocks in chunks_of(1000, 1000, ids, how, manner(None))) for ids in (None, ids_BT)
     )
     assert (whole, packed) == (210, 30)
 
 
-# Pieces: what a ring joins.
-
-
-@pytest.mark.parametrize("window", [0, 9])
-@pytest.mark.parametrize("packed", [False, True])
-def test_pieces_join_to_the_whole_forward_and_backward(window, packed):
-    """Queries of the last piece with keys in three; one of them may be seen by no query at all."""
-    T, bounds = 36, [(0, 10), (10, 24), (24, 36)]
-    q, k, v = inputs(T, T, 4, 2)
-    documents = documents_of(T, 7) if packed else None
-    how, mine = How(K**-0.5, window, 0.0, 0, 5, 4), slice(*bounds[-1])
-
-    def place(span: slice) -> Place:
-        return Place(span.start, documents.ids_BT[:, span].contiguous() if packed else None)
-
-    parts = []
-    for span in (slice(*bound) for bound in bounds):
-        o = torch.empty(B, 12, 4, V, dtype=torch.float64)
-        lse = attend_piece(q[:, mine], k[:, span], v[:, span], place(mine), place(span), how, None, o)
-        parts.append((o, lse))
-    lse_BHT = torch.stack([lse for _, lse in parts]).logsumexp(0)
-    o_BTHV = sum(o * (lse - lse_BHT).exp().transpose(1, 2)[..., None] for o, lse in parts)
-    true = attention_slow(q, k, v, window=window or None, documents=documents)
-    torch.testing.assert_close(o_BTHV, true[:, mine], rtol=1e-12, atol=1e-12)
-    d_o = torch.sin(torch.arange(o_BTHV.numel(), dtype=torch.float64)).view_as(o_BTHV)
-    d_q, d_k, d_v = torch.autograd.grad((true[:, mine] * d_o).sum(), (q, k, v))
-    total = torch.zeros_like(d_q[:, mine])
-    for span in (slice(*bound) for bound in bounds):
-        got = attend_piece_backward(
-            d_o, q[:, mine], k[:, span], v[:, span], o_BTHV, lse_BHT, place(mine), place(span), how, None
-        )
-        total += got[0]
-        torch.testing.assert_close(got[1], d_k[:, span], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(got[2], d_v[:, span], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(total, d_q[:, mine], rtol=1e-12, atol=1e-12)
+def test_without_numbers_the_edges_stand_for_all():
+    """A planner asks for two chunks of queries, and of each for the first and the last keys: a window's edge and the diagonal."""
+    with pretending_cuda(False):
+        assert only_shapes()
+        met = [
+            (here, [there for there, _ in blocks])
+            for here, blocks in chunks_of(80, 80, None, How(1.0, 0, 0.0, 0, 10, 10), manner(35))
+        ]
+    assert met == [(slice(60, 70), [slice(26, 30), slice(60, 70)]), (slice(70, 80), [slice(36, 40), slice(70, 80)])]

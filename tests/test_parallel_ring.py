@@ -1,8 +1,8 @@
-"""Softmax attention over 1, 2, 4 (matrix: 8) processes against whole rows in float64; what of it is computed, sent and kept."""
+"""Softmax attention over 1, 2, 4 (matrix: 3, 8) processes against whole rows in float64; what of it is computed, sent and kept."""
 
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, product
 
 import pytest
 import torch
@@ -108,6 +108,10 @@ WHAT = {
     "shorter than its segments would be": Case(T=9),
 }
 CASES = [replace(case, strategy=s, layout=layout) for case in WHAT.values() for s in STRATEGIES for layout in KINDS]
+SOME = [
+    replace(case, strategy=strategy, layout=KINDS[(i + j) % len(KINDS)])
+    for (i, case), (j, strategy) in product(enumerate(WHAT.values()), enumerate(STRATEGIES))
+]
 
 
 def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
@@ -125,30 +129,28 @@ def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
 def everything(rank: int, size: int) -> dict:
     """All that one world of processes can tell at once: starting one takes longer than most of what it is asked."""
     group = known_as(dist.group.WORLD) if size > 1 else ""  # one process needs none
-    cases = CASES if size in (2, 8) else CASES[::2]
-    if size == 8:
-        cases = [replace(case, heads=(8, case.heads[1])) for case in cases]
     return {
-        "wrong": [said for case in cases if (said := wrong(case, rank, size, group))],
-        "float32": errors(rank, size, group, torch.float32),
-        "bfloat16": errors(rank, size, group, torch.bfloat16),
+        "wrong": [said for case in (SOME if size == 2 else SOME[::2]) if (said := wrong(case, rank, size, group))],
+        "float32": errors(LONG, rank, size, group, torch.float32),
+        "bfloat16": {what: errors(case, rank, size, group, torch.bfloat16) for what, case in ROUNDED.items()},
         "work": {what: counted(case, rank, size, group) for what, case in COUNTED.items()},
     }
 
 
-LONG = Case(T=512, heads=(8, 8), sizes=(16, 16))
+LONG = Case(T=256, heads=(8, 8), sizes=(16, 16))
+ROUNDED = {"a key head a query head": LONG, "2 key heads": replace(LONG, heads=(8, 2))}  # fewer than 4 processes
 
 
-def errors(rank: int, size: int, group: str, dtype: torch.dtype) -> dict[str, list[float]]:
+def errors(case: Case, rank: int, size: int, group: str, dtype: torch.dtype) -> dict[str, list[float]]:
     """Of each strategy: the largest error of o, dq, dk, dv, and its sum of squares."""
-    inputs = [x.double() for x in LONG.inputs(dtype)]  # as they are rounded
+    inputs = [x.double() for x in case.inputs(dtype)]  # as they are rounded
     leaves = [leaf(x) for x in inputs[:3]]
     o = attention(*leaves)
     whole = [o.detach(), *torch.autograd.grad(o, leaves, inputs[3])]
     said = {}
     for strategy in STRATEGIES:
-        found = LONG.mine(rank, size, ring.attend_over(size, rank, group, strategy), dtype)
-        share = LONG.share(rank, size)
+        found = case.mine(rank, size, ring.attend_over(size, rank, group, strategy), dtype)
+        share = case.share(rank, size)
         off = [mine.double() - share.layout.cut(true, rank) for mine, true in zip(found, whole)]
         said[strategy] = [[x.abs().max().item(), x.square().sum().item()] for x in off]
     return said
@@ -175,10 +177,22 @@ def world(size: int) -> list[dict]:
     return [everything(0, 1)] if size == 1 else in_processes(size, everything, size)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, pytest.param(8, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_segments_equal_whole_rows(size):
-    """Forward, dq, dk and dv of each strategy on each layout, with all that attention can be asked for."""
+    """Forward, dq, dk and dv of each strategy, on some layouts, with all that attention can be asked for."""
     assert [said["wrong"] for said in world(size)] == [[]] * size
+
+
+def wrong_ones(rank: int, size: int, cases: list[Case]) -> list[str]:
+    group = known_as(dist.group.WORLD)
+    return [said for case in cases if (said := wrong(case, rank, size, group))]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_segments_equal_whole_rows_on_each_layout(size):
+    cases = [replace(case, heads=(8, case.heads[1])) for case in CASES] if size == 8 else CASES
+    assert in_processes(size, wrong_ones, size, cases) == [[]] * size
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -194,17 +208,19 @@ def largest_error(said: list[dict], dtype: str, strategy: str) -> list[float]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_half_precision_is_rounded_once(strategy):
+@pytest.mark.parametrize("what", ROUNDED)
+def test_half_precision_is_rounded_once(what, strategy):
     """Against attention on whole rows in bf16, which a CPU computes in fp32 and rounds: partial sums that were rounded on the way
-    would add a rounding each. Measured in all numbers; the largest alone is one number's luck. What is kept of o is bf16, too."""
-    *leaves, d_o = LONG.inputs(torch.bfloat16)
+    would add a rounding each, and so would gradients of key heads that several processes have. Measured in all numbers; the largest
+    alone is one number's luck. What is kept of o is bf16, too."""
+    *leaves, d_o = ROUNDED[what].inputs(torch.bfloat16)
     leaves, exact = [leaf(x) for x in leaves], [leaf(x.double()) for x in leaves]
     o, true = attention(*leaves), attention(*exact)
     rounded = [o.detach(), *torch.autograd.grad(o, leaves, d_o)]
     whole = [true.detach(), *torch.autograd.grad(true, exact, d_o.double())]
     once = [(mine.double() - one).square().sum().item() for mine, one in zip(rounded, whole)]
     for size in (1, 2, 4):
-        squares = [sum(one["bfloat16"][strategy][i][1] for one in world(size)) for i in range(4)]
+        squares = [sum(one["bfloat16"][what][strategy][i][1] for one in world(size)) for i in range(4)]
         for name, mine, one in zip(("o", "dq", "dk", "dv"), squares, once):
             assert mine <= 1.5**2 * one, f"{name} of {strategy} over {size}: {(mine / one) ** 0.5:.2f} times the error"
 
@@ -259,11 +275,6 @@ some_cases = some.integers(8, 40).flatmap(
         strategy=some.sampled_from(STRATEGIES), layout=some.sampled_from(KINDS),
     )
 )  # fmt: skip
-
-
-def wrong_ones(rank: int, size: int, cases: list[Case]) -> list[str]:
-    group = known_as(dist.group.WORLD)
-    return [said for case in cases if (said := wrong(case, rank, size, group))]
 
 
 def check_any(cases: list[Case], size: int) -> None:
@@ -364,3 +375,18 @@ def test_what_is_kept_for_the_backward_is_q_k_v_o_and_lse():
     kept = [x for x in o.grad_fn.saved_tensors if x is not None]
     assert {x.data_ptr() for x in kept[:4]} == {x.data_ptr() for x in (q, k, v, o)}
     assert [x.shape for x in kept[4:]] == [(B, 4, 24)]
+
+
+def test_layers_plan_once(monkeypatch):
+    """What is met follows from the segments, documents and window: a batch's first layer plans for all, forward and backward."""
+    planned, seen_between = [], ring.seen_between
+    monkeypatch.setattr(ring, "seen_between", lambda *given: planned.append(given) or seen_between(*given))
+    case = Case(T=24, documents=(9,), window=5)
+    share, attend = case.share(0, 1), ring.attend_over(1, 0, "", "ring")
+    for _ in range(2):
+        *leaves, d_o = case.inputs()
+        o = attend(*(x.requires_grad_() for x in leaves), window=5, documents=share)
+        o.backward(d_o)
+    assert len(planned) == len(share.mine) ** 2
+    attend(*leaves, window=6, documents=share)
+    assert len(planned) == 2 * len(share.mine) ** 2, "another window meets others"

@@ -1,7 +1,8 @@
 """Softmax attention of queries to keys that come block by block: outputs that are joined, and gradients that are added up.
 
-One process computes what it has of a row when the keys of another one come by (parallel/ring.py). Which of them its queries see
-follows from positions: what nobody sees is cut off before anything is computed, and what is left is
+One process computes what it has of a row when the keys of another one come by (parallel/ring.py), one device a chunk of its row after
+the other (ops/blockwise.py). Which keys are seen follows from positions: what nobody sees is cut off before anything is computed, and
+what is left is
 
     all      every query sees every key     a call of torch's fused kernel
     causal   a square on the diagonal       another call of it
@@ -12,6 +13,7 @@ exponentials, in fp32 (float64 for float64 inputs), by which it is joined with t
 The backward needs the joined output and logsumexp only: with P = exp(scores - lse) each block's part is its own (Dao 2022, alg. 4).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longfire.ops import chosen
+from longfire.ops import as_on_cuda, chosen
 from longfire.ops.attention import attention_slow, weight_mask
 from longfire.ops.linear import in_fp32, working_dtype
 
@@ -83,10 +85,32 @@ class Manner(NamedTuple):
 
 def has_kernel(q: Tensor, v: Tensor) -> bool:
     """Whether torch has a fused kernel that gives the logsumexp: on a CPU always, on CUDA for half precision (Ampere or newer)."""
-    if q.device.type != "cuda":
+    if not on_cuda(q):
         return q.device.type == "cpu"
     half, size = q.dtype in (torch.bfloat16, torch.float16), max(q.shape[-1], v.shape[-1])
-    return half and size <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return half and size <= 256 and (as_on_cuda() or torch.cuda.get_device_capability(q.device) >= (8, 0))
+
+
+def on_cuda(x: Tensor) -> bool:
+    """Whether x goes the way of CUDA, be it there or a planner's, without numbers."""
+    return x.device.type == "cuda" or as_on_cuda()
+
+
+def first_seen(first_query: int, starts: list[list[int]], window: int | None) -> int:
+    """The first key that a query sees in any row. starts: where the documents of each row begin."""
+    earliest = min(of_row[bisect_right(of_row, first_query) - 1] for of_row in starts)
+    return max(earliest, first_query - (window or ENDLESS) + 1)
+
+
+def seen_between(queries: Span, keys: Span, starts: list[list[int]], manner: Manner) -> Iterator[Piece]:
+    """What these queries see of these keys in all rows. Documents are contiguous; starts: where those of each row begin, of a single
+    row that stands for all."""
+    for row, of_row in enumerate(starts):
+        rows = slice(row, row + 1) if len(starts) > 1 else slice(None)
+        first = bisect_right(of_row, max(queries.start, keys.start)) - 1
+        last = bisect_right(of_row, min(queries.stop, keys.stop) - 1)
+        for start, stop in zip(of_row[first:last], [*of_row[first + 1 : last + 1], ENDLESS]):
+            yield from meetings(rows, queries.within(start, stop), keys.within(start, stop), manner)
 
 
 def meetings(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator[Piece]:
@@ -102,6 +126,9 @@ def meetings(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator
         seen = "all"
     elif reaches and (keys.start, keys.stop) == (queries.start, queries.stop):
         seen = "causal"
+    if queries.length > BLOCK and seen == "band" and reaches and manner.fused:
+        yield from without_band(rows, queries, keys, manner)
+        return
     if queries.length > BLOCK and (seen == "band" or not manner.fused):
         for start in range(queries.start, queries.stop, BLOCK):
             yield from meetings(rows, queries.within(start, start + BLOCK), keys, manner)
@@ -112,6 +139,14 @@ def meetings(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator
             yield from meetings(rows, queries, keys.within(start, stop), manner)
         return
     yield Piece(rows, queries, keys, seen)
+
+
+def without_band(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator[Piece]:
+    """No window cuts: a square on the diagonal, the keys before it, and the queries after it."""
+    own, corner = queries.within(queries.start, keys.stop), keys.within(queries.start, keys.stop)
+    yield from meetings(rows, queries, keys.within(keys.start, queries.start), manner)
+    yield from meetings(rows, own, corner, manner)
+    yield from meetings(rows, queries.within(keys.stop, queries.stop), corner, manner)
 
 
 class Outputs:
@@ -199,7 +234,7 @@ def key_blocks(T: int, keys: int, manner: Manner) -> Iterator[tuple[slice, Itera
 
 def multipliable(x: Tensor, manner: Manner) -> Tensor:
     """x as the kernel takes it: on CUDA as it is; a CPU's kernel would round outputs to bf16 before they are joined."""
-    return x if manner.fused and x.device.type == "cuda" else in_fp32(x)
+    return x if manner.fused and on_cuda(x) else in_fp32(x)
 
 
 def join(o_BTHV: Tensor, lse_BHT: Tensor, other_o: Tensor, other_lse: Tensor) -> None:
@@ -244,7 +279,7 @@ def seen_of(piece: Piece, manner: Manner, device: torch.device) -> Tensor | None
 
 def takes_mask(q: Tensor) -> bool:
     """Whether the kernel does, and gives the logsumexp. On a CPU, bands take 0.3 of the time of writing them out in the forward."""
-    return q.device.type == "cpu"
+    return not on_cuda(q)
 
 
 def bias_of(piece: Piece, manner: Manner, q: Tensor) -> Tensor | None:

@@ -20,7 +20,7 @@ gradient. (GLA's secondary chunking, Yang 2023 section 4.3, keeps exp(G_i - G_j)
 every pair has its own.) A document start is nothing but a step whose decay is 0.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import product, repeat
 from typing import Any, NamedTuple
 
@@ -382,53 +382,3 @@ def segments_of(inputs: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor | No
         return
     # split, not slices: the gradient of a slice is a tensor as long as the row
     yield from zip(*(repeat(x) if x is None or x.dim() == 1 else x.split(tokens, 1) for x in inputs))
-
-
-class Affine(NamedTuple):
-    """state -> transition state + write: what some tokens do to the state. transition: a matrix (B, H, K, K), or numbers that fit the
-    state's shape."""
-
-    transition: Tensor
-    write: Tensor
-    is_matrix: bool
-
-    def __call__(self, state: Tensor) -> Tensor:
-        moved = self.transition @ state if self.is_matrix else self.transition * state
-        return moved + self.write
-
-
-def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
-    """The map of all chunks, given (transition, write) of each, (B, N, H, K, ...) of some chunks at a time, in order.
-
-    Matrices are folded up from the left: the state that began as zero is carried beside the one that began as the identity.
-    """
-    whole = state = None
-    for transition, write in chunks:
-        is_matrix, (B, _, H, K, V) = transition.shape[-1] != 1, write.shape
-        if state is None:
-            state = write.new_zeros(B, H, K, V)
-            if is_matrix:
-                state = torch.cat([state, torch.eye(K, dtype=write.dtype, device=write.device).expand(B, H, K, K)], -1)
-        state = scan(transition, torch.nn.functional.pad(write, (0, K)) if is_matrix else write, state)[1]
-        if not is_matrix:
-            some = transition.prod(1)
-            whole = some if whole is None else whole * some
-    if not is_matrix:
-        return Affine(whole.expand(B, H, -1, -1), state, is_matrix)
-    write, transition = state.split((V, K), -1)
-    return Affine(transition, write, is_matrix)
-
-
-def around(
-    work: Callable[..., Any], read: Callable[[Any, Tensor], Tensor], inputs: tuple[Tensor | None, ...],
-    state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
-    """Outputs of tokens whose state before them follows from their own map (and those of others): the chunks are worked on once, for
-    the map and for the outputs. work(*inputs) gives what has a `transition` and a `write`; read(that, states) the outputs."""
-    worked = [work(*segment) for segment in segments_of(inputs)]
-    maps = [(one.transition, one.write) for one in worked]
-    state, outputs = state_before(folded(maps)), []
-    for one, (transition, write) in zip(worked, maps):
-        states, state = scan(transition, write, state)
-        outputs.append(read(one, states))
-    return torch.cat(outputs, 1)

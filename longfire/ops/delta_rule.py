@@ -5,7 +5,6 @@ DeltaNet (Yang 2024b, eq. 10), a vector over the key channels KDA (Kimi Linear, 
 decayed state is what is erased: fla's order.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
-    Affine,
     Decayed,
-    around,
     by_segments,
     chunk_size,
     chunked,
@@ -160,16 +157,6 @@ def read(worked: Worked, states: Tensor) -> Tensor:
     """Outputs, given the state before each chunk."""
     o = worked.products @ (worked.written - worked.erased @ states) + worked.from_start @ states
     return unchunked(o, worked.tokens)
-
-
-def delta_rule_around(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, g: Tensor | None = None, *,
-    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
-    """Outputs alone, of tokens whose state before them follows from their own map (chunkwise.around)."""
-    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
-    return around(partial(work, scale=scale), read, inputs, state_before).to(q_BTHK.dtype)
 
 
 def solved(parts: Decayed, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,3 +41,10 @@ class Documents:
         starts = starts_BT.flatten().nonzero().flatten()
         cu_lengths = torch.cat([starts, starts.new_tensor([ids_BT.numel()])]).int()
         return cls(ids_BT, cu_lengths, int(cu_lengths.diff().max()))
+
+
+def starts_of(ids_BT: Tensor) -> list[list[int]]:
+    """Where the documents of each row begin, in its order; waits for the device once."""
+    ids_BT = ids_BT.cpu()
+    begins_BT = F.pad(ids_BT[:, 1:] != ids_BT[:, :-1], (1, 0), value=True)
+    return [begins_T.nonzero().flatten().tolist() for begins_T in begins_BT]

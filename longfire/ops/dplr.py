@@ -5,7 +5,6 @@ state before this step's decay. The delta rules are the case c = exp(g) * k, b =
 ops/delta_rule.py computes them with half the work.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +14,7 @@ from torch import Tensor
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
-    Affine,
     Decayed,
-    around,
     by_segments,
     chunk_size,
     chunked,
@@ -168,16 +165,6 @@ def read(worked: Worked, states: Tensor) -> Tensor:
     with_k, with_b = worked.products
     o = with_k @ worked.v + with_b @ (worked.found + worked.read @ states) + worked.from_start @ states
     return unchunked(o, worked.tokens)
-
-
-def dplr_around(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_BTHK: Tensor, b_BTHK: Tensor, g_BTHK: Tensor, *,
-    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
-    """Outputs alone, of tokens whose state before them follows from their own map (chunkwise.around)."""
-    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
-    return around(partial(work, scale=scale), read, inputs, state_before).to(q_BTHK.dtype)
 
 
 def of_own_document(c: Tensor, goes_on_BT: Tensor | None) -> Tensor:

@@ -5,7 +5,6 @@ No decay is linear attention (Katharopoulos 2020), a constant one per head RetNe
 of gated slot attention (Zhang 2024, where the values are the slots).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,9 +13,7 @@ from torch import Tensor
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
-    Affine,
     Decayed,
-    around,
     by_segments,
     chunk_size,
     chunked,
@@ -187,17 +184,6 @@ def read(worked: Worked, states: Tensor) -> Tensor:
     tokens, parts, v = worked
     o = [unchunked(pair @ v + query @ states, tokens) for (pair,), query in zip(parts.products, parts.from_start)]
     return o[0] if len(o) == 1 else torch.stack(o, 3).flatten(2, 3)
-
-
-def linear_attention_around(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g: Tensor | None = None, *, scale: float | None = None,
-    documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
-    """Outputs alone, of tokens whose state before them follows from their own map (chunkwise.around): without gv, and as many heads of
-    k as of v."""
-    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
-    return around(partial(work, scale=scale), read, inputs, state_before).to(q_BTHK.dtype)
 
 
 def with_value_decay(S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:

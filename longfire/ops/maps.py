@@ -8,7 +8,8 @@ Each map takes the arguments of its op and follows the same rules: the state sta
 the segment belongs to its first document, the one after it to its last.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +19,24 @@ from torch import Tensor
 from longfire.ops import chosen
 from longfire.ops import delta_rule as delta
 from longfire.ops import dplr as low_rank
-from longfire.ops.chunkwise import Affine, chunk_size, chunked, folded, goes_on, segments_of, step_decays
+from longfire.ops import linear_attention as plain
+from longfire.ops.chunkwise import chunk_size, chunked, goes_on, scan, segments_of, step_decays
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
-from longfire.ops.linear_attention import linear_attention, linear_attention_around
 from longfire.ops.selective_scan import selective_scan
+
+
+class Affine(NamedTuple):
+    """state -> transition state + write: what some tokens do to the state. transition: a matrix (B, H, K, K), or numbers that fit the
+    state's shape."""
+
+    transition: Tensor
+    write: Tensor
+    is_matrix: bool
+
+    def __call__(self, state: Tensor) -> Tensor:
+        moved = self.transition @ state if self.is_matrix else self.transition * state
+        return moved + self.write
 
 
 def linear_attention_map(
@@ -109,6 +123,74 @@ def selective_scan_map(
     return Affine(transition, write, is_matrix=False)
 
 
+def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
+    """The map of all chunks, given (transition, write) of each, (B, N, H, K, ...) of some chunks at a time, in order.
+
+    Matrices are folded up from the left: the state that began as zero is carried beside the one that began as the identity.
+    """
+    whole = state = None
+    for transition, write in chunks:
+        is_matrix, (B, _, H, K, V) = transition.shape[-1] != 1, write.shape
+        if state is None:
+            state = write.new_zeros(B, H, K, V)
+            if is_matrix:
+                state = torch.cat([state, torch.eye(K, dtype=write.dtype, device=write.device).expand(B, H, K, K)], -1)
+        state = scan(transition, F.pad(write, (0, K)) if is_matrix else write, state)[1]
+        if not is_matrix:
+            some = transition.prod(1)
+            whole = some if whole is None else whole * some
+    if not is_matrix:
+        return Affine(whole.expand(B, H, -1, -1), state, is_matrix)
+    write, transition = state.split((V, K), -1)
+    return Affine(transition, write, is_matrix)
+
+
+def around(
+    work: Callable[..., Any], read: Callable[[Any, Tensor], Tensor], inputs: tuple[Tensor | None, ...],
+    state_before: Callable[[Affine], Tensor],
+) -> Tensor:  # fmt: skip
+    """Outputs of tokens whose state before them follows from their own map (and those of others): the chunks are worked on once, for
+    the map and for the outputs. work(*inputs) gives what has a `transition` and a `write`; read(that, states) the outputs."""
+    worked = [work(*segment) for segment in segments_of(inputs)]
+    maps = [(one.transition, one.write) for one in worked]
+    state, outputs = state_before(folded(maps)), []
+    for one, (transition, write) in zip(worked, maps):
+        states, state = scan(transition, write, state)
+        outputs.append(read(one, states))
+    return torch.cat(outputs, 1)
+
+
+def linear_attention_around(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g: Tensor | None = None, *, scale: float | None = None,
+    documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
+) -> Tensor:  # fmt: skip
+    """Outputs alone, of tokens whose state before them follows from their own map (`around`): without gv, and as many heads of
+    k as of v."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
+    return around(partial(plain.work, scale=scale), plain.read, inputs, state_before).to(q_BTHK.dtype)
+
+
+def delta_rule_around(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, g: Tensor | None = None, *,
+    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
+) -> Tensor:  # fmt: skip
+    """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+    return around(partial(delta.work, scale=scale), delta.read, inputs, state_before).to(q_BTHK.dtype)
+
+
+def dplr_around(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_BTHK: Tensor, b_BTHK: Tensor, g_BTHK: Tensor, *,
+    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
+) -> Tensor:  # fmt: skip
+    """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+    return around(partial(low_rank.work, scale=scale), low_rank.read, inputs, state_before).to(q_BTHK.dtype)
+
+
 class Recurrence(NamedTuple):
     """An op, its map, the name under which it takes the state before the row; and, where our own form of it runs, what works on the
     chunks once for its map and for its outputs."""
@@ -133,8 +215,8 @@ def shares_chunks(inputs: tuple[Tensor | None, ...], options: dict[str, Any]) ->
 
 STATE = "initial_state_BHKV"
 RECURRENCES = (
-    Recurrence(linear_attention, linear_attention_map, STATE, linear_attention_around),
-    Recurrence(delta.delta_rule, delta_rule_map, STATE, delta.delta_rule_around),
-    Recurrence(low_rank.dplr, dplr_map, STATE, low_rank.dplr_around),
+    Recurrence(plain.linear_attention, linear_attention_map, STATE, linear_attention_around),
+    Recurrence(delta.delta_rule, delta_rule_map, STATE, delta_rule_around),
+    Recurrence(low_rank.dplr, dplr_map, STATE, dplr_around),
     Recurrence(selective_scan, selective_scan_map, "initial_state_BDN"),
 )

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longfire.ops.attention import attention
-from longfire.ops.chunkwise import Affine
 from longfire.ops.documents import Documents
-from longfire.ops.maps import RECURRENCES, Recurrence
+from longfire.ops.maps import RECURRENCES, Affine, Recurrence
 from longfire.ops.short_conv import short_conv
 from longfire.ops.token_shift import previous_token
 from longfire.parallel import ring, strategy

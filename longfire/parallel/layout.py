@@ -12,7 +12,7 @@ A causal query looks back, so that the last process of a contiguous row has 2 n 
 a single long one, and have all its work there), which dealing repairs. What fills a row up comes last: no real token sees it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.ops.documents import Documents
+from longfire.ops.documents import Documents, starts_of
 
 KINDS = ("contiguous", "zigzag", "balanced")
 DEALT = (
@@ -177,11 +177,12 @@ class Share(Documents):
     def starts(self) -> list[list[int]]:
         """Where the documents of each whole row begin, in its order; where they flow on, one row stands for all. Waits for the device
         once."""
-        if self.flows:
-            return [[0]]
-        ids_BP = self.row_ids_BP.cpu()
-        begins_BP = F.pad(ids_BP[:, 1:] != ids_BP[:, :-1], (1, 0), value=True)
-        return [begins_P.nonzero().flatten().tolist() for begins_P in begins_BP]
+        return [[0]] if self.flows else starts_of(self.row_ids_BP)
+
+    @cached_property
+    def plans(self) -> dict[Hashable, Any]:
+        """What follows from the places of segments and documents, by what it is for: many layers ask the same."""
+        return {}
 
     @cached_property
     def whole(self) -> Documents | None:

@@ -10,10 +10,10 @@ computed, and where no process sees what has come so far around, it goes no furt
 the gradients that travel too; q, k, v, the output and its logsumexp are all that is kept for the backward.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longfire.ops.attention import attention
-from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, meetings
-from longfire.ops.linear import working_dtype
+from longfire.ops.attention import attention, multipliable
+from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, first_seen, seen_between
+from longfire.ops.linear import in_fp32, working_dtype
 from longfire.parallel.collectives import ALL_GATHER, REDUCE_SCATTER, gathered, group_known_as
 from longfire.parallel.layout import Layout, Share
 
@@ -91,7 +91,7 @@ class _Attend(torch.autograd.Function):
         outputs = Outputs(q, v.shape[-1], manner, noise_BT)
         mine, shapes = packed(k, v), (k.shape, v.shape)
         for source, kv in all_at_once(mine, ring) if at_once else around(mine, farthest(share, manner.window), ring):
-            pieces = list(met(share, source, manner))
+            pieces = met(share, source, manner)
             outputs.meet(*unpacked(kv, shapes), pieces)
             work.pairs += sum(piece.pairs(len(q)) for piece in pieces)
         o = outputs.o.to(q.dtype)
@@ -130,22 +130,16 @@ def unpacked(kv: Tensor, shapes: tuple[torch.Size, torch.Size]) -> tuple[Tensor,
 # What is seen
 
 
-def met(share: Share, source: int, manner: Manner) -> Iterator[Piece]:
-    """Where the queries here see the keys of a process. Documents are contiguous: of those before a segment only the one that its
-    first token belongs to reaches into it."""
-    mine, others = (spans(share.layout, rank) for rank in (share.rank, source))
-    for row, starts in enumerate(share.starts):
-        rows, ends = slice(None) if share.flows else slice(row, row + 1), [*starts[1:], share.layout.filled]
-        for queries in mine:
-            first = bisect_right(starts, queries.start) - 1
-            for keys in others:
-                if keys.start < queries.start:
-                    together = queries.within(0, ends[first]), keys.within(starts[first], keys.stop)
-                    yield from meetings(rows, *together, manner)
-            if queries in others:
-                for document in range(first, bisect_right(starts, queries.stop - 1)):
-                    own = queries.within(starts[document], ends[document])
-                    yield from meetings(rows, own, own, manner)
+def met(share: Share, source: int, manner: Manner) -> list[Piece]:
+    """Where the queries here see the keys of a process."""
+    if (source, manner) not in share.plans:
+        mine, others = (spans(share.layout, rank) for rank in (share.rank, source))
+        share.plans[source, manner] = [
+            piece
+            for queries, keys in product(mine, others)
+            for piece in seen_between(queries, keys, share.starts, manner)
+        ]
+    return share.plans[source, manner]
 
 
 def spans(layout: Layout, rank: int) -> list[Span]:
@@ -158,11 +152,11 @@ def farthest(share: Share, window: int | None) -> int:
     """Hops after which no process sees any more of the keys that come by."""
     if share.flows and window is None:
         return len(share.layout.places) - 1
-    L, looks_back = share.layout.length, []
-    for first in range(0, share.layout.filled, L):  # its first token sees what any of a segment sees before it
-        earliest = min(starts[bisect_right(starts, first) - 1] for starts in share.starts)
-        looks_back.append((earliest if window is None else max(earliest, first - window + 1)) // L)
-    return hops_needed(share.layout.places, tuple(looks_back))
+    if window not in share.plans:
+        L = share.layout.length  # a segment's first token sees what any of the segment sees before it
+        looks_back = [first_seen(first, share.starts, window) // L for first in range(0, share.layout.filled, L)]
+        share.plans[window] = hops_needed(share.layout.places, tuple(looks_back))
+    return share.plans[window]
 
 
 @lru_cache(maxsize=1024)
@@ -251,23 +245,29 @@ def heads_for_tokens(
     noise_BT: Tensor | None, first_head: int,
 ) -> Tensor:  # fmt: skip
     """Each process gives the tokens of other heads for the other tokens of its own heads, attends on whole rows, and gives back."""
-    n, heads = ring.size, q.shape[2] // ring.size
-    again = max(1, n // k.shape[2])  # a key head goes to all processes with queries of its group
-    k, v = (x.repeat_interleave(again, 2) for x in (k, v))
-    # of each process: all that it needs of a token, side by side
-    mine_BTNX = torch.cat([x.unflatten(2, (n, -1)).flatten(3) for x in (q, k, v)], -1)
-    rows_BTX = whole_rows(exchanged(mine_BTNX.movedim(2, 0), ring), share)
-    sizes = heads * q.shape[-1], k.shape[2] // n * k.shape[-1], k.shape[2] // n * v.shape[-1]
-    whole = (x.unflatten(2, (-1, head.shape[-1])) for x, head in zip(rows_BTX.split(sizes, 2), (q, k, v)))
+    q_BTHK, k_BTGK, v_BTGV = of_own_heads(q, k, v, ring, share)
     if noise_BT is not None:
         noise_BT = everyones_noise(noise_BT, ring, share)
     o_BTHV = attention(
-        *whole, window=window, documents=share.whole, scale=scale, dropout=dropout, noise_BT=noise_BT,
-        first_head=first_head + ring.rank * heads,
+        q_BTHK, k_BTGK, v_BTGV, window=window, documents=share.whole, scale=scale, dropout=dropout, noise_BT=noise_BT,
+        first_head=first_head + ring.rank * q_BTHK.shape[2],
     )  # fmt: skip
-    segments_BSLHV = share.layout.segments_of(o_BTHV)
+    segments_BSLHV = share.layout.segments_of(o_BTHV.to(q.dtype))
     theirs = torch.stack([segments_BSLHV[:, list(place)].flatten(1, 2) for place in share.layout.places])
     return exchanged(theirs, ring).movedim(0, 2).flatten(2, 3)
+
+
+def of_own_heads(q: Tensor, k: Tensor, v: Tensor, ring: Ring, share: Share) -> tuple[Tensor, ...]:
+    """Whole rows of the heads that this process attends with: (B, T, H / n, K), (B, T, G / n or 1, K), (B, T, G / n or 1, V)."""
+    n, heads = ring.size, (q, k, v)
+    if k.shape[2] >= n:  # all that a process needs of a token, side by side
+        mine_BTNX = torch.cat([x.unflatten(2, (n, -1)).flatten(3) for x in heads], -1)
+        rows_BTX = whole_rows(exchanged(mine_BTNX.movedim(2, 0), ring), share)
+        parts = rows_BTX.split([x[0, 0].numel() // n for x in heads], 2)
+        return tuple(part.unflatten(2, (-1, x.shape[-1])) for part, x in zip(parts, heads))
+    q = multipliable(whole_rows(exchanged(q.unflatten(2, (n, -1)).movedim(2, 0), ring), share))
+    kv_BT1X = whole_rows(_Copies.apply(torch.cat([k, v], -1), ring), share)[:, :, None].to(q.dtype)
+    return q, *kv_BT1X.split([k.shape[-1], v.shape[-1]], 3)
 
 
 def whole_rows(parts: Tensor, share: Share) -> Tensor:
@@ -288,12 +288,33 @@ def exchanged(x: Tensor, ring: Ring) -> Tensor:
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ring: Ring) -> Tensor:
-        ctx.ring, x = ring, x.contiguous()
-        found = torch.empty_like(x)
-        dist.all_to_all_single(found, x, group=group_known_as(ring.group))
-        work.sent_bytes += x.nbytes * (ring.size - 1) // ring.size
-        return found
+        ctx.ring = ring
+        return swapped(x, ring)
 
     @staticmethod
     def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, None]:
         return _Exchange.apply(d_found, ctx.ring), None
+
+
+class _Copies(torch.autograd.Function):
+    """(B, T, G, X) of fewer heads than processes -> (n, B, T, X): what each process has of the head that serves this one's queries.
+    Values are given in fp32 (float64), and so are their gradients: those of a head's copies are added up before they are rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTGX: Tensor, ring: Ring) -> Tensor:
+        ctx.ring, ctx.dtype, ctx.heads = ring, x_BTGX.dtype, x_BTGX.shape[2]
+        return in_fp32(swapped(x_BTGX.repeat_interleave(ring.size // ctx.heads, 2).movedim(2, 0), ring))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, None]:
+        d_copies = swapped(d_found, ctx.ring).unflatten(0, (ctx.heads, -1))
+        return d_copies.sum(1).movedim(0, 2).to(ctx.dtype), None
+
+
+def swapped(x: Tensor, ring: Ring) -> Tensor:
+    x = x.contiguous()
+    found = torch.empty_like(x)
+    dist.all_to_all_single(found, x, group=group_known_as(ring.group))
+    work.sent_bytes += x.nbytes * (ring.size - 1) // ring.size
+    return found
