@@ -1,4 +1,5 @@
-"""Puts what bench/results/ holds into docs/benchmarks.md, so that page and measurements cannot disagree (a test compares them).
+"""Puts what bench/results/ holds into docs/benchmarks.md and docs/long-context.md, so that pages and measurements cannot disagree (a
+test compares them).
 
     python bench/tables.py
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("benchmarks.md", "long-context.md")]
 
 
 def with_tables(page: str) -> str:
@@ -46,4 +47,5 @@ def cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

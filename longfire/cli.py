@@ -199,12 +199,22 @@ def plan(words: Sequence[str]) -> int:
         "--alternatives", type=at_least(0), default=8, metavar="N", help="other plans to tell; 0: none (default: 8)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    parser.add_argument(
+        "--context", action="store_true",
+        help="instead: the longest row that fits so many devices, for each mixer, and Ring Attention's tables beside ours",
+    )  # fmt: skip
     run, options = read_run(parser, words, world=None)
     from longfire.parallel.cost import device_of
     from longfire.parallel.planner import Planner
     from longfire.parallel.tables import plan_run
 
-    plan_run(Planner(run, device_of(options.device, options.memory)), options.alternatives, options.json)
+    device = device_of(options.device, options.memory)
+    if options.context:
+        from longfire.parallel.context_tables import plan_context
+
+        plan_context(run, device, options.json)
+    else:
+        plan_run(Planner(run, device), options.alternatives, options.json)
     return 0
 
 

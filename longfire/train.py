@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from longfire.mixers.attention import Attention
 from longfire.model import Model, materialise, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
-from longfire.parallel import cost, tables
+from longfire.parallel import cost, strategy, tables
 from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
@@ -338,6 +339,7 @@ def make_state(
     parameters = sum(p.numel() for p in model.parameters())
     flops = model.flops_per_token(run.training.seq_len)
     compiled, why = mesh.from_first(compile_decision(run, flops, device))  # it measures: one process decides for all
+    run = with_strategy(run, dtype, device, mesh, note)
     model = parallelize(
         model, run.activation_checkpoint, compiled, mesh, run.parallelism, run.training.seq_len, run.attention,
         run.training.mlp_chunk_size,
@@ -356,6 +358,25 @@ def make_state(
     if mesh.size() > 1 and not theirs:
         tell_plan(run, model, dtype, mesh, note)
     return State(model, make_optimizer(model, run.optimizer, kept_on), mesh=mesh)
+
+
+def with_strategy(run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh, note: Callable[[str], None]) -> Run:
+    """The same run with the way that softmax attention goes over processes that share rows: where `auto` leaves it open, the one
+    that the planner says is fastest, told with the runner-up. Collective over the mesh."""
+    if mesh.size("cp") == 1 or run.parallelism.context_parallel_strategy != "auto":
+        return run
+    chosen = "ring"
+    if mesh.rank() == 0:
+        on_cuda = device.type == "cuda"
+        facts = torch.cuda.get_device_properties(device) if on_cuda else None
+        here = cost.device_here(facts.name if facts else "", facts.total_memory if facts else 0)
+        planner = Planner(run, here, str(dtype).removeprefix("torch."), as_cuda=on_cuda)
+        plan = planner.of_recipe()
+        if ranked := planner.strategies(plan):
+            chosen = ranked[0].strategy
+            note(f"context: {strategy.told(ranked, planner.cut(plan))}")
+    chosen = mesh.from_first(chosen)
+    return replace(run, parallelism=replace(run.parallelism, context_parallel_strategy=chosen))
 
 
 def tell_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]) -> None:

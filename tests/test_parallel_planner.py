@@ -98,6 +98,7 @@ def test_what_holds_less_holds_less(compose):
         plan = {
             "dp_replicate": 1,
             "dp_shard": 8,
+            "cp": 1,
             "tp": 1,
             "pp": 1,
             "remat": "none",

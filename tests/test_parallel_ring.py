@@ -390,24 +390,3 @@ def test_layers_plan_once(monkeypatch):
     assert len(planned) == len(share.mine) ** 2
     attend(*leaves, window=6, documents=share)
     assert len(planned) == 2 * len(share.mine) ** 2, "another window meets others"
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "said"),
-    [
-        (4, 4, 2, None),
-        (8, 2, 8, None),
-        (4, 2, 8, "but it has 4"),
-        (6, 6, 4, "does not divide its 6"),
-        (12, 3, 2, "its 3 key/value heads"),
-    ],
-)
-def test_heads_that_alltoall_cannot_share_are_refused(heads, kv_heads, size, said):
-    for strategy in ("ring", "allgather", "auto"):
-        assert not list(ring.refusals("attention", heads, kv_heads, size, strategy))
-    found = list(ring.refusals("attention", heads, kv_heads, size, "alltoall"))
-    assert len(found) == (said is not None)
-    for message in found:
-        assert said in message
-        assert "set parallelism.context_parallel_strategy to ring or allgather" in message
-        assert "parallelism.context_parallel_degree" in message

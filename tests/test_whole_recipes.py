@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from longfire.launch import World
 from longfire.run import Run
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -15,7 +16,11 @@ DOCUMENTED = {
     "gla-7b-from-mistral": (1024, 2048, 10240, 512, 3e-5),
     "gpt2-s-owt": (512, 1024, 400_000, 4000, 6e-4),
     "gpt3-s-pile": (256, 2048, 800_000, 8000, 6e-4),
+    "llama7b-ring-2m": (1, 2_097_152, 480_000, 2000, 1.5e-4),
 }
+
+
+PROCESSES = {"llama7b-ring-2m": 512, "gla-1b-hybrid-1m": 512}  # that a recipe's own plan is of
 
 
 @pytest.fixture
@@ -24,7 +29,7 @@ def compose(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "converted/gla-7b").mkdir(parents=True)
     told = []
-    return lambda path: (Run.compose(path, {}, note=told.append), told)
+    return lambda path: (Run.compose(path, {}, world=World(PROCESSES.get(path.stem, 1)), note=told.append), told)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
@@ -33,7 +38,7 @@ def test_it_can_be_trained(path, compose):
     assert not told, "a recipe of ours uses today's spellings"
     assert Path(run.model.config).parent == FOLDER / "models"
     assert run.job.dump_folder == f"runs/{path.stem}"
-    assert run.accumulation * run.training.batch_size == run.rows_per_step
+    assert run.accumulation * run.training.batch_size * run.data_processes == run.rows_per_step
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -25,14 +25,14 @@ from longfire.ops.documents import Documents
 from longfire.ops.maps import RECURRENCES, Affine, Recurrence
 from longfire.ops.short_conv import short_conv
 from longfire.ops.token_shift import previous_token
-from longfire.parallel import ring
+from longfire.parallel import ring, strategy
 from longfire.parallel.collectives import gathered, known_as, scattered
 from longfire.parallel.layout import Layout, Share, keys_seen, segments_each
 from longfire.parallel.mesh import Mesh
+from longfire.parallel.strategy import DEGREE
 from longfire.settings import Parallelism
 
 SEAMS = ("attend", "recur", "convolve", "shift")
-DEGREE = "parallelism.context_parallel_degree"
 
 
 @dataclass
@@ -278,7 +278,9 @@ def refusals(model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Paral
             "lengthen the rows"
         )
     for name, part in softmax.items():
-        yield from ring.refusals(name, part.heads // tp, part.kv_heads // tp, cp, parallelism.context_parallel_strategy)
+        asked = parallelism.context_parallel_strategy
+        if why := strategy.refusal(asked, name, part.heads // tp, part.kv_heads // tp, cp):
+            yield why
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -21,6 +21,7 @@ LINK_EFFICIENCY = 0.8
 # The optimizer's passes over a parameter, fp32: the norm reads g, clipping reads and writes g, AdamW reads p, g, m, v, writes p, m, v.
 OPTIMIZER_BYTES = 4 * (1 + 2 + 7)
 ZERO_BUBBLE = {"InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"}
+LATENCY = 10e-6  # seconds before a message's first byte: a kernel's launch and a handshake; an assumption
 HOST_LINK = 50e9  # bytes/s between a device and the host's memory (PCIe 5 x16: 63), for cpu_offload
 HOST_MEMORY = 40e9  # bytes/s of the host's memory that is one device's share, where the optimizer then runs
 
@@ -63,6 +64,8 @@ DEVICES = {
     )
 }
 DEFAULT_DEVICE = "h100-80gb"
+# A core of a CPU whose processes talk through gloo: of the order of what one shows, to choose by and not to forecast with.
+CPU = Device("cpu", 8e9, {"bfloat16": 5e10, "float32": 5e10}, 1e10, 1e9, 1e9)
 
 
 def device_of(name: str, memory: str = "") -> Device:
@@ -73,6 +76,17 @@ def device_of(name: str, memory: str = "") -> Device:
         )
     device = DEVICES[name]
     return replace(device, memory_bytes=bytes_of(memory)) if memory else device
+
+
+def device_here(name: str, memory_bytes: float) -> Device:
+    """What stands here, by torch's name of it ("NVIDIA H100 80GB HBM3"); a CPU where that is "". One that the table does not have
+    counts as DEFAULT_DEVICE with its own memory."""
+    if not name:
+        return CPU
+    pcie = "h100-pcie" if "H100" in name and "PCIe" in name else ""
+    known = [key for key in DEVICES if key.split("-")[0].upper() in name.upper() and key != "h100-pcie"]
+    nearest = min(known or [DEFAULT_DEVICE], key=lambda key: abs(DEVICES[key].memory_bytes - memory_bytes))
+    return replace(DEVICES[pcie or nearest], memory_bytes=memory_bytes)
 
 
 def bytes_of(text: str) -> float:
@@ -99,6 +113,12 @@ def bandwidth(device: Device, size: int, inner: int) -> float:
     else:
         rate = min(device.link, device.network * max(1, device.node // inner))
     return LINK_EFFICIENCY * rate
+
+
+def between_neighbours(device: Device, size: int, inner: int) -> float:
+    """Bytes/s from one process to another of `size` that are `inner` ranks apart, while all do the same. Where they do not lie in one
+    node a process has one network card, and who sends to another node is what the others wait for."""
+    return LINK_EFFICIENCY * (device.link if size * inner <= device.node else min(device.link, device.network))
 
 
 def gathered_bytes(whole: float, size: int) -> float:

@@ -24,8 +24,12 @@ from longfire.mixers import mixer
 from longfire.model import Model, as_it_is
 from longfire.ops import pretending_cuda
 from longfire.ops.cross_entropy import fused
+from longfire.ops.delta_rule import delta_rule
+from longfire.ops.dplr import dplr
+from longfire.ops.selective_scan import selective_scan
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import choose_attention, kept_on, save_memory
+from longfire.parallel.strategy import Crossing, Heads
 from longfire.parallel.tensor import split
 from longfire.settings import ActivationCheckpoint, Attention
 
@@ -110,13 +114,14 @@ class Part:
         return max(self.backward), max(self.further)
 
     @classmethod
-    def of_rows(cls, one: "Part", two: "Part", rows: int) -> "Part":
-        """The part for any number of rows, from one row and two: each instant is a straight line, though their maximum is not.
-        Where the number of operations grows with the rows (the chunks of the loss), instants are paired from the front and from the
-        back as long as they are the same operations; of what lies between, the maximum is all there is."""
+    def of_rows(cls, one: "Part", two: "Part", rows: float) -> "Part":
+        """The part for any number of rows, from one row and two (or for rows of any length, from a length and twice it): each instant
+        is a straight line, though their maximum is not. Where the number of operations grows (the chunks of the loss), instants
+        are paired from the front and from the back as long as they are the same operations; of what lies between, the maximum is
+        all there is."""
 
         def line(a: int, b: int) -> int:
-            return a + (b - a) * (rows - 1)
+            return round(a + (b - a) * (rows - 1))
 
         def peak(a: tuple[int, ...], b: tuple[int, ...], same: tuple[int, int]) -> tuple[int, ...]:
             if len(a) == len(b):
@@ -196,6 +201,51 @@ def traced(
     further = tuple(now - before - (gradients - theirs) for now, gradients in live.instants)
     names = tuple(live.operations[:operations])
     return Part(all_bytes[:operations], all_bytes[operations:], further[operations:], kept, passed, names)
+
+
+class Seams:
+    """Listens at the seams of a block, through which all that looks along the sequence goes: so a mixer need not say twice what it
+    keeps. An operation's map of the state is K x K where it mixes the key's channels, else a diagonal."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.attends: list[Heads] = []
+        self.states: list[tuple[int, int]] = []
+        self.halo, self.block, self.heard = 0, block, []
+
+    def __enter__(self) -> "Seams":
+        for module in self.block.modules():
+            for name in ("attend", "recur", "convolve", "shift"):
+                if operation := vars(module).get(name):
+                    self.heard.append((module, name, operation))
+                    setattr(module, name, partial(getattr(self, name), operation))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for module, name, operation in self.heard:
+            setattr(module, name, operation)
+
+    def attend(self, operation: Callable, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        self.attends.append(Heads(q.shape[2], k.shape[2], k.shape[3], v.shape[3], options.get("window") or 0))
+        return operation(q, k, v, **options)
+
+    def recur(self, operation: Callable, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        out, state = operation(*inputs, **options)
+        if operation in (delta_rule, dplr):
+            transition = state.shape[1] * state.shape[2] ** 2
+        elif operation is selective_scan:
+            transition = state.numel()
+        else:
+            transition = state.shape[1] * state.shape[3 if options.get("gv") is not None else 2]
+        self.states.append((transition, state.numel()))
+        return out, state
+
+    def convolve(self, operation: Callable, x_BTD: Tensor, weight_DW: Tensor, *others: Any, **options: Any) -> Any:
+        self.halo += x_BTD.shape[-1] * (weight_DW.shape[1] - 1)
+        return operation(x_BTD, weight_DW, *others, **options)
+
+    def shift(self, operation: Callable, x_BTD: Tensor, **options: Any) -> Any:
+        self.halo += x_BTD.shape[-1]
+        return operation(x_BTD, **options)
 
 
 def through(block: nn.Module, seq: mixer.Sequence, box: list[Tensor]) -> Tensor:
@@ -295,6 +345,28 @@ class Meter:
     def sequence(self, rows: int) -> mixer.Sequence:
         tokens_BT, noise_BT = (torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32))
         return mixer.Sequence(tokens_BT, noise_BT=noise_BT if self.small.shape.drops else None)
+
+    @cached_property
+    def crossings(self) -> list[Crossing]:
+        """What of each layer looks over a cut of its rows: the calls of its seams in a forward of a few tokens."""
+        model, tokens = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel), 2 * self.tp
+        of_kind = {}
+        with (
+            pretending_cuda(self.as_cuda),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.device("cpu"),
+            torch.no_grad(),
+        ):
+            make_fake(model)
+            seq = mixer.Sequence(torch.zeros(1, tokens, dtype=torch.int64))
+            model.prepare(seq)
+            here = tokens // self.tp if self.sequence_parallel else tokens
+            x_BTD = torch.empty(1, here, model.shape.hidden_size, dtype=model.stream_dtype)
+            for layer, block in zip(self.kinds.values(), model.layers):
+                with Seams(block) as seams:
+                    block(x_BTD, seq)
+                of_kind[layer] = Crossing(tuple(seams.attends), tuple(seams.states), seams.halo)
+        return [of_kind[layer] for layer in self.kind_of]
 
     def embedding(self, model: Model, rows: int) -> Part:
         """With what all layers share. A tied head has left its gradient there."""

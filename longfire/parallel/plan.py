@@ -1,4 +1,4 @@
-"""Which layouts a run may have: degrees from settings, and refusals with their reason, before a device is touched."""
+"""Which layouts a run may have: degrees from settings, checked before a device is touched."""
 
 from math import prod
 
@@ -55,7 +55,8 @@ def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
     return dict(zip(MESH_DIM, numbers))
 
 
-def reshards(parallelism: Parallelism, pp: int, dp_shard: int) -> bool:
-    """Whether a gathered block is given back between its forward and its backward (reshard_after_forward)."""
+def reshards(parallelism: Parallelism, pp: int, shards: int) -> bool:
+    """Whether a gathered block is given back between its forward and its backward (reshard_after_forward). shards: processes that
+    parameters are cut over, along dp_shard and cp."""
     asked = parallelism.reshard_after_forward
-    return asked == "always" or (asked == "auto" and pp == 1 and dp_shard > 1)
+    return asked == "always" or (asked == "auto" and pp == 1 and shards > 1)

@@ -5,114 +5,33 @@ seconds from parallel/cost.py. docs/planning.md has every formula once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import replace
 from itertools import product
 from math import log
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from longfire.errors import SettingsError
 from longfire.model import on_meta
-from longfire.parallel import cost, stages, tensor
+from longfire.parallel import cost, stages, strategy, tensor
 from longfire.parallel.cost import Device
-from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, ends_of
+from longfire.parallel.forecast import Collective, Forecast, Moment, Plan
+from longfire.parallel.holding import Group, Held, Shards
+from longfire.parallel.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, Part, ends_of
 from longfire.parallel.pipeline import costs
 from longfire.parallel.plan import reshards
+from longfire.parallel.strategy import Crossing, Cut, Exchange, Heads, Ranked
 from longfire.run import Run
 from longfire.settings import Parallelism
 from longfire.shape import ForeignShape
 
 REMATS = ("none", "mlp", "attention", "attention+mlp", "block")
+MIXER_AGAIN = ("attention", "attention+mlp", "block")  # of those, what runs the mixer's forward once more
 MOST_STAGES = 16  # pipelines that alternatives try
+LEAST_TOKENS = 8192  # of a row on a process, in alternatives: shorter pieces are better shared as rows, or not at all
+MEASURED_TOKENS = 8192  # longer rows are read off a straight line through these and half of them
 LABELS = 3 * 8  # bytes of a token's id, label and position
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Degrees of the mesh, what is computed again, and rows: batch_size of each of `microbatches` on a process."""
-
-    dp_replicate: int
-    dp_shard: int
-    tp: int
-    pp: int
-    remat: str
-    batch_size: int
-    microbatches: int
-
-    @property
-    def data(self) -> int:
-        """Processes whose rows differ."""
-        return self.dp_replicate * self.dp_shard
-
-    @property
-    def mesh(self) -> tuple[int, int, int, int]:
-        return self.pp, self.dp_replicate, self.dp_shard, self.tp
-
-
-class Group(NamedTuple):
-    """Parameters that are gathered together: a block, or all that is in no block."""
-
-    whole: int  # numbers, of this process's share of matrices
-    shard: int  # of those, the first process's rows
-
-    @classmethod
-    def of(cls, module: nn.Module, shards: int) -> "Group":
-        parameters = list(module.parameters())
-        rows = [(-(-len(p) // shards), len(p)) if p.dim() else (1, 1) for p in parameters]
-        return cls(
-            sum(p.numel() for p in parameters), sum(p.numel() // of * here for p, (here, of) in zip(parameters, rows))
-        )
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What a process holds at one time of a step, in bytes."""
-
-    where: str
-    parameters: float
-    gradients: float
-    optimizer: float
-    activations: float
-    gathered: float
-    logits: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.gathered + self.logits
-
-
-@dataclass(frozen=True)
-class Collective:
-    """What one process sends in a step, over one axis."""
-
-    axis: str
-    what: str
-    processes: int
-    bytes: float
-    seconds: float
-    hidden: str  # behind what it runs; "" if everything waits for it
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """One plan: the fullest moment of its fullest process, and where a step's time goes."""
-
-    plan: Plan
-    peak: Moment
-    fits: bool
-    seconds: float
-    parts: dict[str, float]  # seconds of compute, network, pipeline bubble, optimizer
-    collectives: tuple[Collective, ...]
-    flops: float  # of a step, all processes, as the mathematics needs them
-    flops_again: float  # computed again
-    tokens_per_second: float
-    mfu: float
-    days: float
-    device_hours: float
-    binds: str
-    largest: dict[str, int] = field(default_factory=dict)
 
 
 class Planner:
@@ -141,21 +60,37 @@ class Planner:
         self.meters: dict[tuple[int, int], Meter] = {}
         self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
         self.layouts: dict[int, list[list[int]]] = {}
+        self.exchanged: dict[tuple, tuple[Exchange, ...]] = {}
+        self.lines: dict[tuple, Part] = {}
+
+    def on(self, device: Device) -> "Planner":
+        """The same run on other devices; what has been measured stays."""
+        other = copy(self)
+        other.device, other.exchanged = device, {}
+        return other
 
     def of_recipe(self) -> Plan:
         """The plan that the settings say. Raises SettingsError for one that cannot be."""
         run, degrees = self.run, self.run.degrees
-        if problems := list(self.refusals(degrees["tp"])):
+        rows, asked = self.rows // run.data_processes, run.parallelism.context_parallel_strategy
+        plan = Plan(
+            **degrees,
+            remat=run.activation_checkpoint.mode,
+            batch_size=rows // run.microbatches,
+            microbatches=run.microbatches,
+        )
+        plan = replace(plan, layout=self.layout) if plan.cp > 1 else plan
+        if problems := list(self.refusals(plan.tp, plan.here(self.seq_len))):
             raise SettingsError("\n".join(problems))
-        rows = self.rows // run.data_processes
-        return Plan(
-            *(degrees[axis] for axis in ("dp_replicate", "dp_shard", "tp", "pp")), run.activation_checkpoint.mode,
-            rows // run.microbatches, run.microbatches,
-        )  # fmt: skip
+        if asked == "auto":
+            return self.with_strategy(plan)
+        if problems := {why for heads in self.softmax(plan) if (why := heads.refusal(asked, plan.cp))}:
+            raise SettingsError("\n".join(sorted(problems)))
+        return replace(plan, strategy=asked)
 
-    def refusals(self, tp: int) -> Iterator[str]:
+    def refusals(self, tp: int, tokens: int) -> Iterator[str]:
         """Why processes cannot share this model's matrices so. (Run.compose has looked at the recipe's own pipeline.)"""
-        return tensor.refusals(self.model, tp, self.run.parallelism.sequence_parallel, self.seq_len)
+        return tensor.refusals(self.model, tp, self.run.parallelism.sequence_parallel, tokens)
 
     def meter(self, tp: int, seq_len: int) -> Meter:
         """Of the share that one of `tp` processes has."""
@@ -167,12 +102,70 @@ class Planner:
             )  # fmt: skip
         return self.meters[tp, seq_len]
 
+    # Rows that processes share
+
+    @property
+    def layout(self) -> str:
+        """Of rows that are shared: auto is zigzag where softmax is to be balanced; recurrences have even work as it is."""
+        asked = self.run.parallelism.context_parallel_layout
+        if asked != "auto":
+            return asked
+        return "zigzag" if any("attention" in block.mixer.context for block in self.model.layers) else "contiguous"
+
+    def crossings(self, tp: int) -> list[Crossing]:
+        return self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).crossings
+
+    def softmax(self, plan: Plan) -> list[Heads]:
+        """Of every softmax layer, what lies in one process."""
+        return [heads for crossing in self.crossings(plan.tp) for heads in crossing.attends]
+
+    def cut(self, plan: Plan, seq_len: int = 0) -> Cut:
+        again = int(plan.remat in MIXER_AGAIN)
+        return Cut(seq_len or self.seq_len, plan.batch_size, plan.cp, plan.layout, self.dtype, plan.tp, again)
+
+    def strategies(self, plan: Plan) -> list[Ranked]:
+        """The ways of the plan's softmax layers, best first; empty where rows are whole. What fits is told by what must lie there in
+        any case: parameters, gradients, moments, and what enters the blocks that are computed again, or all that they keep."""
+        if plan.cp == 1:
+            return []
+        groups, names = self.groups_of(plan.tp, plan.shards), self.names_of(plan, 0)
+        room = self.device.usable_bytes - 4 * MASTER_BYTES * sum(groups[name].shard for name in names)
+        stream = plan.batch_size * plan.here(self.seq_len) * self.shape.hidden_size * strategy.BYTES[self.dtype]
+        return strategy.rank_strategies(self.softmax(plan), self.cut(plan), self.device, room - len(names) * stream)
+
+    def with_strategy(self, plan: Plan) -> Plan:
+        """The same with the best strategy."""
+        ranked = self.strategies(plan)
+        return replace(plan, strategy=ranked[0].strategy) if ranked else plan
+
+    def exchanges(self, plan: Plan, name: int | str, seq_len: int = 0) -> tuple[Exchange, ...]:
+        """Of a part, for one microbatch."""
+        if plan.cp == 1 or isinstance(name, str):
+            return ()
+        key = self.crossings(plan.tp)[name], plan.strategy, self.cut(plan, seq_len)
+        if key not in self.exchanged:
+            self.exchanged[key] = tuple(strategy.exchanges(*key, self.device))
+        return self.exchanged[key]
+
     # Memory
+
+    def part(self, plan: Plan, name: int | str, here: int) -> Part:
+        """What one process runs of a part, `here` tokens of each row. Rows of another length than the recipe's, and long ones, are
+        read off a straight line, several of them as one: what holds a number for each token grows so."""
+        if here <= MEASURED_TOKENS and here == plan.here(self.seq_len):
+            return self.meter(plan.tp, here).part(name, plan.remat, plan.batch_size)
+        short = min(MEASURED_TOKENS // 2, self.seq_len)
+        which = name if isinstance(name, str) else self.meter(plan.tp, short).kind_of[name]
+        key = plan.tp, which, plan.remat, plan.batch_size * here
+        if key not in self.lines:
+            one, two = (self.meter(plan.tp, length).part(which, plan.remat, 1) for length in (short, 2 * short))
+            self.lines[key] = Part.of_rows(one, two, plan.batch_size * here / short)
+        return self.lines[key]
 
     def groups_of(self, tp: int, shards: int) -> dict[int | str, Group]:
         """What is gathered together, of one process of `tp` x `shards`: blocks by number, the two ends by name."""
         if (tp, shards) not in self.groups:
-            model = self.meter(tp, self.seq_len).model
+            model = self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).model
             parts = {**dict(enumerate(model.layers)), **ends_of(model)}
             self.groups[tp, shards] = {name: Group.of(part, shards) for name, part in parts.items()}
         return self.groups[tp, shards]
@@ -207,15 +200,16 @@ class Planner:
 
     def moments(self, plan: Plan, process: int, seq_len: int) -> Iterator[Moment]:
         """What a process along pp holds in a step that is not the first, moment by moment."""
-        run, names = self.run, self.names_of(plan, process)
-        meter, groups = self.meter(plan.tp, seq_len), self.groups_of(plan.tp, plan.dp_shard)
+        run, names, here = self.run, self.names_of(plan, process), plan.here(seq_len)
+        groups = self.groups_of(plan.tp, plan.shards)
         tied = self.shape.tie_word_embeddings and EMBED in names
         group = {name: Group(0, 0) if tied and name == HEAD else groups[name] for name in names}
         shards = Shards(plan, run.parallelism, names, group)
-        parts = {name: meter.part(name, plan.remat, plan.batch_size) for name in names}
+        parts = {name: self.part(plan, name, here) for name in names}
+        cuts = {name: Held.of(self.exchanges(plan, name, seq_len), again=plan.remat in MIXER_AGAIN) for name in names}
         lying = MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
-        chunk = min(plan.batch_size * seq_len, run.training.loss_chunk_tokens)
-        logits = 4 * chunk * meter.model.head.weight.shape[0]
+        chunk = min(plan.batch_size * here, run.training.loss_chunk_tokens)
+        logits = 4 * chunk * -(-self.shape.vocab_size // plan.tp)
 
         def moment(where: str, gradients: float, activations: float, gathered: float) -> Moment:
             seen = min(logits, activations) if where.endswith(HEAD) else 0
@@ -225,15 +219,17 @@ class Planner:
         passes = (2 if plan.pp > 1 else 0) * max(
             part.passed for part in parts.values()
         )  # given by one stage, to the next
-        kept = others * (passes + sum(part.kept for part in parts.values()))
-        kept += passes + LABELS * plan.batch_size * plan.microbatches * seq_len
+        keeps = {name: parts[name].kept + cuts[name].kept for name in names}
+        kept = others * (passes + sum(keeps.values()))
+        kept += passes + LABELS * plan.batch_size * plan.microbatches * here
         gradients = shards.gradients_before
         for name in names:
-            yield moment(f"forward of {told(name)}", gradients, kept + parts[name].forward_peak, shards.forward(name))
-            kept += parts[name].kept
+            peak = parts[name].forward_peak + cuts[name].forward
+            yield moment(f"forward of {told(name)}", gradients, kept + peak, shards.forward(name))
+            kept += keeps[name]
         for name in reversed(names):
-            kept -= parts[name].kept
-            peak = parts[name].backward_peak(further=shards.accumulates)
+            kept -= keeps[name]
+            peak = parts[name].backward_peak(further=shards.accumulates) + cuts[name].backward
             yield moment(f"backward of {told(name)}", gradients, kept + peak, shards.backward(name))
             yield moment(f"gradients of {told(name)}", gradients, kept + parts[name].passed, shards.reduction(name))
             gradients += shards.gradient(name)
@@ -256,23 +252,21 @@ class Planner:
         return self.largest(lambda rows: self.peak(replace(plan, batch_size=rows)).total)
 
     def largest_seq_len(self, plan: Plan) -> int:
-        """By a straight line through the lengths of the recipe and twice that: all that a block keeps grows with the tokens."""
-        T = self.seq_len
-        one, two = (self.peak(plan, length).total for length in (T, 2 * T))
-        step = plan.tp * (64 if T >= 64 else 1)
-        return self.largest(lambda tokens: one + (two - one) * (tokens / T - 1), step)
+        step = plan.tp * plan.cp * (64 if self.seq_len >= 64 else 1)
+        return self.largest(lambda tokens: self.peak(plan, tokens).total, step)
 
     # Time
 
     def collectives(self, plan: Plan) -> Iterator[Collective]:
         """What a process with the most layers sends in a step."""
-        settings, groups = self.run.parallelism, self.groups_of(plan.tp, plan.dp_shard)
+        settings, groups = self.run.parallelism, self.groups_of(plan.tp, plan.shards)
         names = max((self.names_of(plan, process) for process in range(plan.pp)), key=len)
         numbers = sum(groups[name].whole for name in names if not (name == HEAD and self.shape.tie_word_embeddings))
-        row_bytes = plan.batch_size * self.seq_len * self.shape.hidden_size * (2 if self.dtype == "bfloat16" else 4)
+        row_bytes = plan.batch_size * plan.here(self.seq_len) * self.shape.hidden_size * strategy.BYTES[self.dtype]
+        across = "dp_shard" if plan.cp == 1 else "cp" if plan.dp_shard == 1 else "dp_shard x cp"
 
         def over(axis: str, what: str, inner: int, sent: float, hidden: str = "") -> Collective:
-            size = getattr(plan, axis)
+            size = plan.shards if axis == across else getattr(plan, axis)
             return Collective(axis, what, size, sent, sent / cost.bandwidth(self.device, size, inner), hidden)
 
         if plan.tp > 1:
@@ -283,38 +277,60 @@ class Planner:
             )  # in and out of each region, and back
             what = "rows: all-gather, reduce-scatter" if settings.sequence_parallel else "rows: all-reduce"
             yield over("tp", what, 1, plan.microbatches * times * cost.reduced_bytes(row_bytes, plan.tp) / 2)
-        if plan.dp_shard > 1:
+        yield from self.over_cuts(plan, names)
+        if plan.shards > 1:
             each = 2 if settings.param_gather_dtype == "bfloat16" else 4
-            gathers = 2 * plan.microbatches if reshards(settings, plan.pp, plan.dp_shard) else 1
-            sent = gathers * cost.gathered_bytes(each * numbers, plan.dp_shard)
-            yield over("dp_shard", "parameters: all-gather", plan.tp, sent, "compute")
+            gathers = 2 * plan.microbatches if reshards(settings, plan.pp, plan.shards) else 1
+            sent = gathers * cost.gathered_bytes(each * numbers, plan.shards)
+            yield over(across, "parameters: all-gather", plan.tp, sent, "compute")
             scatters = 1 if plan.pp > 1 else plan.microbatches
-            sent = scatters * cost.gathered_bytes(MASTER_BYTES * numbers, plan.dp_shard)
-            yield over("dp_shard", "gradients: reduce-scatter", plan.tp, sent, "compute")
+            sent = scatters * cost.gathered_bytes(MASTER_BYTES * numbers, plan.shards)
+            yield over(across, "gradients: reduce-scatter", plan.tp, sent, "compute")
         if plan.dp_replicate > 1:
-            sent = cost.reduced_bytes(MASTER_BYTES * numbers / plan.dp_shard, plan.dp_replicate)
-            yield over("dp_replicate", "gradients: all-reduce", plan.tp * plan.dp_shard, sent, "last backward")
+            sent = cost.reduced_bytes(MASTER_BYTES * numbers / plan.shards, plan.dp_replicate)
+            yield over("dp_replicate", "gradients: all-reduce", plan.tp * plan.shards, sent, "last backward")
         if plan.pp > 1:
             each = stages.STAGES_EACH.get(settings.pipeline_parallel_schedule, 1)
             sent = 2 * each * plan.microbatches * row_bytes / (plan.tp if settings.sequence_parallel else 1)
-            yield over("pp", "rows: to the next stage and back", plan.tp * plan.data, sent, "compute")
+            yield over("pp", "rows: to the next stage and back", plan.tp * plan.cp * plan.data, sent, "compute")
+
+    def over_cuts(self, plan: Plan, names: Sequence[int | str]) -> Iterator[Collective]:
+        """What layers send to those who hold other pieces of their rows, kind by kind."""
+        kinds: dict[str, list[Exchange]] = {}
+        for name in names:
+            for one in self.exchanges(plan, name):
+                kinds.setdefault(one.what, []).append(one)
+        for what, ones in kinds.items():
+            sent, seconds, waits = (
+                plan.microbatches * sum(getattr(one, key) for one in ones) for key in ("bytes", "seconds", "waits")
+            )
+            hidden = "attention" if what == strategy.RING else ""
+            yield Collective("cp", what, plan.cp, sent, seconds, hidden, waits if hidden else 0.0)
 
     def parts_of_step(self, plan: Plan, collectives: Sequence[Collective]) -> dict[str, float]:
         """Seconds of a step: what is computed, what of the network is not hidden behind it, idle stages, the optimizer."""
         flops = [self.flops_on(plan, process) for process in range(plan.pp)]
-        compute = cost.compute_seconds(max(flops) * self.tokens / plan.data / plan.tp, self.device, self.dtype)
+        compute = cost.compute_seconds(
+            max(flops) * self.tokens / plan.data / plan.cp / plan.tp, self.device, self.dtype
+        )
+        uneven = plan.microbatches * max(
+            sum(one.uneven for name in self.names_of(plan, process) for one in self.exchanges(plan, name))
+            for process in range(plan.pp)
+        )
         waited, behind, behind_last = (
             sum(c.seconds for c in collectives if c.hidden == hidden) for hidden in ("", "compute", "last backward")
         )
+        waited += sum(c.waits for c in collectives)
         network = waited + max(0.0, behind - compute - waited)
         network += max(0.0, behind_last - compute * 2 / 3 / plan.microbatches)
         idle = cost.bubble(plan.pp, plan.microbatches, self.run.parallelism.pipeline_parallel_schedule)
-        groups = self.groups_of(plan.tp, plan.dp_shard)
+        groups = self.groups_of(plan.tp, plan.shards)
         numbers = max(sum(groups[name].shard for name in self.names_of(plan, process)) for process in range(plan.pp))
         return {
             "compute": compute,
+            "uneven rows": uneven,
             "network": network,
-            "pipeline bubble": (compute + network) * idle / (1 - idle),
+            "pipeline bubble": (compute + uneven + network) * idle / (1 - idle),
             "optimizer": cost.optimizer_seconds(numbers, self.device, self.run.parallelism.cpu_offload),
         }
 
@@ -361,18 +377,27 @@ class Planner:
 
     def candidates(self) -> Iterator[Plan]:
         """Every plan on these processes with the recipe's rows a step: matrices shared inside a node, pipelines of at most
-        MOST_STAGES processes, context parallel 1."""
-        for tp in divisors(self.processes, self.device.node):
-            if any(self.refusals(tp)):
+        MOST_STAGES processes, pieces of rows of at least LEAST_TOKENS (or as the recipe cuts them)."""
+        for tp, cp in product(divisors(self.processes, self.device.node), self.degrees_of_rows()):
+            layout = self.layout if cp > 1 else "contiguous"
+            here = strategy.tokens_here(self.seq_len, cp, layout)
+            if self.processes % (tp * cp) or any(self.refusals(tp, here)):
                 continue
-            for pp in divisors(self.processes // tp, MOST_STAGES):
-                data = self.processes // tp // pp
+            for pp in divisors(self.processes // tp // cp, MOST_STAGES):
+                data = self.processes // tp // cp // pp
                 if self.rows % data:
                     continue
                 for shards, rows, remat in product(divisors(data), divisors(self.rows // data), REMATS):
-                    plan = Plan(data // shards, shards, tp, pp, remat, rows, self.rows // data // rows)
+                    plan = Plan(
+                        data // shards, shards, cp, tp, pp, remat, rows, self.rows // data // rows, layout=layout
+                    )
                     if self.can_be(plan):
-                        yield plan
+                        yield self.with_strategy(plan)
+
+    def degrees_of_rows(self) -> list[int]:
+        """How many processes may share a row."""
+        most = max(1, self.seq_len // LEAST_TOKENS)
+        return sorted({*divisors(self.processes, most), self.run.degrees["cp"]})
 
     def can_be(self, plan: Plan) -> bool:
         if plan.remat in ("mlp", "attention+mlp") and self.shape.mlp == "none":
@@ -389,61 +414,6 @@ class Planner:
             if forecast.fits and (known is None or rank_of(forecast) < rank_of(known)):
                 best[plan.mesh] = forecast
         return sorted(best.values(), key=rank_of)[:count]
-
-
-class Shards:
-    """What FSDP2 holds of a process's parts beside the shards themselves, in bytes; nothing where rows differ nowhere.
-
-    A block's parameters lie there twice while it runs, as they arrived and as they are used; in the backward the second place is that
-    of the next block's, which arrive meanwhile. What is in no block stays whole from its first use to the end of the step. Gradients
-    are copied once to be sent, and the copy lives until the next block's is made.
-    """
-
-    def __init__(
-        self, plan: Plan, settings: Parallelism, names: list[int | str], group: dict[int | str, Group]
-    ) -> None:
-        self.plan, self.names, self.group, self.offload = plan, names, group, settings.cpu_offload
-        self.wrapped, self.sharded = plan.data > 1, plan.dp_shard > 1
-        self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
-        self.stays = not reshards(settings, plan.pp, plan.dp_shard)
-        # Gradients are whole between microbatches where they are not scattered after each.
-        self.accumulates = plan.microbatches > 1 and not (self.sharded and plan.pp == 1)
-        self.always = self.whole(*(name for name in names if self.stays or isinstance(name, str)))
-
-    @property
-    def gradients_before(self) -> float:
-        """What lies there when a microbatch after the first begins."""
-        if self.accumulates:
-            return float(MASTER_BYTES * sum(g.whole for g in self.group.values()))
-        return sum(map(self.shard, self.names)) if self.plan.microbatches > 1 else 0.0
-
-    def gradient(self, name: int | str) -> float:
-        """What a part's backward adds to them."""
-        return 0.0 if self.plan.microbatches > 1 else self.shard(name)
-
-    def shard(self, name: int | str) -> float:
-        return 0.0 if self.offload else float(MASTER_BYTES * self.group[name].shard)
-
-    def whole(self, *names: int | str) -> float:
-        return float(self.each * sum(self.group[name].whole for name in names)) if self.wrapped else 0.0
-
-    def of_block(self, name: int | str) -> float:
-        return 0.0 if isinstance(name, str) or self.stays else self.whole(name)
-
-    def forward(self, name: int | str) -> float:
-        return self.always + 2 * self.of_block(name)
-
-    def backward(self, name: int | str) -> float:
-        """With the gradients of the part before, on their way."""
-        after = self.names[self.names.index(name) + 1 :][:1]
-        return self.always + 2 * self.of_block(name) + sum(map(self.sent, after))
-
-    def reduction(self, name: int | str) -> float:
-        """When its gradients, whole, have been copied to be sent."""
-        return self.always + self.of_block(name) + (1 if self.accumulates else 2) * self.sent(name) + self.shard(name)
-
-    def sent(self, name: int | str) -> float:
-        return float(MASTER_BYTES * self.group[name].whole) if self.wrapped else 0.0
 
 
 def rank_of(forecast: Forecast) -> tuple[float, float]:

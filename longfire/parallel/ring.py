@@ -27,8 +27,6 @@ from longfire.ops.linear import in_fp32, working_dtype
 from longfire.parallel.collectives import ALL_GATHER, REDUCE_SCATTER, gathered, group_known_as
 from longfire.parallel.layout import Layout, Share
 
-STRATEGY = "parallelism.context_parallel_strategy"
-DEGREE = "parallelism.context_parallel_degree"
 KEYS, GRADIENTS = 0, 1  # tags of what travels
 
 
@@ -320,20 +318,3 @@ def swapped(x: Tensor, ring: Ring) -> Tensor:
     dist.all_to_all_single(found, x, group=group_known_as(ring.group))
     work.sent_bytes += x.nbytes * (ring.size - 1) // ring.size
     return found
-
-
-def refusals(name: str, heads: int, kv_heads: int, size: int, strategy: str) -> Iterator[str]:
-    """Why a mixer's heads (of one tensor-parallel process) cannot be shared so, with the mend. ring and allgather take any."""
-    if strategy != "alltoall":
-        return
-    said = f"{STRATEGY} = alltoall shares the heads of {name} among {DEGREE} = {size} processes"
-    mend = f"set {STRATEGY} to ring or allgather"
-    if size > heads:
-        yield f"{said}, but it has {heads} (of a tensor-parallel process); lower {DEGREE} to {heads} or less, or {mend}"
-    elif heads % size:
-        yield f"{said}, which does not divide its {heads} (of a tensor-parallel process); {mend}, or choose a degree that divides them"
-    elif kv_heads % size and size % kv_heads:
-        yield (
-            f"{said}, of which its {kv_heads} key/value heads (of a tensor-parallel process) are neither a multiple nor a divisor; "
-            f"{mend}, or choose a degree that is one of theirs"
-        )

@@ -13,8 +13,10 @@ from longfire.disk import write_whole
 from longfire.errors import SettingsError
 from longfire.parallel.axes import AXES
 from longfire.parallel.cost import GIB, USABLE_MEMORY, Device
+from longfire.parallel.forecast import Forecast, Plan
 from longfire.parallel.mesh import Mesh
-from longfire.parallel.planner import Forecast, Plan, Planner
+from longfire.parallel.planner import Planner
+from longfire.parallel.strategy import Ranked
 
 FILE_WIDTH = 130  # of tables that go to a file or a pipe
 SHOWN = 8  # groups of ranks
@@ -33,6 +35,8 @@ def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
     console.print(time_table(own))
     if own.collectives:
         console.print(collectives_table(own))
+    if ranked := planner.strategies(own.plan):
+        console.print(strategies_table(planner, ranked, own.plan.strategy))
     for line in findings(planner, own):
         console.print(line, markup=False)
     others = planner.alternatives(alternatives) if alternatives else []
@@ -51,7 +55,7 @@ def plan_told(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> s
     for axis in (axis for axis in AXES if mesh.size(axis) > 1):
         groups, parts = (
             mesh.groups(axis),
-            [f"{one.what}, {one.bytes / 1e6:,.1f} MB" for one in sent if one.axis == axis],
+            [f"{one.what}, {one.bytes / 1e6:,.1f} MB" for one in sent if axis in one.axis.split()],
         )
         ranks = "  ".join(",".join(map(str, ranks)) for ranks in groups[:SHOWN]) + (
             "  ..." if len(groups) > SHOWN else ""
@@ -80,10 +84,9 @@ def heading(planner: Planner, own: Forecast) -> list[str]:
 
 
 def told(plan: Plan) -> str:
-    axes = " x ".join(
-        f"{getattr(plan, axis)} {axis}" for axis in ("pp", "dp_replicate", "dp_shard", "tp") if getattr(plan, axis) > 1
-    )
-    return f"{axes or 'one process'}; recompute {plan.remat}; {plan.microbatches} microbatch(es) of {plan.batch_size}"
+    axes = " x ".join(f"{getattr(plan, axis)} {axis}" for axis in AXES if getattr(plan, axis) > 1)
+    pieces = f"; pieces of rows {plan.layout}" if plan.cp > 1 else ""
+    return f"{axes or 'one process'}; recompute {plan.remat}; {plan.microbatches} microbatch(es) of {plan.batch_size}{pieces}"
 
 
 def memory_table(device: Device, own: Forecast) -> Table:
@@ -101,6 +104,8 @@ def memory_table(device: Device, own: Forecast) -> Table:
 def time_table(own: Forecast) -> Table:
     table = Table("a step", "", title_justify="left")
     for name, seconds in own.parts.items():
+        if name == "uneven rows" and not seconds:
+            continue  # of rows that are shared
         table.add_row(name, f"{seconds:.3g} s ({seconds / own.seconds:.0%})")
     table.add_row("seconds", f"{own.seconds:.4g}", style="bold")
     table.add_row("tokens/s", f"{own.tokens_per_second:,.0f}")
@@ -120,6 +125,20 @@ def collectives_table(own: Forecast) -> Table:
     return table
 
 
+def strategies_table(planner: Planner, ranked: Sequence[Ranked], chosen: str) -> Table:
+    """The ways that softmax may see a whole row, of a microbatch: what `auto` chooses from."""
+    table = Table(
+        "softmax over cp", "GiB sent", "seconds waited", "GiB held more", "", title_justify="left",
+        title="ways of the softmax layers in a microbatch, best first",
+    )  # fmt: skip
+    for one in ranked:
+        what = "taken" if one.strategy == chosen else "" if one.fits else "does not fit"
+        table.add_row(
+            one.strategy, f"{one.bytes / GIB:.3g}", f"{one.seconds:.3g}", f"{one.held / GIB:.3g}", what,
+        )  # fmt: skip
+    return table
+
+
 def findings(planner: Planner, own: Forecast) -> list[str]:
     rows, length = own.largest["batch_size"], own.largest["seq_len"]
     most = (
@@ -132,7 +151,7 @@ def findings(planner: Planner, own: Forecast) -> list[str]:
 
 
 def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
-    columns = ("", "pp", "dp_replicate", "dp_shard", "tp", "recompute", "rows", "peak GiB", "s/step", "tokens/s", "MFU", "days",
+    columns = ("", "pp", "dp_replicate", "dp_shard", "cp", "tp", "recompute", "rows", "peak GiB", "s/step", "tokens/s", "MFU", "days",
                "binds")  # fmt: skip
     table = Table(
         *columns,
