@@ -3,7 +3,8 @@
 Goals (issue 5): ours keeps at most 2 b h s bytes a layer, as the Blockwise Parallel Transformer in bf16 (Liu 2023, RingAttention,
 table 1, which counts the largest activation of a layer that is computed again); at equal memory its rows are at least 4x as long as
 those of attention with all scores in memory beside an MLP in chunks. Peaks are those of a process that trains one step in fp32, less
-those of the same step on a row of 64 tokens.
+those of the same step on a row of 64 tokens. The hybrid's rows are computed whole, and in segments of time with exact gradients
+(training.tbptt_exact), where only states wait at the seams.
 
     python bench/context_memory.py                    all parts; --part kept|lengths|hybrid: one, the others' results stay
 """
@@ -28,6 +29,7 @@ from longfire.shape import ModelShape
 from longfire.train import train_step
 
 CPU, SHORT, GIB = torch.device("cpu"), 64, 2**30
+SEGMENT = 2048  # tokens of a segment of time
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,11 @@ def made(shape: ModelShape, side: Side, dtype: torch.dtype = torch.float32) -> M
     return materialise(side.parallelized(on_meta(shape, dtype)), 0, CPU)
 
 
-def one_step(shape: ModelShape, side: Side, tokens: int) -> None:
+def one_step(shape: ModelShape, side: Side, tokens: int, segments: int = 1) -> None:
     model = made(shape, side)
     state = State(model, make_optimizer(model, settings.Optimizer(), CPU))
-    train_step(state, [batch_of(tokens, shape.vocab_size)], 1e-3, settings.Training(), Clock(CPU))
+    training = settings.Training(tbptt_segments=segments, tbptt_exact=segments > 1)
+    train_step(state, [batch_of(tokens, shape.vocab_size)], 1e-3, training, Clock(CPU))
 
 
 def kept_bytes(side: Side, layers: int, tokens: int) -> int:
@@ -113,9 +116,9 @@ def kept(tokens: int) -> list[dict[str, Any]]:
     return rows
 
 
-def peak_bytes(options: Any, side: str, tokens: int) -> int:
-    quick = ["--quick"] if options.quick else []
-    return peak_rss_bytes([__file__, "--child", options.child, "--side", side, "--tokens", tokens, *quick])
+def peak_bytes(options: Any, side: str, tokens: int, segments: int = 1) -> int:
+    given = ["--child", options.child, "--side", side, "--tokens", tokens, "--segments", segments]
+    return peak_rss_bytes([__file__, *given, *(["--quick"] if options.quick else [])])
 
 
 def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -148,28 +151,42 @@ def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any
 
 
 def longest_hybrid(options: Any, rows_of: list[int], budget: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measured peaks, and the straight line through the last two of them up to the budget."""
-    options.child, rows = "hybrid", []
-    for tokens in rows_of:
-        taken: list[int] = []
-        spent = seconds(lambda t=tokens, taken=taken: taken.append(peak_bytes(options, "ours", t)))
-        rows.append({"tokens": tokens, "peak GiB": taken[0] / GIB, "seconds": spent})
-        print(rows[-1], flush=True)
-    (first, low), (last, high) = ((row["tokens"], row["peak GiB"] * GIB) for row in rows[-2:])
-    each = (high - low) / (last - first)
+    """Measured peaks of rows computed whole and in segments of time, and the straight lines through the last two of each up to the
+    budget."""
+    options.child, rows, lines = "hybrid", [], []
     parameters = sum(p.numel() for p in on_meta(hybrid(options.quick)).parameters())
-    line = {"parameters": parameters, "longest measured": last, "KB a token": each / 1e3, "budget GiB": budget / GIB,
-            "longest by the line": int(last + (budget - high) / each)}  # fmt: skip
-    return rows, [line]
+    for way, each_segment in (("whole", 0), ("in time, exact", 64 if options.quick else SEGMENT)):
+        measured = []
+        for tokens in rows_of:
+            segments, taken = tokens // each_segment if each_segment else 1, []
+            spent = seconds(lambda t=tokens, s=segments, to=taken: to.append(peak_bytes(options, "ours", t, s)))
+            measured.append((tokens, taken[0]))
+            rows.append(
+                {"way": way, "tokens": tokens, "segments": segments, "peak GiB": taken[0] / GIB, "seconds": spent}
+            )
+            print(rows[-1], flush=True)
+        (first, low), (last, high) = measured[-2:]
+        each = (high - low) / (last - first)
+        lines.append({"way": way, "parameters": parameters, "longest measured": last, "KB a token": each / 1e3,
+                      "budget GiB": budget / GIB, "longest by the line": int(last + (budget - high) / max(each, 1))})  # fmt: skip
+    return rows, lines
 
 
 def main() -> None:
     options = arguments(
-        __doc__.splitlines()[0], part="", child="", side="ours", tokens=1024, budget_mb=1500, longest=32768, up_to=32768
+        __doc__.splitlines()[0],
+        part="",
+        child="",
+        side="ours",
+        tokens=1024,
+        segments=1,
+        budget_mb=1500,
+        longest=32768,
+        up_to=16384,
     )
     if options.child:
         shape = small(2) if options.child == "small" else hybrid(options.quick)
-        return one_step(shape, SIDES[options.side], options.tokens)
+        return one_step(shape, SIDES[options.side], options.tokens, options.segments)
     if options.quick:
         options.longest, options.up_to = 512, 1024
     file, result = RESULTS / "context_memory.json", {}

@@ -24,12 +24,15 @@ def test_ours_keeps_at_most_2_b_h_s(bench):
 def test_the_line_of_a_hybrid_goes_through_its_last_points(bench, monkeypatch):
     """By peaks that grow by 1 MB a token from 1 GiB; the step itself runs once."""
     functions = bench["longest_hybrid"].__globals__
-    monkeypatch.setitem(functions, "peak_bytes", lambda options, side, tokens: 2**30 + 10**6 * tokens)
+    monkeypatch.setitem(
+        functions, "peak_bytes", lambda options, side, tokens, segments: 2**30 + 10**6 * tokens // segments
+    )
     options = type("Options", (), {"quick": True})()
-    rows, (line,) = bench["longest_hybrid"](options, [100, 200], 20 * 2**30)
-    assert [row["tokens"] for row in rows] == [100, 200]
-    assert line["longest by the line"] == pytest.approx(19 * 2**30 / 10**6, rel=1e-3)
-    bench["one_step"](bench["hybrid"](True), bench["SIDES"]["ours"], 96)
+    rows, (whole, in_time) = bench["longest_hybrid"](options, [128, 192], 20 * 2**30)
+    assert [(row["tokens"], row["segments"]) for row in rows] == [(128, 1), (192, 1), (128, 2), (192, 3)]
+    assert whole["longest by the line"] == pytest.approx(19 * 2**30 / 10**6, rel=1e-3)
+    assert in_time["KB a token"] == 0
+    bench["one_step"](bench["hybrid"](True), bench["SIDES"]["ours"], 96, 2)
 
 
 def test_the_longest_row_is_the_last_within_the_budget(bench, monkeypatch):
