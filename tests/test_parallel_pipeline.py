@@ -13,11 +13,12 @@ from longfire.loss import loss_of, loss_sum, losses
 from longfire.model import Model, build, initialise
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
-from longfire.parallel.apply import give_back, recompute
+from longfire.parallel.apply import give_back
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
+from longfire.parallel.remat import save_memory
 from longfire.parallel.stages import Layout, cheapest, layout, refusals
-from longfire.settings import Parallelism
+from longfire.settings import ActivationCheckpoint, Parallelism
 
 SCHEDULES = ["GPipe", "1F1B", "LoopedBFS", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]
 HYBRID = ("gla", "attention", "gla", "attention")
@@ -184,7 +185,7 @@ def sharded_case(rank, model, schedule, remat):
     mesh = Mesh.of_degrees({"pp": 2, "dp_shard": 2}, "cpu")
     part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=not remat)
     for block in part.layers if remat else ():
-        recompute(block, remat)
+        save_memory(block, ActivationCheckpoint(remat))
     shared_out(pipeline, mesh)
     fill(part, model)
     batches, here = microbatches(8), mesh.rank("dp_shard")
@@ -240,7 +241,7 @@ def recomputed_case(rank, model, schedule, remat):
     mesh = Mesh.of_degrees({"pp": 2}, "cpu")
     part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=False)
     for block in part.layers:
-        recompute(block, remat)
+        save_memory(block, ActivationCheckpoint(remat))
     fill(part, model)
     check(part, pipeline, model, microbatches(4))
 

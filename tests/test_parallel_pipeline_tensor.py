@@ -19,12 +19,13 @@ from worlds import in_processes
 
 from longfire.loss import loss_of, losses
 from longfire.model import Model
-from longfire.parallel.apply import give_back, recompute
+from longfire.parallel.apply import give_back
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import boxes, local
 from longfire.parallel.pipeline import cut
+from longfire.parallel.remat import save_memory
 from longfire.parallel.tensor import add_up_partial_gradients, split
-from longfire.settings import Parallelism
+from longfire.settings import ActivationCheckpoint, Parallelism
 
 MODELS = {
     "hybrid": (("gla", "attention", "gla", "attention"), {}),
@@ -44,7 +45,7 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
     split(part, mesh, sequence_parallel)
     pipeline = part.pipeline = cut(part, mesh, parallelism, TOKENS, halves=not remat)
     for block in part.layers if remat else ():
-        recompute(block, remat)
+        save_memory(block, ActivationCheckpoint(remat))
     if mesh.size("dp_shard") > 1:
         shared_out(pipeline, mesh)
     part.to_empty(device="cpu")

@@ -20,10 +20,12 @@ from longfire.mixers.gla import GLA
 from longfire.model import Model, build, initialise, keyed_generator
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
-from longfire.parallel.apply import recompilations, recompute
+from longfire.parallel.apply import recompilations
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import boxes, local
+from longfire.parallel.remat import save_memory
 from longfire.parallel.tensor import add_up_partial_gradients, refusals, split
+from longfire.settings import ActivationCheckpoint
 from longfire.shape import ModelShape
 
 LENGTHS = (5, 37, 1, 35, 2)  # documents shorter and longer than a convolution and a chunk; 80 tokens
@@ -217,7 +219,7 @@ def test_a_hybrid_in_four_processes():
 def recomputing(model: Model, mesh: Mesh, modes: tuple[str, ...]) -> None:
     for block in model.layers:
         for mode in modes:
-            recompute(block, mode)
+            save_memory(block, ActivationCheckpoint(mode))
 
 
 @pytest.mark.parametrize("modes", [("block",), ("mlp", "attention")], ids=str)
