@@ -92,7 +92,7 @@ def noise_of(model: Model) -> Tensor | None:
     return row_noise(7, 0, ROWS, T, CPU) if model.shape.drops else None
 
 
-@pytest.mark.parametrize("documents", ["none", "packed"])
+@pytest.mark.parametrize("documents", [pytest.param("none", marks=pytest.mark.matrix), "packed"])
 @pytest.mark.parametrize("name", MODELS)
 def test_exact_is_the_whole_row(name, documents):
     model, batch = model_of(name), batch_of(documents)

@@ -80,8 +80,10 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(folder, prepared):
     assert_goes_on_to_the_bit(folder, prepared)
 
 
-@pytest.mark.slow
-def test_fifty_random_kills(folder, prepared):
+@pytest.mark.parametrize(
+    "wanted", [pytest.param(20, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.matrix)]
+)
+def test_random_kills(folder, prepared, wanted):
     """Any process, at any moment from the start to the end, saves included; killed again while it goes on."""
     chance, kills = random.Random(0), 0
     words = [
@@ -90,7 +92,7 @@ def test_fifty_random_kills(folder, prepared):
         "--comm.init_timeout_seconds",
         "5",
     ]  # that long one waits for who died before they met
-    while kills < 50:
+    while kills < wanted:
         running = Running(folder, 2, *words)
         time.sleep(chance.uniform(0.05, 1.0) if kills % 5 == 0 else chance.uniform(0.5, 2.5))
         victim = chance.randrange(2)
