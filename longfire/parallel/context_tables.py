@@ -1,15 +1,18 @@
 """`longfire plan --context` as tables: the longest rows of every mixer, and Ring Attention's numbers with ours beside them."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from longfire.disk import write_whole
 from longfire.errors import SettingsError
+from longfire.mixers import MIXERS
 from longfire.parallel import longest, published
 from longfire.parallel.cost import DEVICES, LINK_EFFICIENCY, Device
 from longfire.parallel.tables import FILE_WIDTH
@@ -27,16 +30,23 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
     counts = tuple(sorted({1, min(device.node, run.world.size), run.world.size}))
-    mixers = list(longest.of_mixers(run, device, counts))
+    mixers = list(shown(longest.of_mixers(run, device, counts), 1 + len(MIXERS), "mixers"))
     console.print(mixers_table(device, counts, mixers))
     for line in published_formulas():
         console.print(line, markup=False)
     console.print(blocks_table())
-    narrow = list(published.ours(run))
-    full = [one for _, one in published.ours(run, "float32")]
+    rows = len(published.ROWS)
+    narrow = list(shown(published.ours(run), rows, "the paper's devices, bfloat16"))
+    full = [one for _, one in shown(published.ours(run, "float32"), rows, "the paper's devices, float32")]
     console.print(published_table([(row, one, other) for (row, one), other in zip(narrow, full)]))
     if out:
         keep(out, mixers, narrow)
+
+
+def shown(found: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+    """The same with a bar on a terminal: every mixer takes some seconds, since its blocks are run on fake tensors."""
+    console = Console(stderr=True)
+    return track(found, what, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def mixers_table(
