@@ -94,6 +94,12 @@ def test_queries_that_are_the_last_of_the_keys(T, window):
     assert torch.equal(got, attention(*leaves, window=window, skip_B=skip_B))
 
 
+def test_noise_of_other_dropouts_changes_nothing():
+    """A model that drops elsewhere gives noise of its last T tokens to attention that drops nothing."""
+    leaves, noise_BT = inputs(9, 37, 4, 2), row_noise(0, 0, 2, 9, torch.device("cpu"))
+    assert torch.equal(blockwise(*leaves, chunks=(4, 6), noise_BT=noise_BT), blockwise(*leaves, chunks=(4, 6)))
+
+
 def test_the_slow_form_is_taken_when_chosen(monkeypatch):
     monkeypatch.setattr(module, "attend_blocks", None)
     ops.choose(torch.device("cpu"), "slow")

@@ -157,6 +157,16 @@ def test_chunks_under_plans(plan):
         torch.testing.assert_close(numbers, true[name][0][1], rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_chunks_of_what_looks_back_under_sequence_parallel(size):
+    """The rows inside are those of both processes, and each chunk's outputs are scattered by themselves."""
+    true_said, _ = two_steps(0, ("rwkv7",), Plan())
+    lean = Plan({"tp": 2}, lean={"mlp_chunk_size": size})
+    for said, _ in in_processes(2, two_steps, ("rwkv7",), lean):
+        for got, wanted in zip(said, true_said):
+            assert got == pytest.approx(wanted, rel=1e-9)
+
+
 # What is kept
 
 

@@ -20,6 +20,7 @@ from longfire.ops.documents import Documents
 from longfire.parallel import ring
 from longfire.parallel.collectives import known_as
 from longfire.parallel.layout import KINDS, Layout, Share, keys_seen
+from longfire.parallel.remat import recompute
 
 STRATEGIES = ("ring", "allgather", "alltoall")
 B, EXACT = 2, 1e-9
@@ -330,6 +331,24 @@ def test_recomputed_compiled_and_without_gradients():
     for said in in_processes(2, in_blocks_of_a_model):
         for what, equal in said.items():
             assert all(equal), what
+
+
+@pytest.mark.parametrize("given", [{"dropout": 0.3}, {"window": 5}])
+def test_recomputed_with_its_products_kept(given):
+    """activation_checkpoint.policy = matmuls: what is written out is not changed in place once it is kept."""
+    ops.choose(torch.device("cpu"), "slow")  # CUDA writes windows out, too
+    case, attend, found = Case(T=24, documents=(9,)), ring.attend_over(1, 0, "", "ring"), []
+    noise_BT = torch.arange(B * case.share(0, 1).layout.filled).view(B, -1) * 2**40
+    for policy in ((), ("matmuls",)):
+        part = torch.nn.Module()
+        part.forward = lambda q, k, v: attend(q, k, v, documents=case.share(0, 1), noise_BT=noise_BT, **given)
+        if policy:
+            recompute(part, policy)
+        *leaves, d_o = case.inputs()
+        o = part(*(x.requires_grad_() for x in leaves))
+        found.append([o, *torch.autograd.grad(o, leaves, d_o)])
+    for got, wanted in zip(*found):
+        assert torch.equal(got, wanted)
 
 
 def order_of_events(rank: int, size: int) -> list[str]:

@@ -325,10 +325,11 @@ def written_gradients(
 
 
 def scores(q: Tensor, k: Tensor, scale: float, seen: Tensor | None) -> Tensor:
-    """(B, G, H / G, T, S), -inf where a key is not seen."""
-    q = in_fp32(q).unflatten(2, (k.shape[2], -1))
-    found = torch.einsum("btgrk,bsgk->bgrts", q, in_fp32(k)).mul_(scale)
-    return found if seen is None else found.masked_fill_(~seen, -torch.inf)
+    """(B, G, H / G, T, S), -inf where a key is not seen. Products are not changed in place: a block that is computed again may keep
+    them (activation_checkpoint.policy)."""
+    q = (in_fp32(q) * scale).unflatten(2, (k.shape[2], -1))
+    found = torch.einsum("btgrk,bsgk->bgrts", q, in_fp32(k))
+    return found if seen is None else found.masked_fill(~seen, -torch.inf)
 
 
 def dropped(weights_BGRTS: Tensor, kept: Tensor | None, p: float) -> Tensor:

@@ -95,16 +95,21 @@ def unknown_operations(policy: tuple[str, ...]) -> list[str]:
 def in_chunks(mlp: nn.Module, size: int, compiled: bool) -> None:
     """Compute the MLP for so many tokens of a row at a time, each chunk again in its backward, so that what is wider than the row
     (gate, up) is there for one chunk only (Liu and Abbeel 2023, section 3.2). What looks back, as ChannelMix does, has a `feed`
-    beside its forward: the part that sees tokens one by one.
+    beside its forward: the part that sees tokens one by one. Its outputs may go home to the processes that the row came from, each
+    chunk by itself, so a chunk has equally many tokens of each of them.
 
     A loop of which only the inside is compiled: unrolled, a long row would make a graph of a thousand copies.
     """
     seam = "feed" if hasattr(mlp, "feed") else "forward"
-    inside = getattr(mlp, seam)
+    inside, sources = getattr(mlp, seam), mlp.tokens_from if seam == "feed" else 1
     inside = torch.compile(inside, dynamic=False) if compiled else inside
 
+    def cut(x_BTD: Tensor) -> list[Tensor]:
+        pieces_BSTD = x_BTD.unflatten(1, (sources, -1)).split(max(1, size // sources), 2)
+        return [piece.flatten(1, 2) for piece in pieces_BSTD]
+
     def chunked(*rows_BTD: Tensor) -> Tensor:
-        pieces = zip(*(x_BTD.split(size, 1) for x_BTD in rows_BTD))
+        pieces = zip(*map(cut, rows_BTD))
         if not torch.is_grad_enabled():
             return torch.cat([inside(*piece) for piece in pieces], 1)
         return torch.cat([checkpoint(inside, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces], 1)

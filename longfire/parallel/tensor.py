@@ -162,6 +162,8 @@ def split_region(region: nn.Module, sharers: Sharers) -> dict[str, Split]:
         setattr(region, count, getattr(region, count) // sharers.size)
     if hasattr(region, "heads"):
         region.first_head = sharers.rank * region.heads
+    if hasattr(region, "tokens_from") and sharers.sequence_parallel:
+        region.tokens_from = sharers.size
     enter(region, sharers.into)
     return splits
 
