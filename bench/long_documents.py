@@ -66,7 +66,9 @@ def by_position(run: Path, data: Path, work: Path, tokens: int, rows: int) -> li
 
 
 def needles(run: Path, data: Path, work: Path, lengths: list[int], count: int) -> list[dict]:
-    """How many nats a needle is worth, by length and depth."""
+    """How many nats a needle is worth, by length and depth; nothing for no needles, since rows of 32k take their time."""
+    if not count:
+        return []
     longfire(
         "eval", run, "--needle", "--data", data, "--lengths", ",".join(map(str, lengths)), "--depths", DEPTHS, "--needles", count,
         "--batch_size", 2, "--json", work / f"{run.name}-needle.json",
@@ -134,7 +136,7 @@ def main() -> None:
         }
     ]
     cells = [{"arm": name, **cell} for name, (_, cells) in found.items() for cell in cells]
-    for title, table in (("loss by position", rows), ("verdict", verdict), ("needle", cells)):
+    for title, table in (("loss by position", rows), ("verdict", verdict), *([("needle", cells)] if cells else [])):
         print_table(title, table)
     facts = {"documents": len(texts), "bytes": sum(map(len, texts)), "first_steps": options.first_steps, "steps": steps,
              "lr": options.lr, "shape": SHAPE}  # fmt: skip
