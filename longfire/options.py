@@ -52,7 +52,9 @@ class Scoring(Checked):
     )
     text_field: str = setting("", "field of --data that holds the text; `text`, else `content`, if empty")
     tokens: int = setting(0, "tokens of each source at most; 0: eval.tokens of the run, all of --data", NATURAL)
-    seq_len: int = setting(0, "tokens of a row; 0: those of the run, else 2048 or the model's limit if less", NATURAL)
+    seq_len: int = setting(
+        0, "tokens of a row; 0: those that the run had at that step, else 2048 or the model's limit if less", NATURAL
+    )
     tasks: tuple[str, ...] = setting((), "tasks of lm-eval instead (extra `eval`), comma-separated")
     include_path: str = setting("", "folder of your own tasks for lm-eval (YAML)")
     limit: int = setting(0, "only so many documents of each task; 0: all", NATURAL)

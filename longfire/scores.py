@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from longfire import settings
+from longfire import lengths, settings
 from longfire.data.batches import Batches, in_order
 from longfire.data.prepare import prepare
 from longfire.disk import write_whole
@@ -85,7 +85,7 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         raise SettingsError(
             "a folder of Hugging Face weights does not say which documents were held out: name texts with --data"
         )
-    seq_len = scoring.seq_len or run.training.seq_len
+    seq_len = row_length(opened, scoring)
     with (
         prepare(run.data, trained_with(run)) as prepared,
         Batches(prepared, run.data, seq_len, run.training.seed) as batches,
@@ -127,10 +127,12 @@ def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tok
 
 
 def row_length(opened: Opened, scoring: Scoring) -> int:
-    """Tokens of a row. Raises SettingsError for more than the model has learned positions for."""
-    shape = opened.model.shape
+    """Tokens of a row: of a run those of the stage that the step was trained in. Raises SettingsError for more than the model has
+    learned positions for."""
+    shape, run = opened.model.shape, opened.run
     limit = shape.max_position_embeddings
-    seq_len = scoring.seq_len or (opened.run.training.seq_len if opened.run else min(SEQ_LEN, limit or SEQ_LEN))
+    of_run = lengths.stage_of_model(run.training, opened.step).seq_len if run else min(SEQ_LEN, limit or SEQ_LEN)
+    seq_len = scoring.seq_len or of_run
     if shape.learned_positions and seq_len > limit:
         raise SettingsError(f"--seq_len {seq_len}: the model has learned {limit} positions; ask for no more")
     return seq_len

@@ -11,7 +11,9 @@ from longfire.errors import SettingsError
 from longfire.hub.convert import export_run
 from longfire.lengths import Stage, stage_at, stage_of_model, stages
 from longfire.mixers.mixer import Sequence
+from longfire.options import Scoring
 from longfire.run import Run
+from longfire.scores import measure_run, row_length
 from longfire.settings import Training
 from longfire.train import train
 from longfire.weights import open_model
@@ -115,6 +117,17 @@ def test_checkpoints_and_exports_carry_the_base_that_was_last_trained_with(tmp_p
     assert config["rope_parameters"]["rope_theta"] == 500000 and config["max_position_embeddings"] == 32
     export_run(folder / "run", 5, folder / "early")
     assert json.loads((folder / "early" / "config.json").read_text())["rope_parameters"]["rope_theta"] == 10000
+
+
+def test_evaluation_afterwards_takes_the_rows_of_the_step_as_training_does(tmp_path):
+    folder = folder_with(tmp_path)
+    trained(folder, "run", training__seq_len_schedule=SCHEDULE, checkpoint__interval="1")
+    for step in (1, 7):
+        opened = open_model(folder / "run", step, note=str)
+        wanted = stage_of_model(opened.run.training, step).seq_len
+        assert row_length(opened, Scoring()) == wanted and row_length(opened, Scoring(seq_len=5)) == 5
+        assert len(measure_run(opened, Scoring())["text.jsonl"].count_C) == wanted
+    assert wanted == 32
 
 
 def test_a_schedule_goes_on_with_the_batch_that_it_was_begun_with(tmp_path):

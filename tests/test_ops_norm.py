@@ -51,6 +51,19 @@ def test_a_frozen_weight_gets_no_gradient():
     assert x.grad is not None and weight.grad is None
 
 
+def test_a_narrow_weight_of_wide_inputs():
+    """What parallelism.param_gather_dtype = bfloat16 gathers: forward and backward are those of its numbers in fp32."""
+    chance = torch.Generator().manual_seed(0)
+    x, narrow = torch.randn(2, 3, 8, generator=chance), torch.randn(8, generator=chance).bfloat16()
+    found = []
+    for weight in (narrow.clone(), narrow.float()):
+        y = rms_norm(x, weight.requires_grad_(), 1e-6)
+        (d_weight,) = torch.autograd.grad(y.square().sum(), weight)
+        assert d_weight.dtype == weight.dtype
+        found.append((y, d_weight.bfloat16()))
+    assert all(torch.equal(got, wanted) for got, wanted in zip(*found))
+
+
 def test_layer_norm():
     x, weight, bias = leaves((2, 3, 7), (7,), (7,))
 

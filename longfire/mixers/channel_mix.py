@@ -21,7 +21,7 @@ class ChannelMix(nn.Module):
     """
 
     roles = {"x_k": "replicate", "key": "column", "value": "row"}
-    tokens_from = 1  # processes that a row's tokens come from inside, those of one after those of another (sequence parallel)
+    tokens_from = 1  # processes whose tokens, one's after another's, a row inside is made of (sequence parallel)
 
     def __init__(self, model: ModelShape, layer: int) -> None:
         super().__init__()

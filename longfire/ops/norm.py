@@ -42,6 +42,7 @@ def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     few = x.numel() < FEW and not torch.is_grad_enabled()
     if x.device.type != "cpu" or torch.compiler.is_compiling() or few:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
+    weight = None if weight is None else weight.to(x.dtype)  # it may come narrow (param_gather_dtype)
     return _RMSNorm.apply(x, weight, eps)
 
 
