@@ -85,11 +85,12 @@ def has_turns(shape: ModelShape | ForeignShape) -> bool:
     return any(turns(name, shape.mixers.get(name, {})) for name in set(shape.layer_types))
 
 
-def told(training: Training, rows: int) -> Iterator[str]:
-    """The schedule in a line for each stage; rows: of the longest length in a step."""
+def told(training: Training, rows: int, steps: int) -> Iterator[str]:
+    """The schedule in a line for each stage; rows: of the longest length in a step; steps: of the whole run."""
     for stage in stages(training) if training.seq_len_schedule else ():
         base = f", RoPE base {stage.rope_theta:g}" if stage.rope_theta else ""
-        yield f"from step {stage.step:,}: {rows * training.seq_len // stage.seq_len:,} rows of {stage.seq_len:,} tokens{base}"
+        never = "; this run ends before that" if stage.step >= steps else ""
+        yield f"from step {stage.step:,}: {rows * training.seq_len // stage.seq_len:,} rows of {stage.seq_len:,} tokens{base}{never}"
 
 
 def refusals(run: Any) -> Iterator[str]:
@@ -166,6 +167,11 @@ def of_segments(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
 
 def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
     """Softmax layers whose numbers would not be those of a whole row, or whose graphs would be many."""
+    if run.attention.kind == "blockwise" and run.data.varlen:
+        yield (
+            f"{given} with data.varlen: segments of documents are attended by torch's kernels, not in blocks; set attention.kind to "
+            f"auto, or {SEGMENTS} to 1"
+        )
     softmax = {name: shape.mixers.get(name, {}) for name in shape.layer_types if mixer_of(name) == "attention"}
     for name, own in softmax.items():
         if own.get("rope") == "dynamic":

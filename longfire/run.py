@@ -220,11 +220,12 @@ class Run:
     def save(self) -> None:
         """Write config.json and run.toml, each at once, so that `longfire train <folder>/run.toml` starts the same run again.
 
-        Raises SettingsError when the folder holds the checkpoints of a run with another model, CheckpointError when it cannot be
-        written.
+        Raises SettingsError when the folder holds the checkpoints of a run with another model or another schedule of lengths,
+        CheckpointError when it cannot be written.
         """
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
+        self.refuse_another_schedule()
         self.write(self.folder)
 
     def write(self, folder: Path) -> None:
@@ -292,7 +293,19 @@ class Run:
         if differs:
             raise SettingsError(
                 f"job.dump_folder = {str(self.folder)!r} holds checkpoints of another model: {'; '.join(differs)}. "
-                "Name another folder, or the model's own config"
+                "Name another folder, or the model's own config (and model.rope_theta as the run was begun with)"
+            )
+
+    def refuse_another_schedule(self) -> None:
+        """What earlier steps were trained with is read from its settings, and the order of a stage's rows from where it ends."""
+        file = self.folder / RUN_TOML
+        if not (self.folder / DATA_JSON).exists() or not self.has_checkpoints or not file.exists():
+            return
+        there = tomllib.loads(file.read_text(encoding="utf-8")).get("training", {}).get("seq_len_schedule", [])
+        if (here := list(self.training.seq_len_schedule)) != there:
+            raise SettingsError(
+                f"training.seq_len_schedule = {here}, but the run in {self.folder} was begun with {there}: go on with that, or begin "
+                f"another run from its weights (model.weights = {str(self.folder)!r}, another job.dump_folder)"
             )
 
 
@@ -360,7 +373,7 @@ def summary(run: Run) -> list[str]:
         f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
         f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
-        *lengths.told(run.training, rows),
+        *lengths.told(run.training, rows, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
         f"{round(warmup * tokens):,} tokens",
     ]

@@ -366,15 +366,16 @@ def with_strategy(run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh
     if mesh.size("cp") == 1 or run.parallelism.context_parallel_strategy != "auto":
         return run
     chosen = "ring"
-    if mesh.rank() == 0:
-        on_cuda = device.type == "cuda"
-        facts = torch.cuda.get_device_properties(device) if on_cuda else None
-        here = cost.device_here(facts.name if facts else "", facts.total_memory if facts else 0)
-        planner = Planner(run, here, str(dtype).removeprefix("torch."), as_cuda=on_cuda)
-        plan = planner.of_recipe()
-        if ranked := planner.strategies(plan):
-            chosen = ranked[0].strategy
-            note(f"context: {strategy.told(ranked, planner.cut(plan))}")
+    with mesh.agreed():
+        if mesh.rank() == 0:
+            on_cuda = device.type == "cuda"
+            facts = torch.cuda.get_device_properties(device) if on_cuda else None
+            here = cost.device_here(facts.name if facts else "", facts.total_memory if facts else 0)
+            planner = Planner(run, here, str(dtype).removeprefix("torch."), as_cuda=on_cuda)
+            plan = planner.of_recipe()
+            if ranked := planner.strategies(plan):
+                chosen = ranked[0].strategy
+                note(f"context: {strategy.told(ranked, planner.cut(plan))}")
     chosen = mesh.from_first(chosen)
     return replace(run, parallelism=replace(run.parallelism, context_parallel_strategy=chosen))
 

@@ -172,3 +172,13 @@ def test_segments_are_a_setting_of_a_run(tmp_path):
     )
     assert exact == pytest.approx(whole, rel=1e-5)
     assert truncated[0] == pytest.approx(whole[0], rel=1e-6) and truncated[-1] != pytest.approx(whole[-1], rel=1e-5)
+
+
+def test_a_run_goes_on_with_the_schedule_that_it_was_begun_with(tmp_path):
+    folder, notes = folder_with(tmp_path, "gla"), []
+    trained(folder, "run", notes, training__steps=2, training__seq_len_schedule="0:8,3:32")
+    assert any("from step 3" in line and "this run ends before that" in line for line in notes)
+    for other in ("0:8,4:32", ""):
+        with pytest.raises(SettingsError, match=r"was begun with \['0:8', '3:32'\].*model.weights = "):
+            train(run_in(folder, "run", training__steps=3, training__seq_len_schedule=other), notes.append)
+    trained(folder, "run", training__steps=4, training__seq_len_schedule="0:8,3:32")
