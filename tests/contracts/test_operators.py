@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from worlds import in_processes
 
-from longfire.ops import chunkwise, selective_scan
+from longfire.ops import blockwise, chunkwise, selective_scan
 from longfire.parallel import collectives
 
 B, N, H, T, C, K, V = 2, 3, 2, 2 * selective_scan.TOKENS - 3, 8, 4, 6
@@ -23,6 +23,17 @@ def rand(*shape: int) -> Tensor:
 key_BCK, value_BCV, pairs_BCC = rand(B, C, K), rand(B, C, V), rand(B, C, C)
 selective = [rand(B, T, V), rand(B, T, V), -rand(V, K), rand(B, T, K), rand(B, T, K)]
 starts_BT = rand(B, T) < 0.1
+q_BTHK, k_BTGK, v_BTGV, o_BTHV, lse_BHT = (
+    rand(B, 9, 4, K),
+    rand(B, 9, H, K),
+    rand(B, 9, H, V),
+    rand(B, 9, 4, V),
+    rand(B, 4, 9),
+)
+ids_BT, how = (
+    torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2]).expand(B, -1),
+    list(blockwise.How(1.0, query_chunk=4, key_chunk=3)),
+)
 
 CALLS = {
     chunkwise.decay_tree: [(key_BCK, [key_BCK, key_BCK], [key_BCK])],
@@ -39,6 +50,10 @@ CALLS = {
     selective_scan.scan_tokens: [(*selective, rand(B, K, V), starts_BT), (*selective, rand(B, K, V), None)],
     selective_scan.scan_tokens_backward: [
         (selective, starts, rand(2, B, K, V), rand(B, T, V), rand(B, K, V)) for starts in (starts_BT, None)
+    ],
+    blockwise.attend_blocks: [(q_BTHK, k_BTGK, v_BTGV, ids, None, how) for ids in (None, ids_BT)],
+    blockwise.attend_blocks_backward: [
+        (o_BTHV, q_BTHK, k_BTGK, v_BTGV, o_BTHV, lse_BHT, ids, None, how) for ids in (None, ids_BT)
     ],
 }
 COLLECTIVES = (collectives.summed, collectives.gathered, collectives.scattered)  # with the name of a group
