@@ -1,6 +1,6 @@
 """What sharing a row costs: weak scaling from one process to two, and what a zigzag saves.
 
-Blocks of hidden size 256, fp32, one thread a process; one process has a row of 16k tokens, two share one of 32k. Softmax attention has
+A block of hidden size 256, fp32, one thread a process; one process has a row of 16k tokens, two share one of 32k. Softmax attention has
 more to do for each token of a longer row, so what is compared is the work that the mathematics asks for (Model.flops_per_token) in a
 second of a process. Goal (issue 5): two reach at least 0.85 of one. Two processes share the memory that one has to itself: the column
 "two that share nothing" (a row each) is what no software can beat.
@@ -29,7 +29,7 @@ from longfire.parallel.ring import work
 from longfire.settings import Parallelism
 from longfire.shape import ModelShape
 
-FULL = {"hidden": 256, "layers": 2, "intermediate": 768, "words": 1024, "tokens": 16384}
+FULL = {"hidden": 256, "layers": 1, "intermediate": 768, "words": 1024, "tokens": 16384}
 QUICK = {"hidden": 32, "layers": 1, "intermediate": 48, "words": 64, "tokens": 128}
 EFFICIENCY, SAVED = 0.85, 1.6
 MIXERS = {
@@ -151,7 +151,7 @@ def balance(size: dict[str, int], repeats: int, port: int) -> list[dict[str, Any
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], repeats=3, port=29651)
+    options = arguments(__doc__.splitlines()[0], repeats=2, port=29651)
     size, repeats = (QUICK, 1) if options.quick else (FULL, options.repeats)
     rows = in_processes(2, options.port, scaling, size, repeats)
     print_table("weak scaling", rows)
