@@ -158,7 +158,7 @@ def longest_hybrid(options: Any, rows_of: list[int], budget: int) -> tuple[list[
     for way, each_segment in (("whole", 0), ("in time, exact", 64 if options.quick else SEGMENT)):
         measured = []
         for tokens in rows_of:
-            segments, taken = tokens // each_segment if each_segment else 1, []
+            segments, taken = max(1, tokens // each_segment) if each_segment else 1, []
             spent = seconds(lambda t=tokens, s=segments, to=taken: to.append(peak_bytes(options, "ours", t, s)))
             measured.append((tokens, taken[0]))
             rows.append(
