@@ -272,12 +272,16 @@ class Run:
     def has_checkpoints(self) -> bool:
         return any((self.folder / self.checkpoint.folder).glob("step-*"))
 
-    def changes(self) -> list[str]:
-        """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
+    def last_started_with(self) -> dict[str, dict[str, Any]]:
+        """The settings of the run in this folder, by section; none where no run has been started yet."""
         started = (self.folder / DATA_JSON).exists()  # an imported run has a checkpoint before it has been started
         if not started or not self.has_checkpoints or not (self.folder / RUN_TOML).exists():
-            return []
-        there = tomllib.loads((self.folder / RUN_TOML).read_text(encoding="utf-8"))
+            return {}
+        return tomllib.loads((self.folder / RUN_TOML).read_text(encoding="utf-8"))
+
+    def changes(self) -> list[str]:
+        """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
+        there = self.last_started_with()
         here = tomllib.loads(tomli_w.dumps(self.to_keep()))  # as TOML has it: lists, not tuples
         return [f"changed since this run was last started: {section}.{key} = {value!r}, was {there[section][key]!r}"
                 for section, keys in here.items() for key, value in keys.items()
@@ -298,11 +302,9 @@ class Run:
 
     def refuse_another_schedule(self) -> None:
         """What earlier steps were trained with is read from its settings, and the order of a stage's rows from where it ends."""
-        file = self.folder / RUN_TOML
-        if not (self.folder / DATA_JSON).exists() or not self.has_checkpoints or not file.exists():
-            return
-        there = tomllib.loads(file.read_text(encoding="utf-8")).get("training", {}).get("seq_len_schedule", [])
-        if (here := list(self.training.seq_len_schedule)) != there:
+        begun = self.last_started_with()
+        there, here = begun.get("training", {}).get("seq_len_schedule", []), list(self.training.seq_len_schedule)
+        if begun and here != there:
             raise SettingsError(
                 f"training.seq_len_schedule = {here}, but the run in {self.folder} was begun with {there}: go on with that, or begin "
                 f"another run from its weights (model.weights = {str(self.folder)!r}, another job.dump_folder)"

@@ -55,12 +55,11 @@ def blockwise(
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     if chosen("attention") == "slow" or T == 1 or given.get("skip_B") is not None:
         return attention(q_BTHK, k_BSGK, v_BSGV, **given)
-    window, documents, scale = (given.get(name) for name in ("window", "documents", "scale"))
-    dropout = given.get("dropout", 0.0)
-    noise_BT = given.get("noise_BT") if dropout else None  # that of other dropouts is given, too
+    window, documents, scale, noise_BT = (given.get(name) for name in ("window", "documents", "scale", "noise_BT"))
+    dropout = 0.0 if noise_BT is None else given.get("dropout", 0.0)
+    noise_BT = noise_BT if dropout else None  # that of other dropouts is given, too
     assert T == S or (documents is None and noise_BT is None), "documents and dropout are for whole rows"
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    dropout = 0.0 if noise_BT is None else dropout
     how = How(scale, window or 0, dropout, given.get("first_head", 0), *chunks)
     ids_BT = None if documents is None else documents.ids_BT
     return attend_blocks(q_BTHK, k_BSGK, v_BSGV, ids_BT, noise_BT, how)[0]

@@ -357,10 +357,20 @@ def carried(transition: Tensor, state: Tensor, added: Tensor) -> Tensor:
     return torch.addcmul(added, transition, state)
 
 
+def through_chunks(
+    work: Callable[..., Any], read: Callable[[Any, Tensor], Tensor], state: Tensor, *inputs: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Outputs and state after some tokens, given the state before them: work(*inputs) is what chunks come to before a state is known,
+    their `transition` and `write` among it, read(that, states) their outputs."""
+    worked = work(*inputs)
+    states, state = scan(worked.transition, worked.write, state)
+    return read(worked, states), state
+
+
 def by_segments(
     run: Callable[..., tuple[Tensor, Tensor]], state: Tensor, inputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, Tensor]:
-    """run(state, *inputs) -> (o or None, state), on a CPU a segment of the row at a time; inputs (B, T, ...), (H,) or None.
+    """run(state, *inputs) -> (o, state), on a CPU a segment of the row at a time; inputs (B, T, ...), (H,) or None.
 
     Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than 9.
     """
@@ -368,7 +378,7 @@ def by_segments(
     for segment in segments_of(inputs):
         o, state = run(state, *segment)
         outputs.append(o)
-    return outputs[0] if len(outputs) == 1 or outputs[0] is None else torch.cat(outputs, 1), state
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
 
 
 def segments_of(inputs: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor | None, ...]]:

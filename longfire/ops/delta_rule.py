@@ -20,9 +20,9 @@ from longfire.ops.chunkwise import (
     chunked,
     decayed,
     goes_on,
-    scan,
     start,
     step_decays,
+    through_chunks,
     unchunked,
 )
 from longfire.ops.documents import Documents
@@ -97,7 +97,7 @@ def delta_rule_chunkwise(
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
         return step(start(initial_state_BHKV, q_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, scale=scale)
-    run = partial(segment, scale=scale)
+    run = partial(through_chunks, partial(work, scale=scale), read)
     inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
@@ -115,13 +115,6 @@ def step(
     S_BHKV = S_BHKV.addcmul(key.mT, new)
     o_BH1V = (q[:, 0, :, None].to(dtype) * scale) @ S_BHKV
     return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
-
-
-def segment(S_BHKV: Tensor, *inputs: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Outputs and state after some tokens, given the state before them."""
-    worked = work(*inputs, scale=scale)
-    states, S_BHKV = scan(worked.transition, worked.write, S_BHKV)
-    return read(worked, states), S_BHKV
 
 
 class Worked(NamedTuple):

@@ -20,9 +20,9 @@ from longfire.ops.chunkwise import (
     chunked,
     decayed,
     goes_on,
-    scan,
     start,
     step_decays,
+    through_chunks,
     unchunked,
 )
 from longfire.ops.delta_rule import UnitLowerInverse
@@ -101,7 +101,7 @@ def dplr_chunkwise(
     if q_BTHK.shape[1] == 1:
         inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK)
         return step(start(initial_state_BHKV, q_BTHK, v_BTHV), *inputs, scale=scale)
-    run = partial(segment, scale=scale)
+    run = partial(through_chunks, partial(work, scale=scale), read)
     inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
@@ -117,13 +117,6 @@ def step(
     S_BHKV = (S_BHKV * decay.exp()).addcmul(to, read).addcmul(key, v[:, 0, :, None].to(dtype))
     o_BH1V = (q[:, 0, :, None].to(dtype) * scale) @ S_BHKV
     return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
-
-
-def segment(S_BHKV: Tensor, *inputs: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Outputs and state after some tokens, given the state before them."""
-    worked = work(*inputs, scale=scale)
-    states, S_BHKV = scan(worked.transition, worked.write, S_BHKV)
-    return read(worked, states), S_BHKV
 
 
 class Worked(NamedTuple):

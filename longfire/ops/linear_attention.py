@@ -23,6 +23,7 @@ from longfire.ops.chunkwise import (
     scan,
     start,
     step_decays,
+    through_chunks,
     unchunked,
     value_tree,
 )
@@ -145,10 +146,9 @@ def segment(
             chunked(v.to(dtype).unflatten(2, (q.shape[2], -1)).flatten(-2), size), chunked(decay_BTH1, size, fill=1.0),
         )  # fmt: skip
         return unchunked(o, tokens).unflatten(-1, (-1, v.shape[-1])).flatten(2, 3), S_BHKV
-    worked = work(q, k, v, g, goes_on_BT, scale=scale)
     if gv is None:
-        states, S_BHKV = scan(worked.transition, worked.write, S_BHKV)
-        return read(worked, states), S_BHKV
+        return through_chunks(partial(work, scale=scale), read, S_BHKV, q, k, v, g, goes_on_BT)
+    worked = work(q, k, v, g, goes_on_BT, scale=scale)
     o, S_BHKV = with_value_decay(S_BHKV, worked.parts, worked.v, chunked(gv.to(dtype).exp(), size, fill=1.0))
     return unchunked(o, tokens), S_BHKV
 

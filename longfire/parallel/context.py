@@ -240,8 +240,7 @@ class _InputsBefore(torch.autograd.Function):
         d_tails_BPD = d_before.new_zeros(len(d_before), share.layout.segments * kept, d_before.shape[-1])
         for here, there, goes_on_B in sources(share, kept, ctx.count):
             d_tails_BPD[:, there] += torch.where(goes_on_B[:, None], d_before[:, here], 0.0)
-        by_process = [segment for place in share.layout.places for segment in place]
-        mine = scattered(d_tails_BPD.unflatten(1, (-1, kept))[:, by_process], ctx.group)
+        mine = scattered(d_tails_BPD.unflatten(1, (-1, kept))[:, share.layout.by_process()], ctx.group)
         return mine.flatten(0, 1), None, None, None
 
 
@@ -267,9 +266,8 @@ def refusals(model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Paral
     for name, part in kinds.items():
         yield from unshareable(part, name, degree)
     softmax = {name: part for name, part in kinds.items() if hasattr(part, "attend")}
-    kind = layout_kind(
-        parallelism.context_parallel_layout, bool(softmax), documents=False
-    )  # those of documents are never more
+    # of rows of documents there are never more
+    kind = layout_kind(parallelism.context_parallel_layout, bool(softmax), documents=False)
     segments = cp * segments_each(kind, cp, tokens)
     if tokens < segments:
         yield (

@@ -27,6 +27,7 @@ from longfire.ops.cross_entropy import fused
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.dplr import dplr
 from longfire.ops.selective_scan import selective_scan
+from longfire.parallel.context import SEAMS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import choose_attention, kept_on, save_memory
 from longfire.parallel.strategy import Crossing, Heads
@@ -214,7 +215,7 @@ class Seams:
 
     def __enter__(self) -> "Seams":
         for module in self.block.modules():
-            for name in ("attend", "recur", "convolve", "shift"):
+            for name in SEAMS:
                 if operation := vars(module).get(name):
                     self.heard.append((module, name, operation))
                     setattr(module, name, partial(getattr(self, name), operation))

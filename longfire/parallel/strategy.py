@@ -223,21 +223,22 @@ WAYS = {"ring": ring, "allgather": allgather, "alltoall": alltoall}
 
 def state_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
     """The maps of all segments, `numbers` each, to everyone, who keep their own; and the same the other way round."""
-    n, here = cut.processes, cut.rows * cut.segments * numbers * FULL
-    times = 2 + cut.again
-    sent = times * (n - 1) * here
-    seconds = sent / cost.bandwidth(device, n, cut.inner) + times * (n - 1) * cost.LATENCY
-    whole = float(n * here)
-    return Exchange("states: all-gather", sent, seconds, seconds, kept=float(here), forward=whole, backward=whole)
+    here = cut.rows * cut.segments * numbers * FULL
+    return to_everyone("states: all-gather", here, cut, device, kept=float(here))
 
 
 def halo_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
     """The last inputs of each segment to everyone, and their gradients back."""
-    n, times, here = cut.processes, 2 + cut.again, cut.rows * cut.segments * numbers * BYTES[cut.dtype]
-    sent = times * (n - 1) * here
+    here = cut.rows * cut.segments * numbers * BYTES[cut.dtype]
+    return to_everyone("last inputs: all-gather, reduce-scatter", here, cut, device)
+
+
+def to_everyone(what: str, here: int, cut: Cut, device: Device, kept: float = 0.0) -> Exchange:
+    """`here` bytes of each process come to all, and as much goes the other way in the backward."""
+    n, times = cut.processes, 2 + cut.again
+    sent, whole = times * (n - 1) * here, float(n * here)
     seconds = sent / cost.bandwidth(device, n, cut.inner) + times * (n - 1) * cost.LATENCY
-    whole = float(n * here)
-    return Exchange("last inputs: all-gather, reduce-scatter", sent, seconds, seconds, forward=whole, backward=whole)
+    return Exchange(what, sent, seconds, seconds, kept=kept, forward=whole, backward=whole)
 
 
 def exchanges(crossing: Crossing, strategy: str, cut: Cut, device: Device) -> list[Exchange]:
