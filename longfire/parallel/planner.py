@@ -14,7 +14,7 @@ import torch
 
 from longfire.errors import SettingsError
 from longfire.model import on_meta
-from longfire.parallel import cost, stages, strategy, tensor
+from longfire.parallel import context, cost, stages, strategy, tensor
 from longfire.parallel.cost import Device
 from longfire.parallel.forecast import Collective, Forecast, Moment, Plan
 from longfire.parallel.holding import Group, Held, Shards
@@ -106,11 +106,9 @@ class Planner:
 
     @property
     def layout(self) -> str:
-        """Of rows that are shared: auto is zigzag where softmax is to be balanced; recurrences have even work as it is."""
-        asked = self.run.parallelism.context_parallel_layout
-        if asked != "auto":
-            return asked
-        return "zigzag" if any("attention" in block.mixer.context for block in self.model.layers) else "contiguous"
+        """Of rows that are shared, as the run cuts them."""
+        softmax = any("attention" in block.mixer.context for block in self.model.layers)
+        return context.layout_kind(self.run.parallelism.context_parallel_layout, softmax, self.run.data.varlen)
 
     def crossings(self, tp: int) -> list[Crossing]:
         return self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).crossings
