@@ -153,11 +153,6 @@ def of_model(run: Run) -> Iterator[str]:
     if attention.kind != "auto":
         if run.shape and "attention" not in map(mixer_of, run.shape.layer_types):
             yield f"attention.kind = {attention.kind!r}, but no layer of this model has softmax attention: leave it at auto"
-        if run.degrees["cp"] > 1:
-            yield (
-                f"attention.kind = {attention.kind!r} is how one process attends; where processes share rows "
-                "parallelism.context_parallel_strategy says how: leave it at auto"
-            )
         if run.model.kernels == "slow":
             yield f"attention.kind = {attention.kind!r}, but model.kernels = 'slow' computes with all scores: set one of them to auto"
     if attention.kind != "blockwise":

@@ -129,6 +129,8 @@ PLANS = {
     "fsdp 2": Plan({"dp_shard": 2}, remat="block"),
     "tp 2, sequence": Plan({"tp": 2}, remat="attention+mlp"),
     "pp 2": Plan({"pp": 2}),
+    "cp 2": Plan({"cp": 2}, {"context_parallel_strategy": "ring"}, remat="block"),
+    "cp 2, alltoall": Plan({"cp": 2}, {"context_parallel_strategy": "alltoall"}),
 }
 LEAN = {"attention": Attention("blockwise", 5, 3), "mlp_chunk_size": 3}
 
@@ -155,6 +157,14 @@ def test_chunks_under_plans(plan):
             assert got == pytest.approx(wanted, rel=1e-9)
     for name, numbers in whole([held for _, held in answers], true).items():
         torch.testing.assert_close(numbers, true[name][0][1], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_all_scores_between_processes_that_share_rows():
+    vanilla = Plan({"cp": 2}, lean={"attention": Attention("vanilla")})
+    true_said, _ = steps_of_one()
+    for said, _ in in_processes(2, two_steps, ("gla", "attention"), vanilla):
+        for got, wanted in zip(said, true_said):
+            assert got == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])

@@ -1,7 +1,8 @@
 """Softmax attention over 1, 2, 4 (matrix: 3, 8) processes against whole rows in float64; what of it is computed, sent and kept."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, product
 
 import pytest
@@ -16,6 +17,8 @@ from worlds import in_processes
 from longfire import ops
 from longfire.ops import attention_blocks
 from longfire.ops.attention import attention, attention_slow
+from longfire.ops.attention_blocks import Manner, Piece
+from longfire.ops.blockwise import blockwise
 from longfire.ops.documents import Documents
 from longfire.parallel import ring
 from longfire.parallel.collectives import known_as
@@ -35,6 +38,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention_blocks, "BLOCK", 4)
 
 
+ALONE = {"auto": attention, "vanilla": attention_slow, "blockwise": partial(blockwise, chunks=(3, 5))}
+
+
 @dataclass(frozen=True)
 class Case:
     """Rows and options of attention. documents: lengths, of the first row; the second has them the other way round."""
@@ -49,6 +55,10 @@ class Case:
     first_head: int = 0
     strategy: str = "ring"
     layout: str = "zigzag"
+    alone: str = "auto"
+
+    def attend(self, rank: int, size: int, group: str):
+        return ring.attend_over(size, rank, group, self.strategy, ALONE[self.alone])
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         (H, G), (K, V) = self.heads, self.sizes
@@ -108,18 +118,22 @@ WHAT = {
     "dropout": Case(T=27, documents=(20,), window=9, dropout=0.3, first_head=3),
     "shorter than its segments would be": Case(T=9),
 }
-CASES = [replace(case, strategy=s, layout=layout) for case in WHAT.values() for s in STRATEGIES for layout in KINDS]
+CASES = [
+    replace(case, strategy=s, layout=layout, alone=alone)
+    for case, s, layout, alone in product(WHAT.values(), STRATEGIES, KINDS, ALONE)
+]
 SOME = [
     replace(case, strategy=strategy, layout=KINDS[(i + j) % len(KINDS)])
     for (i, case), (j, strategy) in product(enumerate(WHAT.values()), enumerate(STRATEGIES))
 ]
+SOME += [replace(case, alone=("vanilla", "blockwise")[i % 3 == 0]) for i, case in enumerate(SOME)]
 
 
 def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
     """What of a case differs from the truth, by more than 1e-9 of its largest number; what fills rows up must be a number."""
     share = case.share(rank, size)
     real = share.layout.cut(torch.ones(1, case.T, 1, 1), rank).bool()
-    found = case.mine(rank, size, ring.attend_over(size, rank, group, case.strategy))
+    found = case.mine(rank, size, case.attend(rank, size, group))
     for name, mine, whole in zip(("o", "dq", "dk", "dv"), found, case.truth()):
         error = ((mine - share.layout.cut(whole, rank)) * real).abs().max()
         if not (error <= EXACT * max(1.0, whole.abs().max()) and mine.isfinite().all()):  # inputs are of size 1
@@ -264,6 +278,36 @@ def test_what_is_sent(size):
         assert said["apart"]["hops"] == said["apart"]["sent_bytes"] == 0
 
 
+@given(
+    some.integers(9, 60), some.integers(1, 9), some.integers(1, 9), some.sampled_from(KINDS),
+    some.sampled_from([None, 1, 6]),
+)  # fmt: skip
+def test_chunks_cut_what_meets_and_lose_nothing(T, of_queries, of_keys, layout, window):
+    """attention.kind = "blockwise" among processes: no piece is larger, and all of them together see what the whole segments see."""
+    share = Case(T=T, layout=layout).share(0, 2)
+    whole = Manner(window, 1.0, 0.0, 0, True)
+    cut = whole._replace(chunks=(of_queries, of_keys))
+    for source in range(2):
+        pieces = ring.met(share, source, cut)
+        assert all(piece.queries.length <= of_queries and piece.keys.length <= of_keys for piece in pieces)
+        assert seen_by(pieces, cut) == seen_by(ring.met(share, source, whole), whole)
+
+
+def seen_by(pieces: list[Piece], manner: Manner) -> Counter:
+    """How often each query of the row sees each key."""
+    return Counter(
+        (piece.queries.start + q, piece.keys.start + k)
+        for piece in pieces
+        for q, k in product(range(piece.queries.length), range(piece.keys.length))
+        if sees(piece, manner, q, k)
+    )
+
+
+def sees(piece: Piece, manner: Manner, q: int, k: int) -> bool:
+    seen = attention_blocks.seen_of(piece, manner, torch.device("cpu"))
+    return seen is None or bool(seen[q, k])
+
+
 def lengths_of(T: int) -> some.SearchStrategy:
     cuts = some.lists(some.integers(1, T - 1), unique=True, max_size=6).map(sorted)
     return cuts.map(lambda at: tuple(b - a for a, b in zip([0, *at], at)))
@@ -273,7 +317,7 @@ some_cases = some.integers(8, 40).flatmap(
     lambda T: some.builds(
         Case, T=some.just(T), documents=lengths_of(T), window=some.one_of(some.none(), some.integers(1, T + 2)),
         heads=some.sampled_from([(2, 2), (4, 2), (2, 1)]), sizes=some.sampled_from([(8, 8), (4, 6)]),
-        strategy=some.sampled_from(STRATEGIES), layout=some.sampled_from(KINDS),
+        strategy=some.sampled_from(STRATEGIES), layout=some.sampled_from(KINDS), alone=some.sampled_from(list(ALONE)),
     )
 )  # fmt: skip
 

@@ -67,13 +67,15 @@ class Piece(NamedTuple):
 
 class Manner(NamedTuple):
     """How queries and keys meet. window: keys a query sees, itself included. p: of the dropout of weights, by each query's noise, the
-    key's position and the head's number. fused: whether a kernel takes what is whole."""
+    key's position and the head's number. fused: whether a kernel takes what is whole. chunks: of queries and keys of a process that
+    meet at a time, in tokens; None: all."""
 
     window: int | None
     scale: float
     p: float
     first_head: int
     fused: bool
+    chunks: tuple[int, int] | None = None
 
     @classmethod
     def of(

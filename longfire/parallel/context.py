@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longfire.ops.attention import attention
+from longfire.ops.attention import attention, attention_slow
+from longfire.ops.blockwise import blockwise
 from longfire.ops.documents import Documents
 from longfire.ops.maps import RECURRENCES, Affine, Recurrence
 from longfire.ops.short_conv import short_conv
@@ -97,8 +98,8 @@ def layout_kind(asked: str, softmax: bool, documents: bool) -> str:
 
 def over_all(op: Callable, context: Context) -> Callable:
     """The same op on segments."""
-    if op is attention:
-        return ring.attend_over(context.size, context.rank, context.group, context.strategy)
+    if op in (attention, attention_slow) or getattr(op, "func", None) is blockwise:  # as [attention] says
+        return ring.attend_over(context.size, context.rank, context.group, context.strategy, op)
     if op is short_conv:
         return convolve_over(context.group)
     if op is previous_token:
