@@ -229,7 +229,7 @@ def test_less_is_held():
 
 @pytest.fixture
 def compose(tmp_path):
-    def composed(shape: dict | None = None, **settings: object) -> Run:
+    def composed(shape: dict | None = None, processes: int = 1, **settings: object) -> Run:
         given = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["attention", "gla"], "gla": {"num_heads": 2},
                  "attention": {"num_heads": 4}, **(shape or {})}  # fmt: skip
         (tmp_path / "config.json").write_text(json.dumps(given))
@@ -239,7 +239,7 @@ def compose(tmp_path):
             "training.compile": "off",
             **settings,
         }
-        return Run.compose(None, {k: str(v) for k, v in words.items()}, world=World(), note=lambda told: None)
+        return Run.compose(None, {k: str(v) for k, v in words.items()}, world=World(processes), note=lambda told: None)
 
     return composed
 
@@ -280,6 +280,15 @@ def test_what_goes_together_is_taken(compose):
     state = make_state(run, 258, torch.device("cpu"), lambda told: None)
     assert state.model.layers[0].mixer.attend.keywords == {"chunks": (7, 1024)}
     assert not unknown_operations(("mm", "aten.mm", "aten::mm", "aten.mm.default", "nothing", "matmuls"))
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "blockwise", "ring_standard", "ring_blockwise"])
+def test_each_kind_of_attention_shares_rows(compose, kind):
+    """The last number of RingAttention's mesh_dim says ring or not."""
+    run = compose(
+        processes=4, **{"mesh_dim": "1,1,1,4", "attention_type" if "ring" in kind else "attention.kind": kind}
+    )
+    assert run.degrees["cp"] == 4 and run.attention.kind == kind.removeprefix("ring_").replace("standard", "vanilla")
 
 
 def test_a_cpu_has_no_other_memory_to_offload_to(compose):
