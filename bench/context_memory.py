@@ -1,19 +1,28 @@
-"""Memory of long rows on one device: what a layer keeps, a step's peak against the length, the longest row of a 100M hybrid.
+"""Memory of long rows: what a layer keeps, a step's peak against the length on 1 to 4 processes, the longest row of a 100M hybrid.
 
 Goals (issue 5): ours keeps at most 2 b h s bytes a layer, as the Blockwise Parallel Transformer in bf16 (Liu 2023, RingAttention,
 table 1, which counts the largest activation of a layer that is computed again); at equal memory its rows are at least 4x as long as
 those of attention with all scores in memory beside an MLP in chunks. Peaks are those of a process that trains one step in fp32, less
-those of the same step on a row of 64 tokens. The hybrid's rows are computed whole, and in segments of time with exact gradients
-(training.tbptt_exact), where only states wait at the seams.
+those of the same step on a row of 64 tokens; of processes that share a row (ring attention) those of the largest. The hybrid's rows
+are computed whole, and in segments of time with exact gradients (training.tbptt_exact), where only states wait at the seams.
 
-    python bench/context_memory.py                    all parts; --part kept|lengths|hybrid: one, the others' results stay
+    python bench/context_memory.py                    all parts
+    python bench/context_memory.py --part PART        one of them, the others' results stay: kept, lengths, processes, hybrid, in-time
+    python bench/context_memory.py --part in-time --in-time 524288      a row of half a million tokens: hours
 """
 
+import datetime
 import json
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from measure import RESULTS, arguments, peak_rss_bytes, print_table, seconds, write_result
 
 from longfire import settings
@@ -25,11 +34,13 @@ from longfire.model import Model, materialise, on_meta
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.memory import LiveBytes
+from longfire.parallel.mesh import ALONE, Mesh
 from longfire.shape import ModelShape
 from longfire.train import train_step
 
 CPU, SHORT, GIB = torch.device("cpu"), 64, 2**30
 SEGMENT = 2048  # tokens of a segment of time
+BUDGET_GIB = 20
 
 
 @dataclass(frozen=True)
@@ -40,10 +51,10 @@ class Side:
     formula: str  # bytes a layer, of b rows of s tokens, h hidden size, n heads; the published table is in bf16
     bytes_of: Any  # (tokens, hidden size, heads) -> of one row
 
-    def parallelized(self, model: Model) -> Model:
-        attention = settings.Attention(self.kind, 512, 512)
-        keeping = settings.ActivationCheckpoint(self.remat)
-        return parallelize(model, keeping, False, attention=attention, mlp_chunk_size=self.mlp_chunk)
+    def parallelized(self, model: Model, mesh: Mesh) -> Model:
+        attention, keeping = settings.Attention(self.kind, 512, 512), settings.ActivationCheckpoint(self.remat)
+        ring = settings.Parallelism(context_parallel_strategy="ring")
+        return parallelize(model, keeping, False, mesh, ring, attention=attention, mlp_chunk_size=self.mlp_chunk)
 
 
 def of_row(s: int, h: int, n: int) -> int:
@@ -56,7 +67,9 @@ SIDES = {
     "memory-efficient": Side("auto", "none", 0, "8 b s h", lambda s, h, n: 8 * s * h),
     "blockwise": Side("blockwise", "block", 512, "2 b s h", of_row),
     "ours": Side("auto", "block", 512, "2 b s h", of_row),
+    "ours, in time": Side("auto", "none", 0, "", None),  # of a segment all is kept: it is computed twice as it is
 }
+WHOLE = [name for name in SIDES if name != "ours, in time"]
 
 
 def small(layers: int) -> ModelShape:
@@ -67,11 +80,11 @@ def small(layers: int) -> ModelShape:
 
 
 def hybrid(quick: bool) -> ModelShape:
-    """Three recurrent layers to one of windowed attention; 100M parameters."""
-    size, layers, wide = (64, 4, 192) if quick else (640, 16, 2432)
+    """Three recurrent layers to one of windowed attention; 100M parameters, 41M of them the embedding and the head."""
+    size, layers, wide, words = (64, 4, 192, 512) if quick else (640, 12, 1792, 32000)
     return ModelShape(
-        hidden_size=size, num_hidden_layers=layers, layer_types=("gla", "gla", "gla", "attention"), vocab_size=2048,
-        intermediate_size=wide, mixers={"gla": {"num_heads": 5 if size == 640 else 2},
+        hidden_size=size, num_hidden_layers=layers, layer_types=("gla", "gla", "gla", "attention"), vocab_size=words,
+        intermediate_size=wide, mixers={"gla": {"num_heads": 2 if quick else 5},
                                         "attention": {"num_heads": size // 64, "window_size": 1024}},
     )  # fmt: skip
 
@@ -81,15 +94,40 @@ def batch_of(tokens: int, words: int) -> Batch:
     return Batch(ids_BT[:, :-1], ids_BT[:, 1:], torch.arange(tokens)[None])
 
 
-def made(shape: ModelShape, side: Side, dtype: torch.dtype = torch.float32) -> Model:
-    return materialise(side.parallelized(on_meta(shape, dtype)), 0, CPU)
+def made(shape: ModelShape, side: Side, dtype: torch.dtype = torch.float32, mesh: Mesh = ALONE) -> Model:
+    return materialise(side.parallelized(on_meta(shape, dtype), mesh), 0, CPU)
 
 
-def one_step(shape: ModelShape, side: Side, tokens: int, segments: int = 1) -> None:
-    model = made(shape, side)
-    state = State(model, make_optimizer(model, settings.Optimizer(), CPU))
+class TellingClock(Clock):
+    """Says how far the backward through a row's segments has come; the forward through all of them lies before."""
+
+    def __init__(self, segments: int) -> None:
+        super().__init__(CPU)
+        self.done, self.segments = 0, segments
+
+    @contextmanager
+    def __call__(self, part: str) -> Any:
+        with super().__call__(part):
+            yield
+        self.done += part == "backward"
+        if part == "backward" and self.segments > 1 and self.done % max(1, self.segments // 16) == 0:
+            spent = time.perf_counter() - self.begun
+            print(f"{self.done} of {self.segments} segments, {spent:.0f} s", file=sys.stderr, flush=True)
+
+
+def one_step(shape: ModelShape, side: Side, tokens: int, segments: int = 1, mesh: Mesh = ALONE) -> None:
+    model = made(shape, side, mesh=mesh)
+    state = State(model, make_optimizer(model, settings.Optimizer(), CPU), mesh=mesh)
     training = settings.Training(tbptt_segments=segments, tbptt_exact=segments > 1)
-    train_step(state, [batch_of(tokens, shape.vocab_size)], 1e-3, training, Clock(CPU))
+    train_step(state, [batch_of(tokens, shape.vocab_size)], 1e-3, training, TellingClock(segments))
+
+
+def one_step_of_many(shape: ModelShape, side: Side, tokens: int, rank: int, processes: int, store: str) -> None:
+    """The part of one process of a step whose rows all of them share."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+    one_step(shape, side, tokens, mesh=Mesh.of_degrees({"cp": processes}, "cpu"))
+    dist.destroy_process_group()
 
 
 def kept_bytes(side: Side, layers: int, tokens: int) -> int:
@@ -106,7 +144,8 @@ def kept_bytes(side: Side, layers: int, tokens: int) -> int:
 def kept(tokens: int) -> list[dict[str, Any]]:
     """Bytes a layer: the difference of six layers and two."""
     rows = []
-    for name, side in SIDES.items():
+    for name in WHOLE:
+        side = SIDES[name]
         each = (kept_bytes(side, 6, tokens) - kept_bytes(side, 2, tokens)) / 4
         row = {"side": name, "tokens": tokens, "bytes a token and layer": each / tokens, "formula": side.formula}
         if side.bytes_of:
@@ -117,14 +156,44 @@ def kept(tokens: int) -> list[dict[str, Any]]:
 
 
 def peak_bytes(options: Any, side: str, tokens: int, segments: int = 1) -> int:
-    given = ["--child", options.child, "--side", side, "--tokens", tokens, "--segments", segments]
-    return peak_rss_bytes([__file__, *given, *(["--quick"] if options.quick else [])])
+    return peak_rss_bytes(given(options, side, tokens, segments=segments))
+
+
+def given(options: Any, side: str, tokens: int, **more: Any) -> list[Any]:
+    """The command of a process that trains one step."""
+    words = [__file__, "--child", options.child, "--side", side, "--tokens", tokens]
+    words += [word for name, value in more.items() for word in (f"--{name}", value)]
+    return words + ["--quick"] * options.quick
+
+
+def peak_of_many(options: Any, tokens: int, processes: int) -> int:
+    """The peak of the largest of so many processes that share a row."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as threads:
+        store = {"processes": processes, "store": f"{folder}/store"}
+        commands = [given(options, "ours", tokens, rank=rank, **store) for rank in range(processes)]
+        return max(threads.map(peak_rss_bytes, commands))
+
+
+def shared(options: Any, longest: int) -> list[dict[str, Any]]:
+    """A row over 1, 2 and 4 processes: what each of them holds for it."""
+    options.child, rows = "small", []
+    for processes in (1, 2) if options.quick else (1, 2, 4):
+        base, tokens = peak_of_many(options, SHORT * processes, processes), longest // 4
+        while tokens <= longest:
+            peak = peak_of_many(options, tokens, processes) - base
+            rows.append(
+                {"processes": processes, "tokens of the row": tokens, "of a process": tokens // processes,
+                 "peak MB of a process above a short row": peak / 1e6, "KB a token of the row": peak / tokens / 1e3}
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+            tokens *= 2
+    return rows
 
 
 def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Peaks of doubling lengths (and those half-way), until a side holds more than the budget."""
     options.child, rows, reached = "small", [], {}
-    for name in ("vanilla, lean MLP", "ours") if options.quick else SIDES:
+    for name in ("vanilla, lean MLP", "ours") if options.quick else WHOLE:
         base, tokens = peak_bytes(options, name, SHORT), 512 if options.quick else 1024
         while tokens <= longest:
             peak = peak_bytes(options, name, tokens) - base
@@ -150,59 +219,62 @@ def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any
     return rows, best
 
 
-def longest_hybrid(options: Any, rows_of: list[int], budget: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measured peaks of rows computed whole and in segments of time, and the straight lines through the last two of each up to the
+def longest_hybrid(
+    options: Any, side: str, rows_of: list[int], segment: int, budget: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Measured peaks of two rows, computed in segments of so many tokens (0: whole), and the straight line through both up to the
     budget."""
-    options.child, rows, lines = "hybrid", [], []
+    options.child, rows = "hybrid", []
     parameters = sum(p.numel() for p in on_meta(hybrid(options.quick)).parameters())
-    for way, each_segment in (("whole", 0), ("in time, exact", 64 if options.quick else SEGMENT)):
-        measured = []
-        for tokens in rows_of:
-            segments, taken = max(1, tokens // each_segment) if each_segment else 1, []
-            spent = seconds(lambda t=tokens, s=segments, to=taken: to.append(peak_bytes(options, "ours", t, s)))
-            measured.append((tokens, taken[0]))
-            rows.append(
-                {"way": way, "tokens": tokens, "segments": segments, "peak GiB": taken[0] / GIB, "seconds": spent}
-            )
-            print(rows[-1], flush=True)
-        (first, low), (last, high) = measured[-2:]
-        each = (high - low) / (last - first)
-        lines.append({"way": way, "parameters": parameters, "longest measured": last, "KB a token": each / 1e3,
-                      "budget GiB": budget / GIB, "longest by the line": int(last + (budget - high) / max(each, 1))})  # fmt: skip
-    return rows, lines
+    for tokens in rows_of:
+        segments, taken = max(1, tokens // segment) if segment else 1, []
+        spent = seconds(lambda t=tokens, s=segments, to=taken: to.append(peak_bytes(options, side, t, s)))
+        rows.append({"way": side, "tokens": tokens, "segments": segments, "peak GiB": taken[0] / GIB, "seconds": spent})
+        print(rows[-1], flush=True)
+    (first, low), (last, high) = ((row["tokens"], row["peak GiB"]) for row in rows[-2:])
+    each = max((high - low) / (last - first), 1e-9)
+    line = {"way": side, "parameters": parameters, "longest measured": last, "KB a token": each * GIB / 1e3,
+            "budget GiB": budget, "longest by the line": int(last + (budget - high) / each)}  # fmt: skip
+    return {"rows": rows, "line": [line]}
 
 
 def main() -> None:
     options = arguments(
-        __doc__.splitlines()[0],
-        part="",
-        child="",
-        side="ours",
-        tokens=1024,
-        segments=1,
-        budget_mb=1500,
-        longest=32768,
-        up_to=16384,
-    )
+        __doc__.splitlines()[0], part="", child="", side="ours", tokens=1024, segments=1, rank=0, processes=1, store="",
+        budget_mb=1500, longest=32768, shared=65536, whole=16384, in_time=65536,
+    )  # fmt: skip
     if options.child:
-        shape = small(2) if options.child == "small" else hybrid(options.quick)
-        return one_step(shape, SIDES[options.side], options.tokens, options.segments)
+        shape, side = small(2) if options.child == "small" else hybrid(options.quick), SIDES[options.side]
+        if options.store:
+            return one_step_of_many(shape, side, options.tokens, options.rank, options.processes, options.store)
+        return one_step(shape, side, options.tokens, options.segments)
     if options.quick:
-        options.longest, options.up_to = 512, 1024
+        options.longest, options.shared, options.whole, options.in_time = 512, 512, 1024, 1024
     file, result = RESULTS / "context_memory.json", {}
     if options.part and not options.quick and file.exists():
-        result = {name: rows for name, rows in json.loads(file.read_text()).items() if isinstance(rows, list)}
-    wanted = [options.part] if options.part else ["kept", "lengths", "hybrid"]
+        result = {name: of for name, of in json.loads(file.read_text()).items() if isinstance(of, list)}
+    wanted = [options.part] if options.part else ["kept", "lengths", "processes", "hybrid", "in-time"]
     if "kept" in wanted:
         result["kept"] = kept(256 if options.quick else 2048)
         print_table("kept from forward to backward, bf16", result["kept"])
     if "lengths" in wanted:
         result["peaks"], result["longest"] = lengths(options, options.budget_mb * 10**6, options.longest)
         print_table("longest row at equal memory, fp32", result["longest"])
+    if "processes" in wanted:
+        result["processes"] = shared(options, options.shared)
+        print_table("a row over several processes, fp32", result["processes"])
     if "hybrid" in wanted:
-        measured = [options.up_to // 4, options.up_to // 2, options.up_to][options.quick :]
-        result["hybrid"], result["longest_hybrid"] = longest_hybrid(options, measured, 20 * GIB)
-        print_table("a hybrid's longest row", [*result["longest_hybrid"]])
+        found = longest_hybrid(options, "ours", [options.whole // 2, options.whole], 0, BUDGET_GIB)
+        result["hybrid"], result["hybrid_line"] = found["rows"], found["line"]
+        print_table("a hybrid's longest row, whole", found["line"])
+    if "in-time" in wanted:
+        segment = 64 if options.quick else SEGMENT
+        found = longest_hybrid(options, "ours, in time", [options.in_time // 8, options.in_time], segment, BUDGET_GIB)
+        result["in_time"], result["in_time_line"] = found["rows"], found["line"]
+        print_table("a hybrid's longest row, in segments of time", found["line"])
+    told = {"command": " ".join(["bench/context_memory.py", *sys.argv[1:]]), "date": f"{datetime.date.today()}"}
+    earlier = [row for row in result.pop("measured", []) if row["part"] not in wanted]
+    result["measured"] = earlier + [{"part": part, **told} for part in wanted]
     write_result("context_memory", result, options.quick)
 
 
