@@ -250,9 +250,7 @@ def main() -> None:
         return one_step(shape, side, options.tokens, options.segments)
     if options.quick:
         options.longest, options.shared, options.whole, options.in_time = 512, 512, 1024, 1024
-    file, result = RESULTS / "context_memory.json", {}
-    if options.part and not options.quick and file.exists():
-        result = {name: of for name, of in json.loads(file.read_text()).items() if isinstance(of, list)}
+    result: dict[str, list[dict[str, Any]]] = {}
     wanted = [options.part] if options.part else ["kept", "lengths", "processes", "hybrid", "in-time"]
     if "kept" in wanted:
         result["kept"] = kept(256 if options.quick else 2048)
@@ -272,10 +270,17 @@ def main() -> None:
         found = longest_hybrid(options, "ours, in time", [options.in_time // 8, options.in_time], segment, BUDGET_GIB)
         result["in_time"], result["in_time_line"] = found["rows"], found["line"]
         print_table("a hybrid's longest row, in segments of time", found["line"])
+    write_result("context_memory", with_others(result, wanted), options.quick)
+
+
+def with_others(result: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+    """What was measured now, with what is known of the other parts; and by which command each was."""
+    file = RESULTS / "context_memory.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    known = {name: rows for name, rows in known.items() if isinstance(rows, list)}
     told = {"command": " ".join(["bench/context_memory.py", *sys.argv[1:]]), "date": f"{datetime.date.today()}"}
-    earlier = [row for row in result.pop("measured", []) if row["part"] not in wanted]
-    result["measured"] = earlier + [{"part": part, **told} for part in wanted]
-    write_result("context_memory", result, options.quick)
+    measured = [row for row in known.pop("measured", []) if row["part"] not in parts]
+    return {**known, **result, "measured": measured + [{"part": part, **told} for part in parts]}
 
 
 if __name__ == "__main__":
