@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from measure import RESULTS, arguments, peak_rss_bytes, print_table, seconds, write_result
+from measure import RESULTS, arguments, peak_rss_bytes, print_table, write_result
 
 from longfire import settings
 from longfire.checkpoint import State
@@ -227,9 +227,9 @@ def longest_hybrid(
     options.child, rows = "hybrid", []
     parameters = sum(p.numel() for p in on_meta(hybrid(options.quick)).parameters())
     for tokens in rows_of:
-        segments, taken = max(1, tokens // segment) if segment else 1, []
-        spent = seconds(lambda t=tokens, s=segments, to=taken: to.append(peak_bytes(options, side, t, s)))
-        rows.append({"way": side, "tokens": tokens, "segments": segments, "peak GiB": taken[0] / GIB, "seconds": spent})
+        segments = max(1, tokens // segment) if segment else 1
+        peak = peak_bytes(options, side, tokens, segments) / GIB
+        rows.append({"way": side, "tokens": tokens, "segments": segments, "peak GiB": peak})
         print(rows[-1], flush=True)
     (first, low), (last, high) = ((row["tokens"], row["peak GiB"]) for row in rows[-2:])
     each = max((high - low) / (last - first), 1e-9)
