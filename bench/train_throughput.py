@@ -26,7 +26,7 @@ from longfire.checkpoint import State
 from longfire.data.batches import Batch
 from longfire.device import Clock, matmul_peak
 from longfire.model import build
-from longfire.ops.linear import native_bf16
+from longfire.ops.bf16 import native_bf16
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.shape import ModelShape

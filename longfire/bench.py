@@ -7,7 +7,7 @@ import torch
 
 from longfire.checkpoint import State
 from longfire.data.batches import Batch
-from longfire.device import Clock, choose_device, matmul_peak, peak_memory_bytes
+from longfire.device import Clock, choose_device, fastest_matmul_peak, peak_memory_bytes
 from longfire.ops.documents import Documents
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import joined
@@ -29,7 +29,7 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     with joined(run.world, run.degrees, run.comm, device) as mesh:
         state = make_state(run, run.words, device, note, mesh=mesh)
         taken = measured(run, state, steps, Clock(device))
-        peak, source = matmul_peak(device, state.model.compute_dtype)
+        peak, source = fastest_matmul_peak(device)
     seconds = statistics.median(parts["seconds"] for parts in taken)
     flops_per_token = 3 * state.model.flops_per_token(run.training.seq_len)
     result = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from longfire.errors import SettingsError
-from longfire.ops.linear import native_bf16
+from longfire.ops.bf16 import native_bf16
 from longfire.settings import Model, Training
 
 # Dense bf16 matmul peaks, FLOP/s, from the makers' data sheets; other devices are measured (`matmul_peak`).
@@ -52,6 +52,16 @@ def choose_dtype(model: Model, device: torch.device) -> tuple[torch.dtype, str]:
     return getattr(torch, wanted), f"parameters and optimizer float32, activations {wanted} ({why})"
 
 
+def fastest_matmul_peak(device: torch.device) -> tuple[float, str]:
+    """Highest FLOP/s of a plain matrix product in any type that models compute in, and where the number is from.
+
+    MFU refers to it, so that a type which this machine multiplies slowly shows as a low number.
+    """
+    if device.type == "cuda" or not native_bf16(device):
+        return matmul_peak(device, torch.bfloat16 if native_bf16(device) else torch.float32)
+    return max(matmul_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """FLOP/s of a plain matrix product, and where the number is from: data sheet (CUDA, bf16), else measured here in ~0.1 s."""
     if device.type == "cuda" and dtype == torch.bfloat16:
@@ -67,9 +77,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     start = wait(device)
     for _ in range(repeats):
         a @ a
-    return repeats * 2 * size**3 / (
-        wait(device) - start
-    ), f"measured {str(measured).removeprefix('torch.')} matmul of {size}"
+    flops_per_second = repeats * 2 * size**3 / (wait(device) - start)
+    return flops_per_second, f"measured {str(measured).removeprefix('torch.')} matmul of {size}"
 
 
 def wait(device: torch.device) -> float:

@@ -30,8 +30,8 @@ from longfire.ops import (
     short_conv,
     token_shift,
 )
+from longfire.ops.bf16 import native_bf16
 from longfire.ops.documents import Documents
-from longfire.ops.linear import native_bf16
 from longfire.report import version_of
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -17,7 +17,7 @@ from longfire.checkpoint import Checkpoints, State
 from longfire.data.batches import Batch, Batches
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import Tokenizer, from_folder
-from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, peak_memory_bytes
+from longfire.device import Clock, choose_device, choose_dtype, fastest_matmul_peak, matmul_peak, peak_memory_bytes
 from longfire.distill import Distillation
 from longfire.errors import SettingsError, TrainingError
 from longfire.evaluate import evaluate
@@ -28,6 +28,7 @@ from longfire.launch import StopRequest, Watchdog, cxx_compiler, signal_name
 from longfire.loss import loss_of, loss_sum
 from longfire.mixers.attention import Attention
 from longfire.model import Model, materialise, on_meta
+from longfire.ops.bf16 import assume, native_bf16
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, schedule
 from longfire.parallel import cost, strategy, tables
@@ -330,6 +331,7 @@ def make_state(
         raise SettingsError(
             "activation_checkpoint.offload = true moves to the host's memory what a CPU has there already: set it to false"
         )
+    assume(mesh.from_first(native_bf16(device)), device.type)  # it may be measured: one process decides for all
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)
     theirs = run.model.backend == "transformers"
@@ -428,7 +430,7 @@ def teller(
     run: Run, state: State, device: torch.device, note: Callable[[str], None]
 ) -> Callable[..., dict[str, float]]:
     """A function that makes the step's record of its numbers and its clock. The peak that MFU refers to is told once."""
-    peak, source = matmul_peak(device, state.model.compute_dtype)
+    peak, source = fastest_matmul_peak(device)
     flops_of = cache(lambda seq_len: 3 * state.model.flops_per_token(seq_len))
     flops = flops_of(lengths.stage_at(run.training, state.step).seq_len)
     note(f"mfu: of {peak / 1e12:.3g} TFLOP/s ({source}); {flops / 1e6:,.0f} MFLOP a token, forward and backward")

@@ -5,6 +5,7 @@ import torch
 
 from longfire import ops
 from longfire.model import Model, build, keyed_generator
+from longfire.ops import bf16
 from longfire.shape import ModelShape, mixer_of
 
 torch.set_num_threads(1)
@@ -60,6 +61,26 @@ def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes)
         if not parameter.any():
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=keyed_generator(seed, name)).to(device)
     return model
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--bf16-units",
+        choices=("no", "yes", "found"),
+        default="no",
+        help="what tests that do not state it take this CPU for: one with bf16 matrix units or without, or what it is",
+    )
+
+
+@pytest.fixture(autouse=True)
+def stated_bf16_units(request):
+    """No test depends on the kind of CPU: whether it has bf16 units is stated, not found."""
+    units = request.config.getoption("--bf16-units")
+    if units == "found":
+        yield
+        return
+    with bf16.assumed(units == "yes"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import torch
 
 from longfire import doctor, ops
 from longfire.cli import main as longfire
+from longfire.ops import bf16
 
 CPU = torch.device("cpu")
 
@@ -90,14 +91,14 @@ def test_a_form_that_cannot_run_is_a_finding(monkeypatch):
     assert found == (False, "RuntimeError", "no kernel image is available")
 
 
-def test_tolerances_follow_type_and_device(monkeypatch):
+def test_tolerances_follow_type_and_device():
     attention, recurrence = case("attention", "causal"), case("delta_rule", "no decay")
     assert doctor.tolerance(recurrence, CPU, torch.float32) < 32 * torch.finfo(torch.float32).eps
     assert doctor.tolerance(recurrence, CPU, torch.bfloat16) < 4 * torch.finfo(torch.bfloat16).eps
     limits = []
     for native in (False, True):
-        monkeypatch.setattr(doctor, "native_bf16", lambda device, native=native: native)
-        limits.append(doctor.tolerance(attention, CPU, torch.bfloat16))
+        with bf16.assumed(native):
+            limits.append(doctor.tolerance(attention, CPU, torch.bfloat16))
     assert limits[0] == doctor.tolerance(recurrence, CPU, torch.bfloat16) < limits[1] < 0.1
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
+from longfire.ops import bf16
 from longfire.ops import cross_entropy as module
 from longfire.ops.cross_entropy import Words, likeliest, linear_cross_entropy, linear_cross_entropy_slow, token_losses
 
@@ -63,22 +64,25 @@ def test_the_likeliest_of_equal_words_is_the_first():
 
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-24), (torch.bfloat16, 2**-9)])
-def test_lower_precision(dtype, unit, native, monkeypatch):
+def test_lower_precision(dtype, unit, native):
     """Against the float64 truth of the same rounded values. With bf16 units logits and their gradient are rounded to bf16 (on
     a CPU): half a unit of the largest logit moves a probability by as much, and the sums of 40 rows halve again."""
-    monkeypatch.setattr(module, "native_bf16", lambda device: native)
     hidden, weight, labels = inputs(40, dtype)
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    got, true = results(linear_cross_entropy, hidden, weight, labels, chunk_tokens=16), results(plain, *exact, labels)
+    with bf16.assumed(native):
+        got = results(linear_cross_entropy, hidden, weight, labels, chunk_tokens=16)
+    true = results(plain, *exact, labels)
     assert [x.dtype for x in got] == [torch.float32, dtype, dtype]
     for a, b in zip(got, true):
         assert (a.double() - b).abs().max() <= 16 * unit * b.abs().max()
 
 
-def test_fp32_master_weight_of_bf16_states_gets_an_fp32_gradient():
+@pytest.mark.parametrize("native", [True, False])
+def test_fp32_master_weight_of_bf16_states_gets_an_fp32_gradient(native):
     hidden, weight, labels = inputs(20, torch.bfloat16)
     master = weight.detach().float().requires_grad_()
-    (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, master, labels), master)
+    with bf16.assumed(native):
+        (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, master, labels, chunk_tokens=8), master)
     assert gradient.dtype == torch.float32 and not torch.equal(gradient, gradient.bfloat16().float())
 
 

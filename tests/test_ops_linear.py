@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longfire.ops import linear as module
+from longfire.ops import bf16
 from longfire.ops.linear import Linear, linear
 
 
@@ -17,30 +17,44 @@ def test_is_torchs(dtype, bias):
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_bf16_rounds_values_and_result_whatever_the_units(native, monkeypatch):
+def test_bf16_rounds_values_and_result_whatever_the_units(native):
     """Either way: bf16 values, exact products, sums in fp32, one rounding. The gradients of the fp32 master stay fp32."""
-    monkeypatch.setattr(module, "native_bf16", lambda device: native)
     weight, bias = torch.randn(3, 5, requires_grad=True), torch.randn(3, requires_grad=True)
     x = torch.randn(2, 7, 5).bfloat16().requires_grad_()
     exact = [t.detach().bfloat16().double().requires_grad_() for t in (x, weight, bias)]
     seed = torch.randn(2, 7, 3).bfloat16()
-    got, true = linear(x, weight, bias), F.linear(*exact)
-    gradients = torch.autograd.grad(got, (x, weight, bias), seed)
+    with bf16.assumed(native):
+        got, true = linear(x, weight, bias), F.linear(*exact)
+        gradients = torch.autograd.grad(got, (x, weight, bias), seed)
     for a, b in zip((got, *gradients), (true, *torch.autograd.grad(true, exact, seed.double()))):
         assert (a.double() - b).abs().max() <= 2**-8 * b.abs().max()
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
 
 
-def test_without_units_only_x_and_the_master_are_kept(monkeypatch):
-    monkeypatch.setattr(module, "native_bf16", lambda device: False)
+@pytest.mark.parametrize("native", [True, False])
+def test_the_gradient_of_a_master_weight_is_never_rounded_to_bf16(native):
+    """Of bf16 factors the products are exact: only fp32 sums of 64 tokens round, each by half a unit at most."""
+    weight, bias = torch.randn(3, 5, requires_grad=True), torch.randn(3, requires_grad=True)
+    x, d_y = torch.randn(64, 5).bfloat16(), torch.randn(64, 3).bfloat16()
+    with bf16.assumed(native):
+        linear(x, weight, bias).backward(d_y)
+    exact = (d_y.double().T @ x.double(), d_y.double().sum(0))
+    for gradient, true in zip((weight.grad, bias.grad), exact):
+        assert gradient.dtype == torch.float32
+        assert (gradient - true).abs().max() <= 64 * 2**-24 * 64 * d_y.abs().max() * x.abs().max()
+        assert not torch.equal(gradient, gradient.bfloat16().float())
+
+
+def test_without_units_only_x_and_the_master_are_kept():
     weight, x, kept = torch.randn(3, 5, requires_grad=True), torch.randn(7, 5).bfloat16().requires_grad_(), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+    packed = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t)
+    with bf16.assumed(False), packed:
         linear(x, weight)
     assert set(kept) == {x.data_ptr(), weight.data_ptr()}
 
 
-def test_a_frozen_master_or_input_gets_no_gradient(monkeypatch):
-    monkeypatch.setattr(module, "native_bf16", lambda device: False)
+def test_a_frozen_master_or_input_gets_no_gradient():
     weight, x = torch.randn(3, 5), torch.randn(7, 5).bfloat16().requires_grad_()
-    linear(x, weight).sum().backward()
+    with bf16.assumed(False):
+        linear(x, weight).sum().backward()
     assert x.grad is not None and weight.grad is None

@@ -14,9 +14,10 @@ from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, fle
 from torch.utils.checkpoint import checkpoint
 
 from longfire.ops import chosen
+from longfire.ops.bf16 import native_bf16
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import kept, with_index
-from longfire.ops.linear import in_fp32, native_bf16, working_dtype
+from longfire.ops.linear import in_fp32, working_dtype
 
 BLOCK = 256  # queries that share a slice of keys where a mask is needed: its size is BLOCK x (BLOCK + window)
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.ops import as_on_cuda
-from longfire.ops.linear import native_bf16, working_dtype
+from longfire.ops.bf16 import native_bf16
+from longfire.ops.linear import gives_fp32_sums, working_dtype
 
 # Rows of logits that go through softmax together: 3 MB at 50k words, so that its passes stay in the cache.
 CACHED_ROWS = 16
@@ -138,7 +139,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
             if d_weight is not None:
-                add_product(d_weight, d_logits.T, hidden)
+                if gives_fp32_sums(hidden):
+                    add_product(d_weight, d_logits.T, hidden)
+                else:  # the master's gradient is fp32: a CPU would round each chunk's product to bf16
+                    add_product(d_weight, logits.T, hidden_ND[chunk].to(dtype))
         ctx.gradients, ctx.weight_dtype = (d_hidden, d_weight), weight_WD.dtype
         return loss
 
@@ -197,17 +201,15 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a b. bf16 gives an fp32 product on CUDA; on a CPU with bf16 units the product is rounded to bf16 first."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.device.type == "cuda" or as_on_cuda():
+    elif gives_fp32_sums(a):
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, added up in the total's dtype."""
+    """total += a b, added up in the total's dtype; narrower factors only where the device gives fp32 sums of them."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.device.type == "cuda" or as_on_cuda():
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
-        total.add_(a @ b)
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)

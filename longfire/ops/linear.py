@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longfire.ops import as_on_cuda
+from longfire.ops.bf16 import native_bf16
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -18,15 +19,6 @@ def working_dtype(x: Tensor) -> torch.dtype:
 def in_fp32(x: Tensor) -> Tensor:
     """x in its working dtype."""
     return x.to(working_dtype(x))
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware. A CPU without such units takes 400x the time of fp32."""
-    if as_on_cuda():
-        return True
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor:
@@ -43,7 +35,7 @@ def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor
 class _RoundedLinear(torch.autograd.Function):
     """Master weights rounded to x's type, and multiplied in it where the device has units for it, else in fp32. Keeps x and the master
     weight itself, which is rounded again in the backward: autograd would keep the rounded one, a copy of the model that no sharding
-    gives back. The weight's gradient has the master's type.
+    gives back. The weight's gradient has the master's type and was never rounded to a narrower one.
     """
 
     @staticmethod
@@ -63,10 +55,27 @@ class _RoundedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             d_x = (d_y_NW @ weight_WD.to(x.dtype).to(wide)).view_as(x).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            d_weight_WD = (d_y_NW.T @ x.flatten(0, -2).to(wide)).to(weight_WD.dtype)
+            d_weight_WD = fp32_product(d_y_NW.T, x.flatten(0, -2).to(wide)).to(weight_WD.dtype)
         if ctx.needs_input_grad[2]:
             d_bias_W = d_y_NW.sum(0, dtype=working_dtype(d_y_NW)).to(weight_WD.dtype)
         return d_x, d_weight_WD, d_bias_W
+
+
+def fp32_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, multiplied in their type and never rounded to it: the gradient of a master weight.
+
+    CUDA gives fp32 sums of bf16 products. A CPU gives them rounded, so there fp32 factors are multiplied: with bf16 units at
+    half the speed.
+    """
+    dtype = working_dtype(a)
+    if a.dtype != dtype and gives_fp32_sums(a):
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
+def gives_fp32_sums(x: Tensor) -> bool:
+    """Whether the device of x can give a product of bf16 matrices in fp32."""
+    return x.device.type == "cuda" or as_on_cuda()
 
 
 def multiplied(x: Tensor) -> torch.dtype:

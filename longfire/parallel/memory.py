@@ -23,6 +23,7 @@ from longfire.data.pack import NO_LABEL
 from longfire.mixers import mixer
 from longfire.model import Model, as_it_is
 from longfire.ops import pretending_cuda
+from longfire.ops.bf16 import native_bf16
 from longfire.ops.cross_entropy import fused
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.dplr import dplr
@@ -306,6 +307,7 @@ class Meter:
     ) -> None:  # fmt: skip
         """model: the whole one, on meta; it stays as it is."""
         self.seq_len, self.chunk_tokens, self.as_cuda = seq_len, chunk_tokens, as_cuda
+        native_bf16(torch.device("cpu"))  # may be measured, which fake tensors cannot do
         self.tp, self.sequence_parallel, self.keeping = tp, sequence_parallel, keeping
         self.kinds: dict[Any, int] = {}  # what a block is made of -> the first such layer
         self.kind_of = [self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(model.layers)]
