@@ -8,11 +8,11 @@ RUN     = $(VENV)/bin/longfire
 train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
 	$(RUN) train recipes/quickstart.toml
 
-test: install                        ## everything that fits in a coffee break
-	$(VENV)/bin/python -m pytest -m "not slow and not matrix" -n 2
+test: install                        ## every promise, in at most 12 minutes of CPU time
+	$(VENV)/bin/python -m pytest -m "not slow and not matrix" -n 2 --durations 20
 
-test-all: install                    ## with the slow contracts: random kills, live comparisons, every order of a pipeline
-	$(VENV)/bin/python -m pytest -n 2
+test-all: install                    ## all cases of every promise, random kills, live comparisons, every order of a pipeline
+	$(VENV)/bin/python -m pytest -n 2 --durations 20
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -1,5 +1,8 @@
 """What every test shares: one thread, and tiny models that are structurally whole."""
 
+import random
+import time
+
 import pytest
 import torch
 
@@ -71,6 +74,29 @@ def pytest_addoption(parser):
         help="what tests that do not state it take this CPU for: one with bf16 matrix units or without, or what it is",
     )
 
+    parser.addoption(
+        "--until",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="skip tests that would begin later than this (seconds since 1970); files run in another order each time",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where time may not be enough for all, no file is always among the last. All workers of a run draw the same order."""
+    until = config.getoption("--until")
+    if until:
+        files = sorted({item.path for item in items})
+        random.Random(until).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
+
+
+def pytest_runtest_setup(item):
+    until = item.config.getoption("--until")
+    if until and time.time() > until:
+        pytest.skip("no time left (--until)")
+
 
 @pytest.fixture(autouse=True)
 def stated_bf16_units(request):
@@ -80,6 +106,13 @@ def stated_bf16_units(request):
         yield
         return
     with bf16.assumed(units == "yes"):
+        yield
+
+
+@pytest.fixture
+def in_fp32():
+    """For tests that compare fp32 numbers of a run whose compute type is left to `auto`."""
+    with bf16.assumed(False):
         yield
 
 

@@ -8,6 +8,8 @@ import torch
 from longfire.bench import bench, random_batch
 from longfire.run import Run
 
+pytestmark = pytest.mark.dtype
+
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["gla", "attention"], "gla": {"num_heads": 2},
          "attention": {"num_heads": 2}, "intermediate_size": 48}  # fmt: skip
 

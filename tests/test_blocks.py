@@ -11,6 +11,8 @@ from longfire.model import build
 from longfire.ops.dropout import row_noise
 from longfire.shape import ModelShape
 
+pytestmark = pytest.mark.dtype
+
 
 def block_of(tiny_model, **changes):
     model = tiny_model("gla", **changes)

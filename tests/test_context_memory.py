@@ -37,6 +37,7 @@ def test_the_line_of_a_hybrid_goes_through_its_points(bench, monkeypatch):
     bench["one_step"](bench["hybrid"](True), bench["SIDES"]["ours, in time"], 96, 2)
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_row_are_started_and_the_largest_is_told(bench):
     options = type("Options", (), {"quick": True, "child": "small"})()
     short, longer = (bench["peak_of_many"](options, tokens, 2) for tokens in (64, 4096))

@@ -176,6 +176,7 @@ def write_sources(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_store_is_the_same_byte_for_byte(tmp_path):
     assert kill_often(tmp_path, 3, workers=2, chunk_characters=4000) >= 1
 

@@ -9,6 +9,8 @@ from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, pea
 from longfire.errors import SettingsError
 from longfire.settings import Model, Training
 
+pytestmark = pytest.mark.dtype
+
 CPU = torch.device("cpu")
 
 

@@ -20,6 +20,8 @@ from longfire.settings import Distillation as Wanted
 from longfire.settings import Optimizer, Training
 from longfire.train import train_step
 
+pytestmark = pytest.mark.dtype
+
 GLA = {"num_heads": 4, "num_kv_heads": 2, "expand_k": 1.0, "expand_v": 1.0}
 
 

@@ -67,6 +67,7 @@ def test_commands_and_their_settings_exist(page):
             assert not unknown, unknown
 
 
+@pytest.mark.slow
 def test_the_readmes_own_run(tmp_path, monkeypatch):
     """Its three lines, one after the other: on files, on with it, both drawn; with fewer steps, and away from the clone's runs/."""
     monkeypatch.chdir(ROOT)

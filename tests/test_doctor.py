@@ -7,6 +7,8 @@ from longfire import doctor, ops
 from longfire.cli import main as longfire
 from longfire.ops import bf16
 
+pytestmark = pytest.mark.dtype
+
 CPU = torch.device("cpu")
 
 

@@ -26,6 +26,8 @@ from longfire.evaluate import (
     xz_bits_per_byte,
 )
 
+pytestmark = pytest.mark.dtype
+
 T = 16
 
 

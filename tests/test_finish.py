@@ -11,6 +11,8 @@ from longfire.errors import SettingsError
 from longfire.run import Run
 from longfire.train import train
 
+pytestmark = pytest.mark.dtype
+
 SHAPE = {
     "model_type": "longfire",
     "hidden_size": 16,

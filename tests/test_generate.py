@@ -27,6 +27,8 @@ from longfire.mixers import MIXERS
 from longfire.options import Sampling
 from longfire.shape import mixer_of
 
+pytestmark = pytest.mark.dtype
+
 TEXT = "naïve 漢字 🙂 and\n\n  tabs\tand 12345 the the the end"
 
 

@@ -27,6 +27,8 @@ from longfire.hub.families import shape_from_config
 from longfire.hub.load import INDEX, SINGLE
 from longfire.weights import open_model
 
+pytestmark = pytest.mark.dtype
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 260}
 CASES = {
     "llama": ("llama", {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}, 5_000, 0),
@@ -63,7 +65,7 @@ def source(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_kind_of_folder_becomes_a_run_with_their_logits(case, tmp_path):
+def test_every_kind_of_folder_becomes_a_run_with_their_logits(case, tmp_path, in_fp32):
     theirs = saved(tmp_path / "source", case)
     told = []
     check = adopt(str(tmp_path / "source"), tmp_path / "run", told.append)
@@ -176,7 +178,7 @@ def test_a_chat_template_and_a_begin_of_text_are_kept(source, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "back").chat_template == "{{ messages }}"
 
 
-def test_weights_of_fla_come_in_and_it_is_said_that_their_class_was_not_asked(tmp_path):
+def test_weights_of_fla_come_in_and_it_is_said_that_their_class_was_not_asked(tmp_path, in_fp32):
     golden = read("gla_hybrid")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text(json.dumps(golden.config))

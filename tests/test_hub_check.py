@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from longfire.hub.check import KL_NATS, Check, kl, tolerated_kl
 
+pytestmark = pytest.mark.dtype
+
 CPU = torch.device("cpu")
 LOGITS = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0))
 

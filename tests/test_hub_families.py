@@ -461,9 +461,23 @@ def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
     )
 
 
-@given(some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes(), rwkv7_shapes()))
-@settings(deadline=None, max_examples=300)
+ANY_SHAPE = some.one_of(softmax_shapes(), gpt2_shapes(), fla_shapes(), mamba_shapes(), rwkv7_shapes())
+
+
+@given(ANY_SHAPE)
+@settings(deadline=None, max_examples=40)
 def test_ours_to_theirs_and_back(shape):
+    assert_goes_both_ways(shape)
+
+
+@pytest.mark.slow
+@given(ANY_SHAPE)
+@settings(deadline=None, max_examples=300)
+def test_many_of_ours_to_theirs_and_back(shape):
+    assert_goes_both_ways(shape)
+
+
+def assert_goes_both_ways(shape):
     config = json.loads(json.dumps(config_from_shape(shape, bos_id=1, eos_id=2, length=128)))
     back = shape_from_config(config, "config.json")
     limit = shape.max_position_embeddings or 128  # the one thing that is added: their classes want a number

@@ -24,6 +24,8 @@ from longfire.options import Sampling
 from longfire.run import Run
 from longfire.weights import open_model
 
+pytestmark = pytest.mark.dtype
+
 NEOX = {"model_type": "gpt_neox", "vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}  # fmt: skip
 MAMBA = {"model_type": "mamba", "vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
@@ -153,7 +155,7 @@ def test_generation_is_plain_forwards_also_of_rows_of_several_lengths(neox):
     assert drawn == alone
 
 
-def test_the_life_of_a_model_that_longfire_has_no_mixer_for(tmp_path, capsys):
+def test_the_life_of_a_model_that_longfire_has_no_mixer_for(tmp_path, capsys, in_fp32):
     words = words_for(tmp_path, {**NEOX, "attention_dropout": 0.1})
     run = tmp_path / "run"
     assert main(["train", *words, "--training.steps", "2"]) == 0

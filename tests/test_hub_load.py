@@ -202,6 +202,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' high-water mark")
 def test_no_more_than_a_shard_is_in_memory(tmp_path):
     """200 MB in shards of 8 MB, each tensor at most 4 MB: read and written within some shards, and not the whole."""

@@ -18,6 +18,8 @@ from longfire.settings import Training
 from longfire.train import train
 from longfire.weights import open_model
 
+pytestmark = pytest.mark.dtype
+
 SCHEDULE = "0:8,3:16,5:32:500000"
 
 
@@ -36,6 +38,7 @@ def run_in(folder: Path, name: str, **changes: str) -> Run:
         "data.heldout_fraction": 0.1, "data.prefetch_factor": 0, "job.dump_folder": folder / name, "training.seq_len": 32,
         "training.batch_size": 2, "training.steps": 7, "training.compile": "off", "lr_scheduler.warmup_steps": 1,
         "lr_scheduler.name": "constant", "eval.tokens": 128, "metrics.report": "false", "checkpoint.async_mode": "disabled",
+        "model.compute_dtype": "float32",
     }  # fmt: skip
     given |= {key.replace("__", "."): value for key, value in changes.items()}
     return Run.compose(None, {key: str(value) for key, value in given.items()}, note=lambda line: None)
@@ -138,7 +141,7 @@ def test_a_schedule_goes_on_with_the_batch_that_it_was_begun_with(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["a run", "an export"])
-def test_a_short_checkpoint_goes_on_at_a_longer_context(tmp_path, kind):
+def test_a_short_checkpoint_goes_on_at_a_longer_context(tmp_path, kind, in_fp32):
     """Where the base stays, short positions begin where they were; with another one the new run's model and config have it."""
     folder = folder_with(tmp_path, "attention")
     trained(folder, "short", training__seq_len="16", checkpoint__export="true")

@@ -12,6 +12,8 @@ from longfire.ops.cross_entropy import linear_cross_entropy
 from longfire.parallel.apply import parallelize
 from longfire.settings import ActivationCheckpoint
 
+pytestmark = pytest.mark.dtype
+
 IDS_BT = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(0))
 
 

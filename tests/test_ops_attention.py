@@ -12,6 +12,8 @@ from longfire.ops import attention as module
 from longfire.ops.attention import attention, attention_parts, attention_parts_slow, attention_slow
 from longfire.ops.documents import Documents
 
+pytestmark = pytest.mark.dtype
+
 B, H, G, K = 2, 4, 2, 8
 
 

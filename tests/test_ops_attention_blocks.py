@@ -21,6 +21,8 @@ from longfire.ops.attention_blocks import (
     written_gradients,
 )
 
+pytestmark = pytest.mark.dtype
+
 B, H, G = 2, 4, 2
 ALL = slice(None)
 

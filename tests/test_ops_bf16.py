@@ -9,6 +9,8 @@ import torch
 
 from longfire.ops import bf16
 
+pytestmark = pytest.mark.dtype
+
 CPU = torch.device("cpu")
 AVX512 = {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
 CPUS = [

@@ -15,6 +15,8 @@ from longfire.ops.blockwise import How, blockwise, chunks_of
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
 
+pytestmark = pytest.mark.dtype
+
 B, K, V = 2, 8, 6
 
 

@@ -11,6 +11,8 @@ from longfire.ops import bf16
 from longfire.ops import cross_entropy as module
 from longfire.ops.cross_entropy import Words, likeliest, linear_cross_entropy, linear_cross_entropy_slow, token_losses
 
+pytestmark = pytest.mark.dtype
+
 W, D = 53, 7
 ALL_WORDS = Words(0, W, lambda x: x, lambda x: x)  # the form of many processes (tests/test_parallel_tensor.py), in one
 

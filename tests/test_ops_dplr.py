@@ -47,7 +47,7 @@ def test_gradients_where_c_and_b_have_nothing_to_do_with_each_other(form):
     def function(*values):
         return r.call(form, {**made, **dict(zip(leaves, values))})
 
-    assert torch.autograd.gradcheck(function, tuple(leaves.values()))
+    assert torch.autograd.gradcheck(function, tuple(leaves.values()), fast_mode=True)
 
 
 @both_forms

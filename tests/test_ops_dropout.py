@@ -7,6 +7,8 @@ from longfire.ops.attention import attention, attention_slow
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import channel_mask, dropout, dropout_add, dropout_add_slow, of_place, row_noise
 
+pytestmark = pytest.mark.dtype
+
 
 def test_the_share_is_right_and_bits_look_drawn():
     """Of 2^20 numbers a share p falls out within 5 standard deviations; so does p^2 of pairs at any two places."""

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from longfire.ops import bf16
 from longfire.ops.linear import Linear, linear
 
+pytestmark = pytest.mark.dtype
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [True, False])

@@ -8,6 +8,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, layer_norm, rms_norm
 
+pytestmark = pytest.mark.dtype
+
 EPS = 1e-5
 
 

@@ -8,6 +8,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from longfire.ops.rope import Rotary, turn
 
+pytestmark = pytest.mark.dtype
+
 THETA = 10000.0
 
 

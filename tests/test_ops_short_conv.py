@@ -10,6 +10,8 @@ from torch import Tensor
 from longfire.ops.documents import Documents
 from longfire.ops.short_conv import short_conv, short_conv_slow
 
+pytestmark = pytest.mark.dtype
+
 B, D = 2, 5
 both_forms = pytest.mark.parametrize("form", [short_conv, short_conv_slow])
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from longfire.ops.documents import Documents
 from longfire.ops.token_shift import previous_token, previous_token_slow
 
+pytestmark = pytest.mark.dtype
+
 B, D = 2, 3
 both_forms = pytest.mark.parametrize("form", [previous_token, previous_token_slow])
 

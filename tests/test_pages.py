@@ -90,6 +90,7 @@ def test_several_runs_are_drawn_over_each_other_and_what_differs_is_shown(tmp_pa
     assert labels.count("first") >= 5 and labels.count("second") >= 5, "each chart names both"
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_page(tmp_path):
     folder = run_folder(tmp_path, "first")
     html([folder], tmp_path / "a.html")

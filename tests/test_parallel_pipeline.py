@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sets import slow_unless
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from worlds import in_processes
@@ -129,16 +130,19 @@ def one_case(rank, model, schedule, count, points=(), file=""):
     return sorted(name for name, _ in part.named_parameters()), sorted(part.copied)
 
 
-QUICK = {(kind, "1F1B") for kind in MODELS} | {("all at once", schedule) for schedule in SCHEDULES}
+IN_CI = {(kind, "1F1B") for kind in MODELS} | {("all at once", schedule) for schedule in SCHEDULES}
+QUICK = {("tied", "1F1B"), ("rwkv7", "1F1B"), ("all at once", "Interleaved1F1B"), ("all at once", "ZBVZeroBubble")}
+
+
+def marks_of(kind: str, schedule: str) -> list[pytest.MarkDecorator]:
+    if (kind, schedule) in QUICK:
+        return []
+    return [pytest.mark.slow if (kind, schedule) in IN_CI else pytest.mark.matrix]
 
 
 @pytest.mark.parametrize(
     ("kind", "schedule"),
-    [
-        pytest.param(kind, schedule, marks=() if (kind, schedule) in QUICK else pytest.mark.matrix)
-        for kind in MODELS
-        for schedule in SCHEDULES
-    ],
+    [pytest.param(kind, schedule, marks=marks_of(kind, schedule)) for kind in MODELS for schedule in SCHEDULES],
 )
 def test_gradients_are_those_of_one_process(kind, schedule, tiny_model):
     types, changes = MODELS[kind]
@@ -149,7 +153,10 @@ def test_gradients_are_those_of_one_process(kind, schedule, tiny_model):
     assert sorted([*found[0][0], *found[1][0]]) == sorted([*names, *found[0][1], *found[1][1]]), "a copy has one owner"
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [("rwkv7", "1F1B"), ("hgrn2", "1F1B"), ("tied", "GPipe")])
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    slow_unless(lambda kind, schedule: kind == "hgrn2", [("rwkv7", "1F1B"), ("hgrn2", "1F1B"), ("tied", "GPipe")]),
+)
 def test_four_processes_with_a_layer_each(kind, schedule, tiny_model):
     types, changes = MODELS[kind]
     in_processes(4, one_case, double(tiny_model(*types, **changes)), schedule, 5)
@@ -218,9 +225,11 @@ def agrees(found, expected):
     assert torch.equal(found[1], expected[1])
 
 
+SHARDED = [("tied", "1F1B", "block"), ("all at once", "GPipe", ""), ("hybrid", "ZBVZeroBubble", "")]
+
+
 @pytest.mark.parametrize(
-    ("kind", "schedule", "remat"),
-    [("tied", "1F1B", "block"), ("all at once", "GPipe", ""), ("hybrid", "ZBVZeroBubble", "")],
+    ("kind", "schedule", "remat"), slow_unless(lambda kind, schedule, remat: kind == "tied", SHARDED)
 )
 def test_sharded_inside(kind, schedule, remat, tiny_model):
     types, changes = MODELS[kind]

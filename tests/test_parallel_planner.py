@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_shape
+from sets import slow_unless
 
 from longfire import cli
 from longfire.bench import random_batch
@@ -41,8 +42,15 @@ def compose(tmp_path):
     return composed
 
 
-@pytest.mark.parametrize("remat", ["none", "mlp", "attention", "block"])
-@pytest.mark.parametrize(("tied", "microbatches"), [(False, 1), (True, 2)])
+REMATS = ("none", "mlp", "attention", "block")
+HELD = [(remat, tied, microbatches) for remat in REMATS for tied, microbatches in ((False, 1), (True, 2))]
+
+
+def quick(remat: str, tied: bool, microbatches: int) -> bool:
+    return (remat, tied) in (("none", True), ("block", False))
+
+
+@pytest.mark.parametrize(("remat", "tied", "microbatches"), slow_unless(quick, HELD))
 def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microbatches):
     run = compose(
         {**SMALL, "tie_word_embeddings": tied},
@@ -63,6 +71,7 @@ def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microba
     assert planner.peak(planner.of_recipe()).total == pytest.approx(live.peak, rel=0.03)
 
 
+@pytest.mark.slow
 def test_rows_are_straight_lines_between_operations():
     """What is predicted from one row and two is what five rows hold, also where another instant is then the fullest."""
     model = on_meta(tiny_shape("attention", "gla", hidden_size=64, vocab_size=128), torch.bfloat16)
@@ -151,6 +160,7 @@ def test_the_help_names_every_device(capsys):
     assert re.findall(r"`(\w+-\w+)`", page.split("Devices:")[1].split(";")[0]) == list(cost.DEVICES)
 
 
+@pytest.mark.slow
 def test_a_plan_for_70b_on_512_processes(tmp_path, capsys):
     """In time, on one core, and with numbers that hang together."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))

@@ -161,6 +161,7 @@ def test_what_cannot_share_rows_so_is_refused(compose):
         compose(8, **{"parallelism.context_parallel_degree": 8, "parallelism.context_parallel_strategy": "alltoall"})
 
 
+@pytest.mark.slow
 def test_more_devices_never_shorten_the_longest_row(compose):
     planner = Planner(compose(1), cost.device_of("a100-40gb", "32MB"))
     found = [longest.longest(planner, devices) for devices in (1, 2, 8)]
@@ -222,6 +223,7 @@ def test_the_papers_models_are_those_of_the_recipes(model):
     assert sum(p.numel() for p in on_meta(own).parameters()) == pytest.approx(size.parameters, rel=0.005)
 
 
+@pytest.mark.slow
 def test_ours_fits_more_than_the_paper(compose):
     """In bf16, on the devices of its smallest row."""
     row = published.ROWS[0]
@@ -229,6 +231,7 @@ def test_ours_fits_more_than_the_paper(compose):
     assert found.tokens > 1000 * row.printed[-1] and found.plan.cp == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh", "strategies"), [
     ("llama7b-ring-2m", (1, 1, 1, 64, 8), {"ring", "allgather"}),
     ("gla-1b-hybrid-1m", (1, 1, 8, 64, 1), {"ring", "allgather"}),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_shape
+from sets import slow_unless
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from worlds import in_processes
@@ -155,8 +156,14 @@ each_mixer = pytest.mark.parametrize("mixer", MIXERS)
 with_and_without = pytest.mark.parametrize("sequence_parallel", [False, True], ids=["plain", "sequence"])
 
 
-@each_mixer
-@with_and_without
+QUICK_MIXERS = {"attention", "gla", "mamba2", "rwkv7"}  # one of each kind of state and of shared channels
+MIXERS_SHARED = [(mixer, sequence_parallel) for mixer in MIXERS for sequence_parallel in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("mixer", "sequence_parallel"),
+    slow_unless(lambda mixer, sequence_parallel: sequence_parallel and mixer in QUICK_MIXERS, MIXERS_SHARED),
+)
 def test_two_processes_share_every_mixer(mixer, sequence_parallel):
     in_processes(2, check, shape_of(mixer), {"tp": 2}, sequence_parallel)
 
@@ -182,7 +189,9 @@ OTHER_SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("mixer", "settings"), OTHER_SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    ("mixer", "settings"), slow_unless(lambda mixer, settings: mixer in ("gsa", "kda"), OTHER_SETTINGS)
+)
 def test_two_processes_share_what_other_settings_make(mixer, settings):
     in_processes(2, check, shape_of(mixer, mixers={mixer: settings}), {"tp": 2}, True)
 
@@ -197,8 +206,13 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@with_and_without
+BLOCKS_SHARED = [(block, sequence_parallel) for block in BLOCKS for sequence_parallel in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("block", "sequence_parallel"),
+    slow_unless(lambda block, sequence_parallel: sequence_parallel and block in ("tied", "dropout"), BLOCKS_SHARED),
+)
 def test_every_block(block, sequence_parallel):
     shape = shape_of("gla", "attention", **BLOCKS[block])
     in_processes(2, check, shape, {"tp": 2}, sequence_parallel)
@@ -210,6 +224,7 @@ def test_the_noise_of_attention_weights_is_that_of_the_head(sequence_parallel):
     in_processes(2, check, shape, {"tp": 2}, sequence_parallel)
 
 
+@pytest.mark.slow
 def test_a_hybrid_in_four_processes():
     """Layers that share what one of them makes (rwkv7's values, hgrn2's bounds) with others between them."""
     shape = shape_of("rwkv7", "hgrn2", "attention", "rwkv7", mlp="channel_mix", tie_word_embeddings=True)
@@ -222,8 +237,13 @@ def recomputing(model: Model, mesh: Mesh, modes: tuple[str, ...]) -> None:
             save_memory(block, ActivationCheckpoint(mode))
 
 
-@pytest.mark.parametrize("modes", [("block",), ("mlp", "attention")], ids=str)
-@with_and_without
+RECOMPUTED = [(modes, sequence) for modes in (("block",), ("mlp", "attention")) for sequence in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("modes", "sequence_parallel"),
+    slow_unless(lambda modes, sequence_parallel: sequence_parallel and len(modes) == 2, RECOMPUTED),
+)
 def test_what_is_computed_again_crosses_again(modes, sequence_parallel):
     shape = shape_of("rwkv7", "hgrn2", "mamba")
     in_processes(2, check, shape, {"tp": 2}, sequence_parallel, partial(recomputing, modes=modes))
@@ -245,7 +265,7 @@ def compiled(rank: int, shape: ModelShape, sequence_parallel: bool, backend: str
 @pytest.mark.parametrize(
     ("mixer", "backend"),
     [
-        ("gla", "aot_eager"),
+        pytest.param("gla", "aot_eager", marks=pytest.mark.slow),
         pytest.param("gla", "inductor", marks=pytest.mark.slow),
         pytest.param("hgrn2", "inductor", marks=pytest.mark.matrix),
     ],
@@ -279,8 +299,13 @@ def sharded(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
                 assert torch.equal(box.of_local(local(parameter)), box.of_whole(true.get_parameter(name))), name
 
 
-@with_and_without
-@pytest.mark.parametrize("mixers", [("attention",), ("mamba", "hgrn2")], ids=str)
+SHARDED = [(mixers, sequence) for mixers in (("attention",), ("mamba", "hgrn2")) for sequence in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("mixers", "sequence_parallel"),
+    slow_unless(lambda mixers, sequence_parallel: sequence_parallel and len(mixers) == 2, SHARDED),
+)
 def test_sharded_and_shared(mixers, sequence_parallel):
     in_processes(4, sharded, shape_of(*mixers), sequence_parallel)
 

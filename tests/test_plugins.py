@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from longfire import plugins
+from longfire.cli import main
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
 from longfire.plugins import load_plugins
@@ -27,14 +27,25 @@ def forget_plugins():
     MIXERS.update(known)
 
 
-def longfire(folder: Path, *words: str, fails: bool = False) -> str:
-    command = [sys.executable, "-m", "longfire", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert bool(done.returncode) == fails, done.stderr[-2000:]
-    return done.stdout + done.stderr
+@pytest.fixture
+def longfire(tmp_path, monkeypatch, capsys, forget_plugins):
+    """The command line in a folder of its own; each call as a process that has run no plugin yet."""
+    monkeypatch.chdir(tmp_path)
+    ours = dict(MIXERS)
+
+    def run(*words: str, fails: bool = False) -> str:
+        monkeypatch.setattr(plugins, "_loaded", {})
+        MIXERS.clear()
+        MIXERS.update(ours)
+        code = main(list(words))
+        printed = capsys.readouterr()
+        assert bool(code) == fails, printed.err
+        return printed.out + printed.err
+
+    return run
 
 
-def test_the_mixer_of_the_docs_trains_resumes_and_generates(tmp_path):
+def test_the_mixer_of_the_docs_trains_resumes_and_generates(tmp_path, longfire):
     (tmp_path / "my_mixer.py").write_text(from_docs("python"))
     (tmp_path / "config.json").write_text(from_docs("json"))
     (tmp_path / "text.jsonl").write_text(
@@ -45,13 +56,13 @@ def test_the_mixer_of_the_docs_trains_resumes_and_generates(tmp_path):
         "--data.dataset", "text.jsonl", "--training.seq_len", "64", "--training.batch_size", "2", "--training.threads", "1",
         "--checkpoint.interval", "4", "--lr_scheduler.warmup_steps", "2", "--metrics.report", "false", "--training.compile", "off",
     ]  # fmt: skip
-    longfire(tmp_path, *train, "--training.steps", "4")
-    assert "step-4" in longfire(tmp_path, *train, "--training.steps", "8")
+    longfire(*train, "--training.steps", "4")
+    assert "step-4" in longfire(*train, "--training.steps", "8")
     steps = [json.loads(line)["step"] for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()]
     assert sorted({step for step in steps}) == [*range(1, 9)]
     generate = ["generate", "runs/mine", "--prompt", "number 7", "--max_new_tokens", "5", "--temperature", "0"]
-    assert "number 7" in longfire(tmp_path, *generate, "--plugins", "my_mixer.py")
-    refused = longfire(tmp_path, *generate, fails=True)
+    assert "number 7" in longfire(*generate, "--plugins", "my_mixer.py")
+    refused = longfire(*generate, fails=True)
     assert "--plugins" in refused and "my_mixer.py" in refused
 
 

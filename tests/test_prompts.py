@@ -16,6 +16,8 @@ from longfire.options import Sampling
 from longfire.prompts import Conversation, main, read_prompts
 from longfire.weights import Opened
 
+pytestmark = pytest.mark.dtype
+
 SAMPLING = Sampling(max_new_tokens=8)
 
 
@@ -32,7 +34,7 @@ def folder(model, tmp_path):
     return tmp_path / "hf"
 
 
-def test_from_a_folder_of_hugging_face_weights(model, folder, capsys):
+def test_from_a_folder_of_hugging_face_weights(model, folder, capsys, in_fp32):
     assert main(folder, SAMPLING, ["the ", "end"]) == 0
     alone = [
         p + "".join(stream_text(model, bytes_tokenizer(), p, SAMPLING, index=i)) for i, p in enumerate(["the ", "end"])

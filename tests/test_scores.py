@@ -14,6 +14,8 @@ from longfire.hub.convert import export
 from longfire.options import Scoring
 from longfire.scores import main, trained_with
 
+pytestmark = pytest.mark.dtype
+
 TEXT = "The fire of the firemen, naïve and far. " * 12
 
 
@@ -35,7 +37,7 @@ def folder(model, tmp_path, monkeypatch):
     return tmp_path / "hf"
 
 
-def test_all_documents_of_texts_count(model, folder, capsys):
+def test_all_documents_of_texts_count(model, folder, capsys, in_fp32):
     """By hand: bytes, then EOS, in rows of 100; whatever is longer than a row goes on in the next one."""
     scoring = Scoring(data=("a.txt", "b.jsonl"), seq_len=100, json="out/numbers.json", plot="out/by-position.svg")
     assert main(folder, scoring) == 0

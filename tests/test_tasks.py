@@ -22,6 +22,8 @@ from longfire.scores import main
 from longfire.tasks import AsLM, sampling_of
 from longfire.weights import open_model
 
+pytestmark = pytest.mark.dtype
+
 TEXTS = [
     "The fire of the firemen is hot and far",
     "naïve forests burn",

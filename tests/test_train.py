@@ -16,6 +16,8 @@ from longfire.optim import make_optimizer
 from longfire.run import Run
 from longfire.settings import Optimizer, Training
 
+pytestmark = pytest.mark.dtype
+
 CPU = torch.device("cpu")
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 

@@ -12,6 +12,8 @@ from longfire.hub.convert import export
 from longfire.run import Run
 from longfire.weights import newest_weights, open_model, place, tokenizer_of
 
+pytestmark = pytest.mark.dtype
+
 
 @pytest.fixture
 def run(tmp_path, tiny_shape) -> Run:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from plans import ANY_MIXER, HYBRID, PLANS, Plan, parts, rows_of, state_of, steps, whole
+from sets import slow_unless
 from worlds import in_processes
 
 from longfire.evaluate import measure
@@ -45,10 +46,17 @@ def assert_changes_nothing(mixers: tuple[str, ...], plan: Plan, dtype: torch.dty
         torch.testing.assert_close(numbers, wanted, **within, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def in_matrix(plan: str, dtype: torch.dtype) -> bool:
-    """Of shared rows (cp) one plan of each kind is run by default, in float64."""
-    others = {"cp 8", "hsdp 2x1 x cp 2", "cp 2 x tp 2, not sequence", "pp 2 x cp 2 x tp 2"}
-    return plan in others or ("cp" in PLANS[plan].degrees and dtype == torch.float32)
+QUICK_PLANS = {"hsdp 2x2", "fsdp 2 x tp 2", "pp 2 x fsdp 2", "fsdp 2 x cp 2"}
+MATRIX_PLANS = {"cp 8", "hsdp 2x1 x cp 2", "cp 2 x tp 2, not sequence", "pp 2 x cp 2 x tp 2"}
+
+
+def marks_of(plan: str, dtype: torch.dtype) -> list[pytest.MarkDecorator]:
+    """`make test` runs one plan of each pair of axes, in float64; the slow set one plan of each kind."""
+    if plan in MATRIX_PLANS or ("cp" in PLANS[plan].degrees and dtype == torch.float32):
+        return [pytest.mark.matrix]
+    if plan in QUICK_PLANS and dtype == torch.float64:
+        return []
+    return [pytest.mark.slow]
 
 
 PAIRS = [(plan, dtype) for plan in PLANS if plan != "one" for dtype in WITHIN]
@@ -56,14 +64,22 @@ PAIRS = [(plan, dtype) for plan in PLANS if plan != "one" for dtype in WITHIN]
 
 @pytest.mark.parametrize(
     ("plan", "dtype"),
-    [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}", marks=[pytest.mark.matrix] * in_matrix(*pair)) for pair in PAIRS],
+    [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}", marks=marks_of(*pair)) for pair in PAIRS],
 )
 def test_a_plan_changes_no_step_of_a_hybrid(plan, dtype):
     assert_changes_nothing(HYBRID, PLANS[plan], dtype)
 
 
-@pytest.mark.parametrize("plan", ANY_MIXER.values())
-@pytest.mark.parametrize("mixer", MIXERS)
+def takes_its_turn(mixer: str, plan: str) -> bool:
+    """In `make test` each mixer has one kind of plan, and each kind of plan some mixers."""
+    plans = list(ANY_MIXER.values())
+    return plans[list(MIXERS).index(mixer) % len(plans)] == plan
+
+
+@pytest.mark.parametrize(
+    ("mixer", "plan"),
+    slow_unless(takes_its_turn, [(mixer, plan) for mixer in MIXERS for plan in ANY_MIXER.values()]),
+)
 def test_every_mixer_under_every_kind_of_plan(mixer, plan):
     assert_changes_nothing((mixer, mixer), PLANS[plan])
 
@@ -79,19 +95,19 @@ def clipped_and_evaluated(rank: int, plan: Plan):
     return [*said, *last], found.numbers(), [local(p.detach()).clone() for p in embedded]
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [
-        "fsdp 4",
-        "hsdp 2x2",
-        "fsdp 2 x tp 2",
-        "pp 2",
-        "pp 2 x fsdp 2",
-        "pp 2 x fsdp 2 x tp 2",
-        "fsdp 2 x cp 2",
-        "pp 2 x cp 2",
-    ],
-)
+EVALUATED_PLANS = [
+    "fsdp 4",
+    "hsdp 2x2",
+    "fsdp 2 x tp 2",
+    "pp 2",
+    "pp 2 x fsdp 2",
+    "pp 2 x fsdp 2 x tp 2",
+    "fsdp 2 x cp 2",
+    "pp 2 x cp 2",
+]
+
+
+@pytest.mark.parametrize("plan", slow_unless(lambda plan: plan in ("fsdp 2 x tp 2", "pp 2"), EVALUATED_PLANS))
 def test_clipping_and_evaluation_under_plans(plan):
     """Every copy of a shared parameter is clipped alike: the next steps show it."""
     true_said, true_found, _ = clipped_and_evaluated(0, PLANS["one"])
@@ -106,8 +122,13 @@ def test_clipping_and_evaluation_under_plans(plan):
         assert torch.equal(first, last), "both stages have the same embedding"
 
 
-@pytest.mark.parametrize("plan", ["fsdp 2 x tp 2", "pp 2", "cp 2"])
-@pytest.mark.parametrize("remat", ["block", "mlp", "attention"])
+RECOMPUTED = [(remat, plan) for remat in ("block", "mlp", "attention") for plan in ("fsdp 2 x tp 2", "pp 2", "cp 2")]
+QUICK_RECOMPUTED = {("block", "cp 2"), ("mlp", "pp 2"), ("attention", "fsdp 2 x tp 2")}
+
+
+@pytest.mark.parametrize(
+    ("remat", "plan"), slow_unless(lambda remat, plan: (remat, plan) in QUICK_RECOMPUTED, RECOMPUTED)
+)
 def test_recomputation_under_plans(remat, plan):
     assert_changes_nothing(HYBRID, replace(PLANS[plan], remat=remat))
 

@@ -135,6 +135,7 @@ def test_hybrids_in_every_layout(strategy):
     assert_equal_one_device(2, cases)
 
 
+@pytest.mark.slow
 def test_eight_processes():
     """More processes than some documents have tokens."""
     assert_equal_one_device(
@@ -242,6 +243,7 @@ def trained(rank: int, count: int, texts: torch.Tensor) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_fifty_steps_on_the_corpus_follow_one_process():
     """fp32: see test_same_loss_curve.py for what rounding makes of a curve; it grows with the steps."""
     import pathlib

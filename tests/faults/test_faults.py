@@ -106,6 +106,7 @@ def test_random_kills(folder, prepared, wanted):
     assert_goes_on_to_the_bit(folder, prepared, "--checkpoint.interval", "1")
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_saves_and_goes_on(folder, prepared):
     running = begun(folder)
     for rank in (0, 1):
@@ -116,6 +117,7 @@ def test_sigterm_to_all_saves_and_goes_on(folder, prepared):
     assert_goes_on_to_the_bit(folder, prepared)
 
 
+@pytest.mark.slow
 def test_sigterm_twice_still_saves(folder, prepared):
     """A launcher and the one that started it may both pass it on."""
     running = begun(folder)
@@ -156,6 +158,7 @@ def starved(rank: int) -> None:
     Batches.at = until_the_third
 
 
+@pytest.mark.slow
 def test_data_that_end_early_in_one_process(folder, prepared):
     ended = Running(folder, 2, patch=starved).end(SOON_SECONDS)
     assert ended.codes == [5, 3]
@@ -198,6 +201,7 @@ def not_a_number(rank: int) -> None:
     room.linear_cross_entropy = broken
 
 
+@pytest.mark.slow
 def test_nan_in_one_process(folder, prepared):
     ended = Running(folder, 2, patch=not_a_number).end(SOON_SECONDS)
     assert ended.codes == [5, 5]
@@ -216,6 +220,7 @@ def test_a_corrupt_shard_is_named_and_the_one_before_taken(folder, prepared):
     assert_goes_on_to_the_bit(folder, prepared)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_newer_version(folder):
     assert Running(folder, 2).end().codes == [0, 0]
     place = folder / "run/checkpoints/step-12"
@@ -226,12 +231,14 @@ def test_a_checkpoint_of_a_newer_version(folder):
     assert ended.codes == [4, 4] and "format 99" in ended.said[0] and "install a newer one" in ended.said[0]
 
 
+@pytest.mark.slow
 def test_processes_that_start_late_are_waited_for(folder, prepared):
     assert Running(folder, 2, late={1: 3.0}).end().codes == [0, 0]
     weights = load_model_weights(folder / "run/checkpoints/step-12")
     assert all(torch.equal(weights[name], tensor) for name, tensor in prepared[1].items())
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -279,6 +286,7 @@ def test_wrong_settings_are_told_once(folder):
     assert ended.codes == [2, 2] and "do not make up the 2 process(es)" in ended.said[0] and not ended.said[1]
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_told_once(folder):
     running = begun(folder, "--training.steps", "1000")
     second = folder / "second"
