@@ -98,15 +98,12 @@ def pytest_runtest_setup(item):
         pytest.skip("no time left (--until)")
 
 
-@pytest.fixture(autouse=True)
-def stated_bf16_units(request):
-    """No test depends on the kind of CPU: whether it has bf16 units is stated, not found."""
-    units = request.config.getoption("--bf16-units")
-    if units == "found":
-        yield
-        return
-    with bf16.assumed(units == "yes"):
-        yield
+def pytest_configure(config):
+    """No test depends on the kind of CPU: whether it has bf16 units is stated, not found. (What starts a new process states the
+    compute type in its recipe.)"""
+    units = config.getoption("--bf16-units")
+    if units != "found":
+        bf16.assume(units == "yes")
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def manifests(folder: Path) -> list[dict]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("stores/*/manifest.json"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_run(command, own_folders, tmp_path):
     words = shlex.split(command) + own_folders

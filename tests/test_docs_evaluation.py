@@ -56,6 +56,7 @@ def home(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_run(command, home, monkeypatch, capsys):
     if "--tasks" in command:

@@ -245,7 +245,7 @@ def any_model(request):
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(max_new_tokens=14, temperature=0),
+        pytest.param(Sampling(max_new_tokens=14, temperature=0), marks=pytest.mark.slow),
         Sampling(max_new_tokens=14, temperature=1.5, top_k=0, seed=5, repetition_penalty=1.2, stop=("a",)),
     ],
     ids=["greedy", "drawn"],

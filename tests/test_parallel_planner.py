@@ -194,6 +194,7 @@ def test_a_plan_for_70b_on_512_processes(tmp_path, capsys):
         assert plan["batch_size"] * plan["microbatches"] * plan["dp_replicate"] * plan["dp_shard"] == 512
 
 
+@pytest.mark.slow
 def test_the_largest_that_fit_fit(compose):
     run = compose(SMALL, 2)
     device = cost.device_of("a100-40gb", "64MB")

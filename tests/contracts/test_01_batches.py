@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from longfire import settings
 from longfire.data.batches import Batch, Batches
 from longfire.data.prepare import prepare
+from longfire.data.tokens import checksum
 
 T = 32
 SHARES = (0.6, 0.3, 0.1)
+SHUFFLES = ("global", "window", "none")
 
 
 def settings_of(texts: Path, **changes) -> settings.Data:
@@ -45,10 +47,14 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["global", "window", "none"])
-def batches(request, folder) -> Batches:
-    data = settings_of(folder, shuffle=request.param, shuffle_window_rows=100, prefetch_factor=0)
+def batches_of(folder: Path, shuffle: str) -> Batches:
+    data = settings_of(folder, shuffle=shuffle, shuffle_window_rows=100, prefetch_factor=0)
     return Batches(prepare(data, settings.Tokenizer(), note=lambda line: None), data, T, seed=3)
+
+
+@pytest.fixture(scope="module", params=SHUFFLES)
+def batches(request, folder) -> Batches:
+    return batches_of(folder, request.param)
 
 
 def rows_of(batch: Batch) -> list[tuple]:
@@ -102,25 +108,22 @@ ANOTHER_PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_01_batches import T, rows_of, settings_of
-from longfire import settings
-from longfire.data.batches import Batches
-from longfire.data.prepare import prepare
+from test_01_batches import SHUFFLES, batches_of, rows_of
 from longfire.data.tokens import checksum
-data = settings_of(Path(sys.argv[2]), shuffle=sys.argv[3], shuffle_window_rows=100)
-with Batches(prepare(data, settings.Tokenizer(), note=lambda line: None), data, T, seed=3) as batches:
-    print(checksum(repr(rows_of(batches.at(int(sys.argv[4]), 64))).encode()))
+for shuffle in SHUFFLES:
+    with batches_of(Path(sys.argv[2]), shuffle) as batches:
+        print(checksum(repr(rows_of(batches.at(int(sys.argv[3]), 64))).encode()))
 """
 
 
-def test_another_process_goes_on_from_the_integer(folder, batches):
-    from longfire.data.tokens import checksum
-
-    arguments = [str(Path(__file__).parent), str(folder), batches.order.shuffle, "123"]
-    told = subprocess.run(
+def test_another_process_goes_on_from_the_integer(folder):
+    arguments = [str(Path(__file__).parent), str(folder), "123"]
+    done = subprocess.run(
         [sys.executable, "-c", ANOTHER_PROCESS, *arguments], capture_output=True, text=True, check=True
     )
-    assert told.stdout.split()[-1] == checksum(repr(rows_of(batches.at(123, 64))).encode())
+    for shuffle, printed in zip(SHUFFLES, done.stdout.split()[-len(SHUFFLES) :], strict=True):
+        with batches_of(folder, shuffle) as batches:
+            assert printed == checksum(repr(rows_of(batches.at(123, 64))).encode())
 
 
 def test_shares_are_shares_of_tokens_in_every_prefix(batches):

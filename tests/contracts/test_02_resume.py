@@ -27,6 +27,7 @@ SHAPE = {
 RECIPE = """
 [model]
 config = "shape.json"
+compute_dtype = "float32"
 [data]
 dataset = ["one.jsonl", "two.jsonl"]
 data_probs = [0.7, 0.3]

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from sets import slow_unless
 from torch import Tensor
 
 from longfire.checkpoint import State
@@ -128,8 +129,9 @@ def compare(found: list[float], expected: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"weight_decay": 0.4}, {"beta2": 0.96}, {"beta1": 0.91}, {"eps": 1e-5}],
-    ids=lambda change: next(iter(change)),
+    slow_unless(
+        lambda change: "beta2" in change, [{"weight_decay": 0.4}, {"beta2": 0.96}, {"beta1": 0.91}, {"eps": 1e-5}]
+    ),
 )
 def test_the_curve_would_show_a_mistake(change):
     """Small differences in the optimizer's settings move the curve by far more than the tolerance."""
