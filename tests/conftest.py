@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from longfire import ops
-from longfire.model import Model, build, keyed_generator
+from longfire.initialise import build, keyed_generator
+from longfire.model import Model
 from longfire.shape import ModelShape, mixer_of
 
 torch.set_num_threads(1)

@@ -12,7 +12,8 @@ from longfire.checkpoint import State
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.device import Clock
-from longfire.model import materialise, on_meta
+from longfire.initialise import materialise
+from longfire.model import on_meta
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from longfire.errors import SettingsError
+from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.mixers.mixer import Sequence
-from longfire.model import build
 from longfire.ops.dropout import row_noise
 from longfire.shape import ModelShape
 

@@ -20,7 +20,7 @@ from longfire.hub.families import FAMILIES, choose_family, shape_from_config
 from longfire.hub.family import whole
 from longfire.hub.load import load_model, load_weights, model_of
 from longfire.hub.tensors import layout, to_ours
-from longfire.model import build
+from longfire.initialise import build
 
 FAMILY_LAYERS = {
     "llama": ("attention",),
