@@ -598,6 +598,12 @@ def test_what_we_cannot_express_is_named(config, message):
         shape_from_config(config, "config.json")
 
 
+QK_NORM_OF_LINEAR_MIXERS = [
+    ({"layer_types": (mixer,), "mixers": {mixer: {"num_heads": 2, "qk_norm": True}}}, f"{mixer}.qk_norm = True, it has False only")
+    for mixer in ("gla", "gsa", "linear_attention", "retention")
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -621,8 +627,7 @@ def test_what_we_cannot_express_is_named(config, message):
         ({"layer_types": ("attention",), "final_logit_softcapping": 15.0}, "final_logit_softcapping = 15.0"),
         ({"layer_types": ("attention",), "norm_affine": False}, "norm_affine = False"),
         ({"layer_types": ("attention",), "mlp": "silu"}, "mlp = 'silu'"),
-        *(({"layer_types": (mixer,), "mixers": {mixer: {"num_heads": 2, "qk_norm": True}}}, f"{mixer}.qk_norm = True, it has False only")
-          for mixer in ("gla", "gsa", "linear_attention", "retention")),
+        *QK_NORM_OF_LINEAR_MIXERS,
     ],
 )  # fmt: skip
 def test_what_they_cannot_express_is_named(tiny_shape, changes, message):

@@ -62,18 +62,25 @@ def test_roles_begin_as_the_shape_asks(mixer):
     model = build(tiny_shape(mixer, **ALL_ROLES), seed=5)
     parameters = dict(model.named_parameters())
     for name, role in roles(model).items():
-        value, generator = parameters[name], keyed_generator(5, name)
-        bound = math.sqrt(3 / value[0].numel())
-        expected = {
-            "matrices": lambda: torch.empty_like(value).uniform_(-bound, bound, generator=generator),
-            "outputs": lambda: torch.zeros_like(value),
-            "embedding": lambda: torch.empty_like(value).normal_(0, 1.0, generator=generator),
-            "head": lambda: torch.empty_like(value).normal_(0, 0.5, generator=generator),
-            "norm": lambda: torch.ones_like(value),
-            "bias": lambda: torch.zeros_like(value),
-        }[role]
-        with torch.no_grad():
-            assert torch.equal(value, expected()), name
+        expected = by_torch(role, parameters[name].detach(), keyed_generator(5, name))
+        assert torch.equal(parameters[name], expected), name
+
+
+def by_torch(role: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What ALL_ROLES asks of a role."""
+    first, bound = torch.empty_like(like), math.sqrt(3 / like[0].numel())
+    match role:
+        case "matrices":
+            return first.uniform_(-bound, bound, generator=generator)
+        case "embedding":
+            return first.normal_(0, 1.0, generator=generator)
+        case "head":
+            return first.normal_(0, 0.5, generator=generator)
+        case "norm":
+            return first.fill_(1)
+        case "outputs" | "bias":
+            return first.zero_()
+    raise AssertionError(role)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
