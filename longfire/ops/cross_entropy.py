@@ -12,6 +12,8 @@ from longfire.ops.linear import native_bf16, working_dtype
 
 # Rows of logits that go through softmax together: 3 MB at 50k words, so that its passes stay in the cache.
 CACHED_ROWS = 16
+# Rows of logits whose soft cap is computed together: its slope has a buffer of so many rows, not of a whole chunk.
+CAPPED_ROWS = 128
 # A row of logits begins on a cache line: at 50,257 words the product takes 0.7 of the time that it takes unaligned.
 ROW_MULTIPLE = 64
 
@@ -33,8 +35,7 @@ def linear_cross_entropy(
 ) -> Tensor:  # fmt: skip
     """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for float64 hidden states).
 
-    softcap: logits are cap * tanh(logits / cap) (Gemma 2, 2024, section 2); their slope takes a second
-    buffer. 0: as they are.
+    softcap: logits are cap * tanh(logits / cap) (Gemma 2, 2024, section 2); 0: as they are.
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's product gives them.
     Memory beside the gradients: one buffer of chunk_tokens x W. The gradients are made with the loss, so backward can run once
     and is not differentiable. words: which the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a
@@ -140,13 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_ND[chunk].to(multiplied)
             logits = buffer[: len(hidden)]
             product(hidden, weight.T, logits)
-            slopes = softcap_in_place(logits, softcap, any(wanted)) if softcap else None
-            if words is None:
-                loss += softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted))
-            else:
-                loss += shared_softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted), words).sum()
-            if slopes is not None:
-                logits.mul_(slopes)
+            loss += loss_of_logits(logits, labels_N[chunk], ignore_index, any(wanted), words, softcap)
             d_logits = logits.to(multiplied) if any(wanted) else None
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
@@ -172,6 +167,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def softcapped(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap): never beyond +-cap; 0: the logits as they are."""
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def loss_of_logits(
+    logits_NW: Tensor,
+    labels_N: Tensor,
+    ignore_index: int,
+    gradient: bool,
+    words: Words | None,
+    softcap: float,
+) -> Tensor:
+    """Loss of a chunk, whose logits are overwritten: by the gradient of what they were, or by nothing of use."""
+    if softcap and words is None and len(logits_NW) > CAPPED_ROWS:
+        chunks = zip(logits_NW.split(CAPPED_ROWS), labels_N.split(CAPPED_ROWS))
+        return sum(loss_of_logits(*chunk, ignore_index, gradient, words, softcap) for chunk in chunks)
+    slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
+    if words is None:
+        loss = softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient)
+    else:
+        loss = shared_softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient, words).sum()
+    if slopes is not None:
+        logits_NW.mul_(slopes)
+    return loss
 
 
 def softcap_in_place(logits: Tensor, cap: float, gradient: bool) -> Tensor | None:
