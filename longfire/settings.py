@@ -177,7 +177,7 @@ class Optimizer:
         "learning rate of embedding and learned positions as a multiple of lr (of a tied head too); 0: they do not learn",
         NATURAL,
     )
-    head_lr_scale: float = setting(1.0, "the same of the head; without effect where it is tied", NATURAL)
+    head_lr_scale: float = setting(1.0, "the same of a head of its own", NATURAL)
     matrix_lr_scale: float = setting(
         1.0, "the same of the weights of mixers and MLPs: matrices and short convolutions", NATURAL
     )
