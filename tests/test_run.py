@@ -9,6 +9,7 @@ import pytest
 
 from longfire.errors import CheckpointError, SettingsError
 from longfire.launch import World
+from longfire.mixers import MIXERS
 from longfire.run import Run, summary
 
 SHAPE = {
@@ -198,6 +199,14 @@ def test_learning_rates_by_role_are_told_and_a_tied_head_has_none_of_its_own(fol
         compose(folder, **given)
     with pytest.raises(SettingsError, match="optimizer.matrix_lr_scale = -1"):
         compose(folder, **{"optimizer.matrix_lr_scale": "-1"})
+
+
+def test_a_mixer_that_does_not_say_what_ends_it_is_refused_where_that_is_asked(folder, monkeypatch):
+    monkeypatch.setattr(MIXERS["attention"], "roles", {"q_proj": "column"})
+    compose(folder)
+    (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "init_outputs": "zeros"}))
+    with pytest.raises(SettingsError, match="the mixer attention does not say which matrix ends it"):
+        compose(folder)
 
 
 def test_a_run_folder_may_be_moved(folder):
