@@ -89,7 +89,7 @@ def output_weights(model: Model) -> set[str]:
 
 
 def role_of(name: str, module: nn.Module, outputs: set[str]) -> str:
-    """What a parameter is for, by its name and the module that owns it: norm, bias, or a key of RULES."""
+    """What a parameter is for, by its name and the module that owns it: norm, bias, or what an `init_*` key names."""
     leaf = name.rpartition(".")[2]
     if leaf == "bias":
         return "bias"

@@ -83,9 +83,9 @@ def test_the_page_says_what_the_numbers_are_of():
 
 def test_the_table_of_settings_has_their_defaults():
     defaults = {f.name: f.default for f in fields(ModelShape)}
-    told = rows("settings")
-    assert {name: json.loads(cells[1].strip("`")) for name, cells in told.items()} == {n: defaults[n] for n in told}
-    assert {*INIT_KEYS, "mlp", "embed_norm", "final_logit_softcapping"} <= told.keys()
+    shown = rows("settings")
+    assert {name: json.loads(cells[1].strip("`")) for name, cells in shown.items()} == {n: defaults[n] for n in shown}
+    assert {*INIT_KEYS, "mlp", "embed_norm", "final_logit_softcapping"} <= shown.keys()
 
 
 def test_the_tables_of_mlps_and_of_rules_are_whole():
@@ -94,14 +94,14 @@ def test_the_tables_of_mlps_and_of_rules_are_whole():
 
 
 def test_every_mixer_says_whether_it_normalises_q_and_k():
-    told = {name: text for names, (_, text) in rows("qk_norm").items() for name in re.findall(r"\w+", names)}
-    assert sorted(told) == sorted(MIXERS)
+    shown = {name: text for names, (_, text) in rows("qk_norm").items() for name in re.findall(r"\w+", names)}
+    assert sorted(shown) == sorted(MIXERS)
     for name, mixer in MIXERS.items():
         has = "qk_norm" in {f.name for f in fields(mixer.Shape)}
-        assert ("`qk_norm`" in told[name]) == has, name
+        assert ("`qk_norm`" in shown[name]) == has, name
 
 
-def test_the_roles_of_the_optimizer_are_told():
+def test_the_roles_of_the_optimizer_are_shown():
     text = PAGE.read_text(encoding="utf-8")
     names = {f.name for f in fields(Optimizer) if f.name.endswith("_lr_scale")}
     assert names == set(re.findall(r"`(\w+_lr_scale)`", text)) and len(names) == 4

@@ -187,7 +187,7 @@ def test_a_saved_run_is_the_same_run(folder, monkeypatch):
     assert Run.of_folder(saved) == again
 
 
-def test_learning_rates_by_role_are_told_and_a_tied_head_has_none_of_its_own(folder):
+def test_learning_rates_by_role_are_printed_and_a_tied_head_has_none_of_its_own(folder):
     given = {"optimizer.embedding_lr_scale": "10", "optimizer.head_lr_scale": "0.5", "optimizer.eps": "1e-10"}
     given |= {"optimizer.beta1": "0.8", "optimizer.weight_decay": "0"}
     run = compose(folder, **given)
