@@ -25,7 +25,8 @@ from longfire import settings
 from longfire.checkpoint import Checkpoints, State, load
 from longfire.data.batches import Batch
 from longfire.device import Clock
-from longfire.model import materialise, on_meta
+from longfire.initialise import materialise
+from longfire.model import on_meta
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh

@@ -21,8 +21,9 @@ import torch.multiprocessing as mp
 from measure import arguments, print_table, write_result
 
 from longfire.data.batches import Batch
+from longfire.initialise import build
 from longfire.loss import loss_sum
-from longfire.model import Model, build
+from longfire.model import Model
 from longfire.parallel.context import share_rows
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.ring import work

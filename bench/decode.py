@@ -20,8 +20,9 @@ from measure import alternate, arguments, medians, print_table, write_result
 
 from longfire.generate import Row, feed, steps
 from longfire.hub.load import load_weights, model_of, shape_in
+from longfire.initialise import build
 from longfire.mixers.cache import Cache
-from longfire.model import Model, build
+from longfire.model import Model
 from longfire.options import Sampling
 from longfire.shape import ModelShape
 

@@ -19,9 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from measure import RESULTS, arguments, print_table, write_result
 
+from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Sequence
-from longfire.model import Model, build
+from longfire.model import Model
 from longfire.ops.cross_entropy import linear_cross_entropy
 from longfire.pages import COLOURS, as_svg
 from longfire.recall import accuracy, mqar

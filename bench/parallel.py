@@ -22,8 +22,9 @@ from longfire import settings
 from longfire.checkpoint import State
 from longfire.data.batches import Batch
 from longfire.device import Clock
+from longfire.initialise import materialise
 from longfire.loss import loss_sum
-from longfire.model import Model, materialise, on_meta
+from longfire.model import Model, on_meta
 from longfire.optim import clip_gradients, make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh

@@ -25,7 +25,7 @@ from longfire import settings
 from longfire.checkpoint import State
 from longfire.data.batches import Batch
 from longfire.device import Clock, matmul_peak
-from longfire.model import build
+from longfire.initialise import build
 from longfire.ops.bf16 import native_bf16
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize

@@ -7,7 +7,7 @@ from typing import Any
 from longfire import lengths, settings
 from longfire.errors import SettingsError
 from longfire.parallel import stages
-from longfire.shape import ForeignShape, mixer_of
+from longfire.shape import INITIALIZER_RANGE, ForeignShape, ModelShape, mixer_of
 
 Run = Any  # run.Run, whose file asks `check`
 
@@ -145,6 +145,8 @@ def of_length(run: Run) -> Iterator[str]:
 
 def of_model(run: Run) -> Iterator[str]:
     """What is asked of the model's parts needs the parts."""
+    yield from of_tied_head(run)
+    yield from of_outputs(run)
     mode, size, attention = run.activation_checkpoint.mode, run.training.mlp_chunk_size, run.attention
     if run.shape and run.shape.mlp == "none" and mode in ("mlp", "attention+mlp"):
         yield f"activation_checkpoint.mode = {mode!r}, but this model's blocks have no MLP: take attention, block or none"
@@ -160,6 +162,31 @@ def of_model(run: Run) -> Iterator[str]:
             if (chunk := getattr(attention, key)) != getattr(settings.Attention, key):
                 yield f"attention.{key} = {chunk} is about blockwise attention: set attention.kind = 'blockwise', or leave it out"
     yield from of_policy(run)
+
+
+def of_tied_head(run: Run) -> Iterator[str]:
+    """A head that is the embedding has no learning rate of its own."""
+    scale = run.optimizer.head_lr_scale
+    tied = isinstance(run.shape, ModelShape) and run.shape.tie_word_embeddings
+    if tied and scale != settings.Optimizer.head_lr_scale:
+        yield (
+            f"optimizer.head_lr_scale = {scale:g}, but with tie_word_embeddings = true in {run.model.config} the head is the "
+            "embedding: set optimizer.embedding_lr_scale, and leave head_lr_scale out"
+        )
+
+
+def of_outputs(run: Run) -> Iterator[str]:
+    """Where the matrices that end a mixer begin by a rule, every mixer says which they are."""
+    if not isinstance(run.shape, ModelShape) or run.shape.init_outputs == INITIALIZER_RANGE:
+        return
+    from longfire.mixers import MIXERS  # they need torch, and a plugin may have added some
+
+    for name in dict.fromkeys(map(mixer_of, run.shape.layer_types)):
+        if "row" not in MIXERS[name].roles.values():
+            yield (
+                f"init_outputs = {run.shape.init_outputs!r} of {run.model.config}, but the mixer {name} does not say which matrix "
+                'ends it: give its `roles` an entry "row", or leave init_outputs out'
+            )
 
 
 def of_policy(run: Run) -> Iterator[str]:

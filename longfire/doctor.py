@@ -195,7 +195,7 @@ def short_conv_inputs(draw: Draw, n: Sizes, *, width: int = 4, documents: bool =
     return {**inputs, **options, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
 
 
-def cross_entropy_inputs(draw: Draw, n: Sizes, *, chunk_tokens: int) -> Inputs:
+def cross_entropy_inputs(draw: Draw, n: Sizes, *, chunk_tokens: int, softcap: float = 0.0) -> Inputs:
     """A third of the tokens has no label, and of several chunks the first none at all."""
     N, D = n.B * n.T, n.H * n.K
     labels_N = (draw.uniform(N) * n.W).long()
@@ -203,7 +203,8 @@ def cross_entropy_inputs(draw: Draw, n: Sizes, *, chunk_tokens: int) -> Inputs:
     if chunk_tokens < N:
         labels_N[:chunk_tokens] = -100
     weight_WD = draw.normal(n.W, D) / D**0.5
-    return {"hidden_ND": draw.normal(N, D), "weight_WD": weight_WD, "labels_N": labels_N, "chunk_tokens": chunk_tokens}
+    given = {"hidden_ND": draw.normal(N, D), "weight_WD": weight_WD, "labels_N": labels_N}
+    return given | {"chunk_tokens": chunk_tokens, "softcap": softcap}
 
 
 def cases() -> Iterator[Case]:
@@ -266,8 +267,12 @@ def cases() -> Iterator[Case]:
         "no activation": {"silu": False},
     }.items():
         yield Case(short_conv, "short_conv", name, partial(short_conv_inputs, **options))
-    for name, chunk_tokens in {"in chunks": 32, "in one": 4096}.items():
-        inputs = partial(cross_entropy_inputs, chunk_tokens=chunk_tokens)
+    for name, options in {
+        "in chunks": {"chunk_tokens": 32},
+        "in one": {"chunk_tokens": 4096},
+        "soft cap": {"chunk_tokens": 4096, "softcap": 2.0},
+    }.items():
+        inputs = partial(cross_entropy_inputs, **options)
         yield Case(cross_entropy, "linear_cross_entropy", name, inputs)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError, SettingsError
+from longfire.initialise import keyed_generator
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
-from longfire.model import Model, keyed_generator
+from longfire.model import Model
 from longfire.options import Sampling
 from longfire.weights import Opened
 

@@ -34,7 +34,7 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
         )
     return linear_cross_entropy(
         model.to_head(hidden_BTD).flatten(0, 1), model.head.weight, batch.labels_BT.flatten(),
-        chunk_tokens=chunk_tokens, words=model.words,
+        chunk_tokens=chunk_tokens, words=model.words, softcap=model.shape.final_logit_softcapping,
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def losses_of(model: Model, hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens:
         return nats_BT, (labels_BT != NO_LABEL) & (logits_BTW.argmax(-1) == labels_BT)
     found = token_losses(
         model.to_head(hidden_BTD).flatten(0, 1), model.head.weight, labels_BT.flatten(),
-        chunk_tokens=chunk_tokens, words=model.words,
+        chunk_tokens=chunk_tokens, words=model.words, softcap=model.shape.final_logit_softcapping,
     )  # fmt: skip
     nats_BT, greedy_BT = (x.view_as(labels_BT) for x in found)
     return nats_BT, greedy_BT

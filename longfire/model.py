@@ -1,8 +1,7 @@
-"""ids -> hidden states -> logits: embedding, blocks of mixer and MLP, norm, head; and how every parameter begins."""
+"""ids -> hidden states -> logits: embedding, blocks of mixer and MLP, norm, head."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -11,17 +10,15 @@ from torch import Tensor, nn
 from longfire.mixers import MIXERS
 from longfire.mixers.channel_mix import ChannelMix
 from longfire.mixers.mixer import Sequence, read_mixer_shape
-from longfire.ops.cross_entropy import Words
+from longfire.ops.cross_entropy import Words, softcapped
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
-from longfire.ops.mlp import GELUMLP, SquaredReLUMLP, SwiGLU
-from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
-from longfire.ops.short_conv import ShortConv
-from longfire.parallel.pieces import Split, take, whole_shape
-from longfire.shape import ModelShape, mixer_of
+from longfire.ops.mlp import GatedMLP, UngatedMLP
+from longfire.ops.norm import LayerNorm, RMSNorm
+from longfire.parallel.pieces import Split
+from longfire.shape import GATED_MLPS, ModelShape, mixer_of
 
 MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = 1, 2, 4  # where noise is used: in a block, and from block to block
-MLPS = {"swiglu": SwiGLU, "gelu": GELUMLP, "relu2": SquaredReLUMLP}
 
 
 def make_norm(shape: ModelShape) -> nn.Module:
@@ -89,7 +86,8 @@ def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
         return None
     if shape.mlp == "channel_mix":
         return ChannelMix(shape, layer)
-    return MLPS[shape.mlp](shape.hidden_size, shape.intermediate_size, shape.mlp_bias)
+    made = GatedMLP if shape.mlp in GATED_MLPS else UngatedMLP
+    return made(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias)
 
 
 class Model(nn.Module):
@@ -132,6 +130,11 @@ class Model(nn.Module):
         if self.shape.tie_word_embeddings and self.head is not None:
             self.head.weight = self.embed.weight
 
+    @property
+    def head_weight(self) -> nn.Parameter | None:
+        """None where another stage of a pipeline has the head."""
+        return None if self.head is None else self.head.weight
+
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
         if seq is None:
@@ -154,8 +157,10 @@ class Model(nn.Module):
         x_BTD = self.embed(ids_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(seq.positions_BT)
-        x_BTD = dropout(x_BTD.to(self.stream_dtype), self.shape.embed_dropout, seq.noise_BT)
-        return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
+        x_BTD = x_BTD.to(self.stream_dtype)
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
+        return dropout(x_BTD, self.shape.embed_dropout, seq.noise_BT)  # last: a norm would undo its scale
 
     def blocks(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         """What the last block says; each has noise of its own, by its number in the whole model."""
@@ -177,7 +182,8 @@ class Model(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses loss.py."""
-        return self.head(self.to_head(hidden_BTD)).float()
+        logits_BTW = self.head(self.to_head(hidden_BTD)).float()
+        return softcapped(logits_BTW, self.shape.final_logit_softcapping)
 
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a row of `seq_len`, head included; a training step does 3x.
@@ -204,76 +210,7 @@ def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[st
     return {name: module for name, module in modules.items() if list(module.parameters())}
 
 
-def build(
-    shape: ModelShape, seed: int, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
-) -> Model:
-    """A model with fp32 master parameters on `device`, initialised by (seed, name, shape): the same on every layout."""
-    return materialise(on_meta(shape, compute_dtype), seed, device)
-
-
 def on_meta(shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> Model:
     """A model without memory, for parallel/apply.py to take apart before it gets any."""
     with torch.device("meta"):
         return Model(shape, compute_dtype)
-
-
-def materialise(model: Model, seed: int, device: torch.device | str) -> Model:
-    """Give what is left of the model here its memory and its first values."""
-    model.to_empty(device=device)
-    model.tie()
-    initialise(model, seed)
-    return model
-
-
-def initialise(model: Model, seed: int) -> None:
-    """Give every parameter its first value, keyed by (seed, name, global shape) and drawn on the CPU.
-
-    Each is drawn whole, since rules may look at the whole shape, and what of it lies here (split, sharded) is kept. Rules: norms 1,
-    biases 0, matrices, embeddings and convolutions N(0, initializer_range) (fla's and Llama's rule), a mixer's own parameters by its
-    `own_init`. Raises AssertionError naming a parameter that no rule visits.
-    """
-    visited, own = set(), own_rules(model)
-    for module_name, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if parameter in visited:
-                continue  # a tied head begins as the embedding
-            name = f"{module_name}.{leaf}"
-            split, generator = model.splits.get(name), keyed_generator(seed, name)
-            first = torch.empty(whole_shape(parameter, split), dtype=torch.float32)
-            with torch.no_grad():
-                if name in own:
-                    own[name](first, generator)
-                else:
-                    fill(first, module, leaf, generator, model.shape.initializer_range)
-                take(parameter, split, first)
-            visited.add(parameter)
-    unvisited = [name for name, parameter in model.named_parameters() if parameter not in visited]
-    assert not unvisited, f"no initialiser visited {unvisited}"
-
-
-def own_rules(model: Model) -> dict[str, Callable[[Tensor, torch.Generator], None]]:
-    """Parameter -> the rule that its mixer (or another module with `own_init`) brings."""
-    return {
-        f"{module_name}.{leaf}": rule
-        for module_name, module in model.named_modules()
-        for leaf, rule in getattr(module, "own_init", {}).items()
-    }
-
-
-def fill(tensor: Tensor, module: nn.Module, leaf: str, generator: torch.Generator, std: float) -> None:
-    """The rule for one parameter, by the module that owns it."""
-    match module, leaf:
-        case RMSNorm() | LayerNorm() | GatedRMSNorm(), "weight":
-            tensor.fill_(1.0)
-        case _, "bias":
-            tensor.zero_()
-        case Linear() | nn.Embedding() | ShortConv(), "weight":
-            tensor.normal_(0.0, std, generator=generator)
-        case _:
-            raise AssertionError(f"no rule begins {type(module).__name__}.{leaf}: add it to own_init of its mixer")
-
-
-def keyed_generator(seed: int, name: str) -> torch.Generator:
-    """A generator that depends on the seed and the parameter's name only."""
-    digest = blake2b(f"{seed}|{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -14,19 +14,56 @@ FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[dict]:
-    """Two groups: matrices, which decay, and the rest, which does not.
+    """Parameters with equal weight decay and equal `lr_scale`, a group each.
 
-    Weight decay keeps matrices from growing; a norm's scale, a bias, a decay rate (`A_log`) or a word's vector has no
-    reason to shrink because it was not used. So 0-D and 1-D parameters, what is no module's `weight` (rates and bounds may
-    have two dims) and every embedding are left out, and with it a head that shares the embedding's parameter.
+    `lr_scale` is by role, and stays in the group: a step's rate is the schedule's times it. Matrices (and
+    an untied head) decay, the rest does not. Weight decay keeps matrices from growing; a norm's scale, a
+    bias, a decay rate (`A_log`) or a word's vector has no reason to shrink because it was not used.
+    """
+    scales = {
+        "embedding": optimizer.embedding_lr_scale,
+        "head": optimizer.head_lr_scale,
+        "matrix": optimizer.matrix_lr_scale,
+        "other": optimizer.other_lr_scale,
+    }
+    decays = {"head", "matrix"} if optimizer.name == "AdamW" else set()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter, role in roles(model).items():
+        weight_decay = optimizer.weight_decay if role in decays else 0.0
+        groups.setdefault((weight_decay, scales[role]), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay, "lr_scale": scale, "lr": optimizer.lr * scale}
+        for (weight_decay, scale), parameters in groups.items()
+    ]
+
+
+def roles(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Each parameter that learns: embedding, head, matrix, or other.
+
+    embedding: of every nn.Embedding, and so of a head that is tied to one. matrix: what has at least two
+    dims and is a module's `weight` (rates and bounds may have two dims, too).
     """
     embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    trained = {p: name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
-    decayed = [p for p, leaf in trained.items() if p.ndim >= 2 and leaf == "weight" and p not in embeddings]
-    kept = [p for p in trained if p not in set(decayed)]
-    weight_decay = optimizer.weight_decay if optimizer.name == "AdamW" else 0.0
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    head = model.head_weight
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter in embeddings:
+            found[parameter] = "embedding"
+        elif parameter is head:
+            found[parameter] = "head"
+        elif parameter.ndim >= 2 and name.rpartition(".")[2] == "weight":
+            found[parameter] = "matrix"
+        else:
+            found[parameter] = "other"
+    return found
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group its multiple of the step's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def make_optimizer(model: nn.Module, optimizer: settings.Optimizer, device: torch.device) -> torch.optim.Optimizer:

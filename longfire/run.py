@@ -377,8 +377,20 @@ def summary(run: Run) -> list[str]:
         f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
         *lengths.told(run.training, rows, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
-        f"{round(warmup * tokens):,} tokens",
+        f"{round(warmup * tokens):,} tokens{describe_lr_scales(run.optimizer)}",
     ]
+
+
+def describe_lr_scales(optimizer: settings.Optimizer) -> str:
+    """The roles whose learning rate is another multiple of optimizer.lr."""
+    scales = {
+        "embedding": optimizer.embedding_lr_scale,
+        "head": optimizer.head_lr_scale,
+        "matrices": optimizer.matrix_lr_scale,
+        "other": optimizer.other_lr_scale,
+    }
+    different = [f"{role} x {scale:g}" for role, scale in scales.items() if scale != 1]
+    return f"; {', '.join(different)}" if different else ""
 
 
 def plan_told(run: Run) -> str:

@@ -172,6 +172,16 @@ class Optimizer:
     beta1: float = setting(0.9, "decay of the mean of gradients", "[0, 1)")
     beta2: float = setting(0.95, "decay of the mean of squared gradients", "[0, 1)")
     weight_decay: float = setting(0.1, "decoupled weight decay; never on norms, biases, embeddings", NATURAL)
+    embedding_lr_scale: float = setting(
+        1.0,
+        "learning rate of embedding and learned positions as a multiple of lr (of a tied head too); 0: they do not learn",
+        NATURAL,
+    )
+    head_lr_scale: float = setting(1.0, "the same of a head of its own", NATURAL)
+    matrix_lr_scale: float = setting(
+        1.0, "the same of the weights of mixers and MLPs: matrices and short convolutions", NATURAL
+    )
+    other_lr_scale: float = setting(1.0, "the same of the rest: norms, biases, decay rates", NATURAL)
     fused: bool = setting(True, "torch's fused kernel")
 
 

@@ -8,11 +8,18 @@ from typing import Any
 
 from longfire.errors import SettingsError
 
+UNGATED_MLPS = ("relu", "relu2", "silu", "gelu", "gelu_exact")
+GATED_MLPS = ("swiglu", "geglu", "geglu_exact", "reglu")
 WORDS = {
-    "mlp": ("swiglu", "gelu", "relu2", "channel_mix", "none"),
+    "mlp": (*GATED_MLPS, *UNGATED_MLPS, "channel_mix", "none"),
     "norm": ("rmsnorm", "layernorm"),
     "block": ("pre", "post", "parallel", "parallel_tied"),
 }
+
+
+INITIALIZER_RANGE = "initializer_range"
+INIT_RULES = (INITIALIZER_RANGE, "fan_in", "fan_in_uniform", "zeros")  # or a number, the standard deviation
+INIT_KEYS = ("init_matrices", "init_outputs", "init_embedding", "init_head")
 
 
 def mixer_of(layer_type: str) -> str:
@@ -37,22 +44,29 @@ class ModelShape:
     intermediate_size: int = (
         0  # 0: fla's rule, 8/3 hidden rounded up to a multiple of 256; channel_mix: 4 hidden, of 32
     )
-    mlp: str = "swiglu"  # gelu, relu2 (squared ReLU), channel_mix (RWKV-7's), none
+    mlp: str = "swiglu"  # see WORDS and docs/mixers.md: gated, ungated, channel_mix (RWKV-7's), none
     mlp_bias: bool = False
     norm: str = "rmsnorm"  # or "layernorm"
     norm_eps: float = 1e-6
-    norm_affine: bool = True  # false: norms without parameters
+    norm_affine: bool = True  # false: norms of the residual stream and of q and k have no parameters
     norm_bias: bool = True  # of layernorm
     block: str = "pre"  # post (norms after the sums), parallel (mixer and MLP side by side), parallel_tied (and one norm for both)
     residual_in_fp32: bool = False  # the sum that blocks add to stays fp32 whatever the compute type
     dropout: float = 0.0  # of what mixers and MLPs add
     embed_dropout: float = 0.0
-    embed_norm: bool = False  # a norm right after the embedding
+    embed_norm: bool = False  # a norm right after the embedding, before its dropout
     learned_positions: bool = False  # a vector for each of max_position_embeddings positions is added to the embedding
     tie_word_embeddings: bool = False
     pad_vocab_multiple: int = 1  # rows of embedding and head are rounded up to it
     initializer_range: float = 0.02
     max_position_embeddings: int = 0  # 0: no limit (rotary positions extrapolate, learned ones cannot)
+    # How weights begin, by role: N(0, initializer_range); a number: N(0, number); fan_in: N(0, 1/fan_in);
+    # fan_in_uniform: uniform with that standard deviation; zeros. A mixer's own rules (`own_init`) come first.
+    init_matrices: float | str = INITIALIZER_RANGE  # of mixers and MLPs, short convolutions too
+    init_outputs: float | str = INITIALIZER_RANGE  # the matrix that ends a mixer or an MLP: o_proj, down_proj ...
+    init_embedding: float | str = INITIALIZER_RANGE  # and learned positions; its fan_in is hidden_size
+    init_head: float | str = INITIALIZER_RANGE  # a tied head begins as the embedding
+    final_logit_softcapping: float = 0.0  # logits become cap * tanh(logits / cap) with this cap; 0: as they are
 
     def __post_init__(self) -> None:
         layers, types = self.num_hidden_layers, tuple(self.layer_types)
@@ -86,8 +100,30 @@ class ModelShape:
             )
         if self.mlp_bias and self.mlp == "channel_mix":
             raise SettingsError("model shape: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to false")
+        self.check_init()
+        if not 0 <= self.final_logit_softcapping < float("inf"):
+            raise SettingsError(
+                f"model shape: final_logit_softcapping = {self.final_logit_softcapping} must be a cap above 0, "
+                "as 15 or 30, or 0 for none"
+            )
         if self.block.startswith("parallel") and self.mlp == "none":
             raise SettingsError(f"model shape: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'")
+
+    def check_init(self) -> None:
+        """Raises SettingsError for a rule that is none, or one that nothing would read."""
+        for key in INIT_KEYS:
+            rule = getattr(self, key)
+            if isinstance(rule, str) and rule not in INIT_RULES:
+                raise SettingsError(
+                    f"model shape: {key} = {rule!r} is not one of {', '.join(INIT_RULES)}, or a standard deviation"
+                )
+            if not isinstance(rule, str) and not 0 < rule < float("inf"):
+                raise SettingsError(f"model shape: {key} = {rule} must be a standard deviation above 0, or 'zeros'")
+        if self.tie_word_embeddings and self.init_head != INITIALIZER_RANGE:
+            raise SettingsError(
+                f"model shape: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "
+                "embedding; remove init_head (init_embedding counts), or set tie_word_embeddings to false"
+            )
 
     def with_vocabulary(self, words: int) -> "ModelShape":
         """The same shape with the tokenizer's number of words where the config leaves it open, padded as it asks.
@@ -176,6 +212,8 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if value is MISSING or kind == dict[str, dict[str, Any]]:
         return
     wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(kind, "a number")
+    if kind == float | str:
+        wanted = "a number or the name of a rule"
     if kind == tuple[str, ...]:
         wanted, right = "a list of names", isinstance(value, list | tuple) and all(type(v) is str for v in value)
     elif type(value) is int:  # JSON's 1 is a number like its 1.0, and true is none

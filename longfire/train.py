@@ -24,13 +24,14 @@ from longfire.evaluate import evaluate
 from longfire.finish import finish
 from longfire.hub import foreign
 from longfire.hub.load import read_weights
+from longfire.initialise import materialise
 from longfire.launch import StopRequest, Watchdog, cxx_compiler, signal_name
 from longfire.loss import loss_of, loss_sum
 from longfire.mixers.attention import Attention
-from longfire.model import Model, materialise, on_meta
+from longfire.model import Model, on_meta
 from longfire.ops.bf16 import assume, native_bf16
 from longfire.ops.dropout import row_noise
-from longfire.optim import clip_gradients, make_optimizer, schedule
+from longfire.optim import clip_gradients, make_optimizer, schedule, set_learning_rate
 from longfire.parallel import cost, strategy, tables
 from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
@@ -234,8 +235,7 @@ def train_step(
         finite = bool(torch.isfinite(grad_norm)) and bool(torch.isfinite(loss))
         if finite:
             state.may_change()
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(state.optimizer, lr)
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     state.step += 1

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from longfire import ops
-from longfire.model import Model, build, keyed_generator
+from longfire.initialise import build, keyed_generator
+from longfire.model import Model
 from longfire.ops import bf16
 from longfire.shape import ModelShape, mixer_of
 

@@ -12,7 +12,8 @@ from longfire.checkpoint import State
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.device import Clock
-from longfire.model import materialise, on_meta
+from longfire.initialise import materialise
+from longfire.model import on_meta
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
@@ -81,15 +82,24 @@ def rows_of(first: int, count: int) -> Batch:
     return Batch(ids_BT[mine, :-1], labels_BT[mine], (torch.arange(T) - first_BT)[mine], documents)
 
 
+OPTIMIZER = settings.Optimizer(lr=1e-3, eps=1e-5)
+
+
 def state_of(
-    mixers: tuple[str, ...], plan: Plan, mesh: Mesh, dtype: torch.dtype = torch.float32, **changes: Any
+    mixers: tuple[str, ...],
+    /,
+    plan: Plan,
+    mesh: Mesh,
+    dtype: torch.dtype = torch.float32,
+    optimizer: settings.Optimizer = OPTIMIZER,
+    **changes: Any,
 ) -> State:
     """A tiny model at step 0 under the plan, parameters and all else in this type."""
     model = on_meta(tiny_shape(*mixers, **{"initializer_range": 0.05, **changes}), dtype).to(dtype)
     remat, parallelism = settings.ActivationCheckpoint(plan.remat), settings.Parallelism(**plan.given)
     model = parallelize(model, remat, plan.compiled, mesh, parallelism, T, **plan.lean)
     materialise(model, 0, CPU)
-    return State(model, make_optimizer(model, settings.Optimizer(lr=1e-3, eps=1e-5), CPU), mesh=mesh)
+    return State(model, make_optimizer(model, optimizer, CPU), mesh=mesh)
 
 
 def steps(state: State, count: int, max_norm: float = 0) -> list[dict[str, float]]:

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from longfire.errors import SettingsError
+from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.mixers.mixer import Sequence
-from longfire.model import build
 from longfire.ops.dropout import row_noise
 from longfire.shape import ModelShape
 
@@ -57,7 +57,8 @@ def test_squared_relu(tiny_model, bias):
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
 def test_norms_without_parameters(tiny_model, norm):
-    model = tiny_model("attention", norm=norm, norm_affine=False)
+    given = {"attention": {"num_heads": 4, "qk_norm": True}}
+    model = tiny_model("attention", norm=norm, norm_affine=False, embed_norm=True, mixers=given)
     assert not [name for name, _ in model.named_parameters() if "norm" in name]
     x = torch.randn(2, 5, 32)
     expected = F.layer_norm(x, (32,), eps=1e-6) if norm == "layernorm" else F.rms_norm(x, (32,), eps=1e-6)
@@ -89,10 +90,48 @@ def test_learned_positions_are_of_the_document(tiny_model):
         tiny_model("attention", learned_positions=True)
 
 
-def test_embed_norm(tiny_model):
-    model, ids_BT = tiny_model("gla", embed_norm=True), torch.tensor([[5, 6, 7]])
+@pytest.mark.parametrize("changes", [{}, {"norm_affine": False}, {"norm": "layernorm"}], ids=str)
+def test_embed_norm(tiny_model, changes):
+    model, ids_BT = tiny_model("gla", embed_norm=True, **changes), torch.tensor([[5, 6, 7]])
     x = model.embedded(ids_BT, Sequence(torch.arange(3)[None]))
     torch.testing.assert_close(x, model.embed_norm(model.embed(ids_BT)))
+
+
+def test_dropout_comes_behind_the_norm_of_the_embedding(tiny_model):
+    """What is kept is the normed value / (1 - p): a norm behind dropout would take that factor out again."""
+    model = tiny_model("gla", embed_norm=True, norm_affine=False, embed_dropout=0.5)
+    ids_BT, positions_BT = torch.tensor([[5, 6, 7, 8]]), torch.arange(4)[None]
+    noise_BT = row_noise(0, 0, 1, 4, torch.device("cpu"))
+    x = model.embedded(ids_BT, Sequence(positions_BT, noise_BT=noise_BT))
+    kept = x != 0
+    assert 0 < kept.sum() < x.numel()
+    torch.testing.assert_close(x[kept], 2 * F.rms_norm(model.embed(ids_BT), (32,), eps=1e-6)[kept])
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("mixer", ["attention", "gla", "gsa", "linear_attention", "retention"])
+def test_norms_of_q_and_k(tiny_model, mixer, affine):
+    """The mixer is what it is without them when its projections already give heads of unit root mean square."""
+    given = {mixer: {"num_heads": 2, "qk_norm": True}}
+    model = tiny_model(mixer, mixers=given, norm_affine=affine)
+    with_norms = model.layers[0].mixer
+    names = {name for name, _ in with_norms.named_parameters() if "_norm" in name} & {"q_norm.weight", "k_norm.weight"}
+    assert names == ({"q_norm.weight", "k_norm.weight"} if affine else set())
+    without = tiny_model(mixer, mixers={mixer: {"num_heads": 2}}, norm_affine=affine).layers[0].mixer
+    without.load_state_dict({k: v for k, v in with_norms.state_dict().items() if k not in names})
+    x, seq = torch.randn(1, 20, 32), Sequence(torch.arange(20)[None])
+    with_norms.prepare(seq)
+    expected = with_norms(x, seq)
+    for name in ("q_proj", "k_proj"):
+        project, norm = getattr(without, name), getattr(with_norms, f"{name[0]}_norm")
+        size = getattr(without, "head_dim", None) or without.head_k
+        weight = norm.weight if affine else None
+
+        def normed(x, project=project.forward, size=size, weight=weight):
+            return F.rms_norm(project(x).unflatten(-1, (-1, size)), (size,), weight, 1e-6).flatten(-2)
+
+        project.forward = normed
+    torch.testing.assert_close(without(x, seq), expected)
 
 
 def test_padded_vocabulary():

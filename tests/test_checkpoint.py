@@ -31,7 +31,17 @@ def step(state: State) -> float:
     return train_step(state, [batch], 1e-2, Training(), Clock(CPU))["loss"]
 
 
-@pytest.mark.parametrize("optimizer", [{"fused": True}, {"fused": False}, {"name": "Adam"}], ids=str)
+SCALES = {
+    "embedding_lr_scale": 10.0,
+    "head_lr_scale": 2.0,
+    "other_lr_scale": 0.1,
+    "beta1": 0.8,
+    "eps": 1e-10,
+    "weight_decay": 0.0,
+}
+
+
+@pytest.mark.parametrize("optimizer", [{"fused": True}, {"fused": False}, {"name": "Adam"}, SCALES], ids=str)
 def test_going_on_is_as_if_nothing_had_been(tmp_path, tiny_model, optimizer):
     """Adam's two means and its step count come back: the losses that follow are the same numbers."""
     unbroken = fresh(tiny_model("gla", "gated_delta_net", "attention"), **optimizer)
@@ -45,6 +55,23 @@ def test_going_on_is_as_if_nothing_had_been(tmp_path, tiny_model, optimizer):
     assert again == losses
     ours, theirs = unbroken.tensors(), second.tensors()
     assert all(ours[name].equal(theirs[name]) for name in ours if not name.startswith("rng"))
+
+
+def test_learning_rates_by_role_are_of_the_settings_and_not_of_the_checkpoint(tmp_path, tiny_model):
+    """A checkpoint of a run without them, as all were before there were any, goes on with those of today."""
+    first = fresh(tiny_model())
+    step(first)
+    Checkpoints(tmp_path, SYNC).save(first)
+    second = fresh(tiny_model(seed=9), embedding_lr_scale=0.0, head_lr_scale=3.0)
+    assert Checkpoints(tmp_path, SYNC, note=lambda _: None).restore(second)
+    before = {name: parameter.detach().clone() for name, parameter in second.model.named_parameters()}
+    step(second)
+    step(first)
+    plain = dict(first.model.named_parameters())
+    for name, parameter in second.model.named_parameters():
+        moved, as_first = parameter - before[name], plain[name] - before[name]
+        times = {"embed.weight": 0.0, "head.weight": 3.0}.get(name, 1.0)
+        torch.testing.assert_close(moved, times * as_first, rtol=1e-3, atol=1e-7, msg=name)
 
 
 def saved(folder, tiny_model, steps: int = 3, **changes) -> State:

@@ -37,8 +37,8 @@ def a_batch(rows=4, seed=0) -> Batch:
 
 @pytest.fixture
 def models(tiny_model):
-    """A teacher of softmax attention and a student whose middle layer is gla."""
-    teacher = tiny_model("attention", num_hidden_layers=3)
+    """A teacher of softmax attention with a soft cap of its logits, and a student whose middle layer is gla."""
+    teacher = tiny_model("attention", num_hidden_layers=3, final_logit_softcapping=3.0)
     mixers = {**teacher.shape.mixers, "gla": GLA}
     shape = replace(teacher.shape, layer_types=("attention", "gla", "attention"), mixers=mixers)
     return teacher, transplant(teacher, shape, 0)[0]
@@ -73,7 +73,8 @@ def test_logits_is_the_divergence_at_a_temperature_and_a_share_of_the_text(model
     batch, seq = a_batch(), learn_sequence
     learn = distillation(teacher, kind="logits", temperature=2.0, label_share=share)
     real = batch.labels_BT != -100
-    p, q = (model.logits(model(batch.ids_BT, seq(batch)))[real] for model in (teacher, student))
+    hidden = (model.head(model(batch.ids_BT, seq(batch)))[real] for model in (teacher, student))
+    p, q = (3 * torch.tanh(logits / 3) for logits in hidden)
     expected = 4 * F.kl_div((q / 2).log_softmax(-1), (p / 2).log_softmax(-1), log_target=True, reduction="sum")
     expected = (1 - share) * expected + share * F.cross_entropy(q, batch.labels_BT[real], reduction="sum")
     loss = learn.loss_sum(student, batch, None)

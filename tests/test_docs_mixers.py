@@ -1,6 +1,8 @@
 """The table of docs/mixers.md: every mixer has a row, and its numbers are what the code counts and keeps."""
 
+import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -8,7 +10,8 @@ import torch
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence, read_mixer_shape
-from longfire.shape import ModelShape
+from longfire.settings import Optimizer
+from longfire.shape import INIT_KEYS, INIT_RULES, WORDS, ModelShape
 
 PAGE = Path(__file__).parents[1] / "docs" / "mixers.md"
 HIDDEN, TOKENS = 1024, 2048
@@ -53,8 +56,9 @@ def counted(name: str) -> dict[str, str]:
     }
 
 
-def rows() -> dict[str, list[str]]:
-    table = PAGE.read_text(encoding="utf-8").split("<!-- mixers -->")[1].split("<!-- end -->")[0]
+def rows(name: str = "mixers") -> dict[str, list[str]]:
+    """First cell -> the cells of each row of a table."""
+    table = PAGE.read_text(encoding="utf-8").split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
     return {cells[0].strip("`"): cells for cells in lines[2:]}
 
@@ -75,3 +79,29 @@ def test_numbers_are_what_the_code_counts():
 def test_the_page_says_what_the_numbers_are_of():
     text = PAGE.read_text(encoding="utf-8")
     assert re.search(rf"hidden size {HIDDEN:,}", text) and re.search(rf"rows of {TOKENS:,} tokens", text)
+
+
+def test_the_table_of_settings_has_their_defaults():
+    defaults = {f.name: f.default for f in fields(ModelShape)}
+    shown = rows("settings")
+    assert {name: json.loads(cells[1].strip("`")) for name, cells in shown.items()} == {n: defaults[n] for n in shown}
+    assert {*INIT_KEYS, "mlp", "embed_norm", "final_logit_softcapping"} <= shown.keys()
+
+
+def test_the_tables_of_mlps_and_of_rules_are_whole():
+    assert sorted(rows("mlp")) == sorted(WORDS["mlp"])
+    assert tuple(rows("init")) == INIT_RULES
+
+
+def test_every_mixer_says_whether_it_normalises_q_and_k():
+    shown = {name: text for names, (_, text) in rows("qk_norm").items() for name in re.findall(r"\w+", names)}
+    assert sorted(shown) == sorted(MIXERS)
+    for name, mixer in MIXERS.items():
+        has = "qk_norm" in {f.name for f in fields(mixer.Shape)}
+        assert ("`qk_norm`" in shown[name]) == has, name
+
+
+def test_the_roles_of_the_optimizer_are_shown():
+    text = PAGE.read_text(encoding="utf-8")
+    names = {f.name for f in fields(Optimizer) if f.name.endswith("_lr_scale")}
+    assert names == set(re.findall(r"`(\w+_lr_scale)`", text)) and len(names) == 4

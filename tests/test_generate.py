@@ -287,7 +287,7 @@ def test_memory_a_token_is_constant_where_the_mixer_has_a_state(any_model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_that_are_rounded_once_give_the_same_text(dtype, any_model):
-    from longfire.model import build
+    from longfire.initialise import build
     from longfire.ops.linear import keep_rounded
 
     low = build(any_model.shape, 0, "cpu", dtype)

@@ -39,6 +39,12 @@ CASES = {
         3,
     ),
     "gpt2": ("gpt2", {"n_positions": 48}, 0, 1),
+    "nanochat": (
+        "nanochat",
+        {"intermediate_size": 96, "num_key_value_heads": 2, "final_logit_softcapping": 4.0},
+        5_000,
+        0,
+    ),
     "mistral": ("mistral", {"intermediate_size": 48, "num_key_value_heads": 4, "sliding_window": 9}, 0, 0),
 }
 

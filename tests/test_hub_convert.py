@@ -17,7 +17,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.convert import cut, export, export_run
 from longfire.hub.families import shape_from_config
 from longfire.hub.load import INDEX, SINGLE, load_model, load_weights
-from longfire.model import build
+from longfire.initialise import build
 from longfire.run import Run
 from longfire.weights import open_model
 

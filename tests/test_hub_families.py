@@ -124,6 +124,12 @@ CASES = {
     "gpt2": ("gpt2", {"n_positions": 64}),
     "gpt2, untied, own width, scores by layer": ("gpt2", {"n_positions": 64, "n_inner": 40, "tie_word_embeddings": False,
                                                           "scale_attn_by_inverse_layer_idx": True}),
+    "gpt2, exact gelu": ("gpt2", {"n_positions": 64, "activation_function": "gelu"}),
+    "llama, gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "nanochat": ("nanochat", {"num_key_value_heads": 2, "pad_token_id": None}),
+    "nanochat, biases, another cap, tied, llama3": ("nanochat", {**rope("llama3", **LLAMA3), "attention_bias": True,
+        "final_logit_softcapping": 2.5, "tie_word_embeddings": True, "hidden_act": "gelu", "pad_token_id": None}),
+    "nanochat, no cap": ("nanochat", {"final_logit_softcapping": None, "pad_token_id": None}),
 }  # fmt: skip
 
 
@@ -554,7 +560,9 @@ def test_tables_need_no_torch():
     [
         ({"model_type": "gpt_neox"}, r"'gpt_neox' is none that longfire can read \(llama, mistral, .*gla"),
         ({}, "model_type = None"),
-        ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act = 'gelu'.*'silu' only"),
+        ({"model_type": "llama", "hidden_act": "tanh"}, "hidden_act = 'tanh'.*'silu' or .* only"),
+        ({"model_type": "nanochat", **rope("yarn", **ORIGINAL)}, "rope_type = 'yarn'.*'default' or .* only"),
+        ({"model_type": "llama", "final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0: longfire has no such"),
         ({"model_type": "llama", "attention_bias": "yes"}, "attention_bias = 'yes' must be of type bool"),
         ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, "rope_parameters.factor is missing"),
         ({"model_type": "llama", "rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type = 'longrope'.*'default' or 'linear'"),
@@ -566,7 +574,7 @@ def test_tables_need_no_torch():
         ({"model_type": "qwen2", "attention_bias": False, "layer_types": ["full_attention"]}, "layer_types = .* 32 times"),
         ({"model_type": "qwen2", "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}, "use_sliding_window.*no window"),
         ({"model_type": "qwen3", "num_hidden_layers": 1, "layer_types": ["chunked_attention"]}, "layer_types = .*chunked"),
-        ({"model_type": "gpt2", "activation_function": "gelu"}, "activation_function = 'gelu'.*'gelu_new' only"),
+        ({"model_type": "gpt2", "activation_function": "tanh"}, "activation_function = 'tanh'.*'gelu_new' or .* only"),
         ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = False"),
         ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention = True"),
         ({"model_type": "llama", "rope_parameters": 7}, "rope_parameters = 7 must be a table"),
@@ -604,6 +612,12 @@ def test_what_we_cannot_express_is_named(config, message):
         shape_from_config(config, "config.json")
 
 
+QK_NORM_OF_LINEAR_MIXERS = [
+    ({"layer_types": (mixer,), "mixers": {mixer: {"num_heads": 2, "qk_norm": True}}}, f"{mixer}.qk_norm = True, it has False only")
+    for mixer in ("gla", "gsa", "linear_attention", "retention")
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -623,6 +637,11 @@ def test_what_we_cannot_express_is_named(config, message):
          "attention.o_bias = True, it has False only"),
         ({"layer_types": ("attention",), "block": "parallel"}, "block = 'parallel'"),
         ({"layer_types": ("gla",), "embed_norm": True}, "embed_norm = True"),
+        ({"layer_types": ("gla",), "final_logit_softcapping": 15.0}, "final_logit_softcapping = 15.0, it has 0.0 only"),
+        ({"layer_types": ("attention",), "final_logit_softcapping": 15.0}, "final_logit_softcapping = 15.0"),
+        ({"layer_types": ("attention",), "norm_affine": False}, "norm_affine = False"),
+        ({"layer_types": ("attention",), "mlp": "silu"}, "mlp = 'silu'"),
+        *QK_NORM_OF_LINEAR_MIXERS,
     ],
 )  # fmt: skip
 def test_what_they_cannot_express_is_named(tiny_shape, changes, message):
@@ -684,6 +703,9 @@ def test_what_changes_training_only_is_left_out_and_named():
     assert choose_family(shape) == "llama"
     assert config_from_shape(shape)["attention_dropout"] == 0.1
     assert left_out(FAMILIES["llama"], shape) == ["dropout = 0.2"]
+    begun = replace(shape, dropout=0.0, init_head="zeros", init_embedding=1.0)
+    assert choose_family(begun) == "llama"
+    assert left_out(FAMILIES["llama"], begun) == ["init_embedding = 1.0", "init_head = 'zeros'"]
     assert left_out(FAMILIES["transformer"], shape) == ["dropout = 0.2", "attention.dropout = 0.1"]
 
 

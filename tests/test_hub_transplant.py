@@ -11,7 +11,7 @@ from longfire.errors import SettingsError
 from longfire.hub.convert import export
 from longfire.hub.load import load_model
 from longfire.hub.transplant import TABLE, convert, ranges, transplant
-from longfire.model import build
+from longfire.initialise import build
 
 SOURCE = {"num_heads": 4, "num_kv_heads": 2}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_shape
 
-from longfire.model import build
+from longfire.initialise import build
 
 
 def test_parameters_begin_as_flas_do():

@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from longfire.errors import SettingsError
+from longfire.initialise import build
 from longfire.mixers import MIXERS
-from longfire.model import build
 from longfire.ops.attention import attention_slow
 from longfire.ops.cross_entropy import linear_cross_entropy
 from longfire.parallel.apply import parallelize

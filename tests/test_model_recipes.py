@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,14 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
+from torch import Tensor
 
+from longfire.data.batches import Batch
 from longfire.errors import SettingsError
 from longfire.hub.families import FAMILIES, TRANSFORMERS, choose_family, config_from_shape, shape_from_config
 from longfire.hub.family import whole
+from longfire.initialise import build
+from longfire.loss import loss_sum
 from longfire.model import Model
 from longfire.run import read_shape
-from longfire.shape import ModelShape, mixer_of, read_config
+from longfire.shape import INIT_KEYS, ModelShape, mixer_of, read_config
 
 FOLDER = Path(__file__).parents[1] / "recipes/models"
 WORDS = 4096  # of the tokenizer where a shape leaves its vocabulary open
@@ -31,6 +37,7 @@ OTHERS, NOTHING_FITS = "is that of other mixers' models of this width", None
 # name: parameters, the published number, and where the model does not round to it: why, and by how much.
 TABLE = {
     "hybrid-10m": (10_538_624, "10M"),
+    "quick-2m": (3_342_336, "2M", "counts no embedding, and a head of 2,048 words", (4096 + 2048) * 192),
     "transformer-340m": (373_867_520, "340M", UNTIED, 32000 * 1024),
     "transformer-1b": (1_364_297_728, "1B"),
     "transformer-7b": (7_241_732_096, "7.24B"),  # Mistral-7B's
@@ -91,7 +98,9 @@ TABLE = {
 
 # No table of hub/families*.py has them: GPT-2's blocks with rotary positions on a part of each head.
 NO_FAMILY = {name for name in TABLE if name.startswith("gpt3") and "rotary" in name}
-SOFTMAX = [name for name in TABLE if name.startswith(("transformer", "gpt", "llama")) and name not in NO_FAMILY]
+SOFTMAX = [
+    name for name in TABLE if name.startswith(("transformer", "gpt", "llama", "quick")) and name not in NO_FAMILY
+]
 MISSING = [name for name in ("triton", "fla", "einops") if importlib.util.find_spec(name) is None]
 
 
@@ -167,10 +176,11 @@ def test_the_readme_says_what_the_file_has(name):
 
 @pytest.mark.parametrize("name", sorted(TABLE.keys() - NO_FAMILY))
 def test_it_can_leave_as_a_family_of_hugging_face(name):
-    """And comes back as the same shape; their configs cannot say in what type sums are kept."""
+    """And comes back as the same shape; their configs cannot say in what type sums are kept, nor how weights began."""
     shape = shape_of(name)
     config = config_from_shape(shape, length=shape.max_position_embeddings)
-    there = replace(shape_from_config(config, name), residual_in_fp32=shape.residual_in_fp32)
+    unsaid = {key: getattr(shape, key) for key in ("residual_in_fp32", *INIT_KEYS)}
+    there = replace(shape_from_config(config, name), **unsaid)
     assert whole(there) == whole(shape)
 
 
@@ -203,3 +213,67 @@ def test_a_shape_without_a_family_is_said_to_have_none(name):
     with pytest.raises(SettingsError, match="no Hugging Face family"):
         choose_family(shape_of(name))
     assert "no family" in rows()[name][-1]
+
+
+def quick_loss(weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:
+    """Mean loss of quick-2m's mathematics, written out: 4 layers, 3 heads of 64, RoPE, squared ReLU, soft cap 15."""
+
+    def norm(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def heads(x_BTD: Tensor, name: str) -> Tensor:
+        return (x_BTD @ weights[name].T).view(*x_BTD.shape[:2], 3, 64).transpose(1, 2)
+
+    T = ids_BT.shape[1] - 1
+    angles_TK = torch.arange(T, dtype=torch.float64)[:, None] * 10000 ** (-torch.arange(0, 64, 2) / 64)
+    turns_TK = torch.polar(torch.ones_like(angles_TK), angles_TK)
+
+    def turned(x_BHTK: Tensor) -> Tensor:
+        """Channels i and i + 32 are a complex number, turned by its angle."""
+        first, second = norm(x_BHTK).split(32, -1)
+        z = torch.complex(first, second) * turns_TK
+        return torch.cat([z.real, z.imag], -1)
+
+    x_BTD = norm(weights["embed.weight"][ids_BT[:, :-1]])
+    for layer in range(4):
+        mixer, mlp = f"layers.{layer}.mixer", f"layers.{layer}.mlp"
+        h_BTD = norm(x_BTD)
+        q, k, v = (heads(h_BTD, f"{mixer}.{name}_proj.weight") for name in "qkv")
+        scores = turned(q) @ turned(k).mT / 8
+        hidden_TT = torch.ones(T, T, dtype=torch.bool).triu(1)
+        o_BHTV = scores.masked_fill(hidden_TT, -torch.inf).softmax(-1) @ v
+        x_BTD = x_BTD + o_BHTV.transpose(1, 2).flatten(2) @ weights[f"{mixer}.o_proj.weight"].T
+        up = (norm(x_BTD) @ weights[f"{mlp}.up_proj.weight"].T).clamp_min(0) ** 2
+        x_BTD = x_BTD + up @ weights[f"{mlp}.down_proj.weight"].T
+    logits_BTW = 15 * torch.tanh(norm(x_BTD) @ weights["head.weight"].T / 15)
+    return F.cross_entropy(logits_BTW.flatten(0, 1), ids_BT[:, 1:].flatten())
+
+
+def test_quick_2m_is_its_mathematics():
+    """Loss and gradients in float64, of a model whose outputs and head are not zero and whose logits reach the cap."""
+    shape = replace(read_shape(FOLDER / "quick-2m.json"), init_outputs=0.05, init_head=1.0).with_vocabulary(53)
+    model = build(shape, 0, compute_dtype=torch.float64).double()
+    ids_BT = torch.randint(53, (2, 31), generator=torch.Generator().manual_seed(0))
+    positions_BT = torch.arange(30).expand(2, 30)
+    loss = loss_sum(model, Batch(ids_BT[:, :-1], ids_BT[:, 1:], positions_BT), 16) / 60
+    loss.backward()
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    expected = quick_loss(weights, ids_BT)
+    torch.testing.assert_close(loss, expected)
+    for name, gradient in zip(weights, torch.autograd.grad(expected, list(weights.values()))):
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
+    assert model.logits(model(ids_BT)).abs().max() > 10
+
+
+def test_quick_2m_begins_with_the_loss_of_a_guess():
+    """Head zero: every word is equally likely. Outputs zero: all layers pass on what they are given."""
+    shape = read_shape(FOLDER / "quick-2m.json").with_vocabulary(2048)
+    model = build(shape, 0)
+    ids_BT = torch.randint(2048, (1, 33), generator=torch.Generator().manual_seed(0))
+    batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], torch.arange(32)[None])
+    assert loss_sum(model, batch, 64).item() / 32 == pytest.approx(math.log(2048))
+    assert model.embed.weight.detach().std() == pytest.approx(1, abs=0.01)
+    bound = math.sqrt(3 / 192)
+    weight = model.layers[2].mixer.q_proj.weight.detach()
+    assert weight.std() == pytest.approx(192**-0.5, rel=0.01) and weight.abs().max() <= bound
+    assert not model.layers[0].mixer.o_proj.weight.any() and not model.layers[3].mlp.down_proj.weight.any()

@@ -1,5 +1,7 @@
 """The fused loss head against F.cross_entropy of all logits in float64."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,14 @@ from torch import Tensor
 
 from longfire.ops import bf16
 from longfire.ops import cross_entropy as module
-from longfire.ops.cross_entropy import Words, likeliest, linear_cross_entropy, linear_cross_entropy_slow, token_losses
+from longfire.ops.cross_entropy import (
+    Words,
+    likeliest,
+    linear_cross_entropy,
+    linear_cross_entropy_slow,
+    softcap_in_place,
+    token_losses,
+)
 
 pytestmark = pytest.mark.dtype
 
@@ -154,3 +163,58 @@ def test_inside_a_compiled_function():
     compiled = torch.compile(lambda h, w, t: linear_cross_entropy(h.sin(), w, t) / 3, backend="aot_eager")
     got, true = (torch.autograd.grad(f, made[:2]) for f in (compiled(*made), plain(made[0].sin(), *made[1:]) / 3))
     torch.testing.assert_close(got, true)
+
+
+def capped(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float, **_) -> Tensor:
+    logits = hidden.double() @ weight.double().T
+    return F.cross_entropy(softcap * torch.tanh(logits / softcap), labels, reduction="sum")
+
+
+@pytest.mark.parametrize("softcap", [0.3, 2.0, 15.0, 1e6])
+@pytest.mark.parametrize("chunk", [7, 64])
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow, shared])
+def test_soft_cap_against_autograd(form, chunk, softcap, monkeypatch):
+    """Logits have a standard deviation of sqrt(7): caps that saturate, that bend, and that do nothing."""
+    monkeypatch.setattr(module, "CAPPED_ROWS", 20)
+    made = inputs(50)
+    got = results(form, *made, chunk_tokens=chunk, softcap=softcap)
+    for a, b in zip(got, results(capped, *made, softcap=softcap)):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("words", [None, ALL_WORDS])
+def test_losses_of_tokens_with_a_soft_cap(words):
+    hidden, weight, labels = inputs(70)
+    logits = 2 * torch.tanh(hidden @ weight.T / 2)
+    losses, greedy = token_losses(hidden, weight, labels, chunk_tokens=16, words=words, softcap=2.0)
+    torch.testing.assert_close(losses, F.cross_entropy(logits, labels, reduction="none"))
+    assert torch.equal(greedy, (labels != -100) & (logits.argmax(1) == labels))
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-24), (torch.bfloat16, 2**-9)])
+def test_soft_cap_in_lower_precision(dtype, unit, native, monkeypatch):
+    """As in test_lower_precision: a cap moves no logit further than its rounding did."""
+    monkeypatch.setattr(module, "native_bf16", lambda device: native)
+    hidden, weight, labels = inputs(40, dtype)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    got = results(linear_cross_entropy, hidden, weight, labels, chunk_tokens=16, softcap=5.0)
+    for a, b in zip(got, results(capped, *exact, labels, softcap=5.0)):
+        assert (a.double() - b).abs().max() <= 16 * unit * b.abs().max()
+
+
+@pytest.mark.parametrize("form", [linear_cross_entropy, shared])
+def test_a_saturated_soft_cap_is_finite_and_has_no_gradient(form):
+    hidden, weight, labels = inputs(10, torch.float32, ignored=0.0)
+    hidden = hidden.abs() * 1e4  # beyond any logit whose tanh is not +-1
+    loss, d_hidden, d_weight = results(form, hidden, weight.abs(), labels, softcap=15.0)
+    assert loss.isclose(torch.tensor(10 * math.log(W)), rtol=1e-4)
+    assert not d_hidden.any() and not d_weight.any()
+
+
+def test_a_soft_cap_without_gradients_takes_no_further_buffer():
+    hidden, weight, labels = inputs(20)
+    with torch.no_grad():
+        got = linear_cross_entropy(hidden, weight, labels, softcap=2.0)
+    torch.testing.assert_close(got, capped(hidden, weight, labels, 2.0).detach())
+    assert softcap_in_place(hidden.detach().clone(), 2.0, gradient=False) is None

@@ -1,12 +1,19 @@
-"""The MLPs against transformers' own classes."""
+"""The MLPs against transformers' own classes, and their activations against their formulas in float64."""
 
+import math
+
+import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config, LlamaConfig
+from torch import Tensor
+from transformers import GemmaConfig, GPT2Config, LlamaConfig, NanoChatConfig
+from transformers.models.gemma.modeling_gemma import GemmaMLP
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 
-from longfire.ops.mlp import GELUMLP, SwiGLU, swiglu
+from longfire.ops.mlp import ACTIVATIONS, GATES, GatedMLP, UngatedMLP, gated, gated_slow
+from longfire.shape import GATED_MLPS, UNGATED_MLPS
 
 
 def assert_same(ours, theirs, size: int) -> None:
@@ -16,23 +23,86 @@ def assert_same(ours, theirs, size: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(got, x, seed), torch.autograd.grad(true, x, seed))
 
 
-def test_swiglu_is_llamas():
-    theirs = LlamaMLP(LlamaConfig(hidden_size=6, intermediate_size=11, num_attention_heads=1)).double()
-    ours = SwiGLU(6, 11).double()
-    ours.load_state_dict(theirs.state_dict())
+def test_the_shape_knows_every_mlp():
+    assert tuple(ACTIVATIONS) == UNGATED_MLPS and tuple(GATES) == GATED_MLPS
+
+
+def llama(act: str) -> LlamaMLP:
+    return LlamaMLP(LlamaConfig(hidden_size=6, intermediate_size=11, num_attention_heads=1, hidden_act=act))
+
+
+def gemma() -> GemmaMLP:
+    return GemmaMLP(GemmaConfig(hidden_size=6, intermediate_size=11))
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [("swiglu", llama("silu")), ("geglu_exact", llama("gelu")), ("reglu", llama("relu")), ("geglu", gemma())],
+)
+def test_gated_mlps_are_those_of_llama_and_gemma(kind, theirs):
+    ours = GatedMLP(kind, 6, 11).double()
+    ours.load_state_dict(theirs.double().state_dict())
     assert_same(ours, theirs, 6)
 
 
-def test_gelu_mlp_is_gpt2s():
-    theirs = GPT2MLP(11, GPT2Config(n_embd=6)).double().eval()
-    ours = GELUMLP(6, 11, bias=True).double()
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [("gelu", "gelu_new"), ("gelu_exact", "gelu"), ("relu", "relu"), ("silu", "silu"), ("relu2", "relu2")],
+)
+def test_ungated_mlps_are_gpt2s(kind, theirs):
+    theirs = GPT2MLP(11, GPT2Config(n_embd=6, activation_function=theirs)).double().eval()
+    ours = UngatedMLP(kind, 6, 11, bias=True).double()
     pairs = ((ours.up_proj, theirs.c_fc), (ours.down_proj, theirs.c_proj))
     for linear, conv1d in pairs:  # GPT-2 stores its matrices turned
         linear.weight.data, linear.bias.data = conv1d.weight.data.T.clone(), conv1d.bias.data.clone()
     assert_same(ours, theirs, 6)
 
 
-def test_swiglu_of_tensors():
-    gate, up = torch.randn(2, 3, 4, dtype=torch.float64).requires_grad_().unbind()
-    assert torch.autograd.gradcheck(swiglu, (gate, up))
-    torch.testing.assert_close(swiglu(gate, up), F.silu(gate) * up)
+def test_squared_relu_is_nanochats():
+    theirs = NanoChatMLP(NanoChatConfig(hidden_size=6, intermediate_size=11)).double()
+    ours = UngatedMLP("relu2", 6, 11).double()
+    ours.load_state_dict({"up_proj.weight": theirs.fc1.weight, "down_proj.weight": theirs.fc2.weight})
+    assert_same(ours, theirs, 6)
+
+
+def by_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def by_erf(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+FORMULAS = {
+    "relu": lambda x: x * (x > 0),
+    "relu2": lambda x: x * x * (x > 0),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "gelu": by_tanh,
+    "gelu_exact": by_erf,
+    "swiglu": lambda x: x / (1 + torch.exp(-x)),
+    "geglu": by_tanh,
+    "geglu_exact": by_erf,
+    "reglu": lambda x: x * (x > 0),
+}
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_activations_are_their_formulas(kind):
+    x = torch.linspace(-4, 4, 40, dtype=torch.float64).requires_grad_()
+    got, true = {**ACTIVATIONS, **GATES}[kind](x), FORMULAS[kind](x)
+    torch.testing.assert_close(got, true)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (got, true)))
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_gated_equals_its_reference(kind):
+    gate, up, d_y = torch.randn(3, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs = (gate.requires_grad_(), up.requires_grad_())
+    got, true = gated(*inputs, kind), gated_slow(*inputs, kind)
+    torch.testing.assert_close(got, true)
+    for a, b in zip(torch.autograd.grad(got, inputs, d_y), torch.autograd.grad(true, inputs, d_y)):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(gated(*inputs, kind), true)
+    assert torch.autograd.gradcheck(lambda g, u: gated(g, u, kind), inputs)
+    assert F.silu is GATES["swiglu"], "the one whose fast form keeps its inputs alone"

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import nn
 
-from longfire.optim import clip_gradients, make_optimizer, parameter_groups, schedule
+from longfire.hub import foreign
+from longfire.mixers import MIXERS
+from longfire.optim import (
+    clip_gradients,
+    make_optimizer,
+    parameter_groups,
+    roles,
+    schedule,
+    set_learning_rate,
+)
 from longfire.settings import LRScheduler, Optimizer
 
 CPU = torch.device("cpu")
@@ -56,6 +65,62 @@ def test_a_step_without_gradient_signal_shrinks_matrices_alone(tiny_model):
     for name, parameter in model.named_parameters():
         expected = before[name] * (1 - 0.1 * 0.5) if name in decayed else before[name]
         assert parameter.allclose(expected, rtol=1e-6, atol=0), name
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_roles_of_every_mixer(tiny_model, mixer):
+    """matrix is what decays, but for the head; embedding and head are one parameter each."""
+    model = tiny_model(mixer, learned_positions=True, max_position_embeddings=64)
+    names = {p: name for name, p in model.named_parameters()}
+    found = {names[p]: role for p, role in roles(model).items()}
+    assert found.keys() == set(names.values())
+    assert {name for name, role in found.items() if role == "embedding"} == {"embed.weight", "positions.weight"}
+    assert {name for name, role in found.items() if role == "head"} == {"head.weight"}
+    decayed = names_by_decay(model, Optimizer(weight_decay=0.1))[True]
+    assert {name for name, role in found.items() if role == "matrix"} == decayed - {"head.weight"}
+    assert {found[name] for name in found if name.endswith(("norm.weight", ".bias", "A_log"))} == {"other"}
+
+
+def test_a_tied_head_is_an_embedding(tiny_model):
+    model = tiny_model(tie_word_embeddings=True)
+    assert roles(model)[model.head.weight] == "embedding" and "head" not in roles(model).values()
+
+
+def test_roles_of_a_model_of_transformers():
+    shape = foreign.read_shape(
+        {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "vocab_size": 20, "tie_word_embeddings": False}, "x"
+    )  # fmt: skip
+    model = foreign.build(shape, 0)
+    found = {name: roles(model)[p] for name, p in model.named_parameters()}
+    assert found["theirs.model.embed_tokens.weight"] == "embedding" and found["theirs.lm_head.weight"] == "head"
+    assert (
+        found["theirs.model.norm.weight"] == "other" and found["theirs.model.layers.0.mlp.up_proj.weight"] == "matrix"
+    )
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam"])
+def test_each_role_moves_by_its_multiple_of_the_rate(tiny_model, name):
+    """With beta1 = 0.8, no weight decay and eps = 1e-10, Adam's first step of any gradient is the rate itself."""
+    scales = {"embedding": 100.0, "head": 0.5, "matrix": 2.0, "other": 0.0}
+    given = {f"{role}_lr_scale": scale for role, scale in scales.items()}
+    model = tiny_model("gated_delta_net", "attention")
+    chosen = Optimizer(name=name, lr=1e-4, beta1=0.8, eps=1e-10, weight_decay=0.0, **given)
+    optimizer = make_optimizer(model, chosen, CPU)
+    set_learning_rate(optimizer, 1e-3)
+    before = {p: p.detach().clone() for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.01)
+    optimizer.step()
+    for parameter, role in roles(model).items():
+        expected = before[parameter] - 1e-3 * scales[role]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-6 * max(1, scales[role]))
+
+
+def test_equal_settings_share_a_group(tiny_model):
+    assert len(parameter_groups(tiny_model(), Optimizer())) == 2
+    assert len(parameter_groups(tiny_model(), Optimizer(weight_decay=0.0))) == 1
+    assert len(parameter_groups(tiny_model(), Optimizer(embedding_lr_scale=2.0))) == 3
 
 
 @pytest.mark.parametrize(

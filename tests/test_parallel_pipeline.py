@@ -10,8 +10,9 @@ from worlds import in_processes
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import SettingsError
+from longfire.initialise import build, initialise
 from longfire.loss import loss_of, loss_sum, losses
-from longfire.model import Model, build, initialise
+from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
 from longfire.parallel.apply import give_back

@@ -15,10 +15,11 @@ from torch.distributed.fsdp import fully_shard
 from worlds import in_processes
 
 from longfire.data.batches import Batch
+from longfire.initialise import build, initialise, keyed_generator
 from longfire.loss import loss_sum, losses
 from longfire.mixers import MIXERS
 from longfire.mixers.gla import GLA
-from longfire.model import Model, build, initialise, keyed_generator
+from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
 from longfire.parallel.apply import recompilations

@@ -9,6 +9,7 @@ import pytest
 
 from longfire.errors import CheckpointError, SettingsError
 from longfire.launch import World
+from longfire.mixers import MIXERS
 from longfire.run import Run, summary
 
 SHAPE = {
@@ -184,6 +185,28 @@ def test_a_saved_run_is_the_same_run(folder, monkeypatch):
     assert there == expected
     again.save()
     assert Run.of_folder(saved) == again
+
+
+def test_learning_rates_by_role_are_printed_and_a_tied_head_has_none_of_its_own(folder):
+    given = {"optimizer.embedding_lr_scale": "10", "optimizer.head_lr_scale": "0.5", "optimizer.eps": "1e-10"}
+    given |= {"optimizer.beta1": "0.8", "optimizer.weight_decay": "0"}
+    run = compose(folder, **given)
+    assert (run.optimizer.beta1, run.optimizer.eps, run.optimizer.weight_decay) == (0.8, 1e-10, 0.0)
+    assert summary(run)[-1].endswith("tokens; embedding x 10, head x 0.5")
+    assert summary(compose(folder))[-1].endswith("tokens")
+    (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "tie_word_embeddings": True}))
+    with pytest.raises(SettingsError, match=r"optimizer.head_lr_scale = 0.5, but with tie_word_embeddings = true"):
+        compose(folder, **given)
+    with pytest.raises(SettingsError, match="optimizer.matrix_lr_scale = -1"):
+        compose(folder, **{"optimizer.matrix_lr_scale": "-1"})
+
+
+def test_a_mixer_that_does_not_say_what_ends_it_is_refused_where_that_is_asked(folder, monkeypatch):
+    monkeypatch.setattr(MIXERS["attention"], "roles", {"q_proj": "column"})
+    compose(folder)
+    (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "init_outputs": "zeros"}))
+    with pytest.raises(SettingsError, match="the mixer attention does not say which matrix ends it"):
+        compose(folder)
 
 
 def test_a_run_folder_may_be_moved(folder):

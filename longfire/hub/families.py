@@ -36,6 +36,26 @@ LLAMA_NAMES = (
 )
 
 
+# transformers' names of activations -> our MLPs: gated, as Llama's, and ungated, as GPT-2's. The first of several is written.
+GATES = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu_pytorch_tanh": "geglu",
+    "gelu_new": "geglu",
+    "gelu": "geglu_exact",
+    "relu": "reglu",
+}
+ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu": "gelu_exact",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
 def length_of(settings: Settings) -> int:
     return settings["max_position_embeddings"]
 
@@ -46,6 +66,7 @@ def growth(settings: Settings) -> float:
 
 
 KIND, SCALED = "attention.rope", ("linear", "dynamic", "llama3")
+UNSCALED_ROPES = {kind: kind for kind in ("default", *SCALED)}  # whose turns change no length
 ROPE_KEYS = (
     Key("rope_parameters.rope_theta", "attention.rope_theta", 10000.0),
     Key("rope_parameters.rope_type", KIND, "default", words={k: k for k in ("default", *SCALED, "yarn")}),
@@ -71,7 +92,7 @@ COMMON_KEYS = (
     Key("num_hidden_layers", "num_hidden_layers", 32),
     Key("num_attention_heads", "attention.num_heads", 32),
     Key("rms_norm_eps", "norm_eps", 1e-6),
-    Key("hidden_act", "mlp", "silu", words={"silu": "swiglu", "swish": "swiglu"}),
+    Key("hidden_act", "mlp", "silu", words=GATES),
     Key("attention_dropout", "attention.dropout", 0.0, null=0.0),
 )
 LLAMA_FIXED = {"rope_parameters.partial_rotary_factor": (1.0, None)}
@@ -87,7 +108,7 @@ BUFFERS = ("rotary_emb.inv_freq",)  # in old files; computed from rope_theta
 # What no class of transformers here has in another way; a family's `ours` says what else it has with one value only.
 PLAIN = {
     "norm_affine": True, "norm_bias": True, "block": "pre", "embed_norm": False, "pad_vocab_multiple": 1,
-    "attention.rotary_fraction": 1.0,
+    "attention.rotary_fraction": 1.0, "final_logit_softcapping": 0.0,
 }  # fmt: skip
 LLAMA = {**PLAIN, "norm": "rmsnorm", "learned_positions": False, "attention.scale_by_inverse_layer": False}
 NO_BIASES = {"mlp_bias": False, "attention.qkv_bias": False, "attention.o_bias": False}
@@ -208,7 +229,7 @@ TRANSFORMERS: dict[str, Family] = {
             Key("n_head", "attention.num_heads", 12),
             Key("n_positions", "max_position_embeddings", 1024),
             Key("n_inner", "intermediate_size", None, null=lambda s: 4 * s["hidden_size"], kind=int),
-            Key("activation_function", "mlp", "gelu_new", words={"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}),
+            Key("activation_function", "mlp", "gelu_new", words=ACTIVATIONS),
             Key("layer_norm_epsilon", "norm_eps", 1e-5),
             Key("resid_pdrop", "dropout", 0.1),
             Key("embd_pdrop", "embed_dropout", 0.1),
@@ -237,6 +258,53 @@ TRANSFORMERS: dict[str, Family] = {
                "summary_proj_to_labels", "summary_first_dropout"),  # attention in fp32 is how it is computed here
         older={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                "max_position_embeddings": "n_positions"},
+    ),
+    # Its QK-norm comes after rotary positions, ours before: without parameters that is the same, since to turn a
+    # head changes none of its length. With yarn it is not (its turns are scaled), so they are left out here.
+    "nanochat": Family(
+        architecture="NanoChatForCausalLM",
+        package="transformers",
+        mixer="attention",
+        keys=(
+            Key("vocab_size", "vocab_size", 50304),
+            Key("initializer_range", "initializer_range", 0.02),
+            Key("tie_word_embeddings", "tie_word_embeddings", False),
+            Key("hidden_size", "hidden_size", 768),
+            Key("num_hidden_layers", "num_hidden_layers", 12),
+            Key("num_attention_heads", "attention.num_heads", 6),
+            Key("num_key_value_heads", "attention.num_kv_heads", None, null=0),
+            Key("intermediate_size", "intermediate_size", 8192),
+            Key("max_position_embeddings", "max_position_embeddings", 2048, null=0),
+            *(replace(key, words=UNSCALED_ROPES) if key.words else key for key in ROPE_KEYS if key.when != (KIND, "yarn")),
+            Key("hidden_act", "mlp", "relu2", words=ACTIVATIONS),
+            Key("rms_norm_eps", "norm_eps", 1e-6),
+            Key("rms_norm_eps", "attention.qk_norm_eps", 1e-6),
+            Key("final_logit_softcapping", "final_logit_softcapping", 15.0, null=0.0),
+            Key("attention_bias", "attention.qkv_bias", False),
+            Key("attention_bias", "attention.o_bias", False),
+            Key("attention_dropout", "attention.dropout", 0.0, null=0.0),
+        ),
+        names=(
+            Name("model.embed_tokens.", "embed."),
+            Name("model.layers.{i}.self_attn.q_proj.", "layers.{i}.mixer.q_proj.", halves_swapped=True),
+            Name("model.layers.{i}.self_attn.k_proj.", "layers.{i}.mixer.k_proj.", halves_swapped=True),
+            Name("model.layers.{i}.self_attn.", "layers.{i}.mixer."),
+            Name("model.layers.{i}.mlp.fc1.", "layers.{i}.mlp.up_proj."),
+            Name("model.layers.{i}.mlp.fc2.", "layers.{i}.mlp.down_proj."),
+            Name("lm_head.", "head."),
+        ),
+        buffers=BUFFERS,
+        fixed=LLAMA_FIXED,
+        ours={
+            **{name: value for name, value in LLAMA.items() if name != "final_logit_softcapping"},
+            "norm_affine": False,
+            "embed_norm": True,
+            "mlp_bias": False,
+            "attention.qk_norm": True,
+            "attention.head_dim": 0,
+            "attention.window_size": 0,
+        },
+        older=LLAMA_OLDER,
     ),
 }  # fmt: skip
 

@@ -32,7 +32,7 @@ BUFFERS = ("rotary.inv_freq",)
 UNFUSED = {".attn.g_norm_swish_gate.weight": ".attn.g_norm.weight"}
 PLAIN = {
     "norm": "rmsnorm", "norm_affine": True, "norm_bias": True, "block": "pre", "embed_norm": False, "pad_vocab_multiple": 1,
-    "mlp_bias": False, "learned_positions": False,
+    "mlp_bias": False, "learned_positions": False, "final_logit_softcapping": 0.0,
 }  # fmt: skip
 ATTENTION_KEYS = (
     Key("num_heads", "attention.num_heads", 32),
@@ -109,7 +109,13 @@ FLA: dict[str, Family] = {
         layers=HYBRID,
         aliases=UNFUSED,
         fixed=FIXED,
-        ours={**PLAIN, "gla.gate_logit_normalizer": 16.0, "gla.gate_low_rank": 16, "gla.gate_fn": "swish"},
+        ours={
+            **PLAIN,
+            "gla.qk_norm": False,
+            "gla.gate_logit_normalizer": 16.0,
+            "gla.gate_low_rank": 16,
+            "gla.gate_fn": "swish",
+        },
         inert=(*INERT, "use_gk", "use_gv"),  # no class of fla reads them: keys are always gated, values never
         replaced=RATIO,
     ),
@@ -189,7 +195,7 @@ FLA: dict[str, Family] = {
         aliases=UNFUSED,
         layers=HYBRID,
         fixed={**FIXED, "hidden_ratio": (2,)},
-        ours={**PLAIN, "retention.gate_fn": "swish"},
+        ours={**PLAIN, "retention.qk_norm": False, "retention.gate_fn": "swish"},
         inert=(*INERT, "use_short_conv", "conv_size"),  # their model does not pass them to its layers
         replaced=RATIO,
     ),
@@ -220,7 +226,7 @@ FLA: dict[str, Family] = {
         buffers=BUFFERS,
         layers=HYBRID,
         fixed=FIXED,
-        ours=PLAIN,
+        ours={**PLAIN, "linear_attention.qk_norm": False},
         inert=INERT,
         replaced=RATIO,
     ),
@@ -295,7 +301,7 @@ FLA: dict[str, Family] = {
             "expand_v": (1,),  # with another one their output norm has the wrong size
             "use_rope": (False, None),  # no class of fla reads it; flame's files say false
         },
-        ours=PLAIN,
+        ours={**PLAIN, "gsa.qk_norm": False},
         inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
         replaced=RATIO,
         older={"exapnd_k": "expand_k", "exapnd_v": "expand_v"},  # as their class takes them

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from longfire.errors import SettingsError
-from longfire.shape import ModelShape, mixer_of
+from longfire.shape import INIT_KEYS, ModelShape, mixer_of
 
 Settings = dict[str, Any]  # flat: "hidden_size", "attention.num_heads"
 REQUIRED = object()  # a key that their class cannot do without
 
 # Settings that change training and not what a trained model computes: where a family has no key for one, an export leaves it out
 # (and its card says so) instead of being refused.
-TRAINING_ONLY = ("dropout", "embed_dropout", "residual_in_fp32", "attention.dropout")
+TRAINING_ONLY = ("dropout", "embed_dropout", "residual_in_fp32", "attention.dropout", *INIT_KEYS)
 
 # What each kind of rotary positions uses beside rope_theta; the rest of the settings is without effect then.
 ROPE_USES = {
@@ -103,11 +103,14 @@ class Name:
 
     ours: several where one tensor of theirs is several of ours, laid end to end along the first dim.
     turned: they keep matrices as (in, out), we as (out, in).
+    halves_swapped: rotary positions turn their heads the other way, which is ours with the two halves of
+    each head's channels swapped.
     """
 
     theirs: str
     ours: str | tuple[str, ...]
     turned: bool = False
+    halves_swapped: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -497,11 +500,10 @@ def contradictions(family: Family, settings: Settings) -> Iterator[str]:
 def left_out(family: Family, shape: ModelShape) -> list[str]:
     """What a family's config cannot say of a shape, though it changes no logits: settings of training that are not at rest."""
     values = values_of(whole(shape))
-    return [
-        f"{name} = {value!r}"
-        for name in TRAINING_ONLY
-        if name not in family.placed() and (value := next(iter(values.get(name, {"": 0}).values())))
-    ]
+    at_rest = {f.name: f.default for f in fields(ModelShape)} | {"attention.dropout": 0.0}
+    placed = family.placed()
+    said = {name: next(iter(values[name].values())) for name in TRAINING_ONLY if name in values}
+    return [f"{name} = {value!r}" for name, value in said.items() if name not in placed and value != at_rest[name]]
 
 
 def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -> dict[str, Any]:

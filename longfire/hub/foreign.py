@@ -51,6 +51,11 @@ class Foreign(nn.Module):
     def embed(self) -> nn.Module:
         return self.theirs.get_input_embeddings()
 
+    @property
+    def head_weight(self) -> nn.Parameter | None:
+        output = self.theirs.get_output_embeddings()
+        return None if output is None else output.weight
+
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
         """Token ids (B, T) -> logits (B, T, W). Their dropout is at work where gradients are asked for."""
         self.theirs.train(torch.is_grad_enabled())
@@ -87,8 +92,7 @@ class Foreign(nn.Module):
         """By the count of parameters: 2 for each that is multiplied by, which an embedding is not and a tied head is. What
         attention does beyond its matrices, and which experts a token passes, nobody knows from outside."""
         matrices = {p for p in self.theirs.parameters() if p.dim() >= 2}
-        output = self.theirs.get_output_embeddings()
-        tied = output is not None and output.weight is self.embed.weight
+        tied = self.head_weight is self.embed.weight
         return 2 * (sum(p.numel() for p in matrices) - (0 if tied else self.embed.weight.numel()))
 
 

@@ -1,4 +1,4 @@
-"""Their tensors <-> our parameters: renamed, laid end to end, turned; the same bytes in both directions."""
+"""Their tensors <-> our parameters: renamed, laid end to end, turned, swapped; the same bytes in both directions."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,29 +8,38 @@ from torch import Tensor
 
 from longfire.hub.family import Family, Name
 from longfire.model import Model
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, mixer_of
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of theirs: ours, laid end to end along the first dim, and turned where they keep matrices as (in, out)."""
+    """One tensor of theirs: ours, laid end to end along the first dim, turned where they keep matrices as (in, out), or with the
+    halves of each head swapped."""
 
     theirs: str
     ours: tuple[str, ...]
     rows: tuple[int, ...]  # of each of ours
     shape: tuple[int, ...]  # of theirs
     turned: bool = False
+    swapped_head: int = 0  # channels of a head whose halves are swapped; 0: none are
 
     def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Theirs -> (our name, ours), views."""
+        """Theirs -> (our name, ours), views where nothing is swapped."""
         assert tuple(tensor.shape) == self.shape, self.theirs
+        tensor = with_halves_swapped(tensor, self.swapped_head)
         yield from zip(self.ours, (tensor.t() if self.turned else tensor).split(self.rows))
 
     def join(self, ours: Mapping[str, Tensor]) -> Tensor:
         """Ours -> theirs."""
         parts = [ours[name] for name in self.ours]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        joined = with_halves_swapped(joined, self.swapped_head)
         return joined.t() if self.turned else joined
+
+
+def with_halves_swapped(tensor: Tensor, head: int) -> Tensor:
+    """The first and the second half of each `head` rows in the other order, which is its own inverse; 0: as it is."""
+    return tensor.unflatten(0, (-1, 2, head // 2)).flip(1).flatten(0, 2) if head else tensor
 
 
 def layout(family: Family, shape: ModelShape) -> dict[str, Stored]:
@@ -45,7 +54,14 @@ def layout(family: Family, shape: ModelShape) -> dict[str, Stored]:
         theirs, rule, part = theirs_of(family, name)
         found.setdefault(theirs, {})[part] = name
         rules[theirs] = rule
-    return {theirs: stored(theirs, rules[theirs], parts, ours) for theirs, parts in found.items()}
+    head = head_channels(shape) if any(rule.halves_swapped for rule in family.names) else 0
+    return {theirs: stored(theirs, rules[theirs], parts, ours, head) for theirs, parts in found.items()}
+
+
+def head_channels(shape: ModelShape) -> int:
+    """Channels of a head of softmax attention, of which all layers have equally many."""
+    given = next(given for name, given in shape.mixers.items() if mixer_of(name) == "attention")
+    return given.get("head_dim") or shape.hidden_size // given["num_heads"]
 
 
 def theirs_of(family: Family, name: str) -> tuple[str, Name, int]:
@@ -60,17 +76,24 @@ def theirs_of(family: Family, name: str) -> tuple[str, Name, int]:
     raise AssertionError(f"{family.architecture} has no name for {name}: add a row to its table")
 
 
-def stored(theirs: str, rule: Name, parts: dict[int, str], shapes: dict[str, tuple[int, ...]]) -> Stored:
+def stored(
+    theirs: str,
+    rule: Name,
+    parts: dict[int, str],
+    shapes: dict[str, tuple[int, ...]],
+    head: int,
+) -> Stored:
     assert len(parts) == len(rule.parts), f"{theirs}: of its parts only {sorted(parts.values())} are there"
     names = tuple(parts[number] for number in range(len(parts)))
     rows = tuple(shapes[name][0] for name in names)
     whole = (sum(rows), *shapes[names[0]][1:])
     turned = rule.turned and len(whole) == 2
-    return Stored(theirs, names, rows, whole[::-1] if turned else whole, turned)
+    swapped_head = head if rule.halves_swapped else 0
+    return Stored(theirs, names, rows, whole[::-1] if turned else whole, turned, swapped_head)
 
 
 def to_ours(family: Family, shape: ModelShape, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All of theirs as ours, views."""
+    """All of theirs as ours, views where nothing is swapped."""
     return {name: part for s in layout(family, shape).values() for name, part in s.split(theirs[s.theirs])}
 
 

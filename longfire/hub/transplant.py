@@ -19,8 +19,9 @@ from torch import Tensor
 from longfire.errors import SettingsError
 from longfire.hub.convert import Check, export
 from longfire.hub.family import variant
+from longfire.initialise import build
 from longfire.mixers.mixer import Mixer
-from longfire.model import Model, build
+from longfire.model import Model
 from longfire.run import read_shape
 from longfire.shape import ModelShape, mixer_of
 from longfire.weights import Opened, open_model

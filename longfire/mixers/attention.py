@@ -37,7 +37,7 @@ class AttentionShape:
     window_size: int = 0  # keys a query sees, itself included; 0: all before it
     qkv_bias: bool = False
     o_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: bool = False  # of each head, before rotary positions; without parameters where norm_affine is false
     qk_norm_eps: float = 0.0  # 0: the model's norm_eps
     dropout: float = 0.0  # of attention weights
     scale_by_inverse_layer: bool = False  # scores of layer i, counted from 0, are divided by i + 1 (Mistral-GPT-2)
@@ -92,7 +92,8 @@ class Attention(Mixer):
         self.o_proj = Linear(heads * self.head_dim, hidden_size, bias=shape.o_bias)
         if shape.qk_norm:
             eps = shape.qk_norm_eps or model.norm_eps
-            self.q_norm, self.k_norm = RMSNorm(self.head_dim, eps), RMSNorm(self.head_dim, eps)
+            self.q_norm = RMSNorm(self.head_dim, eps, model.norm_affine)
+            self.k_norm = RMSNorm(self.head_dim, eps, model.norm_affine)
         self.rotary = None if shape.rope == "none" else shape.rotary(hidden_size)
         # A tensor: a number would be a constant of the compiled block, and every layer be compiled for itself.
         self.inverse_layer = torch.tensor(1 / (layer + 1), device="cpu") if shape.scale_by_inverse_layer else None

@@ -21,6 +21,7 @@ class GLAShape:
     expand_k: float = 0.5  # key size of all heads / hidden_size
     expand_v: float = 1.0
     feature_map: str = "none"  # of q and k
+    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
     use_short_conv: bool = False
     conv_size: int = 4
     use_output_gate: bool = True
@@ -54,6 +55,7 @@ class GLA(MatrixState):
         kv_heads = shape.num_kv_heads or shape.num_heads
         heads, conv_size = (shape.num_heads, kv_heads, kv_heads), shape.conv_size if shape.use_short_conv else 0
         self.make_heads(heads, expanded_sizes(shape, self.hidden_size), conv_size)
+        self.make_qk_norm(model)
         self.gk_proj = nn.Sequential(Linear(self.hidden_size, shape.gate_low_rank, bias=False),
                                      Linear(shape.gate_low_rank, kv_heads * self.head_k, bias=True))  # fmt: skip
         self.make_gated_norm(model.norm_eps)

@@ -22,6 +22,7 @@ class GSAShape:
     num_slots: int = 64  # of a head; 0: as many as a key has channels
     expand_k: float = 1.0  # key size of all heads / hidden_size
     feature_map: str = "swish"  # of q and k
+    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
     use_short_conv: bool = False
     conv_size: int = 4
     gate_logit_normalizer: float = 8.0  # keeps the decay near 1 at the start
@@ -52,6 +53,7 @@ class GSA(MatrixState):
         kv_heads = shape.num_kv_heads or shape.num_heads
         sizes = round(self.hidden_size * shape.expand_k) // shape.num_heads, self.hidden_size // shape.num_heads
         self.make_heads((shape.num_heads, kv_heads, kv_heads), sizes, shape.conv_size if shape.use_short_conv else 0)
+        self.make_qk_norm(model)
         self.slots = shape.num_slots or self.head_k
         self.f_proj = Linear(self.hidden_size, kv_heads * self.slots, bias=False)
         self.feature_map = feature_map(shape.feature_map, self.head_k)

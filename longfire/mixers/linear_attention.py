@@ -20,6 +20,7 @@ class LinearAttentionShape:
     expand_k: float = 1.0  # key size of all heads / hidden_size
     expand_v: float = 1.0
     feature_map: str = "elementwise_product"  # of q and k
+    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
     tie_feature_map_qk: bool = False  # one map for both, where it learns
     norm_q: bool = False  # features of q sum to 1
     norm_k: bool = False
@@ -48,6 +49,7 @@ class LinearAttention(MatrixState):
         super().__init__(model, shape, layer)
         kv_heads = shape.num_kv_heads or shape.num_heads
         self.make_heads((shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size))
+        self.make_qk_norm(model)
         self.feature_map_q = feature_map(shape.feature_map, self.head_k)
         self.feature_map_k = None if shape.tie_feature_map_qk else feature_map(shape.feature_map, self.head_k)
         self.norm = GatedRMSNorm(self.head_v, model.norm_eps, affine=shape.elementwise_affine)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear
-from longfire.ops.norm import GatedRMSNorm
+from longfire.ops.norm import GatedRMSNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.shape import ModelShape
 
 
 class MatrixState(Mixer):
@@ -19,7 +20,7 @@ class MatrixState(Mixer):
 
     roles: ClassVar[dict[str, str]] = {
         "q_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row", "q_conv1d": "head", "k_conv1d": "head",
-        "v_conv1d": "head",
+        "v_conv1d": "head", "q_norm": "replicate", "k_norm": "replicate",
     }  # fmt: skip
     divided: ClassVar[dict[str, str]] = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
     context = ("state", "halo")
@@ -35,9 +36,18 @@ class MatrixState(Mixer):
                 self.add_module(f"{name}_conv1d", ShortConv(channels, conv_size))
         self.o_proj = Linear(self.heads * self.head_v, self.hidden_size, bias=False)
         self.convolve, self.g_proj = short_conv, None
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+
+    def make_qk_norm(self, model: ModelShape) -> None:
+        """RMS norms of each head of q and k, for mixers whose shape has `qk_norm`."""
+        if self.shape.qk_norm:
+            self.q_norm = RMSNorm(self.head_k, model.norm_eps, model.norm_affine)
+            self.k_norm = RMSNorm(self.head_k, model.norm_eps, model.norm_affine)
 
     def qkv(self, x_BTD: Tensor, seq: Sequence, silu: str = "") -> list[Tensor]:
-        """q, k and v, each (B, T, its heads, size), projected and convolved, and those that `silu` names through SiLU."""
+        """q, k and v, each (B, T, its heads, size): projected, convolved, those that `silu` names through SiLU, and q and k normed
+        where the mixer has qk_norm."""
         out = []
         for name, size in zip("qkv", (self.head_k, self.head_k, self.head_v)):
             y_BTD = getattr(self, f"{name}_proj")(x_BTD)
@@ -46,6 +56,8 @@ class MatrixState(Mixer):
             elif name in silu:
                 y_BTD = F.silu(y_BTD)
             out.append(y_BTD.unflatten(-1, (-1, size)))
+        if self.q_norm is not None and self.k_norm is not None:
+            out[:2] = self.q_norm(out[0]), self.k_norm(out[1])
         return out
 
     def for_all_heads(self, x_BTGX: Tensor) -> Tensor:

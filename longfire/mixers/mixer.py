@@ -43,7 +43,7 @@ class Mixer(nn.Module):
       roles:   how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
                  column     a matrix's outputs, and its bias         head       rows of anything that has some for each head
                  halves     the same of a matrix that makes two things side by side
-                 row        a matrix's inputs, all parts added up: the mixer's end; inner_row: in its middle
+                 row        a matrix's inputs, all parts added up: the mixer's end (init_outputs); inner_row: in its middle
                  norm       a norm over channels of all heads        replicate  every process has the whole
       divided: what it counts of heads, or groups of heads, that divide the processes: attribute -> key of its settings. The attributes
                are those of the heads that lie here, of which `first_head` is the first

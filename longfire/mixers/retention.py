@@ -21,6 +21,7 @@ class RetentionShape:
     expand_k: float = 1.0  # key size of all heads / hidden_size
     expand_v: float = 2.0
     feature_map: str = "none"  # of q and k
+    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
     use_output_gate: bool = True
     gate_fn: str = "swish"
     elementwise_affine: bool = True  # whether the output norm has a weight
@@ -51,6 +52,7 @@ class Retention(MatrixState):
         super().__init__(model, shape, layer)
         kv_heads = shape.num_kv_heads or shape.num_heads
         self.make_heads((shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size))
+        self.make_qk_norm(model)
         self.make_gated_norm(model.norm_eps)
         self.rotary, self.recur = Rotary(self.head_k), linear_attention
         self.feature_map = ACTIVATIONS[shape.feature_map]

@@ -13,6 +13,8 @@ from longfire.ops.linear import gives_fp32_sums, working_dtype
 
 # Rows of logits that go through softmax together: 3 MB at 50k words, so that its passes stay in the cache.
 CACHED_ROWS = 16
+# Rows of logits whose soft cap is computed together: its slope has a buffer of so many rows, not of a whole chunk.
+CAPPED_ROWS = 128
 # A row of logits begins on a cache line: at 50,257 words the product takes 0.7 of the time that it takes unaligned.
 ROW_MULTIPLE = 64
 
@@ -30,10 +32,11 @@ class Words(NamedTuple):
 
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None,
+    words: Words | None = None, softcap: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for float64 hidden states).
 
+    softcap: logits are cap * tanh(logits / cap) (Gemma 2, 2024, section 2); 0: as they are.
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's product gives them.
     Memory beside the gradients: one buffer of chunk_tokens x W. The gradients are made with the loss, so backward can run once
     and is not differentiable. words: which the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a
@@ -46,16 +49,16 @@ def linear_cross_entropy(
             raise IndexError(
                 f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor {ignore_index}, no label"
             )
-    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words)
+    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words, softcap)
 
 
 def linear_cross_entropy_slow(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None,
+    words: Words | None = None, softcap: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """The truth: all logits at once. Same arguments and result."""
     dtype = working_dtype(hidden_ND)
-    logits_NW = hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T
+    logits_NW = softcapped(hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T, softcap)
     if words is not None:  # those of the other words are numbers here, to which no gradient goes
         around = (words.first, words.total - words.first - len(weight_WD))
         everybodys_NW = words.add_up(F.pad(logits_NW.detach(), around))
@@ -66,7 +69,7 @@ def linear_cross_entropy_slow(
 @torch.no_grad()
 def token_losses(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None,
+    words: Words | None = None, softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """For evaluation, by token: -log softmax(hidden weight^T)[label], as linear_cross_entropy rounds it, 0 where there is no
     label; and bool, whether the label is the likeliest word."""
@@ -77,6 +80,7 @@ def token_losses(
     for hidden, labels in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens)):
         logits = hidden_ND.new_empty(len(hidden), len(weight), dtype=dtype)
         product(hidden.to(multiplied), weight.T, logits)
+        logits = softcapped(logits, softcap)
         real = labels != ignore_index
         if words is None:
             losses.append(F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none"))
@@ -98,10 +102,16 @@ def likeliest(logits_NW: Tensor, words: Words) -> Tensor:
     reason="a loop of large products gains nothing from compiling, and a graph would keep its buffers"
 )
 def fused(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, chunk_tokens: int, ignore_index: int, words: Words | None
+    hidden_ND: Tensor,
+    weight_WD: Tensor,
+    labels_N: Tensor,
+    chunk_tokens: int,
+    ignore_index: int,
+    words: Words | None,
+    softcap: float,
 ) -> Tensor:
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_WD)]
-    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted, words)
+    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted, words, softcap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -117,6 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignore_index: int,
         wanted: list[bool],
         words: Words | None,
+        softcap: float,
     ) -> Tensor:
         dtype = working_dtype(hidden_ND)
         multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
@@ -131,10 +142,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_ND[chunk].to(multiplied)
             logits = buffer[: len(hidden)]
             product(hidden, weight.T, logits)
-            if words is None:
-                loss += softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted))
-            else:
-                loss += shared_softmax_minus_onehot(logits, labels_N[chunk], ignore_index, any(wanted), words).sum()
+            loss += loss_of_logits(logits, labels_N[chunk], ignore_index, any(wanted), words, softcap)
             d_logits = logits.to(multiplied) if any(wanted) else None
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
@@ -157,7 +165,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
         d_weight = None if d_weight is None else d_weight.mul_(d_loss).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None
+
+
+def softcapped(logits: Tensor, cap: float) -> Tensor:
+    """cap * tanh(logits / cap): never beyond +-cap; 0: the logits as they are."""
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def loss_of_logits(
+    logits_NW: Tensor,
+    labels_N: Tensor,
+    ignore_index: int,
+    gradient: bool,
+    words: Words | None,
+    softcap: float,
+) -> Tensor:
+    """Loss of a chunk, whose logits are overwritten: by the gradient of what they were, or by nothing of use."""
+    if softcap and words is None and len(logits_NW) > CAPPED_ROWS:
+        chunks = zip(logits_NW.split(CAPPED_ROWS), labels_N.split(CAPPED_ROWS))
+        return sum(loss_of_logits(*chunk, ignore_index, gradient, words, softcap) for chunk in chunks)
+    slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
+    if words is None:
+        loss = softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient)
+    else:
+        loss = shared_softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient, words).sum()
+    if slopes is not None:
+        logits_NW.mul_(slopes)
+    return loss
+
+
+def softcap_in_place(logits: Tensor, cap: float, gradient: bool) -> Tensor | None:
+    """softcapped, in place of the logits; where a gradient is wanted, its slope 1 - tanh^2(logits / cap) too."""
+    logits.div_(cap).tanh_()
+    slopes = logits.square().neg_().add_(1) if gradient else None
+    logits.mul_(cap)
+    return slopes
 
 
 def softmax_minus_onehot(logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool) -> Tensor:

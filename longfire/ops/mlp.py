@@ -1,5 +1,6 @@
 """The part of a block that looks at one token only."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,42 +29,68 @@ class _SwiGLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(d_y, gate).mul_(up), F.silu(gate).mul_(d_y)
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020); names of Llama."""
-
-    roles = {"gate_proj": "column", "up_proj": "column", "down_proj": "row"}
-
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
-        super().__init__()
-        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
-        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-
-
-class GELUMLP(nn.Module):
-    """down(gelu(up(x))) (Hendrycks 2016, by tanh): GPT-2's MLP."""
-
-    roles = {"up_proj": "column", "down_proj": "row"}
-
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
-        super().__init__()
-        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
-
-
 def squared_relu(x: Tensor) -> Tensor:
     """relu(x)^2 (So 2021, Primer)."""
     return F.relu(x).square()
 
 
-class SquaredReLUMLP(GELUMLP):
-    """down(relu(up(x))^2)."""
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x Phi(x) with Phi by tanh (Hendrycks 2016): GPT-2's and Gemma's."""
+    return F.gelu(x, approximate="tanh")
+
+
+# The names of shape.UNGATED_MLPS and, for the gate, of shape.GATED_MLPS.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu2": squared_relu,
+    "silu": F.silu,
+    "gelu": gelu_tanh,
+    "gelu_exact": F.gelu,
+}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": gelu_tanh,
+    "geglu_exact": F.gelu,
+    "reglu": F.relu,
+}
+
+
+def gated(gate: Tensor, up: Tensor, kind: str) -> Tensor:
+    """act(gate) * up with the activation of a gated MLP (Shazeer 2020)."""
+    return swiglu(gate, up) if kind == "swiglu" else gated_slow(gate, up, kind)
+
+
+def gated_slow(gate: Tensor, up: Tensor, kind: str) -> Tensor:
+    """The reference: by its definition, keeping all that autograd keeps."""
+    return GATES[kind](gate) * up
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020); names of Llama."""
+
+    roles = {"gate_proj": "column", "up_proj": "column", "down_proj": "row"}
+
+    def __init__(self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+        super().__init__()
+        self.kind = kind
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(squared_relu(self.up_proj(x)))
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.kind))
+
+
+class UngatedMLP(nn.Module):
+    """down(act(up(x))): GPT-2's MLP."""
+
+    roles = {"up_proj": "column", "down_proj": "row"}
+
+    def __init__(self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[kind]
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.up_proj(x)))

@@ -4,12 +4,14 @@ Each pair runs three steps of the program's own step on the same rows: unclipped
 parameter and moment are those of one process. What passes is what docs/parallelism.md's table says.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from plans import ANY_MIXER, HYBRID, PLANS, Plan, parts, rows_of, state_of, steps, whole
+from plans import ANY_MIXER, HYBRID, OPTIMIZER, PLANS, Plan, parts, rows_of, state_of, steps, whole
 from sets import slow_unless
 from worlds import in_processes
 
@@ -22,19 +24,29 @@ from longfire.parallel.pieces import local
 # far below what one token too many would. In float32 Adam moves a number by up to 1e-3 a step whatever its gradient's rounding.
 WITHIN = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 5e-5)}  # relative, and absolute of parameters
 
+NO_CHANGES: Mapping[str, Any] = {}
 
-def three_steps(mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype, mesh: Mesh = ALONE):
-    state = state_of(mixers, plan, mesh, dtype)
+
+def three_steps(
+    mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype, mesh: Mesh = ALONE, changes: Mapping[str, Any] = NO_CHANGES
+):
+    state = state_of(mixers, plan, mesh, dtype, **changes)
     return steps(state, 3), parts(state)
 
 
-def in_a_world(rank: int, mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype):
-    return three_steps(mixers, plan, dtype, Mesh.of_degrees(plan.degrees, "cpu"))
+def in_a_world(rank: int, mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype, changes: Mapping[str, Any]):
+    return three_steps(mixers, plan, dtype, Mesh.of_degrees(plan.degrees, "cpu"), changes)
 
 
-def assert_changes_nothing(mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype = torch.float64) -> None:
-    true_said, true = three_steps(mixers, PLANS["one"], dtype)
-    answers = in_processes(plan.processes, in_a_world, mixers, plan, dtype)
+def assert_changes_nothing(
+    mixers: tuple[str, ...],
+    plan: Plan,
+    dtype: torch.dtype = torch.float64,
+    changes: Mapping[str, Any] = NO_CHANGES,
+) -> None:
+    """changes: of the tiny shape, and `optimizer`."""
+    true_said, true = three_steps(mixers, PLANS["one"], dtype, changes=changes)
+    answers = in_processes(plan.processes, in_a_world, mixers, plan, dtype, changes)
     relative, absolute = WITHIN[dtype]
     for said, _ in answers:
         for got, wanted in zip(said, true_said):
@@ -84,10 +96,53 @@ def test_every_mixer_under_every_kind_of_plan(mixer, plan):
     assert_changes_nothing((mixer, mixer), PLANS[plan])
 
 
+# Every architectural setting that is not a mixer's, away from its default, and a learning rate for each role.
+MODERN = {
+    "mlp": "relu2",
+    "embed_norm": True,
+    "norm_affine": False,
+    "final_logit_softcapping": 0.5,  # logits reach some 0.5: it bends them
+    "dropout": 0.2,
+    "embed_dropout": 0.3,
+    "init_matrices": "fan_in_uniform",
+    "init_outputs": 0.3,
+    "init_embedding": 1.0,
+    "mixers": {
+        "gla": {"num_heads": 2, "qk_norm": True},
+        "attention": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True},
+    },
+    "optimizer": replace(
+        OPTIMIZER, embedding_lr_scale=8.0, head_lr_scale=0.5, matrix_lr_scale=2.0, other_lr_scale=0.25
+    ),
+}
+WITH_PARAMETERS = {**MODERN, "norm_affine": True, "tie_word_embeddings": True, "mlp": "geglu"}
+
+
+@pytest.mark.parametrize("plan", ["tp 2, sequence", "pp 2"])
+def test_a_plan_changes_no_step_of_a_model_with_other_settings(plan):
+    assert_changes_nothing(HYBRID, PLANS[plan], changes=MODERN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [MODERN, WITH_PARAMETERS], ids=["untied, norms without parameters", "tied"])
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if plan != "one"])
+def test_no_plan_changes_a_step_of_a_model_with_other_settings(plan, changes):
+    assert_changes_nothing(HYBRID, PLANS[plan], changes=changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["tp 2, sequence", "fsdp 2 x tp 2", "cp 2"])
+@pytest.mark.parametrize("mixer", ["gla", "gsa", "linear_attention", "retention"])
+def test_qk_norm_of_linear_mixers_under_plans(mixer, plan):
+    """fsdp 2 x tp 2: what the heads of one process make of a norm's gradient is a part."""
+    given = {"num_heads": 2, "qk_norm": True}
+    assert_changes_nothing((mixer, mixer), PLANS[plan], changes={"mixers": {mixer: given}})
+
+
 def clipped_and_evaluated(rank: int, plan: Plan):
     """Two clipped steps of a tied model, an evaluation of rows that do not divide, and one more step."""
     mesh = Mesh.of_degrees(plan.degrees, "cpu") if plan.processes > 1 else ALONE
-    state = state_of(HYBRID, plan, mesh, torch.float64, tie_word_embeddings=True)
+    state = state_of(HYBRID, plan, mesh, torch.float64, tie_word_embeddings=True, final_logit_softcapping=0.3)
     said = steps(state, 2, max_norm=0.05)
     found = measure(state.model, [rows_of(80, 3), rows_of(83, 8)], np.ones(97, np.int64), 64, mesh)
     embedded = [p for name, p in state.model.named_parameters() if name == "embed.weight"]

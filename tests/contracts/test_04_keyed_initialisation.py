@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from longfire.initialise import build, initialise
 from longfire.mixers import MIXERS
-from longfire.model import Model, build, initialise
+from longfire.model import Model
 from longfire.ops.cross_entropy import linear_cross_entropy
 
 

@@ -20,7 +20,7 @@ from longfire.hub.families import FAMILIES, choose_family, shape_from_config
 from longfire.hub.family import whole
 from longfire.hub.load import load_model, load_weights, model_of
 from longfire.hub.tensors import layout, to_ours
-from longfire.model import build
+from longfire.initialise import build
 
 FAMILY_LAYERS = {
     "llama": ("attention",),
@@ -91,6 +91,31 @@ def test_transformers_alone_loads_it_and_gives_the_same_logits(changes, tokenize
     assert generation.pad_token_id == tokenizer.eos_id, "rows of several lengths can be generated together"
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
     assert whole(shape_from_config(json.loads(config.to_json_string()), "")).mixers == whole(model.shape).mixers
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_model_without_norm_parameters_leaves_as_nanochat(tied, tokenizer, tiny_model, tmp_path):
+    """With soft cap, squared ReLU, a norm behind the embedding and norms of q and k; its heads turn the other way."""
+    model = tiny_model(
+        "attention",
+        vocab_size=tokenizer.vocab_size,
+        mixers={"attention": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True}},
+        tie_word_embeddings=tied,
+        norm_affine=False,
+        embed_norm=True,
+        mlp="relu2",
+        final_logit_softcapping=3.0,
+    )
+    check = export(model, tokenizer, tmp_path / "hf")
+    assert check.peer_kl is not None and check.peer_kl < KL_NATS and check.own_kl == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert type(theirs) is transformers.NanoChatForCausalLM
+    ids_BT = torch.randint(tokenizer.vocab_size, (2, 60))
+    with torch.no_grad():
+        assert kl(model.logits(model(ids_BT)), theirs(ids_BT).logits) < KL_NATS
+    again, _ = load_model(tmp_path / "hf")
+    ours, back = model.state_dict(), again.state_dict()
+    assert ours.keys() == back.keys() and all(ours[name].equal(back[name]) for name in ours)
 
 
 def test_their_class_trains_every_word_that_ours_trained(tokenizer, tiny_model, tmp_path):

@@ -20,6 +20,10 @@ TOKENS = 150  # more than two chunks of 64
 VARIANTS = {
     **{name: ((name,), {}) for name in MIXERS},
     "windowed": (("attention",), {"attention": {"num_heads": 4, "num_kv_heads": 1, "window_size": 7}}),
+    "norms of q and k": (
+        ("gla", "attention", "gsa"),
+        {"gla": {"qk_norm": True}, "attention": {"num_heads": 2, "qk_norm": True}, "gsa": {"qk_norm": True}},
+    ),
     "gla without convolution": (("gla",), {"gla": {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}}),
     "delta rule, value groups": (
         ("gated_delta_net",),

@@ -9,7 +9,8 @@ import torch
 
 from longfire import ops
 from longfire.doctor import CASES, DTYPES, SIZES, Draw, errors, results, tolerance
-from longfire.model import Model, build
+from longfire.initialise import build
+from longfire.model import Model
 from longfire.ops import attention, delta_rule, linear_attention, short_conv
 from longfire.run import Run
 from longfire.train import make_state

@@ -15,9 +15,10 @@ from longfire.device import Clock
 from longfire.hub.convert import export
 from longfire.hub.families import whole
 from longfire.hub.load import load_model
+from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
-from longfire.model import Model, build
+from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize

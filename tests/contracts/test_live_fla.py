@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.hub.check import KL_NATS, kl
 from longfire.hub.convert import export
-from longfire.model import build
+from longfire.initialise import build
 from longfire.shape import ModelShape
 
 SCRIPT = Path(__file__).parents[1] / "golden" / "make_fla_golden.py"

@@ -26,7 +26,8 @@ from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.hub.families import FAMILIES, config_from_shape
 from longfire.hub.tensors import to_theirs
-from longfire.model import Model, build
+from longfire.initialise import build
+from longfire.model import Model
 from longfire.optim import make_optimizer
 from longfire.settings import Optimizer, Training
 from longfire.shape import ModelShape

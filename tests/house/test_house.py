@@ -21,6 +21,7 @@ FLOORS = [
     ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options", "lengths"],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
     ["model", "loss", "passing", "shards", "checkpoint", "plugins"],
+    ["initialise"],
     ["hub", "parallel.pipeline", "parallel.apply"],
     ["run", "checks"],
     [
