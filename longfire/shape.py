@@ -15,6 +15,16 @@ WORDS = {
 }
 
 
+def key(default: Any, help: str) -> Any:
+    """A field of a shape: a key of a model config with its default. The help is its only documentation (docs/model_config.md)."""
+    return field(default=default, metadata={"help": help})
+
+
+def required(help: str) -> Any:
+    """A field of a shape that every config must give."""
+    return field(metadata={"help": help})
+
+
 def mixer_of(layer_type: str) -> str:
     """The mixer of an entry of layer_types: attention:local -> attention."""
     return layer_type.partition(":")[0]
@@ -29,30 +39,54 @@ class ModelShape:
     the mixer's `Shape` dataclass checks them.
     """
 
-    hidden_size: int
-    num_hidden_layers: int
-    layer_types: tuple[str, ...]
-    mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    vocab_size: int = 0  # 0: as many as the tokenizer has
-    intermediate_size: int = (
-        0  # 0: fla's rule, 8/3 hidden rounded up to a multiple of 256; channel_mix: 4 hidden, of 32
+    hidden_size: int = required("channels of the residual stream")
+    num_hidden_layers: int = required("blocks, each a mixer and an MLP")
+    layer_types: tuple[str, ...] = required(
+        "the mixer of each layer, by name; a shorter list repeats. `mixer:variant` is the same "
+        "mixer with a table of its own"
     )
-    mlp: str = "swiglu"  # gelu, relu2 (squared ReLU), channel_mix (RWKV-7's), none
-    mlp_bias: bool = False
-    norm: str = "rmsnorm"  # or "layernorm"
-    norm_eps: float = 1e-6
-    norm_affine: bool = True  # false: norms without parameters
-    norm_bias: bool = True  # of layernorm
-    block: str = "pre"  # post (norms after the sums), parallel (mixer and MLP side by side), parallel_tied (and one norm for both)
-    residual_in_fp32: bool = False  # the sum that blocks add to stays fp32 whatever the compute type
-    dropout: float = 0.0  # of what mixers and MLPs add
-    embed_dropout: float = 0.0
-    embed_norm: bool = False  # a norm right after the embedding
-    learned_positions: bool = False  # a vector for each of max_position_embeddings positions is added to the embedding
-    tie_word_embeddings: bool = False
-    pad_vocab_multiple: int = 1  # rows of embedding and head are rounded up to it
-    initializer_range: float = 0.02
-    max_position_embeddings: int = 0  # 0: no limit (rotary positions extrapolate, learned ones cannot)
+    mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vocab_size: int = key(0, "entries of the vocabulary; 0: as many as the tokenizer has")
+    intermediate_size: int = key(
+        0,
+        "inner channels of the MLP; 0: 8/3 hidden_size rounded up to a multiple of 256 (fla's "
+        "rule); with channel_mix 4 hidden_size, of 32",
+    )
+    mlp: str = key(
+        "swiglu",
+        "the part of a block after the mixer: swiglu, gelu, relu2 (squared ReLU), channel_mix (RWKV-7's) or none",
+    )
+    mlp_bias: bool = key(False, "whether the MLP's matrices have biases")
+    norm: str = key("rmsnorm", "rmsnorm or layernorm")
+    norm_eps: float = key(1e-6, "added to the variance under the root of a norm")
+    norm_affine: bool = key(True, "false: norms have no parameters")
+    norm_bias: bool = key(True, "whether a layernorm has a bias")
+    block: str = key(
+        "pre",
+        "pre: a norm before mixer and MLP; post: norms after the sums; parallel: mixer and MLP "
+        "side by side; parallel_tied: the same with one norm for both",
+    )
+    residual_in_fp32: bool = key(
+        False,
+        "the sum that blocks add to stays float32, whatever the compute type is",
+    )
+    dropout: float = key(0.0, "probability of dropout on what mixers and MLPs add")
+    embed_dropout: float = key(0.0, "probability of dropout on the embedding")
+    embed_norm: bool = key(False, "a norm right after the embedding")
+    learned_positions: bool = key(
+        False,
+        "a learned vector for each of max_position_embeddings positions is added to the embedding",
+    )
+    tie_word_embeddings: bool = key(False, "embedding and head share one matrix")
+    pad_vocab_multiple: int = key(1, "vocab_size is rounded up to a multiple of this")
+    initializer_range: float = key(
+        0.02,
+        "standard deviation of the normal distribution that matrices begin with",
+    )
+    max_position_embeddings: int = key(
+        0,
+        "longest sequence in tokens; 0: no limit (rotary positions extrapolate, learned ones cannot)",
+    )
 
     def __post_init__(self) -> None:
         layers, types = self.num_hidden_layers, tuple(self.layer_types)
