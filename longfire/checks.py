@@ -64,7 +64,7 @@ def of_plan(run: Run) -> Iterator[str]:
         from longfire.hub.foreign import dropouts  # transformers is imported already: it read the shape
 
         for key, share in dropouts(run.shape).items():
-            yield f"{key} = {share} of {run.model.config}: their dropout differs with the processes; set it to 0, or start one"
+            yield f"{key} = {share} of {run.shape_from}: their dropout differs with the processes; set it to 0, or start one"
     for key, wanted in {
         "checkpoint.export": run.checkpoint.export,
         "eval.sample_prompt": run.eval.sample_prompt,
@@ -134,7 +134,7 @@ def of_length(run: Run) -> Iterator[str]:
     positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))
     if limit and seq_len > limit and positional:
         yield (
-            f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.model.config}: shorten it, or "
+            f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.shape_from}: shorten it, or "
             "raise that number (rotary positions extrapolate, learned ones cannot)"
         )
     if run.data.context_len and not run.data.varlen:
@@ -234,7 +234,7 @@ def of_data(run: Run) -> Iterator[str]:
     if run.tokenizer.path == "train" and words and words < run.tokenizer.train_vocab_size:
         yield (
             f"tokenizer.train_vocab_size = {run.tokenizer.train_vocab_size} is more than vocab_size = {words} of "
-            f"{run.model.config}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
+            f"{run.shape_from}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
         )
 
 

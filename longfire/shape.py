@@ -1,9 +1,10 @@
 """The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape fails in an instant."""
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from longfire.errors import SettingsError
@@ -20,9 +21,9 @@ def key(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def required(help: str) -> Any:
-    """A field of a shape that every config must give."""
-    return field(metadata={"help": help})
+def required(help: str, example: Any) -> Any:
+    """A field of a shape that every config must give; the example is what an error proposes to write."""
+    return field(metadata={"help": help, "example": example})
 
 
 def mixer_of(layer_type: str) -> str:
@@ -39,11 +40,12 @@ class ModelShape:
     the mixer's `Shape` dataclass checks them.
     """
 
-    hidden_size: int = required("channels of the residual stream")
-    num_hidden_layers: int = required("blocks, each a mixer and an MLP")
+    hidden_size: int = required("channels of the residual stream", example=512)
+    num_hidden_layers: int = required("blocks, each a mixer and an MLP", example=8)
     layer_types: tuple[str, ...] = required(
         "the mixer of each layer, by name; a shorter list repeats. `mixer:variant` is the same "
-        "mixer with a table of its own"
+        "mixer with a table of its own",
+        example=["attention"],
     )
     mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
     vocab_size: int = key(0, "entries of the vocabulary; 0: as many as the tokenizer has")
@@ -93,7 +95,7 @@ class ModelShape:
         if self.hidden_size < 1 or layers < 1 or not types:
             raise SettingsError(
                 f"model shape: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
-                f"{list(types)} must all be positive; mend the file that model.config names"
+                f"{list(types)} must all be positive"
             )
         if layers % len(types):
             raise SettingsError(
@@ -130,7 +132,7 @@ class ModelShape:
         """
         if self.vocab_size and self.vocab_size < words:
             raise SettingsError(
-                f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; "
+                f"vocab_size = {self.vocab_size} of the model's config is smaller than the tokenizer's {words} words; "
                 f"set vocab_size to 0 (take the tokenizer's) or to at least {words}"
             )
         multiple = self.pad_vocab_multiple
@@ -148,21 +150,24 @@ class ModelShape:
         return {"model_type": "longfire", **fields_, "layer_types": list(self.layer_types), **mixers}
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any], where: str, mixer_names: tuple[str, ...]) -> "ModelShape":
-        """Read our own config.json strictly. Raises SettingsError naming the key, the file and the nearest name."""
+    def from_dict(
+        cls, config: dict[str, Any], where: str, mixer_names: tuple[str, ...], toml: bool = False
+    ) -> "ModelShape":
+        """Read our own config.json, or the [model] tables of a recipe (`toml`), strictly.
+
+        where: the file. Raises SettingsError naming it, the key, and the nearest name or what to write.
+        """
         config = {k: v for k, v in config.items() if k != "model_type"}
-        known = [f.name for f in fields(cls) if f.name != "mixers"]
+        known = {f.name: f for f in fields(cls) if f.name != "mixers"}
         mixers = {k: config.pop(k) for k in list(config) if mixer_of(k) in mixer_names}
-        for key in config:
-            if key not in known:
-                near = get_close_matches(key, [*known, *mixer_names], 1)
-                raise SettingsError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        for f in fields(cls):
-            check_type(f"{where}: {f.name}", config.get(f.name, f.default), f.type)
-        missing = [k for k in ("hidden_size", "num_hidden_layers", "layer_types") if k not in config]
-        if missing:
-            raise SettingsError(f"{where}: {', '.join(missing)} missing")
-        return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
+        for name in config:
+            if name not in known:
+                raise SettingsError(f"{where}: unknown key {name!r}{nearest(name, (*known, *mixer_names))}")
+        require(config, list(known.values()), where, "", toml)
+        for name, value in config.items():
+            check_type(f"{where}: {name}", value, known[name].type)
+        with placed(where):
+            return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
 
 
 @dataclass(frozen=True)
@@ -195,13 +200,51 @@ class ForeignShape:
         """The same. Raises SettingsError when the config has fewer words than the tokenizer."""
         if self.vocab_size < words:
             raise SettingsError(
-                f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; set it to at least "
-                f"{words} there"
+                f"vocab_size = {self.vocab_size} of the model's config is smaller than the tokenizer's {words} words; "
+                f"set it to at least {words} there"
             )
         return self
 
     def to_dict(self) -> dict[str, Any]:
         return self.config
+
+
+def require(given: dict[str, Any], known: Sequence[Field], where: str, table: str, toml: bool) -> None:
+    """Raises SettingsError naming each key that a table must have and has not, and what to write.
+
+    table: the mixer whose keys these are, empty for the keys of the model. toml: written in a recipe, not in JSON.
+    """
+    missing = [f for f in known if f.default is MISSING and f.default_factory is MISSING and f.name not in given]
+    if not missing:
+        return
+    keys = {f.name: f.metadata.get("example", 1) for f in missing}
+    if toml:
+        lines = ", ".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
+        example = f"{lines} in {f'[model.{quoted(table)}]' if table else '[model]'}"
+    else:
+        example = json.dumps({table: keys} if table else keys)[1:-1]
+    named = ", ".join(f"{table}.{f.name}" if table else f.name for f in missing)
+    helps = "; ".join(f.metadata.get("help", "") for f in missing)
+    raise SettingsError(f"{where}: {named} missing ({helps}); write, for example, {example}")
+
+
+def quoted(table: str) -> str:
+    """A name as a key of TOML: attention:local needs quotes."""
+    return table if table.replace("_", "").isalnum() else json.dumps(table)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Errors about a shape that do not know where it is written name the place."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(str(error).replace("model shape:", f"{where}:", 1)) from error
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
@@ -219,20 +262,4 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if right and kind is int and value < 0:
         wanted, right = "0 or more", False
     if not right:
-        raise SettingsError(f"{name} = {value!r} must be {wanted}; mend the file that model.config names")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON of a config file or of a folder's config.json. Raises SettingsError naming file and mend."""
-    path = path / "config.json" if path.is_dir() else path
-    if not path.exists():
-        raise SettingsError(
-            f"model.config = {str(path)!r}: no such file; name a config.json or a folder that holds one"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise SettingsError(f"{path}: not valid JSON ({e})") from e
-    if not isinstance(config, dict):
-        raise SettingsError(f"{path}: a JSON object was expected, not {type(config).__name__}")
-    return config
+        raise SettingsError(f"{name} = {value!r} must be {wanted}")

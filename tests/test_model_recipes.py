@@ -12,12 +12,13 @@ import pytest
 import torch
 import transformers
 
+from longfire.config_file import read_config
 from longfire.errors import SettingsError
 from longfire.hub.families import FAMILIES, TRANSFORMERS, choose_family, config_from_shape, shape_from_config
 from longfire.hub.family import whole
 from longfire.model import Model
 from longfire.run import read_shape
-from longfire.shape import ModelShape, mixer_of, read_config
+from longfire.shape import ModelShape, mixer_of
 
 FOLDER = Path(__file__).parents[1] / "recipes/models"
 WORDS = 4096  # of the tokenizer where a shape leaves its vocabulary open

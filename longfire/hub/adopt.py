@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from longfire.checkpoint import begin_with, load_model_weights
+from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
 from longfire.errors import CheckpointError, SettingsError
@@ -24,7 +25,7 @@ from longfire.hub.families import family_of
 from longfire.hub.load import read_weights, shape_in
 from longfire.hub.tensors import layout
 from longfire.run import Run
-from longfire.shape import ModelShape, read_config
+from longfire.shape import ModelShape
 
 Note = Callable[[str], None]
 NOTE_SECONDS = 10  # between lines of progress where there is no terminal

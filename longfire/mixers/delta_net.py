@@ -17,7 +17,7 @@ QK_NORMS = {"l2": l2_norm, "sum": sum_norm}
 
 @dataclass(frozen=True)
 class DeltaNetShape:
-    num_heads: int = required("heads of queries, keys and values")
+    num_heads: int = required("heads of queries, keys and values", example=4)
     expand_k: float = key(1.0, "key size of all heads together / hidden_size")
     expand_v: float = key(1.0, "value size of all heads together / hidden_size")
     use_beta: bool = key(True, "a learned share of what a key held is replaced; false: all of it")

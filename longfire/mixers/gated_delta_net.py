@@ -17,8 +17,8 @@ from longfire.shape import ModelShape, key, required
 
 @dataclass(frozen=True)
 class GatedDeltaNetShape:
-    num_heads: int = required("heads of queries and keys")
-    head_dim: int = required("key size of a head")
+    num_heads: int = required("heads of queries and keys", example=4)
+    head_dim: int = required("key size of a head", example=64)
     num_v_heads: int = key(
         0,
         "heads of values; 0: as many as num_heads; more: several value heads share a query/key head",

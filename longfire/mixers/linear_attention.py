@@ -15,7 +15,7 @@ from longfire.shape import ModelShape, key, required
 
 @dataclass(frozen=True)
 class LinearAttentionShape:
-    num_heads: int = required("heads of queries")
+    num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
         0,
         "heads of keys and values, which divide num_heads; 0: as many as num_heads",

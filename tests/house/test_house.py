@@ -18,7 +18,21 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # one floor that are listed in APART import nothing of each other. A file of a package may have a floor of its own.
 FLOORS = [
     ["__init__"],
-    ["errors", "settings", "aliases", "shape", "recipe", "launch", "disk", "ops", "device", "options", "lengths"],
+    [
+        "errors",
+        "settings",
+        "aliases",
+        "shape",
+        "shipped",
+        "config_file",
+        "recipe",
+        "launch",
+        "disk",
+        "ops",
+        "device",
+        "options",
+        "lengths",
+    ],
     ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
     ["model", "loss", "passing", "shards", "checkpoint", "plugins"],
     ["hub", "parallel.pipeline", "parallel.apply"],
@@ -38,6 +52,7 @@ FLOORS = [
     ["finish", "prompts", "scores"],
     ["train"],
     ["bench", "doctor"],
+    ["arguments", "starter", "model_keys", "commands"],
     ["cli"],
     ["__main__"],
 ]
@@ -61,7 +76,7 @@ PRIVATE_NAMES = {
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 600, 80, 10, 5200
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 600, 80, 10, 5400
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
@@ -298,6 +313,11 @@ def test_the_light_rooms_import_nothing_heavy_at_their_top():
     for name in (
         "__init__",
         "cli",
+        "arguments",
+        "starter",
+        "shipped",
+        "config_file",
+        *(f"commands/{file.stem}" for file in (HOUSE / "commands").glob("*.py")),
         "errors",
         "settings",
         "aliases",
