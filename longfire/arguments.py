@@ -252,18 +252,24 @@ def help_of_key(field: Any) -> str:
 def read_run(
     parser: RecipeParser, words: Sequence[str], needs_model: bool = True, world: World | None = ALONE
 ) -> tuple[Any, argparse.Namespace]:
-    """The run that a recipe and the words after it describe, for the processes of `world` (None: as many as --gpus says), and the
-    command's own options."""
+    """The run that a recipe and the words after it describe, for the processes of `world`, and the command's own options.
+
+    world: None plans it for as many processes as --gpus says.
+    """
     options = parser.parse(words)
     if options.named and options.recipe:
         raise SettingsError(f"two recipes: {options.recipe} and --job.config_file {options.named}; give one")
+    planned = world is None
     world = World(options.gpus) if world is None else world
     note = world.by_first(print)
     try:
         recipe_file = recipe_of(parser, options.recipe or options.named, note)
         from longfire.run import Run
 
-        return Run.compose(recipe_file, parser.overrides, needs_model=needs_model, world=world, note=note), options
+        run = Run.compose(
+            recipe_file, parser.overrides, needs_model=needs_model, planned=planned, world=world, note=note
+        )
+        return run, options
     except SettingsError as error:
         # the first process of each machine reads the same files, and says it
         error.told_elsewhere = world.local_rank > 0

@@ -12,9 +12,10 @@ from longfire.shape import ForeignShape, mixer_of
 Run = Any  # run.Run, whose file asks `check`
 
 
-def check(run: Run, trains: bool = True) -> None:
+def check(run: Run, trains: bool = True, planned: bool = False) -> None:
     """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen. Who only
-    reads a run does not ask whether its plan and batch suit the processes that are here now."""
+    reads a run does not ask whether its plan and batch suit the processes that are here now; what is only planned may start from
+    weights that are not here yet."""
     problems = [
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
@@ -23,6 +24,7 @@ def check(run: Run, trains: bool = True) -> None:
         *of_model(run),
         *of_backend(run),
         *of_data(run),
+        *(() if planned else of_start(run)),
         *of_files(run),
     ]
     if problems:
@@ -238,17 +240,21 @@ def of_data(run: Run) -> Iterator[str]:
         )
 
 
-def of_files(run: Run) -> Iterator[str]:
-    """What a new run starts from is there; combinations of the checkpoint's settings; folders inside the run folder stay inside."""
-    checkpoint, weights = run.checkpoint, run.model.weights
+def of_start(run: Run) -> Iterator[str]:
+    """What a new run starts and learns from is there."""
+    weights, teacher = run.model.weights, run.distillation.teacher
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield (
             f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a "
             "run folder"
         )
-    teacher = run.distillation.teacher
     if teacher and not Path(teacher).is_dir():
         yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"
+
+
+def of_files(run: Run) -> Iterator[str]:
+    """Combinations of the checkpoint's settings; folders inside the run folder stay inside."""
+    checkpoint = run.checkpoint
     if not checkpoint.enable_checkpoint:
         for name in ("create_seed_checkpoint", "model_weights_only"):
             if getattr(checkpoint, name):

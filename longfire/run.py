@@ -67,12 +67,14 @@ class Run:
         *,
         needs_model: bool = True,
         trains: bool = True,
+        planned: bool = False,
         world: launch.World = launch.ALONE,
         note: Callable[[str], None] = print,
     ) -> "Run":
         """The recipe, then the overrides ({"training.steps": "20"}, as the command line spells them), checked whole.
 
-        world: the processes that train it. Who only reads it (not `trains`) is one process, whatever its plan says.
+        world: the processes that train it. Who only reads it (not `trains`) is one process, whatever its plan says. What is only
+        planned may start from weights that are not here yet.
         A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
@@ -94,7 +96,7 @@ class Run:
                 f"{recipe or 'command line'}: model.config is empty, and [model] has no keys of a model: `longfire init` "
                 "writes a recipe that has them; or name a config: --model.config gla-340m, a config.json, or a folder with one"
             )
-        check(run, trains)
+        check(run, trains, planned)
         return run
 
     def with_shape(self, toml: Mapping[str, recipes.Given], words: Mapping[str, recipes.Given]) -> "Run":
