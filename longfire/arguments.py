@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         unknown = next((word for word in message.split() if word.startswith("--")), "")
         if message.startswith("unrecognized arguments") and unknown:
             spelling = unknown.removeprefix("--").partition("=")[0]
-            own = recipe.nearest(f"--{spelling}", self.own)
+            own = "" if "." in spelling else recipe.nearest(f"--{spelling}", self.own)
             raise SettingsError(
                 f"unknown option --{spelling}{own}" if own else recipe.unknown(spelling, recipe.COMMAND_LINE)
             )

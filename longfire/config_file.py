@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from longfire import shipped
 from longfire.errors import SettingsError
@@ -17,7 +17,8 @@ def read_config(path: Path) -> dict[str, Any]:
             f"comes with longfire{shipped.nearest_model(str(path))}"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse_constant)
     except json.JSONDecodeError as e:
         line = e.doc.splitlines()[e.lineno - 1].strip()[:80] if e.doc.strip() else "an empty file"
         raise SettingsError(f"{path}: not valid JSON: line {e.lineno}, column {e.colno}: {e.msg}: {line}") from e
@@ -35,3 +36,8 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in a table")
     return table
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Python reads NaN and Infinity, which are no JSON and no value of a config. Raises ValueError."""
+    raise ValueError(f"{name} is no number of JSON")

@@ -134,8 +134,9 @@ def is_model_key(spelling: str, value: Any = "") -> bool:
     """Whether this is a key of the model itself: model.hidden_size, model.gla.num_heads, or a whole table model.gla."""
     if spelling in SETTINGS or spelling in aliases.ALIASES or not spelling.startswith("model."):
         return False
-    in_table = spelling.count(".") == 2 and all(spelling.split("."))
-    return spelling in SHAPE_KEYS or in_table or isinstance(value, dict)
+    _, table, *keys = spelling.split(".")
+    in_table = len(keys) == 1 and table and keys[0] and f"model.{table}" not in SETTINGS
+    return bool(in_table) or spelling in SHAPE_KEYS or isinstance(value, dict)
 
 
 def is_flag_of_model(spelling: str) -> bool:

@@ -383,17 +383,8 @@ def read_shape(path: Path) -> ModelShape:
 def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> ModelShape:
     """The shape that the [model] tables of a recipe describe: alone, or over those of a config.json. Raises SettingsError."""
     if config is None:
-        shape = shape_of(tables, place, toml=True)
-    else:
-        shape = shape_of(laid_over(read_shape(config).to_dict(), tables), f"{config} with {place}", toml=True)
-    used = set(shape.layer_types)
-    unused = [name for name, table in tables.items() if isinstance(table, dict) and name not in used]
-    if unused:
-        raise SettingsError(
-            f"{place}: [model.{unused[0]}] is not used: layer_types has {', '.join(dict.fromkeys(shape.layer_types))}; "
-            "name it there, or remove the table"
-        )
-    return shape
+        return shape_of(tables, place, toml=True)
+    return shape_of(laid_over(read_shape(config).to_dict(), tables), f"{config} with {place}", toml=True)
 
 
 def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
@@ -408,7 +399,8 @@ def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
         out.pop("intermediate_size")
     for name, value in tables.items():
         out[name] = {**out.get(name, {}), **value} if isinstance(value, dict) else value
-    return out
+    unused = [name for name in config if isinstance(config[name], dict) and name not in (*out["layer_types"], *tables)]
+    return {name: value for name, value in out.items() if name not in unused}
 
 
 def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelShape:
@@ -432,6 +424,12 @@ def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelSha
             )
         mixer, table = MIXERS[mixer_of(name)], shape.mixers.get(name, {})
         read_mixer_shape(mixer, name, table, shape.hidden_size, where, toml)
+    if unused := [name for name in shape.mixers if name not in shape.layer_types]:
+        table = f"[model.{unused[0]}]" if toml else f"the table {unused[0]!r}"
+        raise SettingsError(
+            f"{where}: {table} is not used: layer_types has {', '.join(dict.fromkeys(shape.layer_types))}; name it there, or "
+            "remove the table"
+        )
     return shape
 
 

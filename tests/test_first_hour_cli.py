@@ -70,7 +70,7 @@ def test_init_then_train_then_all_that_reads_the_run(folder, kind, capsys):
 def test_the_starter_trains_as_it_is(folder, capsys):
     """Every setting as written, but for one step."""
     typed("init --data input.txt --size 1m", capsys)
-    told = typed("train recipe.toml --training.steps 1 --lr_scheduler.warmup_steps 0", capsys)
+    told = typed("train recipe.toml --training.steps 1 --lr_scheduler.warmup_steps 0 --eval.sample_tokens 8", capsys)
     assert "step 1/1" in told and "sample, after" in told
 
 
@@ -206,6 +206,8 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
         ("--model.attention.num_heads 3", "[model.attention] is not used: layer_types has gla"),
         ("--model.layer_types gla,kda", "kda.num_heads, kda.head_dim missing"),
         ("--model.layer_types gla,gal", "layer_types names 'gal', which is no mixer of ours"),
+        ("--model.layer_types gla,attention:near", 'num_heads = 8 in [model."attention:near"]'),
+        ("--model.config.n_layer 3", "unknown setting 'model.config.n_layer'"),
         ("--model.backend transformers", "is a key of longfire's own models"),
         ("--model.config gla-304m", "no such file; name a config.json"),
         ("--model.config gla-304m", "did you mean 'gla-340m'?"),
@@ -255,6 +257,7 @@ def test_a_mixer_without_its_keys_says_which_and_what_to_write(folder, name, cap
         ('{\n "hidden_size": 64\n "num_hidden_layers": 2}', "m.json: not valid JSON: line 3, column 2"),
         ('{"hidden_size": 64, "hidden_size": 32}', "'hidden_size' stands twice"),
         ("", "m.json: not valid JSON: line 1, column 1: Expecting value: an empty file"),
+        ('{"hidden_size": NaN}', "m.json: not valid JSON: NaN is no number of JSON"),
         ("[1]", "m.json: a JSON object was expected"),
         ('{"model_type": "gla", "hidden_size": "64"}', "m.json: hidden_size = '64'"),
         ('{"model_type": "glaa", "hidden_size": 64}', "m.json"),

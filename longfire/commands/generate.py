@@ -12,7 +12,11 @@ def generate(words: Sequence[str]) -> int:
     parser = Parser("generate", generate, 'longfire generate runs/quickstart --prompt "def " --max_new_tokens 64')
     parser.add_argument("folder", type=Path, help="a run folder, or a folder of Hugging Face weights")
     parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be repeated"
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text to continue, dim on a terminal so that its end is seen; may be repeated",
     )
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="a prompt a line, or JSON lines with a `prompt` (.jsonl)"

@@ -1,5 +1,6 @@
 """`longfire train`."""
 
+import json
 from collections.abc import Sequence
 
 from longfire.arguments import MOST_USED, RecipeParser, read_run
@@ -16,6 +17,7 @@ def train(words: Sequence[str]) -> int:
         import tomli_w
 
         print(tomli_w.dumps(run.settings()))
+        print(f"# the model, as config.json has it: {json.dumps(run.shape.to_dict())}\n")
     from longfire.train import train as train_run
 
     return train_run(run)
