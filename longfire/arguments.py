@@ -118,6 +118,10 @@ class RecipeParser(Parser):
         topic = topic_of(words)
         if topic is not None:
             self.show_help(topic)
+        for word in words:
+            if word.lstrip("-") in recipe.SETTINGS:  # with one dash, or none
+                key = word.lstrip("-")
+                raise SettingsError(f"{word}: a setting is written --{key} VALUE, or {key}=VALUE")
         return self.parse_args(words)
 
     def show_help(self, topic: str) -> NoReturn:

@@ -17,6 +17,15 @@ FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
 FOLDER = next((folder for folder in FOLDERS if folder.is_dir()), FOLDERS[0])
 OF_RECIPES, OF_MODELS = ("recipes/", "longfire/recipes/"), ("recipes/models/", "models/")
 
+A_TEXT = "is a text, not a recipe: `longfire init --data {}` writes a recipe for it"
+NO_RECIPES = {  # what is easily taken for a recipe
+    ".json": "is JSON, not a recipe: if it is a model's config, name it with --model.config {}",
+    ".txt": A_TEXT,
+    ".md": A_TEXT,
+    ".jsonl": A_TEXT,
+    ".parquet": A_TEXT,
+}
+
 
 def recipes() -> dict[str, Path]:
     """The shipped recipes by name."""
@@ -38,6 +47,8 @@ def recipe(name: str) -> Path:
         raise SettingsError(
             f"{given} is a run folder, not a recipe: `longfire train {given / 'run.toml'}` goes on with its run"
         )
+    if given.suffix in NO_RECIPES and given.is_file():
+        raise SettingsError(f"{given} {NO_RECIPES[given.suffix].format(given)}")
     for path in (given, given.with_name(f"{given.name}.toml")):
         if path.is_file():
             return path
