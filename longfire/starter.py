@@ -1,12 +1,14 @@
 """The starter recipe that `longfire init` writes: one TOML file, every line explained, the model in it; free of torch."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from longfire.errors import SettingsError
+from longfire.recipe import SHAPE_KEYS
 
 COMMENT_COLUMN = 40
 
@@ -15,7 +17,8 @@ COMMENT_COLUMN = 40
 class Size:
     """A size by name: the model, and how much of what it is trained with. Heads have 64 channels.
 
-    The learning rates fall with the width as in the tables of GPT-3 (Brown 2020, table 2.1), but higher for runs so short.
+    The learning rate of 10m is the quickstart's. The others are starting points and not tuned: they fall with the width, as those
+    of GPT-3 do (Brown 2020, table 2.1).
     """
 
     hidden_size: int
@@ -99,19 +102,13 @@ KINDS: Mapping[str, Kind] = {
     ),
 }
 OTHER_NAMES = {"attention": "transformer", "gated_deltanet": "gated_delta_net", "deltanet": "delta_net"}
-MIXER_KEYS = {  # what the lines of a mixer's table are said to mean
+MIXER_KEYS = {  # in short what the shapes of the mixers say of their keys: they need torch, which is slow to import
     "num_heads": "heads",
     "head_dim": "channels of a head",
     "expand_k": "key size of all heads / hidden_size",
     "expand_v": "value size of all heads / hidden_size",
     "expand_ratio": "channels of a head",
     "state_size": "numbers that a channel's state has",
-}
-SHAPE_KEYS = {
-    "mlp": "the part of a block after the mixer",
-    "norm": "the kind of norm",
-    "norm_eps": "added under the root of a norm",
-    "embed_norm": "a norm right after the embedding",
 }
 
 
@@ -126,22 +123,27 @@ def chosen(known: Mapping[str, Any], name: str, what: str, other: Mapping[str, s
     raise SettingsError(f"--{what} {name}: unknown{hint}; there are {', '.join(known)}")
 
 
-def starter(kind_name: str, size_name: str, data: str) -> str:
-    """The text of the recipe. data: as data.dataset takes it."""
+def starter(kind_name: str, size_name: str, data: tuple[str, ...]) -> str:
+    """The text of the recipe. data: the entries of data.dataset."""
     size, model = SIZES[size_name], KINDS[kind_name]
-    source = "embedded" if data == "embedded" else data.rstrip("/").rpartition("/")[2].partition(".")[0]
     machine = "minutes on a laptop's CPU" if size_name in FOR_A_CPU else "meant for a GPU"
     lines = [
         f"# A starter recipe, written by `longfire init`: a {kind_name} of some {size_name} parameters, {machine}.",
         "# Each key is a setting; on the command line it wins over this file: --training.steps 100.",
         "# All settings: `longfire train --help all`. All keys of [model]: `longfire init --model-keys`.",
-        *of_job(f"runs/{source or 'data'}-{kind_name}-{size_name}"),
+        *of_job(f"runs/{name_of(data[0])}-{kind_name}-{size_name}"),
         *of_model(model, size),
         *of_data(data, size),
         *of_training(size),
         *of_the_end(size, data),
     ]
     return "\n".join(lines) + "\n"
+
+
+def name_of(source: str) -> str:
+    """A name for a folder: of a file without its ending, of a folder or a dataset its last part, of a glob what is left of it."""
+    last = source.rstrip("/").rpartition("/")[2].partition(".")[0]
+    return re.sub(r"[^\w-]+", "-", last).strip("-") or "data"
 
 
 def section(name: str, about: str) -> list[str]:
@@ -178,7 +180,7 @@ def of_model(model: Kind, size: Size) -> list[str]:
         line("num_hidden_layers", size.layers * model.layers_factor, "blocks"),
         line("layer_types", model.layer_types, "the mixer of each layer; a shorter list repeats"),
         line("tie_word_embeddings", True, "embedding and head share one matrix"),
-        *(line(key, value, SHAPE_KEYS[key]) for key, value in model.keys.items()),
+        *(line(key, value, SHAPE_KEYS[f"model.{key}"].metadata["help"]) for key, value in model.keys.items()),
     ]
     for name, table in model.tables(size).items():
         lines += section(f"model.{name}", f"what the {name} layers have of their own")
@@ -186,10 +188,10 @@ def of_model(model: Kind, size: Size) -> list[str]:
     return lines
 
 
-def of_data(data: str, size: Size) -> list[str]:
+def of_data(data: tuple[str, ...], size: Size) -> list[str]:
     return [
         *section("data", "the text"),
-        line("dataset", (data,), "files, folders, globs, datasets of the hub; `embedded`: Python's own source"),
+        line("dataset", data, "files, folders, globs, datasets of the hub; `embedded`: Python's own source"),
         line("heldout_fraction", 0.05, "share of it that training never sees: what the model is evaluated on"),
         *section("tokenizer", "how text becomes ids"),
         line("path", "train", "a byte-level BPE of this text; or `bytes`, a tokenizer.json, a name of the hub"),
@@ -214,8 +216,8 @@ def of_training(size: Size) -> list[str]:
     ]
 
 
-def of_the_end(size: Size, data: str) -> list[str]:
-    prompt = "def " if data == "embedded" else "\n"
+def of_the_end(size: Size, data: tuple[str, ...]) -> list[str]:
+    prompt = "def " if data == ("embedded",) else "\n"
     interval = size.steps // 5
     return [
         *section("checkpoint", "what is kept on disk"),

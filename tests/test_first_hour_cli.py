@@ -137,6 +137,28 @@ def test_a_recipe_in_another_folder_finds_the_text(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("data", "dataset", "name"),
+    [
+        ("input.txt", ["input.txt"], "input"),
+        ("input.txt,owner/set", ["input.txt", "owner/set"], "input"),
+        ("'two, words.txt'", ["two, words.txt"], "two-words"),
+        ("'*.txt'", ["*.txt"], "data"),
+        ("texts/", ["texts"], "texts"),
+        ("owner/Tiny-Set", ["owner/Tiny-Set"], "Tiny-Set"),
+        ("'a\"b\\.txt'", ['a"b\\.txt'], "a-b"),
+    ],
+)
+def test_any_name_of_a_text_stands_in_the_recipe_as_it_is(folder, data, dataset, name, capsys):
+    (folder / "texts").mkdir()
+    for file in ("two, words.txt", 'a"b\\.txt'):
+        (folder / file).write_text(TEXT)
+    typed(f"init --data {data}", capsys)
+    written = tomllib.loads((folder / "recipe.toml").read_text())
+    assert written["data"]["dataset"] == dataset
+    assert written["job"]["dump_folder"] == f"runs/{name}-transformer-10m"
+
+
+@pytest.mark.parametrize(
     ("line", "told"),
     [
         ("init --model glaa", "did you mean 'gla'?"),

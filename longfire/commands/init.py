@@ -23,7 +23,7 @@ def init(words: Sequence[str]) -> int:
         "--data",
         default="embedded",
         metavar="TEXT",
-        help="a file, folder, glob or dataset of the hub (default: embedded, Python's own library source)",
+        help="files, folders, globs or datasets of the hub, comma-separated (default: embedded, Python's own library source)",
     )
     parser.add_argument(
         "--model", default="transformer", metavar="KIND", help=f"{', '.join(KINDS)} (default: transformer)"
@@ -41,7 +41,8 @@ def init(words: Sequence[str]) -> int:
         return 0
     kind, size = chosen(KINDS, options.model, "model", OTHER_NAMES), chosen(SIZES, options.size, "size")
     recipe = options.recipe if options.recipe.suffix else options.recipe.with_suffix(".toml")
-    text = starter(kind, size, data_of(options.data, recipe))
+    names = [options.data] if Path(options.data).expanduser().exists() else options.data.split(",")
+    text = starter(kind, size, tuple(data_of(name.strip(), recipe) for name in names))
     write(recipe, text, options.force)
     print(f"{recipe}: a {kind} of some {size} parameters on {options.data}")
     print(f"next: longfire train {recipe}")
@@ -49,7 +50,7 @@ def init(words: Sequence[str]) -> int:
 
 
 def data_of(name: str, recipe: Path) -> str:
-    """data.dataset of the recipe: a local file or folder relative to the recipe, anything else as it is.
+    """An entry of data.dataset: a local file or folder relative to the recipe, anything else as it is.
 
     Raises SettingsError for a file that is not there.
     """
