@@ -20,7 +20,6 @@ from measure import arguments, print_table, write_result
 
 from longfire.config_file import read_config
 
-
 # Shapes that take every matrix of a Llama-shaped attention: as many heads, as wide keys and values.
 MIXERS = {
     "gla": lambda heads, kv: {"num_heads": heads, "num_kv_heads": kv, "expand_k": 1.0, "expand_v": 1.0, "feature_map": "none",
