@@ -162,7 +162,7 @@ def several_remats(given: dict[str, str]) -> dict[str, str]:
 STARTED = (
     "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or torchrun, not by a setting"
 )
-IN_CONFIG = "the shape of a model is in the file that model.config names"
+IN_CONFIG = "the shape of a model is in the file that model.config names, or in [model] of the recipe"
 FLOAT8 = "not supported yet: no machine with float8 units has shown here that the loss stays what it is"
 NO_EFFECT = "has no effect in its own system: no code there reads it"
 ITSELF = "read from the data itself"

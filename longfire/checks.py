@@ -12,9 +12,10 @@ from longfire.shape import INITIALIZER_RANGE, ForeignShape, ModelShape, mixer_of
 Run = Any  # run.Run, whose file asks `check`
 
 
-def check(run: Run, trains: bool = True) -> None:
+def check(run: Run, trains: bool = True, planned: bool = False) -> None:
     """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen. Who only
-    reads a run does not ask whether its plan and batch suit the processes that are here now."""
+    reads a run does not ask whether its plan and batch suit the processes that are here now; what is only planned may start from
+    weights that are not here yet."""
     problems = [
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
@@ -23,6 +24,7 @@ def check(run: Run, trains: bool = True) -> None:
         *of_model(run),
         *of_backend(run),
         *of_data(run),
+        *(() if planned else of_start(run)),
         *of_files(run),
     ]
     if problems:
@@ -64,7 +66,7 @@ def of_plan(run: Run) -> Iterator[str]:
         from longfire.hub.foreign import dropouts  # transformers is imported already: it read the shape
 
         for key, share in dropouts(run.shape).items():
-            yield f"{key} = {share} of {run.model.config}: their dropout differs with the processes; set it to 0, or start one"
+            yield f"{key} = {share} of {run.shape_from}: their dropout differs with the processes; set it to 0, or start one"
     for key, wanted in {
         "checkpoint.export": run.checkpoint.export,
         "eval.sample_prompt": run.eval.sample_prompt,
@@ -134,7 +136,7 @@ def of_length(run: Run) -> Iterator[str]:
     positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))
     if limit and seq_len > limit and positional:
         yield (
-            f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.model.config}: shorten it, or "
+            f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.shape_from}: shorten it, or "
             "raise that number (rotary positions extrapolate, learned ones cannot)"
         )
     if run.data.context_len and not run.data.varlen:
@@ -261,21 +263,25 @@ def of_data(run: Run) -> Iterator[str]:
     if run.tokenizer.path == "train" and words and words < run.tokenizer.train_vocab_size:
         yield (
             f"tokenizer.train_vocab_size = {run.tokenizer.train_vocab_size} is more than vocab_size = {words} of "
-            f"{run.model.config}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
+            f"{run.shape_from}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
         )
 
 
-def of_files(run: Run) -> Iterator[str]:
-    """What a new run starts from is there; combinations of the checkpoint's settings; folders inside the run folder stay inside."""
-    checkpoint, weights = run.checkpoint, run.model.weights
+def of_start(run: Run) -> Iterator[str]:
+    """What a new run starts and learns from is there."""
+    weights, teacher = run.model.weights, run.distillation.teacher
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield (
             f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a "
             "run folder"
         )
-    teacher = run.distillation.teacher
     if teacher and not Path(teacher).is_dir():
         yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"
+
+
+def of_files(run: Run) -> Iterator[str]:
+    """Combinations of the checkpoint's settings; folders inside the run folder stay inside."""
+    checkpoint = run.checkpoint
     if not checkpoint.enable_checkpoint:
         for name in ("create_seed_checkpoint", "model_weights_only"):
             if getattr(checkpoint, name):

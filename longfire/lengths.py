@@ -105,9 +105,9 @@ def refusals(run: Any) -> Iterator[str]:
     bases = {"model.rope_theta": run.model.rope_theta, SCHEDULE: any(stage.rope_theta for stage in found)}
     for key in [key for key, base in bases.items() if base]:
         if run.model.backend == "transformers":
-            yield f"{key} names a base of rotary positions, but model.backend = 'transformers' takes it from {run.model.config}"
+            yield f"{key} names a base of rotary positions, but model.backend = 'transformers' takes it from {run.shape_from}"
         elif run.shape and not has_turns(run.shape):
-            yield f"{key} names a base of rotary positions, but no layer of {run.model.config} has any: leave it out"
+            yield f"{key} names a base of rotary positions, but no layer of {run.shape_from} has any: leave it out"
     if run.training.tbptt_exact and run.training.tbptt_segments == 1:
         yield f"training.tbptt_exact = true says how gradients pass segments, but {SEGMENTS} = 1: set that too, or leave it out"
     if run.training.tbptt_segments > 1:
@@ -179,7 +179,7 @@ def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
         if own.get("dropout", 0) > 0:
             yield (
                 f"{given}: {name}.dropout = {own['dropout']} of attention weights goes by keys of the whole row; set it to 0 in "
-                f"{run.model.config}, or {SEGMENTS} to 1"
+                f"{run.shape_from}, or {SEGMENTS} to 1"
             )
     if softmax and run.training.compile == "on":
         yield (

@@ -1,4 +1,8 @@
-"""What `longfire generate` does: prompts from words, a file or a person at a terminal; text to stdout, figures to stderr."""
+"""What `longfire generate` does: prompts from words, a file or a person at a terminal; text to stdout, figures to stderr.
+
+On a terminal one sees where the prompt ends: it is dim, or with NO_COLOR followed by the sign ‖. A file or a pipe gets prompt and
+continuation as they are.
+"""
 
 import json
 import sys
@@ -9,11 +13,14 @@ from pathlib import Path
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
 from longfire.generate import Pace, begins_with_bos, generate_texts, prompt_ids, stream_text, text_row, write
+from longfire.launch import no_color
 from longfire.mixers.cache import Cache
 from longfire.model import Model
 from longfire.ops.linear import keep_rounded
 from longfire.options import Sampling
 from longfire.weights import Opened, open_model
+
+DIM, NORMAL, PROMPT_END = "\033[2m", "\033[0m", "‖"  # of a terminal; and the sign that stands for them without colours
 
 
 def main(
@@ -50,15 +57,22 @@ def main(
             opened.model, opened.tokenizer, prompts, sampling, begins_with_bos(opened), batch_size, pace
         )
         for prompt, text in zip(prompts, texts):
-            show([prompt, text, "\n"])
+            show([shown(prompt), text, "\n"])
     else:
         for index, prompt in enumerate(prompts):
-            show([prompt])
+            show([shown(prompt)])
             show(stream_text(opened.model, opened.tokenizer, prompt, sampling, begins_with_bos(opened), index, pace))
             show(["\n"])
     if stats:
         print(f"stats: {pace}", file=sys.stderr)
     return 0
+
+
+def shown(prompt: str) -> str:
+    """The prompt as it stands before its continuation; on a terminal it is marked as what the model did not write."""
+    if not sys.stdout.isatty():
+        return prompt
+    return f"{prompt}{PROMPT_END}" if no_color() else f"{DIM}{prompt}{NORMAL}"
 
 
 def show(texts: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
     read_toml(path)          {"training.steps": Given(1000, "recipes/x.toml"), ...}
     read_words(overrides)    {"training.steps": Given("2000", "command line"), ...}
     sections(given ...)      {"training": Training(steps=2000, ...), ...}; the later one wins
+    model_tables(given ...)  {"hidden_size": 256, "gla": {"num_heads": 4}}: the model, where a recipe holds it itself
 
 Whatever is wrong is a SettingsError that names key, value, place and mend. Free of torch.
 """
@@ -13,13 +14,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from longfire import aliases
 from longfire.errors import SettingsError
 from longfire.settings import SECTIONS
+from longfire.shape import ModelShape
 
 SETTINGS = {f"{section}.{field.name}": field for section, cls in SECTIONS.items() for field in fields(cls)}
+SHAPE_KEYS = {f"model.{field.name}": field for field in fields(ModelShape) if field.name != "mixers"}
 SOURCE_KEYS = {  # of a [[data.sources]] table -> the list that the setting of all sources is
     "dataset": "data.dataset",
     "name": "data.dataset_name",
@@ -48,9 +52,9 @@ def read_toml(path: Path) -> dict[str, Given]:
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise SettingsError(f"{path}: no such recipe; see recipes/ for whole runs to start from") from e
+        raise SettingsError(f"{path}: no such recipe; `longfire init` writes one to start from") from e
     except (OSError, ValueError) as e:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise SettingsError(f"{path}: not readable as TOML: {e}") from e
+        raise SettingsError(f"{path}: not readable as TOML: {e}{hint_of_toml(e)}") from e
     tables = recipe.get("data", {}).pop("sources", None) if isinstance(recipe.get("data"), dict) else None
     given = {key: Given(value, str(path)) for key, value in flat(recipe)}
     if tables is not None:
@@ -59,6 +63,15 @@ def read_toml(path: Path) -> dict[str, Given]:
                 raise SettingsError(f"{path}: {key} and [[data.sources]] say the same thing; keep one of them")
             given[key] = Given(value, f"{path}, [[data.sources]]")
     return given
+
+
+def hint_of_toml(error: Exception) -> str:
+    """What is most often behind an error of TOML whose own message does not say it."""
+    if "Invalid value" in str(error):
+        return " (text needs quotes, true and false are lower case)"
+    if "Cannot overwrite a value" in str(error) or "Cannot declare" in str(error):
+        return " (a key or a [section] stands twice)"
+    return ""
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -105,6 +118,8 @@ def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[
     for given in givens:
         spelled: dict[str, str] = {}
         for spelling, (value, where) in given.items():
+            if is_model_key(spelling, value):
+                continue
             for key, translated in renamed(spelling, value, where, note).items():
                 if key in spelled and spelled[key] != spelling:
                     raise SettingsError(f"{where}: {spelled[key]} and {spelling} both mean {key}; keep one of them")
@@ -114,6 +129,57 @@ def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[
         section: cls(**{f.name: values[f"{section}.{f.name}"] for f in fields(cls) if f"{section}.{f.name}" in values})
         for section, cls in SECTIONS.items()
     }
+
+
+def is_model_key(spelling: str, value: Any = "") -> bool:
+    """Whether this is a key of the model itself: model.hidden_size, model.gla.num_heads, or a whole table model.gla."""
+    if spelling in SETTINGS or spelling in aliases.ALIASES or not spelling.startswith("model."):
+        return False
+    _, table, *keys = spelling.split(".")
+    in_table = len(keys) == 1 and table and keys[0] and f"model.{table}" not in SETTINGS
+    return bool(in_table) or spelling in SHAPE_KEYS or isinstance(value, dict)
+
+
+def is_flag_of_model(spelling: str) -> bool:
+    """Whether a key of the model is true or false, as far as that is known without the mixers."""
+    return spelling in SHAPE_KEYS and SHAPE_KEYS[spelling].type is bool
+
+
+def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
+    """The model's keys as a config.json has them, a table for each mixer; a later mapping wins.
+
+    Raises SettingsError for a value of another type, as far as the keys are known without the mixers.
+    """
+    tables: dict[str, Any] = {}
+    for given in givens:
+        for spelling, (value, where) in given.items():
+            if not is_model_key(spelling, value):
+                continue
+            _, table, *key = spelling.split(".")
+            if spelling in SHAPE_KEYS:
+                tables[table] = typed_as(SHAPE_KEYS[spelling].type, spelling, value, where)
+            elif key:
+                tables.setdefault(table, {})[key[0]] = value if where != COMMAND_LINE else toml_value(value)
+            else:
+                tables.setdefault(table, {})
+    return tables
+
+
+def toml_value(text: str) -> Any:
+    """A value of the command line whose type is not known yet: what TOML reads in it, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+def names(givens: Mapping[str, Given], key: str) -> bool:
+    """Whether a mapping says this setting, under any spelling."""
+    return any(
+        key in renamed(spelling, value, where, lambda told: None)
+        for spelling, (value, where) in givens.items()
+        if not is_model_key(spelling, value)
+    )
 
 
 def renamed(spelling: str, value: Any, where: str, note: Callable[[str], None]) -> dict[str, Any]:
@@ -129,17 +195,18 @@ def renamed(spelling: str, value: Any, where: str, note: Callable[[str], None]) 
 def unknown(spelling: str, where: str) -> str:
     """The message for a key that does not exist: its section if that is what is wrong, else the nearest key."""
     section, _, leaf = spelling.rpartition(".")
-    same_leaf = [key for key in SETTINGS if key.rpartition(".")[2] == leaf]
+    known = [*SETTINGS, *SHAPE_KEYS]
+    same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
     if same_leaf:
         near = get_close_matches(spelling, same_leaf, 1, cutoff=0) or same_leaf
         return f"{where}: unknown setting {spelling!r} (did you mean {near[0]!r}?)"
     if section in SECTIONS:
-        near = nearest(leaf, [f.name for f in fields(SECTIONS[section])], f"{section}.")
+        near = nearest(leaf, [key.partition(".")[2] for key in known if key.startswith(f"{section}.")], f"{section}.")
     else:
-        near = nearest(spelling, [*SETTINGS, *aliases.ALIASES])
+        near = nearest(spelling, [*known, *aliases.ALIASES])
         if not near and section:
             near = nearest(section, SECTIONS) + f"; the sections are {', '.join(SECTIONS)}"
-    return f"{where}: unknown setting {spelling!r}{near or '; `longfire train --help` lists them all'}"
+    return f"{where}: unknown setting {spelling!r}{near or '; `longfire train --help all` lists them all'}"
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -150,9 +217,14 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 def typed(key: str, value: Any, where: str) -> Any:
     """The value as the setting's type, inside its interval. Raises SettingsError naming key, value, place and mend."""
     field = SETTINGS[key]
+    return typed_as(field.type, key, value, where, field.metadata["within"])
+
+
+def typed_as(kind: Any, key: str, value: Any, where: str, interval: str = "") -> Any:
+    """The value of a key as this type. Raises SettingsError naming key, value, place and what is wanted."""
     try:
-        value = as_type(field.type, value, text=where == COMMAND_LINE)
-        check_interval(value, field.metadata["within"])
+        value = as_type(kind, value, text=where == COMMAND_LINE)
+        check_interval(value, interval)
     except ValueError as e:
         raise SettingsError(f"{where}: {key} = {value!r} {e}") from e
     return value
@@ -166,6 +238,8 @@ def as_type(kind: Any, value: Any, text: bool) -> Any:
         if value not in get_args(kind):
             raise ValueError(f"must be one of {', '.join(get_args(kind))}" + nearest(str(value), get_args(kind)))
         return value
+    if isinstance(kind, UnionType):
+        return as_number_or_text(value, text)
     if text and isinstance(value, str) and kind is not str:
         value = from_text(kind, value)
     if kind is float and type(value) is int:
@@ -177,6 +251,16 @@ def as_type(kind: Any, value: Any, text: bool) -> Any:
     if kind is float and not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
+
+
+def as_number_or_text(value: Any, text: bool) -> float | str:
+    """A value that may be either: text is a number where it reads as one. Raises ValueError saying what is wanted."""
+    if not isinstance(value, str):
+        return as_type(float, value, text=False)
+    try:
+        return as_type(float, value, text)
+    except ValueError:
+        return value
 
 
 def from_text(kind: type, text: str) -> Any:

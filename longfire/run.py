@@ -6,23 +6,23 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from longfire import launch, lengths, settings
+from longfire import launch, lengths, settings, shipped
 from longfire import recipe as recipes
 from longfire.checks import check
+from longfire.config_file import read_config
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.plan import resolve_degrees
-from longfire.shape import ForeignShape, ModelShape, mixer_of, read_config
+from longfire.shape import ForeignShape, ModelShape, mixer_of, nearest, placed
 
 RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
@@ -33,7 +33,8 @@ WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: na
 class Run:
     """The settings of one run, a section an attribute. `shape` is None only for commands that need no model.
 
-    recipe: the file it was read from. world: the processes that train together; degrees: how many along each axis of the mesh.
+    shape_from: where the shape is written: a config.json, or [model] of the recipe. recipe: the file that the settings were read
+    from. world: the processes that train together; degrees: how many along each axis of the mesh.
     """
 
     job: settings.Job
@@ -53,6 +54,7 @@ class Run:
     profiling: settings.Profiling
     comm: settings.Comm
     shape: ModelShape | ForeignShape | None = None
+    shape_from: str = ""
     recipe: Path | None = None
     world: launch.World = launch.ALONE
     degrees: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(AXES, 1))
@@ -65,35 +67,58 @@ class Run:
         *,
         needs_model: bool = True,
         trains: bool = True,
+        planned: bool = False,
         world: launch.World = launch.ALONE,
         note: Callable[[str], None] = print,
     ) -> "Run":
         """The recipe, then the overrides ({"training.steps": "20"}, as the command line spells them), checked whole.
 
-        world: the processes that train it. Who only reads it (not `trains`) is one process, whatever its plan says.
+        world: the processes that train it. Who only reads it (not `trains`) is one process, whatever its plan says. What is only
+        planned may start from weights that are not here yet.
         A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
         if recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED):
             toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
-        given = recipes.sections(toml, recipes.read_words(overrides), note=note)
+        words = recipes.read_words(overrides)
+        given = recipes.sections(toml, words, note=note)
         run = cls(**given, recipe=recipe, world=world)
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
-        run = run.with_paths_found(recipe.parent if recipe else Path())
+        run = run.with_paths_found(recipe.parent if recipe else Path(), note)
         if run.model.plugins and needs_model:
             from longfire.plugins import load_plugins  # brings the mixers, which need torch
 
             load_plugins(run.model.plugins)
-        if run.model.config:
-            run = replace(run, shape=run.shape_in(Path(run.model.config))).with_base()
-        elif needs_model:
+        run = run.with_shape(toml, words)
+        if run.shape is None and needs_model:
             raise SettingsError(
-                "model.config is empty: name a config.json, or a folder that holds one, in the recipe's [model] or "
-                "as --model.config"
+                f"{recipe or 'command line'}: model.config is empty, and [model] has no keys of a model: `longfire init` "
+                "writes a recipe that has them; or name a config: --model.config gla-340m, a config.json, or a folder with one"
             )
-        check(run, trains)
+        check(run, trains, planned)
         return run
+
+    def with_shape(self, toml: Mapping[str, recipes.Given], words: Mapping[str, recipes.Given]) -> "Run":
+        """The same run with the shape of its model: that of model.config, with the [model] keys of recipe and command line over it.
+
+        A command line that names another model.config takes the place of the recipe's keys too. Raises SettingsError.
+        """
+        givens = [words] if recipes.names(words, "model.config") else [toml, words]
+        tables = recipes.model_tables(*givens)
+        if not tables:
+            shape = self.shape_in(Path(self.model.config)) if self.model.config else None
+            return replace(self, shape=shape, shape_from=self.model.config).with_base()
+        if self.model.backend == "transformers":
+            raise SettingsError(
+                f"model.{next(iter(tables))} is a key of longfire's own models, but model.backend = 'transformers' takes the whole "
+                "model from model.config: leave it out"
+            )
+        places = [f"{self.recipe}, [model]"] if recipes.model_tables(*givens[:-1]) else []
+        places += [recipes.COMMAND_LINE] if recipes.model_tables(words) else []
+        place = " and ".join(places)
+        shape = read_tables(tables, place, Path(self.model.config) if self.model.config else None)
+        return replace(self, shape=shape, shape_from=place).with_base()
 
     @classmethod
     def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
@@ -197,14 +222,14 @@ class Run:
             )
         return foreign.read_shape(config, str(path))
 
-    def with_paths_found(self, beside: Path) -> "Run":
+    def with_paths_found(self, beside: Path, note: Callable[[str], None]) -> "Run":
         """The same run with every file that it reads made absolute: beside the recipe if it is there, else in the working folder."""
         dataset = tuple(found(entry, beside) for entry in self.data.dataset)
         return replace(
             self,
             model=replace(
                 self.model,
-                config=found(self.model.config, beside),
+                config=found_config(self.model.config, beside, note),
                 weights=found(self.model.weights, beside),
                 plugins=tuple(found(file, beside) for file in self.model.plugins),
             ),
@@ -323,6 +348,15 @@ def found(name: str, beside: Path) -> str:
     return name
 
 
+def found_config(name: str, beside: Path, note: Callable[[str], None]) -> str:
+    """The model config of this name: a file or folder as `found` finds it, else one that comes with longfire, which is noted."""
+    path, known = found(name, beside), shipped.model_config(name) if name else None
+    if path != name or Path(name).exists() or known is None:
+        return path
+    note(f"model.config = {name}: {known}, which comes with longfire")
+    return str(known)
+
+
 def keep(path: Path, text: str) -> None:
     """Write a file of the run folder, whole. Raises CheckpointError."""
     try:
@@ -341,25 +375,61 @@ def unwritable(path: Path, error: OSError) -> CheckpointError:
 def read_shape(path: Path) -> ModelShape:
     """The shape in a config.json, ours or a Hugging Face family's, with every mixer's own settings checked.
 
-    Raises SettingsError naming the file. (The mixers need torch, which is slow to import and not needed to read settings.)
+    Raises SettingsError naming the file.
+    """
+    return shape_of(read_config(path), str(path / "config.json" if path.is_dir() else path))
+
+
+def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> ModelShape:
+    """The shape that the [model] tables of a recipe describe: alone, or over those of a config.json. Raises SettingsError."""
+    if config is None:
+        return shape_of(tables, place, toml=True)
+    return shape_of(laid_over(read_shape(config).to_dict(), tables), f"{config} with {place}", toml=True)
+
+
+def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config.json with others over them; the tables of mixers are joined key by key.
+
+    Another depth repeats the config's own pattern of layers; another width has its own default width of the MLP.
+    """
+    types = config["layer_types"]
+    period = next(n for n in range(1, len(types) + 1) if len(types) % n == 0 and types == types[:n] * (len(types) // n))
+    out = {**config, "layer_types": types[:period]}
+    if "hidden_size" in tables or "mlp" in tables:
+        out.pop("intermediate_size")
+    for name, value in tables.items():
+        out[name] = {**out.get(name, {}), **value} if isinstance(value, dict) else value
+    unused = [name for name in config if isinstance(config[name], dict) and name not in (*out["layer_types"], *tables)]
+    return {name: value for name, value in out.items() if name not in unused}
+
+
+def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelShape:
+    """The shape that these keys describe, ours or a Hugging Face family's. Raises SettingsError naming the place.
+
+    (The mixers need torch, which is slow to import and not needed to read settings.)
     """
     from longfire.mixers import MIXERS
     from longfire.mixers.mixer import read_mixer_shape
 
-    config = read_config(path)
-    where = str(path / "config.json" if path.is_dir() else path)
     if config.get("model_type", "longfire") == "longfire":
-        shape = ModelShape.from_dict(config, where, tuple(MIXERS))
+        shape = ModelShape.from_dict(config, where, tuple(MIXERS), toml)
     else:
-        shape = shape_from_config(config, where)
+        with placed(where):
+            shape = shape_from_config(config, where)
     for name in dict.fromkeys(shape.layer_types):
         if mixer_of(name) not in MIXERS:
-            near = get_close_matches(mixer_of(name), MIXERS, 1)
             raise SettingsError(
                 f"{where}: layer_types names {name!r}, which is no mixer of ours ({', '.join(MIXERS)})"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                f"{nearest(mixer_of(name), MIXERS)}"
             )
-        read_mixer_shape(MIXERS[mixer_of(name)], name, shape.mixers.get(name, {}), shape.hidden_size)
+        mixer, table = MIXERS[mixer_of(name)], shape.mixers.get(name, {})
+        read_mixer_shape(mixer, name, table, shape.hidden_size, where, toml)
+    if unused := [name for name in shape.mixers if name not in shape.layer_types]:
+        table = f"[model.{unused[0]}]" if toml else f"the table {unused[0]!r}"
+        raise SettingsError(
+            f"{where}: {table} is not used: layer_types has {', '.join(dict.fromkeys(shape.layer_types))}; name it there, or "
+            "remove the table"
+        )
     return shape
 
 
@@ -371,7 +441,7 @@ def summary(run: Run) -> list[str]:
     mixers = ", ".join(f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types))
     decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}" if run.lr_scheduler.name == "wsd" else ""
     return [
-        f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.model.config}",
+        f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
         f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
         f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",

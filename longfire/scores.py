@@ -14,7 +14,7 @@ from longfire import lengths, settings
 from longfire.data.batches import Batches, in_order
 from longfire.data.prepare import prepare
 from longfire.disk import write_whole
-from longfire.errors import CheckpointError, DataError, SettingsError
+from longfire.errors import CheckpointError, DataError, SettingsError, first_line
 from longfire.evaluate import Measured, byte_lengths, measure, measure_heldout
 from longfire.generate import begins_with_bos
 from longfire.options import Scoring
@@ -39,10 +39,7 @@ def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...
     about = {"folder": str(folder), "step": opened.step, "weights": opened.fingerprint()}
     print(f"weights {about['weights']}, {step_of(opened)}")
     if scoring.tasks:
-        from longfire.tasks import run_tasks, show_tasks  # lm-eval is an extra, and takes seconds to import
-
-        found = run_tasks(opened, scoring, row_length(opened, scoring))
-        show_tasks(found)
+        found = tasks(opened, scoring)
     elif scoring.needle:
         found = needles(opened, scoring)
     else:
@@ -50,6 +47,24 @@ def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...
     if scoring.json:
         keep_json(Path(scoring.json), {**about, **found})
     return 0
+
+
+def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
+    """lm-eval's numbers, shown. Raises SettingsError naming the package where lm-eval is installed without what it needs."""
+    try:
+        from longfire.tasks import run_tasks, show_tasks  # lm-eval is an extra, and takes seconds to import
+
+        found = run_tasks(opened, scoring, row_length(opened, scoring))
+    except ImportError as error:  # some of its tasks import what they need only when they run
+        if (error.name or "").startswith("longfire"):
+            raise
+        missing = f"package {error.name!r} is missing" if isinstance(error, ModuleNotFoundError) else first_line(error)
+        raise SettingsError(
+            f"--tasks: lm-eval is installed, but not whole: {missing}; pip install 'longfire[eval]'"
+            + (f", and if it is still missing, pip install {error.name}" if error.name else "")
+        ) from error
+    show_tasks(found)
+    return found
 
 
 def step_of(opened: Opened) -> str:
@@ -94,7 +109,10 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
             opened.model, batches, scoring.tokens or run.eval.tokens, run.training.loss_chunk_tokens
         )
     if not found:
-        raise DataError("no document was held out: raise data.heldout_fraction, or add text")
+        raise DataError(
+            f"{run.folder}: no text was held out of this run's data (data.heldout_fraction = {run.data.heldout_fraction:g}), so there "
+            f"is nothing to evaluate: score it on a text that it has not seen, `longfire eval {run.folder} --data FILE`"
+        )
     return found
 
 

@@ -21,6 +21,8 @@ def setting(default: Any, help: str, within: str = "", bare: str = "") -> Any:
 
 @dataclass(frozen=True)
 class Job:
+    """Where the run lives, and what it is called."""
+
     dump_folder: str = setting("runs/longfire", "the run folder: settings, metrics, checkpoints, report")
     description: str = setting("", "free text, kept in run.toml and shown in the report")
     print_args: bool = setting(False, "print every resolved setting at the start")
@@ -28,10 +30,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Model:
+    """The model: its shape, weights to start from, compute type."""
+
     config: str = setting(
         "",
-        "the model's shape: a config.json of ours or of Hugging Face, or a folder that holds one; "
-        "relative to the recipe, else to the working folder",
+        "the model's shape: a config.json of ours or of Hugging Face, or a folder that holds one, relative to the recipe, else to "
+        "the working folder; or the name of one that comes with longfire, as gla-340m. Instead of it, or over it: the keys of the "
+        "model in [model], as hidden_size",
     )
     backend: Literal["longfire", "transformers"] = setting(
         "longfire",
@@ -62,6 +67,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
+    """Texts, how they become token stores, shuffling, held-out documents."""
+
     dataset: tuple[str, ...] = setting(
         ("embedded",),
         "sources, comma-separated: files, folders, globs (jsonl[.gz|.zst], json, parquet, arrow, txt), datasets of the "
@@ -103,6 +110,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Tokenizer:
+    """Bytes, a tokenizer of your own, or one that is trained on the data."""
+
     path: str = setting(
         "bytes", "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, or a hub id"
     )
@@ -114,6 +123,8 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Training:
+    """Sequence length, batch size, steps, device, compilation."""
+
     seq_len: int = setting(2048, "tokens of a row; with seq_len_schedule of the longest", POSITIVE)
     seq_len_schedule: tuple[str, ...] = setting(
         (),
@@ -166,6 +177,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Optimizer:
+    """Learning rate, betas, weight decay."""
+
     name: Literal["AdamW", "Adam"] = setting("AdamW", "AdamW, or Adam (no weight decay)")
     lr: float = setting(3e-4, "peak learning rate", "(0, inf)")
     eps: float = setting(1e-8, "added to the denominator", "(0, inf)")
@@ -187,6 +200,8 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class LRScheduler:
+    """Warm-up and decay of the learning rate."""
+
     name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
     warmup_steps: int = setting(200, "linear warm-up from 0, in steps", NATURAL)
     warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0", NATURAL)
@@ -196,6 +211,8 @@ class LRScheduler:
 
 @dataclass(frozen=True)
 class Parallelism:
+    """One run on several devices: shards, tensor, context and pipeline parallelism."""
+
     mesh_dim: str = setting(
         "", "four degrees in one word, replicas,shards,tensor,context (one may be -1), instead of the five below"
     )
@@ -245,6 +262,8 @@ class Parallelism:
 
 @dataclass(frozen=True)
 class Attention:
+    """How softmax attention is computed: fused, in chunks, or with all scores in memory."""
+
     kind: Literal["auto", "vanilla", "blockwise"] = setting(
         "auto",
         "how softmax attention is computed. auto: torch's fused kernels; vanilla: with all scores in memory; blockwise: chunks of "
@@ -256,6 +275,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class ActivationCheckpoint:
+    """What is computed again in the backward pass to save memory."""
+
     mode: Literal["none", "block", "mlp", "attention", "attention+mlp"] = setting(
         "none",
         "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, mixers, or both of these",
@@ -272,6 +293,8 @@ class ActivationCheckpoint:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """When to save, what to keep, the export at the end."""
+
     enable_checkpoint: bool = setting(True, "save checkpoints and resume from the newest whole one")
     folder: str = setting("checkpoints", "folder inside the run folder")
     interval_type: Literal["steps", "seconds"] = setting("steps", "unit of interval")
@@ -290,6 +313,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Distillation:
+    """Learn from another model's outputs."""
+
     teacher: str = setting(
         "", "learn from this model: a folder of Hugging Face weights or a run folder; empty: from the text"
     )
@@ -304,6 +329,8 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Eval:
+    """Held-out loss during training and at its end, a sample."""
+
     interval: int = setting(0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL)
     at_end: bool = setting(True, "evaluate after the last step")
     tokens: int = setting(262144, "held-out tokens of each source that an evaluation reads, at most", POSITIVE)
@@ -314,6 +341,8 @@ class Eval:
 
 @dataclass(frozen=True)
 class Metrics:
+    """Console, TensorBoard, Weights & Biases, the report."""
+
     log_freq: int = setting(10, "print every so many steps; metrics.jsonl has every step", POSITIVE)
     enable_tensorboard: bool = setting(False, "write TensorBoard events")
     save_tb_folder: str = setting("tensorboard", "folder inside the run folder")
@@ -326,6 +355,8 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Profiling:
+    """Torch profiler traces and memory snapshots."""
+
     enable_profiling: bool = setting(False, "write torch profiler traces")
     save_traces_folder: str = setting("profile_traces", "folder inside the run folder")
     profile_freq: int = setting(10, "trace one step in so many", POSITIVE)
@@ -335,6 +366,8 @@ class Profiling:
 
 @dataclass(frozen=True)
 class Comm:
+    """Timeouts of collectives, the flight recorder."""
+
     init_timeout_seconds: int = setting(
         3600, "stop with a stack trace if set-up and first step take longer; 0: wait for ever", NATURAL
     )

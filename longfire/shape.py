@@ -1,9 +1,10 @@
 """The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape fails in an instant."""
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from longfire.errors import SettingsError
@@ -22,6 +23,16 @@ INIT_RULES = (INITIALIZER_RANGE, "fan_in", "fan_in_uniform", "zeros")  # or a nu
 INIT_KEYS = ("init_matrices", "init_outputs", "init_embedding", "init_head")
 
 
+def key(default: Any, help: str) -> Any:
+    """A field of a shape: a key of a model config with its default. The help is its only documentation (docs/model_config.md)."""
+    return field(default=default, metadata={"help": help})
+
+
+def required(help: str, example: Any) -> Any:
+    """A field of a shape that every config must give; the example is what an error proposes to write."""
+    return field(metadata={"help": help, "example": example})
+
+
 def mixer_of(layer_type: str) -> str:
     """The mixer of an entry of layer_types: attention:local -> attention."""
     return layer_type.partition(":")[0]
@@ -36,44 +47,79 @@ class ModelShape:
     the mixer's `Shape` dataclass checks them.
     """
 
-    hidden_size: int
-    num_hidden_layers: int
-    layer_types: tuple[str, ...]
-    mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    vocab_size: int = 0  # 0: as many as the tokenizer has
-    intermediate_size: int = (
-        0  # 0: fla's rule, 8/3 hidden rounded up to a multiple of 256; channel_mix: 4 hidden, of 32
+    hidden_size: int = required("channels of the residual stream", example=512)
+    num_hidden_layers: int = required("blocks, each a mixer and an MLP", example=8)
+    layer_types: tuple[str, ...] = required(
+        "the mixer of each layer, by name; a shorter list repeats. `mixer:variant` is the same "
+        "mixer with a table of its own",
+        example=["attention"],
     )
-    mlp: str = "swiglu"  # see WORDS and docs/mixers.md: gated, ungated, channel_mix (RWKV-7's), none
-    mlp_bias: bool = False
-    norm: str = "rmsnorm"  # or "layernorm"
-    norm_eps: float = 1e-6
-    norm_affine: bool = True  # false: norms of the residual stream and of q and k have no parameters
-    norm_bias: bool = True  # of layernorm
-    block: str = "pre"  # post (norms after the sums), parallel (mixer and MLP side by side), parallel_tied (and one norm for both)
-    residual_in_fp32: bool = False  # the sum that blocks add to stays fp32 whatever the compute type
-    dropout: float = 0.0  # of what mixers and MLPs add
-    embed_dropout: float = 0.0
-    embed_norm: bool = False  # a norm right after the embedding, before its dropout
-    learned_positions: bool = False  # a vector for each of max_position_embeddings positions is added to the embedding
-    tie_word_embeddings: bool = False
-    pad_vocab_multiple: int = 1  # rows of embedding and head are rounded up to it
-    initializer_range: float = 0.02
-    max_position_embeddings: int = 0  # 0: no limit (rotary positions extrapolate, learned ones cannot)
-    # How weights begin, by role: N(0, initializer_range); a number: N(0, number); fan_in: N(0, 1/fan_in);
-    # fan_in_uniform: uniform with that standard deviation; zeros. A mixer's own rules (`own_init`) come first.
-    init_matrices: float | str = INITIALIZER_RANGE  # of mixers and MLPs, short convolutions too
-    init_outputs: float | str = INITIALIZER_RANGE  # the matrix that ends a mixer or an MLP: o_proj, down_proj ...
-    init_embedding: float | str = INITIALIZER_RANGE  # and learned positions; its fan_in is hidden_size
-    init_head: float | str = INITIALIZER_RANGE  # a tied head begins as the embedding
-    final_logit_softcapping: float = 0.0  # logits become cap * tanh(logits / cap) with this cap; 0: as they are
+    mixers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vocab_size: int = key(0, "entries of the vocabulary; 0: as many as the tokenizer has")
+    intermediate_size: int = key(
+        0,
+        "inner channels of the MLP; 0: 8/3 hidden_size rounded up to a multiple of 256 (fla's "
+        "rule); with channel_mix 4 hidden_size, of 32",
+    )
+    mlp: str = key(
+        "swiglu",
+        "the part of a block after the mixer: swiglu, geglu, geglu_exact or reglu (gated); gelu, gelu_exact, relu, relu2 "
+        "(squared ReLU) or silu; channel_mix (RWKV-7's) or none",
+    )
+    mlp_bias: bool = key(False, "whether the MLP's matrices have biases")
+    norm: str = key("rmsnorm", "rmsnorm or layernorm")
+    norm_eps: float = key(1e-6, "added to the variance under the root of a norm")
+    norm_affine: bool = key(True, "false: norms of the residual stream and of queries and keys have no parameters")
+    norm_bias: bool = key(True, "whether a layernorm has a bias")
+    block: str = key(
+        "pre",
+        "pre: a norm before mixer and MLP; post: norms after the sums; parallel: mixer and MLP "
+        "side by side; parallel_tied: the same with one norm for both",
+    )
+    residual_in_fp32: bool = key(
+        False,
+        "the sum that blocks add to stays float32, whatever the compute type is",
+    )
+    dropout: float = key(0.0, "probability of dropout on what mixers and MLPs add")
+    embed_dropout: float = key(0.0, "probability of dropout on the embedding")
+    embed_norm: bool = key(False, "a norm right after the embedding, before its dropout")
+    learned_positions: bool = key(
+        False,
+        "a learned vector for each of max_position_embeddings positions is added to the embedding",
+    )
+    tie_word_embeddings: bool = key(False, "embedding and head share one matrix")
+    pad_vocab_multiple: int = key(1, "vocab_size is rounded up to a multiple of this")
+    initializer_range: float = key(
+        0.02,
+        "standard deviation of the normal distribution that matrices begin with",
+    )
+    max_position_embeddings: int = key(
+        0,
+        "longest sequence in tokens; 0: no limit (rotary positions extrapolate, learned ones cannot)",
+    )
+    init_matrices: float | str = key(
+        INITIALIZER_RANGE,
+        "how the matrices of mixers and MLPs begin, short convolutions too: initializer_range: "
+        "N(0, initializer_range); a number: N(0, number); fan_in: N(0, 1/fan_in); fan_in_uniform: "
+        "uniform with that standard deviation; zeros. A mixer's own rules come first",
+    )
+    init_outputs: float | str = key(
+        INITIALIZER_RANGE,
+        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like",
+    )
+    init_embedding: float | str = key(
+        INITIALIZER_RANGE,
+        "the same of the embedding and of learned positions; its fan_in is hidden_size",
+    )
+    init_head: float | str = key(INITIALIZER_RANGE, "the same of the head; a tied head begins as the embedding")
+    final_logit_softcapping: float = key(0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are")
 
     def __post_init__(self) -> None:
         layers, types = self.num_hidden_layers, tuple(self.layer_types)
         if self.hidden_size < 1 or layers < 1 or not types:
             raise SettingsError(
                 f"model shape: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
-                f"{list(types)} must all be positive; mend the file that model.config names"
+                f"{list(types)} must all be positive"
             )
         if layers % len(types):
             raise SettingsError(
@@ -132,7 +178,7 @@ class ModelShape:
         """
         if self.vocab_size and self.vocab_size < words:
             raise SettingsError(
-                f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; "
+                f"vocab_size = {self.vocab_size} of the model's config is smaller than the tokenizer's {words} words; "
                 f"set vocab_size to 0 (take the tokenizer's) or to at least {words}"
             )
         multiple = self.pad_vocab_multiple
@@ -150,21 +196,24 @@ class ModelShape:
         return {"model_type": "longfire", **fields_, "layer_types": list(self.layer_types), **mixers}
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any], where: str, mixer_names: tuple[str, ...]) -> "ModelShape":
-        """Read our own config.json strictly. Raises SettingsError naming the key, the file and the nearest name."""
+    def from_dict(
+        cls, config: dict[str, Any], where: str, mixer_names: tuple[str, ...], toml: bool = False
+    ) -> "ModelShape":
+        """Read our own config.json, or the [model] tables of a recipe (`toml`), strictly.
+
+        where: the file. Raises SettingsError naming it, the key, and the nearest name or what to write.
+        """
         config = {k: v for k, v in config.items() if k != "model_type"}
-        known = [f.name for f in fields(cls) if f.name != "mixers"]
+        known = {f.name: f for f in fields(cls) if f.name != "mixers"}
         mixers = {k: config.pop(k) for k in list(config) if mixer_of(k) in mixer_names}
-        for key in config:
-            if key not in known:
-                near = get_close_matches(key, [*known, *mixer_names], 1)
-                raise SettingsError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        for f in fields(cls):
-            check_type(f"{where}: {f.name}", config.get(f.name, f.default), f.type)
-        missing = [k for k in ("hidden_size", "num_hidden_layers", "layer_types") if k not in config]
-        if missing:
-            raise SettingsError(f"{where}: {', '.join(missing)} missing")
-        return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
+        for name in config:
+            if name not in known:
+                raise SettingsError(f"{where}: unknown key {name!r}{nearest(name, (*known, *mixer_names))}")
+        require(config, list(known.values()), where, "", toml)
+        for name, value in config.items():
+            check_type(f"{where}: {name}", value, known[name].type)
+        with placed(where):
+            return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
 
 
 @dataclass(frozen=True)
@@ -197,13 +246,51 @@ class ForeignShape:
         """The same. Raises SettingsError when the config has fewer words than the tokenizer."""
         if self.vocab_size < words:
             raise SettingsError(
-                f"vocab_size = {self.vocab_size} of model.config is smaller than the tokenizer's {words} words; set it to at least "
-                f"{words} there"
+                f"vocab_size = {self.vocab_size} of the model's config is smaller than the tokenizer's {words} words; "
+                f"set it to at least {words} there"
             )
         return self
 
     def to_dict(self) -> dict[str, Any]:
         return self.config
+
+
+def require(given: dict[str, Any], known: Sequence[Field], where: str, table: str, toml: bool) -> None:
+    """Raises SettingsError naming each key that a table must have and has not, and what to write.
+
+    table: the mixer whose keys these are, empty for the keys of the model. toml: written in a recipe, not in JSON.
+    """
+    missing = [f for f in known if f.default is MISSING and f.default_factory is MISSING and f.name not in given]
+    if not missing:
+        return
+    keys = {f.name: f.metadata.get("example", 1) for f in missing}
+    if toml:
+        lines = ", ".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
+        example = f"{lines} in {f'[model.{quoted(table)}]' if table else '[model]'}"
+    else:
+        example = json.dumps({table: keys} if table else keys)[1:-1]
+    named = ", ".join(f"{table}.{f.name}" if table else f.name for f in missing)
+    helps = "; ".join(f.metadata.get("help", "") for f in missing)
+    raise SettingsError(f"{where}: {named} missing ({helps}); write, for example, {example}")
+
+
+def quoted(table: str) -> str:
+    """A name as a key of TOML: attention:local needs quotes."""
+    return table if table.replace("_", "").isalnum() else json.dumps(table)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Errors about a shape that do not know where it is written name the place."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(str(error).replace("model shape:", f"{where}:", 1)) from error
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
@@ -223,20 +310,4 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if right and kind is int and value < 0:
         wanted, right = "0 or more", False
     if not right:
-        raise SettingsError(f"{name} = {value!r} must be {wanted}; mend the file that model.config names")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON of a config file or of a folder's config.json. Raises SettingsError naming file and mend."""
-    path = path / "config.json" if path.is_dir() else path
-    if not path.exists():
-        raise SettingsError(
-            f"model.config = {str(path)!r}: no such file; name a config.json or a folder that holds one"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise SettingsError(f"{path}: not valid JSON ({e})") from e
-    if not isinstance(config, dict):
-        raise SettingsError(f"{path}: a JSON object was expected, not {type(config).__name__}")
-    return config
+        raise SettingsError(f"{name} = {value!r} must be {wanted}")

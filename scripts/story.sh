@@ -10,6 +10,9 @@ small="--job.dump_folder $RUN --training.seq_len 128 --training.batch_size 2 --l
 # 1. What this machine can do: every fast kernel against its slow truth.
 longfire doctor
 
+# A recipe of one's own: one file, every line explained, the model in it.
+longfire init "$RUN-recipe.toml" --data docs --model gla --size 1m --force
+
 # 2. Text -> tokens. Done once; a second run finds the store by the content of text and tokenizer.
 longfire prepare recipes/quickstart.toml
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from longfire import recipe
-from longfire.cli import COMMANDS, Parser, main, take_settings
+from longfire.arguments import Parser, take_settings
+from longfire.cli import COMMANDS, main
 from longfire.errors import CheckpointError
 from longfire.options import Sampling
 
@@ -41,7 +42,7 @@ print(sorted(set(sys.modules) & {{"torch", "numpy", "rich", "transformers", "dat
 
 def test_train_help_has_every_setting_with_help_and_default(capsys):
     with pytest.raises(SystemExit, match="^0$"):
-        main(["train", "--help"])
+        main(["train", "--help", "all"])
     words = " ".join(capsys.readouterr().out.split())
     for key, field in recipe.SETTINGS.items():
         assert f"--{key} " in words
@@ -72,7 +73,7 @@ def test_each_command_has_help_with_an_example(command, capsys):
         ("eval x --stop 3", "unknown option --stop (did you mean '--step'?)"),
         ("eval x --step three", "invalid int value: 'three'"),
         ("export x --dtype int8", "invalid choice: 'int8'"),
-        ("train", "model.config is empty"),
+        ("train --training.steps 3", "model.config is empty"),
         ("generate x --top_p 2", "top_p = 2.0 must lie in (0, 1]"),
         ("generate x --temperature warm", "--temperature = 'warm' must be a number"),
         ("generate x --top_q 1", "unknown option --top_q (did you mean '--top_p'?)"),
@@ -97,7 +98,7 @@ def test_generate_has_an_option_for_every_field_of_sampling(capsys):
 
 
 def test_options_of_a_dataclass_are_taken_as_they_are_written():
-    parser = Parser(COMMANDS["generate"], "longfire generate x")
+    parser = Parser("generate", COMMANDS["generate"], "longfire generate x")
     parser.add_fields(Sampling, repeated=("stop",))
     assert parser.taken(Sampling, parser.parse_args([])) == Sampling()
     words = ["--top_k", "3", "--temperature", "1", "--stop", "a,b", "--stop", "c", "--seed", "7", "--min_p", "0.1"]
@@ -126,7 +127,6 @@ def test_python_m_longfire_is_the_same():
     assert longfire("--version").stdout.startswith("longfire ")
     done = longfire("train", "no-such.toml")
     assert done.returncode == 2 and done.stderr.startswith("longfire: no-such.toml: no such recipe")
-    assert longfire().returncode == 0
 
 
 def test_what_is_a_setting_and_what_is_not():

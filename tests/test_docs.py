@@ -10,7 +10,8 @@ import pytest
 from test_docs_data import SMALLER
 
 from longfire import recipe
-from longfire.cli import COMMANDS, main, take_settings
+from longfire.arguments import take_settings
+from longfire.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

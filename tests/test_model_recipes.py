@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
+from longfire.config_file import read_config
 from longfire.data.batches import Batch
 from longfire.errors import SettingsError
 from longfire.hub.families import FAMILIES, TRANSFORMERS, choose_family, config_from_shape, shape_from_config
@@ -23,7 +24,7 @@ from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.model import Model
 from longfire.run import read_shape
-from longfire.shape import INIT_KEYS, ModelShape, mixer_of, read_config
+from longfire.shape import INIT_KEYS, ModelShape, mixer_of
 
 FOLDER = Path(__file__).parents[1] / "recipes/models"
 WORDS = 4096  # of the tokenizer where a shape leaves its vocabulary open

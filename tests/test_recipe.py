@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from longfire import recipe
 from longfire.errors import SettingsError
+from longfire.recipe import COMMAND_LINE, Given, model_tables
 
 
 def compose(toml="", folder=None, **overrides):
@@ -133,3 +134,21 @@ def test_any_value_is_of_the_type_or_told(key, value):
             assert str(error).startswith(f"{where}: {key} = ")
         else:
             assert type(read) in (type(recipe.SETTINGS[key].default),)
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "expected"),
+    [
+        ("1.5", COMMAND_LINE, 1.5),
+        ("fan_in", COMMAND_LINE, "fan_in"),
+        ("fan_in", "recipe.toml", "fan_in"),
+        (2, "recipe.toml", 2.0),
+    ],
+)
+def test_a_key_of_the_model_may_be_a_number_or_a_name(value, where, expected):
+    assert model_tables({"model.init_embedding": Given(value, where)}) == {"init_embedding": expected}
+
+
+def test_a_key_of_the_model_that_is_neither_is_refused():
+    with pytest.raises(SettingsError, match="model.init_embedding = True must be a number"):
+        model_tables({"model.init_embedding": Given(True, "recipe.toml")})

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from longfire.config_file import read_config
 from longfire.errors import SettingsError
-from longfire.shape import ModelShape, read_config
+from longfire.shape import ModelShape
 
 MIXERS = ("attention", "gla")
 GOOD = {"hidden_size": 32, "num_hidden_layers": 4, "layer_types": ["gla", "attention"], "gla": {"num_heads": 2}}

@@ -16,15 +16,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from longfire.checkpoint import begin_with, load_model_weights
+from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
 from longfire.errors import CheckpointError, SettingsError
+from longfire.hub.card import without_folders
 from longfire.hub.check import Check, compare_imported
 from longfire.hub.families import family_of
 from longfire.hub.load import read_weights, shape_in
 from longfire.hub.tensors import layout
 from longfire.run import Run
-from longfire.shape import ModelShape, read_config
+from longfire.shape import ModelShape
 
 Note = Callable[[str], None]
 NOTE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -117,7 +119,7 @@ def new_run(theirs: Path, source: str, folder: Path, shape: ModelShape, tokenize
     begins = tokenizer.words.encode("a", add_special_tokens=True).ids[:1] == [tokenizer.bos_id]
     said = {
         "job.dump_folder": folder,
-        "job.description": f"imported from {source} ({read_config(theirs)['model_type']})",
+        "job.description": f"imported from {without_folders(source)} ({read_config(theirs)['model_type']})",
         "model.config": theirs,
         "tokenizer.path": folder.absolute() / "tokenizer",
         "tokenizer.add_bos": begins,

@@ -1,9 +1,17 @@
 """The model card of an export: what the model is, how it came to be, how to load it, what was checked."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from longfire.hub.check import Check
 from longfire.hub.families import FAMILIES
+
+# The folders of a path of this machine in a text: /data/me/x.txt, ~/x, C:\me\x; not https://x/y, owner/set or and/or. The card is
+# for others: where things lay on the machine that trained says nothing to them, and more than its owner may want.
+POSIX, WINDOWS = r"~?/(?:[^\s/'\",;()\]]+/)*", r"[A-Za-z]:\\(?:[^\s\\'\",;]+\\)*"
+FOLDERS_IN_TEXT = re.compile(rf"(?<![\w.:/~\\])(?:{POSIX}|{WINDOWS})(?=[^\s/\\])")
+LOCAL_KEYS = ("_name_or_path", "name_or_path")  # of a config of transformers: a folder of this machine
 
 USE = """```python
 {imports}
@@ -20,6 +28,7 @@ def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[s
         imports = f"import {family.package}  # registers {architecture}\n{imports}"
     by_us = "Or `longfire generate FOLDER --prompt TEXT`, which needs neither of them."
     shown = {key: value for key, value in facts.items() if value not in ("", None)}
+    shape = {key: value for key, value in config.items() if key not in ("architectures", "attn", *LOCAL_KEYS)}
     lines = [
         "---",
         "library_name: transformers",
@@ -37,7 +46,7 @@ def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[s
         "",
         *([by_us, ""] if family else []),
         *table("How it came to be", shown),
-        *table("Shape", {key: value for key, value in config.items() if key not in ("architectures", "attn")}),
+        *table("Shape", shape),
         *(table("Softmax layers", config["attn"]) if config.get("attn") else []),
         "## Checked",
         "",
@@ -55,4 +64,13 @@ def table(title: str, rows: dict[str, Any]) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    return f"{value:,}" if type(value) is int and value >= 10_000 else str(value).replace("|", "\\|").replace("\n", " ")
+    """A value as a cell of a Markdown table, without folders of this machine."""
+    if type(value) is int and value >= 10_000:
+        return f"{value:,}"
+    return FOLDERS_IN_TEXT.sub("", str(value)).replace("|", "\\|").replace("\n", " ")
+
+
+def without_folders(name: str) -> str:
+    """The last part of a path of this machine, as a source's name; the name of a dataset or model of the hub as it is."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from longfire import ops
+from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError
 from longfire.hub.families import FAMILIES, choose_family, family_of
 from longfire.hub.family import Family
 from longfire.hub.load import load_weights, model_of, read_weights
 from longfire.model import Model
-from longfire.shape import ModelShape, mixer_of, read_config
+from longfire.shape import ModelShape, mixer_of
 
 ROWS, TOKENS = 2, 64  # up to 64 tokens fla runs its recurrent kernels, which are fp32 throughout
 KL_NATS = 1e-10  # promise 9

@@ -16,7 +16,7 @@ from torch import Tensor
 from longfire.data.tokenizer import Tokenizer
 from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
-from longfire.hub.card import model_card
+from longfire.hub.card import model_card, without_folders
 from longfire.hub.check import Check, compare, compare_bytes, compare_tokenizer, refuse_unless
 from longfire.hub.families import FAMILIES, config_from_shape
 from longfire.hub.family import Family, left_out
@@ -144,7 +144,7 @@ def facts_of(run: Run, step: int) -> dict[str, Any]:
     }
     return {
         "description": run.job.description,
-        "data": ", ".join(run.data.dataset) if step else "",
+        "data": ", ".join(without_folders(name) for name in run.data.dataset) if step else "",
         "steps": step,
         "tokens_per_step": run.tokens_per_step,
         "seq_len": run.training.seq_len,

@@ -11,13 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import family_of, shape_from_config
 from longfire.hub.family import Family
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model
-from longfire.shape import ModelShape, read_config
+from longfire.shape import ModelShape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 KINDS = {".safetensors": (SINGLE, INDEX), ".bin": ("pytorch_model.bin", "pytorch_model.bin.index.json")}

@@ -11,36 +11,70 @@ from longfire.ops.attention import attention
 from longfire.ops.linear import Linear
 from longfire.ops.norm import RMSNorm
 from longfire.ops.rope import SCALINGS, Rotary, turn
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    num_heads: int
-    num_kv_heads: int = 0  # 0: as many as num_heads
-    head_dim: int = 0  # 0: hidden_size / num_heads
-    rope: str = (
-        "default"  # how rotary positions are scaled: default, linear, dynamic, yarn, llama3; none: no rotary positions
+    num_heads: int = required("heads of queries", example=8)
+    num_kv_heads: int = key(
+        0,
+        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
     )
-    rope_theta: float = 10000.0
-    rope_factor: float = 1.0
-    rope_original_length: int = 0  # tokens that the model was first trained at
-    rope_low_freq_factor: float = 1.0  # llama3
-    rope_high_freq_factor: float = 4.0
-    rope_beta_fast: float = 32.0  # yarn
-    rope_beta_slow: float = 1.0
-    rope_attention_factor: float = 0.0  # 0: derived from rope_factor
-    rope_mscale: float = 0.0  # yarn of DeepSeek: weights of the derived factor; 0: none
-    rope_mscale_all_dim: float = 0.0
-    rope_truncate: bool = True
-    rotary_fraction: float = 1.0  # channels of a head that turn, the first ones
-    window_size: int = 0  # keys a query sees, itself included; 0: all before it
-    qkv_bias: bool = False
-    o_bias: bool = False
-    qk_norm: bool = False  # of each head, before rotary positions; without parameters where norm_affine is false
-    qk_norm_eps: float = 0.0  # 0: the model's norm_eps
-    dropout: float = 0.0  # of attention weights
-    scale_by_inverse_layer: bool = False  # scores of layer i, counted from 0, are divided by i + 1 (Mistral-GPT-2)
+    head_dim: int = key(0, "channels of a head; 0: hidden_size / num_heads")
+    rope: str = key(
+        "default",
+        "how rotary positions are scaled: default, linear, dynamic, yarn, llama3; none: no rotary positions",
+    )
+    rope_theta: float = key(10000.0, "base of the rotary frequencies")
+    rope_factor: float = key(
+        1.0,
+        "by how much the context is extended: linear, dynamic, yarn, llama3",
+    )
+    rope_original_length: int = key(
+        0,
+        "tokens that the model was first trained at: dynamic, yarn, llama3",
+    )
+    rope_low_freq_factor: float = key(
+        1.0,
+        "llama3: wavelengths above rope_original_length / this are scaled",
+    )
+    rope_high_freq_factor: float = key(
+        4.0,
+        "llama3: wavelengths below rope_original_length / this are kept",
+    )
+    rope_beta_fast: float = key(
+        32.0,
+        "yarn: frequencies with more rotations in rope_original_length are kept",
+    )
+    rope_beta_slow: float = key(
+        1.0,
+        "yarn: frequencies with fewer rotations in rope_original_length are scaled",
+    )
+    rope_attention_factor: float = key(
+        0.0,
+        "yarn: factor of cosines and sines; 0: derived from rope_factor",
+    )
+    rope_mscale: float = key(0.0, "yarn of DeepSeek: weight of the derived factor; 0: none")
+    rope_mscale_all_dim: float = key(
+        0.0,
+        "yarn of DeepSeek: weight of the factor that it is divided by; 0: none",
+    )
+    rope_truncate: bool = key(True, "yarn: round the bounds of the scaled channels to whole ones")
+    rotary_fraction: float = key(1.0, "share of a head's channels that turn, the first ones")
+    window_size: int = key(0, "keys that a query sees, itself included; 0: all before it")
+    qkv_bias: bool = key(False, "whether the projections to queries, keys and values have biases")
+    o_bias: bool = key(False, "whether the output projection has a bias")
+    qk_norm: bool = key(
+        False,
+        "an RMSNorm over each head's query and key, before rotary positions; without parameters where norm_affine is false",
+    )
+    qk_norm_eps: float = key(0.0, "eps of that norm; 0: the model's norm_eps")
+    dropout: float = key(0.0, "probability of dropout on attention weights")
+    scale_by_inverse_layer: bool = key(
+        False,
+        "scores of layer i, counted from 0, are divided by i + 1 (Mistral-GPT-2)",
+    )
 
     def check(self, hidden_size: int) -> None:
         if not self.head_dim:

@@ -10,23 +10,35 @@ from longfire.ops.delta_rule import delta_rule
 from longfire.ops.feature_maps import ACTIVATIONS, sum_norm
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GatedRMSNorm, l2_norm
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 QK_NORMS = {"l2": l2_norm, "sum": sum_norm}
 
 
 @dataclass(frozen=True)
 class DeltaNetShape:
-    num_heads: int
-    expand_k: float = 1.0  # key size of all heads / hidden_size
-    expand_v: float = 1.0
-    use_beta: bool = True  # false: all that a key held is replaced
-    use_gate: bool = False
-    use_short_conv: bool = True
-    conv_size: int = 4
-    qk_activation: str = "swish"
-    qk_norm: str = "l2"  # or "sum": |q| and |k| sum to 1
-    allow_neg_eigval: bool = False  # beta up to 2: the state can flip along a key (Grazzi 2024)
+    num_heads: int = required("heads of queries, keys and values", example=4)
+    expand_k: float = key(1.0, "key size of all heads together / hidden_size")
+    expand_v: float = key(1.0, "value size of all heads together / hidden_size")
+    use_beta: bool = key(True, "a learned share of what a key held is replaced; false: all of it")
+    use_gate: bool = key(False, "whether the output is multiplied by a gate")
+    use_short_conv: bool = key(
+        True,
+        "whether queries, keys and values pass a short causal convolution first",
+    )
+    conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
+    qk_activation: str = key(
+        "swish",
+        "of queries and keys; one of none, relu, relu2, swish, sigmoid, logsigmoid, gelu, elu",
+    )
+    qk_norm: str = key(
+        "l2",
+        "l2: queries and keys have length 1; sum: their absolute values sum to 1",
+    )
+    allow_neg_eigval: bool = key(
+        False,
+        "beta up to 2: the state can flip along a key (Grazzi 2024)",
+    )
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("delta_net", self, hidden_size)

@@ -12,20 +12,29 @@ from longfire.mixers.mixer import Sequence, one_of
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GATES, GatedRMSNorm, l2_norm
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)
 class GatedDeltaNetShape:
-    num_heads: int
-    head_dim: int  # key size of a head
-    num_v_heads: int = 0  # 0: as many as num_heads; more: several value heads share a query/key head
-    expand_v: float = 2.0  # value size of a head / head_dim
-    use_gate: bool = True
-    output_gate_activation: str = "swish"
-    use_short_conv: bool = True
-    conv_size: int = 4
-    allow_neg_eigval: bool = False  # beta up to 2: the state can flip along a key (Grazzi 2024)
+    num_heads: int = required("heads of queries and keys", example=4)
+    head_dim: int = required("key size of a head", example=64)
+    num_v_heads: int = key(
+        0,
+        "heads of values; 0: as many as num_heads; more: several value heads share a query/key head",
+    )
+    expand_v: float = key(2.0, "value size of a head / head_dim")
+    use_gate: bool = key(True, "whether the output is multiplied by a gate")
+    output_gate_activation: str = key("swish", "activation of that gate; swish or sigmoid")
+    use_short_conv: bool = key(
+        True,
+        "whether queries, keys and values pass a short causal convolution first",
+    )
+    conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
+    allow_neg_eigval: bool = key(
+        False,
+        "beta up to 2: the state can flip along a key (Grazzi 2024)",
+    )
 
     def check(self, hidden_size: int) -> None:
         check_value_heads("gated_delta_net", self)

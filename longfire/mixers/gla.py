@@ -11,25 +11,34 @@ from longfire.ops.feature_maps import ACTIVATIONS
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GATES
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)
 class GLAShape:
-    num_heads: int
-    num_kv_heads: int = 0  # 0: as many as num_heads
-    expand_k: float = 0.5  # key size of all heads / hidden_size
-    expand_v: float = 1.0
-    feature_map: str = "none"  # of q and k
-    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
-    use_short_conv: bool = False
-    conv_size: int = 4
-    use_output_gate: bool = True
-    gate_fn: str = "swish"  # of the output gate
-    elementwise_affine: bool = True  # whether the output norm has a weight
-    gate_logit_normalizer: float = 16.0  # the paper's tau: keeps the decay near 1 at the start
-    gate_low_rank: int = 16
-    clamp_min: float | None = None  # lowest log decay of a step
+    num_heads: int = required("heads of queries", example=4)
+    num_kv_heads: int = key(
+        0,
+        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
+    )
+    expand_k: float = key(0.5, "key size of all heads together / hidden_size")
+    expand_v: float = key(1.0, "value size of all heads together / hidden_size")
+    feature_map: str = key(
+        "none",
+        "of queries and keys; one of none, relu, relu2, swish, sigmoid, logsigmoid, gelu, elu",
+    )
+    qk_norm: bool = key(False, "an RMSNorm over each head's query and key, before the feature map")
+    use_short_conv: bool = key(
+        False,
+        "whether queries, keys and values pass a short causal convolution first",
+    )
+    conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
+    use_output_gate: bool = key(True, "whether the output is multiplied by a gate")
+    gate_fn: str = key("swish", "activation of the output gate; swish or sigmoid")
+    elementwise_affine: bool = key(True, "whether the output norm has a weight")
+    gate_logit_normalizer: float = key(16.0, "the paper's tau: keeps the decay near 1 at the start")
+    gate_low_rank: int = key(16, "rank of the matrix that makes decays")
+    clamp_min: float | None = key(None, "lowest log decay of a step; without it there is none")
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("gla", self, hidden_size)

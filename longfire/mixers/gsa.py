@@ -12,21 +12,27 @@ from longfire.ops.feature_maps import feature_map
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import RMSNorm
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)
 class GSAShape:
-    num_heads: int
-    num_kv_heads: int = 0  # 0: as many as num_heads
-    num_slots: int = 64  # of a head; 0: as many as a key has channels
-    expand_k: float = 1.0  # key size of all heads / hidden_size
-    feature_map: str = "swish"  # of q and k
-    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
-    use_short_conv: bool = False
-    conv_size: int = 4
-    gate_logit_normalizer: float = 8.0  # keeps the decay near 1 at the start
-    elementwise_affine: bool = True  # whether the output norm has a weight
+    num_heads: int = required("heads of queries", example=4)
+    num_kv_heads: int = key(
+        0,
+        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
+    )
+    num_slots: int = key(64, "slots of a head; 0: as many as a key has channels")
+    expand_k: float = key(1.0, "key size of all heads together / hidden_size")
+    feature_map: str = key("swish", "of queries and keys: swish, relu or t2r")
+    qk_norm: bool = key(False, "an RMSNorm over each head's query and key, before the feature map")
+    use_short_conv: bool = key(
+        False,
+        "whether queries, keys and values pass a short causal convolution first",
+    )
+    conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
+    gate_logit_normalizer: float = key(8.0, "keeps the decay near 1 at the start")
+    elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
     def check(self, hidden_size: int) -> None:
         divides("gsa", "num_heads", self.num_heads, "hidden_size", hidden_size)

@@ -11,18 +11,24 @@ from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import RMSNorm
 from longfire.ops.short_conv import ShortConv, short_conv
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key
 
 BOUNDS = "hgrn2.lower_bounds"  # in seq.shared
 
 
 @dataclass(frozen=True)
 class HGRN2Shape:
-    expand_ratio: int = 128  # channels of a head, of its keys and of its values
-    use_short_conv: bool = False
-    conv_size: int = 4
-    use_lower_bound: bool = True
-    elementwise_affine: bool = True  # whether the output norm has a weight
+    expand_ratio: int = key(128, "channels of a head, of its keys and of its values")
+    use_short_conv: bool = key(
+        False,
+        "whether queries, gates and values pass a short causal convolution first",
+    )
+    conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
+    use_lower_bound: bool = key(
+        True,
+        "a learned lowest forget gate for each layer and channel, which rises with the layers",
+    )
+    elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
     def check(self, hidden_size: int) -> None:
         divides("hgrn2", "expand_ratio", self.expand_ratio, "hidden_size", hidden_size)

@@ -13,20 +13,35 @@ from longfire.mixers.mixer import Sequence
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GatedRMSNorm, l2_norm
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)
 class KDAShape:
-    num_heads: int
-    head_dim: int  # key size of a head
-    num_v_heads: int = 0  # 0: as many as num_heads; more: several value heads share a query/key head
-    expand_v: float = 1.0  # value size of a head / head_dim
-    use_short_conv: bool = True
-    conv_size: int = 4
-    allow_neg_eigval: bool = False  # beta up to 2: the state can flip along a key (Grazzi 2024)
-    lower_bound: float | None = None  # lowest log decay of a step; the gate is then a sigmoid of the same logits
-    safe_gate: bool = False  # A begins at 1, with a lower_bound in [-5, 0): fla has faster kernels for it
+    num_heads: int = required("heads of queries and keys", example=4)
+    head_dim: int = required("key size of a head", example=64)
+    num_v_heads: int = key(
+        0,
+        "heads of values; 0: as many as num_heads; more: several value heads share a query/key head",
+    )
+    expand_v: float = key(1.0, "value size of a head / head_dim")
+    use_short_conv: bool = key(
+        True,
+        "whether queries, keys and values pass a short causal convolution first",
+    )
+    conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
+    allow_neg_eigval: bool = key(
+        False,
+        "beta up to 2: the state can flip along a key (Grazzi 2024)",
+    )
+    lower_bound: float | None = key(
+        None,
+        "lowest log decay of a step, below 0; the gate is then a sigmoid of the same logits",
+    )
+    safe_gate: bool = key(
+        False,
+        "A begins at 1, with a lower_bound in [-5, 0): fla has faster kernels for it",
+    )
 
     def check(self, hidden_size: int) -> None:
         check_value_heads("kda", self)

@@ -10,22 +10,29 @@ from longfire.mixers.mixer import Sequence, divides, one_of
 from longfire.ops.feature_maps import FEATURE_MAPS, feature_map, feature_size
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GatedRMSNorm
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)
 class LinearAttentionShape:
-    num_heads: int
-    num_kv_heads: int = 0  # 0: as many as num_heads
-    expand_k: float = 1.0  # key size of all heads / hidden_size
-    expand_v: float = 1.0
-    feature_map: str = "elementwise_product"  # of q and k
-    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
-    tie_feature_map_qk: bool = False  # one map for both, where it learns
-    norm_q: bool = False  # features of q sum to 1
-    norm_k: bool = False
-    norm_feature_map: bool = False  # divide by the sum of the weights, as softmax does
-    elementwise_affine: bool = True  # whether the output norm has a weight
+    num_heads: int = required("heads of queries", example=4)
+    num_kv_heads: int = key(
+        0,
+        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
+    )
+    expand_k: float = key(1.0, "key size of all heads together / hidden_size")
+    expand_v: float = key(1.0, "value size of all heads together / hidden_size")
+    feature_map: str = key(
+        "elementwise_product",
+        "of queries and keys; one of none, relu, relu2, swish, sigmoid, logsigmoid, gelu, elu, "
+        "hedgehog, t2r, elementwise_product, dpfp",
+    )
+    qk_norm: bool = key(False, "an RMSNorm over each head's query and key, before the feature map")
+    tie_feature_map_qk: bool = key(False, "one feature map for both, where it learns")
+    norm_q: bool = key(False, "features of a query sum to 1")
+    norm_k: bool = key(False, "features of a key sum to 1")
+    norm_feature_map: bool = key(False, "divide by the sum of the weights, as softmax does")
+    elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("linear_attention", self, hidden_size)

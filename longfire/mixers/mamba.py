@@ -11,17 +11,20 @@ from longfire.mixers.mixer import Mixer, Sequence, positive
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.short_conv import ShortConv, short_conv
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key
 
 
 @dataclass(frozen=True)
 class MambaShape:
-    intermediate_size: int = 0  # channels that have a state; 0: 2 * hidden_size
-    state_size: int = 16  # the paper's N
-    dt_rank: int = 0  # of the matrix that makes step sizes; 0: hidden_size / 16, rounded up
-    conv_kernel: int = 4
-    use_conv_bias: bool = True
-    use_bias: bool = False  # of in_proj and out_proj
+    intermediate_size: int = key(0, "channels that have a state; 0: 2 * hidden_size")
+    state_size: int = key(16, "the paper's N: numbers that a channel's state has")
+    dt_rank: int = key(
+        0,
+        "rank of the matrix that makes step sizes; 0: hidden_size / 16, rounded up",
+    )
+    conv_kernel: int = key(4, "inputs that a short convolution sees, the current one included")
+    use_conv_bias: bool = key(True, "whether the convolution has a bias")
+    use_bias: bool = key(False, "whether in_proj and out_proj have biases")
 
     def check(self, hidden_size: int) -> None:
         positive("mamba", state_size=self.state_size, conv_kernel=self.conv_kernel)

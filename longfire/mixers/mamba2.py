@@ -12,23 +12,23 @@ from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GroupedGatedRMSNorm
 from longfire.ops.short_conv import ShortConv, short_conv
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key
 
 
 @dataclass(frozen=True)
 class Mamba2Shape:
-    head_dim: int = 64  # channels of a head
-    state_size: int = 128  # the paper's N: what a key and a query have
-    expand: int = 2  # channels of all heads / hidden_size
-    n_groups: int = 1  # heads of a group share B and C
-    conv_kernel: int = 4
-    use_conv_bias: bool = True
-    use_bias: bool = False  # of the projections
-    dt_low: float = 0.0  # the shortest step
-    dt_high: float = 0.0  # the longest; 0: no limit
-    rmsnorm: bool = True  # whether the output is normalised, in each group by itself
-    norm_before_gate: bool = False
-    D_has_hdim: bool = False  # a skip weight for each channel, not for each head
+    head_dim: int = key(64, "channels of a head")
+    state_size: int = key(128, "the paper's N: channels of a key and of a query")
+    expand: int = key(2, "channels of all heads together / hidden_size")
+    n_groups: int = key(1, "groups of heads; those of a group share B and C")
+    conv_kernel: int = key(4, "inputs that a short convolution sees, the current one included")
+    use_conv_bias: bool = key(True, "whether the convolution has a bias")
+    use_bias: bool = key(False, "whether the projections have biases")
+    dt_low: float = key(0.0, "the shortest step")
+    dt_high: float = key(0.0, "the longest step; 0: no limit")
+    rmsnorm: bool = key(True, "whether the output is normalised, in each group by itself")
+    norm_before_gate: bool = key(False, "normalise before the gate is applied, not after it")
+    D_has_hdim: bool = key(False, "a skip weight for each channel, not for each head")
 
     def check(self, hidden_size: int) -> None:
         divides("mamba2", "head_dim", self.head_dim, "hidden_size * expand", hidden_size * self.expand)

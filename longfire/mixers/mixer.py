@@ -3,7 +3,6 @@
 from collections import UserDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
-from longfire.shape import ModelShape, check_type
+from longfire.shape import ModelShape, check_type, nearest, placed, require
 
 
 class Shared(UserDict):
@@ -100,26 +99,32 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
 
 
-def read_mixer_shape(mixer: type[Mixer], name: str, given: dict[str, Any], hidden_size: int) -> Any:
-    """The mixer's own settings, strictly. Raises SettingsError naming the mixer, the key and the nearest name."""
+def read_mixer_shape(
+    mixer: type[Mixer],
+    name: str,
+    given: dict[str, Any],
+    hidden_size: int,
+    where: str = "model shape",
+    toml: bool = False,
+) -> Any:
+    """The mixer's own settings, strictly.
+
+    where, toml: the file that they are written in, and whether that is a recipe. Raises SettingsError naming the file, the
+    mixer, the key, and the nearest name or what to write.
+    """
     if not isinstance(given, dict):
-        raise SettingsError(f"model shape: {name} = {given!r} must be a table of its settings")
-    types = {f.name: f.type for f in fields(mixer.Shape)}
-    known = list(types)
+        raise SettingsError(f"{where}: {name} = {given!r} must be a table of its settings")
+    known = {f.name: f for f in fields(mixer.Shape)}
     for key in given:
         if key not in known:
-            near = get_close_matches(key, known, 1)
             raise SettingsError(
-                f"model shape: {name}.{key} is unknown"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-                + f" ({name} has: {', '.join(known)})"
+                f"{where}: {name}.{key} is unknown{nearest(key, known)} ({name} has: {', '.join(known)})"
             )
-        check_type(f"model shape: {name}.{key}", given[key], types[key])
-    try:
+        check_type(f"{where}: {name}.{key}", given[key], known[key].type)
+    require(given, list(known.values()), where, name, toml)
+    with placed(where):
         shape = mixer.Shape(**given)
-    except TypeError as e:
-        raise SettingsError(f"model shape: {name}: {e}") from e
-    shape.check(hidden_size)
+        shape.check(hidden_size)
     return shape
 
 
@@ -128,7 +133,7 @@ def divides(mixer: str, divisor_name: str, divisor: int, name: str, value: float
     if divisor < 1 or value <= 0 or value % divisor:
         raise SettingsError(
             f"model shape: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
-            "change one of them in the file that model.config names"
+            "change one of them"
         )
 
 
@@ -136,9 +141,7 @@ def positive(mixer: str, **values: float) -> None:
     """Raises SettingsError naming a value that is not above 0."""
     for name, value in values.items():
         if not value > 0:
-            raise SettingsError(
-                f"model shape: {mixer}.{name} = {value:g} must be above 0; change it in the file that model.config names"
-            )
+            raise SettingsError(f"model shape: {mixer}.{name} = {value:g} must be above 0")
 
 
 def one_of(mixer: str, name: str, value: str, known: Iterable[str]) -> None:

@@ -11,20 +11,26 @@ from longfire.ops.feature_maps import ACTIVATIONS
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GATES
 from longfire.ops.rope import Rotary, turn
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)
 class RetentionShape:
-    num_heads: int
-    num_kv_heads: int = 0  # 0: as many as num_heads
-    expand_k: float = 1.0  # key size of all heads / hidden_size
-    expand_v: float = 2.0
-    feature_map: str = "none"  # of q and k
-    qk_norm: bool = False  # RMS norm of each head of q and k, before the feature map
-    use_output_gate: bool = True
-    gate_fn: str = "swish"
-    elementwise_affine: bool = True  # whether the output norm has a weight
+    num_heads: int = required("heads of queries", example=4)
+    num_kv_heads: int = key(
+        0,
+        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
+    )
+    expand_k: float = key(1.0, "key size of all heads together / hidden_size")
+    expand_v: float = key(2.0, "value size of all heads together / hidden_size")
+    feature_map: str = key(
+        "none",
+        "of queries and keys; one of none, relu, relu2, swish, sigmoid, logsigmoid, gelu, elu",
+    )
+    qk_norm: bool = key(False, "an RMSNorm over each head's query and key, before the feature map")
+    use_output_gate: bool = key(True, "whether the output is multiplied by a gate")
+    gate_fn: str = key("swish", "activation of the output gate; swish or sigmoid")
+    elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("retention", self, hidden_size)

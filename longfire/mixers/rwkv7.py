@@ -12,21 +12,22 @@ from longfire.ops.dplr import dplr
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import l2_norm, layer_norm
 from longfire.ops.token_shift import previous_token
-from longfire.shape import ModelShape, mixer_of
+from longfire.shape import ModelShape, key, mixer_of
 
 FIRST = "rwkv7.values"  # in seq.shared: those of the first layer, which later ones mix into their own
 
 
 @dataclass(frozen=True)
 class RWKV7Shape:
-    head_dim: int = 64
-    decay_low_rank_dim: int = (
-        64  # ranks of the matrices that make decays, learning rates, shares of the first values, gates
+    head_dim: int = key(64, "channels of a head")
+    decay_low_rank_dim: int = key(64, "rank of the matrix that makes decays")
+    a_low_rank_dim: int = key(64, "rank of the matrix that makes in-context learning rates")
+    v_low_rank_dim: int = key(
+        16,
+        "rank of the matrix that makes shares of the first layer's values",
     )
-    a_low_rank_dim: int = 64
-    v_low_rank_dim: int = 16
-    gate_low_rank_dim: int = 128
-    key_norm_eps: float = 1e-6  # under the root of the removed key's length
+    gate_low_rank_dim: int = key(128, "rank of the matrix that makes output gates")
+    key_norm_eps: float = key(1e-6, "added under the root of the removed key's length")
 
     def check(self, hidden_size: int) -> None:
         divides("rwkv7", "head_dim", self.head_dim, "hidden_size", hidden_size)

@@ -113,7 +113,7 @@ def refusals(
 
 def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
     """Why tp processes cannot share a mixer or an MLP."""
-    degree, where = f"parallelism.tensor_parallel_degree = {tp}", "in the file that model.config names"
+    degree, where = f"parallelism.tensor_parallel_degree = {tp}", "in the model's config"
     missing = list(undeclared(region))
     if missing:
         yield from (f"{degree}: {name} does not say {what}; set it to 1" for what in missing)

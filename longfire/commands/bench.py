@@ -1,0 +1,24 @@
+"""`longfire bench`."""
+
+from collections.abc import Sequence
+
+from longfire.arguments import RecipeParser, read_run
+from longfire.launch import world
+
+
+def bench(words: Sequence[str]) -> int:
+    """How fast this machine trains a recipe, on random tokens: tokens a second, where a step's time goes, memory."""
+    parser = RecipeParser(
+        "bench",
+        bench,
+        "longfire bench quickstart --training.batch_size 16 --steps 20",
+        sections=("model", "training", "activation_checkpoint"),
+    )
+    parser.add_argument(
+        "--steps", type=int, default=10, metavar="N", help="steps to measure, after 2 of warm-up (default: 10)"
+    )
+    run, options = read_run(parser, words, world=world())
+    from longfire.bench import bench as measure
+
+    measure(run, options.steps)
+    return 0

@@ -1,0 +1,22 @@
+"""`longfire import`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from longfire.arguments import Parser
+
+
+def adopt(words: Sequence[str]) -> int:
+    """Hugging Face weights -> a run folder to train, evaluate and generate from, compared with their own class before it counts."""
+    parser = Parser("import", adopt, "longfire import downloads/SmolLM2-135M runs/continued")
+    parser.add_argument("source", help="a folder with config.json, weights and tokenizer, or a model's name on the hub")
+    parser.add_argument("run", type=Path, help="the run folder to make; its step 0 is this model")
+    options = parser.parse_args(words)
+    from longfire.hub.adopt import adopt as make_run
+
+    print(make_run(options.source, options.run))
+    run = options.run
+    print(
+        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` goes on from it"
+    )
+    return 0
