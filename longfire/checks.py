@@ -7,6 +7,7 @@ from typing import Any
 from longfire import lengths, settings
 from longfire.errors import SettingsError
 from longfire.parallel import stages
+from longfire.schedule import read_plan
 from longfire.shape import ForeignShape, mixer_of
 
 Run = Any  # run.Run, whose file asks `check`
@@ -118,17 +119,19 @@ def of_batch(run: Run) -> Iterator[str]:
 
 
 def of_length(run: Run) -> Iterator[str]:
-    """Warm-up and decay fit into the run; rows fit the model and its documents."""
-    scheduler, seq_len, key = run.lr_scheduler, run.training.seq_len, "lr_scheduler.warmup_steps"
-    given, longest = scheduler.warmup_steps, run.steps
-    if scheduler.warmup_tokens:
-        key, given, longest = "lr_scheduler.warmup_tokens", scheduler.warmup_tokens, run.steps * run.tokens_per_step
-    if given > longest:
-        yield f"{key} = {given} is longer than the run, {longest} ({run.steps} steps): set it to at most {longest}"
-    elif scheduler.name == "wsd" and run.warmup_steps + scheduler.decay_ratio * run.steps > run.steps:
+    """The plan of steps can be read; warm-up and decay fit into the run; rows fit the model and its documents."""
+    scheduler, seq_len = run.lr_scheduler, run.training.seq_len
+    try:
+        read_plan(run.training.step_plan)
+    except SettingsError as error:
+        yield str(error)
+        return
+    warmup, decay = run.asked_warmup_steps, scheduler.decay_ratio * run.steps
+    if scheduler.name == "wsd" and not run.is_planned and run.steps - decay < warmup <= run.steps:
+        key = "warmup_tokens" if scheduler.warmup_tokens else "warmup_steps"
         yield (
-            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {scheduler.decay_ratio * run.steps:g} of {run.steps} steps, "
-            f"and {key} = {given} more than the rest: shorten one of them"
+            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {decay:g} of {run.steps} steps, and lr_scheduler.{key} = "
+            f"{getattr(scheduler, key)} more than the rest: shorten one of them"
         )
     limit = run.shape.max_position_embeddings if run.shape else 0
     positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))

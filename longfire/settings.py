@@ -131,6 +131,19 @@ class Training:
     tokens: int = setting(
         0, "tokens of the whole run instead of steps; rounded up to whole steps; 0: use steps", NATURAL
     )
+    max_seconds: float = setting(
+        0.0,
+        "end the run after so many seconds of training, with the decay of the learning rate: the number of steps is planned from a "
+        "few measured steps, and anew when the machine slows or quickens; steps (or tokens) remain the upper bound. Steps count, and "
+        "the evaluations and saves between them, also before a resume; preparing data and model, the last save and evaluation, and "
+        "export do not. 0: no limit",
+        NATURAL,
+    )
+    step_plan: tuple[str, ...] = setting(
+        (),
+        "STEP:TOTAL_STEPS, comma-separated: how many steps a run with max_seconds was planned to have, from each step on. Such a run "
+        "writes it into its run.toml; with max_seconds = 0 the plan is followed without a clock: the same steps and learning rates",
+    )
     max_norm: float = setting(1.0, "clip the norm of all gradients to this; 0: do not clip", NATURAL)
     skip_nan_inf: bool = setting(False, "skip a step whose gradients are not finite, and count it")
     max_skips_in_a_row: int = setting(10, "stop, naming the batch, after so many skipped steps in a row", POSITIVE)
@@ -178,7 +191,12 @@ class Optimizer:
 @dataclass(frozen=True)
 class LRScheduler:
     name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
-    warmup_steps: int = setting(200, "linear warm-up from 0, in steps", NATURAL)
+    warmup_steps: int = setting(
+        200,
+        "linear warm-up from 0, in steps; a fifth of the run where that is longer than the run, and with training.max_seconds "
+        "at most a fifth of the planned steps",
+        NATURAL,
+    )
     warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0", NATURAL)
     min_lr_ratio: float = setting(0.1, "floor as a share of the peak", SHARE)
     decay_ratio: float = setting(0.1, "wsd: share of the whole run that the decay takes", SHARE)

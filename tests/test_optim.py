@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import nn
 
-from longfire.optim import clip_gradients, make_optimizer, parameter_groups, schedule
+from longfire.optim import clip_gradients, make_optimizer, parameter_groups
+from longfire.schedule import schedule
 from longfire.settings import LRScheduler, Optimizer
 
 CPU = torch.device("cpu")
