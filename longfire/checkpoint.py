@@ -214,6 +214,7 @@ class Checkpoints:
                 return
             files |= self.files_of_others(aside)
             facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": weights_only, **counters}
+            facts["keep_latest_k"] = self.settings.keep_latest_k
             write_manifest(aside, facts, files)
             self.leave_later(counters["step"])
             put_in_place(aside, place)
@@ -261,14 +262,15 @@ class Checkpoints:
             self.note(f"{place} is later than step {step}, from which this run goes on: kept as {left}")
 
     def forget_old(self) -> None:
-        """Keep the newest keep_latest_k and every milestone."""
+        """Keep the newest keep_latest_k, every milestone, and what was saved when all were to be kept."""
         every = self.settings.milestone_interval
         if self.settings.keep_latest_k:
             for step in steps(self.folder)[: -self.settings.keep_latest_k]:
-                if not (every and step % every == 0):
+                place = self.folder / f"step-{step}"
+                if not (every and step % every == 0) and may_be_forgotten(place):
                     # at once: nobody who reads meanwhile finds a part of it
                     gone = self.folder / f"step-{step}.forgotten"
-                    (self.folder / f"step-{step}").rename(gone)
+                    place.rename(gone)
                     shutil.rmtree(gone)
 
     def restore(self, state: State) -> bool:
@@ -290,6 +292,14 @@ class Checkpoints:
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
         self.note(f"going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}")
         return True
+
+
+def may_be_forgotten(place: Path) -> bool:
+    """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read is left to its owner."""
+    try:
+        return bool(json.loads((place / STATE).read_text()).get("keep_latest_k"))
+    except (OSError, ValueError):
+        return False
 
 
 def steps(folder: Path) -> list[int]:

@@ -6,10 +6,12 @@ from typing import Any
 
 from longfire import lengths, settings
 from longfire.errors import SettingsError
+from longfire.hub.families import config_from_shape
 from longfire.parallel import stages
 from longfire.schedule import read_plan
-from longfire.shape import ForeignShape, mixer_of
+from longfire.shape import ForeignShape, ModelShape, mixer_of
 
+FEWEST_WORDS = 258  # of a tokenizer: bytes and two ends; where only the data will say how many
 Run = Any  # run.Run, whose file asks `check`
 
 
@@ -19,6 +21,7 @@ def check(run: Run, trains: bool = True) -> None:
     problems = [
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
+        *(of_export(run) if trains else ()),
         *of_length(run),
         *lengths.refusals(run),
         *of_model(run),
@@ -226,10 +229,10 @@ def of_data(run: Run) -> Iterator[str]:
         yield f"data.data_probs = {list(data.data_probs)}: each share must be positive; leave a source out that should have none"
     if data.streaming and data.shuffle == "global":
         yield 'data.shuffle = "global" permutes the whole store, whose length data.streaming does not know: use "window" or "auto"'
-    if not data.heldout_fraction and (run.eval.at_end or run.eval.interval):
+    if not (data.heldout_fraction or data.validation) and (run.eval.at_end or run.eval.interval):
         yield (
-            "data.heldout_fraction = 0 leaves nothing to evaluate: hold some documents out, or set eval.at_end = false and "
-            "eval.interval = 0"
+            "data.heldout_fraction = 0 leaves nothing to evaluate: hold some documents out, name texts in data.validation, or set "
+            "eval.at_end = false and eval.interval = 0"
         )
     if run.eval.compare_xz and not run.eval.at_end:
         yield "eval.compare_xz compares with the last evaluation: set eval.at_end = true"
@@ -239,6 +242,26 @@ def of_data(run: Run) -> Iterator[str]:
             f"tokenizer.train_vocab_size = {run.tokenizer.train_vocab_size} is more than vocab_size = {words} of "
             f"{run.model.config}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
         )
+
+
+def of_export(run: Run) -> Iterator[str]:
+    """An export that could only fail is refused before the first step."""
+    if run.checkpoint.export and (reason := no_family_for(run.shape)):
+        yield (
+            f"checkpoint.export = true, but {reason}: set checkpoint.export = false (generate, eval and resume work from the "
+            "checkpoint), or change layer_types or the settings that are named"
+        )
+
+
+def no_family_for(shape: ModelShape | ForeignShape | None) -> str:
+    """Why no class of Hugging Face has such a model, so that it cannot be exported; "" if one has."""
+    if not isinstance(shape, ModelShape):
+        return ""
+    try:
+        config_from_shape(shape.with_vocabulary(shape.vocab_size or FEWEST_WORDS))
+    except SettingsError as error:
+        return str(error)
+    return ""
 
 
 def of_files(run: Run) -> Iterator[str]:

@@ -15,7 +15,7 @@ import tomli_w
 
 from longfire import launch, lengths, settings
 from longfire import recipe as recipes
-from longfire.checks import check
+from longfire.checks import check, no_family_for
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.families import shape_from_config
@@ -217,7 +217,9 @@ class Run:
 
     def with_paths_found(self, beside: Path) -> "Run":
         """The same run with every file that it reads made absolute: beside the recipe if it is there, else in the working folder."""
-        dataset = tuple(found(entry, beside) for entry in self.data.dataset)
+        dataset, validation = (
+            tuple(found(entry, beside) for entry in entries) for entries in (self.data.dataset, self.data.validation)
+        )
         return replace(
             self,
             model=replace(
@@ -226,7 +228,7 @@ class Run:
                 weights=found(self.model.weights, beside),
                 plugins=tuple(found(file, beside) for file in self.model.plugins),
             ),
-            data=replace(self.data, dataset=dataset),
+            data=replace(self.data, dataset=dataset, validation=validation),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
             distillation=replace(self.distillation, teacher=found(self.distillation.teacher, beside)),
         )
@@ -395,6 +397,11 @@ def summary(run: Run) -> list[str]:
         length_told(run),
         *lengths.told(run.training, rows, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_told(run)}",
+        *(
+            f"export: as Hugging Face weights this model cannot be had, since {reason}"
+            for reason in (no_family_for(shape),)
+            if reason
+        ),
     ]
 
 

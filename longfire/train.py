@@ -69,6 +69,7 @@ def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float
             if mesh.rank() == 0:
                 keep_tokenizer(run, prepared.tokenizer)
                 keep_sources(run, prepared, note)
+                warn_of_nothing_unseen(run, prepared, note)
             teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
         checkpoints = Checkpoints(
             run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds / 2
@@ -338,6 +339,19 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
     keep(file, json.dumps(here, indent=1) + "\n")
 
 
+def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
+    """Say where an evaluation will have no text to read: before the first step, where that is known by then."""
+    if not (run.eval.at_end or run.eval.interval):
+        return
+    for name, store, stream in prepared.validation:
+        if store.complete and stream.length < 2:
+            note(
+                f"warning: nothing is held out of {name}, so the loss on text that was not trained on will not be measured: name "
+                f"such text in data.validation, raise data.heldout_fraction = {run.data.heldout_fraction:g}, or, if a text file "
+                "holds many documents, set data.split_documents (lines, blank_lines, or the text between them)"
+            )
+
+
 def make_state(
     run: Run, words: int, device: torch.device, note: Callable[[str], None], teacher: Distillation | None = None,
     mesh: Mesh = ALONE,
@@ -477,10 +491,8 @@ def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietRe
             f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()
         }
         report.record(state.step, fields)
-    if missing := [name for name in batches.prepared.names if name not in results]:
-        report.note(
-            f"nothing is held out of {', '.join(missing)}: too few documents for data.heldout_fraction = {run.data.heldout_fraction}"
-        )
+    if run.data.streaming:  # otherwise it was said at the start
+        warn_of_nothing_unseen(run, batches.prepared, report.note)
     return results
 
 
