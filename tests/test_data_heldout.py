@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def prepared_of(data: settings.Data) -> Prepared:
 
 def texts_of(prepared: Prepared, stream: TokenStream) -> list[str]:
     ends = [0, *stream.ends[:].tolist()]
-    return [prepared.tokenizer.decode(stream.tokens(a, b)) for a, b in zip(ends, ends[1:])]
+    return [prepared.tokenizer.decode(stream.tokens(a, b)) for a, b in pairwise(ends)]
 
 
 def test_of_one_long_text_the_end_is_held_out_and_not_trained_on(tmp_path):

@@ -149,8 +149,8 @@ def describe(store: TokenStore) -> str:
     left_out = [
         f"{progress[kind]} {kind.split('_')[0]}" for kind in ("empty_documents", "bad_documents") if progress[kind]
     ]
-    what = "the ends of documents" if "tails" in store.manifest["options"].get("held_out", "") else "documents"
-    kept = f", held out {heldout.length:,} in {heldout.documents:,} {what}" if heldout.documents else ""
+    place = "at the end of" if "tails" in store.manifest["options"].get("held_out", "") else "in"
+    kept = f", held out {heldout.length:,} {place} {heldout.documents:,}" if heldout.documents else ""
     return (
         f"{train.length:,} tokens in {train.documents:,} documents{kept}"
         f"{' (skipped: ' + ', '.join(left_out) + ')' if left_out else ''} -> {store.folder}"
