@@ -234,6 +234,13 @@ def of_data(run: Run) -> Iterator[str]:
             "data.heldout_fraction = 0 leaves nothing to evaluate: hold some documents out, name texts in data.validation, or set "
             "eval.at_end = false and eval.interval = 0"
         )
+    both = [
+        entry for entry in data.validation if entry in data.dataset and (entry == "embedded" or Path(entry).exists())
+    ]
+    if both:
+        yield f"data.validation names {', '.join(both)}, which data.dataset trains on: leave it out of one of them"
+    if data.validation and not all(data.validation):
+        yield f"data.validation = {list(data.validation)} has an empty entry: leave it out"
     if run.eval.compare_xz and not run.eval.at_end:
         yield "eval.compare_xz compares with the last evaluation: set eval.at_end = true"
     words = run.shape.vocab_size if run.shape else 0

@@ -9,7 +9,9 @@ from longfire.report import METRICS, QuietReport, Report, duration, parsed
 from longfire.run import Run
 from longfire.schedule import Plan, planned_schedule, progress, read_plan, schedule
 
-SAME_RATE = 0.01  # of a learning rate: a larger difference to the recorded one is told
+# Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate is told. (After a change of the
+# batch size the step before is not quite where it was.)
+SAME_RATE, SAME_SLOPE = 0.01, 4
 
 
 class Place(Protocol):
@@ -97,10 +99,11 @@ class Timing:
             self.report.note(f"the decay of the learning rate is over: the run goes on with its floor, {rate:.3g}")
         had = recorded_rate(run, state.step)
         before = Before(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
-        if had is None or abs(learning_rate(run, before) - had) <= SAME_RATE * had:
+        was, follows = learning_rate(run, before), learning_rate(run, state)
+        if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):
             return
         self.report.note(
-            f"the learning rate jumps: step {state.step:,} had {had:.3g}, the next one has {learning_rate(run, state):.3g}, since "
+            f"the learning rate jumps: step {state.step:,} had {had:.3g}, the next one has {follows:.3g}, since "
             "the schedule has changed (its length, its settings, or optimizer.lr). checkpoint.load_step goes back to a step before "
             "the decay; lr_scheduler.name = constant with a lower optimizer.lr goes on without a jump"
         )

@@ -56,7 +56,11 @@ def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float
     now: the clock of the training, in seconds; training.max_seconds goes by that of process 0.
     """
     if run.training.max_seconds and run.training.step_plan:
-        run = run.with_plan(())  # of the run that this one goes on with, whose checkpoint has it, or of another run
+        if not run.has_checkpoints and run.world.is_first:
+            note(
+                "training.step_plan is not followed: training.max_seconds plans anew; set that to 0 to repeat the run of this plan"
+            )
+        run = run.with_plan(())  # a run that goes on has it in its checkpoint
     device = choose_device(run.training, run.world.local_rank)
     note = run.world.by_first(note)
     with (

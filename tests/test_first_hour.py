@@ -15,23 +15,9 @@ SHAPES = {
     "hybrid": {"layer_types": ["mamba2", "gla"], "gla": {"num_heads": 2}, "mamba2": {"head_dim": 16, "state_size": 8}},
 }
 QUICK = [
-    "--training.seq_len",
-    "16",
-    "--training.batch_size",
-    "2",
-    "--training.compile",
-    "off",
-    "--training.threads",
-    "1",
-    "--eval.tokens",
-    "512",
-    "--data.num_workers",
-    "1",
-    "--model.compute_dtype",
-    "float32",
-    "--metrics.report",
-    "false",
-]
+    "--training.seq_len=16", "--training.batch_size=2", "--training.compile=off", "--training.threads=1",
+    "--model.compute_dtype=float32", "--data.num_workers=1", "--eval.tokens=512", "--metrics.report=false",
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -98,6 +98,8 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"data.dataset": "a,b", "data.data_probs": "1,0"}, "each share must be positive"),
         ({"data.streaming": "true", "data.shuffle": "global"}, 'use "window" or "auto"'),
         ({"data.heldout_fraction": "0"}, "leaves nothing to evaluate"),
+        ({"data.dataset": "embedded", "data.validation": "embedded"}, "data.validation names embedded, which data.dataset trains on"),
+        ({"data.validation": "a,"}, "has an empty entry"),
         ({"eval.at_end": "false", "eval.compare_xz": "true"}, "set eval.at_end = true"),
         ({"checkpoint.enable_checkpoint": "false", "checkpoint.load_step": "3"}, "enable_checkpoint = false"),
         ({"checkpoint.enable_checkpoint": "false", "checkpoint.model_weights_only": "true"}, "enable_checkpoint = false"),

@@ -213,3 +213,33 @@ def test_a_run_that_just_goes_on_says_nothing_of_its_rate(folder, capsys):
     capsys.readouterr()
     trained("run", Ticks(), training__steps="20", checkpoint__interval="9")
     assert "jumps" not in capsys.readouterr().out
+
+
+def test_a_plan_that_is_not_followed_is_said(folder):
+    notes = trained("timed", Ticks(), training__max_seconds="5", training__step_plan="4:90")
+    assert any("training.step_plan is not followed" in note for note in notes)
+    assert len(records("timed")) < 10
+
+
+def test_a_run_that_streams_its_data_has_a_budget_and_validation_text(folder, capsys):
+    """Both stores grow behind the training."""
+    Path("unseen.txt").write_text("long fire gate " * 20)
+    changes = {
+        "data__streaming": "true",
+        "data__validation": "unseen.txt",
+        "eval__at_end": "true",
+        "eval__interval": "4",
+    }
+    trained("timed", Ticks(), training__max_seconds="15", **changes)
+    assert column("timed", "elapsed_seconds")[-1] <= 15
+    assert "held out  unseen.txt: loss" in capsys.readouterr().out
+
+
+def test_a_budget_with_a_smaller_batch_later_and_tokens_as_the_bound(folder, capsys):
+    """A run that goes on with another batch size: no jump is told where there is none."""
+    trained("run", Ticks(), training__tokens="2000", checkpoint__interval="20", training__steps="7")
+    for later in [path for path in Path("run/checkpoints").glob("step-*") if path.name != "step-40"]:
+        later.rename(folder / later.name)
+    capsys.readouterr()
+    trained("run", Ticks(), training__tokens="2000", training__batch_size="1")
+    assert "jumps" not in capsys.readouterr().out

@@ -75,7 +75,7 @@ class Prepared:
     def check(self) -> None:
         """Raises DataError, with its message, if preparation behind training has failed."""
         if self.behind:
-            self.behind.check(self.stores)
+            self.behind.check((*self.stores, *(store for _, store, _ in self.own_validation)))
 
     def close(self) -> None:
         """End preparation behind training; what it has committed stays, and the next run goes on from there."""
