@@ -1,13 +1,14 @@
-"""The time of a run: what its steps take on this machine, how long the rest will take, how many steps a budget allows.
+"""The time of a run: what its steps take on this machine, how long the rest will take, how many
+steps a budget allows.
 
     pace = Pace()                        the loop tells it what each step, evaluation and save took
     budget = Budget(300, 10_000, pace)   training.max_seconds, and the most steps that the settings allow
     if budget.due(plan, step, used):     time to look at the clock?
         plan = budget.replanned(plan, step, used)
 
-Nothing here reads a clock: seconds come in as arguments. What the plan means for the learning rate is in schedule.py.
-What counts as used: steps, and the evaluations and saves between them. What does not: the preparation of data and model,
-the last save, the last evaluation, export.
+Nothing here reads a clock: seconds come in as arguments. What the plan means for the learning rate
+is in schedule.py. What counts as used: steps, and the evaluations and saves between them. What does
+not: the preparation of data and model, the last save, the last evaluation, export.
 """
 
 import math
@@ -23,18 +24,19 @@ RECENT_STEPS, CHANGED_SHARE = (
     5,
     0.15,
 )  # unless the median of the last few is another one: the machine has changed its speed
-# Measured before anything is said or planned, if the budget has room for them. The first step of a process, which allocates and
-# compiles, is not one of them.
+# Measured before anything is said or planned, if the budget has room for them. The first step of a
+# process, which allocates and compiles, is not one of them.
 MEASURED_STEPS = 3
 LOOK_SHARE = 0.1  # of the steps that remain: looks at the clock are so far apart, and close together towards the end
 LATE_SHARE = 1.3  # of the seconds expected until the next look: then the clock is looked at before that step comes
 NOTEWORTHY_SHARE = 0.02  # of the steps that remain: the plan changes when the estimate differs by more
-TOLD_SHARE = 0.1  # of the whole run: a change of the plan that is worth a line on the console
+NOTED_SHARE = 0.1  # of the whole run: a change of the plan that is worth a line on the console
 LEFT_OVER_SHARE = 0.01  # of the steps made: a run that has room for fewer more is over
 
 
 class Pause(NamedTuple):
-    """What happens between steps, every `interval_steps`: an evaluation or a save, and its seconds."""
+    """What happens between steps, every `interval_steps`: an evaluation or a save, and its
+    seconds."""
 
     interval_steps: float
     seconds: float
@@ -42,7 +44,8 @@ class Pause(NamedTuple):
 
 @dataclass
 class Pace:
-    """What the steps of this process take, and the pauses between them. All in seconds of wall clock.
+    """What the steps of this process take, and the pauses between them. All in seconds of wall
+    clock.
 
     eval_interval, save_interval: steps between two evaluations and two saves; 0: there are none.
     """
@@ -64,7 +67,8 @@ class Pace:
             self.steps = deque(recent, maxlen=WINDOW_STEPS)
 
     def begin_stage(self) -> None:
-        """Steps are of another kind from here on (training.seq_len_schedule): those before say nothing of them."""
+        """Steps are of another kind from here on (training.seq_len_schedule): those before say
+        nothing of them."""
         self.steps.clear()
         self.first_step = None
 
@@ -74,7 +78,8 @@ class Pace:
 
     @property
     def seconds_per_step(self) -> float:
-        """The mean of the last WINDOW_STEPS; of very few the median, since one slow step would decide."""
+        """The mean of the last WINDOW_STEPS; of very few the median, since one slow step would
+        decide."""
         if len(self.steps) > RECENT_STEPS:
             return statistics.fmean(self.steps)
         if self.steps:
@@ -89,7 +94,8 @@ class Pace:
 
 
 def seconds_of(steps: int, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = ()) -> float:
-    """What so many steps take from `step` on, with the pauses between them (none after the last one)."""
+    """What so many steps take from `step` on, with the pauses between them (none after the last
+    one)."""
     total = steps * seconds_per_step
     for interval_steps, seconds in pauses:
         count = (step + max(steps, 1) - 1) // interval_steps - step // interval_steps
@@ -98,7 +104,8 @@ def seconds_of(steps: int, step: int, seconds_per_step: float, pauses: tuple[Pau
 
 
 def steps_that_fit(seconds: float, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = ()) -> int:
-    """The most steps from `step` on that take at most so many seconds; 0 where not even one fits."""
+    """The most steps from `step` on that take at most so many seconds; 0 where not even one
+    fits."""
     if seconds < seconds_per_step:
         return 0
     low, high = 1, max(1, math.floor(seconds / max(seconds_per_step, 1e-9)))
@@ -113,7 +120,8 @@ def steps_that_fit(seconds: float, step: int, seconds_per_step: float, pauses: t
 
 @dataclass
 class Budget:
-    """The seconds that a run may use, and at most so many steps. Decides when its plan is looked at, and what it becomes."""
+    """The seconds that a run may use, and at most so many steps. Decides when its plan is looked
+    at, and what it becomes."""
 
     max_seconds: float
     most_steps: int
@@ -122,8 +130,8 @@ class Budget:
     next_seconds: float = 0.0  # or when so many are used, whatever comes first
 
     def due(self, plan: Plan, step: int, used_seconds: float) -> bool:
-        """Whether the plan is to be looked at before this step. Steps that were never measured cannot be planned, and a plan that
-        is over stays so: its decay has ended."""
+        """Whether the plan is to be looked at before this step. Steps that were never measured
+        cannot be planned, and a plan that is over stays so: its decay has ended."""
         if self.pace.first_step is None or (plan and step >= plan[-1].total_steps):
             return False
         if used_seconds >= self.max_seconds:
@@ -134,7 +142,8 @@ class Budget:
         return step >= self.next_step or used_seconds >= self.next_seconds
 
     def replanned(self, plan: Plan, step: int, used_seconds: float) -> Plan:
-        """The plan as it is best from this step on: with one more entry, or as it was where that makes little difference."""
+        """The plan as it is best from this step on: with one more entry, or as it was where that
+        makes little difference."""
         left = self.max_seconds - used_seconds
         pace = self.pace
         fit = steps_that_fit(left, step, pace.seconds_per_step, pace.pauses)
@@ -150,9 +159,10 @@ class Budget:
         return plan
 
     def resumed(self, plan: Plan, step: int, used_seconds: float) -> Plan:
-        """The plan of a run that goes on from `step`, by its mean speed so far, until this process has measured its own. A plan
-        that is over gets more steps where the budget has room for them (a remainder that is not worth it is left); one that is
-        not over ends where not even one step fits."""
+        """The plan of a run that goes on from `step`, by its mean speed so far, until this process
+        has measured its own. A plan that is over gets more steps where the budget has room for them
+        (a remainder that is not worth it is left); one that is not over ends where not even one
+        step fits."""
         if not step:
             return plan
         fit = steps_that_fit(self.max_seconds - used_seconds, step, used_seconds / step)

@@ -262,12 +262,13 @@ class Checkpoints:
             self.note(f"{place} is later than step {step}, from which this run goes on: kept as {left}")
 
     def forget_old(self) -> None:
-        """Keep the newest keep_latest_k, every milestone, and what was saved when all were to be kept."""
+        """Keep the newest keep_latest_k, every milestone, what was saved when all were to be kept, and step 0, from which other runs
+        may begin."""
         every = self.settings.milestone_interval
         if self.settings.keep_latest_k:
             for step in steps(self.folder)[: -self.settings.keep_latest_k]:
                 place = self.folder / f"step-{step}"
-                if not (every and step % every == 0) and may_be_forgotten(place):
+                if step and not (every and step % every == 0) and may_be_forgotten(place):
                     # at once: nobody who reads meanwhile finds a part of it
                     gone = self.folder / f"step-{step}.forgotten"
                     place.rename(gone)

@@ -1,4 +1,5 @@
-"""Whether torch.compile pays: it costs about a minute, and on a CPU gains about a third of the time."""
+"""Whether torch.compile pays: it costs about a minute, and on a CPU gains about a third of the
+time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,8 @@ Rate = Callable[[], float]  # measures FLOP/s
 def compile_decision(run: Run, flops_per_token: float, device: torch.device, rate: Rate) -> tuple[bool, str]:
     """Whether to compile the blocks, and why.
 
-    flops_per_token: of the forward. rate: FLOP/s at which this model trains eagerly here; called only where it decides.
+    flops_per_token: of the forward. rate: FLOP/s at which this model trains eagerly here; called
+    only where it decides.
     """
     if run.training.tbptt_segments > 1 and "attention" in map(mixer_of, run.shape.layer_types):
         return False, "segments of a softmax layer see different numbers of keys"
@@ -50,8 +52,8 @@ def compile_decision(run: Run, flops_per_token: float, device: torch.device, rat
 
 
 def eager_rate(run: Run, model: Model) -> float:
-    """FLOP/s of forward and backward of a model on random tokens. A matrix product alone would say too much: recurrent mixers,
-    norms and the loss run at a fraction of its rate."""
+    """FLOP/s of forward and backward of a model on random tokens. A matrix product alone would say
+    too much: recurrent mixers, norms and the loss run at a fraction of its rate."""
     batch, device = trial_batch(model, run), model.embed.weight.device
     trial(model, batch, run.training.loss_chunk_tokens)  # the first allocates
     begun = wait(device)
@@ -61,7 +63,8 @@ def eager_rate(run: Run, model: Model) -> float:
 
 
 def sample_of(shape: ModelShape, seed: int, dtype: torch.dtype, device: torch.device) -> Model:
-    """A model like this one, with one layer of each type: what `eager_rate` measures instead of all of them."""
+    """A model like this one, with one layer of each type: what `eager_rate` measures instead of all
+    of them."""
     kinds = tuple(dict.fromkeys(shape.layer_types))
     return build(replace(shape, num_hidden_layers=len(kinds), layer_types=kinds), seed, device, dtype)
 

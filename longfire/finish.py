@@ -1,4 +1,5 @@
-"""What a run does after its last step: compare with xz, export and check, sample, report, and say where everything lies."""
+"""What a run does after its last step: compare with xz, export and check, sample, report, and say
+where everything lies."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,11 @@ Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 
 
 def finish(run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]) -> None:
-    """Do what the settings ask for at the end. Where many processes trained, one does it, with the model of the last checkpoint.
+    """Do what the settings ask for at the end. Where many processes trained, one does it, with the
+    model of the last checkpoint.
 
-    The run itself is done and saved: whatever fails here, the rest is done, and the last lines say where everything lies. The
-    first UserError is raised after them.
+    The run itself is done and saved: whatever fails here, the rest is done, and the last lines say
+    where everything lies. The first UserError is raised after them.
     """
     lies = {"settings": run.folder / RUN_TOML, "metrics": run.folder / METRICS}
     if run.checkpoint.enable_checkpoint:

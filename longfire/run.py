@@ -394,9 +394,9 @@ def summary(run: Run) -> list[str]:
         f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.model.config}",
         f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
-        length_told(run),
+        length_line(run),
         *lengths.told(run.training, rows, run.steps),
-        f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_told(run)}",
+        f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}",
         *(
             f"export: as Hugging Face weights this model cannot be had, since {reason}"
             for reason in (no_family_for(shape),)
@@ -405,7 +405,7 @@ def summary(run: Run) -> list[str]:
     ]
 
 
-def length_told(run: Run) -> str:
+def length_line(run: Run) -> str:
     """How long the run is, in steps and tokens, or in seconds and at most so many steps."""
     steps = f"{run.steps:,} steps = {run.steps * run.tokens_per_step:,} tokens"
     if run.training.max_seconds:
@@ -413,7 +413,7 @@ def length_told(run: Run) -> str:
     return f"run: {steps}" + (", as training.step_plan says" if run.training.step_plan else "")
 
 
-def warmup_told(run: Run) -> str:
+def warmup_line(run: Run) -> str:
     """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too long for the run."""
     warmup, asked = run.warmup_steps, run.asked_warmup_steps
     told = f"warm-up {warmup:,.10g} steps = {round(warmup * run.tokens_per_step):,} tokens"

@@ -1,9 +1,11 @@
-"""The learning rate of each step: a pure function of the settings, the plan and the step; free of torch.
+"""The learning rate of each step: a pure function of the settings, the plan and the step; free of
+torch.
 
-A run of a known number of steps uses `schedule`. A run with a time budget (training.max_seconds) has a plan: a list of
-entries STEP:TOTAL_STEPS, one for each time that its number of steps was estimated (budget.py). `planned_schedule` gives
-the rate for such a plan. It reads only the entries up to the step that it is asked for, so a run that is repeated with
-the whole plan has the same rates as the run that wrote it, entry by entry.
+A run of a known number of steps uses `schedule`. A run with a time budget (training.max_seconds)
+has a plan: a list of entries STEP:TOTAL_STEPS, one for each time that its number of steps was
+estimated (budget.py). `planned_schedule` gives the rate for such a plan. It reads only the entries
+up to the step that it is asked for, so a run that is repeated with the whole plan has the same
+rates as the run that wrote it, entry by entry.
 
     training.step_plan = ["4:100", "50:80"]
 
@@ -33,7 +35,8 @@ Plan = tuple[Planned, ...]
 
 
 def read_plan(words: tuple[str, ...]) -> Plan:
-    """The plan that training.step_plan gives. Raises SettingsError naming the entry that is wrong."""
+    """The plan that training.step_plan gives. Raises SettingsError naming the entry that is
+    wrong."""
     plan: list[Planned] = []
     for word in words:
         try:
@@ -59,7 +62,8 @@ def until(plan: Plan, step: float) -> Plan:
 
 
 def progress(plan: Plan, step: float) -> float:
-    """The share of a planned run that is over before `step`, from 0 to 1; continuous in `step`, never falling."""
+    """The share of a planned run that is over before `step`, from 0 to 1; continuous in `step`,
+    never falling."""
     done, begin, end = 0.0, 0, math.inf
     for entry in until(plan, step):
         done = along(done, begin, end, entry.step)
@@ -68,33 +72,38 @@ def progress(plan: Plan, step: float) -> float:
 
 
 def along(done: float, begin: int, end: float, step: float) -> float:
-    """At `step` on the straight line from (begin, done) to (end, 1); end = inf: `done`, since nothing is planned yet."""
+    """At `step` on the straight line from (begin, done) to (end, 1); end = inf: `done`, since
+    nothing is planned yet."""
     if step >= end:
         return 1.0
     return done + (1 - done) * (step - begin) / (end - begin)
 
 
 class Warmup(NamedTuple):
-    """From step `begin` the rate rises from `level` of the peak in equal parts, until it has the peak before step `end`."""
+    """From step `begin` the rate rises from `level` of the peak in equal parts, until it has the
+    peak before step `end`."""
 
     begin: int
     level: float
     end: float
 
     def share(self, step: float) -> float:
-        """The share of the peak rate that this step of the warm-up has; the first step of a run already moves."""
+        """The share of the peak rate that this step of the warm-up has; the first step of a run
+        already moves."""
         return min(1.0, self.level + (1 - self.level) * (step + 1 - self.begin) / (self.end - self.begin))
 
 
 def fitting_warmup(total_steps: float, warmup_steps: float) -> float:
-    """The warm-up of a run of a known length: as asked for, or, where that is longer than the run, WARMUP_SHARE of it."""
+    """The warm-up of a run of a known length: as asked for, or, where that is longer than the run,
+    WARMUP_SHARE of it."""
     if warmup_steps <= total_steps:
         return warmup_steps
     return max(1, int(WARMUP_SHARE * total_steps))
 
 
 def planned_warmup(plan: Plan, step: float, warmup_steps: float) -> Warmup:
-    """The warm-up as it is planned at `step`: each entry cuts what remains of it to WARMUP_SHARE of the whole run."""
+    """The warm-up as it is planned at `step`: each entry cuts what remains of it to WARMUP_SHARE of
+    the whole run."""
     warmup = Warmup(0, 0.0, warmup_steps)
     for entry in until(plan, step):
         longest = max(entry.step + 1, WARMUP_SHARE * entry.total_steps)
@@ -105,12 +114,14 @@ def planned_warmup(plan: Plan, step: float, warmup_steps: float) -> Warmup:
 
 
 def schedule(position: float, total: float, warmup: float, scheduler: LRScheduler) -> float:
-    """The share of the peak learning rate that the step starting at `position` uses: a pure function.
+    """The share of the peak learning rate that the step starting at `position` uses: a pure
+    function.
 
-    One step is the unit; a run that counts in tokens divides all three by its tokens a step, and may so get fractions.
-    Warm-up: (position + 1) / warmup, so that the first step already moves and the last one of the warm-up has the peak.
-    Then `decayed`, with x from 0 at the end of the warm-up to 1 at `total`; for wsd from 0 where the last `decay_ratio` of
-    the WHOLE run begins (Hu et al. 2024, MiniCPM), or what the warm-up leaves of that part.
+    One step is the unit; a run that counts in tokens divides all three by its tokens a step, and
+    may so get fractions. Warm-up: (position + 1) / warmup, so that the first step already moves and
+    the last one of the warm-up has the peak. Then `decayed`, with x from 0 at the end of the
+    warm-up to 1 at `total`; for wsd from 0 where the last `decay_ratio` of the WHOLE run begins (Hu
+    et al. 2024, MiniCPM), or what the warm-up leaves of that part.
     """
     if position < warmup:
         return min(1.0, (position + 1) / warmup)
@@ -119,8 +130,9 @@ def schedule(position: float, total: float, warmup: float, scheduler: LRSchedule
 
 
 def planned_schedule(plan: Plan, step: int, warmup_steps: float, scheduler: LRScheduler) -> float:
-    """The same for a run with a plan: the decay goes by `progress` instead of steps, so that the rate never jumps where the
-    number of steps is estimated anew, and has come down to its floor when the planned steps are over."""
+    """The same for a run with a plan: the decay goes by `progress` instead of steps, so that the
+    rate never jumps where the number of steps is estimated anew, and has come down to its floor
+    when the planned steps are over."""
     warmup = planned_warmup(plan, step, warmup_steps)
     if step < warmup.end:
         return warmup.share(step)
@@ -133,7 +145,8 @@ def planned_schedule(plan: Plan, step: int, warmup_steps: float, scheduler: LRSc
 
 
 def decayed(x: float, scheduler: LRScheduler) -> float:
-    """The share of the peak rate at x, from 0 where the decay begins to 1 where it ends; floor = min_lr_ratio:
+    """The share of the peak rate at x, from 0 where the decay begins to 1 where it ends; floor =
+    min_lr_ratio:
 
     cosine        floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
     linear, wsd   floor + (1 - floor) (1 - x)

@@ -301,8 +301,8 @@ class Checkpoint:
     milestone_interval: int = setting(0, "keep the checkpoints of every so many steps for ever; 0: none", NATURAL)
     keep_latest_k: int = setting(
         3,
-        "keep the newest k besides milestones; 0: keep all. Checkpoints that were saved under 0, or by a longfire whose default "
-        "that was, are never removed",
+        "keep the newest k besides milestones and step 0; 0: keep all. Checkpoints that were saved under 0, or by a longfire whose "
+        "default that was, are never removed",
         NATURAL,
     )
     load_step: int = setting(-1, "resume from this step; -1: the newest whole checkpoint", "[-1, inf)")

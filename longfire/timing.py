@@ -1,16 +1,17 @@
-"""The time of a run as it goes: measured, told, planned anew where the run has a budget; and the learning rate that follows."""
+"""The time of a run as it goes: measured, shown, planned anew where the run has a budget; and the
+learning rate that follows."""
 
 from typing import NamedTuple, Protocol
 
-from longfire.budget import MEASURED_STEPS, TOLD_SHARE, Budget, Pace, seconds_of
+from longfire.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
 from longfire.checkpoint import State
 from longfire.device import Clock
 from longfire.report import METRICS, QuietReport, Report, duration, parsed
 from longfire.run import Run
 from longfire.schedule import Plan, planned_schedule, progress, read_plan, schedule
 
-# Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate is told. (After a change of the
-# batch size the step before is not quite where it was.)
+# Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate
+# is noted. (After a change of the batch size the step before is not quite where it was.)
 SAME_RATE, SAME_SLOPE = 0.01, 4
 
 
@@ -36,15 +37,16 @@ def last_step(run: Run, state: State) -> int:
 
 
 def most_steps(run: Run, state: State) -> int:
-    """The most steps that the settings allow. Of a run counted in tokens: those that are missing, in steps of today's size, since
-    a run may go on with another batch size."""
+    """The most steps that the settings allow. Of a run counted in tokens: those that are missing,
+    in steps of today's size, since a run may go on with another batch size."""
     if not run.training.tokens:
         return run.steps
     return state.step + -(-max(0, run.training.tokens - state.tokens) // run.tokens_per_step)
 
 
 def learning_rate(run: Run, place: Place) -> float:
-    """The rate of the next step: a pure function of the settings, the plan and how far the run is, in steps or in tokens."""
+    """The rate of the next step: a pure function of the settings, the plan and how far the run is,
+    in steps or in tokens."""
     if run.is_planned:
         return run.optimizer.lr * planned_schedule(place.plan, place.step, run.warmup_steps, run.lr_scheduler)
     in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
@@ -53,7 +55,8 @@ def learning_rate(run: Run, place: Place) -> float:
 
 
 class Timing:
-    """Collective over the mesh of the run are `begin` and `is_over`; the clock of process 0 decides for all."""
+    """Collective over the mesh of the run are `begin` and `is_over`; the clock of process 0 decides
+    for all."""
 
     def __init__(self, run: Run, state: State, report: Report | QuietReport, clock: Clock) -> None:
         self.run, self.state, self.report, self.clock = run, state, report, clock
@@ -63,7 +66,8 @@ class Timing:
         self.budget = Budget(run.training.max_seconds, most_steps(run, state), self.pace)
 
     def begin(self) -> None:
-        """Before the first step of this process: the plan that it goes on with, and whether there is anything left to do."""
+        """Before the first step of this process: the plan that it goes on with, and whether there
+        is anything left to do."""
         run, state = self.run, self.state
         if run.training.max_seconds:
             self.take(self.budget.resumed(state.plan, state.step, state.elapsed_seconds))
@@ -71,10 +75,10 @@ class Timing:
         else:
             state.plan = read_plan(run.training.step_plan)
             self.report.expect(last_step(run, state))
-        self.tell_if_finished()
-        self.tell_of_a_jump()
+        self.note_if_finished()
+        self.note_a_jump()
 
-    def tell_if_finished(self) -> None:
+    def note_if_finished(self) -> None:
         run, state = self.run, self.state
         if not state.step or state.step < last_step(run, state):
             return
@@ -89,8 +93,9 @@ class Timing:
             "job.dump_folder"
         )
 
-    def tell_of_a_jump(self) -> None:
-        """Where the settings give the last step another rate than it had, the rate jumps; that is seldom meant."""
+    def note_a_jump(self) -> None:
+        """Where the settings give the last step another rate than it had, the rate jumps; that is
+        seldom meant."""
         run, state = self.run, self.state
         if not state.step or state.step >= last_step(run, state) or state.mesh.rank():
             return
@@ -111,7 +116,7 @@ class Timing:
     def step_is_done(self, seconds: float) -> None:
         self.pace.add_step(seconds)
         if len(self.pace.steps) == MEASURED_STEPS and not self.run.training.max_seconds:
-            self.tell_how_long()
+            self.note_duration()
 
     def evaluation_is_done(self) -> None:
         self.pace.eval_seconds = self.pause_is_over()
@@ -120,12 +125,13 @@ class Timing:
         self.pace.save_seconds = self.pause_is_over()
 
     def pause_is_over(self) -> float:
-        """What came since the step, or since the last pause, was no step; it counts as time of training. Its seconds."""
+        """What came since the step, or since the last pause, was no step; it counts as time of
+        training. Its seconds."""
         seconds = self.clock.read()["seconds"]
         self.state.elapsed_seconds += seconds
         return seconds
 
-    def tell_how_long(self) -> None:
+    def note_duration(self) -> None:
         """How long the rest of the run takes, by the steps that were measured."""
         state, pace = self.state, self.pace
         left = last_step(self.run, state) - state.step
@@ -154,7 +160,8 @@ class Timing:
         return state.step >= last_step(self.run, state)
 
     def take(self, plan: Plan) -> None:
-        """The plan of process 0 is that of all from here on; run.toml has it, and the console where it says something new."""
+        """The plan of process 0 is that of all from here on; run.toml has it, and the console where
+        it says something new."""
         run, state, mesh = self.run, self.state, self.state.mesh
         before, state.plan = state.plan, mesh.from_first(plan)
         if state.plan == before:
@@ -162,7 +169,7 @@ class Timing:
         self.keep_plan()
         self.report.expect(last_step(run, state))
         total, was = state.plan[-1].total_steps, before[-1].total_steps if before else 0
-        if abs(total - was) < TOLD_SHARE * was:
+        if abs(total - was) < NOTED_SHARE * was:
             return
         pace = f"{self.pace.seconds_per_step:.3g} s a step" if self.pace.first_step is not None else "as before"
         bound = " (the most that the settings allow)" if total == most_steps(run, state) else ""
@@ -173,7 +180,8 @@ class Timing:
         )
 
     def keep_plan(self) -> None:
-        """run.toml has the plan, so that the run can be repeated with it. Collective over the mesh."""
+        """run.toml has the plan, so that the run can be repeated with it. Collective over the
+        mesh."""
         run, state, mesh = self.run, self.state, self.state.mesh
         with mesh.agreed():
             if state.plan and mesh.rank() == 0:

@@ -129,6 +129,15 @@ def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
     assert checkpoint.steps(tmp_path) == [1, 2, 3, 4, 9, 10, 11]
 
 
+def test_the_start_that_other_runs_may_begin_from_stays(tmp_path, tiny_model):
+    state = fresh(tiny_model())
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None)
+    for number in range(6):
+        state.step = number
+        checkpoints.save(state)
+    assert checkpoint.steps(tmp_path) == [0, 3, 4, 5]
+
+
 def test_the_weights_lie_in_files_of_their_own(tmp_path, tiny_model):
     """So that an export or an evaluation reads a third of the bytes."""
     saved(tmp_path, tiny_model, steps=1)

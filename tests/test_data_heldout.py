@@ -56,7 +56,7 @@ def test_of_one_long_text_the_end_is_held_out_and_not_trained_on(tmp_path):
 
 
 @given(some.text(alphabet="ab \n", min_size=CUT_CHARACTERS, max_size=5000), some.floats(0.001, 0.9))
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, max_examples=30)
 def test_a_tail_is_about_as_long_as_asked_for_and_never_everything(text, fraction):
     place = tail_of(text, fraction)
     size = max(round(fraction * len(text)), round(0.1 * len(text)))

@@ -141,6 +141,7 @@ def test_the_settings_bound_the_steps_and_say_so(folder, capsys):
     assert "9 steps = 288 tokens (the most that the settings allow)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wsd", "linear", "constant"])
 def test_every_schedule_ends_where_it_should(folder, name):
     trained("timed", Ticks(), training__max_seconds="30", lr_scheduler__name=name, lr_scheduler__decay_ratio="0.4")
@@ -235,6 +236,7 @@ def test_a_run_that_streams_its_data_has_a_budget_and_validation_text(folder, ca
     assert "held out  unseen.txt: loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_budget_with_a_smaller_batch_later_and_tokens_as_the_bound(folder, capsys):
     """A run that goes on with another batch size: no jump is told where there is none."""
     trained("run", Ticks(), training__tokens="2000", checkpoint__interval="20", training__steps="7")

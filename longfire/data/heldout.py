@@ -1,10 +1,12 @@
-"""Which text of a source is held out of training: whole documents by a hash, or the tails of a few long ones.
+"""Which text of a source is held out of training: whole documents by a hash, or the tails of a few
+long ones.
 
     hold_out = hold_out_of(source, fraction)         the same for the same documents, whatever their order or number of processes
     train_text, heldout_text = hold_out.parts(document)
 
-Many documents: those whose identity hashes below the fraction. So few that none does: the one with the lowest hash. Fewer
-than FEW_DOCUMENTS: the end of each, since a whole one would be too much. Nothing is ever in both parts.
+Many documents: those whose identity hashes below the fraction. So few that none does: the one with
+the lowest hash. Fewer than FEW_DOCUMENTS: the end of each, since a whole one would be too much.
+Nothing is ever in both parts.
 """
 
 from dataclasses import dataclass
@@ -27,15 +29,15 @@ def hash_of(identity: str) -> float:
 
 
 def held_out(identity: str, fraction: float) -> bool:
-    """Whether a document is held out of training: by a hash of its identity alone, so whatever the order, the number of
-    workers and how much of the source has been read."""
+    """Whether a document is held out of training: by a hash of its identity alone, so whatever the
+    order, the number of workers and how much of the source has been read."""
     return hash_of(identity) < fraction
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """The rule for one source. lowest: the identity of the document that is held out since no hash is below the fraction;
-    tails: the end of each document is held out instead."""
+    """The rule for one source. lowest: the identity of the document that is held out since no hash
+    is below the fraction; tails: the end of each document is held out instead."""
 
     fraction: float
     lowest: str = ""
@@ -60,7 +62,8 @@ class HoldOut:
 
 
 def tail_of(text: str, fraction: float) -> int:
-    """Where the held-out tail of a text begins: at the start of a line or word, if there is one nearby."""
+    """Where the held-out tail of a text begins: at the start of a line or word, if there is one
+    nearby."""
     if len(text) < CUT_CHARACTERS:
         return len(text)
     size = max(round(fraction * len(text)), min(TAIL_CHARACTERS, round(TAIL_SHARE * len(text))))
