@@ -17,6 +17,7 @@ from longfire.data.formats import Document
 from longfire.data.heldout import CUT_CHARACTERS, FEW_DOCUMENTS, HoldOut, hash_of, held_out, hold_out_of, tail_of
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokens import TokenStream
+from longfire.errors import DataError
 
 BYTES = settings.Tokenizer(path="bytes")
 
@@ -164,3 +165,9 @@ def test_a_small_tokenizer_says_what_it_is(tmp_path):
     assert told[0].startswith("tokenizer: 259 words (2048 asked for: the text has no more) from 2e-06 MB"), (
         "bytes, ends, ab"
     )
+
+
+def test_validation_text_that_is_not_there_is_named_by_its_setting(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 20)
+    with pytest.raises(DataError, match=r"data\.validation: no such file or folder: './none.txt'"):
+        prepared_of(data_of(tmp_path, "a.jsonl", validation=("./none.txt",)))

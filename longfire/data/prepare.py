@@ -133,7 +133,11 @@ def validation_jobs(data: settings.Data, words: Tokenizer, wanted: settings.Toke
     if not data.validation:
         return []
     own = text.validation_of(data)
-    return [Job.of(source, 1.0, words, own, wanted) for source in text.sources(own)]
+    try:
+        sources = text.sources(own)
+    except DataError as error:  # they were found as a dataset is, but another setting names them
+        raise DataError(str(error).replace("data.dataset:", "data.validation:")) from error
+    return [Job.of(source, 1.0, words, own, wanted) for source in sources]
 
 
 def unseen(job: "Job", words: Tokenizer) -> Unseen:
