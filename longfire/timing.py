@@ -142,9 +142,9 @@ class Timing:
             ("evaluations", pace.eval_interval, pace.eval_seconds), ("saves", pace.save_interval, pace.save_seconds),
         ) if 0 < interval < left and not known]  # fmt: skip
         more = f", and {' and '.join(unknown)} beside them" if unknown else ""
+        about = f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
         self.report.note(
-            f"time: {pace.seconds_per_step:.3g} s a step (measured): the {left:,} steps that are left take about "
-            f"{duration(seconds)}{more}"
+            f"time: {pace.seconds_per_step:.3g} s a step (measured): the {left:,} steps that are left take {about}{more}"
         )
 
     def is_over(self) -> bool:

@@ -338,7 +338,7 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
     for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
         note(
             f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, was {there.get(name, 'none')}; "
-            "the order of rows is another one from here on"
+            "the order of rows is another one from here on, and what is held out now may have been trained on"
         )
     keep(file, json.dumps(here, indent=1) + "\n")
 
