@@ -31,6 +31,8 @@ LOOK_SHARE = 0.1  # of the steps that remain: looks at the clock are so far apar
 LATE_SHARE = 1.3  # of the seconds expected until the next look: then the clock is looked at before that step comes
 NOTEWORTHY_SHARE = 0.02  # of the steps that remain: the plan changes when the estimate differs by more
 NOTED_SHARE = 0.1  # of the whole run: a change of the plan that is worth a line on the console
+STALL_FACTOR = 4  # of the median: a step that took longer stood still, and counts as long as this
+SAFE_DEVIATIONS = 2  # of what remains: so much longer it may take, and the decay still ends in time
 LEFT_OVER_SHARE = 0.01  # of the steps made: a run that has room for fewer more is over
 
 
@@ -63,8 +65,15 @@ class Pace:
             return
         self.steps.append(seconds)
         recent = list(self.steps)[-RECENT_STEPS:]
-        if abs(statistics.median(recent) - statistics.fmean(self.steps)) > CHANGED_SHARE * statistics.fmean(self.steps):
+        mean = statistics.fmean(self.without_stalls)
+        if abs(statistics.median(recent) - mean) > CHANGED_SHARE * mean:
             self.steps = deque(recent, maxlen=WINDOW_STEPS)
+
+    @property
+    def without_stalls(self) -> list[float]:
+        """The steps of the window; of a single one that stood still, as much as says nothing of the next."""
+        longest = STALL_FACTOR * statistics.median(self.steps)
+        return [min(seconds, longest) for seconds in self.steps]
 
     def begin_stage(self) -> None:
         """Steps are of another kind from here on (training.seq_len_schedule): those before say
@@ -81,11 +90,16 @@ class Pace:
         """The mean of the last WINDOW_STEPS; of very few the median, since one slow step would
         decide."""
         if len(self.steps) > RECENT_STEPS:
-            return statistics.fmean(self.steps)
+            return statistics.fmean(self.without_stalls)
         if self.steps:
             return statistics.median(self.steps)
         assert self.first_step is not None, "no step was measured"
         return self.first_step
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of a step, in seconds."""
+        return statistics.pstdev(self.without_stalls) if len(self.steps) > MEASURED_STEPS else 0.0
 
     @property
     def pauses(self) -> tuple[Pause, ...]:
@@ -93,25 +107,29 @@ class Pace:
         return tuple(pause for pause in found if pause.interval_steps)
 
 
-def seconds_of(steps: int, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = ()) -> float:
-    """What so many steps take from `step` on, with the pauses between them (none after the last
-    one)."""
-    total = steps * seconds_per_step
+def seconds_of(
+    steps: int, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = (), spread: float = 0.0
+) -> float:
+    """What so many steps take from `step` on, with the pauses between them (none after the last).
+
+    spread: the standard deviation of a step. Many steps are as likely as not to take longer than
+    their mean says; SAFE_DEVIATIONS of their sum are added.
+    """
+    total = steps * seconds_per_step + SAFE_DEVIATIONS * spread * math.sqrt(steps)
     for interval_steps, seconds in pauses:
         count = (step + max(steps, 1) - 1) // interval_steps - step // interval_steps
         total += count * seconds
     return total
 
 
-def steps_that_fit(seconds: float, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = ()) -> int:
-    """The most steps from `step` on that take at most so many seconds; 0 where not even one
-    fits."""
-    if seconds < seconds_per_step:
-        return 0
-    low, high = 1, max(1, math.floor(seconds / max(seconds_per_step, 1e-9)))
+def steps_that_fit(
+    seconds: float, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = (), spread: float = 0.0
+) -> int:
+    """The most steps from `step` on that take at most so many seconds; 0 where not one fits."""
+    low, high = 0, max(1, math.floor(seconds / max(seconds_per_step, 1e-9)))
     while low < high:
         middle = (low + high + 1) // 2
-        if seconds_of(middle, step, seconds_per_step, pauses) <= seconds:
+        if seconds_of(middle, step, seconds_per_step, pauses, spread) <= seconds:
             low = middle
         else:
             high = middle - 1
@@ -146,7 +164,7 @@ class Budget:
         makes little difference."""
         left = self.max_seconds - used_seconds
         pace = self.pace
-        fit = steps_that_fit(left, step, pace.seconds_per_step, pace.pauses)
+        fit = steps_that_fit(left, step, pace.seconds_per_step, pace.pauses, pace.spread)
         total = min(step + fit, max(self.most_steps, step))
         before = plan[-1].total_steps if plan else None
         if before is None or abs(total - before) > NOTEWORTHY_SHARE * max(0, before - step):

@@ -1,5 +1,6 @@
 """budget.py: what fits into a time, when the clock is looked at, what a run does on machines of any speed. No real clock."""
 
+import random
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -110,6 +111,20 @@ def test_a_stall_is_seen_before_the_next_look():
     plan, steps, used = simulated(100, lambda step, now: 30.0 if step == 500 else 0.1)
     assert used <= 100.2 and 660 <= steps <= 702
     assert any(entry.step == 501 for entry in plan)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_on_a_machine_that_others_use_the_decay_ends_in_time(seed):
+    """Loads that come and go, and every step off by a third: the last step made is near the end of the planned decay."""
+    draw, load = random.Random(seed), [1.0]
+
+    def speed(step: int, now: float) -> float:
+        if draw.random() < 0.05:
+            load[0] = draw.choice([1, 1, 1.5, 2])
+        return 0.2 * load[0] * draw.lognormvariate(0, 0.3)
+
+    plan, steps, used = simulated(100, speed)
+    assert progress(plan, steps - 1) > 0.97 and 97 < used < 101
 
 
 def test_first_steps_that_compile_do_not_decide():
