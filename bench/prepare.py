@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Words
 
 from longfire import settings
 from longfire.data import text
+from longfire.data.heldout import HoldOut
 from longfire.data.prepare import prepare
 from longfire.data.tokenizer import sample, train_tokenizer
 
@@ -37,7 +38,7 @@ def write_texts(folder: Path, megabytes: float, words: int) -> None:
                 if document.text and size < megabytes * 1e6:
                     file.write(json.dumps({"text": document.text}) + "\n")
                     size += len(document.text)
-    train_tokenizer(sample(source, 4_000_000, 0.0), words).save(folder / "tokenizer")
+    train_tokenizer(sample(source, 4_000_000, HoldOut(0.0)), words).save(folder / "tokenizer")
 
 
 def library(folder: Path, part: int, parts: int) -> None:

@@ -37,6 +37,7 @@ from longfire.errors import CheckpointError, first_line
 from longfire.parallel.axes import SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import boxes, local, whole_shape
+from longfire.schedule import Plan, Planned
 from longfire.shards import SUFFIX, Entry, Held, Reader, holes, read_index, shard_files, write_shard
 
 FORMAT = 2  # of the folder; a newer one is refused. Format 1 had whole tensors in other file names and is read as it is
@@ -56,7 +57,8 @@ class State:
     rows_consumed: int = 0
     tokens: int = 0
     skipped_steps: int = 0
-    elapsed_seconds: float = 0.0
+    elapsed_seconds: float = 0.0  # of training: steps, and the evaluations and saves between them
+    plan: Plan = ()  # of its steps, where they are planned (schedule.py)
     mesh: Mesh = ALONE  # where model and optimizer lie
     read: Event | None = None  # set when a save behind training has read everything: until then no tensor may change
 
@@ -66,8 +68,9 @@ class State:
             self.read.wait()
             self.read = None
 
-    def counters(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in COUNTERS}
+    def counters(self) -> dict[str, Any]:
+        """What state.json holds of it."""
+        return {**{name: getattr(self, name) for name in COUNTERS}, "plan": self.plan}
 
     def tensors(self, weights_only: bool = False) -> dict[str, Tensor]:
         """Every tensor under a flat name that knows nothing of devices or layouts; not copied."""
@@ -186,9 +189,7 @@ class Checkpoints:
             torch.cuda.synchronize()
         return {name: part._replace(tensor=self.host_copies[name]) for name, part in held.items()}
 
-    def copy_and_write(
-        self, held: dict[str, Held], counters: dict[str, float], weights_only: bool, read: Event
-    ) -> None:
+    def copy_and_write(self, held: dict[str, Held], counters: dict[str, Any], weights_only: bool, read: Event) -> None:
         """Both behind training, which goes on to compute gradients meanwhile (State.may_change)."""
         try:
             held = self.copied(held)
@@ -196,7 +197,7 @@ class Checkpoints:
             read.set()
         self.write(held, counters, weights_only)
 
-    def write(self, held: dict[str, Held], counters: dict[str, float], weights_only: bool) -> None:
+    def write(self, held: dict[str, Held], counters: dict[str, Any], weights_only: bool) -> None:
         """Write this process's files and its mark; process 0 then checks all in, renames, and removes what is not kept."""
         place = self.folder / f"step-{counters['step']}"
         aside, rank = aside_of(place), self.mesh.rank()
@@ -213,6 +214,7 @@ class Checkpoints:
                 return
             files |= self.files_of_others(aside)
             facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": weights_only, **counters}
+            facts["keep_latest_k"] = self.settings.keep_latest_k
             write_manifest(aside, facts, files)
             self.leave_later(counters["step"])
             put_in_place(aside, place)
@@ -260,14 +262,16 @@ class Checkpoints:
             self.note(f"{place} is later than step {step}, from which this run goes on: kept as {left}")
 
     def forget_old(self) -> None:
-        """Keep the newest keep_latest_k and every milestone."""
+        """Keep the newest keep_latest_k, every milestone, what was saved when all were to be kept, and step 0, from which other runs
+        may begin."""
         every = self.settings.milestone_interval
         if self.settings.keep_latest_k:
             for step in steps(self.folder)[: -self.settings.keep_latest_k]:
-                if not (every and step % every == 0):
+                place = self.folder / f"step-{step}"
+                if step and not (every and step % every == 0) and may_be_forgotten(place):
                     # at once: nobody who reads meanwhile finds a part of it
                     gone = self.folder / f"step-{step}.forgotten"
-                    (self.folder / f"step-{step}").rename(gone)
+                    place.rename(gone)
                     shutil.rmtree(gone)
 
     def restore(self, state: State) -> bool:
@@ -289,6 +293,14 @@ class Checkpoints:
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
         self.note(f"going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}")
         return True
+
+
+def may_be_forgotten(place: Path) -> bool:
+    """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read is left to its owner."""
+    try:
+        return bool(json.loads((place / STATE).read_text()).get("keep_latest_k"))
+    except (OSError, ValueError):
+        return False
 
 
 def steps(folder: Path) -> list[int]:
@@ -354,6 +366,7 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
             torch.cuda.set_rng_state(reader.whole("rng/cuda"))
     for name in COUNTERS:
         setattr(state, name, facts[name])
+    state.plan = tuple(Planned(*entry) for entry in facts.get("plan", ()))
 
 
 def moments(index: dict[str, Entry], mine: dict[str, nn.Parameter]) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -6,9 +6,12 @@ from typing import Any
 
 from longfire import lengths, settings
 from longfire.errors import SettingsError
+from longfire.hub.families import config_from_shape
 from longfire.parallel import stages
+from longfire.schedule import read_plan
 from longfire.shape import INITIALIZER_RANGE, ForeignShape, ModelShape, mixer_of
 
+FEWEST_WORDS = 258  # of a tokenizer: bytes and two ends; where only the data will say how many
 Run = Any  # run.Run, whose file asks `check`
 
 
@@ -19,6 +22,7 @@ def check(run: Run, trains: bool = True, planned: bool = False) -> None:
     problems = [
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
+        *(of_export(run) if trains else ()),
         *of_length(run),
         *lengths.refusals(run),
         *of_model(run),
@@ -120,17 +124,19 @@ def of_batch(run: Run) -> Iterator[str]:
 
 
 def of_length(run: Run) -> Iterator[str]:
-    """Warm-up and decay fit into the run; rows fit the model and its documents."""
-    scheduler, seq_len, key = run.lr_scheduler, run.training.seq_len, "lr_scheduler.warmup_steps"
-    given, longest = scheduler.warmup_steps, run.steps
-    if scheduler.warmup_tokens:
-        key, given, longest = "lr_scheduler.warmup_tokens", scheduler.warmup_tokens, run.steps * run.tokens_per_step
-    if given > longest:
-        yield f"{key} = {given} is longer than the run, {longest} ({run.steps} steps): set it to at most {longest}"
-    elif scheduler.name == "wsd" and run.warmup_steps + scheduler.decay_ratio * run.steps > run.steps:
+    """The plan of steps can be read; warm-up and decay fit into the run; rows fit the model and its documents."""
+    scheduler, seq_len = run.lr_scheduler, run.training.seq_len
+    try:
+        read_plan(run.training.step_plan)
+    except SettingsError as error:
+        yield str(error)
+        return
+    warmup, decay = run.asked_warmup_steps, scheduler.decay_ratio * run.steps
+    if scheduler.name == "wsd" and not run.is_planned and run.steps - decay < warmup <= run.steps:
+        key = "warmup_tokens" if scheduler.warmup_tokens else "warmup_steps"
         yield (
-            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {scheduler.decay_ratio * run.steps:g} of {run.steps} steps, "
-            f"and {key} = {given} more than the rest: shorten one of them"
+            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {decay:g} of {run.steps} steps, and lr_scheduler.{key} = "
+            f"{getattr(scheduler, key)} more than the rest: shorten one of them"
         )
     limit = run.shape.max_position_embeddings if run.shape else 0
     positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))
@@ -252,11 +258,18 @@ def of_data(run: Run) -> Iterator[str]:
         yield f"data.data_probs = {list(data.data_probs)}: each share must be positive; leave a source out that should have none"
     if data.streaming and data.shuffle == "global":
         yield 'data.shuffle = "global" permutes the whole store, whose length data.streaming does not know: use "window" or "auto"'
-    if not data.heldout_fraction and (run.eval.at_end or run.eval.interval):
+    if not (data.heldout_fraction or data.validation) and (run.eval.at_end or run.eval.interval):
         yield (
-            "data.heldout_fraction = 0 leaves nothing to evaluate: hold some documents out, or set eval.at_end = false and "
-            "eval.interval = 0"
+            "data.heldout_fraction = 0 leaves nothing to evaluate: hold some documents out, name texts in data.validation, or set "
+            "eval.at_end = false and eval.interval = 0"
         )
+    both = [
+        entry for entry in data.validation if entry in data.dataset and (entry == "embedded" or Path(entry).exists())
+    ]
+    if both:
+        yield f"data.validation names {', '.join(both)}, which data.dataset trains on: leave it out of one of them"
+    if data.validation and not all(data.validation):
+        yield f"data.validation = {list(data.validation)} has an empty entry: leave it out"
     if run.eval.compare_xz and not run.eval.at_end:
         yield "eval.compare_xz compares with the last evaluation: set eval.at_end = true"
     words = run.shape.vocab_size if run.shape else 0
@@ -265,6 +278,26 @@ def of_data(run: Run) -> Iterator[str]:
             f"tokenizer.train_vocab_size = {run.tokenizer.train_vocab_size} is more than vocab_size = {words} of "
             f"{run.shape_from}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
         )
+
+
+def of_export(run: Run) -> Iterator[str]:
+    """An export that could only fail is refused before the first step."""
+    if run.checkpoint.export and (reason := no_family_for(run.shape)):
+        yield (
+            f"checkpoint.export = true, but {reason}: set checkpoint.export = false (generate, eval and resume work from the "
+            "checkpoint), or change layer_types or the settings that are named"
+        )
+
+
+def no_family_for(shape: ModelShape | ForeignShape | None) -> str:
+    """Why no class of Hugging Face has such a model, so that it cannot be exported; "" if one has."""
+    if not isinstance(shape, ModelShape):
+        return ""
+    try:
+        config_from_shape(shape.with_vocabulary(shape.vocab_size or FEWEST_WORDS))
+    except SettingsError as error:
+        return str(error)
+    return ""
 
 
 def of_start(run: Run) -> Iterator[str]:

@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -81,11 +81,11 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return flops_per_second, f"measured {str(measured).removeprefix('torch.')} matmul of {size}"
 
 
-def wait(device: torch.device) -> float:
+def wait(device: torch.device, now: Callable[[], float] = time.perf_counter) -> float:
     """Seconds on the clock when all that was sent to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return now()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -100,11 +100,12 @@ class Clock:
     """Where the seconds of a step go. `with clock("forward"): ...` adds to that part; `read()` gives all parts and starts anew.
 
     On CUDA a part is the time between two events on the stream, so that the clock never makes the device wait.
+    now: what is read for the time, in seconds.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.parts, self.events = device, Counter(), []
-        self.begun = time.perf_counter()
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self.parts, self.events, self.now = device, Counter(), [], now
+        self.begun = now()
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -115,13 +116,13 @@ class Clock:
             end.record()
             self.events.append((part, start, end))
         else:
-            start = time.perf_counter()
+            start = self.now()
             yield
-            self.parts[part] += time.perf_counter() - start
+            self.parts[part] += self.now() - start
 
     def read(self) -> dict[str, float]:
         """Seconds of each part since the last reading, `seconds` in all, and `other`, the rest."""
-        now = wait(self.device)
+        now = wait(self.device, self.now)
         for part, start, end in self.events:
             self.parts[part] += start.elapsed_time(end) / 1000
         seconds = now - self.begun

@@ -43,7 +43,7 @@ def measure_heldout(
     lengths_W, rows = byte_lengths(batches.prepared.tokenizer), ROWS * mesh.size(*DATA)
     found = {
         name: measure(model, batches.heldout(index, tokens, rows, seq_len), lengths_W, chunk_tokens, mesh)
-        for index, name in enumerate(batches.prepared.names)
+        for index, (name, _, _) in enumerate(batches.prepared.validation)
     }
     return {name: measured for name, measured in found.items() if measured.tokens}
 
@@ -140,7 +140,7 @@ def real_labels(batch: Batch) -> np.ndarray:
 def heldout_bytes(batches: Batches, source: str, tokens: int) -> bytes:
     """The very bytes of a source that `evaluate` predicts with the same `tokens`."""
     table = token_bytes(batches.prepared.tokenizer)
-    index = batches.prepared.names.index(source)
+    index = [name for name, _, _ in batches.prepared.validation].index(source)
     labels = chain.from_iterable(real_labels(batch).tolist() for batch in batches.heldout(index, tokens, ROWS))
     return b"".join(table[label] for label in labels)
 

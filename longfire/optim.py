@@ -1,6 +1,5 @@
-"""Parameter groups, AdamW, the learning-rate schedule, gradient clipping."""
+"""Parameter groups, AdamW, gradient clipping."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -76,29 +75,6 @@ def make_optimizer(model: nn.Module, optimizer: settings.Optimizer, device: torc
         eps=optimizer.eps,
         fused=optimizer.fused and device.type in FUSED_DEVICES,
     )
-
-
-def schedule(position: float, total: float, warmup: float, scheduler: settings.LRScheduler) -> float:
-    """The share of the peak learning rate that the step starting at `position` uses: a pure function.
-
-    One step is the unit; a run that counts in tokens divides all three by its tokens a step, and may so get fractions.
-    Warm-up: (position + 1) / warmup, so that the first step already moves and the last one of the warm-up has the peak.
-    Then, with x from 0 at the end of the warm-up to 1 at `total` and floor = min_lr_ratio:
-
-        cosine    floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
-        linear    floor + (1 - floor) (1 - x)
-        wsd       1, then linear to the floor over the last `decay_ratio` of the WHOLE run (Hu et al. 2024, MiniCPM), or
-                  over what the warm-up leaves of that part
-        constant  1
-    """
-    if position < warmup:
-        return min(1.0, (position + 1) / warmup)
-    if scheduler.name == "constant":
-        return 1.0
-    begin = max(warmup, total * (1 - scheduler.decay_ratio)) if scheduler.name == "wsd" else warmup
-    x = min(1.0, max(0.0, (position - begin) / max(1.0, total - begin)))
-    share = (1 + math.cos(math.pi * x)) / 2 if scheduler.name == "cosine" else 1 - x
-    return scheduler.min_lr_ratio + (1 - scheduler.min_lr_ratio) * share
 
 
 def clip_gradients(

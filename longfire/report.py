@@ -90,6 +90,10 @@ class Report:
         """Print one line above the progress."""
         self.console.print(text)
 
+    def expect(self, total_steps: int) -> None:
+        """The run is now planned to end after so many steps: what the console shows as its end."""
+        self.console.expect(total_steps)
+
 
 class QuietReport:
     """That of every process but the first: it tells nothing."""
@@ -102,6 +106,8 @@ class QuietReport:
     def record(self, step: int, values: Values) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def expect(self, total_steps: int) -> None: ...
 
 
 class RecordFile:
@@ -166,7 +172,10 @@ def plain(value: float) -> float | None:
 
 
 class ConsoleLines:
-    """Progress, loss, speed and remaining time: one live line in a terminal, and a plain line every log_freq anywhere."""
+    """Progress, loss, speed and remaining time: one live line in a terminal, and a plain line every log_freq anywhere.
+
+    total_steps: of the whole run; 0: not known yet.
+    """
 
     def __init__(self, metrics: settings.Metrics, total_steps: int, start_step: int) -> None:
         self.log_freq, self.total_steps, self.start_step = max(1, metrics.log_freq), total_steps, start_step
@@ -182,9 +191,14 @@ class ConsoleLines:
         self.times.append(time.monotonic())
         if self.progress:
             self.task = self.progress.add_task(
-                "", total=self.total_steps, completed=self.start_step, place="", numbers=""
+                "", total=self.total_steps or None, completed=self.start_step, place="", numbers=""
             )
             self.progress.start()
+
+    def expect(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        if self.progress:
+            self.progress.update(self.task, total=total_steps)
 
     def close(self) -> None:
         if self.progress:
@@ -202,7 +216,8 @@ class ConsoleLines:
             return
         self.steps.append(values)
         self.times.append(time.monotonic())
-        place, numbers = f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}", self.numbers(step)
+        place = f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}" if self.total_steps else f"step {step}"
+        numbers = self.numbers(step)
         if self.progress:
             self.progress.update(self.task, completed=step, place=place, numbers=numbers)
         if step % self.log_freq == 0 or step in (self.start_step + 1, self.total_steps):
@@ -222,8 +237,9 @@ class ConsoleLines:
                 parts.append(f"mfu {sum(v['mfu'] * v['seconds'] for v in timed) / seconds:.0%}")
         if now.get("skipped_steps"):
             parts.append(f"{now['skipped_steps']:.0f} skipped")
-        seconds_per_step = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-        parts.append(f"{duration(seconds_per_step * max(0, self.total_steps - step))} left")
+        if self.total_steps:
+            seconds_per_step = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+            parts.append(f"{duration(seconds_per_step * max(0, self.total_steps - step))} left")
         return "  ".join(parts)
 
 

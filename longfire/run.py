@@ -14,7 +14,7 @@ import tomli_w
 
 from longfire import launch, lengths, settings, shipped
 from longfire import recipe as recipes
-from longfire.checks import check
+from longfire.checks import check, no_family_for
 from longfire.config_file import read_config
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
@@ -22,6 +22,7 @@ from longfire.hub.families import shape_from_config
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.plan import resolve_degrees
+from longfire.schedule import STEP_PLAN, Plan, fitting_warmup, read_plan, written
 from longfire.shape import ForeignShape, ModelShape, mixer_of, nearest, placed
 
 RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
@@ -184,7 +185,10 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run; training.tokens counts in whole steps, the last one begun is done."""
+        """Optimizer steps of the whole run, with training.max_seconds at most; training.tokens counts in whole steps, the last
+        one begun is done."""
+        if self.training.step_plan and not self.training.max_seconds:
+            return read_plan(self.training.step_plan)[-1].total_steps
         return -(-self.training.tokens // self.tokens_per_step) if self.training.tokens else self.training.steps
 
     def with_base(self) -> "Run":
@@ -204,10 +208,24 @@ class Run:
         return self.shape_with_base(theta) if theta else self.shape
 
     @property
-    def warmup_steps(self) -> float:
-        """The warm-up in steps; a fraction where it is given in tokens."""
+    def is_planned(self) -> bool:
+        """Whether the steps are those of a plan: one that is made as the run goes, or one that is given."""
+        return bool(self.training.max_seconds or self.training.step_plan)
+
+    @property
+    def asked_warmup_steps(self) -> float:
+        """The warm-up that the settings ask for, in steps; a fraction where it is given in tokens."""
         tokens = self.lr_scheduler.warmup_tokens
         return tokens / self.tokens_per_step if tokens else self.lr_scheduler.warmup_steps
+
+    @property
+    def warmup_steps(self) -> float:
+        """The same, cut to what fits into the run where its steps are known."""
+        return self.asked_warmup_steps if self.is_planned else fitting_warmup(self.steps, self.asked_warmup_steps)
+
+    def with_plan(self, plan: Plan) -> "Run":
+        """The same run with the plan of its steps as it is now."""
+        return replace(self, training=replace(self.training, step_plan=written(plan)))
 
     def shape_in(self, path: Path) -> ModelShape | ForeignShape:
         """The shape in a config.json, ours or, with model.backend, one that transformers reads. Raises SettingsError."""
@@ -224,7 +242,9 @@ class Run:
 
     def with_paths_found(self, beside: Path, note: Callable[[str], None]) -> "Run":
         """The same run with every file that it reads made absolute: beside the recipe if it is there, else in the working folder."""
-        dataset = tuple(found(entry, beside) for entry in self.data.dataset)
+        dataset, validation = (
+            tuple(found(entry, beside) for entry in entries) for entries in (self.data.dataset, self.data.validation)
+        )
         return replace(
             self,
             model=replace(
@@ -233,7 +253,7 @@ class Run:
                 weights=found(self.model.weights, beside),
                 plugins=tuple(found(file, beside) for file in self.model.plugins),
             ),
-            data=replace(self.data, dataset=dataset),
+            data=replace(self.data, dataset=dataset, validation=validation),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
             distillation=replace(self.distillation, teacher=found(self.distillation.teacher, beside)),
         )
@@ -307,10 +327,11 @@ class Run:
     def changes(self) -> list[str]:
         """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
         there = self.last_started_with()
+        no_choice = {"dump_folder"} | ({STEP_PLAN.partition(".")[2]} if self.training.max_seconds else set())
         here = tomllib.loads(tomli_w.dumps(self.to_keep()))  # as TOML has it: lists, not tuples
         return [f"changed since this run was last started: {section}.{key} = {value!r}, was {there[section][key]!r}"
                 for section, keys in here.items() for key, value in keys.items()
-                if key in there.get(section, {}) and value != there[section][key] and key != "dump_folder"]  # fmt: skip
+                if key in there.get(section, {}) and value != there[section][key] and key not in no_choice]  # fmt: skip
 
     def refuse_another_model(self) -> None:
         config = self.folder / "config.json"
@@ -436,7 +457,6 @@ def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelSha
 def summary(run: Run) -> list[str]:
     """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any setting changes)."""
     rows, tokens = run.rows_per_step, run.tokens_per_step
-    warmup = run.warmup_steps
     shape = run.shape
     mixers = ", ".join(f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types))
     decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}" if run.lr_scheduler.name == "wsd" else ""
@@ -444,11 +464,35 @@ def summary(run: Run) -> list[str]:
         f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
         f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
-        f"run: {run.steps:,} steps = {run.steps * tokens:,} tokens",
+        length_line(run),
         *lengths.told(run.training, rows, run.steps),
-        f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, warm-up {warmup:,.10g} steps = "
-        f"{round(warmup * tokens):,} tokens{describe_lr_scales(run.optimizer)}",
+        f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}"
+        f"{describe_lr_scales(run.optimizer)}",
+        *(
+            f"export: as Hugging Face weights this model cannot be had, since {reason}"
+            for reason in (no_family_for(shape),)
+            if reason
+        ),
     ]
+
+
+def length_line(run: Run) -> str:
+    """How long the run is, in steps and tokens, or in seconds and at most so many steps."""
+    steps = f"{run.steps:,} steps = {run.steps * run.tokens_per_step:,} tokens"
+    if run.training.max_seconds:
+        return f"run: as many steps as {run.training.max_seconds:g} s of training allow, at most {steps}"
+    return f"run: {steps}" + (", as training.step_plan says" if run.training.step_plan else "")
+
+
+def warmup_line(run: Run) -> str:
+    """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too long for the run."""
+    warmup, asked = run.warmup_steps, run.asked_warmup_steps
+    told = f"warm-up {warmup:,.10g} steps = {round(warmup * run.tokens_per_step):,} tokens"
+    if run.is_planned:
+        return f"{told}, at most a fifth of the run"
+    if warmup < asked:
+        return f"{told} (a fifth of the run, which is shorter than the {asked:,.10g} steps asked for)"
+    return told
 
 
 def describe_lr_scales(optimizer: settings.Optimizer) -> str:

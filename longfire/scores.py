@@ -110,8 +110,8 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         )
     if not found:
         raise DataError(
-            f"{run.folder}: no text was held out of this run's data (data.heldout_fraction = {run.data.heldout_fraction:g}), so there "
-            f"is nothing to evaluate: score it on a text that it has not seen, `longfire eval {run.folder} --data FILE`"
+            f"{run.folder}: no text was held out of this run's data, so there is nothing to evaluate: score it on a text that it has "
+            f"not seen, `longfire eval {run.folder} --data FILE`, or train with data.validation = FILE"
         )
     return found
 
@@ -136,7 +136,7 @@ def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tok
     run, words = opened.run, opened.tokenizer
     data = replace(
         run.data if run else settings.Data(), dataset=scoring.data or ("embedded",), dataset_name=(), dataset_split=(),
-        data_dir=(), data_files=(), data_probs=(), text_field=(scoring.text_field,) if scoring.text_field else (),
+        data_dir=(), data_files=(), data_probs=(), validation=(), text_field=(scoring.text_field,) if scoring.text_field else (),
         heldout_fraction=0.0, streaming=False,
     )  # fmt: skip
     if run:
@@ -202,7 +202,8 @@ def needles(opened: Opened, scoring: Scoring) -> dict[str, Any]:
     own = run and not scoring.data
     with prepare(*((run.data, trained_with(run)) if own else texts(opened, scoring))) as prepared:
         store = prepared.stores[0]
-        unseen = store.heldout if store.heldout.length > max(scoring.lengths) else store.train
+        held_out = prepared.validation[0].stream
+        unseen = held_out if held_out.length > max(scoring.lengths) else store.train
         test = Needle(opened.model, opened.tokenizer, unseen, begins_with_bos(opened))
         cells = test.measure(scoring.lengths, scoring.depths, scoring.needles, scoring.batch_size)
     print(f"{step_of(opened)}, needles in {prepared.names[0]}: nats gained, answers repeated")

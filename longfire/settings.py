@@ -85,6 +85,17 @@ class Data:
     text_field: tuple[str, ...] = setting(
         (), "field that holds the text, one for each source (or one for all); `text`, else `content`, if empty"
     )
+    split_documents: str = setting(
+        "",
+        "how a text file (.txt, .md ...) becomes documents: `lines`, `blank_lines` (what stands between them), or any other text "
+        "that separates them, as <|endoftext|>; empty: the file is one document",
+    )
+    validation: tuple[str, ...] = setting(
+        (),
+        "texts of one's own to evaluate on (files, folders, globs, datasets of the hub), in training and by `longfire eval`; "
+        "nothing is then held out of data.dataset",
+    )
+    validation_split: str = setting("validation", "the split that is taken of a hub dataset in data.validation")
     folder: str = setting("token-stores", "where token stores are kept; shared between runs")
     streaming: bool = setting(
         False, "start to train as soon as the first rows exist; the store grows behind the training"
@@ -98,7 +109,10 @@ class Data:
     varlen: bool = setting(False, "confine attention and state to documents; false: documents flow on")
     context_len: int = setting(0, "with varlen: split longer documents after this many tokens; 0: no limit", NATURAL)
     heldout_fraction: float = setting(
-        0.005, "share of documents held out for evaluation, chosen by a hash of their identity", "[0, 1)"
+        0.005,
+        "share of documents held out for evaluation, chosen by a hash of their identity, and at least one; of fewer than 8 documents "
+        "the ends instead: this share of each, but at least 50,000 characters or a tenth of it",
+        "[0, 1)",
     )
     num_workers: int = setting(0, "processes that tokenize; 0: one for each core", NATURAL)
     prefetch_factor: int = setting(2, "batches made ready ahead of training; 0: none", NATURAL)
@@ -141,6 +155,19 @@ class Training:
     steps: int = setting(10000, "optimizer steps of the whole run", POSITIVE)
     tokens: int = setting(
         0, "tokens of the whole run instead of steps; rounded up to whole steps; 0: use steps", NATURAL
+    )
+    max_seconds: float = setting(
+        0.0,
+        "end the run after so many seconds of training, with the decay of the learning rate: the number of steps is planned from a "
+        "few measured steps, and anew when the machine slows or quickens; steps (or tokens) remain the upper bound. Steps count, and "
+        "the evaluations and saves between them, also before a resume; preparing data and model, the last save and evaluation, and "
+        "export do not. 0: no limit",
+        NATURAL,
+    )
+    step_plan: tuple[str, ...] = setting(
+        (),
+        "STEP:TOTAL_STEPS, comma-separated: how many steps a run with max_seconds was planned to have, from each step on. Such a run "
+        "writes it into its run.toml; with max_seconds = 0 the plan is followed without a clock: the same steps and learning rates",
     )
     max_norm: float = setting(1.0, "clip the norm of all gradients to this; 0: do not clip", NATURAL)
     skip_nan_inf: bool = setting(False, "skip a step whose gradients are not finite, and count it")
@@ -203,7 +230,12 @@ class LRScheduler:
     """Warm-up and decay of the learning rate."""
 
     name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
-    warmup_steps: int = setting(200, "linear warm-up from 0, in steps", NATURAL)
+    warmup_steps: int = setting(
+        200,
+        "linear warm-up from 0, in steps; a fifth of the run where that is longer than the run, and with training.max_seconds "
+        "at most a fifth of the planned steps",
+        NATURAL,
+    )
     warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0", NATURAL)
     min_lr_ratio: float = setting(0.1, "floor as a share of the peak", SHARE)
     decay_ratio: float = setting(0.1, "wsd: share of the whole run that the decay takes", SHARE)
@@ -300,7 +332,12 @@ class Checkpoint:
     interval_type: Literal["steps", "seconds"] = setting("steps", "unit of interval")
     interval: int = setting(500, "save every so many steps or seconds; 0: only at the end", NATURAL)
     milestone_interval: int = setting(0, "keep the checkpoints of every so many steps for ever; 0: none", NATURAL)
-    keep_latest_k: int = setting(0, "keep the newest k besides milestones; 0: keep all", NATURAL)
+    keep_latest_k: int = setting(
+        3,
+        "keep the newest k besides milestones and step 0; 0: keep all. Checkpoints that were saved under 0, or by a longfire whose "
+        "default that was, are never removed",
+        NATURAL,
+    )
     load_step: int = setting(-1, "resume from this step; -1: the newest whole checkpoint", "[-1, inf)")
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = setting(
         "async", "write behind training; disabled: training waits until the checkpoint is on disk"

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from longfire import lengths, ops
 from longfire.checkpoint import Checkpoints, State
+from longfire.compiling import compile_decision, eager_rate, sample_of
 from longfire.data.batches import Batch, Batches
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import Tokenizer, from_folder
-from longfire.device import Clock, choose_device, choose_dtype, fastest_matmul_peak, matmul_peak, peak_memory_bytes
+from longfire.device import Clock, choose_device, choose_dtype, fastest_matmul_peak, peak_memory_bytes
 from longfire.distill import Distillation
 from longfire.errors import SettingsError, TrainingError
 from longfire.evaluate import evaluate
@@ -25,13 +27,13 @@ from longfire.finish import finish
 from longfire.hub import foreign
 from longfire.hub.load import read_weights
 from longfire.initialise import materialise
-from longfire.launch import StopRequest, Watchdog, cxx_compiler, signal_name
+from longfire.launch import StopRequest, Watchdog, signal_name
 from longfire.loss import loss_of, loss_sum
 from longfire.mixers.attention import Attention
 from longfire.model import Model, on_meta
 from longfire.ops.bf16 import assume, native_bf16
 from longfire.ops.dropout import row_noise
-from longfire.optim import clip_gradients, make_optimizer, schedule, set_learning_rate
+from longfire.optim import clip_gradients, make_optimizer, set_learning_rate
 from longfire.parallel import cost, strategy, tables
 from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
@@ -42,17 +44,25 @@ from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.passing import by_segments
 from longfire.report import QuietReport, Report
 from longfire.run import DATA_JSON, RUN_TOML, Run, keep, summary
+from longfire.schedule import until
 from longfire.settings import Training
-from longfire.shape import mixer_of
+from longfire.timing import Timing, last_step, learning_rate
 from longfire.traces import profiler
 from longfire.weights import weights_of_run
 
 
-def train(run: Run, note: Callable[[str], None] = print) -> int:
+def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float] = time.perf_counter) -> int:
     """Train to the last step and return the exit code. Read it downwards: that is the order in which things happen.
 
     Every process of the run goes through all of it; process 0 alone writes to the run folder and tells how it goes.
+    now: the clock of the training, in seconds; training.max_seconds goes by that of process 0.
     """
+    if run.training.max_seconds and run.training.step_plan:
+        if not run.has_checkpoints and run.world.is_first:
+            note(
+                "training.step_plan is not followed: training.max_seconds plans anew; set that to 0 to repeat the run of this plan"
+            )
+        run = run.with_plan(())  # a run that goes on has it in its checkpoint
     device = choose_device(run.training, run.world.local_rank)
     note = run.world.by_first(note)
     with (
@@ -65,6 +75,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
             if mesh.rank() == 0:
                 keep_tokenizer(run, prepared.tokenizer)
                 keep_sources(run, prepared, note)
+                warn_of_nothing_unseen(run, prepared, note)
             teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
         checkpoints = Checkpoints(
             run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds / 2
@@ -85,7 +96,7 @@ def train(run: Run, note: Callable[[str], None] = print) -> int:
             )
             return 0
         with report_of(run, state) as report, StopRequest() as stop:
-            steps_to_the_end(run, state, batches, checkpoints, report, stop, teacher)
+            steps_to_the_end(run, state, batches, checkpoints, report, stop, teacher, now)
             exit_code = max(mesh.all_say(stop.exit_code))  # a signal may reach one process only
             results = evaluated(state, batches, run, report) if run.eval.at_end and not exit_code else {}
         if exit_code:
@@ -128,13 +139,15 @@ def refuse_another_batch(run: Run, state: State) -> None:
         )
 
 
-def enter_stage(run: Run, state: State, note: Callable[[str], None]) -> None:
-    """Before a step: what its stage asks for, told where it begins."""
+def enter_stage(run: Run, state: State, note: Callable[[str], None]) -> bool:
+    """Before a step: what its stage asks for, told where it begins. Whether it begins here."""
     stage = lengths.stage_at(run.training, state.step)
-    if stage.step == state.step and state.step:
+    begins = stage.step == state.step and state.step > 0
+    if begins:
         base = f", RoPE base {stage.rope_theta:g}" if stage.rope_theta else ""
         note(f"step {state.step}: rows of {stage.seq_len:,} tokens from here on{base}")
     set_base(run, state.model, stage.rope_theta)
+    return begins
 
 
 def set_base(run: Run, model: Model, theta: float) -> None:
@@ -168,41 +181,50 @@ def take_weights(run: Run, state: State) -> None:
 def report_of(run: Run, state: State) -> Report | QuietReport:
     if state.mesh.rank():
         return QuietReport()
-    return Report(run.folder, run.metrics, last_step(run, state), state.step)
+    unknown = run.training.max_seconds and not state.plan
+    return Report(run.folder, run.metrics, 0 if unknown else last_step(run, state), state.step)
 
 
 def steps_to_the_end(
     run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report | QuietReport, stop: StopRequest,
-    teacher: Distillation | None = None,
+    teacher: Distillation | None = None, now: Callable[[], float] = time.perf_counter,
 ) -> None:  # fmt: skip
     """The loop: take a batch, step, tell, evaluate, save; until the last step or until someone asks to stop."""
     device, mesh = device_of(state.model), state.mesh
-    tell, clock, skips = teller(run, state, device, report.note), Clock(device), 0
-    last, rows = last_step(run, state), run.training.batch_size * run.accumulation
+    tell = teller(run, state, device, report.note)
+    clock = Clock(device, now)
+    timing = Timing(run, state, report, clock)
+    timing.begin()
+    rows, skips = run.training.batch_size * run.accumulation, 0
     with (
         Watchdog(run.comm) as watchdog,
         profiler(run.profiling, run.folder, mesh.rank()) as trace_step,
         collected_garbage(run.training) as collect_garbage,
     ):
-        while state.step < last and not mesh.any(stop.requested):
-            enter_stage(run, state, report.note)
+        while not timing.is_over() and not mesh.any(stop.requested):
+            if enter_stage(run, state, report.note):
+                timing.pace.begin_stage()
             with clock("data"):
                 row = state.rows_consumed
                 mine = batches.at(row + mesh.rank(*DATA) * rows, rows, run.rows_per_step)
             numbers = train_step(
                 state, mine.split(run.microbatches), learning_rate(run, state), run.training, clock, teacher
             )
-            report.record(state.step, tell(numbers, clock.read()))
+            parts = clock.read()
+            report.record(state.step, tell(numbers, parts))
+            timing.step_is_done(parts["seconds"])
             skips = check_skips(skips, numbers, batches, row, run, mesh)
-            if is_due(run.eval.interval, state.step) and state.step < last:
+            if is_due(run.eval.interval, state.step) and state.step < last_step(run, state):
                 evaluated(state, batches, run, report)
+                timing.evaluation_is_done()
             if checkpoints.due(state):
                 checkpoints.save(state)
+                timing.save_is_done()
             collect_garbage(state.step)
             trace_step()
             watchdog.step_done()
-            clock.read()  # what evaluation and saving took is not of the next step
-        checkpoints.save(state, last=state.step >= last)
+            timing.pause_is_over()
+        checkpoints.save(state, last=state.step >= last_step(run, state))
         checkpoints.wait()
 
 
@@ -317,9 +339,22 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
     for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
         note(
             f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, was {there.get(name, 'none')}; "
-            "the order of rows is another one from here on"
+            "the order of rows is another one from here on, and what is held out now may have been trained on"
         )
     keep(file, json.dumps(here, indent=1) + "\n")
+
+
+def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
+    """Say where an evaluation will have no text to read: before the first step, where that is known by then."""
+    if not (run.eval.at_end or run.eval.interval):
+        return
+    for name, store, stream in prepared.validation:
+        if store.complete and stream.length < 2:
+            note(
+                f"warning: nothing is held out of {name}, so the loss on text that was not trained on will not be measured: name "
+                f"such text in data.validation, raise data.heldout_fraction = {run.data.heldout_fraction:g}, or, if a text file "
+                "holds many documents, set data.split_documents (lines, blank_lines, or the text between them)"
+            )
 
 
 def make_state(
@@ -340,7 +375,14 @@ def make_state(
         teacher.prepare(model)
     parameters = sum(p.numel() for p in model.parameters())
     flops = model.flops_per_token(run.training.seq_len)
-    compiled, why = mesh.from_first(compile_decision(run, flops, device))  # it measures: one process decides for all
+    choices = ops.choose(device, run.model.kernels)
+
+    def rate() -> float:
+        return eager_rate(run, model if theirs else sample_of(shape, run.training.seed, dtype, device))
+
+    compiled, why = mesh.from_first(
+        compile_decision(run, flops, device, rate)
+    )  # it measures: one process decides for all
     run = with_strategy(run, dtype, device, mesh, note)
     model = parallelize(
         model, run.activation_checkpoint, compiled, mesh, run.parallelism, run.training.seq_len, run.attention,
@@ -350,7 +392,6 @@ def make_state(
     if not theirs:
         materialise(model, run.training.seed, kept_on)
     model.computes_on = device
-    choices = ops.choose(device, run.model.kernels)
     for line in summary(run):
         note(line)
     note(f"model: {parameters:,} parameters on {device.type}, {torch.get_num_threads()} threads")
@@ -391,41 +432,6 @@ def tell_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Call
         note(tables.plan_told(Planner(run, bytes_only, str(dtype).removeprefix("torch."), as_cuda=False), mesh, held))
 
 
-def compile_decision(run: Run, flops_per_token: float, device: torch.device) -> tuple[bool, str]:
-    """Whether to compile the blocks, and why. On a CPU compiling costs about a minute and gains about a third of the time."""
-    if run.training.tbptt_segments > 1 and "attention" in map(mixer_of, run.shape.layer_types):
-        return False, "segments of a softmax layer see different numbers of keys"
-    if run.training.compile == "off":
-        return False, "asked for by training.compile"
-    compiler = cxx_compiler()
-    if device.type == "cpu" and compiler is None:
-        return False, "no C++ compiler found (CXX, c++, g++, clang++), so the run goes on eager"
-    if run.training.compile == "on":
-        return True, "asked for by training.compile"
-    if device.type == "cuda":
-        return True, "CUDA"
-    seconds = 3 * flops_per_token * run.steps * run.tokens_per_step / run.world.size
-    seconds /= 0.5 * matmul_peak(device, torch.float32)[0]
-    if seconds < 600:
-        return False, f"the run takes some {seconds:.0f} s, too short to pay for compiling"
-    return True, f"the run takes some {seconds / 60:.0f} min eager, compiled with {compiler}"
-
-
-def last_step(run: Run, state: State) -> int:
-    """The step that ends the run. Of a run counted in tokens: those that are missing, in steps of today's size, since a run may
-    go on with another batch size."""
-    if not run.training.tokens:
-        return run.steps
-    return state.step + -(-max(0, run.training.tokens - state.tokens) // run.tokens_per_step)
-
-
-def learning_rate(run: Run, state: State) -> float:
-    """The rate of the next step: a pure function of the settings and of how far the run is, in steps or in tokens."""
-    in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
-    position = state.tokens / run.tokens_per_step if in_tokens else state.step
-    return run.optimizer.lr * schedule(position, run.steps, run.warmup_steps, run.lr_scheduler)
-
-
 def teller(
     run: Run, state: State, device: torch.device, note: Callable[[str], None]
 ) -> Callable[..., dict[str, float]]:
@@ -450,10 +456,17 @@ def teller(
             "recompiles": recompilations(),
             **(state.model.context.told() if state.model.context else {}),
             "elapsed_seconds": state.elapsed_seconds,
+            **planned_steps(state),
             **{(key if key == "seconds" else f"{key}_seconds"): value for key, value in parts.items()},
         }
 
     return tell
+
+
+def planned_steps(state: State) -> dict[str, int]:
+    """How many steps the run was planned to have when this step was made, where they are planned."""
+    plan = until(state.plan, state.step - 1)
+    return {"planned_steps": plan[-1].total_steps} if plan else {}
 
 
 def check_skips(
@@ -484,10 +497,8 @@ def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietRe
             f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()
         }
         report.record(state.step, fields)
-    if missing := [name for name in batches.prepared.names if name not in results]:
-        report.note(
-            f"nothing is held out of {', '.join(missing)}: too few documents for data.heldout_fraction = {run.data.heldout_fraction}"
-        )
+    if run.data.streaming:  # otherwise it was said at the start
+        warn_of_nothing_unseen(run, batches.prepared, report.note)
     return results
 
 

@@ -1,5 +1,6 @@
 """checkpoint.py beside its promise (contracts/test_08): going on as if nothing had been, load_step, and readers while it writes."""
 
+import json
 import threading
 
 import pytest
@@ -99,7 +100,7 @@ def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model)
 @pytest.mark.parametrize("keep", [0, 2])
 def test_what_lies_beyond_load_step_is_no_longer_the_newest(tmp_path, tiny_model, keep):
     """A run that went back to step 2 and saved step 3 goes on from there, and keep_latest_k does not forget it for later ones."""
-    saved(tmp_path, tiny_model, steps=5)
+    saved(tmp_path, tiny_model, steps=5, keep_latest_k=5)
     state, notes = fresh(tiny_model()), []
     branch = Checkpoints(
         tmp_path, settings.Checkpoint(async_mode="disabled", load_step=2, keep_latest_k=keep), notes.append
@@ -138,6 +139,30 @@ def test_a_step_is_saved_once(tmp_path, tiny_model):
 def test_milestones_stay_for_ever_and_the_newest_k_for_a_while(tmp_path, tiny_model):
     saved(tmp_path, tiny_model, steps=7, keep_latest_k=1, milestone_interval=3)
     assert checkpoint.steps(tmp_path) == [3, 6, 7]
+
+
+def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
+    """A folder of an earlier longfire, whose default that was, loses nothing when it goes on under the default of today."""
+    saved(tmp_path, tiny_model, steps=4, keep_latest_k=0)
+    for place in list(tmp_path.glob("step-[12]")):  # the earlier one did not write what it kept
+        facts = json.loads((place / "state.json").read_text())
+        del facts["keep_latest_k"]
+        (place / "state.json").write_text(json.dumps(facts))
+    state = fresh(tiny_model())
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None)
+    for number in range(5, 12):
+        state.step = number
+        checkpoints.save(state)
+    assert checkpoint.steps(tmp_path) == [1, 2, 3, 4, 9, 10, 11]
+
+
+def test_the_start_that_other_runs_may_begin_from_stays(tmp_path, tiny_model):
+    state = fresh(tiny_model())
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None)
+    for number in range(6):
+        state.step = number
+        checkpoints.save(state)
+    assert checkpoint.steps(tmp_path) == [0, 3, 4, 5]
 
 
 def test_the_weights_lie_in_files_of_their_own(tmp_path, tiny_model):

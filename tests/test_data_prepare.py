@@ -16,8 +16,8 @@ import pytest
 
 from longfire import settings
 from longfire.data import prepare as room
+from longfire.data.heldout import held_out
 from longfire.data.prepare import prepare
-from longfire.data.tokenizer import held_out
 from longfire.data.tokens import StoreWriter, TokenStore, locked
 from longfire.errors import DataError, SettingsError
 
@@ -250,7 +250,7 @@ def test_nothing_to_train_on(content, tmp_path):
 
 
 def test_all_held_out(tmp_path):
-    write_corpus(tmp_path / "a.jsonl", 3)
+    write_corpus(tmp_path / "a.jsonl", 12)
     with pytest.raises(DataError, match="no document to train on"):
         prepare(settings_for(tmp_path, "a.jsonl", heldout_fraction=0.9999), settings.Tokenizer(), note=silent)
     with pytest.raises(SettingsError, match="heldout_fraction = 1"):

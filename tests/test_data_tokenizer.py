@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from longfire import settings
 from longfire.data import text, tokenizer
-from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, held_out, load, sample, train_tokenizer
+from longfire.data.heldout import HoldOut, held_out
+from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, load, sample, train_tokenizer
 from longfire.errors import DataError, SettingsError
 
 TEXTS = [
@@ -164,13 +165,13 @@ def test_a_sample_comes_from_all_over_and_never_from_what_is_held_out(tmp_path):
     for i in range(200):
         (tmp_path / f"{i:03d}.txt").write_text(f"{i:03d} " * 250)
     (source,) = text.sources(settings.Data(dataset=(str(tmp_path),)))
-    chosen = list(sample(source, 64_000, 0.3))
+    chosen = list(sample(source, 64_000, HoldOut(0.3)))
     numbers = [int(t[:3]) for t in chosen]
-    assert chosen == list(sample(source, 64_000, 0.3)), "the same every time"
+    assert chosen == list(sample(source, 64_000, HoldOut(0.3))), "the same every time"
     assert sum(map(len, chosen)) == 64_000
     assert max(numbers) - min(numbers) > 150
     assert not any(held_out(f"{n:03d}.txt", 0.3) for n in numbers)
-    assert sum(map(len, sample(source, 10**9, 0.0))) == 200 * 1000, "no more than there is"
+    assert sum(map(len, sample(source, 10**9, HoldOut(0.0)))) == 200 * 1000, "no more than there is"
 
 
 def test_trained_once_for_the_same_text(tmp_path):

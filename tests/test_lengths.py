@@ -124,7 +124,7 @@ def test_checkpoints_and_exports_carry_the_base_that_was_last_trained_with(tmp_p
 
 def test_evaluation_afterwards_takes_the_rows_of_the_step_as_training_does(tmp_path):
     folder = folder_with(tmp_path)
-    trained(folder, "run", training__seq_len_schedule=SCHEDULE, checkpoint__interval="1")
+    trained(folder, "run", training__seq_len_schedule=SCHEDULE, checkpoint__interval="1", checkpoint__keep_latest_k="0")
     for step in (1, 7):
         opened = open_model(folder / "run", step, note=str)
         wanted = stage_of_model(opened.run.training, step).seq_len

@@ -16,9 +16,9 @@ from longfire.optim import (
     make_optimizer,
     parameter_groups,
     roles,
-    schedule,
     set_learning_rate,
 )
+from longfire.schedule import schedule
 from longfire.settings import LRScheduler, Optimizer
 
 CPU = torch.device("cpu")

@@ -129,6 +129,17 @@ def test_the_console_shows_first_last_and_every_log_freq(tmp_path, capsys):
     assert lines[4:] == ["step 12  held out  wiki: loss 2.5000; code: loss 1.5000", "a note"]
 
 
+def test_the_console_shows_an_end_as_soon_as_there_is_one(tmp_path, capsys):
+    """Of a run with a time budget the number of steps is not known at first."""
+    with Report(tmp_path, settings.Metrics(log_freq=1), 0) as opened:
+        opened.record(1, STEP)
+        opened.expect(40)
+        opened.record(2, STEP)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 1  loss") and "left" not in first
+    assert second.startswith("step  2/40  loss") and second.endswith("left")
+
+
 @pytest.mark.parametrize(
     "seconds, told",
     [(0, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (3 * 3600 + 61, "3 h 1 min"), (2 * 86400 + 7200, "2 d 2 h")],

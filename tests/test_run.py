@@ -88,8 +88,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
                                                "or 12, or a training.batch_size of 2 or 5"),
         ({"training.global_batch_size": "3"}, "take 4, or a training.batch_size of 3"),
         ({"training.global_batch_size": "8", "training.gradient_accumulation_steps": "3"}, "set gradient_accumulation_steps to 2"),
-        ({"lr_scheduler.warmup_steps": "101"}, "warmup_steps = 101 is longer than the run, 100 (100 steps): set it to at most 100"),
-        ({"lr_scheduler.warmup_tokens": "25601"}, "warmup_tokens = 25601 is longer than the run, 25600"),
+        ({"training.step_plan": "4:100,4:90"}, "a later STEP"),
         ({"lr_scheduler.name": "wsd", "lr_scheduler.decay_ratio": "0.95"}, "takes 95 of 100 steps"),
         ({"training.seq_len": "1024"}, "longer than max_position_embeddings = 512"),
         ({"data.context_len": "8"}, "data.varlen = true"),
@@ -100,6 +99,8 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"data.dataset": "a,b", "data.data_probs": "1,0"}, "each share must be positive"),
         ({"data.streaming": "true", "data.shuffle": "global"}, 'use "window" or "auto"'),
         ({"data.heldout_fraction": "0"}, "leaves nothing to evaluate"),
+        ({"data.dataset": "embedded", "data.validation": "embedded"}, "data.validation names embedded, which data.dataset trains on"),
+        ({"data.validation": "a,"}, "has an empty entry"),
         ({"eval.at_end": "false", "eval.compare_xz": "true"}, "set eval.at_end = true"),
         ({"checkpoint.enable_checkpoint": "false", "checkpoint.load_step": "3"}, "enable_checkpoint = false"),
         ({"checkpoint.enable_checkpoint": "false", "checkpoint.model_weights_only": "true"}, "enable_checkpoint = false"),
@@ -116,11 +117,27 @@ def test_what_cannot_be_is_told_with_the_mend(folder, overrides, told):
         compose(folder, **overrides)
 
 
+def test_a_warm_up_that_is_longer_than_the_run_is_cut_and_said(folder):
+    run = compose(folder, **{"training.steps": "12", "lr_scheduler.warmup_steps": "200"})
+    assert run.warmup_steps == 2
+    assert (
+        "warm-up 2 steps = 512 tokens (a fifth of the run, which is shorter than the 200 steps asked for)"
+        in summary(run)[-1]
+    )
+    assert compose(folder, **{"lr_scheduler.warmup_tokens": "25601"}).warmup_steps == 20
+    assert compose(folder, **{"lr_scheduler.warmup_steps": "100"}).warmup_steps == 100
+
+
+def test_the_summary_of_a_run_with_a_budget_and_of_its_repetition(folder):
+    run = compose(folder, **{"training.max_seconds": "300"})
+    assert any("as many steps as 300 s of training allow, at most 100 steps" in line for line in summary(run))
+    run = compose(folder, **{"training.step_plan": "4:90,50:70"})
+    assert run.steps == 70 and "70 steps = 17,920 tokens, as training.step_plan says" in "".join(summary(run))
+
+
 def test_all_problems_are_told_at_once(folder):
     with pytest.raises(SettingsError) as error:
-        compose(
-            folder, **{"training.global_batch_size": "10", "data.data_probs": "1,2", "lr_scheduler.warmup_steps": "101"}
-        )
+        compose(folder, **{"training.global_batch_size": "10", "data.data_probs": "1,2", "training.step_plan": "4"})
     assert len(str(error.value).splitlines()) == 3
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from longfire import train
+from longfire import timing, train
 from longfire.checkpoint import State
 from longfire.data.batches import Batch, Row
 from longfire.device import Clock
@@ -86,7 +86,7 @@ def test_the_learning_rate_is_that_of_transformers(unit):
     for step in range(150):
         state = SimpleNamespace(step=step, tokens=step * run.tokens_per_step)
         if step >= 20:
-            assert train.learning_rate(run, state) == pytest.approx(theirs.get_last_lr()[0], rel=1e-3, abs=2e-3)
+            assert timing.learning_rate(run, state) == pytest.approx(theirs.get_last_lr()[0], rel=1e-3, abs=2e-3)
         optimizer.step()
         theirs.step()
 
@@ -95,15 +95,15 @@ def test_a_run_counted_in_tokens_has_them_all_with_another_batch_size_too(tiny_m
     """7 steps of 8 rows, then 4 rows a step: what is missing of 100 x 2048 tokens takes twice as many steps."""
     state = state_of(tiny_model())
     state.step, state.tokens = 7, 7 * 2048
-    assert train.last_step(composed(training__tokens=str(100 * 2048)), state) == 100
+    assert timing.last_step(composed(training__tokens=str(100 * 2048)), state) == 100
     changes = {"training__batch_size": "4", "lr_scheduler__warmup_steps": "20"}
     half = composed(training__tokens=str(100 * 2048), **changes)
-    assert train.last_step(half, state) == 7 + 2 * 93
-    assert train.learning_rate(half, state) == pytest.approx(half.optimizer.lr * 15 / 20), (
+    assert timing.last_step(half, state) == 7 + 2 * 93
+    assert timing.learning_rate(half, state) == pytest.approx(half.optimizer.lr * 15 / 20), (
         "14 steps of this size are done"
     )
     state.step, state.tokens = 193, 100 * 2048
-    assert train.last_step(half, state) == 193, "it has ended"
+    assert timing.last_step(half, state) == 193, "it has ended"
 
 
 def test_other_data_are_told_when_a_run_goes_on(tmp_path):
@@ -122,20 +122,3 @@ def test_other_data_are_told_when_a_run_goes_on(tmp_path):
     assert [note.partition(": ")[2].partition(";")[0] for note in kept(b="b-1")] == [
         "data of a: none, was a-3", "data of b: b-1, was none",
     ]  # fmt: skip
-
-
-def test_compiling_is_decided_by_what_it_costs(monkeypatch):
-    monkeypatch.setattr(train, "matmul_peak", lambda device, dtype: (1e11, "a machine that is never busy"))
-    short, long = composed(training__compile="auto"), composed(training__compile="auto", training__steps="10000000")
-    assert train.compile_decision(short, 2e7, CPU)[0] is False
-    assert "too short" in train.compile_decision(short, 2e7, CPU)[1]
-    if train.cxx_compiler():
-        assert train.compile_decision(long, 2e7, CPU)[0] is True
-        assert train.compile_decision(composed(training__compile="on"), 2e7, CPU)[0] is True
-    assert train.compile_decision(composed(training__compile="off"), 2e7, CPU)[0] is False
-
-
-def test_without_a_compiler_the_run_goes_on_eager_and_says_so(monkeypatch):
-    monkeypatch.setattr(train, "cxx_compiler", lambda: None)
-    compiled, why = train.compile_decision(composed(training__compile="on"), 2e7, CPU)
-    assert not compiled and "no C++ compiler" in why

@@ -244,7 +244,9 @@ class Batches:
         """Rows of a source; while it grows, waits until there are enough to know number k of its order."""
         store, T = self.prepared.stores[number], self.seq_len
         needed = self.order.rows_needed(k)
-        self._until(number, store, lambda: needed is not None and (store.train.length - 1) // T >= needed)
+        self._until(
+            self.prepared.names[number], store, lambda: needed is not None and (store.train.length - 1) // T >= needed
+        )
         rows = (store.train.length - 1) // T
         if store.complete and rows < 1:
             raise DataError(
@@ -253,7 +255,7 @@ class Batches:
             )
         return rows
 
-    def _until(self, number: int, store: TokenStore, enough: Callable[[], bool]) -> None:
+    def _until(self, name: str, store: TokenStore, enough: Callable[[], bool]) -> None:
         """Wait for a growing store. Raises DataError if its preparation failed."""
         said = False
         while not store.complete and not enough():
@@ -263,34 +265,34 @@ class Batches:
             if not said and since is not None and time.monotonic() - since > PATIENCE_SECONDS:
                 said = True
                 self.note(
-                    f"data: training waits for {self.prepared.names[number]}, of which {store.train.length:,} tokens are "
+                    f"data: training waits for {name}, of which {store.train.length:,} tokens are "
                     f"prepared so far; more data.num_workers, or a run without data.streaming, would not wait"
                 )
             if not (store.complete or enough()) and self._closed.wait(POLL_SECONDS):
                 raise DataError("the batches were closed while waiting for rows")
 
-    def heldout(self, source_index: int, tokens: int, rows: int = 8, seq_len: int = 0) -> Iterator[Batch]:
-        """The first `tokens` held-out tokens of a source (all, if it has fewer), `rows` rows (of seq_len tokens) at a time.
+    def heldout(self, number: int, tokens: int, rows: int = 8, seq_len: int = 0) -> Iterator[Batch]:
+        """The first `tokens` tokens of a text of `prepared.validation` (all, if it has fewer), `rows` rows (of seq_len tokens) at
+        a time.
 
         The last row is filled up with id 0 and label -100. The first token of all has no label, nor has, with varlen, the
         first of each document.
         """
-        length = self.heldout_tokens(source_index, tokens)
-        yield from in_order(
-            self.prepared.stores[source_index].heldout, length, seq_len or self.seq_len, self.data, rows
-        )
+        length = self.heldout_tokens(number, tokens)
+        stream = self.prepared.validation[number].stream
+        yield from in_order(stream, length, seq_len or self.seq_len, self.data, rows)
 
-    def heldout_tokens(self, source_index: int, tokens: int) -> int:
+    def heldout_tokens(self, number: int, tokens: int) -> int:
         """How many tokens `heldout` reads. While the store grows, waits until it has that many, so that evaluations of one
         run, and of its repetition, see the same text."""
-        store = self.prepared.stores[source_index]
-        self._until(source_index, store, lambda: store.heldout.length >= tokens)
-        return min(tokens, store.heldout.length)
+        name, store, stream = self.prepared.validation[number]
+        self._until(name, store, lambda: stream.length >= tokens)
+        return min(tokens, stream.length)
 
-    def heldout_text(self, source_index: int, tokens: int) -> str:
+    def heldout_text(self, number: int, tokens: int) -> str:
         """The text of these tokens, without BOS and EOS: its UTF-8 bytes are what bits per byte are counted over."""
-        length = self.heldout_tokens(source_index, tokens)
-        return self.prepared.tokenizer.decode(self.prepared.stores[source_index].heldout.tokens(0, length))
+        length = self.heldout_tokens(number, tokens)
+        return self.prepared.tokenizer.decode(self.prepared.validation[number].stream.tokens(0, length))
 
 
 def in_order(stream: TokenStream, length: int, seq_len: int, data: settings.Data, rows: int = 8) -> Iterator[Batch]:

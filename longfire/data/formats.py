@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,6 +21,7 @@ import zstandard
 from longfire.errors import DataError
 
 AUTO_FIELDS = ("text", "content")  # tried in this order where data.text_field is empty
+BLOCK_BYTES = 2**20  # of a text that is split by a separator, read at a time
 BATCH_ROWS = 256  # rows of a parquet or arrow file that become Python objects at a time
 
 
@@ -47,11 +49,19 @@ class Record(NamedTuple):
     offset: int = 0
 
 
-def read(file: Path, fields: tuple[str, ...], row: int = 0, offset: int = 0) -> Iterator[Record]:
-    """Records of a file after the first `row`. Raises DataError naming file, row and mend."""
+def read(
+    file: Path, fields: tuple[str, ...], row: int = 0, offset: int = 0, split_documents: str = ""
+) -> Iterator[Record]:
+    """Records of a file after the first `row`. split_documents: how a text file is split (settings.Data). Raises DataError
+    naming file, row and mend."""
     last = row
+    reader = FORMATS[format_of(file)]
+    if reader is _text and split_documents:
+        records = _split_text(file, split_documents, row, offset)
+    else:
+        records = reader(file, fields, row, offset)
     try:
-        for record in FORMATS[format_of(file)](file, fields, row, offset):
+        for record in records:
             last = record.row
             yield record
     except (pa.ArrowException, OSError, EOFError, zlib.error, zstandard.ZstdError) as e:
@@ -231,6 +241,69 @@ def _text(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterato
         stream, raw = _open(file)
         with raw, stream:
             yield Record(1, *decode(stream.read()), 1.0)
+
+
+def _split_text(file: Path, split_documents: str, row: int, offset: int) -> Iterator[Record]:
+    """The documents of a text file that holds several, without the white space around them; a row is what lies between two
+    separators, and rows without text are no documents."""
+    size = max(file.stat().st_size, 1)
+    stream, raw = _open(file)
+    plain = stream is raw
+    with raw, stream:
+        if plain and offset:
+            stream.seek(offset)
+        pieces = _pieces(stream, split_documents)
+        if not (plain and offset):
+            offset = sum(len(piece) for piece in islice(pieces, row))
+        for number, piece in enumerate(pieces, row + 1):
+            offset += len(piece)
+            text, problem = decode(piece.removesuffix(_separator(split_documents)))
+            if problem or text.strip():
+                yield Record(
+                    number, text.strip(), problem, (offset if plain else raw.tell()) / size, offset if plain else 0
+                )
+
+
+def _separator(split_documents: str) -> bytes:
+    """What is removed from the end of a piece; white space goes anyway."""
+    return b"" if split_documents in ("lines", "blank_lines") else split_documents.encode()
+
+
+def _pieces(stream: BinaryIO, split_documents: str) -> Iterator[bytes]:
+    """The bytes of a text up to and with each separator; all of them together are the text."""
+    if split_documents == "lines":
+        yield from stream
+    elif split_documents == "blank_lines":
+        yield from _paragraphs(stream)
+    else:
+        yield from _between(stream, split_documents.encode())
+
+
+def _paragraphs(stream: BinaryIO) -> Iterator[bytes]:
+    """Lines up to a blank one."""
+    lines: list[bytes] = []
+    for line in stream:
+        lines.append(line)
+        if line.isspace():
+            yield b"".join(lines)
+            lines = []
+    if lines:
+        yield b"".join(lines)
+
+
+def _between(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
+    """What ends with the separator, and the rest; a block at a time, so that a file need not fit into memory."""
+    rest = bytearray()
+    while block := stream.read(BLOCK_BYTES):
+        begin = max(0, len(rest) - len(separator) + 1)  # what lies before was searched already
+        rest += block
+        while (found := rest.find(separator, begin)) >= 0:
+            end = found + len(separator)
+            yield bytes(rest[:end])
+            del rest[:end]  # moves nothing: Python keeps where the bytes begin
+            begin = 0
+    if rest:
+        yield bytes(rest)
 
 
 FORMATS: dict[str, Callable[[Path, tuple[str, ...], int, int], Iterator[Record]]] = {

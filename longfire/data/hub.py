@@ -15,6 +15,7 @@ from huggingface_hub.utils import httpx
 from longfire.data.formats import BATCH_ROWS, Document, choose_fields, text_of
 from longfire.errors import DataError
 
+MANY_ROWS = 100_000  # of a stream, whose number of rows is not known
 PROBE_SECONDS = 10  # how long the hub may take to say which revision a dataset has
 UNREACHABLE = (httpx.HTTPError, OSError, ValueError)  # what the two libraries raise for a dataset that cannot be had
 
@@ -35,6 +36,7 @@ class HubSource:
     data_files: str = ""
 
     parts: ClassVar[int] = 1
+    split_documents: ClassVar[str] = ""
 
     @property
     def entry(self) -> str:
@@ -97,6 +99,11 @@ class HubSource:
 
     def part(self, number: int) -> Iterator[Document]:
         return iter(self.documents())
+
+    def identities(self) -> Iterator[str]:
+        """Of its first documents, without reading them; a stream is not asked how many it has: they are many."""
+        rows = MANY_ROWS if self.streaming else len(self.dataset)
+        return (f"{self.entry}:{row}" for row in range(1, rows + 1))
 
 
 class HubDocuments:

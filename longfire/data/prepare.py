@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -28,9 +28,10 @@ from longfire import settings
 from longfire.data import text
 from longfire.data import tokenizer as tokenizers
 from longfire.data.formats import Document
+from longfire.data.heldout import HoldOut, hold_out_of
 from longfire.data.text import Source
-from longfire.data.tokenizer import Bytes, Tokenizer, held_out
-from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, checksum, locked, read_manifest
+from longfire.data.tokenizer import Bytes, Tokenizer
+from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, TokenStream, checksum, locked, read_manifest
 from longfire.data.workers import Encoders, Ids
 from longfire.errors import DataError, SettingsError, UserError
 
@@ -43,20 +44,38 @@ BAD_LISTED, BAD_SHOWN = 100, 5  # bad documents that the manifest names, and tha
 Note = Callable[[str], None]
 
 
+class Unseen(NamedTuple):
+    """Text to evaluate on, which is not trained on: what is held out of a source, or a source of data.validation."""
+
+    name: str
+    store: TokenStore
+    stream: TokenStream
+
+
 @dataclass
 class Prepared:
-    """What training reads: the tokenizer, and for each source its store, its share of the tokens (they sum to 1), its name."""
+    """What training reads: the tokenizer, and for each source its store, its share of the tokens (they sum to 1), its name.
+
+    own_validation: what data.validation names.
+    """
 
     tokenizer: Tokenizer
     stores: tuple[TokenStore, ...]
     shares: tuple[float, ...]
     names: tuple[str, ...]
     behind: "Behind | None" = None
+    own_validation: tuple[Unseen, ...] = ()
+
+    @property
+    def validation(self) -> tuple[Unseen, ...]:
+        """What evaluations read, by name."""
+        held_out = (Unseen(name, store, store.heldout) for name, store in zip(self.names, self.stores))
+        return self.own_validation or tuple(held_out)
 
     def check(self) -> None:
         """Raises DataError, with its message, if preparation behind training has failed."""
         if self.behind:
-            self.behind.check(self.stores)
+            self.behind.check((*self.stores, *(store for _, store, _ in self.own_validation)))
 
     def close(self) -> None:
         """End preparation behind training; what it has committed stays, and the next run goes on from there."""
@@ -86,10 +105,13 @@ def prepare(
     """
     if not 0 <= data.heldout_fraction < 1:
         raise SettingsError(f"data.heldout_fraction = {data.heldout_fraction}: a share of documents, from 0 to below 1")
+    if data.validation:
+        data = replace(data, heldout_fraction=0.0)
     shares, sources = text.shares(data), text.sources(data)
     words = tokenizers.load(tokenizer, sources, shares, data, note)
     jobs = [Job.of(source, share, words, data, tokenizer) for source, share in zip(sources, shares)]
-    missing = list({job.folder: job for job in jobs if not job.finished()}.values())
+    validation = validation_jobs(data, words, tokenizer)
+    missing = list({job.folder: job for job in [*jobs, *validation] if not job.finished()}.values())
     behind = None
     if missing and background:
         behind = Behind(data, tokenizer)
@@ -98,11 +120,29 @@ def prepare(
         fill(missing, words, tokenizer, data, note)
     stores = tuple(TokenStore(job.folder, words.fingerprint) for job in jobs)
     names = _distinct([source.name for source in sources])
-    for name, store in zip(names, stores):
+    own = tuple(unseen(job, words) for job in validation)
+    for name, store in [*zip(names, stores), *((f"validation: {name}", store) for name, store, _ in own)]:
         note(f"data: {name}: {describe(store)}")
         for bad in store.manifest["progress"].get("bad", [])[:BAD_SHOWN]:
             note(f"data: skipped {bad}")
-    return Prepared(words, stores, shares, names, behind)
+    return Prepared(words, stores, shares, names, behind, own)
+
+
+def validation_jobs(data: settings.Data, words: Tokenizer, wanted: settings.Tokenizer) -> list["Job"]:
+    """The sources of data.validation: each a store of its own, all of whose documents are evaluated on."""
+    if not data.validation:
+        return []
+    own = text.validation_of(data)
+    try:
+        sources = text.sources(own)
+    except DataError as error:  # they were found as a dataset is, but another setting names them
+        raise DataError(str(error).replace("data.dataset:", "data.validation:")) from error
+    return [Job.of(source, 1.0, words, own, wanted) for source in sources]
+
+
+def unseen(job: "Job", words: Tokenizer) -> Unseen:
+    store = TokenStore(job.folder, words.fingerprint)
+    return Unseen(job.source.name, store, store.train)
 
 
 def describe(store: TokenStore) -> str:
@@ -113,8 +153,10 @@ def describe(store: TokenStore) -> str:
     left_out = [
         f"{progress[kind]} {kind.split('_')[0]}" for kind in ("empty_documents", "bad_documents") if progress[kind]
     ]
+    place = "at the end of" if "tails" in store.manifest["options"].get("held_out", "") else "in"
+    kept = f", held out {heldout.length:,} {place} {heldout.documents:,}" if heldout.documents else ""
     return (
-        f"{train.length:,} tokens in {train.documents:,} documents, held out {heldout.length:,} in {heldout.documents:,}"
+        f"{train.length:,} tokens in {train.documents:,} documents{kept}"
         f"{' (skipped: ' + ', '.join(left_out) + ')' if left_out else ''} -> {store.folder}"
     )
 
@@ -132,25 +174,32 @@ class Job:
     share: float
     folder: Path
     header: dict[str, Any]
+    hold_out: HoldOut
 
     @classmethod
     def of(
         cls, source: Source, share: float, words: Tokenizer, data: settings.Data, wanted: settings.Tokenizer
     ) -> "Job":
+        """Options that are not those of every store stand in the address only where they are used, so that the stores of
+        before are found."""
+        hold_out = hold_out_of(source, data.heldout_fraction)
         options = {
             "add_bos": wanted.add_bos,
             "add_eos": wanted.add_eos,
             "heldout_fraction": data.heldout_fraction,
             "text_field": "+".join(source.fields),
             "skip_bad_documents": data.skip_bad_documents,
+            **hold_out.options,
         }
+        if source.split_documents:
+            options["split_documents"] = source.split_documents
         header = {
             "source": {"name": source.name, "entry": source.entry, "fingerprint": source.fingerprint},
             "tokenizer": {"fingerprint": words.fingerprint, "vocab_size": words.vocab_size},
             "options": options,
             "dtype": words.dtype,
         }
-        return cls(source, share, _place(header, Path(data.folder)), header)
+        return cls(source, share, _place(header, Path(data.folder)), header, hold_out)
 
     def finished(self) -> bool:
         return (self.folder / "manifest.json").exists() and TokenStore(self.folder).complete
@@ -286,8 +335,10 @@ class Filling:
             elif not document.text:
                 seen["empty_documents"] += 1
             else:
-                texts.append(document.text)
-                heldout.append(held_out(document.identity, self.data.heldout_fraction))
+                for part, is_heldout in zip(self.job.hold_out.parts(document), (False, True)):
+                    if part:
+                        texts.append(part)
+                        heldout.append(is_heldout)
                 size += len(document.text)
             if size >= CHUNK_CHARACTERS or len(texts) >= CHUNK_DOCUMENTS:
                 yield self._chunk(texts, heldout, {**seen, "position": self.documents.position})

@@ -11,7 +11,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -66,10 +66,13 @@ class Source(Protocol):
     bytes_total: int  # as it lies, compressed or not; 0: unknown
     fingerprint: str  # changes when the documents may have changed
     parts: int
+    split_documents: str  # how its text files become documents
 
     def documents(self, position: dict[str, Any] | None = None) -> Documents: ...
 
     def part(self, number: int) -> Iterator[Document]: ...
+
+    def identities(self) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,15 @@ class FileSource:
     root: Path
     files: tuple[Path, ...]
     fields: tuple[str, ...] = ()
+    split_documents: str = ""  # of text files (settings.Data)
 
     @property
     def name(self) -> str:
         return short_name(self.entry)
+
+    def name_of(self, file: Path) -> str:
+        """How the file is called in the identities of its documents: the same wherever the folder lies."""
+        return relative(file, self.root)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -108,13 +116,20 @@ class FileSource:
     def documents(self, position: dict[str, Any] | None = None) -> Documents:
         return FileDocuments(self, position or {})
 
+    def identities(self) -> Iterator[str]:
+        """Of its documents that are not empty, in order; where a file is a document it is not read."""
+        if not self.split_documents and all(formats.format_of(file) in formats.TEXT_FORMATS for file in self.files):
+            yield from (self.name_of(file) for file, size in zip(self.files, self.sizes) if size)
+        else:
+            yield from (document.identity for document in self.documents() if document.text)
+
     @property
     def parts(self) -> int:
         return len(self.files)
 
     def part(self, number: int) -> Iterator[Document]:
         """The documents of one file."""
-        return iter(FileSource(self.entry, self.root, self.files[number : number + 1], self.fields).documents())
+        return iter(replace(self, files=self.files[number : number + 1]).documents())
 
 
 class FileDocuments:
@@ -127,12 +142,14 @@ class FileDocuments:
         source = self.source
         for number in range(self.position["file"], len(source.files)):
             file, before = source.files[number], sum(source.sizes[:number])
-            name, is_text = relative(file, source.root), formats.format_of(file) in formats.TEXT_FORMATS
-            for record in formats.read(file, source.fields, self.position["row"], self.position["offset"]):
+            name = source.name_of(file)
+            is_whole = formats.format_of(file) in formats.TEXT_FORMATS and not source.split_documents
+            row, offset = self.position["row"], self.position["offset"]
+            for record in formats.read(file, source.fields, row, offset, source.split_documents):
                 self.position = {"file": number, "row": record.row, "offset": record.offset}
                 self.bytes_read = before + int(source.sizes[number] * record.done)
-                row = "" if is_text else f":{record.row}"
-                yield Document(name + row, f"{file}{row}", record.text, record.problem)
+                place = "" if is_whole else f":{record.row}"
+                yield Document(name + place, f"{file}{place}", record.text, record.problem)
             self.position = {"file": number + 1, "row": 0, "offset": 0}
 
 
@@ -144,6 +161,28 @@ def sources(data: settings.Data) -> tuple[Source, ...]:
     keys = ("dataset_name", "dataset_split", "data_dir", "data_files", "text_field")
     own = {key: _one_each(key, getattr(data, key), count) for key in keys}
     return tuple(_source(entry, data, {key: own[key][i] for key in keys}) for i, entry in enumerate(data.dataset))
+
+
+def validation_of(data: settings.Data) -> settings.Data:
+    """The settings that name data.validation as the dataset, of which nothing is held out."""
+    is_here = [bool(glob.has_magic(entry) or Path(entry).expanduser().exists()) for entry in data.validation]
+    one_for_all = data.text_field if len(set(data.text_field)) == 1 else ()
+    return replace(
+        data,
+        dataset=data.validation,
+        dataset_name=(),
+        dataset_split=tuple(
+            "" if here or entry == "embedded" else data.validation_split
+            for entry, here in zip(data.validation, is_here)
+        ),
+        data_dir=(),
+        data_files=(),
+        data_probs=(),
+        text_field=one_for_all[:1],
+        validation=(),
+        heldout_fraction=0.0,
+        streaming=False,
+    )
 
 
 def shares(data: settings.Data) -> tuple[float, ...]:
@@ -172,15 +211,15 @@ def _source(entry: str, data: settings.Data, own: dict[str, str]) -> Source:
     fields = _fields(own["text_field"])
     path = Path(entry).expanduser()
     if glob.has_magic(entry) and not path.exists():
-        return FileSource(entry, *_globbed(entry, own), fields)
+        return FileSource(entry, *_globbed(entry, own), fields, data.split_documents)
     if path.is_file():
         if own["data_dir"] or own["data_files"]:
             raise DataError(
                 f"{entry}: data_dir and data_files choose inside a folder, and this is a file; leave them empty"
             )
-        return FileSource(entry, path.parent, _readable([path]), fields)
+        return FileSource(entry, path.parent, _readable([path]), fields, data.split_documents)
     if path.is_dir():
-        return FileSource(entry, path, _in_folder(entry, path, own), fields)
+        return FileSource(entry, path, _in_folder(entry, path, own), fields, data.split_documents)
     return _on_hub(entry, data, own, fields)
 
 

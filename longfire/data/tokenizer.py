@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Words
 
 from longfire import settings
+from longfire.data.heldout import HoldOut, hold_out_of
 from longfire.data.tokens import checksum, locked
 from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
@@ -291,19 +292,25 @@ def _trained(
         [[source.fingerprint, source.fields, share] for source, share in zip(sources, shares)],
         [data.heldout_fraction, wanted.train_vocab_size, wanted.train_bytes],
     ]
+    rules = [hold_out_of(source, data.heldout_fraction) for source in sources]
+    special = [[rule.options, source.split_documents] for rule, source in zip(rules, sources)]
+    if any(options or splits for options, splits in special):
+        made_of.append(special)
     folder = Path(data.folder) / f"tokenizer-{checksum(json.dumps(made_of).encode())[:16]}"
     with locked(folder, note):
         if not (folder / "tokenizer_config.json").exists():  # written last
-            note(
-                f"tokenizer: {wanted.train_vocab_size} words from {wanted.train_bytes / 1e6:.0f} MB of text -> {folder}"
-            )
             sizes = [int(share * wanted.train_bytes) for share in shares]
-            texts = (t for source, size in zip(sources, sizes) for t in sample(source, size, data.heldout_fraction))
-            train_tokenizer(texts, wanted.train_vocab_size).save(folder)
+            texts = [t for part in zip(sources, sizes, rules) for t in sample(*part)]
+            made = train_tokenizer(texts, wanted.train_vocab_size)
+            size = sum(len(text.encode()) for text in texts)
+            asked = f" ({wanted.train_vocab_size} asked for: the text has no more)"
+            fewer = asked if made.vocab_size < wanted.train_vocab_size else ""
+            note(f"tokenizer: {made.vocab_size} words{fewer} from {size / 1e6:.3g} MB of text -> {folder}")
+            made.save(folder)
     return from_folder(folder)
 
 
-def sample(source: "Source", size: int, heldout_fraction: float) -> Iterator[str]:
+def sample(source: "Source", size: int, hold_out: HoldOut) -> Iterator[str]:
     """About `size` characters of a source's training documents: from the start of at least 64 of its files, those chosen by
     a hash of their number; always the same."""
     order = sorted(range(source.parts), key=lambda part: checksum(f"sample {part}".encode()))
@@ -312,14 +319,9 @@ def sample(source: "Source", size: int, heldout_fraction: float) -> Iterator[str
         for document in source.part(part):
             if share <= 0:
                 break
-            if document.text and not held_out(document.identity, heldout_fraction):
-                yield document.text[:share]
-                size, share = size - len(document.text[:share]), share - len(document.text)
+            text, _ = hold_out.parts(document)
+            if text:
+                yield text[:share]
+                size, share = size - len(text[:share]), share - len(text)
         if size <= 0:
             return
-
-
-def held_out(identity: str, fraction: float) -> bool:
-    """Whether a document is held out of training: by a hash of its identity alone (52 bits of it), so whatever the order,
-    the number of workers and how much of the source has been read."""
-    return int(checksum(identity.encode())[:13], 16) < fraction * 2**52

@@ -174,6 +174,12 @@ def test_a_hang_ends_in_bounded_time_with_the_stack(recipe):
     assert "comm.init_timeout_seconds" in done.stderr and "Thread" in done.stderr
 
 
+def test_the_page_lists_them():
+    page = (Path(__file__).parents[2] / "docs/flow.md").read_text()
+    for code in (0, *(error.exit_code for error in (SettingsError, DataError, CheckpointError, TrainingError))):
+        assert f"\n| {code} | " in page
+
+
 def test_an_unknown_command_and_an_unknown_key_are_two(capsys):
     assert main(["trian"]) == SettingsError.exit_code
     assert "did you mean 'train'" in told(capsys)

@@ -1,0 +1,200 @@
+"""The time of a run as it goes: measured, shown, planned anew where the run has a budget; and the
+learning rate that follows."""
+
+from typing import NamedTuple, Protocol
+
+from longfire.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
+from longfire.checkpoint import State
+from longfire.device import Clock
+from longfire.report import METRICS, QuietReport, Report, duration, parsed
+from longfire.run import Run
+from longfire.schedule import Plan, planned_schedule, progress, read_plan, schedule
+
+# Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate
+# is noted. (After a change of the batch size the step before is not quite where it was.)
+SAME_RATE, SAME_SLOPE = 0.01, 4
+
+
+class Place(Protocol):
+    """How far a run is: what of a State the learning rate depends on."""
+
+    step: int
+    tokens: int
+    plan: Plan
+
+
+class Before(NamedTuple):
+    """The place of an earlier step."""
+
+    step: int
+    tokens: int
+    plan: Plan
+
+
+def last_step(run: Run, state: State) -> int:
+    """The step that ends the run, as far as it is known."""
+    return state.plan[-1].total_steps if state.plan else most_steps(run, state)
+
+
+def most_steps(run: Run, state: State) -> int:
+    """The most steps that the settings allow. Of a run counted in tokens: those that are missing,
+    in steps of today's size, since a run may go on with another batch size."""
+    if not run.training.tokens:
+        return run.steps
+    return state.step + -(-max(0, run.training.tokens - state.tokens) // run.tokens_per_step)
+
+
+def learning_rate(run: Run, place: Place) -> float:
+    """The rate of the next step: a pure function of the settings, the plan and how far the run is,
+    in steps or in tokens."""
+    if run.is_planned:
+        return run.optimizer.lr * planned_schedule(place.plan, place.step, run.warmup_steps, run.lr_scheduler)
+    in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
+    position = place.tokens / run.tokens_per_step if in_tokens else place.step
+    return run.optimizer.lr * schedule(position, run.steps, run.warmup_steps, run.lr_scheduler)
+
+
+class Timing:
+    """Collective over the mesh of the run are `begin` and `is_over`; the clock of process 0 decides
+    for all."""
+
+    def __init__(self, run: Run, state: State, report: Report | QuietReport, clock: Clock) -> None:
+        self.run, self.state, self.report, self.clock = run, state, report, clock
+        checkpoint = run.checkpoint
+        saves = checkpoint.enable_checkpoint and checkpoint.interval_type == "steps"
+        self.pace = Pace(run.eval.interval, checkpoint.interval if saves else 0)
+        self.budget = Budget(run.training.max_seconds, most_steps(run, state), self.pace)
+
+    def begin(self) -> None:
+        """Before the first step of this process: the plan that it goes on with, and whether there
+        is anything left to do."""
+        run, state = self.run, self.state
+        if run.training.max_seconds:
+            self.take(self.budget.resumed(state.plan, state.step, state.elapsed_seconds))
+            self.keep_plan()
+        else:
+            state.plan = read_plan(run.training.step_plan)
+            self.report.expect(last_step(run, state))
+        self.note_if_finished()
+        self.note_a_jump()
+
+    def note_if_finished(self) -> None:
+        run, state = self.run, self.state
+        if not state.step or state.step < last_step(run, state):
+            return
+        key = "training.tokens" if run.training.tokens else "training.steps"
+        if run.training.step_plan and not run.training.max_seconds:
+            key = "training.step_plan"
+        if run.training.max_seconds and state.step < most_steps(run, state):
+            key = "training.max_seconds"
+        used = f", {duration(state.elapsed_seconds)} of training" if run.training.max_seconds else ""
+        self.report.note(
+            f"this run is finished: its {state.step:,} steps are done{used}. To go on, raise {key}; to begin anew, name another "
+            "job.dump_folder"
+        )
+
+    def note_a_jump(self) -> None:
+        """Where the settings give the last step another rate than it had, the rate jumps; that is
+        seldom meant."""
+        run, state = self.run, self.state
+        if not state.step or state.step >= last_step(run, state) or state.mesh.rank():
+            return
+        if state.plan and progress(state.plan, state.step) == 1 and run.lr_scheduler.name != "constant":
+            rate = learning_rate(run, state)
+            self.report.note(f"the decay of the learning rate is over: the run goes on with its floor, {rate:.3g}")
+        had = recorded_rate(run, state.step)
+        before = Before(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
+        was, follows = learning_rate(run, before), learning_rate(run, state)
+        if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):
+            return
+        self.report.note(
+            f"the learning rate jumps: step {state.step:,} had {had:.3g}, the next one has {follows:.3g}, since "
+            "the schedule has changed (its length, its settings, or optimizer.lr). checkpoint.load_step goes back to a step before "
+            "the decay; lr_scheduler.name = constant with a lower optimizer.lr goes on without a jump"
+        )
+
+    def step_is_done(self, seconds: float) -> None:
+        self.pace.add_step(seconds)
+        if len(self.pace.steps) == MEASURED_STEPS and not self.run.training.max_seconds:
+            self.note_duration()
+
+    def evaluation_is_done(self) -> None:
+        self.pace.eval_seconds = self.pause_is_over()
+
+    def save_is_done(self) -> None:
+        self.pace.save_seconds = self.pause_is_over()
+
+    def pause_is_over(self) -> float:
+        """What came since the step, or since the last pause, was no step; it counts as time of
+        training. Its seconds."""
+        seconds = self.clock.read()["seconds"]
+        self.state.elapsed_seconds += seconds
+        return seconds
+
+    def note_duration(self) -> None:
+        """How long the rest of the run takes, by the steps that were measured."""
+        state, pace = self.state, self.pace
+        left = last_step(self.run, state) - state.step
+        if left < 1:
+            return
+        seconds = seconds_of(left, state.step, pace.seconds_per_step, pace.pauses)
+        unknown = [what for what, interval, known in (
+            ("evaluations", pace.eval_interval, pace.eval_seconds), ("saves", pace.save_interval, pace.save_seconds),
+        ) if 0 < interval < left and not known]  # fmt: skip
+        more = f", and {' and '.join(unknown)} beside them" if unknown else ""
+        about = f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
+        self.report.note(
+            f"time: {pace.seconds_per_step:.3g} s a step (measured): the {left:,} steps that are left take {about}{more}"
+        )
+
+    def is_over(self) -> bool:
+        """Whether all steps are done, after a look at the clock where one is due."""
+        state, mesh = self.state, self.state.mesh
+        if self.run.training.max_seconds:
+            due = mesh.rank() == 0 and self.budget.due(state.plan, state.step, state.elapsed_seconds)
+            if mesh.any(due):
+                plan = state.plan
+                if mesh.rank() == 0:
+                    plan = self.budget.replanned(state.plan, state.step, state.elapsed_seconds)
+                self.take(plan)
+        return state.step >= last_step(self.run, state)
+
+    def take(self, plan: Plan) -> None:
+        """The plan of process 0 is that of all from here on; run.toml has it, and the console where
+        it says something new."""
+        run, state, mesh = self.run, self.state, self.state.mesh
+        before, state.plan = state.plan, mesh.from_first(plan)
+        if state.plan == before:
+            return
+        self.keep_plan()
+        self.report.expect(last_step(run, state))
+        total, was = state.plan[-1].total_steps, before[-1].total_steps if before else 0
+        if abs(total - was) < NOTED_SHARE * was:
+            return
+        pace = f"{self.pace.seconds_per_step:.3g} s a step" if self.pace.first_step is not None else "as before"
+        bound = " (the most that the settings allow)" if total == most_steps(run, state) else ""
+        now = f", after {was:,} planned before" if was else ""
+        self.report.note(
+            f"time: {pace}: {run.training.max_seconds:g} s of training are {total:,} steps = {total * run.tokens_per_step:,} "
+            f"tokens{bound}{now}; {duration(max(0.0, run.training.max_seconds - state.elapsed_seconds))} left"
+        )
+
+    def keep_plan(self) -> None:
+        """run.toml has the plan, so that the run can be repeated with it. Collective over the
+        mesh."""
+        run, state, mesh = self.run, self.state, self.state.mesh
+        with mesh.agreed():
+            if state.plan and mesh.rank() == 0:
+                run.with_plan(state.plan).write(run.folder)
+
+
+def recorded_rate(run: Run, step: int) -> float | None:
+    """The learning rate that metrics.jsonl has for a step; None where it has none."""
+    metrics = run.folder / METRICS
+    if not metrics.exists():
+        return None
+    with metrics.open(encoding="utf-8") as lines:
+        for record in map(parsed, lines):
+            if record and record["step"] == step and record.get("lr"):
+                return record["lr"]
+    return None
