@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from test_docs_data import SMALLER
 
 from longfire.cli import main
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/time.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```bash\n(.+?)```", PAGE, re.S)

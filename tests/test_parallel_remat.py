@@ -133,6 +133,7 @@ PLANS = {
     "cp 2": Plan({"cp": 2}, {"context_parallel_strategy": "ring"}, remat="block"),
     "cp 2, alltoall": Plan({"cp": 2}, {"context_parallel_strategy": "alltoall"}),
 }
+QUICK_PLANS = ("tp 2, sequence", "cp 2")
 LEAN = {"attention": Attention("blockwise", 5, 3), "mlp_chunk_size": 3}
 
 
@@ -147,7 +148,7 @@ def two_steps(rank: int, mixers: tuple[str, ...], plan: Plan):
     return steps(state, 2), parts(state)
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", slow_unless(lambda plan: plan in QUICK_PLANS, PLANS))
 def test_chunks_under_plans(plan):
     """Blockwise attention and MLPs in chunks on two processes against the plain model on one."""
     lean = Plan(PLANS[plan].degrees, PLANS[plan].given, PLANS[plan].remat, lean=LEAN)
@@ -231,8 +232,9 @@ def test_less_is_held():
 @pytest.fixture
 def compose(tmp_path):
     def composed(shape: dict | None = None, processes: int = 1, **settings: object) -> Run:
-        given = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["attention", "gla"], "gla": {"num_heads": 2},
-                 "attention": {"num_heads": 4}, **(shape or {})}  # fmt: skip
+        given = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["attention", "gla"], **(shape or {})}
+        tables = {"gla": {"num_heads": 2}, "attention": {"num_heads": 4}}
+        given |= {name: tables[name] for name in given["layer_types"]}
         (tmp_path / "config.json").write_text(json.dumps(given))
         words = {
             "model.config": tmp_path / "config.json",

@@ -323,7 +323,7 @@ def evaluated(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
     torch.testing.assert_close(logits, true_logits)
 
 
-@with_and_without
+@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_losses_of_tokens_and_logits_are_those_of_one_process(sequence_parallel):
     in_processes(2, evaluated, shape_of("gla", "attention"), sequence_parallel)
 

@@ -224,7 +224,7 @@ def in_a_world(rank: int, mixers: tuple[str, ...], plan: plans.Plan, training: d
 
 @pytest.mark.parametrize("plan", [
     "fsdp 2",
-    "tp 2, sequence",
+    pytest.param("tp 2, sequence", marks=pytest.mark.slow),
     *(pytest.param(name, marks=pytest.mark.matrix) for name in ("ddp 2", "hsdp 2x2", "fsdp 2 x tp 2", "fsdp 2, never resharded")),
 ])  # fmt: skip
 @pytest.mark.parametrize("mixers", [plans.HYBRID, pytest.param(("rwkv7", "mamba2"), marks=pytest.mark.matrix)])

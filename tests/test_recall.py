@@ -12,6 +12,7 @@ from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import SettingsError
 from longfire.recall import Cell, Needle, accuracy, distinct, mqar, needle_table
+from longfire.shape import ModelShape
 
 
 @given(some.integers(1, 8), some.integers(0, 5), some.integers(0, 99))
@@ -56,7 +57,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, looks: bool, context: int = 1, words: int = 258) -> None:
         super().__init__()
         self.embed, self.head = torch.nn.Embedding(1, 1), SimpleNamespace(weight=20 * torch.eye(words))
-        self.looks, self.context, self.shape = looks, context, SimpleNamespace(learned_positions=False)
+        self.looks, self.context, self.shape = looks, context, ModelShape(1, 1, ("attention",), vocab_size=words)
 
     def forward(self, ids_BT, seq=None):
         guess = torch.zeros_like(ids_BT)

@@ -108,7 +108,7 @@ def assert_equal_one_device(count: int, cases: list[Case], relative: float = 1e-
             )
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_mixer(count):
     """37 tokens divide nothing; documents end in, before and at the ends of segments."""
     assert_equal_one_device(count, [Case(name, 37, documents=(5, 17, 1, 9)) for name in MIXERS])
@@ -123,7 +123,9 @@ def test_every_mixer_in_every_layout(count, layout, documents):
     assert_equal_one_device(count, cases)
 
 
-@pytest.mark.parametrize("strategy", ["ring", "allgather", "alltoall"])
+@pytest.mark.parametrize(
+    "strategy", ["ring", *(pytest.param(s, marks=pytest.mark.slow) for s in ("allgather", "alltoall"))]
+)
 def test_hybrids_in_every_layout(strategy):
     """(All of the cross: the matrix above.)"""
     found = [(), (3, 20)] * 2

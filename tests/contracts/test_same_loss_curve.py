@@ -114,7 +114,7 @@ def test_llama_follows_transformers():
     compare(ours(model), losses)
 
 
-@pytest.mark.parametrize("mixer", ["gla", "gated_delta_net"])
+@pytest.mark.parametrize("mixer", ["gla", pytest.param("gated_delta_net", marks=pytest.mark.slow)])
 def test_recurrent_models_follow_a_float64_recurrence(mixer):
     model = build(SHAPES[mixer], seed=3)
     compare_with = by_hand(weights_of(model), {"gla": gla, "gated_delta_net": gated_delta_net}[mixer])
