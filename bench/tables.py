@@ -1,9 +1,10 @@
-"""Puts what bench/results/ holds into docs/benchmarks.md and docs/long-context.md, so that pages and measurements cannot disagree (a
-test compares them).
+"""Puts what bench/results/ holds into README.md, docs/benchmarks.md and docs/long-context.md, so that pages and measurements cannot
+disagree (a test compares them).
 
     python bench/tables.py
 
-Between `<!-- results: NAME -->` and `<!-- end -->` stand the tables of bench/results/NAME.json; all else on the page is prose.
+Between `<!-- results: NAME -->` and `<!-- end -->` stand the tables of bench/results/NAME.json, after `<!-- sample: NAME -->` its
+`sample` as a block of text; all else on the page is prose.
 """
 
 import json
@@ -12,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGES = [Path(__file__).parents[1] / "docs" / name for name in ("benchmarks.md", "long-context.md")]
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/long-context.md"]
 
 
 def with_tables(page: str) -> str:
     """The page with every block of results as they are now."""
-    return re.sub(
-        r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)",
-        lambda found: found[1] + tables(json.loads((RESULTS / f"{found[2]}.json").read_text())) + found[3],
-        page,
-        flags=re.S,
-    )
+    return re.sub(r"(<!-- (results|sample): (\w+) -->\n).*?(<!-- end -->)", block, page, flags=re.S)
+
+
+def block(found: re.Match[str]) -> str:
+    """A block between its two marks, made anew."""
+    begin, kind, name, end = found.groups()
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    text = tables(result) if kind == "results" else f"```\n{result['sample'].rstrip()}\n```\n"
+    return begin + text + end
 
 
 def tables(result: dict[str, Any]) -> str:
