@@ -93,7 +93,7 @@ def held_out_line(run: Run, source: str, numbers: dict[str, float], batches: Bat
         f"{numbers['bits_per_byte']:.3f} bits a byte"
     )
     if run.eval.compare_xz:
-        line += f" (xz -9 on the same bytes: {xz_bits_per_byte(heldout_bytes(batches, source, run.eval.tokens)):.3f})"
+        line += f" (xz -9e on the same bytes: {xz_bits_per_byte(heldout_bytes(batches, source, run.eval.tokens)):.3f})"
     return line
 
 

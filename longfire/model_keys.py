@@ -40,7 +40,7 @@ In a `config.json` that `model.config` names (`longfire`'s own; those of Hugging
 On the command line, over either:
 
 ```
-longfire train quickstart --model.num_hidden_layers 4 --model.gla.expand_k 1.0
+longfire train quickstart --model.num_hidden_layers 8 --model.attention.num_heads 6
 ```
 
 `mixer:variant` in `layer_types` is the same mixer with a table of its own: `["attention:local", "attention"]` with

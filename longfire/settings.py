@@ -371,7 +371,7 @@ class Eval:
     interval: int = setting(0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL)
     at_end: bool = setting(True, "evaluate after the last step")
     tokens: int = setting(262144, "held-out tokens of each source that an evaluation reads, at most", POSITIVE)
-    compare_xz: bool = setting(False, "at the end show what `xz -9` reaches on the same held-out bytes")
+    compare_xz: bool = setting(False, "at the end show what `xz -9e` reaches on the same held-out bytes")
     sample_prompt: str = setting("", "at the end generate a sample that continues this text")
     sample_tokens: int = setting(128, "tokens of that sample", POSITIVE)
 

@@ -40,6 +40,7 @@ def test_files_that_are_named_exist(page):
         written_by_a_run = path in (
             "conversion.json",
             "run.toml",
+            "recipe.toml",
             "config.json",
             "environment.json",
             "tokenizer.json",

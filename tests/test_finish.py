@@ -60,7 +60,7 @@ def test_all_that_is_asked_for_is_done_and_found(overrides):
     assert all(path.exists() for path in found.values()), found
     assert found["checkpoint"].name == "step-3"
     (held_out,) = (note for note in notes if note.startswith("held out of texts.jsonl: loss "))
-    assert "bits a byte (xz -9 on the same bytes: " in held_out
+    assert "bits a byte (xz -9e on the same bytes: " in held_out
     assert any(note.startswith("export: reloaded and compared") for note in notes)
     assert any(note.startswith("sample, after 'fire ':\n") for note in notes)
     card = (found["Hugging Face weights"] / "README.md").read_text()

@@ -23,8 +23,10 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 
 
 def composed(**changes: str) -> Run:
-    """The quickstart with 8 rows of 256 and 150 steps, and with what is asked for."""
-    changes = {"training__batch_size": "8", "training__steps": "150", **changes}
+    """The quickstart with 8 sequences of 256 tokens and 150 steps on a cosine, and with what is asked for."""
+    length = {"training__batch_size": "8", "training__steps": "150", "training__max_seconds": "0"}
+    rate = {"lr_scheduler__name": "cosine", "lr_scheduler__min_lr_ratio": "0.1"}
+    changes = {**length, **rate, **changes}
     return Run.compose(RECIPE, {key.replace("__", "."): value for key, value in changes.items()}, note=lambda _: None)
 
 
