@@ -1,6 +1,7 @@
 """The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape fails in an instant."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
@@ -138,6 +139,12 @@ class ModelShape:
         for key in ("dropout", "embed_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise SettingsError(f"model shape: {key} = {getattr(self, key)} must lie in [0, 1)")
+        if self.initializer_range <= 0:
+            raise SettingsError(
+                f"model shape: initializer_range = {self.initializer_range} must be a standard deviation above 0"
+            )
+        if self.norm_eps < 0:
+            raise SettingsError(f"model shape: norm_eps = {self.norm_eps} must be at least 0")
         if self.pad_vocab_multiple < 1:
             raise SettingsError(f"model shape: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1")
         if self.learned_positions and not self.max_position_embeddings:
@@ -309,5 +316,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         right = isinstance(value, kind) and (kind is bool or type(value) is not bool)
     if right and kind is int and value < 0:
         wanted, right = "0 or more", False
+    if right and isinstance(value, float) and not math.isfinite(value):  # TOML has nan and inf
+        wanted, right = "a finite number", False
     if not right:
         raise SettingsError(f"{name} = {value!r} must be {wanted}")

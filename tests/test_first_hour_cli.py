@@ -231,6 +231,10 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
         ("--model.layer_types gla,attention:near", 'num_heads = 8 in [model."attention:near"]'),
         ("--model.config.n_layer 3", "unknown setting 'model.config.n_layer'"),
         ("--model.backend transformers", "is a key of longfire's own models"),
+        (
+            "--model.tie_word_embeddings true --optimizer.head_lr_scale 2",
+            "true in x.toml, [model] and command line the",
+        ),
         ("--model.config gla-304m", "no such file; name a config.json"),
         ("--model.config gla-304m", "did you mean 'gla-340m'?"),
     ],
@@ -239,6 +243,14 @@ def test_a_slip_in_the_model_is_named_with_place_key_and_fix(folder, line, told,
     (folder / "x.toml").write_text(MODEL)
     assert told in typed(f"train x.toml {line}", capsys, 2)
     assert {path.name for path in folder.iterdir()} == {"input.txt", "x.toml"}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_a_number_of_a_mixer_is_finite(folder, number, capsys):
+    """TOML can write them, and JSON cannot."""
+    (folder / "x.toml").write_text(f"{MODEL}clamp_min = {number}\n")
+    told = typed("train x.toml", capsys, 2)
+    assert f"x.toml, [model]: gla.clamp_min = {float(number)} must be a finite number" in told
 
 
 def test_no_key_of_the_model_is_a_setting_too():
@@ -449,6 +461,8 @@ def test_the_page_of_keys_is_up_to_date(capsys):
         "run: longfire init --model-keys > docs/model_config.md"
     )
     assert typed("init --model-keys", capsys) == page()
+    table = [line for line in page().splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}, "four columns in each line"
 
 
 # -- the shipped recipes fit the devices that they name ----------------------------------------------

@@ -50,6 +50,10 @@ def test_to_dict_and_back():
         ({"layer_types": "gla"}, "layer_types = 'gla' must be a list of names"),
         ({"norm_eps": "1e-6"}, "norm_eps = '1e-6' must be a number"),
         ({"norm_eps": True}, "norm_eps = True must be a number"),
+        ({"norm_eps": -1e-6}, "norm_eps = -1e-06 must be at least 0"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan must be a finite number"),
+        ({"initializer_range": -0.02}, "initializer_range = -0.02 must be a standard deviation above 0"),
+        ({"init_matrices": float("inf")}, "init_matrices = inf must be a finite number"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
     ],
 )
