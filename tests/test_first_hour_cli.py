@@ -129,6 +129,44 @@ def test_init_replaces_nothing_unasked(folder, capsys):
     assert "input.txt" in (folder / "recipe.toml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("named", "written"),
+    [
+        ("", "recipe.toml"),
+        (".", "recipe.toml"),
+        ("sub", "sub/recipe.toml"),
+        ("new/", "new/recipe.toml"),
+        ("mine", "mine.toml"),
+        ("v1.2", "v1.2.toml"),
+        ("'my run.toml'", "my run.toml"),
+    ],
+)
+def test_the_name_of_a_recipe_is_a_file_or_a_folder(folder, named, written, capsys):
+    (folder / "sub").mkdir()
+    told = typed(f"init {named} --data input.txt", capsys)
+    assert (folder / written).is_file()
+    assert shlex.split(told.splitlines()[-1]) == ["next:", "longfire", "train", written]
+
+
+def test_a_file_that_no_reader_is_for_is_refused_at_once(folder, capsys):
+    (folder / "table.csv").write_text("text\nfire\n")
+    told = typed("init --data table.csv", capsys, 2)
+    assert "--data table.csv: not a kind of file that is read (.jsonl" in told
+    (folder / b"\xff.txt".decode(errors="surrogateescape")).write_text(TEXT)
+    assert main(["init", "--data", b"\xff.txt".decode(errors="surrogateescape")]) == 2
+    assert "the name is not UTF-8" in capsys.readouterr().err
+    assert not (folder / "recipe.toml").exists()
+
+
+def test_a_glob_is_found_from_the_recipes_folder(folder, monkeypatch, capsys):
+    from longfire.run import Run
+
+    typed("init sub/mine --data '*.txt'", capsys)
+    assert tomllib.loads((folder / "sub/mine.toml").read_text())["data"]["dataset"] == ["../*.txt"]
+    monkeypatch.chdir("/")
+    assert Run.compose(folder / "sub/mine.toml", {}).data.dataset == (f"{folder}/sub/../*.txt",)
+
+
 def test_a_recipe_in_another_folder_finds_the_text(folder, monkeypatch, capsys):
     typed("init sub/mine --data input.txt --size 1m", capsys)
     monkeypatch.chdir(folder / "sub")
@@ -166,6 +204,17 @@ def test_any_name_of_a_text_stands_in_the_recipe_as_it_is(folder, data, dataset,
         ("init --data inpt.txt", "no such file; did you mean 'input.txt'?"),
         ("init --modle gla", "unknown option --modle (did you mean '--model'?)"),
         ("init input.txt/x.toml", "cannot be written"),
+        (
+            "init input.txt",
+            "input.txt: a recipe is a .toml file, so this is no name for one; `longfire init --data input.txt`",
+        ),
+        ("init input.txt --force", "a recipe is a .toml file"),
+        ("init run.json", "a recipe is a .toml file"),
+        ("init --data ''", "--data has an empty name"),
+        ("init --data input.txt,", "--data has an empty name"),
+        ("init --data texts/", "--data texts/: no such file"),
+        ("init --data '*.jsonl'", "--data *.jsonl: no such file"),
+        (f"init --data {'a' * 200}/{'b' * 300}.txt", "no such file"),
     ],
 )
 def test_a_slip_at_init(folder, line, told, capsys):
