@@ -265,6 +265,20 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
     [
         ("--model.hiden_size 3", "unknown setting 'model.hiden_size' (did you mean 'model.hidden_size'?)"),
         ("--hidden_size 3", "did you mean 'model.hidden_size'?"),
+        ("--n_layer 3", "unknown setting 'n_layer' (did you mean 'model.num_hidden_layers'?)"),
+        ("model.n_embd=64", "command line: unknown setting 'model.n_embd' (did you mean 'model.hidden_size'?)"),
+        ("learning_rate=1e-3", "command line: unknown setting 'learning_rate' (did you mean 'optimizer.lr'?)"),
+        (
+            "--model.num_heads 3",
+            "(did you mean 'model.MIXER.num_heads'?; MIXER is a name in layer_types, as in model.attention",
+        ),
+        (
+            "--model.gla.deep.num_heads 3",
+            "'model.gla.deep.num_heads': the table of a mixer, as [model.attention], has no table",
+        ),
+        ("--model.gla.num_heads '2\nx = 3'", "gla.num_heads = '2\\nx = 3' must be a whole number"),
+        ("--model.gla.num_heads --training.steps 3", "gla.num_heads = True must be a whole number"),
+        ("--job.dump_folder --training.steps 3", "--job.dump_folder needs a value: --job.dump_folder VALUE"),
         ("--model.hidden_size many", "command line: model.hidden_size = 'many' must be a whole number"),
         ("--model.hidden_size -64", "hidden_size = -64 must be 0 or more"),
         (
@@ -383,6 +397,9 @@ def test_what_was_taken_is_printed(folder, capsys):
         ("train quickstrat", "quickstrat: no such recipe; did you mean `quickstart`?"),
         ("train inptu.toml", "no such recipe; `longfire init` writes one"),
         ("train runs", "runs: no such recipe"),
+        ("train max_iters=3", "unknown setting 'max_iters' (did you mean 'training.steps'?)"),
+        ("train gla-340m", "gla-340m is a model config, not a recipe"),
+        ("bench quickstart --steps 0", "argument --steps"),
         ("train input.txt", "input.txt is a text, not a recipe: `longfire init --data input.txt` writes"),
         ("train training.steps 3", "training.steps: a setting is written --training.steps VALUE"),
         ("train -training.steps 3", "-training.steps: a setting is written --training.steps VALUE"),
@@ -421,6 +438,8 @@ def test_a_run_folder_is_no_recipe(folder, capsys):
         ("[training]\nsteps = 1\nsteps = 2", "x.toml: not readable as TOML: Cannot overwrite a value (at end"),
         ("[trainin]\nsteps = 1", "x.toml: unknown setting 'trainin.steps' (did you mean 'training.steps'?)"),
         ("[model]\nconfg = 'a'", "x.toml: unknown setting 'model.confg' (did you mean 'model.config'?)"),
+        ("[[training]]\nsteps = 1", "x.toml: [[training]] is a list of tables: write [training], once"),
+        (MODEL.replace("[model.gla]", "[[model.gla]]"), "x.toml, [model]: gla = [{'num_heads': 2}] must be a table"),
         ("[data]\ndataset = ['input.txt']", "x.toml: model.config is empty, and [model] has no keys of a model"),
     ],
 )
