@@ -102,17 +102,19 @@ class ModelShape:
         INITIALIZER_RANGE,
         "how the matrices of mixers and MLPs begin, short convolutions too: initializer_range: "
         "N(0, initializer_range); a number: N(0, number); fan_in: N(0, 1/fan_in); fan_in_uniform: "
-        "uniform with that standard deviation; zeros. A mixer's own rules come first",
+        "uniform with that standard deviation. A mixer's own rules come first",
     )
     init_outputs: float | str = key(
         INITIALIZER_RANGE,
-        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like",
+        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like; or zeros",
     )
     init_embedding: float | str = key(
         INITIALIZER_RANGE,
-        "the same of the embedding and of learned positions; its fan_in is hidden_size",
+        "the same of the embedding and of learned positions; its fan_in is hidden_size; or zeros",
     )
-    init_head: float | str = key(INITIALIZER_RANGE, "the same of the head; a tied head begins as the embedding")
+    init_head: float | str = key(
+        INITIALIZER_RANGE, "the same of the head; or zeros. A tied head begins as the embedding"
+    )
     final_logit_softcapping: float = key(0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are")
 
     def __post_init__(self) -> None:
@@ -172,6 +174,11 @@ class ModelShape:
                 )
             if not isinstance(rule, str) and not 0 < rule < float("inf"):
                 raise SettingsError(f"model shape: {key} = {rule} must be a standard deviation above 0, or 'zeros'")
+        if self.init_matrices == "zeros":
+            raise SettingsError(
+                "model shape: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
+                "no gradient reaches them, and they never learn; init_outputs = 'zeros' makes each block begin as the identity"
+            )
         if self.tie_word_embeddings and self.init_head != INITIALIZER_RANGE:
             raise SettingsError(
                 f"model shape: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "

@@ -36,6 +36,7 @@ def test_to_dict_and_back():
         ({"mlp": "elu"}, "mlp = 'elu' is not one of swiglu, geglu"),
         ({"init_matrices": "xavier"}, "init_matrices = 'xavier' is not one of initializer_range, fan_in"),
         ({"init_embedding": -1.0}, "init_embedding = -1.0 must be a standard deviation above 0, or 'zeros'"),
+        ({"init_matrices": "zeros"}, "init_matrices = 'zeros', but an MLP or a recurrence is a product"),
         ({"init_outputs": 0}, "init_outputs = 0 must be a standard deviation above 0, or 'zeros'"),
         ({"init_head": True}, "init_head = True must be a number or the name of a rule"),
         ({"init_head": None}, "init_head = None must be a number or the name of a rule"),
