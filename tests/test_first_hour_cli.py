@@ -400,6 +400,7 @@ def test_what_was_taken_is_printed(folder, capsys):
         ("train max_iters=3", "unknown setting 'max_iters' (did you mean 'training.steps'?)"),
         ("train gla-340m", "gla-340m is a model config, not a recipe"),
         ("bench quickstart --steps 0", "argument --steps"),
+        ("train --model.config here.toml", "here.toml is a recipe, and a model's config is JSON"),
         ("train input.txt", "input.txt is a text, not a recipe: `longfire init --data input.txt` writes"),
         ("train training.steps 3", "training.steps: a setting is written --training.steps VALUE"),
         ("train -training.steps 3", "-training.steps: a setting is written --training.steps VALUE"),
@@ -408,6 +409,7 @@ def test_what_was_taken_is_printed(folder, capsys):
     ],
 )
 def test_what_to_type_instead(folder, line, told, capsys):
+    (folder / "here.toml").write_text(MODEL)
     assert told in typed(line, capsys, 2)
 
 
