@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         return options(**given)
 
     def error(self, message: str) -> NoReturn:
-        unknown = next((word for word in message.split() if word.startswith("--")), "")
+        unknown = next((word for word in message.split() if word.startswith("--") or "=" in word), "")
         if message.startswith("unrecognized arguments") and unknown:
             spelling = unknown.removeprefix("--").partition("=")[0]
             own = "" if "." in spelling else recipe.nearest(f"--{spelling}", self.own)
@@ -214,23 +214,36 @@ def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str,
         word = words.pop(0)
         spelling, equals, value = word.removeprefix("--").partition("=")
         is_flag = word.startswith("--")
-        known = spelling in recipe.SETTINGS or spelling in ALIASES or recipe.is_model_key(spelling)
-        if not known or (is_flag and word.partition("=")[0] in own) or not (is_flag or equals):
+        if not is_setting(spelling) or (is_flag and word.partition("=")[0] in own) or not (is_flag or equals):
             rest.append(word)
             continue
-        if not equals:
-            if recipe.is_model_key(spelling):
-                bare = "true" if recipe.is_flag_of_model(spelling) else ""
-            else:
-                bare = bare_value(spelling)
-            if bare and not (words and words[0].lower() in VALUES_OF_BARE_FLAGS):
-                value = bare
-            elif words:
-                value = words.pop(0)
-            else:
-                raise SettingsError(f"--{spelling} needs a value: --{spelling} VALUE")
-        overrides[spelling] = value
+        overrides[spelling] = value if equals else take_value(spelling, words)
     return rest, overrides
+
+
+def take_value(spelling: str, words: list[str]) -> str:
+    """The value of a setting: the next word, which is taken, or what the bare flag means.
+
+    Another setting is no value. Raises SettingsError where a value is missing.
+    """
+    of_mixer = recipe.is_model_key(spelling) and spelling not in recipe.SHAPE_KEYS
+    if of_mixer:
+        bare = ""
+    elif recipe.is_model_key(spelling):
+        bare = "true" if recipe.is_flag_of_model(spelling) else ""
+    else:
+        bare = bare_value(spelling)
+    if bare and not (words and words[0].lower() in VALUES_OF_BARE_FLAGS):
+        return bare
+    if words and not (words[0].startswith("--") and is_setting(words[0][2:].partition("=")[0])):
+        return words.pop(0)
+    if of_mixer:
+        return "true"  # its type is not known without the mixers, which then refuse a number that is none
+    raise SettingsError(f"--{spelling} needs a value: --{spelling} VALUE")
+
+
+def is_setting(spelling: str) -> bool:
+    return spelling in recipe.SETTINGS or spelling in ALIASES or recipe.is_model_key(spelling)
 
 
 def kind_of(kind: Any) -> str:
@@ -288,6 +301,8 @@ def recipe_of(parser: RecipeParser, name: str | None, note: Callable[[str], None
 
     Raises SettingsError where neither a recipe nor a setting is given: what to type first.
     """
+    if name and "=" in name and not Path(name).exists():
+        raise SettingsError(recipe.unknown(name.partition("=")[0], recipe.COMMAND_LINE))
     if name:
         path = shipped.recipe(name)
         if shipped.is_shipped(path) and path.absolute() != Path(name).absolute():

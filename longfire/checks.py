@@ -153,7 +153,7 @@ def of_length(run: Run) -> Iterator[str]:
 
 def of_model(run: Run) -> Iterator[str]:
     """What is asked of the model's parts needs the parts."""
-    yield from of_tied_head(run)
+    yield from of_learning_rates(run)
     yield from of_outputs(run)
     mode, size, attention = run.activation_checkpoint.mode, run.training.mlp_chunk_size, run.attention
     if run.shape and run.shape.mlp == "none" and mode in ("mlp", "attention+mlp"):
@@ -172,15 +172,30 @@ def of_model(run: Run) -> Iterator[str]:
     yield from of_policy(run)
 
 
-def of_tied_head(run: Run) -> Iterator[str]:
-    """A head that is the embedding has no learning rate of its own."""
-    scale = run.optimizer.head_lr_scale
-    tied = isinstance(run.shape, ModelShape) and run.shape.tie_word_embeddings
-    if tied and scale != settings.Optimizer.head_lr_scale:
+def of_learning_rates(run: Run) -> Iterator[str]:
+    """A head that is the embedding has no learning rate of its own, and something learns."""
+    optimizer = run.optimizer
+    scale = optimizer.head_lr_scale
+    if scale != settings.Optimizer.head_lr_scale and ties_head(run.shape):
         yield (
-            f"optimizer.head_lr_scale = {scale:g}, but with tie_word_embeddings = true in {run.model.config} the head is the "
+            f"optimizer.head_lr_scale = {scale:g}, but with tie_word_embeddings = true in {run.shape_from} the head is the "
             "embedding: set optimizer.embedding_lr_scale, and leave head_lr_scale out"
         )
+    roles = ("embedding", "head", "matrix", "other")
+    if not any(getattr(optimizer, f"{role}_lr_scale") for role in roles):
+        yield (
+            "optimizer.embedding_lr_scale, head_lr_scale, matrix_lr_scale and other_lr_scale are all 0, so nothing "
+            "would learn: set one of them above 0"
+        )
+
+
+def ties_head(shape: ModelShape | ForeignShape | None) -> bool:
+    """Whether embedding and head are one matrix."""
+    if not isinstance(shape, ForeignShape):
+        return shape is not None and shape.tie_word_embeddings
+    from longfire.hub.foreign import config_of  # transformers is imported already: it read the shape
+
+    return bool(getattr(config_of(shape.config), "tie_word_embeddings", False))
 
 
 def of_outputs(run: Run) -> Iterator[str]:
@@ -192,7 +207,7 @@ def of_outputs(run: Run) -> Iterator[str]:
     for name in dict.fromkeys(map(mixer_of, run.shape.layer_types)):
         if "row" not in MIXERS[name].roles.values():
             yield (
-                f"init_outputs = {run.shape.init_outputs!r} of {run.model.config}, but the mixer {name} does not say which matrix "
+                f"init_outputs = {run.shape.init_outputs!r} of {run.shape_from}, but the mixer {name} does not say which matrix "
                 'ends it: give its `roles` an entry "row", or leave init_outputs out'
             )
 

@@ -1,5 +1,7 @@
 """The entry point: a word names a command; what a user can fix is one message on stderr and an exit code."""
 
+import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -7,6 +9,9 @@ from importlib.metadata import version
 from longfire import recipe
 from longfire.commands import COMMANDS, GROUPS, Command
 from longfire.errors import SettingsError, UserError
+
+STDOUT = 1  # the file descriptor
+CLOSED_PIPE = 128 + 13  # the exit code that a shell gives to a program that SIGPIPE ended
 
 
 def overview() -> str:
@@ -33,15 +38,15 @@ def main(words: Sequence[str] | None = None) -> int:
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
-        if not words:
-            print(overview(), file=sys.stderr)
-            return SettingsError.exit_code
-        if words[0] in ("-h", "--help", "help"):
-            return help_of(words[1:])
-        if words[0] == "--version":
-            print(f"longfire {version('longfire')}")
-            return 0
-        return command_of(words[0])(words[1:])
+        try:
+            return run_command(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not stdout_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # where what is left goes at exit
+        return CLOSED_PIPE
     except UserError as error:
         if show_traceback:
             raise
@@ -51,6 +56,26 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("longfire: interrupted", file=sys.stderr)
         return 130
+
+
+def run_command(words: Sequence[str]) -> int:
+    """The command that the words name; its exit code. Raises UserError."""
+    if not words:
+        print(overview(), file=sys.stderr)
+        return SettingsError.exit_code
+    if words[0] in ("-h", "--help", "help"):
+        return help_of(list(words[1:]))
+    if words[0] == "--version":
+        print(f"longfire {version('longfire')}")
+        return 0
+    return command_of(words[0])(list(words[1:]))
+
+
+def stdout_is_closed() -> bool:
+    """Whether who read our output has closed it, as `| head` does; another pipe may be what broke."""
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def help_of(words: list[str]) -> int:

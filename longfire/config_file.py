@@ -16,6 +16,10 @@ def read_config(path: Path) -> dict[str, Any]:
             f"model.config = {str(path)!r}: no such file; name a config.json, a folder that holds one, or a config that "
             f"comes with longfire{shipped.nearest_model(str(path))}"
         )
+    if path.suffix == ".toml":
+        raise SettingsError(
+            f"{path} is a recipe, and a model's config is JSON: name a config.json, or the run folder of a run of that recipe"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         config = json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse_constant)

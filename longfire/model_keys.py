@@ -8,7 +8,15 @@ from longfire.aliases import as_text
 from longfire.mixers import MIXERS
 from longfire.shape import ModelShape
 
-TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", tuple[str, ...]: "list of names"}
+TYPES = {
+    int: "whole number",
+    float: "number",
+    float | None: "number",
+    float | str: "number or name",
+    str: "text",
+    bool: "true or false",
+    tuple[str, ...]: "list of names",
+}
 HEAD = """# Keys of a model config
 
 Made by `longfire init --model-keys` from the dataclasses that read them; do not edit it by hand.
@@ -68,8 +76,7 @@ def section(title: str, keys: Iterable[Field[Any]]) -> str:
 
 
 def type_of(key: Field[Any]) -> str:
-    optional = key.type == float | None
-    return TYPES[float] if optional else TYPES.get(key.type, str(key.type))
+    return TYPES[key.type]
 
 
 def default_of(key: Field[Any]) -> str:

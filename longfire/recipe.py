@@ -33,6 +33,31 @@ SOURCE_KEYS = {  # of a [[data.sources]] table -> the list that the setting of a
     "text_field": "data.text_field",
     "share": "data.data_probs",
 }
+OTHER_NAMES = {  # what nanoGPT, transformers and torchtitan call a setting, by the last part of its name -> ours
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers"), "model.num_hidden_layers"),
+    **dict.fromkeys(("n_embd", "d_model", "dim", "hidden_dim"), "model.hidden_size"),
+    **dict.fromkeys(("n_head", "n_heads", "num_attention_heads", "num_heads"), "model.MIXER.num_heads"),
+    **dict.fromkeys(("n_kv_heads", "num_key_value_heads", "num_kv_heads"), "model.MIXER.num_kv_heads"),
+    "head_dim": "model.MIXER.head_dim",
+    "qk_norm": "model.MIXER.qk_norm",
+    **dict.fromkeys(("d_ff", "ffn_dim", "n_inner"), "model.intermediate_size"),
+    **dict.fromkeys(("hidden_act", "hidden_activation", "activation", "activation_function"), "model.mlp"),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), "model.norm_eps"),
+    **dict.fromkeys(("softcap", "logit_softcap"), "model.final_logit_softcapping"),
+    **dict.fromkeys(("model_type", "architectures"), "model.config"),
+    **dict.fromkeys(("block_size", "max_seq_len", "sequence_length"), "training.seq_len"),
+    **dict.fromkeys(("max_iters", "max_steps", "num_iterations"), "training.steps"),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "micro_batch_size", "device_batch_size", "local_batch_size"),
+        "training.batch_size",
+    ),
+    "learning_rate": "optimizer.lr",
+    **dict.fromkeys(("warmup_iters", "num_warmup_steps"), "lr_scheduler.warmup_steps"),
+    "min_lr": "lr_scheduler.min_lr_ratio",
+    **dict.fromkeys(("out_dir", "output_dir"), "job.dump_folder"),
+    **dict.fromkeys(("eval_interval", "eval_steps"), "eval.interval"),
+    "save_steps": "checkpoint.interval",
+}
 TRUTH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -55,6 +80,9 @@ def read_toml(path: Path) -> dict[str, Given]:
         raise SettingsError(f"{path}: no such recipe; `longfire init` writes one to start from") from e
     except (OSError, ValueError) as e:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise SettingsError(f"{path}: not readable as TOML: {e}{hint_of_toml(e)}") from e
+    for section in SECTIONS:
+        if isinstance(recipe.get(section), list) and any(isinstance(entry, dict) for entry in recipe[section]):
+            raise SettingsError(f"{path}: [[{section}]] is a list of tables: write [{section}], once")
     tables = recipe.get("data", {}).pop("sources", None) if isinstance(recipe.get("data"), dict) else None
     given = {key: Given(value, str(path)) for key, value in flat(recipe)}
     if tables is not None:
@@ -137,7 +165,12 @@ def is_model_key(spelling: str, value: Any = "") -> bool:
         return False
     _, table, *keys = spelling.split(".")
     in_table = len(keys) == 1 and table and keys[0] and f"model.{table}" not in SETTINGS
-    return bool(in_table) or spelling in SHAPE_KEYS or isinstance(value, dict)
+    return bool(in_table) or spelling in SHAPE_KEYS or is_table(value)
+
+
+def is_table(value: Any) -> bool:
+    """Whether TOML wrote a table, or, where one was meant, a list of tables."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(entry, dict) for entry in value))
 
 
 def is_flag_of_model(spelling: str) -> bool:
@@ -160,6 +193,8 @@ def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
                 tables[table] = typed_as(SHAPE_KEYS[spelling].type, spelling, value, where)
             elif key:
                 tables.setdefault(table, {})[key[0]] = value if where != COMMAND_LINE else toml_value(value)
+            elif value:
+                tables[table] = value  # a list of tables, which is refused with the mixer's name
             else:
                 tables.setdefault(table, {})
     return tables
@@ -168,9 +203,10 @@ def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
 def toml_value(text: str) -> Any:
     """A value of the command line whose type is not known yet: what TOML reads in it, else the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return {"True": True, "False": False}.get(text, text)
+    return read["value"] if len(read) == 1 else text
 
 
 def names(givens: Mapping[str, Given], key: str) -> bool:
@@ -195,11 +231,17 @@ def renamed(spelling: str, value: Any, where: str, note: Callable[[str], None]) 
 def unknown(spelling: str, where: str) -> str:
     """The message for a key that does not exist: its section if that is what is wrong, else the nearest key."""
     section, _, leaf = spelling.rpartition(".")
+    if section.startswith("model.") and section.count(".") > 1:
+        return f"{where}: unknown setting {spelling!r}: the table of a mixer, as [model.attention], has no table in it"
     known = [*SETTINGS, *SHAPE_KEYS]
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
     if same_leaf:
         near = get_close_matches(spelling, same_leaf, 1, cutoff=0) or same_leaf
         return f"{where}: unknown setting {spelling!r} (did you mean {near[0]!r}?)"
+    if leaf in OTHER_NAMES:
+        ours = OTHER_NAMES[leaf]
+        example = f"; MIXER is a name in layer_types, as in {ours.replace('MIXER', 'attention')}"
+        return f"{where}: unknown setting {spelling!r} (did you mean {ours!r}?{example if 'MIXER' in ours else ''})"
     if section in SECTIONS:
         near = nearest(leaf, [key.partition(".")[2] for key in known if key.startswith(f"{section}.")], f"{section}.")
     else:

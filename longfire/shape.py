@@ -1,6 +1,7 @@
 """The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape fails in an instant."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
@@ -101,17 +102,19 @@ class ModelShape:
         INITIALIZER_RANGE,
         "how the matrices of mixers and MLPs begin, short convolutions too: initializer_range: "
         "N(0, initializer_range); a number: N(0, number); fan_in: N(0, 1/fan_in); fan_in_uniform: "
-        "uniform with that standard deviation; zeros. A mixer's own rules come first",
+        "uniform with that standard deviation. A mixer's own rules come first",
     )
     init_outputs: float | str = key(
         INITIALIZER_RANGE,
-        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like",
+        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like; or zeros",
     )
     init_embedding: float | str = key(
         INITIALIZER_RANGE,
-        "the same of the embedding and of learned positions; its fan_in is hidden_size",
+        "the same of the embedding and of learned positions; its fan_in is hidden_size; or zeros",
     )
-    init_head: float | str = key(INITIALIZER_RANGE, "the same of the head; a tied head begins as the embedding")
+    init_head: float | str = key(
+        INITIALIZER_RANGE, "the same of the head; or zeros. A tied head begins as the embedding"
+    )
     final_logit_softcapping: float = key(0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are")
 
     def __post_init__(self) -> None:
@@ -138,6 +141,12 @@ class ModelShape:
         for key in ("dropout", "embed_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise SettingsError(f"model shape: {key} = {getattr(self, key)} must lie in [0, 1)")
+        if self.initializer_range <= 0:
+            raise SettingsError(
+                f"model shape: initializer_range = {self.initializer_range} must be a standard deviation above 0"
+            )
+        if self.norm_eps < 0:
+            raise SettingsError(f"model shape: norm_eps = {self.norm_eps} must be at least 0")
         if self.pad_vocab_multiple < 1:
             raise SettingsError(f"model shape: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1")
         if self.learned_positions and not self.max_position_embeddings:
@@ -165,6 +174,11 @@ class ModelShape:
                 )
             if not isinstance(rule, str) and not 0 < rule < float("inf"):
                 raise SettingsError(f"model shape: {key} = {rule} must be a standard deviation above 0, or 'zeros'")
+        if self.init_matrices == "zeros":
+            raise SettingsError(
+                "model shape: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
+                "no gradient reaches them, and they never learn; init_outputs = 'zeros' makes each block begin as the identity"
+            )
         if self.tie_word_embeddings and self.init_head != INITIALIZER_RANGE:
             raise SettingsError(
                 f"model shape: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "
@@ -309,5 +323,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         right = isinstance(value, kind) and (kind is bool or type(value) is not bool)
     if right and kind is int and value < 0:
         wanted, right = "0 or more", False
+    if right and isinstance(value, float) and not math.isfinite(value):  # TOML has nan and inf
+        wanted, right = "a finite number", False
     if not right:
         raise SettingsError(f"{name} = {value!r} must be {wanted}")

@@ -56,6 +56,11 @@ def recipe(name: str) -> Path:
     short = short_name(name, OF_RECIPES, ".toml")
     if short in known:
         return known[short]
+    if model_config(name):
+        raise SettingsError(
+            f"{name} is a model config, not a recipe: `longfire init` writes a recipe, which `--model.config {name}` "
+            "gives this model"
+        )
     beside = {path.stem: path for path in given.parent.glob("*.toml")} if given.parent.is_dir() else {}
     near = get_close_matches(given.stem, [*beside, *known], 1)
     if near:

@@ -11,7 +11,7 @@ import pytest
 
 from longfire import recipe
 from longfire.arguments import Parser, take_settings
-from longfire.cli import COMMANDS, main
+from longfire.cli import CLOSED_PIPE, COMMANDS, main
 from longfire.errors import CheckpointError
 from longfire.options import Sampling
 
@@ -48,6 +48,24 @@ def test_train_help_has_every_setting_with_help_and_default(capsys):
         assert f"--{key} " in words
         assert " ".join(field.metadata["help"].split()) in words
         assert "default: " in words.split(f"--{key} ", 1)[1][:700]
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """`longfire train --help model | head -1`"""
+    command = [sys.executable, "-m", "longfire", "train", "--help", "model"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == CLOSED_PIPE
+
+
+def test_another_pipe_that_breaks_is_not_hidden(monkeypatch):
+    def broken(words):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setitem(COMMANDS, "train", broken)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["train"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -145,6 +163,14 @@ def test_a_bare_flag_before_other_words():
     )
     assert rest == ["x.toml"]
     assert overrides == {"training.streaming": "true", "data.varlen": "false", "training.compile": "off"}
+
+
+def test_a_bare_flag_of_a_mixer_leaves_the_next_setting_alone():
+    words = "--model.attention.qk_norm --model.mlp relu2 --model.gla.use_short_conv"
+    assert take_settings(words.split(), set()) == (
+        [],
+        {"model.attention.qk_norm": "true", "model.mlp": "relu2", "model.gla.use_short_conv": "true"},
+    )
 
 
 def test_values_may_look_like_anything():

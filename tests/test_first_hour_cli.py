@@ -129,6 +129,44 @@ def test_init_replaces_nothing_unasked(folder, capsys):
     assert "input.txt" in (folder / "recipe.toml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("named", "written"),
+    [
+        ("", "recipe.toml"),
+        (".", "recipe.toml"),
+        ("sub", "sub/recipe.toml"),
+        ("new/", "new/recipe.toml"),
+        ("mine", "mine.toml"),
+        ("v1.2", "v1.2.toml"),
+        ("'my run.toml'", "my run.toml"),
+    ],
+)
+def test_the_name_of_a_recipe_is_a_file_or_a_folder(folder, named, written, capsys):
+    (folder / "sub").mkdir()
+    told = typed(f"init {named} --data input.txt", capsys)
+    assert (folder / written).is_file()
+    assert shlex.split(told.splitlines()[-1]) == ["next:", "longfire", "train", written]
+
+
+def test_a_file_that_no_reader_is_for_is_refused_at_once(folder, capsys):
+    (folder / "table.csv").write_text("text\nfire\n")
+    told = typed("init --data table.csv", capsys, 2)
+    assert "--data table.csv: not a kind of file that is read (.jsonl" in told
+    (folder / b"\xff.txt".decode(errors="surrogateescape")).write_text(TEXT)
+    assert main(["init", "--data", b"\xff.txt".decode(errors="surrogateescape")]) == 2
+    assert "the name is not UTF-8" in capsys.readouterr().err
+    assert not (folder / "recipe.toml").exists()
+
+
+def test_a_glob_is_found_from_the_recipes_folder(folder, monkeypatch, capsys):
+    from longfire.run import Run
+
+    typed("init sub/mine --data '*.txt'", capsys)
+    assert tomllib.loads((folder / "sub/mine.toml").read_text())["data"]["dataset"] == ["../*.txt"]
+    monkeypatch.chdir("/")
+    assert Run.compose(folder / "sub/mine.toml", {}).data.dataset == (f"{folder}/sub/../*.txt",)
+
+
 def test_a_recipe_in_another_folder_finds_the_text(folder, monkeypatch, capsys):
     typed("init sub/mine --data input.txt --size 1m", capsys)
     monkeypatch.chdir(folder / "sub")
@@ -166,6 +204,17 @@ def test_any_name_of_a_text_stands_in_the_recipe_as_it_is(folder, data, dataset,
         ("init --data inpt.txt", "no such file; did you mean 'input.txt'?"),
         ("init --modle gla", "unknown option --modle (did you mean '--model'?)"),
         ("init input.txt/x.toml", "cannot be written"),
+        (
+            "init input.txt",
+            "input.txt: a recipe is a .toml file, so this is no name for one; `longfire init --data input.txt`",
+        ),
+        ("init input.txt --force", "a recipe is a .toml file"),
+        ("init run.json", "a recipe is a .toml file"),
+        ("init --data ''", "--data has an empty name"),
+        ("init --data input.txt,", "--data has an empty name"),
+        ("init --data texts/", "--data texts/: no such file"),
+        ("init --data '*.jsonl'", "--data *.jsonl: no such file"),
+        (f"init --data {'a' * 200}/{'b' * 300}.txt", "no such file"),
     ],
 )
 def test_a_slip_at_init(folder, line, told, capsys):
@@ -216,6 +265,20 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
     [
         ("--model.hiden_size 3", "unknown setting 'model.hiden_size' (did you mean 'model.hidden_size'?)"),
         ("--hidden_size 3", "did you mean 'model.hidden_size'?"),
+        ("--n_layer 3", "unknown setting 'n_layer' (did you mean 'model.num_hidden_layers'?)"),
+        ("model.n_embd=64", "command line: unknown setting 'model.n_embd' (did you mean 'model.hidden_size'?)"),
+        ("learning_rate=1e-3", "command line: unknown setting 'learning_rate' (did you mean 'optimizer.lr'?)"),
+        (
+            "--model.num_heads 3",
+            "(did you mean 'model.MIXER.num_heads'?; MIXER is a name in layer_types, as in model.attention",
+        ),
+        (
+            "--model.gla.deep.num_heads 3",
+            "'model.gla.deep.num_heads': the table of a mixer, as [model.attention], has no table",
+        ),
+        ("--model.gla.num_heads '2\nx = 3'", "gla.num_heads = '2\\nx = 3' must be a whole number"),
+        ("--model.gla.num_heads --training.steps 3", "gla.num_heads = True must be a whole number"),
+        ("--job.dump_folder --training.steps 3", "--job.dump_folder needs a value: --job.dump_folder VALUE"),
         ("--model.hidden_size many", "command line: model.hidden_size = 'many' must be a whole number"),
         ("--model.hidden_size -64", "hidden_size = -64 must be 0 or more"),
         (
@@ -231,6 +294,10 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
         ("--model.layer_types gla,attention:near", 'num_heads = 8 in [model."attention:near"]'),
         ("--model.config.n_layer 3", "unknown setting 'model.config.n_layer'"),
         ("--model.backend transformers", "is a key of longfire's own models"),
+        (
+            "--model.tie_word_embeddings true --optimizer.head_lr_scale 2",
+            "true in x.toml, [model] and command line the",
+        ),
         ("--model.config gla-304m", "no such file; name a config.json"),
         ("--model.config gla-304m", "did you mean 'gla-340m'?"),
     ],
@@ -239,6 +306,14 @@ def test_a_slip_in_the_model_is_named_with_place_key_and_fix(folder, line, told,
     (folder / "x.toml").write_text(MODEL)
     assert told in typed(f"train x.toml {line}", capsys, 2)
     assert {path.name for path in folder.iterdir()} == {"input.txt", "x.toml"}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_a_number_of_a_mixer_is_finite(folder, number, capsys):
+    """TOML can write them, and JSON cannot."""
+    (folder / "x.toml").write_text(f"{MODEL}clamp_min = {number}\n")
+    told = typed("train x.toml", capsys, 2)
+    assert f"x.toml, [model]: gla.clamp_min = {float(number)} must be a finite number" in told
 
 
 def test_no_key_of_the_model_is_a_setting_too():
@@ -322,6 +397,10 @@ def test_what_was_taken_is_printed(folder, capsys):
         ("train quickstrat", "quickstrat: no such recipe; did you mean `quickstart`?"),
         ("train inptu.toml", "no such recipe; `longfire init` writes one"),
         ("train runs", "runs: no such recipe"),
+        ("train max_iters=3", "unknown setting 'max_iters' (did you mean 'training.steps'?)"),
+        ("train gla-340m", "gla-340m is a model config, not a recipe"),
+        ("bench quickstart --steps 0", "argument --steps"),
+        ("train --model.config here.toml", "here.toml is a recipe, and a model's config is JSON"),
         ("train input.txt", "input.txt is a text, not a recipe: `longfire init --data input.txt` writes"),
         ("train training.steps 3", "training.steps: a setting is written --training.steps VALUE"),
         ("train -training.steps 3", "-training.steps: a setting is written --training.steps VALUE"),
@@ -330,6 +409,7 @@ def test_what_was_taken_is_printed(folder, capsys):
     ],
 )
 def test_what_to_type_instead(folder, line, told, capsys):
+    (folder / "here.toml").write_text(MODEL)
     assert told in typed(line, capsys, 2)
 
 
@@ -360,6 +440,8 @@ def test_a_run_folder_is_no_recipe(folder, capsys):
         ("[training]\nsteps = 1\nsteps = 2", "x.toml: not readable as TOML: Cannot overwrite a value (at end"),
         ("[trainin]\nsteps = 1", "x.toml: unknown setting 'trainin.steps' (did you mean 'training.steps'?)"),
         ("[model]\nconfg = 'a'", "x.toml: unknown setting 'model.confg' (did you mean 'model.config'?)"),
+        ("[[training]]\nsteps = 1", "x.toml: [[training]] is a list of tables: write [training], once"),
+        (MODEL.replace("[model.gla]", "[[model.gla]]"), "x.toml, [model]: gla = [{'num_heads': 2}] must be a table"),
         ("[data]\ndataset = ['input.txt']", "x.toml: model.config is empty, and [model] has no keys of a model"),
     ],
 )
@@ -449,6 +531,8 @@ def test_the_page_of_keys_is_up_to_date(capsys):
         "run: longfire init --model-keys > docs/model_config.md"
     )
     assert typed("init --model-keys", capsys) == page()
+    table = [line for line in page().splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}, "four columns in each line"
 
 
 # -- the shipped recipes fit the devices that they name ----------------------------------------------

@@ -242,6 +242,7 @@ def test_packed_documents_are_refused_where_it_does_not_or_nothing_shows(tmp_pat
         (NEOX, ["--activation_checkpoint.mode", "block"], "activation_checkpoint.mode = 'block' .* nothing of the model's inside"),
         (NEOX, ["--model.kernels", "slow"], "model.kernels = 'slow'"),
         (NEOX, ["--distillation.teacher", "x"], "distillation.teacher = 'x'"),
+        ({**NEOX, "tie_word_embeddings": True}, ["--optimizer.head_lr_scale", "2"], "head_lr_scale = 2, but with tie_word"),
         (NEOX, ["--training.seq_len", "65"], "training.seq_len = 65 is longer than max_position_embeddings = 64"),
     ],
 )  # fmt: skip

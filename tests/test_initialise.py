@@ -107,6 +107,22 @@ def test_both_fan_in_rules_keep_the_variance(rule, kurtosis):
     assert (weight**4).mean() / weight.var() ** 2 == pytest.approx(kurtosis, abs=0.1)
 
 
+@pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
+def test_matrices_of_zeros_get_no_gradient_and_outputs_of_zeros_do(mlp):
+    """Why shape.py refuses init_matrices = "zeros"."""
+    ids_BT = torch.arange(12).reshape(2, 6)
+    for zeros, learns in {"matrices": False, "outputs": True}.items():
+        model = build(tiny_shape("gla", mlp=mlp, norm_affine=False), 0)
+        found = roles(model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if found.get(name) == zeros:
+                    parameter.zero_()
+        model.logits(model(ids_BT)).square().sum().backward()
+        moved = [name for name, p in model.named_parameters() if found.get(name) == "outputs" and p.grad.any()]
+        assert bool(moved) == learns
+
+
 def test_an_embedding_by_fan_in_has_rows_of_length_one():
     model = build(tiny_shape("attention", hidden_size=256, init_embedding="fan_in"), 0)
     assert model.embed.weight.detach().norm(dim=1).mean() == pytest.approx(1, abs=0.02)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from longfire import recipe
 from longfire.errors import SettingsError
+from longfire.mixers import MIXERS
 from longfire.recipe import COMMAND_LINE, Given, model_tables
 
 
@@ -152,3 +153,12 @@ def test_a_key_of_the_model_may_be_a_number_or_a_name(value, where, expected):
 def test_a_key_of_the_model_that_is_neither_is_refused():
     with pytest.raises(SettingsError, match="model.init_embedding = True must be a number"):
         model_tables({"model.init_embedding": Given(True, "recipe.toml")})
+
+
+def test_names_of_other_systems_lead_to_a_setting():
+    ours = {*recipe.SETTINGS, *recipe.SHAPE_KEYS}
+    of_mixers = {f"model.MIXER.{name}" for mixer in MIXERS.values() for name in mixer.Shape.__dataclass_fields__}
+    assert set(recipe.OTHER_NAMES.values()) <= ours | of_mixers
+    for name in recipe.OTHER_NAMES:
+        assert name not in {key.rpartition(".")[2] for key in ours}, f"{name} is a name of ours: never looked up here"
+        assert f"did you mean {recipe.OTHER_NAMES[name]!r}" in recipe.unknown(f"model.{name}", "x.toml")

@@ -212,8 +212,10 @@ def test_learning_rates_by_role_are_printed_and_a_tied_head_has_none_of_its_own(
     assert summary(run)[-1].endswith("tokens; embedding x 10, head x 0.5")
     assert summary(compose(folder))[-1].endswith("tokens")
     (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "tie_word_embeddings": True}))
-    with pytest.raises(SettingsError, match=r"optimizer.head_lr_scale = 0.5, but with tie_word_embeddings = true"):
+    with pytest.raises(SettingsError, match=r"tie_word_embeddings = true in \S+shape.json the head is the embedding"):
         compose(folder, **given)
+    with pytest.raises(SettingsError, match="are all 0, so nothing would learn"):
+        compose(folder, **{f"optimizer.{role}_lr_scale": "0" for role in ("embedding", "head", "matrix", "other")})
     with pytest.raises(SettingsError, match="optimizer.matrix_lr_scale = -1"):
         compose(folder, **{"optimizer.matrix_lr_scale": "-1"})
 

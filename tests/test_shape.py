@@ -36,6 +36,7 @@ def test_to_dict_and_back():
         ({"mlp": "elu"}, "mlp = 'elu' is not one of swiglu, geglu"),
         ({"init_matrices": "xavier"}, "init_matrices = 'xavier' is not one of initializer_range, fan_in"),
         ({"init_embedding": -1.0}, "init_embedding = -1.0 must be a standard deviation above 0, or 'zeros'"),
+        ({"init_matrices": "zeros"}, "init_matrices = 'zeros', but an MLP or a recurrence is a product"),
         ({"init_outputs": 0}, "init_outputs = 0 must be a standard deviation above 0, or 'zeros'"),
         ({"init_head": True}, "init_head = True must be a number or the name of a rule"),
         ({"init_head": None}, "init_head = None must be a number or the name of a rule"),
@@ -50,6 +51,10 @@ def test_to_dict_and_back():
         ({"layer_types": "gla"}, "layer_types = 'gla' must be a list of names"),
         ({"norm_eps": "1e-6"}, "norm_eps = '1e-6' must be a number"),
         ({"norm_eps": True}, "norm_eps = True must be a number"),
+        ({"norm_eps": -1e-6}, "norm_eps = -1e-06 must be at least 0"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan must be a finite number"),
+        ({"initializer_range": -0.02}, "initializer_range = -0.02 must be a standard deviation above 0"),
+        ({"init_matrices": float("inf")}, "init_matrices = inf must be a finite number"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from longfire.arguments import RecipeParser, read_run
+from longfire.arguments import RecipeParser, at_least, read_run
 from longfire.launch import world
 
 
@@ -15,7 +15,7 @@ def bench(words: Sequence[str]) -> int:
         sections=("model", "training", "activation_checkpoint"),
     )
     parser.add_argument(
-        "--steps", type=int, default=10, metavar="N", help="steps to measure, after 2 of warm-up (default: 10)"
+        "--steps", type=at_least(1), default=10, metavar="N", help="steps to measure, after 2 of warm-up (default: 10)"
     )
     run, options = read_run(parser, words, world=world())
     from longfire.bench import bench as measure

@@ -77,6 +77,8 @@ class AttentionShape:
     )
 
     def check(self, hidden_size: int) -> None:
+        if self.qk_norm_eps < 0:
+            raise SettingsError(f"model shape: attention.qk_norm_eps = {self.qk_norm_eps} must be at least 0")
         if not self.head_dim:
             divides("attention", "num_heads", self.num_heads, "hidden_size", hidden_size)
         divides("attention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
