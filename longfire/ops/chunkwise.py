@@ -21,7 +21,7 @@ every pair has its own.) A document start is nothing but a step whose decay is 0
 """
 
 from collections.abc import Callable, Iterator
-from itertools import product, repeat
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -248,7 +248,15 @@ def scored(scores: Tensor, size: int) -> Tensor:
 
 def unscored(blocks: Tensor) -> Tensor:
     """The way back, a copy."""
-    return blocks.movedim((-5, -4), (-3, -1)).flatten(-2).flatten(-3, -2)
+    queries, keys, n, size, _ = blocks.shape[-5:]
+    rows = blocks.movedim((-5, -4), (-3, -1))
+    return rows.reshape(*blocks.shape[:-5], n, size * queries, size * keys)
+
+
+def on_diagonal(matrix: Tensor, size: int) -> Tensor:
+    """The blocks (..., C / size, size, size) on the diagonal of (..., C, C), a view."""
+    blocks = matrix.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
 def below_diagonal(matrix: Tensor, size: int) -> Tensor:
