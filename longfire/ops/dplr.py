@@ -25,7 +25,7 @@ from longfire.ops.chunkwise import (
     through_chunks,
     unchunked,
 )
-from longfire.ops.delta_rule import UnitLowerInverse
+from longfire.ops.delta_rule import UnitLowerSolve
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
 
@@ -173,8 +173,7 @@ def solved(parts: Decayed, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """found and read: u = found + read S_in in every chunk. The last queries of the parts are c, a place earlier."""
     ck, cb = (F.pad(products[..., :-1, :], (0, 0, 1, 0)) for products in parts.products[-1])
     c_from_start = torch.cat([c[..., :1, :], parts.from_start[-1][..., :-1, :]], -2)
-    solve = UnitLowerInverse.apply(-cb)
-    return solve @ (ck @ v), solve @ c_from_start
+    return UnitLowerSolve.apply(-cb, ck @ v, c_from_start)
 
 
 def maps(parts: Decayed, k: Tensor, v: Tensor, found: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
