@@ -4,8 +4,7 @@ import pytest
 import recurrences as r
 import torch
 
-from longfire.ops import delta_rule
-from longfire.ops.delta_rule import UnitLowerSolve, delta_rule_chunkwise, delta_rule_slow, unit_lower_inverse
+from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_slow
 
 both_forms = pytest.mark.parametrize("form", [delta_rule_chunkwise, delta_rule_slow])
 
@@ -38,18 +37,3 @@ def test_with_beta_two_the_state_is_reflected_and_keeps_its_norm_over_a_long_row
     made["v"].zero_()
     _, state = r.call(delta_rule_chunkwise, made)
     torch.testing.assert_close(state.norm(dim=(2, 3)), made["initial_state_BHKV"].norm(dim=(2, 3)), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("size", [1, 2, 16, 64])
-def test_unit_lower_inverse(size):
-    """Only what lies below the diagonal counts, whether the rows are solved at once or merged."""
-    x = torch.randn(3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) / size
-    eye = torch.eye(size, dtype=torch.float64).expand_as(x)
-    torch.testing.assert_close(unit_lower_inverse(x) @ (eye + x.tril(-1)), eye)
-
-
-def test_gradients_of_a_solve_with_two_right_sides_are_derivatives(monkeypatch):
-    monkeypatch.setattr(delta_rule, "SOLVED", 2)
-    generator = torch.Generator().manual_seed(0)
-    sides = [torch.randn(3, 8, columns, dtype=torch.float64, generator=generator) for columns in (8, 2, 5)]
-    assert torch.autograd.gradcheck(UnitLowerSolve.apply, [x.requires_grad_() for x in sides])

@@ -165,7 +165,7 @@ def decay_tree_backward(
     d_same = d_products.diagonal(dim1=-2, dim2=-1).mT.unflatten(-1, (len(queries), len(keys)))
     d_queries = d_from_start.mul_(decay_C1K).add_(few_times(d_same, keys_CJK))
     d_keys += few_times(d_same.mT, queries_CIK)
-    return [d_decay, d_keys, d_queries]
+    return [d.contiguous() for d in (d_decay, d_keys, d_queries)]
 
 
 @decay_tree_backward.register_fake
@@ -384,9 +384,13 @@ def is_matrix(transition: Tensor) -> bool:
 def carried(transition: Tensor, state: Tensor, added: Tensor) -> Tensor:
     """transition state + added, for one chunk."""
     if is_matrix(transition):
-        product = torch.baddbmm(added.flatten(0, 1), transition.flatten(0, 1), state.flatten(0, 1))
-        return product.view_as(state)
+        return plus_product(added, transition, state)
     return torch.addcmul(added, transition, state)
+
+
+def plus_product(added: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """added + a b, of matrices (B, H, ...)."""
+    return torch.baddbmm(added.flatten(0, 1), a.flatten(0, 1), b.flatten(0, 1)).view(added.shape)
 
 
 def through_chunks(
