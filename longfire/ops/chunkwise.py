@@ -46,12 +46,23 @@ def chunk_size(tokens: int) -> int:
     return min(CHUNK, 1 << (tokens - 1).bit_length())
 
 
-def chunked(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
-    """(B, T, H, X) -> (B, N, H, C, X), contiguous; a last chunk that is not full is filled up."""
+def in_chunks(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
+    """(B, T, H, X) -> (B, N, H, C, X), a view, unless a last chunk that is not full has to be filled up."""
     missing = -x_BTHX.shape[1] % size
     if missing:
         x_BTHX = torch.nn.functional.pad(x_BTHX, (0, 0, 0, 0, 0, missing), value=fill)
-    return x_BTHX.unflatten(1, (-1, size)).transpose(2, 3).contiguous()
+    return x_BTHX.unflatten(1, (-1, size)).transpose(2, 3)
+
+
+def chunked(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
+    """The same, contiguous: what matrix products take without a copy."""
+    return in_chunks(x_BTHX, size, fill).contiguous()
+
+
+def scaled(q_BTHK: Tensor, scale: float) -> Tensor:
+    """q * scale in the working dtype; q itself, and no pass over memory, if scale is 1."""
+    q_BTHK = q_BTHK.to(working_dtype(q_BTHK))
+    return q_BTHK if scale == 1 else q_BTHK * scale
 
 
 def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
@@ -87,12 +98,14 @@ class Decayed(NamedTuple):
 
 
 def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed:
-    """queries and keys (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two."""
+    """queries and keys (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two. Queries and keys
+    may be views `in_chunks`: the tree copies them anyway."""
     if decay.shape[-1] == keys[0].shape[-1] != 1:
         whole, to_end, from_start, products = decay_tree(decay, keys, queries)
         products = list(products.unbind(-3))
         by_query = [products[i : i + len(keys)] for i in range(0, len(products), len(keys))]
         return Decayed(by_query, list(from_start.unbind(-2)), list(to_end.unbind(-2)), whole.mT)
+    queries, keys = [query.contiguous() for query in queries], [key.contiguous() for key in keys]
     whole, to_end, from_start, pairs = decays_alone(decay)
     products = [[(query @ key.mT) * pairs for key in keys] for query in queries]
     return Decayed(products, [query * from_start for query in queries], [key * to_end for key in keys], whole.mT)

@@ -19,6 +19,8 @@ from longfire.ops.chunkwise import (
     chunked,
     decayed,
     goes_on,
+    in_chunks,
+    scaled,
     start,
     step_decays,
     unchunked,
@@ -127,7 +129,7 @@ def work(
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
-    q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
+    q, k, v = in_chunks(scaled(q, scale), size), in_chunks(k.to(dtype), size), chunked(v.to(dtype), size)
     parts = decayed([q, k], [k], decay)
     products, from_start = parts.products[0][0], parts.from_start[0]
 

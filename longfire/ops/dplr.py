@@ -20,6 +20,8 @@ from longfire.ops.chunkwise import (
     chunked,
     decayed,
     goes_on,
+    in_chunks,
+    scaled,
     start,
     step_decays,
     unchunked,
@@ -131,9 +133,8 @@ def work(
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     c = of_own_document(c, goes_on_BT)
-    q, k, v, c, b = (
-        chunked(x, size) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), c.to(dtype), b.to(dtype))
-    )
+    q, k, c, b = (in_chunks(x, size) for x in (scaled(q, scale), k.to(dtype), c.to(dtype), b.to(dtype)))
+    v = chunked(v.to(dtype), size)
     parts = decayed([q, a_place_earlier(c)], [k, b], decay)
     (with_k, with_b), from_start = parts.products[0], parts.from_start[0]
 
