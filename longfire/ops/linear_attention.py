@@ -27,10 +27,10 @@ from longfire.ops.chunkwise import (
     step_decays,
     through_chunks,
     unchunked,
-    value_tree,
 )
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
+from longfire.ops.value_tree import value_tree
 
 
 def linear_attention(

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from worlds import in_processes
 
-from longfire.ops import blockwise, chunkwise, low_rank, selective_scan
+from longfire.ops import blockwise, chunkwise, low_rank, selective_scan, value_tree
 from longfire.parallel import collectives
 
 B, N, H, T, C, K, V = 2, 3, 2, 2 * selective_scan.TOKENS - 3, 8, 4, 6
@@ -42,8 +42,8 @@ CALLS = {
     chunkwise.decay_tree_backward: [
         (key_BCK, [key_BCK], [key_BCK], [key_BCK[:, :1], key_BCJK, key_BCJK, pairs_BCC[:, None]]),
     ],
-    chunkwise.value_tree: [(pairs_BCC, value_BCV, value_BCV)],
-    chunkwise.value_tree_backward: [(pairs_BCC, value_BCV, value_BCV, [value_BCV] * 3)],
+    value_tree.value_tree: [(pairs_BCC, value_BCV, value_BCV)],
+    value_tree.value_tree_backward: [(pairs_BCC, value_BCV, value_BCV, [value_BCV] * 3)],
     chunkwise.scan: [
         (rand(B, N, H, K, K), rand(B, N, H, K, V), rand(B, H, K, V), True),
         (rand(B, N, H, K, 1), rand(B, N, H, K, V), rand(B, H, K, V), False),
