@@ -13,6 +13,7 @@ from longfire.ops import bf16
 from longfire.ops import cross_entropy as module
 from longfire.ops.cross_entropy import (
     Words,
+    cached_rows,
     likeliest,
     linear_cross_entropy,
     linear_cross_entropy_slow,
@@ -128,12 +129,19 @@ def test_buffers(graph, monkeypatch):
                 sizes.append(out.numel())
             return out
 
-    monkeypatch.setattr(module, "CACHED_ROWS", 2)
+    monkeypatch.setattr(module, "CACHED_BYTES", 2 * 8 * W)  # two rows of float64
     hidden, weight, labels = inputs(48)
     with torch.set_grad_enabled(graph), Recorder():
         linear_cross_entropy(hidden, weight, labels, chunk_tokens=8)
     assert max(sizes) == 8 * 64  # W rounded up, so that rows are aligned
     assert (W * D in sizes) == graph
+
+
+def test_rows_in_the_cache_follow_from_bytes():
+    """Of a small vocabulary many rows go through softmax together, of a large one few, and never none."""
+    words_and_rows = [(2_048, 384), (50_257, 15), (2**21, 1)]
+    for words, rows in words_and_rows:
+        assert cached_rows(torch.empty(1, 1).expand(1024, words)) == rows
 
 
 def test_a_second_backward_is_refused():

@@ -12,7 +12,16 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 
-from longfire.ops.mlp import ACTIVATIONS, GATES, GatedMLP, UngatedMLP, gated, gated_slow
+from longfire.ops.mlp import (
+    ACTIVATIONS,
+    GATES,
+    GatedMLP,
+    UngatedMLP,
+    gated,
+    gated_slow,
+    squared_relu,
+    squared_relu_slow,
+)
 from longfire.shape import GATED_MLPS, UNGATED_MLPS
 
 
@@ -106,3 +115,17 @@ def test_gated_equals_its_reference(kind):
         torch.testing.assert_close(gated(*inputs, kind), true)
     assert torch.autograd.gradcheck(lambda g, u: gated(g, u, kind), inputs)
     assert F.silu is GATES["swiglu"], "the one whose fast form keeps its inputs alone"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_squared_relu_is_its_reference_to_the_bit(dtype):
+    """Its gradient too: twice a product rounds as a product with the double."""
+    x = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    seed = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    values, gradients = [], []
+    for form in (squared_relu, squared_relu_slow):
+        y = form(x)
+        values.append(y.detach())
+        gradients.append(torch.autograd.grad(y, x, seed)[0])
+    assert torch.equal(*values) and torch.equal(*gradients)
+    assert gradients[0].dtype == dtype and gradients[0].count_nonzero() > 0

@@ -21,7 +21,7 @@ every pair has its own.) A document start is nothing but a step whose decay is 0
 """
 
 from collections.abc import Callable, Iterator
-from itertools import product, repeat
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,9 @@ from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
 
 CHUNK = 64  # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
-SEGMENT_NUMBERS = 2**20  # of v (or q), worked on at a time on a CPU: 4 MiB stay in cache and the allocator keeps them
+# Numbers of all inputs together that are worked on at a time on a CPU: 8 MiB, so that what is made of them stays in cache. With
+# four times as many DPLR takes 1.1 to 1.35 times as long, vector decays up to 1.2; scalar decays 0.96 to 1.01.
+SEGMENT_NUMBERS = 2**21
 
 
 def start(state_BHKV: Tensor | None, q_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
@@ -46,12 +48,23 @@ def chunk_size(tokens: int) -> int:
     return min(CHUNK, 1 << (tokens - 1).bit_length())
 
 
-def chunked(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
-    """(B, T, H, X) -> (B, N, H, C, X), contiguous; a last chunk that is not full is filled up."""
+def in_chunks(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
+    """(B, T, H, X) -> (B, N, H, C, X), a view, unless a last chunk that is not full has to be filled up."""
     missing = -x_BTHX.shape[1] % size
     if missing:
         x_BTHX = torch.nn.functional.pad(x_BTHX, (0, 0, 0, 0, 0, missing), value=fill)
-    return x_BTHX.unflatten(1, (-1, size)).transpose(2, 3).contiguous()
+    return x_BTHX.unflatten(1, (-1, size)).transpose(2, 3)
+
+
+def chunked(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
+    """The same, contiguous: what matrix products take without a copy."""
+    return in_chunks(x_BTHX, size, fill).contiguous()
+
+
+def scaled(q_BTHK: Tensor, scale: float) -> Tensor:
+    """q * scale in the working dtype; q itself, and no pass over memory, if scale is 1."""
+    q_BTHK = q_BTHK.to(working_dtype(q_BTHK))
+    return q_BTHK if scale == 1 else q_BTHK * scale
 
 
 def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
@@ -87,96 +100,95 @@ class Decayed(NamedTuple):
 
 
 def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed:
-    """queries and keys (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two."""
+    """queries and keys (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two. Queries and keys
+    may be views `in_chunks`: the tree copies them anyway."""
     if decay.shape[-1] == keys[0].shape[-1] != 1:
-        whole, *rest = decay_tree(decay, keys, queries)
-        to_end, from_start, products = (
-            rest[: len(keys)],
-            rest[len(keys) :][: len(queries)],
-            rest[-len(keys) * len(queries) :],
-        )
-        return Decayed([products[i :: len(queries)] for i in range(len(queries))], from_start, to_end, whole.mT)
+        whole, to_end, from_start, products = decay_tree(decay, keys, queries)
+        products = list(products.unbind(-3))
+        by_query = [products[i : i + len(keys)] for i in range(0, len(products), len(keys))]
+        return Decayed(by_query, list(from_start.unbind(-2)), list(to_end.unbind(-2)), whole.mT)
+    queries, keys = [query.contiguous() for query in queries], [key.contiguous() for key in keys]
     whole, to_end, from_start, pairs = decays_alone(decay)
     products = [[(query @ key.mT) * pairs for key in keys] for query in queries]
     return Decayed(products, [query * from_start for query in queries], [key * to_end for key in keys], whole.mT)
 
 
-def decays_alone(decay: Tensor) -> list[Tensor]:
+def decays_alone(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of one decay for all channels (..., C, 1): whole, to_end, from_start and those of pairs (..., C, C), the tree of ones."""
     ones = torch.ones_like(decay)
-    return decay_tree(decay, [ones], [ones])
+    whole, to_end, from_start, products = decay_tree(decay, [ones], [ones])
+    return whole, to_end.squeeze(-2), from_start.squeeze(-2), products.squeeze(-3)
 
 
 # The tree and the scan are operators of their own, with backwards written out. For autograd: it would keep every level of
 # the tree, 14 tensors the size of a query at C = 64, where this keeps its inputs and climbs again (and is a fifth faster).
 # For torch.compile: it takes them as they are; unrolled they compiled for a minute and ran no faster. It believes the strides
 # that the shape functions state, so outputs are contiguous, or lie as the input does that they were cloned from.
+#
+# Inside the tree all keys of a token lie side by side, (..., C, J, K), and all its queries, (..., C, I, K). A block of `size`
+# tokens is then size * J rows, and one product makes the scores of all queries with all keys where two blocks meet.
 
 
 @torch.library.custom_op("longfire::decay_tree", mutates_args=())
 def decay_tree(decay: Tensor, keys: list[Tensor], queries: list[Tensor]) -> list[Tensor]:
-    """All (..., C, K) -> [whole (..., 1, K), to_end of each key, from_start of each query, products of each pair]: the file's
-    trace. Of the products those with the first keys come first."""
-    pairs = list(product(keys, queries))
-    products = [torch.diag_embed((query * key).sum(-1)) for key, query in pairs]
-    whole, to_end, from_start = decay.clone(), [key.clone() for key in keys], [query * decay for query in queries]
+    """All (..., C, K), J keys and I queries -> [whole (..., 1, K), to_end (..., C, J, K), from_start (..., C, I, K), products
+    (..., I * J, C, C)]: the file's trace. Of the products those with the first query come first."""
+    whole, to_end, queries_CIK = decay.clone(), torch.stack(keys, -2), torch.stack(queries, -2)
+    from_start = queries_CIK * decay[..., None, :]
+    products = torch.diag_embed((queries_CIK @ to_end.mT).flatten(-2).mT)
+    scores = score_blocks(products, len(queries))
     for size in block_sizes(decay):
-        early, late = meeting(to_end, from_start, size)
-        for (key_early, query_late), below in zip(product(early, late), below_diagonals(products, size)):
-            below.copy_(query_late @ key_early.mT)
+        early, late = early_of(to_end, size), late_of(from_start, size)
+        below_diagonal(scores, size).copy_(scored(rows_of(late) @ rows_of(early).mT, size))
         whole = merge(whole, early, late)
-    return [whole, *to_end, *from_start, *products]
+    return [whole, to_end, from_start, products]
 
 
 @decay_tree.register_fake
 def decay_tree_shapes(decay: Tensor, keys: list[Tensor], queries: list[Tensor]) -> list[Tensor]:
-    products = [decay.new_empty(*decay.shape[:-1], decay.shape[-2]) for _ in product(keys, queries)]
-    return [torch.empty_like(decay[..., :1, :]), *map(torch.empty_like, (*keys, *queries)), *products]
+    *left, C, K = decay.shape
+    shapes = (1, K), (C, len(keys), K), (C, len(queries), K), (len(queries) * len(keys), C, C)
+    return [decay.new_empty(*left, *shape) for shape in shapes]
 
 
 @torch.library.custom_op("longfire::decay_tree_backward", mutates_args=())
 def decay_tree_backward(
     decay: Tensor, keys: list[Tensor], queries: list[Tensor], d_outputs: list[Tensor]
 ) -> list[Tensor]:
-    """The gradients of decay, each key and each query."""
-    d_whole, *rest = d_outputs
-    d_to_end = [d.clone() for d in rest[: len(keys)]]
-    d_from_start = [d.clone() for d in rest[len(keys) :][: len(queries)]]
-    d_products = rest[len(keys) + len(queries) :]
+    """The gradients of decay, of the keys (..., C, J, K) and of the queries (..., C, I, K)."""
+    d_whole, d_to_end, d_from_start, d_products = d_outputs
+    keys_CJK, queries_CIK, decay_C1K = torch.stack(keys, -2), torch.stack(queries, -2), decay[..., None, :]
     levels = []
-    whole, to_end, from_start = decay, [key.clone() for key in keys], [query * decay for query in queries]
+    whole, to_end, from_start = decay, keys_CJK.clone(), queries_CIK * decay_C1K
     for size in block_sizes(decay):
-        early, late = meeting(to_end, from_start, size)
-        levels.append((size, whole, [key.clone() for key in early], [query.clone() for query in late]))
+        early, late = early_of(to_end, size), late_of(from_start, size)
+        levels.append((size, whole, early.clone(), late.clone()))
         whole = merge(whole, early, late)
+    d_keys, d_from_start = d_to_end.clone(), d_from_start.clone()
+    d_scores = score_blocks(d_products, len(queries))
     for size, whole, early, late in reversed(levels):
-        d_early, d_late = meeting(d_to_end, d_from_start, size)
+        d_early, d_late = early_of(d_keys, size), late_of(d_from_start, size)
         whole_early, whole_late = seam(whole)
-        d_whole_early = d_whole[..., None, :] * whole_late + dots(d_late, late)
-        d_whole_late = d_whole[..., None, :] * whole_early + dots(d_early, early)
+        d_whole_early = d_whole * whole_late + (d_late * late).sum((-3, -2))
+        d_whole_late = d_whole * whole_early + (d_early * early).sum((-3, -2))
         merge(whole, d_early, d_late)
-        pairs = zip(product(zip(early, d_early), zip(late, d_late)), below_diagonals(d_products, size))
-        for ((key, d_key), (query, d_query)), d_below in pairs:
-            d_query += d_below @ key
-            d_key += d_below.mT @ query
-        d_whole = torch.stack([d_whole_early, d_whole_late], -3).flatten(-4, -2)
-    d_decay, d_keys, d_queries = d_whole.clone(), d_to_end, [d_query * decay for d_query in d_from_start]
-    for query, d_query in zip(queries, d_from_start):
-        d_decay += d_query * query
-    for ((key, d_key), (query, d_query)), d_product in zip(
-        product(zip(keys, d_keys), zip(queries, d_queries)), d_products
-    ):
-        d_same = d_product.diagonal(dim1=-2, dim2=-1)[..., None]
-        d_key += d_same * query
-        d_query += d_same * key
-    return [d.contiguous() for d in (d_decay, *d_keys, *d_queries)]
+        d_below = unscored(below_diagonal(d_scores, size))
+        d_late += few_times(d_below, rows_of(early)).view_as(late)
+        d_early += few_times(d_below.mT, rows_of(late)).view_as(early)
+        d_whole = torch.stack([d_whole_early, d_whole_late], -2).flatten(-3, -2)
+    d_decay = d_whole + (d_from_start * queries_CIK).sum(-2)
+    d_same = d_products.diagonal(dim1=-2, dim2=-1).mT.unflatten(-1, (len(queries), len(keys)))
+    d_queries = d_from_start.mul_(decay_C1K).add_(few_times(d_same, keys_CJK))
+    d_keys += few_times(d_same.mT, queries_CIK)
+    return [d.contiguous() for d in (d_decay, d_keys, d_queries)]
 
 
 @decay_tree_backward.register_fake
 def decay_tree_backward_shapes(
     decay: Tensor, keys: list[Tensor], queries: list[Tensor], d_outputs: list[Tensor]
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (decay, *keys, *queries)]
+    *left, C, K = decay.shape
+    return [decay.new_empty(*left, *shape) for shape in ((C, K), (C, len(keys), K), (C, len(queries), K))]
 
 
 def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -188,8 +200,8 @@ def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def decay_tree_gradients(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     decay, *rest = ctx.saved_tensors
     keys, queries = rest[: ctx.keys], rest[ctx.keys :]
-    d_decay, *d_rest = decay_tree_backward(decay, keys, queries, [d.contiguous() for d in d_outputs])
-    return d_decay, d_rest[: ctx.keys], d_rest[ctx.keys :]
+    d_decay, d_keys, d_queries = decay_tree_backward(decay, keys, queries, [d.contiguous() for d in d_outputs])
+    return d_decay, list(d_keys.unbind(-2)), list(d_queries.unbind(-2))
 
 
 decay_tree.register_autograd(decay_tree_gradients, setup_context=keep_tree)
@@ -200,38 +212,66 @@ def block_sizes(key: Tensor) -> Iterator[int]:
     return (1 << level for level in range(key.shape[-2].bit_length() - 1))
 
 
-def meeting(to_end: list[Tensor], from_start: list[Tensor], size: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each two neighbouring blocks: the early one's keys, the late one's queries; views (..., C / 2 size, size, K)."""
-    pairs = (-1, 2, size)
-    early, late = (
-        [x.unflatten(-2, pairs).select(-3, which) for x in blocks] for which, blocks in enumerate((to_end, from_start))
-    )
-    return early, late
+def early_of(x: Tensor, size: int) -> Tensor:
+    """The early one of each two neighbouring blocks: a view (..., C / 2 size, size, J, K) of (..., C, J, K)."""
+    return x.unflatten(-3, (-1, 2, size)).select(-4, 0)
+
+
+def late_of(x: Tensor, size: int) -> Tensor:
+    """The late one, in the same way."""
+    return x.unflatten(-3, (-1, 2, size)).select(-4, 1)
+
+
+def rows_of(block: Tensor) -> Tensor:
+    """A block's keys or queries as the rows of a matrix (..., size * J, K), a view."""
+    return block.flatten(-3, -2)
 
 
 def seam(whole: Tensor) -> tuple[Tensor, Tensor]:
-    """The decay over each early and each late block, (..., C / 2 size, 1, K), of whole (..., C / size, K)."""
-    pairs = whole.unflatten(-2, (-1, 2, 1))
-    return pairs.select(-3, 0), pairs.select(-3, 1)
+    """The decay over each early and each late block, (..., C / 2 size, K), of whole (..., C / size, K)."""
+    early, late = whole.unflatten(-2, (-1, 2)).unbind(-2)
+    return early, late
 
 
-def merge(whole: Tensor, early: list[Tensor], late: list[Tensor]) -> Tensor:
+def merge(whole: Tensor, early: Tensor, late: Tensor) -> Tensor:
     """Carry the early keys over the late block and the late queries back over the early one, in place; the new `whole`."""
     whole_early, whole_late = seam(whole)
-    for key in early:
-        key *= whole_late
-    for query in late:
-        query *= whole_early
-    return (whole_early * whole_late).flatten(-3, -2)
+    early *= whole_late[..., None, None, :]
+    late *= whole_early[..., None, None, :]
+    return whole_early * whole_late
 
 
-def dots(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
-    """Sums of products over the tokens of a block, (..., 1, K)."""
-    return sum((x * y).sum(-2, keepdim=True) for x, y in zip(xs, ys))
+def few_times(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b. One or two columns of a are multiplied out: a CPU's product of such matrices takes ten times as long."""
+    if a.shape[-1] > 2:
+        return a @ b
+    product = a[..., :1] * b[..., :1, :]
+    return product if a.shape[-1] == 1 else product.addcmul_(a[..., 1:], b[..., 1:, :])
 
 
-def below_diagonals(products: list[Tensor], size: int) -> list[Tensor]:
-    return [below_diagonal(matrix, size) for matrix in products]
+def score_blocks(products: Tensor, queries: int) -> Tensor:
+    """(..., I * J, C, C) as (..., I, J, C, C), a view."""
+    return products.unflatten(-3, (queries, -1))
+
+
+def scored(scores: Tensor, size: int) -> Tensor:
+    """Rows of queries and columns of keys, (..., C / 2 size, size * I, size * J), as `below_diagonal` lies: a view (..., I, J,
+    C / 2 size, size, size)."""
+    blocks = scores.unflatten(-1, (size, -1)).unflatten(-3, (size, -1))  # (..., C / 2 size, size, I, size, J)
+    return blocks.movedim((-3, -1), (-5, -4))
+
+
+def unscored(blocks: Tensor) -> Tensor:
+    """The way back, a copy."""
+    queries, keys, n, size, _ = blocks.shape[-5:]
+    rows = blocks.movedim((-5, -4), (-3, -1))
+    return rows.reshape(*blocks.shape[:-5], n, size * queries, size * keys)
+
+
+def on_diagonal(matrix: Tensor, size: int) -> Tensor:
+    """The blocks (..., C / size, size, size) on the diagonal of (..., C, C), a view."""
+    blocks = matrix.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
 def below_diagonal(matrix: Tensor, size: int) -> Tensor:
@@ -239,70 +279,6 @@ def below_diagonal(matrix: Tensor, size: int) -> Tensor:
     pairs = (-1, 2, size)
     blocks = matrix.unflatten(-1, pairs).unflatten(-4, pairs).select(-5, 1).select(-2, 0)
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-
-
-@torch.library.custom_op("longfire::value_tree", mutates_args=())
-def value_tree(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
-    """What decays over channels of the values, merged as in `decay_tree`: [out, to_end, from_start], all (..., C, V).
-
-    products (..., C, C) of queries and keys, value and decay (..., C, V). out_i = sum_{j<=i} products_ij v_j a_{j+1}..a_i,
-    to_end_j = v_j a_{j+1}..a_C, from_start_i = a_1..a_i. From the seam, where two blocks of 2 merge (a3 from it, a2 to it):
-    out_3 += a3 (P31 (v1 a2) + P32 v2).
-    """
-    out = products.diagonal(dim1=-2, dim2=-1)[..., None] * value
-    to_end, from_start, whole = value.clone(), decay.clone(), decay
-    for size in block_sizes(value):
-        (early,), (late, out_late) = meeting([to_end], [from_start, out], size)
-        out_late.addcmul_(late, below_diagonal(products, size) @ early)
-        whole = merge(whole, [early], [late])
-    return [out, to_end, from_start]
-
-
-@value_tree.register_fake
-def value_tree_shapes(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
-    return [torch.empty_like(value), torch.empty_like(value), torch.empty_like(decay)]
-
-
-@torch.library.custom_op("longfire::value_tree_backward", mutates_args=())
-def value_tree_backward(products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]) -> list[Tensor]:
-    """The gradients of products, value and decay."""
-    d_out, d_to_end, d_from_start = d_outputs[0], d_outputs[1].clone(), d_outputs[2].clone()
-    levels = []
-    to_end, from_start, whole = value.clone(), decay.clone(), decay
-    for size in block_sizes(value):
-        (early,), (late,) = meeting([to_end], [from_start], size)
-        levels.append((size, whole, early.clone(), late.clone()))
-        whole = merge(whole, [early], [late])
-    d_products, d_whole = torch.zeros_like(products), torch.zeros_like(whole)
-    for size, whole, early, late in reversed(levels):
-        (d_early,), (d_late, d_out_late) = meeting([d_to_end], [d_from_start, d_out], size)
-        whole_early, whole_late = seam(whole)
-        d_whole_late = d_whole[..., None, :] * whole_early + (d_early * early).sum(-2, keepdim=True)
-        d_whole_early = d_whole[..., None, :] * whole_late + (d_late * late).sum(-2, keepdim=True)
-        below, d_seen = below_diagonal(products, size), d_out_late * late
-        d_late.mul_(whole_early).addcmul_(d_out_late, below @ early)
-        d_early.mul_(whole_late).add_(below.mT @ d_seen)
-        below_diagonal(d_products, size).copy_(d_seen @ early.mT)
-        d_whole = torch.stack([d_whole_early, d_whole_late], -3).flatten(-4, -2)
-    d_products.diagonal(dim1=-2, dim2=-1).copy_((d_out * value).sum(-1))
-    d_value = d_to_end.addcmul_(d_out, products.diagonal(dim1=-2, dim2=-1)[..., None])
-    return [d.contiguous() for d in (d_products, d_value, d_whole + d_from_start)]
-
-
-@value_tree_backward.register_fake
-def value_tree_backward_shapes(products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (products, value, decay)]
-
-
-def keep_value_tree(ctx: Any, inputs: tuple[Tensor, ...], output: list[Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def value_tree_gradients(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(value_tree_backward(*ctx.saved_tensors, [d.contiguous() for d in d_outputs]))
-
-
-value_tree.register_autograd(value_tree_gradients, setup_context=keep_value_tree)
 
 
 @torch.library.custom_op("longfire::scan", mutates_args=())
@@ -352,9 +328,13 @@ def is_matrix(transition: Tensor) -> bool:
 def carried(transition: Tensor, state: Tensor, added: Tensor) -> Tensor:
     """transition state + added, for one chunk."""
     if is_matrix(transition):
-        product = torch.baddbmm(added.flatten(0, 1), transition.flatten(0, 1), state.flatten(0, 1))
-        return product.view_as(state)
+        return plus_product(added, transition, state)
     return torch.addcmul(added, transition, state)
+
+
+def plus_product(added: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """added + a b, of matrices (B, H, ...)."""
+    return torch.baddbmm(added.flatten(0, 1), a.flatten(0, 1), b.flatten(0, 1)).view(added.shape)
 
 
 def through_chunks(
@@ -385,8 +365,10 @@ def segments_of(inputs: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor | No
     """The inputs of each segment that is worked on at a time."""
     tokens = T = inputs[0].shape[1]
     if inputs[0].device.type == "cpu" and not as_on_cuda():
-        numbers = max(x.numel() // T for x in inputs if x is not None and x.dim() == 4)
-        tokens = max(1, SEGMENT_NUMBERS // (numbers * CHUNK)) * CHUNK
+        numbers = sum(x.numel() // T for x in inputs if x is not None and x.dim() == 4)
+        chunks = -(-T // CHUNK)
+        segments = -(-chunks // max(1, SEGMENT_NUMBERS // (numbers * CHUNK)))
+        tokens = -(-chunks // segments) * CHUNK  # all of one length, as far as whole chunks go
     if tokens >= T:
         yield inputs
         return

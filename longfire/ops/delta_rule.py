@@ -6,11 +6,10 @@ decayed state is what is erased: fla's order.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longfire.ops import chosen
 from longfire.ops.chunkwise import (
@@ -20,13 +19,15 @@ from longfire.ops.chunkwise import (
     chunked,
     decayed,
     goes_on,
+    in_chunks,
+    scaled,
     start,
     step_decays,
-    through_chunks,
     unchunked,
 )
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
+from longfire.ops.low_rank import LowRank, UnitLowerSolve, Worked, through_chunks
 
 
 def delta_rule(
@@ -97,7 +98,7 @@ def delta_rule_chunkwise(
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
         return step(start(initial_state_BHKV, q_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, scale=scale)
-    run = partial(through_chunks, partial(work, scale=scale), read)
+    run = partial(through_chunks, partial(work, scale=scale))
     inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
@@ -117,75 +118,38 @@ def step(
     return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
 
 
-class Worked(NamedTuple):
-    """What chunks come to before a state is known."""
-
-    tokens: int
-    transition: Tensor
-    write: Tensor
-    products: Tensor  # of queries and keys
-    from_start: Tensor  # queries
-    written: Tensor
-    erased: Tensor
-
-
 def work(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
 ) -> Worked:
     """The rule is decayed linear attention S_t = diag(a_t) S_{t-1} + k_t u_t^T with values u_t = beta_t (v_t - held_t) that
     depend on the state: held_i = (k_i a_1..a_i)^T S_in + sum_{j<i} P_ij u_j, P the products of keys with keys. So
-    (I + diag(beta) P below the diagonal) u = diag(beta) (v - from_start_k S_in): one triangular inverse per chunk gives
-    u = written - erased S_in, and S_out = (diag(whole) - to_end^T erased) S_in + to_end^T written.
+    (I + diag(beta) P below the diagonal) u = diag(beta) (v - from_start_k S_in): one triangular system per chunk gives
+    u = found + read S_in, and S_out = diag(whole) S_in + to_end^T u.
     """
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
-    q, k, v = chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size), chunked(v.to(dtype), size)
+    q, k, v = in_chunks(scaled(q, scale), size), in_chunks(k.to(dtype), size), chunked(v.to(dtype), size)
     parts = decayed([q, k], [k], decay)
-    written, erased = solved(parts, k, v, chunked(beta.to(dtype), size))
-    return Worked(tokens, *maps(parts, k, written, erased), parts.products[0][0], parts.from_start[0], written, erased)
+    products, from_start = parts.products[0][0], parts.from_start[0]
+
+    def outputs(states: Tensor, written: Tensor) -> Tensor:
+        return unchunked(products @ written + from_start @ states, tokens)
+
+    return Worked(change(parts, v, chunked(beta.to(dtype), size)), outputs)
 
 
-def read(worked: Worked, states: Tensor) -> Tensor:
-    """Outputs, given the state before each chunk."""
-    o = worked.products @ (worked.written - worked.erased @ states) + worked.from_start @ states
-    return unchunked(o, worked.tokens)
-
-
-def solved(parts: Decayed, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """written and erased: u = written - erased S_in in every chunk. The last queries of the parts are the keys."""
-    solve = UnitLowerInverse.apply(beta * parts.products[-1][0]) * beta.mT
-    return solve @ v, solve @ parts.from_start[-1]
-
-
-def maps(parts: Decayed, k: Tensor, written: Tensor, erased: Tensor) -> tuple[Tensor, Tensor]:
-    """What each chunk does to the state: S_out = transition S_in + write."""
-    whole, (to_end,) = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1]), parts.to_end
-    return torch.diag_embed(whole) - to_end.mT @ erased, to_end.mT @ written
+def change(parts: Decayed, v: Tensor, beta: Tensor) -> LowRank:
+    """What each chunk does to the state. The last queries of the parts are the keys."""
+    right_sides = beta * v, -beta * parts.from_start[-1]
+    found, read = UnitLowerSolve.apply(beta * parts.products[-1][0], *right_sides)
+    return LowRank(parts.whole, parts.to_end[0], found, read)
 
 
 def chunk_maps(k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of chunks whose outputs nobody asks for; k, v, beta, decay (B, N, H, C, ...)."""
-    parts = decayed([k], [k], decay)
-    return maps(parts, k, *solved(parts, k, v, beta))
-
-
-class UnitLowerInverse(torch.autograd.Function):
-    """(I + the part of x below its diagonal)^-1. Its backward is two products, where autograd's would solve again, four
-    times slower (128 matrices of 64 x 64)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        inverse = torch.linalg.solve_triangular(x, eye.expand_as(x), upper=False, unitriangular=True)
-        ctx.save_for_backward(inverse)
-        return inverse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_inverse: Tensor) -> Tensor:
-        (inverse,) = ctx.saved_tensors
-        return -(inverse.mT @ d_inverse @ inverse.mT).tril(-1)
+    """(transition, write) of chunks whose outputs nobody asks for; k, v, beta, decay (B, N, H, C, ...)."""
+    chunks = change(decayed([k], [k], decay), v, beta)
+    return chunks.transition, chunks.write
 
 
 def delta_rule_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ ops/delta_rule.py computes them with half the work.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,15 @@ from longfire.ops.chunkwise import (
     chunked,
     decayed,
     goes_on,
+    in_chunks,
+    scaled,
     start,
     step_decays,
-    through_chunks,
     unchunked,
 )
-from longfire.ops.delta_rule import UnitLowerInverse
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
+from longfire.ops.low_rank import LowRank, UnitLowerSolve, Worked, through_chunks
 
 
 def dplr(
@@ -101,7 +102,7 @@ def dplr_chunkwise(
     if q_BTHK.shape[1] == 1:
         inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK)
         return step(start(initial_state_BHKV, q_BTHK, v_BTHV), *inputs, scale=scale)
-    run = partial(through_chunks, partial(work, scale=scale), read)
+    run = partial(through_chunks, partial(work, scale=scale))
     inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
@@ -119,19 +120,6 @@ def step(
     return o_BH1V.transpose(1, 2).to(q.dtype), S_BHKV
 
 
-class Worked(NamedTuple):
-    """What chunks come to before a state is known."""
-
-    tokens: int
-    transition: Tensor
-    write: Tensor
-    products: list[Tensor]  # of queries with k, and with b
-    from_start: Tensor  # queries
-    v: Tensor
-    found: Tensor
-    read: Tensor
-
-
 def work(
     q: Tensor, k: Tensor, v: Tensor, c: Tensor, b: Tensor, g: Tensor, goes_on_BT: Tensor | None, *, scale: float
 ) -> Worked:
@@ -139,25 +127,21 @@ def work(
     c_t reads is what a query at t - 1 would: so c stands a place earlier among the queries, and what its places give moves
     back by one. The first of a chunk reads S_in itself, and the first of a document nothing: there c is zero. With P the products
     of c with k and b, strictly below the diagonal after the move, u = P_k v + P_b u + c_from_start S_in, so one triangular
-    inverse gives u = found + read S_in, and S_out = (diag(whole) + b_to_end^T read) S_in + k_to_end^T v + b_to_end^T found.
+    system gives u = found + read S_in, and S_out = diag(whole) S_in + b_to_end^T u + k_to_end^T v.
     """
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     c = of_own_document(c, goes_on_BT)
-    q, k, v, c, b = (
-        chunked(x, size) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), c.to(dtype), b.to(dtype))
-    )
+    q, k, c, b = (in_chunks(x, size) for x in (scaled(q, scale), k.to(dtype), c.to(dtype), b.to(dtype)))
+    v = chunked(v.to(dtype), size)
     parts = decayed([q, a_place_earlier(c)], [k, b], decay)
-    found, read = solved(parts, c, v)
-    return Worked(tokens, *maps(parts, k, v, found, read), parts.products[0], parts.from_start[0], v, found, read)
+    (with_k, with_b), from_start = parts.products[0], parts.from_start[0]
 
+    def outputs(states: Tensor, written: Tensor) -> Tensor:
+        return unchunked(with_k @ v + with_b @ written + from_start @ states, tokens)
 
-def read(worked: Worked, states: Tensor) -> Tensor:
-    """Outputs, given the state before each chunk."""
-    with_k, with_b = worked.products
-    o = with_k @ worked.v + with_b @ (worked.found + worked.read @ states) + worked.from_start @ states
-    return unchunked(o, worked.tokens)
+    return Worked(change(parts, c, v), outputs)
 
 
 def of_own_document(c: Tensor, goes_on_BT: Tensor | None) -> Tensor:
@@ -169,24 +153,19 @@ def a_place_earlier(c: Tensor) -> Tensor:
     return F.pad(c[..., 1:, :], (0, 0, 0, 1))
 
 
-def solved(parts: Decayed, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """found and read: u = found + read S_in in every chunk. The last queries of the parts are c, a place earlier."""
+def change(parts: Decayed, c: Tensor, v: Tensor) -> LowRank:
+    """What each chunk does to the state. The last queries of the parts are c, a place earlier."""
     ck, cb = (F.pad(products[..., :-1, :], (0, 0, 1, 0)) for products in parts.products[-1])
     c_from_start = torch.cat([c[..., :1, :], parts.from_start[-1][..., :-1, :]], -2)
-    solve = UnitLowerInverse.apply(-cb)
-    return solve @ (ck @ v), solve @ c_from_start
-
-
-def maps(parts: Decayed, k: Tensor, v: Tensor, found: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-    """What each chunk does to the state: S_out = transition S_in + write."""
-    whole, (k_to_end, b_to_end) = parts.whole.squeeze(-1).expand(*k.shape[:-2], k.shape[-1]), parts.to_end
-    return torch.diag_embed(whole) + b_to_end.mT @ read, k_to_end.mT @ v + b_to_end.mT @ found
+    found, read = UnitLowerSolve.apply(-cb, ck @ v, c_from_start)
+    k_to_end, b_to_end = parts.to_end
+    return LowRank(parts.whole, b_to_end, found, read, added=k_to_end.mT @ v)
 
 
 def chunk_maps(k: Tensor, v: Tensor, c: Tensor, b: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of chunks whose outputs nobody asks for; all (B, N, H, C, ...)."""
-    parts = decayed([a_place_earlier(c)], [k, b], decay)
-    return maps(parts, k, v, *solved(parts, c, v))
+    """(transition, write) of chunks whose outputs nobody asks for; all (B, N, H, C, ...)."""
+    chunks = change(decayed([a_place_earlier(c)], [k, b], decay), c, v)
+    return chunks.transition, chunks.write
 
 
 def dplr_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -20,15 +20,17 @@ from longfire.ops.chunkwise import (
     decayed,
     decays_alone,
     goes_on,
+    in_chunks,
+    scaled,
     scan,
     start,
     step_decays,
     through_chunks,
     unchunked,
-    value_tree,
 )
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
+from longfire.ops.value_tree import value_tree
 
 
 def linear_attention(
@@ -142,7 +144,7 @@ def segment(
     if k.shape[2] < v.shape[2]:
         decay_BTH1 = step_decays(g, goes_on_BT, v).expand(len(v), -1, v.shape[2], -1)
         o, S_BHKV = in_groups(
-            S_BHKV, chunked(q.to(dtype) * scale, size), chunked(k.to(dtype), size),
+            S_BHKV, chunked(scaled(q, scale), size), chunked(k.to(dtype), size),
             chunked(v.to(dtype).unflatten(2, (q.shape[2], -1)).flatten(-2), size), chunked(decay_BTH1, size, fill=1.0),
         )  # fmt: skip
         return unchunked(o, tokens).unflatten(-1, (-1, v.shape[-1])).flatten(2, 3), S_BHKV
@@ -174,8 +176,8 @@ def work(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor |
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
-    queries = [chunked(x.to(dtype) * scale, size) for x in q.unflatten(2, (k.shape[2], -1)).unbind(3)]
-    k, v = chunked(k.to(dtype), size), chunked(v.to(dtype), size)
+    queries = [in_chunks(x, size) for x in scaled(q, scale).unflatten(2, (k.shape[2], -1)).unbind(3)]
+    k, v = in_chunks(k.to(dtype), size), chunked(v.to(dtype), size)
     return Worked(tokens, decayed(queries, [k], decay), v)
 
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.ops import chosen
+from longfire.ops import chosen, low_rank
 from longfire.ops import delta_rule as delta
-from longfire.ops import dplr as low_rank
+from longfire.ops import dplr as general
 from longfire.ops import linear_attention as plain
 from longfire.ops.chunkwise import chunk_size, chunked, goes_on, scan, segments_of, step_decays
 from longfire.ops.documents import Documents
@@ -105,8 +105,8 @@ def dplr_map(
         for k, v, c, b, g, goes_on_BT in segments_of((k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))):
             size = chunk_size(k.shape[1])
             decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
-            c = low_rank.of_own_document(c, goes_on_BT)
-            yield low_rank.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, c, b)), decay)
+            c = general.of_own_document(c, goes_on_BT)
+            yield general.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, c, b)), decay)
 
     return folded(maps())
 
@@ -178,7 +178,7 @@ def delta_rule_around(
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
-    return around(partial(delta.work, scale=scale), delta.read, inputs, state_before).to(q_BTHK.dtype)
+    return around(partial(delta.work, scale=scale), low_rank.read, inputs, state_before).to(q_BTHK.dtype)
 
 
 def dplr_around(
@@ -188,7 +188,7 @@ def dplr_around(
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
-    return around(partial(low_rank.work, scale=scale), low_rank.read, inputs, state_before).to(q_BTHK.dtype)
+    return around(partial(general.work, scale=scale), low_rank.read, inputs, state_before).to(q_BTHK.dtype)
 
 
 class Recurrence(NamedTuple):
@@ -217,6 +217,6 @@ STATE = "initial_state_BHKV"
 RECURRENCES = (
     Recurrence(plain.linear_attention, linear_attention_map, STATE, linear_attention_around),
     Recurrence(delta.delta_rule, delta_rule_map, STATE, delta_rule_around),
-    Recurrence(low_rank.dplr, dplr_map, STATE, dplr_around),
+    Recurrence(general.dplr, dplr_map, STATE, dplr_around),
     Recurrence(selective_scan, selective_scan_map, "initial_state_BDN"),
 )

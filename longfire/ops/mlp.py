@@ -30,8 +30,27 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """relu(x)^2 (So 2021, Primer)."""
+    """relu(x)^2 (So 2021, Primer). Keeps relu(x), of which the gradient is 2 relu(x): one pass, where autograd's takes four."""
+    return _SquaredReLU.apply(x) if torch.is_grad_enabled() else squared_relu_slow(x)
+
+
+def squared_relu_slow(x: Tensor) -> Tensor:
+    """The reference: by its definition."""
     return F.relu(x).square()
+
+
+class _SquaredReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return torch.addcmul(d_y.new_zeros(()), d_y, positive, value=2)  # 2 d_y positive, in one pass
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

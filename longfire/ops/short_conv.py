@@ -98,25 +98,30 @@ class _ShiftedSum(torch.autograd.Function):
         rows32_BPD, d_BTD = in_fp32(rows_BPD), in_fp32(d_y_BTD)
         if ctx.silu:
             d_BTD = torch.ops.aten.silu_backward(d_BTD, shifted_sum(rows32_BPD, weight_DW, bias_D, ids_BP))
-        T = d_BTD.shape[1]
+        T, taps_WD = d_BTD.shape[1], taps_of(weight_DW)
         d_rows_BPD = torch.zeros_like(rows32_BPD)
-        d_weight_DW = torch.empty_like(weight_DW)
-        for tap in range(weight_DW.shape[1]):
+        d_taps_WD = torch.empty_like(taps_WD)
+        for tap, weight_D in enumerate(taps_WD):
             seen_BTD = seen_by(tap, ids_BP, d_BTD)
-            d_rows_BPD[:, tap : tap + T].addcmul_(seen_BTD, weight_DW[:, tap])
-            d_weight_DW[:, tap] = (seen_BTD * rows32_BPD[:, tap : tap + T]).sum((0, 1))
+            d_rows_BPD[:, tap : tap + T].addcmul_(seen_BTD, weight_D)
+            d_taps_WD[tap] = (seen_BTD * rows32_BPD[:, tap : tap + T]).sum((0, 1))
         d_bias_D = None if bias_D is None else d_BTD.sum((0, 1))
-        return d_rows_BPD.to(rows_BPD.dtype), d_weight_DW, d_bias_D, None, None
+        return d_rows_BPD.to(rows_BPD.dtype), d_taps_WD.T.contiguous(), d_bias_D, None, None
 
 
 def shifted_sum(rows_BPD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, ids_BP: Tensor | None) -> Tensor:
     """sum_w weight[:, w] rows[t + w] + bias for the T = P - W + 1 tokens that are not before the row."""
-    width = weight_DW.shape[1]
-    T = rows_BPD.shape[1] - width + 1
-    y_BTD = rows_BPD[:, width - 1 :] * weight_DW[:, -1]
-    for tap in range(width - 1):
-        y_BTD.addcmul_(seen_by(tap, ids_BP, rows_BPD[:, tap : tap + T]), weight_DW[:, tap])
+    *earlier_WD, last_D = taps_of(weight_DW)
+    T = rows_BPD.shape[1] - len(earlier_WD)
+    y_BTD = rows_BPD[:, len(earlier_WD) :] * last_D
+    for tap, weight_D in enumerate(earlier_WD):
+        y_BTD.addcmul_(seen_by(tap, ids_BP, rows_BPD[:, tap : tap + T]), weight_D)
     return y_BTD if bias_D is None else y_BTD.add_(bias_D)
+
+
+def taps_of(weight_DW: Tensor) -> Tensor:
+    """(W, D), contiguous: on a CPU a factor of every channel takes a fifth of the time where the channels lie side by side."""
+    return weight_DW.T.contiguous()
 
 
 def seen_by(tap: int, ids_BP: Tensor | None, x_BTD: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from worlds import in_processes
 
-from longfire.ops import blockwise, chunkwise, selective_scan
+from longfire.ops import blockwise, chunkwise, low_rank, selective_scan, value_tree
 from longfire.parallel import collectives
 
 B, N, H, T, C, K, V = 2, 3, 2, 2 * selective_scan.TOKENS - 3, 8, 4, 6
@@ -21,6 +21,8 @@ def rand(*shape: int) -> Tensor:
 
 
 key_BCK, value_BCV, pairs_BCC = rand(B, C, K), rand(B, C, V), rand(B, C, C)
+key_BCJK = key_BCK[:, :, None]  # of J = 1 key
+rows_BNHCK, state_BHKV = rand(B, N, H, C, K), rand(B, H, K, V)
 selective = [rand(B, T, V), rand(B, T, V), -rand(V, K), rand(B, T, K), rand(B, T, K)]
 starts_BT = rand(B, T) < 0.1
 q_BTHK, k_BTGK, v_BTGV, o_BTHV, lse_BHT = (
@@ -38,14 +40,18 @@ ids_BT, how = (
 CALLS = {
     chunkwise.decay_tree: [(key_BCK, [key_BCK, key_BCK], [key_BCK])],
     chunkwise.decay_tree_backward: [
-        (key_BCK, [key_BCK], [key_BCK], [key_BCK[:, :1], key_BCK, key_BCK, pairs_BCC]),
+        (key_BCK, [key_BCK], [key_BCK], [key_BCK[:, :1], key_BCJK, key_BCJK, pairs_BCC[:, None]]),
     ],
-    chunkwise.value_tree: [(pairs_BCC, value_BCV, value_BCV)],
-    chunkwise.value_tree_backward: [(pairs_BCC, value_BCV, value_BCV, [value_BCV] * 3)],
+    value_tree.value_tree: [(pairs_BCC, value_BCV, value_BCV)],
+    value_tree.value_tree_backward: [(pairs_BCC, value_BCV, value_BCV, [value_BCV] * 3)],
     chunkwise.scan: [
         (rand(B, N, H, K, K), rand(B, N, H, K, V), rand(B, H, K, V), True),
         (rand(B, N, H, K, 1), rand(B, N, H, K, V), rand(B, H, K, V), False),
         (rand(1, N, 1, 1, 1), rand(B, 1, H, K, V).expand(B, N, H, K, V), rand(B, H, K, V), False),
+    ],
+    low_rank.scan_low_rank: [
+        (rand(B, N, H, K, 1), rows_BNHCK, rand(B, N, H, C, V), rows_BNHCK, rand(B, N, H, K, V), state_BHKV, True),
+        (rand(1, N, 1, 1, 1), rows_BNHCK, rand(B, N, H, C, V), rows_BNHCK, None, state_BHKV, False),
     ],
     selective_scan.scan_tokens: [(*selective, rand(B, K, V), starts_BT), (*selective, rand(B, K, V), None)],
     selective_scan.scan_tokens_backward: [
