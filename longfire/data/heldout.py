@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FEW_DOCUMENTS = 8  # fewer than so many are cut
 CUT_CHARACTERS = 1000  # a shorter document is not cut
 TAIL_CHARACTERS, TAIL_SHARE = 50_000, 0.1  # a tail has at least so many, if that is at most this share of the document
+TAILS = f"tails of at least {TAIL_CHARACTERS} characters or {TAIL_SHARE:g}"  # in the address of a store
 LOOKED_AT = 10_000  # documents; where none of them is held out by its hash, there will be one later
 
 
@@ -57,7 +58,7 @@ class HoldOut:
     def options(self) -> dict[str, str]:
         """What the address of a token store says of it: nothing where the fraction says all."""
         if self.tails:
-            return {"held_out": f"tails of at least {TAIL_CHARACTERS} characters or {TAIL_SHARE:g}"}
+            return {"held_out": TAILS}
         return {"held_out": self.lowest} if self.lowest else {}
 
 
