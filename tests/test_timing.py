@@ -129,6 +129,20 @@ def test_finished_and_longer(folder, capsys):
     assert len(records("timed")) > steps and column("timed", "lr")[steps] == pytest.approx(3e-5)
 
 
+def test_going_on_says_at_once_how_long_or_that_nothing_is_left(folder, capsys):
+    trained("timed", Ticks(), training__max_seconds="40", checkpoint__interval="10", checkpoint__keep_latest_k="0")
+    for later in [path for path in Path("timed/checkpoints").glob("step-*") if path.name != "step-10"]:
+        later.rename(folder / later.name)
+    capsys.readouterr()
+    trained("timed", Ticks(), Path("timed/run.toml"), training__max_seconds="5")
+    out = capsys.readouterr().out
+    assert "this run is finished: its 10 steps are done, " in out
+    assert "% of the plan, so the learning rate has not decayed to its floor. To go on" in out
+    assert "5 s of training are" not in out
+    trained("timed", Ticks(), Path("timed/run.toml"), training__max_seconds="40")
+    assert " of training.max_seconds = 40 are left, planned as " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("seconds, steps", [("0.001", 1), ("1.5", 1), ("2.5", 2)])
 def test_a_tiny_budget_has_at_least_one_step(folder, seconds, steps):
     trained("timed", Ticks(), training__max_seconds=seconds)
