@@ -162,7 +162,7 @@ def test_a_small_tokenizer_says_what_it_is(tmp_path):
     told: list[str] = []
     trained = settings.Tokenizer(path="train", train_vocab_size=2048)
     prepare(data_of(tmp_path, "input.txt"), trained, note=told.append)
-    assert told[0].startswith("tokenizer: 259 words (2048 asked for: the text has no more) from 2e-06 MB"), (
+    assert told[0].startswith("tokenizer: a vocabulary of 259 (2048 asked for: the text has no more) from 2 bytes"), (
         "bytes, ends, ab"
     )
 

@@ -109,7 +109,7 @@ def test_an_empty_file(folder, capsys):
     Path("input.txt").write_text("")
     assert train("--tokenizer.path", "train", "--tokenizer.train_vocab_size", "2048") == DataError.exit_code
     said = capsys.readouterr()
-    assert "tokenizer: 258 words (2048 asked for: the text has no more) from 0 MB" in said.out
+    assert "tokenizer: a vocabulary of 258 (2048 asked for: the text has no more) from 0 bytes" in said.out
     assert "input.txt: no document with text is left" in said.err
 
 
