@@ -143,6 +143,15 @@ def test_going_on_says_at_once_how_long_or_that_nothing_is_left(folder, capsys):
     assert " of training.max_seconds = 40 are left, planned as " in capsys.readouterr().out
 
 
+def test_no_evaluation_begins_when_the_time_is_up(folder, monkeypatch):
+    """It would count as training; the one at the end does not."""
+    steps: list[int] = []
+    monkeypatch.setattr("longfire.train.evaluated", lambda state, *rest: steps.append(state.step))
+    trained("timed", Ticks(lambda now: 0.1 if now < 8 else 3.0), training__max_seconds="20", eval__interval="1")
+    assert column("timed", "elapsed_seconds")[-1] > 20, "the last step was a slow one"
+    assert steps == list(range(1, len(records("timed"))))
+
+
 @pytest.mark.parametrize("seconds, steps", [("0.001", 1), ("1.5", 1), ("2.5", 2)])
 def test_a_tiny_budget_has_at_least_one_step(folder, seconds, steps):
     trained("timed", Ticks(), training__max_seconds=seconds)
