@@ -2,7 +2,7 @@
 steps a budget allows.
 
     pace = Pace()                        the loop tells it what each step, evaluation and save took
-    budget = Budget(300, 10_000, pace)   training.max_seconds, and the most steps that the settings allow
+    budget = Budget(300, 10_000, pace)   training.max_seconds, and the most steps allowed
     if budget.due(plan, step, used):     time to look at the clock?
         plan = budget.replanned(plan, step, used)
 
@@ -19,17 +19,18 @@ from typing import NamedTuple
 
 from longfire.schedule import Plan, Planned
 
-WINDOW_STEPS = 50  # over which the seconds of a step are averaged,
-RECENT_STEPS, CHANGED_SHARE = (
-    5,
-    0.15,
-)  # unless the median of the last few is another one: the machine has changed its speed
+WINDOW_STEPS = 50  # over which the seconds of a step are averaged
+RECENT_STEPS = 5  # unless the median of so many, the last ones, differs from that mean
+CHANGED_SHARE = 0.15  # by more than this share of it: the machine has changed its speed
 # Measured before anything is said or planned, if the budget has room for them. The first step of a
 # process, which allocates and compiles, is not one of them.
 MEASURED_STEPS = 3
-LOOK_SHARE = 0.1  # of the steps that remain: looks at the clock are so far apart, and close together towards the end
-LATE_SHARE = 1.3  # of the seconds expected until the next look: then the clock is looked at before that step comes
-NOTEWORTHY_SHARE = 0.02  # of the steps that remain: the plan changes when the estimate differs by more
+# Looks at the clock are so far apart, as a share of the steps that remain: close together at the end.
+LOOK_SHARE = 0.1
+# Of the seconds expected until the next look: then the clock is looked at before that step comes.
+LATE_SHARE = 1.3
+# Of the steps that remain: the plan changes when the estimate differs by more.
+NOTEWORTHY_SHARE = 0.02
 NOTED_SHARE = 0.1  # of the whole run: a change of the plan that is worth a line on the console
 STALL_FACTOR = 4  # of the median: a step that took longer stood still, and counts as long as this
 SAFE_DEVIATIONS = 2  # of what remains: so much longer it may take, and the decay still ends in time
@@ -71,7 +72,8 @@ class Pace:
 
     @property
     def without_stalls(self) -> list[float]:
-        """The steps of the window; of a single one that stood still, as much as says nothing of the next."""
+        """The seconds of the steps in the window; a step that stood still counts as STALL_FACTOR of
+        the median."""
         longest = STALL_FACTOR * statistics.median(self.steps)
         return [min(seconds, longest) for seconds in self.steps]
 

@@ -131,6 +131,12 @@ def of_length(run: Run) -> Iterator[str]:
     except SettingsError as error:
         yield str(error)
         return
+    if run.steps > run.asked_steps:
+        key = "training.tokens" if run.training.tokens else "training.steps"
+        yield (
+            f"training.step_plan plans {run.steps} steps, more than the {run.asked_steps} of {key}: raise {key}, or leave "
+            "training.step_plan out (--training.step_plan=)"
+        )
     warmup, decay = run.asked_warmup_steps, scheduler.decay_ratio * run.steps
     if scheduler.name == "wsd" and not run.is_planned and run.steps - decay < warmup <= run.steps:
         key = "warmup_tokens" if scheduler.warmup_tokens else "warmup_steps"

@@ -189,6 +189,11 @@ class Run:
         one begun is done."""
         if self.training.step_plan and not self.training.max_seconds:
             return read_plan(self.training.step_plan)[-1].total_steps
+        return self.asked_steps
+
+    @property
+    def asked_steps(self) -> int:
+        """The steps that training.steps or training.tokens ask for; of a run with a plan the most it may have."""
         return -(-self.training.tokens // self.tokens_per_step) if self.training.tokens else self.training.steps
 
     def with_base(self) -> "Run":

@@ -47,11 +47,12 @@ def most_steps(run: Run, state: State) -> int:
 def learning_rate(run: Run, place: Place) -> float:
     """The rate of the next step: a pure function of the settings, the plan and how far the run is,
     in steps or in tokens."""
+    peak, warmup = run.optimizer.lr, run.warmup_steps
     if run.is_planned:
-        return run.optimizer.lr * planned_schedule(place.plan, place.step, run.warmup_steps, run.lr_scheduler)
+        return peak * planned_schedule(place.plan, place.step, warmup, run.lr_scheduler)
     in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
     position = place.tokens / run.tokens_per_step if in_tokens else place.step
-    return run.optimizer.lr * schedule(position, run.steps, run.warmup_steps, run.lr_scheduler)
+    return peak * schedule(position, run.steps, warmup, run.lr_scheduler)
 
 
 class Timing:
@@ -72,11 +73,24 @@ class Timing:
         if run.training.max_seconds:
             self.take(self.budget.resumed(state.plan, state.step, state.elapsed_seconds))
             self.keep_plan()
+            self.note_what_is_left()
         else:
             state.plan = read_plan(run.training.step_plan)
             self.report.expect(last_step(run, state))
         self.note_if_finished()
         self.note_a_jump()
+
+    def note_what_is_left(self) -> None:
+        """Of a run that goes on: its plan is known before the first step of this process."""
+        run, state = self.run, self.state
+        if not state.step or state.step >= last_step(run, state):
+            return
+        left = run.training.max_seconds - state.elapsed_seconds
+        steps = last_step(run, state) - state.step
+        self.report.note(
+            f"time: {duration(left)} of training.max_seconds = {run.training.max_seconds:g} are left, "
+            f"planned as {steps:,} steps until this process has measured its own"
+        )
 
     def note_if_finished(self) -> None:
         run, state = self.run, self.state
@@ -87,11 +101,23 @@ class Timing:
             key = "training.step_plan"
         if run.training.max_seconds and state.step < most_steps(run, state):
             key = "training.max_seconds"
-        used = f", {duration(state.elapsed_seconds)} of training" if run.training.max_seconds else ""
+        used = ""
+        if run.training.max_seconds:
+            used = f", {duration(state.elapsed_seconds)} of training"
         self.report.note(
-            f"this run is finished: its {state.step:,} steps are done{used}. To go on, raise {key}; to begin anew, name another "
-            "job.dump_folder"
+            f"this run is finished: its {state.step:,} steps are done{used}.{self.cut_short()} "
+            f"To go on, raise {key}; to begin anew, name another job.dump_folder"
         )
+
+    def cut_short(self) -> str:
+        """What a finished run lacks whose budget was used up long before its plan was over."""
+        plan, step = self.state.plan, self.state.step
+        if len(plan) < 2 or plan[-1] != (step, step):
+            return ""
+        done = progress(plan[:-1], step)
+        if done > 1 - NOTED_SHARE:
+            return ""
+        return f" Its time was up at {done:.0%} of the plan, so the learning rate has not decayed to its floor."
 
     def note_a_jump(self) -> None:
         """Where the settings give the last step another rate than it had, the rate jumps; that is
@@ -108,9 +134,11 @@ class Timing:
         if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):
             return
         self.report.note(
-            f"the learning rate jumps: step {state.step:,} had {had:.3g}, the next one has {follows:.3g}, since "
-            "the schedule has changed (its length, its settings, or optimizer.lr). checkpoint.load_step goes back to a step before "
-            "the decay; lr_scheduler.name = constant with a lower optimizer.lr goes on without a jump"
+            f"the learning rate jumps: step {state.step:,} had {had:.3g}, "
+            f"the next one has {follows:.3g}, since "
+            "the schedule has changed (its length, its settings, or optimizer.lr). "
+            "checkpoint.load_step goes back to a step before the decay; "
+            "lr_scheduler.name = constant with a lower optimizer.lr goes on without a jump"
         )
 
     def step_is_done(self, seconds: float) -> None:
@@ -138,13 +166,16 @@ class Timing:
         if left < 1:
             return
         seconds = seconds_of(left, state.step, pace.seconds_per_step, pace.pauses)
-        unknown = [what for what, interval, known in (
-            ("evaluations", pace.eval_interval, pace.eval_seconds), ("saves", pace.save_interval, pace.save_seconds),
-        ) if 0 < interval < left and not known]  # fmt: skip
+        unknown: list[str] = []
+        if 0 < pace.eval_interval < left and not pace.eval_seconds:
+            unknown.append("evaluations")
+        if 0 < pace.save_interval < left and not pace.save_seconds:
+            unknown.append("saves")
         more = f", and {' and '.join(unknown)} beside them" if unknown else ""
         about = f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
         self.report.note(
-            f"time: {pace.seconds_per_step:.3g} s a step (measured): the {left:,} steps that are left take {about}{more}"
+            f"time: {pace.seconds_per_step:.3g} s a step (measured): "
+            f"the {left:,} steps that are left take {about}{more}"
         )
 
     def is_over(self) -> bool:
@@ -169,14 +200,18 @@ class Timing:
         self.keep_plan()
         self.report.expect(last_step(run, state))
         total, was = state.plan[-1].total_steps, before[-1].total_steps if before else 0
-        if abs(total - was) < NOTED_SHARE * was:
+        is_measured = self.pace.first_step is not None
+        if abs(total - was) < NOTED_SHARE * was or (total == state.step and not is_measured):
             return
-        pace = f"{self.pace.seconds_per_step:.3g} s a step" if self.pace.first_step is not None else "as before"
+        pace = "at the mean speed so far"
+        if is_measured:
+            pace = f"{self.pace.seconds_per_step:.3g} s a step"
         bound = " (the most that the settings allow)" if total == most_steps(run, state) else ""
         now = f", after {was:,} planned before" if was else ""
+        left = max(0.0, run.training.max_seconds - state.elapsed_seconds)
         self.report.note(
-            f"time: {pace}: {run.training.max_seconds:g} s of training are {total:,} steps = {total * run.tokens_per_step:,} "
-            f"tokens{bound}{now}; {duration(max(0.0, run.training.max_seconds - state.elapsed_seconds))} left"
+            f"time: {pace}: {run.training.max_seconds:g} s of training are {total:,} steps = "
+            f"{total * run.tokens_per_step:,} tokens{bound}{now}; {duration(left)} left"
         )
 
     def keep_plan(self) -> None:

@@ -214,7 +214,7 @@ def steps_to_the_end(
             report.record(state.step, tell(numbers, parts))
             timing.step_is_done(parts["seconds"])
             skips = check_skips(skips, numbers, batches, row, run, mesh)
-            if is_due(run.eval.interval, state.step) and state.step < last_step(run, state):
+            if is_due(run.eval.interval, state.step) and not timing.is_over():
                 evaluated(state, batches, run, report)
                 timing.evaluation_is_done()
             if checkpoints.due(state):

@@ -15,9 +15,9 @@ from longfire.data import text
 from longfire.data.batches import Batches
 from longfire.data.formats import Document
 from longfire.data.heldout import CUT_CHARACTERS, FEW_DOCUMENTS, HoldOut, hash_of, held_out, hold_out_of, tail_of
-from longfire.data.prepare import Prepared, prepare
+from longfire.data.prepare import Prepared, describe, prepare
 from longfire.data.tokens import TokenStream
-from longfire.errors import DataError
+from longfire.errors import DataError, SettingsError
 
 BYTES = settings.Tokenizer(path="bytes")
 
@@ -162,7 +162,7 @@ def test_a_small_tokenizer_says_what_it_is(tmp_path):
     told: list[str] = []
     trained = settings.Tokenizer(path="train", train_vocab_size=2048)
     prepare(data_of(tmp_path, "input.txt"), trained, note=told.append)
-    assert told[0].startswith("tokenizer: 259 words (2048 asked for: the text has no more) from 2e-06 MB"), (
+    assert told[0].startswith("tokenizer: a vocabulary of 259 (2048 asked for: the text has no more) from 2 bytes"), (
         "bytes, ends, ab"
     )
 
@@ -171,3 +171,38 @@ def test_validation_text_that_is_not_there_is_named_by_its_setting(tmp_path):
     jsonl(tmp_path / "a.jsonl", 20)
     with pytest.raises(DataError, match=r"data\.validation: no such file or folder: './none.txt'"):
         prepared_of(data_of(tmp_path, "a.jsonl", validation=("./none.txt",)))
+
+
+@pytest.mark.parametrize("entry", ["texts", "texts/part.jsonl", "copy.jsonl", "texts/../texts/*.jsonl"])
+def test_validation_text_that_is_trained_on_is_refused_however_it_is_named(tmp_path, entry):
+    (tmp_path / "texts").mkdir()
+    jsonl(tmp_path / "texts" / "part.jsonl", 20)
+    jsonl(tmp_path / "texts" / "more.jsonl", 10)
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "texts" / "part.jsonl").read_bytes())
+    with pytest.raises(SettingsError, match=r"data\.validation: .* is text that data\.dataset trains on"):
+        prepared_of(data_of(tmp_path, "texts", validation=(str(tmp_path / entry),)))
+
+
+def test_validation_files_of_one_name_are_both_evaluated_on(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 20)
+    files = [tmp_path / place / "unseen.txt" for place in ("first", "second")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(f"text of {file.parent.name}")
+    prepared = prepared_of(data_of(tmp_path, "a.jsonl", validation=tuple(map(str, files))))
+    assert [name for name, _, _ in prepared.validation] == ["unseen.txt", "unseen.txt-2"]
+
+
+def test_a_store_says_where_its_held_out_text_stands_whatever_its_documents_are_called(tmp_path):
+    jsonl(tmp_path / "retails.jsonl", FEW_DOCUMENTS)
+    (tmp_path / "input.txt").write_text(words(3000))
+    documents, tail = prepared_of(data_of(tmp_path, "retails.jsonl", "input.txt")).stores
+    assert " in 1 -> " in describe(documents) and "at the end of 1 -> " in describe(tail)
+
+
+@pytest.mark.parametrize("split_documents, warned", [("<s>", False), ("line", True), (r"\n", True), ("lines", False)])
+def test_a_separator_that_never_occurs_is_named_at_once(tmp_path, split_documents, warned):
+    (tmp_path / "input.txt").write_text("one<s>\ntwo<s>\nthree")
+    notes: list[str] = []
+    prepare(data_of(tmp_path, "input.txt", split_documents=split_documents), BYTES, note=notes.append)
+    assert any("data.split_documents = " in line for line in notes) == warned

@@ -245,13 +245,13 @@ def test_a_bad_document_stops_or_is_counted_and_listed(tmp_path):
 def test_nothing_to_train_on(content, tmp_path):
     (tmp_path / "a.jsonl").write_text(content)
     for _ in range(2):  # also when tried again
-        with pytest.raises(DataError, match=r"a\.jsonl: no document to train on"):
+        with pytest.raises(DataError, match=r"a\.jsonl: no document with text is left"):
             prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=silent)
 
 
 def test_all_held_out(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 12)
-    with pytest.raises(DataError, match="no document to train on"):
+    with pytest.raises(DataError, match="no document with text is left"):
         prepare(settings_for(tmp_path, "a.jsonl", heldout_fraction=0.9999), settings.Tokenizer(), note=silent)
     with pytest.raises(SettingsError, match="heldout_fraction = 1"):
         prepare(settings_for(tmp_path, "a.jsonl", heldout_fraction=1.0), settings.Tokenizer(), note=silent)

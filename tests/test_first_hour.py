@@ -109,8 +109,8 @@ def test_an_empty_file(folder, capsys):
     Path("input.txt").write_text("")
     assert train("--tokenizer.path", "train", "--tokenizer.train_vocab_size", "2048") == DataError.exit_code
     said = capsys.readouterr()
-    assert "tokenizer: 258 words (2048 asked for: the text has no more) from 0 MB" in said.out
-    assert "input.txt: no document to train on" in said.err
+    assert "tokenizer: a vocabulary of 258 (2048 asked for: the text has no more) from 0 bytes" in said.out
+    assert "input.txt: no document with text is left" in said.err
 
 
 def test_a_model_that_no_class_of_hugging_face_has_is_refused_before_it_trains(folder, capsys, monkeypatch):

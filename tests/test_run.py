@@ -89,6 +89,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"training.global_batch_size": "3"}, "take 4, or a training.batch_size of 3"),
         ({"training.global_batch_size": "8", "training.gradient_accumulation_steps": "3"}, "set gradient_accumulation_steps to 2"),
         ({"training.step_plan": "4:100,4:90"}, "a later STEP"),
+        ({"training.step_plan": "4:90", "training.steps": "80"}, "plans 90 steps, more than the 80 of training.steps"),
         ({"lr_scheduler.name": "wsd", "lr_scheduler.decay_ratio": "0.95"}, "takes 95 of 100 steps"),
         ({"training.seq_len": "1024"}, "longer than max_position_embeddings = 512"),
         ({"data.context_len": "8"}, "data.varlen = true"),

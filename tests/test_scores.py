@@ -111,7 +111,7 @@ def test_needles(folder, capsys):
 def test_mistakes_are_named(scoring, error, told, folder):
     (folder.parent / "short.txt").write_text("")
     if scoring.data == ("short.txt",):
-        told = "no document to train on"
+        told = "no document with text is left"
     with pytest.raises(error, match=told):
         main(folder, scoring)
 

@@ -129,6 +129,29 @@ def test_finished_and_longer(folder, capsys):
     assert len(records("timed")) > steps and column("timed", "lr")[steps] == pytest.approx(3e-5)
 
 
+def test_going_on_says_at_once_how_long_or_that_nothing_is_left(folder, capsys):
+    trained("timed", Ticks(), training__max_seconds="40", checkpoint__interval="10", checkpoint__keep_latest_k="0")
+    for later in [path for path in Path("timed/checkpoints").glob("step-*") if path.name != "step-10"]:
+        later.rename(folder / later.name)
+    capsys.readouterr()
+    trained("timed", Ticks(), Path("timed/run.toml"), training__max_seconds="5")
+    out = capsys.readouterr().out
+    assert "this run is finished: its 10 steps are done, " in out
+    assert "% of the plan, so the learning rate has not decayed to its floor. To go on" in out
+    assert "5 s of training are" not in out
+    trained("timed", Ticks(), Path("timed/run.toml"), training__max_seconds="40")
+    assert " of training.max_seconds = 40 are left, planned as " in capsys.readouterr().out
+
+
+def test_no_evaluation_begins_when_the_time_is_up(folder, monkeypatch):
+    """It would count as training; the one at the end does not."""
+    steps: list[int] = []
+    monkeypatch.setattr("longfire.train.evaluated", lambda state, *rest: steps.append(state.step))
+    trained("timed", Ticks(lambda now: 0.1 if now < 8 else 3.0), training__max_seconds="20", eval__interval="1")
+    assert column("timed", "elapsed_seconds")[-1] > 20, "the last step was a slow one"
+    assert steps == list(range(1, len(records("timed"))))
+
+
 @pytest.mark.parametrize("seconds, steps", [("0.001", 1), ("1.5", 1), ("2.5", 2)])
 def test_a_tiny_budget_has_at_least_one_step(folder, seconds, steps):
     trained("timed", Ticks(), training__max_seconds=seconds)

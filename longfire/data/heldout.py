@@ -1,8 +1,10 @@
 """Which text of a source is held out of training: whole documents by a hash, or the tails of a few
 long ones.
 
-    hold_out = hold_out_of(source, fraction)         the same for the same documents, whatever their order or number of processes
+    hold_out = hold_out_of(source, fraction)
     train_text, heldout_text = hold_out.parts(document)
+
+The same documents give the same rule, whatever the number of processes.
 
 Many documents: those whose identity hashes below the fraction. So few that none does: the one with
 the lowest hash. Fewer than FEW_DOCUMENTS: the end of each, since a whole one would be too much.
@@ -14,13 +16,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from longfire.data.formats import Document  # not at run time: tokenizing processes start faster without them
+    # not at run time: tokenizing processes start faster without them
+    from longfire.data.formats import Document
     from longfire.data.text import Source
 
 FEW_DOCUMENTS = 8  # fewer than so many are cut
 CUT_CHARACTERS = 1000  # a shorter document is not cut
-TAIL_CHARACTERS, TAIL_SHARE = 50_000, 0.1  # a tail has at least so many, if that is at most this share of the document
-LOOKED_AT = 10_000  # documents; where none of them is held out by its hash, there will be one later
+TAIL_CHARACTERS = 50_000  # a tail has at least so many,
+TAIL_SHARE = 0.1  # if that is at most this share of the document
+TAILS = f"tails of at least {TAIL_CHARACTERS} characters or {TAIL_SHARE:g}"  # in the address of a store
+LOOKED_AT = 10_000  # documents, of which one will have been held out, or of a larger source will be
 
 
 def hash_of(identity: str) -> float:
@@ -57,7 +62,7 @@ class HoldOut:
     def options(self) -> dict[str, str]:
         """What the address of a token store says of it: nothing where the fraction says all."""
         if self.tails:
-            return {"held_out": f"tails of at least {TAIL_CHARACTERS} characters or {TAIL_SHARE:g}"}
+            return {"held_out": TAILS}
         return {"held_out": self.lowest} if self.lowest else {}
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from longfire import settings
 from longfire.data import text
 from longfire.data import tokenizer as tokenizers
 from longfire.data.formats import Document
-from longfire.data.heldout import HoldOut, hold_out_of
+from longfire.data.heldout import TAILS, HoldOut, hold_out_of
 from longfire.data.text import Source
 from longfire.data.tokenizer import Bytes, Tokenizer
 from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, TokenStream, checksum, locked, read_manifest
@@ -110,7 +111,7 @@ def prepare(
     shares, sources = text.shares(data), text.sources(data)
     words = tokenizers.load(tokenizer, sources, shares, data, note)
     jobs = [Job.of(source, share, words, data, tokenizer) for source, share in zip(sources, shares)]
-    validation = validation_jobs(data, words, tokenizer)
+    validation = validation_jobs(data, sources, words, tokenizer)
     missing = list({job.folder: job for job in [*jobs, *validation] if not job.finished()}.values())
     behind = None
     if missing and background:
@@ -120,16 +121,21 @@ def prepare(
         fill(missing, words, tokenizer, data, note)
     stores = tuple(TokenStore(job.folder, words.fingerprint) for job in jobs)
     names = _distinct([source.name for source in sources])
-    own = tuple(unseen(job, words) for job in validation)
+    own = unseen(validation, words)
     for name, store in [*zip(names, stores), *((f"validation: {name}", store) for name, store, _ in own)]:
         note(f"data: {name}: {describe(store)}")
         for bad in store.manifest["progress"].get("bad", [])[:BAD_SHOWN]:
             note(f"data: skipped {bad}")
+    for source, name, store in zip(sources, names, stores):
+        warn_of_a_split_without_effect(source, name, store, note)
     return Prepared(words, stores, shares, names, behind, own)
 
 
-def validation_jobs(data: settings.Data, words: Tokenizer, wanted: settings.Tokenizer) -> list["Job"]:
-    """The sources of data.validation: each a store of its own, all of whose documents are evaluated on."""
+def validation_jobs(
+    data: settings.Data, trained: tuple[Source, ...], words: Tokenizer, wanted: settings.Tokenizer
+) -> list["Job"]:
+    """The sources of data.validation: each a store of its own, all of whose documents are evaluated on. Raises SettingsError
+    where one of them is trained on."""
     if not data.validation:
         return []
     own = text.validation_of(data)
@@ -137,12 +143,30 @@ def validation_jobs(data: settings.Data, words: Tokenizer, wanted: settings.Toke
         sources = text.sources(own)
     except DataError as error:  # they were found as a dataset is, but another setting names them
         raise DataError(str(error).replace("data.dataset:", "data.validation:")) from error
+    for source, other in product(sources, trained):
+        if same := text.in_both(source, other):
+            raise SettingsError(
+                f"data.validation: {same} is text that data.dataset trains on, as part of {other.entry}: leave it out of one "
+                "of them"
+            )
     return [Job.of(source, 1.0, words, own, wanted) for source in sources]
 
 
-def unseen(job: "Job", words: Tokenizer) -> Unseen:
-    store = TokenStore(job.folder, words.fingerprint)
-    return Unseen(job.source.name, store, store.train)
+def unseen(jobs: list["Job"], words: Tokenizer) -> tuple[Unseen, ...]:
+    """The stores of data.validation, which are prepared or being prepared."""
+    names = _distinct([job.source.name for job in jobs])
+    stores = [TokenStore(job.folder, words.fingerprint) for job in jobs]
+    return tuple(Unseen(name, store, store.train) for name, store in zip(names, stores))
+
+
+def warn_of_a_split_without_effect(source: Source, name: str, store: TokenStore, note: Note) -> None:
+    """A slip in data.split_documents would otherwise show as one very long document."""
+    split = source.split_documents
+    if split and store.complete and store.train.documents <= 1:
+        note(
+            f"warning: data.split_documents = {split!r} finds one document only in {name}: `lines` and `blank_lines` split at "
+            'these, any other text is searched for as it is (in a recipe "\\n" is the end of a line)'
+        )
 
 
 def describe(store: TokenStore) -> str:
@@ -153,7 +177,7 @@ def describe(store: TokenStore) -> str:
     left_out = [
         f"{progress[kind]} {kind.split('_')[0]}" for kind in ("empty_documents", "bad_documents") if progress[kind]
     ]
-    place = "at the end of" if "tails" in store.manifest["options"].get("held_out", "") else "in"
+    place = "at the end of" if store.manifest["options"].get("held_out") == TAILS else "in"
     kept = f", held out {heldout.length:,} {place} {heldout.documents:,}" if heldout.documents else ""
     return (
         f"{train.length:,} tokens in {train.documents:,} documents{kept}"
@@ -308,7 +332,7 @@ class Filling:
         done = self.all_read and not self.ahead
         if done and not self.tokens():
             raise DataError(
-                f"{self.job.source.entry}: no document to train on ({self.progress['empty_documents']} empty, "
+                f"{self.job.source.entry}: no document with text is left ({self.progress['empty_documents']} empty, "
                 f"{self.progress['bad_documents']} bad, {self.writer.documents('heldout')} held out by data.heldout_fraction); "
                 "name a source with more text, or hold less of it out"
             )

@@ -185,6 +185,23 @@ def validation_of(data: settings.Data) -> settings.Data:
     )
 
 
+def in_both(unseen: Source, trained: Source) -> str:
+    """What of a source stands in another one too: a file of both, or the whole source, by content, whatever it is called; ""
+    if they have nothing in common. (Of files over HASHED_WHOLE a copy is not found.)"""
+    if not (isinstance(unseen, FileSource) and isinstance(trained, FileSource)):
+        return unseen.entry if unseen.fingerprint and unseen.fingerprint == trained.fingerprint else ""
+    files = [(file, size) for file, size in zip(unseen.files, unseen.sizes) if size]
+    sizes = {size for _, size in files}
+    alike = [(file, size) for file, size in zip(trained.files, trained.sizes) if size in sizes]
+    paths = {file.resolve() for file, _ in alike}
+    for file, _ in files:
+        if file.resolve() in paths:
+            return str(file)
+    contents = {_content(file, size) for file, size in alike}
+    same = bool(files) and all(_content(file, size) in contents for file, size in files)
+    return unseen.entry if same else ""
+
+
 def shares(data: settings.Data) -> tuple[float, ...]:
     """Each source's share of the tokens; they sum to 1."""
     probabilities = data.data_probs or (1.0,) * len(data.dataset)

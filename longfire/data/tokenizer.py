@@ -305,7 +305,7 @@ def _trained(
             size = sum(len(text.encode()) for text in texts)
             asked = f" ({wanted.train_vocab_size} asked for: the text has no more)"
             fewer = asked if made.vocab_size < wanted.train_vocab_size else ""
-            note(f"tokenizer: {made.vocab_size} words{fewer} from {size / 1e6:.3g} MB of text -> {folder}")
+            note(f"tokenizer: a vocabulary of {made.vocab_size}{fewer} from {size:,} bytes of text -> {folder}")
             made.save(folder)
     return from_folder(folder)
 
