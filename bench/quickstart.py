@@ -36,9 +36,10 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/quickstart.toml"
 FIGURE = ROOT / "docs/images/quickstart.svg"
 SAMPLE_TOKENS = 128
+MIXER_TOKENS = 100_000  # of validation text for each of the other mixers
 SMOOTHED_STEPS = 50  # of the training loss in the figure
 ENDLESS = 10**6  # steps: the seconds end the run
-HEADS = {"num_heads": 3}
+HEADS = {"num_heads": 2}
 MIXERS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "attention": (["attention"], {"attention": {**HEADS, "qk_norm": True}}),
     "gla": (["gla"], {"gla": HEADS}),
@@ -140,7 +141,7 @@ def trained(folder: Path, name: str, seconds: float = 0.0, tokens: int = 0, shap
         str(tokens),
     ]
     if shape:
-        words += ["--model.config", str(shape), "--checkpoint.export", "false"]
+        words += ["--model.config", str(shape), "--checkpoint.export", "false", "--eval.tokens", str(MIXER_TOKENS)]
     run([sys.executable, "-m", "longfire", "train", str(RECIPE), *words])
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -162,7 +163,7 @@ def other_mixers(folder: Path, seconds: float) -> list[dict[str, Any]]:
     rows, tokens = [], 0
     for name, (layer_types, tables) in MIXERS.items():
         shape = folder / f"{name.split(':')[0]}.json"
-        keys = json.loads((ROOT / "recipes/models/quick-2m.json").read_text())
+        keys = json.loads((ROOT / "recipes/models/quick-1m.json").read_text())
         keys.pop("attention")
         shape.write_text(json.dumps({**keys, "layer_types": layer_types, **tables}))
         timed = numbers(trained(folder, f"{shape.stem}-timed", seconds=seconds, shape=shape))

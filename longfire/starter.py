@@ -17,8 +17,8 @@ COMMENT_COLUMN = 40
 class Size:
     """A size by name: the model, and how much of what it is trained with. Heads have 64 channels.
 
-    The learning rate of 10m is the quickstart's. The others are starting points and not tuned: they fall with the width, as those
-    of GPT-3 do (Brown 2020, table 2.1).
+    The learning rate of 10m was tried on a hybrid. The others are starting points and not tuned: they fall with the width, as
+    those of GPT-3 do (Brown 2020, table 2.1).
     """
 
     hidden_size: int

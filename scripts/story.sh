@@ -44,8 +44,8 @@ longfire export "$RUN/continued" --step 0 --dtype bfloat16 "$RUN/continued/hf"
 
 # 9. Another architecture from these weights: gated delta rules instead of attention in two of four layers. First the new mixers
 # learn what the old ones computed.
-printf '%s' '{"model_type": "longfire", "hidden_size": 192, "num_hidden_layers": 4, "intermediate_size": 768,' \
-  ' "layer_types": ["gated_delta_net"], "gated_delta_net": {"num_heads": 3, "head_dim": 64, "expand_v": 1.0},' \
+printf '%s' '{"model_type": "longfire", "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512,' \
+  ' "layer_types": ["gated_delta_net"], "gated_delta_net": {"num_heads": 2, "head_dim": 64, "expand_v": 1.0},' \
   ' "mlp": "relu2", "norm_affine": false, "embed_norm": true, "final_logit_softcapping": 15.0}' > "$RUN/target.json"
 longfire convert --model "$RUN/hf" --config "$RUN/target.json" --output "$RUN/converted" --keep-attention 1,3
 longfire train recipes/quickstart.toml $small --job.dump_folder "$RUN/distilled" --training.steps 2 --checkpoint.export false \

@@ -38,6 +38,7 @@ OTHERS, NOTHING_FITS = "is that of other mixers' models of this width", None
 # name: parameters, the published number, and where the model does not round to it: why, and by how much.
 TABLE = {
     "hybrid-10m": (10_538_624, "10M"),
+    "quick-1m": (1_835_008, "1M", "counts a vocabulary of 2,048", 2 * 2048 * 128),
     "quick-2m": (3_342_336, "2M", "counts no embedding, and a head of 2,048 words", (4096 + 2048) * 192),
     "transformer-340m": (373_867_520, "340M", UNTIED, 32000 * 1024),
     "transformer-1b": (1_364_297_728, "1B"),

@@ -66,7 +66,6 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PRIVATE_NAMES = {
     "ops/attention.py": None,
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
-    "ops/linear.py": None,
     "optim.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
     "parallel/memory.py": {
