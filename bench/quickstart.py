@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def beside_peers(folder: Path, seconds: float, draw: bool) -> dict[str, Any]:
-    """The quickstart, the plain loop and xz; the loop comes second and first, so that a slow minute falls on both."""
+    """The quickstart, the plain loop and xz; the loop for half of the seconds too, which shows what time is worth."""
     train_file, validation_file = folder / "train.txt", folder / "validation.txt"
     count, size_bytes = write_texts(train_file, validation_file)
     first_loop = plain_loop(train_file, validation_file, seconds / 2)
