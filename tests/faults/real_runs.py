@@ -21,6 +21,7 @@ RECIPE = """
 dump_folder = "run"
 [model]
 config = "shape.json"
+compute_dtype = "float32"
 [data]
 dataset = ["text.txt"]
 heldout_fraction = 0
