@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 RUN=runs/story
 rm -rf "$RUN"
 small="--job.dump_folder $RUN --training.seq_len 128 --training.batch_size 2 --lr_scheduler.warmup_steps 2 --eval.tokens 2048 --training.max_seconds 0"
+model="--model.config recipes/models/hybrid-10m.json"   # another one than the quickstart's: gla and attention
 
 # 1. What this machine can do: every fast kernel against its slow truth.
 longfire doctor
@@ -17,10 +18,10 @@ longfire init "$RUN-recipe.toml" --data docs --model gla --size 1m --force
 longfire prepare recipes/quickstart.toml
 
 # 3. Tokens -> model: the first 6 of 12 steps ...
-longfire train recipes/quickstart.toml $small --training.steps 6 --lr_scheduler.name constant --checkpoint.export false
+longfire train recipes/quickstart.toml $model $small --training.steps 6 --lr_scheduler.name constant --checkpoint.export false
 
 # 4. ... and on from where it stopped, to the bit.
-longfire train recipes/quickstart.toml $small --training.steps 12 --lr_scheduler.name constant --checkpoint.export false
+longfire train recipes/quickstart.toml $model $small --training.steps 12 --lr_scheduler.name constant --checkpoint.export false
 
 # 5. What did it learn? Loss, perplexity and bits per byte on documents it never saw.
 longfire eval "$RUN" --plot "$RUN/by-position.svg" --json "$RUN/held-out.json"
@@ -42,13 +43,14 @@ longfire import "$RUN/hf" "$RUN/continued"
 longfire train "$RUN/continued/run.toml" $small --job.dump_folder "$RUN/continued" --data.dataset docs --training.steps 2
 longfire export "$RUN/continued" --step 0 --dtype bfloat16 "$RUN/continued/hf"
 
-# 9. Another architecture from these weights: gated delta rules instead of attention in two of four layers. First the new mixers
-# learn what the old ones computed.
-printf '%s' '{"model_type": "longfire", "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512,' \
-  ' "layer_types": ["gated_delta_net"], "gated_delta_net": {"num_heads": 2, "head_dim": 64, "expand_v": 1.0},' \
-  ' "mlp": "relu2", "norm_affine": false, "embed_norm": true, "final_logit_softcapping": 15.0}' > "$RUN/target.json"
-longfire convert --model "$RUN/hf" --config "$RUN/target.json" --output "$RUN/converted" --keep-attention 1,3
+# 9. Another architecture from these weights: gated delta rules where gla was. First the new mixers learn what the old ones
+# computed.
+printf '%s' '{"model_type": "longfire", "hidden_size": 320, "num_hidden_layers": 8, "intermediate_size": 768,' \
+  ' "layer_types": ["gated_delta_net"], "gated_delta_net": {"num_heads": 5, "head_dim": 32, "expand_v": 2.0},' \
+  ' "tie_word_embeddings": true}' > "$RUN/target.json"
+longfire convert --model "$RUN/hf" --config "$RUN/target.json" --output "$RUN/converted" --keep-attention 3,7
 longfire train recipes/quickstart.toml $small --job.dump_folder "$RUN/distilled" --training.steps 2 --checkpoint.export false \
+  --lr_scheduler.name constant \
   --model.config "$RUN/converted" --model.weights "$RUN/converted" --tokenizer.path "$RUN/hf" \
   --distillation.teacher "$RUN/hf" --distillation.kind hidden
 
@@ -56,4 +58,4 @@ longfire train recipes/quickstart.toml $small --job.dump_folder "$RUN/distilled"
 longfire report "$RUN"
 
 # 11. How fast is this machine at this recipe?
-longfire bench recipes/quickstart.toml $small --steps 3
+longfire bench recipes/quickstart.toml $model $small --steps 3
