@@ -40,6 +40,7 @@ class Foreign(nn.Module):
         takes = inspect.signature(theirs.forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
         self.takes_positions = "position_ids" in takes
+        self.use_l2warp = bool(getattr(theirs.config, "use_l2warp", False))  # fla's, a part of their loss
         self.without_cache = {"use_cache": False} if "use_cache" in takes or anything else {}
 
     @property
