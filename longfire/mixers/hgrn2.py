@@ -26,7 +26,8 @@ class HGRN2Shape:
     conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
     use_lower_bound: bool = key(
         True,
-        "a learned lowest forget gate for each layer and channel, which rises with the layers",
+        "a learned lowest forget gate for each layer and channel, which rises with the layers; 0 in the first layer, so that a "
+        "model of one layer has none",
     )
     elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
