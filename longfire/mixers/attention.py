@@ -131,6 +131,7 @@ class Attention(Mixer):
     G key/value heads serve H query heads (GQA, Ainslie 2023).
 
     Names and rotary layout (half-split) are those of transformers' Llama and of fla's Attention.
+    All matrices begin as N(0, initializer_range), as in both classes; GPT-2's outputs by init_outputs (Radford 2019, section 2.3).
     """
 
     Shape = AttentionShape

@@ -59,6 +59,7 @@ class HGRN2(Mixer):
     """S_t = diag(a_t) S_{t-1} + (1 - a_t) v_t^T, o_t = S_t^T swish(W_q x_t) / sqrt(K), a_t = b + (1 - b) sigmoid(W_f x_t) with the
     layer's lower bound b (Qin 2024, eq. 5). Names are those of fla's HGRN2Attention; its output norm has eps 1e-5 whatever
     the model's is, and goes over all heads.
+    All matrices begin as N(0, initializer_range), lower bounds as 0 (fla's class).
     """
 
     Shape = HGRN2Shape
