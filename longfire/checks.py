@@ -9,7 +9,7 @@ from longfire.errors import SettingsError
 from longfire.hub.families import config_from_shape
 from longfire.parallel import stages
 from longfire.schedule import read_plan
-from longfire.shape import INITIALIZER_RANGE, ForeignShape, ModelShape, mixer_of
+from longfire.shape import PUBLISHED, ForeignShape, ModelShape, mixer_of
 
 FEWEST_WORDS = 258  # of a tokenizer: bytes and two ends; where only the data will say how many
 Run = Any  # run.Run, whose file asks `check`
@@ -206,7 +206,7 @@ def ties_head(shape: ModelShape | ForeignShape | None) -> bool:
 
 def of_outputs(run: Run) -> Iterator[str]:
     """Where the matrices that end a mixer begin by a rule, every mixer says which they are."""
-    if not isinstance(run.shape, ModelShape) or run.shape.init_outputs == INITIALIZER_RANGE:
+    if not isinstance(run.shape, ModelShape) or run.shape.init_outputs == PUBLISHED:
         return
     from longfire.mixers import MIXERS  # they need torch, and a plugin may have added some
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from longfire.errors import SettingsError
+from longfire.mixers import MIXERS
 from longfire.model import Model, on_meta
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
 from longfire.parallel.pieces import take, whole_shape
-from longfire.shape import INITIALIZER_RANGE, ModelShape
+from longfire.shape import BY_DEPTH, INITIALIZER_RANGE, PUBLISHED, ModelShape, mixer_of
 
 Rule = Callable[[Tensor, torch.Generator], object]  # fills a whole parameter in place
 
@@ -43,7 +44,7 @@ def initialise(model: Model, seed: int) -> None:
     other one by its role (`role_of`). Raises AssertionError naming a parameter without a role.
     """
     visited: set[nn.Parameter] = set()
-    own, outputs = own_rules(model), output_weights(model)
+    own, published, outputs = own_rules(model), published_rules(model), output_weights(model)
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter in visited:
@@ -51,7 +52,7 @@ def initialise(model: Model, seed: int) -> None:
             name = f"{module_name}.{leaf}"
             split, generator = model.splits.get(name), keyed_generator(seed, name)
             first = torch.empty(whole_shape(parameter, split), dtype=torch.float32)
-            rule = own.get(name) or rule_of(role_of(name, module, outputs), model.shape)
+            rule = own.get(name) or rule_of(role_of(name, module, outputs), model.shape, published.get(name))
             with torch.no_grad():
                 rule(first, generator)
                 take(parameter, split, first)
@@ -69,6 +70,22 @@ def own_rules(model: Model) -> dict[str, Rule]:
     }
 
 
+def published_rules(model: Model) -> dict[str, Rule]:
+    """Parameter -> how it begins in the model that its mixer was published with.
+
+    Of embedding and head only where all layers have that mixer: a hybrid is another model.
+    """
+    rules = {
+        f"{module_name}.{leaf}": rule
+        for module_name, module in model.named_modules()
+        for leaf, rule in getattr(module, "published_init", {}).items()
+    }
+    mixers = {mixer_of(name) for name in model.shape.layer_types}
+    if len(mixers) == 1:
+        rules |= MIXERS[mixers.pop()].published_ends(model.shape)
+    return rules
+
+
 def output_weights(model: Model) -> set[str]:
     """Names of the matrices that end a mixer or an MLP: those whose tensor-parallel role is "row".
 
@@ -80,7 +97,7 @@ def output_weights(model: Model) -> set[str]:
             continue
         ends = [leaf for leaf, role in getattr(module, "roles", {}).items() if role == "row"]
         found |= {f"{name}.{leaf}.weight" for leaf in ends}
-        if not ends and model.shape.init_outputs != INITIALIZER_RANGE:
+        if not ends and model.shape.init_outputs != PUBLISHED:
             raise SettingsError(
                 f"model shape: init_outputs = {model.shape.init_outputs!r}, but {type(module).__name__} "
                 'does not say which matrix ends it: give its `roles` an entry "row"'
@@ -104,15 +121,22 @@ def role_of(name: str, module: nn.Module, outputs: set[str]) -> str:
     raise AssertionError(f"{name} of {type(module).__name__} has no role: add it to own_init of its mixer")
 
 
-def rule_of(role: str, shape: ModelShape) -> Rule:
-    """How parameters of a role begin: norms 1, biases 0, weights as `init_<role>` of the shape says."""
+def rule_of(role: str, shape: ModelShape, published: Rule | None = None) -> Rule:
+    """How parameters of a role begin: norms 1, biases 0, weights as `init_<role>` of the shape says.
+
+    published: the rule of a parameter whose mixer was published with one of its own.
+    """
     if role == "norm":
         return lambda tensor, generator: tensor.fill_(1.0)
     if role == "bias":
-        return lambda tensor, generator: tensor.zero_()
+        return zeros
     wanted = getattr(shape, f"init_{role}")
-    if wanted == INITIALIZER_RANGE:
+    if wanted == PUBLISHED and published is not None:
+        return published
+    if wanted in (PUBLISHED, INITIALIZER_RANGE):
         return normal(shape.initializer_range)
+    if wanted == BY_DEPTH:
+        return normal(shape.initializer_range / (2 * shape.num_hidden_layers) ** 0.5)
     return NAMED_RULES[wanted] if isinstance(wanted, str) else normal(wanted)
 
 
@@ -140,7 +164,7 @@ def fan_in(weight: Tensor) -> int:
     return weight[0].numel()
 
 
-# The names that shape.INIT_RULES allows beside INITIALIZER_RANGE, which needs the shape's number.
+# The names that shape.INIT_RULES allows beside those that need a number of the shape.
 NAMED_RULES: dict[str, Rule] = {"fan_in": fan_in_normal, "fan_in_uniform": fan_in_uniform, "zeros": zeros}
 
 

@@ -174,8 +174,8 @@ def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
         )
     softmax = {name: shape.mixers.get(name, {}) for name in shape.layer_types if mixer_of(name) == "attention"}
     for name, own in softmax.items():
-        if own.get("rope") == "dynamic":
-            yield f"{given}: {name}.rope = 'dynamic' turns by the length of the whole text; take yarn or linear, or set it to 1"
+        if own.get("rope") in ("dynamic", "longrope"):
+            yield f"{given}: {name}.rope = {own['rope']!r} turns by the length of the whole text; take yarn or linear, or set it to 1"
         if own.get("dropout", 0) > 0:
             yield (
                 f"{given}: {name}.dropout = {own['dropout']} of attention weights goes by keys of the whole row; set it to 0 in "

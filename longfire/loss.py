@@ -9,7 +9,7 @@ from longfire.data.pack import NO_LABEL
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
-from longfire.ops.cross_entropy import linear_cross_entropy, token_losses
+from longfire.ops.cross_entropy import l2_warped, linear_cross_entropy, token_losses
 
 
 def loss_sum(
@@ -29,12 +29,13 @@ def loss_sum(
 def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
     """The same of hidden states that are there already. A model without a head of ours (hub/foreign.py) gives logits."""
     if model.head is None:
-        return F.cross_entropy(
-            hidden_BTD.flatten(0, 1).float(), batch.labels_BT.flatten(), ignore_index=NO_LABEL, reduction="sum"
-        )
+        logits_NW, labels_N = hidden_BTD.flatten(0, 1).float(), batch.labels_BT.flatten()
+        loss = F.cross_entropy(logits_NW, labels_N, ignore_index=NO_LABEL, reduction="sum")
+        return l2_warped(loss, logits_NW, labels_N, NO_LABEL) if model.use_l2warp else loss
     return linear_cross_entropy(
         model.to_head(hidden_BTD).flatten(0, 1), model.head.weight, batch.labels_BT.flatten(),
         chunk_tokens=chunk_tokens, words=model.words, softcap=model.shape.final_logit_softcapping,
+        l2_warp=model.shape.use_l2warp,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longfire.mixers import MIXERS
+from longfire.mixers.cache import IDS, Cache
 from longfire.mixers.channel_mix import ChannelMix
 from longfire.mixers.mixer import Sequence, read_mixer_shape
 from longfire.ops.cross_entropy import Words, softcapped
@@ -139,11 +140,32 @@ class Model(nn.Module):
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
+        if seq.cache is not None and self.outgrown(ids_BT, seq.cache):
+            return self.computed_again(ids_BT.shape[1], seq.cache)
         self.prepare(seq)
         x_BTD = self.blocks(self.embedded(ids_BT, seq), seq)
         if seq.cache is not None:
             seq.cache.length += ids_BT.shape[1]
         return self.normed(x_BTD)
+
+    def outgrown(self, ids_BT: Tensor, cache: Cache) -> bool:
+        """Whether new ids make what the layers kept of earlier ones wrong (Mixer.cached_up_to); such a model keeps all ids."""
+        limits = [block.mixer.cached_up_to for block in self.layers if block.mixer.cached_up_to is not None]
+        if not limits:
+            return False
+        kept, new_BT11 = cache.kept(IDS), ids_BT[..., None, None]
+        kept["k"] = torch.cat([kept["k"], new_BT11], 1) if "k" in kept else new_BT11
+        were_kept = cache.length == 0 or len(cache.layers) > 1
+        return not were_kept or cache.length + ids_BT.shape[1] > min(limits)
+
+    def computed_again(self, tokens: int, cache: Cache) -> Tensor:
+        """Hidden states of the last tokens, from the ids of the whole text: each sequence is a forward of its own."""
+        ids_BS = cache.kept(IDS)["k"][..., 0, 0]
+        cache.drop_all_but(IDS)
+        padding = [0] * len(ids_BS) if cache.padding_B is None else cache.padding_B.tolist()
+        hidden = [self(ids_S[None, start:])[:, -tokens:] for ids_S, start in zip(ids_BS, padding)]
+        cache.length += tokens
+        return torch.cat(hidden)
 
     def prepare(self, seq: Sequence) -> None:
         """Put into `seq.shared` what several layers use."""

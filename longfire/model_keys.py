@@ -16,6 +16,7 @@ TYPES = {
     str: "text",
     bool: "true or false",
     tuple[str, ...]: "list of names",
+    tuple[float, ...]: "list of numbers",
 }
 HEAD = """# Keys of a model config
 
@@ -82,7 +83,9 @@ def type_of(key: Field[Any]) -> str:
 def default_of(key: Field[Any]) -> str:
     if key.default is MISSING:
         return "required"
-    return "none" if key.default is None else f"`{as_text(key.default)}`"
+    if key.default in (None, ()):
+        return "none"
+    return f"`{as_text(key.default)}`"
 
 
 def cell(text: str) -> str:

@@ -19,8 +19,11 @@ WORDS = {
 }
 
 
+PUBLISHED = "published"
 INITIALIZER_RANGE = "initializer_range"
-INIT_RULES = (INITIALIZER_RANGE, "fan_in", "fan_in_uniform", "zeros")  # or a number, the standard deviation
+BY_DEPTH = "initializer_range_by_depth"
+# Or a number, the standard deviation of a normal distribution.
+INIT_RULES = (PUBLISHED, INITIALIZER_RANGE, BY_DEPTH, "fan_in", "fan_in_uniform", "zeros")
 INIT_KEYS = ("init_matrices", "init_outputs", "init_embedding", "init_head")
 
 
@@ -99,21 +102,26 @@ class ModelShape:
         "longest sequence in tokens; 0: no limit (rotary positions extrapolate, learned ones cannot)",
     )
     init_matrices: float | str = key(
-        INITIALIZER_RANGE,
-        "how the matrices of mixers and MLPs begin, short convolutions too: initializer_range: "
-        "N(0, initializer_range); a number: N(0, number); fan_in: N(0, 1/fan_in); fan_in_uniform: "
-        "uniform with that standard deviation. A mixer's own rules come first",
+        PUBLISHED,
+        "how the matrices of mixers and MLPs begin, short convolutions too: published: as the mixer was published "
+        "(docs/mixers.md), where it says nothing as initializer_range; initializer_range: N(0, initializer_range); "
+        "initializer_range_by_depth: N(0, initializer_range / sqrt(2 num_hidden_layers)); a number: N(0, number); "
+        "fan_in: N(0, 1/fan_in); fan_in_uniform: uniform with that standard deviation. Matrices that a mixer "
+        "cannot do without in its own way (RWKV-7's) begin as published whatever this says",
     )
     init_outputs: float | str = key(
-        INITIALIZER_RANGE,
+        PUBLISHED,
         "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like; or zeros",
     )
     init_embedding: float | str = key(
-        INITIALIZER_RANGE,
+        PUBLISHED,
         "the same of the embedding and of learned positions; its fan_in is hidden_size; or zeros",
     )
-    init_head: float | str = key(
-        INITIALIZER_RANGE, "the same of the head; or zeros. A tied head begins as the embedding"
+    init_head: float | str = key(PUBLISHED, "the same of the head; or zeros. A tied head begins as the embedding")
+    use_l2warp: bool = key(
+        False,
+        "in training the gradient of each token's highest logit grows by 1e-4 times that logit, which keeps logits "
+        "small (fla's use_l2warp, on for its RWKV-7)",
     )
     final_logit_softcapping: float = key(0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are")
 
@@ -179,7 +187,7 @@ class ModelShape:
                 "model shape: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
                 "no gradient reaches them, and they never learn; init_outputs = 'zeros' makes each block begin as the identity"
             )
-        if self.tie_word_embeddings and self.init_head != INITIALIZER_RANGE:
+        if self.tie_word_embeddings and self.init_head != PUBLISHED:
             raise SettingsError(
                 f"model shape: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "
                 "embedding; remove init_head (init_embedding counts), or set tie_word_embeddings to false"
@@ -307,6 +315,10 @@ def placed(where: str) -> Iterator[None]:
         raise SettingsError(str(error).replace("model shape:", f"{where}:", 1)) from error
 
 
+def is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def check_type(name: str, value: Any, kind: Any) -> None:
     """Raises SettingsError unless a value of a config.json is what a field of this type takes; no number of a shape that counts
     something is negative. A field without a default (MISSING) is looked for elsewhere."""
@@ -315,7 +327,9 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(kind, "a number")
     if kind == float | str:
         wanted = "a number or the name of a rule"
-    if kind == tuple[str, ...]:
+    if kind == tuple[float, ...]:
+        wanted, right = "a list of numbers", isinstance(value, list | tuple) and all(map(is_finite, value))
+    elif kind == tuple[str, ...]:
         wanted, right = "a list of names", isinstance(value, list | tuple) and all(type(v) is str for v in value)
     elif type(value) is int:  # JSON's 1 is a number like its 1.0, and true is none
         right = kind is int or isinstance(1.0, kind)

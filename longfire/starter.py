@@ -99,6 +99,7 @@ KINDS: Mapping[str, Kind] = {
         norm="layernorm",
         norm_eps=1e-5,
         embed_norm=True,
+        use_l2warp=True,
     ),
 }
 OTHER_NAMES = {"attention": "transformer", "gated_deltanet": "gated_delta_net", "deltanet": "delta_net"}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire import doctor
+from longfire import op_cases
 from longfire.ops.documents import Documents
 
 B, H = 2, 3
@@ -59,8 +59,8 @@ def converted(made: Inputs, dtype: torch.dtype) -> Inputs:
 
 
 def results(op: Callable, made: Inputs) -> dict[str, Tensor]:
-    """`doctor.results` of the op: o, state, and the gradient of every input as d_q, d_k ..."""
-    found = doctor.results(lambda **named: call(op, named), made)
+    """`op_cases.results` of the op: o, state, and the gradient of every input as d_q, d_k ..."""
+    found = op_cases.results(lambda **named: call(op, named), made)
     names = {"output": "o", "second output": "state"}
     return {names.get(name, name.replace(" ", "_")): x for name, x in found.items()}
 

@@ -85,12 +85,16 @@ def test_the_table_of_settings_has_their_defaults():
     defaults = {f.name: f.default for f in fields(ModelShape)}
     shown = rows("settings")
     assert {name: json.loads(cells[1].strip("`")) for name, cells in shown.items()} == {n: defaults[n] for n in shown}
-    assert {*INIT_KEYS, "mlp", "embed_norm", "final_logit_softcapping"} <= shown.keys()
+    assert {*INIT_KEYS, "mlp", "embed_norm", "final_logit_softcapping", "use_l2warp"} <= shown.keys()
 
 
 def test_the_tables_of_mlps_and_of_rules_are_whole():
     assert sorted(rows("mlp")) == sorted(WORDS["mlp"])
     assert tuple(rows("init")) == INIT_RULES
+
+
+def test_every_mixer_says_how_it_begins():
+    assert list(rows("fresh")) == list(MIXERS)
 
 
 def test_every_mixer_says_whether_it_normalises_q_and_k():

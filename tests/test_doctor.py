@@ -5,7 +5,7 @@ import torch
 
 from longfire import doctor, ops
 from longfire.cli import main as longfire
-from longfire.ops import bf16
+from longfire.ops import attention, bf16, short_conv
 
 pytestmark = pytest.mark.dtype
 
@@ -33,8 +33,8 @@ def test_a_sound_machine(monkeypatch, capsys):
 
 def test_a_wrong_op_is_found_and_named(monkeypatch, capsys):
     few(monkeypatch)
-    right = doctor.attention.attention
-    monkeypatch.setattr(doctor.attention, "attention", lambda *a, window, **k: right(*a, window=window + 1, **k))
+    right = attention.attention
+    monkeypatch.setattr(attention, "attention", lambda *a, window, **k: right(*a, window=window + 1, **k))
     assert doctor.main() == 1
     out = capsys.readouterr().out
     assert out.count("FAIL") == 2 and "4 of 6 right" in out
@@ -88,19 +88,19 @@ def test_a_form_that_cannot_run_is_a_finding(monkeypatch):
     def no_kernel(**_):
         raise RuntimeError("no kernel image is available\nand more")
 
-    monkeypatch.setattr(doctor.short_conv, "short_conv", no_kernel)
+    monkeypatch.setattr(short_conv, "short_conv", no_kernel)
     found = doctor.check(case("short_conv", "width 4"), CPU, torch.float32)
     assert found == (False, "RuntimeError", "no kernel image is available")
 
 
 def test_tolerances_follow_type_and_device():
-    attention, recurrence = case("attention", "causal"), case("delta_rule", "no decay")
+    softmax, recurrence = case("attention", "causal"), case("delta_rule", "no decay")
     assert doctor.tolerance(recurrence, CPU, torch.float32) < 32 * torch.finfo(torch.float32).eps
     assert doctor.tolerance(recurrence, CPU, torch.bfloat16) < 4 * torch.finfo(torch.bfloat16).eps
     limits = []
     for native in (False, True):
         with bf16.assumed(native):
-            limits.append(doctor.tolerance(attention, CPU, torch.bfloat16))
+            limits.append(doctor.tolerance(softmax, CPU, torch.bfloat16))
     assert limits[0] == doctor.tolerance(recurrence, CPU, torch.bfloat16) < limits[1] < 0.1
 
 

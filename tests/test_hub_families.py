@@ -98,6 +98,7 @@ def rope(kind: str, **more) -> dict:
 
 
 ORIGINAL = {"original_max_position_embeddings": 32}
+LONGROPE = {"short_factor": [1.0, 1.1, 1.2, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0]}
 LLAMA3 = {**ORIGINAL, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 MIXED = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "sliding_window": 9}
 CASES = {
@@ -108,6 +109,11 @@ CASES = {
     "llama, linear": ("llama", rope("linear")),
     "llama, dynamic": ("llama", {**rope("dynamic"), "max_position_embeddings": 16}),
     "llama, llama3": ("llama", rope("llama3", **LLAMA3)),
+    "llama, longrope": ("llama", rope("longrope", **ORIGINAL, **LONGROPE)),
+    "qwen3, longrope, short": (
+        "qwen3",
+        {"head_dim": 8, "num_key_value_heads": 4, **rope("longrope", original_max_position_embeddings=64, **LONGROPE)},
+    ),
     "llama, yarn": ("llama", rope("yarn", **ORIGINAL)),
     "llama, yarn with all of it": ("llama", rope("yarn", **ORIGINAL, beta_fast=16, beta_slow=2, truncate=False, mscale=0.7,
                                                  mscale_all_dim=1.3)),
@@ -242,6 +248,7 @@ ROPES = [
     {"rope": "yarn", "rope_factor": 4.0, "rope_original_length": 64, "rope_beta_fast": 8.0, "rope_attention_factor": 0.5,
      "rope_mscale": 0.7, "rope_mscale_all_dim": 1.1, "rope_truncate": False},
     {"rope": "llama3", "rope_factor": 8.0, "rope_original_length": 64, "rope_low_freq_factor": 1.5},
+    {"rope": "longrope", "rope_factor": 8.0, "rope_original_length": 64},
 ]  # fmt: skip
 
 
@@ -276,6 +283,10 @@ def softmax_shapes(draw) -> ModelShape:
     if not slides and not given["qk_norm"] and given["qkv_bias"] and not mlp_bias:
         given |= {"o_bias": draw(some.booleans())}
     mixers = {"attention": given, "attention:local": {**given, "window_size": 7}}
+    if given.get("rope") == "longrope":
+        pairs = (given["head_dim"] or 8) // 2
+        factors = [draw(some.sampled_from([1.0, 1.25, 4.0])) for _ in range(pairs)]
+        given |= {"rope_short_factor": (1.0,) * pairs, "rope_long_factor": tuple(factors)}
     limit = 512 if given.get("rope") == "dynamic" else draw(some.sampled_from([0, 512]))
     return shape_of(
         draw, types, {name: mixers[name] for name in types}, mlp_bias=mlp_bias, max_position_embeddings=limit
@@ -500,8 +511,9 @@ def assert_goes_both_ways(shape):
 
 
 def resting(shape: ModelShape) -> ModelShape:
-    """Without the one setting here that fla's classes have no key for, and that changes no logits."""
-    return replace(shape, mixers={name: {**given, "dropout": 0.0} if mixer_of(name) == "attention" else given
+    """Without what changes no logits: the one setting here that fla's classes have no key for, and how weights begin, which a
+    config says in the name of its class alone."""
+    return replace(shape, init_outputs="published", mixers={name: {**given, "dropout": 0.0} if mixer_of(name) == "attention" else given
                                   for name, given in shape.mixers.items()})  # fmt: skip
 
 
@@ -565,7 +577,7 @@ def test_tables_need_no_torch():
         ({"model_type": "llama", "final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0: longfire has no such"),
         ({"model_type": "llama", "attention_bias": "yes"}, "attention_bias = 'yes' must be of type bool"),
         ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, "rope_parameters.factor is missing"),
-        ({"model_type": "llama", "rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type = 'longrope'.*'default' or 'linear'"),
+        ({"model_type": "llama", "rope_scaling": {"type": "longrope", "factor": 2}}, "short_factor is missing"),
         ({"model_type": "llama", "rope_parameters": {"factor": 2}}, "factor = 2 means nothing with attention.rope = 'default'"),
         ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"model_type": "llama", "rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e6}}, "rope_theta is said twice"),

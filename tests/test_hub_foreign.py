@@ -267,3 +267,32 @@ def test_weights_of_another_model_and_hostile_ones_are_named(neox, tmp_path):
     with pytest.raises(CheckpointError, match="transformers cannot load its weights"):
         foreign.load_weights(tmp_path / "hf", neox.shape)
     assert not (tmp_path / "victim").exists()
+
+
+MAMBA_HEADS = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+ATTENDED = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64}
+SIZES = {"vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2}
+SAVED = {
+    "an infinite limit": {"model_type": "bamba", **SIZES, **ATTENDED, **MAMBA_HEADS, "attn_layer_indices": [1]},
+    "keeps its last state": {"model_type": "recurrent_gemma", **SIZES, **ATTENDED, "lru_width": 32},
+}
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_what_was_saved_is_read_again(case, tmp_path):
+    """transformers writes an infinite number of a config as {"__float__": "Infinity"}."""
+    model = foreign.build(foreign.read_shape(SAVED[case], "config.json"), seed=0)
+    model(torch.randint(258, (1, 8)))
+    foreign.save(model, tmp_path / "hf", torch.float32, {"bos_token_id": 1, "eos_token_id": 2}, 10**9)
+    foreign.compare_saved(model, tmp_path / "hf", torch.float32)
+    shape = foreign.read_shape(json.loads((tmp_path / "hf/config.json").read_text()), "config.json")
+    weights = foreign.load_weights(tmp_path / "hf", shape)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_infinity_in_a_config_however_it_is_written():
+    config = {**SAVED["an infinite limit"], "time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    assert foreign.config_of(config).time_step_limit[1] == float("inf")
+    assert foreign.config_of(
+        json.loads(json.dumps({**config, "time_step_limit": [0.0, float("inf")]}))
+    ).time_step_limit[1] == float("inf")

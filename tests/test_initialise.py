@@ -9,7 +9,7 @@ from plans import PLANS, parts, state_of, whole
 from worlds import in_processes
 
 from longfire.errors import SettingsError
-from longfire.initialise import build, fan_in, keyed_generator, output_weights, own_rules, role_of
+from longfire.initialise import build, fan_in, keyed_generator, output_weights, own_rules, published_rules, role_of
 from longfire.mixers import MIXERS
 from longfire.model import Model
 from longfire.parallel.mesh import ALONE, Mesh
@@ -87,10 +87,12 @@ def by_torch(role: str, like: torch.Tensor, generator: torch.Generator) -> torch
 def test_a_mixers_own_rules_come_first_and_the_default_is_as_it_was(mixer):
     plain, changed = (build(tiny_shape(mixer, **changes), 3) for changes in ({}, ALL_ROLES))
     others = dict(changed.named_parameters())
-    found, own = roles(plain), own_rules(plain)
+    found, own, published = roles(plain), own_rules(plain), published_rules(plain)
     for name, value in plain.named_parameters():
         if name in own:
             assert torch.equal(value, others[name]), name
+        elif name in published:
+            assert not torch.equal(value, others[name]), name
         elif found[name] not in ("norm", "bias"):
             first = torch.empty_like(value)
             first.detach().normal_(0.0, 0.02, generator=keyed_generator(3, name))

@@ -226,3 +226,40 @@ def test_a_soft_cap_without_gradients_takes_no_further_buffer():
         got = linear_cross_entropy(hidden, weight, labels, softcap=2.0)
     torch.testing.assert_close(got, capped(hidden, weight, labels, 2.0).detach())
     assert softcap_in_place(hidden.detach().clone(), 2.0, gradient=False) is None
+
+
+def warped(hidden: Tensor, weight: Tensor, labels: Tensor, **_) -> Tensor:
+    """The loss whose gradient fla's L2Wrap gives, with every real token in the mean that it takes."""
+    logits = hidden @ weight.T
+    highest = logits[labels != -100].max(1).values
+    return plain(hidden, weight, labels) + 1e-4 / 2 * highest.square().sum()
+
+
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow, shared])
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_the_l2_warp_changes_the_gradient_and_not_the_loss(form, ignored):
+    hidden, weight, labels = inputs(40, ignored=ignored)
+    with torch.no_grad():
+        hidden *= 30  # so that the penalty counts
+    loss, *gradients = results(form, hidden, weight, labels, chunk_tokens=16, l2_warp=True)
+    torch.testing.assert_close(loss, plain(hidden, weight, labels))
+    _, *true = results(warped, hidden, weight, labels)
+    _, *without = results(plain, hidden, weight, labels)
+    for got, wanted, other in zip(gradients, true, without):
+        torch.testing.assert_close(got, wanted)
+        assert (wanted - other).abs().max() > 1e-6 * wanted.abs().max()
+
+
+def test_the_l2_warp_of_capped_logits():
+    hidden, weight, labels = inputs(40)
+    got = results(linear_cross_entropy, hidden, weight, labels, chunk_tokens=16, l2_warp=True, softcap=5.0)
+    true = results(linear_cross_entropy_slow, hidden, weight, labels, l2_warp=True, softcap=5.0)
+    for a, b in zip(got, true):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_l2_warp_without_any_label():
+    hidden, weight, labels = inputs(5, ignored=1.0)
+    for form in (linear_cross_entropy, linear_cross_entropy_slow):
+        loss, *gradients = results(form, hidden, weight, labels, l2_warp=True)
+        assert loss == 0 and not any(g.any() for g in gradients)

@@ -17,9 +17,19 @@ def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
     return turn(x_BTHK, *Rotary(x_BTHK.shape[-1], theta).turns(positions_BT))
 
 
+LONGROPE = {
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0 + 0.01 * i for i in range(16)],
+    "long_factor": [1.0 + 0.9 * i for i in range(16)],
+}
+
+
 @pytest.mark.parametrize(
     "scaling, settings",
     [
+        ("default", {}),
+        ("longrope", {"factor": 4.0, **LONGROPE}),
+        ("longrope", {"factor": 4.0, "attention_factor": 1.3, **LONGROPE}),
         ("linear", {"factor": 4.0}),
         ("dynamic", {"factor": 4.0}),
         ("yarn", {"factor": 8.0, "original_max_position_embeddings": 64}),
@@ -28,9 +38,9 @@ def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
         ("llama3", {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("tokens", [40, 300])
+@pytest.mark.parametrize("tokens", [40, 64, 65, 300, 200_000])
 def test_scalings_are_those_of_transformers(scaling, settings, tokens):
-    """Angles up to 300 in fp32: rounded at 2^-16 or so on both sides."""
+    """To the bit, but for dynamic beyond its length, where their base is a Python number."""
     parameters = {"rope_type": scaling, "rope_theta": THETA, **settings}
     config = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=64, rope_parameters=parameters)
     positions_BT = torch.arange(tokens)[None]
@@ -38,10 +48,14 @@ def test_scalings_are_those_of_transformers(scaling, settings, tokens):
     ours = {
         name.replace("original_max_position_embeddings", "original_length"): value for name, value in settings.items()
     }
+    ours |= {name: tuple(ours[name]) for name in ("short_factor", "long_factor") if name in ours}
     rotary = Rotary(32, THETA, scaling, **{"original_length": 64, **ours})
     ours_cos, ours_sin = rotary.turns(positions_BT, torch.full_like(positions_BT, tokens))
     for mine, theirs in ((ours_cos, cos), (ours_sin, sin)):
-        torch.testing.assert_close(mine[:, :, 0], theirs[..., :16], rtol=0, atol=2**-14)
+        if scaling == "dynamic" and tokens > 64:  # an angle of `tokens` radians has 2^-23 of it as its last bit
+            torch.testing.assert_close(mine[:, :, 0], theirs[..., :16], rtol=0, atol=tokens * 2**-21)
+        else:
+            assert torch.equal(mine[:, :, 0], theirs[..., :16])
 
 
 def test_channels_beyond_the_turned_ones_stay():

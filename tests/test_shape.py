@@ -34,7 +34,7 @@ def test_to_dict_and_back():
         ({"hiden_size": 3}, "x.json: unknown key 'hiden_size'; did you mean 'hidden_size'"),
         ({"layer_types": ["gla"] * 3}, "3 entries, which do not divide num_hidden_layers = 4"),
         ({"mlp": "elu"}, "mlp = 'elu' is not one of swiglu, geglu"),
-        ({"init_matrices": "xavier"}, "init_matrices = 'xavier' is not one of initializer_range, fan_in"),
+        ({"init_matrices": "xavier"}, "init_matrices = 'xavier' is not one of published, initializer_range"),
         ({"init_embedding": -1.0}, "init_embedding = -1.0 must be a standard deviation above 0, or 'zeros'"),
         ({"init_matrices": "zeros"}, "init_matrices = 'zeros', but an MLP or a recurrence is a product"),
         ({"init_outputs": 0}, "init_outputs = 0 must be a standard deviation above 0, or 'zeros'"),

@@ -23,7 +23,7 @@ from longfire.hub.family import (
     refusals,
     whole,
 )
-from longfire.shape import ModelShape, mixer_of
+from longfire.shape import BY_DEPTH, ModelShape, mixer_of
 
 LLAMA_NAMES = (
     Name("model.embed_tokens.", "embed."),
@@ -61,25 +61,37 @@ def length_of(settings: Settings) -> int:
 
 
 def growth(settings: Settings) -> float:
-    """What transformers takes for yarn's factor when the config has null."""
+    """What transformers takes for the factor of yarn and longrope when the config has null."""
     return settings["max_position_embeddings"] / settings["attention.rope_original_length"]
+
+
+def numbers(values: Any, _: Settings) -> tuple[float, ...] | None:
+    """A list of numbers as ours; None if it is none."""
+    right = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+    return tuple(map(float, values)) if right else None
 
 
 KIND, SCALED = "attention.rope", ("linear", "dynamic", "llama3")
 UNSCALED_ROPES = {kind: kind for kind in ("default", *SCALED)}  # whose turns change no length
 ROPE_KEYS = (
     Key("rope_parameters.rope_theta", "attention.rope_theta", 10000.0),
-    Key("rope_parameters.rope_type", KIND, "default", words={k: k for k in ("default", *SCALED, "yarn")}),
+    Key("rope_parameters.rope_type", KIND, "default", words={k: k for k in ("default", *SCALED, "yarn", "longrope")}),
     Key("max_position_embeddings", "attention.rope_original_length", length_of, when=(KIND, "dynamic"), kind=int),
     Key("rope_parameters.original_max_position_embeddings", "attention.rope_original_length", length_of,
-        when=(KIND, "yarn", "llama3"), kind=int),
+        when=(KIND, "yarn", "longrope", "llama3"), kind=int),
     Key("rope_parameters.factor", "attention.rope_factor", REQUIRED, when=(KIND, *SCALED), kind=float),
     Key("rope_parameters.factor", "attention.rope_factor", REQUIRED, null=growth, when=(KIND, "yarn"), kind=float),
+    Key("rope_parameters.factor", "attention.rope_factor", growth, null=growth, when=(KIND, "longrope"), kind=float),
+    Key("rope_parameters.short_factor", "attention.rope_short_factor", REQUIRED, when=(KIND, "longrope"), reads=numbers,
+        writes=lambda settings: list(settings["attention.rope_short_factor"])),
+    Key("rope_parameters.long_factor", "attention.rope_long_factor", REQUIRED, when=(KIND, "longrope"), reads=numbers,
+        writes=lambda settings: list(settings["attention.rope_long_factor"])),
     Key("rope_parameters.low_freq_factor", "attention.rope_low_freq_factor", REQUIRED, when=(KIND, "llama3"), kind=float),
     Key("rope_parameters.high_freq_factor", "attention.rope_high_freq_factor", REQUIRED, when=(KIND, "llama3"), kind=float),
     Key("rope_parameters.beta_fast", "attention.rope_beta_fast", 32.0, null=32.0, when=(KIND, "yarn")),
     Key("rope_parameters.beta_slow", "attention.rope_beta_slow", 1.0, null=1.0, when=(KIND, "yarn")),
-    Key("rope_parameters.attention_factor", "attention.rope_attention_factor", None, null=0.0, when=(KIND, "yarn")),
+    Key("rope_parameters.attention_factor", "attention.rope_attention_factor", None, null=0.0,
+        when=(KIND, "yarn", "longrope")),
     Key("rope_parameters.mscale", "attention.rope_mscale", None, null=0.0, when=(KIND, "yarn")),
     Key("rope_parameters.mscale_all_dim", "attention.rope_mscale_all_dim", None, null=0.0, when=(KIND, "yarn")),
     Key("rope_parameters.truncate", "attention.rope_truncate", True, when=(KIND, "yarn")),
@@ -254,13 +266,14 @@ TRANSFORMERS: dict[str, Family] = {
         ours={**PLAIN, **NO_NORM, "norm": "layernorm", "learned_positions": True, "mlp_bias": True, "attention.rope": "none",
               "attention.qkv_bias": True, "attention.o_bias": True, "attention.num_kv_heads": 0, "attention.head_dim": 0,
               "attention.window_size": 0},
+        begins={"init_outputs": BY_DEPTH},  # GPT-2 (Radford 2019, section 2.3), as their class does it
         inert=("reorder_and_upcast_attn", "n_ctx", "summary_type", "summary_use_proj", "summary_activation",
                "summary_proj_to_labels", "summary_first_dropout"),  # attention in fp32 is how it is computed here
         older={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                "max_position_embeddings": "n_positions"},
     ),
     # Its QK-norm comes after rotary positions, ours before: without parameters that is the same, since to turn a
-    # head changes none of its length. With yarn it is not (its turns are scaled), so they are left out here.
+    # head changes none of its length. With yarn and longrope it is not (their turns are scaled): they are left out.
     "nanochat": Family(
         architecture="NanoChatForCausalLM",
         package="transformers",
@@ -275,7 +288,11 @@ TRANSFORMERS: dict[str, Family] = {
             Key("num_key_value_heads", "attention.num_kv_heads", None, null=0),
             Key("intermediate_size", "intermediate_size", 8192),
             Key("max_position_embeddings", "max_position_embeddings", 2048, null=0),
-            *(replace(key, words=UNSCALED_ROPES) if key.words else key for key in ROPE_KEYS if key.when != (KIND, "yarn")),
+            *(
+                replace(key, words=UNSCALED_ROPES) if key.words else key
+                for key in ROPE_KEYS
+                if not key.when or not {*key.when[1:]} <= {"yarn", "longrope"}
+            ),
             Key("hidden_act", "mlp", "relu2", words=ACTIVATIONS),
             Key("rms_norm_eps", "norm_eps", 1e-6),
             Key("rms_norm_eps", "attention.qk_norm_eps", 1e-6),

@@ -7,8 +7,13 @@ from typing import Any
 
 from longfire.hub.families_fla import BUFFERS, FIXED, HYBRID, INERT, KEYS, NAMES, PLAIN, RATIO
 from longfire.hub.family import Family, Key, Name, Settings
+from longfire.shape import INITIALIZER_RANGE, PUBLISHED
 
-RWKV7_WORDS = {"norm_eps": {"default": 1e-5}, "hidden_act": {"default": "sqrelu", "words": {"sqrelu": "channel_mix"}}}
+RWKV7_WORDS = {
+    "norm_eps": {"default": 1e-5},
+    "hidden_act": {"default": "sqrelu", "words": {"sqrelu": "channel_mix"}},
+    "use_l2warp": {"default": True},
+}
 
 
 def rank(share: float, grows: int) -> Callable[[Settings], int]:
@@ -40,8 +45,9 @@ MAMBA_KEYS = (
     Key("num_hidden_layers", "num_hidden_layers", 48),
     Key("norm_eps", "norm_eps", 1e-5),
     Key("max_position_embeddings", "max_position_embeddings", None, null=0),  # they let it stand, and do not read it
+    Key("use_l2warp", "use_l2warp", False),
 )
-# What says how weights begin that are trained from none: longfire begins matrices of all families alike.
+# How a fresh model begins: longfire begins with what these are by default, and a trained model has no use for them.
 MAMBA_INERT = ("dt_min", "dt_max", "dt_init_floor", "dt_scale", "dt_init_scheme", "rescale_prenorm_residual")
 MAMBA_OLDER = {  # of transformers, whose own classes have tensors of the same names
     "layer_norm_epsilon": "norm_eps", "time_step_limit": "dt_limit", "time_step_min": "dt_min", "time_step_max": "dt_max",
@@ -177,6 +183,13 @@ OWN_BLOCKS: dict[str, Family] = {
                 writes=dt_limits,
             ),
             Key("residual_in_fp32", "residual_in_fp32", True),
+            Key(
+                "rescale_prenorm_residual",
+                "init_outputs",
+                True,
+                reads=lambda rescaled, _: PUBLISHED if rescaled else INITIALIZER_RANGE,
+                writes=lambda settings: settings["init_outputs"] != INITIALIZER_RANGE,
+            ),
         ),
         names=(
             Name(
@@ -189,7 +202,14 @@ OWN_BLOCKS: dict[str, Family] = {
         base="backbone.",
         fixed={"hidden_act": ("silu", "swish"), "rms_norm": (True, None)},  # of flame's and transformers' files
         ours={**PLAIN, "mlp": "none"},
-        inert=(*INERT, *MAMBA_INERT, "chunk_size", "A_init_range", "conv_init", "dt_rank"),
+        inert=(
+            *INERT,
+            *(key for key in MAMBA_INERT if key != "rescale_prenorm_residual"),
+            "chunk_size",
+            "A_init_range",
+            "conv_init",
+            "dt_rank",
+        ),
         older=MAMBA_OLDER,
         both_spellings=True,
     ),

@@ -22,9 +22,10 @@ KEYS = (
     Key("max_position_embeddings", "max_position_embeddings", 2048, null=0),
     Key("norm_eps", "norm_eps", 1e-6),
     Key("hidden_act", "mlp", "swish", words={"swish": "swiglu"}),
+    Key("use_l2warp", "use_l2warp", False),
 )
 FIXED = {"hidden_ratio": (4, None), "attnres_block_size": (None,)}
-INERT = ("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp",
+INERT = ("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy",
          "share_conv_kernel")  # fmt: skip
 RATIO = {"hidden_ratio": "intermediate_size"}
 BUFFERS = ("rotary.inv_freq",)

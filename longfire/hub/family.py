@@ -15,7 +15,7 @@ REQUIRED = object()  # a key that their class cannot do without
 
 # Settings that change training and not what a trained model computes: where a family has no key for one, an export leaves it out
 # (and its card says so) instead of being refused.
-TRAINING_ONLY = ("dropout", "embed_dropout", "residual_in_fp32", "attention.dropout", *INIT_KEYS)
+TRAINING_ONLY = ("dropout", "embed_dropout", "residual_in_fp32", "attention.dropout", "use_l2warp", *INIT_KEYS)
 
 # What each kind of rotary positions uses beside rope_theta; the rest of the settings is without effect then.
 ROPE_USES = {
@@ -24,6 +24,7 @@ ROPE_USES = {
     "linear": ("factor",),
     "dynamic": ("factor", "original_length"),
     "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": ("factor", "original_length", "attention_factor", "short_factor", "long_factor"),
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
 }  # fmt: skip
 
@@ -265,6 +266,7 @@ class Family:
     files that are computed, so never read.  aliases: ends of names -> what some of their files have instead.
     fixed: their keys that we have with these values only; the first is what silence means and what we write.
     ours: our settings that their class has with this value only.
+    begins: how a fresh model of their class begins, where that is no default of ours (init_* of the model config).
     inert: keys that change neither logits nor what can be learned.  replaced: keys that the named other one overrules.
     older: their older spelling -> the key as it is today.  both_spellings: we write the older ones too, for another package's class.
     """
@@ -280,6 +282,7 @@ class Family:
     aliases: dict[str, str] = field(default_factory=dict)
     fixed: dict[str, tuple] = field(default_factory=dict)
     ours: Settings = field(default_factory=dict)
+    begins: Settings = field(default_factory=dict)
     inert: tuple[str, ...] = ()
     replaced: dict[str, str] = field(default_factory=dict)
     older: dict[str, str] = field(default_factory=dict)
@@ -307,7 +310,7 @@ def read_shape_of(family: Family, config: dict[str, Any], where: str) -> ModelSh
     """The shape that a config.json of this family describes. Raises SettingsError naming a key that we cannot express."""
     asked = flat({k: v for k, v in config.items() if k not in INERT}, family, where)
     asked = {k: v for k, v in asked.items() if k not in family.inert}
-    settings = dict(family.ours)
+    settings = family.ours | family.begins
     for key in family.keys:
         if key.applies(settings):
             settings[key.ours] = key.read(asked, settings, where)
@@ -456,6 +459,8 @@ def refusals(family: Family, shape: ModelShape) -> Iterator[str]:
         key = keys.get(name)
         if name in family.layers.places or (mixer and mixer not in mixers) or idle(name, values):
             continue  # `layers` has spoken
+        if name in INIT_KEYS:
+            continue  # a trained model has no use for how it began
         if len(set(map(repr, said.values()))) > 1:
             yield (
                 ", ".join(f"{full}.{name.partition('.')[2]} = {v!r}" for full, v in said.items())
@@ -500,10 +505,11 @@ def contradictions(family: Family, settings: Settings) -> Iterator[str]:
 def left_out(family: Family, shape: ModelShape) -> list[str]:
     """What a family's config cannot say of a shape, though it changes no logits: settings of training that are not at rest."""
     values = values_of(whole(shape))
-    at_rest = {f.name: f.default for f in fields(ModelShape)} | {"attention.dropout": 0.0}
+    at_rest = {f.name: f.default for f in fields(ModelShape)} | {"attention.dropout": 0.0} | family.begins
     placed = family.placed()
     said = {name: next(iter(values[name].values())) for name in TRAINING_ONLY if name in values}
-    return [f"{name} = {value!r}" for name, value in said.items() if name not in placed and value != at_rest[name]]
+    unplaced = {name: value for name, value in said.items() if name not in placed or name in INIT_KEYS}
+    return [f"{name} = {value!r}" for name, value in unplaced.items() if value != at_rest[name]]
 
 
 def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Foreign(nn.Module):
         takes = inspect.signature(theirs.forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
         self.takes_positions = "position_ids" in takes
+        self.use_l2warp = bool(getattr(theirs.config, "use_l2warp", False))  # fla's, a part of their loss
         self.without_cache = {"use_cache": False} if "use_cache" in takes or anything else {}
 
     @property
@@ -136,12 +137,23 @@ def config_of(config: dict[str, Any], where: str = "model.config") -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.for_model(**config)
+        return AutoConfig.for_model(**with_infinities(config))
     except Exception as e:  # every class has validators of its own
         raise SettingsError(
             f"{where}: transformers cannot read it ({first_line(e)}); model.backend = 'transformers' takes the model types that "
             "transformers knows, and those that a file of model.plugins registers with AutoConfig and AutoModelForCausalLM"
         ) from e
+
+
+def with_infinities(value: Any) -> Any:
+    """A part of a config.json with transformers' {"__float__": "Infinity"} as the number that it stands for; JSON has none."""
+    if isinstance(value, list):
+        return [with_infinities(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: with_infinities(entry) for name, entry in value.items()}
 
 
 def first_line(error: Exception) -> str:
@@ -235,8 +247,16 @@ def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
 
 def save(model: Foreign, folder: Path, dtype: torch.dtype, ends: dict[str, int | None], shard_bytes: int) -> None:
     """Write their model into a folder, as they do. ends: ids of its special words."""
-    written = copy.deepcopy(model.theirs).to(dtype)
-    written.config.update(ends)
+    config = copy.deepcopy(model.theirs.config)
+    config.update(ends)
+    with (
+        torch.device("meta"),
+        quiet_transformers(),
+    ):  # no copy of theirs: some keep what they computed last, which has none
+        written = type(model.theirs)(config)
+    weights = {name: tensor.detach().to(dtype) for name, tensor in model.theirs.state_dict().items()}
+    written.load_state_dict(weights, assign=True)
+    written.tie_weights()
     with quiet_transformers():
         written.save_pretrained(folder, max_shard_size=shard_bytes)
 

@@ -10,7 +10,7 @@ from longfire.mixers.mixer import Mixer, Sequence, divides, one_of, positive
 from longfire.ops.attention import attention
 from longfire.ops.linear import Linear
 from longfire.ops.norm import RMSNorm
-from longfire.ops.rope import SCALINGS, Rotary, turn
+from longfire.ops.rope import BY_LENGTH, SCALINGS, Rotary, turn
 from longfire.shape import ModelShape, key, required
 
 
@@ -24,16 +24,16 @@ class AttentionShape:
     head_dim: int = key(0, "channels of a head; 0: hidden_size / num_heads")
     rope: str = key(
         "default",
-        "how rotary positions are scaled: default, linear, dynamic, yarn, llama3; none: no rotary positions",
+        "how rotary positions are scaled: default, linear, dynamic, yarn, longrope, llama3; none: no rotary positions",
     )
     rope_theta: float = key(10000.0, "base of the rotary frequencies")
     rope_factor: float = key(
         1.0,
-        "by how much the context is extended: linear, dynamic, yarn, llama3",
+        "by how much the context is extended: linear, dynamic, yarn, longrope, llama3",
     )
     rope_original_length: int = key(
         0,
-        "tokens that the model was first trained at: dynamic, yarn, llama3",
+        "tokens that the model was first trained at: dynamic, yarn, longrope, llama3",
     )
     rope_low_freq_factor: float = key(
         1.0,
@@ -53,7 +53,7 @@ class AttentionShape:
     )
     rope_attention_factor: float = key(
         0.0,
-        "yarn: factor of cosines and sines; 0: derived from rope_factor",
+        "yarn, longrope: factor of cosines and sines; 0: derived from rope_factor",
     )
     rope_mscale: float = key(0.0, "yarn of DeepSeek: weight of the derived factor; 0: none")
     rope_mscale_all_dim: float = key(
@@ -61,6 +61,11 @@ class AttentionShape:
         "yarn of DeepSeek: weight of the factor that it is divided by; 0: none",
     )
     rope_truncate: bool = key(True, "yarn: round the bounds of the scaled channels to whole ones")
+    rope_short_factor: tuple[float, ...] = key(
+        (),
+        "longrope: the divisor of each turned pair's frequency in texts up to rope_original_length",
+    )
+    rope_long_factor: tuple[float, ...] = key((), "longrope: the same in longer texts")
     rotary_fraction: float = key(1.0, "share of a head's channels that turn, the first ones")
     window_size: int = key(0, "keys that a query sees, itself included; 0: all before it")
     qkv_bias: bool = key(False, "whether the projections to queries, keys and values have biases")
@@ -76,6 +81,10 @@ class AttentionShape:
         "scores of layer i, counted from 0, are divided by i + 1 (Mistral-GPT-2)",
     )
 
+    def __post_init__(self) -> None:
+        for name in ("rope_short_factor", "rope_long_factor"):  # lists in JSON and TOML
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
     def check(self, hidden_size: int) -> None:
         if self.qk_norm_eps < 0:
             raise SettingsError(f"model shape: attention.qk_norm_eps = {self.qk_norm_eps} must be at least 0")
@@ -84,8 +93,10 @@ class AttentionShape:
         divides("attention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
         one_of("attention", "rope", self.rope, (*SCALINGS, "none"))
         positive("attention", rope_theta=self.rope_theta, rope_factor=self.rope_factor)
-        if self.rope in ("dynamic", "yarn", "llama3"):
+        if self.rope in ("dynamic", "yarn", "longrope", "llama3"):
             positive("attention", rope_original_length=self.rope_original_length)
+        if self.rope == "longrope":
+            self.check_longrope(self.rotary_size(hidden_size) // 2)
         if self.rope != "none":
             turned = self.rotary_size(hidden_size)
             divides("attention", "2 (the halves that rotary positions turn)", 2, "head_dim * rotary_fraction", turned)
@@ -93,13 +104,24 @@ class AttentionShape:
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"model shape: attention.{name} = {getattr(self, name)} must lie in [0, 1]")
 
+    def check_longrope(self, pairs: int) -> None:
+        if self.rope_original_length < 2:
+            raise SettingsError("model shape: attention.rope_original_length must be at least 2 with rope = 'longrope'")
+        for name in ("rope_short_factor", "rope_long_factor"):
+            divisors = getattr(self, name)
+            if len(divisors) != pairs or not all(divisor > 0 for divisor in divisors):
+                raise SettingsError(
+                    f"model shape: attention.{name} has {len(divisors)} numbers; rope = 'longrope' needs {pairs} above 0, "
+                    "one for each pair of channels that turns"
+                )
+
     def rotary_size(self, hidden_size: int) -> int:
         return int((self.head_dim or hidden_size // self.num_heads) * self.rotary_fraction)
 
     def rotary(self, hidden_size: int) -> Rotary:
         scaling = {name: getattr(self, f"rope_{name}") for name in (
             "theta", "factor", "original_length", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
-            "attention_factor", "mscale", "mscale_all_dim", "truncate",
+            "attention_factor", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
         )}  # fmt: skip
         return Rotary(self.rotary_size(hidden_size), scaling=self.rope, **scaling)
 
@@ -109,6 +131,7 @@ class Attention(Mixer):
     G key/value heads serve H query heads (GQA, Ainslie 2023).
 
     Names and rotary layout (half-split) are those of transformers' Llama and of fla's Attention.
+    All matrices begin as N(0, initializer_range), as in both classes; GPT-2's outputs by init_outputs (Radford 2019, section 2.3).
     """
 
     Shape = AttentionShape
@@ -143,7 +166,7 @@ class Attention(Mixer):
     def prepare(self, seq: Sequence) -> None:
         """cos and sin of all positions, once for all layers that turn alike."""
         if self.rotary is not None and self.rotary not in seq.shared:
-            lengths_BT = lengths(seq) if self.rotary.scaling == "dynamic" else None
+            lengths_BT = lengths(seq) if self.rotary.scaling in BY_LENGTH else None
             seq.shared[self.rotary] = self.rotary.turns(seq.positions_BT, lengths_BT)
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -153,10 +176,7 @@ class Attention(Mixer):
         if self.shape.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         if self.rotary is not None:
-            q_BTHK = turn(q_BTHK, *seq.shared[self.rotary])
-        keys_turn_later = seq.cache is not None and self.rotary is not None and self.rotary.scaling == "dynamic"
-        if self.rotary is not None and not keys_turn_later:
-            k_BTGK = turn(k_BTGK, *seq.shared[self.rotary])
+            q_BTHK, k_BTGK = (turn(x, *seq.shared[self.rotary]) for x in (q_BTHK, k_BTGK))
         if self.inverse_layer is not None:
             q_BTHK = q_BTHK * self.inverse_layer
         window, skip_B = self.shape.window_size, None
@@ -165,21 +185,17 @@ class Attention(Mixer):
                 seq.cache.append(self.layer, name, x, window) for name, x in (("k", k_BTGK), ("v", v_BTGV))
             )
             skip_B = seq.cache.hidden_B(k_BTGK.shape[1], x_BTD.shape[1])
-        if keys_turn_later:
-            k_BTGK = self.turned_by_length(k_BTGK, seq)
         o_BTHV = self.attend(
             q_BTHK, k_BTGK, v_BTGV, window=window or None, documents=seq.documents, dropout=self.shape.dropout,
             noise_BT=seq.noise_BT, skip_B=skip_B, first_head=self.first_head,
         )  # fmt: skip
         return self.o_proj(o_BTHV.flatten(-2))
 
-    def turned_by_length(self, k_BSGK: Tensor, seq: Sequence) -> Tensor:
-        """All kept keys turned as the text's length of now asks for, so that they meet queries turned alike: with `dynamic` every
-        token beyond the original length turns all of them anew, so they are kept unturned. (What earlier tokens told deeper layers
-        stays what it was at their length: only computing the whole text again would change that.)"""
-        S = k_BSGK.shape[1]
-        positions_BS = seq.positions_BT[:, -1:] - torch.arange(S - 1, -1, -1, device=k_BSGK.device)
-        return turn(k_BSGK, *self.rotary.turns(positions_BS, lengths(seq)[:, :1]))
+    @property
+    def cached_up_to(self) -> int | None:
+        """With angles that depend on the text's length: up to this many tokens they do not change. None: they never do."""
+        by_length = self.rotary is not None and self.rotary.scaling in BY_LENGTH
+        return self.rotary.original_length if by_length else None
 
     def flops_per_token(self, seq_len: int) -> float:
         projections = 2 * sum(p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight"))

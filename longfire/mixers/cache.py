@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IDS = -1  # in place of a layer: the token ids of the whole text, where a model has to compute it again
 GROWING = ("k", "v")  # (B, S, G, K): one entry a token; everything else a layer keeps has a size of its own
 
 
@@ -35,6 +36,11 @@ class Cache:
     def kept(self, layer: int) -> dict[str, Tensor]:
         """What the layer reads, and writes anew."""
         return self.layers[layer]
+
+    def drop_all_but(self, layer: int) -> None:
+        """Forget what the other layers kept."""
+        self.layers = defaultdict(dict, {layer: self.layers[layer]})
+        self.rooms.clear()
 
     def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
         """How many of a layer's `keys`, the last `tokens` of which are new, are padding in each row; None: none."""
@@ -73,6 +79,8 @@ class Cache:
             padding.append(torch.as_tensor(short, device=first.device).expand(len(first)))
         joined.padding_B = torch.cat(padding) if any(p.any() for p in padding) else None
         for layer, kept in caches[0].layers.items():
+            if not all(layer in cache.layers for cache in caches):
+                continue  # one of them computes its whole text again, so all do (IDS)
             for name in kept:
                 rows = [cache.layers[layer][name] for cache in caches]
                 joined.layers[layer][name] = torch.cat(left_padded(rows) if name in GROWING else rows)

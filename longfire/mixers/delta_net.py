@@ -52,6 +52,7 @@ class DeltaNet(MatrixState):
     (Schlag 2021; Yang 2024, eq. 4). Names are those of fla's DeltaNet.
 
     Values always pass SiLU; queries and keys what qk_activation says.
+    All matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = DeltaNetShape

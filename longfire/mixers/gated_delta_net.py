@@ -57,6 +57,7 @@ class GatedDeltaNet(MatrixState):
     g_t = -exp(A) softplus(W_a x_t + dt), b_t = sigmoid(W_b x_t), q and k of unit length.
 
     Names are those of fla's GatedDeltaNet. `A_log` and `dt_bias` have initialisers of their own and stay fp32.
+    All matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = GatedDeltaNetShape

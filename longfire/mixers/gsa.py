@@ -49,6 +49,7 @@ class GSA(MatrixState):
 
     Names are those of fla's GatedSlotAttention, whose output norm goes over all heads with eps 1e-5 whatever the model's is.
     With convolutions the values pass swish twice, there and after it.
+    All matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = GSAShape

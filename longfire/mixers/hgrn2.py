@@ -26,7 +26,8 @@ class HGRN2Shape:
     conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
     use_lower_bound: bool = key(
         True,
-        "a learned lowest forget gate for each layer and channel, which rises with the layers",
+        "a learned lowest forget gate for each layer and channel, which rises with the layers; 0 in the first layer, so that a "
+        "model of one layer has none",
     )
     elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
@@ -58,6 +59,7 @@ class HGRN2(Mixer):
     """S_t = diag(a_t) S_{t-1} + (1 - a_t) v_t^T, o_t = S_t^T swish(W_q x_t) / sqrt(K), a_t = b + (1 - b) sigmoid(W_f x_t) with the
     layer's lower bound b (Qin 2024, eq. 5). Names are those of fla's HGRN2Attention; its output norm has eps 1e-5 whatever
     the model's is, and goes over all heads.
+    All matrices begin as N(0, initializer_range), lower bounds as 0 (fla's class).
     """
 
     Shape = HGRN2Shape

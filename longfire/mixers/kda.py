@@ -66,6 +66,7 @@ class KDA(MatrixState):
 
     A is one number a head, dt one a key channel. The heads' outputs are normalised and gated by a sigmoid of low rank. Names are
     those of fla's KimiDeltaAttention. `A_log` and `dt_bias` have initialisers of their own and stay fp32.
+    All matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = KDAShape

@@ -45,6 +45,7 @@ class LinearAttention(MatrixState):
     sqrt(K) (Katharopoulos 2020, eq. 18 to 20). Names are those of fla's LinearAttention.
 
     z is one more column of S, written by a value that is 1: so documents and cache need nothing of their own.
+    All matrices begin as N(0, initializer_range) (fla's class), but for the feature map of Hedgehog.
     """
 
     Shape = LinearAttentionShape

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.mixers.gated_delta_net import init_step_size
-from longfire.mixers.mixer import Mixer, Sequence, positive
+from longfire.mixers.mixer import Mixer, Sequence, positive, uniform
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.short_conv import ShortConv, short_conv
@@ -37,7 +37,7 @@ def init_rates(A_log_DN: Tensor, generator: torch.Generator) -> None:
 
 def init_step_matrix(weight_DR: Tensor, generator: torch.Generator) -> None:
     """Keeps the variance."""
-    weight_DR.uniform_(-(weight_DR.shape[1] ** -0.5), weight_DR.shape[1] ** -0.5, generator=generator)
+    uniform(weight_DR.shape[1] ** -0.5)(weight_DR, generator)
 
 
 class Mamba(Mixer):
@@ -52,8 +52,6 @@ class Mamba(Mixer):
              "out_proj": "row"}  # fmt: skip
     divided = {"channels": "intermediate_size"}
     context = ("state", "halo")
-    own_init = {"A_log": init_rates, "D": lambda D, generator: D.fill_(1.0), "dt_proj.weight": init_step_matrix,
-                "dt_proj.bias": init_step_size}  # fmt: skip
     keep_fp32 = ("A_log", "D")
 
     def __init__(self, model: ModelShape, shape: MambaShape, layer: int) -> None:
@@ -67,6 +65,15 @@ class Mamba(Mixer):
         self.A_log, self.D = nn.Parameter(torch.empty(channels, shape.state_size)), nn.Parameter(torch.empty(channels))
         self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
         self.recur, self.convolve = selective_scan, short_conv
+        taps = uniform(shape.conv_kernel**-0.5)
+        self.published_init = {"conv1d.weight": taps}
+        self.own_init = {
+            "A_log": init_rates,
+            "D": lambda D, generator: D.fill_(1.0),
+            "dt_proj.weight": init_step_matrix,
+            "dt_proj.bias": init_step_size,
+            "conv1d.bias": taps,
+        }
 
     def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.mixers.gated_delta_net import init_step_size
-from longfire.mixers.mixer import Mixer, Sequence, divides, positive
+from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GroupedGatedRMSNorm
@@ -51,7 +51,8 @@ class Mamba2(Mixer):
 
     Names are those of fla's and transformers' Mamba2, with their in_proj as z_proj, x_proj, B_proj, C_proj, dt_proj, and their
     conv1d as x_conv1d, B_conv1d, C_conv1d, since tensor parallelism splits z, x and dt by heads, and B and C by groups: not at
-    all if there is one.
+    all if there is one. out_proj begins as torch's own matrices, uniform within 1/sqrt(channels), divided by the root of the
+    number of residual sums (the authors' and fla's rescale_prenorm_residual, on by default).
     """
 
     Shape = Mamba2Shape
@@ -80,6 +81,8 @@ class Mamba2(Mixer):
             self.norm = GroupedGatedRMSNorm(channels, model.norm_eps, shape.n_groups, shape.norm_before_gate)
         self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
         self.recur, self.convolve = linear_attention, short_conv
+        residuals = model.num_hidden_layers * (1 if model.mlp == "none" else 2)
+        self.published_init = {"out_proj.weight": uniform((channels * residuals) ** -0.5)}
 
     def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)

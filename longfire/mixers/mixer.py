@@ -1,10 +1,11 @@
 """The contract of a mixer: the part of a block that looks along the sequence."""
 
 from collections import UserDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from longfire.errors import SettingsError
@@ -47,8 +48,10 @@ class Mixer(nn.Module):
       divided: what it counts of heads, or groups of heads, that divide the processes: attribute -> key of its settings. The attributes
                are those of the heads that lie here, of which `first_head` is the first
       context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
-      own_init: parameters with an initialiser of their own: name -> function(tensor, generator), in place; a name may be dotted
-                (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
+      own_init: parameters that always begin by a rule of their own: name -> function(tensor, generator), in place; a name may
+                be dotted (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
+      published_init: the same of matrices that begin so unless the model config's init_* says otherwise
+      published_ends: how the embedding and the head begin, by their whole names, in a model that has this mixer in every layer
       keep_fp32: parameters that no compute dtype may round
       whole_model: the class of a module that the model holds once for all layers of this mixer, made as
                 whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block. Its split_dims
@@ -64,14 +67,22 @@ class Mixer(nn.Module):
     divided: ClassVar[dict[str, str]] = {}
     context: ClassVar[tuple[str, ...]] = ()
     own_init: ClassVar[dict[str, Any]] = {}
+    published_init: ClassVar[dict[str, Any]] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     whole_model: ClassVar[type[nn.Module] | None] = None
     first_head: int = 0
+    cached_up_to: int | None = (
+        None  # tokens: beyond them what earlier calls kept is no longer right; None: it always is
+    )
     carried: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
         super().__init__()
         self.hidden_size, self.shape, self.layer, self.layers = model.hidden_size, shape, layer, model.num_hidden_layers
+
+    @classmethod
+    def published_ends(cls, model: ModelShape) -> dict[str, Any]:
+        return {}
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward: a mixer must define it")
@@ -126,6 +137,11 @@ def read_mixer_shape(
         shape = mixer.Shape(**given)
         shape.check(hidden_size)
     return shape
+
+
+def uniform(bound: float) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """The rule of a parameter that begins uniform within +-bound."""
+    return lambda tensor, generator: tensor.uniform_(-bound, bound, generator=generator)
 
 
 def divides(mixer: str, divisor_name: str, divisor: int, name: str, value: float) -> None:

@@ -48,6 +48,7 @@ class Retention(MatrixState):
     8), q and k turned by their position. Names are those of fla's MultiScaleRetention.
 
     The heads' outputs are normalised, gated by swish(W_g x_t) and projected.
+    All matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = RetentionShape

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from longfire.mixers.channel_mix import Initialiser, orthogonal, share_of_previous, towards
-from longfire.mixers.mixer import Mixer, Sequence, divides, positive
+from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.dplr import dplr
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import l2_norm, layer_norm
@@ -152,6 +152,12 @@ class RWKV7(Mixer):
             "v_proj.weight": orthogonal(1.0),
             "o_proj.weight": lambda weight, generator: weight.zero_(),
         }
+
+    @classmethod
+    def published_ends(cls, model: ModelShape) -> dict[str, Initialiser]:
+        """RWKV-LM's: a tiny embedding, which a norm makes large, and an orthogonal head."""
+        gain = 0.5 * math.sqrt(max(1.0, model.vocab_size / model.hidden_size))
+        return {"embed.weight": uniform(1e-4), "head.weight": orthogonal(gain)}
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)

@@ -15,6 +15,8 @@ from longfire.ops.linear import gives_fp32_sums, working_dtype
 CACHED_BYTES = 3 * 2**20
 # Rows of logits whose soft cap is computed together: its slope has a buffer of so many rows, not of a whole chunk.
 CAPPED_ROWS = 128
+# Weight of the penalty of L2Wrap in RWKV-LM and fla: its gradient is 1e-4 times the highest logit.
+L2_WARP = 1e-4
 # A row of logits begins on a cache line: at 50,257 words the product takes 0.7 of the time that it takes unaligned.
 ROW_MULTIPLE = 64
 
@@ -32,11 +34,13 @@ class Words(NamedTuple):
 
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None, softcap: float = 0.0,
+    words: Words | None = None, softcap: float = 0.0, l2_warp: bool = False,
 ) -> Tensor:  # fmt: skip
     """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for float64 hidden states).
 
     softcap: logits are cap * tanh(logits / cap) (Gemma 2, 2024, section 2); 0: as they are.
+    l2_warp: the gradient is also that of L2_WARP / 2 times the square of each real token's highest logit, which
+    keeps logits small; the loss is as without it (RWKV-LM's L2Wrap, fla's use_l2warp).
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's product gives them.
     Memory beside the gradients: one buffer of chunk_tokens x W. The gradients are made with the loss, so backward can run once
     and is not differentiable. words: which the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a
@@ -49,21 +53,29 @@ def linear_cross_entropy(
             raise IndexError(
                 f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor {ignore_index}, no label"
             )
-    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words, softcap)
+    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words, softcap, l2_warp)
 
 
 def linear_cross_entropy_slow(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None, softcap: float = 0.0,
+    words: Words | None = None, softcap: float = 0.0, l2_warp: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The truth: all logits at once. Same arguments and result."""
+    """The reference: all logits at once. Same arguments and result."""
     dtype = working_dtype(hidden_ND)
     logits_NW = softcapped(hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T, softcap)
     if words is not None:  # those of the other words are numbers here, to which no gradient goes
         around = (words.first, words.total - words.first - len(weight_WD))
         everybodys_NW = words.add_up(F.pad(logits_NW.detach(), around))
         logits_NW = F.pad(logits_NW - logits_NW.detach(), around) + everybodys_NW
-    return F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
+    loss = F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
+    return l2_warped(loss, logits_NW, labels_N, ignore_index) if l2_warp else loss
+
+
+def l2_warped(loss: Tensor, logits_NW: Tensor, labels_N: Tensor, ignore_index: int) -> Tensor:
+    """The same loss with another gradient: L2_WARP times the highest logit of each real token is added to its own."""
+    highest_N = logits_NW[labels_N != ignore_index].max(1).values
+    penalty = L2_WARP / 2 * highest_N.square().sum()
+    return loss + (penalty - penalty.detach())
 
 
 @torch.no_grad()
@@ -109,9 +121,12 @@ def fused(
     ignore_index: int,
     words: Words | None,
     softcap: float,
+    l2_warp: bool,
 ) -> Tensor:
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_WD)]
-    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted, words, softcap)
+    return _LinearCrossEntropy.apply(
+        hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted, words, softcap, l2_warp
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -128,6 +143,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wanted: list[bool],
         words: Words | None,
         softcap: float,
+        l2_warp: bool,
     ) -> Tensor:
         dtype = working_dtype(hidden_ND)
         multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
@@ -142,7 +158,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_ND[chunk].to(multiplied)
             logits = buffer[: len(hidden)]
             product(hidden, weight.T, logits)
-            loss += loss_of_logits(logits, labels_N[chunk], ignore_index, any(wanted), words, softcap)
+            labels = labels_N[chunk]
+            loss += loss_of_logits(logits, labels, ignore_index, any(wanted), words, softcap, l2_warp)
             d_logits = logits.to(multiplied) if any(wanted) else None
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
@@ -165,7 +182,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
         d_weight = None if d_weight is None else d_weight.mul_(d_loss).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None, None
 
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:
@@ -180,19 +197,37 @@ def loss_of_logits(
     gradient: bool,
     words: Words | None,
     softcap: float,
+    l2_warp: bool,
 ) -> Tensor:
     """Loss of a chunk, whose logits are overwritten: by the gradient of what they were, or by nothing of use."""
     if softcap and words is None and len(logits_NW) > CAPPED_ROWS:
         chunks = zip(logits_NW.split(CAPPED_ROWS), labels_N.split(CAPPED_ROWS))
-        return sum(loss_of_logits(*chunk, ignore_index, gradient, words, softcap) for chunk in chunks)
+        rest = (ignore_index, gradient, words, softcap, l2_warp)
+        return sum(loss_of_logits(*chunk, *rest) for chunk in chunks)
     slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
+    penalty = highest_logits(logits_NW, labels_N, ignore_index, words) if l2_warp and gradient else None
     if words is None:
         loss = softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient)
     else:
         loss = shared_softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient, words).sum()
+    if penalty is not None:
+        index_N1, highest_N1 = penalty
+        logits_NW.scatter_add_(1, index_N1, L2_WARP * highest_N1)
     if slopes is not None:
         logits_NW.mul_(slopes)
     return loss
+
+
+def highest_logits(
+    logits_NW: Tensor, labels_N: Tensor, ignore_index: int, words: Words | None
+) -> tuple[Tensor, Tensor]:
+    """(N, 1) the column of each token's highest logit, and that logit; 0 in place of the logit where the token
+    has no label, or where another process has the column."""
+    highest_N1, index_N1 = logits_NW.max(1, keepdim=True)
+    counts_N1 = (labels_N != ignore_index)[:, None]
+    if words is not None:
+        counts_N1 = counts_N1 & (index_N1 + words.first == likeliest(logits_NW, words)[:, None])
+    return index_N1, torch.where(counts_N1, highest_N1, 0)
 
 
 def softcap_in_place(logits: Tensor, cap: float, gradient: bool) -> Tensor | None:

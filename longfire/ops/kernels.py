@@ -34,6 +34,7 @@ def linear_attention(
     """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has no chunks for it alone."""
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
     groups = q_BTHK.shape[2] // k_BTHK.shape[2]
+    assert gv is None or groups == 1, "the caller takes one set of queries at a time"
     if groups > 1:  # the kernels have as many heads of all: repeated, and of equal states one is returned
         k, v, g = (
             x if x is None else x.repeat_interleave(groups, 0 if x.dim() == 1 else 2) for x in (k_BTHK, v_BTHV, g)

@@ -51,13 +51,18 @@ def linear_attention(
     scale: K**-0.5 if None. With documents the state starts from zero at each of them; the initial state belongs to the
     first document of each row, and the final state is that of its last. Differentiable in every tensor.
 
-    Without gv, k, v, g and the state may have fewer heads than q: each serves as many neighbouring heads of q as divide them,
-    and is worked on once. Or q and k have fewer heads than v, g and the state (Mamba-2's C and B), if g is no vector.
+    k, v, g, gv and the state may have fewer heads than q: each serves as many neighbouring heads of q as divide them. Or q and k
+    have fewer heads than v, g, gv and the state (Mamba-2's C and B). What is shared is worked on once, but with gv, and with a
+    vector g in the second case: no mixer asks for these, and they are computed as if all had heads of their own.
     """
-    assert gv is None or k_BTHK.shape[2] == q_BTHK.shape[2], "grouped heads with value decay: repeat k, v, g and gv"
-    return FORMS[chosen("linear_attention")](
-        q_BTHK, k_BTHK, v_BTHV, g, gv=gv, scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents
-    )
+    form = partial(FORMS[chosen("linear_attention")], scale=scale, documents=documents)
+    if gv is not None or (g is not None and g.dim() == 4):
+        q_BTHK, k_BTHK = for_heads_of(v_BTHV, q_BTHK, k_BTHK)
+    if gv is None or q_BTHK.shape[2] == k_BTHK.shape[2]:
+        return form(q_BTHK, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV)
+    sets_of_queries = q_BTHK.unflatten(2, (k_BTHK.shape[2], -1)).unbind(3)
+    results = [form(q, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV) for q in sets_of_queries]
+    return torch.stack([o_BTHV for o_BTHV, _ in results], 3).flatten(2, 3), results[0][1]
 
 
 def linear_attention_slow(
@@ -71,7 +76,7 @@ def linear_attention_slow(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The truth: the recurrence, a token at a time. Same arguments and result."""
+    """The reference: the recurrence, a token at a time. Same arguments and result."""
     q_BTHK, k_BTHK = for_heads_of(v_BTHV, q_BTHK, k_BTHK)
     (B, T, H, K), dtype = k_BTHK.shape, working_dtype(q_BTHK)
     scale = K**-0.5 if scale is None else scale

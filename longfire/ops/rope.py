@@ -11,16 +11,20 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops.linear import working_dtype
 
-SCALINGS = ("default", "linear", "dynamic", "yarn", "llama3")
+SCALINGS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+BY_LENGTH = ("dynamic", "longrope")  # whose angles depend on the length of the text
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """How much each pair of channels turns a position. Names and formulas are those of transformers' `rope_parameters`.
+    """How much each pair of channels turns a position. Names and formulas are those of transformers' `rope_parameters`, and the
+    order of operations too: at position 100,000 one bit of a frequency is 0.006 radians.
 
     size: channels that turn, an even number.  scaling: one of SCALINGS.  original_length: tokens that the model was trained at.
-    attention_factor: yarn's factor of q and k; 0: 0.1 ln(factor) + 1, or with mscale and mscale_all_dim both set the ratio
-    (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1).
+    attention_factor: factor of q and k in yarn and longrope; 0: yarn's 0.1 ln(factor) + 1, or with mscale and mscale_all_dim both
+    set the ratio (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1); longrope's
+    sqrt(1 + ln(factor) / ln(original_length)).
+    short_factor, long_factor: longrope's divisors of each pair's frequency, up to the original length and beyond it.
     """
 
     size: int
@@ -36,26 +40,39 @@ class Rotary:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     truncate: bool = True
+    short_factor: tuple[float, ...] = ()  # longrope
+    long_factor: tuple[float, ...] = ()
+
+    def wavelengths(self, device: torch.device) -> Tensor:
+        """(size / 2,) tokens a radian, before any scaling."""
+        pairs = torch.arange(0, self.size, 2, dtype=torch.float32, device=device) / self.size
+        return self.theta**pairs
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """(size / 2,) radians a position."""
-        pairs = torch.arange(0, self.size, 2, dtype=torch.float32, device=device) / self.size
-        f = self.theta**-pairs
+        """(size / 2,) radians a position; of scalings in BY_LENGTH up to the original length."""
+        wavelengths = self.wavelengths(device)
+        if self.scaling == "longrope":
+            return 1.0 / (torch.tensor(self.short_factor, device=device) * wavelengths)
+        if self.scaling == "yarn":
+            return self.yarn(wavelengths)
+        f = 1.0 / wavelengths
         if self.scaling == "linear":  # position interpolation (Chen 2023)
             return f / self.factor
-        if self.scaling == "yarn":
-            return self.yarn(f)
         return self.llama3(f) if self.scaling == "llama3" else f
 
     def llama3(self, f: Tensor) -> Tensor:
         """Slow pairs, which did not turn once in original_length / low_freq_factor, are interpolated; fast ones are not; a ramp
         between (Llama 3.1)."""
-        turns = self.original_length * f / (2 * math.pi)
-        ramp = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        ramp = ramp.clamp(0, 1)
-        return (1 - ramp) * f / self.factor + ramp * f
+        wavelength = 2 * math.pi / f
+        longest, shortest = self.original_length / self.low_freq_factor, self.original_length / self.high_freq_factor
+        ramp = (self.original_length / wavelength - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        between = (1 - ramp) * f / self.factor + ramp * f
+        slow = torch.where(wavelength > longest, f / self.factor, f)
+        return torch.where((wavelength >= shortest) & (wavelength <= longest), between, slow)
 
-    def yarn(self, f: Tensor) -> Tensor:
+    def yarn(self, wavelengths: Tensor) -> Tensor:
         """The same idea with a ramp over the pairs' numbers (Peng 2023, eq. 23)."""
 
         def pair_that_turns(times: float) -> float:
@@ -65,13 +82,18 @@ class Rotary:
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, self.size - 1)
-        places = torch.arange(len(f), dtype=torch.float32, device=f.device)
-        ramp = ((places - low) / (high - low if high != low else 0.001)).clamp(0, 1)
-        return f / self.factor * ramp + f * (1 - ramp)
+        if low == high:
+            high += 0.001
+        places = torch.arange(len(wavelengths), dtype=torch.float32, device=wavelengths.device)
+        kept = 1 - ((places - low) / (high - low)).clamp(0, 1)
+        return 1.0 / (self.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
     @property
     def magnitude(self) -> float:
         """What turned queries and keys are multiplied by."""
+        if self.scaling == "longrope":
+            growth = math.log(self.factor) / math.log(self.original_length) if self.factor > 1 else 0.0
+            return self.attention_factor or math.sqrt(1 + growth)
         if self.scaling != "yarn":
             return 1.0
         growth = 0.1 * math.log(self.factor) if self.factor > 1 else 0.0
@@ -79,16 +101,25 @@ class Rotary:
         return self.attention_factor or (above * growth + 1) / (below * growth + 1)
 
     def turns(self, positions_BT: Tensor, lengths_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, T, 1, size / 2) of each position, fp32; lengths_BT: tokens of each token's document (`dynamic` only)."""
+        """cos and sin (B, T, 1, size / 2) of each position, fp32; lengths_BT: tokens of each token's document (BY_LENGTH only)."""
         f = self.frequencies(positions_BT.device)
-        if self.scaling == "dynamic":  # NTK-aware: beyond the original length theta grows with the length
-            assert lengths_BT is not None, "dynamic scaling depends on the length"
-            grown = self.factor * lengths_BT.clamp_min(self.original_length) / self.original_length - (self.factor - 1)
-            stretch_BT = grown.float() ** (self.size / (self.size - 2))
-            pairs = torch.arange(0, self.size, 2, dtype=torch.float32, device=f.device) / self.size
-            f = f * stretch_BT[..., None] ** -pairs
+        if self.scaling in BY_LENGTH:
+            assert lengths_BT is not None, f"{self.scaling} scaling depends on the length"
+            f = self.beyond(f, lengths_BT)
         angles_BT1K = (positions_BT[..., None].float() * f)[:, :, None]
         return angles_BT1K.cos() * self.magnitude, angles_BT1K.sin() * self.magnitude
+
+    def beyond(self, f: Tensor, lengths_BT: Tensor) -> Tensor:
+        """(B, T, size / 2) the frequencies of texts of these lengths, given those up to the original length."""
+        is_longer_BT1 = (lengths_BT > self.original_length)[..., None]
+        if self.scaling == "longrope":  # LongRoPE (Ding 2024)
+            long_factor = torch.tensor(self.long_factor, device=f.device)
+            return torch.where(is_longer_BT1, 1.0 / (long_factor * self.wavelengths(f.device)), f)
+        # NTK-aware: beyond the original length theta grows with the length
+        pairs = torch.arange(0, self.size, 2, dtype=torch.float32, device=f.device) / self.size
+        grown_BT = (self.factor * lengths_BT / self.original_length) - (self.factor - 1)
+        theta_BT1 = self.theta * grown_BT[..., None] ** (self.size / (self.size - 2))
+        return torch.where(is_longer_BT1, 1.0 / theta_BT1**pairs, f)
 
 
 def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:

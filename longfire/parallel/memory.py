@@ -388,8 +388,8 @@ class Meter:
         def forward(box: list[Tensor]) -> Tensor:
             hidden_BTD = model.normed(box.pop())
             hidden_ND = model.to_head(hidden_BTD).flatten(0, 1)
-            cap = model.shape.final_logit_softcapping
-            return fused(hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, model.words, cap)
+            options = (model.words, model.shape.final_logit_softcapping, model.shape.use_l2warp)
+            return fused(hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, *options)
 
         return traced(forward, enters, ends_of(model)[HEAD], labels_N)
 

@@ -102,6 +102,7 @@ MODERN = {
     "embed_norm": True,
     "norm_affine": False,
     "final_logit_softcapping": 0.5,  # logits reach some 0.5: it bends them
+    "use_l2warp": True,
     "dropout": 0.2,
     "embed_dropout": 0.3,
     "init_matrices": "fan_in_uniform",

@@ -42,16 +42,13 @@ def test_the_audit_names_a_parameter_without_a_rule(tiny_shape):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("tied", [False, True])
-def test_every_parameter_moves(mixer, tied, tiny_model):
-    """One step of gradient descent: a parameter without a gradient would be one that the forward forgot."""
+def test_every_parameter_gets_a_gradient(mixer, tied, tiny_model):
+    """A parameter without one would be one that the forward forgot."""
     model = tiny_model(mixer, tie_word_embeddings=tied)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    assert len(before) == sum(1 for _ in model.parameters())
     ids_BT = torch.randint(0, 97, (2, 40), generator=torch.Generator().manual_seed(0))
     hidden = model(ids_BT[:, :-1])
     linear_cross_entropy(hidden.flatten(0, 1), model.head.weight, ids_BT[:, 1:].flatten()).backward()
-    torch.optim.SGD(model.parameters(), lr=1.0).step()
-    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from longfire.generate import feed, generate
+from longfire.generate import advance, feed, generate
 from longfire.hub.families import FAMILIES, shape_from_config
 from longfire.hub.load import model_of
 from longfire.hub.tensors import to_ours
@@ -137,18 +137,45 @@ def test_weights_of_fla_token_by_token_equal_flas_own_full_forward(case):
 
 
 @torch.no_grad()
-def test_dynamic_rotary_positions_turn_kept_keys_anew():
-    """Beyond the original length every token changes all angles: each next token equals a full forward of what is there so far.
-    In one layer; of deeper ones the keys come from hidden states of tokens that saw a shorter text."""
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_angles_that_depend_on_the_length(kind):
+    """Beyond the original length they change for all tokens at once: each next token equals a full forward of what is there."""
     from conftest import tiny_model
 
-    settings_ = {"num_heads": 4, "rope": "dynamic", "rope_factor": 4.0, "rope_original_length": 16}
-    model = tiny_model("attention", num_hidden_layers=1, mixers={"attention": settings_})
+    divisors = {"rope_short_factor": (1.0, 1.1, 1.2, 1.3), "rope_long_factor": (1.0, 2.0, 3.0, 4.0)}
+    settings_ = {"num_heads": 4, "rope": kind, "rope_factor": 4.0, "rope_original_length": 16}
+    settings_ |= divisors if kind == "longrope" else {}
+    model = tiny_model(
+        "gla", "attention", num_hidden_layers=4, mixers={"attention": settings_, "gla": {"num_heads": 2}}
+    )
     ids_BT = torch.randint(97, (2, 50), generator=torch.Generator().manual_seed(4))
     cached_BTW = cached_logits(model, ids_BT, [10, *range(12, 50)])
     for length in range(12, 51):
         full_BTW = model.logits(model(ids_BT[:, :length]))[:, -1:]
         assert_equal_within_rounding(model, cached_BTW[:, length - 1 : length], full_BTW)
+
+
+@torch.no_grad()
+def test_a_batch_of_texts_of_which_some_outgrow_the_original_length():
+    """Rows of different lengths together: each as if it were alone, also once the longest has left."""
+    from conftest import tiny_model
+
+    settings_ = {"num_heads": 4, "rope": "dynamic", "rope_factor": 4.0, "rope_original_length": 16}
+    model = tiny_model("attention", num_hidden_layers=2, mixers={"attention": settings_})
+    ids = [torch.randint(97, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 14, 20)]
+    caches = [Cache() for _ in ids]
+    for text, cache in zip(ids, caches):
+        feed(model, text, cache)
+    together, going = Cache.stack(caches), [0, 1, 2]
+    for step in range(6):
+        if step == 3:
+            together, going = together.select([0, 1]), [0, 1]
+        for row in going:
+            ids[row].append(step + row)
+        got_BW = advance(model, [ids[row][-1] for row in going], together)
+        for row, got_W in zip(going, got_BW):
+            true_W = model.logits(model(torch.tensor([ids[row]])))[0, -1]
+            assert_equal_within_rounding(model, got_W[None, None], true_W[None, None])
 
 
 @torch.no_grad()

@@ -388,14 +388,32 @@ def logits_of(export: Path, ids_file: Path, out_file: Path) -> None:
     save_file({"logits": logits.contiguous()}, out_file)
 
 
+def fresh(config_file: Path, out: Path) -> None:
+    """Write the parameters that fla's class of a config.json begins with, for two seeds: `<seed>.<name>`."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**json.loads(config_file.read_text()))
+    tensors = {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tensors |= {f"{seed}.{name}": tensor.detach().clone() for name, tensor in model.named_parameters()}
+    save_file(tensors, out)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--logits-of", type=Path, nargs=3, metavar=("EXPORT", "IDS", "OUT"))
+    parser.add_argument("--fresh", type=Path, nargs=2, metavar=("CONFIG", "OUT"), help="a model as it begins, twice")
     options = parser.parse_args()
     interpreted()
     if options.logits_of:
         logits_of(*options.logits_of)
-    for case in options.cases or ([] if options.logits_of else CASES):
+    if options.fresh:
+        fresh(*options.fresh)
+    for case in options.cases or ([] if options.logits_of or options.fresh else CASES):
         golden(case, options.out)
