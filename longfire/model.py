@@ -168,12 +168,22 @@ class Model(nn.Module):
             place = BLOCK_PLACE * (block.mixer.layer + 1)
             noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
             cache = None if seq.cache is None else seq.cache.of(block.mixer.layer)
-            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
+            x_BTD = self.run_block(block, x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
         return x_BTD
+
+    def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        """One block; hf/model.py has it computed again in the backward."""
+        return block(x_BTD, seq)
 
     def normed(self, x_BTD: Tensor) -> Tensor:
         """What the head sees."""
         return self.norm(x_BTD).to(self.compute_dtype)
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Let activations have this type from here on."""
+        self.compute_dtype = dtype
+        for block in self.layers:
+            block.inner = dtype
 
     @property
     def stream_dtype(self) -> torch.dtype:
