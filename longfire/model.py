@@ -212,12 +212,16 @@ def as_it_is(x: Tensor) -> Tensor:
 
 
 def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
-    """What the model holds once for all layers of a mixer, by the mixer's name."""
+    """What the model holds once for all layers of a mixer, by the mixer's name: made by the first of
+    them whose own settings need it (a variant may go without)."""
     modules: dict[str, nn.Module] = {}
     for block, name in zip(layers, map(mixer_of, shape.layer_types)):
-        if block.mixer.whole_model is not None and name not in modules:
-            modules[name] = block.mixer.whole_model(shape, block.mixer.shape)
-    return {name: module for name, module in modules.items() if list(module.parameters())}
+        if block.mixer.whole_model is None or name in modules:
+            continue
+        module = block.mixer.whole_model(shape, block.mixer.shape)
+        if list(module.parameters()):
+            modules[name] = module
+    return modules
 
 
 def on_meta(shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> Model:

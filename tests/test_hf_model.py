@@ -376,7 +376,7 @@ def test_a_config_of_a_run_is_no_export(tiny_shape):
 
 
 def test_the_card_says_how_to_load_it(exported, monkeypatch, tmp_path):
-    folder, model = exported
+    folder, _ = exported
     card = (folder / "README.md").read_text()
     assert (
         "import longfire  # registers LongfireForCausalLM" in card
@@ -411,7 +411,7 @@ def test_the_pipeline_writes_text(exported):
 @missing("accelerate")
 @pytest.mark.parametrize("bf16", [False, True])
 def test_trainer_learns_and_its_folder_is_imported(bf16, exported, tmp_path):
-    folder, model = exported
+    folder, _ = exported
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     texts = ["the long fire", "a gate and a long fire", "the gate"] * 4

@@ -49,6 +49,7 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = CheckpointedModel(config.model_shape())
         self._keep_in_fp32_modules_strict = kept_in_fp32(self.model)
+        self.dtype_plan = dict.fromkeys(kept_in_fp32(self.model), torch.float32)  # the same for transformers 5.0
         self.post_init()
 
     def forward(
