@@ -474,7 +474,7 @@ def summary(run: Run) -> list[str]:
         *lengths.told(run.training, rows, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}"
         f"{describe_lr_scales(run.optimizer)}",
-        f"export: {export_line(shape)}",
+        *([f"export: {export_line(shape)}"] if run.checkpoint.export else []),
     ]
 
 

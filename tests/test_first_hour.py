@@ -124,7 +124,7 @@ def test_which_class_an_export_takes_is_printed_before_the_first_step(folder, ca
     assert main(["export", "runs/longfire", "again"]) == 0
     assert "export: as LongfireForCausalLM" in capsys.readouterr().out
     assert main(["generate", "again", "--prompt", "a", "--max_new_tokens", "2"]) == 0
-    assert train("--job.dump_folder", "runs/gla", steps=2) == 0
+    assert train("--job.dump_folder", "runs/gla", "--checkpoint.export", steps=2) == 0
     assert "export: as GLAForCausalLM of fla" in before_the_first_step(capsys.readouterr().out)
 
 

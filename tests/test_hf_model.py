@@ -436,17 +436,19 @@ def test_trainer_learns_and_its_folder_is_imported(bf16, exported, tmp_path):
 
 @pytest.mark.slow
 @missing("peft", "accelerate")
-def test_every_lora_adapter_learns_and_merges(exported, tmp_path):
+@pytest.mark.parametrize("types", EACH)
+def test_every_lora_adapter_learns_and_merges(types, tiny_model, tmp_path):
     import peft
 
-    folder, _ = exported
+    folder = tmp_path / "hf"
+    wrapped(tiny_model(*types, num_hidden_layers=2, mlp="swiglu", mixers=mixers(*types))).save_pretrained(folder)
     lora = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     model = peft.get_peft_model(load(folder), lora)
     ids_BT = ids_of(1, 12)
     model(ids_BT, labels=ids_BT).loss.backward()
     adapters = {name: p for name, p in model.named_parameters() if "lora_" in name}
     silent = [name for name, p in adapters.items() if p.grad is None or not p.grad.any()]
-    assert len(adapters) > 20 and not silent, "a matrix that is read past its module would leave its adapter out"
+    assert len(adapters) >= 16 and not silent, "a matrix that is read past its module would leave its adapter out"
     expected = model(ids_BT).logits
     model.save_pretrained(tmp_path / "lora")
     again = peft.PeftModel.from_pretrained(load(folder), tmp_path / "lora")
@@ -465,7 +467,7 @@ def test_lm_eval_scores_and_generates(exported):
     from lm_eval.models.huggingface import HFLM
 
     folder, model = exported
-    lm = HFLM(pretrained=str(folder), batch_size=2)
+    lm = HFLM(pretrained=str(folder), batch_size=2, device="cpu")
     asked = [("the long", " fire"), ("a", " gate")]
     found = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in asked])
     for (context, answer), (scored, _) in zip(asked, found):
@@ -478,7 +480,7 @@ def test_lm_eval_scores_and_generates(exported):
     assert len(texts) == 2
 
 
-def test_a_mixer_of_a_plugin_is_exported_with_the_name_of_its_file(tmp_path, monkeypatch):
+def test_a_mixer_of_a_plugin_is_exported_with_the_name_of_its_file(tmp_path):
     from longfire.plugins import load_plugins
     from longfire.shape import ModelShape
 
@@ -493,6 +495,6 @@ def test_a_mixer_of_a_plugin_is_exported_with_the_name_of_its_file(tmp_path, mon
         assert f"load_plugins(('{file.name}',))" in (tmp_path / "hf" / "README.md").read_text()
         adopt(str(tmp_path / "hf"), tmp_path / "run", note=lambda line: None, plugins=(str(file),))
     finally:
-        monkeypatch.delitem(MIXERS, "mixer_of_a_test")
+        del MIXERS["mixer_of_a_test"]
     with pytest.raises(SettingsError, match="'mixer_of_a_test', which is no mixer of this longfire.*model.plugins"):
         load(tmp_path / "hf")
