@@ -105,7 +105,7 @@ def test_any_hybrid_is_exported_and_loaded_by_its_class(shape):
 
 @pytest.mark.parametrize("types", [*EACH, *HYBRIDS])
 def test_padding_on_either_side_changes_nothing(types, tiny_model):
-    """Three texts of other lengths in a batch give what each gives alone, logits and gradients."""
+    """Three texts of other lengths in a batch give what each gives alone."""
     model = wrapped(tiny_model(*types, num_hidden_layers=max(2, len(types)), mixers=mixers(*set(types))))
     texts = [ids_of(1, length, length) for length in (3, 11, 7)]
     alone = [model(text).logits[0] for text in texts]
@@ -140,6 +140,39 @@ def test_cached_greedy_generation_equals_uncached_in_a_padded_batch(types, tiny_
     assert cached.equal(greedy(model, padded, 12, attention_mask=mask, use_cache=False))
     for row, text in enumerate(texts):
         assert cached[row, -12:].equal(greedy(model, text, 12)[0, -12:]), "who else is in the batch changes nothing"
+
+
+def test_dynamic_positions_are_of_the_text_and_not_of_its_padding(tiny_model):
+    """Beyond the original length the turns depend on the length: of each text, though the batch has another one."""
+    softmax = {"num_heads": 4, "rope": "dynamic", "rope_factor": 2.0, "rope_original_length": 8}
+    model = wrapped(tiny_model("attention", "kda", mixers={"attention": softmax, **mixers("kda")}))
+    texts = [ids_of(1, length, length) for length in (12, 20)]
+    padded, mask = padded_on("left", texts)
+    for use_cache in (False, True):
+        logits_BTW = model(padded, attention_mask=mask, use_cache=use_cache).logits
+        for row, text in enumerate(texts):
+            assert apart(logits_BTW[row, mask[row].bool()], model(text).logits[0]) < TOLERANCE
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(any_model.shapes())
+def test_any_hybrid_goes_on_from_a_padded_batch(shape):
+    """Token by token from the cache, and all at once, as each text alone."""
+    model = wrapped(build(shape, 0))
+    texts, more = [ids_of(1, length, length) for length in (3, 11, 7)], ids_of(3, 6, 5)
+    padded, mask = padded_on("left", texts)
+    whole_mask = F.pad(mask, (0, 6), value=1)
+    with torch.no_grad():
+        cache = model(padded, attention_mask=mask, use_cache=True).past_key_values
+        steps = [
+            model(more[:, t : t + 1], attention_mask=whole_mask[:, : 12 + t], past_key_values=cache).logits
+            for t in range(6)
+        ]
+        at_once = model(torch.cat([padded, more], 1), attention_mask=whole_mask, use_cache=False).logits[:, -6:]
+        alone = [model(torch.cat([text, more[i : i + 1]], 1)).logits[:, -6:] for i, text in enumerate(texts)]
+    assert apart(torch.cat(steps, 1), torch.cat(alone)) < 8 * TOLERANCE
+    assert apart(at_once, torch.cat(alone)) < 8 * TOLERANCE
 
 
 def test_beams_and_several_samples_go_on_from_the_right_states(hybrid):
@@ -280,7 +313,6 @@ def test_what_transformers_saves_is_the_same_model(exported, tmp_path):
     theirs.save_pretrained(tmp_path / "again")
     assert load(tmp_path / "again")(ids_BT).logits.equal(expected)
     bytes_tokenizer().save(tmp_path / "again")
-    assert open_model(tmp_path / "again").model.compute_dtype is not None
     ours, _ = load_model(tmp_path / "again")
     assert ours.logits(ours(ids_BT)).equal(expected)
 

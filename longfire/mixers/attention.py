@@ -181,7 +181,7 @@ class Attention(Mixer):
         stays what it was at their length: only computing the whole text again would change that.)"""
         S = k_BSGK.shape[1]
         positions_BS = seq.positions_BT[:, -1:] - torch.arange(S - 1, -1, -1, device=k_BSGK.device)
-        return turn(k_BSGK, *self.rotary.turns(positions_BS, lengths(seq)[:, :1]))
+        return turn(k_BSGK, *self.rotary.turns(positions_BS, lengths(seq)[:, -1:]))
 
     def flops_per_token(self, seq_len: int) -> float:
         projections = 2 * sum(p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight"))
