@@ -35,7 +35,7 @@ def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[s
         imports += (
             f"\nfrom longfire.plugins import load_plugins\nload_plugins({files!r})  # where its mixers are defined"
         )
-    by_us = "Or `longfire generate FOLDER --prompt TEXT`, which needs neither of them."
+    by_us = "Or `longfire generate FOLDER --prompt TEXT`" + ("." if own else ", which needs neither of them.")
     shown = {key: value for key, value in facts.items() if value not in ("", None)}
     shape = {key: value for key, value in config.items() if key not in ("architectures", "attn", *LOCAL_KEYS)}
     shape |= shape.pop("shape") if own else {}
@@ -44,7 +44,7 @@ def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[s
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"tags: [longfire, {config['model_type']}]",
+        f"tags: [{', '.join(dict.fromkeys(['longfire', config['model_type']]))}]",
         "---",
         "",
         f"# {name}",

@@ -359,7 +359,7 @@ def class_of_export(shape: ModelShape) -> str:
     reasons = refusals_of_families(shape)
     fewest = min(map(len, reasons.values()), default=0)
     nearest = [f"{name} ({'; '.join(why)})" for name, why in reasons.items() if len(why) == fewest]
-    of_what = ", ".join(nearest) or f"none, of {', '.join(dict.fromkeys(shape.layer_types))}"
+    of_what = nearest[0] if nearest else f"none, of {', '.join(dict.fromkeys(shape.layer_types))}"
     return f"{name}, since no class of transformers or fla has a model of this shape; nearest: {of_what}"
 
 
