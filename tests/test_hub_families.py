@@ -630,7 +630,7 @@ QK_NORM_OF_LINEAR_MIXERS = [
         ({"layer_types": ("attention",), "mixers": {"attention": {"num_heads": 2, "o_bias": True}}},
          "attention.qkv_bias = False and attention.o_bias = True, which are one attention_bias"),
         ({"layer_types": ("attention", "attention:local"), "mixers": {"attention": {"num_heads": 2, "window_size": 5},
-          "attention:local": {"num_heads": 2, "window_size": 9}}}, "window_size = 5, attention:2.window_size = 9: its layers have one"),
+          "attention:local": {"num_heads": 2, "window_size": 9}}}, "attention:2.window_size = 9: its layers have one"),
         ({"layer_types": ("attention", "attention:b"), "mixers": {"attention": {"num_heads": 2}, "attention:b": {"num_heads": 4}}},
          "attention.num_heads = 2, attention:2.num_heads = 4: its layers have one"),
         ({"layer_types": ("gla", "attention"), "mixers": {"gla": {"num_heads": 2}, "attention": {"num_heads": 2, "o_bias": True}}},
