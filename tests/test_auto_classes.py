@@ -52,6 +52,7 @@ def test_it_is_registered_in_any_order(folder, imports):
     assert python(code).split() == ["LongfireConfig", "LongfireForCausalLM"]
 
 
+@pytest.mark.slow
 def test_the_config_alone_needs_no_model(folder):
     code = (
         "import sys, longfire\nfrom transformers import AutoConfig\n"

@@ -1,5 +1,7 @@
 """LongfireForCausalLM: longfire's model behind transformers' interface, for `generate`, `Trainer`, PEFT and lm-eval."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,12 +85,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
             seq.noise_BT = torch.randint_like(input_ids, -(2**31), 2**31, dtype=torch.int64).int()
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        states: list[Tensor] = []
-        hooks = recorded(self.model, states) if output_hidden_states else []
         chosen = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_BTD, logits_BTW = self.computed(input_ids, seq, chosen)
-        for hook in hooks:
-            hook.remove()
+        with recorded(self.model if output_hidden_states else None) as states:
+            hidden_BTD, logits_BTW = self.computed(input_ids, seq, chosen)
         if cache is not None:
             self.count(cache, input_ids, attention_mask)
         loss = None
@@ -221,9 +220,17 @@ def kept_in_fp32(model: Model) -> set[str]:
     return patterns
 
 
-def recorded(model: Model, states: list[Tensor]) -> list[torch.utils.hooks.RemovableHandle]:
-    """Have what each block is given put into `states`; the hooks are to be removed."""
-    return [block.register_forward_pre_hook(lambda _, args: states.append(args[0])) for block in model.layers]
+@contextmanager
+def recorded(model: Model | None) -> Iterator[list[Tensor]]:
+    """Inside, what each block is given is put into the list; nothing without a model."""
+    states: list[Tensor] = []
+    blocks = model.layers if model is not None else ()
+    hooks = [block.register_forward_pre_hook(lambda _, args: states.append(args[0])) for block in blocks]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 AutoModelForCausalLM.register(LongfireConfig, LongfireForCausalLM, exist_ok=True)

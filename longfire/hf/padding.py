@@ -8,9 +8,11 @@ for padding that is not computed for text.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.hf.cache import GenerationCache
+from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.ops.documents import Documents
 
@@ -62,7 +64,7 @@ def refuse_other_masks(mask_BT: Tensor, ids_BT: Tensor) -> None:
         raise ValueError(
             f"attention_mask of shape {tuple(mask_BT.shape)} and input_ids of shape {tuple(ids_BT.shape)} differ"
         )
-    before_BT = torch.nn.functional.pad(mask_BT.bool(), (1, 0))
+    before_BT = F.pad(mask_BT.bool(), (1, 0))
     begun_B = (before_BT[:, 1:] & ~before_BT[:, :-1]).sum(1)
     if (begun_B > 1).any():
         raise ValueError(
@@ -77,7 +79,8 @@ def counted(begins_BT: Tensor) -> Tensor:
     return index_T - torch.where(begins_BT, index_T, 0).cummax(1).values
 
 
-def kept(cache: GenerationCache | None) -> object:
+def kept(cache: GenerationCache | None) -> Cache | None:
+    """What the layers keep, if anything is kept."""
     return None if cache is None else cache.kept
 
 
