@@ -14,8 +14,14 @@ The flow in order, a line a stage; each can be called alone:
     checkpoint       model, optimizer, counters             -> a folder that is whole or not there
     evaluate         a model, held-out documents            -> loss, perplexity, bits per byte
     hub              a checkpoint                           -> Hugging Face weights that give the same logits
+    hf               such weights                           -> a class of transformers, where no other one has the model
     generate         a model, a prompt                      -> text
 
 What a run is: settings (every one of them, with its help), recipe (TOML and command line, strictly), shape (of a model),
-run (all of it, checked). `cli` names the commands; importing this package imports nothing else.
+run (all of it, checked). `cli` names the commands; importing this package imports nothing else. It lets
+transformers know LongfireForCausalLM, the class of exported models that no other class has (`hf`).
 """
+
+from longfire import auto_classes
+
+auto_classes.register()

@@ -6,7 +6,6 @@ from typing import Any
 
 from longfire import lengths, settings
 from longfire.errors import SettingsError
-from longfire.hub.families import config_from_shape
 from longfire.parallel import stages
 from longfire.schedule import read_plan
 from longfire.shape import PUBLISHED, ForeignShape, ModelShape, mixer_of
@@ -22,7 +21,6 @@ def check(run: Run, trains: bool = True, planned: bool = False) -> None:
     problems = [
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
-        *(of_export(run) if trains else ()),
         *of_length(run),
         *lengths.refusals(run),
         *of_model(run),
@@ -299,26 +297,6 @@ def of_data(run: Run) -> Iterator[str]:
             f"tokenizer.train_vocab_size = {run.tokenizer.train_vocab_size} is more than vocab_size = {words} of "
             f"{run.shape_from}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
         )
-
-
-def of_export(run: Run) -> Iterator[str]:
-    """An export that could only fail is refused before the first step."""
-    if run.checkpoint.export and (reason := no_family_for(run.shape)):
-        yield (
-            f"checkpoint.export = true, but {reason}: set checkpoint.export = false (generate, eval and resume work from the "
-            "checkpoint), or change layer_types or the settings that are named"
-        )
-
-
-def no_family_for(shape: ModelShape | ForeignShape | None) -> str:
-    """Why no class of Hugging Face has such a model, so that it cannot be exported; "" if one has."""
-    if not isinstance(shape, ModelShape):
-        return ""
-    try:
-        config_from_shape(shape.with_vocabulary(shape.vocab_size or FEWEST_WORDS))
-    except SettingsError as error:
-        return str(error)
-    return ""
 
 
 def of_start(run: Run) -> Iterator[str]:

@@ -190,12 +190,22 @@ class Model(nn.Module):
             place = BLOCK_PLACE * (block.mixer.layer + 1)
             noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
             cache = None if seq.cache is None else seq.cache.of(block.mixer.layer)
-            x_BTD = block(x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
+            x_BTD = self.run_block(block, x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
         return x_BTD
+
+    def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        """One block; hf/model.py has it computed again in the backward."""
+        return block(x_BTD, seq)
 
     def normed(self, x_BTD: Tensor) -> Tensor:
         """What the head sees."""
         return self.norm(x_BTD).to(self.compute_dtype)
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Let activations have this type from here on."""
+        self.compute_dtype = dtype
+        for block in self.layers:
+            block.inner = dtype
 
     @property
     def stream_dtype(self) -> torch.dtype:
@@ -224,12 +234,16 @@ def as_it_is(x: Tensor) -> Tensor:
 
 
 def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
-    """What the model holds once for all layers of a mixer, by the mixer's name."""
+    """What the model holds once for all layers of a mixer, by the mixer's name: made by the first of
+    them whose own settings need it (a variant may go without)."""
     modules: dict[str, nn.Module] = {}
     for block, name in zip(layers, map(mixer_of, shape.layer_types)):
-        if block.mixer.whole_model is not None and name not in modules:
-            modules[name] = block.mixer.whole_model(shape, block.mixer.shape)
-    return {name: module for name, module in modules.items() if list(module.parameters())}
+        if block.mixer.whole_model is None or name in modules:
+            continue
+        module = block.mixer.whole_model(shape, block.mixer.shape)
+        if list(module.parameters()):
+            modules[name] = module
+    return modules
 
 
 def on_meta(shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> Model:

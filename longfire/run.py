@@ -14,11 +14,12 @@ import tomli_w
 
 from longfire import launch, lengths, settings, shipped
 from longfire import recipe as recipes
-from longfire.checks import check, no_family_for
+from longfire.checks import FEWEST_WORDS, check
 from longfire.config_file import read_config
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
-from longfire.hub.families import shape_from_config
+from longfire.hub.families import class_of_export, shape_from_config
+from longfire.hub.own_config import is_own_export
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.plan import resolve_degrees
@@ -437,7 +438,7 @@ def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelSha
     from longfire.mixers import MIXERS
     from longfire.mixers.mixer import read_mixer_shape
 
-    if config.get("model_type", "longfire") == "longfire":
+    if config.get("model_type", "longfire") == "longfire" and not is_own_export(config):
         shape = ModelShape.from_dict(config, where, tuple(MIXERS), toml)
     else:
         with placed(where):
@@ -473,12 +474,15 @@ def summary(run: Run) -> list[str]:
         *lengths.told(run.training, rows, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}"
         f"{describe_lr_scales(run.optimizer)}",
-        *(
-            f"export: as Hugging Face weights this model cannot be had, since {reason}"
-            for reason in (no_family_for(shape),)
-            if reason
-        ),
+        *([f"export: {export_line(shape)}"] if run.checkpoint.export else []),
     ]
+
+
+def export_line(shape: ModelShape | ForeignShape) -> str:
+    """Which class an export is loaded with."""
+    if isinstance(shape, ForeignShape):
+        return f"as it is, with the class of transformers that it has ({shape.model_type})"
+    return f"as {class_of_export(shape.with_vocabulary(shape.vocab_size or FEWEST_WORDS))}"
 
 
 def length_line(run: Run) -> str:

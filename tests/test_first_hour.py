@@ -113,26 +113,19 @@ def test_an_empty_file(folder, capsys):
     assert "input.txt: no document with text is left" in said.err
 
 
-def test_a_model_that_no_class_of_hugging_face_has_is_refused_before_it_trains(folder, capsys, monkeypatch):
-    from longfire import checks
-    from longfire.shape import ModelShape
-
-    def no_family(shape: ModelShape) -> None:
-        raise SettingsError("no Hugging Face family has a model of this shape")
-
-    monkeypatch.setattr(checks, "config_from_shape", no_family)  # whatever families there are
-    assert train("--checkpoint.export", model="hybrid") == SettingsError.exit_code
-    said = capsys.readouterr()
-    assert (
-        "checkpoint.export = true, but no Hugging Face family" in said.err
-        and "set checkpoint.export = false" in said.err
-    )
-    assert "step " not in said.out and not Path("runs").exists()
-
-    assert train(model="hybrid", steps=2) == 0
+def test_which_class_an_export_takes_is_printed_before_the_first_step(folder, capsys):
+    hybrid = {"layer_types": ["gla", "kda"], "gla": {"num_heads": 2}, "kda": {"num_heads": 2, "head_dim": 8}}
+    Path("mixed.json").write_text(json.dumps({"model_type": "longfire", **TINY, **hybrid}))
+    assert train("--checkpoint.export", model="mixed", steps=2) == 0
     out = capsys.readouterr().out
-    assert "export: as Hugging Face weights this model cannot be had" in before_the_first_step(out)
-    assert "Where everything lies" in out
+    begun = before_the_first_step(out)
+    assert "export: as LongfireForCausalLM of longfire, since no class of transformers or fla has" in begun
+    assert "LongfireForCausalLM of longfire: KL 0.0e+00" in out.partition("step ")[2]
+    assert main(["export", "runs/longfire", "again"]) == 0
+    assert "export: as LongfireForCausalLM" in capsys.readouterr().out
+    assert main(["generate", "again", "--prompt", "a", "--max_new_tokens", "2"]) == 0
+    assert train("--job.dump_folder", "runs/gla", "--checkpoint.export", steps=2) == 0
+    assert "export: as GLAForCausalLM of fla" in before_the_first_step(capsys.readouterr().out)
 
 
 def test_an_export_that_fails_late_does_not_hide_where_everything_lies(folder, capsys):

@@ -179,11 +179,13 @@ def test_a_model_that_diverged_is_not_exported(tmp_path, tiny_model):
         export(model, bytes_tokenizer(), tmp_path / "hf")
 
 
-def test_a_shape_that_no_family_has_is_refused_before_anything_is_written(tmp_path, tiny_model):
+def test_a_shape_that_no_family_has_is_written_for_our_own_class(tmp_path, tiny_model):
     model = tiny_model("gla", "gated_delta_net", vocab_size=258)
-    with pytest.raises(SettingsError, match="no Hugging Face family"):
-        export(model, bytes_tokenizer(), tmp_path / "hf")
-    assert not list(tmp_path.iterdir())
+    check = export(model, bytes_tokenizer(), tmp_path / "hf")
+    assert check.peer == "LongfireForCausalLM of longfire" and check.peer_kl == 0
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["LongfireForCausalLM"]
+    again = load_weights(tmp_path / "hf", model.shape)
+    assert all(tensor.equal(again[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_card_says_what_it_is_and_how_it_came_to_be(model, tmp_path):

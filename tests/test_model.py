@@ -105,3 +105,12 @@ def test_compiled_gradients_equal_eager_ones(mixer, tiny_model):
 def test_a_mixer_that_cannot_be_built_is_told_by_its_own_names(types, settings, told, tiny_shape):
     with pytest.raises(SettingsError, match=told):
         build(tiny_shape(*types, mixers={types[0]: settings}), 0)
+
+
+def test_a_variant_may_go_without_lower_bounds(tiny_model):
+    """HGRN2's bounds are the whole model's: they are there if any layer asks, not only if the first does."""
+    mixers = {name: {"expand_ratio": 16, "use_lower_bound": name != "hgrn2"} for name in ("hgrn2", "hgrn2:bounded")}
+    model = tiny_model("hgrn2", "hgrn2:bounded", mixers=mixers)
+    ids_BT = torch.randint(97, (1, 9))
+    model.logits(model(ids_BT)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from longfire.config_file import read_config
 from longfire.data.batches import Batch
-from longfire.errors import SettingsError
 from longfire.hub.families import FAMILIES, TRANSFORMERS, choose_family, config_from_shape, shape_from_config
 from longfire.hub.family import whole
 from longfire.initialise import build
@@ -211,10 +210,10 @@ def test_the_classes_of_fla_have_as_many_parameters():
 
 
 @pytest.mark.parametrize("name", sorted(NO_FAMILY))
-def test_a_shape_without_a_family_is_said_to_have_none(name):
-    with pytest.raises(SettingsError, match="no Hugging Face family"):
-        choose_family(shape_of(name))
-    assert "no family" in rows()[name][-1]
+def test_a_shape_without_a_family_leaves_as_our_own_class(name):
+    shape = shape_of(name)
+    assert choose_family(shape) == "longfire" and "own class" in rows()[name][-1]
+    assert whole(shape_from_config(config_from_shape(shape), name)) == whole(shape)
 
 
 def quick_loss(weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from longfire.arguments import Parser
+from longfire.arguments import Parser, add_plugins
 
 
 def adopt(words: Sequence[str]) -> int:
@@ -11,10 +11,11 @@ def adopt(words: Sequence[str]) -> int:
     parser = Parser("import", adopt, "longfire import downloads/SmolLM2-135M runs/continued")
     parser.add_argument("source", help="a folder with config.json, weights and tokenizer, or a model's name on the hub")
     parser.add_argument("run", type=Path, help="the run folder to make; its step 0 is this model")
+    add_plugins(parser)
     options = parser.parse_args(words)
     from longfire.hub.adopt import adopt as make_run
 
-    print(make_run(options.source, options.run))
+    print(make_run(options.source, options.run, plugins=options.plugins))
     run = options.run
     print(
         f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` goes on from it"

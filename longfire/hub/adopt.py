@@ -25,6 +25,7 @@ from longfire.hub.check import Check, compare_imported
 from longfire.hub.families import family_of
 from longfire.hub.load import read_weights, shape_in
 from longfire.hub.tensors import layout
+from longfire.plugins import load_plugins
 from longfire.run import Run
 from longfire.shape import ModelShape
 
@@ -43,8 +44,10 @@ SAFE, BIN = (
 SEQ_LEN, LEARNING_RATE, WARMUP_STEPS = 2048, 5e-5, 20
 
 
-def adopt(source: str, folder: Path, note: Note = print) -> Check:
+def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...] = ()) -> Check:
     """Make `folder` a run whose step 0 is the model in `source`, a folder or a name on the hub; what was compared is returned.
+
+    plugins: the user's own files that its mixers come from (they are run).
 
     Raises SettingsError naming what we cannot express, CheckpointError for weights that are damaged, missing, more than the model
     has, or other than their class computes with, DataError for the tokenizer. Nothing is left behind then.
@@ -52,13 +55,14 @@ def adopt(source: str, folder: Path, note: Note = print) -> Check:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
+    load_plugins(plugins)
     theirs = found(source, note)
     shape, tokenizer = shape_in(theirs), from_folder(theirs)
     for line in compare_words(tokenizer, shape, theirs):
         note(line)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        run = new_run(theirs, source, folder, shape, tokenizer)
+        run = new_run(theirs, source, folder, shape, tokenizer, plugins)
         aside.mkdir(parents=True)
         run.write(aside)
         tokenizer.save(aside / run.tokenizer_folder.name)
@@ -114,7 +118,9 @@ def compare_words(tokenizer: Tokenizer, shape: ModelShape, where: Path) -> Itera
         yield f"the tokenizer has {words:,} words, the embedding {rows:,} rows: the last {rows - words:,} are never read"
 
 
-def new_run(theirs: Path, source: str, folder: Path, shape: ModelShape, tokenizer: Tokenizer) -> Run:
+def new_run(
+    theirs: Path, source: str, folder: Path, shape: ModelShape, tokenizer: Tokenizer, plugins: tuple[str, ...] = ()
+) -> Run:
     """The settings that the run begins with; data are named when it is trained. Raises SettingsError."""
     begins = tokenizer.words.encode("a", add_special_tokens=True).ids[:1] == [tokenizer.bos_id]
     said = {
@@ -128,6 +134,8 @@ def new_run(theirs: Path, source: str, folder: Path, shape: ModelShape, tokenize
         "optimizer.lr": LEARNING_RATE,
         "lr_scheduler.warmup_steps": WARMUP_STEPS,
     }
+    if plugins:
+        said["model.plugins"] = ",".join(str(Path(file).absolute()) for file in plugins)
     return Run.compose(
         None, {key: str(value).lower() if value in (True, False) else str(value) for key, value in said.items()}
     )

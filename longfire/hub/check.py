@@ -15,7 +15,7 @@ from longfire import ops
 from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError
-from longfire.hub.families import FAMILIES, choose_family, family_of
+from longfire.hub.families import choose_family, family_named, family_of
 from longfire.hub.family import Family
 from longfire.hub.load import load_weights, model_of, read_weights
 from longfire.model import Model
@@ -87,7 +87,7 @@ def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str,
         )
     del first, again
     compare_tokenizer(tokenizer, folder)
-    peer = compare_peer(FAMILIES[choose_family(shape)], folder, shape, ids_BT, again_BTW)
+    peer = compare_peer(family_named(choose_family(shape)), folder, shape, ids_BT, again_BTW)
     size = sum(given[name].numel() * dtype.itemsize for name, dtype in written.items())
     return Check(len(written), size, str(lowest).removeprefix("torch."), ids_BT.numel(), own_kl, *peer)
 
@@ -199,7 +199,7 @@ def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def peer_absent(family: Family, shape: ModelShape, device: torch.device) -> str:
     """Why the family's own class cannot run here; "" if it can."""
-    if family.package == "transformers":
+    if family.package in ("transformers", "longfire"):
         return ""
     missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
     if missing:
@@ -215,7 +215,7 @@ def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
     """Logits of the ids by the family's own class, loaded from the folder as a user would, in fp32."""
     from transformers import AutoModelForCausalLM
 
-    importlib.import_module(family.package)  # fla registers its classes when imported
+    importlib.import_module(family.package)  # fla and longfire register their classes when imported
     with quiet_transformers():
         peer, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False

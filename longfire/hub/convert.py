@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card, without_folders
 from longfire.hub.check import Check, compare, compare_bytes, compare_tokenizer, refuse_unless
-from longfire.hub.families import FAMILIES, config_from_shape
+from longfire.hub.families import config_from_shape, family_named
 from longfire.hub.family import Family, left_out
 from longfire.hub.foreign import Foreign, compare_saved, save
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model, on_meta
 from longfire.report import METRICS, parsed
-from longfire.run import Run
+from longfire.run import Run, export_line
 from longfire.weights import open_model, run_of, tokenizer_of, weights_on_disk
 
 __all__ = ["Check", "export", "export_run", "load_weights"]
@@ -44,13 +44,13 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     on_disk: Mapping[str, Tensor] | None = None,
 ) -> Check:
-    """Write the model to `folder` as transformers or fla loads it; what was compared is returned and stands in the model card.
+    """Write the model to `folder` as transformers or fla loads it, else as our own class of transformers does; what was compared is
+    returned and stands in the model card.
 
     facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
     shape sets no limit. files: name -> text of what else lies in the folder. on_disk: the parameters of a model that is on meta, read
     when asked for; then a shard is all that is in memory, and bytes are all that is compared. An earlier export in the folder is
-    replaced, by a whole one only. Raises SettingsError naming what no Hugging Face class has, CheckpointError when something does
-    not compare or the disk is full.
+    replaced, by a whole one only. Raises CheckpointError when something does not compare or the disk is full.
     """
     folder, facts = Path(folder), facts or {}
     refuse_to_replace(folder)
@@ -64,9 +64,10 @@ def export(
             save(model, aside, dtype, ends, shard_bytes)
         else:
             weights = model.state_dict() if on_disk is None else on_disk
-            written = write_weights(model, weights, FAMILIES[config["model_type"]], aside, dtype, shard_bytes)
+            family = family_named(config["model_type"])
+            written = write_weights(model, weights, family, aside, dtype, shard_bytes)
             write_json(aside / "config.json", config)
-            facts = {**facts, "not in config.json": ", ".join(left_out(FAMILIES[config["model_type"]], model.shape))}
+            facts = {**facts, "not in config.json": ", ".join(left_out(family, model.shape))}
         words = {**ends, "pad_token_id": tokenizer.eos_id}
         write_json(aside / "generation_config.json", {key: word for key, word in words.items() if word is not None})
         tokenizer.save(aside)
@@ -93,7 +94,7 @@ def export(
 
 
 def config_of(model: Model | Foreign, ends: dict[str, int | None], length: int, dtype: str) -> dict[str, Any]:
-    """config.json of an export. Raises SettingsError naming what no Hugging Face class has."""
+    """config.json of an export."""
     if isinstance(model, Foreign):
         return {**model.theirs.config.to_dict(), "architectures": [type(model.theirs).__name__]}
     return config_from_shape(
@@ -102,23 +103,27 @@ def config_of(model: Model | Foreign, ends: dict[str, int | None], length: int, 
 
 
 def export_run(
-    run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = (), logits: bool = True
-) -> Check:
+    run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = (), logits: bool = True,
+    note: Callable[[str], None] = print,
+) -> Check:  # fmt: skip
     """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
 
     dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. logits: whether to compare them too, for which the model
     must fit into memory. Raises as `export` and `open_model` do.
     """
     if not logits:
-        return export_bytes(run_folder, step, out, dtype, plugins)
+        return export_bytes(run_folder, step, out, dtype, plugins, note)
     opened = open_model(Path(run_folder), step, plugins=plugins)
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
+    note(f"export: {export_line(opened.model.shape)}")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
     return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts_of(opened.run, opened.step))
 
 
-def export_bytes(run_folder: Path, step: int, out: Path, dtype: str, plugins: tuple[str, ...]) -> Check:
+def export_bytes(
+    run_folder: Path, step: int, out: Path, dtype: str, plugins: tuple[str, ...], note: Callable[[str], None]
+) -> Check:
     """The same of a model that no machine holds: tensor by tensor from the checkpoint."""
     run = run_of(Path(run_folder), plugins)
     if run.model.backend == "transformers":
@@ -128,6 +133,7 @@ def export_bytes(run_folder: Path, step: int, out: Path, dtype: str, plugins: tu
     tokenizer = tokenizer_of(run)
     step, weights = weights_on_disk(run.folder / run.checkpoint.folder, step)
     model = on_meta(run.shape_after(step).with_vocabulary(tokenizer.vocab_size))
+    note(f"export: {export_line(model.shape)}")
     chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
     return export(model, tokenizer, out, dtype=chosen, facts=facts_of(run, step), on_disk=weights)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from longfire.errors import SettingsError
+from longfire.hub import own_config
 from longfire.hub.families_blocks import OWN_BLOCKS
 from longfire.hub.families_fla import FLA
 from longfire.hub.family import (
@@ -329,8 +330,10 @@ FAMILIES: dict[str, Family] = {**TRANSFORMERS, **FLA, **OWN_BLOCKS}
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
-    """The family that a config.json names. Raises SettingsError with the known ones."""
+    """The family that a config.json names, or our own class. Raises SettingsError with the known ones."""
     model_type = config.get("model_type")
+    if own_config.is_own_export(config):
+        return own_config.LONGFIRE
     if model_type not in FAMILIES:
         raise SettingsError(
             f"{where}: model_type = {model_type!r} is none that longfire can read ({', '.join(FAMILIES)}, and longfire's own); "
@@ -341,24 +344,40 @@ def family_of(config: dict[str, Any], where: str) -> Family:
 
 def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
     """The shape that a Hugging Face config.json describes. Raises SettingsError naming a key that we cannot express."""
+    if own_config.is_own_export(config):
+        return own_config.read_shape(config, where)
     return read_shape_of(family_of(config, where), config, where)
 
 
 def choose_family(shape: ModelShape) -> str:
-    """The model_type of the first family that can express a shape. Raises SettingsError naming the settings in the way."""
-    shape, reasons = whole(shape), {}
+    """The model_type of the first family that can express a shape, else that of our own class."""
+    fits = [model_type for model_type, reasons in refusals_of_families(shape).items() if not reasons]
+    return fits[0] if fits else own_config.MODEL_TYPE
+
+
+def refusals_of_families(shape: ModelShape) -> dict[str, list[str]]:
+    """Why a shape cannot be one of each family that has one of its mixers; no reason where it can."""
     used = {mixer_of(name) for name in shape.layer_types}
-    for model_type, family in FAMILIES.items():
-        if family.mixer in used:
-            reasons[model_type] = list(refusals(family, shape))
-            if not reasons[model_type]:
-                return model_type
+    shape = whole(shape)
+    return {name: list(refusals(family, shape)) for name, family in FAMILIES.items() if family.mixer in used}
+
+
+def family_named(model_type: str) -> Family:
+    """The family that `choose_family` chose."""
+    return own_config.LONGFIRE if model_type == own_config.MODEL_TYPE else FAMILIES[model_type]
+
+
+def class_of_export(shape: ModelShape) -> str:
+    """The class that an export of a shape is loaded with, and where it is ours, what no other one has."""
+    family = family_named(choose_family(shape))
+    name = f"{family.architecture} of {family.package}"
+    if family is not own_config.LONGFIRE:
+        return name
+    reasons = refusals_of_families(shape)
     fewest = min(map(len, reasons.values()), default=0)
-    why = [f"{name} ({'; '.join(r)})" for name, r in reasons.items() if len(r) == fewest]
-    raise SettingsError(
-        "no Hugging Face family has a model of this shape; nearest: "
-        + (", ".join(why) or "none, of " + ", ".join(shape.layer_types))
-    )
+    nearest = [f"{name} ({'; '.join(why)})" for name, why in reasons.items() if len(why) == fewest]
+    of_what = nearest[0] if nearest else f"none, of {', '.join(dict.fromkeys(shape.layer_types))}"
+    return f"{name}, since no class of transformers or fla has a model of this shape; nearest: {of_what}"
 
 
 def config_from_shape(
@@ -369,13 +388,15 @@ def config_from_shape(
     length: int = 2048,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """The config.json of a shape in the family that can express it: the inverse of `shape_from_config`.
+    """The config.json of a shape in the family that can express it, else of our own class: the inverse of `shape_from_config`.
 
     length: written as max_position_embeddings where the shape sets no limit, since their classes want a number (the length
-    that the model was trained at). Raises SettingsError naming the settings that no family has.
+    that the model was trained at).
     """
     assert shape.vocab_size > 0, "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
     model_type = choose_family(shape)
     # No padding word: their embeddings never train the row of one, and ours would have to be EOS.
     words = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": None}
+    if model_type == own_config.MODEL_TYPE:
+        return {**own_config.config_of(shape, length), "dtype": dtype, **words}
     return {**config_of(FAMILIES[model_type], model_type, whole(shape), length), "dtype": dtype, **words}

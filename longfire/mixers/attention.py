@@ -155,7 +155,9 @@ class Attention(Mixer):
             self.k_norm = RMSNorm(self.head_dim, eps, model.norm_affine)
         self.rotary = None if shape.rope == "none" else shape.rotary(hidden_size)
         # A tensor: a number would be a constant of the compiled block, and every layer be compiled for itself.
-        self.inverse_layer = torch.tensor(1 / (layer + 1), device="cpu") if shape.scale_by_inverse_layer else None
+        self.inverse_layer = None
+        if shape.scale_by_inverse_layer:
+            self.inverse_layer = torch.tensor(1 / (layer + 1), dtype=torch.float32, device="cpu")
         self.attend = attention
 
     def turn_by(self, theta: float) -> None:

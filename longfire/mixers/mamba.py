@@ -40,6 +40,13 @@ def init_step_matrix(weight_DR: Tensor, generator: torch.Generator) -> None:
     uniform(weight_DR.shape[1] ** -0.5)(weight_DR, generator)
 
 
+class LinearWithWideBias(Linear):
+    """A product in the type of its input, to which the bias is added in fp32; what comes out is fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_fp32(linear(x, self.weight)) + self.bias
+
+
 class Mamba(Mixer):
     """h_t = exp(-exp(A) d_t) h_{t-1} + d_t B_t x_t, y_t = C_t . h_t + D x_t for each channel, d_t = softplus(W_dt W_d x_t + dt), with
     x convolved and B, C from x too; the output is y_t * swish(z_t), projected (Gu 2023, algorithm 2).
@@ -61,7 +68,8 @@ class Mamba(Mixer):
         self.sizes = [rank, shape.state_size, shape.state_size]
         self.in_proj = Linear(self.hidden_size, 2 * channels, bias=shape.use_bias)
         self.conv1d = ShortConv(channels, shape.conv_kernel, shape.use_conv_bias)
-        self.x_proj, self.dt_proj = Linear(channels, sum(self.sizes), bias=False), Linear(rank, channels)
+        self.x_proj = Linear(channels, sum(self.sizes), bias=False)
+        self.dt_proj = LinearWithWideBias(rank, channels)
         self.A_log, self.D = nn.Parameter(torch.empty(channels, shape.state_size)), nn.Parameter(torch.empty(channels))
         self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
         self.recur, self.convolve = selective_scan, short_conv
@@ -82,7 +90,7 @@ class Mamba(Mixer):
             x_BTD, self.conv1d.weight[:, 0], self.conv1d.bias, state_BDW=kept.get("conv"), documents=seq.documents
         )
         dt_BTR, B_BTN, C_BTN = self.x_proj(x_BTD).split(self.sizes, -1)
-        dt_BTD = F.softplus(in_fp32(linear(dt_BTR, self.dt_proj.weight)) + self.dt_proj.bias)
+        dt_BTD = F.softplus(self.dt_proj(dt_BTR))
         y_BTD, kept["state"] = self.recur(
             x_BTD, dt_BTD, -self.A_log.exp(), B_BTN, C_BTN,
             initial_state_BDN=kept.get("state"), documents=seq.documents,

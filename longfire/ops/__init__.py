@@ -50,6 +50,12 @@ def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
     return dict(_choices)
 
 
+def choose_where_nobody_has(device: torch.device) -> None:
+    """`choose` of itself, for a model that another library has loaded."""
+    if not _choices:
+        choose(device, "auto")
+
+
 def told(choices: dict[str, Choice]) -> list[str]:
     """A line for each choice with the ops that share it, so that a reason is told once."""
     names = {choice: ", ".join(op for op, other in choices.items() if other == choice) for choice in choices.values()}

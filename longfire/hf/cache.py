@@ -1,0 +1,45 @@
+"""What layers keep between the calls of transformers' `generate`: longfire's cache behind transformers' interface."""
+
+from torch import Tensor
+from transformers import Cache as TransformersCache
+
+from longfire.mixers.cache import Cache
+
+
+class GenerationCache(TransformersCache):
+    """past_key_values of LongfireForCausalLM: the states and keys of a batch.
+
+    kept: what the layers keep. seen: tokens of a sequence that the model was given, padding too,
+    which is what transformers counts by.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.kept, self.seen = Cache(), 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1  # no limit
+
+    def reset(self) -> None:
+        self.kept, self.seen = Cache(), 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.kept = self.kept.select(indices.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = next(len(tensor) for layer in self.kept.layers.values() for tensor in layer.values())
+        self.kept = self.kept.select([row for row in range(rows) for _ in range(repeats)])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raises ValueError: a recurrent state cannot forget the last tokens."""
+        raise ValueError(
+            "LongfireForCausalLM cannot take tokens back: its states are of all tokens; leave out what needs it"
+        )
