@@ -141,7 +141,7 @@ class Model(nn.Module):
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
         if seq.cache is not None and self.outgrown(ids_BT, seq.cache):
-            return self.computed_again(ids_BT.shape[1], seq.cache)
+            return self.computed_again(ids_BT, seq)
         self.prepare(seq)
         x_BTD = self.blocks(self.embedded(ids_BT, seq), seq)
         if seq.cache is not None:
@@ -158,14 +158,19 @@ class Model(nn.Module):
         were_kept = cache.length == 0 or len(cache.layers) > 1
         return not were_kept or cache.length + ids_BT.shape[1] > min(limits)
 
-    def computed_again(self, tokens: int, cache: Cache) -> Tensor:
-        """Hidden states of the last tokens, from the ids of the whole text: each sequence is a forward of its own."""
+    def computed_again(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
+        """Hidden states of new tokens, from the ids of the whole text: each sequence is a forward of its own."""
+        cache, tokens = seq.cache, ids_BT.shape[1]
         ids_BS = cache.kept(IDS)["k"][..., 0, 0]
         cache.drop_all_but(IDS)
-        padding = [0] * len(ids_BS) if cache.padding_B is None else cache.padding_B.tolist()
-        hidden = [self(ids_S[None, start:])[:, -tokens:] for ids_S, start in zip(ids_BS, padding)]
+        if cache.length == 0:
+            hidden_BTD = self(ids_BT, replace(seq, cache=None))
+        else:
+            padding = [0] * len(ids_BS) if cache.padding_B is None else cache.padding_B.tolist()
+            rows = [self(ids_S[None, start:])[:, -tokens:] for ids_S, start in zip(ids_BS, padding)]
+            hidden_BTD = torch.cat(rows)
         cache.length += tokens
-        return torch.cat(hidden)
+        return hidden_BTD
 
     def prepare(self, seq: Sequence) -> None:
         """Put into `seq.shared` what several layers use."""

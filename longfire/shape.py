@@ -138,6 +138,7 @@ class ModelShape:
                 f"{layers}; list one mixer for each layer, or a pattern that divides"
             )
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
+        object.__setattr__(self, "mixers", {name: with_tuples(given) for name, given in self.mixers.items()})
         if not self.intermediate_size:
             least, multiple = (
                 (self.hidden_size * 4, 32) if self.mlp == "channel_mix" else (self.hidden_size * 8 // 3, 256)
@@ -313,6 +314,13 @@ def placed(where: str) -> Iterator[None]:
         yield
     except SettingsError as error:
         raise SettingsError(str(error).replace("model shape:", f"{where}:", 1)) from error
+
+
+def with_tuples(given: Any) -> Any:
+    """A mixer's table with tuples for the lists of JSON and TOML, so that equal settings are equal."""
+    if not isinstance(given, dict):
+        return given  # named where it is read
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
 
 def is_finite(value: Any) -> bool:
