@@ -94,9 +94,9 @@ class Warmup(NamedTuple):
 
 
 def fitting_warmup(total_steps: float, warmup_steps: float) -> float:
-    """The warm-up of a run of a known length: as asked for, or, where that is longer than the run,
-    WARMUP_SHARE of it."""
-    if warmup_steps <= total_steps:
+    """The warm-up of a run of a known length: as asked for, or, where nothing of the run would be
+    left after it, WARMUP_SHARE of the run."""
+    if warmup_steps < total_steps:
         return warmup_steps
     return max(1, int(WARMUP_SHARE * total_steps))
 
