@@ -100,7 +100,6 @@ class Parser(argparse.ArgumentParser):
             )
         raise SettingsError(f"{message}; `{self.prog} --help` shows how")
 
-
     def takes_no_settings(self, key: str) -> str:
         """The message for a setting of a run where a command has options of its own only."""
         option = f"--{key.partition('.')[2]}"

@@ -142,8 +142,8 @@ def of_length(run: Run) -> Iterator[str]:
     if scheduler.name == "wsd" and not run.is_planned and run.steps - decay < warmup < run.steps:
         key = "warmup_tokens" if scheduler.warmup_tokens else "warmup_steps"
         yield (
-            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {decay:g} of {counted(run.steps, 'step')}, and lr_scheduler.{key} = "
-            f"{getattr(scheduler, key)} more than the rest: shorten one of them"
+            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {decay:g} of {counted(run.steps, 'step')}, and "
+            f"lr_scheduler.{key} = {getattr(scheduler, key)} more than the rest: shorten one of them"
         )
     limit = run.shape.max_position_embeddings if run.shape else 0
     positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))

@@ -212,7 +212,9 @@ class StopRequest:
             tell(f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays")
             os._exit(128 + number)
         self.requested, self.exit_code = True, 128 + number
-        tell(f"{signal_name(self.exit_code)}: finishing this step, or ending an evaluation, then saving (Ctrl-C once more: stop at once)")
+        tell(
+            f"{signal_name(self.exit_code)}: finishing this step or ending an evaluation, then saving (Ctrl-C again: stop at once)"
+        )
 
 
 def signal_name(exit_code: int) -> str:

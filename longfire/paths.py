@@ -10,12 +10,16 @@ URL = re.compile(
     r"(?:^|,)\s*(?:([a-z][a-z0-9+.-]+)://|(s3a?|gs|gcs|hf|https?|ftp|az|abfss?|wasbs?|hdfs|dbfs|oci|r2|file):/)",
     re.IGNORECASE,
 )
-HUB = re.compile(r"(hf://|https?://(www\.)?(huggingface\.co|hf\.co)/)(datasets/|models/)?(?P<name>[^/\s]+/[^/\s@]+|[^/\s]+)")
+HUB = re.compile(
+    r"(hf://|https?://(www\.)?(huggingface\.co|hf\.co)/)(datasets/|models/)?(?P<name>[^/\s]+/[^/\s@]+|[^/\s]+)"
+)
 
 
 def refuse_url(value: str, told: str) -> str:
-    """The value, if neither it nor one of its parts between commas is a URL. `told`: the setting or option, as the message names it. Raises SettingsError with what to write
-    instead."""
+    """The value, if neither it nor one of its parts between commas is a URL.
+
+    told: the setting or option, as the message names it. Raises SettingsError with what to write instead.
+    """
     found = URL.search(value)
     if not found:
         return value
@@ -27,6 +31,4 @@ def refuse_url(value: str, told: str) -> str:
         instead = "write the path without file://"
     else:
         instead = "copy it to a local disk, or mount it (rclone mount, s3fs, gcsfuse), and name the local path"
-    raise SettingsError(
-        f"{told} = {value!r} is a URL, and longfire reads and writes local files only: {instead}"
-    )
+    raise SettingsError(f"{told} = {value!r} is a URL, and longfire reads and writes local files only: {instead}")

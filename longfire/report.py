@@ -371,7 +371,9 @@ class SlownessWatch:
 
 
 def broken(key: str, package: str, error: ImportError) -> str:
-    return f"{key} = true, but the package {package} cannot be imported ({error}): install it anew, or set {key} to false"
+    return (
+        f"{key} = true, but the package {package} cannot be imported ({error}): install it anew, or set {key} to false"
+    )
 
 
 class TensorBoard:

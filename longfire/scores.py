@@ -149,9 +149,7 @@ def words_of(opened: Opened) -> settings.Tokenizer:
     if opened.run:
         return trained_with(opened.run)
     tokenizer = opened.tokenizer
-    return settings.Tokenizer(
-        tokenizer.where, add_bos=begins_with_bos(opened), add_eos=tokenizer.eos_id is not None
-    )
+    return settings.Tokenizer(tokenizer.where, add_bos=begins_with_bos(opened), add_eos=tokenizer.eos_id is not None)
 
 
 def row_length(opened: Opened, scoring: Scoring) -> int:

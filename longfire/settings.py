@@ -45,7 +45,7 @@ class Model:
     )
     weights: str = setting(
         "",
-        "start from these weights instead of a fresh initialisation: a folder of Hugging Face's, a run folder (its newest checkpoint), "
+        "start from these weights instead of a fresh initialisation: a folder of Hugging Face's, a run folder (its newest one), "
         "or a checkpoint, as runs/a/checkpoints/step-100",
     )
     rope_theta: float = setting(
@@ -242,8 +242,8 @@ class LRScheduler:
     name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
     warmup_steps: int = setting(
         200,
-        "linear warm-up from 0, in steps; a fifth of the run where that is as long as the run or longer, and with training.max_seconds "
-        "at most a fifth of the planned steps",
+        "linear warm-up from 0, in steps; a fifth of the run where that is as long as the run or longer, and with "
+        "training.max_seconds at most a fifth of the planned steps",
         NATURAL,
     )
     warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0", NATURAL)
@@ -355,7 +355,8 @@ class Checkpoint:
         "[-1, inf)",
     )
     load_step_again: bool = setting(
-        False, "go back to load_step although this run has gone back to it before, and has saved since. Not kept in run.toml"
+        False,
+        "go back to load_step although this run has gone back to it before, and has saved since. Not kept in run.toml",
     )
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = setting(
         "async", "write behind training; disabled: training waits until the checkpoint is on disk"

@@ -38,7 +38,12 @@ def test_a_path_is_no_url(path):
 
 
 @pytest.mark.parametrize(
-    "url", ["hf://datasets/owner/name", "https://huggingface.co/owner/name", "https://huggingface.co/datasets/owner/name/tree/main"]
+    "url",
+    [
+        "hf://datasets/owner/name",
+        "https://huggingface.co/owner/name",
+        "https://huggingface.co/datasets/owner/name/tree/main",
+    ],
 )
 def test_the_hub_is_named_without_its_address(url):
     with pytest.raises(SettingsError, match="of the hub as 'owner/name'"):
@@ -52,7 +57,9 @@ PROSE = {"job.description", "data.split_documents", "eval.sample_prompt"}
 @pytest.mark.parametrize("key", TEXTS)
 def test_every_setting_that_is_text_but_no_prose_refuses_one(key):
     """One rule: a new setting has it unless it says that it is prose."""
-    given = {key: Given("https://host/x", "x.toml") if SETTINGS[key].type is str else Given(["https://host/x"], "x.toml")}
+    given = {
+        key: Given("https://host/x", "x.toml") if SETTINGS[key].type is str else Given(["https://host/x"], "x.toml")
+    }
     if key in PROSE:
         sections(given, note=lambda line: None)
         return

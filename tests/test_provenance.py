@@ -41,7 +41,6 @@ SETTINGS = {
 OWN = {"tokenizer.path": "train", "tokenizer.train_vocab_size": 300}
 
 
-
 def train(folder: str, *plain: str, code: int = 0, **settings: object) -> None:
     """`longfire train` into this folder, with the settings of all runs here."""
     given = {**SETTINGS, "job.dump_folder": folder, **{k.replace("__", "."): v for k, v in settings.items()}}
