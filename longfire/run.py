@@ -264,7 +264,8 @@ class Run:
     @property
     def warmup_steps(self) -> float:
         """The same, cut to what fits into the run where its steps are known."""
-        return self.asked_warmup_steps if self.is_planned else fitting_warmup(self.steps, self.asked_warmup_steps)
+        asked = self.asked_warmup_steps
+        return asked if self.is_planned else fitting_warmup(self.steps, asked, self.lr_scheduler.name)
 
     def with_plan(self, plan: Plan) -> "Run":
         """The same run with the plan of its steps as it is now."""
@@ -551,7 +552,7 @@ def warmup_line(run: Run) -> str:
     if run.is_planned:
         return f"{told}, at most a fifth of the run"
     if warmup < asked:
-        return f"{told} (a fifth of the run, which is not longer than the {counted_steps(asked)} asked for)"
+        return f"{told} (a fifth of the run, which is no longer than the {counted_steps(asked)} asked for)"
     return told
 
 

@@ -242,8 +242,8 @@ class LRScheduler:
     name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
     warmup_steps: int = setting(
         200,
-        "linear warm-up from 0, in steps; a fifth of the run where that is as long as the run or longer, and with "
-        "training.max_seconds at most a fifth of the planned steps",
+        "linear warm-up from 0, in steps; a fifth of the run where that is longer than the run, and with training.max_seconds "
+        "at most a fifth of the planned steps",
         NATURAL,
     )
     warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0", NATURAL)

@@ -211,10 +211,9 @@ def test_held_out_text_without_any_label_is_told(folder, capsys):
     assert "warning: nothing is held out of letters.jsonl" in said
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-@pytest.mark.parametrize("name", ["wsd", "cosine"])
-def test_a_warm_up_as_long_as_the_run_is_cut_like_a_longer_one(folder, capsys, name, steps):
-    said = train(capsys, training__steps=steps, lr_scheduler__name=name, lr_scheduler__warmup_steps=steps)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_warm_up_as_long_as_a_run_with_decay_is_cut_like_a_longer_one(folder, capsys, steps):
+    said = train(capsys, training__steps=steps, lr_scheduler__name="wsd", lr_scheduler__warmup_steps=steps)
     assert "warm-up 1 step = 16 tokens" in said
 
 
