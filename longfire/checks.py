@@ -329,8 +329,8 @@ def of_start(run: Run) -> Iterator[str]:
     weights, teacher = run.model.weights, run.distillation.teacher
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield (
-            f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a "
-            "run folder"
+            f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), a run "
+            "folder, or a checkpoint in one; a model of the hub comes by `longfire import NAME RUN`"
         )
     if teacher and not Path(teacher).is_dir():
         yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"

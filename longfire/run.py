@@ -521,7 +521,7 @@ def summary(run: Run) -> list[str]:
     mixers = ", ".join(f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types))
     decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}" if run.lr_scheduler.name == "wsd" else ""
     return [
-        f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
+        f"shape: {counted(shape.num_hidden_layers, 'layer')} ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
         f"step: {counted(tokens, 'token')} = {counted(rows, 'row')} of {run.training.seq_len:,}: "
         f"{run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from longfire.checkpoint import State
 from longfire.data.prepare import Prepared
 from longfire.data.tokenizer import Tokenizer, from_folder
@@ -13,10 +15,12 @@ from longfire.data.tokens import TokenStream
 from longfire.errors import DataError, SettingsError
 from longfire.hub import foreign
 from longfire.hub.load import read_weights
-from longfire.parallel.pieces import take
+from longfire.model import on_meta
+from longfire.parallel.pieces import take, whole_shape
 from longfire.plural import counted
 from longfire.provenance import difference, run_folder_of, tokenizer_beside, tokenizer_line
 from longfire.run import DATA_JSON, Run, keep
+from longfire.shape import ModelShape
 from longfire.weights import finite, weights_of_run
 
 Note = Callable[[str], None]
@@ -133,7 +137,7 @@ def take_weights(run: Run, state: State) -> str:
     left = dict(state.model.named_parameters())
     with state.mesh.agreed():
         if run_folder_of(source):
-            place, read = weights_of_run(source, shape)
+            place, read = weights_of_run(source, shapes_wanted(state))
             told = f"checkpoint {place}"
         elif run.model.backend == "transformers":
             read = foreign.load_weights(source, shape).items()
@@ -147,6 +151,14 @@ def take_weights(run: Run, state: State) -> str:
         if left:
             raise SettingsError(f"model.weights = {run.model.weights!r} has no {', '.join(sorted(left)[:4])}")
     return told
+
+
+def shapes_wanted(state: State) -> dict[str, torch.Size]:
+    """Name and whole shape of each parameter of the model; of a pipeline also those that lie elsewhere."""
+    model = state.model
+    if isinstance(model.shape, ModelShape):
+        return {name: parameter.shape for name, parameter in on_meta(model.shape).named_parameters()}
+    return {name: torch.Size(whole_shape(p, model.splits.get(name))) for name, p in model.named_parameters()}
 
 
 def fresh_weights(run: Run) -> str:

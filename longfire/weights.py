@@ -18,10 +18,9 @@ from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub import foreign
 from longfire.hub.load import load_model, model_of
-from longfire.model import Model, on_meta
+from longfire.model import Model
 from longfire.provenance import RUN_TOML, run_folder_of, step_of
 from longfire.run import Run
-from longfire.shape import ForeignShape, ModelShape
 
 Found = TypeVar("Found")
 
@@ -90,9 +89,9 @@ def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tu
     return newest_readable(checkpoints, load_model_weights, note)
 
 
-def weights_of_run(weights: Path, shape: ModelShape | ForeignShape) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
-    """The checkpoint that a run folder or a checkpoint in it means, and (name, fp32 tensor) of each of its parameters, for a model
-    of this shape. Raises CheckpointError, or SettingsError naming what differs."""
+def weights_of_run(weights: Path, wanted: dict[str, torch.Size]) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
+    """The checkpoint that a run folder or a checkpoint in it means, and (name, fp32 tensor) of each parameter that is wanted, by
+    name and shape. Raises CheckpointError, or SettingsError naming what differs."""
     if step_of(weights) is None:
         checkpoints = weights / Run.of_folder(weights).checkpoint.folder
         step, found = newest_weights(checkpoints)
@@ -100,16 +99,13 @@ def weights_of_run(weights: Path, shape: ModelShape | ForeignShape) -> tuple[Pat
     else:
         place = weights
         found = load_model_weights(place)
-    if isinstance(shape, ForeignShape):
-        return place, iter(found.items())
-    wanted = {name: parameter.shape for name, parameter in on_meta(shape).named_parameters()}
     there = {name: tensor.shape for name, tensor in found.items() if name in wanted or name != "head.weight"}
     differs = sorted(name for name in {**wanted, **there} if wanted.get(name) != there.get(name))
     if differs:
         config = (run_folder_of(weights) or weights) / "config.json"
         raise SettingsError(
             f"model.weights = {str(weights)!r}: {', '.join(differs[:4])} of {place.name} are not those of model.config; name the "
-            f"run's own: {config}"
+            f"run's own, {config}, and its model.backend"
         )
     return place, ((name, found[name]) for name in wanted)
 

@@ -63,6 +63,22 @@ class Page(HTMLParser):
         self.cell = self.cell and tag not in ("td", "th")
 
 
+@pytest.mark.filterwarnings("error")
+def test_gradient_norms_that_are_all_zero_are_drawn_without_a_warning(tmp_path):
+    folder = run_folder(tmp_path, "still")
+    file = folder / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"grad_norm": 1.0', '"grad_norm": 0.0'))
+    html([folder], folder / "report.html")
+
+
+def test_a_damaged_line_is_told_and_the_rest_is_drawn(tmp_path):
+    folder, told = run_folder(tmp_path, "damaged"), []
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\x00\n")
+    html([folder], folder / "report.html", told.append)
+    assert len(told) == 1 and "1 line cannot be read" in told[0]
+
+
 def test_a_page_of_one_run(tmp_path):
     folder = run_folder(tmp_path, "first")
     html([folder], folder / "report.html")

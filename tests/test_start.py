@@ -3,16 +3,17 @@
 import json
 import os
 import signal
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from longfire import launch
+from longfire import evaluate
 from longfire.cli import main
 from longfire.data import prepare
 from longfire.data.tokens import TokenStore
+from longfire.run import Run
+from longfire.train import train as train_run
 
 SHAPE = {
     "model_type": "longfire",
@@ -116,8 +117,6 @@ def test_a_load_step_that_an_older_run_toml_kept_is_no_request(folder, capsys):
 
 def stopped_in_evaluation(monkeypatch, at_batch: int) -> None:
     """SIGTERM comes while the so many-th batch of an evaluation is computed."""
-    from longfire import evaluate
-
     losses, seen = evaluate.losses, []
 
     def slow(*words):
@@ -156,24 +155,25 @@ def test_sigterm_in_the_last_evaluation_is_heeded(folder, capsys, monkeypatch):
 
 
 def test_sigterm_while_streamed_text_is_waited_for(folder, capsys, monkeypatch):
-    """The store never grows: nobody would come back."""
-    monkeypatch.setattr(TokenStore, "refresh", lambda self: None)
+    """The store does not grow: nobody would come back."""
+    looks = []
+
+    def refresh(store):
+        looks.append(store)
+        if len(looks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert len(looks) < 1000, "the waiting does not end"
+
+    monkeypatch.setattr(TokenStore, "refresh", refresh)
+    monkeypatch.setattr(TokenStore, "complete", property(lambda store: False))
     monkeypatch.setattr(prepare.Behind, "check", lambda self, stores: None)
-    monkeypatch.setattr(TokenStore, "complete", property(lambda self: False))
-    began = []
-
-    def ask(self, number, frame):
-        began.append(time.monotonic())
-        launch.StopRequest.ask_(self, number, frame)
-
-    monkeypatch.setattr(launch.StopRequest, "ask_", launch.StopRequest.ask, raising=False)
-    monkeypatch.setattr(launch.StopRequest, "ask", ask)
-    import threading
-
-    threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    said = train(capsys, 128 + signal.SIGTERM, training__steps=1000, data__streaming="true", data__shuffle="none")
-    assert "SIGTERM: stopped after step" in said
-    assert time.monotonic() - began[0] < 5
+    for prefetched in (0, 2):
+        looks.clear()
+        said = train(
+            capsys, 128 + signal.SIGTERM, training__steps=1000, data__streaming="true", data__prefetch_factor=prefetched,
+            job__dump_folder=f"run-{prefetched}", data__folder=f"stores-{prefetched}",
+        )  # fmt: skip
+        assert "SIGTERM: stopped after step " in said and ", saved; the same command goes on" in said
 
 
 def test_a_finished_run_says_so_and_one_that_has_more_steps_than_it_should(folder, capsys):
@@ -220,9 +220,6 @@ def test_a_warm_up_as_long_as_a_run_with_decay_is_cut_like_a_longer_one(folder, 
 def test_a_last_step_that_was_evaluated_is_not_evaluated_again(folder, capsys):
     """An evaluation that takes the time that was left ends the run at its step."""
     ticks = iter(range(10**9))
-    from longfire.run import Run
-    from longfire.train import train as train_run
-
     given = {**SETTINGS, "training.max_seconds": 60, "training.steps": 1000, "eval.interval": 2, "eval.at_end": "true"}
     run = Run.compose(None, {key: str(value) for key, value in given.items()}, note=lambda line: None)
     told: list[str] = []
@@ -232,11 +229,8 @@ def test_a_last_step_that_was_evaluated_is_not_evaluated_again(folder, capsys):
 
 
 def test_a_clock_that_stands_still_or_runs_back_ends_no_run(folder, capsys):
-    from longfire.run import Run
-    from longfire.train import train as train_run
-
-    for clock in (lambda: 5.0, iter(range(10**6, 0, -1)).__next__):
-        given = {**SETTINGS, "training.steps": 5, "eval.interval": 2, "metrics.report": "true"}
+    for clock, report in ((lambda: 5.0, "true"), (iter(range(10**6, 0, -1)).__next__, "false")):
+        given = {**SETTINGS, "training.steps": 5, "eval.interval": 2, "metrics.report": report}
         run = Run.compose(None, {key: str(value) for key, value in given.items()}, note=lambda line: None)
         assert train_run(run, lambda line: None, now=clock) == 0
         assert all(record["seconds"] > 0 for record in records() if "seconds" in record)
