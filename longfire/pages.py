@@ -1,6 +1,7 @@
 """Runs as one page: curves, a table and what their settings differ in; one HTML file that needs no network, and a PNG a chart."""
 
 import html as markup
+import importlib
 import importlib.util
 import io
 import json
@@ -79,6 +80,12 @@ def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print
 def needs_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingsError("curves are drawn by matplotlib, which is not installed: pip install 'longfire[plots]'")
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise SettingsError(
+            f"curves are drawn by matplotlib, which cannot be imported ({error}): pip install 'longfire[plots]'"
+        ) from error
 
 
 def save_figure(drawn: Any, out: Path, title: str) -> None:

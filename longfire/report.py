@@ -1,5 +1,6 @@
 """One record a step: metrics.jsonl always, the console, TensorBoard and W&B where asked; and the warnings of promise 14."""
 
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -34,14 +35,26 @@ Values = Mapping[str, float]
 
 
 def check_trackers(metrics: settings.Metrics) -> None:
-    """Raises SettingsError if a tracker that the settings ask for is not installed: before any data or device is touched."""
-    asked = [("wandb", "metrics.enable_wandb", metrics.enable_wandb, "pip install 'longfire[wandb]'")]
-    asked += [("tensorboard", "metrics.enable_tensorboard", metrics.enable_tensorboard, "pip install tensorboard")]
-    for package, key, wanted, mend in asked:
-        if wanted and importlib.util.find_spec(package) is None:
+    """Raises SettingsError if a tracker that the settings ask for is not installed, or not whole: before any data or device is
+    touched."""
+    asked = []
+    if metrics.enable_wandb:
+        asked.append(("metrics.enable_wandb", "wandb", "wandb", "pip install 'longfire[wandb]'"))
+    if metrics.enable_tensorboard:
+        asked.append(
+            ("metrics.enable_tensorboard", "tensorboard", "torch.utils.tensorboard", "pip install tensorboard")
+        )
+    for key, package, module, install in asked:
+        if importlib.util.find_spec(package) is None:
             raise SettingsError(
-                f"{key} = true, but the package {package} is not installed: {mend}, or set {key} to false"
+                f"{key} = true, but the package {package} is not installed: {install}, or set {key} to false"
             )
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SettingsError(
+                f"{key} = true, but the package {package} cannot be imported ({error}): {install}, or set {key} to false"
+            ) from error
 
 
 class Report:
@@ -370,20 +383,11 @@ class SlownessWatch:
         return warnings
 
 
-def broken(key: str, package: str, error: ImportError) -> str:
-    return (
-        f"{key} = true, but the package {package} cannot be imported ({error}): install it anew, or set {key} to false"
-    )
-
-
 class TensorBoard:
     """Every number of a record as a scalar of the same name; of a resumed run, what lay beyond its start is hidden."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:  # installed, but not whole
-            raise SettingsError(broken("metrics.enable_tensorboard", "tensorboard", error)) from error
+        from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder), purge_step=start_step + 1)
 
@@ -399,10 +403,7 @@ class WandB:
     """The same on Weights & Biases; a resumed run goes on as the same run there (its id is kept in the run folder)."""
 
     def __init__(self, folder: Path, metrics: settings.Metrics) -> None:
-        try:
-            import wandb
-        except ImportError as error:  # installed, but not whole
-            raise SettingsError(broken("metrics.enable_wandb", "wandb", error)) from error
+        import wandb
 
         kept = folder / WANDB_ID
         if not kept.exists():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -69,6 +70,15 @@ def test_gradient_norms_that_are_all_zero_are_drawn_without_a_warning(tmp_path):
     file = folder / "metrics.jsonl"
     file.write_text(file.read_text().replace('"grad_norm": 1.0', '"grad_norm": 0.0'))
     html([folder], folder / "report.html")
+
+
+def test_a_matplotlib_that_is_broken_is_told(tmp_path, monkeypatch):
+    folder = run_folder(tmp_path, "undrawn")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        SettingsError, match=r"matplotlib, which cannot be imported \(.*pip install 'longfire\[plots\]'"
+    ):
+        html([folder], folder / "report.html")
 
 
 def test_a_damaged_line_is_told_and_the_rest_is_drawn(tmp_path):
