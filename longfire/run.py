@@ -91,7 +91,8 @@ class Run:
         A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
-        if recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED):
+        is_saved = bool(recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED))
+        if recipe and is_saved:
             toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
             toml = {key: given for key, given in toml.items() if key not in ONCE}  # kept there by versions before
         words = recipes.read_words(overrides)
@@ -100,9 +101,11 @@ class Run:
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
         run = run.with_paths_found(recipe.parent if recipe else Path(), note)
-        run = run.with_tokenizer(
-            [key for key in TOKENIZER_RULES if any(recipes.names(said, f"tokenizer.{key}") for said in (toml, words))]
-        )
+        # a run.toml that a run saved records `train`; who goes on with it names no tokenizer by that
+        is_recorded = is_saved and run.goes_on and run.tokenizer.path == "train"
+        naming = [words] if is_recorded else [toml, words]
+        named = [key for key in TOKENIZER_RULES if any(recipes.names(said, f"tokenizer.{key}") for said in naming)]
+        run = run.with_tokenizer(named)
         if run.model.plugins and needs_model:
             from longfire.plugins import load_plugins  # brings the mixers, which need torch
 
@@ -153,7 +156,9 @@ class Run:
             path = Path(recorded.path)
             is_gone = path.is_absolute() and not path.exists()
             is_own = not path.is_absolute() and (self.folder / path).exists()  # of an imported run
-            return tokenizer_of_run(self.folder) if is_gone or is_own else recorded
+            if is_gone or is_own or recorded.path == "train":
+                return tokenizer_of_run(self.folder)
+            return recorded
         for folder in (self.model.weights, self.distillation.teacher):
             if folder:
                 return tokenizer_beside(Path(folder))

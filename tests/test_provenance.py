@@ -134,6 +134,17 @@ def test_another_tokenizer_than_that_of_weights_or_teacher_is_refused(folder, ca
     assert "warning: tokenizer.path = 'train' is not the tokenizer of" in told(capsys)
 
 
+@pytest.mark.parametrize("recipe", [(), ("first/run.toml",)])
+def test_a_run_goes_on_with_its_own_tokenizer_on_other_text(folder, capsys, recipe):
+    """`train` would make another one of the new text."""
+    given = {} if recipe else {"model__config": "shape.json"}
+    train("first", *recipe, **given, data__dataset="german.jsonl", training__steps=3)
+    said = told(capsys)
+    assert "tokenizer: first/tokenizer, 300 entries" in said and "weights: going on from" in said
+    train("first", *recipe, **given, data__dataset="german.jsonl", training__steps=4, tokenizer__path="train", code=2)
+    assert "is not the tokenizer that the run in first was trained with" in told(capsys)
+
+
 def test_weights_without_a_tokenizer_are_warned_of(folder, capsys):
     for file in (folder / "first/hf").glob("*token*"):
         file.unlink()
