@@ -12,6 +12,7 @@ from longfire.aliases import ALIASES, as_text, bare_value
 from longfire.errors import SettingsError
 from longfire.launch import ALONE, World
 from longfire.options import Checked
+from longfire.paths import refuse_url
 from longfire.settings import SECTIONS
 
 WIDTH = 118  # of --help
@@ -51,8 +52,11 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def add_argument(self, *names: str, **how: Any) -> argparse.Action:
+    def add_argument(self, *names: str, is_prose: bool = False, **how: Any) -> argparse.Action:
+        """is_prose: its text may hold a URL. In every other option and word one is refused with the reason."""
         self.own.update(names)
+        if not is_prose and how.get("action") in (None, "append"):
+            how["type"] = without_urls(names[-1], how.get("type", str))
         return super().add_argument(*names, **how)
 
     def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
@@ -67,6 +71,8 @@ class Parser(argparse.ArgumentParser):
                 how = {"action": "store_true"}
             elif field.name in repeated:
                 how = {"action": "append", "metavar": kind_of(get_args(field.type)[0])}
+            if field.type is not bool and not field.metadata["is_prose"]:
+                how["type"] = without_urls(f"--{field.name}", str)
             group.add_argument(f"--{field.name}", default=None, help=help_of(field), **how)
             self.own.add(f"--{field.name}")
 
@@ -86,11 +92,19 @@ class Parser(argparse.ArgumentParser):
         unknown = next((word for word in message.split() if word.startswith("--") or "=" in word), "")
         if message.startswith("unrecognized arguments") and unknown:
             spelling = unknown.removeprefix("--").partition("=")[0]
+            if spelling in recipe.SETTINGS:
+                raise SettingsError(self.takes_no_settings(spelling))
             own = "" if "." in spelling else recipe.nearest(f"--{spelling}", self.own)
             raise SettingsError(
                 f"unknown option --{spelling}{own}" if own else recipe.unknown(spelling, recipe.COMMAND_LINE)
             )
         raise SettingsError(f"{message}; `{self.prog} --help` shows how")
+
+    def takes_no_settings(self, key: str) -> str:
+        """The message for a setting of a run where a command has options of its own only."""
+        option = f"--{key.partition('.')[2]}"
+        own = f"; its own option is {option}" if option in self.own else f"; `{self.prog} --help` lists its options"
+        return f"{key} is a setting of a run, and `{self.prog}` takes none{own}"
 
 
 class RecipeParser(Parser):
@@ -342,6 +356,16 @@ def add_plugins(parser: Parser) -> None:
         "--plugins", type=comma_separated(str), default=(), metavar="FILE,...",
         help="your own files that the run's mixers come from; they are run",
     )  # fmt: skip
+
+
+def without_urls(option: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The reader `kind` of an option's text, which refuses a URL; argparse names it in its errors as it names `kind`."""
+
+    def read(text: str) -> Any:
+        return kind(refuse_url(text, option))
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def comma_separated(kind: type) -> Callable[[str], tuple]:

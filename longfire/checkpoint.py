@@ -6,7 +6,7 @@
   state.json                     step, rows consumed, tokens, format version
   manifest.json                  size and checksum of each file above; written last
 
-Step 0 may hold weights alone, those of a model from elsewhere (`begin_with`): there is no optimizer state yet to go on with.
+Step 0 may hold weights alone, those of a model from elsewhere (`hub/adopt.py`): there is no optimizer state yet to go on with.
 
 A checkpoint is written beside its place, synced, and renamed once. Every process writes its files and then a mark, process 0
 checks in what all marks say: so nothing is sent between processes while training goes on. What a kill leaves behind is never
@@ -17,18 +17,16 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longfire import settings
@@ -38,12 +36,11 @@ from longfire.parallel.axes import SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import boxes, local, whole_shape
 from longfire.schedule import Plan, Planned
-from longfire.shards import SUFFIX, Entry, Held, Reader, holes, read_index, shard_files, write_shard
+from longfire.shards import SUFFIX, Entry, Held, Reader, holes, read_index, write_shard
 
 FORMAT = 2  # of the folder; a newer one is refused. Format 1 had whole tensors in other file names and is read as it is
 MANIFEST, STATE, LEFT = "manifest.json", "state.json", "left"
 MARK_SECONDS = 0.02  # between looks for the marks of other processes
-SHARD_BYTES = 1_000_000_000  # of a file of weights that are written as they are read
 COUNTERS = ("step", "rows_consumed", "tokens", "skipped_steps", "elapsed_seconds")
 
 
@@ -59,6 +56,7 @@ class State:
     skipped_steps: int = 0
     elapsed_seconds: float = 0.0  # of training: steps, and the evaluations and saves between them
     plan: Plan = ()  # of its steps, where they are planned (schedule.py)
+    went_back_to: int = -1  # the step that checkpoint.load_step went back to last
     mesh: Mesh = ALONE  # where model and optimizer lie
     read: Event | None = None  # set when a save behind training has read everything: until then no tensor may change
 
@@ -70,7 +68,8 @@ class State:
 
     def counters(self) -> dict[str, Any]:
         """What state.json holds of it."""
-        return {**{name: getattr(self, name) for name in COUNTERS}, "plan": self.plan}
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        return {**counters, "plan": self.plan, "went_back_to": self.went_back_to}
 
     def tensors(self, weights_only: bool = False) -> dict[str, Tensor]:
         """Every tensor under a flat name that knows nothing of devices or layouts; not copied."""
@@ -119,7 +118,9 @@ class Checkpoints:
     """The checkpoints of one run. `note` tells what was saved, loaded, or found damaged. `due`, `save`, `wait` and `restore` are
     collective: all processes of the mesh call them at the same step.
 
-    patience_seconds: how long process 0 waits for the files of the others (0: for ever).
+    patience_seconds: how long process 0 waits for the files of the others (0: for ever). vocabulary: a digest of what the ids of the
+    run stand for, which each checkpoint keeps (data/tokenizer.py). attempt: which start of the run this is, where a launcher starts
+    all again after one has died.
     """
 
     folder: Path
@@ -127,6 +128,8 @@ class Checkpoints:
     note: Callable[[str], None] = print
     mesh: Mesh = ALONE
     patience_seconds: float = 3600
+    vocabulary: str = ""
+    attempt: int = 0
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int | None = None
     writing: Future | None = None
@@ -215,6 +218,7 @@ class Checkpoints:
             files |= self.files_of_others(aside)
             facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": weights_only, **counters}
             facts["keep_latest_k"] = self.settings.keep_latest_k
+            facts["vocabulary"] = self.vocabulary
             write_manifest(aside, facts, files)
             self.leave_later(counters["step"])
             put_in_place(aside, place)
@@ -275,24 +279,55 @@ class Checkpoints:
                     shutil.rmtree(gone)
 
     def restore(self, state: State) -> bool:
-        """Load load_step, or the newest whole checkpoint (naming damaged ones that are newer). False if there is none yet."""
+        """Load load_step, or the newest whole checkpoint (naming damaged ones that are newer). False if there is none yet.
+
+        Raises CheckpointError, also for a checkpoint whose ids mean other text than those of the run.
+        """
         if not self.settings.enable_checkpoint:
             return False
         try:
-            step = (
-                self.settings.load_step if self.settings.load_step >= 0 else newest(self.folder, self.note, self.mesh)
-            )
+            step = self.step_to_load()
             if step is None:
                 return False
             place = self.folder / f"step-{step}"
-            load(state, place, self.mesh, looked_at=self.settings.load_step < 0)
+            goes_back = step == self.settings.load_step
+            load(state, place, self.mesh, looked_at=not goes_back)
+            refuse_another_vocabulary(place, self.vocabulary, "tokenizer.path")
         except CheckpointError as error:
             error.told_elsewhere |= self.mesh.rank() > 0  # all processes looked, and found the same
             raise
+        if goes_back:
+            state.went_back_to = step
         self.saved_at, self.saved_step = time.monotonic(), state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
-        self.note(f"going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}")
+        self.note(
+            f"weights: going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}"
+        )
         return True
+
+    def step_to_load(self) -> int | None:
+        """load_step where this run has not gone on from there yet, else the newest whole checkpoint; None if there is none.
+
+        A start goes back once: the same command after a stop, and the restart of a launcher, go on from what was saved since. What
+        went back and was stopped before its first save goes back anew.
+        """
+        asked = self.settings.load_step
+        if asked < 0:
+            return newest(self.folder, self.note, self.mesh)
+        is_asked_again = self.settings.load_step_again and not self.attempt
+        if is_asked_again or not any(self.went_back(step, asked) for step in steps(self.folder)):
+            return asked
+        step = newest(self.folder, self.note, self.mesh)
+        again = "" if self.attempt else "; to go back once more, add --checkpoint.load_step_again"
+        self.note(f"checkpoint.load_step = {asked} was done before, and this run has gone on to step {step}{again}")
+        return step
+
+    def went_back(self, step: int, asked: int) -> bool:
+        """Whether a checkpoint was saved after the run had gone back to the step that is asked for."""
+        try:
+            return step > asked and facts_of(self.folder / f"step-{step}").get("went_back_to", -1) == asked
+        except (OSError, ValueError, KeyError):
+            return False
 
 
 def may_be_forgotten(place: Path) -> bool:
@@ -367,6 +402,7 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
     for name in COUNTERS:
         setattr(state, name, facts[name])
     state.plan = tuple(Planned(*entry) for entry in facts.get("plan", ()))
+    state.went_back_to = facts.get("went_back_to", -1)
 
 
 def moments(index: dict[str, Entry], mine: dict[str, nn.Parameter]) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -387,27 +423,6 @@ def moment(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> 
     value = torch.empty_like(parameter, dtype=entry.dtype)
     reader.fill(state.part(name, value), name)
     return value
-
-
-def begin_with(weights: Iterable[tuple[str, Tensor]], place: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write step 0 of weights alone (name, fp32), as they come: at most `shard_bytes` of them are in memory, or one tensor.
-
-    `place` is a folder of a run that is not yet in its own place: nobody reads it before it is whole. Raises OSError.
-    """
-    place.mkdir(parents=True)
-    shard: dict[str, Tensor] = {}
-    shards = 0
-    for name, tensor in chain(weights, [("", None)]):
-        full = sum(t.numel() * t.element_size() for t in shard.values()) + (0 if tensor is None else tensor.nbytes)
-        if shard and (tensor is None or full > shard_bytes):
-            shards += 1
-            save_file(shard, place / f"shard-{shards:05d}.safetensors")
-            shard = {}
-        if tensor is not None:
-            shard[f"model/{name}"] = tensor
-    files = {path.name: settled(path, checksum(path)) for path in shard_files(place)}
-    facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": True, **dict.fromkeys(COUNTERS, 0)}
-    write_manifest(place, facts, files)
 
 
 def load_model_weights(place: Path) -> dict[str, Tensor]:
@@ -470,6 +485,16 @@ def facts_of(place: Path) -> dict[str, Any]:
             f"{place} has format {facts['format']}, this longfire reads up to {FORMAT}: install a newer one"
         )
     return facts
+
+
+def refuse_another_vocabulary(place: Path, vocabulary: str, named: str) -> None:
+    """Raises CheckpointError when a checkpoint was trained with other ids than those of this vocabulary; `named`: what it is of."""
+    recorded = facts_of(place).get("vocabulary")
+    if recorded and vocabulary and recorded != vocabulary:
+        raise CheckpointError(
+            f"{place} was trained with another tokenizer than {named}: the same ids mean other text. Take the tokenizer that it was "
+            "trained with, or begin another run from its weights (model.weights, another job.dump_folder)"
+        )
 
 
 def damage(place: Path, mesh: Mesh = ALONE) -> str | None:

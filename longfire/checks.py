@@ -7,6 +7,7 @@ from typing import Any
 from longfire import lengths, settings
 from longfire.errors import SettingsError
 from longfire.parallel import stages
+from longfire.plural import counted
 from longfire.schedule import read_plan
 from longfire.shape import PUBLISHED, ForeignShape, ModelShape, mixer_of
 
@@ -132,15 +133,15 @@ def of_length(run: Run) -> Iterator[str]:
     if run.steps > run.asked_steps:
         key = "training.tokens" if run.training.tokens else "training.steps"
         yield (
-            f"training.step_plan plans {run.steps} steps, more than the {run.asked_steps} of {key}: raise {key}, or leave "
+            f"training.step_plan plans {counted(run.steps, 'step')}, more than the {run.asked_steps} of {key}: raise {key}, or leave "
             "training.step_plan out (--training.step_plan=)"
         )
     warmup, decay = run.asked_warmup_steps, scheduler.decay_ratio * run.steps
-    if scheduler.name == "wsd" and not run.is_planned and run.steps - decay < warmup <= run.steps:
+    if scheduler.name == "wsd" and not run.is_planned and run.steps - decay < warmup < run.steps:
         key = "warmup_tokens" if scheduler.warmup_tokens else "warmup_steps"
         yield (
-            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {decay:g} of {run.steps} steps, and lr_scheduler.{key} = "
-            f"{getattr(scheduler, key)} more than the rest: shorten one of them"
+            f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {decay:g} of {counted(run.steps, 'step')}, and "
+            f"lr_scheduler.{key} = {getattr(scheduler, key)} more than the rest: shorten one of them"
         )
     limit = run.shape.max_position_embeddings if run.shape else 0
     positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))
@@ -151,6 +152,8 @@ def of_length(run: Run) -> Iterator[str]:
         )
     if run.data.context_len and not run.data.varlen:
         yield f"data.context_len = {run.data.context_len} splits documents, which only data.varlen = true keeps apart: set that too"
+    if run.data.context_len == 1:
+        yield "data.context_len = 1 cuts documents into single tokens, of which none can be predicted: raise it, or set it to 0"
     if run.data.context_len > seq_len:
         yield f"data.context_len = {run.data.context_len} is longer than a row, training.seq_len = {seq_len}: set it to 0 for no limit"
 
@@ -304,8 +307,8 @@ def of_start(run: Run) -> Iterator[str]:
     weights, teacher = run.model.weights, run.distillation.teacher
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield (
-            f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), or a "
-            "run folder"
+            f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), a run "
+            "folder, or a checkpoint in one; a model of the hub comes by `longfire import NAME RUN`"
         )
     if teacher and not Path(teacher).is_dir():
         yield f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of Hugging Face weights"

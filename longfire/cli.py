@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from longfire import recipe
 from longfire.commands import COMMANDS, GROUPS, Command
 from longfire.errors import SettingsError, UserError
+from longfire.launch import Terminated, terminable
 
 STDOUT = 1  # the file descriptor
 CLOSED_PIPE = 128 + 13  # the exit code that a shell gives to a program that SIGPIPE ended
@@ -39,7 +41,8 @@ def main(words: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--traceback"]
     try:
         try:
-            return run_command(words)
+            with terminable():
+                return run_command(words)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -55,7 +58,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("longfire: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except Terminated:
+        print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
+        return 128 + signal.SIGTERM
 
 
 def run_command(words: Sequence[str]) -> int:
@@ -93,3 +99,7 @@ def command_of(word: str) -> Command:
     if word.endswith(".toml"):
         raise SettingsError(f"{word} is a recipe; `longfire train {word}` trains it")
     raise SettingsError(f"unknown command {word!r}{recipe.nearest(word, COMMANDS)}; `longfire --help` lists them")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

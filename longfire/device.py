@@ -15,6 +15,7 @@ from longfire.settings import Model, Training
 
 # Dense bf16 matmul peaks, FLOP/s, from the makers' data sheets; other devices are measured (`matmul_peak`).
 PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
+SHORTEST = 1e-9  # seconds between two looks at a clock: some machines' clocks stand still or run back
 
 
 def choose_device(training: Training, local_rank: int = 0) -> torch.device:
@@ -77,7 +78,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     start = wait(device)
     for _ in range(repeats):
         a @ a
-    flops_per_second = repeats * 2 * size**3 / (wait(device) - start)
+    flops_per_second = repeats * 2 * size**3 / max(wait(device) - start, SHORTEST)
     return flops_per_second, f"measured {str(measured).removeprefix('torch.')} matmul of {size}"
 
 
@@ -118,14 +119,14 @@ class Clock:
         else:
             start = self.now()
             yield
-            self.parts[part] += self.now() - start
+            self.parts[part] += max(0.0, self.now() - start)
 
     def read(self) -> dict[str, float]:
         """Seconds of each part since the last reading, `seconds` in all, and `other`, the rest."""
         now = wait(self.device, self.now)
         for part, start, end in self.events:
             self.parts[part] += start.elapsed_time(end) / 1000
-        seconds = now - self.begun
+        seconds = max(now - self.begun, SHORTEST)
         parts = {**self.parts, "other": max(0.0, seconds - sum(self.parts.values())), "seconds": seconds}
         self.parts, self.events, self.begun = Counter(), [], now
         return parts

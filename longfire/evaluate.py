@@ -4,7 +4,7 @@ import functools
 import json
 import lzma
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from longfire.data.batches import Batch, Batches
+from longfire.data.batches import Batch, Batches, WaitStopped
 from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
 from longfire.loss import losses
@@ -25,27 +25,65 @@ ROWS = 8  # rows of a batch
 BYTE_OF = byte_level_alphabet()
 
 
+class EvaluationStopped(Exception):
+    """Someone asked to stop; raised by all processes between the same two batches."""
+
+
 def evaluate(
-    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE, seq_len: int = 0
+    model: Model,
+    batches: Batches,
+    tokens: int,
+    chunk_tokens: int,
+    mesh: Mesh = ALONE,
+    seq_len: int = 0,
+    rows: int = ROWS,
 ) -> dict[str, dict[str, float]]:
     """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens` held-out tokens of each.
 
-    seq_len: tokens of a row; 0: those of the batches. Sources without held-out documents are left out. Collective over the mesh.
+    seq_len: tokens of a row; 0: those of the batches. rows: of a batch on each process. Sources without held-out documents are left
+    out. Collective over the mesh. Raises EvaluationStopped where batches.stopped says so.
     """
-    measured = measure_heldout(model, batches, tokens, chunk_tokens, mesh, seq_len)
+    measured = measure_heldout(model, batches, tokens, chunk_tokens, mesh, seq_len, rows)
     return {name: found.numbers() for name, found in measured.items()}
 
 
 def measure_heldout(
-    model: Model, batches: Batches, tokens: int, chunk_tokens: int, mesh: Mesh = ALONE, seq_len: int = 0
+    model: Model,
+    batches: Batches,
+    tokens: int,
+    chunk_tokens: int,
+    mesh: Mesh = ALONE,
+    seq_len: int = 0,
+    rows: int = ROWS,
 ) -> "dict[str, Measured]":
     """What `evaluate` counts, with the positions."""
-    lengths_W, rows = byte_lengths(batches.prepared.tokenizer), ROWS * mesh.size(*DATA)
-    found = {
-        name: measure(model, batches.heldout(index, tokens, rows, seq_len), lengths_W, chunk_tokens, mesh)
-        for index, (name, _, _) in enumerate(batches.prepared.validation)
-    }
+    lengths_W = byte_lengths(batches.prepared.tokenizer)
+    rows_of_all = rows * mesh.size(*DATA)
+    found = {}
+    for index, (name, _, _) in enumerate(batches.prepared.validation):
+        wait_for_heldout(batches, index, tokens, mesh)
+        read = stoppable(batches.heldout(index, tokens, rows_of_all, seq_len), batches.stopped, mesh)
+        found[name] = measure(model, read, lengths_W, chunk_tokens, mesh)
     return {name: measured for name, measured in found.items() if measured.tokens}
+
+
+def wait_for_heldout(batches: Batches, index: int, tokens: int, mesh: Mesh) -> None:
+    """Until a growing store has what is evaluated on, in all processes. Raises EvaluationStopped."""
+    is_there = True
+    try:
+        batches.heldout_tokens(index, tokens)
+    except WaitStopped:
+        is_there = False
+    if mesh.any(not is_there):
+        raise EvaluationStopped
+
+
+def stoppable(batches: Iterable[Batch], stopped: Callable[[], bool], mesh: Mesh) -> Iterator[Batch]:
+    """The same batches, until some process is asked to stop. Raises EvaluationStopped."""
+    for batch in batches:
+        if mesh.any(stopped()):
+            raise EvaluationStopped
+        yield batch
 
 
 @dataclass(frozen=True)

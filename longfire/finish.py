@@ -79,7 +79,7 @@ def write_report(run: Run, state: State, batches: Batches, note: Callable[[str],
     if not run.metrics.report:
         return {}
     try:
-        html([run.folder], run.folder / "report.html")
+        html([run.folder], run.folder / "report.html", note)
     except SettingsError as error:  # matplotlib is an extra: a trained model is no failure for want of a picture
         note(f"no report.html: {error}")
         return {}

@@ -86,7 +86,7 @@ class Pace:
 
     def __str__(self) -> str:
         told = f"prompts: {self.prompt_tokens:,} tokens in {self.prompt_seconds:.2f} s"
-        if self.steps:
+        if self.steps and self.seconds > 0:
             told += f"; {self.tokens / self.seconds:,.1f} tokens/s, {1000 * self.seconds / self.steps:.2f} ms a token"
         return f"{told}; cache: {self.first_bytes:,} bytes at the first token, {self.last_bytes:,} at the last"
 

@@ -5,15 +5,18 @@ The only reader and writer of os.environ: everything else is a setting.
 
 import faulthandler
 import os
+import select
 import shutil
 import signal
 import sysconfig
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from longfire.errors import SettingsError, TrainingError
 from longfire.settings import Comm
@@ -26,6 +29,7 @@ NAMES = {
     "local_rank": ("LOCAL_RANK", "SLURM_LOCALID"),
 }
 STDERR = 2  # the file descriptor: it needs no Python object that a hang might hold
+TERM_SECONDS = 3  # that a library may take to return after SIGTERM
 GRACE_SECONDS = 15  # after which the hang is taken to hold the interpreter itself
 
 
@@ -85,9 +89,9 @@ def meeting_point() -> str:
     return f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
 
 
-def attempt() -> str:
+def attempt() -> int:
     """Which start of the run this is, where torchrun starts all again after one has died (--max-restarts)."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def record_collectives(count: int) -> None:
@@ -133,6 +137,50 @@ def cxx_compiler() -> str | None:
     return None
 
 
+class Terminated(BaseException):
+    """SIGTERM where nothing has to be saved first. Not an Exception: nobody goes on after it."""
+
+
+@contextmanager
+def terminable(grace_seconds: float = TERM_SECONDS) -> Iterator[None]:
+    """SIGTERM raises Terminated inside, so that what is half written is removed on the way out.
+
+    Python handles a signal between two of its own operations. Where a library does not return for grace_seconds (it trains a
+    tokenizer, or waits for other processes), a thread ends the process. In a thread other than the main one nothing is caught.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=end_after_a_signal, args=(reader, grace_seconds), name="sigterm", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken_before)
+        signal.signal(signal.SIGTERM, before)
+        os.close(writer)  # which ends the thread
+
+
+def raise_terminated(number: int, _: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def end_after_a_signal(reader: int, grace_seconds: float) -> None:
+    """Wait for SIGTERM, then for grace_seconds, and end the process; return when the pipe ends before."""
+    with open(reader, "rb", buffering=0) as pipe:
+        while number := pipe.read(1):
+            if number[0] != signal.SIGTERM:
+                continue
+            ends, _, _ = select.select([pipe], [], [], grace_seconds)
+            if ends and not pipe.read(1):
+                return
+            tell("SIGTERM: stopped; what is whole on disk stays")
+            os._exit(128 + signal.SIGTERM)
+
+
 class StopRequest:
     """`requested` turns true on SIGTERM or SIGINT, for the loop to finish its step; a second SIGINT ends the process at once. A second
     SIGTERM does not: launchers send it to themselves and to those they have started, who pass it on.
@@ -143,15 +191,19 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested, self.exit_code = False, 0
         self.before: dict[int, object] = {}
+        self.woken_before = -1
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
+            self.woken_before = signal.set_wakeup_fd(-1)  # of `terminable`, which would not wait for a save
             self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.before:
+            signal.set_wakeup_fd(self.woken_before)
 
     def ask(self, number: int, _: FrameType | None) -> None:
         if self.requested and number == signal.SIGTERM:
@@ -160,7 +212,9 @@ class StopRequest:
             tell(f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays")
             os._exit(128 + number)
         self.requested, self.exit_code = True, 128 + number
-        tell(f"{signal_name(self.exit_code)}: finishing this step, then saving (Ctrl-C once more: stop at once)")
+        tell(
+            f"{signal_name(self.exit_code)}: finishing this step or ending an evaluation, then saving (Ctrl-C again: stop at once)"
+        )
 
 
 def signal_name(exit_code: int) -> str:

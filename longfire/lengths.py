@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from longfire.errors import SettingsError
+from longfire.plural import counted
 from longfire.settings import Training
 from longfire.shape import ForeignShape, ModelShape, mixer_of
 
@@ -90,7 +91,8 @@ def told(training: Training, rows: int, steps: int) -> Iterator[str]:
     for stage in stages(training) if training.seq_len_schedule else ():
         base = f", RoPE base {stage.rope_theta:g}" if stage.rope_theta else ""
         never = "; this run ends before that" if stage.step >= steps else ""
-        yield f"from step {stage.step:,}: {rows * training.seq_len // stage.seq_len:,} rows of {stage.seq_len:,} tokens{base}{never}"
+        of_step = counted(rows * training.seq_len // stage.seq_len, "row")
+        yield f"from step {stage.step:,}: {of_step} of {stage.seq_len:,} tokens{base}{never}"
 
 
 def refusals(run: Any) -> Iterator[str]:

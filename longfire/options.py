@@ -34,7 +34,7 @@ class Sampling(Checked):
         1.0, "divides the positive logits of words that were there before, multiplies their negative ones", "(0, inf)"
     )
     seed: int = setting(42, "the same seed, the same text", "[0, 18446744073709551615]")
-    stop: tuple[str, ...] = setting((), "end before this text; may be repeated")
+    stop: tuple[str, ...] = setting((), "end before this text; may be repeated", is_prose=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

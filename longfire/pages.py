@@ -1,6 +1,7 @@
 """Runs as one page: curves, a table and what their settings differ in; one HTML file that needs no network, and a PNG a chart."""
 
 import html as markup
+import importlib
 import importlib.util
 import io
 import json
@@ -15,7 +16,7 @@ import numpy as np
 
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
-from longfire.report import ENVIRONMENT, METRICS, duration, parsed, settings_of
+from longfire.report import ENVIRONMENT, METRICS, duration, records, settings_of, unreadable_line
 
 POINTS = 2000  # of a curve: more than a page has pixels
 SMOOTHING = 0.02  # of a run: the width over which the thick curve averages the thin one
@@ -35,6 +36,7 @@ class Story:
     heldout: dict[str, np.ndarray]  # of evaluations: step, <source>/loss, <source>/bits_per_byte ...
     settings: dict[str, Any]  # section.key -> value
     machine: dict[str, Any]
+    unreadable: int = 0  # lines of metrics.jsonl
 
     def __len__(self) -> int:
         return len(self.columns["step"])
@@ -53,13 +55,16 @@ class Story:
 Chart = Callable[[Sequence[Story]], Any]  # a figure of matplotlib, which is imported when one is drawn
 
 
-def html(folders: Sequence[Path], out: Path) -> None:
+def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print) -> None:
     """Write the page of one or several runs to `out`, and its charts as PNGs to a folder of the same name beside it.
 
     Raises SettingsError if a folder holds no run or matplotlib is not installed, CheckpointError if `out` cannot be written.
     """
     needs_matplotlib()
     stories = read(folders)
+    for story in stories:
+        if story.unreadable:
+            note(unreadable_line(story.folder / METRICS, story.unreadable))
     figures = {name: draw(stories) for name, draw in CHARTS.items()}
     page = page_of(stories, {name: as_svg(figure) for name, figure in figures.items()})
     pictures = out.with_suffix("")
@@ -75,6 +80,12 @@ def html(folders: Sequence[Path], out: Path) -> None:
 def needs_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingsError("curves are drawn by matplotlib, which is not installed: pip install 'longfire[plots]'")
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise SettingsError(
+            f"curves are drawn by matplotlib, which cannot be imported ({error}): pip install 'longfire[plots]'"
+        ) from error
 
 
 def save_figure(drawn: Any, out: Path, title: str) -> None:
@@ -114,9 +125,14 @@ def read_one(folder: Path, name: str) -> Story:
     if not path.exists():
         raise SettingsError(f"{folder} holds no {METRICS}, so it is no run folder; give the job.dump_folder of a run")
     steps, evaluations = [], []
-    with path.open(encoding="utf-8") as lines:
-        for record in filter(None, map(parsed, lines)):  # a run may be writing its last line right now
-            (steps if "loss" in record else evaluations).append(record)
+    unreadable = 0
+    for record in records(path):
+        if record is None:
+            unreadable += 1
+        elif "loss" in record:
+            steps.append(record)
+        else:
+            evaluations.append(record)
     if not steps:
         raise SettingsError(f"{path} has no training step yet; report again when the run has made one")
     machine = folder / ENVIRONMENT
@@ -130,6 +146,7 @@ def read_one(folder: Path, name: str) -> Story:
         name=name, folder=folder, columns=as_columns(steps),
         heldout={key.removeprefix("eval/"): values for key, values in as_columns(evaluations).items()},
         settings=flat, machine=json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else {},
+        unreadable=unreadable,
     )  # fmt: skip
 
 
@@ -220,7 +237,8 @@ def plain_chart(name: str, y_label: str, smooth: bool = False, logarithmic: bool
     def draw(stories: Sequence[Story]) -> Any:
         drawn, axes = figure(y_label, "tokens")
         curves(stories, name, axes, tokens_of, smooth)
-        if logarithmic:
+        drawn_values = np.concatenate([story.column(name) for story in stories])
+        if logarithmic and (drawn_values > 0).any():  # of zeros alone there is no logarithm
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from longfire import aliases
 from longfire.errors import SettingsError
+from longfire.paths import refuse_url
 from longfire.settings import SECTIONS
 from longfire.shape import ModelShape
 
@@ -259,7 +260,18 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 def typed(key: str, value: Any, where: str) -> Any:
     """The value as the setting's type, inside its interval. Raises SettingsError naming key, value, place and mend."""
     field = SETTINGS[key]
-    return typed_as(field.type, key, value, where, field.metadata["within"])
+    value = typed_as(field.type, key, value, where, field.metadata["within"])
+    refuse_urls(field, value, f"{where}: {key}")
+    return value
+
+
+def refuse_urls(field: Any, value: Any, told: str) -> None:
+    """Raises SettingsError for a URL in a setting or option that is text, or a list of texts, unless it is prose."""
+    if field.metadata["is_prose"]:
+        return
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str):
+            refuse_url(text, told)
 
 
 def typed_as(kind: Any, key: str, value: Any, where: str, interval: str = "") -> Any:

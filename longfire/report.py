@@ -1,5 +1,6 @@
 """One record a step: metrics.jsonl always, the console, TensorBoard and W&B where asked; and the warnings of promise 14."""
 
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -11,7 +12,7 @@ import sys
 import time
 import tomllib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,39 @@ from rich.progress import BarColumn, Progress, TextColumn
 from longfire import launch, settings
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
+from longfire.plural import counted
 
 METRICS, ENVIRONMENT, RUN_TOML, WANDB_ID = "metrics.jsonl", "environment.json", "run.toml", "wandb-id.txt"
 WINDOW_STEPS = 50  # over which the console averages and data wait is judged
 QUIET_STEPS = 500  # between two warnings of one kind
 WARMUP_STEPS = 20  # of a process, in which graphs may be compiled without a warning
 DATA_WAIT_LIMIT = 0.05
+BLOCK_BYTES = 1 << 16  # of metrics.jsonl that are read at a time from its end
 
 Values = Mapping[str, float]
 
 
 def check_trackers(metrics: settings.Metrics) -> None:
-    """Raises SettingsError if a tracker that the settings ask for is not installed: before any data or device is touched."""
-    asked = [("wandb", "metrics.enable_wandb", metrics.enable_wandb, "pip install 'longfire[wandb]'")]
-    asked += [("tensorboard", "metrics.enable_tensorboard", metrics.enable_tensorboard, "pip install tensorboard")]
-    for package, key, wanted, mend in asked:
-        if wanted and importlib.util.find_spec(package) is None:
+    """Raises SettingsError if a tracker that the settings ask for is not installed, or not whole: before any data or device is
+    touched."""
+    asked = []
+    if metrics.enable_wandb:
+        asked.append(("metrics.enable_wandb", "wandb", "wandb", "pip install 'longfire[wandb]'"))
+    if metrics.enable_tensorboard:
+        asked.append(
+            ("metrics.enable_tensorboard", "tensorboard", "torch.utils.tensorboard", "pip install tensorboard")
+        )
+    for key, package, module, install in asked:
+        if importlib.util.find_spec(package) is None:
             raise SettingsError(
-                f"{key} = true, but the package {package} is not installed: {mend}, or set {key} to false"
+                f"{key} = true, but the package {package} is not installed: {install}, or set {key} to false"
             )
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SettingsError(
+                f"{key} = true, but the package {package} cannot be imported ({error}): {install}, or set {key} to false"
+            ) from error
 
 
 class Report:
@@ -54,12 +69,16 @@ class Report:
         self.folder, self.metrics, self.start_step = folder, metrics, start_step
         self.console = ConsoleLines(metrics, total_steps, start_step)
         self.file: RecordFile | None = None
+        self.has_evaluation = False  # of start_step, among the records that were there before
         self.trackers: list[Any] = []
         self.watch = SlownessWatch(start_step)
 
     def __enter__(self) -> "Report":
         write_environment(self.folder, self.start_step)
         self.file = RecordFile(self.folder / METRICS, self.start_step)
+        self.has_evaluation = self.file.has_evaluation
+        if self.file.unreadable:
+            print(unreadable_line(self.folder / METRICS, self.file.unreadable), flush=True)
         if self.metrics.enable_tensorboard:
             self.trackers.append(TensorBoard(self.folder / self.metrics.save_tb_folder, self.start_step))
         if self.metrics.enable_wandb:
@@ -98,6 +117,8 @@ class Report:
 class QuietReport:
     """That of every process but the first: it tells nothing."""
 
+    has_evaluation = False
+
     def __enter__(self) -> "QuietReport":
         return self
 
@@ -115,14 +136,22 @@ class RecordFile:
 
     A step and its evaluation are two lines. A line of the same step and fields as the one before it replaces it: so the last
     evaluation of a finished run stands there once, however often the run is started again.
+
+    unreadable: how many lines no record could be read from; they stay where they are. has_evaluation: whether there is one of
+    start_step.
     """
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
+        self.last: tuple[int, frozenset[str]] | None = None
+        self.last_at = 0
+        self.unreadable = 0
+        self.has_evaluation = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self.cut(start_step)
             self.file = path.open("a+b")
-            self.last, self.last_at = cut(self.file, start_step)
         except OSError as error:
             raise self.unwritable(error) from error
 
@@ -138,6 +167,37 @@ class RecordFile:
         except OSError as error:
             raise self.unwritable(error) from error
 
+    def cut(self, start_step: int) -> None:
+        """Leave out the records of later steps, and an end that a kill broke off. What cannot be read says no step: it stays."""
+        kept_from: int | None = None  # where the first line lies that is left out
+        after: list[bytes] = []  # lines behind it that stay
+        at = 0
+        with self.path.open("r+b") as file:
+            for line in file:
+                record = parsed(line)
+                is_kept = line.endswith(b"\n") and (record is None or record["step"] <= start_step)
+                if is_kept:
+                    self.look_at(record, at, start_step)
+                    at += len(line)
+                    if kept_from is not None:
+                        after.append(line)
+                elif kept_from is None:
+                    kept_from = at
+            if kept_from is None:
+                return
+            file.seek(kept_from)
+            file.writelines(after)
+            file.truncate()
+
+    def look_at(self, record: dict[str, Any] | None, at: int, start_step: int) -> None:
+        """Note what a line that stays tells; `at`: where it begins."""
+        if record is None:
+            self.unreadable += 1
+            self.last = None
+            return
+        self.last, self.last_at = (record["step"], frozenset(record)), at
+        self.has_evaluation |= record["step"] == start_step and is_evaluation(record)
+
     def close(self) -> None:
         self.file.close()
 
@@ -146,16 +206,35 @@ class RecordFile:
                                "the same command goes on from the newest whole checkpoint")  # fmt: skip
 
 
-def cut(file: Any, start_step: int) -> tuple[tuple[int, frozenset[str]] | None, int]:
-    """Cut off the records after start_step, and a line that a kill broke; (step, fields) of the last kept and where it begins."""
-    last, last_at, at = None, 0, file.seek(0)
-    for line in file:
-        record = parsed(line)
-        if record is None or record["step"] > start_step or not line.endswith(b"\n"):
-            break
-        last, last_at, at = (record["step"], frozenset(record)), at, at + len(line)
-    file.truncate(at)
-    return last, last_at
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    return any(key.startswith("eval/") for key in record)
+
+
+def records(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The records of a metrics.jsonl in its order; None for a line that none can be read from. A line that is being written right
+    now is left out."""
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield parsed(line)
+
+
+def last_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records that can be read, from the end of the file to its beginning; what is not asked for is not read."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        rest = b""
+        while end > 0:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            lines = (file.read(end - start) + rest).split(b"\n")
+            rest = lines.pop(0) if start else b""
+            yield from filter(None, map(parsed, reversed(lines)))
+            end = start
+
+
+def unreadable_line(path: Path, count: int) -> str:
+    return f"warning: {path}: {counted(count, 'line')} cannot be read; what they held is missing from curves and tables"
 
 
 def parsed(line: bytes | str) -> dict[str, Any] | None:

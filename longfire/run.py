@@ -3,7 +3,7 @@
 import glob
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
@@ -23,12 +23,24 @@ from longfire.hub.own_config import is_own_export
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.plan import resolve_degrees
+from longfire.plural import counted
+from longfire.provenance import (
+    RUN_TOML,
+    TOKENIZER_FOLDER,
+    Beside,
+    recorded_tokenizer,
+    tokenizer_beside,
+    tokenizer_of_run,
+)
+from longfire.report import check_trackers
 from longfire.schedule import STEP_PLAN, Plan, fitting_warmup, read_plan, written
 from longfire.shape import ForeignShape, ModelShape, mixer_of, nearest, placed
 
-RUN_TOML, LOCK, DATA_JSON = "run.toml", "lock", "data.json"
+LOCK, DATA_JSON = "lock", "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
 WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: names of ours, never of files
+ONCE = ("checkpoint.load_step", "checkpoint.load_step_again")  # what is asked of one start: run.toml does not keep it
+TOKENIZER_RULES = ("path", "add_bos", "add_eos")  # of a tokenizer that lies beside weights
 
 
 @dataclass(frozen=True)
@@ -80,14 +92,21 @@ class Run:
         A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
-        if recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED):
+        is_saved = bool(recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED))
+        if recipe and is_saved:
             toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
+            toml = {key: given for key, given in toml.items() if key not in ONCE}  # kept there by versions before
         words = recipes.read_words(overrides)
         given = recipes.sections(toml, words, note=note)
         run = cls(**given, recipe=recipe, world=world)
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
         run = run.with_paths_found(recipe.parent if recipe else Path(), note)
+        # a run.toml that a run saved records `train`; who goes on with it names no tokenizer by that
+        is_recorded = is_saved and run.goes_on and run.tokenizer.path == "train"
+        naming = [words] if is_recorded else [toml, words]
+        named = [key for key in TOKENIZER_RULES if any(recipes.names(said, f"tokenizer.{key}") for said in naming)]
+        run = run.with_tokenizer(named)
         if run.model.plugins and needs_model:
             from longfire.plugins import load_plugins  # brings the mixers, which need torch
 
@@ -122,6 +141,30 @@ class Run:
         shape = read_tables(tables, place, Path(self.model.config) if self.model.config else None)
         return replace(self, shape=shape, shape_from=place).with_base()
 
+    def with_tokenizer(self, named: Collection[str]) -> "Run":
+        """The same run with the tokenizer that lies beside its weights, where none was named: of its own folder when it goes on,
+        else of model.weights, else of its teacher; with the add_bos and add_eos that belong to it, unless they were named."""
+        beside = None if "path" in named else self.tokenizer_beside_weights()
+        if beside is None:
+            return self
+        taken = {key: getattr(beside, key) for key in TOKENIZER_RULES if key not in named}
+        return replace(self, tokenizer=replace(self.tokenizer, **taken))
+
+    def tokenizer_beside_weights(self) -> Beside | None:
+        """See `with_tokenizer`."""
+        if self.goes_on and (self.folder / RUN_TOML).is_file():
+            recorded = Beside(**recorded_tokenizer(self.folder))
+            path = Path(recorded.path)
+            is_gone = path.is_absolute() and not path.exists()
+            is_own = not path.is_absolute() and (self.folder / path).exists()  # of an imported run
+            if is_gone or is_own or recorded.path == "train":
+                return tokenizer_of_run(self.folder)
+            return recorded
+        for folder in (self.model.weights, self.distillation.teacher):
+            if folder:
+                return tokenizer_beside(Path(folder))
+        return None
+
     @classmethod
     def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
         """The run that lives in a folder. Raises SettingsError where there is none, or where its model needs code that was not
@@ -144,7 +187,7 @@ class Run:
     @property
     def tokenizer_folder(self) -> Path:
         """The copy of the tokenizer that the run trains with; there from its first step on."""
-        return self.folder / "tokenizer"
+        return self.folder / TOKENIZER_FOLDER
 
     @property
     def words(self) -> int:
@@ -227,7 +270,8 @@ class Run:
     @property
     def warmup_steps(self) -> float:
         """The same, cut to what fits into the run where its steps are known."""
-        return self.asked_warmup_steps if self.is_planned else fitting_warmup(self.steps, self.asked_warmup_steps)
+        asked = self.asked_warmup_steps
+        return asked if self.is_planned else fitting_warmup(self.steps, asked, self.lr_scheduler.name)
 
     def with_plan(self, plan: Plan) -> "Run":
         """The same run with the plan of its steps as it is now."""
@@ -289,8 +333,9 @@ class Run:
         """Hold the run folder while this process trains into it, with the settings saved and what they change told.
 
         Two processes would mix their records and remove each other's half-written checkpoints. Raises SettingsError if another
-        one holds it, and as `save` does.
+        one holds it or a tracker that is asked for is not installed, and as `save` does.
         """
+        check_trackers(self.metrics)
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -317,11 +362,20 @@ class Run:
             kept["tokenizer"]["path"] = self.tokenizer_folder.name
         kept["job"]["dump_folder"] = str(self.folder.absolute())
         kept["data"]["folder"] = str(Path(self.data.folder).absolute())
+        kept["model"]["weights"] = inside(self.folder, self.model.weights)
+        for key in ONCE:
+            section, _, name = key.partition(".")
+            kept[section][name] = recipes.SETTINGS[key].default
         return kept
 
     @property
     def has_checkpoints(self) -> bool:
         return any((self.folder / self.checkpoint.folder).glob("step-*"))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run begins with a checkpoint of its own folder."""
+        return self.checkpoint.enable_checkpoint and self.has_checkpoints
 
     def last_started_with(self) -> dict[str, dict[str, Any]]:
         """The settings of the run in this folder, by section; none where no run has been started yet."""
@@ -373,6 +427,12 @@ def found(name: str, beside: Path) -> str:
         if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)):
             return str(path)
     return name
+
+
+def inside(folder: Path, path: str) -> str:
+    """A path as run.toml has it: relative where it lies inside the run folder, so that both can be moved together."""
+    place = Path(path).absolute()
+    return place.relative_to(folder.absolute()).as_posix() if path and folder.absolute() in place.parents else path
 
 
 def found_config(name: str, beside: Path, note: Callable[[str], None]) -> str:
@@ -467,8 +527,9 @@ def summary(run: Run) -> list[str]:
     mixers = ", ".join(f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types))
     decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}" if run.lr_scheduler.name == "wsd" else ""
     return [
-        f"shape: {shape.num_hidden_layers} layers ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
-        f"step: {tokens:,} tokens = {rows:,} rows of {run.training.seq_len:,}: {run.microbatches} microbatch(es) of "
+        f"shape: {counted(shape.num_hidden_layers, 'layer')} ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
+        f"step: {counted(tokens, 'token')} = {counted(rows, 'row')} of {run.training.seq_len:,}: "
+        f"{run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
         length_line(run),
         *lengths.told(run.training, rows, run.steps),
@@ -487,7 +548,7 @@ def export_line(shape: ModelShape | ForeignShape) -> str:
 
 def length_line(run: Run) -> str:
     """How long the run is, in steps and tokens, or in seconds and at most so many steps."""
-    steps = f"{run.steps:,} steps = {run.steps * run.tokens_per_step:,} tokens"
+    steps = f"{counted(run.steps, 'step')} = {counted(run.steps * run.tokens_per_step, 'token')}"
     if run.training.max_seconds:
         return f"run: as many steps as {run.training.max_seconds:g} s of training allow, at most {steps}"
     return f"run: {steps}" + (", as training.step_plan says" if run.training.step_plan else "")
@@ -496,12 +557,17 @@ def length_line(run: Run) -> str:
 def warmup_line(run: Run) -> str:
     """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too long for the run."""
     warmup, asked = run.warmup_steps, run.asked_warmup_steps
-    told = f"warm-up {warmup:,.10g} steps = {round(warmup * run.tokens_per_step):,} tokens"
+    told = f"warm-up {counted_steps(warmup)} = {counted(round(warmup * run.tokens_per_step), 'token')}"
     if run.is_planned:
         return f"{told}, at most a fifth of the run"
     if warmup < asked:
-        return f"{told} (a fifth of the run, which is shorter than the {asked:,.10g} steps asked for)"
+        return f"{told} (a fifth of the run, which is no longer than the {counted_steps(asked)} asked for)"
     return told
+
+
+def counted_steps(steps: float) -> str:
+    """Steps of a warm-up, which may be a fraction."""
+    return counted(int(steps), "step") if steps == int(steps) else f"{steps:,.10g} steps"
 
 
 def describe_lr_scales(optimizer: settings.Optimizer) -> str:

@@ -93,12 +93,12 @@ class Warmup(NamedTuple):
         return min(1.0, self.level + (1 - self.level) * (step + 1 - self.begin) / (self.end - self.begin))
 
 
-def fitting_warmup(total_steps: float, warmup_steps: float) -> float:
+def fitting_warmup(total_steps: float, warmup_steps: float, name: str = "cosine") -> float:
     """The warm-up of a run of a known length: as asked for, or, where that is longer than the run,
-    WARMUP_SHARE of it."""
-    if warmup_steps <= total_steps:
-        return warmup_steps
-    return max(1, int(WARMUP_SHARE * total_steps))
+    WARMUP_SHARE of it. For wsd (`name` of the scheduler) also where it is as long as the run: no
+    step would be left for the decay."""
+    fits = warmup_steps < total_steps if name == "wsd" else warmup_steps <= total_steps
+    return warmup_steps if fits else max(1, int(WARMUP_SHARE * total_steps))
 
 
 def planned_warmup(plan: Plan, step: float, warmup_steps: float) -> Warmup:

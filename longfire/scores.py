@@ -19,6 +19,7 @@ from longfire.evaluate import Measured, byte_lengths, measure, measure_heldout
 from longfire.generate import begins_with_bos
 from longfire.options import Scoring
 from longfire.pages import COLOURS, check_ending, figure, save_figure
+from longfire.provenance import tokenizer_line
 from longfire.recall import Needle, draw_needle, needle_table
 from longfire.run import Run
 from longfire.weights import Opened, open_model
@@ -38,6 +39,7 @@ def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...
     opened = open_model(Path(folder), step, plugins=plugins)
     about = {"folder": str(folder), "step": opened.step, "weights": opened.fingerprint()}
     print(f"weights {about['weights']}, {step_of(opened)}")
+    print(tokenizer_line(opened.tokenizer, words_of(opened)))
     if scoring.tasks:
         found = tasks(opened, scoring)
     elif scoring.needle:
@@ -133,15 +135,21 @@ def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
 
 def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tokenizer]:
     """Settings that say: all documents of --data as the model's tokens; nothing is held out."""
-    run, words = opened.run, opened.tokenizer
+    run = opened.run
     data = replace(
         run.data if run else settings.Data(), dataset=scoring.data or ("embedded",), dataset_name=(), dataset_split=(),
         data_dir=(), data_files=(), data_probs=(), validation=(), text_field=(scoring.text_field,) if scoring.text_field else (),
         heldout_fraction=0.0, streaming=False,
     )  # fmt: skip
-    if run:
-        return data, trained_with(run)
-    return data, settings.Tokenizer(words.where, add_bos=begins_with_bos(opened), add_eos=words.eos_id is not None)
+    return data, words_of(opened)
+
+
+def words_of(opened: Opened) -> settings.Tokenizer:
+    """The model's tokenizer as settings name it: that of its run, or the one beside its weights."""
+    if opened.run:
+        return trained_with(opened.run)
+    tokenizer = opened.tokenizer
+    return settings.Tokenizer(tokenizer.where, add_bos=begins_with_bos(opened), add_eos=tokenizer.eos_id is not None)
 
 
 def row_length(opened: Opened, scoring: Scoring) -> int:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 NATURAL, POSITIVE, SHARE = "[0, inf)", "[1, inf)", "[0, 1]"  # intervals that many settings share
 
 
-def setting(default: Any, help: str, within: str = "", bare: str = "") -> Any:
+def setting(default: Any, help: str, within: str = "", bare: str = "", is_prose: bool = False) -> Any:
     """A dataclass field with its help; the help is the only documentation of the setting.
 
     within: the interval of allowed numbers, as mathematics writes it: "[0, 1)". bare: what the flag without a value means
-    (booleans: true).
+    (booleans: true). is_prose: text that may hold a URL; in every other text one is refused (paths.py).
     """
-    return field(default=default, metadata={"help": help, "within": within, "bare": bare})
+    return field(default=default, metadata={"help": help, "within": within, "bare": bare, "is_prose": is_prose})
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Job:
     """Where the run lives, and what it is called."""
 
     dump_folder: str = setting("runs/longfire", "the run folder: settings, metrics, checkpoints, report")
-    description: str = setting("", "free text, kept in run.toml and shown in the report")
+    description: str = setting("", "free text, kept in run.toml and shown in the report", is_prose=True)
     print_args: bool = setting(False, "print every resolved setting at the start")
 
 
@@ -44,7 +44,9 @@ class Model:
         "AutoModelForCausalLM, and those that a file of model.plugins registers), with whole logits and no plan inside it",
     )
     weights: str = setting(
-        "", "start from these weights (a folder of Hugging Face's, or a run folder) instead of a fresh initialisation"
+        "",
+        "start from these weights instead of a fresh initialisation: a folder of Hugging Face's, a run folder (its newest one), "
+        "or a checkpoint, as runs/a/checkpoints/step-100",
     )
     rope_theta: float = setting(
         0.0,
@@ -89,6 +91,7 @@ class Data:
         "",
         "how a text file (.txt, .md ...) becomes documents: `lines`, `blank_lines` (what stands between them), or any other text "
         "that separates them, as <|endoftext|>; empty: the file is one document",
+        is_prose=True,
     )
     validation: tuple[str, ...] = setting(
         (),
@@ -127,12 +130,19 @@ class Tokenizer:
     """Bytes, a tokenizer of your own, or one that is trained on the data."""
 
     path: str = setting(
-        "bytes", "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, or a hub id"
+        "bytes",
+        "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, or a hub id; where none is named, "
+        "the tokenizer beside model.weights, else the one of distillation.teacher, with its add_bos and add_eos",
     )
     train_vocab_size: int = setting(4096, "words of a trained tokenizer, specials included", "[258, inf)")
     train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on", POSITIVE)
     add_bos: bool = setting(False, "put the beginning-of-text token before each document")
     add_eos: bool = setting(True, "put the end-of-text token after each document")
+    allow_mismatch: bool = setting(
+        False,
+        "start from model.weights, or learn from a teacher, whose tokenizer is another one: each id then stands for other text than "
+        "the weights were trained on",
+    )
 
 
 @dataclass(frozen=True)
@@ -338,7 +348,16 @@ class Checkpoint:
         "default that was, are never removed",
         NATURAL,
     )
-    load_step: int = setting(-1, "resume from this step; -1: the newest whole checkpoint", "[-1, inf)")
+    load_step: int = setting(
+        -1,
+        "go back to this step, once: a run that has gone on from there, and has saved since, goes on from its newest checkpoint, "
+        "whatever this says. Not kept in run.toml. -1: the newest whole checkpoint",
+        "[-1, inf)",
+    )
+    load_step_again: bool = setting(
+        False,
+        "go back to load_step although this run has gone back to it before, and has saved since. Not kept in run.toml",
+    )
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = setting(
         "async", "write behind training; disabled: training waits until the checkpoint is on disk"
     )
@@ -372,7 +391,7 @@ class Eval:
     at_end: bool = setting(True, "evaluate after the last step")
     tokens: int = setting(262144, "held-out tokens of each source that an evaluation reads, at most", POSITIVE)
     compare_xz: bool = setting(False, "at the end show what `xz -9e` reaches on the same held-out bytes")
-    sample_prompt: str = setting("", "at the end generate a sample that continues this text")
+    sample_prompt: str = setting("", "at the end generate a sample that continues this text", is_prose=True)
     sample_tokens: int = setting(128, "tokens of that sample", POSITIVE)
 
 

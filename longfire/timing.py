@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol
 from longfire.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
 from longfire.checkpoint import State
 from longfire.device import Clock
-from longfire.report import METRICS, QuietReport, Report, duration, parsed
+from longfire.plural import counted
+from longfire.report import METRICS, QuietReport, Report, duration, last_records
 from longfire.run import Run
 from longfire.schedule import Plan, planned_schedule, progress, read_plan, schedule
 
@@ -89,10 +90,11 @@ class Timing:
         steps = last_step(run, state) - state.step
         self.report.note(
             f"time: {duration(left)} of training.max_seconds = {run.training.max_seconds:g} are left, "
-            f"planned as {steps:,} steps until this process has measured its own"
+            f"planned as {counted(steps, 'step')} until this process has measured its own"
         )
 
     def note_if_finished(self) -> None:
+        """Nothing is trained where the run has all steps that it is asked for, or more."""
         run, state = self.run, self.state
         if not state.step or state.step < last_step(run, state):
             return
@@ -104,8 +106,12 @@ class Timing:
         used = ""
         if run.training.max_seconds:
             used = f", {duration(state.elapsed_seconds)} of training"
+        done = f"{counted(state.step, 'step')} {'is' if state.step == 1 else 'are'} done"
+        asked = run.training.tokens if key == "training.tokens" else last_step(run, state)
+        has_more = (state.tokens if key == "training.tokens" else state.step) > asked
+        more = f", more than {key} = {asked:,} asks for" if has_more and not run.training.max_seconds else ""
         self.report.note(
-            f"this run is finished: its {state.step:,} steps are done{used}.{self.cut_short()} "
+            f"this run is finished: its {done}{more}{used}.{self.cut_short()} "
             f"To go on, raise {key}; to begin anew, name another job.dump_folder"
         )
 
@@ -175,7 +181,8 @@ class Timing:
         about = f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
         self.report.note(
             f"time: {pace.seconds_per_step:.3g} s a step (measured): "
-            f"the {left:,} steps that are left take {about}{more}"
+            f"the {counted(left, 'step')} that {'is' if left == 1 else 'are'} left "
+            f"{'takes' if left == 1 else 'take'} {about}{more}"
         )
 
     def is_over(self) -> bool:
@@ -210,7 +217,7 @@ class Timing:
         now = f", after {was:,} planned before" if was else ""
         left = max(0.0, run.training.max_seconds - state.elapsed_seconds)
         self.report.note(
-            f"time: {pace}: {run.training.max_seconds:g} s of training are {total:,} steps = "
+            f"time: {pace}: {run.training.max_seconds:g} s of training are {counted(total, 'step')} = "
             f"{total * run.tokens_per_step:,} tokens{bound}{now}; {duration(left)} left"
         )
 
@@ -228,8 +235,9 @@ def recorded_rate(run: Run, step: int) -> float | None:
     metrics = run.folder / METRICS
     if not metrics.exists():
         return None
-    with metrics.open(encoding="utf-8") as lines:
-        for record in map(parsed, lines):
-            if record and record["step"] == step and record.get("lr"):
-                return record["lr"]
+    for record in last_records(metrics):
+        if record["step"] < step:
+            return None
+        if record["step"] == step and record.get("lr"):
+            return record["lr"]
     return None

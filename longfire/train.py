@@ -1,13 +1,11 @@
 """Training: a loop that reads like prose and a step that a test can call."""
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +14,16 @@ from torch import Tensor
 from longfire import lengths, ops
 from longfire.checkpoint import Checkpoints, State
 from longfire.compiling import compile_decision, eager_rate, sample_of
-from longfire.data.batches import Batch, Batches
+from longfire.data.batches import Batch, Batches, WaitStopped
 from longfire.data.prepare import Prepared, prepare
-from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.device import Clock, choose_device, choose_dtype, fastest_matmul_peak, peak_memory_bytes
 from longfire.distill import Distillation
-from longfire.errors import SettingsError, TrainingError
-from longfire.evaluate import evaluate
-from longfire.finish import finish
+from longfire.errors import DataError, SettingsError, TrainingError
+from longfire.evaluate import ROWS, EvaluationStopped, evaluate
+from longfire.finish import Results, finish
 from longfire.hub import foreign
-from longfire.hub.load import read_weights
 from longfire.initialise import materialise
-from longfire.launch import StopRequest, Watchdog, signal_name
+from longfire.launch import StopRequest, Watchdog, attempt, signal_name
 from longfire.loss import loss_of, loss_sum
 from longfire.mixers.attention import Attention
 from longfire.model import Model, on_meta
@@ -38,17 +34,17 @@ from longfire.parallel import cost, strategy, tables
 from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
-from longfire.parallel.pieces import local, take
+from longfire.parallel.pieces import local
 from longfire.parallel.planner import Planner
 from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.passing import by_segments
 from longfire.report import QuietReport, Report
-from longfire.run import DATA_JSON, RUN_TOML, Run, keep, summary
+from longfire.run import Run, summary
 from longfire.schedule import until
 from longfire.settings import Training
+from longfire.start import begin, fresh_weights, refuse_another_batch, take_weights, warn_of_nothing_unseen
 from longfire.timing import Timing, last_step, learning_rate
 from longfire.traces import profiler
-from longfire.weights import weights_of_run
 
 
 def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float] = time.perf_counter) -> int:
@@ -65,25 +61,25 @@ def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float
         run = run.with_plan(())  # a run that goes on has it in its checkpoint
     device = choose_device(run.training, run.world.local_rank)
     note = run.world.by_first(note)
+    stop = StopRequest()
     with (
         joined(run.world, run.degrees, run.comm, device) as mesh,
         first_process(mesh, run.begun(note)),
         mesh.first_then_all(lambda: prepared_data(run, mesh, note)) as prepared,
-        Batches(prepared, run.data, run.training.seq_len, run.training.seed, note, stages_in_rows(run)) as batches,
+        batches_of(run, prepared, stop, note) as batches,
     ):
         with mesh.agreed():
             if mesh.rank() == 0:
-                keep_tokenizer(run, prepared.tokenizer)
-                keep_sources(run, prepared, note)
-                warn_of_nothing_unseen(run, prepared, note)
+                begin(run, prepared, note)
             teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
         checkpoints = Checkpoints(
-            run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds / 2
-        )
+            run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds / 2,
+            prepared.tokenizer.vocabulary, attempt(),
+        )  # fmt: skip
         with Watchdog(run.comm, "to set up the model"):
             state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher, mesh)
-            if not checkpoints.restore(state) and run.model.weights:  # the newest whole one, or the start
-                take_weights(run, state)
+            if not checkpoints.restore(state):
+                note(f"weights: {take_weights(run, state) if run.model.weights else fresh_weights(run)}")
             refuse_another_batch(run, state)
             set_base(run, state.model, lengths.stage_of_model(run.training, state.step).rope_theta)
         if run.model.backend == "transformers" and run.data.varlen:
@@ -95,17 +91,18 @@ def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float
                 f"step {state.step} saved to {checkpoints.folder}; stopping, as checkpoint.create_seed_checkpoint asks"
             )
             return 0
-        with report_of(run, state) as report, StopRequest() as stop:
-            steps_to_the_end(run, state, batches, checkpoints, report, stop, teacher, now)
-            exit_code = max(mesh.all_say(stop.exit_code))  # a signal may reach one process only
-            results = evaluated(state, batches, run, report) if run.eval.at_end and not exit_code else {}
+        with report_of(run, state) as report, stop:
+            results = steps_to_the_end(run, state, batches, checkpoints, report, stop, teacher, now)
+            is_stopped = mesh.any(stop.requested)  # a signal may reach one process only
+            if run.eval.at_end and results is None and not is_stopped:
+                results = evaluated(state, batches, run, report)
+            exit_code = max(mesh.all_say(stop.exit_code))
         if exit_code:
-            note(
-                f"{signal_name(exit_code)}: stopped after step {state.step}, saved; the same command goes on from there"
-            )
+            saved = ", saved; the same command goes on from there" if run.checkpoint.enable_checkpoint else ""
+            note(f"{signal_name(exit_code)}: stopped after step {state.step}{saved}")
             return exit_code
         if mesh.rank() == 0:
-            finish(run, state, batches, results, note)
+            finish(run, state, batches, (run.eval.at_end and results) or {}, note)
     return 0
 
 
@@ -125,18 +122,15 @@ def prepared_data(run: Run, mesh: Mesh, note: Callable[[str], None]) -> Prepared
     return prepare(run.data, run.tokenizer, note=note, background=behind, watch=run.data.streaming and not behind)
 
 
+def batches_of(run: Run, prepared: Prepared, stop: StopRequest, note: Callable[[str], None]) -> Batches:
+    """The rows of the run; nobody waits for them who is asked to stop."""
+    training, stages = run.training, stages_in_rows(run)
+    return Batches(prepared, run.data, training.seq_len, training.seed, note, stages, lambda: stop.requested)
+
+
 def stages_in_rows(run: Run) -> tuple[tuple[int, int], ...]:
     """The stages of training.seq_len_schedule as the batches take them."""
     return tuple((stage.step * run.rows_per_step, stage.seq_len) for stage in lengths.stages(run.training))
-
-
-def refuse_another_batch(run: Run, state: State) -> None:
-    """With a schedule steps and rows go together: stages begin at steps, and the data in them at rows. Raises SettingsError."""
-    if run.training.seq_len_schedule and state.rows_consumed != state.step * run.rows_per_step:
-        raise SettingsError(
-            f"training.seq_len_schedule counts {run.rows_per_step} rows a step, but the run's {state.step} steps took "
-            f"{state.rows_consumed} rows: go on with the batch that it was begun with"
-        )
 
 
 def enter_stage(run: Run, state: State, note: Callable[[str], None]) -> bool:
@@ -160,24 +154,6 @@ def set_base(run: Run, model: Model, theta: float) -> None:
             block.mixer.turn_by(theta)
 
 
-def take_weights(run: Run, state: State) -> None:
-    """Start from the weights of model.weights, one tensor in memory at a time: each process takes what lies with it. Raises
-    CheckpointError or SettingsError."""
-    theirs = run.model.backend == "transformers"
-    left = dict(state.model.named_parameters())
-    with state.mesh.agreed():
-        if theirs:
-            read = foreign.load_weights(run.model.weights, state.model.shape).items()
-        elif (Path(run.model.weights) / RUN_TOML).exists():
-            read = weights_of_run(Path(run.model.weights), state.model.shape)
-        else:
-            read = read_weights(run.model.weights, state.model.shape)
-        for name, whole in read:
-            if name in left:
-                take(left.pop(name).detach(), state.model.splits.get(name), whole)
-    assert not left, f"{run.model.weights} gave no {sorted(left)}"
-
-
 def report_of(run: Run, state: State) -> Report | QuietReport:
     if state.mesh.rank():
         return QuietReport()
@@ -188,25 +164,35 @@ def report_of(run: Run, state: State) -> Report | QuietReport:
 def steps_to_the_end(
     run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report | QuietReport, stop: StopRequest,
     teacher: Distillation | None = None, now: Callable[[], float] = time.perf_counter,
-) -> None:  # fmt: skip
-    """The loop: take a batch, step, tell, evaluate, save; until the last step or until someone asks to stop."""
+) -> Results | None:  # fmt: skip
+    """The loop: take a batch, step, tell, save, evaluate; until the last step or until someone asks to stop. Returns the evaluation of
+    the step that it ends with, None where there was none."""
     device, mesh = device_of(state.model), state.mesh
     tell = teller(run, state, device, report.note)
     clock = Clock(device, now)
     timing = Timing(run, state, report, clock)
     timing.begin()
-    rows, skips = run.training.batch_size * run.accumulation, 0
+    skips, first_step = 0, state.step
+    results: Results | None = None
     with (
         Watchdog(run.comm) as watchdog,
         profiler(run.profiling, run.folder, mesh.rank()) as trace_step,
         collected_garbage(run.training) as collect_garbage,
     ):
-        while not timing.is_over() and not mesh.any(stop.requested):
+        if lacks_evaluation(run, state, report) and not timing.is_over():
+            results = evaluated(state, batches, run, report)
+            timing.evaluation_is_done()
+        while not timing.is_over():
             if enter_stage(run, state, report.note):
                 timing.pace.begin_stage()
+            row = state.rows_consumed
             with clock("data"):
-                row = state.rows_consumed
-                mine = batches.at(row + mesh.rank(*DATA) * rows, rows, run.rows_per_step)
+                mine = rows_of_step(run, state, batches)
+            if mesh.any(stop.requested):
+                break
+            if state.step == first_step:
+                refuse_rows_without_labels(run, mine, mesh)
+            results = None
             numbers = train_step(
                 state, mine.split(run.microbatches), learning_rate(run, state), run.training, clock, teacher
             )
@@ -214,18 +200,45 @@ def steps_to_the_end(
             report.record(state.step, tell(numbers, parts))
             timing.step_is_done(parts["seconds"])
             skips = check_skips(skips, numbers, batches, row, run, mesh)
-            if is_due(run.eval.interval, state.step) and not timing.is_over():
-                evaluated(state, batches, run, report)
-                timing.evaluation_is_done()
             if checkpoints.due(state):
                 checkpoints.save(state)
                 timing.save_is_done()
+            if is_due(run.eval.interval, state.step) and not timing.is_over():
+                results = evaluated(state, batches, run, report)
+                timing.evaluation_is_done()
             collect_garbage(state.step)
             trace_step()
             watchdog.step_done()
             timing.pause_is_over()
         checkpoints.save(state, last=state.step >= last_step(run, state))
         checkpoints.wait()
+    return results
+
+
+def rows_of_step(run: Run, state: State, batches: Batches) -> Batch | None:
+    """This process's rows of the next step; None where someone asked to stop while they were waited for."""
+    rows = run.training.batch_size * run.accumulation
+    try:
+        return batches.at(state.rows_consumed + state.mesh.rank(*DATA) * rows, rows, run.rows_per_step)
+    except WaitStopped:
+        return None
+
+
+def refuse_rows_without_labels(run: Run, mine: Batch, mesh: Mesh) -> None:
+    """Of a store that is whole `start.begin` has said it already. Collective over the mesh; raises DataError."""
+    if run.data.varlen and run.data.streaming and not mesh.any(mine.real_tokens() > 0):
+        error = DataError(
+            "no token of the first step can be predicted: with data.varlen = true the first token of each document has no label, and "
+            "the documents have one token each; set data.varlen = false or tokenizer.add_eos = true, or name other text"
+        )
+        error.told_elsewhere = mesh.rank() > 0
+        raise error
+
+
+def lacks_evaluation(run: Run, state: State, report: Report | QuietReport) -> bool:
+    """Whether the run goes on from a step whose evaluation was due and was not finished: the run saves first. Collective."""
+    is_missing = state.step > 0 and is_due(run.eval.interval, state.step) and not report.has_evaluation
+    return state.mesh.from_first(is_missing)
 
 
 def train_step(
@@ -318,43 +331,6 @@ def pipelined(
 
     with clock("pipeline"):
         return state.model.pipeline.step(*zip(*ready), loss_part)
-
-
-def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
-    """The tokenizer lies in the run folder from the start. Raises SettingsError if the run was trained with another one."""
-    folder = run.tokenizer_folder
-    if run.has_checkpoints and folder.exists() and from_folder(folder).fingerprint != tokenizer.fingerprint:
-        raise SettingsError(
-            f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer that the run in {run.folder} was trained with: the same "
-            f"ids would mean other words. Set it to {folder}, or name another job.dump_folder"
-        )
-    tokenizer.save(folder)
-
-
-def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
-    """data.json: the token stores that rows come from. A run that goes on with others says so: its rows are then not those that
-    it would have seen, and those that it saw may come again."""
-    file, here = run.folder / DATA_JSON, {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)}
-    there = json.loads(file.read_text(encoding="utf-8")) if run.has_checkpoints and file.exists() else here
-    for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
-        note(
-            f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, was {there.get(name, 'none')}; "
-            "the order of rows is another one from here on, and what is held out now may have been trained on"
-        )
-    keep(file, json.dumps(here, indent=1) + "\n")
-
-
-def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
-    """Say where an evaluation will have no text to read: before the first step, where that is known by then."""
-    if not (run.eval.at_end or run.eval.interval):
-        return
-    for name, store, stream in prepared.validation:
-        if store.complete and stream.length < 2:
-            note(
-                f"warning: nothing is held out of {name}, so the loss on text that was not trained on will not be measured: name "
-                f"such text in data.validation, raise data.heldout_fraction = {run.data.heldout_fraction:g}, or, if a text file "
-                "holds many documents, set data.split_documents (lines, blank_lines, or the text between them)"
-            )
 
 
 def make_state(
@@ -488,10 +464,18 @@ def check_skips(
     raise error
 
 
-def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietReport) -> dict[str, dict[str, float]]:
-    """Held-out loss, perplexity and bits per byte by source, also told to the report as eval/<source>/loss ..."""
+def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietReport) -> Results | None:
+    """Held-out loss, perplexity and bits per byte by source, also told to the report as eval/<source>/loss ...; None where someone
+    asked to stop before it was finished."""
     seq_len = lengths.stage_of_model(run.training, state.step).seq_len
-    results = evaluate(state.model, batches, run.eval.tokens, run.training.loss_chunk_tokens, state.mesh, seq_len)
+    # no more rows at a time than a step takes: who asks to stop waits for one batch
+    rows = min(ROWS, run.training.batch_size)
+    chunk_tokens = run.training.loss_chunk_tokens
+    try:
+        results = evaluate(state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, rows)
+    except EvaluationStopped:
+        report.note(f"the evaluation of step {state.step} was stopped; it is done again when the run goes on")
+        return None
     if results:
         fields = {
             f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()

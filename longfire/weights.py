@@ -1,6 +1,6 @@
 """Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it trains) or a Hugging Face folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longfire import ops, settings
-from longfire.checkpoint import OnDisk, checked_index, load_model_weights, steps
+from longfire.checkpoint import OnDisk, checked_index, load_model_weights, refuse_another_vocabulary, steps
 from longfire.data import tokenizer as tokenizers
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer
@@ -18,10 +18,10 @@ from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub import foreign
 from longfire.hub.load import load_model, model_of
-from longfire.model import Model, on_meta
+from longfire.model import Model
 from longfire.plugins import load_plugins
-from longfire.run import RUN_TOML, Run
-from longfire.shape import ModelShape
+from longfire.provenance import RUN_TOML, run_folder_of, step_of
+from longfire.run import Run
 
 Found = TypeVar("Found")
 
@@ -62,7 +62,9 @@ def open_model(
             )
         load_plugins(plugins)
         device, dtype = place(settings.Training(), settings.Model())
-        return Opened(*load_model(folder, device, dtype))
+        model, tokenizer = load_model(folder, device, dtype)
+        list(finite(model.state_dict().items(), str(folder)))
+        return Opened(model, tokenizer)
     run = run_of(folder, plugins, note)
     device, dtype = place(run.training, run.model)
     checkpoints, tokenizer = run.folder / run.checkpoint.folder, tokenizer_of(run)
@@ -70,7 +72,9 @@ def open_model(
         step, weights = newest_weights(checkpoints, note)
     else:
         weights = load_model_weights(checkpoints / f"step-{step}")
+    refuse_another_vocabulary(checkpoints / f"step-{step}", tokenizer.vocabulary, tokenizer.where)
     shape = run.shape_after(step).with_vocabulary(tokenizer.vocab_size)
+    list(finite(weights.items(), str(checkpoints / f"step-{step}")))
     made = foreign.model_of if run.model.backend == "transformers" else model_of
     return Opened(made(shape, weights, device, dtype), tokenizer, run, step)
 
@@ -87,20 +91,38 @@ def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tu
     return newest_readable(checkpoints, load_model_weights, note)
 
 
-def weights_of_run(folder: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
-    """(name, fp32 tensor) of each parameter in the newest whole checkpoint of a run, for a model of this shape. Raises
-    CheckpointError, or SettingsError naming what differs."""
-    run = Run.of_folder(folder)
-    step, weights = newest_weights(run.folder / run.checkpoint.folder)
-    wanted = {name: parameter.shape for name, parameter in on_meta(shape).named_parameters()}
-    there = {name: tensor.shape for name, tensor in weights.items() if name in wanted or name != "head.weight"}
+def weights_of_run(weights: Path, wanted: dict[str, torch.Size]) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
+    """The checkpoint that a run folder or a checkpoint in it means, and (name, fp32 tensor) of each parameter that is wanted, by
+    name and shape. Raises CheckpointError, or SettingsError naming what differs."""
+    if step_of(weights) is None:
+        checkpoints = weights / Run.of_folder(weights).checkpoint.folder
+        step, found = newest_weights(checkpoints)
+        place = checkpoints / f"step-{step}"
+    else:
+        place = weights
+        found = load_model_weights(place)
+    there = {name: tensor.shape for name, tensor in found.items() if name in wanted or name != "head.weight"}
     differs = sorted(name for name in {**wanted, **there} if wanted.get(name) != there.get(name))
     if differs:
+        config = (run_folder_of(weights) or weights) / "config.json"
         raise SettingsError(
-            f"model.weights = {str(folder)!r}: {', '.join(differs[:4])} of step {step} are not those of model.config; name the run's "
-            f"own: {folder / 'config.json'}"
+            f"model.weights = {str(weights)!r}: {', '.join(differs[:4])} of {place.name} are not those of model.config; name the "
+            f"run's own, {config}, and its model.backend"
         )
-    yield from ((name, weights[name]) for name in wanted)
+    return place, ((name, found[name]) for name in wanted)
+
+
+def finite(weights: Iterable[tuple[str, Tensor]], where: str) -> Iterator[tuple[str, Tensor]]:
+    """The same weights, each looked at as it passes. Raises CheckpointError naming one that holds NaN or infinity: a model that
+    begins with it gives NaN for every text."""
+    for name, tensor in weights:
+        wrong = int((~tensor.isfinite()).sum())
+        if wrong:
+            raise CheckpointError(
+                f"{where}: {wrong:,} of {tensor.numel():,} numbers of {name} are NaN or infinite: the weights are broken, or their "
+                "training diverged; take an earlier checkpoint, or fetch them again"
+            )
+        yield name, tensor
 
 
 def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:

@@ -6,7 +6,8 @@
 #
 # NGPU          processes on this machine (default: its GPUs, else 1)
 # NNODE         machines (default 1)
-# MASTER_ADDR, MASTER_PORT   where they meet: a machine of the run and a free port there (default localhost, 29500)
+# MASTER_ADDR, MASTER_PORT   where several machines meet: one of the run and a free port there (default localhost, 29500). One
+#               machine takes a free port by itself, so that several runs fit on it
 # LOG_RANK      whose output is shown, as 0 or 0,1 (default: everybody's; processes other than 0 speak of errors only)
 # SHUTDOWN_SECONDS  how long processes may take to finish a step and save after SIGTERM (default 240)
 # MAX_RESTARTS  how often all start again from the newest whole checkpoint when one has died (default 0)
@@ -16,7 +17,16 @@ if [ -z "${NGPU:-}" ]; then
   NGPU=$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c GPU || true)
   [ "$NGPU" -gt 0 ] || NGPU=1
 fi
+if [ "${NNODE:-1}" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then
+  MEET=(--standalone)
+else
+  MEET=(--rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDR:-localhost}:${MASTER_PORT:-29500}" --rdzv-id "${JOB_ID:-longfire}")
+fi
+if [ "${NNODE:-1}" = 1 ] && [ -n "${MASTER_PORT:-}" ] && (exec 3<>"/dev/tcp/${MASTER_ADDR:-localhost}/$MASTER_PORT") 2>/dev/null; then
+  echo "scripts/train.sh: port $MASTER_PORT is taken by another program: unset MASTER_PORT, and a free one is found" >&2
+  exit 2
+fi
 exec torchrun --nnodes "${NNODE:-1}" --nproc-per-node "$NGPU" --max-restarts "${MAX_RESTARTS:-0}" \
-  --shutdown-timeout "${SHUTDOWN_SECONDS:-240}" --rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDR:-localhost}:${MASTER_PORT:-29500}" --rdzv-id "${JOB_ID:-longfire}" \
+  --shutdown-timeout "${SHUTDOWN_SECONDS:-240}" "${MEET[@]}" \
   ${LOG_RANK:+--local-ranks-filter "$LOG_RANK" --tee 3} \
   -m longfire train "$@"

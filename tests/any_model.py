@@ -43,6 +43,14 @@ ROPES = [
         "rope_low_freq_factor": 1.5,
         "rope_high_freq_factor": 3.0,
     },
+    {
+        "rope": "longrope",
+        "head_dim": 12,
+        "rope_factor": 4.0,
+        "rope_original_length": 32,
+        "rope_short_factor": (1.0, 1.0, 1.1, 1.2, 1.3, 1.5),
+        "rope_long_factor": (1.0, 1.5, 2.0, 3.0, 4.0, 4.0),
+    },
 ]
 # Of each mixer: options of which one entry each is taken, over the settings of conftest.py.
 OPTIONS: dict[str, list[list[dict[str, Any]]]] = {

@@ -147,6 +147,13 @@ def test_python_m_longfire_is_the_same():
     assert done.returncode == 2 and done.stderr.startswith("longfire: no-such.toml: no such recipe")
 
 
+def test_python_m_longfire_cli_is_the_same():
+    """It did nothing, and said success."""
+    command = [sys.executable, "-m", "longfire.cli", "train", "no-such.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("longfire: no-such.toml: no such recipe")
+
+
 def test_what_is_a_setting_and_what_is_not():
     words = "x.toml --training.steps 3 --data.streaming --training.compile --checkpoint.load_step -1 --optimizer.lr=1e-3 lr=2 y"
     rest, overrides = take_settings(words.split(), set())

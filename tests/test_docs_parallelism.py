@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,28 @@ def test_the_launcher_hands_everything_to_torchrun(tmp_path):
     for part in ("--nnodes 2 ", "--nproc-per-node 4 ", "--max-restarts 3 ", "--rdzv-endpoint node-0:123 ",
                  "--local-ranks-filter 0,2 --tee 3 ", "-m longfire train x.toml --training.steps 7"):  # fmt: skip
         assert part in said
+
+
+def launched(tmp_path, **environment: str) -> subprocess.CompletedProcess:
+    """scripts/train.sh with a torchrun that only tells what it was given."""
+    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    command = [shutil.which("bash"), str(ROOT / "scripts/train.sh"), "x.toml"]
+    return subprocess.run(
+        command, env={"PATH": f"{tmp_path}:/usr/bin:/bin", "NGPU": "1", **environment}, capture_output=True, text=True
+    )
+
+
+def test_two_runs_on_one_machine_do_not_meet(tmp_path):
+    """The second one waited at the port of the first."""
+    assert "--standalone " in launched(tmp_path).stdout
+    with socket.create_server(("localhost", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = launched(tmp_path, MASTER_PORT=port)
+        assert refused.returncode == 2 and f"port {port} is taken" in refused.stderr
+    assert f"--rdzv-endpoint localhost:{port} " in launched(tmp_path, MASTER_PORT=port).stdout
+    two_machines = launched(tmp_path, NNODE="2", MASTER_ADDR="node-0")
+    assert "--rdzv-endpoint node-0:29500 " in two_machines.stdout
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_just_try_12_steps_then_again_then_longer(folder, capsys):
     out = capsys.readouterr().out
     begun = before_the_first_step(out)
     assert "held out" in begun and "at the end of 1" in begun and "warning" not in begun
-    assert "warm-up 2 steps = 64 tokens (a fifth of the run, which is shorter than the 200 steps asked for)" in begun
+    assert "warm-up 2 steps = 64 tokens (a fifth of the run, which is no longer than the 200 steps asked for)" in begun
     assert "time: " in out and "the 8 steps that are left take" in out
     assert "held out of input.txt: loss" in out and "Where everything lies" in out
     assert saved_steps() == [8, 10, 12], "the default does not fill a disk"
@@ -90,7 +90,7 @@ def test_a_validation_file_of_ones_own(folder, capsys):
     Path("unseen.txt").write_text("long fire gate long fire gate")
     assert train("--data.validation", "unseen.txt", "--eval.interval", "6") == 0
     out = capsys.readouterr().out
-    assert "data: validation: unseen.txt: 30 tokens in 1 documents" in before_the_first_step(out)
+    assert "data: validation: unseen.txt: 30 tokens in 1 document" in before_the_first_step(out)
     assert "step 6  held out  unseen.txt: loss" in out and "held out of unseen.txt: loss" in out
     assert main(["eval", "runs/longfire"]) == 0
     assert "unseen.txt" in capsys.readouterr().out

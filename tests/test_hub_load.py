@@ -187,7 +187,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import torch, transformers
-from longfire.checkpoint import begin_with
+from longfire.hub.adopt import begin_with
 from longfire.hub.load import read_weights, shape_in
 
 def peak():

@@ -93,6 +93,38 @@ def test_a_second_sigterm_changes_nothing():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+TERMINABLE = """
+import os, signal, threading, time
+from longfire.launch import StopRequest, Terminated, terminable
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+try:
+    with terminable(grace_seconds={grace}):
+        {body}
+except Terminated:
+    print("cleaned up")
+"""
+
+
+def test_sigterm_ends_what_has_nothing_to_save():
+    done = run_python(TERMINABLE.format(grace=10, body="time.sleep(60)"))
+    assert done.returncode == 0 and done.stdout == "cleaned up\n"
+
+
+def test_sigterm_ends_a_process_that_waits_in_a_library():
+    """Python sees the signal when the library returns; one that waits for a lock of its own does not."""
+    body = "import ctypes; libc = ctypes.CDLL(None); lock = ctypes.create_string_buffer(64); "
+    body += "libc.pthread_mutex_lock(lock); libc.pthread_mutex_lock(lock)"
+    done = run_python(TERMINABLE.format(grace=1, body=body))
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped" in done.stderr
+
+
+def test_sigterm_in_the_loop_waits_for_its_save():
+    body = "stop = StopRequest(); stop.__enter__(); time.sleep(2); stop.__exit__(); print(stop.requested)"
+    done = run_python(TERMINABLE.format(grace=0.5, body=body))
+    assert done.stdout == "True\n" and done.returncode == 0, done.stderr
+
+
 HANG = """
 import time
 from longfire.launch import Watchdog

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -61,6 +62,31 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         self.cell = self.cell and tag not in ("td", "th")
+
+
+@pytest.mark.filterwarnings("error")
+def test_gradient_norms_that_are_all_zero_are_drawn_without_a_warning(tmp_path):
+    folder = run_folder(tmp_path, "still")
+    file = folder / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"grad_norm": 1.0', '"grad_norm": 0.0'))
+    html([folder], folder / "report.html")
+
+
+def test_a_matplotlib_that_is_broken_is_told(tmp_path, monkeypatch):
+    folder = run_folder(tmp_path, "undrawn")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        SettingsError, match=r"matplotlib, which cannot be imported \(.*pip install 'longfire\[plots\]'"
+    ):
+        html([folder], folder / "report.html")
+
+
+def test_a_damaged_line_is_told_and_the_rest_is_drawn(tmp_path):
+    folder, told = run_folder(tmp_path, "damaged"), []
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\x00\n")
+    html([folder], folder / "report.html", told.append)
+    assert len(told) == 1 and "1 line cannot be read" in told[0]
 
 
 def test_a_page_of_one_run(tmp_path):

@@ -44,13 +44,57 @@ def test_started_anew_nothing_of_before_remains(tmp_path):
     assert [r["step"] for r in records(tmp_path)] == [1, 2]
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 4, "loss"', b'{"step": 4, "loss": 1.0', b"\x00\x00\x00", b"[4]\n"])
+@pytest.mark.parametrize("torn", [b'{"step": 4, "loss"', b'{"step": 4, "loss": 1.0', b"\x00\x00\x00"])
 def test_a_line_that_a_kill_broke_goes(tmp_path, torn):
     write_steps(tmp_path, 1, 3)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(torn)
     write_steps(tmp_path, 4, 5)
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+DAMAGED = [b"[4]\n", b'{"step": 2, "loss"\n', b"\x00" * 5000 + b"\n", b"\xff\xfe\n", b'{"loss": 1.0}\n', b"\n"]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_damaged_line_costs_no_other_line(tmp_path, capsys, damaged, place):
+    """What is cut goes by the step alone; what cannot be read is kept, and counted."""
+    write_steps(tmp_path, 1, 5)
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:place], damaged, *lines[place:]]))
+    capsys.readouterr()
+    write_steps(tmp_path, 4, 6, loss=3.0)
+    assert "metrics.jsonl: 1 line cannot be read" in capsys.readouterr().out
+    after = list(report.records(file))
+    assert [record["step"] for record in after if record] == [1, 2, 3, 4, 5, 6]
+    assert after.count(None) == 1 and damaged in file.read_bytes()
+    assert [record["loss"] for record in after if record] == [4.0] * 3 + [3.0] * 3
+
+
+def test_the_last_records_come_first_without_reading_the_rest(tmp_path, monkeypatch):
+    write_steps(tmp_path, 1, 40)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\x00broken\n")
+    for block_bytes in (1, 7, 100, 1 << 16):
+        monkeypatch.setattr(report, "BLOCK_BYTES", block_bytes)
+        assert [record["step"] for record in report.last_records(tmp_path / "metrics.jsonl")] == list(range(40, 0, -1))
+
+
+def test_a_tracker_that_is_broken_is_told(tmp_path, monkeypatch):
+    """Installed, but something that it needs is not."""
+    for package, key in (("wandb", "enable_wandb"), ("torch.utils.tensorboard", "enable_tensorboard")):
+        with monkeypatch.context() as patch:
+            patch.setattr(report.importlib.util, "find_spec", lambda name: name)
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(SettingsError, match=f"metrics.{key} = true, but the package .* cannot be imported"):
+                write_steps_with(tmp_path, settings.Metrics(**{key: True}))
+
+
+def write_steps_with(folder, metrics):
+    with Report(folder, metrics, 10):
+        pass
 
 
 def test_a_whole_record_without_its_line_end_goes_too(tmp_path):

@@ -122,7 +122,7 @@ def test_a_warm_up_that_is_longer_than_the_run_is_cut_and_said(folder):
     run = compose(folder, **{"training.steps": "12", "lr_scheduler.warmup_steps": "200"})
     assert run.warmup_steps == 2
     assert (
-        "warm-up 2 steps = 512 tokens (a fifth of the run, which is shorter than the 200 steps asked for)"
+        "warm-up 2 steps = 512 tokens (a fifth of the run, which is no longer than the 200 steps asked for)"
         in summary(run)[-1]
     )
     assert compose(folder, **{"lr_scheduler.warmup_tokens": "25601"}).warmup_steps == 20

@@ -114,6 +114,10 @@ def test_a_warm_up_longer_than_a_run_of_known_length_is_a_fifth_of_it(total, ask
     assert fitting_warmup(total, asked) == expected
 
 
+def test_a_warm_up_leaves_wsd_a_step_to_decay():
+    assert [fitting_warmup(total, asked, "wsd") for total, asked in ((2, 2), (200, 200), (200, 199))] == [1, 40, 199]
+
+
 def test_plans_are_written_as_they_are_read():
     assert written(read_plan(("4:100", "50:80"))) == ("4:100", "50:80")
     assert read_plan(()) == ()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from longfire import timing, train
+from longfire import start, timing, train
 from longfire.checkpoint import State
 from longfire.data.batches import Batch, Row
 from longfire.device import Clock
@@ -114,7 +114,7 @@ def test_other_data_are_told_when_a_run_goes_on(tmp_path):
     def kept(**stores: str) -> list[str]:
         notes.clear()
         there = [SimpleNamespace(folder=Path(f"stores/{store}")) for store in stores.values()]
-        train.keep_sources(run, SimpleNamespace(names=tuple(stores), stores=there), notes.append)
+        start.keep_sources(run, SimpleNamespace(names=tuple(stores), stores=there), notes.append)
         return notes
 
     assert not kept(a="a-1") and not kept(a="a-2"), "before there is a checkpoint any data will do"

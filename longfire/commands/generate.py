@@ -16,6 +16,7 @@ def generate(words: Sequence[str]) -> int:
         action="append",
         default=[],
         metavar="TEXT",
+        is_prose=True,
         help="text to continue, dim on a terminal so that its end is seen; may be repeated",
     )
     parser.add_argument(

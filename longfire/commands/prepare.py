@@ -15,6 +15,8 @@ def prepare(words: Sequence[str]) -> int:
         False,
     )
     from longfire.data.prepare import prepare as make_stores
+    from longfire.provenance import tokenizer_line
 
-    make_stores(run.data, run.tokenizer)
+    prepared = make_stores(run.data, run.tokenizer)
+    print(tokenizer_line(prepared.tokenizer, run.tokenizer))
     return 0

@@ -106,6 +106,10 @@ class Row:
         return f"{self.source} {piece}row {self.row} of epoch {self.epoch}"
 
 
+class WaitStopped(Exception):
+    """Someone asked to stop while a growing store was waited for."""
+
+
 class Batches:
     """Random access to the rows of a run. A context manager: ends its thread.
 
@@ -114,6 +118,7 @@ class Batches:
 
     stages: (first row, tokens) where rows are not of seq_len tokens from the start: from that row of the run on each is given as
     pieces of so many tokens. Every token of a stage's rows comes once in it, its pieces in an order of their own (order.py).
+    stopped: asked while a growing store is waited for; where it says so the waiting ends with WaitStopped.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class Batches:
         seed: int,
         note: Callable[[str], None] = print,
         stages: tuple[tuple[int, int], ...] = (),
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         if data.context_len and not data.varlen:
             raise SettingsError("data.context_len splits documents, which takes data.varlen = true")
@@ -131,6 +137,7 @@ class Batches:
             raise SettingsError(f"data.shuffle_window_rows = {data.shuffle_window_rows}: at least 1")
         self.prepared, self.data, self.seq_len, self.seed, self.note = prepared, data, seq_len, seed, note
         self.stages = stages or ((0, seq_len),)
+        self.stopped = stopped
         by_length = "window" if data.streaming else "global"
         self.order = Order(by_length if data.shuffle == "auto" else data.shuffle, data.shuffle_window_rows, seed)
         self.wait_seconds = 0.0
@@ -158,7 +165,7 @@ class Batches:
         """Rows [first, first + rows) of the run; makes the next ones ready behind the caller: those `step_rows` further on, where
         other processes take the rest of a step's rows (0: there are none).
 
-        Raises DataError if the source is shorter than a row, or if its preparation failed.
+        Raises DataError if the source is shorter than a row, or if its preparation failed, WaitStopped as the class says.
         """
         start = self._standing_since = time.monotonic()
         try:
@@ -259,6 +266,8 @@ class Batches:
         """Wait for a growing store. Raises DataError if its preparation failed."""
         said = False
         while not store.complete and not enough():
+            if self.stopped():
+                raise WaitStopped(name)
             self.prepared.check()
             store.refresh()
             since = self._standing_since

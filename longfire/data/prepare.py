@@ -35,6 +35,7 @@ from longfire.data.tokenizer import Bytes, Tokenizer
 from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, TokenStream, checksum, locked, read_manifest
 from longfire.data.workers import Encoders, Ids
 from longfire.errors import DataError, SettingsError, UserError
+from longfire.plural import counted
 
 CHUNK_CHARACTERS, CHUNK_DOCUMENTS = 2**20, 4096  # what a tokenizing process is given at a time
 COMMIT_SECONDS = 1.0
@@ -180,7 +181,7 @@ def describe(store: TokenStore) -> str:
     place = "at the end of" if store.manifest["options"].get("held_out") == TAILS else "in"
     kept = f", held out {heldout.length:,} {place} {heldout.documents:,}" if heldout.documents else ""
     return (
-        f"{train.length:,} tokens in {train.documents:,} documents{kept}"
+        f"{counted(train.length, 'token')} in {counted(train.documents, 'document')}{kept}"
         f"{' (skipped: ' + ', '.join(left_out) + ')' if left_out else ''} -> {store.folder}"
     )
 
@@ -413,7 +414,7 @@ class Shown:
     def update(self) -> None:
         tokens, size = self._done()
         now = time.monotonic()
-        seconds = now - self.started_at
+        seconds = max(now - self.started_at, 1e-9)
         speed = (tokens - self.tokens_before) / seconds
         said = f"{tokens / 1e6:.1f}M tokens, {size / 1e6:.0f} MB, {speed / 1e6:.2f}M tokens/s"
         self.bar.update(self.task, completed=size, speed=said)

@@ -56,6 +56,13 @@ class Tokenizer:
         return self.words.token_to_id(self.eos) if self.eos else None
 
     @property
+    def vocabulary(self) -> str:
+        """A digest of what each id stands for. Unlike the fingerprint it does not depend on how a version of the library
+        writes a tokenizer down, so that it may be compared years later."""
+        entries = sorted(self.words.get_vocab(with_added_tokens=True).items())
+        return checksum(json.dumps(entries).encode())[:32]
+
+    @property
     def dtype(self) -> str:
         """The narrowest type that holds every id."""
         return "uint16" if self.vocab_size <= 2**16 else "uint32"

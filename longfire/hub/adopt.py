@@ -5,17 +5,21 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
+import torch
 from huggingface_hub.utils import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from longfire.checkpoint import begin_with, load_model_weights
+from longfire import settings
+from longfire.checkpoint import COUNTERS, FORMAT, checksum, load_model_weights, settled, write_manifest
 from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
@@ -28,6 +32,8 @@ from longfire.hub.tensors import layout
 from longfire.plugins import load_plugins
 from longfire.run import Run
 from longfire.shape import ModelShape
+from longfire.shards import shard_files
+from longfire.weights import finite
 
 Note = Callable[[str], None]
 NOTE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -42,6 +48,7 @@ SAFE, BIN = (
 
 # How a run begins that goes on with a trained model: a fresh optimizer must not move it far before it knows its gradients.
 SEQ_LEN, LEARNING_RATE, WARMUP_STEPS = 2048, 5e-5, 20
+SHARD_BYTES = 1_000_000_000  # of a file of weights that are written as they are read
 
 
 def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...] = ()) -> Check:
@@ -67,7 +74,8 @@ def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...
         run.write(aside)
         tokenizer.save(aside / run.tokenizer_folder.name)
         place = aside / run.checkpoint.folder / "step-0"
-        begin_with(shown(read_weights(theirs, shape), count(theirs, shape), note), place)
+        read = shown(finite(read_weights(theirs, shape), str(theirs)), count(theirs, shape), note)
+        begin_with(read, place, vocabulary=tokenizer.vocabulary)
         check = compare_imported(load_model_weights(place), tokenizer, theirs, shape)
         put_in_place(aside, folder)
     except (OSError, SafetensorError) as e:
@@ -127,6 +135,7 @@ def new_run(
         "job.dump_folder": folder,
         "job.description": f"imported from {without_folders(source)} ({read_config(theirs)['model_type']})",
         "model.config": theirs,
+        "model.weights": folder.absolute() / settings.Checkpoint().folder / "step-0",
         "tokenizer.path": folder.absolute() / "tokenizer",
         "tokenizer.add_bos": begins,
         "tokenizer.add_eos": tokenizer.eos_id is not None,
@@ -136,9 +145,33 @@ def new_run(
     }
     if plugins:
         said["model.plugins"] = ",".join(str(Path(file).absolute()) for file in plugins)
-    return Run.compose(
-        None, {key: str(value).lower() if value in (True, False) else str(value) for key, value in said.items()}
-    )
+    given = {key: str(value).lower() if value in (True, False) else str(value) for key, value in said.items()}
+    return Run.compose(None, given, planned=True)  # its weights are not there yet
+
+
+def begin_with(
+    weights: Iterable[tuple[str, Tensor]], place: Path, shard_bytes: int = SHARD_BYTES, vocabulary: str = ""
+) -> None:
+    """Write step 0 of weights alone (name, fp32), as they come: at most `shard_bytes` of them are in memory, or one tensor.
+
+    `place` is a folder of a run that is not yet in its own place: nobody reads it before it is whole. vocabulary: of the tokenizer
+    beside it. Raises OSError.
+    """
+    place.mkdir(parents=True)
+    shard: dict[str, Tensor] = {}
+    shards = 0
+    for name, tensor in chain(weights, [("", None)]):
+        full = sum(t.numel() * t.element_size() for t in shard.values()) + (0 if tensor is None else tensor.nbytes)
+        if shard and (tensor is None or full > shard_bytes):
+            shards += 1
+            save_file(shard, place / f"shard-{shards:05d}.safetensors")
+            shard = {}
+        if tensor is not None:
+            shard[f"model/{name}"] = tensor
+    files = {path.name: settled(path, checksum(path)) for path in shard_files(place)}
+    facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": True, **dict.fromkeys(COUNTERS, 0)}
+    facts["vocabulary"] = vocabulary
+    write_manifest(place, facts, files)
 
 
 def count(theirs: Path, shape: ModelShape) -> int:

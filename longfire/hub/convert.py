@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longfire.checkpoint import refuse_another_vocabulary
 from longfire.data.tokenizer import Tokenizer
 from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
@@ -24,7 +25,7 @@ from longfire.hub.foreign import Foreign, compare_saved, save
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model, on_meta
-from longfire.report import METRICS, parsed
+from longfire.report import METRICS, records
 from longfire.run import Run, export_line
 from longfire.weights import open_model, run_of, tokenizer_of, weights_on_disk
 
@@ -132,6 +133,8 @@ def export_bytes(
         )
     tokenizer = tokenizer_of(run)
     step, weights = weights_on_disk(run.folder / run.checkpoint.folder, step)
+    place = run.folder / run.checkpoint.folder / f"step-{step}"
+    refuse_another_vocabulary(place, tokenizer.vocabulary, tokenizer.where)
     model = on_meta(run.shape_after(step).with_vocabulary(tokenizer.vocab_size))
     note(f"export: {export_line(model.shape)}")
     chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
@@ -141,7 +144,7 @@ def export_bytes(
 def facts_of(run: Run, step: int) -> dict[str, Any]:
     """What the model card says of a run's checkpoint: settings, and the numbers that were recorded at its step."""
     metrics, recorded = run.folder / METRICS, {}
-    for record in map(parsed, metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ()):
+    for record in records(metrics) if metrics.exists() else ():
         if record and record["step"] == step:
             recorded |= record
     shown = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}

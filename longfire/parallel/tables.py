@@ -17,6 +17,7 @@ from longfire.parallel.forecast import Forecast, Plan
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.planner import Planner
 from longfire.parallel.strategy import Ranked
+from longfire.plural import counted
 
 FILE_WIDTH = 130  # of tables that go to a file or a pipe
 SHOWN = 8  # groups of ranks
@@ -77,7 +78,7 @@ def heading(planner: Planner, own: Forecast) -> list[str]:
         f"model: {numbers:,} parameters, {shape.num_hidden_layers} layers, rows of {planner.seq_len:,} tokens, {planner.dtype}",
         f"devices: {planner.processes:,} x {device.name}, {device.memory_bytes / 1e9:g} GB each ({USABLE_MEMORY:.0%} for tensors), "
         f"{device.flops[planner.dtype] / 1e12:g} TFLOP/s at an efficiency of {device.efficiency:g}, {device.node} a node",
-        f"step: {planner.tokens:,} tokens = {planner.rows:,} rows; run: {planner.run.steps:,} steps = "
+        f"step: {planner.tokens:,} tokens = {counted(planner.rows, 'row')}; run: {counted(planner.run.steps, 'step')} = "
         f"{planner.run.steps * planner.tokens:,} tokens",
         f"the recipe's plan: {told(own.plan)}",
     ]

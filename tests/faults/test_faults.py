@@ -19,7 +19,7 @@ from worlds import free_port
 
 from longfire import checkpoint
 from longfire.checkpoint import load_model_weights, newest
-from longfire.data.batches import Batches
+from longfire.data.batches import Batches, WaitStopped
 from longfire.errors import DataError
 from longfire.ops import cross_entropy
 from longfire.weights import open_model
@@ -131,6 +131,32 @@ def test_sigterm_to_one_stops_all(folder, prepared):
     running = begun(folder)
     running.kill(1, signal.SIGTERM)
     assert running.end(SOON_SECONDS).codes == [143, 143]
+    assert_goes_on_to_the_bit(folder, prepared)
+
+
+def waits_for_rows(rank: int) -> None:
+    """Process 1 waits for streamed rows that do not come."""
+    slow(rank)
+    at = Batches.at
+
+    def waited_for(self, first, rows, step_rows=0):
+        if rank and first >= 8:
+            while not self.stopped():
+                time.sleep(0.01)
+            raise WaitStopped
+        return at(self, first, rows, step_rows)
+
+    Batches.at = waited_for
+
+
+def test_sigterm_while_one_process_waits_for_rows(folder, prepared):
+    running = Running(folder, 2, patch=waits_for_rows)
+    running.until(0, "loss 5.")
+    time.sleep(1)
+    for rank in (0, 1):
+        running.kill(rank, signal.SIGTERM)
+    ended = running.end(SOON_SECONDS)
+    assert ended.codes == [143, 143] and "saved; the same command goes on" in ended.said[0]
     assert_goes_on_to_the_bit(folder, prepared)
 
 

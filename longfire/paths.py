@@ -1,0 +1,34 @@
+"""Paths are local. A URL is refused where it is given, since a file system would take it for the
+name of a folder: s3://bucket/run trains into a folder `s3:`."""
+
+import re
+
+from longfire.errors import SettingsError
+
+# One letter before the colon would be a drive; of known schemes one slash is enough, as pathlib leaves it.
+URL = re.compile(
+    r"(?:^|,)\s*(?:([a-z][a-z0-9+.-]+)://|(s3a?|gs|gcs|hf|https?|ftp|az|abfss?|wasbs?|hdfs|dbfs|oci|r2|file):/)",
+    re.IGNORECASE,
+)
+HUB = re.compile(
+    r"(hf://|https?://(www\.)?(huggingface\.co|hf\.co)/)(datasets/|models/)?(?P<name>[^/\s]+/[^/\s@]+|[^/\s]+)"
+)
+
+
+def refuse_url(value: str, told: str) -> str:
+    """The value, if neither it nor one of its parts between commas is a URL.
+
+    told: the setting or option, as the message names it. Raises SettingsError with what to write instead.
+    """
+    found = URL.search(value)
+    if not found:
+        return value
+    scheme = (found.group(1) or found.group(2)).lower()
+    hub = HUB.search(value)
+    if hub:
+        instead = f"name the model or dataset of the hub as {hub.group('name')!r}"
+    elif scheme == "file":
+        instead = "write the path without file://"
+    else:
+        instead = "copy it to a local disk, or mount it (rclone mount, s3fs, gcsfuse), and name the local path"
+    raise SettingsError(f"{told} = {value!r} is a URL, and longfire reads and writes local files only: {instead}")
