@@ -133,6 +133,12 @@ class Tokenizer:
     train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on", POSITIVE)
     add_bos: bool = setting(False, "put the beginning-of-text token before each document")
     add_eos: bool = setting(True, "put the end-of-text token after each document")
+    max_lost_share: float = setting(
+        0.01,
+        "stop when the tokenizer cannot say more than this share of the characters of a source (it has no token for them, or "
+        "its unknown token); 1: never",
+        SHARE,
+    )
 
 
 @dataclass(frozen=True)
