@@ -142,7 +142,8 @@ def by_card(entry: str, root: Path, own: dict[str, str], card: cards.Card) -> Ch
     kept = [file for file in files if formats.format_of(file)]
     chosen.keep(kept, "of a kind that we do not read")
     others = [file for file in walk(root) if formats.format_of(file) and file not in set(files)]
-    others = [file for file in others if not HIDDEN.search(relative(file, root))]
+    apart = (HIDDEN, ABOUT_DATA, BESIDE_DATA)
+    others = [file for file in others if not any(kind.search(relative(file, root)) for kind in apart)]
     chosen.leave_out(f"not of configuration {name!r}, split {own['dataset_split'] or 'train'!r}", others)
     if not chosen.files:
         raise DataError(f"{root / cards.CARD}: configuration {name!r} has no file that we read ({known()})")

@@ -154,6 +154,18 @@ def prepare(
     return Prepared(words, stores, shares, names, behind, own)
 
 
+def verify(prepared: Prepared, note: Note = print) -> None:
+    """Read all stores whole. One without checksums of blocks gets them. Raises DataError naming what is damaged."""
+    stores = {store.folder: store for store in prepared.stores}
+    stores |= {store.folder: store for _, store, _ in prepared.own_validation}
+    for folder, store in stores.items():
+        size = store.verify()
+        if not store.has_checksums:
+            add_checksums(folder, note)
+        added = "" if store.has_checksums else "; it has checksums of blocks now"
+        note(f"data: verified {folder}: {size:,} bytes are as they were written{added}")
+
+
 def validation_jobs(
     data: settings.Data, trained: tuple[Source, ...], words: Tokenizer, wanted: settings.Tokenizer
 ) -> list["Job"]:
