@@ -101,7 +101,7 @@ class Measured:
 
 
 def document_bytes(stream: TokenStream, length: int, lengths_W: np.ndarray) -> tuple[int, int]:
-    """Bytes of the documents that begin in the first `length` tokens of a stream: of their text, and of what their tokens decode to."""
+    """Bytes of the documents that begin in the first `length` tokens of a stream: of their text, and of what it is decoded to."""
     if not length:
         return 0, 0
     count = min(int(stream.ends.searchsorted(np.array([length]), "left")[0]) + 1, stream.documents)

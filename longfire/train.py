@@ -25,6 +25,7 @@ from longfire.errors import SettingsError, TrainingError
 from longfire.evaluate import evaluate
 from longfire.finish import finish
 from longfire.hub import foreign
+from longfire.hub.checksums import check_checksums
 from longfire.hub.load import read_weights
 from longfire.initialise import materialise
 from longfire.launch import StopRequest, Watchdog, signal_name
@@ -166,6 +167,8 @@ def take_weights(run: Run, state: State) -> None:
     theirs = run.model.backend == "transformers"
     left = dict(state.model.named_parameters())
     with state.mesh.agreed():
+        if state.mesh.rank() == 0:
+            check_checksums(Path(run.model.weights), print)
         if theirs:
             read = foreign.load_weights(run.model.weights, state.model.shape).items()
         elif (Path(run.model.weights) / RUN_TOML).exists():

@@ -17,6 +17,7 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub import foreign
+from longfire.hub.checksums import check_checksums
 from longfire.hub.load import load_model, model_of
 from longfire.model import Model, on_meta
 from longfire.run import RUN_TOML, Run
@@ -59,6 +60,7 @@ def open_model(
                 f"{folder}: --step {step} chooses a checkpoint of a run, but this is a folder of Hugging Face weights; leave "
                 "--step out, or name the run folder"
             )
+        check_checksums(folder, note)
         device, dtype = place(settings.Training(), settings.Model())
         return Opened(*load_model(folder, device, dtype))
     run = run_of(folder, plugins, note)

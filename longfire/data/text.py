@@ -182,7 +182,9 @@ class FileDocuments:
 
 
 def sources(data: settings.Data, note: fingerprints.Note | None = None) -> tuple[Source, ...]:
-    """The sources that the settings name. note: who is told that hashing will take long. Raises SettingsError and DataError naming the entry and the mend."""
+    """The sources that the settings name. note: who is told that hashing will take long.
+
+    Raises SettingsError and DataError naming the entry and the mend."""
     count = len(data.dataset)
     if not count:
         raise SettingsError("data.dataset is empty: name files, folders, globs, datasets of the hub, or `embedded`")

@@ -21,7 +21,6 @@ from longfire.data.losses import Losses
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError
 
-
 LOSS_COUNTS = len(Losses().counts())  # numbers of a message before the lengths
 
 
