@@ -101,6 +101,7 @@ def test_in_a_token_store_as_it_is_read(tmp_path):
     assert undetected(tmp_path, lambda: read_all(TokenStore(tmp_path / "s")), files) == []
 
 
+@pytest.mark.slow
 def test_in_every_bit_of_a_stores_manifest(tmp_path):
     write_store(tmp_path / "s")
     manifest = tmp_path / "s" / "manifest.json"
@@ -126,6 +127,7 @@ def test_in_a_checkpoint(tmp_path):
     assert undetected(tmp_path, lambda: checkpoint.load_model_weights(place), files_of(place)) == []
 
 
+@pytest.mark.slow
 def test_in_every_bit_of_a_checkpoints_manifest(tmp_path):
     place = save_checkpoint(tmp_path)
     for name in (checkpoint.MANIFEST, checkpoint.STATE):
