@@ -5,9 +5,9 @@ from anywhere in it. The large store is generated and sparse: every file has its
 that finding is measured and not a disk.
 """
 
-import json
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,19 @@ from measure import alternate, arguments, medians, print_table, seconds, write_r
 
 from longfire import settings
 from longfire.data.batches import Batches
+from longfire.data.blocks import BLOCK_BYTES, Sums, sum_of, sums_file, written_sums
 from longfire.data.prepare import Prepared
 from longfire.data.tokenizer import bytes_tokenizer
-from longfire.data.tokens import SHARD_DOCUMENTS, SHARD_TOKENS, StoreWriter, TokenStore, columns, shard_file
+from longfire.data.tokens import (
+    SHARD_DOCUMENTS,
+    SHARD_TOKENS,
+    StoreWriter,
+    TokenStore,
+    columns,
+    read_manifest,
+    shard_file,
+    write_manifest,
+)
 
 TOKENS_PER_SECOND, SEEK_SECONDS = 20e6, 0.05
 T, ROWS = 2048, 16
@@ -47,7 +57,7 @@ def sparse_store(folder: Path, tokens: int) -> Path:
     """A finished store of `tokens` ids that take no room; the ends of its documents are written, one in 10^5 tokens."""
     folder.mkdir()
     StoreWriter(folder, HEADER).close()
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder)
     documents = tokens // DOCUMENT_TOKENS
     shards = []
     for name, (dtype, items) in columns("uint16", SHARD_TOKENS, SHARD_DOCUMENTS).items():
@@ -57,12 +67,22 @@ def sparse_store(folder: Path, tokens: int) -> Path:
             if name == "tokens":
                 file.touch()
                 os.truncate(file, size)
+                sums = sums_of_zeros(file, size)
             else:
                 ((np.arange(start, start + count) + 1) * DOCUMENT_TOKENS).astype(dtype).tofile(file)
-            shards.append({"file": file.name, "size": size, "blake2b": ""})
+                sums = written_sums(file, size)
+            shards.append({"file": file.name, "size": size, **sums._asdict()})
     manifest["streams"]["train"] = {"tokens": tokens, "documents": documents, "bytes": tokens, "shards": shards}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "complete": True}))
+    write_manifest(folder, {**manifest, "complete": True})
     return folder
+
+
+def sums_of_zeros(file: Path, size: int) -> Sums:
+    """Checksums of a file of zeros, without reading it."""
+    whole, rest = divmod(size, BLOCK_BYTES)
+    blocks = sum_of(bytes(BLOCK_BYTES)) * whole
+    sums_file(file).write_bytes(blocks)
+    return Sums(zlib.crc32(blocks), zlib.crc32(bytes(rest)))
 
 
 def batches_of(store: TokenStore, **changes: object) -> Batches:

@@ -1,5 +1,6 @@
 """The entry point: a word names a command; what a user can fix is one message on stderr and an exit code."""
 
+import io
 import os
 import select
 import signal
@@ -37,6 +38,7 @@ def overview() -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. What a user can fix is one message on stderr, without a traceback."""
     words = list(sys.argv[1:] if words is None else words)
+    show_odd_names()
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
@@ -66,6 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run_command(words: Sequence[str]) -> int:
     """The command that the words name; its exit code. Raises UserError."""
+    refuse_other_bytes(words)
     if not words:
         print(overview(), file=sys.stderr)
         return SettingsError.exit_code
@@ -75,6 +78,26 @@ def run_command(words: Sequence[str]) -> int:
         print(f"longfire {version('longfire')}")
         return 0
     return command_of(words[0])(list(words[1:]))
+
+
+def show_odd_names() -> None:
+    """Names of files that are not UTF-8 are shown with their bytes as \\x.., where printing them would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def refuse_other_bytes(words: Sequence[str]) -> None:
+    """Raises SettingsError for a word of the command line that is not text."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(word).decode(errors="backslashreplace")
+            raise SettingsError(
+                f"{shown!r} on the command line is not UTF-8: write a prompt in UTF-8; rename such a file, or name the "
+                "folder that holds it"
+            ) from None
 
 
 def stdout_is_closed() -> bool:

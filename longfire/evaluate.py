@@ -5,7 +5,7 @@ import json
 import lzma
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from longfire.data.batches import Batch, Batches, WaitStopped
 from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
+from longfire.data.tokens import TokenStream
 from longfire.loss import losses
 from longfire.model import Model
 from longfire.parallel.apply import device_of, give_back
@@ -22,6 +23,7 @@ from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 
 ROWS = 8  # rows of a batch
+COUNTED_TOKENS = 2**20  # whose bytes are looked up at a time
 BYTE_OF = byte_level_alphabet()
 
 
@@ -60,10 +62,11 @@ def measure_heldout(
     lengths_W = byte_lengths(batches.prepared.tokenizer)
     rows_of_all = rows * mesh.size(*DATA)
     found = {}
-    for index, (name, _, _) in enumerate(batches.prepared.validation):
+    for index, (name, _, stream) in enumerate(batches.prepared.validation):
         wait_for_heldout(batches, index, tokens, mesh)
         read = stoppable(batches.heldout(index, tokens, rows_of_all, seq_len), batches.stopped, mesh)
-        found[name] = measure(model, read, lengths_W, chunk_tokens, mesh)
+        measured = measure(model, read, lengths_W, chunk_tokens, mesh)
+        found[name] = measured.of_documents(stream, batches.heldout_tokens(index, tokens), lengths_W)
     return {name: measured for name, measured in found.items() if measured.tokens}
 
 
@@ -90,8 +93,8 @@ def stoppable(batches: Iterable[Batch], stopped: Callable[[], bool], mesh: Mesh)
 class Measured:
     """Sums over real labels by the number of tokens before each (its context, C = 1, 2 ...), and the bytes of their text.
 
-    Bits per byte are the nats of all of them / ln 2 / the bytes of the text that they decode to, so that models with different
-    tokenizers can be compared; BOS and EOS cost nats and have no bytes.
+    Bits per byte are the nats of all of them / ln 2 / the bytes of their documents, so that models with different tokenizers can
+    be compared, also when a tokenizer loses or changes text; BOS and EOS cost nats and have no bytes.
     """
 
     nats_C: np.ndarray
@@ -101,6 +104,18 @@ class Measured:
     @property
     def tokens(self) -> int:
         return int(self.count_C.sum())
+
+    def of_documents(self, stream: TokenStream, length: int, lengths_W: np.ndarray) -> "Measured":
+        """The same with bytes of documents where `measure` counted bytes that labels decode to. length: tokens of the stream
+        that were measured.
+
+        The labels have the share of the documents' bytes that they have of what these decode to: labels are fewer than tokens,
+        and the last document may be cut. Both are equal, and this changes nothing, where a tokenizer gives every byte back.
+        """
+        documents, decoded = document_bytes(stream, length, lengths_W)
+        if documents == decoded:
+            return self
+        return replace(self, bytes=round(self.bytes * documents / decoded) if decoded else documents)
 
     def numbers(self) -> dict[str, float]:
         nats, count = float(self.nats_C.sum()), self.tokens
@@ -122,6 +137,20 @@ class Measured:
             for edge, n, count in zip(edges, nats, counts)
             if count
         ]
+
+
+def document_bytes(stream: TokenStream, length: int, lengths_W: np.ndarray) -> tuple[int, int]:
+    """Bytes of the documents that begin in the first `length` tokens of a stream: of their text, and of what it is decoded to."""
+    if not length:
+        return 0, 0
+    count = min(int(stream.ends.searchsorted(np.array([length]), "left")[0]) + 1, stream.documents)
+    if not count:
+        return 0, 0
+    end = int(stream.ends[count - 1 : count][0])
+    decoded = 0
+    for start in range(0, end, COUNTED_TOKENS):
+        decoded += int(lengths_W[stream.tokens(start, min(start + COUNTED_TOKENS, end))].sum())
+    return int(stream.bytes[count - 1 : count][0]), decoded
 
 
 def perplexity(nats: float) -> float:

@@ -93,7 +93,9 @@ def held_out_line(run: Run, source: str, numbers: dict[str, float], batches: Bat
         f"{numbers['bits_per_byte']:.3f} bits a byte"
     )
     if run.eval.compare_xz:
-        line += f" (xz -9e on the same bytes: {xz_bits_per_byte(heldout_bytes(batches, source, run.eval.tokens)):.3f})"
+        text = heldout_bytes(batches, source, run.eval.tokens)
+        same = "the same bytes" if len(text) == numbers["bytes"] else "what the tokens decode to"
+        line += f" (xz -9e on {same}: {xz_bits_per_byte(text):.3f})"
     return line
 
 

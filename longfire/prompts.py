@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from longfire.data.compressed import ERRORS
+from longfire.data.lines import read_lines
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
 from longfire.generate import Pace, begins_with_bos, generate_texts, prompt_ids, stream_text, text_row, write
@@ -83,18 +85,28 @@ def show(texts: Iterable[str]) -> None:
 
 def read_prompts(file: Path) -> list[str]:
     """A prompt a line; of a .jsonl the field `prompt` of each. Empty lines say nothing. Raises DataError naming file and line."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(
-            f"{file}: prompts cannot be read from it ({e}); name a text file, or a .jsonl with `prompt`"
-        ) from e
-    lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = []
+    for number, line in lines_in(file):
+        if line.strip():
+            lines.append((number, line))
     if not lines:
         raise DataError(f"{file}: no prompt in it; write one a line")
     if file.suffix != ".jsonl":
         return [line for _, line in lines]
     return [prompt_of(line, f"{file}:{number}") for number, line in lines]
+
+
+def lines_in(file: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a file of prompts. Raises DataError naming file and line."""
+    try:
+        for number, line, problem in read_lines(file):
+            if problem:
+                raise DataError(f"{file}:{number}: {problem}; prompts are UTF-8")
+            yield number, line
+    except ERRORS as e:
+        raise DataError(
+            f"{file}: prompts cannot be read from it ({e}); name a text file, or a .jsonl with `prompt`"
+        ) from e
 
 
 def prompt_of(line: str, where: str) -> str:

@@ -127,7 +127,8 @@ def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         for name, store in zip(prepared.names, prepared.stores):
             tokens = min(scoring.tokens or store.train.length, store.train.length)
             batches = in_order(store.train, tokens, seq_len, data, scoring.batch_size)
-            found[name] = measure(opened.model, batches, lengths_W, chunk_tokens)
+            measured = measure(opened.model, batches, lengths_W, chunk_tokens)
+            found[name] = measured.of_documents(store.train, tokens, lengths_W)
             if not found[name].tokens:
                 raise DataError(f"{name}: too little text, of which no token can be predicted; name more with --data")
     return found

@@ -143,6 +143,12 @@ class Tokenizer:
         "start from model.weights, or learn from a teacher, whose tokenizer is another one: each id then stands for other text than "
         "the weights were trained on",
     )
+    max_lost_share: float = setting(
+        0.01,
+        "stop when the tokenizer cannot say more than this share of the characters of a source (it has no token for them, or "
+        "its unknown token); 1: never",
+        SHARE,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.data.tokens import TokenStream
 from longfire.errors import DataError, SettingsError
 from longfire.hub import foreign
+from longfire.hub.checksums import check_checksums
 from longfire.hub.load import read_weights
 from longfire.model import on_meta
 from longfire.parallel.pieces import take, whole_shape
@@ -136,6 +137,8 @@ def take_weights(run: Run, state: State) -> str:
     source, shape = Path(run.model.weights), state.model.shape
     left = dict(state.model.named_parameters())
     with state.mesh.agreed():
+        if state.mesh.rank() == 0:
+            check_checksums(source, print)
         if run_folder_of(source):
             place, read = weights_of_run(source, shapes_wanted(state))
             told = f"checkpoint {place}"

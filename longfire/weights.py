@@ -17,6 +17,7 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub import foreign
+from longfire.hub.checksums import check_checksums
 from longfire.hub.load import load_model, model_of
 from longfire.model import Model
 from longfire.plugins import load_plugins
@@ -61,6 +62,7 @@ def open_model(
                 "--step out, or name the run folder"
             )
         load_plugins(plugins)
+        check_checksums(folder, note)
         device, dtype = place(settings.Training(), settings.Model())
         model, tokenizer = load_model(folder, device, dtype)
         list(finite(model.state_dict().items(), str(folder)))

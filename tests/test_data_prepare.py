@@ -18,7 +18,7 @@ from longfire import settings
 from longfire.data import prepare as room
 from longfire.data.heldout import held_out
 from longfire.data.prepare import prepare
-from longfire.data.tokens import StoreWriter, TokenStore, locked
+from longfire.data.tokens import StoreWriter, TokenStore, locked, read_manifest, write_manifest
 from longfire.errors import DataError, SettingsError
 
 WORDS = ["fire", "long", "state", "gate", "delta", "ring", "chunk", "token", "row", "segment", "Größe", "三"]
@@ -332,8 +332,8 @@ def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
         folder = first.stores[0].folder
     children = psutil.Process().children()
     assert not [c for c in children if "longfire.data.prepare" in " ".join(c.cmdline())]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    manifest = read_manifest(folder)
+    write_manifest(folder, {**manifest, "complete": False})
     failure = pytest.raises(DataError, match="preparation behind training failed: it ended with code -9")
     with locked(folder, silent), prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared, failure:
         (child,) = psutil.Process().children()  # it waits for the lock

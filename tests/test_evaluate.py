@@ -141,3 +141,21 @@ def test_buckets_without_a_token_are_left_out():
         {"from": 1, "to": 1, "loss": 1.0, "tokens": 1},
         {"from": 4, "to": 4, "loss": 2.0, "tokens": 3},
     ]
+
+
+def test_bits_per_byte_counts_the_bytes_of_documents(tmp_path):
+    """A tokenizer that loses two of three bytes does not make them disappear from the count; a cut document counts by its share."""
+    from longfire.data.tokens import StoreWriter, TokenStore
+
+    header = {"source": {}, "tokenizer": {"fingerprint": "t"}, "options": {}, "dtype": "uint16"}
+    (tmp_path / "s").mkdir()
+    writer = StoreWriter(tmp_path / "s", header)
+    writer.append("train", np.arange(20) % 3, np.array([10, 10]), np.array([30, 60]))
+    writer.commit({}, complete=True)
+    writer.close()
+    stream, lengths_W = TokenStore(tmp_path / "s").train, np.ones(3, np.int64)
+    measured = Measured(np.ones(1), np.array([20]), 20)
+    assert measured.of_documents(stream, 20, lengths_W).bytes == 90
+    assert measured.of_documents(stream, 10, lengths_W).bytes == 60
+    assert measured.of_documents(stream, 15, lengths_W).bytes == 90
+    assert measured.of_documents(stream, 20, 0 * lengths_W).bytes == 90

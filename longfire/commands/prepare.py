@@ -7,16 +7,21 @@ from longfire.arguments import RecipeParser, read_run
 
 def prepare(words: Sequence[str]) -> int:
     """Text -> tokens: make the token stores of a recipe, once; train does it too, but this needs no device."""
-    run, _ = read_run(
-        RecipeParser(
-            "prepare", prepare, "longfire prepare quickstart --data.num_workers 8", sections=("data", "tokenizer")
-        ),
-        words,
-        False,
+    parser = RecipeParser(
+        "prepare", prepare, "longfire prepare quickstart --data.num_workers 8", sections=("data", "tokenizer")
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the token stores whole and compare their checksums; stores without checksums of blocks get them",
+    )
+    run, options = read_run(parser, words, False)
     from longfire.data.prepare import prepare as make_stores
+    from longfire.data.prepare import verify
     from longfire.provenance import tokenizer_line
 
-    prepared = make_stores(run.data, run.tokenizer)
-    print(tokenizer_line(prepared.tokenizer, run.tokenizer))
+    with make_stores(run.data, run.tokenizer) as prepared:
+        print(tokenizer_line(prepared.tokenizer, run.tokenizer))
+        if options.verify:
+            verify(prepared)
     return 0

@@ -5,10 +5,7 @@ reading what lies before where the format allows that. A record that cannot be r
 the caller may count it and go on; a file that cannot be read raises DataError.
 """
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,13 +13,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
+from longfire.data.compressed import ERRORS, open_file, packed_as
+from longfire.data.lines import decode, lines_of
 from longfire.errors import DataError
 
 AUTO_FIELDS = ("text", "content")  # tried in this order where data.text_field is empty
 BLOCK_BYTES = 2**20  # of a text that is split by a separator, read at a time
 BATCH_ROWS = 256  # rows of a parquet or arrow file that become Python objects at a time
+ARROW_END, ARROW_OLD_END = b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0"  # of a stream; the second before Arrow 0.15
 
 
 class Document(NamedTuple):
@@ -64,7 +63,7 @@ def read(
         for record in records:
             last = record.row
             yield record
-    except (pa.ArrowException, OSError, EOFError, zlib.error, zstandard.ZstdError) as e:
+    except (pa.ArrowException, *ERRORS) as e:
         reason = f"{type(e).__name__}: {e}"
         raise DataError(f"{file}: broken after row {last} ({reason}); replace or remove the file") from e
 
@@ -72,7 +71,7 @@ def read(
 def format_of(file: Path) -> str:
     """`.jsonl` of `a.jsonl.gz`: what decides how a file is read; "" if we do not read it."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    packed = suffixes[-1:] in ([".gz"], [".zst"])
+    packed = packed_as(file)
     suffix = "".join(suffixes[:-1][-1:] if packed else suffixes[-1:])
     return suffix if suffix in FORMATS and not (packed and suffix in (".parquet", ".arrow")) else ""
 
@@ -93,12 +92,18 @@ def missing_field(field: str, there: Iterable[str]) -> str:
     return f"no field {field!r} (fields there: {', '.join(there) or 'none'}); set data.text_field"
 
 
+def field_twice(field: str, times: int) -> str:
+    return f"the field {field!r} is there {times} times; rename all but one, or set data.text_field to another"
+
+
 def choose_fields(file: Path | str, there: list[str], fields: tuple[str, ...]) -> tuple[str, ...]:
     """The columns that hold the text. Raises DataError listing those that are there."""
     chosen = fields or next(((field,) for field in AUTO_FIELDS if field in there), AUTO_FIELDS[:1])
     for field in chosen:
         if field not in there:
             raise DataError(f"{file}: {missing_field(field, there)}")
+        if there.count(field) > 1:
+            raise DataError(f"{file}: {field_twice(field, there.count(field))}")
     return chosen
 
 
@@ -118,35 +123,16 @@ def as_text(value: Any) -> tuple[str, str]:
     return value, ""
 
 
-def decode(raw: bytes) -> tuple[str, str]:
-    """(text, problem) of UTF-8, with or without a byte order mark."""
-    try:
-        return raw.decode("utf-8-sig"), ""
-    except UnicodeDecodeError as e:
-        return "", f"invalid UTF-8 at byte {e.start}"
-
-
-def _open(file: Path) -> tuple[BinaryIO, BinaryIO]:
-    """(decompressed, raw) streams of a file; the raw one tells how far we are."""
-    raw = open(file, "rb")  # noqa: SIM115 (the caller closes it)
-    if file.suffix.lower() == ".gz":
-        return gzip.open(raw, "rb"), raw
-    if file.suffix.lower() == ".zst":
-        unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return io.BufferedReader(unpacked, 2**20), raw
-    return raw, raw
-
-
 def _jsonl(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
     size = max(file.stat().st_size, 1)
-    stream, raw = _open(file)
+    stream, raw = open_file(file)
     plain = stream is raw
     with raw, stream:
         if plain and offset:
             stream.seek(offset)
         else:
             offset = sum(len(stream.readline()) for _ in range(row))
-        for number, line in enumerate(stream, row + 1):
+        for number, line in enumerate(lines_of(stream), row + 1):
             offset += len(line)
             if line.isspace():
                 continue
@@ -159,21 +145,37 @@ def _json_line(line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
     if problem:
         return "", problem
     try:
-        return text_of(json.loads(text), fields)
+        return text_of(load_json(text, fields), fields)
     except ValueError as e:
         return "", f"broken JSON: {e}"
     except RecursionError:
         return "", "broken JSON: nested too deeply"
 
 
+def load_json(text: str, fields: tuple[str, ...]) -> Any:
+    """`json.loads`, which takes the last of two fields with one name. Raises ValueError where that is a field that we read."""
+    wanted = fields or AUTO_FIELDS
+    if all(text.count(f'"{field}"') < 2 for field in wanted):
+        return json.loads(text)  # at once: nearly every line
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for field in wanted:
+            if names.count(field) > 1:
+                raise ValueError(field_twice(field, names.count(field)))
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=checked)
+
+
 def _json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
     """A list of objects, one object, or (a jsonl file under another name) an object a line."""
-    stream, raw = _open(file)
+    stream, raw = open_file(file)
     with raw, stream:
         text, problem = decode(stream.read())
     if not problem:
         try:
-            value = json.loads(text)
+            value = load_json(text, fields)
         except ValueError as e:
             if text.lstrip().startswith("{") and "\n" in text.strip():
                 yield from _jsonl(file, fields, row, offset)
@@ -204,13 +206,46 @@ def _arrow(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterat
     with pa.memory_map(str(file)) as mapped:
         try:
             reader = pa.ipc.open_stream(mapped)
-            batches = iter(reader)
+            is_stream = True
         except pa.ArrowInvalid:
             reader = pa.ipc.open_file(mapped)
+            is_stream = False
+        if is_stream:
+            check_stream_end(file)
+            batches = iter(reader)
+        else:
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         chosen = choose_fields(file, reader.schema.names, fields)
         for number, text, problem in _rows(batches, chosen, 0, row):
             yield Record(number, text, problem, mapped.tell() / max(mapped.size(), 1))
+
+
+def check_stream_end(file: Path) -> None:
+    """Raises EOFError unless an arrow stream has its end mark, DataError if something is behind it.
+
+    The format lets a writer leave the mark out, and then a stream that was cut between two batches
+    looks whole. Only the heads of messages are read here.
+    """
+    with pa.memory_map(str(file)) as mapped:
+        messages = pa.ipc.MessageReader.open_stream(mapped)
+        place = 0
+        try:
+            while True:
+                messages.read_next_message()
+                place = mapped.tell()
+        except StopIteration:
+            pass
+        mapped.seek(place)
+        end = mapped.read(len(ARROW_END))
+        size = mapped.size()
+    mark = next((mark for mark in (ARROW_END, ARROW_OLD_END) if end.startswith(mark)), b"")
+    if not mark:
+        raise EOFError("an arrow stream without its end mark: it was cut off, or its writer was not closed")
+    if place + len(mark) < size:
+        raise DataError(
+            f"{file}: {size - place - len(mark):,} bytes are behind the end of its arrow stream; give each stream a file "
+            "of its own"
+        )
 
 
 def _rows(
@@ -238,7 +273,7 @@ def _value(scalar: pa.Scalar) -> Any:
 def _text(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
     """A file of text is one document."""
     if row == 0:
-        stream, raw = _open(file)
+        stream, raw = open_file(file)
         with raw, stream:
             yield Record(1, *decode(stream.read()), 1.0)
 
@@ -247,7 +282,7 @@ def _split_text(file: Path, split_documents: str, row: int, offset: int) -> Iter
     """The documents of a text file that holds several, without the white space around them; a row is what lies between two
     separators, and rows without text are no documents."""
     size = max(file.stat().st_size, 1)
-    stream, raw = _open(file)
+    stream, raw = open_file(file)
     plain = stream is raw
     with raw, stream:
         if plain and offset:
@@ -272,7 +307,7 @@ def _separator(split_documents: str) -> bytes:
 def _pieces(stream: BinaryIO, split_documents: str) -> Iterator[bytes]:
     """The bytes of a text up to and with each separator; all of them together are the text."""
     if split_documents == "lines":
-        yield from stream
+        yield from lines_of(stream)
     elif split_documents == "blank_lines":
         yield from _paragraphs(stream)
     else:
@@ -282,7 +317,7 @@ def _pieces(stream: BinaryIO, split_documents: str) -> Iterator[bytes]:
 def _paragraphs(stream: BinaryIO) -> Iterator[bytes]:
     """Lines up to a blank one."""
     lines: list[bytes] = []
-    for line in stream:
+    for line in lines_of(stream):
         lines.append(line)
         if line.isspace():
             yield b"".join(lines)

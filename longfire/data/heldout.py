@@ -30,7 +30,7 @@ LOOKED_AT = 10_000  # documents, of which one will have been held out, or of a l
 
 def hash_of(identity: str) -> float:
     """A number from 0 to 1 that depends on the identity of a document alone (52 bits of a hash)."""
-    return int(blake2b(identity.encode(), digest_size=16).hexdigest()[:13], 16) / 2**52
+    return int(blake2b(identity.encode(errors="surrogateescape"), digest_size=16).hexdigest()[:13], 16) / 2**52
 
 
 def held_out(identity: str, fraction: float) -> bool:

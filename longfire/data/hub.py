@@ -37,6 +37,7 @@ class HubSource:
 
     parts: ClassVar[int] = 1
     split_documents: ClassVar[str] = ""
+    told: ClassVar[str] = ""
 
     @property
     def entry(self) -> str:
@@ -93,6 +94,14 @@ class HubSource:
             origin = [["/".join(file.parts[-4:]), file.stat().st_size] for file in files] + [len(self.dataset)]
         chosen = [self.repository, *(getattr(self, key) for key in self.CHOICES), origin]
         return blake2b(json.dumps(chosen).encode(), digest_size=16).hexdigest()
+
+    @property
+    def former_fingerprint(self) -> str:
+        return self.fingerprint
+
+    def changed(self, first: int, stop: int) -> str:
+        """A commit of the hub and the cache of a download do not change."""
+        return ""
 
     def documents(self, position: dict[str, Any] | None = None) -> "HubDocuments":
         return HubDocuments(self, position or {})

@@ -30,15 +30,27 @@ from longfire.data import text
 from longfire.data import tokenizer as tokenizers
 from longfire.data.formats import Document
 from longfire.data.heldout import TAILS, HoldOut, hold_out_of
+from longfire.data.losses import Losses
 from longfire.data.text import Source
 from longfire.data.tokenizer import Bytes, Tokenizer
-from longfire.data.tokens import FORMAT, StoreWriter, TokenStore, TokenStream, checksum, locked, read_manifest
+from longfire.data.tokens import (
+    StoreWriter,
+    TokenStore,
+    TokenStream,
+    add_checksums,
+    checksum,
+    discard,
+    locked,
+    read_manifest,
+)
 from longfire.data.workers import Encoders, Ids
 from longfire.errors import DataError, SettingsError, UserError
 from longfire.plural import counted
 
 CHUNK_CHARACTERS, CHUNK_DOCUMENTS = 2**20, 4096  # what a tokenizing process is given at a time
 COMMIT_SECONDS = 1.0
+ADDRESS_FORMAT = 1  # part of every store's address; another one would give them all other addresses
+JUDGED_CHARACTERS = 100_000  # looked at before a tokenizer that loses text ends a preparation on its way
 NOTE_SECONDS = 30.0  # between lines of progress where no bar can be shown
 BYTES_OF_A_PROCESS = 2_000_000  # less text than this does not pay for another process
 BAD_LISTED, BAD_SHOWN = 100, 5  # bad documents that the manifest names, and that are shown; all are counted
@@ -109,7 +121,10 @@ def prepare(
         raise SettingsError(f"data.heldout_fraction = {data.heldout_fraction}: a share of documents, from 0 to below 1")
     if data.validation:
         data = replace(data, heldout_fraction=0.0)
-    shares, sources = text.shares(data), text.sources(data)
+    shares, sources = text.shares(data), text.sources(data, note)
+    for source in sources:
+        if source.told:
+            note(f"data: {source.name}: {source.told}")
     words = tokenizers.load(tokenizer, sources, shares, data, note)
     jobs = [Job.of(source, share, words, data, tokenizer) for source, share in zip(sources, shares)]
     validation = validation_jobs(data, sources, words, tokenizer)
@@ -121,15 +136,35 @@ def prepare(
     elif missing and not watch:
         fill(missing, words, tokenizer, data, note)
     stores = tuple(TokenStore(job.folder, words.fingerprint) for job in jobs)
+    for job, store in zip(jobs, stores):
+        refuse_losses(losses_in(store.manifest["progress"]), job.source.entry, tokenizer, final=store.complete)
     names = _distinct([source.name for source in sources])
     own = unseen(validation, words)
     for name, store in [*zip(names, stores), *((f"validation: {name}", store) for name, store, _ in own)]:
         note(f"data: {name}: {describe(store)}")
         for bad in store.manifest["progress"].get("bad", [])[:BAD_SHOWN]:
             note(f"data: skipped {bad}")
+    without = [store.folder for store in stores if not store.has_checksums]
+    if without:
+        note(
+            f"warning: {without[0]}{f' and {len(without) - 1} more' if len(without) > 1 else ''} has no checksums of blocks, "
+            "so damage is not seen while it is read; `longfire prepare --verify` checks it and adds them"
+        )
     for source, name, store in zip(sources, names, stores):
         warn_of_a_split_without_effect(source, name, store, note)
     return Prepared(words, stores, shares, names, behind, own)
+
+
+def verify(prepared: Prepared, note: Note = print) -> None:
+    """Read all stores whole. One without checksums of blocks gets them. Raises DataError naming what is damaged."""
+    stores = {store.folder: store for store in prepared.stores}
+    stores |= {store.folder: store for _, store, _ in prepared.own_validation}
+    for folder, store in stores.items():
+        size = store.verify()
+        if not store.has_checksums:
+            add_checksums(folder, note)
+        added = "" if store.has_checksums else "; it has checksums of blocks now"
+        note(f"data: verified {folder}: {size:,} bytes are as they were written{added}")
 
 
 def validation_jobs(
@@ -180,10 +215,27 @@ def describe(store: TokenStore) -> str:
     ]
     place = "at the end of" if store.manifest["options"].get("held_out") == TAILS else "in"
     kept = f", held out {heldout.length:,} {place} {heldout.documents:,}" if heldout.documents else ""
+    losses = losses_in(progress)
+    lost = f"; {losses.told()}" if any((losses.lost_characters, losses.unknown_tokens, losses.empty_encodings)) else ""
     return (
         f"{counted(train.length, 'token')} in {counted(train.documents, 'document')}{kept}"
-        f"{' (skipped: ' + ', '.join(left_out) + ')' if left_out else ''} -> {store.folder}"
+        f"{' (skipped: ' + ', '.join(left_out) + ')' if left_out else ''}{lost} -> {store.folder}"
     )
+
+
+def losses_in(progress: dict[str, Any]) -> Losses:
+    """What a manifest counts of text that the tokenizer could not say; nothing in stores that did not look."""
+    return Losses(*progress.get("losses", ()))
+
+
+def refuse_losses(losses: Losses, entry: str, wanted: settings.Tokenizer, final: bool) -> None:
+    """Raises DataError when the tokenizer loses more than tokenizer.max_lost_share. final: nothing more will be counted."""
+    judged = final or losses.sampled_characters >= JUDGED_CHARACTERS
+    if judged and losses.share > wanted.max_lost_share:
+        raise DataError(
+            f"{entry}: {losses.told()}; name a tokenizer that was made for this text (tokenizer.path), or set "
+            f"tokenizer.max_lost_share, now {wanted.max_lost_share:g}, to at least {losses.share:.2g}"
+        )
 
 
 def _distinct(names: list[str]) -> tuple[str, ...]:
@@ -207,6 +259,9 @@ class Job:
     ) -> "Job":
         """Options that are not those of every store stand in the address only where they are used, so that the stores of
         before are found."""
+        fingerprint = (
+            source.fingerprint
+        )  # before anything is read: what changes later is found (Filling.check_unchanged)
         hold_out = hold_out_of(source, data.heldout_fraction)
         options = {
             "add_bos": wanted.add_bos,
@@ -219,26 +274,39 @@ class Job:
         if source.split_documents:
             options["split_documents"] = source.split_documents
         header = {
-            "source": {"name": source.name, "entry": source.entry, "fingerprint": source.fingerprint},
+            "source": {"name": source.name, "entry": source.entry, "fingerprint": fingerprint},
             "tokenizer": {"fingerprint": words.fingerprint, "vocab_size": words.vocab_size},
             "options": options,
             "dtype": words.dtype,
         }
-        return cls(source, share, _place(header, Path(data.folder)), header, hold_out)
+        return cls(source, share, _place(source, header, Path(data.folder)), header, hold_out)
 
     def finished(self) -> bool:
-        return (self.folder / "manifest.json").exists() and TokenStore(self.folder).complete
+        return is_finished(self.folder)
 
 
-def _place(header: dict[str, Any], folder: Path) -> Path:
-    """Where the store that is made from this lies, or will lie: found by its address, whatever it was called before."""
+def _place(made_of: Source, header: dict[str, Any], folder: Path) -> Path:
+    """Where the store that is made from this is, or will be: found by its address, whatever it was called before."""
     source, rest = header["source"], {key: header[key] for key in ("tokenizer", "options")}
     if not source["fingerprint"]:
         return _without_fingerprint(source, rest, folder)
-    made_from = [FORMAT, source["fingerprint"], rest["tokenizer"]["fingerprint"], rest["options"]]
-    address = checksum(json.dumps(made_from, sort_keys=True).encode())[:16]
+    address = _address(source["fingerprint"], rest)
     same = sorted(folder.glob(f"*-{address}"))
-    return same[0] if same else folder / f"{source['name']}-{address}"
+    if same:
+        return same[0]
+    former = _address(made_of.former_fingerprint, rest)
+    finished = [store for store in sorted(folder.glob(f"*-{former}")) if is_finished(store)]
+    return finished[0] if finished else folder / f"{source['name']}-{address}"
+
+
+def _address(fingerprint: str, rest: dict[str, Any]) -> str:
+    """What a store is made from, as the end of its folder's name."""
+    made_from = [ADDRESS_FORMAT, fingerprint, rest["tokenizer"]["fingerprint"], rest["options"]]
+    return checksum(json.dumps(made_from, sort_keys=True).encode())[:16]
+
+
+def is_finished(store: Path) -> bool:
+    return (store / "manifest.json").exists() and TokenStore(store).complete
 
 
 def _without_fingerprint(source: dict[str, Any], rest: dict[str, Any], folder: Path) -> Path:
@@ -262,7 +330,7 @@ def fill(jobs: list[Job], words: Tokenizer, wanted: settings.Tokenizer, data: se
             for job in sorted(jobs, key=lambda job: job.folder):  # one order for all: no two processes wait crosswise
                 stack.enter_context(locked(job.folder, note))
             encoders = stack.enter_context(Encoders(words, bos, eos, _processes(jobs, words, data)))
-            fillings = [stack.enter_context(Filling(job, encoders, data)) for job in jobs]
+            fillings = [stack.enter_context(Filling(job, encoders, data, wanted)) for job in jobs]
             shown = stack.enter_context(Shown(fillings, note))
             while running := [filling for filling in fillings if not filling.writer.complete]:
                 min(running, key=Filling.ahead_of_share).step()
@@ -300,11 +368,13 @@ class Chunk:
 class Filling:
     """One store being filled. A context manager: closes the store's files."""
 
-    def __init__(self, job: Job, encoders: Encoders, data: settings.Data) -> None:
-        self.job, self.encoders, self.data = job, encoders, data
+    def __init__(self, job: Job, encoders: Encoders, data: settings.Data, wanted: settings.Tokenizer) -> None:
+        self.job, self.encoders, self.data, self.wanted = job, encoders, data, wanted
         self.writer = StoreWriter(job.folder, job.header)
         self.progress = {"position": {}, "empty_documents": 0, "bad_documents": 0, "bad": [], **self.writer.progress}
         self.documents = job.source.documents(self.progress["position"])
+        self.losses = losses_in(self.progress)
+        self.unchanged_files = self.progress["position"].get("file", 0)  # those before were read and did not change
         self.chunks = self._read()
         self.all_read = False
         self.ahead: deque[Chunk] = deque()
@@ -331,18 +401,37 @@ class Filling:
         if self.ahead:
             self._append(self.ahead.popleft())
         done = self.all_read and not self.ahead
+        if done or time.monotonic() - self.committed_at > COMMIT_SECONDS:
+            self.commit(done)
+
+    def commit(self, done: bool) -> None:
+        """What was appended becomes the store, if it is what the sources held when the store was named."""
+        self.check_unchanged()
+        refuse_losses(self.losses, self.job.source.entry, self.wanted, final=done)
         if done and not self.tokens():
             raise DataError(
                 f"{self.job.source.entry}: no document with text is left ({self.progress['empty_documents']} empty, "
                 f"{self.progress['bad_documents']} bad, {self.writer.documents('heldout')} held out by data.heldout_fraction); "
                 "name a source with more text, or hold less of it out"
             )
-        if done or time.monotonic() - self.committed_at > COMMIT_SECONDS:
-            self.writer.commit(self.progress, complete=done)
-            self.committed_at = time.monotonic()
+        self.writer.commit({**self.progress, "losses": list(self.losses.counts())}, complete=done)
+        self.committed_at = time.monotonic()
+
+    def check_unchanged(self) -> None:
+        """Raises DataError, and drops what was prepared, when a file that was read since the last commit changed meanwhile:
+        the store is named by what the files held before."""
+        reading = self.documents.position.get("file", 0)
+        change = self.job.source.changed(self.unchanged_files, reading + 1)
+        if change:
+            discard(self.job.folder)
+            raise DataError(
+                f"{change}; what was prepared of {self.job.source.entry} is dropped: start again when nothing writes to it"
+            )
+        self.unchanged_files = reading
 
     def _append(self, chunk: Chunk) -> None:
         encoded = chunk.encoded.result()
+        self.losses += encoded.losses
         for stream, mine in (("train", ~chunk.heldout), ("heldout", chunk.heldout)):
             ids = encoded.ids[np.repeat(mine, encoded.lengths)]
             self.writer.append(stream, ids, encoded.lengths[mine], chunk.text_bytes[mine])
@@ -442,7 +531,8 @@ class Behind:
             time.sleep(0.02)
 
     def check(self, stores: tuple[TokenStore, ...]) -> None:
-        if self._process.poll() is not None and not all(TokenStore(store.folder).complete for store in stores):
+        code = self._process.poll()
+        if code or (code == 0 and not all(TokenStore(store.folder).complete for store in stores)):
             self._fail()
 
     def _fail(self) -> None:

@@ -2,50 +2,40 @@
 
 sources(data)          what settings.Data names, found and checked
 source.documents(at)   the documents from a position on; `.position` of what it returns is where to go on
-source.fingerprint     changes when the documents may have changed
+source.fingerprint     of the content alone: changes when the documents may have changed
 """
 
 import glob
-import json
 import os
 import re
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
 from longfire import settings
-from longfire.data import formats
+from longfire.data import fingerprints, folders, formats
+from longfire.data.fingerprints import Content
+from longfire.data.folders import relative
 from longfire.data.formats import Document
 from longfire.data.tokens import checksum
 from longfire.errors import DataError, SettingsError
 
-HASHED_WHOLE = 16 * 2**20  # bytes; of a larger file: size, time of change, first and last MiB
-SPLITS = {
-    "train": {"train", "training"},
-    "validation": {"validation", "valid", "val", "dev"},
-    "test": {"test", "testing", "eval"},
-}
 # Left out of the embedded corpus: tests, what was installed, and the tables of character sets, which are numbers, not language.
-NOT_LIBRARY = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "lib-dynload",
-    "__pycache__",
-    "encodings",
-}
-ABOUT_DATA = re.compile(
-    r"(^|/)(\.|(dataset_infos?|dataset_dict|state)\.json$|cache-[0-9a-f]+\.arrow$)"
-)  # of `datasets`
-BESIDE_DATA = re.compile(
-    r"(^|/)(README|LICENSE)[^/]*$|\.py$"
-)  # text files that are no documents where there are data files
+NOT_LIBRARY = frozenset(
+    {
+        "test",
+        "tests",
+        "idle_test",
+        "site-packages",
+        "dist-packages",
+        "lib-dynload",
+        "__pycache__",
+        "encodings",
+    }
+)
 
 
 class Documents(Protocol):
@@ -65,25 +55,36 @@ class Source(Protocol):
     fields: tuple[str, ...]  # whose texts are joined; () is `text`, else `content`
     bytes_total: int  # as it lies, compressed or not; 0: unknown
     fingerprint: str  # changes when the documents may have changed
+    former_fingerprint: str  # of the same documents, as it was before
     parts: int
     split_documents: str  # how its text files become documents
+    told: str  # what of a folder is read and what is left out; "" where nothing was chosen from
 
     def documents(self, position: dict[str, Any] | None = None) -> Documents: ...
 
     def part(self, number: int) -> Iterator[Document]: ...
+
+    def changed(self, first: int, stop: int) -> str: ...
 
     def identities(self) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files, sorted by their path relative to `root`."""
+    """Files, sorted by their path relative to `root`.
+
+    told: what of a folder or a glob is read and what is left out; folder: where hashes of files are remembered (data.folder);
+    note: who is told that hashing will take long.
+    """
 
     entry: str
     root: Path
     files: tuple[Path, ...]
     fields: tuple[str, ...] = ()
     split_documents: str = ""  # of text files (settings.Data)
+    told: str = ""
+    folder: str = ""
+    note: fingerprints.Note | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -103,15 +104,40 @@ class FileSource:
         return sum(self.sizes)
 
     @cached_property
+    def contents(self) -> list[Content]:
+        """What each file held when it was first asked for, in this order."""
+        return fingerprints.contents_of(self.files, self.folder, self.note)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Of the sorted relative names, sizes and contents; of a file over 16 MiB not the whole content, but the time of its
-        last change and its first and last MiB."""
-        return checksum(
-            *(
-                f"{relative(file, self.root)}\0{size}\0{_content(file, size)}\n".encode()
-                for file, size in zip(self.files, self.sizes)
-            )
-        )
+        """Of the sorted relative names, sizes and contents."""
+        return self.fingerprint_of([content.digest for content in self.contents])
+
+    @property
+    def former_fingerprint(self) -> str:
+        """As it was before large files were hashed whole: where the stores of then are found."""
+        files = list(zip(self.files, self.contents))
+        return self.fingerprint_of([fingerprints.former_digest(file, content) for file, content in files])
+
+    def fingerprint_of(self, digests: list[str]) -> str:
+        lines = []
+        for file, content, digest in zip(self.files, self.contents, digests):
+            lines.append(os.fsencode(relative(file, self.root)) + f"\0{content.stamp.size}\0{digest}\n".encode())
+        return checksum(*lines)
+
+    def changed(self, first: int, stop: int) -> str:
+        """Which of the files [first, stop) holds something else than when its fingerprint was taken; "" if none does.
+        A file that was only touched does not."""
+        for number in range(first, min(stop, len(self.files))):
+            file, before = self.files[number], self.contents[number]
+            now = fingerprints.stamp_of(file)
+            if now != before.stamp:
+                if now.size != before.stamp.size:
+                    return f"{file}: it has {now.size:,} bytes, and had {before.stamp.size:,} when preparation began"
+                if fingerprints.content_of(file).digest != before.digest:
+                    return f"{file}: it does not hold what it did when preparation began"
+                self.contents[number] = Content(before.digest, now)
+        return ""
 
     def documents(self, position: dict[str, Any] | None = None) -> Documents:
         return FileDocuments(self, position or {})
@@ -140,8 +166,9 @@ class FileDocuments:
 
     def __iter__(self) -> Iterator[Document]:
         source = self.source
+        before = sum(source.sizes[: self.position["file"]])
         for number in range(self.position["file"], len(source.files)):
-            file, before = source.files[number], sum(source.sizes[:number])
+            file = source.files[number]
             name = source.name_of(file)
             is_whole = formats.format_of(file) in formats.TEXT_FORMATS and not source.split_documents
             row, offset = self.position["row"], self.position["offset"]
@@ -150,17 +177,20 @@ class FileDocuments:
                 self.bytes_read = before + int(source.sizes[number] * record.done)
                 place = "" if is_whole else f":{record.row}"
                 yield Document(name + place, f"{file}{place}", record.text, record.problem)
+            before += source.sizes[number]
             self.position = {"file": number + 1, "row": 0, "offset": 0}
 
 
-def sources(data: settings.Data) -> tuple[Source, ...]:
-    """The sources that the settings name. Raises SettingsError and DataError naming the entry and the mend."""
+def sources(data: settings.Data, note: fingerprints.Note | None = None) -> tuple[Source, ...]:
+    """The sources that the settings name. note: who is told that hashing will take long.
+
+    Raises SettingsError and DataError naming the entry and the mend."""
     count = len(data.dataset)
     if not count:
         raise SettingsError("data.dataset is empty: name files, folders, globs, datasets of the hub, or `embedded`")
     keys = ("dataset_name", "dataset_split", "data_dir", "data_files", "text_field")
     own = {key: _one_each(key, getattr(data, key), count) for key in keys}
-    return tuple(_source(entry, data, {key: own[key][i] for key in keys}) for i, entry in enumerate(data.dataset))
+    return tuple(_source(entry, data, {key: own[key][i] for key in keys}, note) for i, entry in enumerate(data.dataset))
 
 
 def validation_of(data: settings.Data) -> settings.Data:
@@ -187,18 +217,16 @@ def validation_of(data: settings.Data) -> settings.Data:
 
 def in_both(unseen: Source, trained: Source) -> str:
     """What of a source stands in another one too: a file of both, or the whole source, by content, whatever it is called; ""
-    if they have nothing in common. (Of files over HASHED_WHOLE a copy is not found.)"""
+    if they have nothing in common."""
     if not (isinstance(unseen, FileSource) and isinstance(trained, FileSource)):
         return unseen.entry if unseen.fingerprint and unseen.fingerprint == trained.fingerprint else ""
-    files = [(file, size) for file, size in zip(unseen.files, unseen.sizes) if size]
-    sizes = {size for _, size in files}
-    alike = [(file, size) for file, size in zip(trained.files, trained.sizes) if size in sizes]
-    paths = {file.resolve() for file, _ in alike}
+    files = [(file, content.digest) for file, content, size in zip(unseen.files, unseen.contents, unseen.sizes) if size]
+    paths = {file.resolve() for file in trained.files}
     for file, _ in files:
         if file.resolve() in paths:
             return str(file)
-    contents = {_content(file, size) for file, size in alike}
-    same = bool(files) and all(_content(file, size) in contents for file, size in files)
+    trained_on = {content.digest for content in trained.contents}
+    same = bool(files) and all(digest in trained_on for _, digest in files)
     return unseen.entry if same else ""
 
 
@@ -222,22 +250,26 @@ def _one_each(key: str, values: tuple[str, ...], count: int) -> tuple[str, ...]:
     return values if len(values) == count else (values or ("",)) * count
 
 
-def _source(entry: str, data: settings.Data, own: dict[str, str]) -> Source:
+def _source(entry: str, data: settings.Data, own: dict[str, str], note: fingerprints.Note | None) -> Source:
     if entry == "embedded":
         return _library()
     fields = _fields(own["text_field"])
     path = Path(entry).expanduser()
-    if glob.has_magic(entry) and not path.exists():
-        return FileSource(entry, *_globbed(entry, own), fields, data.split_documents)
     if path.is_file():
         if own["data_dir"] or own["data_files"]:
             raise DataError(
                 f"{entry}: data_dir and data_files choose inside a folder, and this is a file; leave them empty"
             )
-        return FileSource(entry, path.parent, _readable([path]), fields, data.split_documents)
-    if path.is_dir():
-        return FileSource(entry, path, _in_folder(entry, path, own), fields, data.split_documents)
-    return _on_hub(entry, data, own, fields)
+        chosen = folders.in_file(path)
+    elif path.is_dir():
+        chosen = folders.in_folder(entry, path, own)
+    elif glob.has_magic(entry):
+        chosen = folders.in_glob(entry, own)
+    else:
+        folders.refuse_dangling([path])
+        return _on_hub(entry, data, own, fields)
+    told = "" if path.is_file() else chosen.told()
+    return FileSource(entry, chosen.root, chosen.files, fields, data.split_documents, told, data.folder, note)
 
 
 def _fields(text_field: str) -> tuple[str, ...]:
@@ -252,127 +284,11 @@ def _fields(text_field: str) -> tuple[str, ...]:
 def _library() -> FileSource:
     """`embedded`: the source and the documentation that ship with the running Python, without what NOT_LIBRARY names."""
     root = Path(sysconfig.get_path("stdlib"))
-    found = (f for f in _walk(root, NOT_LIBRARY) if f.suffix in (".py", ".txt", ".rst") and not f.is_symlink())
+    found = (f for f in folders.walk(root, NOT_LIBRARY) if f.suffix in (".py", ".txt", ".rst") and not f.is_symlink())
     files = tuple(file for file in found if file.stat().st_size)
     if not files:
         raise DataError(f"data.dataset = embedded: no library source in {root}; name files of your own")
     return FileSource("embedded", root, files)
-
-
-def _walk(root: Path, without: set[str] = frozenset()) -> list[Path]:
-    """All files below root in the order of their relative paths; a linked folder is one of them, and is not entered."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = set(folders) - without
-        found += [Path(folder, name) for name in files]
-        found += [link for name in folders if (link := Path(folder, name)).is_symlink()]
-    return sorted(found, key=lambda file: relative(file, root))
-
-
-def _inside(path: Path, root: Path) -> Path:
-    """The path, unless a link leads it out of the source's folder (the hub's own cache links inside its repository)."""
-    boundary = root.resolve()
-    if boundary.parent.name == "snapshots":
-        boundary = boundary.parent.parent
-    if not path.resolve().is_relative_to(boundary):
-        raise DataError(f"{path}: a link to {path.resolve()}, outside of {root}; name that place as a source itself")
-    return path
-
-
-def _in_folder(entry: str, root: Path, own: dict[str, str]) -> tuple[Path, ...]:
-    """The files of a folder that the settings choose, in the order of their relative paths."""
-    _local_only(entry, own)
-    top = root
-    for key in ("data_dir", "data_files"):
-        if Path(own[key]).is_absolute() or ".." in Path(own[key]).parts:
-            raise DataError(f"data.{key} = {own[key]!r} leads out of {root}; give a path inside it")
-    if own["data_dir"]:
-        top = _inside(root / own["data_dir"], root)
-        if not top.is_dir():
-            raise DataError(f"data.data_dir = {own['data_dir']!r}: no such folder in {root}")
-    if own["data_files"]:
-        names = sorted(glob.glob(own["data_files"], root_dir=top, recursive=True))
-        files = [top / name for name in names if (top / name).is_file()]
-        if not files:
-            raise DataError(f"data.data_files = {own['data_files']!r}: no such file in {top}")
-        chosen = _readable(files)
-    else:
-        chosen = _data_files(top)
-    return tuple(_inside(file, root) for file in _of_split(entry, chosen, root, own))
-
-
-def _globbed(entry: str, own: dict[str, str]) -> tuple[Path, tuple[Path, ...]]:
-    _local_only(entry, own)
-    parts = Path(entry).expanduser().parts
-    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:plain])
-    found = (root / name for name in glob.glob(str(Path(*parts[plain:])), root_dir=root, recursive=True))
-    files = sorted((file for file in found if file.is_file()), key=lambda file: relative(file, root))
-    if not files:
-        raise DataError(f"data.dataset: no file matches {entry!r}")
-    chosen = _of_split(entry, _readable(files), root, {**own, "data_files": "*"})
-    return root, tuple(_inside(file, root) for file in chosen)
-
-
-def _local_only(entry: str, own: dict[str, str]) -> None:
-    if own["dataset_name"]:
-        raise DataError(
-            f"data.dataset_name = {own['dataset_name']!r} is for datasets of the hub, and {entry} lies here; choose "
-            f"files with data_dir or data_files"
-        )
-
-
-def _data_files(folder: Path) -> tuple[Path, ...]:
-    """All that we read in a folder, without what describes or accompanies the data."""
-    found = [_inside(path, folder) if path.is_dir() else path for path in _walk(folder)]
-    files = [f for f in found if f.is_file() and formats.format_of(f) and not ABOUT_DATA.search(relative(f, folder))]
-    if any(formats.format_of(file) not in formats.TEXT_FORMATS for file in files):
-        files = [file for file in files if not BESIDE_DATA.search(relative(file, folder))]
-    if not files:
-        raise DataError(f"{folder}: no file in it that we read ({_known()})")
-    return tuple(files)
-
-
-def _of_split(entry: str, files: tuple[Path, ...], root: Path, own: dict[str, str]) -> tuple[Path, ...]:
-    """The files of data.dataset_split, by the words of their relative paths (`train-00000.parquet`, `test/a.jsonl`).
-
-    Without the setting: those of `train` where data files are named by splits and were not named one by one, else all.
-    Text files are documents, whatever they are called.
-    """
-    wanted = own["dataset_split"]
-    listed = root / "dataset_dict.json"  # what `datasets` saves beside a folder for each split
-    if listed.is_file() and not own["data_dir"] and not own["data_files"]:
-        names = json.loads(listed.read_text())["splits"]
-        return _some(entry, wanted, names, [f for f in files if relative(f, root).split("/")[0] == (wanted or "train")])
-    words = {file: set(re.split(r"[^a-z0-9]+", relative(file, root).lower())) for file in files}
-    data = [file for file in files if formats.format_of(file) not in formats.TEXT_FORMATS]
-    named = [split for split, marks in SPLITS.items() if any(marks & words[file] for file in data)]
-    if wanted in ("", "train") and (own["data_files"] or not named):
-        return files
-    marks = SPLITS.get(wanted or "train", {wanted.lower()})
-    return _some(
-        entry, wanted, named, [file for file in files if marks & words[file] or (not wanted and file not in data)]
-    )
-
-
-def _some(entry: str, wanted: str, there: list[str], chosen: list[Path]) -> tuple[Path, ...]:
-    if not chosen:
-        raise DataError(
-            f"{entry}: no files of split {wanted or 'train'!r} (splits there: {', '.join(there) or 'none'}); set "
-            f"data.dataset_split or data.data_files"
-        )
-    return tuple(chosen)
-
-
-def _readable(files: list[Path]) -> tuple[Path, ...]:
-    for file in files:
-        if not formats.format_of(file):
-            raise DataError(f"{file}: not a kind of file that we read ({_known()})")
-    return tuple(files)
-
-
-def _known() -> str:
-    return f"{', '.join(formats.FORMATS)}; the text ones also as .gz and .zst"
 
 
 def _on_hub(entry: str, data: settings.Data, own: dict[str, str], fields: tuple[str, ...]) -> Source:
@@ -393,22 +309,6 @@ def _on_hub(entry: str, data: settings.Data, own: dict[str, str], fields: tuple[
     return HubSource(
         "/".join(parts[:2]), data.streaming, data.trust_remote_code, fields, *(own[k] for k in HubSource.CHOICES)
     )
-
-
-def _content(file: Path, size: int) -> str:
-    digest = blake2b(digest_size=16)
-    with open(file, "rb") as opened:
-        if size <= HASHED_WHOLE:
-            digest.update(opened.read())
-        else:
-            digest.update(f"{file.stat().st_mtime_ns}".encode() + opened.read(2**20))
-            opened.seek(size - 2**20)
-            digest.update(opened.read())
-    return digest.hexdigest()
-
-
-def relative(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix()
 
 
 def short_name(entry: str) -> str:

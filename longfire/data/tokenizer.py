@@ -6,6 +6,7 @@ document's text becomes one (`<eos>` in a text is five characters).
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Words
 
 from longfire import settings
+from longfire.data import losses
 from longfire.data.heldout import HoldOut, hold_out_of
+from longfire.data.losses import Losses
 from longfire.data.tokens import checksum, locked
 from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
@@ -54,6 +57,21 @@ class Tokenizer:
     @property
     def eos_id(self) -> int | None:
         return self.words.token_to_id(self.eos) if self.eos else None
+
+    @cached_property
+    def loses_nothing(self) -> bool:
+        """Whether every text can be said: there is a token for each byte."""
+        return losses.loses_nothing(self.words)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        return losses.unknown_id(self.words)
+
+    def losses_of(self, texts: list[str], encoded: list[np.ndarray]) -> Losses:
+        """What is lost of texts, whose ids are `encoded`, without BOS and EOS."""
+        if self.loses_nothing:
+            return Losses()
+        return losses.losses_of(self.words, self.unknown_id, texts, encoded)
 
     @property
     def vocabulary(self) -> str:
@@ -153,6 +171,8 @@ def bytes_tokenizer() -> Tokenizer:
 class Bytes(Tokenizer):
     """The same ids as the library gives for this tokenizer, without its detours."""
 
+    loses_nothing = True
+
     def arrays(self, texts: list[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(self.dtype) for text in texts]
 
@@ -229,10 +249,22 @@ def _names(folder: Path, words: Words) -> tuple[str, str]:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             config = _json(folder / name)
-            found = (config.get("bos_token") or "", config.get("eos_token") or "")
-            return tuple(word["content"] if isinstance(word, dict) else word for word in found)
+            return tuple(_word(config, key, folder / name) for key in ("bos_token", "eos_token"))
     special = {token.content for token in words.get_added_tokens_decoder().values() if token.special}
     return tuple(next((word for word in known if word in special), "") for known in (KNOWN_BOS, KNOWN_EOS))
+
+
+def _word(config: dict, key: str, file: Path) -> str:
+    """A token that a file names, as text or as an object with `content`; "" if it names none."""
+    word = config.get(key)
+    if isinstance(word, dict):
+        word = word.get("content")
+    if word is not None and not isinstance(word, str):
+        raise DataError(
+            f"{file}: {key} = {json.dumps(word)} must be one token, as text; further ends of a text belong into the "
+            "eos_token_id of generation_config.json"
+        )
+    return word or ""
 
 
 def _chat_template(folder: Path) -> str:
@@ -308,6 +340,9 @@ def _trained(
         if not (folder / "tokenizer_config.json").exists():  # written last
             sizes = [int(share * wanted.train_bytes) for share in shares]
             texts = [t for part in zip(sources, sizes, rules) for t in sample(*part)]
+            for source in sources:
+                if change := source.changed(0, source.parts):
+                    raise DataError(f"{change}; start again when nothing writes to it")
             made = train_tokenizer(texts, wanted.train_vocab_size)
             size = sum(len(text.encode()) for text in texts)
             asked = f" ({wanted.train_vocab_size} asked for: the text has no more)"

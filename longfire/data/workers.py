@@ -17,16 +17,20 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer as Words
 
+from longfire.data.losses import Losses
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError
+
+LOSS_COUNTS = len(Losses().counts())  # numbers of a message before the lengths
 
 
 @dataclass(frozen=True)
 class Ids:
-    """Documents' ids end to end, and the length of each."""
+    """Documents' ids end to end, the length of each, and what the tokenizer could not say of them."""
 
     ids: np.ndarray
     lengths: np.ndarray
+    losses: Losses
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], bos: int | None, eos: int | None) -> Ids:
@@ -35,7 +39,8 @@ def encode(tokenizer: Tokenizer, texts: list[str], bos: int | None, eos: int | N
     documents = tokenizer.arrays(texts)
     lengths = np.array([len(before) + len(ids) + len(after) for ids in documents], np.int64)
     parts = [part for ids in documents for part in (before, ids, after)]
-    return Ids(np.concatenate(parts) if parts else before[:0], lengths)
+    ids = np.concatenate(parts) if parts else before[:0]
+    return Ids(ids, lengths, tokenizer.losses_of(texts, documents))
 
 
 class Encoders:
@@ -86,7 +91,9 @@ class Encoders:
                 f"a tokenizing process ended with code {process.wait()}; if it was killed for memory, set a smaller "
                 f"data.num_workers"
             ) from e
-        return Ids(np.frombuffer(ids, self.tokenizer.dtype), np.frombuffer(lengths, np.int64))
+        numbers = np.frombuffer(lengths, np.int64)
+        losses = Losses(*numbers[:LOSS_COUNTS].tolist())
+        return Ids(np.frombuffer(ids, self.tokenizer.dtype), numbers[LOSS_COUNTS:], losses)
 
 
 def _send(stream: BinaryIO, head: bytes, body: bytes) -> None:
@@ -121,7 +128,8 @@ def _work() -> None:
             stops = np.cumsum(np.frombuffer(lengths, np.int64)).tolist()
             texts = [raw[start:stop].decode() for start, stop in zip([0, *stops], stops)]
             encoded = encode(tokenizer, texts, *ends)
-            _send(answers, encoded.lengths.tobytes(), encoded.ids.tobytes())
+            head = np.array([*encoded.losses.counts(), *encoded.lengths.tolist()], np.int64)
+            _send(answers, head.tobytes(), encoded.ids.tobytes())
     except (EOFError, BrokenPipeError):
         return
 

@@ -26,6 +26,7 @@ from longfire.disk import put_in_place
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import without_folders
 from longfire.hub.check import Check, compare_imported
+from longfire.hub.checksums import SUMS, check_checksums
 from longfire.hub.families import family_of
 from longfire.hub.load import read_weights, shape_in
 from longfire.hub.tensors import layout
@@ -40,7 +41,15 @@ NOTE_SECONDS = 10  # between lines of progress where there is no terminal
 PROBE_SECONDS = 10  # how long the hub may take to answer at all
 
 # What is fetched of a repository. No code, and PyTorch's own files only where there is nothing else.
-DESCRIBED = ["config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"]
+DESCRIBED = [
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    SUMS,
+]
 SAFE, BIN = (
     ["model*.safetensors", "model.safetensors.index.json"],
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
@@ -64,6 +73,7 @@ def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     load_plugins(plugins)
     theirs = found(source, note)
+    check_checksums(theirs, note, whole=Path(source).expanduser().is_dir())
     shape, tokenizer = shape_in(theirs), from_folder(theirs)
     for line in compare_words(tokenizer, shape, theirs):
         note(line)

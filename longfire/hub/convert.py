@@ -19,6 +19,7 @@ from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import model_card, without_folders
 from longfire.hub.check import Check, compare, compare_bytes, compare_tokenizer, refuse_unless
+from longfire.hub.checksums import write_checksums
 from longfire.hub.families import config_from_shape, family_named
 from longfire.hub.family import Family, left_out
 from longfire.hub.foreign import Foreign, compare_saved, save
@@ -83,6 +84,7 @@ def export(
         card = model_card(folder.absolute().name, config, parameters, facts, check)
         for name, text in {"README.md": card, **files}.items():
             (aside / name).write_text(text, encoding="utf-8")
+        write_checksums(aside)
         settle(aside)
         put_in_place(aside, folder)
     except (OSError, SafetensorError) as e:

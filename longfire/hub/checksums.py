@@ -1,0 +1,94 @@
+"""SHA256SUMS of an export: what each of its files held when it was written and compared.
+
+    e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  model.safetensors
+
+It is the format of `sha256sum -c SHA256SUMS`. Import, eval, generate and everything else that
+reads an export checks it when it is there. A file of the list that holds something else is an
+error, also a config.json: nobody can tell damage from an edit. Whoever edited a file on purpose
+removes its line. README.md may differ, which is only told: it changes no model.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+from longfire.errors import CheckpointError
+
+SUMS = "SHA256SUMS"
+CARD = "README.md"
+LINE = re.compile(r"([0-9a-f]{64})  ([^/\0\n]+)")
+BLOCK_BYTES = 2**22
+THREADS = 8  # hashing lets other threads run
+
+
+def write_checksums(folder: Path) -> None:
+    """List every file of a folder. The last thing that is written of an export."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    lines = [f"{digest}  {file.name}\n" for file, digest in zip(files, digests_of(files))]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_checksums(folder: Path, note: Callable[[str], None] | None = None, whole: bool = True) -> None:
+    """Compare a folder with its list, where it has one. note: who is told of another README.md; None: stderr. whole: a file of
+    the list that is not there is an error, as it is not where only some files were fetched.
+
+    Raises CheckpointError naming a file that is missing or holds something else.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        return
+    wanted = read_checksums(sums)
+    missing = [name for name in wanted if not (folder / name).is_file() and name != CARD]
+    if missing and whole:
+        raise CheckpointError(
+            f"{folder / missing[0]}: {SUMS} lists it, but it is not there; copy or download the folder again, or remove its "
+            f"line from {sums} if you removed it on purpose"
+        )
+    names = [name for name in wanted if (folder / name).is_file()]
+    for name, digest in zip(names, digests_of([folder / name for name in names])):
+        if digest == wanted[name]:
+            continue
+        if name != CARD:
+            raise CheckpointError(
+                f"{folder / name}: it does not hold what was exported, by its checksum in {SUMS}: damaged, or edited; copy "
+                f"or download it again, or remove its line from {sums} if you changed it on purpose"
+            )
+        told = f"{folder / name} was changed after the export ({SUMS}); it does not change the model"
+        (note or to_stderr)(told)
+
+
+def read_checksums(sums: Path) -> dict[str, str]:
+    """File -> hash. Raises CheckpointError for a line of another form."""
+    try:
+        lines = sums.read_bytes().decode().split("\n")
+    except UnicodeDecodeError:
+        lines = [""]
+    wanted = {}
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" and len(lines) > 1 else lines, 1):
+        found = LINE.fullmatch(line)
+        if not found:
+            raise CheckpointError(
+                f"{sums}:{number}: damaged: not a hash and a file; copy or download it again, or remove it to go on unchecked"
+            )
+        wanted[found[2]] = found[1]
+    return wanted
+
+
+def digests_of(files: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(THREADS, "checksums") as threads:
+        return list(threads.map(digest_of, files))
+
+
+def digest_of(file: Path) -> str:
+    digest = sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
