@@ -33,7 +33,16 @@ NOTE_SECONDS = 10  # between lines of progress where there is no terminal
 PROBE_SECONDS = 10  # how long the hub may take to answer at all
 
 # What is fetched of a repository. No code, and PyTorch's own files only where there is nothing else.
-DESCRIBED = ["config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"]
+DESCRIBED = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+]
 SAFE, BIN = (
     ["model*.safetensors", "model.safetensors.index.json"],
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
@@ -116,13 +125,12 @@ def compare_words(tokenizer: Tokenizer, shape: ModelShape, where: Path) -> Itera
 
 def new_run(theirs: Path, source: str, folder: Path, shape: ModelShape, tokenizer: Tokenizer) -> Run:
     """The settings that the run begins with; data are named when it is trained. Raises SettingsError."""
-    begins = tokenizer.words.encode("a", add_special_tokens=True).ids[:1] == [tokenizer.bos_id]
     said = {
         "job.dump_folder": folder,
         "job.description": f"imported from {without_folders(source)} ({read_config(theirs)['model_type']})",
         "model.config": theirs,
         "tokenizer.path": folder.absolute() / "tokenizer",
-        "tokenizer.add_bos": begins,
+        "tokenizer.add_bos": tokenizer.adds_bos,
         "tokenizer.add_eos": tokenizer.eos_id is not None,
         "training.seq_len": min(SEQ_LEN, shape.max_position_embeddings or SEQ_LEN),
         "optimizer.lr": LEARNING_RATE,
