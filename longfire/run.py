@@ -18,7 +18,7 @@ from longfire.checks import check, no_family_for
 from longfire.config_file import read_config
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
-from longfire.hub.families import shape_from_config
+from longfire.hub.families import FAMILIES, ignored_keys, shape_from_config
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.plan import resolve_degrees
@@ -92,6 +92,8 @@ class Run:
 
             load_plugins(run.model.plugins)
         run = run.with_shape(toml, words)
+        for line in run.ignored_keys():
+            note(line)
         if run.shape is None and needs_model:
             raise SettingsError(
                 f"{recipe or 'command line'}: model.config is empty, and [model] has no keys of a model: `longfire init` "
@@ -120,6 +122,12 @@ class Run:
         place = " and ".join(places)
         shape = read_tables(tables, place, Path(self.model.config) if self.model.config else None)
         return replace(self, shape=shape, shape_from=place).with_base()
+
+    def ignored_keys(self) -> list[str]:
+        """A line that names the keys of model.config that were passed over, if there are."""
+        if not self.model.config or self.model.backend != "longfire":
+            return []
+        return ignored_line(Path(self.model.config))
 
     @classmethod
     def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
@@ -404,6 +412,14 @@ def read_shape(path: Path) -> ModelShape:
     Raises SettingsError naming the file.
     """
     return shape_of(read_config(path), str(path / "config.json" if path.is_dir() else path))
+
+
+def ignored_line(path: Path) -> list[str]:
+    """A line that names the keys of a config.json of transformers that its class does not declare, if there are."""
+    config = read_config(path)
+    names = ignored_keys(config, str(path)) if config.get("model_type") in FAMILIES else []
+    listed = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    return [f"{path}: transformers' class does not declare {listed}: left out"] if names else []
 
 
 def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> ModelShape:

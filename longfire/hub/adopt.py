@@ -25,7 +25,7 @@ from longfire.hub.check import Check, compare_imported
 from longfire.hub.families import family_of
 from longfire.hub.load import read_weights, shape_in
 from longfire.hub.tensors import layout
-from longfire.run import Run
+from longfire.run import Run, ignored_line
 from longfire.shape import ModelShape
 
 Note = Callable[[str], None]
@@ -63,6 +63,8 @@ def adopt(source: str, folder: Path, note: Note = print) -> Check:
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     theirs = found(source, note)
     shape, tokenizer = shape_in(theirs), from_folder(theirs)
+    for line in ignored_line(theirs):
+        note(line)
     for line in compare_words(tokenizer, shape, theirs):
         note(line)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
