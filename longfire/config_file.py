@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from longfire import shipped
 from longfire.errors import SettingsError
@@ -22,7 +22,7 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        config = json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse_constant)
+        config = json.loads(text, object_pairs_hook=without_repeats, parse_constant=infinity_alone)
     except json.JSONDecodeError as e:
         line = e.doc.splitlines()[e.lineno - 1].strip()[:80] if e.doc.strip() else "an empty file"
         raise SettingsError(f"{path}: not valid JSON: line {e.lineno}, column {e.colno}: {e.msg}: {line}") from e
@@ -42,6 +42,8 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def refuse_constant(name: str) -> NoReturn:
-    """Python reads NaN and Infinity, which are no JSON and no value of a config. Raises ValueError."""
-    raise ValueError(f"{name} is no number of JSON")
+def infinity_alone(name: str) -> float:
+    """Infinity, which is no JSON: some classes of transformers write it for "no limit". Raises ValueError for NaN."""
+    if name == "NaN":
+        raise ValueError(f"{name} is no number of JSON")
+    return float(name)

@@ -63,7 +63,8 @@ def write_export(run: Run, state: State, batches: Batches, note: Callable[[str],
         return {}
     out, dtype = run.folder / "hf", getattr(torch, run.checkpoint.export_dtype)
     model, facts = last_model(run, state, note), facts_of(run, state.step)
-    check = export(model, batches.prepared.tokenizer, out, dtype=dtype, facts=facts)
+    tokenizer, adds_bos = batches.prepared.tokenizer, run.tokenizer.add_bos
+    check = export(model, tokenizer, out, dtype=dtype, facts=facts, adds_bos=adds_bos)
     note(f"export: {check}")
     return {"Hugging Face weights": out}
 

@@ -238,10 +238,9 @@ class Reader:
 
 
 def text_row(model: Model, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, index: int = 0) -> Row:
-    """A row whose ids are read as text; EOS and stops end it."""
-    stop_ids = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    """A row whose ids are read as text; EOS, other ends of the model's files and stops end it."""
     words = min(tokenizer.vocab_size, model.shape.vocab_size)
-    return Row(ids, sampling, stop_ids, words, index, Reader(tokenizer, ids, sampling.stop))
+    return Row(ids, sampling, tokenizer.end_ids, words, index, Reader(tokenizer, ids, sampling.stop))
 
 
 def write(
@@ -306,7 +305,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, add_bos: bool = False) -> list
 
 
 def begins_with_bos(opened: Opened) -> bool:
-    """Whether the model's documents began with BOS: as its run says, else as its tokenizer.json puts one before texts."""
+    """Whether the model's documents began with BOS: as its run says, else as the files of its tokenizer do."""
     if opened.run:
         return opened.run.tokenizer.add_bos
-    return opened.tokenizer.words.encode("", add_special_tokens=True).ids[:1] == [opened.tokenizer.bos_id]
+    return opened.tokenizer.adds_bos

@@ -18,7 +18,7 @@ from longfire.checks import FEWEST_WORDS, check
 from longfire.config_file import read_config
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
-from longfire.hub.families import class_of_export, shape_from_config
+from longfire.hub.families import class_of_export, ignored_line, shape_from_config
 from longfire.hub.own_config import is_own_export
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
@@ -112,6 +112,8 @@ class Run:
 
             load_plugins(run.model.plugins)
         run = run.with_shape(toml, words)
+        for line in run.ignored_keys():
+            note(line)
         if run.shape is None and needs_model:
             raise SettingsError(
                 f"{recipe or 'command line'}: model.config is empty, and [model] has no keys of a model: `longfire init` "
@@ -164,6 +166,15 @@ class Run:
             if folder:
                 return tokenizer_beside(Path(folder))
         return None
+
+    def ignored_keys(self) -> list[str]:
+        """A line that names the keys of model.config that were passed over, if there are."""
+        config = Path(self.model.config)
+        return (
+            ignored_line(read_config(config), str(config))
+            if self.model.config and self.model.backend == "longfire"
+            else []
+        )
 
     @classmethod
     def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":

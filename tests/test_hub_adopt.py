@@ -19,6 +19,7 @@ from tokenizers import models
 from longfire.checkpoint import load_model_weights
 from longfire.cli import main
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, train_tokenizer
+from longfire.data.tokenizer_files import CHAT, CarriedFiles
 from longfire.errors import CheckpointError, DataError, SettingsError
 from longfire.hub import adopt as adopting
 from longfire.hub.adopt import adopt
@@ -169,7 +170,7 @@ def test_a_moved_run_finds_its_tokenizer(source, tmp_path):
 
 def test_a_chat_template_and_a_begin_of_text_are_kept(source, tmp_path):
     words = train_tokenizer(["some words, and some more"], 259)
-    words.chat_template = "{{ messages }}"
+    words.carried = CarriedFiles(files={CHAT: "{{ messages }}"})
     words.save(source)
     content = json.loads((source / "tokenizer.json").read_text())
     content["post_processor"] = {"type": "TemplateProcessing", "single": [
@@ -179,7 +180,7 @@ def test_a_chat_template_and_a_begin_of_text_are_kept(source, tmp_path):
     (source / "tokenizer.json").write_text(json.dumps(content))
     adopt(str(source), tmp_path / "run")
     opened = open_model(tmp_path / "run")
-    assert opened.run.tokenizer.add_bos and opened.tokenizer.chat_template == "{{ messages }}"
+    assert opened.run.tokenizer.add_bos and opened.tokenizer.carried.files == {CHAT: "{{ messages }}"}
     main(["export", str(tmp_path / "run"), str(tmp_path / "back")])
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "back").chat_template == "{{ messages }}"
 

@@ -1,12 +1,17 @@
 """hub/check.py: the divergence that decides over an export, and what rounding may make of it."""
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer as Words
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from longfire.hub.check import KL_NATS, Check, kl, tolerated_kl
+from longfire.data.tokenizer import Tokenizer, bytes_tokenizer
+from longfire.errors import CheckpointError
+from longfire.hub.check import KL_NATS, Check, compare_imported_tokenizer, compare_tokenizer, kl, tolerated_kl
 
 pytestmark = pytest.mark.dtype
 
@@ -54,3 +59,27 @@ def test_a_check_says_what_was_compared_and_what_was_not():
     half = Check(12, 1, "bfloat16", 128, 2e-5, "GLAForCausalLM of fla", None, "fla is not installed")
     assert "ours KL 2.0e-05 by rounding" in str(half)
     assert "GLAForCausalLM of fla: not compared, fla is not installed" in str(half)
+
+
+def test_a_tokenizer_that_a_class_of_transformers_makes_anew(tmp_path):
+    """GPT2Tokenizer drops the pre-tokenizer of tokenizer.json: the file is taken as it is, and the difference is reported."""
+    words = Words(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    words.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    words.train_from_iterator(["def f(x):\n    return 12 + 3\n\n  1234567 a\n\n  12\n"] * 50, trainer)
+    tokenizer = Tokenizer(words, "", "<eos>")
+    tokenizer.save(tmp_path)
+    assert compare_imported_tokenizer(tokenizer, tmp_path) == ""
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
+    assert "gives other ids than their tokenizer.json" in compare_imported_tokenizer(tokenizer, tmp_path)
+    with pytest.raises(CheckpointError, match="gives other ids than ours"):
+        compare_tokenizer(tokenizer, tmp_path)
+    with pytest.raises(CheckpointError, match="gives other ids by transformers than by longfire"):
+        compare_imported_tokenizer(bytes_tokenizer(), tmp_path)

@@ -533,7 +533,7 @@ def test_theirs_to_ours_and_back(case):
     ):  # softmax with a bias and a window is fla's; without, transformers' own
         assert theirs["model_type"] == "transformer" and mine["model_type"] in TRANSFORMERS
     else:
-        ignored = {"architectures", "dtype", "pad_token_id"}
+        ignored = {"architectures", "dtype", "torch_dtype", "transformers_version", "pad_token_id"}
         ignored |= {key for key in ("num_kv_heads", "num_v_heads") if theirs.get(key) is None}  # we say num_heads
         ignored |= {"max_position_embeddings", *FAMILIES[theirs["model_type"]].older} - theirs.keys()
         differ = {key for key in mine if key not in ignored and mine[key] != theirs.get(key)}
@@ -785,3 +785,16 @@ def test_configs_as_they_are_published_mean_what_their_class_takes(name):
     ours = whole(shape_from_config(published, name))
     again = json.loads(transformers.AutoConfig.for_model(**copy.deepcopy(published)).to_json_string())
     assert whole(shape_from_config(again, name)) == ours
+
+
+def test_readers_of_older_configs_find_theta_and_scaling():
+    """transformers before 5, llama.cpp's and vLLM's converters read rope_theta, rope_scaling and torch_dtype."""
+    config = config_from_shape(
+        shape_from_config({"model_type": "llama", **rope("yarn", **ORIGINAL), "rope_theta": 1e4}, "")
+    )
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1e4
+    assert config["rope_scaling"]["rope_type"] == config["rope_scaling"]["type"] == "yarn"
+    assert config["rope_scaling"]["factor"] == 4.0 and "rope_theta" not in config["rope_scaling"]
+    assert config["torch_dtype"] == config["dtype"] and config["transformers_version"]
+    plain = config_from_shape(shape_from_config({"model_type": "llama", "rope_theta": 5e5}, ""))
+    assert (plain["rope_theta"], plain["rope_scaling"]) == (5e5, None)

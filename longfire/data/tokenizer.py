@@ -19,6 +19,19 @@ from longfire import settings
 from longfire.data import losses
 from longfire.data.heldout import HoldOut, hold_out_of
 from longfire.data.losses import Losses
+from longfire.data.tokenizer_files import (
+    CHAT,
+    GENERATION,
+    MORE_CHATS,
+    CarriedFiles,
+    ends_of,
+    generation_config,
+    read_carried,
+    starts_with,
+    with_bos_rule,
+    within,
+    written,
+)
 from longfire.data.tokens import checksum, locked
 from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
@@ -29,7 +42,6 @@ if TYPE_CHECKING:
 BOS, EOS = "<bos>", "<eos>"  # in the tokenizers that are made here
 KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "[BOS]")
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "[EOS]")
-CHAT = "chat_template.jinja"  # as transformers names it
 PIECE = 500_000  # characters: longer texts are cut where that changes nothing (`cuts`)
 AROUND = 2_000  # characters on both sides of a cut that are compared
 CUTS_TRIED = 10  # places that fail one after another before a text stays whole
@@ -39,15 +51,18 @@ SAMPLE_PARTS = 64  # a sample to train on comes from at least so many files, if 
 class Tokenizer:
     """A tokenizer of the `tokenizers` library, and the names of its BOS and EOS ("" if it has none).
 
-    chat_template: what it came with, kept for those who export it; nothing here reads it.
+    carried: what else it came with, kept for those who export it.
     """
 
-    def __init__(self, words: Words, bos: str = "", eos: str = "", where: str = "", chat_template: str = "") -> None:
-        self.words, self.bos, self.eos, self.where, self.chat_template = words, bos, eos, where, chat_template
+    def __init__(
+        self, words: Words, bos: str = "", eos: str = "", where: str = "", carried: CarriedFiles | None = None
+    ) -> None:
+        self.words, self.bos, self.eos, self.where = words, bos, eos, where
         words.no_padding()
         words.no_truncation()
         words.encode_special_tokens = True  # special words in a text are encoded as the characters they are
         self.vocab_size = max(words.get_vocab(with_added_tokens=True).values()) + 1
+        self.carried = within(carried or CarriedFiles(), self.vocab_size)
         self.fingerprint = checksum(words.to_str().encode(), f"\0{bos}\0{eos}".encode())
 
     @property
@@ -79,6 +94,22 @@ class Tokenizer:
         writes a tokenizer down, so that it may be compared years later."""
         entries = sorted(self.words.get_vocab(with_added_tokens=True).items())
         return checksum(json.dumps(entries).encode())[:32]
+
+    @property
+    def pad_id(self) -> int | None:
+        """Of the padding token that its files name, else EOS."""
+        named = self.carried.config.get("pad_token")
+        return self.words.token_to_id(named) if isinstance(named, str) else self.eos_id
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every id that ends a text: EOS, and those that a generation_config.json beside it names."""
+        return ends_of(self.carried, self.eos_id)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether its files say that a BOS begins every text."""
+        return self.bos_id is not None and (self.carried.adds_bos or starts_with(self.words, self.bos_id))
 
     @property
     def dtype(self) -> str:
@@ -128,22 +159,21 @@ class Tokenizer:
         """Text of ids; BOS, EOS and other special words are left out."""
         return self.words.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 
-    def save(self, folder: Path) -> None:
-        """tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` and `from_folder` load.
+    def save(self, folder: Path, adds_bos: bool | None = None) -> None:
+        """tokenizer.json and what lies beside it, which `transformers.AutoTokenizer` and `from_folder` load.
 
+        adds_bos: whether the files say that a BOS begins every text; None: as they say it now, and tokenizer.json as it is.
         Files that hold the same already are left alone. Raises DataError if the folder cannot be written.
         """
-        names = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.eos}
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config |= {name: word for name, word in names.items() if word}
-        contents = {
-            "tokenizer.json": self.words.to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(config, indent=1),
-            **({CHAT: self.chat_template} if self.chat_template else {}),
-        }
+        words = self.words if adds_bos is None else with_bos_rule(self.words, self.bos, adds_bos)
+        begins = self.adds_bos if adds_bos is None else adds_bos
+        contents = {"tokenizer.json": words.to_str(pretty=True), **written(self.carried, self.bos, self.eos, begins)}
+        generation = generation_config(self.carried, self.bos_id, self.eos_id, self.pad_id)
+        contents[GENERATION] = json.dumps(generation, indent=2) + "\n"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in contents.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode():
                     write_whole(folder / name, text.encode())
         except OSError as e:
@@ -239,9 +269,12 @@ def _from_file(file: Path) -> Tokenizer:
         words = Words.from_buffer(content)
     except ValueError as e:
         raise DataError(f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it") from e
-    tokenizer = Tokenizer(words, *_names(file.parent, words), str(file), _chat_template(file.parent))
+    tokenizer = Tokenizer(words, *_names(file.parent, words), str(file), read_carried(file.parent))
     own_bytes = bytes_tokenizer()
-    return own_bytes if tokenizer.fingerprint == own_bytes.fingerprint else tokenizer
+    if tokenizer.fingerprint != own_bytes.fingerprint:
+        return tokenizer
+    own_bytes.carried = tokenizer.carried
+    return own_bytes
 
 
 def _names(folder: Path, words: Words) -> tuple[str, str]:
@@ -265,18 +298,6 @@ def _word(config: dict, key: str, file: Path) -> str:
             "eos_token_id of generation_config.json"
         )
     return word or ""
-
-
-def _chat_template(folder: Path) -> str:
-    """In a file of its own, or, before transformers 4.52, among the names."""
-    if (folder / CHAT).is_file():
-        return (folder / CHAT).read_text(encoding="utf-8")
-    template = (
-        _json(folder / "tokenizer_config.json").get("chat_template")
-        if (folder / "tokenizer_config.json").is_file()
-        else ""
-    )
-    return template if isinstance(template, str) else ""
 
 
 def _json(file: Path) -> dict:
@@ -311,8 +332,14 @@ def _by_transformers(name: str, failure: str, offline: bool) -> Tokenizer:
     except (OSError, ValueError, ImportError, AttributeError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise DataError(f"{failure} ({reason}); name a tokenizer.json or a folder that holds one") from e
-    template = theirs.chat_template if isinstance(theirs.chat_template, str) else ""
-    return Tokenizer(Words.from_str(words.to_str()), theirs.bos_token or "", theirs.eos_token or "", name, template)
+    template = theirs.chat_template
+    files = {CHAT: template} if isinstance(template, str) else {}
+    if isinstance(template, dict):  # several, by name
+        files = {CHAT if key == "default" else f"{MORE_CHATS}/{key}.jinja": text for key, text in template.items()}
+    carried = CarriedFiles(files=files)
+    if Path(name).is_dir():
+        carried = read_carried(Path(name))
+    return Tokenizer(Words.from_str(words.to_str()), theirs.bos_token or "", theirs.eos_token or "", name, carried)
 
 
 def _trained(

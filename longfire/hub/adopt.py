@@ -27,7 +27,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.hub.card import without_folders
 from longfire.hub.check import Check, compare_imported
 from longfire.hub.checksums import SUMS, check_checksums
-from longfire.hub.families import family_of
+from longfire.hub.families import family_of, ignored_line
 from longfire.hub.load import read_weights, shape_in
 from longfire.hub.tensors import layout
 from longfire.plugins import load_plugins
@@ -43,12 +43,14 @@ PROBE_SECONDS = 10  # how long the hub may take to answer at all
 # What is fetched of a repository. No code, and PyTorch's own files only where there is nothing else.
 DESCRIBED = [
     "config.json",
+    "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
     SUMS,
+    "additional_chat_templates/*.jinja",
 ]
 SAFE, BIN = (
     ["model*.safetensors", "model.safetensors.index.json"],
@@ -75,6 +77,8 @@ def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...
     theirs = found(source, note)
     check_checksums(theirs, note, whole=Path(source).expanduser().is_dir())
     shape, tokenizer = shape_in(theirs), from_folder(theirs)
+    for line in ignored_line(read_config(theirs), str(theirs)):
+        note(line)
     for line in compare_words(tokenizer, shape, theirs):
         note(line)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -140,14 +144,13 @@ def new_run(
     theirs: Path, source: str, folder: Path, shape: ModelShape, tokenizer: Tokenizer, plugins: tuple[str, ...] = ()
 ) -> Run:
     """The settings that the run begins with; data are named when it is trained. Raises SettingsError."""
-    begins = tokenizer.words.encode("a", add_special_tokens=True).ids[:1] == [tokenizer.bos_id]
     said = {
         "job.dump_folder": folder,
         "job.description": f"imported from {without_folders(source)} ({read_config(theirs)['model_type']})",
         "model.config": theirs,
         "model.weights": folder.absolute() / settings.Checkpoint().folder / "step-0",
         "tokenizer.path": folder.absolute() / "tokenizer",
-        "tokenizer.add_bos": begins,
+        "tokenizer.add_bos": tokenizer.adds_bos,
         "tokenizer.add_eos": tokenizer.eos_id is not None,
         "training.seq_len": min(SEQ_LEN, shape.max_position_embeddings or SEQ_LEN),
         "optimizer.lr": LEARNING_RATE,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Check:
 
     own_kl: the given model against the reloaded one; in bf16 or fp16 that is what rounding the weights costs.
     peer_kl: the reloaded model against `peer`, a class of another package; None with the reason in `peer_absent`. tokens = 0: only
-    bytes were compared.
+    bytes were compared. tokenizer_differs: how transformers reads the tokenizer's files, if not as we do.
     """
 
     tensors: int
@@ -43,12 +44,14 @@ class Check:
     peer: str
     peer_kl: float | None = None
     peer_absent: str = ""
+    tokenizer_differs: str = ""
 
     def __str__(self) -> str:
         size = f"{self.memory_bytes / 1e6:,.1f} MB, {self.dtype}"
         bytes_told = f"reloaded and compared: {self.tensors} tensors ({size}) equal byte for byte; "
+        words_told = self.tokenizer_differs or "the tokenizer by transformers gives the same ids"
         if not self.tokens:
-            return f"{bytes_told}logits not, as asked for; the tokenizer by transformers gives the same ids"
+            return f"{bytes_told}logits not, as asked for; {words_told}"
         peer = (
             f"{self.peer}: KL {self.peer_kl:.1e}"
             if self.peer_kl is not None
@@ -59,7 +62,7 @@ class Check:
             if self.own_kl == 0
             else f"KL {self.own_kl:.1e}" + (" by rounding" if self.dtype != "float32" else "")
         )
-        return f"{bytes_told}logits of {self.tokens} tokens: ours {own}; {peer}; the tokenizer by transformers gives the same ids"
+        return f"{bytes_told}logits of {self.tokens} tokens: ours {own}; {peer}; {words_told}"
 
 
 @torch.no_grad()
@@ -120,14 +123,14 @@ def compare_imported(weights: dict[str, Tensor], tokenizer: Tokenizer, folder: P
     tensors, size = len(weights), sum(tensor.nbytes for tensor in weights.values())
     for name, tensor in read_weights(folder, shape):
         refuse_other_bytes(tensor, weights[name], name, folder)
-    compare_tokenizer(tokenizer, folder)
+    differs = compare_imported_tokenizer(tokenizer, folder)
     ids_BT = ids_for(shape, torch.device("cpu"))
     model = model_of(shape, weights)
     logits_BTW = model.logits(model(ids_BT))
     del model, weights
     config = read_config(folder)
     peer = compare_peer(family_of(config, str(folder)), folder, shape, ids_BT, logits_BTW)
-    return Check(tensors, size, "float32", ids_BT.numel(), 0.0, *peer)
+    return Check(tensors, size, "float32", ids_BT.numel(), 0.0, *peer, tokenizer_differs=differs)
 
 
 def ids_for(shape: ModelShape, device: torch.device) -> Tensor:
@@ -189,12 +192,47 @@ def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
     with quiet_transformers():
         theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    ids = theirs(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    same = ids == tokenizer.encode(TEXT) and (theirs.bos_token_id, theirs.eos_token_id) == (
-        tokenizer.bos_id,
-        tokenizer.eos_id,
+    refuse_unless(
+        same_tokenizer(tokenizer, theirs),
+        f"transformers' AutoTokenizer gives other ids than ours from the files in {folder.name}",
     )
-    refuse_unless(same, f"transformers' AutoTokenizer gives other ids than ours from the files in {folder.name}")
+
+
+def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
+    """Compare with the tokenizer.json as it is. Where the class that the other files name reads it as another tokenizer (some
+    classes of transformers make a part of it anew), that is theirs to repair: a line that says so, else "".
+
+    Raises CheckpointError when tokenizer.json itself gives other ids than ours.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        compare_tokenizer(tokenizer, folder)
+        return ""
+    as_it_is = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    refuse_unless(
+        encoded(as_it_is) == tokenizer.encode(TEXT), f"{file} gives other ids by transformers than by longfire"
+    )
+    try:
+        with quiet_transformers():
+            theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        same, name = same_tokenizer(tokenizer, theirs), type(theirs).__name__
+        how = f"AutoTokenizer makes a {name} of these files, which gives other ids than their tokenizer.json"
+    except Exception as e:  # every class has demands of its own
+        same, how = False, f"AutoTokenizer cannot read these files ({str(e).splitlines()[0][:120]})"
+    if same:
+        return ""
+    return f"tokenizer: {how}. longfire takes tokenizer.json as it is, and its exports name a class that does too"
+
+
+def same_tokenizer(tokenizer: Tokenizer, theirs: Any) -> bool:
+    ends = (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
+    return ends and encoded(theirs) == tokenizer.encode(TEXT)
+
+
+def encoded(theirs: Any) -> list[int]:
+    return theirs(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def peer_absent(family: Family, shape: ModelShape, device: torch.device) -> str:

@@ -45,6 +45,7 @@ def export(
     files: Mapping[str, str] = {},
     shard_bytes: int = SHARD_BYTES,
     on_disk: Mapping[str, Tensor] | None = None,
+    adds_bos: bool | None = None,
 ) -> Check:
     """Write the model to `folder` as transformers or fla loads it, else as our own class of transformers does; what was compared is
     returned and stands in the model card.
@@ -52,7 +53,8 @@ def export(
     facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
     shape sets no limit. files: name -> text of what else lies in the folder. on_disk: the parameters of a model that is on meta, read
     when asked for; then a shard is all that is in memory, and bytes are all that is compared. An earlier export in the folder is
-    replaced, by a whole one only. Raises CheckpointError when something does not compare or the disk is full.
+    replaced, by a whole one only. adds_bos: whether documents began with BOS in training, which the exported tokenizer then puts
+    before every text; None: as it does now. Raises CheckpointError when something does not compare or the disk is full.
     """
     folder, facts = Path(folder), facts or {}
     refuse_to_replace(folder)
@@ -70,9 +72,7 @@ def export(
             written = write_weights(model, weights, family, aside, dtype, shard_bytes)
             write_json(aside / "config.json", config)
             facts = {**facts, "not in config.json": ", ".join(left_out(family, model.shape))}
-        words = {**ends, "pad_token_id": tokenizer.eos_id}
-        write_json(aside / "generation_config.json", {key: word for key, word in words.items() if word is not None})
-        tokenizer.save(aside)
+        tokenizer.save(aside, adds_bos)
         if isinstance(model, Foreign):
             compare_tokenizer(tokenizer, aside)
             check = compare_saved(model, aside, dtype)
@@ -121,7 +121,8 @@ def export_run(
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
     note(f"export: {export_line(opened.model.shape)}")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
-    return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts_of(opened.run, opened.step))
+    facts, adds_bos = facts_of(opened.run, opened.step), opened.run.tokenizer.add_bos
+    return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts, adds_bos=adds_bos)
 
 
 def export_bytes(
@@ -140,7 +141,8 @@ def export_bytes(
     model = on_meta(run.shape_after(step).with_vocabulary(tokenizer.vocab_size))
     note(f"export: {export_line(model.shape)}")
     chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
-    return export(model, tokenizer, out, dtype=chosen, facts=facts_of(run, step), on_disk=weights)
+    facts, adds_bos = facts_of(run, step), run.tokenizer.add_bos
+    return export(model, tokenizer, out, dtype=chosen, facts=facts, on_disk=weights, adds_bos=adds_bos)
 
 
 def facts_of(run: Run, step: int) -> dict[str, Any]:
@@ -231,6 +233,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def settle(folder: Path) -> None:
     """Everything on disk, and readable by all who can read the config."""
-    for path in folder.iterdir():
-        shutil.copymode(folder / "config.json", path)  # safetensors makes files that only their owner can read
+    for path in folder.rglob("*"):
+        if path.is_file():
+            shutil.copymode(folder / "config.json", path)  # safetensors makes files that only their owner can read
         sync(path)

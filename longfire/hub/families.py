@@ -6,6 +6,7 @@ knows none.
 """
 
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 from longfire.errors import SettingsError
@@ -19,7 +20,9 @@ from longfire.hub.family import (
     Name,
     Settings,
     Windows,
+    asked_of,
     config_of,
+    names_of,
     read_shape_of,
     refusals,
     whole,
@@ -145,8 +148,8 @@ TRANSFORMERS: dict[str, Family] = {
         ),
         names=LLAMA_NAMES,
         buffers=BUFFERS,
-        fixed={**LLAMA_FIXED, "pretraining_tp": (1,), "rope_interleaved": (False, None)},
-        inert=("max_sequence_length", "is_llama_config"),
+        fixed={**LLAMA_FIXED, "rope_interleaved": (False, None)},
+        inert=("max_sequence_length", "is_llama_config", "pretraining_tp"),  # the last: in how many products it was multiplied
         ours={**LLAMA, **NO_NORM, "attention.window_size": 0},
         older=LLAMA_OLDER,
     ),
@@ -327,6 +330,8 @@ TRANSFORMERS: dict[str, Family] = {
 }  # fmt: skip
 
 FAMILIES: dict[str, Family] = {**TRANSFORMERS, **FLA, **OWN_BLOCKS}
+READ_SOMEWHERE = frozenset().union(*map(names_of, FAMILIES.values()))
+WEIGHTS_OF_OTHER_KINDS = ("quantization_config", "compression_config")
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -346,7 +351,36 @@ def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
     """The shape that a Hugging Face config.json describes. Raises SettingsError naming a key that we cannot express."""
     if own_config.is_own_export(config):
         return own_config.read_shape(config, where)
-    return read_shape_of(family_of(config, where), config, where)
+    return read_shape_of(family_of(config, where), config, where, frozenset(ignored_keys(config, where)))
+
+
+def ignored_keys(config: dict[str, Any], where: str) -> list[str]:
+    """Flat names of keys that are passed over: the class of transformers does not declare them, and here no other family reads
+    them, or their value asks for nothing. Raises SettingsError for a model type that we do not have."""
+    family = family_of(config, where)
+    if family.package != "transformers":
+        return []
+    asked, known = asked_of(family, config, where), names_of(family)
+    unread = {name: value for name, value in asked.items() if name not in known and not is_read(name, value)}
+    if not unread:
+        return []
+    from longfire.hub.undeclared import undeclared  # brings transformers
+
+    return undeclared(config["model_type"], unread, known)
+
+
+def ignored_line(config: dict[str, Any], where: str) -> list[str]:
+    """A line that names the keys of a config.json that are passed over, if there are."""
+    names = ignored_keys(config, where) if config.get("model_type") in FAMILIES else []
+    listed = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    return [f"{where}: transformers' class does not declare {listed}: left out"] if names else []
+
+
+def is_read(name: str, value: Any) -> bool:
+    """Whether a key changes what a model of another family computes, or what its weights are."""
+    if value in (None, False, 0) or (name == "layer_types" and set(value) <= {"full_attention"}):
+        return False
+    return name in READ_SOMEWHERE or name in WEIGHTS_OF_OTHER_KINDS
 
 
 def choose_family(shape: ModelShape) -> str:
@@ -397,6 +431,7 @@ def config_from_shape(
     model_type = choose_family(shape)
     # No padding word: their embeddings never train the row of one, and ours would have to be EOS.
     words = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": None}
+    written_by = {"dtype": dtype, "torch_dtype": dtype, "transformers_version": version("transformers")}
     if model_type == own_config.MODEL_TYPE:
-        return {**own_config.config_of(shape, length), "dtype": dtype, **words}
-    return {**config_of(FAMILIES[model_type], model_type, whole(shape), length), "dtype": dtype, **words}
+        return {**own_config.config_of(shape, length), **written_by, **words}
+    return {**config_of(FAMILIES[model_type], model_type, whole(shape), length), **written_by, **words}

@@ -306,10 +306,14 @@ INERT = (
 )  # fmt: skip
 
 
-def read_shape_of(family: Family, config: dict[str, Any], where: str) -> ModelShape:
-    """The shape that a config.json of this family describes. Raises SettingsError naming a key that we cannot express."""
-    asked = flat({k: v for k, v in config.items() if k not in INERT}, family, where)
-    asked = {k: v for k, v in asked.items() if k not in family.inert}
+def read_shape_of(
+    family: Family, config: dict[str, Any], where: str, ignored: frozenset[str] = frozenset()
+) -> ModelShape:
+    """The shape that a config.json of this family describes. Raises SettingsError naming a key that we cannot express.
+
+    ignored: flat names of keys that are passed over.
+    """
+    asked = {name: value for name, value in asked_of(family, config, where).items() if name not in ignored}
     settings = family.ours | family.begins
     for key in family.keys:
         if key.applies(settings):
@@ -319,6 +323,17 @@ def read_shape_of(family: Family, config: dict[str, Any], where: str) -> ModelSh
     check_rest({name: value for name, value in asked.items() if name not in used}, family, config, settings, where)
     plain = {name: value for name, value in settings.items() if "." not in name}
     return ModelShape(**plain, layer_types=layer_types, mixers=mixers)
+
+
+def asked_of(family: Family, config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Flat name -> value of the keys that say something of the model. Raises SettingsError."""
+    asked = flat({k: v for k, v in config.items() if k not in INERT}, family, where)
+    return {k: v for k, v in asked.items() if k not in family.inert}
+
+
+def names_of(family: Family) -> set[str]:
+    """Every flat name that the family's table reads."""
+    return {*(key.theirs for key in family.keys), *family.fixed, *family.replaced, *family.layers.reads}
 
 
 def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
@@ -538,4 +553,16 @@ def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -
             config[name] = value
         elif value is not None:
             config.setdefault(outer, {})[leaf] = value
-    return config | family.layers.write(full, family)
+    return older_too(config | family.layers.write(full, family))
+
+
+def older_too(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with rotary positions as readers before transformers 5 look for them (transformers 4, llama.cpp): theta at
+    the top, the scaling in rope_scaling. They would take the default theta without a word."""
+    rope = config.get("rope_parameters")
+    if not rope:
+        return config
+    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "rope_type")}
+    kind = rope.get("rope_type", "default")
+    older = {"rope_type": kind, "type": kind, **scaling} if kind != "default" else None  # "type": before 4.43
+    return {**config, "rope_theta": rope.get("rope_theta", 10000.0), "rope_scaling": older}

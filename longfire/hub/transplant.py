@@ -158,7 +158,8 @@ def convert(
     show(moved)
     facts = {"converted from": source.absolute().name, "parameters": summary(model, moved)}
     files = {TABLE: json.dumps([vars(m) for m in moved], indent=1) + "\n"}
-    return export(model, opened.tokenizer, out, facts=facts, files=files)
+    adds_bos = opened.run.tokenizer.add_bos if opened.run else None
+    return export(model, opened.tokenizer, out, facts=facts, files=files, adds_bos=adds_bos)
 
 
 def summary(model: Model, moved: list[Moved]) -> str:

@@ -1,0 +1,122 @@
+"""What lies beside a tokenizer.json: carried along, read again, and the rule of BOS as training had it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, train_tokenizer
+from longfire.data.tokenizer_files import CarriedFiles, read_carried, starts_with, with_bos_rule
+from longfire.errors import DataError
+
+CONFIG = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "pad_token": {"content": "<bos>"},
+    "padding_side": "left",
+    "model_max_length": 4096,
+    "chat_template": [{"name": "default", "template": "{{ a }}"}, {"name": "tools", "template": "{{ b }}"}],
+    "tokenizer_class": "SomeTokenizerFast",
+    "auto_map": {"AutoTokenizer": ["code.py", None]},
+    "name_or_path": "/somewhere/else",
+}
+GENERATION = {
+    "eos_token_id": [257, 10, 13],
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "do_sample": True,
+    "_from_model_config": True,
+}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "source"
+    bytes_tokenizer().save(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG))
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/rag.jinja").write_text("{{ c }}")
+    return folder
+
+
+def test_everything_goes_along_and_comes_back(source, tmp_path):
+    tokenizer = from_folder(source)
+    tokenizer.save(tmp_path / "copy")
+    assert from_folder(tmp_path / "copy").carried == tokenizer.carried
+    config = json.loads((tmp_path / "copy/tokenizer_config.json").read_text())
+    for key in ("padding_side", "model_max_length", "chat_template"):
+        assert config[key] == CONFIG[key]
+    assert config["pad_token"] == "<bos>"
+    assert "auto_map" not in config and "name_or_path" not in config
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    assert theirs.chat_template.keys() >= {"rag"} and theirs.model_max_length == 4096
+    assert (theirs.pad_token, theirs.padding_side) == ("<bos>", "left")
+
+
+def test_all_ends_are_kept_and_sampling_defaults_too(source, tmp_path):
+    tokenizer = from_folder(source)
+    assert tokenizer.end_ids == (257, 10, 13) and tokenizer.pad_id == 256
+    tokenizer.save(tmp_path / "copy")
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "copy")
+    assert (theirs.eos_token_id, theirs.temperature, theirs.top_p) == ([257, 10, 13], 0.6, 0.9)
+    assert (theirs.bos_token_id, theirs.pad_token_id) == (256, 256)
+
+
+def test_ends_of_a_model_config_count_where_no_generation_config_is(source):
+    (source / "generation_config.json").unlink()
+    (source / "config.json").write_text(json.dumps({"eos_token_id": [3, 99999]}))
+    assert from_folder(source).end_ids == (3, 257), "of the vocabulary, and EOS"
+
+
+def test_a_tokenizer_of_our_own_has_one_end(tmp_path):
+    tokenizer = train_tokenizer(["some words"], 259)
+    assert tokenizer.end_ids == (tokenizer.eos_id,) and tokenizer.carried == CarriedFiles()
+    tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == tokenizer.eos_id
+    assert from_folder(tmp_path).end_ids == tokenizer.end_ids
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_the_rule_of_bos_is_written_and_read_again(adds_bos, before, tmp_path):
+    """Whatever the tokenizer did before; transformers does then as training did."""
+    made = train_tokenizer(["some words, and some more"], 300)
+    tokenizer = Tokenizer(with_bos_rule(made.words, "<bos>", before), "<bos>", "<eos>")
+    assert tokenizer.adds_bos == before
+    tokenizer.save(tmp_path, adds_bos)
+    again = from_folder(tmp_path)
+    assert again.adds_bos == adds_bos and again.encode("some words") == tokenizer.encode("some words")
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("some words")["input_ids"]
+    assert ids == [made.bos_id] * adds_bos + made.encode("some words")
+
+
+def test_add_bos_token_of_a_config_is_heeded(tmp_path):
+    bytes_tokenizer().save(tmp_path)
+    assert not from_folder(tmp_path).adds_bos
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>", "add_bos_token": True}))
+    assert from_folder(tmp_path).adds_bos
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "add_bos_token": True}))
+    assert not from_folder(tmp_path).adds_bos, "there is no BOS to add"
+
+
+def test_the_other_parts_of_a_post_processor_stay():
+    words = train_tokenizer(["some words"], 300).words
+    with_both = with_bos_rule(words, "<bos>", True)
+    bos_id = words.token_to_id("<bos>")
+    assert starts_with(with_both, bos_id) and not starts_with(words, bos_id)
+    assert not starts_with(with_bos_rule(with_both, "<bos>", False), bos_id)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
+def test_a_file_that_is_no_object_is_named(name, source):
+    (source / name).write_text("[1]")
+    with pytest.raises(DataError, match=f"{name}: holds no JSON object"):
+        read_carried(source)
+
+
+def test_a_template_outside_the_folder_is_not_read(source, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (source / "additional_chat_templates/secret.jinja").symlink_to(tmp_path / "secret")
+    assert list(read_carried(source).files) == ["additional_chat_templates/rag.jinja"]
