@@ -64,7 +64,7 @@ def tokenizer_beside(weights: Path) -> Beside | None:
     if not any((weights / name).is_file() for name in TOKENIZER_FILES):
         return None
     tokenizer = Beside(str(weights), False, False).load()
-    return Beside(str(weights), puts_bos_first(tokenizer), tokenizer.eos_id is not None)
+    return Beside(str(weights), tokenizer.adds_bos, tokenizer.eos_id is not None)
 
 
 def tokenizer_of_run(run_folder: Path) -> Beside | None:
@@ -89,12 +89,6 @@ def recorded_tokenizer(run_folder: Path) -> dict[str, Any]:
         raise SettingsError(f"{run_folder / RUN_TOML} cannot be read: {error}") from error
     given = run.get("tokenizer", {})
     return {key: given.get(key, getattr(defaults, key)) for key in ("path", "add_bos", "add_eos")}
-
-
-def puts_bos_first(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer.json puts its BOS before a text."""
-    first = tokenizer.words.encode("", add_special_tokens=True).ids[:1]
-    return bool(first) and first == [tokenizer.bos_id]
 
 
 def difference(theirs: Tokenizer, ours: Tokenizer) -> str:
