@@ -1,17 +1,22 @@
 """Another architecture from pretrained weights: what is copied, what is reshaped, what stays fresh, and that it is said."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from longfire.cli import main
 from longfire.data.tokenizer import train_tokenizer
+from longfire.distill import Distillation
 from longfire.errors import SettingsError
+from longfire.hub.conversion import TABLE, ranges
 from longfire.hub.convert import export
 from longfire.hub.load import load_model
-from longfire.hub.transplant import TABLE, convert, ranges, transplant
+from longfire.hub.transplant import convert, target_shape, transplant
 from longfire.initialise import build
+from longfire.mixers.mixer import Sequence
+from longfire.settings import Distillation as Wanted
 
 SOURCE = {"num_heads": 4, "num_kv_heads": 2}
 
@@ -24,6 +29,79 @@ def tokenizer():
 @pytest.fixture
 def source(tiny_model, tokenizer):
     return tiny_model("attention", num_hidden_layers=3, vocab_size=tokenizer.vocab_size, mixers={"attention": SOURCE})
+
+
+# Of each family what Llama has otherwise; all with scalars that are no default.
+FAMILIES = {
+    "llama": {
+        "norm_eps": 1e-5,
+        "mixers": {"attention": {**SOURCE, "rope_theta": 5e5}},
+    },
+    "qwen2": {
+        "norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "mixers": {"attention": {**SOURCE, "qkv_bias": True, "rope_theta": 1e6, "window_size": 7}},
+    },
+    "qwen3": {
+        "norm_eps": 1e-5,
+        "final_logit_softcapping": 5.0,
+        "mixers": {
+            "attention": {
+                **SOURCE,
+                "qk_norm": True,
+                "head_dim": 16,
+                "rope": "yarn",
+                "rope_factor": 4.0,
+                "rope_original_length": 16,
+            }
+        },
+    },
+    "gpt2": {
+        "norm_eps": 1e-5,
+        "norm": "layernorm",
+        "mlp": "gelu",
+        "mlp_bias": True,
+        "learned_positions": True,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "mixers": {
+            "attention": {
+                "num_heads": 4,
+                "rope": "none",
+                "qkv_bias": True,
+                "o_bias": True,
+                "scale_by_inverse_layer": True,
+            }
+        },
+    },
+}
+GLA = {"num_heads": 4, "num_kv_heads": 2, "expand_k": 1.0}
+SHORT = {"hidden_size": 32, "num_hidden_layers": 3, "layer_types": ["gla"], "gla": GLA}
+OF_FLA = {"model_type": "gla", "hidden_size": 32, "num_hidden_layers": 3, "num_heads": 4, "expand_k": 1.0}
+HYBRID = {**SHORT, "layer_types": ["gla", "attention", "gla"], "attention": {"num_heads": 4}}
+OTHER_PARTS = {
+    **SHORT,
+    "mlp": "reglu",
+    "mlp_bias": False,
+    "norm": "layernorm",
+    "norm_bias": False,
+    "block": "parallel",
+    "learned_positions": False,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def of_family(request, tiny_model):
+    return tiny_model("attention", num_hidden_layers=3, **FAMILIES[request.param])
+
+
+def converted(source, config, tmp_path, kept=()):
+    """The new model, what became of each tensor, and of the source's that are left."""
+    path = tmp_path / "target.json"
+    path.write_text(json.dumps(config))
+    _, shape = target_shape(path, source.shape, kept)
+    return transplant(source, shape, 0)
 
 
 def target(shape_of_source, **gla):
@@ -53,8 +131,9 @@ def test_every_matching_weight_is_copied_and_the_rest_is_fresh(source, folder):
         is_new = name.rpartition("mixer.")[2].startswith(("gk_proj", "g_proj", "g_norm"))
         assert tensor.equal(fresh[name] if is_new else theirs[name]), name
     table = json.loads((folder / "gla" / TABLE).read_text())
-    assert {row["name"] for row in table} == ours.keys()
-    assert {row["how"] for row in table} == {"copied", "fresh: the source has none"}
+    assert {row["name"] for row in table["parameters"]} == ours.keys()
+    assert {row["how"] for row in table["parameters"]} == {"copied", "fresh: the source has none"}
+    assert not table["left behind"]
 
 
 def test_key_and_value_heads_are_repeated_or_averaged(source):
@@ -65,16 +144,16 @@ def test_key_and_value_heads_are_repeated_or_averaged(source):
     ):
         config = {**target(source.shape, num_kv_heads=kv_heads), "vocab_size": source.shape.vocab_size}
         shape = type(source.shape).from_dict(config, "", ("gla",))
-        model, moved = transplant(source, shape, 0)
+        model, moved, _ = transplant(source, shape, 0)
         torch.testing.assert_close(model.layers[1].mixer.k_proj.weight, expected.flatten(0, 1))
         assert {m.how for m in moved if m.name.endswith("k_proj.weight")} == {how}
 
 
 def test_what_cannot_be_reshaped_stays_fresh_and_says_why(source):
     config = {**target(source.shape, expand_k=0.5), "vocab_size": source.shape.vocab_size + 30}
-    model, moved = transplant(source, type(source.shape).from_dict(config, "", ("gla",)), 0)
+    model, moved, _ = transplant(source, type(source.shape).from_dict(config, "", ("gla",)), 0)
     how = {m.name: m.how for m in moved}
-    assert how["layers.0.mixer.q_proj.weight"] == "fresh: the source's is (32, 32)"
+    assert how["layers.0.mixer.q_proj.weight"] == "fresh: the source's is (32, 32), this one (16, 32)"
     assert how["embed.weight"].startswith(f"copied: rows 0 to {source.shape.vocab_size - 1} of")
     assert model.embed.weight[: source.shape.vocab_size].equal(source.embed.weight)
 
@@ -108,4 +187,182 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(source, folder, chang
 
 
 def test_ranges():
-    assert ranges(["0", "1", "2", "5", "7", "8"]) == "0-2, 5, 7-8" and ranges([""]) == ""
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8" and ranges([]) == ""
+
+
+@pytest.mark.parametrize("config", [SHORT, OF_FLA, HYBRID, OTHER_PARTS], ids=["short", "fla", "hybrid", "other parts"])
+def test_every_tensor_of_the_source_is_used_or_named(of_family, config, tmp_path):
+    model, moved, left = converted(of_family, config, tmp_path, kept=(2,))
+    theirs, ours = of_family.state_dict(), model.state_dict()
+    tied = of_family.shape.tie_word_embeddings
+    names = theirs.keys() - ({"head.weight"} if tied else set())
+    used = {one.source for one in moved if one.source}
+    assert used | {one.name for one in left} == names and not used & {one.name for one in left}
+    assert {one.name for one in moved} | {"head.weight"} == ours.keys() | {"head.weight"}
+    assert all(one.why for one in left)
+    for one in moved:
+        if one.how == "copied":
+            assert ours[one.name].equal(theirs[one.source]), one.name
+
+
+def test_no_part_of_an_mlp_or_a_norm_of_another_kind_is_copied(tiny_model, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["gpt2"])
+    config = {**SHORT, "mlp": "swiglu", "intermediate_size": 48, "norm": "rmsnorm"}
+    _, moved, left = converted(source, config, tmp_path)
+    how = {one.name: one.how for one in moved}
+    assert how["layers.1.mlp.up_proj.weight"] == "fresh: the source's MLP is gelu, this one swiglu"
+    assert (
+        how["layers.1.mlp_norm.weight"]
+        == how["norm.weight"]
+        == "fresh: norms of the source are layernorm, these rmsnorm"
+    )
+    why = {one.name: one.why for one in left}
+    assert {f"layers.2.mlp.{x}_proj.{y}" for x in ("up", "down") for y in ("weight", "bias")} <= why.keys()
+    assert why["layers.0.mixer.q_proj.bias"] == "gla has no such bias"
+
+
+def test_what_the_config_does_not_say_is_as_in_the_source(of_family, tmp_path):
+    """All of the model but its replaced mixers: with all mixers kept the logits are the source's."""
+    everything, _, left = converted(of_family, SHORT, tmp_path, kept=(0, 1, 2))
+    ids_BT = torch.randint(97, (2, 40))
+    assert not left
+    assert everything.logits(everything(ids_BT)).equal(of_family.logits(of_family(ids_BT)))
+
+
+@pytest.mark.parametrize("config", [{**SHORT, "norm_eps": 1e-3}, {**OF_FLA, "norm_eps": 1e-3}, HYBRID])
+def test_attention_that_is_kept_computes_what_it_did(of_family, config, tmp_path):
+    """Also where norm_eps is another one, and where the config itself has attention and names its heads only."""
+    model, _, _ = converted(of_family, config, tmp_path, kept=() if config is HYBRID else (1,))
+    x_BTD = torch.randn(2, 40, 32)
+    said = []
+    for one in (of_family, model):
+        seq = Sequence(torch.arange(40).expand(2, -1))
+        one.prepare(seq)
+        said.append(one.layers[1].mixer(x_BTD, seq))
+    assert said[1].equal(said[0])
+
+
+@pytest.mark.parametrize(
+    "config, eps",
+    [
+        (SHORT, 1e-5),
+        (OF_FLA, 1e-5),
+        ({**SHORT, "norm_eps": 1e-6}, 1e-6),
+        ({**OF_FLA, "norm_eps": 1e-6}, 1e-6),
+    ],
+)
+def test_a_value_of_the_config_holds_and_a_default_does_not(of_family, config, eps, tmp_path):
+    model, _, _ = converted(of_family, config, tmp_path)
+    assert model.shape.norm_eps == model.norm.eps == eps
+
+
+def test_settings_that_are_inherited_differ_or_are_left_behind_are_said(tiny_model, tokenizer, tmp_path):
+    source = tiny_model(
+        "attention", num_hidden_layers=3, vocab_size=tokenizer.vocab_size, dropout=0.1, **FAMILIES["qwen2"]
+    )
+    export(source, tokenizer, tmp_path / "source")
+    config = {**SHORT, "norm_eps": 1e-6, "vocab_size": tokenizer.vocab_size + 2}
+    (tmp_path / "target.json").write_text(json.dumps(config))
+    lines = []
+    convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", (1,), note=lines.append)
+    text = "\n".join(lines)
+    assert f"norm_eps = 1e-06 by {tmp_path / 'target.json'}; in the source 1e-05" in text
+    assert "tie_word_embeddings = True, as in the source" in text
+    assert "layers 0, 2: gla in place of attention, without its rope = 'default', rope_theta = 1000000.0" in text
+    assert "distillation.kind = 'logits' needs the same" in text
+    table = json.loads((tmp_path / "out" / TABLE).read_text())
+    biases = {f"layers.{i}.mixer.{x}_proj.bias" for i in (0, 2) for x in "qkv"}
+    assert {row["name"] for row in table["left behind"]} == biases
+    assert {row["why"] for row in table["left behind"]} == {"gla has no such bias"}
+    of = {row["name"]: row for row in table["settings"]}
+    assert of["norm_eps"]["how"] == "differs" and of["norm_eps"]["source"] == 1e-5
+    assert of["attention.qkv_bias"] == {
+        "name": "attention.qkv_bias",
+        "how": "left behind",
+        "value": "gla",
+        "source": True,
+        "layers": [0, 2],
+    }
+
+
+def test_settings_of_training_that_the_new_class_has_no_key_for_are_said(tiny_model, tokenizer, tmp_path):
+    source = tiny_model(
+        "gsa", "attention", vocab_size=tokenizer.vocab_size, dropout=0.1
+    )  # of our own class: fla has no such
+    source = build(replace(source.shape, norm="layernorm"), 0)
+    export(source, tokenizer, tmp_path / "source")
+    config = {**OF_FLA, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    (tmp_path / "target.json").write_text(json.dumps(config))
+    lines = []
+    convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", note=lines.append)
+    assert any(line.startswith("dropout = 0.1: GLAForCausalLM has no key for it") for line in lines)
+
+
+def test_softmax_layers_of_flas_attn_take_what_their_entry_does_not_say(tiny_model, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["qwen2"])
+    entries = [{"layers": [0], "num_heads": 4}, {"layers": [2], "num_heads": 4, "rope_theta": 10.0, "qkv_bias": False}]
+    model, _, left = converted(source, {**OF_FLA, "attn": entries}, tmp_path)
+    first, last = (model.layers[i].mixer.shape for i in (0, 2))
+    assert first.rope_theta == 1e6 and first.qkv_bias and first.window_size == 7
+    assert last.rope_theta == 10.0 and not last.qkv_bias and last.window_size == 7
+    why = {one.name: one.why for one in left}
+    assert "no such bias" in why["layers.2.mixer.k_proj.bias"] and "layers.0.mixer.k_proj.bias" not in why
+
+
+def test_biases_of_grouped_heads_go_with_their_heads(tiny_model, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["qwen2"])
+    config = {**HYBRID, "attention": {"num_heads": 4, "num_kv_heads": 4}}
+    model, _, _ = converted(source, config, tmp_path)
+    bias = source.layers[1].mixer.k_proj.bias.unflatten(0, (2, 8))
+    assert model.layers[1].mixer.k_proj.bias.equal(bias[[0, 0, 1, 1]].flatten())
+
+
+def test_a_mixer_keeps_its_own_matrices_and_takes_nothing_of_another_kind(tiny_model, tmp_path):
+    """rwkv7 calls its queries r_proj, also where the source is rwkv7; its g_norm is another norm than that of gsa."""
+    source = tiny_model("rwkv7", num_hidden_layers=3)
+    gsa = {"num_heads": 4, "num_slots": 12}
+    rwkv7 = source.shape.mixers["rwkv7"]
+    config = {**SHORT, "layer_types": ["rwkv7", "gsa", "rwkv7"], "gsa": gsa, "rwkv7": rwkv7}
+    _, moved, left = converted(source, {k: v for k, v in config.items() if k != "gla"}, tmp_path)
+    of = {one.name: one.source for one in moved}
+    assert of["layers.0.mixer.r_proj.weight"] == "layers.0.mixer.r_proj.weight"
+    assert of["layers.1.mixer.q_proj.weight"] == "layers.1.mixer.r_proj.weight"
+    assert of["layers.1.mixer.g_norm.weight"] == ""
+    assert "layers.1.mixer.g_norm.weight" in {one.name for one in left}
+    assert not [name for name in of if name.startswith("layers.2.") and not of[name]]
+
+
+def test_heads_of_keys_of_another_size_are_not_joined_in_silence(tiny_model, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, mixers={"attention": {"num_heads": 4, "num_kv_heads": 4}})
+    mamba2 = {"head_dim": 8, "state_size": 16}
+    config = {**SHORT, "layer_types": ["mamba2"], "mamba2": mamba2, "mlp": "swiglu"}
+    _, moved, _ = converted(source, {k: v for k, v in config.items() if k != "gla"}, tmp_path)
+    how = {one.name: one.how for one in moved}
+    assert how["layers.0.mixer.B_proj.weight"] == "fresh: the source's is (32, 32), this one (16, 32)"
+    _, moved, _ = converted(source, {**SHORT, "gla": {"num_heads": 2, "expand_k": 1.0}}, tmp_path)
+    how = {one.name: one.how for one in moved}
+    assert how["layers.0.mixer.q_proj.weight"] == "copied: as heads of 16 channels, 8 in the source"
+
+
+def test_rows_of_the_embedding_that_do_not_fit_are_named(source, tmp_path):
+    words = source.shape.vocab_size
+    _, moved, _ = converted(source, {**SHORT, "vocab_size": words - 3}, tmp_path)
+    assert {m.name: m.how for m in moved}["embed.weight"] == f"copied: rows 0 to {words - 4} of the source's {words}"
+
+
+def test_attention_whose_norms_have_weights_is_not_kept_without_them(tiny_model, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["qwen3"])
+    with pytest.raises(SettingsError, match="norm_affine = false, but the attention that is kept in layer 1"):
+        converted(source, {**SHORT, "norm_affine": False}, tmp_path, kept=(1,))
+
+
+def test_settings_that_do_not_go_together_name_the_config(tiny_model, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["gpt2"])
+    with pytest.raises(SettingsError, match=r"target\.json: init_head = 'zeros', but with tie_word_embeddings = true"):
+        converted(source, {**SHORT, "init_head": "zeros"}, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "logits"])
+def test_the_source_can_teach_what_was_made_of_it(of_family, kind, tmp_path):
+    model, _, _ = converted(of_family, SHORT, tmp_path, kept=(0,))
+    Distillation(of_family, Wanted(teacher="there", kind=kind), 16).prepare(model)

@@ -1,132 +1,220 @@
 """A pretrained model -> another architecture with every matching weight: where continual pretraining of a new mixer begins.
 
 The T2R way (Kasai 2021; GSA, Zhang 2024, section 4.2; flame's convert_from_llama): a new model of the target's config, into which
-embeddings, norms, MLPs, head and the q, k, v, o of every mixer are copied by name; gates and convolutions stay fresh.
+embeddings, norms, MLPs, head and the q, k, v, o of every mixer are copied by name; gates and convolutions stay fresh. A weight is
+copied where it does in the new model what it did in the old one: never into an MLP or a norm of another kind.
 """
 
-import json
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from longfire.config_file import read_config
 from longfire.errors import SettingsError
+from longfire.hub.conversion import TABLE, Conversion, Left, Moved
 from longfire.hub.convert import Check, export
-from longfire.hub.family import variant
+from longfire.hub.families import choose_family, family_named
+from longfire.hub.family import left_out
+from longfire.hub.inherited import compared, full_table, inherit, said_in
 from longfire.initialise import build
 from longfire.mixers.mixer import Mixer
 from longfire.model import Model
 from longfire.run import read_shape
-from longfire.shape import ModelShape, mixer_of
-from longfire.weights import Opened, open_model
+from longfire.shape import INIT_KEYS, ModelShape, mixer_of
+from longfire.weights import open_model
 
-# What other mixers call the four projections of softmax attention: queries read the state, keys and values write it.
+# What other mixers call the projections of softmax attention: queries read the state, keys and values write it.
 CALLED = {
     "rwkv7": {"r_proj": "q_proj"},
-    "hgrn2": {"i_proj": "v_proj"},
-    "mamba2": {"C_proj": "q_proj", "B_proj": "k_proj", "x_proj": "v_proj", "out_proj": "o_proj"},
+    "hgrn2": {"i_proj": "v_proj", "i_conv1d": "v_conv1d"},
+    "mamba2": {
+        "C_proj": "q_proj",
+        "B_proj": "k_proj",
+        "x_proj": "v_proj",
+        "out_proj": "o_proj",
+        "C_conv1d": "q_conv1d",
+        "B_conv1d": "k_conv1d",
+        "x_conv1d": "v_conv1d",
+    },
 }
-TABLE = "conversion.json"
+# What has one meaning in every mixer that has it, by the names of attention: g_proj makes the output's gate, b_proj the delta
+# rule's beta. Whatever else two mixers call alike (a norm, a decay) is not the same.
+SHARED = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "q_conv1d", "k_conv1d", "v_conv1d", "g_proj", "b_proj",
+)  # fmt: skip
+# Where the size of a head stands, for mixers that have no head_k and head_v: (of queries and keys, of values).
+HEAD_SIZES = {"mamba2": ("state_size", "head_dim"), "hgrn2": ("expand_ratio", "expand_ratio")}
+RESIDUAL_NORMS = ("mixer_norm", "mlp_norm", "norm", "embed_norm")
+VOCABULARY = ("embed.weight", "head.weight", "positions.weight")
 
 
 @dataclass(frozen=True)
-class Moved:
-    """How one parameter of the new model came to be, in words, from which of the source ("" if it is fresh)."""
+class Place:
+    """Where a tensor stands in a model. role: of a mixer's part, by attention's names; else the name of the block's part."""
 
-    name: str
-    how: str
-    source: str
-    shape: tuple[int, ...]
+    layer: int | None
+    part: str  # mixer, mlp, mixer_norm ...; outside the layers embed, norm ...
+    role: str = ""
+    rest: str = ""  # weight, bias ...
+
+    @classmethod
+    def of(cls, name: str, shape: ModelShape) -> "Place":
+        parts = name.split(".")
+        if parts[0] != "layers":
+            return cls(None, parts[0], "", ".".join(parts[1:]))
+        layer, part = int(parts[1]), parts[2]
+        if part != "mixer":
+            return cls(layer, part, "", ".".join(parts[3:]))
+        called = CALLED.get(mixer_of(shape.layer_types[layer]), {})
+        return cls(layer, part, called.get(parts[3], parts[3]), ".".join(parts[4:]))
 
 
-def transplant(source: Model, shape: ModelShape, seed: int) -> tuple[Model, list[Moved]]:
-    """A model of `shape` with the source's weights wherever they match, the rest initialised by (seed, name)."""
+def transplant(source: Model, shape: ModelShape, seed: int) -> tuple[Model, list[Moved], list[Left]]:
+    """A model of `shape` with the source's weights wherever they match, the rest initialised by (seed, name); what became of each
+    of its parameters, and of each of the source's that is in none of them."""
     model = build(shape, seed)
-    given, moved = source.state_dict(), []
-    for name, parameter in model.state_dict().items():
-        if name == "head.weight" and shape.tie_word_embeddings:
-            continue
-        theirs = name_in_source(name, shape)
-        if theirs == "head.weight" and theirs not in given:
-            theirs = "embed.weight"
-        old, how = fitted(name, theirs, given, parameter, source, model)
-        if old is not None:
+    given = own_tensors(source)
+    at = {Place.of(name, source.shape): name for name in given}
+    moved: list[Moved] = []
+    refused: dict[str, str] = {}
+    for name, parameter in own_tensors(model).items():
+        place = Place.of(name, shape)
+        theirs = at.get(place, "")
+        if name == "head.weight" and not theirs:
+            theirs = "embed.weight"  # a tied head
+        why = difference(place, source.shape, shape)
+        old = None
+        if not theirs and place.part == "mixer":
+            how = "fresh: the source has none"
+        elif not theirs:
+            how = f"fresh: {why or 'the source has none'}"
+        elif why:
+            how = f"fresh: {why}"
+        else:
+            old, how = fitted(place, given[theirs], parameter, source, model)
+        if old is None:
+            refused[theirs] = how.removeprefix("fresh: ")
+            theirs = ""
+        else:
             with torch.no_grad():
                 parameter[tuple(slice(size) for size in old.shape)] = old
-        moved.append(Moved(name, how, theirs if old is not None else "", tuple(parameter.shape)))
-    return model, moved
+        moved.append(Moved(name, how, theirs, tuple(parameter.shape)))
+    used = {one.source for one in moved}
+    left = [
+        Left(name, refused.get(name) or without(Place.of(name, source.shape), source.shape, shape), tuple(tensor.shape))
+        for name, tensor in given.items()
+        if name not in used
+    ]
+    return model, moved, left
 
 
-def name_in_source(name: str, shape: ModelShape) -> str:
-    """The parameter of the source that should stand here."""
-    parts = name.split(".")
-    if parts[0] == "layers" and parts[2] == "mixer":
-        called = CALLED.get(mixer_of(shape.layer_types[int(parts[1])]), {})
-        parts[3] = called.get(parts[3], parts[3])
-    return ".".join(parts)
+def own_tensors(model: Model) -> dict[str, Tensor]:
+    """Every tensor of a model once: a tied head is the embedding."""
+    tied = ("head.weight",) if model.shape.tie_word_embeddings else ()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def fitted(
-    name: str, theirs: str, given: Mapping[str, Tensor], parameter: Tensor, source: Model, model: Model
-) -> tuple[Tensor | None, str]:
+def difference(place: Place, source: ModelShape, shape: ModelShape) -> str:
+    """Why a tensor of the source would do something else at this place of a model of `shape`; "" if it would do the same."""
+    if place.part == "mlp":
+        return mlp_difference(source, shape)
+    if place.part in RESIDUAL_NORMS:
+        if source.norm != shape.norm:
+            return f"norms of the source are {source.norm}, these {shape.norm}"
+        if "post" in (source.block, shape.block) and source.block != shape.block and place.part != "embed_norm":
+            return f"blocks of the source are {source.block!r}, these {shape.block!r}"
+    if place.part == "mixer" and place.layer is not None:
+        mixer, theirs = mixer_of(shape.layer_types[place.layer]), mixer_of(source.layer_types[place.layer])
+        if mixer != theirs and place.role not in SHARED:
+            return f"{theirs}, the source's mixer, means another thing by it"
+    if place.part == "shared" and not {place.rest.partition(".")[0]} <= set(map(mixer_of, shape.layer_types)):
+        return f"no layer has {place.rest.partition('.')[0]}"
+    return ""
+
+
+def mlp_difference(source: ModelShape, shape: ModelShape) -> str:
+    """Why the matrices of the source's MLPs are none of a model of `shape`."""
+    if source.mlp != shape.mlp:
+        return f"the source's MLP is {source.mlp}, this one {shape.mlp}"
+    if source.intermediate_size != shape.intermediate_size:
+        return f"the source's MLP has {source.intermediate_size} channels, this one {shape.intermediate_size}"
+    return ""
+
+
+def without(place: Place, source: ModelShape, shape: ModelShape) -> str:
+    """Why a model of `shape` has no such tensor as the source has at this place."""
+    if why := difference(place, source, shape):
+        if place.part == "mixer" and place.layer is not None:
+            return f"{mixer_of(shape.layer_types[place.layer])} has none"
+        return why
+    if place.part == "mixer" and place.layer is not None:
+        name = shape.layer_types[place.layer]
+        if place.role in ("q_norm", "k_norm") and full_table(shape, name).get("qk_norm") is False:
+            return f"{name}.qk_norm = false"
+        if place.rest == "bias" and place.role in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            return f"{name} has no such bias"
+        return f"{name} has none"
+    if place.part == "mlp":
+        return "mlp_bias = false"
+    if place.part == "head":
+        return "the head is the embedding: tie_word_embeddings = true"
+    if place.part == "positions":
+        return "learned_positions = false"
+    if place.part == "embed_norm" and not shape.embed_norm:
+        return "embed_norm = false"
+    if place.part == "mlp_norm" and (shape.mlp == "none" or shape.block == "parallel_tied"):
+        return f"mlp = {shape.mlp!r} and block = {shape.block!r} have no norm before an MLP"
+    if place.part in RESIDUAL_NORMS:
+        return f"norm_affine = {str(shape.norm_affine).lower()}, norm_bias = {str(shape.norm_bias).lower()}"
+    return "the new model has none"
+
+
+def fitted(place: Place, old: Tensor, parameter: Tensor, source: Model, model: Model) -> tuple[Tensor | None, str]:
     """The source's tensor made to fit, and how; None with the reason."""
-    old = given.get(theirs)
-    if old is None:
-        return None, "fresh: the source has none"
+    was, size = None, None
+    if place.part == "mixer" and place.layer is not None:
+        was, size = (head_size(one.layers[place.layer].mixer, place.role) for one in (source, model))
     if old.shape == parameter.shape:
+        if was is not None and size is not None and was != size:
+            return old, f"copied: as heads of {size} channels, {was} in the source"
         return old, "copied"
-    if name in ("embed.weight", "head.weight", "positions.weight") and old.shape[1:] == parameter.shape[1:]:
+    if f"{place.part}.{place.rest}" in VOCABULARY and old.shape[1:] == parameter.shape[1:]:
         rows = min(len(old), len(parameter))
-        return old[:rows], f"copied: rows 0 to {rows - 1} of {len(parameter)}"
-    if (
-        old.dim() == 2
-        and theirs.rpartition(".")[0].endswith(("k_proj", "v_proj"))
-        and old.shape[1] == parameter.shape[1]
-    ):
-        layer, leaf = int(name.split(".")[1]), theirs.split(".")[3]
-        sizes = {head_size(m.layers[layer].mixer, leaf) for m in (source, model)}
-        if len(sizes) == 1 and None not in sizes:
-            return regrouped(old, len(parameter), sizes.pop())
-    return None, f"fresh: the source's is {tuple(old.shape)}"
+        whose = f"{len(parameter)}" if rows < len(parameter) else f"the source's {len(old)}"
+        return old[:rows], f"copied: rows 0 to {rows - 1} of {whose}"
+    is_grouped = place.role in ("k_proj", "v_proj") and was is not None and was == size
+    if is_grouped and old.shape[1:] == parameter.shape[1:]:
+        return regrouped(old, len(parameter), was)
+    return None, f"fresh: the source's is {tuple(old.shape)}, this one {tuple(parameter.shape)}"
 
 
-def head_size(mixer: Mixer, leaf: str) -> int | None:
-    """Channels of a key or value head."""
-    return getattr(mixer, "head_dim", getattr(mixer, "head_v" if leaf == "v_proj" else "head_k", None))
+def head_size(mixer: Mixer, role: str) -> int | None:
+    """Channels of a head of queries, keys or values (and of what is made of them); None if that is unknown, or no matter."""
+    if role not in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        return None
+    is_value = role in ("v_proj", "o_proj")
+    size = getattr(mixer, "head_v" if is_value else "head_k", None)
+    if size is not None:
+        return size
+    for name, sizes in HEAD_SIZES.items():
+        if hasattr(mixer.shape, sizes[0]) and type(mixer).__name__.lower() == name:
+            return getattr(mixer.shape, sizes[is_value])
+    return getattr(mixer, "head_dim", getattr(mixer.shape, "head_dim", None))
 
 
 def regrouped(old: Tensor, rows: int, size: int) -> tuple[Tensor | None, str]:
     """Key or value heads for another number of groups: each repeated, or the mean of neighbours (Ainslie 2023, section 2.1)."""
     if rows % len(old) == 0:
         times = rows // len(old)
-        return old.unflatten(0, (-1, size)).repeat_interleave(times, 0).flatten(
-            0, 1
-        ), f"reshaped: each head {times} times"
+        new = old.unflatten(0, (-1, size)).repeat_interleave(times, 0).flatten(0, 1)
+        return new, f"reshaped: each head {times} times"
     if len(old) % rows == 0:
         heads = len(old) // rows
         return old.unflatten(0, (-1, heads, size)).mean(1).flatten(0, 1), f"reshaped: means of {heads} heads"
     return None, f"fresh: {len(old)} rows do not divide into {rows}"
-
-
-def with_attention_kept(shape: ModelShape, source: ModelShape, layers: tuple[int, ...]) -> ModelShape:
-    """The target with the source's mixer, and its settings, in these layers. Raises SettingsError for a layer that is none."""
-    types, mixers = list(shape.layer_types), dict(shape.mixers)
-    wrong = [i for i in layers if not 0 <= i < min(shape.num_hidden_layers, source.num_hidden_layers)]
-    if wrong:
-        raise SettingsError(
-            f"--keep-attention {','.join(map(str, wrong))}: the layers are 0 to {shape.num_hidden_layers - 1}"
-        )
-    for i in layers:
-        name = source.layer_types[i]
-        types[i] = variant(mixers, source.mixers.get(name, {}), mixer_of(name))
-    used = {name: mixers[name] for name in dict.fromkeys(types) if name in mixers}
-    return replace(shape, layer_types=tuple(types), mixers=used)
 
 
 def check_fits(shape: ModelShape, source: ModelShape, config: Path) -> None:
@@ -140,55 +228,56 @@ def check_fits(shape: ModelShape, source: ModelShape, config: Path) -> None:
             )
 
 
+def target_shape(config: Path, source: ModelShape, keep_attention: tuple[int, ...]) -> tuple[ModelShape, ModelShape]:
+    """The target's shape as its config says it, and with what it takes from the source. Raises SettingsError."""
+    where = str(config / "config.json" if config.is_dir() else config)
+    read = read_shape(config)
+    check_fits(read, source, config)
+    said = said_in(read_config(config), read, source, where)
+    return read, inherit(read, said, source, keep_attention, where)
+
+
 def convert(
     source: Path, config: Path, out: Path, keep_attention: tuple[int, ...] = (), seed: int = 42,
     plugins: tuple[str, ...] = (), note: Callable[[str], None] = print,
 ) -> Check:  # fmt: skip
     """`longfire convert`: write the transplanted model to `out` as Hugging Face weights, checked, with a table of what was moved.
 
-    source: a run folder or a folder of Hugging Face weights. config: the target's config.json. Raises SettingsError naming what
-    does not fit, or what no Hugging Face class can express.
+    source: a run folder or a folder of Hugging Face weights. config: the target's config.json; settings that it does not say are
+    the source's. Raises SettingsError naming what does not fit.
     """
-    opened: Opened = open_model(source, note=note, plugins=plugins)
-    shape = read_shape(config)
-    shape = replace(shape, vocab_size=shape.vocab_size or opened.model.shape.vocab_size)
-    check_fits(shape, opened.model.shape, config)
-    shape = with_attention_kept(shape.with_vocabulary(opened.tokenizer.vocab_size), opened.model.shape, keep_attention)
-    model, moved = transplant(opened.model, shape, seed)
-    show(moved)
-    facts = {"converted from": source.absolute().name, "parameters": summary(model, moved)}
-    files = {TABLE: json.dumps([vars(m) for m in moved], indent=1) + "\n"}
+    opened = open_model(source, note=note, plugins=plugins)
+    if not isinstance(opened.model, Model):
+        raise SettingsError(
+            f"{source}: a run of model.backend = 'transformers', whose class computes as it is; export it, and convert the "
+            "export if longfire has its family"
+        )
+    theirs = opened.model.shape
+    read, shape = target_shape(config, theirs, keep_attention)
+    shape = shape.with_vocabulary(opened.tokenizer.vocab_size)
+    model, moved, left = transplant(opened.model, shape, seed)
+    conversion = Conversion(moved, left, compared(read, shape, theirs))
+    conversion.show(str(config), note)
+    for line in not_written(shape, theirs):
+        note(line)
+    facts = {"converted from": source.absolute().name, **conversion.facts()}
     adds_bos = opened.run.tokenizer.add_bos if opened.run else None
+    files = {TABLE: conversion.to_json()}
     return export(model, opened.tokenizer, out, facts=facts, files=files, adds_bos=adds_bos)
 
 
-def summary(model: Model, moved: list[Moved]) -> str:
-    sizes = {name: p.numel() for name, p in model.state_dict().items()}
-    kinds: Counter[str] = Counter()
-    for one in moved:
-        kinds[one.how.partition(":")[0]] += sizes[one.name]
-    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-
-
-def show(moved: list[Moved]) -> None:
-    """One line for parameters that are alike in every layer."""
-    rows: dict[tuple[Any, ...], list[str]] = {}
-    for one in moved:
-        parts = one.name.split(".")
-        place = ".".join(["layers", "*", *parts[2:]]) if parts[0] == "layers" else one.name
-        rows.setdefault((place, one.shape, one.how), []).append(parts[1] if parts[0] == "layers" else "")
-    table = Table("parameter", "layers", "shape", "how")
-    for (place, shape, how), layers in rows.items():
-        table.add_row(place, ranges(layers), " x ".join(map(str, shape)), how)
-    Console().print(table)
-
-
-def ranges(numbers: list[str]) -> str:
-    """0, 1, 2, 5 -> 0-2, 5"""
-    runs: list[list[int]] = []
-    for number in (int(n) for n in numbers if n):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+def not_written(shape: ModelShape, source: ModelShape) -> list[str]:
+    """What is to be known before the new model is trained: settings of training that its config.json has no key for, and a
+    teacher that it cannot learn from."""
+    family = family_named(choose_family(shape))
+    found = [
+        f"{setting}: {family.architecture} has no key for it; write it in the [model] table of the recipe that trains the model"
+        for setting in left_out(family, shape)
+        if not setting.startswith(INIT_KEYS)
+    ]
+    if shape.vocab_size != source.vocab_size:
+        found.append(
+            f"vocab_size = {shape.vocab_size}, in the source {source.vocab_size}: distillation.kind = 'logits' needs the "
+            "same; leave vocab_size out of the config"
+        )
+    return found
