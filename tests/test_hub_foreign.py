@@ -182,6 +182,9 @@ def test_the_life_of_a_model_that_longfire_has_no_mixer_for(tmp_path, capsys, in
     assert "GPTNeoXForCausalLM of" in card and "| steps | 4 |" in card and "longfire generate" not in card
     assert main(["export", str(run), "--dtype", "bfloat16", str(tmp_path / "out")]) == 0
     assert "by rounding" in capsys.readouterr().out
+    words = ["--model", str(run), "--config", "gla-340m", "--output", str(tmp_path / "gla")]
+    assert main(["convert", *words]) != 0
+    assert "a run of model.backend = 'transformers'" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # compiling takes most of a minute

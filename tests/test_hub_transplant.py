@@ -309,6 +309,27 @@ def test_softmax_layers_of_flas_attn_take_what_their_entry_does_not_say(tiny_mod
     assert "no such bias" in why["layers.2.mixer.k_proj.bias"] and "layers.0.mixer.k_proj.bias" not in why
 
 
+def test_a_target_of_transformers_takes_biases_and_rotary_scaling(tiny_model, tmp_path):
+    """Llama's one key of two settings, and a length that is rotary positions' only where they are scaled by it."""
+    attention = {**FAMILIES["qwen3"]["mixers"]["attention"], "qk_norm": False, "qkv_bias": True}
+    source = tiny_model("attention", num_hidden_layers=3, norm_eps=1e-5, mixers={"attention": attention})
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": 97,
+    }
+    model, _, left = converted(source, {**config, "max_position_embeddings": 999, "head_dim": None}, tmp_path)
+    ids_BT = torch.randint(97, (2, 40))
+    assert not left and model.shape.max_position_embeddings == 999
+    assert model.logits(model(ids_BT)).equal(source.logits(source(ids_BT)))
+    model, _, left = converted(source, {**config, "attention_bias": False, "rope_theta": 10.0}, tmp_path)
+    assert model.layers[0].mixer.shape.rope_theta == 10.0 and model.layers[0].mixer.shape.rope == "yarn"
+    assert {one.name for one in left} == {f"layers.{i}.mixer.{x}_proj.bias" for i in range(3) for x in "qkv"}
+    assert {one.why for one in left} == {"attention has no such bias"}
+
+
 def test_biases_of_grouped_heads_go_with_their_heads(tiny_model, tmp_path):
     source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["qwen2"])
     config = {**HYBRID, "attention": {"num_heads": 4, "num_kv_heads": 4}}
@@ -358,7 +379,9 @@ def test_attention_whose_norms_have_weights_is_not_kept_without_them(tiny_model,
 
 def test_settings_that_do_not_go_together_name_the_config(tiny_model, tmp_path):
     source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["gpt2"])
-    with pytest.raises(SettingsError, match=r"target\.json: init_head = 'zeros', but with tie_word_embeddings = true"):
+    with pytest.raises(
+        SettingsError, match=r"target\.json: init_head = 'zeros', but with tie_word.* does not say is as in the source"
+    ):
         converted(source, {**SHORT, "init_head": "zeros"}, tmp_path)
 
 

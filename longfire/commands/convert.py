@@ -8,7 +8,7 @@ from longfire.shipped import model_config
 
 
 def convert(words: Sequence[str]) -> int:
-    """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh."""
+    """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh, and what is left is named."""
     parser = Parser("convert", convert, "longfire convert --model mistral-7b --config gla-7b-mistral --output gla-7b")
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
@@ -18,7 +18,8 @@ def convert(words: Sequence[str]) -> int:
         type=Path,
         required=True,
         metavar="JSON",
-        help="config.json of the model to be made, or the name of one that comes with longfire",
+        help="config.json of the model to be made, or the name of one that comes with longfire; what it does not say is as in "
+        "--model",
     )
     parser.add_argument(
         "--output",

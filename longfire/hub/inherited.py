@@ -13,7 +13,7 @@ from longfire.hub.conversion import Setting
 from longfire.hub.families import family_of
 from longfire.hub.family import Family, Listed, asked_of, values_of, whole
 from longfire.hub.own_config import is_own_export, keys_of_shape
-from longfire.shape import INIT_KEYS, ModelShape, mixer_of, placed
+from longfire.shape import INIT_KEYS, ModelShape, mixer_of
 
 Table = dict[str, Any]
 
@@ -57,13 +57,15 @@ def said_in(config: Table, shape: ModelShape, source: ModelShape, where: str) ->
     family = family_of(config, where)
     asked = asked_of(family, config, where)
     said = set(family.ours)
+    settings = {name: next(iter(values.values())) for name, values in values_of(whole(shape)).items()}
     source_values = values_of(whole(source))
     for key in family.keys:
         theirs = source_values.get(key.ours, {})
         if key.words is not None and not set(theirs.values()) <= set(key.words.values()):
             said.add(key.ours)
         # null where null is the default too says nothing
-        if key.theirs in asked and (asked[key.theirs] is not None or key.default is not None):
+        is_there = key.theirs in asked and (asked[key.theirs] is not None or key.default is not None)
+        if is_there and key.applies(settings):
             said.add(key.ours)
     if not isinstance(family.layers, Listed) and not asked.keys().isdisjoint(family.layers.reads):
         said |= set(family.layers.places)
@@ -117,8 +119,11 @@ def inherit(shape: ModelShape, said: Said, source: ModelShape, kept: tuple[int, 
         else:
             table = shape.mixers.get(name, {})
         types.append(placed_under(mixers, name, table))
-    with placed(where):
+    try:
         return replace(shape, **plain, layer_types=tuple(types), mixers=mixers)
+    except SettingsError as error:
+        said_wrong = str(error).replace("model shape:", f"{where}:", 1)
+        raise SettingsError(f"{said_wrong} (what the config does not say is as in the source)") from error
 
 
 def inheritable(shape: ModelShape, said: Said, source: ModelShape) -> Iterator[str]:
