@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from golden import read
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from test_hub_load import BIN, Payload, as_bin
 from tokenizers import Tokenizer as Words
@@ -341,14 +341,23 @@ def test_a_name_of_the_hub_is_fetched_without_code(kind, source, tmp_path, monke
     assert open_model(tmp_path / "run").run.job.description == "imported from someone/some-model (llama)"
 
 
-def test_a_name_of_the_hub_without_a_network_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no cached snapshot"), HTTPError("no route to the host")])
+def test_a_name_of_the_hub_without_a_network_says_what_to_do(error, tmp_path, monkeypatch):
     def offline(*names, **rest):
-        raise LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(SettingsError, match="someone/some-model is no folder here.*check the name and the network"):
         adopt("someone/some-model", tmp_path / "run", lambda line: None)
     assert not (tmp_path / "run").exists()
+
+
+def test_errors_of_the_hub_are_imported_from_where_every_version_has_them():
+    """huggingface_hub 1 speaks httpx, 2 httpx2; only `huggingface_hub.errors` has the error of both under one name since 1.0
+    (`huggingface_hub.utils.httpx` came in between)."""
+    assert issubclass(HfHubHTTPError, HTTPError)
+    for file in Path(adopting.__file__).parents[1].rglob("*.py"):
+        assert "huggingface_hub.utils" not in file.read_text(), file
 
 
 def test_progress_is_told(source, tmp_path, monkeypatch):

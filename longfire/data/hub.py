@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 
 import datasets
 import huggingface_hub
-from huggingface_hub.utils import httpx
+from huggingface_hub.errors import HTTPError
 
 from longfire.data.formats import BATCH_ROWS, Document, choose_fields, text_of
 from longfire.errors import DataError
 
 MANY_ROWS = 100_000  # of a stream, whose number of rows is not known
 PROBE_SECONDS = 10  # how long the hub may take to say which revision a dataset has
-UNREACHABLE = (httpx.HTTPError, OSError, ValueError)  # what the two libraries raise for a dataset that cannot be had
+UNREACHABLE = (HTTPError, OSError, ValueError)  # what the two libraries raise for a dataset that cannot be had
 
 
 @dataclass(frozen=True)

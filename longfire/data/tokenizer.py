@@ -309,12 +309,12 @@ def _json(file: Path) -> dict:
 
 def _from_hub(name: str) -> Tokenizer:
     import huggingface_hub  # only those who name a tokenizer of the hub pay for the import
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.errors import HTTPError
 
     try:  # ask once, briefly: transformers would retry for most of a minute
         huggingface_hub.HfApi().model_info(name, timeout=10)
         offline = False
-    except (httpx.HTTPError, OSError, ValueError):
+    except (HTTPError, OSError, ValueError):
         offline = True
     return _by_transformers(
         name,

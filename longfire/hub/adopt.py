@@ -11,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
-from huggingface_hub.utils import httpx
+from huggingface_hub.errors import HTTPError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
@@ -115,7 +115,7 @@ def found(source: str, note: Note) -> Path:
         fetched = Path(snapshot(source, [*DESCRIBED, *SAFE]))
         if not any(fetched.glob("*.safetensors")):
             fetched = Path(snapshot(source, [*DESCRIBED, *BIN]))
-    except (httpx.HTTPError, OSError, ValueError) as e:
+    except (HTTPError, OSError, ValueError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise SettingsError(
             f"{source} is no folder here, and as a model of the hub it cannot be had ({reason}); check the name and the network, "
