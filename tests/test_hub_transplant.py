@@ -256,7 +256,7 @@ def test_a_value_of_the_config_holds_and_a_default_does_not(of_family, config, e
     assert model.shape.norm_eps == model.norm.eps == eps
 
 
-def test_settings_that_are_inherited_differ_or_are_left_behind_are_said(tiny_model, tokenizer, tmp_path):
+def test_settings_that_are_inherited_differ_or_are_left_behind_are_said(tiny_model, tokenizer, tmp_path, capsys):
     source = tiny_model(
         "attention", num_hidden_layers=3, vocab_size=tokenizer.vocab_size, dropout=0.1, **FAMILIES["qwen2"]
     )
@@ -265,6 +265,7 @@ def test_settings_that_are_inherited_differ_or_are_left_behind_are_said(tiny_mod
     (tmp_path / "target.json").write_text(json.dumps(config))
     lines = []
     convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", (1,), note=lines.append)
+    assert "model.layers.*.self_attn.q_proj.bias" in capsys.readouterr().out
     text = "\n".join(lines)
     assert f"norm_eps = 1e-06 by {tmp_path / 'target.json'}; in the source 1e-05" in text
     assert "tie_word_embeddings = True, as in the source" in text
@@ -274,6 +275,8 @@ def test_settings_that_are_inherited_differ_or_are_left_behind_are_said(tiny_mod
     biases = {f"layers.{i}.mixer.{x}_proj.bias" for i in (0, 2) for x in "qkv"}
     assert {row["name"] for row in table["left behind"]} == biases
     assert {row["why"] for row in table["left behind"]} == {"gla has no such bias"}
+    in_files = {f"model.layers.{i}.self_attn.{x}_proj.bias" for i in (0, 2) for x in "qkv"}
+    assert {row["in its files"] for row in table["left behind"]} == in_files
     of = {row["name"]: row for row in table["settings"]}
     assert of["norm_eps"]["how"] == "differs" and of["norm_eps"]["source"] == 1e-5
     assert of["attention.qkv_bias"] == {

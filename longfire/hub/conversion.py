@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 TABLE = "conversion.json"
+LOG_COLUMNS = 200  # of tables that no terminal shows: names in a log are whole
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,21 @@ class Setting:
 @dataclass(frozen=True)
 class Conversion:
     """All that became of a source: `moved` has each parameter of the new model, `left` each tensor of the source that is in none
-    of them."""
+    of them.
+
+    files: our name of a tensor of the source -> its name in the source's files.
+    """
 
     moved: list[Moved]
     left: list[Left]
     settings: list[Setting]
+    files: Mapping[str, str]
 
     def to_json(self) -> str:
         """The text of conversion.json."""
         tables = {
-            "parameters": [asdict(one) for one in self.moved],
-            "left behind": [asdict(one) for one in self.left],
+            "parameters": [{**asdict(one), "in its files": self.files.get(one.source, "")} for one in self.moved],
+            "left behind": [{**asdict(one), "in its files": self.files[one.name]} for one in self.left],
             "settings": [asdict(one) for one in self.settings],
         }
         return json.dumps(tables, indent=1) + "\n"
@@ -90,9 +95,11 @@ class Conversion:
 
         config: the file that says the target's own settings.
         """
-        show_tensors("parameter", "how", [(one.name, one.shape, one.how) for one in self.moved])
+        heads = ("parameter", "layers", "shape", "how")
+        show_tensors(heads, [(one.name, one.shape, one.how, "") for one in self.moved])
         if self.left:
-            show_tensors("left behind of the source", "why", [(one.name, one.shape, one.why) for one in self.left])
+            heads = ("left behind of the source", "layers", "shape", "why", "in its files")
+            show_tensors(heads, [(one.name, one.shape, one.why, self.files[one.name]) for one in self.left])
         for line in lines(self.settings, config):
             note(line)
 
@@ -121,20 +128,27 @@ def place(layers: tuple[int, ...]) -> str:
     return f"{'layer' if len(layers) == 1 else 'layers'} {ranges(layers)}: "
 
 
-def show_tensors(what: str, why: str, tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> None:
-    """A table with one line for tensors that are alike in every layer."""
-    rows: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
-    for name, shape, text in tensors:
+def show_tensors(heads: tuple[str, ...], tensors: Iterable[tuple[str, tuple[int, ...], str, str]]) -> None:
+    """A table with one line for tensors that are alike in every layer.
+
+    tensors: name, shape, text and name in the files of each.
+    """
+    rows: dict[tuple[str, tuple[int, ...], str, str], list[int]] = {}
+    for name, shape, text, file_name in tensors:
         parts = name.split(".")
         in_layer = parts[0] == "layers"
-        general = ".".join(["layers", "*", *parts[2:]]) if in_layer else name
-        layers = rows.setdefault((general, shape, text), [])
+        if in_layer:
+            name = ".".join(["layers", "*", *parts[2:]])
+            file_name = file_name.replace(f".{parts[1]}.", ".*.", 1)
+        layers = rows.setdefault((name, shape, text, file_name), [])
         if in_layer:
             layers.append(int(parts[1]))
-    table = Table(what, "layers", "shape", why)
-    for (name, shape, text), layers in rows.items():
-        table.add_row(name, ranges(layers), " x ".join(map(str, shape)), text)
-    Console().print(table)
+    table = Table(*heads)
+    for (name, shape, text, file_name), layers in rows.items():
+        cells = (name, ranges(layers), " x ".join(map(str, shape)), text, file_name)
+        table.add_row(*cells[: len(heads)])
+    is_terminal = Console().is_terminal
+    Console(width=None if is_terminal else LOG_COLUMNS).print(table)
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -16,9 +16,10 @@ from longfire.config_file import read_config
 from longfire.errors import SettingsError
 from longfire.hub.conversion import TABLE, Conversion, Left, Moved
 from longfire.hub.convert import Check, export
-from longfire.hub.families import choose_family, family_named
+from longfire.hub.families import choose_family, family_named, family_of
 from longfire.hub.family import left_out
 from longfire.hub.inherited import compared, full_table, inherit, said_in
+from longfire.hub.tensors import layout
 from longfire.initialise import build
 from longfire.mixers.mixer import Mixer
 from longfire.model import Model
@@ -256,14 +257,21 @@ def convert(
     read, shape = target_shape(config, theirs, keep_attention)
     shape = shape.with_vocabulary(opened.tokenizer.vocab_size)
     model, moved, left = transplant(opened.model, shape, seed)
-    conversion = Conversion(moved, left, compared(read, shape, theirs))
+    files = {name: name for name in own_tensors(opened.model)} if opened.run else names_in_files(source, theirs)
+    conversion = Conversion(moved, left, compared(read, shape, theirs), files)
     conversion.show(str(config), note)
     for line in not_written(shape, theirs):
         note(line)
     facts = {"converted from": source.absolute().name, **conversion.facts()}
     adds_bos = opened.run.tokenizer.add_bos if opened.run else None
-    files = {TABLE: conversion.to_json()}
-    return export(model, opened.tokenizer, out, facts=facts, files=files, adds_bos=adds_bos)
+    table = {TABLE: conversion.to_json()}
+    return export(model, opened.tokenizer, out, facts=facts, files=table, adds_bos=adds_bos)
+
+
+def names_in_files(folder: Path, shape: ModelShape) -> dict[str, str]:
+    """Our name of each tensor -> its name in a folder of Hugging Face weights."""
+    family = family_of(read_config(folder), str(folder / "config.json"))
+    return {ours: theirs for theirs, stored in layout(family, shape).items() for ours in stored.ours}
 
 
 def not_written(shape: ModelShape, source: ModelShape) -> list[str]:
