@@ -368,6 +368,21 @@ def test_heads_of_keys_of_another_size_are_not_joined_in_silence(tiny_model, tmp
     assert how["layers.0.mixer.q_proj.weight"] == "copied: as heads of 16 channels, 8 in the source"
 
 
+def test_a_bias_or_a_norm_goes_with_its_matrix_or_not_at_all(tiny_model, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["qwen3"])
+    attention = {**source.shape.mixers["attention"], "qkv_bias": True, "o_bias": True}
+    source = tiny_model("attention", num_hidden_layers=3, mixers={"attention": attention})
+    config = {**HYBRID, "attention": {"num_heads": 2, "num_kv_heads": 2}}
+    model, moved, left = converted(source, config, tmp_path)
+    how = {one.name.removeprefix("layers.1.mixer."): one.how for one in moved if one.name.startswith("layers.1.mixer.")}
+    fresh = "fresh: the matrix before it is fresh"
+    assert how["k_proj.weight"] == how["k_norm.weight"] == how["k_proj.bias"] == "copied"
+    assert how["q_proj.weight"].startswith("fresh: the source's is (64, 32)")
+    assert how["q_proj.bias"] == how["q_norm.weight"] == how["o_proj.bias"] == fresh
+    assert not model.layers[1].mixer.o_proj.bias.any()
+    assert {"layers.1.mixer.o_proj.bias", "layers.1.mixer.q_norm.weight"} <= {one.name for one in left}
+
+
 def test_rows_of_the_embedding_that_do_not_fit_are_named(source, tmp_path):
     words = source.shape.vocab_size
     _, moved, _ = converted(source, {**SHORT, "vocab_size": words - 3}, tmp_path)

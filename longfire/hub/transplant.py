@@ -6,7 +6,7 @@ copied where it does in the new model what it did in the old one: never into an 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from longfire.hub.family import left_out
 from longfire.hub.inherited import compared, full_table, inherit, said_in
 from longfire.hub.tensors import layout
 from longfire.initialise import build
-from longfire.mixers.mixer import Mixer
 from longfire.model import Model
 from longfire.run import read_shape
 from longfire.shape import INIT_KEYS, ModelShape, mixer_of
@@ -72,6 +71,13 @@ class Place:
         called = CALLED.get(mixer_of(shape.layer_types[layer]), {})
         return cls(layer, part, called.get(parts[3], parts[3]), ".".join(parts[4:]))
 
+    def matrix(self) -> "Place":
+        """The matrix whose outputs this tensor acts on: a bias, QK-norm or convolution means nothing with another one."""
+        role, _, kind = self.role.partition("_")
+        if kind in ("norm", "conv1d") and role in ("q", "k", "v"):
+            return replace(self, role=f"{role}_proj", rest="weight")
+        return replace(self, rest="weight") if self.rest == "bias" else self
+
 
 def transplant(source: Model, shape: ModelShape, seed: int) -> tuple[Model, list[Moved], list[Left]]:
     """A model of `shape` with the source's weights wherever they match, the rest initialised by (seed, name); what became of each
@@ -80,29 +86,29 @@ def transplant(source: Model, shape: ModelShape, seed: int) -> tuple[Model, list
     given = own_tensors(source)
     at = {Place.of(name, source.shape): name for name in given}
     moved: list[Moved] = []
-    refused: dict[str, str] = {}
+    fresh: set[Place] = set()
+    refused: dict[str, str] = {}  # tensors of the source that were looked at and not taken, with the reason
     for name, parameter in own_tensors(model).items():
         place = Place.of(name, shape)
         theirs = at.get(place, "")
         if name == "head.weight" and not theirs:
             theirs = "embed.weight"  # a tied head
-        why = difference(place, source.shape, shape)
-        old = None
-        if not theirs and place.part == "mixer":
-            how = "fresh: the source has none"
-        elif not theirs:
-            how = f"fresh: {why or 'the source has none'}"
-        elif why:
-            how = f"fresh: {why}"
-        else:
+        old, how = None, difference(place, source.shape, shape)
+        if theirs and place.matrix() in fresh:
+            how = how or "the matrix before it is fresh"
+        if theirs and not how:
             old, how = fitted(place, given[theirs], parameter, source, model)
-        if old is None:
-            refused[theirs] = how.removeprefix("fresh: ")
-            theirs = ""
-        else:
+        if old is not None:
             with torch.no_grad():
                 parameter[tuple(slice(size) for size in old.shape)] = old
-        moved.append(Moved(name, how, theirs, tuple(parameter.shape)))
+            moved.append(Moved(name, how, theirs, tuple(parameter.shape)))
+            continue
+        fresh.add(place)
+        if theirs:
+            refused[theirs] = how
+        elif place.part == "mixer" or not how:
+            how = "the source has none"
+        moved.append(Moved(name, f"fresh: {how}", "", tuple(parameter.shape)))
     used = {one.source for one in moved}
     left = [
         Left(name, refused.get(name) or without(Place.of(name, source.shape), source.shape, shape), tuple(tensor.shape))
@@ -175,9 +181,7 @@ def without(place: Place, source: ModelShape, shape: ModelShape) -> str:
 
 def fitted(place: Place, old: Tensor, parameter: Tensor, source: Model, model: Model) -> tuple[Tensor | None, str]:
     """The source's tensor made to fit, and how; None with the reason."""
-    was, size = None, None
-    if place.part == "mixer" and place.layer is not None:
-        was, size = (head_size(one.layers[place.layer].mixer, place.role) for one in (source, model))
+    was, size = (head_size(one, place) for one in (source, model))
     if old.shape == parameter.shape:
         if was is not None and size is not None and was != size:
             return old, f"copied: as heads of {size} channels, {was} in the source"
@@ -189,21 +193,20 @@ def fitted(place: Place, old: Tensor, parameter: Tensor, source: Model, model: M
     is_grouped = place.role in ("k_proj", "v_proj") and was is not None and was == size
     if is_grouped and old.shape[1:] == parameter.shape[1:]:
         return regrouped(old, len(parameter), was)
-    return None, f"fresh: the source's is {tuple(old.shape)}, this one {tuple(parameter.shape)}"
+    return None, f"the source's is {tuple(old.shape)}, this one {tuple(parameter.shape)}"
 
 
-def head_size(mixer: Mixer, role: str) -> int | None:
-    """Channels of a head of queries, keys or values (and of what is made of them); None if that is unknown, or no matter."""
-    if role not in ("q_proj", "k_proj", "v_proj", "o_proj"):
+def head_size(model: Model, place: Place) -> int | None:
+    """Channels of a head of the queries, keys or values that a matrix makes or reads; None of any other tensor, or where a mixer
+    does not say it."""
+    if place.layer is None or place.role not in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return None
-    is_value = role in ("v_proj", "o_proj")
-    size = getattr(mixer, "head_v" if is_value else "head_k", None)
-    if size is not None:
-        return size
-    for name, sizes in HEAD_SIZES.items():
-        if hasattr(mixer.shape, sizes[0]) and type(mixer).__name__.lower() == name:
-            return getattr(mixer.shape, sizes[is_value])
-    return getattr(mixer, "head_dim", getattr(mixer.shape, "head_dim", None))
+    mixer, is_value = model.layers[place.layer].mixer, place.role in ("v_proj", "o_proj")
+    named = HEAD_SIZES.get(mixer_of(model.shape.layer_types[place.layer]))
+    if named is not None:
+        return getattr(mixer.shape, named[is_value])
+    general = getattr(mixer, "head_dim", getattr(mixer.shape, "head_dim", None))
+    return getattr(mixer, "head_v" if is_value else "head_k", general)
 
 
 def regrouped(old: Tensor, rows: int, size: int) -> tuple[Tensor | None, str]:
@@ -215,7 +218,7 @@ def regrouped(old: Tensor, rows: int, size: int) -> tuple[Tensor | None, str]:
     if len(old) % rows == 0:
         heads = len(old) // rows
         return old.unflatten(0, (-1, heads, size)).mean(1).flatten(0, 1), f"reshaped: means of {heads} heads"
-    return None, f"fresh: {len(old)} rows do not divide into {rows}"
+    return None, f"{len(old)} rows do not divide into {rows}"
 
 
 def check_fits(shape: ModelShape, source: ModelShape, config: Path) -> None:
