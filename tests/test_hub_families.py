@@ -282,11 +282,11 @@ def softmax_shapes(draw) -> ModelShape:
     mlp_bias = draw(some.booleans()) and not (slides or given["qk_norm"])
     if not slides and not given["qk_norm"] and given["qkv_bias"] and not mlp_bias:
         given |= {"o_bias": draw(some.booleans())}
-    mixers = {"attention": given, "attention:local": {**given, "window_size": 7}}
     if given.get("rope") == "longrope":
         pairs = (given["head_dim"] or 8) // 2
         factors = [draw(some.sampled_from([1.0, 1.25, 4.0])) for _ in range(pairs)]
         given |= {"rope_short_factor": (1.0,) * pairs, "rope_long_factor": tuple(factors)}
+    mixers = {"attention": given, "attention:local": {**given, "window_size": 7}}
     limit = 512 if given.get("rope") == "dynamic" else draw(some.sampled_from([0, 512]))
     return shape_of(
         draw, types, {name: mixers[name] for name in types}, mlp_bias=mlp_bias, max_position_embeddings=limit
@@ -687,6 +687,25 @@ def test_spellings_of_older_files():
         assert said == shape_from_config({"model_type": model_type}, "")
         with pytest.raises(SettingsError, match=key):
             shape_from_config({"model_type": model_type, key: not only}, "")
+
+
+def test_the_original_length_may_stand_outside_the_table():
+    """As in Phi-3's files; their class looks there first when the model is made, whether it declares the key or not."""
+    sizes = {
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "vocab_size": 8,
+    }
+    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    outside = {**sizes, "rope_theta": 5e5, "rope_scaling": scaled, "original_max_position_embeddings": 512}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**copy.deepcopy(outside)))
+    assert theirs.config.rope_parameters["original_max_position_embeddings"] == 512
+    ours = shape_from_config({"model_type": "llama", **outside}, "")
+    assert ours.mixers["attention"]["rope_original_length"] == 512
+    silent = {"model_type": "llama", "original_max_position_embeddings": 512}  # of no use without scaling
+    assert shape_from_config(silent, "") == shape_from_config({"model_type": "llama"}, "")
 
 
 @pytest.mark.parametrize(
