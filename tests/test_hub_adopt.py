@@ -360,6 +360,14 @@ def test_errors_of_the_hub_are_imported_from_where_every_version_has_them():
         assert "huggingface_hub.utils" not in file.read_text(), file
 
 
+def test_a_config_that_their_class_no_longer_reads_is_imported_and_said(source, tmp_path):
+    """transformers 5 checks the types of a config strictly, which 4 did not."""
+    config_says(use_cache=1)(source)
+    check = adopt(str(source), tmp_path / "run", lambda line: None)
+    assert check.peer_kl is None and "it does not read this config.json" in str(check) and "use_cache" in str(check)
+    assert open_model(tmp_path / "run").step == 0
+
+
 def test_progress_is_told(source, tmp_path, monkeypatch):
     monkeypatch.setattr(adopting, "NOTE_SECONDS", 0)
     told = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from longfire import ops
@@ -128,8 +129,12 @@ def compare_imported(weights: dict[str, Tensor], tokenizer: Tokenizer, folder: P
     model = model_of(shape, weights)
     logits_BTW = model.logits(model(ids_BT))
     del model, weights
-    config = read_config(folder)
-    peer = compare_peer(family_of(config, str(folder)), folder, shape, ids_BT, logits_BTW)
+    family = family_of(read_config(folder), str(folder))
+    refused = config_refused(folder) if family.package == "transformers" else ""
+    if refused:
+        peer = f"{family.architecture} of {family.package}", None, refused
+    else:
+        peer = compare_peer(family, folder, shape, ids_BT, logits_BTW)
     return Check(tensors, size, "float32", ids_BT.numel(), 0.0, *peer, tokenizer_differs=differs)
 
 
@@ -246,6 +251,18 @@ def peer_absent(family: Family, shape: ModelShape, device: torch.device) -> str:
         return "its kernels need CUDA"
     if "attention" in map(mixer_of, shape.layer_types):
         return "its softmax layers have no fp32"
+    return ""
+
+
+def config_refused(folder: Path) -> str:
+    """Why the installed transformers does not read a config.json that we can read; "" if it does. Newer ones check types strictly,
+    so that some files of older ones (`"use_cache": 1`) are no longer theirs."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (StrictDataclassError, AttributeError, LookupError, TypeError, ValueError) as e:
+        return f"it does not read this config.json ({' '.join(str(e).split())[:160]})"
     return ""
 
 

@@ -18,7 +18,7 @@ from longfire.hub.families import family_of, shape_from_config
 from longfire.hub.family import Family
 from longfire.hub.tensors import Stored, layout
 from longfire.model import Model
-from longfire.shape import ModelShape
+from longfire.shape import ModelShape, placed
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 KINDS = {".safetensors": (SINGLE, INDEX), ".bin": ("pytorch_model.bin", "pytorch_model.bin.index.json")}
@@ -36,7 +36,9 @@ def load_model(
 
 def shape_in(folder: Path) -> ModelShape:
     """The shape that a folder's config.json describes, with words. Raises SettingsError."""
-    shape = shape_from_config(read_config(folder), str(folder / "config.json"))
+    where = str(folder / "config.json")
+    with placed(where):
+        shape = shape_from_config(read_config(folder), where)
     if not shape.vocab_size:
         raise SettingsError(
             f"{folder / 'config.json'}: vocab_size = 0, but weights have words: write the rows of their embedding"
