@@ -368,6 +368,17 @@ def test_a_config_that_their_class_no_longer_reads_is_imported_and_said(source, 
     assert open_model(tmp_path / "run").step == 0
 
 
+def test_buffers_of_old_files_are_no_tensors_of_the_model(tmp_path):
+    """GPT-2's causal mask, which files of before transformers 4.30 hold under names without a prefix."""
+    saved(tmp_path / "source", "gpt2")
+    file = tmp_path / "source" / BIN
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in torch.load(file).items()}
+    tensors |= {"h.0.attn.bias": torch.ones(1, 1, 48, 48), "h.1.attn.masked_bias": torch.tensor(-1e4)}
+    torch.save(tensors, file)
+    check = adopt(str(tmp_path / "source"), tmp_path / "run", lambda line: None)
+    assert check.peer_kl is not None and check.peer_kl < KL_NATS
+
+
 def test_progress_is_told(source, tmp_path, monkeypatch):
     monkeypatch.setattr(adopting, "NOTE_SECONDS", 0)
     told = []

@@ -22,6 +22,7 @@ from longfire.shape import ModelShape, placed
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 KINDS = {".safetensors": (SINGLE, INDEX), ".bin": ("pytorch_model.bin", "pytorch_model.bin.index.json")}
+COMPUTED = ("rotary_emb.inv_freq",)  # ends of names in old files of every family, beside its own `buffers`
 NAMED = 4  # wrong tensors that a message lists
 
 
@@ -92,7 +93,7 @@ def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, T
 def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: ModelShape) -> dict[str, str]:
     """Their name -> its name in the files, where the prefix of the model without a head may be missing. Raises CheckpointError
     unless the tensors are those of the model: none missing, none more, each of its shape."""
-    computed = ("rotary_emb.inv_freq", *family.buffers)
+    computed = (*COMPUTED, *family.buffers)
     there = {name: tensor for name, tensor in files.tensors.items() if not name.endswith(computed)}
     bare = not any(name.startswith(family.base) for name in there)
     places = {theirs: theirs.removeprefix(family.base) if bare else theirs for theirs in wanted}
