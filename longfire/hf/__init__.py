@@ -10,5 +10,5 @@
     cache.py    what layers keep                          -> past_key_values of `generate`
     model.py    LongfireForCausalLM: longfire's model behind transformers' interface
 
-auto_classes.py registers both classes; nothing here is computed a second time.
+Both classes are registered by auto_classes.py. Nothing here is computed a second time.
 """
