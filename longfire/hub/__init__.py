@@ -14,5 +14,7 @@ adopt.py            `longfire import`: weights -> a run folder
 convert.py          `longfire export`: a model -> a folder of weights
 card.py             the model card of an export
 transplant.py       `longfire convert`: another architecture with every matching weight
+inherited.py        the settings that it takes from its source
+conversion.py       all that became of a source, as tables
 foreign.py          any class of transformers as it is (model.backend = "transformers")
 """

@@ -225,6 +225,7 @@ def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
         same, name = same_tokenizer(tokenizer, theirs), type(theirs).__name__
         how = f"AutoTokenizer makes a {name} of these files, which gives other ids than their tokenizer.json"
     except (
+        StrictDataclassError,
         ArithmeticError,
         AttributeError,
         ImportError,
