@@ -333,6 +333,17 @@ def test_a_target_of_transformers_takes_biases_and_rotary_scaling(tiny_model, tm
     assert {one.why for one in left} == {"attention has no such bias"}
 
 
+def test_keys_that_no_class_reads_are_said(tiny_model, tokenizer, tmp_path):
+    source = tiny_model("attention", num_hidden_layers=3, vocab_size=tokenizer.vocab_size, **FAMILIES["llama"])
+    export(source, tokenizer, tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "target.json").write_text(json.dumps({**config, "use_flash_attn": True}))
+    lines = []
+    convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", note=lines.append)
+    said = f"{tmp_path / 'target.json'}: transformers' class does not declare use_flash_attn: left out"
+    assert lines[0] == said and len(lines) == 1
+
+
 def test_biases_of_grouped_heads_go_with_their_heads(tiny_model, tmp_path):
     source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["qwen2"])
     config = {**HYBRID, "attention": {"num_heads": 4, "num_kv_heads": 4}}

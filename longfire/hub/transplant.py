@@ -16,7 +16,7 @@ from longfire.config_file import read_config
 from longfire.errors import SettingsError
 from longfire.hub.conversion import TABLE, Conversion, Left, Moved
 from longfire.hub.convert import Check, export
-from longfire.hub.families import choose_family, family_named, family_of
+from longfire.hub.families import choose_family, family_named, family_of, ignored_line
 from longfire.hub.family import left_out
 from longfire.hub.inherited import compared, full_table, inherit, said_in
 from longfire.hub.tensors import layout
@@ -257,6 +257,9 @@ def convert(
             "export if longfire has its family"
         )
     theirs = opened.model.shape
+    for folder in (config,) if opened.run else (source, config):
+        for line in ignored_line(read_config(folder), str(folder)):
+            note(line)
     read, shape = target_shape(config, theirs, keep_attention)
     shape = shape.with_vocabulary(opened.tokenizer.vocab_size)
     model, moved, left = transplant(opened.model, shape, seed)
