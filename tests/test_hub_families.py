@@ -282,11 +282,11 @@ def softmax_shapes(draw) -> ModelShape:
     mlp_bias = draw(some.booleans()) and not (slides or given["qk_norm"])
     if not slides and not given["qk_norm"] and given["qkv_bias"] and not mlp_bias:
         given |= {"o_bias": draw(some.booleans())}
-    mixers = {"attention": given, "attention:local": {**given, "window_size": 7}}
     if given.get("rope") == "longrope":
         pairs = (given["head_dim"] or 8) // 2
         factors = [draw(some.sampled_from([1.0, 1.25, 4.0])) for _ in range(pairs)]
         given |= {"rope_short_factor": (1.0,) * pairs, "rope_long_factor": tuple(factors)}
+    mixers = {"attention": given, "attention:local": {**given, "window_size": 7}}
     limit = 512 if given.get("rope") == "dynamic" else draw(some.sampled_from([0, 512]))
     return shape_of(
         draw, types, {name: mixers[name] for name in types}, mlp_bias=mlp_bias, max_position_embeddings=limit
