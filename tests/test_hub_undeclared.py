@@ -44,6 +44,8 @@ def test_in_how_many_products_a_matrix_was_multiplied_changes_nothing():
         ("rope_thetas", 5e5),  # a misspelling of an older spelling
         ("sliding_window", 64),  # other families have one
         ("final_logit_softcapping", 30.0),
+        ("init_outputs", "zeros"),  # keys of longfire's own
+        ("norm", "layernorm"),
         ("layer_types", ["sliding_attention", "full_attention"]),
         ("quantization_config", {"bits": 4}),
     ],
@@ -56,6 +58,11 @@ def test_a_key_that_may_mean_something_is_refused(key, value):
 def test_a_misspelling_is_answered_with_the_key_that_it_resembles():
     with pytest.raises(SettingsError, match="did you mean 'rope_theta'"):
         shape_from_config({**LLAMA, "rope_thetas": 5e5}, "config.json")
+
+
+def test_a_key_of_ours_belongs_into_the_recipe():
+    with pytest.raises(SettingsError, match=r"write it under \[model\] of the recipe"):
+        shape_from_config({**LLAMA, "block": "parallel"}, "config.json")
 
 
 def test_they_are_named():

@@ -14,6 +14,7 @@ from longfire.hub import own_config
 from longfire.hub.families_blocks import OWN_BLOCKS
 from longfire.hub.families_fla import FLA
 from longfire.hub.family import (
+    KEYS_OF_OURS,
     REQUIRED,
     Family,
     Key,
@@ -358,7 +359,7 @@ def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
 
 
 def ignored_keys(config: dict[str, Any], where: str) -> list[str]:
-    """Flat names of keys that are passed over: the class of transformers does not declare them, and here no other family reads
+    """Flat names of keys that are passed over: the class of transformers does not declare them, and here nothing else reads
     them, or their value asks for nothing; or their kind of rotary positions does not use them. Raises SettingsError for a model
     type that we do not have."""
     family = family_of(config, where)
@@ -381,10 +382,10 @@ def ignored_line(config: dict[str, Any], where: str) -> list[str]:
 
 
 def is_read(name: str, value: Any) -> bool:
-    """Whether a key changes what a model of another family computes, or what its weights are."""
+    """Whether a key changes what a model of another family or of ours is, or what its weights are."""
     if value in (None, False, 0) or (name == "layer_types" and set(value) <= {"full_attention"}):
         return False
-    return name in READ_SOMEWHERE or name in WEIGHTS_OF_OTHER_KINDS
+    return name in READ_SOMEWHERE or name in KEYS_OF_OURS or name in WEIGHTS_OF_OTHER_KINDS
 
 
 def choose_family(shape: ModelShape) -> str:

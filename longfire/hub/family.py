@@ -11,6 +11,8 @@ from longfire.errors import SettingsError
 from longfire.shape import INIT_KEYS, ModelShape, mixer_of, nearest
 
 Settings = dict[str, Any]  # flat: "hidden_size", "attention.num_heads"
+# Keys that mean something in a config of ours. `dropout` stands in files of others too, whose classes ignore it.
+KEYS_OF_OURS = frozenset(f.name for f in fields(ModelShape)) - {"dropout"}
 REQUIRED = object()  # a key that their class cannot do without
 
 # Settings that change training and not what a trained model computes: where a family has no key for one, an export leaves it out
@@ -385,9 +387,11 @@ def check_rest(asked: dict[str, Any], family: Family, config: dict[str, Any], se
                 raise SettingsError(
                     f"{where}: {name} = {value!r} means nothing with {other} = {settings[other]!r}; remove it"
                 )
+            hint = nearest(name, names_of(family))
+            if name in KEYS_OF_OURS:
+                hint = "; it is a key of longfire's own: write it under [model] of the recipe, beside config"
             raise SettingsError(
-                f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models"
-                f"{nearest(name, names_of(family))}"
+                f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models{hint}"
             )
         if allowed is not None and value not in allowed:
             raise SettingsError(
