@@ -24,4 +24,14 @@ transformers know LongfireForCausalLM, the class of exported models that no othe
 
 from longfire import auto_classes
 
+__version__: str
 auto_classes.register()
+
+
+def __getattr__(name: str) -> str:
+    """`longfire.__version__`, looked up when asked for: the import of importlib.metadata would slow every command."""
+    if name != "__version__":
+        raise AttributeError(f"module 'longfire' has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("longfire")

@@ -349,7 +349,7 @@ class Checkpoint:
     interval: int = setting(500, "save every so many steps or seconds; 0: only at the end", NATURAL)
     milestone_interval: int = setting(0, "keep the checkpoints of every so many steps for ever; 0: none", NATURAL)
     keep_latest_k: int = setting(
-        3,
+        5,
         "keep the newest k besides milestones and step 0; 0: keep all. Checkpoints that were saved under 0, or by a longfire whose "
         "default that was, are never removed",
         NATURAL,

@@ -14,7 +14,10 @@ from longfire.arguments import take_settings
 from longfire.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 OWN_OPTIONS = {f"--{name}" for name in (
     "steps", "step", "tokens", "dtype", "prompt", "max_new_tokens", "out", "top_k", "temperature", "top_p", "seed", "stop", "prompts",
     "interactive", "batch_size", "data", "needle", "tasks", "model", "config", "output", "keep-attention", "plugins",

@@ -154,7 +154,7 @@ def test_a_file_that_no_reader_is_for_is_refused_at_once(folder, capsys):
     assert "--data table.csv: not a kind of file that is read (.jsonl" in told
     (folder / b"\xff.txt".decode(errors="surrogateescape")).write_text(TEXT)
     assert main(["init", "--data", b"\xff.txt".decode(errors="surrogateescape")]) == 2
-    assert "the name is not UTF-8" in capsys.readouterr().err
+    assert "is not UTF-8" in capsys.readouterr().err
     assert not (folder / "recipe.toml").exists()
 
 

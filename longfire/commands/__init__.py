@@ -1,5 +1,19 @@
-"""The table of commands: the word -> its function; a file each. What a command needs is imported inside it, so that --help is
-instant."""
+"""The commands of `longfire`, one file each. What a command needs is imported inside it, so that --help
+is instant.
+
+    init.py      a starter recipe; docs/model_config.md
+    prepare.py   text -> token stores
+    train.py     a recipe -> a run folder
+    eval.py      a model, text or tasks -> numbers
+    generate.py  a model, prompts -> text
+    report.py    a run folder -> report.html
+    export.py    a checkpoint -> Hugging Face weights
+    import_.py   Hugging Face weights -> a run folder (`import` is a word of Python)
+    convert.py   a model -> another architecture with every matching weight
+    plan.py      a recipe -> what it would hold, send and take on devices that are not here
+    bench.py     a recipe -> tokens per second on this machine
+    doctor.py    every op compared with its reference on this machine
+"""
 
 from collections.abc import Callable
 

@@ -5,10 +5,10 @@
 
     model = AutoModelForCausalLM.from_pretrained("exported")
 
-    config    config.json                              <-> LongfireConfig (hub/own_config.py says how)
-    padding   ids, attention_mask, position_ids         -> what longfire's model is given
-    cache     what layers keep                          -> past_key_values of `generate`
-    model     LongfireForCausalLM: longfire's model behind transformers' interface
+    config.py   config.json                              <-> LongfireConfig (hub/own_config.py says how)
+    padding.py  ids, attention_mask, position_ids         -> what longfire's model is given
+    cache.py    what layers keep                          -> past_key_values of `generate`
+    model.py    LongfireForCausalLM: longfire's model behind transformers' interface
 
-auto_classes.py registers both classes; nothing here is computed a second time.
+Both classes are registered by auto_classes.py. Nothing here is computed a second time.
 """

@@ -1,1 +1,18 @@
-"""The door to Hugging Face: families.py (their name <-> our name, one table each), load.py (in), convert.py (out, checked)."""
+"""Models of Hugging Face: read, written, compared. The files in the order of the flow:
+
+family.py           what a table of a family consists of, and what reads it in both directions
+families.py         the families of transformers: their names <-> our names
+families_fla.py     those of fla whose blocks are Llama's
+families_blocks.py  those of fla with blocks of their own: Mamba, Mamba-2, Samba, RWKV-7
+undeclared.py       keys of a config.json that the class of transformers does not declare
+own_config.py       config.json of our own class (longfire/hf)
+tensors.py          their tensors <-> our parameters
+load.py             a folder of weights -> a model
+checksums.py        SHA256SUMS of an export
+check.py            what an export or an import is compared with
+adopt.py            `longfire import`: weights -> a run folder
+convert.py          `longfire export`: a model -> a folder of weights
+card.py             the model card of an export
+transplant.py       `longfire convert`: another architecture with every matching weight
+foreign.py          any class of transformers as it is (model.backend = "transformers")
+"""

@@ -219,7 +219,16 @@ def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
             theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         same, name = same_tokenizer(tokenizer, theirs), type(theirs).__name__
         how = f"AutoTokenizer makes a {name} of these files, which gives other ids than their tokenizer.json"
-    except Exception as e:  # every class has demands of its own
+    except (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as e:
         same, how = False, f"AutoTokenizer cannot read these files ({str(e).splitlines()[0][:120]})"
     if same:
         return ""

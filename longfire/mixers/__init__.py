@@ -1,4 +1,22 @@
-"""The table of mixers: the name that `layer_types` uses -> the class. A new mixer is a new file and one line here."""
+"""The table of mixers: the name that `layer_types` uses -> the class. A new mixer is a new file and one line here.
+
+mixer.py             what a mixer declares, and what travels along the sequence
+cache.py             what layers keep between the calls of a generation
+attention.py         softmax attention with rotary positions
+linear_attention.py  linear attention with a feature map
+retention.py         RetNet
+gla.py               gated linear attention
+gsa.py               gated slot attention
+hgrn2.py             HGRN2
+mamba.py             Mamba
+mamba2.py            Mamba-2
+matrix_state.py      what the delta rules share
+delta_net.py         DeltaNet
+gated_delta_net.py   Gated DeltaNet
+kda.py               Kimi delta attention
+channel_mix.py       RWKV-7's MLP
+rwkv7.py             RWKV-7
+"""
 
 from longfire.mixers.attention import Attention
 from longfire.mixers.delta_net import DeltaNet

@@ -1,7 +1,31 @@
-"""Functions on tensors: the slow truth beside the fast form, one signature; the only importer of kernel libraries.
+"""Functions on tensors: a slow readable reference beside the fast form, one signature; the only importer of kernel libraries.
 
 Which form runs is decided once, by `choose`, before a run starts, and never changes on the way: a kernel that cannot do what
-is asked raises. `longfire doctor` compares every fast form with its truth on the machine at hand.
+is asked raises. `longfire doctor` compares every fast form with its reference on the machine at hand.
+
+    documents.py         where documents lie in a batch of packed sequences
+    bf16.py              whether a device multiplies bf16 in hardware
+    linear.py            which type is computed in; products with fp32 master weights
+    norm.py              normalisations
+    mlp.py               the part of a block that looks at one token only
+    rope.py              rotary positions
+    dropout.py           dropout that no plan changes
+    attention.py         softmax attention
+    attention_blocks.py  the same of keys that come block by block
+    blockwise.py         the same in chunks of queries and keys
+    short_conv.py        short causal convolution
+    token_shift.py       each token beside the one before it
+    feature_maps.py      what queries and keys pass before linear attention
+    chunkwise.py         what every chunkwise recurrence is made of
+    value_tree.py        decays of the channels of values inside a chunk
+    low_rank.py          what the delta rule and DPLR share
+    linear_attention.py  linear attention with decay
+    delta_rule.py        the delta rule with decay
+    dplr.py              diagonal plus low rank
+    selective_scan.py    Mamba's scan
+    maps.py              what a segment of a sequence does to the state
+    cross_entropy.py     the head and the loss as one
+    kernels.py           fla's kernels behind our signatures
 """
 
 import importlib

@@ -82,7 +82,7 @@ PRIVATE_NAMES = {
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 600, 80, 10, 6000
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 600, 80, 10, 6500
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
@@ -347,3 +347,15 @@ def test_the_light_rooms_import_nothing_heavy_at_their_top():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not {n.split(".")[0] for n in names} & heavy, f"{name}.py imports {names} at its top"
+
+
+PACKAGES = sorted(file.parent for file in HOUSE.rglob("__init__.py") if file.parent != HOUSE)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_the_docstring_of_a_package_lists_its_files(package):
+    """Each once, on a line of its own, and none that is gone."""
+    doc = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+    listed = re.findall(r"^ *(\w+\.py) ", doc, re.M)
+    files = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    assert sorted(listed) == sorted(files)
