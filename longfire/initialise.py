@@ -13,7 +13,7 @@ from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
 from longfire.parallel.pieces import take, whole_shape
-from longfire.shape import BY_DEPTH, INITIALIZER_RANGE, PUBLISHED, ModelShape, mixer_of
+from longfire.shape import BY_DEPTH, INITIALIZER_RANGE, MIXERS_BY_DEPTH, PUBLISHED, ModelShape, mixer_of
 
 Rule = Callable[[Tensor, torch.Generator], object]  # fills a whole parameter in place
 
@@ -87,13 +87,15 @@ def published_rules(model: Model) -> dict[str, Rule]:
 
 
 def output_weights(model: Model) -> set[str]:
-    """Names of the matrices that end a mixer or an MLP: those whose tensor-parallel role is "row".
+    """Names of the matrices that end a mixer or an MLP: those whose tensor-parallel role is "row". Of
+    mixers alone where `init_outputs` is about them: an MLP's are then matrices like others.
 
     Raises SettingsError where `init_outputs` asks for them and a mixer does not say which they are.
     """
     found = set()
+    parts = (".mixer",) if model.shape.init_outputs == MIXERS_BY_DEPTH else (".mixer", ".mlp")
     for name, module in model.named_modules():
-        if not name.endswith((".mixer", ".mlp")):
+        if not name.endswith(parts):
             continue
         ends = [leaf for leaf, role in getattr(module, "roles", {}).items() if role == "row"]
         found |= {f"{name}.{leaf}.weight" for leaf in ends}
@@ -135,7 +137,7 @@ def rule_of(role: str, shape: ModelShape, published: Rule | None = None) -> Rule
         return published
     if wanted in (PUBLISHED, INITIALIZER_RANGE):
         return normal(shape.initializer_range)
-    if wanted == BY_DEPTH:
+    if wanted in (BY_DEPTH, MIXERS_BY_DEPTH):
         return normal(shape.initializer_range / (2 * shape.num_hidden_layers) ** 0.5)
     return NAMED_RULES[wanted] if isinstance(wanted, str) else normal(wanted)
 

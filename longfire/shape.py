@@ -21,9 +21,9 @@ WORDS = {
 
 PUBLISHED = "published"
 INITIALIZER_RANGE = "initializer_range"
-BY_DEPTH = "initializer_range_by_depth"
+BY_DEPTH, MIXERS_BY_DEPTH = "initializer_range_by_depth", "initializer_range_by_depth_in_mixers"
 # Or a number, the standard deviation of a normal distribution.
-INIT_RULES = (PUBLISHED, INITIALIZER_RANGE, BY_DEPTH, "fan_in", "fan_in_uniform", "zeros")
+INIT_RULES = (PUBLISHED, INITIALIZER_RANGE, BY_DEPTH, MIXERS_BY_DEPTH, "fan_in", "fan_in_uniform", "zeros")
 INIT_KEYS = ("init_matrices", "init_outputs", "init_embedding", "init_head")
 
 
@@ -111,7 +111,8 @@ class ModelShape:
     )
     init_outputs: float | str = key(
         PUBLISHED,
-        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like; or zeros",
+        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like; or zeros; or "
+        "initializer_range_by_depth_in_mixers: an MLP's begin as init_matrices",
     )
     init_embedding: float | str = key(
         PUBLISHED,
@@ -183,6 +184,8 @@ class ModelShape:
                 )
             if not isinstance(rule, str) and not 0 < rule < float("inf"):
                 raise SettingsError(f"model shape: {key} = {rule} must be a standard deviation above 0, or 'zeros'")
+            if rule == MIXERS_BY_DEPTH and key != "init_outputs":
+                raise SettingsError(f"model shape: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} here")
         if self.init_matrices == "zeros":
             raise SettingsError(
                 "model shape: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "

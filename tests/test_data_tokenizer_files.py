@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from tokenizers import processors
 
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, train_tokenizer
 from longfire.data.tokenizer_files import CarriedFiles, read_carried, starts_with, with_bos_rule
@@ -120,3 +121,57 @@ def test_a_template_outside_the_folder_is_not_read(source, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (source / "additional_chat_templates/secret.jinja").symlink_to(tmp_path / "secret")
     assert list(read_carried(source).files) == ["additional_chat_templates/rag.jinja"]
+
+
+TOKENS = [("<bos>", 256), ("<eos>", 257)]
+POST_PROCESSORS = {  # and the ids that follow a text
+    "none": (None, []),
+    "bytes": (processors.ByteLevel(trim_offsets=False), []),
+    "BOS": (processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=TOKENS), []),
+    "EOS, as T5": (
+        processors.TemplateProcessing(single="$A <eos>", pair="$A <eos> $B <eos>", special_tokens=TOKENS),
+        [257],
+    ),
+    "both": (processors.TemplateProcessing(single="<bos> $A <eos>", pair=None, special_tokens=TOKENS), [257]),
+    "one token as EOS": (
+        processors.TemplateProcessing(single="$A <bos>", pair="$A <bos> $B <bos>", special_tokens=TOKENS),
+        [256],
+    ),
+    "one token at both ends": (
+        processors.TemplateProcessing(single="<bos> $A <bos>", pair="<bos> $A <bos> $B <bos>", special_tokens=TOKENS),
+        [256],
+    ),
+    "BERT": (processors.BertProcessing(("<eos>", 257), ("<bos>", 256)), [257]),
+    "RoBERTa": (processors.RobertaProcessing(("<eos>", 257), ("<bos>", 256)), [257]),
+    "several": (
+        processors.Sequence(
+            [
+                processors.ByteLevel(trim_offsets=False),
+                processors.TemplateProcessing(single="$A <eos>", pair=None, special_tokens=TOKENS),
+            ]
+        ),
+        [257],
+    ),
+}
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("name", POST_PROCESSORS)
+def test_the_rule_of_bos_changes_nothing_else_that_a_post_processor_adds(name, adds_bos):
+    words = bytes_tokenizer().words
+    words.post_processor, after = POST_PROCESSORS[name]
+    ruled = with_bos_rule(words, "<bos>", adds_bos)
+    assert ruled.encode("hi").ids == [256] * adds_bos + [104, 105] + after
+    again = with_bos_rule(with_bos_rule(ruled, "<bos>", not adds_bos), "<bos>", adds_bos)
+    assert again.encode("hi").ids == ruled.encode("hi").ids
+
+
+@pytest.mark.parametrize("name", ["none", "EOS, as T5", "RoBERTa"])
+def test_the_second_text_of_a_pair_begins_with_bos_too(name):
+    words = bytes_tokenizer().words
+    words.post_processor, _ = POST_PROCESSORS[name]
+    if name == "RoBERTa":  # has a BOS of its own
+        words = with_bos_rule(words, "<bos>", False)
+        assert 256 not in words.encode("a", "b").ids
+    ids = with_bos_rule(words, "<bos>", True).encode("a", "b").ids
+    assert ids[:2] == [256, 97] and ids[ids.index(98) - 1] == 256

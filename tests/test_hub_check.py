@@ -83,3 +83,15 @@ def test_a_tokenizer_that_a_class_of_transformers_makes_anew(tmp_path):
         compare_tokenizer(tokenizer, tmp_path)
     with pytest.raises(CheckpointError, match="gives other ids by transformers than by longfire"):
         compare_imported_tokenizer(bytes_tokenizer(), tmp_path)
+
+
+def test_a_tokenizer_that_a_class_of_transformers_cannot_read(tmp_path):
+    """tokenizers itself raises Exception, of no narrower class."""
+    tokenizer = bytes_tokenizer()
+    tokenizer.save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "CodeLlamaTokenizerFast"}))
+    line = compare_imported_tokenizer(tokenizer, tmp_path)
+    assert "AutoTokenizer cannot read these files" in line and "Unk token" in line
+    with pytest.raises(CheckpointError, match="cannot read these files"):
+        compare_tokenizer(tokenizer, tmp_path)

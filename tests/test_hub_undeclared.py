@@ -41,8 +41,11 @@ def test_in_how_many_products_a_matrix_was_multiplied_changes_nothing():
     [
         ("num_key_value_head", 4),  # a misspelling
         ("hidden_sizes", 64),
+        ("rope_thetas", 5e5),  # a misspelling of an older spelling
         ("sliding_window", 64),  # other families have one
         ("final_logit_softcapping", 30.0),
+        ("init_outputs", "zeros"),  # keys of longfire's own
+        ("norm", "layernorm"),
         ("layer_types", ["sliding_attention", "full_attention"]),
         ("quantization_config", {"bits": 4}),
     ],
@@ -52,9 +55,19 @@ def test_a_key_that_may_mean_something_is_refused(key, value):
         shape_from_config({**LLAMA, key: value}, "config.json")
 
 
+def test_a_misspelling_is_answered_with_the_key_that_it_resembles():
+    with pytest.raises(SettingsError, match="did you mean 'rope_theta'"):
+        shape_from_config({**LLAMA, "rope_thetas": 5e5}, "config.json")
+
+
+def test_a_key_of_ours_belongs_into_the_recipe():
+    with pytest.raises(SettingsError, match=r"write it under \[model\] of the recipe"):
+        shape_from_config({**LLAMA, "block": "parallel"}, "config.json")
+
+
 def test_they_are_named():
     (line,) = ignored_line({**LLAMA, **HARMLESS}, "here")
-    assert "use_flash_attn" in line and "does not declare" in line
+    assert "use_flash_attn" in line and "does not use" in line
     assert ignored_line(LLAMA, "here") == []
 
 
@@ -65,3 +78,33 @@ def test_infinity_is_read_and_nan_is_not(tmp_path):
     file.write_text('{"model_type": "mamba2", "norm_eps": NaN}')
     with pytest.raises(SettingsError, match="NaN is no number"):
         read_config(file)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic"])
+def test_the_original_length_where_its_kind_of_rotary_positions_has_no_use_for_it(kind):
+    scaling = {"rope_type": kind, "factor": 2.0} if kind != "default" else {"rope_type": kind}
+    config = {**LLAMA, "rope_scaling": {**scaling, "original_max_position_embeddings": 64}}
+    assert shape_from_config(config, "") == shape_from_config({**LLAMA, "rope_scaling": scaling}, "")
+    assert ignored_keys(config, "") == ["rope_parameters.original_max_position_embeddings"]
+    assert ignored_keys({**LLAMA, "original_max_position_embeddings": 64}, "") == ignored_keys(config, "")
+
+
+def test_a_kind_of_rotary_positions_uses_its_own_keys_alone():
+    config = {**LLAMA, "rope_parameters": {"rope_type": "default", "factor": 4.0, "beta_fast": 16}}
+    assert shape_from_config(config, "") == shape_from_config(LLAMA, "")
+    assert ignored_keys(config, "") == ["rope_parameters.factor", "rope_parameters.beta_fast"]
+    with pytest.raises(SettingsError, match="factor = 4.0 means nothing"):  # it was meant to scale
+        shape_from_config({**LLAMA, "rope_parameters": {"factor": 4.0}}, "")
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_the_original_length_beside_the_scaling(kind):
+    more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    scaling = {"rope_type": kind, "factor": 4.0, **more}
+    inside = {**LLAMA, "rope_scaling": {**scaling, "original_max_position_embeddings": 512}}
+    beside = {**LLAMA, "rope_scaling": scaling, "original_max_position_embeddings": 512}
+    shape = shape_from_config(beside, "")
+    assert shape == shape_from_config(inside, "")
+    assert shape.mixers["attention"]["rope_original_length"] == 512
+    with pytest.raises(SettingsError, match="original_max_position_embeddings is said twice"):
+        shape_from_config({**inside, "original_max_position_embeddings": 256}, "")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Words
-from tokenizers import processors
 
 from longfire.errors import DataError
 
 CONFIG, GENERATION, MODEL = "tokenizer_config.json", "generation_config.json", "config.json"
 CHAT = "chat_template.jinja"  # as transformers names it
 MORE_CHATS = "additional_chat_templates"  # a folder of further ones, NAME.jinja
+TEMPLATE = "TemplateProcessing"  # the post-processor of tokenizer.json that adds tokens to a text
 # Keys of tokenizer_config.json that are written anew: of how the file is read, and of the two tokens that we name.
 WRITTEN = ("tokenizer_class", "clean_up_tokenization_spaces", "bos_token", "eos_token", "add_bos_token", "auto_map")
 # Keys of it that hold for one machine or one version: an export has no use for them.
@@ -104,40 +104,86 @@ def ids_in(value: Any) -> tuple[int, ...]:
 
 def starts_with(words: Words, bos_id: int | None) -> bool:
     """Whether the post-processor of a tokenizer.json puts this token before a text."""
-    return bos_id is not None and words.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+    # of a text that is not empty: behind it the same token may be its EOS
+    return bos_id is not None and words.encode("a", add_special_tokens=True).ids[:1] == [bos_id]
 
 
 def with_bos_rule(words: Words, bos: str, adds_bos: bool) -> Words:
-    """A copy whose post-processor puts BOS before every text, or does not."""
+    """A copy whose post-processor puts BOS before every text, or does not; what else it adds stays."""
     bos_id = words.token_to_id(bos) if bos else None
     if adds_bos == starts_with(words, bos_id):
         return words
-    copy = Words.from_str(words.to_str())
-    if adds_bos:
-        template = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, bos_id)]
-        )
-        before = copy.post_processor
-        copy.post_processor = template if before is None else processors.Sequence([before, template])
-        return copy
-    content = json.loads(copy.to_str())
-    content["post_processor"] = without(content["post_processor"], bos)
+    content = json.loads(words.to_str())
+    steps = steps_of(content["post_processor"])
+    if adds_bos and not any(step["type"] == TEMPLATE for step in steps):
+        steps.append({"type": TEMPLATE, "single": [text("A")], "pair": [text("A"), text("B")], "special_tokens": {}})
+    templates = [step for step in steps if step["type"] == TEMPLATE]
+    for step in templates:
+        for form in ("single", "pair"):
+            step[form] = without_bos(step[form], bos)
+    if adds_bos:  # one after another would each see what the one before added as a text of its own
+        first = templates[0]
+        first["single"] = [special(bos), *first["single"]]
+        first["pair"] = with_bos_of_both(first["pair"], bos)
+        first["special_tokens"][bos] = {"id": bos, "ids": [bos_id], "tokens": [bos]}
+    content["post_processor"] = steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}
     return Words.from_str(json.dumps(content))
 
 
-def without(processor: Any, token: str) -> Any:
-    """A post-processor, as tokenizer.json has it, that no longer adds this token."""
-    if isinstance(processor, list):
-        return [without(part, token) for part in processor]
-    if not isinstance(processor, dict):
-        return processor
-    kept = dict(processor)
-    for form in ("single", "pair"):
-        if isinstance(kept.get(form), list):
-            kept[form] = [part for part in kept[form] if part.get("SpecialToken", {}).get("id") != token]
-    if "processors" in kept:
-        kept["processors"] = without(kept["processors"], token)
+def steps_of(processor: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a post-processor, as tokenizer.json has it; those of BERT and RoBERTa as the templates that they are."""
+    if processor is None:
+        return []
+    if processor["type"] == "Sequence":
+        return [step for part in processor["processors"] for step in steps_of(part)]
+    if processor["type"] not in ("BertProcessing", "RobertaProcessing"):
+        return [dict(processor)]
+    (cls, cls_id), (sep, sep_id) = processor["cls"], processor["sep"]
+    between = [special(sep)] * (2 if processor["type"] == "RobertaProcessing" else 1)
+    return [
+        {
+            "type": TEMPLATE,
+            "single": [special(cls), text("A"), special(sep)],
+            "pair": [special(cls), text("A"), *between, text("B"), special(sep)],
+            "special_tokens": {
+                token: {"id": token, "ids": [number], "tokens": [token]}
+                for token, number in ((cls, cls_id), (sep, sep_id))
+            },
+        }
+    ]
+
+
+def special(token: str, type_id: int = 0) -> dict[str, Any]:
+    """A token in a template."""
+    return {"SpecialToken": {"id": token, "type_id": type_id}}
+
+
+def text(name: str) -> dict[str, Any]:
+    """The place of a text in a template: A, or B of a pair."""
+    return {"Sequence": {"id": name, "type_id": 0 if name == "A" else 1}}
+
+
+def without_bos(parts: list[dict[str, Any]], bos: str) -> list[dict[str, Any]]:
+    """The parts of a template without BOS before a text; the same token behind one may be its EOS."""
+    kept: list[dict[str, Any]] = []
+    is_at_start = True
+    for part, following in zip(parts, [*parts[1:], {}]):
+        is_at_start = is_at_start and "Sequence" not in part
+        is_bos = part.get("SpecialToken", {}).get("id") == bos
+        if not (is_bos and (is_at_start or "Sequence" in following)):
+            kept.append(part)
     return kept
+
+
+def with_bos_of_both(parts: list[dict[str, Any]], bos: str) -> list[dict[str, Any]]:
+    """The parts of a pair's template with BOS at its beginning and before the second text."""
+    with_bos = [special(bos)]
+    for part in parts:
+        sequence = part.get("Sequence", {})
+        if sequence.get("id") == "B":
+            with_bos.append(special(bos, sequence["type_id"]))
+        with_bos.append(part)
+    return with_bos
 
 
 def written(carried: CarriedFiles, bos: str, eos: str, adds_bos: bool) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from longfire import ops
 from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer
-from longfire.errors import CheckpointError
+from longfire.errors import CheckpointError, first_line
 from longfire.hub.families import choose_family, family_named, family_of
 from longfire.hub.family import Family
 from longfire.hub.load import COMPUTED, load_weights, model_of, read_weights
@@ -192,15 +192,23 @@ def tolerated_kl(logits_BTW: Tensor, layers: int, device: torch.device) -> float
 
 
 def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Raises CheckpointError when transformers reads the tokenizer's files as another tokenizer."""
+    """Raises CheckpointError when transformers reads the tokenizer's files as another tokenizer, or not at all."""
+    _, same = by_auto_tokenizer(tokenizer, folder)
+    refuse_unless(same, f"transformers' AutoTokenizer gives other ids than ours from the files in {folder.name}")
+
+
+def by_auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, bool]:
+    """The class that AutoTokenizer makes of the files, and whether it is the same tokenizer as ours. Raises CheckpointError."""
     from transformers import AutoTokenizer  # seconds of imports, only when something is exported
 
-    with quiet_transformers():
-        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    refuse_unless(
-        same_tokenizer(tokenizer, theirs),
-        f"transformers' AutoTokenizer gives other ids than ours from the files in {folder.name}",
-    )
+    try:
+        with quiet_transformers():
+            theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            ids = encoded(theirs)  # some fail only here
+    except Exception as e:  # every class has demands of its own, and tokenizers raises Exception itself
+        raise CheckpointError(f"AutoTokenizer cannot read these files ({first_line(e)})") from e
+    ends = (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
+    return type(theirs).__name__, ends and ids == tokenizer.encode(TEXT)
 
 
 def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
@@ -209,7 +217,7 @@ def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
 
     Raises CheckpointError when tokenizer.json itself gives other ids than ours.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -220,30 +228,13 @@ def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
         encoded(as_it_is) == tokenizer.encode(TEXT), f"{file} gives other ids by transformers than by longfire"
     )
     try:
-        with quiet_transformers():
-            theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        same, name = same_tokenizer(tokenizer, theirs), type(theirs).__name__
+        name, same = by_auto_tokenizer(tokenizer, folder)
         how = f"AutoTokenizer makes a {name} of these files, which gives other ids than their tokenizer.json"
-    except (
-        StrictDataclassError,
-        ArithmeticError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as e:
-        same, how = False, f"AutoTokenizer cannot read these files ({str(e).splitlines()[0][:120]})"
+    except CheckpointError as e:
+        same, how = False, str(e)
     if same:
         return ""
     return f"tokenizer: {how}. longfire takes tokenizer.json as it is, and its exports name a class that does too"
-
-
-def same_tokenizer(tokenizer: Tokenizer, theirs: Any) -> bool:
-    ends = (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
-    return ends and encoded(theirs) == tokenizer.encode(TEXT)
 
 
 def encoded(theirs: Any) -> list[int]:

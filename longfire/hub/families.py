@@ -14,6 +14,7 @@ from longfire.hub import own_config
 from longfire.hub.families_blocks import OWN_BLOCKS
 from longfire.hub.families_fla import FLA
 from longfire.hub.family import (
+    KEYS_OF_OURS,
     REQUIRED,
     Family,
     Key,
@@ -22,12 +23,13 @@ from longfire.hub.family import (
     Windows,
     asked_of,
     config_of,
+    idle_rope_keys,
     names_of,
     read_shape_of,
     refusals,
     whole,
 )
-from longfire.shape import BY_DEPTH, ModelShape, mixer_of
+from longfire.shape import BY_DEPTH, MIXERS_BY_DEPTH, ModelShape, mixer_of
 
 LLAMA_NAMES = (
     Name("model.embed_tokens.", "embed."),
@@ -118,6 +120,7 @@ LLAMA_OLDER = {
     "rope_theta": "rope_parameters.rope_theta",
     "partial_rotary_factor": "rope_parameters.partial_rotary_factor",
     "rope_parameters.type": "rope_parameters.rope_type",
+    "original_max_position_embeddings": "rope_parameters.original_max_position_embeddings",  # as Phi-3 has it
 }
 BUFFERS = ("rotary_emb.inv_freq",)  # in old files; computed from rope_theta
 
@@ -325,6 +328,7 @@ TRANSFORMERS: dict[str, Family] = {
             "attention.head_dim": 0,
             "attention.window_size": 0,
         },
+        begins={"init_outputs": MIXERS_BY_DEPTH},  # as their class does it; nanochat's own code: docs/mixers.md
         older=LLAMA_OLDER,
     ),
 }  # fmt: skip
@@ -355,32 +359,33 @@ def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
 
 
 def ignored_keys(config: dict[str, Any], where: str) -> list[str]:
-    """Flat names of keys that are passed over: the class of transformers does not declare them, and here no other family reads
-    them, or their value asks for nothing. Raises SettingsError for a model type that we do not have."""
+    """Flat names of keys that are passed over: the class of transformers does not declare them, and here nothing else reads
+    them, or their value asks for nothing; or their kind of rotary positions does not use them. Raises SettingsError for a model
+    type that we do not have."""
     family = family_of(config, where)
     if family.package != "transformers":
         return []
     asked, known = asked_of(family, config, where), names_of(family)
+    idle = idle_rope_keys(family, asked)
     unread = {name: value for name, value in asked.items() if name not in known and not is_read(name, value)}
     if not unread:
-        return []
+        return idle
     from longfire.hub.undeclared import undeclared  # brings transformers
 
-    return undeclared(config["model_type"], unread, known)
+    return undeclared(config["model_type"], unread, known) + idle
 
 
 def ignored_line(config: dict[str, Any], where: str) -> list[str]:
     """A line that names the keys of a config.json that are passed over, if there are."""
     names = ignored_keys(config, where) if config.get("model_type") in FAMILIES else []
-    listed = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-    return [f"{where}: transformers' class does not declare {listed}: left out"] if names else []
+    return [f"{where}: transformers' class does not use {', '.join(names)}: left out"] if names else []
 
 
 def is_read(name: str, value: Any) -> bool:
-    """Whether a key changes what a model of another family computes, or what its weights are."""
+    """Whether a key changes what a model of another family or of ours is, or what its weights are."""
     if value in (None, False, 0) or (name == "layer_types" and set(value) <= {"full_attention"}):
         return False
-    return name in READ_SOMEWHERE or name in WEIGHTS_OF_OTHER_KINDS
+    return name in READ_SOMEWHERE or name in KEYS_OF_OURS or name in WEIGHTS_OF_OTHER_KINDS
 
 
 def choose_family(shape: ModelShape) -> str:

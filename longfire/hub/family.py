@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from longfire.errors import SettingsError
-from longfire.shape import INIT_KEYS, ModelShape, mixer_of
+from longfire.shape import INIT_KEYS, ModelShape, mixer_of, nearest
 
 Settings = dict[str, Any]  # flat: "hidden_size", "attention.num_heads"
+# Keys that mean something in a config of ours. `dropout` stands in files of others too, whose classes ignore it.
+KEYS_OF_OURS = frozenset(f.name for f in fields(ModelShape)) - {"dropout"}
 REQUIRED = object()  # a key that their class cannot do without
 
 # Settings that change training and not what a trained model computes: where a family has no key for one, an export leaves it out
@@ -334,9 +336,22 @@ def asked_of(family: Family, config: dict[str, Any], where: str) -> dict[str, An
     return {k: v for k, v in asked.items() if k not in family.inert}
 
 
+def idle_rope_keys(family: Family, asked: dict[str, Any]) -> list[str]:
+    """Keys of rotary positions that have a value and that the kind in the config does not use: transformers warns and goes on.
+
+    Where no kind is named, only the original length is such a key: a factor was meant to scale.
+    """
+    kind = asked.get("rope_parameters.rope_type")
+    original = "rope_parameters.original_max_position_embeddings"
+    keys = [key for key in family.keys if key.when[:1] == ("attention.rope",) and key.theirs.startswith("rope_")]
+    used = {key.theirs for key in keys if (kind or "default") in key.when}
+    unused = dict.fromkeys(key.theirs for key in keys if key.theirs not in used)
+    return [name for name in unused if asked.get(name) is not None and (kind or name == original)]
+
+
 def names_of(family: Family) -> set[str]:
-    """Every flat name that the family's table reads."""
-    return {*(key.theirs for key in family.keys), *family.fixed, *family.replaced, *family.layers.reads}
+    """Every flat name that the family's table reads, older spellings too."""
+    return {*(key.theirs for key in family.keys), *family.fixed, *family.replaced, *family.layers.reads, *family.older}
 
 
 def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
@@ -377,7 +392,12 @@ def check_rest(asked: dict[str, Any], family: Family, config: dict[str, Any], se
                 raise SettingsError(
                     f"{where}: {name} = {value!r} means nothing with {other} = {settings[other]!r}; remove it"
                 )
-            raise SettingsError(f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models")
+            hint = nearest(name, names_of(family))
+            if name in KEYS_OF_OURS:
+                hint = "; it is a key of longfire's own: write it under [model] of the recipe, beside config"
+            raise SettingsError(
+                f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models{hint}"
+            )
         if allowed is not None and value not in allowed:
             raise SettingsError(
                 f"{where}: {name} = {value!r}: longfire has {model_type} models with {name} = {allowed[0]!r} only"

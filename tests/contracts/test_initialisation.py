@@ -273,6 +273,7 @@ CLASSES = {
     "llama": {**SIZES, "num_attention_heads": 2, "attention_bias": True, "mlp_bias": True},
     "qwen3": {**SIZES, "num_attention_heads": 2, "head_dim": 64, "num_key_value_heads": 2},
     "gpt2": {"vocab_size": VOCABULARY, "n_embd": D, "n_layer": 3, "n_head": 2, "n_positions": 64},
+    "nanochat": {**SIZES, "num_hidden_layers": 3, "num_attention_heads": 2},
 }
 
 
