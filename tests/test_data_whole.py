@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from tokenizers import Tokenizer as Words
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from longfire import settings
 from longfire.cli import main
@@ -305,6 +305,29 @@ def test_a_tokenizer_that_loses_text(special, tmp_path):
     prepared_of(data_for(file), said, path=str(tmp_path / "t.json"), max_lost_share=1.0)
     assert f"{4 / 18:.2%} of the characters" in said[0]
     assert loses_nothing(bytes_tokenizer().words)
+
+
+def test_characters_that_a_normalizer_composes_are_not_lost(tmp_path):
+    words = Words(models.BPE({"<unk>": 0, "<eos>": 1, "\ud55c": 2, "\u1ec7": 3}, [], unk_token="<unk>"))
+    words.normalizer = normalizers.NFC()
+    words.add_special_tokens(["<unk>", "<eos>"])
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    words.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<eos>", "unk_token": "<unk>"}')
+    entry = write(tmp_path / "a.jsonl", "\u1112\u1161\u11abe\u0323\u0302" * 20)  # decomposed: 3 characters for each
+    said: list[str] = []
+    assert prepared_of(data_for(entry), said, path=str(folder)).train.length == 41
+    assert not any("cannot say" in line for line in said)
+    entry = write(tmp_path / "b.jsonl", "\ud55c\u0323" * 20)  # no such syllable: the dot is lost
+    with pytest.raises(DataError, match=r"cannot say 50\.00% of the characters"):
+        prepared_of(data_for(entry), path=str(folder))
+
+
+def test_a_manifest_that_is_no_object(tmp_path):
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(DataError, match="damaged: no JSON object"):
+        read_manifest(tmp_path)
 
 
 def test_a_store_of_before_is_read_and_gets_checksums(tmp_path):

@@ -114,9 +114,7 @@ def open_bz2(raw: BinaryIO) -> BinaryIO:
 
 def open_xz(raw: BinaryIO) -> BinaryIO:
     # not the older format of .lzma files: in that, a file of zero bytes is an empty text
-    return buffered(
-        ConcatenatedStream(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), is_padded=True)
-    )
+    return buffered(ConcatenatedStream(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), is_padded=True))
 
 
 def open_zstd(raw: BinaryIO) -> BinaryIO:
