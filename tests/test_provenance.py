@@ -247,3 +247,12 @@ def test_a_run_goes_on_with_a_config_that_says_otherwise_how_a_model_begins(fold
 def test_a_command_names_the_run_of_a_checkpoint(folder, capsys, command):
     assert main([*command, "first/checkpoints/step-2"]) == 2
     assert "name its run folder, " in told(capsys)
+
+
+def test_weights_that_were_trained_with_bos_are_told_where_there_is_none(folder, capsys):
+    config = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
+    train("bos", **config, tokenizer__path="first/tokenizer", tokenizer__add_bos="true")
+    train("next", **config, model__weights="bos", tokenizer__path="bos/tokenizer")
+    assert "warning: documents began with BOS where model.weights = " in told(capsys)
+    train("taken", **config, model__weights="bos")
+    assert "warning: documents began" not in told(capsys)
