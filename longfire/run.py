@@ -409,11 +409,8 @@ class Run:
         if not config.exists() or not self.has_checkpoints:
             return
         there, here = self.shape_in(config).to_dict(), self.shape.to_dict()
-        for key in INIT_KEYS:  # how a fresh model begins, and this one has begun
-            there.pop(key, None)
-            here.pop(key, None)
         differs = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in {**there, **here}
-                   if there.get(key) != here.get(key)]  # fmt: skip
+                   if there.get(key) != here.get(key) and key not in INIT_KEYS]  # fmt: skip
         if differs:
             raise SettingsError(
                 f"job.dump_folder = {str(self.folder)!r} holds checkpoints of another model: {'; '.join(differs)}. "
