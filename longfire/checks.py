@@ -323,6 +323,8 @@ def of_files(run: Run) -> Iterator[str]:
                 yield f"checkpoint.{name} = true saves a checkpoint, but checkpoint.enable_checkpoint = false: set one of them right"
         if checkpoint.load_step >= 0:
             yield f"checkpoint.load_step = {checkpoint.load_step} loads a checkpoint, but enable_checkpoint = false: set one right"
+    if checkpoint.load_step_again and checkpoint.load_step < 0:
+        yield "checkpoint.load_step_again = true goes back to checkpoint.load_step once more, which is not set: set it"
     if checkpoint.create_seed_checkpoint and checkpoint.model_weights_only:
         yield "checkpoint.create_seed_checkpoint makes a start to resume from, which model_weights_only cannot be: choose one"
     if checkpoint.create_seed_checkpoint and checkpoint.load_step > 0:

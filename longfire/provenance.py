@@ -43,7 +43,8 @@ def run_folder_of(weights: Path) -> Path | None:
     """The run folder that these weights are, or that this checkpoint lies in; None for others."""
     if (weights / RUN_TOML).is_file():
         return weights
-    if step_of(weights) is None:
+    is_export = (weights / "config.json").is_file()  # a run folder may hold exports named step-N
+    if step_of(weights) is None or is_export:
         return None
     return next((folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()), None)
 

@@ -34,7 +34,7 @@ from longfire.provenance import (
 )
 from longfire.report import check_trackers
 from longfire.schedule import STEP_PLAN, Plan, fitting_warmup, read_plan, written
-from longfire.shape import ForeignShape, ModelShape, mixer_of, nearest, placed
+from longfire.shape import INIT_KEYS, ForeignShape, ModelShape, mixer_of, nearest, placed
 
 LOCK, DATA_JSON = "lock", "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
@@ -102,8 +102,8 @@ class Run:
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
         run = run.with_paths_found(recipe.parent if recipe else Path(), note)
-        # a run.toml that a run saved records `train`; who goes on with it names no tokenizer by that
-        is_recorded = is_saved and run.goes_on and run.tokenizer.path == "train"
+        # a run.toml that a run saved records its tokenizer; who goes on with it names none by that
+        is_recorded = is_saved and run.goes_on and run.folder == recipe.parent
         naming = [words] if is_recorded else [toml, words]
         named = [key for key in TOKENIZER_RULES if any(recipes.names(said, f"tokenizer.{key}") for said in naming)]
         run = run.with_tokenizer(named)
@@ -410,7 +410,7 @@ class Run:
             return
         there, here = self.shape_in(config).to_dict(), self.shape.to_dict()
         differs = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in {**there, **here}
-                   if there.get(key) != here.get(key)]  # fmt: skip
+                   if there.get(key) != here.get(key) and key not in INIT_KEYS]  # fmt: skip
         if differs:
             raise SettingsError(
                 f"job.dump_folder = {str(self.folder)!r} holds checkpoints of another model: {'; '.join(differs)}. "

@@ -191,7 +191,9 @@ class ModelShape:
                 "model shape: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
                 "no gradient reaches them, and they never learn; init_outputs = 'zeros' makes each block begin as the identity"
             )
-        if self.tie_word_embeddings and self.init_head != PUBLISHED:
+        # Configs that were written out before `published` was the default name initializer_range.
+        defaults = (PUBLISHED, INITIALIZER_RANGE, self.init_embedding)
+        if self.tie_word_embeddings and self.init_head not in defaults:
             raise SettingsError(
                 f"model shape: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "
                 "embedding; remove init_head (init_embedding counts), or set tie_word_embeddings to false"

@@ -56,6 +56,11 @@ def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None
             continue
         differs = difference(beside.load(), tokenizer)
         if not differs:
+            if beside.add_bos and not run.tokenizer.add_bos:
+                note(
+                    f"warning: documents began with BOS where {key} = {folder!r} was trained, and here they do not: set "
+                    "tokenizer.add_bos = true, or leave tokenizer.path out"
+                )
             continue
         told = f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer of {key} = {folder!r}: {differs}"
         if not run.tokenizer.allow_mismatch:

@@ -56,6 +56,12 @@ def open_model(
     if not folder.is_dir():
         raise SettingsError(f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights")
     if not (folder / RUN_TOML).exists():
+        run_folder = run_folder_of(folder)
+        if run_folder:
+            raise SettingsError(
+                f"{folder} is a checkpoint of a run: name its run folder, {run_folder}; --step {step_of(folder)} chooses the "
+                "checkpoint"
+            )
         if step >= 0:
             raise SettingsError(
                 f"{folder}: --step {step} chooses a checkpoint of a run, but this is a folder of Hugging Face weights; leave "

@@ -1,6 +1,9 @@
 """Data is what was named, whole: cut files, unclear folders, sources that change, tokenizers that lose text."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from tokenizers import Tokenizer as Words
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from longfire import settings
 from longfire.cli import main
@@ -78,6 +81,37 @@ def test_zstandard_with_the_longest_window_is_read(tmp_path):
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     (tmp_path / "a.txt.zst").write_bytes(compressor.compress(b"long text") + compressor.flush())
     assert texts(tmp_path / "a.txt.zst") == ["long text"]
+
+
+LATER_STREAMS = [
+    (packing.compress, suffix, position)
+    for packing, suffix in ((bz2, ".bz2"), (lzma, ".xz"), (gzip, ".gz"))
+    for position in (0, 4, -1)
+]
+
+
+@pytest.mark.parametrize(("compress", "suffix", "position"), LATER_STREAMS)
+def test_a_later_stream_that_is_damaged_is_an_error(compress, suffix, position, tmp_path):
+    # Python's readers of bzip2 and xz end there as if the file did
+    damaged = bytearray(compress(b"two\n"))
+    file = tmp_path / f"a.txt{suffix}"
+    file.write_bytes(compress(b"one\n") + damaged)
+    assert texts(file, split_documents="lines") == ["one", "two"]
+    damaged[position] ^= 32
+    file.write_bytes(compress(b"one\n") + damaged)
+    if (suffix, position) != (".gz", 4):  # the time in gzip's header, which is no text
+        with pytest.raises(DataError, match="broken after row"):
+            texts(file, split_documents="lines")
+
+
+def test_padding_between_streams_is_no_text(tmp_path):
+    for compress, suffix in ((bz2.compress, ".bz2"), (lzma.compress, ".xz"), (gzip.compress, ".gz")):
+        file = tmp_path / f"a.txt{suffix}"
+        file.write_bytes(compress(b"one\n") + bytes(20_000) + compress(b"two\n") + bytes(8))
+        assert texts(file, split_documents="lines") == ["one", "two"]
+        file.write_bytes(bytes(512))
+        with pytest.raises(DataError, match="broken after row 0"):
+            texts(file, split_documents="lines")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
@@ -155,6 +189,33 @@ def test_folders_that_are_not_clear(tmp_path):
     assert texts(tmp_path / "parts", data_files=("*.jsonl",)) == ["a", "c"]
 
 
+def test_parts_may_have_a_hash_behind_their_number(tmp_path):
+    # data/train-00000-of-00002-8fa4ab9a2e9a9d9f.parquet, as `push_to_hub` wrote them
+    for number, digest in enumerate(("8fa4ab9a2e9a9d9f", "0123456789abcdef")):
+        write(tmp_path / "hub" / f"train-0000{number}-of-00002-{digest}.jsonl", digest)
+    assert len(texts(tmp_path / "hub")) == 2
+    (tmp_path / "hub" / "train-00000-of-00002-8fa4ab9a2e9a9d9f.jsonl").unlink()
+    with pytest.raises(DataError, match="missing: .*train-00000-of-00002.jsonl"):
+        texts(tmp_path / "hub")
+    write(tmp_path / "no_count" / "10-of-9.jsonl", "a")
+    assert texts(tmp_path / "no_count") == ["a"]
+
+
+def test_a_file_that_a_link_names_again_is_read_once(tmp_path):
+    write(tmp_path / "f" / "2024.jsonl", "a")
+    (tmp_path / "f" / "latest.jsonl").symlink_to("2024.jsonl")
+    assert texts(tmp_path / "f") == ["a"]
+    (source,) = sources(settings.Data(dataset=(str(tmp_path / "f"),)))
+    assert source.told == "1 of 2 files read, left out: 1 links to files that are read (latest.jsonl)"
+
+
+def test_what_map_of_datasets_keeps_beside_the_data_is_left_out(tmp_path):
+    write(tmp_path / "f" / "a.jsonl", "a")
+    for name in ("cache-0123abcd.arrow", "cache-0123abcd_00000_of_00002.arrow"):
+        (tmp_path / "f" / name).write_bytes(b"mapped")
+    assert texts(tmp_path / "f") == ["a"]
+
+
 def test_the_card_of_a_cloned_dataset_names_what_is_read(tmp_path):
     clone = tmp_path / "clone"
     write(clone / "data" / "x" / "0.jsonl", "all")
@@ -167,6 +228,8 @@ def test_the_card_of_a_cloned_dataset_names_what_is_read(tmp_path):
         texts(clone, dataset_name=("none",))
     with pytest.raises(DataError, match="no split 'test'"):
         texts(clone, dataset_split=("test",))
+    (clone / "README.md").write_text("\n---\nconfigs:\n- config_name: x\n  data_files: '**'\n---\n")
+    assert texts(clone) == ["all", "some"]  # and not the card
 
 
 def test_a_folder_inside_the_hubs_cache_links_to_its_blobs(tmp_path):
@@ -175,6 +238,9 @@ def test_a_folder_inside_the_hubs_cache_links_to_its_blobs(tmp_path):
     write(blobs / "123", "blob")
     (inner / "a.jsonl").symlink_to("../../../blobs/123")
     assert texts(inner) == ["blob"]
+    assert texts(tmp_path / "datasets--x" / "snapshots" / "*" / "data" / "*.jsonl") == ["blob"]
+    with pytest.raises(DataError, match="keeps each revision.*snapshots/abc"):
+        texts(tmp_path / "datasets--x")
 
 
 def test_a_name_that_is_not_utf_8(tmp_path):
@@ -239,6 +305,29 @@ def test_a_tokenizer_that_loses_text(special, tmp_path):
     prepared_of(data_for(file), said, path=str(tmp_path / "t.json"), max_lost_share=1.0)
     assert f"{4 / 18:.2%} of the characters" in said[0]
     assert loses_nothing(bytes_tokenizer().words)
+
+
+def test_characters_that_a_normalizer_composes_are_not_lost(tmp_path):
+    words = Words(models.BPE({"<unk>": 0, "<eos>": 1, "\ud55c": 2, "\u1ec7": 3}, [], unk_token="<unk>"))
+    words.normalizer = normalizers.NFC()
+    words.add_special_tokens(["<unk>", "<eos>"])
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    words.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<eos>", "unk_token": "<unk>"}')
+    entry = write(tmp_path / "a.jsonl", "\u1112\u1161\u11abe\u0323\u0302" * 20)  # decomposed: 3 characters for each
+    said: list[str] = []
+    assert prepared_of(data_for(entry), said, path=str(folder)).train.length == 41
+    assert not any("cannot say" in line for line in said)
+    entry = write(tmp_path / "b.jsonl", "\ud55c\u0323" * 20)  # no such syllable: the dot is lost
+    with pytest.raises(DataError, match=r"cannot say 50\.00% of the characters"):
+        prepared_of(data_for(entry), path=str(folder))
+
+
+def test_a_manifest_that_is_no_object(tmp_path):
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(DataError, match="damaged: no JSON object"):
+        read_manifest(tmp_path)
 
 
 def test_a_store_of_before_is_read_and_gets_checksums(tmp_path):

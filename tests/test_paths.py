@@ -22,8 +22,23 @@ URLS = (
     "hdfs:///x",
     "memory://x",
     "a.txt,s3://bucket/x.txt",
+    "runs/s3://bucket",
+    "simplecache::s3://bucket/x",
+    "[s3://bucket/x]",
 )
-PATHS = ("runs/a", "/data/x.jsonl", "owner/name", "C:/data", "a:b/c", "12:00/x", "~/x", "*.jsonl", "<|endoftext|>", "")
+PATHS = (
+    "runs/a",
+    "/data/x.jsonl",
+    "owner/name",
+    "C:/data",
+    "C://data",
+    "a:b/c",
+    "12:00/x",
+    "~/x",
+    "*.jsonl",
+    "<|endoftext|>",
+    "",
+)
 
 
 @pytest.mark.parametrize("url", URLS)
@@ -42,6 +57,7 @@ def test_a_path_is_no_url(path):
     [
         "hf://datasets/owner/name",
         "https://huggingface.co/owner/name",
+        "HTTPS://huggingface.co/owner/name",
         "https://huggingface.co/datasets/owner/name/tree/main",
     ],
 )

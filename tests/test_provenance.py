@@ -214,3 +214,46 @@ def test_broken_weights_are_named(folder, capsys):
         assert main(line) == 4, line
         assert message in told(capsys)
     assert not Path("again").exists()
+
+
+def test_an_export_named_like_a_checkpoint_is_no_checkpoint(folder, capsys):
+    assert main(["export", "first", "first/exports/step-2"]) == 0
+    assert run_folder_of(Path("first/exports/step-2")) is None
+    train(
+        "next", model__config="first/config.json", model__weights="first/exports/step-2", data__dataset="german.jsonl"
+    )
+    assert "weights: Hugging Face weights in" in told(capsys)
+
+
+def test_a_run_goes_on_when_its_weights_and_their_tokenizer_are_gone(folder, capsys):
+    """Its run.toml records where both were; its own folder has what it needs."""
+    config = {"model__config": "first/config.json", "model__weights": "first", "data__dataset": "german.jsonl"}
+    train("next", **config)
+    shutil.rmtree("first")
+    assert main(["train", "next/run.toml", "--training.steps=3"]) == 0
+    assert "weights: going on from next/checkpoints/step-2" in told(capsys)
+
+
+def test_a_run_goes_on_with_a_config_that_says_otherwise_how_a_model_begins(folder, capsys):
+    shape = {**SHAPE, "tie_word_embeddings": False}
+    Path("shape.json").write_text(json.dumps(shape))
+    train("begun", model__config="shape.json", data__dataset="english.jsonl")
+    written = json.loads(Path("begun/config.json").read_text())
+    Path("begun/config.json").write_text(json.dumps({**written, "init_head": "initializer_range"}))
+    train("begun", model__config="shape.json", data__dataset="english.jsonl", training__steps=3)
+    assert "weights: going on from begun/checkpoints/step-2" in told(capsys)
+
+
+@pytest.mark.parametrize("command", [["eval"], ["export"], ["generate", "--prompt=a"]])
+def test_a_command_names_the_run_of_a_checkpoint(folder, capsys, command):
+    assert main([*command, "first/checkpoints/step-2"]) == 2
+    assert "name its run folder, " in told(capsys)
+
+
+def test_weights_that_were_trained_with_bos_are_told_where_there_is_none(folder, capsys):
+    config = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
+    train("bos", **config, tokenizer__path="first/tokenizer", tokenizer__add_bos="true")
+    train("next", **config, model__weights="bos", tokenizer__path="bos/tokenizer")
+    assert "warning: documents began with BOS where model.weights = " in told(capsys)
+    train("taken", **config, model__weights="bos")
+    assert "warning: documents began" not in told(capsys)

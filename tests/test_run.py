@@ -104,6 +104,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"data.validation": "a,"}, "has an empty entry"),
         ({"eval.at_end": "false", "eval.compare_xz": "true"}, "set eval.at_end = true"),
         ({"checkpoint.enable_checkpoint": "false", "checkpoint.load_step": "3"}, "enable_checkpoint = false"),
+        ({"checkpoint.load_step_again": "true"}, "checkpoint.load_step once more, which is not set"),
         ({"checkpoint.enable_checkpoint": "false", "checkpoint.model_weights_only": "true"}, "enable_checkpoint = false"),
         ({"checkpoint.create_seed_checkpoint": "true", "checkpoint.model_weights_only": "true"}, "choose one"),
         ({"checkpoint.folder": "../elsewhere"}, "must be a folder inside the run folder"),

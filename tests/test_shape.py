@@ -90,3 +90,12 @@ def test_read_config_names_the_file(tmp_path):
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(SettingsError, match=r"config\.json: not valid JSON"):
         read_config(tmp_path)
+
+
+def test_a_tied_config_that_was_written_before_published_was_the_default_is_read():
+    # its init_* keys name the default of then; a run with this config.json goes on
+    written = dict.fromkeys(("init_matrices", "init_outputs", "init_embedding", "init_head"), "initializer_range")
+    ModelShape.from_dict({**GOOD, **written, "tie_word_embeddings": True}, "x.json", MIXERS)
+    ModelShape.from_dict(
+        {**GOOD, "init_embedding": 0.5, "init_head": 0.5, "tie_word_embeddings": True}, "x.json", MIXERS
+    )

@@ -85,7 +85,7 @@ def read_card(folder: Path) -> Card | None:
 def names_configurations(file: Path) -> bool:
     """Whether the README.md begins with a head of YAML that has `configs`."""
     with open(file, encoding="utf-8", errors="replace") as opened:
-        text = opened.read(HEAD_BYTES)
+        text = opened.read(HEAD_BYTES).lstrip()
     if not text.startswith("---"):
         return False
     head = text[3:].partition("\n---")[0]

@@ -1,8 +1,9 @@
 """Files as streams of bytes, compressed or not. A compressed file that ends early raises EOFError.
 
-Python's readers of gzip, bzip2 and xz notice a cut themselves, but take a file of no bytes, which
-an aborted download leaves, for an empty text. Readers of Zstandard notice nothing: `ZstdStream`
-looks where the last frame ends.
+Such a file may be several streams one behind another (`cat`, pbzip2, pigz, zstd's frames). Python's
+reader of gzip checks each; those of bzip2 and xz end without an error at a later one whose first
+bytes are damaged, and readers of Zstandard do not notice a cut: `ConcatenatedStream` looks where
+each ends. A file of no bytes, which an aborted download leaves, is no empty text.
 """
 
 import bz2
@@ -12,26 +13,60 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import zstandard
 
 BLOCK_BYTES = 2**20
 # Compressed bytes that are unpacked at a time. Zstandard packs up to 128 KiB of one repeated byte
 # into 4 bytes, so this is at most 256 MiB of text.
-ZSTD_BYTES = 2**13
+PACKED_BYTES = 2**13
 ZSTD_WINDOW_BYTES = 2**31  # the largest: what `zstd --long=31` writes
 ERRORS = (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError, zlib.error)
 
 
-class ZstdStream(io.RawIOBase):
-    """The text of all Zstandard frames of a file. Raises EOFError where the last one is cut off."""
+class Decompressor(Protocol):
+    """Of one stream of a file, as those of bz2 and lzma."""
 
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw = raw
-        self.decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
-        self.frame = self.decompressor.decompressobj()
-        self.in_frame = False  # whether a byte of the frame has been read
+    eof: bool
+    needs_input: bool
+    unused_data: bytes  # what was given to it from behind its end
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class ZstdFrame:
+    """The `Decompressor` of a Zstandard frame. It has no limit of what it returns at a time."""
+
+    needs_input = True
+
+    def __init__(self, zstd: zstandard.ZstdDecompressor) -> None:
+        self.frame = zstd.decompressobj()
+
+    @property
+    def eof(self) -> bool:
+        return self.frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self.frame.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self.frame.decompress(data)
+
+
+class ConcatenatedStream(io.RawIOBase):
+    """The text of all compressed streams of a file, one behind another.
+
+    is_padded: zero bytes behind a stream are padding (the format of xz has it, tapes add it).
+    Raises EOFError where the last stream is cut off, and the error of its decompressor where what is
+    behind a stream is no other one.
+    """
+
+    def __init__(self, raw: BinaryIO, new_decompressor: Callable[[], Decompressor], is_padded: bool) -> None:
+        self.raw, self.new_decompressor, self.is_padded = raw, new_decompressor, is_padded
+        self.decompressor = new_decompressor()
+        self.in_stream = False  # whether a byte of the stream has been read
         self.packed = b""  # read and not yet unpacked
         self.text = memoryview(b"")  # unpacked and not yet asked for
 
@@ -49,29 +84,52 @@ class ZstdStream(io.RawIOBase):
 
     def _unpack(self) -> bool:
         """Unpack some more; False at the end of the file."""
-        if self.frame.eof:
-            self.packed = self.frame.unused_data + self.packed
-            self.frame = self.decompressor.decompressobj()
-            self.in_frame = False
-        self.packed = self.packed or self.raw.read(ZSTD_BYTES)
-        if not self.packed:
-            if self.in_frame:
-                raise EOFError("the file ends within a frame: it was cut off")
-            return False
+        if self.decompressor.eof:
+            self._begin_another()
+        if self.decompressor.needs_input or not self.in_stream:
+            self.packed = self.packed or self.raw.read(PACKED_BYTES)
+            if not self.packed:
+                if self.in_stream:
+                    raise EOFError("the file ends within a compressed stream: it was cut off")
+                return False
         packed, self.packed = self.packed, b""
-        self.in_frame = True
-        self.text = memoryview(self.frame.decompress(packed))
+        self.in_stream = True
+        self.text = memoryview(self.decompressor.decompress(packed, BLOCK_BYTES))
         return True
+
+    def _begin_another(self) -> None:
+        """Another stream begins with what the last one has left over, without the padding."""
+        self.packed = self.decompressor.unused_data
+        self.decompressor = self.new_decompressor()
+        self.in_stream = False
+        if self.is_padded:
+            self.packed = self.packed.lstrip(b"\0")
+            while not self.packed and (block := self.raw.read(PACKED_BYTES)):
+                self.packed = block.lstrip(b"\0")
+
+
+def open_bz2(raw: BinaryIO) -> BinaryIO:
+    return buffered(ConcatenatedStream(raw, bz2.BZ2Decompressor, is_padded=True))
+
+
+def open_xz(raw: BinaryIO) -> BinaryIO:
+    # not the older format of .lzma files: in that, a file of zero bytes is an empty text
+    return buffered(ConcatenatedStream(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), is_padded=True))
 
 
 def open_zstd(raw: BinaryIO) -> BinaryIO:
-    return io.BufferedReader(ZstdStream(raw), BLOCK_BYTES)
+    zstd = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
+    return buffered(ConcatenatedStream(raw, lambda: ZstdFrame(zstd), is_padded=False))
+
+
+def buffered(stream: ConcatenatedStream) -> BinaryIO:
+    return io.BufferedReader(stream, BLOCK_BYTES)
 
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+    ".bz2": open_bz2,
+    ".xz": open_xz,
     ".zst": open_zstd,
 }
 

@@ -21,10 +21,13 @@ SPLITS = {
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval"},
 }
-ABOUT_DATA = re.compile(r"(^|/)((dataset_infos?|dataset_dict|state)\.json$|cache-[0-9a-f]+\.arrow$)")  # of `datasets`
+ABOUT_DATA = re.compile(
+    r"(^|/)((dataset_infos?|dataset_dict|state)\.json$|cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow$)"
+)  # of `datasets`
 BESIDE_DATA = re.compile(r"(^|/)(README|LICENSE)[^/]*$|\.py$")  # text files, no documents where there are data files
 HIDDEN = re.compile(r"(^|/)\.")
 NUMBERED = re.compile(r"^(?P<before>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<after>.*)$")
+HASH = re.compile(r"^-[0-9a-f]{8,}(?=\.)")  # of one part, which `push_to_hub` once put behind -of-00003
 POINTERS = (b"version https://git-lfs.github.com/spec/", b"# xet version", b"/annex/objects/")
 POINTER_BYTES = 1024  # a pointer is no larger
 MAX_PARTS = 10**6  # of a numbered series; a larger number is no count of files
@@ -86,6 +89,7 @@ def in_folder(entry: str, root: Path, own: dict[str, str]) -> Chosen:
     for key in ("data_dir", "data_files"):
         if Path(own[key]).is_absolute() or ".." in Path(own[key]).parts:
             raise DataError(f"data.{key} = {own[key]!r} leads out of {root}; give a path inside it")
+    refuse_cache_of_hub(root)
     card = cards.read_card(root)
     if own["dataset_name"] and not card:
         raise DataError(
@@ -141,6 +145,7 @@ def by_card(entry: str, root: Path, own: dict[str, str], card: cards.Card) -> Ch
     chosen = Chosen(root, files)
     kept = [file for file in files if formats.format_of(file)]
     chosen.keep(kept, "of a kind that we do not read")
+    leave_out_descriptions(chosen, root)
     others = [file for file in walk(root) if formats.format_of(file) and file not in set(files)]
     apart = (HIDDEN, ABOUT_DATA, BESIDE_DATA)
     others = [file for file in others if not any(kind.search(relative(file, root)) for kind in apart)]
@@ -184,12 +189,17 @@ def data_files(root: Path, top: Path) -> Chosen:
     chosen.keep([f for f in chosen.files if f.is_file()], "no regular files")
     for kind in kinds_not_read(chosen.files):
         chosen.keep([f for f in chosen.files if formats.format_of(f) or kind_of(f) != kind], f"of kind {kind}")
-    chosen.keep([f for f in chosen.files if not ABOUT_DATA.search(relative(f, top))], "that describe the data")
-    if any(formats.format_of(file) not in formats.TEXT_FORMATS for file in chosen.files):
-        chosen.keep([f for f in chosen.files if not BESIDE_DATA.search(relative(f, top))], "beside the data")
+    leave_out_descriptions(chosen, top)
     if not chosen.files:
         raise DataError(f"{top}: no file in it that we read ({known()})")
     return chosen
+
+
+def leave_out_descriptions(chosen: Chosen, top: Path) -> None:
+    """What describes or accompanies the data below `top` is no data."""
+    chosen.keep([f for f in chosen.files if not ABOUT_DATA.search(relative(f, top))], "that describe the data")
+    if any(formats.format_of(file) not in formats.TEXT_FORMATS for file in chosen.files):
+        chosen.keep([f for f in chosen.files if not BESIDE_DATA.search(relative(f, top))], "beside the data")
 
 
 def kinds_not_read(files: Iterable[Path]) -> list[str]:
@@ -247,7 +257,8 @@ def keep_split(entry: str, chosen: Chosen, own: dict[str, str]) -> None:
         of_split = [relative(file, root) for file, split in splits.items() if split]
         raise DataError(
             f"{entry}: some files name a split ({some(of_split)}), others do not ({some(unnamed)}), so it is not clear which "
-            'to train on; choose with data.dataset_split = train, or with data.data_files ("**/*" takes all)'
+            f'to train on; choose with data.dataset_split = train, or with data.data_files ("**/*{data[0].suffix}" takes all '
+            "of this kind)"
         )
     if not wanted:
         kept = [file for file in chosen.files if splits.get(file, "train") == "train"]
@@ -268,16 +279,19 @@ def refuse_no_split(entry: str, wanted: str, there: list[str], kept: list[Path])
 
 
 def checked(chosen: Chosen, whole: bool) -> Chosen:
-    """The same, unless a link leads out, or a file is not what its name says. whole: a folder was named, so a missing part
-    of a numbered series is an error."""
+    """The same with each file once, unless a link leads out, or a file is not what its name says. whole: a folder was named,
+    so a missing part of a numbered series is an error."""
     for file in chosen.files:
         inside(file, chosen.root)
+    originals = {file.resolve() for file in chosen.files if not file.is_symlink()}
+    once = [file for file in chosen.files if not (file.is_symlink() and file.resolve() in originals)]
+    chosen.keep(once, "links to files that are read")
     refuse_pointers(chosen.files)
     holes = missing_parts(chosen.files)
     if holes and whole:
         raise DataError(
-            f"{chosen.root}: {some(holes)} is not there, a part of a numbered series; fetch it, or choose the parts that you "
-            'want with data.data_files, as data.data_files = "*.parquet"'
+            f"{chosen.root}: parts of a numbered series are missing: {some(holes)}; fetch them, or choose the parts that you "
+            f'want with data.data_files, as data.data_files = "**/*{chosen.files[0].suffix}"'
         )
     if holes:
         chosen.left_out.setdefault("numbered parts that are not there or not chosen", []).extend(holes)
@@ -290,8 +304,8 @@ def missing_parts(files: Iterable[Path]) -> list[str]:
     digits: Counter[tuple[Path, str, str, str]] = Counter()
     for file in files:
         found = NUMBERED.match(file.name)
-        if found and int(found["count"]) <= MAX_PARTS:
-            key = (file.parent, found["before"], found["count"], found["after"])
+        if found and int(found["number"]) <= int(found["count"]) <= MAX_PARTS:
+            key = (file.parent, found["before"], found["count"], HASH.sub("", found["after"]))
             series.setdefault(key, set()).add(int(found["number"]))
             digits[key] = len(found["number"])
     missing = []
@@ -320,6 +334,16 @@ def refuse_dangling(files: Iterable[Path]) -> None:
             )
 
 
+def refuse_cache_of_hub(root: Path) -> None:
+    """Its folder of a dataset has a folder for each revision, with a card in each."""
+    if (root / "snapshots").is_dir() and (root / "blobs").is_dir():
+        revisions = sorted(folder.name for folder in (root / "snapshots").iterdir() if folder.is_dir())
+        raise DataError(
+            f"{root}: the hub's cache of a dataset, which keeps each revision in a folder of its own; name one: "
+            f"{some([str(root / 'snapshots' / name) for name in revisions])}"
+        )
+
+
 def refuse_pointers(files: Iterable[Path]) -> None:
     """A small text that stands for a large file which was not fetched."""
     for file in files:
@@ -345,8 +369,8 @@ def content_stores(root: Path) -> list[Path]:
     """<repository>/blobs of <repository>/snapshots/<commit>/..., and <clone>/.git/annex/objects of <clone>/..."""
     stores = []
     for folder in (root, *root.parents):
-        if folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir():
-            stores.append(folder.parent.parent / "blobs")
+        if folder.name == "snapshots" and (folder.parent / "blobs").is_dir():
+            stores.append(folder.parent / "blobs")
         if (folder / ".git" / "annex" / "objects").is_dir():
             stores.append(folder / ".git" / "annex" / "objects")
     return stores

@@ -181,6 +181,8 @@ def _json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterato
                 yield from _jsonl(file, fields, row, offset)
                 return
             problem = f"broken JSON: {e}"
+        except RecursionError:
+            problem = "broken JSON: nested too deeply"
     if problem:
         raise DataError(f"{file}: {problem}; mend or remove the file")
     records = value if isinstance(value, list) else [value]

@@ -6,6 +6,7 @@ of each chunk of documents.
 """
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as Words
 
 SAMPLE_CHARACTERS = 2**15  # of a chunk, which has 2^20: 3% more work
 OF_A_DOCUMENT = 2000  # characters at most
+MOST_COMPOSED = 4  # characters that one can be written as
 # Every byte of UTF-8 that the beginning or the middle of a character can be: U+0000 to U+07FF, and
 # one character for each later lead byte.
 PROBE = "".join(map(chr, range(0x800))) + "".join(chr(0x1000 * i + 0xF) for i in range(1, 16))
@@ -88,9 +90,25 @@ def encodings_of(words: Words, texts: Sequence[str]) -> list[Encoding]:
 
 
 def lost_characters(text: str, encoding: Encoding, unknown: int | None) -> int:
-    """Characters, without white space, that no token but the unknown one covers."""
+    """Characters, without white space, that no token but the unknown one covers.
+
+    Where a normalizer composes characters (NFC), the token covers only the first one of them; the
+    others are not lost.
+    """
     covered = np.zeros(len(text), bool)
     for number, (start, stop) in zip(encoding.ids, encoding.offsets):
         if number != unknown:
             covered[start:stop] = True
-    return sum(not known and not character.isspace() for known, character in zip(covered.tolist(), text))
+    lost = 0
+    first = 0  # the last character that is covered
+    for place, (is_covered, character) in enumerate(zip(covered.tolist(), text)):
+        if is_covered:
+            first = place
+        elif not character.isspace():
+            lost += not (covered[first] and is_one_character(text[first : place + 1]))
+    return lost
+
+
+def is_one_character(text: str) -> bool:
+    """Whether characters are a longer way to write one: a letter and its accents, a syllable of Hangul."""
+    return len(text) <= MOST_COMPOSED and len(unicodedata.normalize("NFC", text)) == 1

@@ -251,6 +251,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{file}: not valid JSON ({e}); delete the folder and the data will be prepared again"
         ) from None
+    if not isinstance(manifest, dict):
+        raise DataError(f"{file}: damaged: no JSON object; delete the folder and the data will be prepared again")
     if manifest.get("format") not in (1, FORMAT):
         raise DataError(
             f"{file}: format {manifest.get('format')}, and this version reads 1 to {FORMAT}; prepare the data again"
