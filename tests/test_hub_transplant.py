@@ -340,7 +340,7 @@ def test_keys_that_no_class_reads_are_said(tiny_model, tokenizer, tmp_path):
     (tmp_path / "target.json").write_text(json.dumps({**config, "use_flash_attn": True}))
     lines = []
     convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", note=lines.append)
-    said = f"{tmp_path / 'target.json'}: transformers' class does not declare use_flash_attn: left out"
+    said = f"{tmp_path / 'target.json'}: transformers' class does not use use_flash_attn: left out"
     assert lines[0] == said and len(lines) == 1
 
 

@@ -120,7 +120,6 @@ LLAMA_OLDER = {
     "rope_theta": "rope_parameters.rope_theta",
     "partial_rotary_factor": "rope_parameters.partial_rotary_factor",
     "rope_parameters.type": "rope_parameters.rope_type",
-    "original_max_position_embeddings": "rope_parameters.original_max_position_embeddings",  # as Phi-3 has it
 }
 BUFFERS = ("rotary_emb.inv_freq",)  # in old files; computed from rope_theta
 

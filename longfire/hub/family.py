@@ -29,9 +29,9 @@ ROPE_USES = {
     "longrope": ("factor", "original_length", "attention_factor", "short_factor", "long_factor"),
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
 }  # fmt: skip
-# Phi-3 and others have this length outside the table of rotary positions; for these kinds every class of transformers looks there
-# first, whether it declares the key or not.
-ORIGINAL_LENGTH, LENGTH_OUTSIDE = "original_max_position_embeddings", ("yarn", "longrope", "llama3")
+# Phi-3 and others have this length outside the table of rotary positions, where every class of transformers looks first, whether it
+# declares the key or not.
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
                     f"{where}: {key} is said twice, as {out[key]!r} and as {value!r}; remove one of them"
                 )
             out[key] = out[key] if value is None and key in out else value
-    if out.get("rope_parameters.rope_type") in LENGTH_OUTSIDE and out.get(ORIGINAL_LENGTH) is not None:
+    if "rope_parameters" in nested and out.get(ORIGINAL_LENGTH) is not None:
         out[f"rope_parameters.{ORIGINAL_LENGTH}"] = out.pop(ORIGINAL_LENGTH)
     return out
 
