@@ -1,6 +1,6 @@
 """How fast batches come out of a token store, and how long it takes to find a place in a store of 10^12 tokens.
 
-Goals (issue 2): 20M tokens/s in one process, without prefetching; under 50 ms from a store that is just opened to a batch
+Goals: 20M tokens/s in one process, without prefetching; under 50 ms from a store that is just opened to a batch
 from anywhere in it. The large store is generated and sparse: every file has its full size, and the ids are holes (zeros), so
 that finding is measured and not a disk.
 """
