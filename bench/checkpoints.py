@@ -1,6 +1,6 @@
 """Checkpoints: against the disk's plain speed, the time that training stands still, and on to another number of processes.
 
-A state of parameters and Adam's moments of about 1 GB. Goals (issue 4): save and load at 80 % of a plain write and read of as many
+A state of parameters and Adam's moments of about 1 GB. Goals: save and load at 80 % of a plain write and read of as many
 bytes in as many files, synced; an asynchronous save holds training up for at most 5 % of a synchronous one; a state that four
 processes wrote is loaded by two in under 10 s.
 

@@ -2,7 +2,7 @@
 
 A block of hidden size 256, fp32, one thread a process; one process has a row of 16k tokens, two share one of 32k. Softmax attention
 has more to do for each token of a longer row, so what is compared is the work that the mathematics asks for (Model.flops_per_token) in
-a second of a process. Goal (issue 5): two reach at least 0.85 of one. Two processes share the memory that one has to itself: the
+a second of a process. Goal: two reach at least 0.85 of one. Two processes share the memory that one has to itself: the
 column "two that share nothing" (a row each) is what no software can beat.
 
 The second table: pairs of queries and keys that the busiest of 4 processes computes, contiguous over zigzag, counted while they run

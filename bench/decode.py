@@ -1,7 +1,7 @@
 """Decoding, one token at a time: ours against transformers' generate on the same Llama weights; recurrent mixers at two contexts.
 
 SmolLM2-135M's shape (30 layers, 576 wide, 9 heads of which 3 for keys, 49,152 words, tied) with random weights, fp32, one row, greedy,
-behind a prompt of 4,096 tokens that both sides have seen before the clock starts. Goal (issue 3): tokens/s at least 1.5x.
+behind a prompt of 4,096 tokens that both sides have seen before the clock starts. Goal: tokens/s at least 1.5x.
 
 A model with a state should take as long for a token behind 65,536 tokens as behind 1,024: within 5 %. Both are measured in turn on the
 same model, each behind tokens that it has really seen.

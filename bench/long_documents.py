@@ -6,7 +6,7 @@ Documents: every package of Python's own library as one text (its modules in ord
 the tokens, documents are kept apart. One model is trained at 8k tokens, most of its steps on rows of an eighth of that (a schedule
 of lengths: many small steps teach a model its language sooner than few large ones). From there it goes on at 8k or at 32k, the same
 number of tokens in the same number of steps, each arm on a thread of its own. Then `longfire eval`: held-out loss by the number of
-tokens before it, in rows of 32k; and a needle hidden in the same texts. Goal (issue 5): beyond 8k tokens the one trained at 32k has
+tokens before it, in rows of 32k; and a needle hidden in the same texts. Goal: beyond 8k tokens the one trained at 32k has
 the lower loss. With --work a second call goes on where the first one ended.
 """
 

@@ -1,6 +1,6 @@
 """Training throughput of every mixer at one width: tokens/s of forward and backward, and FLOP/s beside the fastest of its class.
 
-Goal (issue 3): within 15 % of the fastest of its class. A class is what has the same recurrence to compute; within one, mixers
+Goal: within 15 % of the fastest of its class. A class is what has the same recurrence to compute; within one, mixers
 differ in gates, convolutions and sizes, so that what is compared are FLOP/s of what the mathematics needs (Model.flops_per_token).
 """
 

@@ -1,7 +1,7 @@
 """What many processes cost: weak scaling from one process to two, and the parallel path with nothing to share.
 
 A Llama-shaped model of 30M parameters, fp32, one thread a process; each process has eight rows, so two do twice the work of one.
-Goals (issue 4): efficiency (one process's seconds / two's) at least 0.9 for FSDP and for replicas; a step through the path of many
+Goals: efficiency (one process's seconds / two's) at least 0.9 for FSDP and for replicas; a step through the path of many
 processes, in a world of one, at most 1.03 of the plain loop.
 
 Both sides take turns, so that a slow minute of the machine falls on both. Two processes share the memory that one has to itself,

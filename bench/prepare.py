@@ -1,6 +1,6 @@
 """`prepare` against the tokenizer library alone, on the same text and as many processes: how much the rest of the work costs.
 
-Goal (issue 2): at least 85 % of the library's own rate on 2 processes. The library gets its texts in memory, ready in lists,
+Goal: at least 85 % of the library's own rate on 2 processes. The library gets its texts in memory, ready in lists,
 what it returns is thrown away, and it is called as fast as it goes (`encode_batch_fast`: no offsets): once with its own
 threads, once as processes of one thread each; the faster is the yardstick. `prepare` reads jsonl, tokenizes, hashes, and
 writes a store that would survive a power cut, from an empty folder.

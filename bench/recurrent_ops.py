@@ -1,6 +1,6 @@
 """The chunkwise recurrences against their recurrent form, forward and backward; and how the cost grows with length.
 
-Goals (issue 2): at T = 2048 at least 10 times as fast as the recurrent form; from T = 2k to T = 16k at most 8.8 times the cost.
+Goals: at T = 2048 at least 10 times as fast as the recurrent form; from T = 2k to T = 16k at most 8.8 times the cost.
 All are eager, fp32, with an initial state and gradients of every input. The recurrent form is the readable truth of
 `longfire doctor`, a loop over tokens.
 """

@@ -1,6 +1,6 @@
 """How long until something happens: `longfire --help`, `longfire train --help`, and the first finished step of the quickstart.
 
-Goals (issue 2): under 0.3 s, under 0.5 s, under 15 s eager. The first step is measured twice: with an empty folder for token
+Goals: under 0.3 s, under 0.5 s, under 15 s eager. The first step is measured twice: with an empty folder for token
 stores (the corpus is read, a tokenizer trained, everything tokenized), and with the store that this leaves behind.
 """
 

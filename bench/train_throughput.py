@@ -1,7 +1,7 @@
 """Training steps of a Llama-shaped model: ours against a plain PyTorch loop around transformers' LlamaForCausalLM (sdpa).
 
 30M parameters, 50,257 words, rows of 512 tokens; both sides have fp32 master weights, clipping and torch's fused AdamW, in bf16 the
-peer runs under autocast. Eager against eager, compiled against compiled. Goals (issue 2): tokens/s at least 1.5x eager and
+peer runs under autocast. Eager against eager, compiled against compiled. Goals: tokens/s at least 1.5x eager and
 1.2x compiled, peak memory at most 0.6x. Every side runs in processes of its own, in turn with its peer; the first steps
 (compiling, optimizer state) are not timed, and the matmul peak is taken in the same process.
 
