@@ -40,9 +40,16 @@ class Beside:
 
 
 def run_folder_of(weights: Path) -> Path | None:
-    """The run folder that these weights are, or that this checkpoint lies in; None for others."""
+    """The run folder that these weights are, or that this checkpoint lies in; None for others. Raises SettingsError for the folder
+    of all checkpoints of a run."""
     if (weights / RUN_TOML).is_file():
         return weights
+    checkpoints = sorted(weights.glob("step-*"))
+    if checkpoints and (weights.absolute().parent / RUN_TOML).is_file():
+        raise SettingsError(
+            f"{weights} holds all checkpoints of a run: name the run folder, {weights.parent}, for the newest one, or one of "
+            f"them, as {checkpoints[-1]}"
+        )
     is_export = (weights / "config.json").is_file()  # a run folder may hold exports named step-N
     if step_of(weights) is None or is_export:
         return None

@@ -257,3 +257,9 @@ def test_weights_that_were_trained_with_bos_are_told_where_there_is_none(folder,
     assert "warning: documents began with BOS where model.weights = " in told(capsys)
     train("taken", **config, model__weights="bos")
     assert "warning: documents began" not in told(capsys)
+
+
+def test_the_folder_of_all_checkpoints_is_refused_with_what_to_name(folder, capsys):
+    given = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
+    train("next", **given, model__weights="first/checkpoints", code=2)
+    assert "first/checkpoints holds all checkpoints of a run: name the run folder, " in told(capsys)
