@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/longfire
 
-.PHONY: train test test-all lint bench story install clean
+.PHONY: train test test-all lint house bench story install clean
 
 train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
 	$(RUN) train recipes/quickstart.toml
@@ -16,6 +16,9 @@ test-all: install                    ## all cases of every promise, random kills
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+house: install                       ## how readable the package is, in numbers, beside ceilings and goals
+	PYTHONPATH=tests/house $(VENV)/bin/python tests/house/measures.py
 
 bench: install                       ## every claim of speed or memory, measured beside its peer
 	for script in $(filter-out bench/measure.py bench/tables.py,$(wildcard bench/*.py)); do $(VENV)/bin/python $$script || exit 1; done; $(VENV)/bin/python bench/tables.py
