@@ -63,7 +63,10 @@ def sparse_store(folder: Path, tokens: int) -> Path:
     for name, (dtype, items) in columns("uint16", SHARD_TOKENS, SHARD_DOCUMENTS).items():
         for number, start in enumerate(range(0, tokens if name == "tokens" else documents, items)):
             count = min(items, (tokens if name == "tokens" else documents) - start)
-            file, size = shard_file(folder / "train" / name, number), count * np.dtype(dtype).itemsize
+            file, size = (
+                shard_file(folder / "train" / name, number),
+                count * np.dtype(dtype).itemsize,
+            )
             if name == "tokens":
                 file.touch()
                 os.truncate(file, size)
@@ -72,7 +75,12 @@ def sparse_store(folder: Path, tokens: int) -> Path:
                 ((np.arange(start, start + count) + 1) * DOCUMENT_TOKENS).astype(dtype).tofile(file)
                 sums = written_sums(file, size)
             shards.append({"file": file.name, "size": size, **sums._asdict()})
-    manifest["streams"]["train"] = {"tokens": tokens, "documents": documents, "bytes": tokens, "shards": shards}
+    manifest["streams"]["train"] = {
+        "tokens": tokens,
+        "documents": documents,
+        "bytes": tokens,
+        "shards": shards,
+    }
     write_manifest(folder, {**manifest, "complete": True})
     return folder
 
@@ -92,20 +100,29 @@ def batches_of(store: TokenStore, **changes: object) -> Batches:
 
 def rates(tokens: int, batches: int, repeats: int) -> list[dict]:
     """Tokens/s of `batches` batches one after the other, for each way to make them."""
-    kinds = {"global shuffle": {}, "window shuffle": {"shuffle": "window"}, "global shuffle, varlen": {"varlen": True}}
+    kinds = {
+        "global shuffle": {},
+        "window shuffle": {"shuffle": "window"},
+        "global shuffle, varlen": {"varlen": True},
+    }
     with tempfile.TemporaryDirectory() as folder:
         store = written_store(Path(folder, "store"), tokens)
         made = {name: batches_of(store, **changes) for name, changes in kinds.items()}
         functions = {
-            name: lambda b=b: [b.at(number * ROWS, ROWS) for number in range(batches)] for name, b in made.items()
+            name: lambda b=b: [b.at(number * ROWS, ROWS) for number in range(batches)]
+            for name, b in made.items()
         }
         times = medians(alternate(functions, repeats))
     found = {name: batches * ROWS * T / time for name, time in times.items()}
     return [
-        {"what": f"batches, {name}", "M tokens/s": rate / 1e6, "goal": f">= {TOKENS_PER_SECOND / 1e6:.0f}",
-         "reached": rate >= TOKENS_PER_SECOND}
+        {
+            "what": f"batches, {name}",
+            "M tokens/s": rate / 1e6,
+            "goal": f">= {TOKENS_PER_SECOND / 1e6:.0f}",
+            "reached": rate >= TOKENS_PER_SECOND,
+        }
         for name, rate in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def seeks(tokens: int, count: int) -> list[dict]:
@@ -126,8 +143,15 @@ def seeks(tokens: int, count: int) -> list[dict]:
     rows = []
     for what, found in times.items():
         median = float(np.median(found))
-        rows.append({"what": what, "median ms": 1e3 * median, "worst ms": 1e3 * max(found),
-                     "goal": f"< {1e3 * SEEK_SECONDS:.0f}", "reached": median < SEEK_SECONDS})  # fmt: skip
+        rows.append(
+            {
+                "what": what,
+                "median ms": 1e3 * median,
+                "worst ms": 1e3 * max(found),
+                "goal": f"< {1e3 * SEEK_SECONDS:.0f}",
+                "reached": median < SEEK_SECONDS,
+            }
+        )
     return rows
 
 
@@ -137,7 +161,9 @@ def main() -> None:
         (2_000_000, 20, 2, 5) if options.quick else (options.tokens, 400, options.repeats, 50)
     )
     rate_rows, seek_rows = rates(tokens, batches, repeats), seeks(LARGE_TOKENS, count)
-    print_table(f"{ROWS} rows of {T} tokens, one process, a store of {tokens / 1e6:.0f}M tokens", rate_rows)
+    print_table(
+        f"{ROWS} rows of {T} tokens, one process, a store of {tokens / 1e6:.0f}M tokens", rate_rows
+    )
     print_table(f"seek in a store of {LARGE_TOKENS:.0e} tokens", seek_rows)
     write_result("batches", {"rows": rate_rows, "seek": seek_rows}, options.quick)
 

@@ -34,16 +34,23 @@ from longfire.shape import ModelShape
 from longfire.train import train_step
 
 CPU = torch.device("cpu")
-FULL, QUICK = {"hidden": 1024, "layers": 4, "words": 32000}, {"hidden": 64, "layers": 2, "words": 500}
+FULL, QUICK = (
+    {"hidden": 1024, "layers": 4, "words": 32000},
+    {"hidden": 64, "layers": 2, "words": 500},
+)
 SPEED, STALL, SECONDS = 0.8, 0.05, 10.0
 
 
 def state_of(size: dict[str, int], mesh: Mesh = ALONE) -> State:
     """With moments, as after a step."""
     shape = ModelShape(
-        hidden_size=size["hidden"], num_hidden_layers=size["layers"], layer_types=("attention",), vocab_size=size["words"],
-        mixers={"attention": {"num_heads": 8}}, tie_word_embeddings=True,
-    )  # fmt: skip
+        hidden_size=size["hidden"],
+        num_hidden_layers=size["layers"],
+        layer_types=("attention",),
+        vocab_size=size["words"],
+        mixers={"attention": {"num_heads": 8}},
+        tie_word_embeddings=True,
+    )
     model = parallelize(on_meta(shape), settings.ActivationCheckpoint(), False, mesh)
     materialise(model, 0, CPU)
     state = State(model, make_optimizer(model, settings.Optimizer(), CPU), mesh=mesh)
@@ -78,8 +85,13 @@ def one_process(
     state = state_of(size)
     count = sum(tensor.nbytes for tensor, *_ in state.held().values())
     parameters = sum(p.nbytes for p in state.model.parameters())
-    blocks = [memoryview(torch.ones(n, dtype=torch.uint8).numpy()) for n in (parameters, count - parameters)]
-    times: dict[str, list[float]] = {name: [] for name in ("save", "load", "plain write", "plain read")}
+    blocks = [
+        memoryview(torch.ones(n, dtype=torch.uint8).numpy())
+        for n in (parameters, count - parameters)
+    ]
+    times: dict[str, list[float]] = {
+        name: [] for name in ("save", "load", "plain write", "plain read")
+    }
     checkpoints = saving(folder, "disabled")
     for number in range(1 + repeats):
         state.step = number + 1
@@ -91,19 +103,32 @@ def one_process(
         loaded = time.perf_counter() - start
         written, read = plain(folder, blocks)
         if number:
-            for name, taken in {"save": saved, "load": loaded, "plain write": written, "plain read": read}.items():
+            for name, taken in {
+                "save": saved,
+                "load": loaded,
+                "plain write": written,
+                "plain read": read,
+            }.items():
                 times[name].append(taken)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     rows = [
-        {"what": f"{ours} / {theirs}", "GB/s": count / medians[ours] / 1e9, "plain GB/s": count / medians[theirs] / 1e9,
-         "ratio": medians[theirs] / medians[ours], "goal": f">= {SPEED}", "reached": medians[theirs] / medians[ours] >= SPEED}
+        {
+            "what": f"{ours} / {theirs}",
+            "GB/s": count / medians[ours] / 1e9,
+            "plain GB/s": count / medians[theirs] / 1e9,
+            "ratio": medians[theirs] / medians[ours],
+            "goal": f">= {SPEED}",
+            "reached": medians[theirs] / medians[ours] >= SPEED,
+        }
         for ours, theirs in (("save", "plain write"), ("load", "plain read"))
-    ]  # fmt: skip
+    ]
     return rows, stalls(state, folder, size, repeats), count
 
 
 def saving(folder: Path, mode: str) -> Checkpoints:
-    return Checkpoints(folder / mode, settings.Checkpoint(async_mode=mode, keep_latest_k=1), lambda line: None)
+    return Checkpoints(
+        folder / mode, settings.Checkpoint(async_mode=mode, keep_latest_k=1), lambda line: None
+    )
 
 
 def stalls(state: State, folder: Path, size: dict[str, int], repeats: int) -> list[dict[str, Any]]:
@@ -112,8 +137,10 @@ def stalls(state: State, folder: Path, size: dict[str, int], repeats: int) -> li
     ids = torch.randint(size["words"], (2, 257))
     batch = Batch(ids[:, :-1], ids[:, 1:], torch.arange(256).expand(2, -1))
     modes: dict[str, Checkpoints | None] = {
-        "no save": None, "save": saving(folder, "disabled"), "asynchronous save": saving(folder, "async"),
-    }  # fmt: skip
+        "no save": None,
+        "save": saving(folder, "disabled"),
+        "asynchronous save": saving(folder, "async"),
+    }
     steps: dict[str, list[float]] = {name: [] for name in modes}
     still: dict[str, list[float]] = {name: [] for name in modes}
     may_change = state.may_change
@@ -130,23 +157,36 @@ def stalls(state: State, folder: Path, size: dict[str, int], repeats: int) -> li
                 still[name].append(sum(stood))
             if checkpoints:
                 checkpoints.wait()
-    step, stood_still = ({name: statistics.median(taken) for name, taken in times.items()} for times in (steps, still))
+    step, stood_still = (
+        {name: statistics.median(taken) for name, taken in times.items()}
+        for times in (steps, still)
+    )
     share = {name: taken / stood_still["save"] for name, taken in stood_still.items()}
     return [
-        {"step with": name, "seconds": step[name], "stands still": stood_still[name], "of a save": share[name],
-         "ends later by": step[name] - step["no save"], "goal": f"<= {STALL}" if name == "asynchronous save" else "",
-         "reached": share[name] <= STALL if name == "asynchronous save" else ""}
+        {
+            "step with": name,
+            "seconds": step[name],
+            "stands still": stood_still[name],
+            "of a save": share[name],
+            "ends later by": step[name] - step["no save"],
+            "goal": f"<= {STALL}" if name == "asynchronous save" else "",
+            "reached": share[name] <= STALL if name == "asynchronous save" else "",
+        }
         for name in modes
-    ]  # fmt: skip
+    ]
 
 
-def resharded(rank: int, count: int, port: int, size: dict[str, int], folder: Path, answers: Any) -> None:
+def resharded(
+    rank: int, count: int, port: int, size: dict[str, int], folder: Path, answers: Any
+) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=count)
     mesh = Mesh.of_degrees({"dp_shard": count}, "cpu")
     state = state_of(size, mesh)
-    checkpoints = Checkpoints(folder, settings.Checkpoint(async_mode="disabled"), lambda line: None, mesh)
+    checkpoints = Checkpoints(
+        folder, settings.Checkpoint(async_mode="disabled"), lambda line: None, mesh
+    )
     dist.barrier()
     start = time.perf_counter()
     if not checkpoints.restore(state):
@@ -163,11 +203,20 @@ def reshard(size: dict[str, int], folder: Path, port: int) -> list[dict[str, Any
     taken = []
     for number, count in enumerate((4, 2)):
         answers = mp.get_context("spawn").SimpleQueue()
-        context = mp.spawn(resharded, (count, port + number, size, folder, answers), count, join=False)
+        context = mp.spawn(
+            resharded, (count, port + number, size, folder, answers), count, join=False
+        )
         taken.append(answers.get())
         context.join()
-    return [{"what": "4 processes save", "seconds": taken[0], "goal": "", "reached": ""},
-            {"what": "2 processes load it", "seconds": taken[1], "goal": f"< {SECONDS:g}", "reached": taken[1] < SECONDS}]  # fmt: skip
+    return [
+        {"what": "4 processes save", "seconds": taken[0], "goal": "", "reached": ""},
+        {
+            "what": "2 processes load it",
+            "seconds": taken[1],
+            "goal": f"< {SECONDS:g}",
+            "reached": taken[1] < SECONDS,
+        },
+    ]
 
 
 def main() -> None:
@@ -182,7 +231,11 @@ def main() -> None:
         print_table("another number of processes", moved)
     finally:
         shutil.rmtree(folder)
-    write_result("checkpoints", {"bytes": count, "rows": rows, "stalls": held_up, "resharding": moved}, options.quick)
+    write_result(
+        "checkpoints",
+        {"bytes": count, "rows": rows, "stalls": held_up, "resharding": moved},
+        options.quick,
+    )
 
 
 if __name__ == "__main__":

@@ -53,9 +53,14 @@ class Side:
     bytes_of: Any  # (tokens, hidden size, heads) -> of one row
 
     def parallelized(self, model: Model, mesh: Mesh) -> Model:
-        attention, keeping = settings.Attention(self.kind, 512, 512), settings.ActivationCheckpoint(self.remat)
+        attention, keeping = (
+            settings.Attention(self.kind, 512, 512),
+            settings.ActivationCheckpoint(self.remat),
+        )
         ring = settings.Parallelism(context_parallel_strategy="ring")
-        return parallelize(model, keeping, False, mesh, ring, attention=attention, mlp_chunk_size=self.mlp_chunk)
+        return parallelize(
+            model, keeping, False, mesh, ring, attention=attention, mlp_chunk_size=self.mlp_chunk
+        )
 
 
 def of_row(s: int, h: int, n: int) -> int:
@@ -68,26 +73,38 @@ SIDES = {
     "memory-efficient": Side("auto", "none", 0, "8 b s h", lambda s, h, n: 8 * s * h),
     "blockwise": Side("blockwise", "block", 512, "2 b s h", of_row),
     "ours": Side("auto", "block", 512, "2 b s h", of_row),
-    "ours, in time": Side("auto", "none", 0, "", None),  # of a segment all is kept: it is computed twice as it is
+    "ours, in time": Side(
+        "auto", "none", 0, "", None
+    ),  # of a segment all is kept: it is computed twice as it is
 }
 WHOLE = [name for name in SIDES if name != "ours, in time"]
 
 
 def small(layers: int) -> ModelShape:
     return ModelShape(
-        hidden_size=128, num_hidden_layers=layers, layer_types=("attention",), intermediate_size=512, vocab_size=512,
+        hidden_size=128,
+        num_hidden_layers=layers,
+        layer_types=("attention",),
+        intermediate_size=512,
+        vocab_size=512,
         mixers={"attention": {"num_heads": 4}},
-    )  # fmt: skip
+    )
 
 
 def hybrid(quick: bool) -> ModelShape:
     """Three recurrent layers to one of windowed attention; 100M parameters, 41M of them the embedding and the head."""
     size, layers, wide, words = (64, 4, 192, 512) if quick else (640, 12, 1792, 32000)
     return ModelShape(
-        hidden_size=size, num_hidden_layers=layers, layer_types=("gla", "gla", "gla", "attention"), vocab_size=words,
-        intermediate_size=wide, mixers={"gla": {"num_heads": 2 if quick else 5},
-                                        "attention": {"num_heads": size // 64, "window_size": 1024}},
-    )  # fmt: skip
+        hidden_size=size,
+        num_hidden_layers=layers,
+        layer_types=("gla", "gla", "gla", "attention"),
+        vocab_size=words,
+        intermediate_size=wide,
+        mixers={
+            "gla": {"num_heads": 2 if quick else 5},
+            "attention": {"num_heads": size // 64, "window_size": 1024},
+        },
+    )
 
 
 def batch_of(tokens: int, words: int) -> Batch:
@@ -95,7 +112,9 @@ def batch_of(tokens: int, words: int) -> Batch:
     return Batch(ids_BT[:, :-1], ids_BT[:, 1:], torch.arange(tokens)[None])
 
 
-def made(shape: ModelShape, side: Side, dtype: torch.dtype = torch.float32, mesh: Mesh = ALONE) -> Model:
+def made(
+    shape: ModelShape, side: Side, dtype: torch.dtype = torch.float32, mesh: Mesh = ALONE
+) -> Model:
     return materialise(side.parallelized(on_meta(shape, dtype), mesh), 0, CPU)
 
 
@@ -111,19 +130,31 @@ class TellingClock(Clock):
         with super().__call__(part):
             yield
         self.done += part == "backward"
-        if part == "backward" and self.segments > 1 and self.done % max(1, self.segments // 16) == 0:
+        if (
+            part == "backward"
+            and self.segments > 1
+            and self.done % max(1, self.segments // 16) == 0
+        ):
             spent = time.perf_counter() - self.begun
-            print(f"{self.done} of {self.segments} segments, {spent:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{self.done} of {self.segments} segments, {spent:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
-def one_step(shape: ModelShape, side: Side, tokens: int, segments: int = 1, mesh: Mesh = ALONE) -> None:
+def one_step(
+    shape: ModelShape, side: Side, tokens: int, segments: int = 1, mesh: Mesh = ALONE
+) -> None:
     model = made(shape, side, mesh=mesh)
     state = State(model, make_optimizer(model, settings.Optimizer(), CPU), mesh=mesh)
     training = settings.Training(tbptt_segments=segments, tbptt_exact=segments > 1)
     train_step(state, [batch_of(tokens, shape.vocab_size)], 1e-3, training, TellingClock(segments))
 
 
-def one_step_of_many(shape: ModelShape, side: Side, tokens: int, rank: int, processes: int, store: str) -> None:
+def one_step_of_many(
+    shape: ModelShape, side: Side, tokens: int, rank: int, processes: int, store: str
+) -> None:
     """The part of one process of a step whose rows all of them share."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
@@ -148,7 +179,12 @@ def kept(tokens: int) -> list[dict[str, Any]]:
     for name in WHOLE:
         side = SIDES[name]
         each = (kept_bytes(side, 6, tokens) - kept_bytes(side, 2, tokens)) / 4
-        row = {"side": name, "tokens": tokens, "bytes a token and layer": each / tokens, "formula": side.formula}
+        row = {
+            "side": name,
+            "tokens": tokens,
+            "bytes a token and layer": each / tokens,
+            "formula": side.formula,
+        }
         if side.bytes_of:
             formula = side.bytes_of(tokens, 128, 4)
             row |= {"by the formula": formula / tokens, "ratio": each / formula}
@@ -183,15 +219,22 @@ def shared(options: Any, longest: int) -> list[dict[str, Any]]:
         while tokens <= longest:
             peak = peak_of_many(options, tokens, processes) - base
             rows.append(
-                {"processes": processes, "tokens of the row": tokens, "of a process": tokens // processes,
-                 "peak MB of a process above a short row": peak / 1e6, "KB a token of the row": peak / tokens / 1e3}
-            )  # fmt: skip
+                {
+                    "processes": processes,
+                    "tokens of the row": tokens,
+                    "of a process": tokens // processes,
+                    "peak MB of a process above a short row": peak / 1e6,
+                    "KB a token of the row": peak / tokens / 1e3,
+                }
+            )
             print(rows[-1], flush=True)
             tokens *= 2
     return rows
 
 
-def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def lengths(
+    options: Any, budget: int, longest: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Peaks of doubling lengths (and those half-way), until a side holds more than the budget."""
     options.child, rows, reached = "small", [], {}
     for name in ("vanilla, lean MLP", "ours") if options.quick else WHOLE:
@@ -213,10 +256,15 @@ def lengths(options: Any, budget: int, longest: int) -> tuple[list[dict[str, Any
             tokens = tokens * 3 // 2 if tokens & (tokens - 1) == 0 else tokens * 4 // 3
     baseline = reached.get("vanilla, lean MLP", 0)
     best = [
-        {"side": name, "longest row within the budget": tokens, "budget MB": budget / 1e6,
-         "at least": tokens * 4 // 3 > longest, "times vanilla with lean MLP (goal 4)": tokens / max(1, baseline)}
+        {
+            "side": name,
+            "longest row within the budget": tokens,
+            "budget MB": budget / 1e6,
+            "at least": tokens * 4 // 3 > longest,
+            "times vanilla with lean MLP (goal 4)": tokens / max(1, baseline),
+        }
         for name, tokens in reached.items()
-    ]  # fmt: skip
+    ]
     return rows, best
 
 
@@ -234,30 +282,57 @@ def longest_hybrid(
         print(rows[-1], flush=True)
     (first, low), (last, high) = ((row["tokens"], row["peak GiB"]) for row in rows[-2:])
     each = max((high - low) / (last - first), 1e-9)
-    line = {"way": side, "parameters": parameters, "longest measured": last, "KB a token": each * GIB / 1e3,
-            "budget GiB": budget, "longest by the line": int(last + (budget - high) / each)}  # fmt: skip
+    line = {
+        "way": side,
+        "parameters": parameters,
+        "longest measured": last,
+        "KB a token": each * GIB / 1e3,
+        "budget GiB": budget,
+        "longest by the line": int(last + (budget - high) / each),
+    }
     return {"rows": rows, "line": [line]}
 
 
 def main() -> None:
     options = arguments(
-        __doc__.splitlines()[0], part="", child="", side="ours", tokens=1024, segments=1, rank=0, processes=1, store="",
-        budget_mb=1500, longest=32768, shared=65536, whole=16384, in_time=65536,
-    )  # fmt: skip
+        __doc__.splitlines()[0],
+        part="",
+        child="",
+        side="ours",
+        tokens=1024,
+        segments=1,
+        rank=0,
+        processes=1,
+        store="",
+        budget_mb=1500,
+        longest=32768,
+        shared=65536,
+        whole=16384,
+        in_time=65536,
+    )
     if options.child:
-        shape, side = small(2) if options.child == "small" else hybrid(options.quick), SIDES[options.side]
+        shape, side = (
+            small(2) if options.child == "small" else hybrid(options.quick),
+            SIDES[options.side],
+        )
         if options.store:
-            return one_step_of_many(shape, side, options.tokens, options.rank, options.processes, options.store)
+            return one_step_of_many(
+                shape, side, options.tokens, options.rank, options.processes, options.store
+            )
         return one_step(shape, side, options.tokens, options.segments)
     if options.quick:
         options.longest, options.shared, options.whole, options.in_time = 512, 512, 1024, 1024
     result: dict[str, list[dict[str, Any]]] = {}
-    wanted = [options.part] if options.part else ["kept", "lengths", "processes", "hybrid", "in-time"]
+    wanted = (
+        [options.part] if options.part else ["kept", "lengths", "processes", "hybrid", "in-time"]
+    )
     if "kept" in wanted:
         result["kept"] = kept(256 if options.quick else 2048)
         print_table("kept from forward to backward, bf16", result["kept"])
     if "lengths" in wanted:
-        result["peaks"], result["longest"] = lengths(options, options.budget_mb * 10**6, options.longest)
+        result["peaks"], result["longest"] = lengths(
+            options, options.budget_mb * 10**6, options.longest
+        )
         print_table("longest row at equal memory, fp32", result["longest"])
     if "processes" in wanted:
         result["processes"] = shared(options, options.shared)
@@ -268,7 +343,9 @@ def main() -> None:
         print_table("a hybrid's longest row, whole", found["line"])
     if "in-time" in wanted:
         segment = 64 if options.quick else SEGMENT
-        found = longest_hybrid(options, "ours, in time", [options.in_time // 8, options.in_time], segment, BUDGET_GIB)
+        found = longest_hybrid(
+            options, "ours, in time", [options.in_time // 8, options.in_time], segment, BUDGET_GIB
+        )
         result["in_time"], result["in_time_line"] = found["rows"], found["line"]
         print_table("a hybrid's longest row, in segments of time", found["line"])
     write_result("context_memory", with_others(result, wanted), options.quick)
@@ -279,7 +356,10 @@ def with_others(result: dict[str, Any], parts: list[str]) -> dict[str, Any]:
     file = RESULTS / "context_memory.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     known = {name: rows for name, rows in known.items() if isinstance(rows, list)}
-    told = {"command": " ".join(["bench/context_memory.py", *sys.argv[1:]]), "date": f"{datetime.date.today()}"}
+    told = {
+        "command": " ".join(["bench/context_memory.py", *sys.argv[1:]]),
+        "date": f"{datetime.date.today()}",
+    }
     measured = [row for row in known.pop("measured", []) if row["part"] not in parts]
     return {**known, **result, "measured": measured + [{"part": part, **told} for part in parts]}
 

@@ -50,9 +50,13 @@ def model_of(size: dict[str, int], mixer: str) -> Model:
     if size is QUICK or size == QUICK:
         settings = {**settings, **{key: 8 for key in ("head_dim", "state_size") if key in settings}}
     shape = ModelShape(
-        hidden_size=size["hidden"], num_hidden_layers=size["layers"], layer_types=(mixer,), vocab_size=size["words"],
-        mixers={mixer: settings}, intermediate_size=size["intermediate"],
-    )  # fmt: skip
+        hidden_size=size["hidden"],
+        num_hidden_layers=size["layers"],
+        layer_types=(mixer,),
+        vocab_size=size["words"],
+        mixers={mixer: settings},
+        intermediate_size=size["intermediate"],
+    )
     return build(shape, 0)
 
 
@@ -95,7 +99,9 @@ def scaling(rank: int, mesh: Mesh, size: dict[str, int], repeats: int) -> list[d
     rows = []
     for mixer, strategy in CASES:
         alone, shared = model_of(size, mixer), model_of(size, mixer)
-        context = share_rows(shared, mesh, Parallelism(context_parallel_strategy=strategy or "auto"))
+        context = share_rows(
+            shared, mesh, Parallelism(context_parallel_strategy=strategy or "auto")
+        )
         short, long = row_of(size, size["tokens"]), row_of(size, 2 * size["tokens"]).cut(context)
         ways = {
             "one": idle if rank else partial(forward_and_backward, alone, short),
@@ -112,20 +118,35 @@ def scaling(rank: int, mesh: Mesh, size: dict[str, int], repeats: int) -> list[d
                 times[way] += [time.perf_counter() - start] if turn else []
         one, own, both = (statistics.median(taken) for taken in times.values())
         more = alone.flops_per_token(2 * size["tokens"]) / alone.flops_per_token(size["tokens"])
-        rows.append({
-            "mixer": mixer, "strategy": strategy, "one process s": one, "two that share nothing s": own, "two that share s": both,
-            "work for a token": more, "efficiency": one * more / both, "of two that share nothing": own * more / both,
-            "goal": f">= {EFFICIENCY}", "reached": one * more / both >= EFFICIENCY,
-        })  # fmt: skip
+        rows.append(
+            {
+                "mixer": mixer,
+                "strategy": strategy,
+                "one process s": one,
+                "two that share nothing s": own,
+                "two that share s": both,
+                "work for a token": more,
+                "efficiency": one * more / both,
+                "of two that share nothing": own * more / both,
+                "goal": f">= {EFFICIENCY}",
+                "reached": one * more / both >= EFFICIENCY,
+            }
+        )
     return rows
 
 
-def layouts(rank: int, mesh: Mesh, size: dict[str, int], repeats: int) -> dict[str, tuple[int, float]]:
+def layouts(
+    rank: int, mesh: Mesh, size: dict[str, int], repeats: int
+) -> dict[str, tuple[int, float]]:
     """Of each layout: the pairs of the busiest process, and the seconds of a step."""
     found = {}
     for layout in ("contiguous", "zigzag"):
         model = model_of(size, "attention")
-        context = share_rows(model, mesh, Parallelism(context_parallel_layout=layout, context_parallel_strategy="ring"))
+        context = share_rows(
+            model,
+            mesh,
+            Parallelism(context_parallel_layout=layout, context_parallel_strategy="ring"),
+        )
         batch, times = row_of(size, size["tokens"]).cut(context), []
         for _ in range(1 + repeats):
             work.forget()
@@ -143,11 +164,17 @@ def balance(size: dict[str, int], repeats: int, port: int) -> list[dict[str, Any
     for count in (2, 4):
         found = in_processes(count, port + count, layouts, size, repeats if count == 2 else 1)
         (pairs, seconds), (fewer, faster) = found["contiguous"], found["zigzag"]
-        rows.append({
-            "processes": count, "busiest, contiguous": pairs, "busiest, zigzag": fewer, "work ratio": pairs / fewer,
-            "seconds ratio": seconds / faster if count == 2 else "more processes than cores",
-            "goal": f">= {SAVED} (work)" if count == 4 else "", "reached": pairs / fewer >= SAVED if count == 4 else "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "processes": count,
+                "busiest, contiguous": pairs,
+                "busiest, zigzag": fewer,
+                "work ratio": pairs / fewer,
+                "seconds ratio": seconds / faster if count == 2 else "more processes than cores",
+                "goal": f">= {SAVED} (work)" if count == 4 else "",
+                "reached": pairs / fewer >= SAVED if count == 4 else "",
+            }
+        )
     return rows
 
 
@@ -158,7 +185,9 @@ def main() -> None:
     print_table("weak scaling", rows)
     balanced = balance(size, repeats, options.port)
     print_table("layouts", balanced)
-    write_result("context_scaling", {"size": size, "rows": rows, "layouts": balanced}, options.quick)
+    write_result(
+        "context_scaling", {"size": size, "rows": rows, "layouts": balanced}, options.quick
+    )
 
 
 if __name__ == "__main__":

@@ -26,10 +26,22 @@ from longfire.model import Model
 from longfire.options import Sampling
 from longfire.shape import ModelShape
 
-FULL = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
-        "vocab_size": 49152}  # fmt: skip
-QUICK = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
-         "vocab_size": 512}  # fmt: skip
+FULL = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+}
+QUICK = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+}
 RECURRENT = {"gla": {"num_heads": 4}, "gated_delta_net": {"num_heads": 4, "head_dim": 64}}
 SPEED, FLAT = 1.5, 1.05
 
@@ -44,13 +56,19 @@ def greedy(model: Model, ids: list[int], seen: Cache, tokens: int) -> Callable[[
     return run
 
 
-def both_sides(size: dict[str, int], context: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
+def both_sides(
+    size: dict[str, int], context: int, tokens: int, repeats: int
+) -> list[dict[str, Any]]:
     """A row a side, and whether they wrote the same."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        **size, tie_word_embeddings=True, max_position_embeddings=2 * context, attn_implementation="sdpa",
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        **size,
+        tie_word_embeddings=True,
+        max_position_embeddings=2 * context,
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     theirs = transformers.LlamaForCausalLM(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -63,21 +81,41 @@ def both_sides(size: dict[str, int], context: int, tokens: int, repeats: int) ->
         feed(ours, ids[0, :-1].tolist(), seen)
 
     def peer() -> list[int]:
-        out = theirs.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=copy.deepcopy(past), max_new_tokens=tokens,
-                              do_sample=False, pad_token_id=0)  # fmt: skip
+        out = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=copy.deepcopy(past),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
         return out[0, ids.shape[1] :].tolist()
 
     ours_run = greedy(ours, ids[0].tolist(), seen, tokens)
     same = ours_run() == peer()
     found = medians(alternate({"ours": ours_run, "peer": peer}, repeats, warmup=0))
-    return [{"side": side, "context": context, "tokens/s": tokens / s, "ms a token": 1000 * s / tokens, "same text": same}
-            for side, s in found.items()]  # fmt: skip
+    return [
+        {
+            "side": side,
+            "context": context,
+            "tokens/s": tokens / s,
+            "ms a token": 1000 * s / tokens,
+            "same text": same,
+        }
+        for side, s in found.items()
+    ]
 
 
-def recurrent(name: str, contexts: tuple[int, int], tokens: int, repeats: int, layers: int) -> list[dict[str, Any]]:
+def recurrent(
+    name: str, contexts: tuple[int, int], tokens: int, repeats: int, layers: int
+) -> list[dict[str, Any]]:
     """ms a token of one model behind a short and a long prompt."""
     shape = ModelShape(
-        hidden_size=384, num_hidden_layers=layers, layer_types=(name,), mixers={name: RECURRENT[name]}, vocab_size=4096
+        hidden_size=384,
+        num_hidden_layers=layers,
+        layer_types=(name,),
+        mixers={name: RECURRENT[name]},
+        vocab_size=4096,
     )
     model, chance = build(shape, 0), torch.Generator().manual_seed(0)
     runs, caches = {}, {}
@@ -87,7 +125,9 @@ def recurrent(name: str, contexts: tuple[int, int], tokens: int, repeats: int, l
             caches[context] = Cache()
             feed(model, ids[:-1], caches[context])
             runs[context] = greedy(model, ids, caches[context], tokens)
-    times = alternate(runs, repeats, warmup=1)  # few tokens a turn: a slow moment of the machine falls on both
+    times = alternate(
+        runs, repeats, warmup=1
+    )  # few tokens a turn: a slow moment of the machine falls on both
     ratio = statistics.median(long / short for short, long in zip(*times.values()))
     return [
         {
@@ -107,17 +147,35 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0], context=4096, long=65536, tokens=32, repeats=7)
     size, context, contexts, layers = FULL, options.context, (1024, options.long), 6
     if options.quick:
-        size, context, contexts, layers, options.tokens, options.repeats = QUICK, 256, (64, 512), 2, 8, 2
+        size, context, contexts, layers, options.tokens, options.repeats = (
+            QUICK,
+            256,
+            (64, 512),
+            2,
+            8,
+            2,
+        )
     rows = both_sides(size, context, options.tokens, options.repeats)
     print_table("decoding", rows)
     speed = rows[0]["tokens/s"] / rows[1]["tokens/s"]
     ratios = [
-        {"what": "tokens/s, ours / transformers", "ratio": speed, "goal": f">= {SPEED}", "reached": speed >= SPEED}
+        {
+            "what": "tokens/s, ours / transformers",
+            "ratio": speed,
+            "goal": f">= {SPEED}",
+            "reached": speed >= SPEED,
+        }
     ]
     print_table("ours / peer", ratios)
-    flat = [row for name in RECURRENT for row in recurrent(name, contexts, 8, 6 * options.repeats, layers)]
+    flat = [
+        row
+        for name in RECURRENT
+        for row in recurrent(name, contexts, 8, 6 * options.repeats, layers)
+    ]
     print_table("recurrent mixers", flat)
-    write_result("decode", {"size": size, "rows": rows, "ratios": ratios, "flat": flat}, options.quick)
+    write_result(
+        "decode", {"size": size, "rows": rows, "ratios": ratios, "flat": flat}, options.quick
+    )
 
 
 if __name__ == "__main__":

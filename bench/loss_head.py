@@ -36,16 +36,22 @@ def forward_backward(form: Callable[..., Tensor], made: tuple[Tensor, Tensor, Te
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], rows=8192, words=50257, size=512, repeats=5, side="")
+    options = arguments(
+        __doc__.splitlines()[0], rows=8192, words=50257, size=512, repeats=5, side=""
+    )
     if options.quick and not options.side:
         options.rows, options.words, options.size, options.repeats = 1024, 8192, 64, 2
     made = inputs(options.rows, options.words, options.size)
     if options.side:
         forward_backward(SIDES[options.side], made)
         return
-    sizes = [word for name in ("rows", "words", "size") for word in (f"--{name}", getattr(options, name))]
+    sizes = [
+        word for name in ("rows", "words", "size") for word in (f"--{name}", getattr(options, name))
+    ]
     peaks = {side: peak_rss_bytes([__file__, *sizes, "--side", side]) for side in SIDES}
-    runs = {side: lambda side=side: forward_backward(SIDES[side], made) for side in ("fused", "plain")}
+    runs = {
+        side: lambda side=side: forward_backward(SIDES[side], made) for side in ("fused", "plain")
+    }
     times = medians(alternate(runs, options.repeats))
     flops = 3 * 2 * options.rows * options.words * options.size
     rows = [
@@ -63,7 +69,9 @@ def main() -> None:
         "peak memory (goal 0.2)": peaks["fused"] / peaks["plain"],
         "memory above the inputs": rows[0]["above inputs MB"] / rows[1]["above inputs MB"],
     }
-    print_table(f"loss head: {options.rows} rows x {options.words} words, D {options.size}, fp32", rows)
+    print_table(
+        f"loss head: {options.rows} rows x {options.words} words, D {options.size}, fp32", rows
+    )
     print_table("fused / plain", [{"what": what, "ratio": ratio} for what, ratio in ratios.items()])
     sizes = {"rows": options.rows, "words": options.words, "size": options.size}
     write_result("loss_head", {"sizes": sizes, "sides": rows, "ratios": ratios}, options.quick)

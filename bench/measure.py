@@ -45,7 +45,11 @@ os.write(fd, str(peak).encode())
 def arguments(description: str, **more: Any) -> argparse.Namespace:
     """The command line of a script: `--quick`, and `--<name> <default>` for each of `more`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, nothing written: what CI runs")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small sizes, few repeats, nothing written: what CI runs",
+    )
     for name, default in more.items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
     return parser.parse_args()
@@ -66,7 +70,9 @@ def median_seconds(function: Callable[[], Any], repeats: int = 7, warmup: int = 
     return statistics.median(seconds(function) for _ in range(repeats))
 
 
-def alternate(functions: dict[str, Callable[[], Any]], repeats: int = 7, warmup: int = 1) -> dict[str, list[float]]:
+def alternate(
+    functions: dict[str, Callable[[], Any]], repeats: int = 7, warmup: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each function, called in turn (a b c a b c ...)."""
     for function in functions.values():
         for _ in range(warmup):
@@ -121,7 +127,10 @@ def write_result(name: str, result: dict[str, Any], quick: bool = False) -> None
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"date": date, "command": command, "machine": machine(), **result}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"date": date, "command": command, "machine": machine(), **result}, indent=1)
+        + "\n"
+    )
     print(f"written: {path}")
 
 
@@ -129,5 +138,7 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """One line a row; the keys of the first row are the columns."""
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(
+            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        )
     Console().print(table)

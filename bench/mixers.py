@@ -34,7 +34,9 @@ CLASSES = {
 
 def made(mixer: str, settings: dict, hidden: int, layers: int) -> Model:
     mlp = {"mamba": "none", "mamba2": "none", "rwkv7": "channel_mix"}.get(mixer, "swiglu")
-    return build(ModelShape(hidden, layers, (mixer,), {mixer: settings}, vocab_size=4096, mlp=mlp), 0)
+    return build(
+        ModelShape(hidden, layers, (mixer,), {mixer: settings}, vocab_size=4096, mlp=mlp), 0
+    )
 
 
 def forward_backward(model: Model, ids_BT: torch.Tensor) -> None:
@@ -44,29 +46,55 @@ def forward_backward(model: Model, ids_BT: torch.Tensor) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], hidden=512, layers=4, rows=2, tokens=1024, repeats=5)
+    options = arguments(
+        __doc__.splitlines()[0], hidden=512, layers=4, rows=2, tokens=1024, repeats=5
+    )
     if options.quick:
-        options.hidden, options.layers, options.rows, options.tokens, options.repeats = 256, 1, 1, 128, 1
+        options.hidden, options.layers, options.rows, options.tokens, options.repeats = (
+            256,
+            1,
+            1,
+            128,
+            1,
+        )
     missing = MIXERS.keys() - {mixer for mixers in CLASSES.values() for mixer in mixers}
     assert not missing, f"give {missing} a class"
     ids_BT = torch.randint(4096, (options.rows, options.tokens))
     models = {
-        m: made(m, given, options.hidden, options.layers) for mixers in CLASSES.values() for m, given in mixers.items()
+        m: made(m, given, options.hidden, options.layers)
+        for mixers in CLASSES.values()
+        for m, given in mixers.items()
     }
-    runs = {name: lambda model=model: forward_backward(model, ids_BT) for name, model in models.items()}
+    runs = {
+        name: lambda model=model: forward_backward(model, ids_BT) for name, model in models.items()
+    }
     times = medians(alternate(runs, options.repeats))
     rows = []
     for kind, mixers in CLASSES.items():
-        flops = {m: 3 * models[m].flops_per_token(options.tokens) * ids_BT.numel() / times[m] for m in mixers}
+        flops = {
+            m: 3 * models[m].flops_per_token(options.tokens) * ids_BT.numel() / times[m]
+            for m in mixers
+        }
         for mixer in mixers:
-            rows.append({
-                "class": kind, "mixer": mixer, "parameters": sum(p.numel() for p in models[mixer].parameters()),
-                "tokens/s": ids_BT.numel() / times[mixer], "GFLOP/s": flops[mixer] / 1e9,
-                "of the class's best": flops[mixer] / max(flops.values()), "goal": ">= 0.85",
-                "reached": flops[mixer] >= 0.85 * max(flops.values()),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "class": kind,
+                    "mixer": mixer,
+                    "parameters": sum(p.numel() for p in models[mixer].parameters()),
+                    "tokens/s": ids_BT.numel() / times[mixer],
+                    "GFLOP/s": flops[mixer] / 1e9,
+                    "of the class's best": flops[mixer] / max(flops.values()),
+                    "goal": ">= 0.85",
+                    "reached": flops[mixer] >= 0.85 * max(flops.values()),
+                }
+            )
     print_table("mixers", rows)
-    sizes = {"hidden": options.hidden, "layers": options.layers, "rows": options.rows, "tokens": options.tokens}
+    sizes = {
+        "hidden": options.hidden,
+        "layers": options.layers,
+        "rows": options.rows,
+        "tokens": options.tokens,
+    }
     write_result("mixers", {"rows": rows, "sizes": sizes}, options.quick)
 
 

@@ -40,25 +40,41 @@ def shape_of(name: str, words: int) -> ModelShape:
     wanted = {"num_heads": 2, "head_dim": 32, "use_short_conv": True}
     known = {field.name for field in fields(MIXERS[mixer_of(name)].Shape)}
     settings = {key: value for key, value in wanted.items() if key in known}
-    return ModelShape(hidden_size=WIDTH, num_hidden_layers=LAYERS, layer_types=(name,), mixers={name: settings},
-                      mlp="none", vocab_size=words, tie_word_embeddings=True)  # fmt: skip
+    return ModelShape(
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        layer_types=(name,),
+        mixers={name: settings},
+        mlp="none",
+        vocab_size=words,
+        tie_word_embeddings=True,
+    )
 
 
 def step(
-    model: Model, optimizer: torch.optim.Optimizer, number: int, tests: tuple[tuple[int, int], ...], words: int
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    number: int,
+    tests: tuple[tuple[int, int], ...],
+    words: int,
 ) -> None:
     """One update on fresh rows; the head sees only the tokens that have a label."""
     batch = mqar(ROWS, *tests[number % len(tests)], words, seed=1 + number)
     hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT))
     asked_BT = batch.labels_BT >= 0
-    loss = linear_cross_entropy(hidden_BTD[asked_BT], model.head.weight, batch.labels_BT[asked_BT]) / asked_BT.sum()
+    loss = (
+        linear_cross_entropy(hidden_BTD[asked_BT], model.head.weight, batch.labels_BT[asked_BT])
+        / asked_BT.sum()
+    )
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
 
-def train(name: str, tests: tuple[tuple[int, int], ...], words: int, steps: int, lr: float) -> list[dict[str, Any]]:
+def train(
+    name: str, tests: tuple[tuple[int, int], ...], words: int, steps: int, lr: float
+) -> list[dict[str, Any]]:
     """Train one mixer; a row for each test with the accuracy that it reached."""
     model = build(shape_of(name, words), seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
@@ -69,12 +85,25 @@ def train(name: str, tests: tuple[tuple[int, int], ...], words: int, steps: int,
         schedule.step()
         if (number + 1) % LOOK_STEPS == 0 or number + 1 == steps:
             reached = [accuracy(model, mqar(TEST_ROWS, *test, words, seed=0)) for test in tests]
-            print(f"{name} step {number + 1}: {', '.join(f'{share:.3f}' for share in reached)}", flush=True)
+            print(
+                f"{name} step {number + 1}: {', '.join(f'{share:.3f}' for share in reached)}",
+                flush=True,
+            )
             if min(reached) >= RIGHT:
                 break
     seconds = time.perf_counter() - began
-    return [{"mixer": name, "lr": lr, "tokens": tokens, "pairs": pairs, "accuracy": share, "steps": number + 1, "seconds": seconds}
-            for (tokens, pairs), share in zip(tests, reached)]  # fmt: skip
+    return [
+        {
+            "mixer": name,
+            "lr": lr,
+            "tokens": tokens,
+            "pairs": pairs,
+            "accuracy": share,
+            "steps": number + 1,
+            "seconds": seconds,
+        }
+        for (tokens, pairs), share in zip(tests, reached)
+    ]
 
 
 def draw(rows: list[dict[str, Any]]) -> Any:
@@ -82,24 +111,37 @@ def draw(rows: list[dict[str, Any]]) -> Any:
     drawn = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = drawn.add_subplot(ylabel="accuracy", ylim=(0, 1.02))
     mixers, tests = (
-        list(dict.fromkeys(map(key, rows))) for key in (lambda r: r["mixer"], lambda r: (r["tokens"], r["pairs"]))
+        list(dict.fromkeys(map(key, rows)))
+        for key in (lambda r: r["mixer"], lambda r: (r["tokens"], r["pairs"]))
     )
     for number, (mixer, colour) in enumerate(zip(mixers, COLOURS * len(mixers))):
         shares = [row["accuracy"] for row in rows if row["mixer"] == mixer]
-        axes.bar([place + 0.8 * number / len(mixers) for place in range(len(shares))], shares, 0.8 / len(mixers), color=colour,
-                 label=mixer)  # fmt: skip
+        axes.bar(
+            [place + 0.8 * number / len(mixers) for place in range(len(shares))],
+            shares,
+            0.8 / len(mixers),
+            color=colour,
+            label=mixer,
+        )
     axes.set_xticks(
-        [place + 0.4 for place in range(len(tests))], [f"{tokens} tokens, {pairs} pairs" for tokens, pairs in tests]
+        [place + 0.4 for place in range(len(tests))],
+        [f"{tokens} tokens, {pairs} pairs" for tokens, pairs in tests],
     )
     axes.legend(frameon=False, fontsize=8)
     return drawn
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], mixers="attention,gla,gated_delta_net", steps=2000, lr=3e-3)
+    options = arguments(
+        __doc__.splitlines()[0], mixers="attention,gla,gated_delta_net", steps=2000, lr=3e-3
+    )
     tests, words = (QUICK_TESTS, 64) if options.quick else (TESTS, WORDS)
     steps = 4 if options.quick else options.steps
-    rows = [row for name in options.mixers.split(",") for row in train(name, tests, words, steps, options.lr)]
+    rows = [
+        row
+        for name in options.mixers.split(",")
+        for row in train(name, tests, words, steps, options.lr)
+    ]
     known = [] if options.quick or not RESULT.exists() else json.loads(RESULT.read_text())["rows"]
     rows = [*(row for row in known if row["mixer"] not in options.mixers.split(",")), *rows]
     print_table("multi-query associative recall", rows)

@@ -32,17 +32,38 @@ from longfire.shape import ModelShape
 from longfire.train import train_step
 
 CPU = torch.device("cpu")
-FULL = {"hidden": 384, "layers": 6, "heads": 6, "intermediate": 1024, "words": 50257, "rows": 8, "tokens": 512}
-QUICK = {"hidden": 64, "layers": 2, "heads": 2, "intermediate": 128, "words": 1000, "rows": 2, "tokens": 64}
+FULL = {
+    "hidden": 384,
+    "layers": 6,
+    "heads": 6,
+    "intermediate": 1024,
+    "words": 50257,
+    "rows": 8,
+    "tokens": 512,
+}
+QUICK = {
+    "hidden": 64,
+    "layers": 2,
+    "heads": 2,
+    "intermediate": 128,
+    "words": 1000,
+    "rows": 2,
+    "tokens": 64,
+}
 EFFICIENCY, OVERHEAD = 0.9, 1.03
 PLANS = {"FSDP": {"dp_shard": 2}, "replicas": {"dp_replicate": 2}, "two that share nothing": {}}
 
 
 def state_of(size: dict[str, int], mesh: Mesh) -> State:
     shape = ModelShape(
-        hidden_size=size["hidden"], num_hidden_layers=size["layers"], layer_types=("attention",), vocab_size=size["words"],
-        mixers={"attention": {"num_heads": size["heads"]}}, intermediate_size=size["intermediate"], tie_word_embeddings=True,
-    )  # fmt: skip
+        hidden_size=size["hidden"],
+        num_hidden_layers=size["layers"],
+        layer_types=("attention",),
+        vocab_size=size["words"],
+        mixers={"attention": {"num_heads": size["heads"]}},
+        intermediate_size=size["intermediate"],
+        tie_word_embeddings=True,
+    )
     model = parallelize(on_meta(shape), settings.ActivationCheckpoint(), False, mesh)
     materialise(model, 0, CPU)
     return State(model, make_optimizer(model, settings.Optimizer(), CPU), mesh=mesh)
@@ -50,7 +71,9 @@ def state_of(size: dict[str, int], mesh: Mesh) -> State:
 
 def batch_of(size: dict[str, int], seed: int) -> Batch:
     ids = torch.randint(
-        size["words"], (size["rows"], size["tokens"] + 1), generator=torch.Generator().manual_seed(seed)
+        size["words"],
+        (size["rows"], size["tokens"] + 1),
+        generator=torch.Generator().manual_seed(seed),
     )
     return Batch(ids[:, :-1], ids[:, 1:], torch.arange(size["tokens"]).expand(size["rows"], -1))
 
@@ -60,7 +83,10 @@ def process(rank: int, port: int, size: dict[str, int], repeats: int, answers: A
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    states = {name: state_of(size, Mesh.of_degrees(given, "cpu") if given else ALONE) for name, given in PLANS.items()}
+    states = {
+        name: state_of(size, Mesh.of_degrees(given, "cpu") if given else ALONE)
+        for name, given in PLANS.items()
+    }
     batch, times = batch_of(size, rank), {name: [] for name in ("one process", *PLANS)}
     for turn in range(1 + repeats):
         for name in times:
@@ -91,7 +117,9 @@ def scaling(size: dict[str, int], repeats: int, port: int) -> list[dict[str, Any
             "two processes s": statistics.median(taken),
             "efficiency": statistics.median(one / two for one, two in zip(alone, taken)),
             "goal": f">= {EFFICIENCY}" if PLANS[name] else "",
-            "reached": (statistics.median(alone) / statistics.median(taken) >= EFFICIENCY) if PLANS[name] else "",
+            "reached": (statistics.median(alone) / statistics.median(taken) >= EFFICIENCY)
+            if PLANS[name]
+            else "",
         }
         for name, taken in times.items()
     ]
@@ -121,8 +149,14 @@ def overhead(size: dict[str, int], repeats: int, port: int) -> list[dict[str, An
             ratios.append((time.perf_counter() - middle) / (middle - start))
     dist.destroy_process_group()
     ratio = statistics.median(ratios)
-    return [{"what": "step through the path of many / plain step", "ratio": ratio, "goal": f"<= {OVERHEAD}",
-             "reached": ratio <= OVERHEAD}]  # fmt: skip
+    return [
+        {
+            "what": "step through the path of many / plain step",
+            "ratio": ratio,
+            "goal": f"<= {OVERHEAD}",
+            "reached": ratio <= OVERHEAD,
+        }
+    ]
 
 
 def main() -> None:

@@ -41,7 +41,9 @@ class Attention(nn.Module):
         q_BTHK, k_BTHK, v_BTHK = self.qkv(x_BTD).unflatten(-1, (3, HEADS, -1)).unbind(2)
         q_BHTK = turned(norm(q_BTHK).transpose(1, 2), cos_TK, sin_TK)
         k_BHTK = turned(norm(k_BTHK).transpose(1, 2), cos_TK, sin_TK)
-        o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BTHK.transpose(1, 2), is_causal=True)
+        o_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHTK, v_BTHK.transpose(1, 2), is_causal=True
+        )
         return self.output(o_BHTK.transpose(1, 2).flatten(-2))
 
 
@@ -80,7 +82,9 @@ class Decoder(nn.Module):
 
 def matrix(inputs: int, outputs: int) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=False)
-    bound = math.sqrt(3 / inputs)  # of a uniform distribution with standard deviation 1/sqrt(inputs)
+    bound = math.sqrt(
+        3 / inputs
+    )  # of a uniform distribution with standard deviation 1/sqrt(inputs)
     nn.init.uniform_(layer.weight, -bound, bound)
     return layer
 
@@ -122,7 +126,12 @@ def tokens_of(tokenizer: Tokenizer, documents: list[str]) -> Tensor:
 def train(model: Decoder, stream: Tensor, seconds: float) -> tuple[int, int]:
     """Steps and tokens of so many seconds."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True
+        model.parameters(),
+        lr=LEARNING_RATE,
+        betas=(0.8, 0.95),
+        eps=1e-10,
+        weight_decay=0.0,
+        fused=True,
     )
     generator = torch.Generator().manual_seed(0)
     begun, step = time.perf_counter(), 0

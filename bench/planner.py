@@ -40,7 +40,9 @@ SIZE = {
     "gla": {"num_heads": 4},
 }
 MIXERS = {"attention": ["attention"], "gla": ["gla"], "hybrid": ["gla", "gla", "gla", "attention"]}
-ONE = [(name, remat, 1, "") for name in MIXERS for remat in ("none", "block")] + [("hybrid", "none", 2, "")]
+ONE = [(name, remat, 1, "") for name in MIXERS for remat in ("none", "block")] + [
+    ("hybrid", "none", 2, "")
+]
 SHARED = [
     ("hybrid", "none", 1, ""),
     ("attention", "block", 1, ""),
@@ -76,7 +78,9 @@ class LiveBytesOfShards(LiveBytes):
         torch.UntypedStorage.resize_ = self.resize
         super().__exit__(*error)
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it comes again as operations on its shard
         return super().__torch_dispatch__(operation, types, args, kwargs)
@@ -88,14 +92,22 @@ def run_of(case: tuple[str, str, int, str], folder: Path, quick: bool, world: Wo
     shape = folder / f"{name}.json"
     shape.write_text(json.dumps({**size, "layer_types": MIXERS[name]}))
     settings = {
-        "model.config": shape, "model.compute_dtype": "float32", "training.seq_len": 128 if quick else 256,
-        "training.batch_size": 4, "training.loss_chunk_tokens": 64 if quick else 256, "training.compile": "off",
-        "training.gradient_accumulation_steps": microbatches, "activation_checkpoint.mode": remat, "training.device": "cpu",
+        "model.config": shape,
+        "model.compute_dtype": "float32",
+        "training.seq_len": 128 if quick else 256,
+        "training.batch_size": 4,
+        "training.loss_chunk_tokens": 64 if quick else 256,
+        "training.compile": "off",
+        "training.gradient_accumulation_steps": microbatches,
+        "activation_checkpoint.mode": remat,
+        "training.device": "cpu",
         "parallelism.data_parallel_replicate_degree": world.size if plan == "replicate" else 1,
         "parallelism.context_parallel_degree": world.size if plan in STRATEGIES else 1,
         "parallelism.context_parallel_strategy": plan if plan in STRATEGIES else "auto",
-    }  # fmt: skip
-    return Run.compose(None, {key: str(value) for key, value in settings.items()}, world=world, note=silent)
+    }
+    return Run.compose(
+        None, {key: str(value) for key, value in settings.items()}, world=world, note=silent
+    )
 
 
 def predicted(run: Run) -> dict[str, Any]:
@@ -124,7 +136,10 @@ def measured_here(runs: list[Run]) -> list[int]:
     """Of each of the runs, whose processes join once."""
     world, cpu = runs[0].world, torch.device("cpu")
     with joined(world, runs[0].degrees, runs[0].comm, cpu):
-        return [measured(run, Mesh.of_degrees(run.degrees, "cpu") if world.size > 1 else ALONE) for run in runs]
+        return [
+            measured(run, Mesh.of_degrees(run.degrees, "cpu") if world.size > 1 else ALONE)
+            for run in runs
+        ]
 
 
 def measured_by_two(quick: bool) -> list[int]:
@@ -133,10 +148,19 @@ def measured_by_two(quick: bool) -> list[int]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable, __file__, "--side", "shared", *(["--quick"] if quick else [])]
-    around = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    around = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     both = [
         subprocess.Popen(
-            command, env={**around, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+            command,
+            env={**around, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -153,16 +177,27 @@ def silent(line: str) -> None:
     """The note of runs that are only measured."""
 
 
-def compared(cases: list[tuple], peaks: list[int], made: Callable[[tuple], Run]) -> list[dict[str, Any]]:
+def compared(
+    cases: list[tuple], peaks: list[int], made: Callable[[tuple], Run]
+) -> list[dict[str, Any]]:
     rows = []
     for case, peak in zip(cases, peaks):
         told, (name, remat, microbatches, plan) = predicted(made(case)), case
         processes = made(case).world.size
         ratio = told["bytes"] / peak
-        rows.append({"model": name, "remat": remat, "microbatches": microbatches,
-                     "processes": f"{processes} {plan or 'shard'}" if processes > 1 else "1",
-                     "predicted MB": told["bytes"] / 1e6, "measured MB": peak / 1e6, "ratio": ratio,
-                     "within 10 %": "yes" if abs(ratio - 1) <= GOAL else "**no**", "at": told["where"]})  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "remat": remat,
+                "microbatches": microbatches,
+                "processes": f"{processes} {plan or 'shard'}" if processes > 1 else "1",
+                "predicted MB": told["bytes"] / 1e6,
+                "measured MB": peak / 1e6,
+                "ratio": ratio,
+                "within 10 %": "yes" if abs(ratio - 1) <= GOAL else "**no**",
+                "at": told["where"],
+            }
+        )
     return rows
 
 

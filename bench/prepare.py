@@ -50,19 +50,30 @@ def library(folder: Path, part: int, parts: int) -> None:
     sys.stdin.readline()
     tokens = 0
     for start in range(0, len(texts), DOCUMENTS):
-        encoded = words.encode_batch_fast(texts[start : start + DOCUMENTS], add_special_tokens=False)
+        encoded = words.encode_batch_fast(
+            texts[start : start + DOCUMENTS], add_special_tokens=False
+        )
         tokens += sum(len(one) for one in encoded)
     print(tokens, flush=True)
 
 
 def library_rate(folder: Path, processes: int, threads: int) -> float:
     """Tokens/s of the library with so many processes of so many threads, without the time they take to get ready."""
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": str(threads > 1).lower(), "RAYON_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": str(threads > 1).lower(),
+        "RAYON_NUM_THREADS": str(threads),
+    }
     started = [
-        subprocess.Popen([sys.executable, __file__, "--library", str(folder), str(part), str(processes)], env=environment,
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, __file__, "--library", str(folder), str(part), str(processes)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for part in range(processes)
-    ]  # fmt: skip
+    ]
     for process in started:
         assert process.stdout.readline() == "ready\n"
     begun = time.perf_counter()
@@ -80,7 +91,10 @@ def prepare_rate(folder: Path, processes: int) -> float:
     """Tokens/s of the whole of `prepare`, its processes' start included."""
     with tempfile.TemporaryDirectory(dir=folder) as stores:
         data = settings.Data(
-            dataset=(str(folder / "texts.jsonl"),), folder=stores, heldout_fraction=0.0, num_workers=processes
+            dataset=(str(folder / "texts.jsonl"),),
+            folder=stores,
+            heldout_fraction=0.0,
+            num_workers=processes,
         )
         wanted = settings.Tokenizer(path=str(folder / "tokenizer"), add_eos=False)
         begun = time.perf_counter()
@@ -93,9 +107,15 @@ def main() -> None:
         library(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
         return
     options = arguments(__doc__.splitlines()[0], megabytes=100.0, processes=2, repeats=5)
-    megabytes, repeats, words = (6.0, 1, 2000) if options.quick else (options.megabytes, options.repeats, WORDS)
+    megabytes, repeats, words = (
+        (6.0, 1, 2000) if options.quick else (options.megabytes, options.repeats, WORDS)
+    )
     n = options.processes
-    measured: dict[str, list[float]] = {f"library, {n} threads": [], f"library, {n} processes": [], "prepare": []}
+    measured: dict[str, list[float]] = {
+        f"library, {n} threads": [],
+        f"library, {n} processes": [],
+        "prepare": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         write_texts(Path(folder), megabytes, words)
         for _ in range(repeats):
@@ -105,7 +125,8 @@ def main() -> None:
     rates = {name: sorted(found)[len(found) // 2] for name, found in measured.items()}
     best = max(rate for name, rate in rates.items() if name != "prepare")
     rows = [
-        {"what": name, "M tokens/s": rate / 1e6, "of the faster library": rate / best} for name, rate in rates.items()
+        {"what": name, "M tokens/s": rate / 1e6, "of the faster library": rate / best}
+        for name, rate in rates.items()
     ]
     print_table(f"{megabytes:.0f} MB of jsonl, BPE of {words} words, {n} processes", rows)
     share = rates["prepare"] / best

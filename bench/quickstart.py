@@ -44,7 +44,10 @@ MIXERS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "attention": (["attention"], {"attention": {**HEADS, "qk_norm": True}}),
     "gla": (["gla"], {"gla": HEADS}),
     "mamba2": (["mamba2"], {"mamba2": {"head_dim": 64, "state_size": 64}}),
-    "gated_delta_net": (["gated_delta_net"], {"gated_delta_net": {**HEADS, "head_dim": 64, "expand_v": 1.0}}),
+    "gated_delta_net": (
+        ["gated_delta_net"],
+        {"gated_delta_net": {**HEADS, "head_dim": 64, "expand_v": 1.0}},
+    ),
     "kda": (["kda"], {"kda": {**HEADS, "head_dim": 64}}),
     "rwkv7": (["rwkv7"], {"rwkv7": {"head_dim": 64}}),
     "hybrid: 3 gla, 1 attention": (
@@ -56,12 +59,22 @@ MIXERS: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few seconds each, nothing written: what CI runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds each, nothing written: what CI runs"
+    )
     parser.add_argument("--part", choices=("all", "peers", "mixers"), default="all")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of training; 0: the recipe's max_seconds")
-    parser.add_argument("--mixer-seconds", type=float, default=90.0, help="of training for each of the other mixers")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="of training; 0: the recipe's max_seconds"
+    )
+    parser.add_argument(
+        "--mixer-seconds", type=float, default=90.0, help="of training for each of the other mixers"
+    )
     options = parser.parse_args()
-    seconds = 2.0 if options.quick else options.seconds or float(read_toml(RECIPE)["training.max_seconds"].value)
+    seconds = (
+        2.0
+        if options.quick
+        else options.seconds or float(read_toml(RECIPE)["training.max_seconds"].value)
+    )
     mixer_seconds = 1.0 if options.quick else options.mixer_seconds
     file = RESULTS / "quickstart.json"
     result = json.loads(file.read_text()) if file.exists() else {}
@@ -116,13 +129,26 @@ def ignore(line: str) -> None:
 
 def plain_loop(train_file: Path, validation_file: Path, seconds: float) -> dict[str, float]:
     """What bench/plain_loop.py reaches."""
-    words = ["--train", str(train_file), "--validation", str(validation_file), "--seconds", str(seconds)]
+    words = [
+        "--train",
+        str(train_file),
+        "--validation",
+        str(validation_file),
+        "--seconds",
+        str(seconds),
+    ]
     output = run([sys.executable, str(ROOT / "bench/plain_loop.py"), *words])
     found = json.loads(output.splitlines()[-1])
-    return {"steps": found["steps"], "tokens": found["tokens"], "bits per byte": found["bits_per_byte"]}
+    return {
+        "steps": found["steps"],
+        "tokens": found["tokens"],
+        "bits per byte": found["bits_per_byte"],
+    }
 
 
-def trained(folder: Path, name: str, seconds: float = 0.0, tokens: int = 0, shape: Path | None = None) -> list[dict]:
+def trained(
+    folder: Path, name: str, seconds: float = 0.0, tokens: int = 0, shape: Path | None = None
+) -> list[dict]:
     """The records of a run of the quickstart's recipe, for so many seconds or tokens, perhaps with another model."""
     words = [
         "--job.dump_folder",
@@ -141,7 +167,14 @@ def trained(folder: Path, name: str, seconds: float = 0.0, tokens: int = 0, shap
         str(tokens),
     ]
     if shape:
-        words += ["--model.config", str(shape), "--checkpoint.export", "false", "--eval.tokens", str(MIXER_TOKENS)]
+        words += [
+            "--model.config",
+            str(shape),
+            "--checkpoint.export",
+            "false",
+            "--eval.tokens",
+            str(MIXER_TOKENS),
+        ]
     run([sys.executable, "-m", "longfire", "train", str(RECIPE), *words])
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -170,7 +203,9 @@ def other_mixers(folder: Path, seconds: float) -> list[dict[str, Any]]:
         tokens = tokens or int(timed["tokens"])
         same_tokens = timed
         if name != "attention":
-            same_tokens = numbers(trained(folder, f"{shape.stem}-tokens", tokens=tokens, shape=shape))
+            same_tokens = numbers(
+                trained(folder, f"{shape.stem}-tokens", tokens=tokens, shape=shape)
+            )
         row = {
             "mixer": name,
             "tokens/s": timed["tokens"] / seconds,
@@ -186,7 +221,16 @@ def other_mixers(folder: Path, seconds: float) -> list[dict[str, Any]]:
 def sample(run_folder: Path) -> str:
     """What the trained model writes after the recipe's prompt."""
     prompt = str(read_toml(RECIPE)["eval.sample_prompt"].value)
-    words = ["generate", str(run_folder), "--prompt", prompt, "--max_new_tokens", str(SAMPLE_TOKENS), "--seed", "42"]
+    words = [
+        "generate",
+        str(run_folder),
+        "--prompt",
+        prompt,
+        "--max_new_tokens",
+        str(SAMPLE_TOKENS),
+        "--seed",
+        "42",
+    ]
     return run([sys.executable, "-m", "longfire", *words])
 
 
@@ -202,9 +246,16 @@ def draw_curve(records: list[dict], loop: float, xz: float) -> None:
     bits = [record["loss"] * tokens_per_byte / math.log(2) for record in steps]
     figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
     axes.plot(
-        seconds, running_mean(np.array(bits), SMOOTHED_STEPS), label=f"training text, mean of {SMOOTHED_STEPS} steps"
+        seconds,
+        running_mean(np.array(bits), SMOOTHED_STEPS),
+        label=f"training text, mean of {SMOOTHED_STEPS} steps",
     )
-    axes.plot(seconds[-1:], [evaluation["eval/embedded/bits_per_byte"]], "o", label="make train, validation text")
+    axes.plot(
+        seconds[-1:],
+        [evaluation["eval/embedded/bits_per_byte"]],
+        "o",
+        label="make train, validation text",
+    )
     axes.plot(seconds[-1:], [loop], "s", label="plain PyTorch loop, validation text")
     axes.axhline(xz, color="gray", linestyle="--", label="xz -9e, validation text")
     axes.set_ylim(1.3, 3.5)

@@ -33,26 +33,42 @@ from longfire.weights import open_model
 
 TEXT = str(Path(json.__file__).parents[1] / "*.py")
 STEPS, TOKENS, SEQ_LEN, ROWS = 50, 4096, 64, 2
-LIMIT = (
-    1e-4  # of a perplexity that two right computations may differ by, relative: fp32 sums of thousands of logarithms
-)
+LIMIT = 1e-4  # of a perplexity that two right computations may differ by, relative: fp32 sums of thousands of logarithms
 
 
 def tiny(folder: Path) -> Path:
     """A random Llama of bytes, for --quick."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(hidden_size=64, num_hidden_layers=2, intermediate_size=128, vocab_size=258,
-                                      num_attention_heads=4, num_key_value_heads=2, bos_token_id=256, eos_token_id=257)  # fmt: skip
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        intermediate_size=128,
+        vocab_size=258,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=256,
+        eos_token_id=257,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     bytes_tokenizer().save(folder)
     return folder
 
 
 def overrides(run: Path, steps: int) -> dict[str, str]:
-    said = {"data.dataset": TEXT, "data.folder": run.parent / "stores", "data.heldout_fraction": 0.05,
-            "training.seq_len": SEQ_LEN, "training.batch_size": ROWS, "training.steps": steps, "lr_scheduler.warmup_steps": steps // 5,
-            "checkpoint.interval": 0, "eval.tokens": TOKENS, "metrics.report": "false", "eval.at_end": "false",
-            "training.compile": "off"}  # fmt: skip
+    said = {
+        "data.dataset": TEXT,
+        "data.folder": run.parent / "stores",
+        "data.heldout_fraction": 0.05,
+        "training.seq_len": SEQ_LEN,
+        "training.batch_size": ROWS,
+        "training.steps": steps,
+        "lr_scheduler.warmup_steps": steps // 5,
+        "checkpoint.interval": 0,
+        "eval.tokens": TOKENS,
+        "metrics.report": "false",
+        "eval.at_end": "false",
+        "training.compile": "off",
+    }
     return {key: str(value) for key, value in said.items()}
 
 
@@ -60,7 +76,9 @@ def ours(run: Run, step: int) -> dict[str, float]:
     """Held-out loss of a checkpoint of the run, as `longfire eval` computes it."""
     opened = open_model(run.folder, step)
     with heldout(run) as batches:
-        (numbers,) = evaluate(opened.model, batches, TOKENS, run.training.loss_chunk_tokens).values()
+        (numbers,) = evaluate(
+            opened.model, batches, TOKENS, run.training.loss_chunk_tokens
+        ).values()
     return numbers
 
 
@@ -104,14 +122,33 @@ def main() -> None:
         start = time.perf_counter()
         checks["export"] = export_run(place, steps, Path(scratch, "hf"))
         seconds["export"] = time.perf_counter() - start
-        rows.append(compared(f"after {steps} steps", ours(run, steps), theirs(run, Path(scratch, "hf"))))
+        rows.append(
+            compared(f"after {steps} steps", ours(run, steps), theirs(run, Path(scratch, "hf")))
+        )
         parameters = sum(p.numel() for p in open_model(place, 0).model.parameters())
-    told = [{"what": what, "seconds": round(seconds[what], 1), "tensors": check.tensors, "equal bytes": True,
-             "KL to transformers": check.peer_kl} for what, check in checks.items()]  # fmt: skip
-    told.append({"what": f"train {steps} steps of {ROWS} x {SEQ_LEN}", "seconds": round(seconds["train"], 1)})
+    told = [
+        {
+            "what": what,
+            "seconds": round(seconds[what], 1),
+            "tensors": check.tensors,
+            "equal bytes": True,
+            "KL to transformers": check.peer_kl,
+        }
+        for what, check in checks.items()
+    ]
+    told.append(
+        {
+            "what": f"train {steps} steps of {ROWS} x {SEQ_LEN}",
+            "seconds": round(seconds["train"], 1),
+        }
+    )
     print_table(f"{parameters:,} parameters, held-out text", rows)
     print_table("in, on and out", [{**dict.fromkeys(told[0], ""), **row} for row in told])
-    write_result("real_checkpoint", {"parameters": parameters, "perplexity": rows, "checks": told}, options.quick)
+    write_result(
+        "real_checkpoint",
+        {"parameters": parameters, "perplexity": rows, "checks": told},
+        options.quick,
+    )
     sys.exit(not all(row["same"] for row in rows))
 
 

@@ -32,7 +32,10 @@ def inputs(name: str, T: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(0)
     values = SLOTS if name.startswith("GSA") else V
     q, k = (torch.randn(B, T, H, K, generator=draw) for _ in range(2))
-    v, state = torch.randn(B, T, H, values, generator=draw), torch.randn(B, H, K, values, generator=draw)
+    v, state = (
+        torch.randn(B, T, H, values, generator=draw),
+        torch.randn(B, H, K, values, generator=draw),
+    )
     vector = F.logsigmoid(torch.randn(B, T, H, K, generator=draw)) / 16
     made = {"q_BTHK": q, "k_BTHK": k, "v_BTHV": v, "initial_state_BHKV": state}
     if name.startswith("GLA"):
@@ -43,12 +46,22 @@ def inputs(name: str, T: int) -> dict[str, Tensor]:
         key, rate = F.normalize(k, dim=-1), torch.rand(B, T, H, K, generator=draw)
         made |= {"c_BTHK": -key, "b_BTHK": key * rate, "g_BTHK": vector}
     else:
-        beta, g = torch.rand(B, T, H, generator=draw), F.logsigmoid(torch.randn(B, T, H, generator=draw))
-        made |= {"q_BTHK": F.normalize(q, dim=-1), "k_BTHK": F.normalize(k, dim=-1), "beta_BTH": beta, "g": g}
+        beta, g = (
+            torch.rand(B, T, H, generator=draw),
+            F.logsigmoid(torch.randn(B, T, H, generator=draw)),
+        )
+        made |= {
+            "q_BTHK": F.normalize(q, dim=-1),
+            "k_BTHK": F.normalize(k, dim=-1),
+            "beta_BTH": beta,
+            "g": g,
+        }
     return {name: x.requires_grad_() for name, x in made.items()}
 
 
-def forward_backward(form: Callable[..., tuple[Tensor, Tensor]], made: dict[str, Tensor]) -> Callable[[], None]:
+def forward_backward(
+    form: Callable[..., tuple[Tensor, Tensor]], made: dict[str, Tensor]
+) -> Callable[[], None]:
     def run() -> None:
         outputs = form(**made)
         torch.autograd.grad(outputs, list(made.values()), [torch.ones_like(o) for o in outputs])
@@ -62,19 +75,44 @@ def main() -> None:
     speed, growth = [], []
     for name, (chunkwise, recurrent) in FORMS.items():
         short, long = inputs(name, T), inputs(name, 8 * T)
-        compared = {"chunkwise": forward_backward(chunkwise, short), "recurrent": forward_backward(recurrent, short)}
+        compared = {
+            "chunkwise": forward_backward(chunkwise, short),
+            "recurrent": forward_backward(recurrent, short),
+        }
         grown = {"short": compared["chunkwise"], "long": forward_backward(chunkwise, long)}
-        times, cost = medians(alternate(compared, max(2, repeats // 2))), medians(alternate(grown, repeats))
+        times, cost = (
+            medians(alternate(compared, max(2, repeats // 2))),
+            medians(alternate(grown, repeats)),
+        )
         ratio = times["recurrent"] / times["chunkwise"]
-        speed.append({"op": name, **{f"{form} s": time for form, time in times.items()}, "ratio": ratio,
-                      "goal": f">= {FASTER:g}", "reached": ratio >= FASTER})  # fmt: skip
+        speed.append(
+            {
+                "op": name,
+                **{f"{form} s": time for form, time in times.items()},
+                "ratio": ratio,
+                "goal": f">= {FASTER:g}",
+                "reached": ratio >= FASTER,
+            }
+        )
         ratio = cost["long"] / cost["short"]
-        growth.append({"op": name, f"{T} tokens s": cost["short"], f"{8 * T} tokens s": cost["long"], "ratio": ratio,
-                       "goal": f"<= {GROWTH:g}", "reached": ratio <= GROWTH})  # fmt: skip
+        growth.append(
+            {
+                "op": name,
+                f"{T} tokens s": cost["short"],
+                f"{8 * T} tokens s": cost["long"],
+                "ratio": ratio,
+                "goal": f"<= {GROWTH:g}",
+                "reached": ratio <= GROWTH,
+            }
+        )
     sizes = f"forward and backward, B {B}, H {H}, K {K}, V {V} (GSA: {SLOTS} slots), fp32, {torch.get_num_threads()} threads"
     print_table(f"T {T}: {sizes}", speed)
     print_table(f"chunkwise: {sizes}", growth)
-    write_result("recurrent_ops", {"sizes": sizes, "tokens": T, "speed": speed, "growth": growth}, options.quick)
+    write_result(
+        "recurrent_ops",
+        {"sizes": sizes, "tokens": T, "speed": speed, "growth": growth},
+        options.quick,
+    )
 
 
 if __name__ == "__main__":

@@ -32,13 +32,24 @@ def seconds_to_first_step(stores: Path) -> float:
     """Seconds from the start of `longfire train` until metrics.jsonl has its first record; the run is then ended."""
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder, "run", "metrics.jsonl")
-        words = ["--job.dump_folder", str(metrics.parent), "--data.folder", str(stores), "--training.compile", "off"]
+        words = [
+            "--job.dump_folder",
+            str(metrics.parent),
+            "--data.folder",
+            str(stores),
+            "--training.compile",
+            "off",
+        ]
         start = time.perf_counter()
-        process = subprocess.Popen(command("train", str(QUICKSTART), *words), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command("train", str(QUICKSTART), *words), stdout=subprocess.DEVNULL
+        )
         try:
             while not (metrics.exists() and metrics.stat().st_size):
                 if process.poll() is not None or time.perf_counter() - start > PATIENCE_SECONDS:
-                    sys.exit(f"no first step: exit code {process.poll()} after {time.perf_counter() - start:.0f} s")
+                    sys.exit(
+                        f"no first step: exit code {process.poll()} after {time.perf_counter() - start:.0f} s"
+                    )
                 time.sleep(0.01)
             return time.perf_counter() - start
         finally:
@@ -51,7 +62,9 @@ def main() -> None:
     repeats = 2 if options.quick else options.repeats
     measured = {}
     for words in (["--help"], ["train", "--help"]):
-        run = lambda words=words: subprocess.run(command(*words), stdout=subprocess.DEVNULL, check=True)
+        run = lambda words=words: subprocess.run(
+            command(*words), stdout=subprocess.DEVNULL, check=True
+        )
         measured[" ".join(["longfire", *words])] = median_seconds(run, repeats)
     with tempfile.TemporaryDirectory() as stores:
         measured["first step, empty store"] = seconds_to_first_step(Path(stores))

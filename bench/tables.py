@@ -32,16 +32,27 @@ def block(found: re.Match[str]) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     """Each list of rows in a result as a table, then its command, date and machine."""
-    parts = [table(rows) for rows in result.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+    parts = [
+        table(rows)
+        for rows in result.values()
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict)
+    ]
     machine = result["machine"]
-    device = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    device = (
+        machine["gpu"]
+        or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    )
     told = f"`{result['command']}`, {result['date'][:10]}, {device}, torch {machine['versions']['torch']}"
     return "\n".join([*parts, told, ""])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, ["---"] * len(names), *([cell(row.get(name, "")) for name in names] for row in rows)]
+    lines = [
+        names,
+        ["---"] * len(names),
+        *([cell(row.get(name, "")) for name in names] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

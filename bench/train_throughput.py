@@ -33,8 +33,24 @@ from longfire.shape import ModelShape
 from longfire.train import train_step
 
 CPU = torch.device("cpu")
-FULL = {"hidden": 384, "layers": 6, "heads": 6, "intermediate": 1024, "words": 50257, "rows": 8, "tokens": 512}
-QUICK = {"hidden": 64, "layers": 2, "heads": 2, "intermediate": 128, "words": 1000, "rows": 2, "tokens": 64}
+FULL = {
+    "hidden": 384,
+    "layers": 6,
+    "heads": 6,
+    "intermediate": 1024,
+    "words": 50257,
+    "rows": 8,
+    "tokens": 512,
+}
+QUICK = {
+    "hidden": 64,
+    "layers": 2,
+    "heads": 2,
+    "intermediate": 128,
+    "words": 1000,
+    "rows": 2,
+    "tokens": 64,
+}
 LR, WARMUP_STEPS, MEMORY = 3e-4, 2, 0.6
 Step = Callable[[Tensor], None]
 
@@ -53,7 +69,10 @@ def ours(size: dict[str, int], dtype: torch.dtype, compiled: bool) -> tuple[Step
     model = build(shape, 0, CPU, dtype)
     flops = 3 * model.flops_per_token(size["tokens"])
     model = parallelize(model, settings.ActivationCheckpoint(), compiled)
-    state, training = State(model, make_optimizer(model, settings.Optimizer(), CPU)), settings.Training()
+    state, training = (
+        State(model, make_optimizer(model, settings.Optimizer(), CPU)),
+        settings.Training(),
+    )
     positions_BT = torch.arange(size["tokens"]).expand(size["rows"], -1)
 
     def step(ids: Tensor) -> None:
@@ -89,7 +108,9 @@ def peer(size: dict[str, int], dtype: torch.dtype, compiled: bool) -> tuple[Step
     return step, 0.0
 
 
-def take_steps(side: str, dtype: torch.dtype, compiled: bool, size: dict[str, int], steps: int) -> dict[str, Any]:
+def take_steps(
+    side: str, dtype: torch.dtype, compiled: bool, size: dict[str, int], steps: int
+) -> dict[str, Any]:
     """What one process does: warm-up, timed steps, the matmul peak."""
     torch.manual_seed(0)
     slow_peer = side == "peer" and is_slow(dtype)
@@ -111,12 +132,16 @@ def measure(side: str, kind: tuple[str, bool], size: dict[str, int], steps: int)
     dtype, compiled = kind
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
-        task = json.dumps({"side": side, "dtype": dtype, "compiled": compiled, "size": size, "steps": steps})
+        task = json.dumps(
+            {"side": side, "dtype": dtype, "compiled": compiled, "size": size, "steps": steps}
+        )
         peak_bytes = peak_rss_bytes([__file__, "--task", task, "--out", out])
         return {**json.loads(out.read_text()), "peak_memory_bytes": peak_bytes}
 
 
-def compare(kind: tuple[str, bool], size: dict[str, int], steps: int, repeats: int) -> list[dict[str, Any]]:
+def compare(
+    kind: tuple[str, bool], size: dict[str, int], steps: int, repeats: int
+) -> list[dict[str, Any]]:
     """A row for each side that is measured; `repeats` processes of each, in turn."""
     dtype, compiled = kind
     sides = ("ours",) if compiled and is_slow(getattr(torch, dtype)) else ("ours", "peer")
@@ -127,26 +152,42 @@ def compare(kind: tuple[str, bool], size: dict[str, int], steps: int, repeats: i
     flops = runs["ours"][0]["flops_per_token"]
     rows = []
     for side, taken in runs.items():
-        rate = size["rows"] * size["tokens"] / statistics.median(t for run in taken for t in run["seconds"])
+        rate = (
+            size["rows"]
+            * size["tokens"]
+            / statistics.median(t for run in taken for t in run["seconds"])
+        )
         peak = statistics.median(run["matmul_peak"] for run in taken)
-        rows.append({
-            "type": dtype,
-            "mode": "compiled" if compiled else "eager",
-            "side": side,
-            "rows": size["rows"],
-            "steps": sum(len(run["seconds"]) for run in taken),
-            "tokens/s": rate,
-            "of matmul peak": rate * flops / peak,
-            "peak MB": statistics.median(run["peak_memory_bytes"] for run in taken) / 1e6,
-        })  # fmt: skip
+        rows.append(
+            {
+                "type": dtype,
+                "mode": "compiled" if compiled else "eager",
+                "side": side,
+                "rows": size["rows"],
+                "steps": sum(len(run["seconds"]) for run in taken),
+                "tokens/s": rate,
+                "of matmul peak": rate * flops / peak,
+                "peak MB": statistics.median(run["peak_memory_bytes"] for run in taken) / 1e6,
+            }
+        )
     return rows
 
 
 def ratio(ours_row: dict[str, Any], peer_row: dict[str, Any], goal: float) -> dict[str, Any]:
     """Ours to the peer's."""
-    speed, memory = ours_row["tokens/s"] / peer_row["tokens/s"], ours_row["peak MB"] / peer_row["peak MB"]
-    return {"type": ours_row["type"], "mode": ours_row["mode"], "speed": speed, "goal": f">= {goal}", "memory": memory,
-            "memory goal": f"<= {MEMORY}", "reached": speed >= goal and memory <= MEMORY}  # fmt: skip
+    speed, memory = (
+        ours_row["tokens/s"] / peer_row["tokens/s"],
+        ours_row["peak MB"] / peer_row["peak MB"],
+    )
+    return {
+        "type": ours_row["type"],
+        "mode": ours_row["mode"],
+        "speed": speed,
+        "goal": f">= {goal}",
+        "memory": memory,
+        "memory goal": f"<= {MEMORY}",
+        "reached": speed >= goal and memory <= MEMORY,
+    }
 
 
 def main() -> None:
@@ -160,7 +201,11 @@ def main() -> None:
     if options.quick:  # compiling takes a minute a side
         kinds, options.steps, options.repeats = [kind for kind in kinds if not kind[1]], 2, 1
     if options.only:  # such as float32-eager
-        kinds = [kind for kind in kinds if options.only == f"{kind[0]}-{'compiled' if kind[1] else 'eager'}"]
+        kinds = [
+            kind
+            for kind in kinds
+            if options.only == f"{kind[0]}-{'compiled' if kind[1] else 'eager'}"
+        ]
     size, rows, ratios = QUICK if options.quick else FULL, [], []
     for kind in kinds:
         found = compare(kind, size, options.steps, options.repeats)
@@ -170,7 +215,11 @@ def main() -> None:
             ratios.append(ratio(*found, 1.2 if kind[1] else 1.5))
     print_table("ours / peer", ratios)
     rows, ratios = (beside(name, found) for name, found in (("rows", rows), ("ratios", ratios)))
-    about = {"size": size, "bf16_units": native_bf16(CPU), "notes": __doc__.split("\n\n")[-1].strip()}
+    about = {
+        "size": size,
+        "bf16_units": native_bf16(CPU),
+        "notes": __doc__.split("\n\n")[-1].strip(),
+    }
     write_result("train_throughput", {**about, "rows": rows, "ratios": ratios}, options.quick)
 
 
@@ -180,7 +229,9 @@ def beside(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     before = json.loads(path.read_text())[name] if path.exists() else []
     now = {(row["type"], row["mode"]) for row in found}
     kept = [row for row in before if (row["type"], row["mode"]) not in now]
-    return sorted([*kept, *found], key=lambda row: (row["type"] != "float32", row["mode"] != "eager"))
+    return sorted(
+        [*kept, *found], key=lambda row: (row["type"] != "float32", row["mode"] != "eager")
+    )
 
 
 if __name__ == "__main__":

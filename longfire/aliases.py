@@ -53,7 +53,9 @@ def rotate_method(value: str) -> dict[str, str]:
     """S1-89: keys and values of the other processes are gathered, or passed on by an all-to-all, which is a ring."""
     strategies = {"allgather": "allgather", "alltoall": "ring"}
     if value not in strategies:
-        raise SettingsError(f"context_parallel_rotate_method = {value!r} is not one of {', '.join(strategies)}")
+        raise SettingsError(
+            f"context_parallel_rotate_method = {value!r} is not one of {', '.join(strategies)}"
+        )
     return {"parallelism.context_parallel_strategy": strategies[value]}
 
 
@@ -87,9 +89,16 @@ def layers_or_operations(value: str) -> dict[str, str]:
 
 def attention_type(value: str) -> dict[str, str]:
     """S3-50: ring or not is said by the last number of mesh_dim."""
-    kinds = {"standard": "vanilla", "ring_standard": "vanilla", "blockwise": "blockwise", "ring_blockwise": "blockwise"}
+    kinds = {
+        "standard": "vanilla",
+        "ring_standard": "vanilla",
+        "blockwise": "blockwise",
+        "ring_blockwise": "blockwise",
+    }
     if value not in kinds:
-        raise SettingsError(f"attention_type = {value!r} is not one of {', '.join(kinds)}; write attention.kind")
+        raise SettingsError(
+            f"attention_type = {value!r} is not one of {', '.join(kinds)}; write attention.kind"
+        )
     return {"attention.kind": kinds[value]}
 
 
@@ -98,7 +107,11 @@ def blockwise_or_not(value: str) -> dict[str, str]:
     return {} if value.lower() in OFF else {"attention.kind": "blockwise"}
 
 
-JAX_POLICIES = {"nothing_saveable": "nothing", "checkpoint_dots": "matmuls", "dots_saveable": "matmuls"}
+JAX_POLICIES = {
+    "nothing_saveable": "nothing",
+    "checkpoint_dots": "matmuls",
+    "dots_saveable": "matmuls",
+}
 
 
 def recomputed(part: str) -> Callable[[str], dict[str, str]]:
@@ -130,7 +143,9 @@ def llama_config(value: str) -> dict[str, Any]:
         words = ast.parse(value, mode="eval").body.keywords
         given = {word.arg: ast.literal_eval(word.value) for word in words}
     except (SyntaxError, AttributeError, ValueError) as e:
-        raise SettingsError(f"update_llama_config = {value!r} is not written dict(name=value, ...)") from e
+        raise SettingsError(
+            f"update_llama_config = {value!r} is not written dict(name=value, ...)"
+        ) from e
     if unknown := [name for name in given if name not in (*OF_COMPUTING, *OF_JAX)]:
         raise SettingsError(f"update_llama_config: {', '.join(map(str, unknown))}: {IN_CONFIG}")
     if not given.pop("scan_mlp", False):
@@ -138,7 +153,11 @@ def llama_config(value: str) -> dict[str, Any]:
     elif "scan_mlp_chunk_size" not in given:
         given["scan_mlp_chunk_size"] = 1024
     if not given.get("scan_attention"):  # its chunks are read by nothing then
-        given = {name: said for name, said in given.items() if not re.match(r"scan_(query|key)_chunk_size", name)}
+        given = {
+            name: said
+            for name, said in given.items()
+            if not re.match(r"scan_(query|key)_chunk_size", name)
+        }
     meanings = several_remats({name: given.pop(name) for name in REMATS if given.get(name)})
     for name, said in given.items():
         old = OF_COMPUTING.get(name, lambda _: {})
@@ -149,9 +168,15 @@ def llama_config(value: str) -> dict[str, Any]:
 def several_remats(given: dict[str, str]) -> dict[str, str]:
     """A block's recomputation includes those of its parts; those of both parts are one mode here, with one policy."""
     if "remat_block" in given or len(given) < 2:
-        return OF_COMPUTING["remat_block"](given["remat_block"]) if "remat_block" in given else {
-            key: said for name, policy in given.items() for key, said in OF_COMPUTING[name](policy).items()
-        }  # fmt: skip
+        return (
+            OF_COMPUTING["remat_block"](given["remat_block"])
+            if "remat_block" in given
+            else {
+                key: said
+                for name, policy in given.items()
+                for key, said in OF_COMPUTING[name](policy).items()
+            }
+        )
     if len(set(given.values())) > 1:
         raise SettingsError(
             f"update_llama_config: {given}: attention and MLP share one policy here: give both the same"
@@ -159,11 +184,13 @@ def several_remats(given: dict[str, str]) -> dict[str, str]:
     return recomputed("attention+mlp")(given["remat_mlp"])
 
 
-STARTED = (
-    "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or torchrun, not by a setting"
+STARTED = "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or torchrun, not by a setting"
+IN_CONFIG = (
+    "the shape of a model is in the file that model.config names, or in [model] of the recipe"
 )
-IN_CONFIG = "the shape of a model is in the file that model.config names, or in [model] of the recipe"
-FLOAT8 = "not supported yet: no machine with float8 units has shown here that the loss stays what it is"
+FLOAT8 = (
+    "not supported yet: no machine with float8 units has shown here that the loss stays what it is"
+)
 NO_EFFECT = "has no effect in its own system: no code there reads it"
 ITSELF = "read from the data itself"
 Old = str | Refused | Dropped | Callable[[str], dict[str, Any]]
@@ -196,22 +223,30 @@ FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess
     "limit": "checkpoint.keep_latest_k",
     "logging": "metrics.log_freq",
     "preprocessing": "data.num_workers",
-    "workers": Dropped("batches come from memory-mapped token stores; data.prefetch_factor makes them ready ahead"),
+    "workers": Dropped(
+        "batches come from memory-mapped token stores; data.prefetch_factor makes them ready ahead"
+    ),
     "optim": "optimizer.name",
     "decay": "optimizer.weight_decay",
     "beta1": "optimizer.beta1",
     "beta2": "optimizer.beta2",
     "norm": "training.max_norm",
-    "config": Refused("not supported yet: deepspeed and FSDP layouts; this version runs one process", ()),
+    "config": Refused(
+        "not supported yet: deepspeed and FSDP layouts; this version runs one process", ()
+    ),
     "rank": Refused(STARTED, ("0",)),
     "node": Refused(STARTED, ("0",)),
     "ip": Refused(STARTED, ("localhost", "127.0.0.1")),
     "port": Refused(STARTED, ()),
 }
 
-FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not listed has the same name here
+FLAME_TORCHTITAN: dict[
+    str, Old
+] = {  # S1, `--section.key value`; what is not listed has the same name here
     "job.use_for_integration_test": Refused(NO_EFFECT),
-    "model.norm_type": Refused(f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm",)),
+    "model.norm_type": Refused(
+        f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm",)
+    ),
     "model.tokenizer_path": "tokenizer.path",
     "optimizer.scheduler": "lr_scheduler.name",
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
@@ -238,7 +273,9 @@ FLAME_TORCHTITAN: dict[str, Old] = {  # S1, `--section.key value`; what is not l
         "with tensor parallel the loss is always shared: whole logits would be the largest tensor of all"
     ),
     "training.mixed_precision_param": "model.compute_dtype",
-    "training.mixed_precision_reduce": Refused("gradients are always summed in float32", ("float32",)),
+    "training.mixed_precision_reduce": Refused(
+        "gradients are always summed in float32", ("float32",)
+    ),
     "metrics.rank_0_only": Refused(
         "process 0 tells how it goes, the others speak of errors only", ("true", "on", "yes", "1")
     ),
@@ -303,7 +340,9 @@ OF_COMPUTING: dict[str, Old] = {  # S3, what its model's config says of computin
     "scan_attention": blockwise_or_not,
     "scan_query_chunk_size": "attention.query_chunk_size",
     "scan_key_chunk_size": "attention.key_chunk_size",
-    "scan_mlp": Refused("training.mlp_chunk_size says how many tokens of an MLP are computed at a time (there 1024)"),
+    "scan_mlp": Refused(
+        "training.mlp_chunk_size says how many tokens of an MLP are computed at a time (there 1024)"
+    ),
     "scan_mlp_chunk_size": "training.mlp_chunk_size",
     "remat_attention": recomputed("attention"),
     "remat_mlp": recomputed("mlp"),
@@ -322,12 +361,15 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     "save_model_freq": "checkpoint.interval",
     "save_milestone_freq": "checkpoint.milestone_interval",
     "eval_steps": Refused(
-        "counts batches; eval.tokens says how much an evaluation reads, eval.interval how often", ("0",)
+        "counts batches; eval.tokens says how much an evaluation reads, eval.interval how often",
+        ("0",),
     ),
     "autoresume": Dropped("a run resumes by itself from its newest whole checkpoint"),
     "load_llama_config": "model.config",
     "update_llama_config": llama_config,
-    "load_dataset_state": Refused("the position in the data is part of a checkpoint, one integer", ("",)),
+    "load_dataset_state": Refused(
+        "the position in the data is part of a checkpoint, one integer", ("",)
+    ),
     "load_checkpoint": tagged_checkpoint,
     "tokenizer.vocab_file": "tokenizer.path",
     "optimizer.type": "optimizer.name",
@@ -337,7 +379,9 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
         "the floor is a share of the peak: lr_scheduler.min_lr_ratio = end_lr / lr", ()
     ),
     "optimizer.adamw_optimizer.lr_warmup_steps": "lr_scheduler.warmup_steps",
-    "optimizer.adamw_optimizer.lr_decay_steps": Refused("the decay ends with the run, at training.steps", ()),
+    "optimizer.adamw_optimizer.lr_decay_steps": Refused(
+        "the decay ends with the run, at training.steps", ()
+    ),
     "optimizer.accumulate_gradient_steps": "training.gradient_accumulation_steps",
     "train_dataset.type": Dropped(ITSELF),
     "train_dataset.text_processor.fields": "data.text_field",
@@ -357,23 +401,40 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     "logger.online": "metrics.enable_wandb",
 }
 
-ALIASES: dict[str, Old] = {**FLAME_ACCELERATE, **FLAME_TORCHTITAN, **FLASH_ATTENTION, **RING_ATTENTION}
+ALIASES: dict[str, Old] = {
+    **FLAME_ACCELERATE,
+    **FLAME_TORCHTITAN,
+    **FLASH_ATTENTION,
+    **RING_ATTENTION,
+}
 
 VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> ours
     "lr_scheduler.name": {
-        "cosine_with_min_lr": "cosine", "warmup_stable_decay": "wsd", "constant_with_warmup": "constant",
-        "linear-warmup": "linear", "cosine-warmup": "cosine", "cosine-warmup-timm": "cosine",
+        "cosine_with_min_lr": "cosine",
+        "warmup_stable_decay": "wsd",
+        "constant_with_warmup": "constant",
+        "linear-warmup": "linear",
+        "cosine-warmup": "cosine",
+        "cosine-warmup-timm": "cosine",
     },
     "model.compute_dtype": {
-        "bf16": "bfloat16", "bf16-mixed": "bfloat16", "fp32": "float32", "32": "float32", "32-true": "float32",
+        "bf16": "bfloat16",
+        "bf16-mixed": "bfloat16",
+        "fp32": "float32",
+        "32": "float32",
+        "32-true": "float32",
     },
     "optimizer.name": {
-        "adamw": "AdamW", "adamw_torch": "AdamW", "adamw_torch_fused": "AdamW", "adamw-apex": "AdamW", "adam": "Adam",
+        "adamw": "AdamW",
+        "adamw_torch": "AdamW",
+        "adamw_torch_fused": "AdamW",
+        "adamw-apex": "AdamW",
+        "adam": "Adam",
     },
     "training.compile": {"true": "on", "false": "off"},
     "activation_checkpoint.mode": {"full": "block", "selective": "block"},
     "activation_checkpoint.policy": JAX_POLICIES,
-}  # fmt: skip
+}
 
 
 def translate(spelling: str, value: Any, where: str) -> tuple[dict[str, Any], str]:
@@ -385,7 +446,9 @@ def translate(spelling: str, value: Any, where: str) -> tuple[dict[str, Any], st
     if isinstance(old, Refused):
         if as_text(value).lower() in [harmless.lower() for harmless in old.harmless]:
             return {}, f"{spelling} = {as_text(value)!r} changes nothing here: {old.reason}"
-        mend = f"; leave it out or set it to {old.harmless[0]!r}" if old.harmless else "; leave it out"
+        mend = (
+            f"; leave it out or set it to {old.harmless[0]!r}" if old.harmless else "; leave it out"
+        )
         raise SettingsError(f"{where}: {spelling} = {as_text(value)!r}: {old.reason}{mend}")
     if isinstance(old, Dropped):
         return {}, f"{spelling} = {as_text(value)!r} sets nothing: {old.reason}"

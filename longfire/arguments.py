@@ -41,7 +41,9 @@ def formatter(prog: str) -> argparse.HelpFormatter:
 class Parser(argparse.ArgumentParser):
     """The standard library's parser for a command's own words; wrong ones become a SettingsError, not an exit."""
 
-    def __init__(self, name: str, command: Callable, example: str, usage: str | None = None) -> None:
+    def __init__(
+        self, name: str, command: Callable, example: str, usage: str | None = None
+    ) -> None:
         self.own: set[str] = set()
         super().__init__(
             prog=f"longfire {name}",
@@ -60,7 +62,9 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **how)
 
     def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
-        return self.parse_intermixed_args(words)  # a command's own words in any order: RUN --step 4 OUT
+        return self.parse_intermixed_args(
+            words
+        )  # a command's own words in any order: RUN --step 4 OUT
 
     def add_fields(self, options: type[Checked], repeated: Sequence[str] = ()) -> None:
         """An option for each field of a dataclass. Lists are comma-separated, those of `repeated` options given one by one."""
@@ -89,21 +93,29 @@ class Parser(argparse.ArgumentParser):
         return options(**given)
 
     def error(self, message: str) -> NoReturn:
-        unknown = next((word for word in message.split() if word.startswith("--") or "=" in word), "")
+        unknown = next(
+            (word for word in message.split() if word.startswith("--") or "=" in word), ""
+        )
         if message.startswith("unrecognized arguments") and unknown:
             spelling = unknown.removeprefix("--").partition("=")[0]
             if spelling in recipe.SETTINGS:
                 raise SettingsError(self.takes_no_settings(spelling))
             own = "" if "." in spelling else recipe.nearest(f"--{spelling}", self.own)
             raise SettingsError(
-                f"unknown option --{spelling}{own}" if own else recipe.unknown(spelling, recipe.COMMAND_LINE)
+                f"unknown option --{spelling}{own}"
+                if own
+                else recipe.unknown(spelling, recipe.COMMAND_LINE)
             )
         raise SettingsError(f"{message}; `{self.prog} --help` shows how")
 
     def takes_no_settings(self, key: str) -> str:
         """The message for a setting of a run where a command has options of its own only."""
         option = f"--{key.partition('.')[2]}"
-        own = f"; its own option is {option}" if option in self.own else f"; `{self.prog} --help` lists its options"
+        own = (
+            f"; its own option is {option}"
+            if option in self.own
+            else f"; `{self.prog} --help` lists its options"
+        )
         return f"{key} is a setting of a run, and `{self.prog}` takes none{own}"
 
 
@@ -114,9 +126,16 @@ class RecipeParser(Parser):
     """
 
     def __init__(
-        self, name: str, command: Callable, example: str, sections: Sequence[str] = (), most_used: Sequence[str] = ()
+        self,
+        name: str,
+        command: Callable,
+        example: str,
+        sections: Sequence[str] = (),
+        most_used: Sequence[str] = (),
     ) -> None:
-        super().__init__(name, command, example, usage="%(prog)s [RECIPE] [--section.key VALUE ...]")
+        super().__init__(
+            name, command, example, usage="%(prog)s [RECIPE] [--section.key VALUE ...]"
+        )
         self.sections, self.most_used = sections, most_used
         self.overrides: dict[str, str] = {}
         self.add_argument(
@@ -126,7 +145,9 @@ class RecipeParser(Parser):
             help="a TOML file that is a whole run, or the name of a recipe that comes with longfire, as quickstart; settings "
             "on the command line win over it",
         )
-        self.add_argument("--job.config_file", dest="named", metavar="TOML", help="the recipe, as flame spells it")
+        self.add_argument(
+            "--job.config_file", dest="named", metavar="TOML", help="the recipe, as flame spells it"
+        )
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         words, self.overrides = take_settings(list(words), self.own)
@@ -157,7 +178,9 @@ class RecipeParser(Parser):
             )
         else:
             if self.most_used:
-                group = self.add_argument_group(f"the {len(self.most_used)} settings that people use most")
+                group = self.add_argument_group(
+                    f"the {len(self.most_used)} settings that people use most"
+                )
                 for key in self.most_used:
                     add_setting(group, key)
             self.epilog = f"{self.overview_of_sections()}\n\n{self.epilog}"
@@ -166,7 +189,9 @@ class RecipeParser(Parser):
 
     def overview_of_sections(self) -> str:
         """A line for each section: what it is about."""
-        lines = [f"settings, by section (`{self.prog} --help SECTION` lists a section's, `--help all` all):"]
+        lines = [
+            f"settings, by section (`{self.prog} --help SECTION` lists a section's, `--help all` all):"
+        ]
         for section in (*self.sections, *(name for name in SECTIONS if name not in self.sections)):
             mark = "*" if section in self.sections else " "
             lines.append(f" {mark}{section:<23}{first_line_of(SECTIONS[section])}")
@@ -187,7 +212,9 @@ def topic_of(words: Sequence[str]) -> str | None:
 
 def section_help(prog: str, section: str) -> str:
     """The settings of one section; of [model] also the keys of the model itself."""
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, usage=argparse.SUPPRESS, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        prog=prog, add_help=False, usage=argparse.SUPPRESS, formatter_class=formatter
+    )
     add_section(parser, section)
     if section == "model":
         group = parser.add_argument_group("the model itself, instead of model.config or over it")
@@ -228,7 +255,11 @@ def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str,
         word = words.pop(0)
         spelling, equals, value = word.removeprefix("--").partition("=")
         is_flag = word.startswith("--")
-        if not is_setting(spelling) or (is_flag and word.partition("=")[0] in own) or not (is_flag or equals):
+        if (
+            not is_setting(spelling)
+            or (is_flag and word.partition("=")[0] in own)
+            or not (is_flag or equals)
+        ):
             rest.append(word)
             continue
         overrides[spelling] = value if equals else take_value(spelling, words)
@@ -273,18 +304,25 @@ def kind_of(kind: Any) -> str:
 
 def help_of(field: Any) -> str:
     interval = field.metadata["within"]
-    notes = [f"default: {as_text(field.default) or 'none'}"] + ([f"in {interval}"] if interval else [])
+    notes = [f"default: {as_text(field.default) or 'none'}"] + (
+        [f"in {interval}"] if interval else []
+    )
     return f"{field.metadata['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
 def help_of_key(field: Any) -> str:
     """The help of a key of a model's shape."""
-    default = "required" if field.default is MISSING else f"default: {as_text(field.default) or 'none'}"
+    default = (
+        "required" if field.default is MISSING else f"default: {as_text(field.default) or 'none'}"
+    )
     return f"{field.metadata['help']} ({default})".replace("%", "%%")
 
 
 def read_run(
-    parser: RecipeParser, words: Sequence[str], needs_model: bool = True, world: World | None = ALONE
+    parser: RecipeParser,
+    words: Sequence[str],
+    needs_model: bool = True,
+    world: World | None = ALONE,
 ) -> tuple[Any, argparse.Namespace]:
     """The run that a recipe and the words after it describe, for the processes of `world`, and the command's own options.
 
@@ -292,7 +330,9 @@ def read_run(
     """
     options = parser.parse(words)
     if options.named and options.recipe:
-        raise SettingsError(f"two recipes: {options.recipe} and --job.config_file {options.named}; give one")
+        raise SettingsError(
+            f"two recipes: {options.recipe} and --job.config_file {options.named}; give one"
+        )
     planned = world is None
     world = World(options.gpus) if world is None else world
     note = world.by_first(print)
@@ -301,7 +341,12 @@ def read_run(
         from longfire.run import Run
 
         run = Run.compose(
-            recipe_file, parser.overrides, needs_model=needs_model, planned=planned, world=world, note=note
+            recipe_file,
+            parser.overrides,
+            needs_model=needs_model,
+            planned=planned,
+            world=world,
+            note=note,
         )
         return run, options
     except SettingsError as error:
@@ -346,16 +391,23 @@ def first_steps(prog: str) -> str:
 def add_which_model(parser: Parser) -> None:
     """The options of every command that reads a run folder."""
     parser.add_argument(
-        "--step", type=int, default=-1, metavar="N", help="the checkpoint of this step (default: the newest)"
+        "--step",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="the checkpoint of this step (default: the newest)",
     )
     add_plugins(parser)
 
 
 def add_plugins(parser: Parser) -> None:
     parser.add_argument(
-        "--plugins", type=comma_separated(str), default=(), metavar="FILE,...",
+        "--plugins",
+        type=comma_separated(str),
+        default=(),
+        metavar="FILE,...",
         help="your own files that the run's mixers come from; they are run",
-    )  # fmt: skip
+    )
 
 
 def without_urls(option: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:

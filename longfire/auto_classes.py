@@ -37,7 +37,9 @@ class LoaderThenOurs(Loader):
 class AutoTables(MetaPathFinder):
     """Finds the tables of transformers as the other finders do, and has ours follow them."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in REGISTERED_BY:
             return None
         for finder in sys.meta_path:

@@ -35,7 +35,11 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     result = {
         "tokens_per_second": run.tokens_per_step / seconds,
         "seconds": seconds,
-        **{f"{part}_seconds": statistics.median(p[part] for p in taken) for part in taken[0] if part != "seconds"},
+        **{
+            f"{part}_seconds": statistics.median(p[part] for p in taken)
+            for part in taken[0]
+            if part != "seconds"
+        },
         "memory_bytes": peak_memory_bytes(device),
         "flops_per_token": flops_per_token,
         "matmul_peak": peak,
@@ -67,10 +71,14 @@ def random_batch(run: Run, words: int, generator: torch.Generator) -> Batch:
         return Batch(ids_BT, labels_BT, positions_BT)
     starts_BT = torch.rand(size, generator=generator) < 1 / DOCUMENT_TOKENS
     first_BT = torch.where(starts_BT, positions_BT, 0).cummax(1).values
-    return Batch(ids_BT, labels_BT, positions_BT - first_BT, Documents.from_ids(starts_BT.long().cumsum(1)))
+    return Batch(
+        ids_BT, labels_BT, positions_BT - first_BT, Documents.from_ids(starts_BT.long().cumsum(1))
+    )
 
 
-def tell(result: dict[str, float], rates: list[float], source: str, note: Callable[[str], None]) -> None:
+def tell(
+    result: dict[str, float], rates: list[float], source: str, note: Callable[[str], None]
+) -> None:
     """The result as four lines; the spread says how much to believe it."""
     share = {
         key.removesuffix("_seconds"): value / result["seconds"]

@@ -105,12 +105,19 @@ class Pace:
 
     @property
     def pauses(self) -> tuple[Pause, ...]:
-        found = (Pause(self.eval_interval, self.eval_seconds), Pause(self.save_interval, self.save_seconds))
+        found = (
+            Pause(self.eval_interval, self.eval_seconds),
+            Pause(self.save_interval, self.save_seconds),
+        )
         return tuple(pause for pause in found if pause.interval_steps)
 
 
 def seconds_of(
-    steps: int, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = (), spread: float = 0.0
+    steps: int,
+    step: int,
+    seconds_per_step: float,
+    pauses: tuple[Pause, ...] = (),
+    spread: float = 0.0,
 ) -> float:
     """What so many steps take from `step` on, with the pauses between them (none after the last).
 
@@ -125,7 +132,11 @@ def seconds_of(
 
 
 def steps_that_fit(
-    seconds: float, step: int, seconds_per_step: float, pauses: tuple[Pause, ...] = (), spread: float = 0.0
+    seconds: float,
+    step: int,
+    seconds_per_step: float,
+    pauses: tuple[Pause, ...] = (),
+    spread: float = 0.0,
 ) -> int:
     """The most steps from `step` on that take at most so many seconds; 0 where not one fits."""
     low, high = 0, max(1, math.floor(seconds / max(seconds_per_step, 1e-9)))
@@ -158,7 +169,9 @@ class Budget:
             return True
         if not self.pace.is_measured:
             missing = MEASURED_STEPS - len(self.pace.steps)
-            return not plan and self.max_seconds - used_seconds < missing * self.pace.seconds_per_step
+            return (
+                not plan and self.max_seconds - used_seconds < missing * self.pace.seconds_per_step
+            )
         return step >= self.next_step or used_seconds >= self.next_seconds
 
     def replanned(self, plan: Plan, step: int, used_seconds: float) -> Plan:

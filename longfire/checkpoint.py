@@ -58,7 +58,9 @@ class State:
     plan: Plan = ()  # of its steps, where they are planned (schedule.py)
     went_back_to: int = -1  # the step that checkpoint.load_step went back to last
     mesh: Mesh = ALONE  # where model and optimizer lie
-    read: Event | None = None  # set when a save behind training has read everything: until then no tensor may change
+    read: Event | None = (
+        None  # set when a save behind training has read everything: until then no tensor may change
+    )
 
     def may_change(self) -> None:
         """Wait until a save has read what the optimizer is about to change: most of it was copied while the step computed."""
@@ -87,11 +89,17 @@ class State:
 
     def held(self, weights_only: bool = False) -> dict[str, Held]:
         """The same as boxes of whole tensors. Not copied."""
-        return {name: self.part(name, tensor) for name, tensor in self.tensors(weights_only).items()}
+        return {
+            name: self.part(name, tensor) for name, tensor in self.tensors(weights_only).items()
+        }
 
     def part(self, name: str, tensor: Tensor) -> Held:
         """Moments of an optimizer lie as their parameter does, other tensors are whole."""
-        split = self.model.splits.get(name.rpartition("/")[2]) if tensor.dim() and not name.startswith("rng/") else None
+        split = (
+            self.model.splits.get(name.rpartition("/")[2])
+            if tensor.dim() and not name.startswith("rng/")
+            else None
+        )
         return Held(local(tensor), tuple(whole_shape(tensor, split)), boxes(tensor, split))
 
     def written(self, weights_only: bool = False) -> dict[str, Held]:
@@ -104,7 +112,9 @@ class State:
             parameter = name.rpartition("/")[2]
             if name.startswith("rng/"):
                 wanted = self.mesh.rank() == 0
-            elif parameter in self.model.copied or not (parameter in self.model.splits or first_of_split):
+            elif parameter in self.model.copied or not (
+                parameter in self.model.splits or first_of_split
+            ):
                 wanted = False
             else:
                 wanted = bool(held.shape) or (first_of_shards and first_of_split)
@@ -172,7 +182,9 @@ class Checkpoints:
             self.writing = self.thread.submit(self.write, self.copied(held), counters, weights_only)
         else:
             state.read = Event()
-            self.writing = self.thread.submit(self.copy_and_write, held, counters, weights_only, state.read)
+            self.writing = self.thread.submit(
+                self.copy_and_write, held, counters, weights_only, state.read
+            )
 
     def wait(self) -> None:
         """Until the save that is under way is on disk. Raises its CheckpointError, in every process."""
@@ -186,13 +198,17 @@ class Checkpoints:
         pinned = self.settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
         for name, (tensor, _, _) in held.items():
             if name not in self.host_copies:
-                self.host_copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                self.host_copies[name] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=pinned
+                )
             self.host_copies[name].copy_(tensor, non_blocking=pinned)
         if pinned:
             torch.cuda.synchronize()
         return {name: part._replace(tensor=self.host_copies[name]) for name, part in held.items()}
 
-    def copy_and_write(self, held: dict[str, Held], counters: dict[str, Any], weights_only: bool, read: Event) -> None:
+    def copy_and_write(
+        self, held: dict[str, Held], counters: dict[str, Any], weights_only: bool, read: Event
+    ) -> None:
         """Both behind training, which goes on to compute gradients meanwhile (State.may_change)."""
         try:
             held = self.copied(held)
@@ -216,7 +232,12 @@ class Checkpoints:
                 write_whole(aside / mark_of(rank), json.dumps({"files": files}))
                 return
             files |= self.files_of_others(aside)
-            facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": weights_only, **counters}
+            facts = {
+                "format": FORMAT,
+                "torch": torch.__version__,
+                "weights_only": weights_only,
+                **counters,
+            }
             facts["keep_latest_k"] = self.settings.keep_latest_k
             facts["vocabulary"] = self.vocabulary
             write_manifest(aside, facts, files)
@@ -237,7 +258,9 @@ class Checkpoints:
                     files |= said["files"]
                     missing.remove(rank)
             if self.patience_seconds and time.monotonic() - begun > self.patience_seconds:
-                raise OSError(f"the files of process(es) {sorted(missing)} did not come in {self.patience_seconds:g} s")
+                raise OSError(
+                    f"the files of process(es) {sorted(missing)} did not come in {self.patience_seconds:g} s"
+                )
             time.sleep(MARK_SECONDS if missing else 0)
         return files
 
@@ -247,7 +270,9 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            if self.mesh.size() == 1:  # else others may still write there; the next start removes it
+            if (
+                self.mesh.size() == 1
+            ):  # else others may still write there; the next start removes it
                 shutil.rmtree(aside_of(place), ignore_errors=True)
             kept = ", ".join(f"step-{step}" for step in steps(self.folder)) or "none"
             raise CheckpointError(
@@ -263,7 +288,9 @@ class Checkpoints:
             left.parent.mkdir(exist_ok=True)
             shutil.rmtree(left, ignore_errors=True)
             place.rename(left)
-            self.note(f"{place} is later than step {step}, from which this run goes on: kept as {left}")
+            self.note(
+                f"{place} is later than step {step}, from which this run goes on: kept as {left}"
+            )
 
     def forget_old(self) -> None:
         """Keep the newest keep_latest_k, every milestone, what was saved when all were to be kept, and step 0, from which other runs
@@ -319,13 +346,18 @@ class Checkpoints:
             return asked
         step = newest(self.folder, self.note, self.mesh)
         again = "" if self.attempt else "; to go back once more, add --checkpoint.load_step_again"
-        self.note(f"checkpoint.load_step = {asked} was done before, and this run has gone on to step {step}{again}")
+        self.note(
+            f"checkpoint.load_step = {asked} was done before, and this run has gone on to step {step}{again}"
+        )
         return step
 
     def went_back(self, step: int, asked: int) -> bool:
         """Whether a checkpoint was saved after the run had gone back to the step that is asked for."""
         try:
-            return step > asked and facts_of(self.folder / f"step-{step}").get("went_back_to", -1) == asked
+            return (
+                step > asked
+                and facts_of(self.folder / f"step-{step}").get("went_back_to", -1) == asked
+            )
         except (OSError, ValueError, KeyError):
             return False
 
@@ -368,8 +400,10 @@ def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE
         damaged.append(wrong)
         note(f"{wrong}; looking for an older one")
     if damaged:
-        raise CheckpointError(f"{folder} has no whole checkpoint: {'; '.join(damaged)}. Restore one from a copy, or remove the "
-                              "folder to start anew")  # fmt: skip
+        raise CheckpointError(
+            f"{folder} has no whole checkpoint: {'; '.join(damaged)}. Restore one from a copy, or remove the "
+            "folder to start anew"
+        )
     return None
 
 
@@ -380,8 +414,10 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
     """
     facts = facts_of(place) if looked_at else checked_facts(place, mesh)
     if facts["weights_only"] and facts["step"]:
-        raise CheckpointError(f"{place} holds the model's weights only (checkpoint.model_weights_only) and cannot be resumed; export "
-                              "it and start from it with model.weights")  # fmt: skip
+        raise CheckpointError(
+            f"{place} holds the model's weights only (checkpoint.model_weights_only) and cannot be resumed; export "
+            "it and start from it with model.weights"
+        )
     with mesh.agreed():
         index = index_of(place)
     mine = {f"model/{name}": p for name, p in state.model.named_parameters()}
@@ -389,7 +425,11 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
     here = {}
     for some in mesh.all_say({name: part.shape for name, part in held.items()}):
         here |= some  # with a pipeline each process holds some of the names
-    check_names({name: entry.shape for name, entry in index.items() if name.startswith("model/")}, here, place)
+    check_names(
+        {name: entry.shape for name, entry in index.items() if name.startswith("model/")},
+        here,
+        place,
+    )
     with mesh.agreed(), Reader(index) as reader, torch.no_grad():
         for name, part in held.items():
             reader.fill(part, name)
@@ -405,7 +445,9 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
     state.went_back_to = facts.get("went_back_to", -1)
 
 
-def moments(index: dict[str, Entry], mine: dict[str, nn.Parameter]) -> Iterator[tuple[str, str, nn.Parameter]]:
+def moments(
+    index: dict[str, Entry], mine: dict[str, nn.Parameter]
+) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Name, kind and parameter of what the optimizer keeps of the parameters that lie here."""
     for name in index:
         kind, _, rest = name.partition("/")
@@ -419,7 +461,9 @@ def moment(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> 
     entry = reader.index[name]
     if not entry.shape:
         # the step counter of fused kernels lives where the parameter does, that of the plain loop on the host
-        return reader.whole(name).to(parameter.device if state.optimizer.defaults.get("fused") else "cpu")
+        return reader.whole(name).to(
+            parameter.device if state.optimizer.defaults.get("fused") else "cpu"
+        )
     value = torch.empty_like(parameter, dtype=entry.dtype)
     reader.fill(state.part(name, value), name)
     return value
@@ -458,11 +502,17 @@ def index_of(place: Path) -> dict[str, Entry]:
     a part of one is nowhere."""
     try:
         files = json.loads((place / MANIFEST).read_text())["files"]
-        index = read_index(place / name for name in sorted(files) if name == Path(name).name and name.endswith(SUFFIX))
+        index = read_index(
+            place / name
+            for name in sorted(files)
+            if name == Path(name).name and name.endswith(SUFFIX)
+        )
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{place} is damaged: {error}") from error
     if missing := holes(index):
-        raise CheckpointError(f"{place} is damaged: parts of {', '.join(missing[:3])} lie in no file")
+        raise CheckpointError(
+            f"{place} is damaged: parts of {', '.join(missing[:3])} lie in no file"
+        )
     return index
 
 
@@ -473,7 +523,9 @@ def checked_facts(place: Path, mesh: Mesh = ALONE) -> dict[str, Any]:
         raise CheckpointError(f"{place}: no such checkpoint; the folder has steps {known}")
     wrong = damage(place, mesh)
     if wrong:
-        raise CheckpointError(f"{wrong}; take another step (checkpoint.load_step = -1 takes the newest whole one)")
+        raise CheckpointError(
+            f"{wrong}; take another step (checkpoint.load_step = -1 takes the newest whole one)"
+        )
     return facts_of(place)
 
 
@@ -502,7 +554,14 @@ def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
     try:
         files = json.loads((place / MANIFEST).read_text())["files"]
         wrong = next(
-            filter(None, (damage_of(place, *file) for file in list(files.items())[mesh.rank() :: mesh.size()])), None
+            filter(
+                None,
+                (
+                    damage_of(place, *file)
+                    for file in list(files.items())[mesh.rank() :: mesh.size()]
+                ),
+            ),
+            None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = f"{place} is damaged: {MANIFEST} cannot be read ({error})"
@@ -534,7 +593,11 @@ def write_tensors(held: dict[str, Held], folder: Path, rank: int) -> dict[str, d
     reading them does not read the optimizer. Raises OSError."""
     files = {}
     for kind in ("model", "optimizer"):
-        part = {name: one for name, one in held.items() if name.startswith("model/") is (kind == "model") and one.boxes}
+        part = {
+            name: one
+            for name, one in held.items()
+            if name.startswith("model/") is (kind == "model") and one.boxes
+        }
         if part:
             path = folder / f"shard-{rank:05d}-{kind}.safetensors"
             files[path.name] = settled(path, write_shard(part, path))
@@ -551,12 +614,17 @@ def check_names(there: dict[str, tuple], here: dict[str, tuple], place: Path) ->
     """Raises CheckpointError naming a missing, extra or differently shaped tensor: the checkpoint is of another model."""
     wrong = [f"{name} is missing" for name in here if name not in there]
     wrong += [f"{name} has no place in this model" for name in there if name not in here]
-    wrong += [f"{name} is {there[name]} there and {here[name]} here"
-              for name in here if name in there and there[name] != here[name]]  # fmt: skip
+    wrong += [
+        f"{name} is {there[name]} there and {here[name]} here"
+        for name in here
+        if name in there and there[name] != here[name]
+    ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{place} is of another model: {'; '.join(wrong[:3])}{more}. Name its own model.config, or another "
-                              "job.dump_folder")  # fmt: skip
+        raise CheckpointError(
+            f"{place} is of another model: {'; '.join(wrong[:3])}{more}. Name its own model.config, or another "
+            "job.dump_folder"
+        )
 
 
 def write_manifest(folder: Path, facts: dict[str, Any], files: dict[str, dict[str, int]]) -> None:

@@ -39,7 +39,11 @@ def of_plan(run: Run) -> Iterator[str]:
     many, parallelism = run.world.size > 1, run.parallelism
     if run.degrees["pp"] > 1 and run.shape:
         yield from stages.refusals(
-            run.shape, run.degrees["pp"], parallelism, run.microbatches, bool(run.distillation.teacher)
+            run.shape,
+            run.degrees["pp"],
+            parallelism,
+            run.microbatches,
+            bool(run.distillation.teacher),
         )
         if (rows := run.training.batch_size * run.accumulation) % run.microbatches:
             yield (
@@ -57,7 +61,10 @@ def of_plan(run: Run) -> Iterator[str]:
             )
     for key in ("cpu_offload", "param_gather_dtype"):
         value = getattr(parallelism, key)
-        if value != getattr(settings.Parallelism, key) and run.data_processes * run.degrees["cp"] == 1:
+        if (
+            value != getattr(settings.Parallelism, key)
+            and run.data_processes * run.degrees["cp"] == 1
+        ):
             yield f"parallelism.{key} = {value!r} is about sharded parameters, but nothing is sharded here: leave it out"
     if not many:
         return
@@ -66,7 +73,9 @@ def of_plan(run: Run) -> Iterator[str]:
     if run.model.backend == "transformers" and run.data_processes != run.world.size:
         yield "model.backend = 'transformers' knows nothing of the model's inside: only data_parallel degrees may be above 1"
     if run.model.backend == "transformers":
-        from longfire.hub.foreign import dropouts  # transformers is imported already: it read the shape
+        from longfire.hub.foreign import (
+            dropouts,
+        )  # transformers is imported already: it read the shape
 
         for key, share in dropouts(run.shape).items():
             yield f"{key} = {share} of {run.shape_from}: their dropout differs with the processes; set it to 0, or start one"
@@ -90,10 +99,17 @@ def of_shared_parts(run: Run) -> Iterator[str]:
     model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 256))  # bytes, the fewest
     sequence, length = run.parallelism.sequence_parallel, run.training.seq_len
     yield from tensor.refusals(
-        model, run.degrees["tp"], sequence, length, bool(run.distillation.teacher), run.degrees["cp"]
+        model,
+        run.degrees["tp"],
+        sequence,
+        length,
+        bool(run.distillation.teacher),
+        run.degrees["cp"],
     )
     shortest = lengths.shortest(run.training)
-    yield from context.refusals(model, run.degrees["cp"], run.degrees["tp"], shortest, run.parallelism)
+    yield from context.refusals(
+        model, run.degrees["cp"], run.degrees["tp"], shortest, run.parallelism
+    )
 
 
 def of_batch(run: Run) -> Iterator[str]:
@@ -108,7 +124,9 @@ def of_batch(run: Run) -> Iterator[str]:
         multiples = f"{below} or {above}" if below else f"{above}"
         share = wanted // processes if wanted % processes == 0 else 0
         divisors = [d for d in range(1, share + 1) if share % d == 0]
-        near = sorted({*[d for d in divisors if d < rows][-1:], *[d for d in divisors if d > rows][:1]})
+        near = sorted(
+            {*[d for d in divisors if d < rows][-1:], *[d for d in divisors if d > rows][:1]}
+        )
         yield (
             f"training.global_batch_size = {wanted} is no multiple of batch_size x processes = {rows} x {processes} = {at_once}, "
             f"and it is never rounded: take {multiples}"
@@ -144,7 +162,9 @@ def of_length(run: Run) -> Iterator[str]:
             f"lr_scheduler.{key} = {getattr(scheduler, key)} more than the rest: shorten one of them"
         )
     limit = run.shape.max_position_embeddings if run.shape else 0
-    positional = run.shape and (run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types))
+    positional = run.shape and (
+        run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types)
+    )
     if limit and seq_len > limit and positional:
         yield (
             f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.shape_from}: shorten it, or "
@@ -162,7 +182,11 @@ def of_model(run: Run) -> Iterator[str]:
     """What is asked of the model's parts needs the parts."""
     yield from of_learning_rates(run)
     yield from of_outputs(run)
-    mode, size, attention = run.activation_checkpoint.mode, run.training.mlp_chunk_size, run.attention
+    mode, size, attention = (
+        run.activation_checkpoint.mode,
+        run.training.mlp_chunk_size,
+        run.attention,
+    )
     if run.shape and run.shape.mlp == "none" and mode in ("mlp", "attention+mlp"):
         yield f"activation_checkpoint.mode = {mode!r}, but this model's blocks have no MLP: take attention, block or none"
     if run.shape and run.shape.mlp == "none" and size:
@@ -200,7 +224,9 @@ def ties_head(shape: ModelShape | ForeignShape | None) -> bool:
     """Whether embedding and head are one matrix."""
     if not isinstance(shape, ForeignShape):
         return shape is not None and shape.tie_word_embeddings
-    from longfire.hub.foreign import config_of  # transformers is imported already: it read the shape
+    from longfire.hub.foreign import (
+        config_of,
+    )  # transformers is imported already: it read the shape
 
     return bool(getattr(config_of(shape.config), "tie_word_embeddings", False))
 
@@ -222,7 +248,10 @@ def of_outputs(run: Run) -> Iterator[str]:
 def of_policy(run: Run) -> Iterator[str]:
     """What a recomputed part keeps is something, and does not undo what another setting is for."""
     remat = run.activation_checkpoint
-    policy, told = ",".join(remat.policy), f"activation_checkpoint.policy = {','.join(remat.policy)!r}"
+    policy, told = (
+        ",".join(remat.policy),
+        f"activation_checkpoint.policy = {','.join(remat.policy)!r}",
+    )
     if policy in ("", "nothing"):
         return
     if "nothing" in remat.policy:
@@ -286,7 +315,9 @@ def of_data(run: Run) -> Iterator[str]:
             "eval.at_end = false and eval.interval = 0"
         )
     both = [
-        entry for entry in data.validation if entry in data.dataset and (entry == "embedded" or Path(entry).exists())
+        entry
+        for entry in data.validation
+        if entry in data.dataset and (entry == "embedded" or Path(entry).exists())
     ]
     if both:
         yield f"data.validation names {', '.join(both)}, which data.dataset trains on: leave it out of one of them"

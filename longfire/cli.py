@@ -23,7 +23,10 @@ def overview() -> str:
     lines.append("usage: longfire COMMAND ...   (longfire COMMAND --help says more)")
     for title, commands in GROUPS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
+        lines += [
+            f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}"
+            for name, command in commands.items()
+        ]
     lines += [
         "",
         "example:",
@@ -121,7 +124,9 @@ def command_of(word: str) -> Command:
         return COMMANDS[word]
     if word.endswith(".toml"):
         raise SettingsError(f"{word} is a recipe; `longfire train {word}` trains it")
-    raise SettingsError(f"unknown command {word!r}{recipe.nearest(word, COMMANDS)}; `longfire --help` lists them")
+    raise SettingsError(
+        f"unknown command {word!r}{recipe.nearest(word, COMMANDS)}; `longfire --help` lists them"
+    )
 
 
 if __name__ == "__main__":

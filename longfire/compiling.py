@@ -16,13 +16,21 @@ from longfire.run import Run
 from longfire.shape import ModelShape, mixer_of
 
 PAYS_SECONDS = 600  # a shorter run loses more to the compiler than it gains
-SLOWEST_FLOPS, FASTEST_FLOPS = 1e9, 2e13  # of any CPU that trains: outside of these nothing needs to be measured
-TRIAL_FLOPS, TRIAL_TOKENS = 1e10, (32, 512)  # of a trial: about a tenth of a second; the fewest and the most tokens
+SLOWEST_FLOPS, FASTEST_FLOPS = (
+    1e9,
+    2e13,
+)  # of any CPU that trains: outside of these nothing needs to be measured
+TRIAL_FLOPS, TRIAL_TOKENS = (
+    1e10,
+    (32, 512),
+)  # of a trial: about a tenth of a second; the fewest and the most tokens
 
 Rate = Callable[[], float]  # measures FLOP/s
 
 
-def compile_decision(run: Run, flops_per_token: float, device: torch.device, rate: Rate) -> tuple[bool, str]:
+def compile_decision(
+    run: Run, flops_per_token: float, device: torch.device, rate: Rate
+) -> tuple[bool, str]:
     """Whether to compile the blocks, and why.
 
     flops_per_token: of the forward. rate: FLOP/s at which this model trains eagerly here; called
@@ -48,7 +56,10 @@ def compile_decision(run: Run, flops_per_token: float, device: torch.device, rat
     seconds = flops / (FASTEST_FLOPS if flops / FASTEST_FLOPS > PAYS_SECONDS else rate())
     seconds = min(seconds, limit or seconds)
     if seconds < PAYS_SECONDS:
-        return False, f"the run takes some {seconds:.0f} s, by a trial of its layers: too short to pay for compiling"
+        return (
+            False,
+            f"the run takes some {seconds:.0f} s, by a trial of its layers: too short to pay for compiling",
+        )
     return True, f"the run takes more than {PAYS_SECONDS // 60} min eager, compiled with {compiler}"
 
 
@@ -67,7 +78,9 @@ def sample_of(shape: ModelShape, seed: int, dtype: torch.dtype, device: torch.de
     """A model like this one, with one layer of each type: what `eager_rate` measures instead of all
     of them."""
     kinds = tuple(dict.fromkeys(shape.layer_types))
-    return build(replace(shape, num_hidden_layers=len(kinds), layer_types=kinds), seed, device, dtype)
+    return build(
+        replace(shape, num_hidden_layers=len(kinds), layer_types=kinds), seed, device, dtype
+    )
 
 
 def trial_batch(model: Model, run: Run) -> Batch:
@@ -77,7 +90,9 @@ def trial_batch(model: Model, run: Run) -> Batch:
     tokens = min(max(tokens, fewest), most)
     seq_len = min(run.training.seq_len, tokens)
     size = (min(run.training.batch_size, max(1, tokens // seq_len)), seq_len)
-    generator = torch.Generator().manual_seed(run.training.seed)  # its own: the run's random numbers stay as they are
+    generator = torch.Generator().manual_seed(
+        run.training.seed
+    )  # its own: the run's random numbers stay as they are
     ids_BT = torch.randint(model.shape.vocab_size, size, generator=generator)
     return Batch(ids_BT, ids_BT, torch.arange(seq_len).expand(size))
 

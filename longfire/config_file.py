@@ -25,7 +25,9 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(text, object_pairs_hook=without_repeats, parse_constant=infinity_alone)
     except json.JSONDecodeError as e:
         line = e.doc.splitlines()[e.lineno - 1].strip()[:80] if e.doc.strip() else "an empty file"
-        raise SettingsError(f"{path}: not valid JSON: line {e.lineno}, column {e.colno}: {e.msg}: {line}") from e
+        raise SettingsError(
+            f"{path}: not valid JSON: line {e.lineno}, column {e.colno}: {e.msg}: {line}"
+        ) from e
     except (OSError, ValueError) as e:
         raise SettingsError(f"{path}: not valid JSON: {e}") from e
     if not isinstance(config, dict):
@@ -38,7 +40,9 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in a table")
+        raise ValueError(
+            f"{next(name for name in names if names.count(name) > 1)!r} stands twice in a table"
+        )
     return table
 
 

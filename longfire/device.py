@@ -14,8 +14,17 @@ from longfire.ops.bf16 import native_bf16
 from longfire.settings import Model, Training
 
 # Dense bf16 matmul peaks, FLOP/s, from the makers' data sheets; other devices are measured (`matmul_peak`).
-PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}
-SHORTEST = 1e-9  # seconds between two looks at a clock: some machines' clocks stand still or run back
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+}
+SHORTEST = (
+    1e-9  # seconds between two looks at a clock: some machines' clocks stand still or run back
+)
 
 
 def choose_device(training: Training, local_rank: int = 0) -> torch.device:
@@ -24,7 +33,9 @@ def choose_device(training: Training, local_rank: int = 0) -> torch.device:
     local_rank: which of the machine's CUDA devices is this process's own.
     """
     if training.device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("training.device = 'cuda', but torch sees no CUDA device here; set it to auto or cpu")
+        raise SettingsError(
+            "training.device = 'cuda', but torch sees no CUDA device here; set it to auto or cpu"
+        )
     if training.threads:
         torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
@@ -44,10 +55,16 @@ def choose_device(training: Training, local_rank: int = 0) -> torch.device:
 def choose_dtype(model: Model, device: torch.device) -> tuple[torch.dtype, str]:
     """The compute type and one sentence that says why: the precision policy of the run."""
     native = native_bf16(device)
-    wanted = model.compute_dtype if model.compute_dtype != "auto" else ("bfloat16" if native else "float32")
+    wanted = (
+        model.compute_dtype
+        if model.compute_dtype != "auto"
+        else ("bfloat16" if native else "float32")
+    )
     why = "asked for by model.compute_dtype"
     if model.compute_dtype == "auto":
-        why = "multiplied natively here" if native else f"this {device.type} has no bf16 matrix units"
+        why = (
+            "multiplied natively here" if native else f"this {device.type} has no bf16 matrix units"
+        )
     elif wanted == "bfloat16" and not native:
         why += f"; this {device.type} has no bf16 matrix units: values are rounded to bf16 and multiplied in fp32"
     return getattr(torch, wanted), f"parameters and optimizer float32, activations {wanted} ({why})"
@@ -72,7 +89,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
                 return peak, f"data sheet of {key}"
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 6)
     measured = torch.float32 if device.type == "cpu" and not native_bf16(device) else dtype
-    generator = torch.Generator(device).manual_seed(0)  # its own: a measurement must not move the run's random numbers
+    generator = torch.Generator(device).manual_seed(
+        0
+    )  # its own: a measurement must not move the run's random numbers
     a = torch.randn(size, size, device=device, dtype=measured, generator=generator)
     a @ a
     start = wait(device)
@@ -127,6 +146,10 @@ class Clock:
         for part, start, end in self.events:
             self.parts[part] += start.elapsed_time(end) / 1000
         seconds = max(now - self.begun, SHORTEST)
-        parts = {**self.parts, "other": max(0.0, seconds - sum(self.parts.values())), "seconds": seconds}
+        parts = {
+            **self.parts,
+            "other": max(0.0, seconds - sum(self.parts.values())),
+            "seconds": seconds,
+        }
         self.parts, self.events, self.begun = Counter(), [], now
         return parts

@@ -29,7 +29,11 @@ class Distillation:
     """What a student learns from a frozen teacher: sums over real tokens, as `loss.loss_sum` gives them."""
 
     def __init__(self, teacher: Model, wanted: settings.Distillation, chunk_tokens: int) -> None:
-        self.teacher, self.wanted, self.chunk_tokens = teacher.requires_grad_(False), wanted, chunk_tokens
+        self.teacher, self.wanted, self.chunk_tokens = (
+            teacher.requires_grad_(False),
+            wanted,
+            chunk_tokens,
+        )
 
     @classmethod
     def of_settings(cls, wanted: settings.Distillation, chunk_tokens: int) -> "Distillation | None":
@@ -44,7 +48,11 @@ class Distillation:
         Raises SettingsError naming what differs.
         """
         ours, theirs = student.shape, self.teacher.shape
-        keys = ("hidden_size", "num_hidden_layers") if self.wanted.kind == "hidden" else ("vocab_size",)
+        keys = (
+            ("hidden_size", "num_hidden_layers")
+            if self.wanted.kind == "hidden"
+            else ("vocab_size",)
+        )
         for key in keys:
             if getattr(ours, key) != getattr(theirs, key):
                 raise SettingsError(
@@ -69,7 +77,9 @@ class Distillation:
 
     def loss_sum(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
         """Sum over the batch's real tokens, fp32 scalar: of relative squared errors (hidden), of nats (logits)."""
-        return (self.hidden if self.wanted.kind == "hidden" else self.logits)(student, batch, noise_BT)
+        return (self.hidden if self.wanted.kind == "hidden" else self.logits)(
+            student, batch, noise_BT
+        )
 
     def hidden(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
         """Mean over the new mixers of |student's output - teacher's|^2 / |teacher's|^2, summed over real tokens."""
@@ -83,7 +93,9 @@ class Distillation:
         for layer, (seen_BTD, wanted_BTD) in zip(layers, heard):
             got_BTD = in_fp32(student.layers[layer].mixer(seen_BTD.to(student.compute_dtype), seq))
             wanted_BTD = in_fp32(wanted_BTD)
-            errors_BT = (got_BTD - wanted_BTD).square().sum(-1) / wanted_BTD.square().sum(-1).clamp_min(1e-12)
+            errors_BT = (got_BTD - wanted_BTD).square().sum(-1) / wanted_BTD.square().sum(
+                -1
+            ).clamp_min(1e-12)
             total = total + errors_BT[real_BT].sum()
         return total / len(layers)
 
@@ -91,11 +103,15 @@ class Distillation:
         """(1 - label_share) T^2 KL(teacher || student) at temperature T + label_share times the loss on the labels."""
         with torch.no_grad():
             taught_BTD = self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
-        hidden_BTD = student(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT))
+        hidden_BTD = student(
+            batch.ids_BT, Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
+        )
         real_BT = batch.labels_BT != NO_LABEL
         hidden_ND, taught_ND = hidden_BTD[real_BT], taught_BTD[real_BT]
         total = torch.zeros((), device=real_BT.device)
-        for mine, theirs in zip(hidden_ND.split(self.chunk_tokens), taught_ND.split(self.chunk_tokens)):
+        for mine, theirs in zip(
+            hidden_ND.split(self.chunk_tokens), taught_ND.split(self.chunk_tokens)
+        ):
             total = total + checkpoint(self.divergence, student, mine, theirs, use_reentrant=False)
         share = self.wanted.label_share
         if not share:
@@ -116,7 +132,9 @@ def listening(model: Model, layers: list[int]) -> Iterator[list[tuple[Tensor, Te
     """What the mixers of these layers see and say in the forwards inside, in order."""
     heard: list[tuple[Tensor, Tensor]] = []
     hooks = [
-        model.layers[layer].mixer.register_forward_hook(lambda mixer, seen, said: heard.append((seen[0], said)))
+        model.layers[layer].mixer.register_forward_hook(
+            lambda mixer, seen, said: heard.append((seen[0], said))
+        )
         for layer in layers
     ]
     try:

@@ -26,7 +26,10 @@ def check(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
     """(right or not, which result was furthest off, by how much or what was raised)."""
     try:
         found = errors(case, device, dtype)
-    except (RuntimeError, ValueError) as error:  # a kernel that cannot run here is a finding, not the end
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # a kernel that cannot run here is a finding, not the end
         return False, f"{type(error).__name__}", str(error).splitlines()[0][:80]
     worst = max(found, key=found.get)
     return found[worst] <= tolerance(case, device, dtype), worst, f"{found[worst]:.1e}"
@@ -53,15 +56,25 @@ def facts() -> dict[str, str]:
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         memory = f"{gpu.total_memory / 2**30:.0f} GiB"
-        found["gpu"] = f"{gpu.name}, {memory}, CUDA {torch.version.cuda}; {bf16(torch.device('cuda'))}"
+        found["gpu"] = (
+            f"{gpu.name}, {memory}, CUDA {torch.version.cuda}; {bf16(torch.device('cuda'))}"
+        )
     else:
-        found["gpu"] = f"none that torch sees (torch built for CUDA {torch.version.cuda or 'not at all'})"
-    found["compiler"] = cxx_compiler() or "no C++ compiler found: training.compile stays off on a CPU"
+        found["gpu"] = (
+            f"none that torch sees (torch built for CUDA {torch.version.cuda or 'not at all'})"
+        )
+    found["compiler"] = (
+        cxx_compiler() or "no C++ compiler found: training.compile stays off on a CPU"
+    )
     return found
 
 
 def bf16(device: torch.device) -> str:
-    return "multiplies bf16 natively" if native_bf16(device) else "no bf16 matrix units: bf16 is multiplied in fp32"
+    return (
+        "multiplies bf16 natively"
+        if native_bf16(device)
+        else "no bf16 matrix units: bf16 is multiplied in fp32"
+    )
 
 
 def main() -> int:
@@ -75,10 +88,15 @@ def main() -> int:
         for table in tables(device):
             count += len(CASES) * len(DTYPES)
             wrong += check_all(device, table, console)
-    console.print(f"\n{count - len(wrong)} of {count} right, in {time.perf_counter() - begun:.0f} s")
+    console.print(
+        f"\n{count - len(wrong)} of {count} right, in {time.perf_counter() - begun:.0f} s"
+    )
     if wrong:
-        console.print(f"wrong: {'; '.join(wrong)}. Train with model.kernels = slow (or torch, if only fla is wrong), and "
-                      "report this whole page", style="bold red")  # fmt: skip
+        console.print(
+            f"wrong: {'; '.join(wrong)}. Train with model.kernels = slow (or torch, if only fla is wrong), and "
+            "report this whole page",
+            style="bold red",
+        )
     return int(bool(wrong))
 
 
@@ -94,7 +112,10 @@ def check_all(device: torch.device, table: dict[str, ops.Choice], console: Conso
         form = table[case.op].name if case.op in table else "torch"
         for dtype in DTYPES:
             right, where, relative = check(case, device, dtype)
-            type_name, limit = str(dtype).removeprefix("torch."), f"{tolerance(case, device, dtype):.0e}"
+            type_name, limit = (
+                str(dtype).removeprefix("torch."),
+                f"{tolerance(case, device, dtype):.0e}",
+            )
             words = (case.op, case.name, type_name, device.type, form, where, relative, limit)
             console.print(line(*words), "[green]ok[/]" if right else "[bold red]FAIL[/]")
             wrong += [] if right else [f"{case} ({form}, {type_name}, {device.type})"]

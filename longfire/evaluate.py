@@ -64,9 +64,13 @@ def measure_heldout(
     found = {}
     for index, (name, _, stream) in enumerate(batches.prepared.validation):
         wait_for_heldout(batches, index, tokens, mesh)
-        read = stoppable(batches.heldout(index, tokens, rows_of_all, seq_len), batches.stopped, mesh)
+        read = stoppable(
+            batches.heldout(index, tokens, rows_of_all, seq_len), batches.stopped, mesh
+        )
         measured = measure(model, read, lengths_W, chunk_tokens, mesh)
-        found[name] = measured.of_documents(stream, batches.heldout_tokens(index, tokens), lengths_W)
+        found[name] = measured.of_documents(
+            stream, batches.heldout_tokens(index, tokens), lengths_W
+        )
     return {name: measured for name, measured in found.items() if measured.tokens}
 
 
@@ -115,7 +119,9 @@ class Measured:
         documents, decoded = document_bytes(stream, length, lengths_W)
         if documents == decoded:
             return self
-        return replace(self, bytes=round(self.bytes * documents / decoded) if decoded else documents)
+        return replace(
+            self, bytes=round(self.bytes * documents / decoded) if decoded else documents
+        )
 
     def numbers(self) -> dict[str, float]:
         nats, count = float(self.nats_C.sum()), self.tokens
@@ -133,7 +139,12 @@ class Measured:
         nats = np.add.reduceat(self.nats_C, [edge - 1 for edge in edges])
         counts = np.add.reduceat(self.count_C, [edge - 1 for edge in edges])
         return [
-            {"from": edge, "to": min(2 * edge - 1, len(self.nats_C)), "loss": float(n / count), "tokens": int(count)}
+            {
+                "from": edge,
+                "to": min(2 * edge - 1, len(self.nats_C)),
+                "loss": float(n / count),
+                "tokens": int(count),
+            }
             for edge, n, count in zip(edges, nats, counts)
             if count
         ]
@@ -158,9 +169,15 @@ def perplexity(nats: float) -> float:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # other rows and no gradients: a compiled model would be compiled again
+@torch.compiler.set_stance(
+    "force_eager"
+)  # other rows and no gradients: a compiled model would be compiled again
 def measure(
-    model: Model, batches: Iterable[Batch], lengths_W: np.ndarray, chunk_tokens: int, mesh: Mesh = ALONE
+    model: Model,
+    batches: Iterable[Batch],
+    lengths_W: np.ndarray,
+    chunk_tokens: int,
+    mesh: Mesh = ALONE,
 ) -> Measured:
     """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each process of the mesh takes its share
     of the rows, and all add up: all call this with the same batches."""
@@ -185,7 +202,11 @@ def world_sum(mine: "Measured", mesh: Mesh) -> "Measured":
         return mine
     length = max(mesh.all_say(len(mine.nats_C)))
     sums = np.zeros((3, length))
-    sums[0, : len(mine.nats_C)], sums[1, : len(mine.count_C)], sums[2, 0] = mine.nats_C, mine.count_C, mine.bytes
+    sums[0, : len(mine.nats_C)], sums[1, : len(mine.count_C)], sums[2, 0] = (
+        mine.nats_C,
+        mine.count_C,
+        mine.bytes,
+    )
     nats_C, count_C, sizes = mesh.sum(torch.from_numpy(sums), *DATA, "cp").numpy()
     return Measured(nats_C, count_C.astype(np.int64), int(sizes[0]))
 
@@ -208,7 +229,9 @@ def heldout_bytes(batches: Batches, source: str, tokens: int) -> bytes:
     """The very bytes of a source that `evaluate` predicts with the same `tokens`."""
     table = token_bytes(batches.prepared.tokenizer)
     index = [name for name, _, _ in batches.prepared.validation].index(source)
-    labels = chain.from_iterable(real_labels(batch).tolist() for batch in batches.heldout(index, tokens, ROWS))
+    labels = chain.from_iterable(
+        real_labels(batch).tolist() for batch in batches.heldout(index, tokens, ROWS)
+    )
     return b"".join(table[label] for label in labels)
 
 

@@ -22,7 +22,9 @@ from longfire.weights import open_model
 Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 
 
-def finish(run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]) -> None:
+def finish(
+    run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]
+) -> None:
     """Do what the settings ask for at the end. Where many processes trained, one does it, with the
     model of the last checkpoint.
 
@@ -43,7 +45,15 @@ def finish(run: Run, state: State, batches: Batches, results: Results, note: Cal
                 failures.append(error)
     finally:
         width = max(map(len, lies))
-        note("\n".join(["", "Where everything lies:", *(f"  {what:<{width}}  {path}" for what, path in lies.items())]))
+        note(
+            "\n".join(
+                [
+                    "",
+                    "Where everything lies:",
+                    *(f"  {what:<{width}}  {path}" for what, path in lies.items()),
+                ]
+            )
+        )
     for error in failures[1:]:
         note(f"failed after the last step: {error}")
     if failures:
@@ -57,7 +67,9 @@ def last_model(run: Run, state: State, note: Callable[[str], None]) -> Model:
     return open_model(run.folder, state.step, note, run.model.plugins).model
 
 
-def write_export(run: Run, state: State, batches: Batches, note: Callable[[str], None]) -> dict[str, Path]:
+def write_export(
+    run: Run, state: State, batches: Batches, note: Callable[[str], None]
+) -> dict[str, Path]:
     """Hugging Face weights, where asked for; what lies where."""
     if not run.checkpoint.export:
         return {}
@@ -69,19 +81,25 @@ def write_export(run: Run, state: State, batches: Batches, note: Callable[[str],
     return {"Hugging Face weights": out}
 
 
-def write_sample(run: Run, state: State, batches: Batches, note: Callable[[str], None]) -> dict[str, Path]:
+def write_sample(
+    run: Run, state: State, batches: Batches, note: Callable[[str], None]
+) -> dict[str, Path]:
     if run.eval.sample_prompt:
         note(sample(run, last_model(run, state, note), batches))
     return {}
 
 
-def write_report(run: Run, state: State, batches: Batches, note: Callable[[str], None]) -> dict[str, Path]:
+def write_report(
+    run: Run, state: State, batches: Batches, note: Callable[[str], None]
+) -> dict[str, Path]:
     """The page, where asked for; what lies where."""
     if not run.metrics.report:
         return {}
     try:
         html([run.folder], run.folder / "report.html", note)
-    except SettingsError as error:  # matplotlib is an extra: a trained model is no failure for want of a picture
+    except (
+        SettingsError
+    ) as error:  # matplotlib is an extra: a trained model is no failure for want of a picture
         note(f"no report.html: {error}")
         return {}
     return {"report": run.folder / "report.html"}

@@ -20,7 +20,9 @@ from longfire.model import Model
 from longfire.options import Sampling
 from longfire.weights import Opened
 
-PROMPT_CHUNK = 2048  # tokens of a prompt that go through the model at once: bounds memory for long prompts
+PROMPT_CHUNK = (
+    2048  # tokens of a prompt that go through the model at once: bounds memory for long prompts
+)
 UNFINISHED = "\ufffd"  # what decoders write for bytes that are not yet a character
 
 
@@ -146,7 +148,9 @@ def advance(model: Model, ids_B: list[int], cache: Cache) -> Tensor:
     return model.logits(see(model, [[i] for i in ids_B], cache))[:, 0]
 
 
-@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again for every length
+@torch.compiler.set_stance(
+    "force_eager"
+)  # a compiled model would be compiled again for every length
 def see(model: Model, ids: list[list[int]], cache: Cache) -> Tensor:
     """Hidden states (B, T, D) of ids (B, T) that follow what is in the cache. Raises SettingsError beyond learned positions."""
     ids_BT = torch.tensor(ids, device=model.embed.weight.device)
@@ -163,7 +167,9 @@ def see(model: Model, ids: list[list[int]], cache: Cache) -> Tensor:
 
 def penalised(logits_W: Tensor, seen_W: Tensor, penalty: float) -> Tensor:
     """Logits of words that were seen, less likely by a factor (CTRL, Keskar 2019, section 4.1; negative ones grow)."""
-    return torch.where(seen_W, torch.where(logits_W < 0, logits_W * penalty, logits_W / penalty), logits_W)
+    return torch.where(
+        seen_W, torch.where(logits_W < 0, logits_W * penalty, logits_W / penalty), logits_W
+    )
 
 
 def draw(logits_W: Tensor, sampling: Sampling, chance: torch.Generator) -> int:
@@ -190,7 +196,9 @@ def likeliest(logits_W: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest (0: all), largest first, and their ids; of equals the lower ids."""
     if not 0 < k < len(logits_W):
         return logits_W.sort(descending=True, stable=True)
-    ids = (logits_W >= logits_W.topk(k).values[-1]).nonzero()[:, 0]  # sorting all words takes longer than a small model
+    ids = (logits_W >= logits_W.topk(k).values[-1]).nonzero()[
+        :, 0
+    ]  # sorting all words takes longer than a small model
     logits, order = logits_W[ids].sort(descending=True, stable=True)
     return logits[:k], ids[order[:k]]
 
@@ -202,14 +210,19 @@ class Reader:
     that piece before it: decoders treat a text's beginning otherwise.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stops: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: list[int], stops: tuple[str, ...] = ()
+    ) -> None:
         self.tokenizer, self.stops, self.ended = tokenizer, stops, False
         self.ids, self.shown, self.held = list(prompt[-4:]), len(prompt[-4:]), ""
 
     def push(self, drawn: int) -> str:
         """What may be shown after this id; sets `ended` when a stop is complete."""
         self.ids.append(drawn)
-        before, text = self.tokenizer.decode(self.ids[: self.shown]), self.tokenizer.decode(self.ids)
+        before, text = (
+            self.tokenizer.decode(self.ids[: self.shown]),
+            self.tokenizer.decode(self.ids),
+        )
         if len(text) <= len(before) or text.endswith(UNFINISHED):
             return ""
         self.ids, self.shown = self.ids[self.shown :], len(self.ids) - self.shown
@@ -230,17 +243,24 @@ class Reader:
             self.ended = True
             return self.held[: min(ends)]
         begun = (
-            n for s in self.stops for n in range(min(len(s) - 1, len(self.held)), 0, -1) if self.held.endswith(s[:n])
+            n
+            for s in self.stops
+            for n in range(min(len(s) - 1, len(self.held)), 0, -1)
+            if self.held.endswith(s[:n])
         )
         safe = len(self.held) - max(begun, default=0)
         shown, self.held = self.held[:safe], self.held[safe:]
         return shown
 
 
-def text_row(model: Model, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, index: int = 0) -> Row:
+def text_row(
+    model: Model, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, index: int = 0
+) -> Row:
     """A row whose ids are read as text; EOS, other ends of the model's files and stops end it."""
     words = min(tokenizer.vocab_size, model.shape.vocab_size)
-    return Row(ids, sampling, tokenizer.end_ids, words, index, Reader(tokenizer, ids, sampling.stop))
+    return Row(
+        ids, sampling, tokenizer.end_ids, words, index, Reader(tokenizer, ids, sampling.stop)
+    )
 
 
 def write(
@@ -258,27 +278,42 @@ def write(
 
 
 def stream_text(
-    model: Model, tokenizer: Tokenizer, prompt: str, sampling: Sampling, add_bos: bool = False, index: int = 0,
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    add_bos: bool = False,
+    index: int = 0,
     pace: Pace | None = None,
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     """The text that continues the prompt, without it, in pieces. EOS ends it."""
     row = text_row(model, tokenizer, prompt_ids(tokenizer, prompt, add_bos), sampling, index)
     return (text for _, text in write(model, [row], pace=pace))
 
 
-def generate_text(model: Model, tokenizer: Tokenizer, prompt: str, sampling: Sampling, add_bos: bool = False) -> str:
+def generate_text(
+    model: Model, tokenizer: Tokenizer, prompt: str, sampling: Sampling, add_bos: bool = False
+) -> str:
     """`stream_text` in one piece."""
     return "".join(stream_text(model, tokenizer, prompt, sampling, add_bos))
 
 
 def generate_texts(
-    model: Model, tokenizer: Tokenizer, prompts: list[str], sampling: Sampling, add_bos: bool = False,
-    batch_size: int = 8, pace: Pace | None = None,
-) -> Iterator[str]:  # fmt: skip
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    sampling: Sampling,
+    add_bos: bool = False,
+    batch_size: int = 8,
+    pace: Pace | None = None,
+) -> Iterator[str]:
     """The text that continues each prompt, in their order, `batch_size` rows at a time; the same for any batch_size."""
     for first in range(0, len(prompts), batch_size):
         some = enumerate(prompts[first : first + batch_size], first)
-        rows = [text_row(model, tokenizer, prompt_ids(tokenizer, p, add_bos), sampling, i) for i, p in some]
+        rows = [
+            text_row(model, tokenizer, prompt_ids(tokenizer, p, add_bos), sampling, i)
+            for i, p in some
+        ]
         yield from written(model, rows, pace)
 
 

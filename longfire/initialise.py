@@ -13,7 +13,14 @@ from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
 from longfire.parallel.pieces import take, whole_shape
-from longfire.shape import BY_DEPTH, INITIALIZER_RANGE, MIXERS_BY_DEPTH, PUBLISHED, ModelShape, mixer_of
+from longfire.shape import (
+    BY_DEPTH,
+    INITIALIZER_RANGE,
+    MIXERS_BY_DEPTH,
+    PUBLISHED,
+    ModelShape,
+    mixer_of,
+)
 
 Rule = Callable[[Tensor, torch.Generator], object]  # fills a whole parameter in place
 
@@ -52,7 +59,9 @@ def initialise(model: Model, seed: int) -> None:
             name = f"{module_name}.{leaf}"
             split, generator = model.splits.get(name), keyed_generator(seed, name)
             first = torch.empty(whole_shape(parameter, split), dtype=torch.float32)
-            rule = own.get(name) or rule_of(role_of(name, module, outputs), model.shape, published.get(name))
+            rule = own.get(name) or rule_of(
+                role_of(name, module, outputs), model.shape, published.get(name)
+            )
             with torch.no_grad():
                 rule(first, generator)
                 take(parameter, split, first)
@@ -120,7 +129,9 @@ def role_of(name: str, module: nn.Module, outputs: set[str]) -> str:
         if name == "head.weight":
             return "head"
         return "outputs" if name in outputs else "matrices"
-    raise AssertionError(f"{name} of {type(module).__name__} has no role: add it to own_init of its mixer")
+    raise AssertionError(
+        f"{name} of {type(module).__name__} has no role: add it to own_init of its mixer"
+    )
 
 
 def rule_of(role: str, shape: ModelShape, published: Rule | None = None) -> Rule:
@@ -167,7 +178,11 @@ def fan_in(weight: Tensor) -> int:
 
 
 # The names that shape.INIT_RULES allows beside those that need a number of the shape.
-NAMED_RULES: dict[str, Rule] = {"fan_in": fan_in_normal, "fan_in_uniform": fan_in_uniform, "zeros": zeros}
+NAMED_RULES: dict[str, Rule] = {
+    "fan_in": fan_in_normal,
+    "fan_in_uniform": fan_in_uniform,
+    "zeros": zeros,
+}
 
 
 def keyed_generator(seed: int, name: str) -> torch.Generator:

@@ -69,10 +69,14 @@ def world() -> World:
             )
     rank = number(rank_name, 0)
     if rank >= size:
-        raise SettingsError(f"{rank_name} = {rank} in the environment, but {source} = {size}: ranks count from 0")
+        raise SettingsError(
+            f"{rank_name} = {rank} in the environment, but {source} = {size}: ranks count from 0"
+        )
     for ours, theirs in (("RANK", rank), ("WORLD_SIZE", size)):
         os.environ[ours] = str(theirs)  # torch reads these names only
-    sees_its_own_gpu = local_name.startswith("SLURM") and os.environ.get("SLURM_GPUS_PER_TASK") == "1"
+    sees_its_own_gpu = (
+        local_name.startswith("SLURM") and os.environ.get("SLURM_GPUS_PER_TASK") == "1"
+    )
     return World(size, rank, 0 if sees_its_own_gpu else number(local_name, 0))
 
 
@@ -80,7 +84,9 @@ def number(name: str, default: int) -> int:
     """A number of the environment. Raises SettingsError if it is none."""
     value = os.environ.get(name, str(default))
     if not value.isdigit():
-        raise SettingsError(f"{name} = {value!r} in the environment is not a number of processes; unset it")
+        raise SettingsError(
+            f"{name} = {value!r} in the environment is not a number of processes; unset it"
+        )
     return int(value)
 
 
@@ -107,7 +113,12 @@ def offline() -> bool:
 
 def stay_offline() -> None:
     """From here on nothing is fetched: told to the hub's libraries, and to what this process starts, before they are imported."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    for name in (
+        "HF_HUB_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_EVALUATE_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+    ):
         os.environ[name] = "1"
 
 
@@ -118,7 +129,12 @@ def no_color() -> bool:
 
 def wandb_run() -> dict[str, str]:
     """What the environment says about the W&B run, as arguments of wandb.init; it wins over the settings (S1x-1)."""
-    names = {"WANDB_PROJECT": "project", "WANDB_NAME": "name", "WANDB_RUN_ID": "id", "WANDB_MODE": "mode"}
+    names = {
+        "WANDB_PROJECT": "project",
+        "WANDB_NAME": "name",
+        "WANDB_RUN_ID": "id",
+        "WANDB_MODE": "mode",
+    }
     return {argument: os.environ[name] for name, argument in names.items() if os.environ.get(name)}
 
 
@@ -155,7 +171,9 @@ def terminable(grace_seconds: float = TERM_SECONDS) -> Iterator[None]:
     os.set_blocking(writer, False)
     before = signal.signal(signal.SIGTERM, raise_terminated)
     woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=end_after_a_signal, args=(reader, grace_seconds), name="sigterm", daemon=True).start()
+    threading.Thread(
+        target=end_after_a_signal, args=(reader, grace_seconds), name="sigterm", daemon=True
+    ).start()
     try:
         yield
     finally:
@@ -195,8 +213,13 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self.woken_before = signal.set_wakeup_fd(-1)  # of `terminable`, which would not wait for a save
-            self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.woken_before = signal.set_wakeup_fd(
+                -1
+            )  # of `terminable`, which would not wait for a save
+            self.before = {
+                number: signal.signal(number, self.ask)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -209,7 +232,9 @@ class StopRequest:
         if self.requested and number == signal.SIGTERM:
             return
         if self.requested:
-            tell(f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays")
+            tell(
+                f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays"
+            )
             os._exit(128 + number)
         self.requested, self.exit_code = True, 128 + number
         tell(
@@ -230,9 +255,16 @@ class Watchdog:
     own timer, which needs no lock, prints the stacks and exits (code 1) GRACE_SECONDS later.
     """
 
-    def __init__(self, comm: Comm, what: str = "to finish a step", grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self, comm: Comm, what: str = "to finish a step", grace_seconds: float = GRACE_SECONDS
+    ) -> None:
         self.limits = {"init": comm.init_timeout_seconds, "train": comm.train_timeout_seconds}
-        self.phase, self.last, self.what, self.grace_seconds = "init", time.monotonic(), what, grace_seconds
+        self.phase, self.last, self.what, self.grace_seconds = (
+            "init",
+            time.monotonic(),
+            what,
+            grace_seconds,
+        )
         self.look, self.over = threading.Event(), False
 
     def __enter__(self) -> "Watchdog":

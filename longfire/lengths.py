@@ -39,13 +39,19 @@ def stages(training: Training) -> tuple[Stage, ...]:
             raise SettingsError(
                 f"{SCHEDULE}: {word!r} is not STEP:LENGTH or STEP:LENGTH:ROPE_THETA, as 1000:8192 or 1000:8192:500000"
             ) from None
-        if stage.seq_len < 1 or not 0 <= stage.rope_theta < float("inf") or (theta and not stage.rope_theta):
+        if (
+            stage.seq_len < 1
+            or not 0 <= stage.rope_theta < float("inf")
+            or (theta and not stage.rope_theta)
+        ):
             raise SettingsError(f"{SCHEDULE}: {word!r}: length and base must be above 0")
         if stage.step <= found[-1].step if found else stage.step != 0:
             raise SettingsError(
                 f"{SCHEDULE}: {word!r}: the first stage begins at step 0, each other one after the one before it"
             )
-        found.append(replace(stage, rope_theta=stage.rope_theta or (found[-1].rope_theta if found else 0.0)))
+        found.append(
+            replace(stage, rope_theta=stage.rope_theta or (found[-1].rope_theta if found else 0.0))
+        )
     return tuple(found) or (Stage(0, training.seq_len),)
 
 
@@ -70,8 +76,10 @@ def stage_of_model(training: Training, step: int) -> Stage:
 def with_base(shape: ModelShape, theta: float, seq_len: int) -> ModelShape:
     """The shape with this base (0: its own) in all attention layers that have rotary positions, and a limit of positions
     that lets rows of so many tokens be: who names a base for longer rows means them."""
-    mixers = {name: {**given, "rope_theta": theta} if theta and turns(name, given) else given
-              for name, given in shape.mixers.items()}  # fmt: skip
+    mixers = {
+        name: {**given, "rope_theta": theta} if theta and turns(name, given) else given
+        for name, given in shape.mixers.items()
+    }
     limit = shape.max_position_embeddings
     limit = limit if shape.learned_positions or not limit else max(limit, seq_len)
     return replace(shape, mixers=mixers, max_position_embeddings=limit)
@@ -104,7 +112,10 @@ def refusals(run: Any) -> Iterator[str]:
         return
     if run.training.seq_len_schedule:
         yield from of_schedule(run, found)
-    bases = {"model.rope_theta": run.model.rope_theta, SCHEDULE: any(stage.rope_theta for stage in found)}
+    bases = {
+        "model.rope_theta": run.model.rope_theta,
+        SCHEDULE: any(stage.rope_theta for stage in found),
+    }
     for key in [key for key, base in bases.items() if base]:
         if run.model.backend == "transformers":
             yield f"{key} names a base of rotary positions, but model.backend = 'transformers' takes it from {run.shape_from}"
@@ -128,7 +139,11 @@ def of_schedule(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
                 f"{SCHEDULE}: {stage.seq_len} does not divide training.seq_len = {seq_len}, so steps could not have equally many "
                 f"tokens: take {below}, or another longest length"
             )
-        if run.parallelism.sequence_parallel and stage.seq_len % run.degrees["tp"] and run.degrees["cp"] == 1:
+        if (
+            run.parallelism.sequence_parallel
+            and stage.seq_len % run.degrees["tp"]
+            and run.degrees["cp"] == 1
+        ):
             yield (
                 f"{SCHEDULE}: parallelism.tensor_parallel_degree = {run.degrees['tp']} must divide {stage.seq_len}, since processes "
                 "share the tokens of a row; change one of them, or set parallelism.sequence_parallel to false"
@@ -147,7 +162,11 @@ def of_segments(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
     if count > shortest:
         yield f"{given} is more than a row's {shortest} tokens: set it to at most that"
     for axis, degree, why in (
-        ("pp", "pipeline_parallel_degree", "a pipeline's stages have no room for states between microbatches"),
+        (
+            "pp",
+            "pipeline_parallel_degree",
+            "a pipeline's stages have no room for states between microbatches",
+        ),
         ("cp", "context_parallel_degree", "a row that processes share is cut already"),
     ):
         if run.degrees.get(axis, 1) > 1:
@@ -174,7 +193,11 @@ def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
             f"{given} with data.varlen: segments of documents are attended by torch's kernels, not in blocks; set attention.kind to "
             f"auto, or {SEGMENTS} to 1"
         )
-    softmax = {name: shape.mixers.get(name, {}) for name in shape.layer_types if mixer_of(name) == "attention"}
+    softmax = {
+        name: shape.mixers.get(name, {})
+        for name in shape.layer_types
+        if mixer_of(name) == "attention"
+    }
     for name, own in softmax.items():
         if own.get("rope") in ("dynamic", "longrope"):
             yield f"{given}: {name}.rope = {own['rope']!r} turns by the length of the whole text; take yarn or linear, or set it to 1"

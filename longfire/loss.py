@@ -13,7 +13,11 @@ from longfire.ops.cross_entropy import l2_warped, linear_cross_entropy, token_lo
 
 
 def loss_sum(
-    model: Model, batch: Batch, chunk_tokens: int, noise_BT: Tensor | None = None, cache: Cache | None = None
+    model: Model,
+    batch: Batch,
+    chunk_tokens: int,
+    noise_BT: Tensor | None = None,
+    cache: Cache | None = None,
 ) -> Tensor:
     """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), fp32 scalar.
 
@@ -33,10 +37,14 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
         loss = F.cross_entropy(logits_NW, labels_N, ignore_index=NO_LABEL, reduction="sum")
         return l2_warped(loss, logits_NW, labels_N, NO_LABEL) if model.use_l2warp else loss
     return linear_cross_entropy(
-        model.to_head(hidden_BTD).flatten(0, 1), model.head.weight, batch.labels_BT.flatten(),
-        chunk_tokens=chunk_tokens, words=model.words, softcap=model.shape.final_logit_softcapping,
+        model.to_head(hidden_BTD).flatten(0, 1),
+        model.head.weight,
+        batch.labels_BT.flatten(),
+        chunk_tokens=chunk_tokens,
+        words=model.words,
+        softcap=model.shape.final_logit_softcapping,
         l2_warp=model.shape.use_l2warp,
-    )  # fmt: skip
+    )
 
 
 def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
@@ -47,15 +55,23 @@ def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tenso
     return losses_of(model, hidden_BTD, batch.labels_BT, chunk_tokens)
 
 
-def losses_of(model: Model, hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens: int = 1024) -> tuple[Tensor, Tensor]:
+def losses_of(
+    model: Model, hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens: int = 1024
+) -> tuple[Tensor, Tensor]:
     """The same of hidden states that are there already."""
     if model.head is None:
         logits_BTW = hidden_BTD.float()
-        nats_BT = F.cross_entropy(logits_BTW.transpose(1, 2), labels_BT, ignore_index=NO_LABEL, reduction="none")
+        nats_BT = F.cross_entropy(
+            logits_BTW.transpose(1, 2), labels_BT, ignore_index=NO_LABEL, reduction="none"
+        )
         return nats_BT, (labels_BT != NO_LABEL) & (logits_BTW.argmax(-1) == labels_BT)
     found = token_losses(
-        model.to_head(hidden_BTD).flatten(0, 1), model.head.weight, labels_BT.flatten(),
-        chunk_tokens=chunk_tokens, words=model.words, softcap=model.shape.final_logit_softcapping,
-    )  # fmt: skip
+        model.to_head(hidden_BTD).flatten(0, 1),
+        model.head.weight,
+        labels_BT.flatten(),
+        chunk_tokens=chunk_tokens,
+        words=model.words,
+        softcap=model.shape.final_logit_softcapping,
+    )
     nats_BT, greedy_BT = (x.view_as(labels_BT) for x in found)
     return nats_BT, greedy_BT

@@ -19,7 +19,11 @@ from longfire.ops.norm import LayerNorm, RMSNorm
 from longfire.parallel.pieces import Split
 from longfire.shape import GATED_MLPS, ModelShape, mixer_of
 
-MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = 1, 2, 4  # where noise is used: in a block, and from block to block
+MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = (
+    1,
+    2,
+    4,
+)  # where noise is used: in a block, and from block to block
 
 
 def make_norm(shape: ModelShape) -> nn.Module:
@@ -44,16 +48,22 @@ class Block(nn.Module):
         super().__init__()
         name = shape.layer_types[layer]
         mixer_class = MIXERS[mixer_of(name)]
-        mixer_shape = read_mixer_shape(mixer_class, name, shape.mixers.get(name, {}), shape.hidden_size)
+        mixer_shape = read_mixer_shape(
+            mixer_class, name, shape.mixers.get(name, {}), shape.hidden_size
+        )
         self.kind, self.dropout, self.inner = shape.block, shape.dropout, inner
         self.mixer_norm = make_norm(shape)
         self.mixer = mixer_class(shape, mixer_shape, layer)
         self.mlp = make_mlp(shape, layer)
-        self.mlp_norm = None if self.mlp is None or self.kind == "parallel_tied" else make_norm(shape)
+        self.mlp_norm = (
+            None if self.mlp is None or self.kind == "parallel_tied" else make_norm(shape)
+        )
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         if self.kind == "post":
-            x_BTD = self.mixer_norm(self.added(self.mixer(x_BTD.to(self.inner), seq), x_BTD, seq, MIXER_PLACE))
+            x_BTD = self.mixer_norm(
+                self.added(self.mixer(x_BTD.to(self.inner), seq), x_BTD, seq, MIXER_PLACE)
+            )
             if self.mlp is None:
                 return x_BTD
             return self.mlp_norm(self.added(self.fed(x_BTD, seq), x_BTD, seq, MLP_PLACE))
@@ -74,7 +84,11 @@ class Block(nn.Module):
 
     def added(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
         drops = seq.noise_BT is not None and self.dropout > 0
-        return dropout_add(y_BTD, x_BTD, self.dropout, of_place(seq.noise_BT, place)) if drops else x_BTD + y_BTD
+        return (
+            dropout_add(y_BTD, x_BTD, self.dropout, of_place(seq.noise_BT, place))
+            if drops
+            else x_BTD + y_BTD
+        )
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of the forward, by the convention of Model.flops_per_token."""
@@ -105,14 +119,20 @@ class Model(nn.Module):
 
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        assert shape.vocab_size > 0, "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
+        assert shape.vocab_size > 0, (
+            "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
+        )
         self.shape, self.compute_dtype = shape, compute_dtype
         self.embed = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.positions = (
-            nn.Embedding(shape.max_position_embeddings, shape.hidden_size) if shape.learned_positions else None
+            nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
+            if shape.learned_positions
+            else None
         )
         self.embed_norm = make_norm(shape) if shape.embed_norm else None
-        self.layers = nn.ModuleList(Block(shape, layer, compute_dtype) for layer in range(shape.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Block(shape, layer, compute_dtype) for layer in range(shape.num_hidden_layers)
+        )
         self.shared = nn.ModuleDict(modules_of_all_layers(shape, self.layers))
         self.norm = nn.Identity() if shape.block == "post" else make_norm(shape)
         self.head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
@@ -120,9 +140,13 @@ class Model(nn.Module):
         self.splits: dict[str, Split] = {}
         self.partial: set[str] = set()
         self.copied: set[str] = set()
-        self.pipeline: Any = None  # parallel/pipeline.Pipeline, which then computes instead of `forward`
+        self.pipeline: Any = (
+            None  # parallel/pipeline.Pipeline, which then computes instead of `forward`
+        )
         self.context: Any = None  # parallel/context.Context, which then cuts its batches
-        self.computes_on: torch.device | None = None  # where that is not where its parameters are kept
+        self.computes_on: torch.device | None = (
+            None  # where that is not where its parameters are kept
+        )
         self.words: Words | None = None
         self.to_head: Callable[[Tensor], Tensor] = as_it_is
 
@@ -150,7 +174,11 @@ class Model(nn.Module):
 
     def outgrown(self, ids_BT: Tensor, cache: Cache) -> bool:
         """Whether new ids make what the layers kept of earlier ones wrong (Mixer.cached_up_to); such a model keeps all ids."""
-        limits = [block.mixer.cached_up_to for block in self.layers if block.mixer.cached_up_to is not None]
+        limits = [
+            block.mixer.cached_up_to
+            for block in self.layers
+            if block.mixer.cached_up_to is not None
+        ]
         if not limits:
             return False
         kept, new_BT11 = cache.kept(IDS), ids_BT[..., None, None]
@@ -187,7 +215,9 @@ class Model(nn.Module):
         x_BTD = x_BTD.to(self.stream_dtype)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
-        return dropout(x_BTD, self.shape.embed_dropout, seq.noise_BT)  # last: a norm would undo its scale
+        return dropout(
+            x_BTD, self.shape.embed_dropout, seq.noise_BT
+        )  # last: a norm would undo its scale
 
     def blocks(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         """What the last block says; each has noise of its own, by its number in the whole model."""

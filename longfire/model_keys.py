@@ -71,7 +71,8 @@ def shape_fields(shape: type) -> list[Field[Any]]:
 def section(title: str, keys: Iterable[Field[Any]]) -> str:
     lines = [f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
     lines += [
-        f"| `{key.name}` | {type_of(key)} | {default_of(key)} | {cell(key.metadata.get('help', ''))} |" for key in keys
+        f"| `{key.name}` | {type_of(key)} | {default_of(key)} | {cell(key.metadata.get('help', ''))} |"
+        for key in keys
     ]
     return "\n".join(lines)
 

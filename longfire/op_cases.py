@@ -77,7 +77,9 @@ class Draw:
         return Documents.from_ids(starts_BT.long().cumsum(1))
 
 
-Inputs = dict[str, Any]  # arguments by name: float64 tensors, and what is no number (documents, window, labels)
+Inputs = dict[
+    str, Any
+]  # arguments by name: float64 tensors, and what is no number (documents, window, labels)
 
 
 class Case(NamedTuple):
@@ -160,7 +162,9 @@ def recurrent_inputs(
     return inputs
 
 
-def dplr_inputs(draw: Draw, n: Sizes, *, strong: float = 0.0, documents: bool = False, state: bool = True) -> Inputs:
+def dplr_inputs(
+    draw: Draw, n: Sizes, *, strong: float = 0.0, documents: bool = False, state: bool = True
+) -> Inputs:
     """As RWKV-7: c and b are one key, read and in part taken away."""
     heads = (n.B, n.T, n.H, n.K)
     key_BTHK = F.normalize(draw.normal(*heads), dim=-1)
@@ -194,7 +198,9 @@ def selective_scan_inputs(
     return {**inputs, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
 
 
-def previous_token_inputs(draw: Draw, n: Sizes, *, documents: bool = False, state: bool = True) -> Inputs:
+def previous_token_inputs(
+    draw: Draw, n: Sizes, *, documents: bool = False, state: bool = True
+) -> Inputs:
     inputs = {"x_BTD": draw.normal(n.B, n.T, n.H * n.K)}
     if state:
         inputs["before_BD"] = draw.normal(n.B, n.H * n.K)
@@ -270,7 +276,9 @@ def cases() -> Iterator[Case]:
             if decay in ("scalar", "vector"):
                 yield Case(module, op, f"{name} of e^{STRONG:.0f}", partial(inputs, strong=STRONG))
             if op == "linear_attention" and decay in ("constant", "vector"):
-                yield Case(module, op, f"{name}, grouped heads", partial(inputs, groups=2, documents=True))
+                yield Case(
+                    module, op, f"{name}, grouped heads", partial(inputs, groups=2, documents=True)
+                )
     for name, options in {
         "value decay": {"value_decay": True},
         "value decay, documents": {"value_decay": True, "documents": True},
@@ -279,7 +287,11 @@ def cases() -> Iterator[Case]:
         "value decay, one key for all heads": {"value_decay": True, "heads_per_key": 4},
         "vector and value decay": {"decay": "vector", "value_decay": True},
         "scalar decay, one key for all heads": {"decay": "scalar", "heads_per_key": 4},
-        "vector decay, one key for two heads": {"decay": "vector", "heads_per_key": 2, "documents": True},
+        "vector decay, one key for two heads": {
+            "decay": "vector",
+            "heads_per_key": 2,
+            "documents": True,
+        },
     }.items():
         inputs = partial(recurrent_inputs, rule=False, **{"decay": "none", **options})
         yield Case(linear_attention, "linear_attention", name, inputs)
@@ -294,7 +306,9 @@ def cases() -> Iterator[Case]:
         "documents": {"documents": True},
         "steps of 20": {"strong": 20.0},
     }.items():
-        yield Case(selective_scan, "selective_scan", name, partial(selective_scan_inputs, **options))
+        yield Case(
+            selective_scan, "selective_scan", name, partial(selective_scan_inputs, **options)
+        )
     for name, documents in {"whole rows": False, "documents": True}.items():
         inputs = partial(previous_token_inputs, documents=documents)
         yield Case(token_shift, "previous_token", name, inputs)
@@ -330,14 +344,20 @@ def results(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
     seeds = [
         draw.normal(*x.shape).mul(8).round().div(8).to(x) for x in outputs
     ]  # eighths: exact in bf16, the same for all
-    differentiable = [pair for pair in zip(outputs, seeds) if pair[0].requires_grad]  # zeros need no input
+    differentiable = [
+        pair for pair in zip(outputs, seeds) if pair[0].requires_grad
+    ]  # zeros need no input
     gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
     if differentiable:
         some_outputs, their_seeds = zip(*differentiable)
         wanted = list(leaves.values())
-        gradients = torch.autograd.grad(some_outputs, wanted, their_seeds, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            some_outputs, wanted, their_seeds, allow_unused=True, materialize_grads=True
+        )
     named = zip(("output", "second output"), outputs)
-    return {name: x.detach() for name, x in named} | {f"d {name}": d for name, d in zip(leaves, gradients)}
+    return {name: x.detach() for name, x in named} | {
+        f"d {name}": d for name, d in zip(leaves, gradients)
+    }
 
 
 def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -357,7 +377,12 @@ def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
 
 
 def errors(
-    case: Case, device: torch.device, dtype: torch.dtype, sizes: Sizes | None = None, seed: int = 0, floor: float = 0.0
+    case: Case,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Sizes | None = None,
+    seed: int = 0,
+    floor: float = 0.0,
 ) -> dict[str, float]:
     """max |fast - reference| / max |reference| of each output and gradient; infinite where the fast form is not finite.
 
@@ -365,7 +390,10 @@ def errors(
     error is relative to that share.
     """
     rounded = moved(case.inputs(Draw(seed), sizes or SIZES[device.type]), device, dtype)
-    exact = {name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in rounded.items()}
+    exact = {
+        name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for name, x in rounded.items()
+    }
     got = results(getattr(case.module, case.op), rounded)
     true = results(getattr(case.module, f"{case.op}_slow"), exact)
     least = max(1e-30, floor * max(float(x.abs().max()) for x in true.values() if x.numel()))
@@ -374,11 +402,17 @@ def errors(
         if not x.numel():
             continue
         difference = (got[name].double() - x).abs().max()
-        found[name] = float(difference / x.abs().max().clamp_min(least)) if difference.isfinite() else torch.inf
+        found[name] = (
+            float(difference / x.abs().max().clamp_min(least))
+            if difference.isfinite()
+            else torch.inf
+        )
     return found
 
 
-def tolerance(case: Case, device: torch.device, dtype: torch.dtype, tokens: int | None = None) -> float:
+def tolerance(
+    case: Case, device: torch.device, dtype: torch.dtype, tokens: int | None = None
+) -> float:
     """The largest error that rounding explains, relative to the largest value.
 
     u is half a unit in the last place. A result is rounded to its type (u of it). Sums over T tokens are fp32 everywhere: their
@@ -391,4 +425,8 @@ def tolerance(case: Case, device: torch.device, dtype: torch.dtype, tokens: int 
     products = u if case.op.startswith("attention") and native_bf16(device) else fp32
     if device.type == "cuda":
         products = max(u, 2**-11)
-    return 4 * (u if u > fp32 else 0) + 16 * products + 4 * fp32 * (tokens or SIZES[device.type].T) ** 0.5
+    return (
+        4 * (u if u > fp32 else 0)
+        + 16 * products
+        + 4 * fp32 * (tokens or SIZES[device.type].T) ** 0.5
+    )

@@ -31,7 +31,12 @@ def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[di
         weight_decay = optimizer.weight_decay if role in decays else 0.0
         groups.setdefault((weight_decay, scales[role]), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay, "lr_scale": scale, "lr": optimizer.lr * scale}
+        {
+            "params": parameters,
+            "weight_decay": weight_decay,
+            "lr_scale": scale,
+            "lr": optimizer.lr * scale,
+        }
         for (weight_decay, scale), parameters in groups.items()
     ]
 
@@ -42,7 +47,12 @@ def roles(model: nn.Module) -> dict[nn.Parameter, str]:
     embedding: of every nn.Embedding, and so of a head that is tied to one. matrix: what has at least two
     dims and is a module's `weight` (rates and bounds may have two dims, too).
     """
-    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    embeddings = {
+        p
+        for m in model.modules()
+        if isinstance(m, nn.Embedding)
+        for p in m.parameters(recurse=False)
+    }
     head = model.head_weight
     found: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters():
@@ -65,7 +75,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-def make_optimizer(model: nn.Module, optimizer: settings.Optimizer, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, optimizer: settings.Optimizer, device: torch.device
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) or Adam (Kingma and Ba 2015) on those groups, fused where the device can."""
     kind = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}[optimizer.name]
     return kind(
@@ -94,9 +106,20 @@ def clip_gradients(
     by_copies: dict[float, list[Tensor]] = defaultdict(list)
     for gradient, count in zip(gradients, copies or [1] * len(gradients)):
         by_copies[count].append(gradient)
-    squares = [torch.nn.utils.get_total_norm(some).double().square() / count for count, some in by_copies.items()]
-    norm = world_sum(torch.stack(squares).sum()).sqrt().to(torch.promote_types(gradients[0].dtype, torch.float32))
-    short_enough = norm.device.type == "cpu" and norm + 1e-6 <= max_norm  # 1e-6: torch adds it before it divides
+    squares = [
+        torch.nn.utils.get_total_norm(some).double().square() / count
+        for count, some in by_copies.items()
+    ]
+    norm = (
+        world_sum(torch.stack(squares).sum())
+        .sqrt()
+        .to(torch.promote_types(gradients[0].dtype, torch.float32))
+    )
+    short_enough = (
+        norm.device.type == "cpu" and norm + 1e-6 <= max_norm
+    )  # 1e-6: torch adds it before it divides
     if max_norm > 0 and not short_enough:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_max(1.0))  # one kernel; no public name has it
+        torch._foreach_mul_(
+            gradients, (max_norm / (norm + 1e-6)).clamp_max(1.0)
+        )  # one kernel; no public name has it
     return norm

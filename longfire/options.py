@@ -29,9 +29,13 @@ class Sampling(Checked):
     temperature: float = setting(0.8, "0: always the likeliest", NATURAL)
     top_k: int = setting(50, "of the K likeliest; 0: of all", NATURAL)
     top_p: float = setting(1.0, "of the fewest likeliest that sum to this probability", "(0, 1]")
-    min_p: float = setting(0.0, "only what has at least this share of the likeliest's probability", SHARE)
+    min_p: float = setting(
+        0.0, "only what has at least this share of the likeliest's probability", SHARE
+    )
     repetition_penalty: float = setting(
-        1.0, "divides the positive logits of words that were there before, multiplies their negative ones", "(0, inf)"
+        1.0,
+        "divides the positive logits of words that were there before, multiplies their negative ones",
+        "(0, inf)",
     )
     seed: int = setting(42, "the same seed, the same text", "[0, 18446744073709551615]")
     stop: tuple[str, ...] = setting((), "end before this text; may be repeated", is_prose=True)
@@ -50,22 +54,34 @@ class Scoring(Checked):
         (),
         "evaluate on all documents of these, comma-separated, as data.dataset takes them; held-out ones of the run if empty",
     )
-    text_field: str = setting("", "field of --data that holds the text; `text`, else `content`, if empty")
-    tokens: int = setting(0, "tokens of each source at most; 0: eval.tokens of the run, all of --data", NATURAL)
+    text_field: str = setting(
+        "", "field of --data that holds the text; `text`, else `content`, if empty"
+    )
+    tokens: int = setting(
+        0, "tokens of each source at most; 0: eval.tokens of the run, all of --data", NATURAL
+    )
     seq_len: int = setting(
-        0, "tokens of a row; 0: those that the run had at that step, else 2048 or the model's limit if less", NATURAL
+        0,
+        "tokens of a row; 0: those that the run had at that step, else 2048 or the model's limit if less",
+        NATURAL,
     )
     tasks: tuple[str, ...] = setting((), "tasks of lm-eval instead (extra `eval`), comma-separated")
     include_path: str = setting("", "folder of your own tasks for lm-eval (YAML)")
     limit: int = setting(0, "only so many documents of each task; 0: all", NATURAL)
-    num_fewshot: int = setting(-1, "examples before each question; -1: as the task says", "[-1, inf)")
-    allow_download: bool = setting(False, "let tasks fetch data from the hub; without it only what lies here is used")
+    num_fewshot: int = setting(
+        -1, "examples before each question; -1: as the task says", "[-1, inf)"
+    )
+    allow_download: bool = setting(
+        False, "let tasks fetch data from the hub; without it only what lies here is used"
+    )
     needle: bool = setting(
         False,
         "measure instead whether a sentence hidden in text is found again (--data, else what the run held out, or `embedded`)",
     )
     lengths: tuple[int, ...] = setting((512, 1024), "tokens of text that hide a needle")
-    depths: tuple[float, ...] = setting((0.0, 0.5, 1.0), "where in them it is hidden: 0 the beginning, 1 the end")
+    depths: tuple[float, ...] = setting(
+        (0.0, 0.5, 1.0), "where in them it is hidden: 0 the beginning, 1 the end"
+    )
     needles: int = setting(4, "needles for each length and depth", POSITIVE)
     batch_size: int = setting(8, "rows that go through the model together", POSITIVE)
     json: str = setting("", "write the numbers to this file")
@@ -76,6 +92,11 @@ class Scoring(Checked):
         if self.needle and self.tasks:
             raise SettingsError("--needle and --tasks are two evaluations: ask for one of them")
         if self.needle and not (
-            self.lengths and self.depths and min(self.lengths) > 0 and all(0 <= d <= 1 for d in self.depths)
+            self.lengths
+            and self.depths
+            and min(self.lengths) > 0
+            and all(0 <= d <= 1 for d in self.depths)
         ):
-            raise SettingsError("--lengths must be positive and --depths lie in [0, 1], and both must name something")
+            raise SettingsError(
+                "--lengths must be positive and --depths lie in [0, 1], and both must name something"
+            )

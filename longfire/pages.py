@@ -33,7 +33,9 @@ class Story:
     name: str
     folder: Path
     columns: dict[str, np.ndarray]  # of training steps: step, loss, tokens, elapsed_seconds ...
-    heldout: dict[str, np.ndarray]  # of evaluations: step, <source>/loss, <source>/bits_per_byte ...
+    heldout: dict[
+        str, np.ndarray
+    ]  # of evaluations: step, <source>/loss, <source>/bits_per_byte ...
     settings: dict[str, Any]  # section.key -> value
     machine: dict[str, Any]
     unreadable: int = 0  # lines of metrics.jsonl
@@ -52,7 +54,9 @@ class Story:
         return [key for key in self.heldout if key.endswith("/loss")]
 
 
-Chart = Callable[[Sequence[Story]], Any]  # a figure of matplotlib, which is imported when one is drawn
+Chart = Callable[
+    [Sequence[Story]], Any
+]  # a figure of matplotlib, which is imported when one is drawn
 
 
 def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print) -> None:
@@ -74,12 +78,16 @@ def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print
             figure.savefig(pictures / f"{name}.png", dpi=150)
         write_whole(out, page)
     except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror}; name another place with --out") from error
+        raise CheckpointError(
+            f"{out} cannot be written: {error.strerror}; name another place with --out"
+        ) from error
 
 
 def needs_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise SettingsError("curves are drawn by matplotlib, which is not installed: pip install 'longfire[plots]'")
+        raise SettingsError(
+            "curves are drawn by matplotlib, which is not installed: pip install 'longfire[plots]'"
+        )
     try:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
@@ -99,10 +107,15 @@ def save_figure(drawn: Any, out: Path, title: str) -> None:
             write_whole(out, as_svg(drawn))
         else:
             title = markup.escape(title)
-            write_whole(out, f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-                             f"</head><body><h1>{title}</h1>{as_svg(drawn)}</body></html>\n")  # fmt: skip
+            write_whole(
+                out,
+                f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+                f"</head><body><h1>{title}</h1>{as_svg(drawn)}</body></html>\n",
+            )
     except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror}; name another place") from error
+        raise CheckpointError(
+            f"{out} cannot be written: {error.strerror}; name another place"
+        ) from error
 
 
 def check_ending(out: Path) -> None:
@@ -123,7 +136,9 @@ def read(folders: Sequence[Path]) -> list[Story]:
 def read_one(folder: Path, name: str) -> Story:
     path = folder / METRICS
     if not path.exists():
-        raise SettingsError(f"{folder} holds no {METRICS}, so it is no run folder; give the job.dump_folder of a run")
+        raise SettingsError(
+            f"{folder} holds no {METRICS}, so it is no run folder; give the job.dump_folder of a run"
+        )
     steps, evaluations = [], []
     unreadable = 0
     for record in records(path):
@@ -134,7 +149,9 @@ def read_one(folder: Path, name: str) -> Story:
         else:
             evaluations.append(record)
     if not steps:
-        raise SettingsError(f"{path} has no training step yet; report again when the run has made one")
+        raise SettingsError(
+            f"{path} has no training step yet; report again when the run has made one"
+        )
     machine = folder / ENVIRONMENT
     flat = {
         f"{section}.{key}": v
@@ -143,17 +160,25 @@ def read_one(folder: Path, name: str) -> Story:
         for key, v in keys.items()
     }
     return Story(
-        name=name, folder=folder, columns=as_columns(steps),
-        heldout={key.removeprefix("eval/"): values for key, values in as_columns(evaluations).items()},
-        settings=flat, machine=json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else {},
+        name=name,
+        folder=folder,
+        columns=as_columns(steps),
+        heldout={
+            key.removeprefix("eval/"): values for key, values in as_columns(evaluations).items()
+        },
+        settings=flat,
+        machine=json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else {},
         unreadable=unreadable,
-    )  # fmt: skip
+    )
 
 
 def as_columns(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """One array a field; what a record lacks or has as null is NaN."""
     names = dict.fromkeys(name for record in records for name in record)
-    return {name: np.array([np.nan if r.get(name) is None else r[name] for r in records], float) for name in names}
+    return {
+        name: np.array([np.nan if r.get(name) is None else r[name] for r in records], float)
+        for name in names
+    }
 
 
 # Charts. Each takes all stories and gives a figure; the table of them is at the end of this part.
@@ -172,7 +197,11 @@ def figure(y_label: str, x_label: str) -> tuple[Any, Any]:
 
 
 def curves(
-    stories: Sequence[Story], name: str, axes: Any, x_of: Callable[[Story], np.ndarray], smooth: bool = True
+    stories: Sequence[Story],
+    name: str,
+    axes: Any,
+    x_of: Callable[[Story], np.ndarray],
+    smooth: bool = True,
 ) -> None:
     """A column of every run: every step thin, the running mean thick."""
     for story, colour in zip(stories, cycle(COLOURS)):
@@ -254,7 +283,9 @@ def split_chart(stories: Sequence[Story]) -> Any:
     drawn, axes = figure("", "milliseconds a step (mean)")
     names, left = [story.name for story in stories], np.zeros(len(stories))
     for part, colour in zip(PARTS, PART_COLOURS):
-        widths = np.array([1000 * np.nan_to_num(mean(story.column(f"{part}_seconds"))) for story in stories])
+        widths = np.array(
+            [1000 * np.nan_to_num(mean(story.column(f"{part}_seconds"))) for story in stories]
+        )
         axes.barh(names, widths, left=left, color=colour, label=part, height=0.5)
         left += widths
     axes.set_ylim(len(stories) - 0.3, -0.7)  # the first run on top
@@ -278,11 +309,16 @@ def as_svg(drawn: Any) -> str:
     import matplotlib
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "longfire", "font.family": "sans-serif"}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "longfire", "font.family": "sans-serif"}
+    ):
         drawn.savefig(text, format="svg", metadata={"Date": None})
     element = text.getvalue()
     return re.sub(
-        r'width="[^"]+" height="[^"]+"|height="[^"]+" width="[^"]+"', "", element[element.index("<svg") :], count=1
+        r'width="[^"]+" height="[^"]+"|height="[^"]+" width="[^"]+"',
+        "",
+        element[element.index("<svg") :],
+        count=1,
     )
 
 
@@ -327,9 +363,14 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{markup.escape(name)}</th>" for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{markup.escape(row.get(name, '–'))}</td>" for name in names) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f"<td>{markup.escape(row.get(name, '–'))}</td>" for name in names)
+        + "</tr>"
+        for row in rows
     )
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return (
+        f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def settings_table(stories: Sequence[Story], only_differing: bool) -> str:
@@ -349,9 +390,16 @@ def machine_of(story: Story) -> str:
     devices = (machine.get("cuda") or {}).get("devices") or [
         f"{machine.get('cpu', 'unknown CPU')}, {machine.get('threads', '?')} threads"
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
-    parts = [f"{len(devices)} x {devices[0]}" if len(devices) > 1 else devices[0], f"Python {machine.get('python', '?')}", versions,
-             f"git {machine['git']}" if machine.get("git") else "", machine.get("time", "")]  # fmt: skip
+    versions = ", ".join(
+        f"{name} {version}" for name, version in machine.get("versions", {}).items()
+    )
+    parts = [
+        f"{len(devices)} x {devices[0]}" if len(devices) > 1 else devices[0],
+        f"Python {machine.get('python', '?')}",
+        versions,
+        f"git {machine['git']}" if machine.get("git") else "",
+        machine.get("time", ""),
+    ]
     return "; ".join(part for part in parts if part)
 
 
@@ -370,7 +418,8 @@ def page_of(stories: Sequence[Story], charts: dict[str, str]) -> str:
     """The whole page as text."""
     title = markup.escape(" · ".join(story.name for story in stories))
     figures = "".join(
-        f"<figure><figcaption>{name.replace('-', ' ')}</figcaption>{svg}</figure>" for name, svg in charts.items()
+        f"<figure><figcaption>{name.replace('-', ' ')}</figcaption>{svg}</figure>"
+        for name, svg in charts.items()
     )
     differing = f"<h2>What differs</h2>{settings_table(stories, True)}" if len(stories) > 1 else ""
     machines = "".join(

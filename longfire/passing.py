@@ -56,7 +56,9 @@ def cut(batch: Batch, noise_BT: Tensor | None, segments: int) -> Iterator[Segmen
             ids_BT = batch.documents.ids_BT
             goes_on_B = (ids_BT[:, :start] == ids_BT[:, start : start + 1]).sum(1)
             documents = Documents.from_ids(ids_BT[:, of])
-        piece = Batch(batch.ids_BT[:, of], batch.labels_BT[:, of], batch.positions_BT[:, of], documents)
+        piece = Batch(
+            batch.ids_BT[:, of], batch.labels_BT[:, of], batch.positions_BT[:, of], documents
+        )
         yield Segment(piece, noise, goes_on_B)
 
 
@@ -127,9 +129,14 @@ def newest(parts: list[Tensor], tokens: int) -> list[Tensor]:
 
 
 def by_segments(
-    model: Model, batch: Batch, noise_BT: Tensor | None, training: Training, learn: Callable[..., Tensor],
-    sync: Callable[[bool], None], clock: Clock,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    batch: Batch,
+    noise_BT: Tensor | None,
+    training: Training,
+    learn: Callable[..., Tensor],
+    sync: Callable[[bool], None],
+    clock: Clock,
+) -> Tensor:
     """Forward and backward of a batch, cut as training.tbptt_segments and tbptt_exact say; the sum of the losses, without a graph.
 
     learn(model, batch, noise_BT=..., cache=...): the loss of a piece; their sum must be that of the whole. sync(last): called before
@@ -141,7 +148,11 @@ def by_segments(
 
 
 def truncated(
-    model: Model, pieces: list[Segment], learn: Callable[..., Tensor], sync: Callable[[bool], None], clock: Clock
+    model: Model,
+    pieces: list[Segment],
+    learn: Callable[..., Tensor],
+    sync: Callable[[bool], None],
+    clock: Clock,
 ) -> Iterator[Tensor]:
     """The losses of the pieces in order; no gradient passes a seam."""
     states: States = {}
@@ -157,7 +168,11 @@ def truncated(
 
 
 def exact(
-    model: Model, pieces: list[Segment], learn: Callable[..., Tensor], sync: Callable[[bool], None], clock: Clock
+    model: Model,
+    pieces: list[Segment],
+    learn: Callable[..., Tensor],
+    sync: Callable[[bool], None],
+    clock: Clock,
 ) -> Iterator[Tensor]:
     """The losses of the pieces, the last one's first; the gradients are those of the whole rows."""
     with clock("forward"):
@@ -173,24 +188,36 @@ def exact(
         sync(not seams)
         with clock("backward"):
             backward(loss, passed.after, arriving)
-        arriving = alone({
-            layer: {name: state.grad for name, state in states.items() if state.grad is not None}
-            for layer, states in before.items()
-        })  # fmt: skip
+        arriving = alone(
+            {
+                layer: {
+                    name: state.grad for name, state in states.items() if state.grad is not None
+                }
+                for layer, states in before.items()
+            }
+        )
         yield loss.detach()
 
 
 def backward(loss: Tensor, left: States, arriving: States) -> None:
     """The backward of the loss of a segment and of what it left, for which gradients have arrived."""
-    pairs = [(left[layer][name], gradient) for layer, some in arriving.items() for name, gradient in some.items()]
+    pairs = [
+        (left[layer][name], gradient)
+        for layer, some in arriving.items()
+        for name, gradient in some.items()
+    ]
     pairs = [
         (state, gradient) for state, gradient in pairs if state.requires_grad
     ]  # else nothing that learns lies behind it
-    torch.autograd.backward([loss, *(s for s, _ in pairs)], [torch.ones_like(loss), *(g for _, g in pairs)])
+    torch.autograd.backward(
+        [loss, *(s for s, _ in pairs)], [torch.ones_like(loss), *(g for _, g in pairs)]
+    )
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # without gradients: a compiled model would be compiled again
+@torch.compiler.set_stance(
+    "force_eager"
+)  # without gradients: a compiled model would be compiled again
 def states_on_seams(model: Model, pieces: list[Segment]) -> list[States]:
     """What each piece is given by those before it."""
     seams: list[States] = [{}]
@@ -212,4 +239,7 @@ def alone(states: States) -> States:
         state = state.detach()
         return state.clone() if state.untyped_storage().nbytes() > state.nbytes else state
 
-    return {layer: {name: of_its_own(state) for name, state in some.items()} for layer, some in states.items()}
+    return {
+        layer: {name: of_its_own(state) for name, state in some.items()}
+        for layer, some in states.items()
+    }

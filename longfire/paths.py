@@ -33,4 +33,6 @@ def refuse_url(value: str, told: str) -> str:
         instead = "write the path without file://"
     else:
         instead = "copy it to a local disk, or mount it (rclone mount, s3fs, gcsfuse), and name the local path"
-    raise SettingsError(f"{told} = {value!r} is a URL, and longfire reads and writes local files only: {instead}")
+    raise SettingsError(
+        f"{told} = {value!r} is a URL, and longfire reads and writes local files only: {instead}"
+    )

@@ -31,19 +31,25 @@ def run_file(path: Path) -> ModuleType:
     name = f"longfire_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SettingsError(f"model.plugins names {path}, which is no Python file: its name must end with .py")
+        raise SettingsError(
+            f"model.plugins names {path}, which is no Python file: its name must end with .py"
+        )
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as e:
-        raise SettingsError(f"model.plugins: {path} failed when it was run: {type(e).__name__}: {e}") from e
+        raise SettingsError(
+            f"model.plugins: {path} failed when it was run: {type(e).__name__}: {e}"
+        ) from e
     return module
 
 
 def add_mixers(path: Path, table: object) -> None:
     """The plugin's mixers beside ours. Raises SettingsError for what is no mixer or has a name that is taken."""
     if not isinstance(table, dict):
-        raise SettingsError(f"{path}: MIXERS must be a table of names and classes, as in longfire/mixers/__init__.py")
+        raise SettingsError(
+            f"{path}: MIXERS must be a table of names and classes, as in longfire/mixers/__init__.py"
+        )
     for name, mixer in table.items():
         if not (isinstance(mixer, type) and issubclass(mixer, Mixer) and hasattr(mixer, "Shape")):
             raise SettingsError(

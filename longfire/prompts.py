@@ -14,7 +14,15 @@ from longfire.data.compressed import ERRORS
 from longfire.data.lines import read_lines
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
-from longfire.generate import Pace, begins_with_bos, generate_texts, prompt_ids, stream_text, text_row, write
+from longfire.generate import (
+    Pace,
+    begins_with_bos,
+    generate_texts,
+    prompt_ids,
+    stream_text,
+    text_row,
+    write,
+)
 from longfire.launch import no_color
 from longfire.mixers.cache import Cache
 from longfire.model import Model
@@ -22,7 +30,11 @@ from longfire.ops.linear import keep_rounded
 from longfire.options import Sampling
 from longfire.weights import Opened, open_model
 
-DIM, NORMAL, PROMPT_END = "\033[2m", "\033[0m", "‖"  # of a terminal; and the sign that stands for them without colours
+DIM, NORMAL, PROMPT_END = (
+    "\033[2m",
+    "\033[0m",
+    "‖",
+)  # of a terminal; and the sign that stands for them without colours
 
 
 def main(
@@ -43,7 +55,9 @@ def main(
     """
     prompts = [*prompts, *(read_prompts(file) if file else [])]
     if not prompts and not interactive and not sys.stdin.isatty():
-        raise SettingsError("no prompt: give --prompt TEXT, --prompts FILE, or --interactive to be asked for them")
+        raise SettingsError(
+            "no prompt: give --prompt TEXT, --prompts FILE, or --interactive to be asked for them"
+        )
     if batch_size < 1:
         raise SettingsError(f"--batch_size {batch_size}: at least 1")
     opened, pace = open_model(Path(folder), step, plugins=plugins), Pace()
@@ -56,14 +70,30 @@ def main(
         converse(Conversation(opened, sampling, pace), prompts)
     elif batch_size > 1:
         texts = generate_texts(
-            opened.model, opened.tokenizer, prompts, sampling, begins_with_bos(opened), batch_size, pace
+            opened.model,
+            opened.tokenizer,
+            prompts,
+            sampling,
+            begins_with_bos(opened),
+            batch_size,
+            pace,
         )
         for prompt, text in zip(prompts, texts):
             show([shown(prompt), text, "\n"])
     else:
         for index, prompt in enumerate(prompts):
             show([shown(prompt)])
-            show(stream_text(opened.model, opened.tokenizer, prompt, sampling, begins_with_bos(opened), index, pace))
+            show(
+                stream_text(
+                    opened.model,
+                    opened.tokenizer,
+                    prompt,
+                    sampling,
+                    begins_with_bos(opened),
+                    index,
+                    pace,
+                )
+            )
             show(["\n"])
     if stats:
         print(f"stats: {pace}", file=sys.stderr)
@@ -113,7 +143,9 @@ def prompt_of(line: str, where: str) -> str:
     try:
         prompt = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError) as e:
-        raise DataError(f'{where}: not a JSON object with a `prompt` ({e}); write {{"prompt": "..."}}') from e
+        raise DataError(
+            f'{where}: not a JSON object with a `prompt` ({e}); write {{"prompt": "..."}}'
+        ) from e
     if not isinstance(prompt, str):
         raise DataError(f"{where}: prompt = {prompt!r} must be text")
     return prompt
@@ -133,7 +165,11 @@ class Conversation:
     def reply(self, text: str) -> Iterator[str]:
         """What the model writes after this text, in pieces; the text begins a new line, but for the first."""
         begun = bool(self.ids)
-        self.ids += self.tokenizer.encode(f"\n{text}") if begun else prompt_ids(self.tokenizer, text, self.add_bos)
+        self.ids += (
+            self.tokenizer.encode(f"\n{text}")
+            if begun
+            else prompt_ids(self.tokenizer, text, self.add_bos)
+        )
         row = text_row(self.model, self.tokenizer, self.ids, self.sampling, self.turns)
         self.turns += 1
         for _, piece in write(self.model, [row], self.cache, self.pace):
@@ -145,7 +181,10 @@ def converse(conversation: Conversation, first: list[str]) -> None:
     """Ask for lines until they end (Ctrl-D), and show what the model writes after each."""
     asked = sys.stdin.isatty()
     if asked:
-        print("Each line is continued; what was said before stays in mind. Ctrl-D ends.", file=sys.stderr)
+        print(
+            "Each line is continued; what was said before stays in mind. Ctrl-D ends.",
+            file=sys.stderr,
+        )
     for line in chain(first, lines(asked)):
         show(conversation.reply(line))
         show(["\n"])

@@ -19,7 +19,13 @@ from longfire.errors import SettingsError
 RUN_TOML = "run.toml"
 TOKENIZER_FOLDER = "tokenizer"  # of a run folder
 # One of these is in every folder that holds a tokenizer.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "spiece.model",
+)
 # The parts of a tokenizer.json that decide which ids a text has, besides its vocabulary.
 RULES = ("normalizer", "pre_tokenizer", "model")
 
@@ -53,7 +59,9 @@ def run_folder_of(weights: Path) -> Path | None:
     is_export = (weights / "config.json").is_file()  # a run folder may hold exports named step-N
     if step_of(weights) is None or is_export:
         return None
-    return next((folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()), None)
+    return next(
+        (folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()), None
+    )
 
 
 def step_of(checkpoint: Path) -> int | None:

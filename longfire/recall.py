@@ -17,7 +17,20 @@ from longfire.loss import losses, losses_of
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 
-PLACES = ("Lisbon", "Nairobi", "Oslo", "Quito", "Hanoi", "Cairo", "Dublin", "Lima", "Kyoto", "Sofia", "Perth", "Accra")
+PLACES = (
+    "Lisbon",
+    "Nairobi",
+    "Oslo",
+    "Quito",
+    "Hanoi",
+    "Cairo",
+    "Dublin",
+    "Lima",
+    "Kyoto",
+    "Sofia",
+    "Perth",
+    "Accra",
+)
 SENTENCE, ANSWER, END = "\nThe secret number of {place} is", " {number}", ".\n"
 
 
@@ -97,33 +110,61 @@ class Needle:
     add_bos: bool = False
 
     def measure(
-        self, lengths: Iterable[int], depths: Iterable[float], needles: int, batch_size: int, seed: int = 0
+        self,
+        lengths: Iterable[int],
+        depths: Iterable[float],
+        needles: int,
+        batch_size: int,
+        seed: int = 0,
     ) -> list[Cell]:
         """A cell for each length (tokens of a row, all included) and depth. Raises SettingsError and DataError."""
-        limit = self.model.shape.max_position_embeddings if self.model.shape.learned_positions else 0
+        limit = (
+            self.model.shape.max_position_embeddings if self.model.shape.learned_positions else 0
+        )
         if limit and max(lengths) > limit:
-            raise SettingsError(f"--lengths {max(lengths)}: the model has learned {limit} positions; ask for no more")
-        return [self.cell(length, depth, needles, batch_size, seed) for length in lengths for depth in depths]
+            raise SettingsError(
+                f"--lengths {max(lengths)}: the model has learned {limit} positions; ask for no more"
+            )
+        return [
+            self.cell(length, depth, needles, batch_size, seed)
+            for length in lengths
+            for depth in depths
+        ]
 
     def cell(self, length: int, depth: float, needles: int, batch_size: int, seed: int) -> Cell:
         rows = [row for number in range(needles) for row in self.rows(length, depth, number, seed)]
-        found = [scored for first in range(0, len(rows), batch_size)
-                 for scored in self.scores(rows[first : first + batch_size])]  # fmt: skip
+        found = [
+            scored
+            for first in range(0, len(rows), batch_size)
+            for scored in self.scores(rows[first : first + batch_size])
+        ]
         nats, without = (np.mean([nats for nats, _ in found[part::2]]) for part in (0, 1))
-        return Cell(length, depth, needles, float(nats), float(without), float(np.mean([hit for _, hit in found[::2]])))
+        return Cell(
+            length,
+            depth,
+            needles,
+            float(nats),
+            float(without),
+            float(np.mean([hit for _, hit in found[::2]])),
+        )
 
-    def rows(self, length: int, depth: float, number: int, seed: int) -> Iterator[tuple[list[int], int]]:
+    def rows(
+        self, length: int, depth: float, number: int, seed: int
+    ) -> Iterator[tuple[list[int], int]]:
         """(ids, how many at their end are the answer) with the needle and without it."""
         chance = np.random.default_rng([seed, number])
         place, secret = PLACES[number % len(PLACES)], int(chance.integers(10**5, 10**6))
         said, answer, end = (
-            self.tokenizer.encode(part.format(place=place, number=secret)) for part in (SENTENCE, ANSWER, END)
+            self.tokenizer.encode(part.format(place=place, number=secret))
+            for part in (SENTENCE, ANSWER, END)
         )
         bos = [self.tokenizer.bos_id] if self.add_bos and self.tokenizer.bos_id is not None else []
         needle = [*said, *answer, *end]
         room = length - len(bos) - len(said) - len(answer)
         if room < 2 * len(needle):
-            raise SettingsError(f"--lengths {length}: a needle of {len(needle)} tokens cannot hide there; ask for more")
+            raise SettingsError(
+                f"--lengths {length}: a needle of {len(needle)} tokens cannot hide there; ask for more"
+            )
         if self.text.length < room:
             raise DataError(
                 f"{self.text.length:,} tokens of text cannot hide a needle in {length:,}; name more with --data"
@@ -158,7 +199,9 @@ def needle_table(cells: list[Cell]) -> Table:
     table = Table("tokens", *(f"depth {depth:g}" for depth in depths))
     for length in sorted({cell.length for cell in cells}):
         line = {cell.depth: cell for cell in cells if cell.length == length}
-        table.add_row(f"{length:,}", *(f"{line[d].gain:+.2f}  {line[d].repeated:.0%}" for d in depths))
+        table.add_row(
+            f"{length:,}", *(f"{line[d].gain:+.2f}  {line[d].repeated:.0%}" for d in depths)
+        )
     return table
 
 
@@ -166,10 +209,16 @@ def draw_needle(cells: list[Cell]) -> Any:
     """Two maps of length and depth: nats gained, answers repeated."""
     from matplotlib.figure import Figure
 
-    lengths, depths = sorted({cell.length for cell in cells}), sorted({cell.depth for cell in cells})
+    lengths, depths = (
+        sorted({cell.length for cell in cells}),
+        sorted({cell.depth for cell in cells}),
+    )
     drawn = Figure(figsize=(8.6, 3.4), layout="constrained")
     for axes, name, label, limits in zip(
-        drawn.subplots(1, 2), ("gain", "repeated"), ("nats gained", "answers repeated"), ((None, None), (0, 1))
+        drawn.subplots(1, 2),
+        ("gain", "repeated"),
+        ("nats gained", "answers repeated"),
+        ((None, None), (0, 1)),
     ):
         values = {(cell.depth, cell.length): getattr(cell, name) for cell in cells}
         grid = np.array([[values[depth, length] for length in lengths] for depth in depths])

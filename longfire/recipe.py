@@ -23,8 +23,12 @@ from longfire.paths import refuse_url
 from longfire.settings import SECTIONS
 from longfire.shape import ModelShape
 
-SETTINGS = {f"{section}.{field.name}": field for section, cls in SECTIONS.items() for field in fields(cls)}
-SHAPE_KEYS = {f"model.{field.name}": field for field in fields(ModelShape) if field.name != "mixers"}
+SETTINGS = {
+    f"{section}.{field.name}": field for section, cls in SECTIONS.items() for field in fields(cls)
+}
+SHAPE_KEYS = {
+    f"model.{field.name}": field for field in fields(ModelShape) if field.name != "mixers"
+}
 SOURCE_KEYS = {  # of a [[data.sources]] table -> the list that the setting of all sources is
     "dataset": "data.dataset",
     "name": "data.dataset_name",
@@ -37,19 +41,30 @@ SOURCE_KEYS = {  # of a [[data.sources]] table -> the list that the setting of a
 OTHER_NAMES = {  # what nanoGPT, transformers and torchtitan call a setting, by the last part of its name -> ours
     **dict.fromkeys(("n_layer", "n_layers", "num_layers"), "model.num_hidden_layers"),
     **dict.fromkeys(("n_embd", "d_model", "dim", "hidden_dim"), "model.hidden_size"),
-    **dict.fromkeys(("n_head", "n_heads", "num_attention_heads", "num_heads"), "model.MIXER.num_heads"),
-    **dict.fromkeys(("n_kv_heads", "num_key_value_heads", "num_kv_heads"), "model.MIXER.num_kv_heads"),
+    **dict.fromkeys(
+        ("n_head", "n_heads", "num_attention_heads", "num_heads"), "model.MIXER.num_heads"
+    ),
+    **dict.fromkeys(
+        ("n_kv_heads", "num_key_value_heads", "num_kv_heads"), "model.MIXER.num_kv_heads"
+    ),
     "head_dim": "model.MIXER.head_dim",
     "qk_norm": "model.MIXER.qk_norm",
     **dict.fromkeys(("d_ff", "ffn_dim", "n_inner"), "model.intermediate_size"),
-    **dict.fromkeys(("hidden_act", "hidden_activation", "activation", "activation_function"), "model.mlp"),
+    **dict.fromkeys(
+        ("hidden_act", "hidden_activation", "activation", "activation_function"), "model.mlp"
+    ),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), "model.norm_eps"),
     **dict.fromkeys(("softcap", "logit_softcap"), "model.final_logit_softcapping"),
     **dict.fromkeys(("model_type", "architectures"), "model.config"),
     **dict.fromkeys(("block_size", "max_seq_len", "sequence_length"), "training.seq_len"),
     **dict.fromkeys(("max_iters", "max_steps", "num_iterations"), "training.steps"),
     **dict.fromkeys(
-        ("per_device_train_batch_size", "micro_batch_size", "device_batch_size", "local_batch_size"),
+        (
+            "per_device_train_batch_size",
+            "micro_batch_size",
+            "device_batch_size",
+            "local_batch_size",
+        ),
         "training.batch_size",
     ),
     "learning_rate": "optimizer.lr",
@@ -59,7 +74,16 @@ OTHER_NAMES = {  # what nanoGPT, transformers and torchtitan call a setting, by 
     **dict.fromkeys(("eval_interval", "eval_steps"), "eval.interval"),
     "save_steps": "checkpoint.interval",
 }
-TRUTH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+TRUTH = {
+    "true": True,
+    "on": True,
+    "yes": True,
+    "1": True,
+    "false": False,
+    "off": False,
+    "no": False,
+    "0": False,
+}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -78,18 +102,30 @@ def read_toml(path: Path) -> dict[str, Given]:
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise SettingsError(f"{path}: no such recipe; `longfire init` writes one to start from") from e
+        raise SettingsError(
+            f"{path}: no such recipe; `longfire init` writes one to start from"
+        ) from e
     except (OSError, ValueError) as e:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise SettingsError(f"{path}: not readable as TOML: {e}{hint_of_toml(e)}") from e
     for section in SECTIONS:
-        if isinstance(recipe.get(section), list) and any(isinstance(entry, dict) for entry in recipe[section]):
-            raise SettingsError(f"{path}: [[{section}]] is a list of tables: write [{section}], once")
-    tables = recipe.get("data", {}).pop("sources", None) if isinstance(recipe.get("data"), dict) else None
+        if isinstance(recipe.get(section), list) and any(
+            isinstance(entry, dict) for entry in recipe[section]
+        ):
+            raise SettingsError(
+                f"{path}: [[{section}]] is a list of tables: write [{section}], once"
+            )
+    tables = (
+        recipe.get("data", {}).pop("sources", None)
+        if isinstance(recipe.get("data"), dict)
+        else None
+    )
     given = {key: Given(value, str(path)) for key, value in flat(recipe)}
     if tables is not None:
         for key, value in source_lists(tables, str(path)).items():
             if key in given:
-                raise SettingsError(f"{path}: {key} and [[data.sources]] say the same thing; keep one of them")
+                raise SettingsError(
+                    f"{path}: {key} and [[data.sources]] say the same thing; keep one of them"
+                )
             given[key] = Given(value, f"{path}, [[data.sources]]")
     return given
 
@@ -116,15 +152,23 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 def source_lists(tables: Any, where: str) -> dict[str, list]:
     """[[data.sources]] tables, one a source, as the parallel lists that the settings are."""
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise SettingsError(f"{where}: data.sources must be tables: [[data.sources]] with a `dataset` in each")
+    if (
+        not isinstance(tables, list)
+        or not tables
+        or not all(isinstance(table, dict) for table in tables)
+    ):
+        raise SettingsError(
+            f"{where}: data.sources must be tables: [[data.sources]] with a `dataset` in each"
+        )
     for number, table in enumerate(tables, 1):
         place = f"{where}, [[data.sources]] number {number}"
         for key in table:
             if key not in SOURCE_KEYS:
                 raise SettingsError(f"{place}: unknown key {key!r}{nearest(key, SOURCE_KEYS)}")
         if "dataset" not in table:
-            raise SettingsError(f"{place}: `dataset` is missing: name a file, folder, glob or hub dataset")
+            raise SettingsError(
+                f"{place}: `dataset` is missing: name a file, folder, glob or hub dataset"
+            )
     used = [key for key in SOURCE_KEYS if any(key in table for table in tables)]
     if "share" in used and not all("share" in table for table in tables):
         raise SettingsError(
@@ -151,11 +195,19 @@ def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[
                 continue
             for key, translated in renamed(spelling, value, where, note).items():
                 if key in spelled and spelled[key] != spelling:
-                    raise SettingsError(f"{where}: {spelled[key]} and {spelling} both mean {key}; keep one of them")
+                    raise SettingsError(
+                        f"{where}: {spelled[key]} and {spelling} both mean {key}; keep one of them"
+                    )
                 spelled[key] = spelling
                 values[key] = typed(key, translated, where)
     return {
-        section: cls(**{f.name: values[f"{section}.{f.name}"] for f in fields(cls) if f"{section}.{f.name}" in values})
+        section: cls(
+            **{
+                f.name: values[f"{section}.{f.name}"]
+                for f in fields(cls)
+                if f"{section}.{f.name}" in values
+            }
+        )
         for section, cls in SECTIONS.items()
     }
 
@@ -171,7 +223,9 @@ def is_model_key(spelling: str, value: Any = "") -> bool:
 
 def is_table(value: Any) -> bool:
     """Whether TOML wrote a table, or, where one was meant, a list of tables."""
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(entry, dict) for entry in value))
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+    )
 
 
 def is_flag_of_model(spelling: str) -> bool:
@@ -193,7 +247,9 @@ def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
             if spelling in SHAPE_KEYS:
                 tables[table] = typed_as(SHAPE_KEYS[spelling].type, spelling, value, where)
             elif key:
-                tables.setdefault(table, {})[key[0]] = value if where != COMMAND_LINE else toml_value(value)
+                tables.setdefault(table, {})[key[0]] = (
+                    value if where != COMMAND_LINE else toml_value(value)
+                )
             elif value:
                 tables[table] = value  # a list of tables, which is refused with the mixer's name
             else:
@@ -244,7 +300,11 @@ def unknown(spelling: str, where: str) -> str:
         example = f"; MIXER is a name in layer_types, as in {ours.replace('MIXER', 'attention')}"
         return f"{where}: unknown setting {spelling!r} (did you mean {ours!r}?{example if 'MIXER' in ours else ''})"
     if section in SECTIONS:
-        near = nearest(leaf, [key.partition(".")[2] for key in known if key.startswith(f"{section}.")], f"{section}.")
+        near = nearest(
+            leaf,
+            [key.partition(".")[2] for key in known if key.startswith(f"{section}.")],
+            f"{section}.",
+        )
     else:
         near = nearest(spelling, [*known, *aliases.ALIASES])
         if not near and section:
@@ -290,7 +350,9 @@ def as_type(kind: Any, value: Any, text: bool) -> Any:
         return as_tuple(get_args(kind)[0], value, text)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ValueError(f"must be one of {', '.join(get_args(kind))}" + nearest(str(value), get_args(kind)))
+            raise ValueError(
+                f"must be one of {', '.join(get_args(kind))}" + nearest(str(value), get_args(kind))
+            )
         return value
     if isinstance(kind, UnionType):
         return as_number_or_text(value, text)
@@ -300,7 +362,11 @@ def as_type(kind: Any, value: Any, text: bool) -> Any:
         value = float(value)
     if type(value) is not kind:
         hint = "; write it without quotes" if isinstance(value, str) else ""
-        hint = f"; write {value:.0f}" if kind is int and isinstance(value, float) and value.is_integer() else hint
+        hint = (
+            f"; write {value:.0f}"
+            if kind is int and isinstance(value, float) and value.is_integer()
+            else hint
+        )
         raise ValueError(f"must be {KINDS[kind]}{hint}")
     if kind is float and not math.isfinite(value):
         raise ValueError("must be a finite number")
@@ -342,7 +408,9 @@ def as_tuple(kind: type, value: Any, text: bool) -> tuple:
     elif isinstance(value, str):
         value, text = (value.split(",") if value else []), True
     if not isinstance(value, list | tuple):
-        raise ValueError(f"must be a list of {KINDS[kind].removeprefix('a ')}s: a TOML array, or comma-separated")
+        raise ValueError(
+            f"must be a list of {KINDS[kind].removeprefix('a ')}s: a TOML array, or comma-separated"
+        )
     return tuple(as_type(kind, entry.strip() if text else entry, text) for entry in value)
 
 
@@ -355,5 +423,7 @@ def check_interval(value: Any, interval: str) -> None:
     below = value < high if interval[-1] == ")" else value <= high
     if not (above and below):
         raise ValueError(
-            f"must be at least {low:g}" if interval.startswith("[") and high == math.inf else f"must lie in {interval}"
+            f"must be at least {low:g}"
+            if interval.startswith("[") and high == math.inf
+            else f"must lie in {interval}"
         )

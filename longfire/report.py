@@ -24,7 +24,12 @@ from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.plural import counted
 
-METRICS, ENVIRONMENT, RUN_TOML, WANDB_ID = "metrics.jsonl", "environment.json", "run.toml", "wandb-id.txt"
+METRICS, ENVIRONMENT, RUN_TOML, WANDB_ID = (
+    "metrics.jsonl",
+    "environment.json",
+    "run.toml",
+    "wandb-id.txt",
+)
 WINDOW_STEPS = 50  # over which the console averages and data wait is judged
 QUIET_STEPS = 500  # between two warnings of one kind
 WARMUP_STEPS = 20  # of a process, in which graphs may be compiled without a warning
@@ -42,7 +47,12 @@ def check_trackers(metrics: settings.Metrics) -> None:
         asked.append(("metrics.enable_wandb", "wandb", "wandb", "pip install 'longfire[wandb]'"))
     if metrics.enable_tensorboard:
         asked.append(
-            ("metrics.enable_tensorboard", "tensorboard", "torch.utils.tensorboard", "pip install tensorboard")
+            (
+                "metrics.enable_tensorboard",
+                "tensorboard",
+                "torch.utils.tensorboard",
+                "pip install tensorboard",
+            )
         )
     for key, package, module, install in asked:
         if importlib.util.find_spec(package) is None:
@@ -64,7 +74,9 @@ class Report:
     Raises SettingsError for a tracker that is not installed, CheckpointError if the run folder cannot be written.
     """
 
-    def __init__(self, folder: Path, metrics: settings.Metrics, total_steps: int, start_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, metrics: settings.Metrics, total_steps: int, start_step: int = 0
+    ) -> None:
         check_trackers(metrics)
         self.folder, self.metrics, self.start_step = folder, metrics, start_step
         self.console = ConsoleLines(metrics, total_steps, start_step)
@@ -80,7 +92,9 @@ class Report:
         if self.file.unreadable:
             print(unreadable_line(self.folder / METRICS, self.file.unreadable), flush=True)
         if self.metrics.enable_tensorboard:
-            self.trackers.append(TensorBoard(self.folder / self.metrics.save_tb_folder, self.start_step))
+            self.trackers.append(
+                TensorBoard(self.folder / self.metrics.save_tb_folder, self.start_step)
+            )
         if self.metrics.enable_wandb:
             self.trackers.append(WandB(self.folder, self.metrics))
         self.console.open()
@@ -202,8 +216,10 @@ class RecordFile:
         self.file.close()
 
     def unwritable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self.path} cannot be written: {error.strerror}. Free some space or name another job.dump_folder; "
-                               "the same command goes on from the newest whole checkpoint")  # fmt: skip
+        return CheckpointError(
+            f"{self.path} cannot be written: {error.strerror}. Free some space or name another job.dump_folder; "
+            "the same command goes on from the newest whole checkpoint"
+        )
 
 
 def is_evaluation(record: Mapping[str, Any]) -> bool:
@@ -257,13 +273,21 @@ class ConsoleLines:
     """
 
     def __init__(self, metrics: settings.Metrics, total_steps: int, start_step: int) -> None:
-        self.log_freq, self.total_steps, self.start_step = max(1, metrics.log_freq), total_steps, start_step
+        self.log_freq, self.total_steps, self.start_step = (
+            max(1, metrics.log_freq),
+            total_steps,
+            start_step,
+        )
         self.rich = Console(highlight=False, soft_wrap=True)
         self.steps: deque[Values] = deque(maxlen=WINDOW_STEPS)
         self.times: deque[float] = deque(maxlen=WINDOW_STEPS + 1)
         self.progress: Progress | None = None
         if self.rich.is_terminal and not metrics.disable_color_printing:
-            columns = [TextColumn("{task.fields[place]}"), BarColumn(None), TextColumn("{task.fields[numbers]}")]
+            columns = [
+                TextColumn("{task.fields[place]}"),
+                BarColumn(None),
+                TextColumn("{task.fields[numbers]}"),
+            ]
             self.progress = Progress(*columns, console=self.rich, refresh_per_second=2)
 
     def open(self) -> None:
@@ -295,7 +319,11 @@ class ConsoleLines:
             return
         self.steps.append(values)
         self.times.append(time.monotonic())
-        place = f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}" if self.total_steps else f"step {step}"
+        place = (
+            f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
+            if self.total_steps
+            else f"step {step}"
+        )
         numbers = self.numbers(step)
         if self.progress:
             self.progress.update(self.task, completed=step, place=place, numbers=numbers)
@@ -305,13 +333,19 @@ class ConsoleLines:
     def numbers(self, step: int) -> str:
         """This step's loss, norm and rate; speed as the mean of the last steps; the time that remains at that speed."""
         now, parts = self.steps[-1], []
-        for key, form in (("loss", "loss {:.4f}"), ("grad_norm", "grad norm {:.3g}"), ("lr", "lr {:.3g}")):
+        for key, form in (
+            ("loss", "loss {:.4f}"),
+            ("grad_norm", "grad norm {:.3g}"),
+            ("lr", "lr {:.3g}"),
+        ):
             if key in now:
                 parts.append(form.format(now[key]))
         timed = [v for v in self.steps if "seconds" in v and "tokens_per_second" in v]
         seconds = sum(v["seconds"] for v in timed)
         if seconds > 0:
-            parts.append(f"{sum(v['tokens_per_second'] * v['seconds'] for v in timed) / seconds:,.0f} tokens/s")
+            parts.append(
+                f"{sum(v['tokens_per_second'] * v['seconds'] for v in timed) / seconds:,.0f} tokens/s"
+            )
             if all("mfu" in v for v in timed):
                 parts.append(f"mfu {sum(v['mfu'] * v['seconds'] for v in timed) / seconds:.0%}")
         if now.get("skipped_steps"):
@@ -330,7 +364,10 @@ def evaluation_line(step: int, values: Values) -> str:
         sources.setdefault(source, []).append(
             f"{what} {value:,.0f}" if value == int_of(value) else f"{what} {value:.4f}"
         )
-    told = "; ".join((f"{source}: " if source else "") + ", ".join(numbers) for source, numbers in sources.items())
+    told = "; ".join(
+        (f"{source}: " if source else "") + ", ".join(numbers)
+        for source, numbers in sources.items()
+    )
     return f"step {step}  held out  {told}"
 
 
@@ -341,7 +378,11 @@ def int_of(value: float) -> int | None:
 def duration(seconds: float) -> str:
     """The two largest units: 42 s, 3 min 20 s, 5 h 12 min, 4 d 3 h."""
     whole = round(seconds)
-    for large, small, size, ratio in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+    for large, small, size, ratio in (
+        ("d", "h", 86400, 3600),
+        ("h", "min", 3600, 60),
+        ("min", "s", 60, 1),
+    ):
         if whole >= size:
             return f"{whole // size} {large} {whole % size // ratio} {small}"
     return f"{whole} s"
@@ -364,7 +405,11 @@ class SlownessWatch:
         seconds = values["seconds"]
         self.window.append((values.get("data_wait_fraction", 0.0) * seconds, seconds))
         waited, whole = (sum(column) for column in zip(*self.window))
-        if len(self.window) == WINDOW_STEPS and waited > DATA_WAIT_LIMIT * whole and step >= self.quiet_until["data"]:
+        if (
+            len(self.window) == WINDOW_STEPS
+            and waited > DATA_WAIT_LIMIT * whole
+            and step >= self.quiet_until["data"]
+        ):
             self.quiet_until["data"] = step + QUIET_STEPS
             warnings.append(
                 f"warning: step {step}: {waited / whole:.0%} of the last {WINDOW_STEPS} steps went into waiting for data. A larger "
@@ -374,7 +419,11 @@ class SlownessWatch:
         graphs = values.get("recompiles", 0)
         more = 0 if self.recompiles is None else graphs - self.recompiles
         self.recompiles = graphs
-        if more > 0 and step > self.start_step + WARMUP_STEPS and step >= self.quiet_until["recompiles"]:
+        if (
+            more > 0
+            and step > self.start_step + WARMUP_STEPS
+            and step >= self.quiet_until["recompiles"]
+        ):
             self.quiet_until["recompiles"] = step + QUIET_STEPS
             warnings.append(
                 f"warning: step {step}: torch.compile made {more:.0f} more graph(s), {graphs:.0f} in all, after the warm-up: shapes "
@@ -415,7 +464,10 @@ class WandB:
             "name": folder.name,
         }
         self.run = wandb.init(
-            dir=str(folder), config=settings_of(folder), resume="allow", **{**options, **launch.wandb_run()}
+            dir=str(folder),
+            config=settings_of(folder),
+            resume="allow",
+            **{**options, **launch.wandb_run()},
         )
         self.run.define_metric("*", step_metric="step")
 
@@ -488,7 +540,16 @@ def version_of(package: str) -> str | None:
 def git_revision(folder: Path) -> str | None:
     """Commit of the sources in use, with `+changes` if files differ from it; None where they are not a git checkout."""
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--match=", "--dirty=+changes"]
+        command = [
+            "git",
+            "-C",
+            str(folder),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--match=",
+            "--dirty=+changes",
+        ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None

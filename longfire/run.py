@@ -37,9 +37,18 @@ from longfire.schedule import STEP_PLAN, Plan, fitting_warmup, read_plan, writte
 from longfire.shape import INIT_KEYS, ForeignShape, ModelShape, mixer_of, nearest, placed
 
 LOCK, DATA_JSON = "lock", "data.json"
-SAVED = "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
-WORDS = ("embedded", "bytes", "train")  # of data.dataset and tokenizer.path: names of ours, never of files
-ONCE = ("checkpoint.load_step", "checkpoint.load_step_again")  # what is asked of one start: run.toml does not keep it
+SAVED = (
+    "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
+)
+WORDS = (
+    "embedded",
+    "bytes",
+    "train",
+)  # of data.dataset and tokenizer.path: names of ours, never of files
+ONCE = (
+    "checkpoint.load_step",
+    "checkpoint.load_step_again",
+)  # what is asked of one start: run.toml does not keep it
 TOKENIZER_RULES = ("path", "add_bos", "add_eos")  # of a tokenizer that lies beside weights
 
 
@@ -92,10 +101,16 @@ class Run:
         A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
-        is_saved = bool(recipe and recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED))
+        is_saved = bool(
+            recipe
+            and recipe.name == RUN_TOML
+            and recipe.read_text(encoding="utf-8").startswith(SAVED)
+        )
         if recipe and is_saved:
             toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
-            toml = {key: given for key, given in toml.items() if key not in ONCE}  # kept there by versions before
+            toml = {
+                key: given for key, given in toml.items() if key not in ONCE
+            }  # kept there by versions before
         words = recipes.read_words(overrides)
         given = recipes.sections(toml, words, note=note)
         run = cls(**given, recipe=recipe, world=world)
@@ -105,7 +120,11 @@ class Run:
         # a run.toml that a run saved records its tokenizer; who goes on with it names none by that
         is_recorded = is_saved and run.goes_on and run.folder == recipe.parent
         naming = [words] if is_recorded else [toml, words]
-        named = [key for key in TOKENIZER_RULES if any(recipes.names(said, f"tokenizer.{key}") for said in naming)]
+        named = [
+            key
+            for key in TOKENIZER_RULES
+            if any(recipes.names(said, f"tokenizer.{key}") for said in naming)
+        ]
         run = run.with_tokenizer(named)
         if run.model.plugins and needs_model:
             from longfire.plugins import load_plugins  # brings the mixers, which need torch
@@ -122,7 +141,9 @@ class Run:
         check(run, trains, planned)
         return run
 
-    def with_shape(self, toml: Mapping[str, recipes.Given], words: Mapping[str, recipes.Given]) -> "Run":
+    def with_shape(
+        self, toml: Mapping[str, recipes.Given], words: Mapping[str, recipes.Given]
+    ) -> "Run":
         """The same run with the shape of its model: that of model.config, with the [model] keys of recipe and command line over it.
 
         A command line that names another model.config takes the place of the recipe's keys too. Raises SettingsError.
@@ -177,12 +198,16 @@ class Run:
         )
 
     @classmethod
-    def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print) -> "Run":
+    def of_folder(
+        cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print
+    ) -> "Run":
         """The run that lives in a folder. Raises SettingsError where there is none, or where its model needs code that was not
         named by the caller: reading a folder runs nothing that lies there or that it points to.
         """
         if not (folder / RUN_TOML).exists():
-            raise SettingsError(f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a run")
+            raise SettingsError(
+                f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a run"
+            )
         plugins = recipes.read_toml(folder / RUN_TOML).get("model.plugins")
         if plugins and plugins.value and "model.plugins" not in overrides:
             raise SettingsError(
@@ -220,7 +245,9 @@ class Run:
     def accumulation(self) -> int:
         """Microbatches of a step."""
         rows_at_once = self.training.batch_size * self.data_processes
-        return self.training.gradient_accumulation_steps or max(1, self.training.global_batch_size // rows_at_once)
+        return self.training.gradient_accumulation_steps or max(
+            1, self.training.global_batch_size // rows_at_once
+        )
 
     @property
     def microbatches(self) -> int:
@@ -228,7 +255,9 @@ class Run:
         if self.degrees["pp"] == 1:
             return self.accumulation
         asked = self.parallelism.pipeline_parallel_microbatches
-        return asked or max(self.accumulation, len(stages.placement(self.degrees["pp"], self.parallelism)))
+        return asked or max(
+            self.accumulation, len(stages.placement(self.degrees["pp"], self.parallelism))
+        )
 
     @property
     def rows_per_step(self) -> int:
@@ -249,7 +278,11 @@ class Run:
     @property
     def asked_steps(self) -> int:
         """The steps that training.steps or training.tokens ask for; of a run with a plan the most it may have."""
-        return -(-self.training.tokens // self.tokens_per_step) if self.training.tokens else self.training.steps
+        return (
+            -(-self.training.tokens // self.tokens_per_step)
+            if self.training.tokens
+            else self.training.steps
+        )
 
     def with_base(self) -> "Run":
         """The same run with the base of rotary positions that its settings name, where they name one."""
@@ -282,7 +315,9 @@ class Run:
     def warmup_steps(self) -> float:
         """The same, cut to what fits into the run where its steps are known."""
         asked = self.asked_warmup_steps
-        return asked if self.is_planned else fitting_warmup(self.steps, asked, self.lr_scheduler.name)
+        return (
+            asked if self.is_planned else fitting_warmup(self.steps, asked, self.lr_scheduler.name)
+        )
 
     def with_plan(self, plan: Plan) -> "Run":
         """The same run with the plan of its steps as it is now."""
@@ -304,7 +339,8 @@ class Run:
     def with_paths_found(self, beside: Path, note: Callable[[str], None]) -> "Run":
         """The same run with every file that it reads made absolute: beside the recipe if it is there, else in the working folder."""
         dataset, validation = (
-            tuple(found(entry, beside) for entry in entries) for entries in (self.data.dataset, self.data.validation)
+            tuple(found(entry, beside) for entry in entries)
+            for entries in (self.data.dataset, self.data.validation)
         )
         return replace(
             self,
@@ -316,7 +352,9 @@ class Run:
             ),
             data=replace(self.data, dataset=dataset, validation=validation),
             tokenizer=replace(self.tokenizer, path=found(self.tokenizer.path, beside)),
-            distillation=replace(self.distillation, teacher=found(self.distillation.teacher, beside)),
+            distillation=replace(
+                self.distillation, teacher=found(self.distillation.teacher, beside)
+            ),
         )
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -369,7 +407,9 @@ class Run:
         """Every setting as run.toml has it: the same from whatever folder it is read."""
         kept = self.settings()
         kept["model"]["config"] = "config.json"
-        if Path(self.tokenizer.path).absolute() == self.tokenizer_folder.absolute():  # of an imported run
+        if (
+            Path(self.tokenizer.path).absolute() == self.tokenizer_folder.absolute()
+        ):  # of an imported run
             kept["tokenizer"]["path"] = self.tokenizer_folder.name
         kept["job"]["dump_folder"] = str(self.folder.absolute())
         kept["data"]["folder"] = str(Path(self.data.folder).absolute())
@@ -390,7 +430,9 @@ class Run:
 
     def last_started_with(self) -> dict[str, dict[str, Any]]:
         """The settings of the run in this folder, by section; none where no run has been started yet."""
-        started = (self.folder / DATA_JSON).exists()  # an imported run has a checkpoint before it has been started
+        started = (
+            self.folder / DATA_JSON
+        ).exists()  # an imported run has a checkpoint before it has been started
         if not started or not self.has_checkpoints or not (self.folder / RUN_TOML).exists():
             return {}
         return tomllib.loads((self.folder / RUN_TOML).read_text(encoding="utf-8"))
@@ -398,19 +440,29 @@ class Run:
     def changes(self) -> list[str]:
         """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
         there = self.last_started_with()
-        no_choice = {"dump_folder"} | ({STEP_PLAN.partition(".")[2]} if self.training.max_seconds else set())
+        no_choice = {"dump_folder"} | (
+            {STEP_PLAN.partition(".")[2]} if self.training.max_seconds else set()
+        )
         here = tomllib.loads(tomli_w.dumps(self.to_keep()))  # as TOML has it: lists, not tuples
-        return [f"changed since this run was last started: {section}.{key} = {value!r}, was {there[section][key]!r}"
-                for section, keys in here.items() for key, value in keys.items()
-                if key in there.get(section, {}) and value != there[section][key] and key not in no_choice]  # fmt: skip
+        return [
+            f"changed since this run was last started: {section}.{key} = {value!r}, was {there[section][key]!r}"
+            for section, keys in here.items()
+            for key, value in keys.items()
+            if key in there.get(section, {})
+            and value != there[section][key]
+            and key not in no_choice
+        ]
 
     def refuse_another_model(self) -> None:
         config = self.folder / "config.json"
         if not config.exists() or not self.has_checkpoints:
             return
         there, here = self.shape_in(config).to_dict(), self.shape.to_dict()
-        differs = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in {**there, **here}
-                   if there.get(key) != here.get(key) and key not in INIT_KEYS]  # fmt: skip
+        differs = [
+            f"{key} is {there.get(key)} there and {here.get(key)} here"
+            for key in {**there, **here}
+            if there.get(key) != here.get(key) and key not in INIT_KEYS
+        ]
         if differs:
             raise SettingsError(
                 f"job.dump_folder = {str(self.folder)!r} holds checkpoints of another model: {'; '.join(differs)}. "
@@ -420,7 +472,10 @@ class Run:
     def refuse_another_schedule(self) -> None:
         """What earlier steps were trained with is read from its settings, and the order of a stage's rows from where it ends."""
         begun = self.last_started_with()
-        there, here = begun.get("training", {}).get("seq_len_schedule", []), list(self.training.seq_len_schedule)
+        there, here = (
+            begun.get("training", {}).get("seq_len_schedule", []),
+            list(self.training.seq_len_schedule),
+        )
         if begun and here != there:
             raise SettingsError(
                 f"training.seq_len_schedule = {here}, but the run in {self.folder} was begun with {there}: go on with that, or begin "
@@ -443,7 +498,11 @@ def found(name: str, beside: Path) -> str:
 def inside(folder: Path, path: str) -> str:
     """A path as run.toml has it: relative where it lies inside the run folder, so that both can be moved together."""
     place = Path(path).absolute()
-    return place.relative_to(folder.absolute()).as_posix() if path and folder.absolute() in place.parents else path
+    return (
+        place.relative_to(folder.absolute()).as_posix()
+        if path and folder.absolute() in place.parents
+        else path
+    )
 
 
 def found_config(name: str, beside: Path, note: Callable[[str], None]) -> str:
@@ -482,7 +541,9 @@ def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> Mode
     """The shape that the [model] tables of a recipe describe: alone, or over those of a config.json. Raises SettingsError."""
     if config is None:
         return shape_of(tables, place, toml=True)
-    return shape_of(laid_over(read_shape(config).to_dict(), tables), f"{config} with {place}", toml=True)
+    return shape_of(
+        laid_over(read_shape(config).to_dict(), tables), f"{config} with {place}", toml=True
+    )
 
 
 def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
@@ -491,13 +552,21 @@ def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
     Another depth repeats the config's own pattern of layers; another width has its own default width of the MLP.
     """
     types = config["layer_types"]
-    period = next(n for n in range(1, len(types) + 1) if len(types) % n == 0 and types == types[:n] * (len(types) // n))
+    period = next(
+        n
+        for n in range(1, len(types) + 1)
+        if len(types) % n == 0 and types == types[:n] * (len(types) // n)
+    )
     out = {**config, "layer_types": types[:period]}
     if "hidden_size" in tables or "mlp" in tables:
         out.pop("intermediate_size")
     for name, value in tables.items():
         out[name] = {**out.get(name, {}), **value} if isinstance(value, dict) else value
-    unused = [name for name in config if isinstance(config[name], dict) and name not in (*out["layer_types"], *tables)]
+    unused = [
+        name
+        for name in config
+        if isinstance(config[name], dict) and name not in (*out["layer_types"], *tables)
+    ]
     return {name: value for name, value in out.items() if name not in unused}
 
 
@@ -535,8 +604,14 @@ def summary(run: Run) -> list[str]:
     """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any setting changes)."""
     rows, tokens = run.rows_per_step, run.tokens_per_step
     shape = run.shape
-    mixers = ", ".join(f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types))
-    decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}" if run.lr_scheduler.name == "wsd" else ""
+    mixers = ", ".join(
+        f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types)
+    )
+    decay = (
+        f", decay in the last {run.lr_scheduler.decay_ratio:.0%}"
+        if run.lr_scheduler.name == "wsd"
+        else ""
+    )
     return [
         f"shape: {counted(shape.num_hidden_layers, 'layer')} ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
         f"step: {counted(tokens, 'token')} = {counted(rows, 'row')} of {run.training.seq_len:,}: "
@@ -568,7 +643,9 @@ def length_line(run: Run) -> str:
 def warmup_line(run: Run) -> str:
     """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too long for the run."""
     warmup, asked = run.warmup_steps, run.asked_warmup_steps
-    told = f"warm-up {counted_steps(warmup)} = {counted(round(warmup * run.tokens_per_step), 'token')}"
+    told = (
+        f"warm-up {counted_steps(warmup)} = {counted(round(warmup * run.tokens_per_step), 'token')}"
+    )
     if run.is_planned:
         return f"{told}, at most a fifth of the run"
     if warmup < asked:

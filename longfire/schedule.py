@@ -42,11 +42,17 @@ def read_plan(words: tuple[str, ...]) -> Plan:
         try:
             step, total_steps = map(int, word.split(":"))
         except ValueError:
-            raise SettingsError(f"{STEP_PLAN}: {word!r} is not STEP:TOTAL_STEPS, as 40:1000") from None
+            raise SettingsError(
+                f"{STEP_PLAN}: {word!r} is not STEP:TOTAL_STEPS, as 40:1000"
+            ) from None
         if step < 0 or total_steps < max(1, step):
-            raise SettingsError(f"{STEP_PLAN}: {word!r}: STEP must be 0 or more, and TOTAL_STEPS at least STEP")
+            raise SettingsError(
+                f"{STEP_PLAN}: {word!r}: STEP must be 0 or more, and TOTAL_STEPS at least STEP"
+            )
         if plan and step <= plan[-1].step:
-            raise SettingsError(f"{STEP_PLAN}: {word!r}: each entry must have a later STEP than the one before it")
+            raise SettingsError(
+                f"{STEP_PLAN}: {word!r}: each entry must have a later STEP than the one before it"
+            )
         plan.append(Planned(step, total_steps))
     return tuple(plan)
 
@@ -90,7 +96,9 @@ class Warmup(NamedTuple):
     def share(self, step: float) -> float:
         """The share of the peak rate that this step of the warm-up has; the first step of a run
         already moves."""
-        return min(1.0, self.level + (1 - self.level) * (step + 1 - self.begin) / (self.end - self.begin))
+        return min(
+            1.0, self.level + (1 - self.level) * (step + 1 - self.begin) / (self.end - self.begin)
+        )
 
 
 def fitting_warmup(total_steps: float, warmup_steps: float, name: str = "cosine") -> float:
@@ -108,7 +116,9 @@ def planned_warmup(plan: Plan, step: float, warmup_steps: float) -> Warmup:
     for entry in until(plan, step):
         longest = max(entry.step + 1, WARMUP_SHARE * entry.total_steps)
         if entry.step < warmup.end and longest < warmup.end:
-            reached = warmup.level + (1 - warmup.level) * (entry.step - warmup.begin) / (warmup.end - warmup.begin)
+            reached = warmup.level + (1 - warmup.level) * (entry.step - warmup.begin) / (
+                warmup.end - warmup.begin
+            )
             warmup = Warmup(entry.step, reached, longest)
     return warmup
 

@@ -33,9 +33,13 @@ def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...
     if scoring.plot:
         check_ending(Path(scoring.plot))
         if scoring.tasks:
-            raise SettingsError("--plot draws losses by position and needles; tasks have no picture: leave it out")
+            raise SettingsError(
+                "--plot draws losses by position and needles; tasks have no picture: leave it out"
+            )
     if scoring.tasks and importlib.util.find_spec("lm_eval") is None:
-        raise SettingsError("--tasks are run by lm-eval, which is not installed: pip install 'longfire[eval]'")
+        raise SettingsError(
+            "--tasks are run by lm-eval, which is not installed: pip install 'longfire[eval]'"
+        )
     opened = open_model(Path(folder), step, plugins=plugins)
     about = {"folder": str(folder), "step": opened.step, "weights": opened.fingerprint()}
     print(f"weights {about['weights']}, {step_of(opened)}")
@@ -54,13 +58,20 @@ def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...
 def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
     """lm-eval's numbers, shown. Raises SettingsError naming the package where lm-eval is installed without what it needs."""
     try:
-        from longfire.tasks import run_tasks, show_tasks  # lm-eval is an extra, and takes seconds to import
+        from longfire.tasks import (
+            run_tasks,
+            show_tasks,
+        )  # lm-eval is an extra, and takes seconds to import
 
         found = run_tasks(opened, scoring, row_length(opened, scoring))
     except ImportError as error:  # some of its tasks import what they need only when they run
         if (error.name or "").startswith("longfire"):
             raise
-        missing = f"package {error.name!r} is missing" if isinstance(error, ModuleNotFoundError) else first_line(error)
+        missing = (
+            f"package {error.name!r} is missing"
+            if isinstance(error, ModuleNotFoundError)
+            else first_line(error)
+        )
         raise SettingsError(
             f"--tasks: lm-eval is installed, but not whole: {missing}; pip install 'longfire[eval]'"
             + (f", and if it is still missing, pip install {error.name}" if error.name else "")
@@ -78,7 +89,9 @@ def keep_json(file: Path, found: dict[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(found, indent=1) + "\n")
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be written: {error.strerror}; name another place with --json") from error
+        raise CheckpointError(
+            f"{file} cannot be written: {error.strerror}; name another place with --json"
+        ) from error
 
 
 def held_out(opened: Opened, scoring: Scoring) -> dict[str, Any]:
@@ -89,10 +102,14 @@ def held_out(opened: Opened, scoring: Scoring) -> dict[str, Any]:
         found, what = measure_run(opened, scoring), "held-out documents"
     show(found, f"{step_of(opened)}, {what}")
     if scoring.plot:
-        save_figure(position_chart(found), Path(scoring.plot), f"{step_of(opened)}: loss by position")
+        save_figure(
+            position_chart(found), Path(scoring.plot), f"{step_of(opened)}: loss by position"
+        )
     return {
         "documents": what,
-        "sources": {name: {**m.numbers(), "by_position": m.by_position()} for name, m in found.items()},
+        "sources": {
+            name: {**m.numbers(), "by_position": m.by_position()} for name, m in found.items()
+        },
     }
 
 
@@ -130,7 +147,9 @@ def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
             measured = measure(opened.model, batches, lengths_W, chunk_tokens)
             found[name] = measured.of_documents(store.train, tokens, lengths_W)
             if not found[name].tokens:
-                raise DataError(f"{name}: too little text, of which no token can be predicted; name more with --data")
+                raise DataError(
+                    f"{name}: too little text, of which no token can be predicted; name more with --data"
+                )
     return found
 
 
@@ -138,10 +157,18 @@ def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tok
     """Settings that say: all documents of --data as the model's tokens; nothing is held out."""
     run = opened.run
     data = replace(
-        run.data if run else settings.Data(), dataset=scoring.data or ("embedded",), dataset_name=(), dataset_split=(),
-        data_dir=(), data_files=(), data_probs=(), validation=(), text_field=(scoring.text_field,) if scoring.text_field else (),
-        heldout_fraction=0.0, streaming=False,
-    )  # fmt: skip
+        run.data if run else settings.Data(),
+        dataset=scoring.data or ("embedded",),
+        dataset_name=(),
+        dataset_split=(),
+        data_dir=(),
+        data_files=(),
+        data_probs=(),
+        validation=(),
+        text_field=(scoring.text_field,) if scoring.text_field else (),
+        heldout_fraction=0.0,
+        streaming=False,
+    )
     return data, words_of(opened)
 
 
@@ -150,7 +177,9 @@ def words_of(opened: Opened) -> settings.Tokenizer:
     if opened.run:
         return trained_with(opened.run)
     tokenizer = opened.tokenizer
-    return settings.Tokenizer(tokenizer.where, add_bos=begins_with_bos(opened), add_eos=tokenizer.eos_id is not None)
+    return settings.Tokenizer(
+        tokenizer.where, add_bos=begins_with_bos(opened), add_eos=tokenizer.eos_id is not None
+    )
 
 
 def row_length(opened: Opened, scoring: Scoring) -> int:
@@ -158,10 +187,16 @@ def row_length(opened: Opened, scoring: Scoring) -> int:
     learned positions for."""
     shape, run = opened.model.shape, opened.run
     limit = shape.max_position_embeddings
-    of_run = lengths.stage_of_model(run.training, opened.step).seq_len if run else min(SEQ_LEN, limit or SEQ_LEN)
+    of_run = (
+        lengths.stage_of_model(run.training, opened.step).seq_len
+        if run
+        else min(SEQ_LEN, limit or SEQ_LEN)
+    )
     seq_len = scoring.seq_len or of_run
     if shape.learned_positions and seq_len > limit:
-        raise SettingsError(f"--seq_len {seq_len}: the model has learned {limit} positions; ask for no more")
+        raise SettingsError(
+            f"--seq_len {seq_len}: the model has learned {limit} positions; ask for no more"
+        )
     return seq_len
 
 
@@ -179,8 +214,14 @@ def show(found: dict[str, Measured], title: str) -> None:
         table.add_column(name, justify="right")
     for source, measured in found.items():
         n = measured.numbers()
-        table.add_row(source, f"{n['loss']:.4f}", f"{n['perplexity']:.2f}", f"{n['bits_per_byte']:.4f}", f"{n['tokens']:,}",
-                      f"{n['bytes']:,}")  # fmt: skip
+        table.add_row(
+            source,
+            f"{n['loss']:.4f}",
+            f"{n['perplexity']:.2f}",
+            f"{n['bits_per_byte']:.4f}",
+            f"{n['tokens']:,}",
+            f"{n['bytes']:,}",
+        )
     Console().print(table)
     print("loss by position (nats a token)")
     places = Table("tokens before")
@@ -190,7 +231,10 @@ def show(found: dict[str, Measured], title: str) -> None:
         for bucket in measured.by_position():
             rows.setdefault((bucket["from"], bucket["to"]), {})[source] = f"{bucket['loss']:.4f}"
     for (first, last), losses in sorted(rows.items()):
-        places.add_row(f"{first:,} to {last:,}" if last > first else f"{first:,}", *(losses.get(s, "") for s in found))
+        places.add_row(
+            f"{first:,} to {last:,}" if last > first else f"{first:,}",
+            *(losses.get(s, "") for s in found),
+        )
     Console().print(places)
 
 
@@ -199,7 +243,14 @@ def position_chart(found: dict[str, Measured]) -> Any:
     for (source, measured), colour in zip(found.items(), cycle(COLOURS)):
         buckets = measured.by_position()
         middle = [(bucket["from"] * bucket["to"]) ** 0.5 for bucket in buckets]
-        axes.plot(middle, [bucket["loss"] for bucket in buckets], "o-", color=colour, markersize=4, label=source)
+        axes.plot(
+            middle,
+            [bucket["loss"] for bucket in buckets],
+            "o-",
+            color=colour,
+            markersize=4,
+            label=source,
+        )
     axes.set_xscale("log", base=2)
     axes.legend(frameon=False, fontsize=8)
     return drawn

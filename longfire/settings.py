@@ -10,21 +10,30 @@ from typing import Any, Literal
 NATURAL, POSITIVE, SHARE = "[0, inf)", "[1, inf)", "[0, 1]"  # intervals that many settings share
 
 
-def setting(default: Any, help: str, within: str = "", bare: str = "", is_prose: bool = False) -> Any:
+def setting(
+    default: Any, help: str, within: str = "", bare: str = "", is_prose: bool = False
+) -> Any:
     """A dataclass field with its help; the help is the only documentation of the setting.
 
     within: the interval of allowed numbers, as mathematics writes it: "[0, 1)". bare: what the flag without a value means
     (booleans: true). is_prose: text that may hold a URL; in every other text one is refused (paths.py).
     """
-    return field(default=default, metadata={"help": help, "within": within, "bare": bare, "is_prose": is_prose})
+    return field(
+        default=default,
+        metadata={"help": help, "within": within, "bare": bare, "is_prose": is_prose},
+    )
 
 
 @dataclass(frozen=True)
 class Job:
     """Where the run lives, and what it is called."""
 
-    dump_folder: str = setting("runs/longfire", "the run folder: settings, metrics, checkpoints, report")
-    description: str = setting("", "free text, kept in run.toml and shown in the report", is_prose=True)
+    dump_folder: str = setting(
+        "runs/longfire", "the run folder: settings, metrics, checkpoints, report"
+    )
+    description: str = setting(
+        "", "free text, kept in run.toml and shown in the report", is_prose=True
+    )
     print_args: bool = setting(False, "print every resolved setting at the start")
 
 
@@ -55,7 +64,8 @@ class Model:
         NATURAL,
     )
     plugins: tuple[str, ...] = setting(
-        (), "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}"
+        (),
+        "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}",
     )
     compute_dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
@@ -63,7 +73,8 @@ class Model:
         "device multiplies it natively, else float32",
     )
     kernels: Literal["auto", "torch", "slow"] = setting(
-        "auto", "auto: the fastest kernels installed; torch: our chunkwise forms; slow: the recurrent truth"
+        "auto",
+        "auto: the fastest kernels installed; torch: our chunkwise forms; slow: the recurrent truth",
     )
 
 
@@ -77,15 +88,20 @@ class Data:
         "hub, or `embedded` (Python's own library source). In a recipe also as [[data.sources]] tables with dataset, "
         "name, split, data_dir, data_files, text_field, share",
     )
-    dataset_name: tuple[str, ...] = setting((), "the hub dataset's configuration, one for each source (or one for all)")
+    dataset_name: tuple[str, ...] = setting(
+        (), "the hub dataset's configuration, one for each source (or one for all)"
+    )
     dataset_split: tuple[str, ...] = setting(
         (), "the hub dataset's split, one for each source (or one for all); train if empty"
     )
     data_dir: tuple[str, ...] = setting((), "folder inside each source")
     data_files: tuple[str, ...] = setting((), "files or globs inside each source")
-    data_probs: tuple[float, ...] = setting((), "share of TOKENS of each source; equal if empty; any positive numbers")
+    data_probs: tuple[float, ...] = setting(
+        (), "share of TOKENS of each source; equal if empty; any positive numbers"
+    )
     text_field: tuple[str, ...] = setting(
-        (), "field that holds the text, one for each source (or one for all); `text`, else `content`, if empty"
+        (),
+        "field that holds the text, one for each source (or one for all); `text`, else `content`, if empty",
     )
     split_documents: str = setting(
         "",
@@ -98,7 +114,9 @@ class Data:
         "texts of one's own to evaluate on (files, folders, globs, datasets of the hub), in training and by `longfire eval`; "
         "nothing is then held out of data.dataset",
     )
-    validation_split: str = setting("validation", "the split that is taken of a hub dataset in data.validation")
+    validation_split: str = setting(
+        "validation", "the split that is taken of a hub dataset in data.validation"
+    )
     folder: str = setting("token-stores", "where token stores are kept; shared between runs")
     streaming: bool = setting(
         False, "start to train as soon as the first rows exist; the store grows behind the training"
@@ -109,8 +127,12 @@ class Data:
         "streaming, else global",
     )
     shuffle_window_rows: int = setting(16384, "rows in a shuffling window", POSITIVE)
-    varlen: bool = setting(False, "confine attention and state to documents; false: documents flow on")
-    context_len: int = setting(0, "with varlen: split longer documents after this many tokens; 0: no limit", NATURAL)
+    varlen: bool = setting(
+        False, "confine attention and state to documents; false: documents flow on"
+    )
+    context_len: int = setting(
+        0, "with varlen: split longer documents after this many tokens; 0: no limit", NATURAL
+    )
     heldout_fraction: float = setting(
         0.005,
         "share of documents held out for evaluation, chosen by a hash of their identity, and at least one; of fewer than 8 documents "
@@ -119,7 +141,9 @@ class Data:
     )
     num_workers: int = setting(0, "processes that tokenize; 0: one for each core", NATURAL)
     prefetch_factor: int = setting(2, "batches made ready ahead of training; 0: none", NATURAL)
-    skip_bad_documents: bool = setting(False, "count and list documents that cannot be read instead of stopping")
+    skip_bad_documents: bool = setting(
+        False, "count and list documents that cannot be read instead of stopping"
+    )
     trust_remote_code: bool = setting(
         False, "let a hub dataset run its own code (it can do anything; off unless asked)"
     )
@@ -134,7 +158,9 @@ class Tokenizer:
         "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, or a hub id; where none is named, "
         "the tokenizer beside model.weights, else the one of distillation.teacher, with its add_bos and add_eos",
     )
-    train_vocab_size: int = setting(4096, "words of a trained tokenizer, specials included", "[258, inf)")
+    train_vocab_size: int = setting(
+        4096, "words of a trained tokenizer, specials included", "[258, inf)"
+    )
     train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on", POSITIVE)
     add_bos: bool = setting(False, "put the beginning-of-text token before each document")
     add_eos: bool = setting(True, "put the end-of-text token after each document")
@@ -167,10 +193,14 @@ class Training:
         "rows of one step over all processes and microbatches; 0: batch_size x gradient_accumulation_steps x processes",
         NATURAL,
     )
-    gradient_accumulation_steps: int = setting(0, "microbatches of one step; 0: from global_batch_size, or 1", NATURAL)
+    gradient_accumulation_steps: int = setting(
+        0, "microbatches of one step; 0: from global_batch_size, or 1", NATURAL
+    )
     steps: int = setting(10000, "optimizer steps of the whole run", POSITIVE)
     tokens: int = setting(
-        0, "tokens of the whole run instead of steps; rounded up to whole steps; 0: use steps", NATURAL
+        0,
+        "tokens of the whole run instead of steps; rounded up to whole steps; 0: use steps",
+        NATURAL,
     )
     max_seconds: float = setting(
         0.0,
@@ -185,10 +215,16 @@ class Training:
         "STEP:TOTAL_STEPS, comma-separated: how many steps a run with max_seconds was planned to have, from each step on. Such a run "
         "writes it into its run.toml; with max_seconds = 0 the plan is followed without a clock: the same steps and learning rates",
     )
-    max_norm: float = setting(1.0, "clip the norm of all gradients to this; 0: do not clip", NATURAL)
+    max_norm: float = setting(
+        1.0, "clip the norm of all gradients to this; 0: do not clip", NATURAL
+    )
     skip_nan_inf: bool = setting(False, "skip a step whose gradients are not finite, and count it")
-    max_skips_in_a_row: int = setting(10, "stop, naming the batch, after so many skipped steps in a row", POSITIVE)
-    seed: int = setting(42, "seed of initialisation, data order and sampling", "[0, 18446744073709551615]")
+    max_skips_in_a_row: int = setting(
+        10, "stop, naming the batch, after so many skipped steps in a row", POSITIVE
+    )
+    seed: int = setting(
+        42, "seed of initialisation, data order and sampling", "[0, 18446744073709551615]"
+    )
     deterministic: bool = setting(False, "refuse kernels whose result may differ from run to run")
     compile: Literal["auto", "on", "off"] = setting(
         "auto",
@@ -196,9 +232,13 @@ class Training:
         "run is long enough to pay for it",
         bare="on",
     )
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to train; auto: CUDA if there is one")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "where to train; auto: CUDA if there is one"
+    )
     threads: int = setting(0, "CPU threads; 0: torch's own choice", NATURAL)
-    loss_chunk_tokens: int = setting(1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE)
+    loss_chunk_tokens: int = setting(
+        1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE
+    )
     mlp_chunk_size: int = setting(
         0,
         "compute MLPs for so many tokens of a row at a time, each chunk again in the backward: what is wider than the row is there "
@@ -215,7 +255,9 @@ class Training:
         "with tbptt_segments: gradients pass from segment to segment, which takes one more forward; false: they end where a "
         "segment begins (truncated backpropagation through time)",
     )
-    gc_freq: int = setting(50, "collect garbage every so many steps, never in between; 0: leave it to Python", NATURAL)
+    gc_freq: int = setting(
+        50, "collect garbage every so many steps, never in between; 0: leave it to Python", NATURAL
+    )
 
 
 @dataclass(frozen=True)
@@ -227,7 +269,9 @@ class Optimizer:
     eps: float = setting(1e-8, "added to the denominator", "(0, inf)")
     beta1: float = setting(0.9, "decay of the mean of gradients", "[0, 1)")
     beta2: float = setting(0.95, "decay of the mean of squared gradients", "[0, 1)")
-    weight_decay: float = setting(0.1, "decoupled weight decay; never on norms, biases, embeddings", NATURAL)
+    weight_decay: float = setting(
+        0.1, "decoupled weight decay; never on norms, biases, embeddings", NATURAL
+    )
     embedding_lr_scale: float = setting(
         1.0,
         "learning rate of embedding and learned positions as a multiple of lr (of a tied head too); 0: they do not learn",
@@ -237,7 +281,9 @@ class Optimizer:
     matrix_lr_scale: float = setting(
         1.0, "the same of the weights of mixers and MLPs: matrices and short convolutions", NATURAL
     )
-    other_lr_scale: float = setting(1.0, "the same of the rest: norms, biases, decay rates", NATURAL)
+    other_lr_scale: float = setting(
+        1.0, "the same of the rest: norms, biases, decay rates", NATURAL
+    )
     fused: bool = setting(True, "torch's fused kernel")
 
 
@@ -252,7 +298,9 @@ class LRScheduler:
         "at most a fifth of the planned steps",
         NATURAL,
     )
-    warmup_tokens: int = setting(0, "the same in tokens; wins over warmup_steps when not 0", NATURAL)
+    warmup_tokens: int = setting(
+        0, "the same in tokens; wins over warmup_steps when not 0", NATURAL
+    )
     min_lr_ratio: float = setting(0.1, "floor as a share of the peak", SHARE)
     decay_ratio: float = setting(0.1, "wsd: share of the whole run that the decay takes", SHARE)
 
@@ -262,9 +310,12 @@ class Parallelism:
     """One run on several devices: shards, tensor, context and pipeline parallelism."""
 
     mesh_dim: str = setting(
-        "", "four degrees in one word, replicas,shards,tensor,context (one may be -1), instead of the five below"
+        "",
+        "four degrees in one word, replicas,shards,tensor,context (one may be -1), instead of the five below",
     )
-    data_parallel_replicate_degree: int = setting(1, "replicas of the model, each with rows of its own", "[-1, inf)")
+    data_parallel_replicate_degree: int = setting(
+        1, "replicas of the model, each with rows of its own", "[-1, inf)"
+    )
     data_parallel_shard_degree: int = setting(
         -1,
         "processes that share parameters and optimizer, each with rows of its own; -1: those that remain",
@@ -290,21 +341,27 @@ class Parallelism:
         "pipeline parallel",
     )
     param_gather_dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "type in which sharded parameters travel. bfloat16 halves that, and rounds norms and decay rates too"
+        "float32",
+        "type in which sharded parameters travel. bfloat16 halves that, and rounds norms and decay rates too",
     )
-    cpu_offload: bool = setting(False, "keep shards of parameters, gradients and optimizer in the host's memory")
+    cpu_offload: bool = setting(
+        False, "keep shards of parameters, gradients and optimizer in the host's memory"
+    )
     sequence_parallel: bool = setting(
         True, "with tensor parallel: between mixers and MLPs each process holds its part of the row"
     )
     pipeline_parallel_schedule: str = setting(
-        "1F1B", "order of forwards and backwards: a name of torch.distributed.pipelining, as Interleaved1F1B"
+        "1F1B",
+        "order of forwards and backwards: a name of torch.distributed.pipelining, as Interleaved1F1B",
     )
     pipeline_parallel_schedule_csv: str = setting("", "a file with the order, instead of its name")
     pipeline_parallel_split_points: tuple[str, ...] = setting(
         (), "modules that begin a stage, as layers.2,layers.4; empty: stages of equal cost"
     )
     pipeline_parallel_microbatches: int = setting(
-        0, "microbatches of a step in the pipeline; 0: those of gradient accumulation, or one a stage", NATURAL
+        0,
+        "microbatches of a step in the pipeline; 0: those of gradient accumulation, or one a stage",
+        NATURAL,
     )
 
 
@@ -317,8 +374,12 @@ class Attention:
         "how softmax attention is computed. auto: torch's fused kernels; vanilla: with all scores in memory; blockwise: chunks of "
         "queries by chunks of keys. The same numbers",
     )
-    query_chunk_size: int = setting(1024, "blockwise: queries that are computed at a time, in tokens", POSITIVE)
-    key_chunk_size: int = setting(1024, "blockwise: keys that they meet at a time, in tokens", POSITIVE)
+    query_chunk_size: int = setting(
+        1024, "blockwise: queries that are computed at a time, in tokens", POSITIVE
+    )
+    key_chunk_size: int = setting(
+        1024, "blockwise: keys that they meet at a time, in tokens", POSITIVE
+    )
 
 
 @dataclass(frozen=True)
@@ -335,7 +396,8 @@ class ActivationCheckpoint:
         "kernels), or those of operations by torch's names, as mm,longfire.attend_blocks",
     )
     offload: bool = setting(
-        False, "keep in the host's memory, instead of the device's, what blocks keep from forward to backward"
+        False,
+        "keep in the host's memory, instead of the device's, what blocks keep from forward to backward",
     )
 
 
@@ -347,7 +409,9 @@ class Checkpoint:
     folder: str = setting("checkpoints", "folder inside the run folder")
     interval_type: Literal["steps", "seconds"] = setting("steps", "unit of interval")
     interval: int = setting(500, "save every so many steps or seconds; 0: only at the end", NATURAL)
-    milestone_interval: int = setting(0, "keep the checkpoints of every so many steps for ever; 0: none", NATURAL)
+    milestone_interval: int = setting(
+        0, "keep the checkpoints of every so many steps for ever; 0: none", NATURAL
+    )
     keep_latest_k: int = setting(
         5,
         "keep the newest k besides milestones and step 0; 0: keep all. Checkpoints that were saved under 0, or by a longfire whose "
@@ -367,10 +431,18 @@ class Checkpoint:
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = setting(
         "async", "write behind training; disabled: training waits until the checkpoint is on disk"
     )
-    create_seed_checkpoint: bool = setting(False, "save step 0 and stop: the same start for several runs")
-    model_weights_only: bool = setting(False, "the last checkpoint holds the model's weights only (cannot be resumed)")
-    export: bool = setting(False, "at the end also write Hugging Face weights to <run>/hf, and check them")
-    export_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "type of exported weights")
+    create_seed_checkpoint: bool = setting(
+        False, "save step 0 and stop: the same start for several runs"
+    )
+    model_weights_only: bool = setting(
+        False, "the last checkpoint holds the model's weights only (cannot be resumed)"
+    )
+    export: bool = setting(
+        False, "at the end also write Hugging Face weights to <run>/hf, and check them"
+    )
+    export_dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "type of exported weights"
+    )
 
 
 @dataclass(frozen=True)
@@ -378,7 +450,8 @@ class Distillation:
     """Learn from another model's outputs."""
 
     teacher: str = setting(
-        "", "learn from this model: a folder of Hugging Face weights or a run folder; empty: from the text"
+        "",
+        "learn from this model: a folder of Hugging Face weights or a run folder; empty: from the text",
     )
     kind: Literal["hidden", "logits"] = setting(
         "logits",
@@ -393,11 +466,19 @@ class Distillation:
 class Eval:
     """Held-out loss during training and at its end, a sample."""
 
-    interval: int = setting(0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL)
+    interval: int = setting(
+        0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL
+    )
     at_end: bool = setting(True, "evaluate after the last step")
-    tokens: int = setting(262144, "held-out tokens of each source that an evaluation reads, at most", POSITIVE)
-    compare_xz: bool = setting(False, "at the end show what `xz -9e` reaches on the same held-out bytes")
-    sample_prompt: str = setting("", "at the end generate a sample that continues this text", is_prose=True)
+    tokens: int = setting(
+        262144, "held-out tokens of each source that an evaluation reads, at most", POSITIVE
+    )
+    compare_xz: bool = setting(
+        False, "at the end show what `xz -9e` reaches on the same held-out bytes"
+    )
+    sample_prompt: str = setting(
+        "", "at the end generate a sample that continues this text", is_prose=True
+    )
     sample_tokens: int = setting(128, "tokens of that sample", POSITIVE)
 
 
@@ -410,7 +491,9 @@ class Metrics:
     save_tb_folder: str = setting("tensorboard", "folder inside the run folder")
     enable_wandb: bool = setting(False, "log to Weights & Biases (extra `wandb`)")
     wandb_project: str = setting("longfire", "project there")
-    wandb_mode: Literal["online", "offline"] = setting("online", "offline: only on disk, to be synced later")
+    wandb_mode: Literal["online", "offline"] = setting(
+        "online", "offline: only on disk, to be synced later"
+    )
     disable_color_printing: bool = setting(False, "no colours, no live progress")
     report: bool = setting(True, "write report.html at the end")
 
@@ -431,7 +514,9 @@ class Comm:
     """Timeouts of collectives, the flight recorder."""
 
     init_timeout_seconds: int = setting(
-        3600, "stop with a stack trace if set-up and first step take longer; 0: wait for ever", NATURAL
+        3600,
+        "stop with a stack trace if set-up and first step take longer; 0: wait for ever",
+        NATURAL,
     )
     train_timeout_seconds: int = setting(
         3600, "the same for each later step, save and evaluation; 0: wait for ever", NATURAL

@@ -23,7 +23,15 @@ PUBLISHED = "published"
 INITIALIZER_RANGE = "initializer_range"
 BY_DEPTH, MIXERS_BY_DEPTH = "initializer_range_by_depth", "initializer_range_by_depth_in_mixers"
 # Or a number, the standard deviation of a normal distribution.
-INIT_RULES = (PUBLISHED, INITIALIZER_RANGE, BY_DEPTH, MIXERS_BY_DEPTH, "fan_in", "fan_in_uniform", "zeros")
+INIT_RULES = (
+    PUBLISHED,
+    INITIALIZER_RANGE,
+    BY_DEPTH,
+    MIXERS_BY_DEPTH,
+    "fan_in",
+    "fan_in_uniform",
+    "zeros",
+)
 INIT_KEYS = ("init_matrices", "init_outputs", "init_embedding", "init_head")
 
 
@@ -73,7 +81,9 @@ class ModelShape:
     mlp_bias: bool = key(False, "whether the MLP's matrices have biases")
     norm: str = key("rmsnorm", "rmsnorm or layernorm")
     norm_eps: float = key(1e-6, "added to the variance under the root of a norm")
-    norm_affine: bool = key(True, "false: norms of the residual stream and of queries and keys have no parameters")
+    norm_affine: bool = key(
+        True, "false: norms of the residual stream and of queries and keys have no parameters"
+    )
     norm_bias: bool = key(True, "whether a layernorm has a bias")
     block: str = key(
         "pre",
@@ -118,13 +128,17 @@ class ModelShape:
         PUBLISHED,
         "the same of the embedding and of learned positions; its fan_in is hidden_size; or zeros",
     )
-    init_head: float | str = key(PUBLISHED, "the same of the head; or zeros. A tied head begins as the embedding")
+    init_head: float | str = key(
+        PUBLISHED, "the same of the head; or zeros. A tied head begins as the embedding"
+    )
     use_l2warp: bool = key(
         False,
         "in training the gradient of each token's highest logit grows by 1e-4 times that logit, which keeps logits "
         "small (fla's use_l2warp, on for its RWKV-7)",
     )
-    final_logit_softcapping: float = key(0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are")
+    final_logit_softcapping: float = key(
+        0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are"
+    )
 
     def __post_init__(self) -> None:
         layers, types = self.num_hidden_layers, tuple(self.layer_types)
@@ -139,15 +153,21 @@ class ModelShape:
                 f"{layers}; list one mixer for each layer, or a pattern that divides"
             )
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
-        object.__setattr__(self, "mixers", {name: with_tuples(given) for name, given in self.mixers.items()})
+        object.__setattr__(
+            self, "mixers", {name: with_tuples(given) for name, given in self.mixers.items()}
+        )
         if not self.intermediate_size:
             least, multiple = (
-                (self.hidden_size * 4, 32) if self.mlp == "channel_mix" else (self.hidden_size * 8 // 3, 256)
+                (self.hidden_size * 4, 32)
+                if self.mlp == "channel_mix"
+                else (self.hidden_size * 8 // 3, 256)
             )
             object.__setattr__(self, "intermediate_size", multiple * -(-least // multiple))
         for key, known in WORDS.items():
             if getattr(self, key) not in known:
-                raise SettingsError(f"model shape: {key} = {getattr(self, key)!r} is not one of {', '.join(known)}")
+                raise SettingsError(
+                    f"model shape: {key} = {getattr(self, key)!r} is not one of {', '.join(known)}"
+                )
         for key in ("dropout", "embed_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise SettingsError(f"model shape: {key} = {getattr(self, key)} must lie in [0, 1)")
@@ -158,13 +178,17 @@ class ModelShape:
         if self.norm_eps < 0:
             raise SettingsError(f"model shape: norm_eps = {self.norm_eps} must be at least 0")
         if self.pad_vocab_multiple < 1:
-            raise SettingsError(f"model shape: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1")
+            raise SettingsError(
+                f"model shape: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1"
+            )
         if self.learned_positions and not self.max_position_embeddings:
             raise SettingsError(
                 "model shape: learned_positions needs max_position_embeddings, the number of positions that are learned"
             )
         if self.mlp_bias and self.mlp == "channel_mix":
-            raise SettingsError("model shape: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to false")
+            raise SettingsError(
+                "model shape: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to false"
+            )
         self.check_init()
         if not 0 <= self.final_logit_softcapping < float("inf"):
             raise SettingsError(
@@ -172,7 +196,9 @@ class ModelShape:
                 "as 15 or 30, or 0 for none"
             )
         if self.block.startswith("parallel") and self.mlp == "none":
-            raise SettingsError(f"model shape: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'")
+            raise SettingsError(
+                f"model shape: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'"
+            )
 
     def check_init(self) -> None:
         """Raises SettingsError for a rule that is none, or one that nothing would read."""
@@ -183,9 +209,13 @@ class ModelShape:
                     f"model shape: {key} = {rule!r} is not one of {', '.join(INIT_RULES)}, or a standard deviation"
                 )
             if not isinstance(rule, str) and not 0 < rule < float("inf"):
-                raise SettingsError(f"model shape: {key} = {rule} must be a standard deviation above 0, or 'zeros'")
+                raise SettingsError(
+                    f"model shape: {key} = {rule} must be a standard deviation above 0, or 'zeros'"
+                )
             if rule == MIXERS_BY_DEPTH and key != "init_outputs":
-                raise SettingsError(f"model shape: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} here")
+                raise SettingsError(
+                    f"model shape: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} here"
+                )
         if self.init_matrices == "zeros":
             raise SettingsError(
                 "model shape: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
@@ -215,13 +245,22 @@ class ModelShape:
     @property
     def drops(self) -> bool:
         """Whether training needs noise for dropout."""
-        return self.dropout > 0 or self.embed_dropout > 0 or any(m.get("dropout", 0) > 0 for m in self.mixers.values())
+        return (
+            self.dropout > 0
+            or self.embed_dropout > 0
+            or any(m.get("dropout", 0) > 0 for m in self.mixers.values())
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Our own config.json: the fields, each mixer's settings under its name."""
         fields_ = asdict(self)
         mixers = fields_.pop("mixers")
-        return {"model_type": "longfire", **fields_, "layer_types": list(self.layer_types), **mixers}
+        return {
+            "model_type": "longfire",
+            **fields_,
+            "layer_types": list(self.layer_types),
+            **mixers,
+        }
 
     @classmethod
     def from_dict(
@@ -236,7 +275,9 @@ class ModelShape:
         mixers = {k: config.pop(k) for k in list(config) if mixer_of(k) in mixer_names}
         for name in config:
             if name not in known:
-                raise SettingsError(f"{where}: unknown key {name!r}{nearest(name, (*known, *mixer_names))}")
+                raise SettingsError(
+                    f"{where}: unknown key {name!r}{nearest(name, (*known, *mixer_names))}"
+                )
         require(config, list(known.values()), where, "", toml)
         for name, value in config.items():
             check_type(f"{where}: {name}", value, known[name].type)
@@ -283,12 +324,18 @@ class ForeignShape:
         return self.config
 
 
-def require(given: dict[str, Any], known: Sequence[Field], where: str, table: str, toml: bool) -> None:
+def require(
+    given: dict[str, Any], known: Sequence[Field], where: str, table: str, toml: bool
+) -> None:
     """Raises SettingsError naming each key that a table must have and has not, and what to write.
 
     table: the mixer whose keys these are, empty for the keys of the model. toml: written in a recipe, not in JSON.
     """
-    missing = [f for f in known if f.default is MISSING and f.default_factory is MISSING and f.name not in given]
+    missing = [
+        f
+        for f in known
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in given
+    ]
     if not missing:
         return
     keys = {f.name: f.metadata.get("example", 1) for f in missing}
@@ -341,9 +388,15 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if kind == float | str:
         wanted = "a number or the name of a rule"
     if kind == tuple[float, ...]:
-        wanted, right = "a list of numbers", isinstance(value, list | tuple) and all(map(is_finite, value))
+        wanted, right = (
+            "a list of numbers",
+            isinstance(value, list | tuple) and all(map(is_finite, value)),
+        )
     elif kind == tuple[str, ...]:
-        wanted, right = "a list of names", isinstance(value, list | tuple) and all(type(v) is str for v in value)
+        wanted, right = (
+            "a list of names",
+            isinstance(value, list | tuple) and all(type(v) is str for v in value),
+        )
     elif type(value) is int:  # JSON's 1 is a number like its 1.0, and true is none
         right = kind is int or isinstance(1.0, kind)
     else:

@@ -18,8 +18,16 @@ from torch import Tensor
 
 from longfire.parallel.pieces import Box
 
-NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-         torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
 BOXES = "longfire.boxes"  # in a header's metadata: key -> [name, whole shape, begin]
 ALIGNED = 64  # bytes that data begin at a multiple of, for readers that map the file
@@ -51,7 +59,9 @@ def write_shard(held: dict[str, Held], path: Path) -> int:
     for name, (tensor, shape, boxes) in held.items():
         for number, box in enumerate(boxes):
             part = box.of_local(tensor)
-            key = name if len(boxes) == 1 and tuple(box.size) == tuple(shape) else f"{name}#{number}"
+            key = (
+                name if len(boxes) == 1 and tuple(box.size) == tuple(shape) else f"{name}#{number}"
+            )
             header[key] = {
                 "dtype": NAMES[part.dtype],
                 "shape": list(part.shape),
@@ -93,7 +103,11 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
 
 def holes(index: dict[str, Entry]) -> list[str]:
     """Names of tensors of which a part lies in no file. (Boxes never overlap: each is written by one process.)"""
-    return [name for name, entry in index.items() if sum(prod(size) for *_, size in entry.parts) != prod(entry.shape)]
+    return [
+        name
+        for name, entry in index.items()
+        if sum(prod(size) for *_, size in entry.parts) != prod(entry.shape)
+    ]
 
 
 class Reader:
@@ -120,7 +134,9 @@ class Reader:
                 stored = self.opened(path).get_slice(key)
                 inside = tuple(slice(w - b, w - b + n) for w, b, n in zip(where, begin, length))
                 target = Box(where, length, tuple(w - b for w, b in zip(where, box.begin)))
-                target.of_local(out).copy_(stored[inside] if inside else self.opened(path).get_tensor(key))
+                target.of_local(out).copy_(
+                    stored[inside] if inside else self.opened(path).get_tensor(key)
+                )
 
     def whole(self, name: str) -> Tensor:
         entry = self.index[name]

@@ -61,7 +61,9 @@ def recipe(name: str) -> Path:
             f"{name} is a model config, not a recipe: `longfire init` writes a recipe, which `--model.config {name}` "
             "gives this model"
         )
-    beside = {path.stem: path for path in given.parent.glob("*.toml")} if given.parent.is_dir() else {}
+    beside = (
+        {path.stem: path for path in given.parent.glob("*.toml")} if given.parent.is_dir() else {}
+    )
     near = get_close_matches(given.stem, [*beside, *known], 1)
     if near:
         meant = beside.get(near[0], near[0])

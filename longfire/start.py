@@ -93,7 +93,11 @@ def refuse_no_labels(run: Run, prepared: Prepared) -> None:
 def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
     """The tokenizer lies in the run folder from the start. Raises SettingsError if the run was trained with another one."""
     folder = run.tokenizer_folder
-    if run.has_checkpoints and folder.exists() and from_folder(folder).fingerprint != tokenizer.fingerprint:
+    if (
+        run.has_checkpoints
+        and folder.exists()
+        and from_folder(folder).fingerprint != tokenizer.fingerprint
+    ):
         raise SettingsError(
             f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer that the run in {run.folder} was trained with: the same "
             f"ids would mean other words. Set it to {folder}, or name another job.dump_folder"
@@ -104,8 +108,15 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
 def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
     """data.json: the token stores that rows come from. A run that goes on with others says so: its rows are then not those that
     it would have seen, and those that it saw may come again."""
-    file, here = run.folder / DATA_JSON, {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)}
-    there = json.loads(file.read_text(encoding="utf-8")) if run.has_checkpoints and file.exists() else here
+    file, here = (
+        run.folder / DATA_JSON,
+        {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)},
+    )
+    there = (
+        json.loads(file.read_text(encoding="utf-8"))
+        if run.has_checkpoints and file.exists()
+        else here
+    )
     for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
         note(
             f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, was {there.get(name, 'none')}; "
@@ -157,7 +168,9 @@ def take_weights(run: Run, state: State) -> str:
             if name in left:
                 take(left.pop(name).detach(), state.model.splits.get(name), whole)
         if left:
-            raise SettingsError(f"model.weights = {run.model.weights!r} has no {', '.join(sorted(left)[:4])}")
+            raise SettingsError(
+                f"model.weights = {run.model.weights!r} has no {', '.join(sorted(left)[:4])}"
+            )
     return told
 
 
@@ -165,8 +178,13 @@ def shapes_wanted(state: State) -> dict[str, torch.Size]:
     """Name and whole shape of each parameter of the model; of a pipeline also those that lie elsewhere."""
     model = state.model
     if isinstance(model.shape, ModelShape):
-        return {name: parameter.shape for name, parameter in on_meta(model.shape).named_parameters()}
-    return {name: torch.Size(whole_shape(p, model.splits.get(name))) for name, p in model.named_parameters()}
+        return {
+            name: parameter.shape for name, parameter in on_meta(model.shape).named_parameters()
+        }
+    return {
+        name: torch.Size(whole_shape(p, model.splits.get(name)))
+        for name, p in model.named_parameters()
+    }
 
 
 def fresh_weights(run: Run) -> str:

@@ -78,12 +78,16 @@ KINDS: Mapping[str, Kind] = {
     "gla": kind("gla", "gated linear attention", heads),
     "linear_attention": kind("linear_attention", "linear attention", heads),
     "retention": kind(
-        "retention", "RetNet's retention", lambda size: {**heads(size), "expand_k": 0.5, "expand_v": 1.0}
+        "retention",
+        "RetNet's retention",
+        lambda size: {**heads(size), "expand_k": 0.5, "expand_v": 1.0},
     ),
     "gsa": kind("gsa", "gated slot attention", heads),
     "hgrn2": kind("hgrn2", "HGRN2", lambda size: {"expand_ratio": 64}),
     "mamba": kind("mamba", "Mamba's selective scan", lambda size: {"state_size": 16}, mlp="none"),
-    "mamba2": kind("mamba2", "Mamba-2", lambda size: {"head_dim": 64, "state_size": 64}, mlp="none"),
+    "mamba2": kind(
+        "mamba2", "Mamba-2", lambda size: {"head_dim": 64, "state_size": 64}, mlp="none"
+    ),
     "delta_net": kind("delta_net", "DeltaNet", heads),
     "gated_delta_net": kind(
         "gated_delta_net",
@@ -102,7 +106,11 @@ KINDS: Mapping[str, Kind] = {
         use_l2warp=True,
     ),
 }
-OTHER_NAMES = {"attention": "transformer", "gated_deltanet": "gated_delta_net", "deltanet": "delta_net"}
+OTHER_NAMES = {
+    "attention": "transformer",
+    "gated_deltanet": "gated_delta_net",
+    "deltanet": "delta_net",
+}
 MIXER_KEYS = {  # in short what the shapes of the mixers say of their keys: they need torch, which is slow to import
     "num_heads": "heads",
     "head_dim": "channels of a head",
@@ -170,7 +178,11 @@ def toml(value: Any) -> str:
 def of_job(folder: str) -> list[str]:
     return [
         *section("job", "the run"),
-        line("dump_folder", folder, "everything it writes: checkpoints, metrics.jsonl, report.html, hf/"),
+        line(
+            "dump_folder",
+            folder,
+            "everything it writes: checkpoints, metrics.jsonl, report.html, hf/",
+        ),
     ]
 
 
@@ -181,7 +193,10 @@ def of_model(model: Kind, size: Size) -> list[str]:
         line("num_hidden_layers", size.layers * model.layers_factor, "blocks"),
         line("layer_types", model.layer_types, "the mixer of each layer; a shorter list repeats"),
         line("tie_word_embeddings", True, "embedding and head share one matrix"),
-        *(line(key, value, SHAPE_KEYS[f"model.{key}"].metadata["help"]) for key, value in model.keys.items()),
+        *(
+            line(key, value, SHAPE_KEYS[f"model.{key}"].metadata["help"])
+            for key, value in model.keys.items()
+        ),
     ]
     for name, table in model.tables(size).items():
         lines += section(f"model.{name}", f"what the {name} layers have of their own")
@@ -192,10 +207,22 @@ def of_model(model: Kind, size: Size) -> list[str]:
 def of_data(data: tuple[str, ...], size: Size) -> list[str]:
     return [
         *section("data", "the text"),
-        line("dataset", data, "files, folders, globs, datasets of the hub; `embedded`: Python's own source"),
-        line("heldout_fraction", 0.05, "share of it that training never sees: what the model is evaluated on"),
+        line(
+            "dataset",
+            data,
+            "files, folders, globs, datasets of the hub; `embedded`: Python's own source",
+        ),
+        line(
+            "heldout_fraction",
+            0.05,
+            "share of it that training never sees: what the model is evaluated on",
+        ),
         *section("tokenizer", "how text becomes ids"),
-        line("path", "train", "a byte-level BPE of this text; or `bytes`, a tokenizer.json, a name of the hub"),
+        line(
+            "path",
+            "train",
+            "a byte-level BPE of this text; or `bytes`, a tokenizer.json, a name of the hub",
+        ),
         line("train_vocab_size", size.vocab_size, "entries of its vocabulary"),
     ]
 
@@ -205,7 +232,11 @@ def of_training(size: Size) -> list[str]:
         *section("training", "the steps"),
         line("seq_len", size.seq_len, "tokens of a sequence"),
         line("batch_size", size.batch_size, "sequences at a time on one device"),
-        line("gradient_accumulation_steps", 1, "such batches in a step; more: a larger step, no more memory"),
+        line(
+            "gradient_accumulation_steps",
+            1,
+            "such batches in a step; more: a larger step, no more memory",
+        ),
         line("steps", size.steps, "optimizer steps; the schedule below ends with the last one"),
         line("seed", 42, "of initialisation, data order and sampling: the same seed, the same run"),
         *section("optimizer", "AdamW"),
@@ -222,7 +253,11 @@ def of_the_end(size: Size, data: tuple[str, ...]) -> list[str]:
     interval = size.steps // 5
     return [
         *section("checkpoint", "what is kept on disk"),
-        line("interval", interval, "save every so many steps; the same command goes on from the newest"),
+        line(
+            "interval",
+            interval,
+            "save every so many steps; the same command goes on from the newest",
+        ),
         line("keep_latest_k", 2, "how many are kept"),
         line("export", True, "at the end write Hugging Face weights to hf/ of the run folder"),
         *section("eval", "on the held-out text"),

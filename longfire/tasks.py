@@ -37,21 +37,29 @@ class AsLM(TemplateLM):
             batch_size,
         )
         self.add_bos = begins_with_bos(opened) and self.words.bos_id is not None
-        ends = (self.words.bos_id, self.words.eos_id) if self.add_bos else (self.words.eos_id, self.words.bos_id)
+        ends = (
+            (self.words.bos_id, self.words.eos_id)
+            if self.add_bos
+            else (self.words.eos_id, self.words.bos_id)
+        )
         self.before = next((i for i in ends if i is not None), None)
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text: BOS, or the EOS of the text before it."""
         if self.before is None:
-            raise SettingsError("the tokenizer has neither BOS nor EOS, which tasks need before a text without context")
+            raise SettingsError(
+                "the tokenizer has neither BOS nor EOS, which tasks need before a text without context"
+            )
         return self.before
 
     @property
     def eot_token_id(self) -> int:
         return self.prefix_token_id if self.words.eos_id is None else self.words.eos_id
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         ids = self.words.encode(string)
         wanted = self.add_bos and add_special_tokens is not False
         return [self.words.bos_id, *ids] if wanted and ids[:1] != [self.words.bos_id] else ids
@@ -60,13 +68,18 @@ class AsLM(TemplateLM):
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """(log p(continuation), whether greedy decoding would write it) for (_, context, continuation) of each request."""
-        rows = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
+        rows = [
+            (context + continuation)[-(self.max_length + 1) :]
+            for _, context, continuation in requests
+        ]
         found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
         for first in range(0, len(order), self.batch_size):
             some = order[first : first + self.batch_size]
             answers = [min(len(requests[number][2]), len(rows[number]) - 1) for number in some]
-            for number, scored in zip(some, self.scores([rows[number] for number in some], answers)):
+            for number, scored in zip(
+                some, self.scores([rows[number] for number in some], answers)
+            ):
                 found[number] = scored
         return found
 
@@ -78,14 +91,21 @@ class AsLM(TemplateLM):
         ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
         labels_BT = torch.full((len(rows), longest - 1), NO_LABEL)
         for number, (row, answer) in enumerate(zip(rows, answers)):
-            labels_BT[number, len(row) - 1 - answer : len(row) - 1] = torch.tensor(row[len(row) - answer :])
+            labels_BT[number, len(row) - 1 - answer : len(row) - 1] = torch.tensor(
+                row[len(row) - answer :]
+            )
         positions_BT = torch.arange(longest - 1).expand(len(rows), -1)
         batch = Batch(ids_BT[:, :-1], labels_BT, positions_BT).to(self.model.embed.weight.device)
         nats_BT, right_BT = losses(self.model, batch, CHUNK_TOKENS)
         right_BT |= batch.labels_BT == NO_LABEL
-        return [(-nats, bool(right)) for nats, right in zip(nats_BT.double().sum(1).tolist(), right_BT.all(1))]
+        return [
+            (-nats, bool(right))
+            for nats, right in zip(nats_BT.double().sum(1).tolist(), right_BT.all(1))
+        ]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
         """log p of whole texts, in windows of max_length that do not overlap."""
         windows = [
             (number, *make_disjoint_window(window))
@@ -103,14 +123,22 @@ class AsLM(TemplateLM):
         """What follows each context, up to a stop; several rows together, those with the same wishes."""
         texts = [""] * len(requests)
         wishes = [str(sorted(request.args[1].items())) for request in requests]
-        for _, group in groupby(sorted(range(len(requests)), key=lambda i: (wishes[i], i)), key=wishes.__getitem__):
+        for _, group in groupby(
+            sorted(range(len(requests)), key=lambda i: (wishes[i], i)), key=wishes.__getitem__
+        ):
             numbers = list(group)
             sampling = sampling_of(requests[numbers[0]].args[1])
             room = max(1, self.max_length - sampling.max_new_tokens)
             for first in range(0, len(numbers), self.batch_size):
                 some = numbers[first : first + self.batch_size]
-                prompts = [self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in some]
-                rows = [text_row(self.model, self.words, ids, sampling, i) for ids, i in zip(prompts, some)]
+                prompts = [
+                    self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id]
+                    for i in some
+                ]
+                rows = [
+                    text_row(self.model, self.words, ids, sampling, i)
+                    for ids, i in zip(prompts, some)
+                ]
                 for number, text in zip(some, written(self.model, rows)):
                     texts[number] = text
         return texts
@@ -138,10 +166,13 @@ def run_tasks(opened: Opened, scoring: Scoring, max_length: int) -> dict[str, An
         )
     try:
         found = simple_evaluate(
-            AsLM(opened, max_length, scoring.batch_size), tasks=list(scoring.tasks), task_manager=manager,
-            num_fewshot=None if scoring.num_fewshot < 0 else scoring.num_fewshot, limit=scoring.limit or None,
+            AsLM(opened, max_length, scoring.batch_size),
+            tasks=list(scoring.tasks),
+            task_manager=manager,
+            num_fewshot=None if scoring.num_fewshot < 0 else scoring.num_fewshot,
+            limit=scoring.limit or None,
             log_samples=False,
-        )  # fmt: skip
+        )
     except OSError as error:  # also what the hub's libraries raise offline
         raise DataError(
             f"--tasks {','.join(scoring.tasks)}: data cannot be read ({str(error).splitlines()[0]}); put them here, or let "

@@ -109,7 +109,11 @@ class Timing:
         done = f"{counted(state.step, 'step')} {'is' if state.step == 1 else 'are'} done"
         asked = run.training.tokens if key == "training.tokens" else last_step(run, state)
         has_more = (state.tokens if key == "training.tokens" else state.step) > asked
-        more = f", more than {key} = {asked:,} asks for" if has_more and not run.training.max_seconds else ""
+        more = (
+            f", more than {key} = {asked:,} asks for"
+            if has_more and not run.training.max_seconds
+            else ""
+        )
         self.report.note(
             f"this run is finished: its {done}{more}{used}.{self.cut_short()} "
             f"To go on, raise {key}; to begin anew, name another job.dump_folder"
@@ -131,9 +135,15 @@ class Timing:
         run, state = self.run, self.state
         if not state.step or state.step >= last_step(run, state) or state.mesh.rank():
             return
-        if state.plan and progress(state.plan, state.step) == 1 and run.lr_scheduler.name != "constant":
+        if (
+            state.plan
+            and progress(state.plan, state.step) == 1
+            and run.lr_scheduler.name != "constant"
+        ):
             rate = learning_rate(run, state)
-            self.report.note(f"the decay of the learning rate is over: the run goes on with its floor, {rate:.3g}")
+            self.report.note(
+                f"the decay of the learning rate is over: the run goes on with its floor, {rate:.3g}"
+            )
         had = recorded_rate(run, state.step)
         before = Before(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
         was, follows = learning_rate(run, before), learning_rate(run, state)
@@ -189,7 +199,9 @@ class Timing:
         """Whether all steps are done, after a look at the clock where one is due."""
         state, mesh = self.state, self.state.mesh
         if self.run.training.max_seconds:
-            due = mesh.rank() == 0 and self.budget.due(state.plan, state.step, state.elapsed_seconds)
+            due = mesh.rank() == 0 and self.budget.due(
+                state.plan, state.step, state.elapsed_seconds
+            )
             if mesh.any(due):
                 plan = state.plan
                 if mesh.rank() == 0:

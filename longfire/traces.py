@@ -18,7 +18,10 @@ def profiler(settings: Profiling, run_folder: Path, rank: int = 0) -> Iterator[C
         yield lambda: None
         return
     cuda = torch.cuda.is_available()
-    traces, snapshots = run_folder / settings.save_traces_folder, run_folder / settings.save_memory_snapshot_folder
+    traces, snapshots = (
+        run_folder / settings.save_traces_folder,
+        run_folder / settings.save_memory_snapshot_folder,
+    )
 
     whose = f"-rank-{rank}" if rank else ""
 
@@ -29,11 +32,15 @@ def profiler(settings: Profiling, run_folder: Path, rank: int = 0) -> Iterator[C
         trace.export_chrome_trace(str(traces / f"step-{trace.step_num}{whose}.json"))
         if settings.enable_memory_snapshot and cuda:
             snapshots.mkdir(parents=True, exist_ok=True)
-            torch.cuda.memory._dump_snapshot(str(snapshots / f"step-{trace.step_num}{whose}.pickle"))
+            torch.cuda.memory._dump_snapshot(
+                str(snapshots / f"step-{trace.step_num}{whose}.pickle")
+            )
 
     if settings.enable_memory_snapshot and cuda:
         torch.cuda.memory._record_memory_history()
-    warmup = min(1, settings.profile_freq - 1)  # the step before is traced and thrown away: starting to trace is slow
+    warmup = min(
+        1, settings.profile_freq - 1
+    )  # the step before is traced and thrown away: starting to trace is slow
     steps = schedule(wait=settings.profile_freq - 1 - warmup, warmup=warmup, active=1)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as tracing:

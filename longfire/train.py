@@ -16,7 +16,13 @@ from longfire.checkpoint import Checkpoints, State
 from longfire.compiling import compile_decision, eager_rate, sample_of
 from longfire.data.batches import Batch, Batches, WaitStopped
 from longfire.data.prepare import Prepared, prepare
-from longfire.device import Clock, choose_device, choose_dtype, fastest_matmul_peak, peak_memory_bytes
+from longfire.device import (
+    Clock,
+    choose_device,
+    choose_dtype,
+    fastest_matmul_peak,
+    peak_memory_bytes,
+)
 from longfire.distill import Distillation
 from longfire.errors import DataError, SettingsError, TrainingError
 from longfire.evaluate import ROWS, EvaluationStopped, evaluate
@@ -31,7 +37,13 @@ from longfire.ops.bf16 import assume, native_bf16
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, make_optimizer, set_learning_rate
 from longfire.parallel import cost, strategy, tables
-from longfire.parallel.apply import device_of, gradients, parallelize, recompilations, sync_gradients
+from longfire.parallel.apply import (
+    device_of,
+    gradients,
+    parallelize,
+    recompilations,
+    sync_gradients,
+)
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.pieces import local
@@ -42,12 +54,20 @@ from longfire.report import QuietReport, Report
 from longfire.run import Run, summary
 from longfire.schedule import until
 from longfire.settings import Training
-from longfire.start import begin, fresh_weights, refuse_another_batch, take_weights, warn_of_nothing_unseen
+from longfire.start import (
+    begin,
+    fresh_weights,
+    refuse_another_batch,
+    take_weights,
+    warn_of_nothing_unseen,
+)
 from longfire.timing import Timing, last_step, learning_rate
 from longfire.traces import profiler
 
 
-def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float] = time.perf_counter) -> int:
+def train(
+    run: Run, note: Callable[[str], None] = print, now: Callable[[], float] = time.perf_counter
+) -> int:
     """Train to the last step and return the exit code. Read it downwards: that is the order in which things happen.
 
     Every process of the run goes through all of it; process 0 alone writes to the run folder and tells how it goes.
@@ -73,13 +93,20 @@ def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float
                 begin(run, prepared, note)
             teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
         checkpoints = Checkpoints(
-            run.folder / run.checkpoint.folder, run.checkpoint, note, mesh, run.comm.train_timeout_seconds / 2,
-            prepared.tokenizer.vocabulary, attempt(),
-        )  # fmt: skip
+            run.folder / run.checkpoint.folder,
+            run.checkpoint,
+            note,
+            mesh,
+            run.comm.train_timeout_seconds / 2,
+            prepared.tokenizer.vocabulary,
+            attempt(),
+        )
         with Watchdog(run.comm, "to set up the model"):
             state = make_state(run, prepared.tokenizer.vocab_size, device, note, teacher, mesh)
             if not checkpoints.restore(state):
-                note(f"weights: {take_weights(run, state) if run.model.weights else fresh_weights(run)}")
+                note(
+                    f"weights: {take_weights(run, state) if run.model.weights else fresh_weights(run)}"
+                )
             refuse_another_batch(run, state)
             set_base(run, state.model, lengths.stage_of_model(run.training, state.step).rope_theta)
         if run.model.backend == "transformers" and run.data.varlen:
@@ -98,7 +125,11 @@ def train(run: Run, note: Callable[[str], None] = print, now: Callable[[], float
                 results = evaluated(state, batches, run, report)
             exit_code = max(mesh.all_say(stop.exit_code))
         if exit_code:
-            saved = ", saved; the same command goes on from there" if run.checkpoint.enable_checkpoint else ""
+            saved = (
+                ", saved; the same command goes on from there"
+                if run.checkpoint.enable_checkpoint
+                else ""
+            )
             note(f"{signal_name(exit_code)}: stopped after step {state.step}{saved}")
             return exit_code
         if mesh.rank() == 0:
@@ -119,18 +150,30 @@ def first_process(mesh: Mesh, inside: AbstractContextManager) -> Iterator[None]:
 def prepared_data(run: Run, mesh: Mesh, note: Callable[[str], None]) -> Prepared:
     """The token stores; of a streaming run they grow behind process 0, and the others watch them grow."""
     behind = run.data.streaming and mesh.rank() == 0
-    return prepare(run.data, run.tokenizer, note=note, background=behind, watch=run.data.streaming and not behind)
+    return prepare(
+        run.data,
+        run.tokenizer,
+        note=note,
+        background=behind,
+        watch=run.data.streaming and not behind,
+    )
 
 
-def batches_of(run: Run, prepared: Prepared, stop: StopRequest, note: Callable[[str], None]) -> Batches:
+def batches_of(
+    run: Run, prepared: Prepared, stop: StopRequest, note: Callable[[str], None]
+) -> Batches:
     """The rows of the run; nobody waits for them who is asked to stop."""
     training, stages = run.training, stages_in_rows(run)
-    return Batches(prepared, run.data, training.seq_len, training.seed, note, stages, lambda: stop.requested)
+    return Batches(
+        prepared, run.data, training.seq_len, training.seed, note, stages, lambda: stop.requested
+    )
 
 
 def stages_in_rows(run: Run) -> tuple[tuple[int, int], ...]:
     """The stages of training.seq_len_schedule as the batches take them."""
-    return tuple((stage.step * run.rows_per_step, stage.seq_len) for stage in lengths.stages(run.training))
+    return tuple(
+        (stage.step * run.rows_per_step, stage.seq_len) for stage in lengths.stages(run.training)
+    )
 
 
 def enter_stage(run: Run, state: State, note: Callable[[str], None]) -> bool:
@@ -162,9 +205,15 @@ def report_of(run: Run, state: State) -> Report | QuietReport:
 
 
 def steps_to_the_end(
-    run: Run, state: State, batches: Batches, checkpoints: Checkpoints, report: Report | QuietReport, stop: StopRequest,
-    teacher: Distillation | None = None, now: Callable[[], float] = time.perf_counter,
-) -> Results | None:  # fmt: skip
+    run: Run,
+    state: State,
+    batches: Batches,
+    checkpoints: Checkpoints,
+    report: Report | QuietReport,
+    stop: StopRequest,
+    teacher: Distillation | None = None,
+    now: Callable[[], float] = time.perf_counter,
+) -> Results | None:
     """The loop: take a batch, step, tell, save, evaluate; until the last step or until someone asks to stop. Returns the evaluation of
     the step that it ends with, None where there was none."""
     device, mesh = device_of(state.model), state.mesh
@@ -194,7 +243,12 @@ def steps_to_the_end(
                 refuse_rows_without_labels(run, mine, mesh)
             results = None
             numbers = train_step(
-                state, mine.split(run.microbatches), learning_rate(run, state), run.training, clock, teacher
+                state,
+                mine.split(run.microbatches),
+                learning_rate(run, state),
+                run.training,
+                clock,
+                teacher,
             )
             parts = clock.read()
             report.record(state.step, tell(numbers, parts))
@@ -219,7 +273,9 @@ def rows_of_step(run: Run, state: State, batches: Batches) -> Batch | None:
     """This process's rows of the next step; None where someone asked to stop while they were waited for."""
     rows = run.training.batch_size * run.accumulation
     try:
-        return batches.at(state.rows_consumed + state.mesh.rank(*DATA) * rows, rows, run.rows_per_step)
+        return batches.at(
+            state.rows_consumed + state.mesh.rank(*DATA) * rows, rows, run.rows_per_step
+        )
     except WaitStopped:
         return None
 
@@ -237,14 +293,20 @@ def refuse_rows_without_labels(run: Run, mine: Batch, mesh: Mesh) -> None:
 
 def lacks_evaluation(run: Run, state: State, report: Report | QuietReport) -> bool:
     """Whether the run goes on from a step whose evaluation was due and was not finished: the run saves first. Collective."""
-    is_missing = state.step > 0 and is_due(run.eval.interval, state.step) and not report.has_evaluation
+    is_missing = (
+        state.step > 0 and is_due(run.eval.interval, state.step) and not report.has_evaluation
+    )
     return state.mesh.from_first(is_missing)
 
 
 def train_step(
-    state: State, microbatches: Sequence[Batch], lr: float, training: Training, clock: Clock,
+    state: State,
+    microbatches: Sequence[Batch],
+    lr: float,
+    training: Training,
+    clock: Clock,
     teacher: Distillation | None = None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """One optimizer update on the microbatches, and on those of the other processes: gradients of the mean loss per real token of
     all of them. The loss is that of the text, or what a teacher makes it.
 
@@ -256,16 +318,29 @@ def train_step(
     counts = torch.tensor([sum(batch.real_tokens() for batch in microbatches), mine])
     real_tokens, rows = mesh.sum(counts, *DATA).tolist()
     pieces = microbatches[0].pieces
-    ready = list(with_noise(state, microbatches, state.rows_consumed * pieces + mesh.rank(*DATA) * mine, training.seed))
+    ready = list(
+        with_noise(
+            state,
+            microbatches,
+            state.rows_consumed * pieces + mesh.rank(*DATA) * mine,
+            training.seed,
+        )
+    )
     if state.model.pipeline:
         loss = pipelined(state, ready, max(1, real_tokens), training, clock)
     else:
-        learn = teacher.loss_sum if teacher else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
+        learn = (
+            teacher.loss_sum
+            if teacher
+            else partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
+        )
         loss = one_by_one(state, ready, max(1, real_tokens), learn, training, clock)
     with clock("optimizer"):
         add_up_partial_gradients(state.model, mesh)
         grads, copies = gradients(state.model, mesh)
-        grad_norm = clip_gradients(grads, training.max_norm, copies, lambda total: mesh.sum(total, *AXES))
+        grad_norm = clip_gradients(
+            grads, training.max_norm, copies, lambda total: mesh.sum(total, *AXES)
+        )
         loss = mesh.sum(loss, *DATA, "cp")
         finite = bool(torch.isfinite(grad_norm)) and bool(torch.isfinite(loss))
         if finite:
@@ -277,7 +352,12 @@ def train_step(
     state.rows_consumed += rows // pieces
     state.tokens += rows * microbatches[0].ids_BT.shape[1]
     state.skipped_steps += not finite
-    return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr, "skipped": float(not finite)}
+    return {
+        "loss": loss.item(),
+        "grad_norm": grad_norm.item(),
+        "lr": lr,
+        "skipped": float(not finite),
+    }
 
 
 def with_noise(
@@ -287,7 +367,9 @@ def with_noise(
     processes share: what of them lies here."""
     device, context = device_of(state.model), state.model.context
     for batch in microbatches:
-        noise_BT = row_noise(seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
+        noise_BT = (
+            row_noise(seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
+        )
         row += batch.rows
         if context:
             batch = batch.cut(context)
@@ -296,9 +378,13 @@ def with_noise(
 
 
 def one_by_one(
-    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, learn: Callable[..., Tensor], training: Training,
+    state: State,
+    ready: Sequence[tuple[Batch, Tensor | None]],
+    real_tokens: int,
+    learn: Callable[..., Tensor],
+    training: Training,
     clock: Clock,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Forward and backward of each microbatch, whole or segment by segment of its rows; the sum of their losses."""
 
     def part(*args: Any, **kwargs: Any) -> Tensor:
@@ -322,7 +408,11 @@ def one_by_one(
 
 
 def pipelined(
-    state: State, ready: Sequence[tuple[Batch, Tensor | None]], real_tokens: int, training: Training, clock: Clock
+    state: State,
+    ready: Sequence[tuple[Batch, Tensor | None]],
+    real_tokens: int,
+    training: Training,
+    clock: Clock,
 ) -> Tensor:
     """The same through the stages of a pipeline, where forwards and backwards of several microbatches take turns."""
 
@@ -334,19 +424,27 @@ def pipelined(
 
 
 def make_state(
-    run: Run, words: int, device: torch.device, note: Callable[[str], None], teacher: Distillation | None = None,
+    run: Run,
+    words: int,
+    device: torch.device,
+    note: Callable[[str], None],
+    teacher: Distillation | None = None,
     mesh: Mesh = ALONE,
-) -> State:  # fmt: skip
+) -> State:
     """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
     if run.activation_checkpoint.offload and device.type == "cpu":
         raise SettingsError(
             "activation_checkpoint.offload = true moves to the host's memory what a CPU has there already: set it to false"
         )
-    assume(mesh.from_first(native_bf16(device)), device.type)  # it may be measured: one process decides for all
+    assume(
+        mesh.from_first(native_bf16(device)), device.type
+    )  # it may be measured: one process decides for all
     dtype, precision = choose_dtype(run.model, device)
     shape = run.shape.with_vocabulary(words)
     theirs = run.model.backend == "transformers"
-    model = foreign.build(shape, run.training.seed, device, dtype) if theirs else on_meta(shape, dtype)
+    model = (
+        foreign.build(shape, run.training.seed, device, dtype) if theirs else on_meta(shape, dtype)
+    )
     if teacher:
         teacher.prepare(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -354,16 +452,24 @@ def make_state(
     choices = ops.choose(device, run.model.kernels)
 
     def rate() -> float:
-        return eager_rate(run, model if theirs else sample_of(shape, run.training.seed, dtype, device))
+        return eager_rate(
+            run, model if theirs else sample_of(shape, run.training.seed, dtype, device)
+        )
 
     compiled, why = mesh.from_first(
         compile_decision(run, flops, device, rate)
     )  # it measures: one process decides for all
     run = with_strategy(run, dtype, device, mesh, note)
     model = parallelize(
-        model, run.activation_checkpoint, compiled, mesh, run.parallelism, run.training.seq_len, run.attention,
+        model,
+        run.activation_checkpoint,
+        compiled,
+        mesh,
+        run.parallelism,
+        run.training.seq_len,
+        run.attention,
         run.training.mlp_chunk_size,
-    )  # fmt: skip
+    )
     kept_on = torch.device("cpu") if run.parallelism.cpu_offload else device
     if not theirs:
         materialise(model, run.training.seed, kept_on)
@@ -379,7 +485,9 @@ def make_state(
     return State(model, make_optimizer(model, run.optimizer, kept_on), mesh=mesh)
 
 
-def with_strategy(run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh, note: Callable[[str], None]) -> Run:
+def with_strategy(
+    run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh, note: Callable[[str], None]
+) -> Run:
     """The same run with the way that softmax attention goes over processes that share rows: where `auto` leaves it open, the one
     that the planner says is fastest, told with the runner-up. Collective over the mesh."""
     if mesh.size("cp") == 1 or run.parallelism.context_parallel_strategy != "auto":
@@ -399,13 +507,21 @@ def with_strategy(run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh
     return replace(run, parallelism=replace(run.parallelism, context_parallel_strategy=chosen))
 
 
-def tell_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]) -> None:
+def tell_plan(
+    run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]
+) -> None:
     """Who shares what, as a table. Adam keeps two numbers for each parameter. Collective over the mesh."""
     here = sum(local(p).nbytes for p in model.parameters())
     held = mesh.all_say({"parameters": here, "gradients": here, "optimizer": 2 * here})
     if mesh.rank() == 0:
         bytes_only = cost.device_of(cost.DEFAULT_DEVICE)  # of a device the table says nothing
-        note(tables.plan_told(Planner(run, bytes_only, str(dtype).removeprefix("torch."), as_cuda=False), mesh, held))
+        note(
+            tables.plan_told(
+                Planner(run, bytes_only, str(dtype).removeprefix("torch."), as_cuda=False),
+                mesh,
+                held,
+            )
+        )
 
 
 def teller(
@@ -415,7 +531,9 @@ def teller(
     peak, source = fastest_matmul_peak(device)
     flops_of = cache(lambda seq_len: 3 * state.model.flops_per_token(seq_len))
     flops = flops_of(lengths.stage_at(run.training, state.step).seq_len)
-    note(f"mfu: of {peak / 1e12:.3g} TFLOP/s ({source}); {flops / 1e6:,.0f} MFLOP a token, forward and backward")
+    note(
+        f"mfu: of {peak / 1e12:.3g} TFLOP/s ({source}); {flops / 1e6:,.0f} MFLOP a token, forward and backward"
+    )
 
     def tell(numbers: dict[str, float], parts: dict[str, float]) -> dict[str, float]:
         state.elapsed_seconds += parts["seconds"]
@@ -433,7 +551,10 @@ def teller(
             **(state.model.context.told() if state.model.context else {}),
             "elapsed_seconds": state.elapsed_seconds,
             **planned_steps(state),
-            **{(key if key == "seconds" else f"{key}_seconds"): value for key, value in parts.items()},
+            **{
+                (key if key == "seconds" else f"{key}_seconds"): value
+                for key, value in parts.items()
+            },
         }
 
     return tell
@@ -446,7 +567,12 @@ def planned_steps(state: State) -> dict[str, int]:
 
 
 def check_skips(
-    skips: int, numbers: dict[str, float], batches: Batches, rows_from: int, run: Run, mesh: Mesh = ALONE
+    skips: int,
+    numbers: dict[str, float],
+    batches: Batches,
+    rows_from: int,
+    run: Run,
+    mesh: Mesh = ALONE,
 ) -> int:
     """How many steps in a row were skipped. Raises TrainingError, naming the batch, when a skip is not allowed or one too many."""
     if not numbers["skipped"]:
@@ -464,7 +590,9 @@ def check_skips(
     raise error
 
 
-def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietReport) -> Results | None:
+def evaluated(
+    state: State, batches: Batches, run: Run, report: Report | QuietReport
+) -> Results | None:
     """Held-out loss, perplexity and bits per byte by source, also told to the report as eval/<source>/loss ...; None where someone
     asked to stop before it was finished."""
     seq_len = lengths.stage_of_model(run.training, state.step).seq_len
@@ -472,13 +600,19 @@ def evaluated(state: State, batches: Batches, run: Run, report: Report | QuietRe
     rows = min(ROWS, run.training.batch_size)
     chunk_tokens = run.training.loss_chunk_tokens
     try:
-        results = evaluate(state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, rows)
+        results = evaluate(
+            state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, rows
+        )
     except EvaluationStopped:
-        report.note(f"the evaluation of step {state.step} was stopped; it is done again when the run goes on")
+        report.note(
+            f"the evaluation of step {state.step} was stopped; it is done again when the run goes on"
+        )
         return None
     if results:
         fields = {
-            f"eval/{source}/{key}": value for source, numbers in results.items() for key, value in numbers.items()
+            f"eval/{source}/{key}": value
+            for source, numbers in results.items()
+            for key, value in numbers.items()
         }
         report.record(state.step, fields)
     if run.data.streaming:  # otherwise it was said at the start

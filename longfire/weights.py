@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from longfire import ops, settings
-from longfire.checkpoint import OnDisk, checked_index, load_model_weights, refuse_another_vocabulary, steps
+from longfire.checkpoint import (
+    OnDisk,
+    checked_index,
+    load_model_weights,
+    refuse_another_vocabulary,
+    steps,
+)
 from longfire.data import tokenizer as tokenizers
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer
@@ -54,7 +60,9 @@ def open_model(
     mixers come from (they are run). Raises CheckpointError, SettingsError or DataError naming what is missing.
     """
     if not folder.is_dir():
-        raise SettingsError(f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights")
+        raise SettingsError(
+            f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights"
+        )
     if not (folder / RUN_TOML).exists():
         run_folder = run_folder_of(folder)
         if run_folder:
@@ -94,12 +102,16 @@ def place(training: settings.Training, model: settings.Model) -> tuple[torch.dev
     return device, choose_dtype(model, device)[0]
 
 
-def newest_weights(checkpoints: Path, note: Callable[[str], None] = print) -> tuple[int, dict[str, Tensor]]:
+def newest_weights(
+    checkpoints: Path, note: Callable[[str], None] = print
+) -> tuple[int, dict[str, Tensor]]:
     """Step and weights of the newest whole checkpoint, only read."""
     return newest_readable(checkpoints, load_model_weights, note)
 
 
-def weights_of_run(weights: Path, wanted: dict[str, torch.Size]) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
+def weights_of_run(
+    weights: Path, wanted: dict[str, torch.Size]
+) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
     """The checkpoint that a run folder or a checkpoint in it means, and (name, fp32 tensor) of each parameter that is wanted, by
     name and shape. Raises CheckpointError, or SettingsError naming what differs."""
     if step_of(weights) is None:
@@ -109,7 +121,11 @@ def weights_of_run(weights: Path, wanted: dict[str, torch.Size]) -> tuple[Path, 
     else:
         place = weights
         found = load_model_weights(place)
-    there = {name: tensor.shape for name, tensor in found.items() if name in wanted or name != "head.weight"}
+    there = {
+        name: tensor.shape
+        for name, tensor in found.items()
+        if name in wanted or name != "head.weight"
+    }
     differs = sorted(name for name in {**wanted, **there} if wanted.get(name) != there.get(name))
     if differs:
         config = (run_folder_of(weights) or weights) / "config.json"
@@ -135,9 +151,11 @@ def finite(weights: Iterable[tuple[str, Tensor]], where: str) -> Iterator[tuple[
 
 def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:
     """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises CheckpointError."""
-    step, index = newest_readable(checkpoints, checked_index) if step < 0 else (
-        step, checked_index(checkpoints / f"step-{step}")
-    )  # fmt: skip
+    step, index = (
+        newest_readable(checkpoints, checked_index)
+        if step < 0
+        else (step, checked_index(checkpoints / f"step-{step}"))
+    )
     return step, OnDisk(index)
 
 
@@ -154,9 +172,10 @@ def newest_readable(
             tried[left[-1]] = str(e)
             note(f"{e}; looking for another one")
     raise CheckpointError(
-        f"{checkpoints}: no whole checkpoint is there" + (f" ({'; '.join(tried.values())})" if tried else "")
+        f"{checkpoints}: no whole checkpoint is there"
+        + (f" ({'; '.join(tried.values())})" if tried else "")
         + "; train first, or name another run folder"
-    )  # fmt: skip
+    )
 
 
 def run_of(folder: Path, plugins: tuple[str, ...], note: Callable[[str], None] = print) -> Run:

@@ -66,7 +66,10 @@ OPTIONS: dict[str, list[list[dict[str, Any]]]] = {
         [{}, {"scale_by_inverse_layer": True}],
     ],
     "linear_attention": [
-        [{"feature_map": name} for name in ("elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu", "none")],
+        [
+            {"feature_map": name}
+            for name in ("elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu", "none")
+        ],
         [{}, {"num_kv_heads": 1}],
         [{}, {"expand_k": 0.5}, {"expand_v": 2.0}],
         [{"tie_feature_map_qk": value} for value in YES],
@@ -157,11 +160,21 @@ OPTIONS: dict[str, list[list[dict[str, Any]]]] = {
 }
 BLOCKS: list[list[dict[str, Any]]] = [
     [{"mlp": name} for name in (*GATED_MLPS, *UNGATED_MLPS, "channel_mix", "none")],
-    [{}, {"norm": "layernorm"}, {"norm": "layernorm", "norm_bias": False}, {"norm_affine": False}, {"norm_eps": 1e-3}],
+    [
+        {},
+        {"norm": "layernorm"},
+        {"norm": "layernorm", "norm_bias": False},
+        {"norm_affine": False},
+        {"norm_eps": 1e-3},
+    ],
     [{"block": name} for name in ("pre", "post", "parallel", "parallel_tied")],
     [{}, {"mlp_bias": True}],
     [{}, {"embed_norm": True}],
-    [{}, {"learned_positions": True, "max_position_embeddings": 96}, {"max_position_embeddings": 512}],
+    [
+        {},
+        {"learned_positions": True, "max_position_embeddings": 96},
+        {"max_position_embeddings": 512},
+    ],
     [{}, {"tie_word_embeddings": True}],
     [{}, {"final_logit_softcapping": 3.0}],
     [{}, {"residual_in_fp32": True}],
@@ -180,12 +193,16 @@ def shapes(draw: some.DrawFn, names: tuple[str, ...] = tuple(MIXERS)) -> ModelSh
         name = kind if kind not in types else f"{kind}:{number}"
         types.append(name)
         mixers[name] = draw(settings_of(kind))
-    around = {key: value for choices in BLOCKS for key, value in draw(some.sampled_from(choices)).items()}
+    around = {
+        key: value for choices in BLOCKS for key, value in draw(some.sampled_from(choices)).items()
+    }
     if around["mlp"] in ("none", "channel_mix"):
         around["mlp_bias"] = False
     if around["mlp"] == "none" and around["block"].startswith("parallel"):
         around["block"] = "pre"
-    shape = ModelShape(HIDDEN, len(types), tuple(types), mixers, vocab_size=97, intermediate_size=48, **around)
+    shape = ModelShape(
+        HIDDEN, len(types), tuple(types), mixers, vocab_size=97, intermediate_size=48, **around
+    )
     return shape.with_vocabulary(97)
 
 

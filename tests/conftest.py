@@ -31,7 +31,13 @@ MIXER_SETTINGS = {
         "v_low_rank_dim": 4,
         "gate_low_rank_dim": 7,
     },
-    "gsa": {"num_heads": 4, "num_kv_heads": 2, "num_slots": 12, "feature_map": "t2r", "use_short_conv": True},
+    "gsa": {
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "num_slots": 12,
+        "feature_map": "t2r",
+        "use_short_conv": True,
+    },
     "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
 }
 
@@ -63,7 +69,9 @@ def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes)
     model = build(tiny_shape(*layer_types, **{"initializer_range": 0.2, **changes}), seed, device)
     for name, parameter in model.named_parameters():
         if not parameter.any():
-            parameter.data += 0.2 * torch.randn(parameter.shape, generator=keyed_generator(seed, name)).to(device)
+            parameter.data += 0.2 * torch.randn(
+                parameter.shape, generator=keyed_generator(seed, name)
+            ).to(device)
     return model
 
 

@@ -34,7 +34,9 @@ class Plan:
     given: dict[str, Any] = field(default_factory=dict)
     remat: str = "none"
     compiled: bool = False
-    lean: dict[str, Any] = field(default_factory=dict)  # `attention` and `mlp_chunk_size` of parallelize
+    lean: dict[str, Any] = field(
+        default_factory=dict
+    )  # `attention` and `mlp_chunk_size` of parallelize
 
     @property
     def processes(self) -> int:
@@ -96,7 +98,10 @@ def state_of(
 ) -> State:
     """A tiny model at step 0 under the plan, parameters and all else in this type."""
     model = on_meta(tiny_shape(*mixers, **{"initializer_range": 0.05, **changes}), dtype).to(dtype)
-    remat, parallelism = settings.ActivationCheckpoint(plan.remat), settings.Parallelism(**plan.given)
+    remat, parallelism = (
+        settings.ActivationCheckpoint(plan.remat),
+        settings.Parallelism(**plan.given),
+    )
     model = parallelize(model, remat, plan.compiled, mesh, parallelism, T, **plan.lean)
     materialise(model, 0, CPU)
     return State(model, make_optimizer(model, optimizer, CPU), mesh=mesh)
@@ -107,7 +112,9 @@ def steps(state: State, count: int, max_norm: float = 0) -> list[dict[str, float
     each, said = ROWS // state.mesh.size(*DATA), []
     for _ in range(count):
         batch = rows_of(state.rows_consumed + state.mesh.rank(*DATA) * each, each)
-        numbers = train_step(state, batch.split(MICROBATCHES), 1e-3, settings.Training(max_norm=max_norm), Clock(CPU))
+        numbers = train_step(
+            state, batch.split(MICROBATCHES), 1e-3, settings.Training(max_norm=max_norm), Clock(CPU)
+        )
         said.append({name: numbers[name] for name in ("loss", "grad_norm")})
     return said
 
@@ -127,14 +134,20 @@ def whole(held: list[dict], like: dict) -> dict[str, torch.Tensor]:
     for one in held:
         for name, boxes in one.items():
             for begin, numbers in boxes:
-                tensors[name][tuple(slice(b, b + n) for b, n in zip(begin, numbers.shape))] = numbers
+                tensors[name][tuple(slice(b, b + n) for b, n in zip(begin, numbers.shape))] = (
+                    numbers
+                )
     return tensors
 
 
 # What tests/contracts/test_03_plans.py runs, and docs/parallelism.md shows.
 ANY_MIXER = {
-    "FSDP": "fsdp 2", "TP, sequence": "tp 2, sequence", "PP": "pp 2", "FSDP x TP": "fsdp 2 x tp 2", "context": "cp 2",
-}  # fmt: skip
+    "FSDP": "fsdp 2",
+    "TP, sequence": "tp 2, sequence",
+    "PP": "pp 2",
+    "FSDP x TP": "fsdp 2 x tp 2",
+    "context": "cp 2",
+}
 
 
 def capability_table(mixers: list[str]) -> str:
@@ -147,11 +160,18 @@ def capability_table(mixers: list[str]) -> str:
 def plans_table() -> str:
     """The plans of the hybrid of gla and attention."""
     rows = [
-        [name, str(plan.processes), ", ".join(f"{key} = {value}" for key, value in plan.given.items())]
-        for name, plan in PLANS.items() if plan.processes > 1
-    ]  # fmt: skip
+        [
+            name,
+            str(plan.processes),
+            ", ".join(f"{key} = {value}" for key, value in plan.given.items()),
+        ]
+        for name, plan in PLANS.items()
+        if plan.processes > 1
+    ]
     return markdown(["plan", "processes", "settings"], rows)
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]) + "\n"
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]) + "\n"
+    )

@@ -16,7 +16,14 @@ Inputs = dict[str, Any]
 
 
 def inputs(
-    op: str, seed: int, T: int, K: int, V: int, decay: str, state: bool = True, documents: float = 0.0
+    op: str,
+    seed: int,
+    T: int,
+    K: int,
+    V: int,
+    decay: str,
+    state: bool = True,
+    documents: float = 0.0,
 ) -> Inputs:
     """Random arguments of an op, float64. decay: none, constant, scalar, vector, value, vector and value, or with ", one key" one
     head of queries and keys; documents: the share of tokens that start one."""
@@ -69,9 +76,12 @@ def errors(op: Callable, truth: Callable, made: Inputs, dtype: torch.dtype) -> d
     """max |op - truth| / max |truth| of each result; the truth in float64 of the same rounded inputs."""
     rounded = converted(made, dtype)
     got, true = results(op, rounded), results(truth, converted(rounded, torch.float64))
-    floor = max(float(x.abs().max()) for x in true.values()) * 1e-12  # a gradient may be exactly zero
+    floor = (
+        max(float(x.abs().max()) for x in true.values()) * 1e-12
+    )  # a gradient may be exactly zero
     return {
-        name: float((got[name].double() - x).abs().max() / x.abs().max().clamp_min(floor)) for name, x in true.items()
+        name: float((got[name].double() - x).abs().max() / x.abs().max().clamp_min(floor))
+        for name, x in true.items()
     }
 
 
@@ -94,7 +104,10 @@ def by_numpy(made: Inputs) -> tuple[np.ndarray, np.ndarray]:
                 S = np.zeros((K, V))
             key, write, M = k[b, t, h], v[b, t, h], np.diag(np.exp(g[b, t, h]))
             if beta is not None:
-                M, write = (np.eye(K) - beta[b, t, h] * np.outer(key, key)) @ M, beta[b, t, h] * write
+                M, write = (
+                    (np.eye(K) - beta[b, t, h] * np.outer(key, key)) @ M,
+                    beta[b, t, h] * write,
+                )
             if "c" in made:
                 M = M + np.outer(made["b"][b, t, h], made["c"][b, t, h])
             S = M @ S * values_kept[b, t, h] + np.outer(key, write)

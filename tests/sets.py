@@ -11,7 +11,11 @@ def slow_unless(quick: Callable[..., bool], cases: Iterable[Any]) -> list[Any]:
     marked = []
     for case in cases:
         values = case if isinstance(case, tuple) else (case,)
-        marked.append(pytest.param(*values, marks=[] if quick(*values) else pytest.mark.slow, id=name_of(values)))
+        marked.append(
+            pytest.param(
+                *values, marks=[] if quick(*values) else pytest.mark.slow, id=name_of(values)
+            )
+        )
     return marked
 
 

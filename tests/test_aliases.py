@@ -17,7 +17,10 @@ LANDS = {
     "profiling.save_traces_folder": ("profile_traces", "profiling.save_traces_folder"),
     "profiling.profile_freq": ("10", "profiling.profile_freq"),
     "profiling.enable_memory_snapshot": ("true", "profiling.enable_memory_snapshot"),
-    "profiling.save_memory_snapshot_folder": ("memory_snapshot", "profiling.save_memory_snapshot_folder"),
+    "profiling.save_memory_snapshot_folder": (
+        "memory_snapshot",
+        "profiling.save_memory_snapshot_folder",
+    ),
     "optimizer.name": ("AdamW", "optimizer.name"),
     "optimizer.eps": ("1e-8", "optimizer.eps"),
     "optimizer.fused": ("true", "optimizer.fused"),
@@ -56,11 +59,23 @@ LANDS = {
     "metrics.save_tb_folder": ("tb", "metrics.save_tb_folder"),
     "metrics.enable_wandb": ("true", "metrics.enable_wandb"),
     "experimental.pipeline_parallel_degree": ("1", "parallelism.pipeline_parallel_degree"),
-    "experimental.pipeline_parallel_split_points": ("layers.2", "parallelism.pipeline_parallel_split_points"),
-    "experimental.context_parallel_rotate_method": ("allgather", "parallelism.context_parallel_strategy"),
+    "experimental.pipeline_parallel_split_points": (
+        "layers.2",
+        "parallelism.pipeline_parallel_split_points",
+    ),
+    "experimental.context_parallel_rotate_method": (
+        "allgather",
+        "parallelism.context_parallel_strategy",
+    ),
     "experimental.pipeline_parallel_schedule": ("GPipe", "parallelism.pipeline_parallel_schedule"),
-    "experimental.pipeline_parallel_schedule_csv": ("x.csv", "parallelism.pipeline_parallel_schedule_csv"),
-    "experimental.pipeline_parallel_microbatches": ("4", "parallelism.pipeline_parallel_microbatches"),
+    "experimental.pipeline_parallel_schedule_csv": (
+        "x.csv",
+        "parallelism.pipeline_parallel_schedule_csv",
+    ),
+    "experimental.pipeline_parallel_microbatches": (
+        "4",
+        "parallelism.pipeline_parallel_microbatches",
+    ),
     "training.enable_cpu_offload": ("true", "parallelism.cpu_offload"),
     "comm.trace_buf_size": ("100", "comm.trace_buf_size"),
     "experimental.context_parallel_degree": ("1", "parallelism.context_parallel_degree"),
@@ -93,14 +108,24 @@ REFUSED = {
     "float8.scaling_type_input": ("dynamic", "delayed", "not supported yet"),
     "float8.scaling_type_weight": ("dynamic", "delayed", "not supported yet"),
     "float8.scaling_type_grad_output": ("dynamic", "delayed", "not supported yet"),
-    "memory_estimation.enabled": ("false", "true", "`longfire plan RECIPE --gpus N` estimates the memory"),
-    "memory_estimation.disable_fake_mode": ("false", "true", "`longfire plan RECIPE --gpus N` estimates the memory"),
+    "memory_estimation.enabled": (
+        "false",
+        "true",
+        "`longfire plan RECIPE --gpus N` estimates the memory",
+    ),
+    "memory_estimation.disable_fake_mode": (
+        "false",
+        "true",
+        "`longfire plan RECIPE --gpus N` estimates the memory",
+    ),
 }
 OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # S1-25, S1-26: tested below
 
 
 def sections(*, told=None, **overrides):
-    return recipe.sections(recipe.read_words(overrides), note=(told if told is not None else []).append)
+    return recipe.sections(
+        recipe.read_words(overrides), note=(told if told is not None else []).append
+    )
 
 
 def setting(given, key):
@@ -130,7 +155,11 @@ def test_a_flag_without_a_meaning_here_is_refused_unless_it_asks_for_nothing(fla
     assert len(told) == 1 and "changes nothing here" in told[0]
     with pytest.raises(SettingsError, match=reason) as error:
         sections(**{flag: refused})
-    assert flag in str(error.value) and repr(refused) in str(error.value) and "leave it out" in str(error.value)
+    assert (
+        flag in str(error.value)
+        and repr(refused) in str(error.value)
+        and "leave it out" in str(error.value)
+    )
 
 
 def test_help_and_config_file_belong_to_the_command(capsys):
@@ -152,27 +181,43 @@ def test_every_alias_ends_in_a_setting_that_exists():
 
 
 def test_no_spelling_means_two_things():
-    tables = (aliases.FLAME_ACCELERATE, aliases.FLAME_TORCHTITAN, aliases.FLASH_ATTENTION, aliases.RING_ATTENTION)
+    tables = (
+        aliases.FLAME_ACCELERATE,
+        aliases.FLAME_TORCHTITAN,
+        aliases.FLASH_ATTENTION,
+        aliases.RING_ATTENTION,
+    )
     assert sum(map(len, tables)) == len(aliases.ALIASES)
 
 
 def test_the_line_of_flame_on_accelerate():
     """S0-39, as `train.sh` takes it, with S0-23's default scheduler."""
     line = "type=gla lr=3e-4 scheduler=cosine_with_min_lr batch=32 update=1 warmup=1024 steps=20480 context=2048 gpus=1 nodes=1"
-    line += (
-        " path=exp/gla-340M-10B project=fla model=configs/gla_340M.json data=HuggingFaceFW/fineweb-edu name=sample-10BT"
-    )
+    line += " path=exp/gla-340M-10B project=fla model=configs/gla_340M.json data=HuggingFaceFW/fineweb-edu name=sample-10BT"
     line += " cache=data/HuggingFaceFW/fineweb-edu/sample-10BT/train seed=42 save=2048 limit=1 logging=32 preprocessing=32 workers=32"
     line += " optim=adamw_torch_fused decay=0.01 beta1=0.9 beta2=0.95 norm=1.0"
     given = sections(**dict(word.split("=") for word in line.split()))
     wanted = {
-        "optimizer.lr": 3e-4, "lr_scheduler.name": "cosine", "training.batch_size": 32, "lr_scheduler.warmup_steps": 1024,
-        "training.gradient_accumulation_steps": 1, "training.steps": 20480, "training.seq_len": 2048,
-        "job.dump_folder": "exp/gla-340M-10B", "metrics.wandb_project": "fla", "model.config": "configs/gla_340M.json",
-        "data.dataset": ("HuggingFaceFW/fineweb-edu",), "data.dataset_name": ("sample-10BT",), "checkpoint.interval": 2048,
-        "checkpoint.keep_latest_k": 1, "metrics.log_freq": 32, "data.num_workers": 32, "optimizer.name": "AdamW",
-        "optimizer.weight_decay": 0.01, "training.max_norm": 1.0,
-    }  # fmt: skip
+        "optimizer.lr": 3e-4,
+        "lr_scheduler.name": "cosine",
+        "training.batch_size": 32,
+        "lr_scheduler.warmup_steps": 1024,
+        "training.gradient_accumulation_steps": 1,
+        "training.steps": 20480,
+        "training.seq_len": 2048,
+        "job.dump_folder": "exp/gla-340M-10B",
+        "metrics.wandb_project": "fla",
+        "model.config": "configs/gla_340M.json",
+        "data.dataset": ("HuggingFaceFW/fineweb-edu",),
+        "data.dataset_name": ("sample-10BT",),
+        "checkpoint.interval": 2048,
+        "checkpoint.keep_latest_k": 1,
+        "metrics.log_freq": 32,
+        "data.num_workers": 32,
+        "optimizer.name": "AdamW",
+        "optimizer.weight_decay": 0.01,
+        "training.max_norm": 1.0,
+    }
     assert {key: setting(given, key) for key in wanted} == wanted
     assert setting(sections(scheduler="warmup_stable_decay"), "lr_scheduler.name") == "wsd"
     with pytest.raises(SettingsError, match=r"gpus = '8'.*scripts/train.sh"):
@@ -194,13 +239,21 @@ def test_what_ringattention_says_of_computing():
     assert given["attention"] == settings.Attention("blockwise", 2048, 4096)
     assert given["training"].mlp_chunk_size == 2048
     assert given["activation_checkpoint"] == settings.ActivationCheckpoint("block")
-    alone = {"scan_attention": "True", "scan_query_chunk_size": "2048", "scan_key_chunk_size": "4096",
-             "scan_mlp_chunk_size": "2048", "remat_block": "nothing_saveable", "remat_mlp": ""}  # fmt: skip
+    alone = {
+        "scan_attention": "True",
+        "scan_query_chunk_size": "2048",
+        "scan_key_chunk_size": "4096",
+        "scan_mlp_chunk_size": "2048",
+        "remat_block": "nothing_saveable",
+        "remat_mlp": "",
+    }
     assert sections(**alone) == given
     both = sections(
         update_llama_config="dict(remat_mlp='checkpoint_dots', remat_attention='checkpoint_dots', scan_mlp=True)"
     )
-    assert both["activation_checkpoint"] == settings.ActivationCheckpoint("attention+mlp", ("matmuls",))
+    assert both["activation_checkpoint"] == settings.ActivationCheckpoint(
+        "attention+mlp", ("matmuls",)
+    )
     assert both["training"].mlp_chunk_size == 1024
     off = sections(
         update_llama_config="dict(scan_attention=False, scan_mlp=False, scan_query_chunk_size=8, scan_mlp_chunk_size=8)"
@@ -212,12 +265,24 @@ def test_what_ringattention_says_of_computing():
 @pytest.mark.parametrize(
     ("spelling", "value", "told"),
     [
-        ("update_llama_config", "dict(num_hidden_layers=4)", "num_hidden_layers: the shape of a model is in the file"),
+        (
+            "update_llama_config",
+            "dict(num_hidden_layers=4)",
+            "num_hidden_layers: the shape of a model is in the file",
+        ),
         ("update_llama_config", "dict(scan_mlp=f())", "is not written dict"),
-        ("update_llama_config", "dict(remat_mlp='checkpoint_dots', remat_attention='nothing_saveable')", "one policy"),
+        (
+            "update_llama_config",
+            "dict(remat_mlp='checkpoint_dots', remat_attention='nothing_saveable')",
+            "one policy",
+        ),
         ("attention_type", "flash", "standard, ring_standard, blockwise"),
         ("scan_mlp", "True", "training.mlp_chunk_size says how many"),
-        ("remat_mlp", "save_some", "activation_checkpoint.mode = 'mlp' and, as activation_checkpoint.policy"),
+        (
+            "remat_mlp",
+            "save_some",
+            "activation_checkpoint.mode = 'mlp' and, as activation_checkpoint.policy",
+        ),
         ("activation_checkpoint.selective_ac_option", "2", "n = 2"),
     ],
 )
@@ -228,8 +293,13 @@ def test_what_is_said_of_computing_and_cannot_be(spelling, value, told):
 
 def test_selective_recomputation_of_torchtitan():
     told = []
-    words = {"activation_checkpoint.mode": "selective", "activation_checkpoint.selective_ac_option": "op"}
-    assert sections(told=told, **words)["activation_checkpoint"] == settings.ActivationCheckpoint("block", ("matmuls",))
+    words = {
+        "activation_checkpoint.mode": "selective",
+        "activation_checkpoint.selective_ac_option": "op",
+    }
+    assert sections(told=told, **words)["activation_checkpoint"] == settings.ActivationCheckpoint(
+        "block", ("matmuls",)
+    )
     assert len(told) == 2
 
 
@@ -241,23 +311,52 @@ def test_a_checkpoint_is_named_by_its_step():
 
 def test_the_line_of_ring_attention():
     """S3-38 to S3-67, with one device's mesh."""
-    given = sections(**{
-        "mesh_dim": "1,1,1,1", "dtype": "bf16", "total_steps": "480000", "log_freq": "200", "save_model_freq": "0",
-        "save_milestone_freq": "1000", "load_llama_config": "7b.json", "update_llama_config": "", "load_dataset_state": "",
-        "load_checkpoint": "params::/weights", "tokenizer.vocab_file": "tokenizer.json", "optimizer.type": "adamw",
-        "optimizer.adamw_optimizer.weight_decay": "0.1", "optimizer.adamw_optimizer.lr": "1.5e-4",
-        "optimizer.adamw_optimizer.lr_warmup_steps": "2000", "train_dataset.type": "json",
-        "train_dataset.text_processor.fields": "text", "train_dataset.json_dataset.path": "data.jsonl",
-        "train_dataset.json_dataset.seq_length": "32768", "train_dataset.json_dataset.batch_size": "64",
-        "train_dataset.json_dataset.tokenizer_processes": "16", "checkpointer.save_optimizer_state": "True",
-    })  # fmt: skip
+    given = sections(
+        **{
+            "mesh_dim": "1,1,1,1",
+            "dtype": "bf16",
+            "total_steps": "480000",
+            "log_freq": "200",
+            "save_model_freq": "0",
+            "save_milestone_freq": "1000",
+            "load_llama_config": "7b.json",
+            "update_llama_config": "",
+            "load_dataset_state": "",
+            "load_checkpoint": "params::/weights",
+            "tokenizer.vocab_file": "tokenizer.json",
+            "optimizer.type": "adamw",
+            "optimizer.adamw_optimizer.weight_decay": "0.1",
+            "optimizer.adamw_optimizer.lr": "1.5e-4",
+            "optimizer.adamw_optimizer.lr_warmup_steps": "2000",
+            "train_dataset.type": "json",
+            "train_dataset.text_processor.fields": "text",
+            "train_dataset.json_dataset.path": "data.jsonl",
+            "train_dataset.json_dataset.seq_length": "32768",
+            "train_dataset.json_dataset.batch_size": "64",
+            "train_dataset.json_dataset.tokenizer_processes": "16",
+            "checkpointer.save_optimizer_state": "True",
+        }
+    )
     wanted = {
-        "model.compute_dtype": "bfloat16", "training.steps": 480000, "metrics.log_freq": 200, "checkpoint.interval": 0,
-        "checkpoint.milestone_interval": 1000, "model.config": "7b.json", "model.weights": "/weights",
-        "tokenizer.path": "tokenizer.json", "optimizer.name": "AdamW", "optimizer.weight_decay": 0.1, "optimizer.lr": 1.5e-4,
-        "lr_scheduler.warmup_steps": 2000, "data.text_field": ("text",), "data.dataset": ("data.jsonl",),
-        "training.seq_len": 32768, "training.batch_size": 64, "data.num_workers": 16, "checkpoint.model_weights_only": False,
-    }  # fmt: skip
+        "model.compute_dtype": "bfloat16",
+        "training.steps": 480000,
+        "metrics.log_freq": 200,
+        "checkpoint.interval": 0,
+        "checkpoint.milestone_interval": 1000,
+        "model.config": "7b.json",
+        "model.weights": "/weights",
+        "tokenizer.path": "tokenizer.json",
+        "optimizer.name": "AdamW",
+        "optimizer.weight_decay": 0.1,
+        "optimizer.lr": 1.5e-4,
+        "lr_scheduler.warmup_steps": 2000,
+        "data.text_field": ("text",),
+        "data.dataset": ("data.jsonl",),
+        "training.seq_len": 32768,
+        "training.batch_size": 64,
+        "data.num_workers": 16,
+        "checkpoint.model_weights_only": False,
+    }
     assert {key: setting(given, key) for key in wanted} == wanted
     with pytest.raises(SettingsError, match="min_lr_ratio = end_lr / lr"):
         sections(**{"optimizer.adamw_optimizer.end_lr": "1.5e-5"})
@@ -267,7 +366,12 @@ def test_the_line_of_ring_attention():
 def test_the_line_of_flash_attention():
     """S2-48 to S2-56."""
     given = sections(
-        **{"trainer.devices": "1", "trainer.precision": "bf16", "datamodule.batch_size": "64", "resume": "True"}
+        **{
+            "trainer.devices": "1",
+            "trainer.precision": "bf16",
+            "datamodule.batch_size": "64",
+            "resume": "True",
+        }
     )
     assert given["model"].compute_dtype == "bfloat16" and given["training"].batch_size == 64
     with pytest.raises(SettingsError, match="longfire train recipes/NAME.toml"):
@@ -275,7 +379,9 @@ def test_the_line_of_flash_attention():
 
 
 def test_an_alias_and_its_new_name_together_are_an_error():
-    with pytest.raises(SettingsError, match=r"training\.warmup_steps and lr_scheduler\.warmup_steps both mean"):
+    with pytest.raises(
+        SettingsError, match=r"training\.warmup_steps and lr_scheduler\.warmup_steps both mean"
+    ):
         sections(**{"training.warmup_steps": "5", "lr_scheduler.warmup_steps": "6"})
 
 

@@ -17,7 +17,9 @@ def folder(tmp_path, tiny_model):
     model = tiny_model("gla", "kda")
     (tmp_path / "config.json").write_text(json.dumps(config_from_shape(model.shape)))
     save_file(
-        to_theirs(LONGFIRE, model.shape, dict(model.state_dict())), tmp_path / "model.safetensors", {"format": "pt"}
+        to_theirs(LONGFIRE, model.shape, dict(model.state_dict())),
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
     )
     return tmp_path
 

@@ -61,12 +61,17 @@ def test_norms_without_parameters(tiny_model, norm):
     model = tiny_model("attention", norm=norm, norm_affine=False, embed_norm=True, mixers=given)
     assert not [name for name, _ in model.named_parameters() if "norm" in name]
     x = torch.randn(2, 5, 32)
-    expected = F.layer_norm(x, (32,), eps=1e-6) if norm == "layernorm" else F.rms_norm(x, (32,), eps=1e-6)
+    expected = (
+        F.layer_norm(x, (32,), eps=1e-6) if norm == "layernorm" else F.rms_norm(x, (32,), eps=1e-6)
+    )
     torch.testing.assert_close(model.norm(x), expected)
 
 
 def test_layer_norm_without_bias(tiny_model):
-    names = {name for name, _ in tiny_model("attention", norm="layernorm", norm_bias=False).named_parameters()}
+    names = {
+        name
+        for name, _ in tiny_model("attention", norm="layernorm", norm_bias=False).named_parameters()
+    }
     assert "norm.weight" in names and "norm.bias" not in names
 
 
@@ -115,9 +120,14 @@ def test_norms_of_q_and_k(tiny_model, mixer, affine):
     given = {mixer: {"num_heads": 2, "qk_norm": True}}
     model = tiny_model(mixer, mixers=given, norm_affine=affine)
     with_norms = model.layers[0].mixer
-    names = {name for name, _ in with_norms.named_parameters() if "_norm" in name} & {"q_norm.weight", "k_norm.weight"}
+    names = {name for name, _ in with_norms.named_parameters() if "_norm" in name} & {
+        "q_norm.weight",
+        "k_norm.weight",
+    }
     assert names == ({"q_norm.weight", "k_norm.weight"} if affine else set())
-    without = tiny_model(mixer, mixers={mixer: {"num_heads": 2}}, norm_affine=affine).layers[0].mixer
+    without = (
+        tiny_model(mixer, mixers={mixer: {"num_heads": 2}}, norm_affine=affine).layers[0].mixer
+    )
     without.load_state_dict({k: v for k, v in with_norms.state_dict().items() if k not in names})
     x, seq = torch.randn(1, 20, 32), Sequence(torch.arange(20)[None])
     with_norms.prepare(seq)
@@ -128,7 +138,9 @@ def test_norms_of_q_and_k(tiny_model, mixer, affine):
         weight = norm.weight if affine else None
 
         def normed(x, project=project.forward, size=size, weight=weight):
-            return F.rms_norm(project(x).unflatten(-1, (-1, size)), (size,), weight, 1e-6).flatten(-2)
+            return F.rms_norm(project(x).unflatten(-1, (-1, size)), (size,), weight, 1e-6).flatten(
+                -2
+            )
 
         project.forward = normed
     torch.testing.assert_close(without(x, seq), expected)
@@ -136,7 +148,9 @@ def test_norms_of_q_and_k(tiny_model, mixer, affine):
 
 def test_padded_vocabulary():
     shape = ModelShape(32, 1, ("gla",), {"gla": {"num_heads": 2}}, pad_vocab_multiple=64)
-    assert shape.with_vocabulary(97).vocab_size == 128 and shape.with_vocabulary(128).vocab_size == 128
+    assert (
+        shape.with_vocabulary(97).vocab_size == 128 and shape.with_vocabulary(128).vocab_size == 128
+    )
     assert shape.with_vocabulary(97).with_vocabulary(97).vocab_size == 128
 
 
@@ -165,7 +179,11 @@ def test_variants_have_settings_of_their_own(tiny_shape):
 
 
 class TestDropout:
-    CHANGES = {"dropout": 0.2, "embed_dropout": 0.1, "mixers": {"attention": {"num_heads": 4, "dropout": 0.1}}}
+    CHANGES = {
+        "dropout": 0.2,
+        "embed_dropout": 0.1,
+        "mixers": {"attention": {"num_heads": 4, "dropout": 0.1}},
+    }
 
     def loss(self, model, noise_BT, rows=slice(None)):
         from longfire.data.batches import Batch
@@ -184,7 +202,10 @@ class TestDropout:
     def test_microbatches_drop_the_same(self, tiny_model):
         model = tiny_model("attention", **self.CHANGES)
         whole = self.loss(model, row_noise(0, 8, 4, 20, "cpu"))
-        parts = sum(self.loss(model, row_noise(0, 8 + 2 * i, 2, 20, "cpu"), slice(2 * i, 2 * i + 2)) for i in (0, 1))
+        parts = sum(
+            self.loss(model, row_noise(0, 8 + 2 * i, 2, 20, "cpu"), slice(2 * i, 2 * i + 2))
+            for i in (0, 1)
+        )
         torch.testing.assert_close(whole, parts)
 
     @pytest.mark.parametrize("mode", ["block", "mlp", "attention"])
@@ -194,7 +215,9 @@ class TestDropout:
 
         gradients = []
         for remat in ("none", mode):
-            model = parallelize(tiny_model("attention", **self.CHANGES), ActivationCheckpoint(remat), False)
+            model = parallelize(
+                tiny_model("attention", **self.CHANGES), ActivationCheckpoint(remat), False
+            )
             self.loss(model, row_noise(0, 0, 4, 20, "cpu")).backward()
             gradients.append([p.grad for p in model.parameters()])
         for plain, again in zip(*gradients):

@@ -22,16 +22,24 @@ def by_hand(steps: int, step: int, seconds_per_step: float, pauses: tuple[Pause,
 
 
 @given(
-    some.integers(1, 60), some.integers(0, 50), some.floats(0.01, 3),
+    some.integers(1, 60),
+    some.integers(0, 50),
+    some.floats(0.01, 3),
     some.lists(some.builds(Pause, some.integers(1, 20), some.floats(0, 9)), max_size=2).map(tuple),
-)  # fmt: skip
+)
 def test_seconds_of_steps_are_those_counted_one_by_one(steps, step, seconds_per_step, pauses):
     assert seconds_of(steps, step, seconds_per_step, pauses) == pytest.approx(
         by_hand(steps, step, seconds_per_step, pauses)
     )
 
 
-@given(some.floats(0, 300), some.integers(0, 50), some.floats(0.05, 5), some.integers(1, 9), some.floats(0, 9))
+@given(
+    some.floats(0, 300),
+    some.integers(0, 50),
+    some.floats(0.05, 5),
+    some.integers(1, 9),
+    some.floats(0, 9),
+)
 def test_the_steps_that_fit_are_the_most(seconds, step, seconds_per_step, interval, pause):
     pauses = (Pause(interval, pause),)
     fit = steps_that_fit(seconds, step, seconds_per_step, pauses)
@@ -56,9 +64,14 @@ Speed = Callable[[int, float], float]  # seconds of a step, by its number and th
 
 
 def simulated(
-    max_seconds: float, speed: Speed, most_steps: int = 10**9, pace: Pace | None = None, plan: Plan = (), step: int = 0,
+    max_seconds: float,
+    speed: Speed,
+    most_steps: int = 10**9,
+    pace: Pace | None = None,
+    plan: Plan = (),
+    step: int = 0,
     used: float = 0.0,
-) -> tuple[Plan, int, float]:  # fmt: skip
+) -> tuple[Plan, int, float]:
     """A run on a machine of this speed: its plan, steps and seconds."""
     pace = pace or Pace()
     budget = Budget(max_seconds, most_steps, pace)
@@ -132,7 +145,9 @@ def test_first_steps_that_compile_do_not_decide():
     assert plan[0] == Planned(MEASURED_STEPS + 1, 1 + 480) and used <= 300 and steps == 481
 
 
-@pytest.mark.parametrize("max_seconds, seconds, steps", [(0.5, 3, 1), (3, 3, 1), (6.5, 3, 2), (10, 3, 3), (29, 3, 9)])
+@pytest.mark.parametrize(
+    "max_seconds, seconds, steps", [(0.5, 3, 1), (3, 3, 1), (6.5, 3, 2), (10, 3, 3), (29, 3, 9)]
+)
 def test_a_budget_of_few_steps_has_at_least_one(max_seconds, seconds, steps):
     plan, made, _ = simulated(max_seconds, lambda step, now: seconds)
     assert made == steps == plan[-1].total_steps
@@ -153,7 +168,9 @@ def test_evaluations_between_steps_are_planned_for():
 
 def test_a_run_that_goes_on_keeps_its_budget():
     plan, steps, used = simulated(100, lambda step, now: 0.1)
-    assert simulated(100, lambda step, now: 0.1, plan=plan, step=steps, used=used)[1] == steps, "it is finished"
+    assert simulated(100, lambda step, now: 0.1, plan=plan, step=steps, used=used)[1] == steps, (
+        "it is finished"
+    )
     half = tuple(entry for entry in plan if entry.step < 400)
     again, more, total = simulated(100, lambda step, now: 0.2, plan=half, step=400, used=40.0)
     assert again[: len(half)] == half and 690 <= more <= 705 and total <= 100.2

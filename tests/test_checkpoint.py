@@ -42,7 +42,9 @@ SCALES = {
 }
 
 
-@pytest.mark.parametrize("optimizer", [{"fused": True}, {"fused": False}, {"name": "Adam"}, SCALES], ids=str)
+@pytest.mark.parametrize(
+    "optimizer", [{"fused": True}, {"fused": False}, {"name": "Adam"}, SCALES], ids=str
+)
 def test_going_on_is_as_if_nothing_had_been(tmp_path, tiny_model, optimizer):
     """Adam's two means and its step count come back: the losses that follow are the same numbers."""
     unbroken = fresh(tiny_model("gla", "gated_delta_net", "attention"), **optimizer)
@@ -65,7 +67,9 @@ def test_learning_rates_by_role_are_of_the_settings_and_not_of_the_checkpoint(tm
     Checkpoints(tmp_path, SYNC).save(first)
     second = fresh(tiny_model(seed=9), embedding_lr_scale=0.0, head_lr_scale=3.0)
     assert Checkpoints(tmp_path, SYNC, note=lambda _: None).restore(second)
-    before = {name: parameter.detach().clone() for name, parameter in second.model.named_parameters()}
+    before = {
+        name: parameter.detach().clone() for name, parameter in second.model.named_parameters()
+    }
     step(second)
     step(first)
     plain = dict(first.model.named_parameters())
@@ -76,7 +80,10 @@ def test_learning_rates_by_role_are_of_the_settings_and_not_of_the_checkpoint(tm
 
 
 def saved(folder, tiny_model, steps: int = 3, **changes) -> State:
-    state, checkpoints = fresh(tiny_model()), Checkpoints(folder, settings.Checkpoint(async_mode="disabled", **changes))
+    state, checkpoints = (
+        fresh(tiny_model()),
+        Checkpoints(folder, settings.Checkpoint(async_mode="disabled", **changes)),
+    )
     for _ in range(steps):
         step(state)
         checkpoints.save(state)
@@ -88,12 +95,16 @@ def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model)
     notes: list[str] = []
     for number in (1, 2, 3, -1):
         state = fresh(tiny_model(seed=5))
-        assert Checkpoints(tmp_path, settings.Checkpoint(load_step=number), notes.append).restore(state)
+        assert Checkpoints(tmp_path, settings.Checkpoint(load_step=number), notes.append).restore(
+            state
+        )
         assert (state.step, state.rows_consumed, state.tokens) == (
             (3, 6, 96) if number < 0 else (number, 2 * number, 32 * number)
         )
         assert f"step-{state.step}" in notes[-1] and f"{state.tokens} tokens" in notes[-1]
-    with pytest.raises(CheckpointError, match="step-7: no such checkpoint; the folder has steps 1, 2, 3"):
+    with pytest.raises(
+        CheckpointError, match="step-7: no such checkpoint; the folder has steps 1, 2, 3"
+    ):
         Checkpoints(tmp_path, settings.Checkpoint(load_step=7)).restore(fresh(tiny_model()))
 
 
@@ -103,14 +114,19 @@ def test_what_lies_beyond_load_step_is_no_longer_the_newest(tmp_path, tiny_model
     saved(tmp_path, tiny_model, steps=5, keep_latest_k=5)
     state, notes = fresh(tiny_model()), []
     branch = Checkpoints(
-        tmp_path, settings.Checkpoint(async_mode="disabled", load_step=2, keep_latest_k=keep), notes.append
+        tmp_path,
+        settings.Checkpoint(async_mode="disabled", load_step=2, keep_latest_k=keep),
+        notes.append,
     )
     branch.restore(state)
     assert checkpoint.steps(tmp_path) == [1, 2, 3, 4, 5], "nothing moves before something is saved"
     step(state)
     branch.save(state)
     assert checkpoint.steps(tmp_path) == ([2, 3] if keep else [1, 2, 3])
-    assert checkpoint.steps(tmp_path / "left") == [4, 5] and sum("kept as" in note for note in notes) == 2
+    assert (
+        checkpoint.steps(tmp_path / "left") == [4, 5]
+        and sum("kept as" in note for note in notes) == 2
+    )
     assert checkpoint.newest(tmp_path, notes.append) == 3
 
 
@@ -149,7 +165,9 @@ def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
         del facts["keep_latest_k"]
         (place / "state.json").write_text(json.dumps(facts))
     state = fresh(tiny_model())
-    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None)
+    checkpoints = Checkpoints(
+        tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None
+    )
     for number in range(5, 12):
         state.step = number
         checkpoints.save(state)
@@ -158,7 +176,9 @@ def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
 
 def test_the_start_that_other_runs_may_begin_from_stays(tmp_path, tiny_model):
     state = fresh(tiny_model())
-    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None)
+    checkpoints = Checkpoints(
+        tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None
+    )
     for number in range(8):
         state.step = number
         checkpoints.save(state)

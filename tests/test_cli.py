@@ -20,7 +20,11 @@ ROOT = Path(__file__).parents[1]
 
 def longfire(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "longfire", *words], capture_output=True, text=True, cwd=cwd, timeout=60
+        [sys.executable, "-m", "longfire", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=60,
     )
 
 
@@ -53,7 +57,9 @@ def test_train_help_has_every_setting_with_help_and_default(capsys):
 def test_a_reader_that_has_enough_is_no_error():
     """`longfire train --help model | head -1`"""
     command = [sys.executable, "-m", "longfire", "train", "--help", "model"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == CLOSED_PIPE
@@ -82,7 +88,10 @@ def test_each_command_has_help_with_an_example(command, capsys):
     ("line", "told"),
     [
         ("trian", "unknown command 'trian' (did you mean 'train'?)"),
-        ("train --trainin.steps 3", "unknown setting 'trainin.steps' (did you mean 'training.steps'?)"),
+        (
+            "train --trainin.steps 3",
+            "unknown setting 'trainin.steps' (did you mean 'training.steps'?)",
+        ),
         ("train --training.steps", "--training.steps needs a value"),
         ("train --training.steps ten", "training.steps = 'ten' must be a whole number"),
         ("train a.toml b.toml", "b.toml"),
@@ -119,7 +128,20 @@ def test_options_of_a_dataclass_are_taken_as_they_are_written():
     parser = Parser("generate", COMMANDS["generate"], "longfire generate x")
     parser.add_fields(Sampling, repeated=("stop",))
     assert parser.taken(Sampling, parser.parse_args([])) == Sampling()
-    words = ["--top_k", "3", "--temperature", "1", "--stop", "a,b", "--stop", "c", "--seed", "7", "--min_p", "0.1"]
+    words = [
+        "--top_k",
+        "3",
+        "--temperature",
+        "1",
+        "--stop",
+        "a,b",
+        "--stop",
+        "c",
+        "--seed",
+        "7",
+        "--min_p",
+        "0.1",
+    ]
     taken = parser.taken(Sampling, parser.parse_args(words))
     assert taken == Sampling(top_k=3, temperature=1.0, stop=("a,b", "c"), seed=7, min_p=0.1)
 
@@ -130,7 +152,10 @@ def test_exit_codes_and_traceback(monkeypatch, capsys):
 
     monkeypatch.setitem(COMMANDS, "doctor", broken)
     assert main(["doctor"]) == 4
-    assert capsys.readouterr().err == "longfire: step-3/model.safetensors is cut short; step-2 is whole\n"
+    assert (
+        capsys.readouterr().err
+        == "longfire: step-3/model.safetensors is cut short; step-2 is whole\n"
+    )
     with pytest.raises(CheckpointError):
         main(["doctor", "--traceback"])
 
@@ -159,32 +184,52 @@ def test_what_is_a_setting_and_what_is_not():
     rest, overrides = take_settings(words.split(), set())
     assert rest == ["x.toml", "y"]
     assert overrides == {
-        "training.steps": "3", "data.streaming": "true", "training.compile": "on", "checkpoint.load_step": "-1",
-        "optimizer.lr": "1e-3", "lr": "2",
-    }  # fmt: skip
+        "training.steps": "3",
+        "data.streaming": "true",
+        "training.compile": "on",
+        "checkpoint.load_step": "-1",
+        "optimizer.lr": "1e-3",
+        "lr": "2",
+    }
 
 
 def test_a_bare_flag_before_other_words():
     rest, overrides = take_settings(
-        ["--training.streaming", "x.toml", "--data.varlen", "false", "--training.compile", "off"], set()
+        ["--training.streaming", "x.toml", "--data.varlen", "false", "--training.compile", "off"],
+        set(),
     )
     assert rest == ["x.toml"]
-    assert overrides == {"training.streaming": "true", "data.varlen": "false", "training.compile": "off"}
+    assert overrides == {
+        "training.streaming": "true",
+        "data.varlen": "false",
+        "training.compile": "off",
+    }
 
 
 def test_a_bare_flag_of_a_mixer_leaves_the_next_setting_alone():
     words = "--model.attention.qk_norm --model.mlp relu2 --model.gla.use_short_conv"
     assert take_settings(words.split(), set()) == (
         [],
-        {"model.attention.qk_norm": "true", "model.mlp": "relu2", "model.gla.use_short_conv": "true"},
+        {
+            "model.attention.qk_norm": "true",
+            "model.mlp": "relu2",
+            "model.gla.use_short_conv": "true",
+        },
     )
 
 
 def test_values_may_look_like_anything():
-    words = ["--eval.sample_prompt", "--not a flag", "--job.description", "a=b", "--job.dump_folder=c=d"]
+    words = [
+        "--eval.sample_prompt",
+        "--not a flag",
+        "--job.description",
+        "a=b",
+        "--job.dump_folder=c=d",
+    ]
     assert take_settings(words, set()) == (
-        [], {"eval.sample_prompt": "--not a flag", "job.description": "a=b", "job.dump_folder": "c=d"},
-    )  # fmt: skip
+        [],
+        {"eval.sample_prompt": "--not a flag", "job.description": "a=b", "job.dump_folder": "c=d"},
+    )
 
 
 def test_a_commands_own_option_is_no_alias():

@@ -43,7 +43,9 @@ def test_what_is_plain_needs_no_trial():
 
 def test_without_a_compiler_the_run_goes_on_eager_and_says_so(monkeypatch):
     monkeypatch.setattr(compiling, "cxx_compiler", lambda: None)
-    compiled, why = compile_decision(composed(training__compile="on"), FORWARD_FLOPS, CPU, not_asked)
+    compiled, why = compile_decision(
+        composed(training__compile="on"), FORWARD_FLOPS, CPU, not_asked
+    )
     assert not compiled and "no C++ compiler" in why
 
 

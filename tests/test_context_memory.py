@@ -18,14 +18,19 @@ def bench(monkeypatch):
 def test_ours_keeps_at_most_2_b_h_s(bench):
     rows = {row["side"]: row for row in bench["kept"](128)}
     assert rows["ours"]["ratio"] <= 1.01 and rows["blockwise"]["ratio"] <= 1.01
-    assert rows["memory-efficient"]["bytes a token and layer"] > 8 * rows["ours"]["bytes a token and layer"]
+    assert (
+        rows["memory-efficient"]["bytes a token and layer"]
+        > 8 * rows["ours"]["bytes a token and layer"]
+    )
 
 
 def test_the_line_of_a_hybrid_goes_through_its_points(bench, monkeypatch):
     """By peaks that grow by 1 MB a token of a segment from 1 GiB; the step itself runs once."""
     functions = bench["longest_hybrid"].__globals__
     monkeypatch.setitem(
-        functions, "peak_bytes", lambda options, side, tokens, segments: 2**30 + 10**6 * tokens // segments
+        functions,
+        "peak_bytes",
+        lambda options, side, tokens, segments: 2**30 + 10**6 * tokens // segments,
     )
     options = type("Options", (), {"quick": True})()
     whole = bench["longest_hybrid"](options, "ours", [128, 192], 0, 20)

@@ -66,7 +66,9 @@ def batches_of(prepared: Prepared, seed: int = 5, note=print, **changes) -> Batc
 
 def same(one: Batch, other: Batch) -> bool:
     tensors = [(b.ids_BT, b.labels_BT, b.positions_BT) for b in (one, other)]
-    return all(torch.equal(a, b) for a, b in zip(*tensors)) and (one.documents is None) == (other.documents is None)
+    return all(torch.equal(a, b) for a, b in zip(*tensors)) and (one.documents is None) == (
+        other.documents is None
+    )
 
 
 def test_rows_are_the_tokens_of_their_place(prepared):
@@ -88,7 +90,9 @@ def test_documents_of_a_row_are_whole_words(prepared):
     batch = batches.at(0, 64)
     assert batch.documents.max_length <= 9
     cu = batch.documents.cu_lengths.tolist()
-    ids, labels, positions = (t.flatten().tolist() for t in (batch.ids_BT, batch.labels_BT, batch.positions_BT))
+    ids, labels, positions = (
+        t.flatten().tolist() for t in (batch.ids_BT, batch.labels_BT, batch.positions_BT)
+    )
     for start, stop in pairwise(cu):
         assert positions[start:stop] == list(range(stop - start))
         assert 10 not in ids[start : stop - 1], "a document ends inside a piece"
@@ -108,9 +112,9 @@ def test_epochs_and_shares(prepared):
         epochs = [[row for epoch, row in mine if epoch == e] for e in range(len(mine) // there)]
         assert all(sorted(epoch) == list(range(there)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-    assert len([row for row in rows if row.source == "b"]) > 2 * (prepared.stores[1].train.length // T), (
-        "several epochs"
-    )
+    assert len([row for row in rows if row.source == "b"]) > 2 * (
+        prepared.stores[1].train.length // T
+    ), "several epochs"
 
 
 @pytest.mark.parametrize("varlen", [False, True])
@@ -141,8 +145,12 @@ def test_held_out_tokens_are_each_learned_once(prepared, tokens, varlen):
     assert length == min(tokens, stream.length)
     everything = stream.tokens(0, length).astype(int).tolist()
     parts = list(batches.heldout(0, tokens, rows=2))
-    labels = [label for part in parts for label in part.labels_BT.flatten().tolist() if label != NO_LABEL]
-    after_an_end = [token for previous, token in pairwise(everything) if not (varlen and previous == 10)]
+    labels = [
+        label for part in parts for label in part.labels_BT.flatten().tolist() if label != NO_LABEL
+    ]
+    after_an_end = [
+        token for previous, token in pairwise(everything) if not (varlen and previous == 10)
+    ]
     assert labels == after_an_end
     assert all(part.rows <= 2 for part in parts)
     assert batches.heldout_text(0, tokens) == prepared.tokenizer.decode(everything)
@@ -161,7 +169,18 @@ def test_no_held_out_documents(tmp_path):
 def test_prefetching_changes_nothing(prepared):
     plain = batches_of(prepared)
     with batches_of(prepared, prefetch_factor=3) as ahead:
-        for start, rows in [(0, 4), (4, 4), (8, 4), (12, 4), (100, 6), (106, 6), (0, 4), (4, 2), (6, 2), (10**9, 3)]:
+        for start, rows in [
+            (0, 4),
+            (4, 4),
+            (8, 4),
+            (12, 4),
+            (100, 6),
+            (106, 6),
+            (0, 4),
+            (4, 2),
+            (6, 2),
+            (10**9, 3),
+        ]:
             assert same(ahead.at(start, rows), plain.at(start, rows))
     assert ahead.wait_seconds > 0
 
@@ -169,7 +188,9 @@ def test_prefetching_changes_nothing(prepared):
 def test_batches_are_made_ahead(prepared, monkeypatch):
     made = []
     make = Batches._make
-    monkeypatch.setattr(Batches, "_make", lambda self, *key: (made.append(key), make(self, *key))[1])
+    monkeypatch.setattr(
+        Batches, "_make", lambda self, *key: (made.append(key), make(self, *key))[1]
+    )
     with batches_of(prepared, prefetch_factor=2) as batches:
         for step in range(5):
             batches.at(step * 4, 4)
@@ -178,7 +199,9 @@ def test_batches_are_made_ahead(prepared, monkeypatch):
 
 
 def test_a_source_shorter_than_a_row(prepared):
-    with pytest.raises(DataError, match=r"b: \d+ tokens are less than one row .*smaller training.seq_len"):
+    with pytest.raises(
+        DataError, match=r"b: \d+ tokens are less than one row .*smaller training.seq_len"
+    ):
         Batches(prepared, settings.Data(), 2000, 0)
     with pytest.raises(SettingsError, match=r"data\.varlen = true"):
         batches_of(prepared, context_len=8)
@@ -202,10 +225,17 @@ class Grower:
 @pytest.mark.parametrize("shuffle", ["none", "window", "global", "auto"])
 def test_a_growing_store_gives_the_batches_of_the_finished_one(shuffle, tmp_path):
     grower = Grower(tmp_path / "s")
-    changes = {"streaming": True, "shuffle": shuffle, "shuffle_window_rows": 100, "prefetch_factor": 2}
+    changes = {
+        "streaming": True,
+        "shuffle": shuffle,
+        "shuffle_window_rows": 100,
+        "prefetch_factor": 2,
+    }
     with batches_of(grower.prepared, **changes) as growing:
         thread = threading.Thread(
-            target=lambda: [grower.grow(20, len(grower.left) == 20) or time.sleep(0.01) for _ in range(20)]
+            target=lambda: [
+                grower.grow(20, len(grower.left) == 20) or time.sleep(0.01) for _ in range(20)
+            ]
         )
         thread.start()
         seen = [growing.at(start, 8) for start in range(0, 800, 8)]
@@ -220,7 +250,9 @@ def test_training_begins_with_the_first_window_and_then_waits_and_says_so(tmp_pa
     monkeypatch.setattr(room, "PATIENCE_SECONDS", 0.2)
     grower, said = Grower(tmp_path / "s"), []
     grower.grow(80)
-    with batches_of(grower.prepared, note=said.append, streaming=True, shuffle_window_rows=16384) as batches:
+    with batches_of(
+        grower.prepared, note=said.append, streaming=True, shuffle_window_rows=16384
+    ) as batches:
         batches.at(0, 64)
         assert batches.wait_seconds < 0.2 and not said
         threading.Timer(0.6, grower.grow, (300,)).start()
@@ -286,11 +318,17 @@ def test_through_the_front_door(tmp_path):
     """prepare and batches together, streaming, with a tokenizing process behind: text in, the same text out."""
     texts = [f"{i} " + "word " * (i % 50) for i in range(2000)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    data = settings.Data((str(tmp_path / "a.jsonl"),), folder=str(tmp_path / "s"), streaming=True, shuffle="none")
+    data = settings.Data(
+        (str(tmp_path / "a.jsonl"),), folder=str(tmp_path / "s"), streaming=True, shuffle="none"
+    )
     prepared = prepare(data, settings.Tokenizer(), note=lambda line: None, background=True)
     with prepared, Batches(prepared, data, 64, 0) as batches:
         ids = torch.cat([batches.at(i, 16).ids_BT.flatten() for i in range(0, 2000, 16)])
-    train = [text for i, text in enumerate(texts, 1) if not held_out(f"a.jsonl:{i}", data.heldout_fraction)]
+    train = [
+        text
+        for i, text in enumerate(texts, 1)
+        if not held_out(f"a.jsonl:{i}", data.heldout_fraction)
+    ]
     assert "".join(train).startswith(prepared.tokenizer.decode(ids))
 
 
@@ -304,7 +342,9 @@ def test_shorter_rows_are_the_pieces_of_the_longer_ones(prepared, shuffle):
     staged, plain = Batches(prepared, data, T, 5, stages=STAGES), Batches(prepared, data, T, 5)
     for first, stop, length in ((0, 40, 4), (40, 72, 8), (72, 90, 16)):
         batches = [staged.at(row, 2) for row in range(first, stop, 2)]
-        assert {(b.ids_BT.shape, b.pieces) for b in batches} == {((2 * T // length, length), T // length)}
+        assert {(b.ids_BT.shape, b.pieces) for b in batches} == {
+            ((2 * T // length, length), T // length)
+        }
         pieces = torch.cat([b.ids_BT for b in batches])
         wanted = plain.at(first, stop - first).ids_BT.view(-1, length)
         assert sorted(pieces.tolist()) == sorted(wanted.tolist())
@@ -314,7 +354,9 @@ def test_shorter_rows_are_the_pieces_of_the_longer_ones(prepared, shuffle):
 
 
 def test_a_piece_is_named_by_the_row_that_it_is_of(prepared):
-    batches = Batches(prepared, settings.Data(prefetch_factor=2, shuffle="window"), T, 5, stages=STAGES)
+    batches = Batches(
+        prepared, settings.Data(prefetch_factor=2, shuffle="window"), T, 5, stages=STAGES
+    )
     with batches:
         batch, rows = batches.at(42, 2), batches.rows(42, 2)
     for ids, row in zip(batch.ids_BT.tolist(), rows, strict=True):

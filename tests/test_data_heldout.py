@@ -14,7 +14,15 @@ from longfire import settings
 from longfire.data import text
 from longfire.data.batches import Batches
 from longfire.data.formats import Document
-from longfire.data.heldout import CUT_CHARACTERS, FEW_DOCUMENTS, HoldOut, hash_of, held_out, hold_out_of, tail_of
+from longfire.data.heldout import (
+    CUT_CHARACTERS,
+    FEW_DOCUMENTS,
+    HoldOut,
+    hash_of,
+    held_out,
+    hold_out_of,
+    tail_of,
+)
 from longfire.data.prepare import Prepared, describe, prepare
 from longfire.data.tokens import TokenStream
 from longfire.errors import DataError, SettingsError
@@ -24,7 +32,9 @@ BYTES = settings.Tokenizer(path="bytes")
 
 def words(count: int, seed: int = 0) -> str:
     draw = random.Random(seed)
-    return "\n".join(" ".join(draw.choices(["fire", "long", "state", "gate"], k=9)) for _ in range(count // 9))
+    return "\n".join(
+        " ".join(draw.choices(["fire", "long", "state", "gate"], k=9)) for _ in range(count // 9)
+    )
 
 
 def jsonl(file: Path, count: int, length: int = 40) -> None:
@@ -76,7 +86,10 @@ def test_of_documents_that_all_hash_above_the_fraction_the_lowest_is_held_out(tm
     lowest = min((f"a.jsonl:{n}" for n in range(1, count + 1)), key=hash_of)
     assert rule == HoldOut(1e-6, lowest)
     prepared = prepared_of(data_of(tmp_path, "a.jsonl", heldout_fraction=1e-6))
-    assert prepared.stores[0].heldout.documents == 1 and prepared.stores[0].train.documents == count - 1
+    assert (
+        prepared.stores[0].heldout.documents == 1
+        and prepared.stores[0].train.documents == count - 1
+    )
 
 
 def test_where_the_hash_decides_the_address_is_that_of_before(tmp_path):
@@ -109,7 +122,9 @@ FILES = {
 
 @pytest.mark.parametrize("split_documents", FILES)
 @pytest.mark.parametrize("block_bytes", [3, 2**20])
-def test_a_text_file_is_split_and_read_on_from_anywhere(tmp_path, split_documents, block_bytes, monkeypatch):
+def test_a_text_file_is_split_and_read_on_from_anywhere(
+    tmp_path, split_documents, block_bytes, monkeypatch
+):
     import gzip
 
     monkeypatch.setattr("longfire.data.formats.BLOCK_BYTES", block_bytes)
@@ -122,16 +137,24 @@ def test_a_text_file_is_split_and_read_on_from_anywhere(tmp_path, split_document
         positions = [(document.text, dict(documents.position)) for document in documents]
         assert [found for found, _ in positions] == expected
         for number, (_, position) in enumerate(positions):
-            assert [document.text for document in source.documents(position)] == expected[number + 1 :]
+            assert [document.text for document in source.documents(position)] == expected[
+                number + 1 :
+            ]
     assert len({document.identity for document in source.documents()}) == 3
 
 
 def test_splits_are_documents_with_an_address_of_their_own(tmp_path):
-    (tmp_path / "input.txt").write_text("<|endoftext|>".join(words(90, seed) for seed in range(200)))
+    (tmp_path / "input.txt").write_text(
+        "<|endoftext|>".join(words(90, seed) for seed in range(200))
+    )
     whole = prepared_of(data_of(tmp_path, "input.txt")).stores[0]
-    split = prepared_of(data_of(tmp_path, "input.txt", split_documents="<|endoftext|>", heldout_fraction=0.1)).stores[0]
+    split = prepared_of(
+        data_of(tmp_path, "input.txt", split_documents="<|endoftext|>", heldout_fraction=0.1)
+    ).stores[0]
     assert whole.folder != split.folder and whole.train.documents == 1
-    assert split.train.documents + split.heldout.documents == 200 and 8 < split.heldout.documents < 40
+    assert (
+        split.train.documents + split.heldout.documents == 200 and 8 < split.heldout.documents < 40
+    )
     unseen = {f"input.txt:{n}" for n in range(1, 201) if held_out(f"input.txt:{n}", 0.1)}
     assert split.heldout.documents == len(unseen)
 
@@ -139,13 +162,17 @@ def test_splits_are_documents_with_an_address_of_their_own(tmp_path):
 def test_texts_of_ones_own_are_evaluated_on_and_nothing_else_is_held_out(tmp_path):
     jsonl(tmp_path / "a.jsonl", 50)
     (tmp_path / "unseen.txt").write_text("never trained on")
-    data = data_of(tmp_path, "a.jsonl", heldout_fraction=0.5, validation=(str(tmp_path / "unseen.txt"),))
+    data = data_of(
+        tmp_path, "a.jsonl", heldout_fraction=0.5, validation=(str(tmp_path / "unseen.txt"),)
+    )
     prepared = prepared_of(data)
     assert prepared.stores[0].train.documents == 50 and prepared.stores[0].heldout.documents == 0
     assert [name for name, _, _ in prepared.validation] == ["unseen.txt"]
     with Batches(prepared, data, 4, 0) as batches:
         assert batches.heldout_text(0, 1000) == "never trained on"
-        assert sum(batch.real_tokens() for batch in batches.heldout(0, 1000)) == len("never trained on")
+        assert sum(batch.real_tokens() for batch in batches.heldout(0, 1000)) == len(
+            "never trained on"
+        )
 
 
 def test_a_tokenizer_is_not_trained_on_what_is_held_out(tmp_path):
@@ -162,9 +189,9 @@ def test_a_small_tokenizer_says_what_it_is(tmp_path):
     told: list[str] = []
     trained = settings.Tokenizer(path="train", train_vocab_size=2048)
     prepare(data_of(tmp_path, "input.txt"), trained, note=told.append)
-    assert told[0].startswith("tokenizer: a vocabulary of 259 (2048 asked for: the text has no more) from 2 bytes"), (
-        "bytes, ends, ab"
-    )
+    assert told[0].startswith(
+        "tokenizer: a vocabulary of 259 (2048 asked for: the text has no more) from 2 bytes"
+    ), "bytes, ends, ab"
 
 
 def test_validation_text_that_is_not_there_is_named_by_its_setting(tmp_path):
@@ -173,13 +200,17 @@ def test_validation_text_that_is_not_there_is_named_by_its_setting(tmp_path):
         prepared_of(data_of(tmp_path, "a.jsonl", validation=("./none.txt",)))
 
 
-@pytest.mark.parametrize("entry", ["texts", "texts/part.jsonl", "copy.jsonl", "texts/../texts/*.jsonl"])
+@pytest.mark.parametrize(
+    "entry", ["texts", "texts/part.jsonl", "copy.jsonl", "texts/../texts/*.jsonl"]
+)
 def test_validation_text_that_is_trained_on_is_refused_however_it_is_named(tmp_path, entry):
     (tmp_path / "texts").mkdir()
     jsonl(tmp_path / "texts" / "part.jsonl", 20)
     jsonl(tmp_path / "texts" / "more.jsonl", 10)
     (tmp_path / "copy.jsonl").write_bytes((tmp_path / "texts" / "part.jsonl").read_bytes())
-    with pytest.raises(SettingsError, match=r"data\.validation: .* is text that data\.dataset trains on"):
+    with pytest.raises(
+        SettingsError, match=r"data\.validation: .* is text that data\.dataset trains on"
+    ):
         prepared_of(data_of(tmp_path, "texts", validation=(str(tmp_path / entry),)))
 
 
@@ -200,9 +231,13 @@ def test_a_store_says_where_its_held_out_text_stands_whatever_its_documents_are_
     assert " in 1 -> " in describe(documents) and "at the end of 1 -> " in describe(tail)
 
 
-@pytest.mark.parametrize("split_documents, warned", [("<s>", False), ("line", True), (r"\n", True), ("lines", False)])
+@pytest.mark.parametrize(
+    "split_documents, warned", [("<s>", False), ("line", True), (r"\n", True), ("lines", False)]
+)
 def test_a_separator_that_never_occurs_is_named_at_once(tmp_path, split_documents, warned):
     (tmp_path / "input.txt").write_text("one<s>\ntwo<s>\nthree")
     notes: list[str] = []
-    prepare(data_of(tmp_path, "input.txt", split_documents=split_documents), BYTES, note=notes.append)
+    prepare(
+        data_of(tmp_path, "input.txt", split_documents=split_documents), BYTES, note=notes.append
+    )
     assert any("data.split_documents = " in line for line in notes) == warned

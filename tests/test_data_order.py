@@ -118,7 +118,9 @@ def test_windows_begin_small_and_grow():
 
 def test_epochs_and_sources_and_seeds_differ():
     rows = {
-        (seed, source, epoch): tuple(Order("global", 1, seed).rows(np.arange(50) + 50 * epoch, 50, source)[1].tolist())
+        (seed, source, epoch): tuple(
+            Order("global", 1, seed).rows(np.arange(50) + 50 * epoch, 50, source)[1].tolist()
+        )
         for seed in (0, 1)
         for source in (0, 1)
         for epoch in (0, 1)
@@ -131,11 +133,27 @@ def test_the_order_never_changes():
     source, k = mix(np.arange(12), (0.5, 0.3, 0.2), 42)
     assert list(zip(source.tolist(), k.tolist())) == GOLDEN["mix"]
     for shuffle in ("global", "window"):
-        assert Order(shuffle, 100, 42).rows(np.arange(995, 1005), 1000, 1)[1].tolist() == GOLDEN[shuffle]
+        assert (
+            Order(shuffle, 100, 42).rows(np.arange(995, 1005), 1000, 1)[1].tolist()
+            == GOLDEN[shuffle]
+        )
 
 
 GOLDEN = {
-    "mix": [(2, 0), (0, 0), (1, 0), (0, 1), (2, 1), (0, 2), (1, 1), (0, 3), (1, 2), (0, 4), (2, 2), (0, 5)],
+    "mix": [
+        (2, 0),
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (2, 1),
+        (0, 2),
+        (1, 1),
+        (0, 3),
+        (1, 2),
+        (0, 4),
+        (2, 2),
+        (0, 5),
+    ],
     "global": [964, 718, 721, 501, 503, 876, 867, 782, 891, 454],
     "window": [930, 940, 961, 938, 983, 74, 20, 43, 72, 54],
 }

@@ -15,7 +15,11 @@ def pack_slow(stream, document_of, first, T, context_len):
     ids, labels, positions, pieces = [], [], [], []
     position, piece = 0, -1
     for t in range(first, first + T):
-        begins = t == first or document_of[t] != document_of[t - 1] or (context_len and position == context_len)
+        begins = (
+            t == first
+            or document_of[t] != document_of[t - 1]
+            or (context_len and position == context_len)
+        )
         position, piece = (0, piece + 1) if begins else (position, piece)
         ids.append(stream[t])
         labels.append(stream[t + 1] if document_of[t + 1] == document_of[t] else NO_LABEL)
@@ -26,7 +30,12 @@ def pack_slow(stream, document_of, first, T, context_len):
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 30), min_size=2, max_size=30), st.integers(1, 25), st.integers(0, 12), st.data())
+@given(
+    st.lists(st.integers(1, 30), min_size=2, max_size=30),
+    st.integers(1, 25),
+    st.integers(0, 12),
+    st.data(),
+)
 def test_documents_against_the_plain_loop(lengths, T, context_len, data):
     stream = np.arange(sum(lengths), dtype=np.uint16)
     rows = (len(stream) - 1) // T
@@ -38,7 +47,9 @@ def test_documents_against_the_plain_loop(lengths, T, context_len, data):
     batch = _tensors(pack(tokens_BS, starts_BS, context_len))
     document_of = np.repeat(np.arange(len(lengths)), lengths)
     slow = [pack_slow(stream.tolist(), document_of, f, T, context_len) for f in first.tolist()]
-    for tensor, column in zip((batch.ids_BT, batch.labels_BT, batch.positions_BT, batch.documents.ids_BT), zip(*slow)):
+    for tensor, column in zip(
+        (batch.ids_BT, batch.labels_BT, batch.positions_BT, batch.documents.ids_BT), zip(*slow)
+    ):
         assert tensor.dtype == torch.int64
         assert tensor.tolist() == list(column)
     again = Documents.from_ids(batch.documents.ids_BT)

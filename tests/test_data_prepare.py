@@ -21,7 +21,20 @@ from longfire.data.prepare import prepare
 from longfire.data.tokens import StoreWriter, TokenStore, locked, read_manifest, write_manifest
 from longfire.errors import DataError, SettingsError
 
-WORDS = ["fire", "long", "state", "gate", "delta", "ring", "chunk", "token", "row", "segment", "Größe", "三"]
+WORDS = [
+    "fire",
+    "long",
+    "state",
+    "gate",
+    "delta",
+    "ring",
+    "chunk",
+    "token",
+    "row",
+    "segment",
+    "Größe",
+    "三",
+]
 
 
 def write_corpus(file: Path, documents: int, seed: int = 0, words: int = 60) -> list[str]:
@@ -55,7 +68,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_documents_in_order_with_their_ends(tmp_path):
     texts = write_corpus(tmp_path / "a.jsonl", 300)
-    with prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(add_bos=True), note=silent) as prepared:
+    with prepare(
+        settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(add_bos=True), note=silent
+    ) as prepared:
         store, tokens = prepared.stores[0], prepared.tokenizer
         found = {}
         for stream in (store.train, store.heldout):
@@ -78,20 +93,28 @@ def many_small_chunks(monkeypatch):
     """So that a small corpus is many chunks, several shards, and worth many processes."""
     monkeypatch.setattr(room, "CHUNK_CHARACTERS", 3000)
     monkeypatch.setattr(room, "BYTES_OF_A_PROCESS", 1)
-    monkeypatch.setattr(room, "StoreWriter", lambda folder, header: StoreWriter(folder, header, 10_000, 64))
+    monkeypatch.setattr(
+        room, "StoreWriter", lambda folder, header: StoreWriter(folder, header, 10_000, 64)
+    )
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path, many_small_chunks):
     write_corpus(tmp_path / "a.jsonl", 400)
     stores = []
     for workers in (1, 2, 3):
-        data = settings_for(tmp_path, "a.jsonl", folder=str(tmp_path / str(workers)), num_workers=workers)
-        with prepare(data, settings.Tokenizer(path="train", train_vocab_size=400), note=silent) as prepared:
+        data = settings_for(
+            tmp_path, "a.jsonl", folder=str(tmp_path / str(workers)), num_workers=workers
+        )
+        with prepare(
+            data, settings.Tokenizer(path="train", train_vocab_size=400), note=silent
+        ) as prepared:
             prepared.stores[0].verify()
             stores.append(files(prepared.stores[0].folder))
     assert stores[0] == stores[1] == stores[2]
     assert not [
-        p for p in psutil.Process().children(recursive=True) if "longfire.data.workers" in " ".join(p.cmdline())
+        p
+        for p in psutil.Process().children(recursive=True)
+        if "longfire.data.workers" in " ".join(p.cmdline())
     ]
 
 
@@ -124,10 +147,14 @@ def run_and_kill(sources: str, folder: Path, how: tuple[int, int], moment) -> in
     children = []
     if moment:
         moment(process)
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        children = (
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        )
         process.send_signal(signal.SIGKILL)
     code = process.wait()
-    assert not psutil.wait_procs(children, timeout=10)[1], "a tokenizing process outlived a killed parent"
+    assert not psutil.wait_procs(children, timeout=10)[1], (
+        "a tokenizing process outlived a killed parent"
+    )
     return code
 
 
@@ -170,9 +197,13 @@ def write_sources(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     write_corpus(tmp_path / "a.jsonl", 400, seed=1)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()[::1], mtime=0))
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        gzip.compress((tmp_path / "a.jsonl").read_bytes()[::1], mtime=0)
+    )
     pq.write_table(
-        pa.table({"text": write_corpus(tmp_path / "c.jsonl", 400, seed=2)}), tmp_path / "c.parquet", row_group_size=90
+        pa.table({"text": write_corpus(tmp_path / "c.jsonl", 400, seed=2)}),
+        tmp_path / "c.parquet",
+        row_group_size=90,
     )
 
 
@@ -196,7 +227,10 @@ def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, mon
     assert prepare(data, tokens, note=silent).stores[0].folder == first
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.jsonl").rename(tmp_path / "moved" / "a.jsonl")
-    assert prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder == first
+    assert (
+        prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder
+        == first
+    )
     assert before == {name: (first / name).stat().st_mtime_ns for name in files(first)}
     monkeypatch.undo()
     others = {
@@ -205,12 +239,17 @@ def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, mon
             (settings_for(tmp_path, "moved/a.jsonl", heldout_fraction=0.3), tokens),
             (settings_for(tmp_path, "moved/a.jsonl", skip_bad_documents=True), tokens),
             (settings_for(tmp_path, "moved/a.jsonl"), settings.Tokenizer(add_eos=False)),
-            (settings_for(tmp_path, "moved/a.jsonl"), settings.Tokenizer(path="train", train_vocab_size=300)),
+            (
+                settings_for(tmp_path, "moved/a.jsonl"),
+                settings.Tokenizer(path="train", train_vocab_size=300),
+            ),
         )
     }
     with open(tmp_path / "moved" / "a.jsonl", "a") as f:
         f.write('{"text": "one more"}\n')
-    others.add(prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder)
+    others.add(
+        prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder
+    )
     assert len(others | {first}) == 6
 
 
@@ -220,7 +259,11 @@ def test_several_sources_and_names(tmp_path):
     write_corpus(tmp_path / "b" / "a.jsonl", 50, seed=9)
     data = settings_for(tmp_path, "a.jsonl", "b/a.jsonl", "a.jsonl", data_probs=(2.0, 1.0, 1.0))
     prepared = prepare(data, settings.Tokenizer(), note=silent)
-    assert prepared.names == ("a.jsonl", "a.jsonl-2", "a.jsonl-3") and prepared.shares == (0.5, 0.25, 0.25)
+    assert prepared.names == ("a.jsonl", "a.jsonl-2", "a.jsonl-3") and prepared.shares == (
+        0.5,
+        0.25,
+        0.25,
+    )
     folders = [store.folder for store in prepared.stores]
     assert folders[0] == folders[2] != folders[1]
 
@@ -229,7 +272,9 @@ def test_a_bad_document_stops_or_is_counted_and_listed(tmp_path):
     good = write_corpus(tmp_path / "a.jsonl", 20)
     with open(tmp_path / "a.jsonl", "a") as f:
         f.writelines(f"{{broken {i}\n" for i in range(150))
-    with pytest.raises(DataError, match=r"a\.jsonl:21: broken JSON.*set data\.skip_bad_documents = true"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:21: broken JSON.*set data\.skip_bad_documents = true"
+    ):
         prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=silent)
     said = []
     data = settings_for(tmp_path, "a.jsonl", skip_bad_documents=True)
@@ -238,10 +283,17 @@ def test_a_bad_document_stops_or_is_counted_and_listed(tmp_path):
     assert progress["bad_documents"] == 150 and len(progress["bad"]) == 100
     assert progress["bad"][0].startswith(f"{tmp_path}/a.jsonl:21: broken JSON")
     assert store.train.documents + store.heldout.documents == len(good)
-    assert "skipped: " in said[0] and "150 bad" in said[0] and "a.jsonl:21" in said[1] and len(said) == 6
+    assert (
+        "skipped: " in said[0]
+        and "150 bad" in said[0]
+        and "a.jsonl:21" in said[1]
+        and len(said) == 6
+    )
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'], ids=["empty file", "blank lines", "empty document"])
+@pytest.mark.parametrize(
+    "content", ["", "\n\n", '{"text": ""}\n'], ids=["empty file", "blank lines", "empty document"]
+)
 def test_nothing_to_train_on(content, tmp_path):
     (tmp_path / "a.jsonl").write_text(content)
     for _ in range(2):  # also when tried again
@@ -252,9 +304,17 @@ def test_nothing_to_train_on(content, tmp_path):
 def test_all_held_out(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 12)
     with pytest.raises(DataError, match="no document with text is left"):
-        prepare(settings_for(tmp_path, "a.jsonl", heldout_fraction=0.9999), settings.Tokenizer(), note=silent)
+        prepare(
+            settings_for(tmp_path, "a.jsonl", heldout_fraction=0.9999),
+            settings.Tokenizer(),
+            note=silent,
+        )
     with pytest.raises(SettingsError, match="heldout_fraction = 1"):
-        prepare(settings_for(tmp_path, "a.jsonl", heldout_fraction=1.0), settings.Tokenizer(), note=silent)
+        prepare(
+            settings_for(tmp_path, "a.jsonl", heldout_fraction=1.0),
+            settings.Tokenizer(),
+            note=silent,
+        )
 
 
 def test_a_full_disk_is_named_and_what_was_committed_is_kept(tmp_path, monkeypatch):
@@ -291,7 +351,9 @@ def test_a_dead_tokenizing_process_is_an_error(tmp_path, many_small_chunks, monk
 
     monkeypatch.setattr(StoreWriter, "append", kill_one)
     data = settings_for(tmp_path, "a.jsonl", num_workers=2)
-    with pytest.raises(DataError, match=r"a tokenizing process ended with code -9.*data\.num_workers"):
+    with pytest.raises(
+        DataError, match=r"a tokenizing process ended with code -9.*data\.num_workers"
+    ):
         prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=silent)
 
 
@@ -310,7 +372,9 @@ def test_behind_training(tmp_path):
         wait_until(lambda: store.refresh() or store.complete)
         prepared.check()
     aside = settings_for(tmp_path, "a.jsonl", folder=str(tmp_path / "aside"))
-    assert files(prepare(aside, settings.Tokenizer(), note=silent).stores[0].folder) == files(store.folder)
+    assert files(prepare(aside, settings.Tokenizer(), note=silent).stores[0].folder) == files(
+        store.folder
+    )
     assert prepare(data, settings.Tokenizer(), note=silent, background=True).behind is None
 
 
@@ -318,7 +382,9 @@ def test_behind_training_a_failure_is_told(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 2000)
     with open(tmp_path / "a.jsonl", "a") as f:
         f.write("{broken\n")
-    failure = pytest.raises(DataError, match=r"preparation behind training failed: .*a\.jsonl:2001: broken JSON")
+    failure = pytest.raises(
+        DataError, match=r"preparation behind training failed: .*a\.jsonl:2001: broken JSON"
+    )
     data = settings_for(tmp_path, "a.jsonl")
     with prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared, failure:
         wait_until(prepared.check)
@@ -334,8 +400,14 @@ def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
     assert not [c for c in children if "longfire.data.prepare" in " ".join(c.cmdline())]
     manifest = read_manifest(folder)
     write_manifest(folder, {**manifest, "complete": False})
-    failure = pytest.raises(DataError, match="preparation behind training failed: it ended with code -9")
-    with locked(folder, silent), prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared, failure:
+    failure = pytest.raises(
+        DataError, match="preparation behind training failed: it ended with code -9"
+    )
+    with (
+        locked(folder, silent),
+        prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared,
+        failure,
+    ):
         (child,) = psutil.Process().children()  # it waits for the lock
         child.kill()
         wait_until(prepared.check)
@@ -366,7 +438,9 @@ def test_a_stream_of_the_hub_is_found_again_without_the_hub(tmp_path, monkeypatc
     write_corpus(tmp_path / "a.jsonl", 50)
     data = settings_for(tmp_path, "a.jsonl")
     first = prepare(data, settings.Tokenizer(), note=silent).stores[0].folder
-    monkeypatch.setattr(room.text.FileSource, "fingerprint", "")  # what a stream says when the hub is out of reach
+    monkeypatch.setattr(
+        room.text.FileSource, "fingerprint", ""
+    )  # what a stream says when the hub is out of reach
     assert prepare(data, settings.Tokenizer(), note=silent).stores[0].folder == first
     with pytest.raises(DataError, match="hub cannot be asked"):
         prepare(data, settings.Tokenizer(add_eos=False), note=silent)

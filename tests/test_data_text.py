@@ -22,7 +22,11 @@ TEXTS = ["one", "zwei\nLänge", "", "三 四", "x" * 5000, "five\t5", " "] * 60
 def write_jsonl(file: Path, opened=open) -> None:
     with opened(file, "wt", encoding="utf-8") as f:
         for i, content in enumerate(TEXTS):
-            f.write(json.dumps({"id": i, "text": content}, ensure_ascii=i % 2 == 0) + "\n" + "\n" * (i % 3 == 0))
+            f.write(
+                json.dumps({"id": i, "text": content}, ensure_ascii=i % 2 == 0)
+                + "\n"
+                + "\n" * (i % 3 == 0)
+            )
 
 
 def write_zst(file: Path) -> None:
@@ -69,7 +73,10 @@ def test_every_format_gives_the_same_documents_and_goes_on_from_anywhere(name, t
     assert texts(source) == TEXTS
     documents = source.documents()
     for number, document in enumerate(documents, 1):
-        assert document.identity.startswith(f"{name}:") and document.where == f"{tmp_path}/{document.identity}"
+        assert (
+            document.identity.startswith(f"{name}:")
+            and document.where == f"{tmp_path}/{document.identity}"
+        )
         if number % 31 == 0 or number in (1, len(TEXTS)):
             position = json.loads(json.dumps(documents.position))  # as it lies in a manifest
             assert texts(source, position) == TEXTS[number:]
@@ -78,12 +85,17 @@ def test_every_format_gives_the_same_documents_and_goes_on_from_anywhere(name, t
 
 def test_datasets_folder_and_its_splits(tmp_path):
     both = datasets.DatasetDict(
-        {split: datasets.Dataset.from_dict({"text": [f"{split} {i}" for i in range(5)]}) for split in ("train", "odd")}
+        {
+            split: datasets.Dataset.from_dict({"text": [f"{split} {i}" for i in range(5)]})
+            for split in ("train", "odd")
+        }
     )
     both.save_to_disk(tmp_path / "both")
     both["odd"].save_to_disk(tmp_path / "one")
     assert texts(source_of(tmp_path / "both")) == [f"train {i}" for i in range(5)]
-    assert texts(source_of(tmp_path / "both", dataset_split=("odd",))) == [f"odd {i}" for i in range(5)]
+    assert texts(source_of(tmp_path / "both", dataset_split=("odd",))) == [
+        f"odd {i}" for i in range(5)
+    ]
     assert texts(source_of(tmp_path / "one")) == [f"odd {i}" for i in range(5)]
     with pytest.raises(DataError, match="no files of split 'test'.*train, odd"):
         source_of(tmp_path / "both", dataset_split=("test",))
@@ -97,7 +109,13 @@ def test_a_folder_of_texts_has_a_document_a_file(tmp_path):
     (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbfmarked")
     documents = list(source_of(tmp_path).documents())
     assert [d.text for d in documents] == ["a.txt", "b/train.md", "b/z.txt", "packed", "marked"]
-    assert [d.identity for d in documents] == ["a.txt", "b/train.md", "b/z.txt", "c.txt.gz", "mark.txt"]
+    assert [d.identity for d in documents] == [
+        "a.txt",
+        "b/train.md",
+        "b/z.txt",
+        "c.txt.gz",
+        "mark.txt",
+    ]
 
 
 @pytest.fixture
@@ -116,9 +134,14 @@ def test_splits_folders_and_files_inside_a_source(cloned):
     assert texts(source_of(cloned, dataset_split=("validation",))) == ["validation/0.jsonl"]
     assert texts(source_of(cloned / "math")) == ["math/train-0.jsonl"]
     assert texts(source_of(cloned, data_dir=("math",))) == ["math/train-0.jsonl"]
-    assert texts(source_of(cloned, data_files=("*/0.jsonl",))) == ["train/0.jsonl", "validation/0.jsonl"]
+    assert texts(source_of(cloned, data_files=("*/0.jsonl",))) == [
+        "train/0.jsonl",
+        "validation/0.jsonl",
+    ]
     assert texts(source_of(f"{cloned}/*/0.jsonl")) == ["train/0.jsonl", "validation/0.jsonl"]
-    assert texts(source_of(f"{cloned}/**/*.jsonl", dataset_split=("validation",))) == ["validation/0.jsonl"]
+    assert texts(source_of(f"{cloned}/**/*.jsonl", dataset_split=("validation",))) == [
+        "validation/0.jsonl"
+    ]
 
 
 def test_nothing_escapes_its_folder(cloned, tmp_path):
@@ -138,7 +161,10 @@ def test_nothing_escapes_its_folder(cloned, tmp_path):
 
 
 def test_the_hubs_own_cache_links_inside_itself(tmp_path):
-    snapshot, blobs = tmp_path / "datasets--x--y" / "snapshots" / "abc", tmp_path / "datasets--x--y" / "blobs"
+    snapshot, blobs = (
+        tmp_path / "datasets--x--y" / "snapshots" / "abc",
+        tmp_path / "datasets--x--y" / "blobs",
+    )
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     (blobs / "123").write_text('{"text": "blob"}')
@@ -148,7 +174,9 @@ def test_the_hubs_own_cache_links_inside_itself(tmp_path):
 
 def test_settings_of_one_source_or_all(tmp_path):
     for name in "ab":
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "t", "body": "b", "title": name}))
+        (tmp_path / f"{name}.jsonl").write_text(
+            json.dumps({"text": "t", "body": "b", "title": name})
+        )
     entries = (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
     both = text.sources(settings.Data(dataset=entries, text_field=("body",)))
     assert [texts(s) for s in both] == [["b"], ["b"]]
@@ -190,7 +218,11 @@ def test_columns_hold_bad_text_too(tmp_path):
     for name, column in (("binary", raw), ("string", strings)):
         pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
         documents = list(source_of(tmp_path / f"{name}.parquet").documents())
-        assert [(d.text, d.problem) for d in documents] == [("good", ""), ("", "invalid UTF-8 at byte 0"), ("", "")]
+        assert [(d.text, d.problem) for d in documents] == [
+            ("good", ""),
+            ("", "invalid UTF-8 at byte 0"),
+            ("", ""),
+        ]
 
 
 BROKEN_FILES = {
@@ -213,7 +245,8 @@ def test_broken_files_are_named(name, tmp_path):
 def test_a_column_that_is_not_there(tmp_path):
     pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(
-        DataError, match=r"a\.parquet: no field 'text' \(fields there: body, id\); set data\.text_field"
+        DataError,
+        match=r"a\.parquet: no field 'text' \(fields there: body, id\); set data\.text_field",
     ):
         list(source_of(tmp_path / "a.parquet").documents())
 
@@ -245,7 +278,9 @@ def test_the_embedded_library():
     source = source_of("embedded")
     names = [text.relative(file, source.root) for file in source.files]
     assert "pydoc_data/topics.py" in names and "json/decoder.py" in names
-    assert not [name for name in names if {"test", "site-packages", "encodings"} & set(name.split("/"))]
+    assert not [
+        name for name in names if {"test", "site-packages", "encodings"} & set(name.split("/"))
+    ]
     assert source.bytes_total > 5_000_000 and len(source.fingerprint) == 32
     assert not [d.where for d in source.documents() if d.problem]
 
@@ -274,14 +309,19 @@ def offline(monkeypatch, tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_hub_dataset_out_of_reach_is_one_message(streaming, offline):
     source = source_of("no-such-owner/no-such-dataset", streaming=streaming)
-    with pytest.raises(DataError, match="no-such-owner/no-such-dataset.*check the name, the network"):
+    with pytest.raises(
+        DataError, match="no-such-owner/no-such-dataset.*check the name, the network"
+    ):
         list(source.documents())
 
 
 def test_folders_inside_a_hub_dataset():
     """S1-113: `repo/discussions`."""
     source = source_of("OpenCoder-LLM/opc-fineweb-code-corpus/data/web", dataset_name=("default",))
-    assert source.repository == "OpenCoder-LLM/opc-fineweb-code-corpus" and source.data_dir == "data/web"
+    assert (
+        source.repository == "OpenCoder-LLM/opc-fineweb-code-corpus"
+        and source.data_dir == "data/web"
+    )
     assert source.name == "OpenCoder-LLM-opc-fineweb-code-corpus-default-data-web"
 
 
@@ -292,10 +332,17 @@ def test_datasets_reads_for_us_and_goes_on_from_anywhere(streaming, offline, tmp
     source = source_of("json", streaming=streaming, data_files=(str(tmp_path / "a.jsonl"),))
     assert texts(source) == TEXTS
     documents = source.documents()
-    positions = {n: json.loads(json.dumps(documents.position)) for n, _ in enumerate(documents, 1) if n % 101 == 0}
+    positions = {
+        n: json.loads(json.dumps(documents.position))
+        for n, _ in enumerate(documents, 1)
+        if n % 101 == 0
+    }
     for number, position in positions.items():
         assert (
-            texts(source_of("json", streaming=streaming, data_files=(str(tmp_path / "a.jsonl"),)), position)
+            texts(
+                source_of("json", streaming=streaming, data_files=(str(tmp_path / "a.jsonl"),)),
+                position,
+            )
             == TEXTS[number:]
         )
     assert bool(source.fingerprint) != streaming

@@ -14,7 +14,14 @@ from transformers import AutoTokenizer
 from longfire import settings
 from longfire.data import text, tokenizer
 from longfire.data.heldout import HoldOut, held_out
-from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, load, sample, train_tokenizer
+from longfire.data.tokenizer import (
+    Tokenizer,
+    bytes_tokenizer,
+    from_folder,
+    load,
+    sample,
+    train_tokenizer,
+)
 from longfire.errors import DataError, SettingsError
 
 TEXTS = [
@@ -60,7 +67,11 @@ def test_saved_it_is_the_same_here_and_in_transformers(either, tmp_path):
 
 def test_bytes_are_bytes():
     tokens = bytes_tokenizer()
-    assert tokens.encode("hé") == list("hé".encode()) and tokens.vocab_size == 258 and tokens.dtype == "uint16"
+    assert (
+        tokens.encode("hé") == list("hé".encode())
+        and tokens.vocab_size == 258
+        and tokens.dtype == "uint16"
+    )
     slow = Tokenizer(tokens.words, "<bos>", "<eos>")
     assert [slow.encode(t) for t in TEXTS] == [tokens.encode(t) for t in TEXTS]
 
@@ -92,8 +103,12 @@ def test_a_long_text_in_pieces_has_the_same_ids(family, library, monkeypatch):
         words.normalizer = normalizers.NFKC()
     else:
         split = pre_tokenizers.Split(Regex(PATTERNS[family]), "isolated")
-        words.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    words.train_from_iterator(library, trainers.BpeTrainer(vocab_size=500, show_progress=False, special_tokens=["?"]))
+        words.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+        )
+    words.train_from_iterator(
+        library, trainers.BpeTrainer(vocab_size=500, show_progress=False, special_tokens=["?"])
+    )
     tokens = Tokenizer(words)
     whole = tokens.words.encode(long, add_special_tokens=False).ids
     monkeypatch.setattr(tokenizer, "PIECE", 5_000)
@@ -115,7 +130,9 @@ def loaded(path, **wanted) -> Tokenizer:
 
 def test_ends_are_found_by_name(tmp_path):
     (tmp_path / "tokenizer.json").write_text(words_with("</s>", "<s>").to_str())
-    assert (loaded(tmp_path).bos, loaded(tmp_path).eos) == ("<bos>", "<eos>"), "the well-known names"
+    assert (loaded(tmp_path).bos, loaded(tmp_path).eos) == ("<bos>", "<eos>"), (
+        "the well-known names"
+    )
     config = {"eos_token": {"content": "</s>", "special": True}, "bos_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokens = loaded(tmp_path / "tokenizer.json")
@@ -176,13 +193,21 @@ def test_a_sample_comes_from_all_over_and_never_from_what_is_held_out(tmp_path):
 
 def test_trained_once_for_the_same_text(tmp_path):
     (tmp_path / "a.txt").write_text("some text to learn from, again and again\n" * 200)
-    data = settings.Data(dataset=(str(tmp_path / "a.txt"),), folder=str(tmp_path / "stores"), heldout_fraction=0.0)
+    data = settings.Data(
+        dataset=(str(tmp_path / "a.txt"),), folder=str(tmp_path / "stores"), heldout_fraction=0.0
+    )
     wanted = settings.Tokenizer(path="train", train_vocab_size=300)
     said = []
     first, again = (load(wanted, text.sources(data), (1.0,), data, said.append) for _ in range(2))
     assert first.fingerprint == again.fingerprint and len(said) == 1
     with pytest.raises(SettingsError, match="at least 258"):
-        load(settings.Tokenizer(path="train", train_vocab_size=100), text.sources(data), (1.0,), data, said.append)
+        load(
+            settings.Tokenizer(path="train", train_vocab_size=100),
+            text.sources(data),
+            (1.0,),
+            data,
+            said.append,
+        )
 
 
 def test_broken_files_of_a_tokenizer_are_named(tmp_path):

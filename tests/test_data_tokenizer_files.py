@@ -17,7 +17,10 @@ CONFIG = {
     "pad_token": {"content": "<bos>"},
     "padding_side": "left",
     "model_max_length": 4096,
-    "chat_template": [{"name": "default", "template": "{{ a }}"}, {"name": "tools", "template": "{{ b }}"}],
+    "chat_template": [
+        {"name": "default", "template": "{{ a }}"},
+        {"name": "tools", "template": "{{ b }}"},
+    ],
     "tokenizer_class": "SomeTokenizerFast",
     "auto_map": {"AutoTokenizer": ["code.py", None]},
     "name_or_path": "/somewhere/else",
@@ -75,7 +78,10 @@ def test_a_tokenizer_of_our_own_has_one_end(tmp_path):
     tokenizer = train_tokenizer(["some words"], 259)
     assert tokenizer.end_ids == (tokenizer.eos_id,) and tokenizer.carried == CarriedFiles()
     tokenizer.save(tmp_path)
-    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == tokenizer.eos_id
+    assert (
+        json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"]
+        == tokenizer.eos_id
+    )
     assert from_folder(tmp_path).end_ids == tokenizer.end_ids
 
 
@@ -88,7 +94,9 @@ def test_the_rule_of_bos_is_written_and_read_again(adds_bos, before, tmp_path):
     assert tokenizer.adds_bos == before
     tokenizer.save(tmp_path, adds_bos)
     again = from_folder(tmp_path)
-    assert again.adds_bos == adds_bos and again.encode("some words") == tokenizer.encode("some words")
+    assert again.adds_bos == adds_bos and again.encode("some words") == tokenizer.encode(
+        "some words"
+    )
     ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("some words")["input_ids"]
     assert ids == [made.bos_id] * adds_bos + made.encode("some words")
 
@@ -96,9 +104,13 @@ def test_the_rule_of_bos_is_written_and_read_again(adds_bos, before, tmp_path):
 def test_add_bos_token_of_a_config_is_heeded(tmp_path):
     bytes_tokenizer().save(tmp_path)
     assert not from_folder(tmp_path).adds_bos
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>", "add_bos_token": True}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<bos>", "add_bos_token": True})
+    )
     assert from_folder(tmp_path).adds_bos
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "add_bos_token": True}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<eos>", "add_bos_token": True})
+    )
     assert not from_folder(tmp_path).adds_bos, "there is no BOS to add"
 
 
@@ -127,18 +139,32 @@ TOKENS = [("<bos>", 256), ("<eos>", 257)]
 POST_PROCESSORS = {  # and the ids that follow a text
     "none": (None, []),
     "bytes": (processors.ByteLevel(trim_offsets=False), []),
-    "BOS": (processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=TOKENS), []),
+    "BOS": (
+        processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=TOKENS
+        ),
+        [],
+    ),
     "EOS, as T5": (
-        processors.TemplateProcessing(single="$A <eos>", pair="$A <eos> $B <eos>", special_tokens=TOKENS),
+        processors.TemplateProcessing(
+            single="$A <eos>", pair="$A <eos> $B <eos>", special_tokens=TOKENS
+        ),
         [257],
     ),
-    "both": (processors.TemplateProcessing(single="<bos> $A <eos>", pair=None, special_tokens=TOKENS), [257]),
+    "both": (
+        processors.TemplateProcessing(single="<bos> $A <eos>", pair=None, special_tokens=TOKENS),
+        [257],
+    ),
     "one token as EOS": (
-        processors.TemplateProcessing(single="$A <bos>", pair="$A <bos> $B <bos>", special_tokens=TOKENS),
+        processors.TemplateProcessing(
+            single="$A <bos>", pair="$A <bos> $B <bos>", special_tokens=TOKENS
+        ),
         [256],
     ),
     "one token at both ends": (
-        processors.TemplateProcessing(single="<bos> $A <bos>", pair="<bos> $A <bos> $B <bos>", special_tokens=TOKENS),
+        processors.TemplateProcessing(
+            single="<bos> $A <bos>", pair="<bos> $A <bos> $B <bos>", special_tokens=TOKENS
+        ),
         [256],
     ),
     "BERT": (processors.BertProcessing(("<eos>", 257), ("<bos>", 256)), [257]),

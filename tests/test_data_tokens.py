@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longfire.data.tokens import Column, ColumnWriter, StoreWriter, TokenStore, locked, write_manifest
+from longfire.data.tokens import (
+    Column,
+    ColumnWriter,
+    StoreWriter,
+    TokenStore,
+    locked,
+    write_manifest,
+)
 from longfire.errors import DataError
 
 HEADER = {
@@ -28,7 +35,9 @@ def quick_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
-def write(folder: Path, documents: list[list[int]], commit_every: int = 1, complete: bool = True) -> StoreWriter:
+def write(
+    folder: Path, documents: list[list[int]], commit_every: int = 1, complete: bool = True
+) -> StoreWriter:
     """A store of small shards, gone on with from wherever it stands; every third document is held out."""
     folder.mkdir(exist_ok=True)
     writer = StoreWriter(folder, HEADER, shard_tokens=16, shard_documents=4)
@@ -45,7 +54,9 @@ def write(folder: Path, documents: list[list[int]], commit_every: int = 1, compl
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()
+    }
 
 
 DOCUMENTS = [[i * 7 + j for j in range(i % 9 + 1)] for i in range(40)]
@@ -71,7 +82,9 @@ def test_what_was_written_is_read(tmp_path):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.lists(st.integers(0, 30), max_size=60).map(sorted), st.integers(1, 9), st.lists(st.integers(-1, 31), max_size=9)
+    st.lists(st.integers(0, 30), max_size=60).map(sorted),
+    st.integers(1, 9),
+    st.lists(st.integers(-1, 31), max_size=9),
 )
 def test_a_column_is_an_array(tmp_path_factory, items, shard_items, values):
     path = tmp_path_factory.mktemp("column") / "ends"
@@ -122,10 +135,15 @@ def test_damage_is_named(tmp_path):
     shard = tmp_path / "s" / "train" / "tokens-00001.bin"
     content = shard.read_bytes()
     shard.write_bytes(content[:5] + bytes([content[5] ^ 1]) + content[6:])
-    with pytest.raises(DataError, match=r"tokens-00001\.bin: block 0 \(bytes 0 to 32\) is damaged.*delete"):
+    with pytest.raises(
+        DataError, match=r"tokens-00001\.bin: block 0 \(bytes 0 to 32\) is damaged.*delete"
+    ):
         TokenStore(tmp_path / "s").verify()
     shard.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=r"tokens-00001\.bin: 31 bytes long, and the manifest names 32 bytes; delete"):
+    with pytest.raises(
+        DataError,
+        match=r"tokens-00001\.bin: 31 bytes long, and the manifest names 32 bytes; delete",
+    ):
         TokenStore(tmp_path / "s")
     shard.unlink()
     with pytest.raises(DataError, match=r"tokens-00001\.bin: missing"):
@@ -160,7 +178,9 @@ with locked(pathlib.Path(sys.argv[1]), print):
 
 
 def test_one_writer_at_a_time_and_the_dead_hold_nothing(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout.readline() == "mine\n"
     said = []
 

@@ -63,7 +63,9 @@ def packed(texts: list[str]) -> bytes:
 FRAME = packed(["one", "two"])
 
 
-@pytest.mark.parametrize("content", [*(FRAME + FRAME[:cut] for cut in range(1, len(FRAME))), FRAME[:-1], b""])
+@pytest.mark.parametrize(
+    "content", [*(FRAME + FRAME[:cut] for cut in range(1, len(FRAME))), FRAME[:-1], b""]
+)
 def test_zstandard_that_ends_within_a_frame_is_an_error(content, tmp_path):
     (tmp_path / "a.jsonl.zst").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.jsonl\.zst: broken after row"):
@@ -105,7 +107,11 @@ def test_a_later_stream_that_is_damaged_is_an_error(compress, suffix, position, 
 
 
 def test_padding_between_streams_is_no_text(tmp_path):
-    for compress, suffix in ((bz2.compress, ".bz2"), (lzma.compress, ".xz"), (gzip.compress, ".gz")):
+    for compress, suffix in (
+        (bz2.compress, ".bz2"),
+        (lzma.compress, ".xz"),
+        (gzip.compress, ".gz"),
+    ):
         file = tmp_path / f"a.txt{suffix}"
         file.write_bytes(compress(b"one\n") + bytes(20_000) + compress(b"two\n") + bytes(8))
         assert texts(file, split_documents="lines") == ["one", "two"]
@@ -147,7 +153,10 @@ def test_only_line_feeds_end_lines(tmp_path):
 
 def test_a_field_that_is_there_twice(tmp_path):
     schema = pa.schema([("text", pa.string()), ("text", pa.string())])
-    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], schema=schema), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], schema=schema),
+        tmp_path / "a.parquet",
+    )
     with pytest.raises(DataError, match="the field 'text' is there 2 times"):
         texts(tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text('{"text": "a", "text": "b"}\n')
@@ -164,14 +173,19 @@ def test_what_of_a_folder_is_read_is_told(tmp_path):
     said: list[str] = []
     prepared_of(data_for(folder), said)
     assert "2 of 5 files read" in said[0]
-    assert all(part in said[0] for part in ("kind .bin (x.bin)", "beside the data (README.md)", "splits (test.jsonl)"))
+    assert all(
+        part in said[0]
+        for part in ("kind .bin (x.bin)", "beside the data (README.md)", "splits (test.jsonl)")
+    )
 
 
 def test_folders_that_are_not_clear(tmp_path):
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "a.jsonl").symlink_to(tmp_path / "gone")
     (tmp_path / "lfs").mkdir()
-    (tmp_path / "lfs" / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 1\n")
+    (tmp_path / "lfs" / "a.txt").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 1\n"
+    )
     write(tmp_path / "mixed" / "train_times.jsonl", "a")
     write(tmp_path / "mixed" / "bus_times.jsonl", "b")
     write(tmp_path / "parts" / "a-00000-of-00003.jsonl", "a")
@@ -206,7 +220,9 @@ def test_a_file_that_a_link_names_again_is_read_once(tmp_path):
     (tmp_path / "f" / "latest.jsonl").symlink_to("2024.jsonl")
     assert texts(tmp_path / "f") == ["a"]
     (source,) = sources(settings.Data(dataset=(str(tmp_path / "f"),)))
-    assert source.told == "1 of 2 files read, left out: 1 links to files that are read (latest.jsonl)"
+    assert (
+        source.told == "1 of 2 files read, left out: 1 links to files that are read (latest.jsonl)"
+    )
 
 
 def test_what_map_of_datasets_keeps_beside_the_data_is_left_out(tmp_path):
@@ -233,7 +249,10 @@ def test_the_card_of_a_cloned_dataset_names_what_is_read(tmp_path):
 
 
 def test_a_folder_inside_the_hubs_cache_links_to_its_blobs(tmp_path):
-    inner, blobs = tmp_path / "datasets--x" / "snapshots" / "abc" / "data", tmp_path / "datasets--x" / "blobs"
+    inner, blobs = (
+        tmp_path / "datasets--x" / "snapshots" / "abc" / "data",
+        tmp_path / "datasets--x" / "blobs",
+    )
     inner.mkdir(parents=True)
     write(blobs / "123", "blob")
     (inner / "a.jsonl").symlink_to("../../../blobs/123")
@@ -296,7 +315,9 @@ def test_a_source_that_changes_while_it_is_prepared(tmp_path, monkeypatch):
 def test_a_tokenizer_that_loses_text(special, tmp_path):
     words = Words(models.BPE(unk_token=special[1] if len(special) > 1 else None))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.train_from_iterator(["the quick brown fox"], trainers.BpeTrainer(special_tokens=special, show_progress=False))
+    words.train_from_iterator(
+        ["the quick brown fox"], trainers.BpeTrainer(special_tokens=special, show_progress=False)
+    )
     words.save(str(tmp_path / "t.json"))
     file = write(tmp_path / "a.jsonl", "the fox", "日本語", "the quick 漢")
     with pytest.raises(DataError, match="cannot say .*of the characters.*max_lost_share"):
@@ -308,14 +329,18 @@ def test_a_tokenizer_that_loses_text(special, tmp_path):
 
 
 def test_characters_that_a_normalizer_composes_are_not_lost(tmp_path):
-    words = Words(models.BPE({"<unk>": 0, "<eos>": 1, "\ud55c": 2, "\u1ec7": 3}, [], unk_token="<unk>"))
+    words = Words(
+        models.BPE({"<unk>": 0, "<eos>": 1, "\ud55c": 2, "\u1ec7": 3}, [], unk_token="<unk>")
+    )
     words.normalizer = normalizers.NFC()
     words.add_special_tokens(["<unk>", "<eos>"])
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     words.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<eos>", "unk_token": "<unk>"}')
-    entry = write(tmp_path / "a.jsonl", "\u1112\u1161\u11abe\u0323\u0302" * 20)  # decomposed: 3 characters for each
+    entry = write(
+        tmp_path / "a.jsonl", "\u1112\u1161\u11abe\u0323\u0302" * 20
+    )  # decomposed: 3 characters for each
     said: list[str] = []
     assert prepared_of(data_for(entry), said, path=str(folder)).train.length == 41
     assert not any("cannot say" in line for line in said)
@@ -342,10 +367,14 @@ def test_a_store_of_before_is_read_and_gets_checksums(tmp_path):
             file.with_suffix(".crc32").unlink()
     (store.folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
     said: list[str] = []
-    with prepare(data_for(tmp_path / "a.jsonl"), settings.Tokenizer(), note=said.append) as prepared:
+    with prepare(
+        data_for(tmp_path / "a.jsonl"), settings.Tokenizer(), note=said.append
+    ) as prepared:
         assert prepared.stores[0].train.tokens(0, 4).tolist() == list(b"word")
         assert sum("no checksums of blocks" in line for line in said) == 1
         verify(prepared, said.append)
     again = TokenStore(store.folder)
-    assert again.has_checksums and again.verify() > 0 and np.array_equal(again.train.ends[:2], [5, 10])
+    assert (
+        again.has_checksums and again.verify() > 0 and np.array_equal(again.train.ends[:2], [5, 10])
+    )
     shutil.rmtree(store.folder)

@@ -43,7 +43,9 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
 def test_a_folder_that_stepped_aside_is_not_lost(tmp_path, monkeypatch):
     place, aside = folder(tmp_path / "place", "old"), folder(tmp_path / "aside", "new")
     real = type(aside).rename
-    monkeypatch.setattr(type(aside), "rename", lambda path, to: fails() if path == aside else real(path, to))
+    monkeypatch.setattr(
+        type(aside), "rename", lambda path, to: fails() if path == aside else real(path, to)
+    )
     with pytest.raises(OSError, match="full"):
         put_in_place(aside, place)
     assert (tmp_path / "place.before" / "f").read_text() == "old"
@@ -67,7 +69,10 @@ def test_a_lock_says_who_holds_it_and_who_will_not_wait_raises(tmp_path):
     def refuse(holder: str) -> None:
         raise RuntimeError(holder)
 
-    with pytest.raises(RuntimeError, match=f"^process {other.pid} on "), held(tmp_path / "lock", refuse):
+    with (
+        pytest.raises(RuntimeError, match=f"^process {other.pid} on "),
+        held(tmp_path / "lock", refuse),
+    ):
         pytest.fail("held twice")
     other.communicate()
     with held(tmp_path / "lock", refuse):

@@ -31,7 +31,9 @@ def a_batch(rows=4, seed=0) -> Batch:
     labels_BT = ids_BT[:, 1:].clone()
     labels_BT[0, 5:30] = -100
     first, second = torch.arange(15), torch.arange(25)
-    documents = Documents.from_ids(torch.cat([first * 0, second * 0 + 1]).expand(rows, -1).contiguous())
+    documents = Documents.from_ids(
+        torch.cat([first * 0, second * 0 + 1]).expand(rows, -1).contiguous()
+    )
     return Batch(ids_BT[:, :-1], labels_BT, torch.cat([first, second]).expand(rows, -1), documents)
 
 
@@ -52,13 +54,17 @@ def test_hidden_compares_what_the_mixers_say_to_what_the_teachers_attention_saw(
     teacher, student = models
     learn, batch = distillation(teacher, kind="hidden"), a_batch()
     heard = []
-    hook = teacher.layers[1].mixer.register_forward_hook(lambda _, seen, said: heard.append((*seen, said)))
+    hook = teacher.layers[1].mixer.register_forward_hook(
+        lambda _, seen, said: heard.append((*seen, said))
+    )
     teacher(batch.ids_BT, seq := learn_sequence(batch))
     hook.remove()
     seen, _, said = heard[0]
     student.prepare(seq)
     errors = (student.layers[1].mixer(seen, seq) - said).square().sum(-1) / said.square().sum(-1)
-    torch.testing.assert_close(learn.loss_sum(student, batch, None), errors[batch.labels_BT != -100].sum())
+    torch.testing.assert_close(
+        learn.loss_sum(student, batch, None), errors[batch.labels_BT != -100].sum()
+    )
 
 
 def learn_sequence(batch):
@@ -75,11 +81,17 @@ def test_logits_is_the_divergence_at_a_temperature_and_a_share_of_the_text(model
     real = batch.labels_BT != -100
     hidden = (model.head(model(batch.ids_BT, seq(batch)))[real] for model in (teacher, student))
     p, q = (3 * torch.tanh(logits / 3) for logits in hidden)
-    expected = 4 * F.kl_div((q / 2).log_softmax(-1), (p / 2).log_softmax(-1), log_target=True, reduction="sum")
-    expected = (1 - share) * expected + share * F.cross_entropy(q, batch.labels_BT[real], reduction="sum")
+    expected = 4 * F.kl_div(
+        (q / 2).log_softmax(-1), (p / 2).log_softmax(-1), log_target=True, reduction="sum"
+    )
+    expected = (1 - share) * expected + share * F.cross_entropy(
+        q, batch.labels_BT[real], reduction="sum"
+    )
     loss = learn.loss_sum(student, batch, None)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-    for got, true in zip(*(torch.autograd.grad(x, list(student.parameters())) for x in (loss, expected))):
+    for got, true in zip(
+        *(torch.autograd.grad(x, list(student.parameters())) for x in (loss, expected))
+    ):
         torch.testing.assert_close(got, true, rtol=1e-3, atol=1e-5 * float(true.abs().max()))
 
 
@@ -88,7 +100,9 @@ def test_microbatches_add_up(models, kind):
     teacher, student = models
     learn, batch = distillation(teacher, kind=kind, label_share=0.5), a_batch()
     whole = learn.loss_sum(student, batch, None)
-    torch.testing.assert_close(whole, sum(learn.loss_sum(student, part, None) for part in batch.split(2)))
+    torch.testing.assert_close(
+        whole, sum(learn.loss_sum(student, part, None) for part in batch.split(2))
+    )
 
 
 @pytest.mark.parametrize("kind, learns", [("hidden", "only new mixers"), ("logits", "everything")])
@@ -99,8 +113,12 @@ def test_what_learns(models, kind, learns):
     state = State(student, make_optimizer(student, Optimizer(lr=1e-2), torch.device("cpu")))
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     theirs = [p.detach().clone() for p in teacher.parameters()]
-    losses = [train_step(state, [a_batch(seed=i % 3)], 1e-2, Training(), Clock(torch.device("cpu")), learn)["loss"]
-              for i in range(30)]  # fmt: skip
+    losses = [
+        train_step(
+            state, [a_batch(seed=i % 3)], 1e-2, Training(), Clock(torch.device("cpu")), learn
+        )["loss"]
+        for i in range(30)
+    ]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     moved = {name for name, p in student.named_parameters() if not p.equal(before[name])}
     assert moved == {n for n in before if learns == "everything" or n.startswith("layers.1.mixer.")}

@@ -18,11 +18,40 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-OWN_OPTIONS = {f"--{name}" for name in (
-    "steps", "step", "tokens", "dtype", "prompt", "max_new_tokens", "out", "top_k", "temperature", "top_p", "seed", "stop", "prompts",
-    "interactive", "batch_size", "data", "needle", "tasks", "model", "config", "output", "keep-attention", "plugins",
-    "gpus", "device", "memory", "json", "alternatives", "context",
-)}  # fmt: skip
+OWN_OPTIONS = {
+    f"--{name}"
+    for name in (
+        "steps",
+        "step",
+        "tokens",
+        "dtype",
+        "prompt",
+        "max_new_tokens",
+        "out",
+        "top_k",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "prompts",
+        "interactive",
+        "batch_size",
+        "data",
+        "needle",
+        "tasks",
+        "model",
+        "config",
+        "output",
+        "keep-attention",
+        "plugins",
+        "gpus",
+        "device",
+        "memory",
+        "json",
+        "alternatives",
+        "context",
+    )
+}
 
 
 def name_of(page: Path) -> str:
@@ -57,7 +86,9 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_their_settings_exist(page):
     text = page.read_text().replace("\\\n", " ")
-    lines = re.findall(r"^(?:\$ )?longfire (.+)$", text, re.M) + re.findall(r"`longfire ([^`]+)`", text)
+    lines = re.findall(r"^(?:\$ )?longfire (.+)$", text, re.M) + re.findall(
+        r"`longfire ([^`]+)`", text
+    )
     for line in lines:
         command, *words = shlex.split(line.split("  #")[0].replace(" ...", ""))
         if command.startswith("--") or command == "COMMAND":
@@ -68,7 +99,9 @@ def test_commands_and_their_settings_exist(page):
             _, overrides = take_settings(words, OWN_OPTIONS)
             recipe.sections(recipe.read_words(overrides), note=lambda told: None)
             unknown = [
-                w for w in words if w.startswith("--") and "." in w and w.lstrip("-").split("=")[0] not in overrides
+                w
+                for w in words
+                if w.startswith("--") and "." in w and w.lstrip("-").split("=")[0] not in overrides
             ]
             assert not unknown, unknown
 
@@ -79,10 +112,14 @@ def test_the_readmes_own_run(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     block = (ROOT / "README.md").read_text().split("## Your own run")[1].split("```")[1]
     first, second, drawn = (
-        shlex.split(line.replace("runs/", f"{tmp_path}/"))[1:] for line in block.strip().splitlines()
+        shlex.split(line.replace("runs/", f"{tmp_path}/"))[1:]
+        for line in block.strip().splitlines()
     )
     small = shlex.split(SMALLER.replace("--training.steps 2", "--data.num_workers 1"))
-    assert main([*first, *small, "--data.folder", str(tmp_path / "stores"), "--training.steps", "2"]) == 0
+    assert (
+        main([*first, *small, "--data.folder", str(tmp_path / "stores"), "--training.steps", "2"])
+        == 0
+    )
     assert main([*second, "--training.steps", "3"]) == 0
     assert (tmp_path / "mine/checkpoints/step-3").is_dir()
     shutil.copytree(tmp_path / "mine", tmp_path / "quickstart")
@@ -97,7 +134,9 @@ def test_the_readme_lists_every_command():
 
 def test_each_promise_names_the_tests_that_prove_it():
     """docs/flow.md lists every contract, and nothing that is none."""
-    named = set(re.findall(r"`(?:tests/contracts/)?(test_\w+\.py)`", (ROOT / "docs/flow.md").read_text()))
+    named = set(
+        re.findall(r"`(?:tests/contracts/)?(test_\w+\.py)`", (ROOT / "docs/flow.md").read_text())
+    )
     assert named == {path.name for path in (ROOT / "tests/contracts").glob("test_*.py")}
 
 

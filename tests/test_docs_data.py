@@ -54,7 +54,9 @@ def test_the_recipe_is_one(own_folders, tmp_path, capsys):
     made = {manifest["source"]["name"]: manifest for manifest in manifests(tmp_path)}
     assert set(made) == {"docs", "longfire"}
     assert {manifest["tokenizer"]["vocab_size"] for manifest in made.values()} == {512}
-    documents = sum(made["longfire"]["streams"][stream]["documents"] for stream in ("train", "heldout"))
+    documents = sum(
+        made["longfire"]["streams"][stream]["documents"] for stream in ("train", "heldout")
+    )
     assert documents == len(list((ROOT / "longfire/ops").glob("*.py")))
 
 

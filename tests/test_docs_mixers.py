@@ -48,7 +48,9 @@ def counted(name: str) -> dict[str, str]:
             mixer(torch.randn(1, 2, HIDDEN), seq)
             sizes.append(sum(x.numel() for x in cache.layers[0].values()))
     grows = sizes[1] - sizes[0]
-    convolved = [n.removesuffix("_conv1d") for n, _ in mixer.named_children() if n.endswith("conv1d")]
+    convolved = [
+        n.removesuffix("_conv1d") for n, _ in mixer.named_children() if n.endswith("conv1d")
+    ]
     return {
         "state": f"{grows // 2:,} a token" if grows else f"{sizes[0]:,}",
         "MFLOPs": f"{mixer.flops_per_token(TOKENS) / 1e6:.1f}",
@@ -59,7 +61,9 @@ def counted(name: str) -> dict[str, str]:
 def rows(name: str = "mixers") -> dict[str, list[str]]:
     """First cell -> the cells of each row of a table."""
     table = PAGE.read_text(encoding="utf-8").split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()
+    ]
     return {cells[0].strip("`"): cells for cells in lines[2:]}
 
 
@@ -78,14 +82,24 @@ def test_numbers_are_what_the_code_counts():
 
 def test_the_page_says_what_the_numbers_are_of():
     text = PAGE.read_text(encoding="utf-8")
-    assert re.search(rf"hidden size {HIDDEN:,}", text) and re.search(rf"rows of {TOKENS:,} tokens", text)
+    assert re.search(rf"hidden size {HIDDEN:,}", text) and re.search(
+        rf"rows of {TOKENS:,} tokens", text
+    )
 
 
 def test_the_table_of_settings_has_their_defaults():
     defaults = {f.name: f.default for f in fields(ModelShape)}
     shown = rows("settings")
-    assert {name: json.loads(cells[1].strip("`")) for name, cells in shown.items()} == {n: defaults[n] for n in shown}
-    assert {*INIT_KEYS, "mlp", "embed_norm", "final_logit_softcapping", "use_l2warp"} <= shown.keys()
+    assert {name: json.loads(cells[1].strip("`")) for name, cells in shown.items()} == {
+        n: defaults[n] for n in shown
+    }
+    assert {
+        *INIT_KEYS,
+        "mlp",
+        "embed_norm",
+        "final_logit_softcapping",
+        "use_l2warp",
+    } <= shown.keys()
 
 
 def test_the_tables_of_mlps_and_of_rules_are_whole():
@@ -98,7 +112,11 @@ def test_every_mixer_says_how_it_begins():
 
 
 def test_every_mixer_says_whether_it_normalises_q_and_k():
-    shown = {name: text for names, (_, text) in rows("qk_norm").items() for name in re.findall(r"\w+", names)}
+    shown = {
+        name: text
+        for names, (_, text) in rows("qk_norm").items()
+        for name in re.findall(r"\w+", names)
+    }
     assert sorted(shown) == sorted(MIXERS)
     for name, mixer in MIXERS.items():
         has = "qk_norm" in {f.name for f in fields(mixer.Shape)}

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[1]
 def with_tables(page: str) -> str:
     for name, table in {"mixers": capability_table(list(MIXERS)), "plans": plans_table()}.items():
         page = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda found, t=table: found[1] + t + found[2], page, flags=re.S
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda found, t=table: found[1] + t + found[2],
+            page,
+            flags=re.S,
         )
     return page
 
@@ -31,12 +34,33 @@ def test_the_launcher_hands_everything_to_torchrun(tmp_path):
     """With a torchrun that only tells what it was given."""
     (tmp_path / "torchrun").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "torchrun").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NGPU": "4", "NNODE": "2", "MASTER_ADDR": "node-0", "MASTER_PORT": "123",
-                   "MAX_RESTARTS": "3", "LOG_RANK": "0,2"}  # fmt: skip
-    command = [shutil.which("bash"), str(ROOT / "scripts/train.sh"), "x.toml", "--training.steps", "7"]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    for part in ("--nnodes 2 ", "--nproc-per-node 4 ", "--max-restarts 3 ", "--rdzv-endpoint node-0:123 ",
-                 "--local-ranks-filter 0,2 --tee 3 ", "-m longfire train x.toml --training.steps 7"):  # fmt: skip
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "NGPU": "4",
+        "NNODE": "2",
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "123",
+        "MAX_RESTARTS": "3",
+        "LOG_RANK": "0,2",
+    }
+    command = [
+        shutil.which("bash"),
+        str(ROOT / "scripts/train.sh"),
+        "x.toml",
+        "--training.steps",
+        "7",
+    ]
+    said = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    for part in (
+        "--nnodes 2 ",
+        "--nproc-per-node 4 ",
+        "--max-restarts 3 ",
+        "--rdzv-endpoint node-0:123 ",
+        "--local-ranks-filter 0,2 --tee 3 ",
+        "-m longfire train x.toml --training.steps 7",
+    ):
         assert part in said
 
 
@@ -46,7 +70,10 @@ def launched(tmp_path, **environment: str) -> subprocess.CompletedProcess:
     (tmp_path / "torchrun").chmod(0o755)
     command = [shutil.which("bash"), str(ROOT / "scripts/train.sh"), "x.toml"]
     return subprocess.run(
-        command, env={"PATH": f"{tmp_path}:/usr/bin:/bin", "NGPU": "1", **environment}, capture_output=True, text=True
+        command,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "NGPU": "1", **environment},
+        capture_output=True,
+        text=True,
     )
 
 

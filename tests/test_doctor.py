@@ -17,7 +17,11 @@ def case(op: str, name: str) -> doctor.Case:
 
 
 def few(monkeypatch) -> None:
-    names = [("attention", "window"), ("delta_rule", "scalar decay"), ("linear_cross_entropy", "in chunks")]
+    names = [
+        ("attention", "window"),
+        ("delta_rule", "scalar decay"),
+        ("linear_cross_entropy", "in chunks"),
+    ]
     monkeypatch.setattr(doctor, "CASES", tuple(case(*name) for name in names))
 
 
@@ -25,7 +29,15 @@ def test_a_sound_machine(monkeypatch, capsys):
     few(monkeypatch)
     assert longfire(["doctor"]) == 0
     out = capsys.readouterr().out
-    for fact in ("python ", torch.__version__, "triton ", "compiler ", "GiB", "bf16", "6 of 6 right"):
+    for fact in (
+        "python ",
+        torch.__version__,
+        "triton ",
+        "compiler ",
+        "GiB",
+        "bf16",
+        "6 of 6 right",
+    ):
         assert fact in out, fact
     assert out.count(" ok") == 6 and "FAIL" not in out
     assert "need CUDA" in out or torch.cuda.is_available(), "why the backend was chosen is told"
@@ -34,11 +46,16 @@ def test_a_sound_machine(monkeypatch, capsys):
 def test_a_wrong_op_is_found_and_named(monkeypatch, capsys):
     few(monkeypatch)
     right = attention.attention
-    monkeypatch.setattr(attention, "attention", lambda *a, window, **k: right(*a, window=window + 1, **k))
+    monkeypatch.setattr(
+        attention, "attention", lambda *a, window, **k: right(*a, window=window + 1, **k)
+    )
     assert doctor.main() == 1
     out = capsys.readouterr().out
     assert out.count("FAIL") == 2 and "4 of 6 right" in out
-    assert "wrong: attention, window (torch, float32, cpu); attention, window (torch, bfloat16, cpu)" in out
+    assert (
+        "wrong: attention, window (torch, float32, cpu); attention, window (torch, bfloat16, cpu)"
+        in out
+    )
     assert "model.kernels = slow" in out
 
 
@@ -61,7 +78,9 @@ def wrong_state(op):
 
 
 def wrong_initial_state(op):
-    return lambda **inputs: op(**{**inputs, "initial_state_BHKV": 1.001 * inputs["initial_state_BHKV"]})
+    return lambda **inputs: op(
+        **{**inputs, "initial_state_BHKV": 1.001 * inputs["initial_state_BHKV"]}
+    )
 
 
 def not_finite(op):
@@ -74,7 +93,12 @@ def not_finite(op):
 
 @pytest.mark.parametrize(
     "spoil, where",
-    [(wrong_gradient, "d q_BTHK"), (wrong_state, ""), (wrong_initial_state, ""), (not_finite, "output")],
+    [
+        (wrong_gradient, "d q_BTHK"),
+        (wrong_state, ""),
+        (wrong_initial_state, ""),
+        (not_finite, "output"),
+    ],
 )
 def test_every_result_is_looked_at(monkeypatch, spoil, where):
     sound = case("linear_attention", "vector decay")

@@ -35,12 +35,17 @@ T = 16
 def batches(tmp_path):
     """Two sources of bytes; one has held-out documents."""
     for name, count in (("many", 60), ("one", 1)):
-        lines = [json.dumps({"text": f"{name} {i}: naïve fire " + "ab" * (i % 5)}) for i in range(count)]
+        lines = [
+            json.dumps({"text": f"{name} {i}: naïve fire " + "ab" * (i % 5)}) for i in range(count)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     data = all_settings.Data(
-        dataset=(f"{tmp_path}/many.jsonl", f"{tmp_path}/one.jsonl"), folder=f"{tmp_path}/stores", heldout_fraction=0.2,
-        num_workers=1, prefetch_factor=0,
-    )  # fmt: skip
+        dataset=(f"{tmp_path}/many.jsonl", f"{tmp_path}/one.jsonl"),
+        folder=f"{tmp_path}/stores",
+        heldout_fraction=0.2,
+        num_workers=1,
+        prefetch_factor=0,
+    )
     with (
         prepare(data, all_settings.Tokenizer(path="bytes"), note=lambda _: None) as prepared,
         Batches(prepared, data, T, seed=0) as made,
@@ -56,7 +61,9 @@ def test_the_numbers_are_those_counted_by_hand(batches, tiny_model):
     nats, labels = 0.0, []
     for batch in batches.heldout(0, 100_000, rows=1):
         logits_BTW = model.logits(model(batch.ids_BT))
-        nats += F.cross_entropy(logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="sum").item()
+        nats += F.cross_entropy(
+            logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="sum"
+        ).item()
         labels += [label for label in batch.labels_BT.flatten().tolist() if label != -100]
     size = sum(label < 256 for label in labels)  # EOS costs nats and is no byte
     assert size < len(labels) == found["tokens"] and found["bytes"] == size
@@ -76,11 +83,15 @@ def test_xz_sees_the_very_bytes_that_were_predicted(batches):
     text = heldout_bytes(batches, "many.jsonl", 100_000)
     first, *rest = batches.heldout_text(0, 100_000)
     assert text.decode() == "".join(rest) and first == "m"
-    assert xz_bits_per_byte(text) == 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
+    assert xz_bits_per_byte(text) == 8 * len(
+        lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
+    ) / len(text)
     assert math.isnan(xz_bits_per_byte(b""))
 
 
-BPE = train_tokenizer(["def f(x):\n    return 'naïve 漢字' # <eos> 🙂\n" * 9, "the fire of the firemen"], 300)
+BPE = train_tokenizer(
+    ["def f(x):\n    return 'naïve 漢字' # <eos> 🙂\n" * 9, "the fire of the firemen"], 300
+)
 
 
 @given(some.text(max_size=60))
@@ -113,7 +124,9 @@ def test_words_of_sentencepiece():
     }
     words = Words(models.BPE(vocabulary, [], byte_fallback=True, fuse_unk=True))
     words.normalizer = normalizers.Replace(" ", "▁")
-    words.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    words.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     table = token_bytes(Tokenizer(words, "", "", "here"))
     assert (table[257], table[258], table[259], table[11]) == (b" fire", b" ", b"man", b"\n")
     text = "é\n"  # no word of the vocabulary: bytes
@@ -127,12 +140,16 @@ def test_losses_by_position(batches, tiny_model):
     nats_C = np.zeros(T)
     for batch in batches.heldout(0, 100_000, rows=1):
         logits_BTW = model.logits(model(batch.ids_BT)).detach()
-        nats_C += F.cross_entropy(logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="none").numpy()
+        nats_C += F.cross_entropy(
+            logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="none"
+        ).numpy()
     np.testing.assert_allclose(found.nats_C, nats_C, rtol=1e-5)
     buckets = found.by_position()
     assert [(b["from"], b["to"]) for b in buckets] == [(1, 1), (2, 3), (4, 7), (8, 15), (16, 16)]
     assert sum(b["tokens"] for b in buckets) == found.tokens
-    assert buckets[2]["loss"] == pytest.approx(nats_C[3:7].sum() / found.count_C[3:7].sum(), rel=1e-5)
+    assert buckets[2]["loss"] == pytest.approx(
+        nats_C[3:7].sum() / found.count_C[3:7].sum(), rel=1e-5
+    )
 
 
 def test_buckets_without_a_token_are_left_out():

@@ -30,19 +30,33 @@ def overrides(tmp_path) -> dict[str, str]:
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
     values = {
-        "job.dump_folder": tmp_path / "run", "job.description": "a small fire", "model.config": tmp_path / "shape.json",
-        "data.dataset": tmp_path / "texts.jsonl", "data.folder": tmp_path / "stores", "data.heldout_fraction": 0.1,
-        "data.num_workers": 1, "training.seq_len": 16, "training.batch_size": 2, "training.steps": 3,
-        "training.compile": "off", "lr_scheduler.warmup_steps": 1, "eval.tokens": 64, "eval.compare_xz": "true",
-        "eval.sample_prompt": "fire ", "eval.sample_tokens": 8, "checkpoint.export": "true",
-    }  # fmt: skip
+        "job.dump_folder": tmp_path / "run",
+        "job.description": "a small fire",
+        "model.config": tmp_path / "shape.json",
+        "data.dataset": tmp_path / "texts.jsonl",
+        "data.folder": tmp_path / "stores",
+        "data.heldout_fraction": 0.1,
+        "data.num_workers": 1,
+        "training.seq_len": 16,
+        "training.batch_size": 2,
+        "training.steps": 3,
+        "training.compile": "off",
+        "lr_scheduler.warmup_steps": 1,
+        "eval.tokens": 64,
+        "eval.compare_xz": "true",
+        "eval.sample_prompt": "fire ",
+        "eval.sample_tokens": 8,
+        "checkpoint.export": "true",
+    }
     return {key: str(value) for key, value in values.items()}
 
 
 def trained(overrides: dict[str, str], **changes: str) -> list[str]:
     notes: list[str] = []
     run = Run.compose(
-        None, overrides | {key.replace("__", "."): value for key, value in changes.items()}, note=notes.append
+        None,
+        overrides | {key.replace("__", "."): value for key, value in changes.items()},
+        note=notes.append,
     )
     assert train(run, notes.append) == 0
     return notes
@@ -50,7 +64,9 @@ def trained(overrides: dict[str, str], **changes: str) -> list[str]:
 
 def places(note: str) -> dict[str, Path]:
     lines = note.split("Where everything lies:\n")[1].splitlines()
-    return {what.strip(): Path(path) for what, path in (line.strip().rsplit("  ", 1) for line in lines)}
+    return {
+        what.strip(): Path(path) for what, path in (line.strip().rsplit("  ", 1) for line in lines)
+    }
 
 
 def test_all_that_is_asked_for_is_done_and_found(overrides):
@@ -64,8 +80,24 @@ def test_all_that_is_asked_for_is_done_and_found(overrides):
     assert any(note.startswith("export: reloaded and compared") for note in notes)
     assert any(note.startswith("sample, after 'fire ':\n") for note in notes)
     card = (found["Hugging Face weights"] / "README.md").read_text()
-    assert "| description | a small fire |" in card and "| steps | 3 |" in card and "| tokens | 96 |" in card
-    assert main(["generate", str(found["Hugging Face weights"]), "--prompt", "fire", "--max_new_tokens", "2"]) == 0
+    assert (
+        "| description | a small fire |" in card
+        and "| steps | 3 |" in card
+        and "| tokens | 96 |" in card
+    )
+    assert (
+        main(
+            [
+                "generate",
+                str(found["Hugging Face weights"]),
+                "--prompt",
+                "fire",
+                "--max_new_tokens",
+                "2",
+            ]
+        )
+        == 0
+    )
 
 
 def test_what_is_not_asked_for_is_not_done(overrides):
@@ -81,7 +113,9 @@ def test_what_is_not_asked_for_is_not_done(overrides):
     assert found.keys() == {"settings", "metrics"}
     folder = found["settings"].parent
     assert (
-        not (folder / "hf").exists() and not (folder / "report.html").exists() and not (folder / "checkpoints").exists()
+        not (folder / "hf").exists()
+        and not (folder / "report.html").exists()
+        and not (folder / "checkpoints").exists()
     )
     assert not any(note.startswith(("held out", "export", "sample")) for note in notes)
 

@@ -25,7 +25,10 @@ TINY = (
     "--training.seq_len 32 --training.batch_size 2 --training.steps 2 --lr_scheduler.warmup_steps 0 --training.compile off "
     "--eval.at_end false --eval.interval 0 --eval.sample_prompt '' --metrics.report false"
 )
-KINDS_TRAINED = ("transformer", "gated_delta_net")  # the others are composed, and exported by name: test_every_kind
+KINDS_TRAINED = (
+    "transformer",
+    "gated_delta_net",
+)  # the others are composed, and exported by name: test_every_kind
 
 
 @pytest.fixture
@@ -70,14 +73,20 @@ def test_init_then_train_then_all_that_reads_the_run(folder, kind, capsys):
 def test_the_starter_trains_as_it_is(folder, capsys):
     """Every setting as written, but for one step."""
     typed("init --data input.txt --size 1m", capsys)
-    told = typed("train recipe.toml --training.steps 1 --lr_scheduler.warmup_steps 0 --eval.sample_tokens 8", capsys)
+    told = typed(
+        "train recipe.toml --training.steps 1 --lr_scheduler.warmup_steps 0 --eval.sample_tokens 8",
+        capsys,
+    )
     assert "step 1/1" in told and "sample, after" in told
 
 
 @pytest.mark.slow
 def test_the_starter_without_a_text_trains_on_the_embedded_corpus(folder, capsys):
     typed("init --size 1m", capsys)
-    told = typed("train recipe.toml --training.steps 2 --lr_scheduler.warmup_steps 0 --eval.tokens 512", capsys)
+    told = typed(
+        "train recipe.toml --training.steps 2 --lr_scheduler.warmup_steps 0 --eval.tokens 512",
+        capsys,
+    )
     assert "step 2/2" in told and "held out of embedded" in told and "sample, after 'def '" in told
 
 
@@ -103,7 +112,10 @@ def test_a_size_means_what_it_says(folder, kind, size, capsys):
 
     typed(f"init --data input.txt --model {kind} --size {size}", capsys)
     run = Run.compose(folder / "recipe.toml", {}, note=pytest.fail)
-    count = sum(p.numel() for p in on_meta(run.shape.with_vocabulary(run.tokenizer.train_vocab_size)).parameters())
+    count = sum(
+        p.numel()
+        for p in on_meta(run.shape.with_vocabulary(run.tokenizer.train_vocab_size)).parameters()
+    )
     named = int(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]]
     assert 0.67 < count / named < 1.5, f"{count:,}"
 
@@ -240,22 +252,37 @@ def test_the_command_line_lies_over_the_recipe_and_both_over_a_named_config(fold
     file = folder / "x.toml"
     file.write_text(MODEL)
     run = Run.compose(file, {"model.gla.expand_k": "1.0", "model.hidden_size": "128"})
-    assert (run.shape.hidden_size, run.shape.mixers) == (128, {"gla": {"num_heads": 2, "expand_k": 1.0}})
+    assert (run.shape.hidden_size, run.shape.mixers) == (
+        128,
+        {"gla": {"num_heads": 2, "expand_k": 1.0}},
+    )
     run = Run.compose(None, {"model.config": "gla-340m", "model.num_hidden_layers": "3"})
-    assert (run.shape.num_hidden_layers, run.shape.hidden_size, run.shape.layer_types) == (3, 1024, ("gla",) * 3)
+    assert (run.shape.num_hidden_layers, run.shape.hidden_size, run.shape.layer_types) == (
+        3,
+        1024,
+        ("gla",) * 3,
+    )
     told = []
     run = Run.compose(file, {"model.config": "gla-340m"}, note=told.append)
-    assert run.shape.hidden_size == 1024, "a config that the command line names takes the place of the recipe's keys"
+    assert run.shape.hidden_size == 1024, (
+        "a config that the command line names takes the place of the recipe's keys"
+    )
     assert "gla-340m" in told[0] and "comes with longfire" in told[0]
     (folder / "gla-340m").mkdir()
-    (folder / "gla-340m/config.json").write_text(json.dumps(run.shape.to_dict() | {"hidden_size": 512}))
-    assert Run.compose(None, {"model.config": "gla-340m"}).shape.hidden_size == 512, "one in the folder wins"
+    (folder / "gla-340m/config.json").write_text(
+        json.dumps(run.shape.to_dict() | {"hidden_size": 512})
+    )
+    assert Run.compose(None, {"model.config": "gla-340m"}).shape.hidden_size == 512, (
+        "one in the folder wins"
+    )
 
 
 def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
     from longfire.run import Run
 
-    run = Run.compose(shipped.recipe("quickstart"), {"model.num_hidden_layers": "12"}, note=lambda told: None)
+    run = Run.compose(
+        shipped.recipe("quickstart"), {"model.num_hidden_layers": "12"}, note=lambda told: None
+    )
     types = run.shape.layer_types
     assert len(types) == 12 and types == types[: len(set(types)) and 4] * 3
 
@@ -263,11 +290,20 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("--model.hiden_size 3", "unknown setting 'model.hiden_size' (did you mean 'model.hidden_size'?)"),
+        (
+            "--model.hiden_size 3",
+            "unknown setting 'model.hiden_size' (did you mean 'model.hidden_size'?)",
+        ),
         ("--hidden_size 3", "did you mean 'model.hidden_size'?"),
         ("--n_layer 3", "unknown setting 'n_layer' (did you mean 'model.num_hidden_layers'?)"),
-        ("model.n_embd=64", "command line: unknown setting 'model.n_embd' (did you mean 'model.hidden_size'?)"),
-        ("learning_rate=1e-3", "command line: unknown setting 'learning_rate' (did you mean 'optimizer.lr'?)"),
+        (
+            "model.n_embd=64",
+            "command line: unknown setting 'model.n_embd' (did you mean 'model.hidden_size'?)",
+        ),
+        (
+            "learning_rate=1e-3",
+            "command line: unknown setting 'learning_rate' (did you mean 'optimizer.lr'?)",
+        ),
         (
             "--model.num_heads 3",
             "(did you mean 'model.MIXER.num_heads'?; MIXER is a name in layer_types, as in model.attention",
@@ -278,15 +314,24 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
         ),
         ("--model.gla.num_heads '2\nx = 3'", "gla.num_heads = '2\\nx = 3' must be a whole number"),
         ("--model.gla.num_heads --training.steps 3", "gla.num_heads = True must be a whole number"),
-        ("--job.dump_folder --training.steps 3", "--job.dump_folder needs a value: --job.dump_folder VALUE"),
-        ("--model.hidden_size many", "command line: model.hidden_size = 'many' must be a whole number"),
+        (
+            "--job.dump_folder --training.steps 3",
+            "--job.dump_folder needs a value: --job.dump_folder VALUE",
+        ),
+        (
+            "--model.hidden_size many",
+            "command line: model.hidden_size = 'many' must be a whole number",
+        ),
         ("--model.hidden_size -64", "hidden_size = -64 must be 0 or more"),
         (
             "--model.gla.num_head 3",
             "x.toml, [model] and command line: gla.num_head is unknown; did you mean 'num_heads'?",
         ),
         ("--model.gla.num_heads many", "gla.num_heads = 'many' must be a whole number"),
-        ("--model.gla.num_heads 3", "hidden_size * expand_k = 32 must be a positive multiple of num_heads = 3"),
+        (
+            "--model.gla.num_heads 3",
+            "hidden_size * expand_k = 32 must be a positive multiple of num_heads = 3",
+        ),
         ("--model.glaa.num_heads 3", "unknown key 'glaa'; did you mean 'gla'?"),
         ("--model.attention.num_heads 3", "[model.attention] is not used: layer_types has gla"),
         ("--model.layer_types gla,kda", "kda.num_heads, kda.head_dim missing"),
@@ -329,7 +374,9 @@ def test_a_mixer_without_its_keys_says_which_and_what_to_write(folder, name, cap
     wanted = [field.name for field in fields(MIXERS[name].Shape) if field.default is MISSING]
     config = {"hidden_size": 64, "num_hidden_layers": 2, "layer_types": [name]}
     (folder / "m.json").write_text(json.dumps(config))
-    (folder / "x.toml").write_text("[model]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
+    (folder / "x.toml").write_text(
+        "[model]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items())
+    )
     if not wanted:
         return
     told = typed("train --model.config m.json", capsys, 2)
@@ -350,20 +397,38 @@ def test_a_mixer_without_its_keys_says_which_and_what_to_write(folder, name, cap
     ("text", "told"),
     [
         ("{}", "m.json: hidden_size, num_hidden_layers, layer_types missing"),
-        ('{"hidden_size": 64, "num_hidden_layers": 2}', 'write, for example, "layer_types": ["attention"]'),
-        ('{\n "hidden_size": 64\n "num_hidden_layers": 2}', "m.json: not valid JSON: line 3, column 2"),
+        (
+            '{"hidden_size": 64, "num_hidden_layers": 2}',
+            'write, for example, "layer_types": ["attention"]',
+        ),
+        (
+            '{\n "hidden_size": 64\n "num_hidden_layers": 2}',
+            "m.json: not valid JSON: line 3, column 2",
+        ),
         ('{"hidden_size": 64, "hidden_size": 32}', "'hidden_size' stands twice"),
         ("", "m.json: not valid JSON: line 1, column 1: Expecting value: an empty file"),
         ('{"hidden_size": NaN}', "m.json: not valid JSON: NaN is no number of JSON"),
         ("[1]", "m.json: a JSON object was expected"),
         ('{"model_type": "gla", "hidden_size": "64"}', "m.json: hidden_size = '64'"),
         ('{"model_type": "glaa", "hidden_size": 64}', "m.json"),
-        ('{"hidden_size": 64.5, "num_hidden_layers": 2, "layer_types": ["gla"]}', "m.json: hidden_size = 64.5 must be a whole"),
-        ('{"hidden_size": 64, "num_hidden_layers": 3, "layer_types": ["gla", "gla"]}', "m.json: layer_types has 2 entries"),
-        ('{"hidden_size": 64, "num_hidden_layers": 2, "layer_types": ["gla"], "gla": 3}', "m.json: gla = 3 must be a table"),
-        ('{"hidden_size": 64, "num_hidden_layers": 2, "layer_types": ["gla"], "gla": {"num_heads": 5}}', "m.json: gla: hidden"),
+        (
+            '{"hidden_size": 64.5, "num_hidden_layers": 2, "layer_types": ["gla"]}',
+            "m.json: hidden_size = 64.5 must be a whole",
+        ),
+        (
+            '{"hidden_size": 64, "num_hidden_layers": 3, "layer_types": ["gla", "gla"]}',
+            "m.json: layer_types has 2 entries",
+        ),
+        (
+            '{"hidden_size": 64, "num_hidden_layers": 2, "layer_types": ["gla"], "gla": 3}',
+            "m.json: gla = 3 must be a table",
+        ),
+        (
+            '{"hidden_size": 64, "num_hidden_layers": 2, "layer_types": ["gla"], "gla": {"num_heads": 5}}',
+            "m.json: gla: hidden",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_config_names_its_file_and_key(folder, text, told, capsys):
     (folder / "m.json").write_text(text)
     assert told in typed("train --model.config m.json", capsys, 2)
@@ -372,7 +437,9 @@ def test_a_wrong_config_names_its_file_and_key(folder, text, told, capsys):
 # -- recipes that come with longfire ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["quickstart", "quickstart.toml", "recipes/quickstart.toml", "recipes/quickstart"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "quickstart.toml", "recipes/quickstart.toml", "recipes/quickstart"]
+)
 def test_a_shipped_recipe_is_found_from_anywhere_unless_one_is_here(folder, name, capsys):
     path = shipped.recipe(name)
     assert path == shipped.recipes()["quickstart"] and shipped.is_shipped(path)
@@ -383,8 +450,13 @@ def test_a_shipped_recipe_is_found_from_anywhere_unless_one_is_here(folder, name
 
 
 def test_what_was_taken_is_printed(folder, capsys):
-    told = typed("prepare quickstart --data.dataset input.txt --tokenizer.path bytes --data.num_workers 1", capsys)
-    assert told.startswith(f"recipe quickstart: {shipped.recipes()['quickstart']}, which comes with longfire\n")
+    told = typed(
+        "prepare quickstart --data.dataset input.txt --tokenizer.path bytes --data.num_workers 1",
+        capsys,
+    )
+    assert told.startswith(
+        f"recipe quickstart: {shipped.recipes()['quickstart']}, which comes with longfire\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,7 +473,10 @@ def test_what_was_taken_is_printed(folder, capsys):
         ("train gla-340m", "gla-340m is a model config, not a recipe"),
         ("bench quickstart --steps 0", "argument --steps"),
         ("train --model.config here.toml", "here.toml is a recipe, and a model's config is JSON"),
-        ("train input.txt", "input.txt is a text, not a recipe: `longfire init --data input.txt` writes"),
+        (
+            "train input.txt",
+            "input.txt is a text, not a recipe: `longfire init --data input.txt` writes",
+        ),
         ("train training.steps 3", "training.steps: a setting is written --training.steps VALUE"),
         ("train -training.steps 3", "-training.steps: a setting is written --training.steps VALUE"),
         ("recipe.toml", "recipe.toml is a recipe; `longfire train recipe.toml` trains it"),
@@ -421,7 +496,9 @@ def test_longfire_alone_lists_the_commands_and_is_no_success(folder, capsys):
 
 def test_a_recipe_that_lies_here_is_named(folder, capsys):
     typed("init --data input.txt", capsys)
-    assert re.search(r"longfire train recipe.toml +which is in this folder", typed("train", capsys, 2))
+    assert re.search(
+        r"longfire train recipe.toml +which is in this folder", typed("train", capsys, 2)
+    )
 
 
 def test_a_run_folder_is_no_recipe(folder, capsys):
@@ -437,12 +514,30 @@ def test_a_run_folder_is_no_recipe(folder, capsys):
             "[training]\nsteps = ten",
             "x.toml: not readable as TOML: Invalid value (at line 2, column 9) (text needs quotes",
         ),
-        ("[training]\nsteps = 1\nsteps = 2", "x.toml: not readable as TOML: Cannot overwrite a value (at end"),
-        ("[trainin]\nsteps = 1", "x.toml: unknown setting 'trainin.steps' (did you mean 'training.steps'?)"),
-        ("[model]\nconfg = 'a'", "x.toml: unknown setting 'model.confg' (did you mean 'model.config'?)"),
-        ("[[training]]\nsteps = 1", "x.toml: [[training]] is a list of tables: write [training], once"),
-        (MODEL.replace("[model.gla]", "[[model.gla]]"), "x.toml, [model]: gla = [{'num_heads': 2}] must be a table"),
-        ("[data]\ndataset = ['input.txt']", "x.toml: model.config is empty, and [model] has no keys of a model"),
+        (
+            "[training]\nsteps = 1\nsteps = 2",
+            "x.toml: not readable as TOML: Cannot overwrite a value (at end",
+        ),
+        (
+            "[trainin]\nsteps = 1",
+            "x.toml: unknown setting 'trainin.steps' (did you mean 'training.steps'?)",
+        ),
+        (
+            "[model]\nconfg = 'a'",
+            "x.toml: unknown setting 'model.confg' (did you mean 'model.config'?)",
+        ),
+        (
+            "[[training]]\nsteps = 1",
+            "x.toml: [[training]] is a list of tables: write [training], once",
+        ),
+        (
+            MODEL.replace("[model.gla]", "[[model.gla]]"),
+            "x.toml, [model]: gla = [{'num_heads': 2}] must be a table",
+        ),
+        (
+            "[data]\ndataset = ['input.txt']",
+            "x.toml: model.config is empty, and [model] has no keys of a model",
+        ),
     ],
 )
 def test_a_slip_in_the_recipe(folder, text, told, capsys):
@@ -459,11 +554,21 @@ def test_an_installed_longfire_has_its_recipes(tmp_path):
     copied = ["pyproject.toml", "README.md", "longfire", "recipes"]
     source.mkdir()
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in copied), str(source)], check=True)
-    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    wheel = [
+        *pip,
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        str(source),
+    ]
     subprocess.run(wheel, check=True, timeout=240)
     (built,) = tmp_path.glob("longfire-*.whl")
     target = tmp_path / "installed"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(built)], check=True, timeout=240)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", str(target), str(built)], check=True, timeout=240
+    )
     code = (
         "from longfire import shipped, cli; from pathlib import Path; import sys;"
         f"assert Path(cli.__file__).is_relative_to({str(target)!r});"
@@ -472,17 +577,26 @@ def test_an_installed_longfire_has_its_recipes(tmp_path):
     )
     (tmp_path / "input.txt").write_text(TEXT)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(target)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(target)},
     )
     assert done.returncode == 0, done.stderr
     counts = f"{len(shipped.recipes())} {len(shipped.models())}\n"
-    assert done.stdout.startswith(counts) and f"{target}/longfire/recipes/quickstart.toml" in done.stdout
+    assert (
+        done.stdout.startswith(counts)
+        and f"{target}/longfire/recipes/quickstart.toml" in done.stdout
+    )
 
 
 # -- help ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("command", "most"), [("prepare", 60), ("plan", 60), ("bench", 60), ("train", 80)])
+@pytest.mark.parametrize(
+    ("command", "most"), [("prepare", 60), ("plan", 60), ("bench", 60), ("train", 80)]
+)
 def test_help_fits_a_screen_or_two_and_lists_every_section(folder, command, most, capsys):
     told = typed(f"{command} --help", capsys)
     assert len(told.splitlines()) <= most
@@ -502,14 +616,20 @@ def test_train_help_begins_with_what_people_use(folder, capsys):
 def test_help_of_a_section_and_of_all(folder, command, capsys):
     for section in SECTIONS:
         told = typed(f"{command} --help {section}", capsys)
-        listed = set(re.findall(r"^  --(\w+\.\w+)", told, re.M)) - set(recipe.SHAPE_KEYS) - {"model.MIXER"}
+        listed = (
+            set(re.findall(r"^  --(\w+\.\w+)", told, re.M))
+            - set(recipe.SHAPE_KEYS)
+            - {"model.MIXER"}
+        )
         assert listed == {key for key in recipe.SETTINGS if key.startswith(f"{section}.")}
     told = typed(f"{command} --help=all", capsys)
     assert set(recipe.SETTINGS) <= set(re.findall(r"^  --(\w+\.\w+)", told, re.M))
 
 
 def test_help_of_an_unknown_section_names_the_nearest(folder, capsys):
-    assert "--help dta: no section of settings (did you mean 'data'?)" in typed("train --help dta", capsys, 2)
+    assert "--help dta: no section of settings (did you mean 'data'?)" in typed(
+        "train --help dta", capsys, 2
+    )
 
 
 def test_a_value_may_look_like_a_call_for_help(folder):
@@ -523,7 +643,9 @@ def test_a_value_may_look_like_a_call_for_help(folder):
 
 
 def test_every_key_of_a_model_config_says_what_it_means():
-    assert not without_help(), f"declare these fields with shape.key or shape.required: {without_help()}"
+    assert not without_help(), (
+        f"declare these fields with shape.key or shape.required: {without_help()}"
+    )
 
 
 def test_the_page_of_keys_is_up_to_date(capsys):
@@ -532,7 +654,9 @@ def test_the_page_of_keys_is_up_to_date(capsys):
     )
     assert typed("init --model-keys", capsys) == page()
     table = [line for line in page().splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}, "four columns in each line"
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5}, (
+        "four columns in each line"
+    )
 
 
 # -- the shipped recipes fit the devices that they name ----------------------------------------------
@@ -540,12 +664,16 @@ def test_the_page_of_keys_is_up_to_date(capsys):
 
 def test_every_recipe_names_the_devices_that_it_is_planned_for():
     for path in shipped.recipes().values():
-        assert len(planned(path)) == 1, f"{path.name}: a comment with `longfire plan {path.stem} --gpus N`"
+        assert len(planned(path)) == 1, (
+            f"{path.name}: a comment with `longfire plan {path.stem} --gpus N`"
+        )
 
 
 def planned(path: Path) -> list[tuple[str, str]]:
     """(command line, GiB that are stated) of the plans in a recipe's comments."""
-    return re.findall(rf"^# +longfire plan {path.stem} (.+?)(?: +# ([\d.]+) GiB)?$", path.read_text(), re.M)
+    return re.findall(
+        rf"^# +longfire plan {path.stem} (.+?)(?: +# ([\d.]+) GiB)?$", path.read_text(), re.M
+    )
 
 
 @pytest.mark.slow
@@ -567,7 +695,9 @@ def test_a_shipped_recipe_fits_the_devices_that_it_names(folder, name):
     held = planner.peak(planner.of_recipe()).total
     assert held <= planner.device.usable_bytes
     if stated:
-        assert held / 2**30 == pytest.approx(float(stated), rel=0.02), "the number in the recipe's comment"
+        assert held / 2**30 == pytest.approx(float(stated), rel=0.02), (
+            "the number in the recipe's comment"
+        )
 
 
 @pytest.mark.slow
@@ -590,7 +720,12 @@ def run(tmp_path_factory):
         line = f"init --data {folder}/input.txt --size 1m"
         assert main(shlex.split(line)) == 0
         assert (
-            main(shlex.split(f"train recipe.toml {TINY} --data.heldout_fraction 0 --job.dump_folder {folder}/run")) == 0
+            main(
+                shlex.split(
+                    f"train recipe.toml {TINY} --data.heldout_fraction 0 --job.dump_folder {folder}/run"
+                )
+            )
+            == 0
         )
     return folder / "run"
 

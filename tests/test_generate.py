@@ -67,7 +67,9 @@ def frequencies(sampling: Sampling, logits: torch.Tensor, draws: int = 4000) -> 
 def test_ids_are_drawn_by_their_probabilities(sampling, expected):
     observed = frequencies(sampling, torch.tensor([0.1, 0.4, 0.2, 0.3]).log())
     for seen, p in zip(observed.tolist(), expected):
-        assert abs(seen - p) <= 4 * math.sqrt(p * (1 - p) / 4000)  # 4 standard deviations; never drawn where p = 0
+        assert abs(seen - p) <= 4 * math.sqrt(
+            p * (1 - p) / 4000
+        )  # 4 standard deviations; never drawn where p = 0
 
 
 def test_an_id_without_probability_is_never_drawn():
@@ -118,7 +120,9 @@ def test_bytes_that_never_become_a_character_are_shown_in_the_end():
     assert "".join(shown) == tokenizer.decode([65, 66, 0xE6, 0xBC])[1:]
 
 
-@given(some.text("abc", max_size=12), some.lists(some.text("abc", min_size=1, max_size=3), max_size=3))
+@given(
+    some.text("abc", max_size=12), some.lists(some.text("abc", min_size=1, max_size=3), max_size=3)
+)
 @settings(deadline=None)
 def test_stops_cut_the_text(whole, stops):
     reader = Reader(bytes_tokenizer(), [0], tuple(stops))
@@ -133,7 +137,11 @@ def test_stops_cut_the_text(whole, stops):
 
 
 def test_what_cannot_begin_a_stop_is_shown_at_once():
-    assert pushed(Reader(bytes_tokenizer(), [0], ("<|e",)), list(b"abcd<e<|x")) == [*"abcd", "<e", "<|x"]
+    assert pushed(Reader(bytes_tokenizer(), [0], ("<|e",)), list(b"abcd<e<|x")) == [
+        *"abcd",
+        "<e",
+        "<|x",
+    ]
 
 
 def test_text_and_stream_agree_and_eos_ends(model, words):
@@ -159,10 +167,18 @@ def test_prompts(words):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_new_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"stop": ("",)},
-        {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": -1}, {"temperature": "hot"},
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"stop": ("",)},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+        {"temperature": "hot"},
     ],
-)  # fmt: skip
+)
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         Sampling(**wrong)
@@ -216,7 +232,9 @@ def test_repetition_is_penalised_as_in_transformers(penalty):
 
 
 def test_what_was_drawn_and_what_the_prompt_has_is_not_drawn_again_under_a_great_penalty(model):
-    drawn = generate(model, [1, 2, 3], Sampling(max_new_tokens=30, temperature=0, repetition_penalty=1e6))
+    drawn = generate(
+        model, [1, 2, 3], Sampling(max_new_tokens=30, temperature=0, repetition_penalty=1e6)
+    )
     assert len({1, 2, 3, *drawn}) == 33
 
 
@@ -225,7 +243,10 @@ def test_what_was_drawn_and_what_the_prompt_has_is_not_drawn_again_under_a_great
 PROMPTS = ["the ", "naïve 漢字 and the end of the tabs and 12345", "e", "and\n\n  tabs", "12"]
 KINDS = {
     **{name: ((name,), {}) for name in MIXERS},
-    "window": (("attention",), {"attention": {"num_heads": 4, "num_kv_heads": 1, "window_size": 6}}),
+    "window": (
+        ("attention",),
+        {"attention": {"num_heads": 4, "num_kv_heads": 1, "window_size": 6}},
+    ),
     "hybrid": (
         ("gla", "attention:local", "attention", "gated_delta_net"),
         {"attention:local": {"num_heads": 4, "num_kv_heads": 2, "window_size": 5}},
@@ -246,22 +267,34 @@ def any_model(request):
     "sampling",
     [
         pytest.param(Sampling(max_new_tokens=14, temperature=0), marks=pytest.mark.slow),
-        Sampling(max_new_tokens=14, temperature=1.5, top_k=0, seed=5, repetition_penalty=1.2, stop=("a",)),
+        Sampling(
+            max_new_tokens=14, temperature=1.5, top_k=0, seed=5, repetition_penalty=1.2, stop=("a",)
+        ),
     ],
     ids=["greedy", "drawn"],
 )
 def test_a_row_of_a_batch_writes_what_it_writes_alone(any_model, words, sampling):
-    alone = ["".join(stream_text(any_model, words, p, sampling, index=i)) for i, p in enumerate(PROMPTS)]
+    alone = [
+        "".join(stream_text(any_model, words, p, sampling, index=i)) for i, p in enumerate(PROMPTS)
+    ]
     assert len(set(alone)) > 2
     for batch_size in (2, 5, 8):
-        assert list(generate_texts(any_model, words, PROMPTS, sampling, batch_size=batch_size)) == alone
+        assert (
+            list(generate_texts(any_model, words, PROMPTS, sampling, batch_size=batch_size))
+            == alone
+        )
 
 
 def test_rows_that_are_over_leave_the_batch_and_get_no_token_more(any_model):
-    rows = [Row([1, 2], Sampling(max_new_tokens=n, temperature=2.0, top_k=0), index=n) for n in (3, 9, 6)]
+    rows = [
+        Row([1, 2], Sampling(max_new_tokens=n, temperature=2.0, top_k=0), index=n)
+        for n in (3, 9, 6)
+    ]
     order = [(rows.index(row), drawn) for row, drawn in steps(any_model, rows)]
     assert [len([1 for number, _ in order if number == n]) for n in range(3)] == [3, 9, 6]
-    assert [[drawn for number, drawn in order if number == n] for n in range(3)] == [row.ids[2:] for row in rows]
+    assert [[drawn for number, drawn in order if number == n] for n in range(3)] == [
+        row.ids[2:] for row in rows
+    ]
 
 
 def test_who_reads_may_end_a_row(any_model):
@@ -282,7 +315,9 @@ def test_memory_a_token_is_constant_where_the_mixer_has_a_state(any_model):
     )
     assert (pace.last_bytes > pace.first_bytes) == grows
     assert (pace.prompt_tokens, pace.tokens, pace.steps) == (20, 59, 59) and pace.seconds > 0
-    assert re.search(r"tokens/s, [\d.]+ ms a token; cache: [\d,]+ bytes at the first token", str(pace))
+    assert re.search(
+        r"tokens/s, [\d.]+ ms a token; cache: [\d,]+ bytes at the first token", str(pace)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -300,6 +335,8 @@ def test_learned_positions_end():
     from conftest import tiny_model
 
     model = tiny_model("attention", learned_positions=True, max_position_embeddings=8)
-    assert len(generate(model, [1, 2], Sampling(max_new_tokens=7))) == 7  # the last is drawn and not seen
+    assert (
+        len(generate(model, [1, 2], Sampling(max_new_tokens=7))) == 7
+    )  # the last is drawn and not seen
     with pytest.raises(SettingsError, match="learned 8 positions"):
         generate(model, [1, 2], Sampling(max_new_tokens=8))

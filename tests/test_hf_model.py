@@ -53,7 +53,11 @@ def wrapped(model: Model) -> LongfireForCausalLM:
 def hybrid() -> LongfireForCausalLM:
     from conftest import tiny_model
 
-    return wrapped(tiny_model("gla", "kda", "attention", num_hidden_layers=3, mixers=mixers("gla", "kda", "attention")))
+    return wrapped(
+        tiny_model(
+            "gla", "kda", "attention", num_hidden_layers=3, mixers=mixers("gla", "kda", "attention")
+        )
+    )
 
 
 def mixers(*names: str) -> dict:
@@ -106,7 +110,9 @@ def test_any_hybrid_is_exported_and_loaded_by_its_class(shape):
 @pytest.mark.parametrize("types", [*EACH, *HYBRIDS])
 def test_padding_on_either_side_changes_nothing(types, tiny_model):
     """Three texts of other lengths in a batch give what each gives alone."""
-    model = wrapped(tiny_model(*types, num_hidden_layers=max(2, len(types)), mixers=mixers(*set(types))))
+    model = wrapped(
+        tiny_model(*types, num_hidden_layers=max(2, len(types)), mixers=mixers(*set(types)))
+    )
     texts = [ids_of(1, length, length) for length in (3, 11, 7)]
     alone = [model(text).logits[0] for text in texts]
     for side in ("left", "right"):
@@ -133,13 +139,17 @@ def greedy(model: LongfireForCausalLM, ids_BT: Tensor, tokens: int, **how) -> Te
 
 @pytest.mark.parametrize("types", [*EACH, *HYBRIDS])
 def test_cached_greedy_generation_equals_uncached_in_a_padded_batch(types, tiny_model):
-    model = wrapped(tiny_model(*types, num_hidden_layers=max(2, len(types)), mixers=mixers(*set(types))))
+    model = wrapped(
+        tiny_model(*types, num_hidden_layers=max(2, len(types)), mixers=mixers(*set(types)))
+    )
     texts = [ids_of(1, length, length) for length in (3, 11, 7)]
     padded, mask = padded_on("left", texts)
     cached = greedy(model, padded, 12, attention_mask=mask)
     assert cached.equal(greedy(model, padded, 12, attention_mask=mask, use_cache=False))
     for row, text in enumerate(texts):
-        assert cached[row, -12:].equal(greedy(model, text, 12)[0, -12:]), "who else is in the batch changes nothing"
+        assert cached[row, -12:].equal(greedy(model, text, 12)[0, -12:]), (
+            "who else is in the batch changes nothing"
+        )
 
 
 def test_dynamic_positions_are_of_the_text_and_not_of_its_padding(tiny_model):
@@ -166,11 +176,18 @@ def test_any_hybrid_goes_on_from_a_padded_batch(shape):
     with torch.no_grad():
         cache = model(padded, attention_mask=mask, use_cache=True).past_key_values
         steps = [
-            model(more[:, t : t + 1], attention_mask=whole_mask[:, : 12 + t], past_key_values=cache).logits
+            model(
+                more[:, t : t + 1], attention_mask=whole_mask[:, : 12 + t], past_key_values=cache
+            ).logits
             for t in range(6)
         ]
-        at_once = model(torch.cat([padded, more], 1), attention_mask=whole_mask, use_cache=False).logits[:, -6:]
-        alone = [model(torch.cat([text, more[i : i + 1]], 1)).logits[:, -6:] for i, text in enumerate(texts)]
+        at_once = model(
+            torch.cat([padded, more], 1), attention_mask=whole_mask, use_cache=False
+        ).logits[:, -6:]
+        alone = [
+            model(torch.cat([text, more[i : i + 1]], 1)).logits[:, -6:]
+            for i, text in enumerate(texts)
+        ]
     assert apart(torch.cat(steps, 1), torch.cat(alone)) < 8 * TOLERANCE
     assert apart(at_once, torch.cat(alone)) < 8 * TOLERANCE
 
@@ -181,7 +198,12 @@ def test_beams_and_several_samples_go_on_from_the_right_states(hybrid):
     assert beams.equal(greedy(hybrid, padded, 8, attention_mask=mask, num_beams=3, use_cache=False))
     torch.manual_seed(0)
     some = hybrid.generate(
-        padded, attention_mask=mask, max_new_tokens=5, do_sample=True, num_return_sequences=2, pad_token_id=0
+        padded,
+        attention_mask=mask,
+        max_new_tokens=5,
+        do_sample=True,
+        num_return_sequences=2,
+        pad_token_id=0,
     )
     torch.manual_seed(0)
     again = hybrid.generate(
@@ -211,11 +233,20 @@ def test_a_conversation_goes_on_from_its_cache(hybrid):
     "call, message",
     [
         (lambda m, x: m(x, attention_mask=torch.tensor([[1, 1, 0, 1]])), "padding inside a text"),
-        (lambda m, x: m(x, attention_mask=torch.tensor([[1, 1, 1, 0]]), use_cache=True), "pad on the left"),
-        (lambda m, x: greedy(m, x, 3, attention_mask=torch.tensor([[1, 1, 1, 0]])), "pad on the left"),
+        (
+            lambda m, x: m(x, attention_mask=torch.tensor([[1, 1, 1, 0]]), use_cache=True),
+            "pad on the left",
+        ),
+        (
+            lambda m, x: greedy(m, x, 3, attention_mask=torch.tensor([[1, 1, 1, 0]])),
+            "pad on the left",
+        ),
         (lambda m, x: m(x, attention_mask=torch.ones(1, 1, 4, 4)), r"\(sequences, tokens\)"),
         (lambda m, x: m(x, attention_mask=torch.ones(1, 5)), "differ"),
-        (lambda m, x: m(x, past_key_values=transformers.DynamicCache()), "past_key_values is a DynamicCache"),
+        (
+            lambda m, x: m(x, past_key_values=transformers.DynamicCache()),
+            "past_key_values is a DynamicCache",
+        ),
         (lambda m, x: m(inputs_embeds=torch.zeros(1, 4, 32)), "takes input_ids"),
         (lambda m, x: m(x, output_attentions=True), "output_attentions"),
     ],
@@ -227,7 +258,13 @@ def test_what_it_cannot_do_is_refused(hybrid, call, message):
 
 def test_positions_that_were_not_learned_are_refused(tiny_model):
     model = wrapped(
-        tiny_model("kda", "gla", learned_positions=True, max_position_embeddings=8, mixers=mixers("kda", "gla"))
+        tiny_model(
+            "kda",
+            "gla",
+            learned_positions=True,
+            max_position_embeddings=8,
+            mixers=mixers("kda", "gla"),
+        )
     )
     with pytest.raises(ValueError, match="9 tokens, but the model has learned 8 positions"):
         model(ids_of(1, 9))
@@ -268,7 +305,13 @@ def test_hidden_states_are_those_of_transformers(hybrid):
 def test_gradient_checkpointing_changes_no_gradient(types, tiny_model):
     """Dropout is at work: what is computed again drops the same."""
     model = wrapped(
-        tiny_model(*types, num_hidden_layers=len(types), dropout=0.2, embed_dropout=0.1, mixers=mixers(*set(types)))
+        tiny_model(
+            *types,
+            num_hidden_layers=len(types),
+            dropout=0.2,
+            embed_dropout=0.1,
+            mixers=mixers(*set(types)),
+        )
     )
     model.train()
     ids_BT, found = ids_of(2, 9), []
@@ -291,7 +334,12 @@ def exported(tmp_path_factory):
     from conftest import tiny_model
 
     model = tiny_model(
-        "mamba2", "kda", "attention", vocab_size=258, num_hidden_layers=3, mixers=mixers("mamba2", "kda", "attention")
+        "mamba2",
+        "kda",
+        "attention",
+        vocab_size=258,
+        num_hidden_layers=3,
+        mixers=mixers("mamba2", "kda", "attention"),
     )
     folder = tmp_path_factory.mktemp("export") / "hf"
     check = export(model, bytes_tokenizer(), folder, facts={"seq_len": 77})
@@ -308,7 +356,9 @@ def test_what_transformers_saves_is_the_same_model(exported, tmp_path):
     ids_BT = ids_of(2, 20)
     expected = model.logits(model(ids_BT))
     theirs = load(folder)
-    assert theirs.config.max_position_embeddings == 77 and theirs.generation_config.eos_token_id == 257
+    assert (
+        theirs.config.max_position_embeddings == 77 and theirs.generation_config.eos_token_id == 257
+    )
     assert theirs(ids_BT).logits.equal(expected)
     theirs.save_pretrained(tmp_path / "again")
     assert load(tmp_path / "again")(ids_BT).logits.equal(expected)
@@ -329,7 +379,10 @@ def test_types(exported, tmp_path):
         for n in names
     }
     assert narrow(ids_BT).logits.dtype == torch.float32
-    rounded = {name: p.to(narrow.get_parameter(f"model.{name}").dtype) for name, p in model.state_dict().items()}
+    rounded = {
+        name: p.to(narrow.get_parameter(f"model.{name}").dtype)
+        for name, p in model.state_dict().items()
+    }
     in_bf16 = model_of(model.shape, rounded, compute_dtype=torch.bfloat16)
     assert narrow(ids_BT).logits.equal(in_bf16.logits(in_bf16(ids_BT)))
     masters = model_of(model.shape, dict(model.state_dict()), compute_dtype=torch.bfloat16)
@@ -342,7 +395,9 @@ def test_types(exported, tmp_path):
 
 
 def test_tied_embeddings(tiny_model, tmp_path):
-    model = tiny_model("gla", "kda", tie_word_embeddings=True, vocab_size=258, mixers=mixers("gla", "kda"))
+    model = tiny_model(
+        "gla", "kda", tie_word_embeddings=True, vocab_size=258, mixers=mixers("gla", "kda")
+    )
     export(model, bytes_tokenizer(), tmp_path / "hf")
     theirs = load(tmp_path / "hf")
     assert theirs.get_input_embeddings().weight is theirs.get_output_embeddings().weight
@@ -351,7 +406,9 @@ def test_tied_embeddings(tiny_model, tmp_path):
     theirs.save_pretrained(tmp_path / "again")
     assert load(tmp_path / "again")(ids_BT).logits.equal(theirs(ids_BT).logits)
     ours, _ = load_model_with_bytes(tmp_path / "again")
-    assert ours.head.weight is ours.embed.weight and ours.logits(ours(ids_BT)).equal(theirs(ids_BT).logits)
+    assert ours.head.weight is ours.embed.weight and ours.logits(ours(ids_BT)).equal(
+        theirs(ids_BT).logits
+    )
 
 
 def load_model_with_bytes(folder):
@@ -361,16 +418,24 @@ def load_model_with_bytes(folder):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_vocabulary_grows(tied, tiny_model, tmp_path):
-    model = wrapped(tiny_model("gla", "kda", tie_word_embeddings=tied, vocab_size=258, mixers=mixers("gla", "kda")))
+    model = wrapped(
+        tiny_model(
+            "gla", "kda", tie_word_embeddings=tied, vocab_size=258, mixers=mixers("gla", "kda")
+        )
+    )
     ids_BT = ids_of(1, 9)
     before = model(ids_BT).logits
     model.resize_token_embeddings(300, mean_resizing=False)
     assert model.config.vocab_size == 300 and model(ids_BT).logits.shape[-1] == 300
     assert apart(model(ids_BT).logits[..., :258], before) < TOLERANCE
-    assert model.get_input_embeddings().weight[258:].std() < 1, "as the embedding begins, not N(0, 1)"
+    assert model.get_input_embeddings().weight[258:].std() < 1, (
+        "as the embedding begins, not N(0, 1)"
+    )
     model.save_pretrained(tmp_path)
     ours, _ = load_model_with_bytes(tmp_path)
-    assert ours.shape.vocab_size == 300 and ours.logits(ours(ids_BT)).equal(load(tmp_path)(ids_BT).logits)
+    assert ours.shape.vocab_size == 300 and ours.logits(ours(ids_BT)).equal(
+        load(tmp_path)(ids_BT).logits
+    )
 
 
 def test_a_fresh_model_begins_as_in_longfire(tiny_shape, hybrid, tmp_path):
@@ -392,9 +457,15 @@ def test_a_fresh_model_begins_as_in_longfire(tiny_shape, hybrid, tmp_path):
     state = {name: t for name, t in fresh.state_dict().items() if "layers.0.mixer" not in name}
     fresh.save_pretrained(tmp_path, state_dict=state)
     begun, report = load(tmp_path, output_loading_info=True)
-    assert report["missing_keys"] and all("layers.0.mixer" in name for name in report["missing_keys"])
-    assert all(begun.get_parameter(name).equal(tensor) for name, tensor in state.items()), "what was there stays"
-    assert begun.model.layers[0].mixer.k_k.mean() != 0 and begun(ids_of(1, 4)).logits.isfinite().all()
+    assert report["missing_keys"] and all(
+        "layers.0.mixer" in name for name in report["missing_keys"]
+    )
+    assert all(begun.get_parameter(name).equal(tensor) for name, tensor in state.items()), (
+        "what was there stays"
+    )
+    assert (
+        begun.model.layers[0].mixer.k_k.mean() != 0 and begun(ids_of(1, 4)).logits.isfinite().all()
+    )
 
 
 def drawn(tensor: Tensor) -> bool:
@@ -419,7 +490,10 @@ def test_the_card_says_how_to_load_it(exported, monkeypatch, tmp_path):
     monkeypatch.chdir(folder.parent)
     names: dict = {}
     exec(code, names)
-    assert type(names["model"]).__name__ == "LongfireForCausalLM" and names["tokenizer"]("a")["input_ids"]
+    assert (
+        type(names["model"]).__name__ == "LongfireForCausalLM"
+        and names["tokenizer"]("a")["input_ids"]
+    )
 
 
 def test_it_comes_back_as_a_run(exported, tmp_path):
@@ -427,13 +501,17 @@ def test_it_comes_back_as_a_run(exported, tmp_path):
     check = adopt(str(folder), tmp_path / "run", note=lambda line: None)
     assert check.peer == "LongfireForCausalLM of longfire" and check.peer_kl == 0
     opened = open_model(tmp_path / "run")
-    assert all(tensor.equal(opened.model.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert all(
+        tensor.equal(opened.model.state_dict()[name]) for name, tensor in model.state_dict().items()
+    )
 
 
 def test_the_pipeline_writes_text(exported):
     folder, _ = exported
     write = transformers.pipeline(
-        "text-generation", model=load(folder), tokenizer=transformers.AutoTokenizer.from_pretrained(folder)
+        "text-generation",
+        model=load(folder),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
     )
     texts = write(["a", "longer text"], max_new_tokens=3, do_sample=False, batch_size=1)
     assert texts[0][0]["generated_text"].startswith("a")
@@ -449,13 +527,26 @@ def test_trainer_learns_and_its_folder_is_imported(bf16, exported, tmp_path):
     texts = ["the long fire", "a gate and a long fire", "the gate"] * 4
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
     arguments = transformers.TrainingArguments(
-        tmp_path / "trained", max_steps=6, per_device_train_batch_size=4, learning_rate=1e-2, logging_steps=1, save_steps=6,
-        report_to=[], use_cpu=True, bf16=bf16, gradient_checkpointing=True, seed=0,
-    )  # fmt: skip
+        tmp_path / "trained",
+        max_steps=6,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_steps=6,
+        report_to=[],
+        use_cpu=True,
+        bf16=bf16,
+        gradient_checkpointing=True,
+        seed=0,
+    )
     trainer = transformers.Trainer(
-        model=load(folder), args=arguments, train_dataset=[tokenizer(text) for text in texts], data_collator=collate,
-        eval_dataset=[tokenizer(text) for text in texts[:3]], processing_class=tokenizer,
-    )  # fmt: skip
+        model=load(folder),
+        args=arguments,
+        train_dataset=[tokenizer(text) for text in texts],
+        data_collator=collate,
+        eval_dataset=[tokenizer(text) for text in texts[:3]],
+        processing_class=tokenizer,
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] and math.isfinite(trainer.evaluate()["eval_loss"])
@@ -473,14 +564,20 @@ def test_every_lora_adapter_learns_and_merges(types, tiny_model, tmp_path):
     import peft
 
     folder = tmp_path / "hf"
-    wrapped(tiny_model(*types, num_hidden_layers=2, mlp="swiglu", mixers=mixers(*types))).save_pretrained(folder)
-    lora = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    wrapped(
+        tiny_model(*types, num_hidden_layers=2, mlp="swiglu", mixers=mixers(*types))
+    ).save_pretrained(folder)
+    lora = peft.LoraConfig(
+        r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
     model = peft.get_peft_model(load(folder), lora)
     ids_BT = ids_of(1, 12)
     model(ids_BT, labels=ids_BT).loss.backward()
     adapters = {name: p for name, p in model.named_parameters() if "lora_" in name}
     silent = [name for name, p in adapters.items() if p.grad is None or not p.grad.any()]
-    assert len(adapters) >= 16 and not silent, "a matrix that is read past its module would leave its adapter out"
+    assert len(adapters) >= 16 and not silent, (
+        "a matrix that is read past its module would leave its adapter out"
+    )
     expected = model(ids_BT).logits
     model.save_pretrained(tmp_path / "lora")
     again = peft.PeftModel.from_pretrained(load(folder), tmp_path / "lora")
@@ -505,10 +602,14 @@ def test_lm_eval_scores_and_generates(exported):
     for (context, answer), (scored, _) in zip(asked, found):
         ids = torch.tensor([list((context + answer).encode())])
         logp = model.logits(model(ids[:, :-1])).log_softmax(-1)[0]
-        expected = sum(logp[t, ids[0, t + 1]].item() for t in range(len(context) - 1, ids.shape[1] - 1))
+        expected = sum(
+            logp[t, ids[0, t + 1]].item() for t in range(len(context) - 1, ids.shape[1] - 1)
+        )
         assert scored == pytest.approx(expected, abs=1e-3)
     wishes = {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}
-    texts = lm.generate_until([Instance("generate_until", {}, (context, wishes), 0) for context, _ in asked])
+    texts = lm.generate_until(
+        [Instance("generate_until", {}, (context, wishes), 0) for context, _ in asked]
+    )
     assert len(texts) == 2
 
 
@@ -522,11 +623,15 @@ def test_a_mixer_of_a_plugin_is_exported_with_the_name_of_its_file(tmp_path):
     )
     load_plugins((str(file),))
     try:
-        shape = ModelShape(32, 1, ("mixer_of_a_test",), {"mixer_of_a_test": {"num_heads": 2}}, vocab_size=258)
+        shape = ModelShape(
+            32, 1, ("mixer_of_a_test",), {"mixer_of_a_test": {"num_heads": 2}}, vocab_size=258
+        )
         export(build(shape, 0), bytes_tokenizer(), tmp_path / "hf")
         assert f"load_plugins(('{file.name}',))" in (tmp_path / "hf" / "README.md").read_text()
         adopt(str(tmp_path / "hf"), tmp_path / "run", note=lambda line: None, plugins=(str(file),))
     finally:
         del MIXERS["mixer_of_a_test"]
-    with pytest.raises(SettingsError, match="'mixer_of_a_test', which is no mixer of this longfire.*model.plugins"):
+    with pytest.raises(
+        SettingsError, match="'mixer_of_a_test', which is no mixer of this longfire.*model.plugins"
+    ):
         load(tmp_path / "hf")

@@ -32,10 +32,20 @@ pytestmark = pytest.mark.dtype
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 260}
 CASES = {
-    "llama": ("llama", {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}, 5_000, 0),
+    "llama": (
+        "llama",
+        {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64},
+        5_000,
+        0,
+    ),
     "qwen3, tied": (
         "qwen3",
-        {"intermediate_size": 48, "head_dim": 8, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        {
+            "intermediate_size": 48,
+            "head_dim": 8,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        },
         0,
         3,
     ),
@@ -46,7 +56,12 @@ CASES = {
         5_000,
         0,
     ),
-    "mistral": ("mistral", {"intermediate_size": 48, "num_key_value_heads": 4, "sliding_window": 9}, 0, 0),
+    "mistral": (
+        "mistral",
+        {"intermediate_size": 48, "num_key_value_heads": 4, "sliding_window": 9},
+        0,
+        0,
+    ),
 }
 
 
@@ -54,7 +69,9 @@ def saved(folder: Path, case: str) -> transformers.PreTrainedModel:
     """Their model of a case, saved in shards of so many bytes, or as so many files of PyTorch's own."""
     model_type, changes, shard_bytes, bins = CASES[case]
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **SIZES, **changes, bos_token_id=256, eos_token_id=257)
+    config = transformers.AutoConfig.for_model(
+        model_type, **SIZES, **changes, bos_token_id=256, eos_token_id=257
+    )
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     for parameter in theirs.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
@@ -89,23 +106,47 @@ def test_every_kind_of_folder_becomes_a_run_with_their_logits(case, tmp_path, in
 def test_a_run_goes_on_from_it_and_back_again(source, tmp_path, capsys):
     """import, train, eval, generate, export by the command line; what nothing was trained of goes out as it came."""
     run = tmp_path / "run"
-    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": f"text {i} of some words"}) for i in range(99)))
+    (tmp_path / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"text {i} of some words"}) for i in range(99))
+    )
     assert main(["import", str(source), str(run)]) == 0
     assert "LlamaForCausalLM of transformers: KL" in capsys.readouterr().out
     assert main(["export", str(run), "--step", "0", str(tmp_path / "back")]) == 0
-    before = {name: t for file in source.glob("*.safetensors") for name, t in load_file(file).items()}
+    before = {
+        name: t for file in source.glob("*.safetensors") for name, t in load_file(file).items()
+    }
     after = load_file(tmp_path / "back" / SINGLE)
     assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
-    config = {key: value for key, value in json.loads((tmp_path / "back" / "config.json").read_text()).items()}
+    config = {
+        key: value
+        for key, value in json.loads((tmp_path / "back" / "config.json").read_text()).items()
+    }
     theirs = json.loads((source / "config.json").read_text())
     older = {"rope_theta", "rope_scaling", "torch_dtype"}  # written for older readers
     assert {key for key in config if config[key] != theirs.get(key)} <= {"pad_token_id", *older}
     card = (tmp_path / "back" / "README.md").read_text()
-    assert "(llama)" in card and "embedded" not in card, "it says where it comes from, and no data that it never saw"
+    assert "(llama)" in card and "embedded" not in card, (
+        "it says where it comes from, and no data that it never saw"
+    )
 
-    small = ["--data.dataset", str(tmp_path / "texts.jsonl"), "--data.folder", str(tmp_path / "stores"), "--metrics.report", "false",
-             "--training.batch_size", "2", "--training.seq_len", "16", "--data.heldout_fraction", "0.2", "--data.num_workers", "1",
-             "--lr_scheduler.warmup_steps", "0"]  # fmt: skip
+    small = [
+        "--data.dataset",
+        str(tmp_path / "texts.jsonl"),
+        "--data.folder",
+        str(tmp_path / "stores"),
+        "--metrics.report",
+        "false",
+        "--training.batch_size",
+        "2",
+        "--training.seq_len",
+        "16",
+        "--data.heldout_fraction",
+        "0.2",
+        "--data.num_workers",
+        "1",
+        "--lr_scheduler.warmup_steps",
+        "0",
+    ]
     assert main(["train", str(run / "run.toml"), *small, "--training.steps", "2"]) == 0
     assert "step-0: 0 tokens seen, row 0 is next, with a fresh optimizer" in capsys.readouterr().out
     assert main(["train", str(run / "run.toml"), "--training.steps", "3"]) == 0
@@ -122,12 +163,16 @@ def test_a_run_goes_on_from_it_and_back_again(source, tmp_path, capsys):
     ]
     words += ["--tokenizer.path", str(source), "--optimizer.lr", "5e-5", "--training.steps", "2"]
     assert main(["train", *small, *words]) == 0
-    one, other = (load_model_weights(tmp_path / name / "checkpoints" / "step-2") for name in ("run", "other"))
+    one, other = (
+        load_model_weights(tmp_path / name / "checkpoints" / "step-2") for name in ("run", "other")
+    )
     assert all(one[name].equal(other[name]) for name in other)
 
     assert main(["eval", str(run), "--step", "0"]) == 0
     assert main(["generate", str(run), "--prompt", "text ", "--max_new_tokens", "3"]) == 0
-    assert main(["export", str(run), "--dtype", "bfloat16", str(tmp_path / "out"), "--step", "3"]) == 0
+    assert (
+        main(["export", str(run), "--dtype", "bfloat16", str(tmp_path / "out"), "--step", "3"]) == 0
+    )
     assert "KL" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     for row in (
@@ -165,7 +210,9 @@ def test_a_moved_run_finds_its_tokenizer(source, tmp_path):
         "--metrics.report",
         "false",
     ]
-    assert main(["train", str(tmp_path / "moved" / "run.toml"), *words, "--eval.at_end", "false"]) == 0
+    assert (
+        main(["train", str(tmp_path / "moved" / "run.toml"), *words, "--eval.at_end", "false"]) == 0
+    )
     assert (tmp_path / "moved/checkpoints/step-1").is_dir() and not (tmp_path / "run").exists()
 
 
@@ -174,16 +221,26 @@ def test_a_chat_template_and_a_begin_of_text_are_kept(source, tmp_path):
     words.carried = CarriedFiles(files={CHAT: "{{ messages }}"})
     words.save(source)
     content = json.loads((source / "tokenizer.json").read_text())
-    content["post_processor"] = {"type": "TemplateProcessing", "single": [
-        {"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<bos>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [0], "tokens": ["<bos>"]}}}  # fmt: skip
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [0], "tokens": ["<bos>"]}},
+    }
     (source / "tokenizer.json").write_text(json.dumps(content))
     adopt(str(source), tmp_path / "run")
     opened = open_model(tmp_path / "run")
-    assert opened.run.tokenizer.add_bos and opened.tokenizer.carried.files == {CHAT: "{{ messages }}"}
+    assert opened.run.tokenizer.add_bos and opened.tokenizer.carried.files == {
+        CHAT: "{{ messages }}"
+    }
     main(["export", str(tmp_path / "run"), str(tmp_path / "back")])
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "back").chat_template == "{{ messages }}"
+    assert (
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "back").chat_template
+        == "{{ messages }}"
+    )
 
 
 def test_weights_of_fla_come_in_and_it_is_said_that_their_class_was_not_asked(tmp_path, in_fp32):
@@ -214,7 +271,11 @@ def shard_of(source: Path, name: str) -> Path:
 def tensors_have(name: str, tensor: torch.Tensor | None):
     def change(source: Path) -> None:
         file = shard_of(source, "model.norm.weight")
-        tensors = {key: value for key, value in {**load_file(file), name: tensor}.items() if value is not None}
+        tensors = {
+            key: value
+            for key, value in {**load_file(file), name: tensor}.items()
+            if value is not None
+        }
         save_file(tensors, file)
 
     return change
@@ -232,7 +293,9 @@ def index_leaves(source: Path) -> None:
 
 
 def whole_bin(source: Path) -> dict:
-    tensors = {name: t for file in source.glob("*.safetensors") for name, t in load_file(file).items()}
+    tensors = {
+        name: t for file in source.glob("*.safetensors") for name, t in load_file(file).items()
+    }
     for file in [*source.glob("*.safetensors"), source / INDEX]:
         file.unlink()
     torch.save(tensors, source / BIN)
@@ -249,24 +312,75 @@ def payload(source: Path) -> None:
 
 
 BAD = {
-    "an unknown model": (config_says(model_type="bloom"), SettingsError, "model_type = 'bloom' is none that longfire can read"),
-    "a setting that we have not": (config_says(final_logit_softcapping=30.0), SettingsError, "final_logit_softcapping = 30.0"),
-    "quantized": (config_says(quantization_config={"bits": 4}), SettingsError, "quantization_config"),
-    "shapes of another config": (config_says(hidden_size=64, head_dim=8), CheckpointError, r"where \(64,\) is needed"),
-    "more layers than weights": (config_says(num_hidden_layers=3), CheckpointError, "missing: model.layers.2"),
-    "fewer layers": (config_says(num_hidden_layers=1), CheckpointError, "not known: model.layers.1"),
-    "a missing tensor": (tensors_have("model.norm.weight", None), CheckpointError, "missing: model.norm.weight"),
-    "a tensor too many": (tensors_have("lm_head.bias", torch.ones(3)), CheckpointError, "not known: lm_head.bias"),
-    "a corrupt shard": (cut, CheckpointError, r"model-0.*safetensors: cannot be read .*download it again"),
+    "an unknown model": (
+        config_says(model_type="bloom"),
+        SettingsError,
+        "model_type = 'bloom' is none that longfire can read",
+    ),
+    "a setting that we have not": (
+        config_says(final_logit_softcapping=30.0),
+        SettingsError,
+        "final_logit_softcapping = 30.0",
+    ),
+    "quantized": (
+        config_says(quantization_config={"bits": 4}),
+        SettingsError,
+        "quantization_config",
+    ),
+    "shapes of another config": (
+        config_says(hidden_size=64, head_dim=8),
+        CheckpointError,
+        r"where \(64,\) is needed",
+    ),
+    "more layers than weights": (
+        config_says(num_hidden_layers=3),
+        CheckpointError,
+        "missing: model.layers.2",
+    ),
+    "fewer layers": (
+        config_says(num_hidden_layers=1),
+        CheckpointError,
+        "not known: model.layers.1",
+    ),
+    "a missing tensor": (
+        tensors_have("model.norm.weight", None),
+        CheckpointError,
+        "missing: model.norm.weight",
+    ),
+    "a tensor too many": (
+        tensors_have("lm_head.bias", torch.ones(3)),
+        CheckpointError,
+        "not known: lm_head.bias",
+    ),
+    "a corrupt shard": (
+        cut,
+        CheckpointError,
+        r"model-0.*safetensors: cannot be read .*download it again",
+    ),
     "a corrupt file of PyTorch's": (cut_bin, CheckpointError, f"{BIN}: cut off"),
-    "an index that leaves its folder": (index_leaves, CheckpointError, "'../outside.safetensors' is not the name"),
+    "an index that leaves its folder": (
+        index_leaves,
+        CheckpointError,
+        "'../outside.safetensors' is not the name",
+    ),
     "a pickle with code": (payload, CheckpointError, "have to run code"),
-    "a tokenizer with more words": (lambda s: train_tokenizer(["ab abc abcd " * 9], 263).save(s), SettingsError,
-                                    "26[123] words, its embedding 260 rows"),
-    "no tokenizer": (lambda s: [file.unlink() for file in s.glob("tok*")], DataError, "no tokenizer.json in this folder"),
-    "no weights": (lambda s: [file.unlink() for file in s.glob("model*")], CheckpointError, "none of model.safetensors"),
+    "a tokenizer with more words": (
+        lambda s: train_tokenizer(["ab abc abcd " * 9], 263).save(s),
+        SettingsError,
+        "26[123] words, its embedding 260 rows",
+    ),
+    "no tokenizer": (
+        lambda s: [file.unlink() for file in s.glob("tok*")],
+        DataError,
+        "no tokenizer.json in this folder",
+    ),
+    "no weights": (
+        lambda s: [file.unlink() for file in s.glob("model*")],
+        CheckpointError,
+        "none of model.safetensors",
+    ),
     "no config": (lambda s: (s / "config.json").unlink(), SettingsError, "config.json"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -283,14 +397,18 @@ def test_other_logits_than_their_class_gives_are_refused(source, tmp_path, monke
     """A family's table with a mistake in it would be found before the run appears."""
     wrong = lambda config, where: shape_from_config({**config, "rms_norm_eps": 0.1}, where)
     monkeypatch.setattr("longfire.hub.load.shape_from_config", wrong)
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM of transformers gives other logits"):
+    with pytest.raises(
+        CheckpointError, match="LlamaForCausalLM of transformers gives other logits"
+    ):
         adopt(str(source), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_full_disk_leaves_nothing(source, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # no file can grow beyond: as a full disk says no
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (50_000, limits[1])
+    )  # no file can grow beyond: as a full disk says no
     try:
         with pytest.raises(CheckpointError, match="could not be written"):
             adopt(str(source), tmp_path / "run")
@@ -336,19 +454,27 @@ def test_a_name_of_the_hub_is_fetched_without_code(kind, source, tmp_path, monke
     adopt("someone/some-model", tmp_path / "run", lambda line: None)
     fetched = {path.name for path in (tmp_path / "cache").iterdir()}
     assert (
-        not {name for name in fetched if name.endswith((".py", ".pt", ".gguf"))} and "training_args.bin" not in fetched
+        not {name for name in fetched if name.endswith((".py", ".pt", ".gguf"))}
+        and "training_args.bin" not in fetched
     )
     assert (BIN in fetched) == (kind == "bin") and len(hub.asked) == (2 if kind == "bin" else 1)
-    assert open_model(tmp_path / "run").run.job.description == "imported from someone/some-model (llama)"
+    assert (
+        open_model(tmp_path / "run").run.job.description
+        == "imported from someone/some-model (llama)"
+    )
 
 
-@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no cached snapshot"), HTTPError("no route to the host")])
+@pytest.mark.parametrize(
+    "error", [LocalEntryNotFoundError("no cached snapshot"), HTTPError("no route to the host")]
+)
 def test_a_name_of_the_hub_without_a_network_says_what_to_do(error, tmp_path, monkeypatch):
     def offline(*names, **rest):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(SettingsError, match="someone/some-model is no folder here.*check the name and the network"):
+    with pytest.raises(
+        SettingsError, match="someone/some-model is no folder here.*check the name and the network"
+    ):
         adopt("someone/some-model", tmp_path / "run", lambda line: None)
     assert not (tmp_path / "run").exists()
 
@@ -365,7 +491,11 @@ def test_a_config_that_their_class_no_longer_reads_is_imported_and_said(source, 
     """transformers 5 checks the types of a config strictly, which 4 did not."""
     config_says(use_cache=1)(source)
     check = adopt(str(source), tmp_path / "run", lambda line: None)
-    assert check.peer_kl is None and "it does not read this config.json" in str(check) and "use_cache" in str(check)
+    assert (
+        check.peer_kl is None
+        and "it does not read this config.json" in str(check)
+        and "use_cache" in str(check)
+    )
     assert open_model(tmp_path / "run").step == 0
 
 
@@ -373,8 +503,13 @@ def test_buffers_of_old_files_are_no_tensors_of_the_model(tmp_path):
     """GPT-2's causal mask, which files of before transformers 4.30 hold under names without a prefix."""
     saved(tmp_path / "source", "gpt2")
     file = tmp_path / "source" / BIN
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in torch.load(file).items()}
-    tensors |= {"h.0.attn.bias": torch.ones(1, 1, 48, 48), "h.1.attn.masked_bias": torch.tensor(-1e4)}
+    tensors = {
+        name.removeprefix("transformer."): tensor for name, tensor in torch.load(file).items()
+    }
+    tensors |= {
+        "h.0.attn.bias": torch.ones(1, 1, 48, 48),
+        "h.1.attn.masked_bias": torch.tensor(-1e4),
+    }
     torch.save(tensors, file)
     check = adopt(str(tmp_path / "source"), tmp_path / "run", lambda line: None)
     assert check.peer_kl is not None and check.peer_kl < KL_NATS
@@ -390,4 +525,6 @@ def test_progress_is_told(source, tmp_path, monkeypatch):
 
 def test_a_tokenizer_saved_again_is_the_same(source, tmp_path):
     adopt(str(source), tmp_path / "run")
-    assert from_folder(tmp_path / "run" / "tokenizer").fingerprint == from_folder(source).fingerprint
+    assert (
+        from_folder(tmp_path / "run" / "tokenizer").fingerprint == from_folder(source).fingerprint
+    )

@@ -11,7 +11,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer
 from longfire.errors import CheckpointError
-from longfire.hub.check import KL_NATS, Check, compare_imported_tokenizer, compare_tokenizer, kl, tolerated_kl
+from longfire.hub.check import (
+    KL_NATS,
+    Check,
+    compare_imported_tokenizer,
+    compare_tokenizer,
+    kl,
+    tolerated_kl,
+)
 
 pytestmark = pytest.mark.dtype
 
@@ -55,8 +62,13 @@ def test_rounding_is_tolerated_and_a_wrong_model_is_not():
 def test_a_check_says_what_was_compared_and_what_was_not():
     whole = Check(12, 34_500_000, "float32", 128, 0.0, "LlamaForCausalLM of transformers", 3e-13)
     assert "12 tensors (34.5 MB, float32) equal byte for byte" in str(whole)
-    assert "logits of 128 tokens: ours the same; LlamaForCausalLM of transformers: KL 3.0e-13" in str(whole)
-    half = Check(12, 1, "bfloat16", 128, 2e-5, "GLAForCausalLM of fla", None, "fla is not installed")
+    assert (
+        "logits of 128 tokens: ours the same; LlamaForCausalLM of transformers: KL 3.0e-13"
+        in str(whole)
+    )
+    half = Check(
+        12, 1, "bfloat16", 128, 2e-5, "GLAForCausalLM of fla", None, "fla is not installed"
+    )
     assert "ours KL 2.0e-05 by rounding" in str(half)
     assert "GLAForCausalLM of fla: not compared, fla is not installed" in str(half)
 
@@ -65,20 +77,29 @@ def test_a_tokenizer_that_a_class_of_transformers_makes_anew(tmp_path):
     """GPT2Tokenizer drops the pre-tokenizer of tokenizer.json: the file is taken as it is, and the difference is reported."""
     words = Words(models.BPE())
     words.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
     )
-    words.train_from_iterator(["def f(x):\n    return 12 + 3\n\n  1234567 a\n\n  12\n"] * 50, trainer)
+    words.train_from_iterator(
+        ["def f(x):\n    return 12 + 3\n\n  1234567 a\n\n  12\n"] * 50, trainer
+    )
     tokenizer = Tokenizer(words, "", "<eos>")
     tokenizer.save(tmp_path)
     assert compare_imported_tokenizer(tokenizer, tmp_path) == ""
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
-    assert "gives other ids than their tokenizer.json" in compare_imported_tokenizer(tokenizer, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"})
+    )
+    assert "gives other ids than their tokenizer.json" in compare_imported_tokenizer(
+        tokenizer, tmp_path
+    )
     with pytest.raises(CheckpointError, match="gives other ids than ours"):
         compare_tokenizer(tokenizer, tmp_path)
     with pytest.raises(CheckpointError, match="gives other ids by transformers than by longfire"):
@@ -90,7 +111,9 @@ def test_a_tokenizer_that_a_class_of_transformers_cannot_read(tmp_path):
     tokenizer = bytes_tokenizer()
     tokenizer.save(tmp_path)
     file = tmp_path / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "CodeLlamaTokenizerFast"}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "tokenizer_class": "CodeLlamaTokenizerFast"})
+    )
     line = compare_imported_tokenizer(tokenizer, tmp_path)
     assert "AutoTokenizer cannot read these files" in line and "Unk token" in line
     with pytest.raises(CheckpointError, match="cannot read these files"):

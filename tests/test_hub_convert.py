@@ -57,7 +57,9 @@ def test_sharded_equals_whole(model, folder, tmp_path):
     export(model, bytes_tokenizer(), tmp_path / "cut", shard_bytes=20_000)
     files = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    assert all(path.stat().st_size < 45_000 for path in (tmp_path / "cut").glob("*.safetensors"))  # one is larger alone
+    assert all(
+        path.stat().st_size < 45_000 for path in (tmp_path / "cut").glob("*.safetensors")
+    )  # one is larger alone
     whole, parts = load_weights(folder, model.shape), load_weights(tmp_path / "cut", model.shape)
     assert whole.keys() == parts.keys() and all(whole[name].equal(parts[name]) for name in whole)
 
@@ -65,13 +67,25 @@ def test_sharded_equals_whole(model, folder, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "missing: model.layers.1.mlp.up_proj.weight"),
-        (lambda t: t.update({"model.extra.weight": torch.ones(2)}), "not known: model.extra.weight"),
-        (lambda t: t.update({"model.norm.weight": torch.ones(33)}), r"model.norm.weight \(33,\) where \(32,\) is needed"),
-        (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "int8 where a floating-point type"),
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            "missing: model.layers.1.mlp.up_proj.weight",
+        ),
+        (
+            lambda t: t.update({"model.extra.weight": torch.ones(2)}),
+            "not known: model.extra.weight",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(33)}),
+            r"model.norm.weight \(33,\) where \(32,\) is needed",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
+            "int8 where a floating-point type",
+        ),
         (lambda t: [t.pop(name) for name in list(t)[:9]], "missing: .* and 5 more"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_named(model, folder, change, message):
     with pytest.raises(CheckpointError, match=message):
         load_weights(rewritten(folder, change), model.shape)
@@ -92,10 +106,15 @@ def test_buffers_of_old_files_are_passed_over_and_any_float_is_read(model, folde
 def test_a_tied_head_may_be_written_twice_but_not_differ(tmp_path, tiny_model):
     model = tiny_model("attention", vocab_size=258, tie_word_embeddings=True)
     export(model, bytes_tokenizer(), tmp_path / "hf")
-    twice = rewritten(tmp_path / "hf", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    twice = rewritten(
+        tmp_path / "hf",
+        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}),
+    )
     loaded, _ = load_model(twice)
     assert loaded.head.weight is loaded.embed.weight
-    differs = rewritten(tmp_path / "hf", lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
+    differs = rewritten(
+        tmp_path / "hf", lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1})
+    )
     with pytest.raises(CheckpointError, match="ties the head"):
         load_model(differs)
 
@@ -104,10 +123,14 @@ def write_index(folder: Path, weight_map) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "model.bin", 7])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "model.bin", 7]
+)
 def test_an_index_cannot_lead_out_of_its_folder(model, folder, name):
     write_index(folder, {"model.norm.weight": name})
-    with pytest.raises(CheckpointError, match="not the name of a .safetensors file in the same folder"):
+    with pytest.raises(
+        CheckpointError, match="not the name of a .safetensors file in the same folder"
+    ):
         load_weights(folder, model.shape)
 
 
@@ -127,7 +150,9 @@ def test_a_config_without_words_is_named(folder):
 
 def test_files_that_are_missing_cut_off_or_of_another_kind(model, folder):
     write_index(folder, {"model.norm.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors: the index names it"):
+    with pytest.raises(
+        CheckpointError, match="model-00001-of-00002.safetensors: the index names it"
+    ):
         load_weights(folder, model.shape)
     (folder / INDEX).unlink()
     (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:-100])
@@ -155,7 +180,9 @@ def test_a_folder_that_is_no_export_is_left_alone(model, tmp_path):
 def test_a_full_disk_leaves_what_was_there(model, folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # no file can grow beyond: as a full disk says no
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (50_000, limits[1])
+    )  # no file can grow beyond: as a full disk says no
     try:
         with pytest.raises(CheckpointError, match="could not be written"):
             export(model, bytes_tokenizer(), folder)
@@ -168,7 +195,9 @@ def test_a_full_disk_leaves_what_was_there(model, folder):
 def test_values_that_a_type_cannot_hold_are_named(tmp_path, tiny_model):
     model = tiny_model("attention", vocab_size=258)
     model.state_dict()["layers.1.mlp.down_proj.weight"][0, 0] = 1e6
-    with pytest.raises(CheckpointError, match="layers.1.mlp.down_proj.weight has values that float16 cannot hold"):
+    with pytest.raises(
+        CheckpointError, match="layers.1.mlp.down_proj.weight has values that float16 cannot hold"
+    ):
         export(model, bytes_tokenizer(), tmp_path / "hf", dtype=torch.float16)
 
 
@@ -183,7 +212,9 @@ def test_a_shape_that_no_family_has_is_written_for_our_own_class(tmp_path, tiny_
     model = tiny_model("gla", "gated_delta_net", vocab_size=258)
     check = export(model, bytes_tokenizer(), tmp_path / "hf")
     assert check.peer == "LongfireForCausalLM of longfire" and check.peer_kl == 0
-    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["LongfireForCausalLM"]
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == [
+        "LongfireForCausalLM"
+    ]
     again = load_weights(tmp_path / "hf", model.shape)
     assert all(tensor.equal(again[name]) for name, tensor in model.state_dict().items())
 
@@ -239,7 +270,9 @@ def run(tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("run")
     shape = replace(tiny_shape("gla", "attention"), vocab_size=0, tie_word_embeddings=True)
     (folder / "shape.json").write_text(json.dumps(shape.to_dict()))
-    lines = [json.dumps({"text": f"number {i} of many documents, each a line long"}) for i in range(60)]
+    lines = [
+        json.dumps({"text": f"number {i} of many documents, each a line long"}) for i in range(60)
+    ]
     (folder / "texts.jsonl").write_text("\n".join(lines))
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
     run = Run.compose(folder / "recipe.toml", {})
@@ -291,7 +324,11 @@ def test_an_export_by_bytes_is_the_same_folder(run, tmp_path, dtype):
     """Tensor by tensor from the checkpoint, without the model."""
     whole = export_run(run.folder, 4, tmp_path / "whole", dtype)
     again = export_run(run.folder, -1, tmp_path / "again", dtype, logits=False)
-    assert (again.tensors, again.memory_bytes, again.tokens) == (whole.tensors, whole.memory_bytes, 0)
+    assert (again.tensors, again.memory_bytes, again.tokens) == (
+        whole.tensors,
+        whole.memory_bytes,
+        0,
+    )
     assert "logits not, as asked for" in str(again)
     for path in (tmp_path / "whole").iterdir():
         if path.name not in ("README.md", "SHA256SUMS"):
@@ -312,7 +349,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_opened(run, tmp_path
     assert "step-4 is damaged" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="step-4 is damaged"):
         open_model(copy, 4)
-    with pytest.raises(CheckpointError, match="step-3: no such checkpoint; the folder has steps 2, 4"):
+    with pytest.raises(
+        CheckpointError, match="step-3: no such checkpoint; the folder has steps 2, 4"
+    ):
         open_model(copy, 3)
     whole = copy / "checkpoints" / "step-2" / "manifest.json"
     whole.unlink()

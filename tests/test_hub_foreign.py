@@ -26,9 +26,23 @@ from longfire.weights import open_model
 
 pytestmark = pytest.mark.dtype
 
-NEOX = {"model_type": "gpt_neox", "vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}  # fmt: skip
-MAMBA = {"model_type": "mamba", "vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+MAMBA = {
+    "model_type": "mamba",
+    "vocab_size": 258,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "state_size": 4,
+}
 PLUGIN = '''
 import torch
 from torch import nn
@@ -79,12 +93,26 @@ def neox() -> foreign.Foreign:
 def words_for(folder: Path, config: dict, name: str = "run") -> list[str]:
     """A small run of a config as the command line says it."""
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": f"text {i} of words"}) for i in range(99)))
-    said = {"job.dump_folder": folder / name, "model.config": folder / "config.json", "model.backend": "transformers",
-            "data.dataset": folder / "texts.jsonl", "data.folder": folder / "stores", "data.num_workers": 1,
-            "data.heldout_fraction": 0.2, "training.seq_len": 16, "training.batch_size": 2, "training.threads": 1,
-            "training.compile": "off", "lr_scheduler.warmup_steps": 0, "lr_scheduler.name": "constant", "eval.at_end": "false",
-            "metrics.report": "false"}  # fmt: skip
+    (folder / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"text {i} of words"}) for i in range(99))
+    )
+    said = {
+        "job.dump_folder": folder / name,
+        "model.config": folder / "config.json",
+        "model.backend": "transformers",
+        "data.dataset": folder / "texts.jsonl",
+        "data.folder": folder / "stores",
+        "data.num_workers": 1,
+        "data.heldout_fraction": 0.2,
+        "training.seq_len": 16,
+        "training.batch_size": 2,
+        "training.threads": 1,
+        "training.compile": "off",
+        "lr_scheduler.warmup_steps": 0,
+        "lr_scheduler.name": "constant",
+        "eval.at_end": "false",
+        "metrics.report": "false",
+    }
     return [word for key, value in said.items() for word in (f"--{key}", str(value))]
 
 
@@ -99,7 +127,9 @@ def test_their_loss_and_gradients(neox):
     theirs.backward()
     torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
-        nats_BT, greedy_BT = losses(neox, Batch(ids_BT, labels_BT, torch.arange(20).expand(2, -1)), 1024)
+        nats_BT, greedy_BT = losses(
+            neox, Batch(ids_BT, labels_BT, torch.arange(20).expand(2, -1)), 1024
+        )
         likeliest_BT = neox.theirs(ids_BT).logits.argmax(-1)
     torch.testing.assert_close(nats_BT.sum() / 38, theirs.detach())
     assert greedy_BT.equal((likeliest_BT == labels_BT) & (labels_BT >= 0))
@@ -162,24 +192,39 @@ def test_the_life_of_a_model_that_longfire_has_no_mixer_for(tmp_path, capsys, in
     assert "2 layers (2 gpt_neox)" in capsys.readouterr().out
     assert main(["train", str(run / "run.toml"), "--training.steps", "4"]) == 0
     assert (
-        main(["train", *words_for(tmp_path, {**NEOX, "attention_dropout": 0.1}, "whole"), "--training.steps", "4"]) == 0
+        main(
+            [
+                "train",
+                *words_for(tmp_path, {**NEOX, "attention_dropout": 0.1}, "whole"),
+                "--training.steps",
+                "4",
+            ]
+        )
+        == 0
     )
     one, whole = (open_model(tmp_path / name).model.state_dict() for name in ("run", "whole"))
     assert all(one[name].equal(whole[name]) for name in one), "2N = N + N, their dropout included"
     assert (
-        main(["eval", str(run)]) == 0 and main(["generate", str(run), "--prompt", "text", "--max_new_tokens", "3"]) == 0
+        main(["eval", str(run)]) == 0
+        and main(["generate", str(run), "--prompt", "text", "--max_new_tokens", "3"]) == 0
     )
     capsys.readouterr()
     assert main(["export", str(run), "--step", "4", str(tmp_path / "out")]) == 0
     assert "equal byte for byte" in capsys.readouterr().out
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32
+    )
     ids_BT = torch.arange(2, 40)[None]
     with torch.no_grad():
         assert type(theirs).__name__ == "GPTNeoXForCausalLM"
         assert kl(theirs.eval()(ids_BT).logits, open_model(run).model(ids_BT)) < KL_NATS
     assert theirs.config.eos_token_id == bytes_tokenizer().eos_id
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "GPTNeoXForCausalLM of" in card and "| steps | 4 |" in card and "longfire generate" not in card
+    assert (
+        "GPTNeoXForCausalLM of" in card
+        and "| steps | 4 |" in card
+        and "longfire generate" not in card
+    )
     assert main(["export", str(run), "--dtype", "bfloat16", str(tmp_path / "out")]) == 0
     assert "by rounding" in capsys.readouterr().out
     words = ["--model", str(run), "--config", "gla-340m", "--output", str(tmp_path / "gla")]
@@ -190,10 +235,23 @@ def test_the_life_of_a_model_that_longfire_has_no_mixer_for(tmp_path, capsys, in
 @pytest.mark.slow  # compiling takes most of a minute
 def test_it_begins_with_their_weights_and_compiles(neox, tmp_path):
     foreign.save(neox, tmp_path / "hf", torch.float32, {}, 10**9)
-    more = ["--model.weights", str(tmp_path / "hf"), "--training.steps", "1", "--optimizer.lr", "1e-9"]
+    more = [
+        "--model.weights",
+        str(tmp_path / "hf"),
+        "--training.steps",
+        "1",
+        "--optimizer.lr",
+        "1e-9",
+    ]
     for name, compiled in (("eager", "off"), ("compiled", "on")):
-        assert main(["train", *words_for(tmp_path, NEOX, name), *more, "--training.compile", compiled]) == 0
-        begun, given = open_model(tmp_path / name).model.theirs, dict(neox.theirs.named_parameters())
+        assert (
+            main(["train", *words_for(tmp_path, NEOX, name), *more, "--training.compile", compiled])
+            == 0
+        )
+        begun, given = (
+            open_model(tmp_path / name).model.theirs,
+            dict(neox.theirs.named_parameters()),
+        )
         assert all((p - given[n]).abs().max() < 1e-6 for n, p in begun.named_parameters())
 
 
@@ -204,33 +262,55 @@ def test_a_class_of_the_users_own(tmp_path):
         Run.compose(None, dict(zip((w.removeprefix("--") for w in words[::2]), words[1::2])))
     assert main(["train", *words, "--model.plugins", str(tmp_path / "bag.py")]) == 0
     code = ["--plugins", str(tmp_path / "bag.py")]
-    assert main(["generate", str(tmp_path / "run"), "--prompt", "text", "--max_new_tokens", "2", *code]) == 0
+    assert (
+        main(
+            ["generate", str(tmp_path / "run"), "--prompt", "text", "--max_new_tokens", "2", *code]
+        )
+        == 0
+    )
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), *code]) == 0
-    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "bag_of_words"
+    assert (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type
+        == "bag_of_words"
+    )
 
 
 def test_packed_documents_where_the_class_keeps_them_apart(neox, tmp_path):
     foreign.refuse_unless_documents_are_kept_apart(neox)
     lengths = [7, 1, 12]
     ids_BT = torch.randint(258, (1, 20))
-    documents = Documents.from_ids(torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None])
+    documents = Documents.from_ids(
+        torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    )
     positions_BT = torch.cat([torch.arange(n) for n in lengths])[None]
     with torch.no_grad():
         packed = neox(ids_BT, Sequence(positions_BT, documents)).split(lengths, 1)
         for alone, together in zip(ids_BT.split(lengths, 1), packed):
             assert kl(neox(alone), together) < KL_NATS
-    assert main(["train", *words_for(tmp_path, NEOX), "--training.steps", "1", "--data.varlen", "true"]) == 0
+    assert (
+        main(
+            ["train", *words_for(tmp_path, NEOX), "--training.steps", "1", "--data.varlen", "true"]
+        )
+        == 0
+    )
 
 
 def test_packed_documents_are_refused_where_it_does_not_or_nothing_shows(tmp_path, capsys):
     """A recurrence lets everything through; a model that ignores what came before shows nothing."""
-    assert main(["train", *words_for(tmp_path, MAMBA), "--training.steps", "1", "--data.varlen", "true"]) == 2
+    assert (
+        main(
+            ["train", *words_for(tmp_path, MAMBA), "--training.steps", "1", "--data.varlen", "true"]
+        )
+        == 2
+    )
     assert "data.varlen: MambaForCausalLM" in capsys.readouterr().err
     shape = foreign.read_shape(NEOX, "")
     deaf = foreign.build(shape, 0)
     for layer in deaf.theirs.gpt_neox.layers:
         layer.attention.dense.weight.data.zero_()
-    with pytest.raises(SettingsError, match="gives the same whether it sees earlier documents or not"):
+    with pytest.raises(
+        SettingsError, match="gives the same whether it sees earlier documents or not"
+    ):
         foreign.refuse_unless_documents_are_kept_apart(deaf)
 
 
@@ -240,15 +320,31 @@ def test_packed_documents_are_refused_where_it_does_not_or_nothing_shows(tmp_pat
         ({"model_type": "never_heard_of"}, [], "never_heard_of"),
         ({"hidden_size": 3}, [], "model_type is missing"),
         ({"model_type": "vit"}, [], "vocab_size"),
-        ({**NEOX, "vocab_size": 100}, [], "vocab_size = 100 .* smaller than the tokenizer's 258 words"),
+        (
+            {**NEOX, "vocab_size": 100},
+            [],
+            "vocab_size = 100 .* smaller than the tokenizer's 258 words",
+        ),
         ({**NEOX, "num_attention_heads": 5}, [], "transformers cannot read it .*not divisible"),
-        (NEOX, ["--activation_checkpoint.mode", "block"], "activation_checkpoint.mode = 'block' .* nothing of the model's inside"),
+        (
+            NEOX,
+            ["--activation_checkpoint.mode", "block"],
+            "activation_checkpoint.mode = 'block' .* nothing of the model's inside",
+        ),
         (NEOX, ["--model.kernels", "slow"], "model.kernels = 'slow'"),
         (NEOX, ["--distillation.teacher", "x"], "distillation.teacher = 'x'"),
-        ({**NEOX, "tie_word_embeddings": True}, ["--optimizer.head_lr_scale", "2"], "head_lr_scale = 2, but with tie_word"),
-        (NEOX, ["--training.seq_len", "65"], "training.seq_len = 65 is longer than max_position_embeddings = 64"),
+        (
+            {**NEOX, "tie_word_embeddings": True},
+            ["--optimizer.head_lr_scale", "2"],
+            "head_lr_scale = 2, but with tie_word",
+        ),
+        (
+            NEOX,
+            ["--training.seq_len", "65"],
+            "training.seq_len = 65 is longer than max_position_embeddings = 64",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(config, more, message, tmp_path, capsys):
     assert main(["train", *words_for(tmp_path, config), *more]) == 2
     assert re.search(message, capsys.readouterr().err)
@@ -256,7 +352,9 @@ def test_what_cannot_be_is_refused(config, more, message, tmp_path, capsys):
 
 def test_state_that_checkpoints_do_not_hold_is_refused(neox):
     neox.theirs.register_buffer("seen", torch.zeros(1))
-    with pytest.raises(SettingsError, match="GPTNeoXForCausalLM keeps state beside its parameters .seen."):
+    with pytest.raises(
+        SettingsError, match="GPTNeoXForCausalLM keeps state beside its parameters .seen."
+    ):
         foreign.refuse_what_checkpoints_do_not_hold(neox.theirs)
 
 
@@ -273,10 +371,21 @@ def test_weights_of_another_model_and_hostile_ones_are_named(neox, tmp_path):
 
 
 MAMBA_HEADS = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
-ATTENDED = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64}
+ATTENDED = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
 SIZES = {"vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2}
 SAVED = {
-    "an infinite limit": {"model_type": "bamba", **SIZES, **ATTENDED, **MAMBA_HEADS, "attn_layer_indices": [1]},
+    "an infinite limit": {
+        "model_type": "bamba",
+        **SIZES,
+        **ATTENDED,
+        **MAMBA_HEADS,
+        "attn_layer_indices": [1],
+    },
     "keeps its last state": {"model_type": "recurrent_gemma", **SIZES, **ATTENDED, "lru_width": 32},
 }
 
@@ -286,7 +395,9 @@ def test_what_was_saved_is_read_again(case, tmp_path):
     """transformers writes an infinite number of a config as {"__float__": "Infinity"}."""
     model = foreign.build(foreign.read_shape(SAVED[case], "config.json"), seed=0)
     model(torch.randint(258, (1, 8)))
-    foreign.save(model, tmp_path / "hf", torch.float32, {"bos_token_id": 1, "eos_token_id": 2}, 10**9)
+    foreign.save(
+        model, tmp_path / "hf", torch.float32, {"bos_token_id": 1, "eos_token_id": 2}, 10**9
+    )
     foreign.compare_saved(model, tmp_path / "hf", torch.float32)
     shape = foreign.read_shape(json.loads((tmp_path / "hf/config.json").read_text()), "config.json")
     weights = foreign.load_weights(tmp_path / "hf", shape)

@@ -21,8 +21,14 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 @pytest.fixture(scope="module")
 def theirs():
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(hidden_size=32, num_hidden_layers=2, intermediate_size=48, vocab_size=97,
-                                      num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        vocab_size=97,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     return transformers.LlamaForCausalLM(config)
 
 
@@ -40,7 +46,10 @@ def as_bin(folder: Path, shards: int = 1) -> Path:
         torch.save(tensors, folder / BIN)
         return folder
     names = list(tensors)
-    files = {name: f"pytorch_model-{i % shards + 1:05d}-of-{shards:05d}.bin" for i, name in enumerate(names)}
+    files = {
+        name: f"pytorch_model-{i % shards + 1:05d}-of-{shards:05d}.bin"
+        for i, name in enumerate(names)
+    }
     for file in set(files.values()):
         torch.save({name: tensors[name] for name in names if files[name] == file}, folder / file)
     (folder / BIN_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
@@ -49,7 +58,9 @@ def as_bin(folder: Path, shards: int = 1) -> Path:
 
 def same(ours: dict, theirs) -> bool:
     expected = {name: p.detach() for name, p in theirs.named_parameters()}
-    return len(ours) == len(expected) and all(tensor.equal(expected[renamed(name)]) for name, tensor in ours.items())
+    return len(ours) == len(expected) and all(
+        tensor.equal(expected[renamed(name)]) for name, tensor in ours.items()
+    )
 
 
 def renamed(name: str) -> str:
@@ -75,7 +86,8 @@ def test_pytorchs_own_files_are_read_as_well(theirs, folder, shards):
     ours = load_weights(as_bin(folder, shards), shape_in(folder))
     assert same(ours, theirs)
     assert all(
-        tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in ours.values()
+        tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        for tensor in ours.values()
     )
 
 
@@ -87,7 +99,9 @@ def test_safetensors_come_before_all_others(theirs, folder):
 def test_one_file_is_open_at_a_time(folder, monkeypatch):
     files = Weights(as_bin(folder, 3))
     opened = [files._file]
-    monkeypatch.setattr(files, "_opened", lambda file, real=files._opened: (opened.append(file), real(file))[1])
+    monkeypatch.setattr(
+        files, "_opened", lambda file, real=files._opened: (opened.append(file), real(file))[1]
+    )
     for name in files.tensors:
         files.read(name)
         assert set(files._content) == {n for n, t in files.tensors.items() if t.file == files._file}
@@ -104,15 +118,23 @@ def test_the_model_without_its_head_lacks_a_prefix(tmp_path):
     theirs.transformer.save_pretrained(tmp_path / "bare")
     tensors = load_file(tmp_path / "bare" / SINGLE)
     save_file(
-        {**tensors, "h.0.attn.bias": torch.ones(1, 1, 16, 16), "h.1.attn.masked_bias": torch.ones(())},
+        {
+            **tensors,
+            "h.0.attn.bias": torch.ones(1, 1, 16, 16),
+            "h.1.attn.masked_bias": torch.ones(()),
+        },
         tmp_path / "bare" / SINGLE,
     )
-    whole, bare = (load_weights(tmp_path / name, shape_in(tmp_path / name)) for name in ("whole", "bare"))
+    whole, bare = (
+        load_weights(tmp_path / name, shape_in(tmp_path / name)) for name in ("whole", "bare")
+    )
     assert "wpe.weight" in tensors and whole.keys() == bare.keys()
     assert all(whole[name].equal(bare[name]) for name in whole)
     c_attn = theirs.transformer.h[1].attn.c_attn
     q, k, v = (whole[f"layers.1.mixer.{x}_proj.weight"] for x in "qkv")
-    assert torch.cat([q, k, v]).t().equal(c_attn.weight), "Conv1D keeps (in, out), and the three of them side by side"
+    assert torch.cat([q, k, v]).t().equal(c_attn.weight), (
+        "Conv1D keeps (in, out), and the three of them side by side"
+    )
     assert torch.cat([whole[f"layers.1.mixer.{x}_proj.bias"] for x in "qkv"]).equal(c_attn.bias)
 
 
@@ -121,7 +143,9 @@ def test_names_and_shapes_are_compared_before_a_tensor_is_read(folder, monkeypat
     del tensors["model.norm.weight"]
     save_file({**tensors, "lm_head.bias": torch.ones(97)}, folder / SINGLE)
     monkeypatch.setattr(Weights, "read", lambda self, name: pytest.fail(f"{name} was read"))
-    with pytest.raises(CheckpointError, match="missing: model.norm.weight; not known: lm_head.bias"):
+    with pytest.raises(
+        CheckpointError, match="missing: model.norm.weight; not known: lm_head.bias"
+    ):
         next(read_weights(folder, shape_in(folder)))
 
 
@@ -141,7 +165,9 @@ def test_a_pickle_that_wants_to_run_code_does_not(folder, tmp_path, shards):
     file = sorted(folder.glob("*.bin"))[0]
     content = torch.load(file, weights_only=True)
     torch.save({**content, "model.norm.weight": Payload(tmp_path / "victim")}, file)
-    with pytest.raises(CheckpointError, match=f"{file.name}: cannot be read as tensors alone .*run code"):
+    with pytest.raises(
+        CheckpointError, match=f"{file.name}: cannot be read as tensors alone .*run code"
+    ):
         load_weights(folder, shape_in(folder))
     assert not (tmp_path / "victim").exists()
     torch.load(file, weights_only=False)
@@ -153,7 +179,10 @@ def test_a_pickle_that_wants_to_run_code_does_not(folder, tmp_path, shards):
     [
         (lambda file: file.write_bytes(file.read_bytes()[:-1000]), "cut off"),
         (lambda file: file.write_bytes(b""), "cut off"),
-        (lambda file: torch.save(torch.load(file), file, _use_new_zipfile_serialization=False), "before 1.6"),
+        (
+            lambda file: torch.save(torch.load(file), file, _use_new_zipfile_serialization=False),
+            "before 1.6",
+        ),
         (lambda file: torch.save({"model": torch.load(file)}, file), "other things than tensors"),
         (lambda file: torch.save([1, 2], file), "other things than tensors"),
     ],
@@ -179,7 +208,9 @@ def test_no_index_leads_out_of_its_folder(folder, index, suffix, name):
     (folder / SINGLE).unlink()
     name = name and name.format(suffix)
     (folder / index).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
-    with pytest.raises(CheckpointError, match=f"not the name of a .{suffix} file in the same folder"):
+    with pytest.raises(
+        CheckpointError, match=f"not the name of a .{suffix} file in the same folder"
+    ):
         Weights(folder)
 
 
@@ -206,8 +237,13 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' high-water mark")
 def test_no_more_than_a_shard_is_in_memory(tmp_path):
     """200 MB in shards of 8 MB, each tensor at most 4 MB: read and written within some shards, and not the whole."""
-    config = transformers.LlamaConfig(hidden_size=512, num_hidden_layers=12, intermediate_size=2048, vocab_size=2048,
-                                      num_attention_heads=8)  # fmt: skip
+    config = transformers.LlamaConfig(
+        hidden_size=512,
+        num_hidden_layers=12,
+        intermediate_size=2048,
+        vocab_size=2048,
+        num_attention_heads=8,
+    )
     theirs = transformers.LlamaForCausalLM(config)
     theirs.save_pretrained(tmp_path / "hf", max_shard_size="8MB")
     size = sum(p.nbytes for p in theirs.parameters())
@@ -222,7 +258,10 @@ def test_the_output_norm_under_both_names_that_fla_gives_it(case, tmp_path):
     """fuse_norm = false is the same mathematics, but the norm that is not fused with its gate is another attribute there."""
     golden = read(case)
     (tmp_path / "config.json").write_text(json.dumps({**golden.config, "fuse_norm": False}))
-    other = {name.replace("g_norm_swish_gate", "g_norm"): tensor for name, tensor in golden.weights.items()}
+    other = {
+        name.replace("g_norm_swish_gate", "g_norm"): tensor
+        for name, tensor in golden.weights.items()
+    }
     assert other.keys() != golden.weights.keys()
     save_file(other, tmp_path / SINGLE)
     loaded = load_weights(tmp_path, shape_in(tmp_path))

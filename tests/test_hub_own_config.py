@@ -25,7 +25,9 @@ def in_full(shape: ModelShape) -> ModelShape:
     mixers = {}
     for name in dict.fromkeys(shape.layer_types):
         given = shape.mixers.get(name, {})
-        mixers[name] = asdict(read_mixer_shape(MIXERS[mixer_of(name)], name, given, shape.hidden_size))
+        mixers[name] = asdict(
+            read_mixer_shape(MIXERS[mixer_of(name)], name, given, shape.hidden_size)
+        )
     return replace(shape, mixers=mixers, pad_vocab_multiple=1)
 
 
@@ -39,7 +41,9 @@ def test_every_option_of_every_mixer_is_tried_by_the_tests():
     """What is written is the whole dataclass, so a new key cannot be forgotten; that it is tried can."""
     for name, mixer in MIXERS.items():
         tried = {key for choices in any_model.OPTIONS[name] for some in choices for key in some}
-        untried = {f.name for f in fields(mixer.Shape)} - tried - any_model.MIXER_SETTINGS[name].keys()
+        untried = (
+            {f.name for f in fields(mixer.Shape)} - tried - any_model.MIXER_SETTINGS[name].keys()
+        )
         assert not untried, name
 
 
@@ -47,7 +51,12 @@ def test_what_tools_read_stands_at_the_top(tiny_shape):
     shape = tiny_shape("gla", "attention", vocab_size=97, tie_word_embeddings=True)
     config = config_of(shape)
     top = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
-    top |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
+    top |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+    }
     top |= {"model_type": "longfire", "architectures": ["LongfireForCausalLM"], "format_version": 1}
     top |= {"tie_word_embeddings": True, "initializer_range": 0.02}
     assert {key: config[key] for key in top} == top
@@ -58,10 +67,22 @@ def test_what_tools_read_stands_at_the_top(tiny_shape):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c["shape"].update(noise=1), r"config.json: unknown key 'noise'.* \(written by longfire 9.0"),
-        (lambda c: c["shape"]["gla"].update(noise=1), r"gla.noise is unknown.*written by longfire 9.0.*install"),
-        (lambda c: c["shape"].update(layer_types=["hyena", "gla"]), "'hyena', which is no mixer of this longfire"),
-        (lambda c: c.update(format_version=2), "format_version = 2, written by longfire 9.0; this longfire .* reads 1"),
+        (
+            lambda c: c["shape"].update(noise=1),
+            r"config.json: unknown key 'noise'.* \(written by longfire 9.0",
+        ),
+        (
+            lambda c: c["shape"]["gla"].update(noise=1),
+            r"gla.noise is unknown.*written by longfire 9.0.*install",
+        ),
+        (
+            lambda c: c["shape"].update(layer_types=["hyena", "gla"]),
+            "'hyena', which is no mixer of this longfire",
+        ),
+        (
+            lambda c: c.update(format_version=2),
+            "format_version = 2, written by longfire 9.0; this longfire .* reads 1",
+        ),
         (lambda c: c.pop("format_version"), "format_version = None must be 1"),
         (lambda c: c.update(shape={}), "shape is empty"),
         (lambda c: c.update(shape=[1]), r"shape = \[1\] must be a table"),
@@ -70,7 +91,7 @@ def test_what_tools_read_stands_at_the_top(tiny_shape):
         (lambda c: c.update(hidden_size="32"), "hidden_size = '32' must be a whole number"),
         (lambda c: c["shape"]["gla"].update(num_heads=5), "gla"),
     ],
-)  # fmt: skip
+)
 def test_what_this_version_cannot_read_is_named(tiny_shape, change, message):
     config = {**config_of(tiny_shape("gla", "kda")), "longfire_version": "9.0"}
     change(config)
@@ -99,7 +120,11 @@ def test_a_run_takes_the_config_of_an_export(tiny_shape, tmp_path):
 def test_a_class_of_another_package_comes_first(tiny_shape):
     assert choose_family(tiny_shape("attention")) == "llama"
     assert (
-        choose_family(tiny_shape("gla", "attention", mixers={"gla": {"num_heads": 2}, "attention": {"num_heads": 4}}))
+        choose_family(
+            tiny_shape(
+                "gla", "attention", mixers={"gla": {"num_heads": 2}, "attention": {"num_heads": 4}}
+            )
+        )
         == "gla"
     )
     hybrid = tiny_shape("gla", "kda")

@@ -28,7 +28,9 @@ def test_a_key_that_their_class_ignores_changes_no_shape(key):
 def test_a_key_inside_rope_parameters():
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     config = {**LLAMA, "rope_scaling": {**scaling, "finetuned": True}}
-    assert shape_from_config(config, "") == shape_from_config({**LLAMA, "rope_scaling": scaling}, "")
+    assert shape_from_config(config, "") == shape_from_config(
+        {**LLAMA, "rope_scaling": scaling}, ""
+    )
     assert ignored_keys(config, "") == ["rope_parameters.finetuned"]
 
 
@@ -74,7 +76,9 @@ def test_they_are_named():
 def test_infinity_is_read_and_nan_is_not(tmp_path):
     file = tmp_path / "config.json"
     file.write_text('{"model_type": "mamba2", "dt_limit": [0.0, Infinity]}')
-    assert shape_from_config(read_config(file), "") == shape_from_config({"model_type": "mamba2"}, "")
+    assert shape_from_config(read_config(file), "") == shape_from_config(
+        {"model_type": "mamba2"}, ""
+    )
     file.write_text('{"model_type": "mamba2", "norm_eps": NaN}')
     with pytest.raises(SettingsError, match="NaN is no number"):
         read_config(file)
@@ -84,9 +88,13 @@ def test_infinity_is_read_and_nan_is_not(tmp_path):
 def test_the_original_length_where_its_kind_of_rotary_positions_has_no_use_for_it(kind):
     scaling = {"rope_type": kind, "factor": 2.0} if kind != "default" else {"rope_type": kind}
     config = {**LLAMA, "rope_scaling": {**scaling, "original_max_position_embeddings": 64}}
-    assert shape_from_config(config, "") == shape_from_config({**LLAMA, "rope_scaling": scaling}, "")
+    assert shape_from_config(config, "") == shape_from_config(
+        {**LLAMA, "rope_scaling": scaling}, ""
+    )
     assert ignored_keys(config, "") == ["rope_parameters.original_max_position_embeddings"]
-    assert ignored_keys({**LLAMA, "original_max_position_embeddings": 64}, "") == ignored_keys(config, "")
+    assert ignored_keys({**LLAMA, "original_max_position_embeddings": 64}, "") == ignored_keys(
+        config, ""
+    )
 
 
 def test_a_kind_of_rotary_positions_uses_its_own_keys_alone():
@@ -107,4 +115,6 @@ def test_the_original_length_beside_the_scaling(kind):
     assert shape == shape_from_config(inside, "")
     assert shape.mixers["attention"]["rope_original_length"] == 512
     both = shape_from_config({**inside, "original_max_position_embeddings": 256}, "")
-    assert both.mixers["attention"]["rope_original_length"] == 256, "their classes look outside first"
+    assert both.mixers["attention"]["rope_original_length"] == 256, (
+        "their classes look outside first"
+    )

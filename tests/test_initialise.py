@@ -9,7 +9,15 @@ from plans import PLANS, parts, state_of, whole
 from worlds import in_processes
 
 from longfire.errors import SettingsError
-from longfire.initialise import build, fan_in, keyed_generator, output_weights, own_rules, published_rules, role_of
+from longfire.initialise import (
+    build,
+    fan_in,
+    keyed_generator,
+    output_weights,
+    own_rules,
+    published_rules,
+    role_of,
+)
 from longfire.mixers import MIXERS
 from longfire.model import Model
 from longfire.parallel.mesh import ALONE, Mesh
@@ -17,8 +25,10 @@ from longfire.shape import GATED_MLPS, UNGATED_MLPS
 
 MLPS = (*GATED_MLPS, *UNGATED_MLPS, "channel_mix")
 ENDS = {  # the matrix that ends each mixer, by hand
-    **dict.fromkeys(MIXERS, "o_proj"), "mamba": "out_proj", "mamba2": "out_proj",
-}  # fmt: skip
+    **dict.fromkeys(MIXERS, "o_proj"),
+    "mamba": "out_proj",
+    "mamba2": "out_proj",
+}
 ALL_ROLES = {
     "init_matrices": "fan_in_uniform",
     "init_outputs": "zeros",
@@ -121,7 +131,11 @@ def test_matrices_of_zeros_get_no_gradient_and_outputs_of_zeros_do(mlp):
                 if found.get(name) == zeros:
                     parameter.zero_()
         model.logits(model(ids_BT)).square().sum().backward()
-        moved = [name for name, p in model.named_parameters() if found.get(name) == "outputs" and p.grad.any()]
+        moved = [
+            name
+            for name, p in model.named_parameters()
+            if found.get(name) == "outputs" and p.grad.any()
+        ]
         assert bool(moved) == learns
 
 
@@ -137,7 +151,9 @@ def test_a_tied_head_begins_as_the_embedding():
 
 
 def test_learned_positions_are_embeddings():
-    shape = tiny_shape("attention", learned_positions=True, max_position_embeddings=40, init_embedding="zeros")
+    shape = tiny_shape(
+        "attention", learned_positions=True, max_position_embeddings=40, init_embedding="zeros"
+    )
     model = build(shape, 0)
     assert not model.positions.weight.any() and not model.embed.weight.any()
 
@@ -146,7 +162,9 @@ def test_a_mixer_that_does_not_say_what_ends_it_cannot_begin_so(monkeypatch):
     silent = {name: role for name, role in MIXERS["gla"].roles.items() if role != "row"}
     monkeypatch.setattr(MIXERS["gla"], "roles", silent)
     build(tiny_shape("gla"), 0)
-    with pytest.raises(SettingsError, match="init_outputs = 'zeros', but GLA does not say which matrix ends it"):
+    with pytest.raises(
+        SettingsError, match="init_outputs = 'zeros', but GLA does not say which matrix ends it"
+    ):
         build(tiny_shape("gla", init_outputs="zeros"), 0)
 
 
@@ -159,7 +177,9 @@ def begun(rank: int, plan: str):
     return parts(state_of(HYBRID, PLANS[plan], mesh, **BEGIN))
 
 
-@pytest.mark.parametrize("plan", ["fsdp 2 x tp 2", pytest.param("pp 2 x tp 2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "plan", ["fsdp 2 x tp 2", pytest.param("pp 2 x tp 2", marks=pytest.mark.slow)]
+)
 def test_every_layout_begins_with_the_same_bytes(plan):
     """fan_in is that of the whole matrix, whatever of it a process holds."""
     true = parts(state_of(HYBRID, PLANS["one"], ALONE, **BEGIN))

@@ -15,17 +15,29 @@ from longfire.settings import Comm
 
 
 def run_python(code: str, timeout: float = 20) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.fixture
 def no_launcher(monkeypatch):
-    for name in (*(name for names in launch.NAMES.values() for name in names), "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        *(name for names in launch.NAMES.values() for name in names),
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.setenv(name, "")  # so that what the code sets is taken back as well
         monkeypatch.delenv(name)
 
 
-TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+TORCHRUN = {
+    "WORLD_SIZE": "4",
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "host",
+    "MASTER_PORT": "29500",
+}
 SLURM = {
     "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_PROCID": "3",
@@ -40,14 +52,20 @@ def test_a_launcher_says_who_a_process_is(monkeypatch, no_launcher, environment)
     assert launch.world() == launch.ALONE
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launch.world() == launch.World(4, 3, 1) and (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("3", "4")
+    assert launch.world() == launch.World(4, 3, 1) and (
+        os.environ["RANK"],
+        os.environ["WORLD_SIZE"],
+    ) == ("3", "4")
     assert launch.meeting_point() == "host:29500"
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"MASTER_PORT": ""}, "WORLD_SIZE = 4 .* MASTER_PORT is not set.*scripts/train.sh or torchrun"),
+        (
+            {"MASTER_PORT": ""},
+            "WORLD_SIZE = 4 .* MASTER_PORT is not set.*scripts/train.sh or torchrun",
+        ),
         ({"RANK": "4"}, "RANK = 4 .*WORLD_SIZE = 4: ranks count from 0"),
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE = 'many' in the environment is not a number"),
     ],
@@ -65,7 +83,11 @@ def test_a_signal_asks_the_loop_to_stop(number, capfd):
     with StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
-        assert stop.requested and stop.exit_code == 128 + number and launch.signal_name(stop.exit_code) == number.name
+        assert (
+            stop.requested
+            and stop.exit_code == 128 + number
+            and launch.signal_name(stop.exit_code) == number.name
+        )
     assert signal.getsignal(number) is before
     assert "finishing this step" in capfd.readouterr().err
 
@@ -153,7 +175,9 @@ def test_a_hang_ends_with_the_limit_the_stacks_and_an_exit_code(init, train, bod
 
 def test_a_hang_that_holds_the_interpreter_ends_too():
     # ctypes.PyDLL keeps the lock while it sleeps: no other Python thread can run
-    done = run_python(HANG.format(init=1, train=1, body="import ctypes; ctypes.PyDLL(None).sleep(60)"))
+    done = run_python(
+        HANG.format(init=1, train=1, body="import ctypes; ctypes.PyDLL(None).sleep(60)")
+    )
     assert done.returncode == 1 and "Timeout" in done.stderr and "<string>" in done.stderr
 
 
@@ -165,7 +189,9 @@ def test_a_run_that_moves_is_left_alone_and_what_it_costs():
     start = time.perf_counter()
     for _ in range(1000):
         watchdog.step_done()
-    assert time.perf_counter() - start < 0.1  # 100 us a step would still not be felt; it takes some 0.1
+    assert (
+        time.perf_counter() - start < 0.1
+    )  # 100 us a step would still not be felt; it takes some 0.1
 
 
 def test_the_first_steps_limit_ends_with_the_first_step():

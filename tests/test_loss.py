@@ -19,17 +19,25 @@ def batch_of(rows: int = 3, T: int = 21) -> Batch:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 16, 1000])
-@pytest.mark.parametrize(("tied", "softcap"), [(False, 0.0), (True, 0.0), (False, 2.0), (True, 2.0)])
+@pytest.mark.parametrize(
+    ("tied", "softcap"), [(False, 0.0), (True, 0.0), (False, 2.0), (True, 2.0)]
+)
 def test_it_is_cross_entropy_of_the_logits(tiny_model, tied, softcap, chunk_tokens):
     batch = batch_of()
     losses, gradients = [], []
     for fused in (True, False):
-        model = tiny_model("gla", "attention", tie_word_embeddings=tied, final_logit_softcapping=softcap)
+        model = tiny_model(
+            "gla", "attention", tie_word_embeddings=tied, final_logit_softcapping=softcap
+        )
         if fused:
             loss = loss_sum(model, batch, chunk_tokens)
         else:
-            logits_BTW = model.logits(model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents)))
-            loss = F.cross_entropy(logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="sum")
+            logits_BTW = model.logits(
+                model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+            )
+            loss = F.cross_entropy(
+                logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="sum"
+            )
         loss.backward()
         losses.append(loss.item())
         gradients.append({name: p.grad for name, p in model.named_parameters()})
@@ -48,7 +56,9 @@ def test_documents_reach_the_mixers(tiny_model):
 def test_sums_of_parts_are_the_sum_of_the_whole(tiny_model):
     model, batch = tiny_model("gated_delta_net"), batch_of()
     whole = loss_sum(model, batch, 64).item()
-    assert sum(loss_sum(model, part, 64).item() for part in batch.split(3)) == pytest.approx(whole, rel=1e-6)
+    assert sum(loss_sum(model, part, 64).item() for part in batch.split(3)) == pytest.approx(
+        whole, rel=1e-6
+    )
 
 
 def test_logits_and_losses_of_tokens_have_the_soft_cap(tiny_model):
@@ -58,4 +68,6 @@ def test_logits_and_losses_of_tokens_have_the_soft_cap(tiny_model):
     logits_BTW = cap * torch.tanh(plain.logits(hidden_BTD) / cap)
     torch.testing.assert_close(capped.logits(hidden_BTD), logits_BTW)
     nats_BT, _ = losses_of(capped, hidden_BTD, batch.labels_BT, 16)
-    torch.testing.assert_close(nats_BT, F.cross_entropy(logits_BTW.mT, batch.labels_BT, reduction="none"))
+    torch.testing.assert_close(
+        nats_BT, F.cross_entropy(logits_BTW.mT, batch.labels_BT, reduction="none")
+    )

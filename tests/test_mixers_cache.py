@@ -12,12 +12,15 @@ G, K = 2, 4
 
 def rows(T: int, B: int = 2, start: int = 0) -> torch.Tensor:
     """Keys that tell row and place."""
-    return (torch.arange(start, start + T)[None, :, None, None] + 1000 * torch.arange(B)[:, None, None, None]).expand(
-        B, T, G, K
-    )
+    return (
+        torch.arange(start, start + T)[None, :, None, None]
+        + 1000 * torch.arange(B)[:, None, None, None]
+    ).expand(B, T, G, K)
 
 
-@given(some.lists(some.integers(1, 9), min_size=1, max_size=30), some.sampled_from([0, 1, 2, 5, 40]))
+@given(
+    some.lists(some.integers(1, 9), min_size=1, max_size=30), some.sampled_from([0, 1, 2, 5, 40])
+)
 @settings(deadline=None)
 def test_what_was_appended_comes_back(chunks, window):
     cache, seen = Cache(), 0
@@ -61,12 +64,18 @@ def filled(length: int, window: int) -> Cache:
 def test_rows_of_several_lengths(window):
     lengths = [3, 8, 5]
     joined = Cache.stack([filled(length, window) for length in lengths])
-    assert joined.length == 8 and joined.lengths_B.tolist() == lengths and joined.padding_B.tolist() == [5, 0, 3]
+    assert (
+        joined.length == 8
+        and joined.lengths_B.tolist() == lengths
+        and joined.padding_B.tolist() == [5, 0, 3]
+    )
     for chosen in ([0, 1, 2], [2, 0], [1], [0]):
         some_rows = joined.select(chosen)
         longest = max(lengths[row] for row in chosen)
         assert some_rows.length == longest
-        assert torch.as_tensor(some_rows.lengths_B).expand(len(chosen)).tolist() == [lengths[row] for row in chosen]
+        assert torch.as_tensor(some_rows.lengths_B).expand(len(chosen)).tolist() == [
+            lengths[row] for row in chosen
+        ]
         for layer, size in ((0, longest), (1, min(longest, window - 1))):
             kept = some_rows.layers[layer]["k"]
             assert kept.shape[1] == size
@@ -80,7 +89,10 @@ def test_rows_of_several_lengths(window):
 def test_what_is_hidden_of_a_layers_keys():
     joined = Cache.stack([filled(length, 4) for length in (2, 8)])
     assert joined.hidden_B(keys=9, tokens=1).tolist() == [6, 0]  # all keys and a new one: 8 + 1
-    assert joined.hidden_B(keys=4, tokens=1).tolist() == [1, 0]  # a window of 4: the short row has 2 + 1 real ones
+    assert joined.hidden_B(keys=4, tokens=1).tolist() == [
+        1,
+        0,
+    ]  # a window of 4: the short row has 2 + 1 real ones
     assert Cache.stack([filled(5, 4), filled(5, 4)]).hidden_B(6, 1) is None
 
 

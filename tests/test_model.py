@@ -19,7 +19,9 @@ IDS_BT = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(0
 
 def loss_and_gradients(model):
     hidden_BTD = model(IDS_BT[:, :-1])
-    loss = linear_cross_entropy(hidden_BTD.flatten(0, 1), model.head.weight, IDS_BT[:, 1:].flatten())
+    loss = linear_cross_entropy(
+        hidden_BTD.flatten(0, 1), model.head.weight, IDS_BT[:, 1:].flatten()
+    )
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -70,7 +72,11 @@ def test_bf16_activations_stay_close_and_parameters_stay_fp32(mixer, tiny_shape)
 def test_recomputation_changes_no_bit(mode, tiny_model):
     plain = loss_and_gradients(tiny_model("gla", "gated_delta_net", "attention"))
     again = loss_and_gradients(
-        parallelize(tiny_model("gla", "gated_delta_net", "attention"), ActivationCheckpoint(mode=mode), compiled=False)
+        parallelize(
+            tiny_model("gla", "gated_delta_net", "attention"),
+            ActivationCheckpoint(mode=mode),
+            compiled=False,
+        )
     )
     assert plain[0] == again[0]
     for name, gradient in plain[1].items():
@@ -79,15 +85,23 @@ def test_recomputation_changes_no_bit(mode, tiny_model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mixer", [pytest.param(name, marks=[pytest.mark.matrix] * (name not in ("gsa", "kda", "mamba"))) for name in MIXERS]
+    "mixer",
+    [
+        pytest.param(name, marks=[pytest.mark.matrix] * (name not in ("gsa", "kda", "mamba")))
+        for name in MIXERS
+    ],
 )  # others: contracts/test_every_mixer.py
 def test_compiled_gradients_equal_eager_ones(mixer, tiny_model):
     eager = loss_and_gradients(tiny_model(mixer))
-    compiled = loss_and_gradients(parallelize(tiny_model(mixer), ActivationCheckpoint(), compiled=True))
+    compiled = loss_and_gradients(
+        parallelize(tiny_model(mixer), ActivationCheckpoint(), compiled=True)
+    )
     assert compiled[0] == pytest.approx(eager[0], rel=1e-5)
     for name, gradient in eager[1].items():
         scale = float(gradient.abs().max())
-        torch.testing.assert_close(compiled[1][name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
+        torch.testing.assert_close(
+            compiled[1][name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=name
+        )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +109,11 @@ def test_compiled_gradients_equal_eager_ones(mixer, tiny_model):
     [
         (("attention",), {"num_heads": 3}, "num_heads = 3"),
         (("attention",), {"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads = 3"),
-        (("attention",), {"num_haeds": 4}, "attention.num_haeds is unknown; did you mean 'num_heads'"),
+        (
+            ("attention",),
+            {"num_haeds": 4},
+            "attention.num_haeds is unknown; did you mean 'num_heads'",
+        ),
         (("gla",), {"num_heads": 3}, "hidden_size \\* expand_k"),
         (("gla",), {"num_heads": 2, "feature_map": "tanh"}, "none, relu, relu2, swish"),
         (("gated_delta_net",), {"num_heads": 2}, "head_dim"),
@@ -109,7 +127,10 @@ def test_a_mixer_that_cannot_be_built_is_told_by_its_own_names(types, settings, 
 
 def test_a_variant_may_go_without_lower_bounds(tiny_model):
     """HGRN2's bounds are the whole model's: they are there if any layer asks, not only if the first does."""
-    mixers = {name: {"expand_ratio": 16, "use_lower_bound": name != "hgrn2"} for name in ("hgrn2", "hgrn2:bounded")}
+    mixers = {
+        name: {"expand_ratio": 16, "use_lower_bound": name != "hgrn2"}
+        for name in ("hgrn2", "hgrn2:bounded")
+    }
     model = tiny_model("hgrn2", "hgrn2:bounded", mixers=mixers)
     ids_BT = torch.randint(97, (1, 9))
     model.logits(model(ids_BT)).square().mean().backward()

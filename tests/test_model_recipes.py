@@ -17,7 +17,13 @@ from torch import Tensor
 
 from longfire.config_file import read_config
 from longfire.data.batches import Batch
-from longfire.hub.families import FAMILIES, TRANSFORMERS, choose_family, config_from_shape, shape_from_config
+from longfire.hub.families import (
+    FAMILIES,
+    TRANSFORMERS,
+    choose_family,
+    config_from_shape,
+    shape_from_config,
+)
 from longfire.hub.family import whole
 from longfire.initialise import build
 from longfire.loss import loss_sum
@@ -38,7 +44,12 @@ OTHERS, NOTHING_FITS = "is that of other mixers' models of this width", None
 TABLE = {
     "hybrid-10m": (10_538_624, "10M"),
     "quick-1m": (1_835_008, "1M", "counts a vocabulary of 2,048", 2 * 2048 * 128),
-    "quick-2m": (3_342_336, "2M", "counts no embedding, and a head of 2,048 words", (4096 + 2048) * 192),
+    "quick-2m": (
+        3_342_336,
+        "2M",
+        "counts no embedding, and a head of 2,048 words",
+        (4096 + 2048) * 192,
+    ),
     "transformer-340m": (373_867_520, "340M", UNTIED, 32000 * 1024),
     "transformer-1b": (1_364_297_728, "1B"),
     "transformer-7b": (7_241_732_096, "7.24B"),  # Mistral-7B's
@@ -95,12 +106,14 @@ TABLE = {
     "llama-13b": (13_015_864_320, "13.0B"),
     "llama-30b": (32_528_943_616, "32.5B"),
     "llama-65b": (65_285_660_672, "65B"),
-}  # fmt: skip
+}
 
 # No table of hub/families*.py has them: GPT-2's blocks with rotary positions on a part of each head.
 NO_FAMILY = {name for name in TABLE if name.startswith("gpt3") and "rotary" in name}
 SOFTMAX = [
-    name for name in TABLE if name.startswith(("transformer", "gpt", "llama", "quick")) and name not in NO_FAMILY
+    name
+    for name in TABLE
+    if name.startswith(("transformer", "gpt", "llama", "quick")) and name not in NO_FAMILY
 ]
 MISSING = [name for name in ("triton", "fla", "einops") if importlib.util.find_spec(name) is None]
 
@@ -118,7 +131,11 @@ def their_counts(configs: list[dict]) -> list[int]:
     """Parameters of the classes that transformers knows for these configs."""
     counts = []
     for config in configs:
-        given = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "dtype")}
+        given = {
+            key: value
+            for key, value in config.items()
+            if key not in ("model_type", "architectures", "dtype")
+        }
         with torch.device("meta"):
             of_type = transformers.AutoConfig.for_model(config["model_type"], **given)
             counts.append(count(transformers.AutoModelForCausalLM.from_config(of_type)))
@@ -129,14 +146,22 @@ def rounds_to(parameters: int, published: str) -> bool:
     """Whether a count is the published one to the digits that this has: 340M is 335M to 345M, 13.0B is 12.95B to 13.05B."""
     number, unit = float(published[:-1]), {"M": 1e6, "B": 1e9}[published[-1]]
     digits = published[:-1]
-    last = 0.1 ** len(digits.partition(".")[2]) if "." in digits else 10.0 ** (len(digits) - len(digits.rstrip("0")))
+    last = (
+        0.1 ** len(digits.partition(".")[2])
+        if "." in digits
+        else 10.0 ** (len(digits) - len(digits.rstrip("0")))
+    )
     return abs(parameters / unit - number) <= last / 2
 
 
 def rows() -> dict[str, list[str]]:
     """The table in README.md: name -> its other columns."""
     lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| `")
+    ]
     return {first.strip("`").removesuffix(".json"): rest for first, *rest in cells}
 
 
@@ -149,7 +174,9 @@ def short(parameters: int) -> str:
 def test_every_file_has_its_row():
     files = {path.stem for path in FOLDER.glob("*.json")}
     assert files == set(TABLE), "a file without a row in TABLE, or a row without a file"
-    assert files == set(rows()), "a file without a row in recipes/models/README.md, or a row without a file"
+    assert files == set(rows()), (
+        "a file without a row in recipes/models/README.md, or a row without a file"
+    )
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -197,13 +224,23 @@ def test_the_class_of_transformers_has_as_many_parameters(name):
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_the_classes_of_fla_have_as_many_parameters():
     """In a process of its own: importing fla registers its classes for all that comes after. Its softmax model wants flash-attn."""
-    recurrent = [name for name in TABLE if "attention" not in map(mixer_of, shape_of(name).layer_types)]
+    recurrent = [
+        name for name in TABLE if "attention" not in map(mixer_of, shape_of(name).layer_types)
+    ]
     types = {name: read_config(FOLDER / f"{name}.json")["model_type"] for name in recurrent}
-    names = [name for name in recurrent if types[name] in FAMILIES and FAMILIES[types[name]].package == "fla"]
+    names = [
+        name
+        for name in recurrent
+        if types[name] in FAMILIES and FAMILIES[types[name]].package == "fla"
+    ]
     code = "import json, sys, fla, test_model_recipes as t; print(t.their_counts(json.load(sys.stdin)))"
     asked = json.dumps([read_config(FOLDER / f"{name}.json") for name in names])
     done = subprocess.run(
-        [sys.executable, "-c", code], input=asked, capture_output=True, text=True, cwd=Path(__file__).parent
+        [sys.executable, "-c", code],
+        input=asked,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == [TABLE[name][0] for name in names]
@@ -226,7 +263,9 @@ def quick_loss(weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:
         return (x_BTD @ weights[name].T).view(*x_BTD.shape[:2], 3, 64).transpose(1, 2)
 
     T = ids_BT.shape[1] - 1
-    angles_TK = torch.arange(T, dtype=torch.float64)[:, None] * 10000 ** (-torch.arange(0, 64, 2) / 64)
+    angles_TK = torch.arange(T, dtype=torch.float64)[:, None] * 10000 ** (
+        -torch.arange(0, 64, 2) / 64
+    )
     turns_TK = torch.polar(torch.ones_like(angles_TK), angles_TK)
 
     def turned(x_BHTK: Tensor) -> Tensor:
@@ -252,7 +291,9 @@ def quick_loss(weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:
 
 def test_quick_2m_is_its_mathematics():
     """Loss and gradients in float64, of a model whose outputs and head are not zero and whose logits reach the cap."""
-    shape = replace(read_shape(FOLDER / "quick-2m.json"), init_outputs=0.05, init_head=1.0).with_vocabulary(53)
+    shape = replace(
+        read_shape(FOLDER / "quick-2m.json"), init_outputs=0.05, init_head=1.0
+    ).with_vocabulary(53)
     model = build(shape, 0, compute_dtype=torch.float64).double()
     ids_BT = torch.randint(53, (2, 31), generator=torch.Generator().manual_seed(0))
     positions_BT = torch.arange(30).expand(2, 30)

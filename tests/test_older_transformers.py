@@ -23,20 +23,31 @@ pytestmark = pytest.mark.slow
 
 VERSIONS = {"4.46.3": (4, 46), "4.57.1": (4, 57)}
 ROPE = {"num_heads": 4, "rope_theta": 5e5}
-LLAMA3 = {**ROPE, "rope": "llama3", "rope_factor": 8.0, "rope_original_length": 16, "rope_low_freq_factor": 1.0}
+LLAMA3 = {
+    **ROPE,
+    "rope": "llama3",
+    "rope_factor": 8.0,
+    "rope_original_length": 16,
+    "rope_low_freq_factor": 1.0,
+}
 YARN = {**ROPE, "rope": "yarn", "rope_factor": 4.0, "rope_original_length": 16}
 # name -> (changes of the shape, the version that has its class)
 CASES = {
     "llama, another theta": ({"mixers": {"attention": {**ROPE, "num_kv_heads": 2}}}, (4, 46)),
     "llama, llama3": ({"mixers": {"attention": LLAMA3}}, (4, 46)),
     "llama, yarn, tied": ({"mixers": {"attention": YARN}, "tie_word_embeddings": True}, (4, 46)),
-    "llama, linear": ({"mixers": {"attention": {**ROPE, "rope": "linear", "rope_factor": 4.0}}}, (4, 46)),
+    "llama, linear": (
+        {"mixers": {"attention": {**ROPE, "rope": "linear", "rope_factor": 4.0}}},
+        (4, 46),
+    ),
     "mistral, a window": ({"mixers": {"attention": {**ROPE, "window_size": 9}}}, (4, 46)),
     "qwen2": ({"mixers": {"attention": {**ROPE, "qkv_bias": True}}}, (4, 46)),
     "qwen3": ({"mixers": {"attention": {**ROPE, "qk_norm": True}}}, (4, 57)),
     "gpt2": (
         {
-            "mixers": {"attention": {"num_heads": 4, "rope": "none", "qkv_bias": True, "o_bias": True}},
+            "mixers": {
+                "attention": {"num_heads": 4, "rope": "none", "qkv_bias": True, "o_bias": True}
+            },
             "norm": "layernorm",
             "mlp": "gelu",
             "mlp_bias": True,
@@ -64,7 +75,16 @@ for folder in sys.argv[1:]:
 @pytest.fixture(scope="module", params=VERSIONS)
 def version(request, tmp_path_factory) -> tuple[tuple[int, int], Path]:
     folder = tmp_path_factory.mktemp("transformers")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, f"transformers=={request.param}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--target",
+        folder,
+        f"transformers=={request.param}",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode != 0:
         pytest.skip(f"transformers {request.param} cannot be fetched: {done.stderr.strip()[-200:]}")
@@ -74,7 +94,9 @@ def version(request, tmp_path_factory) -> tuple[tuple[int, int], Path]:
 def test_exports_give_the_same_logits_and_tokens(version, tmp_path):
     known, packages = version
     tokenizer = train_tokenizer([TEXT], 300)
-    ids_BT = torch.randint(tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
+    ids_BT = torch.randint(
+        tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0)
+    )
     save_file({"ids": ids_BT}, tmp_path / "ids.safetensors")
     ours = {}
     for name, (changes, since) in CASES.items():
@@ -91,7 +113,10 @@ def test_exports_give_the_same_logits_and_tokens(version, tmp_path):
         theirs_BTW = load_file(tmp_path / name / "theirs.safetensors")["logits"]
         assert kl(logits_BTW, theirs_BTW) < KL_NATS, name
         said = json.loads((tmp_path / name / "said.json").read_text())
-        assert said == {"ids": [tokenizer.bos_id, *tokenizer.encode(TEXT)], "eos": tokenizer.eos_id}, name
+        assert said == {
+            "ids": [tokenizer.bos_id, *tokenizer.encode(TEXT)],
+            "eos": tokenizer.eos_id,
+        }, name
 
 
 def shape_of(vocab_size: int, changes: dict) -> ModelShape:

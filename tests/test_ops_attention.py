@@ -22,7 +22,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 16)
 
 
-def inputs(T: int, S: int, V: int = K, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+def inputs(
+    T: int, S: int, V: int = K, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((B, T, H, K), (B, S, G, K), (B, S, G, V))
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
@@ -35,12 +37,18 @@ def some_documents(T: int) -> Documents:
 
 def by_sdpa(q: Tensor, k: Tensor, v: Tensor, window=None, documents=None) -> Tensor:
     """The mask position by position, heads repeated by hand."""
-    (T, S), mask = (q.shape[1], k.shape[1]), torch.zeros(B, 1, q.shape[1], k.shape[1], dtype=torch.bool)
+    (T, S), mask = (
+        (q.shape[1], k.shape[1]),
+        torch.zeros(B, 1, q.shape[1], k.shape[1], dtype=torch.bool),
+    )
     for b, t, s in product(range(B), range(T), range(S)):
         at = S - T + t
         same = documents is None or documents.ids_BT[b, at] == documents.ids_BT[b, s]
         mask[b, 0, t, s] = s <= at and (window is None or at - s < window) and same
-    q, k, v = (x.double().transpose(1, 2) for x in (q, k.repeat_interleave(H // G, 2), v.repeat_interleave(H // G, 2)))
+    q, k, v = (
+        x.double().transpose(1, 2)
+        for x in (q, k.repeat_interleave(H // G, 2), v.repeat_interleave(H // G, 2))
+    )
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
@@ -74,7 +82,8 @@ def test_against_sdpa(case, form):
     T, S, options = CASES[case]
     leaves = inputs(T, S)
     for got, true in zip(
-        with_gradients(form(*leaves, **options), leaves), with_gradients(by_sdpa(*leaves, **options), leaves)
+        with_gradients(form(*leaves, **options), leaves),
+        with_gradients(by_sdpa(*leaves, **options), leaves),
     ):
         torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
 
@@ -82,7 +91,9 @@ def test_against_sdpa(case, form):
 @pytest.mark.parametrize("V", [5, 12])
 def test_value_size_differs_from_key_size(V):
     leaves = inputs(20, 20, V)
-    for got, true in zip(with_gradients(attention(*leaves), leaves), with_gradients(attention_slow(*leaves), leaves)):
+    for got, true in zip(
+        with_gradients(attention(*leaves), leaves), with_gradients(attention_slow(*leaves), leaves)
+    ):
         torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
 
 
@@ -95,7 +106,8 @@ def test_lower_precision(case, dtype, unit):
     leaves = inputs(T, S, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     for got, true in zip(
-        with_gradients(attention(*leaves, **options), leaves), with_gradients(attention_slow(*exact, **options), exact)
+        with_gradients(attention(*leaves, **options), leaves),
+        with_gradients(attention_slow(*exact, **options), exact),
     ):
         assert got.dtype == dtype
         assert (got.double() - true).abs().max() <= 20 * unit * true.abs().max()
@@ -163,7 +175,9 @@ def test_compiled_with_documents_no_graph_is_made_anew():
     for share in (0.05, 0.2, 0.5):
         documents = Documents.from_ids((torch.rand(B, 30) < share).long().cumsum(1))
         q, k, v = inputs(30, 30)
-        torch.testing.assert_close(compiled(q, k, v, documents), attention(2 * q, k, v, documents=documents).sin())
+        torch.testing.assert_close(
+            compiled(q, k, v, documents), attention(2 * q, k, v, documents=documents).sin()
+        )
         made.append(len(graphs))
     assert made[1:] == made[:-1]
 
@@ -175,7 +189,10 @@ def test_compiled_with_documents_no_graph_is_made_anew():
 @pytest.mark.parametrize("causal", [True, False])
 def test_parts_against_their_truth(causal, V):
     leaves = inputs(19, 19 if causal else 23, V)
-    got, true = (with_gradients(f(*leaves, causal=causal), leaves) for f in (attention_parts, attention_parts_slow))
+    got, true = (
+        with_gradients(f(*leaves, causal=causal), leaves)
+        for f in (attention_parts, attention_parts_slow)
+    )
     for a, b in zip(got, true):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -198,7 +215,8 @@ def test_parts_join_to_the_whole():
     o_2, lse_2 = attention_parts(q, k[:, 24:], v[:, 24:], causal=True)
     share = torch.sigmoid(lse_1 - lse_2).transpose(1, 2)[..., None]
     for got, true in zip(
-        with_gradients(share * o_1 + (1 - share) * o_2, [q, k, v]), with_gradients(attention_slow(q, k, v), [q, k, v])
+        with_gradients(share * o_1 + (1 - share) * o_2, [q, k, v]),
+        with_gradients(attention_slow(q, k, v), [q, k, v]),
     ):
         torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
 
@@ -218,7 +236,9 @@ def test_skipped_keys_are_as_if_they_were_not_there(form, T, window):
     o = form(q, k, v, window=window, skip_B=skip_B)
     for row, skip in enumerate(skip_B.tolist()):
         real = max(0, skip - (37 - T))  # a query that is padding itself means nothing
-        alone = form(q[row : row + 1, real:], k[row : row + 1, skip:], v[row : row + 1, skip:], window=window)
+        alone = form(
+            q[row : row + 1, real:], k[row : row + 1, skip:], v[row : row + 1, skip:], window=window
+        )
         torch.testing.assert_close(o[row : row + 1, real:], alone, rtol=1e-12, atol=1e-12)
     assert o.isfinite().all()
 
@@ -230,17 +250,23 @@ def test_keys_before_the_row_are_those_of_its_first_document(packed, window):
     chance = torch.Generator().manual_seed(0)
     B, T, before = 3, 11, 9
     q = torch.randn(B, T, 4, 8, generator=chance, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(B, before + T, 2, 8, generator=chance, dtype=torch.float64, requires_grad=True) for _ in "kv")
+    k, v = (
+        torch.randn(B, before + T, 2, 8, generator=chance, dtype=torch.float64, requires_grad=True)
+        for _ in "kv"
+    )
     starts_BT = torch.zeros(B, T, dtype=torch.long)
     starts_BT[0, [4, 5]] = starts_BT[1, 1] = 1
     documents = Documents.from_ids(starts_BT.cumsum(1)) if packed else None
     skip_B = torch.tensor([3, before, 0]) if packed else None
     found, true = (
-        form(q, k, v, window=window, documents=documents, skip_B=skip_B) for form in (attention, attention_slow)
+        form(q, k, v, window=window, documents=documents, skip_B=skip_B)
+        for form in (attention, attention_slow)
     )
     torch.testing.assert_close(found, true)
     weights = torch.randn(found.shape, generator=chance, dtype=torch.float64)
-    for got, wanted in zip(*(torch.autograd.grad((o * weights).sum(), (q, k, v)) for o in (found, true))):
+    for got, wanted in zip(
+        *(torch.autograd.grad((o * weights).sum(), (q, k, v)) for o in (found, true))
+    ):
         torch.testing.assert_close(got, wanted)
     if packed:
         ids_BS = torch.cat([torch.zeros(B, before, dtype=torch.long), documents.ids_BT], 1)

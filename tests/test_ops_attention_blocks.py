@@ -36,7 +36,9 @@ def manner(window=None, p=0.0, fused=True) -> Manner:
     return Manner(window, 0.3, p, 0, fused)
 
 
-def inputs(T: int, S: int, K: int, V: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def inputs(
+    T: int, S: int, K: int, V: int, dtype: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
     chance = torch.Generator().manual_seed(T + S)
     shapes = ((B, T, H, K), (B, S, G, K), (B, S, G, V))
     return [torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype) for shape in shapes]
@@ -44,22 +46,38 @@ def inputs(T: int, S: int, K: int, V: int, dtype: torch.dtype = torch.float64) -
 
 @settings(max_examples=300, deadline=None)
 @given(
-    some.integers(0, 40), some.integers(1, 24), some.integers(0, 40), some.integers(1, 24),
-    some.one_of(some.none(), some.integers(1, 50)), some.booleans(),
-)  # fmt: skip
+    some.integers(0, 40),
+    some.integers(1, 24),
+    some.integers(0, 40),
+    some.integers(1, 24),
+    some.one_of(some.none(), some.integers(1, 50)),
+    some.booleans(),
+)
 def test_pieces_hold_each_pair_that_is_seen_once(first, T, first_key, S, window, fused):
     """Positions of queries and keys anywhere; blocks of 4. Outside of bands nothing is computed that is not seen."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", 4)
-        queries, keys, how = Span(first, first + T, 3), Span(first_key, first_key + S, 5), manner(window, fused=fused)
+        queries, keys, how = (
+            Span(first, first + T, 3),
+            Span(first_key, first_key + S, 5),
+            manner(window, fused=fused),
+        )
         times, counted, touched = torch.zeros(64, 64), 0, 0
         for piece in meetings(ALL, queries, keys, how):
-            assert piece.queries.at - piece.queries.start == 3 - first, "local places follow positions"
+            assert piece.queries.at - piece.queries.start == 3 - first, (
+                "local places follow positions"
+            )
             assert piece.keys.at - piece.keys.start == 5 - first_key
             seen = blocks.seen_of(piece, how, torch.device("cpu"))
-            seen = torch.ones(piece.queries.length, piece.keys.length) if seen is None else seen.float()
+            seen = (
+                torch.ones(piece.queries.length, piece.keys.length)
+                if seen is None
+                else seen.float()
+            )
             assert seen.any(1).all(), "each query of a piece sees a key"
-            times[piece.queries.start : piece.queries.stop, piece.keys.start : piece.keys.stop] += seen
+            times[piece.queries.start : piece.queries.stop, piece.keys.start : piece.keys.stop] += (
+                seen
+            )
             counted += piece.pairs(1)
             touched += piece.seen == "band" and seen.numel() - int(seen.sum())
             # what a mask hides is at most the two corners of a block of 4 queries
@@ -87,11 +105,15 @@ def test_kernels_equal_what_is_written_out(K, V, causal):
         torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("window", "p", "kernels"), list(product([None, 3, 6, 17], [0.0, 0.3], [True, False])))
+@pytest.mark.parametrize(
+    ("window", "p", "kernels"), list(product([None, 3, 6, 17], [0.0, 0.3], [True, False]))
+)
 def test_blocks_of_keys_joined_equal_the_whole(window, p, kernels):
     """Keys come in three parts, the last one first; forward, and gradients by autograd through the truth."""
     T, leaves = 23, [x.requires_grad_() for x in inputs(23, 23, 8, 6)]
-    noise_BT = torch.randint(-(2**31), 2**31, (B, T), generator=torch.Generator().manual_seed(1)).int()
+    noise_BT = torch.randint(
+        -(2**31), 2**31, (B, T), generator=torch.Generator().manual_seed(1)
+    ).int()
     how = manner(window, p, kernels and p == 0)
     true = attention_slow(*leaves, window=window, scale=0.3, dropout=p, noise_BT=noise_BT)
     d_o = torch.randn_like(true)
@@ -138,7 +160,10 @@ def test_half_precision_is_not_rounded_before_blocks_are_joined():
     outputs.meet(k, v, meetings(ALL, Span(0, 8, 0), Span(0, 8, 0), manner()))
     assert outputs.o.dtype == outputs.lse.dtype == torch.float32
     torch.testing.assert_close(
-        outputs.o.double(), attention_slow(*(x.double() for x in (q, k, v)), scale=0.3), rtol=1e-5, atol=1e-6
+        outputs.o.double(),
+        attention_slow(*(x.double() for x in (q, k, v)), scale=0.3),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -149,15 +174,21 @@ def test_dropout_of_a_piece_is_that_of_the_row():
     q = torch.zeros(B, 20, H, 8)
     for piece in meetings(slice(1, 2), Span(8, 16, 8), Span(0, 16, 0), how):
         mine = blocks.weights_kept(piece, how, q, noise_BT)
-        assert torch.equal(mine, whole[1:2, :, piece.queries.here, piece.keys.start : piece.keys.stop])
+        assert torch.equal(
+            mine, whole[1:2, :, piece.queries.here, piece.keys.start : piece.keys.stop]
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"window": 11, "scale": 0.3}])
 def test_what_doctor_looks_at(options):
     leaves = [x.requires_grad_() for x in inputs(23, 23, 8, 6)]
     mine, true = (
-        op(*leaves, keys=9, **options) for op in (blocks.attention_in_blocks, blocks.attention_in_blocks_slow)
+        op(*leaves, keys=9, **options)
+        for op in (blocks.attention_in_blocks, blocks.attention_in_blocks_slow)
     )
     d_o = torch.randn_like(true)
-    for a, b in zip((mine, *torch.autograd.grad(mine, leaves, d_o)), (true, *torch.autograd.grad(true, leaves, d_o))):
+    for a, b in zip(
+        (mine, *torch.autograd.grad(mine, leaves, d_o)),
+        (true, *torch.autograd.grad(true, leaves, d_o)),
+    ):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)

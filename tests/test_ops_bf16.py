@@ -14,7 +14,10 @@ pytestmark = pytest.mark.dtype
 CPU = torch.device("cpu")
 AVX512 = {"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
 CPUS = [
-    (AVX512, 0),  # every AVX-512 CPU can emulate bf16: the flag of the units decides, and nothing is measured
+    (
+        AVX512,
+        0,
+    ),  # every AVX-512 CPU can emulate bf16: the flag of the units decides, and nothing is measured
     ({"architecture": "x86_64", "avx2": True}, 0),
     ({**AVX512, "avx512_bf16": True}, 1),
     ({**AVX512, "amx_bf16": True}, 1),
@@ -46,10 +49,16 @@ def test_no_other_device_multiplies_bf16_unasked():
     assert not bf16.native_bf16(torch.device("meta"))
 
 
-@pytest.mark.skipif(torch.cpu.get_capabilities().get("architecture") != "x86_64", reason="limits of x86")
+@pytest.mark.skipif(
+    torch.cpu.get_capabilities().get("architecture") != "x86_64", reason="limits of x86"
+)
 def test_units_that_the_library_may_not_use_are_none():
     """Flags say what the CPU has; here oneDNN is told to stay at AVX2, where bf16 takes 30 times as long as fp32."""
-    program = "import torch; from longfire.ops import bf16; print(bf16.native_bf16(torch.device('cpu')))"
+    program = (
+        "import torch; from longfire.ops import bf16; print(bf16.native_bf16(torch.device('cpu')))"
+    )
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"

@@ -38,11 +38,17 @@ def documents_of(T: int, seed: int) -> Documents:
 
 
 def with_gradients(o_BTHV: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    weights = torch.sin(torch.arange(o_BTHV.numel(), dtype=torch.float64)).view_as(o_BTHV).to(o_BTHV.dtype)
+    weights = (
+        torch.sin(torch.arange(o_BTHV.numel(), dtype=torch.float64))
+        .view_as(o_BTHV)
+        .to(o_BTHV.dtype)
+    )
     return [o_BTHV, *torch.autograd.grad((o_BTHV * weights).sum(), leaves)]
 
 
-def assert_equal(leaves: list[Tensor], chunks: tuple[int, int], relative: float, **how: object) -> None:
+def assert_equal(
+    leaves: list[Tensor], chunks: tuple[int, int], relative: float, **how: object
+) -> None:
     true = with_gradients(attention_slow(*leaves, **how), leaves)
     for got, wanted in zip(with_gradients(blockwise(*leaves, chunks=chunks, **how), leaves), true):
         assert (got - wanted).abs().max() <= relative * wanted.abs().max().clamp_min(1.0)
@@ -58,11 +64,18 @@ def assert_equal(leaves: list[Tensor], chunks: tuple[int, int], relative: float,
     dropout=st.sampled_from([0.0, 0.3]),
     first_head=st.integers(0, 5),
 )
-@example(T=45, chunks=(8, 4), heads=(4, 2), window=None, of_documents=None, dropout=0.0, first_head=0)
+@example(
+    T=45, chunks=(8, 4), heads=(4, 2), window=None, of_documents=None, dropout=0.0, first_head=0
+)
 @example(T=45, chunks=(4, 8), heads=(4, 2), window=9, of_documents=3, dropout=0.3, first_head=2)
 def test_equals_the_truth(T, chunks, heads, window, of_documents, dropout, first_head):
     """float64: sums of at most 45 terms, in another order."""
-    how = {"window": window, "dropout": dropout, "noise_BT": row_noise(1, 0, B, T, "cpu"), "first_head": first_head}
+    how = {
+        "window": window,
+        "dropout": dropout,
+        "noise_BT": row_noise(1, 0, B, T, "cpu"),
+        "first_head": first_head,
+    }
     documents = None if of_documents is None else documents_of(T, of_documents)
     assert_equal(inputs(T, T, *heads), chunks, 1e-12, documents=documents, **how)
 
@@ -99,7 +112,9 @@ def test_queries_that_are_the_last_of_the_keys(T, window):
 def test_noise_of_other_dropouts_changes_nothing():
     """A model that drops elsewhere gives noise of its last T tokens to attention that drops nothing."""
     leaves, noise_BT = inputs(9, 37, 4, 2), row_noise(0, 0, 2, 9, torch.device("cpu"))
-    assert torch.equal(blockwise(*leaves, chunks=(4, 6), noise_BT=noise_BT), blockwise(*leaves, chunks=(4, 6)))
+    assert torch.equal(
+        blockwise(*leaves, chunks=(4, 6), noise_BT=noise_BT), blockwise(*leaves, chunks=(4, 6))
+    )
 
 
 def test_the_slow_form_is_taken_when_chosen(monkeypatch):
@@ -116,7 +131,9 @@ def test_as_an_operator_of_torch():
     everything = (*leaves, ids_BT, noise_BT, list(How(0.3, 5, 0.2, 0, 4, 3)))
     torch.library.opcheck(module.attend_blocks, everything)
     nothing = (*leaves, None, None, list(How(0.3, 5, 0.0, 0, 4, 3)))
-    torch.library.opcheck(module.attend_blocks, nothing, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        module.attend_blocks, nothing, test_utils=("test_schema", "test_faketensor")
+    )
 
 
 # Which blocks are computed: decided on positions, whatever the chunks (SEEDS 2.1: comparing chunk numbers dropped 528 of 1056 needed
@@ -134,9 +151,13 @@ def manner(window: int | None, fused: bool = True) -> Manner:
 def test_every_needed_pair_is_met_once_within_its_chunks(chunks, window, packed, fused):
     T, how = 29, manner(window, fused)
     ids_BT = documents_of(T, 5).ids_BT if packed else torch.zeros(B, T, dtype=torch.int64)
-    seen_BTS = (ids_BT[:, :, None] == ids_BT[:, None, :]) & visible(T, T, window, None, ids_BT.device)[0]
+    seen_BTS = (ids_BT[:, :, None] == ids_BT[:, None, :]) & visible(
+        T, T, window, None, ids_BT.device
+    )[0]
     met_BTS = torch.zeros(B, T, T, dtype=torch.int64)
-    for of_queries, blocks in chunks_of(T, T, ids_BT if packed else None, How(1.0, 0, 0.0, 0, *chunks), how):
+    for of_queries, blocks in chunks_of(
+        T, T, ids_BT if packed else None, How(1.0, 0, 0.0, 0, *chunks), how
+    ):
         for of_keys, pieces in blocks:
             assert 0 < of_queries.stop - of_queries.start <= chunks[0]
             assert 0 < of_keys.stop - of_keys.start <= chunks[1]
@@ -144,7 +165,9 @@ def test_every_needed_pair_is_met_once_within_its_chunks(chunks, window, packed,
             for piece in pieces:
                 seen_TS = attention_blocks.seen_of(piece, how, ids_BT.device)
                 pair = met_BTS[piece.rows, of_queries, of_keys]
-                pair[:, piece.queries.here, piece.keys.here] += 1 if seen_TS is None else seen_TS.long()
+                pair[:, piece.queries.here, piece.keys.here] += (
+                    1 if seen_TS is None else seen_TS.long()
+                )
     assert torch.equal(met_BTS, seen_BTS.long())
 
 
@@ -162,7 +185,8 @@ def test_the_work_of_documents_is_their_own():
     """Ten documents of 100 tokens: chunks of 50 meet about a tenth of what one document would ask for."""
     how, ids_BT = How(1.0, 0, 0.0, 0, 50, 50), torch.arange(1000)[None] // 100
     whole, packed = (
-        sum(len(list(blocks)) for _, blocks in chunks_of(1000, 1000, ids, how, manner(None))) for ids in (None, ids_BT)
+        sum(len(list(blocks)) for _, blocks in chunks_of(1000, 1000, ids, how, manner(None)))
+        for ids in (None, ids_BT)
     )
     assert (whole, packed) == (210, 30)
 
@@ -175,4 +199,7 @@ def test_without_numbers_the_edges_stand_for_all():
             (here, [there for there, _ in blocks])
             for here, blocks in chunks_of(80, 80, None, How(1.0, 0, 0.0, 0, 10, 10), manner(35))
         ]
-    assert met == [(slice(60, 70), [slice(26, 30), slice(60, 70)]), (slice(70, 80), [slice(36, 40), slice(70, 80)])]
+    assert met == [
+        (slice(60, 70), [slice(26, 30), slice(60, 70)]),
+        (slice(70, 80), [slice(36, 40), slice(70, 80)]),
+    ]

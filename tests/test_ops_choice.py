@@ -11,7 +11,10 @@ from longfire import ops
 from longfire.errors import SettingsError
 from longfire.ops import OPS, RECURRENT, WITHOUT_KERNEL, choose, chosen, told
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # a device is only a name here: nothing is put on it
+CPU, CUDA = (
+    torch.device("cpu"),
+    torch.device("cuda"),
+)  # a device is only a name here: nothing is put on it
 
 
 @pytest.fixture
@@ -20,7 +23,9 @@ def installed(monkeypatch):
 
     def pretend(*names: str, kernels: ImportError | None = None) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in names else None)
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: object() if name in names else None
+        )
 
         def import_module(name: str) -> ModuleType:
             assert name == "longfire.ops.kernels"
@@ -65,15 +70,25 @@ def test_cuda_with_fla_takes_its_kernels(installed):
 
 def test_every_op_has_the_forms_it_can_be_given():
     for op in RECURRENT:
-        module = importlib.import_module(f"longfire.ops.{'token_shift' if op == 'previous_token' else op}")
-        assert module.FORMS.keys() == {"slow", "torch", *(set() if op in WITHOUT_KERNEL else {"fla"})}, op
+        module = importlib.import_module(
+            f"longfire.ops.{'token_shift' if op == 'previous_token' else op}"
+        )
+        assert module.FORMS.keys() == {
+            "slow",
+            "torch",
+            *(set() if op in WITHOUT_KERNEL else {"fla"}),
+        }, op
 
 
 @pytest.mark.parametrize("there, missing", [((), "fla"), (("fla",), "triton")])
 def test_cuda_without_a_package_says_what_to_install(installed, there, missing):
     installed(*there)
     choice = choose(CUDA, "auto")["delta_rule"]
-    assert choice.name == "torch" and f"{missing} is not installed" in choice.why and "pip install" in choice.why
+    assert (
+        choice.name == "torch"
+        and f"{missing} is not installed" in choice.why
+        and "pip install" in choice.why
+    )
 
 
 def test_an_fla_that_cannot_be_imported_is_an_error_not_a_fallback(installed):

@@ -16,20 +16,27 @@ FORMS = {
     "delta_rule": (delta_rule_chunkwise, delta_rule_slow),
     "dplr": (dplr_chunkwise, dplr_slow),
 }
-CASES = [("linear_attention", decay) for decay in ("none", "constant", "scalar", "vector", "value", "vector and value")]
+CASES = [
+    ("linear_attention", decay)
+    for decay in ("none", "constant", "scalar", "vector", "value", "vector and value")
+]
 CASES += [("linear_attention", f"{decay}, one key") for decay in ("none", "constant", "scalar")]
 CASES += [("delta_rule", decay) for decay in ("none", "scalar", "vector")] + [("dplr", "vector")]
 EPS32 = torch.finfo(torch.float32).eps
 
 every_case = pytest.mark.parametrize("op, decay", CASES)
-decaying_case = pytest.mark.parametrize("op, decay", [case for case in CASES if not case[1].startswith("none")])
+decaying_case = pytest.mark.parametrize(
+    "op, decay", [case for case in CASES if not case[1].startswith("none")]
+)
 
 
 @st.composite
 def anything(draw):
     """Every length around the chunk, head sizes down to 1, documents of every density."""
     op, decay = draw(st.sampled_from(CASES))
-    T = draw(st.one_of(st.integers(1, 9), st.sampled_from([31, 63, 64, 65, 100, 127, 128, 129, 150])))
+    T = draw(
+        st.one_of(st.integers(1, 9), st.sampled_from([31, 63, 64, 65, 100, 127, 128, 129, 150]))
+    )
     K, V, seed = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(0, 2**31))
     documents = draw(st.sampled_from([0.0, 0.02, 0.3, 1.0]))
     return op, r.inputs(op, seed, T, K, V, decay, state=draw(st.booleans()), documents=documents)
@@ -80,7 +87,9 @@ def test_strong_decays_are_exact(op, decay, log_decay):
     """Every third step forgets almost all, those between little: values and gradients stay as exact as with weak decays."""
     made = r.inputs(op, 2, T=150, K=16, V=8, decay=decay)
     for name in {"g", "gv"} & {name for name, x in made.items() if x is not None}:
-        made[name][(slice(None), slice(None, None, 3)) if not decay.startswith("constant") else slice(None)] = log_decay
+        made[name][
+            (slice(None), slice(None, None, 3)) if not decay.startswith("constant") else slice(None)
+        ] = log_decay
     errors = r.errors(*FORMS[op], made, torch.float32)
     assert max(errors.values()) < 16 * EPS32, errors
 
@@ -97,7 +106,9 @@ def test_decays_that_are_all_strong_have_right_small_gradients(op, decay, name, 
     fast, slow = FORMS[op]
     got = r.results(fast, rounded)[f"d_{name}"]
     true = r.results(slow, r.converted(rounded, torch.float64))[f"d_{name}"]
-    torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=float(true.abs().max()) * 16 * EPS32)
+    torch.testing.assert_close(
+        got.double(), true, rtol=1e-4, atol=float(true.abs().max()) * 16 * EPS32
+    )
 
 
 @every_case
@@ -109,7 +120,9 @@ def test_bf16_inputs_round_only_outputs_and_gradients(op, decay):
     o, state = r.call(fast, rounded)
     true_o, true_state = r.call(slow, r.converted(rounded, torch.float64))
     assert o.dtype == torch.bfloat16 and state.dtype == torch.float32
-    torch.testing.assert_close(state.double(), true_state, rtol=0, atol=float(true_state.abs().max()) * 16 * EPS32)
+    torch.testing.assert_close(
+        state.double(), true_state, rtol=0, atol=float(true_state.abs().max()) * 16 * EPS32
+    )
     torch.testing.assert_close(o.double(), true_o, rtol=2**-8, atol=1e-5)
     errors = r.errors(fast, slow, made, torch.bfloat16)
     assert max(errors.values()) < 2**-8, errors
@@ -122,7 +135,9 @@ def test_a_row_can_be_continued_from_its_state(op, decay, cut):
     made = r.inputs(op, 5, T=T, K=4, V=5, decay=decay)
 
     def part(start: int, stop: int) -> r.Inputs:
-        along_T = {name for name, x in made.items() if isinstance(x, torch.Tensor) and x.shape[1:2] == (T,)}
+        along_T = {
+            name for name, x in made.items() if isinstance(x, torch.Tensor) and x.shape[1:2] == (T,)
+        }
         return {name: x[:, start:stop] if name in along_T else x for name, x in made.items()}
 
     o, state = r.call(fast, made)
@@ -184,11 +199,18 @@ def test_scale_is_a_factor_of_the_output(op):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "op, decay",
-    [("linear_attention", "vector"), ("linear_attention", "value"), ("delta_rule", "scalar"), ("dplr", "vector")],
+    [
+        ("linear_attention", "vector"),
+        ("linear_attention", "value"),
+        ("delta_rule", "scalar"),
+        ("dplr", "vector"),
+    ],
 )
 def test_compiled_equals_eager(op, decay):
     """In one graph: nothing in an op may break it."""
-    made = r.converted(r.inputs(op, 10, T=150, K=8, V=8, decay=decay, documents=0.02), torch.float32)
+    made = r.converted(
+        r.inputs(op, 10, T=150, K=8, V=8, decay=decay, documents=0.02), torch.float32
+    )
     eager = r.results(FORMS[op][0], made)
     for name, x in r.results(torch.compile(FORMS[op][0], fullgraph=True), made).items():
         torch.testing.assert_close(x, eager[name], rtol=1e-4, atol=1e-5)

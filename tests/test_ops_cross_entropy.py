@@ -24,12 +24,18 @@ from longfire.ops.cross_entropy import (
 pytestmark = pytest.mark.dtype
 
 W, D = 53, 7
-ALL_WORDS = Words(0, W, lambda x: x, lambda x: x)  # the form of many processes (tests/test_parallel_tensor.py), in one
+ALL_WORDS = Words(
+    0, W, lambda x: x, lambda x: x
+)  # the form of many processes (tests/test_parallel_tensor.py), in one
 
 
-def inputs(N: int, dtype: torch.dtype = torch.float64, ignored: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    N: int, dtype: torch.dtype = torch.float64, ignored: float = 0.2
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(N)
-    hidden, weight = (torch.randn(n, D, generator=generator).to(dtype).requires_grad_() for n in (N, W))
+    hidden, weight = (
+        torch.randn(n, D, generator=generator).to(dtype).requires_grad_() for n in (N, W)
+    )
     labels = torch.randint(W, (N,), generator=generator)
     return hidden, weight, labels.masked_fill(torch.rand(N, generator=generator) < ignored, -100)
 
@@ -49,7 +55,9 @@ def results(form, hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> 
 
 @pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow, shared])
 @settings(deadline=None, max_examples=20)
-@given(N=some.integers(1, 70), chunk=some.integers(1, 80), ignored=some.sampled_from([0.0, 0.2, 1.0]))
+@given(
+    N=some.integers(1, 70), chunk=some.integers(1, 80), ignored=some.sampled_from([0.0, 0.2, 1.0])
+)
 def test_against_the_plain_form(form, N, chunk, ignored):
     made = inputs(N, ignored=ignored)
     for got, true in zip(results(form, *made, chunk_tokens=chunk), results(plain, *made)):
@@ -94,15 +102,21 @@ def test_fp32_master_weight_of_bf16_states_gets_an_fp32_gradient(native):
     hidden, weight, labels = inputs(20, torch.bfloat16)
     master = weight.detach().float().requires_grad_()
     with bf16.assumed(native):
-        (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, master, labels, chunk_tokens=8), master)
-    assert gradient.dtype == torch.float32 and not torch.equal(gradient, gradient.bfloat16().float())
+        (gradient,) = torch.autograd.grad(
+            linear_cross_entropy(hidden, master, labels, chunk_tokens=8), master
+        )
+    assert gradient.dtype == torch.float32 and not torch.equal(
+        gradient, gradient.bfloat16().float()
+    )
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_one_gradient_alone(wanted):
     made = inputs(30)
     made[1 - wanted].requires_grad_(False)
-    got, true = (torch.autograd.grad(f(*made), made[wanted])[0] for f in (linear_cross_entropy, plain))
+    got, true = (
+        torch.autograd.grad(f(*made), made[wanted])[0] for f in (linear_cross_entropy, plain)
+    )
     torch.testing.assert_close(got, true)
 
 
@@ -168,8 +182,13 @@ def test_a_label_that_is_no_word_is_named(label):
 
 def test_inside_a_compiled_function():
     made = inputs(20)
-    compiled = torch.compile(lambda h, w, t: linear_cross_entropy(h.sin(), w, t) / 3, backend="aot_eager")
-    got, true = (torch.autograd.grad(f, made[:2]) for f in (compiled(*made), plain(made[0].sin(), *made[1:]) / 3))
+    compiled = torch.compile(
+        lambda h, w, t: linear_cross_entropy(h.sin(), w, t) / 3, backend="aot_eager"
+    )
+    got, true = (
+        torch.autograd.grad(f, made[:2])
+        for f in (compiled(*made), plain(made[0].sin(), *made[1:]) / 3)
+    )
     torch.testing.assert_close(got, true)
 
 
@@ -252,7 +271,9 @@ def test_the_l2_warp_changes_the_gradient_and_not_the_loss(form, ignored):
 
 def test_the_l2_warp_of_capped_logits():
     hidden, weight, labels = inputs(40)
-    got = results(linear_cross_entropy, hidden, weight, labels, chunk_tokens=16, l2_warp=True, softcap=5.0)
+    got = results(
+        linear_cross_entropy, hidden, weight, labels, chunk_tokens=16, l2_warp=True, softcap=5.0
+    )
     true = results(linear_cross_entropy_slow, hidden, weight, labels, l2_warp=True, softcap=5.0)
     for a, b in zip(got, true):
         torch.testing.assert_close(a, b)

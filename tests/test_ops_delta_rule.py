@@ -27,7 +27,9 @@ def test_with_beta_zero_the_state_only_decays(form):
     made = r.inputs("delta_rule", 0, T=70, K=4, V=5, decay="vector")
     made["beta"].zero_()
     _, state = r.call(form, made)
-    torch.testing.assert_close(state, made["g"].sum(1).exp()[..., None] * made["initial_state_BHKV"])
+    torch.testing.assert_close(
+        state, made["g"].sum(1).exp()[..., None] * made["initial_state_BHKV"]
+    )
 
 
 def test_with_beta_two_the_state_is_reflected_and_keeps_its_norm_over_a_long_row():
@@ -36,4 +38,6 @@ def test_with_beta_two_the_state_is_reflected_and_keeps_its_norm_over_a_long_row
     made["beta"].fill_(2.0)
     made["v"].zero_()
     _, state = r.call(delta_rule_chunkwise, made)
-    torch.testing.assert_close(state.norm(dim=(2, 3)), made["initial_state_BHKV"].norm(dim=(2, 3)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        state.norm(dim=(2, 3)), made["initial_state_BHKV"].norm(dim=(2, 3)), rtol=1e-4, atol=0
+    )

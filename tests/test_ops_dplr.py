@@ -32,7 +32,9 @@ def test_what_is_read_comes_from_before_the_decay(form):
     _, state = r.call(form, made)
     true = made["initial_state_BHKV"]
     for t in range(3):
-        true = made["b"][:, t, :, :, None] * (made["c"][:, t, :, :, None] * true).sum(2, keepdim=True)
+        true = made["b"][:, t, :, :, None] * (made["c"][:, t, :, :, None] * true).sum(
+            2, keepdim=True
+        )
     torch.testing.assert_close(state, true)
 
 

@@ -5,7 +5,14 @@ import torch
 
 from longfire.ops.attention import attention, attention_slow
 from longfire.ops.documents import Documents
-from longfire.ops.dropout import channel_mask, dropout, dropout_add, dropout_add_slow, of_place, row_noise
+from longfire.ops.dropout import (
+    channel_mask,
+    dropout,
+    dropout_add,
+    dropout_add_slow,
+    of_place,
+    row_noise,
+)
 
 pytestmark = pytest.mark.dtype
 
@@ -33,7 +40,11 @@ def test_a_rows_noise_depends_on_its_number_alone():
     assert row_noise(3, 0, 8, 50, "cpu")[5:].equal(row_noise(3, 5, 3, 50, "cpu"))
     assert row_noise(3, 0, 8, 50, "cpu")[:, :20].equal(row_noise(3, 0, 8, 20, "cpu"))
     far = 2**40  # more rows than 32 bits count
-    different = [row_noise(3, 0, 1, 9, "cpu"), row_noise(4, 0, 1, 9, "cpu"), row_noise(3 + 2**32, 0, 1, 9, "cpu")]
+    different = [
+        row_noise(3, 0, 1, 9, "cpu"),
+        row_noise(4, 0, 1, 9, "cpu"),
+        row_noise(3 + 2**32, 0, 1, 9, "cpu"),
+    ]
     different += [row_noise(3, 1, 1, 9, "cpu"), row_noise(3, far, 1, 9, "cpu")]
     assert len({tuple(noise.flatten().tolist()) for noise in different}) == len(different)
 
@@ -63,8 +74,12 @@ def test_the_residuals_type_wins():
 @pytest.mark.parametrize("packed", [False, True])
 def test_attention_dropout_in_blocks_equals_slow(window, packed):
     T = 300  # more than one block of queries
-    q, k, v = (torch.randn(2, T, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
-    documents = Documents.from_ids(torch.tensor([[0] * 130 + [1] * 170, [0] * T])) if packed else None
+    q, k, v = (
+        torch.randn(2, T, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
+    )
+    documents = (
+        Documents.from_ids(torch.tensor([[0] * 130 + [1] * 170, [0] * T])) if packed else None
+    )
     noise_BT, seed = row_noise(1, 0, 2, T, "cpu"), torch.randn(2, T, 4, 8, dtype=torch.float64)
     options = {"window": window, "documents": documents, "dropout": 0.2, "noise_BT": noise_BT}
     results = [op(q, k, v, **options) for op in (attention, attention_slow)]

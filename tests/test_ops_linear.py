@@ -48,8 +48,14 @@ def test_the_gradient_of_a_master_weight_is_never_rounded_to_bf16(native):
 
 
 def test_without_units_only_x_and_the_master_are_kept():
-    weight, x, kept = torch.randn(3, 5, requires_grad=True), torch.randn(7, 5).bfloat16().requires_grad_(), []
-    packed = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t)
+    weight, x, kept = (
+        torch.randn(3, 5, requires_grad=True),
+        torch.randn(7, 5).bfloat16().requires_grad_(),
+        [],
+    )
+    packed = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.data_ptr()) or t, lambda t: t
+    )
     with bf16.assumed(False), packed:
         linear(x, weight)
     assert set(kept) == {x.data_ptr(), weight.data_ptr()}

@@ -39,7 +39,9 @@ def test_value_decay_is_attention_times_a_decay_for_each_value_channel():
     log_BHTV = made["gv"].cumsum(1).transpose(1, 2)
     between_BHTTV = (log_BHTV[:, :, :, None] - log_BHTV[:, :, None]).exp()
     scores_BHTT = torch.einsum("bthk,bshk->bhts", made["q"], made["k"]).tril() / 4**0.5
-    o_BTHV = torch.einsum("bhts,bhtsv,bshv->bthv", scores_BHTT, between_BHTTV.nan_to_num(posinf=0.0), made["v"])
+    o_BTHV = torch.einsum(
+        "bhts,bhtsv,bshv->bthv", scores_BHTT, between_BHTTV.nan_to_num(posinf=0.0), made["v"]
+    )
     for form in (linear_attention_slow, linear_attention_chunkwise):
         torch.testing.assert_close(r.call(form, made)[0], o_BTHV)
 
@@ -52,7 +54,9 @@ def test_grouped_heads_are_heads_repeated(form, decay, tokens):
     grouped = {**made, "q": torch.randn(r.B, tokens, 2 * r.H, 4, dtype=torch.float64)}
     repeated = {
         **grouped,
-        "g": None if made["g"] is None else made["g"].repeat_interleave(2, 0 if decay == "constant" else 2),
+        "g": None
+        if made["g"] is None
+        else made["g"].repeat_interleave(2, 0 if decay == "constant" else 2),
     }
     repeated |= {name: made[name].repeat_interleave(2, 2) for name in "kv"}
     repeated["initial_state_BHKV"] = made["initial_state_BHKV"].repeat_interleave(2, 1)

@@ -12,10 +12,13 @@ from longfire.ops.maps import RECURRENCES, selective_scan_map
 from longfire.ops.selective_scan import selective_scan
 
 OPS = {
-    "linear_attention": (linear_attention, ["none", "constant", "scalar", "vector", "vector and value", "value", "scalar, one key"]),
+    "linear_attention": (
+        linear_attention,
+        ["none", "constant", "scalar", "vector", "vector and value", "value", "scalar, one key"],
+    ),
     "delta_rule": (delta_rule, ["none", "scalar", "vector"]),
     "dplr": (dplr, ["vector"]),
-}  # fmt: skip
+}
 CASES = [(name, decay) for name, (_, decays) in OPS.items() for decay in decays]
 MAPS = {recurrence.op: recurrence.map for recurrence in RECURRENCES}
 
@@ -40,7 +43,9 @@ def test_the_map_gives_the_last_state_and_its_gradients(name, decay, documents):
     found = map_of(op, made)(made["initial_state_BHKV"])
     torch.testing.assert_close(found, last, rtol=1e-10, atol=1e-12)
     weights = torch.randn_like(last)
-    for mine, true in zip(*(torch.autograd.grad(x, wanted, weights, allow_unused=True) for x in (found, last))):
+    for mine, true in zip(
+        *(torch.autograd.grad(x, wanted, weights, allow_unused=True) for x in (found, last))
+    ):
         if true is not None and true.any():
             torch.testing.assert_close(mine, true, rtol=1e-9, atol=1e-11)
 
@@ -48,17 +53,26 @@ def test_the_map_gives_the_last_state_and_its_gradients(name, decay, documents):
 @pytest.mark.parametrize("documents", [None, [40, 60], [100]])
 def test_the_map_of_a_selective_scan(documents):
     B, T, D, N = 2, 100, 5, 3
-    x, dt, gates = torch.randn(B, T, D).double(), torch.rand(B, T, D).double(), torch.randn(2, B, T, N).double()
+    x, dt, gates = (
+        torch.randn(B, T, D).double(),
+        torch.rand(B, T, D).double(),
+        torch.randn(2, B, T, N).double(),
+    )
     A, state = -torch.rand(D, N).double(), torch.randn(B, D, N).double()
     if documents is not None:
-        ids_BT = torch.arange(len(documents)).repeat_interleave(torch.tensor(documents)).expand(B, T)
+        ids_BT = (
+            torch.arange(len(documents)).repeat_interleave(torch.tensor(documents)).expand(B, T)
+        )
         documents = Documents.from_ids(ids_BT)
     _, last = selective_scan(x, dt, A, *gates, initial_state_BDN=state, documents=documents)
-    torch.testing.assert_close(selective_scan_map(x, dt, A, *gates, documents=documents)(state), last)
+    torch.testing.assert_close(
+        selective_scan_map(x, dt, A, *gates, documents=documents)(state), last
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "decay"), [("linear_attention", "vector"), ("delta_rule", "scalar"), ("dplr", "vector")]
+    ("name", "decay"),
+    [("linear_attention", "vector"), ("delta_rule", "scalar"), ("dplr", "vector")],
 )
 def test_strong_decays_lose_nothing_in_fp32(name, decay):
     """exp(-200) is 0 in fp32: what is written after the last such decay must stay to the digit."""
@@ -66,10 +80,14 @@ def test_strong_decays_lose_nothing_in_fp32(name, decay):
     made["g"][:, ::40] = -200.0
     true = map_of(OPS[name][0], made)
     found = map_of(OPS[name][0], r.converted(made, torch.float32))
-    torch.testing.assert_close(found.write.double(), true.write, rtol=1e-4, atol=1e-5 * true.write.abs().max().item())
+    torch.testing.assert_close(
+        found.write.double(), true.write, rtol=1e-4, atol=1e-5 * true.write.abs().max().item()
+    )
 
 
-@pytest.mark.parametrize(("name", "decay"), [(name, d) for name, d in CASES if "value" not in d and "one key" not in d])
+@pytest.mark.parametrize(
+    ("name", "decay"), [(name, d) for name, d in CASES if "value" not in d and "one key" not in d]
+)
 @pytest.mark.parametrize("documents", [0.0, 0.05])
 def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch):
     """Outputs and gradients of `around`, whose state before the tokens is made of their own map, in several pieces (of 64 tokens)."""
@@ -77,7 +95,9 @@ def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch
     op = OPS[name][0]
     (recurrence,) = (one for one in RECURRENCES if one.op is op)
     made = r.inputs(name, 2, T=150, K=6, V=5, decay=decay, documents=documents)
-    wanted = [x for key, x in made.items() if isinstance(x, torch.Tensor) and key != "initial_state_BHKV"]
+    wanted = [
+        x for key, x in made.items() if isinstance(x, torch.Tensor) and key != "initial_state_BHKV"
+    ]
     for x in wanted:
         x.requires_grad_()
 

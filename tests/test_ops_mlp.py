@@ -29,7 +29,9 @@ def assert_same(ours, theirs, size: int) -> None:
     x = torch.randn(2, 7, size, dtype=torch.float64, requires_grad=True)
     got, true, seed = ours(x), theirs(x), torch.randn(2, 7, size, dtype=torch.float64)
     torch.testing.assert_close(got, true)
-    torch.testing.assert_close(torch.autograd.grad(got, x, seed), torch.autograd.grad(true, x, seed))
+    torch.testing.assert_close(
+        torch.autograd.grad(got, x, seed), torch.autograd.grad(true, x, seed)
+    )
 
 
 def test_the_shape_knows_every_mlp():
@@ -37,7 +39,9 @@ def test_the_shape_knows_every_mlp():
 
 
 def llama(act: str) -> LlamaMLP:
-    return LlamaMLP(LlamaConfig(hidden_size=6, intermediate_size=11, num_attention_heads=1, hidden_act=act))
+    return LlamaMLP(
+        LlamaConfig(hidden_size=6, intermediate_size=11, num_attention_heads=1, hidden_act=act)
+    )
 
 
 def gemma() -> GemmaMLP:
@@ -46,7 +50,12 @@ def gemma() -> GemmaMLP:
 
 @pytest.mark.parametrize(
     ("kind", "theirs"),
-    [("swiglu", llama("silu")), ("geglu_exact", llama("gelu")), ("reglu", llama("relu")), ("geglu", gemma())],
+    [
+        ("swiglu", llama("silu")),
+        ("geglu_exact", llama("gelu")),
+        ("reglu", llama("relu")),
+        ("geglu", gemma()),
+    ],
 )
 def test_gated_mlps_are_those_of_llama_and_gemma(kind, theirs):
     ours = GatedMLP(kind, 6, 11).double()
@@ -56,21 +65,32 @@ def test_gated_mlps_are_those_of_llama_and_gemma(kind, theirs):
 
 @pytest.mark.parametrize(
     ("kind", "theirs"),
-    [("gelu", "gelu_new"), ("gelu_exact", "gelu"), ("relu", "relu"), ("silu", "silu"), ("relu2", "relu2")],
+    [
+        ("gelu", "gelu_new"),
+        ("gelu_exact", "gelu"),
+        ("relu", "relu"),
+        ("silu", "silu"),
+        ("relu2", "relu2"),
+    ],
 )
 def test_ungated_mlps_are_gpt2s(kind, theirs):
     theirs = GPT2MLP(11, GPT2Config(n_embd=6, activation_function=theirs)).double().eval()
     ours = UngatedMLP(kind, 6, 11, bias=True).double()
     pairs = ((ours.up_proj, theirs.c_fc), (ours.down_proj, theirs.c_proj))
     for linear, conv1d in pairs:  # GPT-2 stores its matrices turned
-        linear.weight.data, linear.bias.data = conv1d.weight.data.T.clone(), conv1d.bias.data.clone()
+        linear.weight.data, linear.bias.data = (
+            conv1d.weight.data.T.clone(),
+            conv1d.bias.data.clone(),
+        )
     assert_same(ours, theirs, 6)
 
 
 def test_squared_relu_is_nanochats():
     theirs = NanoChatMLP(NanoChatConfig(hidden_size=6, intermediate_size=11)).double()
     ours = UngatedMLP("relu2", 6, 11).double()
-    ours.load_state_dict({"up_proj.weight": theirs.fc1.weight, "down_proj.weight": theirs.fc2.weight})
+    ours.load_state_dict(
+        {"up_proj.weight": theirs.fc1.weight, "down_proj.weight": theirs.fc2.weight}
+    )
     assert_same(ours, theirs, 6)
 
 
@@ -105,7 +125,9 @@ def test_activations_are_their_formulas(kind):
 
 @pytest.mark.parametrize("kind", GATES)
 def test_gated_equals_its_reference(kind):
-    gate, up, d_y = torch.randn(3, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gate, up, d_y = torch.randn(
+        3, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     inputs = (gate.requires_grad_(), up.requires_grad_())
     got, true = gated(*inputs, kind), gated_slow(*inputs, kind)
     torch.testing.assert_close(got, true)

@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm, gated_rms_norm, l2_norm, layer_norm, rms_norm
+from longfire.ops.norm import (
+    GatedRMSNorm,
+    LayerNorm,
+    RMSNorm,
+    gated_rms_norm,
+    l2_norm,
+    layer_norm,
+    rms_norm,
+)
 
 pytestmark = pytest.mark.dtype
 
@@ -20,7 +28,10 @@ def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list
 
 def assert_same(got: Tensor, true: Tensor, inputs: list[Tensor]) -> None:
     seed = torch.arange(got.numel()).reshape(got.shape).cos().to(got.dtype)
-    for a, b in zip((got, *torch.autograd.grad(got, inputs, seed)), (true, *torch.autograd.grad(true, inputs, seed))):
+    for a, b in zip(
+        (got, *torch.autograd.grad(got, inputs, seed)),
+        (true, *torch.autograd.grad(true, inputs, seed)),
+    ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -30,7 +41,9 @@ def test_rms_norm(size):
     root = lambda x: x / (x.square().mean(-1, keepdim=True) + EPS).sqrt()
     assert_same(rms_norm(x, weight, EPS), root(x) * weight, [x, weight])
     assert_same(rms_norm(x, None, EPS), root(x), [x])
-    assert_same(rms_norm(x.transpose(0, 1), weight, EPS), (root(x) * weight).transpose(0, 1), [x, weight])
+    assert_same(
+        rms_norm(x.transpose(0, 1), weight, EPS), (root(x) * weight).transpose(0, 1), [x, weight]
+    )
 
 
 def test_rms_norm_gradcheck_and_compiled():
@@ -92,7 +105,9 @@ def test_gated_rms_norm(activation, gating):
     torch.testing.assert_close(GatedRMSNorm(7, EPS, activation).double()(x, gate) * weight, true)
 
 
-@pytest.mark.parametrize("norm", [lambda x: rms_norm(x, None, EPS), l2_norm, lambda x: layer_norm(x, None, None, EPS)])
+@pytest.mark.parametrize(
+    "norm", [lambda x: rms_norm(x, None, EPS), l2_norm, lambda x: layer_norm(x, None, None, EPS)]
+)
 def test_bf16_is_rounded_once(norm):
     """Statistics in fp32: the result is the float64 one's nearest bf16, save where fp32's last bits tip a tie."""
     x = torch.randn(50, 64).bfloat16()

@@ -33,27 +33,54 @@ LONGROPE = {
         ("linear", {"factor": 4.0}),
         ("dynamic", {"factor": 4.0}),
         ("yarn", {"factor": 8.0, "original_max_position_embeddings": 64}),
-        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0, "beta_slow": 2.0,
-                  "attention_factor": 0.7, "truncate": False}),
-        ("llama3", {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+        (
+            "yarn",
+            {
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "attention_factor": 0.7,
+                "truncate": False,
+            },
+        ),
+        (
+            "llama3",
+            {
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("tokens", [40, 64, 65, 300, 200_000])
 def test_scalings_are_those_of_transformers(scaling, settings, tokens):
     """To the bit, but for dynamic beyond its length, where their base is a Python number."""
     parameters = {"rope_type": scaling, "rope_theta": THETA, **settings}
-    config = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=64, rope_parameters=parameters)
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        rope_parameters=parameters,
+    )
     positions_BT = torch.arange(tokens)[None]
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions_BT)
     ours = {
-        name.replace("original_max_position_embeddings", "original_length"): value for name, value in settings.items()
+        name.replace("original_max_position_embeddings", "original_length"): value
+        for name, value in settings.items()
     }
     ours |= {name: tuple(ours[name]) for name in ("short_factor", "long_factor") if name in ours}
     rotary = Rotary(32, THETA, scaling, **{"original_length": 64, **ours})
     ours_cos, ours_sin = rotary.turns(positions_BT, torch.full_like(positions_BT, tokens))
     for mine, theirs in ((ours_cos, cos), (ours_sin, sin)):
-        if scaling == "dynamic" and tokens > 64:  # an angle of `tokens` radians has 2^-23 of it as its last bit
-            torch.testing.assert_close(mine[:, :, 0], theirs[..., :16], rtol=0, atol=tokens * 2**-21)
+        if (
+            scaling == "dynamic" and tokens > 64
+        ):  # an angle of `tokens` radians has 2^-23 of it as its last bit
+            torch.testing.assert_close(
+                mine[:, :, 0], theirs[..., :16], rtol=0, atol=tokens * 2**-21
+            )
         else:
             assert torch.equal(mine[:, :, 0], theirs[..., :16])
 
@@ -68,12 +95,16 @@ def test_channels_beyond_the_turned_ones_stay():
 def test_is_llamas_in_value_and_gradient():
     """fp32 angles up to 3000: both sides round the angle alike, so what is left is three roundings of the turned pair."""
     config = LlamaConfig(
-        hidden_size=32, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": THETA}
+        hidden_size=32,
+        num_attention_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
     )
     x_BTHK = torch.randn(2, 6, 4, 8, requires_grad=True)
     positions_BT = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 0, 7, 3000, 3001]])
     cos, sin = LlamaRotaryEmbedding(config)(x_BTHK, positions_BT)
-    true = apply_rotary_pos_emb(x_BTHK.transpose(1, 2), x_BTHK.transpose(1, 2), cos, sin)[0].transpose(1, 2)
+    true = apply_rotary_pos_emb(x_BTHK.transpose(1, 2), x_BTHK.transpose(1, 2), cos, sin)[
+        0
+    ].transpose(1, 2)
     got, seed = rope(x_BTHK, positions_BT, THETA), torch.randn(2, 6, 4, 8)
     for a, b in ((got, true), *zip(*(torch.autograd.grad(y, x_BTHK, seed) for y in (got, true)))):
         torch.testing.assert_close(a, b, rtol=0, atol=2**-20)
@@ -81,9 +112,15 @@ def test_is_llamas_in_value_and_gradient():
 
 def test_lengths_stay_and_scores_depend_on_distance():
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
-    score = lambda at, to: (rope(q, torch.tensor([[at]]), THETA) * rope(k, torch.tensor([[to]]), THETA)).sum()
-    torch.testing.assert_close(score(5, 2), score(105, 102), rtol=0, atol=1e-4)  # angles are fp32: 2^-24 * 105
-    torch.testing.assert_close(rope(q, torch.tensor([[977]]), THETA).norm(), q.norm(), rtol=1e-6, atol=0)
+    score = lambda at, to: (
+        rope(q, torch.tensor([[at]]), THETA) * rope(k, torch.tensor([[to]]), THETA)
+    ).sum()
+    torch.testing.assert_close(
+        score(5, 2), score(105, 102), rtol=0, atol=1e-4
+    )  # angles are fp32: 2^-24 * 105
+    torch.testing.assert_close(
+        rope(q, torch.tensor([[977]]), THETA).norm(), q.norm(), rtol=1e-6, atol=0
+    )
 
 
 def test_position_zero_turns_nothing_and_dtypes_stay():

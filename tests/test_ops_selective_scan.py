@@ -19,7 +19,9 @@ EPS32 = torch.finfo(torch.float32).eps
 both_forms = pytest.mark.parametrize("form", [selective_scan_chunks, selective_scan_slow])
 
 
-def inputs(T: int, D: int = 5, N: int = 3, seed: int = 0, documents: float = 0.0) -> dict[str, Tensor]:
+def inputs(
+    T: int, D: int = 5, N: int = 3, seed: int = 0, documents: float = 0.0
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -34,7 +36,9 @@ def inputs(T: int, D: int = 5, N: int = 3, seed: int = 0, documents: float = 0.0
         "initial_state_BDN": randn(B, D, N),
     }
     if documents:
-        made["documents"] = Documents.from_ids((torch.rand(B, T, generator=generator) < documents).long().cumsum(1))
+        made["documents"] = Documents.from_ids(
+            (torch.rand(B, T, generator=generator) < documents).long().cumsum(1)
+        )
     return made
 
 
@@ -45,14 +49,24 @@ def converted(made: dict, dtype: torch.dtype) -> dict:
 def errors(made: dict, dtype: torch.dtype) -> dict[str, float]:
     """max |chunks - truth| / max |truth| of each output and gradient, the truth in float64 of the same rounded inputs."""
     rounded = converted(made, dtype)
-    got, true = results(selective_scan_chunks, rounded), results(selective_scan_slow, converted(rounded, torch.float64))
+    got, true = (
+        results(selective_scan_chunks, rounded),
+        results(selective_scan_slow, converted(rounded, torch.float64)),
+    )
     floor = 1e-12 * max(float(x.abs().max()) for x in true.values())
-    return {name: float((got[name] - x).abs().max() / x.abs().max().clamp_min(floor)) for name, x in true.items()}
+    return {
+        name: float((got[name] - x).abs().max() / x.abs().max().clamp_min(floor))
+        for name, x in true.items()
+    }
 
 
 @both_forms
 @settings(deadline=None, max_examples=25)
-@given(T=some.sampled_from([1, 2, 31, 32, 33, 70]), N=some.integers(1, 4), share=some.sampled_from([0.0, 0.1, 1.0]))
+@given(
+    T=some.sampled_from([1, 2, 31, 32, 33, 70]),
+    N=some.integers(1, 4),
+    share=some.sampled_from([0.0, 0.1, 1.0]),
+)
 def test_equals_the_recurrence_on_paper(form, T, N, share):
     made = inputs(T, 4, N, T, share)
     x, dt, A, write, read, given = (x.numpy() for x in made.values() if isinstance(x, Tensor))
@@ -70,13 +84,21 @@ def selective(x, dt, A, write, read, h, ids) -> tuple[np.ndarray, np.ndarray]:
         if t and ids[b, t] != ids[b, t - 1]:
             h[b, d] = 0.0
         for n in range(A.shape[1]):
-            h[b, d, n] = np.exp(dt[b, t, d] * A[d, n]) * h[b, d, n] + dt[b, t, d] * write[b, t, n] * x[b, t, d]
+            h[b, d, n] = (
+                np.exp(dt[b, t, d] * A[d, n]) * h[b, d, n]
+                + dt[b, t, d] * write[b, t, n] * x[b, t, d]
+            )
             y[b, t, d] += read[b, t, n] * h[b, d, n]
     return y, h
 
 
 @settings(deadline=None, max_examples=40)
-@given(T=some.integers(1, 70), D=some.integers(1, 5), N=some.integers(1, 5), share=some.sampled_from([0.0, 0.1, 1.0]))
+@given(
+    T=some.integers(1, 70),
+    D=some.integers(1, 5),
+    N=some.integers(1, 5),
+    share=some.sampled_from([0.0, 0.1, 1.0]),
+)
 def test_every_gradient_equals_autograds(T, D, N, share):
     for name, error in errors(inputs(T, D, N, T, share), torch.float64).items():
         assert error < 1e-12, name
@@ -87,7 +109,9 @@ def test_gradients_are_derivatives(form):
     made = inputs(35, 2, 2, documents=0.1)
     leaves = {name: x.requires_grad_() for name, x in made.items() if isinstance(x, Tensor)}
     assert torch.autograd.gradcheck(
-        lambda *values: form(**{**made, **dict(zip(leaves, values))}), tuple(leaves.values()), fast_mode=True
+        lambda *values: form(**{**made, **dict(zip(leaves, values))}),
+        tuple(leaves.values()),
+        fast_mode=True,
     )
 
 
@@ -126,7 +150,10 @@ def test_documents_do_not_see_each_other_at_all(form):
     made = inputs(60)
     ids_T = (torch.arange(60) >= 20).long() + (torch.arange(60) >= 45).long()
     made["documents"] = Documents.from_ids(ids_T.expand(B, -1))
-    leaves = {name: made[name].requires_grad_() for name in ("x_BTD", "dt_BTD", "B_BTN", "initial_state_BDN")}
+    leaves = {
+        name: made[name].requires_grad_()
+        for name in ("x_BTD", "dt_BTD", "B_BTN", "initial_state_BDN")
+    }
     y, _ = form(**made)
     gradients = dict(zip(leaves, torch.autograd.grad(y[:, 30].sum(), list(leaves.values()))))
     assert not gradients.pop("initial_state_BDN").any()
@@ -138,7 +165,9 @@ def test_what_is_kept_is_the_inputs_and_a_state_for_each_chunk():
     made, kept = inputs(160, D=8, N=16), {}
     leaves = converted(made, torch.float32)
     leaves["x_BTD"].requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.update({t.data_ptr(): t.nbytes}) or t, lambda t: t
+    ):
         selective_scan(**leaves)
     states = 160 // module.TOKENS * B * 8 * 16 * 4
     assert sum(kept.values()) <= sum(x.nbytes for x in leaves.values()) + states
@@ -147,6 +176,9 @@ def test_what_is_kept_is_the_inputs_and_a_state_for_each_chunk():
 @pytest.mark.slow
 def test_compiled_equals_eager():
     made = converted(inputs(70, documents=0.1), torch.float32)
-    eager, compiled = (results(form, made) for form in (selective_scan, torch.compile(selective_scan, fullgraph=True)))
+    eager, compiled = (
+        results(form, made)
+        for form in (selective_scan, torch.compile(selective_scan, fullgraph=True))
+    )
     for name, x in eager.items():
         torch.testing.assert_close(compiled[name], x)

@@ -18,13 +18,17 @@ both_forms = pytest.mark.parametrize("form", [short_conv, short_conv_slow])
 
 def inputs(T: int, W: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(T * 10 + W)
-    x, state = (torch.randn(shape, generator=generator).to(dtype) for shape in ((B, T, D), (B, D, W - 1)))
+    x, state = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((B, T, D), (B, D, W - 1))
+    )
     masters = torch.promote_types(dtype, torch.float32)
     weight, bias = (torch.randn(shape, generator=generator).to(masters) for shape in ((D, W), (D,)))
     return [t.requires_grad_() for t in (x, weight, bias, state)]
 
 
-def results(form, leaves: list[Tensor], documents: Documents | None = None, silu: bool = True) -> list[Tensor]:
+def results(
+    form, leaves: list[Tensor], documents: Documents | None = None, silu: bool = True
+) -> list[Tensor]:
     x, weight, bias, state = leaves
     y, last = form(x, weight, bias, silu=silu, state_BDW=state, documents=documents)
     seeds = [torch.arange(t.numel()).reshape(t.shape).sin().to(t.dtype) for t in (y, last)]
@@ -38,7 +42,11 @@ def by_conv1d(
     W, rows, states = weight.shape[1], [], []
     for b in range(B):
         ids_T = torch.zeros(x.shape[1]) if documents is None else documents.ids_BT[b]
-        lengths, before, outputs = ids_T.unique_consecutive(return_counts=True)[1].tolist(), state_BDW[b], []
+        lengths, before, outputs = (
+            ids_T.unique_consecutive(return_counts=True)[1].tolist(),
+            state_BDW[b],
+            [],
+        )
         for document in x[b].T.split(lengths, 1):
             padded = torch.cat([before, document], 1)
             y = F.conv1d(padded[None], weight[:, None], bias, groups=D)[0]
@@ -51,7 +59,12 @@ def by_conv1d(
 
 @both_forms
 @settings(deadline=None, max_examples=25)
-@given(T=some.integers(1, 12), W=some.integers(1, 5), silu=some.booleans(), share=some.sampled_from([None, 0.2, 0.8]))
+@given(
+    T=some.integers(1, 12),
+    W=some.integers(1, 5),
+    silu=some.booleans(),
+    share=some.sampled_from([None, 0.2, 0.8]),
+)
 def test_against_conv1d(form, T, W, silu, share):
     """Lengths shorter than the filter, several documents inside one filter, gradients into the state and out of the new one."""
     documents = None
@@ -59,7 +72,9 @@ def test_against_conv1d(form, T, W, silu, share):
         starts_BT = torch.rand(B, T, generator=torch.Generator().manual_seed(T)) < share
         documents = Documents.from_ids(starts_BT.long().cumsum(1))
     leaves = inputs(T, W)
-    for got, true in zip(results(form, leaves, documents, silu), results(by_conv1d, leaves, documents, silu)):
+    for got, true in zip(
+        results(form, leaves, documents, silu), results(by_conv1d, leaves, documents, silu)
+    ):
         torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
 
 
@@ -97,6 +112,8 @@ def test_gradient_of_what_is_kept_only():
     """Rows and filters: what is kept for the backward is one copy of the rows in their own dtype."""
     kept = []
     x, weight, _, _ = inputs(16, 4, torch.bfloat16)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.nbytes) or t, lambda t: t
+    ):
         short_conv(x, weight)
     assert sum(kept) <= B * (16 + 3) * D * 2 + weight.nbytes

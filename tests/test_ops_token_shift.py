@@ -29,20 +29,30 @@ def by_hand(x_BTD: Tensor, before_BD: Tensor | None, documents: Documents | None
 
 @both_forms
 @settings(deadline=None, max_examples=30)
-@given(T=some.integers(1, 9), share=some.sampled_from([None, 0.3, 1.0]), given_before=some.booleans())
+@given(
+    T=some.integers(1, 9), share=some.sampled_from([None, 0.3, 1.0]), given_before=some.booleans()
+)
 def test_is_the_row_a_place_later(form, T, share, given_before):
     generator = torch.Generator().manual_seed(T)
-    leaves = [torch.randn(shape, generator=generator).double().requires_grad_() for shape in ((B, T, D), (B, D))]
+    leaves = [
+        torch.randn(shape, generator=generator).double().requires_grad_()
+        for shape in ((B, T, D), (B, D))
+    ]
     x, before = leaves if given_before else (leaves[0], None)
     documents = None
     if share is not None:
-        documents = Documents.from_ids((torch.rand(B, T, generator=generator) < share).long().cumsum(1))
+        documents = Documents.from_ids(
+            (torch.rand(B, T, generator=generator) < share).long().cumsum(1)
+        )
     previous, last = form(x, before_BD=before, documents=documents)
     true = by_hand(x, before, documents)
     assert torch.equal(previous, true) and torch.equal(last, x[:, -1])
     seed = torch.randn(B, T, D, generator=generator).double()
     # one token after nothing depends on nothing: x * 0 gives it a graph
-    gradients = (torch.autograd.grad(o + x * 0, leaves, seed, materialize_grads=True) for o in (previous, true))
+    gradients = (
+        torch.autograd.grad(o + x * 0, leaves, seed, materialize_grads=True)
+        for o in (previous, true)
+    )
     for got, right in zip(*gradients):
         assert torch.equal(got, right)
 

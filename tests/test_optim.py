@@ -35,22 +35,42 @@ def names_by_decay(model: nn.Module, optimizer: Optimizer) -> dict[bool, set[str
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_norms_biases_embeddings_and_decay_rates_do_not_decay(tiny_model, tied):
-    mixers = {"attention": {"num_heads": 4, "qkv_bias": True, "qk_norm": True}, "gla": {"num_heads": 2},
-              "gated_delta_net": {"num_heads": 2, "head_dim": 8}}  # fmt: skip
+    mixers = {
+        "attention": {"num_heads": 4, "qkv_bias": True, "qk_norm": True},
+        "gla": {"num_heads": 2},
+        "gated_delta_net": {"num_heads": 2, "head_dim": 8},
+    }
     model = tiny_model(
-        *ALL_MIXERS, mixers=mixers, tie_word_embeddings=tied, norm="layernorm", mlp="gelu", mlp_bias=True
+        *ALL_MIXERS,
+        mixers=mixers,
+        tie_word_embeddings=tied,
+        norm="layernorm",
+        mlp="gelu",
+        mlp_bias=True,
     )
     found = names_by_decay(model, Optimizer(weight_decay=0.1))
     assert found[True] | found[False] == dict(model.named_parameters()).keys()
     assert not found[True] & found[False]
     assert {name.rsplit(".", 1)[-1] for name in found[True]} == {"weight"}
-    kept = {"embed.weight", "norm.weight", "norm.bias", "layers.0.mixer_norm.weight", "layers.1.mixer.A_log",
-            "layers.1.mixer.dt_bias", "layers.0.mixer.gk_proj.1.bias", "layers.2.mixer.q_norm.weight",
-            "layers.2.mixer.q_proj.bias", "layers.2.mlp.up_proj.bias", "layers.0.mixer.g_norm_swish_gate.weight"}  # fmt: skip
+    kept = {
+        "embed.weight",
+        "norm.weight",
+        "norm.bias",
+        "layers.0.mixer_norm.weight",
+        "layers.1.mixer.A_log",
+        "layers.1.mixer.dt_bias",
+        "layers.0.mixer.gk_proj.1.bias",
+        "layers.2.mixer.q_norm.weight",
+        "layers.2.mixer.q_proj.bias",
+        "layers.2.mlp.up_proj.bias",
+        "layers.0.mixer.g_norm_swish_gate.weight",
+    }
     assert kept <= found[False]
-    assert {"layers.0.mixer.gk_proj.0.weight", "layers.2.mixer.q_proj.weight", "layers.1.mlp.up_proj.weight"} <= found[
-        True
-    ]
+    assert {
+        "layers.0.mixer.gk_proj.0.weight",
+        "layers.2.mixer.q_proj.weight",
+        "layers.1.mlp.up_proj.weight",
+    } <= found[True]
     assert ("head.weight" in found[True]) != tied, "a head that is the embedding is an embedding"
 
 
@@ -74,11 +94,16 @@ def test_roles_of_every_mixer(tiny_model, mixer):
     names = {p: name for name, p in model.named_parameters()}
     found = {names[p]: role for p, role in roles(model).items()}
     assert found.keys() == set(names.values())
-    assert {name for name, role in found.items() if role == "embedding"} == {"embed.weight", "positions.weight"}
+    assert {name for name, role in found.items() if role == "embedding"} == {
+        "embed.weight",
+        "positions.weight",
+    }
     assert {name for name, role in found.items() if role == "head"} == {"head.weight"}
     decayed = names_by_decay(model, Optimizer(weight_decay=0.1))[True]
     assert {name for name, role in found.items() if role == "matrix"} == decayed - {"head.weight"}
-    assert {found[name] for name in found if name.endswith(("norm.weight", ".bias", "A_log"))} == {"other"}
+    assert {found[name] for name in found if name.endswith(("norm.weight", ".bias", "A_log"))} == {
+        "other"
+    }
 
 
 def test_a_tied_head_is_an_embedding(tiny_model):
@@ -88,14 +113,26 @@ def test_a_tied_head_is_an_embedding(tiny_model):
 
 def test_roles_of_a_model_of_transformers():
     shape = foreign.read_shape(
-        {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-         "num_attention_heads": 2, "vocab_size": 20, "tie_word_embeddings": False}, "x"
-    )  # fmt: skip
+        {
+            "model_type": "llama",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": 20,
+            "tie_word_embeddings": False,
+        },
+        "x",
+    )
     model = foreign.build(shape, 0)
     found = {name: roles(model)[p] for name, p in model.named_parameters()}
-    assert found["theirs.model.embed_tokens.weight"] == "embedding" and found["theirs.lm_head.weight"] == "head"
     assert (
-        found["theirs.model.norm.weight"] == "other" and found["theirs.model.layers.0.mlp.up_proj.weight"] == "matrix"
+        found["theirs.model.embed_tokens.weight"] == "embedding"
+        and found["theirs.lm_head.weight"] == "head"
+    )
+    assert (
+        found["theirs.model.norm.weight"] == "other"
+        and found["theirs.model.layers.0.mlp.up_proj.weight"] == "matrix"
     )
 
 
@@ -114,7 +151,9 @@ def test_each_role_moves_by_its_multiple_of_the_rate(tiny_model, name):
     optimizer.step()
     for parameter, role in roles(model).items():
         expected = before[parameter] - 1e-3 * scales[role]
-        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-6 * max(1, scales[role]))
+        torch.testing.assert_close(
+            parameter.detach(), expected, rtol=0, atol=1e-6 * max(1, scales[role])
+        )
 
 
 def test_equal_settings_share_a_group(tiny_model):
@@ -143,7 +182,9 @@ def test_adam_has_no_decay_and_frozen_parameters_are_left_out(tiny_model):
     groups = parameter_groups(model, Optimizer(name="Adam", weight_decay=0.1))
     assert {group["weight_decay"] for group in groups} == {0.0}
     assert not any(p is model.norm.weight for group in groups for p in group["params"])
-    optimizer = make_optimizer(model, Optimizer(name="Adam", beta1=0.8, beta2=0.99, eps=1e-6, lr=0.5), CPU)
+    optimizer = make_optimizer(
+        model, Optimizer(name="Adam", beta1=0.8, beta2=0.99, eps=1e-6, lr=0.5), CPU
+    )
     assert type(optimizer) is torch.optim.Adam
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"], optimizer.defaults["lr"]) == (
         (0.8, 0.99),
@@ -171,15 +212,24 @@ def rates(total: int, warmup: int, **changes) -> list[float]:
     return [schedule(step, total, warmup, LRScheduler(**changes)) for step in range(total)]
 
 
-def rates_of_transformers(name: str, total: int, warmup: int, floor: float, decay: int = 0) -> list[float]:
+def rates_of_transformers(
+    name: str, total: int, warmup: int, floor: float, decay: int = 0
+) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     if name == "cosine":
-        theirs = transformers.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, total, min_lr_rate=floor)
+        theirs = transformers.get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, warmup, total, min_lr_rate=floor
+        )
     elif name == "linear":
         theirs = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total)
     else:
         theirs = transformers.get_wsd_schedule(
-            optimizer, warmup, decay, num_training_steps=total, decay_type="linear", min_lr_ratio=floor
+            optimizer,
+            warmup,
+            decay,
+            num_training_steps=total,
+            decay_type="linear",
+            min_lr_ratio=floor,
         )
     found = []
     for _ in range(total):
@@ -190,7 +240,9 @@ def rates_of_transformers(name: str, total: int, warmup: int, floor: float, deca
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 20])
-@pytest.mark.parametrize("name, floor", [("cosine", 0.1), ("cosine", 0.0), ("linear", 0.0), ("wsd", 0.1), ("wsd", 0.0)])
+@pytest.mark.parametrize(
+    "name, floor", [("cosine", 0.1), ("cosine", 0.0), ("linear", 0.0), ("wsd", 0.1), ("wsd", 0.0)]
+)
 def test_after_the_warm_up_it_is_the_schedule_of_transformers(name, floor, warmup):
     ours = rates(100, warmup, name=name, min_lr_ratio=floor, decay_ratio=0.25)
     theirs = rates_of_transformers(name, 100, warmup, floor, decay=25)
@@ -205,7 +257,9 @@ def test_wsd_decays_to_its_floor_however_long_the_warm_up(warmup):
     begin = max(warmup, 90)
     assert found[warmup:begin] == [1.0] * (begin - warmup)
     assert found[begin:] == pytest.approx([1 - 0.9 * i / (100 - begin) for i in range(100 - begin)])
-    assert schedule(100, 100, warmup, LRScheduler(name="wsd", min_lr_ratio=0.1, decay_ratio=0.1)) == pytest.approx(0.1)
+    assert schedule(
+        100, 100, warmup, LRScheduler(name="wsd", min_lr_ratio=0.1, decay_ratio=0.1)
+    ) == pytest.approx(0.1)
 
 
 def test_constant_stays():
@@ -213,14 +267,21 @@ def test_constant_stays():
 
 
 @given(
-    some.sampled_from(["cosine", "linear", "wsd", "constant"]), some.integers(1, 500), some.integers(0, 500),
-    some.floats(0, 1), some.floats(0, 1),
-)  # fmt: skip
+    some.sampled_from(["cosine", "linear", "wsd", "constant"]),
+    some.integers(1, 500),
+    some.integers(0, 500),
+    some.floats(0, 1),
+    some.floats(0, 1),
+)
 @settings(deadline=None, max_examples=300)
-def test_any_schedule_stays_between_floor_and_peak_and_falls_only_after_the_warm_up(name, total, warmup, floor, decay):
+def test_any_schedule_stays_between_floor_and_peak_and_falls_only_after_the_warm_up(
+    name, total, warmup, floor, decay
+):
     warmup = min(warmup, total)
     found = rates(total, warmup, name=name, min_lr_ratio=floor, decay_ratio=decay)
-    assert all(0 < rate <= 1 for rate in found[:warmup]) and all(floor - 1e-9 <= rate <= 1 for rate in found[warmup:])
+    assert all(0 < rate <= 1 for rate in found[:warmup]) and all(
+        floor - 1e-9 <= rate <= 1 for rate in found[warmup:]
+    )
     assert found[:warmup] == sorted(found[:warmup])
     assert found[warmup:] == sorted(found[warmup:], reverse=True)
 
@@ -251,7 +312,9 @@ def test_clipping_is_torchs(max_norm):
     ours, theirs = with_gradients(*gradients), with_gradients(*gradients)
     assert clip_gradients([p.grad for p in ours[:2]], max_norm).item() == pytest.approx(5.0)
     torch.nn.utils.clip_grad_norm_(theirs, max_norm)
-    assert all(a.grad is None if b.grad is None else a.grad.equal(b.grad) for a, b in zip(ours, theirs))
+    assert all(
+        a.grad is None if b.grad is None else a.grad.equal(b.grad) for a, b in zip(ours, theirs)
+    )
 
 
 def test_zero_does_not_clip_and_a_norm_that_is_not_finite_is_told():
@@ -266,4 +329,7 @@ def test_zero_does_not_clip_and_a_norm_that_is_not_finite_is_told():
 def test_defaults_are_those_of_the_settings(tiny_model):
     optimizer = make_optimizer(tiny_model(), replace(Optimizer(), lr=1.0), CPU)
     assert optimizer.defaults["betas"] == (Optimizer().beta1, Optimizer().beta2)
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {Optimizer().weight_decay, 0.0}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {
+        Optimizer().weight_decay,
+        0.0,
+    }

@@ -31,10 +31,23 @@ def run_folder(tmp_path, name, steps=40, lr=1e-3, loss=4.0):
             "memory_bytes": 2**30,
             "skipped_steps": 0,
         }
-        record |= {"data_wait_fraction": 0.01, "seconds": 0.1, "data_seconds": 0.001, "forward_seconds": 0.04}
-        lines.append(record | {"backward_seconds": 0.05, "optimizer_seconds": 0.005, "other_seconds": 0.004})
+        record |= {
+            "data_wait_fraction": 0.01,
+            "seconds": 0.1,
+            "data_seconds": 0.001,
+            "forward_seconds": 0.04,
+        }
+        lines.append(
+            record | {"backward_seconds": 0.05, "optimizer_seconds": 0.005, "other_seconds": 0.004}
+        )
         if step % 20 == 0:
-            lines.append({"step": step, "eval/wiki/loss": loss - 0.5 * step / steps, "eval/wiki/bits_per_byte": 1.25})
+            lines.append(
+                {
+                    "step": step,
+                    "eval/wiki/loss": loss - 0.5 * step / steps,
+                    "eval/wiki/bits_per_byte": 1.25,
+                }
+            )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "run.toml").write_text(f"[optimizer]\nlr = {lr}\n[model]\nconfig = '<b>&.json'\n")
     return folder
@@ -49,7 +62,11 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.addresses += [value for key, value in attributes if key in ("src", "href") and not value.startswith("#")]
+        self.addresses += [
+            value
+            for key, value in attributes
+            if key in ("src", "href") and not value.startswith("#")
+        ]
         if tag == "tr":
             self.rows.append([])
         self.cell = tag in ("td", "th")
@@ -76,7 +93,8 @@ def test_a_matplotlib_that_is_broken_is_told(tmp_path, monkeypatch):
     folder = run_folder(tmp_path, "undrawn")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
-        SettingsError, match=r"matplotlib, which cannot be imported \(.*pip install 'longfire\[plots\]'"
+        SettingsError,
+        match=r"matplotlib, which cannot be imported \(.*pip install 'longfire\[plots\]'",
     ):
         html([folder], folder / "report.html")
 
@@ -98,7 +116,9 @@ def test_a_page_of_one_run(tmp_path):
     assert table["run"] == "first" and table["steps"] == "40" and table["tokens"] == "4,000"
     assert table["held out of wiki: loss"] == "3.5000" and table["wiki: bits a byte"] == "1.250"
     assert table["MFU"] == "50.0%" and table["memory"] == "1.00 GiB" and table["time"] == "4 s"
-    assert ["model.config", "<b>&.json"] in page.rows and "<b>&" not in text, "a value of a setting is text, not markup"
+    assert ["model.config", "<b>&.json"] in page.rows and "<b>&" not in text, (
+        "a value of a setting is text, not markup"
+    )
     assert not page.addresses and "<script" not in text and "@import" not in text, "self-contained"
     assert text.count("<svg") == len(CHARTS)
     for name in CHARTS:
@@ -106,7 +126,10 @@ def test_a_page_of_one_run(tmp_path):
 
 
 def test_several_runs_are_drawn_over_each_other_and_what_differs_is_shown(tmp_path):
-    folders = [run_folder(tmp_path, "first", lr=1e-3), run_folder(tmp_path, "second", lr=2e-3, loss=3.0)]
+    folders = [
+        run_folder(tmp_path, "first", lr=1e-3),
+        run_folder(tmp_path, "second", lr=2e-3, loss=3.0),
+    ]
     html(folders, tmp_path / "compared.html")
     text = (tmp_path / "compared.html").read_text()
     page = Page(text)
@@ -126,7 +149,10 @@ def test_the_same_records_give_the_same_page(tmp_path):
 
 def test_runs_of_one_name_are_told_apart_by_their_path(tmp_path):
     (tmp_path / "x").mkdir(), (tmp_path / "y").mkdir()
-    names = [story.name for story in read([run_folder(tmp_path / "x", "run"), run_folder(tmp_path / "y", "run")])]
+    names = [
+        story.name
+        for story in read([run_folder(tmp_path / "x", "run"), run_folder(tmp_path / "y", "run")])
+    ]
     assert names == [str(tmp_path / "x" / "run"), str(tmp_path / "y" / "run")]
 
 
@@ -136,7 +162,9 @@ def test_a_run_that_is_still_writing(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "loss": null, "tokens": 4100}\n{"step": 42, "lo')
     (story,) = read([folder])
-    assert len(story) == 41 and np.isnan(story.column("loss")[-1]) and np.isnan(story.column("lr")[-1])
+    assert (
+        len(story) == 41 and np.isnan(story.column("loss")[-1]) and np.isnan(story.column("lr")[-1])
+    )
     html([folder], folder / "report.html")
 
 
@@ -165,4 +193,6 @@ def test_a_thinned_curve_keeps_every_spike():
 def test_the_running_mean_of_a_constant_is_the_constant_from_the_start():
     np.testing.assert_allclose(running_mean(np.full(100, 3.0), 10), 3.0, rtol=1e-12)
     ramp = running_mean(np.arange(1000.0), 10)
-    np.testing.assert_allclose(ramp[500:], np.arange(500, 1000) - 9.0, rtol=1e-6)  # lags by width - 1 in the long run
+    np.testing.assert_allclose(
+        ramp[500:], np.arange(500, 1000) - 9.0, rtol=1e-6
+    )  # lags by width - 1 in the long run

@@ -56,7 +56,9 @@ def test_what_cannot_be_shared_is_refused_with_number_and_mend(cp, tokens, tp, s
 
 def test_a_mixer_without_a_kind_of_context_is_refused(monkeypatch):
     monkeypatch.setattr(GLA, "context", ())
-    assert "gla does not say how it looks along the sequence (context)" in refused(on_meta(tiny_shape("gla")), 2)
+    assert "gla does not say how it looks along the sequence (context)" in refused(
+        on_meta(tiny_shape("gla")), 2
+    )
 
 
 def test_a_recurrence_without_a_map_is_refused():
@@ -84,5 +86,10 @@ def test_a_step_tells_how_even_its_rows_were_and_how_far_filled_up():
         context = Context(4, 0, "no group is asked", asked, "ring", softmax=True)
         share = context.share(positions_BT, documents)
         told[asked] = context.told()
-        assert context.cut(share, positions_BT).shape[1] * 4 == 101 + told[asked]["context_filled_tokens"]
-    assert told["contiguous"]["context_balance"] > 1.6 > 1.1 > told["auto"]["context_balance"] >= 1.0
+        assert (
+            context.cut(share, positions_BT).shape[1] * 4
+            == 101 + told[asked]["context_filled_tokens"]
+        )
+    assert (
+        told["contiguous"]["context_balance"] > 1.6 > 1.1 > told["auto"]["context_balance"] >= 1.0
+    )

@@ -17,11 +17,17 @@ processes = st.integers(1, 9)
 
 def positions_of(lengths: list[int], tokens: int) -> torch.Tensor:
     """Positions in documents of these lengths, over and over."""
-    return torch.cat([torch.arange(length) for length in lengths * (tokens // sum(lengths) + 1)])[:tokens]
+    return torch.cat([torch.arange(length) for length in lengths * (tokens // sum(lengths) + 1)])[
+        :tokens
+    ]
 
 
-def layout_of(kind: str, count: int, tokens: int, multiple: int = 1, lengths: list[int] | None = None) -> Layout:
-    return Layout.of_kind(kind, count, tokens, multiple, keys_seen(positions_of(lengths or [tokens], tokens)))
+def layout_of(
+    kind: str, count: int, tokens: int, multiple: int = 1, lengths: list[int] | None = None
+) -> Layout:
+    return Layout.of_kind(
+        kind, count, tokens, multiple, keys_seen(positions_of(lengths or [tokens], tokens))
+    )
 
 
 @given(kinds, processes, st.integers(1, 200), st.integers(1, 4))
@@ -29,12 +35,14 @@ def test_every_token_has_one_place_and_comes_back(kind, count, tokens, multiple)
     layout = layout_of(kind, count, tokens, multiple)
     rows_BT = torch.arange(2 * tokens).view(2, tokens)
     parts = [layout.cut(rows_BT, rank, fill=-1) for rank in range(count)]
-    assert sorted(torch.cat(parts, 1).flatten().tolist()) == [-1] * 2 * (layout.filled - tokens) + list(
-        range(2 * tokens)
-    )
+    assert sorted(torch.cat(parts, 1).flatten().tolist()) == [-1] * 2 * (
+        layout.filled - tokens
+    ) + list(range(2 * tokens))
     assert len({part.shape for part in parts}) == 1 and layout.length % multiple == 0
     torch.testing.assert_close(layout.joined(parts), rows_BT)
-    assert all(list(place) == sorted(place) for place in layout.places), "segments lie in the order of the row"
+    assert all(list(place) == sorted(place) for place in layout.places), (
+        "segments lie in the order of the row"
+    )
 
 
 def test_the_picture():
@@ -43,7 +51,10 @@ def test_the_picture():
 
     def parts(kind: str) -> list[str]:
         layout = layout_of(kind, 2, 7)
-        return [bytes(layout.cut(row, rank, fill=ord(".")).flatten().tolist()).decode() for rank in range(2)]
+        return [
+            bytes(layout.cut(row, rank, fill=ord(".")).flatten().tolist()).decode()
+            for rank in range(2)
+        ]
 
     assert parts("contiguous") == ["abcd", "efg."]
     assert parts("zigzag") == ["abg.", "cdef"]
@@ -54,12 +65,18 @@ def test_causal_rows_are_even_in_a_zigzag(count):
     """Contiguous: the last of n pieces has (2 n - 1) / n of the mean."""
     seen_BT = keys_seen(torch.arange(64 * count)[None])
     assert layout_of("zigzag", count, 64 * count).balance(seen_BT) <= 1.0 + 1e-9
-    assert layout_of("contiguous", count, 64 * count).balance(seen_BT) == pytest.approx(2 - 1 / count, rel=0.02)
+    assert layout_of("contiguous", count, 64 * count).balance(seen_BT) == pytest.approx(
+        2 - 1 / count, rel=0.02
+    )
 
 
 def real_lengths() -> list[int]:
     """Bytes of the modules of Python's own library, the corpus that every installation has: from 100 to 100,000."""
-    return [path.stat().st_size for path in sorted(Path(pathlib.__file__).parent.glob("*.py")) if path.stat().st_size]
+    return [
+        path.stat().st_size
+        for path in sorted(Path(pathlib.__file__).parent.glob("*.py"))
+        if path.stat().st_size
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
@@ -90,7 +107,9 @@ def test_a_share_knows_the_row(kind, count, lengths):
         share = Share.of_rows(layout, rank, documents, 2)
         torch.testing.assert_close(share.folded.ids_BT, whole[:, list(share.mine)].flatten(0, 1))
         here = layout.cut(ids_BT, rank, fill=-1)
-        torch.testing.assert_close(share.lengths()[here >= 0], torch.tensor(lengths)[here[here >= 0]])
+        torch.testing.assert_close(
+            share.lengths()[here >= 0], torch.tensor(lengths)[here[here >= 0]]
+        )
         torch.testing.assert_close(share.unfold(share.fold(here)), here)
         for segment in share.mine[segment_zero(share) :]:
             first = segment * layout.length

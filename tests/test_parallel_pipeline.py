@@ -22,7 +22,15 @@ from longfire.parallel.remat import save_memory
 from longfire.parallel.stages import Layout, cheapest, layout, refusals
 from longfire.settings import ActivationCheckpoint, Parallelism
 
-SCHEDULES = ["GPipe", "1F1B", "LoopedBFS", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]
+SCHEDULES = [
+    "GPipe",
+    "1F1B",
+    "LoopedBFS",
+    "Interleaved1F1B",
+    "InterleavedZeroBubble",
+    "ZBVZeroBubble",
+    "DualPipeV",
+]
 HYBRID = ("gla", "attention", "gla", "attention")
 MODELS = {
     "hybrid": (HYBRID, {}),
@@ -31,10 +39,19 @@ MODELS = {
     "tied": (HYBRID, {"tie_word_embeddings": True}),
     "all at once": (
         ("rwkv7", "hgrn2", "hgrn2", "rwkv7"),
-        {"mlp": "gelu", "norm": "layernorm", "block": "post", "embed_norm": True, "learned_positions": True, "dropout": 0.2,
-         "max_position_embeddings": 16, "embed_dropout": 0.1, "tie_word_embeddings": True},
+        {
+            "mlp": "gelu",
+            "norm": "layernorm",
+            "block": "post",
+            "embed_norm": True,
+            "learned_positions": True,
+            "dropout": 0.2,
+            "max_position_embeddings": 16,
+            "embed_dropout": 0.1,
+            "tie_word_embeddings": True,
+        },
     ),
-}  # fmt: skip
+}
 CHUNK_TOKENS, ROWS, TOKENS = 7, 1, 12
 
 
@@ -47,11 +64,16 @@ def microbatches(count: int, seed: int = 0, rows: int = ROWS) -> tuple[Batch, ..
     second = tokens >= ends
     labels = torch.where(tokens == ends - 1, NO_LABEL, ids[:, 1:])
     documents = Documents.from_ids(second.long() + 2 * torch.arange(count * rows)[:, None])
-    return Batch(ids[:, :-1], labels, torch.where(second, tokens - ends, tokens), documents).split(count)
+    return Batch(ids[:, :-1], labels, torch.where(second, tokens - ends, tokens), documents).split(
+        count
+    )
 
 
 def noises_of(shape, batches):
-    return [row_noise(3, number * ROWS, ROWS, TOKENS, "cpu") if shape.drops else None for number in range(len(batches))]
+    return [
+        row_noise(3, number * ROWS, ROWS, TOKENS, "cpu") if shape.drops else None
+        for number in range(len(batches))
+    ]
 
 
 def real_tokens(batches):
@@ -96,20 +118,28 @@ def fill(part: Model, model: Model) -> None:
 def close(got, expected, name, rounding=2e-5):
     scale = float(expected.abs().max())
     rounding = 1e-10 if expected.dtype == torch.float64 else rounding
-    torch.testing.assert_close(got, expected, rtol=0, atol=rounding * (scale + 1e-3), msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(
+        got, expected, rtol=0, atol=rounding * (scale + 1e-3), msg=lambda m: f"{name}: {m}"
+    )
 
 
 def check(part, pipeline, model, batches, mine=None, **tolerance):
     """One step of the pipeline against one process; gradients that lie on several stages are compared on each."""
     loss, gradients = truth(model, batches)
     mine = batches if mine is None else mine
-    noises = [noise for batch, noise in zip(batches, noises_of(model.shape, batches)) if any(batch is m for m in mine)]
+    noises = [
+        noise
+        for batch, noise in zip(batches, noises_of(model.shape, batches))
+        if any(batch is m for m in mine)
+    ]
     words = real_tokens(batches)
     got = pipeline.step(mine, noises, lambda m, h, b: loss_of(m, h, b, CHUNK_TOKENS) / words)
     got = pipeline.mesh.sum(got, "dp_shard")
     close(got, loss, "loss")
     for name, parameter in part.named_parameters():
-        gradient = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        gradient = (
+            parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        )
         close(gradient, gradients[name], name, **tolerance)
 
 
@@ -123,7 +153,9 @@ def double(model: Model) -> Model:
 def one_case(rank, model, schedule, count, points=(), file=""):
     mesh = Mesh.of_degrees({"pp": torch.distributed.get_world_size()}, "cpu")
     parallelism = Parallelism(
-        pipeline_parallel_schedule=schedule, pipeline_parallel_split_points=points, pipeline_parallel_schedule_csv=file
+        pipeline_parallel_schedule=schedule,
+        pipeline_parallel_split_points=points,
+        pipeline_parallel_schedule_csv=file,
     )
     part, pipeline = cut_of(model, mesh, parallelism)
     fill(part, model)
@@ -132,7 +164,12 @@ def one_case(rank, model, schedule, count, points=(), file=""):
 
 
 IN_CI = {(kind, "1F1B") for kind in MODELS} | {("all at once", schedule) for schedule in SCHEDULES}
-QUICK = {("tied", "1F1B"), ("rwkv7", "1F1B"), ("all at once", "Interleaved1F1B"), ("all at once", "ZBVZeroBubble")}
+QUICK = {
+    ("tied", "1F1B"),
+    ("rwkv7", "1F1B"),
+    ("all at once", "Interleaved1F1B"),
+    ("all at once", "ZBVZeroBubble"),
+}
 
 
 def marks_of(kind: str, schedule: str) -> list[pytest.MarkDecorator]:
@@ -143,7 +180,11 @@ def marks_of(kind: str, schedule: str) -> list[pytest.MarkDecorator]:
 
 @pytest.mark.parametrize(
     ("kind", "schedule"),
-    [pytest.param(kind, schedule, marks=marks_of(kind, schedule)) for kind in MODELS for schedule in SCHEDULES],
+    [
+        pytest.param(kind, schedule, marks=marks_of(kind, schedule))
+        for kind in MODELS
+        for schedule in SCHEDULES
+    ],
 )
 def test_gradients_are_those_of_one_process(kind, schedule, tiny_model):
     types, changes = MODELS[kind]
@@ -151,12 +192,17 @@ def test_gradients_are_those_of_one_process(kind, schedule, tiny_model):
     found = in_processes(2, one_case, model, schedule, 4)
     names = {name for name, _ in model.named_parameters()}
     assert set(found[0][0]) | set(found[1][0]) == names
-    assert sorted([*found[0][0], *found[1][0]]) == sorted([*names, *found[0][1], *found[1][1]]), "a copy has one owner"
+    assert sorted([*found[0][0], *found[1][0]]) == sorted([*names, *found[0][1], *found[1][1]]), (
+        "a copy has one owner"
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "schedule"),
-    slow_unless(lambda kind, schedule: kind == "hgrn2", [("rwkv7", "1F1B"), ("hgrn2", "1F1B"), ("tied", "GPipe")]),
+    slow_unless(
+        lambda kind, schedule: kind == "hgrn2",
+        [("rwkv7", "1F1B"), ("hgrn2", "1F1B"), ("tied", "GPipe")],
+    ),
 )
 def test_four_processes_with_a_layer_each(kind, schedule, tiny_model):
     types, changes = MODELS[kind]
@@ -165,7 +211,9 @@ def test_four_processes_with_a_layer_each(kind, schedule, tiny_model):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["tied", "hgrn2", "all at once"])
-@pytest.mark.parametrize("schedule", ["Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"])
+@pytest.mark.parametrize(
+    "schedule", ["Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]
+)
 def test_deeper_models_in_more_stages(schedule, kind, tiny_model):
     types, changes = MODELS[kind]
     in_processes(4, one_case, double(tiny_model(*types * 2, **changes)), schedule, 8)
@@ -186,12 +234,16 @@ CSV = {
 def test_an_order_from_a_file(order, tmp_path, tiny_model):
     file = tmp_path / "order.csv"
     file.write_text(CSV[order])
-    in_processes(2, one_case, double(tiny_model(*HYBRID, tie_word_embeddings=True)), "1F1B", 2, (), str(file))
+    in_processes(
+        2, one_case, double(tiny_model(*HYBRID, tie_word_embeddings=True)), "1F1B", 2, (), str(file)
+    )
 
 
 def sharded_case(rank, model, schedule, remat):
     mesh = Mesh.of_degrees({"pp": 2, "dp_shard": 2}, "cpu")
-    part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=not remat)
+    part, pipeline = cut_of(
+        model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=not remat
+    )
     for block in part.layers if remat else ():
         save_memory(block, ActivationCheckpoint(remat))
     shared_out(pipeline, mesh)
@@ -230,7 +282,8 @@ SHARDED = [("tied", "1F1B", "block"), ("all at once", "GPipe", ""), ("hybrid", "
 
 
 @pytest.mark.parametrize(
-    ("kind", "schedule", "remat"), slow_unless(lambda kind, schedule, remat: kind == "tied", SHARDED)
+    ("kind", "schedule", "remat"),
+    slow_unless(lambda kind, schedule, remat: kind == "tied", SHARDED),
 )
 def test_sharded_inside(kind, schedule, remat, tiny_model):
     types, changes = MODELS[kind]
@@ -240,7 +293,8 @@ def test_sharded_inside(kind, schedule, remat, tiny_model):
 @pytest.mark.matrix
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
-    ("kind", "remat"), [("rwkv7", ""), ("hybrid", "block"), ("rwkv7", "mlp"), ("hybrid", "attention")]
+    ("kind", "remat"),
+    [("rwkv7", ""), ("hybrid", "block"), ("rwkv7", "mlp"), ("hybrid", "attention")],
 )
 def test_sharded_inside_whatever_the_order(kind, schedule, remat, tiny_model):
     types, changes = MODELS[kind]
@@ -249,7 +303,9 @@ def test_sharded_inside_whatever_the_order(kind, schedule, remat, tiny_model):
 
 def recomputed_case(rank, model, schedule, remat):
     mesh = Mesh.of_degrees({"pp": 2}, "cpu")
-    part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=False)
+    part, pipeline = cut_of(
+        model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=False
+    )
     for block in part.layers:
         save_memory(block, ActivationCheckpoint(remat))
     fill(part, model)
@@ -258,7 +314,11 @@ def recomputed_case(rank, model, schedule, remat):
 
 @pytest.mark.parametrize(
     ("kind", "schedule", "remat"),
-    [("rwkv7", "1F1B", "block"), ("hgrn2", "ZBVZeroBubble", "block"), ("rwkv7", "DualPipeV", "mlp")],
+    [
+        ("rwkv7", "1F1B", "block"),
+        ("hgrn2", "ZBVZeroBubble", "block"),
+        ("rwkv7", "DualPipeV", "mlp"),
+    ],
 )
 def test_recomputed_activations(kind, schedule, remat, tiny_model):
     types, changes = MODELS[kind]
@@ -315,7 +375,9 @@ def test_bf16_travels_and_rounds_as_on_one_process(changes, tiny_shape):
 
 def compiled_case(rank, model, schedule):
     mesh = Mesh.of_degrees({"pp": 2}, "cpu")
-    part, pipeline = cut_of(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=False)
+    part, pipeline = cut_of(
+        model, mesh, Parallelism(pipeline_parallel_schedule=schedule), halves=False
+    )
     for block in part.layers:
         block.compile(dynamic=False)
     fill(part, model)
@@ -325,7 +387,9 @@ def compiled_case(rank, model, schedule):
 @pytest.mark.matrix
 @pytest.mark.parametrize("schedule", ["1F1B", "InterleavedZeroBubble"])
 def test_compiled_blocks(schedule, tiny_model):
-    in_processes(2, compiled_case, tiny_model("rwkv7", "rwkv7", "gla", "gla"), schedule, timeout_seconds=900)
+    in_processes(
+        2, compiled_case, tiny_model("rwkv7", "rwkv7", "gla", "gla"), schedule, timeout_seconds=900
+    )
 
 
 def started_case(rank, shape):
@@ -353,7 +417,9 @@ def test_a_part_begins_as_the_whole_model(tiny_shape):
         (("hgrn2",) * 4, {}, "LoopedBFS", "shared.hgrn2"),
     ],
 )
-def test_a_sharded_parameter_of_two_stages_on_one_process_is_refused(types, changes, schedule, told, tiny_shape):
+def test_a_sharded_parameter_of_two_stages_on_one_process_is_refused(
+    types, changes, schedule, told, tiny_shape
+):
     with torch.device("meta"):
         model = Model(tiny_shape(*types, **changes))
     mesh = Mesh({**ALONE.degrees, "pp": 2, "dp_shard": 2})
@@ -370,7 +436,9 @@ def test_stages_of_equal_cost():
 
 def test_placement():
     def placed(schedule, **more):
-        return layout([0.0] + [1.0] * 8 + [0.0], 2, Parallelism(pipeline_parallel_schedule=schedule, **more))
+        return layout(
+            [0.0] + [1.0] * 8 + [0.0], 2, Parallelism(pipeline_parallel_schedule=schedule, **more)
+        )
 
     assert placed("1F1B") == Layout((range(4), range(4, 8)), (0, 1))
     assert placed("Interleaved1F1B").processes == (0, 1, 0, 1)
@@ -388,9 +456,21 @@ def test_placement():
         ({"schedule": "Interleaved1F1B"}, 5, "in 2 rounds of equal size"),
         ({"schedule": "1F1B", "split_points": ("layers.9",)}, 4, "from layers.1 to layers.3"),
         ({"schedule": "1F1B", "split_points": ("norm",)}, 4, "a stage begins with a layer"),
-        ({"schedule": "1F1B", "split_points": ("layers.1", "layers.2")}, 4, "makes 3 stages for 2 processes"),
-        ({"schedule": "LoopedBFS", "split_points": ("layers.1", "layers.2")}, 4, "makes 3 stages for 2 processes"),
-        ({"schedule": "ZBVZeroBubble", "split_points": ("layers.1",)}, 4, "takes two a process, which are 4"),
+        (
+            {"schedule": "1F1B", "split_points": ("layers.1", "layers.2")},
+            4,
+            "makes 3 stages for 2 processes",
+        ),
+        (
+            {"schedule": "LoopedBFS", "split_points": ("layers.1", "layers.2")},
+            4,
+            "makes 3 stages for 2 processes",
+        ),
+        (
+            {"schedule": "ZBVZeroBubble", "split_points": ("layers.1",)},
+            4,
+            "takes two a process, which are 4",
+        ),
         ({"schedule_csv": "none.csv"}, 4, "cannot be read"),
         ({"schedule_csv": "0F0,0B0\n1F0,1B0\n"}, 4, "orders 1; make them equal"),
         ({"schedule_csv": "0F0,0B0\n1F0\n"}, 1, "is no order of forwards and backwards"),
@@ -407,14 +487,20 @@ def test_what_cannot_run_is_told_before(settings, count, told, tmp_path, tiny_sh
 
 
 def test_a_teacher_sees_whole_models(tiny_shape):
-    assert "distillation.teacher" in next(refusals(tiny_shape(*HYBRID), 2, Parallelism(), 4, distilled=True))
+    assert "distillation.teacher" in next(
+        refusals(tiny_shape(*HYBRID), 2, Parallelism(), 4, distilled=True)
+    )
 
 
 def test_more_stages_than_layers_are_told(tiny_shape):
-    reasons = refusals(tiny_shape(*HYBRID), 4, Parallelism(pipeline_parallel_schedule="LoopedBFS"), 8)
+    reasons = refusals(
+        tiny_shape(*HYBRID), 4, Parallelism(pipeline_parallel_schedule="LoopedBFS"), 8
+    )
     assert ["8 stages of 4 layers" in reason for reason in reasons] == [True]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_what_can_run_is_not_refused(schedule, tiny_shape):
-    assert not list(refusals(tiny_shape(*HYBRID), 2, Parallelism(pipeline_parallel_schedule=schedule), 4))
+    assert not list(
+        refusals(tiny_shape(*HYBRID), 2, Parallelism(pipeline_parallel_schedule=schedule), 4)
+    )

@@ -31,15 +31,24 @@ MODELS = {
     "hybrid": (("gla", "attention", "gla", "attention"), {}),
     "everything": (
         ("rwkv7", "hgrn2", "hgrn2", "rwkv7"),
-        {"norm": "layernorm", "embed_norm": True, "learned_positions": True, "dropout": 0.2, "max_position_embeddings": 16,
-         "embed_dropout": 0.1, "tie_word_embeddings": True},
+        {
+            "norm": "layernorm",
+            "embed_norm": True,
+            "learned_positions": True,
+            "dropout": 0.2,
+            "max_position_embeddings": 16,
+            "embed_dropout": 0.1,
+            "tie_word_embeddings": True,
+        },
     ),
-}  # fmt: skip
+}
 
 
 def case(rank, model, schedule, degrees, sequence_parallel, remat):
     mesh = Mesh.of_degrees(degrees, "cpu")
-    parallelism = Parallelism(pipeline_parallel_schedule=schedule, sequence_parallel=sequence_parallel)
+    parallelism = Parallelism(
+        pipeline_parallel_schedule=schedule, sequence_parallel=sequence_parallel
+    )
     with torch.device("meta"):
         part = Model(model.shape, torch.float64).double()
     split(part, mesh, sequence_parallel)
@@ -58,7 +67,9 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
     loss, gradients = truth(model, batches)
     words, mine = real_tokens(batches), slice(here, here + each)
     noises = noises_of(model.shape, batches)
-    got = pipeline.step(batches[mine], noises[mine], lambda m, h, b: loss_of(m, h, b, CHUNK_TOKENS) / words)
+    got = pipeline.step(
+        batches[mine], noises[mine], lambda m, h, b: loss_of(m, h, b, CHUNK_TOKENS) / words
+    )
     close(mesh.sum(got, "dp_shard"), loss, "loss")
     part.partial &= {name for name, _ in part.named_parameters()}
     add_up_partial_gradients(part, mesh)
@@ -82,10 +93,18 @@ PP_TP = {"pp": 2, "tp": 2}
         ("everything", "1F1B", PP_TP, "block"),
         pytest.param("everything", "ZBVZeroBubble", PP_TP, "", marks=pytest.mark.matrix),
         pytest.param("everything", "1F1B", {**PP_TP, "dp_shard": 2}, "", marks=pytest.mark.matrix),
-        pytest.param("hybrid", "InterleavedZeroBubble", {**PP_TP, "dp_shard": 2}, "", marks=pytest.mark.matrix),
+        pytest.param(
+            "hybrid",
+            "InterleavedZeroBubble",
+            {**PP_TP, "dp_shard": 2},
+            "",
+            marks=pytest.mark.matrix,
+        ),
     ],
 )
-def test_gradients_are_those_of_one_process(kind, schedule, degrees, remat, sequence_parallel, tiny_model):
+def test_gradients_are_those_of_one_process(
+    kind, schedule, degrees, remat, sequence_parallel, tiny_model
+):
     types, changes = MODELS[kind]
     model = tiny_model(*types, mixers={name: FOUR_HEADS[name] for name in types}, **changes)
     model.compute_dtype = torch.float64

@@ -24,26 +24,57 @@ from longfire.run import Run
 from longfire.train import make_state, train_step
 
 H100 = cost.DEVICES["h100-80gb"]
-LLAMA_70B = {"model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-             "num_attention_heads": 64, "num_key_value_heads": 8,
-             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}  # fmt: skip
-SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 512, "layer_types": ["gla", "gla", "attention"],
-         "gla": {"num_heads": 4}, "attention": {"num_heads": 4}}  # fmt: skip
+LLAMA_70B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "vocab_size": 512,
+    "layer_types": ["gla", "gla", "attention"],
+    "gla": {"num_heads": 4},
+    "attention": {"num_heads": 4},
+}
 
 
 @pytest.fixture
 def compose(tmp_path):
     def composed(shape: dict, processes: int = 1, **settings: object) -> Run:
         (tmp_path / "config.json").write_text(json.dumps(shape))
-        given = {"model.config": tmp_path / "config.json", "training.seq_len": 128, "training.batch_size": 2,
-                 "training.compile": "off", "training.device": "cpu", "training.loss_chunk_tokens": 64, **settings}  # fmt: skip
-        return Run.compose(None, {k: str(v) for k, v in given.items()}, world=World(processes), note=lambda told: None)
+        given = {
+            "model.config": tmp_path / "config.json",
+            "training.seq_len": 128,
+            "training.batch_size": 2,
+            "training.compile": "off",
+            "training.device": "cpu",
+            "training.loss_chunk_tokens": 64,
+            **settings,
+        }
+        return Run.compose(
+            None,
+            {k: str(v) for k, v in given.items()},
+            world=World(processes),
+            note=lambda told: None,
+        )
 
     return composed
 
 
 REMATS = ("none", "mlp", "attention", "block")
-HELD = [(remat, tied, microbatches) for remat in REMATS for tied, microbatches in ((False, 1), (True, 2))]
+HELD = [
+    (remat, tied, microbatches)
+    for remat in REMATS
+    for tied, microbatches in ((False, 1), (True, 2))
+]
 
 
 def quick(remat: str, tied: bool, microbatches: int) -> bool:
@@ -54,16 +85,21 @@ def quick(remat: str, tied: bool, microbatches: int) -> bool:
 def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microbatches):
     run = compose(
         {**SMALL, "tie_word_embeddings": tied},
-        **{"activation_checkpoint.mode": remat, "training.gradient_accumulation_steps": microbatches,
-           "model.compute_dtype": "float32"},
-    )  # fmt: skip
+        **{
+            "activation_checkpoint.mode": remat,
+            "training.gradient_accumulation_steps": microbatches,
+            "model.compute_dtype": "float32",
+        },
+    )
     state = make_state(run, run.words, torch.device("cpu"), lambda told: None)
     generator, clock = torch.Generator().manual_seed(0), Clock(torch.device("cpu"))
     for _ in range(2):
         batches = random_batch(run, run.words, generator).split(run.accumulation)
         moments = [value for of_one in state.optimizer.state.values() for value in of_one.values()]
         live = LiveBytes(
-            list(state.model.parameters()), moments, [(b.ids_BT, b.labels_BT, b.positions_BT) for b in batches]
+            list(state.model.parameters()),
+            moments,
+            [(b.ids_BT, b.labels_BT, b.positions_BT) for b in batches],
         )
         with live:
             train_step(state, batches, 0.0, run.training, clock)
@@ -90,14 +126,16 @@ def test_rows_are_straight_lines_between_operations():
 def test_shares_of_matrices_are_those_of_the_split(compose):
     planner = Planner(compose(SMALL), H100)
     whole, half = (planner.groups_of(tp, 1) for tp in (1, 2))
-    assert half[0].whole < whole[0].whole < 2.1 * half[0].whole and half[HEAD].whole == pytest.approx(
-        whole[HEAD].whole / 2, rel=0.01
-    )
+    assert half[0].whole < whole[0].whole < 2.1 * half[0].whole and half[
+        HEAD
+    ].whole == pytest.approx(whole[HEAD].whole / 2, rel=0.01)
     assert planner.groups_of(1, 4)[0].shard == pytest.approx(whole[0].whole / 4, rel=0.1)
-    assert sum(group.whole for group in whole.values()) == sum(p.numel() for p in planner.model.parameters())
-    assert len(list(planner.model.parameters())) == len(list(on_meta(planner.shape).parameters())), (
-        "the whole model stays whole"
+    assert sum(group.whole for group in whole.values()) == sum(
+        p.numel() for p in planner.model.parameters()
     )
+    assert len(list(planner.model.parameters())) == len(
+        list(on_meta(planner.shape).parameters())
+    ), "the whole model stays whole"
 
 
 def test_what_holds_less_holds_less(compose):
@@ -128,9 +166,19 @@ def test_the_formulas_of_time():
     assert cost.bandwidth(H100, 64, 8) == cost.LINK_EFFICIENCY * H100.network
     assert cost.bandwidth(H100, 64, 1) == cost.LINK_EFFICIENCY * min(H100.link, 8 * H100.network)
     assert cost.bubble(1, 8, "1F1B") == 0 and cost.bubble(4, 5, "1F1B") == 3 / 8
-    assert cost.bubble(4, 5, "ZBVZeroBubble") < cost.bubble(4, 5, "Interleaved1F1B") < cost.bubble(4, 5, "1F1B")
-    assert [cost.in_flight(p, 4, 8, "1F1B") for p in range(4)] == [4, 3, 2, 1] and cost.in_flight(0, 4, 8, "GPipe") == 8
-    assert cost.bytes_of("80GB") == 80e9 and cost.bytes_of("1.5 GiB") == 1.5 * 2**30 and cost.bytes_of("7") == 7
+    assert (
+        cost.bubble(4, 5, "ZBVZeroBubble")
+        < cost.bubble(4, 5, "Interleaved1F1B")
+        < cost.bubble(4, 5, "1F1B")
+    )
+    assert [cost.in_flight(p, 4, 8, "1F1B") for p in range(4)] == [4, 3, 2, 1] and cost.in_flight(
+        0, 4, 8, "GPipe"
+    ) == 8
+    assert (
+        cost.bytes_of("80GB") == 80e9
+        and cost.bytes_of("1.5 GiB") == 1.5 * 2**30
+        and cost.bytes_of("7") == 7
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,8 +188,14 @@ def test_the_formulas_of_time():
         ("--memory much", "--memory = 'much' is no size: write it as 80GB"),
         ("--gpus 0", "invalid whole number from 1 on value: '0'"),
         ("--gpus 6 --parallelism.tensor_parallel_degree 4", "tensor_parallel_degree = 4"),
-        ("--gpus 3 --parallelism.tensor_parallel_degree 3 --training.seq_len 129", "must divide the 4"),
-        ("--gpus 4 --training.global_batch_size 6", "training.global_batch_size = 6 is no multiple"),
+        (
+            "--gpus 3 --parallelism.tensor_parallel_degree 3 --training.seq_len 129",
+            "must divide the 4",
+        ),
+        (
+            "--gpus 4 --training.global_batch_size 6",
+            "training.global_batch_size = 6 is no multiple",
+        ),
     ],
 )
 def test_what_cannot_be_planned_names_key_and_mend(tmp_path, words, told, capsys):
@@ -164,9 +218,15 @@ def test_the_help_names_every_device(capsys):
 def test_a_plan_for_70b_on_512_processes(tmp_path, capsys):
     """In time, on one core, and with numbers that hang together."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
-    settings = {"model.config": tmp_path / "config.json", "training.seq_len": 8192, "training.batch_size": 1,
-                "training.global_batch_size": 512, "training.tokens": 15_000_000_000_000, "parallelism.tensor_parallel_degree": 8,
-                "activation_checkpoint.mode": "block"}  # fmt: skip
+    settings = {
+        "model.config": tmp_path / "config.json",
+        "training.seq_len": 8192,
+        "training.batch_size": 1,
+        "training.global_batch_size": 512,
+        "training.tokens": 15_000_000_000_000,
+        "parallelism.tensor_parallel_degree": 8,
+        "activation_checkpoint.mode": "block",
+    }
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     begun = time.process_time()
     assert cli.main(["plan", "--gpus", "512", *words, "--json", str(tmp_path / "plan.json")]) == 0
@@ -182,16 +242,23 @@ def test_a_plan_for_70b_on_512_processes(tmp_path, capsys):
         assert part in out
     said = json.loads((tmp_path / "plan.json").read_text())
     own, others = said["recipe"], said["alternatives"]
-    assert own["peak"]["total"] == pytest.approx(sum(v for k, v in own["peak"].items() if k not in ("where", "total")))
+    assert own["peak"]["total"] == pytest.approx(
+        sum(v for k, v in own["peak"].items() if k not in ("where", "total"))
+    )
     assert 16 * 70.55e9 / 512 < own["peak"]["total"] < 80e9 and own["fits"]
     assert own["seconds"] == pytest.approx(sum(own["parts"].values()))
     assert own["tokens_per_second"] == pytest.approx(512 * 8192 / own["seconds"])
     assert len(others) == 8 and all(other["fits"] for other in others)
-    assert others[0]["seconds"] <= 1.02 * own["seconds"] and all(0 < other["mfu"] < 0.6 for other in others)
+    assert others[0]["seconds"] <= 1.02 * own["seconds"] and all(
+        0 < other["mfu"] < 0.6 for other in others
+    )
     for other in others:
         plan = other["plan"]
         assert plan["dp_replicate"] * plan["dp_shard"] * plan["tp"] * plan["pp"] == 512
-        assert plan["batch_size"] * plan["microbatches"] * plan["dp_replicate"] * plan["dp_shard"] == 512
+        assert (
+            plan["batch_size"] * plan["microbatches"] * plan["dp_replicate"] * plan["dp_shard"]
+            == 512
+        )
 
 
 @pytest.mark.slow
@@ -204,13 +271,19 @@ def test_the_largest_that_fit_fit(compose):
     rows = largest["batch_size"]
     peaks = [planner.peak(Plan(**{**vars(plan), "batch_size": n})).total for n in (rows, 2 * rows)]
     assert 0 < peaks[0] <= device.usable_bytes < peaks[1]
-    assert planner.peak(plan, largest["seq_len"]).total == pytest.approx(device.usable_bytes, rel=0.1)
+    assert planner.peak(plan, largest["seq_len"]).total == pytest.approx(
+        device.usable_bytes, rel=0.1
+    )
 
 
 def test_a_plan_that_does_not_fit_says_so(compose):
     planner = Planner(compose(SMALL), cost.device_of("a100-40gb", "1MB"))
     forecast = planner.with_largest(planner.forecast(planner.of_recipe()))
-    assert not forecast.fits and forecast.binds == "memory" and forecast.largest == {"batch_size": 0, "seq_len": 0}
+    assert (
+        not forecast.fits
+        and forecast.binds == "memory"
+        and forecast.largest == {"batch_size": 0, "seq_len": 0}
+    )
     assert planner.alternatives() == []
 
 

@@ -29,19 +29,26 @@ NOTHING = ActivationCheckpoint()
 WAYS = {
     "both parts": {"keeping": ActivationCheckpoint("attention+mlp")},
     "block, matmuls kept": {"keeping": ActivationCheckpoint("block", ("matmuls",))},
-    "both parts, named kept": {"keeping": ActivationCheckpoint("attention+mlp", ("mm", "longfire.scan"))},
+    "both parts, named kept": {
+        "keeping": ActivationCheckpoint("attention+mlp", ("mm", "longfire.scan"))
+    },
     "mlp in chunks": {"keeping": NOTHING, "mlp_chunk_size": 7},
     "mlp in one chunk": {"keeping": NOTHING, "mlp_chunk_size": 1000},
     "block, mlp in chunks": {"keeping": ActivationCheckpoint("block"), "mlp_chunk_size": 16},
     "mlp again, in chunks": {"keeping": ActivationCheckpoint("mlp"), "mlp_chunk_size": 9},
     "offloaded": {"keeping": ActivationCheckpoint(offload=True)},
-    "block, offloaded": {"keeping": ActivationCheckpoint("block", offload=True), "mlp_chunk_size": 11},
+    "block, offloaded": {
+        "keeping": ActivationCheckpoint("block", offload=True),
+        "mlp_chunk_size": 11,
+    },
     "vanilla": {"keeping": NOTHING, "attention": Attention("vanilla")},
     "blockwise": {"keeping": NOTHING, "attention": Attention("blockwise", 8, 5)},
     "blockwise transformer": {
-        "keeping": ActivationCheckpoint("block"), "attention": Attention("blockwise", 5, 8), "mlp_chunk_size": 6,
+        "keeping": ActivationCheckpoint("block"),
+        "attention": Attention("blockwise", 5, 8),
+        "mlp_chunk_size": 6,
     },
-}  # fmt: skip
+}
 
 
 def loss_and_gradients(model: Model) -> tuple[float, dict[str, Tensor]]:
@@ -94,7 +101,8 @@ def test_matmuls_of_every_mixer_can_be_kept(mixer):
 
 
 @pytest.mark.parametrize(
-    "mlp", [*(pytest.param(mlp, marks=pytest.mark.matrix) for mlp in ("gelu", "relu2")), "channel_mix"]
+    "mlp",
+    [*(pytest.param(mlp, marks=pytest.mark.matrix) for mlp in ("gelu", "relu2")), "channel_mix"],
 )
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_any_mlp_in_any_chunks(mlp, size):
@@ -107,7 +115,8 @@ OTHERS = ("block, mlp in chunks", "offloaded", "block, matmuls kept")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "way", ["blockwise transformer", *(pytest.param(way, marks=pytest.mark.matrix) for way in OTHERS)]
+    "way",
+    ["blockwise transformer", *(pytest.param(way, marks=pytest.mark.matrix) for way in OTHERS)],
 )
 def test_compiled(way):
     """fp32, other kernels: what test_compiled_gradients_equal_eager_ones allows."""
@@ -115,7 +124,9 @@ def test_compiled(way):
     got, mine = loss_and_gradients(parallelize(tiny_model("attention"), compiled=True, **WAYS[way]))
     assert got == pytest.approx(true, rel=1e-5)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+        torch.testing.assert_close(
+            mine[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name
+        )
 
 
 @torch.no_grad()
@@ -123,7 +134,9 @@ def test_compiled(way):
 def test_evaluation_is_the_same(way):
     ids_BT = torch.randint(97, (2, 40), generator=torch.Generator().manual_seed(0))
     true = of_doubles("gla")(ids_BT)
-    torch.testing.assert_close(parallelize(of_doubles("gla"), compiled=False, **WAYS[way])(ids_BT), true)
+    torch.testing.assert_close(
+        parallelize(of_doubles("gla"), compiled=False, **WAYS[way])(ids_BT), true
+    )
 
 
 PLANS = {
@@ -194,7 +207,10 @@ def kept_bytes(mixer: str, mode: str, T: int = 256, **settings: object) -> float
 def held_bytes(mode: str, T: int = 256, **settings: object) -> float:
     """The same at its fullest moment, the parameters' gradients included."""
     meter = Meter(
-        on_meta(tiny_shape("attention", hidden_size=64, intermediate_size=256)), T, 64, keeping=Keeping(**settings)
+        on_meta(tiny_shape("attention", hidden_size=64, intermediate_size=256)),
+        T,
+        64,
+        keeping=Keeping(**settings),
     )
     return meter.part(0, mode, 1).backward_peak(False)
 
@@ -202,15 +218,23 @@ def held_bytes(mode: str, T: int = 256, **settings: object) -> float:
 def test_less_is_kept():
     row = 4 * 64  # bytes of a token's hidden state
     assert kept_bytes("attention", "block") == pytest.approx(row, rel=0.01)
-    plain, chunked = kept_bytes("attention", "none"), kept_bytes("attention", "none", mlp_chunk_size=32)
+    plain, chunked = (
+        kept_bytes("attention", "none"),
+        kept_bytes("attention", "none", mlp_chunk_size=32),
+    )
     assert plain - chunked == pytest.approx(3 * 4 * 256, rel=0.01), "gate, up and their product"
     both = kept_bytes("attention", "attention+mlp")
-    assert kept_bytes("attention", "block") < both < min(kept_bytes("attention", m) for m in ("attention", "mlp"))
+    assert (
+        kept_bytes("attention", "block")
+        < both
+        < min(kept_bytes("attention", m) for m in ("attention", "mlp"))
+    )
     matmuls = kept_bytes("attention", "block", remat=ActivationCheckpoint(policy=("matmuls",)))
     assert kept_bytes("attention", "block") < matmuls < plain
     assert kept_bytes("attention", "none", remat=ActivationCheckpoint(offload=True)) < row
     vanilla, blockwise = (
-        kept_bytes("attention", "none", attention=Attention(kind)) for kind in ("vanilla", "blockwise")
+        kept_bytes("attention", "none", attention=Attention(kind))
+        for kind in ("vanilla", "blockwise")
     )
     assert vanilla > plain + 4 * 256 * 4, "T weights of each of 4 heads"
     assert blockwise == plain, "q, k, v, the output and a logsumexp for each head"
@@ -232,7 +256,12 @@ def test_less_is_held():
 @pytest.fixture
 def compose(tmp_path):
     def composed(shape: dict | None = None, processes: int = 1, **settings: object) -> Run:
-        given = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["attention", "gla"], **(shape or {})}
+        given = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "layer_types": ["attention", "gla"],
+            **(shape or {}),
+        }
         tables = {"gla": {"num_heads": 2}, "attention": {"num_heads": 4}}
         given |= {name: tables[name] for name in given["layer_types"]}
         (tmp_path / "config.json").write_text(json.dumps(given))
@@ -242,7 +271,12 @@ def compose(tmp_path):
             "training.compile": "off",
             **settings,
         }
-        return Run.compose(None, {k: str(v) for k, v in words.items()}, world=World(processes), note=lambda told: None)
+        return Run.compose(
+            None,
+            {k: str(v) for k, v in words.items()},
+            world=World(processes),
+            note=lambda told: None,
+        )
 
     return composed
 
@@ -255,45 +289,90 @@ NO_MLP, NO_ATTENTION = {"mlp": "none"}, {"layer_types": ["gla", "gla"]}
     [
         (NO_MLP, {"activation_checkpoint.mode": "attention+mlp"}, "have no MLP: take attention"),
         (NO_MLP, {"training.mlp_chunk_size": 8}, "have no MLP: leave it out"),
-        (NO_ATTENTION, {"attention.kind": "blockwise"}, "no layer of this model has softmax attention"),
+        (
+            NO_ATTENTION,
+            {"attention.kind": "blockwise"},
+            "no layer of this model has softmax attention",
+        ),
         ({}, {"attention.kind": "blockwise", "model.kernels": "slow"}, "set one of them to auto"),
         ({}, {"attention.query_chunk_size": 64}, "set attention.kind = 'blockwise'"),
-        ({}, {"attention.kind": "vanilla", "attention.key_chunk_size": 64}, "set attention.kind = 'blockwise'"),
+        (
+            {},
+            {"attention.kind": "vanilla", "attention.key_chunk_size": 64},
+            "set attention.kind = 'blockwise'",
+        ),
         ({}, {"attention.kind": "blockwise", "attention.key_chunk_size": 0}, "at least 1"),
         ({}, {"attention.kind": "ring"}, "must be one of auto, vanilla, blockwise"),
         ({}, {"activation_checkpoint.policy": "matmuls"}, "set activation_checkpoint.mode too"),
-        ({}, {"activation_checkpoint.policy": "mm,mmm", "activation_checkpoint.mode": "block"}, "no operation 'mmm'"),
-        ({}, {"activation_checkpoint.policy": "nothing,mm", "activation_checkpoint.mode": "block"}, "choose one"),
-        ({}, {"activation_checkpoint.policy": "mm", "activation_checkpoint.mode": "block",
-              "activation_checkpoint.offload": "true"}, "offload is to free"),
-        ({}, {"activation_checkpoint.policy": "matmuls", "activation_checkpoint.mode": "block",
-              "training.mlp_chunk_size": 8}, "is to avoid"),
+        (
+            {},
+            {"activation_checkpoint.policy": "mm,mmm", "activation_checkpoint.mode": "block"},
+            "no operation 'mmm'",
+        ),
+        (
+            {},
+            {"activation_checkpoint.policy": "nothing,mm", "activation_checkpoint.mode": "block"},
+            "choose one",
+        ),
+        (
+            {},
+            {
+                "activation_checkpoint.policy": "mm",
+                "activation_checkpoint.mode": "block",
+                "activation_checkpoint.offload": "true",
+            },
+            "offload is to free",
+        ),
+        (
+            {},
+            {
+                "activation_checkpoint.policy": "matmuls",
+                "activation_checkpoint.mode": "block",
+                "training.mlp_chunk_size": 8,
+            },
+            "is to avoid",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_undoes_itself_is_refused(compose, shape, settings, told):
     with pytest.raises(SettingsError, match=told):
         compose(shape, **settings)
 
 
 def test_what_goes_together_is_taken(compose):
-    run = compose(**{
-        "attention.kind": "blockwise", "attention.query_chunk_size": 7, "training.mlp_chunk_size": 5,
-        "activation_checkpoint.mode": "attention", "activation_checkpoint.policy": "matmuls,longfire.attend_blocks",
-    })  # fmt: skip
+    run = compose(
+        **{
+            "attention.kind": "blockwise",
+            "attention.query_chunk_size": 7,
+            "training.mlp_chunk_size": 5,
+            "activation_checkpoint.mode": "attention",
+            "activation_checkpoint.policy": "matmuls,longfire.attend_blocks",
+        }
+    )
     state = make_state(run, 258, torch.device("cpu"), lambda told: None)
     assert state.model.layers[0].mixer.attend.keywords == {"chunks": (7, 1024)}
-    assert not unknown_operations(("mm", "aten.mm", "aten::mm", "aten.mm.default", "nothing", "matmuls"))
+    assert not unknown_operations(
+        ("mm", "aten.mm", "aten::mm", "aten.mm.default", "nothing", "matmuls")
+    )
 
 
 @pytest.mark.parametrize("kind", ["vanilla", "blockwise", "ring_standard", "ring_blockwise"])
 def test_each_kind_of_attention_shares_rows(compose, kind):
     """The last number of RingAttention's mesh_dim says ring or not."""
     run = compose(
-        processes=4, **{"mesh_dim": "1,1,1,4", "attention_type" if "ring" in kind else "attention.kind": kind}
+        processes=4,
+        **{"mesh_dim": "1,1,1,4", "attention_type" if "ring" in kind else "attention.kind": kind},
     )
-    assert run.degrees["cp"] == 4 and run.attention.kind == kind.removeprefix("ring_").replace("standard", "vanilla")
+    assert run.degrees["cp"] == 4 and run.attention.kind == kind.removeprefix("ring_").replace(
+        "standard", "vanilla"
+    )
 
 
 def test_a_cpu_has_no_other_memory_to_offload_to(compose):
     with pytest.raises(SettingsError, match="a CPU has there already: set it to false"):
-        make_state(compose(**{"activation_checkpoint.offload": "true"}), 258, torch.device("cpu"), lambda told: None)
+        make_state(
+            compose(**{"activation_checkpoint.offload": "true"}),
+            258,
+            torch.device("cpu"),
+            lambda told: None,
+        )

@@ -38,7 +38,11 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention_blocks, "BLOCK", 4)
 
 
-ALONE = {"auto": attention, "vanilla": attention_slow, "blockwise": partial(blockwise, chunks=(3, 5))}
+ALONE = {
+    "auto": attention,
+    "vanilla": attention_slow,
+    "blockwise": partial(blockwise, chunks=(3, 5)),
+}
 
 
 @dataclass(frozen=True)
@@ -64,29 +68,43 @@ class Case:
         (H, G), (K, V) = self.heads, self.sizes
         chance = torch.Generator().manual_seed(self.T)
         shapes = ((B, self.T, H, K), (B, self.T, G, K), (B, self.T, G, V), (B, self.T, H, V))
-        return [torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype) for shape in shapes]
+        return [
+            torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype) for shape in shapes
+        ]
 
     def noise(self) -> Tensor:
-        return torch.randint(-(2**31), 2**31, (B, self.T), generator=torch.Generator().manual_seed(3)).int()
+        return torch.randint(
+            -(2**31), 2**31, (B, self.T), generator=torch.Generator().manual_seed(3)
+        ).int()
 
     def ids(self) -> Documents | None:
         if not self.documents:
             return None
         lengths = [*self.documents, self.T - sum(self.documents)]
-        rows = [torch.arange(len(lengths)).repeat_interleave(torch.tensor(x)) for x in (lengths, lengths[::-1])]
+        rows = [
+            torch.arange(len(lengths)).repeat_interleave(torch.tensor(x))
+            for x in (lengths, lengths[::-1])
+        ]
         return Documents.from_ids(torch.stack(rows))
 
     def share(self, rank: int, size: int) -> Share:
         ids, positions_BT = self.ids(), torch.arange(self.T).expand(B, -1)
         if ids is not None:
             ends = [list(accumulate(row.bincount().tolist())) for row in ids.ids_BT]
-            starts_BT = torch.stack([torch.tensor([0, *end])[row] for end, row in zip(ends, ids.ids_BT)])
+            starts_BT = torch.stack(
+                [torch.tensor([0, *end])[row] for end, row in zip(ends, ids.ids_BT)]
+            )
             positions_BT = positions_BT - starts_BT
         layout = Layout.of_kind(self.layout, size, self.T, 1, keys_seen(positions_BT).sum(0))
         return Share.of_rows(layout, rank, ids, B)
 
     def options(self) -> dict:
-        return {"window": self.window, "scale": self.scale, "dropout": self.dropout, "first_head": self.first_head}
+        return {
+            "window": self.window,
+            "scale": self.scale,
+            "dropout": self.dropout,
+            "first_head": self.first_head,
+        }
 
     def truth(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """o, dq, dk, dv of whole rows by one process, all scores written out."""
@@ -95,7 +113,9 @@ class Case:
         o = attention_slow(*leaves, **self.options(), documents=self.ids(), noise_BT=self.noise())
         return [o.detach(), *torch.autograd.grad(o, leaves, d_o)]
 
-    def mine(self, rank: int, size: int, attend, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    def mine(
+        self, rank: int, size: int, attend, dtype: torch.dtype = torch.float64
+    ) -> list[Tensor]:
         """The same of the segments of a process."""
         share = self.share(rank, size)
         *leaves, d_o = (share.layout.cut(x, rank) for x in self.inputs(dtype))
@@ -136,7 +156,9 @@ def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
     found = case.mine(rank, size, case.attend(rank, size, group))
     for name, mine, whole in zip(("o", "dq", "dk", "dv"), found, case.truth()):
         error = ((mine - share.layout.cut(whole, rank)) * real).abs().max()
-        if not (error <= EXACT * max(1.0, whole.abs().max()) and mine.isfinite().all()):  # inputs are of size 1
+        if not (
+            error <= EXACT * max(1.0, whole.abs().max()) and mine.isfinite().all()
+        ):  # inputs are of size 1
             return f"{name} of {case} over {size} processes: {error:.1e}"
     return None
 
@@ -145,18 +167,29 @@ def everything(rank: int, size: int) -> dict:
     """All that one world of processes can tell at once: starting one takes longer than most of what it is asked."""
     group = known_as(dist.group.WORLD) if size > 1 else ""  # one process needs none
     return {
-        "wrong": [said for case in (SOME if size == 2 else SOME[::2]) if (said := wrong(case, rank, size, group))],
+        "wrong": [
+            said
+            for case in (SOME if size == 2 else SOME[::2])
+            if (said := wrong(case, rank, size, group))
+        ],
         "float32": errors(LONG, rank, size, group, torch.float32),
-        "bfloat16": {what: errors(case, rank, size, group, torch.bfloat16) for what, case in ROUNDED.items()},
+        "bfloat16": {
+            what: errors(case, rank, size, group, torch.bfloat16) for what, case in ROUNDED.items()
+        },
         "work": {what: counted(case, rank, size, group) for what, case in COUNTED.items()},
     }
 
 
 LONG = Case(T=256, heads=(8, 8), sizes=(16, 16))
-ROUNDED = {"a key head a query head": LONG, "2 key heads": replace(LONG, heads=(8, 2))}  # fewer than 4 processes
+ROUNDED = {
+    "a key head a query head": LONG,
+    "2 key heads": replace(LONG, heads=(8, 2)),
+}  # fewer than 4 processes
 
 
-def errors(case: Case, rank: int, size: int, group: str, dtype: torch.dtype) -> dict[str, list[float]]:
+def errors(
+    case: Case, rank: int, size: int, group: str, dtype: torch.dtype
+) -> dict[str, list[float]]:
     """Of each strategy: the largest error of o, dq, dk, dv, and its sum of squares."""
     inputs = [x.double() for x in case.inputs(dtype)]  # as they are rounded
     leaves = [leaf(x) for x in inputs[:3]]
@@ -215,7 +248,9 @@ def test_errors_of_fp32_do_not_grow_with_processes(strategy):
     largest = {size: largest_error(world(size), "float32", strategy) for size in (1, 2, 4)}
     for size in (2, 4):
         for name, more, one in zip(("o", "dq", "dk", "dv"), largest[size], largest[1]):
-            assert more <= 2 * one, f"{name} of {strategy} over {size} processes: {more:.1e}, {one:.1e} over one"
+            assert more <= 2 * one, (
+                f"{name} of {strategy} over {size} processes: {more:.1e}, {one:.1e} over one"
+            )
 
 
 def largest_error(said: list[dict], dtype: str, strategy: str) -> list[float]:
@@ -235,9 +270,13 @@ def test_half_precision_is_rounded_once(what, strategy):
     whole = [true.detach(), *torch.autograd.grad(true, exact, d_o.double())]
     once = [(mine.double() - one).square().sum().item() for mine, one in zip(rounded, whole)]
     for size in (1, 2, 4):
-        squares = [sum(one["bfloat16"][what][strategy][i][1] for one in world(size)) for i in range(4)]
+        squares = [
+            sum(one["bfloat16"][what][strategy][i][1] for one in world(size)) for i in range(4)
+        ]
         for name, mine, one in zip(("o", "dq", "dk", "dv"), squares, once):
-            assert mine <= 1.5**2 * one, f"{name} of {strategy} over {size}: {(mine / one) ** 0.5:.2f} times the error"
+            assert mine <= 1.5**2 * one, (
+                f"{name} of {strategy} over {size}: {(mine / one) ** 0.5:.2f} times the error"
+            )
 
 
 def pairs(what: str, size: int) -> list[int]:
@@ -259,9 +298,13 @@ def test_what_a_mask_empties_is_not_computed(size):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_zigzag_is_even_and_contiguous_is_not(size):
-    even, uneven = (max(x) * size / sum(x) for x in (pairs("zigzag", size), pairs("contiguous", size)))
+    even, uneven = (
+        max(x) * size / sum(x) for x in (pairs("zigzag", size), pairs("contiguous", size))
+    )
     assert even <= 1.05
-    assert uneven == pytest.approx((2 * size - 1) / size, rel=0.02)  # the last one's share: 2 n - 1 of n^2 triangles
+    assert uneven == pytest.approx(
+        (2 * size - 1) / size, rel=0.02
+    )  # the last one's share: 2 n - 1 of n^2 triangles
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -273,15 +316,20 @@ def test_what_is_sent(size):
         assert said["zigzag"]["hops"] == 2 * (size - 1)
         assert said["zigzag"]["sent_bytes"] == kv * (2 * (size - 1) + size)
         assert said["allgather"]["sent_bytes"] == kv * 3 * (size - 1)
-        assert said["window"]["hops"] == 2, "two keys before the segment: those of the process before"
+        assert said["window"]["hops"] == 2, (
+            "two keys before the segment: those of the process before"
+        )
         assert said["window"]["sent_bytes"] == kv * (1 + 1 + 2)
         assert said["apart"]["hops"] == said["apart"]["sent_bytes"] == 0
 
 
 @given(
-    some.integers(9, 60), some.integers(1, 9), some.integers(1, 9), some.sampled_from(KINDS),
+    some.integers(9, 60),
+    some.integers(1, 9),
+    some.integers(1, 9),
+    some.sampled_from(KINDS),
     some.sampled_from([None, 1, 6]),
-)  # fmt: skip
+)
 def test_chunks_cut_what_meets_and_lose_nothing(T, of_queries, of_keys, layout, window):
     """attention.kind = "blockwise" among processes: no piece is larger, and all of them together see what the whole segments see."""
     share = Case(T=T, layout=layout).share(0, 2)
@@ -289,7 +337,9 @@ def test_chunks_cut_what_meets_and_lose_nothing(T, of_queries, of_keys, layout, 
     cut = whole._replace(chunks=(of_queries, of_keys))
     for source in range(2):
         pieces = ring.met(share, source, cut)
-        assert all(piece.queries.length <= of_queries and piece.keys.length <= of_keys for piece in pieces)
+        assert all(
+            piece.queries.length <= of_queries and piece.keys.length <= of_keys for piece in pieces
+        )
         assert seen_by(pieces, cut) == seen_by(ring.met(share, source, whole), whole)
 
 
@@ -315,11 +365,17 @@ def lengths_of(T: int) -> some.SearchStrategy:
 
 some_cases = some.integers(8, 40).flatmap(
     lambda T: some.builds(
-        Case, T=some.just(T), documents=lengths_of(T), window=some.one_of(some.none(), some.integers(1, T + 2)),
-        heads=some.sampled_from([(2, 2), (4, 2), (2, 1)]), sizes=some.sampled_from([(8, 8), (4, 6)]),
-        strategy=some.sampled_from(STRATEGIES), layout=some.sampled_from(KINDS), alone=some.sampled_from(list(ALONE)),
+        Case,
+        T=some.just(T),
+        documents=lengths_of(T),
+        window=some.one_of(some.none(), some.integers(1, T + 2)),
+        heads=some.sampled_from([(2, 2), (4, 2), (2, 1)]),
+        sizes=some.sampled_from([(8, 8), (4, 6)]),
+        strategy=some.sampled_from(STRATEGIES),
+        layout=some.sampled_from(KINDS),
+        alone=some.sampled_from(list(ALONE)),
     )
-)  # fmt: skip
+)
 
 
 def check_any(cases: list[Case], size: int) -> None:
@@ -350,9 +406,14 @@ def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
         def recomputed(*inputs, attend=attend, **options):
             return checkpoint(attend, *inputs, **options, use_reentrant=False)
 
-        said[f"{strategy} recomputed"] = [torch.equal(a, b) for a, b in zip(case.mine(rank, 2, recomputed), plain)]
+        said[f"{strategy} recomputed"] = [
+            torch.equal(a, b) for a, b in zip(case.mine(rank, 2, recomputed), plain)
+        ]
         with torch.no_grad():
-            o = attend(*(share.layout.cut(x, rank).requires_grad_() for x in case.inputs()[:3]), documents=share)
+            o = attend(
+                *(share.layout.cut(x, rank).requires_grad_() for x in case.inputs()[:3]),
+                documents=share,
+            )
         said[f"{strategy} without gradients"] = [torch.equal(o, plain[0]) and o.grad_fn is None]
 
     around = ring.attend_over(2, rank, group, "ring")
@@ -363,7 +424,8 @@ def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
 
     plain = case.mine(rank, 2, lambda q, k, v, **options: attend(q * 2, k, v, **options) * 4)
     said["compiled"] = [
-        torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(case.mine(rank, 2, compiled), plain)
+        torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+        for a, b in zip(case.mine(rank, 2, compiled), plain)
     ]
     ops.choose(torch.device("cpu"), "slow")
     slow = case.mine(rank, 2, lambda q, k, v, **options: around(q * 2, k, v, **options) * 4)
@@ -385,7 +447,9 @@ def test_recomputed_with_its_products_kept(given):
     noise_BT = torch.arange(B * case.share(0, 1).layout.filled).view(B, -1) * 2**40
     for policy in ((), ("matmuls",)):
         part = torch.nn.Module()
-        part.forward = lambda q, k, v: attend(q, k, v, documents=case.share(0, 1), noise_BT=noise_BT, **given)
+        part.forward = lambda q, k, v: attend(
+            q, k, v, documents=case.share(0, 1), noise_BT=noise_BT, **given
+        )
         if policy:
             recompute(part, policy)
         *leaves, d_o = case.inputs()
@@ -424,11 +488,27 @@ def order_of_events(rank: int, size: int) -> list[str]:
 def test_the_next_keys_are_under_way_while_the_present_ones_are_used():
     for events in in_processes(3, order_of_events, 3):
         assert events == [
-            "send keys to 1", "forward", "take keys", "send keys to 1", "forward", "take keys", "forward",
-            "send keys to 1", "backward", "send gradients to 1", "take keys",
-            "send keys to 1", "backward", "take gradients", "send gradients to 1", "take keys",
-            "backward", "take gradients", "send gradients to 1", "take gradients",
-        ]  # fmt: skip
+            "send keys to 1",
+            "forward",
+            "take keys",
+            "send keys to 1",
+            "forward",
+            "take keys",
+            "forward",
+            "send keys to 1",
+            "backward",
+            "send gradients to 1",
+            "take keys",
+            "send keys to 1",
+            "backward",
+            "take gradients",
+            "send gradients to 1",
+            "take keys",
+            "backward",
+            "take gradients",
+            "send gradients to 1",
+            "take gradients",
+        ]
 
 
 def test_what_is_kept_for_the_backward_is_q_k_v_o_and_lse():
@@ -443,7 +523,9 @@ def test_what_is_kept_for_the_backward_is_q_k_v_o_and_lse():
 def test_layers_plan_once(monkeypatch):
     """What is met follows from the segments, documents and window: a batch's first layer plans for all, forward and backward."""
     planned, seen_between = [], ring.seen_between
-    monkeypatch.setattr(ring, "seen_between", lambda *given: planned.append(given) or seen_between(*given))
+    monkeypatch.setattr(
+        ring, "seen_between", lambda *given: planned.append(given) or seen_between(*given)
+    )
     case = Case(T=24, documents=(9,), window=5)
     share, attend = case.share(0, 1), ring.attend_over(1, 0, "", "ring")
     for _ in range(2):

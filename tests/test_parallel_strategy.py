@@ -24,17 +24,34 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 H100 = cost.DEVICES["h100-80gb"]
 EIGHT = Heads(heads=8, kv_heads=2, key_size=64, value_size=32)
 CUT = Cut(tokens=4096, rows=3, processes=4, layout="zigzag", dtype="bfloat16")
-SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 512, "layer_types": ["gla", "attention"],
-         "gla": {"num_heads": 4}, "attention": {"num_heads": 4, "num_kv_heads": 2}}  # fmt: skip
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "vocab_size": 512,
+    "layer_types": ["gla", "attention"],
+    "gla": {"num_heads": 4},
+    "attention": {"num_heads": 4, "num_kv_heads": 2},
+}
 
 
 @pytest.fixture
 def compose(tmp_path):
     def composed(processes: int, **settings: object) -> Run:
         (tmp_path / "config.json").write_text(json.dumps(SMALL))
-        given = {"model.config": tmp_path / "config.json", "training.seq_len": 256, "training.batch_size": 1,
-                 "training.device": "cpu", "training.loss_chunk_tokens": 64, **settings}  # fmt: skip
-        return Run.compose(None, {k: str(v) for k, v in given.items()}, world=World(processes), note=lambda told: None)
+        given = {
+            "model.config": tmp_path / "config.json",
+            "training.seq_len": 256,
+            "training.batch_size": 1,
+            "training.device": "cpu",
+            "training.loss_chunk_tokens": 64,
+            **settings,
+        }
+        return Run.compose(
+            None,
+            {k: str(v) for k, v in given.items()},
+            world=World(processes),
+            note=lambda told: None,
+        )
 
     return composed
 
@@ -55,7 +72,9 @@ def test_bytes_of_each_way_by_hand():
 
 def test_states_do_not_grow_with_the_row():
     crossing, long = Crossing(states=((100, 400),), halo=30), replace(CUT, tokens=1 << 20)
-    (states, halo), (same, same_halo) = (strategy.exchanges(crossing, "ring", cut, H100) for cut in (CUT, long))
+    (states, halo), (same, same_halo) = (
+        strategy.exchanges(crossing, "ring", cut, H100) for cut in (CUT, long)
+    )
     assert states == same and halo == same_halo
     assert states.bytes == 2 * 3 * (3 * 2 * 500 * 4) and halo.bytes == 2 * 3 * (3 * 2 * 30 * 2)
     assert states.forward == 4 * 3 * 2 * 500 * 4 == 4 * states.kept
@@ -72,11 +91,17 @@ def test_a_ring_is_hidden_where_pieces_are_long_enough():
         2.2 * c * (2.2 * c) * 2 * 8 * 128 / rate, rel=0.01
     )
     forward = 63 * (
-        cost.LATENCY + 4 * short.here * 8 * 128 / link - strategy.attention_seconds(heads, short, H100) / 64
+        cost.LATENCY
+        + 4 * short.here * 8 * 128 / link
+        - strategy.attention_seconds(heads, short, H100) / 64
     )
     assert strategy.ring(heads, short, H100).waits > forward > 0
     assert strategy.ring(heads, replace(long, tokens=2 * long.tokens), H100).waits == 0
-    assert strategy.allgather(heads, long, H100).waits == strategy.allgather(heads, long, H100).seconds > 0
+    assert (
+        strategy.allgather(heads, long, H100).waits
+        == strategy.allgather(heads, long, H100).seconds
+        > 0
+    )
 
 
 def test_zigzag_is_even_and_contiguous_is_not():
@@ -85,21 +110,38 @@ def test_zigzag_is_even_and_contiguous_is_not():
         assert strategy.imbalance(4096, n, "contiguous") == pytest.approx(2 - 1 / n, abs=1e-2)
     assert strategy.imbalance(4096, 8, "contiguous", window=64) == pytest.approx(1, abs=0.02)
     uneven = replace(CUT, layout="contiguous")
-    assert strategy.ring(EIGHT, uneven, H100).uneven > 0 == strategy.alltoall(EIGHT, uneven, H100).uneven
-    assert strategy.tokens_here(1001, 4, "zigzag") == 2 * 126 and strategy.tokens_here(1001, 4, "contiguous") == 251
+    assert (
+        strategy.ring(EIGHT, uneven, H100).uneven
+        > 0
+        == strategy.alltoall(EIGHT, uneven, H100).uneven
+    )
+    assert (
+        strategy.tokens_here(1001, 4, "zigzag") == 2 * 126
+        and strategy.tokens_here(1001, 4, "contiguous") == 251
+    )
 
 
 def test_the_best_way_is_of_the_link_the_heads_and_the_room():
     many, few = Heads(32, 32, 128, 128), Heads(32, 1, 128, 128)
     inside, across = Cut(8192, 1, 8), Cut(1 << 20, 1, 64)
-    assert strategy.rank_strategies([many], Cut(1 << 20, 1, 8), H100)[0].strategy == "ring", "long pieces hide the ring"
-    assert strategy.rank_strategies([many], inside, H100)[0].strategy == "alltoall", "short ones do not"
-    assert {one.strategy for one in strategy.rank_strategies([many], across, H100)} == {"ring", "allgather"}, (
-        "32 heads for 64"
+    assert strategy.rank_strategies([many], Cut(1 << 20, 1, 8), H100)[0].strategy == "ring", (
+        "long pieces hide the ring"
     )
-    assert len(strategy.rank_strategies([few], inside, H100)) == 3 and strategy.rank_strategies([], inside, H100) == []
+    assert strategy.rank_strategies([many], inside, H100)[0].strategy == "alltoall", (
+        "short ones do not"
+    )
+    assert {one.strategy for one in strategy.rank_strategies([many], across, H100)} == {
+        "ring",
+        "allgather",
+    }, "32 heads for 64"
+    assert (
+        len(strategy.rank_strategies([few], inside, H100)) == 3
+        and strategy.rank_strategies([], inside, H100) == []
+    )
     without = strategy.rank_strategies([many], inside, H100, room_bytes=0)
-    assert not any(one.fits for one in without) and [one.held for one in without] == sorted(one.held for one in without)
+    assert not any(one.fits for one in without) and [one.held for one in without] == sorted(
+        one.held for one in without
+    )
     mixed = strategy.rank_strategies([many, few, many], inside, H100)[0]
     assert mixed.bytes > strategy.rank_strategies([many, many], inside, H100)[0].bytes
     told = strategy.told(strategy.rank_strategies([many], inside, cost.CPU), inside)
@@ -122,10 +164,16 @@ def test_every_mixer_says_what_crosses_its_cuts(name):
     model, cache = tiny_model(name), Cache()
     (crossing, *_) = Meter(model, 64, 64).crossings
     context = model.layers[0].mixer.context
-    assert bool(crossing.attends) == ("attention" in context) and bool(crossing.states) == ("state" in context)
+    assert bool(crossing.attends) == ("attention" in context) and bool(crossing.states) == (
+        "state" in context
+    )
     if "state" in context:
         model(torch.zeros(1, 3, dtype=torch.int64), Sequence(torch.arange(3)[None], cache=cache))
-        states = [kept.numel() for key, kept in cache.layers[0].items() if key in ("state", "keys", "values")]
+        states = [
+            kept.numel()
+            for key, kept in cache.layers[0].items()
+            if key in ("state", "keys", "values")
+        ]
         assert sorted(write for _, write in crossing.states) == sorted(states)
 
 
@@ -137,20 +185,40 @@ def test_states_of_a_published_shape():
         return Meter(on_meta(shape, torch.bfloat16), 64, 64).crossings[0]
 
     assert crossing("gla-340m").states == ((4 * 128, 4 * 128 * 256),)
-    assert crossing("gated-deltanet-1b") == Crossing((), ((6 * 256**2, 6 * 256 * 512),), 3 * 6 * (256 + 256 + 512))
+    assert crossing("gated-deltanet-1b") == Crossing(
+        (), ((6 * 256**2, 6 * 256 * 512),), 3 * 6 * (256 + 256 + 512)
+    )
 
 
 def test_a_plan_of_shared_rows_hangs_together(compose):
-    run = compose(8, **{"parallelism.context_parallel_degree": 4, "training.seq_len": 1000, "parallelism.mesh_dim": ""})
+    run = compose(
+        8,
+        **{
+            "parallelism.context_parallel_degree": 4,
+            "training.seq_len": 1000,
+            "parallelism.mesh_dim": "",
+        },
+    )
     planner = Planner(run, H100)
     plan = planner.of_recipe()
-    assert plan.mesh == (1, 1, 2, 4, 1) and plan.shards == 8 and plan.here(1000) == 250 and plan.layout == "zigzag"
+    assert (
+        plan.mesh == (1, 1, 2, 4, 1)
+        and plan.shards == 8
+        and plan.here(1000) == 250
+        and plan.layout == "zigzag"
+    )
     forecast = planner.forecast(plan)
     assert forecast.seconds == pytest.approx(sum(forecast.parts.values())) and forecast.fits
     said = {(one.axis, one.what.split(":")[0]) for one in forecast.collectives}
-    assert {("cp", "states"), ("dp_shard x cp", "parameters"), ("dp_shard x cp", "gradients")} <= said
-    assert sum(one.bytes for one in forecast.collectives if one.what.startswith("states")) == 2 * 2 * 3 * 2 * (
-        4 * 8 + 4 * 8 * 16) * 4  # fmt: skip
+    assert {
+        ("cp", "states"),
+        ("dp_shard x cp", "parameters"),
+        ("dp_shard x cp", "gradients"),
+    } <= said
+    assert (
+        sum(one.bytes for one in forecast.collectives if one.what.startswith("states"))
+        == 2 * 2 * 3 * 2 * (4 * 8 + 4 * 8 * 16) * 4
+    )
     whole = replace(plan, cp=1, dp_shard=8, layout="contiguous")
     assert planner.peak(plan).total < planner.peak(whole).total
     assert planner.groups_of(1, plan.shards) == planner.groups_of(1, whole.shards)
@@ -158,7 +226,13 @@ def test_a_plan_of_shared_rows_hangs_together(compose):
 
 def test_what_cannot_share_rows_so_is_refused(compose):
     with pytest.raises(SettingsError, match=r"alltoall shares the heads.*it has 4"):
-        compose(8, **{"parallelism.context_parallel_degree": 8, "parallelism.context_parallel_strategy": "alltoall"})
+        compose(
+            8,
+            **{
+                "parallelism.context_parallel_degree": 8,
+                "parallelism.context_parallel_strategy": "alltoall",
+            },
+        )
 
 
 @pytest.mark.slow
@@ -169,14 +243,20 @@ def test_more_devices_never_shorten_the_longest_row(compose):
     assert tokens == sorted(tokens) and 0 < tokens[0] < tokens[-1]
     for one in found[:3]:
         usable = planner.device.usable_bytes
-        assert planner.peak(one.plan, one.tokens).total <= usable < planner.peak(one.plan, int(1.1 * one.tokens)).total
+        assert (
+            planner.peak(one.plan, one.tokens).total
+            <= usable
+            < planner.peak(one.plan, int(1.1 * one.tokens)).total
+        )
 
 
 def test_every_mixer_can_take_the_shape_of_another(compose):
     shape = compose(1).shape
     for name in MIXERS:
         assert set(longest.with_mixer(shape, name).layer_types) == {name}
-    assert longest.with_mixer(shape, "gla").mixers["gla"] == {"num_heads": 4}, "the recipe's own, where it has it"
+    assert longest.with_mixer(shape, "gla").mixers["gla"] == {"num_heads": 4}, (
+        "the recipe's own, where it has it"
+    )
     assert longest.heads_for("gated_delta_net", 2048) == {"num_heads": 8, "head_dim": 192}
 
 
@@ -195,19 +275,25 @@ def test_table_2_is_a_quotient(host):
     flops, _, link, c, s = published.HOSTS[host]
     block, row = (tokens / 1000 for tokens in published.minimum_block(flops, link))
     assert row == pytest.approx(s, rel=0.01)
-    assert block == pytest.approx(c, abs=0.05) or (host == "A100 InfiniBand" and block == pytest.approx(24.96))
+    assert block == pytest.approx(c, abs=0.05) or (
+        host == "A100 InfiniBand" and block == pytest.approx(24.96)
+    )
 
 
 def test_table_3_is_reproduced_but_for_what_the_page_says():
     """The blockwise and the ring column wholly; of the others docs/planning.md tells which are not."""
     differs = {
         (row.compute, row.model, kind): (said, found)
-        for row in published.ROWS if row.printed
-        for (kind, found), said in zip(published.arithmetic(row).items(), row.printed) if said != found
-    }  # fmt: skip
+        for row in published.ROWS
+        if row.printed
+        for (kind, found), said in zip(published.arithmetic(row).items(), row.printed)
+        if said != found
+    }
     assert {kind for *_, kind in differs} == {"vanilla", "memory-efficient"}
     assert {row[:2] for row in differs if row[2] == "vanilla"} == {
-        *(("TPUv4-1024", model) for model in ("3B", "7B", "13B", "30B")), ("TPUv5e-256", "3B")}  # fmt: skip
+        *(("TPUv4-1024", model) for model in ("3B", "7B", "13B", "30B")),
+        ("TPUv5e-256", "3B"),
+    }
     assert differs["8x A100 NVLink", "13B", "memory-efficient"] == (4, 8) and len(differs) == 8
     page = (RECIPES.parent / "docs/planning.md").read_text()
     assert "8 of the 52 numbers" in page
@@ -219,8 +305,14 @@ def test_the_papers_models_are_those_of_the_recipes(model):
     size = published.SIZES[model]
     own = size.shape()
     assert (own.hidden_size, own.num_hidden_layers, own.intermediate_size, own.vocab_size) == (
-        shape.hidden_size, shape.num_hidden_layers, shape.intermediate_size, shape.vocab_size)  # fmt: skip
-    assert sum(p.numel() for p in on_meta(own).parameters()) == pytest.approx(size.parameters, rel=0.005)
+        shape.hidden_size,
+        shape.num_hidden_layers,
+        shape.intermediate_size,
+        shape.vocab_size,
+    )
+    assert sum(p.numel() for p in on_meta(own).parameters()) == pytest.approx(
+        size.parameters, rel=0.005
+    )
 
 
 @pytest.mark.slow
@@ -232,10 +324,13 @@ def test_ours_fits_more_than_the_paper(compose):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mesh", "strategies"), [
-    ("llama7b-ring-2m", (1, 1, 1, 64, 8), {"ring", "allgather"}),
-    ("gla-1b-hybrid-1m", (1, 1, 8, 64, 1), {"ring", "allgather"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "mesh", "strategies"),
+    [
+        ("llama7b-ring-2m", (1, 1, 1, 64, 8), {"ring", "allgather"}),
+        ("gla-1b-hybrid-1m", (1, 1, 8, 64, 1), {"ring", "allgather"}),
+    ],
+)
 def test_long_recipes_are_planned_for_512_devices(name, mesh, strategies):
     """They fit, softmax goes around as a ring, and the ring is hidden but for a tenth of the step."""
     run = Run.compose(RECIPES / f"{name}.toml", {}, world=World(512), note=lambda told: None)
@@ -259,7 +354,10 @@ def test_long_recipes_are_planned_for_512_devices(name, mesh, strategies):
     ],
 )
 def test_heads_that_alltoall_cannot_share_are_refused(heads, kv_heads, size, said):
-    assert not any(strategy.refusal(way, "attention", heads, kv_heads, size) for way in ("ring", "allgather", "auto"))
+    assert not any(
+        strategy.refusal(way, "attention", heads, kv_heads, size)
+        for way in ("ring", "allgather", "auto")
+    )
     found = strategy.refusal("alltoall", "attention", heads, kv_heads, size)
     assert bool(found) == (said is not None)
     if found:

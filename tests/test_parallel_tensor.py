@@ -30,25 +30,52 @@ from longfire.parallel.tensor import add_up_partial_gradients, refusals, split
 from longfire.settings import ActivationCheckpoint
 from longfire.shape import ModelShape
 
-LENGTHS = (5, 37, 1, 35, 2)  # documents shorter and longer than a convolution and a chunk; 80 tokens
+LENGTHS = (
+    5,
+    37,
+    1,
+    35,
+    2,
+)  # documents shorter and longer than a convolution and a chunk; 80 tokens
 TOKENS, WORDS = sum(LENGTHS), 97  # no number of processes divides the words
-FP64 = {"rtol": 1e-9, "atol": 1e-9}  # relative to each parameter's largest gradient: sums in another order
+FP64 = {
+    "rtol": 1e-9,
+    "atol": 1e-9,
+}  # relative to each parameter's largest gradient: sums in another order
 
 # with four heads of everything, so that two and four processes can share them
 FOUR_HEADS = {
-    "attention": {"num_heads": 8, "num_kv_heads": 4, "qk_norm": True, "qkv_bias": True, "o_bias": True},
+    "attention": {
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "qk_norm": True,
+        "qkv_bias": True,
+        "o_bias": True,
+    },
     "linear_attention": {"num_heads": 4},
     "retention": {"num_heads": 4},
     "gla": {"num_heads": 4, "use_short_conv": True},
-    "gsa": {"num_heads": 8, "num_kv_heads": 4, "num_slots": 6, "feature_map": "t2r", "use_short_conv": True},
+    "gsa": {
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "num_slots": 6,
+        "feature_map": "t2r",
+        "use_short_conv": True,
+    },
     "hgrn2": {"expand_ratio": 8, "use_short_conv": True},
     "mamba": {"state_size": 6, "dt_rank": 3, "use_bias": True},
     "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 1},
     "delta_net": {"num_heads": 4, "use_gate": True},
     "gated_delta_net": {"num_heads": 4, "num_v_heads": 8, "head_dim": 4},
     "kda": {"num_heads": 4, "num_v_heads": 8, "head_dim": 4},
-    "rwkv7": {"head_dim": 8, "decay_low_rank_dim": 6, "a_low_rank_dim": 5, "v_low_rank_dim": 4, "gate_low_rank_dim": 7},
-}  # fmt: skip
+    "rwkv7": {
+        "head_dim": 8,
+        "decay_low_rank_dim": 6,
+        "a_low_rank_dim": 5,
+        "v_low_rank_dim": 4,
+        "gate_low_rank_dim": 7,
+    },
+}
 
 
 def shape_of(*mixers: str, **changes) -> ModelShape:
@@ -87,7 +114,10 @@ def one_process(shape: ModelShape) -> Model:
 
 
 def split_model(
-    shape: ModelShape, mesh: Mesh, sequence_parallel: bool, prepare: Callable[[Model, Mesh], None] | None = None
+    shape: ModelShape,
+    mesh: Mesh,
+    sequence_parallel: bool,
+    prepare: Callable[[Model, Mesh], None] | None = None,
 ) -> Model:
     """As parallel/apply.py makes it: split and prepared on meta, then initialised piece by piece."""
     with torch.device("meta"):
@@ -120,7 +150,9 @@ def compare_gradients(model: Model, true: Model, mesh: Mesh) -> None:
         assert whole.abs().max() > 1e-6, f"{name} has no gradient that could be compared"
         for box in boxes(parameter, model.splits.get(name)):
             got, wanted = box.of_local(local(parameter.grad)), box.of_whole(whole)
-            torch.testing.assert_close(got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=name)
+            torch.testing.assert_close(
+                got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=name
+            )
             seen += got.numel()
         assert seen == local(parameter).numel(), f"the boxes of {name} are all of what lies here"
 
@@ -131,7 +163,9 @@ def assert_nothing_is_left_whole(model: Model) -> None:
     for layer, block in enumerate(model.layers):
         for place, region in (("mixer", block.mixer), ("mlp", block.mlp)):
             for role, kind in ({} if region is None else region.roles).items():
-                named = {n for n, _ in region.named_parameters() if n == role or n.startswith(f"{role}.")}
+                named = {
+                    n for n, _ in region.named_parameters() if n == role or n.startswith(f"{role}.")
+                }
                 named = {n for n in named if not (kind.endswith("row") and n.endswith(".bias"))}
                 expected |= {f"layers.{layer}.{place}.{n}" for n in named if kind != "replicate"}
     whole = expected - model.splits.keys()
@@ -139,9 +173,12 @@ def assert_nothing_is_left_whole(model: Model) -> None:
 
 
 def check(
-    rank: int, shape: ModelShape, degrees: dict[str, int], sequence_parallel: bool,
+    rank: int,
+    shape: ModelShape,
+    degrees: dict[str, int],
+    sequence_parallel: bool,
     prepare: Callable[[Model, Mesh], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Loss and gradients of the split model equal those of one process."""
     mesh, batch = Mesh.of_degrees(degrees, "cpu"), a_batch()
     model, true = split_model(shape, mesh, sequence_parallel, prepare), one_process(shape)
@@ -154,16 +191,27 @@ def check(
 
 
 each_mixer = pytest.mark.parametrize("mixer", MIXERS)
-with_and_without = pytest.mark.parametrize("sequence_parallel", [False, True], ids=["plain", "sequence"])
+with_and_without = pytest.mark.parametrize(
+    "sequence_parallel", [False, True], ids=["plain", "sequence"]
+)
 
 
-QUICK_MIXERS = {"attention", "gla", "mamba2", "rwkv7"}  # one of each kind of state and of shared channels
-MIXERS_SHARED = [(mixer, sequence_parallel) for mixer in MIXERS for sequence_parallel in (False, True)]
+QUICK_MIXERS = {
+    "attention",
+    "gla",
+    "mamba2",
+    "rwkv7",
+}  # one of each kind of state and of shared channels
+MIXERS_SHARED = [
+    (mixer, sequence_parallel) for mixer in MIXERS for sequence_parallel in (False, True)
+]
 
 
 @pytest.mark.parametrize(
     ("mixer", "sequence_parallel"),
-    slow_unless(lambda mixer, sequence_parallel: sequence_parallel and mixer in QUICK_MIXERS, MIXERS_SHARED),
+    slow_unless(
+        lambda mixer, sequence_parallel: sequence_parallel and mixer in QUICK_MIXERS, MIXERS_SHARED
+    ),
 )
 def test_two_processes_share_every_mixer(mixer, sequence_parallel):
     in_processes(2, check, shape_of(mixer), {"tp": 2}, sequence_parallel)
@@ -176,22 +224,50 @@ def test_four_processes_share_every_mixer(mixer):
 
 
 OTHER_SETTINGS = [
-    ("mamba2", {"head_dim": 16, "state_size": 12, "n_groups": 2, "norm_before_gate": True, "D_has_hdim": True}),
-    ("mamba2", {"head_dim": 16, "state_size": 12, "n_groups": 2, "rmsnorm": False, "use_bias": True}),
-    ("attention", {"num_heads": 4, "window_size": 9, "rope": "none", "scale_by_inverse_layer": True}),
-    ("linear_attention", {"num_heads": 4, "num_kv_heads": 2, "norm_feature_map": True, "feature_map": "hedgehog"}),
+    (
+        "mamba2",
+        {
+            "head_dim": 16,
+            "state_size": 12,
+            "n_groups": 2,
+            "norm_before_gate": True,
+            "D_has_hdim": True,
+        },
+    ),
+    (
+        "mamba2",
+        {"head_dim": 16, "state_size": 12, "n_groups": 2, "rmsnorm": False, "use_bias": True},
+    ),
+    (
+        "attention",
+        {"num_heads": 4, "window_size": 9, "rope": "none", "scale_by_inverse_layer": True},
+    ),
+    (
+        "linear_attention",
+        {"num_heads": 4, "num_kv_heads": 2, "norm_feature_map": True, "feature_map": "hedgehog"},
+    ),
     ("retention", {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}),
     ("gla", {"num_heads": 4, "num_kv_heads": 2, "elementwise_affine": False}),
     ("gsa", {"num_heads": 4, "feature_map": "relu", "elementwise_affine": False}),
     ("hgrn2", {"expand_ratio": 8, "use_lower_bound": False, "elementwise_affine": False}),
-    ("delta_net", {"num_heads": 4, "use_beta": False, "use_short_conv": False, "qk_norm": "sum", "qk_activation": "elu"}),
+    (
+        "delta_net",
+        {
+            "num_heads": 4,
+            "use_beta": False,
+            "use_short_conv": False,
+            "qk_norm": "sum",
+            "qk_activation": "elu",
+        },
+    ),
     ("gated_delta_net", {"num_heads": 4, "head_dim": 8, "use_gate": False}),
     ("kda", {"num_heads": 4, "head_dim": 4, "lower_bound": -5.0, "safe_gate": True}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
-    ("mixer", "settings"), slow_unless(lambda mixer, settings: mixer in ("gsa", "kda"), OTHER_SETTINGS)
+    ("mixer", "settings"),
+    slow_unless(lambda mixer, settings: mixer in ("gsa", "kda"), OTHER_SETTINGS),
 )
 def test_two_processes_share_what_other_settings_make(mixer, settings):
     in_processes(2, check, shape_of(mixer, mixers={mixer: settings}), {"tp": 2}, True)
@@ -201,18 +277,27 @@ BLOCKS = {
     "post": {"block": "post", "norm": "layernorm", "mlp": "gelu", "mlp_bias": True},
     "parallel": {"block": "parallel", "mlp": "relu2", "mlp_bias": True, "norm_affine": False},
     "parallel_tied": {"block": "parallel_tied", "mlp_bias": True, "embed_norm": True},
-    "no mlp, learned positions": {"mlp": "none", "learned_positions": True, "max_position_embeddings": 40},
+    "no mlp, learned positions": {
+        "mlp": "none",
+        "learned_positions": True,
+        "max_position_embeddings": 40,
+    },
     "tied": {"tie_word_embeddings": True, "vocab_size": 98},
     "dropout": {"dropout": 0.2, "embed_dropout": 0.2},
 }
 
 
-BLOCKS_SHARED = [(block, sequence_parallel) for block in BLOCKS for sequence_parallel in (False, True)]
+BLOCKS_SHARED = [
+    (block, sequence_parallel) for block in BLOCKS for sequence_parallel in (False, True)
+]
 
 
 @pytest.mark.parametrize(
     ("block", "sequence_parallel"),
-    slow_unless(lambda block, sequence_parallel: sequence_parallel and block in ("tied", "dropout"), BLOCKS_SHARED),
+    slow_unless(
+        lambda block, sequence_parallel: sequence_parallel and block in ("tied", "dropout"),
+        BLOCKS_SHARED,
+    ),
 )
 def test_every_block(block, sequence_parallel):
     shape = shape_of("gla", "attention", **BLOCKS[block])
@@ -228,7 +313,9 @@ def test_the_noise_of_attention_weights_is_that_of_the_head(sequence_parallel):
 @pytest.mark.slow
 def test_a_hybrid_in_four_processes():
     """Layers that share what one of them makes (rwkv7's values, hgrn2's bounds) with others between them."""
-    shape = shape_of("rwkv7", "hgrn2", "attention", "rwkv7", mlp="channel_mix", tie_word_embeddings=True)
+    shape = shape_of(
+        "rwkv7", "hgrn2", "attention", "rwkv7", mlp="channel_mix", tie_word_embeddings=True
+    )
     in_processes(4, check, shape, {"tp": 4}, True)
 
 
@@ -238,7 +325,9 @@ def recomputing(model: Model, mesh: Mesh, modes: tuple[str, ...]) -> None:
             save_memory(block, ActivationCheckpoint(mode))
 
 
-RECOMPUTED = [(modes, sequence) for modes in (("block",), ("mlp", "attention")) for sequence in (False, True)]
+RECOMPUTED = [
+    (modes, sequence) for modes in (("block",), ("mlp", "attention")) for sequence in (False, True)
+]
 
 
 @pytest.mark.parametrize(
@@ -286,21 +375,33 @@ def sharding(model: Model, mesh: Mesh) -> None:
 def sharded(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
     """Each shard of the data has rows of its own; the sums of both are the whole batch's."""
     mesh = Mesh.of_degrees({"dp_shard": 2, "tp": 2}, "cpu")
-    model, true, batch = split_model(shape, mesh, sequence_parallel, sharding), one_process(shape), a_batch()
+    model, true, batch = (
+        split_model(shape, mesh, sequence_parallel, sharding),
+        one_process(shape),
+        a_batch(),
+    )
     mine = batch.split(2)[mesh.rank("dp_shard")]
     loss = loss_of(model, mine, batch.real_tokens())
     loss.backward()
     true_loss = loss_of(true, batch, batch.real_tokens())
     true_loss.backward()
-    torch.testing.assert_close(mesh.sum(loss.detach(), "dp_shard"), true_loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        mesh.sum(loss.detach(), "dp_shard"), true_loss.detach(), rtol=1e-12, atol=0
+    )
     compare_gradients(model, true, mesh)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             for box in boxes(parameter, model.splits.get(name)):
-                assert torch.equal(box.of_local(local(parameter)), box.of_whole(true.get_parameter(name))), name
+                assert torch.equal(
+                    box.of_local(local(parameter)), box.of_whole(true.get_parameter(name))
+                ), name
 
 
-SHARDED = [(mixers, sequence) for mixers in (("attention",), ("mamba", "hgrn2")) for sequence in (False, True)]
+SHARDED = [
+    (mixers, sequence)
+    for mixers in (("attention",), ("mamba", "hgrn2"))
+    for sequence in (False, True)
+]
 
 
 @pytest.mark.parametrize(
@@ -337,7 +438,9 @@ def half_precision(rank: int, shape: ModelShape) -> tuple[float, float]:
     initialise(model, 0)
     loss = loss_of(model, batch)
     loss.backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
     return loss.item(), loss_of(build(shape, 0, compute_dtype=torch.bfloat16), batch).item()
 
 
@@ -355,11 +458,26 @@ def refused(shape: ModelShape, tp: int, seq_len: int = 64) -> str:
 @pytest.mark.parametrize(
     ("mixer", "changes", "seq_len", "told"),
     [
-        ("attention", {}, 64, "must divide the 2 kv_heads of attention.*a divisor of 2, or change num_kv_heads"),
+        (
+            "attention",
+            {},
+            64,
+            "must divide the 2 kv_heads of attention.*a divisor of 2, or change num_kv_heads",
+        ),
         ("hgrn2", {}, 64, "the 2 heads of hgrn2.*change expand_ratio"),
-        ("mamba", {"mixers": {"mamba": {"intermediate_size": 42}}}, 64, "the 42 channels of mamba.*intermediate_size"),
+        (
+            "mamba",
+            {"mixers": {"mamba": {"intermediate_size": 42}}},
+            64,
+            "the 42 channels of mamba.*intermediate_size",
+        ),
         ("mamba2", {}, 64, "the 2 groups of mamba2.*n_groups"),
-        ("rwkv7", {"intermediate_size": 42}, 64, "the 42 channels of mlp channel_mix.key.weight; change their number"),
+        (
+            "rwkv7",
+            {"intermediate_size": 42},
+            64,
+            "the 42 channels of mlp channel_mix.key.weight; change their number",
+        ),
         ("rwkv7", {}, 70, "training.seq_len = 70.*sequence_parallel to false"),
     ],
 )
@@ -377,7 +495,9 @@ def test_a_mixer_that_does_not_say_how_it_is_split_is_refused():
     with torch.device("meta"):
         model = Model(shape_of("gla"))
     model.layers[0].mixer.stray = torch.nn.Parameter(torch.empty(4))
-    assert "gla does not say how stray is split (roles); set it to 1" in "\n".join(refusals(model, 2, True, TOKENS))
+    assert "gla does not say how stray is split (roles); set it to 1" in "\n".join(
+        refusals(model, 2, True, TOKENS)
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,7 +521,9 @@ def check_the_pages_mixer(rank: int) -> None:
     scope: dict = {"__name__": "my_mixer"}
     exec(page.split("```python\n")[1].split("```")[0], scope)
     MIXERS.update(scope["MIXERS"])
-    shape = replace(shape_of("gla"), layer_types=("decayed_sum",), mixers={"decayed_sum": {"num_heads": 4}})
+    shape = replace(
+        shape_of("gla"), layer_types=("decayed_sum",), mixers={"decayed_sum": {"num_heads": 4}}
+    )
     assert refused(shape, 2) == ""
     check(rank, shape, {"tp": 2}, True)
 

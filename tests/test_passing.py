@@ -36,7 +36,10 @@ MODELS = {
     "hybrid": (("gla", "attention"), {}),
     "windowed": (("kda", "attention:local"), {}),
     "drops": (("gla", "mamba2"), {"dropout": 0.3, "embed_dropout": 0.2}),
-    "positions": (("delta_net", "attention"), {"learned_positions": True, "max_position_embeddings": T}),
+    "positions": (
+        ("delta_net", "attention"),
+        {"learned_positions": True, "max_position_embeddings": T},
+    ),
 }
 
 
@@ -66,10 +69,17 @@ def batch_of(documents: str) -> Batch:
     starts_BT[0, [6, 7, 12]] = True
     starts_BT[1, [3, 18, 20]] = True
     first_BT = torch.where(starts_BT, torch.arange(T), 0).cummax(1).values
-    return Batch(ids_BT, labels_BT, torch.arange(T) - first_BT, Documents.from_ids(starts_BT.long().cumsum(1)))
+    return Batch(
+        ids_BT,
+        labels_BT,
+        torch.arange(T) - first_BT,
+        Documents.from_ids(starts_BT.long().cumsum(1)),
+    )
 
 
-def learned(model: Model, batch: Batch, noise_BT: Tensor | None, **training) -> tuple[float, dict[str, Tensor]]:
+def learned(
+    model: Model, batch: Batch, noise_BT: Tensor | None, **training
+) -> tuple[float, dict[str, Tensor]]:
     """The loss and every parameter's gradient, of the rows whole (segments 1) or by segments."""
     model.zero_grad(set_to_none=True)
     learn, syncs = partial(loss_sum, chunk_tokens=8), []
@@ -77,7 +87,9 @@ def learned(model: Model, batch: Batch, noise_BT: Tensor | None, **training) -> 
         loss = learn(model, batch, noise_BT=noise_BT)
         loss.backward()
     else:
-        loss = by_segments(model, batch, noise_BT, Training(**training), learn, syncs.append, Clock(CPU))
+        loss = by_segments(
+            model, batch, noise_BT, Training(**training), learn, syncs.append, Clock(CPU)
+        )
         assert syncs == [False] * (len(syncs) - 1) + [True], "only the last backward is synced"
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -86,7 +98,9 @@ def same(found: tuple[float, dict[str, Tensor]], wanted: tuple[float, dict[str, 
     assert found[0] == pytest.approx(wanted[0], rel=1e-9)
     for name, gradient in wanted[1].items():
         assert gradient.any(), f"{name} learns"
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-9 * gradient.abs().max().item())
+        torch.testing.assert_close(
+            found[1][name], gradient, rtol=1e-9, atol=1e-9 * gradient.abs().max().item()
+        )
 
 
 def noise_of(model: Model) -> Tensor | None:
@@ -105,7 +119,10 @@ def test_exact_is_the_whole_row(name, documents):
 
 @pytest.mark.parametrize("documents", ["none", "packed"])
 @pytest.mark.parametrize(
-    "name", slow_unless(lambda name: name in ("windowed", "mamba"), ["hybrid", "windowed", "rwkv7", "mamba"])
+    "name",
+    slow_unless(
+        lambda name: name in ("windowed", "mamba"), ["hybrid", "windowed", "rwkv7", "mamba"]
+    ),
 )
 def test_segments_of_any_length_down_to_a_token(name, documents):
     """Windows then reach over several segments, and convolutions too."""
@@ -124,14 +141,18 @@ def test_what_is_computed_again_reads_the_state_that_it_read_before(name, mode):
     same(learned(again, batch, None, tbptt_segments=3, tbptt_exact=True), whole)
 
 
-def by_hand(model: Model, batch: Batch, noise_BT: Tensor | None, segments: int) -> tuple[float, dict[str, Tensor]]:
+def by_hand(
+    model: Model, batch: Batch, noise_BT: Tensor | None, segments: int
+) -> tuple[float, dict[str, Tensor]]:
     """Truncated backpropagation as one would write it with the cache of generation: what it keeps is detached on each seam."""
     model.zero_grad(set_to_none=True)
     cache, total, length = Cache(), 0.0, -(-T // segments)
     for start in range(0, T, length):
         of = slice(start, start + length)
         noise = None if noise_BT is None else noise_BT[:, of]
-        hidden_BTD = model(batch.ids_BT[:, of], Sequence(batch.positions_BT[:, of], None, cache, noise))
+        hidden_BTD = model(
+            batch.ids_BT[:, of], Sequence(batch.positions_BT[:, of], None, cache, noise)
+        )
         piece = Batch(batch.ids_BT[:, of], batch.labels_BT[:, of], batch.positions_BT[:, of])
         loss = loss_of(model, hidden_BTD, piece, 8)
         loss.backward()
@@ -149,9 +170,13 @@ def test_truncated_is_what_one_writes_by_hand(name):
     found = learned(model, batch, noise_BT, tbptt_segments=4)
     same(found, by_hand(model, batch, noise_BT, 4))
     whole = learned(model, batch, noise_BT)
-    assert found[0] == pytest.approx(whole[0], rel=1e-9), "the state is carried: the loss is that of the whole row"
+    assert found[0] == pytest.approx(whole[0], rel=1e-9), (
+        "the state is carried: the loss is that of the whole row"
+    )
     if name not in ("positions",):
-        assert any(not torch.allclose(found[1][n], whole[1][n]) for n in whole[1]), "gradients end at the seams"
+        assert any(not torch.allclose(found[1][n], whole[1][n]) for n in whole[1]), (
+            "gradients end at the seams"
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -159,7 +184,12 @@ def test_documents_that_end_on_the_seams_lose_nothing(name):
     """Nothing passes from one to the next, so the truncated form is exact."""
     model, batch = model_of(name), batch_of("none")
     ids_BT = torch.arange(T).expand(ROWS, T) // 6
-    batch = Batch(batch.ids_BT, batch.labels_BT, torch.arange(T).expand(ROWS, T) % 6, Documents.from_ids(ids_BT))
+    batch = Batch(
+        batch.ids_BT,
+        batch.labels_BT,
+        torch.arange(T).expand(ROWS, T) % 6,
+        Documents.from_ids(ids_BT),
+    )
     noise_BT = noise_of(model)
     same(learned(model, batch, noise_BT, tbptt_segments=4), learned(model, batch, noise_BT))
 
@@ -167,7 +197,12 @@ def test_documents_that_end_on_the_seams_lose_nothing(name):
 def test_the_last_segment_is_the_shorter_one_and_knows_how_long_its_documents_are():
     pieces = list(cut(batch_of("packed"), None, 4))
     assert [piece.batch.ids_BT.shape[1] for piece in pieces] == [6, 6, 6, 5]
-    assert [piece.goes_on_B.tolist() for piece in pieces] == [[0, 0, 0], [0, 3, 6], [0, 9, 12], [6, 0, 18]]
+    assert [piece.goes_on_B.tolist() for piece in pieces] == [
+        [0, 0, 0],
+        [0, 3, 6],
+        [0, 9, 12],
+        [6, 0, 18],
+    ]
     assert pieces[1].batch.documents.ids_BT[0].tolist() == [1, 2, 2, 2, 2, 2]
 
 
@@ -177,11 +212,16 @@ def peak(model: Model, tokens: int, **training) -> int:
     batch = Batch(ids_BT, ids_BT, torch.arange(tokens)[None])
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    learn, there = partial(loss_sum, chunk_tokens=64), [*model.parameters(), *(p.grad for p in model.parameters())]
+    learn, there = (
+        partial(loss_sum, chunk_tokens=64),
+        [*model.parameters(), *(p.grad for p in model.parameters())],
+    )
     with LiveBytes(there, [batch.ids_BT, batch.positions_BT]) as live:
         before = live.now
         if training:
-            by_segments(model, batch, None, Training(**training), learn, lambda last: None, Clock(CPU))
+            by_segments(
+                model, batch, None, Training(**training), learn, lambda last: None, Clock(CPU)
+            )
         else:
             learn(model, batch).backward()
     return live.peak - before
@@ -191,7 +231,9 @@ def test_memory_is_of_one_segment_and_its_states():
     """A row of 8 segments: a state for each seam more, and of truncated ones nothing."""
     model = tiny_model("gla", "mamba2")
     short, long = peak(model, 64), peak(model, 512)
-    truncated, exact = (peak(model, 512, tbptt_segments=8, tbptt_exact=way) for way in (False, True))
+    truncated, exact = (
+        peak(model, 512, tbptt_segments=8, tbptt_exact=way) for way in (False, True)
+    )
     states = Passed({})
     model(torch.zeros(1, 4, dtype=torch.int64), Sequence(torch.arange(4)[None], cache=states))
     state_bytes = sum(state.nbytes for state in each(alone(states.after)))
@@ -222,16 +264,29 @@ def in_a_world(rank: int, mixers: tuple[str, ...], plan: plans.Plan, training: d
     return three_steps(mixers, plan, Mesh.of_degrees(plan.degrees, "cpu"), **training)
 
 
-@pytest.mark.parametrize("plan", [
-    "fsdp 2",
-    pytest.param("tp 2, sequence", marks=pytest.mark.slow),
-    *(pytest.param(name, marks=pytest.mark.matrix) for name in ("ddp 2", "hsdp 2x2", "fsdp 2 x tp 2", "fsdp 2, never resharded")),
-])  # fmt: skip
-@pytest.mark.parametrize("mixers", [plans.HYBRID, pytest.param(("rwkv7", "mamba2"), marks=pytest.mark.matrix)])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "fsdp 2",
+        pytest.param("tp 2, sequence", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=pytest.mark.matrix)
+            for name in ("ddp 2", "hsdp 2x2", "fsdp 2 x tp 2", "fsdp 2, never resharded")
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "mixers", [plans.HYBRID, pytest.param(("rwkv7", "mamba2"), marks=pytest.mark.matrix)]
+)
 def test_exact_segments_under_plans_are_whole_rows_of_one_process(mixers, plan):
     """Clipped, so that the norm of all gradients counts too; with documents and two microbatches."""
-    whole, remat = three_steps(mixers, plans.PLANS["one"], ALONE), replace(plans.PLANS[plan], remat="block")
-    for answer in in_processes(remat.processes, in_a_world, mixers, remat, {"tbptt_segments": 4, "tbptt_exact": True}):
+    whole, remat = (
+        three_steps(mixers, plans.PLANS["one"], ALONE),
+        replace(plans.PLANS[plan], remat="block"),
+    )
+    for answer in in_processes(
+        remat.processes, in_a_world, mixers, remat, {"tbptt_segments": 4, "tbptt_exact": True}
+    ):
         for got, wanted in zip(answer, whole, strict=True):
             assert got == pytest.approx(wanted, rel=1e-9)
 

@@ -43,7 +43,9 @@ PATHS = (
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_url_is_refused_with_what_to_do(url):
-    with pytest.raises(SettingsError, match="is a URL, and longfire reads and writes local files only: .+"):
+    with pytest.raises(
+        SettingsError, match="is a URL, and longfire reads and writes local files only: .+"
+    ):
         refuse_url(url, "job.dump_folder")
 
 
@@ -74,7 +76,9 @@ PROSE = {"job.description", "data.split_documents", "eval.sample_prompt"}
 def test_every_setting_that_is_text_but_no_prose_refuses_one(key):
     """One rule: a new setting has it unless it says that it is prose."""
     given = {
-        key: Given("https://host/x", "x.toml") if SETTINGS[key].type is str else Given(["https://host/x"], "x.toml")
+        key: Given("https://host/x", "x.toml")
+        if SETTINGS[key].type is str
+        else Given(["https://host/x"], "x.toml")
     }
     if key in PROSE:
         sections(given, note=lambda line: None)
@@ -97,7 +101,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("command", "option"), [(name, option) for name, all in OPTIONS.items() for option in all])
+@pytest.mark.parametrize(
+    ("command", "option"), [(name, option) for name, all in OPTIONS.items() for option in all]
+)
 def test_every_option_of_a_command_refuses_one(command, option, capsys):
     words = [option, "s3://bucket/x"] if option.startswith("--") else ["s3://bucket/x"]
     if option.startswith("--") and command != "init":

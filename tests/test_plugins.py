@@ -52,15 +52,47 @@ def test_the_mixer_of_the_docs_trains_resumes_and_generates(tmp_path, longfire):
         "".join(json.dumps({"text": f"number {i} is {i * i}. " * 9}) + "\n" for i in range(200))
     )
     train = [
-        "train", "--model.plugins", "my_mixer.py", "--model.config", "config.json", "--job.dump_folder", "runs/mine",
-        "--data.dataset", "text.jsonl", "--training.seq_len", "64", "--training.batch_size", "2", "--training.threads", "1",
-        "--checkpoint.interval", "4", "--lr_scheduler.warmup_steps", "2", "--metrics.report", "false", "--training.compile", "off",
-    ]  # fmt: skip
+        "train",
+        "--model.plugins",
+        "my_mixer.py",
+        "--model.config",
+        "config.json",
+        "--job.dump_folder",
+        "runs/mine",
+        "--data.dataset",
+        "text.jsonl",
+        "--training.seq_len",
+        "64",
+        "--training.batch_size",
+        "2",
+        "--training.threads",
+        "1",
+        "--checkpoint.interval",
+        "4",
+        "--lr_scheduler.warmup_steps",
+        "2",
+        "--metrics.report",
+        "false",
+        "--training.compile",
+        "off",
+    ]
     longfire(*train, "--training.steps", "4")
     assert "step-4" in longfire(*train, "--training.steps", "8")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()
+    ]
     assert sorted({step for step in steps}) == [*range(1, 9)]
-    generate = ["generate", "runs/mine", "--prompt", "number 7", "--max_new_tokens", "5", "--temperature", "0"]
+    generate = [
+        "generate",
+        "runs/mine",
+        "--prompt",
+        "number 7",
+        "--max_new_tokens",
+        "5",
+        "--temperature",
+        "0",
+    ]
     assert "number 7" in longfire(*generate, "--plugins", "my_mixer.py")
     refused = longfire(*generate, fails=True)
     assert "--plugins" in refused and "my_mixer.py" in refused
@@ -90,7 +122,9 @@ def test_what_is_wrong_with_a_file_is_named(code, message, tmp_path, forget_plug
 
 
 def test_a_file_runs_once(tmp_path, forget_plugins):
-    (tmp_path / "mine.py").write_text("from pathlib import Path\np = Path(__file__).with_name('count')\n"
-                                      "p.write_text(p.read_text() + 'x' if p.exists() else 'x')\n")  # fmt: skip
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\np = Path(__file__).with_name('count')\n"
+        "p.write_text(p.read_text() + 'x' if p.exists() else 'x')\n"
+    )
     load_plugins((str(tmp_path / "mine.py"),) * 2)
     assert (tmp_path / "count").read_text() == "x"

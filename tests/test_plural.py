@@ -5,6 +5,8 @@ import pytest
 from longfire.plural import counted
 
 
-@pytest.mark.parametrize("number, told", [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")])
+@pytest.mark.parametrize(
+    "number, told", [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")]
+)
 def test_one_is_no_plural(number, told):
     assert counted(number, "step") == told

@@ -37,13 +37,17 @@ def folder(model, tmp_path):
 def test_from_a_folder_of_hugging_face_weights(model, folder, capsys, in_fp32):
     assert main(folder, SAMPLING, ["the ", "end"]) == 0
     alone = [
-        p + "".join(stream_text(model, bytes_tokenizer(), p, SAMPLING, index=i)) for i, p in enumerate(["the ", "end"])
+        p + "".join(stream_text(model, bytes_tokenizer(), p, SAMPLING, index=i))
+        for i, p in enumerate(["the ", "end"])
     ]
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in alone)
     assert main(folder, SAMPLING, ["the ", "end"], batch_size=2, stats=True) == 0
     captured = capsys.readouterr()
     assert captured.out == "".join(f"{text}\n" for text in alone)
-    assert captured.err.startswith("stats: prompts: 7 tokens in ") and "ms a token; cache: " in captured.err
+    assert (
+        captured.err.startswith("stats: prompts: 7 tokens in ")
+        and "ms a token; cache: " in captured.err
+    )
 
 
 def test_prompts_of_a_file(tmp_path, folder, capsys):
@@ -62,7 +66,11 @@ def test_prompts_of_a_file(tmp_path, folder, capsys):
     [
         ("none.txt", None, "none.txt: prompts cannot be read"),
         ("empty.txt", "\n\n", "empty.txt: no prompt in it"),
-        ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}', "a.jsonl:2: not a JSON object with a `prompt`"),
+        (
+            "a.jsonl",
+            '{"prompt": "x"}\n{"text": "y"}',
+            "a.jsonl:2: not a JSON object with a `prompt`",
+        ),
         ("b.jsonl", "[1]", "b.jsonl:1: not a JSON object with a `prompt`"),
         ("c.jsonl", '{"prompt": 3}', "c.jsonl:1: prompt = 3 must be text"),
     ],
@@ -77,14 +85,18 @@ def test_files_that_hold_no_prompts_are_named(name, content, told, tmp_path):
 def test_the_state_is_kept_between_turns(model):
     """Each turn's reply is that to the whole text so far, and no token passes through the model twice."""
     pace, tokenizer = Pace(), bytes_tokenizer()
-    conversation = Conversation(Opened(model, tokenizer), Sampling(max_new_tokens=6, temperature=0), pace)
+    conversation = Conversation(
+        Opened(model, tokenizer), Sampling(max_new_tokens=6, temperature=0), pace
+    )
     for number, line in enumerate(["the ", "and", ""]):
         before = [*conversation.ids, *tokenizer.encode(f"\n{line}" if number else line)]
         reply = "".join(conversation.reply(line))
         drawn = generate(model, before, conversation.sampling, [tokenizer.eos_id])
         assert conversation.ids == before + drawn
         assert reply == "".join(pushed(Reader(tokenizer, before), drawn))
-    assert conversation.cache.length == len(conversation.ids) - 1  # the last drawn one will be seen in the next turn
+    assert (
+        conversation.cache.length == len(conversation.ids) - 1
+    )  # the last drawn one will be seen in the next turn
     assert pace.prompt_tokens + pace.steps == conversation.cache.length
 
 

@@ -48,7 +48,11 @@ def more(*values: str):
 
 def train(folder: str, *plain: str, code: int = 0, **settings: object) -> None:
     """`longfire train` into this folder, with the settings of all runs here."""
-    given = {**SETTINGS, "job.dump_folder": folder, **{k.replace("__", "."): v for k, v in settings.items()}}
+    given = {
+        **SETTINGS,
+        "job.dump_folder": folder,
+        **{k.replace("__", "."): v for k, v in settings.items()},
+    }
     assert main(["train", *plain, *(f"--{key}={value}" for key, value in given.items())]) == code
 
 
@@ -59,7 +63,9 @@ def made(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, texts in (("english", ENGLISH), ("german", GERMAN)):
-            Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+            Path(f"{name}.jsonl").write_text(
+                "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            )
         Path("shape.json").write_text(json.dumps(SHAPE))
         config = {"model__config": "shape.json", "data__dataset": "english.jsonl"}
         train("first", **config, **OWN, checkpoint__export="true")
@@ -112,14 +118,29 @@ def test_where_weights_lie(folder):
     assert tokenizer_beside(folder / "first") is None, "`train` alone does not say which one it was"
 
 
-@pytest.mark.parametrize("source", ["first", more("first/hf"), more("imported"), more("first/checkpoints/step-2")])
+@pytest.mark.parametrize(
+    "source", ["first", more("first/hf"), more("imported"), more("first/checkpoints/step-2")]
+)
 def test_where_no_tokenizer_is_named_the_one_beside_the_weights_is_taken(folder, capsys, source):
-    train("next", model__config="first/config.json", model__weights=source, data__dataset="german.jsonl")
+    train(
+        "next",
+        model__config="first/config.json",
+        model__weights=source,
+        data__dataset="german.jsonl",
+    )
     said = told(capsys)
     assert "weights: " in said and f"{source}" in said
     assert "300 entries, no BOS, EOS <eos> after each" in said
-    assert from_folder(folder / "next/tokenizer").fingerprint == from_folder(folder / "first/tokenizer").fingerprint
-    train("next", model__config="first/config.json", model__weights=source, data__dataset="german.jsonl")
+    assert (
+        from_folder(folder / "next/tokenizer").fingerprint
+        == from_folder(folder / "first/tokenizer").fingerprint
+    )
+    train(
+        "next",
+        model__config="first/config.json",
+        model__weights=source,
+        data__dataset="german.jsonl",
+    )
     assert "changed since" not in told(capsys), "the same command again changes nothing"
     train("next", model__config="first/config.json", data__dataset="german.jsonl")
     assert "weights: going on from" in told(capsys), "nor does it need the weights any more"
@@ -136,7 +157,11 @@ def test_where_no_tokenizer_is_named_the_one_beside_the_weights_is_taken(folder,
     ],
 )
 def test_another_tokenizer_than_that_of_weights_or_teacher_is_refused(folder, capsys, key, source):
-    given = {"model__config": "shape.json", "data__dataset": "german.jsonl", key.replace(".", "__"): source}
+    given = {
+        "model__config": "shape.json",
+        "data__dataset": "german.jsonl",
+        key.replace(".", "__"): source,
+    }
     train("next", **given, **OWN, code=2)
     said = told(capsys)
     assert f"tokenizer.path = 'train' is not the tokenizer of {key} = " in said and "id " in said
@@ -152,7 +177,15 @@ def test_a_run_goes_on_with_its_own_tokenizer_on_other_text(folder, capsys, reci
     train("first", *recipe, **given, data__dataset="german.jsonl", training__steps=3)
     said = told(capsys)
     assert "tokenizer: first/tokenizer, 300 entries" in said and "weights: going on from" in said
-    train("first", *recipe, **given, data__dataset="german.jsonl", training__steps=4, tokenizer__path="train", code=2)
+    train(
+        "first",
+        *recipe,
+        **given,
+        data__dataset="german.jsonl",
+        training__steps=4,
+        tokenizer__path="train",
+        code=2,
+    )
     assert "is not the tokenizer that the run in first was trained with" in told(capsys)
 
 
@@ -175,7 +208,10 @@ def test_an_imported_run_begins_with_its_weights_in_any_folder(folder, capsys):
     assert "weights: going on from" in told(capsys)
     train("third", "imported/run.toml", **given, checkpoint__enable_checkpoint="false")
     assert "weights: checkpoint " in told(capsys)
-    records = [Path(name, "metrics.jsonl").read_text().splitlines()[0] for name in ("imported", "other", "third")]
+    records = [
+        Path(name, "metrics.jsonl").read_text().splitlines()[0]
+        for name in ("imported", "other", "third")
+    ]
     losses = {json.loads(record)["loss"] for record in records}
     assert len(losses) == 1
     train("fresh", "imported/run.toml", **given, model__weights="")
@@ -193,7 +229,11 @@ def test_a_checkpoint_says_which_ids_it_was_trained_with(folder, capsys):
     """Somebody put another tokenizer into the run folder."""
     shutil.rmtree("first/tokenizer")
     train_tokenizer(GERMAN, 300).save(Path("first/tokenizer"))
-    for line in (["generate", "first", "--prompt", "a"], ["eval", "first"], ["export", "first", "out"]):
+    for line in (
+        ["generate", "first", "--prompt", "a"],
+        ["eval", "first"],
+        ["export", "first", "out"],
+    ):
         assert main(line) == 4
         assert "was trained with another tokenizer than" in told(capsys)
     assert main(["export", "first", "out", "--compare", "bytes"]) == 4
@@ -208,9 +248,19 @@ def test_broken_weights_are_named(folder, capsys):
     save_file(weights, file, {"format": "pt"})
     (folder / "first/hf/SHA256SUMS").unlink()
     message = "1 of 16 numbers of norm.weight are NaN or infinite"
-    train("next", model__config="first/config.json", model__weights="first/hf", data__dataset="german.jsonl", code=4)
+    train(
+        "next",
+        model__config="first/config.json",
+        model__weights="first/hf",
+        data__dataset="german.jsonl",
+        code=4,
+    )
     assert message in told(capsys)
-    for line in (["import", "first/hf", "again"], ["generate", "first/hf", "--prompt", "a"], ["eval", "first/hf"]):
+    for line in (
+        ["import", "first/hf", "again"],
+        ["generate", "first/hf", "--prompt", "a"],
+        ["eval", "first/hf"],
+    ):
         assert main(line) == 4, line
         assert message in told(capsys)
     assert not Path("again").exists()
@@ -220,14 +270,21 @@ def test_an_export_named_like_a_checkpoint_is_no_checkpoint(folder, capsys):
     assert main(["export", "first", "first/exports/step-2"]) == 0
     assert run_folder_of(Path("first/exports/step-2")) is None
     train(
-        "next", model__config="first/config.json", model__weights="first/exports/step-2", data__dataset="german.jsonl"
+        "next",
+        model__config="first/config.json",
+        model__weights="first/exports/step-2",
+        data__dataset="german.jsonl",
     )
     assert "weights: Hugging Face weights in" in told(capsys)
 
 
 def test_a_run_goes_on_when_its_weights_and_their_tokenizer_are_gone(folder, capsys):
     """Its run.toml records where both were; its own folder has what it needs."""
-    config = {"model__config": "first/config.json", "model__weights": "first", "data__dataset": "german.jsonl"}
+    config = {
+        "model__config": "first/config.json",
+        "model__weights": "first",
+        "data__dataset": "german.jsonl",
+    }
     train("next", **config)
     shutil.rmtree("first")
     assert main(["train", "next/run.toml", "--training.steps=3"]) == 0

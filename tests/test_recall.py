@@ -23,9 +23,15 @@ def test_every_key_comes_again_and_its_label_is_its_value(pairs, more, seed):
     assert batch.ids_BT.shape == batch.labels_BT.shape == (5, tokens)
     for ids, labels in zip(batch.ids_BT.tolist(), batch.labels_BT.tolist()):
         table = dict(zip(ids[0 : 2 * pairs : 2], ids[1 : 2 * pairs : 2]))
-        assert len(table) == pairs and all(0 < key < words // 2 <= value < words for key, value in table.items())
+        assert len(table) == pairs and all(
+            0 < key < words // 2 <= value < words for key, value in table.items()
+        )
         asked = [place for place, label in enumerate(labels) if label != NO_LABEL]
-        assert len(asked) == pairs and min(asked) >= 2 * pairs and all(place % 2 == 0 for place in asked)
+        assert (
+            len(asked) == pairs
+            and min(asked) >= 2 * pairs
+            and all(place % 2 == 0 for place in asked)
+        )
         assert {ids[place]: labels[place] for place in asked} == table
 
 
@@ -52,12 +58,23 @@ def test_impossible_tests_are_refused(tokens, pairs, words):
 class Oracle(torch.nn.Module):
     """Knows the answer of each row from the row itself: what followed the last earlier place of the same words."""
 
-    pipeline, words, to_head = None, None, staticmethod(lambda hidden_BTD: hidden_BTD)  # whole, in one process
+    pipeline, words, to_head = (
+        None,
+        None,
+        staticmethod(lambda hidden_BTD: hidden_BTD),
+    )  # whole, in one process
 
     def __init__(self, looks: bool, context: int = 1, words: int = 258) -> None:
         super().__init__()
-        self.embed, self.head = torch.nn.Embedding(1, 1), SimpleNamespace(weight=20 * torch.eye(words))
-        self.looks, self.context, self.shape = looks, context, ModelShape(1, 1, ("attention",), vocab_size=words)
+        self.embed, self.head = (
+            torch.nn.Embedding(1, 1),
+            SimpleNamespace(weight=20 * torch.eye(words)),
+        )
+        self.looks, self.context, self.shape = (
+            looks,
+            context,
+            ModelShape(1, 1, ("attention",), vocab_size=words),
+        )
 
     def forward(self, ids_BT, seq=None):
         guess = torch.zeros_like(ids_BT)
@@ -96,7 +113,10 @@ def test_rows_with_a_needle_and_without(depth):
 
 
 def test_who_finds_the_needle_gains_and_repeats_it():
-    finder, blind = (Needle(Oracle(looks, context=6), bytes_tokenizer(), haystack(2000)) for looks in (True, False))
+    finder, blind = (
+        Needle(Oracle(looks, context=6), bytes_tokenizer(), haystack(2000))
+        for looks in (True, False)
+    )
     (cell,) = finder.measure([400], [0.5], 5, batch_size=4)
     assert (cell.length, cell.depth, cell.needles, cell.repeated) == (400, 0.5, 5, 1.0)
     assert cell.nats < 1e-3 and cell.gain > 20
@@ -105,7 +125,9 @@ def test_who_finds_the_needle_gains_and_repeats_it():
 
 
 def test_the_batch_size_changes_nothing(tiny_model):
-    needle = Needle(tiny_model("gla", "attention", vocab_size=258), bytes_tokenizer(), haystack(900))
+    needle = Needle(
+        tiny_model("gla", "attention", vocab_size=258), bytes_tokenizer(), haystack(900)
+    )
     one, many = (needle.measure([200, 260], [0.0, 1.0], 3, batch_size=size) for size in (1, 4))
     for a, b in zip(one, many):
         assert (a.nats, a.nats_without) == pytest.approx((b.nats, b.nats_without), rel=1e-5)
@@ -114,4 +136,7 @@ def test_the_batch_size_changes_nothing(tiny_model):
 def test_the_table_has_a_line_a_length_and_a_column_a_depth():
     table = needle_table([Cell(n, d, 2, 1.0, 3.5, 0.5) for n in (64, 1024) for d in (0.0, 0.5)])
     assert [column.header for column in table.columns] == ["tokens", "depth 0", "depth 0.5"]
-    assert list(table.columns[0].cells) == ["64", "1,024"] and list(table.columns[1].cells) == ["+2.50  50%"] * 2
+    assert (
+        list(table.columns[0].cells) == ["64", "1,024"]
+        and list(table.columns[1].cells) == ["+2.50  50%"] * 2
+    )

@@ -23,12 +23,17 @@ def compose(toml="", folder=None, **overrides):
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_path):
     given = compose("[training]\nsteps = 7\nseed = 1", tmp_path, **{"training.steps": "9"})
-    assert (given["training"].steps, given["training"].seed, given["training"].seq_len) == (9, 1, 2048)
+    assert (given["training"].steps, given["training"].seed, given["training"].seq_len) == (
+        9,
+        1,
+        2048,
+    )
 
 
 def test_old_spellings_in_toml_too(tmp_path):
     given = compose(
-        '[training]\ndataset = "a,b"\ncompile = true\n[optimizer]\nscheduler = "warmup_stable_decay"', tmp_path
+        '[training]\ndataset = "a,b"\ncompile = true\n[optimizer]\nscheduler = "warmup_stable_decay"',
+        tmp_path,
     )
     assert given["data"].dataset == ("a", "b")
     assert given["training"].compile == "on"
@@ -65,28 +70,52 @@ def test_text_of_the_command_line_becomes_the_type(key, text, value):
 @pytest.mark.parametrize(
     ("toml", "told"),
     [
-        ("[training]\nsteps = '7'", "x.toml: training.steps = '7' must be a whole number; write it without quotes"),
-        ("[training]\nsteps = 1e3", "x.toml: training.steps = 1000.0 must be a whole number; write 1000"),
+        (
+            "[training]\nsteps = '7'",
+            "x.toml: training.steps = '7' must be a whole number; write it without quotes",
+        ),
+        (
+            "[training]\nsteps = 1e3",
+            "x.toml: training.steps = 1000.0 must be a whole number; write 1000",
+        ),
         ("[training]\nsteps = true", "training.steps = True must be a whole number"),
         ("[training]\nsteps = 0", "training.steps = 0 must be at least 1"),
         ("[training]\nskip_nan_inf = 1", "training.skip_nan_inf = 1 must be true or false"),
         ("[optimizer]\nlr = nan", "optimizer.lr = nan must be a finite number"),
         ("[optimizer]\nbeta1 = 1.0", "optimizer.beta1 = 1.0 must lie in [0, 1)"),
-        ("[lr_scheduler]\nname = 'cosin'", "must be one of cosine, linear, wsd, constant (did you mean 'cosine'?)"),
+        (
+            "[lr_scheduler]\nname = 'cosin'",
+            "must be one of cosine, linear, wsd, constant (did you mean 'cosine'?)",
+        ),
         ("[data]\ndataset = 3", "data.dataset = 3 must be a list of text"),
         ("[data]\ndata_probs = ['a']", "data.data_probs = ['a'] must be a number"),
         ("[job]\ndump_folder = 3", "job.dump_folder = 3 must be text"),
-        ("[trainin]\nsteps = 3", "x.toml: unknown setting 'trainin.steps' (did you mean 'training.steps'?)"),
-        ("[training]\nstep = 3", "unknown setting 'training.step' (did you mean 'training.steps'?)"),
+        (
+            "[trainin]\nsteps = 3",
+            "x.toml: unknown setting 'trainin.steps' (did you mean 'training.steps'?)",
+        ),
+        (
+            "[training]\nstep = 3",
+            "unknown setting 'training.step' (did you mean 'training.steps'?)",
+        ),
         ("[training]\nlr = 3", "unknown setting 'training.lr' (did you mean 'optimizer.lr'?)"),
         ("[nonsense]\n", "unknown setting 'nonsense'"),
         ("[nonsense]\nxyz = 1", "the sections are job, model, data"),
         ("steps = ", "x.toml: not readable as TOML"),
         ("[data.sources]\ndataset = 'a'", "must be tables: [[data.sources]]"),
         ("[[data.sources]]\nname = 'a'", "[[data.sources]] number 1: `dataset` is missing"),
-        ("[[data.sources]]\ndataset = 'a'\nsplits = 'b'", "unknown key 'splits' (did you mean 'split'?)"),
-        ("[[data.sources]]\ndataset = 'a'\nshare = 1\n[[data.sources]]\ndataset = 'b'", "give it in all or in none"),
-        ("[data]\ndataset = 'a'\n[[data.sources]]\ndataset = 'a'", "data.dataset and [[data.sources]] say the same"),
+        (
+            "[[data.sources]]\ndataset = 'a'\nsplits = 'b'",
+            "unknown key 'splits' (did you mean 'split'?)",
+        ),
+        (
+            "[[data.sources]]\ndataset = 'a'\nshare = 1\n[[data.sources]]\ndataset = 'b'",
+            "give it in all or in none",
+        ),
+        (
+            "[data]\ndataset = 'a'\n[[data.sources]]\ndataset = 'a'",
+            "data.dataset and [[data.sources]] say the same",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_key_value_place_and_mend(toml, told, tmp_path):
@@ -123,7 +152,8 @@ def test_no_recipe_there(tmp_path):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    st.sampled_from(list(recipe.SETTINGS)), st.one_of(st.text(max_size=8), st.integers(), st.floats(), st.booleans())
+    st.sampled_from(list(recipe.SETTINGS)),
+    st.one_of(st.text(max_size=8), st.integers(), st.floats(), st.booleans()),
 )
 def test_any_value_is_of_the_type_or_told(key, value):
     """Strictness has no hole: what comes through has the declared type."""
@@ -147,7 +177,9 @@ def test_any_value_is_of_the_type_or_told(key, value):
     ],
 )
 def test_a_key_of_the_model_may_be_a_number_or_a_name(value, where, expected):
-    assert model_tables({"model.init_embedding": Given(value, where)}) == {"init_embedding": expected}
+    assert model_tables({"model.init_embedding": Given(value, where)}) == {
+        "init_embedding": expected
+    }
 
 
 def test_a_key_of_the_model_that_is_neither_is_refused():
@@ -157,8 +189,16 @@ def test_a_key_of_the_model_that_is_neither_is_refused():
 
 def test_names_of_other_systems_lead_to_a_setting():
     ours = {*recipe.SETTINGS, *recipe.SHAPE_KEYS}
-    of_mixers = {f"model.MIXER.{name}" for mixer in MIXERS.values() for name in mixer.Shape.__dataclass_fields__}
+    of_mixers = {
+        f"model.MIXER.{name}"
+        for mixer in MIXERS.values()
+        for name in mixer.Shape.__dataclass_fields__
+    }
     assert set(recipe.OTHER_NAMES.values()) <= ours | of_mixers
     for name in recipe.OTHER_NAMES:
-        assert name not in {key.rpartition(".")[2] for key in ours}, f"{name} is a name of ours: never looked up here"
-        assert f"did you mean {recipe.OTHER_NAMES[name]!r}" in recipe.unknown(f"model.{name}", "x.toml")
+        assert name not in {key.rpartition(".")[2] for key in ours}, (
+            f"{name} is a name of ours: never looked up here"
+        )
+        assert f"did you mean {recipe.OTHER_NAMES[name]!r}" in recipe.unknown(
+            f"model.{name}", "x.toml"
+        )

@@ -11,7 +11,14 @@ from longfire import report, settings
 from longfire.errors import CheckpointError, SettingsError
 from longfire.report import Report, duration
 
-STEP = {"loss": 4.0, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_second": 1000.0, "seconds": 0.1, "mfu": 0.4}
+STEP = {
+    "loss": 4.0,
+    "grad_norm": 1.0,
+    "lr": 1e-3,
+    "tokens_per_second": 1000.0,
+    "seconds": 0.1,
+    "mfu": 0.4,
+}
 
 
 def records(folder):
@@ -44,7 +51,9 @@ def test_started_anew_nothing_of_before_remains(tmp_path):
     assert [r["step"] for r in records(tmp_path)] == [1, 2]
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 4, "loss"', b'{"step": 4, "loss": 1.0', b"\x00\x00\x00"])
+@pytest.mark.parametrize(
+    "torn", [b'{"step": 4, "loss"', b'{"step": 4, "loss": 1.0', b"\x00\x00\x00"]
+)
 def test_a_line_that_a_kill_broke_goes(tmp_path, torn):
     write_steps(tmp_path, 1, 3)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -53,7 +62,14 @@ def test_a_line_that_a_kill_broke_goes(tmp_path, torn):
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-DAMAGED = [b"[4]\n", b'{"step": 2, "loss"\n', b"\x00" * 5000 + b"\n", b"\xff\xfe\n", b'{"loss": 1.0}\n', b"\n"]
+DAMAGED = [
+    b"[4]\n",
+    b'{"step": 2, "loss"\n',
+    b"\x00" * 5000 + b"\n",
+    b"\xff\xfe\n",
+    b'{"loss": 1.0}\n',
+    b"\n",
+]
 
 
 @pytest.mark.parametrize("damaged", DAMAGED)
@@ -79,16 +95,23 @@ def test_the_last_records_come_first_without_reading_the_rest(tmp_path, monkeypa
         file.write(b"\x00broken\n")
     for block_bytes in (1, 7, 100, 1 << 16):
         monkeypatch.setattr(report, "BLOCK_BYTES", block_bytes)
-        assert [record["step"] for record in report.last_records(tmp_path / "metrics.jsonl")] == list(range(40, 0, -1))
+        assert [
+            record["step"] for record in report.last_records(tmp_path / "metrics.jsonl")
+        ] == list(range(40, 0, -1))
 
 
 def test_a_tracker_that_is_broken_is_told(tmp_path, monkeypatch):
     """Installed, but something that it needs is not."""
-    for package, key in (("wandb", "enable_wandb"), ("torch.utils.tensorboard", "enable_tensorboard")):
+    for package, key in (
+        ("wandb", "enable_wandb"),
+        ("torch.utils.tensorboard", "enable_tensorboard"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(report.importlib.util, "find_spec", lambda name: name)
             patch.setitem(sys.modules, package, None)
-            with pytest.raises(SettingsError, match=f"metrics.{key} = true, but the package .* cannot be imported"):
+            with pytest.raises(
+                SettingsError, match=f"metrics.{key} = true, but the package .* cannot be imported"
+            ):
                 write_steps_with(tmp_path, settings.Metrics(**{key: True}))
 
 
@@ -103,7 +126,9 @@ def test_a_whole_record_without_its_line_end_goes_too(tmp_path):
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 4, "loss": 1.0}')
     write_steps(tmp_path, 5, 5)
-    assert [r["step"] for r in records(tmp_path)][:3] == [1, 2, 3] and records(tmp_path)[-1]["step"] == 5
+    assert [r["step"] for r in records(tmp_path)][:3] == [1, 2, 3] and records(tmp_path)[-1][
+        "step"
+    ] == 5
 
 
 def test_the_evaluation_of_the_step_it_resumes_from_is_kept(tmp_path):
@@ -155,7 +180,8 @@ def test_a_full_disk_is_one_clear_message(tmp_path, monkeypatch):
 
         real, opened.file.file = opened.file.file, Full()
         with pytest.raises(
-            CheckpointError, match=r"metrics.jsonl cannot be written: No space left.*goes on from the newest"
+            CheckpointError,
+            match=r"metrics.jsonl cannot be written: No space left.*goes on from the newest",
         ):
             opened.record(1, STEP)
         opened.file.file = real
@@ -169,7 +195,12 @@ def test_the_console_shows_first_last_and_every_log_freq(tmp_path, capsys):
         opened.note("a note")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["1/12", "5/12", "10/12", "12/12"]
-    assert "loss 4.0000" in lines[1] and "1,000 tokens/s" in lines[1] and "mfu 40%" in lines[1] and "left" in lines[1]
+    assert (
+        "loss 4.0000" in lines[1]
+        and "1,000 tokens/s" in lines[1]
+        and "mfu 40%" in lines[1]
+        and "left" in lines[1]
+    )
     assert lines[4:] == ["step 12  held out  wiki: loss 2.5000; code: loss 1.5000", "a note"]
 
 
@@ -186,7 +217,13 @@ def test_the_console_shows_an_end_as_soon_as_there_is_one(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "seconds, told",
-    [(0, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (3 * 3600 + 61, "3 h 1 min"), (2 * 86400 + 7200, "2 d 2 h")],
+    [
+        (0, "0 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3 * 3600 + 61, "3 h 1 min"),
+        (2 * 86400 + 7200, "2 d 2 h"),
+    ],
 )
 def test_durations(seconds, told):
     assert duration(seconds) == told
@@ -209,11 +246,16 @@ def test_tensorboard_has_every_number_and_hides_what_was_cut(tmp_path):
     assert set(events.Tags()["scalars"]) == set(STEP)
 
 
-@pytest.mark.parametrize("package, key", [("wandb", "enable_wandb"), ("tensorboard", "enable_tensorboard")])
-def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(tmp_path, monkeypatch, package, key):
+@pytest.mark.parametrize(
+    "package, key", [("wandb", "enable_wandb"), ("tensorboard", "enable_tensorboard")]
+)
+def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(
+    tmp_path, monkeypatch, package, key
+):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else types)
     with pytest.raises(
-        SettingsError, match=rf"metrics.{key} = true, but the package {package} is not installed: pip install"
+        SettingsError,
+        match=rf"metrics.{key} = true, but the package {package} is not installed: pip install",
     ):
         Report(tmp_path, settings.Metrics(**{key: True}), 10)
 
@@ -251,7 +293,11 @@ def test_wandb_gets_settings_and_records_and_a_resumed_run_is_the_same_run(tmp_p
     assert [o["id"] for o in fake.started] == [fake.started[0]["id"]] * 2
     assert fake.started[0]["mode"] == "offline" and fake.started[0]["project"] == "p"
     assert fake.started[0]["config"] == {"optimizer": {"lr": 0.001}}
-    assert [v["step"] for v in fake.logged] == [1, 3] and fake.logged[0]["loss"] == 4.0 and fake.finished == 2
+    assert (
+        [v["step"] for v in fake.logged] == [1, 3]
+        and fake.logged[0]["loss"] == 4.0
+        and fake.finished == 2
+    )
 
 
 def test_the_environment_is_written_and_a_resumed_run_keeps_the_earlier_one(tmp_path):

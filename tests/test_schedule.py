@@ -46,20 +46,28 @@ def test_progress_rises_from_0_to_1_without_a_jump(plan):
     assert all(a <= b for a, b in pairwise(values))
     for step, total in plan[1:]:
         before = tuple(entry for entry in plan if entry.step < step)
-        assert progress(plan, step) == progress(before, step), "the new estimate begins where the old one stood"
+        assert progress(plan, step) == progress(before, step), (
+            "the new estimate begins where the old one stood"
+        )
         assert progress(plan, step + 1) - progress(plan, step) == pytest.approx(
             (1 - progress(plan, step)) / (total - step)
         )
 
 
-@given(plans(), some.integers(0, 60), some.sampled_from(NAMES), some.floats(0, 1), some.floats(0.05, 1))
+@given(
+    plans(), some.integers(0, 60), some.sampled_from(NAMES), some.floats(0, 1), some.floats(0.05, 1)
+)
 @settings(max_examples=200, deadline=None)
-def test_a_repeated_run_has_the_rates_of_the_run_that_made_the_plan(plan, warmup, name, floor, decay):
+def test_a_repeated_run_has_the_rates_of_the_run_that_made_the_plan(
+    plan, warmup, name, floor, decay
+):
     """At each step the first run knew the entries up to it, the repeated one knows all."""
     scheduler = LRScheduler(name=name, min_lr_ratio=floor, decay_ratio=decay)
     for step in range(plan[-1].total_steps):
         known = tuple(entry for entry in plan if entry.step <= step)
-        assert planned_schedule(plan, step, warmup, scheduler) == planned_schedule(known, step, warmup, scheduler)
+        assert planned_schedule(plan, step, warmup, scheduler) == planned_schedule(
+            known, step, warmup, scheduler
+        )
 
 
 @given(plans(), some.integers(0, 60), some.sampled_from(NAMES[:3]), some.floats(0.05, 1))
@@ -76,7 +84,9 @@ def test_rates_rise_in_the_warm_up_then_fall_to_the_floor(plan, warmup, name, de
 
 
 @given(some.integers(5, 300), some.integers(0, 50), some.sampled_from(NAMES), some.integers(0, 300))
-def test_with_one_estimate_at_the_start_the_rates_are_those_of_a_run_of_known_length(total, warmup, name, step):
+def test_with_one_estimate_at_the_start_the_rates_are_those_of_a_run_of_known_length(
+    total, warmup, name, step
+):
     """An independent formula: `schedule` counts steps and not progress. It divides by at least one step."""
     scheduler = LRScheduler(name=name, min_lr_ratio=0.1, decay_ratio=0.5)
     warmup = min(warmup, int(WARMUP_SHARE * total))
@@ -115,7 +125,9 @@ def test_a_warm_up_longer_than_a_run_of_known_length_is_a_fifth_of_it(total, ask
 
 
 def test_a_warm_up_leaves_wsd_a_step_to_decay():
-    assert [fitting_warmup(total, asked, "wsd") for total, asked in ((2, 2), (200, 200), (200, 199))] == [1, 40, 199]
+    assert [
+        fitting_warmup(total, asked, "wsd") for total, asked in ((2, 2), (200, 200), (200, 199))
+    ] == [1, 40, 199]
 
 
 def test_plans_are_written_as_they_are_read():

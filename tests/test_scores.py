@@ -39,7 +39,9 @@ def folder(model, tmp_path, monkeypatch):
 
 def test_all_documents_of_texts_count(model, folder, capsys, in_fp32):
     """By hand: bytes, then EOS, in rows of 100; whatever is longer than a row goes on in the next one."""
-    scoring = Scoring(data=("a.txt", "b.jsonl"), seq_len=100, json="out/numbers.json", plot="out/by-position.svg")
+    scoring = Scoring(
+        data=("a.txt", "b.jsonl"), seq_len=100, json="out/numbers.json", plot="out/by-position.svg"
+    )
     assert main(folder, scoring) == 0
     found = json.loads((folder.parent / "out/numbers.json").read_text())
     ids = [*TEXT.encode(), 257]
@@ -47,7 +49,10 @@ def test_all_documents_of_texts_count(model, folder, capsys, in_fp32):
     for first in range(0, len(ids) - 1, 100):
         row = bytes_of(ids[first : first + 101])
         logits = model.logits(model(row[:, :-1]))[0].detach()
-        nats, count = nats + F.cross_entropy(logits, row[0, 1:], reduction="sum").item(), count + len(logits)
+        nats, count = (
+            nats + F.cross_entropy(logits, row[0, 1:], reduction="sum").item(),
+            count + len(logits),
+        )
     numbers = found["sources"]["a.txt"]
     assert (numbers["tokens"], numbers["bytes"]) == (count, len(TEXT.encode()) - 1)
     assert numbers["loss"] == pytest.approx(nats / count, rel=1e-5)
@@ -76,13 +81,22 @@ def test_another_field_and_fewer_tokens(folder):
     scoring = Scoring(data=("b.jsonl",), text_field="body", tokens=10, json="n.json", plot="p.html")
     assert main(folder, scoring) == 0
     numbers = json.loads((folder.parent / "n.json").read_text())["sources"]["b.jsonl"]
-    assert (numbers["tokens"], numbers["bytes"]) == (9, 8)  # "bbbbb" EOS "bbbb": of 10 the first has nothing before it
+    assert (numbers["tokens"], numbers["bytes"]) == (
+        9,
+        8,
+    )  # "bbbbb" EOS "bbbb": of 10 the first has nothing before it
     assert "<!doctype html>" in (folder.parent / "p.html").read_text()
 
 
 def test_needles(folder, capsys):
     scoring = Scoring(
-        needle=True, data=("a.txt",), lengths=(220, 300), depths=(0.0, 1.0), needles=2, json="n.json", plot="n.png"
+        needle=True,
+        data=("a.txt",),
+        lengths=(220, 300),
+        depths=(0.0, 1.0),
+        needles=2,
+        json="n.json",
+        plot="n.png",
     )
     assert main(folder, scoring) == 0
     cells = json.loads((folder.parent / "n.json").read_text())["needle"]
@@ -104,8 +118,16 @@ def test_needles(folder, capsys):
         (Scoring(data=("none.txt",)), DataError, "no such file or folder: 'none.txt'"),
         (Scoring(data=("short.txt",)), DataError, "short.txt: too little text"),
         (Scoring(data=("a.txt",), json="a.txt/x.json"), CheckpointError, "cannot be written"),
-        (Scoring(needle=True, data=("a.txt",), lengths=(20,)), SettingsError, "--lengths 20: a needle of"),
-        (Scoring(needle=True, data=("a.txt",), lengths=(2000,)), DataError, "cannot hide a needle in 2,000"),
+        (
+            Scoring(needle=True, data=("a.txt",), lengths=(20,)),
+            SettingsError,
+            "--lengths 20: a needle of",
+        ),
+        (
+            Scoring(needle=True, data=("a.txt",), lengths=(2000,)),
+            DataError,
+            "cannot hide a needle in 2,000",
+        ),
     ],
 )
 def test_mistakes_are_named(scoring, error, told, folder):
@@ -117,7 +139,12 @@ def test_mistakes_are_named(scoring, error, told, folder):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"needle": True, "tasks": ("x",)}, {"needle": True, "depths": (2.0,)}, {"needle": True, "lengths": (0,)}]
+    "wrong",
+    [
+        {"needle": True, "tasks": ("x",)},
+        {"needle": True, "depths": (2.0,)},
+        {"needle": True, "lengths": (0,)},
+    ],
 )
 def test_options_that_contradict_each_other_are_refused(wrong):
     with pytest.raises(SettingsError, match="--"):
@@ -142,30 +169,54 @@ def test_a_run_is_evaluated_with_the_tokenizer_it_was_trained_with(tmp_path):
     run = SimpleNamespace(tokenizer_folder=tmp_path / "tokenizer", tokenizer=wanted)
     assert trained_with(run) == wanted, "nothing was trained yet"
     bytes_tokenizer().save(tmp_path / "tokenizer")
-    assert trained_with(run) == all_settings.Tokenizer(path=str(tmp_path / "tokenizer"), add_bos=True)
+    assert trained_with(run) == all_settings.Tokenizer(
+        path=str(tmp_path / "tokenizer"), add_bos=True
+    )
 
 
 def test_a_run_and_its_export_have_the_same_weights_and_losses(tmp_path, monkeypatch, capsys):
     """From the command line: a run of two steps, on what it held out, on other texts, its needles."""
     monkeypatch.chdir(tmp_path)
-    config = {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["gla", "attention"], "gla": {"num_heads": 2},
-              "attention": {"num_heads": 2}}  # fmt: skip
+    config = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "layer_types": ["gla", "attention"],
+        "gla": {"num_heads": 2},
+        "attention": {"num_heads": 2},
+    }
     (tmp_path / "model.json").write_text(json.dumps(config))
-    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": f"{i} {TEXT}"}) for i in range(40)))
+    (tmp_path / "text.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{i} {TEXT}"}) for i in range(40))
+    )
     (tmp_path / "other.txt").write_text(TEXT)
     words = "--model.config model.json --data.dataset text.jsonl --data.heldout_fraction 0.2 --data.num_workers 1"
-    words += " --job.dump_folder run --training.seq_len 64 --training.batch_size 2 --training.steps 2"
+    words += (
+        " --job.dump_folder run --training.seq_len 64 --training.batch_size 2 --training.steps 2"
+    )
     words += " --lr_scheduler.warmup_steps 1 --checkpoint.export true"
-    assert longfire(["train", *words.split(), "--metrics.report", "false", "--eval.tokens", "2000"]) == 0
+    assert (
+        longfire(["train", *words.split(), "--metrics.report", "false", "--eval.tokens", "2000"])
+        == 0
+    )
     capsys.readouterr()
     assert longfire(["eval", "run", "--json", "held.json", "--plot", "held.png"]) == 0
     held = json.loads((tmp_path / "held.json").read_text())
     assert held["step"] == 2 and held["documents"] == "held-out documents"
     assert held["sources"]["text.jsonl"]["tokens"] == 1999
     for place, folder in (("run", "run"), ("hf", "run/hf")):
-        assert longfire(f"eval {folder} --data other.txt --seq_len 64 --json {place}.json".split()) == 0
-    ours, exported = (json.loads((tmp_path / f"{place}.json").read_text()) for place in ("run", "hf"))
+        assert (
+            longfire(f"eval {folder} --data other.txt --seq_len 64 --json {place}.json".split())
+            == 0
+        )
+    ours, exported = (
+        json.loads((tmp_path / f"{place}.json").read_text()) for place in ("run", "hf")
+    )
     assert ours["weights"] == exported["weights"] == held["weights"]
     assert ours["sources"] == exported["sources"]
-    assert longfire(["eval", "run", "--needle", "--lengths", "200", "--depths", "0.5", "--needles", "1"]) == 0
+    assert (
+        longfire(
+            ["eval", "run", "--needle", "--lengths", "200", "--depths", "0.5", "--needles", "1"]
+        )
+        == 0
+    )
     assert "step 2, needles in text.jsonl" in capsys.readouterr().out

@@ -28,8 +28,12 @@ def test_numbers_have_an_interval_and_types_are_ones_that_a_recipe_can_say(key):
         assert get_args(kind)[0] in (str, float)
     elif get_origin(kind) is not Literal:
         assert kind in (bool, int, float, str)
-    if kind in (int, float) and not key.startswith("parallelism."):  # degrees: parallel/plan.py knows which exist
-        assert recipe.SETTINGS[key].metadata["within"], "an interval tells a typo such as a negative number"
+    if kind in (int, float) and not key.startswith(
+        "parallelism."
+    ):  # degrees: parallel/plan.py knows which exist
+        assert recipe.SETTINGS[key].metadata["within"], (
+            "an interval tells a typo such as a negative number"
+        )
 
 
 def test_sections_are_frozen_and_named_as_their_classes():
@@ -43,7 +47,10 @@ def test_nothing_slow_is_imported():
     modules = ("torch", "numpy", "rich", "transformers", "datasets")
     code = f"import longfire.cli, sys; print([m for m in {modules} if m in sys.modules])"
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
     )
 
 

@@ -9,7 +9,12 @@ from longfire.errors import SettingsError
 from longfire.shape import ModelShape
 
 MIXERS = ("attention", "gla")
-GOOD = {"hidden_size": 32, "num_hidden_layers": 4, "layer_types": ["gla", "attention"], "gla": {"num_heads": 2}}
+GOOD = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "layer_types": ["gla", "attention"],
+    "gla": {"num_heads": 2},
+}
 
 
 def test_a_pattern_of_layer_types_repeats():
@@ -34,14 +39,29 @@ def test_to_dict_and_back():
         ({"hiden_size": 3}, "x.json: unknown key 'hiden_size'; did you mean 'hidden_size'"),
         ({"layer_types": ["gla"] * 3}, "3 entries, which do not divide num_hidden_layers = 4"),
         ({"mlp": "elu"}, "mlp = 'elu' is not one of swiglu, geglu"),
-        ({"init_matrices": "xavier"}, "init_matrices = 'xavier' is not one of published, initializer_range"),
-        ({"init_embedding": -1.0}, "init_embedding = -1.0 must be a standard deviation above 0, or 'zeros'"),
-        ({"init_matrices": "zeros"}, "init_matrices = 'zeros', but an MLP or a recurrence is a product"),
+        (
+            {"init_matrices": "xavier"},
+            "init_matrices = 'xavier' is not one of published, initializer_range",
+        ),
+        (
+            {"init_embedding": -1.0},
+            "init_embedding = -1.0 must be a standard deviation above 0, or 'zeros'",
+        ),
+        (
+            {"init_matrices": "zeros"},
+            "init_matrices = 'zeros', but an MLP or a recurrence is a product",
+        ),
         ({"init_outputs": 0}, "init_outputs = 0 must be a standard deviation above 0, or 'zeros'"),
         ({"init_head": True}, "init_head = True must be a number or the name of a rule"),
         ({"init_head": None}, "init_head = None must be a number or the name of a rule"),
-        ({"init_head": "zeros", "tie_word_embeddings": True}, "the head is the embedding; remove init_head"),
-        ({"final_logit_softcapping": -15.0}, "final_logit_softcapping = -15.0 must be a cap above 0"),
+        (
+            {"init_head": "zeros", "tie_word_embeddings": True},
+            "the head is the embedding; remove init_head",
+        ),
+        (
+            {"final_logit_softcapping": -15.0},
+            "final_logit_softcapping = -15.0 must be a cap above 0",
+        ),
         ({"final_logit_softcapping": None}, "final_logit_softcapping = None must be a number"),
         ({"hidden_size": 0}, "must all be positive"),
         ({"hidden_size": "32"}, "x.json: hidden_size = '32' must be a whole number"),
@@ -53,7 +73,10 @@ def test_to_dict_and_back():
         ({"norm_eps": True}, "norm_eps = True must be a number"),
         ({"norm_eps": -1e-6}, "norm_eps = -1e-06 must be at least 0"),
         ({"norm_eps": float("nan")}, "norm_eps = nan must be a finite number"),
-        ({"initializer_range": -0.02}, "initializer_range = -0.02 must be a standard deviation above 0"),
+        (
+            {"initializer_range": -0.02},
+            "initializer_range = -0.02 must be a standard deviation above 0",
+        ),
         ({"init_matrices": float("inf")}, "init_matrices = inf must be a finite number"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
     ],
@@ -65,7 +88,9 @@ def test_a_wrong_shape_names_key_value_and_mend(change, told):
 
 def test_a_missing_key_is_named():
     with pytest.raises(SettingsError, match="x.json: layer_types missing"):
-        ModelShape.from_dict({k: v for k, v in GOOD.items() if k != "layer_types"}, "x.json", MIXERS)
+        ModelShape.from_dict(
+            {k: v for k, v in GOOD.items() if k != "layer_types"}, "x.json", MIXERS
+        )
 
 
 def test_the_vocabulary_comes_from_the_tokenizer_unless_the_config_has_more_words():
@@ -94,8 +119,12 @@ def test_read_config_names_the_file(tmp_path):
 
 def test_a_tied_config_that_was_written_before_published_was_the_default_is_read():
     # its init_* keys name the default of then; a run with this config.json goes on
-    written = dict.fromkeys(("init_matrices", "init_outputs", "init_embedding", "init_head"), "initializer_range")
+    written = dict.fromkeys(
+        ("init_matrices", "init_outputs", "init_embedding", "init_head"), "initializer_range"
+    )
     ModelShape.from_dict({**GOOD, **written, "tie_word_embeddings": True}, "x.json", MIXERS)
     ModelShape.from_dict(
-        {**GOOD, "init_embedding": 0.5, "init_head": 0.5, "tie_word_embeddings": True}, "x.json", MIXERS
+        {**GOOD, "init_embedding": 0.5, "init_head": 0.5, "tie_word_embeddings": True},
+        "x.json",
+        MIXERS,
     )

@@ -49,7 +49,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     texts = [f"document {i} of the long fire" for i in range(60)]
     Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    Path("letters.jsonl").write_text("".join(json.dumps({"text": letter}) + "\n" for letter in "abcdefgh" * 9))
+    Path("letters.jsonl").write_text(
+        "".join(json.dumps({"text": letter}) + "\n" for letter in "abcdefgh" * 9)
+    )
     Path("shape.json").write_text(json.dumps(SHAPE))
     return tmp_path
 
@@ -80,23 +82,31 @@ def test_a_start_says_where_weights_and_ids_come_from(folder, capsys):
     assert "weights: fresh, initialised with training.seed = 7" in said
     assert "tokenizer: bytes, 258 entries, no BOS, EOS <eos> after each" in said
     said = train(capsys, training__steps=2, training__seed=7, tokenizer__add_bos="true")
-    assert said.count("weights: ") == 1 and "weights: going on from run/checkpoints/step-1: " in said
+    assert (
+        said.count("weights: ") == 1 and "weights: going on from run/checkpoints/step-1: " in said
+    )
     assert "BOS <bos> before each document, EOS <eos> after each" in said
 
 
 def test_load_step_is_done_once(folder, capsys):
     """It was kept in run.toml, and every start went back."""
     train(capsys, training__steps=6)
-    assert "going on from run/checkpoints/step-2" in train(capsys, training__steps=8, checkpoint__load_step=2)
+    assert "going on from run/checkpoints/step-2" in train(
+        capsys, training__steps=8, checkpoint__load_step=2
+    )
     assert tomllib.loads(Path("run/run.toml").read_text())["checkpoint"]["load_step"] == -1
     said = train(capsys, training__steps=10, checkpoint__load_step=2)
     assert "going on from run/checkpoints/step-8" in said
     assert "checkpoint.load_step = 2 was done before, and this run has gone on to step 8" in said
     assert "add --checkpoint.load_step_again" in said
-    said = train(capsys, training__steps=6, checkpoint__load_step=2, checkpoint__load_step_again="true")
+    said = train(
+        capsys, training__steps=6, checkpoint__load_step=2, checkpoint__load_step_again="true"
+    )
     assert "going on from run/checkpoints/step-2" in said
     assert tomllib.loads(Path("run/run.toml").read_text())["checkpoint"]["load_step_again"] is False
-    assert "going on from run/checkpoints/step-4" in train(capsys, training__steps=6, checkpoint__load_step=4)
+    assert "going on from run/checkpoints/step-4" in train(
+        capsys, training__steps=6, checkpoint__load_step=4
+    )
 
 
 def test_a_restart_of_the_launcher_does_not_go_back_again(folder, capsys, monkeypatch):
@@ -128,11 +138,17 @@ def stopped_in_evaluation(monkeypatch, at_batch: int) -> None:
     monkeypatch.setattr(evaluate, "losses", slow)
 
 
-def test_sigterm_in_an_evaluation_is_heeded_and_the_step_was_saved_before(folder, capsys, monkeypatch):
-    train(capsys, training__steps=8, eval__interval=2, eval__at_end="true", job__dump_folder="whole")
+def test_sigterm_in_an_evaluation_is_heeded_and_the_step_was_saved_before(
+    folder, capsys, monkeypatch
+):
+    train(
+        capsys, training__steps=8, eval__interval=2, eval__at_end="true", job__dump_folder="whole"
+    )
     with monkeypatch.context() as patch:
         stopped_in_evaluation(patch, at_batch=20)
-        said = train(capsys, 128 + signal.SIGTERM, training__steps=8, eval__interval=2, eval__at_end="true")
+        said = train(
+            capsys, 128 + signal.SIGTERM, training__steps=8, eval__interval=2, eval__at_end="true"
+        )
     assert "the evaluation of step 4 was stopped" in said
     assert "SIGTERM: stopped after step 4, saved" in said
     assert checkpoints() == [2, 4] and evaluations() == [2]
@@ -170,10 +186,17 @@ def test_sigterm_while_streamed_text_is_waited_for(folder, capsys, monkeypatch):
     for prefetched in (0, 2):
         looks.clear()
         said = train(
-            capsys, 128 + signal.SIGTERM, training__steps=1000, data__streaming="true", data__prefetch_factor=prefetched,
-            job__dump_folder=f"run-{prefetched}", data__folder=f"stores-{prefetched}",
-        )  # fmt: skip
-        assert "SIGTERM: stopped after step " in said and ", saved; the same command goes on" in said
+            capsys,
+            128 + signal.SIGTERM,
+            training__steps=1000,
+            data__streaming="true",
+            data__prefetch_factor=prefetched,
+            job__dump_folder=f"run-{prefetched}",
+            data__folder=f"stores-{prefetched}",
+        )
+        assert (
+            "SIGTERM: stopped after step " in said and ", saved; the same command goes on" in said
+        )
 
 
 def test_a_finished_run_says_so_and_one_that_has_more_steps_than_it_should(folder, capsys):
@@ -181,23 +204,38 @@ def test_a_finished_run_says_so_and_one_that_has_more_steps_than_it_should(folde
     said = train(capsys, training__steps=4)
     assert "this run is finished: its 4 steps are done. To go on, raise training.steps" in said
     said = train(capsys, training__steps=1)
-    assert "its 4 steps are done, more than training.steps = 1 asks for. To go on, raise training.steps" in said
+    assert (
+        "its 4 steps are done, more than training.steps = 1 asks for. To go on, raise training.steps"
+        in said
+    )
     said = train(capsys, training__steps=1000, training__tokens=48)
-    assert "its 4 steps are done, more than training.tokens = 48 asks for. To go on, raise training.tokens" in said
+    assert (
+        "its 4 steps are done, more than training.tokens = 48 asks for. To go on, raise training.tokens"
+        in said
+    )
 
 
 def test_a_decayed_run_that_is_extended_says_that_the_rate_jumps(folder, capsys):
     wsd = {"lr_scheduler__name": "wsd", "lr_scheduler__decay_ratio": 0.4}
     train(capsys, training__steps=10, **wsd)
     said = train(capsys, training__steps=20, **wsd)
-    assert "the learning rate jumps: step 10 had" in said and "checkpoint.load_step goes back" in said
+    assert (
+        "the learning rate jumps: step 10 had" in said and "checkpoint.load_step goes back" in said
+    )
 
 
 def test_text_without_any_label_is_refused(folder, capsys):
     """It trained with a loss of 0.0000, and then said that there were too few documents."""
-    alone = {"data__dataset": "letters.jsonl", "data__varlen": "true", "tokenizer__add_eos": "false"}
+    alone = {
+        "data__dataset": "letters.jsonl",
+        "data__varlen": "true",
+        "tokenizer__add_eos": "false",
+    }
     said = train(capsys, 3, training__steps=2, **alone)
-    assert "letters.jsonl: no token of it can be predicted" in said and "tokenizer.add_eos = true" in said
+    assert (
+        "letters.jsonl: no token of it can be predicted" in said
+        and "tokenizer.add_eos = true" in said
+    )
     train(capsys, 3, training__steps=2, **alone, data__streaming="true")
     train(capsys, 2, training__steps=2, data__varlen="true", data__context_len=1)
     train(capsys, training__steps=2, **{**alone, "data__varlen": "false"})
@@ -205,23 +243,37 @@ def test_text_without_any_label_is_refused(folder, capsys):
 
 def test_held_out_text_without_any_label_is_told(folder, capsys):
     said = train(
-        capsys, training__steps=1, eval__at_end="true", data__varlen="true", tokenizer__add_eos="false",
+        capsys,
+        training__steps=1,
+        eval__at_end="true",
+        data__varlen="true",
+        tokenizer__add_eos="false",
         data__validation="letters.jsonl",
-    )  # fmt: skip
+    )
     assert "warning: nothing is held out of letters.jsonl" in said
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_warm_up_as_long_as_a_run_with_decay_is_cut_like_a_longer_one(folder, capsys, steps):
-    said = train(capsys, training__steps=steps, lr_scheduler__name="wsd", lr_scheduler__warmup_steps=steps)
+    said = train(
+        capsys, training__steps=steps, lr_scheduler__name="wsd", lr_scheduler__warmup_steps=steps
+    )
     assert "warm-up 1 step = 16 tokens" in said
 
 
 def test_a_last_step_that_was_evaluated_is_not_evaluated_again(folder, capsys):
     """An evaluation that takes the time that was left ends the run at its step."""
     ticks = iter(range(10**9))
-    given = {**SETTINGS, "training.max_seconds": 60, "training.steps": 1000, "eval.interval": 2, "eval.at_end": "true"}
-    run = Run.compose(None, {key: str(value) for key, value in given.items()}, note=lambda line: None)
+    given = {
+        **SETTINGS,
+        "training.max_seconds": 60,
+        "training.steps": 1000,
+        "eval.interval": 2,
+        "eval.at_end": "true",
+    }
+    run = Run.compose(
+        None, {key: str(value) for key, value in given.items()}, note=lambda line: None
+    )
     told: list[str] = []
     assert train_run(run, told.append, now=lambda: float(next(ticks))) == 0
     done = evaluations()
@@ -231,6 +283,8 @@ def test_a_last_step_that_was_evaluated_is_not_evaluated_again(folder, capsys):
 def test_a_clock_that_stands_still_or_runs_back_ends_no_run(folder, capsys):
     for clock, report in ((lambda: 5.0, "true"), (iter(range(10**6, 0, -1)).__next__, "false")):
         given = {**SETTINGS, "training.steps": 5, "eval.interval": 2, "metrics.report": report}
-        run = Run.compose(None, {key: str(value) for key, value in given.items()}, note=lambda line: None)
+        run = Run.compose(
+            None, {key: str(value) for key, value in given.items()}, note=lambda line: None
+        )
         assert train_run(run, lambda line: None, now=clock) == 0
         assert all(record["seconds"] > 0 for record in records() if "seconds" in record)

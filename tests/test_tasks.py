@@ -47,9 +47,14 @@ def sides(folder):
     """Ours, and lm-eval's adapter of transformers, which puts the same token before a text that has nothing before it."""
     ours = AsLM(open_model(folder), MAX_LENGTH, batch_size=3)
     theirs = HFLM(
-        pretrained=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer=AutoTokenizer.from_pretrained(folder),
-        max_length=MAX_LENGTH, batch_size=2, device="cpu", prefix_token_id=ours.prefix_token_id, add_bos_token=False,
-    )  # fmt: skip
+        pretrained=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        max_length=MAX_LENGTH,
+        batch_size=2,
+        device="cpu",
+        prefix_token_id=ours.prefix_token_id,
+        add_bos_token=False,
+    )
     return ours, theirs
 
 
@@ -59,7 +64,9 @@ def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
 
 def test_likelihoods_of_continuations(sides):
     pairs = [(a, f" {b}") for a in ["", *TEXTS] for b in TEXTS]  # some are longer than max_length
-    ours, theirs = (side.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for side in sides)
+    ours, theirs = (
+        side.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for side in sides
+    )
     assert [greedy for _, greedy in ours] == [bool(greedy) for _, greedy in theirs]
     torch.testing.assert_close([p for p, _ in ours], [p for p, _ in theirs], rtol=1e-4, atol=1e-4)
 
@@ -67,15 +74,22 @@ def test_likelihoods_of_continuations(sides):
 def test_likelihoods_of_whole_texts_in_windows(sides):
     texts = [(text,) for text in [*TEXTS, " ".join(TEXTS)]]
     ours, theirs = (
-        side.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True) for side in sides
+        side.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
+        for side in sides
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_texts_until_a_stop(sides):
-    wishes = [{"until": ["e"], "max_gen_toks": 8, "do_sample": False}, {"until": [], "max_gen_toks": 5}]
+    wishes = [
+        {"until": ["e"], "max_gen_toks": 8, "do_sample": False},
+        {"until": [], "max_gen_toks": 5},
+    ]
     contexts = [(text, wish) for wish in wishes for text in TEXTS]
-    ours, theirs = (side.generate_until(requests("generate_until", contexts), disable_tqdm=True) for side in sides)
+    ours, theirs = (
+        side.generate_until(requests("generate_until", contexts), disable_tqdm=True)
+        for side in sides
+    )
     assert ours == theirs
 
 
@@ -83,13 +97,23 @@ def test_greedy_is_what_greedy_decoding_writes(sides):
     ours, before = sides[0], sides[0].tok_encode("fire")
     drawn = generate(ours.model, before, Sampling(max_new_tokens=6, temperature=0))
     other = [*drawn[:5], (drawn[5] + 1) % 300]
-    found = ours._loglikelihood_tokens([(None, before, drawn), (None, before, other), (None, before, drawn[:2])])
+    found = ours._loglikelihood_tokens(
+        [(None, before, drawn), (None, before, other), (None, before, drawn[:2])]
+    )
     assert [greedy for _, greedy in found] == [True, False, True]
 
 
 def test_wishes_of_tasks():
-    drawn = sampling_of({"until": ["a"], "do_sample": True, "temperature": 0.5, "top_p": 0.9, "max_new_tokens": 7})
-    assert (drawn.max_new_tokens, drawn.temperature, drawn.top_k, drawn.top_p, drawn.stop) == (7, 0.5, 0, 0.9, ("a",))
+    drawn = sampling_of(
+        {"until": ["a"], "do_sample": True, "temperature": 0.5, "top_p": 0.9, "max_new_tokens": 7}
+    )
+    assert (drawn.max_new_tokens, drawn.temperature, drawn.top_k, drawn.top_p, drawn.stop) == (
+        7,
+        0.5,
+        0,
+        0.9,
+        ("a",),
+    )
     assert sampling_of({"until": None}).temperature == 0
     with pytest.raises(SettingsError, match="num_beams has no meaning"):
         sampling_of({"num_beams": 4})
@@ -113,20 +137,26 @@ def own_task(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     questions = [
-        {"question": f"{text} is", "choices": [" hot", " cold fire"], "answer": i % 2} for i, text in enumerate(TEXTS)
+        {"question": f"{text} is", "choices": [" hot", " cold fire"], "answer": i % 2}
+        for i, text in enumerate(TEXTS)
     ]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     (tmp_path / "own").mkdir()
-    (tmp_path / "own/choice.yaml").write_text(TASK.replace("DATA", str(tmp_path / "questions.jsonl")))
+    (tmp_path / "own/choice.yaml").write_text(
+        TASK.replace("DATA", str(tmp_path / "questions.jsonl"))
+    )
     return tmp_path / "own"
 
 
 def test_a_task_of_ones_own_without_a_network(folder, own_task, tmp_path, monkeypatch, capsys):
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    for name in (
+        "HF_HUB_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_EVALUATE_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+    ):
         monkeypatch.setenv(name, "")  # what the command sets is taken back after the test
-    words = (
-        f"eval {folder} --tasks own_choice --include_path {own_task} --json {tmp_path}/n.json --limit 3 --num_fewshot 0"
-    )
+    words = f"eval {folder} --tasks own_choice --include_path {own_task} --json {tmp_path}/n.json --limit 3 --num_fewshot 0"
     assert longfire(words.split()) == 0
     import os
 
@@ -135,7 +165,9 @@ def test_a_task_of_ones_own_without_a_network(folder, own_task, tmp_path, monkey
     assert found["n-samples"]["own_choice"]["effective"] == 3
     ours = AsLM(open_model(folder), 2048, 8)
     pairs = [(f"{text} is", choice) for text in TEXTS[:3] for choice in (" hot", " cold fire")]
-    scores = torch.tensor([p for p, _ in ours.loglikelihood(requests("loglikelihood", pairs))]).view(3, 2)
+    scores = torch.tensor(
+        [p for p, _ in ours.loglikelihood(requests("loglikelihood", pairs))]
+    ).view(3, 2)
     expected = (scores.argmax(1) == torch.tensor([0, 1, 0])).float().mean().item()
     assert found["results"]["own_choice"]["acc,none"] == pytest.approx(expected)
     told = capsys.readouterr().out

@@ -19,7 +19,9 @@ def steps(settings: Profiling, folder, count: int) -> None:
 @pytest.mark.parametrize("freq, written", [(1, [1, 2, 3]), (2, [2, 4]), (3, [3])])
 def test_one_step_in_so_many(tmp_path, freq, written):
     steps(
-        Profiling(enable_profiling=True, profile_freq=freq, save_traces_folder="here"), tmp_path, written[-1] + freq - 1
+        Profiling(enable_profiling=True, profile_freq=freq, save_traces_folder="here"),
+        tmp_path,
+        written[-1] + freq - 1,
     )
     traces = sorted((tmp_path / "here").iterdir())
     assert [path.name for path in traces] == [f"step-{step}.json" for step in written]

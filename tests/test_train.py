@@ -27,7 +27,11 @@ def composed(**changes: str) -> Run:
     length = {"training__batch_size": "8", "training__steps": "150", "training__max_seconds": "0"}
     rate = {"lr_scheduler__name": "cosine", "lr_scheduler__min_lr_ratio": "0.1"}
     changes = {**length, **rate, **changes}
-    return Run.compose(RECIPE, {key.replace("__", "."): value for key, value in changes.items()}, note=lambda _: None)
+    return Run.compose(
+        RECIPE,
+        {key.replace("__", "."): value for key, value in changes.items()},
+        note=lambda _: None,
+    )
 
 
 def state_of(model) -> State:
@@ -41,7 +45,9 @@ def a_batch(rows: int = 2) -> Batch:
 
 def test_a_step_learns_and_counts(tiny_model):
     state, clock = state_of(tiny_model(initializer_range=0.02)), Clock(CPU)
-    losses = [train.train_step(state, [a_batch()], 1e-2, Training(), clock)["loss"] for _ in range(20)]
+    losses = [
+        train.train_step(state, [a_batch()], 1e-2, Training(), clock)["loss"] for _ in range(20)
+    ]
     assert losses[-1] < losses[0] - 0.5
     assert (state.step, state.rows_consumed, state.tokens) == (20, 40, 640)
     assert {"forward", "backward", "optimizer"} <= clock.read().keys()
@@ -51,14 +57,20 @@ def test_a_step_with_a_gradient_that_is_not_finite_moves_nothing_but_the_count(t
     state = state_of(tiny_model())
     train.train_step(state, [a_batch()], 1e-3, Training(), Clock(CPU))
     state.model.norm.weight.data[0] = torch.inf
-    before = {name: p.detach().clone() for name, p in state.tensors().items() if not name.startswith("rng")}
+    before = {
+        name: p.detach().clone()
+        for name, p in state.tensors().items()
+        if not name.startswith("rng")
+    }
     numbers = train.train_step(state, [a_batch()], 1e-3, Training(), Clock(CPU))
     assert numbers["skipped"] and state.skipped_steps == 1 and state.step == 2
     assert all(torch.equal(state.tensors()[name], tensor) for name, tensor in before.items())
 
 
 BAD, GOOD = {"skipped": 1.0, "loss": float("nan"), "grad_norm": float("nan")}, {"skipped": 0.0}
-ROWS = SimpleNamespace(rows=lambda start, count: [Row("wiki.jsonl", start + i, 0) for i in range(count)])
+ROWS = SimpleNamespace(
+    rows=lambda start, count: [Row("wiki.jsonl", start + i, 0) for i in range(count)]
+)
 
 
 def test_skips_are_counted_in_a_row_and_one_too_many_names_the_batch():
@@ -80,7 +92,9 @@ def test_without_skip_nan_inf_the_first_one_is_an_error():
 def test_the_learning_rate_is_that_of_transformers(unit):
     """transformers warms up from 0 at its step 0; ours is one step ahead, so that no step is spent on a rate of 0."""
     warmup = (
-        {"lr_scheduler__warmup_steps": "20"} if unit == "steps" else {"lr_scheduler__warmup_tokens": str(20 * 2048)}
+        {"lr_scheduler__warmup_steps": "20"}
+        if unit == "steps"
+        else {"lr_scheduler__warmup_tokens": str(20 * 2048)}
     )
     run = composed(training__steps="150", optimizer__lr="1.0", **warmup)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -88,7 +102,9 @@ def test_the_learning_rate_is_that_of_transformers(unit):
     for step in range(150):
         state = SimpleNamespace(step=step, tokens=step * run.tokens_per_step)
         if step >= 20:
-            assert timing.learning_rate(run, state) == pytest.approx(theirs.get_last_lr()[0], rel=1e-3, abs=2e-3)
+            assert timing.learning_rate(run, state) == pytest.approx(
+                theirs.get_last_lr()[0], rel=1e-3, abs=2e-3
+            )
         optimizer.step()
         theirs.step()
 
@@ -122,5 +138,6 @@ def test_other_data_are_told_when_a_run_goes_on(tmp_path):
     assert not kept(a="a-2")
     assert "data of a: a-3, was a-2" in kept(a="a-3")[0]
     assert [note.partition(": ")[2].partition(";")[0] for note in kept(b="b-1")] == [
-        "data of a: none, was a-3", "data of b: b-1, was none",
-    ]  # fmt: skip
+        "data of a: none, was a-3",
+        "data of b: b-1, was none",
+    ]

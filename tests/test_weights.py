@@ -19,10 +19,18 @@ pytestmark = pytest.mark.dtype
 def run(tmp_path, tiny_shape) -> Run:
     (tmp_path / "shape.json").write_text(json.dumps(tiny_shape("gla", vocab_size=0).to_dict()))
     (tmp_path / "texts.jsonl").write_text('{"text": "fire"}\n' * 9)
-    overrides = {"job.dump_folder": tmp_path / "run", "model.config": tmp_path / "shape.json",
-                 "data.dataset": tmp_path / "texts.jsonl", "data.folder": tmp_path / "stores", "training.seq_len": 8,
-                 "model.compute_dtype": "bfloat16", "model.kernels": "slow"}  # fmt: skip
-    run = Run.compose(None, {key: str(value) for key, value in overrides.items()}, note=lambda _: None)
+    overrides = {
+        "job.dump_folder": tmp_path / "run",
+        "model.config": tmp_path / "shape.json",
+        "data.dataset": tmp_path / "texts.jsonl",
+        "data.folder": tmp_path / "stores",
+        "training.seq_len": 8,
+        "model.compute_dtype": "bfloat16",
+        "model.kernels": "slow",
+    }
+    run = Run.compose(
+        None, {key: str(value) for key, value in overrides.items()}, note=lambda _: None
+    )
     run.save()
     return run
 

@@ -29,7 +29,10 @@ def compose(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "converted/gla-7b").mkdir(parents=True)
     told = []
-    return lambda path: (Run.compose(path, {}, world=World(PROCESSES.get(path.stem, 1)), note=told.append), told)
+    return lambda path: (
+        Run.compose(path, {}, world=World(PROCESSES.get(path.stem, 1)), note=told.append),
+        told,
+    )
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)

@@ -16,7 +16,9 @@ import torch.multiprocessing as mp
 TIMEOUT = timedelta(seconds=120)  # of a collective: a test that hangs ends
 
 
-def in_processes(count: int, function: Callable, *arguments: Any, timeout_seconds: float = 240) -> list[Any]:
+def in_processes(
+    count: int, function: Callable, *arguments: Any, timeout_seconds: float = 240
+) -> list[Any]:
     """What function(rank, *arguments) returned in each of `count` forked processes, by rank; anything that pickles.
 
     Raises AssertionError with the traceback of the first process that failed. One thread a process: there are more of them than
@@ -25,7 +27,9 @@ def in_processes(count: int, function: Callable, *arguments: Any, timeout_second
     context = mp.get_context("fork")  # a spawned one imports torch again: 6 s more for each
     answers, port = context.SimpleQueue(), free_port()
     processes = [
-        context.Process(target=run, args=(rank, count, port, answers, function, arguments), daemon=True)
+        context.Process(
+            target=run, args=(rank, count, port, answers, function, arguments), daemon=True
+        )
         for rank in range(count)
     ]
     for process in processes:
@@ -42,25 +46,41 @@ def in_processes(count: int, function: Callable, *arguments: Any, timeout_second
     return [said[rank] for rank in range(count)]
 
 
-def wait_for(answers: Any, processes: list, said: dict, timeout_seconds: float) -> tuple[int, str | None, Any]:
+def wait_for(
+    answers: Any, processes: list, said: dict, timeout_seconds: float
+) -> tuple[int, str | None, Any]:
     """The next answer. Raises AssertionError when a process died without one, or when none comes."""
     if answers._reader.poll(timeout_seconds):
         return pickle.loads(answers.get())
-    states = [f"{rank}: {process.exitcode}" for rank, process in enumerate(processes) if rank not in said]
-    raise AssertionError(f"no answer in {timeout_seconds} s; exit codes of those that are silent: {', '.join(states)}")
+    states = [
+        f"{rank}: {process.exitcode}" for rank, process in enumerate(processes) if rank not in said
+    ]
+    raise AssertionError(
+        f"no answer in {timeout_seconds} s; exit codes of those that are silent: {', '.join(states)}"
+    )
 
 
-def run(rank: int, count: int, port: int, answers: Any, function: Callable, arguments: tuple) -> None:
+def run(
+    rank: int, count: int, port: int, answers: Any, function: Callable, arguments: tuple
+) -> None:
     torch.set_num_threads(1)
     if (
         "torch._inductor.config" in sys.modules
     ):  # threads that compiled for the parent are not in its fork, which would wait for them
         sys.modules["torch._inductor.config"].compile_threads = 1
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(count),
-                      LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count))  # fmt: skip
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(count),
+    )
     try:
         dist.init_process_group("gloo", rank=rank, world_size=count, timeout=TIMEOUT)
-        answers.put(pickle.dumps((rank, None, function(rank, *arguments))))  # by value, not as shared memory
+        answers.put(
+            pickle.dumps((rank, None, function(rank, *arguments)))
+        )  # by value, not as shared memory
         dist.barrier()  # nobody leaves while another one still talks
         dist.destroy_process_group()
     except BaseException:

@@ -38,4 +38,6 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Hugging Face weights": {"export": export, "import": adopt, "convert": convert},
     "devices": {"plan": plan, "bench": bench, "doctor": doctor},
 }
-COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
+COMMANDS: dict[str, Command] = {
+    name: command for group in GROUPS.values() for name, command in group.items()
+}

@@ -15,7 +15,11 @@ def bench(words: Sequence[str]) -> int:
         sections=("model", "training", "activation_checkpoint"),
     )
     parser.add_argument(
-        "--steps", type=at_least(1), default=10, metavar="N", help="steps to measure, after 2 of warm-up (default: 10)"
+        "--steps",
+        type=at_least(1),
+        default=10,
+        metavar="N",
+        help="steps to measure, after 2 of warm-up (default: 10)",
     )
     run, options = read_run(parser, words, world=world())
     from longfire.bench import bench as measure

@@ -9,9 +9,17 @@ from longfire.shipped import model_config
 
 def convert(words: Sequence[str]) -> int:
     """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh, and what is left is named."""
-    parser = Parser("convert", convert, "longfire convert --model mistral-7b --config gla-7b-mistral --output gla-7b")
+    parser = Parser(
+        "convert",
+        convert,
+        "longfire convert --model mistral-7b --config gla-7b-mistral --output gla-7b",
+    )
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="a run folder, or a folder of Hugging Face weights"
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a run folder, or a folder of Hugging Face weights",
     )
     parser.add_argument(
         "--config",
@@ -29,10 +37,15 @@ def convert(words: Sequence[str]) -> int:
         help="where to; train it with --model.config DIR --model.weights DIR",
     )
     parser.add_argument(
-        "--keep-attention", type=comma_separated(int), default=(), metavar="0,7,...",
+        "--keep-attention",
+        type=comma_separated(int),
+        default=(),
+        metavar="0,7,...",
         help="layers, counted from 0, that keep the attention of the source (default: none)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="of what stays fresh (default: 42)")
+    )
+    parser.add_argument(
+        "--seed", type=int, default=42, metavar="N", help="of what stays fresh (default: 42)"
+    )
     add_plugins(parser)
     options = parser.parse_args(words)
     from longfire.hub.transplant import convert as convert_model

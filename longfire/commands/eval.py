@@ -10,7 +10,9 @@ from longfire.options import Scoring
 
 def evaluate(words: Sequence[str]) -> int:
     """Loss, perplexity and bits per byte on held-out documents or other texts; hidden needles; tasks of lm-eval."""
-    parser = Parser("eval", evaluate, "longfire eval runs/quickstart --step 100 --plot by-position.png")
+    parser = Parser(
+        "eval", evaluate, "longfire eval runs/quickstart --step 100 --plot by-position.png"
+    )
     parser.add_argument("run", type=Path, help="a run folder, or a folder of Hugging Face weights")
     add_which_model(parser)
     parser.add_fields(Scoring)

@@ -13,12 +13,17 @@ def export(words: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, nargs="?", help="where to (default: <run>/hf)")
     add_which_model(parser)
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="", help="(default: checkpoint.export_dtype)"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="",
+        help="(default: checkpoint.export_dtype)",
     )
     parser.add_argument(
-        "--compare", choices=("logits", "bytes"), default="logits",
+        "--compare",
+        choices=("logits", "bytes"),
+        default="logits",
         help="what is compared before it counts as done; bytes alone need one shard in memory and not the model (default: logits)",
-    )  # fmt: skip
+    )
     options = parser.parse_args(words)
     from longfire.hub.convert import export_run
 

@@ -32,12 +32,22 @@ def init(words: Sequence[str]) -> int:
         help="files, folders, globs or datasets of the hub, comma-separated (default: embedded, Python's own library source)",
     )
     parser.add_argument(
-        "--model", default="transformer", metavar="KIND", help=f"{', '.join(KINDS)} (default: transformer)"
+        "--model",
+        default="transformer",
+        metavar="KIND",
+        help=f"{', '.join(KINDS)} (default: transformer)",
     )
-    parser.add_argument("--size", default="10m", metavar="SIZE", help=f"{', '.join(SIZES)} parameters (default: 10m)")
+    parser.add_argument(
+        "--size",
+        default="10m",
+        metavar="SIZE",
+        help=f"{', '.join(SIZES)} parameters (default: 10m)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that is already there")
     parser.add_argument(
-        "--model-keys", action="store_true", help="instead: print every key of a model config, by mixer"
+        "--model-keys",
+        action="store_true",
+        help="instead: print every key of a model config, by mixer",
     )
     options = parser.parse_args(words)
     if options.model_keys:
@@ -45,7 +55,10 @@ def init(words: Sequence[str]) -> int:
 
         print(page(), end="")
         return 0
-    kind, size = chosen(KINDS, options.model, "model", OTHER_NAMES), chosen(SIZES, options.size, "size")
+    kind, size = (
+        chosen(KINDS, options.model, "model", OTHER_NAMES),
+        chosen(SIZES, options.size, "size"),
+    )
     recipe = recipe_file(options.recipe)
     names = [options.data] if is_here(options.data) else options.data.split(",")
     text = starter(kind, size, tuple(data_of(name.strip(), recipe) for name in names))
@@ -78,7 +91,9 @@ def recipe_file(name: str) -> Path:
 def is_here(name: str) -> bool:
     """Whether a file or folder has this name, or a glob matches one."""
     path = os.path.expanduser(name)
-    return bool(name) and (os.path.exists(path) or (has_magic(path) and bool(glob(path, recursive=True))))
+    return bool(name) and (
+        os.path.exists(path) or (has_magic(path) and bool(glob(path, recursive=True)))
+    )
 
 
 def data_of(name: str, recipe: Path) -> str:
@@ -98,9 +113,16 @@ def data_of(name: str, recipe: Path) -> str:
     if is_here(name):
         if path.is_file() and not format_of(path):
             kinds = f"{', '.join(FORMATS)}, the text ones also as .gz and .zst"
-            raise SettingsError(f"--data {name}: not a kind of file that is read ({kinds}); name a plain text .txt")
+            raise SettingsError(
+                f"--data {name}: not a kind of file that is read ({kinds}); name a plain text .txt"
+            )
         return in_utf8(os.path.relpath(path.absolute(), recipe.parent.absolute()))
-    is_path = name.startswith((".", "/", "~")) or name.endswith("/") or has_magic(name) or bool(format_of(path))
+    is_path = (
+        name.startswith((".", "/", "~"))
+        or name.endswith("/")
+        or has_magic(name)
+        or bool(format_of(path))
+    )
     if is_path:
         here = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, here, 1)
@@ -114,7 +136,9 @@ def in_utf8(path: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError as e:
-        raise SettingsError(f"--data {path!r}: the name is not UTF-8, which a recipe is; rename the file") from e
+        raise SettingsError(
+            f"--data {path!r}: the name is not UTF-8, which a recipe is; rename the file"
+        ) from e
     return Path(path).as_posix()
 
 

@@ -14,22 +14,38 @@ def plan(words: Sequence[str]) -> int:
         "longfire plan transformer-340m-fineweb --gpus 64 --device h100-80gb",
         sections=("model", "training", "parallelism", "activation_checkpoint"),
     )
-    parser.add_argument("--gpus", type=at_least(1), default=1, metavar="N", help="devices, a process each (default: 1)")
     parser.add_argument(
-        "--device", default="h100-80gb", metavar="NAME",
-        help="a100-40gb, a100-80gb, h100-80gb, h100-pcie, h200-141gb, b200-180gb, l40s-48gb (default: h100-80gb)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--memory", default="", metavar="SIZE", help="of a device, as 80GB or 80GiB (default: that of --device)"
+        "--gpus",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="devices, a process each (default: 1)",
     )
     parser.add_argument(
-        "--alternatives", type=at_least(0), default=8, metavar="N", help="other plans to tell; 0: none (default: 8)"
+        "--device",
+        default="h100-80gb",
+        metavar="NAME",
+        help="a100-40gb, a100-80gb, h100-80gb, h100-pcie, h200-141gb, b200-180gb, l40s-48gb (default: h100-80gb)",
+    )
+    parser.add_argument(
+        "--memory",
+        default="",
+        metavar="SIZE",
+        help="of a device, as 80GB or 80GiB (default: that of --device)",
+    )
+    parser.add_argument(
+        "--alternatives",
+        type=at_least(0),
+        default=8,
+        metavar="N",
+        help="other plans to tell; 0: none (default: 8)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
     parser.add_argument(
-        "--context", action="store_true",
+        "--context",
+        action="store_true",
         help="instead: the longest row that fits so many devices, for each mixer, and Ring Attention's tables beside ours",
-    )  # fmt: skip
+    )
     run, options = read_run(parser, words, world=None)
     from longfire.parallel.cost import device_of
     from longfire.parallel.planner import Planner

@@ -8,7 +8,10 @@ from longfire.arguments import RecipeParser, read_run
 def prepare(words: Sequence[str]) -> int:
     """Text -> tokens: make the token stores of a recipe, once; train does it too, but this needs no device."""
     parser = RecipeParser(
-        "prepare", prepare, "longfire prepare quickstart --data.num_workers 8", sections=("data", "tokenizer")
+        "prepare",
+        prepare,
+        "longfire prepare quickstart --data.num_workers 8",
+        sections=("data", "tokenizer"),
     )
     parser.add_argument(
         "--verify",

@@ -10,9 +10,15 @@ def report(words: Sequence[str]) -> int:
     """One or several runs as one page: loss, learning rate, gradient norm, throughput, a table."""
     parser = Parser("report", report, "longfire report runs/gla runs/softmax --out compared.html")
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="run folders; several are drawn over each other"
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folders; several are drawn over each other",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the first run folder)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: report.html in the first run folder)"
+    )
     options = parser.parse_args(words)
     from longfire.pages import html
 

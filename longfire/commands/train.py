@@ -10,7 +10,10 @@ from longfire.launch import world
 def train(words: Sequence[str]) -> int:
     """Train a recipe to its last step, or go on from the newest whole checkpoint of its run folder."""
     parser = RecipeParser(
-        "train", train, "longfire train quickstart --training.steps 300 --optimizer.lr 1e-3", most_used=MOST_USED
+        "train",
+        train,
+        "longfire train quickstart --training.steps 300 --optimizer.lr 1e-3",
+        most_used=MOST_USED,
     )
     run, _ = read_run(parser, words, world=world())
     if run.job.print_args and run.world.is_first:

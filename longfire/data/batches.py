@@ -26,7 +26,10 @@ from longfire.errors import DataError, SettingsError
 from longfire.ops.documents import Documents
 
 POLL_SECONDS = 0.05  # between looks at a growing store
-BLOCK_ROWS, BLOCKS_KEPT = 4096, 4  # rows whose places are found at a time (about a millisecond), and kept
+BLOCK_ROWS, BLOCKS_KEPT = (
+    4096,
+    4,
+)  # rows whose places are found at a time (about a millisecond), and kept
 PATIENCE_SECONDS = 1.0  # how long training stands still before it says so
 
 
@@ -59,7 +62,9 @@ class Batch:
 
     def split(self, microbatches: int) -> tuple["Batch", ...]:
         """The same rows in `microbatches` equal parts, in order."""
-        assert self.rows % microbatches == 0, f"{self.rows} rows do not divide into {microbatches} microbatches"
+        assert self.rows % microbatches == 0, (
+            f"{self.rows} rows do not divide into {microbatches} microbatches"
+        )
         if microbatches == 1:
             return (self,)
         each = self.rows // microbatches
@@ -68,14 +73,20 @@ class Batch:
     def of(self, rows: Any) -> "Batch":
         """Some of the rows: a slice, or their numbers."""
         documents = None if self.documents is None else self.documents.of(rows)
-        return Batch(self.ids_BT[rows], self.labels_BT[rows], self.positions_BT[rows], documents, self.pieces)
+        return Batch(
+            self.ids_BT[rows], self.labels_BT[rows], self.positions_BT[rows], documents, self.pieces
+        )
 
     def cut(self, context: Any) -> "Batch":
         """What lies here of rows that processes share (parallel/context.Context). Labels, positions and documents were made of whole
         rows; what fills a row up has no label."""
         share = context.share(self.positions_BT, self.documents)
-        ids_BT, positions_BT = (context.cut(share, x_BT) for x_BT in (self.ids_BT, self.positions_BT))
-        return Batch(ids_BT, context.cut(share, self.labels_BT, NO_LABEL), positions_BT, share, self.pieces)
+        ids_BT, positions_BT = (
+            context.cut(share, x_BT) for x_BT in (self.ids_BT, self.positions_BT)
+        )
+        return Batch(
+            ids_BT, context.cut(share, self.labels_BT, NO_LABEL), positions_BT, share, self.pieces
+        )
 
     def share(self, number: int, shares: int) -> "Batch":
         """Some of the rows, of `shares` parts of the same size: what is missing is filled up with rows without labels, so that whoever
@@ -134,12 +145,22 @@ class Batches:
         if data.context_len and not data.varlen:
             raise SettingsError("data.context_len splits documents, which takes data.varlen = true")
         if data.shuffle_window_rows < 1:
-            raise SettingsError(f"data.shuffle_window_rows = {data.shuffle_window_rows}: at least 1")
-        self.prepared, self.data, self.seq_len, self.seed, self.note = prepared, data, seq_len, seed, note
+            raise SettingsError(
+                f"data.shuffle_window_rows = {data.shuffle_window_rows}: at least 1"
+            )
+        self.prepared, self.data, self.seq_len, self.seed, self.note = (
+            prepared,
+            data,
+            seq_len,
+            seed,
+            note,
+        )
         self.stages = stages or ((0, seq_len),)
         self.stopped = stopped
         by_length = "window" if data.streaming else "global"
-        self.order = Order(by_length if data.shuffle == "auto" else data.shuffle, data.shuffle_window_rows, seed)
+        self.order = Order(
+            by_length if data.shuffle == "auto" else data.shuffle, data.shuffle_window_rows, seed
+        )
         self.wait_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, "batches") if data.prefetch_factor else None
         self._ahead: dict[tuple[int, int], Future[Batch]] = {}
@@ -189,7 +210,9 @@ class Batches:
         """Where rows [index_start, index_start + count) of the run come from: to name a batch in a message."""
         names, pieces = self.prepared.names, self.seq_len // self._length(index_start)
         places = zip(*(a.tolist() for a in self._pieces(index_start, count)))
-        return tuple(Row(names[source], row, epoch, piece, pieces) for source, epoch, row, piece in places)
+        return tuple(
+            Row(names[source], row, epoch, piece, pieces) for source, epoch, row, piece in places
+        )
 
     def _length(self, row: int) -> int:
         """Tokens that a row of the run is given in."""
@@ -231,11 +254,16 @@ class Batches:
         epoch, row = np.empty_like(k), np.empty_like(k)
         for number in np.unique(source).tolist():
             mine = source == number
-            epoch[mine], row[mine] = self.order.rows(k[mine], self._rows_there(number, int(k[mine].max())), number)
+            epoch[mine], row[mine] = self.order.rows(
+                k[mine], self._rows_there(number, int(k[mine].max())), number
+            )
         return source, epoch, row
 
     def _make(self, index_start: int, count: int) -> Batch:
-        (source, _, row, piece), length = self._pieces(index_start, count), self._length(index_start)
+        (source, _, row, piece), length = (
+            self._pieces(index_start, count),
+            self._length(index_start),
+        )
         tokens_BS = np.empty((len(row), length + 1), self.prepared.tokenizer.dtype)
         starts_BS = np.empty(tokens_BS.shape, bool) if self.data.varlen else None
         for number in np.unique(source).tolist():
@@ -252,7 +280,9 @@ class Batches:
         store, T = self.prepared.stores[number], self.seq_len
         needed = self.order.rows_needed(k)
         self._until(
-            self.prepared.names[number], store, lambda: needed is not None and (store.train.length - 1) // T >= needed
+            self.prepared.names[number],
+            store,
+            lambda: needed is not None and (store.train.length - 1) // T >= needed,
         )
         rows = (store.train.length - 1) // T
         if store.complete and rows < 1:
@@ -301,10 +331,14 @@ class Batches:
     def heldout_text(self, number: int, tokens: int) -> str:
         """The text of these tokens, without BOS and EOS: its UTF-8 bytes are what bits per byte are counted over."""
         length = self.heldout_tokens(number, tokens)
-        return self.prepared.tokenizer.decode(self.prepared.validation[number].stream.tokens(0, length))
+        return self.prepared.tokenizer.decode(
+            self.prepared.validation[number].stream.tokens(0, length)
+        )
 
 
-def in_order(stream: TokenStream, length: int, seq_len: int, data: settings.Data, rows: int = 8) -> Iterator[Batch]:
+def in_order(
+    stream: TokenStream, length: int, seq_len: int, data: settings.Data, rows: int = 8
+) -> Iterator[Batch]:
     """The first `length` tokens of a stream as they come, `rows` rows at a time; for what they are filled up with see `heldout`."""
     firsts = np.arange(0, max(length - 1, 0), seq_len)
     for some in (firsts[i : i + rows] for i in range(0, len(firsts), rows)):
@@ -320,10 +354,14 @@ def in_order(stream: TokenStream, length: int, seq_len: int, data: settings.Data
 
 
 def _tensors(packed: Packed) -> Batch:
-    ids_BT, labels_BT, positions_BT = map(torch.from_numpy, (packed.ids_BT, packed.labels_BT, packed.positions_BT))
+    ids_BT, labels_BT, positions_BT = map(
+        torch.from_numpy, (packed.ids_BT, packed.labels_BT, packed.positions_BT)
+    )
     if packed.starts_BT is None:
         return Batch(ids_BT, labels_BT, positions_BT)
     cu_lengths = np.append(np.flatnonzero(packed.starts_BT), packed.starts_BT.size).astype(np.int32)
     document_ids_BT = torch.from_numpy(np.cumsum(packed.starts_BT, axis=1) - 1)
-    documents = Documents(document_ids_BT, torch.from_numpy(cu_lengths), int(np.diff(cu_lengths).max()))
+    documents = Documents(
+        document_ids_BT, torch.from_numpy(cu_lengths), int(np.diff(cu_lengths).max())
+    )
     return Batch(ids_BT, labels_BT, positions_BT, documents)

@@ -63,7 +63,9 @@ class BlockWriter:
         path = sums_file(file)
         with open(file, "rb") as opened:
             if expected is None:
-                path.write_bytes(b"".join(sum_of(opened.read(BLOCK_BYTES)) for _ in range(self.whole)))
+                path.write_bytes(
+                    b"".join(sum_of(opened.read(BLOCK_BYTES)) for _ in range(self.whole))
+                )
             opened.seek(self.whole * BLOCK_BYTES)
             self.rest_crc32 = zlib.crc32(opened.read(self.rest_bytes))
         list_bytes = self.whole * SUM.itemsize

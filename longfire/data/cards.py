@@ -52,10 +52,14 @@ class Card:
         if name:
             found = [one for one in there if one.name == name]
         else:
-            found = [one for one in there if one.is_default] or [one for one in there if one.name == "default"]
+            found = [one for one in there if one.is_default] or [
+                one for one in there if one.name == "default"
+            ]
             found = found or (list(there) if len(there) == 1 else [])
         if not found:
-            wanted = f"data.dataset_name = {name!r} is none of" if name else "and names no default among"
+            wanted = (
+                f"data.dataset_name = {name!r} is none of" if name else "and names no default among"
+            )
             raise DataError(
                 f"{entry}: its {CARD} has several configurations, {wanted} them; set data.dataset_name to one of: "
                 f"{', '.join(one.name for one in there)}"
@@ -101,7 +105,9 @@ def configuration(entry: dict) -> Configuration:
         raise ValueError(f"data_dir = {folder!r} leads out of the folder")
     files = entry.get("data_files")
     splits = None if files is None else splits_of(files)
-    return Configuration(str(entry.get("config_name", "default")), folder, splits, bool(entry.get("default")))
+    return Configuration(
+        str(entry.get("config_name", "default")), folder, splits, bool(entry.get("default"))
+    )
 
 
 def splits_of(files: object) -> dict[str, list[str]]:

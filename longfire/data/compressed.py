@@ -63,7 +63,9 @@ class ConcatenatedStream(io.RawIOBase):
     behind a stream is no other one.
     """
 
-    def __init__(self, raw: BinaryIO, new_decompressor: Callable[[], Decompressor], is_padded: bool) -> None:
+    def __init__(
+        self, raw: BinaryIO, new_decompressor: Callable[[], Decompressor], is_padded: bool
+    ) -> None:
         self.raw, self.new_decompressor, self.is_padded = raw, new_decompressor, is_padded
         self.decompressor = new_decompressor()
         self.in_stream = False  # whether a byte of the stream has been read
@@ -114,7 +116,9 @@ def open_bz2(raw: BinaryIO) -> BinaryIO:
 
 def open_xz(raw: BinaryIO) -> BinaryIO:
     # not the older format of .lzma files: in that, a file of zero bytes is an empty text
-    return buffered(ConcatenatedStream(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), is_padded=True))
+    return buffered(
+        ConcatenatedStream(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), is_padded=True)
+    )
 
 
 def open_zstd(raw: BinaryIO) -> BinaryIO:

@@ -21,7 +21,9 @@ from longfire.errors import DataError
 CACHE = "fingerprints.json"
 CACHED_BYTES = 2**20  # smaller files are hashed again each time: that costs a millisecond
 TOLD_BYTES = 10 * 2**30  # so much to hash takes long enough to be announced
-SETTLED_SECONDS = 2.0  # a file that changed more recently may change again within one tick of its clock
+SETTLED_SECONDS = (
+    2.0  # a file that changed more recently may change again within one tick of its clock
+)
 BLOCK_BYTES = 2**22
 HASHING_THREADS = 8
 
@@ -96,7 +98,9 @@ def content_of(file: Path) -> Content:
     stamp = stamp_of(file)
     digest = digest_of(file)
     if stamp_of(file) != stamp:
-        raise DataError(f"{file}: it changed while it was read; start again when nothing writes to it")
+        raise DataError(
+            f"{file}: it changed while it was read; start again when nothing writes to it"
+        )
     return Content(digest, stamp)
 
 
@@ -141,7 +145,9 @@ def former_digest(file: Path, content: Content) -> str:
     if content.stamp.size <= 16 * 2**20:
         return content.digest
     with open(file, "rb") as opened:
-        digest = blake2b(f"{content.stamp.modified_ns}".encode() + opened.read(2**20), digest_size=16)
+        digest = blake2b(
+            f"{content.stamp.modified_ns}".encode() + opened.read(2**20), digest_size=16
+        )
         opened.seek(content.stamp.size - 2**20)
         digest.update(opened.read())
     return digest.hexdigest()

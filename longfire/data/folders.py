@@ -24,10 +24,14 @@ SPLITS = {
 ABOUT_DATA = re.compile(
     r"(^|/)((dataset_infos?|dataset_dict|state)\.json$|cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow$)"
 )  # of `datasets`
-BESIDE_DATA = re.compile(r"(^|/)(README|LICENSE)[^/]*$|\.py$")  # text files, no documents where there are data files
+BESIDE_DATA = re.compile(
+    r"(^|/)(README|LICENSE)[^/]*$|\.py$"
+)  # text files, no documents where there are data files
 HIDDEN = re.compile(r"(^|/)\.")
 NUMBERED = re.compile(r"^(?P<before>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<after>.*)$")
-HASH = re.compile(r"^-[0-9a-f]{8,}(?=\.)")  # of one part, which `push_to_hub` once put behind -of-00003
+HASH = re.compile(
+    r"^-[0-9a-f]{8,}(?=\.)"
+)  # of one part, which `push_to_hub` once put behind -of-00003
 POINTERS = (b"version https://git-lfs.github.com/spec/", b"# xet version", b"/annex/objects/")
 POINTER_BYTES = 1024  # a pointer is no larger
 MAX_PARTS = 10**6  # of a numbered series; a larger number is no count of files
@@ -56,7 +60,9 @@ class Chosen:
     def told(self) -> str:
         """`12 of 15 files read, left out: ...`; "" for a file that was named itself."""
         count = len(self.files) + sum(map(len, self.left_out.values()))
-        parts = [f"{len(names)} {reason} ({some(names)})" for reason, names in self.left_out.items()]
+        parts = [
+            f"{len(names)} {reason} ({some(names)})" for reason, names in self.left_out.items()
+        ]
         told = f"{len(self.files):,} of {count:,} files read"
         return f"{told}, left out: {'; '.join(parts)}" if parts else told
 
@@ -105,7 +111,12 @@ def in_folder(entry: str, root: Path, own: dict[str, str]) -> Chosen:
             raise DataError(f"data.data_dir = {own['data_dir']!r}: no such folder in {root}")
     if own["data_files"]:
         chosen = Chosen(
-            root, matching(top, [own["data_files"]], f"data.data_files = {own['data_files']!r}: no such file in {top}")
+            root,
+            matching(
+                top,
+                [own["data_files"]],
+                f"data.data_files = {own['data_files']!r}: no such file in {top}",
+            ),
         )
         refuse_unreadable(chosen.files)
     else:
@@ -124,7 +135,10 @@ def in_glob(entry: str, own: dict[str, str]) -> Chosen:
     parts = Path(entry).expanduser().parts
     plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:plain])
-    chosen = Chosen(root, matching(root, [str(Path(*parts[plain:]))], f"data.dataset: no file matches {entry!r}"))
+    chosen = Chosen(
+        root,
+        matching(root, [str(Path(*parts[plain:]))], f"data.dataset: no file matches {entry!r}"),
+    )
     refuse_unreadable(chosen.files)
     keep_split(entry, chosen, {**own, "data_files": "*"})
     return checked(chosen, whole=False)
@@ -132,7 +146,9 @@ def in_glob(entry: str, own: dict[str, str]) -> Chosen:
 
 def by_card(entry: str, root: Path, own: dict[str, str], card: cards.Card) -> Chosen:
     """The files of the configuration that the card of a cloned dataset names, of one split."""
-    name, patterns, folder = card.choose(own["dataset_name"], own["dataset_split"] or "train", entry)
+    name, patterns, folder = card.choose(
+        own["dataset_name"], own["dataset_split"] or "train", entry
+    )
     if patterns is None:  # the configuration is a folder, or all
         chosen = data_files(root, inside(root / folder, root) if folder else root)
         keep_split(entry, chosen, own)
@@ -141,23 +157,33 @@ def by_card(entry: str, root: Path, own: dict[str, str], card: cards.Card) -> Ch
     for pattern in patterns:
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise DataError(f"{root / cards.CARD}: its pattern {pattern!r} leads out of {root}")
-    files = matching(top, patterns, f"{root / cards.CARD}: configuration {name!r}: no file matches {patterns}")
+    files = matching(
+        top, patterns, f"{root / cards.CARD}: configuration {name!r}: no file matches {patterns}"
+    )
     chosen = Chosen(root, files)
     kept = [file for file in files if formats.format_of(file)]
     chosen.keep(kept, "of a kind that we do not read")
     leave_out_descriptions(chosen, root)
     others = [file for file in walk(root) if formats.format_of(file) and file not in set(files)]
     apart = (HIDDEN, ABOUT_DATA, BESIDE_DATA)
-    others = [file for file in others if not any(kind.search(relative(file, root)) for kind in apart)]
-    chosen.leave_out(f"not of configuration {name!r}, split {own['dataset_split'] or 'train'!r}", others)
+    others = [
+        file for file in others if not any(kind.search(relative(file, root)) for kind in apart)
+    ]
+    chosen.leave_out(
+        f"not of configuration {name!r}, split {own['dataset_split'] or 'train'!r}", others
+    )
     if not chosen.files:
-        raise DataError(f"{root / cards.CARD}: configuration {name!r} has no file that we read ({known()})")
+        raise DataError(
+            f"{root / cards.CARD}: configuration {name!r} has no file that we read ({known()})"
+        )
     return checked(chosen, whole=True)
 
 
 def matching(top: Path, patterns: list[str], nothing: str) -> tuple[Path, ...]:
     """The files below a folder that patterns match, each once. Raises DataError, saying `nothing`, where there is none."""
-    names = {name for pattern in patterns for name in glob.glob(pattern, root_dir=top, recursive=True)}
+    names = {
+        name for pattern in patterns for name in glob.glob(pattern, root_dir=top, recursive=True)
+    }
     found = sorted((top / name for name in names), key=lambda file: relative(file, top))
     refuse_dangling(found)
     files = tuple(file for file in found if file.is_file())
@@ -182,13 +208,21 @@ def data_files(root: Path, top: Path) -> Chosen:
     visible = [file for file in found if not HIDDEN.search(relative(file, top))]
     refuse_dangling(visible)
     chosen = Chosen(root, tuple(visible))
-    chosen.leave_out("hidden", [f for f in found if HIDDEN.search(relative(f, top)) and formats.format_of(f)])
+    chosen.leave_out(
+        "hidden", [f for f in found if HIDDEN.search(relative(f, top)) and formats.format_of(f)]
+    )
     for folder in [file for file in visible if file.is_dir()]:
         inside(folder, root)
-    chosen.keep([f for f in chosen.files if not f.is_dir()], "linked folders, whose files count where they are")
+    chosen.keep(
+        [f for f in chosen.files if not f.is_dir()],
+        "linked folders, whose files count where they are",
+    )
     chosen.keep([f for f in chosen.files if f.is_file()], "no regular files")
     for kind in kinds_not_read(chosen.files):
-        chosen.keep([f for f in chosen.files if formats.format_of(f) or kind_of(f) != kind], f"of kind {kind}")
+        chosen.keep(
+            [f for f in chosen.files if formats.format_of(f) or kind_of(f) != kind],
+            f"of kind {kind}",
+        )
     leave_out_descriptions(chosen, top)
     if not chosen.files:
         raise DataError(f"{top}: no file in it that we read ({known()})")
@@ -197,9 +231,14 @@ def data_files(root: Path, top: Path) -> Chosen:
 
 def leave_out_descriptions(chosen: Chosen, top: Path) -> None:
     """What describes or accompanies the data below `top` is no data."""
-    chosen.keep([f for f in chosen.files if not ABOUT_DATA.search(relative(f, top))], "that describe the data")
+    chosen.keep(
+        [f for f in chosen.files if not ABOUT_DATA.search(relative(f, top))],
+        "that describe the data",
+    )
     if any(formats.format_of(file) not in formats.TEXT_FORMATS for file in chosen.files):
-        chosen.keep([f for f in chosen.files if not BESIDE_DATA.search(relative(f, top))], "beside the data")
+        chosen.keep(
+            [f for f in chosen.files if not BESIDE_DATA.search(relative(f, top))], "beside the data"
+        )
 
 
 def kinds_not_read(files: Iterable[Path]) -> list[str]:
@@ -284,7 +323,9 @@ def checked(chosen: Chosen, whole: bool) -> Chosen:
     for file in chosen.files:
         inside(file, chosen.root)
     originals = {file.resolve() for file in chosen.files if not file.is_symlink()}
-    once = [file for file in chosen.files if not (file.is_symlink() and file.resolve() in originals)]
+    once = [
+        file for file in chosen.files if not (file.is_symlink() and file.resolve() in originals)
+    ]
     chosen.keep(once, "links to files that are read")
     refuse_pointers(chosen.files)
     holes = missing_parts(chosen.files)
@@ -294,7 +335,9 @@ def checked(chosen: Chosen, whole: bool) -> Chosen:
             f'want with data.data_files, as data.data_files = "**/*{chosen.files[0].suffix}"'
         )
     if holes:
-        chosen.left_out.setdefault("numbered parts that are not there or not chosen", []).extend(holes)
+        chosen.left_out.setdefault("numbered parts that are not there or not chosen", []).extend(
+            holes
+        )
     return chosen
 
 
@@ -337,7 +380,9 @@ def refuse_dangling(files: Iterable[Path]) -> None:
 def refuse_cache_of_hub(root: Path) -> None:
     """Its folder of a dataset has a folder for each revision, with a card in each."""
     if (root / "snapshots").is_dir() and (root / "blobs").is_dir():
-        revisions = sorted(folder.name for folder in (root / "snapshots").iterdir() if folder.is_dir())
+        revisions = sorted(
+            folder.name for folder in (root / "snapshots").iterdir() if folder.is_dir()
+        )
         raise DataError(
             f"{root}: the hub's cache of a dataset, which keeps each revision in a folder of its own; name one: "
             f"{some([str(root / 'snapshots' / name) for name in revisions])}"
@@ -360,8 +405,12 @@ def inside(path: Path, root: Path) -> Path:
     """The path, unless a link leads it out of the source's folder. Two stores of content that tools keep beside what they
     link from are part of the folder: the blobs of the hub's cache, and the objects of git-annex."""
     target = path.resolve()
-    if not any(target.is_relative_to(place) for place in (root.resolve(), *content_stores(root.resolve()))):
-        raise DataError(f"{path}: a link to {target}, outside of {root}; name that place as a source itself")
+    if not any(
+        target.is_relative_to(place) for place in (root.resolve(), *content_stores(root.resolve()))
+    ):
+        raise DataError(
+            f"{path}: a link to {target}, outside of {root}; name that place as a source itself"
+        )
     return path
 
 

@@ -21,7 +21,10 @@ from longfire.errors import DataError
 AUTO_FIELDS = ("text", "content")  # tried in this order where data.text_field is empty
 BLOCK_BYTES = 2**20  # of a text that is split by a separator, read at a time
 BATCH_ROWS = 256  # rows of a parquet or arrow file that become Python objects at a time
-ARROW_END, ARROW_OLD_END = b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0"  # of a stream; the second before Arrow 0.15
+ARROW_END, ARROW_OLD_END = (
+    b"\xff\xff\xff\xff\0\0\0\0",
+    b"\0\0\0\0",
+)  # of a stream; the second before Arrow 0.15
 
 
 class Document(NamedTuple):
@@ -65,7 +68,9 @@ def read(
             yield record
     except (pa.ArrowException, *ERRORS) as e:
         reason = f"{type(e).__name__}: {e}"
-        raise DataError(f"{file}: broken after row {last} ({reason}); replace or remove the file") from e
+        raise DataError(
+            f"{file}: broken after row {last} ({reason}); replace or remove the file"
+        ) from e
 
 
 def format_of(file: Path) -> str:
@@ -85,7 +90,9 @@ def text_of(record: Any, fields: tuple[str, ...]) -> tuple[str, str]:
         if field not in record:
             return "", missing_field(field, record)
     texts = [as_text(record[field]) for field in chosen]
-    return "\n".join(text for text, _ in texts if text), next((problem for _, problem in texts if problem), "")
+    return "\n".join(text for text, _ in texts if text), next(
+        (problem for _, problem in texts if problem), ""
+    )
 
 
 def missing_field(field: str, there: Iterable[str]) -> str:
@@ -137,7 +144,13 @@ def _jsonl(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterat
             if line.isspace():
                 continue
             text, problem = _json_line(line, fields)
-            yield Record(number, text, problem, (offset if plain else raw.tell()) / size, offset if plain else 0)
+            yield Record(
+                number,
+                text,
+                problem,
+                (offset if plain else raw.tell()) / size,
+                offset if plain else 0,
+            )
 
 
 def _json_line(line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
@@ -195,10 +208,16 @@ def _parquet(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iter
         chosen = choose_fields(file, parquet.schema_arrow.names, fields)
         rows_of = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         first = before = 0
-        while first < len(rows_of) and before + rows_of[first] <= row:  # whole groups before `row` are not read
+        while (
+            first < len(rows_of) and before + rows_of[first] <= row
+        ):  # whole groups before `row` are not read
             before, first = before + rows_of[first], first + 1
         groups = range(first, len(rows_of))
-        batches = (b for g in groups for b in parquet.iter_batches(BATCH_ROWS, row_groups=[g], columns=list(chosen)))
+        batches = (
+            b
+            for g in groups
+            for b in parquet.iter_batches(BATCH_ROWS, row_groups=[g], columns=list(chosen))
+        )
         for number, text, problem in _rows(batches, chosen, before, row):
             yield Record(number, text, problem, number / parquet.metadata.num_rows)
 
@@ -242,7 +261,9 @@ def check_stream_end(file: Path) -> None:
         size = mapped.size()
     mark = next((mark for mark in (ARROW_END, ARROW_OLD_END) if end.startswith(mark)), b"")
     if not mark:
-        raise EOFError("an arrow stream without its end mark: it was cut off, or its writer was not closed")
+        raise EOFError(
+            "an arrow stream without its end mark: it was cut off, or its writer was not closed"
+        )
     if place + len(mark) < size:
         raise DataError(
             f"{file}: {size - place - len(mark):,} bytes are behind the end of its arrow stream; give each stream a file "
@@ -297,7 +318,11 @@ def _split_text(file: Path, split_documents: str, row: int, offset: int) -> Iter
             text, problem = decode(piece.removesuffix(_separator(split_documents)))
             if problem or text.strip():
                 yield Record(
-                    number, text.strip(), problem, (offset if plain else raw.tell()) / size, offset if plain else 0
+                    number,
+                    text.strip(),
+                    problem,
+                    (offset if plain else raw.tell()) / size,
+                    offset if plain else 0,
                 )
 
 

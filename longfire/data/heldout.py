@@ -24,13 +24,18 @@ FEW_DOCUMENTS = 8  # fewer than so many are cut
 CUT_CHARACTERS = 1000  # a shorter document is not cut
 TAIL_CHARACTERS = 50_000  # a tail has at least so many,
 TAIL_SHARE = 0.1  # if that is at most this share of the document
-TAILS = f"tails of at least {TAIL_CHARACTERS} characters or {TAIL_SHARE:g}"  # in the address of a store
+TAILS = (
+    f"tails of at least {TAIL_CHARACTERS} characters or {TAIL_SHARE:g}"  # in the address of a store
+)
 LOOKED_AT = 10_000  # documents, of which one will have been held out, or of a larger source will be
 
 
 def hash_of(identity: str) -> float:
     """A number from 0 to 1 that depends on the identity of a document alone (52 bits of a hash)."""
-    return int(blake2b(identity.encode(errors="surrogateescape"), digest_size=16).hexdigest()[:13], 16) / 2**52
+    return (
+        int(blake2b(identity.encode(errors="surrogateescape"), digest_size=16).hexdigest()[:13], 16)
+        / 2**52
+    )
 
 
 def held_out(identity: str, fraction: float) -> bool:

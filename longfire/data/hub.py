@@ -17,7 +17,11 @@ from longfire.errors import DataError
 
 MANY_ROWS = 100_000  # of a stream, whose number of rows is not known
 PROBE_SECONDS = 10  # how long the hub may take to say which revision a dataset has
-UNREACHABLE = (HTTPError, OSError, ValueError)  # what the two libraries raise for a dataset that cannot be had
+UNREACHABLE = (
+    HTTPError,
+    OSError,
+    ValueError,
+)  # what the two libraries raise for a dataset that cannot be had
 
 
 @dataclass(frozen=True)
@@ -58,22 +62,34 @@ class HubSource:
     def revision(self) -> str:
         """The commit of the dataset on the hub; "" where there is no hub to ask."""
         try:
-            return huggingface_hub.HfApi().dataset_info(self.repository, timeout=PROBE_SECONDS).sha or ""
+            return (
+                huggingface_hub.HfApi().dataset_info(self.repository, timeout=PROBE_SECONDS).sha
+                or ""
+            )
         except UNREACHABLE:
             return ""
 
     @cached_property
     def dataset(self) -> "datasets.Dataset | datasets.IterableDataset":
         """Raises DataError with one message when it is neither on the hub nor in the cache."""
-        if not self.revision:  # then do not let the libraries retry for a minute: take the cache, or fail now
+        if (
+            not self.revision
+        ):  # then do not let the libraries retry for a minute: take the cache, or fail now
             datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-        chosen = {"name": self.dataset_name, "data_dir": self.data_dir, "data_files": self.data_files}
+        chosen = {
+            "name": self.dataset_name,
+            "data_dir": self.data_dir,
+            "data_files": self.data_files,
+        }
         more = {key: value for key, value in chosen.items() if value}
         if self.trust_remote_code:
             more["trust_remote_code"] = True
         try:
             return datasets.load_dataset(
-                self.repository, split=self.dataset_split or "train", streaming=self.streaming, **more
+                self.repository,
+                split=self.dataset_split or "train",
+                streaming=self.streaming,
+                **more,
             )
         except UNREACHABLE as e:
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -91,7 +107,9 @@ class HubSource:
             return ""
         if not self.streaming:
             files = [Path(file["filename"]) for file in self.dataset.cache_files]
-            origin = [["/".join(file.parts[-4:]), file.stat().st_size] for file in files] + [len(self.dataset)]
+            origin = [["/".join(file.parts[-4:]), file.stat().st_size] for file in files] + [
+                len(self.dataset)
+            ]
         chosen = [self.repository, *(getattr(self, key) for key in self.CHOICES), origin]
         return blake2b(json.dumps(chosen).encode(), digest_size=16).hexdigest()
 
@@ -139,7 +157,9 @@ class HubDocuments:
         there = dataset.column_names
         fields = choose_fields(where, there, self.source.fields) if there else self.source.fields
         records = (
-            self._streamed(dataset) if self.source.streaming else self._stored(dataset.select_columns(list(fields)))
+            self._streamed(dataset)
+            if self.source.streaming
+            else self._stored(dataset.select_columns(list(fields)))
         )
         for record in records:
             self._row += 1

@@ -65,12 +65,17 @@ def unknown_id(words: Words) -> int | None:
     return words.token_to_id(model["unk_token"]) if model.get("unk_token") else None
 
 
-def losses_of(words: Words, unknown: int | None, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> Losses:
+def losses_of(
+    words: Words, unknown: int | None, texts: Sequence[str], encoded: Sequence[np.ndarray]
+) -> Losses:
     """What is lost of some texts, whose ids are `encoded`. unknown: `unknown_id` of the tokenizer."""
     unknown_tokens = 0 if unknown is None else sum(int((ids == unknown).sum()) for ids in encoded)
     empty = sum(not len(ids) and bool(text.strip()) for text, ids in zip(texts, encoded))
     sampled = sample_of(texts)
-    lost = [lost_characters(text, one, unknown) for text, one in zip(sampled, encodings_of(words, sampled))]
+    lost = [
+        lost_characters(text, one, unknown)
+        for text, one in zip(sampled, encodings_of(words, sampled))
+    ]
     characters = sum(len(text) - sum(map(str.isspace, text)) for text in sampled)
     return Losses(unknown_tokens, empty, characters, sum(lost))
 

@@ -13,7 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-FIRST_WINDOW_ROWS = 64  # training behind a growing store can begin when so many rows exist (`_windows`)
+FIRST_WINDOW_ROWS = (
+    64  # training behind a growing store can begin when so many rows exist (`_windows`)
+)
 FEISTEL_ROUNDS = 6
 LOW = np.uint64(0xFFFFFFFF)
 
@@ -41,7 +43,9 @@ def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray
     sent on until it is inside, on average fewer than 4 times (Black and Rogaway 2002, "Ciphers with arbitrary finite
     domains").
     """
-    index, size, keys = np.broadcast_arrays(*(np.atleast_1d(a).astype(np.uint64) for a in (index, size, keys)))
+    index, size, keys = np.broadcast_arrays(
+        *(np.atleast_1d(a).astype(np.uint64) for a in (index, size, keys))
+    )
     assert (index < size).all(), "index outside of the permutation"
     half = _half_bits(size)
     round_keys = [splitmix64(keys + np.uint64(turn)) for turn in range(FEISTEL_ROUNDS)]
@@ -129,9 +133,13 @@ class Order:
         else:
             start, stop = _windows(place, epoch, self.window_rows)
         keys = key(self.seed, 2, source, epoch, start)
-        return epoch, start + permute(place - start, np.minimum(stop, rows) - start, keys).astype(np.int64)
+        return epoch, start + permute(place - start, np.minimum(stop, rows) - start, keys).astype(
+            np.int64
+        )
 
-    def pieces(self, number: np.ndarray, each: int, first: int, stop: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def pieces(
+        self, number: np.ndarray, each: int, first: int, stop: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(row of the run, piece of it) int64 (N,) of pieces that rows first to stop (None: the run's end) are given as, `each` of a
         row: number n is in its place where nothing is shuffled, and else a permutation inside windows that double until they have
         `window_rows` pieces, so that what a batch holds does not all come from a few long rows. Whatever the windows, rows first to
@@ -147,7 +155,9 @@ class Order:
         return number // each, number % each
 
 
-def _windows(place: np.ndarray, epoch: np.ndarray, window_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _windows(
+    place: np.ndarray, epoch: np.ndarray, window_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
     """[start, stop) of the window around each place of an epoch.
 
     In the first epoch windows double until they are whole, so that training can begin long before a whole one exists. With
@@ -158,7 +168,10 @@ def _windows(place: np.ndarray, epoch: np.ndarray, window_rows: int) -> tuple[np
     doublings = max(0, int(np.ceil(np.log2(window_rows / first))))
     doubling_ends = np.where(epoch == 0, first << doublings, 0)
     power = np.floor(np.log2(np.maximum(place // first, 1))).astype(np.int64)
-    small = (np.where(place < first, 0, first << power), np.where(place < first, first, first << (power + 1)))
+    small = (
+        np.where(place < first, 0, first << power),
+        np.where(place < first, first, first << (power + 1)),
+    )
     start = doubling_ends + (place - doubling_ends) // window_rows * window_rows
     doubling = place < doubling_ends
     return np.where(doubling, small[0], start), np.where(doubling, small[1], start + window_rows)

@@ -17,7 +17,9 @@ class Packed:
     starts_BT: np.ndarray | None
 
 
-def pack(tokens_BS: np.ndarray, starts_BS: np.ndarray | None = None, context_len: int = 0) -> Packed:
+def pack(
+    tokens_BS: np.ndarray, starts_BS: np.ndarray | None = None, context_len: int = 0
+) -> Packed:
     """Pack rows of S = T+1 tokens; the last one is only a label.
 
     Without `starts_BS` documents flow on: positions 0 .. T-1, every label real. With it (a document begins at this token)
@@ -54,7 +56,11 @@ def document_starts(ends: np.ndarray, first: np.ndarray, length: int) -> np.ndar
     low = ends.searchsorted(first, side="left")
     high = ends.searchsorted(first + length, side="left")
     row = np.repeat(np.arange(len(first)), high - low)
-    inside = np.concatenate([np.asarray(ends[a:b], np.int64) for a, b in zip(low, high)]) if len(first) else first
+    inside = (
+        np.concatenate([np.asarray(ends[a:b], np.int64) for a, b in zip(low, high)])
+        if len(first)
+        else first
+    )
     starts_BS = np.zeros((len(first), length), bool)
     starts_BS[row, inside - first[row]] = True
     starts_BS[:, 0] |= first == 0

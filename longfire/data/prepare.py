@@ -50,10 +50,15 @@ from longfire.plural import counted
 CHUNK_CHARACTERS, CHUNK_DOCUMENTS = 2**20, 4096  # what a tokenizing process is given at a time
 COMMIT_SECONDS = 1.0
 ADDRESS_FORMAT = 1  # part of every store's address; another one would give them all other addresses
-JUDGED_CHARACTERS = 100_000  # looked at before a tokenizer that loses text ends a preparation on its way
+JUDGED_CHARACTERS = (
+    100_000  # looked at before a tokenizer that loses text ends a preparation on its way
+)
 NOTE_SECONDS = 30.0  # between lines of progress where no bar can be shown
 BYTES_OF_A_PROCESS = 2_000_000  # less text than this does not pay for another process
-BAD_LISTED, BAD_SHOWN = 100, 5  # bad documents that the manifest names, and that are shown; all are counted
+BAD_LISTED, BAD_SHOWN = (
+    100,
+    5,
+)  # bad documents that the manifest names, and that are shown; all are counted
 
 Note = Callable[[str], None]
 
@@ -83,7 +88,9 @@ class Prepared:
     @property
     def validation(self) -> tuple[Unseen, ...]:
         """What evaluations read, by name."""
-        held_out = (Unseen(name, store, store.heldout) for name, store in zip(self.names, self.stores))
+        held_out = (
+            Unseen(name, store, store.heldout) for name, store in zip(self.names, self.stores)
+        )
         return self.own_validation or tuple(held_out)
 
     def check(self) -> None:
@@ -118,7 +125,9 @@ def prepare(
     Raises SettingsError and DataError naming source, file and row, and the mend; DataError too when the disk is full.
     """
     if not 0 <= data.heldout_fraction < 1:
-        raise SettingsError(f"data.heldout_fraction = {data.heldout_fraction}: a share of documents, from 0 to below 1")
+        raise SettingsError(
+            f"data.heldout_fraction = {data.heldout_fraction}: a share of documents, from 0 to below 1"
+        )
     if data.validation:
         data = replace(data, heldout_fraction=0.0)
     shares, sources = text.shares(data), text.sources(data, note)
@@ -137,10 +146,15 @@ def prepare(
         fill(missing, words, tokenizer, data, note)
     stores = tuple(TokenStore(job.folder, words.fingerprint) for job in jobs)
     for job, store in zip(jobs, stores):
-        refuse_losses(losses_in(store.manifest["progress"]), job.source.entry, tokenizer, final=store.complete)
+        refuse_losses(
+            losses_in(store.manifest["progress"]), job.source.entry, tokenizer, final=store.complete
+        )
     names = _distinct([source.name for source in sources])
     own = unseen(validation, words)
-    for name, store in [*zip(names, stores), *((f"validation: {name}", store) for name, store, _ in own)]:
+    for name, store in [
+        *zip(names, stores),
+        *((f"validation: {name}", store) for name, store, _ in own),
+    ]:
         note(f"data: {name}: {describe(store)}")
         for bad in store.manifest["progress"].get("bad", [])[:BAD_SHOWN]:
             note(f"data: skipped {bad}")
@@ -195,7 +209,9 @@ def unseen(jobs: list["Job"], words: Tokenizer) -> tuple[Unseen, ...]:
     return tuple(Unseen(name, store, store.train) for name, store in zip(names, stores))
 
 
-def warn_of_a_split_without_effect(source: Source, name: str, store: TokenStore, note: Note) -> None:
+def warn_of_a_split_without_effect(
+    source: Source, name: str, store: TokenStore, note: Note
+) -> None:
     """A slip in data.split_documents would otherwise show as one very long document."""
     split = source.split_documents
     if split and store.complete and store.train.documents <= 1:
@@ -211,12 +227,20 @@ def describe(store: TokenStore) -> str:
         return f"prepared while training goes on -> {store.folder}"
     train, heldout, progress = store.train, store.heldout, store.manifest["progress"]
     left_out = [
-        f"{progress[kind]} {kind.split('_')[0]}" for kind in ("empty_documents", "bad_documents") if progress[kind]
+        f"{progress[kind]} {kind.split('_')[0]}"
+        for kind in ("empty_documents", "bad_documents")
+        if progress[kind]
     ]
     place = "at the end of" if store.manifest["options"].get("held_out") == TAILS else "in"
-    kept = f", held out {heldout.length:,} {place} {heldout.documents:,}" if heldout.documents else ""
+    kept = (
+        f", held out {heldout.length:,} {place} {heldout.documents:,}" if heldout.documents else ""
+    )
     losses = losses_in(progress)
-    lost = f"; {losses.told()}" if any((losses.lost_characters, losses.unknown_tokens, losses.empty_encodings)) else ""
+    lost = (
+        f"; {losses.told()}"
+        if any((losses.lost_characters, losses.unknown_tokens, losses.empty_encodings))
+        else ""
+    )
     return (
         f"{counted(train.length, 'token')} in {counted(train.documents, 'document')}{kept}"
         f"{' (skipped: ' + ', '.join(left_out) + ')' if left_out else ''}{lost} -> {store.folder}"
@@ -240,7 +264,10 @@ def refuse_losses(losses: Losses, entry: str, wanted: settings.Tokenizer, final:
 
 def _distinct(names: list[str]) -> tuple[str, ...]:
     """Sources that would be called the same are numbered: web, web-2."""
-    return tuple(name if (n := names[:i].count(name)) == 0 else f"{name}-{n + 1}" for i, name in enumerate(names))
+    return tuple(
+        name if (n := names[:i].count(name)) == 0 else f"{name}-{n + 1}"
+        for i, name in enumerate(names)
+    )
 
 
 @dataclass(frozen=True)
@@ -255,7 +282,12 @@ class Job:
 
     @classmethod
     def of(
-        cls, source: Source, share: float, words: Tokenizer, data: settings.Data, wanted: settings.Tokenizer
+        cls,
+        source: Source,
+        share: float,
+        words: Tokenizer,
+        data: settings.Data,
+        wanted: settings.Tokenizer,
     ) -> "Job":
         """Options that are not those of every store stand in the address only where they are used, so that the stores of
         before are found."""
@@ -311,10 +343,16 @@ def is_finished(store: Path) -> bool:
 
 def _without_fingerprint(source: dict[str, Any], rest: dict[str, Any], folder: Path) -> Path:
     """A stream of the hub while the hub is out of reach: the newest finished store of it, whatever its revision."""
-    stores = sorted(folder.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    stores = sorted(
+        folder.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime, reverse=True
+    )
     for manifest, store in ((read_manifest(file.parent), file.parent) for file in stores):
         same = all(manifest["source"][key] == source[key] for key in ("name", "entry"))
-        if same and manifest["complete"] and all(manifest[key] == value for key, value in rest.items()):
+        if (
+            same
+            and manifest["complete"]
+            and all(manifest[key] == value for key, value in rest.items())
+        ):
             return store
     raise DataError(
         f"{source['entry']}: the hub cannot be asked for the revision of this stream, and {folder} has no finished store of "
@@ -322,12 +360,19 @@ def _without_fingerprint(source: dict[str, Any], rest: dict[str, Any], folder: P
     )
 
 
-def fill(jobs: list[Job], words: Tokenizer, wanted: settings.Tokenizer, data: settings.Data, note: Note) -> None:
+def fill(
+    jobs: list[Job], words: Tokenizer, wanted: settings.Tokenizer, data: settings.Data, note: Note
+) -> None:
     """Prepare stores side by side, in the proportion in which training will read them."""
-    bos, eos = (words.bos_id if wanted.add_bos else None), (words.eos_id if wanted.add_eos else None)
+    bos, eos = (
+        (words.bos_id if wanted.add_bos else None),
+        (words.eos_id if wanted.add_eos else None),
+    )
     try:
         with ExitStack() as stack:
-            for job in sorted(jobs, key=lambda job: job.folder):  # one order for all: no two processes wait crosswise
+            for job in sorted(
+                jobs, key=lambda job: job.folder
+            ):  # one order for all: no two processes wait crosswise
                 stack.enter_context(locked(job.folder, note))
             encoders = stack.enter_context(Encoders(words, bos, eos, _processes(jobs, words, data)))
             fillings = [stack.enter_context(Filling(job, encoders, data, wanted)) for job in jobs]
@@ -368,17 +413,29 @@ class Chunk:
 class Filling:
     """One store being filled. A context manager: closes the store's files."""
 
-    def __init__(self, job: Job, encoders: Encoders, data: settings.Data, wanted: settings.Tokenizer) -> None:
+    def __init__(
+        self, job: Job, encoders: Encoders, data: settings.Data, wanted: settings.Tokenizer
+    ) -> None:
         self.job, self.encoders, self.data, self.wanted = job, encoders, data, wanted
         self.writer = StoreWriter(job.folder, job.header)
-        self.progress = {"position": {}, "empty_documents": 0, "bad_documents": 0, "bad": [], **self.writer.progress}
+        self.progress = {
+            "position": {},
+            "empty_documents": 0,
+            "bad_documents": 0,
+            "bad": [],
+            **self.writer.progress,
+        }
         self.documents = job.source.documents(self.progress["position"])
         self.losses = losses_in(self.progress)
-        self.unchanged_files = self.progress["position"].get("file", 0)  # those before were read and did not change
+        self.unchanged_files = self.progress["position"].get(
+            "file", 0
+        )  # those before were read and did not change
         self.chunks = self._read()
         self.all_read = False
         self.ahead: deque[Chunk] = deque()
-        self.committed_at = float("-inf")  # the first chunk is committed at once: training behind it can begin
+        self.committed_at = float(
+            "-inf"
+        )  # the first chunk is committed at once: training behind it can begin
 
     def __enter__(self) -> "Filling":
         return self
@@ -469,7 +526,11 @@ class Filling:
             raise DataError(
                 f"{message}; mend it, or set data.skip_bad_documents = true to count and list such documents instead"
             )
-        return {**seen, "bad_documents": seen["bad_documents"] + 1, "bad": [*seen["bad"], message][:BAD_LISTED]}
+        return {
+            **seen,
+            "bad_documents": seen["bad_documents"] + 1,
+            "bad": [*seen["bad"], message][:BAD_LISTED],
+        }
 
 
 class Shown:
@@ -483,11 +544,21 @@ class Shown:
         self.tokens_before, self.bytes_before = self._done()
         self.started_at = self.noted_at = time.monotonic()
         console = Console(stderr=True)
-        columns = (TextColumn("tokenize {task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"))
-        self.bar = Progress(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        columns = (
+            TextColumn("tokenize {task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
         )
-        self.task = self.bar.add_task(self.names, total=self.total, completed=self.bytes_before, speed="")
+        self.bar = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(
+            self.names, total=self.total, completed=self.bytes_before, speed=""
+        )
 
     def __enter__(self) -> "Shown":
         self.bar.start()
@@ -498,7 +569,9 @@ class Shown:
 
     def _done(self) -> tuple[int, int]:
         """(tokens, bytes of the sources) behind us."""
-        return sum(f.tokens() for f in self.fillings), sum(f.documents.bytes_read for f in self.fillings)
+        return sum(f.tokens() for f in self.fillings), sum(
+            f.documents.bytes_read for f in self.fillings
+        )
 
     def update(self) -> None:
         tokens, size = self._done()
@@ -509,7 +582,11 @@ class Shown:
         self.bar.update(self.task, completed=size, speed=said)
         if self.bar.disable and now - self.noted_at > NOTE_SECONDS:
             self.noted_at = now
-            left = seconds * (self.total - size) / max(size - self.bytes_before, 1) if self.total else 0
+            left = (
+                seconds * (self.total - size) / max(size - self.bytes_before, 1)
+                if self.total
+                else 0
+            )
             self.note(f"data: {self.names}: {said}" + (f", {left:.0f} s left" if left else ""))
 
 
@@ -519,7 +596,9 @@ class Behind:
     def __init__(self, data: settings.Data, tokenizer: settings.Tokenizer) -> None:
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
         command = [sys.executable, "-m", "longfire.data.prepare"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._said, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=self._said, start_new_session=True
+        )
         self._process.stdin.write(json.dumps([asdict(data), asdict(tokenizer)]).encode() + b"\n")
         self._process.stdin.flush()
 
@@ -537,7 +616,10 @@ class Behind:
 
     def _fail(self) -> None:
         self._said.seek(0)
-        last = self._said.read().strip().split("\n")[-1] or f"it ended with code {self._process.returncode}"
+        last = (
+            self._said.read().strip().split("\n")[-1]
+            or f"it ended with code {self._process.returncode}"
+        )
         raise DataError(f"preparation behind training failed: {last}")
 
     def close(self) -> None:

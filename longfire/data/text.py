@@ -117,12 +117,17 @@ class FileSource:
     def former_fingerprint(self) -> str:
         """As it was before large files were hashed whole: where the stores of then are found."""
         files = list(zip(self.files, self.contents))
-        return self.fingerprint_of([fingerprints.former_digest(file, content) for file, content in files])
+        return self.fingerprint_of(
+            [fingerprints.former_digest(file, content) for file, content in files]
+        )
 
     def fingerprint_of(self, digests: list[str]) -> str:
         lines = []
         for file, content, digest in zip(self.files, self.contents, digests):
-            lines.append(os.fsencode(relative(file, self.root)) + f"\0{content.stamp.size}\0{digest}\n".encode())
+            lines.append(
+                os.fsencode(relative(file, self.root))
+                + f"\0{content.stamp.size}\0{digest}\n".encode()
+            )
         return checksum(*lines)
 
     def changed(self, first: int, stop: int) -> str:
@@ -144,7 +149,9 @@ class FileSource:
 
     def identities(self) -> Iterator[str]:
         """Of its documents that are not empty, in order; where a file is a document it is not read."""
-        if not self.split_documents and all(formats.format_of(file) in formats.TEXT_FORMATS for file in self.files):
+        if not self.split_documents and all(
+            formats.format_of(file) in formats.TEXT_FORMATS for file in self.files
+        ):
             yield from (self.name_of(file) for file, size in zip(self.files, self.sizes) if size)
         else:
             yield from (document.identity for document in self.documents() if document.text)
@@ -170,7 +177,9 @@ class FileDocuments:
         for number in range(self.position["file"], len(source.files)):
             file = source.files[number]
             name = source.name_of(file)
-            is_whole = formats.format_of(file) in formats.TEXT_FORMATS and not source.split_documents
+            is_whole = (
+                formats.format_of(file) in formats.TEXT_FORMATS and not source.split_documents
+            )
             row, offset = self.position["row"], self.position["offset"]
             for record in formats.read(file, source.fields, row, offset, source.split_documents):
                 self.position = {"file": number, "row": record.row, "offset": record.offset}
@@ -187,15 +196,23 @@ def sources(data: settings.Data, note: fingerprints.Note | None = None) -> tuple
     Raises SettingsError and DataError naming the entry and the mend."""
     count = len(data.dataset)
     if not count:
-        raise SettingsError("data.dataset is empty: name files, folders, globs, datasets of the hub, or `embedded`")
+        raise SettingsError(
+            "data.dataset is empty: name files, folders, globs, datasets of the hub, or `embedded`"
+        )
     keys = ("dataset_name", "dataset_split", "data_dir", "data_files", "text_field")
     own = {key: _one_each(key, getattr(data, key), count) for key in keys}
-    return tuple(_source(entry, data, {key: own[key][i] for key in keys}, note) for i, entry in enumerate(data.dataset))
+    return tuple(
+        _source(entry, data, {key: own[key][i] for key in keys}, note)
+        for i, entry in enumerate(data.dataset)
+    )
 
 
 def validation_of(data: settings.Data) -> settings.Data:
     """The settings that name data.validation as the dataset, of which nothing is held out."""
-    is_here = [bool(glob.has_magic(entry) or Path(entry).expanduser().exists()) for entry in data.validation]
+    is_here = [
+        bool(glob.has_magic(entry) or Path(entry).expanduser().exists())
+        for entry in data.validation
+    ]
     one_for_all = data.text_field if len(set(data.text_field)) == 1 else ()
     return replace(
         data,
@@ -219,8 +236,14 @@ def in_both(unseen: Source, trained: Source) -> str:
     """What of a source stands in another one too: a file of both, or the whole source, by content, whatever it is called; ""
     if they have nothing in common."""
     if not (isinstance(unseen, FileSource) and isinstance(trained, FileSource)):
-        return unseen.entry if unseen.fingerprint and unseen.fingerprint == trained.fingerprint else ""
-    files = [(file, content.digest) for file, content, size in zip(unseen.files, unseen.contents, unseen.sizes) if size]
+        return (
+            unseen.entry if unseen.fingerprint and unseen.fingerprint == trained.fingerprint else ""
+        )
+    files = [
+        (file, content.digest)
+        for file, content, size in zip(unseen.files, unseen.contents, unseen.sizes)
+        if size
+    ]
     paths = {file.resolve() for file in trained.files}
     for file, _ in files:
         if file.resolve() in paths:
@@ -233,7 +256,9 @@ def in_both(unseen: Source, trained: Source) -> str:
 def shares(data: settings.Data) -> tuple[float, ...]:
     """Each source's share of the tokens; they sum to 1."""
     probabilities = data.data_probs or (1.0,) * len(data.dataset)
-    if len(probabilities) != len(data.dataset) or not all(0 < p < float("inf") for p in probabilities):
+    if len(probabilities) != len(data.dataset) or not all(
+        0 < p < float("inf") for p in probabilities
+    ):
         raise SettingsError(
             f"data.data_probs = {list(probabilities)}: give one positive number for each of the "
             f"{len(data.dataset)} sources in data.dataset"
@@ -250,7 +275,9 @@ def _one_each(key: str, values: tuple[str, ...], count: int) -> tuple[str, ...]:
     return values if len(values) == count else (values or ("",)) * count
 
 
-def _source(entry: str, data: settings.Data, own: dict[str, str], note: fingerprints.Note | None) -> Source:
+def _source(
+    entry: str, data: settings.Data, own: dict[str, str], note: fingerprints.Note | None
+) -> Source:
     if entry == "embedded":
         return _library()
     fields = _fields(own["text_field"])
@@ -269,7 +296,9 @@ def _source(entry: str, data: settings.Data, own: dict[str, str], note: fingerpr
         folders.refuse_dangling([path])
         return _on_hub(entry, data, own, fields)
     told = "" if path.is_file() else chosen.told()
-    return FileSource(entry, chosen.root, chosen.files, fields, data.split_documents, told, data.folder, note)
+    return FileSource(
+        entry, chosen.root, chosen.files, fields, data.split_documents, told, data.folder, note
+    )
 
 
 def _fields(text_field: str) -> tuple[str, ...]:
@@ -284,14 +313,22 @@ def _fields(text_field: str) -> tuple[str, ...]:
 def _library() -> FileSource:
     """`embedded`: the source and the documentation that ship with the running Python, without what NOT_LIBRARY names."""
     root = Path(sysconfig.get_path("stdlib"))
-    found = (f for f in folders.walk(root, NOT_LIBRARY) if f.suffix in (".py", ".txt", ".rst") and not f.is_symlink())
+    found = (
+        f
+        for f in folders.walk(root, NOT_LIBRARY)
+        if f.suffix in (".py", ".txt", ".rst") and not f.is_symlink()
+    )
     files = tuple(file for file in found if file.stat().st_size)
     if not files:
-        raise DataError(f"data.dataset = embedded: no library source in {root}; name files of your own")
+        raise DataError(
+            f"data.dataset = embedded: no library source in {root}; name files of your own"
+        )
     return FileSource("embedded", root, files)
 
 
-def _on_hub(entry: str, data: settings.Data, own: dict[str, str], fields: tuple[str, ...]) -> Source:
+def _on_hub(
+    entry: str, data: settings.Data, own: dict[str, str], fields: tuple[str, ...]
+) -> Source:
     """`owner/name`, `owner/name/folder/inside` or `name`, unless it is plainly a path."""
     parts = entry.split("/")
     if (
@@ -302,17 +339,28 @@ def _on_hub(entry: str, data: settings.Data, own: dict[str, str], fields: tuple[
         raise DataError(f"data.dataset: no such file or folder: {entry!r}")
     folder = "/".join(parts[2:])
     if folder and own["data_dir"]:
-        raise DataError(f"{entry}: {folder!r} is already a folder inside the dataset; leave data.data_dir empty")
+        raise DataError(
+            f"{entry}: {folder!r} is already a folder inside the dataset; leave data.data_dir empty"
+        )
     own = {**own, "data_dir": folder or own["data_dir"]}
-    from longfire.data.hub import HubSource  # two seconds of imports: only those who read from the hub pay them
+    from longfire.data.hub import (
+        HubSource,
+    )  # two seconds of imports: only those who read from the hub pay them
 
     return HubSource(
-        "/".join(parts[:2]), data.streaming, data.trust_remote_code, fields, *(own[k] for k in HubSource.CHOICES)
+        "/".join(parts[:2]),
+        data.streaming,
+        data.trust_remote_code,
+        fields,
+        *(own[k] for k in HubSource.CHOICES),
     )
 
 
 def short_name(entry: str) -> str:
     """What a source is called in folders, records and messages: the last part of its path; of a glob the last two."""
     parts = [part for part in Path(entry).parts if part.strip("/.~")]
-    words = [re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts[-2 if glob.has_magic(entry) else -1 :]]
+    words = [
+        re.sub(r"[^\w.]+", "-", part).strip("-")
+        for part in parts[-2 if glob.has_magic(entry) else -1 :]
+    ]
     return "-".join(word for word in words if word) or "source"

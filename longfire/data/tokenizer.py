@@ -37,7 +37,9 @@ from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
-    from longfire.data.text import Source  # not at run time: tokenizing processes start faster without it
+    from longfire.data.text import (
+        Source,
+    )  # not at run time: tokenizing processes start faster without it
 
 BOS, EOS = "<bos>", "<eos>"  # in the tokenizers that are made here
 KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "[BOS]")
@@ -55,12 +57,19 @@ class Tokenizer:
     """
 
     def __init__(
-        self, words: Words, bos: str = "", eos: str = "", where: str = "", carried: CarriedFiles | None = None
+        self,
+        words: Words,
+        bos: str = "",
+        eos: str = "",
+        where: str = "",
+        carried: CarriedFiles | None = None,
     ) -> None:
         self.words, self.bos, self.eos, self.where = words, bos, eos, where
         words.no_padding()
         words.no_truncation()
-        words.encode_special_tokens = True  # special words in a text are encoded as the characters they are
+        words.encode_special_tokens = (
+            True  # special words in a text are encoded as the characters they are
+        )
         self.vocab_size = max(words.get_vocab(with_added_tokens=True).values()) + 1
         self.carried = within(carried or CarriedFiles(), self.vocab_size)
         self.fingerprint = checksum(words.to_str().encode(), f"\0{bos}\0{eos}".encode())
@@ -109,7 +118,9 @@ class Tokenizer:
     @property
     def adds_bos(self) -> bool:
         """Whether its files say that a BOS begins every text."""
-        return self.bos_id is not None and (self.carried.adds_bos or starts_with(self.words, self.bos_id))
+        return self.bos_id is not None and (
+            self.carried.adds_bos or starts_with(self.words, self.bos_id)
+        )
 
     @property
     def dtype(self) -> str:
@@ -126,15 +137,25 @@ class Tokenizer:
     def arrays(self, texts: list[str]) -> list[np.ndarray]:
         """`encode_batch` as arrays of `dtype`. A long text goes in pieces: 50 MB at once would take 6 GB and one core."""
         if any(len(text) > 2 * PIECE for text in texts):
-            return [self._in_pieces(text) if len(text) > 2 * PIECE else self.arrays([text])[0] for text in texts]
-        return [np.array(e.ids, self.dtype) for e in self.words.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                self._in_pieces(text) if len(text) > 2 * PIECE else self.arrays([text])[0]
+                for text in texts
+            ]
+        return [
+            np.array(e.ids, self.dtype)
+            for e in self.words.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def _in_pieces(self, text: str) -> np.ndarray:
         ends = [0, *self.cuts(text), len(text)]
         pieces = [text[start:end] for start, end in pairwise(ends)]
         if len(pieces) == 1:
-            return np.array(self.words.encode_batch_fast([text], add_special_tokens=False)[0].ids, self.dtype)
-        return np.concatenate([ids for i in range(0, len(pieces), 8) for ids in self.arrays(pieces[i : i + 8])])
+            return np.array(
+                self.words.encode_batch_fast([text], add_special_tokens=False)[0].ids, self.dtype
+            )
+        return np.concatenate(
+            [ids for i in range(0, len(pieces), 8) for ids in self.arrays(pieces[i : i + 8])]
+        )
 
     def cuts(self, text: str) -> Iterator[int]:
         """Places about PIECE characters apart where a text can be cut without changing its ids.
@@ -144,11 +165,15 @@ class Tokenizer:
         one that marks the beginning of a text passes nowhere, and then the text stays whole.
         """
         place, failures = PIECE, 0
-        while failures < CUTS_TRIED and 0 < (place := text.find("\n", place) + 1) < len(text) - PIECE:
+        while (
+            failures < CUTS_TRIED and 0 < (place := text.find("\n", place) + 1) < len(text) - PIECE
+        ):
             if text[place - 2].isspace() or text[place].isspace():
                 continue
             left, right = text[place - AROUND : place], text[place : place + AROUND]
-            whole, *halves = self.words.encode_batch_fast([left + right, left, right], add_special_tokens=False)
+            whole, *halves = self.words.encode_batch_fast(
+                [left + right, left, right], add_special_tokens=False
+            )
             if whole.ids == halves[0].ids + halves[1].ids:
                 yield place
                 place, failures = place + PIECE, 0
@@ -167,7 +192,10 @@ class Tokenizer:
         """
         words = self.words if adds_bos is None else with_bos_rule(self.words, self.bos, adds_bos)
         begins = self.adds_bos if adds_bos is None else adds_bos
-        contents = {"tokenizer.json": words.to_str(pretty=True), **written(self.carried, self.bos, self.eos, begins)}
+        contents = {
+            "tokenizer.json": words.to_str(pretty=True),
+            **written(self.carried, self.bos, self.eos, begins),
+        }
         generation = generation_config(self.carried, self.bos_id, self.eos_id, self.pad_id)
         contents[GENERATION] = json.dumps(generation, indent=2) + "\n"
         try:
@@ -185,8 +213,12 @@ class Tokenizer:
 def byte_level_alphabet() -> dict[str, int]:
     """GPT-2's table: the character that stands for each byte in byte-level tokenizers -> the byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves,
-    hidden = [byte for byte in range(256) if byte not in plain]  # the others for the characters from 256 on
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+    hidden = [
+        byte for byte in range(256) if byte not in plain
+    ]  # the others for the characters from 256 on
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + i): byte for i, byte in enumerate(hidden)
+    }
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -215,7 +247,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     words.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[BOS, EOS], show_progress=False, initial_alphabet=alphabet
+        vocab_size=vocab_size,
+        special_tokens=[BOS, EOS],
+        show_progress=False,
+        initial_alphabet=alphabet,
     )
     words.train_from_iterator(texts, trainer)
     return Tokenizer(words, BOS, EOS, "train")
@@ -245,7 +280,10 @@ def load(
         raise DataError(f"tokenizer.path = {wanted.path!r}: no such file or folder")
     else:
         tokenizer = _from_hub(wanted.path)
-    for key, kind, known in (("add_bos", "bos", tokenizer.bos_id), ("add_eos", "eos", tokenizer.eos_id)):
+    for key, kind, known in (
+        ("add_bos", "bos", tokenizer.bos_id),
+        ("add_eos", "eos", tokenizer.eos_id),
+    ):
         if getattr(wanted, key) and known is None:
             raise DataError(
                 f"tokenizer {tokenizer.where}: it has no {kind} token; set tokenizer.{key} = false, or name its "
@@ -259,7 +297,9 @@ def from_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return _from_file(folder / "tokenizer.json")
     return _by_transformers(
-        str(folder), f"{folder}: no tokenizer.json in this folder, and transformers finds no other", True
+        str(folder),
+        f"{folder}: no tokenizer.json in this folder, and transformers finds no other",
+        True,
     )
 
 
@@ -268,7 +308,9 @@ def _from_file(file: Path) -> Tokenizer:
     try:
         words = Words.from_buffer(content)
     except ValueError as e:
-        raise DataError(f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it") from e
+        raise DataError(
+            f"{file}: not a tokenizer.json ({e}); name one, or the folder that holds it"
+        ) from e
     tokenizer = Tokenizer(words, *_names(file.parent, words), str(file), read_carried(file.parent))
     own_bytes = bytes_tokenizer()
     if tokenizer.fingerprint != own_bytes.fingerprint:
@@ -283,8 +325,12 @@ def _names(folder: Path, words: Words) -> tuple[str, str]:
         if (folder / name).is_file():
             config = _json(folder / name)
             return tuple(_word(config, key, folder / name) for key in ("bos_token", "eos_token"))
-    special = {token.content for token in words.get_added_tokens_decoder().values() if token.special}
-    return tuple(next((word for word in known if word in special), "") for known in (KNOWN_BOS, KNOWN_EOS))
+    special = {
+        token.content for token in words.get_added_tokens_decoder().values() if token.special
+    }
+    return tuple(
+        next((word for word in known if word in special), "") for known in (KNOWN_BOS, KNOWN_EOS)
+    )
 
 
 def _word(config: dict, key: str, file: Path) -> str:
@@ -304,7 +350,9 @@ def _json(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise DataError(f"{file}: not valid JSON ({e}); mend it, or save the tokenizer again") from e
+        raise DataError(
+            f"{file}: not valid JSON ({e}); mend it, or save the tokenizer again"
+        ) from e
 
 
 def _from_hub(name: str) -> Tokenizer:
@@ -324,22 +372,35 @@ def _from_hub(name: str) -> Tokenizer:
 
 
 def _by_transformers(name: str, failure: str, offline: bool) -> Tokenizer:
-    from transformers import AutoTokenizer  # seconds of imports, only where no tokenizer.json lies at hand
+    from transformers import (
+        AutoTokenizer,
+    )  # seconds of imports, only where no tokenizer.json lies at hand
 
     try:
         theirs = AutoTokenizer.from_pretrained(name, local_files_only=offline)
         words = theirs.backend_tokenizer
     except (OSError, ValueError, ImportError, AttributeError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise DataError(f"{failure} ({reason}); name a tokenizer.json or a folder that holds one") from e
+        raise DataError(
+            f"{failure} ({reason}); name a tokenizer.json or a folder that holds one"
+        ) from e
     template = theirs.chat_template
     files = {CHAT: template} if isinstance(template, str) else {}
     if isinstance(template, dict):  # several, by name
-        files = {CHAT if key == "default" else f"{MORE_CHATS}/{key}.jinja": text for key, text in template.items()}
+        files = {
+            CHAT if key == "default" else f"{MORE_CHATS}/{key}.jinja": text
+            for key, text in template.items()
+        }
     carried = CarriedFiles(files=files)
     if Path(name).is_dir():
         carried = read_carried(Path(name))
-    return Tokenizer(Words.from_str(words.to_str()), theirs.bos_token or "", theirs.eos_token or "", name, carried)
+    return Tokenizer(
+        Words.from_str(words.to_str()),
+        theirs.bos_token or "",
+        theirs.eos_token or "",
+        name,
+        carried,
+    )
 
 
 def _trained(
@@ -374,7 +435,9 @@ def _trained(
             size = sum(len(text.encode()) for text in texts)
             asked = f" ({wanted.train_vocab_size} asked for: the text has no more)"
             fewer = asked if made.vocab_size < wanted.train_vocab_size else ""
-            note(f"tokenizer: a vocabulary of {made.vocab_size}{fewer} from {size:,} bytes of text -> {folder}")
+            note(
+                f"tokenizer: a vocabulary of {made.vocab_size}{fewer} from {size:,} bytes of text -> {folder}"
+            )
             made.save(folder)
     return from_folder(folder)
 

@@ -15,7 +15,14 @@ CHAT = "chat_template.jinja"  # as transformers names it
 MORE_CHATS = "additional_chat_templates"  # a folder of further ones, NAME.jinja
 TEMPLATE = "TemplateProcessing"  # the post-processor of tokenizer.json that adds tokens to a text
 # Keys of tokenizer_config.json that are written anew: of how the file is read, and of the two tokens that we name.
-WRITTEN = ("tokenizer_class", "clean_up_tokenization_spaces", "bos_token", "eos_token", "add_bos_token", "auto_map")
+WRITTEN = (
+    "tokenizer_class",
+    "clean_up_tokenization_spaces",
+    "bos_token",
+    "eos_token",
+    "add_bos_token",
+    "auto_map",
+)
 # Keys of it that hold for one machine or one version: an export has no use for them.
 DROPPED = (
     "name_or_path",
@@ -27,7 +34,13 @@ DROPPED = (
     "backend",
 )
 # Keys of generation_config.json that are written anew.
-GENERATED = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
+GENERATED = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "_from_model_config",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,9 @@ def read_carried(folder: Path) -> CarriedFiles:
     """What lies in the folder of a tokenizer.json, or of a model. Raises DataError naming a file that is no JSON object."""
     config, generation, model = (json_of(folder / name) for name in (CONFIG, GENERATION, MODEL))
     template = config.get("chat_template")
-    kept = {key: as_text(key, value) for key, value in config.items() if key not in (*WRITTEN, *DROPPED)}
+    kept = {
+        key: as_text(key, value) for key, value in config.items() if key not in (*WRITTEN, *DROPPED)
+    }
     files = chat_templates(folder)
     if isinstance(template, str):  # before transformers 4.52 it stood among the names
         files.setdefault(CHAT, kept.pop("chat_template"))
@@ -76,7 +91,9 @@ def json_of(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise DataError(f"{file}: not valid JSON ({e}); repair it, or save the tokenizer again") from e
+        raise DataError(
+            f"{file}: not valid JSON ({e}); repair it, or save the tokenizer again"
+        ) from e
     if not isinstance(content, dict):
         raise DataError(f"{file}: holds no JSON object; save the tokenizer again")
     return content
@@ -85,7 +102,11 @@ def json_of(file: Path) -> dict[str, Any]:
 def chat_templates(folder: Path) -> dict[str, str]:
     """Name -> text of each template that has a file of its own."""
     found = [folder / CHAT, *sorted((folder / MORE_CHATS).glob("*.jinja"))]
-    files = {path: path.relative_to(folder).as_posix() for path in found if path.is_file() and not leaves(path, folder)}
+    files = {
+        path: path.relative_to(folder).as_posix()
+        for path in found
+        if path.is_file() and not leaves(path, folder)
+    }
     return {name: path.read_text(encoding="utf-8") for path, name in files.items()}
 
 
@@ -116,7 +137,14 @@ def with_bos_rule(words: Words, bos: str, adds_bos: bool) -> Words:
     content = json.loads(words.to_str())
     steps = steps_of(content["post_processor"])
     if adds_bos and not any(step["type"] == TEMPLATE for step in steps):
-        steps.append({"type": TEMPLATE, "single": [text("A")], "pair": [text("A"), text("B")], "special_tokens": {}})
+        steps.append(
+            {
+                "type": TEMPLATE,
+                "single": [text("A")],
+                "pair": [text("A"), text("B")],
+                "special_tokens": {},
+            }
+        )
     templates = [step for step in steps if step["type"] == TEMPLATE]
     for step in templates:
         for form in ("single", "pair"):
@@ -126,7 +154,9 @@ def with_bos_rule(words: Words, bos: str, adds_bos: bool) -> Words:
         first["single"] = [special(bos), *first["single"]]
         first["pair"] = with_bos_of_both(first["pair"], bos)
         first["special_tokens"][bos] = {"id": bos, "ids": [bos_id], "tokens": [bos]}
-    content["post_processor"] = steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}
+    content["post_processor"] = (
+        steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}
+    )
     return Words.from_str(json.dumps(content))
 
 
@@ -208,7 +238,10 @@ def generation_config(
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "pad_token_id": pad_id,
     }
-    return {**carried.generation, **{name: value for name, value in ids.items() if value is not None}}
+    return {
+        **carried.generation,
+        **{name: value for name, value in ids.items() if value is not None},
+    }
 
 
 def ends_of(carried: CarriedFiles, eos_id: int | None) -> tuple[int, ...]:
@@ -220,4 +253,6 @@ def ends_of(carried: CarriedFiles, eos_id: int | None) -> tuple[int, ...]:
 
 def within(carried: CarriedFiles, vocab_size: int) -> CarriedFiles:
     """The same without ends that the vocabulary does not have."""
-    return replace(carried, ends=tuple(number for number in carried.ends if 0 <= number < vocab_size))
+    return replace(
+        carried, ends=tuple(number for number in carried.ends if 0 <= number < vocab_size)
+    )

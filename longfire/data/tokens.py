@@ -35,7 +35,11 @@ MANIFEST = "manifest.json"
 SHARD_TOKENS = 2**28  # 512 MiB of uint16
 SHARD_DOCUMENTS = 2**22  # 32 MiB of int64
 STREAMS = ("train", "heldout")
-COLUMN_ATTRIBUTES = {"tokens": "ids", "ends": "ends", "bytes": "bytes"}  # file name -> attribute of TokenStream
+COLUMN_ATTRIBUTES = {
+    "tokens": "ids",
+    "ends": "ends",
+    "bytes": "bytes",
+}  # file name -> attribute of TokenStream
 
 
 def checksum(*parts: bytes) -> str:
@@ -105,7 +109,9 @@ class Column:
         found = np.empty(len(values), np.int64)
         for number in np.unique(numbers).tolist():
             mine = numbers == number
-            found[mine] = number * self.shard_items + self._shard(number).searchsorted(values[mine], side)
+            found[mine] = number * self.shard_items + self._shard(number).searchsorted(
+                values[mine], side
+            )
         return found
 
     def verify(self) -> int:
@@ -126,7 +132,9 @@ class TokenStream:
 
     def __init__(self, folder: Path, dtype: str, shard_tokens: int, shard_documents: int) -> None:
         shapes = columns(dtype, shard_tokens, shard_documents)
-        self.ids, self.ends, self.bytes = (Column(folder / name, *shape) for name, shape in shapes.items())
+        self.ids, self.ends, self.bytes = (
+            Column(folder / name, *shape) for name, shape in shapes.items()
+        )
 
     @property
     def length(self) -> int:
@@ -169,7 +177,11 @@ class TokenStore:
                 f"{self.folder}: this token store was made with another tokenizer (fingerprint {made_with}, not "
                 f"{tokenizer_fingerprint}); name the one it was made with, or prepare the data again"
             )
-        shapes = (self.manifest["dtype"], self.manifest["shard_tokens"], self.manifest["shard_documents"])
+        shapes = (
+            self.manifest["dtype"],
+            self.manifest["shard_tokens"],
+            self.manifest["shard_documents"],
+        )
         self.train, self.heldout = (TokenStream(self.folder / name, *shapes) for name in STREAMS)
         self._take(self.manifest)
         for file, shard in self._shards():
@@ -196,16 +208,24 @@ class TokenStore:
             stream.ids.length = sizes["tokens"]
             stream.ends.length = stream.bytes.length = sizes["documents"]
             for column, facts in shards_by_column(sizes["shards"]).items():
-                getattr(stream, COLUMN_ATTRIBUTES[column]).sums = [s for s in map(sums_in, facts) if s is not None]
+                getattr(stream, COLUMN_ATTRIBUTES[column]).sums = [
+                    s for s in map(sums_in, facts) if s is not None
+                ]
         self.manifest = manifest
 
     def verify(self) -> int:
         """Read all of the store and compare its checksums; the bytes that were read. Raises DataError naming file and block."""
         if self.has_checksums:
-            return sum(column.verify() for stream in (self.train, self.heldout) for column in stream.columns)
+            return sum(
+                column.verify()
+                for stream in (self.train, self.heldout)
+                for column in stream.columns
+            )
         for file, shard in self._shards():
             if shard["blake2b"] and checksum(file.read_bytes()) != shard["blake2b"]:
-                raise DataError(f"{file}: damaged: its checksum is not the manifest's; {remake(file)}")
+                raise DataError(
+                    f"{file}: damaged: its checksum is not the manifest's; {remake(file)}"
+                )
         return sum(shard["size"] for _, shard in self._shards())
 
     def _shards(self) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -246,13 +266,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = file.read_bytes()
         manifest = json.loads(content)
     except FileNotFoundError:
-        raise DataError(f"{folder}: not a token store (no manifest.json); make one with `longfire prepare`") from None
+        raise DataError(
+            f"{folder}: not a token store (no manifest.json); make one with `longfire prepare`"
+        ) from None
     except ValueError as e:
         raise DataError(
             f"{file}: not valid JSON ({e}); delete the folder and the data will be prepared again"
         ) from None
     if not isinstance(manifest, dict):
-        raise DataError(f"{file}: damaged: no JSON object; delete the folder and the data will be prepared again")
+        raise DataError(
+            f"{file}: damaged: no JSON object; delete the folder and the data will be prepared again"
+        )
     if manifest.get("format") not in (1, FORMAT):
         raise DataError(
             f"{file}: format {manifest.get('format')}, and this version reads 1 to {FORMAT}; prepare the data again"
@@ -303,7 +327,8 @@ def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Hold a store against other writers; waits, and says so, while another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with held(
-        folder / "lock", lambda holder: note(f"data: {folder.name} is being prepared by {holder}; waiting for it")
+        folder / "lock",
+        lambda holder: note(f"data: {folder.name} is being prepared by {holder}; waiting for it"),
     ):
         yield
 
@@ -314,16 +339,27 @@ class ColumnWriter:
     shards: what the manifest says of the shards with committed items. Raises DataError where they are damaged.
     """
 
-    def __init__(self, path: Path, dtype: str, shard_items: int, length: int, shards: list[dict[str, Any]]) -> None:
-        self.path, self.dtype, self.shard_items, self.length = path, np.dtype(dtype), shard_items, length
+    def __init__(
+        self, path: Path, dtype: str, shard_items: int, length: int, shards: list[dict[str, Any]]
+    ) -> None:
+        self.path, self.dtype, self.shard_items, self.length = (
+            path,
+            np.dtype(dtype),
+            shard_items,
+            length,
+        )
         full, rest = divmod(length, shard_items)
         for file in path.parent.glob(f"{path.name}-*"):
             if int(file.stem.rsplit("-", 1)[1]) > full:
                 file.unlink()
         for number in range(full + (rest > 0)):
-            check_size(shard_file(path, number), (shard_items if number < full else rest) * self.dtype.itemsize)
+            check_size(
+                shard_file(path, number),
+                (shard_items if number < full else rest) * self.dtype.itemsize,
+            )
         self.full_sums = [
-            sums_in(shards[number]) or written_sums(shard_file(path, number), shard_items * self.dtype.itemsize)
+            sums_in(shards[number])
+            or written_sums(shard_file(path, number), shard_items * self.dtype.itemsize)
             for number in range(full)
         ]
         self._open(sums_in(shards[full]) if rest else None)
@@ -404,21 +440,29 @@ class StoreWriter:
         }
         self._sizes = sizes
         self._bytes = {name: sizes[name]["bytes"] for name in STREAMS}
-        self._columns = {} if self.complete else {name: self._continue(name, sizes[name]) for name in STREAMS}
+        self._columns = (
+            {} if self.complete else {name: self._continue(name, sizes[name]) for name in STREAMS}
+        )
         if not manifest:
             self.commit({})
 
     def _continue(self, name: str, sizes: dict[str, Any]) -> dict[str, ColumnWriter]:
         (self.folder / name).mkdir(exist_ok=True)
-        shapes = columns(self.header["dtype"], self.header["shard_tokens"], self.header["shard_documents"])
+        shapes = columns(
+            self.header["dtype"], self.header["shard_tokens"], self.header["shard_documents"]
+        )
         shards = shards_by_column(sizes["shards"])
         writers = {}
         for column, shape in shapes.items():
             length = sizes["tokens" if column == "tokens" else "documents"]
-            writers[column] = ColumnWriter(self.folder / name / column, *shape, length, shards[column])
+            writers[column] = ColumnWriter(
+                self.folder / name / column, *shape, length, shards[column]
+            )
         return writers
 
-    def append(self, stream: str, ids: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
+    def append(
+        self, stream: str, ids: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray
+    ) -> None:
         """Documents: their ids end to end, the length of each in tokens, and in bytes of its text."""
         into = self._columns[stream]
         into["ends"].append(into["tokens"].length + np.cumsum(lengths))
@@ -427,10 +471,18 @@ class StoreWriter:
         self._bytes[stream] += int(np.sum(text_bytes))
 
     def tokens(self, stream: str) -> int:
-        return self._columns[stream]["tokens"].length if self._columns else self._sizes[stream]["tokens"]
+        return (
+            self._columns[stream]["tokens"].length
+            if self._columns
+            else self._sizes[stream]["tokens"]
+        )
 
     def documents(self, stream: str) -> int:
-        return self._columns[stream]["ends"].length if self._columns else self._sizes[stream]["documents"]
+        return (
+            self._columns[stream]["ends"].length
+            if self._columns
+            else self._sizes[stream]["documents"]
+        )
 
     def commit(self, progress: dict[str, Any], complete: bool = False) -> None:
         """What was appended becomes the store, at once: first the data reach the disk, then one rename names them."""
@@ -446,7 +498,10 @@ class StoreWriter:
                 "shards": [shard for column in into.values() for shard in column.shards()],
             }
         self.progress, self.complete = progress, complete
-        write_manifest(self.folder, {**self.header, "streams": streams, "progress": progress, "complete": complete})
+        write_manifest(
+            self.folder,
+            {**self.header, "streams": streams, "progress": progress, "complete": complete},
+        )
 
     def close(self) -> None:
         for into in self._columns.values():

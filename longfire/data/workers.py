@@ -35,7 +35,9 @@ class Ids:
 
 def encode(tokenizer: Tokenizer, texts: list[str], bos: int | None, eos: int | None) -> Ids:
     """Ids of documents, each with `bos` before it and `eos` after it where these are not None."""
-    before, after = (np.array([] if word is None else [word], tokenizer.dtype) for word in (bos, eos))
+    before, after = (
+        np.array([] if word is None else [word], tokenizer.dtype) for word in (bos, eos)
+    )
     documents = tokenizer.arrays(texts)
     lengths = np.array([len(before) + len(ids) + len(after) for ids in documents], np.int64)
     parts = [part for ids in documents for part in (before, ids, after)]
@@ -74,17 +76,27 @@ class Encoders:
     def _start(self) -> None:
         """One process for this thread, in a session of its own so that Ctrl-C reaches it only through us."""
         command = [sys.executable, "-m", "longfire.data.workers"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         self._processes.append(process)
         self._own.process = process
         words = self.tokenizer.words.to_str()
-        _send(process.stdin, json.dumps([words, self.tokenizer.bos, self.tokenizer.eos, self.ends]).encode(), b"")
+        _send(
+            process.stdin,
+            json.dumps([words, self.tokenizer.bos, self.tokenizer.eos, self.ends]).encode(),
+            b"",
+        )
 
     def _ask(self, texts: list[str]) -> Ids:
         process: subprocess.Popen = self._own.process
         raw = [text.encode() for text in texts]
         try:
-            _send(process.stdin, np.array([len(text) for text in raw], np.int64).tobytes(), b"".join(raw))
+            _send(
+                process.stdin,
+                np.array([len(text) for text in raw], np.int64).tobytes(),
+                b"".join(raw),
+            )
             lengths, ids = _receive(process.stdout)
         except (OSError, EOFError) as e:
             raise DataError(
@@ -118,7 +130,9 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
 
 def _work() -> None:
     """A worker's life: set-up, then batches of texts, until the pipe ends."""
-    os.putenv("TOKENIZERS_PARALLELISM", "false")  # one thread each: the processes are the parallelism
+    os.putenv(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # one thread each: the processes are the parallelism
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     try:
         words, bos, eos, ends = json.loads(_receive(requests)[0])

@@ -8,9 +8,7 @@ from longfire.errors import SettingsError
 from longfire.hub.own_config import FORMAT_VERSION, MODEL_TYPE, read_shape
 from longfire.shape import ModelShape
 
-NO_EXPORT = (
-    "config.json: shape is empty: this is the config of a run; `longfire export` writes one that transformers can load"
-)
+NO_EXPORT = "config.json: shape is empty: this is the config of a run; `longfire export` writes one that transformers can load"
 
 
 class LongfireConfig(PreTrainedConfig):

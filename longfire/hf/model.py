@@ -51,7 +51,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = CheckpointedModel(config.model_shape())
         self._keep_in_fp32_modules_strict = kept_in_fp32(self.model)
-        self.dtype_plan = dict.fromkeys(kept_in_fp32(self.model), torch.float32)  # the same for transformers 5.0
+        self.dtype_plan = dict.fromkeys(
+            kept_in_fp32(self.model), torch.float32
+        )  # the same for transformers 5.0
         self.post_init()
 
     def forward(
@@ -75,9 +77,13 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         kwargs: for the loss (num_items_in_batch). Raises ValueError for what the model cannot do.
         """
         if input_ids is None:
-            raise ValueError("LongfireForCausalLM takes input_ids; it has no path for inputs_embeds")
+            raise ValueError(
+                "LongfireForCausalLM takes input_ids; it has no path for inputs_embeds"
+            )
         if output_attentions:
-            raise ValueError("output_attentions: longfire's attention never makes its weights; leave it out")
+            raise ValueError(
+                "output_attentions: longfire's attention never makes its weights; leave it out"
+            )
         cache = self.cache_for(past_key_values, use_cache, attention_mask)
         seq = sequence_of(input_ids, attention_mask, position_ids, cache)
         self.refuse_positions_that_were_not_learned(seq)
@@ -101,7 +107,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return out if return_dict is not False else out.to_tuple()
 
-    def computed(self, ids_BT: Tensor, seq: Sequence, chosen: slice | Tensor) -> tuple[Tensor, Tensor]:
+    def computed(
+        self, ids_BT: Tensor, seq: Sequence, chosen: slice | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Hidden states after the last norm, and the logits of the chosen tokens.
 
         Activations have the type that torch's autocast asks for, else the embedding's.
@@ -109,7 +117,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         device = self.model.embed.weight.device
         ops.choose_where_nobody_has(device)
         autocasts = torch.is_autocast_enabled(device.type)
-        wanted = torch.get_autocast_dtype(device.type) if autocasts else self.model.embed.weight.dtype
+        wanted = (
+            torch.get_autocast_dtype(device.type) if autocasts else self.model.embed.weight.dtype
+        )
         self.model.compute_in(wanted)
         with torch.autocast(device.type, enabled=False):  # longfire's layers cast by themselves
             hidden_BTD = self.model(ids_BT, seq)
@@ -126,7 +136,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
             )
         wanted = use_cache
         if use_cache is None:
-            wanted = self.config.use_cache and not self.training and not is_padded_on_the_right(mask_BS)
+            wanted = (
+                self.config.use_cache and not self.training and not is_padded_on_the_right(mask_BS)
+            )
         if given is None and not wanted:
             return None
         if is_padded_on_the_right(mask_BS):
@@ -148,7 +160,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
             return
         longest, limit = int(seq.positions_BT.max()) + 1, self.model.shape.max_position_embeddings
         if longest > limit:
-            raise ValueError(f"{longest} tokens, but the model has learned {limit} positions: shorten the text")
+            raise ValueError(
+                f"{longest} tokens, but the model has learned {limit} positions: shorten the text"
+            )
 
     def prepare_inputs_for_generation(
         self,
@@ -197,7 +211,11 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         if not any(module is ours for ours in self.modules()):  # the new rows of a resize
             module.weight.data.normal_(0.0, self.config.initializer_range)
             return
-        fresh = {name: p for name, p in self.model.named_parameters() if not getattr(p, "_is_hf_initialized", False)}
+        fresh = {
+            name: p
+            for name, p in self.model.named_parameters()
+            if not getattr(p, "_is_hf_initialized", False)
+        }
         if not fresh:
             return
         seed = int(torch.randint(2**31, (), device="cpu"))
@@ -225,7 +243,9 @@ def recorded(model: Model | None) -> Iterator[list[Tensor]]:
     """Inside, what each block is given is put into the list; nothing without a model."""
     states: list[Tensor] = []
     blocks = model.layers if model is not None else ()
-    hooks = [block.register_forward_pre_hook(lambda _, args: states.append(args[0])) for block in blocks]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args: states.append(args[0])) for block in blocks
+    ]
     try:
         yield states
     finally:

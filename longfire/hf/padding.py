@@ -30,7 +30,9 @@ def sequence_of(
     document. Raises ValueError for a mask that is none of a padded text.
     """
     if mask_BS is not None and mask_BS.dim() != 2:
-        raise ValueError(f"attention_mask of shape {tuple(mask_BS.shape)} must be (sequences, tokens)")
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask_BS.shape)} must be (sequences, tokens)"
+        )
     if positions_BT is not None:
         positions_BT = positions_BT.expand_as(ids_BT)
     if cache is not None and cache.seen:
@@ -42,16 +44,24 @@ def sequence_of(
     if positions_BT is not None:
         begins_BT[:, 1:] |= positions_BT[:, 1:] != positions_BT[:, :-1] + 1
     if not begins_BT.any():
-        return Sequence(counted(begins_BT) if positions_BT is None else positions_BT, None, kept(cache))
+        return Sequence(
+            counted(begins_BT) if positions_BT is None else positions_BT, None, kept(cache)
+        )
     documents = Documents.from_ids(begins_BT.long().cumsum(1))
-    return Sequence(counted(begins_BT) if positions_BT is None else positions_BT, documents, kept(cache))
+    return Sequence(
+        counted(begins_BT) if positions_BT is None else positions_BT, documents, kept(cache)
+    )
 
 
-def continued(ids_BT: Tensor, mask_BS: Tensor | None, positions_BT: Tensor | None, cache: GenerationCache) -> Sequence:
+def continued(
+    ids_BT: Tensor, mask_BS: Tensor | None, positions_BT: Tensor | None, cache: GenerationCache
+) -> Sequence:
     """The Sequence of ids that follow those in the cache. Raises ValueError where some are padding."""
     new_tokens = ids_BT.shape[1]
     if mask_BS is not None and not mask_BS[:, -new_tokens:].all():
-        raise ValueError("attention_mask has padding behind tokens in past_key_values: pad texts on the left")
+        raise ValueError(
+            "attention_mask has padding behind tokens in past_key_values: pad texts on the left"
+        )
     if positions_BT is None:
         lengths = torch.as_tensor(cache.kept.lengths_B, device=ids_BT.device).view(-1, 1)
         positions_BT = (lengths + torch.arange(new_tokens, device=ids_BT.device)).expand_as(ids_BT)

@@ -19,7 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longfire import settings
-from longfire.checkpoint import COUNTERS, FORMAT, checksum, load_model_weights, settled, write_manifest
+from longfire.checkpoint import (
+    COUNTERS,
+    FORMAT,
+    checksum,
+    load_model_weights,
+    settled,
+    write_manifest,
+)
 from longfire.config_file import read_config
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
@@ -125,7 +132,9 @@ def found(source: str, note: Note) -> Path:
 
 
 def snapshot(source: str, patterns: list[str]) -> str:
-    return huggingface_hub.snapshot_download(source, allow_patterns=patterns, etag_timeout=PROBE_SECONDS)
+    return huggingface_hub.snapshot_download(
+        source, allow_patterns=patterns, etag_timeout=PROBE_SECONDS
+    )
 
 
 def compare_words(tokenizer: Tokenizer, shape: ModelShape, where: Path) -> Iterator[str]:
@@ -141,7 +150,12 @@ def compare_words(tokenizer: Tokenizer, shape: ModelShape, where: Path) -> Itera
 
 
 def new_run(
-    theirs: Path, source: str, folder: Path, shape: ModelShape, tokenizer: Tokenizer, plugins: tuple[str, ...] = ()
+    theirs: Path,
+    source: str,
+    folder: Path,
+    shape: ModelShape,
+    tokenizer: Tokenizer,
+    plugins: tuple[str, ...] = (),
 ) -> Run:
     """The settings that the run begins with; data are named when it is trained. Raises SettingsError."""
     said = {
@@ -158,12 +172,18 @@ def new_run(
     }
     if plugins:
         said["model.plugins"] = ",".join(str(Path(file).absolute()) for file in plugins)
-    given = {key: str(value).lower() if value in (True, False) else str(value) for key, value in said.items()}
+    given = {
+        key: str(value).lower() if value in (True, False) else str(value)
+        for key, value in said.items()
+    }
     return Run.compose(None, given, planned=True)  # its weights are not there yet
 
 
 def begin_with(
-    weights: Iterable[tuple[str, Tensor]], place: Path, shard_bytes: int = SHARD_BYTES, vocabulary: str = ""
+    weights: Iterable[tuple[str, Tensor]],
+    place: Path,
+    shard_bytes: int = SHARD_BYTES,
+    vocabulary: str = "",
 ) -> None:
     """Write step 0 of weights alone (name, fp32), as they come: at most `shard_bytes` of them are in memory, or one tensor.
 
@@ -174,7 +194,9 @@ def begin_with(
     shard: dict[str, Tensor] = {}
     shards = 0
     for name, tensor in chain(weights, [("", None)]):
-        full = sum(t.numel() * t.element_size() for t in shard.values()) + (0 if tensor is None else tensor.nbytes)
+        full = sum(t.numel() * t.element_size() for t in shard.values()) + (
+            0 if tensor is None else tensor.nbytes
+        )
         if shard and (tensor is None or full > shard_bytes):
             shards += 1
             save_file(shard, place / f"shard-{shards:05d}.safetensors")
@@ -182,7 +204,12 @@ def begin_with(
         if tensor is not None:
             shard[f"model/{name}"] = tensor
     files = {path.name: settled(path, checksum(path)) for path in shard_files(place)}
-    facts = {"format": FORMAT, "torch": torch.__version__, "weights_only": True, **dict.fromkeys(COUNTERS, 0)}
+    facts = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "weights_only": True,
+        **dict.fromkeys(COUNTERS, 0),
+    }
     facts["vocabulary"] = vocabulary
     write_manifest(place, facts, files)
 
@@ -193,11 +220,20 @@ def count(theirs: Path, shape: ModelShape) -> int:
     return sum(math.prod(stored.shape) for stored in layout(family, shape).values())
 
 
-def shown(weights: Iterator[tuple[str, Tensor]], total: int, note: Note) -> Iterator[tuple[str, Tensor]]:
+def shown(
+    weights: Iterator[tuple[str, Tensor]], total: int, note: Note
+) -> Iterator[tuple[str, Tensor]]:
     """The same weights, with their number told as they pass: a bar on a terminal, else a line now and then."""
     console = Console(stderr=True)
-    columns = (TextColumn("import"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    columns = (
+        TextColumn("import"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task, done, told = bar.add_task("", total=total), 0, time.monotonic()
         for name, tensor in weights:
             yield name, tensor

@@ -15,7 +15,10 @@ from longfire.shape import mixer_of
 # for others: where things lay on the machine that trained says nothing to them, and more than its owner may want.
 POSIX, WINDOWS = r"~?/(?:[^\s/'\",;()\]]+/)*", r"[A-Za-z]:\\(?:[^\s\\'\",;]+\\)*"
 FOLDERS_IN_TEXT = re.compile(rf"(?<![\w.:/~\\])(?:{POSIX}|{WINDOWS})(?=[^\s/\\])")
-LOCAL_KEYS = ("_name_or_path", "name_or_path")  # of a config of transformers: a folder of this machine
+LOCAL_KEYS = (
+    "_name_or_path",
+    "name_or_path",
+)  # of a config of transformers: a folder of this machine
 
 USE = """```python
 {imports}
@@ -24,20 +27,29 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```"""
 
 
-def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[str, Any], check: Check) -> str:
+def model_card(
+    name: str, config: dict[str, Any], parameters: int, facts: dict[str, Any], check: Check
+) -> str:
     """README.md of an export, with the front matter that the hub reads."""
     own = is_own_export(config)
-    family, architecture = LONGFIRE if own else FAMILIES.get(config["model_type"]), config["architectures"][0]
+    family, architecture = (
+        LONGFIRE if own else FAMILIES.get(config["model_type"]),
+        config["architectures"][0],
+    )
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     if family and family.package != "transformers":
         imports = f"import {family.package}  # registers {architecture}\n{imports}"
     if files := files_of_mixers(config) if own else ():
-        imports += (
-            f"\nfrom longfire.plugins import load_plugins\nload_plugins({files!r})  # where its mixers are defined"
-        )
-    by_us = "Or `longfire generate FOLDER --prompt TEXT`" + ("." if own else ", which needs neither of them.")
+        imports += f"\nfrom longfire.plugins import load_plugins\nload_plugins({files!r})  # where its mixers are defined"
+    by_us = "Or `longfire generate FOLDER --prompt TEXT`" + (
+        "." if own else ", which needs neither of them."
+    )
     shown = {key: value for key, value in facts.items() if value not in ("", None)}
-    shape = {key: value for key, value in config.items() if key not in ("architectures", "attn", *LOCAL_KEYS)}
+    shape = {
+        key: value
+        for key, value in config.items()
+        if key not in ("architectures", "attn", *LOCAL_KEYS)
+    }
     shape |= shape.pop("shape") if own else {}
     mixers = {name: shape.pop(name) for name in dict.fromkeys(shape["layer_types"])} if own else {}
     lines = [
@@ -71,7 +83,9 @@ def model_card(name: str, config: dict[str, Any], parameters: int, facts: dict[s
 def files_of_mixers(config: dict[str, Any]) -> tuple[str, ...]:
     """Names of the files of model.plugins that mixers of the model are defined in, which an export does not hold."""
     classes = [MIXERS[mixer_of(name)] for name in config["shape"]["layer_types"]]
-    files = [inspect.getfile(mixer) for mixer in classes if not mixer.__module__.startswith("longfire.")]
+    files = [
+        inspect.getfile(mixer) for mixer in classes if not mixer.__module__.startswith("longfire.")
+    ]
     return tuple(dict.fromkeys(Path(file).name for file in files))
 
 

@@ -67,7 +67,9 @@ class Check:
 
 
 @torch.no_grad()
-def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str, torch.dtype]) -> Check:
+def compare(
+    model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str, torch.dtype]
+) -> Check:
     """Compare an export in `folder` with the model it was made of. written: parameter -> its type in the files.
 
     Raises CheckpointError saying what differs.
@@ -78,7 +80,9 @@ def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str,
     for name, dtype in written.items():
         refuse_other_bytes(given[name].to(dtype).float(), reloaded[name].to(device), name, folder)
     ids_BT = ids_for(shape, device)
-    first = model_of(shape, given, device)  # the same tensors; fp32 whatever the model computes in, and not compiled
+    first = model_of(
+        shape, given, device
+    )  # the same tensors; fp32 whatever the model computes in, and not compiled
     logits_BTW = first.logits(first(ids_BT))
     again = model_of(shape, reloaded, device)
     again_BTW = again.logits(again(ids_BT))
@@ -87,13 +91,16 @@ def compare(model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str,
     lowest = min(written.values(), key=lambda dtype: dtype.itemsize)
     if lowest == torch.float32:
         refuse_unless(
-            own_kl <= tolerated, f"our own logits after reloading differ: KL {own_kl:.1e}, tolerated {tolerated:.1e}"
+            own_kl <= tolerated,
+            f"our own logits after reloading differ: KL {own_kl:.1e}, tolerated {tolerated:.1e}",
         )
     del first, again
     compare_tokenizer(tokenizer, folder)
     peer = compare_peer(family_named(choose_family(shape)), folder, shape, ids_BT, again_BTW)
     size = sum(given[name].numel() * dtype.itemsize for name, dtype in written.items())
-    return Check(len(written), size, str(lowest).removeprefix("torch."), ids_BT.numel(), own_kl, *peer)
+    return Check(
+        len(written), size, str(lowest).removeprefix("torch."), ids_BT.numel(), own_kl, *peer
+    )
 
 
 @torch.no_grad()
@@ -116,7 +123,9 @@ def compare_bytes(
 
 
 @torch.no_grad()
-def compare_imported(weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, shape: ModelShape) -> Check:
+def compare_imported(
+    weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, shape: ModelShape
+) -> Check:
     """Compare what was written of the Hugging Face weights in `folder`, and read again, with them and with their own class.
 
     One tensor of the folder is in memory beside the weights; their own model comes when ours has gone. Raises CheckpointError.
@@ -141,24 +150,33 @@ def compare_imported(weights: dict[str, Tensor], tokenizer: Tokenizer, folder: P
 def ids_for(shape: ModelShape, device: torch.device) -> Tensor:
     """(B, T) words to compare logits on, always the same; no longer than the positions that were learned."""
     length = min(TOKENS, shape.max_position_embeddings) if shape.learned_positions else TOKENS
-    return torch.randint(shape.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randint(
+        shape.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0)
+    ).to(device)
 
 
 def refuse_other_bytes(expected: Tensor, found: Tensor, name: str, folder: Path) -> None:
     if not expected.contiguous().view(torch.int32).equal(found.contiguous().view(torch.int32)):
-        raise CheckpointError(f"{folder}: {name} came back with other bytes than were written; the disk may be failing")
+        raise CheckpointError(
+            f"{folder}: {name} came back with other bytes than were written; the disk may be failing"
+        )
 
 
 def compare_peer(
     family: Family, folder: Path, shape: ModelShape, ids_BT: Tensor, logits_BTW: Tensor
 ) -> tuple[str, float | None, str]:
     """Their class's logits against ours: (its name, KL, "") or (its name, None, why it was not compared)."""
-    peer, absent = f"{family.architecture} of {family.package}", peer_absent(family, shape, ids_BT.device)
+    peer, absent = (
+        f"{family.architecture} of {family.package}",
+        peer_absent(family, shape, ids_BT.device),
+    )
     if absent:
         return peer, None, absent
     found = kl(logits_BTW, peer_logits(family, folder, ids_BT))
     tolerated = tolerated_kl(logits_BTW, shape.num_hidden_layers, ids_BT.device)
-    refuse_unless(found <= tolerated, f"{peer} gives other logits: KL {found:.1e}, tolerated {tolerated:.1e}")
+    refuse_unless(
+        found <= tolerated, f"{peer} gives other logits: KL {found:.1e}, tolerated {tolerated:.1e}"
+    )
     return peer, found, ""
 
 
@@ -186,7 +204,9 @@ def tolerated_kl(logits_BTW: Tensor, layers: int, device: torch.device) -> float
     e * sqrt(2 * layers) * max|logit|; a shift of d in the logits costs at most d^2 / 2. With a factor 4 in d for sums of
     many terms. e is 2^-23, or 2^-10 where kernels multiply in TF32.
     """
-    tf32 = device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or ops.chosen("linear_attention") == "fla")
+    tf32 = device.type == "cuda" and (
+        torch.backends.cuda.matmul.allow_tf32 or ops.chosen("linear_attention") == "fla"
+    )
     shift = 4 * (2**-10 if tf32 else 2**-23) * math.sqrt(2 * layers) * logits_BTW.abs().max().item()
     return max(KL_NATS, shift**2 / 2)
 
@@ -194,7 +214,10 @@ def tolerated_kl(logits_BTW: Tensor, layers: int, device: torch.device) -> float
 def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Raises CheckpointError when transformers reads the tokenizer's files as another tokenizer, or not at all."""
     _, same = by_auto_tokenizer(tokenizer, folder)
-    refuse_unless(same, f"transformers' AutoTokenizer gives other ids than ours from the files in {folder.name}")
+    refuse_unless(
+        same,
+        f"transformers' AutoTokenizer gives other ids than ours from the files in {folder.name}",
+    )
 
 
 def by_auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, bool]:
@@ -205,7 +228,9 @@ def by_auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, bool]:
         with quiet_transformers():
             theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             ids = encoded(theirs)  # some fail only here
-    except Exception as e:  # every class has demands of its own, and tokenizers raises Exception itself
+    except (
+        Exception
+    ) as e:  # every class has demands of its own, and tokenizers raises Exception itself
         raise CheckpointError(f"AutoTokenizer cannot read these files ({first_line(e)})") from e
     ends = (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
     return type(theirs).__name__, ends and ids == tokenizer.encode(TEXT)
@@ -225,7 +250,8 @@ def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
         return ""
     as_it_is = PreTrainedTokenizerFast(tokenizer_file=str(file))
     refuse_unless(
-        encoded(as_it_is) == tokenizer.encode(TEXT), f"{file} gives other ids by transformers than by longfire"
+        encoded(as_it_is) == tokenizer.encode(TEXT),
+        f"{file} gives other ids by transformers than by longfire",
     )
     try:
         name, same = by_auto_tokenizer(tokenizer, folder)
@@ -278,7 +304,9 @@ def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
         )
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     buffers = (*COMPUTED, *family.buffers)  # which lie in old files, and no version needs
-    wrong["unexpected_keys"] = [name for name in wrong.get("unexpected_keys", []) if not name.endswith(buffers)]
+    wrong["unexpected_keys"] = [
+        name for name in wrong.get("unexpected_keys", []) if not name.endswith(buffers)
+    ]
     wrong = {kind: names for kind, names in wrong.items() if names}
     refuse_unless(not wrong, f"{type(peer).__name__} does not find its tensors: {wrong}")
     return peer.to(ids_BT.device).eval()(ids_BT, use_cache=False).logits

@@ -31,7 +31,9 @@ def write_checksums(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_checksums(folder: Path, note: Callable[[str], None] | None = None, whole: bool = True) -> None:
+def check_checksums(
+    folder: Path, note: Callable[[str], None] | None = None, whole: bool = True
+) -> None:
     """Compare a folder with its list, where it has one. note: who is told of another README.md; None: stderr. whole: a file of
     the list that is not there is an error, as it is not where only some files were fetched.
 
@@ -56,7 +58,9 @@ def check_checksums(folder: Path, note: Callable[[str], None] | None = None, who
                 f"{folder / name}: it does not hold what was exported, by its checksum in {SUMS}: damaged, or edited; copy "
                 f"or download it again, or remove its line from {sums} if you changed it on purpose"
             )
-        told = f"{folder / name} was changed after the export ({SUMS}); it does not change the model"
+        told = (
+            f"{folder / name} was changed after the export ({SUMS}); it does not change the model"
+        )
         (note or to_stderr)(told)
 
 

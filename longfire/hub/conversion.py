@@ -71,8 +71,13 @@ class Conversion:
     def to_json(self) -> str:
         """The text of conversion.json."""
         tables = {
-            "parameters": [{**asdict(one), "in its files": self.files.get(one.source, "")} for one in self.moved],
-            "left behind": [{**asdict(one), "in its files": self.files[one.name]} for one in self.left],
+            "parameters": [
+                {**asdict(one), "in its files": self.files.get(one.source, "")}
+                for one in self.moved
+            ],
+            "left behind": [
+                {**asdict(one), "in its files": self.files[one.name]} for one in self.left
+            ],
             "settings": [asdict(one) for one in self.settings],
         }
         return json.dumps(tables, indent=1) + "\n"
@@ -82,10 +87,16 @@ class Conversion:
         kinds: Counter[str] = Counter()
         for one in self.moved:
             kinds[one.how.partition(":")[0]] += one.numbers
-        differing = [f"{one.name} = {one.value!r} ({one.source!r})" for one in self.settings if one.how == "differs"]
+        differing = [
+            f"{one.name} = {one.value!r} ({one.source!r})"
+            for one in self.settings
+            if one.how == "differs"
+        ]
         facts = {
             "parameters": ", ".join(f"{numbers:,} {kind}" for kind, numbers in kinds.items()),
-            "left behind": f"{sum(one.numbers for one in self.left):,} parameters of the source" if self.left else "",
+            "left behind": f"{sum(one.numbers for one in self.left):,} parameters of the source"
+            if self.left
+            else "",
             "settings that differ from the source's": ", ".join(differing),
         }
         return {name: text for name, text in facts.items() if text}
@@ -99,7 +110,9 @@ class Conversion:
         show_tensors(heads, [(one.name, one.shape, one.how, "") for one in self.moved])
         if self.left:
             heads = ("left behind of the source", "layers", "shape", "why", "in its files")
-            show_tensors(heads, [(one.name, one.shape, one.why, self.files[one.name]) for one in self.left])
+            show_tensors(
+                heads, [(one.name, one.shape, one.why, self.files[one.name]) for one in self.left]
+            )
         for line in lines(self.settings, config):
             note(line)
 
@@ -113,7 +126,9 @@ def lines(settings: Iterable[Setting], config: str) -> list[str]:
         if one.how == "inherited":
             out.append(f"{where}{one.name} = {one.value!r}, as in the source")
         elif one.how == "differs":
-            out.append(f"{where}{one.name} = {one.value!r} by {config}; in the source {one.source!r}")
+            out.append(
+                f"{where}{one.name} = {one.value!r} by {config}; in the source {one.source!r}"
+            )
         else:
             mixer, _, leaf = one.name.partition(".")
             gone.setdefault((one.layers, one.value, mixer), []).append(f"{leaf} = {one.source!r}")
@@ -128,7 +143,9 @@ def place(layers: tuple[int, ...]) -> str:
     return f"{'layer' if len(layers) == 1 else 'layers'} {ranges(layers)}: "
 
 
-def show_tensors(heads: tuple[str, ...], tensors: Iterable[tuple[str, tuple[int, ...], str, str]]) -> None:
+def show_tensors(
+    heads: tuple[str, ...], tensors: Iterable[tuple[str, tuple[int, ...], str, str]]
+) -> None:
     """A table with one line for tensors that are alike in every layer.
 
     tensors: name, shape, text and name in the files of each.

@@ -96,19 +96,30 @@ def export(
     return check
 
 
-def config_of(model: Model | Foreign, ends: dict[str, int | None], length: int, dtype: str) -> dict[str, Any]:
+def config_of(
+    model: Model | Foreign, ends: dict[str, int | None], length: int, dtype: str
+) -> dict[str, Any]:
     """config.json of an export."""
     if isinstance(model, Foreign):
         return {**model.theirs.config.to_dict(), "architectures": [type(model.theirs).__name__]}
     return config_from_shape(
-        model.shape, bos_id=ends["bos_token_id"], eos_id=ends["eos_token_id"], length=length, dtype=dtype
+        model.shape,
+        bos_id=ends["bos_token_id"],
+        eos_id=ends["eos_token_id"],
+        length=length,
+        dtype=dtype,
     )
 
 
 def export_run(
-    run_folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = (), logits: bool = True,
+    run_folder: Path,
+    step: int,
+    out: Path,
+    dtype: str = "",
+    plugins: tuple[str, ...] = (),
+    logits: bool = True,
     note: Callable[[str], None] = print,
-) -> Check:  # fmt: skip
+) -> Check:
     """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
 
     dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. logits: whether to compare them too, for which the model
@@ -126,7 +137,12 @@ def export_run(
 
 
 def export_bytes(
-    run_folder: Path, step: int, out: Path, dtype: str, plugins: tuple[str, ...], note: Callable[[str], None]
+    run_folder: Path,
+    step: int,
+    out: Path,
+    dtype: str,
+    plugins: tuple[str, ...],
+    note: Callable[[str], None],
 ) -> Check:
     """The same of a model that no machine holds: tensor by tensor from the checkpoint."""
     run = run_of(Path(run_folder), plugins)
@@ -142,7 +158,9 @@ def export_bytes(
     note(f"export: {export_line(model.shape)}")
     chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
     facts, adds_bos = facts_of(run, step), run.tokenizer.add_bos
-    return export(model, tokenizer, out, dtype=chosen, facts=facts, on_disk=weights, adds_bos=adds_bos)
+    return export(
+        model, tokenizer, out, dtype=chosen, facts=facts, on_disk=weights, adds_bos=adds_bos
+    )
 
 
 def facts_of(run: Run, step: int) -> dict[str, Any]:
@@ -153,7 +171,9 @@ def facts_of(run: Run, step: int) -> dict[str, Any]:
             recorded |= record
     shown = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}
     shown |= {
-        f"held-out {key.removeprefix('eval/')}": value for key, value in recorded.items() if key.startswith("eval/")
+        f"held-out {key.removeprefix('eval/')}": value
+        for key, value in recorded.items()
+        if key.startswith("eval/")
     }
     return {
         "description": run.job.description,
@@ -162,37 +182,58 @@ def facts_of(run: Run, step: int) -> dict[str, Any]:
         "tokens_per_step": run.tokens_per_step,
         "seq_len": run.training.seq_len,
         "optimizer": f"{run.optimizer.name}, lr {run.optimizer.lr:g}, {run.lr_scheduler.name}",
-        **{key: f"{value:.4f}" if isinstance(value, float) else value for key, value in shown.items()},
+        **{
+            key: f"{value:.4f}" if isinstance(value, float) else value
+            for key, value in shown.items()
+        },
     }
 
 
 def refuse_to_replace(folder: Path) -> None:
     """Raises SettingsError when the folder holds anything but an earlier export."""
     card = folder / "README.md"
-    if folder.is_dir() and card.is_file() and "longfire" in card.read_text(encoding="utf-8", errors="replace"):
+    if (
+        folder.is_dir()
+        and card.is_file()
+        and "longfire" in card.read_text(encoding="utf-8", errors="replace")
+    ):
         return
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise SettingsError(f"{folder}: already there, and no export of longfire; name a new folder, or remove it")
+        raise SettingsError(
+            f"{folder}: already there, and no export of longfire; name a new folder, or remove it"
+        )
 
 
 def write_weights(
-    model: Model, weights: Mapping[str, Tensor], family: Family, folder: Path, dtype: torch.dtype, shard_bytes: int
+    model: Model,
+    weights: Mapping[str, Tensor],
+    family: Family,
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
 ) -> dict[str, torch.dtype]:
     """Write the parameters in shards, one in memory at a time; returns each parameter's type in the files."""
     types = types_of(model, dtype)
     wanted = layout(family, model.shape)
     # what is laid end to end has one type: the exact one, if a part needs it
-    kinds = {theirs: max((types[n] for n in s.ours), key=lambda t: t.itemsize) for theirs, s in wanted.items()}
+    kinds = {
+        theirs: max((types[n] for n in s.ours), key=lambda t: t.itemsize)
+        for theirs, s in wanted.items()
+    }
     sizes = {theirs: math.prod(s.shape) * kinds[theirs].itemsize for theirs, s in wanted.items()}
     shards = list(cut(sizes, shard_bytes))
     files: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         tensors = {theirs: rounded(wanted[theirs], weights, kinds[theirs]) for theirs in names}
         save_file(tensors, folder / file, {"format": "pt"})
         files |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
-        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files})
+        write_json(
+            folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
+        )
     return {name: kinds[theirs] for theirs, s in wanted.items() for name in s.ours}
 
 
@@ -210,7 +251,11 @@ def rounded(stored: Stored, weights: Mapping[str, Tensor], dtype: torch.dtype) -
 
 def types_of(model: Model, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """Parameter -> its type in the files: `dtype`, fp32 for what no type may round."""
-    exact = {f"{name}.{leaf}" for name, module in model.named_modules() for leaf in getattr(module, "keep_fp32", ())}
+    exact = {
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        for leaf in getattr(module, "keep_fp32", ())
+    }
     return {name: torch.float32 if name in exact else dtype for name in model.state_dict()}
 
 
@@ -235,5 +280,7 @@ def settle(folder: Path) -> None:
     """Everything on disk, and readable by all who can read the config."""
     for path in folder.rglob("*"):
         if path.is_file():
-            shutil.copymode(folder / "config.json", path)  # safetensors makes files that only their owner can read
+            shutil.copymode(
+                folder / "config.json", path
+            )  # safetensors makes files that only their owner can read
         sync(path)

@@ -73,7 +73,9 @@ def growth(settings: Settings) -> float:
 
 def numbers(values: Any, _: Settings) -> tuple[float, ...] | None:
     """A list of numbers as ours; None if it is none."""
-    right = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+    right = isinstance(values, list | tuple) and all(
+        type(value) in (int, float) for value in values
+    )
     return tuple(map(float, values)) if right else None
 
 
@@ -81,27 +83,106 @@ KIND, SCALED = "attention.rope", ("linear", "dynamic", "llama3")
 UNSCALED_ROPES = {kind: kind for kind in ("default", *SCALED)}  # whose turns change no length
 ROPE_KEYS = (
     Key("rope_parameters.rope_theta", "attention.rope_theta", 10000.0),
-    Key("rope_parameters.rope_type", KIND, "default", words={k: k for k in ("default", *SCALED, "yarn", "longrope")}),
-    Key("max_position_embeddings", "attention.rope_original_length", length_of, when=(KIND, "dynamic"), kind=int),
-    Key("rope_parameters.original_max_position_embeddings", "attention.rope_original_length", length_of,
-        when=(KIND, "yarn", "longrope", "llama3"), kind=int),
-    Key("rope_parameters.factor", "attention.rope_factor", REQUIRED, when=(KIND, *SCALED), kind=float),
-    Key("rope_parameters.factor", "attention.rope_factor", REQUIRED, null=growth, when=(KIND, "yarn"), kind=float),
-    Key("rope_parameters.factor", "attention.rope_factor", growth, null=growth, when=(KIND, "longrope"), kind=float),
-    Key("rope_parameters.short_factor", "attention.rope_short_factor", REQUIRED, when=(KIND, "longrope"), reads=numbers,
-        writes=lambda settings: list(settings["attention.rope_short_factor"])),
-    Key("rope_parameters.long_factor", "attention.rope_long_factor", REQUIRED, when=(KIND, "longrope"), reads=numbers,
-        writes=lambda settings: list(settings["attention.rope_long_factor"])),
-    Key("rope_parameters.low_freq_factor", "attention.rope_low_freq_factor", REQUIRED, when=(KIND, "llama3"), kind=float),
-    Key("rope_parameters.high_freq_factor", "attention.rope_high_freq_factor", REQUIRED, when=(KIND, "llama3"), kind=float),
-    Key("rope_parameters.beta_fast", "attention.rope_beta_fast", 32.0, null=32.0, when=(KIND, "yarn")),
-    Key("rope_parameters.beta_slow", "attention.rope_beta_slow", 1.0, null=1.0, when=(KIND, "yarn")),
-    Key("rope_parameters.attention_factor", "attention.rope_attention_factor", None, null=0.0,
-        when=(KIND, "yarn", "longrope")),
+    Key(
+        "rope_parameters.rope_type",
+        KIND,
+        "default",
+        words={k: k for k in ("default", *SCALED, "yarn", "longrope")},
+    ),
+    Key(
+        "max_position_embeddings",
+        "attention.rope_original_length",
+        length_of,
+        when=(KIND, "dynamic"),
+        kind=int,
+    ),
+    Key(
+        "rope_parameters.original_max_position_embeddings",
+        "attention.rope_original_length",
+        length_of,
+        when=(KIND, "yarn", "longrope", "llama3"),
+        kind=int,
+    ),
+    Key(
+        "rope_parameters.factor",
+        "attention.rope_factor",
+        REQUIRED,
+        when=(KIND, *SCALED),
+        kind=float,
+    ),
+    Key(
+        "rope_parameters.factor",
+        "attention.rope_factor",
+        REQUIRED,
+        null=growth,
+        when=(KIND, "yarn"),
+        kind=float,
+    ),
+    Key(
+        "rope_parameters.factor",
+        "attention.rope_factor",
+        growth,
+        null=growth,
+        when=(KIND, "longrope"),
+        kind=float,
+    ),
+    Key(
+        "rope_parameters.short_factor",
+        "attention.rope_short_factor",
+        REQUIRED,
+        when=(KIND, "longrope"),
+        reads=numbers,
+        writes=lambda settings: list(settings["attention.rope_short_factor"]),
+    ),
+    Key(
+        "rope_parameters.long_factor",
+        "attention.rope_long_factor",
+        REQUIRED,
+        when=(KIND, "longrope"),
+        reads=numbers,
+        writes=lambda settings: list(settings["attention.rope_long_factor"]),
+    ),
+    Key(
+        "rope_parameters.low_freq_factor",
+        "attention.rope_low_freq_factor",
+        REQUIRED,
+        when=(KIND, "llama3"),
+        kind=float,
+    ),
+    Key(
+        "rope_parameters.high_freq_factor",
+        "attention.rope_high_freq_factor",
+        REQUIRED,
+        when=(KIND, "llama3"),
+        kind=float,
+    ),
+    Key(
+        "rope_parameters.beta_fast",
+        "attention.rope_beta_fast",
+        32.0,
+        null=32.0,
+        when=(KIND, "yarn"),
+    ),
+    Key(
+        "rope_parameters.beta_slow", "attention.rope_beta_slow", 1.0, null=1.0, when=(KIND, "yarn")
+    ),
+    Key(
+        "rope_parameters.attention_factor",
+        "attention.rope_attention_factor",
+        None,
+        null=0.0,
+        when=(KIND, "yarn", "longrope"),
+    ),
     Key("rope_parameters.mscale", "attention.rope_mscale", None, null=0.0, when=(KIND, "yarn")),
-    Key("rope_parameters.mscale_all_dim", "attention.rope_mscale_all_dim", None, null=0.0, when=(KIND, "yarn")),
+    Key(
+        "rope_parameters.mscale_all_dim",
+        "attention.rope_mscale_all_dim",
+        None,
+        null=0.0,
+        when=(KIND, "yarn"),
+    ),
     Key("rope_parameters.truncate", "attention.rope_truncate", True, when=(KIND, "yarn")),
-)  # fmt: skip
+)
 COMMON_KEYS = (
     Key("vocab_size", "vocab_size", 32000),
     Key("initializer_range", "initializer_range", 0.02),
@@ -125,10 +206,20 @@ BUFFERS = ("rotary_emb.inv_freq",)  # in old files; computed from rope_theta
 
 # What no class of transformers here has in another way; a family's `ours` says what else it has with one value only.
 PLAIN = {
-    "norm_affine": True, "norm_bias": True, "block": "pre", "embed_norm": False, "pad_vocab_multiple": 1,
-    "attention.rotary_fraction": 1.0, "final_logit_softcapping": 0.0,
-}  # fmt: skip
-LLAMA = {**PLAIN, "norm": "rmsnorm", "learned_positions": False, "attention.scale_by_inverse_layer": False}
+    "norm_affine": True,
+    "norm_bias": True,
+    "block": "pre",
+    "embed_norm": False,
+    "pad_vocab_multiple": 1,
+    "attention.rotary_fraction": 1.0,
+    "final_logit_softcapping": 0.0,
+}
+LLAMA = {
+    **PLAIN,
+    "norm": "rmsnorm",
+    "learned_positions": False,
+    "attention.scale_by_inverse_layer": False,
+}
 NO_BIASES = {"mlp_bias": False, "attention.qkv_bias": False, "attention.o_bias": False}
 NO_NORM = {"attention.qk_norm": False, "attention.qk_norm_eps": 0.0}
 # Looked through in this order when a shape asks for a family: what transformers alone can load comes first.
@@ -151,7 +242,11 @@ TRANSFORMERS: dict[str, Family] = {
         names=LLAMA_NAMES,
         buffers=BUFFERS,
         fixed={**LLAMA_FIXED, "rope_interleaved": (False, None)},
-        inert=("max_sequence_length", "is_llama_config", "pretraining_tp"),  # the last: in how many products it was multiplied
+        inert=(
+            "max_sequence_length",
+            "is_llama_config",
+            "pretraining_tp",
+        ),  # the last: in how many products it was multiplied
         ours={**LLAMA, **NO_NORM, "attention.window_size": 0},
         older=LLAMA_OLDER,
     ),
@@ -198,7 +293,10 @@ TRANSFORMERS: dict[str, Family] = {
         package="transformers",
         mixer="attention",
         keys=(
-            *(replace(key, default=151936) if key.theirs == "vocab_size" else key for key in COMMON_KEYS),
+            *(
+                replace(key, default=151936) if key.theirs == "vocab_size" else key
+                for key in COMMON_KEYS
+            ),
             Key("max_position_embeddings", "max_position_embeddings", 32768, null=0),
             *ROPE_KEYS,
             Key("intermediate_size", "intermediate_size", 22016),
@@ -209,7 +307,13 @@ TRANSFORMERS: dict[str, Family] = {
         buffers=BUFFERS,
         layers=Windows(),
         fixed=QWEN_FIXED,
-        ours={**LLAMA, **NO_NORM, "mlp_bias": False, "attention.qkv_bias": True, "attention.o_bias": False},
+        ours={
+            **LLAMA,
+            **NO_NORM,
+            "mlp_bias": False,
+            "attention.qkv_bias": True,
+            "attention.o_bias": False,
+        },
         older=LLAMA_OLDER,
     ),
     "qwen3": Family(
@@ -217,7 +321,10 @@ TRANSFORMERS: dict[str, Family] = {
         package="transformers",
         mixer="attention",
         keys=(
-            *(replace(key, default=151936) if key.theirs == "vocab_size" else key for key in COMMON_KEYS),
+            *(
+                replace(key, default=151936) if key.theirs == "vocab_size" else key
+                for key in COMMON_KEYS
+            ),
             Key("max_position_embeddings", "max_position_embeddings", 32768, null=0),
             *ROPE_KEYS,
             Key("intermediate_size", "intermediate_size", 22016),
@@ -246,7 +353,9 @@ TRANSFORMERS: dict[str, Family] = {
             Key("n_layer", "num_hidden_layers", 12),
             Key("n_head", "attention.num_heads", 12),
             Key("n_positions", "max_position_embeddings", 1024),
-            Key("n_inner", "intermediate_size", None, null=lambda s: 4 * s["hidden_size"], kind=int),
+            Key(
+                "n_inner", "intermediate_size", None, null=lambda s: 4 * s["hidden_size"], kind=int
+            ),
             Key("activation_function", "mlp", "gelu_new", words=ACTIVATIONS),
             Key("layer_norm_epsilon", "norm_eps", 1e-5),
             Key("resid_pdrop", "dropout", 0.1),
@@ -258,7 +367,11 @@ TRANSFORMERS: dict[str, Family] = {
             Name("transformer.wte.", "embed."),
             Name("transformer.wpe.", "positions."),
             Name("transformer.h.{i}.ln_1.", "layers.{i}.mixer_norm."),
-            Name("transformer.h.{i}.attn.c_attn.", tuple(f"layers.{{i}}.mixer.{x}_proj." for x in "qkv"), turned=True),
+            Name(
+                "transformer.h.{i}.attn.c_attn.",
+                tuple(f"layers.{{i}}.mixer.{x}_proj." for x in "qkv"),
+                turned=True,
+            ),
             Name("transformer.h.{i}.attn.c_proj.", "layers.{i}.mixer.o_proj.", turned=True),
             Name("transformer.h.{i}.ln_2.", "layers.{i}.mlp_norm."),
             Name("transformer.h.{i}.mlp.c_fc.", "layers.{i}.mlp.up_proj.", turned=True),
@@ -269,14 +382,37 @@ TRANSFORMERS: dict[str, Family] = {
         base="transformer.",
         buffers=(".attn.bias", ".attn.masked_bias"),  # the causal mask
         fixed={"scale_attn_weights": (True,), "add_cross_attention": (False,)},
-        ours={**PLAIN, **NO_NORM, "norm": "layernorm", "learned_positions": True, "mlp_bias": True, "attention.rope": "none",
-              "attention.qkv_bias": True, "attention.o_bias": True, "attention.num_kv_heads": 0, "attention.head_dim": 0,
-              "attention.window_size": 0},
-        begins={"init_outputs": BY_DEPTH},  # GPT-2 (Radford 2019, section 2.3), as their class does it
-        inert=("reorder_and_upcast_attn", "n_ctx", "summary_type", "summary_use_proj", "summary_activation",
-               "summary_proj_to_labels", "summary_first_dropout"),  # attention in fp32 is how it is computed here
-        older={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-               "max_position_embeddings": "n_positions"},
+        ours={
+            **PLAIN,
+            **NO_NORM,
+            "norm": "layernorm",
+            "learned_positions": True,
+            "mlp_bias": True,
+            "attention.rope": "none",
+            "attention.qkv_bias": True,
+            "attention.o_bias": True,
+            "attention.num_kv_heads": 0,
+            "attention.head_dim": 0,
+            "attention.window_size": 0,
+        },
+        begins={
+            "init_outputs": BY_DEPTH
+        },  # GPT-2 (Radford 2019, section 2.3), as their class does it
+        inert=(
+            "reorder_and_upcast_attn",
+            "n_ctx",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+        ),  # attention in fp32 is how it is computed here
+        older={
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+        },
     ),
     # Its QK-norm comes after rotary positions, ours before: without parameters that is the same, since to turn a
     # head changes none of its length. With yarn and longrope it is not (their turns are scaled): they are left out.
@@ -309,8 +445,16 @@ TRANSFORMERS: dict[str, Family] = {
         ),
         names=(
             Name("model.embed_tokens.", "embed."),
-            Name("model.layers.{i}.self_attn.q_proj.", "layers.{i}.mixer.q_proj.", halves_swapped=True),
-            Name("model.layers.{i}.self_attn.k_proj.", "layers.{i}.mixer.k_proj.", halves_swapped=True),
+            Name(
+                "model.layers.{i}.self_attn.q_proj.",
+                "layers.{i}.mixer.q_proj.",
+                halves_swapped=True,
+            ),
+            Name(
+                "model.layers.{i}.self_attn.k_proj.",
+                "layers.{i}.mixer.k_proj.",
+                halves_swapped=True,
+            ),
             Name("model.layers.{i}.self_attn.", "layers.{i}.mixer."),
             Name("model.layers.{i}.mlp.fc1.", "layers.{i}.mlp.up_proj."),
             Name("model.layers.{i}.mlp.fc2.", "layers.{i}.mlp.down_proj."),
@@ -327,10 +471,12 @@ TRANSFORMERS: dict[str, Family] = {
             "attention.head_dim": 0,
             "attention.window_size": 0,
         },
-        begins={"init_outputs": MIXERS_BY_DEPTH},  # as their class does it; nanochat's own code: docs/mixers.md
+        begins={
+            "init_outputs": MIXERS_BY_DEPTH
+        },  # as their class does it; nanochat's own code: docs/mixers.md
         older=LLAMA_OLDER,
     ),
-}  # fmt: skip
+}
 
 FAMILIES: dict[str, Family] = {**TRANSFORMERS, **FLA, **OWN_BLOCKS}
 READ_SOMEWHERE = frozenset().union(*map(names_of, FAMILIES.values()))
@@ -354,7 +500,9 @@ def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
     """The shape that a Hugging Face config.json describes. Raises SettingsError naming a key that we cannot express."""
     if own_config.is_own_export(config):
         return own_config.read_shape(config, where)
-    return read_shape_of(family_of(config, where), config, where, frozenset(ignored_keys(config, where)))
+    return read_shape_of(
+        family_of(config, where), config, where, frozenset(ignored_keys(config, where))
+    )
 
 
 def ignored_keys(config: dict[str, Any], where: str) -> list[str]:
@@ -366,7 +514,11 @@ def ignored_keys(config: dict[str, Any], where: str) -> list[str]:
         return []
     asked, known = asked_of(family, config, where), names_of(family)
     idle = idle_rope_keys(family, asked)
-    unread = {name: value for name, value in asked.items() if name not in known and not is_read(name, value)}
+    unread = {
+        name: value
+        for name, value in asked.items()
+        if name not in known and not is_read(name, value)
+    }
     if not unread:
         return idle
     from longfire.hub.undeclared import undeclared  # brings transformers
@@ -377,7 +529,9 @@ def ignored_keys(config: dict[str, Any], where: str) -> list[str]:
 def ignored_line(config: dict[str, Any], where: str) -> list[str]:
     """A line that names the keys of a config.json that are passed over, if there are."""
     names = ignored_keys(config, where) if config.get("model_type") in FAMILIES else []
-    return [f"{where}: transformers' class does not use {', '.join(names)}: left out"] if names else []
+    return (
+        [f"{where}: transformers' class does not use {', '.join(names)}: left out"] if names else []
+    )
 
 
 def is_read(name: str, value: Any) -> bool:
@@ -389,7 +543,9 @@ def is_read(name: str, value: Any) -> bool:
 
 def choose_family(shape: ModelShape) -> str:
     """The model_type of the first family that can express a shape, else that of our own class."""
-    fits = [model_type for model_type, reasons in refusals_of_families(shape).items() if not reasons]
+    fits = [
+        model_type for model_type, reasons in refusals_of_families(shape).items() if not reasons
+    ]
     return fits[0] if fits else own_config.MODEL_TYPE
 
 
@@ -397,7 +553,11 @@ def refusals_of_families(shape: ModelShape) -> dict[str, list[str]]:
     """Why a shape cannot be one of each family that has one of its mixers; no reason where it can."""
     used = {mixer_of(name) for name in shape.layer_types}
     shape = whole(shape)
-    return {name: list(refusals(family, shape)) for name, family in FAMILIES.items() if family.mixer in used}
+    return {
+        name: list(refusals(family, shape))
+        for name, family in FAMILIES.items()
+        if family.mixer in used
+    }
 
 
 def family_named(model_type: str) -> Family:
@@ -431,11 +591,21 @@ def config_from_shape(
     length: written as max_position_embeddings where the shape sets no limit, since their classes want a number (the length
     that the model was trained at).
     """
-    assert shape.vocab_size > 0, "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
+    assert shape.vocab_size > 0, (
+        "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
+    )
     model_type = choose_family(shape)
     # No padding word: their embeddings never train the row of one, and ours would have to be EOS.
     words = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": None}
-    written_by = {"dtype": dtype, "torch_dtype": dtype, "transformers_version": version("transformers")}
+    written_by = {
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "transformers_version": version("transformers"),
+    }
     if model_type == own_config.MODEL_TYPE:
         return {**own_config.config_of(shape, length), **written_by, **words}
-    return {**config_of(FAMILIES[model_type], model_type, whole(shape), length), **written_by, **words}
+    return {
+        **config_of(FAMILIES[model_type], model_type, whole(shape), length),
+        **written_by,
+        **words,
+    }

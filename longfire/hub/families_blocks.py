@@ -19,7 +19,11 @@ RWKV7_WORDS = {
 def rank(share: float, grows: int) -> Callable[[Settings], int]:
     """What their layer takes where the config has null: by the width, and where it grows by the heads' too."""
     return lambda settings: max(
-        32, round(share * settings["hidden_size"] ** 0.5 * (settings["rwkv7.head_dim"] / 64) ** grows / 32) * 32
+        32,
+        round(
+            share * settings["hidden_size"] ** 0.5 * (settings["rwkv7.head_dim"] / 64) ** grows / 32
+        )
+        * 32,
     )
 
 
@@ -44,16 +48,30 @@ MAMBA_KEYS = (
     Key("hidden_size", "hidden_size", 2048),
     Key("num_hidden_layers", "num_hidden_layers", 48),
     Key("norm_eps", "norm_eps", 1e-5),
-    Key("max_position_embeddings", "max_position_embeddings", None, null=0),  # they let it stand, and do not read it
+    Key(
+        "max_position_embeddings", "max_position_embeddings", None, null=0
+    ),  # they let it stand, and do not read it
     Key("use_l2warp", "use_l2warp", False),
 )
 # How a fresh model begins: longfire begins with what these are by default, and a trained model has no use for them.
-MAMBA_INERT = ("dt_min", "dt_max", "dt_init_floor", "dt_scale", "dt_init_scheme", "rescale_prenorm_residual")
+MAMBA_INERT = (
+    "dt_min",
+    "dt_max",
+    "dt_init_floor",
+    "dt_scale",
+    "dt_init_scheme",
+    "rescale_prenorm_residual",
+)
 MAMBA_OLDER = {  # of transformers, whose own classes have tensors of the same names
-    "layer_norm_epsilon": "norm_eps", "time_step_limit": "dt_limit", "time_step_min": "dt_min", "time_step_max": "dt_max",
-    "time_step_floor": "dt_init_floor", "time_step_scale": "dt_scale", "time_step_init_scheme": "dt_init_scheme",
+    "layer_norm_epsilon": "norm_eps",
+    "time_step_limit": "dt_limit",
+    "time_step_min": "dt_min",
+    "time_step_max": "dt_max",
+    "time_step_floor": "dt_init_floor",
+    "time_step_scale": "dt_scale",
+    "time_step_init_scheme": "dt_init_scheme",
     "time_step_rank": "dt_rank",
-}  # fmt: skip
+}
 INFINITE = {"__float__": "Infinity"}  # as transformers writes it: JSON has none
 
 
@@ -63,7 +81,13 @@ def channels(settings: Settings) -> int:
 
 def own_channels(size: Any, settings: Settings) -> int | None:
     """0 where it is what we take when nothing is said; None if it is no size."""
-    return None if type(size) not in (int, float) else 0 if size == 2 * settings["hidden_size"] else int(size)
+    return (
+        None
+        if type(size) not in (int, float)
+        else 0
+        if size == 2 * settings["hidden_size"]
+        else int(size)
+    )
 
 
 def step_rank(rank: Any, settings: Settings) -> int | None:
@@ -78,7 +102,11 @@ def written_step_rank(settings: Settings) -> int:
 
 def width(times: Any, settings: Settings) -> int | None:
     """fla's MLP where the config has its ratio only."""
-    return 256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256) if type(times) in (int, float) else None
+    return (
+        256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256)
+        if type(times) in (int, float)
+        else None
+    )
 
 
 def ratio(settings: Settings) -> float:
@@ -161,7 +189,9 @@ OWN_BLOCKS: dict[str, Family] = {
                 "num_heads",
                 "mamba2.head_dim",
                 lambda settings: settings["mamba2.head_dim"],
-                reads=lambda heads, settings: settings["mamba2.head_dim"] if heads == heads_of(settings) else None,
+                reads=lambda heads, settings: (
+                    settings["mamba2.head_dim"] if heads == heads_of(settings) else None
+                ),
                 writes=heads_of,
             ),
             Key("state_size", "mamba2.state_size", 128),
@@ -173,7 +203,11 @@ OWN_BLOCKS: dict[str, Family] = {
             Key("norm_before_gate", "mamba2.norm_before_gate", False),
             Key("D_has_hdim", "mamba2.D_has_hdim", False),
             Key(
-                "dt_limit", "mamba2.dt_low", [0.0, INFINITE], reads=lambda limits, _: limit(limits, 0), writes=dt_limits
+                "dt_limit",
+                "mamba2.dt_low",
+                [0.0, INFINITE],
+                reads=lambda limits, _: limit(limits, 0),
+                writes=dt_limits,
             ),
             Key(
                 "dt_limit",
@@ -196,11 +230,17 @@ OWN_BLOCKS: dict[str, Family] = {
                 "backbone.layers.{i}.mixer.in_proj.",
                 tuple(f"layers.{{i}}.mixer.{name}_proj." for name in ("z", "x", "B", "C", "dt")),
             ),
-            Name("backbone.layers.{i}.mixer.conv1d.", tuple(f"layers.{{i}}.mixer.{name}_conv1d." for name in "xBC")),
+            Name(
+                "backbone.layers.{i}.mixer.conv1d.",
+                tuple(f"layers.{{i}}.mixer.{name}_conv1d." for name in "xBC"),
+            ),
             *MAMBA_NAMES,
         ),
         base="backbone.",
-        fixed={"hidden_act": ("silu", "swish"), "rms_norm": (True, None)},  # of flame's and transformers' files
+        fixed={
+            "hidden_act": ("silu", "swish"),
+            "rms_norm": (True, None),
+        },  # of flame's and transformers' files
         ours={**PLAIN, "mlp": "none"},
         inert=(
             *INERT,
@@ -218,7 +258,11 @@ OWN_BLOCKS: dict[str, Family] = {
         package="fla",
         mixer="mamba",
         keys=(
-            *(key for key in KEYS if key.theirs not in ("intermediate_size", "norm_eps", "hidden_size")),
+            *(
+                key
+                for key in KEYS
+                if key.theirs not in ("intermediate_size", "norm_eps", "hidden_size")
+            ),
             Key("hidden_size", "hidden_size", 2304),
             Key("norm_eps", "norm_eps", 1e-5),
             Key("num_hidden_layers", "num_hidden_layers", 18),
@@ -231,7 +275,9 @@ OWN_BLOCKS: dict[str, Family] = {
                 writes=ratio,
             ),
             *SSM_KEYS,
-            Key("time_step_rank", "mamba.dt_rank", "auto", reads=step_rank, writes=written_step_rank),
+            Key(
+                "time_step_rank", "mamba.dt_rank", "auto", reads=step_rank, writes=written_step_rank
+            ),
         ),
         names=(
             Name("backbone.layers.{i}.mixer_norm.", "layers.{i}.mixer_norm."),
@@ -282,7 +328,10 @@ OWN_BLOCKS: dict[str, Family] = {
             *NAMES,
         ),
         fixed={**FIXED, "attn": (None,)},  # their block cannot hold softmax attention
-        ours={**{k: v for k, v in PLAIN.items() if k not in ("norm_bias", "embed_norm")}, "norm": "layernorm"},
+        ours={
+            **{k: v for k, v in PLAIN.items() if k not in ("norm_bias", "embed_norm")},
+            "norm": "layernorm",
+        },
         inert=(
             *(key for key in INERT if key != "fuse_norm"),
             "value_dim",

@@ -25,16 +25,29 @@ KEYS = (
     Key("use_l2warp", "use_l2warp", False),
 )
 FIXED = {"hidden_ratio": (4, None), "attnres_block_size": (None,)}
-INERT = ("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy",
-         "share_conv_kernel")  # fmt: skip
+INERT = (
+    "attn_mode",
+    "fuse_norm",
+    "fuse_swiglu",
+    "fuse_cross_entropy",
+    "fuse_linear_cross_entropy",
+    "share_conv_kernel",
+)
 RATIO = {"hidden_ratio": "intermediate_size"}
 BUFFERS = ("rotary.inv_freq",)
 # With fuse_norm = false the same output norm has another name.
 UNFUSED = {".attn.g_norm_swish_gate.weight": ".attn.g_norm.weight"}
 PLAIN = {
-    "norm": "rmsnorm", "norm_affine": True, "norm_bias": True, "block": "pre", "embed_norm": False, "pad_vocab_multiple": 1,
-    "mlp_bias": False, "learned_positions": False, "final_logit_softcapping": 0.0,
-}  # fmt: skip
+    "norm": "rmsnorm",
+    "norm_affine": True,
+    "norm_bias": True,
+    "block": "pre",
+    "embed_norm": False,
+    "pad_vocab_multiple": 1,
+    "mlp_bias": False,
+    "learned_positions": False,
+    "final_logit_softcapping": 0.0,
+}
 ATTENTION_KEYS = (
     Key("num_heads", "attention.num_heads", 32),
     Key("num_kv_heads", "attention.num_kv_heads", None, null=0),
@@ -44,23 +57,34 @@ ATTENTION_KEYS = (
 )
 # fla's softmax layer always has hidden_size / num_heads channels a head.
 ATTENTION = {
-    "attention.head_dim": 0, "attention.o_bias": False, "attention.scale_by_inverse_layer": False,
-    "attention.rotary_fraction": 1.0, "attention.rope": "default",
-}  # fmt: skip
+    "attention.head_dim": 0,
+    "attention.o_bias": False,
+    "attention.scale_by_inverse_layer": False,
+    "attention.rotary_fraction": 1.0,
+    "attention.rope": "default",
+}
 YES_NO = {True: True, False: False}
 MAPS = {name: name for name in ("relu", "swish", "sigmoid", "logsigmoid", "gelu")}
 MAPS_OF_FLA = {None: "none", **MAPS, "silu": "swish", "sqrelu": "relu2"}
 MAPS_OF_TRANSFORMERS = {  # where fla's class asks transformers for the function: there "gelu" is not the tanh that it is in fla
-    None: "none", "relu": "relu", "swish": "swish", "silu": "swish", "sigmoid": "sigmoid", "relu2": "relu2",
-    "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu",
-}  # fmt: skip
+    None: "none",
+    "relu": "relu",
+    "swish": "swish",
+    "silu": "swish",
+    "sigmoid": "sigmoid",
+    "relu2": "relu2",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_new": "gelu",
+}
 QK_ACTIVATIONS = {"silu": "swish", "relu": "relu", "elu": "elu", "identity": "none"}
 LINEAR_MAPS = {
     **{name: name for name in ("elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu")},
     "identity": "none",
 }
-HYBRID = Listed((replace(ATTENTION_KEYS[0], default=REQUIRED, kind=int), *ATTENTION_KEYS[1:]),
-                {**ATTENTION, "attention.qk_norm": False, "attention.qk_norm_eps": 0.0})  # fmt: skip
+HYBRID = Listed(
+    (replace(ATTENTION_KEYS[0], default=REQUIRED, kind=int), *ATTENTION_KEYS[1:]),
+    {**ATTENTION, "attention.qk_norm": False, "attention.qk_norm_eps": 0.0},
+)
 
 
 def half_width(settings: Settings) -> int:
@@ -78,11 +102,16 @@ FLA: dict[str, Family] = {
             Key("num_hidden_layers", "num_hidden_layers", 24),
             *ATTENTION_KEYS,
             Key("qk_norm", "attention.qk_norm", False),
-            Key("qk_norm", "attention.qk_norm_eps", False, words={False: 0.0, True: 1e-5}),  # whatever norm_eps is
+            Key(
+                "qk_norm", "attention.qk_norm_eps", False, words={False: 0.0, True: 1e-5}
+            ),  # whatever norm_eps is
         ),
         names=NAMES,
         buffers=BUFFERS,
-        fixed={**FIXED, "attention_bias": (False, None)},  # no class of fla reads it; flame's files say false
+        fixed={
+            **FIXED,
+            "attention_bias": (False, None),
+        },  # no class of fla reads it; flame's files say false
         ours={**PLAIN, **ATTENTION},
         inert=(*INERT, "elementwise_affine"),  # no layer of it asks
         replaced=RATIO,
@@ -117,7 +146,11 @@ FLA: dict[str, Family] = {
             "gla.gate_low_rank": 16,
             "gla.gate_fn": "swish",
         },
-        inert=(*INERT, "use_gk", "use_gv"),  # no class of fla reads them: keys are always gated, values never
+        inert=(
+            *INERT,
+            "use_gk",
+            "use_gv",
+        ),  # no class of fla reads them: keys are always gated, values never
         replaced=RATIO,
     ),
     "gated_deltanet": Family(
@@ -181,15 +214,28 @@ FLA: dict[str, Family] = {
         package="fla",
         mixer="retention",
         keys=(
-            *(replace(key, null=half_width, kind=int) if key.theirs == "intermediate_size" else key for key in KEYS),
+            *(
+                replace(key, null=half_width, kind=int)
+                if key.theirs == "intermediate_size"
+                else key
+                for key in KEYS
+            ),
             Key("num_hidden_layers", "num_hidden_layers", 24),
             Key("num_heads", "retention.num_heads", 8),
             Key("num_kv_heads", "retention.num_kv_heads", None, null=0),
             Key("expand_k", "retention.expand_k", 1.0),
             Key("expand_v", "retention.expand_v", 2.0),
-            Key("feature_map", "retention.feature_map", None, null="none", words=MAPS_OF_TRANSFORMERS),
+            Key(
+                "feature_map",
+                "retention.feature_map",
+                None,
+                null="none",
+                words=MAPS_OF_TRANSFORMERS,
+            ),
             Key("use_output_gate", "retention.use_output_gate", True),
-            Key("elementwise_affine", "retention.elementwise_affine", True, null=False, words=YES_NO),
+            Key(
+                "elementwise_affine", "retention.elementwise_affine", True, null=False, words=YES_NO
+            ),
         ),
         names=NAMES,
         buffers=BUFFERS,
@@ -197,7 +243,11 @@ FLA: dict[str, Family] = {
         layers=HYBRID,
         fixed={**FIXED, "hidden_ratio": (2,)},
         ours={**PLAIN, "retention.qk_norm": False, "retention.gate_fn": "swish"},
-        inert=(*INERT, "use_short_conv", "conv_size"),  # their model does not pass them to its layers
+        inert=(
+            *INERT,
+            "use_short_conv",
+            "conv_size",
+        ),  # their model does not pass them to its layers
         replaced=RATIO,
     ),
     "linear_attn": Family(
@@ -221,7 +271,13 @@ FLA: dict[str, Family] = {
             Key("norm_q", "linear_attention.norm_q", False),
             Key("norm_k", "linear_attention.norm_k", False),
             Key("norm_feature_map", "linear_attention.norm_feature_map", False),
-            Key("elementwise_affine", "linear_attention.elementwise_affine", True, null=False, words=YES_NO),
+            Key(
+                "elementwise_affine",
+                "linear_attention.elementwise_affine",
+                True,
+                null=False,
+                words=YES_NO,
+            ),
         ),
         names=NAMES,
         buffers=BUFFERS,
@@ -288,7 +344,12 @@ FLA: dict[str, Family] = {
             Key("num_kv_heads", "gsa.num_kv_heads", None, null=0),
             Key("num_slots", "gsa.num_slots", 64, null=0),
             Key("expand_k", "gsa.expand_k", 1.0),
-            Key("feature_map", "gsa.feature_map", "swish", words={name: name for name in ("swish", "relu", "t2r")}),
+            Key(
+                "feature_map",
+                "gsa.feature_map",
+                "swish",
+                words={name: name for name in ("swish", "relu", "t2r")},
+            ),
             Key("use_short_conv", "gsa.use_short_conv", False),
             Key("conv_size", "gsa.conv_size", 4),
             Key("gate_logit_normalizer", "gsa.gate_logit_normalizer", 8.0),

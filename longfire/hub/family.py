@@ -17,7 +17,14 @@ REQUIRED = object()  # a key that their class cannot do without
 
 # Settings that change training and not what a trained model computes: where a family has no key for one, an export leaves it out
 # (and its card says so) instead of being refused.
-TRAINING_ONLY = ("dropout", "embed_dropout", "residual_in_fp32", "attention.dropout", "use_l2warp", *INIT_KEYS)
+TRAINING_ONLY = (
+    "dropout",
+    "embed_dropout",
+    "residual_in_fp32",
+    "attention.dropout",
+    "use_l2warp",
+    *INIT_KEYS,
+)
 
 # What each kind of rotary positions uses beside rope_theta; the rest of the settings is without effect then.
 ROPE_USES = {
@@ -25,10 +32,19 @@ ROPE_USES = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor", "original_length"),
-    "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    "yarn": (
+        "factor",
+        "original_length",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
     "longrope": ("factor", "original_length", "attention_factor", "short_factor", "long_factor"),
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
-}  # fmt: skip
+}
 # Phi-3 and others have this length outside the table of rotary positions, where every class of transformers looks first, whether it
 # declares the key or not.
 ORIGINAL_LENGTH = "original_max_position_embeddings"
@@ -79,14 +95,20 @@ class Key:
             return ours
         if self.words is not None:
             if not isinstance(value, str | bool) or value not in self.words:
-                known = " or ".join(repr(self.first_word(ours)) for ours in dict.fromkeys(self.words.values()))
-                raise SettingsError(f"{where}: {self.theirs} = {value!r}: longfire has it with {known} only")
+                known = " or ".join(
+                    repr(self.first_word(ours)) for ours in dict.fromkeys(self.words.values())
+                )
+                raise SettingsError(
+                    f"{where}: {self.theirs} = {value!r}: longfire has it with {known} only"
+                )
             return self.words[value]
         kind = self.kind or type(self.null if self.default is None else self.default)
         if kind is float and type(value) is int:
             value = float(value)
         if kind is not type(None) and type(value) is not kind:
-            raise SettingsError(f"{where}: {self.theirs} = {value!r} must be of type {kind.__name__}")
+            raise SettingsError(
+                f"{where}: {self.theirs} = {value!r} must be of type {kind.__name__}"
+            )
         return value
 
     def said(self, settings: Settings) -> Any:
@@ -130,8 +152,12 @@ class Same:
     reads: tuple[str, ...] = ()  # keys of the config that say what the layers are
     places: tuple[str, ...] = ()  # settings of ours that they say
 
-    def read(self, config: dict[str, Any], settings: Settings, family: "Family", where: str) -> "Layers":
-        return (family.mixer,) * settings["num_hidden_layers"], {family.mixer: inner(settings, family.mixer)}
+    def read(
+        self, config: dict[str, Any], settings: Settings, family: "Family", where: str
+    ) -> "Layers":
+        return (family.mixer,) * settings["num_hidden_layers"], {
+            family.mixer: inner(settings, family.mixer)
+        }
 
     def refusals(self, shape: ModelShape, family: "Family") -> Iterator[str]:
         yield from others(shape, {family.mixer})
@@ -140,7 +166,9 @@ class Same:
         return {}
 
 
-Layers = tuple[tuple[str, ...], dict[str, Settings]]  # layer_types, and the settings of each name in it
+Layers = tuple[
+    tuple[str, ...], dict[str, Settings]
+]  # layer_types, and the settings of each name in it
 
 
 @dataclass(frozen=True)
@@ -149,14 +177,18 @@ class Listed:
 
     keys: tuple[Key, ...]
     fixed: Settings  # settings of attention that their layer has with this value only
-    silent: Callable[[int], Any] = lambda layers: None  # number of layers -> their `attn` where the config has none
+    silent: Callable[[int], Any] = lambda layers: (
+        None
+    )  # number of layers -> their `attn` where the config has none
     reads = ("attn",)
 
     @property
     def places(self) -> tuple[str, ...]:
         return (*(key.ours for key in self.keys), *self.fixed)
 
-    def read(self, config: dict[str, Any], settings: Settings, family: "Family", where: str) -> Layers:
+    def read(
+        self, config: dict[str, Any], settings: Settings, family: "Family", where: str
+    ) -> Layers:
         types = [family.mixer] * settings["num_hidden_layers"]
         mixers = {family.mixer: inner(settings, family.mixer)}
         attn = config["attn"] if "attn" in config else self.silent(len(types))
@@ -172,8 +204,12 @@ class Listed:
                 raise SettingsError(
                     f"{where}: attn.layers = {numbers!r} must name layers 0 to {len(types) - 1}, each once"
                 )
-            said = {key.ours: key.read(entry, {}, f"{where}: attn") for key in self.keys} | self.fixed
-            entry.pop("max_position_embeddings", None)  # in older files; their attention layers do not read it
+            said = {
+                key.ours: key.read(entry, {}, f"{where}: attn") for key in self.keys
+            } | self.fixed
+            entry.pop(
+                "max_position_embeddings", None
+            )  # in older files; their attention layers do not read it
             if unknown := sorted(entry.keys() - {key.theirs for key in self.keys}):
                 raise SettingsError(f"{where}: attn has unknown keys {unknown}")
             name = variant(mixers, inner(said, "attention"))
@@ -192,10 +228,15 @@ class Listed:
         tables = []
         for name in [name for name in shape.mixers if mixer_of(name) == "attention"]:
             numbers = [i for i, kind in enumerate(shape.layer_types) if kind == name]
-            said = {key.theirs: key.write(shape.mixers[name][key.ours.partition(".")[2]]) for key in self.keys}
+            said = {
+                key.theirs: key.write(shape.mixers[name][key.ours.partition(".")[2]])
+                for key in self.keys
+            }
             tables.append({"layers": numbers, **said})
         attn = tables[0] if len(tables) == 1 else tables or None
-        return {} if attn is None and self.silent(len(shape.layer_types)) is None else {"attn": attn}
+        return (
+            {} if attn is None and self.silent(len(shape.layer_types)) is None else {"attn": attn}
+        )
 
 
 @dataclass(frozen=True)
@@ -214,16 +255,26 @@ class Windows:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return tuple(key for key in (self.switch, "sliding_window", self.first, "layer_types") if key)
+        return tuple(
+            key for key in (self.switch, "sliding_window", self.first, "layer_types") if key
+        )
 
-    def read(self, config: dict[str, Any], settings: Settings, family: "Family", where: str) -> Layers:
+    def read(
+        self, config: dict[str, Any], settings: Settings, family: "Family", where: str
+    ) -> Layers:
         on = Key(self.switch, "", False).read(config, {}, where) if self.switch else True
-        window = Key("sliding_window", "", self.default, null=0).read(config, {}, where) if on else 0
+        window = (
+            Key("sliding_window", "", self.default, null=0).read(config, {}, where) if on else 0
+        )
         count = settings["num_hidden_layers"]
         first = Key(self.first, "", self.first_default).read(config, {}, where) if self.first else 0
-        types = config.get("layer_types") or [SLIDING if window and i >= first else FULL for i in range(count)]
+        types = config.get("layer_types") or [
+            SLIDING if window and i >= first else FULL for i in range(count)
+        ]
         if len(types) != count or not set(types) <= {FULL, SLIDING}:
-            raise SettingsError(f"{where}: layer_types = {types!r} must be {count} times {FULL} or {SLIDING}")
+            raise SettingsError(
+                f"{where}: layer_types = {types!r} must be {count} times {FULL} or {SLIDING}"
+            )
         if SLIDING in types and not window:
             raise SettingsError(
                 f"{where}: layer_types has {SLIDING}, but {' and '.join(self.reads[:-1])} give it no window"
@@ -232,7 +283,10 @@ class Windows:
         if FULL not in types:
             return ("attention",) * count, {"attention": {**given, "window_size": window}}
         names = {FULL: "attention", SLIDING: "attention:sliding"}
-        mixers = {"attention": {**given, "window_size": 0}, "attention:sliding": {**given, "window_size": window}}
+        mixers = {
+            "attention": {**given, "window_size": 0},
+            "attention:sliding": {**given, "window_size": window},
+        }
         used = tuple(names[kind] for kind in types)
         return used, {name: mixers[name] for name in dict.fromkeys(used)}
 
@@ -300,15 +354,62 @@ class Family:
 
 # What every PreTrainedConfig may hold, or held, beside the model's shape: of tools, of heads that are none, of generation.
 INERT = (
-    "model_type", "architectures", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache",
-    "auto_map", "return_dict", "output_hidden_states", "output_attentions", "id2label", "label2id", "num_labels", "_num_labels",
-    "problem_type", "is_encoder_decoder", "is_decoder", "chunk_size_feed_forward", "task_specific_params", "tokenizer_class",
-    "torchscript", "use_bfloat16", "pruned_heads", "finetuning_task", "prefix", "output_past", "attn_implementation",
-    "_attn_implementation", "_attn_implementation_autoset", "transformers.js_config", "unsloth_version", "unsloth_fixed",
-    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "max_length", "min_length",
-    "do_sample", "early_stopping", "num_beams", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "num_return_sequences", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
-)  # fmt: skip
+    "model_type",
+    "architectures",
+    "_name_or_path",
+    "name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "auto_map",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "_num_labels",
+    "problem_type",
+    "is_encoder_decoder",
+    "is_decoder",
+    "chunk_size_feed_forward",
+    "task_specific_params",
+    "tokenizer_class",
+    "torchscript",
+    "use_bfloat16",
+    "pruned_heads",
+    "finetuning_task",
+    "prefix",
+    "output_past",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "transformers.js_config",
+    "unsloth_version",
+    "unsloth_fixed",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "sep_token_id",
+    "decoder_start_token_id",
+    "max_length",
+    "min_length",
+    "do_sample",
+    "early_stopping",
+    "num_beams",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "num_return_sequences",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 
 
 def read_shape_of(
@@ -318,14 +419,24 @@ def read_shape_of(
 
     ignored: flat names of keys that are passed over.
     """
-    asked = {name: value for name, value in asked_of(family, config, where).items() if name not in ignored}
+    asked = {
+        name: value
+        for name, value in asked_of(family, config, where).items()
+        if name not in ignored
+    }
     settings = family.ours | family.begins
     for key in family.keys:
         if key.applies(settings):
             settings[key.ours] = key.read(asked, settings, where)
     layer_types, mixers = family.layers.read(asked, settings, family, where)
     used = {key.theirs for key in family.keys if key.applies(settings)} | set(family.layers.reads)
-    check_rest({name: value for name, value in asked.items() if name not in used}, family, config, settings, where)
+    check_rest(
+        {name: value for name, value in asked.items() if name not in used},
+        family,
+        config,
+        settings,
+        where,
+    )
     plain = {name: value for name, value in settings.items() if "." not in name}
     return ModelShape(**plain, layer_types=layer_types, mixers=mixers)
 
@@ -343,7 +454,11 @@ def idle_rope_keys(family: Family, asked: dict[str, Any]) -> list[str]:
     """
     kind = asked.get("rope_parameters.rope_type")
     original = "rope_parameters.original_max_position_embeddings"
-    keys = [key for key in family.keys if key.when[:1] == ("attention.rope",) and key.theirs.startswith("rope_")]
+    keys = [
+        key
+        for key in family.keys
+        if key.when[:1] == ("attention.rope",) and key.theirs.startswith("rope_")
+    ]
     used = {key.theirs for key in keys if (kind or "default") in key.when}
     unused = dict.fromkeys(key.theirs for key in keys if key.theirs not in used)
     return [name for name in unused if asked.get(name) is not None and (kind or name == original)]
@@ -351,12 +466,22 @@ def idle_rope_keys(family: Family, asked: dict[str, Any]) -> list[str]:
 
 def names_of(family: Family) -> set[str]:
     """Every flat name that the family's table reads, older spellings too."""
-    return {*(key.theirs for key in family.keys), *family.fixed, *family.replaced, *family.layers.reads, *family.older}
+    return {
+        *(key.theirs for key in family.keys),
+        *family.fixed,
+        *family.replaced,
+        *family.layers.reads,
+        *family.older,
+    }
 
 
 def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
     """Their keys, dotted where the table has them nested, in today's spelling. Raises SettingsError where both say something else."""
-    nested = {name.partition(".")[0] for name in (*(key.theirs for key in family.keys), *family.fixed) if "." in name}
+    nested = {
+        name.partition(".")[0]
+        for name in (*(key.theirs for key in family.keys), *family.fixed)
+        if "." in name
+    }
     out: dict[str, Any] = {}
     for name, value in config.items():
         today = family.older.get(name, name)
@@ -378,7 +503,9 @@ def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
     return out
 
 
-def check_rest(asked: dict[str, Any], family: Family, config: dict[str, Any], settings: Settings, where: str) -> None:
+def check_rest(
+    asked: dict[str, Any], family: Family, config: dict[str, Any], settings: Settings, where: str
+) -> None:
     """Raises SettingsError for a key that no row of the table has read, unless it says what holds anyway. A null asks for nothing."""
     model_type = config["model_type"]
     for name, value in asked.items():
@@ -406,7 +533,11 @@ def check_rest(asked: dict[str, Any], family: Family, config: dict[str, Any], se
 
 def inner(settings: Settings, mixer: str) -> Settings:
     """A mixer's own settings."""
-    return {name.partition(".")[2]: value for name, value in settings.items() if name.startswith(f"{mixer}.")}
+    return {
+        name.partition(".")[2]: value
+        for name, value in settings.items()
+        if name.startswith(f"{mixer}.")
+    }
 
 
 def variant(mixers: dict[str, Settings], given: Settings, mixer: str = "attention") -> str:
@@ -443,7 +574,9 @@ def whole(shape: ModelShape) -> ModelShape:
         idle |= {"intermediate_size": plain["intermediate_size"], "mlp_bias": plain["mlp_bias"]}
     if shape.norm == "rmsnorm" or not shape.norm_affine:
         idle["norm_bias"] = plain["norm_bias"]
-    return replace(shape, **idle, layer_types=tuple(names[name] for name in shape.layer_types), mixers=mixers)
+    return replace(
+        shape, **idle, layer_types=tuple(names[name] for name in shape.layer_types), mixers=mixers
+    )
 
 
 def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
@@ -451,7 +584,10 @@ def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
     for name in ("num_kv_heads", "num_v_heads"):  # 0 means as many as num_heads
         if name in given and given[name] == given["num_heads"]:
             given[name] = 0
-    for name, size in {"intermediate_size": 2 * shape.hidden_size, "dt_rank": -(-shape.hidden_size // 16)}.items():
+    for name, size in {
+        "intermediate_size": 2 * shape.hidden_size,
+        "dt_rank": -(-shape.hidden_size // 16),
+    }.items():
         if given.get(name) == size:  # Mamba's, as it is when it is not said
             given[name] = 0
     if "rope" not in given:
@@ -480,7 +616,11 @@ def said_in_full(shape: ModelShape) -> ModelShape:
 
 def values_of(shape: ModelShape) -> dict[str, dict[str, Any]]:
     """Flat setting -> its value under each name of layer_types (of the model's own: under "")."""
-    out = {name: {"": value} for name, value in asdict(shape).items() if name not in ("mixers", "layer_types")}
+    out = {
+        name: {"": value}
+        for name, value in asdict(shape).items()
+        if name not in ("mixers", "layer_types")
+    }
     for name, given in shape.mixers.items():
         for leaf, value in given.items():
             out.setdefault(f"{mixer_of(name)}.{leaf}", {})[name] = value
@@ -547,10 +687,14 @@ def left_out(family: Family, shape: ModelShape) -> list[str]:
     if not family.keys:  # our own class, whose config has every key
         return []
     values = values_of(whole(shape))
-    at_rest = {f.name: f.default for f in fields(ModelShape)} | {"attention.dropout": 0.0} | family.begins
+    at_rest = (
+        {f.name: f.default for f in fields(ModelShape)} | {"attention.dropout": 0.0} | family.begins
+    )
     placed = family.placed()
     said = {name: next(iter(values[name].values())) for name in TRAINING_ONLY if name in values}
-    unplaced = {name: value for name, value in said.items() if name not in placed or name in INIT_KEYS}
+    unplaced = {
+        name: value for name, value in said.items() if name not in placed or name in INIT_KEYS
+    }
     return [f"{name} = {value!r}" for name, value in unplaced.items() if value != at_rest[name]]
 
 
@@ -587,7 +731,11 @@ def older_too(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters")
     if not rope:
         return config
-    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "rope_type")}
+    scaling = {
+        name: value for name, value in rope.items() if name not in ("rope_theta", "rope_type")
+    }
     kind = rope.get("rope_type", "default")
-    older = {"rope_type": kind, "type": kind, **scaling} if kind != "default" else None  # "type": before 4.43
+    older = (
+        {"rope_type": kind, "type": kind, **scaling} if kind != "default" else None
+    )  # "type": before 4.43
     return {**config, "rope_theta": rope.get("rope_theta", 10000.0), "rope_scaling": older}

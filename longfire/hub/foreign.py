@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from longfire.errors import CheckpointError, SettingsError
-from longfire.hub.check import Check, ids_for, kl, quiet_transformers, refuse_other_bytes, refuse_unless, tolerated_kl
+from longfire.hub.check import (
+    Check,
+    ids_for,
+    kl,
+    quiet_transformers,
+    refuse_other_bytes,
+    refuse_unless,
+    tolerated_kl,
+)
 from longfire.mixers.mixer import Sequence
 from longfire.shape import ForeignShape
 
@@ -34,13 +42,17 @@ class Foreign(nn.Module):
     pipeline = context = None
     computes_on: torch.device | None = None
 
-    def __init__(self, shape: ForeignShape, theirs: nn.Module, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, shape: ForeignShape, theirs: nn.Module, compute_dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.shape, self.theirs, self.compute_dtype = shape, theirs, compute_dtype
         takes = inspect.signature(theirs.forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
         self.takes_positions = "position_ids" in takes
-        self.use_l2warp = bool(getattr(theirs.config, "use_l2warp", False))  # fla's, a part of their loss
+        self.use_l2warp = bool(
+            getattr(theirs.config, "use_l2warp", False)
+        )  # fla's, a part of their loss
         self.without_cache = {"use_cache": False} if "use_cache" in takes or anything else {}
 
     @property
@@ -75,8 +87,13 @@ class Foreign(nn.Module):
             ..., None, None
         ]  # (B, T, 1, 1), as the cache has keys: rows of other lengths are padded on the left
         kept["k"] = torch.cat([kept["k"], new], 1) if "k" in kept else new
-        padding = seq.cache.padding_B.tolist() if seq.cache.padding_B is not None else [0] * len(ids_BT)
-        rows = [self(row[None, start:, 0, 0])[:, -ids_BT.shape[1] :] for row, start in zip(kept["k"], padding)]
+        padding = (
+            seq.cache.padding_B.tolist() if seq.cache.padding_B is not None else [0] * len(ids_BT)
+        )
+        rows = [
+            self(row[None, start:, 0, 0])[:, -ids_BT.shape[1] :]
+            for row, start in zip(kept["k"], padding)
+        ]
         seq.cache.length += ids_BT.shape[1]
         return torch.cat(rows)
 
@@ -98,7 +115,10 @@ class Foreign(nn.Module):
 
 
 def build(
-    shape: ForeignShape, seed: int, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+    shape: ForeignShape,
+    seed: int,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
 ) -> Foreign:
     """Their model as it begins, fp32, by their own initialisation under our seed. Raises SettingsError when it cannot be made."""
     from transformers import AutoModelForCausalLM
@@ -120,17 +140,28 @@ def build(
 def dropouts(shape: ForeignShape) -> dict[str, float]:
     """What of their model is dropped while it trains, by the name of the setting."""
     settings = config_of(shape.config).to_dict()
-    return {key: value for key, value in settings.items() if "drop" in key and isinstance(value, float) and value > 0}
+    return {
+        key: value
+        for key, value in settings.items()
+        if "drop" in key and isinstance(value, float) and value > 0
+    }
 
 
 def read_shape(config: dict[str, Any], where: str) -> ForeignShape:
     """The shape in a config.json that transformers, or a class that a plugin registered, understands. Raises SettingsError."""
     theirs = config_of(config, where)
-    facts = {name: getattr(theirs, name, None) for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    facts = {
+        name: getattr(theirs, name, None)
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers")
+    }
     missing = [name for name, value in facts.items() if type(value) is not int]
     if missing:
-        raise SettingsError(f"{where}: its class does not say {', '.join(missing)}, which a causal language model has")
-    return ForeignShape(config, **facts, max_position_embeddings=getattr(theirs, "max_position_embeddings", 0) or 0)
+        raise SettingsError(
+            f"{where}: its class does not say {', '.join(missing)}, which a causal language model has"
+        )
+    return ForeignShape(
+        config, **facts, max_position_embeddings=getattr(theirs, "max_position_embeddings", 0) or 0
+    )
 
 
 def config_of(config: dict[str, Any], where: str = "model.config") -> Any:
@@ -187,15 +218,22 @@ def load_weights(folder: Path | str, shape: ForeignShape) -> dict[str, Tensor]:
                 trust_remote_code=False,
             )
     except Exception as e:
-        raise CheckpointError(f"{folder}: transformers cannot load its weights ({first_line(e)})") from e
+        raise CheckpointError(
+            f"{folder}: transformers cannot load its weights ({first_line(e)})"
+        ) from e
     wrong = {kind: sorted(map(str, names))[:3] for kind, names in report.items() if names}
     if wrong:
-        raise CheckpointError(f"{folder}: its tensors are not those of the model that model.config describes: {wrong}")
+        raise CheckpointError(
+            f"{folder}: its tensors are not those of the model that model.config describes: {wrong}"
+        )
     return Foreign(shape, theirs).state_dict()
 
 
 def model_of(
-    shape: ForeignShape, weights: dict[str, Tensor], device: torch.device | str, compute_dtype: torch.dtype
+    shape: ForeignShape,
+    weights: dict[str, Tensor],
+    device: torch.device | str,
+    compute_dtype: torch.dtype,
 ) -> Foreign:
     """Their model with these parameters, those of a checkpoint. Raises CheckpointError when they are another model's."""
     model = build(shape, 0, "cpu", compute_dtype)
@@ -221,7 +259,9 @@ def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
     Raises SettingsError saying what was seen.
     """
     device, name = next(model.parameters()).device, type(model.theirs).__name__
-    ids_BT = torch.randint(model.shape.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)).to(device)
+    ids_BT = torch.randint(
+        model.shape.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)
+    ).to(device)
     seen = Foreign(model.shape, model.theirs)  # fp32
     alone_BTW = torch.cat([seen(part) for part in ids_BT.split([9, 15], 1)], 1)
     flowing_BTW = seen(ids_BT)
@@ -245,7 +285,9 @@ def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
         )
 
 
-def save(model: Foreign, folder: Path, dtype: torch.dtype, ends: dict[str, int | None], shard_bytes: int) -> None:
+def save(
+    model: Foreign, folder: Path, dtype: torch.dtype, ends: dict[str, int | None], shard_bytes: int
+) -> None:
     """Write their model into a folder, as they do. ends: ids of its special words."""
     config = copy.deepcopy(model.theirs.config)
     config.update(ends)
@@ -254,7 +296,9 @@ def save(model: Foreign, folder: Path, dtype: torch.dtype, ends: dict[str, int |
         quiet_transformers(),
     ):  # no copy of theirs: some keep what they computed last, which has none
         written = type(model.theirs)(config)
-    weights = {name: tensor.detach().to(dtype) for name, tensor in model.theirs.state_dict().items()}
+    weights = {
+        name: tensor.detach().to(dtype) for name, tensor in model.theirs.state_dict().items()
+    }
     written.load_state_dict(weights, assign=True)
     written.tie_weights()
     with quiet_transformers():
@@ -282,7 +326,19 @@ def compare_saved(model: Foreign, folder: Path, dtype: torch.dtype) -> Check:
     own_kl = kl(logits_BTW, Foreign(model.shape, again.to(device))(ids_BT))
     tolerated = tolerated_kl(logits_BTW, model.shape.num_hidden_layers, device)
     if dtype == torch.float32:
-        refuse_unless(own_kl <= tolerated, f"logits after reloading differ: KL {own_kl:.1e}, tolerated {tolerated:.1e}")
+        refuse_unless(
+            own_kl <= tolerated,
+            f"logits after reloading differ: KL {own_kl:.1e}, tolerated {tolerated:.1e}",
+        )
     size = sum(p.numel() for p in given.values()) * dtype.itemsize
     name, kind = type(again).__name__, str(dtype).removeprefix("torch.")
-    return Check(len(given), size, kind, ids_BT.numel(), own_kl, name, None, "it is the class that was trained")
+    return Check(
+        len(given),
+        size,
+        kind,
+        ids_BT.numel(),
+        own_kl,
+        name,
+        None,
+        "it is the class that was trained",
+    )

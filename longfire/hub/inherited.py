@@ -57,14 +57,18 @@ def said_in(config: Table, shape: ModelShape, source: ModelShape, where: str) ->
     family = family_of(config, where)
     asked = asked_of(family, config, where)
     said = set(family.ours)
-    settings = {name: next(iter(values.values())) for name, values in values_of(whole(shape)).items()}
+    settings = {
+        name: next(iter(values.values())) for name, values in values_of(whole(shape)).items()
+    }
     source_values = values_of(whole(source))
     for key in family.keys:
         theirs = source_values.get(key.ours, {})
         if key.words is not None and not set(theirs.values()) <= set(key.words.values()):
             said.add(key.ours)
         # null where null is the default too says nothing
-        is_there = key.theirs in asked and (asked[key.theirs] is not None or key.default is not None)
+        is_there = key.theirs in asked and (
+            asked[key.theirs] is not None or key.default is not None
+        )
         if is_there and key.applies(settings):
             said.add(key.ours)
     if not isinstance(family.layers, Listed) and not asked.keys().isdisjoint(family.layers.reads):
@@ -80,7 +84,9 @@ def said_in_ours(config: dict[str, Any]) -> Said:
     return Said(frozenset(config.keys() - tables.keys()), tables)
 
 
-def said_in_attn(family: Family, listed: Listed, asked: Table, shape: ModelShape) -> dict[str, frozenset[str]]:
+def said_in_attn(
+    family: Family, listed: Listed, asked: Table, shape: ModelShape
+) -> dict[str, frozenset[str]]:
     """Of each name of softmax layers: what its entry of fla's `attn` says, and what its class has with one value only."""
     fixed = set(listed.fixed)
     softmax = [name for name in shape.layer_types if name != family.mixer]
@@ -98,7 +104,9 @@ def leaves(said: set[str], mixer: str) -> frozenset[str]:
     return frozenset(name.partition(".")[2] for name in said if name.startswith(f"{mixer}."))
 
 
-def inherit(shape: ModelShape, said: Said, source: ModelShape, kept: tuple[int, ...], where: str) -> ModelShape:
+def inherit(
+    shape: ModelShape, said: Said, source: ModelShape, kept: tuple[int, ...], where: str
+) -> ModelShape:
     """The target's shape with the source's settings where its config does not say them, and the source's mixers in `kept` layers.
 
     where: the target's config. Raises SettingsError naming a layer that is none, and settings that do not go together.
@@ -115,7 +123,9 @@ def inherit(shape: ModelShape, said: Said, source: ModelShape, kept: tuple[int, 
         elif mixer_of(name) == mixer_of(their_name):
             explicit = said.tables.get(name, frozenset())
             mine = full_table(shape, name)
-            table = table_of(source, layer) | {leaf: value for leaf, value in mine.items() if leaf in explicit}
+            table = table_of(source, layer) | {
+                leaf: value for leaf, value in mine.items() if leaf in explicit
+            }
         else:
             table = shape.mixers.get(name, {})
         types.append(placed_under(mixers, name, table))
@@ -123,7 +133,9 @@ def inherit(shape: ModelShape, said: Said, source: ModelShape, kept: tuple[int, 
         return replace(shape, **plain, layer_types=tuple(types), mixers=mixers)
     except SettingsError as error:
         said_wrong = str(error).replace("model shape:", f"{where}:", 1)
-        raise SettingsError(f"{said_wrong} (what the config does not say is as in the source)") from error
+        raise SettingsError(
+            f"{said_wrong} (what the config does not say is as in the source)"
+        ) from error
 
 
 def inheritable(shape: ModelShape, said: Said, source: ModelShape) -> Iterator[str]:
@@ -136,7 +148,11 @@ def inheritable(shape: ModelShape, said: Said, source: ModelShape) -> Iterator[s
             continue  # of an MLP that is not there
         if name == "block" and shape.mlp == "none" and other_mlp:
             continue  # without an MLP nothing is beside the mixer
-        if name == "max_position_embeddings" and source.learned_positions and "learned_positions" in said.plain:
+        if (
+            name == "max_position_embeddings"
+            and source.learned_positions
+            and "learned_positions" in said.plain
+        ):
             continue  # the number of positions that are left behind, or that the target says itself
         yield name
 
@@ -145,7 +161,9 @@ def check_kept(shape: ModelShape, source: ModelShape, kept: tuple[int, ...], whe
     last = min(shape.num_hidden_layers, source.num_hidden_layers) - 1
     wrong = [layer for layer in kept if not 0 <= layer <= last]
     if wrong:
-        raise SettingsError(f"--keep-attention {','.join(map(str, wrong))}: the layers are 0 to {last}")
+        raise SettingsError(
+            f"--keep-attention {','.join(map(str, wrong))}: the layers are 0 to {last}"
+        )
     normed = [layer for layer in kept if table_of(source, layer).get("qk_norm")]
     if normed and source.norm_affine and not shape.norm_affine:
         raise SettingsError(
@@ -206,9 +224,13 @@ def plain_compared(read: ModelShape, made: ModelShape, source: ModelShape) -> It
             yield Setting(name, "inherited", value, theirs)
 
 
-def layer_compared(read: ModelShape, made: ModelShape, source: ModelShape, layer: int) -> Iterator[Setting]:
+def layer_compared(
+    read: ModelShape, made: ModelShape, source: ModelShape, layer: int
+) -> Iterator[Setting]:
     was, value, theirs = (table_of(shape, layer) for shape in (read, made, source))
-    read_mixer, mixer, their_mixer = (mixer_of(shape.layer_types[layer]) for shape in (read, made, source))
+    read_mixer, mixer, their_mixer = (
+        mixer_of(shape.layer_types[layer]) for shape in (read, made, source)
+    )
     if mixer != their_mixer:
         for leaf in saying(their_mixer, theirs):
             if leaf not in value or value[leaf] != theirs[leaf]:

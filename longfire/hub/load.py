@@ -21,13 +21,20 @@ from longfire.model import Model
 from longfire.shape import ModelShape, placed
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-KINDS = {".safetensors": (SINGLE, INDEX), ".bin": ("pytorch_model.bin", "pytorch_model.bin.index.json")}
-COMPUTED = ("rotary_emb.inv_freq",)  # ends of names in old files of every family, beside its own `buffers`
+KINDS = {
+    ".safetensors": (SINGLE, INDEX),
+    ".bin": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+}
+COMPUTED = (
+    "rotary_emb.inv_freq",
+)  # ends of names in old files of every family, beside its own `buffers`
 NAMED = 4  # wrong tensors that a message lists
 
 
 def load_model(
-    folder: Path | str, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[Model, Tokenizer]:
     """Model and tokenizer of a folder of Hugging Face weights. Raises SettingsError, CheckpointError, DataError."""
     folder = Path(folder)
@@ -58,7 +65,9 @@ def model_of(
         model = Model(shape, compute_dtype)
     if shape.tie_word_embeddings:
         weights = {**weights, "head.weight": weights["embed.weight"]}
-    model.load_state_dict({name: tensor.to(device) for name, tensor in weights.items()}, assign=True)
+    model.load_state_dict(
+        {name: tensor.to(device) for name, tensor in weights.items()}, assign=True
+    )
     if shape.tie_word_embeddings:
         model.head.weight = model.embed.weight  # assigning gave each a parameter of its own
     return model
@@ -90,7 +99,9 @@ def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, T
             )  # not a view of the file
 
 
-def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: ModelShape) -> dict[str, str]:
+def matched(
+    wanted: dict[str, Stored], files: "Weights", family: Family, shape: ModelShape
+) -> dict[str, str]:
     """Their name -> its name in the files, where the prefix of the model without a head may be missing. Raises CheckpointError
     unless the tensors are those of the model: none missing, none more, each of its shape."""
     computed = (*COMPUTED, *family.buffers)
@@ -99,7 +110,11 @@ def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: 
     places = {theirs: theirs.removeprefix(family.base) if bare else theirs for theirs in wanted}
     for theirs, place in places.items():
         for end, other in family.aliases.items():
-            if place not in there and place.endswith(end) and place.removesuffix(end) + other in there:
+            if (
+                place not in there
+                and place.endswith(end)
+                and place.removesuffix(end) + other in there
+            ):
                 places[theirs] = place.removesuffix(end) + other
     missing = [name for name in places.values() if name not in there]
     misshapen = []
@@ -108,10 +123,16 @@ def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: 
         if found is not None and found.shape != stored.shape:
             misshapen.append(f"{theirs} {found.shape} where {stored.shape} is needed")
         elif found is not None and not found.is_floating_point:
-            misshapen.append(f"{theirs} of type {found.dtype} where a floating-point type is needed")
+            misshapen.append(
+                f"{theirs} of type {found.dtype} where a floating-point type is needed"
+            )
     if shape.tie_word_embeddings:
         refuse_another_head(files, there, places, family)
-    wrong = {"missing": sorted(missing), "not known": list(there), "of the wrong shape or type": misshapen}
+    wrong = {
+        "missing": sorted(missing),
+        "not known": list(there),
+        "of the wrong shape or type": misshapen,
+    }
     if any(wrong.values()):
         raise CheckpointError(
             f"{files.folder}: its tensors are not those of the model that its config.json describes; "
@@ -120,10 +141,13 @@ def matched(wanted: dict[str, Stored], files: "Weights", family: Family, shape: 
     return places
 
 
-def refuse_another_head(files: "Weights", there: dict[str, "Found"], places: dict[str, str], family: Family) -> None:
+def refuse_another_head(
+    files: "Weights", there: dict[str, "Found"], places: dict[str, str], family: Family
+) -> None:
     """With tied embeddings the head may be left out of the files, or be there a second time and the same."""
     head, embed = (
-        next(rule.theirs for rule in family.names if rule.ours == f"{name}.") + "weight" for name in ("head", "embed")
+        next(rule.theirs for rule in family.names if rule.ours == f"{name}.") + "weight"
+        for name in ("head", "embed")
     )
     if (
         there.pop(head, None)
@@ -176,9 +200,13 @@ class Weights:
         if file != self._file:
             self._file, self._content = Path(), {}  # before the next one is opened
             try:
-                self._content = from_safetensors(file) if file.suffix == ".safetensors" else from_bin(file)
+                self._content = (
+                    from_safetensors(file) if file.suffix == ".safetensors" else from_bin(file)
+                )
             except (OSError, SafetensorError) as e:
-                raise CheckpointError(f"{file}: cannot be read ({e}); copy or download it again") from e
+                raise CheckpointError(
+                    f"{file}: cannot be read ({e}); copy or download it again"
+                ) from e
             self._file = file
         return self._content
 
@@ -197,8 +225,12 @@ def from_safetensors(file: Path) -> dict[str, Lazy]:
     out = {}
     for name in shard.keys():  # noqa: SIM118 (it is no dict)
         piece = shard.get_slice(name)
-        empty = piece[:0] if piece.get_shape() else shard.get_tensor(name)  # the only public way to its type
-        out[name] = Lazy(tuple(piece.get_shape()), empty.dtype, lambda name=name: shard.get_tensor(name))
+        empty = (
+            piece[:0] if piece.get_shape() else shard.get_tensor(name)
+        )  # the only public way to its type
+        out[name] = Lazy(
+            tuple(piece.get_shape()), empty.dtype, lambda name=name: shard.get_tensor(name)
+        )
     return out
 
 
@@ -215,7 +247,9 @@ def from_bin(file: Path) -> dict[str, Lazy]:
         raise CheckpointError(
             f"{file}: cannot be read as tensors alone ({reason}); it would have to run code, or is damaged"
         ) from e
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
         raise CheckpointError(
             f"{file}: holds other things than tensors by name; save the state dict alone, as safetensors"
         )
@@ -230,10 +264,18 @@ def weight_files(folder: Path) -> list[Path]:
             return indexed(folder, index, suffix)
         if (folder / single).exists():
             return [folder / single]
-    others = sorted(path.name for pattern in ("*.pt", "*.pth", "*.gguf", "*.h5") for path in folder.glob(pattern))
+    others = sorted(
+        path.name
+        for pattern in ("*.pt", "*.pth", "*.gguf", "*.h5")
+        for path in folder.glob(pattern)
+    )
     raise CheckpointError(
         f"{folder}: none of {', '.join(name for names in KINDS.values() for name in names)} is there"
-        + (f" ({', '.join(others[:NAMED])} could run code when read, or is of another kind)" if others else "")
+        + (
+            f" ({', '.join(others[:NAMED])} could run code when read, or is of another kind)"
+            if others
+            else ""
+        )
         + "; save the model as safetensors: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
     )
 
@@ -241,12 +283,16 @@ def weight_files(folder: Path) -> list[Path]:
 def indexed(folder: Path, index: str, suffix: str) -> list[Path]:
     """The files that an index names, all of which lie beside it."""
     try:
-        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(
+            set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+        )
     except (ValueError, KeyError, AttributeError, TypeError) as e:
         raise CheckpointError(f"{folder / index}: not an index of weight files ({e})") from e
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
-            raise CheckpointError(f"{folder / index}: {name!r} is not the name of a {suffix} file in the same folder")
+            raise CheckpointError(
+                f"{folder / index}: {name!r} is not the name of a {suffix} file in the same folder"
+            )
         if not (folder / name).exists():
             raise CheckpointError(
                 f"{folder / name}: the index names it, but it is not there; copy or download it again"

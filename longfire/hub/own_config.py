@@ -57,7 +57,9 @@ def config_of(shape: ModelShape, length: int) -> dict[str, Any]:
     mixers = {}
     for name in dict.fromkeys(shape.layer_types):
         given = shape.mixers.get(name, {})
-        mixers[name] = asdict(read_mixer_shape(MIXERS[mixer_of(name)], name, given, shape.hidden_size))
+        mixers[name] = asdict(
+            read_mixer_shape(MIXERS[mixer_of(name)], name, given, shape.hidden_size)
+        )
     return {
         "model_type": MODEL_TYPE,
         "architectures": [LONGFIRE.architecture],
@@ -93,19 +95,25 @@ def keys_of_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
     """
     format_version, shape = config.get("format_version"), config["shape"]
     if type(format_version) is not int or format_version < 1:
-        raise SettingsError(f"{where}: format_version = {format_version!r} must be {FORMAT_VERSION}")
+        raise SettingsError(
+            f"{where}: format_version = {format_version!r} must be {FORMAT_VERSION}"
+        )
     if format_version > FORMAT_VERSION:
         raise SettingsError(
             f"{where}: format_version = {format_version}, written by longfire {config.get('longfire_version')}; "
             f"this longfire ({version('longfire')}) reads {FORMAT_VERSION}: install that version or a later one"
         )
     if not shape:
-        raise SettingsError(f"{where}: shape is empty: this is no config of an export; `longfire export` writes one")
+        raise SettingsError(
+            f"{where}: shape is empty: this is no config of an export; `longfire export` writes one"
+        )
     if not isinstance(shape, dict):
         raise SettingsError(f"{where}: shape = {shape!r} must be a table of the model's settings")
     for name in SHARED:
         if name in shape:
-            raise SettingsError(f"{where}: shape.{name} stands beside shape, as {name}; remove it there")
+            raise SettingsError(
+                f"{where}: shape.{name} stands beside shape, as {name}; remove it there"
+            )
         if name not in config:
             raise SettingsError(f"{where}: {name} is missing")
     return {**{name: config[name] for name in SHARED}, **shape}
@@ -130,7 +138,9 @@ def read_shape(config: dict[str, Any], where: str) -> ModelShape:
                 )
         shape = ModelShape.from_dict(keys, where, tuple(MIXERS))
         for name in dict.fromkeys(shape.layer_types):
-            read_mixer_shape(MIXERS[mixer_of(name)], name, shape.mixers.get(name, {}), shape.hidden_size, where)
+            read_mixer_shape(
+                MIXERS[mixer_of(name)], name, shape.mixers.get(name, {}), shape.hidden_size, where
+            )
     except SettingsError as error:
         raise SettingsError(f"{error}{of_another_version(config)}") from error
     return shape

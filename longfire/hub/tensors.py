@@ -55,7 +55,9 @@ def layout(family: Family, shape: ModelShape) -> dict[str, Stored]:
         found.setdefault(theirs, {})[part] = name
         rules[theirs] = rule
     head = head_channels(shape) if any(rule.halves_swapped for rule in family.names) else 0
-    return {theirs: stored(theirs, rules[theirs], parts, ours, head) for theirs, parts in found.items()}
+    return {
+        theirs: stored(theirs, rules[theirs], parts, ours, head) for theirs, parts in found.items()
+    }
 
 
 def head_channels(shape: ModelShape) -> int:
@@ -83,7 +85,9 @@ def stored(
     shapes: dict[str, tuple[int, ...]],
     head: int,
 ) -> Stored:
-    assert len(parts) == len(rule.parts), f"{theirs}: of its parts only {sorted(parts.values())} are there"
+    assert len(parts) == len(rule.parts), (
+        f"{theirs}: of its parts only {sorted(parts.values())} are there"
+    )
     names = tuple(parts[number] for number in range(len(parts)))
     rows = tuple(shapes[name][0] for name in names)
     whole = (sum(rows), *shapes[names[0]][1:])
@@ -94,7 +98,11 @@ def stored(
 
 def to_ours(family: Family, shape: ModelShape, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All of theirs as ours, views where nothing is swapped."""
-    return {name: part for s in layout(family, shape).values() for name, part in s.split(theirs[s.theirs])}
+    return {
+        name: part
+        for s in layout(family, shape).values()
+        for name, part in s.split(theirs[s.theirs])
+    }
 
 
 def to_theirs(family: Family, shape: ModelShape, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

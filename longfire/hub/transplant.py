@@ -43,8 +43,18 @@ CALLED = {
 # What has one meaning in every mixer that has it, by the names of attention: g_proj makes the output's gate, b_proj the delta
 # rule's beta. Whatever else two mixers call alike (a norm, a decay) is not the same.
 SHARED = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "q_conv1d", "k_conv1d", "v_conv1d", "g_proj", "b_proj",
-)  # fmt: skip
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "q_norm",
+    "k_norm",
+    "q_conv1d",
+    "k_conv1d",
+    "v_conv1d",
+    "g_proj",
+    "b_proj",
+)
 # Where the size of a head stands, for mixers that have no head_k and head_v: (of queries and keys, of values).
 HEAD_SIZES = {"mamba2": ("state_size", "head_dim"), "hgrn2": ("expand_ratio", "expand_ratio")}
 RESIDUAL_NORMS = ("mixer_norm", "mlp_norm", "norm", "embed_norm")
@@ -79,7 +89,9 @@ class Place:
         return replace(self, rest="weight") if self.rest == "bias" else self
 
 
-def transplant(source: Model, shape: ModelShape, seed: int) -> tuple[Model, list[Moved], list[Left]]:
+def transplant(
+    source: Model, shape: ModelShape, seed: int
+) -> tuple[Model, list[Moved], list[Left]]:
     """A model of `shape` with the source's weights wherever they match, the rest initialised by (seed, name); what became of each
     of its parameters, and of each of the source's that is in none of them."""
     model = build(shape, seed)
@@ -87,7 +99,9 @@ def transplant(source: Model, shape: ModelShape, seed: int) -> tuple[Model, list
     at = {Place.of(name, source.shape): name for name in given}
     moved: list[Moved] = []
     fresh: set[Place] = set()
-    refused: dict[str, str] = {}  # tensors of the source that were looked at and not taken, with the reason
+    refused: dict[
+        str, str
+    ] = {}  # tensors of the source that were looked at and not taken, with the reason
     for name, parameter in own_tensors(model).items():
         place = Place.of(name, shape)
         theirs = at.get(place, "")
@@ -111,7 +125,11 @@ def transplant(source: Model, shape: ModelShape, seed: int) -> tuple[Model, list
         moved.append(Moved(name, f"fresh: {how}", "", tuple(parameter.shape)))
     used = {one.source for one in moved}
     left = [
-        Left(name, refused.get(name) or without(Place.of(name, source.shape), source.shape, shape), tuple(tensor.shape))
+        Left(
+            name,
+            refused.get(name) or without(Place.of(name, source.shape), source.shape, shape),
+            tuple(tensor.shape),
+        )
         for name, tensor in given.items()
         if name not in used
     ]
@@ -131,13 +149,22 @@ def difference(place: Place, source: ModelShape, shape: ModelShape) -> str:
     if place.part in RESIDUAL_NORMS:
         if source.norm != shape.norm:
             return f"norms of the source are {source.norm}, these {shape.norm}"
-        if "post" in (source.block, shape.block) and source.block != shape.block and place.part != "embed_norm":
+        if (
+            "post" in (source.block, shape.block)
+            and source.block != shape.block
+            and place.part != "embed_norm"
+        ):
             return f"blocks of the source are {source.block!r}, these {shape.block!r}"
     if place.part == "mixer" and place.layer is not None:
-        mixer, theirs = mixer_of(shape.layer_types[place.layer]), mixer_of(source.layer_types[place.layer])
+        mixer, theirs = (
+            mixer_of(shape.layer_types[place.layer]),
+            mixer_of(source.layer_types[place.layer]),
+        )
         if mixer != theirs and place.role not in SHARED:
             return f"{theirs}, the source's mixer, means another thing by it"
-    if place.part == "shared" and not {place.rest.partition(".")[0]} <= set(map(mixer_of, shape.layer_types)):
+    if place.part == "shared" and not {place.rest.partition(".")[0]} <= set(
+        map(mixer_of, shape.layer_types)
+    ):
         return f"no layer has {place.rest.partition('.')[0]}"
     return ""
 
@@ -179,7 +206,9 @@ def without(place: Place, source: ModelShape, shape: ModelShape) -> str:
     return "the new model has none"
 
 
-def fitted(place: Place, old: Tensor, parameter: Tensor, source: Model, model: Model) -> tuple[Tensor | None, str]:
+def fitted(
+    place: Place, old: Tensor, parameter: Tensor, source: Model, model: Model
+) -> tuple[Tensor | None, str]:
     """The source's tensor made to fit, and how; None with the reason."""
     was, size = (head_size(one, place) for one in (source, model))
     if old.shape == parameter.shape:
@@ -217,7 +246,9 @@ def regrouped(old: Tensor, rows: int, size: int) -> tuple[Tensor | None, str]:
         return new, f"reshaped: each head {times} times"
     if len(old) % rows == 0:
         heads = len(old) // rows
-        return old.unflatten(0, (-1, heads, size)).mean(1).flatten(0, 1), f"reshaped: means of {heads} heads"
+        return old.unflatten(0, (-1, heads, size)).mean(1).flatten(
+            0, 1
+        ), f"reshaped: means of {heads} heads"
     return None, f"{len(old)} rows do not divide into {rows}"
 
 
@@ -232,7 +263,9 @@ def check_fits(shape: ModelShape, source: ModelShape, config: Path) -> None:
             )
 
 
-def target_shape(config: Path, source: ModelShape, keep_attention: tuple[int, ...]) -> tuple[ModelShape, ModelShape]:
+def target_shape(
+    config: Path, source: ModelShape, keep_attention: tuple[int, ...]
+) -> tuple[ModelShape, ModelShape]:
     """The target's shape as its config says it, and with what it takes from the source. Raises SettingsError."""
     where = str(config / "config.json" if config.is_dir() else config)
     read = read_shape(config)
@@ -242,9 +275,14 @@ def target_shape(config: Path, source: ModelShape, keep_attention: tuple[int, ..
 
 
 def convert(
-    source: Path, config: Path, out: Path, keep_attention: tuple[int, ...] = (), seed: int = 42,
-    plugins: tuple[str, ...] = (), note: Callable[[str], None] = print,
-) -> Check:  # fmt: skip
+    source: Path,
+    config: Path,
+    out: Path,
+    keep_attention: tuple[int, ...] = (),
+    seed: int = 42,
+    plugins: tuple[str, ...] = (),
+    note: Callable[[str], None] = print,
+) -> Check:
     """`longfire convert`: write the transplanted model to `out` as Hugging Face weights, checked, with a table of what was moved.
 
     source: a run folder or a folder of Hugging Face weights. config: the target's config.json; settings that it does not say are
@@ -263,7 +301,11 @@ def convert(
     read, shape = target_shape(config, theirs, keep_attention)
     shape = shape.with_vocabulary(opened.tokenizer.vocab_size)
     model, moved, left = transplant(opened.model, shape, seed)
-    files = {name: name for name in own_tensors(opened.model)} if opened.run else names_in_files(source, theirs)
+    files = (
+        {name: name for name in own_tensors(opened.model)}
+        if opened.run
+        else names_in_files(source, theirs)
+    )
     conversion = Conversion(moved, left, compared(read, shape, theirs), files)
     conversion.show(str(config), note)
     for line in not_written(shape, theirs):
@@ -277,7 +319,9 @@ def convert(
 def names_in_files(folder: Path, shape: ModelShape) -> dict[str, str]:
     """Our name of each tensor -> its name in a folder of Hugging Face weights."""
     family = family_of(read_config(folder), str(folder / "config.json"))
-    return {ours: theirs for theirs, stored in layout(family, shape).items() for ours in stored.ours}
+    return {
+        ours: theirs for theirs, stored in layout(family, shape).items() for ours in stored.ours
+    }
 
 
 def not_written(shape: ModelShape, source: ModelShape) -> list[str]:

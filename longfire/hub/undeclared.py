@@ -13,7 +13,9 @@ def undeclared(model_type: str, unread: dict[str, Any], known: set[str]) -> list
 
     known: names that the family reads. One that looks like a misspelling of them, or of a declared name, is not taken for harmless.
     """
-    from transformers.modeling_rope_utils import RopeParameters  # seconds of imports, only where a key is unknown
+    from transformers.modeling_rope_utils import (
+        RopeParameters,
+    )  # seconds of imports, only where a key is unknown
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[model_type]
@@ -23,5 +25,7 @@ def undeclared(model_type: str, unread: dict[str, Any], known: set[str]) -> list
     return [
         name
         for name, value in unread.items()
-        if name not in declared and not isinstance(value, dict) and not get_close_matches(name, names - {name}, 1, NEAR)
+        if name not in declared
+        and not isinstance(value, dict)
+        and not get_close_matches(name, names - {name}, 1, NEAR)
     ]

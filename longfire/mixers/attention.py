@@ -87,10 +87,18 @@ class AttentionShape:
 
     def check(self, hidden_size: int) -> None:
         if self.qk_norm_eps < 0:
-            raise SettingsError(f"model shape: attention.qk_norm_eps = {self.qk_norm_eps} must be at least 0")
+            raise SettingsError(
+                f"model shape: attention.qk_norm_eps = {self.qk_norm_eps} must be at least 0"
+            )
         if not self.head_dim:
             divides("attention", "num_heads", self.num_heads, "hidden_size", hidden_size)
-        divides("attention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        divides(
+            "attention",
+            "num_kv_heads",
+            self.num_kv_heads or self.num_heads,
+            "num_heads",
+            self.num_heads,
+        )
         one_of("attention", "rope", self.rope, (*SCALINGS, "none"))
         positive("attention", rope_theta=self.rope_theta, rope_factor=self.rope_factor)
         if self.rope in ("dynamic", "yarn", "longrope", "llama3"):
@@ -99,14 +107,24 @@ class AttentionShape:
             self.check_longrope(self.rotary_size(hidden_size) // 2)
         if self.rope != "none":
             turned = self.rotary_size(hidden_size)
-            divides("attention", "2 (the halves that rotary positions turn)", 2, "head_dim * rotary_fraction", turned)
+            divides(
+                "attention",
+                "2 (the halves that rotary positions turn)",
+                2,
+                "head_dim * rotary_fraction",
+                turned,
+            )
         for name in ("dropout", "rotary_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"model shape: attention.{name} = {getattr(self, name)} must lie in [0, 1]")
+                raise SettingsError(
+                    f"model shape: attention.{name} = {getattr(self, name)} must lie in [0, 1]"
+                )
 
     def check_longrope(self, pairs: int) -> None:
         if self.rope_original_length < 2:
-            raise SettingsError("model shape: attention.rope_original_length must be at least 2 with rope = 'longrope'")
+            raise SettingsError(
+                "model shape: attention.rope_original_length must be at least 2 with rope = 'longrope'"
+            )
         for name in ("rope_short_factor", "rope_long_factor"):
             divisors = getattr(self, name)
             if len(divisors) != pairs or not all(divisor > 0 for divisor in divisors):
@@ -119,10 +137,24 @@ class AttentionShape:
         return int((self.head_dim or hidden_size // self.num_heads) * self.rotary_fraction)
 
     def rotary(self, hidden_size: int) -> Rotary:
-        scaling = {name: getattr(self, f"rope_{name}") for name in (
-            "theta", "factor", "original_length", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow",
-            "attention_factor", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor",
-        )}  # fmt: skip
+        scaling = {
+            name: getattr(self, f"rope_{name}")
+            for name in (
+                "theta",
+                "factor",
+                "original_length",
+                "low_freq_factor",
+                "high_freq_factor",
+                "beta_fast",
+                "beta_slow",
+                "attention_factor",
+                "mscale",
+                "mscale_all_dim",
+                "truncate",
+                "short_factor",
+                "long_factor",
+            )
+        }
         return Rotary(self.rotary_size(hidden_size), scaling=self.rope, **scaling)
 
 
@@ -135,8 +167,14 @@ class Attention(Mixer):
     """
 
     Shape = AttentionShape
-    roles = {"q_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row",
-             "q_norm": "replicate", "k_norm": "replicate"}  # fmt: skip
+    roles = {
+        "q_proj": "column",
+        "k_proj": "column",
+        "v_proj": "column",
+        "o_proj": "row",
+        "q_norm": "replicate",
+        "k_norm": "replicate",
+    }
     divided = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
     context = ("attention",)
 
@@ -144,7 +182,10 @@ class Attention(Mixer):
         super().__init__(model, shape, layer)
         hidden_size = model.hidden_size
         self.head_dim = shape.head_dim or hidden_size // shape.num_heads
-        self.heads, self.kv_heads = heads, kv_heads = shape.num_heads, shape.num_kv_heads or shape.num_heads
+        self.heads, self.kv_heads = heads, kv_heads = (
+            shape.num_heads,
+            shape.num_kv_heads or shape.num_heads,
+        )
         self.q_proj = Linear(hidden_size, heads * self.head_dim, bias=shape.qkv_bias)
         self.k_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)
         self.v_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)
@@ -173,7 +214,8 @@ class Attention(Mixer):
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         q_BTHK, k_BTGK, v_BTGV = (
-            project(x_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(x_BTD).unflatten(-1, (-1, self.head_dim))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.shape.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
@@ -184,13 +226,21 @@ class Attention(Mixer):
         window, skip_B = self.shape.window_size, None
         if seq.cache is not None:
             k_BTGK, v_BTGV = (
-                seq.cache.append(self.layer, name, x, window) for name, x in (("k", k_BTGK), ("v", v_BTGV))
+                seq.cache.append(self.layer, name, x, window)
+                for name, x in (("k", k_BTGK), ("v", v_BTGV))
             )
             skip_B = seq.cache.hidden_B(k_BTGK.shape[1], x_BTD.shape[1])
         o_BTHV = self.attend(
-            q_BTHK, k_BTGK, v_BTGV, window=window or None, documents=seq.documents, dropout=self.shape.dropout,
-            noise_BT=seq.noise_BT, skip_B=skip_B, first_head=self.first_head,
-        )  # fmt: skip
+            q_BTHK,
+            k_BTGK,
+            v_BTGV,
+            window=window or None,
+            documents=seq.documents,
+            dropout=self.shape.dropout,
+            noise_BT=seq.noise_BT,
+            skip_B=skip_B,
+            first_head=self.first_head,
+        )
         return self.o_proj(o_BTHV.flatten(-2))
 
     @property
@@ -200,9 +250,13 @@ class Attention(Mixer):
         return self.rotary.original_length if by_length else None
 
     def flops_per_token(self, seq_len: int) -> float:
-        projections = 2 * sum(p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight"))
+        projections = 2 * sum(
+            p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight")
+        )
         window = min(self.shape.window_size or seq_len, seq_len)
-        keys_seen = window - window * (window - 1) / (2 * seq_len)  # mean over the row: (T + 1) / 2 without a window
+        keys_seen = window - window * (window - 1) / (
+            2 * seq_len
+        )  # mean over the row: (T + 1) / 2 without a window
         return projections + 4 * self.shape.num_heads * self.head_dim * keys_seen
 
 

@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IDS = -1  # in place of a layer: the token ids of the whole text, where a model has to compute it again
-GROWING = ("k", "v")  # (B, S, G, K): one entry a token; everything else a layer keeps has a size of its own
+IDS = (
+    -1
+)  # in place of a layer: the token ids of the whole text, where a model has to compute it again
+GROWING = (
+    "k",
+    "v",
+)  # (B, S, G, K): one entry a token; everything else a layer keeps has a size of its own
 
 
 class Cache:
@@ -19,7 +24,9 @@ class Cache:
     def __init__(self) -> None:
         self.layers: dict[int, dict[str, Tensor]] = defaultdict(dict)
         self.length = 0  # tokens already seen, of the longest row
-        self.padding_B: Tensor | None = None  # by how many tokens each row is shorter; None: none is
+        self.padding_B: Tensor | None = (
+            None  # by how many tokens each row is shorter; None: none is
+        )
         self.rooms: dict[
             tuple[int, str], tuple[Tensor, int]
         ] = {}  # what keys lie in (B, G, R, K); how much of R is taken
@@ -83,7 +90,9 @@ class Cache:
                 continue  # one of them computes its whole text again, so all do (IDS)
             for name in kept:
                 rows = [cache.layers[layer][name] for cache in caches]
-                joined.layers[layer][name] = torch.cat(left_padded(rows) if name in GROWING else rows)
+                joined.layers[layer][name] = torch.cat(
+                    left_padded(rows) if name in GROWING else rows
+                )
         return joined
 
     def select(self, rows: list[int]) -> "Cache":
@@ -103,7 +112,9 @@ class Cache:
     def memory_bytes(self) -> int:
         """What the cache takes of the device, with the room for keys that are still to come."""
         tensors = [tensor for kept in self.layers.values() for tensor in kept.values()]
-        return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
+        return sum(
+            {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values()
+        )
 
 
 def in_room(x_BSGK: Tensor, size: int) -> Tensor:

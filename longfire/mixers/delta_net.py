@@ -75,9 +75,17 @@ class DeltaNet(MatrixState):
         q_BTHK, k_BTHK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv" if swish else "v")
         if not swish:
             q_BTHK, k_BTHK = map(ACTIVATIONS[self.shape.qk_activation], (q_BTHK, k_BTHK))
-        beta_BTH = in_fp32(v_BTHV.new_ones(v_BTHV.shape[:3]) if self.b_proj is None else self.b_proj(x_BTD).sigmoid())
+        beta_BTH = in_fp32(
+            v_BTHV.new_ones(v_BTHV.shape[:3])
+            if self.b_proj is None
+            else self.b_proj(x_BTD).sigmoid()
+        )
         o_BTHV, kept["state"] = self.recur(
-            self.normalise(q_BTHK), self.normalise(k_BTHK), v_BTHV, beta_BTH * (2 if self.shape.allow_neg_eigval else 1),
-            initial_state_BHKV=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            self.normalise(q_BTHK),
+            self.normalise(k_BTHK),
+            v_BTHV,
+            beta_BTH * (2 if self.shape.allow_neg_eigval else 1),
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
+        )
         return self.gated_out(o_BTHV, x_BTD)

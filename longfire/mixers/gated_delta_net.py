@@ -48,7 +48,11 @@ def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
 
 def init_step_size(dt_bias_H: Tensor, generator: torch.Generator) -> None:
     """softplus(dt_bias) log-uniform in [0.001, 0.1] (Mamba's rule); the inverse of softplus is x + log(1 - exp(-x))."""
-    dt = dt_bias_H.uniform_(math.log(0.001), math.log(0.1), generator=generator).exp_().clamp_min_(1e-4)
+    dt = (
+        dt_bias_H.uniform_(math.log(0.001), math.log(0.1), generator=generator)
+        .exp_()
+        .clamp_min_(1e-4)
+    )
     dt_bias_H.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
@@ -61,8 +65,15 @@ class GatedDeltaNet(MatrixState):
     """
 
     Shape = GatedDeltaNetShape
-    roles = {**MatrixState.roles, "a_proj": "column", "b_proj": "column", "g_proj": "column", "o_norm": "replicate",
-             "A_log": "head", "dt_bias": "head"}  # fmt: skip
+    roles = {
+        **MatrixState.roles,
+        "a_proj": "column",
+        "b_proj": "column",
+        "g_proj": "column",
+        "o_norm": "replicate",
+        "A_log": "head",
+        "dt_bias": "head",
+    }
     own_init = {"A_log": init_decay_rate, "dt_bias": init_step_size}
     keep_fp32 = ("A_log", "dt_bias")
     divided = {"heads": "num_v_heads", "kv_heads": "num_heads"}
@@ -75,7 +86,10 @@ class GatedDeltaNet(MatrixState):
         self.make_heads((heads, heads, v_heads), sizes, conv_size if shape.use_short_conv else 0)
         self.a_proj = Linear(self.hidden_size, v_heads, bias=False)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
-        self.A_log, self.dt_bias = nn.Parameter(torch.empty(v_heads)), nn.Parameter(torch.empty(v_heads))
+        self.A_log, self.dt_bias = (
+            nn.Parameter(torch.empty(v_heads)),
+            nn.Parameter(torch.empty(v_heads)),
+        )
         if shape.use_gate:
             self.g_proj = Linear(self.hidden_size, v_heads * self.head_v, bias=False)
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, shape.output_gate_activation)
@@ -88,6 +102,12 @@ class GatedDeltaNet(MatrixState):
         beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (2 if self.shape.allow_neg_eigval else 1)
         g_BTH = -self.A_log.exp() * F.softplus(in_fp32(self.a_proj(x_BTD)) + self.dt_bias)
         o_BTHV, kept["state"] = self.recur(
-            q_BTHK, k_BTHK, v_BTHV, beta_BTH, g_BTH, initial_state_BHKV=kept.get("state"), documents=seq.documents
+            q_BTHK,
+            k_BTHK,
+            v_BTHV,
+            beta_BTH,
+            g_BTH,
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
         )
         return self.gated_out(o_BTHV, x_BTD)

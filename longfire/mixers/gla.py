@@ -42,7 +42,9 @@ class GLAShape:
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("gla", self, hidden_size)
-        divides("gla", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        divides(
+            "gla", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads
+        )
         positive("gla", conv_size=self.conv_size, gate_logit_normalizer=self.gate_logit_normalizer)
         positive("gla", gate_low_rank=self.gate_low_rank)
         one_of("gla", "feature_map", self.feature_map, ACTIVATIONS)
@@ -57,29 +59,46 @@ class GLA(MatrixState):
     """
 
     Shape = GLAShape
-    roles = {**MatrixState.roles, "g_proj": "column", "gk_proj.0": "replicate", "gk_proj.1": "column", "g_norm": "replicate",
-             "g_norm_swish_gate": "replicate"}  # fmt: skip
+    roles = {
+        **MatrixState.roles,
+        "g_proj": "column",
+        "gk_proj.0": "replicate",
+        "gk_proj.1": "column",
+        "g_norm": "replicate",
+        "g_norm_swish_gate": "replicate",
+    }
 
     def __init__(self, model: ModelShape, shape: GLAShape, layer: int) -> None:
         super().__init__(model, shape, layer)
         kv_heads = shape.num_kv_heads or shape.num_heads
-        heads, conv_size = (shape.num_heads, kv_heads, kv_heads), shape.conv_size if shape.use_short_conv else 0
+        heads, conv_size = (
+            (shape.num_heads, kv_heads, kv_heads),
+            shape.conv_size if shape.use_short_conv else 0,
+        )
         self.make_heads(heads, expanded_sizes(shape, self.hidden_size), conv_size)
         self.make_qk_norm(model)
-        self.gk_proj = nn.Sequential(Linear(self.hidden_size, shape.gate_low_rank, bias=False),
-                                     Linear(shape.gate_low_rank, kv_heads * self.head_k, bias=True))  # fmt: skip
+        self.gk_proj = nn.Sequential(
+            Linear(self.hidden_size, shape.gate_low_rank, bias=False),
+            Linear(shape.gate_low_rank, kv_heads * self.head_k, bias=True),
+        )
         self.make_gated_norm(model.norm_eps)
         self.feature_map, self.recur = ACTIVATIONS[shape.feature_map], linear_attention
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq, silu="qkv" if self.shape.use_short_conv else "")
+        q_BTHK, k_BTGK, v_BTGV = self.qkv(
+            x_BTD, seq, silu="qkv" if self.shape.use_short_conv else ""
+        )
         g_BTGK = F.logsigmoid(in_fp32(self.gk_proj(x_BTD))).unflatten(-1, (-1, self.head_k))
         g_BTGK = g_BTGK / self.shape.gate_logit_normalizer
         if self.shape.clamp_min is not None:
             g_BTGK = g_BTGK.clamp_min(self.shape.clamp_min)
         o_BTHV, kept["state"] = self.recur(
-            self.feature_map(q_BTHK), self.feature_map(k_BTGK), v_BTGV, g_BTGK,
-            initial_state_BHKV=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            self.feature_map(q_BTHK),
+            self.feature_map(k_BTGK),
+            v_BTGV,
+            g_BTGK,
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
+        )
         return self.gated_out(o_BTHV, x_BTD)

@@ -36,8 +36,16 @@ class GSAShape:
 
     def check(self, hidden_size: int) -> None:
         divides("gsa", "num_heads", self.num_heads, "hidden_size", hidden_size)
-        divides("gsa", "num_heads", self.num_heads, "hidden_size * expand_k", hidden_size * self.expand_k)
-        divides("gsa", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        divides(
+            "gsa",
+            "num_heads",
+            self.num_heads,
+            "hidden_size * expand_k",
+            hidden_size * self.expand_k,
+        )
+        divides(
+            "gsa", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads
+        )
         positive("gsa", conv_size=self.conv_size, gate_logit_normalizer=self.gate_logit_normalizer)
         one_of("gsa", "feature_map", self.feature_map, ("swish", "relu", "t2r"))
 
@@ -58,8 +66,15 @@ class GSA(MatrixState):
     def __init__(self, model: ModelShape, shape: GSAShape, layer: int) -> None:
         super().__init__(model, shape, layer)
         kv_heads = shape.num_kv_heads or shape.num_heads
-        sizes = round(self.hidden_size * shape.expand_k) // shape.num_heads, self.hidden_size // shape.num_heads
-        self.make_heads((shape.num_heads, kv_heads, kv_heads), sizes, shape.conv_size if shape.use_short_conv else 0)
+        sizes = (
+            round(self.hidden_size * shape.expand_k) // shape.num_heads,
+            self.hidden_size // shape.num_heads,
+        )
+        self.make_heads(
+            (shape.num_heads, kv_heads, kv_heads),
+            sizes,
+            shape.conv_size if shape.use_short_conv else 0,
+        )
         self.make_qk_norm(model)
         self.slots = shape.num_slots or self.head_k
         self.f_proj = Linear(self.hidden_size, kv_heads * self.slots, bias=False)
@@ -69,22 +84,38 @@ class GSA(MatrixState):
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq, silu="qkv" if self.shape.use_short_conv else "")
+        q_BTHK, k_BTGK, v_BTGV = self.qkv(
+            x_BTD, seq, silu="qkv" if self.shape.use_short_conv else ""
+        )
         g_BTGM = F.logsigmoid(in_fp32(self.f_proj(x_BTD))) / self.shape.gate_logit_normalizer
         g_BTGM = g_BTGM.unflatten(-1, (-1, self.slots))
         written_BTGM = (-torch.expm1(g_BTGM)).to(v_BTGV.dtype)
-        k_BTHK, written_BTHM, g_BTHM = map(self.for_all_heads, (self.feature_map(k_BTGK), written_BTGM, g_BTGM))
+        k_BTHK, written_BTHM, g_BTHM = map(
+            self.for_all_heads, (self.feature_map(k_BTGK), written_BTGM, g_BTGM)
+        )
         scores_BTHM, kept["keys"] = self.recur(
-            self.feature_map(q_BTHK), k_BTHK, written_BTHM, gv=g_BTHM, scale=1.0,
-            initial_state_BHKV=kept.get("keys"), documents=seq.documents,
-        )  # fmt: skip
+            self.feature_map(q_BTHK),
+            k_BTHK,
+            written_BTHM,
+            gv=g_BTHM,
+            scale=1.0,
+            initial_state_BHKV=kept.get("keys"),
+            documents=seq.documents,
+        )
         read_BTHM = in_fp32(scores_BTHM).softmax(-1).to(v_BTGV.dtype)
         o_BTHV, kept["values"] = self.recur(
-            read_BTHM, written_BTGM, F.silu(v_BTGV), g_BTGM, scale=1.0,
-            initial_state_BHKV=kept.get("values"), documents=seq.documents,
-        )  # fmt: skip
+            read_BTHM,
+            written_BTGM,
+            F.silu(v_BTGV),
+            g_BTGM,
+            scale=1.0,
+            initial_state_BHKV=kept.get("values"),
+            documents=seq.documents,
+        )
         return self.o_proj(self.g_norm(F.silu(o_BTHV.flatten(-2))))
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        return matrices + 4 * self.heads * self.slots * (self.head_k + self.head_v)  # write and read both states
+        return matrices + 4 * self.heads * self.slots * (
+            self.head_k + self.head_v
+        )  # write and read both states

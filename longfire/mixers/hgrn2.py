@@ -47,7 +47,11 @@ class LowerBounds(nn.Module):
 
     def __init__(self, model: ModelShape, shape: HGRN2Shape) -> None:
         super().__init__()
-        learned = torch.empty(model.num_hidden_layers, model.hidden_size) if shape.use_lower_bound else None
+        learned = (
+            torch.empty(model.num_hidden_layers, model.hidden_size)
+            if shape.use_lower_bound
+            else None
+        )
         self.lower_bounds = None if learned is None else nn.Parameter(learned)
 
     def forward(self) -> dict[str, Tensor]:
@@ -63,8 +67,16 @@ class HGRN2(Mixer):
     """
 
     Shape = HGRN2Shape
-    roles = {"q_proj": "column", "f_proj": "column", "i_proj": "column", "o_proj": "row", "g_norm": "norm",
-             "q_conv1d": "head", "f_conv1d": "head", "i_conv1d": "head"}  # fmt: skip
+    roles = {
+        "q_proj": "column",
+        "f_proj": "column",
+        "i_proj": "column",
+        "o_proj": "row",
+        "g_norm": "norm",
+        "q_conv1d": "head",
+        "f_conv1d": "head",
+        "i_conv1d": "head",
+    }
     divided = {"heads": "expand_ratio"}
     context = ("state", "halo")
     whole_model = LowerBounds
@@ -75,7 +87,9 @@ class HGRN2(Mixer):
         self.q_proj, self.f_proj, self.i_proj = (Linear(size, size, bias=False) for _ in range(3))
         self.o_proj = Linear(size, size, bias=False)
         if shape.use_short_conv:
-            self.q_conv1d, self.f_conv1d, self.i_conv1d = (ShortConv(size, shape.conv_size) for _ in range(3))
+            self.q_conv1d, self.f_conv1d, self.i_conv1d = (
+                ShortConv(size, shape.conv_size) for _ in range(3)
+            )
         self.g_norm = RMSNorm(size, 1e-5, shape.elementwise_affine)
         # A tensor: a number would be a constant of the compiled block, and every layer be compiled for itself.
         self.row = torch.tensor(layer, device="cpu")
@@ -83,15 +97,22 @@ class HGRN2(Mixer):
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        q, f, v = (self.convolved(name, getattr(self, f"{name}_proj")(x_BTD), seq, silu=False) for name in "qfi")
+        q, f, v = (
+            self.convolved(name, getattr(self, f"{name}_proj")(x_BTD), seq, silu=False)
+            for name in "qfi"
+        )
         k = in_fp32(-f).sigmoid()  # 1 - a, which is exact where a is near 1
         if self.shape.use_lower_bound:
             bounds_LD = seq.shared[BOUNDS]
             mine_L = torch.arange(len(bounds_LD), device=bounds_LD.device) == self.row
             k = k * (1 - mine_L[None].to(bounds_LD.dtype) @ bounds_LD)
         g = torch.log1p(-k.clamp_max(1 - torch.finfo(k.dtype).eps))  # a below eps is none
-        q, k, v, g = (y.unflatten(-1, (-1, self.shape.expand_ratio)) for y in (F.silu(q), k.to(q.dtype), v, g))
-        o_BTHV, kept["state"] = self.recur(q, k, v, g, initial_state_BHKV=kept.get("state"), documents=seq.documents)
+        q, k, v, g = (
+            y.unflatten(-1, (-1, self.shape.expand_ratio)) for y in (F.silu(q), k.to(q.dtype), v, g)
+        )
+        o_BTHV, kept["state"] = self.recur(
+            q, k, v, g, initial_state_BHKV=kept.get("state"), documents=seq.documents
+        )
         return self.o_proj(self.g_norm(o_BTHV.flatten(-2)))
 
     def flops_per_token(self, seq_len: int) -> float:

@@ -70,8 +70,17 @@ class KDA(MatrixState):
     """
 
     Shape = KDAShape
-    roles = {**MatrixState.roles, "f_proj.0": "replicate", "f_proj.1": "column", "g_proj.0": "replicate", "g_proj.1": "column",
-             "b_proj": "column", "o_norm": "replicate", "A_log": "head", "dt_bias": "head"}  # fmt: skip
+    roles = {
+        **MatrixState.roles,
+        "f_proj.0": "replicate",
+        "f_proj.1": "column",
+        "g_proj.0": "replicate",
+        "g_proj.1": "column",
+        "b_proj": "column",
+        "o_norm": "replicate",
+        "A_log": "head",
+        "dt_bias": "head",
+    }
     keep_fp32 = ("A_log", "dt_bias")
     divided = {"heads": "num_v_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
@@ -84,16 +93,22 @@ class KDA(MatrixState):
         self.f_proj = self.low_rank(v_heads * self.head_k, bias=False)
         self.g_proj = self.low_rank(v_heads * self.head_v, bias=True)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
-        self.A_log, self.dt_bias = nn.Parameter(torch.empty(v_heads)), nn.Parameter(torch.empty(v_heads * self.head_k))
+        self.A_log, self.dt_bias = (
+            nn.Parameter(torch.empty(v_heads)),
+            nn.Parameter(torch.empty(v_heads * self.head_k)),
+        )
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, "sigmoid")
         self.recur = delta_rule
-        init_A = (lambda A_log_H, generator: A_log_H.zero_()) if shape.safe_gate else init_decay_rate
+        init_A = (
+            (lambda A_log_H, generator: A_log_H.zero_()) if shape.safe_gate else init_decay_rate
+        )
         self.own_init = {"A_log": init_A, "dt_bias": init_step_size}
 
     def low_rank(self, channels: int, bias: bool) -> nn.Sequential:
         """hidden_size -> V -> channels."""
         return nn.Sequential(
-            Linear(self.hidden_size, self.head_v, bias=False), Linear(self.head_v, channels, bias=bias)
+            Linear(self.hidden_size, self.head_v, bias=False),
+            Linear(self.head_v, channels, bias=bias),
         )
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -102,9 +117,14 @@ class KDA(MatrixState):
         q_BTHK, k_BTHK = (self.for_all_heads(l2_norm(y)) for y in (q_BTGK, k_BTGK))
         beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (2 if self.shape.allow_neg_eigval else 1)
         o_BTHV, kept["state"] = self.recur(
-            q_BTHK, k_BTHK, v_BTHV, beta_BTH, self.log_decay(x_BTD),
-            initial_state_BHKV=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            q_BTHK,
+            k_BTHK,
+            v_BTHV,
+            beta_BTH,
+            self.log_decay(x_BTD),
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
+        )
         return self.gated_out(o_BTHV, x_BTD)
 
     def log_decay(self, x_BTD: Tensor) -> Tensor:

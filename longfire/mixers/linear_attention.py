@@ -36,7 +36,13 @@ class LinearAttentionShape:
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("linear_attention", self, hidden_size)
-        divides("linear_attention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        divides(
+            "linear_attention",
+            "num_kv_heads",
+            self.num_kv_heads or self.num_heads,
+            "num_heads",
+            self.num_heads,
+        )
         one_of("linear_attention", "feature_map", self.feature_map, FEATURE_MAPS)
 
 
@@ -49,24 +55,36 @@ class LinearAttention(MatrixState):
     """
 
     Shape = LinearAttentionShape
-    roles = {**MatrixState.roles, "feature_map_q": "replicate", "feature_map_k": "replicate", "norm": "replicate"}
+    roles = {
+        **MatrixState.roles,
+        "feature_map_q": "replicate",
+        "feature_map_k": "replicate",
+        "norm": "replicate",
+    }
     context = ("state",)
     norm_name = "norm"
 
     def __init__(self, model: ModelShape, shape: LinearAttentionShape, layer: int) -> None:
         super().__init__(model, shape, layer)
         kv_heads = shape.num_kv_heads or shape.num_heads
-        self.make_heads((shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size))
+        self.make_heads(
+            (shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size)
+        )
         self.make_qk_norm(model)
         self.feature_map_q = feature_map(shape.feature_map, self.head_k)
-        self.feature_map_k = None if shape.tie_feature_map_qk else feature_map(shape.feature_map, self.head_k)
+        self.feature_map_k = (
+            None if shape.tie_feature_map_qk else feature_map(shape.feature_map, self.head_k)
+        )
         self.norm = GatedRMSNorm(self.head_v, model.norm_eps, affine=shape.elementwise_affine)
         self.recur = linear_attention
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq)
-        q_BTHF, k_BTGF = self.feature_map_q(q_BTHK), (self.feature_map_k or self.feature_map_q)(k_BTGK)
+        q_BTHF, k_BTGF = (
+            self.feature_map_q(q_BTHK),
+            (self.feature_map_k or self.feature_map_q)(k_BTGK),
+        )
         if self.shape.norm_q:
             q_BTHF = q_BTHF / (q_BTHF.sum(-1, keepdim=True) + 1e-4)
         if self.shape.norm_k:
@@ -74,16 +92,23 @@ class LinearAttention(MatrixState):
         if self.shape.norm_feature_map:
             v_BTGV = F.pad(v_BTGV, (0, 1), value=1.0)
         o_BTHV, kept["state"] = self.recur(
-            q_BTHF, k_BTGF, v_BTGV,
-            initial_state_BHKV=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            q_BTHF,
+            k_BTGF,
+            v_BTGV,
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
+        )
         if self.shape.norm_feature_map:
             o_BTHV = o_BTHV[..., :-1] / (o_BTHV[..., -1:] + 1e-10)
         return self.gated_out(o_BTHV, x_BTD)
 
     def flops_per_token(self, seq_len: int) -> float:
         """A learned map's matrices serve every head."""
-        maps = [p for name, p in self.named_parameters() if name.startswith("feature_map") and p.dim() >= 2]
+        maps = [
+            p
+            for name, p in self.named_parameters()
+            if name.startswith("feature_map") and p.dim() >= 2
+        ]
         again = 2 * (self.heads - 1) * sum(p.numel() for p in maps)
         features = feature_size(self.shape.feature_map, self.head_k) - self.head_k
         return super().flops_per_token(seq_len) + again + 4 * self.heads * features * self.head_v

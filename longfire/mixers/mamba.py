@@ -32,7 +32,9 @@ class MambaShape:
 
 def init_rates(A_log_DN: Tensor, generator: torch.Generator) -> None:
     """A from 1 to N in every channel (S4D-real)."""
-    A_log_DN.copy_(torch.arange(1, A_log_DN.shape[1] + 1, device=A_log_DN.device).log().expand_as(A_log_DN))
+    A_log_DN.copy_(
+        torch.arange(1, A_log_DN.shape[1] + 1, device=A_log_DN.device).log().expand_as(A_log_DN)
+    )
 
 
 def init_step_matrix(weight_DR: Tensor, generator: torch.Generator) -> None:
@@ -55,22 +57,35 @@ class Mamba(Mixer):
     """
 
     Shape = MambaShape
-    roles = {"in_proj": "halves", "conv1d": "head", "x_proj": "inner_row", "dt_proj": "column", "A_log": "head", "D": "head",
-             "out_proj": "row"}  # fmt: skip
+    roles = {
+        "in_proj": "halves",
+        "conv1d": "head",
+        "x_proj": "inner_row",
+        "dt_proj": "column",
+        "A_log": "head",
+        "D": "head",
+        "out_proj": "row",
+    }
     divided = {"channels": "intermediate_size"}
     context = ("state", "halo")
     keep_fp32 = ("A_log", "D")
 
     def __init__(self, model: ModelShape, shape: MambaShape, layer: int) -> None:
         super().__init__(model, shape, layer)
-        channels, rank = shape.intermediate_size or 2 * self.hidden_size, shape.dt_rank or -(-self.hidden_size // 16)
+        channels, rank = (
+            shape.intermediate_size or 2 * self.hidden_size,
+            shape.dt_rank or -(-self.hidden_size // 16),
+        )
         self.channels = channels
         self.sizes = [rank, shape.state_size, shape.state_size]
         self.in_proj = Linear(self.hidden_size, 2 * channels, bias=shape.use_bias)
         self.conv1d = ShortConv(channels, shape.conv_kernel, shape.use_conv_bias)
         self.x_proj = Linear(channels, sum(self.sizes), bias=False)
         self.dt_proj = LinearWithWideBias(rank, channels)
-        self.A_log, self.D = nn.Parameter(torch.empty(channels, shape.state_size)), nn.Parameter(torch.empty(channels))
+        self.A_log, self.D = (
+            nn.Parameter(torch.empty(channels, shape.state_size)),
+            nn.Parameter(torch.empty(channels)),
+        )
         self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
         self.recur, self.convolve = selective_scan, short_conv
         taps = uniform(shape.conv_kernel**-0.5)
@@ -87,14 +102,23 @@ class Mamba(Mixer):
         kept = self.kept(seq)
         x_BTD, z_BTD = self.in_proj(u_BTD).chunk(2, -1)
         x_BTD, kept["conv"] = self.convolve(
-            x_BTD, self.conv1d.weight[:, 0], self.conv1d.bias, state_BDW=kept.get("conv"), documents=seq.documents
+            x_BTD,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            state_BDW=kept.get("conv"),
+            documents=seq.documents,
         )
         dt_BTR, B_BTN, C_BTN = self.x_proj(x_BTD).split(self.sizes, -1)
         dt_BTD = F.softplus(self.dt_proj(dt_BTR))
         y_BTD, kept["state"] = self.recur(
-            x_BTD, dt_BTD, -self.A_log.exp(), B_BTN, C_BTN,
-            initial_state_BDN=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            x_BTD,
+            dt_BTD,
+            -self.A_log.exp(),
+            B_BTN,
+            C_BTN,
+            initial_state_BDN=kept.get("state"),
+            documents=seq.documents,
+        )
         return self.out_proj(torch.addcmul(y_BTD, x_BTD, self.D.to(x_BTD.dtype)) * F.silu(z_BTD))
 
     def flops_per_token(self, seq_len: int) -> float:

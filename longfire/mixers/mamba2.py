@@ -31,9 +31,13 @@ class Mamba2Shape:
     D_has_hdim: bool = key(False, "a skip weight for each channel, not for each head")
 
     def check(self, hidden_size: int) -> None:
-        divides("mamba2", "head_dim", self.head_dim, "hidden_size * expand", hidden_size * self.expand)
+        divides(
+            "mamba2", "head_dim", self.head_dim, "hidden_size * expand", hidden_size * self.expand
+        )
         heads = hidden_size * self.expand // self.head_dim
-        divides("mamba2", "n_groups", self.n_groups, "heads (hidden_size * expand / head_dim)", heads)
+        divides(
+            "mamba2", "n_groups", self.n_groups, "heads (hidden_size * expand / head_dim)", heads
+        )
         positive("mamba2", state_size=self.state_size, conv_kernel=self.conv_kernel)
         if self.dt_high:
             positive("mamba2", **{"dt_high - dt_low": self.dt_high - self.dt_low})
@@ -56,12 +60,28 @@ class Mamba2(Mixer):
     """
 
     Shape = Mamba2Shape
-    roles = {"z_proj": "column", "x_proj": "column", "B_proj": "column", "C_proj": "column", "dt_proj": "column",
-             "out_proj": "row", "norm": "norm", "A_log": "head", "dt_bias": "head", "D": "head",
-             "x_conv1d": "head", "B_conv1d": "head", "C_conv1d": "head"}  # fmt: skip
+    roles = {
+        "z_proj": "column",
+        "x_proj": "column",
+        "B_proj": "column",
+        "C_proj": "column",
+        "dt_proj": "column",
+        "out_proj": "row",
+        "norm": "norm",
+        "A_log": "head",
+        "dt_bias": "head",
+        "D": "head",
+        "x_conv1d": "head",
+        "B_conv1d": "head",
+        "C_conv1d": "head",
+    }
     divided = {"heads": "head_dim", "groups": "n_groups"}
     context = ("state", "halo")
-    own_init = {"A_log": init_rate, "dt_bias": init_step_size, "D": lambda D, generator: D.fill_(1.0)}
+    own_init = {
+        "A_log": init_rate,
+        "dt_bias": init_step_size,
+        "D": lambda D, generator: D.fill_(1.0),
+    }
     keep_fp32 = ("A_log", "dt_bias", "D")
 
     def __init__(self, model: ModelShape, shape: Mamba2Shape, layer: int) -> None:
@@ -69,16 +89,31 @@ class Mamba2(Mixer):
         channels, shared = self.hidden_size * shape.expand, shape.n_groups * shape.state_size
         self.heads, self.groups = channels // shape.head_dim, shape.n_groups
         if self.groups == 1:
-            self.roles = self.roles | dict.fromkeys(("B_proj", "C_proj", "B_conv1d", "C_conv1d"), "replicate")
+            self.roles = self.roles | dict.fromkeys(
+                ("B_proj", "C_proj", "B_conv1d", "C_conv1d"), "replicate"
+            )
             self.divided = {"heads": "head_dim"}
-        for name, size in {"z": channels, "x": channels, "B": shared, "C": shared, "dt": self.heads}.items():
+        for name, size in {
+            "z": channels,
+            "x": channels,
+            "B": shared,
+            "C": shared,
+            "dt": self.heads,
+        }.items():
             self.add_module(f"{name}_proj", Linear(self.hidden_size, size, bias=shape.use_bias))
             if name in "xBC":
-                self.add_module(f"{name}_conv1d", ShortConv(size, shape.conv_kernel, shape.use_conv_bias))
-        self.A_log, self.dt_bias = nn.Parameter(torch.empty(self.heads)), nn.Parameter(torch.empty(self.heads))
+                self.add_module(
+                    f"{name}_conv1d", ShortConv(size, shape.conv_kernel, shape.use_conv_bias)
+                )
+        self.A_log, self.dt_bias = (
+            nn.Parameter(torch.empty(self.heads)),
+            nn.Parameter(torch.empty(self.heads)),
+        )
         self.D = nn.Parameter(torch.empty(channels if shape.D_has_hdim else self.heads))
         if shape.rmsnorm:
-            self.norm = GroupedGatedRMSNorm(channels, model.norm_eps, shape.n_groups, shape.norm_before_gate)
+            self.norm = GroupedGatedRMSNorm(
+                channels, model.norm_eps, shape.n_groups, shape.norm_before_gate
+            )
         self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
         self.recur, self.convolve = linear_attention, short_conv
         residuals = model.num_hidden_layers * (1 if model.mlp == "none" else 2)
@@ -86,20 +121,31 @@ class Mamba2(Mixer):
 
     def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        x, B, C = (self.convolved(name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC")
+        x, B, C = (
+            self.convolved(name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC"
+        )
         x_BTHV = x.unflatten(-1, (self.heads, -1))
         B_BTGK, C_BTGK = (y.unflatten(-1, (self.groups, -1)) for y in (B, C))
         dt_BTH = F.softplus(in_fp32(self.dt_proj(u_BTD)) + self.dt_bias).clamp(
             self.shape.dt_low, self.shape.dt_high or None
         )
         y_BTHV, kept["state"] = self.recur(
-            C_BTGK, B_BTGK, (x_BTHV * dt_BTH[..., None]).to(x.dtype), -self.A_log.exp() * dt_BTH, scale=1.0,
-            initial_state_BHKV=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            C_BTGK,
+            B_BTGK,
+            (x_BTHV * dt_BTH[..., None]).to(x.dtype),
+            -self.A_log.exp() * dt_BTH,
+            scale=1.0,
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
+        )
         y_BTD = torch.addcmul(y_BTHV, x_BTHV, self.D.view(self.heads, -1)).to(x.dtype).flatten(-2)
         z_BTD = self.z_proj(u_BTD)
-        return self.out_proj(self.norm(y_BTD, z_BTD) if self.shape.rmsnorm else y_BTD * F.silu(z_BTD))
+        return self.out_proj(
+            self.norm(y_BTD, z_BTD) if self.shape.rmsnorm else y_BTD * F.silu(z_BTD)
+        )
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        return matrices + 4 * self.out_proj.in_features * self.shape.state_size  # write B x^T, read S^T C
+        return (
+            matrices + 4 * self.out_proj.in_features * self.shape.state_size
+        )  # write B x^T, read S^T C

@@ -19,18 +19,29 @@ class MatrixState(Mixer):
     """
 
     roles: ClassVar[dict[str, str]] = {
-        "q_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row", "q_conv1d": "head", "k_conv1d": "head",
-        "v_conv1d": "head", "q_norm": "replicate", "k_norm": "replicate",
-    }  # fmt: skip
+        "q_proj": "column",
+        "k_proj": "column",
+        "v_proj": "column",
+        "o_proj": "row",
+        "q_conv1d": "head",
+        "k_conv1d": "head",
+        "v_conv1d": "head",
+        "q_norm": "replicate",
+        "k_norm": "replicate",
+    }
     divided: ClassVar[dict[str, str]] = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
     context = ("state", "halo")
     norm_name = "o_norm"
     products = 2  # of a head's state and a vector, for each token: write k v^T, read S^T q
 
-    def make_heads(self, heads: tuple[int, int, int], sizes: tuple[int, int], conv_size: int = 0) -> None:
+    def make_heads(
+        self, heads: tuple[int, int, int], sizes: tuple[int, int], conv_size: int = 0
+    ) -> None:
         """Projections to so many heads of q, k and v, of sizes (K, V), and their convolutions unless conv_size is 0."""
         (self.head_k, self.head_v), self.heads, self.kv_heads = sizes, max(heads), min(heads)
-        for name, channels in zip("qkv", (heads[0] * sizes[0], heads[1] * sizes[0], heads[2] * sizes[1])):
+        for name, channels in zip(
+            "qkv", (heads[0] * sizes[0], heads[1] * sizes[0], heads[2] * sizes[1])
+        ):
             self.add_module(f"{name}_proj", Linear(self.hidden_size, channels, bias=False))
             if conv_size:
                 self.add_module(f"{name}_conv1d", ShortConv(channels, conv_size))
@@ -76,7 +87,10 @@ class MatrixState(Mixer):
 
     def gated_out(self, o_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
         """(B, T, H, V) -> (B, T, D): each head normalised and gated by what x says, and all projected."""
-        norm, gate_BTD = getattr(self, self.norm_name), None if self.g_proj is None else self.g_proj(x_BTD)
+        norm, gate_BTD = (
+            getattr(self, self.norm_name),
+            None if self.g_proj is None else self.g_proj(x_BTD),
+        )
         return self.o_proj(norm(o_BTHV, gate_BTD).flatten(-2))
 
     def flops_per_token(self, seq_len: int) -> float:
@@ -86,17 +100,26 @@ class MatrixState(Mixer):
 
 def check_expanded_heads(mixer: str, shape: Any, hidden_size: int) -> None:
     """Raises SettingsError unless num_heads heads of keys and of values share hidden_size * expand_k and * expand_v channels."""
-    divides(mixer, "num_heads", shape.num_heads, "hidden_size * expand_k", hidden_size * shape.expand_k)
-    divides(mixer, "num_heads", shape.num_heads, "hidden_size * expand_v", hidden_size * shape.expand_v)
+    divides(
+        mixer, "num_heads", shape.num_heads, "hidden_size * expand_k", hidden_size * shape.expand_k
+    )
+    divides(
+        mixer, "num_heads", shape.num_heads, "hidden_size * expand_v", hidden_size * shape.expand_v
+    )
 
 
 def check_value_heads(mixer: str, shape: Any) -> None:
     """Raises SettingsError unless num_v_heads heads of head_dim * expand_v channels can share num_heads query/key heads."""
-    divides(mixer, "num_heads", shape.num_heads, "num_v_heads", shape.num_v_heads or shape.num_heads)
+    divides(
+        mixer, "num_heads", shape.num_heads, "num_v_heads", shape.num_v_heads or shape.num_heads
+    )
     divides(mixer, "1", 1, "head_dim * expand_v", shape.head_dim * shape.expand_v)
     positive(mixer, conv_size=shape.conv_size)
 
 
 def expanded_sizes(shape: Any, hidden_size: int) -> tuple[int, int]:
     """(K, V) of a head."""
-    return tuple(round(hidden_size * expand) // shape.num_heads for expand in (shape.expand_k, shape.expand_v))
+    return tuple(
+        round(hidden_size * expand) // shape.num_heads
+        for expand in (shape.expand_k, shape.expand_v)
+    )

@@ -78,7 +78,12 @@ class Mixer(nn.Module):
 
     def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
         super().__init__()
-        self.hidden_size, self.shape, self.layer, self.layers = model.hidden_size, shape, layer, model.num_hidden_layers
+        self.hidden_size, self.shape, self.layer, self.layers = (
+            model.hidden_size,
+            shape,
+            layer,
+            model.num_hidden_layers,
+        )
 
     @classmethod
     def published_ends(cls, model: ModelShape) -> dict[str, Any]:
@@ -101,7 +106,12 @@ class Mixer(nn.Module):
             return x_BTD
         kept, key = self.kept(seq), f"{name}_conv"
         x_BTD, kept[key] = self.convolve(
-            x_BTD, conv.weight[:, 0], conv.bias, silu=silu, state_BDW=kept.get(key), documents=seq.documents
+            x_BTD,
+            conv.weight[:, 0],
+            conv.bias,
+            silu=silu,
+            state_BDW=kept.get(key),
+            documents=seq.documents,
         )
         return x_BTD
 
@@ -163,4 +173,6 @@ def positive(mixer: str, **values: float) -> None:
 def one_of(mixer: str, name: str, value: str, known: Iterable[str]) -> None:
     """Raises SettingsError unless value is a known word."""
     if value not in known:
-        raise SettingsError(f"model shape: {mixer}.{name} = {value!r} is not one of {', '.join(known)}")
+        raise SettingsError(
+            f"model shape: {mixer}.{name} = {value!r} is not one of {', '.join(known)}"
+        )

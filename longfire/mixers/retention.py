@@ -34,10 +34,20 @@ class RetentionShape:
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("retention", self, hidden_size)
-        divides("retention", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads)
+        divides(
+            "retention",
+            "num_kv_heads",
+            self.num_kv_heads or self.num_heads,
+            "num_heads",
+            self.num_heads,
+        )
         head_k, _ = expanded_sizes(self, hidden_size)
         divides(
-            "retention", "2 (the halves that rotary positions turn)", 2, "hidden_size * expand_k / num_heads", head_k
+            "retention",
+            "2 (the halves that rotary positions turn)",
+            2,
+            "hidden_size * expand_k / num_heads",
+            head_k,
         )
         one_of("retention", "feature_map", self.feature_map, ACTIVATIONS)
         one_of("retention", "gate_fn", self.gate_fn, GATES)
@@ -52,13 +62,20 @@ class Retention(MatrixState):
     """
 
     Shape = RetentionShape
-    roles = {**MatrixState.roles, "g_proj": "column", "g_norm": "replicate", "g_norm_swish_gate": "replicate"}
+    roles = {
+        **MatrixState.roles,
+        "g_proj": "column",
+        "g_norm": "replicate",
+        "g_norm_swish_gate": "replicate",
+    }
     context = ("state",)
 
     def __init__(self, model: ModelShape, shape: RetentionShape, layer: int) -> None:
         super().__init__(model, shape, layer)
         kv_heads = shape.num_kv_heads or shape.num_heads
-        self.make_heads((shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size))
+        self.make_heads(
+            (shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size)
+        )
         self.make_qk_norm(model)
         self.make_gated_norm(model.norm_eps)
         self.rotary, self.recur = Rotary(self.head_k), linear_attention
@@ -72,10 +89,18 @@ class Retention(MatrixState):
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq)
-        q_BTHK, k_BTGK = (turn(self.feature_map(y), *seq.shared[self.rotary]) for y in (q_BTHK, k_BTGK))
-        g_H = torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.heads, device=x_BTD.device) - self.first_head)))
+        q_BTHK, k_BTGK = (
+            turn(self.feature_map(y), *seq.shared[self.rotary]) for y in (q_BTHK, k_BTGK)
+        )
+        g_H = torch.log1p(
+            -(2.0 ** (-5.0 - torch.arange(self.heads, device=x_BTD.device) - self.first_head))
+        )
         o_BTHV, kept["state"] = self.recur(
-            q_BTHK, self.for_all_heads(k_BTGK), self.for_all_heads(v_BTGV), g_H,
-            initial_state_BHKV=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            q_BTHK,
+            self.for_all_heads(k_BTGK),
+            self.for_all_heads(v_BTGV),
+            g_H,
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
+        )
         return self.gated_out(o_BTHV, x_BTD)

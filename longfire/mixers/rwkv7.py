@@ -14,7 +14,9 @@ from longfire.ops.norm import l2_norm, layer_norm
 from longfire.ops.token_shift import previous_token
 from longfire.shape import ModelShape, key, mixer_of
 
-FIRST = "rwkv7.values"  # in seq.shared: those of the first layer, which later ones mix into their own
+FIRST = (
+    "rwkv7.values"  # in seq.shared: those of the first layer, which later ones mix into their own
+)
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,27 @@ class RWKV7Shape:
 
     def check(self, hidden_size: int) -> None:
         divides("rwkv7", "head_dim", self.head_dim, "hidden_size", hidden_size)
-        ranks = ("decay_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim", "key_norm_eps")
+        ranks = (
+            "decay_low_rank_dim",
+            "a_low_rank_dim",
+            "v_low_rank_dim",
+            "gate_low_rank_dim",
+            "key_norm_eps",
+        )
         positive("rwkv7", **{name: getattr(self, name) for name in ranks})
 
 
 class LoRA(nn.Module):
     """B f(A x) + b: a matrix of low rank with an activation in its middle. Names of fla."""
 
-    def __init__(self, sizes: tuple[int, int, int], activation: nn.Module, bias: bool = True) -> None:
+    def __init__(
+        self, sizes: tuple[int, int, int], activation: nn.Module, bias: bool = True
+    ) -> None:
         super().__init__()
         size, rank, out = sizes
-        self.lora = nn.Sequential(Linear(size, rank, bias=False), activation, Linear(rank, out, bias=bias))
+        self.lora = nn.Sequential(
+            Linear(size, rank, bias=False), activation, Linear(rank, out, bias=bias)
+        )
         self.own_init = {
             "lora.0.weight": lambda weight, generator: weight.zero_(),
             "lora.2.weight": orthogonal(0.1 * max(1.0, math.sqrt(rank / out))),
@@ -56,7 +68,11 @@ class HeadNorm(nn.Module):
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size)), eps
+        self.weight, self.bias, self.eps = (
+            nn.Parameter(torch.empty(size)),
+            nn.Parameter(torch.empty(size)),
+            eps,
+        )
 
     def forward(self, o_BTHV: Tensor) -> Tensor:
         o_BTD = layer_norm(in_fp32(o_BTHV), None, None, self.eps).flatten(-2)
@@ -73,10 +89,19 @@ class RWKV7(Mixer):
     """
 
     Shape = RWKV7Shape
-    roles = {"r_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row", "g_norm": "head",
-             "k_k": "head", "k_a": "head", "r_k": "head", **{f"x_{name}": "replicate" for name in "rwkvag"},
-             **{f"{name}_lora.lora.0": "replicate" for name in "wvag"},
-             **{f"{name}_lora.lora.2": "column" for name in "wvag"}}  # fmt: skip
+    roles = {
+        "r_proj": "column",
+        "k_proj": "column",
+        "v_proj": "column",
+        "o_proj": "row",
+        "g_norm": "head",
+        "k_k": "head",
+        "k_a": "head",
+        "r_k": "head",
+        **{f"x_{name}": "replicate" for name in "rwkvag"},
+        **{f"{name}_lora.lora.0": "replicate" for name in "wvag"},
+        **{f"{name}_lora.lora.2": "column" for name in "wvag"},
+    }
     divided = {"heads": "head_dim"}
     context = ("state", "halo")
     carried = (FIRST,)
@@ -100,9 +125,13 @@ class RWKV7(Mixer):
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        previous_BTD, kept["previous"] = self.shift(x_BTD, before_BD=kept.get("previous"), documents=seq.documents)
+        previous_BTD, kept["previous"] = self.shift(
+            x_BTD, before_BD=kept.get("previous"), documents=seq.documents
+        )
         change_BTD = previous_BTD - x_BTD
-        xr, xw, xk, xv, xa, xg = (towards(x_BTD, change_BTD, getattr(self, f"x_{name}")) for name in "rwkvag")
+        xr, xw, xk, xv, xa, xg = (
+            towards(x_BTD, change_BTD, getattr(self, f"x_{name}")) for name in "rwkvag"
+        )
         r, k, v = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
         if self.v_lora is None:
             seq.shared[FIRST] = v
@@ -114,9 +143,16 @@ class RWKV7(Mixer):
         k = torch.addcmul(k, k * (a - 1), self.k_a.to(k.dtype))
         r_BTHK, k_BTHK, v_BTHV, a_BTHK = map(self.per_head, (r, k, v, a))
         o_BTHV, kept["state"] = self.recur(
-            r_BTHK, k_BTHK, v_BTHV, -removed_BTHK, removed_BTHK * a_BTHK, g_BTHK, scale=1.0,
-            initial_state_BHKV=kept.get("state"), documents=seq.documents,
-        )  # fmt: skip
+            r_BTHK,
+            k_BTHK,
+            v_BTHV,
+            -removed_BTHK,
+            removed_BTHK * a_BTHK,
+            g_BTHK,
+            scale=1.0,
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
+        )
         bonus_BTHV = (r_BTHK * k_BTHK * self.r_k.to(k.dtype)).sum(-1, keepdim=True) * v_BTHV
         return self.o_proj((self.g_norm(o_BTHV) + bonus_BTHV.flatten(-2)) * self.g_lora(xg))
 
@@ -146,7 +182,10 @@ class RWKV7(Mixer):
         for name, power in {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}.items():
             values[f"x_{name}"] = share_of_previous(size, power * left)
         return {
-            **{name: lambda tensor, generator, value=value: tensor.copy_(value) for name, value in values.items()},
+            **{
+                name: lambda tensor, generator, value=value: tensor.copy_(value)
+                for name, value in values.items()
+            },
             "r_proj.weight": orthogonal(1.0),
             "k_proj.weight": orthogonal(0.1),
             "v_proj.weight": orthogonal(1.0),
@@ -161,4 +200,6 @@ class RWKV7(Mixer):
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        return matrices + 8 * self.hidden_size * self.shape.head_dim  # c^T S, b (c^T S), k v^T, S^T r
+        return (
+            matrices + 8 * self.hidden_size * self.shape.head_dim
+        )  # c^T S, b (c^T S), k v^T, S^T r

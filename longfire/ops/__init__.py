@@ -82,7 +82,10 @@ def choose_where_nobody_has(device: torch.device) -> None:
 
 def told(choices: dict[str, Choice]) -> list[str]:
     """A line for each choice with the ops that share it, so that a reason is told once."""
-    names = {choice: ", ".join(op for op, other in choices.items() if other == choice) for choice in choices.values()}
+    names = {
+        choice: ", ".join(op for op, other in choices.items() if other == choice)
+        for choice in choices.values()
+    }
     return [f"{ops}: {choice.name} ({choice.why})" for choice, ops in names.items()]
 
 
@@ -107,8 +110,10 @@ def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:
     try:
         importlib.import_module("longfire.ops.kernels")
     except ImportError as e:
-        raise SettingsError(f"fla is installed but its kernels cannot be imported ({e}): mend it with "
-                            "pip install 'longfire[cuda]', or set model.kernels = torch") from e  # fmt: skip
+        raise SettingsError(
+            f"fla is installed but its kernels cannot be imported ({e}): mend it with "
+            "pip install 'longfire[cuda]', or set model.kernels = torch"
+        ) from e
     return Choice("fla", "CUDA, and fla is installed")
 
 

@@ -49,18 +49,32 @@ def attention(
     drops = dropout > 0 and noise_BT is not None
     if chosen("attention") == "slow":
         return attention_slow(
-            q_BTHK, k_BSGK, v_BSGV, window=window, documents=documents, scale=scale, dropout=dropout,
-            noise_BT=noise_BT, skip_B=skip_B, first_head=first_head,
-        )  # fmt: skip
+            q_BTHK,
+            k_BSGK,
+            v_BSGV,
+            window=window,
+            documents=documents,
+            scale=scale,
+            dropout=dropout,
+            noise_BT=noise_BT,
+            skip_B=skip_B,
+            first_head=first_head,
+        )
     if drops:
-        return attention_dropping(q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT, first_head)
+        return attention_dropping(
+            q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT, first_head
+        )
     window = None if window is not None and window >= S else window
     q, k, v = (multipliable(x) for x in (q_BTHK, k_BSGK, v_BSGV))
     if documents is not None:
         o_BTHV = packed(q, k, v, documents, window, scale, skip_B)
-    elif window is not None and T == S and skip_B is None and has_varlen_kernel(q, v):  # it skips what a window hides
+    elif (
+        window is not None and T == S and skip_B is None and has_varlen_kernel(q, v)
+    ):  # it skips what a window hides
         row_ends = torch.arange(0, len(q) * T + 1, T, dtype=torch.int32, device=q.device)
-        o_BTHV = varlen(q, k.flatten(0, 1), v.flatten(0, 1), (row_ends, row_ends), (T, T), window, scale)
+        o_BTHV = varlen(
+            q, k.flatten(0, 1), v.flatten(0, 1), (row_ends, row_ends), (T, T), window, scale
+        )
     else:
         o_BTHV = one_document(q, k, v, window, scale, skip_B)
     return o_BTHV.to(q_BTHK.dtype)
@@ -75,15 +89,25 @@ def multipliable(x: Tensor) -> Tensor:
     reason="the lengths of documents differ from batch to batch: a graph of them would be made anew each time"
 )
 def packed(
-    q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Documents,
+    window: int | None,
+    scale: float | None,
     skip_B: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Rows of several documents, each seeing itself only: one call of a varlen kernel, or document by document.
 
     The rows are laid end to end, split where documents end, and joined again, so that nothing is paid for what is not seen.
     """
     (B, T), S = q.shape[:2], k.shape[1]
-    k_ND, v_ND, key_ends, longest = k.flatten(0, 1), v.flatten(0, 1), documents.cu_lengths, documents.max_length
+    k_ND, v_ND, key_ends, longest = (
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        documents.cu_lengths,
+        documents.max_length,
+    )
     if S > T:  # keys before the row: its first document's from skip_B on, the others nobody's
         skip_B = torch.zeros(B, dtype=torch.int64, device=q.device) if skip_B is None else skip_B
         seen_BS = torch.arange(S, device=q.device) >= skip_B[:, None]
@@ -92,7 +116,15 @@ def packed(
         before[1:][key_ends[:-1] % T == 0] = (S - T - skip_B).to(before.dtype)
         key_ends = key_ends + before.cumsum(0, dtype=before.dtype)
     if has_varlen_kernel(q, v):
-        return varlen(q, k_ND, v_ND, (documents.cu_lengths, key_ends), (documents.max_length, longest), window, scale)
+        return varlen(
+            q,
+            k_ND,
+            v_ND,
+            (documents.cu_lengths, key_ends),
+            (documents.max_length, longest),
+            window,
+            scale,
+        )
     lengths, key_lengths = documents.cu_lengths.diff().tolist(), key_ends.diff().tolist()
     pieces = zip(q.flatten(0, 1).split(lengths), k_ND.split(key_lengths), v_ND.split(key_lengths))
     outputs = [one_document(q[None], k[None], v[None], window, scale)[0] for q, k, v in pieces]
@@ -100,16 +132,23 @@ def packed(
 
 
 def varlen(
-    q: Tensor, k_ND: Tensor, v_ND: Tensor, ends: tuple[Tensor, Tensor], longest: tuple[int, int], window: int | None,
+    q: Tensor,
+    k_ND: Tensor,
+    v_ND: Tensor,
+    ends: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    window: int | None,
     scale: float | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """torch's varlen flash attention: documents that end at `ends` (int32, from 0; of the queries, of the keys) of the rows laid
     end to end. A document's queries are its last tokens."""
     from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
 
     grouped = {"enable_gqa": True} if q.shape[2] != k_ND.shape[1] else {}
     seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
-    o = varlen_attn(q.flatten(0, 1), k_ND, v_ND, *ends, *longest, scale=scale, window_size=seen, **grouped)
+    o = varlen_attn(
+        q.flatten(0, 1), k_ND, v_ND, *ends, *longest, scale=scale, window_size=seen, **grouped
+    )
     return o.unflatten(0, (len(q), -1))
 
 
@@ -126,13 +165,20 @@ def has_varlen_kernel(q: Tensor, v: Tensor) -> bool:
 
 
 def one_document(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None, skip_B: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    scale: float | None,
+    skip_B: Tensor | None = None,
 ) -> Tensor:
     """Rows that are one document each: one call, or with a window, or keys before the first query, a call for each block."""
     T, S = q.shape[1], k.shape[1]
     if T == 1:
         first = 0 if window is None else max(0, S - window)
-        return one_query(q, k[:, first:], v[:, first:], scale, None if skip_B is None else skip_B - first)
+        return one_query(
+            q, k[:, first:], v[:, first:], scale, None if skip_B is None else skip_B - first
+        )
     if T == S and (window is None or window >= S) and skip_B is None:
         return kernel(q, k, v, scale, causal=True)
     if window is None and skip_B is None:
@@ -144,23 +190,33 @@ def one_document(
         first = 0 if window is None else max(0, start - window + 1)
         shape = (stop - start, stop - first)
         if shape not in masks or skip_B is not None:
-            seen = visible(*shape, window, None, q.device, None if skip_B is None else skip_B - first)
-            masks[shape] = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
+            seen = visible(
+                *shape, window, None, q.device, None if skip_B is None else skip_B - first
+            )
+            masks[shape] = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(
+                ~seen, -torch.inf
+            )
         queries = q[:, start - (S - T) : stop - (S - T)]
-        outputs.append(kernel(queries, k[:, first:stop], v[:, first:stop], scale, mask=masks[shape]))
+        outputs.append(
+            kernel(queries, k[:, first:stop], v[:, first:stop], scale, mask=masks[shape])
+        )
     return torch.cat(outputs, 1)
 
 
 def after_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """Keys before the first query, which all queries see, and those of the queries: two parts of one softmax, without any mask."""
     before = k.shape[1] - q.shape[1]
-    o_early, lse_early_BHT = attention_parts(q, k[:, :before], v[:, :before], causal=False, scale=scale)
+    o_early, lse_early_BHT = attention_parts(
+        q, k[:, :before], v[:, :before], causal=False, scale=scale
+    )
     o_own, lse_own_BHT = attention_parts(q, k[:, before:], v[:, before:], causal=True, scale=scale)
     share_BTH1 = (lse_early_BHT - lse_own_BHT).sigmoid().transpose(1, 2)[..., None]
     return torch.lerp(o_own, o_early, share_BTH1)
 
 
-def one_query(q: Tensor, k: Tensor, v: Tensor, scale: float | None, skip_B: Tensor | None) -> Tensor:
+def one_query(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, skip_B: Tensor | None
+) -> Tensor:
     """A query a row. The heads that share keys become the queries of one call, which reads the keys once (0.7 of the time at
     9 heads of 3 groups and 4096 keys)."""
     B, _, H, K = q.shape
@@ -173,7 +229,12 @@ def one_query(q: Tensor, k: Tensor, v: Tensor, scale: float | None, skip_B: Tens
 
 
 def kernel(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool = False, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """torch's SDPA in our layout. It is memory-lean for equal head sizes only, so the smaller one is padded with zeros."""
     K, V = q.shape[-1], v.shape[-1]
@@ -182,7 +243,9 @@ def kernel(
         q, k, v = (F.pad(x, (0, max(K, V) - x.shape[-1])) for x in (q, k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    o = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
     return o.transpose(1, 2)[..., :V]
 
 
@@ -210,9 +273,16 @@ def attention_slow(
 
 
 def attention_dropping(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents | None, scale: float | None,
-    dropout: float, noise_BT: Tensor, first_head: int,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    documents: Documents | None,
+    scale: float | None,
+    dropout: float,
+    noise_BT: Tensor,
+    first_head: int,
+) -> Tensor:
     """The same, for BLOCK queries at a time, whose scores are made again in the backward: memory grows with T, not with T^2."""
     T = q.shape[1]
     assert k.shape[1] == T, "dropout is for training, on whole rows"
@@ -222,16 +292,25 @@ def attention_dropping(
         first = 0 if window is None else max(0, start - window + 1)
         seen = visible(stop - start, stop - first, window, None, q.device)
         if documents_BT is not None:
-            seen = seen & (documents_BT[:, start:stop, None] == documents_BT[:, None, first:stop])[:, None]
+            seen = (
+                seen
+                & (documents_BT[:, start:stop, None] == documents_BT[:, None, first:stop])[:, None]
+            )
         mask = weight_mask(noise_BT[:, start:stop], q.shape[2], first, stop, dropout, first_head)
-        return softmax_slow(q[:, start:stop], k[:, first:stop], v[:, first:stop], seen, scale, mask, dropout)[0]
+        return softmax_slow(
+            q[:, start:stop], k[:, first:stop], v[:, first:stop], seen, scale, mask, dropout
+        )[0]
 
     bounds = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
-    outputs = [checkpoint(block, start, stop, q, k, v, use_reentrant=False) for start, stop in bounds]
+    outputs = [
+        checkpoint(block, start, stop, q, k, v, use_reentrant=False) for start, stop in bounds
+    ]
     return torch.cat(outputs, 1).to(q.dtype)
 
 
-def weight_mask(noise_BT: Tensor, heads: int, first: int, stop: int, p: float, first_head: int) -> Tensor:
+def weight_mask(
+    noise_BT: Tensor, heads: int, first: int, stop: int, p: float, first_head: int
+) -> Tensor:
     """(B, H, T, S) bool: which weights of the keys first to stop stay."""
     head_H = torch.arange(first_head, first_head + heads, dtype=torch.int32, device=noise_BT.device)
     key_S = torch.arange(first, stop, dtype=torch.int32, device=noise_BT.device)
@@ -275,8 +354,12 @@ def softmax_slow(
     """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None for all. mask: weights that
     stay of a dropout with p."""
     groups, dtype = q.shape[2] // k.shape[2], working_dtype(q)
-    q, k, v = (x.to(dtype) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
-    scores_BHTS = torch.einsum("bthk,bshk->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    q, k, v = (
+        x.to(dtype) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2))
+    )
+    scores_BHTS = torch.einsum("bthk,bshk->bhts", q, k) * (
+        q.shape[-1] ** -0.5 if scale is None else scale
+    )
     if seen is not None:
         scores_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf)
     weights_BHTS = scores_BHTS.softmax(-1)
@@ -302,7 +385,10 @@ def attention_parts(
     if q_BTHK.device.type == "cuda":
         return parts_by_flex(q_BTHK, k_BSGK, v_BSGV, causal, scale)
     K, V, dtype = q_BTHK.shape[-1], v_BSGV.shape[-1], working_dtype(q_BTHK)
-    q, k, v = (F.pad(x.to(dtype), (0, max(K, V) - x.shape[-1])).transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGV))
+    q, k, v = (
+        F.pad(x.to(dtype), (0, max(K, V) - x.shape[-1])).transpose(1, 2)
+        for x in (q_BTHK, k_BSGK, v_BSGV)
+    )
     o, lse_BHT = _Parts.apply(q, k, v, causal, scale)
     return o.transpose(1, 2)[..., :V], lse_BHT
 
@@ -312,7 +398,9 @@ def attention_parts_slow(
 ) -> tuple[Tensor, Tensor]:
     """The truth: all scores written out. Same arguments and result."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    return softmax_slow(q_BTHK, k_BSGK, v_BSGV, visible(T, S, None, None, q_BTHK.device) if causal else None, scale)
+    return softmax_slow(
+        q_BTHK, k_BSGK, v_BSGV, visible(T, S, None, None, q_BTHK.device) if causal else None, scale
+    )
 
 
 class _Parts(torch.autograd.Function):
@@ -323,8 +411,12 @@ class _Parts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, scale=scale
+        )
         ctx.save_for_backward(q, k, v, o, lse)
         ctx.causal, ctx.scale = causal, scale
         ctx.set_materialize_grads(False)
@@ -346,7 +438,9 @@ class _Parts(torch.autograd.Function):
         return *(gradient[..., :size] for gradient in gradients), None, None
 
 
-def parts_by_flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def parts_by_flex(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
     """On CUDA: flex attention, which gives the logsumexp and its gradient; compiled, since uncompiled it makes all scores."""
     T, S = q.shape[1], k.shape[1]
     mask = create_block_mask(earlier, None, None, T, S, device=q.device) if causal else None

@@ -79,10 +79,22 @@ class Manner(NamedTuple):
 
     @classmethod
     def of(
-        cls, q: Tensor, v: Tensor, window: int | None, scale: float | None, p: float = 0.0, first_head: int = 0
+        cls,
+        q: Tensor,
+        v: Tensor,
+        window: int | None,
+        scale: float | None,
+        p: float = 0.0,
+        first_head: int = 0,
     ) -> "Manner":
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return cls(window, scale, p, first_head, p == 0 and chosen("attention") != "slow" and has_kernel(q, v))
+        return cls(
+            window,
+            scale,
+            p,
+            first_head,
+            p == 0 and chosen("attention") != "slow" and has_kernel(q, v),
+        )
 
 
 def has_kernel(q: Tensor, v: Tensor) -> bool:
@@ -90,7 +102,11 @@ def has_kernel(q: Tensor, v: Tensor) -> bool:
     if not on_cuda(q):
         return q.device.type == "cpu"
     half, size = q.dtype in (torch.bfloat16, torch.float16), max(q.shape[-1], v.shape[-1])
-    return half and size <= 256 and (as_on_cuda() or torch.cuda.get_device_capability(q.device) >= (8, 0))
+    return (
+        half
+        and size <= 256
+        and (as_on_cuda() or torch.cuda.get_device_capability(q.device) >= (8, 0))
+    )
 
 
 def on_cuda(x: Tensor) -> bool:
@@ -104,7 +120,9 @@ def first_seen(first_query: int, starts: list[list[int]], window: int | None) ->
     return max(earliest, first_query - (window or ENDLESS) + 1)
 
 
-def seen_between(queries: Span, keys: Span, starts: list[list[int]], manner: Manner) -> Iterator[Piece]:
+def seen_between(
+    queries: Span, keys: Span, starts: list[list[int]], manner: Manner
+) -> Iterator[Piece]:
     """What these queries see of these keys in all rows. Documents are contiguous; starts: where those of each row begin, of a single
     row that stands for all."""
     for row, of_row in enumerate(starts):
@@ -135,7 +153,10 @@ def meetings(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator
         for start in range(queries.start, queries.stop, BLOCK):
             yield from meetings(rows, queries.within(start, start + BLOCK), keys, manner)
         return
-    first, last = max(keys.start, queries.stop - window), min(keys.stop, queries.start)  # all queries see those between
+    first, last = (
+        max(keys.start, queries.stop - window),
+        min(keys.stop, queries.start),
+    )  # all queries see those between
     if seen == "band" and manner.fused and last - first >= BLOCK:
         for start, stop in ((keys.start, first), (first, last), (last, keys.stop)):
             yield from meetings(rows, queries, keys.within(start, stop), manner)
@@ -171,26 +192,46 @@ class Outputs:
 class Gradients:
     """Gradients of the same queries, whose outputs and logsumexp are known; d_q (B, T, H, K) is added up here, in fp32."""
 
-    def __init__(self, q: Tensor, o: Tensor, lse: Tensor, d_o: Tensor, manner: Manner, noise_BT: Tensor | None) -> None:
+    def __init__(
+        self,
+        q: Tensor,
+        o: Tensor,
+        lse: Tensor,
+        d_o: Tensor,
+        manner: Manner,
+        noise_BT: Tensor | None,
+    ) -> None:
         self.q, self.o, self.d_o = (multipliable(x, manner) for x in (q, o, d_o.contiguous()))
         self.lse, self.manner, self.noise_BT = lse, manner, noise_BT
         self.delta = (in_fp32(d_o) * in_fp32(o)).sum(-1).transpose(1, 2)
-        self.d_q = torch.zeros_like(q, dtype=working_dtype(q), memory_format=torch.contiguous_format)
+        self.d_q = torch.zeros_like(
+            q, dtype=working_dtype(q), memory_format=torch.contiguous_format
+        )
 
-    def meet(self, k_BSGK: Tensor, v_BSGV: Tensor, d_k: Tensor, d_v: Tensor, pieces: Iterable[Piece]) -> None:
+    def meet(
+        self, k_BSGK: Tensor, v_BSGV: Tensor, d_k: Tensor, d_v: Tensor, pieces: Iterable[Piece]
+    ) -> None:
         """Adds what these queries say to d_k and d_v."""
         k, v = (multipliable(x, self.manner) for x in (k_BSGK, v_BSGV))
         for piece in pieces:
             at, of = (piece.rows, piece.queries.here), (piece.rows, piece.keys.here)
             of_rows = (piece.rows, slice(None), piece.queries.here)
             known = (self.o[at], self.lse[of_rows], self.d_o[at], self.delta[of_rows])
-            parts = block_gradients(self.q[at], k[of], v[of], *known, piece, self.manner, self.noise_BT)
+            parts = block_gradients(
+                self.q[at], k[of], v[of], *known, piece, self.manner, self.noise_BT
+            )
             for whole, where, part in zip((self.d_q, d_k, d_v), (at, of, of), parts):
                 whole[where] += part
 
 
 def attention_in_blocks(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, keys: int, window: int | None = None, scale: float | None = None
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    *,
+    keys: int,
+    window: int | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Causal attention of whole rows -> (B, T, H, V), whose keys come so many at a time as if they came by in a ring: what `longfire
     doctor` looks at."""
@@ -198,7 +239,13 @@ def attention_in_blocks(
 
 
 def attention_in_blocks_slow(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, keys: int, window: int | None = None, scale: float | None = None
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    *,
+    keys: int,
+    window: int | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """The truth: all scores at once. Same arguments and result."""
     assert keys > 0
@@ -254,14 +301,28 @@ def block(
     if manner.fused and (piece.seen != "band" or takes_mask(q)):
         return fused(q, k, v, manner.scale, piece.seen == "causal", bias_of(piece, manner, q))
     return written(
-        q, k, v, manner.scale, seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT), manner.p
+        q,
+        k,
+        v,
+        manner.scale,
+        seen_of(piece, manner, q.device),
+        weights_kept(piece, manner, q, noise_BT),
+        manner.p,
     )
 
 
 def block_gradients(
-    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d_o: Tensor, delta: Tensor, piece: Piece, manner: Manner,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    d_o: Tensor,
+    delta: Tensor,
+    piece: Piece,
+    manner: Manner,
     noise_BT: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """(d_q, d_k, d_v) of a piece. o, lse: of all keys; d_o: the gradient of that o; delta (B, H, T): rowsum(d_o * o)."""
     if manner.fused and (piece.seen != "band" or takes_mask(q)):
         known, causal = (o, lse, d_o), piece.seen == "causal"
@@ -297,11 +358,19 @@ def weights_kept(piece: Piece, manner: Manner, q: Tensor, noise_BT: Tensor | Non
     if manner.p == 0:
         return None
     noise_BT = noise_BT[piece.rows, piece.queries.here]
-    return weight_mask(noise_BT, q.shape[2], piece.keys.start, piece.keys.stop, manner.p, manner.first_head)
+    return weight_mask(
+        noise_BT, q.shape[2], piece.keys.start, piece.keys.stop, manner.p, manner.first_head
+    )
 
 
 def written(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None, kept: Tensor | None = None, p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    seen: Tensor | None,
+    kept: Tensor | None = None,
+    p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The truth: o (B, T, H, V) and lse (B, H, T) with all scores written out, in the working dtype."""
     scores_BGRTS = scores(q, k, scale, seen)
@@ -311,9 +380,17 @@ def written(
 
 
 def written_gradients(
-    q: Tensor, k: Tensor, v: Tensor, lse: Tensor, d_o: Tensor, delta: Tensor, scale: float, seen: Tensor | None,
-    kept: Tensor | None = None, p: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    d_o: Tensor,
+    delta: Tensor,
+    scale: float,
+    seen: Tensor | None,
+    kept: Tensor | None = None,
+    p: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The truth: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that the queries see."""
     by_group = (k.shape[2], q.shape[2] // k.shape[2])
     lse, delta = (x.unflatten(1, by_group)[..., None] for x in (lse, delta))
@@ -352,7 +429,9 @@ def fused(
     V = v.shape[-1]
     q, k, v = for_kernel(q, k, v)
     if q.device.type == "cuda":
-        o, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+        o, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            q, k, v, 0.0, causal, False, scale=scale
+        )
     else:
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=bias, scale=scale
@@ -361,17 +440,40 @@ def fused(
 
 
 def fused_gradients(
-    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, d_o: Tensor, scale: float, causal: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    d_o: Tensor,
+    scale: float,
+    causal: bool,
     bias: Tensor | None = None,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, ...]:
     """(d_q, d_k, d_v) by the same kernels, which make delta of o and d_o themselves."""
     sizes = q.shape[-1], k.shape[-1], v.shape[-1]
     q, k, v, o, d_o = for_kernel(q, k, v, o, d_o)
     lse = lse.contiguous()
     if q.device.type == "cuda":
-        unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that does not happen
+        unused = torch.zeros(
+            2, dtype=torch.uint64, device=q.device
+        )  # the state of a dropout that does not happen
         found = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            d_o, q, k, v, o, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, unused, unused[:1], scale=scale
+            d_o,
+            q,
+            k,
+            v,
+            o,
+            lse,
+            None,
+            None,
+            q.shape[2],
+            k.shape[2],
+            0.0,
+            causal,
+            unused,
+            unused[:1],
+            scale=scale,
         )
     else:
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -384,4 +486,7 @@ def for_kernel(*tensors: Tensor) -> list[Tensor]:
     """(B, T, H, size) -> (B, H, T, one size for all), a multiple of 8 on CUDA."""
     size = max(x.shape[-1] for x in tensors)
     size += -size % 8 if tensors[0].device.type == "cuda" else 0
-    return [(x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))).transpose(1, 2) for x in tensors]
+    return [
+        (x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))).transpose(1, 2)
+        for x in tensors
+    ]

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from longfire.ops import chosen, only_shapes
 from longfire.ops.attention import attention
-from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, first_seen, seen_between
+from longfire.ops.attention_blocks import (
+    Gradients,
+    Manner,
+    Outputs,
+    Piece,
+    Span,
+    first_seen,
+    seen_between,
+)
 from longfire.ops.documents import starts_of
 from longfire.ops.linear import working_dtype
 
@@ -48,17 +56,26 @@ class How(NamedTuple):
 
 
 def blockwise(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, chunks: tuple[int, int] = (1024, 1024), **given: Any
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    *,
+    chunks: tuple[int, int] = (1024, 1024),
+    **given: Any,
 ) -> Tensor:
     """`attention` by chunks (queries, keys) of tokens; what is given and the result are as there. Generation (a query a row, keys to
     skip) goes there too: its scores are a row."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     if chosen("attention") == "slow" or T == 1 or given.get("skip_B") is not None:
         return attention(q_BTHK, k_BSGK, v_BSGV, **given)
-    window, documents, scale, noise_BT = (given.get(name) for name in ("window", "documents", "scale", "noise_BT"))
+    window, documents, scale, noise_BT = (
+        given.get(name) for name in ("window", "documents", "scale", "noise_BT")
+    )
     dropout = 0.0 if noise_BT is None else given.get("dropout", 0.0)
     noise_BT = noise_BT if dropout else None  # that of other dropouts is given, too
-    assert T == S or (documents is None and noise_BT is None), "documents and dropout are for whole rows"
+    assert T == S or (documents is None and noise_BT is None), (
+        "documents and dropout are for whole rows"
+    )
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     how = How(scale, window or 0, dropout, given.get("first_head", 0), *chunks)
     ids_BT = None if documents is None else documents.ids_BT
@@ -70,10 +87,18 @@ def blockwise(
 
 @torch.library.custom_op("longfire::attend_blocks", mutates_args=())
 def attend_blocks(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, ids_BT: Tensor | None, noise_BT: Tensor | None, how: Sequence[float]
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    ids_BT: Tensor | None,
+    noise_BT: Tensor | None,
+    how: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Output (B, T, H, V) in q's dtype and logsumexp (B, H, T), queries the last T of S positions."""
-    how, (o_BTHV, lse_BHT) = How.of(how), attend_blocks_shapes(q_BTHK, k_BSGK, v_BSGV, ids_BT, noise_BT, how)
+    how, (o_BTHV, lse_BHT) = (
+        How.of(how),
+        attend_blocks_shapes(q_BTHK, k_BSGK, v_BSGV, ids_BT, noise_BT, how),
+    )
     manner = how.manner(q_BTHK, v_BSGV)
     for here, meetings in chunks_of(q_BTHK.shape[1], k_BSGK.shape[1], ids_BT, how, manner):
         outputs = Outputs(q_BTHK[:, here], v_BSGV.shape[-1], manner, noise_of(noise_BT, here))
@@ -85,17 +110,31 @@ def attend_blocks(
 
 @attend_blocks.register_fake
 def attend_blocks_shapes(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, ids_BT: Tensor | None, noise_BT: Tensor | None, how: Sequence[float]
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    ids_BT: Tensor | None,
+    noise_BT: Tensor | None,
+    how: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     B, T, H, _ = q_BTHK.shape
-    return q_BTHK.new_empty(B, T, H, v_BSGV.shape[-1]), q_BTHK.new_empty(B, H, T, dtype=working_dtype(q_BTHK))
+    return q_BTHK.new_empty(B, T, H, v_BSGV.shape[-1]), q_BTHK.new_empty(
+        B, H, T, dtype=working_dtype(q_BTHK)
+    )
 
 
 @torch.library.custom_op("longfire::attend_blocks_backward", mutates_args=())
 def attend_blocks_backward(
-    d_o_BTHV: Tensor, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, o_BTHV: Tensor, lse_BHT: Tensor,
-    ids_BT: Tensor | None, noise_BT: Tensor | None, how: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    d_o_BTHV: Tensor,
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    o_BTHV: Tensor,
+    lse_BHT: Tensor,
+    ids_BT: Tensor | None,
+    noise_BT: Tensor | None,
+    how: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v in their dtypes."""
     how, d_q = How.of(how), torch.empty_like(q_BTHK, memory_format=torch.contiguous_format)
     manner, dtype = how.manner(q_BTHK, v_BSGV), working_dtype(q_BTHK)
@@ -111,9 +150,16 @@ def attend_blocks_backward(
 
 @attend_blocks_backward.register_fake
 def attend_blocks_backward_shapes(
-    d_o_BTHV: Tensor, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, o_BTHV: Tensor, lse_BHT: Tensor,
-    ids_BT: Tensor | None, noise_BT: Tensor | None, how: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    d_o_BTHV: Tensor,
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    o_BTHV: Tensor,
+    lse_BHT: Tensor,
+    ids_BT: Tensor | None,
+    noise_BT: Tensor | None,
+    how: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
     q_BTHK, k_BSGK, v_BSGV = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_BTHK, k_BSGK, v_BSGV)
     )
@@ -122,7 +168,12 @@ def attend_blocks_backward_shapes(
 
 def backward(ctx: Any, d_o_BTHV: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, o, lse, ids_BT, noise_BT = ctx.saved_tensors
-    return *attend_blocks_backward(d_o_BTHV, q, k, v, o, lse, ids_BT, noise_BT, ctx.how), None, None, None
+    return (
+        *attend_blocks_backward(d_o_BTHV, q, k, v, o, lse, ids_BT, noise_BT, ctx.how),
+        None,
+        None,
+        None,
+    )
 
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -145,7 +196,10 @@ def chunks_of(
     starts = ONE_DOCUMENT if ids_BT is None else starts_of(ids_BT)
     for at in range(0, T, how.query_chunk)[-2 if only_shapes() else 0 :]:
         here = slice(at, min(at + how.query_chunk, T))
-        yield here, keys_met(Span(S - T + here.start, S - T + here.stop, 0), starts, how.key_chunk, manner)
+        yield (
+            here,
+            keys_met(Span(S - T + here.start, S - T + here.stop, 0), starts, how.key_chunk, manner),
+        )
 
 
 def keys_met(

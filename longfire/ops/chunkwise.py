@@ -40,7 +40,11 @@ SEGMENT_NUMBERS = 2**21
 def start(state_BHKV: Tensor | None, q_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
     """The state before the first token, zeros if None, in the working dtype."""
     (B, _, H, V), dtype = v_BTHV.shape, working_dtype(q_BTHK)
-    return q_BTHK.new_zeros(B, H, q_BTHK.shape[-1], V, dtype=dtype) if state_BHKV is None else state_BHKV.to(dtype)
+    return (
+        q_BTHK.new_zeros(B, H, q_BTHK.shape[-1], V, dtype=dtype)
+        if state_BHKV is None
+        else state_BHKV.to(dtype)
+    )
 
 
 def chunk_size(tokens: int) -> int:
@@ -87,13 +91,19 @@ def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) 
 def goes_on(documents: Documents | None) -> Tensor | None:
     """(B, T) bool: whether a token belongs to the document of the token before it. The first token of the call always
     does, so that the initial state belongs to the first document of each row."""
-    return None if documents is None else documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
+    return (
+        None
+        if documents is None
+        else documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
+    )
 
 
 class Decayed(NamedTuple):
     """What a chunk needs; lists have one entry per set of queries, or of keys."""
 
-    products: list[list[Tensor]]  # for each set of queries, of each set of keys (..., C, C) lower triangular: P_ij
+    products: list[
+        list[Tensor]
+    ]  # for each set of queries, of each set of keys (..., C, C) lower triangular: P_ij
     from_start: list[Tensor]  # (..., C, K): q_i a_1..a_i
     to_end: list[Tensor]  # (..., C, K): k_j a_{j+1}..a_C
     whole: Tensor  # (..., K or 1, 1): a_1..a_C, ready to multiply a state
@@ -110,7 +120,12 @@ def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed
     queries, keys = [query.contiguous() for query in queries], [key.contiguous() for key in keys]
     whole, to_end, from_start, pairs = decays_alone(decay)
     products = [[(query @ key.mT) * pairs for key in keys] for query in queries]
-    return Decayed(products, [query * from_start for query in queries], [key * to_end for key in keys], whole.mT)
+    return Decayed(
+        products,
+        [query * from_start for query in queries],
+        [key * to_end for key in keys],
+        whole.mT,
+    )
 
 
 def decays_alone(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -157,7 +172,11 @@ def decay_tree_backward(
 ) -> list[Tensor]:
     """The gradients of decay, of the keys (..., C, J, K) and of the queries (..., C, I, K)."""
     d_whole, d_to_end, d_from_start, d_products = d_outputs
-    keys_CJK, queries_CIK, decay_C1K = torch.stack(keys, -2), torch.stack(queries, -2), decay[..., None, :]
+    keys_CJK, queries_CIK, decay_C1K = (
+        torch.stack(keys, -2),
+        torch.stack(queries, -2),
+        decay[..., None, :],
+    )
     levels = []
     whole, to_end, from_start = decay, keys_CJK.clone(), queries_CIK * decay_C1K
     for size in block_sizes(decay):
@@ -188,7 +207,10 @@ def decay_tree_backward_shapes(
     decay: Tensor, keys: list[Tensor], queries: list[Tensor], d_outputs: list[Tensor]
 ) -> list[Tensor]:
     *left, C, K = decay.shape
-    return [decay.new_empty(*left, *shape) for shape in ((C, K), (C, len(keys), K), (C, len(queries), K))]
+    return [
+        decay.new_empty(*left, *shape)
+        for shape in ((C, K), (C, len(keys), K), (C, len(queries), K))
+    ]
 
 
 def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -197,10 +219,14 @@ def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(decay, *keys, *queries)
 
 
-def decay_tree_gradients(ctx: Any, d_outputs: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def decay_tree_gradients(
+    ctx: Any, d_outputs: list[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     decay, *rest = ctx.saved_tensors
     keys, queries = rest[: ctx.keys], rest[ctx.keys :]
-    d_decay, d_keys, d_queries = decay_tree_backward(decay, keys, queries, [d.contiguous() for d in d_outputs])
+    d_decay, d_keys, d_queries = decay_tree_backward(
+        decay, keys, queries, [d.contiguous() for d in d_outputs]
+    )
     return d_decay, list(d_keys.unbind(-2)), list(d_queries.unbind(-2))
 
 
@@ -257,7 +283,9 @@ def score_blocks(products: Tensor, queries: int) -> Tensor:
 def scored(scores: Tensor, size: int) -> Tensor:
     """Rows of queries and columns of keys, (..., C / 2 size, size * I, size * J), as `below_diagonal` lies: a view (..., I, J,
     C / 2 size, size, size)."""
-    blocks = scores.unflatten(-1, (size, -1)).unflatten(-3, (size, -1))  # (..., C / 2 size, size, I, size, J)
+    blocks = scores.unflatten(-1, (size, -1)).unflatten(
+        -3, (size, -1)
+    )  # (..., C / 2 size, size, I, size, J)
     return blocks.movedim((-3, -1), (-5, -4))
 
 
@@ -282,7 +310,9 @@ def below_diagonal(matrix: Tensor, size: int) -> Tensor:
 
 
 @torch.library.custom_op("longfire::scan", mutates_args=())
-def scan(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
+def scan(
+    transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
     """S <- M_n S + write_n over the chunks n, from the last to the first if `reverse`: (the state before each, the last).
 
     state (B, H, K, V), write (B, N, H, K, V), transition a matrix M (B, N, H, K, K) or its diagonal
@@ -297,7 +327,9 @@ def scan(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False
 
 
 @scan.register_fake
-def scan_shapes(transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
+def scan_shapes(
+    transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
     return write.new_empty(write.shape), state.new_empty(state.shape)
 
 
@@ -313,7 +345,11 @@ def scan_gradients(ctx: Any, d_states: Tensor, d_last: Tensor) -> tuple[Tensor |
     d_write, d_state = scan(back, d_states, d_last, not ctx.reverse)
     d_transition = None
     if ctx.needs_input_grad[0]:
-        d_transition = d_write @ states.mT if is_matrix(transition) else (d_write * states).sum(-1, keepdim=True)
+        d_transition = (
+            d_write @ states.mT
+            if is_matrix(transition)
+            else (d_write * states).sum(-1, keepdim=True)
+        )
         d_transition = d_transition.sum_to_size(transition.shape)
     return d_transition, d_write, d_state, None
 
@@ -338,7 +374,10 @@ def plus_product(added: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def through_chunks(
-    work: Callable[..., Any], read: Callable[[Any, Tensor], Tensor], state: Tensor, *inputs: Tensor | None
+    work: Callable[..., Any],
+    read: Callable[[Any, Tensor], Tensor],
+    state: Tensor,
+    *inputs: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and state after some tokens, given the state before them: work(*inputs) is what chunks come to before a state is known,
     their `transition` and `write` among it, read(that, states) their outputs."""
@@ -373,4 +412,6 @@ def segments_of(inputs: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor | No
         yield inputs
         return
     # split, not slices: the gradient of a slice is a tensor as long as the row
-    yield from zip(*(repeat(x) if x is None or x.dim() == 1 else x.split(tokens, 1) for x in inputs))
+    yield from zip(
+        *(repeat(x) if x is None or x.dim() == 1 else x.split(tokens, 1) for x in inputs)
+    )

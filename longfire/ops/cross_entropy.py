@@ -33,9 +33,16 @@ class Words(NamedTuple):
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None, softcap: float = 0.0, l2_warp: bool = False,
-) -> Tensor:  # fmt: skip
+    hidden_ND: Tensor,
+    weight_WD: Tensor,
+    labels_N: Tensor,
+    *,
+    chunk_tokens: int = 1024,
+    ignore_index: int = -100,
+    words: Words | None = None,
+    softcap: float = 0.0,
+    l2_warp: bool = False,
+) -> Tensor:
     """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for float64 hidden states).
 
     softcap: logits are cap * tanh(logits / cap) (Gemma 2, 2024, section 2); 0: as they are.
@@ -53,13 +60,22 @@ def linear_cross_entropy(
             raise IndexError(
                 f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor {ignore_index}, no label"
             )
-    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words, softcap, l2_warp)
+    return fused(
+        hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words, softcap, l2_warp
+    )
 
 
 def linear_cross_entropy_slow(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None, softcap: float = 0.0, l2_warp: bool = False,
-) -> Tensor:  # fmt: skip
+    hidden_ND: Tensor,
+    weight_WD: Tensor,
+    labels_N: Tensor,
+    *,
+    chunk_tokens: int = 1024,
+    ignore_index: int = -100,
+    words: Words | None = None,
+    softcap: float = 0.0,
+    l2_warp: bool = False,
+) -> Tensor:
     """The reference: all logits at once. Same arguments and result."""
     dtype = working_dtype(hidden_ND)
     logits_NW = softcapped(hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T, softcap)
@@ -80,9 +96,15 @@ def l2_warped(loss: Tensor, logits_NW: Tensor, labels_N: Tensor, ignore_index: i
 
 @torch.no_grad()
 def token_losses(
-    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, *, chunk_tokens: int = 1024, ignore_index: int = -100,
-    words: Words | None = None, softcap: float = 0.0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    hidden_ND: Tensor,
+    weight_WD: Tensor,
+    labels_N: Tensor,
+    *,
+    chunk_tokens: int = 1024,
+    ignore_index: int = -100,
+    words: Words | None = None,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """For evaluation, by token: -log softmax(hidden weight^T)[label], as linear_cross_entropy rounds it, 0 where there is no
     label; and bool, whether the label is the likeliest word."""
     dtype = working_dtype(hidden_ND)
@@ -95,7 +117,9 @@ def token_losses(
         logits = softcapped(logits, softcap)
         real = labels != ignore_index
         if words is None:
-            losses.append(F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none"))
+            losses.append(
+                F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+            )
             greedy.append(real & (logits.argmax(1) == labels))
         else:
             greedy.append(real & (likeliest(logits, words) == labels))
@@ -152,14 +176,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
         loss = hidden_ND.new_zeros((), dtype=dtype)
         stride = -(-len(weight) // ROW_MULTIPLE) * ROW_MULTIPLE
-        buffer = weight.new_empty(min(chunk_tokens, len(hidden_ND)), stride, dtype=dtype)[:, : len(weight)]
+        buffer = weight.new_empty(min(chunk_tokens, len(hidden_ND)), stride, dtype=dtype)[
+            :, : len(weight)
+        ]
         for start in range(0, len(hidden_ND), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             hidden = hidden_ND[chunk].to(multiplied)
             logits = buffer[: len(hidden)]
             product(hidden, weight.T, logits)
             labels = labels_N[chunk]
-            loss += loss_of_logits(logits, labels, ignore_index, any(wanted), words, softcap, l2_warp)
+            loss += loss_of_logits(
+                logits, labels, ignore_index, any(wanted), words, softcap, l2_warp
+            )
             d_logits = logits.to(multiplied) if any(wanted) else None
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
@@ -173,8 +201,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # only under create_graph: what was made in the forward has no graph
-            raise RuntimeError("linear_cross_entropy has no second derivative: use linear_cross_entropy_slow")
+        if (
+            torch.is_grad_enabled()
+        ):  # only under create_graph: what was made in the forward has no graph
+            raise RuntimeError(
+                "linear_cross_entropy has no second derivative: use linear_cross_entropy_slow"
+            )
         if ctx.gradients is None:
             raise RuntimeError(
                 "the gradients of linear_cross_entropy are used up by one backward: call it again before another"
@@ -205,7 +237,9 @@ def loss_of_logits(
         rest = (ignore_index, gradient, words, softcap, l2_warp)
         return sum(loss_of_logits(*chunk, *rest) for chunk in chunks)
     slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
-    penalty = highest_logits(logits_NW, labels_N, ignore_index, words) if l2_warp and gradient else None
+    penalty = (
+        highest_logits(logits_NW, labels_N, ignore_index, words) if l2_warp and gradient else None
+    )
     if words is None:
         loss = softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient)
     else:
@@ -238,7 +272,9 @@ def softcap_in_place(logits: Tensor, cap: float, gradient: bool) -> Tensor | Non
     return slopes
 
 
-def softmax_minus_onehot(logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool) -> Tensor:
+def softmax_minus_onehot(
+    logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool
+) -> Tensor:
     """Loss of a chunk. Its logits are overwritten: by their gradient, zero where there is no label, or by nothing of use."""
     real_N = labels_N != ignore_index
     index_N1 = torch.where(real_N, labels_N, 0)[:, None]

@@ -49,7 +49,14 @@ def delta_rule(
     and the final state is that of its last. Differentiable in every tensor.
     """
     return FORMS[chosen("delta_rule")](
-        q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents
+        q_BTHK,
+        k_BTHK,
+        v_BTHV,
+        beta_BTH,
+        g,
+        scale=scale,
+        initial_state_BHKV=initial_state_BHKV,
+        documents=documents,
     )
 
 
@@ -70,7 +77,9 @@ def delta_rule_slow(
     S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
     g = q_BTHK.new_zeros(H) if g is None else g
     g_BTHK = (g if g.dim() == 4 else g[..., None]).expand(B, T, H, K)
-    tokens = zip(*(x.to(dtype).unbind(1) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g_BTHK)))
+    tokens = zip(
+        *(x.to(dtype).unbind(1) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g_BTHK))
+    )
     outputs = []
     for t, (q_BHK, k_BHK, v_BHV, beta_BH1, g_BHK) in enumerate(tokens):
         if documents is not None and t > 0:
@@ -97,7 +106,15 @@ def delta_rule_chunkwise(
     """Chunks of tokens by matrix products (the UT transform: Yang 2024a section 3.2, with decay Yang 2024b section 3.3)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
-        return step(start(initial_state_BHKV, q_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, beta_BTH, g, scale=scale)
+        return step(
+            start(initial_state_BHKV, q_BTHK, v_BTHV),
+            q_BTHK,
+            k_BTHK,
+            v_BTHV,
+            beta_BTH,
+            g,
+            scale=scale,
+        )
     run = partial(through_chunks, partial(work, scale=scale))
     inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
@@ -119,7 +136,14 @@ def step(
 
 
 def work(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    goes_on_BT: Tensor | None,
+    *,
+    scale: float,
 ) -> Worked:
     """The rule is decayed linear attention S_t = diag(a_t) S_{t-1} + k_t u_t^T with values u_t = beta_t (v_t - held_t) that
     depend on the state: held_i = (k_i a_1..a_i)^T S_in + sum_{j<i} P_ij u_j, P the products of keys with keys. So
@@ -129,7 +153,11 @@ def work(
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
-    q, k, v = in_chunks(scaled(q, scale), size), in_chunks(k.to(dtype), size), chunked(v.to(dtype), size)
+    q, k, v = (
+        in_chunks(scaled(q, scale), size),
+        in_chunks(k.to(dtype), size),
+        chunked(v.to(dtype), size),
+    )
     parts = decayed([q, k], [k], decay)
     products, from_start = parts.products[0][0], parts.from_start[0]
 

@@ -51,9 +51,16 @@ def dplr(
     and the final state is that of its last. Differentiable in every tensor.
     """
     return FORMS[chosen("dplr")](
-        q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK,
-        scale=scale, initial_state_BHKV=initial_state_BHKV, documents=documents,
-    )  # fmt: skip
+        q_BTHK,
+        k_BTHK,
+        v_BTHV,
+        c_BTHK,
+        b_BTHK,
+        g_BTHK,
+        scale=scale,
+        initial_state_BHKV=initial_state_BHKV,
+        documents=documents,
+    )
 
 
 def dplr_slow(
@@ -109,7 +116,15 @@ def dplr_chunkwise(
 
 
 def step(
-    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, c: Tensor, b: Tensor, g: Tensor, *, scale: float
+    S_BHKV: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    c: Tensor,
+    b: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """One token, as generation asks for it: the recurrence itself."""
     dtype = S_BHKV.dtype
@@ -121,7 +136,15 @@ def step(
 
 
 def work(
-    q: Tensor, k: Tensor, v: Tensor, c: Tensor, b: Tensor, g: Tensor, goes_on_BT: Tensor | None, *, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    c: Tensor,
+    b: Tensor,
+    g: Tensor,
+    goes_on_BT: Tensor | None,
+    *,
+    scale: float,
 ) -> Worked:
     """This is decayed linear attention with two kinds of keys, k_t with values v_t and b_t with values u_t = c_t^T S_{t-1}. What
     c_t reads is what a query at t - 1 would: so c stands a place earlier among the queries, and what its places give moves
@@ -133,7 +156,9 @@ def work(
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     c = of_own_document(c, goes_on_BT)
-    q, k, c, b = (in_chunks(x, size) for x in (scaled(q, scale), k.to(dtype), c.to(dtype), b.to(dtype)))
+    q, k, c, b = (
+        in_chunks(x, size) for x in (scaled(q, scale), k.to(dtype), c.to(dtype), b.to(dtype))
+    )
     v = chunked(v.to(dtype), size)
     parts = decayed([q, a_place_earlier(c)], [k, b], decay)
     (with_k, with_b), from_start = parts.products[0], parts.from_start[0]

@@ -22,12 +22,18 @@ def mixed(x: Tensor) -> Tensor:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
-def row_noise(seed: int, first_row: int, rows: int, tokens: int, device: torch.device | str) -> Tensor:
+def row_noise(
+    seed: int, first_row: int, rows: int, tokens: int, device: torch.device | str
+) -> Tensor:
     """(B, T) int32: the noise of each token of rows first_row, first_row + 1 ... of a run."""
     row_B = torch.arange(first_row, first_row + rows, device=device)
     noise_B = torch.zeros_like(row_B, dtype=torch.int32)
     for part in (seed >> 32, seed & 0xFFFFFFFF, row_B >> 32, row_B):  # 32 bits at a time
-        low = part.to(torch.int32) if isinstance(part, Tensor) else torch.tensor(part, device=device).to(torch.int32)
+        low = (
+            part.to(torch.int32)
+            if isinstance(part, Tensor)
+            else torch.tensor(part, device=device).to(torch.int32)
+        )
         noise_B = mixed(noise_B + low)
     return with_index(noise_B, torch.arange(tokens, dtype=torch.int32, device=device))
 
@@ -59,11 +65,15 @@ def dropout_add(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor 
     return _Dropout.apply(x_BTD, residual_BTD, p, noise_BT)
 
 
-def dropout_add_slow(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor | None) -> Tensor:
+def dropout_add_slow(
+    x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor | None
+) -> Tensor:
     """The truth: a mask that is kept. Same arguments and result."""
     if noise_BT is None or p == 0:
         return residual_BTD + x_BTD
-    return residual_BTD + torch.where(channel_mask(noise_BT, x_BTD.shape[-1], p), x_BTD / (1 - p), 0.0)
+    return residual_BTD + torch.where(
+        channel_mask(noise_BT, x_BTD.shape[-1], p), x_BTD / (1 - p), 0.0
+    )
 
 
 def channel_mask(noise_BT: Tensor, channels: int, p: float) -> Tensor:
@@ -76,7 +86,9 @@ class _Dropout(torch.autograd.Function):
     """The mask is made again in the backward: 4 bytes a token are kept instead of one a number."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor, residual_BTD: Tensor | None, p: float, noise_BT: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_BTD: Tensor, residual_BTD: Tensor | None, p: float, noise_BT: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(noise_BT)
         ctx.p, ctx.dtype, ctx.has_residual = p, x_BTD.dtype, residual_BTD is not None
         y_BTD = torch.where(channel_mask(noise_BT, x_BTD.shape[-1], p), x_BTD / (1 - p), 0.0)
@@ -86,5 +98,7 @@ class _Dropout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y_BTD: Tensor) -> tuple[Tensor | None, ...]:
         (noise_BT,) = ctx.saved_tensors
-        d_x_BTD = torch.where(channel_mask(noise_BT, d_y_BTD.shape[-1], ctx.p), d_y_BTD / (1 - ctx.p), 0.0)
+        d_x_BTD = torch.where(
+            channel_mask(noise_BT, d_y_BTD.shape[-1], ctx.p), d_y_BTD / (1 - ctx.p), 0.0
+        )
         return d_x_BTD.to(ctx.dtype), d_y_BTD if ctx.has_residual else None, None, None

@@ -68,7 +68,11 @@ class DPFPMap(nn.Module):
         return torch.cat([x * x.roll(places, -1) for places in range(1, DPFP_ROLLS + 1)], -1)
 
 
-LEARNED: dict[str, type[nn.Module]] = {"elementwise_product": HadamardMap, "t2r": T2RMap, "hedgehog": HedgehogMap}
+LEARNED: dict[str, type[nn.Module]] = {
+    "elementwise_product": HadamardMap,
+    "t2r": T2RMap,
+    "hedgehog": HedgehogMap,
+}
 FEATURE_MAPS = (*ACTIVATIONS, *LEARNED, "dpfp")
 
 

@@ -35,11 +35,16 @@ def linear_attention(
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
     groups = q_BTHK.shape[2] // k_BTHK.shape[2]
     assert gv is None or groups == 1, "the caller takes one set of queries at a time"
-    if groups > 1:  # the kernels have as many heads of all: repeated, and of equal states one is returned
+    if (
+        groups > 1
+    ):  # the kernels have as many heads of all: repeated, and of equal states one is returned
         k, v, g = (
-            x if x is None else x.repeat_interleave(groups, 0 if x.dim() == 1 else 2) for x in (k_BTHK, v_BTHV, g)
+            x if x is None else x.repeat_interleave(groups, 0 if x.dim() == 1 else 2)
+            for x in (k_BTHK, v_BTHV, g)
         )
-        state = None if initial_state_BHKV is None else initial_state_BHKV.repeat_interleave(groups, 1)
+        state = (
+            None if initial_state_BHKV is None else initial_state_BHKV.repeat_interleave(groups, 1)
+        )
         o_BTHV, last_state = linear_attention(
             q_BTHK, k, v, g, scale=scale, initial_state_BHKV=state, documents=documents
         )
@@ -49,7 +54,9 @@ def linear_attention(
         if g is not None:
             decays["gk"] = (g if g.dim() == 4 else g[..., None]).float().expand_as(k_BTHK)
         return run(fused_recurrent_gla, inputs | decays, scale, initial_state_BHKV, documents)
-    if g is not None:  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient
+    if (
+        g is not None
+    ):  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient
         inputs["g"] = (g.expand(q_BTHK.shape[:3]) if g.dim() == 1 else g).float()
     kernel = chunk_gla if g is not None and g.dim() == 4 else chunk_simple_gla
     return run(kernel, inputs, scale, initial_state_BHKV, documents)
@@ -101,10 +108,14 @@ def short_conv(
 ) -> tuple[Tensor, Tensor]:
     """As longfire.ops.short_conv.short_conv. fla keeps the last W inputs, of which the oldest is never used: ours is W - 1."""
 
-    def kernel(x: Tensor, scale: None, initial_state: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def kernel(
+        x: Tensor, scale: None, initial_state: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         state = None if initial_state is None else F.pad(initial_state.to(x.dtype), (1, 0))
         activation = "silu" if silu else None
-        return causal_conv1d(x, weight_DW, bias_D, initial_state=state, activation=activation, **kwargs)
+        return causal_conv1d(
+            x, weight_DW, bias_D, initial_state=state, activation=activation, **kwargs
+        )
 
     y_BTD, last_state = run(kernel, {"x": x_BTD}, None, state_BDW, documents)
     return y_BTD, last_state[..., 1:].to(x_BTD.dtype)
@@ -133,7 +144,10 @@ def run(
         state = empty.index_copy(0, first_documents, state)
     o, last_states = kernel(
         **{name: x.flatten(0, 1)[None] for name, x in inputs.items()},
-        scale=scale, initial_state=state, output_final_state=True, cu_seqlens=cu_lengths,
-    )  # fmt: skip
+        scale=scale,
+        initial_state=state,
+        output_final_state=True,
+        cu_seqlens=cu_lengths,
+    )
     last_documents = torch.searchsorted(cu_lengths, row_starts + T) - 1
     return o.unflatten(1, (B, T))[0].to(first.dtype), last_states[last_documents]

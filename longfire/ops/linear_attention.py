@@ -61,7 +61,10 @@ def linear_attention(
     if gv is None or q_BTHK.shape[2] == k_BTHK.shape[2]:
         return form(q_BTHK, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV)
     sets_of_queries = q_BTHK.unflatten(2, (k_BTHK.shape[2], -1)).unbind(3)
-    results = [form(q, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV) for q in sets_of_queries]
+    results = [
+        form(q, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV)
+        for q in sets_of_queries
+    ]
     return torch.stack([o_BTHV for o_BTHV, _ in results], 3).flatten(2, 3), results[0][1]
 
 
@@ -110,7 +113,9 @@ def linear_attention_chunkwise(
     """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang 2023, section 4)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
-        return step(start(initial_state_BHKV, k_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, gv, scale=scale)
+        return step(
+            start(initial_state_BHKV, k_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, gv, scale=scale
+        )
     run = partial(segment, scale=scale)
     inputs = (q_BTHK, k_BTHK, v_BTHV, g, gv, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, k_BTHK, v_BTHV), inputs)
@@ -118,7 +123,14 @@ def linear_attention_chunkwise(
 
 
 def step(
-    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, gv: Tensor | None, *, scale: float
+    S_BHKV: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    gv: Tensor | None,
+    *,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """One token, as generation asks for it: the recurrence itself, at a quarter of what a chunk of one costs."""
     (q, k), dtype = for_heads_of(v, q, k), S_BHKV.dtype
@@ -149,14 +161,19 @@ def segment(
     if k.shape[2] < v.shape[2]:
         decay_BTH1 = step_decays(g, goes_on_BT, v).expand(len(v), -1, v.shape[2], -1)
         o, S_BHKV = in_groups(
-            S_BHKV, chunked(scaled(q, scale), size), chunked(k.to(dtype), size),
-            chunked(v.to(dtype).unflatten(2, (q.shape[2], -1)).flatten(-2), size), chunked(decay_BTH1, size, fill=1.0),
-        )  # fmt: skip
+            S_BHKV,
+            chunked(scaled(q, scale), size),
+            chunked(k.to(dtype), size),
+            chunked(v.to(dtype).unflatten(2, (q.shape[2], -1)).flatten(-2), size),
+            chunked(decay_BTH1, size, fill=1.0),
+        )
         return unchunked(o, tokens).unflatten(-1, (-1, v.shape[-1])).flatten(2, 3), S_BHKV
     if gv is None:
         return through_chunks(partial(work, scale=scale), read, S_BHKV, q, k, v, g, goes_on_BT)
     worked = work(q, k, v, g, goes_on_BT, scale=scale)
-    o, S_BHKV = with_value_decay(S_BHKV, worked.parts, worked.v, chunked(gv.to(dtype).exp(), size, fill=1.0))
+    o, S_BHKV = with_value_decay(
+        S_BHKV, worked.parts, worked.v, chunked(gv.to(dtype).exp(), size, fill=1.0)
+    )
     return unchunked(o, tokens), S_BHKV
 
 
@@ -176,12 +193,16 @@ class Worked(NamedTuple):
         return self.parts.to_end[0].mT @ self.v
 
 
-def work(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float) -> Worked:
+def work(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
+) -> Worked:
     """Chunks of as many heads of k as of v; q may have more of them, each set of which is read by itself."""
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
-    queries = [in_chunks(x, size) for x in scaled(q, scale).unflatten(2, (k.shape[2], -1)).unbind(3)]
+    queries = [
+        in_chunks(x, size) for x in scaled(q, scale).unflatten(2, (k.shape[2], -1)).unbind(3)
+    ]
     k, v = in_chunks(k.to(dtype), size), chunked(v.to(dtype), size)
     return Worked(tokens, decayed(queries, [k], decay), v)
 
@@ -189,11 +210,16 @@ def work(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor |
 def read(worked: Worked, states: Tensor) -> Tensor:
     """Outputs, given the state before each chunk."""
     tokens, parts, v = worked
-    o = [unchunked(pair @ v + query @ states, tokens) for (pair,), query in zip(parts.products, parts.from_start)]
+    o = [
+        unchunked(pair @ v + query @ states, tokens)
+        for (pair,), query in zip(parts.products, parts.from_start)
+    ]
     return o[0] if len(o) == 1 else torch.stack(o, 3).flatten(2, 3)
 
 
-def with_value_decay(S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+def with_value_decay(
+    S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor
+) -> tuple[Tensor, Tensor]:
     """The same where the values' channels decay too (v and decay: (B, N, H, C, V)). The state is scanned as one long vector,
     values outside: each of its V x K numbers has a decay of its own."""
     inside, v_to_end, from_start = value_tree(parts.products[0][0], v, decay)
@@ -204,14 +230,18 @@ def with_value_decay(S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor) -
     return inside + (parts.from_start[0] @ states) * from_start, last
 
 
-def in_groups(S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+def in_groups(
+    S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor
+) -> tuple[Tensor, Tensor]:
     """The same where G heads of q and k (B, N, G, C, K) serve R of v's each, side by side: v and outputs (B, N, G, C, R * V), decay
     (B, N, G * R, C, 1). Scores are made once a group, and the decays of writing and reading go to the values, not to copies of
     the keys; the state is scanned with the group's values outside, each with the decay of its head."""
     G, (H, V) = q.shape[2], (S_BHKV.shape[1], S_BHKV.shape[-1])
     R = H // G
     whole, to_end, from_start, pairs = decays_alone(decay)
-    to_end, from_start = (x.unflatten(2, (G, R)).transpose(3, 4) for x in (to_end, from_start))  # (B, N, G, C, R, 1)
+    to_end, from_start = (
+        x.unflatten(2, (G, R)).transpose(3, 4) for x in (to_end, from_start)
+    )  # (B, N, G, C, R, 1)
     v_BNGCRV = v.unflatten(-1, (R, V))
     scores = (q @ k.mT)[:, :, :, None] * pairs.unflatten(2, (G, R))
     inside = (scores @ v_BNGCRV.transpose(3, 4)).transpose(3, 4)
@@ -219,7 +249,9 @@ def in_groups(S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor) ->
     whole = whole.unflatten(2, (G, R)).expand(-1, -1, -1, -1, V, -1).flatten(3, 4)
     states, last = scan(whole, write, S_BHKV.mT.unflatten(1, (G, R)).flatten(2, 3))
     read = (q @ states.mT).unflatten(-1, (R, V))
-    return torch.addcmul(inside, read, from_start).flatten(-2), last.unflatten(2, (R, V)).flatten(1, 2).mT
+    return torch.addcmul(inside, read, from_start).flatten(-2), last.unflatten(2, (R, V)).flatten(
+        1, 2
+    ).mT
 
 
 def for_heads_of(v_BTHV: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,4 +269,8 @@ def linear_attention_fla(
     return kernels.linear_attention(*for_heads_of(v_BTHV, q_BTHK, k_BTHK), v_BTHV, g, **kwargs)
 
 
-FORMS = {"slow": linear_attention_slow, "torch": linear_attention_chunkwise, "fla": linear_attention_fla}
+FORMS = {
+    "slow": linear_attention_slow,
+    "torch": linear_attention_chunkwise,
+    "fla": linear_attention_fla,
+}

@@ -61,7 +61,9 @@ def read(worked: Worked, states: Tensor) -> Tensor:
     return worked.outputs(states, found + read @ states)
 
 
-def through_chunks(work: Callable[..., Worked], state: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+def through_chunks(
+    work: Callable[..., Worked], state: Tensor, *inputs: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Outputs and state after some tokens, given the state before them."""
     worked = work(*inputs)
     states, written, state = scan_low_rank(*worked.change, state)
@@ -84,9 +86,15 @@ def scan_low_rank(
     states, written = [None] * len(chunks), [None] * len(chunks)
     for n in reversed(chunks) if reverse else chunks:
         states[n], written[n] = state, plus_product(found[:, n], read[:, n], state)
-        state = whole[:, n] * state if added is None else torch.addcmul(added[:, n], whole[:, n], state)
+        state = (
+            whole[:, n] * state if added is None else torch.addcmul(added[:, n], whole[:, n], state)
+        )
         state = plus_product(state, keys[:, n].mT, written[n])
-    return torch.stack(states, 1).contiguous(), torch.stack(written, 1).contiguous(), state.contiguous()
+    return (
+        torch.stack(states, 1).contiguous(),
+        torch.stack(written, 1).contiguous(),
+        state.contiguous(),
+    )
 
 
 @scan_low_rank.register_fake
@@ -100,7 +108,11 @@ def scan_low_rank_shapes(
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, H, K, V = state.shape
-    return state.new_empty(B, keys.shape[1], H, K, V), found.new_empty(found.shape), state.new_empty(state.shape)
+    return (
+        state.new_empty(B, keys.shape[1], H, K, V),
+        found.new_empty(found.shape),
+        state.new_empty(state.shape),
+    )
 
 
 def keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -109,11 +121,19 @@ def keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, T
     ctx.save_for_backward(whole, keys, read, *output[:2])
 
 
-def scan_gradients(ctx: Any, d_states: Tensor, d_written: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+def scan_gradients(
+    ctx: Any, d_states: Tensor, d_written: Tensor, d_last: Tensor
+) -> tuple[Tensor | None, ...]:
     """The gradient of the state is scanned the other way, with keys and read in each other's place."""
     whole, keys, read, states, written = ctx.saved_tensors
-    d_after, d_found, d_state = scan_low_rank(whole, read, d_written, keys, d_states, d_last, not ctx.reverse)
-    d_whole = (d_after * states).sum(-1, keepdim=True).sum_to_size(whole.shape) if ctx.needs_input_grad[0] else None
+    d_after, d_found, d_state = scan_low_rank(
+        whole, read, d_written, keys, d_states, d_last, not ctx.reverse
+    )
+    d_whole = (
+        (d_after * states).sum(-1, keepdim=True).sum_to_size(whole.shape)
+        if ctx.needs_input_grad[0]
+        else None
+    )
     d_keys, d_read = written @ d_after.mT, d_found @ states.mT
     return d_whole, d_keys, d_found, d_read, d_after if ctx.adds else None, d_state, None
 

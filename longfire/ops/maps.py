@@ -40,9 +40,15 @@ class Affine(NamedTuple):
 
 
 def linear_attention_map(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g: Tensor | None = None, *, gv: Tensor | None = None,
-    scale: float | None = None, documents: Documents | None = None,
-) -> Affine:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    gv: Tensor | None = None,
+    scale: float | None = None,
+    documents: Documents | None = None,
+) -> Affine:
     """Of ops/linear_attention.py: B = sum_t (k_t a_{t+1}..a_T) (v_t b_{t+1}..b_T)^T, M the decays of all tokens; fp32 (or float64)."""
     k_BTHK, v_BTHV = k_BTHK.to(working_dtype(k_BTHK)), v_BTHV.to(working_dtype(v_BTHV))
     key_whole, key_to_end = decays_to_end(g, k_BTHK)
@@ -51,8 +57,13 @@ def linear_attention_map(
     if alive_BT is not None:  # what was written in an earlier document is gone
         value_to_end = torch.where(alive_BT[..., None, None], value_to_end, 0.0)
         value_whole = torch.where(alive_BT[:, :1, None, None], value_whole, 0.0)
-    if key_to_end.shape[-1] == 1:  # a number for each head may go with the values, whose heads are as many or more
-        key_to_end, value_to_end = torch.ones_like(key_to_end[..., :1, :]), value_to_end * key_to_end
+    if (
+        key_to_end.shape[-1] == 1
+    ):  # a number for each head may go with the values, whose heads are as many or more
+        key_to_end, value_to_end = (
+            torch.ones_like(key_to_end[..., :1, :]),
+            value_to_end * key_to_end,
+        )
     groups = (k_BTHK.shape[2], -1)
     v_BTGRV = (v_BTHV * value_to_end).unflatten(2, groups)
     write = torch.einsum("btgk,btgrv->bgrkv", k_BTHK * key_to_end, v_BTGRV).flatten(1, 2)
@@ -70,22 +81,32 @@ def decays_to_end(g: Tensor | None, like_BTHX: Tensor) -> tuple[Tensor, Tensor]:
         return like_BTHX.new_ones(1, 1, 1, 1), like_BTHX.new_ones(1, 1, 1, 1)
     if g.dim() == 1:
         after_T = torch.arange(T - 1, -1, -1, dtype=dtype, device=g.device)
-        return (T * g.to(dtype)).exp()[None, None, :, None], torch.outer(after_T, g.to(dtype)).exp()[None, :, :, None]
+        return (T * g.to(dtype)).exp()[None, None, :, None], torch.outer(
+            after_T, g.to(dtype)
+        ).exp()[None, :, :, None]
     g = (g if g.dim() == 4 else g[..., None]).to(dtype)
     after = F.pad(g[:, 1:], (0, 0, 0, 0, 0, 1)).flip(1).cumsum(1).flip(1)
     return g.sum(1, keepdim=True).exp(), after.exp()
 
 
 def delta_rule_map(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, g: Tensor | None = None, *,
-    scale: float | None = None, documents: Documents | None = None,
-) -> Affine:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+) -> Affine:
     """Of ops/delta_rule.py: the maps of chunks, folded up from the left."""
 
     dtype = working_dtype(k_BTHK)
 
     def maps() -> Iterator[tuple[Tensor, Tensor]]:
-        for k, v, beta, g_, goes_on_BT in segments_of((k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))):
+        for k, v, beta, g_, goes_on_BT in segments_of(
+            (k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+        ):
             size = chunk_size(k.shape[1])
             decay = chunked(step_decays(g_, goes_on_BT, k), size, fill=1.0)
             yield delta.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, beta)), decay)
@@ -94,15 +115,24 @@ def delta_rule_map(
 
 
 def dplr_map(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_BTHK: Tensor, b_BTHK: Tensor, g_BTHK: Tensor, *,
-    scale: float | None = None, documents: Documents | None = None,
-) -> Affine:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+) -> Affine:
     """Of ops/dplr.py: the maps of chunks, folded up from the left."""
 
     dtype = working_dtype(k_BTHK)
 
     def maps() -> Iterator[tuple[Tensor, Tensor]]:
-        for k, v, c, b, g, goes_on_BT in segments_of((k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))):
+        for k, v, c, b, g, goes_on_BT in segments_of(
+            (k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+        ):
             size = chunk_size(k.shape[1])
             decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
             c = general.of_own_document(c, goes_on_BT)
@@ -112,7 +142,13 @@ def dplr_map(
 
 
 def selective_scan_map(
-    x_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTN: Tensor, C_BTN: Tensor, *, documents: Documents | None = None
+    x_BTD: Tensor,
+    dt_BTD: Tensor,
+    A_DN: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    *,
+    documents: Documents | None = None,
 ) -> Affine:
     """Of ops/selective_scan.py: B is the state of a scan from zero, M = exp(A sum of dt)."""
     _, write = selective_scan(x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, documents=documents)
@@ -134,7 +170,13 @@ def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
         if state is None:
             state = write.new_zeros(B, H, K, V)
             if is_matrix:
-                state = torch.cat([state, torch.eye(K, dtype=write.dtype, device=write.device).expand(B, H, K, K)], -1)
+                state = torch.cat(
+                    [
+                        state,
+                        torch.eye(K, dtype=write.dtype, device=write.device).expand(B, H, K, K),
+                    ],
+                    -1,
+                )
         state = scan(transition, F.pad(write, (0, K)) if is_matrix else write, state)[1]
         if not is_matrix:
             some = transition.prod(1)
@@ -146,9 +188,11 @@ def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
 
 
 def around(
-    work: Callable[..., Any], read: Callable[[Any, Tensor], Tensor], inputs: tuple[Tensor | None, ...],
+    work: Callable[..., Any],
+    read: Callable[[Any, Tensor], Tensor],
+    inputs: tuple[Tensor | None, ...],
     state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Outputs of tokens whose state before them follows from their own map (and those of others): the chunks are worked on once, for
     the map and for the outputs. work(*inputs) gives what has a `transition` and a `write`; read(that, states) the outputs."""
     worked = [work(*segment) for segment in segments_of(inputs)]
@@ -161,34 +205,61 @@ def around(
 
 
 def linear_attention_around(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g: Tensor | None = None, *, scale: float | None = None,
-    documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+    state_before: Callable[[Affine], Tensor],
+) -> Tensor:
     """Outputs alone, of tokens whose state before them follows from their own map (`around`): without gv, and as many heads of
     k as of v."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
-    return around(partial(plain.work, scale=scale), plain.read, inputs, state_before).to(q_BTHK.dtype)
+    return around(partial(plain.work, scale=scale), plain.read, inputs, state_before).to(
+        q_BTHK.dtype
+    )
 
 
 def delta_rule_around(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, g: Tensor | None = None, *,
-    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+    state_before: Callable[[Affine], Tensor],
+) -> Tensor:
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
-    return around(partial(delta.work, scale=scale), low_rank.read, inputs, state_before).to(q_BTHK.dtype)
+    return around(partial(delta.work, scale=scale), low_rank.read, inputs, state_before).to(
+        q_BTHK.dtype
+    )
 
 
 def dplr_around(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, c_BTHK: Tensor, b_BTHK: Tensor, g_BTHK: Tensor, *,
-    scale: float | None = None, documents: Documents | None = None, state_before: Callable[[Affine], Tensor],
-) -> Tensor:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+    state_before: Callable[[Affine], Tensor],
+) -> Tensor:
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
-    return around(partial(general.work, scale=scale), low_rank.read, inputs, state_before).to(q_BTHK.dtype)
+    return around(partial(general.work, scale=scale), low_rank.read, inputs, state_before).to(
+        q_BTHK.dtype
+    )
 
 
 class Recurrence(NamedTuple):
@@ -200,10 +271,16 @@ class Recurrence(NamedTuple):
     state: str
     around: Callable[..., Tensor] | None = None
 
-    def on_segments(self, state_before: Callable[[Affine], Tensor], *inputs: Tensor | None, **options: Any) -> Tensor:
+    def on_segments(
+        self, state_before: Callable[[Affine], Tensor], *inputs: Tensor | None, **options: Any
+    ) -> Tensor:
         """The outputs of segments as rows (B * each, length, ...), given what makes the state before each of the map of each."""
         if self.around and chosen(self.op.__name__) == "torch" and shares_chunks(inputs, options):
-            return self.around(*inputs, **{k: x for k, x in options.items() if k != "gv"}, state_before=state_before)
+            return self.around(
+                *inputs,
+                **{k: x for k, x in options.items() if k != "gv"},
+                state_before=state_before,
+            )
         before = state_before(self.map(*inputs, **options))
         return self.op(*inputs, **{self.state: before}, **options)[0]
 

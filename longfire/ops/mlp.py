@@ -50,7 +50,9 @@ class _SquaredReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return torch.addcmul(d_y.new_zeros(()), d_y, positive, value=2)  # 2 d_y positive, in one pass
+        return torch.addcmul(
+            d_y.new_zeros(()), d_y, positive, value=2
+        )  # 2 d_y positive, in one pass
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -89,7 +91,9 @@ class GatedMLP(nn.Module):
 
     roles = {"gate_proj": "column", "up_proj": "column", "down_proj": "row"}
 
-    def __init__(self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+    def __init__(
+        self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
@@ -105,7 +109,9 @@ class UngatedMLP(nn.Module):
 
     roles = {"up_proj": "column", "down_proj": "row"}
 
-    def __init__(self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+    def __init__(
+        self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False
+    ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[kind]
         self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)

@@ -9,7 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops.linear import in_fp32
 
-FEW = 2**15  # numbers up to which torch's own norm is faster than ours without gradients (equal at some 10^5)
+FEW = (
+    2**15
+)  # numbers up to which torch's own norm is faster than ours without gradients (equal at some 10^5)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -31,7 +33,9 @@ def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
 GATES = {"swish": F.silu, "sigmoid": torch.sigmoid}
 
 
-def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor | None, eps: float, activation: str = "swish") -> Tensor:
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor | None, eps: float, activation: str = "swish"
+) -> Tensor:
     """rms_norm(x) * swish(gate) (or another of GATES), the end of most recurrent mixers; in fp32 until the last rounding."""
     return (in_fp32_rms(in_fp32(x), weight, eps) * GATES[activation](in_fp32(gate))).to(x.dtype)
 
@@ -42,7 +46,9 @@ def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     few = x.numel() < FEW and not torch.is_grad_enabled()
     if x.device.type != "cpu" or torch.compiler.is_compiling() or few:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
-    weight = None if weight is None else weight.to(x.dtype)  # it may come narrow (param_gather_dtype)
+    weight = (
+        None if weight is None else weight.to(x.dtype)
+    )  # it may come narrow (param_gather_dtype)
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -53,7 +59,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # unlike a sum of squares, no temporary of x's size
+        norms = torch.linalg.vector_norm(
+            x, dim=-1, keepdim=True
+        )  # unlike a sum of squares, no temporary of x's size
         r = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
         y = x * r
@@ -65,7 +73,14 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, r = ctx.saved_tensors
         wanted = [True, weight is not None and ctx.needs_input_grad[1], False]
         d_x, d_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            d_y.contiguous(), x.contiguous(), x.shape[-1:], torch.zeros_like(r), r, weight, None, wanted
+            d_y.contiguous(),
+            x.contiguous(),
+            x.shape[-1:],
+            torch.zeros_like(r),
+            r,
+            weight,
+            None,
+            wanted,
         )
         means = d_y.mean(-1) if weight is None else d_y @ (weight / len(weight))
         return d_x.add_(means[..., None].mul_(r)), d_weight, None
@@ -97,7 +112,9 @@ class LayerNorm(nn.Module):
 class GatedRMSNorm(nn.Module):
     """gated_rms_norm, with a learned weight unless not affine; rms_norm where there is no gate."""
 
-    def __init__(self, size: int, eps: float, activation: str = "swish", affine: bool = True) -> None:
+    def __init__(
+        self, size: int, eps: float, activation: str = "swish", affine: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size)) if affine else None
         self.eps, self.activation = eps, activation

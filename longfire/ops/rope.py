@@ -64,7 +64,10 @@ class Rotary:
         """Slow pairs, which did not turn once in original_length / low_freq_factor, are interpolated; fast ones are not; a ramp
         between (Llama 3.1)."""
         wavelength = 2 * math.pi / f
-        longest, shortest = self.original_length / self.low_freq_factor, self.original_length / self.high_freq_factor
+        longest, shortest = (
+            self.original_length / self.low_freq_factor,
+            self.original_length / self.high_freq_factor,
+        )
         ramp = (self.original_length / wavelength - self.low_freq_factor) / (
             self.high_freq_factor - self.low_freq_factor
         )
@@ -76,7 +79,11 @@ class Rotary:
         """The same idea with a ramp over the pairs' numbers (Peng 2023, eq. 23)."""
 
         def pair_that_turns(times: float) -> float:
-            return self.size * math.log(self.original_length / (times * 2 * math.pi)) / (2 * math.log(self.theta))
+            return (
+                self.size
+                * math.log(self.original_length / (times * 2 * math.pi))
+                / (2 * math.log(self.theta))
+            )
 
         low, high = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
         if self.truncate:
@@ -92,15 +99,23 @@ class Rotary:
     def magnitude(self) -> float:
         """What turned queries and keys are multiplied by."""
         if self.scaling == "longrope":
-            growth = math.log(self.factor) / math.log(self.original_length) if self.factor > 1 else 0.0
+            growth = (
+                math.log(self.factor) / math.log(self.original_length) if self.factor > 1 else 0.0
+            )
             return self.attention_factor or math.sqrt(1 + growth)
         if self.scaling != "yarn":
             return 1.0
         growth = 0.1 * math.log(self.factor) if self.factor > 1 else 0.0
-        above, below = (self.mscale, self.mscale_all_dim) if self.mscale and self.mscale_all_dim else (1.0, 0.0)
+        above, below = (
+            (self.mscale, self.mscale_all_dim)
+            if self.mscale and self.mscale_all_dim
+            else (1.0, 0.0)
+        )
         return self.attention_factor or (above * growth + 1) / (below * growth + 1)
 
-    def turns(self, positions_BT: Tensor, lengths_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def turns(
+        self, positions_BT: Tensor, lengths_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """cos and sin (B, T, 1, size / 2) of each position, fp32; lengths_BT: tokens of each token's document (BY_LENGTH only)."""
         f = self.frequencies(positions_BT.device)
         if self.scaling in BY_LENGTH:

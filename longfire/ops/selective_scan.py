@@ -59,7 +59,9 @@ def selective_scan_slow(
         if documents is not None and t > 0:
             same_B = documents.ids_BT[:, t] == documents.ids_BT[:, t - 1]
             h_BDN = torch.where(same_B[:, None, None], h_BDN, 0.0)
-        h_BDN = (dt_BD[..., None] * A_DN).exp() * h_BDN + (dt_BD * x_BD)[..., None] * B_BN[:, None, :]
+        h_BDN = (dt_BD[..., None] * A_DN).exp() * h_BDN + (dt_BD * x_BD)[..., None] * B_BN[
+            :, None, :
+        ]
         outputs.append((h_BDN @ C_BN[..., None]).squeeze(-1))
     return torch.stack(outputs, 1).to(x_BTD.dtype), h_BDN
 
@@ -84,7 +86,11 @@ def selective_scan_chunks(
 def start(state_BDN: Tensor | None, x_BTD: Tensor, A_DN: Tensor) -> Tensor:
     """The state before the first token, zeros if None, in the working dtype."""
     dtype = working_dtype(x_BTD)
-    return x_BTD.new_zeros(len(x_BTD), *A_DN.shape, dtype=dtype) if state_BDN is None else state_BDN.to(dtype)
+    return (
+        x_BTD.new_zeros(len(x_BTD), *A_DN.shape, dtype=dtype)
+        if state_BDN is None
+        else state_BDN.to(dtype)
+    )
 
 
 # An operator of its own with a backward written out, for autograd's sake and torch.compile's: see ops/chunkwise.py. Inside it
@@ -93,10 +99,19 @@ def start(state_BDN: Tensor | None, x_BTD: Tensor, A_DN: Tensor) -> Tensor:
 
 @torch.library.custom_op("longfire::scan_tokens", mutates_args=())
 def scan_tokens(
-    x_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTN: Tensor, C_BTN: Tensor, h_BND: Tensor, starts_BT: Tensor | None
+    x_BTD: Tensor,
+    dt_BTD: Tensor,
+    A_DN: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    h_BND: Tensor,
+    starts_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y (B, T, D) in x's dtype, the last state (B, N, D), the state before each chunk (chunks, B, N, D))."""
-    y_BTD, before = torch.empty_like(x_BTD), h_BND.new_empty(-(-x_BTD.shape[1] // TOKENS), *h_BND.shape)
+    y_BTD, before = (
+        torch.empty_like(x_BTD),
+        h_BND.new_empty(-(-x_BTD.shape[1] // TOKENS), *h_BND.shape),
+    )
     h_BND = h_BND.clone()
     for chunk, before_BND in zip(chunks(x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, starts_BT), before):
         states_BTND = chunk.states(before_BND.copy_(h_BND))
@@ -108,9 +123,13 @@ def scan_tokens(
 class Chunk:
     """Some tokens: their inputs in the working dtype, and the decays of their states."""
 
-    def __init__(self, span: slice, inputs: list[Tensor], A_ND: Tensor, starts_BT: Tensor | None) -> None:
+    def __init__(
+        self, span: slice, inputs: list[Tensor], A_ND: Tensor, starts_BT: Tensor | None
+    ) -> None:
         self.span = span
-        self.x_BTD, self.dt_BTD, self.B_BTN, self.C_BTN = (x[:, span].to(A_ND.dtype) for x in inputs)
+        self.x_BTD, self.dt_BTD, self.B_BTN, self.C_BTN = (
+            x[:, span].to(A_ND.dtype) for x in inputs
+        )
         self.scaled_BTD = self.x_BTD * self.dt_BTD
         self.decay_BTND = torch.exp_(self.dt_BTD[:, :, None, :] * A_ND)
         if starts_BT is not None:
@@ -125,24 +144,46 @@ class Chunk:
 
 
 def chunks(
-    x_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTN: Tensor, C_BTN: Tensor, starts_BT: Tensor | None, step: int = 1
+    x_BTD: Tensor,
+    dt_BTD: Tensor,
+    A_DN: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    starts_BT: Tensor | None,
+    step: int = 1,
 ) -> Iterator[Chunk]:
     """The chunks from the first to the last, or back if step is -1."""
     T, A_ND = x_BTD.shape[1], A_DN.to(working_dtype(x_BTD)).T.contiguous()
     for begin in range(0, T, TOKENS)[::step]:
-        yield Chunk(slice(begin, min(begin + TOKENS, T)), [x_BTD, dt_BTD, B_BTN, C_BTN], A_ND, starts_BT)
+        yield Chunk(
+            slice(begin, min(begin + TOKENS, T)), [x_BTD, dt_BTD, B_BTN, C_BTN], A_ND, starts_BT
+        )
 
 
 @scan_tokens.register_fake
 def scan_tokens_shapes(
-    x_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTN: Tensor, C_BTN: Tensor, h_BND: Tensor, starts_BT: Tensor | None
+    x_BTD: Tensor,
+    dt_BTD: Tensor,
+    A_DN: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    h_BND: Tensor,
+    starts_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x_BTD), torch.empty_like(h_BND), h_BND.new_empty(-(-x_BTD.shape[1] // TOKENS), *h_BND.shape)
+    return (
+        torch.empty_like(x_BTD),
+        torch.empty_like(h_BND),
+        h_BND.new_empty(-(-x_BTD.shape[1] // TOKENS), *h_BND.shape),
+    )
 
 
 @torch.library.custom_op("longfire::scan_tokens_backward", mutates_args=())
 def scan_tokens_backward(
-    inputs: list[Tensor], starts_BT: Tensor | None, before: Tensor, d_y_BTD: Tensor, d_last_BND: Tensor
+    inputs: list[Tensor],
+    starts_BT: Tensor | None,
+    before: Tensor,
+    d_y_BTD: Tensor,
+    d_last_BND: Tensor,
 ) -> list[Tensor]:
     """The gradients of x, dt, A, B, C and the state before the first token; each state's own is d_BND on its way back."""
     A_DN = inputs[2]
@@ -168,22 +209,37 @@ def scan_tokens_backward(
             d_A_BND.addcmul_(d_BND, dt_BD[:, None, :])
         d_dt_BTD[:, span] = d_BTND.mul_(A_ND).sum(2).addcmul_(d_scaled_BTD, chunk.x_BTD)
         d_x_BTD[:, span] = d_scaled_BTD.mul_(chunk.dt_BTD)
-    return [d_x_BTD, d_dt_BTD, d_A_BND.sum(0).T.to(A_DN.dtype).contiguous(), d_B_BTN, d_C_BTN, carried_BND.contiguous()]
+    return [
+        d_x_BTD,
+        d_dt_BTD,
+        d_A_BND.sum(0).T.to(A_DN.dtype).contiguous(),
+        d_B_BTN,
+        d_C_BTN,
+        carried_BND.contiguous(),
+    ]
 
 
 @scan_tokens_backward.register_fake
 def scan_tokens_backward_shapes(
-    inputs: list[Tensor], starts_BT: Tensor | None, before: Tensor, d_y_BTD: Tensor, d_last_BND: Tensor
+    inputs: list[Tensor],
+    starts_BT: Tensor | None,
+    before: Tensor,
+    d_y_BTD: Tensor,
+    d_last_BND: Tensor,
 ) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in (*inputs, d_last_BND)]
 
 
-def keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def keep(
+    ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     *tensors, _, ctx.starts_BT = inputs
     ctx.save_for_backward(*tensors, output[2])
 
 
-def gradients(ctx: Any, d_y_BTD: Tensor, d_last_BND: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def gradients(
+    ctx: Any, d_y_BTD: Tensor, d_last_BND: Tensor, _: Tensor
+) -> tuple[Tensor | None, ...]:
     *inputs, before = ctx.saved_tensors
     return *scan_tokens_backward(inputs, ctx.starts_BT, before, d_y_BTD, d_last_BND), None
 

@@ -26,7 +26,9 @@ def short_conv(
     state_BDW: (B, D, W-1), the inputs before the row (they belong to its first document); zeros if None. The new state has
     zeros where its document had no input. y (B, T, D) and the state are in x's dtype, the sum in fp32 (float64 for float64).
     """
-    return FORMS[chosen("short_conv")](x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW, documents=documents)
+    return FORMS[chosen("short_conv")](
+        x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW, documents=documents
+    )
 
 
 def short_conv_slow(
@@ -40,7 +42,9 @@ def short_conv_slow(
 ) -> tuple[Tensor, Tensor]:
     """The truth, token by token as the sum is written. Same arguments and result."""
     width, dtype = weight_DW.shape[1], working_dtype(x_BTD)
-    state = x_BTD.new_zeros(len(x_BTD), x_BTD.shape[2], width - 1) if state_BDW is None else state_BDW
+    state = (
+        x_BTD.new_zeros(len(x_BTD), x_BTD.shape[2], width - 1) if state_BDW is None else state_BDW
+    )
     window_BDW = state.to(x_BTD.dtype)
     outputs = []
     for t in range(x_BTD.shape[1]):
@@ -70,7 +74,9 @@ def short_conv_shifted(
         return short_conv_slow(x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW)
     state = x_BTD.new_zeros(B, D, before) if state_BDW is None else state_BDW.to(x_BTD.dtype)
     rows_BPD = torch.cat([state.mT, x_BTD], 1)  # P = W - 1 + T
-    last_BDW = rows_BPD[:, T:].mT.clone()  # of a view the whole row would stay in memory while text is generated
+    last_BDW = rows_BPD[
+        :, T:
+    ].mT.clone()  # of a view the whole row would stay in memory while text is generated
     if documents is None:
         return _ShiftedSum.apply(rows_BPD, weight_DW, bias_D, None, silu), last_BDW
     ids_BT = documents.ids_BT
@@ -84,7 +90,12 @@ class _ShiftedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows_BPD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, ids_BP: Tensor | None, silu: bool
+        ctx: Any,
+        rows_BPD: Tensor,
+        weight_DW: Tensor,
+        bias_D: Tensor | None,
+        ids_BP: Tensor | None,
+        silu: bool,
     ) -> Tensor:
         ctx.save_for_backward(rows_BPD, weight_DW, bias_D, ids_BP)
         ctx.silu = silu
@@ -97,7 +108,9 @@ class _ShiftedSum(torch.autograd.Function):
         rows_BPD, weight_DW, bias_D, ids_BP = ctx.saved_tensors
         rows32_BPD, d_BTD = in_fp32(rows_BPD), in_fp32(d_y_BTD)
         if ctx.silu:
-            d_BTD = torch.ops.aten.silu_backward(d_BTD, shifted_sum(rows32_BPD, weight_DW, bias_D, ids_BP))
+            d_BTD = torch.ops.aten.silu_backward(
+                d_BTD, shifted_sum(rows32_BPD, weight_DW, bias_D, ids_BP)
+            )
         T, taps_WD = d_BTD.shape[1], taps_of(weight_DW)
         d_rows_BPD = torch.zeros_like(rows32_BPD)
         d_taps_WD = torch.empty_like(taps_WD)
@@ -109,7 +122,9 @@ class _ShiftedSum(torch.autograd.Function):
         return d_rows_BPD.to(rows_BPD.dtype), d_taps_WD.T.contiguous(), d_bias_D, None, None
 
 
-def shifted_sum(rows_BPD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, ids_BP: Tensor | None) -> Tensor:
+def shifted_sum(
+    rows_BPD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, ids_BP: Tensor | None
+) -> Tensor:
     """sum_w weight[:, w] rows[t + w] + bias for the T = P - W + 1 tokens that are not before the row."""
     *earlier_WD, last_D = taps_of(weight_DW)
     T = rows_BPD.shape[1] - len(earlier_WD)

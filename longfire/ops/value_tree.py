@@ -5,7 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longfire.ops.chunkwise import below_diagonal, block_sizes, early_of, few_times, late_of, merge, rows_of, seam
+from longfire.ops.chunkwise import (
+    below_diagonal,
+    block_sizes,
+    early_of,
+    few_times,
+    late_of,
+    merge,
+    rows_of,
+    seam,
+)
 
 
 @torch.library.custom_op("longfire::value_tree", mutates_args=())
@@ -19,8 +28,14 @@ def value_tree(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
     out = products.diagonal(dim1=-2, dim2=-1)[..., None] * value
     to_end, from_start, whole = value.clone(), decay.clone(), decay
     for size in block_sizes(value):
-        early, late, out_late = early_of(one(to_end), size), late_of(one(from_start), size), late_of(one(out), size)
-        rows_of(out_late).addcmul_(rows_of(late), few_times(below_diagonal(products, size), rows_of(early)))
+        early, late, out_late = (
+            early_of(one(to_end), size),
+            late_of(one(from_start), size),
+            late_of(one(out), size),
+        )
+        rows_of(out_late).addcmul_(
+            rows_of(late), few_times(below_diagonal(products, size), rows_of(early))
+        )
         whole = merge(whole, early, late)
     return [out, to_end, from_start]
 
@@ -36,7 +51,9 @@ def value_tree_shapes(products: Tensor, value: Tensor, decay: Tensor) -> list[Te
 
 
 @torch.library.custom_op("longfire::value_tree_backward", mutates_args=())
-def value_tree_backward(products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]) -> list[Tensor]:
+def value_tree_backward(
+    products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]
+) -> list[Tensor]:
     """The gradients of products, value and decay."""
     d_out, d_to_end, d_from_start = d_outputs[0], d_outputs[1].clone(), d_outputs[2].clone()
     levels = []
@@ -48,7 +65,9 @@ def value_tree_backward(products: Tensor, value: Tensor, decay: Tensor, d_output
     d_products, d_whole = torch.zeros_like(products), torch.zeros_like(whole)
     for size, whole, early, late in reversed(levels):
         block_early, block_late = early_of(one(d_to_end), size), late_of(one(d_from_start), size)
-        d_early, d_late, d_out_late = map(rows_of, (block_early, block_late, late_of(one(d_out), size)))
+        d_early, d_late, d_out_late = map(
+            rows_of, (block_early, block_late, late_of(one(d_out), size))
+        )
         whole_early, whole_late = seam(whole)
         d_whole_late = d_whole * whole_early + (d_early * early).sum(-2)
         d_whole_early = d_whole * whole_late + (d_late * late).sum(-2)
@@ -64,7 +83,9 @@ def value_tree_backward(products: Tensor, value: Tensor, decay: Tensor, d_output
 
 
 @value_tree_backward.register_fake
-def value_tree_backward_shapes(products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]) -> list[Tensor]:
+def value_tree_backward_shapes(
+    products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]
+) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in (products, value, decay)]
 
 

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from longfire.parallel import context, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
@@ -45,7 +51,9 @@ def parallelize(
     if mesh.size("cp") > 1:
         model.context = context.share_rows(model, mesh, parallelism)
     if mesh.size("pp") > 1:
-        model.pipeline = pipeline.cut(model, mesh, parallelism, seq_len, halves=not again and not compiled)
+        model.pipeline = pipeline.cut(
+            model, mesh, parallelism, seq_len, halves=not again and not compiled
+        )
     for block in model.layers if again else ():
         remat.save_memory(block, keeping, mlp_chunk_size, compiled)
     for root in roots(model) if keeping.offload else ():
@@ -65,20 +73,42 @@ def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
     Gradients are sums, not means: the loss is divided by the tokens of the world already (promise 7). What lies outside the blocks,
     the head among it, stays gathered from the forward to its backward, because the loss uses it.
     """
-    data_mesh = mesh.shards[("dp_replicate", "shards") if mesh.size("dp_replicate") > 1 else ("shards",)]
+    data_mesh = mesh.shards[
+        ("dp_replicate", "shards") if mesh.size("dp_replicate") > 1 else ("shards",)
+    ]
     narrow = parallelism.param_gather_dtype == "bfloat16"
     precision = MixedPrecisionPolicy(
-        torch.bfloat16 if narrow else None, torch.float32 if narrow else None, cast_forward_inputs=False
+        torch.bfloat16 if narrow else None,
+        torch.float32 if narrow else None,
+        cast_forward_inputs=False,
     )
-    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if parallelism.cpu_offload else OffloadPolicy()
+    offload = (
+        CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        if parallelism.cpu_offload
+        else OffloadPolicy()
+    )
     again = reshards(parallelism, mesh.size("pp"), mesh.size(*SHARDS))
     for block in model.layers:
-        fully_shard(block, mesh=data_mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
+        fully_shard(
+            block,
+            mesh=data_mesh,
+            reshard_after_forward=again,
+            mp_policy=precision,
+            offload_policy=offload,
+        )
     for root in roots(model):
-        fully_shard(root, mesh=data_mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
+        fully_shard(
+            root,
+            mesh=data_mesh,
+            reshard_after_forward=False,
+            mp_policy=precision,
+            offload_policy=offload,
+        )
     for module in sharded(model):
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # else the factor becomes an operation that gloo has not
+        module.set_force_sum_reduction_for_comms(
+            True
+        )  # else the factor becomes an operation that gloo has not
 
 
 def roots(model: nn.Module) -> Sequence[nn.Module]:

@@ -18,7 +18,9 @@ TOKENS_DIM = 1
 # torch 2.13's names; before, the same had others
 ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-_groups: dict[str, dist.ProcessGroup] = {}  # operators take tensors, numbers and words: a group goes by its name
+_groups: dict[
+    str, dist.ProcessGroup
+] = {}  # operators take tensors, numbers and words: a group goes by its name
 
 
 def known_as(group: dist.ProcessGroup) -> str:
@@ -69,7 +71,9 @@ def _(x: Tensor, group: str) -> Tensor:
 def scattered(x: Tensor, group: str) -> Tensor:
     """This process's tokens of the sum over all."""
     parts = x.movedim(TOKENS_DIM, 0).contiguous()
-    assert len(parts) % _groups[group].size() == 0, "tokens of a row divide the processes that share it"
+    assert len(parts) % _groups[group].size() == 0, (
+        "tokens of a row divide the processes that share it"
+    )
     mine = parts.new_empty(len(parts) // _groups[group].size(), *parts.shape[1:])
     REDUCE_SCATTER(mine, parts, group=_groups[group])
     return tokens_second(mine)
@@ -92,7 +96,12 @@ def take_highest(x: Tensor, group: str) -> Tensor:
     return x
 
 
-WAYS = {"same": lambda x, group: x.view_as(x), "sum": summed, "gather": gathered, "scatter": scattered}
+WAYS = {
+    "same": lambda x, group: x.view_as(x),
+    "sum": summed,
+    "gather": gathered,
+    "scatter": scattered,
+}
 
 
 class Road(NamedTuple):

@@ -79,9 +79,14 @@ def share_rows(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> Contex
     softmax = any(hasattr(module, "attend") for module in model.modules())
     tokens = mesh.size("tp") if parallelism.sequence_parallel else 1
     context = Context(
-        mesh.size("cp"), mesh.rank("cp"), known_as(mesh.group("cp")), parallelism.context_parallel_layout,
-        parallelism.context_parallel_strategy, softmax, tokens,
-    )  # fmt: skip
+        mesh.size("cp"),
+        mesh.rank("cp"),
+        known_as(mesh.group("cp")),
+        parallelism.context_parallel_layout,
+        parallelism.context_parallel_strategy,
+        softmax,
+        tokens,
+    )
     for module in model.modules():
         for seam in SEAMS:
             if hasattr(module, seam):
@@ -98,7 +103,9 @@ def layout_kind(asked: str, softmax: bool, documents: bool) -> str:
 
 def over_all(op: Callable, context: Context) -> Callable:
     """The same op on segments."""
-    if op in (attention, attention_slow) or getattr(op, "func", None) is blockwise:  # as [attention] says
+    if (
+        op in (attention, attention_slow) or getattr(op, "func", None) is blockwise
+    ):  # as [attention] says
         return ring.attend_over(context.size, context.rank, context.group, context.strategy, op)
     if op is short_conv:
         return convolve_over(context.group)
@@ -114,7 +121,9 @@ def recur_over(recurrence: Recurrence, group: str) -> Callable:
     def recur(*inputs: Tensor | None, documents: Share, **options: Any) -> tuple[Tensor, None]:
         assert options.pop(recurrence.state, None) is None, "rows begin at their beginning"
         inputs = tuple(folded(x, documents) for x in inputs)
-        options = {name: folded(x, documents) for name, x in options.items()} | {"documents": documents.folded}
+        options = {name: folded(x, documents) for name, x in options.items()} | {
+            "documents": documents.folded
+        }
         state_before = partial(states_before, share=documents, group=group)
         return documents.unfold(recurrence.on_segments(state_before, *inputs, **options)), None
 
@@ -142,7 +151,9 @@ class _StatesBefore(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, transition: Tensor, write: Tensor, is_matrix: bool, share: Share, group: str) -> Tensor:
+    def forward(
+        ctx: Any, transition: Tensor, write: Tensor, is_matrix: bool, share: Share, group: str
+    ) -> Tensor:
         transitions, writes = in_row_order(share, group, transition, write)
         state, before = torch.zeros_like(writes[:, 0]), {}
         for segment in range(share.mine[-1] + 1):
@@ -163,9 +174,13 @@ class _StatesBefore(torch.autograd.Function):
         for segment in range(share.layout.segments - 1, share.mine[0] - 1, -1):
             d_after[segment] = later
             back = transitions[:, segment].mT if is_matrix else transitions[:, segment]
-            later = where_it_goes_on(share, segment, Affine(back, d_befores[:, segment], is_matrix)(later))
+            later = where_it_goes_on(
+                share, segment, Affine(back, d_befores[:, segment], is_matrix)(later)
+            )
         d_write = torch.stack([d_after[segment] for segment in share.mine], 1).flatten(0, 1)
-        d_transition = d_write @ before.mT if is_matrix else (d_write * before).sum_to_size(transition.shape)
+        d_transition = (
+            d_write @ before.mT if is_matrix else (d_write * before).sum_to_size(transition.shape)
+        )
         return d_transition, d_write, None, None, None
 
 
@@ -188,13 +203,20 @@ def convolve_over(group: str) -> Callable:
     """A short convolution of which each process has some segments."""
 
     def convolve(
-        x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None, *, silu: bool = True, state_BDW: None = None,
+        x_BTD: Tensor,
+        weight_DW: Tensor,
+        bias_D: Tensor | None = None,
+        *,
+        silu: bool = True,
+        state_BDW: None = None,
         documents: Share,
-    ) -> tuple[Tensor, None]:  # fmt: skip
+    ) -> tuple[Tensor, None]:
         assert state_BDW is None, "rows begin at their beginning"
         x, width = documents.fold(x_BTD), weight_DW.shape[1]
         before = inputs_before(x, width - 1, documents, group)
-        y, _ = short_conv(x, weight_DW, bias_D, silu=silu, state_BDW=before.mT, documents=documents.folded)
+        y, _ = short_conv(
+            x, weight_DW, bias_D, silu=silu, state_BDW=before.mT, documents=documents.folded
+        )
         return documents.unfold(y), None
 
     return convolve
@@ -206,7 +228,9 @@ def shift_over(group: str) -> Callable:
     def shift(x_BTD: Tensor, *, before_BD: None = None, documents: Share) -> tuple[Tensor, None]:
         assert before_BD is None, "rows begin at their beginning"
         x = documents.fold(x_BTD)
-        y, _ = previous_token(x, before_BD=inputs_before(x, 1, documents, group)[:, 0], documents=documents.folded)
+        y, _ = previous_token(
+            x, before_BD=inputs_before(x, 1, documents, group)[:, 0], documents=documents.folded
+        )
         return documents.unfold(y), None
 
     return shift
@@ -238,10 +262,14 @@ class _InputsBefore(torch.autograd.Function):
     def backward(ctx: Any, d_before: Tensor) -> tuple[Tensor | None, ...]:
         share, kept, each = ctx.share, ctx.kept, len(ctx.share.mine)
         d_before = d_before.unflatten(0, (-1, each)).flatten(1, 2)
-        d_tails_BPD = d_before.new_zeros(len(d_before), share.layout.segments * kept, d_before.shape[-1])
+        d_tails_BPD = d_before.new_zeros(
+            len(d_before), share.layout.segments * kept, d_before.shape[-1]
+        )
         for here, there, goes_on_B in sources(share, kept, ctx.count):
             d_tails_BPD[:, there] += torch.where(goes_on_B[:, None], d_before[:, here], 0.0)
-        mine = scattered(d_tails_BPD.unflatten(1, (-1, kept))[:, share.layout.by_process()], ctx.group)
+        mine = scattered(
+            d_tails_BPD.unflatten(1, (-1, kept))[:, share.layout.by_process()], ctx.group
+        )
         return mine.flatten(0, 1), None, None, None
 
 
@@ -252,10 +280,16 @@ def sources(share: Share, kept: int, count: int) -> Iterator[tuple[int, int, Ten
     for number, segment in enumerate(share.mine):
         for back in range(1, min(count, segment * length) + 1):
             place, within = divmod(segment * length - back, length)
-            yield (number + 1) * count - back, place * kept + within - (length - kept), share.goes_on(back, segment)
+            yield (
+                (number + 1) * count - back,
+                place * kept + within - (length - kept),
+                share.goes_on(back, segment),
+            )
 
 
-def refusals(model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Parallelism) -> Iterator[str]:
+def refusals(
+    model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Parallelism
+) -> Iterator[str]:
     """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend."""
     if cp == 1:
         return

@@ -37,7 +37,10 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
     console.print(blocks_table())
     rows = len(published.ROWS)
     narrow = list(shown(published.ours(run), rows, "the paper's devices, bfloat16"))
-    full = [one for _, one in shown(published.ours(run, "float32"), rows, "the paper's devices, float32")]
+    full = [
+        one
+        for _, one in shown(published.ours(run, "float32"), rows, "the paper's devices, float32")
+    ]
     console.print(published_table([(row, one, other) for (row, one), other in zip(narrow, full)]))
     if out:
         keep(out, mixers, narrow)
@@ -46,7 +49,9 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
 def shown(found: Iterator[Any], total: int, what: str) -> Iterator[Any]:
     """The same with a bar on a terminal: every mixer takes some seconds, since its blocks are run on fake tensors."""
     console = Console(stderr=True)
-    return track(found, what, total, console=console, transient=True, disable=not console.is_terminal)
+    return track(
+        found, what, total, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def mixers_table(
@@ -55,7 +60,15 @@ def mixers_table(
     """A row's tokens, where all devices share one and the blocks are computed again."""
     title = f"the longest row, with each mixer in all layers, on {device.name} of {device.memory_bytes / 1e9:g} GB"
     heads = [f"{count:,} device{'s' * (count > 1)}" for count in counts]
-    table = Table("mixer", *heads, "shared by", "softmax", "compute of a step", title=title, title_justify="left")
+    table = Table(
+        "mixer",
+        *heads,
+        "shared by",
+        "softmax",
+        "compute of a step",
+        title=title,
+        title_justify="left",
+    )
     for name, found in mixers:
         if isinstance(found, str):
             table.add_row(name, f"refused: {found.splitlines()[0]}")
@@ -87,9 +100,14 @@ def published_formulas() -> list[str]:
 def blocks_table() -> Table:
     """Table 2, and our devices: c = FLOP/s over bytes/s."""
     table = Table(
-        "device", "c, 1000 tokens", "s = 6c", "printed c", "printed s", title_justify="left",
+        "device",
+        "c, 1000 tokens",
+        "s = 6c",
+        "printed c",
+        "printed s",
+        title_justify="left",
         title="the shortest block that hides its own keys and values (Ring Attention, table 2), theirs and ours",
-    )  # fmt: skip
+    )
     for name, (flops, _, link, c, s) in published.HOSTS.items():
         block, row = published.minimum_block(flops, link)
         table.add_row(name, f"{block / 1000:.1f}", f"{row / 1000:.1f}", f"{c}", f"{s}")
@@ -97,20 +115,36 @@ def blocks_table() -> Table:
         for where, link in (("in a node", device.link), ("network", device.network)):
             rate = device.flops["bfloat16"] * device.efficiency
             block, row = published.minimum_block(rate, LINK_EFFICIENCY * link)
-            table.add_row(f"{device.name}, {where}", f"{block / 1000:.1f}", f"{row / 1000:.1f}", "", "")
+            table.add_row(
+                f"{device.name}, {where}", f"{block / 1000:.1f}", f"{row / 1000:.1f}", "", ""
+            )
     return table
 
 
 def published_table(rows: list[tuple[published.Row, longest.Longest, longest.Longest]]) -> Table:
     """Table 3: printed / from its arithmetic where that differs, and ours."""
     table = Table(
-        "devices", "model", *published.KEPT, "ring", "ours, float32", "ours, bfloat16", title_justify="left",
+        "devices",
+        "model",
+        *published.KEPT,
+        "ring",
+        "ours, float32",
+        "ours, bfloat16",
+        title_justify="left",
         title="longest context in 1000 tokens (Ring Attention, table 3): printed, \\[what its arithmetic gives], ours",
-    )  # fmt: skip
+    )
     for row, narrow, full in rows:
         printed = row.printed or ("",) * 4
-        cells = [cell(said, found) for said, found in zip(printed, published.arithmetic(row).values())]
-        table.add_row(row.compute, row.model, *cells, f"{full.tokens / 1000:,.0f}", f"{narrow.tokens / 1000:,.0f}")
+        cells = [
+            cell(said, found) for said, found in zip(printed, published.arithmetic(row).values())
+        ]
+        table.add_row(
+            row.compute,
+            row.model,
+            *cells,
+            f"{full.tokens / 1000:,.0f}",
+            f"{narrow.tokens / 1000:,.0f}",
+        )
     return table
 
 
@@ -122,15 +156,23 @@ def clock(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h" if seconds > 3600 else f"{seconds:,.1f} s"
 
 
-def keep(out: Path, mixers: list[tuple[str, Any]], rows: list[tuple[published.Row, longest.Longest]]) -> None:
+def keep(
+    out: Path, mixers: list[tuple[str, Any]], rows: list[tuple[published.Row, longest.Longest]]
+) -> None:
     """All of it as JSON. Raises SettingsError where the file cannot be written."""
     said = {
-        "mixers": {name: found if isinstance(found, str) else [asdict(one) for one in found] for name, found in mixers},
+        "mixers": {
+            name: found if isinstance(found, str) else [asdict(one) for one in found]
+            for name, found in mixers
+        },
         "published": [
-            {**asdict(row), "arithmetic": published.arithmetic(row), "ours": asdict(one)} for row, one in rows
+            {**asdict(row), "arithmetic": published.arithmetic(row), "ours": asdict(one)}
+            for row, one in rows
         ],
-    }  # fmt: skip
+    }
     try:
         write_whole(out, json.dumps(said, indent=1) + "\n")
     except OSError as e:
-        raise SettingsError(f"--json {out} cannot be written: {e.strerror}; name another file") from e
+        raise SettingsError(
+            f"--json {out} cannot be written: {e.strerror}; name another file"
+        ) from e

@@ -12,7 +12,17 @@ from longfire.errors import SettingsError
 from longfire.parallel.stages import ROUNDS, STAGES_EACH, V_SHAPED
 
 GIB = 2**30
-UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": GIB, "TIB": 2**40}
+UNITS = {
+    "B": 1,
+    "KB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": GIB,
+    "TIB": 2**40,
+}
 
 # Share of a device's memory that tensors may fill: the rest is the context, the buffers of NCCL and what the allocator cannot join.
 USABLE_MEMORY = 0.92
@@ -21,9 +31,13 @@ LINK_EFFICIENCY = 0.8
 # The optimizer's passes over a parameter, fp32: the norm reads g, clipping reads and writes g, AdamW reads p, g, m, v, writes p, m, v.
 OPTIMIZER_BYTES = 4 * (1 + 2 + 7)
 ZERO_BUBBLE = {"InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"}
-LATENCY = 10e-6  # seconds before a message's first byte: a kernel's launch and a handshake; an assumption
+LATENCY = (
+    10e-6  # seconds before a message's first byte: a kernel's launch and a handshake; an assumption
+)
 HOST_LINK = 50e9  # bytes/s between a device and the host's memory (PCIe 5 x16: 63), for cpu_offload
-HOST_MEMORY = 40e9  # bytes/s of the host's memory that is one device's share, where the optimizer then runs
+HOST_MEMORY = (
+    40e9  # bytes/s of the host's memory that is one device's share, where the optimizer then runs
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +68,68 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        Device("a100-40gb", 40e9, {"bfloat16": PEAK_FLOPS["A100"], "float32": 19.5e12}, 1.555e12, 300e9, 25e9, 8, 0.6),
-        Device("a100-80gb", 80e9, {"bfloat16": PEAK_FLOPS["A100"], "float32": 19.5e12}, 2.039e12, 300e9, 25e9, 8, 0.6),
-        Device("h100-80gb", 80e9, {"bfloat16": PEAK_FLOPS["H100"], "float32": 67e12}, 3.35e12, 450e9, 50e9),
-        Device("h100-pcie", 80e9, {"bfloat16": PEAK_FLOPS["H100 PCIe"], "float32": 51e12}, 2.0e12, 63e9, 25e9),
-        Device("h200-141gb", 141e9, {"bfloat16": PEAK_FLOPS["H200"], "float32": 67e12}, 4.8e12, 450e9, 50e9),
-        Device("b200-180gb", 180e9, {"bfloat16": PEAK_FLOPS["B200"], "float32": 80e12}, 7.7e12, 900e9, 50e9, 8, 0.45),
-        Device("l40s-48gb", 48e9, {"bfloat16": PEAK_FLOPS["L40S"], "float32": 91.6e12}, 0.864e12, 32e9, 25e9),
+        Device(
+            "a100-40gb",
+            40e9,
+            {"bfloat16": PEAK_FLOPS["A100"], "float32": 19.5e12},
+            1.555e12,
+            300e9,
+            25e9,
+            8,
+            0.6,
+        ),
+        Device(
+            "a100-80gb",
+            80e9,
+            {"bfloat16": PEAK_FLOPS["A100"], "float32": 19.5e12},
+            2.039e12,
+            300e9,
+            25e9,
+            8,
+            0.6,
+        ),
+        Device(
+            "h100-80gb",
+            80e9,
+            {"bfloat16": PEAK_FLOPS["H100"], "float32": 67e12},
+            3.35e12,
+            450e9,
+            50e9,
+        ),
+        Device(
+            "h100-pcie",
+            80e9,
+            {"bfloat16": PEAK_FLOPS["H100 PCIe"], "float32": 51e12},
+            2.0e12,
+            63e9,
+            25e9,
+        ),
+        Device(
+            "h200-141gb",
+            141e9,
+            {"bfloat16": PEAK_FLOPS["H200"], "float32": 67e12},
+            4.8e12,
+            450e9,
+            50e9,
+        ),
+        Device(
+            "b200-180gb",
+            180e9,
+            {"bfloat16": PEAK_FLOPS["B200"], "float32": 80e12},
+            7.7e12,
+            900e9,
+            50e9,
+            8,
+            0.45,
+        ),
+        Device(
+            "l40s-48gb",
+            48e9,
+            {"bfloat16": PEAK_FLOPS["L40S"], "float32": 91.6e12},
+            0.864e12,
+            32e9,
+            25e9,
+        ),
     )
 }
 DEFAULT_DEVICE = "h100-80gb"
@@ -84,8 +153,12 @@ def device_here(name: str, memory_bytes: float) -> Device:
     if not name:
         return CPU
     pcie = "h100-pcie" if "H100" in name and "PCIe" in name else ""
-    known = [key for key in DEVICES if key.split("-")[0].upper() in name.upper() and key != "h100-pcie"]
-    nearest = min(known or [DEFAULT_DEVICE], key=lambda key: abs(DEVICES[key].memory_bytes - memory_bytes))
+    known = [
+        key for key in DEVICES if key.split("-")[0].upper() in name.upper() and key != "h100-pcie"
+    ]
+    nearest = min(
+        known or [DEFAULT_DEVICE], key=lambda key: abs(DEVICES[key].memory_bytes - memory_bytes)
+    )
     return replace(DEVICES[pcie or nearest], memory_bytes=memory_bytes)
 
 
@@ -118,7 +191,9 @@ def bandwidth(device: Device, size: int, inner: int) -> float:
 def between_neighbours(device: Device, size: int, inner: int) -> float:
     """Bytes/s from one process to another of `size` that are `inner` ranks apart, while all do the same. Where they do not lie in one
     node a process has one network card, and who sends to another node is what the others wait for."""
-    return LINK_EFFICIENCY * (device.link if size * inner <= device.node else min(device.link, device.network))
+    return LINK_EFFICIENCY * (
+        device.link if size * inner <= device.node else min(device.link, device.network)
+    )
 
 
 def gathered_bytes(whole: float, size: int) -> float:

@@ -55,7 +55,14 @@ class Moment:
 
     @property
     def total(self) -> float:
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.gathered + self.logits
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.gathered
+            + self.logits
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class Group(NamedTuple):
         parameters = list(module.parameters())
         rows = [(-(-len(p) // shards), len(p)) if p.dim() else (1, 1) for p in parameters]
         return cls(
-            sum(p.numel() for p in parameters), sum(p.numel() // of * here for p, (here, of) in zip(parameters, rows))
+            sum(p.numel() for p in parameters),
+            sum(p.numel() // of * here for p, (here, of) in zip(parameters, rows)),
         )
 
 
@@ -37,9 +38,16 @@ class Held(NamedTuple):
     @classmethod
     def of(cls, exchanges: Sequence[Exchange], again: bool) -> "Held":
         """again: what is kept is dropped too, and made again in the backward."""
-        kept, forward = sum(one.kept for one in exchanges), max((one.forward for one in exchanges), default=0.0)
+        kept, forward = (
+            sum(one.kept for one in exchanges),
+            max((one.forward for one in exchanges), default=0.0),
+        )
         backward = max((one.backward for one in exchanges), default=0.0)
-        return cls(0.0, kept + forward, kept + max(forward, backward)) if again else cls(kept, forward, backward)
+        return (
+            cls(0.0, kept + forward, kept + max(forward, backward))
+            if again
+            else cls(kept, forward, backward)
+        )
 
 
 class Shards:
@@ -51,7 +59,11 @@ class Shards:
     """
 
     def __init__(
-        self, plan: Plan, settings: Parallelism, names: list[int | str], group: dict[int | str, Group]
+        self,
+        plan: Plan,
+        settings: Parallelism,
+        names: list[int | str],
+        group: dict[int | str, Group],
     ) -> None:
         self.plan, self.names, self.group, self.offload = plan, names, group, settings.cpu_offload
         self.wrapped, self.sharded = plan.data * plan.cp > 1, plan.shards > 1
@@ -76,7 +88,11 @@ class Shards:
         return 0.0 if self.offload else float(MASTER_BYTES * self.group[name].shard)
 
     def whole(self, *names: int | str) -> float:
-        return float(self.each * sum(self.group[name].whole for name in names)) if self.wrapped else 0.0
+        return (
+            float(self.each * sum(self.group[name].whole for name in names))
+            if self.wrapped
+            else 0.0
+        )
 
     def of_block(self, name: int | str) -> float:
         return 0.0 if isinstance(name, str) or self.stays else self.whole(name)
@@ -91,7 +107,12 @@ class Shards:
 
     def reduction(self, name: int | str) -> float:
         """When its gradients, whole, have been copied to be sent."""
-        return self.always + self.of_block(name) + (1 if self.accumulates else 2) * self.sent(name) + self.shard(name)
+        return (
+            self.always
+            + self.of_block(name)
+            + (1 if self.accumulates else 2) * self.sent(name)
+            + self.shard(name)
+        )
 
     def sent(self, name: int | str) -> float:
         return float(MASTER_BYTES * self.group[name].whole) if self.wrapped else 0.0

@@ -46,7 +46,11 @@ class Layout(NamedTuple):
         if each == 2:
             places = zigzag(processes)
         elif each > 2:
-            work = F.pad(work_T.double(), (0, each * processes * length - tokens)).view(-1, length).sum(1)
+            work = (
+                F.pad(work_T.double(), (0, each * processes * length - tokens))
+                .view(-1, length)
+                .sum(1)
+            )
             places = dealt(work.tolist(), processes)
         return cls(places, length, tokens)
 
@@ -63,7 +67,9 @@ class Layout(NamedTuple):
         """(B, T, ...) -> (B, segments, length, ...), filled up."""
         missing = self.filled - x_BT.shape[1]
         if missing:
-            x_BT = torch.cat([x_BT, x_BT.new_full((x_BT.shape[0], missing, *x_BT.shape[2:]), fill)], 1)
+            x_BT = torch.cat(
+                [x_BT, x_BT.new_full((x_BT.shape[0], missing, *x_BT.shape[2:]), fill)], 1
+            )
         return x_BT.unflatten(1, (self.segments, self.length))
 
     def cut(self, x_BT: Tensor, rank: int, fill: float = 0) -> Tensor:
@@ -112,7 +118,9 @@ def dealt(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ...]:
     room, load = len(work) // processes, [0.0] * processes
     places: list[list[int]] = [[] for _ in range(processes)]
     for segment in sorted(range(len(work)), key=lambda s: (-work[s], s)):
-        rank = min((r for r in range(processes) if len(places[r]) < room), key=lambda r: (load[r], r))
+        rank = min(
+            (r for r in range(processes) if len(places[r]) < room), key=lambda r: (load[r], r)
+        )
         places[rank].append(segment)
         load[rank] += work[segment]
     return tuple(tuple(sorted(place)) for place in places)
@@ -155,7 +163,9 @@ class Share(Documents):
         return cls(mine.ids_BT, mine.cu_lengths, mine.max_length, **parts)
 
     def to(self, device: torch.device | str) -> "Share":
-        moved = {name: getattr(self, name).to(device) for name in ("ids_BT", "cu_lengths", "row_ids_BP")}
+        moved = {
+            name: getattr(self, name).to(device) for name in ("ids_BT", "cu_lengths", "row_ids_BP")
+        }
         return replace(self, **moved)
 
     def of(self, rows: Any) -> "Share":

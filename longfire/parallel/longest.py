@@ -14,10 +14,20 @@ from longfire.parallel.planner import Planner, divisors
 from longfire.run import Run
 from longfire.shape import ModelShape, mixer_of
 
-PIECE = 2048  # tokens of a row that is measured, and twice as many: longer rows lie on a straight line
+PIECE = (
+    2048  # tokens of a row that is measured, and twice as many: longer rows lie on a straight line
+)
 # Channels of a head, as models of some 1B parameters have them (recipes/models): where a recipe does not say how many heads.
-HEAD_SIZES = {"attention": 128, "linear_attention": 256, "retention": 256, "gla": 512, "gsa": 512, "delta_net": 128,
-              "gated_delta_net": 256, "kda": 128}  # fmt: skip
+HEAD_SIZES = {
+    "attention": 128,
+    "linear_attention": 256,
+    "retention": 256,
+    "gla": 512,
+    "gsa": 512,
+    "delta_net": 128,
+    "gated_delta_net": 256,
+    "kda": 128,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,15 @@ def plans(planner: Planner, processes: int, tps: tuple[int, ...]) -> Iterator[Pl
             continue
         for cp in divisors(processes // tp):
             plan = Plan(
-                1, processes // tp // cp, cp, tp, 1, "block", 1, 1, layout=planner.layout if cp > 1 else "contiguous"
+                1,
+                processes // tp // cp,
+                cp,
+                tp,
+                1,
+                "block",
+                1,
+                1,
+                layout=planner.layout if cp > 1 else "contiguous",
             )
             softmax = planner.softmax(plan) if cp > 1 else []
             for way in strategy.STRATEGIES if softmax else ("ring",):
@@ -66,7 +84,9 @@ def seconds_of(planner: Planner, tokens: int, sharing: int) -> float:
     )
 
 
-def of_mixers(run: Run, device: Device, counts: tuple[int, ...]) -> Iterator[tuple[str, list[Longest] | str]]:
+def of_mixers(
+    run: Run, device: Device, counts: tuple[int, ...]
+) -> Iterator[tuple[str, list[Longest] | str]]:
     """For the recipe as it is, and for its shape with each mixer in all layers: the longest row on each number of devices, or why
     the shape cannot have the mixer."""
     tps = tuple(sorted({1, run.degrees["tp"]}))
@@ -82,7 +102,9 @@ def of_mixers(run: Run, device: Device, counts: tuple[int, ...]) -> Iterator[tup
 
 def with_mixer(shape: ModelShape, name: str) -> ModelShape:
     """The same shape with this mixer in all layers, with the shape's own settings of it if there are. Raises SettingsError."""
-    of_name = next((shape.mixers.get(own, {}) for own in shape.layer_types if mixer_of(own) == name), None)
+    of_name = next(
+        (shape.mixers.get(own, {}) for own in shape.layer_types if mixer_of(own) == name), None
+    )
     given = heads_for(name, shape.hidden_size) if of_name is None else of_name
     read_mixer_shape(MIXERS[name], name, given, shape.hidden_size)
     return replace(shape, layer_types=(name,), mixers={name: given}, learned_positions=False)
@@ -93,7 +115,9 @@ def heads_for(name: str, hidden_size: int) -> dict[str, int]:
     needed = {field.name for field in fields(MIXERS[name].Shape) if field.default is MISSING}
     size, known = min(HEAD_SIZES.get(name, 128), hidden_size), {}
     if "num_heads" in needed:
-        known["num_heads"] = max(d for d in divisors(hidden_size) if d <= max(1, hidden_size // size))
+        known["num_heads"] = max(
+            d for d in divisors(hidden_size) if d <= max(1, hidden_size // size)
+        )
     if "head_dim" in needed:  # 3/4 of the channels have keys (Gated DeltaNet, section 4)
         known["head_dim"] = max(1, hidden_size // known["num_heads"] * 3 // 4)
     if name == "hgrn2":

@@ -38,7 +38,10 @@ from longfire.settings import ActivationCheckpoint, Attention
 MASTER_BYTES = 4  # of a parameter, its gradient and each of Adam's two moments
 # Operators of ours that are not opened: loops that hold a token's numbers beside their results (opening them would take minutes), and
 # those that need other processes.
-CLOSED = {f"longfire::{name}" for name in ("scan_tokens", "scan_tokens_backward", "summed", "gathered", "scattered")}
+CLOSED = {
+    f"longfire::{name}"
+    for name in ("scan_tokens", "scan_tokens_backward", "summed", "gathered", "scattered")
+}
 EMBED, HEAD = "embedding", "head and loss"
 
 
@@ -57,7 +60,9 @@ class LiveBytes(TorchDispatchMode):
     def note(self, tensors: Any) -> None:
         """Count the storages of these (any nesting) until they die."""
         for tensor in tree_leaves(tensors):
-            if isinstance(tensor, Tensor) and tensor.device.type != "meta":  # meta stands for the host's memory
+            if (
+                isinstance(tensor, Tensor) and tensor.device.type != "meta"
+            ):  # meta stands for the host's memory
                 storage = tensor.untyped_storage()
                 key = storage._cdata
                 if key not in self.sizes:
@@ -69,7 +74,9 @@ class LiveBytes(TorchDispatchMode):
     def forget(self, key: int) -> None:
         self.now -= self.sizes.pop(key, 0)
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         own = OPDEFS.get(operation.name())
         if own is None or operation.name() in CLOSED:
             out = operation(*args, **(kwargs or {}))
@@ -80,7 +87,9 @@ class LiveBytes(TorchDispatchMode):
             return out
         self.note((args, kwargs, out))
         self.operations.append(operation.name())
-        self.instants.append((self.now, sum(p.grad.nbytes for p in self.owners if p.grad is not None)))
+        self.instants.append(
+            (self.now, sum(p.grad.nbytes for p in self.owners if p.grad is not None))
+        )
         return out
 
     @property
@@ -129,10 +138,17 @@ class Part:
             if len(a) == len(b):
                 return (max(map(line, a, b)),)
             front, back = same
-            pairs = [*zip(a[:front], b[:front]), *zip(a[len(a) - back :], b[len(b) - back :]), (max(a), max(b))]
+            pairs = [
+                *zip(a[:front], b[:front]),
+                *zip(a[len(a) - back :], b[len(b) - back :]),
+                (max(a), max(b)),
+            ]
             return (max(line(*pair) for pair in pairs),)
 
-        same = alike(one.operations, two.operations), alike(one.operations[::-1], two.operations[::-1])
+        same = (
+            alike(one.operations, two.operations),
+            alike(one.operations[::-1], two.operations[::-1]),
+        )
         return cls(
             peak(one.forward, two.forward, same),
             peak(one.backward, two.backward, (0, 0)),
@@ -144,7 +160,9 @@ class Part:
 
 def alike(some: Sequence, others: Sequence) -> int:
     """How many at the front are the same."""
-    return next((n for n, (a, b) in enumerate(zip(some, others)) if a != b), min(len(some), len(others)))
+    return next(
+        (n for n, (a, b) in enumerate(zip(some, others)) if a != b), min(len(some), len(others))
+    )
 
 
 class Entry(torch.autograd.Function):
@@ -202,7 +220,9 @@ def traced(
     all_bytes = tuple(now - before for now, _ in live.instants)
     further = tuple(now - before - (gradients - theirs) for now, gradients in live.instants)
     names = tuple(live.operations[:operations])
-    return Part(all_bytes[:operations], all_bytes[operations:], further[operations:], kept, passed, names)
+    return Part(
+        all_bytes[:operations], all_bytes[operations:], further[operations:], kept, passed, names
+    )
 
 
 class Seams:
@@ -226,8 +246,12 @@ class Seams:
         for module, name, operation in self.heard:
             setattr(module, name, operation)
 
-    def attend(self, operation: Callable, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        self.attends.append(Heads(q.shape[2], k.shape[2], k.shape[3], v.shape[3], options.get("window") or 0))
+    def attend(
+        self, operation: Callable, q: Tensor, k: Tensor, v: Tensor, **options: Any
+    ) -> Tensor:
+        self.attends.append(
+            Heads(q.shape[2], k.shape[2], k.shape[3], v.shape[3], options.get("window") or 0)
+        )
         return operation(q, k, v, **options)
 
     def recur(self, operation: Callable, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -241,7 +265,9 @@ class Seams:
         self.states.append((transition, state.numel()))
         return out, state
 
-    def convolve(self, operation: Callable, x_BTD: Tensor, weight_DW: Tensor, *others: Any, **options: Any) -> Any:
+    def convolve(
+        self, operation: Callable, x_BTD: Tensor, weight_DW: Tensor, *others: Any, **options: Any
+    ) -> Any:
         self.halo += x_BTD.shape[-1] * (weight_DW.shape[1] - 1)
         return operation(x_BTD, weight_DW, *others, **options)
 
@@ -302,15 +328,23 @@ class Meter:
     """
 
     def __init__(
-        self, model: Model, seq_len: int, chunk_tokens: int, as_cuda: bool = True, tp: int = 1,
-        sequence_parallel: bool = True, keeping: Keeping = Keeping(),
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        seq_len: int,
+        chunk_tokens: int,
+        as_cuda: bool = True,
+        tp: int = 1,
+        sequence_parallel: bool = True,
+        keeping: Keeping = Keeping(),
+    ) -> None:
         """model: the whole one, on meta; it stays as it is."""
         self.seq_len, self.chunk_tokens, self.as_cuda = seq_len, chunk_tokens, as_cuda
         native_bf16(torch.device("cpu"))  # may be measured, which fake tensors cannot do
         self.tp, self.sequence_parallel, self.keeping = tp, sequence_parallel, keeping
         self.kinds: dict[Any, int] = {}  # what a block is made of -> the first such layer
-        self.kind_of = [self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(model.layers)]
+        self.kind_of = [
+            self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(model.layers)
+        ]
         self.model = share_of(copy.deepcopy(model), tp, sequence_parallel)
         self.small = with_layers(model, [model.layers[layer] for layer in self.kinds.values()])
         self.known: dict[tuple, Part] = {}
@@ -331,7 +365,11 @@ class Meter:
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
         here = self.seq_len // self.tp if self.sequence_parallel else self.seq_len
         enters = (rows, here, model.shape.hidden_size), model.stream_dtype
-        with pretending_cuda(self.as_cuda), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        with (
+            pretending_cuda(self.as_cuda),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.device("cpu"),
+        ):
             make_fake(model)
             seq = self.sequence(rows)
             model.prepare(seq)
@@ -339,20 +377,27 @@ class Meter:
                 self.keeping.apply(block, remat)
                 there = seq.positions_BT, seq.noise_BT, list(seq.shared.values())
                 with kept_on("meta") if self.keeping.remat.offload else nullcontext():
-                    self.known[layer, remat, rows] = traced(partial(through, block, seq), enters, block, there)
+                    self.known[layer, remat, rows] = traced(
+                        partial(through, block, seq), enters, block, there
+                    )
                 seq.shared = {name: detached(shared) for name, shared in seq.shared.items()}
             if (HEAD, "none", rows) not in self.known:
                 self.known[EMBED, "none", rows] = self.embedding(model, rows)
                 self.known[HEAD, "none", rows] = self.head(model, enters, rows)
 
     def sequence(self, rows: int) -> mixer.Sequence:
-        tokens_BT, noise_BT = (torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32))
+        tokens_BT, noise_BT = (
+            torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32)
+        )
         return mixer.Sequence(tokens_BT, noise_BT=noise_BT if self.small.shape.drops else None)
 
     @cached_property
     def crossings(self) -> list[Crossing]:
         """What of each layer looks over a cut of its rows: the calls of its seams in a forward of a few tokens."""
-        model, tokens = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel), 2 * self.tp
+        model, tokens = (
+            share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel),
+            2 * self.tp,
+        )
         of_kind = {}
         with (
             pretending_cuda(self.as_cuda),
@@ -389,15 +434,22 @@ class Meter:
             hidden_BTD = model.normed(box.pop())
             hidden_ND = model.to_head(hidden_BTD).flatten(0, 1)
             options = (model.words, model.shape.final_logit_softcapping, model.shape.use_l2warp)
-            return fused(hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, *options)
+            return fused(
+                hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, *options
+            )
 
         return traced(forward, enters, ends_of(model)[HEAD], labels_N)
 
 
 def ends_of(model: Model) -> dict[str, nn.ModuleList]:
     """What lies before the blocks and after them."""
-    ends = {EMBED: (model.embed, model.positions, model.embed_norm, model.shared), HEAD: (model.norm, model.head)}
-    return {name: nn.ModuleList([m for m in modules if m is not None]) for name, modules in ends.items()}
+    ends = {
+        EMBED: (model.embed, model.positions, model.embed_norm, model.shared),
+        HEAD: (model.norm, model.head),
+    }
+    return {
+        name: nn.ModuleList([m for m in modules if m is not None]) for name, modules in ends.items()
+    }
 
 
 def with_layers(model: Model, layers: list[nn.Module]) -> Model:
@@ -425,4 +477,8 @@ def make_fake(module: nn.Module) -> None:
 
 
 def detached(shared: Any) -> Any:
-    return shared.detach().requires_grad_(shared.requires_grad) if isinstance(shared, Tensor) else shared
+    return (
+        shared.detach().requires_grad_(shared.requires_grad)
+        if isinstance(shared, Tensor)
+        else shared
+    )

@@ -20,8 +20,15 @@ from longfire.errors import TrainingError, UserError, first_line
 from longfire.parallel.axes import AXES, SHARDS
 
 FOR_EVER = timedelta(days=365)
-LOST = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "Timed out waiting", "NCCL",
-        "gloo")  # fmt: skip
+LOST = (
+    "Connection closed",
+    "Connection reset",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "NCCL",
+    "gloo",
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,15 @@ class Mesh:
             return cls(degrees)
         device_mesh = init_device_mesh(device_type, tuple(degrees.values()), mesh_dim_names=AXES)
         together = {axis: degree for axis, degree in degrees.items() if axis not in SHARDS}
-        together = {"pp": 1, "dp_replicate": 1, "shards": prod(degrees[axis] for axis in SHARDS), "tp": 1} | together
-        shards = init_device_mesh(device_type, tuple(together.values()), mesh_dim_names=tuple(together))
+        together = {
+            "pp": 1,
+            "dp_replicate": 1,
+            "shards": prod(degrees[axis] for axis in SHARDS),
+            "tp": 1,
+        } | together
+        shards = init_device_mesh(
+            device_type, tuple(together.values()), mesh_dim_names=tuple(together)
+        )
         return cls(degrees, device_mesh, shards)
 
     def size(self, *axes: str) -> int:
@@ -143,18 +157,26 @@ def joined(
     if world.size == 1:
         yield Mesh(degrees)
         return
-    to_meet = timedelta(seconds=comm.init_timeout_seconds) if comm.init_timeout_seconds else FOR_EVER
+    to_meet = (
+        timedelta(seconds=comm.init_timeout_seconds) if comm.init_timeout_seconds else FOR_EVER
+    )
     if comm.trace_buf_size:
         launch.record_collectives(comm.trace_buf_size)
     try:
         # tensors of the host go through gloo also where the device has NCCL: flags and counts need not wait for it
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with launch.Watchdog(comm, "to join the other processes"):  # who answers at the address may be a stranger
-            store, rank, size = next(dist.rendezvous("env://", world.rank, world.size, timeout=to_meet))
+        with launch.Watchdog(
+            comm, "to join the other processes"
+        ):  # who answers at the address may be a stranger
+            store, rank, size = next(
+                dist.rendezvous("env://", world.rank, world.size, timeout=to_meet)
+            )
             # torchrun may keep its store when it starts all again, and in it the addresses of those who died
             store = dist.PrefixStore(f"attempt-{launch.attempt()}", store)
             # One process may prepare data for hours while the others wait: who hangs is found by the watchdogs, not by time-outs here
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=FOR_EVER)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=FOR_EVER
+            )
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"process {world.rank} of {world.size} could not join the others at {launch.meeting_point()}: {first_line(error)}. The "

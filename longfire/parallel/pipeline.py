@@ -65,7 +65,9 @@ class Stage(Model):
 
     def __init__(self, model: Model, placed: Layout, number: int) -> None:
         nn.Module.__init__(self)
-        self.of = (model,)  # not a submodule: whose ways in and out tensor parallelism may have changed
+        self.of = (
+            model,
+        )  # not a submodule: whose ways in and out tensor parallelism may have changed
         self.shape, self.compute_dtype, self.number = model.shape, model.compute_dtype, number
         self.is_first, self.is_last = number == 0, number == placed.stages - 1
         hold(self, model, {number}, placed)
@@ -98,7 +100,9 @@ def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
     part.positions = model.positions if is_first else None
     part.embed_norm = model.embed_norm if is_first else None
     part.layers = Layers({layer: model.layers[layer] for layer in numbers})
-    part.shared = nn.ModuleDict({name: module for name, module in model.shared.items() if name in used})
+    part.shared = nn.ModuleDict(
+        {name: module for name, module in model.shared.items() if name in used}
+    )
     part.norm = model.norm if is_last else None
     part.head = model.head if is_last else None
 
@@ -118,10 +122,16 @@ def costs(model: Model, seq_len: int) -> list[float]:
     with torch.device("meta"):
         whole = Model(model.shape)  # that of the run may be split already, and not into equal parts
     size = model.shape.hidden_size
-    return [2 * size, *(block.flops_per_token(seq_len) for block in whole.layers), 2 * size * model.shape.vocab_size]
+    return [
+        2 * size,
+        *(block.flops_per_token(seq_len) for block in whole.layers),
+        2 * size * model.shape.vocab_size,
+    ]
 
 
-def cut(model: Model, mesh: Mesh, parallelism: Parallelism, seq_len: int, halves: bool = True) -> "Pipeline":
+def cut(
+    model: Model, mesh: Mesh, parallelism: Parallelism, seq_len: int, halves: bool = True
+) -> "Pipeline":
     """Keep of a whole model (on meta) what lies on this process; the others' layers, embedding, norm and head become None.
 
     halves: whether the backward of schedules that ask for it may be done in two halves, which neither recomputation nor
@@ -144,21 +154,38 @@ def cut(model: Model, mesh: Mesh, parallelism: Parallelism, seq_len: int, halves
     holders = {name: list(dict.fromkeys(processes)) for name, processes in holders.items()}
     hold(model, model, set(placed.on(here)), placed)
     model.copied = {name for name, processes in holders.items() if here in processes[1:]}
-    return Pipeline(mesh, parallelism, [stages[number] for number in placed.on(here)], placed, holders, halves)
+    return Pipeline(
+        mesh, parallelism, [stages[number] for number in placed.on(here)], placed, holders, halves
+    )
 
 
 class Pipeline:
     """The stages of this process and how microbatches pass through all of them. Everything here is collective over pp."""
 
     def __init__(
-        self, mesh: Mesh, parallelism: Parallelism, stages: list[Stage], placed: Layout, holders: dict[str, list[int]],
+        self,
+        mesh: Mesh,
+        parallelism: Parallelism,
+        stages: list[Stage],
+        placed: Layout,
+        holders: dict[str, list[int]],
         halves: bool,
-    ) -> None:  # fmt: skip
-        self.mesh, self.parallelism, self.stages, self.placed, self.halves = mesh, parallelism, stages, placed, halves
+    ) -> None:
+        self.mesh, self.parallelism, self.stages, self.placed, self.halves = (
+            mesh,
+            parallelism,
+            stages,
+            placed,
+            halves,
+        )
         self.copies = {name: processes for name, processes in holders.items() if len(processes) > 1}
-        self.made: tuple[Any, PipelineScheduleSingle | PipelineScheduleMulti] | None = None  # for which microbatches
+        self.made: tuple[Any, PipelineScheduleSingle | PipelineScheduleMulti] | None = (
+            None  # for which microbatches
+        )
 
-    def step(self, microbatches: Sequence[Batch], noises: Sequence[Tensor | None], loss: Loss) -> Tensor:
+    def step(
+        self, microbatches: Sequence[Batch], noises: Sequence[Tensor | None], loss: Loss
+    ) -> Tensor:
         """Forward and backward of all microbatches (equal in shape, on the device); their losses' sum, detached, on every process.
 
         loss: of a microbatch's hidden states, divided by the real tokens of the whole step. Gradients are added to `.grad`, those
@@ -177,13 +204,19 @@ class Pipeline:
         schedule.step(target=torch.empty(len(microbatches)), return_outputs=False)
         self.begin((), None)
         self.sum_copies()
-        return self.from_last(torch.cat(losses).sum() if losses else ids_BT.new_zeros((), dtype=self.loss_dtype))
+        return self.from_last(
+            torch.cat(losses).sum() if losses else ids_BT.new_zeros((), dtype=self.loss_dtype)
+        )
 
-    def begin(self, microbatches: Sequence[tuple[Batch, Tensor | None]], end: Callable | None) -> None:
+    def begin(
+        self, microbatches: Sequence[tuple[Batch, Tensor | None]], end: Callable | None
+    ) -> None:
         for stage in self.stages:
             stage.microbatches, stage.end = microbatches, end
 
-    def schedule(self, count: int, ids_BT: Tensor) -> PipelineScheduleSingle | PipelineScheduleMulti:
+    def schedule(
+        self, count: int, ids_BT: Tensor
+    ) -> PipelineScheduleSingle | PipelineScheduleMulti:
         """torch's schedule for so many microbatches of this shape: made anew when they change, since its buffers have their shape."""
         wanted = (count, ids_BT.shape, ids_BT.device)
         if self.made is None or self.made[0] != wanted:
@@ -194,24 +227,39 @@ class Pipeline:
                 schedule._load_csv(self.parallelism.pipeline_parallel_schedule_csv)
             else:
                 made = get_schedule_class(self.parallelism.pipeline_parallel_schedule)
-                schedule = made(stages[0] if issubclass(made, PipelineScheduleSingle) else stages, **more)
+                schedule = made(
+                    stages[0] if issubclass(made, PipelineScheduleSingle) else stages, **more
+                )
             self.made = wanted, schedule
         return self.made[1]
 
     def torch_stage(self, stage: Stage, ids_BT: Tensor) -> PipelineStage:
         """What torch has to know of a stage: told, so that it does not try it out with a microbatch."""
         meta = [
-            tuple(torch.empty(size, dtype=dtype, device="meta", requires_grad=True) for size, dtype in passed)
-            for passed in (self.passed(stage, stage.taken, ids_BT), self.passed(stage, stage.given, ids_BT))
+            tuple(
+                torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+                for size, dtype in passed
+            )
+            for passed in (
+                self.passed(stage, stage.taken, ids_BT),
+                self.passed(stage, stage.given, ids_BT),
+            )
         ]
         said = (torch.empty(1, device="meta", requires_grad=True),)
         return Numbered(
-            stage, stage.number, self.placed.stages, ids_BT.device, group=self.group,
-            input_args=() if stage.is_first else meta[0], output_args=said if stage.is_last else meta[1],
+            stage,
+            stage.number,
+            self.placed.stages,
+            ids_BT.device,
+            group=self.group,
+            input_args=() if stage.is_first else meta[0],
+            output_args=said if stage.is_last else meta[1],
             dw_builder=None if self.halves else whole,
-        )  # fmt: skip
+        )
 
-    def passed(self, stage: Stage, keys: tuple[str, ...], ids_BT: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def passed(
+        self, stage: Stage, keys: tuple[str, ...], ids_BT: Tensor
+    ) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Sizes and types of what goes from stage to stage: with sequence parallel a part of the row, of what else a part of its
         channels (Mixer.carried)."""
         (rows, tokens), size, tensors = ids_BT.shape, stage.shape.hidden_size, self.mesh.size("tp")
@@ -239,7 +287,9 @@ class Pipeline:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """By name, those of all stages here."""
-        return {name: parameter for stage in self.stages for name, parameter in stage.named_parameters()}
+        return {
+            name: parameter for stage in self.stages for name, parameter in stage.named_parameters()
+        }
 
     @torch.no_grad()
     def losses(self, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
@@ -248,7 +298,9 @@ class Pipeline:
         parts = batch.split(gcd(batch.rows, self.mesh.size("pp")))
         self.begin(
             [(part, None) for part in parts],
-            lambda model, hidden_BTD, part: losses_of(model, hidden_BTD, part.labels_BT, chunk_tokens),
+            lambda model, hidden_BTD, part: losses_of(
+                model, hidden_BTD, part.labels_BT, chunk_tokens
+            ),
         )
         found, sends, said = [], [], ()
         for number, part in enumerate(parts):
@@ -262,11 +314,15 @@ class Pipeline:
         for send, _ in sends:
             send.wait()
         self.begin((), None)
-        empty = (torch.empty_like(batch.ids_BT, dtype=dtype) for dtype in (self.loss_dtype, torch.uint8))
+        empty = (
+            torch.empty_like(batch.ids_BT, dtype=dtype) for dtype in (self.loss_dtype, torch.uint8)
+        )
         nats_BT, greedy_BT = map(torch.cat, zip(*found)) if found else empty
         return self.from_last(nats_BT), self.from_last(greedy_BT.to(torch.uint8)).bool()
 
-    def received(self, stage: Stage, said: tuple[Tensor, ...], ids_BT: Tensor) -> tuple[Tensor, ...]:
+    def received(
+        self, stage: Stage, said: tuple[Tensor, ...], ids_BT: Tensor
+    ) -> tuple[Tensor, ...]:
         """What the stage before passes on: `said` where it lies here too."""
         if stage.is_first:
             return ()

@@ -31,8 +31,14 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
     if open_axes:
         given[open_axes[0]] = processes // fixed
     if prod(given.values()) != processes:
-        mend = f"start a multiple of {fixed}" if open_axes else f"start {fixed}, or set data_parallel_shard_degree = -1"
-        raise SettingsError(f"parallelism: {told} do not make up the {processes} process(es) that run: {mend}")
+        mend = (
+            f"start a multiple of {fixed}"
+            if open_axes
+            else f"start {fixed}, or set data_parallel_shard_degree = -1"
+        )
+        raise SettingsError(
+            f"parallelism: {told} do not make up the {processes} process(es) that run: {mend}"
+        )
     return {axis: given[axis] for axis in AXES}
 
 

@@ -27,7 +27,11 @@ from longfire.settings import Parallelism
 from longfire.shape import ForeignShape
 
 REMATS = ("none", "mlp", "attention", "attention+mlp", "block")
-MIXER_AGAIN = ("attention", "attention+mlp", "block")  # of those, what runs the mixer's forward once more
+MIXER_AGAIN = (
+    "attention",
+    "attention+mlp",
+    "block",
+)  # of those, what runs the mixer's forward once more
 MOST_STAGES = 16  # pipelines that alternatives try
 LEAST_TOKENS = 8192  # of a row on a process, in alternatives: shorter pieces are better shared as rows, or not at all
 MEASURED_TOKENS = 8192  # longer rows are read off a straight line through these and half of them
@@ -52,7 +56,10 @@ class Planner:
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
         self.model = on_meta(self.shape, getattr(torch, self.dtype))
         self.flops_of = [
-            {"mixer": block.mixer.flops_per_token(self.seq_len), "block": block.flops_per_token(self.seq_len)}
+            {
+                "mixer": block.mixer.flops_per_token(self.seq_len),
+                "block": block.flops_per_token(self.seq_len),
+            }
             for block in self.model.layers
         ]
         self.costs = costs(self.model, self.seq_len)
@@ -84,7 +91,9 @@ class Planner:
             raise SettingsError("\n".join(problems))
         if asked == "auto":
             return self.with_strategy(plan)
-        if problems := {why for heads in self.softmax(plan) if (why := heads.refusal(asked, plan.cp))}:
+        if problems := {
+            why for heads in self.softmax(plan) if (why := heads.refusal(asked, plan.cp))
+        }:
             raise SettingsError("\n".join(sorted(problems)))
         return replace(plan, strategy=asked)
 
@@ -96,10 +105,18 @@ class Planner:
         """Of the share that one of `tp` processes has."""
         if (tp, seq_len) not in self.meters:
             self.meters[tp, seq_len] = Meter(
-                self.model, seq_len, self.run.training.loss_chunk_tokens, self.as_cuda, tp,
+                self.model,
+                seq_len,
+                self.run.training.loss_chunk_tokens,
+                self.as_cuda,
+                tp,
                 self.run.parallelism.sequence_parallel,
-                Keeping(self.run.attention, self.run.activation_checkpoint, self.run.training.mlp_chunk_size),
-            )  # fmt: skip
+                Keeping(
+                    self.run.attention,
+                    self.run.activation_checkpoint,
+                    self.run.training.mlp_chunk_size,
+                ),
+            )
         return self.meters[tp, seq_len]
 
     # Rows that processes share
@@ -108,7 +125,9 @@ class Planner:
     def layout(self) -> str:
         """Of rows that are shared, as the run cuts them."""
         softmax = any("attention" in block.mixer.context for block in self.model.layers)
-        return context.layout_kind(self.run.parallelism.context_parallel_layout, softmax, self.run.data.varlen)
+        return context.layout_kind(
+            self.run.parallelism.context_parallel_layout, softmax, self.run.data.varlen
+        )
 
     def crossings(self, tp: int) -> list[Crossing]:
         return self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).crossings
@@ -119,7 +138,15 @@ class Planner:
 
     def cut(self, plan: Plan, seq_len: int = 0) -> Cut:
         again = int(plan.remat in MIXER_AGAIN)
-        return Cut(seq_len or self.seq_len, plan.batch_size, plan.cp, plan.layout, self.dtype, plan.tp, again)
+        return Cut(
+            seq_len or self.seq_len,
+            plan.batch_size,
+            plan.cp,
+            plan.layout,
+            self.dtype,
+            plan.tp,
+            again,
+        )
 
     def strategies(self, plan: Plan) -> list[Ranked]:
         """The ways of the plan's softmax layers, best first; empty where rows are whole. What fits is told by what must lie there in
@@ -127,9 +154,18 @@ class Planner:
         if plan.cp == 1:
             return []
         groups, names = self.groups_of(plan.tp, plan.shards), self.names_of(plan, 0)
-        room = self.device.usable_bytes - 4 * MASTER_BYTES * sum(groups[name].shard for name in names)
-        stream = plan.batch_size * plan.here(self.seq_len) * self.shape.hidden_size * strategy.BYTES[self.dtype]
-        return strategy.rank_strategies(self.softmax(plan), self.cut(plan), self.device, room - len(names) * stream)
+        room = self.device.usable_bytes - 4 * MASTER_BYTES * sum(
+            groups[name].shard for name in names
+        )
+        stream = (
+            plan.batch_size
+            * plan.here(self.seq_len)
+            * self.shape.hidden_size
+            * strategy.BYTES[self.dtype]
+        )
+        return strategy.rank_strategies(
+            self.softmax(plan), self.cut(plan), self.device, room - len(names) * stream
+        )
 
     def with_strategy(self, plan: Plan) -> Plan:
         """The same with the best strategy."""
@@ -156,7 +192,10 @@ class Planner:
         which = name if isinstance(name, str) else self.meter(plan.tp, short).kind_of[name]
         key = plan.tp, which, plan.remat, plan.batch_size * here
         if key not in self.lines:
-            one, two = (self.meter(plan.tp, length).part(which, plan.remat, 1) for length in (short, 2 * short))
+            one, two = (
+                self.meter(plan.tp, length).part(which, plan.remat, 1)
+                for length in (short, 2 * short)
+            )
             self.lines[key] = Part.of_rows(one, two, plan.batch_size * here / short)
         return self.lines[key]
 
@@ -172,13 +211,21 @@ class Planner:
         """The layers of each process of a pipeline."""
         if pp not in self.layouts:
             own = pp == self.run.degrees["pp"]  # whose are named points, and orders in files
-            placed = stages.layout(self.costs, pp, self.run.parallelism if own else self.plain_schedule)
-            self.layouts[pp] = [[n for stage in placed.on(p) for n in placed.layers[stage]] for p in range(pp)]
+            placed = stages.layout(
+                self.costs, pp, self.run.parallelism if own else self.plain_schedule
+            )
+            self.layouts[pp] = [
+                [n for stage in placed.on(p) for n in placed.layers[stage]] for p in range(pp)
+            ]
         return self.layouts[pp]
 
     @property
     def plain_schedule(self) -> Parallelism:
-        return replace(self.run.parallelism, pipeline_parallel_schedule_csv="", pipeline_parallel_split_points=())
+        return replace(
+            self.run.parallelism,
+            pipeline_parallel_schedule_csv="",
+            pipeline_parallel_split_points=(),
+        )
 
     def names_of(self, plan: Plan, process: int) -> list[int | str]:
         """The parts of a process along pp, in the order in which a microbatch meets them. (Where stages lie in a V, the first process
@@ -193,7 +240,11 @@ class Planner:
 
     def peak(self, plan: Plan, seq_len: int = 0) -> Moment:
         """The fullest moment of the fullest process."""
-        moments = (m for process in range(plan.pp) for m in self.moments(plan, process, seq_len or self.seq_len))
+        moments = (
+            m
+            for process in range(plan.pp)
+            for m in self.moments(plan, process, seq_len or self.seq_len)
+        )
         return max(moments, key=lambda moment: moment.total)
 
     def moments(self, plan: Plan, process: int, seq_len: int) -> Iterator[Moment]:
@@ -204,8 +255,13 @@ class Planner:
         group = {name: Group(0, 0) if tied and name == HEAD else groups[name] for name in names}
         shards = Shards(plan, run.parallelism, names, group)
         parts = {name: self.part(plan, name, here) for name in names}
-        cuts = {name: Held.of(self.exchanges(plan, name, seq_len), again=plan.remat in MIXER_AGAIN) for name in names}
-        lying = MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
+        cuts = {
+            name: Held.of(self.exchanges(plan, name, seq_len), again=plan.remat in MIXER_AGAIN)
+            for name in names
+        }
+        lying = (
+            MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
+        )
         chunk = min(plan.batch_size * here, run.training.loss_chunk_tokens)
         logits = 4 * chunk * -(-self.shape.vocab_size // plan.tp)
 
@@ -213,7 +269,12 @@ class Planner:
             seen = min(logits, activations) if where.endswith(HEAD) else 0
             return Moment(where, lying, gradients, 2.0 * lying, activations - seen, gathered, seen)
 
-        others = cost.in_flight(process, plan.pp, plan.microbatches, run.parallelism.pipeline_parallel_schedule) - 1
+        others = (
+            cost.in_flight(
+                process, plan.pp, plan.microbatches, run.parallelism.pipeline_parallel_schedule
+            )
+            - 1
+        )
         passes = (2 if plan.pp > 1 else 0) * max(
             part.passed for part in parts.values()
         )  # given by one stage, to the next
@@ -229,9 +290,16 @@ class Planner:
             kept -= keeps[name]
             peak = parts[name].backward_peak(further=shards.accumulates) + cuts[name].backward
             yield moment(f"backward of {told(name)}", gradients, kept + peak, shards.backward(name))
-            yield moment(f"gradients of {told(name)}", gradients, kept + parts[name].passed, shards.reduction(name))
+            yield moment(
+                f"gradients of {told(name)}",
+                gradients,
+                kept + parts[name].passed,
+                shards.reduction(name),
+            )
             gradients += shards.gradient(name)
-        unfused = 0.0 if run.optimizer.fused else lying  # torch's foreach form makes the updates first
+        unfused = (
+            0.0 if run.optimizer.fused else lying
+        )  # torch's foreach form makes the updates first
         yield moment("optimizer", lying, unfused, shards.always)
 
     def largest(self, measure: Callable[[int], float], least: int = 1) -> int:
@@ -243,7 +311,11 @@ class Planner:
             low, high = high, 2 * high
         while high - low > max(1, low // 512):
             middle = (low + high) // 2
-            low, high = (middle, high) if measure(middle * least) <= self.device.usable_bytes else (low, middle)
+            low, high = (
+                (middle, high)
+                if measure(middle * least) <= self.device.usable_bytes
+                else (low, middle)
+            )
         return low * least
 
     def largest_batch_size(self, plan: Plan) -> int:
@@ -259,22 +331,47 @@ class Planner:
         """What a process with the most layers sends in a step."""
         settings, groups = self.run.parallelism, self.groups_of(plan.tp, plan.shards)
         names = max((self.names_of(plan, process) for process in range(plan.pp)), key=len)
-        numbers = sum(groups[name].whole for name in names if not (name == HEAD and self.shape.tie_word_embeddings))
-        row_bytes = plan.batch_size * plan.here(self.seq_len) * self.shape.hidden_size * strategy.BYTES[self.dtype]
+        numbers = sum(
+            groups[name].whole
+            for name in names
+            if not (name == HEAD and self.shape.tie_word_embeddings)
+        )
+        row_bytes = (
+            plan.batch_size
+            * plan.here(self.seq_len)
+            * self.shape.hidden_size
+            * strategy.BYTES[self.dtype]
+        )
         across = "dp_shard" if plan.cp == 1 else "cp" if plan.dp_shard == 1 else "dp_shard x cp"
 
         def over(axis: str, what: str, inner: int, sent: float, hidden: str = "") -> Collective:
             size = plan.shards if axis == across else getattr(plan, axis)
-            return Collective(axis, what, size, sent, sent / cost.bandwidth(self.device, size, inner), hidden)
+            return Collective(
+                axis, what, size, sent, sent / cost.bandwidth(self.device, size, inner), hidden
+            )
 
         if plan.tp > 1:
-            again = {"none": 0, "mlp": 1, "attention": 1, "attention+mlp": 2, "block": 2}[plan.remat]
-            again += self.run.training.mlp_chunk_size > 0 and plan.remat not in ("mlp", "attention+mlp")
+            again = {"none": 0, "mlp": 1, "attention": 1, "attention+mlp": 2, "block": 2}[
+                plan.remat
+            ]
+            again += self.run.training.mlp_chunk_size > 0 and plan.remat not in (
+                "mlp",
+                "attention+mlp",
+            )
             times = sum(
                 2 if isinstance(name, str) else 4 + again for name in names
             )  # in and out of each region, and back
-            what = "rows: all-gather, reduce-scatter" if settings.sequence_parallel else "rows: all-reduce"
-            yield over("tp", what, 1, plan.microbatches * times * cost.reduced_bytes(row_bytes, plan.tp) / 2)
+            what = (
+                "rows: all-gather, reduce-scatter"
+                if settings.sequence_parallel
+                else "rows: all-reduce"
+            )
+            yield over(
+                "tp",
+                what,
+                1,
+                plan.microbatches * times * cost.reduced_bytes(row_bytes, plan.tp) / 2,
+            )
         yield from self.over_cuts(plan, names)
         if plan.shards > 1:
             each = 2 if settings.param_gather_dtype == "bfloat16" else 4
@@ -286,11 +383,29 @@ class Planner:
             yield over(across, "gradients: reduce-scatter", plan.tp, sent, "compute")
         if plan.dp_replicate > 1:
             sent = cost.reduced_bytes(MASTER_BYTES * numbers / plan.shards, plan.dp_replicate)
-            yield over("dp_replicate", "gradients: all-reduce", plan.tp * plan.shards, sent, "last backward")
+            yield over(
+                "dp_replicate",
+                "gradients: all-reduce",
+                plan.tp * plan.shards,
+                sent,
+                "last backward",
+            )
         if plan.pp > 1:
             each = stages.STAGES_EACH.get(settings.pipeline_parallel_schedule, 1)
-            sent = 2 * each * plan.microbatches * row_bytes / (plan.tp if settings.sequence_parallel else 1)
-            yield over("pp", "rows: to the next stage and back", plan.tp * plan.cp * plan.data, sent, "compute")
+            sent = (
+                2
+                * each
+                * plan.microbatches
+                * row_bytes
+                / (plan.tp if settings.sequence_parallel else 1)
+            )
+            yield over(
+                "pp",
+                "rows: to the next stage and back",
+                plan.tp * plan.cp * plan.data,
+                sent,
+                "compute",
+            )
 
     def over_cuts(self, plan: Plan, names: Sequence[int | str]) -> Iterator[Collective]:
         """What layers send to those who hold other pieces of their rows, kind by kind."""
@@ -300,7 +415,8 @@ class Planner:
                 kinds.setdefault(one.what, []).append(one)
         for what, ones in kinds.items():
             sent, seconds, waits = (
-                plan.microbatches * sum(getattr(one, key) for one in ones) for key in ("bytes", "seconds", "waits")
+                plan.microbatches * sum(getattr(one, key) for one in ones)
+                for key in ("bytes", "seconds", "waits")
             )
             hidden = "attention" if what == strategy.RING else ""
             yield Collective("cp", what, plan.cp, sent, seconds, hidden, waits if hidden else 0.0)
@@ -312,24 +428,36 @@ class Planner:
             max(flops) * self.tokens / plan.data / plan.cp / plan.tp, self.device, self.dtype
         )
         uneven = plan.microbatches * max(
-            sum(one.uneven for name in self.names_of(plan, process) for one in self.exchanges(plan, name))
+            sum(
+                one.uneven
+                for name in self.names_of(plan, process)
+                for one in self.exchanges(plan, name)
+            )
             for process in range(plan.pp)
         )
         waited, behind, behind_last = (
-            sum(c.seconds for c in collectives if c.hidden == hidden) for hidden in ("", "compute", "last backward")
+            sum(c.seconds for c in collectives if c.hidden == hidden)
+            for hidden in ("", "compute", "last backward")
         )
         waited += sum(c.waits for c in collectives)
         network = waited + max(0.0, behind - compute - waited)
         network += max(0.0, behind_last - compute * 2 / 3 / plan.microbatches)
-        idle = cost.bubble(plan.pp, plan.microbatches, self.run.parallelism.pipeline_parallel_schedule)
+        idle = cost.bubble(
+            plan.pp, plan.microbatches, self.run.parallelism.pipeline_parallel_schedule
+        )
         groups = self.groups_of(plan.tp, plan.shards)
-        numbers = max(sum(groups[name].shard for name in self.names_of(plan, process)) for process in range(plan.pp))
+        numbers = max(
+            sum(groups[name].shard for name in self.names_of(plan, process))
+            for process in range(plan.pp)
+        )
         return {
             "compute": compute,
             "uneven rows": uneven,
             "network": network,
             "pipeline bubble": (compute + uneven + network) * idle / (1 - idle),
-            "optimizer": cost.optimizer_seconds(numbers, self.device, self.run.parallelism.cpu_offload),
+            "optimizer": cost.optimizer_seconds(
+                numbers, self.device, self.run.parallelism.cpu_offload
+            ),
         }
 
     def flops_on(self, plan: Plan, process: int) -> float:
@@ -347,7 +475,13 @@ class Planner:
         """FLOPs a token that a block computes again; MLPs in chunks are computed again by themselves. A policy that keeps matrix
         products leaves nothing that counts, one that names operations is counted as if it kept nothing."""
         kept = "matmuls" in self.run.activation_checkpoint.policy
-        parts = {"none": 0.0, "attention": mixer, "mlp": mlp, "attention+mlp": mixer + mlp, "block": mixer + mlp}
+        parts = {
+            "none": 0.0,
+            "attention": mixer,
+            "mlp": mlp,
+            "attention+mlp": mixer + mlp,
+            "block": mixer + mlp,
+        }
         chunked = self.run.training.mlp_chunk_size > 0 and remat not in ("mlp", "attention+mlp")
         return (0.0 if kept else parts[remat]) + (mlp if chunked else 0.0)
 
@@ -356,19 +490,35 @@ class Planner:
         peak, collectives = self.peak(plan), tuple(self.collectives(plan))
         parts = self.parts_of_step(plan, collectives)
         seconds, fits = sum(parts.values()), peak.total <= self.device.usable_bytes
-        flops = 3 * self.tokens * (sum(flops["block"] for flops in self.flops_of) + self.flops_of_head)
+        flops = (
+            3 * self.tokens * (sum(flops["block"] for flops in self.flops_of) + self.flops_of_head)
+        )
         computed = self.tokens * sum(self.flops_on(plan, process) for process in range(plan.pp))
         hours = self.run.steps * seconds / 3600
         return Forecast(
-            plan, peak, fits, seconds, parts, collectives, flops, computed - flops, self.tokens / seconds,
-            flops / seconds / self.processes / self.device.flops[self.dtype], hours / 24, hours * self.processes,
+            plan,
+            peak,
+            fits,
+            seconds,
+            parts,
+            collectives,
+            flops,
+            computed - flops,
+            self.tokens / seconds,
+            flops / seconds / self.processes / self.device.flops[self.dtype],
+            hours / 24,
+            hours * self.processes,
             max(parts, key=parts.__getitem__) if fits else "memory",
-        )  # fmt: skip
+        )
 
     def with_largest(self, forecast: Forecast) -> Forecast:
         plan = forecast.plan
         return replace(
-            forecast, largest={"batch_size": self.largest_batch_size(plan), "seq_len": self.largest_seq_len(plan)}
+            forecast,
+            largest={
+                "batch_size": self.largest_batch_size(plan),
+                "seq_len": self.largest_seq_len(plan),
+            },
         )
 
     # Alternatives
@@ -385,9 +535,19 @@ class Planner:
                 data = self.processes // tp // cp // pp
                 if self.rows % data:
                     continue
-                for shards, rows, remat in product(divisors(data), divisors(self.rows // data), REMATS):
+                for shards, rows, remat in product(
+                    divisors(data), divisors(self.rows // data), REMATS
+                ):
                     plan = Plan(
-                        data // shards, shards, cp, tp, pp, remat, rows, self.rows // data // rows, layout=layout
+                        data // shards,
+                        shards,
+                        cp,
+                        tp,
+                        pp,
+                        remat,
+                        rows,
+                        self.rows // data // rows,
+                        layout=layout,
                     )
                     if self.can_be(plan):
                         yield self.with_strategy(plan)
@@ -401,7 +561,9 @@ class Planner:
         if plan.remat in ("mlp", "attention+mlp") and self.shape.mlp == "none":
             return False
         schedule = self.plain_schedule
-        return plan.pp == 1 or not any(stages.refusals(self.shape, plan.pp, schedule, plan.microbatches))
+        return plan.pp == 1 or not any(
+            stages.refusals(self.shape, plan.pp, schedule, plan.microbatches)
+        )
 
     def alternatives(self, count: int = 8) -> list[Forecast]:
         """The best plan of each mesh, fastest first; among those within a hundredth the one that holds least."""

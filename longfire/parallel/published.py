@@ -28,7 +28,9 @@ class Size:
 
     def shape(self) -> ModelShape:
         attention = {"num_heads": self.heads}
-        return ModelShape(self.hidden, self.layers, ("attention",), {"attention": attention}, 32000, self.mlp)
+        return ModelShape(
+            self.hidden, self.layers, ("attention",), {"attention": attention}, 32000, self.mlp
+        )
 
 
 SIZES = {
@@ -81,18 +83,55 @@ class Row:
 ROWS = tuple(
     Row(compute, host, devices, memory, model, printed, ring)
     for compute, host, devices, memory, models in (
-        ("8x A100 NVLink", "A100 NVLink", 8, 40e9, {
-            "3B": ((4, 32, 64, 512), 8), "7B": ((2, 16, 32, 256), 8), "13B": ((2, 4, 16, 128), 8)}),
-        ("32x A100 InfiniBand", "A100 InfiniBand", 32, 80e9, {
-            "7B": ((4, 64, 128, 4096), 32), "13B": ((4, 32, 64, 2048), 32), "30B": (None, 32), "65B": (None, 32)}),
-        ("TPUv3-512", "TPUv3", 512, 8e9, {"7B": ((1, 4, 8, 2048), 256), "13B": ((1, 2, 8, 1024), 128)}),
-        ("TPUv4-1024", "TPUv4", 1024, 16e9, {
-            "3B": ((8, 16, 32, 16384), 512), "7B": ((4, 8, 16, 8192), 512), "13B": ((4, 8, 16, 4096), 256),
-            "30B": ((2, 4, 8, 2048), 256), "65B": (None, 256)}),
-        ("TPUv5e-256", "TPUv5e", 256, 16e9, {"3B": ((4, 8, 32, 4096), 128), "7B": ((2, 8, 16, 2048), 128)}),
+        (
+            "8x A100 NVLink",
+            "A100 NVLink",
+            8,
+            40e9,
+            {"3B": ((4, 32, 64, 512), 8), "7B": ((2, 16, 32, 256), 8), "13B": ((2, 4, 16, 128), 8)},
+        ),
+        (
+            "32x A100 InfiniBand",
+            "A100 InfiniBand",
+            32,
+            80e9,
+            {
+                "7B": ((4, 64, 128, 4096), 32),
+                "13B": ((4, 32, 64, 2048), 32),
+                "30B": (None, 32),
+                "65B": (None, 32),
+            },
+        ),
+        (
+            "TPUv3-512",
+            "TPUv3",
+            512,
+            8e9,
+            {"7B": ((1, 4, 8, 2048), 256), "13B": ((1, 2, 8, 1024), 128)},
+        ),
+        (
+            "TPUv4-1024",
+            "TPUv4",
+            1024,
+            16e9,
+            {
+                "3B": ((8, 16, 32, 16384), 512),
+                "7B": ((4, 8, 16, 8192), 512),
+                "13B": ((4, 8, 16, 4096), 256),
+                "30B": ((2, 4, 8, 2048), 256),
+                "65B": (None, 256),
+            },
+        ),
+        (
+            "TPUv5e-256",
+            "TPUv5e",
+            256,
+            16e9,
+            {"3B": ((4, 8, 32, 4096), 128), "7B": ((2, 8, 16, 2048), 128)},
+        ),
     )
     for model, (printed, ring) in models.items()
-)  # fmt: skip
+)
 
 
 def minimum_block(flops: float, link: float) -> tuple[float, float]:
@@ -108,7 +147,10 @@ def arithmetic(row: Row) -> dict[str, int]:
     free = row.memory - STATES * size.parameters / row.devices
     columns = {
         kind: thousands(
-            lambda s, kind=kind: KEPT[kind] * size.layers * ACTIVATIONS[kind](1, s, size.hidden, size.heads, 0), free
+            lambda s, kind=kind: (
+                KEPT[kind] * size.layers * ACTIVATIONS[kind](1, s, size.hidden, size.heads, 0)
+            ),
+            free,
         )
         for kind in KEPT
     }
@@ -127,7 +169,9 @@ def device_of(row: Row) -> Device:
     """The paper's device, as table 2 has it: a core of TPUv3, two of TPUv4."""
     flops, memory, link, _, _ = HOSTS[row.host]
     link_inside = max(link, 300e9 if "A100" in row.host else link)
-    return Device(row.host, memory, {"bfloat16": flops, "float32": flops}, 1e12, link_inside, link, 8)
+    return Device(
+        row.host, memory, {"bfloat16": flops, "float32": flops}, 1e12, link_inside, link, 8
+    )
 
 
 def devices_of(row: Row) -> int:
@@ -135,12 +179,18 @@ def devices_of(row: Row) -> int:
     return row.devices // 2 if row.host == "TPUv4" else row.devices
 
 
-def ours(run: Run, dtype: str = "bfloat16", rows: tuple[Row, ...] = ROWS) -> Iterator[tuple[Row, Longest]]:
+def ours(
+    run: Run, dtype: str = "bfloat16", rows: tuple[Row, ...] = ROWS
+) -> Iterator[tuple[Row, Longest]]:
     """The longest row that fits on the devices of each row of table 3 with our plans, activations in `dtype`."""
     planners: dict[str, Planner] = {}
     training = replace(run.training, seq_len=PIECE)
-    plain = replace(run, training=training, parallelism=Parallelism(), degrees=dict.fromkeys(run.degrees, 1))
+    plain = replace(
+        run, training=training, parallelism=Parallelism(), degrees=dict.fromkeys(run.degrees, 1)
+    )
     for row in rows:
         if row.model not in planners:
-            planners[row.model] = Planner(replace(plain, shape=SIZES[row.model].shape()), device_of(row), dtype)
+            planners[row.model] = Planner(
+                replace(plain, shape=SIZES[row.model].shape()), device_of(row), dtype
+            )
         yield row, longest(planners[row.model].on(device_of(row)), devices_of(row))

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from longfire.ops.attention import attention_slow
 from longfire.ops.blockwise import blockwise
@@ -29,10 +33,14 @@ def choose_attention(block: nn.Module, chosen: Attention) -> None:
     if "attention" in block.mixer.context and chosen.kind == "vanilla":
         block.mixer.attend = attention_slow
     elif "attention" in block.mixer.context and chosen.kind == "blockwise":
-        block.mixer.attend = partial(blockwise, chunks=(chosen.query_chunk_size, chosen.key_chunk_size))
+        block.mixer.attend = partial(
+            blockwise, chunks=(chosen.query_chunk_size, chosen.key_chunk_size)
+        )
 
 
-def save_memory(block: nn.Module, remat: ActivationCheckpoint, mlp_chunk_size: int = 0, compiled: bool = False) -> None:
+def save_memory(
+    block: nn.Module, remat: ActivationCheckpoint, mlp_chunk_size: int = 0, compiled: bool = False
+) -> None:
     """MLPs in chunks first, so that a block that is computed again computes its MLP in chunks again. An MLP in chunks keeps its
     input only: there is nothing to add for it."""
     parts = {"none": (), "block": (block,), "attention": (block.mixer,), "mlp": (block.mlp,)}
@@ -62,11 +70,15 @@ def recompute(part: nn.Module, policy: tuple[str, ...]) -> None:
     part.forward = recomputed
 
 
-def decide(kept: frozenset[str], context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def decide(
+    kept: frozenset[str], context: Any, operation: Any, *args: Any, **kwargs: Any
+) -> CheckpointPolicy:
     """Whether an operation's output is kept."""
     name = operation.name().split(".")[0]
     by_kind = "matmuls" in kept and (name in MATMULS | ATTENTION_KERNELS or "attention" in name)
-    return CheckpointPolicy.MUST_SAVE if by_kind or name in kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE if by_kind or name in kept else CheckpointPolicy.PREFER_RECOMPUTE
+    )
 
 
 def kept_operations(policy: tuple[str, ...]) -> frozenset[str] | None:
@@ -112,7 +124,10 @@ def in_chunks(mlp: nn.Module, size: int, compiled: bool) -> None:
         pieces = zip(*map(cut, rows_BTD))
         if not torch.is_grad_enabled():
             return torch.cat([inside(*piece) for piece in pieces], 1)
-        return torch.cat([checkpoint(inside, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces], 1)
+        return torch.cat(
+            [checkpoint(inside, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces],
+            1,
+        )
 
     setattr(mlp, seam, torch.compiler.disable(chunked) if compiled else chunked)
 
@@ -141,7 +156,9 @@ def kept_on(host: str) -> Iterator[None]:
         return x.device, copied(x, torch.device(host), x.is_cuda)
 
     def come(kept: Any) -> Tensor:
-        return kept if isinstance(kept, Tensor) else copied(kept[1], kept[0], kept[0].type == "cuda")
+        return (
+            kept if isinstance(kept, Tensor) else copied(kept[1], kept[0], kept[0].type == "cuda")
+        )
 
     with torch.autograd.graph.saved_tensors_hooks(go, come):
         yield
@@ -150,6 +167,10 @@ def kept_on(host: str) -> Iterator[None]:
 def copied(x: Tensor, device: torch.device, by_cuda: bool) -> Tensor:
     """x on another device with the same strides, on which compiled code relies; by CUDA: pinned on the host, not waited for."""
     there = torch.empty_strided(
-        x.shape, x.stride(), dtype=x.dtype, device=device, pin_memory=by_cuda and device.type == "cpu"
+        x.shape,
+        x.stride(),
+        dtype=x.dtype,
+        device=device,
+        pin_memory=by_cuda and device.type == "cpu",
     )
     return there.copy_(x, non_blocking=by_cuda)

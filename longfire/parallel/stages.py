@@ -15,13 +15,21 @@ from longfire.settings import Parallelism
 from longfire.shape import ForeignShape, ModelShape
 
 STAGES_EACH = {  # schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise
-    "GPipe": 1, "1F1B": 1, "LoopedBFS": 2, "Interleaved1F1B": 2, "InterleavedZeroBubble": 2, "ZBVZeroBubble": 2, "DualPipeV": 2,
-}  # fmt: skip
+    "GPipe": 1,
+    "1F1B": 1,
+    "LoopedBFS": 2,
+    "Interleaved1F1B": 2,
+    "InterleavedZeroBubble": 2,
+    "ZBVZeroBubble": 2,
+    "DualPipeV": 2,
+}
 ONE_STAGE = {"GPipe", "1F1B"}
 V_SHAPED = {"ZBVZeroBubble", "DualPipeV"}  # two stages a process, always
 ROUNDS = {"Interleaved1F1B", "InterleavedZeroBubble"}  # microbatches go in rounds of equal size
 KEYS = ("schedule", "schedule_csv", "split_points", "microbatches", "degree")
-SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (f"parallelism.pipeline_parallel_{key}" for key in KEYS)
+SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (
+    f"parallelism.pipeline_parallel_{key}" for key in KEYS
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,10 @@ def placement(processes: int, parallelism: Parallelism) -> tuple[int, ...]:
 
 def begins(parallelism: Parallelism) -> list[int]:
     """The first layer of each stage as the settings name them; none if they do not."""
-    points = [re.fullmatch(r"layers\.(\d+)", point) for point in parallelism.pipeline_parallel_split_points]
+    points = [
+        re.fullmatch(r"layers\.(\d+)", point)
+        for point in parallelism.pipeline_parallel_split_points
+    ]
     if None in points:
         raise SettingsError(
             f"{POINTS} = {','.join(parallelism.pipeline_parallel_split_points)}: a stage begins with a layer; write layers.NUMBER "
@@ -96,7 +107,11 @@ def cheapest(costs: list[float], stages: int) -> list[int]:
         ends = range(stage + 1, last + 1) if stage < stages - 1 else [len(layers)]
         best = {
             end: min(
-                (max(dearest, sums[end] - sums[begin]), squares + (sums[end] - sums[begin]) ** 2, [*points, begin])
+                (
+                    max(dearest, sums[end] - sums[begin]),
+                    squares + (sums[end] - sums[begin]) ** 2,
+                    [*points, begin],
+                )
                 for begin, (dearest, squares, points) in best.items()
                 if begin < end
             )
@@ -113,12 +128,20 @@ def read_order(file: str) -> Order:
             rows = [re.findall(r"(\d+)(F|B|I|W)(\d+)", " ".join(row)) for row in csv.reader(text)]
     except OSError as error:
         raise SettingsError(f"{CSV} = {file!r} cannot be read: {error.strerror}") from error
-    done = [(int(stage), kind, int(number), process) for process, row in enumerate(rows) for stage, kind, number in row]
+    done = [
+        (int(stage), kind, int(number), process)
+        for process, row in enumerate(rows)
+        for stage, kind, number in row
+    ]
     where = {stage: process for stage, _, _, process in done}
     stages, microbatches = len(where), 1 + max((number for _, _, number, _ in done), default=-1)
     wanted = [(stage, number) for stage in range(stages) for number in range(microbatches)]
     forwards, wholes, firsts, seconds = (
-        sorted((stage, number) for stage, kind, number, process in done if kind == letter and where[stage] == process)
+        sorted(
+            (stage, number)
+            for stage, kind, number, process in done
+            if kind == letter and where[stage] == process
+        )
         for letter in "FBIW"
     )
     if not wanted or forwards != wanted or sorted(wholes + firsts) != wanted or firsts != seconds:
@@ -159,7 +182,11 @@ def refusals(
 
 
 def wrong_stages(
-    layers: int, processes: int, parallelism: Parallelism, placed: tuple[int, ...], points: list[int]
+    layers: int,
+    processes: int,
+    parallelism: Parallelism,
+    placed: tuple[int, ...],
+    points: list[int],
 ) -> Iterator[str]:
     name, stages = parallelism.pipeline_parallel_schedule, len(placed)
     told = ",".join(parallelism.pipeline_parallel_split_points)
@@ -182,8 +209,13 @@ def wrong_stages(
         )
 
 
-def wrong_microbatches(processes: int, stages: int, parallelism: Parallelism, microbatches: int) -> Iterator[str]:
-    name, told = parallelism.pipeline_parallel_schedule, f"{MICROBATCHES}: {microbatches} microbatches a step"
+def wrong_microbatches(
+    processes: int, stages: int, parallelism: Parallelism, microbatches: int
+) -> Iterator[str]:
+    name, told = (
+        parallelism.pipeline_parallel_schedule,
+        f"{MICROBATCHES}: {microbatches} microbatches a step",
+    )
     if file := parallelism.pipeline_parallel_schedule_csv:
         if microbatches != read_order(file).microbatches:
             yield f"{told}, but {CSV} orders {read_order(file).microbatches}; make them equal"

@@ -149,7 +149,9 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
         return 1.0
     segments = processes * SEGMENTS[layout]
     length = tokens / segments
-    work = [keys_seen((i + 1) * length, window) - keys_seen(i * length, window) for i in range(segments)]
+    work = [
+        keys_seen((i + 1) * length, window) - keys_seen(i * length, window) for i in range(segments)
+    ]
     if SEGMENTS[layout] == 2:
         work = [work[r] + work[-1 - r] for r in range(processes)]
     return max(work) * processes / keys_seen(tokens, window)
@@ -158,14 +160,14 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
 def refusal(strategy: str, name: str, heads: int, kv_heads: int, processes: int) -> str:
     """Why a layer's heads (of one tensor-parallel process) cannot be shared so, with the mend; "" if they can. ring and allgather take
     any."""
-    said = f"{STRATEGY} = alltoall shares the heads of {name} among {DEGREE} = {processes} processes"
+    said = (
+        f"{STRATEGY} = alltoall shares the heads of {name} among {DEGREE} = {processes} processes"
+    )
     mend = f"set {STRATEGY} to ring or allgather"
     if strategy != "alltoall":
         return ""
     if processes > heads:
-        return (
-            f"{said}, but it has {heads} (of a tensor-parallel process); lower {DEGREE} to {heads} or less, or {mend}"
-        )
+        return f"{said}, but it has {heads} (of a tensor-parallel process); lower {DEGREE} to {heads} or less, or {mend}"
     if heads % processes:
         return f"{said}, which does not divide its {heads} (of a tensor-parallel process); {mend}, or choose a degree that does"
     if kv_heads % processes and processes % kv_heads:
@@ -185,11 +187,18 @@ def ring(heads: Heads, cut: Cut, device: Device) -> Exchange:
     there, back = (cost.LATENCY + numbers * each / rate for each in (narrow, narrow + FULL))
     waits = (1 + cut.again) * (n - 1) * max(0.0, there - hop) + n * max(0.0, back - 2 * hop)
     sent = (2 + cut.again) * (n - 1) * numbers * narrow + n * numbers * FULL
-    outputs, queries = (cut.rows * cut.here * size * FULL for size in (heads.outputs, heads.queries))
+    outputs, queries = (
+        cut.rows * cut.here * size * FULL for size in (heads.outputs, heads.queries)
+    )
     return Exchange(
-        RING, sent, (1 + cut.again) * (n - 1) * there + n * back, waits, uneven_seconds(heads, cut, device),
-        forward=2 * numbers * narrow + 2 * outputs, backward=2 * numbers * (narrow + FULL) + queries,
-    )  # fmt: skip
+        RING,
+        sent,
+        (1 + cut.again) * (n - 1) * there + n * back,
+        waits,
+        uneven_seconds(heads, cut, device),
+        forward=2 * numbers * narrow + 2 * outputs,
+        backward=2 * numbers * (narrow + FULL) + queries,
+    )
 
 
 def allgather(heads: Heads, cut: Cut, device: Device) -> Exchange:
@@ -199,9 +208,14 @@ def allgather(heads: Heads, cut: Cut, device: Device) -> Exchange:
     sent = (n - 1) * numbers * (gathers * narrow + FULL)
     seconds = sent / cost.bandwidth(device, n, cut.inner) + (gathers + 1) * (n - 1) * cost.LATENCY
     return Exchange(
-        "keys, values: all-gather, reduce-scatter", sent, seconds, seconds, uneven_seconds(heads, cut, device),
-        forward=n * numbers * narrow, backward=n * numbers * (narrow + FULL),
-    )  # fmt: skip
+        "keys, values: all-gather, reduce-scatter",
+        sent,
+        seconds,
+        seconds,
+        uneven_seconds(heads, cut, device),
+        forward=n * numbers * narrow,
+        backward=n * numbers * (narrow + FULL),
+    )
 
 
 def alltoall(heads: Heads, cut: Cut, device: Device) -> Exchange:
@@ -211,11 +225,18 @@ def alltoall(heads: Heads, cut: Cut, device: Device) -> Exchange:
     numbers = cut.rows * cut.here * (heads.queries + heads.outputs + copies * heads.keys_values)
     kept = cut.rows * cut.here * (heads.outputs + (copies - 1) * heads.keys_values) * narrow
     sent = (2 + cut.again) * numbers * narrow * (n - 1) / n
-    seconds = sent / cost.between_neighbours(device, n, cut.inner) + 4 * (2 + cut.again) * cost.LATENCY
+    seconds = (
+        sent / cost.between_neighbours(device, n, cut.inner) + 4 * (2 + cut.again) * cost.LATENCY
+    )
     return Exchange(
-        "q, k, v, o: all-to-all", sent, seconds, seconds,
-        kept=kept, forward=numbers * narrow, backward=2 * numbers * narrow,
-    )  # fmt: skip
+        "q, k, v, o: all-to-all",
+        sent,
+        seconds,
+        seconds,
+        kept=kept,
+        forward=numbers * narrow,
+        backward=2 * numbers * narrow,
+    )
 
 
 WAYS = {"ring": ring, "allgather": allgather, "alltoall": alltoall}
@@ -252,7 +273,9 @@ def exchanges(crossing: Crossing, strategy: str, cut: Cut, device: Device) -> li
     ]
 
 
-def rank_strategies(layers: Sequence[Heads], cut: Cut, device: Device, room_bytes: float = inf) -> list[Ranked]:
+def rank_strategies(
+    layers: Sequence[Heads], cut: Cut, device: Device, room_bytes: float = inf
+) -> list[Ranked]:
     """The ways that softmax layers may go, best first: those that fit into `room_bytes` by time, then the others by what they hold.
 
     The first is what `auto` takes, the second the runner-up. Empty without softmax layers. seconds: what crossing adds to all the
@@ -264,9 +287,15 @@ def rank_strategies(layers: Sequence[Heads], cut: Cut, device: Device, room_byte
             costs = {heads: way(heads, cut, device) for heads in set(layers)}
             of_layers = [costs[heads] for heads in layers]
             held = sum(one.kept for one in of_layers) * (not cut.again)
-            held += max(max(one.forward, one.backward) + one.kept * cut.again for one in costs.values())
+            held += max(
+                max(one.forward, one.backward) + one.kept * cut.again for one in costs.values()
+            )
             seconds = sum(one.waits + one.uneven for one in of_layers)
-            ranked.append(Ranked(strategy, sum(one.bytes for one in of_layers), seconds, held, held <= room_bytes))
+            ranked.append(
+                Ranked(
+                    strategy, sum(one.bytes for one in of_layers), seconds, held, held <= room_bytes
+                )
+            )
     return sorted(ranked, key=lambda one: (not one.fits, one.seconds if one.fits else one.held))
 
 
@@ -274,16 +303,19 @@ def told(ranked: Sequence[Ranked], cut: Cut) -> str:
     """The choice and its runner-up in one sentence, with what is predicted of each."""
     said = [
         f"{one.strategy} ({one.bytes / 1e9:.3g} GB sent, {one.seconds:.3g} s waited, {one.held / 1e9:.3g} GB held"
-        + ("" if one.fits else "; does not fit") + ")"
+        + ("" if one.fits else "; does not fit")
+        + ")"
         for one in ranked[:2]
-    ]  # fmt: skip
+    ]
     rows = f"rows of {cut.tokens:,} tokens over {cut.processes} processes, {cut.layout}"
     return f"{rows}: {said[0]}" + (f"; runner-up {said[1]}" if len(said) > 1 else "")
 
 
 def attention_seconds(heads: Heads, cut: Cut, device: Device) -> float:
     """Of the forward's attention itself, on a process with the mean of the work; the backward takes twice as long."""
-    return cost.compute_seconds(cut.rows * heads.flops(cut.tokens) / cut.processes, device, cut.dtype)
+    return cost.compute_seconds(
+        cut.rows * heads.flops(cut.tokens) / cut.processes, device, cut.dtype
+    )
 
 
 def uneven_seconds(heads: Heads, cut: Cut, device: Device) -> float:

@@ -44,14 +44,22 @@ def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
     if others:
         console.print(alternatives_table(own, others))
     elif alternatives:
-        console.print("no other plan fits either: more devices, a shorter training.seq_len, or a smaller model")
+        console.print(
+            "no other plan fits either: more devices, a shorter training.seq_len, or a smaller model"
+        )
     if out:
         keep(out, planner, own, others)
 
 
 def plan_told(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> str:
     """The plan of a run that begins: who shares what with whom, what a step sends, what each process holds (bytes, by rank)."""
-    table = Table("axis", "ranks of each group", "what a process sends in a step", title="plan", title_justify="left")
+    table = Table(
+        "axis",
+        "ranks of each group",
+        "what a process sends in a step",
+        title="plan",
+        title_justify="left",
+    )
     sent = list(planner.collectives(planner.of_recipe()))
     for axis in (axis for axis in AXES if mesh.size(axis) > 1):
         groups, parts = (
@@ -93,12 +101,17 @@ def told(plan: Plan) -> str:
 def memory_table(device: Device, own: Forecast) -> Table:
     """Of one process, at its fullest moment."""
     table = Table(
-        "bytes of the fullest process", "GiB", title=f"fullest moment: {own.peak.where}", title_justify="left"
+        "bytes of the fullest process",
+        "GiB",
+        title=f"fullest moment: {own.peak.where}",
+        title_justify="left",
     )
     for name in HELD:
         table.add_row(name, f"{getattr(own.peak, name) / GIB:.2f}")
     table.add_row("peak", f"{own.peak.total / GIB:.2f}", style="bold")
-    table.add_row("fits into", f"{device.usable_bytes / GIB:.2f}", style="green" if own.fits else "red")
+    table.add_row(
+        "fits into", f"{device.usable_bytes / GIB:.2f}", style="green" if own.fits else "red"
+    )
     return table
 
 
@@ -118,10 +131,17 @@ def time_table(own: Forecast) -> Table:
 
 def collectives_table(own: Forecast) -> Table:
     """What a process sends."""
-    table = Table("axis", "processes", "what", "GiB a step", "seconds", "hidden behind", title_justify="left")
+    table = Table(
+        "axis", "processes", "what", "GiB a step", "seconds", "hidden behind", title_justify="left"
+    )
     for c in own.collectives:
         table.add_row(
-            c.axis, str(c.processes), c.what, f"{c.bytes / GIB:.3g}", f"{c.seconds:.3g}", c.hidden or "nothing"
+            c.axis,
+            str(c.processes),
+            c.what,
+            f"{c.bytes / GIB:.3g}",
+            f"{c.seconds:.3g}",
+            c.hidden or "nothing",
         )
     return table
 
@@ -129,22 +149,29 @@ def collectives_table(own: Forecast) -> Table:
 def strategies_table(planner: Planner, ranked: Sequence[Ranked], chosen: str) -> Table:
     """The ways that softmax may see a whole row, of a microbatch: what `auto` chooses from."""
     table = Table(
-        "softmax over cp", "GiB sent", "seconds waited", "GiB held more", "", title_justify="left",
+        "softmax over cp",
+        "GiB sent",
+        "seconds waited",
+        "GiB held more",
+        "",
+        title_justify="left",
         title="ways of the softmax layers in a microbatch, best first",
-    )  # fmt: skip
+    )
     for one in ranked:
         what = "taken" if one.strategy == chosen else "" if one.fits else "does not fit"
         table.add_row(
-            one.strategy, f"{one.bytes / GIB:.3g}", f"{one.seconds:.3g}", f"{one.held / GIB:.3g}", what,
-        )  # fmt: skip
+            one.strategy,
+            f"{one.bytes / GIB:.3g}",
+            f"{one.seconds:.3g}",
+            f"{one.held / GIB:.3g}",
+            what,
+        )
     return table
 
 
 def findings(planner: Planner, own: Forecast) -> list[str]:
     rows, length = own.largest["batch_size"], own.largest["seq_len"]
-    most = (
-        f"largest that fit: training.batch_size = {rows:,} at this length, training.seq_len = {length:,} at this batch"
-    )
+    most = f"largest that fit: training.batch_size = {rows:,} at this length, training.seq_len = {length:,} at this batch"
     if own.fits:
         return [f"what binds: {own.binds}", most]
     lacks = (own.peak.total - planner.device.usable_bytes) / GIB
@@ -152,8 +179,22 @@ def findings(planner: Planner, own: Forecast) -> list[str]:
 
 
 def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
-    columns = ("", "pp", "dp_replicate", "dp_shard", "cp", "tp", "recompute", "rows", "peak GiB", "s/step", "tokens/s", "MFU", "days",
-               "binds")  # fmt: skip
+    columns = (
+        "",
+        "pp",
+        "dp_replicate",
+        "dp_shard",
+        "cp",
+        "tp",
+        "recompute",
+        "rows",
+        "peak GiB",
+        "s/step",
+        "tokens/s",
+        "MFU",
+        "days",
+        "binds",
+    )
     table = Table(
         *columns,
         title="the best plans with the same rows a step; rows: microbatches x batch_size",
@@ -162,10 +203,17 @@ def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
     for place, forecast in enumerate([own, *others]):
         plan = forecast.plan
         table.add_row(
-            str(place) if place else "own", *map(str, plan.mesh), plan.remat, f"{plan.microbatches} x {plan.batch_size}",
-            f"{forecast.peak.total / GIB:.1f}", f"{forecast.seconds:.3g}", f"{forecast.tokens_per_second:,.0f}",
-            f"{forecast.mfu:.1%}", f"{forecast.days:.3g}", forecast.binds,
-        )  # fmt: skip
+            str(place) if place else "own",
+            *map(str, plan.mesh),
+            plan.remat,
+            f"{plan.microbatches} x {plan.batch_size}",
+            f"{forecast.peak.total / GIB:.1f}",
+            f"{forecast.seconds:.3g}",
+            f"{forecast.tokens_per_second:,.0f}",
+            f"{forecast.mfu:.1%}",
+            f"{forecast.days:.3g}",
+            forecast.binds,
+        )
     return table
 
 
@@ -182,7 +230,9 @@ def keep(out: Path, planner: Planner, own: Forecast, others: Sequence[Forecast])
     try:
         write_whole(out, json.dumps(said, indent=1) + "\n")
     except OSError as e:
-        raise SettingsError(f"--json {out} cannot be written: {e.strerror}; name another file") from e
+        raise SettingsError(
+            f"--json {out} cannot be written: {e.strerror}; name another file"
+        ) from e
 
 
 def as_data(forecast: Forecast) -> dict[str, Any]:

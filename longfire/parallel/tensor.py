@@ -39,11 +39,19 @@ class Sharers:
 
     @property
     def into(self) -> Road:
-        return Road("gather", "scatter", self.group) if self.sequence_parallel else Road("same", "sum", self.group)
+        return (
+            Road("gather", "scatter", self.group)
+            if self.sequence_parallel
+            else Road("same", "sum", self.group)
+        )
 
     @property
     def out(self) -> Road:
-        return Road("scatter", "gather", self.group) if self.sequence_parallel else Road("sum", "same", self.group)
+        return (
+            Road("scatter", "gather", self.group)
+            if self.sequence_parallel
+            else Road("sum", "same", self.group)
+        )
 
     @property
     def within(self) -> Road:
@@ -69,9 +77,14 @@ def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
     """
     if mesh.size("tp") == 1:
         return
-    sharers = Sharers(mesh.size("tp"), mesh.rank("tp"), known_as(mesh.group("tp")), sequence_parallel)
+    sharers = Sharers(
+        mesh.size("tp"), mesh.rank("tp"), known_as(mesh.group("tp")), sequence_parallel
+    )
     names = {id(module): name for name, module in model.named_modules()}
-    splits, inside = model.splits, set()  # names of parameters whose gradient is that of a part of the heads
+    splits, inside = (
+        model.splits,
+        set(),
+    )  # names of parameters whose gradient is that of a part of the heads
     for region, name in ((region, names[id(region)]) for region, _ in named_regions(model)):
         splits |= {f"{name}.{leaf}": made for leaf, made in split_region(region, sharers).items()}
         ends = {f"{name}.{leaf}.bias" for leaf, role in region.roles.items() if role == "row"}
@@ -89,7 +102,12 @@ def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
 
 
 def refusals(
-    model: nn.Module, tp: int, sequence_parallel: bool, seq_len: int, distilled: bool = False, cp: int = 1
+    model: nn.Module,
+    tp: int,
+    sequence_parallel: bool,
+    seq_len: int,
+    distilled: bool = False,
+    cp: int = 1,
 ) -> Iterator[str]:
     """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend. (What
     rows shared by cp processes lack is filled up.)"""
@@ -108,7 +126,9 @@ def refusals(
         )
     if model.shape.vocab_size < tp:
         yield f"{degree} is more than the vocabulary's {model.shape.vocab_size} words; set it to at most that"
-    yield from sorted({why for region, name in named_regions(model) for why in unshareable(region, name, tp)})
+    yield from sorted(
+        {why for region, name in named_regions(model) for why in unshareable(region, name, tp)}
+    )
 
 
 def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
@@ -154,7 +174,10 @@ def named_regions(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 def split_region(region: nn.Module, sharers: Sharers) -> dict[str, Split]:
     """Split a mixer or an MLP as its roles say; what was split, by name."""
-    splits = {leaf: keep_range(region, leaf, dim, sharers, parts) for leaf, dim, parts in split_leaves(region)}
+    splits = {
+        leaf: keep_range(region, leaf, dim, sharers, parts)
+        for leaf, dim, parts in split_leaves(region)
+    }
     for name, role in region.roles.items():
         if role in KINDS and has(region, name):
             KINDS[role](region.get_submodule(name), sharers)
@@ -174,13 +197,16 @@ def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
         (leaf, int(role in ROWS), ROLES[role])
         for name, role in region.roles.items()
         for leaf in leaves(region, name)
-        if ROLES[role] and not (role in ROWS and leaf.endswith(".bias"))  # a row's bias is added to what all made
+        if ROLES[role]
+        and not (role in ROWS and leaf.endswith(".bias"))  # a row's bias is added to what all made
     ]
 
 
 def leaves(region: nn.Module, name: str) -> list[str]:
     """Names of the parameters that a role speaks of; none where these settings have none."""
-    return [leaf for leaf, _ in region.named_parameters() if leaf == name or leaf.startswith(f"{name}.")]
+    return [
+        leaf for leaf, _ in region.named_parameters() if leaf == name or leaf.startswith(f"{name}.")
+    ]
 
 
 def has(region: nn.Module, name: str) -> bool:
@@ -307,7 +333,12 @@ def split_vocabulary(model: nn.Module, sharers: Sharers) -> dict[str, Split]:
         model.head.weight = model.embed.weight
     else:
         splits["head.weight"] = keep_range(model.head, "weight", 0, sharers)
-    words = Words(first, total, partial(add_up, group=sharers.group), partial(take_highest, group=sharers.group))
+    words = Words(
+        first,
+        total,
+        partial(add_up, group=sharers.group),
+        partial(take_highest, group=sharers.group),
+    )
     become(model.head, SharedHead, words=words)
     model.words = words
     model.to_head = lambda hidden_BTD: cross(hidden_BTD, *sharers.into)
@@ -342,5 +373,7 @@ def add_up_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
             by_dtype.setdefault(gradient.dtype, []).append(gradient)
     for gradients in by_dtype.values():
         total = mesh.sum(torch.cat([gradient.flatten() for gradient in gradients]), "tp")
-        for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients])):
+        for gradient, part in zip(
+            gradients, total.split([gradient.numel() for gradient in gradients])
+        ):
             gradient.copy_(part.view_as(gradient))

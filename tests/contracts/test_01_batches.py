@@ -43,7 +43,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("batches")
     for name, count in (("a", 300), ("b", 100), ("c", 20)):
         texts = [f"{name}{i} " + "fire " * (i * 7 % 60) for i in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        (folder / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps({"text": text}) for text in texts)
+        )
     return folder
 
 
@@ -63,7 +65,9 @@ def rows_of(batch: Batch) -> list[tuple]:
     return list(zip(*(map(tuple, column.tolist()) for column in columns)))
 
 
-@hypothesis_settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), start=st.integers(0, 10**9))
 def test_any_batch_sizes_give_the_same_rows(batches, sizes, start):
     """Accumulation, ranks and a global batch size changed on resume all cut the one sequence of rows somewhere else."""
@@ -82,12 +86,16 @@ def test_microbatches_and_ranks_share_out_the_rows_of_a_batch(batches):
     assert [row for rank in (0, 1) for row in rows_of(batches.at(40 + rank * 4, 4))] == whole
 
 
-@hypothesis_settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=st.lists(st.integers(0, 500), min_size=1, max_size=10))
 def test_what_was_asked_before_does_not_matter(batches, steps):
     """Also with prefetching, in whatever order: the only state is the number."""
     data = settings_of(
-        batches.prepared.stores[0].folder.parents[1], shuffle=batches.order.shuffle, shuffle_window_rows=100
+        batches.prepared.stores[0].folder.parents[1],
+        shuffle=batches.order.shuffle,
+        shuffle_window_rows=100,
     )
     with Batches(batches.prepared, data, T, seed=3) as ahead:
         for step in steps:
@@ -96,9 +104,12 @@ def test_what_was_asked_before_does_not_matter(batches, steps):
 
 def test_processes_that_tokenize_do_not_matter(folder, batches, tmp_path):
     for workers in (1, 3):
-        data = settings_of(folder, shuffle=batches.order.shuffle, shuffle_window_rows=100, num_workers=workers)
+        data = settings_of(
+            folder, shuffle=batches.order.shuffle, shuffle_window_rows=100, num_workers=workers
+        )
         prepared = prepare(
-            settings_of(folder, num_workers=workers, folder=str(tmp_path / str(workers))), settings.Tokenizer()
+            settings_of(folder, num_workers=workers, folder=str(tmp_path / str(workers))),
+            settings.Tokenizer(),
         )
         with Batches(prepared, data, T, seed=3) as again:
             assert rows_of(again.at(0, 200)) == rows_of(batches.at(0, 200))
@@ -119,7 +130,10 @@ for shuffle in SHUFFLES:
 def test_another_process_goes_on_from_the_integer(folder):
     arguments = [str(Path(__file__).parent), str(folder), "123"]
     done = subprocess.run(
-        [sys.executable, "-c", ANOTHER_PROCESS, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-c", ANOTHER_PROCESS, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for shuffle, printed in zip(SHUFFLES, done.stdout.split()[-len(SHUFFLES) :], strict=True):
         with batches_of(folder, shuffle) as batches:
@@ -173,5 +187,7 @@ def test_while_the_store_grows_the_batches_are_those_of_the_finished_one(folder,
         Batches(prepared, data, T, seed=3) as growing,
     ):
         seen = [rows_of(growing.at(start, 16)) for start in range(0, 640, 16)]
-    with Batches(prepare(data, settings.Tokenizer(), note=lambda line: None), data, T, seed=3) as finished:
+    with Batches(
+        prepare(data, settings.Tokenizer(), note=lambda line: None), data, T, seed=3
+    ) as finished:
         assert seen == [rows_of(finished.at(start, 16)) for start in range(0, 640, 16)]

@@ -14,10 +14,15 @@ from longfire.errors import CheckpointError, UserError
 from longfire.parallel.mesh import ALONE, Mesh
 
 PAIRS = [
-    ("one", "fsdp 8"), ("fsdp 4", "one"), ("fsdp 4", "fsdp 2"), ("tp 2, sequence", "pp 2"), ("hsdp 2x2", "fsdp 2 x tp 2"),
-    ("pp 2 x fsdp 2 x tp 2", "fsdp 4"), ("fsdp 2, offloaded", "tp 2"),
+    ("one", "fsdp 8"),
+    ("fsdp 4", "one"),
+    ("fsdp 4", "fsdp 2"),
+    ("tp 2, sequence", "pp 2"),
+    ("hsdp 2x2", "fsdp 2 x tp 2"),
+    ("pp 2 x fsdp 2 x tp 2", "fsdp 4"),
+    ("fsdp 2, offloaded", "tp 2"),
     ("fsdp 2 x cp 2", "cp 2 x tp 2"),
-]  # fmt: skip
+]
 SAME = ["fsdp 2", "hsdp 2x2", "fsdp 2 x tp 2", "pp 2 x tp 2"]
 
 
@@ -37,19 +42,28 @@ def run(rank: int, name: str, folder: Path, count: int, mode: str = "async"):
 
 def in_a_world(name: str, *arguments):
     processes = PLANS[name].processes
-    return [run(0, name, *arguments)] if processes == 1 else in_processes(processes, run, name, *arguments)
+    return (
+        [run(0, name, *arguments)]
+        if processes == 1
+        else in_processes(processes, run, name, *arguments)
+    )
 
 
 QUICK_PAIRS = {("fsdp 4", "one"), ("tp 2, sequence", "pp 2")}
 
 
-@pytest.mark.parametrize(("saved", "loaded"), slow_unless(lambda saved, loaded: (saved, loaded) in QUICK_PAIRS, PAIRS))
+@pytest.mark.parametrize(
+    ("saved", "loaded"), slow_unless(lambda saved, loaded: (saved, loaded) in QUICK_PAIRS, PAIRS)
+)
 def test_another_plan_goes_on(tmp_path, saved, loaded):
     like = run(0, "one", tmp_path / "like", 3)[2]
     true, *_ = run(0, "one", tmp_path / "unbroken", 5)
     before = in_a_world(saved, tmp_path / "run", 3)
     after = in_a_world(loaded, tmp_path / "run", 2)
-    left, taken = (whole([answer[which] for answer in answers], like) for answers, which in ((before, 2), (after, 1)))
+    left, taken = (
+        whole([answer[which] for answer in answers], like)
+        for answers, which in ((before, 2), (after, 1))
+    )
     for name, numbers in left.items():
         assert torch.equal(numbers, taken[name]), f"{name} is to the bit what was saved"
     for said, _, _, step in after:
@@ -81,7 +95,9 @@ def test_readers_find_whole_weights(tmp_path):
 def failing(rank: int, folder: Path) -> str:
     """Process 1 cannot write its part."""
     state = state_of(HYBRID, PLANS["fsdp 2"], mesh := Mesh.of_degrees({"dp_shard": 2}, "cpu"))
-    checkpoints = Checkpoints(folder, settings.Checkpoint(), lambda line: None, mesh, patience_seconds=20)
+    checkpoints = Checkpoints(
+        folder, settings.Checkpoint(), lambda line: None, mesh, patience_seconds=20
+    )
     checkpoints.save(state)
     checkpoints.wait()
     steps(state, 1)
@@ -101,13 +117,18 @@ def no_room(*_) -> None:
 
 def test_what_one_process_cannot_write_none_has_saved(tmp_path):
     first, second = in_processes(2, failing, tmp_path)
-    assert "process 1: [Errno 28] No space left on device" in first and "Checkpoints that are whole: step-0" in first
+    assert (
+        "process 1: [Errno 28] No space left on device" in first
+        and "Checkpoints that are whole: step-0" in first
+    )
     assert "No space left on device" in second
     assert checkpoint.steps(tmp_path) == [0] and checkpoint.newest(tmp_path) == 0
 
 
 def of_another_model(rank: int, folder: Path) -> str:
-    state = state_of(("attention",), PLANS["fsdp 2"], mesh := Mesh.of_degrees({"dp_shard": 2}, "cpu"))
+    state = state_of(
+        ("attention",), PLANS["fsdp 2"], mesh := Mesh.of_degrees({"dp_shard": 2}, "cpu")
+    )
     with pytest.raises(CheckpointError, match="is of another model") as error:
         Checkpoints(folder, settings.Checkpoint(), lambda line: None, mesh).restore(state)
     return str(error.value)

@@ -61,7 +61,10 @@ def folder(tmp_path_factory) -> Path:
     words = ["fire", "long", "state", "gate", "delta", "ring", "chunk", "token", "row", "segment"]
     draw = random.Random(0)
     for name in ("one", "two"):
-        lines = [json.dumps({"text": " ".join(draw.choices(words, k=draw.randint(1, 60)))}) for _ in range(200)]
+        lines = [
+            json.dumps({"text": " ".join(draw.choices(words, k=draw.randint(1, 60)))})
+            for _ in range(200)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     (folder / "shape.json").write_text(json.dumps(SHAPE))
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
@@ -69,14 +72,24 @@ def folder(tmp_path_factory) -> Path:
 
 
 def start(folder: Path, run: str, steps: int, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "longfire", "train", "recipe.toml", "--job.dump_folder", str(folder / run)]
+    command = [
+        sys.executable,
+        "-m",
+        "longfire",
+        "train",
+        "recipe.toml",
+        "--job.dump_folder",
+        str(folder / run),
+    ]
     command += ["--training.steps", str(steps), *more]
     log = (folder / f"{run}.log").open("ab")
     return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
 
 
 def finish(folder: Path, run: str, steps: int, *more: str) -> None:
-    assert start(folder, run, steps, *more).wait(timeout=240) == 0, (folder / f"{run}.log").read_text()[-3000:]
+    assert start(folder, run, steps, *more).wait(timeout=240) == 0, (
+        folder / f"{run}.log"
+    ).read_text()[-3000:]
 
 
 def in_this_process(folder: Path, run: str, steps: int, *more: str) -> None:
@@ -115,13 +128,18 @@ def steps_done(folder: Path, run: str) -> int:
 
 
 def test_twice_resumed_equals_straight(folder):
-    constant = ("--lr_scheduler.name", "constant")  # the one schedule that does not look at the run's length
+    constant = (
+        "--lr_scheduler.name",
+        "constant",
+    )  # the one schedule that does not look at the run's length
     in_this_process(folder, "straight", 12, *constant)
     for steps in (5, 8, 12):
         in_this_process(folder, "in-three", steps, *constant)
     finals = [r["step"] for r in records(folder, "in-three") if "eval/one.jsonl/loss" in r]
     assert finals, "evaluations are in the records"
-    ours, theirs = ([r for r in records(folder, run) if "loss" in r] for run in ("straight", "in-three"))
+    ours, theirs = (
+        [r for r in records(folder, run) if "loss" in r] for run in ("straight", "in-three")
+    )
     assert ours == theirs
     one, two = parameters(folder, "straight", 12), parameters(folder, "in-three", 12)
     assert all(one[name].equal(two[name]) for name in one) and one.keys() == two.keys()
@@ -141,7 +159,8 @@ def test_sigterm_finishes_the_step_saves_and_resumes(folder):
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps"), [pytest.param(7, 60, marks=pytest.mark.slow), pytest.param(22, 160, marks=pytest.mark.matrix)]
+    ("kills", "steps"),
+    [pytest.param(7, 60, marks=pytest.mark.slow), pytest.param(22, 160, marks=pytest.mark.matrix)],
 )
 @pytest.mark.timeout(1500)
 def test_killed_at_random_moments_and_resumed_each_time(folder, kills, steps):

@@ -22,19 +22,28 @@ from longfire.parallel.pieces import local
 
 # float64 tells a wrong plan from rounding: 1e-9 is far above what sums of some 1000 terms in another order make (1e-13), and
 # far below what one token too many would. In float32 Adam moves a number by up to 1e-3 a step whatever its gradient's rounding.
-WITHIN = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 5e-5)}  # relative, and absolute of parameters
+WITHIN = {
+    torch.float64: (1e-9, 1e-9),
+    torch.float32: (1e-4, 5e-5),
+}  # relative, and absolute of parameters
 
 NO_CHANGES: Mapping[str, Any] = {}
 
 
 def three_steps(
-    mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype, mesh: Mesh = ALONE, changes: Mapping[str, Any] = NO_CHANGES
+    mixers: tuple[str, ...],
+    plan: Plan,
+    dtype: torch.dtype,
+    mesh: Mesh = ALONE,
+    changes: Mapping[str, Any] = NO_CHANGES,
 ):
     state = state_of(mixers, plan, mesh, dtype, **changes)
     return steps(state, 3), parts(state)
 
 
-def in_a_world(rank: int, mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype, changes: Mapping[str, Any]):
+def in_a_world(
+    rank: int, mixers: tuple[str, ...], plan: Plan, dtype: torch.dtype, changes: Mapping[str, Any]
+):
     return three_steps(mixers, plan, dtype, Mesh.of_degrees(plan.degrees, "cpu"), changes)
 
 
@@ -50,12 +59,16 @@ def assert_changes_nothing(
     relative, absolute = WITHIN[dtype]
     for said, _ in answers:
         for got, wanted in zip(said, true_said):
-            assert got == pytest.approx(wanted, rel=relative / 2), "loss and gradient norm, as every process tells them"
+            assert got == pytest.approx(wanted, rel=relative / 2), (
+                "loss and gradient norm, as every process tells them"
+            )
     for name, numbers in whole([held for _, held in answers], true).items():
         wanted = true[name][0][1]
         of_size = absolute if name.startswith("model/") else relative * wanted.abs().max().item()
         within = {"rtol": relative, "atol": of_size}
-        torch.testing.assert_close(numbers, wanted, **within, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            numbers, wanted, **within, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 QUICK_PLANS = {"hsdp 2x2", "fsdp 2 x tp 2", "pp 2 x fsdp 2", "fsdp 2 x cp 2"}
@@ -113,7 +126,11 @@ MODERN = {
         "attention": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True},
     },
     "optimizer": replace(
-        OPTIMIZER, embedding_lr_scale=8.0, head_lr_scale=0.5, matrix_lr_scale=2.0, other_lr_scale=0.25
+        OPTIMIZER,
+        embedding_lr_scale=8.0,
+        head_lr_scale=0.5,
+        matrix_lr_scale=2.0,
+        other_lr_scale=0.25,
     ),
 }
 WITH_PARAMETERS = {**MODERN, "norm_affine": True, "tie_word_embeddings": True, "mlp": "geglu"}
@@ -125,7 +142,9 @@ def test_a_plan_changes_no_step_of_a_model_with_other_settings(plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [MODERN, WITH_PARAMETERS], ids=["untied, norms without parameters", "tied"])
+@pytest.mark.parametrize(
+    "changes", [MODERN, WITH_PARAMETERS], ids=["untied, norms without parameters", "tied"]
+)
 @pytest.mark.parametrize("plan", [plan for plan in PLANS if plan != "one"])
 def test_no_plan_changes_a_step_of_a_model_with_other_settings(plan, changes):
     assert_changes_nothing(HYBRID, PLANS[plan], changes=changes)
@@ -143,7 +162,9 @@ def test_qk_norm_of_linear_mixers_under_plans(mixer, plan):
 def clipped_and_evaluated(rank: int, plan: Plan):
     """Two clipped steps of a tied model, an evaluation of rows that do not divide, and one more step."""
     mesh = Mesh.of_degrees(plan.degrees, "cpu") if plan.processes > 1 else ALONE
-    state = state_of(HYBRID, plan, mesh, torch.float64, tie_word_embeddings=True, final_logit_softcapping=0.3)
+    state = state_of(
+        HYBRID, plan, mesh, torch.float64, tie_word_embeddings=True, final_logit_softcapping=0.3
+    )
     said = steps(state, 2, max_norm=0.05)
     found = measure(state.model, [rows_of(80, 3), rows_of(83, 8)], np.ones(97, np.int64), 64, mesh)
     embedded = [p for name, p in state.model.named_parameters() if name == "embed.weight"]
@@ -163,12 +184,16 @@ EVALUATED_PLANS = [
 ]
 
 
-@pytest.mark.parametrize("plan", slow_unless(lambda plan: plan in ("fsdp 2 x tp 2", "pp 2"), EVALUATED_PLANS))
+@pytest.mark.parametrize(
+    "plan", slow_unless(lambda plan: plan in ("fsdp 2 x tp 2", "pp 2"), EVALUATED_PLANS)
+)
 def test_clipping_and_evaluation_under_plans(plan):
     """Every copy of a shared parameter is clipped alike: the next steps show it."""
     true_said, true_found, _ = clipped_and_evaluated(0, PLANS["one"])
     given = {"reshard_after_forward": "always"} if plan == "pp 2 x fsdp 2" else {}
-    answers = in_processes(PLANS[plan].processes, clipped_and_evaluated, replace(PLANS[plan], given=given))
+    answers = in_processes(
+        PLANS[plan].processes, clipped_and_evaluated, replace(PLANS[plan], given=given)
+    )
     for said, found, _ in answers:
         assert found == pytest.approx(true_found, rel=1e-9)
         for got, wanted in zip(said, true_said):
@@ -178,12 +203,17 @@ def test_clipping_and_evaluation_under_plans(plan):
         assert torch.equal(first, last), "both stages have the same embedding"
 
 
-RECOMPUTED = [(remat, plan) for remat in ("block", "mlp", "attention") for plan in ("fsdp 2 x tp 2", "pp 2", "cp 2")]
+RECOMPUTED = [
+    (remat, plan)
+    for remat in ("block", "mlp", "attention")
+    for plan in ("fsdp 2 x tp 2", "pp 2", "cp 2")
+]
 QUICK_RECOMPUTED = {("block", "cp 2"), ("mlp", "pp 2"), ("attention", "fsdp 2 x tp 2")}
 
 
 @pytest.mark.parametrize(
-    ("remat", "plan"), slow_unless(lambda remat, plan: (remat, plan) in QUICK_RECOMPUTED, RECOMPUTED)
+    ("remat", "plan"),
+    slow_unless(lambda remat, plan: (remat, plan) in QUICK_RECOMPUTED, RECOMPUTED),
 )
 def test_recomputation_under_plans(remat, plan):
     assert_changes_nothing(HYBRID, replace(PLANS[plan], remat=remat))
@@ -193,7 +223,10 @@ def test_recomputation_under_plans(remat, plan):
     "plan",
     [
         pytest.param("fsdp 2", marks=pytest.mark.slow),
-        *(pytest.param(plan, marks=pytest.mark.matrix) for plan in ("fsdp 2 x tp 2", "pp 2", "cp 2")),
+        *(
+            pytest.param(plan, marks=pytest.mark.matrix)
+            for plan in ("fsdp 2 x tp 2", "pp 2", "cp 2")
+        ),
     ],
 )
 def test_compilation_under_plans(plan):

@@ -22,7 +22,10 @@ def test_the_same_whatever_was_drawn_before_and_however_the_model_was_made(mixer
 
 
 def test_a_parameter_does_not_depend_on_its_neighbours(tiny_shape):
-    short, long = build(tiny_shape("attention"), 0), build(tiny_shape("attention", num_hidden_layers=5), 0)
+    short, long = (
+        build(tiny_shape("attention"), 0),
+        build(tiny_shape("attention", num_hidden_layers=5), 0),
+    )
     ours = dict(long.named_parameters())
     for name, parameter in short.named_parameters():
         assert torch.equal(parameter, ours[name]), name
@@ -47,7 +50,9 @@ def test_every_parameter_gets_a_gradient(mixer, tied, tiny_model):
     model = tiny_model(mixer, tie_word_embeddings=tied)
     ids_BT = torch.randint(0, 97, (2, 40), generator=torch.Generator().manual_seed(0))
     hidden = model(ids_BT[:, :-1])
-    linear_cross_entropy(hidden.flatten(0, 1), model.head.weight, ids_BT[:, 1:].flatten()).backward()
+    linear_cross_entropy(
+        hidden.flatten(0, 1), model.head.weight, ids_BT[:, 1:].flatten()
+    ).backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
 

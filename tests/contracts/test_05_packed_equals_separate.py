@@ -44,4 +44,6 @@ def test_a_row_of_documents_equals_the_documents_alone(types, tiny_model):
         start += length
     for name, p in model.named_parameters():
         scale = p.grad.abs().max()
-        torch.testing.assert_close(packed_grads[name], p.grad, rtol=1e-3, atol=1e-4 * float(scale), msg=name)
+        torch.testing.assert_close(
+            packed_grads[name], p.grad, rtol=1e-3, atol=1e-4 * float(scale), msg=name
+        )

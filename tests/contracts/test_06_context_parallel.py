@@ -30,8 +30,14 @@ HYBRIDS = {
     "windows": ("attention:local", "mamba2"),
     "rwkv7 and attention": ("rwkv7", "attention"),
 }
-CHANGES = {"windows": {"mixers": {"attention:local": {"num_heads": 4, "num_kv_heads": 2, "window_size": 9},
-                                  "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2}}}}  # fmt: skip
+CHANGES = {
+    "windows": {
+        "mixers": {
+            "attention:local": {"num_heads": 4, "num_kv_heads": 2, "window_size": 9},
+            "mamba2": {"head_dim": 16, "state_size": 12, "n_groups": 2},
+        }
+    }
+}
 LAYOUTS = ("contiguous", "zigzag", "balanced")
 
 
@@ -57,11 +63,16 @@ class Case:
     def batch(self) -> Batch:
         chance = torch.Generator().manual_seed(1)
         ids_BT = torch.randint(97, (self.rows, self.tokens + 1), generator=chance)
-        labels_BT = torch.where(torch.rand(self.rows, self.tokens, generator=chance) < 0.2, NO_LABEL, ids_BT[:, 1:])
+        labels_BT = torch.where(
+            torch.rand(self.rows, self.tokens, generator=chance) < 0.2, NO_LABEL, ids_BT[:, 1:]
+        )
         positions_BT = torch.arange(self.tokens).expand(self.rows, -1)
         if not self.documents:
             return Batch(ids_BT[:, :-1], labels_BT, positions_BT)
-        lengths, starts_BT = list(self.documents), torch.zeros(self.rows, self.tokens, dtype=torch.bool)
+        lengths, starts_BT = (
+            list(self.documents),
+            torch.zeros(self.rows, self.tokens, dtype=torch.bool),
+        )
         for row, starts_T in enumerate(starts_BT):  # other ends in each row
             ends = torch.tensor((lengths[row:] + lengths) * self.tokens).cumsum(0)
             starts_T[ends[ends < self.tokens]] = True
@@ -75,7 +86,9 @@ def truth(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     return loss_and_gradients(case.made(), case.batch())
 
 
-def loss_and_gradients(model: torch.nn.Module, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    model: torch.nn.Module, batch: Batch
+) -> tuple[float, dict[str, torch.Tensor]]:
     loss = loss_sum(model, batch, 16) / batch.ids_BT.numel()
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
@@ -86,7 +99,9 @@ def shared(rank: int, count: int, cases: list[Case]) -> list[tuple[float, dict[s
     mesh, found = Mesh.of_degrees({"cp": count}, "cpu"), []
     for case in cases:
         model, batch = case.made(), case.batch()
-        parallelism = Parallelism(context_parallel_layout=case.layout, context_parallel_strategy=case.strategy)
+        parallelism = Parallelism(
+            context_parallel_layout=case.layout, context_parallel_strategy=case.strategy
+        )
         context = share_rows(model, mesh, parallelism)
         loss = loss_sum(model, batch.cut(context), 16) / batch.ids_BT.numel()
         loss.backward()
@@ -119,12 +134,17 @@ def test_every_mixer(count):
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
 @pytest.mark.parametrize("documents", [(), (5, 17, 1, 9), (40,)], ids=str)
 def test_every_mixer_in_every_layout(count, layout, documents):
-    cases = [Case(name, tokens, layout, documents=documents) for name in (*MIXERS, *HYBRIDS) for tokens in (37, 64, 66)]
+    cases = [
+        Case(name, tokens, layout, documents=documents)
+        for name in (*MIXERS, *HYBRIDS)
+        for tokens in (37, 64, 66)
+    ]
     assert_equal_one_device(count, cases)
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ring", *(pytest.param(s, marks=pytest.mark.slow) for s in ("allgather", "alltoall"))]
+    "strategy",
+    ["ring", *(pytest.param(s, marks=pytest.mark.slow) for s in ("allgather", "alltoall"))],
 )
 def test_hybrids_in_every_layout(strategy):
     """(All of the cross: the matrix above.)"""
@@ -141,7 +161,11 @@ def test_hybrids_in_every_layout(strategy):
 def test_eight_processes():
     """More processes than some documents have tokens."""
     assert_equal_one_device(
-        8, [Case(name, 41, documents=(5, 17, 1, 9)) for name in ("gla and attention", "windows", "kda")]
+        8,
+        [
+            Case(name, 41, documents=(5, 17, 1, 9))
+            for name in ("gla and attention", "windows", "kda")
+        ],
     )
 
 
@@ -153,7 +177,10 @@ def test_the_error_in_fp32_does_not_grow_with_processes(name):
     true = truth(Case(name, 256))[1]
 
     def error(gradients: dict[str, torch.Tensor]) -> float:
-        return max(((gradients[n].double() - g).abs().max() / g.abs().max()).item() for n, g in true.items())
+        return max(
+            ((gradients[n].double() - g).abs().max() / g.abs().max()).item()
+            for n, g in true.items()
+        )
 
     alone = error(truth(case)[1])
     for count in (2, 4):
@@ -181,9 +208,12 @@ def test_dropout_drops_the_same():
 
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    st.sampled_from([*MIXERS, *HYBRIDS]), st.integers(9, 70), st.sampled_from(LAYOUTS),
-    st.lists(st.integers(1, 30), max_size=5).map(tuple), st.sampled_from([2, 3]),
-)  # fmt: skip
+    st.sampled_from([*MIXERS, *HYBRIDS]),
+    st.integers(9, 70),
+    st.sampled_from(LAYOUTS),
+    st.lists(st.integers(1, 30), max_size=5).map(tuple),
+    st.sampled_from([2, 3]),
+)
 def test_random_cuts_and_documents(name, tokens, layout, documents, count):
     assert_equal_one_device(count, [Case(name, tokens, layout, documents=documents)])
 
@@ -234,14 +264,18 @@ def trained(rank: int, count: int, texts: torch.Tensor) -> list[float]:
 
     mesh = Mesh.of_degrees({"cp": count}, "cpu") if count > 1 else ALONE
     model = tiny_model("gla", "attention", vocab_size=256, initializer_range=0.05)
-    model = parallelize(model, ActivationCheckpoint(), False, mesh, Parallelism(), texts.shape[1] - 1)
+    model = parallelize(
+        model, ActivationCheckpoint(), False, mesh, Parallelism(), texts.shape[1] - 1
+    )
     state = State(model, make_optimizer(model, Optimizer(lr=3e-3), torch.device("cpu")), mesh=mesh)
     losses = []
     for step in range(STEPS):
         rows_BS = texts[4 * step : 4 * step + 4]
         positions_BT = torch.arange(rows_BS.shape[1] - 1).expand(4, -1)
         batch = Batch(rows_BS[:, :-1], rows_BS[:, 1:], positions_BT)
-        losses.append(train_step(state, batch.split(2), 3e-3, Training(), Clock(torch.device("cpu")))["loss"])
+        losses.append(
+            train_step(state, batch.split(2), 3e-3, Training(), Clock(torch.device("cpu")))["loss"]
+        )
     return losses
 
 
@@ -250,8 +284,12 @@ def test_fifty_steps_on_the_corpus_follow_one_process():
     """fp32: see test_same_loss_curve.py for what rounding makes of a curve; it grows with the steps."""
     import pathlib
 
-    text = b"".join(path.read_bytes() for path in sorted(pathlib.Path(pathlib.__file__).parent.glob("c*.py")))
-    texts = torch.frombuffer(bytearray(text[: STEPS * 4 * 66]), dtype=torch.uint8).view(-1, 66).long()
+    text = b"".join(
+        path.read_bytes() for path in sorted(pathlib.Path(pathlib.__file__).parent.glob("c*.py"))
+    )
+    texts = (
+        torch.frombuffer(bytearray(text[: STEPS * 4 * 66]), dtype=torch.uint8).view(-1, 66).long()
+    )
     alone = trained(0, 1, texts)
     assert alone[-1] < 0.7 * alone[0], "it learns"
     for losses in in_processes(2, trained, 2, texts):

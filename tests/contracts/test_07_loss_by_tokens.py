@@ -27,15 +27,22 @@ def step_with(model, microbatches: int) -> tuple[dict[str, float], dict[str, tor
     """One step; the optimizer is SGD-like in what it keeps: gradients are read by a hook before they are cleared."""
     gradients = {}
     for name, parameter in model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p, name=name: gradients.__setitem__(name, p.grad.clone()))
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, name=name: gradients.__setitem__(name, p.grad.clone())
+        )
     state = State(model, make_optimizer(model, Optimizer(), torch.device("cpu")))
-    numbers = train_step(state, uneven_batch().split(microbatches), 1e-3, TRAINING, Clock(torch.device("cpu")))
+    numbers = train_step(
+        state, uneven_batch().split(microbatches), 1e-3, TRAINING, Clock(torch.device("cpu"))
+    )
     return numbers, gradients
 
 
 @pytest.mark.parametrize("microbatches", [2, 4, 8])
 def test_accumulation_changes_neither_loss_nor_gradients(microbatches, tiny_model):
-    (whole, ours), (parts, theirs) = step_with(tiny_model(), 1), step_with(tiny_model(), microbatches)
+    (whole, ours), (parts, theirs) = (
+        step_with(tiny_model(), 1),
+        step_with(tiny_model(), microbatches),
+    )
     assert whole["loss"] == pytest.approx(parts["loss"], rel=1e-6)
     assert whole["grad_norm"] == pytest.approx(parts["grad_norm"], rel=1e-5)
     for name in ours:
@@ -45,7 +52,9 @@ def test_accumulation_changes_neither_loss_nor_gradients(microbatches, tiny_mode
 
 def test_loss_is_the_mean_over_real_tokens(tiny_model):
     model, batch = tiny_model(), uneven_batch()
-    expected = F.cross_entropy(model.logits(model(batch.ids_BT)).flatten(0, 1).double(), batch.labels_BT.flatten())
+    expected = F.cross_entropy(
+        model.logits(model(batch.ids_BT)).flatten(0, 1).double(), batch.labels_BT.flatten()
+    )
     assert step_with(model, 4)[0]["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 

@@ -25,7 +25,11 @@ def trained(model, steps: int = 2) -> State:
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=draw)
         state.optimizer.step()
-        state.step, state.rows_consumed, state.tokens = state.step + 1, state.rows_consumed + 3, state.tokens + 48
+        state.step, state.rows_consumed, state.tokens = (
+            state.step + 1,
+            state.rows_consumed + 3,
+            state.tokens + 48,
+        )
     return state
 
 
@@ -61,7 +65,10 @@ def test_everything_comes_back_to_the_bit(mode, tied, tmp_path, tiny_model):
     back, _ = restored(tmp_path, tiny_model(seed=2, tie_word_embeddings=tied))
     after = back.tensors()
     assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
+    assert all(
+        torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype
+        for name in before
+    )
     assert back.counters() == state.counters()
     assert torch.equal(torch.get_rng_state(), rng)
 
@@ -87,7 +94,11 @@ def test_any_damaged_file_is_named_and_the_older_checkpoint_taken(how, saved, ti
                 + bytes([content[len(content) // 2] ^ 4])
                 + content[len(content) // 2 + 1 :]
             )
-        if how == "flipped" and name == "manifest.json" and checkpoint.damage(damaged / "step-4") is None:
+        if (
+            how == "flipped"
+            and name == "manifest.json"
+            and checkpoint.damage(damaged / "step-4") is None
+        ):
             continue  # the bit was in white space
         state, said = restored(damaged, tiny_model())
         assert state.step == 2
@@ -103,7 +114,9 @@ def test_only_damaged_ones_is_an_error_not_a_new_start(saved, tiny_model):
         restored(saved, tiny_model())
 
 
-def test_a_save_that_fails_at_any_sync_leaves_the_whole_ones_and_no_rest(saved, tiny_model, monkeypatch):
+def test_a_save_that_fails_at_any_sync_leaves_the_whole_ones_and_no_rest(
+    saved, tiny_model, monkeypatch
+):
     state, real, calls = trained(tiny_model()), os.fsync, []
 
     def fails_at(count):
@@ -150,7 +163,10 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(saved, tiny_model):
 
 
 def test_another_model_is_named(saved, tiny_model):
-    with pytest.raises(CheckpointError, match=r"another model.*embed\.weight is \(97, 32\) there and \(101, 32\) here"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"another model.*embed\.weight is \(97, 32\) there and \(101, 32\) here",
+    ):
         restored(saved, tiny_model(vocab_size=101))
     with pytest.raises(CheckpointError, match="layers.2.*is missing"):
         restored(saved, tiny_model("gla", "attention", num_hidden_layers=4))
@@ -188,10 +204,14 @@ def test_old_ones_go_and_milestones_stay(tmp_path, tiny_model):
 
 def test_weights_alone_are_exported_but_not_resumed(tmp_path, tiny_model):
     state = trained(tiny_model())
-    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(model_weights_only=True, async_mode="disabled"))
+    checkpoints = Checkpoints(
+        tmp_path, settings.Checkpoint(model_weights_only=True, async_mode="disabled")
+    )
     checkpoints.save(state, last=True)
     weights = checkpoint.load_model_weights(tmp_path / "step-2")
-    assert all(torch.equal(weights[name], parameter) for name, parameter in state.model.named_parameters())
+    assert all(
+        torch.equal(weights[name], parameter) for name, parameter in state.model.named_parameters()
+    )
     with pytest.raises(CheckpointError, match="model_weights_only"):
         restored(tmp_path, tiny_model())
 
@@ -199,8 +219,12 @@ def test_weights_alone_are_exported_but_not_resumed(tmp_path, tiny_model):
 def test_due_by_steps_and_by_seconds(tmp_path, tiny_model, monkeypatch):
     state = trained(tiny_model(), 4)
     by_steps = Checkpoints(tmp_path, settings.Checkpoint(interval=2))
-    assert by_steps.due(state) and not Checkpoints(tmp_path, settings.Checkpoint(interval=3)).due(state)
-    assert not Checkpoints(tmp_path, settings.Checkpoint(enable_checkpoint=False, interval=2)).due(state)
+    assert by_steps.due(state) and not Checkpoints(tmp_path, settings.Checkpoint(interval=3)).due(
+        state
+    )
+    assert not Checkpoints(tmp_path, settings.Checkpoint(enable_checkpoint=False, interval=2)).due(
+        state
+    )
     by_seconds = Checkpoints(tmp_path, settings.Checkpoint(interval_type="seconds", interval=60))
     assert not by_seconds.due(state)
     now = by_seconds.saved_at

@@ -52,7 +52,9 @@ def tokenizer():
 @pytest.mark.parametrize("family", FAMILY_LAYERS)
 def test_what_is_exported_comes_back_byte_for_byte(family, tied, tokenizer, tiny_model, tmp_path):
     more = {"intermediate_size": 256} if family == "samba" else {}  # what its hidden_ratio can say
-    model = tiny_model(*FAMILY_LAYERS[family], tie_word_embeddings=tied, vocab_size=tokenizer.vocab_size, **more)
+    model = tiny_model(
+        *FAMILY_LAYERS[family], tie_word_embeddings=tied, vocab_size=tokenizer.vocab_size, **more
+    )
     check = export(model, tokenizer, tmp_path / "hf", shard_bytes=30_000)
     assert check.own_kl == 0
     again, words = load_model(tmp_path / "hf")
@@ -66,7 +68,11 @@ def test_what_is_exported_comes_back_byte_for_byte(family, tied, tokenizer, tiny
     assert words.encode(TEXT) == tokenizer.encode(TEXT)
     names = {name for file in (tmp_path / "hf").glob("*.safetensors") for name in load_file(file)}
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
-    assert names == index["weight_map"].keys() == layout(FAMILIES[choose_family(model.shape)], model.shape).keys()
+    assert (
+        names
+        == index["weight_map"].keys()
+        == layout(FAMILIES[choose_family(model.shape)], model.shape).keys()
+    )
     assert ("lm_head.weight" in names) != tied
 
 
@@ -75,8 +81,14 @@ def test_what_is_exported_comes_back_byte_for_byte(family, tied, tokenizer, tiny
     [{}, {"window_size": 5}, {"head_dim": 12, "num_kv_heads": 1}],
     ids=["llama", "mistral", "llama, own head size"],
 )
-def test_transformers_alone_loads_it_and_gives_the_same_logits(changes, tokenizer, tiny_model, tmp_path):
-    model = tiny_model("attention", vocab_size=tokenizer.vocab_size, mixers={"attention": {"num_heads": 4, **changes}})
+def test_transformers_alone_loads_it_and_gives_the_same_logits(
+    changes, tokenizer, tiny_model, tmp_path
+):
+    model = tiny_model(
+        "attention",
+        vocab_size=tokenizer.vocab_size,
+        mixers={"attention": {"num_heads": 4, **changes}},
+    )
     check = export(model, tokenizer, tmp_path / "hf")
     assert check.peer_kl is not None and check.peer_kl < KL_NATS
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
@@ -87,10 +99,18 @@ def test_transformers_alone_loads_it_and_gives_the_same_logits(changes, tokenize
     assert words(TEXT, split_special_tokens=True)["input_ids"] == tokenizer.encode(TEXT)
     assert (words.bos_token, words.eos_token) == (tokenizer.bos, tokenizer.eos)
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "hf")
-    assert (generation.bos_token_id, generation.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
-    assert generation.pad_token_id == tokenizer.eos_id, "rows of several lengths can be generated together"
+    assert (generation.bos_token_id, generation.eos_token_id) == (
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+    )
+    assert generation.pad_token_id == tokenizer.eos_id, (
+        "rows of several lengths can be generated together"
+    )
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
-    assert whole(shape_from_config(json.loads(config.to_json_string()), "")).mixers == whole(model.shape).mixers
+    assert (
+        whole(shape_from_config(json.loads(config.to_json_string()), "")).mixers
+        == whole(model.shape).mixers
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -131,19 +151,43 @@ def test_their_class_trains_every_word_that_ours_trained(tokenizer, tiny_model, 
 
 def test_what_transformers_saves_comes_back_byte_for_byte(tmp_path):
     """Theirs -> ours -> theirs: the same names, bytes and meaning of the config."""
-    config = transformers.LlamaConfig(hidden_size=32, num_hidden_layers=2, intermediate_size=48, vocab_size=258,
-                                      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        vocab_size=258,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     theirs = transformers.LlamaForCausalLM(config)
     theirs.save_pretrained(tmp_path / "theirs")
     shape = shape_from_config(json.loads((tmp_path / "theirs" / "config.json").read_text()), "")
-    export(model_of(shape, load_weights(tmp_path / "theirs", shape)), bytes_tokenizer(), tmp_path / "ours")
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    export(
+        model_of(shape, load_weights(tmp_path / "theirs", shape)),
+        bytes_tokenizer(),
+        tmp_path / "ours",
+    )
+    first, second = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours")
+    )
     assert first.keys() == second.keys()
-    assert all(first[name].view(torch.uint8).equal(second[name].view(torch.uint8)) for name in first)
+    assert all(
+        first[name].view(torch.uint8).equal(second[name].view(torch.uint8)) for name in first
+    )
 
 
 @pytest.mark.parametrize(
-    "case", ["gla_conv_gqa", "gla_hybrid", "gated_deltanet", "delta_net_bare", "retnet_gqa", "linear_attn_tied", "kda"]
+    "case",
+    [
+        "gla_conv_gqa",
+        "gla_hybrid",
+        "gated_deltanet",
+        "delta_net_bare",
+        "retnet_gqa",
+        "linear_attn_tied",
+        "kda",
+    ],
 )
 def test_weights_of_fla_go_out_as_they_came(case, tmp_path):
     golden = read(case)
@@ -192,7 +236,9 @@ def other_tokenizer(folder):
         (other_tokenizer, "AutoTokenizer gives other ids"),
     ],
 )
-def test_an_export_that_does_not_compare_does_not_appear(spoil, message, tokenizer, tiny_model, tmp_path, monkeypatch):
+def test_an_export_that_does_not_compare_does_not_appear(
+    spoil, message, tokenizer, tiny_model, tmp_path, monkeypatch
+):
     """What an earlier export left under the name stays, and nothing else is left behind."""
     model = tiny_model("attention", vocab_size=tokenizer.vocab_size)
     export(model, tokenizer, tmp_path / "hf")

@@ -19,12 +19,22 @@ from longfire.options import Sampling
 TOKENS = 150  # more than two chunks of 64
 VARIANTS = {
     **{name: ((name,), {}) for name in MIXERS},
-    "windowed": (("attention",), {"attention": {"num_heads": 4, "num_kv_heads": 1, "window_size": 7}}),
+    "windowed": (
+        ("attention",),
+        {"attention": {"num_heads": 4, "num_kv_heads": 1, "window_size": 7}},
+    ),
     "norms of q and k": (
         ("gla", "attention", "gsa"),
-        {"gla": {"qk_norm": True}, "attention": {"num_heads": 2, "qk_norm": True}, "gsa": {"qk_norm": True}},
+        {
+            "gla": {"qk_norm": True},
+            "attention": {"num_heads": 2, "qk_norm": True},
+            "gsa": {"qk_norm": True},
+        },
     ),
-    "gla without convolution": (("gla",), {"gla": {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}}),
+    "gla without convolution": (
+        ("gla",),
+        {"gla": {"num_heads": 4, "num_kv_heads": 2, "use_output_gate": False}},
+    ),
     "delta rule, value groups": (
         ("gated_delta_net",),
         {
@@ -43,7 +53,14 @@ VARIANTS = {
     ),
     "linear attention, normalised": (
         ("linear_attention",),
-        {"linear_attention": {"num_kv_heads": 1, "feature_map": "elu", "norm_feature_map": True, "norm_k": True}},
+        {
+            "linear_attention": {
+                "num_kv_heads": 1,
+                "feature_map": "elu",
+                "norm_feature_map": True,
+                "norm_k": True,
+            }
+        },
     ),
     "linear attention, eight features a channel": (
         ("linear_attention",),
@@ -51,18 +68,50 @@ VARIANTS = {
     ),
     "delta_net without activation": (
         ("delta_net",),
-        {"delta_net": {"qk_activation": "none", "qk_norm": "sum", "use_beta": False, "use_gate": True}},
+        {
+            "delta_net": {
+                "qk_activation": "none",
+                "qk_norm": "sum",
+                "use_beta": False,
+                "use_gate": True,
+            }
+        },
     ),
-    "delta_net without convolution": (("delta_net",), {"delta_net": {"use_short_conv": False, "qk_activation": "elu"}}),
+    "delta_net without convolution": (
+        ("delta_net",),
+        {"delta_net": {"use_short_conv": False, "qk_activation": "elu"}},
+    ),
     "kda, bounded, value groups": (
         ("kda",),
-        {"kda": {"num_v_heads": 4, "expand_v": 2.0, "use_short_conv": False, "lower_bound": -5.0, "safe_gate": True}},
+        {
+            "kda": {
+                "num_v_heads": 4,
+                "expand_v": 2.0,
+                "use_short_conv": False,
+                "lower_bound": -5.0,
+                "safe_gate": True,
+            }
+        },
     ),
-    "hgrn2 without convolution": (("hgrn2",), {"hgrn2": {"use_short_conv": False, "use_lower_bound": False}}),
-    "gsa without convolution": (("gsa",), {"gsa": {"use_short_conv": False, "feature_map": "relu", "num_slots": 0}}),
+    "hgrn2 without convolution": (
+        ("hgrn2",),
+        {"hgrn2": {"use_short_conv": False, "use_lower_bound": False}},
+    ),
+    "gsa without convolution": (
+        ("gsa",),
+        {"gsa": {"use_short_conv": False, "feature_map": "relu", "num_slots": 0}},
+    ),
     "mamba2, the gate last": (
         ("mamba2",),
-        {"mamba2": {"n_groups": 1, "norm_before_gate": True, "use_conv_bias": False, "dt_low": 0.01, "dt_high": 0.5}},
+        {
+            "mamba2": {
+                "n_groups": 1,
+                "norm_before_gate": True,
+                "use_conv_bias": False,
+                "dt_low": 0.01,
+                "dt_high": 0.5,
+            }
+        },
     ),
     "rwkv7 behind another": (("gla", "rwkv7", "rwkv7"), {}),
     "samba": (("mamba", "attention"), {"attention": {"window_size": 7}}),
@@ -75,7 +124,9 @@ def cached_logits(model: Model, ids_BT: Tensor, cuts: list[int]) -> Tensor:
     cache, parts = Cache(), []
     for start, stop in zip([0, *cuts], [*cuts, ids_BT.shape[1]]):
         positions_BT = torch.arange(start, stop).expand(len(ids_BT), -1)
-        parts.append(model.logits(model(ids_BT[:, start:stop], Sequence(positions_BT, cache=cache))))
+        parts.append(
+            model.logits(model(ids_BT[:, start:stop], Sequence(positions_BT, cache=cache)))
+        )
     return torch.cat(parts, 1)
 
 
@@ -105,7 +156,9 @@ def test_any_split_then_token_by_token(model, data):
     ids_BT = torch.randint(97, (2, TOKENS), generator=torch.Generator().manual_seed(len(cuts)))
     full_BTW = model.logits(model(ids_BT))
     token_by_token = list(range(TOKENS - 20, TOKENS))
-    assert_equal_within_rounding(model, cached_logits(model, ids_BT, [*cuts, *token_by_token]), full_BTW)
+    assert_equal_within_rounding(
+        model, cached_logits(model, ids_BT, [*cuts, *token_by_token]), full_BTW
+    )
 
 
 @torch.no_grad()
@@ -123,7 +176,9 @@ def test_greedy_generation_follows_the_full_forward(model):
     logits_TW = model.logits(model(torch.tensor([prompt + drawn])))[0]
     for place, chosen in enumerate(drawn, len(prompt) - 1):
         likeliest = logits_TW[place].max()
-        assert logits_TW[place, chosen] >= likeliest - 1e-4 * likeliest.abs()  # a tie may fall either way
+        assert (
+            logits_TW[place, chosen] >= likeliest - 1e-4 * likeliest.abs()
+        )  # a tie may fall either way
 
 
 @pytest.mark.parametrize("case", FLA_CASES)
@@ -146,7 +201,10 @@ def test_angles_that_depend_on_the_length(kind):
     settings_ = {"num_heads": 4, "rope": kind, "rope_factor": 4.0, "rope_original_length": 16}
     settings_ |= divisors if kind == "longrope" else {}
     model = tiny_model(
-        "gla", "attention", num_hidden_layers=4, mixers={"attention": settings_, "gla": {"num_heads": 2}}
+        "gla",
+        "attention",
+        num_hidden_layers=4,
+        mixers={"attention": settings_, "gla": {"num_heads": 2}},
     )
     ids_BT = torch.randint(97, (2, 50), generator=torch.Generator().manual_seed(4))
     cached_BTW = cached_logits(model, ids_BT, [10, *range(12, 50)])
@@ -162,7 +220,10 @@ def test_a_batch_of_texts_of_which_some_outgrow_the_original_length():
 
     settings_ = {"num_heads": 4, "rope": "dynamic", "rope_factor": 4.0, "rope_original_length": 16}
     model = tiny_model("attention", num_hidden_layers=2, mixers={"attention": settings_})
-    ids = [torch.randint(97, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 14, 20)]
+    ids = [
+        torch.randint(97, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+        for n in (5, 14, 20)
+    ]
     caches = [Cache() for _ in ids]
     for text, cache in zip(ids, caches):
         feed(model, text, cache)
@@ -184,7 +245,9 @@ def test_memory_is_constant_where_the_mixer_has_a_state(name):
     from conftest import MIXER_SETTINGS, tiny_model
 
     types, changed = VARIANTS[name]
-    model = tiny_model(*types, mixers={n: {**MIXER_SETTINGS[n], **changed.get(n, {})} for n in types})
+    model = tiny_model(
+        *types, mixers={n: {**MIXER_SETTINGS[n], **changed.get(n, {})} for n in types}
+    )
     cache, sizes = Cache(), []
     for _ in range(3):
         feed(model, [1] * 30, cache)

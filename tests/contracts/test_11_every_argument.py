@@ -37,7 +37,9 @@ from longfire.ops import (
 )
 
 CPU = torch.device("cpu")
-FLOAT64 = 1e-10  # of the largest value: some 130 sums in another order, and what a solve makes of it
+FLOAT64 = (
+    1e-10  # of the largest value: some 130 sums in another order, and what a solve makes of it
+)
 LENGTHS = some.sampled_from([1, 2, 3, 33, 63, 64, 65, 127, 128, 129])
 TYPES = some.sampled_from([torch.float64, torch.float64, torch.float32, torch.bfloat16])
 STRONG = some.sampled_from([0.0, -20.0])
@@ -50,7 +52,9 @@ sizes = some.builds(
     V=some.sampled_from([1, 3, 8, 16]),
     W=some.just(11),
 )
-SHARED = some.sampled_from([{}, {"groups": 2}, {"groups": 4}, {"heads_per_key": 2}, {"heads_per_key": 4}])
+SHARED = some.sampled_from(
+    [{}, {"groups": 2}, {"groups": 4}, {"heads_per_key": 2}, {"heads_per_key": 4}]
+)
 OPTIONS = {
     "linear_attention": some.fixed_dictionaries(
         {
@@ -72,11 +76,19 @@ OPTIONS = {
             "strong": STRONG,
         }
     ),
-    "dplr": some.fixed_dictionaries({"documents": some.booleans(), "state": some.booleans(), "strong": STRONG}),
-    "selective_scan": some.fixed_dictionaries(
-        {"documents": some.booleans(), "state": some.booleans(), "strong": some.sampled_from([1.0, 20.0])}
+    "dplr": some.fixed_dictionaries(
+        {"documents": some.booleans(), "state": some.booleans(), "strong": STRONG}
     ),
-    "previous_token": some.fixed_dictionaries({"documents": some.booleans(), "state": some.booleans()}),
+    "selective_scan": some.fixed_dictionaries(
+        {
+            "documents": some.booleans(),
+            "state": some.booleans(),
+            "strong": some.sampled_from([1.0, 20.0]),
+        }
+    ),
+    "previous_token": some.fixed_dictionaries(
+        {"documents": some.booleans(), "state": some.booleans()}
+    ),
     "short_conv": some.fixed_dictionaries(
         {
             "documents": some.booleans(),
@@ -117,7 +129,9 @@ MODULES = {
 }
 
 
-def assert_equal(op: str, options: dict[str, Any], size: Sizes, dtype: torch.dtype, seed: int) -> None:
+def assert_equal(
+    op: str, options: dict[str, Any], size: Sizes, dtype: torch.dtype, seed: int
+) -> None:
     module, make = MODULES[op]
     given_options = {**options, **options.get("shared", {})}
     given_options.pop("shared", None)

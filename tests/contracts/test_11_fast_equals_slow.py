@@ -24,13 +24,17 @@ RECIPE = Path(__file__).parents[2] / "recipes/quickstart.toml"
 def test_fast_equals_slow(case, dtype):
     found, limit = errors(case, CPU, dtype), tolerance(case, CPU, dtype)
     assert {"output"} < found.keys() and any(name.startswith("d ") for name in found)
-    assert max(found.values()) <= limit, {name: error for name, error in found.items() if error > limit}
+    assert max(found.values()) <= limit, {
+        name: error for name, error in found.items() if error > limit
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_floating_input_gets_a_gradient(case):
     inputs = case.inputs(Draw(), SIZES["cpu"])
-    floating = {name for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    floating = {
+        name for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()
+    }
     assert {f"d {name}" for name in floating} <= errors(case, CPU, torch.float32).keys()
 
 
@@ -38,10 +42,14 @@ def test_every_floating_input_gets_a_gradient(case):
 def test_no_case_compares_zeros(case):
     """Two forms that agree on nothing but zeros have shown nothing."""
     true = results(getattr(case.module, f"{case.op}_slow"), case.inputs(Draw(), SIZES["cpu"]))
-    assert all(x.abs().max() > 0 for x in true.values()), [name for name, x in true.items() if not x.abs().max()]
+    assert all(x.abs().max() > 0 for x in true.values()), [
+        name for name, x in true.items() if not x.abs().max()
+    ]
 
 
-@pytest.mark.parametrize("module, op", sorted({(case.module, case.op) for case in CASES}, key=lambda x: x[1]), ids=str)
+@pytest.mark.parametrize(
+    "module, op", sorted({(case.module, case.op) for case in CASES}, key=lambda x: x[1]), ids=str
+)
 def test_one_signature(module, op):
     fast, slow = (inspect.signature(getattr(module, name)) for name in (op, f"{op}_slow"))
     assert list(fast.parameters.values()) == list(slow.parameters.values())
@@ -68,12 +76,16 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_shape):
     # fp32: 3 layers of some 10 operations, each off by a rounding of 1e-7 or so
     assert (fast - slow).abs().max() <= 1e-5 * slow.abs().max()
     for name, gradient in slow_gradients.items():
-        assert (fast_gradients[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max().clamp_min(1e-6), name
+        assert (
+            fast_gradients[name] - gradient
+        ).abs().max() <= 1e-4 * gradient.abs().max().clamp_min(1e-6), name
 
 
 def test_the_choice_and_its_reason_are_told_once(tmp_path):
     notes: list[str] = []
-    run = Run.compose(RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "slow"}, note=notes.append)
+    run = Run.compose(
+        RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "slow"}, note=notes.append
+    )
     make_state(run, 300, CPU, notes.append)
     told = [note for note in notes if note.startswith("kernels")]
     assert len(told) == 1
@@ -82,7 +94,9 @@ def test_the_choice_and_its_reason_are_told_once(tmp_path):
 
 def test_a_chosen_kernel_that_is_not_there_raises(monkeypatch):
     """fla is chosen and cannot run here (no package, or no GPU): an error, never our own form in its place."""
-    monkeypatch.setattr(ops, "_choices", {op: ops.Choice("fla", "for the test") for op in ops.RECURRENT})
+    monkeypatch.setattr(
+        ops, "_choices", {op: ops.Choice("fla", "for the test") for op in ops.RECURRENT}
+    )
     q = torch.randn(1, 16, 2, 16)
     with pytest.raises((ImportError, RuntimeError, ValueError)):
         linear_attention.linear_attention(q, q, q)

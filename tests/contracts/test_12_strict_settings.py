@@ -17,7 +17,12 @@ from longfire.cli import main
 from longfire.errors import SettingsError
 from longfire.run import ONCE, Run
 
-SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "layer_types": ["attention"], "attention": {"num_heads": 2}}
+SHAPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "layer_types": ["attention"],
+    "attention": {"num_heads": 2},
+}
 
 
 @pytest.fixture
@@ -66,7 +71,9 @@ def test_the_nearest_name_is_the_right_one_nearly_always():
 @pytest.mark.parametrize("where", ["recipe", "command line"])
 def test_an_unknown_key_stops_the_command_before_anything_is_touched(folder, where, capsys):
     if where == "recipe":
-        (folder / "x.toml").write_text('[model]\nconfig = "shape.json"\n[training]\nbatchsize = 3\n')
+        (folder / "x.toml").write_text(
+            '[model]\nconfig = "shape.json"\n[training]\nbatchsize = 3\n'
+        )
         code = main(["train", "x.toml"])
     else:
         code = main(["train", "x.toml", "--training.batchsize", "3"])
@@ -74,13 +81,18 @@ def test_an_unknown_key_stops_the_command_before_anything_is_touched(folder, whe
     told = capsys.readouterr().err
     assert "training.batchsize" in told and "did you mean 'training.batch_size'" in told
     assert ("x.toml" if where == "recipe" else "command line") in told
-    assert {path.name for path in folder.iterdir()} == {"x.toml", "shape.json"}, "nothing was written"
+    assert {path.name for path in folder.iterdir()} == {"x.toml", "shape.json"}, (
+        "nothing was written"
+    )
 
 
 def test_an_unknown_key_of_the_models_shape_too(folder, capsys):
     (folder / "shape.json").write_text(json.dumps({**SHAPE, "hiden_size": 32}))
     assert main(["train", "x.toml"]) == 2
-    assert "shape.json: unknown key 'hiden_size'; did you mean 'hidden_size'" in capsys.readouterr().err
+    assert (
+        "shape.json: unknown key 'hiden_size'; did you mean 'hidden_size'"
+        in capsys.readouterr().err
+    )
 
 
 def test_no_setting_is_a_flag_that_nothing_reads():
@@ -93,10 +105,14 @@ def test_no_setting_is_a_flag_that_nothing_reads():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute):
                 read.add(node.attr)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # read by name, from a list of such
+            elif isinstance(node, ast.Constant) and isinstance(
+                node.value, str
+            ):  # read by name, from a list of such
                 read |= {node.value, node.value.rpartition(".")[2]}
     unread = {key for key in recipe.SETTINGS if key.split(".")[1] not in read}
-    assert not unread, f"nothing reads {sorted(unread)}: a setting must do something or not be there"
+    assert not unread, (
+        f"nothing reads {sorted(unread)}: a setting must do something or not be there"
+    )
 
 
 def other_value(key: str) -> str:
@@ -112,7 +128,11 @@ def other_value(key: str) -> str:
         case tuple():
             return "1.5" if "float" in str(field.type) else "other"
         case int() | float():
-            return str(field.default / 2 or 0.5) if isinstance(field.default, float) else str(field.default + 1)
+            return (
+                str(field.default / 2 or 0.5)
+                if isinstance(field.default, float)
+                else str(field.default + 1)
+            )
 
 
 @pytest.mark.parametrize("section", recipe.SECTIONS)
@@ -120,7 +140,12 @@ def test_each_setting_survives_the_run_folder(folder, section):
     """Written, read again, still what the command line said: key by key, without what `check` says of combinations."""
     run = Run.compose(folder / "x.toml", {"job.dump_folder": "run"})
     for key in recipe.SETTINGS:
-        if not key.startswith(f"{section}.") or key in ("job.dump_folder", "model.config", "data.folder", *ONCE):
+        if not key.startswith(f"{section}.") or key in (
+            "job.dump_folder",
+            "model.config",
+            "data.folder",
+            *ONCE,
+        ):
             continue
         value = recipe.typed(key, other_value(key), recipe.COMMAND_LINE)
         name = key.split(".")[1]
@@ -143,13 +168,17 @@ def test_the_resolved_settings_start_the_same_run_again(folder, monkeypatch):
     (folder / "shape.json").unlink()
     monkeypatch.chdir("/")
     again = Run.compose(folder / "run" / "run.toml", {})
-    assert (again.optimizer, again.data.shuffle, again.shape) == (run.optimizer, "window", run.shape)
+    assert (again.optimizer, again.data.shuffle, again.shape) == (
+        run.optimizer,
+        "window",
+        run.shape,
+    )
     assert (again.steps, again.rows_per_step, again.tokens_per_step) == (
         run.steps,
         run.rows_per_step,
         run.tokens_per_step,
     )
     written = tomllib.loads((folder / "run" / "run.toml").read_text())
-    assert {f"{section}.{key}" for section, keys in written.items() for key in keys} == set(recipe.SETTINGS), (
-        "every one, defaults too"
-    )
+    assert {f"{section}.{key}" for section, keys in written.items() for key in keys} == set(
+        recipe.SETTINGS
+    ), "every one, defaults too"

@@ -88,7 +88,10 @@ def test_a_parquet_file_without_the_field_lists_those_it_has(recipe, capsys):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"body": ["a"], "number": [1]}), recipe.parent / "x.parquet")
-    assert main(["train", str(recipe), "--data.dataset", str(recipe.parent / "x.parquet")]) == DataError.exit_code
+    assert (
+        main(["train", str(recipe), "--data.dataset", str(recipe.parent / "x.parquet")])
+        == DataError.exit_code
+    )
     message = told(capsys)
     assert "x.parquet" in message and "body" in message and "text_field" in message
 
@@ -97,7 +100,15 @@ def test_bad_documents_can_be_skipped_and_are_counted(recipe, capsys):
     good = (recipe.parent / "good.jsonl").read_bytes()
     (recipe.parent / "mixed.jsonl").write_bytes(good + b"\n{broken\n")
     assert (
-        main(["train", str(recipe), "--data.dataset", str(recipe.parent / "mixed.jsonl"), "--data.skip_bad_documents"])
+        main(
+            [
+                "train",
+                str(recipe),
+                "--data.dataset",
+                str(recipe.parent / "mixed.jsonl"),
+                "--data.skip_bad_documents",
+            ]
+        )
         == 0
     )
     said = capsys.readouterr()
@@ -107,12 +118,36 @@ def test_bad_documents_can_be_skipped_and_are_counted(recipe, capsys):
 def test_a_document_of_50_mb_is_a_document(recipe):
     text = "the quick brown fire jumps over the lazy row\n" * (50_000_000 // 45)
     (recipe.parent / "big.jsonl").write_text(json.dumps({"text": text}))
-    assert main(["prepare", str(recipe), "--data.dataset", str(recipe.parent / "big.jsonl"), "--data.heldout_fraction", "0",
-                 "--eval.at_end", "false"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "prepare",
+                str(recipe),
+                "--data.dataset",
+                str(recipe.parent / "big.jsonl"),
+                "--data.heldout_fraction",
+                "0",
+                "--eval.at_end",
+                "false",
+            ]
+        )
+        == 0
+    )
 
 
 def test_a_nan_is_an_error_that_names_the_batch_and_the_mend(recipe, capsys):
-    code = main(["train", str(recipe), "--optimizer.lr", "1e30", "--training.max_norm", "0", "--training.steps", "30"])
+    code = main(
+        [
+            "train",
+            str(recipe),
+            "--optimizer.lr",
+            "1e30",
+            "--training.max_norm",
+            "0",
+            "--training.steps",
+            "30",
+        ]
+    )
     message = told(capsys)
     assert code == TrainingError.exit_code
     assert "good.jsonl row" in message and "skip_nan_inf" in message
@@ -138,24 +173,40 @@ def test_a_run_folder_of_another_model_is_refused_and_kept(recipe, capsys):
 
 def test_another_tokenizer_than_the_run_began_with_is_refused(recipe, capsys):
     """Of as many words: the shapes fit, and only the fingerprint tells."""
-    train = ["train", str(recipe), "--tokenizer.path", "train", "--tokenizer.train_vocab_size", "258"]
+    train = [
+        "train",
+        str(recipe),
+        "--tokenizer.path",
+        "train",
+        "--tokenizer.train_vocab_size",
+        "258",
+    ]
     assert main([*train, "--training.steps", "3", "--checkpoint.interval", "3"]) == 0
     other = json.loads((recipe.parent / "run" / "tokenizer" / "tokenizer.json").read_text())
     words = other["model"]["vocab"]
     words["a"], words["b"] = words["b"], words["a"]
     (recipe.parent / "other").mkdir()
     (recipe.parent / "other" / "tokenizer.json").write_text(json.dumps(other))
-    shutil.copy(recipe.parent / "run" / "tokenizer" / "tokenizer_config.json", recipe.parent / "other")
-    assert main(["train", str(recipe), "--tokenizer.path", str(recipe.parent / "other")]) == SettingsError.exit_code
+    shutil.copy(
+        recipe.parent / "run" / "tokenizer" / "tokenizer_config.json", recipe.parent / "other"
+    )
+    assert (
+        main(["train", str(recipe), "--tokenizer.path", str(recipe.parent / "other")])
+        == SettingsError.exit_code
+    )
     assert "is not the tokenizer that the run" in told(capsys)
     assert main(train) == 0, "with its own it goes on"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a small file system that a test may fill")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs a small file system that a test may fill"
+)
 def test_a_full_disk_while_saving_is_named_and_loses_nothing_whole(recipe, capsys, monkeypatch):
     assert main(["train", str(recipe), "--training.steps", "3"]) == 0
     monkeypatch.setattr(os, "fsync", full_disk)
-    assert main(["train", str(recipe), "--lr_scheduler.name", "constant"]) == CheckpointError.exit_code
+    assert (
+        main(["train", str(recipe), "--lr_scheduler.name", "constant"]) == CheckpointError.exit_code
+    )
     monkeypatch.undo()
     assert "No space left" in told(capsys)
     assert (recipe.parent / "run" / "checkpoints" / "step-3").is_dir()
@@ -169,14 +220,19 @@ def full_disk(_) -> None:
 def test_a_hang_ends_in_bounded_time_with_the_stack(recipe):
     hang = "import time, longfire.train as t; t.train_step = lambda *_: time.sleep(600); from longfire.cli import main; main({})"
     words = ["train", str(recipe), "--comm.init_timeout_seconds", "2"]
-    done = subprocess.run([sys.executable, "-c", hang.format(words)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", hang.format(words)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == TrainingError.exit_code
     assert "comm.init_timeout_seconds" in done.stderr and "Thread" in done.stderr
 
 
 def test_the_page_lists_them():
     page = (Path(__file__).parents[2] / "docs/flow.md").read_text()
-    for code in (0, *(error.exit_code for error in (SettingsError, DataError, CheckpointError, TrainingError))):
+    for code in (
+        0,
+        *(error.exit_code for error in (SettingsError, DataError, CheckpointError, TrainingError)),
+    ):
         assert f"\n| {code} | " in page
 
 

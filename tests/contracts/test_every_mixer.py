@@ -26,7 +26,13 @@ from longfire.settings import ActivationCheckpoint, Optimizer, Training
 from longfire.train import train_step
 
 CPU = torch.device("cpu")
-LENGTHS = (5, 37, 1, 70, 2)  # documents shorter and longer than a convolution, a block of the tree and a chunk
+LENGTHS = (
+    5,
+    37,
+    1,
+    70,
+    2,
+)  # documents shorter and longer than a convolution, a block of the tree and a chunk
 TOKENS = sum(LENGTHS)
 
 MIXER_NAMES = list(MIXERS)
@@ -56,10 +62,14 @@ def gradients(model: Model, ids_BT: Tensor, seq: Sequence | None = None) -> dict
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def assert_gradients_equal(got: dict[str, Tensor], true: dict[str, Tensor], share: float = 1e-3) -> None:
+def assert_gradients_equal(
+    got: dict[str, Tensor], true: dict[str, Tensor], share: float = 1e-3
+) -> None:
     """fp32 sums of some 100 terms in another order, relative to each parameter's largest gradient."""
     for name, gradient in true.items():
-        assert (got[name] - gradient).abs().max() <= share * gradient.abs().max().clamp_min(1e-6), name
+        assert (got[name] - gradient).abs().max() <= share * gradient.abs().max().clamp_min(1e-6), (
+            name
+        )
 
 
 def a_batch(rows: int) -> Batch:
@@ -73,10 +83,15 @@ def three_steps(
     mixer: str, microbatches: int, remat: str, compiled: bool = False
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Gradient norms and parameters of three steps."""
-    model = parallelize(tiny_model(mixer, initializer_range=0.05), ActivationCheckpoint(remat), compiled)
+    model = parallelize(
+        tiny_model(mixer, initializer_range=0.05), ActivationCheckpoint(remat), compiled
+    )
     state = State(model, make_optimizer(model, Optimizer(lr=1e-3, eps=1e-5), CPU))
     batches = a_batch(4).split(microbatches)
-    norms = [train_step(state, batches, 1e-3, Training(max_norm=0), Clock(CPU))["grad_norm"] for _ in range(3)]
+    norms = [
+        train_step(state, batches, 1e-3, Training(max_norm=0), Clock(CPU))["grad_norm"]
+        for _ in range(3)
+    ]
     return norms, {name: p.detach() for name, p in model.named_parameters()}
 
 
@@ -91,12 +106,17 @@ def takes_its_turn(mixer: str, *plan: int | str) -> bool:
 
 @pytest.mark.parametrize(("mixer", "microbatches", "remat"), slow_unless(takes_its_turn, PLANS))
 def test_promise_3_no_plan_of_one_process_changes_the_steps(mixer, microbatches, remat):
-    (norms, parameters), (true_norms, true) = three_steps(mixer, microbatches, remat), three_steps(mixer, 1, "none")
+    (norms, parameters), (true_norms, true) = (
+        three_steps(mixer, microbatches, remat),
+        three_steps(mixer, 1, "none"),
+    )
     assert norms == pytest.approx(true_norms, rel=1e-4)
     for (
         name,
         parameter,
-    ) in true.items():  # Adam moves each number by up to 1e-3 a step, whatever its gradient's rounding
+    ) in (
+        true.items()
+    ):  # Adam moves each number by up to 1e-3 a step, whatever its gradient's rounding
         torch.testing.assert_close(parameters[name], parameter, rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -110,7 +130,11 @@ COMPILED = (
 
 
 @pytest.mark.parametrize(
-    "mixer", [pytest.param(name, marks=pytest.mark.slow if name in COMPILED else pytest.mark.matrix) for name in MIXERS]
+    "mixer",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in COMPILED else pytest.mark.matrix)
+        for name in MIXERS
+    ],
 )
 def test_promise_3_compiling_changes_no_step(mixer):
     (norms, parameters), (true_norms, true) = (
@@ -183,7 +207,9 @@ def test_promise_10_cached_generation_equals_the_full_forward(mixer, cuts):
     cuts = [*cuts, *range(TOKENS - 15, TOKENS)]
     for start, stop in zip([0, *cuts], [*cuts, TOKENS]):
         positions_BT = torch.arange(start, stop).expand(2, -1)
-        parts.append(model.logits(model(ids_BT[:, start:stop], Sequence(positions_BT, cache=cache))))
+        parts.append(
+            model.logits(model(ids_BT[:, start:stop], Sequence(positions_BT, cache=cache)))
+        )
     # fp32: sums of up to T + D terms in another order in each of two layers (test_10 derives it), relative to the largest logit
     assert (torch.cat(parts, 1) - full_BTW).abs().max() <= 1e-4 * full_BTW.abs().max()
 
@@ -208,7 +234,11 @@ def test_what_is_declared_is_there(mixer):
     model = tiny_model(mixer)
     block = model.layers[0].mixer
     names = [name for name, _ in block.named_parameters()]
-    without = [name for name in names if not any(name == role or name.startswith(f"{role}.") for role in block.roles)]
+    without = [
+        name
+        for name in names
+        if not any(name == role or name.startswith(f"{role}.") for role in block.roles)
+    ]
     assert not without, f"roles say nothing of {without}"
     assert set(block.context) and set(block.context) <= {"attention", "state", "halo"}
     assert all(any(name.startswith(leaf) for name in names) for leaf in block.keep_fp32)

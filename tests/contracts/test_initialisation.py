@@ -46,7 +46,9 @@ class Uniform:
     def check(self, x: Tensor) -> None:
         width, slack, n = self.high - self.low, 1e-5 * max(abs(self.low), abs(self.high)), x.numel()
         assert self.low - slack <= x.min() and x.max() <= self.high + slack
-        assert x.mean() == pytest.approx((self.low + self.high) / 2, abs=5 * width / (12 * n) ** 0.5)
+        assert x.mean() == pytest.approx(
+            (self.low + self.high) / 2, abs=5 * width / (12 * n) ** 0.5
+        )
         if n > 100:
             assert x.std() == pytest.approx(width / 12**0.5, rel=5 / n**0.5)
 
@@ -60,7 +62,10 @@ class UniformOf:
     high: float
 
     def check(self, x: Tensor) -> None:
-        functions = {"exp": torch.exp, "log softplus": lambda x: torch.nn.functional.softplus(x).log()}
+        functions = {
+            "exp": torch.exp,
+            "log softplus": lambda x: torch.nn.functional.softplus(x).log(),
+        }
         Uniform(self.low, self.high).check(functions[self.function](x.double()))
 
 
@@ -78,7 +83,9 @@ class Orthogonal:
 
     def check(self, x: Tensor) -> None:
         singular = torch.linalg.svdvals(x.double())
-        torch.testing.assert_close(singular, torch.full_like(singular, self.gain), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            singular, torch.full_like(singular, self.gain), rtol=1e-5, atol=0
+        )
 
 
 @dataclass(frozen=True)
@@ -168,8 +175,19 @@ BLOCKS = {
 
 
 def shape_of(mixer: str, **changes) -> ModelShape:
-    sizes = {"hidden_size": D, "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY, "intermediate_size": 256}
-    keys = {**sizes, "layer_types": (mixer,), "mixers": {mixer: TABLES[mixer]}, **BLOCKS.get(mixer, {}), **changes}
+    sizes = {
+        "hidden_size": D,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": VOCABULARY,
+        "intermediate_size": 256,
+    }
+    keys = {
+        **sizes,
+        "layer_types": (mixer,),
+        "mixers": {mixer: TABLES[mixer]},
+        **BLOCKS.get(mixer, {}),
+        **changes,
+    }
     return ModelShape(**keys)
 
 
@@ -192,7 +210,11 @@ def test_every_parameter_begins_as_published(mixer):
 
 
 def test_a_hybrid_of_rwkv7_has_a_common_embedding_and_head():
-    shape = shape_of("rwkv7", layer_types=("rwkv7", "attention"), mixers={m: TABLES[m] for m in ("rwkv7", "attention")})
+    shape = shape_of(
+        "rwkv7",
+        layer_types=("rwkv7", "attention"),
+        mixers={m: TABLES[m] for m in ("rwkv7", "attention")},
+    )
     model = build(shape, seed=0)
     MATRIX.check(model.embed.weight.detach())
     MATRIX.check(model.head.weight.detach())
@@ -217,7 +239,9 @@ def test_mamba2_without_rescaling_begins_as_fla_then_begins():
 
 def fresh_of_transformers(config: dict, seed: int) -> dict[str, Tensor]:
     torch.manual_seed(seed)
-    made = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
+    made = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config)
+    )
     return {name: parameter.detach() for name, parameter in made.named_parameters()}
 
 
@@ -238,7 +262,9 @@ def compare(ours: dict[str, Tensor], first: dict[str, Tensor], second: dict[str,
         if torch.equal(theirs, other):
             alike = torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
         elif mine.dim() == 2 and is_orthogonal(theirs):
-            alike = is_orthogonal(mine) and mine.norm().item() == pytest.approx(theirs.norm().item(), rel=1e-4)
+            alike = is_orthogonal(mine) and mine.norm().item() == pytest.approx(
+                theirs.norm().item(), rel=1e-4
+            )
         else:
             alike = same_distribution(mine, theirs)
         if not alike:
@@ -256,11 +282,17 @@ def same_distribution(a: Tensor, b: Tensor) -> bool:
     a, b = a.flatten().double().sort().values, b.flatten().double().sort().values
     both = torch.cat([a, b])
     apart = (
-        (torch.searchsorted(a, both, right=True) / len(a) - torch.searchsorted(b, both, right=True) / len(b))
+        (
+            torch.searchsorted(a, both, right=True) / len(a)
+            - torch.searchsorted(b, both, right=True) / len(b)
+        )
         .abs()
         .max()
     )
-    return bool(apart < math.sqrt(-math.log(1e-6 / 2) / 2) * math.sqrt((len(a) + len(b)) / (len(a) * len(b))))
+    return bool(
+        apart
+        < math.sqrt(-math.log(1e-6 / 2) / 2) * math.sqrt((len(a) + len(b)) / (len(a) * len(b)))
+    )
 
 
 def summary(x: Tensor) -> str:
@@ -268,7 +300,12 @@ def summary(x: Tensor) -> str:
 
 
 # Their Mamba and Mamba-2 are no yardstick: fla's are, and the two differ in out_proj and in the convolution.
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": D, "intermediate_size": 256, "num_hidden_layers": LAYERS}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": D,
+    "intermediate_size": 256,
+    "num_hidden_layers": LAYERS,
+}
 CLASSES = {
     "llama": {**SIZES, "num_attention_heads": 2, "attention_bias": True, "mlp_bias": True},
     "qwen3": {**SIZES, "num_attention_heads": 2, "head_dim": 64, "num_key_value_heads": 2},
@@ -280,22 +317,33 @@ CLASSES = {
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_as_the_class_of_transformers(model_type):
     config = {"model_type": model_type, **CLASSES[model_type]}
-    compare(fresh_of_ours(config), fresh_of_transformers(config, 0), fresh_of_transformers(config, 1))
+    compare(
+        fresh_of_ours(config), fresh_of_transformers(config, 0), fresh_of_transformers(config, 1)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("fla", "triton", "einops")), reason="fla is not installed"
+    any(importlib.util.find_spec(name) is None for name in ("fla", "triton", "einops")),
+    reason="fla is not installed",
 )
 def test_as_the_class_of_fla(mixer, tmp_path):
     """A Samba begins as a Mamba: its convolution too."""
     script = Path(__file__).parents[1] / "golden/make_fla_golden.py"
     config = config_from_shape(shape_of(mixer))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, script, "--fresh", tmp_path / "config.json", tmp_path / "out.safetensors"]
+    command = [
+        sys.executable,
+        script,
+        "--fresh",
+        tmp_path / "config.json",
+        tmp_path / "out.safetensors",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     made = load_file(tmp_path / "out.safetensors")
-    first, second = ({k[2:]: v for k, v in made.items() if k.startswith(seed)} for seed in ("0.", "1."))
+    first, second = (
+        {k[2:]: v for k, v in made.items() if k.startswith(seed)} for seed in ("0.", "1.")
+    )
     compare(fresh_of_ours(config), first, second)

@@ -50,19 +50,35 @@ CALLS = {
         (rand(1, N, 1, 1, 1), rand(B, 1, H, K, V).expand(B, N, H, K, V), rand(B, H, K, V), False),
     ],
     low_rank.scan_low_rank: [
-        (rand(B, N, H, K, 1), rows_BNHCK, rand(B, N, H, C, V), rows_BNHCK, rand(B, N, H, K, V), state_BHKV, True),
+        (
+            rand(B, N, H, K, 1),
+            rows_BNHCK,
+            rand(B, N, H, C, V),
+            rows_BNHCK,
+            rand(B, N, H, K, V),
+            state_BHKV,
+            True,
+        ),
         (rand(1, N, 1, 1, 1), rows_BNHCK, rand(B, N, H, C, V), rows_BNHCK, None, state_BHKV, False),
     ],
-    selective_scan.scan_tokens: [(*selective, rand(B, K, V), starts_BT), (*selective, rand(B, K, V), None)],
+    selective_scan.scan_tokens: [
+        (*selective, rand(B, K, V), starts_BT),
+        (*selective, rand(B, K, V), None),
+    ],
     selective_scan.scan_tokens_backward: [
-        (selective, starts, rand(2, B, K, V), rand(B, T, V), rand(B, K, V)) for starts in (starts_BT, None)
+        (selective, starts, rand(2, B, K, V), rand(B, T, V), rand(B, K, V))
+        for starts in (starts_BT, None)
     ],
     blockwise.attend_blocks: [(q_BTHK, k_BTGK, v_BTGV, ids, None, how) for ids in (None, ids_BT)],
     blockwise.attend_blocks_backward: [
         (o_BTHV, q_BTHK, k_BTGK, v_BTGV, o_BTHV, lse_BHT, ids, None, how) for ids in (None, ids_BT)
     ],
 }
-COLLECTIVES = (collectives.summed, collectives.gathered, collectives.scattered)  # with the name of a group
+COLLECTIVES = (
+    collectives.summed,
+    collectives.gathered,
+    collectives.scattered,
+)  # with the name of a group
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "last two dims swapped": lambda x: x.mT.contiguous().mT,
@@ -90,7 +106,9 @@ def test_every_operator_is_among_the_cases():
 @pytest.mark.parametrize("operator", CALLS, ids=lambda operator: operator._qualname)
 def test_shapes_and_strides_are_as_stated(operator, layout):
     for call in CALLS[operator]:
-        torch.library.opcheck(operator, laid(call, LAYOUTS[layout]), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            operator, laid(call, LAYOUTS[layout]), test_utils=("test_schema", "test_faketensor")
+        )
 
 
 def check_collectives(rank: int) -> None:
@@ -98,7 +116,9 @@ def check_collectives(rank: int) -> None:
     for operator in COLLECTIVES:
         for layout in LAYOUTS.values():
             for x in (rand(B, T, V), rand(1, T, V)):  # one row: a dim of size 1 has any stride
-                torch.library.opcheck(operator, (laid(x, layout), name), test_utils=("test_schema", "test_faketensor"))
+                torch.library.opcheck(
+                    operator, (laid(x, layout), name), test_utils=("test_schema", "test_faketensor")
+                )
 
 
 def test_shapes_and_strides_between_processes_are_as_stated():

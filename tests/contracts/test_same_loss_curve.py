@@ -44,9 +44,15 @@ EPS = 1e-6  # of norms
 
 def shape_of(mixer: str, **settings) -> ModelShape:
     return ModelShape(
-        hidden_size=32, num_hidden_layers=2, layer_types=(mixer,), mixers={mixer: settings}, intermediate_size=40,
-        vocab_size=W, norm_eps=EPS, initializer_range=0.1,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        layer_types=(mixer,),
+        mixers={mixer: settings},
+        intermediate_size=40,
+        vocab_size=W,
+        norm_eps=EPS,
+        initializer_range=0.1,
+    )
 
 
 SHAPES = {
@@ -77,7 +83,10 @@ BATCHES = batches()
 
 def ours(model: Model, optimizer: Optimizer = OPTIMIZER) -> list[float]:
     """Losses of train_step, each step in two microbatches with different numbers of real tokens."""
-    state, positions = State(model, make_optimizer(model, optimizer, CPU)), torch.arange(T).expand(ROWS, T)
+    state, positions = (
+        State(model, make_optimizer(model, optimizer, CPU)),
+        torch.arange(T).expand(ROWS, T),
+    )
     losses = []
     for (ids, labels), rate in zip(BATCHES, RATES):
         microbatches = Batch(ids, labels, positions).split(2)
@@ -92,18 +101,26 @@ def weights_of(model: Model) -> dict[str, Tensor]:
 def test_llama_follows_transformers():
     model = build(SHAPES["llama"], seed=3)
     config = config_from_shape(model.shape, bos_id=1, eos_id=2, length=T)
-    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).float().train()
+    theirs = (
+        transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
+        .float()
+        .train()
+    )
     assert type(theirs).__name__ == "LlamaForCausalLM"
     theirs.load_state_dict(to_theirs(FAMILIES["llama"], model.shape, weights_of(model)))
     parameters = dict(theirs.named_parameters())
     decayed = [p for name, p in parameters.items() if "norm" not in name and "embed" not in name]
     kept = [p for name, p in parameters.items() if "norm" in name or "embed" in name]
     adamw = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.5}, {"params": kept, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+        [{"params": decayed, "weight_decay": 0.5}, {"params": kept, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        eps=1e-8,
     )
     losses = []
     for (ids, labels), rate in zip(BATCHES, RATES):
-        loss = F.cross_entropy(theirs(ids).logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        loss = F.cross_entropy(
+            theirs(ids).logits.flatten(0, 1), labels.flatten(), ignore_index=-100
+        )
         adamw.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
@@ -117,7 +134,9 @@ def test_llama_follows_transformers():
 @pytest.mark.parametrize("mixer", ["gla", pytest.param("gated_delta_net", marks=pytest.mark.slow)])
 def test_recurrent_models_follow_a_float64_recurrence(mixer):
     model = build(SHAPES[mixer], seed=3)
-    compare_with = by_hand(weights_of(model), {"gla": gla, "gated_delta_net": gated_delta_net}[mixer])
+    compare_with = by_hand(
+        weights_of(model), {"gla": gla, "gated_delta_net": gated_delta_net}[mixer]
+    )
     compare(ours(model), compare_with)
 
 
@@ -131,7 +150,8 @@ def compare(found: list[float], expected: list[float]) -> None:
 @pytest.mark.parametrize(
     "change",
     slow_unless(
-        lambda change: "beta2" in change, [{"weight_decay": 0.4}, {"beta2": 0.96}, {"beta1": 0.91}, {"eps": 1e-5}]
+        lambda change: "beta2" in change,
+        [{"weight_decay": 0.4}, {"beta2": 0.96}, {"beta1": 0.91}, {"eps": 1e-5}],
     ),
 )
 def test_the_curve_would_show_a_mistake(change):
@@ -150,7 +170,9 @@ def by_hand(weights: dict[str, Tensor], mixer: Callable) -> list[float]:
     first, second = ({name: torch.zeros_like(w) for name, w in p.items()} for _ in range(2))
     losses = []
     for t, ((ids, labels), rate) in enumerate(zip(BATCHES, RATES), 1):
-        chosen = logits(p, ids, mixer).log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+        chosen = (
+            logits(p, ids, mixer).log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+        )
         loss = -chosen[labels != -100].mean()
         gradients = dict(zip(p, torch.autograd.grad(loss, list(p.values()))))
         norm = math.sqrt(sum(float(d.square().sum()) for d in gradients.values()))
@@ -161,7 +183,11 @@ def by_hand(weights: dict[str, Tensor], mixer: Callable) -> list[float]:
                 second[name] = 0.95 * second[name] + 0.05 * d * d
                 if name.endswith("weight") and "norm" not in name and name != "embed.weight":
                     w *= 1 - rate * 0.5
-                w -= rate * (first[name] / (1 - 0.9**t)) / ((second[name] / (1 - 0.95**t)).sqrt() + 1e-8)
+                w -= (
+                    rate
+                    * (first[name] / (1 - 0.9**t))
+                    / ((second[name] / (1 - 0.95**t)).sqrt() + 1e-8)
+                )
         losses.append(loss.item())
     return losses
 

@@ -32,9 +32,15 @@ HEADER = {
     "dtype": "uint16",
 }
 SHAPE = {
-    "model_type": "llama", "vocab_size": 258, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 258,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +74,9 @@ def undetected(folder: Path, read: Callable[[], object], files: list[Path]) -> l
 
 
 def files_of(folder: Path, without: tuple[str, ...] = ()) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without)
+    found = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in without
+    )
     return [path for path in found if path.stat().st_size]
 
 
@@ -89,7 +97,9 @@ def write_store(folder: Path) -> None:
     draw = np.random.default_rng(0)
     for stream, documents in (("train", 20_000), ("heldout", 1000)):
         lengths = draw.integers(1, 18, documents)
-        writer.append(stream, draw.integers(0, 300, lengths.sum()).astype(np.uint16), lengths, lengths)
+        writer.append(
+            stream, draw.integers(0, 300, lengths.sum()).astype(np.uint16), lengths, lengths
+        )
     writer.commit({"done": 1}, complete=True)
     writer.close()
 
@@ -152,7 +162,9 @@ def test_in_an_export(exported, tmp_path):
     said: list[str] = []
     check = lambda: check_checksums(folder, said.append)
     files = files_of(folder, without=(CARD,))
-    assert {"config.json", "tokenizer.json", "model.safetensors", "SHA256SUMS"} <= {file.name for file in files}
+    assert {"config.json", "tokenizer.json", "model.safetensors", "SHA256SUMS"} <= {
+        file.name for file in files
+    }
     assert undetected(folder, check, files) == [] and said == []
     flip(folder / CARD, 100)
     check()

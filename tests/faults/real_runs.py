@@ -60,9 +60,14 @@ class Running:
     """The processes of a run."""
 
     def __init__(
-        self, folder: Path, count: int, *words: str, patch: Callable[[int], None] | None = None, port: int = 0,
+        self,
+        folder: Path,
+        count: int,
+        *words: str,
+        patch: Callable[[int], None] | None = None,
+        port: int = 0,
         late: dict[int, float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.begun, port = time.monotonic(), port or free_port()
         self.files = [folder / f"said-{rank}.txt" for rank in range(count)]
         for file in self.files:
@@ -70,7 +75,10 @@ class Running:
         context = mp.get_context("fork")
         arguments = [str(folder / "recipe.toml"), *words]
         self.processes = [
-            context.Process(target=train, args=(rank, count, port, arguments, file, patch, (late or {}).get(rank, 0)))
+            context.Process(
+                target=train,
+                args=(rank, count, port, arguments, file, patch, (late or {}).get(rank, 0)),
+            )
             for rank, file in enumerate(self.files)
         ]
         for process in self.processes:
@@ -99,18 +107,36 @@ class Running:
             self.processes[rank].join()
         said = [file.read_text() if file.exists() else "" for file in self.files]
         assert not alive, f"processes {alive} still ran after {seconds} s: {said}"
-        return Ended([process.exitcode for process in self.processes], said, time.monotonic() - self.begun)
+        return Ended(
+            [process.exitcode for process in self.processes], said, time.monotonic() - self.begun
+        )
 
 
-def train(rank: int, count: int, port: int, words: list[str], file: Path, patch: Callable | None, late: float) -> None:
+def train(
+    rank: int,
+    count: int,
+    port: int,
+    words: list[str],
+    file: Path,
+    patch: Callable | None,
+    late: float,
+) -> None:
     """The body of a process."""
     time.sleep(late)
     with file.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(count),
-                          LOCAL_RANK=str(rank))  # fmt: skip
+        sys.stdout, sys.stderr = (
+            os.fdopen(1, "w", 1, closefd=False),
+            os.fdopen(2, "w", 1, closefd=False),
+        )
+        os.environ.update(
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            RANK=str(rank),
+            WORLD_SIZE=str(count),
+            LOCAL_RANK=str(rank),
+        )
         code = 99
         try:
             if patch:

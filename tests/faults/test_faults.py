@@ -76,7 +76,9 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(folder, prepared):
     running.kill(1)
     ended = running.end(SOON_SECONDS)
     assert ended.codes == [5, -9]
-    assert "process 0 lost the others" in ended.said[0] and "the same command goes on" in ended.said[0]
+    assert (
+        "process 0 lost the others" in ended.said[0] and "the same command goes on" in ended.said[0]
+    )
     assert_goes_on_to_the_bit(folder, prepared)
 
 
@@ -100,7 +102,9 @@ def test_random_kills(folder, prepared, wanted):
             running.kill(victim)
             kills += 1
         ended = running.end(SOON_SECONDS)
-        assert ended.codes[victim] in (-9, 0, 5) and ended.codes[1 - victim] in (0, 4, 5), ended.said
+        assert ended.codes[victim] in (-9, 0, 5) and ended.codes[1 - victim] in (0, 4, 5), (
+            ended.said
+        )
         if ended.codes == [0, 0]:
             shutil.rmtree(folder / "run")
     assert_goes_on_to_the_bit(folder, prepared, "--checkpoint.interval", "1")
@@ -210,7 +214,9 @@ def full_disk(rank: int) -> None:
 def test_a_full_disk_of_one_process(folder, prepared, mode):
     ended = Running(folder, 2, "--checkpoint.async_mode", mode, patch=full_disk).end(SOON_SECONDS)
     assert ended.codes == [4, 4], ended.said
-    assert "step-4 could not be written" in "".join(ended.said) and "whole: step-2" in "".join(ended.said)
+    assert "step-4 could not be written" in "".join(ended.said) and "whole: step-2" in "".join(
+        ended.said
+    )
     assert_goes_on_to_the_bit(folder, prepared)
 
 
@@ -231,7 +237,11 @@ def not_a_number(rank: int) -> None:
 def test_nan_in_one_process(folder, prepared):
     ended = Running(folder, 2, patch=not_a_number).end(SOON_SECONDS)
     assert ended.codes == [5, 5]
-    assert "loss nan" in ended.said[0] and "the last batch was rows" in ended.said[0] and not ended.said[1]
+    assert (
+        "loss nan" in ended.said[0]
+        and "the last batch was rows" in ended.said[0]
+        and not ended.said[1]
+    )
     assert_goes_on_to_the_bit(folder, prepared)
 
 
@@ -254,7 +264,11 @@ def test_a_checkpoint_of_a_newer_version(folder):
     files = json.loads((place / "manifest.json").read_text())["files"]
     checkpoint.write_manifest(place, {**facts, "format": 99}, files)
     ended = Running(folder, 2).end(SOON_SECONDS)
-    assert ended.codes == [4, 4] and "format 99" in ended.said[0] and "install a newer one" in ended.said[0]
+    assert (
+        ended.codes == [4, 4]
+        and "format 99" in ended.said[0]
+        and "install a newer one" in ended.said[0]
+    )
 
 
 @pytest.mark.slow
@@ -269,8 +283,15 @@ def test_a_port_that_is_taken(folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ended = Running(folder, 2, "--comm.init_timeout_seconds", "3", "--comm.train_timeout_seconds", "3",
-                        port=taken.getsockname()[1]).end(SOON_SECONDS)  # fmt: skip
+        ended = Running(
+            folder,
+            2,
+            "--comm.init_timeout_seconds",
+            "3",
+            "--comm.train_timeout_seconds",
+            "3",
+            port=taken.getsockname()[1],
+        ).end(SOON_SECONDS)
     assert ended.codes == [5, 5]
     assert (
         "could not join the others at 127.0.0.1:" in ended.said[0]
@@ -283,7 +304,14 @@ def test_a_port_that_is_taken(folder):
     [
         ["--parallelism.pipeline_parallel_degree", "2"],
         ["--parallelism.tensor_parallel_degree", "2"],
-        ["--parallelism.cpu_offload", "true", "--checkpoint.export", "true", "--eval.sample_prompt", "sheep"],
+        [
+            "--parallelism.cpu_offload",
+            "true",
+            "--checkpoint.export",
+            "true",
+            "--eval.sample_prompt",
+            "sheep",
+        ],
         [
             "--parallelism.mesh_dim",
             "2,1,1,1",
@@ -309,7 +337,11 @@ def test_a_step_that_is_not_there_is_told_once(folder):
 
 def test_wrong_settings_are_told_once(folder):
     ended = Running(folder, 2, "--parallelism.tensor_parallel_degree", "3").end(SOON_SECONDS)
-    assert ended.codes == [2, 2] and "do not make up the 2 process(es)" in ended.said[0] and not ended.said[1]
+    assert (
+        ended.codes == [2, 2]
+        and "do not make up the 2 process(es)" in ended.said[0]
+        and not ended.said[1]
+    )
 
 
 @pytest.mark.slow
@@ -319,9 +351,20 @@ def test_two_runs_in_one_folder_are_told_once(folder):
     second.mkdir()
     for name in ("recipe.toml", "shape.json", "text.txt"):
         shutil.copy(folder / name, second / name)
-    ended = Running(second, 2, "--job.dump_folder", str(folder / "run"), "--data.folder", str(folder / "token-stores"))
+    ended = Running(
+        second,
+        2,
+        "--job.dump_folder",
+        str(folder / "run"),
+        "--data.folder",
+        str(folder / "token-stores"),
+    )
     ended = ended.end(SOON_SECONDS)
-    assert ended.codes == [2, 2] and "is being trained into by process" in ended.said[0] and not ended.said[1]
+    assert (
+        ended.codes == [2, 2]
+        and "is being trained into by process" in ended.said[0]
+        and not ended.said[1]
+    )
     running.kill(0)
     running.kill(1)
     running.end()
@@ -344,10 +387,22 @@ if os.environ.get("RANK") == "1" and not pathlib.Path("died").exists():
 def test_torchrun_starts_all_again_from_the_newest_checkpoint(folder, prepared):
     """scripts/train.sh with a real torchrun: one process dies, all start again, and the end is to the bit the same."""
     (folder / "dies.py").write_text(DIES_ONCE)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NGPU": "2", "MAX_RESTARTS": "1",
-                   "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "NGPU": "2",
+        "MAX_RESTARTS": "1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     words = ["recipe.toml", "--model.plugins", "dies.py", "--training.steps", "12"]
-    done = subprocess.run(["bash", str(TRAIN_SH), *words], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        ["bash", str(TRAIN_SH), *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "died").exists() and "going on from" in done.stdout
     weights = load_model_weights(folder / "run/checkpoints/step-12")

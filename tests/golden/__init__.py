@@ -27,7 +27,11 @@ def read(case: str, folder: Path = HERE) -> Golden:
         config = json.loads(file.metadata()["config"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     weights, grads = (
-        {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+        {
+            name.removeprefix(kind): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(kind)
+        }
         for kind in ("weight/", "grad/")
     )
     return Golden(config, weights, grads, tensors["ids"], tensors["logits"], tensors["loss"])

@@ -29,12 +29,26 @@ TINY = {
     "vocab_size": 97,
     "fuse_cross_entropy": False,
 }
-RWKV7_RANKS = {"decay_low_rank_dim": 6, "gate_low_rank_dim": 7, "a_low_rank_dim": 5, "v_low_rank_dim": 4}
+RWKV7_RANKS = {
+    "decay_low_rank_dim": 6,
+    "gate_low_rank_dim": 7,
+    "a_low_rank_dim": 5,
+    "v_low_rank_dim": 4,
+}
 ROWS, TOKENS = 2, 70  # more than the 64 tokens of fla's chunks, and no multiple of anything
 # name -> (model_type, what its config says beside TINY; ... where TINY is not said)
 CASES = {
     "gla": ("gla", {"num_heads": 2}),
-    "gla_conv_gqa": ("gla", {"num_heads": 2, "num_kv_heads": 1, "use_short_conv": True, "feature_map": "swish", "expand_k": 1.0}),
+    "gla_conv_gqa": (
+        "gla",
+        {
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "use_short_conv": True,
+            "feature_map": "swish",
+            "expand_k": 1.0,
+        },
+    ),
     "gla_hybrid": (
         "gla",
         {
@@ -43,7 +57,14 @@ CASES = {
             "clamp_min": -0.05,
             "use_output_gate": False,
             "tie_word_embeddings": True,
-            "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 16, "rope_theta": 5000.0},
+            "attn": {
+                "layers": [1],
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "qkv_bias": True,
+                "window_size": 16,
+                "rope_theta": 5000.0,
+            },
         },
     ),
     "gated_deltanet": ("gated_deltanet", {"num_heads": 2, "head_dim": 16}),
@@ -59,7 +80,10 @@ CASES = {
             "allow_neg_eigval": True,
         },
     ),
-    "transformer": ("transformer", {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 20}),
+    "transformer": (
+        "transformer",
+        {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 20},
+    ),
     "transformer_qk_norm": ("transformer", {"num_heads": 2, "qk_norm": True}),
     "gla_7b": (  # the switches of fla-hub/gla-7B, and an output norm without a weight
         "gla",
@@ -72,7 +96,10 @@ CASES = {
             "elementwise_affine": False,
         },
     ),
-    "gated_deltanet_sigmoid": ("gated_deltanet", {"num_heads": 1, "head_dim": 16, "output_gate_activation": "sigmoid"}),
+    "gated_deltanet_sigmoid": (
+        "gated_deltanet",
+        {"num_heads": 1, "head_dim": 16, "output_gate_activation": "sigmoid"},
+    ),
     "delta_net": ("delta_net", {"num_heads": 2}),
     "delta_net_bare": (
         "delta_net",
@@ -90,7 +117,12 @@ CASES = {
     ),
     "delta_net_hybrid": (
         "delta_net",
-        {"num_heads": 2, "conv_size": 3, "qk_activation": "relu", "attn": {"layers": [1], "num_heads": 2, "window_size": 30}},
+        {
+            "num_heads": 2,
+            "conv_size": 3,
+            "qk_activation": "relu",
+            "attn": {"layers": [1], "num_heads": 2, "window_size": 30},
+        },
     ),
     "retnet": ("retnet", {"num_heads": 2, "num_hidden_layers": 1}),
     "retnet_gqa": (
@@ -106,16 +138,35 @@ CASES = {
             "attn": {"layers": [0], "num_heads": 2},
         },
     ),
-    "linear_attn": ("linear_attn", {"num_heads": 2, "attn": {"layers": [0], "num_heads": 4, "num_kv_heads": 1}}),
+    "linear_attn": (
+        "linear_attn",
+        {"num_heads": 2, "attn": {"layers": [0], "num_heads": 4, "num_kv_heads": 1}},
+    ),
     "linear_attn_hedgehog": (
         "linear_attn",
-        {"num_heads": 2, "num_kv_heads": 1, "feature_map": "hedgehog", "norm_feature_map": True, "elementwise_affine": False},
+        {
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "feature_map": "hedgehog",
+            "norm_feature_map": True,
+            "elementwise_affine": False,
+        },
     ),
     "linear_attn_tied": (
         "linear_attn",
-        {"num_heads": 2, "feature_map": "t2r", "tie_feature_map_qk": True, "norm_q": True, "norm_k": True, "expand_v": 2.0},
+        {
+            "num_heads": 2,
+            "feature_map": "t2r",
+            "tie_feature_map_qk": True,
+            "norm_q": True,
+            "norm_k": True,
+            "expand_v": 2.0,
+        },
     ),
-    "linear_attn_dpfp": ("linear_attn", {"num_heads": 2, "num_hidden_layers": 1, "feature_map": "dpfp", "expand_k": 0.5}),
+    "linear_attn_dpfp": (
+        "linear_attn",
+        {"num_heads": 2, "num_hidden_layers": 1, "feature_map": "dpfp", "expand_k": 0.5},
+    ),
     "kda": ("kda", {"num_heads": 2, "head_dim": 8, "attn": {"layers": [1], "num_heads": 2}}),
     "kda_bounded": (
         "kda",
@@ -141,7 +192,15 @@ CASES = {
             "attn": {"layers": [0], "num_heads": 2},
         },
     ),
-    "hgrn2_unbounded": ("hgrn2", {"expand_ratio": None, "num_heads": 2, "use_lower_bound": False, "elementwise_affine": False}),
+    "hgrn2_unbounded": (
+        "hgrn2",
+        {
+            "expand_ratio": None,
+            "num_heads": 2,
+            "use_lower_bound": False,
+            "elementwise_affine": False,
+        },
+    ),
     "mamba2": ("mamba2", {"intermediate_size": ..., "head_dim": 16, "state_size": 12}),
     "mamba2_other": (
         "mamba2",
@@ -160,7 +219,10 @@ CASES = {
             "tie_word_embeddings": True,
         },
     ),
-    "mamba2_unnormed": ("mamba2", {"intermediate_size": ..., "head_dim": 32, "state_size": 8, "rmsnorm": False}),
+    "mamba2_unnormed": (
+        "mamba2",
+        {"intermediate_size": ..., "head_dim": 32, "state_size": 8, "rmsnorm": False},
+    ),
     "gsa": ("gsa", {"num_heads": 2, "num_slots": 12}),
     "gsa_t2r_gqa": (
         "gsa",
@@ -223,12 +285,14 @@ CASES = {
             "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "window_size": 16},
         },
     ),
-}  # fmt: skip
+}
 
 
 def interpreted() -> None:
     """Make fla run on a CPU, and import it. Triton's interpreter alone does not do; each shim says what fails without it."""
-    assert "triton" not in sys.modules and "fla" not in sys.modules, "kernels are decorated when they are imported"
+    assert "triton" not in sys.modules and "fla" not in sys.modules, (
+        "kernels are decorated when they are imported"
+    )
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.runtime.interpreter as interpreter
     from triton.runtime.autotuner import Autotuner
@@ -241,7 +305,9 @@ def interpreted() -> None:
     interpreter.range = lambda *bounds: map(LoopInt, range(*map(int, bounds)))
 
     # bf16 is kept as uint16 and multiplied as such: garbage without a word. Make it a loud error.
-    interpreter.InterpreterBuilder.create_dot = refuses_bf16(interpreter.InterpreterBuilder.create_dot)
+    interpreter.InterpreterBuilder.create_dot = refuses_bf16(
+        interpreter.InterpreterBuilder.create_dot
+    )
 
     # KDA's safe gate multiplies with input_precision "bf16x3", which the interpreter refuses to hear of; it would not act on it
     # either, its products are exact.
@@ -280,7 +346,9 @@ def fp32_delta_rule() -> None:
     import fla.layers.delta_net as layer
     from fla.ops.delta_rule.chunk import ChunkDeltaRuleFunction
 
-    def chunk_delta_rule(q, k, v, beta, initial_state, output_final_state, cu_seqlens, use_qk_l2norm_in_kernel):
+    def chunk_delta_rule(
+        q, k, v, beta, initial_state, output_final_state, cu_seqlens, use_qk_l2norm_in_kernel
+    ):
         settings = (
             q.shape[-1] ** -0.5,
             initial_state,
@@ -336,7 +404,9 @@ def flash_attn_by_torch() -> types.ModuleType:
         back = places[:, None] - places
         seen = (back >= 0) & (back <= window_size[0] if window_size[0] >= 0 else True)
         k, v = (x.repeat_interleave(groups, 2).transpose(1, 2) for x in (k, v))
-        return torch.nn.functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, attn_mask=seen
+        ).transpose(1, 2)
 
     module = types.ModuleType("flash_attn")
     module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
@@ -354,7 +424,9 @@ def golden(case: str, folder: Path) -> None:
     model_type, changes = CASES[case]
     assert models, "without triton, fla imports but is empty"
     torch.manual_seed(crc32(case.encode()))  # of the name: a new case moves no other
-    config = AutoConfig.for_model(model_type, **{k: v for k, v in {**TINY, **changes}.items() if v is not ...})
+    config = AutoConfig.for_model(
+        model_type, **{k: v for k, v in {**TINY, **changes}.items() if v is not ...}
+    )
     model = AutoModelForCausalLM.from_config(config).float().train()
     for name, parameter in model.named_parameters():
         if not name.endswith(("A_log", "dt_bias")):  # first values of 0 and 1 would hide mistakes
@@ -371,7 +443,9 @@ def golden(case: str, folder: Path) -> None:
         "made_with": json.dumps({p: version(p) for p in packages}),
     }
     save_file(tensors, folder / f"{case}.safetensors", metadata)
-    print(f"{case}: loss {out.loss.item():.6f}, {sum(p.numel() for p in model.parameters())} parameters")
+    print(
+        f"{case}: loss {out.loss.item():.6f}, {sum(p.numel() for p in model.parameters())} parameters"
+    )
 
 
 def logits_of(export: Path, ids_file: Path, out_file: Path) -> None:
@@ -380,11 +454,15 @@ def logits_of(export: Path, ids_file: Path, out_file: Path) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32, output_loading_info=True)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        export, dtype=torch.float32, output_loading_info=True
+    )
     wrong = {kind: sorted(names) for kind, names in report.items() if names}
     assert not wrong, f"not every tensor found its place: {wrong}"
     with torch.no_grad():
-        logits = model.train()(load_file(ids_file)["ids"]).logits  # train: the chunked kernels, whatever the length
+        logits = model.train()(
+            load_file(ids_file)["ids"]
+        ).logits  # train: the chunked kernels, whatever the length
     save_file({"logits": logits.contiguous()}, out_file)
 
 
@@ -399,16 +477,22 @@ def fresh(config_file: Path, out: Path) -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        tensors |= {f"{seed}.{name}": tensor.detach().clone() for name, tensor in model.named_parameters()}
+        tensors |= {
+            f"{seed}.{name}": tensor.detach().clone() for name, tensor in model.named_parameters()
+        }
     save_file(tensors, out)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--logits-of", type=Path, nargs=3, metavar=("EXPORT", "IDS", "OUT"))
-    parser.add_argument("--fresh", type=Path, nargs=2, metavar=("CONFIG", "OUT"), help="a model as it begins, twice")
+    parser.add_argument(
+        "--fresh", type=Path, nargs=2, metavar=("CONFIG", "OUT"), help="a model as it begins, twice"
+    )
     options = parser.parse_args()
     interpreted()
     if options.logits_of:

@@ -67,7 +67,11 @@ def measure(files: Iterable[Path]) -> Measures:
         long_lines=counts["long"],
         formatter_escapes=counts["escapes"],
         any=counts["Any"] / thousand,
-        function_lines=(round(statistics.median(lengths)), lengths[len(lengths) * 9 // 10], lengths[-1]),
+        function_lines=(
+            round(statistics.median(lengths)),
+            lengths[len(lengths) * 9 // 10],
+            lengths[-1],
+        ),
     )
 
 

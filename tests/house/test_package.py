@@ -26,14 +26,22 @@ def test_the_version_is_that_of_the_installation():
 
 
 def test_a_type_checker_finds_the_types_and_a_reader_the_license():
-    assert "py.typed" in SETUPTOOLS["package-data"]["longfire"] and (ROOT / "longfire/py.typed").is_file()
+    assert (
+        "py.typed" in SETUPTOOLS["package-data"]["longfire"]
+        and (ROOT / "longfire/py.typed").is_file()
+    )
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 
 def test_every_recipe_and_model_is_installed():
     assert SETUPTOOLS["package-dir"] == {"longfire.recipes": "recipes"}
     data = SETUPTOOLS["package-data"]
-    for package, folder in {"longfire.recipes": "recipes", "longfire.recipes.models": "recipes/models"}.items():
+    for package, folder in {
+        "longfire.recipes": "recipes",
+        "longfire.recipes.models": "recipes/models",
+    }.items():
         here = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
-        installed = {path.name for pattern in data[package] for path in (ROOT / folder).glob(pattern)}
+        installed = {
+            path.name for pattern in data[package] for path in (ROOT / folder).glob(pattern)
+        }
         assert installed == here
