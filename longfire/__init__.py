@@ -1,4 +1,5 @@
-"""longfire: language models with any sequence mixer, at any context length, from raw text to Hugging Face weights.
+"""longfire: language models with any sequence mixer, at any context length, from raw text to
+Hugging Face weights.
 
 The flow in order, a line a stage; each can be called alone:
 
@@ -17,9 +18,10 @@ The flow in order, a line a stage; each can be called alone:
     hf               such weights                           -> a class of transformers, where no other one has the model
     generate         a model, a prompt                      -> text
 
-What a run is: settings (every one of them, with its help), recipe (TOML and command line, strictly), shape (of a model),
-run (all of it, checked). `cli` names the commands; importing this package imports nothing else. It lets
-transformers know LongfireForCausalLM, the class of exported models that no other class has (`hf`).
+What a run is: settings (every one of them, with its help), recipe (TOML and command line,
+strictly), shape (of a model), run (all of it, checked). `cli` names the commands; importing this
+package imports nothing else. It lets transformers know LongfireForCausalLM, the class of exported
+models that no other class has (`hf`).
 """
 
 from longfire import auto_classes
@@ -29,7 +31,8 @@ auto_classes.register()
 
 
 def __getattr__(name: str) -> str:
-    """`longfire.__version__`, looked up when asked for: the import of importlib.metadata would slow every command."""
+    """`longfire.__version__`, looked up when asked for: the import of importlib.metadata would slow
+    every command."""
     if name != "__version__":
         raise AttributeError(f"module 'longfire' has no attribute {name!r}")
     from importlib.metadata import version

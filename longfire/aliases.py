@@ -1,4 +1,5 @@
-"""Every spelling of the four systems that longfire replaces -> our key, or the reason why there is none.
+"""Every spelling of the four systems that longfire replaces -> our key, or the reason why there is
+none.
 
 A value of ALIASES is
     a key         the same meaning under our name
@@ -50,7 +51,8 @@ def step_of_checkpoint(value: str) -> dict[str, str]:
 
 
 def rotate_method(value: str) -> dict[str, str]:
-    """S1-89: keys and values of the other processes are gathered, or passed on by an all-to-all, which is a ring."""
+    """S1-89: keys and values of the other processes are gathered, or passed on by an all-to-all,
+    which is a ring."""
     strategies = {"allgather": "allgather", "alltoall": "ring"}
     if value not in strategies:
         raise SettingsError(
@@ -60,7 +62,8 @@ def rotate_method(value: str) -> dict[str, str]:
 
 
 def tagged_checkpoint(value: str) -> dict[str, str]:
-    """S3-53, S3-79: `params::<path>` are weights for a fresh optimizer; whole states resume by themselves here."""
+    """S3-53, S3-79: `params::<path>` are weights for a fresh optimizer; whole states resume by
+    themselves here."""
     tag, _, path = value.rpartition("::")
     if tag in ("params", "flax_params"):
         return {"model.weights": path}
@@ -115,7 +118,8 @@ JAX_POLICIES = {
 
 
 def recomputed(part: str) -> Callable[[str], dict[str, str]]:
-    """S3-27 to S3-30: the policy of jax.checkpoint for a part; everything_saveable, or none, computes nothing again."""
+    """S3-27 to S3-30: the policy of jax.checkpoint for a part; everything_saveable, or none,
+    computes nothing again."""
 
     def meaning(value: str) -> dict[str, str]:
         if value in ("", "everything_saveable"):
@@ -135,8 +139,8 @@ def recomputed(part: str) -> Callable[[str], dict[str, str]]:
 
 
 def llama_config(value: str) -> dict[str, Any]:
-    """S3-46: `dict(scan_attention=True, ...)`, read and not evaluated; what it says of computing is translated. Raises SettingsError
-    for what is said of the model's shape."""
+    """S3-46: `dict(scan_attention=True, ...)`, read and not evaluated; what it says of computing is
+    translated. Raises SettingsError for what is said of the model's shape."""
     if not value:
         return {}
     try:
@@ -166,7 +170,8 @@ def llama_config(value: str) -> dict[str, Any]:
 
 
 def several_remats(given: dict[str, str]) -> dict[str, str]:
-    """A block's recomputation includes those of its parts; those of both parts are one mode here, with one policy."""
+    """A block's recomputation includes those of its parts; those of both parts are one mode here,
+    with one policy."""
     if "remat_block" in given or len(given) < 2:
         return (
             OF_COMPUTING["remat_block"](given["remat_block"])
@@ -349,7 +354,8 @@ OF_COMPUTING: dict[str, Old] = {  # S3, what its model's config says of computin
     "remat_block": recomputed("block"),
 }
 REMATS = ("remat_attention", "remat_mlp", "remat_block")
-# Read in update_llama_config and set nothing: rows are as long as training.seq_len, the mesh is --mesh_dim, layers are a loop.
+# Read in update_llama_config and set nothing: rows are as long as training.seq_len, the mesh is
+# --mesh_dim, layers are a loop.
 OF_JAX = ("max_sequence_length", "mesh_dim", "scan_layers", "param_scan_axis")
 
 RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
@@ -438,7 +444,8 @@ VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> o
 
 
 def translate(spelling: str, value: Any, where: str) -> tuple[dict[str, Any], str]:
-    """{our key: our value} of a known spelling, and a sentence to say once ("" where nothing was renamed).
+    """{our key: our value} of a known spelling, and a sentence to say once ("" where nothing was
+    renamed).
 
     Raises SettingsError with the reason where a spelling is refused.
     """

@@ -1,4 +1,5 @@
-"""What the commands' parsers share: a command's own words, a recipe, every setting, help by section; free of torch."""
+"""What the commands' parsers share: a command's own words, a recipe, every setting, help by
+section; free of torch."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -39,7 +40,8 @@ def formatter(prog: str) -> argparse.HelpFormatter:
 
 
 class Parser(argparse.ArgumentParser):
-    """The standard library's parser for a command's own words; wrong ones become a SettingsError, not an exit."""
+    """The standard library's parser for a command's own words; wrong ones become a SettingsError,
+    not an exit."""
 
     def __init__(
         self, name: str, command: Callable, example: str, usage: str | None = None
@@ -48,14 +50,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"longfire {name}",
             usage=usage,
-            description=f"{command.__doc__}\n\nexample:\n  {example}",
+            description=f"{unwrapped(command)}\n\nexample:\n  {example}",
             epilog="--traceback shows where in the code an error arose.",
             formatter_class=formatter,
             allow_abbrev=False,
         )
 
     def add_argument(self, *names: str, is_prose: bool = False, **how: Any) -> argparse.Action:
-        """is_prose: its text may hold a URL. In every other option and word one is refused with the reason."""
+        """is_prose: its text may hold a URL. In every other option and word one is refused with the
+        reason."""
         self.own.update(names)
         if not is_prose and how.get("action") in (None, "append"):
             how["type"] = without_urls(names[-1], how.get("type", str))
@@ -67,7 +70,8 @@ class Parser(argparse.ArgumentParser):
         )  # a command's own words in any order: RUN --step 4 OUT
 
     def add_fields(self, options: type[Checked], repeated: Sequence[str] = ()) -> None:
-        """An option for each field of a dataclass. Lists are comma-separated, those of `repeated` options given one by one."""
+        """An option for each field of a dataclass. Lists are comma-separated, those of `repeated`
+        options given one by one."""
         group = self.add_argument_group(options.__name__.lower())
         for field in fields(options):
             how: dict[str, Any] = {"metavar": kind_of(field.type)}
@@ -81,7 +85,8 @@ class Parser(argparse.ArgumentParser):
             self.own.add(f"--{field.name}")
 
     def taken(self, options: type[Checked], words: argparse.Namespace) -> Any:
-        """The dataclass as the command line says it. Raises SettingsError naming option and value."""
+        """The dataclass as the command line says it. Raises SettingsError naming option and
+        value."""
         given = {}
         for field in fields(options):
             text = getattr(words, field.name)
@@ -122,7 +127,8 @@ class Parser(argparse.ArgumentParser):
 class RecipeParser(Parser):
     """A parser of a recipe and of every setting. `.overrides` are the settings of the command line.
 
-    sections: those that matter most to the command, or none where a list of settings (`most_used`) says it better.
+    sections: those that matter most to the command, or none where a list of settings (`most_used`)
+    says it better.
     """
 
     def __init__(
@@ -194,7 +200,7 @@ class RecipeParser(Parser):
         ]
         for section in (*self.sections, *(name for name in SECTIONS if name not in self.sections)):
             mark = "*" if section in self.sections else " "
-            lines.append(f" {mark}{section:<23}{first_line_of(SECTIONS[section])}")
+            lines.append(f" {mark}{section:<23}{summary_of(SECTIONS[section])}")
         if self.sections:
             lines.append(f" * what `{self.prog.split()[-1]}` uses most")
         return "\n".join(lines)
@@ -229,7 +235,7 @@ def section_help(prog: str, section: str) -> str:
 
 
 def add_section(parser: argparse.ArgumentParser, section: str) -> None:
-    group = parser.add_argument_group(section, first_line_of(SECTIONS[section]))
+    group = parser.add_argument_group(section, summary_of(SECTIONS[section]))
     for field in fields(SECTIONS[section]):
         add_setting(group, f"{section}.{field.name}")
 
@@ -240,15 +246,23 @@ def add_setting(group: Any, key: str) -> None:
     group.add_argument(f"--{key}", metavar=kind_of(field.type), help=help_of(field))
 
 
-def first_line_of(section: type) -> str:
-    return (section.__doc__ or "").splitlines()[0]
+def unwrapped(documented: object) -> str:
+    """Its docstring with each paragraph on one line."""
+    paragraphs = (documented.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def summary_of(documented: object) -> str:
+    """The first paragraph of its docstring, on one line."""
+    return unwrapped(documented).split("\n\n")[0]
 
 
 def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str, str]]:
     """Split a command line into the words that are no settings, and {setting: text}.
 
-    A setting is `--key value`, `--key=value`, a bare `--flag`, or `key=value`; keys are ours and every old spelling. An option
-    of the command itself (`own`) is not one. Raises SettingsError where a value is missing.
+    A setting is `--key value`, `--key=value`, a bare `--flag`, or `key=value`; keys are ours and
+    every old spelling. An option of the command itself (`own`) is not one. Raises SettingsError
+    where a value is missing.
     """
     rest, overrides = [], {}
     while words:
@@ -324,7 +338,8 @@ def read_run(
     needs_model: bool = True,
     world: World | None = ALONE,
 ) -> tuple[Any, argparse.Namespace]:
-    """The run that a recipe and the words after it describe, for the processes of `world`, and the command's own options.
+    """The run that a recipe and the words after it describe, for the processes of `world`, and the
+    command's own options.
 
     world: None plans it for as many processes as --gpus says.
     """
@@ -356,7 +371,8 @@ def read_run(
 
 
 def recipe_of(parser: RecipeParser, name: str | None, note: Callable[[str], None]) -> Path | None:
-    """The file of a recipe's name; which one was taken is noted where the name alone does not say it.
+    """The file of a recipe's name; which one was taken is noted where the name alone does not say
+    it.
 
     Raises SettingsError where neither a recipe nor a setting is given: what to type first.
     """
@@ -411,7 +427,8 @@ def add_plugins(parser: Parser) -> None:
 
 
 def without_urls(option: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The reader `kind` of an option's text, which refuses a URL; argparse names it in its errors as it names `kind`."""
+    """The reader `kind` of an option's text, which refuses a URL; argparse names it in its errors
+    as it names `kind`."""
 
     def read(text: str) -> Any:
         return kind(refuse_url(text, option))

@@ -1,4 +1,5 @@
-"""`longfire bench`: how fast this machine trains a recipe, on random tokens, with the very step that training takes."""
+"""`longfire bench`: how fast this machine trains a recipe, on random tokens, with the very step
+that training takes."""
 
 import statistics
 from collections.abc import Callable
@@ -19,10 +20,11 @@ DOCUMENT_TOKENS = 512  # mean length of the random documents of data.varlen
 
 
 def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dict[str, float]:
-    """Measure `steps` steps and tell what they cost; returns the numbers (seconds, tokens, bytes, FLOP/s).
+    """Measure `steps` steps and tell what they cost; returns the numbers (seconds, tokens, bytes,
+    FLOP/s).
 
-    The learning rate is 0: the same work, and parameters that random tokens do not drive anywhere. Where many processes measure
-    together, tokens are those of all, and bytes those of this one.
+    The learning rate is 0: the same work, and parameters that random tokens do not drive anywhere.
+    Where many processes measure together, tokens are those of all, and bytes those of this one.
     """
     device = choose_device(run.training, run.world.local_rank)
     note = run.world.by_first(note)
@@ -63,7 +65,8 @@ def measured(run: Run, state: State, steps: int, clock: Clock) -> list[dict[str,
 
 
 def random_batch(run: Run, words: int, generator: torch.Generator) -> Batch:
-    """A process's rows of a step, every token and label drawn alike; with data.varlen documents of some DOCUMENT_TOKENS tokens."""
+    """A process's rows of a step, every token and label drawn alike; with data.varlen documents of
+    some DOCUMENT_TOKENS tokens."""
     size = (run.training.batch_size * run.accumulation, run.training.seq_len)
     ids_BT, labels_BT = (torch.randint(words, size, generator=generator) for _ in range(2))
     positions_BT = torch.arange(run.training.seq_len).expand(size)

@@ -25,7 +25,8 @@ CHANGED_SHARE = 0.15  # by more than this share of it: the machine has changed i
 # Measured before anything is said or planned, if the budget has room for them. The first step of a
 # process, which allocates and compiles, is not one of them.
 MEASURED_STEPS = 3
-# Looks at the clock are so far apart, as a share of the steps that remain: close together at the end.
+# Looks at the clock are so far apart, as a share of the steps that remain: close together at the
+# end.
 LOOK_SHARE = 0.1
 # Of the seconds expected until the next look: then the clock is looked at before that step comes.
 LATE_SHARE = 1.3

@@ -1,4 +1,5 @@
-"""The state of a run on disk: whole or not there, safetensors and JSON only, loadable on another layout.
+"""The state of a run on disk: whole or not there, safetensors and JSON only, loadable on another
+layout.
 
 <run>/checkpoints/step-N/
   shard-R-model.safetensors      model/<name>: the boxes of parameters that process R held (shards.py)
@@ -6,11 +7,12 @@
   state.json                     step, rows consumed, tokens, format version
   manifest.json                  size and checksum of each file above; written last
 
-Step 0 may hold weights alone, those of a model from elsewhere (`hub/adopt.py`): there is no optimizer state yet to go on with.
+Step 0 may hold weights alone, those of a model from elsewhere (`hub/adopt.py`): there is no
+optimizer state yet to go on with.
 
-A checkpoint is written beside its place, synced, and renamed once. Every process writes its files and then a mark, process 0
-checks in what all marks say: so nothing is sent between processes while training goes on. What a kill leaves behind is never
-mistaken for a checkpoint.
+A checkpoint is written beside its place, synced, and renamed once. Every process writes its files
+and then a mark, process 0 checks in what all marks say: so nothing is sent between processes while
+training goes on. What a kill leaves behind is never mistaken for a checkpoint.
 """
 
 import json
@@ -46,7 +48,8 @@ COUNTERS = ("step", "rows_consumed", "tokens", "skipped_steps", "elapsed_seconds
 
 @dataclass
 class State:
-    """All that a step changes. The position in the data is one integer, so any number of processes can go on from it."""
+    """All that a step changes. The position in the data is one integer, so any number of processes
+    can go on from it."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -63,7 +66,8 @@ class State:
     )
 
     def may_change(self) -> None:
-        """Wait until a save has read what the optimizer is about to change: most of it was copied while the step computed."""
+        """Wait until a save has read what the optimizer is about to change: most of it was copied
+        while the step computed."""
         if self.read:
             self.read.wait()
             self.read = None
@@ -125,12 +129,14 @@ class State:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one run. `note` tells what was saved, loaded, or found damaged. `due`, `save`, `wait` and `restore` are
+    """The checkpoints of one run. `note` tells what was saved, loaded, or found damaged. `due`,
+    `save`, `wait` and `restore` are
     collective: all processes of the mesh call them at the same step.
 
-    patience_seconds: how long process 0 waits for the files of the others (0: for ever). vocabulary: a digest of what the ids of the
-    run stand for, which each checkpoint keeps (data/tokenizer.py). attempt: which start of the run this is, where a launcher starts
-    all again after one has died.
+    patience_seconds: how long process 0 waits for the files of the others (0: for ever).
+    vocabulary: a digest of what the ids of the run stand for, which each checkpoint keeps
+    (data/tokenizer.py). attempt: which start of the run this is, where a launcher starts all again
+    after one has died.
     """
 
     folder: Path
@@ -155,7 +161,8 @@ class Checkpoints:
         return state.step % self.settings.interval == 0
 
     def save(self, state: State, *, last: bool = False) -> None:
-        """Save the state as step-N, behind training if async_mode says so. Raises CheckpointError, also for the save before."""
+        """Save the state as step-N, behind training if async_mode says so. Raises CheckpointError,
+        also for the save before."""
         if not self.settings.enable_checkpoint:
             return
         self.wait()
@@ -187,14 +194,16 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Until the save that is under way is on disk. Raises its CheckpointError, in every process."""
+        """Until the save that is under way is on disk. Raises its CheckpointError, in every
+        process."""
         writing, self.writing = self.writing, None
         if writing:
             with self.mesh.agreed():
                 writing.result()
 
     def copied(self, held: dict[str, Held]) -> dict[str, Held]:
-        """Copies in host memory that training cannot change; the buffers are kept for the next save."""
+        """Copies in host memory that training cannot change; the buffers are kept for the next
+        save."""
         pinned = self.settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
         for name, (tensor, _, _) in held.items():
             if name not in self.host_copies:
@@ -217,7 +226,8 @@ class Checkpoints:
         self.write(held, counters, weights_only)
 
     def write(self, held: dict[str, Held], counters: dict[str, Any], weights_only: bool) -> None:
-        """Write this process's files and its mark; process 0 then checks all in, renames, and removes what is not kept."""
+        """Write this process's files and its mark; process 0 then checks all in, renames, and
+        removes what is not kept."""
         place = self.folder / f"step-{counters['step']}"
         aside, rank = aside_of(place), self.mesh.rank()
         with self.told(place):
@@ -246,7 +256,8 @@ class Checkpoints:
             self.forget_old()
 
     def files_of_others(self, aside: Path) -> dict[str, dict[str, int]]:
-        """What the marks of all other processes say they wrote. Raises OSError if one failed, or none comes for too long."""
+        """What the marks of all other processes say they wrote. Raises OSError if one failed, or
+        none comes for too long."""
         begun, files, missing = time.monotonic(), {}, set(range(1, self.mesh.size()))
         while missing:
             for rank in sorted(missing):
@@ -281,8 +292,9 @@ class Checkpoints:
             ) from error
 
     def leave_later(self, step: int) -> None:
-        """A checkpoint beyond the step that is being saved is damaged, or of the branch that load_step left. It is kept in `left/`,
-        where no resume takes it for the newest and keep_latest_k does not count it."""
+        """A checkpoint beyond the step that is being saved is damaged, or of the branch that
+        load_step left. It is kept in `left/`, where no resume takes it for the newest and
+        keep_latest_k does not count it."""
         for later in [name for name in steps(self.folder) if name > step]:
             place, left = self.folder / f"step-{later}", self.folder / LEFT / f"step-{later}"
             left.parent.mkdir(exist_ok=True)
@@ -293,8 +305,8 @@ class Checkpoints:
             )
 
     def forget_old(self) -> None:
-        """Keep the newest keep_latest_k, every milestone, what was saved when all were to be kept, and step 0, from which other runs
-        may begin."""
+        """Keep the newest keep_latest_k, every milestone, what was saved when all were to be kept,
+        and step 0, from which other runs may begin."""
         every = self.settings.milestone_interval
         if self.settings.keep_latest_k:
             for step in steps(self.folder)[: -self.settings.keep_latest_k]:
@@ -306,9 +318,11 @@ class Checkpoints:
                     shutil.rmtree(gone)
 
     def restore(self, state: State) -> bool:
-        """Load load_step, or the newest whole checkpoint (naming damaged ones that are newer). False if there is none yet.
+        """Load load_step, or the newest whole checkpoint (naming damaged ones that are newer).
+        False if there is none yet.
 
-        Raises CheckpointError, also for a checkpoint whose ids mean other text than those of the run.
+        Raises CheckpointError, also for a checkpoint whose ids mean other text than those of the
+        run.
         """
         if not self.settings.enable_checkpoint:
             return False
@@ -333,10 +347,12 @@ class Checkpoints:
         return True
 
     def step_to_load(self) -> int | None:
-        """load_step where this run has not gone on from there yet, else the newest whole checkpoint; None if there is none.
+        """load_step where this run has not gone on from there yet, else the newest whole
+        checkpoint; None if there is none.
 
-        A start goes back once: the same command after a stop, and the restart of a launcher, go on from what was saved since. What
-        went back and was stopped before its first save goes back anew.
+        A start goes back once: the same command after a stop, and the restart of a launcher, go on
+        from what was saved since. What went back and was stopped before its first save goes back
+        anew.
         """
         asked = self.settings.load_step
         if asked < 0:
@@ -352,7 +368,8 @@ class Checkpoints:
         return step
 
     def went_back(self, step: int, asked: int) -> bool:
-        """Whether a checkpoint was saved after the run had gone back to the step that is asked for."""
+        """Whether a checkpoint was saved after the run had gone back to the step that is asked
+        for."""
         try:
             return (
                 step > asked
@@ -363,7 +380,8 @@ class Checkpoints:
 
 
 def may_be_forgotten(place: Path) -> bool:
-    """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read is left to its owner."""
+    """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read
+    is left to its owner."""
     try:
         return bool(json.loads((place / STATE).read_text()).get("keep_latest_k"))
     except (OSError, ValueError):
@@ -371,7 +389,8 @@ def may_be_forgotten(place: Path) -> bool:
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, in order; what a kill left behind has another kind of name."""
+    """The steps that have a checkpoint, in order; what a kill left behind has another kind of
+    name."""
     names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
     return sorted(int(name) for name in names if name.isdigit())
 
@@ -387,8 +406,9 @@ def mark_of(rank: int) -> str:
 
 
 def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE) -> int | None:
-    """The step of the newest whole checkpoint; None if there are none. Raises CheckpointError if there are only damaged ones.
-    Collective over the mesh: each process looks at its share of the files."""
+    """The step of the newest whole checkpoint; None if there are none. Raises CheckpointError if
+    there are only damaged ones. Collective over the mesh: each process looks at its share of the
+    files."""
     with mesh.agreed():
         if mesh.rank() == 0:
             recover(folder)
@@ -408,9 +428,11 @@ def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE
 
 
 def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False) -> None:
-    """Read what of a whole checkpoint lies here into the state, to the bit, whatever layout wrote it. Collective over the mesh.
+    """Read what of a whole checkpoint lies here into the state, to the bit, whatever layout wrote
+    it. Collective over the mesh.
 
-    looked_at: `newest` has just found its files whole. Raises CheckpointError naming the file or tensor that is wrong.
+    looked_at: `newest` has just found its files whole. Raises CheckpointError naming the file or
+    tensor that is wrong.
     """
     facts = facts_of(place) if looked_at else checked_facts(place, mesh)
     if facts["weights_only"] and facts["step"]:
@@ -460,7 +482,8 @@ def moment(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> 
     """What the optimizer keeps under this name: as its parameter lies, or a scalar."""
     entry = reader.index[name]
     if not entry.shape:
-        # the step counter of fused kernels lives where the parameter does, that of the plain loop on the host
+        # the step counter of fused kernels lives where the parameter does, that of the plain loop
+        # on the host
         return reader.whole(name).to(
             parameter.device if state.optimizer.defaults.get("fused") else "cpu"
         )
@@ -470,7 +493,8 @@ def moment(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> 
 
 
 def load_model_weights(place: Path) -> dict[str, Tensor]:
-    """The fp32 parameters of a whole checkpoint, by the model's own names. Raises CheckpointError."""
+    """The fp32 parameters of a whole checkpoint, by the model's own names. Raises
+    CheckpointError."""
     return dict(OnDisk(checked_index(place)))
 
 
@@ -498,8 +522,8 @@ def checked_index(place: Path) -> dict[str, Entry]:
 
 
 def index_of(place: Path) -> dict[str, Entry]:
-    """Every tensor of a checkpoint, in the files that its manifest names: the run may just be forgetting it. Raises CheckpointError if
-    a part of one is nowhere."""
+    """Every tensor of a checkpoint, in the files that its manifest names: the run may just be
+    forgetting it. Raises CheckpointError if a part of one is nowhere."""
     try:
         files = json.loads((place / MANIFEST).read_text())["files"]
         index = read_index(
@@ -517,7 +541,8 @@ def index_of(place: Path) -> dict[str, Entry]:
 
 
 def checked_facts(place: Path, mesh: Mesh = ALONE) -> dict[str, Any]:
-    """state.json of a checkpoint whose every file has its size and checksum. Raises CheckpointError."""
+    """state.json of a checkpoint whose every file has its size and checksum. Raises
+    CheckpointError."""
     if not place.is_dir():
         known = ", ".join(map(str, steps(place.parent))) or "none"
         raise CheckpointError(f"{place}: no such checkpoint; the folder has steps {known}")
@@ -540,7 +565,8 @@ def facts_of(place: Path) -> dict[str, Any]:
 
 
 def refuse_another_vocabulary(place: Path, vocabulary: str, named: str) -> None:
-    """Raises CheckpointError when a checkpoint was trained with other ids than those of this vocabulary; `named`: what it is of."""
+    """Raises CheckpointError when a checkpoint was trained with other ids than those of this
+    vocabulary; `named`: what it is of."""
     recorded = facts_of(place).get("vocabulary")
     if recorded and vocabulary and recorded != vocabulary:
         raise CheckpointError(
@@ -550,7 +576,8 @@ def refuse_another_vocabulary(place: Path, vocabulary: str, named: str) -> None:
 
 
 def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if it is whole. Each process of the mesh looks at its share."""
+    """What is wrong with a checkpoint, naming the file; None if it is whole. Each process of the
+    mesh looks at its share."""
     try:
         files = json.loads((place / MANIFEST).read_text())["files"]
         wrong = next(
@@ -580,7 +607,8 @@ def damage_of(place: Path, name: str, fact: dict[str, int]) -> str | None:
 
 
 def checksum(path: Path) -> int:
-    """CRC-32: against accidents, not adversaries (nothing in a checkpoint can run code), at over 1 GB/s."""
+    """CRC-32: against accidents, not adversaries (nothing in a checkpoint can run code), at over 1
+    GB/s."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -589,8 +617,8 @@ def checksum(path: Path) -> int:
 
 
 def write_tensors(held: dict[str, Held], folder: Path, rank: int) -> dict[str, dict[str, int]]:
-    """Write a process's files, synced, and return their sizes and checksums. The weights lie in a file of their own, so that
-    reading them does not read the optimizer. Raises OSError."""
+    """Write a process's files, synced, and return their sizes and checksums. The weights lie in a
+    file of their own, so that reading them does not read the optimizer. Raises OSError."""
     files = {}
     for kind in ("model", "optimizer"):
         part = {
@@ -611,7 +639,8 @@ def settled(path: Path, crc32: int) -> dict[str, int]:
 
 
 def check_names(there: dict[str, tuple], here: dict[str, tuple], place: Path) -> None:
-    """Raises CheckpointError naming a missing, extra or differently shaped tensor: the checkpoint is of another model."""
+    """Raises CheckpointError naming a missing, extra or differently shaped tensor: the checkpoint
+    is of another model."""
     wrong = [f"{name} is missing" for name in here if name not in there]
     wrong += [f"{name} has no place in this model" for name in there if name not in here]
     wrong += [
@@ -628,7 +657,8 @@ def check_names(there: dict[str, tuple], here: dict[str, tuple], place: Path) ->
 
 
 def write_manifest(folder: Path, facts: dict[str, Any], files: dict[str, dict[str, int]]) -> None:
-    """state.json, and last size and checksum of every file, all synced: what the rename then makes whole."""
+    """state.json, and last size and checksum of every file, all synced: what the rename then makes
+    whole."""
     (folder / STATE).write_text(json.dumps(facts, indent=1))
     files = {**files, STATE: settled(folder / STATE, checksum(folder / STATE))}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))

@@ -1,4 +1,5 @@
-"""What of a run cannot be, each with the key, the number and the mend: before data or a device is touched."""
+"""What of a run cannot be, each with the key, the number and the mend: before data or a device is
+touched."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ Run = Any  # run.Run, whose file asks `check`
 
 
 def check(run: Run, trains: bool = True, planned: bool = False) -> None:
-    """Raises SettingsError with everything that cannot be, each with its mend: what needs no data and no device to be seen. Who only
-    reads a run does not ask whether its plan and batch suit the processes that are here now; what is only planned may start from
-    weights that are not here yet."""
+    """Raises SettingsError with everything that cannot be, each with its mend: what needs no data
+    and no device to be seen. Who only reads a run does not ask whether its plan and batch suit the
+    processes that are here now; what is only planned may start from weights that are not here
+    yet."""
     problems = [
         *(of_plan(run) if trains else ()),
         *(of_batch(run) if trains else ()),
@@ -90,7 +92,8 @@ def of_plan(run: Run) -> Iterator[str]:
 
 
 def of_shared_parts(run: Run) -> Iterator[str]:
-    """What of the model's matrices, and of its rows, so many processes cannot share: its parts say it."""
+    """What of the model's matrices, and of its rows, so many processes cannot share: its parts say
+    it."""
     from longfire.model import on_meta  # the parts need torch
     from longfire.parallel import context, tensor
 
@@ -141,7 +144,8 @@ def of_batch(run: Run) -> Iterator[str]:
 
 
 def of_length(run: Run) -> Iterator[str]:
-    """The plan of steps can be read; warm-up and decay fit into the run; rows fit the model and its documents."""
+    """The plan of steps can be read; warm-up and decay fit into the run; rows fit the model and its
+    documents."""
     scheduler, seq_len = run.lr_scheduler, run.training.seq_len
     try:
         read_plan(run.training.step_plan)
@@ -273,7 +277,8 @@ def of_policy(run: Run) -> Iterator[str]:
 
 
 def of_backend(run: Run) -> Iterator[str]:
-    """A model of transformers is one piece: what asks for parts of it, or for parts of ours, is refused."""
+    """A model of transformers is one piece: what asks for parts of it, or for parts of ours, is
+    refused."""
     if run.model.backend == "longfire":
         return
     told = "model.backend = 'transformers' knows nothing of the model's inside"
@@ -292,7 +297,8 @@ def of_backend(run: Run) -> Iterator[str]:
 
 
 def of_data(run: Run) -> Iterator[str]:
-    """Parallel lists are as long as data.dataset; what is evaluated is held out; the order exists."""
+    """Parallel lists are as long as data.dataset; what is evaluated is held out; the order
+    exists."""
     data, count = run.data, len(run.data.dataset)
     if not count or not all(data.dataset):
         yield f"data.dataset = {list(data.dataset)} names no source, or an empty one: name files, folders or hub datasets"

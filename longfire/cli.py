@@ -1,4 +1,5 @@
-"""The entry point: a word names a command; what a user can fix is one message on stderr and an exit code."""
+"""The entry point: a word names a command; what a user can fix is one message on stderr and an exit
+code."""
 
 import io
 import os
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from longfire import recipe
+from longfire.arguments import summary_of
 from longfire.commands import COMMANDS, GROUPS, Command
 from longfire.errors import SettingsError, UserError
 from longfire.launch import Terminated, terminable
@@ -23,10 +25,7 @@ def overview() -> str:
     lines.append("usage: longfire COMMAND ...   (longfire COMMAND --help says more)")
     for title, commands in GROUPS.items():
         lines += ["", f"{title}:"]
-        lines += [
-            f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}"
-            for name, command in commands.items()
-        ]
+        lines += [f"  {name:<10}{summary_of(command)}" for name, command in commands.items()]
     lines += [
         "",
         "example:",
@@ -39,7 +38,8 @@ def overview() -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code. What a user can fix is one message on stderr, without a traceback."""
+    """Run a command; the exit code. What a user can fix is one message on stderr, without a
+    traceback."""
     words = list(sys.argv[1:] if words is None else words)
     show_odd_names()
     show_traceback = "--traceback" in words
@@ -84,7 +84,8 @@ def run_command(words: Sequence[str]) -> int:
 
 
 def show_odd_names() -> None:
-    """Names of files that are not UTF-8 are shown with their bytes as \\x.., where printing them would raise."""
+    """Names of files that are not UTF-8 are shown with their bytes as \\x.., where printing them
+    would raise."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -104,7 +105,8 @@ def refuse_other_bytes(words: Sequence[str]) -> None:
 
 
 def stdout_is_closed() -> bool:
-    """Whether who read our output has closed it, as `| head` does; another pipe may be what broke."""
+    """Whether who read our output has closed it, as `| head` does; another pipe may be what
+    broke."""
     poll = select.poll()
     poll.register(STDOUT, select.POLLOUT)
     return any(event & select.POLLERR for _, event in poll.poll(0))

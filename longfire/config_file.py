@@ -1,4 +1,5 @@
-"""A model's config.json on disk, ours or a Hugging Face family's: strict JSON, errors with file and line."""
+"""A model's config.json on disk, ours or a Hugging Face family's: strict JSON, errors with file and
+line."""
 
 import json
 from pathlib import Path
@@ -9,7 +10,8 @@ from longfire.errors import SettingsError
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The JSON of a config file or of a folder's config.json. Raises SettingsError naming file, line and fix."""
+    """The JSON of a config file or of a folder's config.json. Raises SettingsError naming file,
+    line and fix."""
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise SettingsError(
@@ -36,7 +38,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where a key stands twice, of which Python would silently take the last."""
+    """A JSON object. Raises ValueError where a key stands twice, of which Python would silently
+    take the last."""
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
@@ -47,7 +50,8 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def infinity_alone(name: str) -> float:
-    """Infinity, which is no JSON: some classes of transformers write it for "no limit". Raises ValueError for NaN."""
+    """Infinity, which is no JSON: some classes of transformers write it for "no limit". Raises
+    ValueError for NaN."""
     if name == "NaN":
         raise ValueError(f"{name} is no number of JSON")
     return float(name)

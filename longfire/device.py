@@ -1,4 +1,5 @@
-"""The device of a run: which it is, what it computes in, how fast it multiplies, how much memory it uses, what a step spends."""
+"""The device of a run: which it is, what it computes in, how fast it multiplies, how much memory it
+uses, what a step spends."""
 
 import contextlib
 import resource
@@ -13,7 +14,8 @@ from longfire.errors import SettingsError
 from longfire.ops.bf16 import native_bf16
 from longfire.settings import Model, Training
 
-# Dense bf16 matmul peaks, FLOP/s, from the makers' data sheets; other devices are measured (`matmul_peak`).
+# Dense bf16 matmul peaks, FLOP/s, from the makers' data sheets; other devices are measured
+# (`matmul_peak`).
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
@@ -28,7 +30,8 @@ SHORTEST = (
 
 
 def choose_device(training: Training, local_rank: int = 0) -> torch.device:
-    """The device that `training.device` names, with threads, seed and determinism set. Raises SettingsError if it is not there.
+    """The device that `training.device` names, with threads, seed and determinism set. Raises
+    SettingsError if it is not there.
 
     local_rank: which of the machine's CUDA devices is this process's own.
     """
@@ -71,7 +74,8 @@ def choose_dtype(model: Model, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def fastest_matmul_peak(device: torch.device) -> tuple[float, str]:
-    """Highest FLOP/s of a plain matrix product in any type that models compute in, and where the number is from.
+    """Highest FLOP/s of a plain matrix product in any type that models compute in, and where the
+    number is from.
 
     MFU refers to it, so that a type which this machine multiplies slowly shows as a low number.
     """
@@ -81,7 +85,8 @@ def fastest_matmul_peak(device: torch.device) -> tuple[float, str]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """FLOP/s of a plain matrix product, and where the number is from: data sheet (CUDA, bf16), else measured here in ~0.1 s."""
+    """FLOP/s of a plain matrix product, and where the number is from: data sheet (CUDA, bf16), else
+    measured here in ~0.1 s."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for key, peak in PEAK_FLOPS.items():
@@ -117,9 +122,11 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class Clock:
-    """Where the seconds of a step go. `with clock("forward"): ...` adds to that part; `read()` gives all parts and starts anew.
+    """Where the seconds of a step go. `with clock("forward"): ...` adds to that part; `read()`
+    gives all parts and starts anew.
 
-    On CUDA a part is the time between two events on the stream, so that the clock never makes the device wait.
+    On CUDA a part is the time between two events on the stream, so that the clock never makes the
+    device wait.
     now: what is read for the time, in seconds.
     """
 

@@ -1,4 +1,5 @@
-"""Files and folders that are whole or not there, and those that one process holds: what everyone who writes relies on."""
+"""Files and folders that are whole or not there, and those that one process holds: what everyone
+who writes relies on."""
 
 import fcntl
 import os
@@ -10,7 +11,8 @@ from pathlib import Path
 
 
 def write_whole(file: Path, content: bytes | str) -> None:
-    """Write a file so that after a kill at any moment it is the old one or the new one, never a part. Text as UTF-8."""
+    """Write a file so that after a kill at any moment it is the old one or the new one, never a
+    part. Text as UTF-8."""
     aside = file.with_name(file.name + ".new")
     with open(aside, "wb") as opened:
         opened.write(content.encode() if isinstance(content, str) else content)
@@ -30,8 +32,8 @@ def sync(path: Path) -> None:
 
 
 def put_in_place(aside: Path, place: Path) -> None:
-    """A folder that was written aside takes its place by one rename. One that is there steps aside first, as `<place>.before`,
-    where a kill in between leaves it."""
+    """A folder that was written aside takes its place by one rename. One that is there steps aside
+    first, as `<place>.before`, where a kill in between leaves it."""
     before = place.with_name(f"{place.name}.before")
     if place.exists():
         shutil.rmtree(before, ignore_errors=True)
@@ -43,9 +45,11 @@ def put_in_place(aside: Path, place: Path) -> None:
 
 @contextmanager
 def held(lock: Path, taken: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock file. While another process holds it, `taken` is told which one; unless that raises, we wait.
+    """Hold a lock file. While another process holds it, `taken` is told which one; unless that
+    raises, we wait.
 
-    The lock belongs to the open file (flock): the kernel takes it from a process that dies, so it is never stale.
+    The lock belongs to the open file (flock): the kernel takes it from a process that dies, so it
+    is never stale.
     """
     with open(lock, "a+") as file:
         try:

@@ -1,4 +1,5 @@
-"""Distillation: a student whose new mixers learn first to do what the teacher's attention did, then to predict what it predicts.
+"""Distillation: a student whose new mixers learn first to do what the teacher's attention did, then
+to predict what it predicts.
 
 hidden   each new mixer sees what the teacher's attention saw in that layer, and its output is compared with the attention's
          (MOHAWK, Bick 2024, stage 2; attention transfer, LoLCATs, Zhang 2024). Only the new mixers learn.
@@ -26,7 +27,8 @@ from longfire.weights import open_model
 
 
 class Distillation:
-    """What a student learns from a frozen teacher: sums over real tokens, as `loss.loss_sum` gives them."""
+    """What a student learns from a frozen teacher: sums over real tokens, as `loss.loss_sum` gives
+    them."""
 
     def __init__(self, teacher: Model, wanted: settings.Distillation, chunk_tokens: int) -> None:
         self.teacher, self.wanted, self.chunk_tokens = (
@@ -37,7 +39,8 @@ class Distillation:
 
     @classmethod
     def of_settings(cls, wanted: settings.Distillation, chunk_tokens: int) -> "Distillation | None":
-        """None without a teacher. Raises SettingsError or CheckpointError naming what is wrong with its folder."""
+        """None without a teacher. Raises SettingsError or CheckpointError naming what is wrong with
+        its folder."""
         if not wanted.teacher:
             return None
         return cls(open_model(Path(wanted.teacher)).model, wanted, chunk_tokens)
@@ -76,13 +79,15 @@ class Distillation:
         return [layer for layer, pair in enumerate(pairs) if len(set(map(mixer_of, pair))) == 2]
 
     def loss_sum(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
-        """Sum over the batch's real tokens, fp32 scalar: of relative squared errors (hidden), of nats (logits)."""
+        """Sum over the batch's real tokens, fp32 scalar: of relative squared errors (hidden), of
+        nats (logits)."""
         return (self.hidden if self.wanted.kind == "hidden" else self.logits)(
             student, batch, noise_BT
         )
 
     def hidden(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
-        """Mean over the new mixers of |student's output - teacher's|^2 / |teacher's|^2, summed over real tokens."""
+        """Mean over the new mixers of |student's output - teacher's|^2 / |teacher's|^2, summed over
+        real tokens."""
         layers = self.new_layers(student)
         with torch.no_grad(), listening(self.teacher, layers) as heard:
             self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
@@ -100,7 +105,8 @@ class Distillation:
         return total / len(layers)
 
     def logits(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
-        """(1 - label_share) T^2 KL(teacher || student) at temperature T + label_share times the loss on the labels."""
+        """(1 - label_share) T^2 KL(teacher || student) at temperature T + label_share times the
+        loss on the labels."""
         with torch.no_grad():
             taught_BTD = self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
         hidden_BTD = student(

@@ -1,7 +1,8 @@
 """`longfire doctor`: every fast op against its reference on this machine, forward and backward.
 
-Where there are several forms (our own on torch, fla's kernels on CUDA) each that a run could choose is checked, on the CPU and on
-the GPU. op_cases.py has the cases, their inputs and what rounding may explain.
+Where there are several forms (our own on torch, fla's kernels on CUDA) each that a run could choose
+is checked, on the CPU and on the GPU. op_cases.py has the cases, their inputs and what rounding may
+explain.
 """
 
 import platform
@@ -101,7 +102,8 @@ def main() -> int:
 
 
 def check_all(device: torch.device, table: dict[str, ops.Choice], console: Console) -> list[str]:
-    """Check and print every case in both types, with the forms that are chosen; those that are wrong."""
+    """Check and print every case in both types, with the forms that are chosen; those that are
+    wrong."""
     console.print()
     for told in ops.told(table):
         console.print(f"{device.type}, {told}")

@@ -1,4 +1,5 @@
-"""The errors that a user can cause: each message names what, where, and the mend; the command line shows it without a traceback."""
+"""The errors that a user can cause: each message names what, where, and the mend; the command line
+shows it without a traceback."""
 
 
 def first_line(error: BaseException) -> str:
@@ -7,7 +8,8 @@ def first_line(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """Something the user can mend. `str(error)` is one message: what is wrong, where, and what to do."""
+    """Something the user can mend. `str(error)` is one message: what is wrong, where, and what to
+    do."""
 
     exit_code = 2
     told_elsewhere = False  # another process of the run prints it
@@ -24,12 +26,14 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint or run folder that cannot be loaded or written: names the file and what is whole."""
+    """A checkpoint or run folder that cannot be loaded or written: names the file and what is
+    whole."""
 
     exit_code = 4
 
 
 class TrainingError(UserError):
-    """Training cannot go on (non-finite loss, a starved or hung step): names the step and its batch."""
+    """Training cannot go on (non-finite loss, a starved or hung step): names the step and its
+    batch."""
 
     exit_code = 5

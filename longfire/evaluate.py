@@ -1,4 +1,5 @@
-"""How well a model predicts documents that it never saw: loss, perplexity and bits per byte, by source and by position."""
+"""How well a model predicts documents that it never saw: loss, perplexity and bits per byte, by
+source and by position."""
 
 import functools
 import json
@@ -40,10 +41,12 @@ def evaluate(
     seq_len: int = 0,
     rows: int = ROWS,
 ) -> dict[str, dict[str, float]]:
-    """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens` held-out tokens of each.
+    """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens`
+    held-out tokens of each.
 
-    seq_len: tokens of a row; 0: those of the batches. rows: of a batch on each process. Sources without held-out documents are left
-    out. Collective over the mesh. Raises EvaluationStopped where batches.stopped says so.
+    seq_len: tokens of a row; 0: those of the batches. rows: of a batch on each process. Sources
+    without held-out documents are left out. Collective over the mesh. Raises EvaluationStopped
+    where batches.stopped says so.
     """
     measured = measure_heldout(model, batches, tokens, chunk_tokens, mesh, seq_len, rows)
     return {name: found.numbers() for name, found in measured.items()}
@@ -75,7 +78,8 @@ def measure_heldout(
 
 
 def wait_for_heldout(batches: Batches, index: int, tokens: int, mesh: Mesh) -> None:
-    """Until a growing store has what is evaluated on, in all processes. Raises EvaluationStopped."""
+    """Until a growing store has what is evaluated on, in all processes. Raises
+    EvaluationStopped."""
     is_there = True
     try:
         batches.heldout_tokens(index, tokens)
@@ -95,10 +99,12 @@ def stoppable(batches: Iterable[Batch], stopped: Callable[[], bool], mesh: Mesh)
 
 @dataclass(frozen=True)
 class Measured:
-    """Sums over real labels by the number of tokens before each (its context, C = 1, 2 ...), and the bytes of their text.
+    """Sums over real labels by the number of tokens before each (its context, C = 1, 2 ...), and
+    the bytes of their text.
 
-    Bits per byte are the nats of all of them / ln 2 / the bytes of their documents, so that models with different tokenizers can
-    be compared, also when a tokenizer loses or changes text; BOS and EOS cost nats and have no bytes.
+    Bits per byte are the nats of all of them / ln 2 / the bytes of their documents, so that models
+    with different tokenizers can be compared, also when a tokenizer loses or changes text; BOS and
+    EOS cost nats and have no bytes.
     """
 
     nats_C: np.ndarray
@@ -110,11 +116,12 @@ class Measured:
         return int(self.count_C.sum())
 
     def of_documents(self, stream: TokenStream, length: int, lengths_W: np.ndarray) -> "Measured":
-        """The same with bytes of documents where `measure` counted bytes that labels decode to. length: tokens of the stream
-        that were measured.
+        """The same with bytes of documents where `measure` counted bytes that labels decode to.
+        length: tokens of the stream that were measured.
 
-        The labels have the share of the documents' bytes that they have of what these decode to: labels are fewer than tokens,
-        and the last document may be cut. Both are equal, and this changes nothing, where a tokenizer gives every byte back.
+        The labels have the share of the documents' bytes that they have of what these decode to:
+        labels are fewer than tokens, and the last document may be cut. Both are equal, and this
+        changes nothing, where a tokenizer gives every byte back.
         """
         documents, decoded = document_bytes(stream, length, lengths_W)
         if documents == decoded:
@@ -134,7 +141,8 @@ class Measured:
         }
 
     def by_position(self) -> list[dict[str, Any]]:
-        """The loss in buckets of context that double: 1, 2 to 3, 4 to 7 ...; empty ones are left out."""
+        """The loss in buckets of context that double: 1, 2 to 3, 4 to 7 ...; empty ones are left
+        out."""
         edges = [1 << power for power in range(len(self.nats_C).bit_length())]
         nats = np.add.reduceat(self.nats_C, [edge - 1 for edge in edges])
         counts = np.add.reduceat(self.count_C, [edge - 1 for edge in edges])
@@ -151,7 +159,8 @@ class Measured:
 
 
 def document_bytes(stream: TokenStream, length: int, lengths_W: np.ndarray) -> tuple[int, int]:
-    """Bytes of the documents that begin in the first `length` tokens of a stream: of their text, and of what it is decoded to."""
+    """Bytes of the documents that begin in the first `length` tokens of a stream: of their text,
+    and of what it is decoded to."""
     if not length:
         return 0, 0
     count = min(int(stream.ends.searchsorted(np.array([length]), "left")[0]) + 1, stream.documents)
@@ -179,8 +188,9 @@ def measure(
     chunk_tokens: int,
     mesh: Mesh = ALONE,
 ) -> Measured:
-    """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each process of the mesh takes its share
-    of the rows, and all add up: all call this with the same batches."""
+    """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each
+    process of the mesh takes its share of the rows, and all add up: all call this with the same
+    batches."""
     device = device_of(model)
     nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
     for batch in batches:
@@ -251,8 +261,9 @@ def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     """The bytes that each id stands for; special words (BOS, EOS) stand for none.
 
-    Byte-level tokenizers (GPT-2 and most since): each character of a word is one byte by GPT-2's table, so bytes are exact
-    even where a word is half a character. SentencePiece: `▁` is a space and `<0x0A>` one byte. Others: the word decoded alone.
+    Byte-level tokenizers (GPT-2 and most since): each character of a word is one byte by GPT-2's
+    table, so bytes are exact even where a word is half a character. SentencePiece: `▁` is a space
+    and `<0x0A>` one byte. Others: the word decoded alone.
     """
     spelled = tokenizer.words.get_vocab(with_added_tokens=True)
     added = tokenizer.words.get_added_tokens_decoder()

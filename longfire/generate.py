@@ -1,7 +1,8 @@
-"""Text that a model continues: one forward over the prompt, then one token at a time from what the layers keep (their cache).
+"""Text that a model continues: one forward over the prompt, then one token at a time from what the
+layers keep (their cache).
 
-Rows of several prompts go together: each prompt alone through the model, then a token of every row at a time. A row draws by
-its own generator, so its text does not depend on who else is there.
+Rows of several prompts go together: each prompt alone through the model, then a token of every row
+at a time. A row draws by its own generator, so its text does not depend on who else is there.
 """
 
 import time
@@ -29,8 +30,9 @@ UNFINISHED = "\ufffd"  # what decoders write for bytes that are not yet a charac
 class Row:
     """One text on its way: its ids, how further ones are drawn, and whether it is over.
 
-    stop_ids end it and are left out. words: only ids below it are drawn (a vocabulary may be padded); 0: all. index: number of
-    the prompt among those with the same seed. reader: what makes text of the ids, if anything does.
+    stop_ids end it and are left out. words: only ids below it are drawn (a vocabulary may be
+    padded); 0: all. index: number of the prompt among those with the same seed. reader: what makes
+    text of the ids, if anything does.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class Row:
 
 @dataclass
 class Pace:
-    """How long a generation took and what its cache held; steps give several tokens where rows go together."""
+    """How long a generation took and what its cache held; steps give several tokens where rows go
+    together."""
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
@@ -97,10 +100,11 @@ class Pace:
 def steps(
     model: Model, rows: list[Row], cache: Cache | None = None, pace: Pace | None = None
 ) -> Iterator[tuple[Row, int]]:
-    """(row, id) of every id that is drawn, until all rows are over. Who reads may set `row.over`: no token follows.
+    """(row, id) of every id that is drawn, until all rows are over. Who reads may set `row.over`:
+    no token follows.
 
-    cache: what one row's text has left of its ids so far; it is filled on. Memory grows with the length only in layers of
-    softmax attention without a window; recurrent ones keep a state.
+    cache: what one row's text has left of its ids so far; it is filled on. Memory grows with the
+    length only in layers of softmax attention without a window; recurrent ones keep a state.
     """
     pace = Pace() if pace is None else pace
     started = time.perf_counter()
@@ -137,14 +141,16 @@ def generate(
 
 
 def feed(model: Model, ids: list[int], cache: Cache) -> Tensor:
-    """Let the model see more ids of the one sequence in `cache`; returns the logits (W,) of what follows them."""
+    """Let the model see more ids of the one sequence in `cache`; returns the logits (W,) of what
+    follows them."""
     for start in range(0, len(ids), PROMPT_CHUNK):
         hidden_BTD = see(model, [ids[start : start + PROMPT_CHUNK]], cache)
     return model.logits(hidden_BTD[:, -1:])[0, 0]
 
 
 def advance(model: Model, ids_B: list[int], cache: Cache) -> Tensor:
-    """Let the model see the next id of every row in `cache`; returns the logits (B, W) of what follows."""
+    """Let the model see the next id of every row in `cache`; returns the logits (B, W) of what
+    follows."""
     return model.logits(see(model, [[i] for i in ids_B], cache))[:, 0]
 
 
@@ -152,7 +158,8 @@ def advance(model: Model, ids_B: list[int], cache: Cache) -> Tensor:
     "force_eager"
 )  # a compiled model would be compiled again for every length
 def see(model: Model, ids: list[list[int]], cache: Cache) -> Tensor:
-    """Hidden states (B, T, D) of ids (B, T) that follow what is in the cache. Raises SettingsError beyond learned positions."""
+    """Hidden states (B, T, D) of ids (B, T) that follow what is in the cache. Raises SettingsError
+    beyond learned positions."""
     ids_BT = torch.tensor(ids, device=model.embed.weight.device)
     limit = model.shape.max_position_embeddings
     if model.shape.learned_positions and cache.length + ids_BT.shape[1] > limit:
@@ -166,16 +173,19 @@ def see(model: Model, ids: list[list[int]], cache: Cache) -> Tensor:
 
 
 def penalised(logits_W: Tensor, seen_W: Tensor, penalty: float) -> Tensor:
-    """Logits of words that were seen, less likely by a factor (CTRL, Keskar 2019, section 4.1; negative ones grow)."""
+    """Logits of words that were seen, less likely by a factor (CTRL, Keskar 2019, section 4.1;
+    negative ones grow)."""
     return torch.where(
         seen_W, torch.where(logits_W < 0, logits_W * penalty, logits_W / penalty), logits_W
     )
 
 
 def draw(logits_W: Tensor, sampling: Sampling, chance: torch.Generator) -> int:
-    """An id by its probability among those that top_k, top_p and min_p leave, in fp64 on the CPU: the same on every device.
+    """An id by its probability among those that top_k, top_p and min_p leave, in fp64 on the CPU:
+    the same on every device.
 
-    min_p: those at least so likely as this share of the likeliest (Nguyen 2024). Raises CheckpointError for logits that are NaN.
+    min_p: those at least so likely as this share of the likeliest (Nguyen 2024). Raises
+    CheckpointError for logits that are NaN.
     """
     logits_W = logits_W.cpu()
     if logits_W.isnan().any():
@@ -206,8 +216,8 @@ def likeliest(logits_W: Tensor, k: int) -> tuple[Tensor, Tensor]:
 class Reader:
     """Text of ids as they are drawn, in whole characters, up to a stop.
 
-    What may be the beginning of a stop, or of a character, is held back. Each step decodes from the last shown piece on, with
-    that piece before it: decoders treat a text's beginning otherwise.
+    What may be the beginning of a stop, or of a character, is held back. Each step decodes from the
+    last shown piece on, with that piece before it: decoders treat a text's beginning otherwise.
     """
 
     def __init__(
@@ -307,7 +317,8 @@ def generate_texts(
     batch_size: int = 8,
     pace: Pace | None = None,
 ) -> Iterator[str]:
-    """The text that continues each prompt, in their order, `batch_size` rows at a time; the same for any batch_size."""
+    """The text that continues each prompt, in their order, `batch_size` rows at a time; the same
+    for any batch_size."""
     for first in range(0, len(prompts), batch_size):
         some = enumerate(prompts[first : first + batch_size], first)
         rows = [
@@ -326,7 +337,8 @@ def written(model: Model, rows: list[Row], pace: Pace | None = None) -> list[str
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, add_bos: bool = False) -> list[int]:
-    """Ids of a prompt. An empty one begins as a document does: with BOS, else after the EOS of the one before."""
+    """Ids of a prompt. An empty one begins as a document does: with BOS, else after the EOS of the
+    one before."""
     ids = tokenizer.encode(prompt)
     if add_bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
@@ -340,7 +352,8 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, add_bos: bool = False) -> list
 
 
 def begins_with_bos(opened: Opened) -> bool:
-    """Whether the model's documents began with BOS: as its run says, else as the files of its tokenizer do."""
+    """Whether the model's documents began with BOS: as its run says, else as the files of its
+    tokenizer do."""
     if opened.run:
         return opened.run.tokenizer.add_bos
     return opened.tokenizer.adds_bos

@@ -1,4 +1,5 @@
-"""How every parameter begins: by the rule of its role, keyed by (seed, name, global shape), the same on every layout."""
+"""How every parameter begins: by the rule of its role, keyed by (seed, name, global shape), the
+same on every layout."""
 
 from collections.abc import Callable
 from hashlib import blake2b
@@ -44,11 +45,13 @@ def materialise(model: Model, seed: int, device: torch.device | str) -> Model:
 
 
 def initialise(model: Model, seed: int) -> None:
-    """Give every parameter its first value, keyed by (seed, name, global shape) and drawn on the CPU.
+    """Give every parameter its first value, keyed by (seed, name, global shape) and drawn on the
+    CPU.
 
     Each is drawn whole, since rules look at the whole shape, and the part that this process holds
-    (split, sharded) is kept. A parameter that its mixer names in `own_init` begins by that rule, every
-    other one by its role (`role_of`). Raises AssertionError naming a parameter without a role.
+    (split, sharded) is kept. A parameter that its mixer names in `own_init` begins by that rule,
+    every other one by its role (`role_of`). Raises AssertionError naming a parameter without a
+    role.
     """
     visited: set[nn.Parameter] = set()
     own, published, outputs = own_rules(model), published_rules(model), output_weights(model)
@@ -96,8 +99,8 @@ def published_rules(model: Model) -> dict[str, Rule]:
 
 
 def output_weights(model: Model) -> set[str]:
-    """Names of the matrices that end a mixer or an MLP: those whose tensor-parallel role is "row". Of
-    mixers alone where `init_outputs` is about them: an MLP's are then matrices like others.
+    """Names of the matrices that end a mixer or an MLP: those whose tensor-parallel role is "row".
+    Of mixers alone where `init_outputs` is about them: an MLP's are then matrices like others.
 
     Raises SettingsError where `init_outputs` asks for them and a mixer does not say which they are.
     """
@@ -117,7 +120,8 @@ def output_weights(model: Model) -> set[str]:
 
 
 def role_of(name: str, module: nn.Module, outputs: set[str]) -> str:
-    """What a parameter is for, by its name and the module that owns it: norm, bias, or what an `init_*` key names."""
+    """What a parameter is for, by its name and the module that owns it: norm, bias, or what an
+    `init_*` key names."""
     leaf = name.rpartition(".")[2]
     if leaf == "bias":
         return "bias"
@@ -135,7 +139,8 @@ def role_of(name: str, module: nn.Module, outputs: set[str]) -> str:
 
 
 def rule_of(role: str, shape: ModelShape, published: Rule | None = None) -> Rule:
-    """How parameters of a role begin: norms 1, biases 0, weights as `init_<role>` of the shape says.
+    """How parameters of a role begin: norms 1, biases 0, weights as `init_<role>` of the shape
+    says.
 
     published: the rule of a parameter whose mixer was published with one of its own.
     """
@@ -173,7 +178,8 @@ def fan_in_uniform(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def fan_in(weight: Tensor) -> int:
-    """Inputs of one output: columns of a matrix, taps of a short convolution, hidden size of an embedding."""
+    """Inputs of one output: columns of a matrix, taps of a short convolution, hidden size of an
+    embedding."""
     return weight[0].numel()
 
 

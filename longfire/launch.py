@@ -1,4 +1,5 @@
-"""The process of a run and its surroundings: how many there are, what asks it to stop, what ends it when it hangs.
+"""The process of a run and its surroundings: how many there are, what asks it to stop, what ends it
+when it hangs.
 
 The only reader and writer of os.environ: everything else is a setting.
 """
@@ -21,8 +22,8 @@ from typing import NoReturn
 from longfire.errors import SettingsError, TrainingError
 from longfire.settings import Comm
 
-# How a launcher tells a process who it is: torchrun's names, then Slurm's. SLURM_NTASKS is not among them: a batch script sees
-# it too, and may start one process only.
+# How a launcher tells a process who it is: torchrun's names, then Slurm's. SLURM_NTASKS is not
+# among them: a batch script sees it too, and may start one process only.
 NAMES = {
     "size": ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
     "rank": ("RANK", "SLURM_PROCID"),
@@ -35,7 +36,8 @@ GRACE_SECONDS = 15  # after which the hang is taken to hold the interpreter itse
 
 @dataclass(frozen=True)
 class World:
-    """The processes that run this program together, and which this one is: of all, and of those on its machine."""
+    """The processes that run this program together, and which this one is: of all, and of those on
+    its machine."""
 
     size: int = 1
     rank: int = 0
@@ -96,23 +98,27 @@ def meeting_point() -> str:
 
 
 def attempt() -> int:
-    """Which start of the run this is, where torchrun starts all again after one has died (--max-restarts)."""
+    """Which start of the run this is, where torchrun starts all again after one has died
+    (--max-restarts)."""
     return number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def record_collectives(count: int) -> None:
-    """torch's flight recorder keeps the last so many collectives of each process and writes them when one hangs (NCCL only)."""
+    """torch's flight recorder keeps the last so many collectives of each process and writes them
+    when one hangs (NCCL only)."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(count))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 
 def offline() -> bool:
-    """Whether the Hugging Face hub may not be asked (HF_HUB_OFFLINE, which its own libraries heed as well)."""
+    """Whether the Hugging Face hub may not be asked (HF_HUB_OFFLINE, which its own libraries heed
+    as well)."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def stay_offline() -> None:
-    """From here on nothing is fetched: told to the hub's libraries, and to what this process starts, before they are imported."""
+    """From here on nothing is fetched: told to the hub's libraries, and to what this process
+    starts, before they are imported."""
     for name in (
         "HF_HUB_OFFLINE",
         "HF_DATASETS_OFFLINE",
@@ -128,7 +134,8 @@ def no_color() -> bool:
 
 
 def wandb_run() -> dict[str, str]:
-    """What the environment says about the W&B run, as arguments of wandb.init; it wins over the settings (S1x-1)."""
+    """What the environment says about the W&B run, as arguments of wandb.init; it wins over the
+    settings (S1x-1)."""
     names = {
         "WANDB_PROJECT": "project",
         "WANDB_NAME": "name",
@@ -139,9 +146,11 @@ def wandb_run() -> dict[str, str]:
 
 
 def cxx_compiler() -> str | None:
-    """A C++ compiler that torch.compile can use on this CPU, None without one or without Python's headers, which it includes.
+    """A C++ compiler that torch.compile can use on this CPU, None without one or without Python's
+    headers, which it includes.
 
-    torch looks at CXX and else for one name only; a compiler of another name is told to it by setting CXX.
+    torch looks at CXX and else for one name only; a compiler of another name is told to it by
+    setting CXX.
     """
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return None
@@ -161,8 +170,9 @@ class Terminated(BaseException):
 def terminable(grace_seconds: float = TERM_SECONDS) -> Iterator[None]:
     """SIGTERM raises Terminated inside, so that what is half written is removed on the way out.
 
-    Python handles a signal between two of its own operations. Where a library does not return for grace_seconds (it trains a
-    tokenizer, or waits for other processes), a thread ends the process. In a thread other than the main one nothing is caught.
+    Python handles a signal between two of its own operations. Where a library does not return for
+    grace_seconds (it trains a tokenizer, or waits for other processes), a thread ends the process.
+    In a thread other than the main one nothing is caught.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -187,7 +197,8 @@ def raise_terminated(number: int, _: FrameType | None) -> NoReturn:
 
 
 def end_after_a_signal(reader: int, grace_seconds: float) -> None:
-    """Wait for SIGTERM, then for grace_seconds, and end the process; return when the pipe ends before."""
+    """Wait for SIGTERM, then for grace_seconds, and end the process; return when the pipe ends
+    before."""
     with open(reader, "rb", buffering=0) as pipe:
         while number := pipe.read(1):
             if number[0] != signal.SIGTERM:
@@ -200,8 +211,9 @@ def end_after_a_signal(reader: int, grace_seconds: float) -> None:
 
 
 class StopRequest:
-    """`requested` turns true on SIGTERM or SIGINT, for the loop to finish its step; a second SIGINT ends the process at once. A second
-    SIGTERM does not: launchers send it to themselves and to those they have started, who pass it on.
+    """`requested` turns true on SIGTERM or SIGINT, for the loop to finish its step; a second SIGINT
+    ends the process at once. A second SIGTERM does not: launchers send it to themselves and to
+    those they have started, who pass it on.
 
     In a thread other than the main one nothing is caught: Python lets only the main thread do that.
     """
@@ -250,9 +262,10 @@ def signal_name(exit_code: int) -> str:
 class Watchdog:
     """Ends a process that hangs: a message, the stack of every thread, exit code of TrainingError.
 
-    From entering until the first `step_done()` comm.init_timeout_seconds are allowed, between two of them
-    comm.train_timeout_seconds; 0 allows for ever. A thread watches; should the hang hold the interpreter's lock, faulthandler's
-    own timer, which needs no lock, prints the stacks and exits (code 1) GRACE_SECONDS later.
+    From entering until the first `step_done()` comm.init_timeout_seconds are allowed, between two
+    of them comm.train_timeout_seconds; 0 allows for ever. A thread watches; should the hang hold
+    the interpreter's lock, faulthandler's own timer, which needs no lock, prints the stacks and
+    exits (code 1) GRACE_SECONDS later.
     """
 
     def __init__(
@@ -308,5 +321,6 @@ class Watchdog:
 
 
 def tell(message: str) -> None:
-    """To standard error, whole and at once: these messages come from signal handlers and just before an exit."""
+    """To standard error, whole and at once: these messages come from signal handlers and just
+    before an exit."""
     os.write(STDERR, f"longfire: {message}\n".encode())

@@ -1,8 +1,10 @@
-"""How long the rows of a run are, step by step, and in how many segments they are computed; and what of that cannot be.
+"""How long the rows of a run are, step by step, and in how many segments they are computed; and
+what of that cannot be.
 
-With training.seq_len_schedule = ("0:2048", "1000:8192", "2000:32768:500000") rows have 2048 tokens in the first 1000 steps, and
-32768, with RoPE base 500000, from step 2000 on. A step has the same number of tokens in all of them, so training.tokens, warm-up and
-learning rate are what they would be without: training.seq_len is the longest length, and a step of shorter rows has more of them,
+With training.seq_len_schedule = ("0:2048", "1000:8192", "2000:32768:500000") rows have 2048 tokens
+in the first 1000 steps, and 32768, with RoPE base 500000, from step 2000 on. A step has the same
+number of tokens in all of them, so training.tokens, warm-up and learning rate are what they would
+be without: training.seq_len is the longest length, and a step of shorter rows has more of them,
 pieces of the same long rows (data/batches.py).
 """
 
@@ -20,7 +22,8 @@ SCHEDULE, SEGMENTS = "training.seq_len_schedule", "training.tbptt_segments"
 
 @dataclass(frozen=True)
 class Stage:
-    """From this step on rows have so many tokens; rope_theta: and rotary positions this base, 0: the model's own."""
+    """From this step on rows have so many tokens; rope_theta: and rotary positions this base, 0:
+    the model's own."""
 
     step: int
     seq_len: int
@@ -28,8 +31,8 @@ class Stage:
 
 
 def stages(training: Training) -> tuple[Stage, ...]:
-    """The stages of a run in order, one for the whole of it without a schedule. A base holds until another one is named. Raises
-    SettingsError."""
+    """The stages of a run in order, one for the whole of it without a schedule. A base holds until
+    another one is named. Raises SettingsError."""
     found: list[Stage] = []
     for word in training.seq_len_schedule:
         try:
@@ -61,7 +64,8 @@ def stage_at(training: Training, step: int) -> Stage:
 
 
 def shortest(training: Training) -> int:
-    """Tokens of the shortest rows of a run; of a schedule that cannot be read (`refusals`), those of seq_len."""
+    """Tokens of the shortest rows of a run; of a schedule that cannot be read (`refusals`), those
+    of seq_len."""
     try:
         return min(stage.seq_len for stage in stages(training))
     except SettingsError:
@@ -74,8 +78,9 @@ def stage_of_model(training: Training, step: int) -> Stage:
 
 
 def with_base(shape: ModelShape, theta: float, seq_len: int) -> ModelShape:
-    """The shape with this base (0: its own) in all attention layers that have rotary positions, and a limit of positions
-    that lets rows of so many tokens be: who names a base for longer rows means them."""
+    """The shape with this base (0: its own) in all attention layers that have rotary positions, and
+    a limit of positions that lets rows of so many tokens be: who names a base for longer rows means
+    them."""
     mixers = {
         name: {**given, "rope_theta": theta} if theta and turns(name, given) else given
         for name, given in shape.mixers.items()
@@ -86,7 +91,8 @@ def with_base(shape: ModelShape, theta: float, seq_len: int) -> ModelShape:
 
 
 def turns(name: str, given: dict[str, Any]) -> bool:
-    """Whether a layer of this type, with these settings, has rotary positions whose base is a setting."""
+    """Whether a layer of this type, with these settings, has rotary positions whose base is a
+    setting."""
     return mixer_of(name) == "attention" and given.get("rope", "default") != "none"
 
 
@@ -95,7 +101,8 @@ def has_turns(shape: ModelShape | ForeignShape) -> bool:
 
 
 def told(training: Training, rows: int, steps: int) -> Iterator[str]:
-    """The schedule in a line for each stage; rows: of the longest length in a step; steps: of the whole run."""
+    """The schedule in a line for each stage; rows: of the longest length in a step; steps: of the
+    whole run."""
     for stage in stages(training) if training.seq_len_schedule else ():
         base = f", RoPE base {stage.rope_theta:g}" if stage.rope_theta else ""
         never = "; this run ends before that" if stage.step >= steps else ""
@@ -187,7 +194,8 @@ def of_segments(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
 
 
 def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
-    """Softmax layers whose numbers would not be those of a whole row, or whose graphs would be many."""
+    """Softmax layers whose numbers would not be those of a whole row, or whose graphs would be
+    many."""
     if run.attention.kind == "blockwise" and run.data.varlen:
         yield (
             f"{given} with data.varlen: segments of documents are attended by torch's kernels, not in blocks; set attention.kind to "

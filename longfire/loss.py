@@ -1,5 +1,5 @@
-"""The training loss: a sum over real tokens, divided once by the real tokens of the whole step in the world; and, for evaluation,
-the loss of each token."""
+"""The training loss: a sum over real tokens, divided once by the real tokens of the whole step in
+the world; and, for evaluation, the loss of each token."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,11 +19,13 @@ def loss_sum(
     noise_BT: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
-    """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), fp32 scalar.
+    """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), fp32
+    scalar.
 
-    A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens that it counted before any
-    backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients whatever their padding. The logits exist for
-    `chunk_tokens` tokens at a time. noise_BT: what dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
+    A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens
+    that it counted before any backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients
+    whatever their padding. The logits exist for `chunk_tokens` tokens at a time. noise_BT: what
+    dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
     cache: where the batch is a segment of its rows, what goes from one to the next (passing.py).
     """
     hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, cache, noise_BT))
@@ -31,7 +33,8 @@ def loss_sum(
 
 
 def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
-    """The same of hidden states that are there already. A model without a head of ours (hub/foreign.py) gives logits."""
+    """The same of hidden states that are there already. A model without a head of ours
+    (hub/foreign.py) gives logits."""
     if model.head is None:
         logits_NW, labels_N = hidden_BTD.flatten(0, 1).float(), batch.labels_BT.flatten()
         loss = F.cross_entropy(logits_NW, labels_N, ignore_index=NO_LABEL, reduction="sum")
@@ -48,7 +51,8 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
 
 
 def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
-    """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the likeliest word; no gradients."""
+    """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the
+    likeliest word; no gradients."""
     if model.pipeline:
         return model.pipeline.losses(batch, chunk_tokens)
     hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))

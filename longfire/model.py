@@ -40,8 +40,8 @@ class Block(nn.Module):
     post           norm(x + mixer(x)), then norm(x + mlp(x))       (Vaswani 2017)
     parallel       x + mixer(norm(x)) + mlp(norm'(x))              (GPT-NeoX); parallel_tied: norm' is norm (GPT-J, PaLM)
 
-    What is added passes dropout; adding and dropping are one step. `inner` is the type that mixer and MLP compute in, which the
-    stream itself has too unless residual_in_fp32.
+    What is added passes dropout; adding and dropping are one step. `inner` is the type that mixer
+    and MLP compute in, which the stream itself has too unless residual_in_fp32.
     """
 
     def __init__(self, shape: ModelShape, layer: int, inner: torch.dtype) -> None:
@@ -106,14 +106,17 @@ def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
 
 
 class Model(nn.Module):
-    """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from the embedding on.
+    """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from
+    the embedding on.
 
-    The head is apart from `forward`, so that the loss can be fused with it and the logits of a row need never be whole: the loss
-    takes `to_head(hidden)` and `head.weight`, which has the rows of `words` (None: of all).
+    The head is apart from `forward`, so that the loss can be fused with it and the logits of a row
+    need never be whole: the loss takes `to_head(hidden)` and `head.weight`, which has the rows of
+    `words` (None: of all).
 
-    What parallel/tensor.py leaves of a model: `splits` says what of a parameter lies here, by name; `partial` names parameters
-    whose gradient is to be added up over the processes that share matrices. What parallel/pipeline.py leaves: some `layers`, under
-    their numbers, and None for what lies elsewhere; `copied` names parameters that lie here too, while another process has the
+    What parallel/tensor.py leaves of a model: `splits` says what of a parameter lies here, by name;
+    `partial` names parameters whose gradient is to be added up over the processes that share
+    matrices. What parallel/pipeline.py leaves: some `layers`, under their numbers, and None for
+    what lies elsewhere; `copied` names parameters that lie here too, while another process has the
     copy that counts.
     """
 
@@ -151,7 +154,8 @@ class Model(nn.Module):
         self.to_head: Callable[[Tensor], Tensor] = as_it_is
 
     def tie(self) -> None:
-        """Let the head share the embedding's parameter, if the shape says so: again after to_empty, which gives each its own."""
+        """Let the head share the embedding's parameter, if the shape says so: again after to_empty,
+        which gives each its own."""
         if self.shape.tie_word_embeddings and self.head is not None:
             self.head.weight = self.embed.weight
 
@@ -161,7 +165,8 @@ class Model(nn.Module):
         return None if self.head is None else self.head.weight
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
-        """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are `model.logits(hidden)`."""
+        """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are
+        `model.logits(hidden)`."""
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
         if seq.cache is not None and self.outgrown(ids_BT, seq.cache):
@@ -173,7 +178,8 @@ class Model(nn.Module):
         return self.normed(x_BTD)
 
     def outgrown(self, ids_BT: Tensor, cache: Cache) -> bool:
-        """Whether new ids make what the layers kept of earlier ones wrong (Mixer.cached_up_to); such a model keeps all ids."""
+        """Whether new ids make what the layers kept of earlier ones wrong (Mixer.cached_up_to);
+        such a model keeps all ids."""
         limits = [
             block.mixer.cached_up_to
             for block in self.layers
@@ -187,7 +193,8 @@ class Model(nn.Module):
         return not were_kept or cache.length + ids_BT.shape[1] > min(limits)
 
     def computed_again(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
-        """Hidden states of new tokens, from the ids of the whole text: each sequence is a forward of its own."""
+        """Hidden states of new tokens, from the ids of the whole text: each sequence is a forward
+        of its own."""
         cache, tokens = seq.cache, ids_BT.shape[1]
         ids_BS = cache.kept(IDS)["k"][..., 0, 0]
         cache.drop_all_but(IDS)
@@ -248,16 +255,19 @@ class Model(nn.Module):
         return torch.float32 if self.shape.residual_in_fp32 else self.compute_dtype
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses loss.py."""
+        """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses
+        loss.py."""
         logits_BTW = self.head(self.to_head(hidden_BTD)).float()
         return softcapped(logits_BTW, self.shape.final_logit_softcapping)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward floating-point operations per token of a row of `seq_len`, head included; a training step does 3x.
+        """Forward floating-point operations per token of a row of `seq_len`, head included; a
+        training step does 3x.
 
-        Convention: a multiply-add is 2, the masked half of causal attention is not counted, recurrences count as their
-        recurrent form (what the mathematics needs, not what a chunked kernel spends); norms and activations count nothing.
-        Of the whole model, whatever of it lies here.
+        Convention: a multiply-add is 2, the masked half of causal attention is not counted,
+        recurrences count as their recurrent form (what the mathematics needs, not what a chunked
+        kernel spends); norms and activations count nothing. Of the whole model, whatever of it lies
+        here.
         """
         with torch.device("meta"):
             blocks = sum(block.flops_per_token(seq_len) for block in Model(self.shape).layers)
@@ -269,8 +279,8 @@ def as_it_is(x: Tensor) -> Tensor:
 
 
 def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
-    """What the model holds once for all layers of a mixer, by the mixer's name: made by the first of
-    them whose own settings need it (a variant may go without)."""
+    """What the model holds once for all layers of a mixer, by the mixer's name: made by the first
+    of them whose own settings need it (a variant may go without)."""
     modules: dict[str, nn.Module] = {}
     for block, name in zip(layers, map(mixer_of, shape.layer_types)):
         if block.mixer.whole_model is None or name in modules:

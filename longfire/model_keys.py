@@ -1,4 +1,5 @@
-"""The reference page of all keys of a model config, by mixer, from the dataclasses that read them: `longfire init --model-keys`."""
+"""The reference page of all keys of a model config, by mixer, from the dataclasses that read them:
+`longfire init --model-keys`."""
 
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields

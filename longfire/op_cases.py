@@ -1,7 +1,8 @@
-"""Ways to call each fast op, with random inputs, and how far it may be from its reference: what `longfire doctor` runs on a
-user's machine, and the tests here.
+"""Ways to call each fast op, with random inputs, and how far it may be from its reference: what
+`longfire doctor` runs on a user's machine, and the tests here.
 
-The reference runs in float64 on the same rounded inputs, so that what is compared is the fast form's own rounding.
+The reference runs in float64 on the same rounded inputs, so that what is compared is the fast
+form's own rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -59,7 +60,8 @@ SIZES = {"cpu": Sizes(2, 83, 4, 16, 24, 97), "cuda": Sizes(2, 331, 4, 64, 128, 1
 
 
 class Draw:
-    """Random inputs, drawn on the CPU in float64, so that every device and type sees the same numbers."""
+    """Random inputs, drawn on the CPU in float64, so that every device and type sees the same
+    numbers."""
 
     def __init__(self, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -71,7 +73,8 @@ class Draw:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
     def documents(self, B: int, T: int) -> Documents:
-        """About one document start in 16 tokens, other places in each row; the second row is one document."""
+        """About one document start in 16 tokens, other places in each row; the second row is one
+        document."""
         starts_BT = self.uniform(B, T) < 1 / 16
         starts_BT[1:2] = False
         return Documents.from_ids(starts_BT.long().cumsum(1))
@@ -83,7 +86,8 @@ Inputs = dict[
 
 
 class Case(NamedTuple):
-    """One way to call an op. The fast form is `module.<op>`, the reference `module.<op>_slow`, looked up when called."""
+    """One way to call an op. The fast form is `module.<op>`, the reference `module.<op>_slow`,
+    looked up when called."""
 
     module: ModuleType
     op: str
@@ -104,7 +108,8 @@ def attention_inputs(
     documents: bool = False,
     **options: Any,
 ) -> Inputs:
-    """heads: G. queries: the share of the S positions that have one, the last ones, which documents are of. longer: S beyond T.
+    """heads: G. queries: the share of the S positions that have one, the last ones, which documents
+    are of. longer: S beyond T.
     skip: another number of keys at the left end of each row is hidden."""
     S = n.T + longer
     T = max(1, round(S * queries))
@@ -332,7 +337,8 @@ CASES = tuple(cases())
 
 
 def results(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
-    """The outputs, and the gradient of every floating input through all of them, for fixed random gradients of the outputs."""
+    """The outputs, and the gradient of every floating input through all of them, for fixed random
+    gradients of the outputs."""
     leaves = {
         name: x.detach().requires_grad_()
         for name, x in inputs.items()
@@ -361,7 +367,8 @@ def results(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
-    """The inputs on a device, their values rounded to dtype; those that a model keeps in fp32 are of that type still."""
+    """The inputs on a device, their values rounded to dtype; those that a model keeps in fp32 are
+    of that type still."""
 
     def one(name: str, x: Any) -> Any:
         if isinstance(x, Documents):
@@ -384,7 +391,8 @@ def errors(
     seed: int = 0,
     floor: float = 0.0,
 ) -> dict[str, float]:
-    """max |fast - reference| / max |reference| of each output and gradient; infinite where the fast form is not finite.
+    """max |fast - reference| / max |reference| of each output and gradient; infinite where the fast
+    form is not finite.
 
     sizes: those of SIZES if None.  floor: a result below this share of the largest one is what is left of larger numbers, and its
     error is relative to that share.
@@ -415,11 +423,12 @@ def tolerance(
 ) -> float:
     """The largest error that rounding explains, relative to the largest value.
 
-    u is half a unit in the last place. A result is rounded to its type (u of it). Sums over T tokens are fp32 everywhere: their
-    errors walk at random, sqrt(T) u. Products are fp32 too, but for attention, which multiplies in the type of its inputs where
-    the device can, and for CUDA's kernels, which multiply fp32 in TF32 (10 bits): independent errors of u each, so u of
-    their sum. The factors 4 and 16 are for the handful of roundings in a row (the delta rule solves a system), and for the
-    largest of thousands.
+    u is half a unit in the last place. A result is rounded to its type (u of it). Sums over T
+    tokens are fp32 everywhere: their errors walk at random, sqrt(T) u. Products are fp32 too, but
+    for attention, which multiplies in the type of its inputs where the device can, and for CUDA's
+    kernels, which multiply fp32 in TF32 (10 bits): independent errors of u each, so u of their sum.
+    The factors 4 and 16 are for the handful of roundings in a row (the delta rule solves a system),
+    and for the largest of thousands.
     """
     fp32, u = torch.finfo(torch.float32).eps / 2, torch.finfo(dtype).eps / 2
     products = u if case.op.startswith("attention") and native_bf16(device) else fp32

@@ -15,9 +15,10 @@ FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
 def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[dict]:
     """Parameters with equal weight decay and equal `lr_scale`, a group each.
 
-    `lr_scale` is by role, and stays in the group: a step's rate is the schedule's times it. Matrices (and
-    an untied head) decay, the rest does not. Weight decay keeps matrices from growing; a norm's scale, a
-    bias, a decay rate (`A_log`) or a word's vector has no reason to shrink because it was not used.
+    `lr_scale` is by role, and stays in the group: a step's rate is the schedule's times it.
+    Matrices (and an untied head) decay, the rest does not. Weight decay keeps matrices from
+    growing; a norm's scale, a bias, a decay rate (`A_log`) or a word's vector has no reason to
+    shrink because it was not used.
     """
     scales = {
         "embedding": optimizer.embedding_lr_scale,
@@ -44,8 +45,8 @@ def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[di
 def roles(model: nn.Module) -> dict[nn.Parameter, str]:
     """Each parameter that learns: embedding, head, matrix, or other.
 
-    embedding: of every nn.Embedding, and so of a head that is tied to one. matrix: what has at least two
-    dims and is a module's `weight` (rates and bounds may have two dims, too).
+    embedding: of every nn.Embedding, and so of a head that is tied to one. matrix: what has at
+    least two dims and is a module's `weight` (rates and bounds may have two dims, too).
     """
     embeddings = {
         p
@@ -78,7 +79,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def make_optimizer(
     model: nn.Module, optimizer: settings.Optimizer, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) or Adam (Kingma and Ba 2015) on those groups, fused where the device can."""
+    """AdamW (Loshchilov and Hutter 2019) or Adam (Kingma and Ba 2015) on those groups, fused where
+    the device can."""
     kind = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}[optimizer.name]
     return kind(
         parameter_groups(model, optimizer),
@@ -97,9 +99,10 @@ def clip_gradients(
 ) -> Tensor:
     """Scale gradients in place so that their joint 2-norm is at most `max_norm` (0: leave them).
 
-    Returns the norm before (fp32 or wider, a scalar on the gradients' device): nothing here waits for it. On a CPU it is at hand
-    anyway, and gradients that are short enough are then not passed over once more. Where parameters lie in many processes,
-    these are the parts that lie here: `copies` says how many processes hold each, world_sum adds a number over all in place.
+    Returns the norm before (fp32 or wider, a scalar on the gradients' device): nothing here waits
+    for it. On a CPU it is at hand anyway, and gradients that are short enough are then not passed
+    over once more. Where parameters lie in many processes, these are the parts that lie here:
+    `copies` says how many processes hold each, world_sum adds a number over all in place.
     """
     if not gradients:
         return world_sum(torch.zeros((), dtype=torch.float64)).sqrt().float()

@@ -1,4 +1,5 @@
-"""What commands are told besides a run's settings: frozen dataclasses that check themselves; free of torch for an instant --help."""
+"""What commands are told besides a run's settings: frozen dataclasses that check themselves; free
+of torch for an instant --help."""
 
 from dataclasses import dataclass, fields
 

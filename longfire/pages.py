@@ -1,4 +1,5 @@
-"""Runs as one page: curves, a table and what their settings differ in; one HTML file that needs no network, and a PNG a chart."""
+"""Runs as one page: curves, a table and what their settings differ in; one HTML file that needs no
+network, and a PNG a chart."""
 
 import html as markup
 import importlib
@@ -28,7 +29,8 @@ PART_COLOURS = ("#c92a2a", "#4dabf7", "#1864ab", "#74b816", "#adb5bd")
 
 @dataclass(frozen=True)
 class Story:
-    """What a run folder tells: its records as columns (NaN where a step has none), its settings and its machine."""
+    """What a run folder tells: its records as columns (NaN where a step has none), its settings and
+    its machine."""
 
     name: str
     folder: Path
@@ -47,7 +49,8 @@ class Story:
         return self.columns.get(name, np.full(len(self), np.nan))
 
     def at(self, name: str, steps: np.ndarray) -> np.ndarray:
-        """A training column's values at other steps: where evaluations lie on the axis of a chart."""
+        """A training column's values at other steps: where evaluations lie on the axis of a
+        chart."""
         return np.interp(steps, self.columns["step"], self.column(name))
 
     def losses(self) -> list[str]:
@@ -60,9 +63,11 @@ Chart = Callable[
 
 
 def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print) -> None:
-    """Write the page of one or several runs to `out`, and its charts as PNGs to a folder of the same name beside it.
+    """Write the page of one or several runs to `out`, and its charts as PNGs to a folder of the
+    same name beside it.
 
-    Raises SettingsError if a folder holds no run or matplotlib is not installed, CheckpointError if `out` cannot be written.
+    Raises SettingsError if a folder holds no run or matplotlib is not installed, CheckpointError if
+    `out` cannot be written.
     """
     needs_matplotlib()
     stories = read(folders)
@@ -97,7 +102,8 @@ def needs_matplotlib() -> None:
 
 
 def save_figure(drawn: Any, out: Path, title: str) -> None:
-    """Write one figure as .png, .svg or .html. Raises SettingsError for another ending, CheckpointError if it cannot be written."""
+    """Write one figure as .png, .svg or .html. Raises SettingsError for another ending,
+    CheckpointError if it cannot be written."""
     check_ending(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +191,8 @@ def as_columns(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def figure(y_label: str, x_label: str) -> tuple[Any, Any]:
-    """A figure that belongs to nobody else: pyplot, with its global state and its windows, is not used."""
+    """A figure that belongs to nobody else: pyplot, with its global state and its windows, is not
+    used."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -224,7 +231,8 @@ def running_mean(y: np.ndarray, width: int) -> np.ndarray:
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most some POINTS of a curve: of each stretch its least and its greatest, so that no spike is lost."""
+    """At most some POINTS of a curve: of each stretch its least and its greatest, so that no spike
+    is lost."""
     if len(x) <= POINTS:
         return x, y
     stretches = np.array_split(np.arange(len(y)), POINTS // 2)
@@ -305,7 +313,8 @@ CHARTS: dict[str, Chart] = {
 
 
 def as_svg(drawn: Any) -> str:
-    """The figure as an element of a page: letters stay letters, and the same figure gives the same bytes."""
+    """The figure as an element of a page: letters stay letters, and the same figure gives the same
+    bytes."""
     import matplotlib
 
     text = io.StringIO()

@@ -1,4 +1,5 @@
-"""Rows longer than memory: a row is cut in time, what its layers keep goes from segment to segment, and gradients go back or not.
+"""Rows longer than memory: a row is cut in time, what its layers keep goes from segment to segment,
+and gradients go back or not.
 
 truncated  forward and backward of segment 1, then of 2 ...; what is carried over a seam is a number, no function of parameters
            (truncated backpropagation through time: Williams and Peng 1990). Memory: one segment, and the state.
@@ -10,8 +11,9 @@ exact      first forward through all segments, keeping what lies on the seams; t
              segment 1   segment 2   segment 3
              ◄── dS1 ◄────── dS2 ◄──────              backward of (loss of the segment, its last state), from the right
 
-Softmax layers carry their keys and values, those of a window only where there is one; without a window they are all that grows
-with the row. Labels, positions, documents and noise were made for the whole row, so a segment is a piece of them.
+Softmax layers carry their keys and values, those of a window only where there is one; without a
+window they are all that grows with the row. Labels, positions, documents and noise were made for
+the whole row, so a segment is a piece of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,8 +38,8 @@ States = dict[
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of the rows of a batch, and its noise. goes_on_B: how many tokens before it belong to the document of each row's
-    first token here; None where documents flow on."""
+    """A piece of the rows of a batch, and its noise. goes_on_B: how many tokens before it belong to
+    the document of each row's first token here; None where documents flow on."""
 
     batch: Batch
     noise_BT: Tensor | None
@@ -45,7 +47,8 @@ class Segment:
 
 
 def cut(batch: Batch, noise_BT: Tensor | None, segments: int) -> Iterator[Segment]:
-    """The batch in so many pieces of time, of equal length but for the last, which may be shorter."""
+    """The batch in so many pieces of time, of equal length but for the last, which may be
+    shorter."""
     stop = 0
     for length in segment_lengths(batch.ids_BT.shape[1], segments):
         start, stop = stop, stop + length
@@ -65,8 +68,9 @@ def cut(batch: Batch, noise_BT: Tensor | None, segments: int) -> Iterator[Segmen
 class Passed(Cache):
     """What the layers are given at the start of a segment, and what they leave at its end.
 
-    They read from one place and write to another, so that a layer that is computed again in the backward reads what it read
-    before; nothing is changed in place, so that gradients can go through.
+    They read from one place and write to another, so that a layer that is computed again in the
+    backward reads what it read before; nothing is changed in place, so that gradients can go
+    through.
     """
 
     def __init__(self, before: States, goes_on_B: Tensor | None = None) -> None:
@@ -84,7 +88,8 @@ class Passed(Cache):
 
 
 class OneLayer:
-    """The same for one layer, which it need not name: compiled blocks then differ in no number, and are compiled once."""
+    """The same for one layer, which it need not name: compiled blocks then differ in no number, and
+    are compiled once."""
 
     def __init__(self, before: dict[str, Tensor], goes_on_B: Tensor | None) -> None:
         self.before, self.goes_on_B = before, goes_on_B
@@ -105,7 +110,8 @@ class OneLayer:
         self.after[name] = state
 
     def append(self, layer: int, name: str, x_BTGK: Tensor, window: int = 0) -> Tensor:
-        """All keys or values (B, S, G, K) that the segment's tokens may see, theirs last; carried on as they came, in parts."""
+        """All keys or values (B, S, G, K) that the segment's tokens may see, theirs last; carried
+        on as they came, in parts."""
         parts = [part for key, part in self.before.items() if key.startswith(f"{name}/")]
         all_BSGK, T, seen = torch.cat([*parts, x_BTGK], 1), x_BTGK.shape[1], window - 1
         parts.append(x_BTGK[:, T - min(seen, T) :] if window else x_BTGK)
@@ -137,10 +143,11 @@ def by_segments(
     sync: Callable[[bool], None],
     clock: Clock,
 ) -> Tensor:
-    """Forward and backward of a batch, cut as training.tbptt_segments and tbptt_exact say; the sum of the losses, without a graph.
+    """Forward and backward of a batch, cut as training.tbptt_segments and tbptt_exact say; the sum
+    of the losses, without a graph.
 
-    learn(model, batch, noise_BT=..., cache=...): the loss of a piece; their sum must be that of the whole. sync(last): called before
-    each backward, as before those of microbatches.
+    learn(model, batch, noise_BT=..., cache=...): the loss of a piece; their sum must be that of the
+    whole. sync(last): called before each backward, as before those of microbatches.
     """
     pieces = list(cut(batch, noise_BT, training.tbptt_segments))
     walk = exact if training.tbptt_exact else truncated
@@ -200,7 +207,8 @@ def exact(
 
 
 def backward(loss: Tensor, left: States, arriving: States) -> None:
-    """The backward of the loss of a segment and of what it left, for which gradients have arrived."""
+    """The backward of the loss of a segment and of what it left, for which gradients have
+    arrived."""
     pairs = [
         (left[layer][name], gradient)
         for layer, some in arriving.items()

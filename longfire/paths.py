@@ -5,8 +5,8 @@ import re
 
 from longfire.errors import SettingsError
 
-# One letter before the colon would be a drive. :// is nowhere in a path, so also runs/s3://b is meant as a URL; of
-# known schemes one slash is enough at the beginning, as pathlib leaves it.
+# One letter before the colon would be a drive. :// is nowhere in a path, so also runs/s3://b is
+# meant as a URL; of known schemes one slash is enough at the beginning, as pathlib leaves it.
 URL = re.compile(
     r"(?:(?<![a-z0-9+.-])([a-z][a-z0-9+.-]+)://|(?:^|,)\s*(s3a?|gs|gcs|hf|https?|ftp|az|abfss?|wasbs?|hdfs|dbfs|oci|r2|file):/)",
     re.IGNORECASE,
@@ -20,7 +20,8 @@ HUB = re.compile(
 def refuse_url(value: str, told: str) -> str:
     """The value, if neither it nor one of its parts between commas is a URL.
 
-    told: the setting or option, as the message names it. Raises SettingsError with what to write instead.
+    told: the setting or option, as the message names it. Raises SettingsError with what to write
+    instead.
     """
     found = URL.search(value)
     if not found:

@@ -1,7 +1,8 @@
-"""Mixers from a user's own file: `model.plugins = ["my_mixer.py"]` runs the file and adds its table MIXERS to ours.
+"""Mixers from a user's own file: `model.plugins = ["my_mixer.py"]` runs the file and adds its table
+MIXERS to ours.
 
-A plugin is code, and runs with all rights of its user. So only a recipe or a command line that names it makes it run; a run folder
-that merely mentions one is not enough (`run.of_folder`).
+A plugin is code, and runs with all rights of its user. So only a recipe or a command line that
+names it makes it run; a run folder that merely mentions one is not enough (`run.of_folder`).
 """
 
 import importlib.util
@@ -17,7 +18,8 @@ _loaded: dict[Path, ModuleType] = {}
 
 
 def load_plugins(files: tuple[str, ...]) -> None:
-    """Run each file once in this process. Raises SettingsError naming the file and what is wrong with it."""
+    """Run each file once in this process. Raises SettingsError naming the file and what is wrong
+    with it."""
     for file in files:
         path = Path(file).resolve()
         if path not in _loaded:
@@ -45,7 +47,8 @@ def run_file(path: Path) -> ModuleType:
 
 
 def add_mixers(path: Path, table: object) -> None:
-    """The plugin's mixers beside ours. Raises SettingsError for what is no mixer or has a name that is taken."""
+    """The plugin's mixers beside ours. Raises SettingsError for what is no mixer or has a name that
+    is taken."""
     if not isinstance(table, dict):
         raise SettingsError(
             f"{path}: MIXERS must be a table of names and classes, as in longfire/mixers/__init__.py"

@@ -1,7 +1,8 @@
-"""What `longfire generate` does: prompts from words, a file or a person at a terminal; text to stdout, figures to stderr.
+"""What `longfire generate` does: prompts from words, a file or a person at a terminal; text to
+stdout, figures to stderr.
 
-On a terminal one sees where the prompt ends: it is dim, or with NO_COLOR followed by the sign ‖. A file or a pipe gets prompt and
-continuation as they are.
+On a terminal one sees where the prompt ends: it is dim, or with NO_COLOR followed by the sign ‖. A
+file or a pipe gets prompt and continuation as they are.
 """
 
 import json
@@ -48,10 +49,11 @@ def main(
     step: int = -1,
     plugins: tuple[str, ...] = (),
 ) -> int:
-    """Print what follows each prompt, by the model in a run folder or a folder of Hugging Face weights.
+    """Print what follows each prompt, by the model in a run folder or a folder of Hugging Face
+    weights.
 
-    Without prompts a terminal is asked for them. Rows that go alone are shown as they are drawn, others when all of their batch
-    are over. Raises SettingsError or DataError.
+    Without prompts a terminal is asked for them. Rows that go alone are shown as they are drawn,
+    others when all of their batch are over. Raises SettingsError or DataError.
     """
     prompts = [*prompts, *(read_prompts(file) if file else [])]
     if not prompts and not interactive and not sys.stdin.isatty():
@@ -101,7 +103,8 @@ def main(
 
 
 def shown(prompt: str) -> str:
-    """The prompt as it stands before its continuation; on a terminal it is marked as what the model did not write."""
+    """The prompt as it stands before its continuation; on a terminal it is marked as what the model
+    did not write."""
     if not sys.stdout.isatty():
         return prompt
     return f"{prompt}{PROMPT_END}" if no_color() else f"{DIM}{prompt}{NORMAL}"
@@ -114,7 +117,8 @@ def show(texts: Iterable[str]) -> None:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """A prompt a line; of a .jsonl the field `prompt` of each. Empty lines say nothing. Raises DataError naming file and line."""
+    """A prompt a line; of a .jsonl the field `prompt` of each. Empty lines say nothing. Raises
+    DataError naming file and line."""
     lines = []
     for number, line in lines_in(file):
         if line.strip():
@@ -152,8 +156,8 @@ def prompt_of(line: str, where: str) -> str:
 
 
 class Conversation:
-    """A text that a person and the model write by turns. What the layers keep stays from turn to turn, so each token passes
-    through the model once."""
+    """A text that a person and the model write by turns. What the layers keep stays from turn to
+    turn, so each token passes through the model once."""
 
     def __init__(self, opened: Opened, sampling: Sampling, pace: Pace) -> None:
         self.model: Model = opened.model
@@ -163,7 +167,8 @@ class Conversation:
         self.cache, self.turns = Cache(), 0
 
     def reply(self, text: str) -> Iterator[str]:
-        """What the model writes after this text, in pieces; the text begins a new line, but for the first."""
+        """What the model writes after this text, in pieces; the text begins a new line, but for the
+        first."""
         begun = bool(self.ids)
         self.ids += (
             self.tokenizer.encode(f"\n{text}")

@@ -46,8 +46,8 @@ class Beside:
 
 
 def run_folder_of(weights: Path) -> Path | None:
-    """The run folder that these weights are, or that this checkpoint lies in; None for others. Raises SettingsError for the folder
-    of all checkpoints of a run."""
+    """The run folder that these weights are, or that this checkpoint lies in; None for others.
+    Raises SettingsError for the folder of all checkpoints of a run."""
     if (weights / RUN_TOML).is_file():
         return weights
     checkpoints = sorted(weights.glob("step-*"))

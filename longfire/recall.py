@@ -1,4 +1,5 @@
-"""Whether a model finds again what it has read: pairs of random words (MQAR), and a sentence hidden in real text (the needle)."""
+"""Whether a model finds again what it has read: pairs of random words (MQAR), and a sentence hidden
+in real text (the needle)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,11 +36,12 @@ SENTENCE, ANSWER, END = "\nThe secret number of {place} is", " {number}", ".\n"
 
 
 def mqar(rows: int, tokens: int, pairs: int, words: int, seed: int, power: float = 0.01) -> Batch:
-    """Multi-query associative recall (Arora 2023, "Zoology", section 3 and appendix A): pairs of a key and its value, then each
-    key once more, whose label is its value; nothing else has a label.
+    """Multi-query associative recall (Arora 2023, "Zoology", section 3 and appendix A): pairs of a
+    key and its value, then each key once more, whose label is its value; nothing else has a label.
 
-    Keys are drawn from the lower half of the words, values from the upper, both without repetition. How far behind the pairs a
-    key comes again follows a power law (a / distance^(1 - a), a = `power`); between them stand random words. With pairs = 2:
+    Keys are drawn from the lower half of the words, values from the upper, both without repetition.
+    How far behind the pairs a key comes again follows a power law (a / distance^(1 - a), a =
+    `power`); between them stand random words. With pairs = 2:
 
         ids     k1 v1 k2 v2 .. k2 .. .. .. k1 ..
         labels                 v2          v1
@@ -65,8 +67,8 @@ def mqar(rows: int, tokens: int, pairs: int, words: int, seed: int, power: float
 
 
 def distinct(chance: np.random.Generator, rows: int, weights: np.ndarray, count: int) -> np.ndarray:
-    """(rows, count) different numbers below len(weights) in each row, drawn one after the other by their weights: the order of
-    exponential times with these rates."""
+    """(rows, count) different numbers below len(weights) in each row, drawn one after the other by
+    their weights: the order of exponential times with these rates."""
     return np.argsort(chance.exponential(size=(rows, len(weights))) / weights, 1)[:, :count]
 
 
@@ -80,7 +82,8 @@ def accuracy(model: Model, batch: Batch, chunk_tokens: int = 1024) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """Needles of one length and depth. Nats are those of the whole answer, means over the needles."""
+    """Needles of one length and depth. Nats are those of the whole answer, means over the
+    needles."""
 
     length: int
     depth: float
@@ -91,17 +94,19 @@ class Cell:
 
     @property
     def gain(self) -> float:
-        """By how many nats the needle makes the answer likelier: 0 for a model that does not look."""
+        """By how many nats the needle makes the answer likelier: 0 for a model that does not
+        look."""
         return self.nats_without - self.nats
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A needle in a haystack (Kamradt 2023): a sentence with a number is put into real text, at the end the sentence begins again.
+    """A needle in a haystack (Kamradt 2023): a sentence with a number is put into real text, at the
+    end the sentence begins again.
 
-    Every answer is scored twice, after the text with the needle and after as many tokens of it without, so that a model that only
-    guesses digits gains nothing. An answer is repeated when each of its words is the likeliest after those before it, which is
-    what greedy decoding would write.
+    Every answer is scored twice, after the text with the needle and after as many tokens of it
+    without, so that a model that only guesses digits gains nothing. An answer is repeated when each
+    of its words is the likeliest after those before it, which is what greedy decoding would write.
     """
 
     model: Model
@@ -117,7 +122,8 @@ class Needle:
         batch_size: int,
         seed: int = 0,
     ) -> list[Cell]:
-        """A cell for each length (tokens of a row, all included) and depth. Raises SettingsError and DataError."""
+        """A cell for each length (tokens of a row, all included) and depth. Raises SettingsError
+        and DataError."""
         limit = (
             self.model.shape.max_position_embeddings if self.model.shape.learned_positions else 0
         )
@@ -194,7 +200,8 @@ class Needle:
 
 
 def needle_table(cells: list[Cell]) -> Table:
-    """A line a length, a column a depth: the nats that the needle is worth, and how many answers are repeated."""
+    """A line a length, a column a depth: the nats that the needle is worth, and how many answers
+    are repeated."""
     depths = sorted({cell.depth for cell in cells})
     table = Table("tokens", *(f"depth {depth:g}" for depth in depths))
     for length in sorted({cell.length for cell in cells}):

@@ -1,4 +1,5 @@
-"""A recipe and a command line -> typed sections, strictly: TOML first, then the command line, old spellings by aliases.py.
+"""A recipe and a command line -> typed sections, strictly: TOML first, then the command line, old
+spellings by aliases.py.
 
     read_toml(path)          {"training.steps": Given(1000, "recipes/x.toml"), ...}
     read_words(overrides)    {"training.steps": Given("2000", "command line"), ...}
@@ -183,7 +184,8 @@ def read_words(overrides: Mapping[str, str]) -> dict[str, Given]:
 
 
 def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[str, Any]:
-    """The typed sections of a run; a later mapping wins over an earlier one, defaults fill the rest.
+    """The typed sections of a run; a later mapping wins over an earlier one, defaults fill the
+    rest.
 
     Raises SettingsError; tells `note` of every old spelling once.
     """
@@ -213,7 +215,8 @@ def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[
 
 
 def is_model_key(spelling: str, value: Any = "") -> bool:
-    """Whether this is a key of the model itself: model.hidden_size, model.gla.num_heads, or a whole table model.gla."""
+    """Whether this is a key of the model itself: model.hidden_size, model.gla.num_heads, or a whole
+    table model.gla."""
     if spelling in SETTINGS or spelling in aliases.ALIASES or not spelling.startswith("model."):
         return False
     _, table, *keys = spelling.split(".")
@@ -236,7 +239,8 @@ def is_flag_of_model(spelling: str) -> bool:
 def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
     """The model's keys as a config.json has them, a table for each mixer; a later mapping wins.
 
-    Raises SettingsError for a value of another type, as far as the keys are known without the mixers.
+    Raises SettingsError for a value of another type, as far as the keys are known without the
+    mixers.
     """
     tables: dict[str, Any] = {}
     for given in givens:
@@ -258,7 +262,8 @@ def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
 
 
 def toml_value(text: str) -> Any:
-    """A value of the command line whose type is not known yet: what TOML reads in it, else the text itself."""
+    """A value of the command line whose type is not known yet: what TOML reads in it, else the text
+    itself."""
     try:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -276,7 +281,8 @@ def names(givens: Mapping[str, Given], key: str) -> bool:
 
 
 def renamed(spelling: str, value: Any, where: str, note: Callable[[str], None]) -> dict[str, Any]:
-    """What a spelling means in our keys; an unknown one raises SettingsError with the nearest name."""
+    """What a spelling means in our keys; an unknown one raises SettingsError with the nearest
+    name."""
     if spelling not in SETTINGS and spelling not in aliases.ALIASES:
         raise SettingsError(unknown(spelling, where))
     meaning, told = aliases.translate(spelling, value, where)
@@ -286,7 +292,8 @@ def renamed(spelling: str, value: Any, where: str, note: Callable[[str], None]) 
 
 
 def unknown(spelling: str, where: str) -> str:
-    """The message for a key that does not exist: its section if that is what is wrong, else the nearest key."""
+    """The message for a key that does not exist: its section if that is what is wrong, else the
+    nearest key."""
     section, _, leaf = spelling.rpartition(".")
     if section.startswith("model.") and section.count(".") > 1:
         return f"{where}: unknown setting {spelling!r}: the table of a mixer, as [model.attention], has no table in it"
@@ -318,7 +325,8 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def typed(key: str, value: Any, where: str) -> Any:
-    """The value as the setting's type, inside its interval. Raises SettingsError naming key, value, place and mend."""
+    """The value as the setting's type, inside its interval. Raises SettingsError naming key, value,
+    place and mend."""
     field = SETTINGS[key]
     value = typed_as(field.type, key, value, where, field.metadata["within"])
     refuse_urls(field, value, f"{where}: {key}")
@@ -326,7 +334,8 @@ def typed(key: str, value: Any, where: str) -> Any:
 
 
 def refuse_urls(field: Any, value: Any, told: str) -> None:
-    """Raises SettingsError for a URL in a setting or option that is text, or a list of texts, unless it is prose."""
+    """Raises SettingsError for a URL in a setting or option that is text, or a list of texts,
+    unless it is prose."""
     if field.metadata["is_prose"]:
         return
     for text in value if isinstance(value, tuple) else (value,):
@@ -335,7 +344,8 @@ def refuse_urls(field: Any, value: Any, told: str) -> None:
 
 
 def typed_as(kind: Any, key: str, value: Any, where: str, interval: str = "") -> Any:
-    """The value of a key as this type. Raises SettingsError naming key, value, place and what is wanted."""
+    """The value of a key as this type. Raises SettingsError naming key, value, place and what is
+    wanted."""
     try:
         value = as_type(kind, value, text=where == COMMAND_LINE)
         check_interval(value, interval)
@@ -345,7 +355,8 @@ def typed_as(kind: Any, key: str, value: Any, where: str, interval: str = "") ->
 
 
 def as_type(kind: Any, value: Any, text: bool) -> Any:
-    """Strict: text is read only where the value was given as text. Raises ValueError saying what is wanted."""
+    """Strict: text is read only where the value was given as text. Raises ValueError saying what is
+    wanted."""
     if get_origin(kind) is tuple:
         return as_tuple(get_args(kind)[0], value, text)
     if get_origin(kind) is Literal:
@@ -374,7 +385,8 @@ def as_type(kind: Any, value: Any, text: bool) -> Any:
 
 
 def as_number_or_text(value: Any, text: bool) -> float | str:
-    """A value that may be either: text is a number where it reads as one. Raises ValueError saying what is wanted."""
+    """A value that may be either: text is a number where it reads as one. Raises ValueError saying
+    what is wanted."""
     if not isinstance(value, str):
         return as_type(float, value, text=False)
     try:
@@ -399,7 +411,8 @@ def from_text(kind: type, text: str) -> Any:
 
 
 def as_tuple(kind: type, value: Any, text: bool) -> tuple:
-    """A TOML array, or text: comma-separated, or written as a TOML array where an entry holds a comma."""
+    """A TOML array, or text: comma-separated, or written as a TOML array where an entry holds a
+    comma."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value, text = tomllib.loads(f"list = {value}")["list"], False

@@ -1,4 +1,5 @@
-"""One record a step: metrics.jsonl always, the console, TensorBoard and W&B where asked; and the warnings of promise 14."""
+"""One record a step: metrics.jsonl always, the console, TensorBoard and W&B where asked; and the
+warnings of promise 14."""
 
 import importlib
 import importlib.metadata
@@ -40,8 +41,8 @@ Values = Mapping[str, float]
 
 
 def check_trackers(metrics: settings.Metrics) -> None:
-    """Raises SettingsError if a tracker that the settings ask for is not installed, or not whole: before any data or device is
-    touched."""
+    """Raises SettingsError if a tracker that the settings ask for is not installed, or not whole:
+    before any data or device is touched."""
     asked = []
     if metrics.enable_wandb:
         asked.append(("metrics.enable_wandb", "wandb", "wandb", "pip install 'longfire[wandb]'"))
@@ -68,10 +69,12 @@ def check_trackers(metrics: settings.Metrics) -> None:
 
 
 class Report:
-    """Where a run tells how it goes. A context manager, open while the run trains; `record` and `note` may then be called.
+    """Where a run tells how it goes. A context manager, open while the run trains; `record` and
+    `note` may then be called.
 
-    Resumed at `start_step`, it cuts the records of later steps off metrics.jsonl, so that the file holds each step once.
-    Raises SettingsError for a tracker that is not installed, CheckpointError if the run folder cannot be written.
+    Resumed at `start_step`, it cuts the records of later steps off metrics.jsonl, so that the file
+    holds each step once. Raises SettingsError for a tracker that is not installed, CheckpointError
+    if the run folder cannot be written.
     """
 
     def __init__(
@@ -109,8 +112,9 @@ class Report:
     def record(self, step: int, values: Values) -> None:
         """Tell one step's numbers, or one evaluation's (fields eval/<source>/<what>), everywhere.
 
-        The console shows steps every log_freq and all evaluations. A number that is not finite is null in metrics.jsonl,
-        since JSON has no word for it. Raises CheckpointError if the disk is full.
+        The console shows steps every log_freq and all evaluations. A number that is not finite is
+        null in metrics.jsonl, since JSON has no word for it. Raises CheckpointError if the disk is
+        full.
         """
         self.file.write(step, values)
         for tracker in self.trackers:
@@ -146,13 +150,15 @@ class QuietReport:
 
 
 class RecordFile:
-    """metrics.jsonl: one JSON object a line, flushed at once, in the order of steps, each step once.
+    """metrics.jsonl: one JSON object a line, flushed at once, in the order of steps, each step
+    once.
 
-    A step and its evaluation are two lines. A line of the same step and fields as the one before it replaces it: so the last
-    evaluation of a finished run stands there once, however often the run is started again.
+    A step and its evaluation are two lines. A line of the same step and fields as the one before it
+    replaces it: so the last evaluation of a finished run stands there once, however often the run
+    is started again.
 
-    unreadable: how many lines no record could be read from; they stay where they are. has_evaluation: whether there is one of
-    start_step.
+    unreadable: how many lines no record could be read from; they stay where they are.
+    has_evaluation: whether there is one of start_step.
     """
 
     def __init__(self, path: Path, start_step: int) -> None:
@@ -182,7 +188,8 @@ class RecordFile:
             raise self.unwritable(error) from error
 
     def cut(self, start_step: int) -> None:
-        """Leave out the records of later steps, and an end that a kill broke off. What cannot be read says no step: it stays."""
+        """Leave out the records of later steps, and an end that a kill broke off. What cannot be
+        read says no step: it stays."""
         kept_from: int | None = None  # where the first line lies that is left out
         after: list[bytes] = []  # lines behind it that stay
         at = 0
@@ -227,8 +234,8 @@ def is_evaluation(record: Mapping[str, Any]) -> bool:
 
 
 def records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The records of a metrics.jsonl in its order; None for a line that none can be read from. A line that is being written right
-    now is left out."""
+    """The records of a metrics.jsonl in its order; None for a line that none can be read from. A
+    line that is being written right now is left out."""
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):
@@ -236,7 +243,8 @@ def records(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def last_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records that can be read, from the end of the file to its beginning; what is not asked for is not read."""
+    """The records that can be read, from the end of the file to its beginning; what is not asked
+    for is not read."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         rest = b""
@@ -267,7 +275,8 @@ def plain(value: float) -> float | None:
 
 
 class ConsoleLines:
-    """Progress, loss, speed and remaining time: one live line in a terminal, and a plain line every log_freq anywhere.
+    """Progress, loss, speed and remaining time: one live line in a terminal, and a plain line every
+    log_freq anywhere.
 
     total_steps: of the whole run; 0: not known yet.
     """
@@ -331,7 +340,8 @@ class ConsoleLines:
             self.print(f"{place}  {numbers}")
 
     def numbers(self, step: int) -> str:
-        """This step's loss, norm and rate; speed as the mean of the last steps; the time that remains at that speed."""
+        """This step's loss, norm and rate; speed as the mean of the last steps; the time that
+        remains at that speed."""
         now, parts = self.steps[-1], []
         for key, form in (
             ("loss", "loss {:.4f}"),
@@ -389,7 +399,8 @@ def duration(seconds: float) -> str:
 
 
 class SlownessWatch:
-    """Promise 14: says so when training waits for data, or compiles again after its warm-up; not more than once in a while."""
+    """Promise 14: says so when training waits for data, or compiles again after its warm-up; not
+    more than once in a while."""
 
     def __init__(self, start_step: int) -> None:
         self.start_step = start_step
@@ -433,7 +444,8 @@ class SlownessWatch:
 
 
 class TensorBoard:
-    """Every number of a record as a scalar of the same name; of a resumed run, what lay beyond its start is hidden."""
+    """Every number of a record as a scalar of the same name; of a resumed run, what lay beyond its
+    start is hidden."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -449,7 +461,8 @@ class TensorBoard:
 
 
 class WandB:
-    """The same on Weights & Biases; a resumed run goes on as the same run there (its id is kept in the run folder)."""
+    """The same on Weights & Biases; a resumed run goes on as the same run there (its id is kept in
+    the run folder)."""
 
     def __init__(self, folder: Path, metrics: settings.Metrics) -> None:
         import wandb
@@ -485,7 +498,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def write_environment(folder: Path, start_step: int) -> None:
-    """environment.json: what this run runs on. A resumed run keeps what it ran on before, under `earlier`."""
+    """environment.json: what this run runs on. A resumed run keeps what it ran on before, under
+    `earlier`."""
     path = folder / ENVIRONMENT
     now = {"start_step": start_step, **environment()}
     try:
@@ -538,7 +552,8 @@ def version_of(package: str) -> str | None:
 
 
 def git_revision(folder: Path) -> str | None:
-    """Commit of the sources in use, with `+changes` if files differ from it; None where they are not a git checkout."""
+    """Commit of the sources in use, with `+changes` if files differ from it; None where they are
+    not a git checkout."""
     try:
         command = [
             "git",

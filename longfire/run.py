@@ -54,10 +54,12 @@ TOKENIZER_RULES = ("path", "add_bos", "add_eos")  # of a tokenizer that lies bes
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of one run, a section an attribute. `shape` is None only for commands that need no model.
+    """The settings of one run, a section an attribute. `shape` is None only for commands that need
+    no model.
 
-    shape_from: where the shape is written: a config.json, or [model] of the recipe. recipe: the file that the settings were read
-    from. world: the processes that train together; degrees: how many along each axis of the mesh.
+    shape_from: where the shape is written: a config.json, or [model] of the recipe. recipe: the
+    file that the settings were read from. world: the processes that train together; degrees: how
+    many along each axis of the mesh.
     """
 
     job: settings.Job
@@ -94,11 +96,13 @@ class Run:
         world: launch.World = launch.ALONE,
         note: Callable[[str], None] = print,
     ) -> "Run":
-        """The recipe, then the overrides ({"training.steps": "20"}, as the command line spells them), checked whole.
+        """The recipe, then the overrides ({"training.steps": "20"}, as the command line spells
+        them), checked whole.
 
-        world: the processes that train it. Who only reads it (not `trains`) is one process, whatever its plan says. What is only
-        planned may start from weights that are not here yet.
-        A run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises SettingsError.
+        world: the processes that train it. Who only reads it (not `trains`) is one process,
+        whatever its plan says. What is only planned may start from weights that are not here yet. A
+        run.toml that a run saved belongs to the folder it lies in, wherever that was moved. Raises
+        SettingsError.
         """
         toml = recipes.read_toml(recipe) if recipe else {}
         is_saved = bool(
@@ -144,9 +148,11 @@ class Run:
     def with_shape(
         self, toml: Mapping[str, recipes.Given], words: Mapping[str, recipes.Given]
     ) -> "Run":
-        """The same run with the shape of its model: that of model.config, with the [model] keys of recipe and command line over it.
+        """The same run with the shape of its model: that of model.config, with the [model] keys of
+        recipe and command line over it.
 
-        A command line that names another model.config takes the place of the recipe's keys too. Raises SettingsError.
+        A command line that names another model.config takes the place of the recipe's keys too.
+        Raises SettingsError.
         """
         givens = [words] if recipes.names(words, "model.config") else [toml, words]
         tables = recipes.model_tables(*givens)
@@ -165,8 +171,9 @@ class Run:
         return replace(self, shape=shape, shape_from=place).with_base()
 
     def with_tokenizer(self, named: Collection[str]) -> "Run":
-        """The same run with the tokenizer that lies beside its weights, where none was named: of its own folder when it goes on,
-        else of model.weights, else of its teacher; with the add_bos and add_eos that belong to it, unless they were named."""
+        """The same run with the tokenizer that lies beside its weights, where none was named: of
+        its own folder when it goes on, else of model.weights, else of its teacher; with the add_bos
+        and add_eos that belong to it, unless they were named."""
         beside = None if "path" in named else self.tokenizer_beside_weights()
         if beside is None:
             return self
@@ -201,8 +208,9 @@ class Run:
     def of_folder(
         cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print
     ) -> "Run":
-        """The run that lives in a folder. Raises SettingsError where there is none, or where its model needs code that was not
-        named by the caller: reading a folder runs nothing that lies there or that it points to.
+        """The run that lives in a folder. Raises SettingsError where there is none, or where its
+        model needs code that was not named by the caller: reading a folder runs nothing that lies
+        there or that it points to.
         """
         if not (folder / RUN_TOML).exists():
             raise SettingsError(
@@ -251,7 +259,8 @@ class Run:
 
     @property
     def microbatches(self) -> int:
-        """Parts that a process's rows of a step go in: those of accumulation, with a pipeline as many as keep its stages busy."""
+        """Parts that a process's rows of a step go in: those of accumulation, with a pipeline as
+        many as keep its stages busy."""
         if self.degrees["pp"] == 1:
             return self.accumulation
         asked = self.parallelism.pipeline_parallel_microbatches
@@ -269,15 +278,16 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run, with training.max_seconds at most; training.tokens counts in whole steps, the last
-        one begun is done."""
+        """Optimizer steps of the whole run, with training.max_seconds at most; training.tokens
+        counts in whole steps, the last one begun is done."""
         if self.training.step_plan and not self.training.max_seconds:
             return read_plan(self.training.step_plan)[-1].total_steps
         return self.asked_steps
 
     @property
     def asked_steps(self) -> int:
-        """The steps that training.steps or training.tokens ask for; of a run with a plan the most it may have."""
+        """The steps that training.steps or training.tokens ask for; of a run with a plan the most
+        it may have."""
         return (
             -(-self.training.tokens // self.tokens_per_step)
             if self.training.tokens
@@ -285,7 +295,8 @@ class Run:
         )
 
     def with_base(self) -> "Run":
-        """The same run with the base of rotary positions that its settings name, where they name one."""
+        """The same run with the base of rotary positions that its settings name, where they name
+        one."""
         later = any(word.count(":") > 1 for word in self.training.seq_len_schedule)
         if not isinstance(self.shape, ModelShape) or not (self.model.rope_theta or later):
             return self
@@ -296,18 +307,21 @@ class Run:
         return lengths.with_base(self.shape, theta, self.training.seq_len)
 
     def shape_after(self, step: int) -> ModelShape | ForeignShape:
-        """The shape of the model that this run has after so many steps: with the base that it was last trained with."""
+        """The shape of the model that this run has after so many steps: with the base that it was
+        last trained with."""
         theta = lengths.stage_of_model(self.training, step).rope_theta
         return self.shape_with_base(theta) if theta else self.shape
 
     @property
     def is_planned(self) -> bool:
-        """Whether the steps are those of a plan: one that is made as the run goes, or one that is given."""
+        """Whether the steps are those of a plan: one that is made as the run goes, or one that is
+        given."""
         return bool(self.training.max_seconds or self.training.step_plan)
 
     @property
     def asked_warmup_steps(self) -> float:
-        """The warm-up that the settings ask for, in steps; a fraction where it is given in tokens."""
+        """The warm-up that the settings ask for, in steps; a fraction where it is given in
+        tokens."""
         tokens = self.lr_scheduler.warmup_tokens
         return tokens / self.tokens_per_step if tokens else self.lr_scheduler.warmup_steps
 
@@ -324,7 +338,8 @@ class Run:
         return replace(self, training=replace(self.training, step_plan=written(plan)))
 
     def shape_in(self, path: Path) -> ModelShape | ForeignShape:
-        """The shape in a config.json, ours or, with model.backend, one that transformers reads. Raises SettingsError."""
+        """The shape in a config.json, ours or, with model.backend, one that transformers reads.
+        Raises SettingsError."""
         if self.model.backend == "longfire":
             return read_shape(path)
         from longfire.hub import foreign  # brings transformers
@@ -337,7 +352,8 @@ class Run:
         return foreign.read_shape(config, str(path))
 
     def with_paths_found(self, beside: Path, note: Callable[[str], None]) -> "Run":
-        """The same run with every file that it reads made absolute: beside the recipe if it is there, else in the working folder."""
+        """The same run with every file that it reads made absolute: beside the recipe if it is
+        there, else in the working folder."""
         dataset, validation = (
             tuple(found(entry, beside) for entry in entries)
             for entries in (self.data.dataset, self.data.validation)
@@ -362,10 +378,11 @@ class Run:
         return {section: asdict(getattr(self, section)) for section in settings.SECTIONS}
 
     def save(self) -> None:
-        """Write config.json and run.toml, each at once, so that `longfire train <folder>/run.toml` starts the same run again.
+        """Write config.json and run.toml, each at once, so that `longfire train <folder>/run.toml`
+        starts the same run again.
 
-        Raises SettingsError when the folder holds the checkpoints of a run with another model or another schedule of lengths,
-        CheckpointError when it cannot be written.
+        Raises SettingsError when the folder holds the checkpoints of a run with another model or
+        another schedule of lengths, CheckpointError when it cannot be written.
         """
         assert self.shape is not None, "a run without a model has no folder"
         self.refuse_another_model()
@@ -379,10 +396,12 @@ class Run:
 
     @contextmanager
     def begun(self, note: Callable[[str], None] = print) -> Iterator[None]:
-        """Hold the run folder while this process trains into it, with the settings saved and what they change told.
+        """Hold the run folder while this process trains into it, with the settings saved and what
+        they change told.
 
-        Two processes would mix their records and remove each other's half-written checkpoints. Raises SettingsError if another
-        one holds it or a tracker that is asked for is not installed, and as `save` does.
+        Two processes would mix their records and remove each other's half-written checkpoints.
+        Raises SettingsError if another one holds it or a tracker that is asked for is not
+        installed, and as `save` does.
         """
         check_trackers(self.metrics)
         with ExitStack() as stack:
@@ -429,7 +448,8 @@ class Run:
         return self.checkpoint.enable_checkpoint and self.has_checkpoints
 
     def last_started_with(self) -> dict[str, dict[str, Any]]:
-        """The settings of the run in this folder, by section; none where no run has been started yet."""
+        """The settings of the run in this folder, by section; none where no run has been started
+        yet."""
         started = (
             self.folder / DATA_JSON
         ).exists()  # an imported run has a checkpoint before it has been started
@@ -438,7 +458,8 @@ class Run:
         return tomllib.loads((self.folder / RUN_TOML).read_text(encoding="utf-8"))
 
     def changes(self) -> list[str]:
-        """What differs from the settings that the run was saved with; a run that goes on says so, since a slip is easily made."""
+        """What differs from the settings that the run was saved with; a run that goes on says so,
+        since a slip is easily made."""
         there = self.last_started_with()
         no_choice = {"dump_folder"} | (
             {STEP_PLAN.partition(".")[2]} if self.training.max_seconds else set()
@@ -470,7 +491,8 @@ class Run:
             )
 
     def refuse_another_schedule(self) -> None:
-        """What earlier steps were trained with is read from its settings, and the order of a stage's rows from where it ends."""
+        """What earlier steps were trained with is read from its settings, and the order of a
+        stage's rows from where it ends."""
         begun = self.last_started_with()
         there, here = (
             begun.get("training", {}).get("seq_len_schedule", []),
@@ -484,8 +506,9 @@ class Run:
 
 
 def found(name: str, beside: Path) -> str:
-    """A file, folder or glob as an absolute path if it exists beside the recipe or in the working folder; else the name itself
-    (a dataset of the hub, or a path whose reader will say that it is missing)."""
+    """A file, folder or glob as an absolute path if it exists beside the recipe or in the working
+    folder; else the name itself (a dataset of the hub, or a path whose reader will say that it is
+    missing)."""
     if not name or name in WORDS:
         return name
     for folder in (beside, Path()):
@@ -496,7 +519,8 @@ def found(name: str, beside: Path) -> str:
 
 
 def inside(folder: Path, path: str) -> str:
-    """A path as run.toml has it: relative where it lies inside the run folder, so that both can be moved together."""
+    """A path as run.toml has it: relative where it lies inside the run folder, so that both can be
+    moved together."""
     place = Path(path).absolute()
     return (
         place.relative_to(folder.absolute()).as_posix()
@@ -506,7 +530,8 @@ def inside(folder: Path, path: str) -> str:
 
 
 def found_config(name: str, beside: Path, note: Callable[[str], None]) -> str:
-    """The model config of this name: a file or folder as `found` finds it, else one that comes with longfire, which is noted."""
+    """The model config of this name: a file or folder as `found` finds it, else one that comes with
+    longfire, which is noted."""
     path, known = found(name, beside), shipped.model_config(name) if name else None
     if path != name or Path(name).exists() or known is None:
         return path
@@ -530,7 +555,8 @@ def unwritable(path: Path, error: OSError) -> CheckpointError:
 
 
 def read_shape(path: Path) -> ModelShape:
-    """The shape in a config.json, ours or a Hugging Face family's, with every mixer's own settings checked.
+    """The shape in a config.json, ours or a Hugging Face family's, with every mixer's own settings
+    checked.
 
     Raises SettingsError naming the file.
     """
@@ -538,7 +564,8 @@ def read_shape(path: Path) -> ModelShape:
 
 
 def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> ModelShape:
-    """The shape that the [model] tables of a recipe describe: alone, or over those of a config.json. Raises SettingsError."""
+    """The shape that the [model] tables of a recipe describe: alone, or over those of a
+    config.json. Raises SettingsError."""
     if config is None:
         return shape_of(tables, place, toml=True)
     return shape_of(
@@ -549,7 +576,8 @@ def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> Mode
 def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
     """The keys of a config.json with others over them; the tables of mixers are joined key by key.
 
-    Another depth repeats the config's own pattern of layers; another width has its own default width of the MLP.
+    Another depth repeats the config's own pattern of layers; another width has its own default
+    width of the MLP.
     """
     types = config["layer_types"]
     period = next(
@@ -571,7 +599,8 @@ def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelShape:
-    """The shape that these keys describe, ours or a Hugging Face family's. Raises SettingsError naming the place.
+    """The shape that these keys describe, ours or a Hugging Face family's. Raises SettingsError
+    naming the place.
 
     (The mixers need torch, which is slow to import and not needed to read settings.)
     """
@@ -601,7 +630,8 @@ def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelSha
 
 
 def summary(run: Run) -> list[str]:
-    """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any setting changes)."""
+    """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any
+    setting changes)."""
     rows, tokens = run.rows_per_step, run.tokens_per_step
     shape = run.shape
     mixers = ", ".join(
@@ -641,7 +671,8 @@ def length_line(run: Run) -> str:
 
 
 def warmup_line(run: Run) -> str:
-    """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too long for the run."""
+    """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too
+    long for the run."""
     warmup, asked = run.warmup_steps, run.asked_warmup_steps
     told = (
         f"warm-up {counted_steps(warmup)} = {counted(round(warmup * run.tokens_per_step), 'token')}"

@@ -1,4 +1,5 @@
-"""What `longfire eval` does: a checkpoint's numbers on held-out documents, on other texts, on tasks; as tables, JSON and pictures."""
+"""What `longfire eval` does: a checkpoint's numbers on held-out documents, on other texts, on
+tasks; as tables, JSON and pictures."""
 
 import importlib.util
 import json
@@ -29,7 +30,8 @@ SEQ_LEN = 2048  # of rows, for weights without a run
 
 
 def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...] = ()) -> int:
-    """Score the model in a run folder or a folder of Hugging Face weights. Raises SettingsError, DataError, CheckpointError."""
+    """Score the model in a run folder or a folder of Hugging Face weights. Raises SettingsError,
+    DataError, CheckpointError."""
     if scoring.plot:
         check_ending(Path(scoring.plot))
         if scoring.tasks:
@@ -56,7 +58,8 @@ def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...
 
 
 def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
-    """lm-eval's numbers, shown. Raises SettingsError naming the package where lm-eval is installed without what it needs."""
+    """lm-eval's numbers, shown. Raises SettingsError naming the package where lm-eval is installed
+    without what it needs."""
     try:
         from longfire.tasks import (
             run_tasks,
@@ -95,7 +98,8 @@ def keep_json(file: Path, found: dict[str, Any]) -> None:
 
 
 def held_out(opened: Opened, scoring: Scoring) -> dict[str, Any]:
-    """Losses on the documents that a run held out, or on all of other texts; shown, and drawn where asked for."""
+    """Losses on the documents that a run held out, or on all of other texts; shown, and drawn where
+    asked for."""
     if scoring.data:
         found, what = measure_texts(opened, scoring), "all documents"
     else:
@@ -183,8 +187,8 @@ def words_of(opened: Opened) -> settings.Tokenizer:
 
 
 def row_length(opened: Opened, scoring: Scoring) -> int:
-    """Tokens of a row: of a run those of the stage that the step was trained in. Raises SettingsError for more than the model has
-    learned positions for."""
+    """Tokens of a row: of a run those of the stage that the step was trained in. Raises
+    SettingsError for more than the model has learned positions for."""
     shape, run = opened.model.shape, opened.run
     limit = shape.max_position_embeddings
     of_run = (
@@ -201,7 +205,8 @@ def row_length(opened: Opened, scoring: Scoring) -> int:
 
 
 def trained_with(run: Run) -> settings.Tokenizer:
-    """The run's tokenizer settings with the copy in its folder: `train` would make another one where the data have changed."""
+    """The run's tokenizer settings with the copy in its folder: `train` would make another one
+    where the data have changed."""
     kept = run.tokenizer_folder
     return replace(run.tokenizer, path=str(kept)) if kept.is_dir() else run.tokenizer
 
@@ -257,7 +262,8 @@ def position_chart(found: dict[str, Measured]) -> Any:
 
 
 def needles(opened: Opened, scoring: Scoring) -> dict[str, Any]:
-    """Whether sentences that are hidden in text are found again; shown, and drawn where asked for."""
+    """Whether sentences that are hidden in text are found again; shown, and drawn where asked
+    for."""
     run = opened.run
     own = run and not scoring.data
     with prepare(*((run.data, trained_with(run)) if own else texts(opened, scoring))) as prepared:

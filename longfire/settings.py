@@ -1,7 +1,9 @@
-"""Every setting of a run: one frozen dataclass a section, each owned by one room; free of torch so that --help is instant.
+"""Every setting of a run: one frozen dataclass a section, each owned by one room; free of torch so
+that --help is instant.
 
-A field is declared `setting(default, "help")`. Its type and interval are checked strictly (`recipe.py`), its help is what
-`--help` prints, and its default is said here and nowhere else. Units stand in names. Old spellings live in `aliases.py`.
+A field is declared `setting(default, "help")`. Its type and interval are checked strictly
+(`recipe.py`), its help is what `--help` prints, and its default is said here and nowhere else.
+Units stand in names. Old spellings live in `aliases.py`.
 """
 
 from dataclasses import dataclass, field
@@ -15,8 +17,9 @@ def setting(
 ) -> Any:
     """A dataclass field with its help; the help is the only documentation of the setting.
 
-    within: the interval of allowed numbers, as mathematics writes it: "[0, 1)". bare: what the flag without a value means
-    (booleans: true). is_prose: text that may hold a URL; in every other text one is refused (paths.py).
+    within: the interval of allowed numbers, as mathematics writes it: "[0, 1)". bare: what the flag
+    without a value means (booleans: true). is_prose: text that may hold a URL; in every other text
+    one is refused (paths.py).
     """
     return field(
         default=default,

@@ -1,4 +1,5 @@
-"""The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape fails in an instant."""
+"""The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape
+fails in an instant."""
 
 import json
 import math
@@ -36,12 +37,14 @@ INIT_KEYS = ("init_matrices", "init_outputs", "init_embedding", "init_head")
 
 
 def key(default: Any, help: str) -> Any:
-    """A field of a shape: a key of a model config with its default. The help is its only documentation (docs/model_config.md)."""
+    """A field of a shape: a key of a model config with its default. The help is its only
+    documentation (docs/model_config.md)."""
     return field(default=default, metadata={"help": help})
 
 
 def required(help: str, example: Any) -> Any:
-    """A field of a shape that every config must give; the example is what an error proposes to write."""
+    """A field of a shape that every config must give; the example is what an error proposes to
+    write."""
     return field(metadata={"help": help, "example": example})
 
 
@@ -54,9 +57,10 @@ def mixer_of(layer_type: str) -> str:
 class ModelShape:
     """A decoder: embedding, blocks of mixer + MLP, norm, head.
 
-    `layer_types` names each layer's mixer (a key of `mixers.MIXERS`); a shorter list repeats. `mixer:variant` is the same mixer
-    with settings of its own: `["attention:local", "attention"]`. `mixers` holds the settings of each name that `layer_types` uses;
-    the mixer's `Shape` dataclass checks them.
+    `layer_types` names each layer's mixer (a key of `mixers.MIXERS`); a shorter list repeats.
+    `mixer:variant` is the same mixer with settings of its own: `["attention:local", "attention"]`.
+    `mixers` holds the settings of each name that `layer_types` uses; the mixer's `Shape` dataclass
+    checks them.
     """
 
     hidden_size: int = required("channels of the residual stream", example=512)
@@ -230,7 +234,8 @@ class ModelShape:
             )
 
     def with_vocabulary(self, words: int) -> "ModelShape":
-        """The same shape with the tokenizer's number of words where the config leaves it open, padded as it asks.
+        """The same shape with the tokenizer's number of words where the config leaves it open,
+        padded as it asks.
 
         Raises SettingsError when the config has fewer words than the tokenizer.
         """
@@ -268,7 +273,8 @@ class ModelShape:
     ) -> "ModelShape":
         """Read our own config.json, or the [model] tables of a recipe (`toml`), strictly.
 
-        where: the file. Raises SettingsError naming it, the key, and the nearest name or what to write.
+        where: the file. Raises SettingsError naming it, the key, and the nearest name or what to
+        write.
         """
         config = {k: v for k, v in config.items() if k != "model_type"}
         known = {f.name: f for f in fields(cls) if f.name != "mixers"}
@@ -287,7 +293,8 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class ForeignShape:
-    """What a run asks of the shape of a model that is made by a class of transformers (model.backend); `config` is theirs."""
+    """What a run asks of the shape of a model that is made by a class of transformers
+    (model.backend); `config` is theirs."""
 
     config: dict[str, Any]
     vocab_size: int
@@ -329,7 +336,8 @@ def require(
 ) -> None:
     """Raises SettingsError naming each key that a table must have and has not, and what to write.
 
-    table: the mixer whose keys these are, empty for the keys of the model. toml: written in a recipe, not in JSON.
+    table: the mixer whose keys these are, empty for the keys of the model. toml: written in a
+    recipe, not in JSON.
     """
     missing = [
         f
@@ -369,7 +377,8 @@ def placed(where: str) -> Iterator[None]:
 
 
 def with_tuples(given: Any) -> Any:
-    """A mixer's table with tuples for the lists of JSON and TOML, so that equal settings are equal."""
+    """A mixer's table with tuples for the lists of JSON and TOML, so that equal settings are
+    equal."""
     if not isinstance(given, dict):
         return given  # named where it is read
     return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
@@ -380,8 +389,9 @@ def is_finite(value: Any) -> bool:
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raises SettingsError unless a value of a config.json is what a field of this type takes; no number of a shape that counts
-    something is negative. A field without a default (MISSING) is looked for elsewhere."""
+    """Raises SettingsError unless a value of a config.json is what a field of this type takes; no
+    number of a shape that counts something is negative. A field without a default (MISSING) is
+    looked for elsewhere."""
     if value is MISSING or kind == dict[str, dict[str, Any]]:
         return
     wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(kind, "a number")

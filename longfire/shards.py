@@ -1,7 +1,9 @@
-"""Tensors in files: each process writes the boxes that it holds, anyone reads any boxes. safetensors, so nothing in them can run code.
+"""Tensors in files: each process writes the boxes that it holds, anyone reads any boxes.
+safetensors, so nothing in them can run code.
 
-A key of a file is a tensor's name, or name#0, name#1 ... for boxes of it; the file's header says of each box of which whole it is
-and where it begins. A file without that (of another writer) holds whole tensors.
+A key of a file is a tensor's name, or name#0, name#1 ... for boxes of it; the file's header says of
+each box of which whole it is and where it begins. A file without that (of another writer) holds
+whole tensors.
 """
 
 import json
@@ -87,7 +89,8 @@ def raw(tensor: Tensor) -> memoryview:
 
 
 def read_index(files: Iterable[Path]) -> dict[str, Entry]:
-    """What lies in some files: every tensor, whole. Raises OSError or SafetensorError for a file that is none."""
+    """What lies in some files: every tensor, whole. Raises OSError or SafetensorError for a file
+    that is none."""
     index: dict[str, Entry] = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -102,7 +105,8 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
 
 
 def holes(index: dict[str, Entry]) -> list[str]:
-    """Names of tensors of which a part lies in no file. (Boxes never overlap: each is written by one process.)"""
+    """Names of tensors of which a part lies in no file. (Boxes never overlap: each is written by
+    one process.)"""
     return [
         name
         for name, entry in index.items()

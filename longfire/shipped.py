@@ -4,7 +4,8 @@
     recipe("recipes/quickstart.toml")
     model_config("gla-340m")        the shipped models/gla-340m.json
 
-In an installed package they are `longfire/recipes`; in a clone the folder `recipes` beside the package.
+In an installed package they are `longfire/recipes`; in a clone the folder `recipes` beside the
+package.
 """
 
 from difflib import get_close_matches

@@ -1,6 +1,6 @@
-"""What a run does before its first step: it keeps its tokenizer and the names of its data, compares the
-tokenizer with those of the weights that it begins with, takes these weights, and says where they
-come from."""
+"""What a run does before its first step: it keeps its tokenizer and the names of its data, compares
+the tokenizer with those of the weights that it begins with, takes these weights, and says where
+they come from."""
 
 import json
 from collections.abc import Callable
@@ -28,8 +28,9 @@ Note = Callable[[str], None]
 
 
 def begin(run: Run, prepared: Prepared, note: Note) -> None:
-    """Compare tokenizer and data with what the run and its weights were trained with, and keep both in the run folder. Process 0
-    does it. Raises SettingsError or DataError naming what does not go together."""
+    """Compare tokenizer and data with what the run and its weights were trained with, and keep both
+    in the run folder. Process 0 does it. Raises SettingsError or DataError naming what does not go
+    together."""
     note(tokenizer_line(prepared.tokenizer, run.tokenizer))
     refuse_another_tokenizer(run, prepared.tokenizer, note)
     refuse_no_labels(run, prepared)
@@ -39,8 +40,8 @@ def begin(run: Run, prepared: Prepared, note: Note) -> None:
 
 
 def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None:
-    """Weights and teacher saw ids of their own tokenizer. Raises SettingsError where that of the run is another one, unless
-    tokenizer.allow_mismatch says that it is meant."""
+    """Weights and teacher saw ids of their own tokenizer. Raises SettingsError where that of the
+    run is another one, unless tokenizer.allow_mismatch says that it is meant."""
     from_elsewhere = {"distillation.teacher": run.distillation.teacher}
     if not run.goes_on:
         from_elsewhere["model.weights"] = run.model.weights
@@ -72,7 +73,8 @@ def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None
 
 
 def label_tokens(run: Run, stream: TokenStream) -> int:
-    """How many tokens of a text can be predicted: all but the first, of each document where they are kept apart."""
+    """How many tokens of a text can be predicted: all but the first, of each document where they
+    are kept apart."""
     if run.data.context_len == 1:
         return 0
     firsts = stream.documents if run.data.varlen else 1
@@ -80,7 +82,8 @@ def label_tokens(run: Run, stream: TokenStream) -> int:
 
 
 def refuse_no_labels(run: Run, prepared: Prepared) -> None:
-    """Raises DataError naming a source none of whose tokens can be predicted: nothing could be learned from it."""
+    """Raises DataError naming a source none of whose tokens can be predicted: nothing could be
+    learned from it."""
     for name, store in zip(prepared.names, prepared.stores):
         if store.complete and store.train.length and not label_tokens(run, store.train):
             raise DataError(
@@ -91,7 +94,8 @@ def refuse_no_labels(run: Run, prepared: Prepared) -> None:
 
 
 def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
-    """The tokenizer lies in the run folder from the start. Raises SettingsError if the run was trained with another one."""
+    """The tokenizer lies in the run folder from the start. Raises SettingsError if the run was
+    trained with another one."""
     folder = run.tokenizer_folder
     if (
         run.has_checkpoints
@@ -106,8 +110,8 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
-    """data.json: the token stores that rows come from. A run that goes on with others says so: its rows are then not those that
-    it would have seen, and those that it saw may come again."""
+    """data.json: the token stores that rows come from. A run that goes on with others says so: its
+    rows are then not those that it would have seen, and those that it saw may come again."""
     file, here = (
         run.folder / DATA_JSON,
         {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)},
@@ -126,7 +130,8 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
 
 
 def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
-    """Say where an evaluation will have no text to read: before the first step, where that is known by then."""
+    """Say where an evaluation will have no text to read: before the first step, where that is known
+    by then."""
     if not (run.eval.at_end or run.eval.interval):
         return
     for name, store, stream in prepared.validation:
@@ -139,7 +144,8 @@ def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], N
 
 
 def refuse_another_batch(run: Run, state: State) -> None:
-    """With a schedule steps and rows go together: stages begin at steps, and the data in them at rows. Raises SettingsError."""
+    """With a schedule steps and rows go together: stages begin at steps, and the data in them at
+    rows. Raises SettingsError."""
     if run.training.seq_len_schedule and state.rows_consumed != state.step * run.rows_per_step:
         raise SettingsError(
             f"training.seq_len_schedule counts {run.rows_per_step} rows a step, but the run's {counted(state.step, 'step')} took "
@@ -148,8 +154,8 @@ def refuse_another_batch(run: Run, state: State) -> None:
 
 
 def take_weights(run: Run, state: State) -> str:
-    """Start from the weights of model.weights, one tensor in memory at a time: each process takes what lies with it. What they
-    are, in words. Raises CheckpointError or SettingsError."""
+    """Start from the weights of model.weights, one tensor in memory at a time: each process takes
+    what lies with it. What they are, in words. Raises CheckpointError or SettingsError."""
     source, shape = Path(run.model.weights), state.model.shape
     left = dict(state.model.named_parameters())
     with state.mesh.agreed():
@@ -175,7 +181,8 @@ def take_weights(run: Run, state: State) -> str:
 
 
 def shapes_wanted(state: State) -> dict[str, torch.Size]:
-    """Name and whole shape of each parameter of the model; of a pipeline also those that lie elsewhere."""
+    """Name and whole shape of each parameter of the model; of a pipeline also those that lie
+    elsewhere."""
     model = state.model
     if isinstance(model.shape, ModelShape):
         return {

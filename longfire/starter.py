@@ -1,4 +1,5 @@
-"""The starter recipe that `longfire init` writes: one TOML file, every line explained, the model in it; free of torch."""
+"""The starter recipe that `longfire init` writes: one TOML file, every line explained, the model in
+it; free of torch."""
 
 import json
 import re
@@ -17,8 +18,8 @@ COMMENT_COLUMN = 40
 class Size:
     """A size by name: the model, and how much of what it is trained with. Heads have 64 channels.
 
-    The learning rate of 10m was tried on a hybrid. The others are starting points and not tuned: they fall with the width, as
-    those of GPT-3 do (Brown 2020, table 2.1).
+    The learning rate of 10m was tried on a hybrid. The others are starting points and not tuned:
+    they fall with the width, as those of GPT-3 do (Brown 2020, table 2.1).
     """
 
     hidden_size: int
@@ -48,7 +49,8 @@ FOR_A_CPU = ("1m", "4m", "10m")  # which a laptop trains in minutes
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: its layers by name, each mixer's own table, and what else it needs in [model]."""
+    """A kind of model: its layers by name, each mixer's own table, and what else it needs in
+    [model]."""
 
     layer_types: tuple[str, ...]
     tables: Callable[[Size], dict[str, dict[str, Any]]]
@@ -122,7 +124,8 @@ MIXER_KEYS = {  # in short what the shapes of the mixers say of their keys: they
 
 
 def chosen(known: Mapping[str, Any], name: str, what: str, other: Mapping[str, str] = {}) -> str:
-    """The key that a word of the command line means. Raises SettingsError naming the nearest and all."""
+    """The key that a word of the command line means. Raises SettingsError naming the nearest and
+    all."""
     word = name.lower().replace("-", "_")
     word = other.get(word, word)
     if word in known:
@@ -150,7 +153,8 @@ def starter(kind_name: str, size_name: str, data: tuple[str, ...]) -> str:
 
 
 def name_of(source: str) -> str:
-    """A name for a folder: of a file without its ending, of a folder or a dataset its last part, of a glob what is left of it."""
+    """A name for a folder: of a file without its ending, of a folder or a dataset its last part, of
+    a glob what is left of it."""
     last = source.rstrip("/").rpartition("/")[2].partition(".")[0]
     return re.sub(r"[^\w-]+", "-", last).strip("-") or "data"
 
@@ -168,7 +172,8 @@ def commented(code: str, about: str) -> str:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML; its texts and lists are those of JSON, but for characters that JSON splits in two."""
+    """A value as TOML; its texts and lists are those of JSON, but for characters that JSON splits
+    in two."""
     if isinstance(value, float) and 0 < abs(value) < 1e-2:
         mantissa, _, exponent = f"{value:e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"

@@ -1,4 +1,5 @@
-"""`longfire eval --tasks`: a model as EleutherAI's harness sees it (lm-eval, extra `eval`): its tasks, our forward and generation."""
+"""`longfire eval --tasks`: a model as EleutherAI's harness sees it (lm-eval, extra `eval`): its
+tasks, our forward and generation."""
 
 from itertools import groupby
 from typing import Any
@@ -26,7 +27,8 @@ CHUNK_TOKENS = 1024  # whose logits exist at a time
 
 
 class AsLM(TemplateLM):
-    """A model behind lm-eval's interface. max_length: tokens that it is shown at once; of more, the last are."""
+    """A model behind lm-eval's interface. max_length: tokens that it is shown at once; of more, the
+    last are."""
 
     def __init__(self, opened: Opened, max_length: int, batch_size: int) -> None:
         super().__init__()
@@ -67,7 +69,8 @@ class AsLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """(log p(continuation), whether greedy decoding would write it) for (_, context, continuation) of each request."""
+        """(log p(continuation), whether greedy decoding would write it) for (_, context,
+        continuation) of each request."""
         rows = [
             (context + continuation)[-(self.max_length + 1) :]
             for _, context, continuation in requests
@@ -86,7 +89,8 @@ class AsLM(TemplateLM):
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")
     def scores(self, rows: list[list[int]], answers: list[int]) -> list[tuple[float, bool]]:
-        """Of the last `answers` ids of each row; shorter rows are filled up on the right, where no other token looks."""
+        """Of the last `answers` ids of each row; shorter rows are filled up on the right, where no
+        other token looks."""
         longest = max(map(len, rows))
         ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
         labels_BT = torch.full((len(rows), longest - 1), NO_LABEL)
@@ -120,7 +124,8 @@ class AsLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, up to a stop; several rows together, those with the same wishes."""
+        """What follows each context, up to a stop; several rows together, those with the same
+        wishes."""
         texts = [""] * len(requests)
         wishes = [str(sorted(request.args[1].items())) for request in requests]
         for _, group in groupby(
@@ -145,7 +150,8 @@ class AsLM(TemplateLM):
 
 
 def sampling_of(wishes: dict[str, Any]) -> Sampling:
-    """lm-eval's generation_kwargs as ours. Raises SettingsError for one that has no meaning here."""
+    """lm-eval's generation_kwargs as ours. Raises SettingsError for one that has no meaning
+    here."""
     kwargs = dict(normalize_gen_kwargs(dict(wishes), default_max_gen_toks=256))
     stop = tuple(text for text in kwargs.pop("until") if text)
     tokens, draws = kwargs.pop("max_gen_toks"), kwargs.pop("do_sample")
@@ -158,7 +164,8 @@ def sampling_of(wishes: dict[str, Any]) -> Sampling:
 
 
 def run_tasks(opened: Opened, scoring: Scoring, max_length: int) -> dict[str, Any]:
-    """lm-eval's numbers of the tasks. Raises SettingsError for a task that is not known, DataError for data that are not here."""
+    """lm-eval's numbers of the tasks. Raises SettingsError for a task that is not known, DataError
+    for data that are not here."""
     manager = TaskManager(include_path=scoring.include_path or None)
     if unknown := [task for task in scoring.tasks if not manager.match_tasks([task])]:
         raise SettingsError(

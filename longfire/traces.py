@@ -12,8 +12,9 @@ from longfire.settings import Profiling
 
 @contextmanager
 def profiler(settings: Profiling, run_folder: Path, rank: int = 0) -> Iterator[Callable[[], None]]:
-    """A function to call after each step. Traces are Chrome traces: open them in Perfetto or chrome://tracing. Each process writes
-    its own; the rank stands in the names of all but the first's."""
+    """A function to call after each step. Traces are Chrome traces: open them in Perfetto or
+    chrome://tracing. Each process writes its own; the rank stands in the names of all but the
+    first's."""
     if not settings.enable_profiling:
         yield lambda: None
         return

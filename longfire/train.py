@@ -68,9 +68,11 @@ from longfire.traces import profiler
 def train(
     run: Run, note: Callable[[str], None] = print, now: Callable[[], float] = time.perf_counter
 ) -> int:
-    """Train to the last step and return the exit code. Read it downwards: that is the order in which things happen.
+    """Train to the last step and return the exit code. Read it downwards: that is the order in
+    which things happen.
 
-    Every process of the run goes through all of it; process 0 alone writes to the run folder and tells how it goes.
+    Every process of the run goes through all of it; process 0 alone writes to the run folder and
+    tells how it goes.
     now: the clock of the training, in seconds; training.max_seconds goes by that of process 0.
     """
     if run.training.max_seconds and run.training.step_plan:
@@ -148,7 +150,8 @@ def first_process(mesh: Mesh, inside: AbstractContextManager) -> Iterator[None]:
 
 
 def prepared_data(run: Run, mesh: Mesh, note: Callable[[str], None]) -> Prepared:
-    """The token stores; of a streaming run they grow behind process 0, and the others watch them grow."""
+    """The token stores; of a streaming run they grow behind process 0, and the others watch them
+    grow."""
     behind = run.data.streaming and mesh.rank() == 0
     return prepare(
         run.data,
@@ -188,7 +191,8 @@ def enter_stage(run: Run, state: State, note: Callable[[str], None]) -> bool:
 
 
 def set_base(run: Run, model: Model, theta: float) -> None:
-    """Let the model's attention layers turn positions by this base (0: as they do), and its shape say so."""
+    """Let the model's attention layers turn positions by this base (0: as they do), and its shape
+    say so."""
     if not theta:
         return
     model.shape = run.shape_with_base(theta).with_vocabulary(model.shape.vocab_size)
@@ -214,8 +218,8 @@ def steps_to_the_end(
     teacher: Distillation | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Results | None:
-    """The loop: take a batch, step, tell, save, evaluate; until the last step or until someone asks to stop. Returns the evaluation of
-    the step that it ends with, None where there was none."""
+    """The loop: take a batch, step, tell, save, evaluate; until the last step or until someone asks
+    to stop. Returns the evaluation of the step that it ends with, None where there was none."""
     device, mesh = device_of(state.model), state.mesh
     tell = teller(run, state, device, report.note)
     clock = Clock(device, now)
@@ -270,7 +274,8 @@ def steps_to_the_end(
 
 
 def rows_of_step(run: Run, state: State, batches: Batches) -> Batch | None:
-    """This process's rows of the next step; None where someone asked to stop while they were waited for."""
+    """This process's rows of the next step; None where someone asked to stop while they were waited
+    for."""
     rows = run.training.batch_size * run.accumulation
     try:
         return batches.at(
@@ -281,7 +286,8 @@ def rows_of_step(run: Run, state: State, batches: Batches) -> Batch | None:
 
 
 def refuse_rows_without_labels(run: Run, mine: Batch, mesh: Mesh) -> None:
-    """Of a store that is whole `start.begin` has said it already. Collective over the mesh; raises DataError."""
+    """Of a store that is whole `start.begin` has said it already. Collective over the mesh; raises
+    DataError."""
     if run.data.varlen and run.data.streaming and not mesh.any(mine.real_tokens() > 0):
         error = DataError(
             "no token of the first step can be predicted: with data.varlen = true the first token of each document has no label, and "
@@ -292,7 +298,8 @@ def refuse_rows_without_labels(run: Run, mine: Batch, mesh: Mesh) -> None:
 
 
 def lacks_evaluation(run: Run, state: State, report: Report | QuietReport) -> bool:
-    """Whether the run goes on from a step whose evaluation was due and was not finished: the run saves first. Collective."""
+    """Whether the run goes on from a step whose evaluation was due and was not finished: the run
+    saves first. Collective."""
     is_missing = (
         state.step > 0 and is_due(run.eval.interval, state.step) and not report.has_evaluation
     )
@@ -307,12 +314,13 @@ def train_step(
     clock: Clock,
     teacher: Distillation | None = None,
 ) -> dict[str, float]:
-    """One optimizer update on the microbatches, and on those of the other processes: gradients of the mean loss per real token of
-    all of them. The loss is that of the text, or what a teacher makes it.
+    """One optimizer update on the microbatches, and on those of the other processes: gradients of
+    the mean loss per real token of all of them. The loss is that of the text, or what a teacher
+    makes it.
 
-    The real tokens of the world are counted before any backward, so each microbatch's sum is divided by the same number
-    (promise 7). Non-finite gradients leave parameters and optimizer untouched, everywhere: `skipped` is 1. Moves `state` on in
-    either case.
+    The real tokens of the world are counted before any backward, so each microbatch's sum is
+    divided by the same number (promise 7). Non-finite gradients leave parameters and optimizer
+    untouched, everywhere: `skipped` is 1. Moves `state` on in either case.
     """
     mesh, mine = state.mesh, sum(batch.rows for batch in microbatches)
     counts = torch.tensor([sum(batch.real_tokens() for batch in microbatches), mine])
@@ -363,8 +371,8 @@ def train_step(
 def with_noise(
     state: State, microbatches: Sequence[Batch], row: int, seed: int
 ) -> Iterator[tuple[Batch, Tensor | None]]:
-    """The microbatches on the device, each with the noise of its dropout; `row`: the first one's number in the run. Of rows that
-    processes share: what of them lies here."""
+    """The microbatches on the device, each with the noise of its dropout; `row`: the first one's
+    number in the run. Of rows that processes share: what of them lies here."""
     device, context = device_of(state.model), state.model.context
     for batch in microbatches:
         noise_BT = (
@@ -385,7 +393,8 @@ def one_by_one(
     training: Training,
     clock: Clock,
 ) -> Tensor:
-    """Forward and backward of each microbatch, whole or segment by segment of its rows; the sum of their losses."""
+    """Forward and backward of each microbatch, whole or segment by segment of its rows; the sum of
+    their losses."""
 
     def part(*args: Any, **kwargs: Any) -> Tensor:
         return learn(*args, **kwargs) / real_tokens
@@ -414,7 +423,8 @@ def pipelined(
     training: Training,
     clock: Clock,
 ) -> Tensor:
-    """The same through the stages of a pipeline, where forwards and backwards of several microbatches take turns."""
+    """The same through the stages of a pipeline, where forwards and backwards of several
+    microbatches take turns."""
 
     def loss_part(stage: Model, hidden_BTD: Tensor, batch: Batch) -> Tensor:
         return loss_of(stage, hidden_BTD, batch, training.loss_chunk_tokens) / real_tokens
@@ -431,7 +441,8 @@ def make_state(
     teacher: Distillation | None = None,
     mesh: Mesh = ALONE,
 ) -> State:
-    """Model and optimizer at step 0 on the device, with every decision of the machine told once; `words` the tokenizer has."""
+    """Model and optimizer at step 0 on the device, with every decision of the machine told once;
+    `words` the tokenizer has."""
     if run.activation_checkpoint.offload and device.type == "cpu":
         raise SettingsError(
             "activation_checkpoint.offload = true moves to the host's memory what a CPU has there already: set it to false"
@@ -488,8 +499,9 @@ def make_state(
 def with_strategy(
     run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh, note: Callable[[str], None]
 ) -> Run:
-    """The same run with the way that softmax attention goes over processes that share rows: where `auto` leaves it open, the one
-    that the planner says is fastest, told with the runner-up. Collective over the mesh."""
+    """The same run with the way that softmax attention goes over processes that share rows: where
+    `auto` leaves it open, the one that the planner says is fastest, told with the runner-up.
+    Collective over the mesh."""
     if mesh.size("cp") == 1 or run.parallelism.context_parallel_strategy != "auto":
         return run
     chosen = "ring"
@@ -510,7 +522,8 @@ def with_strategy(
 def tell_plan(
     run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]
 ) -> None:
-    """Who shares what, as a table. Adam keeps two numbers for each parameter. Collective over the mesh."""
+    """Who shares what, as a table. Adam keeps two numbers for each parameter. Collective over the
+    mesh."""
     here = sum(local(p).nbytes for p in model.parameters())
     held = mesh.all_say({"parameters": here, "gradients": here, "optimizer": 2 * here})
     if mesh.rank() == 0:
@@ -527,7 +540,8 @@ def tell_plan(
 def teller(
     run: Run, state: State, device: torch.device, note: Callable[[str], None]
 ) -> Callable[..., dict[str, float]]:
-    """A function that makes the step's record of its numbers and its clock. The peak that MFU refers to is told once."""
+    """A function that makes the step's record of its numbers and its clock. The peak that MFU
+    refers to is told once."""
     peak, source = fastest_matmul_peak(device)
     flops_of = cache(lambda seq_len: 3 * state.model.flops_per_token(seq_len))
     flops = flops_of(lengths.stage_at(run.training, state.step).seq_len)
@@ -561,7 +575,8 @@ def teller(
 
 
 def planned_steps(state: State) -> dict[str, int]:
-    """How many steps the run was planned to have when this step was made, where they are planned."""
+    """How many steps the run was planned to have when this step was made, where they are
+    planned."""
     plan = until(state.plan, state.step - 1)
     return {"planned_steps": plan[-1].total_steps} if plan else {}
 
@@ -574,7 +589,8 @@ def check_skips(
     run: Run,
     mesh: Mesh = ALONE,
 ) -> int:
-    """How many steps in a row were skipped. Raises TrainingError, naming the batch, when a skip is not allowed or one too many."""
+    """How many steps in a row were skipped. Raises TrainingError, naming the batch, when a skip is
+    not allowed or one too many."""
     if not numbers["skipped"]:
         return 0
     allowed = run.training.max_skips_in_a_row if run.training.skip_nan_inf else 1
@@ -593,8 +609,8 @@ def check_skips(
 def evaluated(
     state: State, batches: Batches, run: Run, report: Report | QuietReport
 ) -> Results | None:
-    """Held-out loss, perplexity and bits per byte by source, also told to the report as eval/<source>/loss ...; None where someone
-    asked to stop before it was finished."""
+    """Held-out loss, perplexity and bits per byte by source, also told to the report as
+    eval/<source>/loss ...; None where someone asked to stop before it was finished."""
     seq_len = lengths.stage_of_model(run.training, state.step).seq_len
     # no more rows at a time than a step takes: who asks to stop waits for one batch
     rows = min(ROWS, run.training.batch_size)
@@ -626,7 +642,8 @@ def is_due(interval: int, step: int) -> bool:
 
 @contextmanager
 def collected_garbage(training: Training) -> Iterator[Callable[[int], None]]:
-    """Python's collector pauses a process at random; with gc_freq it runs only after the steps that divide by it."""
+    """Python's collector pauses a process at random; with gc_freq it runs only after the steps that
+    divide by it."""
     if training.gc_freq:
         gc.disable()
     try:

@@ -1,4 +1,5 @@
-"""Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it trains) or a Hugging Face folder."""
+"""Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it
+trains) or a Hugging Face folder."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Opened:
-    """A model on its device with its tokenizer; run and step: where it came from, if from a run folder."""
+    """A model on its device with its tokenizer; run and step: where it came from, if from a run
+    folder."""
 
     model: Model | foreign.Foreign
     tokenizer: Tokenizer
@@ -43,7 +45,8 @@ class Opened:
     step: int = -1
 
     def fingerprint(self) -> str:
-        """Of the weights as they are used: names and values; the same for a checkpoint and its fp32 export."""
+        """Of the weights as they are used: names and values; the same for a checkpoint and its fp32
+        export."""
         digest = blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -54,10 +57,12 @@ class Opened:
 def open_model(
     folder: Path, step: int = -1, note: Callable[[str], None] = print, plugins: tuple[str, ...] = ()
 ) -> Opened:
-    """The model in a run folder (step -1: of the newest whole checkpoint) or in a folder of Hugging Face weights.
+    """The model in a run folder (step -1: of the newest whole checkpoint) or in a folder of Hugging
+    Face weights.
 
-    On the device and in the compute type of the run; elsewhere the best that is there. plugins: the user's own files that its
-    mixers come from (they are run). Raises CheckpointError, SettingsError or DataError naming what is missing.
+    On the device and in the compute type of the run; elsewhere the best that is there. plugins: the
+    user's own files that its mixers come from (they are run). Raises CheckpointError, SettingsError
+    or DataError naming what is missing.
     """
     if not folder.is_dir():
         raise SettingsError(
@@ -112,8 +117,9 @@ def newest_weights(
 def weights_of_run(
     weights: Path, wanted: dict[str, torch.Size]
 ) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
-    """The checkpoint that a run folder or a checkpoint in it means, and (name, fp32 tensor) of each parameter that is wanted, by
-    name and shape. Raises CheckpointError, or SettingsError naming what differs."""
+    """The checkpoint that a run folder or a checkpoint in it means, and (name, fp32 tensor) of each
+    parameter that is wanted, by name and shape. Raises CheckpointError, or SettingsError naming
+    what differs."""
     if step_of(weights) is None:
         checkpoints = weights / Run.of_folder(weights).checkpoint.folder
         step, found = newest_weights(checkpoints)
@@ -137,8 +143,8 @@ def weights_of_run(
 
 
 def finite(weights: Iterable[tuple[str, Tensor]], where: str) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, each looked at as it passes. Raises CheckpointError naming one that holds NaN or infinity: a model that
-    begins with it gives NaN for every text."""
+    """The same weights, each looked at as it passes. Raises CheckpointError naming one that holds
+    NaN or infinity: a model that begins with it gives NaN for every text."""
     for name, tensor in weights:
         wrong = int((~tensor.isfinite()).sum())
         if wrong:
@@ -150,7 +156,8 @@ def finite(weights: Iterable[tuple[str, Tensor]], where: str) -> Iterator[tuple[
 
 
 def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:
-    """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises CheckpointError."""
+    """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises
+    CheckpointError."""
     step, index = (
         newest_readable(checkpoints, checked_index)
         if step < 0
@@ -162,8 +169,9 @@ def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:
 def newest_readable(
     checkpoints: Path, read: Callable[[Path], Found], note: Callable[[str], None] = print
 ) -> tuple[int, Found]:
-    """Step of the newest checkpoint that can be read, and what was read. A run that trains meanwhile may add and remove some: the
-    folder is looked at again after each that could not be read. Raises CheckpointError when none could."""
+    """Step of the newest checkpoint that can be read, and what was read. A run that trains
+    meanwhile may add and remove some: the folder is looked at again after each that could not be
+    read. Raises CheckpointError when none could."""
     tried: dict[int, str] = {}
     while left := [step for step in steps(checkpoints) if step not in tried]:
         try:
@@ -184,7 +192,8 @@ def run_of(folder: Path, plugins: tuple[str, ...], note: Callable[[str], None] =
 
 
 def tokenizer_of(run: Run) -> Tokenizer:
-    """The tokenizer that a run trains with: the copy in its folder, else as its settings name it."""
+    """The tokenizer that a run trains with: the copy in its folder, else as its settings name
+    it."""
     if run.tokenizer_folder.is_dir():
         return tokenizers.from_folder(run.tokenizer_folder)
     return tokenizers.load(run.tokenizer, sources(run.data), shares(run.data), run.data)

@@ -1,5 +1,5 @@
-"""The commands of `longfire`, one file each. What a command needs is imported inside it, so that --help
-is instant.
+"""The commands of `longfire`, one file each. What a command needs is imported inside it, so that
+--help is instant.
 
     init.py      a starter recipe; docs/model_config.md
     prepare.py   text -> token stores

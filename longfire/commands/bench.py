@@ -7,7 +7,8 @@ from longfire.launch import world
 
 
 def bench(words: Sequence[str]) -> int:
-    """How fast this machine trains a recipe, on random tokens: tokens a second, where a step's time goes, memory."""
+    """How fast this machine trains a recipe, on random tokens: tokens a second, where a step's time
+    goes, memory."""
     parser = RecipeParser(
         "bench",
         bench,

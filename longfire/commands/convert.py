@@ -8,7 +8,8 @@ from longfire.shipped import model_config
 
 
 def convert(words: Sequence[str]) -> int:
-    """Begin another architecture from pretrained weights: what matches is copied, the rest is fresh, and what is left is named."""
+    """Begin another architecture from pretrained weights: what matches is copied, the rest is
+    fresh, and what is left is named."""
     parser = Parser(
         "convert",
         convert,

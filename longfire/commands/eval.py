@@ -9,7 +9,8 @@ from longfire.options import Scoring
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """Loss, perplexity and bits per byte on held-out documents or other texts; hidden needles; tasks of lm-eval."""
+    """Loss, perplexity and bits per byte on held-out documents or other texts; hidden needles;
+    tasks of lm-eval."""
     parser = Parser(
         "eval", evaluate, "longfire eval runs/quickstart --step 100 --plot by-position.png"
     )

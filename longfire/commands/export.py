@@ -7,7 +7,8 @@ from longfire.arguments import Parser, add_which_model
 
 
 def export(words: Sequence[str]) -> int:
-    """A checkpoint -> Hugging Face weights, config and tokenizer, reloaded and compared before it counts as done."""
+    """A checkpoint -> Hugging Face weights, config and tokenizer, reloaded and compared before it
+    counts as done."""
     parser = Parser("export", export, "longfire export runs/quickstart exported --dtype bfloat16")
     parser.add_argument("run", type=Path, help="a run folder; the run may still be training")
     parser.add_argument("out", type=Path, nargs="?", help="where to (default: <run>/hf)")

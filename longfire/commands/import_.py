@@ -7,7 +7,8 @@ from longfire.arguments import Parser, add_plugins
 
 
 def adopt(words: Sequence[str]) -> int:
-    """Hugging Face weights -> a run folder to train, evaluate and generate from, compared with their own class before it counts."""
+    """Hugging Face weights -> a run folder to train, evaluate and generate from, compared with
+    their own class before it counts."""
     parser = Parser("import", adopt, "longfire import downloads/SmolLM2-135M runs/continued")
     parser.add_argument(
         "source",

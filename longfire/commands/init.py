@@ -17,7 +17,8 @@ OURS = "embedded"  # a name of data.dataset that is never a file
 
 
 def init(words: Sequence[str]) -> int:
-    """Write a starter recipe: one file, the model in it, every line explained; it trains as it is."""
+    """Write a starter recipe: one file, the model in it, every line explained; it trains as it
+    is."""
     parser = Parser("init", init, "longfire init --data input.txt --model gla --size 10m")
     parser.add_argument(
         "recipe",
@@ -69,7 +70,8 @@ def init(words: Sequence[str]) -> int:
 
 
 def recipe_file(name: str) -> Path:
-    """The file that the recipe's name means: of a folder the recipe in it, else a file that ends in .toml.
+    """The file that the recipe's name means: of a folder the recipe in it, else a file that ends in
+    .toml.
 
     Raises SettingsError for the name of a text, which --force would otherwise replace.
     """
@@ -97,7 +99,8 @@ def is_here(name: str) -> bool:
 
 
 def data_of(name: str, recipe: Path) -> str:
-    """An entry of data.dataset: a local file, folder or glob relative to the recipe, anything else as it is.
+    """An entry of data.dataset: a local file, folder or glob relative to the recipe, anything else
+    as it is.
 
     Raises SettingsError for a file that is not there, or that no reader is for.
     """
@@ -132,7 +135,8 @@ def data_of(name: str, recipe: Path) -> str:
 
 
 def in_utf8(path: str) -> str:
-    """The path, with / between folders. Raises SettingsError for one that a TOML file, which is UTF-8, cannot hold."""
+    """The path, with / between folders. Raises SettingsError for one that a TOML file, which is
+    UTF-8, cannot hold."""
     try:
         path.encode()
     except UnicodeEncodeError as e:

@@ -7,7 +7,8 @@ from longfire.arguments import RecipeParser, at_least, read_run
 
 
 def plan(words: Sequence[str]) -> int:
-    """What a recipe will hold, send and take on devices that are not here, and which plans would do better."""
+    """What a recipe will hold, send and take on devices that are not here, and which plans would do
+    better."""
     parser = RecipeParser(
         "plan",
         plan,

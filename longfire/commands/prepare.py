@@ -6,7 +6,8 @@ from longfire.arguments import RecipeParser, read_run
 
 
 def prepare(words: Sequence[str]) -> int:
-    """Text -> tokens: make the token stores of a recipe, once; train does it too, but this needs no device."""
+    """Text -> tokens: make the token stores of a recipe, once; train does it too, but this needs no
+    device."""
     parser = RecipeParser(
         "prepare",
         prepare,

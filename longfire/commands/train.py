@@ -8,7 +8,8 @@ from longfire.launch import world
 
 
 def train(words: Sequence[str]) -> int:
-    """Train a recipe to its last step, or go on from the newest whole checkpoint of its run folder."""
+    """Train a recipe to its last step, or go on from the newest whole checkpoint of its run
+    folder."""
     parser = RecipeParser(
         "train",
         train,

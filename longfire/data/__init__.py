@@ -20,6 +20,6 @@
     pack.py             T+1 tokens -> ids, labels, positions, documents
     batches.py          sequences i .. i+B -> a batch of tensors; its whole state is i
 
-A *document* is one text's tokens. A *row* is T tokens, and the one after them as the last label. *Held out* are the
-documents that training never sees, chosen by a hash of their identity.
+A *document* is one text's tokens. A *row* is T tokens, and the one after them as the last label.
+*Held out* are the documents that training never sees, chosen by a hash of their identity.
 """

@@ -1,4 +1,5 @@
-"""Batches of tensors from the stores: rows i .. i + B of the run, whatever was asked for before; the whole state is i.
+"""Batches of tensors from the stores: rows i .. i + B of the run, whatever was asked for before;
+the whole state is i.
 
 batches = Batches(prepared, data, seq_len, seed)
 batch = batches.at(rows_consumed, rows)  # pure: the same for any workers, accumulation, resumes
@@ -37,9 +38,9 @@ PATIENCE_SECONDS = 1.0  # how long training stands still before it says so
 class Batch:
     """B rows of T tokens on one device.
 
-    ids_BT int64; labels_BT int64, the next token, -100 where nothing is to be learned; positions_BT int64, in the document,
-    or in the row where documents flow on; documents: None where they flow on. pieces: how many of the rows are one row of the run's
-    count (training.seq_len_schedule).
+    ids_BT int64; labels_BT int64, the next token, -100 where nothing is to be learned; positions_BT
+    int64, in the document, or in the row where documents flow on; documents: None where they flow
+    on. pieces: how many of the rows are one row of the run's count (training.seq_len_schedule).
     """
 
     ids_BT: Tensor
@@ -78,8 +79,8 @@ class Batch:
         )
 
     def cut(self, context: Any) -> "Batch":
-        """What lies here of rows that processes share (parallel/context.Context). Labels, positions and documents were made of whole
-        rows; what fills a row up has no label."""
+        """What lies here of rows that processes share (parallel/context.Context). Labels, positions
+        and documents were made of whole rows; what fills a row up has no label."""
         share = context.share(self.positions_BT, self.documents)
         ids_BT, positions_BT = (
             context.cut(share, x_BT) for x_BT in (self.ids_BT, self.positions_BT)
@@ -89,8 +90,8 @@ class Batch:
         )
 
     def share(self, number: int, shares: int) -> "Batch":
-        """Some of the rows, of `shares` parts of the same size: what is missing is filled up with rows without labels, so that whoever
-        computes them keeps step with the others."""
+        """Some of the rows, of `shares` parts of the same size: what is missing is filled up with
+        rows without labels, so that whoever computes them keeps step with the others."""
         if shares == 1:
             return self
         each = -(-self.rows // shares)
@@ -103,8 +104,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row of a batch came from: tokens [row * T, row * T + T] of the source's training stream, in that epoch; or one of the
-    pieces of these tokens."""
+    """Where a row of a batch came from: tokens [row * T, row * T + T] of the source's training
+    stream, in that epoch; or one of the pieces of these tokens."""
 
     source: str
     row: int
@@ -124,12 +125,14 @@ class WaitStopped(Exception):
 class Batches:
     """Random access to the rows of a run. A context manager: ends its thread.
 
-    While a store grows behind training, what is not there yet is waited for. `wait_seconds` counts how long callers of
-    `at` have stood still, for whatever reason.
+    While a store grows behind training, what is not there yet is waited for. `wait_seconds` counts
+    how long callers of `at` have stood still, for whatever reason.
 
-    stages: (first row, tokens) where rows are not of seq_len tokens from the start: from that row of the run on each is given as
-    pieces of so many tokens. Every token of a stage's rows comes once in it, its pieces in an order of their own (order.py).
-    stopped: asked while a growing store is waited for; where it says so the waiting ends with WaitStopped.
+    stages: (first row, tokens) where rows are not of seq_len tokens from the start: from that row
+    of the run on each is given as pieces of so many tokens. Every token of a stage's rows comes
+    once in it, its pieces in an order of their own (order.py).
+    stopped: asked while a growing store is waited for; where it says so the waiting ends with
+    WaitStopped.
     """
 
     def __init__(
@@ -183,10 +186,12 @@ class Batches:
             self._thread.shutdown(cancel_futures=True)
 
     def at(self, first: int, rows: int, step_rows: int = 0) -> Batch:
-        """Rows [first, first + rows) of the run; makes the next ones ready behind the caller: those `step_rows` further on, where
-        other processes take the rest of a step's rows (0: there are none).
+        """Rows [first, first + rows) of the run; makes the next ones ready behind the caller: those
+        `step_rows` further on, where other processes take the rest of a step's rows (0: there are
+        none).
 
-        Raises DataError if the source is shorter than a row, or if its preparation failed, WaitStopped as the class says.
+        Raises DataError if the source is shorter than a row, or if its preparation failed,
+        WaitStopped as the class says.
         """
         start = self._standing_since = time.monotonic()
         try:
@@ -207,7 +212,8 @@ class Batches:
         return self._thread.submit(self._make, first, rows)
 
     def rows(self, index_start: int, count: int) -> tuple[Row, ...]:
-        """Where rows [index_start, index_start + count) of the run come from: to name a batch in a message."""
+        """Where rows [index_start, index_start + count) of the run come from: to name a batch in a
+        message."""
         names, pieces = self.prepared.names, self.seq_len // self._length(index_start)
         places = zip(*(a.tolist() for a in self._pieces(index_start, count)))
         return tuple(
@@ -219,7 +225,8 @@ class Batches:
         return [length for first, length in self.stages if first <= row][-1]
 
     def _pieces(self, index_start: int, count: int) -> tuple[np.ndarray, ...]:
-        """(source, epoch, row, piece) of what rows [index_start, index_start + count) of the run are given as."""
+        """(source, epoch, row, piece) of what rows [index_start, index_start + count) of the run
+        are given as."""
         pieces = self.seq_len // self._length(index_start)
         if pieces == 1:
             return *self._places(index_start, count), np.zeros(count, np.int64)
@@ -233,10 +240,11 @@ class Batches:
         return *self._find(index), piece
 
     def _places(self, index_start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(source, epoch, row) of rows [index_start, index_start + count) of the run; int64 (count,).
+        """(source, epoch, row) of rows [index_start, index_start + count) of the run; int64
+        (count,).
 
-        From blocks of many rows, since the cost of a small array is the cost of the call. Rows of a growing store are asked
-        for one by one: the rest of the block may not be there yet.
+        From blocks of many rows, since the cost of a small array is the cost of the call. Rows of a
+        growing store are asked for one by one: the rest of the block may not be there yet.
         """
         if not all(store.complete for store in self.prepared.stores):
             return self._find(np.arange(index_start, index_start + count))
@@ -276,7 +284,8 @@ class Batches:
         return replace(batch, pieces=self.seq_len // length)
 
     def _rows_there(self, number: int, k: int) -> int:
-        """Rows of a source; while it grows, waits until there are enough to know number k of its order."""
+        """Rows of a source; while it grows, waits until there are enough to know number k of its
+        order."""
         store, T = self.prepared.stores[number], self.seq_len
         needed = self.order.rows_needed(k)
         self._until(
@@ -311,25 +320,26 @@ class Batches:
                 raise DataError("the batches were closed while waiting for rows")
 
     def heldout(self, number: int, tokens: int, rows: int = 8, seq_len: int = 0) -> Iterator[Batch]:
-        """The first `tokens` tokens of a text of `prepared.validation` (all, if it has fewer), `rows` rows (of seq_len tokens) at
-        a time.
+        """The first `tokens` tokens of a text of `prepared.validation` (all, if it has fewer),
+        `rows` rows (of seq_len tokens) at a time.
 
-        The last row is filled up with id 0 and label -100. The first token of all has no label, nor has, with varlen, the
-        first of each document.
+        The last row is filled up with id 0 and label -100. The first token of all has no label, nor
+        has, with varlen, the first of each document.
         """
         length = self.heldout_tokens(number, tokens)
         stream = self.prepared.validation[number].stream
         yield from in_order(stream, length, seq_len or self.seq_len, self.data, rows)
 
     def heldout_tokens(self, number: int, tokens: int) -> int:
-        """How many tokens `heldout` reads. While the store grows, waits until it has that many, so that evaluations of one
-        run, and of its repetition, see the same text."""
+        """How many tokens `heldout` reads. While the store grows, waits until it has that many, so
+        that evaluations of one run, and of its repetition, see the same text."""
         name, store, stream = self.prepared.validation[number]
         self._until(name, store, lambda: stream.length >= tokens)
         return min(tokens, stream.length)
 
     def heldout_text(self, number: int, tokens: int) -> str:
-        """The text of these tokens, without BOS and EOS: its UTF-8 bytes are what bits per byte are counted over."""
+        """The text of these tokens, without BOS and EOS: its UTF-8 bytes are what bits per byte are
+        counted over."""
         length = self.heldout_tokens(number, tokens)
         return self.prepared.tokenizer.decode(
             self.prepared.validation[number].stream.tokens(0, length)
@@ -339,7 +349,8 @@ class Batches:
 def in_order(
     stream: TokenStream, length: int, seq_len: int, data: settings.Data, rows: int = 8
 ) -> Iterator[Batch]:
-    """The first `length` tokens of a stream as they come, `rows` rows at a time; for what they are filled up with see `heldout`."""
+    """The first `length` tokens of a stream as they come, `rows` rows at a time; for what they are
+    filled up with see `heldout`."""
     firsts = np.arange(0, max(length - 1, 0), seq_len)
     for some in (firsts[i : i + rows] for i in range(0, len(firsts), rows)):
         tokens_BS = np.zeros((len(some), seq_len + 1), stream.ids.dtype)

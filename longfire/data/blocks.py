@@ -1,4 +1,5 @@
-"""Checksums of a file by blocks: written beside it as it grows, compared when a block is first read.
+"""Checksums of a file by blocks: written beside it as it grows, compared when a block is first
+read.
 
     tokens-00000.bin      the data
     tokens-00000.crc32    uint32, little-endian: the CRC-32 of each whole block of BLOCK_BYTES
@@ -115,7 +116,8 @@ def sum_of(block: bytes) -> bytes:
 
 
 class BlockFile:
-    """The first `size` bytes of a file as items, read-only; a block is checked when it is first read.
+    """The first `size` bytes of a file as items, read-only; a block is checked when it is first
+    read.
 
     sums: None in a store without checksums of blocks, whose blocks are not checked.
     Raises DataError naming the file and the block that is damaged.

@@ -1,4 +1,5 @@
-"""The card of a dataset of the hub: which files its configurations consist of, as `datasets` reads its README.md.
+"""The card of a dataset of the hub: which files its configurations consist of, as `datasets` reads
+its README.md.
 
 configs:
 - config_name: default
@@ -20,7 +21,8 @@ HEAD_BYTES = 2**20  # of a README.md that is looked at
 
 @dataclass(frozen=True)
 class Configuration:
-    """split -> patterns of files, or None for all files of the folder; is_default: the card says so."""
+    """split -> patterns of files, or None for all files of the folder; is_default: the card says
+    so."""
 
     name: str
     folder: str
@@ -36,7 +38,8 @@ class Card:
     configurations: tuple[Configuration, ...]
 
     def choose(self, name: str, split: str, entry: str) -> tuple[str, list[str] | None, str]:
-        """(name, patterns or None, folder) of a configuration, or "" for the default one, and a split. Raises DataError."""
+        """(name, patterns or None, folder) of a configuration, or "" for the default one, and a
+        split. Raises DataError."""
         found = self.named(name, entry)
         if found.splits is None:
             return found.name, None, found.folder
@@ -68,8 +71,8 @@ class Card:
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card of a cloned dataset; None where the README.md has no configurations. Raises DataError for one that cannot be
-    read."""
+    """The card of a cloned dataset; None where the README.md has no configurations. Raises
+    DataError for one that cannot be read."""
     file = folder / CARD
     if not file.is_file() or not names_configurations(file):
         return None
@@ -97,7 +100,8 @@ def names_configurations(file: Path) -> bool:
 
 
 def configuration(entry: dict) -> Configuration:
-    """One entry of `configs`. data_files may be a pattern, a list of them, or patterns by split. Raises ValueError."""
+    """One entry of `configs`. data_files may be a pattern, a list of them, or patterns by split.
+    Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError(f"{entry!r} is no configuration")
     folder = str(entry.get("data_dir") or "")

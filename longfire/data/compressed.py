@@ -59,8 +59,8 @@ class ConcatenatedStream(io.RawIOBase):
     """The text of all compressed streams of a file, one behind another.
 
     is_padded: zero bytes behind a stream are padding (the format of xz has it, tapes add it).
-    Raises EOFError where the last stream is cut off, and the error of its decompressor where what is
-    behind a stream is no other one.
+    Raises EOFError where the last stream is cut off, and the error of its decompressor where what
+    is behind a stream is no other one.
     """
 
     def __init__(

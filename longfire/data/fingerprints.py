@@ -130,7 +130,8 @@ def read_cache(file: Path) -> dict[str, Content]:
 
 
 def write_cache(file: Path, new: dict[str, Content]) -> None:
-    """Remember more. A folder that cannot be written remembers nothing, and everything still works."""
+    """Remember more. A folder that cannot be written remembers nothing, and everything still
+    works."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

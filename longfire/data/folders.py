@@ -40,7 +40,8 @@ NAMED = 3  # files that a message lists
 
 @dataclass
 class Chosen:
-    """The files that are read, in the order of their relative paths, and reason -> files that are not."""
+    """The files that are read, in the order of their relative paths, and reason -> files that are
+    not."""
 
     root: Path
     files: tuple[Path, ...]
@@ -180,7 +181,8 @@ def by_card(entry: str, root: Path, own: dict[str, str], card: cards.Card) -> Ch
 
 
 def matching(top: Path, patterns: list[str], nothing: str) -> tuple[Path, ...]:
-    """The files below a folder that patterns match, each once. Raises DataError, saying `nothing`, where there is none."""
+    """The files below a folder that patterns match, each once. Raises DataError, saying `nothing`,
+    where there is none."""
     names = {
         name for pattern in patterns for name in glob.glob(pattern, root_dir=top, recursive=True)
     }
@@ -193,7 +195,8 @@ def matching(top: Path, patterns: list[str], nothing: str) -> tuple[Path, ...]:
 
 
 def walk(root: Path, without: frozenset[str] = frozenset()) -> list[Path]:
-    """All files below root in the order of their relative paths; a linked folder is one of them, and is not entered."""
+    """All files below root in the order of their relative paths; a linked folder is one of them,
+    and is not entered."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = set(folders) - without
@@ -273,10 +276,12 @@ def words_of(name: str) -> list[str]:
 
 
 def keep_split(entry: str, chosen: Chosen, own: dict[str, str]) -> None:
-    """Read the files of data.dataset_split, by the words of their relative paths (`train-00000.parquet`, `test/a.jsonl`).
+    """Read the files of data.dataset_split, by the words of their relative paths
+    (`train-00000.parquet`, `test/a.jsonl`).
 
-    Without the setting: those of `train` where data files are named by splits and were not chosen by data_files, else all.
-    Text files are documents, whatever they are called. Raises DataError where only some data files name a split.
+    Without the setting: those of `train` where data files are named by splits and were not chosen
+    by data_files, else all. Text files are documents, whatever they are called. Raises DataError
+    where only some data files name a split.
     """
     wanted, root = own["dataset_split"], chosen.root
     listed = root / "dataset_dict.json"  # what `datasets` saves beside a folder for each split
@@ -318,8 +323,8 @@ def refuse_no_split(entry: str, wanted: str, there: list[str], kept: list[Path])
 
 
 def checked(chosen: Chosen, whole: bool) -> Chosen:
-    """The same with each file once, unless a link leads out, or a file is not what its name says. whole: a folder was named,
-    so a missing part of a numbered series is an error."""
+    """The same with each file once, unless a link leads out, or a file is not what its name says.
+    whole: a folder was named, so a missing part of a numbered series is an error."""
     for file in chosen.files:
         inside(file, chosen.root)
     originals = {file.resolve() for file in chosen.files if not file.is_symlink()}
@@ -342,7 +347,8 @@ def checked(chosen: Chosen, whole: bool) -> Chosen:
 
 
 def missing_parts(files: Iterable[Path]) -> list[str]:
-    """Names of the parts of `...-00001-of-00003...` that are missing. The first part has number 0 or 1."""
+    """Names of the parts of `...-00001-of-00003...` that are missing. The first part has number 0
+    or 1."""
     series: dict[tuple[Path, str, str, str], set[int]] = {}
     digits: Counter[tuple[Path, str, str, str]] = Counter()
     for file in files:
@@ -368,7 +374,8 @@ def refuse_unreadable(files: Iterable[Path]) -> None:
 
 
 def refuse_dangling(files: Iterable[Path]) -> None:
-    """A link without its file: of a cache of the hub, git-annex or DVC whose content was not fetched, or was removed."""
+    """A link without its file: of a cache of the hub, git-annex or DVC whose content was not
+    fetched, or was removed."""
     for file in files:
         if file.is_symlink() and not file.exists():
             raise DataError(
@@ -402,8 +409,9 @@ def refuse_pointers(files: Iterable[Path]) -> None:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """The path, unless a link leads it out of the source's folder. Two stores of content that tools keep beside what they
-    link from are part of the folder: the blobs of the hub's cache, and the objects of git-annex."""
+    """The path, unless a link leads it out of the source's folder. Two stores of content that tools
+    keep beside what they link from are part of the folder: the blobs of the hub's cache, and the
+    objects of git-annex."""
     target = path.resolve()
     if not any(
         target.is_relative_to(place) for place in (root.resolve(), *content_stores(root.resolve()))
@@ -415,7 +423,8 @@ def inside(path: Path, root: Path) -> Path:
 
 
 def content_stores(root: Path) -> list[Path]:
-    """<repository>/blobs of <repository>/snapshots/<commit>/..., and <clone>/.git/annex/objects of <clone>/..."""
+    """<repository>/blobs of <repository>/snapshots/<commit>/..., and <clone>/.git/annex/objects of
+    <clone>/..."""
     stores = []
     for folder in (root, *root.parents):
         if folder.name == "snapshots" and (folder.parent / "blobs").is_dir():

@@ -1,8 +1,10 @@
-"""One file -> its records: jsonl, json, parquet, arrow, text. A new format is one function and one line of `FORMATS`.
+"""One file -> its records: jsonl, json, parquet, arrow, text. A new format is one function and one
+line of `FORMATS`.
 
-A reader is a generator `(file, fields, row, offset) -> Iterator[Record]` that begins after record number `row`, without
-reading what lies before where the format allows that. A record that cannot be read is yielded with its `problem`, so that
-the caller may count it and go on; a file that cannot be read raises DataError.
+A reader is a generator `(file, fields, row, offset) -> Iterator[Record]` that begins after record
+number `row`, without reading what lies before where the format allows that. A record that cannot be
+read is yielded with its `problem`, so that the caller may count it and go on; a file that cannot be
+read raises DataError.
 """
 
 import json
@@ -30,7 +32,8 @@ ARROW_END, ARROW_OLD_END = (
 class Document(NamedTuple):
     """A text, or the reason why there is none.
 
-    identity: relative path and row, the same wherever the folder lies: what decides whether it is held out;
+    identity: relative path and row, the same wherever the folder lies: what decides whether it is
+    held out;
     where: file and row for messages; problem: "" if the text could be read.
     """
 
@@ -41,8 +44,9 @@ class Document(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a reader yields: `row` counts from 1 (lines, where the format has lines); `done` is the share of the file that has
-    been read; `offset` is the byte where the next line begins (0: unknown)."""
+    """What a reader yields: `row` counts from 1 (lines, where the format has lines); `done` is the
+    share of the file that has been read; `offset` is the byte where the next line begins (0:
+    unknown)."""
 
     row: int
     text: str
@@ -54,8 +58,8 @@ class Record(NamedTuple):
 def read(
     file: Path, fields: tuple[str, ...], row: int = 0, offset: int = 0, split_documents: str = ""
 ) -> Iterator[Record]:
-    """Records of a file after the first `row`. split_documents: how a text file is split (settings.Data). Raises DataError
-    naming file, row and mend."""
+    """Records of a file after the first `row`. split_documents: how a text file is split
+    (settings.Data). Raises DataError naming file, row and mend."""
     last = row
     reader = FORMATS[format_of(file)]
     if reader is _text and split_documents:
@@ -82,7 +86,8 @@ def format_of(file: Path) -> str:
 
 
 def text_of(record: Any, fields: tuple[str, ...]) -> tuple[str, str]:
-    """(text, problem) of a JSON object. Several fields are joined by a newline; a null is an empty text."""
+    """(text, problem) of a JSON object. Several fields are joined by a newline; a null is an empty
+    text."""
     if not isinstance(record, dict):
         return "", f"an object was expected, not {type(record).__name__}"
     chosen = fields or next(((field,) for field in AUTO_FIELDS if field in record), AUTO_FIELDS[:1])
@@ -166,7 +171,8 @@ def _json_line(line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
 
 
 def load_json(text: str, fields: tuple[str, ...]) -> Any:
-    """`json.loads`, which takes the last of two fields with one name. Raises ValueError where that is a field that we read."""
+    """`json.loads`, which takes the last of two fields with one name. Raises ValueError where that
+    is a field that we read."""
     wanted = fields or AUTO_FIELDS
     if all(text.count(f'"{field}"') < 2 for field in wanted):
         return json.loads(text)  # at once: nearly every line
@@ -274,7 +280,8 @@ def check_stream_end(file: Path) -> None:
 def _rows(
     batches: Iterable[pa.RecordBatch], fields: tuple[str, ...], before: int, row: int
 ) -> Iterator[tuple[int, str, str]]:
-    """(number, text, problem) after record `row`, where the first batch begins after record `before`."""
+    """(number, text, problem) after record `row`, where the first batch begins after record
+    `before`."""
     for batch in batches:
         for start in range(max(row - before, 0), batch.num_rows, BATCH_ROWS):
             part = batch.slice(start, BATCH_ROWS)
@@ -302,8 +309,8 @@ def _text(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterato
 
 
 def _split_text(file: Path, split_documents: str, row: int, offset: int) -> Iterator[Record]:
-    """The documents of a text file that holds several, without the white space around them; a row is what lies between two
-    separators, and rows without text are no documents."""
+    """The documents of a text file that holds several, without the white space around them; a row
+    is what lies between two separators, and rows without text are no documents."""
     size = max(file.stat().st_size, 1)
     stream, raw = open_file(file)
     plain = stream is raw
@@ -354,7 +361,8 @@ def _paragraphs(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _between(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
-    """What ends with the separator, and the rest; a block at a time, so that a file need not fit into memory."""
+    """What ends with the separator, and the rest; a block at a time, so that a file need not fit
+    into memory."""
     rest = bytearray()
     while block := stream.read(BLOCK_BYTES):
         begin = max(0, len(rest) - len(separator) + 1)  # what lies before was searched already

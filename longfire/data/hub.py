@@ -1,4 +1,5 @@
-"""Datasets of the Hugging Face hub as sources: downloaded by `datasets` into its own cache, or streamed."""
+"""Datasets of the Hugging Face hub as sources: downloaded by `datasets` into its own cache, or
+streamed."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ UNREACHABLE = (
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset of the hub. `streaming` reads it over the network as it is needed and keeps nothing but the tokens."""
+    """A dataset of the hub. `streaming` reads it over the network as it is needed and keeps nothing
+    but the tokens."""
 
     CHOICES: ClassVar[tuple[str, ...]] = ("dataset_name", "dataset_split", "data_dir", "data_files")
 
@@ -100,8 +102,8 @@ class HubSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the choices and the revision; downloaded: of the place in `datasets`' cache, which names the revision too.
-        "" for a stream whose revision cannot be asked for now."""
+        """Of the choices and the revision; downloaded: of the place in `datasets`' cache, which
+        names the revision too. "" for a stream whose revision cannot be asked for now."""
         origin = self.revision
         if self.streaming and not origin:
             return ""
@@ -128,7 +130,8 @@ class HubSource:
         return iter(self.documents())
 
     def identities(self) -> Iterator[str]:
-        """Of its first documents, without reading them; a stream is not asked how many it has: they are many."""
+        """Of its first documents, without reading them; a stream is not asked how many it has: they
+        are many."""
         rows = MANY_ROWS if self.streaming else len(self.dataset)
         return (f"{self.entry}:{row}" for row in range(1, rows + 1))
 

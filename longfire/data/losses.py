@@ -1,4 +1,5 @@
-"""What of a text a tokenizer cannot say: characters that no token covers, or that become its unknown token.
+"""What of a text a tokenizer cannot say: characters that no token covers, or that become its
+unknown token.
 
 A tokenizer with a token for each byte loses nothing, and is not looked at. Of others the unknown
 tokens and the documents without any token are counted, and which characters are lost in a sample
@@ -58,7 +59,8 @@ def loses_nothing(words: Words) -> bool:
 
 
 def unknown_id(words: Words) -> int | None:
-    """The id of the token that stands for whatever a tokenizer does not know; None if it has none."""
+    """The id of the token that stands for whatever a tokenizer does not know; None if it has
+    none."""
     model = json.loads(words.to_str())["model"]
     if model.get("unk_id") is not None:  # Unigram
         return model["unk_id"]
@@ -68,7 +70,8 @@ def unknown_id(words: Words) -> int | None:
 def losses_of(
     words: Words, unknown: int | None, texts: Sequence[str], encoded: Sequence[np.ndarray]
 ) -> Losses:
-    """What is lost of some texts, whose ids are `encoded`. unknown: `unknown_id` of the tokenizer."""
+    """What is lost of some texts, whose ids are `encoded`. unknown: `unknown_id` of the
+    tokenizer."""
     unknown_tokens = 0 if unknown is None else sum(int((ids == unknown).sum()) for ids in encoded)
     empty = sum(not len(ids) and bool(text.strip()) for text, ids in zip(texts, encoded))
     sampled = sample_of(texts)
@@ -115,5 +118,6 @@ def lost_characters(text: str, encoding: Encoding, unknown: int | None) -> int:
 
 
 def is_one_character(text: str) -> bool:
-    """Whether characters are a longer way to write one: a letter and its accents, a syllable of Hangul."""
+    """Whether characters are a longer way to write one: a letter and its accents, a syllable of
+    Hangul."""
     return len(text) <= MOST_COMPOSED and len(unicodedata.normalize("NFC", text)) == 1

@@ -1,11 +1,13 @@
-"""Which row of which source is number i of the run: a pure function of (seed, shares, sizes, i), with no state to save.
+"""Which row of which source is number i of the run: a pure function of (seed, shares, sizes, i),
+with no state to save.
 
     mix:         number i of the run  -> (source, number k among the rows of that source)
     Order.rows:  number k of a source -> (epoch, row)
 
-Both work on arrays of numbers and cost the same for any of them. The mixture is not drawn but counted: every prefix of n
-rows holds n * share rows of each source, give or take a few (`mix` states the bound); since all rows have the same number
-of tokens, shares of rows are shares of tokens.
+Both work on arrays of numbers and cost the same for any of them. The mixture is not drawn but
+counted: every prefix of n rows holds n * share rows of each source, give or take a few (`mix`
+states the bound); since all rows have the same number of tokens, shares of rows are shares of
+tokens.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ LOW = np.uint64(0xFFFFFFFF)
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """A mixing bijection of uint64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
+    """A mixing bijection of uint64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+    generators")."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -37,11 +40,12 @@ def key(*numbers: int | np.ndarray) -> np.ndarray:
 
 
 def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Where the permutation of range(size) that belongs to a key sends `index`; uint64 (N,), all broadcast.
+    """Where the permutation of range(size) that belongs to a key sends `index`; uint64 (N,), all
+    broadcast.
 
-    A Feistel network permutes the smallest power of four that holds `size` (at least 64); an index that lands outside is
-    sent on until it is inside, on average fewer than 4 times (Black and Rogaway 2002, "Ciphers with arbitrary finite
-    domains").
+    A Feistel network permutes the smallest power of four that holds `size` (at least 64); an index
+    that lands outside is sent on until it is inside, on average fewer than 4 times (Black and
+    Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     index, size, keys = np.broadcast_arrays(
         *(np.atleast_1d(a).astype(np.uint64) for a in (index, size, keys))
@@ -56,8 +60,8 @@ def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray
 
 
 def _half_bits(size: np.ndarray) -> np.ndarray:
-    """h such that 4**h is the smallest power of four that holds range(size); at least 3: on fewer bits some orders of few
-    rows would be likelier than others."""
+    """h such that 4**h is the smallest power of four that holds range(size); at least 3: on fewer
+    bits some orders of few rows would be likelier than others."""
     half = np.full(size.shape, 3, np.uint64)
     while (small := (half < np.uint64(32)) & ((size - np.uint64(1)) >> (half + half) > 0)).any():
         half += small
@@ -72,11 +76,13 @@ def _feistel(index: np.ndarray, half: np.ndarray, round_keys: list[np.ndarray]) 
 
 
 def mix(index: np.ndarray, shares: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source, k) of each number of the run: it is number k among the rows of that source. int64 (N,).
+    """(source, k) of each number of the run: it is number k among the rows of that source. int64
+    (N,).
 
-    A balanced tree of two-way splits: of its first n numbers a split sends floor(n * share + phase) to the left, the phase
-    given by the seed. So among the first n numbers of the run the count of a source differs from n * share by less than
-    ceil(log2(sources)) rows: each level adds less than one (and 2**-33 n, since shares are rounded to 2**-32).
+    A balanced tree of two-way splits: of its first n numbers a split sends floor(n * share + phase)
+    to the left, the phase given by the seed. So among the first n numbers of the run the count of a
+    source differs from n * share by less than ceil(log2(sources)) rows: each level adds less than
+    one (and 2**-33 n, since shares are rounded to 2**-32).
 
     Three quarters and one quarter, phase 0:     i  0 1 2 3 4 5 6 7
                                             source  1 0 0 0 1 0 0 0
@@ -106,9 +112,9 @@ def _count(n: np.ndarray, part: np.uint64, phase: np.uint64) -> np.ndarray:
 class Order:
     """The order of the rows of each source.
 
-    "none": as they lie. "global": each epoch a permutation of all rows, whose number must be known. "window": each epoch a
-    permutation inside windows of `window_rows`: a store can be read while it grows, and gives the same rows in the same
-    order then and when it is finished.
+    "none": as they lie. "global": each epoch a permutation of all rows, whose number must be known.
+    "window": each epoch a permutation inside windows of `window_rows`: a store can be read while it
+    grows, and gives the same rows in the same order then and when it is finished.
     """
 
     shuffle: Literal["global", "window", "none"]
@@ -116,7 +122,8 @@ class Order:
     seed: int
 
     def rows_needed(self, k: int) -> int | None:
-        """How many rows of a growing source must exist before number k of its order is known; None: all."""
+        """How many rows of a growing source must exist before number k of its order is known; None:
+        all."""
         if self.shuffle == "global":
             return None
         if self.shuffle == "none":
@@ -124,7 +131,8 @@ class Order:
         return int(_windows(np.array([k]), np.array([0]), self.window_rows)[1][0])
 
     def rows(self, k: np.ndarray, rows: int, source: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, row) int64 (N,) of numbers k of a source that has `rows` rows; an epoch visits each row once."""
+        """(epoch, row) int64 (N,) of numbers k of a source that has `rows` rows; an epoch visits
+        each row once."""
         epoch, place = np.divmod(np.asarray(k, np.int64), rows)
         if self.shuffle == "none":
             return epoch, place
@@ -140,10 +148,12 @@ class Order:
     def pieces(
         self, number: np.ndarray, each: int, first: int, stop: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(row of the run, piece of it) int64 (N,) of pieces that rows first to stop (None: the run's end) are given as, `each` of a
-        row: number n is in its place where nothing is shuffled, and else a permutation inside windows that double until they have
-        `window_rows` pieces, so that what a batch holds does not all come from a few long rows. Whatever the windows, rows first to
-        stop give each of their pieces once.
+        """(row of the run, piece of it) int64 (N,) of pieces that rows first to stop (None: the
+        run's end) are given as, `each` of a
+        row: number n is in its place where nothing is shuffled, and else a permutation inside
+        windows that double until they have `window_rows` pieces, so that what a batch holds does
+        not all come from a few long rows. Whatever the windows, rows first to stop give each of
+        their pieces once.
         """
         number = np.asarray(number, np.int64)
         if self.shuffle != "none":

@@ -1,4 +1,5 @@
-"""Rows of T+1 tokens -> ids, labels, positions, document ids; all rows of a batch at once, no work by token in Python."""
+"""Rows of T+1 tokens -> ids, labels, positions, document ids; all rows of a batch at once, no work
+by token in Python."""
 
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ NO_LABEL = -100  # nothing is to be learned here: what torch's cross entropy ign
 
 @dataclass(frozen=True)
 class Packed:
-    """ids_BT, labels_BT, positions_BT int64; starts_BT bool: a document (or a piece of one) begins here; None if not varlen."""
+    """ids_BT, labels_BT, positions_BT int64; starts_BT bool: a document (or a piece of one) begins
+    here; None if not varlen."""
 
     ids_BT: np.ndarray
     labels_BT: np.ndarray
@@ -22,10 +24,11 @@ def pack(
 ) -> Packed:
     """Pack rows of S = T+1 tokens; the last one is only a label.
 
-    Without `starts_BS` documents flow on: positions 0 .. T-1, every label real. With it (a document begins at this token)
-    positions count from 0 in each document, a row's first token begins a piece too, and a label that belongs to another
-    document is NO_LABEL. `context_len` > 0 cuts longer pieces after so many tokens; the label at such a cut stays, since it
-    continues the same document.
+    Without `starts_BS` documents flow on: positions 0 .. T-1, every label real. With it (a document
+    begins at this token) positions count from 0 in each document, a row's first token begins a
+    piece too, and a label that belongs to another document is NO_LABEL. `context_len` > 0 cuts
+    longer pieces after so many tokens; the label at such a cut stays, since it continues the same
+    document.
 
     A worked row, T = 6, documents "abcd" and "xyz", context_len = 3:
         tokens     a b c d x y z        starts     1 0 0 0 1 0 0
@@ -47,9 +50,11 @@ def pack(
 
 
 def document_starts(ends: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
-    """starts_BS bool: where a document begins in rows of `length` tokens whose first tokens are number `first` of the stream.
+    """starts_BS bool: where a document begins in rows of `length` tokens whose first tokens are
+    number `first` of the stream.
 
-    ends: ascending ends of documents in the stream (a memory map is fine), each the start of the next one.
+    ends: ascending ends of documents in the stream (a memory map is fine), each the start of the
+    next one.
     Cost: two binary searches for a batch's rows, then work by document.
     """
     first = np.asarray(first, np.int64)

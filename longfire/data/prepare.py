@@ -1,8 +1,10 @@
-"""Text + tokenizer -> token stores: once for each content, over many processes, before training or behind it.
+"""Text + tokenizer -> token stores: once for each content, over many processes, before training or
+behind it.
 
-A store's folder is named by what it is made from (documents, tokenizer, options): the same again is found, anything else is
-another folder. Documents are read in order, tokenized in chunks by any number of processes, and written in order; a kill
-at any moment costs what was done since the last commit, about a second.
+A store's folder is named by what it is made from (documents, tokenizer, options): the same again is
+found, anything else is another folder. Documents are read in order, tokenized in chunks by any
+number of processes, and written in order; a kill at any moment costs what was done since the last
+commit, about a second.
 """
 
 import json
@@ -64,7 +66,8 @@ Note = Callable[[str], None]
 
 
 class Unseen(NamedTuple):
-    """Text to evaluate on, which is not trained on: what is held out of a source, or a source of data.validation."""
+    """Text to evaluate on, which is not trained on: what is held out of a source, or a source of
+    data.validation."""
 
     name: str
     store: TokenStore
@@ -73,7 +76,8 @@ class Unseen(NamedTuple):
 
 @dataclass
 class Prepared:
-    """What training reads: the tokenizer, and for each source its store, its share of the tokens (they sum to 1), its name.
+    """What training reads: the tokenizer, and for each source its store, its share of the tokens
+    (they sum to 1), its name.
 
     own_validation: what data.validation names.
     """
@@ -99,7 +103,8 @@ class Prepared:
             self.behind.check((*self.stores, *(store for _, store, _ in self.own_validation)))
 
     def close(self) -> None:
-        """End preparation behind training; what it has committed stays, and the next run goes on from there."""
+        """End preparation behind training; what it has committed stays, and the next run goes on
+        from there."""
         if self.behind:
             self.behind.close()
 
@@ -120,9 +125,10 @@ def prepare(
 ) -> Prepared:
     """The stores of data.dataset, made where they do not exist.
 
-    With `background` it returns as soon as they can be opened, and they grow in another process that ends with this one; with
-    `watch` they are opened as someone else makes them.
-    Raises SettingsError and DataError naming source, file and row, and the mend; DataError too when the disk is full.
+    With `background` it returns as soon as they can be opened, and they grow in another process
+    that ends with this one; with `watch` they are opened as someone else makes them. Raises
+    SettingsError and DataError naming source, file and row, and the mend; DataError too when the
+    disk is full.
     """
     if not 0 <= data.heldout_fraction < 1:
         raise SettingsError(
@@ -170,7 +176,8 @@ def prepare(
 
 
 def verify(prepared: Prepared, note: Note = print) -> None:
-    """Read all stores whole. One without checksums of blocks gets them. Raises DataError naming what is damaged."""
+    """Read all stores whole. One without checksums of blocks gets them. Raises DataError naming
+    what is damaged."""
     stores = {store.folder: store for store in prepared.stores}
     stores |= {store.folder: store for _, store, _ in prepared.own_validation}
     for folder, store in stores.items():
@@ -184,8 +191,8 @@ def verify(prepared: Prepared, note: Note = print) -> None:
 def validation_jobs(
     data: settings.Data, trained: tuple[Source, ...], words: Tokenizer, wanted: settings.Tokenizer
 ) -> list["Job"]:
-    """The sources of data.validation: each a store of its own, all of whose documents are evaluated on. Raises SettingsError
-    where one of them is trained on."""
+    """The sources of data.validation: each a store of its own, all of whose documents are evaluated
+    on. Raises SettingsError where one of them is trained on."""
     if not data.validation:
         return []
     own = text.validation_of(data)
@@ -248,12 +255,14 @@ def describe(store: TokenStore) -> str:
 
 
 def losses_in(progress: dict[str, Any]) -> Losses:
-    """What a manifest counts of text that the tokenizer could not say; nothing in stores that did not look."""
+    """What a manifest counts of text that the tokenizer could not say; nothing in stores that did
+    not look."""
     return Losses(*progress.get("losses", ()))
 
 
 def refuse_losses(losses: Losses, entry: str, wanted: settings.Tokenizer, final: bool) -> None:
-    """Raises DataError when the tokenizer loses more than tokenizer.max_lost_share. final: nothing more will be counted."""
+    """Raises DataError when the tokenizer loses more than tokenizer.max_lost_share. final: nothing
+    more will be counted."""
     judged = final or losses.sampled_characters >= JUDGED_CHARACTERS
     if judged and losses.share > wanted.max_lost_share:
         raise DataError(
@@ -289,8 +298,8 @@ class Job:
         data: settings.Data,
         wanted: settings.Tokenizer,
     ) -> "Job":
-        """Options that are not those of every store stand in the address only where they are used, so that the stores of
-        before are found."""
+        """Options that are not those of every store stand in the address only where they are used,
+        so that the stores of before are found."""
         fingerprint = (
             source.fingerprint
         )  # before anything is read: what changes later is found (Filling.check_unchanged)
@@ -318,7 +327,8 @@ class Job:
 
 
 def _place(made_of: Source, header: dict[str, Any], folder: Path) -> Path:
-    """Where the store that is made from this is, or will be: found by its address, whatever it was called before."""
+    """Where the store that is made from this is, or will be: found by its address, whatever it was
+    called before."""
     source, rest = header["source"], {key: header[key] for key in ("tokenizer", "options")}
     if not source["fingerprint"]:
         return _without_fingerprint(source, rest, folder)
@@ -342,7 +352,8 @@ def is_finished(store: Path) -> bool:
 
 
 def _without_fingerprint(source: dict[str, Any], rest: dict[str, Any], folder: Path) -> Path:
-    """A stream of the hub while the hub is out of reach: the newest finished store of it, whatever its revision."""
+    """A stream of the hub while the hub is out of reach: the newest finished store of it, whatever
+    its revision."""
     stores = sorted(
         folder.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime, reverse=True
     )
@@ -396,7 +407,8 @@ def _processes(jobs: list[Job], words: Tokenizer, data: settings.Data) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use: fewer than the machine has under Slurm or in a container (only Linux tells)."""
+    """Cores that this process may use: fewer than the machine has under Slurm or in a container
+    (only Linux tells)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -462,7 +474,8 @@ class Filling:
             self.commit(done)
 
     def commit(self, done: bool) -> None:
-        """What was appended becomes the store, if it is what the sources held when the store was named."""
+        """What was appended becomes the store, if it is what the sources held when the store was
+        named."""
         self.check_unchanged()
         refuse_losses(self.losses, self.job.source.entry, self.wanted, final=done)
         if done and not self.tokens():
@@ -475,8 +488,8 @@ class Filling:
         self.committed_at = time.monotonic()
 
     def check_unchanged(self) -> None:
-        """Raises DataError, and drops what was prepared, when a file that was read since the last commit changed meanwhile:
-        the store is named by what the files held before."""
+        """Raises DataError, and drops what was prepared, when a file that was read since the last
+        commit changed meanwhile: the store is named by what the files held before."""
         reading = self.documents.position.get("file", 0)
         change = self.job.source.changed(self.unchanged_files, reading + 1)
         if change:
@@ -534,7 +547,8 @@ class Filling:
 
 
 class Shown:
-    """Progress of stores being filled: a bar on a terminal, else a line now and then. A context manager."""
+    """Progress of stores being filled: a bar on a terminal, else a line now and then. A context
+    manager."""
 
     def __init__(self, fillings: list[Filling], note: Note) -> None:
         self.fillings, self.note = fillings, note
@@ -630,7 +644,8 @@ class Behind:
 
 
 def _behind() -> None:
-    """The process of `Behind`: prepare what the first line of its input says; end when the input does."""
+    """The process of `Behind`: prepare what the first line of its input says; end when the input
+    does."""
     data, tokenizer = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
     data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

@@ -1,4 +1,5 @@
-"""Where documents come from: files and folders, datasets of the hub, Python's own library; each in one fixed order.
+"""Where documents come from: files and folders, datasets of the hub, Python's own library; each in
+one fixed order.
 
 sources(data)          what settings.Data names, found and checked
 source.documents(at)   the documents from a position on; `.position` of what it returns is where to go on
@@ -23,7 +24,8 @@ from longfire.data.formats import Document
 from longfire.data.tokens import checksum
 from longfire.errors import DataError, SettingsError
 
-# Left out of the embedded corpus: tests, what was installed, and the tables of character sets, which are numbers, not language.
+# Left out of the embedded corpus: tests, what was installed, and the tables of character sets,
+# which are numbers, not language.
 NOT_LIBRARY = frozenset(
     {
         "test",
@@ -48,7 +50,8 @@ class Documents(Protocol):
 
 
 class Source(Protocol):
-    """An entry of data.dataset. `parts` are its files where it has several, so that a sample can come from all over it."""
+    """An entry of data.dataset. `parts` are its files where it has several, so that a sample can
+    come from all over it."""
 
     entry: str
     name: str
@@ -73,7 +76,8 @@ class Source(Protocol):
 class FileSource:
     """Files, sorted by their path relative to `root`.
 
-    told: what of a folder or a glob is read and what is left out; folder: where hashes of files are remembered (data.folder);
+    told: what of a folder or a glob is read and what is left out; folder: where hashes of files are
+    remembered (data.folder);
     note: who is told that hashing will take long.
     """
 
@@ -91,7 +95,8 @@ class FileSource:
         return short_name(self.entry)
 
     def name_of(self, file: Path) -> str:
-        """How the file is called in the identities of its documents: the same wherever the folder lies."""
+        """How the file is called in the identities of its documents: the same wherever the folder
+        lies."""
         return relative(file, self.root)
 
     @cached_property
@@ -131,8 +136,8 @@ class FileSource:
         return checksum(*lines)
 
     def changed(self, first: int, stop: int) -> str:
-        """Which of the files [first, stop) holds something else than when its fingerprint was taken; "" if none does.
-        A file that was only touched does not."""
+        """Which of the files [first, stop) holds something else than when its fingerprint was
+        taken; "" if none does. A file that was only touched does not."""
         for number in range(first, min(stop, len(self.files))):
             file, before = self.files[number], self.contents[number]
             now = fingerprints.stamp_of(file)
@@ -148,7 +153,8 @@ class FileSource:
         return FileDocuments(self, position or {})
 
     def identities(self) -> Iterator[str]:
-        """Of its documents that are not empty, in order; where a file is a document it is not read."""
+        """Of its documents that are not empty, in order; where a file is a document it is not
+        read."""
         if not self.split_documents and all(
             formats.format_of(file) in formats.TEXT_FORMATS for file in self.files
         ):
@@ -233,8 +239,8 @@ def validation_of(data: settings.Data) -> settings.Data:
 
 
 def in_both(unseen: Source, trained: Source) -> str:
-    """What of a source stands in another one too: a file of both, or the whole source, by content, whatever it is called; ""
-    if they have nothing in common."""
+    """What of a source stands in another one too: a file of both, or the whole source, by content,
+    whatever it is called; "" if they have nothing in common."""
     if not (isinstance(unseen, FileSource) and isinstance(trained, FileSource)):
         return (
             unseen.entry if unseen.fingerprint and unseen.fingerprint == trained.fingerprint else ""
@@ -311,7 +317,8 @@ def _fields(text_field: str) -> tuple[str, ...]:
 
 
 def _library() -> FileSource:
-    """`embedded`: the source and the documentation that ship with the running Python, without what NOT_LIBRARY names."""
+    """`embedded`: the source and the documentation that ship with the running Python, without what
+    NOT_LIBRARY names."""
     root = Path(sysconfig.get_path("stdlib"))
     found = (
         f
@@ -357,7 +364,8 @@ def _on_hub(
 
 
 def short_name(entry: str) -> str:
-    """What a source is called in folders, records and messages: the last part of its path; of a glob the last two."""
+    """What a source is called in folders, records and messages: the last part of its path; of a
+    glob the last two."""
     parts = [part for part in Path(entry).parts if part.strip("/.~")]
     words = [
         re.sub(r"[^\w.]+", "-", part).strip("-")

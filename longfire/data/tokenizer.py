@@ -1,7 +1,8 @@
-"""Text <-> ids. `bytes` is built in, `train` makes a byte-level BPE of the data, all others are tokenizer.json files.
+"""Text <-> ids. `bytes` is built in, `train` makes a byte-level BPE of the data, all others are
+tokenizer.json files.
 
-BOS and EOS are words with a name, which we put around each document; they are never guessed from ids in the stream, and no
-document's text becomes one (`<eos>` in a text is five characters).
+BOS and EOS are words with a name, which we put around each document; they are never guessed from
+ids in the stream, and no document's text becomes one (`<eos>` in a text is five characters).
 """
 
 import json
@@ -51,7 +52,8 @@ SAMPLE_PARTS = 64  # a sample to train on comes from at least so many files, if 
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library, and the names of its BOS and EOS ("" if it has none).
+    """A tokenizer of the `tokenizers` library, and the names of its BOS and EOS ("" if it has
+    none).
 
     carried: what else it came with, kept for those who export it.
     """
@@ -99,8 +101,8 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> str:
-        """A digest of what each id stands for. Unlike the fingerprint it does not depend on how a version of the library
-        writes a tokenizer down, so that it may be compared years later."""
+        """A digest of what each id stands for. Unlike the fingerprint it does not depend on how a
+        version of the library writes a tokenizer down, so that it may be compared years later."""
         entries = sorted(self.words.get_vocab(with_added_tokens=True).items())
         return checksum(json.dumps(entries).encode())[:32]
 
@@ -112,7 +114,8 @@ class Tokenizer:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Every id that ends a text: EOS, and those that a generation_config.json beside it names."""
+        """Every id that ends a text: EOS, and those that a generation_config.json beside it
+        names."""
         return ends_of(self.carried, self.eos_id)
 
     @property
@@ -135,7 +138,8 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def arrays(self, texts: list[str]) -> list[np.ndarray]:
-        """`encode_batch` as arrays of `dtype`. A long text goes in pieces: 50 MB at once would take 6 GB and one core."""
+        """`encode_batch` as arrays of `dtype`. A long text goes in pieces: 50 MB at once would take
+        6 GB and one core."""
         if any(len(text) > 2 * PIECE for text in texts):
             return [
                 self._in_pieces(text) if len(text) > 2 * PIECE else self.arrays([text])[0]
@@ -160,9 +164,10 @@ class Tokenizer:
     def cuts(self, text: str) -> Iterator[int]:
         """Places about PIECE characters apart where a text can be cut without changing its ids.
 
-        That is after a line end between two characters that are no white space, if the text around the place gives the
-        same ids whole and cut. Tokenizers that first split text by a pattern (all byte-level ones) pass nearly everywhere;
-        one that marks the beginning of a text passes nowhere, and then the text stays whole.
+        That is after a line end between two characters that are no white space, if the text around
+        the place gives the same ids whole and cut. Tokenizers that first split text by a pattern
+        (all byte-level ones) pass nearly everywhere; one that marks the beginning of a text passes
+        nowhere, and then the text stays whole.
         """
         place, failures = PIECE, 0
         while (
@@ -185,10 +190,12 @@ class Tokenizer:
         return self.words.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 
     def save(self, folder: Path, adds_bos: bool | None = None) -> None:
-        """tokenizer.json and what lies beside it, which `transformers.AutoTokenizer` and `from_folder` load.
+        """tokenizer.json and what lies beside it, which `transformers.AutoTokenizer` and
+        `from_folder` load.
 
-        adds_bos: whether the files say that a BOS begins every text; None: as they say it now, and tokenizer.json as it is.
-        Files that hold the same already are left alone. Raises DataError if the folder cannot be written.
+        adds_bos: whether the files say that a BOS begins every text; None: as they say it now, and
+        tokenizer.json as it is. Files that hold the same already are left alone. Raises DataError
+        if the folder cannot be written.
         """
         words = self.words if adds_bos is None else with_bos_rule(self.words, self.bos, adds_bos)
         begins = self.adds_bos if adds_bos is None else adds_bos
@@ -211,7 +218,8 @@ class Tokenizer:
 
 
 def byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's table: the character that stands for each byte in byte-level tokenizers -> the byte."""
+    """GPT-2's table: the character that stands for each byte in byte-level tokenizers -> the
+    byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves,
     hidden = [
         byte for byte in range(256) if byte not in plain
@@ -240,8 +248,8 @@ class Bytes(Tokenizer):
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with GPT-2's splitting, of `vocab_size` words at most, <bos> and <eos> included; the same for the
-    same texts."""
+    """A byte-level BPE with GPT-2's splitting, of `vocab_size` words at most, <bos> and <eos>
+    included; the same for the same texts."""
     words = Words(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
@@ -265,7 +273,8 @@ def load(
 ) -> Tokenizer:
     """The tokenizer that the settings name; `train` makes it from the sources, once.
 
-    Raises DataError naming file and mend; also when add_bos or add_eos asks for a word that it has not.
+    Raises DataError naming file and mend; also when add_bos or add_eos asks for a word that it has
+    not.
     """
     path = Path(wanted.path).expanduser()
     if wanted.path == "bytes":
@@ -293,7 +302,8 @@ def load(
 
 
 def from_folder(folder: Path) -> Tokenizer:
-    """A tokenizer.json and the names beside it; files of other kinds through transformers. Raises DataError."""
+    """A tokenizer.json and the names beside it; files of other kinds through transformers. Raises
+    DataError."""
     if (folder / "tokenizer.json").is_file():
         return _from_file(folder / "tokenizer.json")
     return _by_transformers(
@@ -320,7 +330,8 @@ def _from_file(file: Path) -> Tokenizer:
 
 
 def _names(folder: Path, words: Words) -> tuple[str, str]:
-    """(BOS, EOS) as the files beside tokenizer.json name them; without such files, the well-known names it has."""
+    """(BOS, EOS) as the files beside tokenizer.json name them; without such files, the well-known
+    names it has."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             config = _json(folder / name)
@@ -443,8 +454,8 @@ def _trained(
 
 
 def sample(source: "Source", size: int, hold_out: HoldOut) -> Iterator[str]:
-    """About `size` characters of a source's training documents: from the start of at least 64 of its files, those chosen by
-    a hash of their number; always the same."""
+    """About `size` characters of a source's training documents: from the start of at least 64 of
+    its files, those chosen by a hash of their number; always the same."""
     order = sorted(range(source.parts), key=lambda part: checksum(f"sample {part}".encode()))
     for visited, part in enumerate(order):
         share = size // max(min(SAMPLE_PARTS, len(order)) - visited, 1)

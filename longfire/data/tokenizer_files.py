@@ -1,5 +1,5 @@
-"""What lies beside a tokenizer.json and goes along from an import to an export: names, chat templates, limits, ends, and whether a
-BOS begins every text."""
+"""What lies beside a tokenizer.json and goes along from an import to an export: names, chat
+templates, limits, ends, and whether a BOS begins every text."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,8 @@ CONFIG, GENERATION, MODEL = "tokenizer_config.json", "generation_config.json", "
 CHAT = "chat_template.jinja"  # as transformers names it
 MORE_CHATS = "additional_chat_templates"  # a folder of further ones, NAME.jinja
 TEMPLATE = "TemplateProcessing"  # the post-processor of tokenizer.json that adds tokens to a text
-# Keys of tokenizer_config.json that are written anew: of how the file is read, and of the two tokens that we name.
+# Keys of tokenizer_config.json that are written anew: of how the file is read, and of the two
+# tokens that we name.
 WRITTEN = (
     "tokenizer_class",
     "clean_up_tokenization_spaces",
@@ -47,8 +48,8 @@ GENERATED = (
 class CarriedFiles:
     """config: other keys of tokenizer_config.json.  files: name -> text of chat templates, names with a folder where they have one.
     generation: keys of generation_config.json, sampling defaults among them.  ends: ids that end a text, EOS or not.
-    adds_bos: whether add_bos_token asks for a BOS before every text. Where it does not, the post-processor of tokenizer.json may:
-    transformers heeds that whatever the key is.
+    adds_bos: whether add_bos_token asks for a BOS before every text. Where it does not, the
+    post-processor of tokenizer.json may: transformers heeds that whatever the key is.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +60,8 @@ class CarriedFiles:
 
 
 def read_carried(folder: Path) -> CarriedFiles:
-    """What lies in the folder of a tokenizer.json, or of a model. Raises DataError naming a file that is no JSON object."""
+    """What lies in the folder of a tokenizer.json, or of a model. Raises DataError naming a file
+    that is no JSON object."""
     config, generation, model = (json_of(folder / name) for name in (CONFIG, GENERATION, MODEL))
     template = config.get("chat_template")
     kept = {
@@ -78,7 +80,8 @@ def read_carried(folder: Path) -> CarriedFiles:
 
 
 def as_text(key: str, value: Any) -> Any:
-    """The value of a key; of a token that is written as an object its text alone, which every version reads."""
+    """The value of a key; of a token that is written as an object its text alone, which every
+    version reads."""
     if key.endswith("_token") and isinstance(value, dict):
         return value.get("content")
     return value
@@ -111,7 +114,8 @@ def chat_templates(folder: Path) -> dict[str, str]:
 
 
 def leaves(path: Path, folder: Path) -> bool:
-    """Whether a link leads out of the folder. The hub's own cache links every file to another one of the same cache."""
+    """Whether a link leads out of the folder. The hub's own cache links every file to another one
+    of the same cache."""
     target = path.resolve()
     inside = target.is_relative_to(folder.resolve())
     return not inside and "blobs" not in target.parts
@@ -130,7 +134,8 @@ def starts_with(words: Words, bos_id: int | None) -> bool:
 
 
 def with_bos_rule(words: Words, bos: str, adds_bos: bool) -> Words:
-    """A copy whose post-processor puts BOS before every text, or does not; what else it adds stays."""
+    """A copy whose post-processor puts BOS before every text, or does not; what else it adds
+    stays."""
     bos_id = words.token_to_id(bos) if bos else None
     if adds_bos == starts_with(words, bos_id):
         return words
@@ -161,7 +166,8 @@ def with_bos_rule(words: Words, bos: str, adds_bos: bool) -> Words:
 
 
 def steps_of(processor: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a post-processor, as tokenizer.json has it; those of BERT and RoBERTa as the templates that they are."""
+    """The steps of a post-processor, as tokenizer.json has it; those of BERT and RoBERTa as the
+    templates that they are."""
     if processor is None:
         return []
     if processor["type"] == "Sequence":
@@ -194,7 +200,8 @@ def text(name: str) -> dict[str, Any]:
 
 
 def without_bos(parts: list[dict[str, Any]], bos: str) -> list[dict[str, Any]]:
-    """The parts of a template without BOS before a text; the same token behind one may be its EOS."""
+    """The parts of a template without BOS before a text; the same token behind one may be its
+    EOS."""
     kept: list[dict[str, Any]] = []
     is_at_start = True
     for part, following in zip(parts, [*parts[1:], {}]):

@@ -1,4 +1,5 @@
-"""The token store: one source's ids and document ends on disk, append-only, memory-mapped, whole after a kill at any time.
+"""The token store: one source's ids and document ends on disk, append-only, memory-mapped, whole
+after a kill at any time.
 
     <name>-<address>/
         manifest.json            what the store holds; committed by one rename; what it does not name does not exist;
@@ -9,9 +10,10 @@
             bytes-00000.bin        int64: the same in bytes of its UTF-8 text (for bits per byte)
             tokens-00000.crc32     checksums of its blocks, compared when a block is first read (blocks.py)
 
-A shard is full before the next begins, so item i lies in shard i // shard_items and needs no index to be found. A writer
-that finds a store cut off by a kill drops what the manifest does not name and goes on from its position: the finished store
-is the same, byte for byte, as one that was never interrupted.
+A shard is full before the next begins, so item i lies in shard i // shard_items and needs no index
+to be found. A writer that finds a store cut off by a kill drops what the manifest does not name and
+goes on from its position: the finished store is the same, byte for byte, as one that was never
+interrupted.
 """
 
 import json
@@ -61,7 +63,8 @@ def shard_file(path: Path, number: int) -> Path:
 
 
 class Column:
-    """A column for reading: an array in shards, each mapped when it is first touched; `length` grows with the store.
+    """A column for reading: an array in shards, each mapped when it is first touched; `length`
+    grows with the store.
 
     sums: the checksums of each shard; empty in a store without.
     """
@@ -99,7 +102,8 @@ class Column:
         return self.read(*items.indices(self.length)[:2])
 
     def searchsorted(self, values: np.ndarray, side: str = "left") -> np.ndarray:
-        """numpy's searchsorted on an ascending column: among the last items of full shards, then inside one shard."""
+        """numpy's searchsorted on an ascending column: among the last items of full shards, then
+        inside one shard."""
         full = self.length // self.shard_items
         if full > len(self._lasts):
             last = self.shard_items - 1
@@ -127,7 +131,8 @@ class Column:
 class TokenStream:
     """The train or heldout part of a store; its sizes follow `TokenStore.refresh`.
 
-    ids, ends, bytes are its columns: `ends.searchsorted(place)` is the document of a place, `ends[a:b]` ends of documents.
+    ids, ends, bytes are its columns: `ends.searchsorted(place)` is the document of a place,
+    `ends[a:b]` ends of documents.
     """
 
     def __init__(self, folder: Path, dtype: str, shard_tokens: int, shard_documents: int) -> None:
@@ -164,8 +169,9 @@ class TokenStream:
 class TokenStore:
     """A store for reading, finished or growing (`refresh`).
 
-    Raises DataError when the folder is no store, when a shard is shorter than the manifest says, when a block that is read is
-    damaged, or when the store was made with another tokenizer than `tokenizer_fingerprint`.
+    Raises DataError when the folder is no store, when a shard is shorter than the manifest says,
+    when a block that is read is damaged, or when the store was made with another tokenizer than
+    `tokenizer_fingerprint`.
     """
 
     def __init__(self, folder: Path, tokenizer_fingerprint: str | None = None) -> None:
@@ -197,8 +203,8 @@ class TokenStore:
         return self.manifest["format"] > 1
 
     def refresh(self) -> None:
-        """Read the manifest again: the store may have grown. One that was dropped by its writer stays as it was, until the
-        writer says why (prepare.Behind)."""
+        """Read the manifest again: the store may have grown. One that was dropped by its writer
+        stays as it was, until the writer says why (prepare.Behind)."""
         if not self.complete and (self.folder / MANIFEST).exists():
             self._take(read_manifest(self.folder))
 
@@ -214,7 +220,8 @@ class TokenStore:
         self.manifest = manifest
 
     def verify(self) -> int:
-        """Read all of the store and compare its checksums; the bytes that were read. Raises DataError naming file and block."""
+        """Read all of the store and compare its checksums; the bytes that were read. Raises
+        DataError naming file and block."""
         if self.has_checksums:
             return sum(
                 column.verify()
@@ -260,7 +267,8 @@ def check_size(file: Path, size: int) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A store's manifest. Raises DataError when there is none, or one that is damaged or of another format."""
+    """A store's manifest. Raises DataError when there is none, or one that is damaged or of another
+    format."""
     file = Path(folder) / MANIFEST
     try:
         content = file.read_bytes()
@@ -304,7 +312,8 @@ def manifest_end(content: bytes) -> bytes:
 
 
 def discard(folder: Path) -> None:
-    """Remove what a store holds, the manifest first: what is left without it is not a store. The lock stays with its holder."""
+    """Remove what a store holds, the manifest first: what is left without it is not a store. The
+    lock stays with its holder."""
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in STREAMS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -334,9 +343,11 @@ def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
 
 
 class ColumnWriter:
-    """A column for appending. Goes on after `length` committed items and drops what lies behind them.
+    """A column for appending. Goes on after `length` committed items and drops what lies behind
+    them.
 
-    shards: what the manifest says of the shards with committed items. Raises DataError where they are damaged.
+    shards: what the manifest says of the shards with committed items. Raises DataError where they
+    are damaged.
     """
 
     def __init__(
@@ -417,8 +428,8 @@ class ColumnWriter:
 class StoreWriter:
     """Appends documents to a store and commits them; made while the store is `locked`.
 
-    header: what the store is made from (source, tokenizer, options, dtype). A store that exists is continued; `progress` is
-    what its last commit was given.
+    header: what the store is made from (source, tokenizer, options, dtype). A store that exists is
+    continued; `progress` is what its last commit was given.
     """
 
     def __init__(
@@ -463,7 +474,8 @@ class StoreWriter:
     def append(
         self, stream: str, ids: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray
     ) -> None:
-        """Documents: their ids end to end, the length of each in tokens, and in bytes of its text."""
+        """Documents: their ids end to end, the length of each in tokens, and in bytes of its
+        text."""
         into = self._columns[stream]
         into["ends"].append(into["tokens"].length + np.cumsum(lengths))
         into["bytes"].append(self._bytes[stream] + np.cumsum(text_bytes))
@@ -485,7 +497,8 @@ class StoreWriter:
         )
 
     def commit(self, progress: dict[str, Any], complete: bool = False) -> None:
-        """What was appended becomes the store, at once: first the data reach the disk, then one rename names them."""
+        """What was appended becomes the store, at once: first the data reach the disk, then one
+        rename names them."""
         streams = {}
         for name, into in self._columns.items():
             for column in into.values():

@@ -1,7 +1,9 @@
-"""Processes that tokenize: texts go out over a pipe, ids come back, in the order in which they were given.
+"""Processes that tokenize: texts go out over a pipe, ids come back, in the order in which they were
+given.
 
-A worker is a child process that ends when its pipe does, so none outlives a killed parent. Processes rather than the
-library's own threads: making arrays of its results needs the interpreter's lock, which would stop threads from scaling.
+A worker is a child process that ends when its pipe does, so none outlives a killed parent.
+Processes rather than the library's own threads: making arrays of its results needs the
+interpreter's lock, which would stop threads from scaling.
 """
 
 import json
@@ -26,7 +28,8 @@ LOSS_COUNTS = len(Losses().counts())  # numbers of a message before the lengths
 
 @dataclass(frozen=True)
 class Ids:
-    """Documents' ids end to end, the length of each, and what the tokenizer could not say of them."""
+    """Documents' ids end to end, the length of each, and what the tokenizer could not say of
+    them."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -74,7 +77,8 @@ class Encoders:
         return future
 
     def _start(self) -> None:
-        """One process for this thread, in a session of its own so that Ctrl-C reaches it only through us."""
+        """One process for this thread, in a session of its own so that Ctrl-C reaches it only
+        through us."""
         command = [sys.executable, "-m", "longfire.data.workers"]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True

@@ -1,4 +1,5 @@
-"""What layers keep between the calls of transformers' `generate`: longfire's cache behind transformers' interface."""
+"""What layers keep between the calls of transformers' `generate`: longfire's cache behind
+transformers' interface."""
 
 from torch import Tensor
 from transformers import Cache as TransformersCache

@@ -1,4 +1,5 @@
-"""LongfireConfig: config.json of our own class as transformers holds it; hub/own_config.py says what its keys mean."""
+"""LongfireConfig: config.json of our own class as transformers holds it; hub/own_config.py says
+what its keys mean."""
 
 from typing import Any
 
@@ -15,7 +16,8 @@ class LongfireConfig(PreTrainedConfig):
     """The settings of LongfireForCausalLM.
 
     shape: the keys of a model config (docs/model_config.md) that are not arguments here; the other
-    arguments have the meaning that they have in transformers. `model_shape` is all of them, checked.
+    arguments have the meaning that they have in transformers. `model_shape` is all of them,
+    checked.
     """
 
     model_type = MODEL_TYPE

@@ -1,4 +1,5 @@
-"""LongfireForCausalLM: longfire's model behind transformers' interface, for `generate`, `Trainer`, PEFT and lm-eval."""
+"""LongfireForCausalLM: longfire's model behind transformers' interface, for `generate`, `Trainer`,
+PEFT and lm-eval."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from longfire.model import Block, Model
 
 
 class CheckpointedModel(Model):
-    """longfire's model, whose blocks are computed again in the backward where transformers asks for it.
+    """longfire's model, whose blocks are computed again in the backward where transformers asks for
+    it.
 
     transformers sets both attributes below (`gradient_checkpointing_enable`).
     """
@@ -128,7 +130,8 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
     def cache_for(
         self, given: GenerationCache | None, use_cache: bool | None, mask_BS: Tensor | None
     ) -> GenerationCache | None:
-        """The cache of this call. Raises ValueError for another class's, and where the next token would follow padding."""
+        """The cache of this call. Raises ValueError for another class's, and where the next token
+        would follow padding."""
         if given is not None and not isinstance(given, GenerationCache):
             raise ValueError(
                 f"past_key_values is a {type(given).__name__}; LongfireForCausalLM continues what it returned itself "
@@ -149,7 +152,8 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         return GenerationCache() if given is None else given
 
     def count(self, cache: GenerationCache, ids_BT: Tensor, mask_BS: Tensor | None) -> None:
-        """Let the cache know what it has seen: padding is told once, by the mask of the first call."""
+        """Let the cache know what it has seen: padding is told once, by the mask of the first
+        call."""
         if not cache.seen:
             cache.kept.padding_B = left_padding(mask_BS)
         cache.seen += ids_BT.shape[1]
@@ -173,7 +177,8 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """What forward is given for the next token: of ids that the cache has seen, only those behind them."""
+        """What forward is given for the next token: of ids that the cache has seen, only those
+        behind them."""
         seen = 0 if past_key_values is None else past_key_values.seen
         only_new = attention_mask is not None and attention_mask.shape[1] > input_ids.shape[1]
         return {
@@ -204,7 +209,8 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.head = new_embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Parameters that no file had begin as in longfire, under torch's seed; so do rows that a resize adds.
+        """Parameters that no file had begin as in longfire, under torch's seed; so do rows that a
+        resize adds.
 
         transformers calls this for one module after the other; the first call fills them all.
         """

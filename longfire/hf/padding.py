@@ -1,4 +1,5 @@
-"""What transformers says of a batch (attention_mask, position_ids) -> the Sequence that longfire's model is given.
+"""What transformers says of a batch (attention_mask, position_ids) -> the Sequence that longfire's
+model is given.
 
 Padding is a document of its own: documents do not see each other, in softmax attention, recurrent
 states and short convolutions alike, so a padded text gives what it gives alone. Nothing is computed
@@ -56,7 +57,8 @@ def sequence_of(
 def continued(
     ids_BT: Tensor, mask_BS: Tensor | None, positions_BT: Tensor | None, cache: GenerationCache
 ) -> Sequence:
-    """The Sequence of ids that follow those in the cache. Raises ValueError where some are padding."""
+    """The Sequence of ids that follow those in the cache. Raises ValueError where some are
+    padding."""
     new_tokens = ids_BT.shape[1]
     if mask_BS is not None and not mask_BS[:, -new_tokens:].all():
         raise ValueError(
@@ -69,7 +71,8 @@ def continued(
 
 
 def refuse_other_masks(mask_BT: Tensor, ids_BT: Tensor) -> None:
-    """Raises ValueError unless each sequence is padding, one text, padding, where any of them may be empty."""
+    """Raises ValueError unless each sequence is padding, one text, padding, where any of them may
+    be empty."""
     if mask_BT.shape != ids_BT.shape:
         raise ValueError(
             f"attention_mask of shape {tuple(mask_BT.shape)} and input_ids of shape {tuple(ids_BT.shape)} differ"

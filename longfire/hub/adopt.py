@@ -1,5 +1,5 @@
-"""Hugging Face weights -> a run folder, from which train, eval, generate and export go on; written aside, read again and compared
-with their own class before it appears under its name."""
+"""Hugging Face weights -> a run folder, from which train, eval, generate and export go on; written
+aside, read again and compared with their own class before it appears under its name."""
 
 import math
 import os
@@ -47,7 +47,8 @@ Note = Callable[[str], None]
 NOTE_SECONDS = 10  # between lines of progress where there is no terminal
 PROBE_SECONDS = 10  # how long the hub may take to answer at all
 
-# What is fetched of a repository. No code, and PyTorch's own files only where there is nothing else.
+# What is fetched of a repository. No code, and PyTorch's own files only where there is nothing
+# else.
 DESCRIBED = [
     "config.json",
     "generation_config.json",
@@ -64,18 +65,21 @@ SAFE, BIN = (
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
 )
 
-# How a run begins that goes on with a trained model: a fresh optimizer must not move it far before it knows its gradients.
+# How a run begins that goes on with a trained model: a fresh optimizer must not move it far before
+# it knows its gradients.
 SEQ_LEN, LEARNING_RATE, WARMUP_STEPS = 2048, 5e-5, 20
 SHARD_BYTES = 1_000_000_000  # of a file of weights that are written as they are read
 
 
 def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...] = ()) -> Check:
-    """Make `folder` a run whose step 0 is the model in `source`, a folder or a name on the hub; what was compared is returned.
+    """Make `folder` a run whose step 0 is the model in `source`, a folder or a name on the hub;
+    what was compared is returned.
 
     plugins: the user's own files that its mixers come from (they are run).
 
-    Raises SettingsError naming what we cannot express, CheckpointError for weights that are damaged, missing, more than the model
-    has, or other than their class computes with, DataError for the tokenizer. Nothing is left behind then.
+    Raises SettingsError naming what we cannot express, CheckpointError for weights that are
+    damaged, missing, more than the model has, or other than their class computes with, DataError
+    for the tokenizer. Nothing is left behind then.
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -109,7 +113,8 @@ def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...
 
 
 def found(source: str, note: Note) -> Path:
-    """The folder that holds the source: itself, or where the hub's files lie. Raises SettingsError when it is neither."""
+    """The folder that holds the source: itself, or where the hub's files lie. Raises SettingsError
+    when it is neither."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -138,7 +143,8 @@ def snapshot(source: str, patterns: list[str]) -> str:
 
 
 def compare_words(tokenizer: Tokenizer, shape: ModelShape, where: Path) -> Iterator[str]:
-    """What is to be told of the tokenizer beside the embedding. Raises SettingsError when it has words without a row."""
+    """What is to be told of the tokenizer beside the embedding. Raises SettingsError when it has
+    words without a row."""
     words, rows = tokenizer.vocab_size, shape.vocab_size
     if words > rows:
         raise SettingsError(
@@ -157,7 +163,8 @@ def new_run(
     tokenizer: Tokenizer,
     plugins: tuple[str, ...] = (),
 ) -> Run:
-    """The settings that the run begins with; data are named when it is trained. Raises SettingsError."""
+    """The settings that the run begins with; data are named when it is trained. Raises
+    SettingsError."""
     said = {
         "job.dump_folder": folder,
         "job.description": f"imported from {without_folders(source)} ({read_config(theirs)['model_type']})",
@@ -185,10 +192,11 @@ def begin_with(
     shard_bytes: int = SHARD_BYTES,
     vocabulary: str = "",
 ) -> None:
-    """Write step 0 of weights alone (name, fp32), as they come: at most `shard_bytes` of them are in memory, or one tensor.
+    """Write step 0 of weights alone (name, fp32), as they come: at most `shard_bytes` of them are
+    in memory, or one tensor.
 
-    `place` is a folder of a run that is not yet in its own place: nobody reads it before it is whole. vocabulary: of the tokenizer
-    beside it. Raises OSError.
+    `place` is a folder of a run that is not yet in its own place: nobody reads it before it is
+    whole. vocabulary: of the tokenizer beside it. Raises OSError.
     """
     place.mkdir(parents=True)
     shard: dict[str, Tensor] = {}
@@ -223,7 +231,8 @@ def count(theirs: Path, shape: ModelShape) -> int:
 def shown(
     weights: Iterator[tuple[str, Tensor]], total: int, note: Note
 ) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, with their number told as they pass: a bar on a terminal, else a line now and then."""
+    """The same weights, with their number told as they pass: a bar on a terminal, else a line now
+    and then."""
     console = Console(stderr=True)
     columns = (
         TextColumn("import"),

@@ -1,4 +1,5 @@
-"""The model card of an export: what the model is, how it came to be, how to load it, what was checked."""
+"""The model card of an export: what the model is, how it came to be, how to load it, what was
+checked."""
 
 import inspect
 import re
@@ -11,8 +12,9 @@ from longfire.hub.own_config import LONGFIRE, is_own_export
 from longfire.mixers import MIXERS
 from longfire.shape import mixer_of
 
-# The folders of a path of this machine in a text: /data/me/x.txt, ~/x, C:\me\x; not https://x/y, owner/set or and/or. The card is
-# for others: where things lay on the machine that trained says nothing to them, and more than its owner may want.
+# The folders of a path of this machine in a text: /data/me/x.txt, ~/x, C:\me\x; not https://x/y,
+# owner/set or and/or. The card is for others: where things lay on the machine that trained says
+# nothing to them, and more than its owner may want.
 POSIX, WINDOWS = r"~?/(?:[^\s/'\",;()\]]+/)*", r"[A-Za-z]:\\(?:[^\s\\'\",;]+\\)*"
 FOLDERS_IN_TEXT = re.compile(rf"(?<![\w.:/~\\])(?:{POSIX}|{WINDOWS})(?=[^\s/\\])")
 LOCAL_KEYS = (
@@ -81,7 +83,8 @@ def model_card(
 
 
 def files_of_mixers(config: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the files of model.plugins that mixers of the model are defined in, which an export does not hold."""
+    """Names of the files of model.plugins that mixers of the model are defined in, which an export
+    does not hold."""
     classes = [MIXERS[mixer_of(name)] for name in config["shape"]["layer_types"]]
     files = [
         inspect.getfile(mixer) for mixer in classes if not mixer.__module__.startswith("longfire.")
@@ -104,6 +107,7 @@ def cell(value: Any) -> str:
 
 
 def without_folders(name: str) -> str:
-    """The last part of a path of this machine, as a source's name; the name of a dataset or model of the hub as it is."""
+    """The last part of a path of this machine, as a source's name; the name of a dataset or model
+    of the hub as it is."""
     path = Path(name).expanduser()
     return path.name if path.is_absolute() or path.exists() else name

@@ -1,4 +1,5 @@
-"""What an export or an import is compared with before it is called done: its own bytes, our logits, and those of their class."""
+"""What an export or an import is compared with before it is called done: its own bytes, our logits,
+and those of their class."""
 
 import importlib
 import importlib.util
@@ -30,11 +31,14 @@ TEXT = "def f(x):\n\treturn x ** 2  # naïve 漢字 🙂\n\n  1234567 <eos> </s>
 
 @dataclass(frozen=True)
 class Check:
-    """What was compared, and how far apart it was. KL in nats a token, mean over the compared tokens.
+    """What was compared, and how far apart it was. KL in nats a token, mean over the compared
+    tokens.
 
-    own_kl: the given model against the reloaded one; in bf16 or fp16 that is what rounding the weights costs.
-    peer_kl: the reloaded model against `peer`, a class of another package; None with the reason in `peer_absent`. tokens = 0: only
-    bytes were compared. tokenizer_differs: how transformers reads the tokenizer's files, if not as we do.
+    own_kl: the given model against the reloaded one; in bf16 or fp16 that is what rounding the
+    weights costs.
+    peer_kl: the reloaded model against `peer`, a class of another package; None with the reason in
+    `peer_absent`. tokens = 0: only bytes were compared. tokenizer_differs: how transformers reads
+    the tokenizer's files, if not as we do.
     """
 
     tensors: int
@@ -70,7 +74,8 @@ class Check:
 def compare(
     model: Model, tokenizer: Tokenizer, folder: Path, written: dict[str, torch.dtype]
 ) -> Check:
-    """Compare an export in `folder` with the model it was made of. written: parameter -> its type in the files.
+    """Compare an export in `folder` with the model it was made of. written: parameter -> its type
+    in the files.
 
     Raises CheckpointError saying what differs.
     """
@@ -111,8 +116,8 @@ def compare_bytes(
     written: dict[str, torch.dtype],
     shape: ModelShape,
 ) -> Check:
-    """The same without any model: each tensor of an export with what was written, one of both in memory at a time. Raises
-    CheckpointError naming the tensor that differs."""
+    """The same without any model: each tensor of an export with what was written, one of both in
+    memory at a time. Raises CheckpointError naming the tensor that differs."""
     size = 0
     for name, found in read_weights(folder, shape):
         refuse_other_bytes(weights[name].to(written[name]).float(), found, name, folder)
@@ -126,9 +131,11 @@ def compare_bytes(
 def compare_imported(
     weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, shape: ModelShape
 ) -> Check:
-    """Compare what was written of the Hugging Face weights in `folder`, and read again, with them and with their own class.
+    """Compare what was written of the Hugging Face weights in `folder`, and read again, with them
+    and with their own class.
 
-    One tensor of the folder is in memory beside the weights; their own model comes when ours has gone. Raises CheckpointError.
+    One tensor of the folder is in memory beside the weights; their own model comes when ours has
+    gone. Raises CheckpointError.
     """
     tensors, size = len(weights), sum(tensor.nbytes for tensor in weights.values())
     for name, tensor in read_weights(folder, shape):
@@ -148,7 +155,8 @@ def compare_imported(
 
 
 def ids_for(shape: ModelShape, device: torch.device) -> Tensor:
-    """(B, T) words to compare logits on, always the same; no longer than the positions that were learned."""
+    """(B, T) words to compare logits on, always the same; no longer than the positions that were
+    learned."""
     length = min(TOKENS, shape.max_position_embeddings) if shape.learned_positions else TOKENS
     return torch.randint(
         shape.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0)
@@ -165,7 +173,8 @@ def refuse_other_bytes(expected: Tensor, found: Tensor, name: str, folder: Path)
 def compare_peer(
     family: Family, folder: Path, shape: ModelShape, ids_BT: Tensor, logits_BTW: Tensor
 ) -> tuple[str, float | None, str]:
-    """Their class's logits against ours: (its name, KL, "") or (its name, None, why it was not compared)."""
+    """Their class's logits against ours: (its name, KL, "") or (its name, None, why it was not
+    compared)."""
     peer, absent = (
         f"{family.architecture} of {family.package}",
         peer_absent(family, shape, ids_BT.device),
@@ -189,8 +198,8 @@ def refuse_unless(condition: bool, difference: str) -> None:
 def kl(p_BTW: Tensor, q_BTW: Tensor) -> float:
     """Mean over tokens of KL(p || q) in nats, of two sets of logits, in fp64.
 
-    sum_w p (exp(d) - 1 - d) with d = log q - log p: equal to sum_w p (-d), but no term is negative, so that 1e-16 is not lost
-    in the sum.
+    sum_w p (exp(d) - 1 - d) with d = log q - log p: equal to sum_w p (-d), but no term is negative,
+    so that 1e-16 is not lost in the sum.
     """
     log_p, log_q = p_BTW.double().log_softmax(-1), q_BTW.double().log_softmax(-1)
     d = log_q - log_p
@@ -198,11 +207,12 @@ def kl(p_BTW: Tensor, q_BTW: Tensor) -> float:
 
 
 def tolerated_kl(logits_BTW: Tensor, layers: int, device: torch.device) -> float:
-    """KL that rounding alone can make between two right computations: KL_NATS, more where a model is deep.
+    """KL that rounding alone can make between two right computations: KL_NATS, more where a model
+    is deep.
 
     A relative error e in each of 2 * layers additions to the residual stream moves logits by about
-    e * sqrt(2 * layers) * max|logit|; a shift of d in the logits costs at most d^2 / 2. With a factor 4 in d for sums of
-    many terms. e is 2^-23, or 2^-10 where kernels multiply in TF32.
+    e * sqrt(2 * layers) * max|logit|; a shift of d in the logits costs at most d^2 / 2. With a
+    factor 4 in d for sums of many terms. e is 2^-23, or 2^-10 where kernels multiply in TF32.
     """
     tf32 = device.type == "cuda" and (
         torch.backends.cuda.matmul.allow_tf32 or ops.chosen("linear_attention") == "fla"
@@ -212,7 +222,8 @@ def tolerated_kl(logits_BTW: Tensor, layers: int, device: torch.device) -> float
 
 
 def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Raises CheckpointError when transformers reads the tokenizer's files as another tokenizer, or not at all."""
+    """Raises CheckpointError when transformers reads the tokenizer's files as another tokenizer, or
+    not at all."""
     _, same = by_auto_tokenizer(tokenizer, folder)
     refuse_unless(
         same,
@@ -221,7 +232,8 @@ def compare_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def by_auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, bool]:
-    """The class that AutoTokenizer makes of the files, and whether it is the same tokenizer as ours. Raises CheckpointError."""
+    """The class that AutoTokenizer makes of the files, and whether it is the same tokenizer as
+    ours. Raises CheckpointError."""
     from transformers import AutoTokenizer  # seconds of imports, only when something is exported
 
     try:
@@ -237,8 +249,9 @@ def by_auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, bool]:
 
 
 def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
-    """Compare with the tokenizer.json as it is. Where the class that the other files name reads it as another tokenizer (some
-    classes of transformers make a part of it anew), that is theirs to repair: a line that says so, else "".
+    """Compare with the tokenizer.json as it is. Where the class that the other files name reads it
+    as another tokenizer (some classes of transformers make a part of it anew), that is theirs to
+    repair: a line that says so, else "".
 
     Raises CheckpointError when tokenizer.json itself gives other ids than ours.
     """
@@ -282,8 +295,9 @@ def peer_absent(family: Family, shape: ModelShape, device: torch.device) -> str:
 
 
 def config_refused(folder: Path) -> str:
-    """Why the installed transformers does not read a config.json that we can read; "" if it does. Newer ones check types strictly,
-    so that some files of older ones (`"use_cache": 1`) are no longer theirs."""
+    """Why the installed transformers does not read a config.json that we can read; "" if it does.
+    Newer ones check types strictly, so that some files of older ones (`"use_cache": 1`) are no
+    longer theirs."""
     from transformers import AutoConfig
 
     try:
@@ -294,7 +308,8 @@ def config_refused(folder: Path) -> str:
 
 
 def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
-    """Logits of the ids by the family's own class, loaded from the folder as a user would, in fp32."""
+    """Logits of the ids by the family's own class, loaded from the folder as a user would, in
+    fp32."""
     from transformers import AutoModelForCausalLM
 
     importlib.import_module(family.package)  # fla and longfire register their classes when imported

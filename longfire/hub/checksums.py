@@ -34,8 +34,9 @@ def write_checksums(folder: Path) -> None:
 def check_checksums(
     folder: Path, note: Callable[[str], None] | None = None, whole: bool = True
 ) -> None:
-    """Compare a folder with its list, where it has one. note: who is told of another README.md; None: stderr. whole: a file of
-    the list that is not there is an error, as it is not where only some files were fetched.
+    """Compare a folder with its list, where it has one. note: who is told of another README.md;
+    None: stderr. whole: a file of the list that is not there is an error, as it is not where only
+    some files were fetched.
 
     Raises CheckpointError naming a file that is missing or holds something else.
     """

@@ -1,4 +1,5 @@
-"""What `longfire convert` did, tensor by tensor and setting by setting: printed as tables and lines, written as conversion.json."""
+"""What `longfire convert` did, tensor by tensor and setting by setting: printed as tables and
+lines, written as conversion.json."""
 
 import json
 from collections import Counter
@@ -15,7 +16,8 @@ LOG_COLUMNS = 200  # of tables that no terminal shows: names in a log are whole
 
 @dataclass(frozen=True)
 class Moved:
-    """How one parameter of the new model came to be, in words, from which of the source ("" if it is fresh)."""
+    """How one parameter of the new model came to be, in words, from which of the source ("" if it
+    is fresh)."""
 
     name: str
     how: str
@@ -57,8 +59,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Conversion:
-    """All that became of a source: `moved` has each parameter of the new model, `left` each tensor of the source that is in none
-    of them.
+    """All that became of a source: `moved` has each parameter of the new model, `left` each tensor
+    of the source that is in none of them.
 
     files: our name of a tensor of the source -> its name in the source's files.
     """
@@ -102,7 +104,8 @@ class Conversion:
         return {name: text for name, text in facts.items() if text}
 
     def show(self, config: str, note: Callable[[str], None]) -> None:
-        """Print the tables, and a line for each setting that is inherited, differs or is left behind.
+        """Print the tables, and a line for each setting that is inherited, differs or is left
+        behind.
 
         config: the file that says the target's own settings.
         """

@@ -1,4 +1,5 @@
-"""A model -> a folder of Hugging Face weights, written aside, loaded again and compared before it appears under its name."""
+"""A model -> a folder of Hugging Face weights, written aside, loaded again and compared before it
+appears under its name."""
 
 import json
 import math
@@ -47,14 +48,16 @@ def export(
     on_disk: Mapping[str, Tensor] | None = None,
     adds_bos: bool | None = None,
 ) -> Check:
-    """Write the model to `folder` as transformers or fla loads it, else as our own class of transformers does; what was compared is
-    returned and stands in the model card.
+    """Write the model to `folder` as transformers or fla loads it, else as our own class of
+    transformers does; what was compared is returned and stands in the model card.
 
-    facts: what the card says of how the weights came to be; `seq_len` among them becomes max_position_embeddings where the
-    shape sets no limit. files: name -> text of what else lies in the folder. on_disk: the parameters of a model that is on meta, read
-    when asked for; then a shard is all that is in memory, and bytes are all that is compared. An earlier export in the folder is
-    replaced, by a whole one only. adds_bos: whether documents began with BOS in training, which the exported tokenizer then puts
-    before every text; None: as it does now. Raises CheckpointError when something does not compare or the disk is full.
+    facts: what the card says of how the weights came to be; `seq_len` among them becomes
+    max_position_embeddings where the shape sets no limit. files: name -> text of what else lies in
+    the folder. on_disk: the parameters of a model that is on meta, read when asked for; then a
+    shard is all that is in memory, and bytes are all that is compared. An earlier export in the
+    folder is replaced, by a whole one only. adds_bos: whether documents began with BOS in training,
+    which the exported tokenizer then puts before every text; None: as it does now. Raises
+    CheckpointError when something does not compare or the disk is full.
     """
     folder, facts = Path(folder), facts or {}
     refuse_to_replace(folder)
@@ -120,10 +123,12 @@ def export_run(
     logits: bool = True,
     note: Callable[[str], None] = print,
 ) -> Check:
-    """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is training.
+    """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is
+    training.
 
-    dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. logits: whether to compare them too, for which the model
-    must fit into memory. Raises as `export` and `open_model` do.
+    dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. logits: whether to
+    compare them too, for which the model must fit into memory. Raises as `export` and `open_model`
+    do.
     """
     if not logits:
         return export_bytes(run_folder, step, out, dtype, plugins, note)
@@ -164,7 +169,8 @@ def export_bytes(
 
 
 def facts_of(run: Run, step: int) -> dict[str, Any]:
-    """What the model card says of a run's checkpoint: settings, and the numbers that were recorded at its step."""
+    """What the model card says of a run's checkpoint: settings, and the numbers that were recorded
+    at its step."""
     metrics, recorded = run.folder / METRICS, {}
     for record in records(metrics) if metrics.exists() else ():
         if record and record["step"] == step:
@@ -212,7 +218,8 @@ def write_weights(
     dtype: torch.dtype,
     shard_bytes: int,
 ) -> dict[str, torch.dtype]:
-    """Write the parameters in shards, one in memory at a time; returns each parameter's type in the files."""
+    """Write the parameters in shards, one in memory at a time; returns each parameter's type in the
+    files."""
     types = types_of(model, dtype)
     wanted = layout(family, model.shape)
     # what is laid end to end has one type: the exact one, if a part needs it
@@ -238,7 +245,8 @@ def write_weights(
 
 
 def rounded(stored: Stored, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """Their tensor of ours, in `dtype`. Raises CheckpointError naming a parameter that the type cannot hold."""
+    """Their tensor of ours, in `dtype`. Raises CheckpointError naming a parameter that the type
+    cannot hold."""
     weights = {name: weights[name] for name in stored.ours}
     for name in stored.ours:
         fits = weights[name].to(dtype).isfinite().all() or not weights[name].isfinite().all()
@@ -260,7 +268,8 @@ def types_of(model: Model, dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def cut(sizes: dict[str, int], shard_bytes: int) -> Iterator[list[str]]:
-    """Names in order, cut where a shard would grow over `shard_bytes`; a larger tensor has a shard of its own."""
+    """Names in order, cut where a shard would grow over `shard_bytes`; a larger tensor has a shard
+    of its own."""
     shard: list[str] = []
     filled = 0
     for name, size in sizes.items():

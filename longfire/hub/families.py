@@ -1,8 +1,9 @@
-"""The families that longfire can read and write, and those of transformers: their names <-> our names; free of torch.
+"""The families that longfire can read and write, and those of transformers: their names <-> our
+names; free of torch.
 
-A family is one entry: which key of its config.json is which setting of ours, which keys and settings can only have one value, and
-which prefix of a parameter's name is which of ours. A new family is a new entry; family.py reads them in both directions and
-knows none.
+A family is one entry: which key of its config.json is which setting of ours, which keys and
+settings can only have one value, and which prefix of a parameter's name is which of ours. A new
+family is a new entry; family.py reads them in both directions and knows none.
 """
 
 from dataclasses import replace
@@ -42,7 +43,8 @@ LLAMA_NAMES = (
 )
 
 
-# transformers' names of activations -> our MLPs: gated, as Llama's, and ungated, as GPT-2's. The first of several is written.
+# transformers' names of activations -> our MLPs: gated, as Llama's, and ungated, as GPT-2's. The
+# first of several is written.
 GATES = {
     "silu": "swiglu",
     "swish": "swiglu",
@@ -204,7 +206,8 @@ LLAMA_OLDER = {
 }
 BUFFERS = ("rotary_emb.inv_freq",)  # in old files; computed from rope_theta
 
-# What no class of transformers here has in another way; a family's `ours` says what else it has with one value only.
+# What no class of transformers here has in another way; a family's `ours` says what else it has
+# with one value only.
 PLAIN = {
     "norm_affine": True,
     "norm_bias": True,
@@ -222,7 +225,8 @@ LLAMA = {
 }
 NO_BIASES = {"mlp_bias": False, "attention.qkv_bias": False, "attention.o_bias": False}
 NO_NORM = {"attention.qk_norm": False, "attention.qk_norm_eps": 0.0}
-# Looked through in this order when a shape asks for a family: what transformers alone can load comes first.
+# Looked through in this order when a shape asks for a family: what transformers alone can load
+# comes first.
 TRANSFORMERS: dict[str, Family] = {
     "llama": Family(
         architecture="LlamaForCausalLM",
@@ -414,8 +418,9 @@ TRANSFORMERS: dict[str, Family] = {
             "max_position_embeddings": "n_positions",
         },
     ),
-    # Its QK-norm comes after rotary positions, ours before: without parameters that is the same, since to turn a
-    # head changes none of its length. With yarn and longrope it is not (their turns are scaled): they are left out.
+    # Its QK-norm comes after rotary positions, ours before: without parameters that is the same,
+    # since to turn a head changes none of its length. With yarn and longrope it is not (their turns
+    # are scaled): they are left out.
     "nanochat": Family(
         architecture="NanoChatForCausalLM",
         package="transformers",
@@ -484,7 +489,8 @@ WEIGHTS_OF_OTHER_KINDS = ("quantization_config", "compression_config")
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
-    """The family that a config.json names, or our own class. Raises SettingsError with the known ones."""
+    """The family that a config.json names, or our own class. Raises SettingsError with the known
+    ones."""
     model_type = config.get("model_type")
     if own_config.is_own_export(config):
         return own_config.LONGFIRE
@@ -497,7 +503,8 @@ def family_of(config: dict[str, Any], where: str) -> Family:
 
 
 def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
-    """The shape that a Hugging Face config.json describes. Raises SettingsError naming a key that we cannot express."""
+    """The shape that a Hugging Face config.json describes. Raises SettingsError naming a key that
+    we cannot express."""
     if own_config.is_own_export(config):
         return own_config.read_shape(config, where)
     return read_shape_of(
@@ -506,9 +513,9 @@ def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
 
 
 def ignored_keys(config: dict[str, Any], where: str) -> list[str]:
-    """Flat names of keys that are passed over: the class of transformers does not declare them, and here nothing else reads
-    them, or their value asks for nothing; or their kind of rotary positions does not use them. Raises SettingsError for a model
-    type that we do not have."""
+    """Flat names of keys that are passed over: the class of transformers does not declare them, and
+    here nothing else reads them, or their value asks for nothing; or their kind of rotary positions
+    does not use them. Raises SettingsError for a model type that we do not have."""
     family = family_of(config, where)
     if family.package != "transformers":
         return []
@@ -535,7 +542,8 @@ def ignored_line(config: dict[str, Any], where: str) -> list[str]:
 
 
 def is_read(name: str, value: Any) -> bool:
-    """Whether a key changes what a model of another family or of ours is, or what its weights are."""
+    """Whether a key changes what a model of another family or of ours is, or what its weights
+    are."""
     if value in (None, False, 0) or (name == "layer_types" and set(value) <= {"full_attention"}):
         return False
     return name in READ_SOMEWHERE or name in KEYS_OF_OURS or name in WEIGHTS_OF_OTHER_KINDS
@@ -550,7 +558,8 @@ def choose_family(shape: ModelShape) -> str:
 
 
 def refusals_of_families(shape: ModelShape) -> dict[str, list[str]]:
-    """Why a shape cannot be one of each family that has one of its mixers; no reason where it can."""
+    """Why a shape cannot be one of each family that has one of its mixers; no reason where it
+    can."""
     used = {mixer_of(name) for name in shape.layer_types}
     shape = whole(shape)
     return {
@@ -566,7 +575,8 @@ def family_named(model_type: str) -> Family:
 
 
 def class_of_export(shape: ModelShape) -> str:
-    """The class that an export of a shape is loaded with, and where it is ours, what no other one has."""
+    """The class that an export of a shape is loaded with, and where it is ours, what no other one
+    has."""
     family = family_named(choose_family(shape))
     name = f"{family.architecture} of {family.package}"
     if family is not own_config.LONGFIRE:
@@ -586,10 +596,11 @@ def config_from_shape(
     length: int = 2048,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """The config.json of a shape in the family that can express it, else of our own class: the inverse of `shape_from_config`.
+    """The config.json of a shape in the family that can express it, else of our own class: the
+    inverse of `shape_from_config`.
 
-    length: written as max_position_embeddings where the shape sets no limit, since their classes want a number (the length
-    that the model was trained at).
+    length: written as max_position_embeddings where the shape sets no limit, since their classes
+    want a number (the length that the model was trained at).
     """
     assert shape.vocab_size > 0, (
         "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"

@@ -1,5 +1,5 @@
-"""The families of fla whose blocks are not Llama's, Mamba, Mamba-2, Samba and RWKV-7: their names <-> our names; free of torch.
-families.py says how to read it."""
+"""The families of fla whose blocks are not Llama's, Mamba, Mamba-2, Samba and RWKV-7: their names
+<-> our names; free of torch. families.py says how to read it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,8 @@ RWKV7_WORDS = {
 
 
 def rank(share: float, grows: int) -> Callable[[Settings], int]:
-    """What their layer takes where the config has null: by the width, and where it grows by the heads' too."""
+    """What their layer takes where the config has null: by the width, and where it grows by the
+    heads' too."""
     return lambda settings: max(
         32,
         round(
@@ -53,7 +54,8 @@ MAMBA_KEYS = (
     ),  # they let it stand, and do not read it
     Key("use_l2warp", "use_l2warp", False),
 )
-# How a fresh model begins: longfire begins with what these are by default, and a trained model has no use for them.
+# How a fresh model begins: longfire begins with what these are by default, and a trained model has
+# no use for them.
 MAMBA_INERT = (
     "dt_min",
     "dt_max",

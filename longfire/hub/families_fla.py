@@ -1,4 +1,5 @@
-"""The families of fla (flash-linear-attention): their names <-> our names; free of torch. families.py says how to read it."""
+"""The families of fla (flash-linear-attention): their names <-> our names; free of torch.
+families.py says how to read it."""
 
 from dataclasses import replace
 

@@ -1,6 +1,8 @@
-"""How a family of Hugging Face models is one of our shapes: what the tables consist of, and what reads them in both directions.
+"""How a family of Hugging Face models is one of our shapes: what the tables consist of, and what
+reads them in both directions.
 
-Free of torch, and of every single family: a family is an entry of a table (families.py), and this file its only reader.
+Free of torch, and of every single family: a family is an entry of a table (families.py), and this
+file its only reader.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,12 +13,13 @@ from longfire.errors import SettingsError
 from longfire.shape import INIT_KEYS, ModelShape, mixer_of, nearest
 
 Settings = dict[str, Any]  # flat: "hidden_size", "attention.num_heads"
-# Keys that mean something in a config of ours. `dropout` stands in files of others too, whose classes ignore it.
+# Keys that mean something in a config of ours. `dropout` stands in files of others too, whose
+# classes ignore it.
 KEYS_OF_OURS = frozenset(f.name for f in fields(ModelShape)) - {"dropout"}
 REQUIRED = object()  # a key that their class cannot do without
 
-# Settings that change training and not what a trained model computes: where a family has no key for one, an export leaves it out
-# (and its card says so) instead of being refused.
+# Settings that change training and not what a trained model computes: where a family has no key for
+# one, an export leaves it out (and its card says so) instead of being refused.
 TRAINING_ONLY = (
     "dropout",
     "embed_dropout",
@@ -26,7 +29,8 @@ TRAINING_ONLY = (
     *INIT_KEYS,
 )
 
-# What each kind of rotary positions uses beside rope_theta; the rest of the settings is without effect then.
+# What each kind of rotary positions uses beside rope_theta; the rest of the settings is without
+# effect then.
 ROPE_USES = {
     "none": (),
     "default": (),
@@ -45,22 +49,26 @@ ROPE_USES = {
     "longrope": ("factor", "original_length", "attention_factor", "short_factor", "long_factor"),
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
 }
-# Phi-3 and others have this length outside the table of rotary positions, where every class of transformers looks first, whether it
-# declares the key or not.
+# Phi-3 and others have this length outside the table of rotary positions, where every class of
+# transformers looks first, whether it declares the key or not.
 ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
 class Key:
-    """One setting under its two names. Several keys may have the same `theirs`: their one setting is then several of ours.
+    """One setting under its two names. Several keys may have the same `theirs`: their one setting
+    is then several of ours.
 
     theirs: key of config.json, dotted where it is nested.  ours: a field of ModelShape, or "mixer.field".
-    default: what their class takes when the config is silent, or our value as a function of the settings read before; REQUIRED.
+    default: what their class takes when the config is silent, or our value as a function of the
+    settings read before; REQUIRED.
     null: what their `null` is with us, or a function of the settings read before.
-    words: their value -> ours, where these differ or only these are possible; the first of several is the one that we write.
-    when: ("attention.rope", "yarn", ...): there is such a key only while that setting of ours has one of these values.
-    reads, writes: where neither value is the other: (theirs, the settings read before) -> ours, None if we have no such; all our
-    settings -> theirs.
+    words: their value -> ours, where these differ or only these are possible; the first of several
+    is the one that we write.
+    when: ("attention.rope", "yarn", ...): there is such a key only while that setting of ours has
+    one of these values.
+    reads, writes: where neither value is the other: (theirs, the settings read before) -> ours,
+    None if we have no such; all our settings -> theirs.
     """
 
     theirs: str
@@ -77,7 +85,8 @@ class Key:
         return not self.when or settings[self.when[0]] in self.when[1:]
 
     def read(self, config: dict[str, Any], settings: Settings, where: str) -> Any:
-        """Our value of what their config says. Raises SettingsError when it has another type than the default, or is missing."""
+        """Our value of what their config says. Raises SettingsError when it has another type than
+        the default, or is missing."""
         if self.theirs not in config:
             if self.default is REQUIRED:
                 raise SettingsError(f"{where}: {self.theirs} is missing; their class needs it too")
@@ -127,12 +136,14 @@ class Key:
 
 @dataclass(frozen=True)
 class Name:
-    """Parameters under their two names: prefixes, behind which the names are the same; {i} is the layer.
+    """Parameters under their two names: prefixes, behind which the names are the same; {i} is the
+    layer.
 
-    ours: several where one tensor of theirs is several of ours, laid end to end along the first dim.
+    ours: several where one tensor of theirs is several of ours, laid end to end along the first
+    dim.
     turned: they keep matrices as (in, out), we as (out, in).
-    halves_swapped: rotary positions turn their heads the other way, which is ours with the two halves of
-    each head's channels swapped.
+    halves_swapped: rotary positions turn their heads the other way, which is ours with the two
+    halves of each head's channels swapped.
     """
 
     theirs: str
@@ -173,7 +184,8 @@ Layers = tuple[
 
 @dataclass(frozen=True)
 class Listed:
-    """fla's `attn`: a table, or several, of layers that are softmax attention, each table with settings of its own."""
+    """fla's `attn`: a table, or several, of layers that are softmax attention, each table with
+    settings of its own."""
 
     keys: tuple[Key, ...]
     fixed: Settings  # settings of attention that their layer has with this value only
@@ -241,10 +253,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class Windows:
-    """transformers' `layer_types`: full_attention, or sliding_attention with one window for all layers that slide.
+    """transformers' `layer_types`: full_attention, or sliding_attention with one window for all
+    layers that slide.
 
-    switch: their key that turns the windows on; "" if a window is enough. first: their key of the first layer that slides, in
-    configs that do not list the layers; "" if all slide then. default: their window when the config is silent.
+    switch: their key that turns the windows on; "" if a window is enough. first: their key of the
+    first layer that slides, in configs that do not list the layers; "" if all slide then. default:
+    their window when the config is silent.
     """
 
     switch: str = "use_sliding_window"
@@ -323,9 +337,11 @@ class Family:
     package: where the class is defined.  mixer: of its layers; `layers` says which layers have another one, or other settings.
     names: of the parameters.  base: the prefix that files of the model without a head leave out.  buffers: ends of names in older
     files that are computed, so never read.  aliases: ends of names -> what some of their files have instead.
-    fixed: their keys that we have with these values only; the first is what silence means and what we write.
+    fixed: their keys that we have with these values only; the first is what silence means and what
+    we write.
     ours: our settings that their class has with this value only.
-    begins: how a fresh model of their class begins, where that is no default of ours (init_* of the model config).
+    begins: how a fresh model of their class begins, where that is no default of ours (init_* of the
+    model config).
     inert: keys that change neither logits nor what can be learned.  replaced: keys that the named other one overrules.
     older: their older spelling -> the key as it is today.  both_spellings: we write the older ones too, for another package's class.
     """
@@ -352,7 +368,8 @@ class Family:
         return {*(key.ours for key in self.keys), *self.ours, *self.layers.places}
 
 
-# What every PreTrainedConfig may hold, or held, beside the model's shape: of tools, of heads that are none, of generation.
+# What every PreTrainedConfig may hold, or held, beside the model's shape: of tools, of heads that
+# are none, of generation.
 INERT = (
     "model_type",
     "architectures",
@@ -415,7 +432,8 @@ INERT = (
 def read_shape_of(
     family: Family, config: dict[str, Any], where: str, ignored: frozenset[str] = frozenset()
 ) -> ModelShape:
-    """The shape that a config.json of this family describes. Raises SettingsError naming a key that we cannot express.
+    """The shape that a config.json of this family describes. Raises SettingsError naming a key that
+    we cannot express.
 
     ignored: flat names of keys that are passed over.
     """
@@ -448,7 +466,8 @@ def asked_of(family: Family, config: dict[str, Any], where: str) -> dict[str, An
 
 
 def idle_rope_keys(family: Family, asked: dict[str, Any]) -> list[str]:
-    """Keys of rotary positions that have a value and that the kind in the config does not use: transformers warns and goes on.
+    """Keys of rotary positions that have a value and that the kind in the config does not use:
+    transformers warns and goes on.
 
     Where no kind is named, only the original length is such a key: a factor was meant to scale.
     """
@@ -476,7 +495,8 @@ def names_of(family: Family) -> set[str]:
 
 
 def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
-    """Their keys, dotted where the table has them nested, in today's spelling. Raises SettingsError where both say something else."""
+    """Their keys, dotted where the table has them nested, in today's spelling. Raises SettingsError
+    where both say something else."""
     nested = {
         name.partition(".")[0]
         for name in (*(key.theirs for key in family.keys), *family.fixed)
@@ -506,7 +526,8 @@ def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
 def check_rest(
     asked: dict[str, Any], family: Family, config: dict[str, Any], settings: Settings, where: str
 ) -> None:
-    """Raises SettingsError for a key that no row of the table has read, unless it says what holds anyway. A null asks for nothing."""
+    """Raises SettingsError for a key that no row of the table has read, unless it says what holds
+    anyway. A null asks for nothing."""
     model_type = config["model_type"]
     for name, value in asked.items():
         allowed = family.fixed.get(name)
@@ -541,7 +562,8 @@ def inner(settings: Settings, mixer: str) -> Settings:
 
 
 def variant(mixers: dict[str, Settings], given: Settings, mixer: str = "attention") -> str:
-    """The name in `mixers` under which these settings stand: one that is there already, or the next: attention, attention:2 ..."""
+    """The name in `mixers` under which these settings stand: one that is there already, or the
+    next: attention, attention:2 ..."""
     known = [name for name in mixers if mixer_of(name) == mixer]
     same = [name for name in known if mixers[name] == given]
     name = same[0] if same else f"{mixer}:{len(known) + 1}" if known else mixer
@@ -556,8 +578,8 @@ def others(shape: ModelShape, possible: set[str]) -> Iterator[str]:
 
 
 def whole(shape: ModelShape) -> ModelShape:
-    """The same model said in one way: every setting of its mixers, defaults too; those without effect at their default; variants
-    numbered as they come."""
+    """The same model said in one way: every setting of its mixers, defaults too; those without
+    effect at their default; variants numbered as they come."""
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
     from longfire.mixers.mixer import read_mixer_shape
 
@@ -658,7 +680,8 @@ def refusals(family: Family, shape: ModelShape) -> Iterator[str]:
 
 
 def idle(name: str, values: dict[str, dict[str, Any]]) -> bool:
-    """Whether a setting has no effect: the size of an MLP that is none, or one of rotary positions that theirs do not use."""
+    """Whether a setting has no effect: the size of an MLP that is none, or one of rotary positions
+    that theirs do not use."""
     if name == "intermediate_size":
         return values["mlp"][""] == "none"
     if not name.startswith("attention.rope_"):
@@ -683,7 +706,8 @@ def contradictions(family: Family, settings: Settings) -> Iterator[str]:
 
 
 def left_out(family: Family, shape: ModelShape) -> list[str]:
-    """What a family's config cannot say of a shape, though it changes no logits: settings of training that are not at rest."""
+    """What a family's config cannot say of a shape, though it changes no logits: settings of
+    training that are not at rest."""
     if not family.keys:  # our own class, whose config has every key
         return []
     values = values_of(whole(shape))
@@ -699,9 +723,11 @@ def left_out(family: Family, shape: ModelShape) -> list[str]:
 
 
 def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -> dict[str, Any]:
-    """The config.json of a whole shape that the family can express, without what is not the shape's.
+    """The config.json of a whole shape that the family can express, without what is not the
+    shape's.
 
-    length: written as the number of positions where the shape sets no limit, since their classes want one.
+    length: written as the number of positions where the shape sets no limit, since their classes
+    want one.
     """
     full = said_in_full(shape)
     settings = {name: next(iter(said.values())) for name, said in values_of(full).items()}
@@ -726,8 +752,9 @@ def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -
 
 
 def older_too(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config with rotary positions as readers before transformers 5 look for them (transformers 4, llama.cpp): theta at
-    the top, the scaling in rope_scaling. They would take the default theta without a word."""
+    """The same config with rotary positions as readers before transformers 5 look for them
+    (transformers 4, llama.cpp): theta at the top, the scaling in rope_scaling. They would take the
+    default theta without a word."""
     rope = config.get("rope_parameters")
     if not rope:
         return config

@@ -1,12 +1,15 @@
-"""Any causal language model of transformers, as it is: their class behind our model's face, for what our own parts cannot say.
+"""Any causal language model of transformers, as it is: their class behind our model's face, for
+what our own parts cannot say.
 
-Everything around the model is ours (data, loss per token, optimizer, checkpoints, evaluation, generation, export), the forward is
-theirs. So a new architecture trains before it has a mixer here, and a user's own class too, once a plugin has registered it:
+Everything around the model is ours (data, loss per token, optimizer, checkpoints, evaluation,
+generation, export), the forward is theirs. So a new architecture trains before it has a mixer here,
+and a user's own class too, once a plugin has registered it:
 
     AutoConfig.register("mine", MyConfig); AutoModelForCausalLM.register(MyConfig, MyModel)     # in a file of model.plugins
 
-What it does not have: the fused loss (logits are whole), kernels of ours, plans that look inside (they are refused, with the
-reason), generation from a cache (each token is a forward over all before it).
+What it does not have: the fused loss (logits are whole), kernels of ours, plans that look inside
+(they are refused, with the reason), generation from a cache (each token is a forward over all
+before it).
 """
 
 import copy
@@ -70,7 +73,8 @@ class Foreign(nn.Module):
         return None if output is None else output.weight
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
-        """Token ids (B, T) -> logits (B, T, W). Their dropout is at work where gradients are asked for."""
+        """Token ids (B, T) -> logits (B, T, W). Their dropout is at work where gradients are asked
+        for."""
         self.theirs.train(torch.is_grad_enabled())
         if seq is not None and seq.cache is not None:
             return self.continued(ids_BT, seq)
@@ -81,7 +85,8 @@ class Foreign(nn.Module):
         return out.logits if hasattr(out, "logits") else out[0]
 
     def continued(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
-        """Logits of new ids behind those in the cache, which keeps the ids alone: each row is a forward over all of it."""
+        """Logits of new ids behind those in the cache, which keeps the ids alone: each row is a
+        forward over all of it."""
         kept = seq.cache.layers[0]
         new = ids_BT[
             ..., None, None
@@ -98,7 +103,8 @@ class Foreign(nn.Module):
         return torch.cat(rows)
 
     def precision(self, device: torch.device) -> AbstractContextManager:
-        """Parameters are fp32 masters; in another compute type their products run under torch's autocast."""
+        """Parameters are fp32 masters; in another compute type their products run under torch's
+        autocast."""
         if self.compute_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device.type, self.compute_dtype)
@@ -107,8 +113,9 @@ class Foreign(nn.Module):
         return hidden_BTW.float()
 
     def flops_per_token(self, seq_len: int) -> float:
-        """By the count of parameters: 2 for each that is multiplied by, which an embedding is not and a tied head is. What
-        attention does beyond its matrices, and which experts a token passes, nobody knows from outside."""
+        """By the count of parameters: 2 for each that is multiplied by, which an embedding is not
+        and a tied head is. What attention does beyond its matrices, and which experts a token
+        passes, nobody knows from outside."""
         matrices = {p for p in self.theirs.parameters() if p.dim() >= 2}
         tied = self.head_weight is self.embed.weight
         return 2 * (sum(p.numel() for p in matrices) - (0 if tied else self.embed.weight.numel()))
@@ -120,7 +127,8 @@ def build(
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
 ) -> Foreign:
-    """Their model as it begins, fp32, by their own initialisation under our seed. Raises SettingsError when it cannot be made."""
+    """Their model as it begins, fp32, by their own initialisation under our seed. Raises
+    SettingsError when it cannot be made."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -148,7 +156,8 @@ def dropouts(shape: ForeignShape) -> dict[str, float]:
 
 
 def read_shape(config: dict[str, Any], where: str) -> ForeignShape:
-    """The shape in a config.json that transformers, or a class that a plugin registered, understands. Raises SettingsError."""
+    """The shape in a config.json that transformers, or a class that a plugin registered,
+    understands. Raises SettingsError."""
     theirs = config_of(config, where)
     facts = {
         name: getattr(theirs, name, None)
@@ -177,7 +186,8 @@ def config_of(config: dict[str, Any], where: str = "model.config") -> Any:
 
 
 def with_infinities(value: Any) -> Any:
-    """A part of a config.json with transformers' {"__float__": "Infinity"} as the number that it stands for; JSON has none."""
+    """A part of a config.json with transformers' {"__float__": "Infinity"} as the number that it
+    stands for; JSON has none."""
     if isinstance(value, list):
         return [with_infinities(entry) for entry in value]
     if not isinstance(value, dict):
@@ -192,7 +202,8 @@ def first_line(error: Exception) -> str:
 
 
 def refuse_what_checkpoints_do_not_hold(theirs: nn.Module) -> None:
-    """A checkpoint holds parameters. A buffer that is saved with a model may be learned elsewhere and would begin anew."""
+    """A checkpoint holds parameters. A buffer that is saved with a model may be learned elsewhere
+    and would begin anew."""
     buffers = [name for name, _ in theirs.named_buffers() if name in theirs.state_dict()]
     if buffers:
         raise SettingsError(
@@ -202,7 +213,8 @@ def refuse_what_checkpoints_do_not_hold(theirs: nn.Module) -> None:
 
 
 def load_weights(folder: Path | str, shape: ForeignShape) -> dict[str, Tensor]:
-    """The state dict of `Foreign` from a folder of their weights, fp32; pickles are read as tensors only.
+    """The state dict of `Foreign` from a folder of their weights, fp32; pickles are read as tensors
+    only.
 
     Raises CheckpointError naming what is missing, unknown or wrongly shaped.
     """
@@ -235,7 +247,8 @@ def model_of(
     device: torch.device | str,
     compute_dtype: torch.dtype,
 ) -> Foreign:
-    """Their model with these parameters, those of a checkpoint. Raises CheckpointError when they are another model's."""
+    """Their model with these parameters, those of a checkpoint. Raises CheckpointError when they
+    are another model's."""
     model = build(shape, 0, "cpu", compute_dtype)
     parameters = dict(model.named_parameters())
     differ = parameters.keys() ^ weights.keys()
@@ -252,9 +265,10 @@ def model_of(
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # two rows of lengths that never come again
 def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
-    """data.varlen packs documents that must not see each other. Whether a class keeps them apart when positions begin anew is not
-    written anywhere, so it is tried: two documents in a row against each alone, on the very model that will be trained. Where
-    the first document would change nothing even if it were seen, nothing was shown, and that is refused too.
+    """data.varlen packs documents that must not see each other. Whether a class keeps them apart
+    when positions begin anew is not written anywhere, so it is tried: two documents in a row
+    against each alone, on the very model that will be trained. Where the first document would
+    change nothing even if it were seen, nothing was shown, and that is refused too.
 
     Raises SettingsError saying what was seen.
     """
@@ -307,7 +321,8 @@ def save(
 
 @torch.no_grad()
 def compare_saved(model: Foreign, folder: Path, dtype: torch.dtype) -> Check:
-    """Compare what was saved with the model it was made of. Raises CheckpointError saying what differs."""
+    """Compare what was saved with the model it was made of. Raises CheckpointError saying what
+    differs."""
     from transformers import AutoModelForCausalLM
 
     device = next(model.parameters()).device

@@ -1,7 +1,8 @@
-"""The shape of a converted model: what the target's config.json says, and the source's settings wherever it says nothing.
+"""The shape of a converted model: what the target's config.json says, and the source's settings
+wherever it says nothing.
 
-The source's weights were trained with its norm_eps, its rotary base, its biases: a default of the target's config is no reason
-to compute with another one.
+The source's weights were trained with its norm_eps, its rotary base, its biases: a default of the
+target's config is no reason to compute with another one.
 """
 
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ class Said:
 
 
 def said_in(config: Table, shape: ModelShape, source: ModelShape, where: str) -> Said:
-    """What a config says, ours or a Hugging Face family's. A family's says too what its class cannot have as the source has it.
+    """What a config says, ours or a Hugging Face family's. A family's says too what its class
+    cannot have as the source has it.
 
     shape: what was read of it.
     """
@@ -87,7 +89,8 @@ def said_in_ours(config: dict[str, Any]) -> Said:
 def said_in_attn(
     family: Family, listed: Listed, asked: Table, shape: ModelShape
 ) -> dict[str, frozenset[str]]:
-    """Of each name of softmax layers: what its entry of fla's `attn` says, and what its class has with one value only."""
+    """Of each name of softmax layers: what its entry of fla's `attn` says, and what its class has
+    with one value only."""
     fixed = set(listed.fixed)
     softmax = [name for name in shape.layer_types if name != family.mixer]
     tables = {name: leaves(fixed, "attention") for name in softmax}
@@ -107,9 +110,11 @@ def leaves(said: set[str], mixer: str) -> frozenset[str]:
 def inherit(
     shape: ModelShape, said: Said, source: ModelShape, kept: tuple[int, ...], where: str
 ) -> ModelShape:
-    """The target's shape with the source's settings where its config does not say them, and the source's mixers in `kept` layers.
+    """The target's shape with the source's settings where its config does not say them, and the
+    source's mixers in `kept` layers.
 
-    where: the target's config. Raises SettingsError naming a layer that is none, and settings that do not go together.
+    where: the target's config. Raises SettingsError naming a layer that is none, and settings that
+    do not go together.
     """
     check_kept(shape, source, kept, where)
     plain = {name: getattr(source, name) for name in inheritable(shape, said, source)}
@@ -188,7 +193,8 @@ def full_table(shape: ModelShape, name: str) -> Table:
 
 
 def placed_under(mixers: dict[str, Table], name: str, table: Table) -> str:
-    """The name under which a table stands in `mixers`: the wanted one, or one with the same table, or the first that is free."""
+    """The name under which a table stands in `mixers`: the wanted one, or one with the same table,
+    or the first that is free."""
     mixer = mixer_of(name)
     same = [known for known, given in mixers.items() if mixer_of(known) == mixer and given == table]
     if name in mixers and name not in same:
@@ -201,7 +207,8 @@ def placed_under(mixers: dict[str, Table], name: str, table: Table) -> str:
 
 
 def compared(read: ModelShape, made: ModelShape, source: ModelShape) -> list[Setting]:
-    """Settings that the new model took from the source, or has otherwise. read: the target's shape as its config says it."""
+    """Settings that the new model took from the source, or has otherwise. read: the target's shape
+    as its config says it."""
     found = list(plain_compared(whole(read), whole(made), whole(source)))
     layers: dict[tuple[str, str, str, str], list[int]] = {}
     values: dict[tuple[str, str, str, str], Setting] = {}

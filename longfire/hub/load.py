@@ -1,5 +1,5 @@
-"""A folder of Hugging Face weights -> a model, one tensor at a time. Nothing that is read can run code: safetensors, and of
-PyTorch's own files their tensors only."""
+"""A folder of Hugging Face weights -> a model, one tensor at a time. Nothing that is read can run
+code: safetensors, and of PyTorch's own files their tensors only."""
 
 import json
 import zipfile
@@ -36,7 +36,8 @@ def load_model(
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[Model, Tokenizer]:
-    """Model and tokenizer of a folder of Hugging Face weights. Raises SettingsError, CheckpointError, DataError."""
+    """Model and tokenizer of a folder of Hugging Face weights. Raises SettingsError,
+    CheckpointError, DataError."""
     folder = Path(folder)
     shape = shape_in(folder)
     return model_of(shape, load_weights(folder, shape), device, compute_dtype), from_folder(folder)
@@ -60,7 +61,8 @@ def model_of(
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """A model whose parameters are these very tensors (no second copy where they lie on the device already)."""
+    """A model whose parameters are these very tensors (no second copy where they lie on the device
+    already)."""
     with torch.device("meta"):
         model = Model(shape, compute_dtype)
     if shape.tie_word_embeddings:
@@ -74,7 +76,8 @@ def model_of(
 
 
 def load_weights(folder: Path | str, shape: ModelShape) -> dict[str, Tensor]:
-    """The state dict of `Model(shape)` from a folder's files, fp32. Raises CheckpointError as `read_weights` does."""
+    """The state dict of `Model(shape)` from a folder's files, fp32. Raises CheckpointError as
+    `read_weights` does."""
     weights = dict(read_weights(folder, shape))
     if shape.tie_word_embeddings:
         weights["head.weight"] = weights["embed.weight"]
@@ -82,10 +85,11 @@ def load_weights(folder: Path | str, shape: ModelShape) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
-    """(our name, fp32 tensor) of each parameter of `Model(shape)`, a tied head left out; one of their tensors in memory at a time.
+    """(our name, fp32 tensor) of each parameter of `Model(shape)`, a tied head left out; one of
+    their tensors in memory at a time.
 
-    Names and shapes are compared before the first tensor is read. Raises CheckpointError naming missing, extra and wrongly shaped
-    tensors, or the file that cannot be read.
+    Names and shapes are compared before the first tensor is read. Raises CheckpointError naming
+    missing, extra and wrongly shaped tensors, or the file that cannot be read.
     """
     folder = Path(folder)
     family = family_of(read_config(folder), str(folder / "config.json"))
@@ -102,8 +106,9 @@ def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, T
 def matched(
     wanted: dict[str, Stored], files: "Weights", family: Family, shape: ModelShape
 ) -> dict[str, str]:
-    """Their name -> its name in the files, where the prefix of the model without a head may be missing. Raises CheckpointError
-    unless the tensors are those of the model: none missing, none more, each of its shape."""
+    """Their name -> its name in the files, where the prefix of the model without a head may be
+    missing. Raises CheckpointError unless the tensors are those of the model: none missing, none
+    more, each of its shape."""
     computed = (*COMPUTED, *family.buffers)
     there = {name: tensor for name, tensor in files.tensors.items() if not name.endswith(computed)}
     bare = not any(name.startswith(family.base) for name in there)
@@ -144,7 +149,8 @@ def matched(
 def refuse_another_head(
     files: "Weights", there: dict[str, "Found"], places: dict[str, str], family: Family
 ) -> None:
-    """With tied embeddings the head may be left out of the files, or be there a second time and the same."""
+    """With tied embeddings the head may be left out of the files, or be there a second time and the
+    same."""
     head, embed = (
         next(rule.theirs for rule in family.names if rule.ours == f"{name}.") + "weight"
         for name in ("head", "embed")
@@ -183,8 +189,8 @@ class Found:
 
 
 class Weights:
-    """The tensors in a folder's files, by the names that they have there. Opening reads no tensor; `read` reads one. Raises
-    CheckpointError naming the file that cannot be read."""
+    """The tensors in a folder's files, by the names that they have there. Opening reads no tensor;
+    `read` reads one. Raises CheckpointError naming the file that cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.tensors = folder, {}
@@ -235,7 +241,8 @@ def from_safetensors(file: Path) -> dict[str, Lazy]:
 
 
 def from_bin(file: Path) -> dict[str, Lazy]:
-    """PyTorch's own format: a pickle of which only tensors and plain containers are made, whatever else it asks for."""
+    """PyTorch's own format: a pickle of which only tensors and plain containers are made, whatever
+    else it asks for."""
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             f"{file}: cut off, or of PyTorch before 1.6: its tensors cannot be mapped; copy it again, or save it anew as safetensors"
@@ -257,8 +264,8 @@ def from_bin(file: Path) -> dict[str, Lazy]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: those of an index, or the single one; safetensors before all others. Raises
-    CheckpointError."""
+    """The files that hold a folder's weights: those of an index, or the single one; safetensors
+    before all others. Raises CheckpointError."""
     for suffix, (single, index) in KINDS.items():
         if (folder / index).exists():
             return indexed(folder, index, suffix)

@@ -1,4 +1,5 @@
-"""config.json of LongfireForCausalLM, our own class: every key of a model's shape, versioned; free of torch.
+"""config.json of LongfireForCausalLM, our own class: every key of a model's shape, versioned; free
+of torch.
 
 model_type, architectures        "longfire", ["LongfireForCausalLM"]
 longfire_version                 the version that wrote it
@@ -39,7 +40,8 @@ LONGFIRE = Family(
 
 
 def is_own_export(config: dict[str, Any]) -> bool:
-    """Whether a config.json is of our class; a shape of ours has the same model_type, and its keys at the top."""
+    """Whether a config.json is of our class; a shape of ours has the same model_type, and its keys
+    at the top."""
     return config.get("model_type") == MODEL_TYPE and "shape" in config
 
 

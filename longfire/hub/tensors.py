@@ -1,4 +1,5 @@
-"""Their tensors <-> our parameters: renamed, laid end to end, turned, swapped; the same bytes in both directions."""
+"""Their tensors <-> our parameters: renamed, laid end to end, turned, swapped; the same bytes in
+both directions."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from longfire.shape import ModelShape, mixer_of
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of theirs: ours, laid end to end along the first dim, turned where they keep matrices as (in, out), or with the
-    halves of each head swapped."""
+    """One tensor of theirs: ours, laid end to end along the first dim, turned where they keep
+    matrices as (in, out), or with the halves of each head swapped."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -38,12 +39,14 @@ class Stored:
 
 
 def with_halves_swapped(tensor: Tensor, head: int) -> Tensor:
-    """The first and the second half of each `head` rows in the other order, which is its own inverse; 0: as it is."""
+    """The first and the second half of each `head` rows in the other order, which is its own
+    inverse; 0: as it is."""
     return tensor.unflatten(0, (-1, 2, head // 2)).flip(1).flatten(0, 2) if head else tensor
 
 
 def layout(family: Family, shape: ModelShape) -> dict[str, Stored]:
-    """Every tensor of theirs that a model of this shape has, by its name, in our order; a tied head is the embedding."""
+    """Every tensor of theirs that a model of this shape has, by its name, in our order; a tied head
+    is the embedding."""
     with torch.device("meta"):
         ours = {name: tuple(tensor.shape) for name, tensor in Model(shape).state_dict().items()}
     if shape.tie_word_embeddings:

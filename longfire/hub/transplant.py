@@ -1,8 +1,10 @@
-"""A pretrained model -> another architecture with every matching weight: where continual pretraining of a new mixer begins.
+"""A pretrained model -> another architecture with every matching weight: where continual
+pretraining of a new mixer begins.
 
-The T2R way (Kasai 2021; GSA, Zhang 2024, section 4.2; flame's convert_from_llama): a new model of the target's config, into which
-embeddings, norms, MLPs, head and the q, k, v, o of every mixer are copied by name; gates and convolutions stay fresh. A weight is
-copied where it does in the new model what it did in the old one: never into an MLP or a norm of another kind.
+The T2R way (Kasai 2021; GSA, Zhang 2024, section 4.2; flame's convert_from_llama): a new model of
+the target's config, into which embeddings, norms, MLPs, head and the q, k, v, o of every mixer are
+copied by name; gates and convolutions stay fresh. A weight is copied where it does in the new model
+what it did in the old one: never into an MLP or a norm of another kind.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,8 @@ from longfire.run import read_shape
 from longfire.shape import INIT_KEYS, ModelShape, mixer_of
 from longfire.weights import open_model
 
-# What other mixers call the projections of softmax attention: queries read the state, keys and values write it.
+# What other mixers call the projections of softmax attention: queries read the state, keys and
+# values write it.
 CALLED = {
     "rwkv7": {"r_proj": "q_proj"},
     "hgrn2": {"i_proj": "v_proj", "i_conv1d": "v_conv1d"},
@@ -40,8 +43,9 @@ CALLED = {
         "x_conv1d": "v_conv1d",
     },
 }
-# What has one meaning in every mixer that has it, by the names of attention: g_proj makes the output's gate, b_proj the delta
-# rule's beta. Whatever else two mixers call alike (a norm, a decay) is not the same.
+# What has one meaning in every mixer that has it, by the names of attention: g_proj makes the
+# output's gate, b_proj the delta rule's beta. Whatever else two mixers call alike (a norm, a decay)
+# is not the same.
 SHARED = (
     "q_proj",
     "k_proj",
@@ -55,7 +59,8 @@ SHARED = (
     "g_proj",
     "b_proj",
 )
-# Where the size of a head stands, for mixers that have no head_k and head_v: (of queries and keys, of values).
+# Where the size of a head stands, for mixers that have no head_k and head_v: (of queries and keys,
+# of values).
 HEAD_SIZES = {"mamba2": ("state_size", "head_dim"), "hgrn2": ("expand_ratio", "expand_ratio")}
 RESIDUAL_NORMS = ("mixer_norm", "mlp_norm", "norm", "embed_norm")
 VOCABULARY = ("embed.weight", "head.weight", "positions.weight")
@@ -63,7 +68,8 @@ VOCABULARY = ("embed.weight", "head.weight", "positions.weight")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands in a model. role: of a mixer's part, by attention's names; else the name of the block's part."""
+    """Where a tensor stands in a model. role: of a mixer's part, by attention's names; else the
+    name of the block's part."""
 
     layer: int | None
     part: str  # mixer, mlp, mixer_norm ...; outside the layers embed, norm ...
@@ -82,7 +88,8 @@ class Place:
         return cls(layer, part, called.get(parts[3], parts[3]), ".".join(parts[4:]))
 
     def matrix(self) -> "Place":
-        """The matrix whose outputs this tensor acts on: a bias, QK-norm or convolution means nothing with another one."""
+        """The matrix whose outputs this tensor acts on: a bias, QK-norm or convolution means
+        nothing with another one."""
         role, _, kind = self.role.partition("_")
         if kind in ("norm", "conv1d") and role in ("q", "k", "v"):
             return replace(self, role=f"{role}_proj", rest="weight")
@@ -92,8 +99,9 @@ class Place:
 def transplant(
     source: Model, shape: ModelShape, seed: int
 ) -> tuple[Model, list[Moved], list[Left]]:
-    """A model of `shape` with the source's weights wherever they match, the rest initialised by (seed, name); what became of each
-    of its parameters, and of each of the source's that is in none of them."""
+    """A model of `shape` with the source's weights wherever they match, the rest initialised by
+    (seed, name); what became of each of its parameters, and of each of the source's that is in none
+    of them."""
     model = build(shape, seed)
     given = own_tensors(source)
     at = {Place.of(name, source.shape): name for name in given}
@@ -143,7 +151,8 @@ def own_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def difference(place: Place, source: ModelShape, shape: ModelShape) -> str:
-    """Why a tensor of the source would do something else at this place of a model of `shape`; "" if it would do the same."""
+    """Why a tensor of the source would do something else at this place of a model of `shape`; "" if
+    it would do the same."""
     if place.part == "mlp":
         return mlp_difference(source, shape)
     if place.part in RESIDUAL_NORMS:
@@ -226,8 +235,8 @@ def fitted(
 
 
 def head_size(model: Model, place: Place) -> int | None:
-    """Channels of a head of the queries, keys or values that a matrix makes or reads; None of any other tensor, or where a mixer
-    does not say it."""
+    """Channels of a head of the queries, keys or values that a matrix makes or reads; None of any
+    other tensor, or where a mixer does not say it."""
     if place.layer is None or place.role not in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return None
     mixer, is_value = model.layers[place.layer].mixer, place.role in ("v_proj", "o_proj")
@@ -239,7 +248,8 @@ def head_size(model: Model, place: Place) -> int | None:
 
 
 def regrouped(old: Tensor, rows: int, size: int) -> tuple[Tensor | None, str]:
-    """Key or value heads for another number of groups: each repeated, or the mean of neighbours (Ainslie 2023, section 2.1)."""
+    """Key or value heads for another number of groups: each repeated, or the mean of neighbours
+    (Ainslie 2023, section 2.1)."""
     if rows % len(old) == 0:
         times = rows // len(old)
         new = old.unflatten(0, (-1, size)).repeat_interleave(times, 0).flatten(0, 1)
@@ -266,7 +276,8 @@ def check_fits(shape: ModelShape, source: ModelShape, config: Path) -> None:
 def target_shape(
     config: Path, source: ModelShape, keep_attention: tuple[int, ...]
 ) -> tuple[ModelShape, ModelShape]:
-    """The target's shape as its config says it, and with what it takes from the source. Raises SettingsError."""
+    """The target's shape as its config says it, and with what it takes from the source. Raises
+    SettingsError."""
     where = str(config / "config.json" if config.is_dir() else config)
     read = read_shape(config)
     check_fits(read, source, config)
@@ -283,10 +294,11 @@ def convert(
     plugins: tuple[str, ...] = (),
     note: Callable[[str], None] = print,
 ) -> Check:
-    """`longfire convert`: write the transplanted model to `out` as Hugging Face weights, checked, with a table of what was moved.
+    """`longfire convert`: write the transplanted model to `out` as Hugging Face weights, checked,
+    with a table of what was moved.
 
-    source: a run folder or a folder of Hugging Face weights. config: the target's config.json; settings that it does not say are
-    the source's. Raises SettingsError naming what does not fit.
+    source: a run folder or a folder of Hugging Face weights. config: the target's config.json;
+    settings that it does not say are the source's. Raises SettingsError naming what does not fit.
     """
     opened = open_model(source, note=note, plugins=plugins)
     if not isinstance(opened.model, Model):
@@ -325,8 +337,8 @@ def names_in_files(folder: Path, shape: ModelShape) -> dict[str, str]:
 
 
 def not_written(shape: ModelShape, source: ModelShape) -> list[str]:
-    """What is to be known before the new model is trained: settings of training that its config.json has no key for, and a
-    teacher that it cannot learn from."""
+    """What is to be known before the new model is trained: settings of training that its
+    config.json has no key for, and a teacher that it cannot learn from."""
     family = family_named(choose_family(shape))
     found = [
         f"{setting}: {family.architecture} has no key for it; write it in the [model] table of the recipe that trains the model"

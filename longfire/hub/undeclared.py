@@ -1,4 +1,5 @@
-"""Keys of a config.json that the class of the installed transformers does not declare, so that they change nothing there."""
+"""Keys of a config.json that the class of the installed transformers does not declare, so that they
+change nothing there."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -9,9 +10,11 @@ NEAR = 0.85  # difflib's ratio from which a name is taken for a misspelling of a
 
 
 def undeclared(model_type: str, unread: dict[str, Any], known: set[str]) -> list[str]:
-    """Those of `unread` (flat name -> value) that transformers' config class of this model type does not declare.
+    """Those of `unread` (flat name -> value) that transformers' config class of this model type
+    does not declare.
 
-    known: names that the family reads. One that looks like a misspelling of them, or of a declared name, is not taken for harmless.
+    known: names that the family reads. One that looks like a misspelling of them, or of a declared
+    name, is not taken for harmless.
     """
     from transformers.modeling_rope_utils import (
         RopeParameters,

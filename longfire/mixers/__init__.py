@@ -1,4 +1,5 @@
-"""The table of mixers: the name that `layer_types` uses -> the class. A new mixer is a new file and one line here.
+"""The table of mixers: the name that `layer_types` uses -> the class. A new mixer is a new file and
+one line here.
 
 mixer.py             what a mixer declares, and what travels along the sequence
 cache.py             what layers keep between the calls of a generation

@@ -159,11 +159,12 @@ class AttentionShape:
 
 
 class Attention(Mixer):
-    """o_t = sum_{s<=t} softmax_s(q_t . k_s / sqrt(K)) v_s (Vaswani 2017), q and k turned by their position (RoPE, Su 2021),
-    G key/value heads serve H query heads (GQA, Ainslie 2023).
+    """o_t = sum_{s<=t} softmax_s(q_t . k_s / sqrt(K)) v_s (Vaswani 2017), q and k turned by their
+    position (RoPE, Su 2021), G key/value heads serve H query heads (GQA, Ainslie 2023).
 
     Names and rotary layout (half-split) are those of transformers' Llama and of fla's Attention.
-    All matrices begin as N(0, initializer_range), as in both classes; GPT-2's outputs by init_outputs (Radford 2019, section 2.3).
+    All matrices begin as N(0, initializer_range), as in both classes; GPT-2's outputs by
+    init_outputs (Radford 2019, section 2.3).
     """
 
     Shape = AttentionShape
@@ -195,7 +196,8 @@ class Attention(Mixer):
             self.q_norm = RMSNorm(self.head_dim, eps, model.norm_affine)
             self.k_norm = RMSNorm(self.head_dim, eps, model.norm_affine)
         self.rotary = None if shape.rope == "none" else shape.rotary(hidden_size)
-        # A tensor: a number would be a constant of the compiled block, and every layer be compiled for itself.
+        # A tensor: a number would be a constant of the compiled block, and every layer be compiled
+        # for itself.
         self.inverse_layer = None
         if shape.scale_by_inverse_layer:
             self.inverse_layer = torch.tensor(1 / (layer + 1), dtype=torch.float32, device="cpu")
@@ -245,7 +247,8 @@ class Attention(Mixer):
 
     @property
     def cached_up_to(self) -> int | None:
-        """With angles that depend on the text's length: up to this many tokens they do not change. None: they never do."""
+        """With angles that depend on the text's length: up to this many tokens they do not change.
+        None: they never do."""
         by_length = self.rotary is not None and self.rotary.scaling in BY_LENGTH
         return self.rotary.original_length if by_length else None
 

@@ -1,4 +1,5 @@
-"""What layers keep between the calls of a generation: states of constant size, and keys and values that grow."""
+"""What layers keep between the calls of a generation: states of constant size, and keys and values
+that grow."""
 
 from collections import defaultdict
 
@@ -18,7 +19,8 @@ GROWING = (
 class Cache:
     """For each layer a dict of tensors whose first dim is the row.
 
-    Rows of different lengths share a cache with their newest tokens side by side: the shorter ones have padding on the left.
+    Rows of different lengths share a cache with their newest tokens side by side: the shorter ones
+    have padding on the left.
     """
 
     def __init__(self) -> None:
@@ -50,15 +52,17 @@ class Cache:
         self.rooms.clear()
 
     def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
-        """How many of a layer's `keys`, the last `tokens` of which are new, are padding in each row; None: none."""
+        """How many of a layer's `keys`, the last `tokens` of which are new, are padding in each
+        row; None: none."""
         return None if self.padding_B is None else (keys - tokens - self.lengths_B).clamp_min(0)
 
     def append(self, layer: int, name: str, x_BTGK: Tensor, window: int = 0) -> Tensor:
-        """Put keys or values behind those of the layer and return all (B, S, G, K); of a window only those are kept that the
-        next query can see.
+        """Put keys or values behind those of the layer and return all (B, S, G, K); of a window
+        only those are kept that the next query can see.
 
-        They lie in a room that doubles when it is full, so that a token costs its own copy and not one of all before it, and
-        there the keys of one head lie together: attention to 4096 keys takes 0.6 of the time.
+        They lie in a room that doubles when it is full, so that a token costs its own copy and not
+        one of all before it, and there the keys of one head lie together: attention to 4096 keys
+        takes 0.6 of the time.
         """
         before, T = self.layers[layer].get(name, x_BTGK[:, :0]), x_BTGK.shape[1]
         rows = before.shape[1]
@@ -126,6 +130,7 @@ def in_room(x_BSGK: Tensor, size: int) -> Tensor:
 
 
 def left_padded(rows: list[Tensor]) -> list[Tensor]:
-    """Keys (B, S, G, K) of different S, all with as many as the longest: zeros before the others' first."""
+    """Keys (B, S, G, K) of different S, all with as many as the longest: zeros before the others'
+    first."""
     longest = max(x.shape[1] for x in rows)
     return [F.pad(x, (0, 0, 0, 0, longest - x.shape[1], 0)) for x in rows]

@@ -15,9 +15,11 @@ Initialiser = Callable[[Tensor, torch.Generator], object]
 
 
 class ChannelMix(nn.Module):
-    """W_v relu(W_k m_t)^2 with m_t between x_t and x_{t-1}, channel by channel as x_k says (Peng 2025, eq. 22 and 23); names of fla.
+    """W_v relu(W_k m_t)^2 with m_t between x_t and x_{t-1}, channel by channel as x_k says (Peng
+    2025, eq. 22 and 23); names of fla.
 
-    It begins as RWKV-LM's: W_v zero, W_k orthogonal, the first channels and the last layers nearer to x_{t-1}.
+    It begins as RWKV-LM's: W_v zero, W_k orthogonal, the first channels and the last layers nearer
+    to x_{t-1}.
     """
 
     roles = {"x_k": "replicate", "key": "column", "value": "row"}

@@ -48,8 +48,9 @@ class DeltaNetShape:
 
 
 class DeltaNet(MatrixState):
-    """S_t = (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K), b_t = sigmoid(W_b x_t), q and k of length 1
-    (Schlag 2021; Yang 2024, eq. 4). Names are those of fla's DeltaNet.
+    """S_t = (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K), b_t =
+    sigmoid(W_b x_t), q and k of length 1 (Schlag 2021; Yang 2024, eq. 4). Names are those of fla's
+    DeltaNet.
 
     Values always pass SiLU; queries and keys what qk_activation says.
     All matrices begin as N(0, initializer_range) (fla's class).

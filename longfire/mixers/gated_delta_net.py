@@ -1,4 +1,5 @@
-"""Gated DeltaNet: a matrix state that forgets at a rate the input chooses and overwrites what a key held before."""
+"""Gated DeltaNet: a matrix state that forgets at a rate the input chooses and overwrites what a key
+held before."""
 
 import math
 from dataclasses import dataclass
@@ -42,12 +43,14 @@ class GatedDeltaNetShape:
 
 
 def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
-    """A uniform in (0, 16): heads from almost no forgetting to fast (Mamba-2's rule, kept by fla)."""
+    """A uniform in (0, 16): heads from almost no forgetting to fast (Mamba-2's rule, kept by
+    fla)."""
     A_log_H.uniform_(0, 16, generator=generator).clamp_min_(1e-4).log_()
 
 
 def init_step_size(dt_bias_H: Tensor, generator: torch.Generator) -> None:
-    """softplus(dt_bias) log-uniform in [0.001, 0.1] (Mamba's rule); the inverse of softplus is x + log(1 - exp(-x))."""
+    """softplus(dt_bias) log-uniform in [0.001, 0.1] (Mamba's rule); the inverse of softplus is x +
+    log(1 - exp(-x))."""
     dt = (
         dt_bias_H.uniform_(math.log(0.001), math.log(0.1), generator=generator)
         .exp_()
@@ -57,11 +60,12 @@ def init_step_size(dt_bias_H: Tensor, generator: torch.Generator) -> None:
 
 
 class GatedDeltaNet(MatrixState):
-    """S_t = exp(g_t) (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K) (Yang 2024, eq. 10),
-    g_t = -exp(A) softplus(W_a x_t + dt), b_t = sigmoid(W_b x_t), q and k of unit length.
+    """S_t = exp(g_t) (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K) (Yang
+    2024, eq. 10), g_t = -exp(A) softplus(W_a x_t + dt), b_t = sigmoid(W_b x_t), q and k of unit
+    length.
 
-    Names are those of fla's GatedDeltaNet. `A_log` and `dt_bias` have initialisers of their own and stay fp32.
-    All matrices begin as N(0, initializer_range) (fla's class).
+    Names are those of fla's GatedDeltaNet. `A_log` and `dt_bias` have initialisers of their own and
+    stay fp32. All matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = GatedDeltaNetShape

@@ -1,4 +1,5 @@
-"""Gated linear attention: a matrix state that forgets each key channel at a rate the input chooses."""
+"""Gated linear attention: a matrix state that forgets each key channel at a rate the input
+chooses."""
 
 from dataclasses import dataclass
 
@@ -52,10 +53,11 @@ class GLAShape:
 
 
 class GLA(MatrixState):
-    """S_t = diag(a_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), a_t = sigmoid(W2 W1 x_t)^(1/16) (Yang 2023, eq. 3 and 4.4).
+    """S_t = diag(a_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), a_t = sigmoid(W2 W1
+    x_t)^(1/16) (Yang 2023, eq. 3 and 4.4).
 
-    The heads' outputs are normalised, gated by swish(W_g x_t) and projected. Names are those of fla's GatedLinearAttention.
-    All matrices begin as N(0, initializer_range) (fla's class).
+    The heads' outputs are normalised, gated by swish(W_g x_t) and projected. Names are those of
+    fla's GatedLinearAttention. All matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = GLAShape

@@ -51,13 +51,14 @@ class GSAShape:
 
 
 class GSA(MatrixState):
-    """K_t = K_{t-1} diag(a_t) + k_t (1 - a_t)^T, V_t = diag(a_t) V_{t-1} + (1 - a_t) v_t^T, o_t = V_t^T softmax(K_t^T q_t), with
-    a_t = sigmoid(W_f x_t)^(1/8) for each slot (Zhang 2024, eq. 6): linear attention twice, in the first pass the slots are what
-    the values' channels are, in the second what the keys' are. No scale in either.
+    """K_t = K_{t-1} diag(a_t) + k_t (1 - a_t)^T, V_t = diag(a_t) V_{t-1} + (1 - a_t) v_t^T, o_t =
+    V_t^T softmax(K_t^T q_t), with a_t = sigmoid(W_f x_t)^(1/8) for each slot (Zhang 2024, eq. 6):
+    linear attention twice, in the first pass the slots are what the values' channels are, in the
+    second what the keys' are. No scale in either.
 
-    Names are those of fla's GatedSlotAttention, whose output norm goes over all heads with eps 1e-5 whatever the model's is.
-    With convolutions the values pass swish twice, there and after it.
-    All matrices begin as N(0, initializer_range) (fla's class).
+    Names are those of fla's GatedSlotAttention, whose output norm goes over all heads with eps 1e-5
+    whatever the model's is. With convolutions the values pass swish twice, there and after it. All
+    matrices begin as N(0, initializer_range) (fla's class).
     """
 
     Shape = GSAShape

@@ -1,4 +1,5 @@
-"""HGRN2: a matrix state whose keys are what its gates let in, with a lowest forget gate that each layer learns."""
+"""HGRN2: a matrix state whose keys are what its gates let in, with a lowest forget gate that each
+layer learns."""
 
 from dataclasses import dataclass
 
@@ -37,8 +38,9 @@ class HGRN2Shape:
 
 
 class LowerBounds(nn.Module):
-    """The lowest forget gate of every layer and channel: shares of a softmax over the layers, summed up to each layer, so that a
-    higher layer forgets less; 0 in the first (Qin 2023, eq. 9). A layer that is no HGRN2 has its share too, as in fla.
+    """The lowest forget gate of every layer and channel: shares of a softmax over the layers,
+    summed up to each layer, so that a higher layer forgets less; 0 in the first (Qin 2023, eq. 9).
+    A layer that is no HGRN2 has its share too, as in fla.
     """
 
     keep_fp32 = ("lower_bounds",)
@@ -60,9 +62,9 @@ class LowerBounds(nn.Module):
 
 
 class HGRN2(Mixer):
-    """S_t = diag(a_t) S_{t-1} + (1 - a_t) v_t^T, o_t = S_t^T swish(W_q x_t) / sqrt(K), a_t = b + (1 - b) sigmoid(W_f x_t) with the
-    layer's lower bound b (Qin 2024, eq. 5). Names are those of fla's HGRN2Attention; its output norm has eps 1e-5 whatever
-    the model's is, and goes over all heads.
+    """S_t = diag(a_t) S_{t-1} + (1 - a_t) v_t^T, o_t = S_t^T swish(W_q x_t) / sqrt(K), a_t = b + (1
+    - b) sigmoid(W_f x_t) with the layer's lower bound b (Qin 2024, eq. 5). Names are those of fla's
+    HGRN2Attention; its output norm has eps 1e-5 whatever the model's is, and goes over all heads.
     All matrices begin as N(0, initializer_range), lower bounds as 0 (fla's class).
     """
 
@@ -91,7 +93,8 @@ class HGRN2(Mixer):
                 ShortConv(size, shape.conv_size) for _ in range(3)
             )
         self.g_norm = RMSNorm(size, 1e-5, shape.elementwise_affine)
-        # A tensor: a number would be a constant of the compiled block, and every layer be compiled for itself.
+        # A tensor: a number would be a constant of the compiled block, and every layer be compiled
+        # for itself.
         self.row = torch.tensor(layer, device="cpu")
         self.recur, self.convolve = linear_attention, short_conv
 

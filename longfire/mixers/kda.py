@@ -61,12 +61,14 @@ def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
 
 
 class KDA(MatrixState):
-    """S_t = (I - b_t k_t k_t^T) diag(exp g_t) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K) (Kimi Linear 2025, eq. 1),
-    g_t = -exp(A) softplus(f_t) or lower_bound sigmoid(exp(A) f_t), f_t = W2 W1 x_t + dt, b_t = sigmoid(W_b x_t), q and k of length 1.
+    """S_t = (I - b_t k_t k_t^T) diag(exp g_t) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K)
+    (Kimi Linear 2025, eq. 1), g_t = -exp(A) softplus(f_t) or lower_bound sigmoid(exp(A) f_t), f_t =
+    W2 W1 x_t + dt, b_t = sigmoid(W_b x_t), q and k of length 1.
 
-    A is one number a head, dt one a key channel. The heads' outputs are normalised and gated by a sigmoid of low rank. Names are
-    those of fla's KimiDeltaAttention. `A_log` and `dt_bias` have initialisers of their own and stay fp32.
-    All matrices begin as N(0, initializer_range) (fla's class).
+    A is one number a head, dt one a key channel. The heads' outputs are normalised and gated by a
+    sigmoid of low rank. Names are those of fla's KimiDeltaAttention. `A_log` and `dt_bias` have
+    initialisers of their own and stay fp32. All matrices begin as N(0, initializer_range) (fla's
+    class).
     """
 
     Shape = KDAShape

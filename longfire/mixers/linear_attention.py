@@ -1,4 +1,5 @@
-"""Linear attention: softmax's exp(q . k) replaced by a product of feature maps, so that a matrix state holds all of the past."""
+"""Linear attention: softmax's exp(q . k) replaced by a product of feature maps, so that a matrix
+state holds all of the past."""
 
 from dataclasses import dataclass
 
@@ -47,11 +48,13 @@ class LinearAttentionShape:
 
 
 class LinearAttention(MatrixState):
-    """S_t = S_{t-1} + f(k_t) v_t^T, z_t = z_{t-1} + f(k_t), o_t = S_t^T f(q_t) / sqrt(K), with norm_feature_map over z_t . f(q_t) /
-    sqrt(K) (Katharopoulos 2020, eq. 18 to 20). Names are those of fla's LinearAttention.
+    """S_t = S_{t-1} + f(k_t) v_t^T, z_t = z_{t-1} + f(k_t), o_t = S_t^T f(q_t) / sqrt(K), with
+    norm_feature_map over z_t . f(q_t) / sqrt(K) (Katharopoulos 2020, eq. 18 to 20). Names are those
+    of fla's LinearAttention.
 
-    z is one more column of S, written by a value that is 1: so documents and cache need nothing of their own.
-    All matrices begin as N(0, initializer_range) (fla's class), but for the feature map of Hedgehog.
+    z is one more column of S, written by a value that is 1: so documents and cache need nothing of
+    their own. All matrices begin as N(0, initializer_range) (fla's class), but for the feature map
+    of Hedgehog.
     """
 
     Shape = LinearAttentionShape

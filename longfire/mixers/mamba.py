@@ -1,4 +1,5 @@
-"""Mamba: a selective state space, N numbers for each channel that forget at rates and steps of their own."""
+"""Mamba: a selective state space, N numbers for each channel that forget at rates and steps of
+their own."""
 
 from dataclasses import dataclass
 
@@ -43,17 +44,20 @@ def init_step_matrix(weight_DR: Tensor, generator: torch.Generator) -> None:
 
 
 class LinearWithWideBias(Linear):
-    """A product in the type of its input, to which the bias is added in fp32; what comes out is fp32."""
+    """A product in the type of its input, to which the bias is added in fp32; what comes out is
+    fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return in_fp32(linear(x, self.weight)) + self.bias
 
 
 class Mamba(Mixer):
-    """h_t = exp(-exp(A) d_t) h_{t-1} + d_t B_t x_t, y_t = C_t . h_t + D x_t for each channel, d_t = softplus(W_dt W_d x_t + dt), with
-    x convolved and B, C from x too; the output is y_t * swish(z_t), projected (Gu 2023, algorithm 2).
+    """h_t = exp(-exp(A) d_t) h_{t-1} + d_t B_t x_t, y_t = C_t . h_t + D x_t for each channel, d_t =
+    softplus(W_dt W_d x_t + dt), with x convolved and B, C from x too; the output is y_t *
+    swish(z_t), projected (Gu 2023, algorithm 2).
 
-    Names are those of fla's and transformers' Mamba. in_proj makes x, then z: to split it by channels is to split each half.
+    Names are those of fla's and transformers' Mamba. in_proj makes x, then z: to split it by
+    channels is to split each half.
     """
 
     Shape = MambaShape

@@ -1,4 +1,5 @@
-"""Mamba-2: a state space as linear attention, with a decay for each head that follows from the step size the input chooses."""
+"""Mamba-2: a state space as linear attention, with a decay for each head that follows from the step
+size the input chooses."""
 
 from dataclasses import dataclass
 
@@ -49,14 +50,16 @@ def init_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
 
 
 class Mamba2(Mixer):
-    """S_t = exp(-exp(A) d_t) S_{t-1} + d_t B_t x_t^T, y_t = S_t^T C_t + D x_t, with d_t = softplus(W_dt u_t + dt) and x, B and C
-    convolved (Dao 2024, section 7.1): linear attention with C as queries, B as keys, d x as values and a scalar decay. The
-    output is rmsnorm(y_t * swish(z_t)), or the other way round, and projected.
+    """S_t = exp(-exp(A) d_t) S_{t-1} + d_t B_t x_t^T, y_t = S_t^T C_t + D x_t, with d_t =
+    softplus(W_dt u_t + dt) and x, B and C convolved (Dao 2024, section 7.1): linear attention with
+    C as queries, B as keys, d x as values and a scalar decay. The output is rmsnorm(y_t *
+    swish(z_t)), or the other way round, and projected.
 
-    Names are those of fla's and transformers' Mamba2, with their in_proj as z_proj, x_proj, B_proj, C_proj, dt_proj, and their
-    conv1d as x_conv1d, B_conv1d, C_conv1d, since tensor parallelism splits z, x and dt by heads, and B and C by groups: not at
-    all if there is one. out_proj begins as torch's own matrices, uniform within 1/sqrt(channels), divided by the root of the
-    number of residual sums (the authors' and fla's rescale_prenorm_residual, on by default).
+    Names are those of fla's and transformers' Mamba2, with their in_proj as z_proj, x_proj, B_proj,
+    C_proj, dt_proj, and their conv1d as x_conv1d, B_conv1d, C_conv1d, since tensor parallelism
+    splits z, x and dt by heads, and B and C by groups: not at all if there is one. out_proj begins
+    as torch's own matrices, uniform within 1/sqrt(channels), divided by the root of the number of
+    residual sums (the authors' and fla's rescale_prenorm_residual, on by default).
     """
 
     Shape = Mamba2Shape

@@ -1,4 +1,5 @@
-"""What mixers share whose memory is a matrix for each head: queries, keys and values on the way in, norm and gate on the way out."""
+"""What mixers share whose memory is a matrix for each head: queries, keys and values on the way in,
+norm and gate on the way out."""
 
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ from longfire.shape import ModelShape
 class MatrixState(Mixer):
     """A mixer whose heads keep a state S (K, V) that keys and values write and queries read.
 
-    A subclass calls `make_heads`, makes its norm, sets `recur`, and goes q, k, v = self.qkv(...) -> self.recur -> self.gated_out(...).
+    A subclass calls `make_heads`, makes its norm, sets `recur`, and goes q, k, v = self.qkv(...) ->
+    self.recur -> self.gated_out(...).
     """
 
     roles: ClassVar[dict[str, str]] = {
@@ -37,7 +39,8 @@ class MatrixState(Mixer):
     def make_heads(
         self, heads: tuple[int, int, int], sizes: tuple[int, int], conv_size: int = 0
     ) -> None:
-        """Projections to so many heads of q, k and v, of sizes (K, V), and their convolutions unless conv_size is 0."""
+        """Projections to so many heads of q, k and v, of sizes (K, V), and their convolutions
+        unless conv_size is 0."""
         (self.head_k, self.head_v), self.heads, self.kv_heads = sizes, max(heads), min(heads)
         for name, channels in zip(
             "qkv", (heads[0] * sizes[0], heads[1] * sizes[0], heads[2] * sizes[1])
@@ -57,8 +60,8 @@ class MatrixState(Mixer):
             self.k_norm = RMSNorm(self.head_k, model.norm_eps, model.norm_affine)
 
     def qkv(self, x_BTD: Tensor, seq: Sequence, silu: str = "") -> list[Tensor]:
-        """q, k and v, each (B, T, its heads, size): projected, convolved, those that `silu` names through SiLU, and q and k normed
-        where the mixer has qk_norm."""
+        """q, k and v, each (B, T, its heads, size): projected, convolved, those that `silu` names
+        through SiLU, and q and k normed where the mixer has qk_norm."""
         out = []
         for name, size in zip("qkv", (self.head_k, self.head_k, self.head_v)):
             y_BTD = getattr(self, f"{name}_proj")(x_BTD)
@@ -77,7 +80,8 @@ class MatrixState(Mixer):
         return x_BTGX if groups == 1 else x_BTGX.repeat_interleave(groups, 2)
 
     def make_gated_norm(self, eps: float) -> None:
-        """The output norm of mixers with gate_fn, under the two names that fla gives it, and its gate's projection."""
+        """The output norm of mixers with gate_fn, under the two names that fla gives it, and its
+        gate's projection."""
         norm = GatedRMSNorm(self.head_v, eps, self.shape.gate_fn, self.shape.elementwise_affine)
         self.norm_name = "g_norm"
         if self.shape.use_output_gate:
@@ -86,7 +90,8 @@ class MatrixState(Mixer):
         self.add_module(self.norm_name, norm)
 
     def gated_out(self, o_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
-        """(B, T, H, V) -> (B, T, D): each head normalised and gated by what x says, and all projected."""
+        """(B, T, H, V) -> (B, T, D): each head normalised and gated by what x says, and all
+        projected."""
         norm, gate_BTD = (
             getattr(self, self.norm_name),
             None if self.g_proj is None else self.g_proj(x_BTD),
@@ -99,7 +104,8 @@ class MatrixState(Mixer):
 
 
 def check_expanded_heads(mixer: str, shape: Any, hidden_size: int) -> None:
-    """Raises SettingsError unless num_heads heads of keys and of values share hidden_size * expand_k and * expand_v channels."""
+    """Raises SettingsError unless num_heads heads of keys and of values share hidden_size *
+    expand_k and * expand_v channels."""
     divides(
         mixer, "num_heads", shape.num_heads, "hidden_size * expand_k", hidden_size * shape.expand_k
     )
@@ -109,7 +115,8 @@ def check_expanded_heads(mixer: str, shape: Any, hidden_size: int) -> None:
 
 
 def check_value_heads(mixer: str, shape: Any) -> None:
-    """Raises SettingsError unless num_v_heads heads of head_dim * expand_v channels can share num_heads query/key heads."""
+    """Raises SettingsError unless num_v_heads heads of head_dim * expand_v channels can share
+    num_heads query/key heads."""
     divides(
         mixer, "num_heads", shape.num_heads, "num_v_heads", shape.num_v_heads or shape.num_heads
     )

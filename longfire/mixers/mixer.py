@@ -15,17 +15,21 @@ from longfire.shape import ModelShape, check_type, nearest, placed, require
 
 
 class Shared(UserDict):
-    """A dict that no library takes for one: FSDP would give each block a copy, and what a layer leaves there were lost."""
+    """A dict that no library takes for one: FSDP would give each block a copy, and what a layer
+    leaves there were lost."""
 
 
 @dataclass
 class Sequence:
-    """All that varies along the sequence, in one object: a new idea adds a field here, not an argument to every layer.
+    """All that varies along the sequence, in one object: a new idea adds a field here, not an
+    argument to every layer.
 
-    positions_BT: position of each token in its document (int64); documents: None where each row is one document;
-    cache: None in training of whole rows. noise_BT: what dropout is made of (ops/dropout.py), another one for each block; None: no
-    dropout. shared: what layers share in one forward: made before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by
-    one layer for later ones.
+    positions_BT: position of each token in its document (int64); documents: None where each row is
+    one document;
+    cache: None in training of whole rows. noise_BT: what dropout is made of (ops/dropout.py),
+    another one for each block; None: no dropout. shared: what layers share in one forward: made
+    before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one layer for later
+    ones.
     """
 
     positions_BT: Tensor
@@ -50,8 +54,10 @@ class Mixer(nn.Module):
       context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
       own_init: parameters that always begin by a rule of their own: name -> function(tensor, generator), in place; a name may
                 be dotted (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
-      published_init: the same of matrices that begin so unless the model config's init_* says otherwise
-      published_ends: how the embedding and the head begin, by their whole names, in a model that has this mixer in every layer
+      published_init: the same of matrices that begin so unless the model config's init_* says
+      otherwise
+      published_ends: how the embedding and the head begin, by their whole names, in a model that
+      has this mixer in every layer
       keep_fp32: parameters that no compute dtype may round
       whole_model: the class of a module that the model holds once for all layers of this mixer, made as
                 whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block. Its split_dims
@@ -93,14 +99,17 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward: a mixer must define it")
 
     def prepare(self, seq: Sequence) -> None:
-        """Put into `seq.shared` what several layers use and none has to compute again; called before the first block, eagerly."""
+        """Put into `seq.shared` what several layers use and none has to compute again; called
+        before the first block, eagerly."""
 
     def kept(self, seq: Sequence) -> dict[str, Tensor]:
-        """What this layer keeps between calls of a generation; in training a dict that is thrown away."""
+        """What this layer keeps between calls of a generation; in training a dict that is thrown
+        away."""
         return {} if seq.cache is None else seq.cache.kept(self.layer)
 
     def convolved(self, name: str, x_BTD: Tensor, seq: Sequence, silu: bool = True) -> Tensor:
-        """x after the short causal convolution `<name>_conv1d`, if this mixer has one, and SiLU with it."""
+        """x after the short causal convolution `<name>_conv1d`, if this mixer has one, and SiLU
+        with it."""
         conv = getattr(self, f"{name}_conv1d", None)
         if conv is None:
             return x_BTD
@@ -116,7 +125,8 @@ class Mixer(nn.Module):
         return x_BTD
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward floating-point operations per token of a row of `seq_len`, causal halves counted once; multiply-add = 2."""
+        """Forward floating-point operations per token of a row of `seq_len`, causal halves counted
+        once; multiply-add = 2."""
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
 
 
@@ -130,8 +140,8 @@ def read_mixer_shape(
 ) -> Any:
     """The mixer's own settings, strictly.
 
-    where, toml: the file that they are written in, and whether that is a recipe. Raises SettingsError naming the file, the
-    mixer, the key, and the nearest name or what to write.
+    where, toml: the file that they are written in, and whether that is a recipe. Raises
+    SettingsError naming the file, the mixer, the key, and the nearest name or what to write.
     """
     if not isinstance(given, dict):
         raise SettingsError(f"{where}: {name} = {given!r} must be a table of its settings")

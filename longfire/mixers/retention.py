@@ -1,4 +1,5 @@
-"""Retention: linear attention with rotary positions, whose heads forget at fixed rates of their own."""
+"""Retention: linear attention with rotary positions, whose heads forget at fixed rates of their
+own."""
 
 from dataclasses import dataclass
 
@@ -54,8 +55,9 @@ class RetentionShape:
 
 
 class Retention(MatrixState):
-    """S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), a_h = 1 - 2^(-5-h) for head h from 0 (RetNet, Sun 2023, eq. 6 and
-    8), q and k turned by their position. Names are those of fla's MultiScaleRetention.
+    """S_t = a_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), a_h = 1 - 2^(-5-h) for head h from
+    0 (RetNet, Sun 2023, eq. 6 and 8), q and k turned by their position. Names are those of fla's
+    MultiScaleRetention.
 
     The heads' outputs are normalised, gated by swish(W_g x_t) and projected.
     All matrices begin as N(0, initializer_range) (fla's class).

@@ -1,4 +1,5 @@
-"""RWKV-7: a matrix state that a vector of rates decays and a key of its own overwrites, on inputs mixed with the token before."""
+"""RWKV-7: a matrix state that a vector of rates decays and a key of its own overwrites, on inputs
+mixed with the token before."""
 
 import math
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class LoRA(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Layer norm of each head by itself, with a weight and a bias for each channel: torch's GroupNorm."""
+    """Layer norm of each head by itself, with a weight and a bias for each channel: torch's
+    GroupNorm."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -80,12 +82,14 @@ class HeadNorm(nn.Module):
 
 
 class RWKV7(Mixer):
-    """S_t = S_{t-1} (diag(w_t) - k'_t (a_t k'_t)^T) + v_t k~_t^T, o_t = S_t r_t (Peng 2025, eq. 15 to 18; here the state is the
-    transpose). k' is the key times k_k at length 1, a_t in (0, 1) its learning rate, k~ the key times 1 + (a_t - 1) k_a, and
-    w_t = exp(-e^{-1/2} sigmoid(...)). The output is normalised head by head, r_t . (k~_t r_k) v_t is added, and all is gated.
+    """S_t = S_{t-1} (diag(w_t) - k'_t (a_t k'_t)^T) + v_t k~_t^T, o_t = S_t r_t (Peng 2025, eq. 15
+    to 18; here the state is the transpose). k' is the key times k_k at length 1, a_t in (0, 1) its
+    learning rate, k~ the key times 1 + (a_t - 1) k_a, and w_t = exp(-e^{-1/2} sigmoid(...)). The
+    output is normalised head by head, r_t . (k~_t r_k) v_t is added, and all is gated.
 
-    Each of r, w, k, v, a and the gate sees its own mixture of this token and the one before it. Later layers move their values
-    towards the first layer's. Names are those of fla's RWKV7Attention.
+    Each of r, w, k, v, a and the gate sees its own mixture of this token and the one before it.
+    Later layers move their values towards the first layer's. Names are those of fla's
+    RWKV7Attention.
     """
 
     Shape = RWKV7Shape
@@ -161,7 +165,8 @@ class RWKV7(Mixer):
 
     @property
     def own_init(self) -> dict[str, Initialiser]:
-        """As RWKV-LM and fla begin: no output, deeper layers nearer to the token itself, decays from slow to fast over channels."""
+        """As RWKV-LM and fla begin: no output, deeper layers nearer to the token itself, decays
+        from slow to fast over channels."""
         size, head_dim, left = self.hidden_size, self.shape.head_dim, 1 - self.layer / self.layers
         depth = self.layer / max(1, self.layers - 1)
         share = torch.arange(size, device="cpu") / max(1, size - 1)

@@ -1,7 +1,9 @@
-"""Functions on tensors: a slow readable reference beside the fast form, one signature; the only importer of kernel libraries.
+"""Functions on tensors: a slow readable reference beside the fast form, one signature; the only
+importer of kernel libraries.
 
-Which form runs is decided once, by `choose`, before a run starts, and never changes on the way: a kernel that cannot do what
-is asked raises. `longfire doctor` compares every fast form with its reference on the machine at hand.
+Which form runs is decided once, by `choose`, before a run starts, and never changes on the way: a
+kernel that cannot do what is asked raises. `longfire doctor` compares every fast form with its
+reference on the machine at hand.
 
     documents.py         where documents lie in a batch of packed sequences
     bf16.py              whether a device multiplies bf16 in hardware
@@ -58,7 +60,8 @@ _as_on_cuda = _only_shapes = False
 
 
 def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
-    """Decide for each op which form runs on this device, remember it, and return the table for printing.
+    """Decide for each op which form runs on this device, remember it, and return the table for
+    printing.
 
     Raises SettingsError if the kernels that `auto` would take are installed but cannot be imported.
     """
@@ -90,7 +93,8 @@ def told(choices: dict[str, Choice]) -> list[str]:
 
 
 def attention_kernels(device: torch.device) -> str:
-    """Which of torch's kernels attention meets on this device: ops/attention.py chooses by device, dtype and head size."""
+    """Which of torch's kernels attention meets on this device: ops/attention.py chooses by device,
+    dtype and head size."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         return (
             "torch's SDPA; documents and windows: varlen flash attention for bf16 and heads of 8, 16 ... 256, "
@@ -124,18 +128,21 @@ def chosen(op: str) -> str:
 
 
 def as_on_cuda() -> bool:
-    """Whether what a CPU would do for itself alone is left out, so that what a step holds is what it would hold on CUDA."""
+    """Whether what a CPU would do for itself alone is left out, so that what a step holds is what
+    it would hold on CUDA."""
     return _as_on_cuda
 
 
 def only_shapes() -> bool:
-    """Whether tensors have no numbers: of a loop whose rounds hold alike, some say what all hold."""
+    """Whether tensors have no numbers: of a loop whose rounds hold alike, some say what all
+    hold."""
     return _only_shapes
 
 
 @contextmanager
 def pretending_cuda(pretend: bool = True) -> Iterator[None]:
-    """Inside, fake tensors of the planner take the paths of a CUDA device that is not here (or, not pretending, those of the CPU)."""
+    """Inside, fake tensors of the planner take the paths of a CUDA device that is not here (or, not
+    pretending, those of the CPU)."""
     global _as_on_cuda, _only_shapes
     before = _as_on_cuda, _only_shapes
     _as_on_cuda, _only_shapes = pretend, True

@@ -1,7 +1,7 @@
 """Softmax attention, whole and in parts; causal, with grouped heads, sliding windows and documents.
 
-torch's fused kernels do the work, and what they cannot see is left out by cutting, not by a mask of T x T: documents one by
-one, windows in blocks of queries with the keys that the block can see.
+torch's fused kernels do the work, and what they cannot see is left out by cutting, not by a mask of
+T x T: documents one by one, windows in blocks of queries with the keys that the block can see.
 """
 
 from typing import Any
@@ -35,14 +35,16 @@ def attention(
     skip_B: Tensor | None = None,
     first_head: int = 0,
 ) -> Tensor:
-    """Causal softmax(q k^T * scale) v -> (B, T, H, V). Queries are the last T of S positions; G key/value heads serve H heads.
+    """Causal softmax(q k^T * scale) v -> (B, T, H, V). Queries are the last T of S positions; G
+    key/value heads serve H heads.
 
-    window: keys a query sees, itself included. documents: tokens see their own document; of S - T keys before a row, those from
-    skip_B on belong to its first document. scale: K^-0.5 if None.
+    window: keys a query sees, itself included. documents: tokens see their own document; of S - T
+    keys before a row, those from skip_B on belong to its first document. scale: K^-0.5 if None.
     skip_B: so many keys at the left end of each row are seen by no query but their own.
-    dropout: share of the weights that become 0, by the queries' noise (T = S only) and the head's number, which counts from
-    first_head; none without noise. It leaves the fused kernels: their masks depend on the order in which they draw.
-    bf16 on a CPU without bf16 units is multiplied in fp32 (torch's bf16 backward takes 5x the time there).
+    dropout: share of the weights that become 0, by the queries' noise (T = S only) and the head's
+    number, which counts from first_head; none without noise. It leaves the fused kernels: their
+    masks depend on the order in which they draw. bf16 on a CPU without bf16 units is multiplied in
+    fp32 (torch's bf16 backward takes 5x the time there).
     """
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     assert S >= T, "queries are the last T of S positions"
@@ -97,9 +99,11 @@ def packed(
     scale: float | None,
     skip_B: Tensor | None = None,
 ) -> Tensor:
-    """Rows of several documents, each seeing itself only: one call of a varlen kernel, or document by document.
+    """Rows of several documents, each seeing itself only: one call of a varlen kernel, or document
+    by document.
 
-    The rows are laid end to end, split where documents end, and joined again, so that nothing is paid for what is not seen.
+    The rows are laid end to end, split where documents end, and joined again, so that nothing is
+    paid for what is not seen.
     """
     (B, T), S = q.shape[:2], k.shape[1]
     k_ND, v_ND, key_ends, longest = (
@@ -140,8 +144,8 @@ def varlen(
     window: int | None,
     scale: float | None,
 ) -> Tensor:
-    """torch's varlen flash attention: documents that end at `ends` (int32, from 0; of the queries, of the keys) of the rows laid
-    end to end. A document's queries are its last tokens."""
+    """torch's varlen flash attention: documents that end at `ends` (int32, from 0; of the queries,
+    of the keys) of the rows laid end to end. A document's queries are its last tokens."""
     from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
 
     grouped = {"enable_gqa": True} if q.shape[2] != k_ND.shape[1] else {}
@@ -153,7 +157,8 @@ def varlen(
 
 
 def has_varlen_kernel(q: Tensor, v: Tensor) -> bool:
-    """Whether torch's varlen flash attention takes these: half precision on CUDA (Ampere or newer), equal head sizes."""
+    """Whether torch's varlen flash attention takes these: half precision on CUDA (Ampere or newer),
+    equal head sizes."""
     return (
         q.device.type == "cuda"
         and q.dtype in (torch.bfloat16, torch.float16)
@@ -172,7 +177,8 @@ def one_document(
     scale: float | None,
     skip_B: Tensor | None = None,
 ) -> Tensor:
-    """Rows that are one document each: one call, or with a window, or keys before the first query, a call for each block."""
+    """Rows that are one document each: one call, or with a window, or keys before the first query,
+    a call for each block."""
     T, S = q.shape[1], k.shape[1]
     if T == 1:
         first = 0 if window is None else max(0, S - window)
@@ -204,7 +210,8 @@ def one_document(
 
 
 def after_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """Keys before the first query, which all queries see, and those of the queries: two parts of one softmax, without any mask."""
+    """Keys before the first query, which all queries see, and those of the queries: two parts of
+    one softmax, without any mask."""
     before = k.shape[1] - q.shape[1]
     o_early, lse_early_BHT = attention_parts(
         q, k[:, :before], v[:, :before], causal=False, scale=scale
@@ -217,8 +224,8 @@ def after_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tenso
 def one_query(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, skip_B: Tensor | None
 ) -> Tensor:
-    """A query a row. The heads that share keys become the queries of one call, which reads the keys once (0.7 of the time at
-    9 heads of 3 groups and 4096 keys)."""
+    """A query a row. The heads that share keys become the queries of one call, which reads the keys
+    once (0.7 of the time at 9 heads of 3 groups and 4096 keys)."""
     B, _, H, K = q.shape
     S, G = k.shape[1:3]
     mask = None
@@ -236,7 +243,8 @@ def kernel(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """torch's SDPA in our layout. It is memory-lean for equal head sizes only, so the smaller one is padded with zeros."""
+    """torch's SDPA in our layout. It is memory-lean for equal head sizes only, so the smaller one
+    is padded with zeros."""
     K, V = q.shape[-1], v.shape[-1]
     scale = K**-0.5 if scale is None else scale
     if K != V:
@@ -262,7 +270,8 @@ def attention_slow(
     skip_B: Tensor | None = None,
     first_head: int = 0,
 ) -> Tensor:
-    """The truth: all scores written out, in fp32 (float64 for float64 inputs). Same arguments and result."""
+    """The truth: all scores written out, in fp32 (float64 for float64 inputs). Same arguments and
+    result."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     seen = visible(T, S, window, documents, q_BTHK.device, skip_B)
     mask = None
@@ -283,7 +292,8 @@ def attention_dropping(
     noise_BT: Tensor,
     first_head: int,
 ) -> Tensor:
-    """The same, for BLOCK queries at a time, whose scores are made again in the backward: memory grows with T, not with T^2."""
+    """The same, for BLOCK queries at a time, whose scores are made again in the backward: memory
+    grows with T, not with T^2."""
     T = q.shape[1]
     assert k.shape[1] == T, "dropout is for training, on whole rows"
     documents_BT = None if documents is None else documents.ids_BT
@@ -351,8 +361,8 @@ def softmax_slow(
     mask: Tensor | None = None,
     p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None for all. mask: weights that
-    stay of a dropout with p."""
+    """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None
+    for all. mask: weights that stay of a dropout with p."""
     groups, dtype = q.shape[2] // k.shape[2], working_dtype(q)
     q, k, v = (
         x.to(dtype) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2))
@@ -371,11 +381,13 @@ def softmax_slow(
 def attention_parts(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, causal: bool, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of queries to one block of keys, with what is needed to join blocks: o (B, T, H, V) and lse (B, H, T).
+    """Attention of queries to one block of keys, with what is needed to join blocks: o (B, T, H, V)
+    and lse (B, H, T).
 
-    Both fp32 (float64 for float64 inputs), so that joining many blocks does not round many times, and differentiable in
-    both. lse = log sum exp of the scores. Parts of one softmax over keys in two blocks join as
-    o = (exp(lse_1) o_1 + exp(lse_2) o_2) / (exp(lse_1) + exp(lse_2)) (Liu 2023, RingAttention; Milakov 2018).
+    Both fp32 (float64 for float64 inputs), so that joining many blocks does not round many times,
+    and differentiable in both. lse = log sum exp of the scores. Parts of one softmax over keys in
+    two blocks join as o = (exp(lse_1) o_1 + exp(lse_2) o_2) / (exp(lse_1) + exp(lse_2)) (Liu 2023,
+    RingAttention; Milakov 2018).
     causal: T = S and query t sees keys 0 to t; else every query sees every key.
     """
     assert not causal or q_BTHK.shape[1] == k_BSGK.shape[1], "causal blocks are aligned"
@@ -404,10 +416,12 @@ def attention_parts_slow(
 
 
 class _Parts(torch.autograd.Function):
-    """The kernel behind torch's SDPA on a CPU, which is private but gives the logsumexp that the public face drops.
+    """The kernel behind torch's SDPA on a CPU, which is private but gives the logsumexp that the
+    public face drops.
 
-    Its backward knows no gradient of lse. With P = exp(scores - lse), d scores = P * (dO v^T - delta + d lse), where the kernel
-    makes delta = rowsum(dO * O) itself: one more channel with dO = 1, O = -d lse and v = 0 gives it delta - d lse.
+    Its backward knows no gradient of lse. With P = exp(scores - lse), d scores = P * (dO v^T -
+    delta + d lse), where the kernel makes delta = rowsum(dO * O) itself: one more channel with dO =
+    1, O = -d lse and v = 0 gives it delta - d lse.
     """
 
     @staticmethod
@@ -441,7 +455,8 @@ class _Parts(torch.autograd.Function):
 def parts_by_flex(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """On CUDA: flex attention, which gives the logsumexp and its gradient; compiled, since uncompiled it makes all scores."""
+    """On CUDA: flex attention, which gives the logsumexp and its gradient; compiled, since
+    uncompiled it makes all scores."""
     T, S = q.shape[1], k.shape[1]
     mask = create_block_mask(earlier, None, None, T, S, device=q.device) if causal else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

@@ -1,16 +1,18 @@
-"""Softmax attention of queries to keys that come block by block: outputs that are joined, and gradients that are added up.
+"""Softmax attention of queries to keys that come block by block: outputs that are joined, and
+gradients that are added up.
 
-One process computes what it has of a row when the keys of another one come by (parallel/ring.py), one device a chunk of its row after
-the other (ops/blockwise.py). Which keys are seen follows from positions: what nobody sees is cut off before anything is computed, and
-what is left is
+One process computes what it has of a row when the keys of another one come by (parallel/ring.py),
+one device a chunk of its row after the other (ops/blockwise.py). Which keys are seen follows from
+positions: what nobody sees is cut off before anything is computed, and what is left is
 
     all      every query sees every key     a call of torch's fused kernel
     causal   a square on the diagonal       another call of it
     band     the edges of a window          BLOCK queries at a time, under a mask
 
-so that a mask costs nothing but the blocks that it cuts through. Each block gives its output and the log of the sum of its
-exponentials, in fp32 (float64 for float64 inputs), by which it is joined with those before it (Milakov 2018; Liu 2023, RingAttention).
-The backward needs the joined output and logsumexp only: with P = exp(scores - lse) each block's part is its own (Dao 2022, alg. 4).
+so that a mask costs nothing but the blocks that it cuts through. Each block gives its output and
+the log of the sum of its exponentials, in fp32 (float64 for float64 inputs), by which it is joined
+with those before it (Milakov 2018; Liu 2023, RingAttention). The backward needs the joined output
+and logsumexp only: with P = exp(scores - lse) each block's part is its own (Dao 2022, alg. 4).
 """
 
 from bisect import bisect_right
@@ -52,7 +54,8 @@ class Span(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Queries and keys of one document, of which each query sees at least one. seen: all, causal or band; rows: of the batch."""
+    """Queries and keys of one document, of which each query sees at least one. seen: all, causal or
+    band; rows: of the batch."""
 
     rows: slice
     queries: Span
@@ -66,9 +69,10 @@ class Piece(NamedTuple):
 
 
 class Manner(NamedTuple):
-    """How queries and keys meet. window: keys a query sees, itself included. p: of the dropout of weights, by each query's noise, the
-    key's position and the head's number. fused: whether a kernel takes what is whole. chunks: of queries and keys of a process that
-    meet at a time, in tokens; None: all."""
+    """How queries and keys meet. window: keys a query sees, itself included. p: of the dropout of
+    weights, by each query's noise, the key's position and the head's number. fused: whether a
+    kernel takes what is whole. chunks: of queries and keys of a process that meet at a time, in
+    tokens; None: all."""
 
     window: int | None
     scale: float
@@ -98,7 +102,8 @@ class Manner(NamedTuple):
 
 
 def has_kernel(q: Tensor, v: Tensor) -> bool:
-    """Whether torch has a fused kernel that gives the logsumexp: on a CPU always, on CUDA for half precision (Ampere or newer)."""
+    """Whether torch has a fused kernel that gives the logsumexp: on a CPU always, on CUDA for half
+    precision (Ampere or newer)."""
     if not on_cuda(q):
         return q.device.type == "cpu"
     half, size = q.dtype in (torch.bfloat16, torch.float16), max(q.shape[-1], v.shape[-1])
@@ -123,8 +128,8 @@ def first_seen(first_query: int, starts: list[list[int]], window: int | None) ->
 def seen_between(
     queries: Span, keys: Span, starts: list[list[int]], manner: Manner
 ) -> Iterator[Piece]:
-    """What these queries see of these keys in all rows. Documents are contiguous; starts: where those of each row begin, of a single
-    row that stands for all."""
+    """What these queries see of these keys in all rows. Documents are contiguous; starts: where
+    those of each row begin, of a single row that stands for all."""
     for row, of_row in enumerate(starts):
         rows = slice(row, row + 1) if len(starts) > 1 else slice(None)
         first = bisect_right(of_row, max(queries.start, keys.start)) - 1
@@ -134,7 +139,8 @@ def seen_between(
 
 
 def meetings(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator[Piece]:
-    """The pieces of these queries and keys of one document, together exactly what is seen, but for the corners of bands."""
+    """The pieces of these queries and keys of one document, together exactly what is seen, but for
+    the corners of bands."""
     window = manner.window or ENDLESS
     keys = keys.within(queries.start - window + 1, queries.stop)
     queries = queries.within(keys.start, keys.stop - 1 + window)
@@ -173,7 +179,8 @@ def without_band(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iter
 
 
 class Outputs:
-    """Outputs of queries (B, T, H, K) over the keys that they met so far: o (B, T, H, V) and lse (B, H, T), -inf before the first."""
+    """Outputs of queries (B, T, H, K) over the keys that they met so far: o (B, T, H, V) and lse
+    (B, H, T), -inf before the first."""
 
     def __init__(self, q_BTHK: Tensor, V: int, manner: Manner, noise_BT: Tensor | None) -> None:
         (B, T, H), dtype = q_BTHK.shape[:3], working_dtype(q_BTHK)
@@ -190,7 +197,8 @@ class Outputs:
 
 
 class Gradients:
-    """Gradients of the same queries, whose outputs and logsumexp are known; d_q (B, T, H, K) is added up here, in fp32."""
+    """Gradients of the same queries, whose outputs and logsumexp are known; d_q (B, T, H, K) is
+    added up here, in fp32."""
 
     def __init__(
         self,
@@ -233,8 +241,8 @@ def attention_in_blocks(
     window: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Causal attention of whole rows -> (B, T, H, V), whose keys come so many at a time as if they came by in a ring: what `longfire
-    doctor` looks at."""
+    """Causal attention of whole rows -> (B, T, H, V), whose keys come so many at a time as if they
+    came by in a ring: what `longfire doctor` looks at."""
     return _InBlocks.apply(q_BTHK, k_BSGK, v_BSGV, keys, Manner.of(q_BTHK, v_BSGV, window, scale))
 
 
@@ -282,13 +290,15 @@ def key_blocks(T: int, keys: int, manner: Manner) -> Iterator[tuple[slice, Itera
 
 
 def multipliable(x: Tensor, manner: Manner) -> Tensor:
-    """x as the kernel takes it: on CUDA as it is; a CPU's kernel would round outputs to bf16 before they are joined."""
+    """x as the kernel takes it: on CUDA as it is; a CPU's kernel would round outputs to bf16 before
+    they are joined."""
     return x if manner.fused and on_cuda(x) else in_fp32(x)
 
 
 def join(o_BTHV: Tensor, lse_BHT: Tensor, other_o: Tensor, other_lse: Tensor) -> None:
-    """Two softmaxes over different keys become one over both, in place of the first one. Nothing is exponentiated but differences
-    that are below 0, and what has seen no key (-inf) has no weight, on either side."""
+    """Two softmaxes over different keys become one over both, in place of the first one. Nothing is
+    exponentiated but differences that are below 0, and what has seen no key (-inf) has no weight,
+    on either side."""
     share = torch.sigmoid(other_lse - lse_BHT).masked_fill_(other_lse == -torch.inf, 0.0)
     o_BTHV.lerp_(other_o.to(o_BTHV.dtype), share.transpose(1, 2)[..., None].to(o_BTHV.dtype))
     lse_BHT.copy_(torch.logaddexp(lse_BHT, other_lse))
@@ -323,7 +333,8 @@ def block_gradients(
     manner: Manner,
     noise_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(d_q, d_k, d_v) of a piece. o, lse: of all keys; d_o: the gradient of that o; delta (B, H, T): rowsum(d_o * o)."""
+    """(d_q, d_k, d_v) of a piece. o, lse: of all keys; d_o: the gradient of that o; delta (B, H,
+    T): rowsum(d_o * o)."""
     if manner.fused and (piece.seen != "band" or takes_mask(q)):
         known, causal = (o, lse, d_o), piece.seen == "causal"
         return fused_gradients(q, k, v, *known, manner.scale, causal, bias_of(piece, manner, q))
@@ -341,12 +352,14 @@ def seen_of(piece: Piece, manner: Manner, device: torch.device) -> Tensor | None
 
 
 def takes_mask(q: Tensor) -> bool:
-    """Whether the kernel does, and gives the logsumexp. On a CPU, bands take 0.3 of the time of writing them out in the forward."""
+    """Whether the kernel does, and gives the logsumexp. On a CPU, bands take 0.3 of the time of
+    writing them out in the forward."""
     return not on_cuda(q)
 
 
 def bias_of(piece: Piece, manner: Manner, q: Tensor) -> Tensor | None:
-    """What is added to the scores of a band, for a kernel that has no other mask: (T, S), 0 or -inf."""
+    """What is added to the scores of a band, for a kernel that has no other mask: (T, S), 0 or
+    -inf."""
     if piece.seen != "band":
         return None
     seen = seen_of(piece, manner, q.device)
@@ -354,7 +367,8 @@ def bias_of(piece: Piece, manner: Manner, q: Tensor) -> Tensor | None:
 
 
 def weights_kept(piece: Piece, manner: Manner, q: Tensor, noise_BT: Tensor | None) -> Tensor | None:
-    """(B, H, T, S) bool: which weights dropout leaves, the same ones as on whole rows; None for all."""
+    """(B, H, T, S) bool: which weights dropout leaves, the same ones as on whole rows; None for
+    all."""
     if manner.p == 0:
         return None
     noise_BT = noise_BT[piece.rows, piece.queries.here]
@@ -372,7 +386,8 @@ def written(
     kept: Tensor | None = None,
     p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The truth: o (B, T, H, V) and lse (B, H, T) with all scores written out, in the working dtype."""
+    """The truth: o (B, T, H, V) and lse (B, H, T) with all scores written out, in the working
+    dtype."""
     scores_BGRTS = scores(q, k, scale, seen)
     lse = scores_BGRTS.logsumexp(-1)
     weights = dropped((scores_BGRTS - lse[..., None]).exp_(), kept, p)
@@ -391,7 +406,8 @@ def written_gradients(
     kept: Tensor | None = None,
     p: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The truth: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that the queries see."""
+    """The truth: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that the
+    queries see."""
     by_group = (k.shape[2], q.shape[2] // k.shape[2])
     lse, delta = (x.unflatten(1, by_group)[..., None] for x in (lse, delta))
     weights = (scores(q, k, scale, seen) - lse).exp_()
@@ -404,8 +420,8 @@ def written_gradients(
 
 
 def scores(q: Tensor, k: Tensor, scale: float, seen: Tensor | None) -> Tensor:
-    """(B, G, H / G, T, S), -inf where a key is not seen. Products are not changed in place: a block that is computed again may keep
-    them (activation_checkpoint.policy)."""
+    """(B, G, H / G, T, S), -inf where a key is not seen. Products are not changed in place: a block
+    that is computed again may keep them (activation_checkpoint.policy)."""
     q = (in_fp32(q) * scale).unflatten(2, (k.shape[2], -1))
     found = torch.einsum("btgrk,bsgk->bgrts", q, in_fp32(k))
     return found if seen is None else found.masked_fill(~seen, -torch.inf)
@@ -420,11 +436,13 @@ def dropped(weights_BGRTS: Tensor, kept: Tensor | None, p: float) -> Tensor:
 def fused(
     q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same by the kernels behind torch's SDPA, which are private but give the logsumexp that the public face drops: torch's own
-    context parallelism calls them so. Equal head sizes only: the smaller one is padded with zeros.
+    """The same by the kernels behind torch's SDPA, which are private but give the logsumexp that
+    the public face drops: torch's own context parallelism calls them so. Equal head sizes only: the
+    smaller one is padded with zeros.
 
-    The path of CUDA follows their schemas and that caller; where this was written no GPU was at hand, so that `longfire doctor` is the
-    first to run it. Its outputs are rounded to half precision once a block, before they are joined in fp32.
+    The path of CUDA follows their schemas and that caller; where this was written no GPU was at
+    hand, so that `longfire doctor` is the first to run it. Its outputs are rounded to half
+    precision once a block, before they are joined in fp32.
     """
     V = v.shape[-1]
     q, k, v = for_kernel(q, k, v)

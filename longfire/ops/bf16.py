@@ -1,10 +1,12 @@
-"""Whether a device multiplies bf16 matrices in hardware: found once a process, before a model is built.
+"""Whether a device multiplies bf16 matrices in hardware: found once a process, before a model is
+built.
 
-Flags settle it where they can say no: an x86 CPU without `avx512_bf16` and `amx_bf16` emulates bf16. What they
-cannot settle is measured: an ARM CPU, a CPU whose units a library may not use (ONEDNN_MAX_CPU_ISA), a library
-that does not know the units. On two cores of three kinds of server CPU a bf16 product of 512 x 512 matrices ran
-at 2.2 times the speed of fp32 with units, at 0.32 times emulated by AVX-512, at 0.02 times without either: the
-bound of 1 is far from all of them, so that a noisy machine gives the same answer every time.
+Flags settle it where they can say no: an x86 CPU without `avx512_bf16` and `amx_bf16` emulates
+bf16. What they cannot settle is measured: an ARM CPU, a CPU whose units a library may not use
+(ONEDNN_MAX_CPU_ISA), a library that does not know the units. On two cores of three kinds of server
+CPU a bf16 product of 512 x 512 matrices ran at 2.2 times the speed of fp32 with units, at 0.32
+times emulated by AVX-512, at 0.02 times without either: the bound of 1 is far from all of them, so
+that a noisy machine gives the same answer every time.
 """
 
 import time
@@ -68,7 +70,8 @@ def may_have_units() -> bool:
 
 
 def measured_ratio() -> float:
-    """Speed of a bf16 matrix product on this CPU over that of the same product in fp32; takes 10 to 100 ms."""
+    """Speed of a bf16 matrix product on this CPU over that of the same product in fp32; takes 10 to
+    100 ms."""
     wide = torch.ones(MEASURED_SIZE, MEASURED_SIZE)
     narrow = wide.bfloat16()
     for factor in (wide, narrow):

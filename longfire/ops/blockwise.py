@@ -1,12 +1,14 @@
-"""Softmax attention on one device, a chunk of queries by a chunk of keys: only what one such pair makes is in memory.
+"""Softmax attention on one device, a chunk of queries by a chunk of keys: only what one such pair
+makes is in memory.
 
-What RingAttention computes between processes (ops/attention_blocks.py, the engine of both) is computed here between chunks of the same
-rows (Liu and Abbeel 2023, Blockwise Parallel Transformer, algorithm 1). Queries 3 and 4 that meet keys in chunks of 2:
+What RingAttention computes between processes (ops/attention_blocks.py, the engine of both) is
+computed here between chunks of the same rows (Liu and Abbeel 2023, Blockwise Parallel Transformer,
+algorithm 1). Queries 3 and 4 that meet keys in chunks of 2:
 
     query chunk (3, 4)   keys 0 1 | 2 3 | 4      keys after 4 are no query's; those before a window or a document are none's, too
 
-Kept for the backward are q, k, v, the output and the logsumexp of each query's scores. What a pair needs is decided on positions,
-never on numbers of chunks: query and key chunks may have any sizes.
+Kept for the backward are q, k, v, the output and the logsumexp of each query's scores. What a pair
+needs is decided on positions, never on numbers of chunks: query and key chunks may have any sizes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +37,8 @@ ONE_DOCUMENT = [[0]]  # where documents begin: one row that stands for all
 class How(NamedTuple):
     """What is computed, as numbers (an operator of torch takes no other object).
 
-    window: keys a query sees, itself included; 0: all. dropout: share of the weights that become 0, where there is noise.
+    window: keys a query sees, itself included; 0: all. dropout: share of the weights that become 0,
+    where there is noise.
     first_head: the number of the first head here. query_chunk, key_chunk: tokens.
     """
 
@@ -63,8 +66,8 @@ def blockwise(
     chunks: tuple[int, int] = (1024, 1024),
     **given: Any,
 ) -> Tensor:
-    """`attention` by chunks (queries, keys) of tokens; what is given and the result are as there. Generation (a query a row, keys to
-    skip) goes there too: its scores are a row."""
+    """`attention` by chunks (queries, keys) of tokens; what is given and the result are as there.
+    Generation (a query a row, keys to skip) goes there too: its scores are a row."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     if chosen("attention") == "slow" or T == 1 or given.get("skip_B") is not None:
         return attention(q_BTHK, k_BSGK, v_BSGV, **given)
@@ -94,7 +97,8 @@ def attend_blocks(
     noise_BT: Tensor | None,
     how: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, T, H, V) in q's dtype and logsumexp (B, H, T), queries the last T of S positions."""
+    """Output (B, T, H, V) in q's dtype and logsumexp (B, H, T), queries the last T of S
+    positions."""
     how, (o_BTHV, lse_BHT) = (
         How.of(how),
         attend_blocks_shapes(q_BTHK, k_BSGK, v_BSGV, ids_BT, noise_BT, how),
@@ -191,8 +195,8 @@ def noise_of(noise_BT: Tensor | None, here: slice) -> Tensor | None:
 def chunks_of(
     T: int, S: int, ids_BT: Tensor | None, how: How, manner: Manner
 ) -> Iterator[tuple[slice, Iterator[tuple[slice, list[Piece]]]]]:
-    """Each chunk of queries (a slice of them) with the chunks of keys (slices, too) that any of its queries sees, and what of the two
-    meets. With ids it waits for the device once."""
+    """Each chunk of queries (a slice of them) with the chunks of keys (slices, too) that any of its
+    queries sees, and what of the two meets. With ids it waits for the device once."""
     starts = ONE_DOCUMENT if ids_BT is None else starts_of(ids_BT)
     for at in range(0, T, how.query_chunk)[-2 if only_shapes() else 0 :]:
         here = slice(at, min(at + how.query_chunk, T))
@@ -205,7 +209,8 @@ def chunks_of(
 def keys_met(
     queries: Span, starts: list[list[int]], key_chunk: int, manner: Manner
 ) -> Iterator[tuple[slice, list[Piece]]]:
-    """Key chunks begin at multiples of their size, so that those of the queries' size meet them in a square on the diagonal."""
+    """Key chunks begin at multiples of their size, so that those of the queries' size meet them in
+    a square on the diagonal."""
     first = first_seen(queries.start, starts, manner.window)
     chunks = range(first // key_chunk * key_chunk, queries.stop, key_chunk)
     if only_shapes():  # those on the edges of what is seen hold the most

@@ -1,23 +1,26 @@
-"""What every chunkwise recurrence is made of: chunks, products of decays inside a chunk, the scan of the state over chunks.
+"""What every chunkwise recurrence is made of: chunks, products of decays inside a chunk, the scan
+of the state over chunks.
 
-A state that decays and is written to, S_t = diag(a_t) S_{t-1} + k_t u_t^T, read by o_t = S_t^T q_t, is cut into chunks of
-C tokens. Inside one chunk, with i and j counted from its start,
+A state that decays and is written to, S_t = diag(a_t) S_{t-1} + k_t u_t^T, read by o_t = S_t^T q_t,
+is cut into chunks of C tokens. Inside one chunk, with i and j counted from its start,
 
     o_i   = (q_i a_1..a_i)^T S_in + sum_{j<=i} P_ij u_j          P_ij = sum over K of q_i k_j a_{j+1}..a_i
     S_out = diag(a_1..a_C) S_in   + sum_j (k_j a_{j+1}..a_C) u_j^T
 
-so a chunk needs four things made of products of decays (`Decayed`), and the rest is matrix products. `DecayTree` makes the
-four by merging neighbours, as a merge sort does. With C = 4 (q1 stands for the first query, a1 for its decay):
+so a chunk needs four things made of products of decays (`Decayed`), and the rest is matrix
+products. `DecayTree` makes the four by merging neighbours, as a merge sort does. With C = 4 (q1
+stands for the first query, a1 for its decay):
 
     blocks of 1:  from_start q1a1    q2a2      q3a3      q4a4        to_end k1      k2    k3    k4    whole a1 a2 a3 a4
     blocks of 2:  P21 = (q2a2).k1, P43 = (q4a4).k3
                   from_start q1a1    q2a2a1    q3a3      q4a4a3      to_end k1a2    k2    k3a4  k4    whole a1a2 a3a4
     blocks of 4:  P31 = (q3a3).(k1a2), P32 = (q3a3).k2, P41 = (q4a4a3).(k1a2), P42 = (q4a4a3).k2
 
-Each pair i > j meets once, when its two blocks merge, and its decay is (product up to i) x (product down to j) from the seam
-between them. Nothing is divided and no logarithms are subtracted: any decay in [0, 1] is exact to rounding, and so is its
-gradient. (GLA's secondary chunking, Yang 2023 section 4.3, keeps exp(G_i - G_j) in range with one seam per sub-chunk; here
-every pair has its own.) A document start is nothing but a step whose decay is 0.
+Each pair i > j meets once, when its two blocks merge, and its decay is (product up to i) x (product
+down to j) from the seam between them. Nothing is divided and no logarithms are subtracted: any
+decay in [0, 1] is exact to rounding, and so is its gradient. (GLA's secondary chunking, Yang 2023
+section 4.3, keeps exp(G_i - G_j) in range with one seam per sub-chunk; here every pair has its
+own.) A document start is nothing but a step whose decay is 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,8 +35,9 @@ from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
 
 CHUNK = 64  # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
-# Numbers of all inputs together that are worked on at a time on a CPU: 8 MiB, so that what is made of them stays in cache. With
-# four times as many DPLR takes 1.1 to 1.35 times as long, vector decays up to 1.2; scalar decays 0.96 to 1.01.
+# Numbers of all inputs together that are worked on at a time on a CPU: 8 MiB, so that what is made
+# of them stays in cache. With four times as many DPLR takes 1.1 to 1.35 times as long, vector
+# decays up to 1.2; scalar decays 0.96 to 1.01.
 SEGMENT_NUMBERS = 2**21
 
 
@@ -53,7 +57,8 @@ def chunk_size(tokens: int) -> int:
 
 
 def in_chunks(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
-    """(B, T, H, X) -> (B, N, H, C, X), a view, unless a last chunk that is not full has to be filled up."""
+    """(B, T, H, X) -> (B, N, H, C, X), a view, unless a last chunk that is not full has to be
+    filled up."""
     missing = -x_BTHX.shape[1] % size
     if missing:
         x_BTHX = torch.nn.functional.pad(x_BTHX, (0, 0, 0, 0, 0, missing), value=fill)
@@ -77,7 +82,8 @@ def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
 
 
 def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) -> Tensor:
-    """exp(g) as (1 or B, T, 1 or H, 1 or K), 0 where a document starts. g: None, (H,), (B, T, H) or (B, T, H, K)."""
+    """exp(g) as (1 or B, T, 1 or H, 1 or K), 0 where a document starts. g: None, (H,), (B, T, H) or
+    (B, T, H, K)."""
     T, dtype = like_BTHK.shape[1], working_dtype(like_BTHK)
     if g is None:
         decay = like_BTHK.new_ones(1, T, 1, 1, dtype=dtype)
@@ -89,8 +95,8 @@ def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) 
 
 
 def goes_on(documents: Documents | None) -> Tensor | None:
-    """(B, T) bool: whether a token belongs to the document of the token before it. The first token of the call always
-    does, so that the initial state belongs to the first document of each row."""
+    """(B, T) bool: whether a token belongs to the document of the token before it. The first token
+    of the call always does, so that the initial state belongs to the first document of each row."""
     return (
         None
         if documents is None
@@ -110,8 +116,8 @@ class Decayed(NamedTuple):
 
 
 def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed:
-    """queries and keys (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a power of two. Queries and keys
-    may be views `in_chunks`: the tree copies them anyway."""
+    """queries and keys (..., C, K), decay (..., C, K) or one for all channels (..., C, 1); C a
+    power of two. Queries and keys may be views `in_chunks`: the tree copies them anyway."""
     if decay.shape[-1] == keys[0].shape[-1] != 1:
         whole, to_end, from_start, products = decay_tree(decay, keys, queries)
         products = list(products.unbind(-3))
@@ -129,7 +135,8 @@ def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed
 
 
 def decays_alone(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of one decay for all channels (..., C, 1): whole, to_end, from_start and those of pairs (..., C, C), the tree of ones."""
+    """Of one decay for all channels (..., C, 1): whole, to_end, from_start and those of pairs (...,
+    C, C), the tree of ones."""
     ones = torch.ones_like(decay)
     whole, to_end, from_start, products = decay_tree(decay, [ones], [ones])
     return whole, to_end.squeeze(-2), from_start.squeeze(-2), products.squeeze(-3)
@@ -146,8 +153,9 @@ def decays_alone(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("longfire::decay_tree", mutates_args=())
 def decay_tree(decay: Tensor, keys: list[Tensor], queries: list[Tensor]) -> list[Tensor]:
-    """All (..., C, K), J keys and I queries -> [whole (..., 1, K), to_end (..., C, J, K), from_start (..., C, I, K), products
-    (..., I * J, C, C)]: the file's trace. Of the products those with the first query come first."""
+    """All (..., C, K), J keys and I queries -> [whole (..., 1, K), to_end (..., C, J, K),
+    from_start (..., C, I, K), products (..., I * J, C, C)]: the file's trace. Of the products those
+    with the first query come first."""
     whole, to_end, queries_CIK = decay.clone(), torch.stack(keys, -2), torch.stack(queries, -2)
     from_start = queries_CIK * decay[..., None, :]
     products = torch.diag_embed((queries_CIK @ to_end.mT).flatten(-2).mT)
@@ -239,7 +247,8 @@ def block_sizes(key: Tensor) -> Iterator[int]:
 
 
 def early_of(x: Tensor, size: int) -> Tensor:
-    """The early one of each two neighbouring blocks: a view (..., C / 2 size, size, J, K) of (..., C, J, K)."""
+    """The early one of each two neighbouring blocks: a view (..., C / 2 size, size, J, K) of (...,
+    C, J, K)."""
     return x.unflatten(-3, (-1, 2, size)).select(-4, 0)
 
 
@@ -254,13 +263,15 @@ def rows_of(block: Tensor) -> Tensor:
 
 
 def seam(whole: Tensor) -> tuple[Tensor, Tensor]:
-    """The decay over each early and each late block, (..., C / 2 size, K), of whole (..., C / size, K)."""
+    """The decay over each early and each late block, (..., C / 2 size, K), of whole (..., C / size,
+    K)."""
     early, late = whole.unflatten(-2, (-1, 2)).unbind(-2)
     return early, late
 
 
 def merge(whole: Tensor, early: Tensor, late: Tensor) -> Tensor:
-    """Carry the early keys over the late block and the late queries back over the early one, in place; the new `whole`."""
+    """Carry the early keys over the late block and the late queries back over the early one, in
+    place; the new `whole`."""
     whole_early, whole_late = seam(whole)
     early *= whole_late[..., None, None, :]
     late *= whole_early[..., None, None, :]
@@ -268,7 +279,8 @@ def merge(whole: Tensor, early: Tensor, late: Tensor) -> Tensor:
 
 
 def few_times(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b. One or two columns of a are multiplied out: a CPU's product of such matrices takes ten times as long."""
+    """a @ b. One or two columns of a are multiplied out: a CPU's product of such matrices takes ten
+    times as long."""
     if a.shape[-1] > 2:
         return a @ b
     product = a[..., :1] * b[..., :1, :]
@@ -281,8 +293,8 @@ def score_blocks(products: Tensor, queries: int) -> Tensor:
 
 
 def scored(scores: Tensor, size: int) -> Tensor:
-    """Rows of queries and columns of keys, (..., C / 2 size, size * I, size * J), as `below_diagonal` lies: a view (..., I, J,
-    C / 2 size, size, size)."""
+    """Rows of queries and columns of keys, (..., C / 2 size, size * I, size * J), as
+    `below_diagonal` lies: a view (..., I, J, C / 2 size, size, size)."""
     blocks = scores.unflatten(-1, (size, -1)).unflatten(
         -3, (size, -1)
     )  # (..., C / 2 size, size, I, size, J)
@@ -303,7 +315,8 @@ def on_diagonal(matrix: Tensor, size: int) -> Tensor:
 
 
 def below_diagonal(matrix: Tensor, size: int) -> Tensor:
-    """Where late queries meet early keys: the blocks (..., C / 2 size, size, size) of (..., C, C), a view."""
+    """Where late queries meet early keys: the blocks (..., C / 2 size, size, size) of (..., C, C),
+    a view."""
     pairs = (-1, 2, size)
     blocks = matrix.unflatten(-1, pairs).unflatten(-4, pairs).select(-5, 1).select(-2, 0)
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
@@ -313,7 +326,8 @@ def below_diagonal(matrix: Tensor, size: int) -> Tensor:
 def scan(
     transition: Tensor, write: Tensor, state: Tensor, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """S <- M_n S + write_n over the chunks n, from the last to the first if `reverse`: (the state before each, the last).
+    """S <- M_n S + write_n over the chunks n, from the last to the first if `reverse`: (the state
+    before each, the last).
 
     state (B, H, K, V), write (B, N, H, K, V), transition a matrix M (B, N, H, K, K) or its diagonal
     (1 or B, N, 1 or H, 1 or K, 1).
@@ -379,8 +393,9 @@ def through_chunks(
     state: Tensor,
     *inputs: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and state after some tokens, given the state before them: work(*inputs) is what chunks come to before a state is known,
-    their `transition` and `write` among it, read(that, states) their outputs."""
+    """Outputs and state after some tokens, given the state before them: work(*inputs) is what
+    chunks come to before a state is known, their `transition` and `write` among it, read(that,
+    states) their outputs."""
     worked = work(*inputs)
     states, state = scan(worked.transition, worked.write, state)
     return read(worked, states), state
@@ -389,9 +404,11 @@ def through_chunks(
 def by_segments(
     run: Callable[..., tuple[Tensor, Tensor]], state: Tensor, inputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, Tensor]:
-    """run(state, *inputs) -> (o, state), on a CPU a segment of the row at a time; inputs (B, T, ...), (H,) or None.
+    """run(state, *inputs) -> (o, state), on a CPU a segment of the row at a time; inputs (B, T,
+    ...), (H,) or None.
 
-    Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than 9.
+    Without it T = 16k cost 13 times T = 2k (page faults of fresh 32 MiB tensors), with it less than
+    9.
     """
     outputs = []
     for segment in segments_of(inputs):

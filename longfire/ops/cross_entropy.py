@@ -1,4 +1,5 @@
-"""The head and the loss as one: logits exist for a chunk of tokens at a time, and their gradient overwrites them."""
+"""The head and the loss as one: logits exist for a chunk of tokens at a time, and their gradient
+overwrites them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,17 +14,20 @@ from longfire.ops.linear import gives_fp32_sums, working_dtype
 
 # Logits that go through softmax together on a CPU, so that its passes stay in the cache.
 CACHED_BYTES = 3 * 2**20
-# Rows of logits whose soft cap is computed together: its slope has a buffer of so many rows, not of a whole chunk.
+# Rows of logits whose soft cap is computed together: its slope has a buffer of so many rows, not of
+# a whole chunk.
 CAPPED_ROWS = 128
 # Weight of the penalty of L2Wrap in RWKV-LM and fla: its gradient is 1e-4 times the highest logit.
 L2_WARP = 1e-4
-# A row of logits begins on a cache line: at 50,257 words the product takes 0.7 of the time that it takes unaligned.
+# A row of logits begins on a cache line: at 50,257 words the product takes 0.7 of the time that it
+# takes unaligned.
 ROW_MULTIPLE = 64
 
 
 class Words(NamedTuple):
-    """The words whose rows of the weight lie here, of a vocabulary that several processes share; all have the same hidden states
-    and labels. Losses are then the same in all, and the gradient of the hidden states is a part: their sum is the whole one.
+    """The words whose rows of the weight lie here, of a vocabulary that several processes share;
+    all have the same hidden states and labels. Losses are then the same in all, and the gradient of
+    the hidden states is a part: their sum is the whole one.
     """
 
     first: int
@@ -43,15 +47,17 @@ def linear_cross_entropy(
     softcap: float = 0.0,
     l2_warp: bool = False,
 ) -> Tensor:
-    """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for float64 hidden states).
+    """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for
+    float64 hidden states).
 
     softcap: logits are cap * tanh(logits / cap) (Gemma 2, 2024, section 2); 0: as they are.
-    l2_warp: the gradient is also that of L2_WARP / 2 times the square of each real token's highest logit, which
-    keeps logits small; the loss is as without it (RWKV-LM's L2Wrap, fla's use_l2warp).
-    The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's product gives them.
-    Memory beside the gradients: one buffer of chunk_tokens x W. The gradients are made with the loss, so backward can run once
-    and is not differentiable. words: which the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a
-    label that is no word (CUDA's kernels assert by themselves).
+    l2_warp: the gradient is also that of L2_WARP / 2 times the square of each real token's highest
+    logit, which keeps logits small; the loss is as without it (RWKV-LM's L2Wrap, fla's use_l2warp).
+    The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's
+    product gives them. Memory beside the gradients: one buffer of chunk_tokens x W. The gradients
+    are made with the loss, so backward can run once and is not differentiable. words: which the
+    weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a label that is
+    no word (CUDA's kernels assert by themselves).
     """
     W = len(weight_WD) if words is None else words.total
     if labels_N.device.type == "cpu":
@@ -88,7 +94,8 @@ def linear_cross_entropy_slow(
 
 
 def l2_warped(loss: Tensor, logits_NW: Tensor, labels_N: Tensor, ignore_index: int) -> Tensor:
-    """The same loss with another gradient: L2_WARP times the highest logit of each real token is added to its own."""
+    """The same loss with another gradient: L2_WARP times the highest logit of each real token is
+    added to its own."""
     highest_N = logits_NW[labels_N != ignore_index].max(1).values
     penalty = L2_WARP / 2 * highest_N.square().sum()
     return loss + (penalty - penalty.detach())
@@ -105,8 +112,8 @@ def token_losses(
     words: Words | None = None,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """For evaluation, by token: -log softmax(hidden weight^T)[label], as linear_cross_entropy rounds it, 0 where there is no
-    label; and bool, whether the label is the likeliest word."""
+    """For evaluation, by token: -log softmax(hidden weight^T)[label], as linear_cross_entropy
+    rounds it, 0 where there is no label; and bool, whether the label is the likeliest word."""
     dtype = working_dtype(hidden_ND)
     multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
     weight = weight_WD.to(hidden_ND.dtype).to(multiplied)
@@ -154,7 +161,8 @@ def fused(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """d loss / d logits = softmax - onehot takes the logits' place in their buffer and is used up at once."""
+    """d loss / d logits = softmax - onehot takes the logits' place in their buffer and is used up
+    at once."""
 
     @staticmethod
     def forward(
@@ -231,7 +239,8 @@ def loss_of_logits(
     softcap: float,
     l2_warp: bool,
 ) -> Tensor:
-    """Loss of a chunk, whose logits are overwritten: by the gradient of what they were, or by nothing of use."""
+    """Loss of a chunk, whose logits are overwritten: by the gradient of what they were, or by
+    nothing of use."""
     if softcap and words is None and len(logits_NW) > CAPPED_ROWS:
         chunks = zip(logits_NW.split(CAPPED_ROWS), labels_N.split(CAPPED_ROWS))
         rest = (ignore_index, gradient, words, softcap, l2_warp)
@@ -255,8 +264,8 @@ def loss_of_logits(
 def highest_logits(
     logits_NW: Tensor, labels_N: Tensor, ignore_index: int, words: Words | None
 ) -> tuple[Tensor, Tensor]:
-    """(N, 1) the column of each token's highest logit, and that logit; 0 in place of the logit where the token
-    has no label, or where another process has the column."""
+    """(N, 1) the column of each token's highest logit, and that logit; 0 in place of the logit
+    where the token has no label, or where another process has the column."""
     highest_N1, index_N1 = logits_NW.max(1, keepdim=True)
     counts_N1 = (labels_N != ignore_index)[:, None]
     if words is not None:
@@ -265,7 +274,8 @@ def highest_logits(
 
 
 def softcap_in_place(logits: Tensor, cap: float, gradient: bool) -> Tensor | None:
-    """softcapped, in place of the logits; where a gradient is wanted, its slope 1 - tanh^2(logits / cap) too."""
+    """softcapped, in place of the logits; where a gradient is wanted, its slope 1 - tanh^2(logits /
+    cap) too."""
     logits.div_(cap).tanh_()
     slopes = logits.square().neg_().add_(1) if gradient else None
     logits.mul_(cap)
@@ -275,7 +285,8 @@ def softcap_in_place(logits: Tensor, cap: float, gradient: bool) -> Tensor | Non
 def softmax_minus_onehot(
     logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool
 ) -> Tensor:
-    """Loss of a chunk. Its logits are overwritten: by their gradient, zero where there is no label, or by nothing of use."""
+    """Loss of a chunk. Its logits are overwritten: by their gradient, zero where there is no label,
+    or by nothing of use."""
     real_N = labels_N != ignore_index
     index_N1 = torch.where(real_N, labels_N, 0)[:, None]
     label_logits_N1 = logits_NW.gather(1, index_N1)
@@ -303,8 +314,9 @@ def cached_rows(logits_NW: Tensor) -> int:
 def shared_softmax_minus_onehot(
     logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool, words: Words
 ) -> Tensor:
-    """(N,) losses of a chunk, of whose words some lie here. Two sums over the processes: of the highest logits; of the others'
-    exponentials beside the label's logit, which one process has. The logits are overwritten as in `softmax_minus_onehot`."""
+    """(N,) losses of a chunk, of whose words some lie here. Two sums over the processes: of the
+    highest logits; of the others' exponentials beside the label's logit, which one process has. The
+    logits are overwritten as in `softmax_minus_onehot`."""
     real_N = labels_N != ignore_index
     here_N = labels_N - words.first
     mine_N = real_N & (here_N >= 0) & (here_N < logits_NW.shape[1])
@@ -320,7 +332,8 @@ def shared_softmax_minus_onehot(
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b. bf16 gives an fp32 product on CUDA; on a CPU with bf16 units the product is rounded to bf16 first."""
+    """out = a b. bf16 gives an fp32 product on CUDA; on a CPU with bf16 units the product is
+    rounded to bf16 first."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif gives_fp32_sums(a):
@@ -330,7 +343,8 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, added up in the total's dtype; narrower factors only where the device gives fp32 sums of them."""
+    """total += a b, added up in the total's dtype; narrower factors only where the device gives
+    fp32 sums of them."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:

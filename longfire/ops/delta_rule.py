@@ -1,8 +1,9 @@
-"""The delta rule with decay: S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T, o_t = scale * S_t^T q_t.
+"""The delta rule with decay: S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T,
+o_t = scale * S_t^T q_t.
 
-What the key k_t held is erased before v_t is written. No decay is DeltaNet (Schlag 2021; Yang 2024a), a scalar Gated
-DeltaNet (Yang 2024b, eq. 10), a vector over the key channels KDA (Kimi Linear, 2025). The state decays first, and the
-decayed state is what is erased: fla's order.
+What the key k_t held is erased before v_t is written. No decay is DeltaNet (Schlag 2021; Yang
+2024a), a scalar Gated DeltaNet (Yang 2024b, eq. 10), a vector over the key channels KDA (Kimi
+Linear, 2025). The state decays first, and the decayed state is what is erased: fla's order.
 """
 
 from functools import partial
@@ -41,12 +42,15 @@ def delta_rule(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64 inputs).
+    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64
+    inputs).
 
-    beta: how much of what the key held is replaced, 0 to 2; the state stays bounded if |k| <= 1 and beta <= 2.
-    g: log decay (<= 0) of each step: None, (B, T, H), or (B, T, H, K) per key channel. scale: K**-0.5 if None.
-    With documents the state starts from zero at each of them; the initial state belongs to the first document of each row,
-    and the final state is that of its last. Differentiable in every tensor.
+    beta: how much of what the key held is replaced, 0 to 2; the state stays bounded if |k| <= 1 and
+    beta <= 2.
+    g: log decay (<= 0) of each step: None, (B, T, H), or (B, T, H, K) per key channel. scale:
+    K**-0.5 if None. With documents the state starts from zero at each of them; the initial state
+    belongs to the first document of each row, and the final state is that of its last.
+    Differentiable in every tensor.
     """
     return FORMS[chosen("delta_rule")](
         q_BTHK,
@@ -103,7 +107,8 @@ def delta_rule_chunkwise(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Chunks of tokens by matrix products (the UT transform: Yang 2024a section 3.2, with decay Yang 2024b section 3.3)."""
+    """Chunks of tokens by matrix products (the UT transform: Yang 2024a section 3.2, with decay
+    Yang 2024b section 3.3)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
         return step(
@@ -124,7 +129,8 @@ def delta_rule_chunkwise(
 def step(
     S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, *, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """One token, as generation asks for it: the recurrence itself, at a fourteenth of what a chunk of one costs."""
+    """One token, as generation asks for it: the recurrence itself, at a fourteenth of what a chunk
+    of one costs."""
     dtype = S_BHKV.dtype
     key = k[:, 0, :, None].to(dtype)
     if g is not None:
@@ -145,10 +151,11 @@ def work(
     *,
     scale: float,
 ) -> Worked:
-    """The rule is decayed linear attention S_t = diag(a_t) S_{t-1} + k_t u_t^T with values u_t = beta_t (v_t - held_t) that
-    depend on the state: held_i = (k_i a_1..a_i)^T S_in + sum_{j<i} P_ij u_j, P the products of keys with keys. So
-    (I + diag(beta) P below the diagonal) u = diag(beta) (v - from_start_k S_in): one triangular system per chunk gives
-    u = found + read S_in, and S_out = diag(whole) S_in + to_end^T u.
+    """The rule is decayed linear attention S_t = diag(a_t) S_{t-1} + k_t u_t^T with values u_t =
+    beta_t (v_t - held_t) that depend on the state: held_i = (k_i a_1..a_i)^T S_in + sum_{j<i} P_ij
+    u_j, P the products of keys with keys. So (I + diag(beta) P below the diagonal) u = diag(beta)
+    (v - from_start_k S_in): one triangular system per chunk gives u = found + read S_in, and S_out
+    = diag(whole) S_in + to_end^T u.
     """
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
@@ -175,7 +182,8 @@ def change(parts: Decayed, v: Tensor, beta: Tensor) -> LowRank:
 
 
 def chunk_maps(k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """(transition, write) of chunks whose outputs nobody asks for; k, v, beta, decay (B, N, H, C, ...)."""
+    """(transition, write) of chunks whose outputs nobody asks for; k, v, beta, decay (B, N, H, C,
+    ...)."""
     chunks = change(decayed([k], [k], decay), v, beta)
     return chunks.transition, chunks.write
 

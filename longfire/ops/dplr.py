@@ -1,8 +1,9 @@
-"""Diagonal plus low rank: S_t = diag(exp g_t) S_{t-1} + b_t (c_t^T S_{t-1}) + k_t v_t^T, o_t = scale * S_t^T q_t.
+"""Diagonal plus low rank: S_t = diag(exp g_t) S_{t-1} + b_t (c_t^T S_{t-1}) + k_t v_t^T, o_t =
+scale * S_t^T q_t.
 
-RWKV-7 (Peng 2025): c_t is the negative of the key that is removed, b_t that key times its learning rate. What c reads is the
-state before this step's decay. The delta rules are the case c = exp(g) * k, b = -beta * k and beta * k written;
-ops/delta_rule.py computes them with half the work.
+RWKV-7 (Peng 2025): c_t is the negative of the key that is removed, b_t that key times its learning
+rate. What c reads is the state before this step's decay. The delta rules are the case c = exp(g) *
+k, b = -beta * k and beta * k written; ops/delta_rule.py computes them with half the work.
 """
 
 from functools import partial
@@ -43,12 +44,14 @@ def dplr(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64 inputs).
+    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64
+    inputs).
 
-    c reads the state and b writes what was read; the state stays bounded if no diag(exp g) + b c^T lengthens a vector.
-    g: log decay (<= 0) of each step per key channel. scale: K**-0.5 if None.
-    With documents the state starts from zero at each of them; the initial state belongs to the first document of each row,
-    and the final state is that of its last. Differentiable in every tensor.
+    c reads the state and b writes what was read; the state stays bounded if no diag(exp g) + b c^T
+    lengthens a vector.
+    g: log decay (<= 0) of each step per key channel. scale: K**-0.5 if None. With documents the
+    state starts from zero at each of them; the initial state belongs to the first document of each
+    row, and the final state is that of its last. Differentiable in every tensor.
     """
     return FORMS[chosen("dplr")](
         q_BTHK,
@@ -146,11 +149,13 @@ def work(
     *,
     scale: float,
 ) -> Worked:
-    """This is decayed linear attention with two kinds of keys, k_t with values v_t and b_t with values u_t = c_t^T S_{t-1}. What
-    c_t reads is what a query at t - 1 would: so c stands a place earlier among the queries, and what its places give moves
-    back by one. The first of a chunk reads S_in itself, and the first of a document nothing: there c is zero. With P the products
-    of c with k and b, strictly below the diagonal after the move, u = P_k v + P_b u + c_from_start S_in, so one triangular
-    system gives u = found + read S_in, and S_out = diag(whole) S_in + b_to_end^T u + k_to_end^T v.
+    """This is decayed linear attention with two kinds of keys, k_t with values v_t and b_t with
+    values u_t = c_t^T S_{t-1}. What c_t reads is what a query at t - 1 would: so c stands a place
+    earlier among the queries, and what its places give moves back by one. The first of a chunk
+    reads S_in itself, and the first of a document nothing: there c is zero. With P the products of
+    c with k and b, strictly below the diagonal after the move, u = P_k v + P_b u + c_from_start
+    S_in, so one triangular system gives u = found + read S_in, and S_out = diag(whole) S_in +
+    b_to_end^T u + k_to_end^T v.
     """
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)

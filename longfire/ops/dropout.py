@@ -1,7 +1,9 @@
-"""Dropout whose mask is a pure function of (seed, row, position, place in the model, channel): no plan and no resume changes it.
+"""Dropout whose mask is a pure function of (seed, row, position, place in the model, channel): no
+plan and no resume changes it.
 
-The noise of a token is a 32-bit number, made of the seed, the number of its row in the run and its place in the row. A layer
-mixes itself in, a channel too, and what comes out decides: nothing is drawn in an order, so nothing depends on one.
+The noise of a token is a 32-bit number, made of the seed, the number of its row in the run and its
+place in the row. A layer mixes itself in, a channel too, and what comes out decides: nothing is
+drawn in an order, so nothing depends on one.
 """
 
 from typing import Any
@@ -14,7 +16,8 @@ GOLDEN = -1640531527  # 2^32 / golden ratio, as int32: neighbouring numbers beco
 
 
 def mixed(x: Tensor) -> Tensor:
-    """A hash of int32 numbers (lowbias32 of Wellons' hash prospector: bias of each bit on each under 0.2 %)."""
+    """A hash of int32 numbers (lowbias32 of Wellons' hash prospector: bias of each bit on each
+    under 0.2 %)."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x7FEB352D
     x = x ^ ((x >> 15) & 0x1FFFF)
@@ -54,12 +57,14 @@ def kept(noise: Tensor, p: float) -> Tensor:
 
 
 def dropout(x_BTD: Tensor, p: float, noise_BT: Tensor | None) -> Tensor:
-    """x / (1 - p) with a share p of its channels at 0; x itself without noise (evaluation) or with p = 0."""
+    """x / (1 - p) with a share p of its channels at 0; x itself without noise (evaluation) or with
+    p = 0."""
     return x_BTD if noise_BT is None or p == 0 else _Dropout.apply(x_BTD, None, p, noise_BT)
 
 
 def dropout_add(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor | None) -> Tensor:
-    """residual + dropout(x), in the residual's dtype: one step that keeps nothing for the backward but the tokens' noise."""
+    """residual + dropout(x), in the residual's dtype: one step that keeps nothing for the backward
+    but the tokens' noise."""
     if noise_BT is None or p == 0:
         return residual_BTD + x_BTD
     return _Dropout.apply(x_BTD, residual_BTD, p, noise_BT)

@@ -1,4 +1,5 @@
-"""Feature maps: what queries and keys pass before linear attention takes their products (Katharopoulos 2020, eq. 4)."""
+"""Feature maps: what queries and keys pass before linear attention takes their products
+(Katharopoulos 2020, eq. 4)."""
 
 from collections.abc import Callable
 
@@ -58,7 +59,8 @@ class HedgehogMap(nn.Module):
 
 
 class DPFPMap(nn.Module):
-    """Products of (relu(x), relu(-x)) with itself rolled by 1 to DPFP_ROLLS places (Schlag 2021, eq. 37)."""
+    """Products of (relu(x), relu(-x)) with itself rolled by 1 to DPFP_ROLLS places (Schlag 2021,
+    eq. 37)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -77,7 +79,8 @@ FEATURE_MAPS = (*ACTIVATIONS, *LEARNED, "dpfp")
 
 
 def feature_map(name: str, size: int) -> Callable[[Tensor], Tensor]:
-    """A map of the last dim, of `size` channels, to `feature_size` features; a module where it learns."""
+    """A map of the last dim, of `size` channels, to `feature_size` features; a module where it
+    learns."""
     return ACTIVATIONS[name] if name in ACTIVATIONS else (LEARNED | {"dpfp": DPFPMap})[name](size)
 
 

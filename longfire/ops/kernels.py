@@ -1,7 +1,8 @@
-"""fla's Triton kernels (fla-core 0.6.0) behind our signatures: rows, documents and states in our meaning.
+"""fla's Triton kernels (fla-core 0.6.0) behind our signatures: rows, documents and states in our
+meaning.
 
-Imported only where `choose` found fla and CUDA. No machine of the everyday tests has a GPU: `longfire doctor` is the test
-of this file.
+Imported only where `choose` found fla and CUDA. No machine of the everyday tests has a GPU:
+`longfire doctor` is the test of this file.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,8 @@ def linear_attention(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has no chunks for it alone."""
+    """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has
+    no chunks for it alone."""
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
     groups = q_BTHK.shape[2] // k_BTHK.shape[2]
     assert gv is None or groups == 1, "the caller takes one set of queries at a time"
@@ -73,7 +75,8 @@ def delta_rule(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.delta_rule.delta_rule. No decay is a log decay of 0, since chunk_delta_rule refuses fp32."""
+    """As longfire.ops.delta_rule.delta_rule. No decay is a log decay of 0, since chunk_delta_rule
+    refuses fp32."""
     g = torch.zeros_like(beta_BTH, dtype=torch.float32) if g is None else g.float()
     kernel = chunk_kda if g.dim() == 4 else chunk_gated_delta_rule
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "beta": beta_BTH, "g": g}
@@ -106,7 +109,8 @@ def short_conv(
     state_BDW: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.short_conv.short_conv. fla keeps the last W inputs, of which the oldest is never used: ours is W - 1."""
+    """As longfire.ops.short_conv.short_conv. fla keeps the last W inputs, of which the oldest is
+    never used: ours is W - 1."""
 
     def kernel(
         x: Tensor, scale: None, initial_state: Tensor | None, **kwargs: Any
@@ -128,7 +132,8 @@ def run(
     state_BHKV: Tensor | None,
     documents: Documents | None,
 ) -> tuple[Tensor, Tensor]:
-    """With documents the kernels want one long row, the documents' cumulative lengths, and a state for each document."""
+    """With documents the kernels want one long row, the documents' cumulative lengths, and a state
+    for each document."""
     inputs = {name: x.contiguous() for name, x in inputs.items()}
     first = next(iter(inputs.values()))  # q, or x: what the output is like
     state = None if state_BHKV is None else state_BHKV.float()

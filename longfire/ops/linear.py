@@ -12,7 +12,8 @@ from longfire.ops.bf16 import native_bf16
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """Statistics, states and sums are fp32; float64 inputs stay what they are (the truth in tests)."""
+    """Statistics, states and sums are fp32; float64 inputs stay what they are (the truth in
+    tests)."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -24,8 +25,8 @@ def in_fp32(x: Tensor) -> Tensor:
 def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor:
     """x (..., D) -> (..., W) in x's dtype, from fp32 master weights rounded to it.
 
-    bf16 on a CPU without bf16 units: the same rounded values are multiplied in fp32 and the result is rounded, which is what a
-    bf16 product with fp32 accumulation means.
+    bf16 on a CPU without bf16 units: the same rounded values are multiplied in fp32 and the result
+    is rounded, which is what a bf16 product with fp32 accumulation means.
     """
     if x.dtype == weight_WD.dtype and (x.dtype != torch.bfloat16 or native_bf16(x.device)):
         return F.linear(x, weight_WD, None if bias_W is None else bias_W.to(x.dtype))
@@ -33,9 +34,10 @@ def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor
 
 
 class _RoundedLinear(torch.autograd.Function):
-    """Master weights rounded to x's type, and multiplied in it where the device has units for it, else in fp32. Keeps x and the master
-    weight itself, which is rounded again in the backward: autograd would keep the rounded one, a copy of the model that no sharding
-    gives back. The weight's gradient has the master's type and was never rounded to a narrower one.
+    """Master weights rounded to x's type, and multiplied in it where the device has units for it,
+    else in fp32. Keeps x and the master weight itself, which is rounded again in the backward:
+    autograd would keep the rounded one, a copy of the model that no sharding gives back. The
+    weight's gradient has the master's type and was never rounded to a narrower one.
     """
 
     @staticmethod
@@ -64,8 +66,8 @@ class _RoundedLinear(torch.autograd.Function):
 def fp32_product(a: Tensor, b: Tensor) -> Tensor:
     """a b, multiplied in their type and never rounded to it: the gradient of a master weight.
 
-    CUDA gives fp32 sums of bf16 products. A CPU gives them rounded, so there fp32 factors are multiplied: with bf16 units at
-    half the speed.
+    CUDA gives fp32 sums of bf16 products. A CPU gives them rounded, so there fp32 factors are
+    multiplied: with bf16 units at half the speed.
     """
     dtype = working_dtype(a)
     if a.dtype != dtype and gives_fp32_sums(a):
@@ -95,7 +97,8 @@ class Linear(nn.Linear):
 
 
 def keep_rounded(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round the weights of a model that will only generate once, and not again for every token: the same results."""
+    """Round the weights of a model that will only generate once, and not again for every token: the
+    same results."""
     for module in model.modules():
         if isinstance(module, Linear) and module.weight.dtype != dtype:
             module.rounded_WD = module.weight.detach().to(dtype)

@@ -1,8 +1,10 @@
-"""Linear attention with decay: S_t = diag(exp g_t) S_{t-1} diag(exp gv_t) + k_t v_t^T, o_t = scale * S_t^T q_t.
+"""Linear attention with decay: S_t = diag(exp g_t) S_{t-1} diag(exp gv_t) + k_t v_t^T, o_t = scale
+* S_t^T q_t.
 
-No decay is linear attention (Katharopoulos 2020), a constant one per head RetNet's retention (Sun 2023), a scalar Mamba-2
-(Dao 2024), a vector over the key channels GLA (Yang 2023, eq. 3) and HGRN2, a vector over the value channels the first pass
-of gated slot attention (Zhang 2024, where the values are the slots).
+No decay is linear attention (Katharopoulos 2020), a constant one per head RetNet's retention (Sun
+2023), a scalar Mamba-2 (Dao 2024), a vector over the key channels GLA (Yang 2023, eq. 3) and HGRN2,
+a vector over the value channels the first pass of gated slot attention (Zhang 2024, where the
+values are the slots).
 """
 
 from functools import partial
@@ -44,16 +46,20 @@ def linear_attention(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64 inputs).
+    """Outputs (B, T, H, V) in q's dtype and the final state (B, H, K, V), fp32 (float64 for float64
+    inputs).
 
-    g: log decay (<= 0) of each step: None, (H,) constant per head, (B, T, H), or (B, T, H, K) per key channel.
+    g: log decay (<= 0) of each step: None, (H,) constant per head, (B, T, H), or (B, T, H, K) per
+    key channel.
     gv: log decay (<= 0) of each step per value channel, (B, T, H, V), or None.
-    scale: K**-0.5 if None. With documents the state starts from zero at each of them; the initial state belongs to the
-    first document of each row, and the final state is that of its last. Differentiable in every tensor.
+    scale: K**-0.5 if None. With documents the state starts from zero at each of them; the initial
+    state belongs to the first document of each row, and the final state is that of its last.
+    Differentiable in every tensor.
 
-    k, v, g, gv and the state may have fewer heads than q: each serves as many neighbouring heads of q as divide them. Or q and k
-    have fewer heads than v, g, gv and the state (Mamba-2's C and B). What is shared is worked on once, but with gv, and with a
-    vector g in the second case: no mixer asks for these, and they are computed as if all had heads of their own.
+    k, v, g, gv and the state may have fewer heads than q: each serves as many neighbouring heads of
+    q as divide them. Or q and k have fewer heads than v, g, gv and the state (Mamba-2's C and B).
+    What is shared is worked on once, but with gv, and with a vector g in the second case: no mixer
+    asks for these, and they are computed as if all had heads of their own.
     """
     form = partial(FORMS[chosen("linear_attention")], scale=scale, documents=documents)
     if gv is not None or (g is not None and g.dim() == 4):
@@ -110,7 +116,8 @@ def linear_attention_chunkwise(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang 2023, section 4)."""
+    """Chunks of tokens by matrix products, the state from chunk to chunk: work linear in T (Yang
+    2023, section 4)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
         return step(
@@ -132,7 +139,8 @@ def step(
     *,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """One token, as generation asks for it: the recurrence itself, at a quarter of what a chunk of one costs."""
+    """One token, as generation asks for it: the recurrence itself, at a quarter of what a chunk of
+    one costs."""
     (q, k), dtype = for_heads_of(v, q, k), S_BHKV.dtype
     key, value = k[:, 0, :, :, None].to(dtype), v[:, 0, :, None].to(dtype)
     if g is not None:
@@ -196,7 +204,8 @@ class Worked(NamedTuple):
 def work(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
 ) -> Worked:
-    """Chunks of as many heads of k as of v; q may have more of them, each set of which is read by itself."""
+    """Chunks of as many heads of k as of v; q may have more of them, each set of which is read by
+    itself."""
     tokens, dtype = q.shape[1], working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
@@ -220,8 +229,8 @@ def read(worked: Worked, states: Tensor) -> Tensor:
 def with_value_decay(
     S_BHKV: Tensor, parts: Decayed, v: Tensor, decay: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same where the values' channels decay too (v and decay: (B, N, H, C, V)). The state is scanned as one long vector,
-    values outside: each of its V x K numbers has a decay of its own."""
+    """The same where the values' channels decay too (v and decay: (B, N, H, C, V)). The state is
+    scanned as one long vector, values outside: each of its V x K numbers has a decay of its own."""
     inside, v_to_end, from_start = value_tree(parts.products[0][0], v, decay)
     write = v_to_end.mT @ parts.to_end[0]
     whole = from_start[..., -1, :, None] * parts.whole.mT
@@ -233,9 +242,10 @@ def with_value_decay(
 def in_groups(
     S_BHKV: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same where G heads of q and k (B, N, G, C, K) serve R of v's each, side by side: v and outputs (B, N, G, C, R * V), decay
-    (B, N, G * R, C, 1). Scores are made once a group, and the decays of writing and reading go to the values, not to copies of
-    the keys; the state is scanned with the group's values outside, each with the decay of its head."""
+    """The same where G heads of q and k (B, N, G, C, K) serve R of v's each, side by side: v and
+    outputs (B, N, G, C, R * V), decay (B, N, G * R, C, 1). Scores are made once a group, and the
+    decays of writing and reading go to the values, not to copies of the keys; the state is scanned
+    with the group's values outside, each with the decay of its head."""
     G, (H, V) = q.shape[2], (S_BHKV.shape[1], S_BHKV.shape[-1])
     R = H // G
     whole, to_end, from_start, pairs = decays_alone(decay)

@@ -4,8 +4,9 @@ Within a chunk what is written depends on the state, linearly: u = found + read 
 
     S_out = diag(whole) S_in + keys^T u + added
 
-So a chunk is the map S_out = (diag(whole) + keys^T read) S_in + (keys^T found + added). Its K x K matrix is made only where maps
-of chunks are composed (context parallelism); along a sequence the two products with the state are fewer operations.
+So a chunk is the map S_out = (diag(whole) + keys^T read) S_in + (keys^T found + added). Its K x K
+matrix is made only where maps of chunks are composed (context parallelism); along a sequence the
+two products with the state are fewer operations.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,8 @@ class LowRank(NamedTuple):
 
 
 class Worked(NamedTuple):
-    """What chunks come to before a state is known; `outputs` takes the state before each chunk, and u."""
+    """What chunks come to before a state is known; `outputs` takes the state before each chunk, and
+    u."""
 
     change: LowRank
     outputs: Callable[[Tensor, Tensor], Tensor]
@@ -80,8 +82,10 @@ def scan_low_rank(
     state: Tensor,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """u_n = found_n + read_n S and S <- whole_n S + keys_n^T u_n + added_n over the chunks n, from the last to the first if
-    `reverse`: (the state before each, u, the last state). Shapes as in LowRank, state (B, H, K, V)."""
+    """u_n = found_n + read_n S and S <- whole_n S + keys_n^T u_n + added_n over the chunks n, from
+    the last to the first if
+    `reverse`: (the state before each, u, the last state). Shapes as in LowRank, state (B, H, K,
+    V)."""
     chunks = range(keys.shape[1])
     states, written = [None] * len(chunks), [None] * len(chunks)
     for n in reversed(chunks) if reverse else chunks:
@@ -124,7 +128,8 @@ def keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, T
 def scan_gradients(
     ctx: Any, d_states: Tensor, d_written: Tensor, d_last: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradient of the state is scanned the other way, with keys and read in each other's place."""
+    """The gradient of the state is scanned the other way, with keys and read in each other's
+    place."""
     whole, keys, read, states, written = ctx.saved_tensors
     d_after, d_found, d_state = scan_low_rank(
         whole, read, d_written, keys, d_states, d_last, not ctx.reverse
@@ -142,8 +147,9 @@ scan_low_rank.register_autograd(scan_gradients, setup_context=keep_scan)
 
 
 class UnitLowerSolve(torch.autograd.Function):
-    """(I + the part of x below its diagonal)^-1 times a, and times b. The backward makes use of what was solved: with Y the
-    solutions, d_a = solve^T d_Y and d_x = -d_a Y^T, where that of an inverse would be two products more."""
+    """(I + the part of x below its diagonal)^-1 times a, and times b. The backward makes use of
+    what was solved: with Y the solutions, d_a = solve^T d_Y and d_x = -d_a Y^T, where that of an
+    inverse would be two products more."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,13 +167,14 @@ class UnitLowerSolve(torch.autograd.Function):
         return d_x, d_a, d_b
 
 
-# Rows of the blocks that are solved; larger ones are merged from them: at 64 rows in half the time on a CPU.
+# Rows of the blocks that are solved; larger ones are merged from them: at 64 rows in half the time
+# on a CPU.
 SOLVED = 16
 
 
 def unit_lower_inverse(x: Tensor) -> Tensor:
-    """The blocks on the diagonal are solved, and neighbours merged as (I + [[A, 0], [B, C]])^-1 = [[A', 0], [-C' B A', C']],
-    with A' and C' their inverses. x (..., C, C), C a power of two."""
+    """The blocks on the diagonal are solved, and neighbours merged as (I + [[A, 0], [B, C]])^-1 =
+    [[A', 0], [-C' B A', C']], with A' and C' their inverses. x (..., C, C), C a power of two."""
     size = min(x.shape[-1], SOLVED)
     inverse, blocks = torch.zeros_like(x), on_diagonal(x, size)
     eye = torch.eye(size, dtype=x.dtype, device=x.device).expand_as(blocks)

@@ -1,11 +1,13 @@
 """What a segment of a row does to the state: S_out = M S_in + B, without the outputs of its tokens.
 
-All recurrences here are linear in the state, so that a segment, whatever its length, is such a map; maps of neighbours compose to
-that of both. Processes that share a row exchange these maps, not states (parallel/context.py; for decayed linear attention this is
-LASP-2, Sun 2025). M is a number for each channel where channels decay by themselves, a matrix K x K where keys are erased.
+All recurrences here are linear in the state, so that a segment, whatever its length, is such a map;
+maps of neighbours compose to that of both. Processes that share a row exchange these maps, not
+states (parallel/context.py; for decayed linear attention this is LASP-2, Sun 2025). M is a number
+for each channel where channels decay by themselves, a matrix K x K where keys are erased.
 
-Each map takes the arguments of its op and follows the same rules: the state starts from zero at each document, the state before
-the segment belongs to its first document, the one after it to its last.
+Each map takes the arguments of its op and follows the same rules: the state starts from zero at
+each document, the state before the segment belongs to its first document, the one after it to its
+last.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,8 +29,8 @@ from longfire.ops.selective_scan import selective_scan
 
 
 class Affine(NamedTuple):
-    """state -> transition state + write: what some tokens do to the state. transition: a matrix (B, H, K, K), or numbers that fit the
-    state's shape."""
+    """state -> transition state + write: what some tokens do to the state. transition: a matrix (B,
+    H, K, K), or numbers that fit the state's shape."""
 
     transition: Tensor
     write: Tensor
@@ -49,7 +51,8 @@ def linear_attention_map(
     scale: float | None = None,
     documents: Documents | None = None,
 ) -> Affine:
-    """Of ops/linear_attention.py: B = sum_t (k_t a_{t+1}..a_T) (v_t b_{t+1}..b_T)^T, M the decays of all tokens; fp32 (or float64)."""
+    """Of ops/linear_attention.py: B = sum_t (k_t a_{t+1}..a_T) (v_t b_{t+1}..b_T)^T, M the decays
+    of all tokens; fp32 (or float64)."""
     k_BTHK, v_BTHV = k_BTHK.to(working_dtype(k_BTHK)), v_BTHV.to(working_dtype(v_BTHV))
     key_whole, key_to_end = decays_to_end(g, k_BTHK)
     value_whole, value_to_end = decays_to_end(gv, v_BTHV)
@@ -72,7 +75,8 @@ def linear_attention_map(
 
 
 def decays_to_end(g: Tensor | None, like_BTHX: Tensor) -> tuple[Tensor, Tensor]:
-    """The decay of all tokens (1 or B, 1, H or 1, X or 1), and that of the tokens after each one (1 or B, T, ...).
+    """The decay of all tokens (1 or B, 1, H or 1, X or 1), and that of the tokens after each one (1
+    or B, T, ...).
 
     Sums of what comes after, not differences of sums: exact to rounding where decays are strong.
     """
@@ -160,9 +164,11 @@ def selective_scan_map(
 
 
 def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
-    """The map of all chunks, given (transition, write) of each, (B, N, H, K, ...) of some chunks at a time, in order.
+    """The map of all chunks, given (transition, write) of each, (B, N, H, K, ...) of some chunks at
+    a time, in order.
 
-    Matrices are folded up from the left: the state that began as zero is carried beside the one that began as the identity.
+    Matrices are folded up from the left: the state that began as zero is carried beside the one
+    that began as the identity.
     """
     whole = state = None
     for transition, write in chunks:
@@ -193,8 +199,9 @@ def around(
     inputs: tuple[Tensor | None, ...],
     state_before: Callable[[Affine], Tensor],
 ) -> Tensor:
-    """Outputs of tokens whose state before them follows from their own map (and those of others): the chunks are worked on once, for
-    the map and for the outputs. work(*inputs) gives what has a `transition` and a `write`; read(that, states) the outputs."""
+    """Outputs of tokens whose state before them follows from their own map (and those of others):
+    the chunks are worked on once, for the map and for the outputs. work(*inputs) gives what has a
+    `transition` and a `write`; read(that, states) the outputs."""
     worked = [work(*segment) for segment in segments_of(inputs)]
     maps = [(one.transition, one.write) for one in worked]
     state, outputs = state_before(folded(maps)), []
@@ -214,8 +221,8 @@ def linear_attention_around(
     documents: Documents | None = None,
     state_before: Callable[[Affine], Tensor],
 ) -> Tensor:
-    """Outputs alone, of tokens whose state before them follows from their own map (`around`): without gv, and as many heads of
-    k as of v."""
+    """Outputs alone, of tokens whose state before them follows from their own map (`around`):
+    without gv, and as many heads of k as of v."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
     return around(partial(plain.work, scale=scale), plain.read, inputs, state_before).to(
@@ -263,8 +270,8 @@ def dplr_around(
 
 
 class Recurrence(NamedTuple):
-    """An op, its map, the name under which it takes the state before the row; and, where our own form of it runs, what works on the
-    chunks once for its map and for its outputs."""
+    """An op, its map, the name under which it takes the state before the row; and, where our own
+    form of it runs, what works on the chunks once for its map and for its outputs."""
 
     op: Callable[..., tuple[Tensor, Tensor]]
     map: Callable[..., Affine]
@@ -274,7 +281,8 @@ class Recurrence(NamedTuple):
     def on_segments(
         self, state_before: Callable[[Affine], Tensor], *inputs: Tensor | None, **options: Any
     ) -> Tensor:
-        """The outputs of segments as rows (B * each, length, ...), given what makes the state before each of the map of each."""
+        """The outputs of segments as rows (B * each, length, ...), given what makes the state
+        before each of the map of each."""
         if self.around and chosen(self.op.__name__) == "torch" and shares_chunks(inputs, options):
             return self.around(
                 *inputs,
@@ -286,7 +294,8 @@ class Recurrence(NamedTuple):
 
 
 def shares_chunks(inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
-    """Whether the state's chunks lie as its channels do: not where values decay too, nor where heads of v share keys."""
+    """Whether the state's chunks lie as its channels do: not where values decay too, nor where
+    heads of v share keys."""
     return options.get("gv") is None and inputs[1].shape[2] == inputs[2].shape[2]
 
 

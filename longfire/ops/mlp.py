@@ -12,7 +12,8 @@ from longfire.ops.linear import Linear
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer 2020). Keeps its two inputs only: silu(gate) is made again in the backward."""
+    """silu(gate) * up (Shazeer 2020). Keeps its two inputs only: silu(gate) is made again in the
+    backward."""
     return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
@@ -30,7 +31,8 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """relu(x)^2 (So 2021, Primer). Keeps relu(x), of which the gradient is 2 relu(x): one pass, where autograd's takes four."""
+    """relu(x)^2 (So 2021, Primer). Keeps relu(x), of which the gradient is 2 relu(x): one pass,
+    where autograd's takes four."""
     return _SquaredReLU.apply(x) if torch.is_grad_enabled() else squared_relu_slow(x)
 
 

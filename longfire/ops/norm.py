@@ -20,7 +20,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """(x - mean) / std * weight + bias over the last dim (Ba 2016); without weight and bias: non-parametric."""
+    """(x - mean) / std * weight + bias over the last dim (Ba 2016); without weight and bias:
+    non-parametric."""
     return F.layer_norm(in_fp32(x), x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
@@ -36,13 +37,15 @@ GATES = {"swish": F.silu, "sigmoid": torch.sigmoid}
 def gated_rms_norm(
     x: Tensor, gate: Tensor, weight: Tensor | None, eps: float, activation: str = "swish"
 ) -> Tensor:
-    """rms_norm(x) * swish(gate) (or another of GATES), the end of most recurrent mixers; in fp32 until the last rounding."""
+    """rms_norm(x) * swish(gate) (or another of GATES), the end of most recurrent mixers; in fp32
+    until the last rounding."""
     return (in_fp32_rms(in_fp32(x), weight, eps) * GATES[activation](in_fp32(gate))).to(x.dtype)
 
 
 def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """rms_norm of fp32 (or float64) x. Uncompiled on a CPU torch's own takes ten times what its passes over memory do; for a
-    token or two, as generation has them, it takes half the time of our calls."""
+    """rms_norm of fp32 (or float64) x. Uncompiled on a CPU torch's own takes ten times what its
+    passes over memory do; for a token or two, as generation has them, it takes half the time of our
+    calls."""
     few = x.numel() < FEW and not torch.is_grad_enabled()
     if x.device.type != "cpu" or torch.compiler.is_compiling() or few:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
@@ -53,8 +56,9 @@ def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = r x weight with r = 1 / rms(x). The backward is layer norm's kernel told that the means are 0: it gives the right
-    d_weight, and d_x less r mean(d_y weight), which is what a mean that depends on x takes off.
+    """y = r x weight with r = 1 / rms(x). The backward is layer norm's kernel told that the means
+    are 0: it gives the right d_weight, and d_x less r mean(d_y weight), which is what a mean that
+    depends on x takes off.
     """
 
     @staticmethod
@@ -127,7 +131,8 @@ class GatedRMSNorm(nn.Module):
 
 
 class GroupedGatedRMSNorm(RMSNorm):
-    """Mamba-2's: rms_norm(x * silu(gate)) with statistics of each group of channels, or the norm first and the gate after it."""
+    """Mamba-2's: rms_norm(x * silu(gate)) with statistics of each group of channels, or the norm
+    first and the gate after it."""
 
     def __init__(self, size: int, eps: float, groups: int, norm_before_gate: bool) -> None:
         super().__init__(size, eps)

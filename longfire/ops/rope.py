@@ -1,5 +1,5 @@
-"""Rotary positions (RoFormer, Su 2021): pairs of channels turned by an angle that grows with the position; and their scalings,
-which let a model go beyond the length that it was trained at."""
+"""Rotary positions (RoFormer, Su 2021): pairs of channels turned by an angle that grows with the
+position; and their scalings, which let a model go beyond the length that it was trained at."""
 
 import math
 from dataclasses import dataclass
@@ -17,14 +17,16 @@ BY_LENGTH = ("dynamic", "longrope")  # whose angles depend on the length of the 
 
 @dataclass(frozen=True)
 class Rotary:
-    """How much each pair of channels turns a position. Names and formulas are those of transformers' `rope_parameters`, and the
-    order of operations too: at position 100,000 one bit of a frequency is 0.006 radians.
+    """How much each pair of channels turns a position. Names and formulas are those of
+    transformers' `rope_parameters`, and the order of operations too: at position 100,000 one bit of
+    a frequency is 0.006 radians.
 
     size: channels that turn, an even number.  scaling: one of SCALINGS.  original_length: tokens that the model was trained at.
-    attention_factor: factor of q and k in yarn and longrope; 0: yarn's 0.1 ln(factor) + 1, or with mscale and mscale_all_dim both
-    set the ratio (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1); longrope's
-    sqrt(1 + ln(factor) / ln(original_length)).
-    short_factor, long_factor: longrope's divisors of each pair's frequency, up to the original length and beyond it.
+    attention_factor: factor of q and k in yarn and longrope; 0: yarn's 0.1 ln(factor) + 1, or with
+    mscale and mscale_all_dim both set the ratio (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim
+    ln(factor) + 1); longrope's sqrt(1 + ln(factor) / ln(original_length)).
+    short_factor, long_factor: longrope's divisors of each pair's frequency, up to the original
+    length and beyond it.
     """
 
     size: int
@@ -61,8 +63,8 @@ class Rotary:
         return self.llama3(f) if self.scaling == "llama3" else f
 
     def llama3(self, f: Tensor) -> Tensor:
-        """Slow pairs, which did not turn once in original_length / low_freq_factor, are interpolated; fast ones are not; a ramp
-        between (Llama 3.1)."""
+        """Slow pairs, which did not turn once in original_length / low_freq_factor, are
+        interpolated; fast ones are not; a ramp between (Llama 3.1)."""
         wavelength = 2 * math.pi / f
         longest, shortest = (
             self.original_length / self.low_freq_factor,
@@ -116,7 +118,8 @@ class Rotary:
     def turns(
         self, positions_BT: Tensor, lengths_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, T, 1, size / 2) of each position, fp32; lengths_BT: tokens of each token's document (BY_LENGTH only)."""
+        """cos and sin (B, T, 1, size / 2) of each position, fp32; lengths_BT: tokens of each
+        token's document (BY_LENGTH only)."""
         f = self.frequencies(positions_BT.device)
         if self.scaling in BY_LENGTH:
             assert lengths_BT is not None, f"{self.scaling} scaling depends on the length"
@@ -125,7 +128,8 @@ class Rotary:
         return angles_BT1K.cos() * self.magnitude, angles_BT1K.sin() * self.magnitude
 
     def beyond(self, f: Tensor, lengths_BT: Tensor) -> Tensor:
-        """(B, T, size / 2) the frequencies of texts of these lengths, given those up to the original length."""
+        """(B, T, size / 2) the frequencies of texts of these lengths, given those up to the
+        original length."""
         is_longer_BT1 = (lengths_BT > self.original_length)[..., None]
         if self.scaling == "longrope":  # LongRoPE (Ding 2024)
             long_factor = torch.tensor(self.long_factor, device=f.device)
@@ -138,8 +142,9 @@ class Rotary:
 
 
 def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
-    """Turn channel pair (i, i + size/2) by the angles of `Rotary.turns`: the half-split layout of Hugging Face. Channels beyond the
-    first `size` stay as they are (partial rotary). Rounded to x's dtype once; float64 inputs are turned in float64."""
+    """Turn channel pair (i, i + size/2) by the angles of `Rotary.turns`: the half-split layout of
+    Hugging Face. Channels beyond the first `size` stay as they are (partial rotary). Rounded to x's
+    dtype once; float64 inputs are turned in float64."""
     size, dtype = 2 * cos_BT1K.shape[-1], working_dtype(x_BTHK)
     cos, sin = cos_BT1K.to(dtype), sin_BT1K.to(dtype)
     turn_all = _Turn.apply if torch.is_grad_enabled() else turned

@@ -1,8 +1,10 @@
-"""Selective scan: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t . h_t, a state of N numbers for each channel.
+"""Selective scan: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t . h_t, a state of N numbers
+for each channel.
 
-Mamba (Gu 2023, algorithm 2), where A is (D, N): every one of the D x N numbers has a decay of its own, so no matrix product
-stands for the sum inside a chunk, and the tokens are walked one by one. What remains to save is memory: the D x N numbers
-of each token are made for a chunk of tokens at a time, and again in the backward, from the states between chunks.
+Mamba (Gu 2023, algorithm 2), where A is (D, N): every one of the D x N numbers has a decay of its
+own, so no matrix product stands for the sum inside a chunk, and the tokens are walked one by one.
+What remains to save is memory: the D x N numbers of each token are made for a chunk of tokens at a
+time, and again in the backward, from the states between chunks.
 """
 
 from collections.abc import Iterator
@@ -29,11 +31,13 @@ def selective_scan(
     initial_state_BDN: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (B, T, D) in x's dtype and the final state (B, D, N), fp32 (float64 for float64 inputs).
+    """Outputs (B, T, D) in x's dtype and the final state (B, D, N), fp32 (float64 for float64
+    inputs).
 
-    dt: step sizes (>= 0). A: rates (<= 0), so that exp(dt A) decays. B, C: what writes to and reads from the N numbers.
-    With documents the state starts from zero at each of them; the initial state belongs to the first document of each row,
-    and the final state is that of its last. Differentiable in every tensor.
+    dt: step sizes (>= 0). A: rates (<= 0), so that exp(dt A) decays. B, C: what writes to and reads
+    from the N numbers. With documents the state starts from zero at each of them; the initial state
+    belongs to the first document of each row, and the final state is that of its last.
+    Differentiable in every tensor.
     """
     return FORMS[chosen("selective_scan")](
         x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, initial_state_BDN=initial_state_BDN, documents=documents
@@ -93,8 +97,9 @@ def start(state_BDN: Tensor | None, x_BTD: Tensor, A_DN: Tensor) -> Tensor:
     )
 
 
-# An operator of its own with a backward written out, for autograd's sake and torch.compile's: see ops/chunkwise.py. Inside it
-# the channels are the last dim, contiguous: N is too short for the vector units.
+# An operator of its own with a backward written out, for autograd's sake and torch.compile's: see
+# ops/chunkwise.py. Inside it the channels are the last dim, contiguous: N is too short for the
+# vector units.
 
 
 @torch.library.custom_op("longfire::scan_tokens", mutates_args=())
@@ -107,7 +112,8 @@ def scan_tokens(
     h_BND: Tensor,
     starts_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y (B, T, D) in x's dtype, the last state (B, N, D), the state before each chunk (chunks, B, N, D))."""
+    """(y (B, T, D) in x's dtype, the last state (B, N, D), the state before each chunk (chunks, B,
+    N, D))."""
     y_BTD, before = (
         torch.empty_like(x_BTD),
         h_BND.new_empty(-(-x_BTD.shape[1] // TOKENS), *h_BND.shape),
@@ -185,7 +191,8 @@ def scan_tokens_backward(
     d_y_BTD: Tensor,
     d_last_BND: Tensor,
 ) -> list[Tensor]:
-    """The gradients of x, dt, A, B, C and the state before the first token; each state's own is d_BND on its way back."""
+    """The gradients of x, dt, A, B, C and the state before the first token; each state's own is
+    d_BND on its way back."""
     A_DN = inputs[2]
     A_ND = A_DN.to(before.dtype).T.contiguous()
     d_x_BTD, d_dt_BTD, _, d_B_BTN, d_C_BTN = (x.new_empty(x.shape) for x in inputs)
@@ -201,7 +208,8 @@ def scan_tokens_backward(
         carried_BND = decay_BTND[:, 0] * later_BND
         d_scaled_BTD = (chunk.B_BTN[..., None, :] @ d_BTND).squeeze(-2)
         d_B_BTN[:, span] = (d_BTND @ chunk.scaled_BTD[..., None]).squeeze(-1)
-        # d_BTND becomes the gradient of dt A: that of the state, times the decay, times the state before it
+        # d_BTND becomes the gradient of dt A: that of the state, times the decay, times the state
+        # before it
         d_BTND.mul_(decay_BTND)
         d_BTND[:, 0].mul_(h_BND)
         d_BTND[:, 1:].mul_(states_BTND[:, :-1])

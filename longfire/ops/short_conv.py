@@ -1,4 +1,5 @@
-"""Short causal convolution along the sequence, one filter a channel: what lets a recurrent mixer see its last few inputs exactly."""
+"""Short causal convolution along the sequence, one filter a channel: what lets a recurrent mixer
+see its last few inputs exactly."""
 
 from typing import Any
 
@@ -21,10 +22,12 @@ def short_conv(
     state_BDW: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y_t = silu(sum_w weight[:, w] x_{t-W+1+w} + bias), inputs of other documents left out; and the last W-1 inputs as state.
+    """y_t = silu(sum_w weight[:, w] x_{t-W+1+w} + bias), inputs of other documents left out; and
+    the last W-1 inputs as state.
 
-    state_BDW: (B, D, W-1), the inputs before the row (they belong to its first document); zeros if None. The new state has
-    zeros where its document had no input. y (B, T, D) and the state are in x's dtype, the sum in fp32 (float64 for float64).
+    state_BDW: (B, D, W-1), the inputs before the row (they belong to its first document); zeros if
+    None. The new state has zeros where its document had no input. y (B, T, D) and the state are in
+    x's dtype, the sum in fp32 (float64 for float64).
     """
     return FORMS[chosen("short_conv")](
         x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW, documents=documents
@@ -68,7 +71,8 @@ def short_conv_shifted(
     state_BDW: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A sum of W shifted rows: on a CPU faster than a grouped convolution, which wants time last, and exact for documents."""
+    """A sum of W shifted rows: on a CPU faster than a grouped convolution, which wants time last,
+    and exact for documents."""
     (B, T, D), before = x_BTD.shape, weight_DW.shape[1] - 1
     if T == 1:  # nothing is shifted: the sum as it is written takes a quarter of the time
         return short_conv_slow(x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW)
@@ -86,7 +90,8 @@ def short_conv_shifted(
 
 
 class _ShiftedSum(torch.autograd.Function):
-    """Rows with W-1 inputs before them -> y. Only the rows are kept; the sum is made again for silu's gradient."""
+    """Rows with W-1 inputs before them -> y. Only the rows are kept; the sum is made again for
+    silu's gradient."""
 
     @staticmethod
     def forward(
@@ -125,7 +130,8 @@ class _ShiftedSum(torch.autograd.Function):
 def shifted_sum(
     rows_BPD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, ids_BP: Tensor | None
 ) -> Tensor:
-    """sum_w weight[:, w] rows[t + w] + bias for the T = P - W + 1 tokens that are not before the row."""
+    """sum_w weight[:, w] rows[t + w] + bias for the T = P - W + 1 tokens that are not before the
+    row."""
     *earlier_WD, last_D = taps_of(weight_DW)
     T = rows_BPD.shape[1] - len(earlier_WD)
     y_BTD = rows_BPD[:, len(earlier_WD) :] * last_D
@@ -135,12 +141,14 @@ def shifted_sum(
 
 
 def taps_of(weight_DW: Tensor) -> Tensor:
-    """(W, D), contiguous: on a CPU a factor of every channel takes a fifth of the time where the channels lie side by side."""
+    """(W, D), contiguous: on a CPU a factor of every channel takes a fifth of the time where the
+    channels lie side by side."""
     return weight_DW.T.contiguous()
 
 
 def seen_by(tap: int, ids_BP: Tensor | None, x_BTD: Tensor) -> Tensor:
-    """x, with zeros where the tokens and what this tap of their filter reads are of two documents."""
+    """x, with zeros where the tokens and what this tap of their filter reads are of two
+    documents."""
     if ids_BP is None:
         return x_BTD
     T = x_BTD.shape[1]

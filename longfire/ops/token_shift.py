@@ -1,4 +1,5 @@
-"""Token shift: each token beside the one before it (RWKV, Peng 2023), the shortest convolution there is."""
+"""Token shift: each token beside the one before it (RWKV, Peng 2023), the shortest convolution
+there is."""
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from longfire.ops.documents import Documents
 def previous_token(
     x_BTD: Tensor, *, before_BD: Tensor | None = None, documents: Documents | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x_{t-1} at each t, zeros where a document starts; and the last input (B, D), what the next call takes as `before_BD`.
+    """x_{t-1} at each t, zeros where a document starts; and the last input (B, D), what the next
+    call takes as `before_BD`.
 
-    before_BD: the input before the row, of the row's first document; zeros if None. Both results are in x's dtype.
+    before_BD: the input before the row, of the row's first document; zeros if None. Both results
+    are in x's dtype.
     """
     return FORMS[chosen("previous_token")](x_BTD, before_BD=before_BD, documents=documents)
 

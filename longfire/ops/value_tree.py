@@ -1,4 +1,5 @@
-"""Decays of the channels of values inside a chunk, merged as `decay_tree` merges those of keys (ops/chunkwise.py)."""
+"""Decays of the channels of values inside a chunk, merged as `decay_tree` merges those of keys
+(ops/chunkwise.py)."""
 
 from typing import Any
 
@@ -19,11 +20,12 @@ from longfire.ops.chunkwise import (
 
 @torch.library.custom_op("longfire::value_tree", mutates_args=())
 def value_tree(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
-    """What decays over channels of the values, merged as in `decay_tree`: [out, to_end, from_start], all (..., C, V).
+    """What decays over channels of the values, merged as in `decay_tree`: [out, to_end,
+    from_start], all (..., C, V).
 
-    products (..., C, C) of queries and keys, value and decay (..., C, V). out_i = sum_{j<=i} products_ij v_j a_{j+1}..a_i,
-    to_end_j = v_j a_{j+1}..a_C, from_start_i = a_1..a_i. From the seam, where two blocks of 2 merge (a3 from it, a2 to it):
-    out_3 += a3 (P31 (v1 a2) + P32 v2).
+    products (..., C, C) of queries and keys, value and decay (..., C, V). out_i = sum_{j<=i}
+    products_ij v_j a_{j+1}..a_i, to_end_j = v_j a_{j+1}..a_C, from_start_i = a_1..a_i. From the
+    seam, where two blocks of 2 merge (a3 from it, a2 to it): out_3 += a3 (P31 (v1 a2) + P32 v2).
     """
     out = products.diagonal(dim1=-2, dim2=-1)[..., None] * value
     to_end, from_start, whole = value.clone(), decay.clone(), decay

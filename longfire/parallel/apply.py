@@ -33,7 +33,8 @@ def parallelize(
     attention: Attention = FUSED,
     mlp_chunk_size: int = 0,
 ) -> nn.Module:
-    """Apply the run's plan in place, on a model that may be on meta still, and return it. The order, and why:
+    """Apply the run's plan in place, on a model that may be on meta still, and return it. The
+    order, and why:
 
     1. which attention computes, then tensor and context parallelism: they replace seams and submodules, so they come before anything
        wraps a block;
@@ -67,11 +68,13 @@ def parallelize(
 
 
 def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
-    """Cut every parameter by rows over dp_shard and cp, with replicas over dp_replicate (FSDP2; HSDP, Zhao 2023): a block is
-    gathered when it computes, its gradients are summed and scattered when they are there.
+    """Cut every parameter by rows over dp_shard and cp, with replicas over dp_replicate (FSDP2;
+    HSDP, Zhao 2023): a block is gathered when it computes, its gradients are summed and scattered
+    when they are there.
 
-    Gradients are sums, not means: the loss is divided by the tokens of the world already (promise 7). What lies outside the blocks,
-    the head among it, stays gathered from the forward to its backward, because the loss uses it.
+    Gradients are sums, not means: the loss is divided by the tokens of the world already (promise
+    7). What lies outside the blocks, the head among it, stays gathered from the forward to its
+    backward, because the loss uses it.
     """
     data_mesh = mesh.shards[
         ("dp_replicate", "shards") if mesh.size("dp_replicate") > 1 else ("shards",)
@@ -123,8 +126,9 @@ def sharded(model: nn.Module) -> list[FSDPModule]:
 
 
 def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
-    """Before a microbatch's backward: shards are summed after every one, replicas after the last only, since whole gradients
-    are at hand to wait with. (The schedule of a pipeline does this itself.)"""
+    """Before a microbatch's backward: shards are summed after every one, replicas after the last
+    only, since whole gradients are at hand to wait with. (The schedule of a pipeline does this
+    itself.)"""
     for module in sharded(model):
         if mesh.size(*SHARDS) == 1:
             module.set_requires_gradient_sync(last, recurse=False)
@@ -133,8 +137,8 @@ def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
 
 
 def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
-    """The gradients that lie here, and how many processes hold each: every number of the model is counted once in the norm, that
-    of a copy by its owner (here its share is 1 / infinity)."""
+    """The gradients that lie here, and how many processes hold each: every number of the model is
+    counted once in the norm, that of a copy by its owner (here its share is 1 / infinity)."""
     found, copies = [], []
     everywhere = mesh.size("dp_replicate")
     for name, parameter in model.named_parameters():
@@ -151,13 +155,15 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def give_back(model: nn.Module) -> None:
-    """After a forward without a backward: what is still gathered is freed, so that the next step gathers what it updated."""
+    """After a forward without a backward: what is still gathered is freed, so that the next step
+    gathers what it updated."""
     for module in sharded(model):
         module.reshard()
 
 
 def recompilations() -> int:
-    """Graphs that torch.compile has made in this process so far. (A private counter: torch has no public one.)"""
+    """Graphs that torch.compile has made in this process so far. (A private counter: torch has no
+    public one.)"""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]

@@ -1,4 +1,5 @@
-"""The axes of a mesh, outermost first; torch-free, so that settings can be checked before torch is imported."""
+"""The axes of a mesh, outermost first; torch-free, so that settings can be checked before torch is
+imported."""
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 SHARDS = (

@@ -1,6 +1,8 @@
-"""What crosses between processes inside a forward and its backward: operators that autograd, recomputation and torch.compile know.
+"""What crosses between processes inside a forward and its backward: operators that autograd,
+recomputation and torch.compile know.
 
-A tensor crosses twice, in the forward as it is, in the backward as its gradient; `cross` takes both ways:
+A tensor crosses twice, in the forward as it is, in the backward as its gradient; `cross` takes both
+ways:
 
     "same"     as it is                 the backward of "sum", where every process has the whole gradient
     "sum"      added up over processes  the backward of "same", where every process has a part of the gradient
@@ -48,7 +50,8 @@ def _(x: Tensor, group: str) -> Tensor:
 
 
 def tokens_second(x: Tensor) -> Tensor:
-    """(T, B, ...) -> (B, T, ...), contiguous to the letter, as the compiler is told: `view` puts right the stride of B = 1."""
+    """(T, B, ...) -> (B, T, ...), contiguous to the letter, as the compiler is told: `view` puts
+    right the stride of B = 1."""
     x = x.movedim(0, TOKENS_DIM).contiguous()
     return x.view(x.shape)
 

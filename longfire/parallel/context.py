@@ -1,15 +1,17 @@
-"""One row over many processes: its tokens are cut among them, and what a mixer calls to look along the sequence looks over all.
+"""One row over many processes: its tokens are cut among them, and what a mixer calls to look along
+the sequence looks over all.
 
-Mixers call `attend`, `recur`, `convolve` and `shift`, and know of no process. Here these attributes are replaced by what gives the
-same numbers on segments (layout.py), with the `Share` that stands for `documents` saying where they lie:
+Mixers call `attend`, `recur`, `convolve` and `shift`, and know of no process. Here these attributes
+are replaced by what gives the same numbers on segments (layout.py), with the `Share` that stands
+for `documents` saying where they lie:
 
     attend           ring, all-gather or all-to-all of keys and values: ring.py
     recur            each segment's map of the state (ops/maps.py) goes to all processes once, S_in of each segment follows from
                      those before it, and the op runs as ever, from there
     convolve, shift  the last inputs of each segment go to all, and are the state before the next one
 
-What is sent for recurrences and convolutions does not depend on the length of the row. All of it is differentiable: the gradients of
-what was gathered are added up and scattered.
+What is sent for recurrences and convolutions does not depend on the length of the row. All of it is
+differentiable: the gradients of what was gathered are added up and scattered.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,9 +43,10 @@ SEAMS = ("attend", "recur", "convolve", "shift")
 class Context:
     """The processes that share this process's rows, and how: what the step cuts batches with.
 
-    asked: the layout, auto among them; softmax: whether some layers' work grows with what a token sees. multiple: what must divide
-    the tokens of a process (tensor parallelism shares them further). balance: of the last rows, the most attention work of a
-    process over the mean; filled_tokens: what they got at their ends, a row.
+    asked: the layout, auto among them; softmax: whether some layers' work grows with what a token
+    sees. multiple: what must divide the tokens of a process (tensor parallelism shares them
+    further). balance: of the last rows, the most attention work of a process over the mean;
+    filled_tokens: what they got at their ends, a row.
     """
 
     size: int
@@ -75,7 +78,8 @@ class Context:
 
 
 def share_rows(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> Context:
-    """Let the mixers and MLPs of a model look over all processes along cp, in place; the context that cuts its batches."""
+    """Let the mixers and MLPs of a model look over all processes along cp, in place; the context
+    that cuts its batches."""
     softmax = any(hasattr(module, "attend") for module in model.modules())
     tokens = mesh.size("tp") if parallelism.sequence_parallel else 1
     context = Context(
@@ -95,7 +99,8 @@ def share_rows(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> Contex
 
 
 def layout_kind(asked: str, softmax: bool, documents: bool) -> str:
-    """auto: work is even where it grows with the tokens alone, so only softmax attention asks for more than contiguous pieces."""
+    """auto: work is even where it grows with the tokens alone, so only softmax attention asks for
+    more than contiguous pieces."""
     if asked != "auto":
         return asked
     return "contiguous" if not softmax else "balanced" if documents else "zigzag"
@@ -131,7 +136,8 @@ def recur_over(recurrence: Recurrence, group: str) -> Callable:
 
 
 def folded(x: Any, share: Share) -> Any:
-    """Segments as rows, of whatever has tokens: (B, T, ...); not of numbers, rates (H,) or (D, N)."""
+    """Segments as rows, of whatever has tokens: (B, T, ...); not of numbers, rates (H,) or (D,
+    N)."""
     return share.fold(x) if isinstance(x, Tensor) and x.dim() > 2 else x
 
 
@@ -142,12 +148,14 @@ def states_before(mine: Affine, share: Share, group: str) -> Tensor:
 
 
 class _StatesBefore(torch.autograd.Function):
-    """One exchange each way. With s counting segments, D_s for the gradient of the state after s and G_s for that of the one before:
+    """One exchange each way. With s counting segments, D_s for the gradient of the state after s
+    and G_s for that of the one before:
 
         before_{s+1} = M_s before_s + B_s                           0 where a document begins with s + 1
         D_s = G_{s+1} (0 where ...)   G_s = (from the outputs of s) + M_s^T D_s   d M_s = D_s before_s^T   d B_s = D_s
 
-    One node in the graph of every process: those whose states depend on nobody must take part in the way back all the same.
+    One node in the graph of every process: those whose states depend on nobody must take part in
+    the way back all the same.
     """
 
     @staticmethod
@@ -185,7 +193,8 @@ class _StatesBefore(torch.autograd.Function):
 
 
 def in_row_order(share: Share, group: str, *mine: Tensor) -> list[Tensor]:
-    """Of what belongs to the segments here (B * each, ...): that of all segments, (B, segments, ...) each. One message."""
+    """Of what belongs to the segments here (B * each, ...): that of all segments, (B, segments,
+    ...) each. One message."""
     packed = torch.cat([x.flatten(1) for x in mine], 1).unflatten(0, (-1, len(share.mine)))
     whole = gathered(packed, group)[:, share.layout.in_row_order()]
     parts = whole.split([x[0].numel() for x in mine], 2)
@@ -238,14 +247,15 @@ def shift_over(group: str) -> Callable:
 
 @torch.compiler.disable(reason="which segments lie here may differ from row to row")
 def inputs_before(x: Tensor, count: int, share: Share, group: str) -> Tensor:
-    """The `count` inputs before each segment here: (B * each, length, D) -> (B * each, count, D); zeros for those of another document.
-    A segment may be shorter than that."""
+    """The `count` inputs before each segment here: (B * each, length, D) -> (B * each, count, D);
+    zeros for those of another document. A segment may be shorter than that."""
     kept = min(count, share.layout.length)
     return _InputsBefore.apply(x[:, -kept:], count, share, group)
 
 
 class _InputsBefore(torch.autograd.Function):
-    """The last inputs of all segments come to every process, and the gradients of those that were used go home."""
+    """The last inputs of all segments come to every process, and the gradients of those that were
+    used go home."""
 
     @staticmethod
     def forward(ctx: Any, tails: Tensor, count: int, share: Share, group: str) -> Tensor:
@@ -274,8 +284,9 @@ class _InputsBefore(torch.autograd.Function):
 
 
 def sources(share: Share, kept: int, count: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Of each input before a segment here: its place among those (each * count), among the kept ones of all segments
-    (segments * kept), and the rows (B,) in which it is of the same document."""
+    """Of each input before a segment here: its place among those (each * count), among the kept
+    ones of all segments (segments * kept), and the rows (B,) in which it is of the same
+    document."""
     length = share.layout.length
     for number, segment in enumerate(share.mine):
         for back in range(1, min(count, segment * length) + 1):
@@ -290,7 +301,8 @@ def sources(share: Share, kept: int, count: int) -> Iterator[tuple[int, int, Ten
 def refusals(
     model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Parallelism
 ) -> Iterator[str]:
-    """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend."""
+    """What of a run with this whole model (on meta) so many processes cannot share, with the key,
+    the number and the mend."""
     if cp == 1:
         return
     degree = f"{DEGREE} = {cp}"

@@ -1,4 +1,5 @@
-"""`longfire plan --context` as tables: the longest rows of every mixer, and Ring Attention's numbers with ours beside them."""
+"""`longfire plan --context` as tables: the longest rows of every mixer, and Ring Attention's
+numbers with ours beside them."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from longfire.shape import ForeignShape
 
 
 def plan_context(run: Run, device: Device, out: Path | None) -> None:
-    """Tell the longest row of each mixer on the run's devices and on fewer, then the paper's tables. Raises SettingsError."""
+    """Tell the longest row of each mixer on the run's devices and on fewer, then the paper's
+    tables. Raises SettingsError."""
     if isinstance(run.shape, ForeignShape):
         raise SettingsError(
             "model.backend = 'transformers' has one mixer of its own; `longfire plan --context` wants longfire's"
@@ -47,7 +49,8 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
 
 
 def shown(found: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-    """The same with a bar on a terminal: every mixer takes some seconds, since its blocks are run on fake tensors."""
+    """The same with a bar on a terminal: every mixer takes some seconds, since its blocks are run
+    on fake tensors."""
     console = Console(stderr=True)
     return track(
         found, what, total, console=console, transient=True, disable=not console.is_terminal

@@ -1,7 +1,9 @@
-"""What a step costs on devices that are not here: their numbers, and one formula for each thing that takes time.
+"""What a step costs on devices that are not here: their numbers, and one formula for each thing
+that takes time.
 
-Everything is bytes, FLOPs and seconds of one process. The formulas are first-order: they rank plans and say what binds; a measured
-step (`longfire bench`) is the truth. docs/planning.md states them once more, with what they leave out.
+Everything is bytes, FLOPs and seconds of one process. The formulas are first-order: they rank plans
+and say what binds; a measured step (`longfire bench`) is the truth. docs/planning.md states them
+once more, with what they leave out.
 """
 
 from collections.abc import Mapping
@@ -24,11 +26,14 @@ UNITS = {
     "TIB": 2**40,
 }
 
-# Share of a device's memory that tensors may fill: the rest is the context, the buffers of NCCL and what the allocator cannot join.
+# Share of a device's memory that tensors may fill: the rest is the context, the buffers of NCCL and
+# what the allocator cannot join.
 USABLE_MEMORY = 0.92
-# Share of its data sheet's bandwidth that a collective of some MB reaches: an assumption, below what large messages show.
+# Share of its data sheet's bandwidth that a collective of some MB reaches: an assumption, below
+# what large messages show.
 LINK_EFFICIENCY = 0.8
-# The optimizer's passes over a parameter, fp32: the norm reads g, clipping reads and writes g, AdamW reads p, g, m, v, writes p, m, v.
+# The optimizer's passes over a parameter, fp32: the norm reads g, clipping reads and writes g,
+# AdamW reads p, g, m, v, writes p, m, v.
 OPTIMIZER_BYTES = 4 * (1 + 2 + 7)
 ZERO_BUBBLE = {"InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"}
 LATENCY = (
@@ -44,7 +49,8 @@ HOST_MEMORY = (
 class Device:
     """One device of a cluster. Rates are a second's; bandwidths are one direction's, of one device.
 
-    efficiency: share of `flops` that large training steps reach in their matrix products, attention and all between them.
+    efficiency: share of `flops` that large training steps reach in their matrix products, attention
+    and all between them.
     node: devices that are joined by `link`; `network`: between nodes.
     """
 
@@ -62,9 +68,10 @@ class Device:
         return USABLE_MEMORY * self.memory_bytes
 
 
-# Numbers of the makers' data sheets: NVIDIA A100, H100 SXM5 and PCIe, H200, B200, L40S. `link` is half of what they call NVLink's
-# bandwidth, which counts both directions (PCIe where there is none); `network`: 400 Gbit/s for each device, as in a DGX H100; 200 for
-# A100 and cards. efficiency is an assumption, not a measurement: what is left of the peak when all communication is taken off.
+# Numbers of the makers' data sheets: NVIDIA A100, H100 SXM5 and PCIe, H200, B200, L40S. `link` is
+# half of what they call NVLink's bandwidth, which counts both directions (PCIe where there is
+# none); `network`: 400 Gbit/s for each device, as in a DGX H100; 200 for A100 and cards. efficiency
+# is an assumption, not a measurement: what is left of the peak when all communication is taken off.
 DEVICES = {
     device.name: device
     for device in (
@@ -133,12 +140,14 @@ DEVICES = {
     )
 }
 DEFAULT_DEVICE = "h100-80gb"
-# A core of a CPU whose processes talk through gloo: of the order of what one shows, to choose by and not to forecast with.
+# A core of a CPU whose processes talk through gloo: of the order of what one shows, to choose by
+# and not to forecast with.
 CPU = Device("cpu", 8e9, {"bfloat16": 5e10, "float32": 5e10}, 1e10, 1e9, 1e9)
 
 
 def device_of(name: str, memory: str = "") -> Device:
-    """The device of this name, with another memory if that is said. Raises SettingsError naming those that are known."""
+    """The device of this name, with another memory if that is said. Raises SettingsError naming
+    those that are known."""
     if name not in DEVICES:
         raise SettingsError(
             f"--device = {name!r} is not one of {', '.join(DEVICES)}; take the nearest and say --memory"
@@ -148,8 +157,8 @@ def device_of(name: str, memory: str = "") -> Device:
 
 
 def device_here(name: str, memory_bytes: float) -> Device:
-    """What stands here, by torch's name of it ("NVIDIA H100 80GB HBM3"); a CPU where that is "". One that the table does not have
-    counts as DEFAULT_DEVICE with its own memory."""
+    """What stands here, by torch's name of it ("NVIDIA H100 80GB HBM3"); a CPU where that is "".
+    One that the table does not have counts as DEFAULT_DEVICE with its own memory."""
     if not name:
         return CPU
     pcie = "h100-pcie" if "H100" in name and "PCIe" in name else ""
@@ -176,10 +185,12 @@ def bytes_of(text: str) -> float:
 
 
 def bandwidth(device: Device, size: int, inner: int) -> float:
-    """Bytes/s of one process in a ring of `size` processes that are `inner` ranks apart (the product of the axes inside).
+    """Bytes/s of one process in a ring of `size` processes that are `inner` ranks apart (the
+    product of the axes inside).
 
-    Within a node: its link. Every hop over the network: the network. Else several of the ring lie in each node, and it leaves
-    a node by as many network cards as it has processes there, but never faster than the link.
+    Within a node: its link. Every hop over the network: the network. Else several of the ring lie
+    in each node, and it leaves a node by as many network cards as it has processes there, but never
+    faster than the link.
     """
     if size * inner <= device.node:
         rate = device.link
@@ -189,20 +200,23 @@ def bandwidth(device: Device, size: int, inner: int) -> float:
 
 
 def between_neighbours(device: Device, size: int, inner: int) -> float:
-    """Bytes/s from one process to another of `size` that are `inner` ranks apart, while all do the same. Where they do not lie in one
-    node a process has one network card, and who sends to another node is what the others wait for."""
+    """Bytes/s from one process to another of `size` that are `inner` ranks apart, while all do the
+    same. Where they do not lie in one node a process has one network card, and who sends to another
+    node is what the others wait for."""
     return LINK_EFFICIENCY * (
         device.link if size * inner <= device.node else min(device.link, device.network)
     )
 
 
 def gathered_bytes(whole: float, size: int) -> float:
-    """What a process sends when `size` of them all-gather, or reduce-scatter, `whole` bytes by a ring: (n - 1) / n of them."""
+    """What a process sends when `size` of them all-gather, or reduce-scatter, `whole` bytes by a
+    ring: (n - 1) / n of them."""
     return whole * (size - 1) / size
 
 
 def reduced_bytes(whole: float, size: int) -> float:
-    """What a process sends to all-reduce `whole` bytes by a ring: a reduce-scatter and an all-gather."""
+    """What a process sends to all-reduce `whole` bytes by a ring: a reduce-scatter and an
+    all-gather."""
     return 2 * gathered_bytes(whole, size)
 
 
@@ -212,15 +226,16 @@ def compute_seconds(flops: float, device: Device, dtype: str) -> float:
 
 
 def optimizer_seconds(parameters: float, device: Device, offloaded: bool) -> float:
-    """Clipping and AdamW over so many parameters of one process: passes over memory. Offloaded: the same in the host's memory, and
-    gradients down and parameters up over the host's link."""
+    """Clipping and AdamW over so many parameters of one process: passes over memory. Offloaded: the
+    same in the host's memory, and gradients down and parameters up over the host's link."""
     if offloaded:
         return parameters * (OPTIMIZER_BYTES / HOST_MEMORY + 8 / HOST_LINK)
     return parameters * OPTIMIZER_BYTES / device.memory_bandwidth
 
 
 def bubble(processes: int, microbatches: int, schedule: str) -> float:
-    """Idle share of a pipeline: (p - 1) / (v m + p - 1) with v stages on each of p processes (Huang 2019; Narayanan 2021).
+    """Idle share of a pipeline: (p - 1) / (v m + p - 1) with v stages on each of p processes (Huang
+    2019; Narayanan 2021).
 
     Zero-bubble schedules split the backward in two and fill two thirds of that (Qi 2023).
     """
@@ -231,8 +246,9 @@ def bubble(processes: int, microbatches: int, schedule: str) -> float:
 
 
 def in_flight(process: int, processes: int, microbatches: int, schedule: str) -> float:
-    """Microbatches whose activations a process holds at one time, of all its layers: p - process with 1F1B; with v stages each,
-    2 (p - process - 1) + (v - 1) p + 1 passes through one of them (Narayanan 2021, section 2.2); p where stages lie in a V; else all.
+    """Microbatches whose activations a process holds at one time, of all its layers: p - process
+    with 1F1B; with v stages each, 2 (p - process - 1) + (v - 1) p + 1 passes through one of them
+    (Narayanan 2021, section 2.2); p where stages lie in a V; else all.
     """
     stages = STAGES_EACH.get(schedule, 1)
     if schedule == "1F1B":

@@ -1,4 +1,5 @@
-"""A plan, and what is foretold of it: what a process holds at each moment, sends, and how long a step takes."""
+"""A plan, and what is foretold of it: what a process holds at each moment, sends, and how long a
+step takes."""
 
 from dataclasses import dataclass, field
 
@@ -8,8 +9,9 @@ from longfire.parallel.strategy import tokens_here
 
 @dataclass(frozen=True)
 class Plan:
-    """Degrees of the mesh, what is computed again, and rows: batch_size of each of `microbatches` on a process, or on the `cp`
-    processes that hold pieces of them. strategy: how softmax layers see the whole row; layout: which pieces a process holds."""
+    """Degrees of the mesh, what is computed again, and rows: batch_size of each of `microbatches`
+    on a process, or on the `cp` processes that hold pieces of them. strategy: how softmax layers
+    see the whole row; layout: which pieces a process holds."""
 
     dp_replicate: int
     dp_shard: int
@@ -69,7 +71,8 @@ class Moment:
 class Collective:
     """What one process sends in a step, over one axis.
 
-    hidden: behind what it runs; "" if everything waits for it. waits: seconds of what runs behind attention, where that is too short.
+    hidden: behind what it runs; "" if everything waits for it. waits: seconds of what runs behind
+    attention, where that is too short.
     """
 
     axis: str

@@ -1,4 +1,5 @@
-"""What a process holds beside its parts: gathered shards, gradients on their way, what crosses the cuts of rows."""
+"""What a process holds beside its parts: gathered shards, gradients on their way, what crosses the
+cuts of rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,7 +30,8 @@ class Group(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What crossing the cuts of rows makes a part hold, in bytes, more than a row of the same length that is whole."""
+    """What crossing the cuts of rows makes a part hold, in bytes, more than a row of the same
+    length that is whole."""
 
     kept: float
     forward: float
@@ -51,11 +53,13 @@ class Held(NamedTuple):
 
 
 class Shards:
-    """What FSDP2 holds of a process's parts beside the shards themselves, in bytes; nothing where rows differ nowhere.
+    """What FSDP2 holds of a process's parts beside the shards themselves, in bytes; nothing where
+    rows differ nowhere.
 
-    A block's parameters lie there twice while it runs, as they arrived and as they are used; in the backward the second place is that
-    of the next block's, which arrive meanwhile. What is in no block stays whole from its first use to the end of the step. Gradients
-    are copied once to be sent, and the copy lives until the next block's is made.
+    A block's parameters lie there twice while it runs, as they arrived and as they are used; in the
+    backward the second place is that of the next block's, which arrive meanwhile. What is in no
+    block stays whole from its first use to the end of the step. Gradients are copied once to be
+    sent, and the copy lives until the next block's is made.
     """
 
     def __init__(

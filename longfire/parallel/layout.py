@@ -1,15 +1,17 @@
-"""Which tokens of a row lie on which of the processes that share it, and what a process knows of the whole row.
+"""Which tokens of a row lie on which of the processes that share it, and what a process knows of
+the whole row.
 
-A row of T tokens is filled up at its end and cut into segments of equal length; each process has equally many, in the order of the
-row. With 2 processes and T = 7:
+A row of T tokens is filled up at its end and cut into segments of equal length; each process has
+equally many, in the order of the row. With 2 processes and T = 7:
 
     contiguous   a b c d | e f g .         process 0: a b c d          process 1: e f g .
     zigzag       a b | c d | e f | g .     process 0: a b, g .         process 1: c d, e f
     balanced     any: the segments are dealt by the work that their documents make for softmax attention
 
-A causal query looks back, so that the last process of a contiguous row has 2 n - 1 times the work of the first one; in a zigzag
-(Zhu 2024) each has an early and a late segment, whose work adds up to the same. Documents break that symmetry (a row may end with
-a single long one, and have all its work there), which dealing repairs. What fills a row up comes last: no real token sees it.
+A causal query looks back, so that the last process of a contiguous row has 2 n - 1 times the work
+of the first one; in a zigzag (Zhu 2024) each has an early and a late segment, whose work adds up to
+the same. Documents break that symmetry (a row may end with a single long one, and have all its work
+there), which dealing repairs. What fills a row up comes last: no real token sees it.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,12 +26,14 @@ from torch import Tensor
 from longfire.ops.documents import Documents, starts_of
 
 KINDS = ("contiguous", "zigzag", "balanced")
-# Segments of a process in a balanced layout. Rows of 32k to 1M bytes of Python's library: 4 left 1.35 max / mean, 6 1.04, 8 1.02.
+# Segments of a process in a balanced layout. Rows of 32k to 1M bytes of Python's library: 4 left
+# 1.35 max / mean, 6 1.04, 8 1.02.
 DEALT = 8
 
 
 class Layout(NamedTuple):
-    """places[r]: the numbers of the segments on process r, in the order of the row. length: tokens of a segment; tokens: of a row."""
+    """places[r]: the numbers of the segments on process r, in the order of the row. length: tokens
+    of a segment; tokens: of a row."""
 
     places: tuple[tuple[int, ...], ...]
     length: int
@@ -39,7 +43,8 @@ class Layout(NamedTuple):
     def of_kind(
         cls, kind: str, processes: int, tokens: int, multiple: int = 1, work_T: Tensor | None = None
     ) -> "Layout":
-        """multiple: what must divide the tokens of a segment. work_T: of each token, for `balanced`."""
+        """multiple: what must divide the tokens of a segment. work_T: of each token, for
+        `balanced`."""
         each = segments_each(kind, processes, tokens)
         length = multiple * -(-tokens // (each * processes * multiple))
         places = contiguous(processes)
@@ -77,7 +82,8 @@ class Layout(NamedTuple):
         return self.segments_of(x_BT, fill)[:, list(self.places[rank])].flatten(1, 2)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """The rows (B, T, ...) of which these are the parts of all processes: the inverse of `cut`."""
+        """The rows (B, T, ...) of which these are the parts of all processes: the inverse of
+        `cut`."""
         segments_BSL = torch.cat([part.unflatten(1, (-1, self.length)) for part in parts], 1)
         return segments_BSL[:, self.in_row_order()].flatten(1, 2)[:, : self.tokens]
 
@@ -114,7 +120,8 @@ def zigzag(processes: int) -> tuple[tuple[int, ...], ...]:
 
 
 def dealt(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ...]:
-    """Segments dealt to the process with the least work that has room, the heaviest first (Graham 1969)."""
+    """Segments dealt to the process with the least work that has room, the heaviest first (Graham
+    1969)."""
     room, load = len(work) // processes, [0.0] * processes
     places: list[list[int]] = [[] for _ in range(processes)]
     for segment in sorted(range(len(work)), key=lambda s: (-work[s], s)):
@@ -127,16 +134,19 @@ def dealt(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ...]:
 
 
 def keys_seen(positions_BT: Tensor) -> Tensor:
-    """Keys that each query sees: what softmax attention's work is counted in. (A window is left out: it makes work even by itself.)"""
+    """Keys that each query sees: what softmax attention's work is counted in. (A window is left
+    out: it makes work even by itself.)"""
     return positions_BT + 1
 
 
 @dataclass(frozen=True)
 class Share(Documents):
-    """What a process knows of rows of which it holds some segments: it stands where `documents` stands.
+    """What a process knows of rows of which it holds some segments: it stands where `documents`
+    stands.
 
-    The Documents that it is are those of its segments (B * each rows of `length` tokens), as if each were a row of its own:
-    `folded`, None where documents flow on. row_ids_BP: the documents of the whole filled-up rows; what fills is one more.
+    The Documents that it is are those of its segments (B * each rows of `length` tokens), as if
+    each were a row of its own: `folded`, None where documents flow on. row_ids_BP: the documents of
+    the whole filled-up rows; what fills is one more.
     """
 
     layout: Layout = field(kw_only=True)
@@ -182,13 +192,14 @@ class Share(Documents):
 
     @cached_property
     def starts(self) -> list[list[int]]:
-        """Where the documents of each whole row begin, in its order; where they flow on, one row stands for all. Waits for the device
-        once."""
+        """Where the documents of each whole row begin, in its order; where they flow on, one row
+        stands for all. Waits for the device once."""
         return [[0]] if self.flows else starts_of(self.row_ids_BP)
 
     @cached_property
     def plans(self) -> dict[Hashable, Any]:
-        """What follows from the places of segments and documents, by what it is for: many layers ask the same."""
+        """What follows from the places of segments and documents, by what it is for: many layers
+        ask the same."""
         return {}
 
     @cached_property
@@ -205,12 +216,14 @@ class Share(Documents):
         return x.unflatten(0, (-1, len(self.mine))).flatten(1, 2)
 
     def goes_on(self, before: int, segment: int) -> Tensor:
-        """(B,) bool: whether the token so many places before a segment belongs to the document of the segment's first one."""
+        """(B,) bool: whether the token so many places before a segment belongs to the document of
+        the segment's first one."""
         first = segment * self.layout.length
         return self.row_ids_BP[:, first] == self.row_ids_BP[:, first - before]
 
     def lengths(self) -> Tensor:
-        """(B, its tokens): tokens of the whole document of each; of a row that flows on, the row's."""
+        """(B, its tokens): tokens of the whole document of each; of a row that flows on, the
+        row's."""
         if self.flows:
             return self.row_ids_BP.new_full(
                 (len(self.row_ids_BP), len(self.mine) * self.layout.length), self.layout.tokens

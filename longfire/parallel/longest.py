@@ -17,7 +17,8 @@ from longfire.shape import ModelShape, mixer_of
 PIECE = (
     2048  # tokens of a row that is measured, and twice as many: longer rows lie on a straight line
 )
-# Channels of a head, as models of some 1B parameters have them (recipes/models): where a recipe does not say how many heads.
+# Channels of a head, as models of some 1B parameters have them (recipes/models): where a recipe
+# does not say how many heads.
 HEAD_SIZES = {
     "attention": 128,
     "linear_attention": 256,
@@ -32,9 +33,11 @@ HEAD_SIZES = {
 
 @dataclass(frozen=True)
 class Longest:
-    """One row over `plan`'s processes: as many tokens as fit, with blocks computed again; 0 if not even few do.
+    """One row over `plan`'s processes: as many tokens as fit, with blocks computed again; 0 if not
+    even few do.
 
-    seconds: what a step's mathematics takes on these devices at that length, in optimizer steps of one row for each data group.
+    seconds: what a step's mathematics takes on these devices at that length, in optimizer steps of
+    one row for each data group.
     """
 
     tokens: int
@@ -43,7 +46,8 @@ class Longest:
 
 
 def longest(planner: Planner, processes: int, tps: tuple[int, ...] = (1,)) -> Longest:
-    """Over all ways to lay out so many processes: `tps` share matrices, any divisor of the rest shares a row, others shard with them.
+    """Over all ways to lay out so many processes: `tps` share matrices, any divisor of the rest
+    shares a row, others shard with them.
 
     So more devices never shorten it: they can at least cut the parameters finer.
     """
@@ -75,7 +79,8 @@ def plans(planner: Planner, processes: int, tps: tuple[int, ...]) -> Iterator[Pl
 
 
 def seconds_of(planner: Planner, tokens: int, sharing: int) -> float:
-    """Forward, backward and the blocks again, of one row over the `sharing` processes that hold it."""
+    """Forward, backward and the blocks again, of one row over the `sharing` processes that hold
+    it."""
     if not tokens:
         return 0.0
     blocks = sum(block.flops_per_token(tokens) for block in planner.model.layers)
@@ -87,8 +92,8 @@ def seconds_of(planner: Planner, tokens: int, sharing: int) -> float:
 def of_mixers(
     run: Run, device: Device, counts: tuple[int, ...]
 ) -> Iterator[tuple[str, list[Longest] | str]]:
-    """For the recipe as it is, and for its shape with each mixer in all layers: the longest row on each number of devices, or why
-    the shape cannot have the mixer."""
+    """For the recipe as it is, and for its shape with each mixer in all layers: the longest row on
+    each number of devices, or why the shape cannot have the mixer."""
     tps = tuple(sorted({1, run.degrees["tp"]}))
     run = replace(run, training=replace(run.training, seq_len=PIECE))
     shapes = {"the recipe": run.shape, **{name: None for name in MIXERS}}
@@ -101,7 +106,8 @@ def of_mixers(
 
 
 def with_mixer(shape: ModelShape, name: str) -> ModelShape:
-    """The same shape with this mixer in all layers, with the shape's own settings of it if there are. Raises SettingsError."""
+    """The same shape with this mixer in all layers, with the shape's own settings of it if there
+    are. Raises SettingsError."""
     of_name = next(
         (shape.mixers.get(own, {}) for own in shape.layer_types if mixer_of(own) == name), None
     )

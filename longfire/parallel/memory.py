@@ -1,7 +1,9 @@
-"""What a step holds: every part of a model run forward and backward on fake tensors, and its live bytes added up over a step.
+"""What a step holds: every part of a model run forward and backward on fake tensors, and its live
+bytes added up over a step.
 
-A part is the embedding, a kind of block, or the head with the loss. Fake tensors have shapes and no numbers, so a block of a 70B
-model takes a tenth of a second. docs/planning.md says how the parts are put together, and what is left out.
+A part is the embedding, a kind of block, or the head with the loss. Fake tensors have shapes and no
+numbers, so a block of a 70B model takes a tenth of a second. docs/planning.md says how the parts
+are put together, and what is left out.
 """
 
 import copy
@@ -36,8 +38,8 @@ from longfire.parallel.tensor import split
 from longfire.settings import ActivationCheckpoint, Attention
 
 MASTER_BYTES = 4  # of a parameter, its gradient and each of Adam's two moments
-# Operators of ours that are not opened: loops that hold a token's numbers beside their results (opening them would take minutes), and
-# those that need other processes.
+# Operators of ours that are not opened: loops that hold a token's numbers beside their results
+# (opening them would take minutes), and those that need other processes.
 CLOSED = {
     f"longfire::{name}"
     for name in ("scan_tokens", "scan_tokens_backward", "summed", "gathered", "scattered")
@@ -46,7 +48,8 @@ EMBED, HEAD = "embedding", "head and loss"
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that live, after each operation: of fake tensors as of real ones."""
+    """Counts the bytes of all storages that live, after each operation: of fake tensors as of real
+    ones."""
 
     def __init__(self, *there: Any, owners: Iterable[Tensor] = ()) -> None:
         """there: what lives already. owners: whose gradients are counted apart too."""
@@ -101,9 +104,10 @@ class LiveBytes(TorchDispatchMode):
 class Part:
     """The bytes of one part above what lay there before it, for so many rows.
 
-    forward, backward: after each operation; what enters is counted, and so are the parameters' gradients. further: the backward of
-    a microbatch whose gradients are added to those of an earlier one, which lie there before it. kept: from forward to backward,
-    without what the next part is given. passed: that.
+    forward, backward: after each operation; what enters is counted, and so are the parameters'
+    gradients. further: the backward of a microbatch whose gradients are added to those of an
+    earlier one, which lie there before it. kept: from forward to backward, without what the next
+    part is given. passed: that.
     """
 
     forward: tuple[int, ...]
@@ -126,10 +130,11 @@ class Part:
 
     @classmethod
     def of_rows(cls, one: "Part", two: "Part", rows: float) -> "Part":
-        """The part for any number of rows, from one row and two (or for rows of any length, from a length and twice it): each instant
-        is a straight line, though their maximum is not. Where the number of operations grows (the chunks of the loss), instants
-        are paired from the front and from the back as long as they are the same operations; of what lies between, the maximum is
-        all there is."""
+        """The part for any number of rows, from one row and two (or for rows of any length, from a
+        length and twice it): each instant is a straight line, though their maximum is not. Where
+        the number of operations grows (the chunks of the loss), instants are paired from the front
+        and from the back as long as they are the same operations; of what lies between, the maximum
+        is all there is."""
 
         def line(a: int, b: int) -> int:
             return round(a + (b - a) * (rows - 1))
@@ -178,7 +183,8 @@ class Entry(torch.autograd.Function):
 
 
 class Exit(torch.autograd.Function):
-    """What comes after a part: takes its output, and gives back a gradient that nobody else holds."""
+    """What comes after a part: takes its output, and gives back a gradient that nobody else
+    holds."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
@@ -197,9 +203,11 @@ def traced(
     there: Any,
     with_gradient: Any = (),
 ) -> Part:
-    """Run a part on fake tensors. `forward` gets what enters, (size, dtype) or nothing, in a list that it may empty.
+    """Run a part on fake tensors. `forward` gets what enters, (size, dtype) or nothing, in a list
+    that it may empty.
 
-    there: tensors that are no part's. with_gradient: parameters that another part has given theirs already.
+    there: tensors that are no part's. with_gradient: parameters that another part has given theirs
+    already.
     """
     leaf = torch.zeros((), requires_grad=True)
     for parameter in module.parameters():
@@ -226,8 +234,9 @@ def traced(
 
 
 class Seams:
-    """Listens at the seams of a block, through which all that looks along the sequence goes: so a mixer need not say twice what it
-    keeps. An operation's map of the state is K x K where it mixes the key's channels, else a diagonal."""
+    """Listens at the seams of a block, through which all that looks along the sequence goes: so a
+    mixer need not say twice what it keeps. An operation's map of the state is K x K where it mixes
+    the key's channels, else a diagonal."""
 
     def __init__(self, block: nn.Module) -> None:
         self.attends: list[Heads] = []
@@ -281,7 +290,8 @@ def through(block: nn.Module, seq: mixer.Sequence, box: list[Tensor]) -> Tensor:
 
 
 class OtherProcesses:
-    """Stands for the group of processes that share matrices with this one, none of which is there."""
+    """Stands for the group of processes that share matrices with this one, none of which is
+    there."""
 
     def __init__(self, count: int) -> None:
         self.count, self.group_name = count, f"planned for {count}"
@@ -324,7 +334,8 @@ class Keeping:
 class Meter:
     """Measures the parts of one process's share of a model, for rows of `seq_len` tokens.
 
-    as_cuda: fake tensors lie on the CPU whatever they stand for; this leaves out what only a CPU would do (ops.pretending_cuda).
+    as_cuda: fake tensors lie on the CPU whatever they stand for; this leaves out what only a CPU
+    would do (ops.pretending_cuda).
     """
 
     def __init__(
@@ -361,7 +372,8 @@ class Meter:
         return self.known[key]
 
     def measure(self, remat: str, rows: int) -> None:
-        """All blocks, since one may use what an earlier one left in `seq.shared`; and the ends, which no remat changes."""
+        """All blocks, since one may use what an earlier one left in `seq.shared`; and the ends,
+        which no remat changes."""
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
         here = self.seq_len // self.tp if self.sequence_parallel else self.seq_len
         enters = (rows, here, model.shape.hidden_size), model.stream_dtype
@@ -393,7 +405,8 @@ class Meter:
 
     @cached_property
     def crossings(self) -> list[Crossing]:
-        """What of each layer looks over a cut of its rows: the calls of its seams in a forward of a few tokens."""
+        """What of each layer looks over a cut of its rows: the calls of its seams in a forward of a
+        few tokens."""
         model, tokens = (
             share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel),
             2 * self.tp,

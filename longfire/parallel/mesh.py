@@ -1,6 +1,8 @@
-"""The processes of a run as a box with named axes: who is rank what, and sums over some of the axes.
+"""The processes of a run as a box with named axes: who is rank what, and sums over some of the
+axes.
 
-The last axis counts fastest, so neighbours on a machine share matrices (tp), then rows (cp), shards, replicas and layers (pp).
+The last axis counts fastest, so neighbours on a machine share matrices (tp), then rows (cp),
+shards, replicas and layers (pp).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +35,8 @@ LOST = (
 
 @dataclass(frozen=True)
 class Mesh:
-    """degrees: processes along each axis. Without a device mesh (one process) every sum is what it is given.
+    """degrees: processes along each axis. Without a device mesh (one process) every sum is what it
+    is given.
 
     shards: the same processes, those along dp_shard and cp as one axis, "shards".
     """
@@ -83,7 +86,8 @@ class Mesh:
         return self.device_mesh.get_group(axis)
 
     def sum(self, tensor: Tensor, *axes: str) -> Tensor:
-        """The tensor, added up in place over the processes along these axes. Collective over them."""
+        """The tensor, added up in place over the processes along these axes. Collective over
+        them."""
         for axis in axes:
             if self.degrees[axis] > 1:
                 dist.all_reduce(tensor, group=self.group(axis))
@@ -111,8 +115,8 @@ class Mesh:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """What one process cannot do, none goes on without: its UserError is raised there, and ElsewhereError in the others.
-        Collective over all; what is inside must not be."""
+        """What one process cannot do, none goes on without: its UserError is raised there, and
+        ElsewhereError in the others. Collective over all; what is inside must not be."""
         error = None
         try:
             yield
@@ -128,7 +132,8 @@ class Mesh:
                 raise ElsewhereError(rank, *said)
 
     def first_then_all(self, work: Callable[[], Any]) -> Any:
-        """The same work in process 0, and when it is done there, in all others: what is made once is then found."""
+        """The same work in process 0, and when it is done there, in all others: what is made once
+        is then found."""
         for turn in (True, False):
             with self.agreed():
                 if (self.rank() == 0) is turn:
@@ -153,7 +158,8 @@ ALONE = Mesh()
 def joined(
     world: launch.World, degrees: Mapping[str, int], comm: settings.Comm, device: torch.device
 ) -> Iterator[Mesh]:
-    """The mesh of the run, while its processes are joined. Raises TrainingError when they cannot meet, or lose each other."""
+    """The mesh of the run, while its processes are joined. Raises TrainingError when they cannot
+    meet, or lose each other."""
     if world.size == 1:
         yield Mesh(degrees)
         return
@@ -163,7 +169,8 @@ def joined(
     if comm.trace_buf_size:
         launch.record_collectives(comm.trace_buf_size)
     try:
-        # tensors of the host go through gloo also where the device has NCCL: flags and counts need not wait for it
+        # tensors of the host go through gloo also where the device has NCCL: flags and counts need
+        # not wait for it
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with launch.Watchdog(
             comm, "to join the other processes"
@@ -171,9 +178,11 @@ def joined(
             store, rank, size = next(
                 dist.rendezvous("env://", world.rank, world.size, timeout=to_meet)
             )
-            # torchrun may keep its store when it starts all again, and in it the addresses of those who died
+            # torchrun may keep its store when it starts all again, and in it the addresses of those
+            # who died
             store = dist.PrefixStore(f"attempt-{launch.attempt()}", store)
-            # One process may prepare data for hours while the others wait: who hangs is found by the watchdogs, not by time-outs here
+            # One process may prepare data for hours while the others wait: who hangs is found by
+            # the watchdogs, not by time-outs here
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=size, timeout=FOR_EVER
             )

@@ -1,7 +1,8 @@
-"""Which part of each parameter this process holds: boxes of the whole tensor, and where they lie in the local one.
+"""Which part of each parameter this process holds: boxes of the whole tensor, and where they lie in
+the local one.
 
-Tensor parallelism splits a dim into ranges; sharding cuts what is left into rows. Initialisation, checkpoints and gathering read
-boxes only, so they know nothing of either.
+Tensor parallelism splits a dim into ranges; sharding cuts what is left into rows. Initialisation,
+checkpoints and gathering read boxes only, so they know nothing of either.
 """
 
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole_shape(tensor: Tensor, split: Split | None) -> torch.Size:
-    """The shape of the parameter before anything was split. Of a sharded one, `tensor.shape` is that of all its shards."""
+    """The shape of the parameter before anything was split. Of a sharded one, `tensor.shape` is
+    that of all its shards."""
     shape = list(tensor.shape)
     if split is not None:
         shape[split.dim] = split.size
@@ -87,7 +89,8 @@ def take(tensor: Tensor, split: Split | None, whole: Tensor) -> None:
 
 
 def rows(tensor: Tensor) -> tuple[int, int]:
-    """First and last + 1 of the rows (dim 0) that lie here, as torch's `chunk` cuts them over the axis that shards them."""
+    """First and last + 1 of the rows (dim 0) that lie here, as torch's `chunk` cuts them over the
+    axis that shards them."""
     if not tensor.dim():
         return 0, 0
     if not isinstance(tensor, DTensor):

@@ -1,11 +1,13 @@
-"""Layers shared among processes: a whole model on meta is cut into stages, and microbatches pass through them as a schedule says.
+"""Layers shared among processes: a whole model on meta is cut into stages, and microbatches pass
+through them as a schedule says.
 
 pipeline = cut(model, mesh, settings.parallelism, seq_len)      the model keeps what lies on this process, under its global names
 loss = pipeline.step(microbatches, noises, loss_of_hidden)      forward and backward of all of them, instead of a loop
 nats_BT, greedy_BT = pipeline.losses(batch, chunk_tokens)       for evaluation
 
-Every process along pp has the same rows: a stage looks its microbatch up by its number, and hidden states alone travel (and what
-layers leave for later ones, `Mixer.carried`). Orders, sends and receives are those of torch.distributed.pipelining.
+Every process along pp has the same rows: a stage looks its microbatch up by its number, and hidden
+states alone travel (and what layers leave for later ones, `Mixer.carried`). Orders, sends and
+receives are those of torch.distributed.pipelining.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +42,8 @@ Loss = Callable[[Model, Tensor, Batch], Tensor]  # (model, hidden states, batch)
 
 
 class Layers(nn.Module):
-    """Some of a model's blocks under their numbers in the whole model, so that the names of parameters stay the global ones."""
+    """Some of a model's blocks under their numbers in the whole model, so that the names of
+    parameters stay the global ones."""
 
     def __init__(self, blocks: Mapping[int, Block]) -> None:
         super().__init__()
@@ -58,9 +61,11 @@ class Layers(nn.Module):
 
 
 class Stage(Model):
-    """A view of some layers of a model: what the pipeline runs, and what is sharded as one (`fully_shard(stage)`).
+    """A view of some layers of a model: what the pipeline runs, and what is sharded as one
+    (`fully_shard(stage)`).
 
-    The first stage has the embedding, the last one norm and head, and says what `end` makes of a microbatch's hidden states.
+    The first stage has the embedding, the last one norm and head, and says what `end` makes of a
+    microbatch's hidden states.
     """
 
     def __init__(self, model: Model, placed: Layout, number: int) -> None:
@@ -77,7 +82,8 @@ class Stage(Model):
         self.end: Callable[[Model, Tensor, Batch], Any] | None = None
 
     def forward(self, *passed: Tensor) -> Any:
-        """(hidden states, then what `taken` names) of the stage before -> the same for the next one."""
+        """(hidden states, then what `taken` names) of the stage before -> the same for the next
+        one."""
         (model,), (batch, noise_BT) = self.of, self.microbatches[self.microbatch]
         seq = mixers.Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
         self.prepare(seq)
@@ -89,9 +95,11 @@ class Stage(Model):
 
 
 def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
-    """Give `part` (it may be the model itself) the modules of these stages, and None for the others.
+    """Give `part` (it may be the model itself) the modules of these stages, and None for the
+    others.
 
-    A head that shares the embedding's parameter lies beside the embedding, so that the parameter has the same name everywhere.
+    A head that shares the embedding's parameter lies beside the embedding, so that the parameter
+    has the same name everywhere.
     """
     is_first, is_last = 0 in stages, placed.stages - 1 in stages
     numbers = [layer for stage in stages for layer in placed.layers[stage]]
@@ -108,7 +116,8 @@ def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
 
 
 def carried(model: Model, placed: Layout, stage: int) -> tuple[str, ...]:
-    """What a stage takes from those before it: keys that the first layer of a mixer has left there and that a later one reads."""
+    """What a stage takes from those before it: keys that the first layer of a mixer has left there
+    and that a later one reads."""
     if stage >= placed.stages:
         return ()
     names = [mixer_of(name) for name in model.shape.layer_types]
@@ -118,7 +127,8 @@ def carried(model: Model, placed: Layout, stage: int) -> tuple[str, ...]:
 
 
 def costs(model: Model, seq_len: int) -> list[float]:
-    """Floating-point operations of a token in the embedding (which adds its row), each layer, and the head; of the whole model."""
+    """Floating-point operations of a token in the embedding (which adds its row), each layer, and
+    the head; of the whole model."""
     with torch.device("meta"):
         whole = Model(model.shape)  # that of the run may be split already, and not into equal parts
     size = model.shape.hidden_size
@@ -132,11 +142,13 @@ def costs(model: Model, seq_len: int) -> list[float]:
 def cut(
     model: Model, mesh: Mesh, parallelism: Parallelism, seq_len: int, halves: bool = True
 ) -> "Pipeline":
-    """Keep of a whole model (on meta) what lies on this process; the others' layers, embedding, norm and head become None.
+    """Keep of a whole model (on meta) what lies on this process; the others' layers, embedding,
+    norm and head become None.
 
-    halves: whether the backward of schedules that ask for it may be done in two halves, which neither recomputation nor
-    compilation allows: then the first half does it all. `model.copied` names the parameters here of which another process has
-    the copy that counts. Raises SettingsError where stages of one process would share a sharded parameter.
+    halves: whether the backward of schedules that ask for it may be done in two halves, which
+    neither recomputation nor compilation allows: then the first half does it all. `model.copied`
+    names the parameters here of which another process has the copy that counts. Raises
+    SettingsError where stages of one process would share a sharded parameter.
     """
     placed = layout(costs(model, seq_len), mesh.size("pp"), parallelism)
     stages = [Stage(model, placed, number) for number in range(placed.stages)]
@@ -160,7 +172,8 @@ def cut(
 
 
 class Pipeline:
-    """The stages of this process and how microbatches pass through all of them. Everything here is collective over pp."""
+    """The stages of this process and how microbatches pass through all of them. Everything here is
+    collective over pp."""
 
     def __init__(
         self,
@@ -186,10 +199,12 @@ class Pipeline:
     def step(
         self, microbatches: Sequence[Batch], noises: Sequence[Tensor | None], loss: Loss
     ) -> Tensor:
-        """Forward and backward of all microbatches (equal in shape, on the device); their losses' sum, detached, on every process.
+        """Forward and backward of all microbatches (equal in shape, on the device); their losses'
+        sum, detached, on every process.
 
-        loss: of a microbatch's hidden states, divided by the real tokens of the whole step. Gradients are added to `.grad`, those
-        of parameters with copies on other stages already summed; noises: of dropout, one a microbatch.
+        loss: of a microbatch's hidden states, divided by the real tokens of the whole step.
+        Gradients are added to `.grad`, those of parameters with copies on other stages already
+        summed; noises: of dropout, one a microbatch.
         """
         ids_BT, losses = microbatches[0].ids_BT, []
         schedule = self.schedule(len(microbatches), ids_BT)
@@ -200,7 +215,8 @@ class Pipeline:
             return said
 
         self.begin(list(zip(microbatches, noises)), end)
-        # The target is that of torch's own loss, which has nothing left to do; its dim is cut into microbatches.
+        # The target is that of torch's own loss, which has nothing left to do; its dim is cut into
+        # microbatches.
         schedule.step(target=torch.empty(len(microbatches)), return_outputs=False)
         self.begin((), None)
         self.sum_copies()
@@ -217,7 +233,8 @@ class Pipeline:
     def schedule(
         self, count: int, ids_BT: Tensor
     ) -> PipelineScheduleSingle | PipelineScheduleMulti:
-        """torch's schedule for so many microbatches of this shape: made anew when they change, since its buffers have their shape."""
+        """torch's schedule for so many microbatches of this shape: made anew when they change,
+        since its buffers have their shape."""
         wanted = (count, ids_BT.shape, ids_BT.device)
         if self.made is None or self.made[0] != wanted:
             stages = [self.torch_stage(stage, ids_BT) for stage in self.stages]
@@ -234,7 +251,8 @@ class Pipeline:
         return self.made[1]
 
     def torch_stage(self, stage: Stage, ids_BT: Tensor) -> PipelineStage:
-        """What torch has to know of a stage: told, so that it does not try it out with a microbatch."""
+        """What torch has to know of a stage: told, so that it does not try it out with a
+        microbatch."""
         meta = [
             tuple(
                 torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
@@ -260,16 +278,16 @@ class Pipeline:
     def passed(
         self, stage: Stage, keys: tuple[str, ...], ids_BT: Tensor
     ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Sizes and types of what goes from stage to stage: with sequence parallel a part of the row, of what else a part of its
-        channels (Mixer.carried)."""
+        """Sizes and types of what goes from stage to stage: with sequence parallel a part of the
+        row, of what else a part of its channels (Mixer.carried)."""
         (rows, tokens), size, tensors = ids_BT.shape, stage.shape.hidden_size, self.mesh.size("tp")
         here = tokens // tensors if self.parallelism.sequence_parallel else tokens
         hidden = ((rows, here, size), stage.stream_dtype)
         return [hidden, *[((rows, tokens, size // tensors), stage.compute_dtype)] * len(keys)]
 
     def sum_copies(self) -> None:
-        """Add up the gradients of parameters that several processes use, on all of them to the same bits: the first one that has
-        it adds and tells the others."""
+        """Add up the gradients of parameters that several processes use, on all of them to the same
+        bits: the first one that has it adds and tells the others."""
         here, parameters = self.mesh.rank("pp"), self.parameters()
         for name, (owner, *others) in self.copies.items():
             if here not in (owner, *others) or not parameters[name].requires_grad:
@@ -293,8 +311,9 @@ class Pipeline:
 
     @torch.no_grad()
     def losses(self, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
-        """What loss.losses says, on every process along pp. Rows go in as many parts as keep the processes busy, if they divide.
-        Sharded parameters stay gathered: apply.give_back is the caller's, after the last batch."""
+        """What loss.losses says, on every process along pp. Rows go in as many parts as keep the
+        processes busy, if they divide. Sharded parameters stay gathered: apply.give_back is the
+        caller's, after the last batch."""
         parts = batch.split(gcd(batch.rows, self.mesh.size("pp")))
         self.begin(
             [(part, None) for part in parts],
@@ -336,7 +355,8 @@ class Pipeline:
         return found
 
     def sent(self, stage: Stage, said: tuple[Tensor, ...]) -> list[tuple[dist.Work, Tensor]]:
-        """Begun sends with what they send, which must live as long; none where the next stage lies here too."""
+        """Begun sends with what they send, which must live as long; none where the next stage lies
+        here too."""
         after = self.placed.processes[stage.number + 1]
         if after == self.mesh.rank("pp"):
             return []
@@ -361,8 +381,8 @@ class Pipeline:
 
 
 class Numbered(PipelineStage):
-    """torch's stage, which tells ours the number of the microbatch. (As an argument it would be a tensor, to be read back from the
-    device, which FSDP moves it to.)"""
+    """torch's stage, which tells ours the number of the microbatch. (As an argument it would be a
+    tensor, to be read back from the device, which FSDP moves it to.)"""
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         self.submod.microbatch = fwd_chunk_id
@@ -370,15 +390,17 @@ class Numbered(PipelineStage):
 
 
 def whole() -> Callable[[], None]:
-    """torch's `dw_builder` for a backward that is whole in its first half: nothing remains for the second."""
+    """torch's `dw_builder` for a backward that is whole in its first half: nothing remains for the
+    second."""
     return lambda: None
 
 
 def with_gradients(loss: Loss, model: Model, hidden_BTD: Tensor, batch: Batch) -> Tensor:
     """The loss (1,), with its gradients made at once and kept for the backward.
 
-    The fused loss gives all its gradients together and once. Schedules that halve the backward ask for those of hidden states
-    first and for those of parameters later: so each has a node of its own in the graph.
+    The fused loss gives all its gradients together and once. Schedules that halve the backward ask
+    for those of hidden states first and for those of parameters later: so each has a node of its
+    own in the graph.
     """
     leaf_BTD = hidden_BTD.detach().requires_grad_()
     said = loss(model, leaf_BTD, batch)

@@ -17,7 +17,8 @@ MESH_DIM = ("dp_replicate", "dp_shard", "tp", "cp")  # the order of parallelism.
 
 
 def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
-    """Processes along each axis, by axis; at most one may be -1, for those that remain. Raises SettingsError naming the key."""
+    """Processes along each axis, by axis; at most one may be -1, for those that remain. Raises
+    SettingsError naming the key."""
     given = {axis: getattr(parallelism, key) for axis, key in DEGREES.items()}
     if parallelism.mesh_dim:
         given |= of_mesh_dim(parallelism)
@@ -43,7 +44,8 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
 
 
 def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
-    """The degrees that mesh_dim says in one word (S3-33). Raises SettingsError if a degree is given in both ways."""
+    """The degrees that mesh_dim says in one word (S3-33). Raises SettingsError if a degree is given
+    in both ways."""
     try:
         numbers = [int(word) for word in parallelism.mesh_dim.split(",")]
     except ValueError:
@@ -62,7 +64,8 @@ def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
 
 
 def reshards(parallelism: Parallelism, pp: int, shards: int) -> bool:
-    """Whether a gathered block is given back between its forward and its backward (reshard_after_forward). shards: processes that
-    parameters are cut over, along dp_shard and cp."""
+    """Whether a gathered block is given back between its forward and its backward
+    (reshard_after_forward). shards: processes that parameters are cut over, along dp_shard and
+    cp."""
     asked = parallelism.reshard_after_forward
     return asked == "always" or (asked == "auto" and pp == 1 and shards > 1)

@@ -1,7 +1,9 @@
-"""`longfire plan`: what a run will hold, send and take on devices that are not here, and which plans would do better.
+"""`longfire plan`: what a run will hold, send and take on devices that are not here, and which
+plans would do better.
 
-A plan is chosen degrees, recomputation and rows; `Planner.forecast` says what it costs one process: bytes from parallel/memory.py,
-seconds from parallel/cost.py. docs/planning.md has every formula once.
+A plan is chosen degrees, recomputation and rows; `Planner.forecast` says what it costs one process:
+bytes from parallel/memory.py, seconds from parallel/cost.py. docs/planning.md has every formula
+once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +41,8 @@ LABELS = 3 * 8  # bytes of a token's id, label and position
 
 
 class Planner:
-    """Forecasts of a run on devices of one kind; as many as the run was composed for. Raises SettingsError for what cannot be planned.
+    """Forecasts of a run on devices of one kind; as many as the run was composed for. Raises
+    SettingsError for what cannot be planned.
 
     as_cuda: false for a CPU, which bench/planner.py measures.
     """
@@ -98,7 +101,8 @@ class Planner:
         return replace(plan, strategy=asked)
 
     def refusals(self, tp: int, tokens: int) -> Iterator[str]:
-        """Why processes cannot share this model's matrices so. (Run.compose has looked at the recipe's own pipeline.)"""
+        """Why processes cannot share this model's matrices so. (Run.compose has looked at the
+        recipe's own pipeline.)"""
         return tensor.refusals(self.model, tp, self.run.parallelism.sequence_parallel, tokens)
 
     def meter(self, tp: int, seq_len: int) -> Meter:
@@ -149,8 +153,9 @@ class Planner:
         )
 
     def strategies(self, plan: Plan) -> list[Ranked]:
-        """The ways of the plan's softmax layers, best first; empty where rows are whole. What fits is told by what must lie there in
-        any case: parameters, gradients, moments, and what enters the blocks that are computed again, or all that they keep."""
+        """The ways of the plan's softmax layers, best first; empty where rows are whole. What fits
+        is told by what must lie there in any case: parameters, gradients, moments, and what enters
+        the blocks that are computed again, or all that they keep."""
         if plan.cp == 1:
             return []
         groups, names = self.groups_of(plan.tp, plan.shards), self.names_of(plan, 0)
@@ -184,8 +189,9 @@ class Planner:
     # Memory
 
     def part(self, plan: Plan, name: int | str, here: int) -> Part:
-        """What one process runs of a part, `here` tokens of each row. Rows of another length than the recipe's, and long ones, are
-        read off a straight line, several of them as one: what holds a number for each token grows so."""
+        """What one process runs of a part, `here` tokens of each row. Rows of another length than
+        the recipe's, and long ones, are read off a straight line, several of them as one: what
+        holds a number for each token grows so."""
         if here <= MEASURED_TOKENS and here == plan.here(self.seq_len):
             return self.meter(plan.tp, here).part(name, plan.remat, plan.batch_size)
         short = min(MEASURED_TOKENS // 2, self.seq_len)
@@ -200,7 +206,8 @@ class Planner:
         return self.lines[key]
 
     def groups_of(self, tp: int, shards: int) -> dict[int | str, Group]:
-        """What is gathered together, of one process of `tp` x `shards`: blocks by number, the two ends by name."""
+        """What is gathered together, of one process of `tp` x `shards`: blocks by number, the two
+        ends by name."""
         if (tp, shards) not in self.groups:
             model = self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).model
             parts = {**dict(enumerate(model.layers)), **ends_of(model)}
@@ -228,8 +235,8 @@ class Planner:
         )
 
     def names_of(self, plan: Plan, process: int) -> list[int | str]:
-        """The parts of a process along pp, in the order in which a microbatch meets them. (Where stages lie in a V, the first process
-        has the head as well.)"""
+        """The parts of a process along pp, in the order in which a microbatch meets them. (Where
+        stages lie in a V, the first process has the head as well.)"""
         v_shaped = self.run.parallelism.pipeline_parallel_schedule in stages.V_SHAPED
         last = 0 if v_shaped else plan.pp - 1
         return [
@@ -303,7 +310,8 @@ class Planner:
         yield moment("optimizer", lying, unfused, shards.always)
 
     def largest(self, measure: Callable[[int], float], least: int = 1) -> int:
-        """The largest number, a multiple of `least`, whose bytes fit; 0 if none. The bytes grow with the number."""
+        """The largest number, a multiple of `least`, whose bytes fit; 0 if none. The bytes grow
+        with the number."""
         if measure(least) > self.device.usable_bytes:
             return 0
         low, high = 1, 2
@@ -422,7 +430,8 @@ class Planner:
             yield Collective("cp", what, plan.cp, sent, seconds, hidden, waits if hidden else 0.0)
 
     def parts_of_step(self, plan: Plan, collectives: Sequence[Collective]) -> dict[str, float]:
-        """Seconds of a step: what is computed, what of the network is not hidden behind it, idle stages, the optimizer."""
+        """Seconds of a step: what is computed, what of the network is not hidden behind it, idle
+        stages, the optimizer."""
         flops = [self.flops_on(plan, process) for process in range(plan.pp)]
         compute = cost.compute_seconds(
             max(flops) * self.tokens / plan.data / plan.cp / plan.tp, self.device, self.dtype
@@ -461,7 +470,8 @@ class Planner:
         }
 
     def flops_on(self, plan: Plan, process: int) -> float:
-        """FLOPs a token of a process along pp, forward, backward and again, of all that share its matrices."""
+        """FLOPs a token of a process along pp, forward, backward and again, of all that share its
+        matrices."""
         total = 0.0
         for name in self.names_of(plan, process):
             if name == HEAD:
@@ -472,8 +482,9 @@ class Planner:
         return total
 
     def flops_again(self, remat: str, mixer: float, mlp: float) -> float:
-        """FLOPs a token that a block computes again; MLPs in chunks are computed again by themselves. A policy that keeps matrix
-        products leaves nothing that counts, one that names operations is counted as if it kept nothing."""
+        """FLOPs a token that a block computes again; MLPs in chunks are computed again by
+        themselves. A policy that keeps matrix products leaves nothing that counts, one that names
+        operations is counted as if it kept nothing."""
         kept = "matmuls" in self.run.activation_checkpoint.policy
         parts = {
             "none": 0.0,
@@ -524,8 +535,9 @@ class Planner:
     # Alternatives
 
     def candidates(self) -> Iterator[Plan]:
-        """Every plan on these processes with the recipe's rows a step: matrices shared inside a node, pipelines of at most
-        MOST_STAGES processes, pieces of rows of at least LEAST_TOKENS (or as the recipe cuts them)."""
+        """Every plan on these processes with the recipe's rows a step: matrices shared inside a
+        node, pipelines of at most MOST_STAGES processes, pieces of rows of at least LEAST_TOKENS
+        (or as the recipe cuts them)."""
         for tp, cp in product(divisors(self.processes, self.device.node), self.degrees_of_rows()):
             layout = self.layout if cp > 1 else "contiguous"
             here = strategy.tokens_here(self.seq_len, cp, layout)
@@ -566,7 +578,8 @@ class Planner:
         )
 
     def alternatives(self, count: int = 8) -> list[Forecast]:
-        """The best plan of each mesh, fastest first; among those within a hundredth the one that holds least."""
+        """The best plan of each mesh, fastest first; among those within a hundredth the one that
+        holds least."""
         best: dict[tuple, Forecast] = {}
         for plan in self.candidates():
             forecast = self.forecast(plan)

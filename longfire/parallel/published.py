@@ -1,4 +1,5 @@
-"""Ring Attention's tables 1 to 3 (Liu 2023, arXiv 2310.01889) from their arithmetic, and what `longfire` fits into the same devices.
+"""Ring Attention's tables 1 to 3 (Liu 2023, arXiv 2310.01889) from their arithmetic, and what
+`longfire` fits into the same devices.
 
 docs/planning.md says which assumptions reproduce the printed numbers, and where none does.
 """
@@ -41,8 +42,9 @@ SIZES = {
     "65B": Size(80, 8192, 64, 22016, 65.3e9),
 }
 
-# Table 1: bytes of a layer's activations in bf16, of b rows of s tokens, hidden size h, n heads, blocks of c tokens. (The paper prints
-# 2bhs^2 for vanilla attention in all and 2bns^2 for its scores alone: a model with h for n would not reach 1,000 tokens.)
+# Table 1: bytes of a layer's activations in bf16, of b rows of s tokens, hidden size h, n heads,
+# blocks of c tokens. (The paper prints 2bhs^2 for vanilla attention in all and 2bns^2 for its
+# scores alone: a model with h for n would not reach 1,000 tokens.)
 ACTIVATIONS = {
     "vanilla": lambda b, s, h, n, c: 2 * b * n * s**2,
     "memory-efficient": lambda b, s, h, n, c: 8 * b * s * h,
@@ -50,7 +52,8 @@ ACTIVATIONS = {
     "ring": lambda b, s, h, n, c: 6 * b * c * h,
 }
 
-# Table 2: FLOP/s in bf16, bytes, bytes/s of the link to the next device; printed block and row, in 1000 tokens.
+# Table 2: FLOP/s in bf16, bytes, bytes/s of the link to the next device; printed block and row, in
+# 1000 tokens.
 HOSTS = {
     "A100 NVLink": (312e12, 80e9, 300e9, 1.0, 6.2),
     "A100 InfiniBand": (312e12, 80e9, 12.5e9, 24.5, 149.5),
@@ -59,16 +62,18 @@ HOSTS = {
     "TPUv5e": (196e12, 16e9, 186e9, 1.1, 6.3),
 }
 
-# Full precision doubles what a layer keeps for its backward, the blockwise 2bsh; the memory-efficient column comes out with
-# the 8bsh of table 1 as it stands.
+# Full precision doubles what a layer keeps for its backward, the blockwise 2bsh; the
+# memory-efficient column comes out with the 8bsh of table 1 as it stands.
 KEPT = {"vanilla": 1, "memory-efficient": 1, "blockwise": 2}
 
 
 @dataclass(frozen=True)
 class Row:
-    """Of table 3: a model on devices, and the printed longest contexts in 1000 tokens (vanilla, memory-efficient, blockwise, ring).
+    """Of table 3: a model on devices, and the printed longest contexts in 1000 tokens (vanilla,
+    memory-efficient, blockwise, ring).
 
-    memory: bytes of a device with which the arithmetic gives the printed ones. ring: processes of a ring, as the last column has it.
+    memory: bytes of a device with which the arithmetic gives the printed ones. ring: processes of a
+    ring, as the last column has it.
     """
 
     compute: str
@@ -135,14 +140,16 @@ ROWS = tuple(
 
 
 def minimum_block(flops: float, link: float) -> tuple[float, float]:
-    """(c, s) tokens: a block whose attention, 4 c^2 h FLOPs, takes as long as its keys and values, 4 c h bytes in bf16, to the next
-    device; and the six blocks that a device then holds (section 3)."""
+    """(c, s) tokens: a block whose attention, 4 c^2 h FLOPs, takes as long as its keys and values,
+    4 c h bytes in bf16, to the next device; and the six blocks that a device then holds (section
+    3)."""
     return flops / link, 6 * flops / link
 
 
 def arithmetic(row: Row) -> dict[str, int]:
-    """The four columns of table 3 in 1000 tokens, powers of two as they are printed: one row a device, parameters in full precision
-    over all devices, activations of all layers in what is left; the ring as many times the blockwise column as it has processes."""
+    """The four columns of table 3 in 1000 tokens, powers of two as they are printed: one row a
+    device, parameters in full precision over all devices, activations of all layers in what is
+    left; the ring as many times the blockwise column as it has processes."""
     size = SIZES[row.model]
     free = row.memory - STATES * size.parameters / row.devices
     columns = {
@@ -182,7 +189,8 @@ def devices_of(row: Row) -> int:
 def ours(
     run: Run, dtype: str = "bfloat16", rows: tuple[Row, ...] = ROWS
 ) -> Iterator[tuple[Row, Longest]]:
-    """The longest row that fits on the devices of each row of table 3 with our plans, activations in `dtype`."""
+    """The longest row that fits on the devices of each row of table 3 with our plans, activations
+    in `dtype`."""
     planners: dict[str, Planner] = {}
     training = replace(run.training, seq_len=PIECE)
     plain = replace(

@@ -1,7 +1,8 @@
-"""What a block keeps for its backward: which attention computes, MLPs in chunks of tokens, parts computed again, host memory.
+"""What a block keeps for its backward: which attention computes, MLPs in chunks of tokens, parts
+computed again, host memory.
 
-Every function here changes a block (or a model) in place, by its seams, before it is compiled or sharded; none knows of a forward's
-inside. docs/long-context.md says what each saves and costs.
+Every function here changes a block (or a model) in place, by its seams, before it is compiled or
+sharded; none knows of a forward's inside. docs/long-context.md says what each saves and costs.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ ATTENTION_KERNELS = {
 
 
 def choose_attention(block: nn.Module, chosen: Attention) -> None:
-    """Let the block's mixer attend as [attention] says; a mixer without softmax attention stays as it is."""
+    """Let the block's mixer attend as [attention] says; a mixer without softmax attention stays as
+    it is."""
     if "attention" in block.mixer.context and chosen.kind == "vanilla":
         block.mixer.attend = attention_slow
     elif "attention" in block.mixer.context and chosen.kind == "blockwise":
@@ -41,8 +43,8 @@ def choose_attention(block: nn.Module, chosen: Attention) -> None:
 def save_memory(
     block: nn.Module, remat: ActivationCheckpoint, mlp_chunk_size: int = 0, compiled: bool = False
 ) -> None:
-    """MLPs in chunks first, so that a block that is computed again computes its MLP in chunks again. An MLP in chunks keeps its
-    input only: there is nothing to add for it."""
+    """MLPs in chunks first, so that a block that is computed again computes its MLP in chunks
+    again. An MLP in chunks keeps its input only: there is nothing to add for it."""
     parts = {"none": (), "block": (block,), "attention": (block.mixer,), "mlp": (block.mlp,)}
     parts["attention+mlp"] = (block.mixer, block.mlp)
     if mlp_chunk_size and block.mlp is not None:
@@ -53,9 +55,11 @@ def save_memory(
 
 
 def recompute(part: nn.Module, policy: tuple[str, ...]) -> None:
-    """Make it compute its activations again in the backward instead of keeping them, but for what the policy keeps.
+    """Make it compute its activations again in the backward instead of keeping them, but for what
+    the policy keeps.
 
-    Nothing here draws from torch's generators (dropout is made of a token's noise), so none is kept.
+    Nothing here draws from torch's generators (dropout is made of a token's noise), so none is
+    kept.
     """
     forward, kept = part.forward, kept_operations(policy)
     how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -82,7 +86,8 @@ def decide(
 
 
 def kept_operations(policy: tuple[str, ...]) -> frozenset[str] | None:
-    """The operations of a policy by torch's names (`aten::mm`), `matmuls` as it is; None for `nothing`."""
+    """The operations of a policy by torch's names (`aten::mm`), `matmuls` as it is; None for
+    `nothing`."""
     if policy in ((), ("nothing",)):
         return None
     return frozenset(name if name == "matmuls" else operation_name(name) for name in policy)
@@ -105,12 +110,14 @@ def unknown_operations(policy: tuple[str, ...]) -> list[str]:
 
 
 def in_chunks(mlp: nn.Module, size: int, compiled: bool) -> None:
-    """Compute the MLP for so many tokens of a row at a time, each chunk again in its backward, so that what is wider than the row
-    (gate, up) is there for one chunk only (Liu and Abbeel 2023, section 3.2). What looks back, as ChannelMix does, has a `feed`
-    beside its forward: the part that sees tokens one by one. Its outputs may go home to the processes that the row came from, each
-    chunk by itself, so a chunk has equally many tokens of each of them.
+    """Compute the MLP for so many tokens of a row at a time, each chunk again in its backward, so
+    that what is wider than the row (gate, up) is there for one chunk only (Liu and Abbeel 2023,
+    section 3.2). What looks back, as ChannelMix does, has a `feed` beside its forward: the part
+    that sees tokens one by one. Its outputs may go home to the processes that the row came from,
+    each chunk by itself, so a chunk has equally many tokens of each of them.
 
-    A loop of which only the inside is compiled: unrolled, a long row would make a graph of a thousand copies.
+    A loop of which only the inside is compiled: unrolled, a long row would make a graph of a
+    thousand copies.
     """
     seam = "feed" if hasattr(mlp, "feed") else "forward"
     inside, sources = getattr(mlp, seam), mlp.tokens_from if seam == "feed" else 1
@@ -133,7 +140,8 @@ def in_chunks(mlp: nn.Module, size: int, compiled: bool) -> None:
 
 
 def offload(root: nn.Module) -> None:
-    """What the blocks of a model (or of a stage) keep for their backward waits in the host's memory."""
+    """What the blocks of a model (or of a stage) keep for their backward waits in the host's
+    memory."""
     blocks = root.blocks
 
     def blocks_offloaded(*args: Any) -> Any:
@@ -145,8 +153,9 @@ def offload(root: nn.Module) -> None:
 
 @contextmanager
 def kept_on(host: str) -> Iterator[None]:
-    """Inside, what autograd keeps goes to the host as soon as it is kept, and comes back when its backward asks for it. Copies run in
-    the order of the device's stream. Parameters stay: they are there anyway, or gathered again; so do whole numbers and masks."""
+    """Inside, what autograd keeps goes to the host as soon as it is kept, and comes back when its
+    backward asks for it. Copies run in the order of the device's stream. Parameters stay: they are
+    there anyway, or gathered again; so do whole numbers and masks."""
 
     def go(x: Tensor) -> Any:
         owner = x if x._base is None else x._base  # a matrix is kept as its transpose
@@ -165,7 +174,8 @@ def kept_on(host: str) -> Iterator[None]:
 
 
 def copied(x: Tensor, device: torch.device, by_cuda: bool) -> Tensor:
-    """x on another device with the same strides, on which compiled code relies; by CUDA: pinned on the host, not waited for."""
+    """x on another device with the same strides, on which compiled code relies; by CUDA: pinned on
+    the host, not waited for."""
     there = torch.empty_strided(
         x.shape,
         x.stride(),

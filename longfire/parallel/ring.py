@@ -1,13 +1,15 @@
-"""Softmax attention over processes that share a row, each with some segments of it: a ring, an all-gather or an all-to-all.
+"""Softmax attention over processes that share a row, each with some segments of it: a ring, an
+all-gather or an all-to-all.
 
     ring        keys and values go around; each process computes with those that lie with it while the next ones are under way
                 (Liu 2023, RingAttention). In the backward they go around again, and their gradients with them, until these are home
     allgather   keys and values of all processes come at once, their gradients are added up and scattered
     alltoall    heads for tokens: each process has all tokens of some heads, and attends as one process does (Jacobs 2023, Ulysses)
 
-What the first two compute is decided on positions (ops/attention_blocks.py): a segment of keys that no query sees here is not
-computed, and where no process sees what has come so far around, it goes no further. All sums are fp32 (float64 for float64 inputs),
-the gradients that travel too; q, k, v, the output and its logsumexp are all that is kept for the backward.
+What the first two compute is decided on positions (ops/attention_blocks.py): a segment of keys that
+no query sees here is not computed, and where no process sees what has come so far around, it goes
+no further. All sums are fp32 (float64 for float64 inputs), the gradients that travel too; q, k, v,
+the output and its logsumexp are all that is kept for the backward.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,8 +42,10 @@ KEYS, GRADIENTS = 0, 1  # tags of what travels
 
 @dataclass
 class Work:
-    """What this process did since `forget`. pairs: of queries and keys, for each head, that forwards of ring and allgather computed;
-    sent_bytes: by all strategies, forward and backward; hops: of keys and values that were sent on."""
+    """What this process did since `forget`. pairs: of queries and keys, for each head, that
+    forwards of ring and allgather computed;
+    sent_bytes: by all strategies, forward and backward; hops: of keys and values that were sent
+    on."""
 
     pairs: int = 0
     sent_bytes: int = 0
@@ -68,11 +72,13 @@ class Ring(NamedTuple):
 def attend_over(
     size: int, rank: int, group: str, strategy: str, alone: Callable = attention
 ) -> Callable:
-    """What attends to whole rows alone, for segments: q (B, T, H, K), k (B, T, G, K), v (B, T, G, V), noise (B, T) of the tokens of
-    `documents.mine`, in their order -> (B, T, H, V) in q's dtype. Collective over the group, its backward too.
+    """What attends to whole rows alone, for segments: q (B, T, H, K), k (B, T, G, K), v (B, T, G,
+    V), noise (B, T) of the tokens of `documents.mine`, in their order -> (B, T, H, V) in q's dtype.
+    Collective over the group, its backward too.
 
-    strategy: ring, allgather or alltoall; auto is ring. alone: ops.attention.attention; attention_slow writes out the scores of what
-    meets (the truth); blockwise with its chunks cuts what meets into them, and in alltoall the whole rows.
+    strategy: ring, allgather or alltoall; auto is ring. alone: ops.attention.attention;
+    attention_slow writes out the scores of what meets (the truth); blockwise with its chunks cuts
+    what meets into them, and in alltoall the whole rows.
     """
     ring, chunks = Ring(size, rank, group), getattr(alone, "keywords", {}).get("chunks")
 
@@ -105,8 +111,8 @@ def attend_over(
 
 
 class _Attend(torch.autograd.Function):
-    """Attention to keys that come by, or are gathered. o is kept in q's dtype: it is the output itself, and costs nothing; in bf16 its
-    rounding adds a tenth to the error of d_q and d_k."""
+    """Attention to keys that come by, or are gathered. o is kept in q's dtype: it is the output
+    itself, and costs nothing; in bf16 its rounding adds a tenth to the error of d_q and d_k."""
 
     @staticmethod
     def forward(
@@ -250,8 +256,8 @@ class Parcel:
 
 
 def around(kv: Tensor, hops: int, ring: Ring) -> Iterator[tuple[int, Tensor]]:
-    """(process, its keys and values), the own ones first, then those of the processes before it, the nearest first. The next ones
-    come while these are in use; the last ones are not sent on."""
+    """(process, its keys and values), the own ones first, then those of the processes before it,
+    the nearest first. The next ones come while these are in use; the last ones are not sent on."""
     for hop in range(hops + 1):
         coming = Parcel(kv, ring.away(1), ring.away(-1), ring, KEYS) if hop < hops else None
         yield ring.away(-hop), kv
@@ -262,8 +268,8 @@ def around(kv: Tensor, hops: int, ring: Ring) -> Iterator[tuple[int, Tensor]]:
 def brought_home(
     mine: Tensor, hops: int, ring: Ring, meet: Callable[[int, Tensor, Tensor], None]
 ) -> Tensor:
-    """The gradient of the keys and values here, of all queries: it goes around with them one hop behind, and from the last process
-    straight home."""
+    """The gradient of the keys and values here, of all queries: it goes around with them one hop
+    behind, and from the last process straight home."""
     carried = None
     for hop, (source, kv) in enumerate(around(mine, hops, ring)):
         d_kv = torch.zeros_like(kv, dtype=working_dtype(kv))
@@ -288,7 +294,8 @@ def all_at_once(kv: Tensor, ring: Ring) -> Iterator[tuple[int, Tensor]]:
 
 
 def scattered_home(kv: Tensor, ring: Ring, meet: Callable[[int, Tensor, Tensor], None]) -> Tensor:
-    """The gradient of the keys and values here, of all queries. They are gathered again: kept, they would be the whole row's."""
+    """The gradient of the keys and values here, of all queries. They are gathered again: kept, they
+    would be the whole row's."""
     d_everyones = kv.new_zeros(ring.size, kv.numel(), dtype=working_dtype(kv))
     for source, others in all_at_once(kv, ring):
         meet(source, others, d_everyones[source])
@@ -313,7 +320,8 @@ def heads_for_tokens(
     noise_BT: Tensor | None,
     first_head: int,
 ) -> Tensor:
-    """Each process gives the tokens of other heads for the other tokens of its own heads, attends on whole rows, and gives back."""
+    """Each process gives the tokens of other heads for the other tokens of its own heads, attends
+    on whole rows, and gives back."""
     q_BTHK, k_BTGK, v_BTGV = of_own_heads(q, k, v, ring, share)
     if noise_BT is not None:
         noise_BT = everyones_noise(noise_BT, ring, share)
@@ -329,7 +337,8 @@ def heads_for_tokens(
 
 
 def of_own_heads(q: Tensor, k: Tensor, v: Tensor, ring: Ring, share: Share) -> tuple[Tensor, ...]:
-    """Whole rows of the heads that this process attends with: (B, T, H / n, K), (B, T, G / n or 1, K), (B, T, G / n or 1, V)."""
+    """Whole rows of the heads that this process attends with: (B, T, H / n, K), (B, T, G / n or 1,
+    K), (B, T, G / n or 1, V)."""
     n, heads = ring.size, (q, k, v)
     if k.shape[2] >= n:  # all that a process needs of a token, side by side
         mine_BTNX = torch.cat([x.unflatten(2, (n, -1)).flatten(3) for x in heads], -1)
@@ -342,7 +351,8 @@ def of_own_heads(q: Tensor, k: Tensor, v: Tensor, ring: Ring, share: Share) -> t
 
 
 def whole_rows(parts: Tensor, share: Share) -> Tensor:
-    """(n, B, its tokens, ...) of all processes -> (B, T, ...) in the order of the row, without what fills it."""
+    """(n, B, its tokens, ...) of all processes -> (B, T, ...) in the order of the row, without what
+    fills it."""
     return share.layout.joined(parts.unbind(0))
 
 
@@ -352,7 +362,8 @@ def everyones_noise(noise_BT: Tensor, ring: Ring, share: Share) -> Tensor:
 
 
 def exchanged(x: Tensor, ring: Ring) -> Tensor:
-    """(n, ...): part i goes to process i, and what process i had for this one comes instead. Its gradient goes back the same way."""
+    """(n, ...): part i goes to process i, and what process i had for this one comes instead. Its
+    gradient goes back the same way."""
     return x if ring.size == 1 else _Exchange.apply(x, ring)
 
 
@@ -368,8 +379,9 @@ class _Exchange(torch.autograd.Function):
 
 
 class _Copies(torch.autograd.Function):
-    """(B, T, G, X) of fewer heads than processes -> (n, B, T, X): what each process has of the head that serves this one's queries.
-    Values are given in fp32 (float64), and so are their gradients: those of a head's copies are added up before they are rounded."""
+    """(B, T, G, X) of fewer heads than processes -> (n, B, T, X): what each process has of the head
+    that serves this one's queries. Values are given in fp32 (float64), and so are their gradients:
+    those of a head's copies are added up before they are rounded."""
 
     @staticmethod
     def forward(ctx: Any, x_BTGX: Tensor, ring: Ring) -> Tensor:

@@ -1,4 +1,5 @@
-"""Which layers lie on which process of a pipeline: stages of equal cost or begun where asked for, placed as the schedule wants.
+"""Which layers lie on which process of a pipeline: stages of equal cost or begun where asked for,
+placed as the schedule wants.
 
 loop   stages 0 1 2 3 on processes 0 1 0 1
 v      stages 0 1 2 3 on processes 0 1 1 0
@@ -50,7 +51,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Order:
-    """What a CSV file says: microbatches, and the process of each stage. A row a process: 0F0,0F1,,0B0 ... (I and W: its halves)."""
+    """What a CSV file says: microbatches, and the process of each stage. A row a process:
+    0F0,0F1,,0B0 ... (I and W: its halves)."""
 
     microbatches: int
     processes: tuple[int, ...]
@@ -91,9 +93,11 @@ def begins(parallelism: Parallelism) -> list[int]:
 
 
 def cheapest(costs: list[float], stages: int) -> list[int]:
-    """The first layer of each stage such that the dearest stage is as cheap as can be; of equal ones those of least squares.
+    """The first layer of each stage such that the dearest stage is as cheap as can be; of equal
+    ones those of least squares.
 
-    The first stage bears the embedding, the last one the head. Say costs 0 1 1 1 1 2 in 2 stages: layers 0 to 2 (3), 3 (3).
+    The first stage bears the embedding, the last one the head. Say costs 0 1 1 1 1 2 in 2 stages:
+    layers 0 to 2 (3), 3 (3).
     """
     embed, *layers, head = costs
     layers[0] += embed
@@ -159,7 +163,8 @@ def refusals(
     microbatches: int,
     distilled: bool = False,
 ) -> Iterator[str]:
-    """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key, number and mend of each reason."""
+    """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key,
+    number and mend of each reason."""
     if isinstance(shape, ForeignShape):
         yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
         return

@@ -1,6 +1,8 @@
-"""What crosses the cuts of a row that processes share (keys and values, states, last inputs), and which way is best for softmax.
+"""What crosses the cuts of a row that processes share (keys and values, states, last inputs), and
+which way is best for softmax.
 
-Everything is of one layer, one microbatch and one process. n processes hold a piece each, of one segment or (zigzag) two.
+Everything is of one layer, one microbatch and one process. n processes hold a piece each, of one
+segment or (zigzag) two.
 
 ring        keys and values of a process go around, n - 1 hops forward; again in the backward, with their gradients in fp32, n hops
             (Liu 2023). What a hop's attention takes hides what a hop takes to arrive
@@ -9,8 +11,9 @@ allgather   all keys and values of the row to everyone; in the backward again, a
 alltoall    q, k, v by heads instead of tokens, the output by tokens again; the backward the same (Jacobs 2023, Ulysses). Needs
             heads that the processes can share. Each sees whole rows, so its work is even whatever the layout
 
-A recurrence gathers the affine map S -> M S + B of every segment once, and in the backward M again with the gradients of states: bytes
-that do not grow with the row. Convolutions and token shifts gather the last inputs of every segment.
+A recurrence gathers the affine map S -> M S + B of every segment once, and in the backward M again
+with the gradients of states: bytes that do not grow with the row. Convolutions and token shifts
+gather the last inputs of every segment.
 """
 
 from collections.abc import Sequence
@@ -33,7 +36,8 @@ BYTES = {"bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Heads:
-    """Softmax attention of one layer, as much of it as lies in one of the processes that share matrices."""
+    """Softmax attention of one layer, as much of it as lies in one of the processes that share
+    matrices."""
 
     heads: int
     kv_heads: int
@@ -67,8 +71,8 @@ class Heads:
 class Crossing:
     """What of one block looks over a cut.
 
-    states: for each recurrence, the numbers of M (its diagonal, where it has no more) and of B. halo: numbers of the inputs before
-    a segment that convolutions and token shifts see.
+    states: for each recurrence, the numbers of M (its diagonal, where it has no more) and of B.
+    halo: numbers of the inputs before a segment that convolutions and token shifts see.
     """
 
     attends: tuple[Heads, ...] = ()
@@ -102,10 +106,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What one layer sends in a step's microbatch, and holds beside what it would hold of a row that is not cut.
+    """What one layer sends in a step's microbatch, and holds beside what it would hold of a row
+    that is not cut.
 
-    waits: of the seconds on the way, those that nothing hides. uneven: seconds in which the others wait for the process with the most
-    work. kept: bytes from forward to backward; forward, backward: more at those times.
+    waits: of the seconds on the way, those that nothing hides. uneven: seconds in which the others
+    wait for the process with the most work. kept: bytes from forward to backward; forward,
+    backward: more at those times.
     """
 
     what: str
@@ -120,7 +126,8 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One strategy for all softmax layers of a microbatch. held: bytes, at the fullest of them; seconds: what it adds to them."""
+    """One strategy for all softmax layers of a microbatch. held: bytes, at the fullest of them;
+    seconds: what it adds to them."""
 
     strategy: str
     bytes: float
@@ -130,7 +137,8 @@ class Ranked:
 
 
 def tokens_here(tokens: int, processes: int, layout: str) -> int:
-    """Tokens of a row that one process holds, those included that fill it up to segments of equal length."""
+    """Tokens of a row that one process holds, those included that fill it up to segments of equal
+    length."""
     each = SEGMENTS[layout]
     return each * -(-tokens // (processes * each))
 
@@ -143,8 +151,8 @@ def keys_seen(tokens: int, window: int = 0) -> float:
 
 @lru_cache
 def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> float:
-    """Work of the process with the most, over the mean: 2 - 1/n where segments are contiguous and rows causal, 1 with zigzag, and
-    (nearly) where segments are dealt by their work."""
+    """Work of the process with the most, over the mean: 2 - 1/n where segments are contiguous and
+    rows causal, 1 with zigzag, and (nearly) where segments are dealt by their work."""
     if layout == "balanced":
         return 1.0
     segments = processes * SEGMENTS[layout]
@@ -158,8 +166,8 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
 
 
 def refusal(strategy: str, name: str, heads: int, kv_heads: int, processes: int) -> str:
-    """Why a layer's heads (of one tensor-parallel process) cannot be shared so, with the mend; "" if they can. ring and allgather take
-    any."""
+    """Why a layer's heads (of one tensor-parallel process) cannot be shared so, with the mend; ""
+    if they can. ring and allgather take any."""
     said = (
         f"{STRATEGY} = alltoall shares the heads of {name} among {DEGREE} = {processes} processes"
     )
@@ -179,8 +187,8 @@ def refusal(strategy: str, name: str, heads: int, kv_heads: int, processes: int)
 
 
 def ring(heads: Heads, cut: Cut, device: Device) -> Exchange:
-    """Two places for keys and values, one at work and one on its way; in the backward their gradients likewise, in fp32. Outputs of a
-    hop and of all hops before it are fp32."""
+    """Two places for keys and values, one at work and one on its way; in the backward their
+    gradients likewise, in fp32. Outputs of a hop and of all hops before it are fp32."""
     n, numbers, narrow = cut.processes, cut.rows * cut.here * heads.keys_values, BYTES[cut.dtype]
     rate = cost.between_neighbours(device, n, cut.inner)
     hop = attention_seconds(heads, cut, device) / n
@@ -219,7 +227,8 @@ def allgather(heads: Heads, cut: Cut, device: Device) -> Exchange:
 
 
 def alltoall(heads: Heads, cut: Cut, device: Device) -> Exchange:
-    """Copies of q, k, v and the output by heads. Where there are fewer key/value heads than processes, several get the same."""
+    """Copies of q, k, v and the output by heads. Where there are fewer key/value heads than
+    processes, several get the same."""
     n, narrow = cut.processes, BYTES[cut.dtype]
     copies = max(1, n // heads.kv_heads)
     numbers = cut.rows * cut.here * (heads.queries + heads.outputs + copies * heads.keys_values)
@@ -243,7 +252,8 @@ WAYS = {"ring": ring, "allgather": allgather, "alltoall": alltoall}
 
 
 def state_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
-    """The maps of all segments, `numbers` each, to everyone, who keep their own; and the same the other way round."""
+    """The maps of all segments, `numbers` each, to everyone, who keep their own; and the same the
+    other way round."""
     here = cut.rows * cut.segments * numbers * FULL
     return to_everyone("states: all-gather", here, cut, device, kept=float(here))
 
@@ -276,10 +286,11 @@ def exchanges(crossing: Crossing, strategy: str, cut: Cut, device: Device) -> li
 def rank_strategies(
     layers: Sequence[Heads], cut: Cut, device: Device, room_bytes: float = inf
 ) -> list[Ranked]:
-    """The ways that softmax layers may go, best first: those that fit into `room_bytes` by time, then the others by what they hold.
+    """The ways that softmax layers may go, best first: those that fit into `room_bytes` by time,
+    then the others by what they hold.
 
-    The first is what `auto` takes, the second the runner-up. Empty without softmax layers. seconds: what crossing adds to all the
-    layers of a microbatch, waiting for the slowest process included.
+    The first is what `auto` takes, the second the runner-up. Empty without softmax layers. seconds:
+    what crossing adds to all the layers of a microbatch, waiting for the slowest process included.
     """
     ranked = []
     for strategy, way in WAYS.items():
@@ -312,7 +323,8 @@ def told(ranked: Sequence[Ranked], cut: Cut) -> str:
 
 
 def attention_seconds(heads: Heads, cut: Cut, device: Device) -> float:
-    """Of the forward's attention itself, on a process with the mean of the work; the backward takes twice as long."""
+    """Of the forward's attention itself, on a process with the mean of the work; the backward takes
+    twice as long."""
     return cost.compute_seconds(
         cut.rows * heads.flops(cut.tokens) / cut.processes, device, cut.dtype
     )

@@ -25,7 +25,8 @@ HELD = ("parameters", "gradients", "optimizer", "activations", "gathered", "logi
 
 
 def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
-    """Tell the recipe's own plan and the best others. Raises SettingsError for a plan that cannot be."""
+    """Tell the recipe's own plan and the best others. Raises SettingsError for a plan that cannot
+    be."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = FILE_WIDTH
@@ -52,7 +53,8 @@ def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
 
 
 def plan_told(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> str:
-    """The plan of a run that begins: who shares what with whom, what a step sends, what each process holds (bytes, by rank)."""
+    """The plan of a run that begins: who shares what with whom, what a step sends, what each
+    process holds (bytes, by rank)."""
     table = Table(
         "axis",
         "ranks of each group",

@@ -1,14 +1,17 @@
-"""Tensor parallelism: processes that share each matrix, and with it heads, channels and the words of the vocabulary.
+"""Tensor parallelism: processes that share each matrix, and with it heads, channels and the words
+of the vocabulary.
 
-Mixers and MLPs are regions. What enters one is whole in every process; inside, a process has its own heads or channels; a "row"
-matrix adds up the parts and ends it. Between regions everything is in every process, or, with sequence parallel, each process
-has its own tokens of the row. The ways across, and those of the gradients:
+Mixers and MLPs are regions. What enters one is whole in every process; inside, a process has its
+own heads or channels; a "row" matrix adds up the parts and ends it. Between regions everything is
+in every process, or, with sequence parallel, each process has its own tokens of the row. The ways
+across, and those of the gradients:
 
                   no sequence parallel              sequence parallel
     into a region same      gradients: sum          gather    gradients: scatter
     out of it     sum       gradients: same         scatter   gradients: gather
 
-(Shoeybi 2019, Megatron-LM; Korthikanti 2022.) Layers only declare what is to be done with them (`roles`), and know of no process.
+(Shoeybi 2019, Megatron-LM; Korthikanti 2022.) Layers only declare what is to be done with them
+(`roles`), and know of no process.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +33,8 @@ from longfire.parallel.pieces import Split, local
 
 @dataclass(frozen=True)
 class Sharers:
-    """The processes that share each matrix: how many, which one this is, and the ways between them."""
+    """The processes that share each matrix: how many, which one this is, and the ways between
+    them."""
 
     size: int
     rank: int
@@ -55,7 +59,8 @@ class Sharers:
 
     @property
     def within(self) -> Road:
-        """In the middle of a region: what is added up is used by the heads of one process, so its gradient is a part too."""
+        """In the middle of a region: what is added up is used by the heads of one process, so its
+        gradient is a part too."""
         return Road("sum", "sum", self.group)
 
     def range(self, size: int, parts: int = 1) -> tuple[tuple[int, int], ...]:
@@ -72,7 +77,8 @@ class Sharers:
 def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
     """Leave of a whole model (on meta, or with values) what this process holds of it, in place.
 
-    model.splits tells what was split, by name; model.partial names the parameters that were not and whose gradient is only a part
+    model.splits tells what was split, by name; model.partial names the parameters that were not and
+    whose gradient is only a part
     here: the step adds it up over tp after the backward.
     """
     if mesh.size("tp") == 1:
@@ -109,8 +115,8 @@ def refusals(
     distilled: bool = False,
     cp: int = 1,
 ) -> Iterator[str]:
-    """What of a run with this whole model (on meta) so many processes cannot share, with the key, the number and the mend. (What
-    rows shared by cp processes lack is filled up.)"""
+    """What of a run with this whole model (on meta) so many processes cannot share, with the key,
+    the number and the mend. (What rows shared by cp processes lack is filled up.)"""
     if tp == 1:
         return
     degree = f"parallelism.tensor_parallel_degree = {tp}"
@@ -192,7 +198,8 @@ def split_region(region: nn.Module, sharers: Sharers) -> dict[str, Split]:
 
 
 def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
-    """Parameters that the roles split: name, dim, and equal parts of it that are split each by itself."""
+    """Parameters that the roles split: name, dim, and equal parts of it that are split each by
+    itself."""
     return [
         (leaf, int(role in ROWS), ROLES[role])
         for name, role in region.roles.items()
@@ -224,13 +231,15 @@ def keep_range(module: nn.Module, name: str, dim: int, sharers: Sharers, parts: 
     return Split(dim, size, ranges)
 
 
-# role -> equal parts, each of which is split by itself: 1, but 2 for a matrix that makes two things; 0: every process has the whole
+# role -> equal parts, each of which is split by itself: 1, but 2 for a matrix that makes two
+# things; 0: every process has the whole
 ROLES = {"column": 1, "head": 1, "halves": 2, "norm": 1, "row": 1, "inner_row": 1, "replicate": 0}
 ROWS = ("row", "inner_row")  # split by columns, the matrix's inputs
 
 
 class RowLinear(Linear):
-    """A matrix of whose columns a process has its own: the products of all are added up, and then the bias."""
+    """A matrix of whose columns a process has its own: the products of all are added up, and then
+    the bias."""
 
     road: Road
 
@@ -266,7 +275,8 @@ def rms_over_all(x: Tensor, norm: Any) -> Tensor:
 
 
 def become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
-    """The module is of another kind from now on, under the same name and with the same parameters."""
+    """The module is of another kind from now on, under the same name and with the same
+    parameters."""
     module.__class__ = kind
     for name, value in attributes.items():
         setattr(module, name, value)
@@ -290,7 +300,8 @@ KINDS: dict[str, Callable[[nn.Module, Sharers], None]] = {
 
 
 def enter(region: nn.Module, road: Road) -> None:
-    """What the region sees comes by this road. It belongs to the forward, so that a recomputed region brings it again."""
+    """What the region sees comes by this road. It belongs to the forward, so that a recomputed
+    region brings it again."""
     inside = region.forward
 
     def entered(x_BTD: Tensor, *rest: Any) -> Tensor:
@@ -300,7 +311,8 @@ def enter(region: nn.Module, road: Road) -> None:
 
 
 class SharedEmbedding(nn.Embedding):
-    """Rows of some words of the vocabulary; a word of another process gives zeros, and all are added up."""
+    """Rows of some words of the vocabulary; a word of another process gives zeros, and all are
+    added up."""
 
     road: Road
     first: int
@@ -313,7 +325,8 @@ class SharedEmbedding(nn.Embedding):
 
 
 class SharedHead(Linear):
-    """Logits of some words; those of all words, where somebody asks for logits. Training and evaluation do not."""
+    """Logits of some words; those of all words, where somebody asks for logits. Training and
+    evaluation do not."""
 
     words: Words
 
@@ -364,8 +377,8 @@ def see_own_tokens(model: nn.Module, sharers: Sharers) -> None:
 
 
 def add_up_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
-    """After the backward of a step: gradients that are a part in each process become their sum, in one message a dtype.
-    Collective over tp."""
+    """After the backward of a step: gradients that are a part in each process become their sum, in
+    one message a dtype. Collective over tp."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for name, parameter in model.named_parameters() if model.partial else ():
         if name in model.partial and parameter.grad is not None:
