@@ -25,7 +25,15 @@ from longfire.hub.families import (
     config_from_shape,
     shape_from_config,
 )
-from longfire.hub.family import TRAINING_ONLY, config_of, idle, left_out, refusals, values_of, whole
+from longfire.hub.family_writing import (
+    TRAINING_ONLY,
+    config_of,
+    idle,
+    left_out,
+    refusals,
+    values_of,
+    whole,
+)
 from longfire.hub.load import model_of
 from longfire.hub.tensors import to_ours, to_theirs
 from longfire.mixers.mixer import Cache, Sequence

@@ -24,7 +24,7 @@ from longfire.hub.families import (
     config_from_shape,
     shape_from_config,
 )
-from longfire.hub.family import whole
+from longfire.hub.family_writing import whole
 from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.model import Model

@@ -1,6 +1,8 @@
 """Models of Hugging Face: read, written, compared. The files in the order of the flow:
 
-family.py           what a table of a family consists of, and what reads it in both directions
+family.py           what the table of a family consists of
+family_reading.py   a config.json of a family -> a shape
+family_writing.py   a shape -> the config.json of a family, or why it has none
 families.py         the families of transformers: their names <-> our names
 families_fla.py     those of fla whose blocks are Llama's
 families_blocks.py  those of fla with blocks of their own: Mamba, Mamba-2, Samba, RWKV-7

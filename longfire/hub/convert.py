@@ -22,7 +22,8 @@ from longfire.hub.card import model_card, without_folders
 from longfire.hub.check import Check, compare, compare_bytes, compare_tokenizer, refuse_unless
 from longfire.hub.checksums import write_checksums
 from longfire.hub.families import config_from_shape, family_named
-from longfire.hub.family import Family, left_out
+from longfire.hub.family import Family
+from longfire.hub.family_writing import left_out
 from longfire.hub.foreign import Foreign, compare_saved, save
 from longfire.hub.load import INDEX, SINGLE, load_weights
 from longfire.hub.tensors import Stored, layout

@@ -3,7 +3,7 @@ names; free of torch.
 
 A family is one entry: which key of its config.json is which setting of ours, which keys and
 settings can only have one value, and which prefix of a parameter's name is which of ours. A new
-family is a new entry; family.py reads them in both directions and knows none.
+family is a new entry; family_reading.py and family_writing.py read the tables and know none.
 """
 
 from dataclasses import replace
@@ -14,22 +14,15 @@ from longfire.errors import SettingsError
 from longfire.hub import own_config
 from longfire.hub.families_blocks import OWN_BLOCKS
 from longfire.hub.families_fla import FLA
-from longfire.hub.family import (
+from longfire.hub.family import REQUIRED, Family, Key, Name, Settings, Windows
+from longfire.hub.family_reading import (
     KEYS_OF_OURS,
-    REQUIRED,
-    Family,
-    Key,
-    Name,
-    Settings,
-    Windows,
     asked_of,
-    config_of,
     idle_rope_keys,
     names_of,
     read_shape_of,
-    refusals,
-    whole,
 )
+from longfire.hub.family_writing import config_of, refusals, whole
 from longfire.shape import BY_DEPTH, MIXERS_BY_DEPTH, ModelShape, mixer_of
 
 LLAMA_NAMES = (

@@ -12,7 +12,9 @@ from typing import Any
 from longfire.errors import SettingsError
 from longfire.hub.conversion import Setting
 from longfire.hub.families import family_of
-from longfire.hub.family import Family, Listed, asked_of, values_of, whole
+from longfire.hub.family import Family, Listed
+from longfire.hub.family_reading import asked_of
+from longfire.hub.family_writing import values_of, whole
 from longfire.hub.own_config import is_own_export, keys_of_shape
 from longfire.shape import INIT_KEYS, ModelShape, mixer_of
 

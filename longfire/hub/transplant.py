@@ -19,7 +19,7 @@ from longfire.errors import SettingsError
 from longfire.hub.conversion import TABLE, Conversion, Left, Moved
 from longfire.hub.convert import Check, export
 from longfire.hub.families import choose_family, family_named, family_of, ignored_line
-from longfire.hub.family import left_out
+from longfire.hub.family_writing import left_out
 from longfire.hub.inherited import compared, full_table, inherit, said_in
 from longfire.hub.tensors import layout
 from longfire.initialise import build

@@ -4,7 +4,7 @@ change nothing there."""
 from difflib import get_close_matches
 from typing import Any
 
-from longfire.hub.family import INERT
+from longfire.hub.family_reading import INERT
 
 NEAR = 0.85  # difflib's ratio from which a name is taken for a misspelling of another one
 

@@ -17,7 +17,7 @@ from longfire.hub import convert
 from longfire.hub.check import KL_NATS, kl
 from longfire.hub.convert import export
 from longfire.hub.families import FAMILIES, choose_family, shape_from_config
-from longfire.hub.family import whole
+from longfire.hub.family_writing import whole
 from longfire.hub.load import load_model, load_weights, model_of
 from longfire.hub.tensors import layout, to_ours
 from longfire.initialise import build

@@ -92,8 +92,8 @@ PRIVATE_NAMES = {
     "traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
-# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is hub/family.py.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 745, 100, 10, 7000
+# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is run.py.
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 710, 100, 10, 7200
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
@@ -394,6 +394,8 @@ def test_the_light_rooms_import_nothing_heavy_at_their_top():
         "hub/families_fla",
         "hub/families_blocks",
         "hub/family",
+        "hub/family_reading",
+        "hub/family_writing",
         "hub/own_config",
     ):
         file = HOUSE / f"{name}.py"
