@@ -27,6 +27,7 @@ from longfire.data.tokenizer_files import (
     CarriedFiles,
     ends_of,
     generation_config,
+    json_of,
     read_carried,
     starts_with,
     with_bos_rule,
@@ -334,7 +335,7 @@ def _names(folder: Path, words: Words) -> tuple[str, str]:
     names it has."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            config = _json(folder / name)
+            config = json_of(folder / name)
             return tuple(_word(config, key, folder / name) for key in ("bos_token", "eos_token"))
     special = {
         token.content for token in words.get_added_tokens_decoder().values() if token.special
@@ -355,15 +356,6 @@ def _word(config: dict, key: str, file: Path) -> str:
             "eos_token_id of generation_config.json"
         )
     return word or ""
-
-
-def _json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise DataError(
-            f"{file}: not valid JSON ({e}); mend it, or save the tokenizer again"
-        ) from e
 
 
 def _from_hub(name: str) -> Tokenizer:

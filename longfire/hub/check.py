@@ -240,9 +240,7 @@ def by_auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, bool]:
         with quiet_transformers():
             theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             ids = encoded(theirs)  # some fail only here
-    except (
-        Exception
-    ) as e:  # every class has demands of its own, and tokenizers raises Exception itself
+    except Exception as e:  # each class has demands of its own; tokenizers raises Exception
         raise CheckpointError(f"AutoTokenizer cannot read these files ({first_line(e)})") from e
     ends = (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
     return type(theirs).__name__, ends and ids == tokenizer.encode(TEXT)

@@ -16,9 +16,8 @@ def undeclared(model_type: str, unread: dict[str, Any], known: set[str]) -> list
     known: names that the family reads. One that looks like a misspelling of them, or of a declared
     name, is not taken for harmless.
     """
-    from transformers.modeling_rope_utils import (
-        RopeParameters,
-    )  # seconds of imports, only where a key is unknown
+    # seconds of imports, only where a key is unknown
+    from transformers.modeling_rope_utils import RopeParameters
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[model_type]
