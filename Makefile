@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/longfire
 
-.PHONY: train test test-all lint house bench story install clean
+.PHONY: train test test-all lint house bench story reference docs install clean
 
 train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
 	$(RUN) train recipes/quickstart.toml
@@ -25,6 +25,16 @@ bench: install                       ## every claim of speed or memory, measured
 
 story: install                       ## the life of a model, one command a line
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/story.sh
+
+reference: install                   ## the pages of docs/ that are made from the code
+	$(VENV)/bin/python scripts/reference.py
+
+docs: $(VENV)/.docs                  ## the documentation site, in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 install: $(VENV)/.installed
 

@@ -18,7 +18,7 @@ import torch
 import transformers
 from measure import alternate, arguments, medians, print_table, write_result
 
-from longfire.generate import Row, feed, steps
+from longfire.generation import Row, feed, steps
 from longfire.hub.load import load_weights, model_of, shape_in
 from longfire.initialise import build
 from longfire.mixers.cache import Cache

@@ -16,25 +16,33 @@ The flow in order, a line a stage; each can be called alone:
     evaluate         a model, held-out documents            -> loss, perplexity, bits per byte
     hub              a checkpoint                           -> Hugging Face weights that give the same logits
     hf               such weights                           -> a class of transformers, where no other one has the model
-    generate         a model, a prompt                      -> text
+    generation       a model, a prompt                      -> text
 
 What a run is: settings (every one of them, with its help), recipe (TOML and command line,
 strictly), shape (of a model), run (all of it, checked). `cli` names the commands; importing this
 package imports nothing else. It lets transformers know LongfireForCausalLM, the class of exported
 models that no other class has (`hf`).
+
+The public API is ModelConfig, Model, build, load, export, Tokenizer, Batches, Batch, train_step,
+generate, Sampling and the operators in ops (docs/reference/api.md). `public` says where each lies;
+it is imported when it is first used, so that `import longfire` needs no torch.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from longfire import auto_classes
 
-__version__: str
+if TYPE_CHECKING:
+    from longfire.public import *  # noqa: F403
+    from longfire.public import __all__ as __all__
+
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> object:
+        """`__version__`, `__all__` or a public name, when it is first asked for."""
+        return import_module("longfire.public").find(name)
+
+
 auto_classes.register()
-
-
-def __getattr__(name: str) -> str:
-    """`longfire.__version__`, looked up when asked for: the import of importlib.metadata would slow
-    every command."""
-    if name != "__version__":
-        raise AttributeError(f"module 'longfire' has no attribute {name!r}")
-    from importlib.metadata import version
-
-    return version("longfire")

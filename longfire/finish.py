@@ -10,7 +10,7 @@ from longfire.checkpoint import State
 from longfire.data.batches import Batches
 from longfire.errors import SettingsError, UserError
 from longfire.evaluate import heldout_bytes, xz_bits_per_byte
-from longfire.generate import generate_text
+from longfire.generation import generate_text
 from longfire.hub.convert import export, facts_of
 from longfire.model import Model
 from longfire.options import Sampling

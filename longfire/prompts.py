@@ -15,7 +15,7 @@ from longfire.data.compressed import ERRORS
 from longfire.data.lines import read_lines
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
-from longfire.generate import (
+from longfire.generation import (
     Pace,
     begins_with_bos,
     generate_texts,

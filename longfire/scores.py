@@ -17,7 +17,7 @@ from longfire.data.prepare import prepare
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, DataError, SettingsError, first_line
 from longfire.evaluate import Measured, byte_lengths, measure, measure_heldout
-from longfire.generate import begins_with_bos
+from longfire.generation import begins_with_bos
 from longfire.options import Scoring
 from longfire.pages import COLOURS, check_ending, figure, save_figure
 from longfire.provenance import tokenizer_line

@@ -17,7 +17,7 @@ from rich.table import Table
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import DataError, SettingsError
-from longfire.generate import begins_with_bos, text_row, written
+from longfire.generation import begins_with_bos, text_row, written
 from longfire.loss import losses
 from longfire.options import Sampling, Scoring
 from longfire.weights import Opened

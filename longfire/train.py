@@ -306,10 +306,52 @@ def lacks_evaluation(run: Run, state: State, report: Report | QuietReport) -> bo
     return state.mesh.from_first(is_missing)
 
 
+def train_on(
+    model: Model,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: float | None = None,
+    microbatches: int = 1,
+    max_norm: float = Training.max_norm,
+    seed: int = 0,
+    first_sequence: int = 0,
+) -> dict[str, float]:
+    """One optimizer update of a model on one device, as `longfire.train_step`: the step of
+    `train`, without a run around it.
+
+    lr: the learning rate of this step, times `lr_scale` of a parameter group that has one; None: as
+    the groups say. microbatches: equal parts of the batch that go through the model one after
+    another; the gradient is the same for any number. max_norm: gradients are clipped to this
+    2-norm; 0: never. seed, first_sequence: dropout depends on the seed and on the number of each
+    sequence in the run, of which the batch's first is `first_sequence`.
+
+    Returns `loss` (nats, mean over the labels of the batch, before the update), `grad_norm` (before
+    clipping), `lr`, and `skipped`: 1 where loss or gradients were not finite and nothing changed.
+    Raises SettingsError where the batch does not divide into the microbatches, or has ids that the
+    model's vocabulary lacks.
+    """
+    if microbatches < 1 or batch.rows % microbatches:
+        raise SettingsError(
+            f"microbatches = {microbatches} must divide the {batch.rows} sequences of the batch"
+        )
+    largest = int(batch.ids_BT.max())
+    if largest >= model.shape.vocab_size:
+        raise SettingsError(
+            f"the batch has the id {largest}, but vocab_size = {model.shape.vocab_size} of the "
+            "model: give build config.with_vocabulary(tokenizer.vocab_size)"
+        )
+    for group in optimizer.param_groups:
+        group.setdefault("lr_scale", 1.0)
+    state = State(model, optimizer, rows_consumed=first_sequence)
+    training = Training(max_norm=max_norm, seed=seed)
+    return train_step(state, batch.split(microbatches), lr, training, Clock(device_of(model)))
+
+
 def train_step(
     state: State,
     microbatches: Sequence[Batch],
-    lr: float,
+    lr: float | None,
     training: Training,
     clock: Clock,
     teacher: Distillation | None = None,
@@ -320,7 +362,8 @@ def train_step(
 
     The real tokens of the world are counted before any backward, so each microbatch's sum is
     divided by the same number (promise 7). Non-finite gradients leave parameters and optimizer
-    untouched, everywhere: `skipped` is 1. Moves `state` on in either case.
+    untouched, everywhere: `skipped` is 1. Moves `state` on in either case. lr: None leaves the
+    optimizer's rates as they are.
     """
     mesh, mine = state.mesh, sum(batch.rows for batch in microbatches)
     counts = torch.tensor([sum(batch.real_tokens() for batch in microbatches), mine])
@@ -353,7 +396,8 @@ def train_step(
         finite = bool(torch.isfinite(grad_norm)) and bool(torch.isfinite(loss))
         if finite:
             state.may_change()
-            set_learning_rate(state.optimizer, lr)
+            if lr is not None:
+                set_learning_rate(state.optimizer, lr)
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
@@ -363,7 +407,7 @@ def train_step(
     return {
         "loss": loss.item(),
         "grad_norm": grad_norm.item(),
-        "lr": lr,
+        "lr": state.optimizer.param_groups[0]["lr"] if lr is None else lr,
         "skipped": float(not finite),
     }
 

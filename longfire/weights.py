@@ -1,7 +1,7 @@
 """Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it
 trains) or a Hugging Face folder."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from longfire import ops, settings
+from longfire import initialise, ops, settings, shipped
 from longfire.checkpoint import (
     OnDisk,
     checked_index,
@@ -29,7 +29,8 @@ from longfire.hub.load import load_model, model_of
 from longfire.model import Model
 from longfire.plugins import load_plugins
 from longfire.provenance import RUN_TOML, run_folder_of, step_of
-from longfire.run import Run
+from longfire.run import Run, read_shape, shape_of
+from longfire.shape import ModelShape
 
 Found = TypeVar("Found")
 
@@ -52,6 +53,58 @@ class Opened:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def build(
+    config: ModelShape | str | Path,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+) -> Model:
+    """A fresh model. Each parameter begins by (seed, its name, its shape), so that the same seed
+    gives the same model on every device. Parameters are float32; compute_dtype is the type of
+    activations and matrix products.
+
+    config: a ModelConfig, a config.json of ours or of a Hugging Face family, or the name of a
+    config that comes with longfire, as "gla-340m". Raises SettingsError where it names an unknown
+    mixer or a wrong setting, or leaves the size of the vocabulary open.
+    """
+    shape = config if isinstance(config, ModelShape) else read_shape(config_named(config))
+    shape = shape_of(shape.to_dict(), "ModelConfig")
+    if not shape.vocab_size:
+        raise SettingsError(
+            "vocab_size = 0 of the model's config leaves the vocabulary open: give build "
+            "config.with_vocabulary(tokenizer.vocab_size)"
+        )
+    ops.choose_where_nobody_has(torch.device(device))
+    return initialise.build(shape, seed, device, compute_dtype)
+
+
+def config_named(name: str | Path) -> Path:
+    """The file or folder of a model config. Raises SettingsError with the nearest name."""
+    shipped_config = shipped.model_config(str(name))
+    if Path(name).exists() or shipped_config is None:
+        return Path(name)
+    return shipped_config
+
+
+def load(
+    folder: str | Path, step: int = -1, plugins: Sequence[str] = ()
+) -> tuple[Model | foreign.Foreign, Tokenizer]:
+    """The model and the tokenizer of a run folder or of a folder of Hugging Face weights, on the
+    device and in the compute type of the run, else on the best that is there.
+
+    step: of a run, the step of the checkpoint; -1: of the newest complete one. plugins: your own
+    Python files that the model's mixers come from; they are run. Raises CheckpointError,
+    SettingsError or DataError naming what is missing.
+    """
+    if not Path(folder).exists() and shipped.model_config(str(folder)):
+        raise SettingsError(
+            f"{folder} is a model config that comes with longfire, without weights: "
+            f"longfire.build({str(folder)!r}) makes a fresh model of it"
+        )
+    opened = open_model(Path(folder), step, plugins=tuple(plugins))
+    return opened.model, opened.tokenizer
 
 
 def open_model(

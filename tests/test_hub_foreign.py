@@ -14,7 +14,7 @@ from longfire.cli import main
 from longfire.data.batches import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import CheckpointError, SettingsError
-from longfire.generate import Row, generate, steps
+from longfire.generation import Row, generate, steps
 from longfire.hub import foreign
 from longfire.hub.check import KL_NATS, kl
 from longfire.loss import loss_sum, losses

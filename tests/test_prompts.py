@@ -6,11 +6,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from test_generate import pushed
+from test_generation import pushed
 
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import DataError, SettingsError
-from longfire.generate import Pace, Reader, generate, stream_text
+from longfire.generation import Pace, Reader, generate, stream_text
 from longfire.hub.convert import export
 from longfire.options import Sampling
 from longfire.prompts import Conversation, main, read_prompts

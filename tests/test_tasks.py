@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longfire.cli import main as longfire
 from longfire.data.tokenizer import train_tokenizer
 from longfire.errors import DataError, SettingsError
-from longfire.generate import generate
+from longfire.generation import generate
 from longfire.hub.convert import export
 from longfire.options import Sampling, Scoring
 from longfire.scores import main

@@ -8,10 +8,11 @@ for microbatch in batch.split(4): ...
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from torch import Tensor
 from longfire import settings
 from longfire.data.order import Order, mix
 from longfire.data.pack import NO_LABEL, Packed, document_starts, pack
-from longfire.data.prepare import Prepared
+from longfire.data.prepare import Prepared, prepare
+from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore, TokenStream
 from longfire.errors import DataError, SettingsError
 from longfire.ops.documents import Documents
@@ -173,6 +175,43 @@ class Batches:
         for number, store in enumerate(prepared.stores):
             if store.complete:
                 self._rows_there(number, 0)
+
+    @classmethod
+    def from_text(
+        cls,
+        dataset: str | Path | Sequence[str | Path],
+        tokenizer: str | Path,
+        seq_len: int,
+        *,
+        seed: int = 0,
+        varlen: bool = False,
+        folder: str | Path = settings.Data.folder,
+        num_workers: int = 1,
+    ) -> "Batches":
+        """Batches of texts, which are tokenized once into token stores in `folder` and found there
+        the next time.
+
+        dataset: a source or several, as `data.dataset` takes them: files, folders, globs, hub
+        datasets or `embedded`, the source of Python's library. tokenizer: as `tokenizer.path` takes
+        it; `train` trains one. seq_len: tokens of a sequence. seed: of their order. varlen: whether
+        attention and state end with each document. num_workers: processes that tokenize.
+
+        Raises SettingsError and DataError naming source, file and what to do.
+        """
+        if seq_len < 1:
+            raise SettingsError(f"seq_len = {seq_len}: a sequence has at least one token")
+        entries = [dataset] if isinstance(dataset, str | Path) else dataset
+        sources = tuple(str(entry) for entry in entries)
+        data = settings.Data(
+            dataset=sources, folder=str(folder), varlen=varlen, num_workers=num_workers
+        )
+        prepared = prepare(data, settings.Tokenizer(path=str(tokenizer)))
+        return cls(prepared, data, seq_len, seed)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What made ids of the text."""
+        return self.prepared.tokenizer
 
     def __enter__(self) -> "Batches":
         return self

@@ -49,6 +49,7 @@ KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "[EOS]"
 PIECE = 500_000  # characters: longer texts are cut where that changes nothing (`cuts`)
 AROUND = 2_000  # characters on both sides of a cut that are compared
 CUTS_TRIED = 10  # places that fail one after another before a text stays whole
+SMALLEST_TRAINED = 258  # the bytes, <bos> and <eos>
 SAMPLE_PARTS = 64  # a sample to train on comes from at least so many files, if there are
 
 
@@ -76,6 +77,33 @@ class Tokenizer:
         self.vocab_size = max(words.get_vocab(with_added_tokens=True).values()) + 1
         self.carried = within(carried or CarriedFiles(), self.vocab_size)
         self.fingerprint = checksum(words.to_str().encode(), f"\0{bos}\0{eos}".encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """`bytes`, or the tokenizer of a tokenizer.json, of a folder that holds one (a run's
+        `tokenizer`, an export), or of a name on the hub.
+
+        Raises DataError naming the file, SettingsError for `train`, which needs text.
+        """
+        if str(path) == "train":
+            raise SettingsError(
+                "Tokenizer.load('train'): a tokenizer is trained on text: "
+                "Tokenizer.train(texts, vocab_size)"
+            )
+        return load(settings.Tokenizer(path=str(path)), (), (), settings.Data())
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """A byte-level BPE of these texts, with `vocab_size` entries at most, `<bos>` and
+        `<eos>` included; at least 258, the bytes and these two.
+
+        Raises SettingsError for a smaller vocabulary.
+        """
+        if vocab_size < SMALLEST_TRAINED:
+            raise SettingsError(
+                f"vocab_size = {vocab_size}: at least {SMALLEST_TRAINED}, the bytes and two ends"
+            )
+        return train_tokenizer(texts, vocab_size)
 
     @property
     def bos_id(self) -> int | None:
@@ -136,6 +164,7 @@ class Tokenizer:
         return [ids.tolist() for ids in self.arrays(texts)]
 
     def encode(self, text: str) -> list[int]:
+        """Ids of a text, without BOS and EOS."""
         return self.encode_batch([text])[0]
 
     def arrays(self, texts: list[str]) -> list[np.ndarray]:

@@ -40,7 +40,7 @@ SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
 def export(
     model: Model | Foreign,
     tokenizer: Tokenizer,
-    folder: Path,
+    folder: Path | str,
     *,
     dtype: torch.dtype = torch.float32,
     facts: dict[str, Any] | None = None,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from longfire.generate import advance, feed, generate
+from longfire.generation import advance, feed, generate
 from longfire.hub.families import FAMILIES, shape_from_config
 from longfire.hub.load import model_of
 from longfire.hub.tensors import to_ours

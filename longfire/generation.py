@@ -302,10 +302,19 @@ def stream_text(
 
 
 def generate_text(
-    model: Model, tokenizer: Tokenizer, prompt: str, sampling: Sampling, add_bos: bool = False
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling | None = None,
+    add_bos: bool = False,
 ) -> str:
-    """`stream_text` in one piece."""
-    return "".join(stream_text(model, tokenizer, prompt, sampling, add_bos))
+    """The text that continues the prompt, without it; EOS ends it. The public `longfire.generate`.
+
+    sampling: how tokens are chosen and how many at most; None: as `longfire.Sampling()` says.
+    add_bos: whether the prompt begins with BOS, as documents of the model's training did. Raises
+    SettingsError for an empty prompt where the tokenizer has neither BOS nor EOS.
+    """
+    return "".join(stream_text(model, tokenizer, prompt, sampling or Sampling(), add_bos))
 
 
 def generate_texts(

@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from longfire.data.tokenizer import bytes_tokenizer, train_tokenizer
 from longfire.errors import CheckpointError, SettingsError
-from longfire.generate import (
+from longfire.generation import (
     Pace,
     Reader,
     Row,

@@ -1,0 +1,66 @@
+"""The public API: names that keep their meaning as CHANGELOG.md promises, and the modules that they
+lie in. `longfire.NAME` imports no more than NAME needs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longfire import ops
+    from longfire.data.batches import Batch, Batches
+    from longfire.data.tokenizer import Tokenizer
+    from longfire.generation import generate_text as generate
+    from longfire.hub.convert import export
+    from longfire.model import Model
+    from longfire.options import Sampling
+    from longfire.shape import ModelShape as ModelConfig
+    from longfire.train import train_on as train_step
+    from longfire.weights import build, load
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Model",
+    "ModelConfig",
+    "Sampling",
+    "Tokenizer",
+    "build",
+    "export",
+    "generate",
+    "load",
+    "ops",
+    "train_step",
+]
+
+# Public name -> the module that it lies in, and its name there.
+PLACES = {
+    "Batch": ("longfire.data.batches", "Batch"),
+    "Batches": ("longfire.data.batches", "Batches"),
+    "Model": ("longfire.model", "Model"),
+    "ModelConfig": ("longfire.shape", "ModelShape"),
+    "Sampling": ("longfire.options", "Sampling"),
+    "Tokenizer": ("longfire.data.tokenizer", "Tokenizer"),
+    "build": ("longfire.weights", "build"),
+    "export": ("longfire.hub.convert", "export"),
+    "generate": ("longfire.generation", "generate_text"),
+    "load": ("longfire.weights", "load"),
+    "train_step": ("longfire.train", "train_on"),
+}
+
+
+def find(name: str) -> object:
+    """What `longfire.NAME` is; it stays in the package, so that it is looked up once. Raises
+    AttributeError for a name that is not public."""
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import, and every command comes here
+
+        return version("longfire")
+    if name == "__all__":
+        return __all__
+    if name == "ops":
+        return import_module("longfire.ops")
+    if name not in PLACES:
+        raise AttributeError(f"module 'longfire' has no attribute {name!r}")
+    module, original = PLACES[name]
+    found = getattr(import_module(module), original)
+    setattr(import_module("longfire"), name, found)
+    return found

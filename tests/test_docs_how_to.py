@@ -1,0 +1,53 @@
+"""docs/how-to/: the reader of its page on data formats reads; the commands on own data run."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_docs_data import SMALLER
+
+from longfire.cli import main
+from longfire.data import formats
+from longfire.data.formats import FORMATS, Record
+
+PAGES = Path(__file__).parents[1] / "docs/how-to"
+
+
+def block(page: str, kind: str) -> list[str]:
+    """The blocks of code of a page, without their indentation."""
+    found = re.findall(rf"^ *```{kind}\n(.+?)^ *```", (PAGES / page).read_text(), re.M | re.S)
+    return ["\n".join(line.removeprefix("    ") for line in text.splitlines()) for text in found]
+
+
+def test_the_reader_of_the_page_on_data_formats_reads_and_goes_on(tmp_path, monkeypatch):
+    program = re.findall(
+        r"^```python\n(.+?)^```", (PAGES / "add-a-data-format.md").read_text(), re.M | re.S
+    )
+    names = {"Path": Path, "Iterator": Iterator, "Record": Record, "FORMATS": dict(FORMATS)}
+    exec(program[0], names)
+    monkeypatch.setattr(formats, "FORMATS", names["FORMATS"])
+    file = tmp_path / "a.lines"
+    file.write_text("one\ntwo\nthree\n")
+    read = [(record.row, record.text) for record in formats.read(file, ())]
+    assert read == [(1, "one"), (2, "two"), (3, "three")]
+    assert [record.text for record in formats.read(file, (), row=2)] == ["three"]
+    assert [record.done for record in formats.read(file, ())][-1] == 1
+
+
+@pytest.mark.slow
+def test_the_commands_on_own_data_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("to be or not to be\n" * 2000)
+    (tmp_path / "more.jsonl").write_text('{"text": "that is the question"}\n' * 200)
+    commands = block("own-data.md", "bash")
+    assert len(commands) == 2
+    for command in commands:
+        words = [*shlex.split(command)[1:], "--data.num_workers", "1"]
+        if words[0] == "train":
+            small = SMALLER.replace("--tokenizer.path bytes", "--training.max_seconds 0").split()
+            words += [*small, "--job.dump_folder", "run", "--tokenizer.train_vocab_size", "300"]
+        assert main(words) == 0
+    assert (tmp_path / "run/checkpoints/step-2").is_dir()
