@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from measure import alternate, arguments, medians, print_table, seconds, write_result
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data.batches import Batches
 from longfire.data.blocks import BLOCK_BYTES, Sums, sum_of, sums_file, written_sums
 from longfire.data.prepare import Prepared

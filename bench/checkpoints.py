@@ -21,8 +21,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from measure import arguments, print_table, seconds, write_result
 
-from longfire import settings
-from longfire.checkpoint import Checkpoints, State, load
+from longfire.checkpoint.checkpoint import Checkpoints, State, load
+from longfire.config import settings
+from longfire.config.model_config import ModelShape
 from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.initialise import materialise
@@ -30,8 +31,7 @@ from longfire.model import on_meta
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.shape import ModelShape
-from longfire.train import train_step
+from longfire.training.loop import train_step
 
 CPU = torch.device("cpu")
 FULL, QUICK = (

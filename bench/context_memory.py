@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from measure import RESULTS, arguments, peak_rss_bytes, print_table, write_result
 
-from longfire import settings
-from longfire.checkpoint import State
+from longfire.checkpoint.checkpoint import State
+from longfire.config import settings
+from longfire.config.model_config import ModelShape
 from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.initialise import materialise
@@ -34,10 +35,9 @@ from longfire.loss import loss_sum
 from longfire.model import Model, on_meta
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
-from longfire.parallel.memory import LiveBytes
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.shape import ModelShape
-from longfire.train import train_step
+from longfire.planner.memory import LiveBytes
+from longfire.training.loop import train_step
 
 CPU, SHORT, GIB = torch.device("cpu"), 64, 2**30
 SEGMENT = 2048  # tokens of a segment of time

@@ -20,6 +20,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from measure import arguments, print_table, write_result
 
+from longfire.config.model_config import ModelShape
+from longfire.config.settings import Parallelism
 from longfire.data.batches import Batch
 from longfire.initialise import build
 from longfire.loss import loss_sum
@@ -27,8 +29,6 @@ from longfire.model import Model
 from longfire.parallel.context import share_rows
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.ring import work
-from longfire.settings import Parallelism
-from longfire.shape import ModelShape
 
 FULL = {"hidden": 256, "layers": 1, "intermediate": 768, "words": 1024, "tokens": 16384}
 QUICK = {"hidden": 32, "layers": 1, "intermediate": 48, "words": 64, "tokens": 128}

@@ -18,13 +18,13 @@ import torch
 import transformers
 from measure import alternate, arguments, medians, print_table, write_result
 
-from longfire.generation import Row, feed, steps
-from longfire.hub.load import load_weights, model_of, shape_in
+from longfire.config.model_config import ModelShape
+from longfire.config.options import Sampling
+from longfire.generation.generate import Row, feed, steps
+from longfire.huggingface.load import load_weights, model_of, shape_in
 from longfire.initialise import build
 from longfire.mixers.cache import Cache
 from longfire.model import Model
-from longfire.options import Sampling
-from longfire.shape import ModelShape
 
 FULL = {
     "hidden_size": 576,

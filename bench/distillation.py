@@ -18,7 +18,7 @@ from pathlib import Path
 
 from measure import arguments, print_table, write_result
 
-from longfire.config_file import read_config
+from longfire.config.config_file import read_config
 
 # Shapes that take every matrix of a Llama-shaped attention: as many heads, as wide keys and values.
 MIXERS = {

@@ -7,11 +7,11 @@ differ in gates, convolutions and sizes, so that what is compared are FLOP/s of 
 import torch
 from measure import alternate, arguments, medians, print_table, write_result
 
+from longfire.config.model_config import ModelShape
 from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.model import Model
 from longfire.ops.cross_entropy import linear_cross_entropy
-from longfire.shape import ModelShape
 
 CLASSES = {
     "softmax": {"attention": {"num_heads": 8}},

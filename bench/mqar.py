@@ -19,14 +19,14 @@ import torch
 from matplotlib.figure import Figure
 from measure import RESULTS, arguments, print_table, write_result
 
+from longfire.config.model_config import ModelShape, mixer_of
+from longfire.evaluation.recall import accuracy, mqar
 from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 from longfire.ops.cross_entropy import linear_cross_entropy
-from longfire.pages import COLOURS, as_svg
-from longfire.recall import accuracy, mqar
-from longfire.shape import ModelShape, mixer_of
+from longfire.training.report_page import COLOURS, as_svg
 
 WIDTH, LAYERS, WORDS, ROWS = 64, 2, 512, 64
 TESTS = ((64, 4), (128, 8))  # tokens, pairs

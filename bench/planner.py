@@ -19,17 +19,17 @@ import torch
 from measure import arguments, print_table, write_result
 from torch.distributed.tensor import DTensor
 
-from longfire.bench import random_batch
+from longfire.config.run import Run
 from longfire.device import Clock
 from longfire.launch import World
 from longfire.parallel.cost import device_of
-from longfire.parallel.memory import LiveBytes
 from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.pieces import local
-from longfire.parallel.planner import Planner
 from longfire.parallel.strategy import STRATEGIES
-from longfire.run import Run
-from longfire.train import make_state, train_step
+from longfire.planner.memory import LiveBytes
+from longfire.planner.planner import Planner
+from longfire.training.loop import make_state, train_step
+from longfire.training.throughput import random_batch
 
 GOAL, ONE_PROCESS = 0.1, World()
 SIZE = {

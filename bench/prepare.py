@@ -17,11 +17,11 @@ from pathlib import Path
 from measure import arguments, print_table, write_result
 from tokenizers import Tokenizer as Words
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import text
-from longfire.data.heldout import HoldOut
 from longfire.data.prepare import prepare
 from longfire.data.tokenizer import sample, train_tokenizer
+from longfire.data.validation import HoldOut
 
 GOAL = 0.85
 DOCUMENTS = 1024  # of one call of the library

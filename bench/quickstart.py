@@ -25,12 +25,12 @@ import matplotlib
 import numpy as np
 from measure import RESULTS, print_table, write_result
 
-from longfire.data.heldout import held_out
+from longfire.config.recipe import read_toml
+from longfire.config.run import Run
 from longfire.data.text import sources
-from longfire.evaluate import xz_bits_per_byte
-from longfire.pages import running_mean
-from longfire.recipe import read_toml
-from longfire.run import Run
+from longfire.data.validation import held_out
+from longfire.evaluation.evaluate import xz_bits_per_byte
+from longfire.training.report_page import running_mean
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/quickstart.toml"

@@ -19,17 +19,17 @@ import torch.nn.functional as F
 import transformers
 from measure import arguments, print_table, write_result
 
+from longfire.checkpoint.weights import open_model
+from longfire.config.run import Run
 from longfire.data.batches import Batches
 from longfire.data.pack import NO_LABEL
 from longfire.data.prepare import prepare
 from longfire.data.tokenizer import bytes_tokenizer
-from longfire.evaluate import evaluate
-from longfire.hub.adopt import adopt
-from longfire.hub.convert import export_run
-from longfire.run import Run
-from longfire.scores import trained_with
-from longfire.train import train
-from longfire.weights import open_model
+from longfire.evaluation.evaluate import evaluate
+from longfire.evaluation.scores import trained_with
+from longfire.huggingface.export import export_run
+from longfire.huggingface.import_ import adopt
+from longfire.training.loop import train
 
 TEXT = str(Path(json.__file__).parents[1] / "*.py")
 STEPS, TOKENS, SEQ_LEN, ROWS = 50, 4096, 64, 2

@@ -21,16 +21,16 @@ import transformers
 from measure import RESULTS, arguments, peak_rss_bytes, print_table, seconds, write_result
 from torch import Tensor
 
-from longfire import settings
-from longfire.checkpoint import State
+from longfire.checkpoint.checkpoint import State
+from longfire.config import settings
+from longfire.config.model_config import ModelShape
 from longfire.data.batches import Batch
 from longfire.device import Clock, matmul_peak
 from longfire.initialise import build
 from longfire.ops.bf16 import native_bf16
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
-from longfire.shape import ModelShape
-from longfire.train import train_step
+from longfire.training.loop import train_step
 
 CPU = torch.device("cpu")
 FULL = {

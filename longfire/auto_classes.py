@@ -14,8 +14,8 @@ from types import ModuleType
 
 # A table of transformers -> the module of ours that adds a line to it.
 REGISTERED_BY = {
-    "transformers.models.auto.configuration_auto": "longfire.hf.config",
-    "transformers.models.auto.modeling_auto": "longfire.hf.model",
+    "transformers.models.auto.configuration_auto": "longfire.huggingface.own_class.config",
+    "transformers.models.auto.modeling_auto": "longfire.huggingface.own_class.model",
 }
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from longfire.config.settings import Model, Training
 from longfire.errors import SettingsError
 from longfire.ops.bf16 import native_bf16
-from longfire.settings import Model, Training
 
 # Dense bf16 matmul peaks, FLOP/s, from the makers' data sheets; other devices are measured
 # (`matmul_peak`).

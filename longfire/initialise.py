@@ -7,14 +7,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-from longfire.errors import SettingsError
-from longfire.mixers import MIXERS
-from longfire.model import Model, on_meta
-from longfire.ops.linear import Linear
-from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
-from longfire.ops.short_conv import ShortConv
-from longfire.parallel.pieces import take, whole_shape
-from longfire.shape import (
+from longfire.config.model_config import (
     BY_DEPTH,
     INITIALIZER_RANGE,
     MIXERS_BY_DEPTH,
@@ -22,6 +15,13 @@ from longfire.shape import (
     ModelShape,
     mixer_of,
 )
+from longfire.errors import SettingsError
+from longfire.mixers import MIXERS
+from longfire.model import Model, on_meta
+from longfire.ops.linear import Linear
+from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
+from longfire.ops.short_conv import ShortConv
+from longfire.parallel.pieces import take, whole_shape
 
 Rule = Callable[[Tensor, torch.Generator], object]  # fills a whole parameter in place
 

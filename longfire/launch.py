@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from longfire.config.settings import Comm
 from longfire.errors import SettingsError, TrainingError
-from longfire.settings import Comm
 
 # How a launcher tells a process who it is: torchrun's names, then Slurm's. SLURM_NTASKS is not
 # among them: a batch script sees it too, and may start one process only.

@@ -26,7 +26,7 @@ def loss_sum(
     that it counted before any backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients
     whatever their padding. The logits exist for `chunk_tokens` tokens at a time. noise_BT: what
     dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
-    cache: where the batch is a segment of its rows, what goes from one to the next (passing.py).
+    cache: where the batch is a segment of its rows, what goes from one to the next (training/tbptt.py).
     """
     hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, cache, noise_BT))
     return loss_of(model, hidden_BTD, batch, chunk_tokens)
@@ -34,7 +34,7 @@ def loss_sum(
 
 def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
     """The same of hidden states that are there already. A model without a head of ours
-    (hub/foreign.py) gives logits."""
+    (huggingface/transformers_model.py) gives logits."""
     if model.head is None:
         logits_NW, labels_N = hidden_BTD.flatten(0, 1).float(), batch.labels_BT.flatten()
         loss = F.cross_entropy(logits_NW, labels_N, ignore_index=NO_LABEL, reduction="sum")

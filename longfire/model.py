@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longfire.config.model_config import GATED_MLPS, ModelShape, mixer_of
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import IDS, Cache
 from longfire.mixers.channel_mix import ChannelMix
@@ -17,7 +18,6 @@ from longfire.ops.linear import Linear
 from longfire.ops.mlp import GatedMLP, UngatedMLP
 from longfire.ops.norm import LayerNorm, RMSNorm
 from longfire.parallel.pieces import Split
-from longfire.shape import GATED_MLPS, ModelShape, mixer_of
 
 MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = (
     1,
@@ -236,7 +236,7 @@ class Model(nn.Module):
         return x_BTD
 
     def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        """One block; hf/model.py has it computed again in the backward."""
+        """One block; huggingface/own_class/model.py has it computed again in the backward."""
         return block(x_BTD, seq)
 
     def normed(self, x_BTD: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from longfire import settings
+from longfire.config import settings
 
 # Where torch's fused Adam(W) kernel exists; elsewhere its foreach form is used.
 FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")

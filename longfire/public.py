@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from longfire import ops
+    from longfire.checkpoint.weights import build, load
+    from longfire.config.model_config import ModelShape as ModelConfig
+    from longfire.config.options import Sampling
     from longfire.data.batches import Batch, Batches
     from longfire.data.tokenizer import Tokenizer
-    from longfire.generation import generate_text as generate
-    from longfire.hub.convert import export
+    from longfire.generation.generate import generate_text as generate
+    from longfire.huggingface.export import export
     from longfire.model import Model
-    from longfire.options import Sampling
-    from longfire.shape import ModelShape as ModelConfig
-    from longfire.train import train_on as train_step
-    from longfire.weights import build, load
+    from longfire.training.loop import train_on as train_step
 
 __all__ = [
     "Batch",
@@ -36,14 +36,14 @@ PLACES = {
     "Batch": ("longfire.data.batches", "Batch"),
     "Batches": ("longfire.data.batches", "Batches"),
     "Model": ("longfire.model", "Model"),
-    "ModelConfig": ("longfire.shape", "ModelShape"),
-    "Sampling": ("longfire.options", "Sampling"),
+    "ModelConfig": ("longfire.config.model_config", "ModelShape"),
+    "Sampling": ("longfire.config.options", "Sampling"),
     "Tokenizer": ("longfire.data.tokenizer", "Tokenizer"),
-    "build": ("longfire.weights", "build"),
-    "export": ("longfire.hub.convert", "export"),
-    "generate": ("longfire.generation", "generate_text"),
-    "load": ("longfire.weights", "load"),
-    "train_step": ("longfire.train", "train_on"),
+    "build": ("longfire.checkpoint.weights", "build"),
+    "export": ("longfire.huggingface.export", "export"),
+    "generate": ("longfire.generation.generate", "generate_text"),
+    "load": ("longfire.checkpoint.weights", "load"),
+    "train_step": ("longfire.training.loop", "train_on"),
 }
 
 

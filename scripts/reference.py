@@ -21,13 +21,14 @@ from pathlib import Path
 
 import packages
 
-from longfire import aliases, model_keys
-from longfire.arguments import kind_of, summary_of
 from longfire.cli import main as longfire
-from longfire.commands import GROUPS
+from longfire.cli import model_keys
+from longfire.cli.arguments import kind_of, summary_of
+from longfire.cli.commands import GROUPS
+from longfire.config import aliases
+from longfire.config.settings import SECTIONS
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Mixer
-from longfire.settings import SECTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "Made by `make reference` from {}; do not edit it by hand."
@@ -174,7 +175,7 @@ def translation(function: Callable[[str], dict[str, str]]) -> str:
     """What a function that translates a value says of it, without the number of a requirement."""
     first = cleandoc(function.__doc__ or "").split("\n\n")[0]
     text = re.sub(r"^S\d[-\d, S]*(?:to S\d-\d+)?[:.]?\s*", "", " ".join(first.split()))
-    return text or f"see `longfire.aliases.{function.__name__}`"
+    return text or f"see `longfire.config.aliases.{function.__name__}`"
 
 
 def with_blocks(page: str, blocks: dict[str, str]) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 from conftest import MIXER_SETTINGS
 from hypothesis import strategies as some
 
+from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS, ModelShape
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import read_mixer_shape
-from longfire.shape import GATED_MLPS, UNGATED_MLPS, ModelShape
 
 HIDDEN = 32
 YES = (False, True)

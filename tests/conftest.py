@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from longfire import ops
+from longfire.config.model_config import ModelShape, mixer_of
 from longfire.initialise import build, keyed_generator
 from longfire.model import Model
 from longfire.ops import bf16
-from longfire.shape import ModelShape, mixer_of
 
 torch.set_num_threads(1)
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from conftest import tiny_shape
 
-from longfire import settings
-from longfire.checkpoint import State
+from longfire.checkpoint.checkpoint import State
+from longfire.config import settings
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.device import Clock
@@ -19,7 +19,7 @@ from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import Mesh
-from longfire.train import train_step
+from longfire.training.loop import train_step
 
 CPU = torch.device("cpu")
 T, ROWS, ALL_ROWS, MICROBATCHES = 16, 16, 96, 2

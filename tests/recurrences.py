@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire import op_cases
+from longfire.doctor import op_cases
 from longfire.ops.documents import Documents
 
 B, H = 2, 3

@@ -7,9 +7,9 @@ import sys
 import pytest
 from safetensors.torch import save_file
 
-from longfire.hub.families import config_from_shape
-from longfire.hub.own_config import LONGFIRE
-from longfire.hub.tensors import to_theirs
+from longfire.huggingface.families import config_from_shape
+from longfire.huggingface.own_config import LONGFIRE
+from longfire.huggingface.tensors import to_theirs
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_importing_longfire_imports_neither_transformers_nor_torch():
         "import longfire\nfrom transformers import AutoConfig, AutoModelForCausalLM",
         "from transformers import AutoConfig, AutoModelForCausalLM\nimport longfire",
         "from transformers import AutoConfig\nimport longfire\nfrom transformers import AutoModelForCausalLM",
-        "import longfire.hf.model\nfrom transformers import AutoConfig, AutoModelForCausalLM",
+        "import longfire.huggingface.own_class.model\nfrom transformers import AutoConfig, AutoModelForCausalLM",
         "import longfire, transformers\nAutoConfig, AutoModelForCausalLM = transformers.AutoConfig, transformers.AutoModelForCausalLM",
     ],
 )

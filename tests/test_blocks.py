@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from longfire.config.model_config import ModelShape
 from longfire.errors import SettingsError
 from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.mixers.mixer import Sequence
 from longfire.ops.dropout import row_noise
-from longfire.shape import ModelShape
 
 pytestmark = pytest.mark.dtype
 
@@ -210,8 +210,8 @@ class TestDropout:
 
     @pytest.mark.parametrize("mode", ["block", "mlp", "attention"])
     def test_recomputation_drops_the_same(self, tiny_model, mode):
+        from longfire.config.settings import ActivationCheckpoint
         from longfire.parallel.apply import parallelize
-        from longfire.settings import ActivationCheckpoint
 
         gradients = []
         for remat in ("none", mode):

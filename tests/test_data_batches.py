@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import batches as room
 from longfire.data.batches import Batch, Batches
-from longfire.data.heldout import held_out
 from longfire.data.pack import NO_LABEL
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.data.tokens import StoreWriter, TokenStore
+from longfire.data.validation import held_out
 from longfire.errors import DataError, SettingsError
 
 T = 16

@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import prepare as room
-from longfire.data.heldout import held_out
 from longfire.data.prepare import prepare
 from longfire.data.tokens import StoreWriter, TokenStore, locked, read_manifest, write_manifest
+from longfire.data.validation import held_out
 from longfire.errors import DataError, SettingsError
 
 WORDS = [

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import formats, text
 from longfire.errors import DataError, SettingsError
 

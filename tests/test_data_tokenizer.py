@@ -11,9 +11,8 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, t
 from tokenizers import Tokenizer as Words
 from transformers import AutoTokenizer
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import text, tokenizer
-from longfire.data.heldout import HoldOut, held_out
 from longfire.data.tokenizer import (
     Tokenizer,
     bytes_tokenizer,
@@ -22,6 +21,7 @@ from longfire.data.tokenizer import (
     sample,
     train_tokenizer,
 )
+from longfire.data.validation import HoldOut, held_out
 from longfire.errors import DataError, SettingsError
 
 TEXTS = [

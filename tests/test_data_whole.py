@@ -16,8 +16,8 @@ import zstandard
 from tokenizers import Tokenizer as Words
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from longfire import settings
 from longfire.cli import main
+from longfire.config import settings
 from longfire.data import prepare as preparing
 from longfire.data.lines import read_lines
 from longfire.data.losses import loses_nothing
@@ -26,7 +26,7 @@ from longfire.data.text import sources
 from longfire.data.tokenizer import bytes_tokenizer, from_folder
 from longfire.data.tokens import TokenStore, checksum, read_manifest
 from longfire.errors import DataError
-from longfire.prompts import read_prompts
+from longfire.generation.prompts import read_prompts
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
+from longfire.config.settings import Model, Training
 from longfire.device import Clock, choose_device, choose_dtype, matmul_peak, peak_memory_bytes
 from longfire.errors import SettingsError
-from longfire.settings import Model, Training
 
 pytestmark = pytest.mark.dtype
 

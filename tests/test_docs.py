@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from test_docs_data import SMALLER
 
-from longfire import recipe
-from longfire.arguments import take_settings
-from longfire.cli import COMMANDS, main
+from longfire.cli import main
+from longfire.cli.arguments import take_settings
+from longfire.cli.entry import COMMANDS
+from longfire.config import recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from longfire import settings
 from longfire.cli import main
+from longfire.config import settings
 from longfire.data import formats
 
 ROOT = Path(__file__).parents[1]

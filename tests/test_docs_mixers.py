@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from longfire.config.model_config import INIT_KEYS, INIT_RULES, WORDS, ModelShape
+from longfire.config.settings import Optimizer
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence, read_mixer_shape
-from longfire.settings import Optimizer
-from longfire.shape import INIT_KEYS, INIT_RULES, WORDS, ModelShape
 
 PAGE = Path(__file__).parents[1] / "docs" / "mixers.md"
 HIDDEN, TOKENS = 1024, 2048

@@ -52,7 +52,7 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_speaks_of_every_schedule():
-    from longfire import settings
+    from longfire.config import settings
 
     assert all(
         f"`{name}`" in PAGE

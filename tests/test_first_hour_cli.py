@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from longfire import recipe, shipped
 from longfire.cli import main
+from longfire.cli.model_keys import page, without_help
+from longfire.cli.starter import KINDS, OTHER_NAMES, SIZES
+from longfire.config import recipe, shipped
+from longfire.config.model_config import mixer_of
+from longfire.config.settings import SECTIONS
 from longfire.mixers import MIXERS
-from longfire.model_keys import page, without_help
-from longfire.settings import SECTIONS
-from longfire.shape import mixer_of
-from longfire.starter import KINDS, OTHER_NAMES, SIZES
 
 ROOT = Path(__file__).parents[1]
 TEXT = "The fire of the firemen burns long and slow.\n\nIt was a cold night, and the fire was warm.\n\n"
@@ -93,8 +93,8 @@ def test_the_starter_without_a_text_trains_on_the_embedded_corpus(folder, capsys
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_and_size_is_a_whole_run_that_can_be_exported(folder, kind, size, capsys):
-    from longfire.hub.families import config_from_shape
-    from longfire.run import Run
+    from longfire.config.run import Run
+    from longfire.huggingface.families import config_from_shape
 
     typed(f"init --data input.txt --model {kind} --size {size}", capsys)
     run = Run.compose(folder / "recipe.toml", {}, note=pytest.fail)
@@ -107,8 +107,8 @@ def test_every_kind_and_size_is_a_whole_run_that_can_be_exported(folder, kind, s
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_size_means_what_it_says(folder, kind, size, capsys):
     """Parameters, with the vocabulary of the recipe, within a third of the name."""
+    from longfire.config.run import Run
     from longfire.model import on_meta
-    from longfire.run import Run
 
     typed(f"init --data input.txt --model {kind} --size {size}", capsys)
     run = Run.compose(folder / "recipe.toml", {}, note=pytest.fail)
@@ -171,7 +171,7 @@ def test_a_file_that_no_reader_is_for_is_refused_at_once(folder, capsys):
 
 
 def test_a_glob_is_found_from_the_recipes_folder(folder, monkeypatch, capsys):
-    from longfire.run import Run
+    from longfire.config.run import Run
 
     typed("init sub/mine --data '*.txt'", capsys)
     assert tomllib.loads((folder / "sub/mine.toml").read_text())["data"]["dataset"] == ["../*.txt"]
@@ -247,7 +247,7 @@ num_heads = 2
 
 
 def test_the_command_line_lies_over_the_recipe_and_both_over_a_named_config(folder, capsys):
-    from longfire.run import Run
+    from longfire.config.run import Run
 
     file = folder / "x.toml"
     file.write_text(MODEL)
@@ -278,7 +278,7 @@ def test_the_command_line_lies_over_the_recipe_and_both_over_a_named_config(fold
 
 
 def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
-    from longfire.run import Run
+    from longfire.config.run import Run
 
     run = Run.compose(
         shipped.recipe("quickstart"), {"model.num_hidden_layers": "12"}, note=lambda told: None
@@ -633,7 +633,7 @@ def test_help_of_an_unknown_section_names_the_nearest(folder, capsys):
 
 
 def test_a_value_may_look_like_a_call_for_help(folder):
-    from longfire.arguments import take_settings, topic_of
+    from longfire.cli.arguments import take_settings, topic_of
 
     rest, overrides = take_settings(["--eval.sample_prompt", "--help", "x.toml"], set())
     assert topic_of(rest) is None and overrides == {"eval.sample_prompt": "--help"}
@@ -680,10 +680,10 @@ def planned(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", shipped.recipes())
 def test_a_shipped_recipe_fits_the_devices_that_it_names(folder, name):
     """What `longfire plan` says of the recipe's own plan, without its search for others."""
+    from longfire.config.run import Run
     from longfire.launch import World
     from longfire.parallel.cost import device_of
-    from longfire.parallel.planner import Planner
-    from longfire.run import Run
+    from longfire.planner.planner import Planner
 
     ((options, stated),) = planned(shipped.recipes()[name])
     words = shlex.split(options)
@@ -770,7 +770,7 @@ def test_the_model_card_shows_no_folder_of_this_machine(run, capsys, tmp_path):
     ],
 )
 def test_folders_leave_the_cards_texts_and_nothing_else_does(text, shown):
-    from longfire.hub.card import cell
+    from longfire.huggingface.model_card import cell
 
     assert cell(text) == shown
 
@@ -781,11 +781,11 @@ def test_lm_eval_that_is_not_whole_is_one_line(run, missing, capsys, monkeypatch
     package = type(sys)("lm_eval")
     package.__path__, package.__spec__ = [], type("Spec", (), {"name": "lm_eval"})()
     monkeypatch.setitem(sys.modules, "lm_eval", package)
-    monkeypatch.delitem(sys.modules, "longfire.tasks", raising=False)
+    monkeypatch.delitem(sys.modules, "longfire.evaluation.tasks", raising=False)
 
     class Broken:
         def find_spec(self, name, path=None, target=None):
-            if name.startswith("longfire.tasks"):
+            if name.startswith("longfire.evaluation.tasks"):
                 raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])

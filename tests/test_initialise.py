@@ -8,6 +8,7 @@ from conftest import tiny_shape
 from plans import PLANS, parts, state_of, whole
 from worlds import in_processes
 
+from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS
 from longfire.errors import SettingsError
 from longfire.initialise import (
     build,
@@ -21,7 +22,6 @@ from longfire.initialise import (
 from longfire.mixers import MIXERS
 from longfire.model import Model
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.shape import GATED_MLPS, UNGATED_MLPS
 
 MLPS = (*GATED_MLPS, *UNGATED_MLPS, "channel_mix")
 ENDS = {  # the matrix that ends each mixer, by hand

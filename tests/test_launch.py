@@ -9,9 +9,9 @@ import time
 import pytest
 
 from longfire import launch
+from longfire.config.settings import Comm
 from longfire.errors import SettingsError
 from longfire.launch import StopRequest, Watchdog
-from longfire.settings import Comm
 
 
 def run_python(code: str, timeout: float = 20) -> subprocess.CompletedProcess:
@@ -150,7 +150,7 @@ def test_sigterm_in_the_loop_waits_for_its_save():
 HANG = """
 import time
 from longfire.launch import Watchdog
-from longfire.settings import Comm
+from longfire.config.settings import Comm
 with Watchdog(Comm(init_timeout_seconds={init}, train_timeout_seconds={train}), grace_seconds=1) as watchdog:
     {body}
 """

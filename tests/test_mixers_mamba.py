@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import transformers
-from test_hub_families import compare, loaded
+from test_huggingface_families import compare, loaded
 
 from longfire.mixers.mixer import Cache, Sequence
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from longfire.config.settings import ActivationCheckpoint
 from longfire.errors import SettingsError
 from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.ops.attention import attention_slow
 from longfire.ops.cross_entropy import linear_cross_entropy
 from longfire.parallel.apply import parallelize
-from longfire.settings import ActivationCheckpoint
 
 pytestmark = pytest.mark.dtype
 

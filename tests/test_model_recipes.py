@@ -15,21 +15,21 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from longfire.config_file import read_config
+from longfire.config.config_file import read_config
+from longfire.config.model_config import INIT_KEYS, ModelShape, mixer_of
+from longfire.config.run import read_shape
 from longfire.data.batches import Batch
-from longfire.hub.families import (
+from longfire.huggingface.families import (
     FAMILIES,
     TRANSFORMERS,
     choose_family,
     config_from_shape,
     shape_from_config,
 )
-from longfire.hub.family_writing import whole
+from longfire.huggingface.family_writing import whole
 from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.model import Model
-from longfire.run import read_shape
-from longfire.shape import INIT_KEYS, ModelShape, mixer_of
 
 FOLDER = Path(__file__).parents[1] / "recipes/models"
 WORDS = 4096  # of the tokenizer where a shape leaves its vocabulary open
@@ -108,7 +108,7 @@ TABLE = {
     "llama-65b": (65_285_660_672, "65B"),
 }
 
-# No table of hub/families*.py has them: GPT-2's blocks with rotary positions on a part of each head.
+# No table of huggingface/families*.py has them: GPT-2's blocks with rotary positions on a part of each head.
 NO_FAMILY = {name for name in TABLE if name.startswith("gpt3") and "rotary" in name}
 SOFTMAX = [
     name

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longfire.config.model_config import ModelShape
 from longfire.data.tokenizer import train_tokenizer
-from longfire.hub.check import KL_NATS, kl
-from longfire.hub.convert import export
+from longfire.huggingface.check import KL_NATS, kl
+from longfire.huggingface.export import export
 from longfire.initialise import build
-from longfire.shape import ModelShape
 
 pytestmark = pytest.mark.slow
 

@@ -12,6 +12,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 
+from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS
 from longfire.ops.mlp import (
     ACTIVATIONS,
     GATES,
@@ -22,7 +23,6 @@ from longfire.ops.mlp import (
     squared_relu,
     squared_relu_slow,
 )
-from longfire.shape import GATED_MLPS, UNGATED_MLPS
 
 
 def assert_same(ours, theirs, size: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from longfire.op_cases import results
+from longfire.doctor.op_cases import results
 from longfire.ops import selective_scan as module
 from longfire.ops.documents import Documents
 from longfire.ops.selective_scan import selective_scan, selective_scan_chunks, selective_scan_slow

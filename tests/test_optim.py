@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import nn
 
-from longfire.hub import foreign
+from longfire.config.settings import LRScheduler, Optimizer
+from longfire.huggingface import transformers_model
 from longfire.mixers import MIXERS
 from longfire.optim import (
     clip_gradients,
@@ -18,8 +19,7 @@ from longfire.optim import (
     roles,
     set_learning_rate,
 )
-from longfire.schedule import schedule
-from longfire.settings import LRScheduler, Optimizer
+from longfire.training.schedule import schedule
 
 CPU = torch.device("cpu")
 ALL_MIXERS = ("gla", "gated_delta_net", "attention")
@@ -112,7 +112,7 @@ def test_a_tied_head_is_an_embedding(tiny_model):
 
 
 def test_roles_of_a_model_of_transformers():
-    shape = foreign.read_shape(
+    shape = transformers_model.read_shape(
         {
             "model_type": "llama",
             "hidden_size": 16,
@@ -124,7 +124,7 @@ def test_roles_of_a_model_of_transformers():
         },
         "x",
     )
-    model = foreign.build(shape, 0)
+    model = transformers_model.build(shape, 0)
     found = {name: roles(model)[p] for name, p in model.named_parameters()}
     assert (
         found["theirs.model.embed_tokens.weight"] == "embedding"

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import tiny_shape
 
+from longfire.config.settings import Parallelism
 from longfire.mixers import MIXERS
 from longfire.mixers.gla import GLA
 from longfire.model import Model, on_meta
 from longfire.ops.documents import Documents
 from longfire.parallel.context import Context, layout_kind, refusals
-from longfire.settings import Parallelism
 
 
 def refused(model: Model, cp: int, tokens: int = 64, tp: int = 1, **settings: str) -> str:

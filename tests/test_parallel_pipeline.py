@@ -7,6 +7,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from worlds import in_processes
 
+from longfire.config.settings import ActivationCheckpoint, Parallelism
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import SettingsError
@@ -20,7 +21,6 @@ from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
 from longfire.parallel.remat import save_memory
 from longfire.parallel.stages import Layout, cheapest, layout, refusals
-from longfire.settings import ActivationCheckpoint, Parallelism
 
 SCHEDULES = [
     "GPipe",

@@ -17,6 +17,7 @@ from test_parallel_tensor import FOUR_HEADS
 from torch.distributed.tensor import DTensor
 from worlds import in_processes
 
+from longfire.config.settings import ActivationCheckpoint, Parallelism
 from longfire.loss import loss_of, losses
 from longfire.model import Model
 from longfire.parallel.apply import give_back
@@ -25,7 +26,6 @@ from longfire.parallel.pieces import boxes, local
 from longfire.parallel.pipeline import cut
 from longfire.parallel.remat import save_memory
 from longfire.parallel.tensor import add_up_partial_gradients, split
-from longfire.settings import ActivationCheckpoint, Parallelism
 
 MODELS = {
     "hybrid": (("gla", "attention", "gla", "attention"), {}),

@@ -11,6 +11,8 @@ from sets import slow_unless
 from torch import Tensor
 from worlds import in_processes
 
+from longfire.config.run import Run
+from longfire.config.settings import ActivationCheckpoint, Attention
 from longfire.errors import SettingsError
 from longfire.launch import World
 from longfire.loss import loss_sum
@@ -18,12 +20,10 @@ from longfire.mixers import MIXERS
 from longfire.model import Model, on_meta
 from longfire.ops.dropout import row_noise
 from longfire.parallel.apply import parallelize
-from longfire.parallel.memory import Keeping, Meter
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import unknown_operations
-from longfire.run import Run
-from longfire.settings import ActivationCheckpoint, Attention
-from longfire.train import make_state
+from longfire.planner.memory import Keeping, Meter
+from longfire.training.loop import make_state
 
 NOTHING = ActivationCheckpoint()
 WAYS = {

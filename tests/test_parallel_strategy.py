@@ -8,17 +8,18 @@ import pytest
 import torch
 from conftest import tiny_model
 
+from longfire.config.run import Run, read_shape
 from longfire.errors import SettingsError
 from longfire.launch import World
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import on_meta
-from longfire.parallel import cost, longest, published, strategy
-from longfire.parallel.memory import Meter
-from longfire.parallel.planner import Planner
+from longfire.parallel import cost, strategy
 from longfire.parallel.strategy import Crossing, Cut, Heads
-from longfire.run import Run, read_shape
+from longfire.planner import longest, published
+from longfire.planner.memory import Meter
+from longfire.planner.planner import Planner
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 H100 = cost.DEVICES["h100-80gb"]

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from worlds import in_processes
 
+from longfire.config.model_config import ModelShape
+from longfire.config.settings import ActivationCheckpoint
 from longfire.data.batches import Batch
 from longfire.initialise import build, initialise, keyed_generator
 from longfire.loss import loss_sum, losses
@@ -27,8 +29,6 @@ from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import boxes, local
 from longfire.parallel.remat import save_memory
 from longfire.parallel.tensor import add_up_partial_gradients, refusals, split
-from longfire.settings import ActivationCheckpoint
-from longfire.shape import ModelShape
 
 LENGTHS = (
     5,

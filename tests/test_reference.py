@@ -75,7 +75,7 @@ def test_packages_that_import_each_other_are_split_where_their_files_do_not(
 
 
 def test_the_settings_page_has_every_setting_with_its_default(scripts):
-    from longfire.recipe import SETTINGS
+    from longfire.config.recipe import SETTINGS
 
     page = (ROOT / "docs/reference/settings.md").read_text()
     rows = re.findall(r"^\| `(\w+\.\w+)` \|", page, re.M)
@@ -83,7 +83,7 @@ def test_the_settings_page_has_every_setting_with_its_default(scripts):
 
 
 def test_the_migration_page_has_every_spelling_of_the_four_systems(scripts):
-    from longfire.aliases import ALIASES
+    from longfire.config.aliases import ALIASES
 
     page = (ROOT / "docs/migration.md").read_text()
     assert all(f"| `{spelling}` |" in page for spelling in ALIASES)

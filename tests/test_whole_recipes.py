@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from longfire.config.run import Run
 from longfire.launch import World
-from longfire.run import Run
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 

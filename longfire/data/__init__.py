@@ -8,7 +8,7 @@
     compressed.py       gz, zst, bz2 and xz as streams; a file that was cut is an error
     lines.py            the lines of a text file
     fingerprints.py     hashes of files, remembered
-    heldout.py          which documents are kept for validation
+    validation.py          which documents are kept for validation
     tokenizer.py        documents -> ids, and back
     tokenizer_files.py  what lies beside a tokenizer.json and is kept for an export
     losses.py           characters that a tokenizer cannot encode

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data.order import Order, mix
 from longfire.data.pack import NO_LABEL, Packed, document_starts, pack
 from longfire.data.prepare import Prepared, prepare

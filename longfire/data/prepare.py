@@ -27,11 +27,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import text
 from longfire.data import tokenizer as tokenizers
 from longfire.data.formats import Document
-from longfire.data.heldout import TAILS, HoldOut, hold_out_of
 from longfire.data.losses import Losses
 from longfire.data.text import Source
 from longfire.data.tokenizer import Bytes, Tokenizer
@@ -45,6 +44,7 @@ from longfire.data.tokens import (
     locked,
     read_manifest,
 )
+from longfire.data.validation import TAILS, HoldOut, hold_out_of
 from longfire.data.workers import Encoders, Ids
 from longfire.errors import DataError, SettingsError, UserError
 from longfire.plural import counted

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import fingerprints, folders, formats
 from longfire.data.fingerprints import Content
 from longfire.data.folders import relative

@@ -16,9 +16,8 @@ import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Words
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data import losses
-from longfire.data.heldout import HoldOut, hold_out_of
 from longfire.data.losses import Losses
 from longfire.data.tokenizer_files import (
     CHAT,
@@ -35,6 +34,7 @@ from longfire.data.tokenizer_files import (
     written,
 )
 from longfire.data.tokens import checksum, locked
+from longfire.data.validation import HoldOut, hold_out_of
 from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from longfire.config.model_config import ModelShape, key, required
 from longfire.errors import SettingsError
 from longfire.mixers.mixer import Mixer, Sequence, divides, one_of, positive
 from longfire.ops.attention import attention
 from longfire.ops.linear import Linear
 from longfire.ops.norm import RMSNorm
 from longfire.ops.rope import BY_LENGTH, SCALINGS, Rotary, turn
-from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)

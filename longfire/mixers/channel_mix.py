@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape
 from longfire.mixers.mixer import Sequence
 from longfire.ops.linear import Linear
 from longfire.ops.mlp import squared_relu
 from longfire.ops.token_shift import previous_token
-from longfire.shape import ModelShape
 
 Initialiser = Callable[[Tensor, torch.Generator], object]
 

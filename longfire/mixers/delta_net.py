@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from longfire.config.model_config import ModelShape, key, required
 from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, one_of, positive
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.feature_maps import ACTIVATIONS, sum_norm
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GatedRMSNorm, l2_norm
-from longfire.shape import ModelShape, key, required
 
 QK_NORMS = {"l2": l2_norm, "sum": sum_norm}
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape, key, required
 from longfire.mixers.matrix_state import MatrixState, check_value_heads
 from longfire.mixers.mixer import Sequence, one_of
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GATES, GatedRMSNorm, l2_norm
-from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape, key
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import RMSNorm
 from longfire.ops.short_conv import ShortConv, short_conv
-from longfire.shape import ModelShape, key
 
 BOUNDS = "hgrn2.lower_bounds"  # in seq.shared
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape, key, required
 from longfire.errors import SettingsError
 from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.matrix_state import MatrixState, check_value_heads
@@ -13,7 +14,6 @@ from longfire.mixers.mixer import Sequence
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GatedRMSNorm, l2_norm
-from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from longfire.config.model_config import ModelShape, key, required
 from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, divides, one_of
 from longfire.ops.feature_maps import FEATURE_MAPS, feature_map, feature_size
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GatedRMSNorm
-from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)

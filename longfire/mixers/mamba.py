@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape, key
 from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.mixer import Mixer, Sequence, positive, uniform
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.short_conv import ShortConv, short_conv
-from longfire.shape import ModelShape, key
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape, key
 from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GroupedGatedRMSNorm
 from longfire.ops.short_conv import ShortConv, short_conv
-from longfire.shape import ModelShape, key
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from longfire.config.model_config import ModelShape
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv, short_conv
-from longfire.shape import ModelShape
 
 
 class MatrixState(Mixer):

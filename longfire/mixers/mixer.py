@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape, check_type, nearest, placed, require
 from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
-from longfire.shape import ModelShape, check_type, nearest, placed, require
 
 
 class Shared(UserDict):

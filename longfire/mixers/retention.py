@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longfire.config.model_config import ModelShape, key, required
 from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, divides, one_of
 from longfire.ops.feature_maps import ACTIVATIONS
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GATES
 from longfire.ops.rope import Rotary, turn
-from longfire.shape import ModelShape, key, required
 
 
 @dataclass(frozen=True)

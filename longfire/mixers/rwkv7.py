@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from longfire.config.model_config import ModelShape, key, mixer_of
 from longfire.mixers.channel_mix import Initialiser, orthogonal, share_of_previous, towards
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.dplr import dplr
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import l2_norm, layer_norm
 from longfire.ops.token_shift import previous_token
-from longfire.shape import ModelShape, key, mixer_of
 
 FIRST = (
     "rwkv7.values"  # in seq.shared: those of the first layer, which later ones mix into their own

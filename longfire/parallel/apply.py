@@ -13,12 +13,12 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from longfire.config.settings import ActivationCheckpoint, Attention, Parallelism
 from longfire.parallel import context, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import local
 from longfire.parallel.plan import reshards
-from longfire.settings import ActivationCheckpoint, Attention, Parallelism
 
 DEFAULTS, FUSED = Parallelism(), Attention()
 

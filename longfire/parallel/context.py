@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from longfire.config.settings import Parallelism
 from longfire.ops.attention import attention, attention_slow
 from longfire.ops.blockwise import blockwise
 from longfire.ops.documents import Documents
@@ -34,7 +35,6 @@ from longfire.parallel.collectives import gathered, known_as, scattered
 from longfire.parallel.layout import Layout, Share, keys_seen, segments_each
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.strategy import DEGREE
-from longfire.settings import Parallelism
 
 SEAMS = ("attend", "recur", "convolve", "shift")
 

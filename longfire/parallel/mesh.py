@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from longfire import launch, settings
+from longfire import launch
+from longfire.config import settings
 from longfire.errors import TrainingError, UserError, first_line
 from longfire.parallel.axes import AXES, SHARDS
 

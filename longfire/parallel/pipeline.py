@@ -25,6 +25,8 @@ from torch.distributed.pipelining.schedules import (
     get_schedule_class,
 )
 
+from longfire.config.model_config import mixer_of
+from longfire.config.settings import Parallelism
 from longfire.data.batches import Batch
 from longfire.errors import SettingsError
 from longfire.loss import losses_of
@@ -35,8 +37,6 @@ from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import local
 from longfire.parallel.stages import DEGREE, SCHEDULE, Layout, layout
-from longfire.settings import Parallelism
-from longfire.shape import mixer_of
 
 Loss = Callable[[Model, Tensor, Batch], Tensor]  # (model, hidden states, batch) -> scalar
 

@@ -2,9 +2,9 @@
 
 from math import prod
 
+from longfire.config.settings import Parallelism
 from longfire.errors import SettingsError
 from longfire.parallel.axes import AXES
-from longfire.settings import Parallelism
 
 DEGREES = {
     "dp_replicate": "data_parallel_replicate_degree",

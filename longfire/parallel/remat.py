@@ -18,9 +18,9 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from longfire.config.settings import ActivationCheckpoint, Attention
 from longfire.ops.attention import attention_slow
 from longfire.ops.blockwise import blockwise
-from longfire.settings import ActivationCheckpoint, Attention
 
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 ATTENTION_KERNELS = {

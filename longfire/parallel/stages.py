@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from longfire.config.model_config import ForeignShape, ModelShape
+from longfire.config.settings import Parallelism
 from longfire.errors import SettingsError
-from longfire.settings import Parallelism
-from longfire.shape import ForeignShape, ModelShape
 
 STAGES_EACH = {  # schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise
     "GPipe": 1,

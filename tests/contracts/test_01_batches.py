@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from longfire import settings
+from longfire.config import settings
 from longfire.data.batches import Batch, Batches
 from longfire.data.prepare import prepare
 from longfire.data.tokens import checksum

@@ -8,8 +8,9 @@ from plans import HYBRID, PLANS, parts, state_of, steps, whole
 from sets import slow_unless
 from worlds import in_processes
 
-from longfire import checkpoint, settings
-from longfire.checkpoint import Checkpoints, load_model_weights
+from longfire.checkpoint import checkpoint
+from longfire.checkpoint.checkpoint import Checkpoints, load_model_weights
+from longfire.config import settings
 from longfire.errors import CheckpointError, UserError
 from longfire.parallel.mesh import ALONE, Mesh
 

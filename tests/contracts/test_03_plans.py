@@ -15,7 +15,7 @@ from plans import ANY_MIXER, HYBRID, OPTIMIZER, PLANS, Plan, parts, rows_of, sta
 from sets import slow_unless
 from worlds import in_processes
 
-from longfire.evaluate import measure
+from longfire.evaluation.evaluate import measure
 from longfire.mixers import MIXERS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pieces import local

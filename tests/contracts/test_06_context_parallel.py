@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds import in_processes
 
+from longfire.config.settings import Parallelism
 from longfire.data.batches import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.loss import loss_sum
@@ -23,7 +24,6 @@ from longfire.mixers import MIXERS
 from longfire.ops.documents import Documents
 from longfire.parallel.context import share_rows
 from longfire.parallel.mesh import Mesh
-from longfire.settings import Parallelism
 
 HYBRIDS = {
     "gla and attention": ("gla", "attention"),
@@ -254,13 +254,13 @@ STEPS = 50  # of a short row: it is the number of steps that errors would add up
 
 def trained(rank: int, count: int, texts: torch.Tensor) -> list[float]:
     """Losses of the program's own step on rows of the corpus."""
-    from longfire.checkpoint import State
+    from longfire.checkpoint.checkpoint import State
+    from longfire.config.settings import ActivationCheckpoint, Optimizer, Training
     from longfire.device import Clock
     from longfire.optim import make_optimizer
     from longfire.parallel.apply import parallelize
     from longfire.parallel.mesh import ALONE
-    from longfire.settings import ActivationCheckpoint, Optimizer, Training
-    from longfire.train import train_step
+    from longfire.training.loop import train_step
 
     mesh = Mesh.of_degrees({"cp": count}, "cpu") if count > 1 else ALONE
     model = tiny_model("gla", "attention", vocab_size=256, initializer_range=0.05)

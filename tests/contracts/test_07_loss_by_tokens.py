@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longfire.checkpoint import State
+from longfire.checkpoint.checkpoint import State
+from longfire.config.settings import Optimizer, Training
 from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.optim import make_optimizer
-from longfire.settings import Optimizer, Training
-from longfire.train import train_step
+from longfire.training.loop import train_step
 
 TRAINING = Training(max_norm=0.0, loss_chunk_tokens=16)
 

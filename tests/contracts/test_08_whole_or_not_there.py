@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from longfire import checkpoint, settings
-from longfire.checkpoint import Checkpoints, State
+from longfire.checkpoint import checkpoint
+from longfire.checkpoint.checkpoint import Checkpoints, State
+from longfire.config import settings
 from longfire.errors import CheckpointError
 from longfire.optim import make_optimizer
 

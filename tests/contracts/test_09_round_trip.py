@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 from longfire.data.tokenizer import bytes_tokenizer, train_tokenizer
 from longfire.errors import CheckpointError
-from longfire.hub import check as checks
-from longfire.hub import convert
-from longfire.hub.check import KL_NATS, kl
-from longfire.hub.convert import export
-from longfire.hub.families import FAMILIES, choose_family, shape_from_config
-from longfire.hub.family_writing import whole
-from longfire.hub.load import load_model, load_weights, model_of
-from longfire.hub.tensors import layout, to_ours
+from longfire.huggingface import check as checks
+from longfire.huggingface import export as exporting
+from longfire.huggingface.check import KL_NATS, kl
+from longfire.huggingface.export import export
+from longfire.huggingface.families import FAMILIES, choose_family, shape_from_config
+from longfire.huggingface.family_writing import whole
+from longfire.huggingface.load import load_model, load_weights, model_of
+from longfire.huggingface.tensors import layout, to_ours
 from longfire.initialise import build
 
 FAMILY_LAYERS = {
@@ -249,7 +249,7 @@ def test_an_export_that_does_not_compare_does_not_appear(
         spoil(folder)
         return whole_compare(model, tokenizer, folder, written)
 
-    monkeypatch.setattr(convert, "compare", spoiled)
+    monkeypatch.setattr(exporting, "compare", spoiled)
     with pytest.raises(CheckpointError, match=message):
         export(build(model.shape, 1), tokenizer, tmp_path / "hf")
     assert {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()} == before

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from longfire.generation import advance, feed, generate
-from longfire.hub.families import FAMILIES, shape_from_config
-from longfire.hub.load import model_of
-from longfire.hub.tensors import to_ours
+from longfire.config.options import Sampling
+from longfire.generation.generate import advance, feed, generate
+from longfire.huggingface.families import FAMILIES, shape_from_config
+from longfire.huggingface.load import model_of
+from longfire.huggingface.tensors import to_ours
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
-from longfire.options import Sampling
 
 TOKENS = 150  # more than two chunks of 64
 VARIANTS = {

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from longfire.op_cases import (
+from longfire.doctor.op_cases import (
     Case,
     Sizes,
     attention_inputs,

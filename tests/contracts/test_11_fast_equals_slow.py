@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from longfire import ops
+from longfire.config.run import Run
+from longfire.doctor.op_cases import CASES, DTYPES, SIZES, Draw, errors, results, tolerance
 from longfire.initialise import build
 from longfire.model import Model
-from longfire.op_cases import CASES, DTYPES, SIZES, Draw, errors, results, tolerance
 from longfire.ops import attention, delta_rule, linear_attention, short_conv
-from longfire.run import Run
-from longfire.train import make_state
+from longfire.training.loop import make_state
 
 CPU = torch.device("cpu")
 RECIPE = Path(__file__).parents[2] / "recipes/quickstart.toml"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import longfire
-from longfire import aliases, recipe
 from longfire.cli import main
+from longfire.config import aliases, recipe
+from longfire.config.run import ONCE, Run
 from longfire.errors import SettingsError
-from longfire.run import ONCE, Run
 
 SHAPE = {
     "hidden_size": 16,

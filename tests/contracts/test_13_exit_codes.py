@@ -218,7 +218,10 @@ def full_disk(_) -> None:
 
 
 def test_a_hang_ends_in_bounded_time_with_the_stack(recipe):
-    hang = "import time, longfire.train as t; t.train_step = lambda *_: time.sleep(600); from longfire.cli import main; main({})"
+    hang = (
+        "import time, longfire.training.loop as t; t.train_step = lambda *_: time.sleep(600); "
+        "from longfire.cli import main; main({})"
+    )
     words = ["train", str(recipe), "--comm.init_timeout_seconds", "2"]
     done = subprocess.run(
         [sys.executable, "-c", hang.format(words)], capture_output=True, text=True, timeout=120

@@ -5,13 +5,19 @@ import json
 import pytest
 import torch
 
-from longfire import settings
+from longfire.config import settings
+from longfire.config.run import Run
 from longfire.device import Clock
 from longfire.launch import cxx_compiler
 from longfire.parallel.apply import recompilations
-from longfire.report import DATA_WAIT_LIMIT, QUIET_STEPS, WARMUP_STEPS, WINDOW_STEPS, Report
-from longfire.run import Run
-from longfire.train import train
+from longfire.training.loop import train
+from longfire.training.reporting import (
+    DATA_WAIT_LIMIT,
+    QUIET_STEPS,
+    WARMUP_STEPS,
+    WINDOW_STEPS,
+    Report,
+)
 
 PARTS = (
     "data_seconds",

@@ -8,13 +8,14 @@ from sets import slow_unless
 from torch import Tensor
 
 from longfire import ops
-from longfire.checkpoint import State
+from longfire.checkpoint.checkpoint import State
+from longfire.config.settings import ActivationCheckpoint, Optimizer, Training
 from longfire.data.batches import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.device import Clock
-from longfire.hub.convert import export
-from longfire.hub.families import whole
-from longfire.hub.load import load_model
+from longfire.huggingface.export import export
+from longfire.huggingface.families import whole
+from longfire.huggingface.load import load_model
 from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
@@ -22,8 +23,7 @@ from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
-from longfire.settings import ActivationCheckpoint, Optimizer, Training
-from longfire.train import train_step
+from longfire.training.loop import train_step
 
 CPU = torch.device("cpu")
 LENGTHS = (

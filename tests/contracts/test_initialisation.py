@@ -16,11 +16,11 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longfire.hub.families import config_from_shape, family_of, shape_from_config
-from longfire.hub.tensors import to_theirs
+from longfire.config.model_config import ModelShape
+from longfire.huggingface.families import config_from_shape, family_of, shape_from_config
+from longfire.huggingface.tensors import to_theirs
 from longfire.initialise import build
 from longfire.mixers import MIXERS
-from longfire.shape import ModelShape
 
 D, LAYERS, VOCABULARY = 128, 2, 512
 STEPS = (math.log(0.001), math.log(0.1))

@@ -18,11 +18,11 @@ from conftest import BLOCK_SETTINGS
 from golden import read
 from safetensors.torch import load_file, save_file
 
+from longfire.config.model_config import ModelShape
 from longfire.data.tokenizer import bytes_tokenizer
-from longfire.hub.check import KL_NATS, kl
-from longfire.hub.convert import export
+from longfire.huggingface.check import KL_NATS, kl
+from longfire.huggingface.export import export
 from longfire.initialise import build
-from longfire.shape import ModelShape
 
 SCRIPT = Path(__file__).parents[1] / "golden" / "make_fla_golden.py"
 MISSING = [name for name in ("triton", "fla", "einops") if importlib.util.find_spec(name) is None]

@@ -21,17 +21,17 @@ import transformers
 from sets import slow_unless
 from torch import Tensor
 
-from longfire.checkpoint import State
+from longfire.checkpoint.checkpoint import State
+from longfire.config.model_config import ModelShape
+from longfire.config.settings import Optimizer, Training
 from longfire.data.batches import Batch
 from longfire.device import Clock
-from longfire.hub.families import FAMILIES, config_from_shape
-from longfire.hub.tensors import to_theirs
+from longfire.huggingface.families import FAMILIES, config_from_shape
+from longfire.huggingface.tensors import to_theirs
 from longfire.initialise import build
 from longfire.model import Model
 from longfire.optim import make_optimizer
-from longfire.settings import Optimizer, Training
-from longfire.shape import ModelShape
-from longfire.train import train_step
+from longfire.training.loop import train_step
 
 STEPS, ROWS, T, W = 20, 4, 50, 61
 RATES = [1e-2 * min((step + 1) / 5, 1.0) for step in range(STEPS)]

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from longfire import checkpoint
-from longfire import settings as all_settings
+from longfire.checkpoint import checkpoint
+from longfire.config import settings as all_settings
 from longfire.data.blocks import BLOCK_BYTES
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.data.tokens import StoreWriter, TokenStore
 from longfire.errors import CheckpointError, DataError
-from longfire.hub.checksums import CARD, check_checksums
-from longfire.hub.convert import export
-from longfire.hub.families import shape_from_config
+from longfire.huggingface.checksums import CARD, check_checksums
+from longfire.huggingface.export import export
+from longfire.huggingface.families import shape_from_config
 from longfire.initialise import build
 
 FLIPS = 220

@@ -17,12 +17,12 @@ import torch
 from real_runs import Running, make
 from worlds import free_port
 
-from longfire import checkpoint
-from longfire.checkpoint import load_model_weights, newest
+from longfire.checkpoint import checkpoint
+from longfire.checkpoint.checkpoint import load_model_weights, newest
+from longfire.checkpoint.weights import open_model
 from longfire.data.batches import Batches, WaitStopped
 from longfire.errors import DataError
 from longfire.ops import cross_entropy
-from longfire.weights import open_model
 
 TRAIN_SH = Path(__file__).parents[2] / "scripts/train.sh"
 SOON_SECONDS = 40  # far below the time-outs of the runs: nobody waits for them

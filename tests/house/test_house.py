@@ -17,63 +17,48 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # Floors from the ground up, as section 3 of the design says: a room may import what lies below it, and its own files. Rooms of
 # one floor that are listed in APART import nothing of each other. A file of a package may have a floor of its own.
 FLOORS = [
-    ["__init__", "auto_classes", "public"],
+    ["__init__", "auto_classes"],
     [
         "errors",
-        "settings",
-        "aliases",
-        "shape",
-        "shipped",
-        "config_file",
-        "recipe",
+        "config",
+        "training.lengths",
+        "training.schedule",
+        "training.budget",
         "launch",
         "disk",
         "ops",
-        "op_cases",
+        "doctor.op_cases",
         "device",
-        "options",
-        "lengths",
-        "schedule",
-        "budget",
-        "paths",
         "plural",
     ],
-    ["mixers", "parallel", "data", "optim", "report", "pages", "traces"],
-    ["model", "loss", "passing", "shards", "checkpoint", "plugins"],
+    ["mixers", "parallel", "data", "optim", "training.reporting", "training.traces"],
+    ["training.report_page"],
+    ["model", "loss", "training.tbptt", "checkpoint", "plugins"],
     ["initialise"],
-    ["hub", "parallel.pipeline", "parallel.apply"],
-    ["run", "checks", "provenance"],
+    ["huggingface", "parallel.pipeline", "parallel.apply"],
+    ["config.run", "config.checks", "checkpoint.provenance"],
+    ["checkpoint.weights", "huggingface.own_class", "planner"],
     [
-        "weights",
-        "hf",
-        "parallel.memory",
-        "parallel.holding",
-        "parallel.planner",
-        "parallel.longest",
-        "parallel.published",
-        "parallel.context_tables",
-        "parallel.tables",
-    ],
-    [
-        "evaluate",
+        "evaluation.evaluate",
+        "evaluation.recall",
         "generation",
-        "recall",
-        "hub.convert",
-        "hub.adopt",
-        "hub.transplant",
-        "distill",
-        "compiling",
-        "timing",
+        "huggingface.export",
+        "huggingface.import_",
+        "huggingface.convert",
+        "training.distillation",
+        "training.compiling",
+        "training.timing",
     ],
-    ["tasks"],
-    ["start", "finish", "prompts", "scores"],
-    ["train"],
-    ["bench", "doctor"],
-    ["arguments", "starter", "model_keys", "commands"],
+    ["evaluation.tasks"],
+    ["training.start", "training.finish", "generation.prompts", "evaluation.scores"],
+    ["training.loop"],
+    ["training.throughput", "doctor"],
     ["cli"],
     ["__main__"],
 ]
-APART = {"mixers", "parallel", "data", "optim", "report", "traces"}
+# Packages whose files have floors of their own; the package itself is a docstring.
+DOCSTRINGS = {"training", "evaluation"}
+APART = {"mixers", "parallel", "data", "optim", "training.reporting", "training.traces"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # File -> the private names of other libraries that it may use (None: any); the reason stands beside the use.
@@ -82,18 +67,18 @@ PRIVATE_NAMES = {
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
     "optim.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
-    "parallel/memory.py": {
+    "planner/memory.py": {
         "torch._library",
         "torch._subclasses",
         "torch.utils._python_dispatch",
         "torch.utils._pytree",
     },
     "parallel/pipeline.py": {"_PipelineScheduleRuntime", "_load_csv"},
-    "traces.py": {"_record_memory_history", "_dump_snapshot"},
+    "training/traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
-# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is run.py.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 710, 100, 10, 7200
+# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is config/run.py.
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 730, 100, 10, 7220
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
@@ -102,9 +87,16 @@ def name_of(file: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """longfire.data.text -> data; longfire.model -> model; longfire -> __init__; longfire.hub.convert has a floor of its own"""
+    """longfire.data.text -> data; longfire.model -> model; longfire -> __init__.
+
+    A file of a package may have a floor of its own.
+    """
     inside = module.removeprefix("longfire").removeprefix(".") or "__init__"
-    return inside if inside in FLOOR else inside.split(".")[0]
+    if inside in DOCSTRINGS:
+        return "__init__"
+    if inside in FLOOR:
+        return inside
+    return inside.rpartition(".")[0] or inside
 
 
 def module_of(file: Path) -> str:
@@ -341,7 +333,7 @@ def test_only_ops_know_kernel_libraries(file):
 
 OF_AN_EXTRA = (
     "ops/kernels.py",
-    "tasks.py",
+    "evaluation/tasks.py",
 )  # themselves imported only where the extra was asked for
 PROJECT = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
@@ -385,43 +377,32 @@ def test_no_promise_left_in_code(file):
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b", file.read_text())
 
 
-def test_the_light_rooms_import_nothing_heavy_at_their_top():
+LIGHT = [
+    "__init__",
+    "auto_classes",
+    "errors",
+    "launch",
+    "cli/*",
+    "config/*",
+    "huggingface/__init__",
+    "huggingface/families*",
+    "huggingface/family*",
+    "huggingface/own_config",
+    "huggingface/own_class/__init__",
+]
+
+
+@pytest.mark.parametrize("pattern", LIGHT)
+def test_the_light_rooms_import_nothing_heavy_at_their_top(pattern):
     heavy = {"torch", "numpy", "transformers", "datasets", "rich", "tokenizers", "pyarrow"}
-    for name in (
-        "__init__",
-        "public",
-        "cli",
-        "arguments",
-        "starter",
-        "shipped",
-        "config_file",
-        *(f"commands/{file.stem}" for file in (HOUSE / "commands").glob("*.py")),
-        "errors",
-        "settings",
-        "aliases",
-        "recipe",
-        "shape",
-        "launch",
-        "options",
-        "run",
-        "checks",
-        "auto_classes",
-        "hf/__init__",
-        "hub/__init__",
-        "hub/families",
-        "hub/families_fla",
-        "hub/families_blocks",
-        "hub/family",
-        "hub/family_reading",
-        "hub/family_writing",
-        "hub/own_config",
-    ):
-        file = HOUSE / f"{name}.py"
-        for node in tree(file).body if file.exists() else []:
+    files = list(HOUSE.glob(f"{pattern}.py"))
+    assert files, pattern
+    for file in files:
+        for node in tree(file).body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not {n.split(".")[0] for n in names} & heavy, (
-                f"{name}.py imports {names} at its top"
+                f"{name_of(file)} imports {names} at its top"
             )
 
 

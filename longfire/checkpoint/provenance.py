@@ -1,0 +1,135 @@
+"""Where weights and token ids come from: the run folder that weights lie in, the tokenizer beside
+them, and in what two tokenizers differ.
+
+    beside = tokenizer_beside(Path("runs/a"))       a run folder, a checkpoint in one, or Hugging
+                                                    Face weights; None where none lies there
+    difference(beside.load(), tokenizer)            "" where the same text gives the same ids
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longfire.config import settings
+from longfire.data.tokenizer import Tokenizer, load
+from longfire.errors import SettingsError
+
+RUN_TOML = "run.toml"
+TOKENIZER_FOLDER = "tokenizer"  # of a run folder
+# One of these is in every folder that holds a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "spiece.model",
+)
+# The parts of a tokenizer.json that decide which ids a text has, besides its vocabulary.
+RULES = ("normalizer", "pre_tokenizer", "model")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The tokenizer that lies beside weights: as tokenizer.path names it, and how the documents
+    began and ended that the weights were trained on."""
+
+    path: str
+    add_bos: bool
+    add_eos: bool
+
+    def load(self) -> Tokenizer:
+        """Raises DataError naming the file that cannot be read."""
+        wanted = settings.Tokenizer(path=self.path, add_bos=False, add_eos=False)
+        return load(wanted, (), (), settings.Data())
+
+
+def run_folder_of(weights: Path) -> Path | None:
+    """The run folder that these weights are, or that this checkpoint lies in; None for others.
+    Raises SettingsError for the folder of all checkpoints of a run."""
+    if (weights / RUN_TOML).is_file():
+        return weights
+    checkpoints = sorted(weights.glob("step-*"))
+    if checkpoints and (weights.absolute().parent / RUN_TOML).is_file():
+        raise SettingsError(
+            f"{weights} holds all checkpoints of a run: name the run folder, {weights.parent}, for the newest one, or one of "
+            f"them, as {checkpoints[-1]}"
+        )
+    is_export = (weights / "config.json").is_file()  # a run folder may hold exports named step-N
+    if step_of(weights) is None or is_export:
+        return None
+    return next(
+        (folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()), None
+    )
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint by the name of its folder, step-N; None for other folders."""
+    number = checkpoint.name.removeprefix("step-")
+    is_checkpoint = checkpoint.name.startswith("step-") and number.isdigit()
+    return int(number) if is_checkpoint else None
+
+
+def tokenizer_beside(weights: Path) -> Beside | None:
+    """The tokenizer of the run that these weights are from, or the one in their own folder; None
+    where there is none. Raises DataError where it cannot be read."""
+    run_folder = run_folder_of(weights)
+    if run_folder:
+        return tokenizer_of_run(run_folder)
+    if not any((weights / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    tokenizer = Beside(str(weights), False, False).load()
+    return Beside(str(weights), tokenizer.adds_bos, tokenizer.eos_id is not None)
+
+
+def tokenizer_of_run(run_folder: Path) -> Beside | None:
+    """The copy in a run folder; `bytes` needs none. None where the copy is missing."""
+    recorded = recorded_tokenizer(run_folder)
+    copy = run_folder / TOKENIZER_FOLDER
+    if copy.is_dir():
+        path = str(copy)
+    elif recorded["path"] == "bytes":
+        path = "bytes"
+    else:
+        return None
+    return Beside(path, recorded["add_bos"], recorded["add_eos"])
+
+
+def recorded_tokenizer(run_folder: Path) -> dict[str, Any]:
+    """path, add_bos and add_eos as a run.toml has them; the defaults where it says nothing."""
+    defaults = settings.Tokenizer()
+    try:
+        run = tomllib.loads((run_folder / RUN_TOML).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{run_folder / RUN_TOML} cannot be read: {error}") from error
+    given = run.get("tokenizer", {})
+    return {key: given.get(key, getattr(defaults, key)) for key in ("path", "add_bos", "add_eos")}
+
+
+def difference(theirs: Tokenizer, ours: Tokenizer) -> str:
+    """What makes the same text have other ids with `ours` than with `theirs`; "" if nothing does.
+
+    What is put around a text (BOS, EOS) and how ids become text again is not compared.
+    """
+    there = theirs.words.get_vocab(with_added_tokens=True)
+    here = ours.words.get_vocab(with_added_tokens=True)
+    if len(there) != len(here):
+        return f"it has {len(there):,} entries, this one {len(here):,}"
+    if there != here:
+        token, number = min(there.items() - here.items(), key=lambda entry: entry[1])
+        now = ours.words.id_to_token(number)
+        return f"id {number} is {token!r} there and {now!r} here"
+    rules_there = json.loads(theirs.words.to_str())
+    rules_here = json.loads(ours.words.to_str())
+    differ = [rule for rule in RULES if rules_there[rule] != rules_here[rule]]
+    if differ:
+        return f"the entries are the same, but its {' and '.join(differ)} cut texts otherwise"
+    return ""
+
+
+def tokenizer_line(tokenizer: Tokenizer, wanted: settings.Tokenizer) -> str:
+    """What a run prints of its tokenizer: name, size, and what stands around each document."""
+    bos = f"BOS {tokenizer.bos} before each document" if wanted.add_bos else "no BOS"
+    eos = f"EOS {tokenizer.eos} after each" if wanted.add_eos else "no EOS"
+    return f"tokenizer: {wanted.path}, {tokenizer.vocab_size:,} entries, {bos}, {eos}"

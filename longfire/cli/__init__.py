@@ -1,0 +1,26 @@
+"""The command line: `longfire COMMAND`. What a command needs is imported inside it, so that
+`--help` is instant.
+
+    entry.py      the entry point: an error is one message on stderr and an exit code
+    commands.py   the table of the commands
+    arguments.py  what their parsers share: a recipe, every setting, help by section
+
+    init.py       a starter recipe; docs/model_config.md
+    starter.py    the recipe that `init` writes, by kind and size of model
+    model_keys.py every key of a model config, as a page
+    prepare.py    text -> token stores
+    train.py      a recipe -> a run folder
+    eval.py       a model, text or tasks -> numbers
+    generate.py   a model, prompts -> text
+    report.py     a run folder -> report.html
+    export.py     a checkpoint -> Hugging Face weights
+    import_.py    Hugging Face weights -> a run folder (`import` is a keyword of Python)
+    convert.py    a model -> another architecture with every matching weight
+    plan.py       a recipe -> what it would hold, send and take on devices that are not here
+    bench.py      a recipe -> tokens per second on this machine
+    doctor.py     every op compared with its reference on this machine
+"""
+
+from longfire.cli.entry import main
+
+__all__ = ["main"]

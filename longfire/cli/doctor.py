@@ -1,0 +1,13 @@
+"""`longfire doctor`."""
+
+from collections.abc import Sequence
+
+from longfire.cli.arguments import Parser
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Check every fast kernel against its slow truth on this machine, forward and backward."""
+    Parser("doctor", doctor, "longfire doctor").parse_args(words)
+    from longfire.doctor.check import main as check_machine
+
+    return check_machine()

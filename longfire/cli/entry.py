@@ -1,0 +1,135 @@
+"""The entry point: a word names a command; what a user can fix is one message on stderr and an exit
+code."""
+
+import io
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from longfire.cli.arguments import summary_of
+from longfire.cli.commands import COMMANDS, GROUPS, Command
+from longfire.config import recipe
+from longfire.errors import SettingsError, UserError
+from longfire.launch import Terminated, terminable
+
+STDOUT = 1  # the file descriptor
+CLOSED_PIPE = 128 + 13  # the exit code that a shell gives to a program that SIGPIPE ended
+
+
+def overview() -> str:
+    """`longfire --help`: the commands by what they are for."""
+    lines = ["longfire: from raw text to Hugging Face weights.", ""]
+    lines.append("usage: longfire COMMAND ...   (longfire COMMAND --help says more)")
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<10}{summary_of(command)}" for name, command in commands.items()]
+    lines += [
+        "",
+        "example:",
+        "  longfire init --data input.txt --model gla --size 10m",
+        "  longfire train recipe.toml",
+        "",
+        "--traceback shows where in the code an error arose; --version says which longfire this is.",
+    ]
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code. What a user can fix is one message on stderr, without a
+    traceback."""
+    words = list(sys.argv[1:] if words is None else words)
+    show_odd_names()
+    show_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        try:
+            with terminable():
+                return run_command(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not stdout_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # where what is left goes at exit
+        return CLOSED_PIPE
+    except UserError as error:
+        if show_traceback:
+            raise
+        if not error.told_elsewhere:
+            print(f"longfire: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("longfire: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Terminated:
+        print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
+        return 128 + signal.SIGTERM
+
+
+def run_command(words: Sequence[str]) -> int:
+    """The command that the words name; its exit code. Raises UserError."""
+    refuse_other_bytes(words)
+    if not words:
+        print(overview(), file=sys.stderr)
+        return SettingsError.exit_code
+    if words[0] in ("-h", "--help", "help"):
+        return help_of(list(words[1:]))
+    if words[0] == "--version":
+        print(f"longfire {version('longfire')}")
+        return 0
+    return command_of(words[0])(list(words[1:]))
+
+
+def show_odd_names() -> None:
+    """Names of files that are not UTF-8 are shown with their bytes as \\x.., where printing them
+    would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def refuse_other_bytes(words: Sequence[str]) -> None:
+    """Raises SettingsError for a word of the command line that is not text."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(word).decode(errors="backslashreplace")
+            raise SettingsError(
+                f"{shown!r} on the command line is not UTF-8: write a prompt in UTF-8; rename such a file, or name the "
+                "folder that holds it"
+            ) from None
+
+
+def stdout_is_closed() -> bool:
+    """Whether who read our output has closed it, as `| head` does; another pipe may be what
+    broke."""
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def help_of(words: list[str]) -> int:
+    """`longfire help` and `longfire help COMMAND`."""
+    if words:
+        return command_of(words[0])(["--help", *words[1:]])
+    print(overview())
+    return 0
+
+
+def command_of(word: str) -> Command:
+    """The command of this name. Raises SettingsError with the nearest one."""
+    if word in COMMANDS:
+        return COMMANDS[word]
+    if word.endswith(".toml"):
+        raise SettingsError(f"{word} is a recipe; `longfire train {word}` trains it")
+    raise SettingsError(
+        f"unknown command {word!r}{recipe.nearest(word, COMMANDS)}; `longfire --help` lists them"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

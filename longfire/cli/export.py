@@ -1,0 +1,33 @@
+"""`longfire export`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from longfire.cli.arguments import Parser, add_which_model
+
+
+def export(words: Sequence[str]) -> int:
+    """A checkpoint -> Hugging Face weights, config and tokenizer, reloaded and compared before it
+    counts as done."""
+    parser = Parser("export", export, "longfire export runs/quickstart exported --dtype bfloat16")
+    parser.add_argument("run", type=Path, help="a run folder; the run may still be training")
+    parser.add_argument("out", type=Path, nargs="?", help="where to (default: <run>/hf)")
+    add_which_model(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="",
+        help="(default: checkpoint.export_dtype)",
+    )
+    parser.add_argument(
+        "--compare",
+        choices=("logits", "bytes"),
+        default="logits",
+        help="what is compared before it counts as done; bytes alone need one shard in memory and not the model (default: logits)",
+    )
+    options = parser.parse_args(words)
+    from longfire.huggingface.export import export_run
+
+    out, logits = options.out or options.run / "hf", options.compare == "logits"
+    print(export_run(options.run, options.step, out, options.dtype, options.plugins, logits))
+    return 0

@@ -1,0 +1,105 @@
+"""The reference page of all keys of a model config, by mixer, from the dataclasses that read them:
+`longfire init --model-keys`."""
+
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from longfire.config.aliases import as_text
+from longfire.config.model_config import ModelShape
+from longfire.mixers import MIXERS
+
+TYPES = {
+    int: "whole number",
+    float: "number",
+    float | None: "number",
+    float | str: "number or name",
+    str: "text",
+    bool: "true or false",
+    tuple[str, ...]: "list of names",
+    tuple[float, ...]: "list of numbers",
+}
+HEAD = """# Keys of a model config
+
+Made by `longfire init --model-keys` from the dataclasses that read them; do not edit it by hand.
+
+A model is described in one of three ways; all take the same keys, strictly: an unknown one is an error that names the nearest.
+
+In a recipe, or over the config that `model.config` names:
+
+```toml
+[model]
+hidden_size = 320
+num_hidden_layers = 8
+layer_types = ["gla", "gla", "gla", "attention"]
+
+[model.gla]
+num_heads = 5
+
+[model.attention]
+num_heads = 5
+```
+
+In a `config.json` that `model.config` names (`longfire`'s own; those of Hugging Face families have the keys of their classes):
+
+```json
+{"model_type": "longfire", "hidden_size": 320, "num_hidden_layers": 8, "layer_types": ["gla", "gla", "gla", "attention"],
+ "gla": {"num_heads": 5}, "attention": {"num_heads": 5}}
+```
+
+On the command line, over either:
+
+```
+longfire train quickstart --model.num_hidden_layers 8 --model.attention.num_heads 6
+```
+
+`mixer:variant` in `layer_types` is the same mixer with a table of its own: `["attention:local", "attention"]` with
+`[model."attention:local"]`."""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    parts = [HEAD, section("The model", shape_fields(ModelShape))]
+    parts += [section(f"{name}", shape_fields(mixer.Shape)) for name, mixer in MIXERS.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def shape_fields(shape: type) -> list[Field[Any]]:
+    """The keys of a config; `mixers` of the model is the tables themselves."""
+    return [field for field in fields(shape) if field.name != "mixers"]
+
+
+def section(title: str, keys: Iterable[Field[Any]]) -> str:
+    lines = [f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += [
+        f"| `{key.name}` | {type_of(key)} | {default_of(key)} | {cell(key.metadata.get('help', ''))} |"
+        for key in keys
+    ]
+    return "\n".join(lines)
+
+
+def type_of(key: Field[Any]) -> str:
+    return TYPES[key.type]
+
+
+def default_of(key: Field[Any]) -> str:
+    if key.default is MISSING:
+        return "required"
+    if key.default in (None, ()):
+        return "none"
+    return f"`{as_text(key.default)}`"
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def without_help() -> list[str]:
+    """Keys that do not say what they mean, as `gla.num_heads`."""
+    shapes = {"model": ModelShape, **{name: mixer.Shape for name, mixer in MIXERS.items()}}
+    return [
+        f"{name}.{key.name}"
+        for name, shape in shapes.items()
+        for key in shape_fields(shape)
+        if not key.metadata.get("help")
+    ]

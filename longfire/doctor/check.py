@@ -1,0 +1,128 @@
+"""`longfire doctor`: every fast op against its reference on this machine, forward and backward.
+
+Where there are several forms (our own on torch, fla's kernels on CUDA) each that a run could choose
+is checked, on the CPU and on the GPU. doctor/op_cases.py has the cases, their inputs and what rounding may
+explain.
+"""
+
+import platform
+import time
+from collections.abc import Iterator
+
+import psutil
+import torch
+from rich.console import Console
+
+from longfire import ops
+from longfire.doctor.op_cases import CASES, DTYPES, Case, errors, tolerance
+from longfire.launch import cxx_compiler
+from longfire.ops.bf16 import native_bf16
+from longfire.training.reporting import version_of
+
+PACKAGES = ("longfire", "torch", "triton", "fla-core", "flash-linear-attention", "transformers")
+WIDTHS = (21, 30, 9, 6, 6, 21, 10)
+
+
+def check(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[bool, str, str]:
+    """(right or not, which result was furthest off, by how much or what was raised)."""
+    try:
+        found = errors(case, device, dtype)
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # a kernel that cannot run here is a finding, not the end
+        return False, f"{type(error).__name__}", str(error).splitlines()[0][:80]
+    worst = max(found, key=found.get)
+    return found[worst] <= tolerance(case, device, dtype), worst, f"{found[worst]:.1e}"
+
+
+def tables(device: torch.device) -> Iterator[dict[str, ops.Choice]]:
+    """Each set of forms that a run on this device could choose, chosen while it is looked at."""
+    automatic = ops.choose(device, "auto")
+    if any(choice.name != "torch" for choice in automatic.values()):
+        yield ops.choose(device, "torch")
+    yield ops.choose(device, "auto")
+
+
+def facts() -> dict[str, str]:
+    """What a reader must know to judge the table, and what a report of a fault should hold."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    found |= {name: version_of(name) or "not installed" for name in PACKAGES}
+    memory = psutil.virtual_memory()
+    cpu = torch.device("cpu")
+    found["cpu"] = (
+        f"{psutil.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{memory.total / 2**30:.1f} GiB ({memory.available / 2**30:.1f} free); {bf16(cpu)}"
+    )
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        found["gpu"] = (
+            f"{gpu.name}, {memory}, CUDA {torch.version.cuda}; {bf16(torch.device('cuda'))}"
+        )
+    else:
+        found["gpu"] = (
+            f"none that torch sees (torch built for CUDA {torch.version.cuda or 'not at all'})"
+        )
+    found["compiler"] = (
+        cxx_compiler() or "no C++ compiler found: training.compile stays off on a CPU"
+    )
+    return found
+
+
+def bf16(device: torch.device) -> str:
+    return (
+        "multiplies bf16 natively"
+        if native_bf16(device)
+        else "no bf16 matrix units: bf16 is multiplied in fp32"
+    )
+
+
+def main() -> int:
+    """Print the table; 0 if every form is right, 1 if one is not."""
+    console = Console(highlight=False, soft_wrap=True)
+    for name, value in facts().items():
+        console.print(f"{name:<24}{value}")
+    devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
+    begun, count, wrong = time.perf_counter(), 0, []
+    for device in devices:
+        for table in tables(device):
+            count += len(CASES) * len(DTYPES)
+            wrong += check_all(device, table, console)
+    console.print(
+        f"\n{count - len(wrong)} of {count} right, in {time.perf_counter() - begun:.0f} s"
+    )
+    if wrong:
+        console.print(
+            f"wrong: {'; '.join(wrong)}. Train with model.kernels = slow (or torch, if only fla is wrong), and "
+            "report this whole page",
+            style="bold red",
+        )
+    return int(bool(wrong))
+
+
+def check_all(device: torch.device, table: dict[str, ops.Choice], console: Console) -> list[str]:
+    """Check and print every case in both types, with the forms that are chosen; those that are
+    wrong."""
+    console.print()
+    for told in ops.told(table):
+        console.print(f"{device.type}, {told}")
+    words = ("op", "case", "type", "device", "form", "largest error in", "relative", "limit")
+    console.print(line(*words), style="bold")
+    wrong = []
+    for case in CASES:
+        form = table[case.op].name if case.op in table else "torch"
+        for dtype in DTYPES:
+            right, where, relative = check(case, device, dtype)
+            type_name, limit = (
+                str(dtype).removeprefix("torch."),
+                f"{tolerance(case, device, dtype):.0e}",
+            )
+            words = (case.op, case.name, type_name, device.type, form, where, relative, limit)
+            console.print(line(*words), "[green]ok[/]" if right else "[bold red]FAIL[/]")
+            wrong += [] if right else [f"{case} ({form}, {type_name}, {device.type})"]
+    return wrong
+
+
+def line(*words: str) -> str:
+    return " ".join(f"{word:<{width}}" for word, width in zip(words, (*WIDTHS, 6)))

@@ -1,0 +1,277 @@
+"""What `longfire eval` does: a checkpoint's numbers on held-out documents, on other texts, on
+tasks; as tables, JSON and pictures."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from longfire.checkpoint.provenance import tokenizer_line
+from longfire.checkpoint.weights import Opened, open_model
+from longfire.config import settings
+from longfire.config.options import Scoring
+from longfire.config.run import Run
+from longfire.data.batches import Batches, in_order
+from longfire.data.prepare import prepare
+from longfire.disk import write_whole
+from longfire.errors import CheckpointError, DataError, SettingsError, first_line
+from longfire.evaluation.evaluate import Measured, byte_lengths, measure, measure_heldout
+from longfire.evaluation.recall import Needle, draw_needle, needle_table
+from longfire.generation.generate import begins_with_bos
+from longfire.training import lengths
+from longfire.training.report_page import COLOURS, check_ending, figure, save_figure
+
+CHUNK_TOKENS = 1024  # whose logits exist at a time, for weights without a run that says it
+SEQ_LEN = 2048  # of rows, for weights without a run
+
+
+def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...] = ()) -> int:
+    """Score the model in a run folder or a folder of Hugging Face weights. Raises SettingsError,
+    DataError, CheckpointError."""
+    if scoring.plot:
+        check_ending(Path(scoring.plot))
+        if scoring.tasks:
+            raise SettingsError(
+                "--plot draws losses by position and needles; tasks have no picture: leave it out"
+            )
+    if scoring.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise SettingsError(
+            "--tasks are run by lm-eval, which is not installed: pip install 'longfire[eval]'"
+        )
+    opened = open_model(Path(folder), step, plugins=plugins)
+    about = {"folder": str(folder), "step": opened.step, "weights": opened.fingerprint()}
+    print(f"weights {about['weights']}, {step_of(opened)}")
+    print(tokenizer_line(opened.tokenizer, words_of(opened)))
+    if scoring.tasks:
+        found = tasks(opened, scoring)
+    elif scoring.needle:
+        found = needles(opened, scoring)
+    else:
+        found = held_out(opened, scoring)
+    if scoring.json:
+        keep_json(Path(scoring.json), {**about, **found})
+    return 0
+
+
+def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
+    """lm-eval's numbers, shown. Raises SettingsError naming the package where lm-eval is installed
+    without what it needs."""
+    try:
+        from longfire.evaluation.tasks import run_tasks, show_tasks
+
+        found = run_tasks(opened, scoring, row_length(opened, scoring))
+    except ImportError as error:  # some of its tasks import what they need only when they run
+        if (error.name or "").startswith("longfire"):
+            raise
+        missing = (
+            f"package {error.name!r} is missing"
+            if isinstance(error, ModuleNotFoundError)
+            else first_line(error)
+        )
+        raise SettingsError(
+            f"--tasks: lm-eval is installed, but not whole: {missing}; pip install 'longfire[eval]'"
+            + (f", and if it is still missing, pip install {error.name}" if error.name else "")
+        ) from error
+    show_tasks(found)
+    return found
+
+
+def step_of(opened: Opened) -> str:
+    return f"step {opened.step}" if opened.run else "Hugging Face weights"
+
+
+def keep_json(file: Path, found: dict[str, Any]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} cannot be written: {error.strerror}; name another place with --json"
+        ) from error
+
+
+def held_out(opened: Opened, scoring: Scoring) -> dict[str, Any]:
+    """Losses on the documents that a run held out, or on all of other texts; shown, and drawn where
+    asked for."""
+    if scoring.data:
+        found, what = measure_texts(opened, scoring), "all documents"
+    else:
+        found, what = measure_run(opened, scoring), "held-out documents"
+    show(found, f"{step_of(opened)}, {what}")
+    if scoring.plot:
+        save_figure(
+            position_chart(found), Path(scoring.plot), f"{step_of(opened)}: loss by position"
+        )
+    return {
+        "documents": what,
+        "sources": {
+            name: {**m.numbers(), "by_position": m.by_position()} for name, m in found.items()
+        },
+    }
+
+
+def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
+    run = opened.run
+    if run is None:
+        raise SettingsError(
+            "a folder of Hugging Face weights does not say which documents were held out: name texts with --data"
+        )
+    seq_len = row_length(opened, scoring)
+    with (
+        prepare(run.data, trained_with(run)) as prepared,
+        Batches(prepared, run.data, seq_len, run.training.seed) as batches,
+    ):
+        found = measure_heldout(
+            opened.model, batches, scoring.tokens or run.eval.tokens, run.training.loss_chunk_tokens
+        )
+    if not found:
+        raise DataError(
+            f"{run.folder}: no text was held out of this run's data, so there is nothing to evaluate: score it on a text that it has "
+            f"not seen, `longfire eval {run.folder} --data FILE`, or train with data.validation = FILE"
+        )
+    return found
+
+
+def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
+    chunk_tokens = opened.run.training.loss_chunk_tokens if opened.run else CHUNK_TOKENS
+    seq_len, found = row_length(opened, scoring), {}
+    data, wanted = texts(opened, scoring)
+    with prepare(data, wanted) as prepared:
+        lengths_W = byte_lengths(prepared.tokenizer)
+        for name, store in zip(prepared.names, prepared.stores):
+            tokens = min(scoring.tokens or store.train.length, store.train.length)
+            batches = in_order(store.train, tokens, seq_len, data, scoring.batch_size)
+            measured = measure(opened.model, batches, lengths_W, chunk_tokens)
+            found[name] = measured.of_documents(store.train, tokens, lengths_W)
+            if not found[name].tokens:
+                raise DataError(
+                    f"{name}: too little text, of which no token can be predicted; name more with --data"
+                )
+    return found
+
+
+def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tokenizer]:
+    """Settings that say: all documents of --data as the model's tokens; nothing is held out."""
+    run = opened.run
+    data = replace(
+        run.data if run else settings.Data(),
+        dataset=scoring.data or ("embedded",),
+        dataset_name=(),
+        dataset_split=(),
+        data_dir=(),
+        data_files=(),
+        data_probs=(),
+        validation=(),
+        text_field=(scoring.text_field,) if scoring.text_field else (),
+        heldout_fraction=0.0,
+        streaming=False,
+    )
+    return data, words_of(opened)
+
+
+def words_of(opened: Opened) -> settings.Tokenizer:
+    """The model's tokenizer as settings name it: that of its run, or the one beside its weights."""
+    if opened.run:
+        return trained_with(opened.run)
+    tokenizer = opened.tokenizer
+    return settings.Tokenizer(
+        tokenizer.where, add_bos=begins_with_bos(opened), add_eos=tokenizer.eos_id is not None
+    )
+
+
+def row_length(opened: Opened, scoring: Scoring) -> int:
+    """Tokens of a row: of a run those of the stage that the step was trained in. Raises
+    SettingsError for more than the model has learned positions for."""
+    shape, run = opened.model.shape, opened.run
+    limit = shape.max_position_embeddings
+    of_run = (
+        lengths.stage_of_model(run.training, opened.step).seq_len
+        if run
+        else min(SEQ_LEN, limit or SEQ_LEN)
+    )
+    seq_len = scoring.seq_len or of_run
+    if shape.learned_positions and seq_len > limit:
+        raise SettingsError(
+            f"--seq_len {seq_len}: the model has learned {limit} positions; ask for no more"
+        )
+    return seq_len
+
+
+def trained_with(run: Run) -> settings.Tokenizer:
+    """The run's tokenizer settings with the copy in its folder: `train` would make another one
+    where the data have changed."""
+    kept = run.tokenizer_folder
+    return replace(run.tokenizer, path=str(kept)) if kept.is_dir() else run.tokenizer
+
+
+def show(found: dict[str, Measured], title: str) -> None:
+    """The tables that `longfire eval` prints: by source, and by position in the context."""
+    print(title)
+    table = Table("source")
+    for name in ("loss (nats a token)", "perplexity", "bits a byte", "tokens", "bytes"):
+        table.add_column(name, justify="right")
+    for source, measured in found.items():
+        n = measured.numbers()
+        table.add_row(
+            source,
+            f"{n['loss']:.4f}",
+            f"{n['perplexity']:.2f}",
+            f"{n['bits_per_byte']:.4f}",
+            f"{n['tokens']:,}",
+            f"{n['bytes']:,}",
+        )
+    Console().print(table)
+    print("loss by position (nats a token)")
+    places = Table("tokens before")
+    rows: dict[tuple[int, int], dict[str, str]] = {}
+    for source, measured in found.items():
+        places.add_column(source, justify="right")
+        for bucket in measured.by_position():
+            rows.setdefault((bucket["from"], bucket["to"]), {})[source] = f"{bucket['loss']:.4f}"
+    for (first, last), losses in sorted(rows.items()):
+        places.add_row(
+            f"{first:,} to {last:,}" if last > first else f"{first:,}",
+            *(losses.get(s, "") for s in found),
+        )
+    Console().print(places)
+
+
+def position_chart(found: dict[str, Measured]) -> Any:
+    drawn, axes = figure("loss (nats per token)", "tokens before")
+    for (source, measured), colour in zip(found.items(), cycle(COLOURS)):
+        buckets = measured.by_position()
+        middle = [(bucket["from"] * bucket["to"]) ** 0.5 for bucket in buckets]
+        axes.plot(
+            middle,
+            [bucket["loss"] for bucket in buckets],
+            "o-",
+            color=colour,
+            markersize=4,
+            label=source,
+        )
+    axes.set_xscale("log", base=2)
+    axes.legend(frameon=False, fontsize=8)
+    return drawn
+
+
+def needles(opened: Opened, scoring: Scoring) -> dict[str, Any]:
+    """Whether sentences that are hidden in text are found again; shown, and drawn where asked
+    for."""
+    run = opened.run
+    own = run and not scoring.data
+    with prepare(*((run.data, trained_with(run)) if own else texts(opened, scoring))) as prepared:
+        store = prepared.stores[0]
+        held_out = prepared.validation[0].stream
+        unseen = held_out if held_out.length > max(scoring.lengths) else store.train
+        test = Needle(opened.model, opened.tokenizer, unseen, begins_with_bos(opened))
+        cells = test.measure(scoring.lengths, scoring.depths, scoring.needles, scoring.batch_size)
+    print(f"{step_of(opened)}, needles in {prepared.names[0]}: nats gained, answers repeated")
+    Console().print(needle_table(cells))
+    if scoring.plot:
+        save_figure(draw_needle(cells), Path(scoring.plot), f"{step_of(opened)}: needles")
+    return {"text": prepared.names[0], "needle": [vars(cell) for cell in cells]}

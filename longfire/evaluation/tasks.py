@@ -1,0 +1,211 @@
+"""`longfire eval --tasks`: a model as EleutherAI's harness sees it (lm-eval, extra `eval`): its
+tasks, our forward and generation."""
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from rich.console import Console
+from rich.table import Table
+
+from longfire.checkpoint.weights import Opened
+from longfire.config.options import Sampling, Scoring
+from longfire.data.batches import Batch
+from longfire.data.pack import NO_LABEL
+from longfire.errors import DataError, SettingsError
+from longfire.generation.generate import begins_with_bos, text_row, written
+from longfire.loss import losses
+
+SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+CHUNK_TOKENS = 1024  # whose logits exist at a time
+
+
+class AsLM(TemplateLM):
+    """A model behind lm-eval's interface. max_length: tokens that it is shown at once; of more, the
+    last are."""
+
+    def __init__(self, opened: Opened, max_length: int, batch_size: int) -> None:
+        super().__init__()
+        self.model, self.words, self.max_length, self.batch_size = (
+            opened.model,
+            opened.tokenizer,
+            max_length,
+            batch_size,
+        )
+        self.add_bos = begins_with_bos(opened) and self.words.bos_id is not None
+        ends = (
+            (self.words.bos_id, self.words.eos_id)
+            if self.add_bos
+            else (self.words.eos_id, self.words.bos_id)
+        )
+        self.before = next((i for i in ends if i is not None), None)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text: BOS, or the EOS of the text before it."""
+        if self.before is None:
+            raise SettingsError(
+                "the tokenizer has neither BOS nor EOS, which tasks need before a text without context"
+            )
+        return self.before
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.prefix_token_id if self.words.eos_id is None else self.words.eos_id
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        ids = self.words.encode(string)
+        wanted = self.add_bos and add_special_tokens is not False
+        return [self.words.bos_id, *ids] if wanted and ids[:1] != [self.words.bos_id] else ids
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """(log p(continuation), whether greedy decoding would write it) for (_, context,
+        continuation) of each request."""
+        rows = [
+            (context + continuation)[-(self.max_length + 1) :]
+            for _, context, continuation in requests
+        ]
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+        order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+        for first in range(0, len(order), self.batch_size):
+            some = order[first : first + self.batch_size]
+            answers = [min(len(requests[number][2]), len(rows[number]) - 1) for number in some]
+            for number, scored in zip(
+                some, self.scores([rows[number] for number in some], answers)
+            ):
+                found[number] = scored
+        return found
+
+    @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")
+    def scores(self, rows: list[list[int]], answers: list[int]) -> list[tuple[float, bool]]:
+        """Of the last `answers` ids of each row; shorter rows are filled up on the right, where no
+        other token looks."""
+        longest = max(map(len, rows))
+        ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+        labels_BT = torch.full((len(rows), longest - 1), NO_LABEL)
+        for number, (row, answer) in enumerate(zip(rows, answers)):
+            labels_BT[number, len(row) - 1 - answer : len(row) - 1] = torch.tensor(
+                row[len(row) - answer :]
+            )
+        positions_BT = torch.arange(longest - 1).expand(len(rows), -1)
+        batch = Batch(ids_BT[:, :-1], labels_BT, positions_BT).to(self.model.embed.weight.device)
+        nats_BT, right_BT = losses(self.model, batch, CHUNK_TOKENS)
+        right_BT |= batch.labels_BT == NO_LABEL
+        return [
+            (-nats, bool(right))
+            for nats, right in zip(nats_BT.double().sum(1).tolist(), right_BT.all(1))
+        ]
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """log p of whole texts, in windows of max_length that do not overlap."""
+        windows = [
+            (number, *make_disjoint_window(window))
+            for number, request in enumerate(requests)
+            for window in get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
+            )
+        ]
+        totals = [0.0] * len(requests)
+        for (number, _, _), (logp, _) in zip(windows, self._loglikelihood_tokens(windows)):
+            totals[number] += logp
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What follows each context, up to a stop; several rows together, those with the same
+        wishes."""
+        texts = [""] * len(requests)
+        wishes = [str(sorted(request.args[1].items())) for request in requests]
+        for _, group in groupby(
+            sorted(range(len(requests)), key=lambda i: (wishes[i], i)), key=wishes.__getitem__
+        ):
+            numbers = list(group)
+            sampling = sampling_of(requests[numbers[0]].args[1])
+            room = max(1, self.max_length - sampling.max_new_tokens)
+            for first in range(0, len(numbers), self.batch_size):
+                some = numbers[first : first + self.batch_size]
+                prompts = [
+                    self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id]
+                    for i in some
+                ]
+                rows = [
+                    text_row(self.model, self.words, ids, sampling, i)
+                    for ids, i in zip(prompts, some)
+                ]
+                for number, text in zip(some, written(self.model, rows)):
+                    texts[number] = text
+        return texts
+
+
+def sampling_of(wishes: dict[str, Any]) -> Sampling:
+    """lm-eval's generation_kwargs as ours. Raises SettingsError for one that has no meaning
+    here."""
+    kwargs = dict(normalize_gen_kwargs(dict(wishes), default_max_gen_toks=256))
+    stop = tuple(text for text in kwargs.pop("until") if text)
+    tokens, draws = kwargs.pop("max_gen_toks"), kwargs.pop("do_sample")
+    if unknown := kwargs.keys() - SAMPLING_KEYS:
+        raise SettingsError(
+            f"generation_kwargs of a task: {', '.join(sorted(unknown))} has no meaning here; leave it out"
+        )
+    given = {"top_k": 0, "temperature": 1.0, **kwargs} if draws else {"temperature": 0.0}
+    return Sampling(max_new_tokens=tokens, stop=stop, **given)
+
+
+def run_tasks(opened: Opened, scoring: Scoring, max_length: int) -> dict[str, Any]:
+    """lm-eval's numbers of the tasks. Raises SettingsError for a task that is not known, DataError
+    for data that are not here."""
+    manager = TaskManager(include_path=scoring.include_path or None)
+    if unknown := [task for task in scoring.tasks if not manager.match_tasks([task])]:
+        raise SettingsError(
+            f"--tasks {','.join(unknown)}: lm-eval has no such task; `lm-eval ls tasks` lists them, --include_path adds yours"
+        )
+    try:
+        found = simple_evaluate(
+            AsLM(opened, max_length, scoring.batch_size),
+            tasks=list(scoring.tasks),
+            task_manager=manager,
+            num_fewshot=None if scoring.num_fewshot < 0 else scoring.num_fewshot,
+            limit=scoring.limit or None,
+            log_samples=False,
+        )
+    except OSError as error:  # also what the hub's libraries raise offline
+        raise DataError(
+            f"--tasks {','.join(scoring.tasks)}: data cannot be read ({str(error).splitlines()[0]}); put them here, or let "
+            "lm-eval fetch them with --allow_download"
+        ) from error
+    return {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}
+
+
+def show_tasks(found: dict[str, Any]) -> None:
+    table = Table("task", "version", "shots", "metric")
+    table.add_column("value", justify="right")
+    table.add_column("± standard error", justify="right")
+    for task, numbers in found["results"].items():
+        for key, value in numbers.items():
+            metric, _, variant = key.partition(",")
+            if not isinstance(value, float) or metric.endswith("_stderr"):
+                continue
+            error = numbers.get(f"{metric}_stderr,{variant}")
+            named = metric if variant == "none" else f"{metric} ({variant})"
+            told = f"{error:.4f}" if isinstance(error, float) else ""
+            table.add_row(
+                task,
+                str(found["versions"].get(task, "")),
+                str(found["n-shot"].get(task, "")),
+                named,
+                f"{value:.4f}",
+                told,
+            )
+    Console().print(table)

@@ -1,0 +1,203 @@
+"""What `longfire generate` does: prompts from words, a file or a person at a terminal; text to
+stdout, figures to stderr.
+
+On a terminal one sees where the prompt ends: it is dim, or with NO_COLOR followed by the sign ‖. A
+file or a pipe gets prompt and continuation as they are.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from longfire.checkpoint.weights import Opened, open_model
+from longfire.config.options import Sampling
+from longfire.data.compressed import ERRORS
+from longfire.data.lines import read_lines
+from longfire.data.tokenizer import Tokenizer
+from longfire.errors import DataError, SettingsError
+from longfire.generation.generate import (
+    Pace,
+    begins_with_bos,
+    generate_texts,
+    prompt_ids,
+    stream_text,
+    text_row,
+    write,
+)
+from longfire.launch import no_color
+from longfire.mixers.cache import Cache
+from longfire.model import Model
+from longfire.ops.linear import keep_rounded
+
+DIM, NORMAL, PROMPT_END = (
+    "\033[2m",
+    "\033[0m",
+    "‖",
+)  # of a terminal; and the sign that stands for them without colours
+
+
+def main(
+    folder: Path,
+    sampling: Sampling,
+    prompts: list[str],
+    file: Path | None = None,
+    interactive: bool = False,
+    batch_size: int = 1,
+    stats: bool = False,
+    step: int = -1,
+    plugins: tuple[str, ...] = (),
+) -> int:
+    """Print what follows each prompt, by the model in a run folder or a folder of Hugging Face
+    weights.
+
+    Without prompts a terminal is asked for them. Rows that go alone are shown as they are drawn,
+    others when all of their batch are over. Raises SettingsError or DataError.
+    """
+    prompts = [*prompts, *(read_prompts(file) if file else [])]
+    if not prompts and not interactive and not sys.stdin.isatty():
+        raise SettingsError(
+            "no prompt: give --prompt TEXT, --prompts FILE, or --interactive to be asked for them"
+        )
+    if batch_size < 1:
+        raise SettingsError(f"--batch_size {batch_size}: at least 1")
+    opened, pace = open_model(Path(folder), step, plugins=plugins), Pace()
+    keep_rounded(opened.model, opened.model.compute_dtype)
+    if interactive or not prompts:
+        if batch_size > 1:
+            raise SettingsError(
+                f"--batch_size {batch_size} is for prompts that are known beforehand; leave out --interactive"
+            )
+        converse(Conversation(opened, sampling, pace), prompts)
+    elif batch_size > 1:
+        texts = generate_texts(
+            opened.model,
+            opened.tokenizer,
+            prompts,
+            sampling,
+            begins_with_bos(opened),
+            batch_size,
+            pace,
+        )
+        for prompt, text in zip(prompts, texts):
+            show([shown(prompt), text, "\n"])
+    else:
+        for index, prompt in enumerate(prompts):
+            show([shown(prompt)])
+            show(
+                stream_text(
+                    opened.model,
+                    opened.tokenizer,
+                    prompt,
+                    sampling,
+                    begins_with_bos(opened),
+                    index,
+                    pace,
+                )
+            )
+            show(["\n"])
+    if stats:
+        print(f"stats: {pace}", file=sys.stderr)
+    return 0
+
+
+def shown(prompt: str) -> str:
+    """The prompt as it stands before its continuation; on a terminal it is marked as what the model
+    did not write."""
+    if not sys.stdout.isatty():
+        return prompt
+    return f"{prompt}{PROMPT_END}" if no_color() else f"{DIM}{prompt}{NORMAL}"
+
+
+def show(texts: Iterable[str]) -> None:
+    for text in texts:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def read_prompts(file: Path) -> list[str]:
+    """A prompt a line; of a .jsonl the field `prompt` of each. Empty lines say nothing. Raises
+    DataError naming file and line."""
+    lines = []
+    for number, line in lines_in(file):
+        if line.strip():
+            lines.append((number, line))
+    if not lines:
+        raise DataError(f"{file}: no prompt in it; write one a line")
+    if file.suffix != ".jsonl":
+        return [line for _, line in lines]
+    return [prompt_of(line, f"{file}:{number}") for number, line in lines]
+
+
+def lines_in(file: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a file of prompts. Raises DataError naming file and line."""
+    try:
+        for number, line, problem in read_lines(file):
+            if problem:
+                raise DataError(f"{file}:{number}: {problem}; prompts are UTF-8")
+            yield number, line
+    except ERRORS as e:
+        raise DataError(
+            f"{file}: prompts cannot be read from it ({e}); name a text file, or a .jsonl with `prompt`"
+        ) from e
+
+
+def prompt_of(line: str, where: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise DataError(
+            f'{where}: not a JSON object with a `prompt` ({e}); write {{"prompt": "..."}}'
+        ) from e
+    if not isinstance(prompt, str):
+        raise DataError(f"{where}: prompt = {prompt!r} must be text")
+    return prompt
+
+
+class Conversation:
+    """A text that a person and the model write by turns. What the layers keep stays from turn to
+    turn, so each token passes through the model once."""
+
+    def __init__(self, opened: Opened, sampling: Sampling, pace: Pace) -> None:
+        self.model: Model = opened.model
+        self.tokenizer: Tokenizer = opened.tokenizer
+        self.sampling, self.pace, self.add_bos = sampling, pace, begins_with_bos(opened)
+        self.ids: list[int] = []
+        self.cache, self.turns = Cache(), 0
+
+    def reply(self, text: str) -> Iterator[str]:
+        """What the model writes after this text, in pieces; the text begins a new line, but for the
+        first."""
+        begun = bool(self.ids)
+        self.ids += (
+            self.tokenizer.encode(f"\n{text}")
+            if begun
+            else prompt_ids(self.tokenizer, text, self.add_bos)
+        )
+        row = text_row(self.model, self.tokenizer, self.ids, self.sampling, self.turns)
+        self.turns += 1
+        for _, piece in write(self.model, [row], self.cache, self.pace):
+            yield piece
+        self.ids = row.ids
+
+
+def converse(conversation: Conversation, first: list[str]) -> None:
+    """Ask for lines until they end (Ctrl-D), and show what the model writes after each."""
+    asked = sys.stdin.isatty()
+    if asked:
+        print(
+            "Each line is continued; what was said before stays in mind. Ctrl-D ends.",
+            file=sys.stderr,
+        )
+    for line in chain(first, lines(asked)):
+        show(conversation.reply(line))
+        show(["\n"])
+
+
+def lines(asked: bool) -> Iterator[str]:
+    while True:
+        try:
+            yield input("> " if asked else "")
+        except EOFError:
+            return

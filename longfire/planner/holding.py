@@ -1,0 +1,122 @@
+"""What a process holds beside its parts: gathered shards, gradients on their way, what crosses the
+cuts of rows."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from longfire.config.settings import Parallelism
+from longfire.parallel.plan import reshards
+from longfire.parallel.strategy import Exchange
+from longfire.planner.forecast import Plan
+from longfire.planner.memory import MASTER_BYTES
+
+
+class Group(NamedTuple):
+    """Parameters that are gathered together: a block, or all that is in no block."""
+
+    whole: int  # numbers, of this process's share of matrices
+    shard: int  # of those, the first process's rows
+
+    @classmethod
+    def of(cls, module: nn.Module, shards: int) -> "Group":
+        parameters = list(module.parameters())
+        rows = [(-(-len(p) // shards), len(p)) if p.dim() else (1, 1) for p in parameters]
+        return cls(
+            sum(p.numel() for p in parameters),
+            sum(p.numel() // of * here for p, (here, of) in zip(parameters, rows)),
+        )
+
+
+class Held(NamedTuple):
+    """What crossing the cuts of rows makes a part hold, in bytes, more than a row of the same
+    length that is whole."""
+
+    kept: float
+    forward: float
+    backward: float
+
+    @classmethod
+    def of(cls, exchanges: Sequence[Exchange], again: bool) -> "Held":
+        """again: what is kept is dropped too, and made again in the backward."""
+        kept, forward = (
+            sum(one.kept for one in exchanges),
+            max((one.forward for one in exchanges), default=0.0),
+        )
+        backward = max((one.backward for one in exchanges), default=0.0)
+        return (
+            cls(0.0, kept + forward, kept + max(forward, backward))
+            if again
+            else cls(kept, forward, backward)
+        )
+
+
+class Shards:
+    """What FSDP2 holds of a process's parts beside the shards themselves, in bytes; nothing where
+    rows differ nowhere.
+
+    A block's parameters lie there twice while it runs, as they arrived and as they are used; in the
+    backward the second place is that of the next block's, which arrive meanwhile. What is in no
+    block stays whole from its first use to the end of the step. Gradients are copied once to be
+    sent, and the copy lives until the next block's is made.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Parallelism,
+        names: list[int | str],
+        group: dict[int | str, Group],
+    ) -> None:
+        self.plan, self.names, self.group, self.offload = plan, names, group, settings.cpu_offload
+        self.wrapped, self.sharded = plan.data * plan.cp > 1, plan.shards > 1
+        self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
+        self.stays = not reshards(settings, plan.pp, plan.shards)
+        # Gradients are whole between microbatches where they are not scattered after each.
+        self.accumulates = plan.microbatches > 1 and not (self.sharded and plan.pp == 1)
+        self.always = self.whole(*(name for name in names if self.stays or isinstance(name, str)))
+
+    @property
+    def gradients_before(self) -> float:
+        """What lies there when a microbatch after the first begins."""
+        if self.accumulates:
+            return float(MASTER_BYTES * sum(g.whole for g in self.group.values()))
+        return sum(map(self.shard, self.names)) if self.plan.microbatches > 1 else 0.0
+
+    def gradient(self, name: int | str) -> float:
+        """What a part's backward adds to them."""
+        return 0.0 if self.plan.microbatches > 1 else self.shard(name)
+
+    def shard(self, name: int | str) -> float:
+        return 0.0 if self.offload else float(MASTER_BYTES * self.group[name].shard)
+
+    def whole(self, *names: int | str) -> float:
+        return (
+            float(self.each * sum(self.group[name].whole for name in names))
+            if self.wrapped
+            else 0.0
+        )
+
+    def of_block(self, name: int | str) -> float:
+        return 0.0 if isinstance(name, str) or self.stays else self.whole(name)
+
+    def forward(self, name: int | str) -> float:
+        return self.always + 2 * self.of_block(name)
+
+    def backward(self, name: int | str) -> float:
+        """With the gradients of the part before, on their way."""
+        after = self.names[self.names.index(name) + 1 :][:1]
+        return self.always + 2 * self.of_block(name) + sum(map(self.sent, after))
+
+    def reduction(self, name: int | str) -> float:
+        """When its gradients, whole, have been copied to be sent."""
+        return (
+            self.always
+            + self.of_block(name)
+            + (1 if self.accumulates else 2) * self.sent(name)
+            + self.shard(name)
+        )
+
+    def sent(self, name: int | str) -> float:
+        return float(MASTER_BYTES * self.group[name].whole) if self.wrapped else 0.0

@@ -1,0 +1,602 @@
+"""`longfire plan`: what a run will hold, send and take on devices that are not here, and which
+plans would do better.
+
+A plan is chosen degrees, recomputation and rows; `Planner.forecast` says what it costs one process:
+bytes from planner/memory.py, seconds from parallel/cost.py. docs/planning.md has every formula
+once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from itertools import product
+from math import log
+
+import torch
+
+from longfire.config.model_config import ForeignShape
+from longfire.config.run import Run
+from longfire.config.settings import Parallelism
+from longfire.errors import SettingsError
+from longfire.model import on_meta
+from longfire.parallel import context, cost, stages, strategy, tensor
+from longfire.parallel.cost import Device
+from longfire.parallel.pipeline import costs
+from longfire.parallel.plan import reshards
+from longfire.parallel.strategy import Crossing, Cut, Exchange, Heads, Ranked
+from longfire.planner.forecast import Collective, Forecast, Moment, Plan
+from longfire.planner.holding import Group, Held, Shards
+from longfire.planner.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, Part, ends_of
+
+REMATS = ("none", "mlp", "attention", "attention+mlp", "block")
+MIXER_AGAIN = (
+    "attention",
+    "attention+mlp",
+    "block",
+)  # of those, what runs the mixer's forward once more
+MOST_STAGES = 16  # pipelines that alternatives try
+LEAST_TOKENS = 8192  # of a row on a process, in alternatives: shorter pieces are better shared as rows, or not at all
+MEASURED_TOKENS = 8192  # longer rows are read off a straight line through these and half of them
+LABELS = 3 * 8  # bytes of a token's id, label and position
+
+
+class Planner:
+    """Forecasts of a run on devices of one kind; as many as the run was composed for. Raises
+    SettingsError for what cannot be planned.
+
+    as_cuda: false for a CPU, which bench/planner.py measures.
+    """
+
+    def __init__(self, run: Run, device: Device, dtype: str = "", as_cuda: bool = True) -> None:
+        if isinstance(run.shape, ForeignShape):
+            raise SettingsError(
+                "model.backend = 'transformers' knows nothing of the model's inside, which `longfire plan` counts; set it to longfire"
+            )
+        self.run, self.device, self.as_cuda = run, device, as_cuda
+        self.processes, self.seq_len = run.world.size, run.training.seq_len
+        self.rows, self.tokens = run.rows_per_step, run.tokens_per_step
+        self.shape = run.shape.with_vocabulary(run.words)
+        self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
+        self.model = on_meta(self.shape, getattr(torch, self.dtype))
+        self.flops_of = [
+            {
+                "mixer": block.mixer.flops_per_token(self.seq_len),
+                "block": block.flops_per_token(self.seq_len),
+            }
+            for block in self.model.layers
+        ]
+        self.costs = costs(self.model, self.seq_len)
+        self.flops_of_head = self.costs[-1]
+        self.meters: dict[tuple[int, int], Meter] = {}
+        self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
+        self.layouts: dict[int, list[list[int]]] = {}
+        self.exchanged: dict[tuple, tuple[Exchange, ...]] = {}
+        self.lines: dict[tuple, Part] = {}
+
+    def on(self, device: Device) -> "Planner":
+        """The same run on other devices; what has been measured stays."""
+        other = copy(self)
+        other.device, other.exchanged = device, {}
+        return other
+
+    def of_recipe(self) -> Plan:
+        """The plan that the settings say. Raises SettingsError for one that cannot be."""
+        run, degrees = self.run, self.run.degrees
+        rows, asked = self.rows // run.data_processes, run.parallelism.context_parallel_strategy
+        plan = Plan(
+            **degrees,
+            remat=run.activation_checkpoint.mode,
+            batch_size=rows // run.microbatches,
+            microbatches=run.microbatches,
+        )
+        plan = replace(plan, layout=self.layout) if plan.cp > 1 else plan
+        if problems := list(self.refusals(plan.tp, plan.here(self.seq_len))):
+            raise SettingsError("\n".join(problems))
+        if asked == "auto":
+            return self.with_strategy(plan)
+        if problems := {
+            why for heads in self.softmax(plan) if (why := heads.refusal(asked, plan.cp))
+        }:
+            raise SettingsError("\n".join(sorted(problems)))
+        return replace(plan, strategy=asked)
+
+    def refusals(self, tp: int, tokens: int) -> Iterator[str]:
+        """Why processes cannot share this model's matrices so. (Run.compose has looked at the
+        recipe's own pipeline.)"""
+        return tensor.refusals(self.model, tp, self.run.parallelism.sequence_parallel, tokens)
+
+    def meter(self, tp: int, seq_len: int) -> Meter:
+        """Of the share that one of `tp` processes has."""
+        if (tp, seq_len) not in self.meters:
+            self.meters[tp, seq_len] = Meter(
+                self.model,
+                seq_len,
+                self.run.training.loss_chunk_tokens,
+                self.as_cuda,
+                tp,
+                self.run.parallelism.sequence_parallel,
+                Keeping(
+                    self.run.attention,
+                    self.run.activation_checkpoint,
+                    self.run.training.mlp_chunk_size,
+                ),
+            )
+        return self.meters[tp, seq_len]
+
+    # Rows that processes share
+
+    @property
+    def layout(self) -> str:
+        """Of rows that are shared, as the run cuts them."""
+        softmax = any("attention" in block.mixer.context for block in self.model.layers)
+        return context.layout_kind(
+            self.run.parallelism.context_parallel_layout, softmax, self.run.data.varlen
+        )
+
+    def crossings(self, tp: int) -> list[Crossing]:
+        return self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).crossings
+
+    def softmax(self, plan: Plan) -> list[Heads]:
+        """Of every softmax layer, what lies in one process."""
+        return [heads for crossing in self.crossings(plan.tp) for heads in crossing.attends]
+
+    def cut(self, plan: Plan, seq_len: int = 0) -> Cut:
+        again = int(plan.remat in MIXER_AGAIN)
+        return Cut(
+            seq_len or self.seq_len,
+            plan.batch_size,
+            plan.cp,
+            plan.layout,
+            self.dtype,
+            plan.tp,
+            again,
+        )
+
+    def strategies(self, plan: Plan) -> list[Ranked]:
+        """The ways of the plan's softmax layers, best first; empty where rows are whole. What fits
+        is told by what must lie there in any case: parameters, gradients, moments, and what enters
+        the blocks that are computed again, or all that they keep."""
+        if plan.cp == 1:
+            return []
+        groups, names = self.groups_of(plan.tp, plan.shards), self.names_of(plan, 0)
+        room = self.device.usable_bytes - 4 * MASTER_BYTES * sum(
+            groups[name].shard for name in names
+        )
+        stream = (
+            plan.batch_size
+            * plan.here(self.seq_len)
+            * self.shape.hidden_size
+            * strategy.BYTES[self.dtype]
+        )
+        return strategy.rank_strategies(
+            self.softmax(plan), self.cut(plan), self.device, room - len(names) * stream
+        )
+
+    def with_strategy(self, plan: Plan) -> Plan:
+        """The same with the best strategy."""
+        ranked = self.strategies(plan)
+        return replace(plan, strategy=ranked[0].strategy) if ranked else plan
+
+    def exchanges(self, plan: Plan, name: int | str, seq_len: int = 0) -> tuple[Exchange, ...]:
+        """Of a part, for one microbatch."""
+        if plan.cp == 1 or isinstance(name, str):
+            return ()
+        key = self.crossings(plan.tp)[name], plan.strategy, self.cut(plan, seq_len)
+        if key not in self.exchanged:
+            self.exchanged[key] = tuple(strategy.exchanges(*key, self.device))
+        return self.exchanged[key]
+
+    # Memory
+
+    def part(self, plan: Plan, name: int | str, here: int) -> Part:
+        """What one process runs of a part, `here` tokens of each row. Rows of another length than
+        the recipe's, and long ones, are read off a straight line, several of them as one: what
+        holds a number for each token grows so."""
+        if here <= MEASURED_TOKENS and here == plan.here(self.seq_len):
+            return self.meter(plan.tp, here).part(name, plan.remat, plan.batch_size)
+        short = min(MEASURED_TOKENS // 2, self.seq_len)
+        which = name if isinstance(name, str) else self.meter(plan.tp, short).kind_of[name]
+        key = plan.tp, which, plan.remat, plan.batch_size * here
+        if key not in self.lines:
+            one, two = (
+                self.meter(plan.tp, length).part(which, plan.remat, 1)
+                for length in (short, 2 * short)
+            )
+            self.lines[key] = Part.of_rows(one, two, plan.batch_size * here / short)
+        return self.lines[key]
+
+    def groups_of(self, tp: int, shards: int) -> dict[int | str, Group]:
+        """What is gathered together, of one process of `tp` x `shards`: blocks by number, the two
+        ends by name."""
+        if (tp, shards) not in self.groups:
+            model = self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).model
+            parts = {**dict(enumerate(model.layers)), **ends_of(model)}
+            self.groups[tp, shards] = {name: Group.of(part, shards) for name, part in parts.items()}
+        return self.groups[tp, shards]
+
+    def layers_of(self, pp: int) -> list[list[int]]:
+        """The layers of each process of a pipeline."""
+        if pp not in self.layouts:
+            own = pp == self.run.degrees["pp"]  # whose are named points, and orders in files
+            placed = stages.layout(
+                self.costs, pp, self.run.parallelism if own else self.plain_schedule
+            )
+            self.layouts[pp] = [
+                [n for stage in placed.on(p) for n in placed.layers[stage]] for p in range(pp)
+            ]
+        return self.layouts[pp]
+
+    @property
+    def plain_schedule(self) -> Parallelism:
+        return replace(
+            self.run.parallelism,
+            pipeline_parallel_schedule_csv="",
+            pipeline_parallel_split_points=(),
+        )
+
+    def names_of(self, plan: Plan, process: int) -> list[int | str]:
+        """The parts of a process along pp, in the order in which a microbatch meets them. (Where
+        stages lie in a V, the first process has the head as well.)"""
+        v_shaped = self.run.parallelism.pipeline_parallel_schedule in stages.V_SHAPED
+        last = 0 if v_shaped else plan.pp - 1
+        return [
+            *([EMBED] if process == 0 else []),
+            *self.layers_of(plan.pp)[process],
+            *([HEAD] if process == last else []),
+        ]
+
+    def peak(self, plan: Plan, seq_len: int = 0) -> Moment:
+        """The fullest moment of the fullest process."""
+        moments = (
+            m
+            for process in range(plan.pp)
+            for m in self.moments(plan, process, seq_len or self.seq_len)
+        )
+        return max(moments, key=lambda moment: moment.total)
+
+    def moments(self, plan: Plan, process: int, seq_len: int) -> Iterator[Moment]:
+        """What a process along pp holds in a step that is not the first, moment by moment."""
+        run, names, here = self.run, self.names_of(plan, process), plan.here(seq_len)
+        groups = self.groups_of(plan.tp, plan.shards)
+        tied = self.shape.tie_word_embeddings and EMBED in names
+        group = {name: Group(0, 0) if tied and name == HEAD else groups[name] for name in names}
+        shards = Shards(plan, run.parallelism, names, group)
+        parts = {name: self.part(plan, name, here) for name in names}
+        cuts = {
+            name: Held.of(self.exchanges(plan, name, seq_len), again=plan.remat in MIXER_AGAIN)
+            for name in names
+        }
+        lying = (
+            MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
+        )
+        chunk = min(plan.batch_size * here, run.training.loss_chunk_tokens)
+        logits = 4 * chunk * -(-self.shape.vocab_size // plan.tp)
+
+        def moment(where: str, gradients: float, activations: float, gathered: float) -> Moment:
+            seen = min(logits, activations) if where.endswith(HEAD) else 0
+            return Moment(where, lying, gradients, 2.0 * lying, activations - seen, gathered, seen)
+
+        others = (
+            cost.in_flight(
+                process, plan.pp, plan.microbatches, run.parallelism.pipeline_parallel_schedule
+            )
+            - 1
+        )
+        passes = (2 if plan.pp > 1 else 0) * max(
+            part.passed for part in parts.values()
+        )  # given by one stage, to the next
+        keeps = {name: parts[name].kept + cuts[name].kept for name in names}
+        kept = others * (passes + sum(keeps.values()))
+        kept += passes + LABELS * plan.batch_size * plan.microbatches * here
+        gradients = shards.gradients_before
+        for name in names:
+            peak = parts[name].forward_peak + cuts[name].forward
+            yield moment(f"forward of {told(name)}", gradients, kept + peak, shards.forward(name))
+            kept += keeps[name]
+        for name in reversed(names):
+            kept -= keeps[name]
+            peak = parts[name].backward_peak(further=shards.accumulates) + cuts[name].backward
+            yield moment(f"backward of {told(name)}", gradients, kept + peak, shards.backward(name))
+            yield moment(
+                f"gradients of {told(name)}",
+                gradients,
+                kept + parts[name].passed,
+                shards.reduction(name),
+            )
+            gradients += shards.gradient(name)
+        unfused = (
+            0.0 if run.optimizer.fused else lying
+        )  # torch's foreach form makes the updates first
+        yield moment("optimizer", lying, unfused, shards.always)
+
+    def largest(self, measure: Callable[[int], float], least: int = 1) -> int:
+        """The largest number, a multiple of `least`, whose bytes fit; 0 if none. The bytes grow
+        with the number."""
+        if measure(least) > self.device.usable_bytes:
+            return 0
+        low, high = 1, 2
+        while measure(high * least) <= self.device.usable_bytes and high < 2**24:
+            low, high = high, 2 * high
+        while high - low > max(1, low // 512):
+            middle = (low + high) // 2
+            low, high = (
+                (middle, high)
+                if measure(middle * least) <= self.device.usable_bytes
+                else (low, middle)
+            )
+        return low * least
+
+    def largest_batch_size(self, plan: Plan) -> int:
+        return self.largest(lambda rows: self.peak(replace(plan, batch_size=rows)).total)
+
+    def largest_seq_len(self, plan: Plan) -> int:
+        step = plan.tp * plan.cp * (64 if self.seq_len >= 64 else 1)
+        return self.largest(lambda tokens: self.peak(plan, tokens).total, step)
+
+    # Time
+
+    def collectives(self, plan: Plan) -> Iterator[Collective]:
+        """What a process with the most layers sends in a step."""
+        settings, groups = self.run.parallelism, self.groups_of(plan.tp, plan.shards)
+        names = max((self.names_of(plan, process) for process in range(plan.pp)), key=len)
+        numbers = sum(
+            groups[name].whole
+            for name in names
+            if not (name == HEAD and self.shape.tie_word_embeddings)
+        )
+        row_bytes = (
+            plan.batch_size
+            * plan.here(self.seq_len)
+            * self.shape.hidden_size
+            * strategy.BYTES[self.dtype]
+        )
+        across = "dp_shard" if plan.cp == 1 else "cp" if plan.dp_shard == 1 else "dp_shard x cp"
+
+        def over(axis: str, what: str, inner: int, sent: float, hidden: str = "") -> Collective:
+            size = plan.shards if axis == across else getattr(plan, axis)
+            return Collective(
+                axis, what, size, sent, sent / cost.bandwidth(self.device, size, inner), hidden
+            )
+
+        if plan.tp > 1:
+            again = {"none": 0, "mlp": 1, "attention": 1, "attention+mlp": 2, "block": 2}[
+                plan.remat
+            ]
+            again += self.run.training.mlp_chunk_size > 0 and plan.remat not in (
+                "mlp",
+                "attention+mlp",
+            )
+            times = sum(
+                2 if isinstance(name, str) else 4 + again for name in names
+            )  # in and out of each region, and back
+            what = (
+                "rows: all-gather, reduce-scatter"
+                if settings.sequence_parallel
+                else "rows: all-reduce"
+            )
+            yield over(
+                "tp",
+                what,
+                1,
+                plan.microbatches * times * cost.reduced_bytes(row_bytes, plan.tp) / 2,
+            )
+        yield from self.over_cuts(plan, names)
+        if plan.shards > 1:
+            each = 2 if settings.param_gather_dtype == "bfloat16" else 4
+            gathers = 2 * plan.microbatches if reshards(settings, plan.pp, plan.shards) else 1
+            sent = gathers * cost.gathered_bytes(each * numbers, plan.shards)
+            yield over(across, "parameters: all-gather", plan.tp, sent, "compute")
+            scatters = 1 if plan.pp > 1 else plan.microbatches
+            sent = scatters * cost.gathered_bytes(MASTER_BYTES * numbers, plan.shards)
+            yield over(across, "gradients: reduce-scatter", plan.tp, sent, "compute")
+        if plan.dp_replicate > 1:
+            sent = cost.reduced_bytes(MASTER_BYTES * numbers / plan.shards, plan.dp_replicate)
+            yield over(
+                "dp_replicate",
+                "gradients: all-reduce",
+                plan.tp * plan.shards,
+                sent,
+                "last backward",
+            )
+        if plan.pp > 1:
+            each = stages.STAGES_EACH.get(settings.pipeline_parallel_schedule, 1)
+            sent = (
+                2
+                * each
+                * plan.microbatches
+                * row_bytes
+                / (plan.tp if settings.sequence_parallel else 1)
+            )
+            yield over(
+                "pp",
+                "rows: to the next stage and back",
+                plan.tp * plan.cp * plan.data,
+                sent,
+                "compute",
+            )
+
+    def over_cuts(self, plan: Plan, names: Sequence[int | str]) -> Iterator[Collective]:
+        """What layers send to those who hold other pieces of their rows, kind by kind."""
+        kinds: dict[str, list[Exchange]] = {}
+        for name in names:
+            for one in self.exchanges(plan, name):
+                kinds.setdefault(one.what, []).append(one)
+        for what, ones in kinds.items():
+            sent, seconds, waits = (
+                plan.microbatches * sum(getattr(one, key) for one in ones)
+                for key in ("bytes", "seconds", "waits")
+            )
+            hidden = "attention" if what == strategy.RING else ""
+            yield Collective("cp", what, plan.cp, sent, seconds, hidden, waits if hidden else 0.0)
+
+    def parts_of_step(self, plan: Plan, collectives: Sequence[Collective]) -> dict[str, float]:
+        """Seconds of a step: what is computed, what of the network is not hidden behind it, idle
+        stages, the optimizer."""
+        flops = [self.flops_on(plan, process) for process in range(plan.pp)]
+        compute = cost.compute_seconds(
+            max(flops) * self.tokens / plan.data / plan.cp / plan.tp, self.device, self.dtype
+        )
+        uneven = plan.microbatches * max(
+            sum(
+                one.uneven
+                for name in self.names_of(plan, process)
+                for one in self.exchanges(plan, name)
+            )
+            for process in range(plan.pp)
+        )
+        waited, behind, behind_last = (
+            sum(c.seconds for c in collectives if c.hidden == hidden)
+            for hidden in ("", "compute", "last backward")
+        )
+        waited += sum(c.waits for c in collectives)
+        network = waited + max(0.0, behind - compute - waited)
+        network += max(0.0, behind_last - compute * 2 / 3 / plan.microbatches)
+        idle = cost.bubble(
+            plan.pp, plan.microbatches, self.run.parallelism.pipeline_parallel_schedule
+        )
+        groups = self.groups_of(plan.tp, plan.shards)
+        numbers = max(
+            sum(groups[name].shard for name in self.names_of(plan, process))
+            for process in range(plan.pp)
+        )
+        return {
+            "compute": compute,
+            "uneven rows": uneven,
+            "network": network,
+            "pipeline bubble": (compute + uneven + network) * idle / (1 - idle),
+            "optimizer": cost.optimizer_seconds(
+                numbers, self.device, self.run.parallelism.cpu_offload
+            ),
+        }
+
+    def flops_on(self, plan: Plan, process: int) -> float:
+        """FLOPs a token of a process along pp, forward, backward and again, of all that share its
+        matrices."""
+        total = 0.0
+        for name in self.names_of(plan, process):
+            if name == HEAD:
+                total += 3 * self.flops_of_head
+            elif name != EMBED:
+                mixer, block = self.flops_of[name]["mixer"], self.flops_of[name]["block"]
+                total += 3 * block + self.flops_again(plan.remat, mixer, block - mixer)
+        return total
+
+    def flops_again(self, remat: str, mixer: float, mlp: float) -> float:
+        """FLOPs a token that a block computes again; MLPs in chunks are computed again by
+        themselves. A policy that keeps matrix products leaves nothing that counts, one that names
+        operations is counted as if it kept nothing."""
+        kept = "matmuls" in self.run.activation_checkpoint.policy
+        parts = {
+            "none": 0.0,
+            "attention": mixer,
+            "mlp": mlp,
+            "attention+mlp": mixer + mlp,
+            "block": mixer + mlp,
+        }
+        chunked = self.run.training.mlp_chunk_size > 0 and remat not in ("mlp", "attention+mlp")
+        return (0.0 if kept else parts[remat]) + (mlp if chunked else 0.0)
+
+    def forecast(self, plan: Plan) -> Forecast:
+        """Everything about one plan but the largest batch and length, which `with_largest` adds."""
+        peak, collectives = self.peak(plan), tuple(self.collectives(plan))
+        parts = self.parts_of_step(plan, collectives)
+        seconds, fits = sum(parts.values()), peak.total <= self.device.usable_bytes
+        flops = (
+            3 * self.tokens * (sum(flops["block"] for flops in self.flops_of) + self.flops_of_head)
+        )
+        computed = self.tokens * sum(self.flops_on(plan, process) for process in range(plan.pp))
+        hours = self.run.steps * seconds / 3600
+        return Forecast(
+            plan,
+            peak,
+            fits,
+            seconds,
+            parts,
+            collectives,
+            flops,
+            computed - flops,
+            self.tokens / seconds,
+            flops / seconds / self.processes / self.device.flops[self.dtype],
+            hours / 24,
+            hours * self.processes,
+            max(parts, key=parts.__getitem__) if fits else "memory",
+        )
+
+    def with_largest(self, forecast: Forecast) -> Forecast:
+        plan = forecast.plan
+        return replace(
+            forecast,
+            largest={
+                "batch_size": self.largest_batch_size(plan),
+                "seq_len": self.largest_seq_len(plan),
+            },
+        )
+
+    # Alternatives
+
+    def candidates(self) -> Iterator[Plan]:
+        """Every plan on these processes with the recipe's rows a step: matrices shared inside a
+        node, pipelines of at most MOST_STAGES processes, pieces of rows of at least LEAST_TOKENS
+        (or as the recipe cuts them)."""
+        for tp, cp in product(divisors(self.processes, self.device.node), self.degrees_of_rows()):
+            layout = self.layout if cp > 1 else "contiguous"
+            here = strategy.tokens_here(self.seq_len, cp, layout)
+            if self.processes % (tp * cp) or any(self.refusals(tp, here)):
+                continue
+            for pp in divisors(self.processes // tp // cp, MOST_STAGES):
+                data = self.processes // tp // cp // pp
+                if self.rows % data:
+                    continue
+                for shards, rows, remat in product(
+                    divisors(data), divisors(self.rows // data), REMATS
+                ):
+                    plan = Plan(
+                        data // shards,
+                        shards,
+                        cp,
+                        tp,
+                        pp,
+                        remat,
+                        rows,
+                        self.rows // data // rows,
+                        layout=layout,
+                    )
+                    if self.can_be(plan):
+                        yield self.with_strategy(plan)
+
+    def degrees_of_rows(self) -> list[int]:
+        """How many processes may share a row."""
+        most = max(1, self.seq_len // LEAST_TOKENS)
+        return sorted({*divisors(self.processes, most), self.run.degrees["cp"]})
+
+    def can_be(self, plan: Plan) -> bool:
+        if plan.remat in ("mlp", "attention+mlp") and self.shape.mlp == "none":
+            return False
+        schedule = self.plain_schedule
+        return plan.pp == 1 or not any(
+            stages.refusals(self.shape, plan.pp, schedule, plan.microbatches)
+        )
+
+    def alternatives(self, count: int = 8) -> list[Forecast]:
+        """The best plan of each mesh, fastest first; among those within a hundredth the one that
+        holds least."""
+        best: dict[tuple, Forecast] = {}
+        for plan in self.candidates():
+            forecast = self.forecast(plan)
+            known = best.get(plan.mesh)
+            if forecast.fits and (known is None or rank_of(forecast) < rank_of(known)):
+                best[plan.mesh] = forecast
+        return sorted(best.values(), key=rank_of)[:count]
+
+
+def rank_of(forecast: Forecast) -> tuple[float, float]:
+    """Seconds to a hundredth of themselves, then bytes."""
+    return round(log(forecast.seconds) * 100), forecast.peak.total
+
+
+def told(name: int | str) -> str:
+    return name if isinstance(name, str) else f"layer {name}"
+
+
+def divisors(number: int, most: int | None = None) -> list[int]:
+    return [d for d in range(1, min(number, most or number) + 1) if number % d == 0]

@@ -1,0 +1,17 @@
+"""A run from its first step to its last. The files in the order of the flow:
+
+schedule.py      the learning rate of each step
+budget.py        the time of a run: what steps take, how many fit into a budget; reads no clock
+lengths.py       how long sequences are, step by step, with RoPE bases
+start.py         before the first step: compare tokenizer, weights and data
+compiling.py     whether torch.compile pays, by a trial of the model's own layers
+loop.py          the loop and the step
+tbptt.py         sequences longer than memory: segments, state passed on, gradients truncated or exact
+distillation.py  what a student learns from a teacher
+timing.py        the time of a run as it goes: measured, shown, planned anew under a budget
+reporting.py     one record a step: JSONL, console, TensorBoard, W&B
+traces.py        profiler traces and CUDA memory snapshots
+finish.py        after the last step: export, check, sample, report
+report_page.py   run folders -> one HTML page and its charts
+throughput.py    `longfire bench`: how fast this machine trains a recipe
+"""

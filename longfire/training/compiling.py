@@ -1,0 +1,102 @@
+"""Whether torch.compile pays: it costs about a minute, and on a CPU gains about a third of the
+time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.run import Run
+from longfire.data.batches import Batch
+from longfire.device import wait
+from longfire.initialise import build
+from longfire.launch import cxx_compiler
+from longfire.loss import loss_sum
+from longfire.model import Model
+
+PAYS_SECONDS = 600  # a shorter run loses more to the compiler than it gains
+SLOWEST_FLOPS, FASTEST_FLOPS = (
+    1e9,
+    2e13,
+)  # of any CPU that trains: outside of these nothing needs to be measured
+TRIAL_FLOPS, TRIAL_TOKENS = (
+    1e10,
+    (32, 512),
+)  # of a trial: about a tenth of a second; the fewest and the most tokens
+
+Rate = Callable[[], float]  # measures FLOP/s
+
+
+def compile_decision(
+    run: Run, flops_per_token: float, device: torch.device, rate: Rate
+) -> tuple[bool, str]:
+    """Whether to compile the blocks, and why.
+
+    flops_per_token: of the forward. rate: FLOP/s at which this model trains eagerly here; called
+    only where it decides.
+    """
+    if run.training.tbptt_segments > 1 and "attention" in map(mixer_of, run.shape.layer_types):
+        return False, "segments of a softmax layer see different numbers of keys"
+    if run.training.compile == "off":
+        return False, "asked for by training.compile"
+    compiler = cxx_compiler()
+    if device.type == "cpu" and compiler is None:
+        return False, "no C++ compiler found (CXX, c++, g++, clang++), so the run goes on eager"
+    if run.training.compile == "on":
+        return True, "asked for by training.compile"
+    if device.type == "cuda":
+        return True, "CUDA"
+    limit = run.training.max_seconds
+    if 0 < limit < PAYS_SECONDS:
+        return False, f"training.max_seconds = {limit:g} is too short to pay for compiling"
+    flops = 3 * flops_per_token * run.steps * run.tokens_per_step / run.world.size
+    if flops / SLOWEST_FLOPS < PAYS_SECONDS:
+        return False, "the run is too short to pay for compiling"
+    seconds = flops / (FASTEST_FLOPS if flops / FASTEST_FLOPS > PAYS_SECONDS else rate())
+    seconds = min(seconds, limit or seconds)
+    if seconds < PAYS_SECONDS:
+        return (
+            False,
+            f"the run takes some {seconds:.0f} s, by a trial of its layers: too short to pay for compiling",
+        )
+    return True, f"the run takes more than {PAYS_SECONDS // 60} min eager, compiled with {compiler}"
+
+
+def eager_rate(run: Run, model: Model) -> float:
+    """FLOP/s of forward and backward of a model on random tokens. A matrix product alone would say
+    too much: recurrent mixers, norms and the loss run at a fraction of its rate."""
+    batch, device = trial_batch(model, run), model.embed.weight.device
+    trial(model, batch, run.training.loss_chunk_tokens)  # the first allocates
+    begun = wait(device)
+    trial(model, batch, run.training.loss_chunk_tokens)
+    flops = 3 * model.flops_per_token(batch.ids_BT.shape[1]) * batch.ids_BT.numel()
+    return flops / (wait(device) - begun)
+
+
+def sample_of(shape: ModelShape, seed: int, dtype: torch.dtype, device: torch.device) -> Model:
+    """A model like this one, with one layer of each type: what `eager_rate` measures instead of all
+    of them."""
+    kinds = tuple(dict.fromkeys(shape.layer_types))
+    return build(
+        replace(shape, num_hidden_layers=len(kinds), layer_types=kinds), seed, device, dtype
+    )
+
+
+def trial_batch(model: Model, run: Run) -> Batch:
+    """Rows as long as those of the run, or as one row of a trial may be."""
+    fewest, most = TRIAL_TOKENS
+    tokens = int(TRIAL_FLOPS / (3 * model.flops_per_token(fewest)))
+    tokens = min(max(tokens, fewest), most)
+    seq_len = min(run.training.seq_len, tokens)
+    size = (min(run.training.batch_size, max(1, tokens // seq_len)), seq_len)
+    generator = torch.Generator().manual_seed(
+        run.training.seed
+    )  # its own: the run's random numbers stay as they are
+    ids_BT = torch.randint(model.shape.vocab_size, size, generator=generator)
+    return Batch(ids_BT, ids_BT, torch.arange(seq_len).expand(size))
+
+
+def trial(model: Model, batch: Batch, chunk_tokens: int) -> None:
+    loss_sum(model, batch.to(model.embed.weight.device), chunk_tokens).backward()
+    model.zero_grad()

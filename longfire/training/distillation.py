@@ -1,0 +1,150 @@
+"""Distillation: a student whose new mixers learn first to do what the teacher's attention did, then
+to predict what it predicts.
+
+hidden   each new mixer sees what the teacher's attention saw in that layer, and its output is compared with the attention's
+         (MOHAWK, Bick 2024, stage 2; attention transfer, LoLCATs, Zhang 2024). Only the new mixers learn.
+logits   KL(teacher || student) of the next token, mixed with the loss on the text itself (Hinton 2015). Everything learns.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from longfire.checkpoint.weights import open_model
+from longfire.config import settings
+from longfire.config.model_config import mixer_of
+from longfire.data.batches import Batch
+from longfire.data.pack import NO_LABEL
+from longfire.errors import SettingsError
+from longfire.loss import loss_of
+from longfire.mixers.mixer import Sequence
+from longfire.model import Model
+from longfire.ops.linear import in_fp32
+
+
+class Distillation:
+    """What a student learns from a frozen teacher: sums over real tokens, as `loss.loss_sum` gives
+    them."""
+
+    def __init__(self, teacher: Model, wanted: settings.Distillation, chunk_tokens: int) -> None:
+        self.teacher, self.wanted, self.chunk_tokens = (
+            teacher.requires_grad_(False),
+            wanted,
+            chunk_tokens,
+        )
+
+    @classmethod
+    def of_settings(cls, wanted: settings.Distillation, chunk_tokens: int) -> "Distillation | None":
+        """None without a teacher. Raises SettingsError or CheckpointError naming what is wrong with
+        its folder."""
+        if not wanted.teacher:
+            return None
+        return cls(open_model(Path(wanted.teacher)).model, wanted, chunk_tokens)
+
+    def prepare(self, student: Model) -> None:
+        """Check that student and teacher go together, and freeze what does not learn.
+
+        Raises SettingsError naming what differs.
+        """
+        ours, theirs = student.shape, self.teacher.shape
+        keys = (
+            ("hidden_size", "num_hidden_layers")
+            if self.wanted.kind == "hidden"
+            else ("vocab_size",)
+        )
+        for key in keys:
+            if getattr(ours, key) != getattr(theirs, key):
+                raise SettingsError(
+                    f"distillation.teacher has {key} = {getattr(theirs, key)}, the student {getattr(ours, key)}: they must be equal "
+                    f"for distillation.kind = {self.wanted.kind!r}; `longfire convert` makes such a student"
+                )
+        if self.wanted.kind == "hidden":
+            new = self.new_layers(student)
+            if not new:
+                raise SettingsError(
+                    "distillation.kind = 'hidden' teaches mixers that replace the teacher's, but every layer of the student has the "
+                    "teacher's own; take kind = 'logits'"
+                )
+            student.requires_grad_(False)
+            for layer in new:
+                student.layers[layer].mixer.requires_grad_(True)
+
+    def new_layers(self, student: Model) -> list[int]:
+        """Layers whose mixer is another than the teacher's."""
+        pairs = zip(student.shape.layer_types, self.teacher.shape.layer_types)
+        return [layer for layer, pair in enumerate(pairs) if len(set(map(mixer_of, pair))) == 2]
+
+    def loss_sum(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
+        """Sum over the batch's real tokens, fp32 scalar: of relative squared errors (hidden), of
+        nats (logits)."""
+        return (self.hidden if self.wanted.kind == "hidden" else self.logits)(
+            student, batch, noise_BT
+        )
+
+    def hidden(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
+        """Mean over the new mixers of |student's output - teacher's|^2 / |teacher's|^2, summed over
+        real tokens."""
+        layers = self.new_layers(student)
+        with torch.no_grad(), listening(self.teacher, layers) as heard:
+            self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+        seq = Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
+        student.prepare(seq)
+        real_BT = batch.labels_BT != NO_LABEL
+        total = torch.zeros((), device=real_BT.device)
+        for layer, (seen_BTD, wanted_BTD) in zip(layers, heard):
+            got_BTD = in_fp32(student.layers[layer].mixer(seen_BTD.to(student.compute_dtype), seq))
+            wanted_BTD = in_fp32(wanted_BTD)
+            errors_BT = (got_BTD - wanted_BTD).square().sum(-1) / wanted_BTD.square().sum(
+                -1
+            ).clamp_min(1e-12)
+            total = total + errors_BT[real_BT].sum()
+        return total / len(layers)
+
+    def logits(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
+        """(1 - label_share) T^2 KL(teacher || student) at temperature T + label_share times the
+        loss on the labels."""
+        with torch.no_grad():
+            taught_BTD = self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+        hidden_BTD = student(
+            batch.ids_BT, Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
+        )
+        real_BT = batch.labels_BT != NO_LABEL
+        hidden_ND, taught_ND = hidden_BTD[real_BT], taught_BTD[real_BT]
+        total = torch.zeros((), device=real_BT.device)
+        for mine, theirs in zip(
+            hidden_ND.split(self.chunk_tokens), taught_ND.split(self.chunk_tokens)
+        ):
+            total = total + checkpoint(self.divergence, student, mine, theirs, use_reentrant=False)
+        share = self.wanted.label_share
+        if not share:
+            return total
+        return (1 - share) * total + share * loss_of(student, hidden_BTD, batch, self.chunk_tokens)
+
+    def divergence(self, student: Model, hidden_ND: Tensor, taught_ND: Tensor) -> Tensor:
+        """Sum over some tokens of T^2 KL in nats; their logits are made again in the backward."""
+        t = self.wanted.temperature
+        with torch.no_grad():
+            log_p_NW = (self.teacher.logits(taught_ND) / t).log_softmax(-1)
+        log_q_NW = (student.logits(hidden_ND) / t).log_softmax(-1)
+        return t * t * (log_p_NW.exp() * (log_p_NW - log_q_NW)).sum()
+
+
+@contextmanager
+def listening(model: Model, layers: list[int]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What the mixers of these layers see and say in the forwards inside, in order."""
+    heard: list[tuple[Tensor, Tensor]] = []
+    hooks = [
+        model.layers[layer].mixer.register_forward_hook(
+            lambda mixer, seen, said: heard.append((seen[0], said))
+        )
+        for layer in layers
+    ]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()

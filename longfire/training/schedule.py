@@ -1,0 +1,168 @@
+"""The learning rate of each step: a pure function of the settings, the plan and the step; free of
+torch.
+
+A run of a known number of steps uses `schedule`. A run with a time budget (training.max_seconds)
+has a plan: a list of entries STEP:TOTAL_STEPS, one for each time that its number of steps was
+estimated (training/budget.py). `planned_schedule` gives the rate for such a plan. It reads only the entries
+up to the step that it is asked for, so a run that is repeated with the whole plan has the same
+rates as the run that wrote it, entry by entry.
+
+    training.step_plan = ["4:100", "50:80"]
+
+    steps 0 to 3     nothing is known yet: progress is 0
+    steps 4 to 49    progress rises from 0 by 1/96 a step; it would be 1 at step 100
+    steps 50 to 79   the machine became slower; progress goes on from 46/96 and is 1 at step 80
+"""
+
+import math
+from typing import NamedTuple
+
+from longfire.config.settings import LRScheduler
+from longfire.errors import SettingsError
+
+WARMUP_SHARE = 0.2  # of the run: what a warm-up that is too long for it is cut to
+STEP_PLAN = "training.step_plan"
+
+
+class Planned(NamedTuple):
+    """From `step` on the run is planned to end after `total_steps` steps."""
+
+    step: int
+    total_steps: int
+
+
+Plan = tuple[Planned, ...]
+
+
+def read_plan(words: tuple[str, ...]) -> Plan:
+    """The plan that training.step_plan gives. Raises SettingsError naming the entry that is
+    wrong."""
+    plan: list[Planned] = []
+    for word in words:
+        try:
+            step, total_steps = map(int, word.split(":"))
+        except ValueError:
+            raise SettingsError(
+                f"{STEP_PLAN}: {word!r} is not STEP:TOTAL_STEPS, as 40:1000"
+            ) from None
+        if step < 0 or total_steps < max(1, step):
+            raise SettingsError(
+                f"{STEP_PLAN}: {word!r}: STEP must be 0 or more, and TOTAL_STEPS at least STEP"
+            )
+        if plan and step <= plan[-1].step:
+            raise SettingsError(
+                f"{STEP_PLAN}: {word!r}: each entry must have a later STEP than the one before it"
+            )
+        plan.append(Planned(step, total_steps))
+    return tuple(plan)
+
+
+def written(plan: Plan) -> tuple[str, ...]:
+    """The plan as training.step_plan spells it."""
+    return tuple(f"{entry.step}:{entry.total_steps}" for entry in plan)
+
+
+def until(plan: Plan, step: float) -> Plan:
+    """The entries that were made up to this step."""
+    return tuple(entry for entry in plan if entry.step <= step)
+
+
+def progress(plan: Plan, step: float) -> float:
+    """The share of a planned run that is over before `step`, from 0 to 1; continuous in `step`,
+    never falling."""
+    done, begin, end = 0.0, 0, math.inf
+    for entry in until(plan, step):
+        done = along(done, begin, end, entry.step)
+        begin, end = entry
+    return along(done, begin, end, step)
+
+
+def along(done: float, begin: int, end: float, step: float) -> float:
+    """At `step` on the straight line from (begin, done) to (end, 1); end = inf: `done`, since
+    nothing is planned yet."""
+    if step >= end:
+        return 1.0
+    return done + (1 - done) * (step - begin) / (end - begin)
+
+
+class Warmup(NamedTuple):
+    """From step `begin` the rate rises from `level` of the peak in equal parts, until it has the
+    peak before step `end`."""
+
+    begin: int
+    level: float
+    end: float
+
+    def share(self, step: float) -> float:
+        """The share of the peak rate that this step of the warm-up has; the first step of a run
+        already moves."""
+        return min(
+            1.0, self.level + (1 - self.level) * (step + 1 - self.begin) / (self.end - self.begin)
+        )
+
+
+def fitting_warmup(total_steps: float, warmup_steps: float, name: str = "cosine") -> float:
+    """The warm-up of a run of a known length: as asked for, or, where that is longer than the run,
+    WARMUP_SHARE of it. For wsd (`name` of the scheduler) also where it is as long as the run: no
+    step would be left for the decay."""
+    fits = warmup_steps < total_steps if name == "wsd" else warmup_steps <= total_steps
+    return warmup_steps if fits else max(1, int(WARMUP_SHARE * total_steps))
+
+
+def planned_warmup(plan: Plan, step: float, warmup_steps: float) -> Warmup:
+    """The warm-up as it is planned at `step`: each entry cuts what remains of it to WARMUP_SHARE of
+    the whole run."""
+    warmup = Warmup(0, 0.0, warmup_steps)
+    for entry in until(plan, step):
+        longest = max(entry.step + 1, WARMUP_SHARE * entry.total_steps)
+        if entry.step < warmup.end and longest < warmup.end:
+            reached = warmup.level + (1 - warmup.level) * (entry.step - warmup.begin) / (
+                warmup.end - warmup.begin
+            )
+            warmup = Warmup(entry.step, reached, longest)
+    return warmup
+
+
+def schedule(position: float, total: float, warmup: float, scheduler: LRScheduler) -> float:
+    """The share of the peak learning rate that the step starting at `position` uses: a pure
+    function.
+
+    One step is the unit; a run that counts in tokens divides all three by its tokens a step, and
+    may so get fractions. Warm-up: (position + 1) / warmup, so that the first step already moves and
+    the last one of the warm-up has the peak. Then `decayed`, with x from 0 at the end of the
+    warm-up to 1 at `total`; for wsd from 0 where the last `decay_ratio` of the WHOLE run begins (Hu
+    et al. 2024, MiniCPM), or what the warm-up leaves of that part.
+    """
+    if position < warmup:
+        return min(1.0, (position + 1) / warmup)
+    begin = max(warmup, total * (1 - scheduler.decay_ratio)) if scheduler.name == "wsd" else warmup
+    return decayed(min(1.0, max(0.0, (position - begin) / max(1.0, total - begin))), scheduler)
+
+
+def planned_schedule(plan: Plan, step: int, warmup_steps: float, scheduler: LRScheduler) -> float:
+    """The same for a run with a plan: the decay goes by `progress` instead of steps, so that the
+    rate never jumps where the number of steps is estimated anew, and has come down to its floor
+    when the planned steps are over."""
+    warmup = planned_warmup(plan, step, warmup_steps)
+    if step < warmup.end:
+        return warmup.share(step)
+    begin = progress(plan, warmup.end)
+    if scheduler.name == "wsd":
+        begin = max(begin, 1 - scheduler.decay_ratio)
+    done = progress(plan, step)
+    x = (done - begin) / (1 - begin) if begin < 1 else done
+    return decayed(max(0.0, x), scheduler)
+
+
+def decayed(x: float, scheduler: LRScheduler) -> float:
+    """The share of the peak rate at x, from 0 where the decay begins to 1 where it ends; floor =
+    min_lr_ratio:
+
+    cosine        floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
+    linear, wsd   floor + (1 - floor) (1 - x)
+    constant      1
+    """
+    if scheduler.name == "constant":
+        return 1.0
+    share = (1 + math.cos(math.pi * x)) / 2 if scheduler.name == "cosine" else 1 - x
+    return scheduler.min_lr_ratio + (1 - scheduler.min_lr_ratio) * share

@@ -1,0 +1,255 @@
+"""The time of a run as it goes: measured, shown, planned anew where the run has a budget; and the
+learning rate that follows."""
+
+from typing import NamedTuple, Protocol
+
+from longfire.checkpoint.checkpoint import State
+from longfire.config.run import Run
+from longfire.device import Clock
+from longfire.plural import counted
+from longfire.training.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
+from longfire.training.reporting import METRICS, QuietReport, Report, duration, last_records
+from longfire.training.schedule import Plan, planned_schedule, progress, read_plan, schedule
+
+# Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate
+# is noted. (After a change of the batch size the step before is not quite where it was.)
+SAME_RATE, SAME_SLOPE = 0.01, 4
+
+
+class Place(Protocol):
+    """How far a run is: what of a State the learning rate depends on."""
+
+    step: int
+    tokens: int
+    plan: Plan
+
+
+class Before(NamedTuple):
+    """The place of an earlier step."""
+
+    step: int
+    tokens: int
+    plan: Plan
+
+
+def last_step(run: Run, state: State) -> int:
+    """The step that ends the run, as far as it is known."""
+    return state.plan[-1].total_steps if state.plan else most_steps(run, state)
+
+
+def most_steps(run: Run, state: State) -> int:
+    """The most steps that the settings allow. Of a run counted in tokens: those that are missing,
+    in steps of today's size, since a run may go on with another batch size."""
+    if not run.training.tokens:
+        return run.steps
+    return state.step + -(-max(0, run.training.tokens - state.tokens) // run.tokens_per_step)
+
+
+def learning_rate(run: Run, place: Place) -> float:
+    """The rate of the next step: a pure function of the settings, the plan and how far the run is,
+    in steps or in tokens."""
+    peak, warmup = run.optimizer.lr, run.warmup_steps
+    if run.is_planned:
+        return peak * planned_schedule(place.plan, place.step, warmup, run.lr_scheduler)
+    in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
+    position = place.tokens / run.tokens_per_step if in_tokens else place.step
+    return peak * schedule(position, run.steps, warmup, run.lr_scheduler)
+
+
+class Timing:
+    """Collective over the mesh of the run are `begin` and `is_over`; the clock of process 0 decides
+    for all."""
+
+    def __init__(self, run: Run, state: State, report: Report | QuietReport, clock: Clock) -> None:
+        self.run, self.state, self.report, self.clock = run, state, report, clock
+        checkpoint = run.checkpoint
+        saves = checkpoint.enable_checkpoint and checkpoint.interval_type == "steps"
+        self.pace = Pace(run.eval.interval, checkpoint.interval if saves else 0)
+        self.budget = Budget(run.training.max_seconds, most_steps(run, state), self.pace)
+
+    def begin(self) -> None:
+        """Before the first step of this process: the plan that it goes on with, and whether there
+        is anything left to do."""
+        run, state = self.run, self.state
+        if run.training.max_seconds:
+            self.take(self.budget.resumed(state.plan, state.step, state.elapsed_seconds))
+            self.keep_plan()
+            self.note_what_is_left()
+        else:
+            state.plan = read_plan(run.training.step_plan)
+            self.report.expect(last_step(run, state))
+        self.note_if_finished()
+        self.note_a_jump()
+
+    def note_what_is_left(self) -> None:
+        """Of a run that goes on: its plan is known before the first step of this process."""
+        run, state = self.run, self.state
+        if not state.step or state.step >= last_step(run, state):
+            return
+        left = run.training.max_seconds - state.elapsed_seconds
+        steps = last_step(run, state) - state.step
+        self.report.note(
+            f"time: {duration(left)} of training.max_seconds = {run.training.max_seconds:g} are left, "
+            f"planned as {counted(steps, 'step')} until this process has measured its own"
+        )
+
+    def note_if_finished(self) -> None:
+        """Nothing is trained where the run has all steps that it is asked for, or more."""
+        run, state = self.run, self.state
+        if not state.step or state.step < last_step(run, state):
+            return
+        key = "training.tokens" if run.training.tokens else "training.steps"
+        if run.training.step_plan and not run.training.max_seconds:
+            key = "training.step_plan"
+        if run.training.max_seconds and state.step < most_steps(run, state):
+            key = "training.max_seconds"
+        used = ""
+        if run.training.max_seconds:
+            used = f", {duration(state.elapsed_seconds)} of training"
+        done = f"{counted(state.step, 'step')} {'is' if state.step == 1 else 'are'} done"
+        asked = run.training.tokens if key == "training.tokens" else last_step(run, state)
+        has_more = (state.tokens if key == "training.tokens" else state.step) > asked
+        more = (
+            f", more than {key} = {asked:,} asks for"
+            if has_more and not run.training.max_seconds
+            else ""
+        )
+        self.report.note(
+            f"this run is finished: its {done}{more}{used}.{self.cut_short()} "
+            f"To go on, raise {key}; to begin anew, name another job.dump_folder"
+        )
+
+    def cut_short(self) -> str:
+        """What a finished run lacks whose budget was used up long before its plan was over."""
+        plan, step = self.state.plan, self.state.step
+        if len(plan) < 2 or plan[-1] != (step, step):
+            return ""
+        done = progress(plan[:-1], step)
+        if done > 1 - NOTED_SHARE:
+            return ""
+        return f" Its time was up at {done:.0%} of the plan, so the learning rate has not decayed to its floor."
+
+    def note_a_jump(self) -> None:
+        """Where the settings give the last step another rate than it had, the rate jumps; that is
+        seldom meant."""
+        run, state = self.run, self.state
+        if not state.step or state.step >= last_step(run, state) or state.mesh.rank():
+            return
+        if (
+            state.plan
+            and progress(state.plan, state.step) == 1
+            and run.lr_scheduler.name != "constant"
+        ):
+            rate = learning_rate(run, state)
+            self.report.note(
+                f"the decay of the learning rate is over: the run goes on with its floor, {rate:.3g}"
+            )
+        had = recorded_rate(run, state.step)
+        before = Before(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
+        was, follows = learning_rate(run, before), learning_rate(run, state)
+        if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):
+            return
+        self.report.note(
+            f"the learning rate jumps: step {state.step:,} had {had:.3g}, "
+            f"the next one has {follows:.3g}, since "
+            "the schedule has changed (its length, its settings, or optimizer.lr). "
+            "checkpoint.load_step goes back to a step before the decay; "
+            "lr_scheduler.name = constant with a lower optimizer.lr goes on without a jump"
+        )
+
+    def step_is_done(self, seconds: float) -> None:
+        self.pace.add_step(seconds)
+        if len(self.pace.steps) == MEASURED_STEPS and not self.run.training.max_seconds:
+            self.note_duration()
+
+    def evaluation_is_done(self) -> None:
+        self.pace.eval_seconds = self.pause_is_over()
+
+    def save_is_done(self) -> None:
+        self.pace.save_seconds = self.pause_is_over()
+
+    def pause_is_over(self) -> float:
+        """What came since the step, or since the last pause, was no step; it counts as time of
+        training. Its seconds."""
+        seconds = self.clock.read()["seconds"]
+        self.state.elapsed_seconds += seconds
+        return seconds
+
+    def note_duration(self) -> None:
+        """How long the rest of the run takes, by the steps that were measured."""
+        state, pace = self.state, self.pace
+        left = last_step(self.run, state) - state.step
+        if left < 1:
+            return
+        seconds = seconds_of(left, state.step, pace.seconds_per_step, pace.pauses)
+        unknown: list[str] = []
+        if 0 < pace.eval_interval < left and not pace.eval_seconds:
+            unknown.append("evaluations")
+        if 0 < pace.save_interval < left and not pace.save_seconds:
+            unknown.append("saves")
+        more = f", and {' and '.join(unknown)} beside them" if unknown else ""
+        about = f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
+        self.report.note(
+            f"time: {pace.seconds_per_step:.3g} s a step (measured): "
+            f"the {counted(left, 'step')} that {'is' if left == 1 else 'are'} left "
+            f"{'takes' if left == 1 else 'take'} {about}{more}"
+        )
+
+    def is_over(self) -> bool:
+        """Whether all steps are done, after a look at the clock where one is due."""
+        state, mesh = self.state, self.state.mesh
+        if self.run.training.max_seconds:
+            due = mesh.rank() == 0 and self.budget.due(
+                state.plan, state.step, state.elapsed_seconds
+            )
+            if mesh.any(due):
+                plan = state.plan
+                if mesh.rank() == 0:
+                    plan = self.budget.replanned(state.plan, state.step, state.elapsed_seconds)
+                self.take(plan)
+        return state.step >= last_step(self.run, state)
+
+    def take(self, plan: Plan) -> None:
+        """The plan of process 0 is that of all from here on; run.toml has it, and the console where
+        it says something new."""
+        run, state, mesh = self.run, self.state, self.state.mesh
+        before, state.plan = state.plan, mesh.from_first(plan)
+        if state.plan == before:
+            return
+        self.keep_plan()
+        self.report.expect(last_step(run, state))
+        total, was = state.plan[-1].total_steps, before[-1].total_steps if before else 0
+        is_measured = self.pace.first_step is not None
+        if abs(total - was) < NOTED_SHARE * was or (total == state.step and not is_measured):
+            return
+        pace = "at the mean speed so far"
+        if is_measured:
+            pace = f"{self.pace.seconds_per_step:.3g} s a step"
+        bound = " (the most that the settings allow)" if total == most_steps(run, state) else ""
+        now = f", after {was:,} planned before" if was else ""
+        left = max(0.0, run.training.max_seconds - state.elapsed_seconds)
+        self.report.note(
+            f"time: {pace}: {run.training.max_seconds:g} s of training are {counted(total, 'step')} = "
+            f"{total * run.tokens_per_step:,} tokens{bound}{now}; {duration(left)} left"
+        )
+
+    def keep_plan(self) -> None:
+        """run.toml has the plan, so that the run can be repeated with it. Collective over the
+        mesh."""
+        run, state, mesh = self.run, self.state, self.state.mesh
+        with mesh.agreed():
+            if state.plan and mesh.rank() == 0:
+                run.with_plan(state.plan).write(run.folder)
+
+
+def recorded_rate(run: Run, step: int) -> float | None:
+    """The learning rate that metrics.jsonl has for a step; None where it has none."""
+    metrics = run.folder / METRICS
+    if not metrics.exists():
+        return None
+    for record in last_records(metrics):
+        if record["step"] < step:
+            return None
+        if record["step"] == step and record.get("lr"):
+            return record["lr"]
+    return None

@@ -1,0 +1,400 @@
+"""aliases.py: every flag of flame on torchtitan (S1-25 to S1-110) lands in a setting or is refused with the reason; the others too."""
+
+import pytest
+
+from longfire.cli import main
+from longfire.config import aliases, recipe, settings
+from longfire.errors import SettingsError
+
+# flag -> (a value that users give, our key); in the order of the list of what flame documents (S1-26 .. S1-110)
+LANDS = {
+    "job.dump_folder": ("exp/x", "job.dump_folder"),
+    "job.description": ("a run", "job.description"),
+    "job.print_args": ("true", "job.print_args"),
+    "model.config": ("x.json", "model.config"),
+    "model.tokenizer_path": ("fla-hub/gla-1.3B-100B", "tokenizer.path"),
+    "profiling.enable_profiling": ("true", "profiling.enable_profiling"),
+    "profiling.save_traces_folder": ("profile_traces", "profiling.save_traces_folder"),
+    "profiling.profile_freq": ("10", "profiling.profile_freq"),
+    "profiling.enable_memory_snapshot": ("true", "profiling.enable_memory_snapshot"),
+    "profiling.save_memory_snapshot_folder": (
+        "memory_snapshot",
+        "profiling.save_memory_snapshot_folder",
+    ),
+    "optimizer.name": ("AdamW", "optimizer.name"),
+    "optimizer.eps": ("1e-8", "optimizer.eps"),
+    "optimizer.fused": ("true", "optimizer.fused"),
+    "optimizer.scheduler": ("wsd", "lr_scheduler.name"),
+    "optimizer.lr": ("3e-4", "optimizer.lr"),
+    "optimizer.min_lr_ratio": ("0.1", "lr_scheduler.min_lr_ratio"),
+    "training.batch_size": ("32", "training.batch_size"),
+    "training.seq_len": ("2048", "training.seq_len"),
+    "training.context_len": ("4096", "data.context_len"),
+    "training.varlen": ("true", "data.varlen"),
+    "training.warmup_steps": ("1024", "lr_scheduler.warmup_steps"),
+    "training.gradient_accumulation_steps": ("1", "training.gradient_accumulation_steps"),
+    "training.steps": ("20480", "training.steps"),
+    "training.max_norm": ("1.0", "training.max_norm"),
+    "training.skip_nan_inf": ("true", "training.skip_nan_inf"),
+    "training.dataset": ("HuggingFaceFW/fineweb-edu,other/set", "data.dataset"),
+    "training.dataset_name": ("default,", "data.dataset_name"),
+    "training.dataset_split": ("train,train", "data.dataset_split"),
+    "training.data_dir": (",sub", "data.data_dir"),
+    "training.data_files": ("a.jsonl,b.jsonl", "data.data_files"),
+    "training.data_probs": ("0.6,0.4", "data.data_probs"),
+    "training.streaming": ("true", "data.streaming"),
+    "training.num_workers": ("32", "data.num_workers"),
+    "training.prefetch_factor": ("2", "data.prefetch_factor"),
+    "training.data_parallel_replicate_degree": ("1", "parallelism.data_parallel_replicate_degree"),
+    "training.data_parallel_shard_degree": ("-1", "parallelism.data_parallel_shard_degree"),
+    "training.tensor_parallel_degree": ("1", "parallelism.tensor_parallel_degree"),
+    "training.mixed_precision_param": ("bfloat16", "model.compute_dtype"),
+    "training.compile": ("on", "training.compile"),
+    "training.gc_freq": ("50", "training.gc_freq"),
+    "training.seed": ("42", "training.seed"),
+    "training.deterministic": ("true", "training.deterministic"),
+    "metrics.log_freq": ("10", "metrics.log_freq"),
+    "metrics.enable_tensorboard": ("true", "metrics.enable_tensorboard"),
+    "metrics.disable_color_printing": ("true", "metrics.disable_color_printing"),
+    "metrics.save_tb_folder": ("tb", "metrics.save_tb_folder"),
+    "metrics.enable_wandb": ("true", "metrics.enable_wandb"),
+    "experimental.pipeline_parallel_degree": ("1", "parallelism.pipeline_parallel_degree"),
+    "experimental.pipeline_parallel_split_points": (
+        "layers.2",
+        "parallelism.pipeline_parallel_split_points",
+    ),
+    "experimental.context_parallel_rotate_method": (
+        "allgather",
+        "parallelism.context_parallel_strategy",
+    ),
+    "experimental.pipeline_parallel_schedule": ("GPipe", "parallelism.pipeline_parallel_schedule"),
+    "experimental.pipeline_parallel_schedule_csv": (
+        "x.csv",
+        "parallelism.pipeline_parallel_schedule_csv",
+    ),
+    "experimental.pipeline_parallel_microbatches": (
+        "4",
+        "parallelism.pipeline_parallel_microbatches",
+    ),
+    "training.enable_cpu_offload": ("true", "parallelism.cpu_offload"),
+    "comm.trace_buf_size": ("100", "comm.trace_buf_size"),
+    "experimental.context_parallel_degree": ("1", "parallelism.context_parallel_degree"),
+    "checkpoint.enable_checkpoint": ("true", "checkpoint.enable_checkpoint"),
+    "checkpoint.folder": ("checkpoint", "checkpoint.folder"),
+    "checkpoint.interval_type": ("seconds", "checkpoint.interval_type"),
+    "checkpoint.interval": ("500", "checkpoint.interval"),
+    "checkpoint.model_weights_only": ("true", "checkpoint.model_weights_only"),
+    "checkpoint.export_dtype": ("bfloat16", "checkpoint.export_dtype"),
+    "checkpoint.create_seed_checkpoint": ("true", "checkpoint.create_seed_checkpoint"),
+    "checkpoint.async_mode": ("async_with_pinned_mem", "checkpoint.async_mode"),
+    "checkpoint.keep_latest_k": ("2", "checkpoint.keep_latest_k"),
+    "checkpoint.load_step": ("-1", "checkpoint.load_step"),
+    "comm.init_timeout_seconds": ("300", "comm.init_timeout_seconds"),
+    "comm.train_timeout_seconds": ("100", "comm.train_timeout_seconds"),
+}
+# flag -> (what flame does by default, which is accepted; a value that is refused; a word of the reason)
+REFUSED = {
+    "job.use_for_integration_test": ("false", "true", "no effect in its own system"),
+    "model.norm_type": ("rmsnorm", "layernorm", "model.config names"),
+    "optimizer.early_step_in_backward": ("false", "true", "norm of all gradients"),
+    "training.disable_loss_parallel": ("false", "true", "always shared"),
+    "training.mixed_precision_reduce": ("float32", "bfloat16", "always summed in float32"),
+    "metrics.rank_0_only": ("true", "false", "process 0 tells"),
+    "experimental.enable_async_tensor_parallel": ("false", "true", "plain tensors"),
+    "experimental.enable_compiled_autograd": ("false", "true", "not proven here"),
+    "float8.enable_float8_linear": ("false", "true", "not supported yet"),
+    "float8.enable_fsdp_float8_all_gather": ("false", "true", "not supported yet"),
+    "float8.precompute_float8_dynamic_scale_for_fsdp": ("false", "true", "not supported yet"),
+    "float8.scaling_type_input": ("dynamic", "delayed", "not supported yet"),
+    "float8.scaling_type_weight": ("dynamic", "delayed", "not supported yet"),
+    "float8.scaling_type_grad_output": ("dynamic", "delayed", "not supported yet"),
+    "memory_estimation.enabled": (
+        "false",
+        "true",
+        "`longfire plan RECIPE --gpus N` estimates the memory",
+    ),
+    "memory_estimation.disable_fake_mode": (
+        "false",
+        "true",
+        "`longfire plan RECIPE --gpus N` estimates the memory",
+    ),
+}
+OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # S1-25, S1-26: tested below
+
+
+def sections(*, told=None, **overrides):
+    return recipe.sections(
+        recipe.read_words(overrides), note=(told if told is not None else []).append
+    )
+
+
+def setting(given, key):
+    section, name = key.split(".")
+    return getattr(given[section], name)
+
+
+def test_the_two_tables_are_the_whole_list():
+    assert len(LANDS) + len(REFUSED) + len(OF_THE_COMMAND) == 110 - 25 + 1
+    assert not LANDS.keys() & REFUSED.keys()
+
+
+@pytest.mark.parametrize("flag", LANDS)
+def test_a_flag_of_flame_lands_in_a_setting(flag):
+    value, key = LANDS[flag]
+    told = []
+    landed = setting(sections(told=told, **{flag: value}), key)
+    assert aliases.as_text(landed) == value or float(value) == landed
+    assert told == ([] if flag == key else [f"{flag} = {value!r} is now {key} = {value!r}"])
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_flag_without_a_meaning_here_is_refused_unless_it_asks_for_nothing(flag):
+    harmless, refused, reason = REFUSED[flag]
+    told = []
+    assert sections(told=told, **{flag: harmless}) == sections()
+    assert len(told) == 1 and "changes nothing here" in told[0]
+    with pytest.raises(SettingsError, match=reason) as error:
+        sections(**{flag: refused})
+    assert (
+        flag in str(error.value)
+        and repr(refused) in str(error.value)
+        and "leave it out" in str(error.value)
+    )
+
+
+def test_help_and_config_file_belong_to_the_command(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["train", "-h"])
+    assert "--training.seq_len" in capsys.readouterr().out
+    assert main(["train", "--job.config_file", "no-such.toml"]) == 2
+    assert "no-such.toml: no such recipe" in capsys.readouterr().err
+
+
+def test_every_alias_ends_in_a_setting_that_exists():
+    for spelling, old in aliases.ALIASES.items():
+        assert spelling not in recipe.SETTINGS, f"{spelling} is a setting of its own"
+        if isinstance(old, str):
+            assert old in recipe.SETTINGS, spelling
+        elif isinstance(old, aliases.Refused | aliases.Dropped):
+            assert len(old.reason) > 10, spelling
+    assert aliases.VALUES.keys() <= recipe.SETTINGS.keys()
+
+
+def test_no_spelling_means_two_things():
+    tables = (
+        aliases.FLAME_ACCELERATE,
+        aliases.FLAME_TORCHTITAN,
+        aliases.FLASH_ATTENTION,
+        aliases.RING_ATTENTION,
+    )
+    assert sum(map(len, tables)) == len(aliases.ALIASES)
+
+
+def test_the_line_of_flame_on_accelerate():
+    """S0-39, as `train.sh` takes it, with S0-23's default scheduler."""
+    line = "type=gla lr=3e-4 scheduler=cosine_with_min_lr batch=32 update=1 warmup=1024 steps=20480 context=2048 gpus=1 nodes=1"
+    line += " path=exp/gla-340M-10B project=fla model=configs/gla_340M.json data=HuggingFaceFW/fineweb-edu name=sample-10BT"
+    line += " cache=data/HuggingFaceFW/fineweb-edu/sample-10BT/train seed=42 save=2048 limit=1 logging=32 preprocessing=32 workers=32"
+    line += " optim=adamw_torch_fused decay=0.01 beta1=0.9 beta2=0.95 norm=1.0"
+    given = sections(**dict(word.split("=") for word in line.split()))
+    wanted = {
+        "optimizer.lr": 3e-4,
+        "lr_scheduler.name": "cosine",
+        "training.batch_size": 32,
+        "lr_scheduler.warmup_steps": 1024,
+        "training.gradient_accumulation_steps": 1,
+        "training.steps": 20480,
+        "training.seq_len": 2048,
+        "job.dump_folder": "exp/gla-340M-10B",
+        "metrics.wandb_project": "fla",
+        "model.config": "configs/gla_340M.json",
+        "data.dataset": ("HuggingFaceFW/fineweb-edu",),
+        "data.dataset_name": ("sample-10BT",),
+        "checkpoint.interval": 2048,
+        "checkpoint.keep_latest_k": 1,
+        "metrics.log_freq": 32,
+        "data.num_workers": 32,
+        "optimizer.name": "AdamW",
+        "optimizer.weight_decay": 0.01,
+        "training.max_norm": 1.0,
+    }
+    assert {key: setting(given, key) for key in wanted} == wanted
+    assert setting(sections(scheduler="warmup_stable_decay"), "lr_scheduler.name") == "wsd"
+    with pytest.raises(SettingsError, match=r"gpus = '8'.*scripts/train.sh"):
+        sections(gpus="8")
+
+
+def test_continual_training_is_told_by_what_model_points_at(tmp_path):
+    assert sections(model=str(tmp_path))["model"].weights == ""
+    (tmp_path / "model.safetensors").touch()
+    assert sections(model=str(tmp_path))["model"].weights == str(tmp_path)
+
+
+def test_what_ringattention_says_of_computing():
+    """S3-22 to S3-30, S3-46, S3-50: the README's own `update_llama_config`, and the same words alone."""
+    line = "dict(max_sequence_length=131072,scan_attention=True,scan_query_chunk_size=2048,scan_key_chunk_size=4096,remat_attention="
+    line += "'nothing_saveable',scan_mlp=True,scan_mlp_chunk_size=2048,remat_mlp='nothing_saveable',remat_block='nothing_saveable',"
+    line += "scan_layers=True,attention_type='blockwise',param_scan_axis=0,mesh_dim='1,1,4,64')"
+    given = sections(update_llama_config=line)
+    assert given["attention"] == settings.Attention("blockwise", 2048, 4096)
+    assert given["training"].mlp_chunk_size == 2048
+    assert given["activation_checkpoint"] == settings.ActivationCheckpoint("block")
+    alone = {
+        "scan_attention": "True",
+        "scan_query_chunk_size": "2048",
+        "scan_key_chunk_size": "4096",
+        "scan_mlp_chunk_size": "2048",
+        "remat_block": "nothing_saveable",
+        "remat_mlp": "",
+    }
+    assert sections(**alone) == given
+    both = sections(
+        update_llama_config="dict(remat_mlp='checkpoint_dots', remat_attention='checkpoint_dots', scan_mlp=True)"
+    )
+    assert both["activation_checkpoint"] == settings.ActivationCheckpoint(
+        "attention+mlp", ("matmuls",)
+    )
+    assert both["training"].mlp_chunk_size == 1024
+    off = sections(
+        update_llama_config="dict(scan_attention=False, scan_mlp=False, scan_query_chunk_size=8, scan_mlp_chunk_size=8)"
+    )
+    assert off == sections()
+    assert sections(attention_type="standard")["attention"].kind == "vanilla"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "value", "told"),
+    [
+        (
+            "update_llama_config",
+            "dict(num_hidden_layers=4)",
+            "num_hidden_layers: the shape of a model is in the file",
+        ),
+        ("update_llama_config", "dict(scan_mlp=f())", "is not written dict"),
+        (
+            "update_llama_config",
+            "dict(remat_mlp='checkpoint_dots', remat_attention='nothing_saveable')",
+            "one policy",
+        ),
+        ("attention_type", "flash", "standard, ring_standard, blockwise"),
+        ("scan_mlp", "True", "training.mlp_chunk_size says how many"),
+        (
+            "remat_mlp",
+            "save_some",
+            "activation_checkpoint.mode = 'mlp' and, as activation_checkpoint.policy",
+        ),
+        ("activation_checkpoint.selective_ac_option", "2", "n = 2"),
+    ],
+)
+def test_what_is_said_of_computing_and_cannot_be(spelling, value, told):
+    with pytest.raises(SettingsError, match=told):
+        sections(**{spelling: value})
+
+
+def test_selective_recomputation_of_torchtitan():
+    told = []
+    words = {
+        "activation_checkpoint.mode": "selective",
+        "activation_checkpoint.selective_ac_option": "op",
+    }
+    assert sections(told=told, **words)["activation_checkpoint"] == settings.ActivationCheckpoint(
+        "block", ("matmuls",)
+    )
+    assert len(told) == 2
+
+
+def test_a_checkpoint_is_named_by_its_step():
+    assert sections(checkpoint="exp/gla/checkpoint-8192")["checkpoint"].load_step == 8192
+    with pytest.raises(SettingsError, match="names no step"):
+        sections(checkpoint="exp/gla")
+
+
+def test_the_line_of_ring_attention():
+    """S3-38 to S3-67, with one device's mesh."""
+    given = sections(
+        **{
+            "mesh_dim": "1,1,1,1",
+            "dtype": "bf16",
+            "total_steps": "480000",
+            "log_freq": "200",
+            "save_model_freq": "0",
+            "save_milestone_freq": "1000",
+            "load_llama_config": "7b.json",
+            "update_llama_config": "",
+            "load_dataset_state": "",
+            "load_checkpoint": "params::/weights",
+            "tokenizer.vocab_file": "tokenizer.json",
+            "optimizer.type": "adamw",
+            "optimizer.adamw_optimizer.weight_decay": "0.1",
+            "optimizer.adamw_optimizer.lr": "1.5e-4",
+            "optimizer.adamw_optimizer.lr_warmup_steps": "2000",
+            "train_dataset.type": "json",
+            "train_dataset.text_processor.fields": "text",
+            "train_dataset.json_dataset.path": "data.jsonl",
+            "train_dataset.json_dataset.seq_length": "32768",
+            "train_dataset.json_dataset.batch_size": "64",
+            "train_dataset.json_dataset.tokenizer_processes": "16",
+            "checkpointer.save_optimizer_state": "True",
+        }
+    )
+    wanted = {
+        "model.compute_dtype": "bfloat16",
+        "training.steps": 480000,
+        "metrics.log_freq": 200,
+        "checkpoint.interval": 0,
+        "checkpoint.milestone_interval": 1000,
+        "model.config": "7b.json",
+        "model.weights": "/weights",
+        "tokenizer.path": "tokenizer.json",
+        "optimizer.name": "AdamW",
+        "optimizer.weight_decay": 0.1,
+        "optimizer.lr": 1.5e-4,
+        "lr_scheduler.warmup_steps": 2000,
+        "data.text_field": ("text",),
+        "data.dataset": ("data.jsonl",),
+        "training.seq_len": 32768,
+        "training.batch_size": 64,
+        "data.num_workers": 16,
+        "checkpoint.model_weights_only": False,
+    }
+    assert {key: setting(given, key) for key in wanted} == wanted
+    with pytest.raises(SettingsError, match="min_lr_ratio = end_lr / lr"):
+        sections(**{"optimizer.adamw_optimizer.end_lr": "1.5e-5"})
+    assert sections(mesh_dim="1,64,4,1")["parallelism"].mesh_dim == "1,64,4,1"
+
+
+def test_the_line_of_flash_attention():
+    """S2-48 to S2-56."""
+    given = sections(
+        **{
+            "trainer.devices": "1",
+            "trainer.precision": "bf16",
+            "datamodule.batch_size": "64",
+            "resume": "True",
+        }
+    )
+    assert given["model"].compute_dtype == "bfloat16" and given["training"].batch_size == 64
+    with pytest.raises(SettingsError, match="longfire train recipes/NAME.toml"):
+        sections(experiment="owt/gpt2s-flash")
+
+
+def test_an_alias_and_its_new_name_together_are_an_error():
+    with pytest.raises(
+        SettingsError, match=r"training\.warmup_steps and lr_scheduler\.warmup_steps both mean"
+    ):
+        sections(**{"training.warmup_steps": "5", "lr_scheduler.warmup_steps": "6"})
+
+
+def test_what_a_bare_flag_means():
+    assert aliases.bare_value("training.compile") == "on"
+    assert aliases.bare_value("training.streaming") == "true"
+    assert aliases.bare_value("float8.enable_float8_linear") == "true"
+    assert aliases.bare_value("training.dataset") == "" and aliases.bare_value("type") == ""
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("allgather", "allgather"), ("alltoall", "ring")])
+def test_torchtitans_all_to_all_of_keys_and_values_is_a_ring(theirs, ours):
+    given = sections(told=[], **{"experimental.context_parallel_rotate_method": theirs})
+    assert given["parallelism"].context_parallel_strategy == ours
+    with pytest.raises(SettingsError, match="allgather, alltoall"):
+        sections(told=[], **{"experimental.context_parallel_rotate_method": "ring"})
