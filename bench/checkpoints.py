@@ -23,7 +23,7 @@ from measure import arguments, print_table, seconds, write_result
 
 from longfire.checkpoint.checkpoint import Checkpoints, State, load
 from longfire.config import settings
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.initialise import materialise
@@ -43,7 +43,7 @@ SPEED, STALL, SECONDS = 0.8, 0.05, 10.0
 
 def state_of(size: dict[str, int], mesh: Mesh = ALONE) -> State:
     """With moments, as after a step."""
-    shape = ModelShape(
+    shape = ModelConfig(
         hidden_size=size["hidden"],
         num_hidden_layers=size["layers"],
         layer_types=("attention",),

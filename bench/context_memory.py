@@ -27,7 +27,7 @@ from measure import RESULTS, arguments, peak_rss_bytes, print_table, write_resul
 
 from longfire.checkpoint.checkpoint import State
 from longfire.config import settings
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.initialise import materialise
@@ -80,8 +80,8 @@ SIDES = {
 WHOLE = [name for name in SIDES if name != "ours, in time"]
 
 
-def small(layers: int) -> ModelShape:
-    return ModelShape(
+def small(layers: int) -> ModelConfig:
+    return ModelConfig(
         hidden_size=128,
         num_hidden_layers=layers,
         layer_types=("attention",),
@@ -91,10 +91,10 @@ def small(layers: int) -> ModelShape:
     )
 
 
-def hybrid(quick: bool) -> ModelShape:
+def hybrid(quick: bool) -> ModelConfig:
     """Three recurrent layers to one of windowed attention; 100M parameters, 41M of them the embedding and the head."""
     size, layers, wide, words = (64, 4, 192, 512) if quick else (640, 12, 1792, 32000)
-    return ModelShape(
+    return ModelConfig(
         hidden_size=size,
         num_hidden_layers=layers,
         layer_types=("gla", "gla", "gla", "attention"),
@@ -113,7 +113,7 @@ def batch_of(tokens: int, words: int) -> Batch:
 
 
 def made(
-    shape: ModelShape, side: Side, dtype: torch.dtype = torch.float32, mesh: Mesh = ALONE
+    shape: ModelConfig, side: Side, dtype: torch.dtype = torch.float32, mesh: Mesh = ALONE
 ) -> Model:
     return materialise(side.parallelized(on_meta(shape, dtype), mesh), 0, CPU)
 
@@ -144,7 +144,7 @@ class TellingClock(Clock):
 
 
 def one_step(
-    shape: ModelShape, side: Side, tokens: int, segments: int = 1, mesh: Mesh = ALONE
+    shape: ModelConfig, side: Side, tokens: int, segments: int = 1, mesh: Mesh = ALONE
 ) -> None:
     model = made(shape, side, mesh=mesh)
     state = State(model, make_optimizer(model, settings.Optimizer(), CPU), mesh=mesh)
@@ -153,7 +153,7 @@ def one_step(
 
 
 def one_step_of_many(
-    shape: ModelShape, side: Side, tokens: int, rank: int, processes: int, store: str
+    shape: ModelConfig, side: Side, tokens: int, rank: int, processes: int, store: str
 ) -> None:
     """The part of one process of a step whose rows all of them share."""
     torch.set_num_threads(1)

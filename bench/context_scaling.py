@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from measure import arguments, print_table, write_result
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Parallelism
 from longfire.data.batches import Batch
 from longfire.initialise import build
@@ -49,7 +49,7 @@ def model_of(size: dict[str, int], mixer: str) -> Model:
     settings = MIXERS[mixer]
     if size is QUICK or size == QUICK:
         settings = {**settings, **{key: 8 for key in ("head_dim", "state_size") if key in settings}}
-    shape = ModelShape(
+    shape = ModelConfig(
         hidden_size=size["hidden"],
         num_hidden_layers=size["layers"],
         layer_types=(mixer,),

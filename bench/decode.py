@@ -18,10 +18,10 @@ import torch
 import transformers
 from measure import alternate, arguments, medians, print_table, write_result
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.options import Sampling
 from longfire.generation.generate import Row, feed, steps
-from longfire.huggingface.load import load_weights, model_of, shape_in
+from longfire.huggingface.load import load_weights, model_config_in, model_of
 from longfire.initialise import build
 from longfire.mixers.cache import Cache
 from longfire.model import Model
@@ -72,7 +72,7 @@ def both_sides(
     theirs = transformers.LlamaForCausalLM(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        shape = shape_in(Path(folder))
+        shape = model_config_in(Path(folder))
         ours = model_of(shape, load_weights(folder, shape))
     ids = torch.randint(size["vocab_size"], (1, context + 1))
     with torch.no_grad():
@@ -110,7 +110,7 @@ def recurrent(
     name: str, contexts: tuple[int, int], tokens: int, repeats: int, layers: int
 ) -> list[dict[str, Any]]:
     """ms a token of one model behind a short and a long prompt."""
-    shape = ModelShape(
+    shape = ModelConfig(
         hidden_size=384,
         num_hidden_layers=layers,
         layer_types=(name,),

@@ -7,7 +7,7 @@ differ in gates, convolutions and sizes, so that what is compared are FLOP/s of 
 import torch
 from measure import alternate, arguments, medians, print_table, write_result
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.model import Model
@@ -35,7 +35,7 @@ CLASSES = {
 def made(mixer: str, settings: dict, hidden: int, layers: int) -> Model:
     mlp = {"mamba": "none", "mamba2": "none", "rwkv7": "channel_mix"}.get(mixer, "swiglu")
     return build(
-        ModelShape(hidden, layers, (mixer,), {mixer: settings}, vocab_size=4096, mlp=mlp), 0
+        ModelConfig(hidden, layers, (mixer,), {mixer: settings}, vocab_size=4096, mlp=mlp), 0
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from measure import RESULTS, arguments, print_table, write_result
 
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.evaluation.recall import accuracy, mqar
 from longfire.initialise import build
 from longfire.mixers import MIXERS
@@ -35,12 +35,12 @@ RESULT = RESULTS / "mqar.json"
 RIGHT, LOOK_STEPS, TEST_ROWS = 0.99, 100, 256
 
 
-def shape_of(name: str, words: int) -> ModelShape:
+def model_config_of(name: str, words: int) -> ModelConfig:
     """Two layers of a mixer, with those of these settings that it has."""
     wanted = {"num_heads": 2, "head_dim": 32, "use_short_conv": True}
-    known = {field.name for field in fields(MIXERS[mixer_of(name)].Shape)}
+    known = {field.name for field in fields(MIXERS[mixer_of(name)].Config)}
     settings = {key: value for key, value in wanted.items() if key in known}
-    return ModelShape(
+    return ModelConfig(
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
         layer_types=(name,),
@@ -76,7 +76,7 @@ def train(
     name: str, tests: tuple[tuple[int, int], ...], words: int, steps: int, lr: float
 ) -> list[dict[str, Any]]:
     """Train one mixer; a row for each test with the accuracy that it reached."""
-    model = build(shape_of(name, words), seed=0)
+    model = build(model_config_of(name, words), seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, lr / 100)
     began, reached = time.perf_counter(), []

@@ -20,7 +20,7 @@ from measure import arguments, print_table, write_result
 
 from longfire.checkpoint.checkpoint import State
 from longfire.config import settings
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.data.batches import Batch
 from longfire.device import Clock
 from longfire.initialise import materialise
@@ -55,7 +55,7 @@ PLANS = {"FSDP": {"dp_shard": 2}, "replicas": {"dp_replicate": 2}, "two that sha
 
 
 def state_of(size: dict[str, int], mesh: Mesh) -> State:
-    shape = ModelShape(
+    shape = ModelConfig(
         hidden_size=size["hidden"],
         num_hidden_layers=size["layers"],
         layer_types=("attention",),

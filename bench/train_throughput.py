@@ -23,7 +23,7 @@ from torch import Tensor
 
 from longfire.checkpoint.checkpoint import State
 from longfire.config import settings
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.data.batches import Batch
 from longfire.device import Clock, matmul_peak
 from longfire.initialise import build
@@ -57,7 +57,7 @@ Step = Callable[[Tensor], None]
 
 def ours(size: dict[str, int], dtype: torch.dtype, compiled: bool) -> tuple[Step, float]:
     """A step on ids (rows, tokens + 1), and the FLOPs of a token's forward and backward."""
-    shape = ModelShape(
+    shape = ModelConfig(
         hidden_size=size["hidden"],
         num_hidden_layers=size["layers"],
         layer_types=("attention",),

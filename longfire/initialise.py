@@ -12,7 +12,7 @@ from longfire.config.model_config import (
     INITIALIZER_RANGE,
     MIXERS_BY_DEPTH,
     PUBLISHED,
-    ModelShape,
+    ModelConfig,
     mixer_of,
 )
 from longfire.errors import SettingsError
@@ -27,13 +27,13 @@ Rule = Callable[[Tensor, torch.Generator], object]  # fills a whole parameter in
 
 
 def build(
-    shape: ModelShape,
+    config: ModelConfig,
     seed: int,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
 ) -> Model:
     """A model with fp32 master parameters on `device`, initialised by (seed, name, shape)."""
-    return materialise(on_meta(shape, compute_dtype), seed, device)
+    return materialise(on_meta(config, compute_dtype), seed, device)
 
 
 def materialise(model: Model, seed: int, device: torch.device | str) -> Model:
@@ -63,7 +63,7 @@ def initialise(model: Model, seed: int) -> None:
             split, generator = model.splits.get(name), keyed_generator(seed, name)
             first = torch.empty(whole_shape(parameter, split), dtype=torch.float32)
             rule = own.get(name) or rule_of(
-                role_of(name, module, outputs), model.shape, published.get(name)
+                role_of(name, module, outputs), model.config, published.get(name)
             )
             with torch.no_grad():
                 rule(first, generator)
@@ -92,9 +92,9 @@ def published_rules(model: Model) -> dict[str, Rule]:
         for module_name, module in model.named_modules()
         for leaf, rule in getattr(module, "published_init", {}).items()
     }
-    mixers = {mixer_of(name) for name in model.shape.layer_types}
+    mixers = {mixer_of(name) for name in model.config.layer_types}
     if len(mixers) == 1:
-        rules |= MIXERS[mixers.pop()].published_ends(model.shape)
+        rules |= MIXERS[mixers.pop()].published_ends(model.config)
     return rules
 
 
@@ -105,15 +105,15 @@ def output_weights(model: Model) -> set[str]:
     Raises SettingsError where `init_outputs` asks for them and a mixer does not say which they are.
     """
     found = set()
-    parts = (".mixer",) if model.shape.init_outputs == MIXERS_BY_DEPTH else (".mixer", ".mlp")
+    parts = (".mixer",) if model.config.init_outputs == MIXERS_BY_DEPTH else (".mixer", ".mlp")
     for name, module in model.named_modules():
         if not name.endswith(parts):
             continue
         ends = [leaf for leaf, role in getattr(module, "roles", {}).items() if role == "row"]
         found |= {f"{name}.{leaf}.weight" for leaf in ends}
-        if not ends and model.shape.init_outputs != PUBLISHED:
+        if not ends and model.config.init_outputs != PUBLISHED:
             raise SettingsError(
-                f"model shape: init_outputs = {model.shape.init_outputs!r}, but {type(module).__name__} "
+                f"model config: init_outputs = {model.config.init_outputs!r}, but {type(module).__name__} "
                 'does not say which matrix ends it: give its `roles` an entry "row"'
             )
     return found
@@ -138,7 +138,7 @@ def role_of(name: str, module: nn.Module, outputs: set[str]) -> str:
     )
 
 
-def rule_of(role: str, shape: ModelShape, published: Rule | None = None) -> Rule:
+def rule_of(role: str, config: ModelConfig, published: Rule | None = None) -> Rule:
     """How parameters of a role begin: norms 1, biases 0, weights as `init_<role>` of the shape
     says.
 
@@ -148,13 +148,13 @@ def rule_of(role: str, shape: ModelShape, published: Rule | None = None) -> Rule
         return lambda tensor, generator: tensor.fill_(1.0)
     if role == "bias":
         return zeros
-    wanted = getattr(shape, f"init_{role}")
+    wanted = getattr(config, f"init_{role}")
     if wanted == PUBLISHED and published is not None:
         return published
     if wanted in (PUBLISHED, INITIALIZER_RANGE):
-        return normal(shape.initializer_range)
+        return normal(config.initializer_range)
     if wanted in (BY_DEPTH, MIXERS_BY_DEPTH):
-        return normal(shape.initializer_range / (2 * shape.num_hidden_layers) ** 0.5)
+        return normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
     return NAMED_RULES[wanted] if isinstance(wanted, str) else normal(wanted)
 
 

@@ -45,8 +45,8 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
         batch.labels_BT.flatten(),
         chunk_tokens=chunk_tokens,
         words=model.words,
-        softcap=model.shape.final_logit_softcapping,
-        l2_warp=model.shape.use_l2warp,
+        softcap=model.config.final_logit_softcapping,
+        l2_warp=model.config.use_l2warp,
     )
 
 
@@ -75,7 +75,7 @@ def losses_of(
         labels_BT.flatten(),
         chunk_tokens=chunk_tokens,
         words=model.words,
-        softcap=model.shape.final_logit_softcapping,
+        softcap=model.config.final_logit_softcapping,
     )
     nats_BT, greedy_BT = (x.view_as(labels_BT) for x in found)
     return nats_BT, greedy_BT

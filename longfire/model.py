@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import GATED_MLPS, ModelShape, mixer_of
+from longfire.config.model_config import GATED_MLPS, ModelConfig, mixer_of
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import IDS, Cache
 from longfire.mixers.channel_mix import ChannelMix
-from longfire.mixers.mixer import Sequence, read_mixer_shape
+from longfire.mixers.mixer import Sequence, read_mixer_config
 from longfire.ops.cross_entropy import Words, softcapped
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
@@ -26,11 +26,11 @@ MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = (
 )  # where noise is used: in a block, and from block to block
 
 
-def make_norm(shape: ModelShape) -> nn.Module:
+def make_norm(config: ModelConfig) -> nn.Module:
     """A norm of the residual stream."""
-    if shape.norm == "rmsnorm":
-        return RMSNorm(shape.hidden_size, shape.norm_eps, shape.norm_affine)
-    return LayerNorm(shape.hidden_size, shape.norm_eps, shape.norm_affine, shape.norm_bias)
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.hidden_size, config.norm_eps, config.norm_affine)
+    return LayerNorm(config.hidden_size, config.norm_eps, config.norm_affine, config.norm_bias)
 
 
 class Block(nn.Module):
@@ -44,19 +44,19 @@ class Block(nn.Module):
     and MLP compute in, which the stream itself has too unless residual_in_fp32.
     """
 
-    def __init__(self, shape: ModelShape, layer: int, inner: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, inner: torch.dtype) -> None:
         super().__init__()
-        name = shape.layer_types[layer]
+        name = config.layer_types[layer]
         mixer_class = MIXERS[mixer_of(name)]
-        mixer_shape = read_mixer_shape(
-            mixer_class, name, shape.mixers.get(name, {}), shape.hidden_size
+        mixer_shape = read_mixer_config(
+            mixer_class, name, config.mixers.get(name, {}), config.hidden_size
         )
-        self.kind, self.dropout, self.inner = shape.block, shape.dropout, inner
-        self.mixer_norm = make_norm(shape)
-        self.mixer = mixer_class(shape, mixer_shape, layer)
-        self.mlp = make_mlp(shape, layer)
+        self.kind, self.dropout, self.inner = config.block, config.dropout, inner
+        self.mixer_norm = make_norm(config)
+        self.mixer = mixer_class(config, mixer_shape, layer)
+        self.mlp = make_mlp(config, layer)
         self.mlp_norm = (
-            None if self.mlp is None or self.kind == "parallel_tied" else make_norm(shape)
+            None if self.mlp is None or self.kind == "parallel_tied" else make_norm(config)
         )
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -96,13 +96,13 @@ class Block(nn.Module):
         return self.mixer.flops_per_token(seq_len) + 2 * sum(p.numel() for p in matrices)
 
 
-def make_mlp(shape: ModelShape, layer: int) -> nn.Module | None:
-    if shape.mlp == "none":
+def make_mlp(config: ModelConfig, layer: int) -> nn.Module | None:
+    if config.mlp == "none":
         return None
-    if shape.mlp == "channel_mix":
-        return ChannelMix(shape, layer)
-    made = GatedMLP if shape.mlp in GATED_MLPS else UngatedMLP
-    return made(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias)
+    if config.mlp == "channel_mix":
+        return ChannelMix(config, layer)
+    made = GatedMLP if config.mlp in GATED_MLPS else UngatedMLP
+    return made(config.mlp, config.hidden_size, config.intermediate_size, config.mlp_bias)
 
 
 class Model(nn.Module):
@@ -120,25 +120,25 @@ class Model(nn.Module):
     copy that counts.
     """
 
-    def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        assert shape.vocab_size > 0, (
+        assert config.vocab_size > 0, (
             "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
         )
-        self.shape, self.compute_dtype = shape, compute_dtype
-        self.embed = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.config, self.compute_dtype = config, compute_dtype
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = (
-            nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
-            if shape.learned_positions
+            nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            if config.learned_positions
             else None
         )
-        self.embed_norm = make_norm(shape) if shape.embed_norm else None
+        self.embed_norm = make_norm(config) if config.embed_norm else None
         self.layers = nn.ModuleList(
-            Block(shape, layer, compute_dtype) for layer in range(shape.num_hidden_layers)
+            Block(config, layer, compute_dtype) for layer in range(config.num_hidden_layers)
         )
-        self.shared = nn.ModuleDict(modules_of_all_layers(shape, self.layers))
-        self.norm = nn.Identity() if shape.block == "post" else make_norm(shape)
-        self.head = Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        self.shared = nn.ModuleDict(modules_of_all_layers(config, self.layers))
+        self.norm = nn.Identity() if config.block == "post" else make_norm(config)
+        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
         self.splits: dict[str, Split] = {}
         self.partial: set[str] = set()
@@ -156,7 +156,7 @@ class Model(nn.Module):
     def tie(self) -> None:
         """Let the head share the embedding's parameter, if the shape says so: again after to_empty,
         which gives each its own."""
-        if self.shape.tie_word_embeddings and self.head is not None:
+        if self.config.tie_word_embeddings and self.head is not None:
             self.head.weight = self.embed.weight
 
     @property
@@ -223,7 +223,7 @@ class Model(nn.Module):
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
         return dropout(
-            x_BTD, self.shape.embed_dropout, seq.noise_BT
+            x_BTD, self.config.embed_dropout, seq.noise_BT
         )  # last: a norm would undo its scale
 
     def blocks(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -252,13 +252,13 @@ class Model(nn.Module):
     @property
     def stream_dtype(self) -> torch.dtype:
         """The type of what goes from block to block."""
-        return torch.float32 if self.shape.residual_in_fp32 else self.compute_dtype
+        return torch.float32 if self.config.residual_in_fp32 else self.compute_dtype
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses
         loss.py."""
         logits_BTW = self.head(self.to_head(hidden_BTD)).float()
-        return softcapped(logits_BTW, self.shape.final_logit_softcapping)
+        return softcapped(logits_BTW, self.config.final_logit_softcapping)
 
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a row of `seq_len`, head included; a
@@ -270,28 +270,28 @@ class Model(nn.Module):
         here.
         """
         with torch.device("meta"):
-            blocks = sum(block.flops_per_token(seq_len) for block in Model(self.shape).layers)
-        return blocks + 2 * self.shape.hidden_size * self.shape.vocab_size
+            blocks = sum(block.flops_per_token(seq_len) for block in Model(self.config).layers)
+        return blocks + 2 * self.config.hidden_size * self.config.vocab_size
 
 
 def as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def modules_of_all_layers(shape: ModelShape, layers: Iterable[Block]) -> dict[str, nn.Module]:
+def modules_of_all_layers(config: ModelConfig, layers: Iterable[Block]) -> dict[str, nn.Module]:
     """What the model holds once for all layers of a mixer, by the mixer's name: made by the first
     of them whose own settings need it (a variant may go without)."""
     modules: dict[str, nn.Module] = {}
-    for block, name in zip(layers, map(mixer_of, shape.layer_types)):
+    for block, name in zip(layers, map(mixer_of, config.layer_types)):
         if block.mixer.whole_model is None or name in modules:
             continue
-        module = block.mixer.whole_model(shape, block.mixer.shape)
+        module = block.mixer.whole_model(config, block.mixer.config)
         if list(module.parameters()):
             modules[name] = module
     return modules
 
 
-def on_meta(shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> Model:
+def on_meta(config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> Model:
     """A model without memory, for parallel/apply.py to take apart before it gets any."""
     with torch.device("meta"):
-        return Model(shape, compute_dtype)
+        return Model(config, compute_dtype)

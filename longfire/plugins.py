@@ -54,9 +54,9 @@ def add_mixers(path: Path, table: object) -> None:
             f"{path}: MIXERS must be a table of names and classes, as in longfire/mixers/__init__.py"
         )
     for name, mixer in table.items():
-        if not (isinstance(mixer, type) and issubclass(mixer, Mixer) and hasattr(mixer, "Shape")):
+        if not (isinstance(mixer, type) and issubclass(mixer, Mixer) and hasattr(mixer, "Config")):
             raise SettingsError(
-                f"{path}: MIXERS[{name!r}] is no class derived from longfire.mixers.mixer.Mixer with a Shape"
+                f"{path}: MIXERS[{name!r}] is no class derived from longfire.mixers.mixer.Mixer with a Config"
             )
         if name in MIXERS:
             raise SettingsError(

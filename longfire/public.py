@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from longfire import ops
     from longfire.checkpoint.weights import build, load
-    from longfire.config.model_config import ModelShape as ModelConfig
+    from longfire.config.model_config import ModelConfig as ModelConfig
     from longfire.config.options import Sampling
     from longfire.data.batches import Batch, Batches
     from longfire.data.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ PLACES = {
     "Batch": ("longfire.data.batches", "Batch"),
     "Batches": ("longfire.data.batches", "Batches"),
     "Model": ("longfire.model", "Model"),
-    "ModelConfig": ("longfire.config.model_config", "ModelShape"),
+    "ModelConfig": ("longfire.config.model_config", "ModelConfig"),
     "Sampling": ("longfire.config.options", "Sampling"),
     "Tokenizer": ("longfire.data.tokenizer", "Tokenizer"),
     "build": ("longfire.checkpoint.weights", "build"),

@@ -129,7 +129,7 @@ def declared(mixer: type[Mixer]) -> str:
 
 def settings_of(mixer: type[Mixer]) -> str:
     """The table of model_keys.py, without its heading."""
-    section = model_keys.section("", model_keys.shape_fields(mixer.Shape))
+    section = model_keys.section("", model_keys.config_fields(mixer.Config))
     return section.split("\n\n", 1)[1]
 
 

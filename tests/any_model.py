@@ -5,10 +5,10 @@ from typing import Any
 from conftest import MIXER_SETTINGS
 from hypothesis import strategies as some
 
-from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS, ModelShape
+from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS, ModelConfig
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
-from longfire.mixers.mixer import read_mixer_shape
+from longfire.mixers.mixer import read_mixer_config
 
 HIDDEN = 32
 YES = (False, True)
@@ -185,7 +185,7 @@ BLOCKS: list[list[dict[str, Any]]] = [
 
 
 @some.composite
-def shapes(draw: some.DrawFn, names: tuple[str, ...] = tuple(MIXERS)) -> ModelShape:
+def shapes(draw: some.DrawFn, names: tuple[str, ...] = tuple(MIXERS)) -> ModelConfig:
     """A model of up to three layers, of which two may have one mixer with other settings each."""
     kinds = draw(some.lists(some.sampled_from(names), min_size=1, max_size=3))
     types, mixers = [], {}
@@ -200,7 +200,7 @@ def shapes(draw: some.DrawFn, names: tuple[str, ...] = tuple(MIXERS)) -> ModelSh
         around["mlp_bias"] = False
     if around["mlp"] == "none" and around["block"].startswith("parallel"):
         around["block"] = "pre"
-    shape = ModelShape(
+    shape = ModelConfig(
         HIDDEN, len(types), tuple(types), mixers, vocab_size=97, intermediate_size=48, **around
     )
     return shape.with_vocabulary(97)
@@ -213,7 +213,7 @@ def settings_of(draw: some.DrawFn, mixer: str) -> dict[str, Any]:
     for choices in OPTIONS[mixer]:
         tried = {**given, **draw(some.sampled_from(choices))}
         try:
-            read_mixer_shape(MIXERS[mixer], mixer, tried, HIDDEN)
+            read_mixer_config(MIXERS[mixer], mixer, tried, HIDDEN)
         except SettingsError:  # options that exclude each other
             continue
         given = tried

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longfire import ops
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.initialise import build, keyed_generator
 from longfire.model import Model
 from longfire.ops import bf16
@@ -49,7 +49,7 @@ BLOCK_SETTINGS = {
 }
 
 
-def tiny_shape(*layer_types: str, **changes) -> ModelShape:
+def tiny_config(*layer_types: str, **changes) -> ModelConfig:
     """A two-layer (or one layer a type) model of hidden size 32 and 97 words."""
     types = layer_types or ("gla", "attention")
     fields = {
@@ -61,12 +61,12 @@ def tiny_shape(*layer_types: str, **changes) -> ModelShape:
         "mixers": {name: dict(MIXER_SETTINGS[mixer_of(name)]) for name in types},
     }
     own = BLOCK_SETTINGS.get(types[0], {}) if len(set(types)) == 1 else {}
-    return ModelShape(**{**fields, **own, **changes})
+    return ModelConfig(**{**fields, **own, **changes})
 
 
 def tiny_model(*layer_types: str, seed: int = 0, device: str = "cpu", **changes) -> Model:
-    """`tiny_shape` built, with parameters large enough that every one of them matters: none that is zero."""
-    model = build(tiny_shape(*layer_types, **{"initializer_range": 0.2, **changes}), seed, device)
+    """`tiny_config` built, with parameters large enough that every one of them matters: none that is zero."""
+    model = build(tiny_config(*layer_types, **{"initializer_range": 0.2, **changes}), seed, device)
     for name, parameter in model.named_parameters():
         if not parameter.any():
             parameter.data += 0.2 * torch.randn(
@@ -129,9 +129,9 @@ def forget_choices():
     ops._choices.clear()
 
 
-@pytest.fixture(name="tiny_shape")
-def tiny_shape_fixture():
-    return tiny_shape
+@pytest.fixture(name="tiny_config")
+def tiny_config_fixture():
+    return tiny_config
 
 
 @pytest.fixture(name="tiny_model")

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 import torch
-from conftest import tiny_shape
+from conftest import tiny_config
 
 from longfire.checkpoint.checkpoint import State
 from longfire.config import settings
@@ -97,7 +97,7 @@ def state_of(
     **changes: Any,
 ) -> State:
     """A tiny model at step 0 under the plan, parameters and all else in this type."""
-    model = on_meta(tiny_shape(*mixers, **{"initializer_range": 0.05, **changes}), dtype).to(dtype)
+    model = on_meta(tiny_config(*mixers, **{"initializer_range": 0.05, **changes}), dtype).to(dtype)
     remat, parallelism = (
         settings.ActivationCheckpoint(plan.remat),
         settings.Parallelism(**plan.given),

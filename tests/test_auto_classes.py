@@ -7,7 +7,7 @@ import sys
 import pytest
 from safetensors.torch import save_file
 
-from longfire.huggingface.families import config_from_shape
+from longfire.huggingface.families import config_to_hf
 from longfire.huggingface.own_config import LONGFIRE
 from longfire.huggingface.tensors import to_theirs
 
@@ -15,9 +15,9 @@ from longfire.huggingface.tensors import to_theirs
 @pytest.fixture
 def folder(tmp_path, tiny_model):
     model = tiny_model("gla", "kda")
-    (tmp_path / "config.json").write_text(json.dumps(config_from_shape(model.shape)))
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(model.config)))
     save_file(
-        to_theirs(LONGFIRE, model.shape, dict(model.state_dict())),
+        to_theirs(LONGFIRE, model.config, dict(model.state_dict())),
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )

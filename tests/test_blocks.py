@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.errors import SettingsError
 from longfire.initialise import build
 from longfire.loss import loss_sum
@@ -75,9 +75,9 @@ def test_layer_norm_without_bias(tiny_model):
     assert "norm.weight" in names and "norm.bias" not in names
 
 
-def test_residual_in_fp32_keeps_what_bf16_loses(tiny_shape):
+def test_residual_in_fp32_keeps_what_bf16_loses(tiny_config):
     """2^-10 beside 1 is lost in bf16 (8 bits) and kept in fp32."""
-    shape = tiny_shape("gla", residual_in_fp32=True)
+    shape = tiny_config("gla", residual_in_fp32=True)
     model = build(shape, 0, compute_dtype=torch.bfloat16)
     block, x = model.layers[0], torch.ones(1, 3, 32)
     block.mixer.forward = lambda h, seq: torch.full_like(h, 2**-10)
@@ -147,7 +147,7 @@ def test_norms_of_q_and_k(tiny_model, mixer, affine):
 
 
 def test_padded_vocabulary():
-    shape = ModelShape(32, 1, ("gla",), {"gla": {"num_heads": 2}}, pad_vocab_multiple=64)
+    shape = ModelConfig(32, 1, ("gla",), {"gla": {"num_heads": 2}}, pad_vocab_multiple=64)
     assert (
         shape.with_vocabulary(97).vocab_size == 128 and shape.with_vocabulary(128).vocab_size == 128
     )
@@ -164,17 +164,17 @@ def test_padded_vocabulary():
         ({"pad_vocab_multiple": 0}, "pad_vocab_multiple"),
     ],
 )
-def test_what_cannot_be_is_named(tiny_shape, changes, message):
+def test_what_cannot_be_is_named(tiny_config, changes, message):
     with pytest.raises(SettingsError, match=message):
-        tiny_shape("gla", **changes)
+        tiny_config("gla", **changes)
 
 
-def test_variants_have_settings_of_their_own(tiny_shape):
+def test_variants_have_settings_of_their_own(tiny_config):
     mixers = {"attention": {"num_heads": 4}, "attention:local": {"num_heads": 2, "window_size": 5}}
-    shape = ModelShape(32, 2, ("attention:local", "attention"), mixers, vocab_size=97)
+    shape = ModelConfig(32, 2, ("attention:local", "attention"), mixers, vocab_size=97)
     model = build(shape, 0)
-    assert [block.mixer.shape.window_size for block in model.layers] == [5, 0]
-    again = ModelShape.from_dict(shape.to_dict(), "config.json", ("attention",))
+    assert [block.mixer.config.window_size for block in model.layers] == [5, 0]
+    again = ModelConfig.from_dict(shape.to_dict(), "config.json", ("attention",))
     assert again == shape
 
 
@@ -194,7 +194,7 @@ class TestDropout:
 
     def test_only_with_noise(self, tiny_model):
         model = tiny_model("attention", **self.CHANGES)
-        assert model.shape.drops
+        assert model.config.drops
         assert self.loss(model, None) == self.loss(model, None)
         first, second = (self.loss(model, row_noise(seed, 0, 4, 20, "cpu")) for seed in (0, 1))
         assert first != second != self.loss(model, None)

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.dtype
 
 
 @pytest.fixture
-def run(tmp_path, tiny_shape) -> Run:
-    (tmp_path / "shape.json").write_text(json.dumps(tiny_shape("gla", vocab_size=0).to_dict()))
+def run(tmp_path, tiny_config) -> Run:
+    (tmp_path / "shape.json").write_text(json.dumps(tiny_config("gla", vocab_size=0).to_dict()))
     (tmp_path / "texts.jsonl").write_text('{"text": "fire"}\n' * 9)
     overrides = {
         "job.dump_folder": tmp_path / "run",

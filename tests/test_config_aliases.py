@@ -268,7 +268,7 @@ def test_what_ringattention_says_of_computing():
         (
             "update_llama_config",
             "dict(num_hidden_layers=4)",
-            "num_hidden_layers: the shape of a model is in the file",
+            "num_hidden_layers: the config of a model is in the file",
         ),
         ("update_llama_config", "dict(scan_mlp=f())", "is not written dict"),
         (

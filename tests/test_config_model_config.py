@@ -5,7 +5,7 @@ import json
 import pytest
 
 from longfire.config.config_file import read_config
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.errors import SettingsError
 
 MIXERS = ("attention", "gla")
@@ -18,19 +18,19 @@ GOOD = {
 
 
 def test_a_pattern_of_layer_types_repeats():
-    shape = ModelShape.from_dict(GOOD, "x.json", MIXERS)
+    shape = ModelConfig.from_dict(GOOD, "x.json", MIXERS)
     assert shape.layer_types == ("gla", "attention", "gla", "attention")
     assert shape.mixers == {"gla": {"num_heads": 2}}
 
 
 def test_the_default_mlp_width_is_flas():
     # fla: int(hidden * 4 * 2 / 3) rounded up to a multiple of 256; gla-340M: hidden 1024 -> 2816
-    assert ModelShape(1024, 2, ("gla",)).intermediate_size == 2816
+    assert ModelConfig(1024, 2, ("gla",)).intermediate_size == 2816
 
 
 def test_to_dict_and_back():
-    shape = ModelShape.from_dict(GOOD, "x.json", MIXERS)
-    assert ModelShape.from_dict(json.loads(json.dumps(shape.to_dict())), "x.json", MIXERS) == shape
+    shape = ModelConfig.from_dict(GOOD, "x.json", MIXERS)
+    assert ModelConfig.from_dict(json.loads(json.dumps(shape.to_dict())), "x.json", MIXERS) == shape
 
 
 @pytest.mark.parametrize(
@@ -83,27 +83,27 @@ def test_to_dict_and_back():
 )
 def test_a_wrong_shape_names_key_value_and_mend(change, told):
     with pytest.raises(SettingsError, match=told.replace("(", r"\(")):
-        ModelShape.from_dict({**GOOD, **change}, "x.json", MIXERS)
+        ModelConfig.from_dict({**GOOD, **change}, "x.json", MIXERS)
 
 
 def test_a_missing_key_is_named():
     with pytest.raises(SettingsError, match="x.json: layer_types missing"):
-        ModelShape.from_dict(
+        ModelConfig.from_dict(
             {k: v for k, v in GOOD.items() if k != "layer_types"}, "x.json", MIXERS
         )
 
 
 def test_the_vocabulary_comes_from_the_tokenizer_unless_the_config_has_more_words():
-    open_shape = ModelShape.from_dict(GOOD, "x.json", MIXERS)
+    open_shape = ModelConfig.from_dict(GOOD, "x.json", MIXERS)
     assert open_shape.with_vocabulary(300).vocab_size == 300
-    padded = ModelShape.from_dict({**GOOD, "vocab_size": 512}, "x.json", MIXERS)
+    padded = ModelConfig.from_dict({**GOOD, "vocab_size": 512}, "x.json", MIXERS)
     assert padded.with_vocabulary(300).vocab_size == 512
     with pytest.raises(SettingsError, match="smaller than the tokenizer's 600 words"):
         padded.with_vocabulary(600)
 
 
 def test_a_whole_number_will_do_for_a_number():
-    assert ModelShape.from_dict({**GOOD, "norm_eps": 1}, "x.json", MIXERS).norm_eps == 1
+    assert ModelConfig.from_dict({**GOOD, "norm_eps": 1}, "x.json", MIXERS).norm_eps == 1
 
 
 def test_read_config_names_the_file(tmp_path):
@@ -122,8 +122,8 @@ def test_a_tied_config_that_was_written_before_published_was_the_default_is_read
     written = dict.fromkeys(
         ("init_matrices", "init_outputs", "init_embedding", "init_head"), "initializer_range"
     )
-    ModelShape.from_dict({**GOOD, **written, "tie_word_embeddings": True}, "x.json", MIXERS)
-    ModelShape.from_dict(
+    ModelConfig.from_dict({**GOOD, **written, "tie_word_embeddings": True}, "x.json", MIXERS)
+    ModelConfig.from_dict(
         {**GOOD, "init_embedding": 0.5, "init_head": 0.5, "tie_word_embeddings": True},
         "x.json",
         MIXERS,

@@ -192,7 +192,7 @@ def test_names_of_other_systems_lead_to_a_setting():
     of_mixers = {
         f"model.MIXER.{name}"
         for mixer in MIXERS.values()
-        for name in mixer.Shape.__dataclass_fields__
+        for name in mixer.Config.__dataclass_fields__
     }
     assert set(recipe.OTHER_NAMES.values()) <= ours | of_mixers
     for name in recipe.OTHER_NAMES:

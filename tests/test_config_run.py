@@ -271,7 +271,7 @@ def test_a_saved_run_is_the_same_run(folder, monkeypatch):
     saved = folder / "work" / "out"
     monkeypatch.chdir(folder)  # from anywhere
     again = Run.compose(saved / "run.toml", {})
-    assert again.shape == run.shape and again.steps == run.steps
+    assert again.model_config == run.model_config and again.steps == run.steps
     expected, there = run.settings(), again.settings()
     expected["model"]["config"], expected["job"]["dump_folder"] = (
         str(saved / "config.json"),
@@ -418,15 +418,15 @@ def test_a_config_of_hugging_face_is_read(folder):
     (folder / "llama" / "config.json").write_text(json.dumps(llama))
     run = compose(folder, **{"model.config": str(folder / "llama")})
     assert (
-        run.shape.layer_types == ("attention", "attention")
-        and run.shape.mixers["attention"]["num_kv_heads"] == 2
+        run.model_config.layer_types == ("attention", "attention")
+        and run.model_config.mixers["attention"]["num_kv_heads"] == 2
     )
     run.save()
-    assert Run.of_folder(run.folder).shape == run.shape
+    assert Run.of_folder(run.folder).model_config == run.model_config
 
 
 def test_prepare_needs_no_model(folder):
-    assert Run.compose(None, {}, needs_model=False).shape is None
+    assert Run.compose(None, {}, needs_model=False).model_config is None
 
 
 def test_rows_of_a_step_are_those_of_all_processes_with_rows_of_their_own(folder):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from longfire.config.model_config import INIT_KEYS, INIT_RULES, WORDS, ModelShape
+from longfire.config.model_config import INIT_KEYS, INIT_RULES, WORDS, ModelConfig
 from longfire.config.settings import Optimizer
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import Cache
-from longfire.mixers.mixer import Sequence, read_mixer_shape
+from longfire.mixers.mixer import Sequence, read_mixer_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "mixers.md"
 HIDDEN, TOKENS = 1024, 2048
@@ -33,8 +33,8 @@ SETTINGS = {  # of the table: some 4 D^2 numbers a layer where the mixer lets on
 
 def counted(name: str) -> dict[str, str]:
     """The columns that the code decides: numbers kept a layer, forward FLOPs a token, which inputs are convolved."""
-    model = ModelShape(HIDDEN, 2, (name,), {name: SETTINGS[name]}, vocab_size=8)
-    shape = read_mixer_shape(MIXERS[name], name, SETTINGS[name], HIDDEN)
+    model = ModelConfig(HIDDEN, 2, (name,), {name: SETTINGS[name]}, vocab_size=8)
+    shape = read_mixer_config(MIXERS[name], name, SETTINGS[name], HIDDEN)
     mixer = MIXERS[name](model, shape, 0)
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -88,7 +88,7 @@ def test_the_page_says_what_the_numbers_are_of():
 
 
 def test_the_table_of_settings_has_their_defaults():
-    defaults = {f.name: f.default for f in fields(ModelShape)}
+    defaults = {f.name: f.default for f in fields(ModelConfig)}
     shown = rows("settings")
     assert {name: json.loads(cells[1].strip("`")) for name, cells in shown.items()} == {
         n: defaults[n] for n in shown
@@ -119,7 +119,7 @@ def test_every_mixer_says_whether_it_normalises_q_and_k():
     }
     assert sorted(shown) == sorted(MIXERS)
     for name, mixer in MIXERS.items():
-        has = "qk_norm" in {f.name for f in fields(mixer.Shape)}
+        has = "qk_norm" in {f.name for f in fields(mixer.Config)}
         assert ("`qk_norm`" in shown[name]) == has, name
 
 

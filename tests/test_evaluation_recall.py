@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import SettingsError
@@ -73,7 +73,7 @@ class Oracle(torch.nn.Module):
         self.looks, self.context, self.shape = (
             looks,
             context,
-            ModelShape(1, 1, ("attention",), vocab_size=words),
+            ModelConfig(1, 1, ("attention",), vocab_size=words),
         )
 
     def forward(self, ids_BT, seq=None):

@@ -94,11 +94,11 @@ def test_the_starter_without_a_text_trains_on_the_embedded_corpus(folder, capsys
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_and_size_is_a_whole_run_that_can_be_exported(folder, kind, size, capsys):
     from longfire.config.run import Run
-    from longfire.huggingface.families import config_from_shape
+    from longfire.huggingface.families import config_to_hf
 
     typed(f"init --data input.txt --model {kind} --size {size}", capsys)
     run = Run.compose(folder / "recipe.toml", {}, note=pytest.fail)
-    assert config_from_shape(run.shape.with_vocabulary(300))
+    assert config_to_hf(run.model_config.with_vocabulary(300))
     assert run.data.dataset == (str(folder / "input.txt"),)
 
 
@@ -114,7 +114,9 @@ def test_a_size_means_what_it_says(folder, kind, size, capsys):
     run = Run.compose(folder / "recipe.toml", {}, note=pytest.fail)
     count = sum(
         p.numel()
-        for p in on_meta(run.shape.with_vocabulary(run.tokenizer.train_vocab_size)).parameters()
+        for p in on_meta(
+            run.model_config.with_vocabulary(run.tokenizer.train_vocab_size)
+        ).parameters()
     )
     named = int(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]]
     assert 0.67 < count / named < 1.5, f"{count:,}"
@@ -252,27 +254,31 @@ def test_the_command_line_lies_over_the_recipe_and_both_over_a_named_config(fold
     file = folder / "x.toml"
     file.write_text(MODEL)
     run = Run.compose(file, {"model.gla.expand_k": "1.0", "model.hidden_size": "128"})
-    assert (run.shape.hidden_size, run.shape.mixers) == (
+    assert (run.model_config.hidden_size, run.model_config.mixers) == (
         128,
         {"gla": {"num_heads": 2, "expand_k": 1.0}},
     )
     run = Run.compose(None, {"model.config": "gla-340m", "model.num_hidden_layers": "3"})
-    assert (run.shape.num_hidden_layers, run.shape.hidden_size, run.shape.layer_types) == (
+    assert (
+        run.model_config.num_hidden_layers,
+        run.model_config.hidden_size,
+        run.model_config.layer_types,
+    ) == (
         3,
         1024,
         ("gla",) * 3,
     )
     told = []
     run = Run.compose(file, {"model.config": "gla-340m"}, note=told.append)
-    assert run.shape.hidden_size == 1024, (
+    assert run.model_config.hidden_size == 1024, (
         "a config that the command line names takes the place of the recipe's keys"
     )
     assert "gla-340m" in told[0] and "comes with longfire" in told[0]
     (folder / "gla-340m").mkdir()
     (folder / "gla-340m/config.json").write_text(
-        json.dumps(run.shape.to_dict() | {"hidden_size": 512})
+        json.dumps(run.model_config.to_dict() | {"hidden_size": 512})
     )
-    assert Run.compose(None, {"model.config": "gla-340m"}).shape.hidden_size == 512, (
+    assert Run.compose(None, {"model.config": "gla-340m"}).model_config.hidden_size == 512, (
         "one in the folder wins"
     )
 
@@ -283,7 +289,7 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
     run = Run.compose(
         shipped.recipe("quickstart"), {"model.num_hidden_layers": "12"}, note=lambda told: None
     )
-    types = run.shape.layer_types
+    types = run.model_config.layer_types
     assert len(types) == 12 and types == types[: len(set(types)) and 4] * 3
 
 
@@ -371,7 +377,7 @@ def test_a_mixer_without_its_keys_says_which_and_what_to_write(folder, name, cap
     """Of each required key, in a file of JSON and in a recipe; what is proposed is taken."""
     from dataclasses import MISSING, fields
 
-    wanted = [field.name for field in fields(MIXERS[name].Shape) if field.default is MISSING]
+    wanted = [field.name for field in fields(MIXERS[name].Config) if field.default is MISSING]
     config = {"hidden_size": 64, "num_hidden_layers": 2, "layer_types": [name]}
     (folder / "m.json").write_text(json.dumps(config))
     (folder / "x.toml").write_text(

@@ -313,8 +313,8 @@ def test_memory_a_token_is_constant_where_the_mixer_has_a_state(any_model):
     for _ in steps(any_model, [Row([1] * 20, Sampling(max_new_tokens=60))], pace=pace):
         pass
     grows = any(
-        mixer_of(name) == "attention" and not getattr(block.mixer.shape, "window_size", 0)
-        for name, block in zip(any_model.shape.layer_types, any_model.layers)
+        mixer_of(name) == "attention" and not getattr(block.mixer.config, "window_size", 0)
+        for name, block in zip(any_model.config.layer_types, any_model.layers)
     )
     assert (pace.last_bytes > pace.first_bytes) == grows
     assert (pace.prompt_tokens, pace.tokens, pace.steps) == (20, 59, 59) and pace.seconds > 0
@@ -328,7 +328,7 @@ def test_weights_that_are_rounded_once_give_the_same_text(dtype, any_model):
     from longfire.initialise import build
     from longfire.ops.linear import keep_rounded
 
-    low = build(any_model.shape, 0, "cpu", dtype)
+    low = build(any_model.config, 0, "cpu", dtype)
     before = generate(low, [1, 2], Sampling(max_new_tokens=20, temperature=1.5))
     keep_rounded(low, dtype)
     assert generate(low, [1, 2], Sampling(max_new_tokens=20, temperature=1.5)) == before

@@ -10,7 +10,7 @@ from longfire.cli import main
 from longfire.config.settings import Distillation as Wanted
 from longfire.data.tokenizer import train_tokenizer
 from longfire.errors import SettingsError
-from longfire.huggingface.convert import convert, target_shape, transplant
+from longfire.huggingface.convert import convert, target_config, transplant
 from longfire.huggingface.convert_report import TABLE, ranges
 from longfire.huggingface.export import export
 from longfire.huggingface.load import load_model
@@ -111,7 +111,7 @@ def converted(source, config, tmp_path, kept=()):
     """The new model, what became of each tensor, and of the source's that are left."""
     path = tmp_path / "target.json"
     path.write_text(json.dumps(config))
-    _, shape = target_shape(path, source.shape, kept)
+    _, shape = target_config(path, source.config, kept)
     return transplant(source, shape, 0)
 
 
@@ -129,14 +129,14 @@ def target(shape_of_source, **gla):
 @pytest.fixture
 def folder(source, tokenizer, tmp_path):
     export(source, tokenizer, tmp_path / "source")
-    (tmp_path / "gla.json").write_text(json.dumps(target(source.shape)))
+    (tmp_path / "gla.json").write_text(json.dumps(target(source.config)))
     return tmp_path
 
 
 def test_every_matching_weight_is_copied_and_the_rest_is_fresh(source, folder):
     convert(folder / "source", folder / "gla.json", folder / "gla", seed=5)
     made, _ = load_model(folder / "gla")
-    fresh = build(made.shape, 5).state_dict()
+    fresh = build(made.config, 5).state_dict()
     ours, theirs = made.state_dict(), source.state_dict()
     for name, tensor in ours.items():
         is_new = name.rpartition("mixer.")[2].startswith(("gk_proj", "g_proj", "g_norm"))
@@ -154,24 +154,24 @@ def test_key_and_value_heads_are_repeated_or_averaged(source):
         (1, k.mean(0, keepdim=True), "reshaped: means of 2 heads"),
     ):
         config = {
-            **target(source.shape, num_kv_heads=kv_heads),
-            "vocab_size": source.shape.vocab_size,
+            **target(source.config, num_kv_heads=kv_heads),
+            "vocab_size": source.config.vocab_size,
         }
-        shape = type(source.shape).from_dict(config, "", ("gla",))
+        shape = type(source.config).from_dict(config, "", ("gla",))
         model, moved, _ = transplant(source, shape, 0)
         torch.testing.assert_close(model.layers[1].mixer.k_proj.weight, expected.flatten(0, 1))
         assert {m.how for m in moved if m.name.endswith("k_proj.weight")} == {how}
 
 
 def test_what_cannot_be_reshaped_stays_fresh_and_says_why(source):
-    config = {**target(source.shape, expand_k=0.5), "vocab_size": source.shape.vocab_size + 30}
-    model, moved, _ = transplant(source, type(source.shape).from_dict(config, "", ("gla",)), 0)
+    config = {**target(source.config, expand_k=0.5), "vocab_size": source.config.vocab_size + 30}
+    model, moved, _ = transplant(source, type(source.config).from_dict(config, "", ("gla",)), 0)
     how = {m.name: m.how for m in moved}
     assert (
         how["layers.0.mixer.q_proj.weight"] == "fresh: the source's is (32, 32), this one (16, 32)"
     )
-    assert how["embed.weight"].startswith(f"copied: rows 0 to {source.shape.vocab_size - 1} of")
-    assert model.embed.weight[: source.shape.vocab_size].equal(source.embed.weight)
+    assert how["embed.weight"].startswith(f"copied: rows 0 to {source.config.vocab_size - 1} of")
+    assert model.embed.weight[: source.config.vocab_size].equal(source.embed.weight)
 
 
 def test_kept_layers_stay_what_they_were(source, folder):
@@ -187,7 +187,7 @@ def test_kept_layers_stay_what_they_were(source, folder):
     assert main([*words, str(folder / "hybrid"), "--keep-attention", "0,2"]) == 0
     assert main([*words, str(folder / "all"), "--keep-attention", everything]) == 0
     hybrid, _ = load_model(folder / "hybrid")
-    assert hybrid.shape.layer_types == ("attention", "gla", "attention")
+    assert hybrid.config.layer_types == ("attention", "gla", "attention")
     same, _ = load_model(folder / "all")
     ids_BT = torch.randint(97, (2, 40))
     assert same.logits(same(ids_BT)).equal(source.logits(source(ids_BT)))
@@ -203,7 +203,7 @@ def test_kept_layers_stay_what_they_were(source, folder):
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_written(source, folder, changes, kept, message):
-    (folder / "wrong.json").write_text(json.dumps({**target(source.shape), **changes}))
+    (folder / "wrong.json").write_text(json.dumps({**target(source.config), **changes}))
     with pytest.raises(SettingsError, match=message):
         convert(folder / "source", folder / "wrong.json", folder / "out", kept)
     assert not (folder / "out").exists()
@@ -219,7 +219,7 @@ def test_ranges():
 def test_every_tensor_of_the_source_is_used_or_named(of_family, config, tmp_path):
     model, moved, left = converted(of_family, config, tmp_path, kept=(2,))
     theirs, ours = of_family.state_dict(), model.state_dict()
-    tied = of_family.shape.tie_word_embeddings
+    tied = of_family.config.tie_word_embeddings
     names = theirs.keys() - ({"head.weight"} if tied else set())
     used = {one.source for one in moved if one.source}
     assert used | {one.name for one in left} == names and not used & {one.name for one in left}
@@ -282,7 +282,7 @@ def test_attention_that_is_kept_computes_what_it_did(of_family, config, tmp_path
 )
 def test_a_value_of_the_config_holds_and_a_default_does_not(of_family, config, eps, tmp_path):
     model, _, _ = converted(of_family, config, tmp_path)
-    assert model.shape.norm_eps == model.norm.eps == eps
+    assert model.config.norm_eps == model.norm.eps == eps
 
 
 def test_settings_that_are_inherited_differ_or_are_left_behind_are_said(
@@ -334,7 +334,7 @@ def test_settings_of_training_that_the_new_class_has_no_key_for_are_said(
     source = tiny_model(
         "gsa", "attention", vocab_size=tokenizer.vocab_size, dropout=0.1
     )  # of our own class: fla has no such
-    source = build(replace(source.shape, norm="layernorm"), 0)
+    source = build(replace(source.config, norm="layernorm"), 0)
     export(source, tokenizer, tmp_path / "source")
     config = {**OF_FLA, "num_hidden_layers": 2, "max_position_embeddings": 64}
     (tmp_path / "target.json").write_text(json.dumps(config))
@@ -350,7 +350,7 @@ def test_softmax_layers_of_flas_attn_take_what_their_entry_does_not_say(tiny_mod
         {"layers": [2], "num_heads": 4, "rope_theta": 10.0, "qkv_bias": False},
     ]
     model, _, left = converted(source, {**OF_FLA, "attn": entries}, tmp_path)
-    first, last = (model.layers[i].mixer.shape for i in (0, 2))
+    first, last = (model.layers[i].mixer.config for i in (0, 2))
     assert first.rope_theta == 1e6 and first.qkv_bias and first.window_size == 7
     assert last.rope_theta == 10.0 and not last.qkv_bias and last.window_size == 7
     why = {one.name: one.why for one in left}
@@ -377,14 +377,14 @@ def test_a_target_of_transformers_takes_biases_and_rotary_scaling(tiny_model, tm
         source, {**config, "max_position_embeddings": 999, "head_dim": None}, tmp_path
     )
     ids_BT = torch.randint(97, (2, 40))
-    assert not left and model.shape.max_position_embeddings == 999
+    assert not left and model.config.max_position_embeddings == 999
     assert model.logits(model(ids_BT)).equal(source.logits(source(ids_BT)))
     model, _, left = converted(
         source, {**config, "attention_bias": False, "rope_theta": 10.0}, tmp_path
     )
     assert (
-        model.layers[0].mixer.shape.rope_theta == 10.0
-        and model.layers[0].mixer.shape.rope == "yarn"
+        model.layers[0].mixer.config.rope_theta == 10.0
+        and model.layers[0].mixer.config.rope == "yarn"
     )
     assert {one.name for one in left} == {
         f"layers.{i}.mixer.{x}_proj.bias" for i in range(3) for x in "qkv"
@@ -417,7 +417,7 @@ def test_a_mixer_keeps_its_own_matrices_and_takes_nothing_of_another_kind(tiny_m
     """rwkv7 calls its queries r_proj, also where the source is rwkv7; its g_norm is another norm than that of gsa."""
     source = tiny_model("rwkv7", num_hidden_layers=3)
     gsa = {"num_heads": 4, "num_slots": 12}
-    rwkv7 = source.shape.mixers["rwkv7"]
+    rwkv7 = source.config.mixers["rwkv7"]
     config = {**SHORT, "layer_types": ["rwkv7", "gsa", "rwkv7"], "gsa": gsa, "rwkv7": rwkv7}
     _, moved, left = converted(source, {k: v for k, v in config.items() if k != "gla"}, tmp_path)
     of = {one.name: one.source for one in moved}
@@ -446,7 +446,7 @@ def test_heads_of_keys_of_another_size_are_not_joined_in_silence(tiny_model, tmp
 
 def test_a_bias_or_a_norm_goes_with_its_matrix_or_not_at_all(tiny_model, tmp_path):
     source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["qwen3"])
-    attention = {**source.shape.mixers["attention"], "qkv_bias": True, "o_bias": True}
+    attention = {**source.config.mixers["attention"], "qkv_bias": True, "o_bias": True}
     source = tiny_model("attention", num_hidden_layers=3, mixers={"attention": attention})
     config = {**HYBRID, "attention": {"num_heads": 2, "num_kv_heads": 2}}
     model, moved, left = converted(source, config, tmp_path)
@@ -466,7 +466,7 @@ def test_a_bias_or_a_norm_goes_with_its_matrix_or_not_at_all(tiny_model, tmp_pat
 
 
 def test_rows_of_the_embedding_that_do_not_fit_are_named(source, tmp_path):
-    words = source.shape.vocab_size
+    words = source.config.vocab_size
     _, moved, _ = converted(source, {**SHORT, "vocab_size": words - 3}, tmp_path)
     assert {m.name: m.how for m in moved}[
         "embed.weight"

@@ -17,7 +17,7 @@ from longfire.config.run import Run
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.export import cut, export, export_run
-from longfire.huggingface.families import shape_from_config
+from longfire.huggingface.families import config_from_hf
 from longfire.huggingface.load import INDEX, SINGLE, load_model, load_weights
 from longfire.initialise import build
 
@@ -60,7 +60,7 @@ def test_sharded_equals_whole(model, folder, tmp_path):
     assert all(
         path.stat().st_size < 45_000 for path in (tmp_path / "cut").glob("*.safetensors")
     )  # one is larger alone
-    whole, parts = load_weights(folder, model.shape), load_weights(tmp_path / "cut", model.shape)
+    whole, parts = load_weights(folder, model.config), load_weights(tmp_path / "cut", model.config)
     assert whole.keys() == parts.keys() and all(whole[name].equal(parts[name]) for name in whole)
 
 
@@ -88,7 +88,7 @@ def test_sharded_equals_whole(model, folder, tmp_path):
 )
 def test_tensors_that_do_not_fit_are_named(model, folder, change, message):
     with pytest.raises(CheckpointError, match=message):
-        load_weights(rewritten(folder, change), model.shape)
+        load_weights(rewritten(folder, change), model.config)
 
 
 def test_buffers_of_old_files_are_passed_over_and_any_float_is_read(model, folder):
@@ -97,7 +97,7 @@ def test_buffers_of_old_files_are_passed_over_and_any_float_is_read(model, folde
             tensors[name] = tensor.double() if "norm" in name else tensor.bfloat16()
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
 
-    loaded = load_weights(rewritten(folder, age), model.shape)
+    loaded = load_weights(rewritten(folder, age), model.config)
     assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
     for name, tensor in model.state_dict().items():
         assert loaded[name].equal(tensor if "norm" in name else tensor.bfloat16().float())
@@ -131,14 +131,14 @@ def test_an_index_cannot_lead_out_of_its_folder(model, folder, name):
     with pytest.raises(
         CheckpointError, match="not the name of a .safetensors file in the same folder"
     ):
-        load_weights(folder, model.shape)
+        load_weights(folder, model.config)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "{}"])
 def test_a_broken_index_is_named(model, folder, content):
     (folder / INDEX).write_text(content)
     with pytest.raises(CheckpointError, match=INDEX):
-        load_weights(folder, model.shape)
+        load_weights(folder, model.config)
 
 
 def test_a_config_without_words_is_named(folder):
@@ -153,14 +153,14 @@ def test_files_that_are_missing_cut_off_or_of_another_kind(model, folder):
     with pytest.raises(
         CheckpointError, match="model-00001-of-00002.safetensors: the index names it"
     ):
-        load_weights(folder, model.shape)
+        load_weights(folder, model.config)
     (folder / INDEX).unlink()
     (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=f"{SINGLE}: cannot be read"):
-        load_weights(folder, model.shape)
+        load_weights(folder, model.config)
     (folder / SINGLE).rename(folder / "model.pt")
     with pytest.raises(CheckpointError, match=r"model.pt could run code when read"):
-        load_weights(folder, model.shape)
+        load_weights(folder, model.config)
 
 
 def test_whoever_reads_the_config_reads_the_weights(folder):
@@ -215,7 +215,7 @@ def test_a_shape_that_no_family_has_is_written_for_our_own_class(tmp_path, tiny_
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == [
         "LongfireForCausalLM"
     ]
-    again = load_weights(tmp_path / "hf", model.shape)
+    again = load_weights(tmp_path / "hf", model.config)
     assert all(tensor.equal(again[name]) for name, tensor in model.state_dict().items())
 
 
@@ -235,7 +235,7 @@ def test_the_card_says_what_it_is_and_how_it_came_to_be(model, tmp_path):
     assert "description" not in card
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["max_position_embeddings"] == 77
-    assert shape_from_config(config, "").vocab_size == 258
+    assert config_from_hf(config, "").vocab_size == 258
 
 
 RECIPE = """
@@ -265,10 +265,10 @@ report = false
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     """A run folder with checkpoints of steps 2 and 4."""
-    from conftest import tiny_shape
+    from conftest import tiny_config
 
     folder = tmp_path_factory.mktemp("run")
-    shape = replace(tiny_shape("gla", "attention"), vocab_size=0, tie_word_embeddings=True)
+    shape = replace(tiny_config("gla", "attention"), vocab_size=0, tie_word_embeddings=True)
     (folder / "shape.json").write_text(json.dumps(shape.to_dict()))
     lines = [
         json.dumps({"text": f"number {i} of many documents, each a line long"}) for i in range(60)
@@ -278,7 +278,7 @@ def run(tmp_path_factory) -> Run:
     run = Run.compose(folder / "recipe.toml", {})
     run.save()
     bytes_tokenizer().save(run.folder / "tokenizer")
-    model = build(run.shape.with_vocabulary(258), 0)
+    model = build(run.model_config.with_vocabulary(258), 0)
     checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint)
     for step in (2, 4):
         torch.nn.init.normal_(model.norm.weight, generator=torch.Generator().manual_seed(step))

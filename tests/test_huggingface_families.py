@@ -16,15 +16,15 @@ from golden import FLA_CASES, read
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.families import (
     FAMILIES,
     choose_family,
     class_of_export,
-    config_from_shape,
-    shape_from_config,
+    config_from_hf,
+    config_to_hf,
 )
 from longfire.huggingface.family_writing import (
     TRAINING_ONLY,
@@ -46,12 +46,12 @@ TRANSFORMERS = [name for name, family in FAMILIES.items() if family.package == "
 
 def loaded(config: dict, weights: dict) -> Model:
     """Our model of their config and weights."""
-    shape = shape_from_config(config, "config")
+    shape = config_from_hf(config, "config")
     return model_of(shape, {name: t.contiguous() for name, t in ours_of(config, weights).items()})
 
 
 def ours_of(config: dict, theirs: dict) -> dict:
-    return to_ours(FAMILIES[config["model_type"]], shape_from_config(config, "config"), theirs)
+    return to_ours(FAMILIES[config["model_type"]], config_from_hf(config, "config"), theirs)
 
 
 def compare(model: Model, config: dict, ids_BT, logits_BTW, loss, grads) -> None:
@@ -104,10 +104,10 @@ def test_keys_that_flas_classes_do_not_read_change_nothing():
     }
     for model_type, keys in said.items():
         silent = {"model_type": model_type}
-        assert shape_from_config({**silent, **keys, "fuse_norm": False}, "") == shape_from_config(
+        assert config_from_hf({**silent, **keys, "fuse_norm": False}, "") == config_from_hf(
             silent, ""
         )
-    assert shape_from_config({"model_type": "retnet"}, "").intermediate_size == 2816, (
+    assert config_from_hf({"model_type": "retnet"}, "").intermediate_size == 2816, (
         "hidden_ratio is 2 there: 2/3 * 2 * 2048"
     )
 
@@ -303,7 +303,7 @@ def test_packed_documents_are_their_class_on_each_alone(case):
 def test_what_we_write_is_their_config(case):
     """Their class reads our config as its own, key by key, wherever the family that we choose is the one it came from."""
     _, config = theirs_of(case)
-    shape = shape_from_config(config, case)
+    shape = config_from_hf(config, case)
     family = FAMILIES[config["model_type"]]
     assert not list(refusals(family, whole(shape)))
     mine = config_of(family, config["model_type"], whole(shape), 77)
@@ -325,11 +325,7 @@ def test_what_we_write_is_their_config(case):
     if "rope_parameters" in differ:  # of optional ones we say the default
         assert config["rope_parameters"].items() <= again["rope_parameters"].items()
     assert differ <= {"rope_parameters"}, {key: (config[key], again.get(key)) for key in differ}
-    assert (
-        whole(shape_from_config(again, case))
-        == whole(shape_from_config(mine, case))
-        == whole(shape)
-    )
+    assert whole(config_from_hf(again, case)) == whole(config_from_hf(mine, case)) == whole(shape)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -337,7 +333,7 @@ def test_names_and_bytes_go_both_ways(case):
     theirs, config = theirs_of(case)
     family, shape, before = (
         FAMILIES[config["model_type"]],
-        shape_from_config(config, case),
+        config_from_hf(config, case),
         parameters_of(theirs),
     )
     after = to_theirs(family, shape, to_ours(family, shape, before))
@@ -348,8 +344,8 @@ def test_names_and_bytes_go_both_ways(case):
 @pytest.mark.parametrize("model_type", TRANSFORMERS)
 def test_a_silent_config_means_what_their_class_takes(model_type):
     theirs = json.loads(transformers.AutoConfig.for_model(model_type).to_json_string())
-    assert whole(shape_from_config({"model_type": model_type}, "")) == whole(
-        shape_from_config(theirs, "")
+    assert whole(config_from_hf({"model_type": model_type}, "")) == whole(
+        config_from_hf(theirs, "")
     )
 
 
@@ -391,7 +387,7 @@ def attentions(draw) -> dict:
 
 
 @some.composite
-def softmax_shapes(draw) -> ModelShape:
+def softmax_shapes(draw) -> ModelConfig:
     """Llama, Mistral, Ministral, Qwen2, Qwen3: windows in some layers, all or none."""
     given, types = (
         draw(attentions()),
@@ -411,7 +407,7 @@ def softmax_shapes(draw) -> ModelShape:
         given |= {"rope_short_factor": (1.0,) * pairs, "rope_long_factor": tuple(factors)}
     mixers = {"attention": given, "attention:local": {**given, "window_size": 7}}
     limit = 512 if given.get("rope") == "dynamic" else draw(some.sampled_from([0, 512]))
-    return shape_of(
+    return model_config_of(
         draw,
         types,
         {name: mixers[name] for name in types},
@@ -421,7 +417,7 @@ def softmax_shapes(draw) -> ModelShape:
 
 
 @some.composite
-def gpt2_shapes(draw) -> ModelShape:
+def gpt2_shapes(draw) -> ModelConfig:
     given = {
         "num_heads": 4,
         "rope": "none",
@@ -430,7 +426,7 @@ def gpt2_shapes(draw) -> ModelShape:
         "dropout": draw(some.sampled_from([0.0, 0.1])),
         "scale_by_inverse_layer": draw(some.booleans()),
     }
-    return shape_of(
+    return model_config_of(
         draw,
         ["attention"] * 3,
         {"attention": given},
@@ -445,7 +441,7 @@ def gpt2_shapes(draw) -> ModelShape:
 
 
 @some.composite
-def fla_shapes(draw) -> ModelShape:
+def fla_shapes(draw) -> ModelConfig:
     """fla's families, with softmax layers of up to two kinds."""
     kv_heads = some.sampled_from([0, 1, 2, 4])
     hybrids = {
@@ -573,13 +569,13 @@ def fla_shapes(draw) -> ModelShape:
     kinds = some.sampled_from([mixer, "attention", "attention:local"])
     types = draw(some.lists(kinds, min_size=3, max_size=3).filter(lambda types: mixer in types))
     limit = draw(some.sampled_from([0, 512]))
-    return shape_of(
+    return model_config_of(
         draw, types, {name: given[name] for name in types}, max_position_embeddings=limit
     )
 
 
 @some.composite
-def mamba_shapes(draw) -> ModelShape:
+def mamba_shapes(draw) -> ModelConfig:
     """fla's families without MLPs and without hybrids."""
     given = {
         "mamba2": {
@@ -607,7 +603,9 @@ def mamba_shapes(draw) -> ModelShape:
     }
     mixer = draw(some.sampled_from(sorted(given)))
     fp32 = draw(some.booleans())
-    shape = shape_of(draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=fp32)
+    shape = model_config_of(
+        draw, [mixer] * 3, {mixer: given[mixer]}, mlp="none", residual_in_fp32=fp32
+    )
     if mixer == "mamba2" or draw(some.booleans()):
         return shape
     types = ("mamba", "attention", draw(some.sampled_from(["mamba", "attention"])))  # Samba
@@ -627,7 +625,7 @@ def mamba_shapes(draw) -> ModelShape:
 
 
 @some.composite
-def rwkv7_shapes(draw) -> ModelShape:
+def rwkv7_shapes(draw) -> ModelConfig:
     given = {
         "head_dim": draw(some.sampled_from([8, 16])),
         "key_norm_eps": draw(some.sampled_from([1e-6, 1e-24])),
@@ -636,7 +634,7 @@ def rwkv7_shapes(draw) -> ModelShape:
             for name in ("decay", "a", "v", "gate")
         },
     }
-    return shape_of(
+    return model_config_of(
         draw,
         ["rwkv7"] * 3,
         {"rwkv7": given},
@@ -647,8 +645,8 @@ def rwkv7_shapes(draw) -> ModelShape:
     )
 
 
-def shape_of(draw, types: list[str], mixers: dict, **more) -> ModelShape:
-    return ModelShape(
+def model_config_of(draw, types: list[str], mixers: dict, **more) -> ModelConfig:
+    return ModelConfig(
         hidden_size=32,
         num_hidden_layers=3,
         layer_types=tuple(types),
@@ -681,13 +679,13 @@ def test_many_of_ours_to_theirs_and_back(shape):
 
 
 def assert_goes_both_ways(shape):
-    config = json.loads(json.dumps(config_from_shape(shape, bos_id=1, eos_id=2, length=128)))
-    back = shape_from_config(config, "config.json")
+    config = json.loads(json.dumps(config_to_hf(shape, bos_id=1, eos_id=2, length=128)))
+    back = config_from_hf(config, "config.json")
     limit = (
         shape.max_position_embeddings or 128
     )  # the one thing that is added: their classes want a number
     assert whole(resting(back)) == whole(replace(resting(shape), max_position_embeddings=limit))
-    assert config_from_shape(back, bos_id=1, eos_id=2) == config
+    assert config_to_hf(back, bos_id=1, eos_id=2) == config
     family = FAMILIES[config["model_type"]]
     ours = {name: torch.randn(tensor.shape) for name, tensor in meta_state(shape).items()}
     theirs = to_theirs(family, shape, ours)
@@ -698,7 +696,7 @@ def assert_goes_both_ways(shape):
     assert all(again[name].equal(ours[name]) for name in ours)
 
 
-def resting(shape: ModelShape) -> ModelShape:
+def resting(shape: ModelConfig) -> ModelConfig:
     """Without what changes no logits: the one setting here that fla's classes have no key for, and how weights begin, which a
     config says in the name of its class alone."""
     return replace(
@@ -711,7 +709,7 @@ def resting(shape: ModelShape) -> ModelShape:
     )
 
 
-def meta_state(shape: ModelShape) -> dict:
+def meta_state(shape: ModelConfig) -> dict:
     with torch.device("meta"):
         return Model(shape).state_dict()
 
@@ -720,8 +718,8 @@ def meta_state(shape: ModelShape) -> dict:
 def test_theirs_to_ours_and_back(case):
     """What we write for a shape that came from fla says the same as fla's own config, key by key."""
     theirs = read(case).config
-    shape = shape_from_config(theirs, case)
-    mine = config_from_shape(shape, bos_id=theirs["bos_token_id"], eos_id=theirs["eos_token_id"])
+    shape = config_from_hf(theirs, case)
+    mine = config_to_hf(shape, bos_id=theirs["bos_token_id"], eos_id=theirs["eos_token_id"])
     if (
         theirs["model_type"] != mine["model_type"]
     ):  # softmax with a bias and a window is fla's; without, transformers' own
@@ -746,7 +744,7 @@ def test_every_setting_has_its_place_in_every_family():
     for model_type, family in FAMILIES.items():
         hybrid = any(name.startswith("attention.") for name in family.layers.places)
         types = (family.mixer, "attention") if hybrid else (family.mixer,)
-        shape = ModelShape(
+        shape = ModelConfig(
             32, len(types), types, {name: MIXER_SETTINGS[name] for name in types}, vocab_size=9
         )
         values = values_of(whole(shape))
@@ -893,7 +891,7 @@ def test_tables_need_no_torch():
 )
 def test_what_we_cannot_express_is_named(config, message):
     with pytest.raises(SettingsError, match=message):
-        shape_from_config(config, "config.json")
+        config_from_hf(config, "config.json")
 
 
 QK_NORM_OF_LINEAR_MIXERS = [
@@ -968,9 +966,9 @@ QK_NORM_OF_LINEAR_MIXERS = [
         *QK_NORM_OF_LINEAR_MIXERS,
     ],
 )
-def test_what_they_cannot_express_is_named(tiny_shape, changes, message):
+def test_what_they_cannot_express_is_named(tiny_config, changes, message):
     shape = replace(
-        tiny_shape("gla", "gated_delta_net", "attention"), num_hidden_layers=6, **changes
+        tiny_config("gla", "gated_delta_net", "attention"), num_hidden_layers=6, **changes
     )
     assert choose_family(shape) == "longfire"
     assert re.search(message, class_of_export(shape))
@@ -984,7 +982,7 @@ def test_spellings_of_older_files():
         "rope_scaling": None,
         "torch_dtype": "float16",
     }
-    assert shape_from_config(older, "") == shape_from_config(today, "")
+    assert config_from_hf(older, "") == config_from_hf(today, "")
     scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
     today = {"model_type": "llama", "rope_parameters": {"rope_theta": 5e5, **scaled}}
     older = {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": {**scaled, "type": "yarn"}}
@@ -993,11 +991,7 @@ def test_spellings_of_older_files():
         "rope_theta": 5e5,
         "rope_scaling": {"type": "yarn", "factor": 4},
     }  # 2048 positions
-    assert (
-        shape_from_config(older, "")
-        == shape_from_config(today, "")
-        == shape_from_config(silent, "")
-    )
+    assert config_from_hf(older, "") == config_from_hf(today, "") == config_from_hf(silent, "")
     gpt2 = {
         "model_type": "gpt2",
         "n_ctx": 1024,
@@ -1005,23 +999,23 @@ def test_spellings_of_older_files():
         "n_head": 4,
         "task_specific_params": {"x": {}},
     }
-    assert shape_from_config(gpt2, "").intermediate_size == 256, (
+    assert config_from_hf(gpt2, "").intermediate_size == 256, (
         "n_inner: four times as wide where nothing is said"
     )
-    assert shape_from_config({**gpt2, "hidden_size": 64}, "") == shape_from_config(gpt2, "")
+    assert config_from_hf({**gpt2, "hidden_size": 64}, "") == config_from_hf(gpt2, "")
     ratio = {"model_type": "gla", "hidden_ratio": 3, "intermediate_size": 300}
-    assert shape_from_config(ratio, "").intermediate_size == 300
+    assert config_from_hf(ratio, "").intermediate_size == 300
     for model_type, key, only in (
         ("transformer", "attention_bias", False),
         ("mamba2", "rms_norm", True),
         ("gsa", "use_rope", False),
     ):
-        said = shape_from_config(
+        said = config_from_hf(
             {"model_type": model_type, key: only}, ""
         )  # as flame's own files do, though fla reads neither
-        assert said == shape_from_config({"model_type": model_type}, "")
+        assert said == config_from_hf({"model_type": model_type}, "")
         with pytest.raises(SettingsError, match=key):
-            shape_from_config({"model_type": model_type, key: not only}, "")
+            config_from_hf({"model_type": model_type, key: not only}, "")
 
 
 def test_the_original_length_may_stand_outside_the_table():
@@ -1042,13 +1036,13 @@ def test_the_original_length_may_stand_outside_the_table():
     }
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**copy.deepcopy(outside)))
     assert theirs.config.rope_parameters["original_max_position_embeddings"] == 512
-    ours = shape_from_config({"model_type": "llama", **outside}, "")
+    ours = config_from_hf({"model_type": "llama", **outside}, "")
     assert ours.mixers["attention"]["rope_original_length"] == 512
     silent = {
         "model_type": "llama",
         "original_max_position_embeddings": 512,
     }  # of no use without scaling
-    assert shape_from_config(silent, "") == shape_from_config({"model_type": "llama"}, "")
+    assert config_from_hf(silent, "") == config_from_hf({"model_type": "llama"}, "")
 
 
 @pytest.mark.parametrize(
@@ -1070,14 +1064,14 @@ def test_the_original_length_may_stand_outside_the_table():
 def test_the_family_that_most_people_can_load_is_chosen(mixer, settings, model_type):
     assert (
         choose_family(
-            ModelShape(32, 1, (mixer,), {mixer: {"num_heads": 2, **settings}}, vocab_size=9)
+            ModelConfig(32, 1, (mixer,), {mixer: {"num_heads": 2, **settings}}, vocab_size=9)
         )
         == model_type
     )
 
 
 def test_what_changes_training_only_is_left_out_and_named():
-    shape = ModelShape(
+    shape = ModelConfig(
         32,
         1,
         ("attention",),
@@ -1086,7 +1080,7 @@ def test_what_changes_training_only_is_left_out_and_named():
         dropout=0.2,
     )
     assert choose_family(shape) == "llama"
-    assert config_from_shape(shape)["attention_dropout"] == 0.1
+    assert config_to_hf(shape)["attention_dropout"] == 0.1
     assert left_out(FAMILIES["llama"], shape) == ["dropout = 0.2"]
     begun = replace(shape, dropout=0.0, init_head="zeros", init_embedding=1.0)
     assert choose_family(begun) == "llama"
@@ -1101,7 +1095,7 @@ def test_layers_of_several_kinds_keep_their_settings():
         {"layers": [1], "num_heads": 4},
         {"layers": [2], "num_heads": 4},
     ]
-    shape = shape_from_config(
+    shape = config_from_hf(
         {
             "model_type": "gla",
             "num_hidden_layers": 5,
@@ -1116,7 +1110,7 @@ def test_layers_of_several_kinds_keep_their_settings():
         shape.mixers["attention"]["window_size"] == 8
         and shape.mixers["attention:2"]["num_heads"] == 4
     )
-    written = config_from_shape(shape)["attn"]
+    written = config_to_hf(shape)["attn"]
     assert [(table["layers"], table["num_heads"], table["window_size"]) for table in written] == [
         ([0, 3], 2, 8),
         ([1, 2], 4, None),
@@ -1238,23 +1232,21 @@ AS_PUBLISHED = {
 @pytest.mark.parametrize("name", AS_PUBLISHED)
 def test_configs_as_they_are_published_mean_what_their_class_takes(name):
     published = AS_PUBLISHED[name]
-    ours = whole(shape_from_config(published, name))
+    ours = whole(config_from_hf(published, name))
     again = json.loads(
         transformers.AutoConfig.for_model(**copy.deepcopy(published)).to_json_string()
     )
-    assert whole(shape_from_config(again, name)) == ours
+    assert whole(config_from_hf(again, name)) == ours
 
 
 def test_readers_of_older_configs_find_theta_and_scaling():
     """transformers before 5, llama.cpp's and vLLM's converters read rope_theta, rope_scaling and torch_dtype."""
-    config = config_from_shape(
-        shape_from_config(
-            {"model_type": "llama", **rope("yarn", **ORIGINAL), "rope_theta": 1e4}, ""
-        )
+    config = config_to_hf(
+        config_from_hf({"model_type": "llama", **rope("yarn", **ORIGINAL), "rope_theta": 1e4}, "")
     )
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1e4
     assert config["rope_scaling"]["rope_type"] == config["rope_scaling"]["type"] == "yarn"
     assert config["rope_scaling"]["factor"] == 4.0 and "rope_theta" not in config["rope_scaling"]
     assert config["torch_dtype"] == config["dtype"] and config["transformers_version"]
-    plain = config_from_shape(shape_from_config({"model_type": "llama", "rope_theta": 5e5}, ""))
+    plain = config_to_hf(config_from_hf({"model_type": "llama", "rope_theta": 5e5}, ""))
     assert (plain["rope_theta"], plain["rope_scaling"]) == (5e5, None)

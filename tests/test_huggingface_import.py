@@ -24,7 +24,7 @@ from longfire.data.tokenizer_files import CHAT, CarriedFiles
 from longfire.errors import CheckpointError, DataError, SettingsError
 from longfire.huggingface import import_ as adopting
 from longfire.huggingface.check import KL_NATS, kl
-from longfire.huggingface.families import shape_from_config
+from longfire.huggingface.families import config_from_hf
 from longfire.huggingface.import_ import adopt
 from longfire.huggingface.load import INDEX, SINGLE
 
@@ -395,8 +395,8 @@ def test_what_is_bad_is_named_and_leaves_nothing(case, source, tmp_path):
 
 def test_other_logits_than_their_class_gives_are_refused(source, tmp_path, monkeypatch):
     """A family's table with a mistake in it would be found before the run appears."""
-    wrong = lambda config, where: shape_from_config({**config, "rms_norm_eps": 0.1}, where)
-    monkeypatch.setattr("longfire.huggingface.load.shape_from_config", wrong)
+    wrong = lambda config, where: config_from_hf({**config, "rms_norm_eps": 0.1}, where)
+    monkeypatch.setattr("longfire.huggingface.load.config_from_hf", wrong)
     with pytest.raises(
         CheckpointError, match="LlamaForCausalLM of transformers gives other logits"
     ):

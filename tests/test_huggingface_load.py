@@ -13,7 +13,14 @@ from golden import read
 from safetensors.torch import load_file, save_file
 
 from longfire.errors import CheckpointError
-from longfire.huggingface.load import INDEX, SINGLE, Weights, load_weights, read_weights, shape_in
+from longfire.huggingface.load import (
+    INDEX,
+    SINGLE,
+    Weights,
+    load_weights,
+    model_config_in,
+    read_weights,
+)
 
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -83,7 +90,7 @@ def renamed(name: str) -> str:
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_pytorchs_own_files_are_read_as_well(theirs, folder, shards):
-    ours = load_weights(as_bin(folder, shards), shape_in(folder))
+    ours = load_weights(as_bin(folder, shards), model_config_in(folder))
     assert same(ours, theirs)
     assert all(
         tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
@@ -93,7 +100,7 @@ def test_pytorchs_own_files_are_read_as_well(theirs, folder, shards):
 
 def test_safetensors_come_before_all_others(theirs, folder):
     (folder / BIN).write_bytes(b"never opened")
-    assert same(load_weights(folder, shape_in(folder)), theirs)
+    assert same(load_weights(folder, model_config_in(folder)), theirs)
 
 
 def test_one_file_is_open_at_a_time(folder, monkeypatch):
@@ -126,7 +133,8 @@ def test_the_model_without_its_head_lacks_a_prefix(tmp_path):
         tmp_path / "bare" / SINGLE,
     )
     whole, bare = (
-        load_weights(tmp_path / name, shape_in(tmp_path / name)) for name in ("whole", "bare")
+        load_weights(tmp_path / name, model_config_in(tmp_path / name))
+        for name in ("whole", "bare")
     )
     assert "wpe.weight" in tensors and whole.keys() == bare.keys()
     assert all(whole[name].equal(bare[name]) for name in whole)
@@ -146,7 +154,7 @@ def test_names_and_shapes_are_compared_before_a_tensor_is_read(folder, monkeypat
     with pytest.raises(
         CheckpointError, match="missing: model.norm.weight; not known: lm_head.bias"
     ):
-        next(read_weights(folder, shape_in(folder)))
+        next(read_weights(folder, model_config_in(folder)))
 
 
 class Payload:
@@ -168,7 +176,7 @@ def test_a_pickle_that_wants_to_run_code_does_not(folder, tmp_path, shards):
     with pytest.raises(
         CheckpointError, match=f"{file.name}: cannot be read as tensors alone .*run code"
     ):
-        load_weights(folder, shape_in(folder))
+        load_weights(folder, model_config_in(folder))
     assert not (tmp_path / "victim").exists()
     torch.load(file, weights_only=False)
     assert (tmp_path / "victim").exists(), "the payload is one"
@@ -190,7 +198,7 @@ def test_a_pickle_that_wants_to_run_code_does_not(folder, tmp_path, shards):
 def test_damaged_and_foreign_files_of_pytorch_are_named(folder, spoil, message):
     spoil(as_bin(folder) / BIN)
     with pytest.raises(CheckpointError, match=f"{BIN}: .*{message}"):
-        load_weights(folder, shape_in(folder))
+        load_weights(folder, model_config_in(folder))
 
 
 def test_bytes_lost_in_the_middle_of_a_zip_are_named(folder):
@@ -199,7 +207,7 @@ def test_bytes_lost_in_the_middle_of_a_zip_are_named(folder):
     content = file.read_bytes()
     file.write_bytes(content[:3000] + content[9000:])
     with pytest.raises(CheckpointError, match=f"{BIN}: "):
-        load_weights(folder, shape_in(folder))
+        load_weights(folder, model_config_in(folder))
 
 
 @pytest.mark.parametrize("index, suffix", [(INDEX, "safetensors"), (BIN_INDEX, "bin")])
@@ -264,6 +272,6 @@ def test_the_output_norm_under_both_names_that_fla_gives_it(case, tmp_path):
     }
     assert other.keys() != golden.weights.keys()
     save_file(other, tmp_path / SINGLE)
-    loaded = load_weights(tmp_path, shape_in(tmp_path))
+    loaded = load_weights(tmp_path, model_config_in(tmp_path))
     norm = "layers.0.mixer.g_norm_swish_gate.weight"
     assert loaded[norm].equal(golden.weights["model.layers.0.attn.g_norm_swish_gate.weight"])

@@ -41,9 +41,9 @@ def missing(*packages: str) -> pytest.MarkDecorator:
 
 def wrapped(model: Model) -> LongfireForCausalLM:
     """The model in transformers' class, through config.json and the names in files."""
-    config = LongfireConfig(**json.loads(json.dumps(own_config.config_of(model.shape, 64))))
+    config = LongfireConfig(**json.loads(json.dumps(own_config.config_of(model.config, 64))))
     ours = LongfireForCausalLM(config).eval()
-    weights = to_theirs(LONGFIRE, model.shape, dict(model.state_dict()))
+    weights = to_theirs(LONGFIRE, model.config, dict(model.state_dict()))
     result = ours.load_state_dict(weights, strict=False)
     assert not result.unexpected_keys and set(result.missing_keys) <= {"model.head.weight"}
     return ours
@@ -383,9 +383,9 @@ def test_types(exported, tmp_path):
         name: p.to(narrow.get_parameter(f"model.{name}").dtype)
         for name, p in model.state_dict().items()
     }
-    in_bf16 = model_of(model.shape, rounded, compute_dtype=torch.bfloat16)
+    in_bf16 = model_of(model.config, rounded, compute_dtype=torch.bfloat16)
     assert narrow(ids_BT).logits.equal(in_bf16.logits(in_bf16(ids_BT)))
-    masters = model_of(model.shape, dict(model.state_dict()), compute_dtype=torch.bfloat16)
+    masters = model_of(model.config, dict(model.state_dict()), compute_dtype=torch.bfloat16)
     expected = masters.logits(masters(ids_BT))
     with torch.autocast("cpu", torch.bfloat16):
         assert load(folder)(ids_BT).logits.equal(expected)
@@ -433,18 +433,18 @@ def test_a_vocabulary_grows(tied, tiny_model, tmp_path):
     )
     model.save_pretrained(tmp_path)
     ours, _ = load_model_with_bytes(tmp_path)
-    assert ours.shape.vocab_size == 300 and ours.logits(ours(ids_BT)).equal(
+    assert ours.config.vocab_size == 300 and ours.logits(ours(ids_BT)).equal(
         load(tmp_path)(ids_BT).logits
     )
 
 
-def test_a_fresh_model_begins_as_in_longfire(tiny_shape, hybrid, tmp_path):
-    config = LongfireConfig(**own_config.config_of(tiny_shape("rwkv7", "gla"), 64))
+def test_a_fresh_model_begins_as_in_longfire(tiny_config, hybrid, tmp_path):
+    config = LongfireConfig(**own_config.config_of(tiny_config("rwkv7", "gla"), 64))
     torch.manual_seed(0)
     fresh, other = (transformers.AutoModelForCausalLM.from_config(config) for _ in range(2))
     torch.manual_seed(0)
     again = transformers.AutoModelForCausalLM.from_config(config)
-    expected = build(tiny_shape("rwkv7", "gla"), 0).state_dict()
+    expected = build(tiny_config("rwkv7", "gla"), 0).state_dict()
     for name, tensor in expected.items():
         ours = fresh.get_parameter(f"model.{name}")
         assert ours.equal(again.get_parameter(f"model.{name}")), "torch's seed decides"
@@ -473,9 +473,9 @@ def drawn(tensor: Tensor) -> bool:
     return tensor.dim() >= 2 and len(tensor) > 1
 
 
-def test_a_config_of_a_run_is_no_export(tiny_shape):
+def test_a_config_of_a_run_is_no_export(tiny_config):
     with pytest.raises(SettingsError, match="shape is empty"):
-        LongfireConfig(**tiny_shape("gla").to_dict()).model_shape()
+        LongfireConfig(**tiny_config("gla").to_dict()).model_shape()
 
 
 def test_the_card_says_how_to_load_it(exported, monkeypatch, tmp_path):
@@ -614,7 +614,7 @@ def test_lm_eval_scores_and_generates(exported):
 
 
 def test_a_mixer_of_a_plugin_is_exported_with_the_name_of_its_file(tmp_path):
-    from longfire.config.model_config import ModelShape
+    from longfire.config.model_config import ModelConfig
     from longfire.plugins import load_plugins
 
     file = tmp_path / "my_mixer_of_a_test.py"
@@ -623,7 +623,7 @@ def test_a_mixer_of_a_plugin_is_exported_with_the_name_of_its_file(tmp_path):
     )
     load_plugins((str(file),))
     try:
-        shape = ModelShape(
+        shape = ModelConfig(
             32, 1, ("mixer_of_a_test",), {"mixer_of_a_test": {"num_heads": 2}}, vocab_size=258
         )
         export(build(shape, 0), bytes_tokenizer(), tmp_path / "hf")

@@ -7,26 +7,26 @@ import any_model
 import pytest
 from hypothesis import given, settings
 
-from longfire.config.model_config import ModelShape, mixer_of
-from longfire.config.run import read_shape
+from longfire.config.model_config import ModelConfig, mixer_of
+from longfire.config.run import read_model_config
 from longfire.errors import SettingsError
 from longfire.huggingface import own_config
-from longfire.huggingface.families import choose_family, class_of_export, shape_from_config
+from longfire.huggingface.families import choose_family, class_of_export, config_from_hf
 from longfire.mixers import MIXERS
-from longfire.mixers.mixer import read_mixer_shape
+from longfire.mixers.mixer import read_mixer_config
 
 
-def config_of(shape: ModelShape) -> dict:
+def config_of(shape: ModelConfig) -> dict:
     return json.loads(json.dumps(own_config.config_of(shape, 128)))
 
 
-def in_full(shape: ModelShape) -> ModelShape:
+def in_full(shape: ModelConfig) -> ModelConfig:
     """The shape with every setting of its mixers, defaults too."""
     mixers = {}
     for name in dict.fromkeys(shape.layer_types):
         given = shape.mixers.get(name, {})
         mixers[name] = asdict(
-            read_mixer_shape(MIXERS[mixer_of(name)], name, given, shape.hidden_size)
+            read_mixer_config(MIXERS[mixer_of(name)], name, given, shape.hidden_size)
         )
     return replace(shape, mixers=mixers, pad_vocab_multiple=1)
 
@@ -34,7 +34,7 @@ def in_full(shape: ModelShape) -> ModelShape:
 @settings(max_examples=60, deadline=None)
 @given(any_model.shapes())
 def test_every_setting_comes_back(shape):
-    assert own_config.read_shape(config_of(shape), "config.json") == in_full(shape)
+    assert own_config.read_model_config(config_of(shape), "config.json") == in_full(shape)
 
 
 def test_every_option_of_every_mixer_is_tried_by_the_tests():
@@ -42,13 +42,13 @@ def test_every_option_of_every_mixer_is_tried_by_the_tests():
     for name, mixer in MIXERS.items():
         tried = {key for choices in any_model.OPTIONS[name] for some in choices for key in some}
         untried = (
-            {f.name for f in fields(mixer.Shape)} - tried - any_model.MIXER_SETTINGS[name].keys()
+            {f.name for f in fields(mixer.Config)} - tried - any_model.MIXER_SETTINGS[name].keys()
         )
         assert not untried, name
 
 
-def test_what_tools_read_stands_at_the_top(tiny_shape):
-    shape = tiny_shape("gla", "attention", vocab_size=97, tie_word_embeddings=True)
+def test_what_tools_read_stands_at_the_top(tiny_config):
+    shape = tiny_config("gla", "attention", vocab_size=97, tie_word_embeddings=True)
     config = config_of(shape)
     top = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
     top |= {
@@ -60,7 +60,7 @@ def test_what_tools_read_stands_at_the_top(tiny_shape):
     top |= {"model_type": "longfire", "architectures": ["LongfireForCausalLM"], "format_version": 1}
     top |= {"tie_word_embeddings": True, "initializer_range": 0.02}
     assert {key: config[key] for key in top} == top
-    assert "num_attention_heads" not in config_of(tiny_shape("gla", "kda"))
+    assert "num_attention_heads" not in config_of(tiny_config("gla", "kda"))
     assert config_of(replace(shape, max_position_embeddings=64))["max_position_embeddings"] == 64
 
 
@@ -92,15 +92,15 @@ def test_what_tools_read_stands_at_the_top(tiny_shape):
         (lambda c: c["shape"]["gla"].update(num_heads=5), "gla"),
     ],
 )
-def test_what_this_version_cannot_read_is_named(tiny_shape, change, message):
-    config = {**config_of(tiny_shape("gla", "kda")), "longfire_version": "9.0"}
+def test_what_this_version_cannot_read_is_named(tiny_config, change, message):
+    config = {**config_of(tiny_config("gla", "kda")), "longfire_version": "9.0"}
     change(config)
     with pytest.raises(SettingsError, match=message):
-        shape_from_config(config, "config.json")
+        config_from_hf(config, "config.json")
 
 
-def test_keys_of_tools_change_nothing(tiny_shape):
-    shape = tiny_shape("gla", "kda")
+def test_keys_of_tools_change_nothing(tiny_config):
+    shape = tiny_config("gla", "kda")
     config = {
         **config_of(shape),
         "transformers_version": "5.0",
@@ -108,28 +108,28 @@ def test_keys_of_tools_change_nothing(tiny_shape):
         "dtype": "bfloat16",
         "_name_or_path": "x",
     }
-    assert shape_from_config(config, "") == in_full(shape)
+    assert config_from_hf(config, "") == in_full(shape)
 
 
-def test_a_run_takes_the_config_of_an_export(tiny_shape, tmp_path):
-    shape = tiny_shape("gla", "kda")
+def test_a_run_takes_the_config_of_an_export(tiny_config, tmp_path):
+    shape = tiny_config("gla", "kda")
     (tmp_path / "config.json").write_text(json.dumps(config_of(shape)))
-    assert read_shape(tmp_path) == in_full(shape)
+    assert read_model_config(tmp_path) == in_full(shape)
 
 
-def test_a_class_of_another_package_comes_first(tiny_shape):
-    assert choose_family(tiny_shape("attention")) == "llama"
+def test_a_class_of_another_package_comes_first(tiny_config):
+    assert choose_family(tiny_config("attention")) == "llama"
     assert (
         choose_family(
-            tiny_shape(
+            tiny_config(
                 "gla", "attention", mixers={"gla": {"num_heads": 2}, "attention": {"num_heads": 4}}
             )
         )
         == "gla"
     )
-    hybrid = tiny_shape("gla", "kda")
+    hybrid = tiny_config("gla", "kda")
     assert choose_family(hybrid) == "longfire"
-    assert class_of_export(tiny_shape("attention")) == "LlamaForCausalLM of transformers"
+    assert class_of_export(tiny_config("attention")) == "LlamaForCausalLM of transformers"
     told = class_of_export(hybrid)
     assert (
         told.startswith("LongfireForCausalLM of longfire, since no class of transformers or fla")

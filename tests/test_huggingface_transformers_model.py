@@ -87,7 +87,7 @@ AutoModelForCausalLM.register(BagConfig, BagForCausalLM)
 
 @pytest.fixture
 def neox() -> transformers_model.Foreign:
-    return transformers_model.build(transformers_model.read_shape(NEOX, "config.json"), 3)
+    return transformers_model.build(transformers_model.read_model_config(NEOX, "config.json"), 3)
 
 
 def words_for(folder: Path, config: dict, name: str = "run") -> list[str]:
@@ -138,7 +138,7 @@ def test_their_loss_and_gradients(neox):
 
 
 def test_it_begins_by_the_seed_alone():
-    shape = transformers_model.read_shape(NEOX, "")
+    shape = transformers_model.read_model_config(NEOX, "")
     before = torch.get_rng_state()
     one, same, other = (transformers_model.build(shape, seed).state_dict() for seed in (1, 1, 2))
     assert all(one[name].equal(same[name]) for name in one)
@@ -150,14 +150,14 @@ def test_flops_are_counted_by_parameters(neox):
     matrices = 2 * (4 * 32 * 32 + 2 * 32 * 48)  # of two layers
     assert neox.flops_per_token(16) == 2 * (matrices + 258 * 32)
     tied = transformers_model.build(
-        transformers_model.read_shape({**NEOX, "tie_word_embeddings": True}, ""), 0
+        transformers_model.read_model_config({**NEOX, "tie_word_embeddings": True}, ""), 0
     )
     assert tied.flops_per_token(16) == neox.flops_per_token(16)
 
 
 def test_dropout_is_at_work_only_while_it_learns():
     model = transformers_model.build(
-        transformers_model.read_shape({**NEOX, "hidden_dropout": 0.5}, ""), 0
+        transformers_model.read_model_config({**NEOX, "hidden_dropout": 0.5}, ""), 0
     )
     ids_BT = torch.arange(20)[None]
     assert not model(ids_BT).equal(model(ids_BT))
@@ -166,7 +166,7 @@ def test_dropout_is_at_work_only_while_it_learns():
 
 
 def test_half_precision_is_autocast(neox):
-    half = transformers_model.Foreign(neox.shape, neox.theirs, torch.bfloat16)
+    half = transformers_model.Foreign(neox.config, neox.theirs, torch.bfloat16)
     logits = half(torch.arange(5)[None])
     assert logits.dtype == torch.bfloat16 and next(half.parameters()).dtype == torch.float32
     assert half.logits(logits).dtype == torch.float32
@@ -308,7 +308,7 @@ def test_packed_documents_are_refused_where_it_does_not_or_nothing_shows(tmp_pat
         == 2
     )
     assert "data.varlen: MambaForCausalLM" in capsys.readouterr().err
-    shape = transformers_model.read_shape(NEOX, "")
+    shape = transformers_model.read_model_config(NEOX, "")
     deaf = transformers_model.build(shape, 0)
     for layer in deaf.theirs.gpt_neox.layers:
         layer.attention.dense.weight.data.zero_()
@@ -364,13 +364,13 @@ def test_state_that_checkpoints_do_not_hold_is_refused(neox):
 
 def test_weights_of_another_model_and_hostile_ones_are_named(neox, tmp_path):
     transformers_model.save(neox, tmp_path / "hf", torch.float32, {}, 10**9)
-    other = transformers_model.read_shape({**NEOX, "num_hidden_layers": 3}, "")
+    other = transformers_model.read_model_config({**NEOX, "num_hidden_layers": 3}, "")
     with pytest.raises(CheckpointError, match="its tensors are not those of the model"):
         transformers_model.load_weights(tmp_path / "hf", other)
     (tmp_path / "hf" / "model.safetensors").unlink()
     torch.save({"x": Payload(tmp_path / "victim")}, tmp_path / "hf" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="transformers cannot load its weights"):
-        transformers_model.load_weights(tmp_path / "hf", neox.shape)
+        transformers_model.load_weights(tmp_path / "hf", neox.config)
     assert not (tmp_path / "victim").exists()
 
 
@@ -398,14 +398,14 @@ SAVED = {
 def test_what_was_saved_is_read_again(case, tmp_path):
     """transformers writes an infinite number of a config as {"__float__": "Infinity"}."""
     model = transformers_model.build(
-        transformers_model.read_shape(SAVED[case], "config.json"), seed=0
+        transformers_model.read_model_config(SAVED[case], "config.json"), seed=0
     )
     model(torch.randint(258, (1, 8)))
     transformers_model.save(
         model, tmp_path / "hf", torch.float32, {"bos_token_id": 1, "eos_token_id": 2}, 10**9
     )
     transformers_model.compare_saved(model, tmp_path / "hf", torch.float32)
-    shape = transformers_model.read_shape(
+    shape = transformers_model.read_model_config(
         json.loads((tmp_path / "hf/config.json").read_text()), "config.json"
     )
     weights = transformers_model.load_weights(tmp_path / "hf", shape)

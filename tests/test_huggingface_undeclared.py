@@ -4,7 +4,7 @@ import pytest
 
 from longfire.config.config_file import read_config
 from longfire.errors import SettingsError
-from longfire.huggingface.families import ignored_keys, ignored_line, shape_from_config
+from longfire.huggingface.families import config_from_hf, ignored_keys, ignored_line
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 2}
 HARMLESS = {
@@ -22,20 +22,18 @@ HARMLESS = {
 @pytest.mark.parametrize("key", HARMLESS)
 def test_a_key_that_their_class_ignores_changes_no_shape(key):
     config = {**LLAMA, key: HARMLESS[key]}
-    assert shape_from_config(config, "config.json") == shape_from_config(LLAMA, "config.json")
+    assert config_from_hf(config, "config.json") == config_from_hf(LLAMA, "config.json")
 
 
 def test_a_key_inside_rope_parameters():
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     config = {**LLAMA, "rope_scaling": {**scaling, "finetuned": True}}
-    assert shape_from_config(config, "") == shape_from_config(
-        {**LLAMA, "rope_scaling": scaling}, ""
-    )
+    assert config_from_hf(config, "") == config_from_hf({**LLAMA, "rope_scaling": scaling}, "")
     assert ignored_keys(config, "") == ["rope_parameters.finetuned"]
 
 
 def test_in_how_many_products_a_matrix_was_multiplied_changes_nothing():
-    assert shape_from_config({**LLAMA, "pretraining_tp": 2}, "") == shape_from_config(LLAMA, "")
+    assert config_from_hf({**LLAMA, "pretraining_tp": 2}, "") == config_from_hf(LLAMA, "")
 
 
 @pytest.mark.parametrize(
@@ -54,17 +52,17 @@ def test_in_how_many_products_a_matrix_was_multiplied_changes_nothing():
 )
 def test_a_key_that_may_mean_something_is_refused(key, value):
     with pytest.raises(SettingsError, match=key):
-        shape_from_config({**LLAMA, key: value}, "config.json")
+        config_from_hf({**LLAMA, key: value}, "config.json")
 
 
 def test_a_misspelling_is_answered_with_the_key_that_it_resembles():
     with pytest.raises(SettingsError, match="did you mean 'rope_theta'"):
-        shape_from_config({**LLAMA, "rope_thetas": 5e5}, "config.json")
+        config_from_hf({**LLAMA, "rope_thetas": 5e5}, "config.json")
 
 
 def test_a_key_of_ours_belongs_into_the_recipe():
     with pytest.raises(SettingsError, match=r"write it under \[model\] of the recipe"):
-        shape_from_config({**LLAMA, "block": "parallel"}, "config.json")
+        config_from_hf({**LLAMA, "block": "parallel"}, "config.json")
 
 
 def test_they_are_named():
@@ -76,9 +74,7 @@ def test_they_are_named():
 def test_infinity_is_read_and_nan_is_not(tmp_path):
     file = tmp_path / "config.json"
     file.write_text('{"model_type": "mamba2", "dt_limit": [0.0, Infinity]}')
-    assert shape_from_config(read_config(file), "") == shape_from_config(
-        {"model_type": "mamba2"}, ""
-    )
+    assert config_from_hf(read_config(file), "") == config_from_hf({"model_type": "mamba2"}, "")
     file.write_text('{"model_type": "mamba2", "norm_eps": NaN}')
     with pytest.raises(SettingsError, match="NaN is no number"):
         read_config(file)
@@ -88,9 +84,7 @@ def test_infinity_is_read_and_nan_is_not(tmp_path):
 def test_the_original_length_where_its_kind_of_rotary_positions_has_no_use_for_it(kind):
     scaling = {"rope_type": kind, "factor": 2.0} if kind != "default" else {"rope_type": kind}
     config = {**LLAMA, "rope_scaling": {**scaling, "original_max_position_embeddings": 64}}
-    assert shape_from_config(config, "") == shape_from_config(
-        {**LLAMA, "rope_scaling": scaling}, ""
-    )
+    assert config_from_hf(config, "") == config_from_hf({**LLAMA, "rope_scaling": scaling}, "")
     assert ignored_keys(config, "") == ["rope_parameters.original_max_position_embeddings"]
     assert ignored_keys({**LLAMA, "original_max_position_embeddings": 64}, "") == ignored_keys(
         config, ""
@@ -99,10 +93,10 @@ def test_the_original_length_where_its_kind_of_rotary_positions_has_no_use_for_i
 
 def test_a_kind_of_rotary_positions_uses_its_own_keys_alone():
     config = {**LLAMA, "rope_parameters": {"rope_type": "default", "factor": 4.0, "beta_fast": 16}}
-    assert shape_from_config(config, "") == shape_from_config(LLAMA, "")
+    assert config_from_hf(config, "") == config_from_hf(LLAMA, "")
     assert ignored_keys(config, "") == ["rope_parameters.factor", "rope_parameters.beta_fast"]
     with pytest.raises(SettingsError, match="factor = 4.0 means nothing"):  # it was meant to scale
-        shape_from_config({**LLAMA, "rope_parameters": {"factor": 4.0}}, "")
+        config_from_hf({**LLAMA, "rope_parameters": {"factor": 4.0}}, "")
 
 
 @pytest.mark.parametrize("kind", ["yarn", "llama3"])
@@ -111,10 +105,10 @@ def test_the_original_length_beside_the_scaling(kind):
     scaling = {"rope_type": kind, "factor": 4.0, **more}
     inside = {**LLAMA, "rope_scaling": {**scaling, "original_max_position_embeddings": 512}}
     beside = {**LLAMA, "rope_scaling": scaling, "original_max_position_embeddings": 512}
-    shape = shape_from_config(beside, "")
-    assert shape == shape_from_config(inside, "")
+    shape = config_from_hf(beside, "")
+    assert shape == config_from_hf(inside, "")
     assert shape.mixers["attention"]["rope_original_length"] == 512
-    both = shape_from_config({**inside, "original_max_position_embeddings": 256}, "")
+    both = config_from_hf({**inside, "original_max_position_embeddings": 256}, "")
     assert both.mixers["attention"]["rope_original_length"] == 256, (
         "their classes look outside first"
     )

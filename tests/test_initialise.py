@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_shape
+from conftest import tiny_config
 from plans import PLANS, parts, state_of, whole
 from worlds import in_processes
 
@@ -51,7 +51,7 @@ def roles(model: Model) -> dict[str, str]:
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_parameter_has_a_role_and_one_matrix_ends_a_mixer(mixer):
     with torch.device("meta"):
-        model = Model(tiny_shape(mixer, mlp="swiglu"))
+        model = Model(tiny_config(mixer, mlp="swiglu"))
     found = roles(model)
     assert set(found.values()) <= {"matrices", "outputs", "embedding", "head", "norm", "bias"}
     ends = {name for name in output_weights(model) if ".mixer." in name}
@@ -61,7 +61,7 @@ def test_every_parameter_has_a_role_and_one_matrix_ends_a_mixer(mixer):
 @pytest.mark.parametrize("mlp", MLPS)
 def test_one_matrix_ends_an_mlp(mlp):
     with torch.device("meta"):
-        model = Model(tiny_shape("gla", mlp=mlp))
+        model = Model(tiny_config("gla", mlp=mlp))
     end = "value" if mlp == "channel_mix" else "down_proj"
     assert {f"layers.{layer}.mlp.{end}.weight" for layer in range(2)} <= output_weights(model)
 
@@ -69,7 +69,7 @@ def test_one_matrix_ends_an_mlp(mlp):
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_roles_begin_as_the_shape_asks(mixer):
     """Against torch's own generators: uniform with std 1/sqrt(fan_in) for matrices and convolutions, and so on."""
-    model = build(tiny_shape(mixer, **ALL_ROLES), seed=5)
+    model = build(tiny_config(mixer, **ALL_ROLES), seed=5)
     parameters = dict(model.named_parameters())
     for name, role in roles(model).items():
         expected = by_torch(role, parameters[name].detach(), keyed_generator(5, name))
@@ -95,7 +95,7 @@ def by_torch(role: str, like: torch.Tensor, generator: torch.Generator) -> torch
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_mixers_own_rules_come_first_and_the_default_is_as_it_was(mixer):
-    plain, changed = (build(tiny_shape(mixer, **changes), 3) for changes in ({}, ALL_ROLES))
+    plain, changed = (build(tiny_config(mixer, **changes), 3) for changes in ({}, ALL_ROLES))
     others = dict(changed.named_parameters())
     found, own, published = roles(plain), own_rules(plain), published_rules(plain)
     for name, value in plain.named_parameters():
@@ -112,7 +112,7 @@ def test_a_mixers_own_rules_come_first_and_the_default_is_as_it_was(mixer):
 @pytest.mark.parametrize(("rule", "kurtosis"), [("fan_in", 3.0), ("fan_in_uniform", 1.8)])
 def test_both_fan_in_rules_keep_the_variance(rule, kurtosis):
     """50,000 numbers: their variance is within 2 % of 1/fan_in, and the fourth moment tells normal from uniform."""
-    shape = tiny_shape("attention", hidden_size=128, init_matrices=rule, intermediate_size=400)
+    shape = tiny_config("attention", hidden_size=128, init_matrices=rule, intermediate_size=400)
     weight = build(shape, 0).layers[0].mlp.up_proj.weight.detach()
     assert fan_in(weight) == 128
     assert weight.var() * 128 == pytest.approx(1, abs=0.02)
@@ -124,7 +124,7 @@ def test_matrices_of_zeros_get_no_gradient_and_outputs_of_zeros_do(mlp):
     """Why shape.py refuses init_matrices = "zeros"."""
     ids_BT = torch.arange(12).reshape(2, 6)
     for zeros, learns in {"matrices": False, "outputs": True}.items():
-        model = build(tiny_shape("gla", mlp=mlp, norm_affine=False), 0)
+        model = build(tiny_config("gla", mlp=mlp, norm_affine=False), 0)
         found = roles(model)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -140,18 +140,18 @@ def test_matrices_of_zeros_get_no_gradient_and_outputs_of_zeros_do(mlp):
 
 
 def test_an_embedding_by_fan_in_has_rows_of_length_one():
-    model = build(tiny_shape("attention", hidden_size=256, init_embedding="fan_in"), 0)
+    model = build(tiny_config("attention", hidden_size=256, init_embedding="fan_in"), 0)
     assert model.embed.weight.detach().norm(dim=1).mean() == pytest.approx(1, abs=0.02)
 
 
 def test_a_tied_head_begins_as_the_embedding():
-    model = build(tiny_shape("attention", tie_word_embeddings=True, init_embedding=1.0), 0)
+    model = build(tiny_config("attention", tie_word_embeddings=True, init_embedding=1.0), 0)
     assert model.head.weight is model.embed.weight
     assert model.embed.weight.detach().std() == pytest.approx(1, abs=0.1)
 
 
 def test_learned_positions_are_embeddings():
-    shape = tiny_shape(
+    shape = tiny_config(
         "attention", learned_positions=True, max_position_embeddings=40, init_embedding="zeros"
     )
     model = build(shape, 0)
@@ -161,11 +161,11 @@ def test_learned_positions_are_embeddings():
 def test_a_mixer_that_does_not_say_what_ends_it_cannot_begin_so(monkeypatch):
     silent = {name: role for name, role in MIXERS["gla"].roles.items() if role != "row"}
     monkeypatch.setattr(MIXERS["gla"], "roles", silent)
-    build(tiny_shape("gla"), 0)
+    build(tiny_config("gla"), 0)
     with pytest.raises(
         SettingsError, match="init_outputs = 'zeros', but GLA does not say which matrix ends it"
     ):
-        build(tiny_shape("gla", init_outputs="zeros"), 0)
+        build(tiny_config("gla", init_outputs="zeros"), 0)
 
 
 HYBRID = ("gla", "mamba", "attention", "rwkv7")

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_shape
+from conftest import tiny_config, tiny_model
 
 from longfire.initialise import build
 
 
 def test_parameters_begin_as_flas_do():
     """Numbers of fla 0.6.0's own class: hidden size 32, heads of 8, layers 0 and 1 of 3."""
-    model = build(tiny_shape("rwkv7", num_hidden_layers=3), 0)
+    model = build(tiny_config("rwkv7", num_hidden_layers=3), 0)
     first, second = (model.layers[i].mixer for i in (0, 1))
     close = torch.testing.assert_close
     close(first.x_r[0, 0, [1, 31]], torch.tensor([1 - (1 / 32) ** 0.2, 1 - (31 / 32) ** 0.2]))

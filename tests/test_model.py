@@ -45,7 +45,7 @@ def test_flops_agree_with_torchs_counter_where_it_sees_all(tiny_model):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(IDS_BT[:1, :seq_len]))
     attention = model.layers[0].mixer
-    per_pair = 4 * attention.shape.num_heads * attention.head_dim  # q k^T and p v
+    per_pair = 4 * attention.config.num_heads * attention.head_dim  # q k^T and p v
     masked_pairs = seq_len * (seq_len - 1) / 2
     counted = counter.get_total_flops() - len(model.layers) * per_pair * masked_pairs
     assert model.flops_per_token(seq_len) * seq_len == pytest.approx(counted)
@@ -59,8 +59,8 @@ def test_flops_of_the_projections_are_twice_their_parameters(mixer, tiny_model):
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_bf16_activations_stay_close_and_parameters_stay_fp32(mixer, tiny_shape):
-    shape = tiny_shape(mixer)
+def test_bf16_activations_stay_close_and_parameters_stay_fp32(mixer, tiny_config):
+    shape = tiny_config(mixer)
     full, half = build(shape, 0), build(shape, 0, compute_dtype=torch.bfloat16)
     assert all(p.dtype == torch.float32 for p in half.parameters())
     assert half(IDS_BT).dtype == torch.bfloat16
@@ -120,9 +120,9 @@ def test_compiled_gradients_equal_eager_ones(mixer, tiny_model):
         (("gated_delta_net",), {"num_heads": 2, "head_dim": 8, "num_v_heads": 3}, "num_v_heads"),
     ],
 )
-def test_a_mixer_that_cannot_be_built_is_told_by_its_own_names(types, settings, told, tiny_shape):
+def test_a_mixer_that_cannot_be_built_is_told_by_its_own_names(types, settings, told, tiny_config):
     with pytest.raises(SettingsError, match=told):
-        build(tiny_shape(*types, mixers={types[0]: settings}), 0)
+        build(tiny_config(*types, mixers={types[0]: settings}), 0)
 
 
 def test_a_variant_may_go_without_lower_bounds(tiny_model):

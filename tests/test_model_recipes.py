@@ -16,15 +16,15 @@ import transformers
 from torch import Tensor
 
 from longfire.config.config_file import read_config
-from longfire.config.model_config import INIT_KEYS, ModelShape, mixer_of
-from longfire.config.run import read_shape
+from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
+from longfire.config.run import read_model_config
 from longfire.data.batches import Batch
 from longfire.huggingface.families import (
     FAMILIES,
     TRANSFORMERS,
     choose_family,
-    config_from_shape,
-    shape_from_config,
+    config_from_hf,
+    config_to_hf,
 )
 from longfire.huggingface.family_writing import whole
 from longfire.initialise import build
@@ -119,8 +119,8 @@ MISSING = [name for name in ("triton", "fla", "einops") if importlib.util.find_s
 
 
 @cache
-def shape_of(name: str) -> ModelShape:
-    return read_shape(FOLDER / f"{name}.json").with_vocabulary(WORDS)
+def model_config_of(name: str) -> ModelConfig:
+    return read_model_config(FOLDER / f"{name}.json").with_vocabulary(WORDS)
 
 
 def count(model: torch.nn.Module) -> int:
@@ -183,7 +183,7 @@ def test_every_file_has_its_row():
 def test_parameters_are_counted_and_published(name):
     parameters, published, *lie = TABLE[name]
     with torch.device("meta"):
-        assert count(Model(shape_of(name))) == parameters
+        assert count(Model(model_config_of(name))) == parameters
     if not lie:
         assert not published or rounds_to(parameters, published)
         return
@@ -195,7 +195,7 @@ def test_parameters_are_counted_and_published(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_the_readme_says_what_the_file_has(name):
     mixers, parameters, context, *_ = rows()[name]
-    shape = shape_of(name)
+    shape = model_config_of(name)
     assert set(mixers.split(" + ")) == set(map(mixer_of, shape.layer_types))
     assert parameters == short(TABLE[name][0])
     if "attention" in mixers and shape.max_position_embeddings:
@@ -205,10 +205,10 @@ def test_the_readme_says_what_the_file_has(name):
 @pytest.mark.parametrize("name", sorted(TABLE.keys() - NO_FAMILY))
 def test_it_can_leave_as_a_family_of_hugging_face(name):
     """And comes back as the same shape; their configs cannot say in what type sums are kept, nor how weights began."""
-    shape = shape_of(name)
-    config = config_from_shape(shape, length=shape.max_position_embeddings)
+    shape = model_config_of(name)
+    config = config_to_hf(shape, length=shape.max_position_embeddings)
     unsaid = {key: getattr(shape, key) for key in ("residual_in_fp32", *INIT_KEYS)}
-    there = replace(shape_from_config(config, name), **unsaid)
+    there = replace(config_from_hf(config, name), **unsaid)
     assert whole(there) == whole(shape)
 
 
@@ -216,7 +216,7 @@ def test_it_can_leave_as_a_family_of_hugging_face(name):
 def test_the_class_of_transformers_has_as_many_parameters(name):
     """A file of one of its families is read by it as it stands, others as they would leave."""
     said = read_config(FOLDER / f"{name}.json")
-    config = said if said["model_type"] in TRANSFORMERS else config_from_shape(shape_of(name))
+    config = said if said["model_type"] in TRANSFORMERS else config_to_hf(model_config_of(name))
     assert their_counts([config]) == [TABLE[name][0]]
 
 
@@ -225,7 +225,9 @@ def test_the_class_of_transformers_has_as_many_parameters(name):
 def test_the_classes_of_fla_have_as_many_parameters():
     """In a process of its own: importing fla registers its classes for all that comes after. Its softmax model wants flash-attn."""
     recurrent = [
-        name for name in TABLE if "attention" not in map(mixer_of, shape_of(name).layer_types)
+        name
+        for name in TABLE
+        if "attention" not in map(mixer_of, model_config_of(name).layer_types)
     ]
     types = {name: read_config(FOLDER / f"{name}.json")["model_type"] for name in recurrent}
     names = [
@@ -248,9 +250,9 @@ def test_the_classes_of_fla_have_as_many_parameters():
 
 @pytest.mark.parametrize("name", sorted(NO_FAMILY))
 def test_a_shape_without_a_family_leaves_as_our_own_class(name):
-    shape = shape_of(name)
+    shape = model_config_of(name)
     assert choose_family(shape) == "longfire" and "own class" in rows()[name][-1]
-    assert whole(shape_from_config(config_from_shape(shape), name)) == whole(shape)
+    assert whole(config_from_hf(config_to_hf(shape), name)) == whole(shape)
 
 
 def quick_loss(weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:
@@ -292,7 +294,7 @@ def quick_loss(weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:
 def test_quick_2m_is_its_mathematics():
     """Loss and gradients in float64, of a model whose outputs and head are not zero and whose logits reach the cap."""
     shape = replace(
-        read_shape(FOLDER / "quick-2m.json"), init_outputs=0.05, init_head=1.0
+        read_model_config(FOLDER / "quick-2m.json"), init_outputs=0.05, init_head=1.0
     ).with_vocabulary(53)
     model = build(shape, 0, compute_dtype=torch.float64).double()
     ids_BT = torch.randint(53, (2, 31), generator=torch.Generator().manual_seed(0))
@@ -309,7 +311,7 @@ def test_quick_2m_is_its_mathematics():
 
 def test_quick_2m_begins_with_the_loss_of_a_guess():
     """Head zero: every entry of the vocabulary is equally likely."""
-    shape = read_shape(FOLDER / "quick-2m.json").with_vocabulary(2048)
+    shape = read_model_config(FOLDER / "quick-2m.json").with_vocabulary(2048)
     model = build(shape, 0)
     ids_BT = torch.randint(2048, (1, 33), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], torch.arange(32)[None])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.data.tokenizer import train_tokenizer
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.export import export
@@ -101,7 +101,7 @@ def test_exports_give_the_same_logits_and_tokens(version, tmp_path):
     ours = {}
     for name, (changes, since) in CASES.items():
         if since <= known:
-            model = build(shape_of(tokenizer.vocab_size, changes), seed=1)
+            model = build(model_config_of(tokenizer.vocab_size, changes), seed=1)
             export(model, tokenizer, tmp_path / name, adds_bos=True)
             with torch.no_grad():
                 ours[name] = model.logits(model(ids_BT))
@@ -119,8 +119,8 @@ def test_exports_give_the_same_logits_and_tokens(version, tmp_path):
         }, name
 
 
-def shape_of(vocab_size: int, changes: dict) -> ModelShape:
-    return ModelShape(
+def model_config_of(vocab_size: int, changes: dict) -> ModelConfig:
+    return ModelConfig(
         **{
             "hidden_size": 32,
             "num_hidden_layers": 2,

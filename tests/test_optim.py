@@ -112,7 +112,7 @@ def test_a_tied_head_is_an_embedding(tiny_model):
 
 
 def test_roles_of_a_model_of_transformers():
-    shape = transformers_model.read_shape(
+    shape = transformers_model.read_model_config(
         {
             "model_type": "llama",
             "hidden_size": 16,

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_shape
+from conftest import tiny_config
 
 from longfire.config.settings import Parallelism
 from longfire.mixers import MIXERS
@@ -22,8 +22,8 @@ def refused(model: Model, cp: int, tokens: int = 64, tp: int = 1, **settings: st
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_can_be_shared(mixer):
-    assert refused(on_meta(tiny_shape(mixer)), 4) == ""
-    assert refused(on_meta(tiny_shape("attention:local", mixer)), 8, strategy="ring") == ""
+    assert refused(on_meta(tiny_config(mixer)), 4) == ""
+    assert refused(on_meta(tiny_config("attention:local", mixer)), 8, strategy="ring") == ""
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_every_mixer_can_be_shared(mixer):
     ],
 )
 def test_what_cannot_be_shared_is_refused_with_number_and_mend(cp, tokens, tp, settings, told):
-    said = refused(on_meta(tiny_shape("gla", "attention")), cp, tokens, tp, **settings)
+    said = refused(on_meta(tiny_config("gla", "attention")), cp, tokens, tp, **settings)
     assert re.search(told, said), said
-    assert refused(on_meta(tiny_shape("gla", "attention")), 1, tokens, tp, **settings) == ""
+    assert refused(on_meta(tiny_config("gla", "attention")), 1, tokens, tp, **settings) == ""
 
 
 def test_a_mixer_without_a_kind_of_context_is_refused(monkeypatch):
     monkeypatch.setattr(GLA, "context", ())
     assert "gla does not say how it looks along the sequence (context)" in refused(
-        on_meta(tiny_shape("gla")), 2
+        on_meta(tiny_config("gla")), 2
     )
 
 
@@ -65,7 +65,7 @@ def test_a_recurrence_without_a_map_is_refused():
     def own_recurrence():
         raise AssertionError("is not called")
 
-    model = on_meta(tiny_shape("gla", "attention"))
+    model = on_meta(tiny_config("gla", "attention"))
     model.layers[0].mixer.recur = own_recurrence
     assert "gla.recur is own_recurrence, of which no map is known" in refused(model, 2)
 

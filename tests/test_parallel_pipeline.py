@@ -83,7 +83,7 @@ def real_tokens(batches):
 def truth(model, batches):
     """Loss and gradients of one process."""
     total = 0.0
-    for batch, noise in zip(batches, noises_of(model.shape, batches)):
+    for batch, noise in zip(batches, noises_of(model.config, batches)):
         loss = loss_sum(model, batch, CHUNK_TOKENS, noise) / real_tokens(batches)
         loss.backward()
         total += loss.detach()
@@ -93,7 +93,7 @@ def truth(model, batches):
 def cut_of(model: Model, mesh: Mesh, parallelism: Parallelism, **more):
     """The model's part on this process with the same values, and its pipeline."""
     with torch.device("meta"):
-        part = Model(model.shape, model.compute_dtype).to(model.compute_dtype)
+        part = Model(model.config, model.compute_dtype).to(model.compute_dtype)
     part.pipeline = cut(part, mesh, parallelism, TOKENS, **more)
     return part, part.pipeline
 
@@ -129,7 +129,7 @@ def check(part, pipeline, model, batches, mine=None, **tolerance):
     mine = batches if mine is None else mine
     noises = [
         noise
-        for batch, noise in zip(batches, noises_of(model.shape, batches))
+        for batch, noise in zip(batches, noises_of(model.config, batches))
         if any(batch is m for m in mine)
     ]
     words = real_tokens(batches)
@@ -349,7 +349,7 @@ def test_evaluation_and_steps_of_another_size(kind, schedule, tiny_model):
 def half_case(rank, model, expected):
     mesh = Mesh.of_degrees({"pp": 2}, "cpu")
     with torch.device("meta"):
-        part = Model(model.shape, torch.bfloat16)
+        part = Model(model.config, torch.bfloat16)
     pipeline = cut(part, mesh, Parallelism(), TOKENS)
     fill(part, model)
     batches = microbatches(2)
@@ -360,8 +360,8 @@ def half_case(rank, model, expected):
 
 
 @pytest.mark.parametrize("changes", [{}, {"residual_in_fp32": True}])
-def test_bf16_travels_and_rounds_as_on_one_process(changes, tiny_shape):
-    model = build(tiny_shape("rwkv7", "rwkv7", **changes), 0, compute_dtype=torch.bfloat16)
+def test_bf16_travels_and_rounds_as_on_one_process(changes, tiny_config):
+    model = build(tiny_config("rwkv7", "rwkv7", **changes), 0, compute_dtype=torch.bfloat16)
     for p in model.parameters():
         p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
     batches, total = microbatches(2), 0.0
@@ -403,8 +403,8 @@ def started_case(rank, shape):
     return {name: p.detach().numpy() for name, p in part.named_parameters()}
 
 
-def test_a_part_begins_as_the_whole_model(tiny_shape):
-    shape = tiny_shape("rwkv7", "gla", "hgrn2", "rwkv7", tie_word_embeddings=True)
+def test_a_part_begins_as_the_whole_model(tiny_config):
+    shape = tiny_config("rwkv7", "gla", "hgrn2", "rwkv7", tie_word_embeddings=True)
     whole = dict(build(shape, 0).named_parameters())
     for part in in_processes(2, started_case, shape):
         assert all((whole[name].detach().numpy() == value).all() for name, value in part.items())
@@ -418,10 +418,10 @@ def test_a_part_begins_as_the_whole_model(tiny_shape):
     ],
 )
 def test_a_sharded_parameter_of_two_stages_on_one_process_is_refused(
-    types, changes, schedule, told, tiny_shape
+    types, changes, schedule, told, tiny_config
 ):
     with torch.device("meta"):
-        model = Model(tiny_shape(*types, **changes))
+        model = Model(tiny_config(*types, **changes))
     mesh = Mesh({**ALONE.degrees, "pp": 2, "dp_shard": 2})
     with pytest.raises(SettingsError, match=told):
         cut(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), TOKENS)
@@ -477,30 +477,30 @@ def test_placement():
         ({"schedule_csv": "0F0,0B0,1F0,1B0\n"}, 1, "has stages on 1 processes"),
     ],
 )
-def test_what_cannot_run_is_told_before(settings, count, told, tmp_path, tiny_shape):
+def test_what_cannot_run_is_told_before(settings, count, told, tmp_path, tiny_config):
     settings = {f"pipeline_parallel_{key}": value for key, value in settings.items()}
     if "\n" in settings.get("pipeline_parallel_schedule_csv", ""):
         (tmp_path / "order.csv").write_text(settings["pipeline_parallel_schedule_csv"])
         settings["pipeline_parallel_schedule_csv"] = str(tmp_path / "order.csv")
-    reasons = list(refusals(tiny_shape(*HYBRID), 2, Parallelism(**settings), count))
+    reasons = list(refusals(tiny_config(*HYBRID), 2, Parallelism(**settings), count))
     assert any(told in reason for reason in reasons), reasons
 
 
-def test_a_teacher_sees_whole_models(tiny_shape):
+def test_a_teacher_sees_whole_models(tiny_config):
     assert "distillation.teacher" in next(
-        refusals(tiny_shape(*HYBRID), 2, Parallelism(), 4, distilled=True)
+        refusals(tiny_config(*HYBRID), 2, Parallelism(), 4, distilled=True)
     )
 
 
-def test_more_stages_than_layers_are_told(tiny_shape):
+def test_more_stages_than_layers_are_told(tiny_config):
     reasons = refusals(
-        tiny_shape(*HYBRID), 4, Parallelism(pipeline_parallel_schedule="LoopedBFS"), 8
+        tiny_config(*HYBRID), 4, Parallelism(pipeline_parallel_schedule="LoopedBFS"), 8
     )
     assert ["8 stages of 4 layers" in reason for reason in reasons] == [True]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_what_can_run_is_not_refused(schedule, tiny_shape):
+def test_what_can_run_is_not_refused(schedule, tiny_config):
     assert not list(
-        refusals(tiny_shape(*HYBRID), 2, Parallelism(pipeline_parallel_schedule=schedule), 4)
+        refusals(tiny_config(*HYBRID), 2, Parallelism(pipeline_parallel_schedule=schedule), 4)
     )

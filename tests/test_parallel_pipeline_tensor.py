@@ -50,7 +50,7 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
         pipeline_parallel_schedule=schedule, sequence_parallel=sequence_parallel
     )
     with torch.device("meta"):
-        part = Model(model.shape, torch.float64).double()
+        part = Model(model.config, torch.float64).double()
     split(part, mesh, sequence_parallel)
     pipeline = part.pipeline = cut(part, mesh, parallelism, TOKENS, halves=not remat)
     for block in part.layers if remat else ():
@@ -66,7 +66,7 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
     batches, here, each = microbatches(4 * mesh.size("dp_shard")), 4 * mesh.rank("dp_shard"), 4
     loss, gradients = truth(model, batches)
     words, mine = real_tokens(batches), slice(here, here + each)
-    noises = noises_of(model.shape, batches)
+    noises = noises_of(model.config, batches)
     got = pipeline.step(
         batches[mine], noises[mine], lambda m, h, b: loss_of(m, h, b, CHUNK_TOKENS) / words
     )

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_shape
+from conftest import tiny_config, tiny_model
 from plans import Plan, parts, state_of, steps, whole
 from sets import slow_unless
 from torch import Tensor
@@ -198,7 +198,7 @@ def test_chunks_of_what_looks_back_under_sequence_parallel(size):
 @cache
 def kept_bytes(mixer: str, mode: str, T: int = 256, **settings: object) -> float:
     """Of one block, a row and a token, in fp32, on fake tensors."""
-    shape = tiny_shape(mixer, hidden_size=64, intermediate_size=256)
+    shape = tiny_config(mixer, hidden_size=64, intermediate_size=256)
     meter = Meter(on_meta(shape), T, 64, keeping=Keeping(**settings))
     return meter.part(0, mode, 1).kept / T
 
@@ -207,7 +207,7 @@ def kept_bytes(mixer: str, mode: str, T: int = 256, **settings: object) -> float
 def held_bytes(mode: str, T: int = 256, **settings: object) -> float:
     """The same at its fullest moment, the parameters' gradients included."""
     meter = Meter(
-        on_meta(tiny_shape("attention", hidden_size=64, intermediate_size=256)),
+        on_meta(tiny_config("attention", hidden_size=64, intermediate_size=256)),
         T,
         64,
         keeping=Keeping(**settings),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from longfire.config.run import Run, read_shape
+from longfire.config.run import Run, read_model_config
 from longfire.errors import SettingsError
 from longfire.launch import World
 from longfire.mixers import MIXERS
@@ -182,7 +182,7 @@ def test_states_of_a_published_shape():
     """GLA 340M: 4 heads of 128 x 256; Gated DeltaNet 1B: 6 heads of 256 x 512, whose maps are 256 x 256, and 3 inputs of q, k, v."""
 
     def crossing(name: str) -> Crossing:
-        shape = read_shape(RECIPES / f"models/{name}.json")
+        shape = read_model_config(RECIPES / f"models/{name}.json")
         return Meter(on_meta(shape, torch.bfloat16), 64, 64).crossings[0]
 
     assert crossing("gla-340m").states == ((4 * 128, 4 * 128 * 256),)
@@ -252,7 +252,7 @@ def test_more_devices_never_shorten_the_longest_row(compose):
 
 
 def test_every_mixer_can_take_the_shape_of_another(compose):
-    shape = compose(1).shape
+    shape = compose(1).model_config
     for name in MIXERS:
         assert set(longest.with_mixer(shape, name).layer_types) == {name}
     assert longest.with_mixer(shape, "gla").mixers["gla"] == {"num_heads": 4}, (
@@ -302,9 +302,9 @@ def test_table_3_is_reproduced_but_for_what_the_page_says():
 
 @pytest.mark.parametrize("model", published.SIZES)
 def test_the_papers_models_are_those_of_the_recipes(model):
-    shape = read_shape(RECIPES / f"models/llama-{model.lower()}.json")
+    shape = read_model_config(RECIPES / f"models/llama-{model.lower()}.json")
     size = published.SIZES[model]
-    own = size.shape()
+    own = size.model_config()
     assert (own.hidden_size, own.num_hidden_layers, own.intermediate_size, own.vocab_size) == (
         shape.hidden_size,
         shape.num_hidden_layers,

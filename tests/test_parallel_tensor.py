@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_shape
+from conftest import tiny_config
 from sets import slow_unless
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from worlds import in_processes
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.settings import ActivationCheckpoint
 from longfire.data.batches import Batch
 from longfire.initialise import build, initialise, keyed_generator
@@ -78,9 +78,9 @@ FOUR_HEADS = {
 }
 
 
-def shape_of(*mixers: str, **changes) -> ModelShape:
+def model_config_of(*mixers: str, **changes) -> ModelConfig:
     settings = {name: FOUR_HEADS[name] for name in mixers}
-    return tiny_shape(*mixers, **{"mixers": settings, "initializer_range": 0.2, **changes})
+    return tiny_config(*mixers, **{"mixers": settings, "initializer_range": 0.2, **changes})
 
 
 def a_batch(rows: int = 2) -> Batch:
@@ -104,17 +104,17 @@ def never_zero(model: Model) -> None:
 
 def shapes_of(model: Model) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        return {name: p.shape for name, p in Model(model.shape).named_parameters()}
+        return {name: p.shape for name, p in Model(model.config).named_parameters()}
 
 
-def one_process(shape: ModelShape) -> Model:
+def one_process(shape: ModelConfig) -> Model:
     model = build(shape, 0, compute_dtype=torch.float64).double()
     never_zero(model)
     return model
 
 
 def split_model(
-    shape: ModelShape,
+    shape: ModelConfig,
     mesh: Mesh,
     sequence_parallel: bool,
     prepare: Callable[[Model, Mesh], None] | None = None,
@@ -135,7 +135,7 @@ def split_model(
 
 def loss_of(model: Model, batch: Batch, tokens: int | None = None) -> Tensor:
     """Logits of 50 tokens at a time, and dropout where the shape has it."""
-    noise_BT = row_noise(0, 0, *batch.ids_BT.shape, "cpu") if model.shape.drops else None
+    noise_BT = row_noise(0, 0, *batch.ids_BT.shape, "cpu") if model.config.drops else None
     return loss_sum(model, batch, 50, noise_BT) / (tokens or batch.real_tokens())
 
 
@@ -159,7 +159,7 @@ def compare_gradients(model: Model, true: Model, mesh: Mesh) -> None:
 
 def assert_nothing_is_left_whole(model: Model) -> None:
     """Whatever a mixer or an MLP does not declare as replicated, and the vocabulary, is split."""
-    expected = {"embed.weight", *([] if model.shape.tie_word_embeddings else ["head.weight"])}
+    expected = {"embed.weight", *([] if model.config.tie_word_embeddings else ["head.weight"])}
     for layer, block in enumerate(model.layers):
         for place, region in (("mixer", block.mixer), ("mlp", block.mlp)):
             for role, kind in ({} if region is None else region.roles).items():
@@ -174,7 +174,7 @@ def assert_nothing_is_left_whole(model: Model) -> None:
 
 def check(
     rank: int,
-    shape: ModelShape,
+    shape: ModelConfig,
     degrees: dict[str, int],
     sequence_parallel: bool,
     prepare: Callable[[Model, Mesh], None] | None = None,
@@ -214,13 +214,13 @@ MIXERS_SHARED = [
     ),
 )
 def test_two_processes_share_every_mixer(mixer, sequence_parallel):
-    in_processes(2, check, shape_of(mixer), {"tp": 2}, sequence_parallel)
+    in_processes(2, check, model_config_of(mixer), {"tp": 2}, sequence_parallel)
 
 
 @each_mixer
 @pytest.mark.matrix
 def test_four_processes_share_every_mixer(mixer):
-    in_processes(4, check, shape_of(mixer), {"tp": 4}, True)
+    in_processes(4, check, model_config_of(mixer), {"tp": 4}, True)
 
 
 OTHER_SETTINGS = [
@@ -270,7 +270,7 @@ OTHER_SETTINGS = [
     slow_unless(lambda mixer, settings: mixer in ("gsa", "kda"), OTHER_SETTINGS),
 )
 def test_two_processes_share_what_other_settings_make(mixer, settings):
-    in_processes(2, check, shape_of(mixer, mixers={mixer: settings}), {"tp": 2}, True)
+    in_processes(2, check, model_config_of(mixer, mixers={mixer: settings}), {"tp": 2}, True)
 
 
 BLOCKS = {
@@ -300,20 +300,20 @@ BLOCKS_SHARED = [
     ),
 )
 def test_every_block(block, sequence_parallel):
-    shape = shape_of("gla", "attention", **BLOCKS[block])
+    shape = model_config_of("gla", "attention", **BLOCKS[block])
     in_processes(2, check, shape, {"tp": 2}, sequence_parallel)
 
 
 @with_and_without
 def test_the_noise_of_attention_weights_is_that_of_the_head(sequence_parallel):
-    shape = shape_of("attention", mixers={"attention": {"num_heads": 4, "dropout": 0.3}})
+    shape = model_config_of("attention", mixers={"attention": {"num_heads": 4, "dropout": 0.3}})
     in_processes(2, check, shape, {"tp": 2}, sequence_parallel)
 
 
 @pytest.mark.slow
 def test_a_hybrid_in_four_processes():
     """Layers that share what one of them makes (rwkv7's values, hgrn2's bounds) with others between them."""
-    shape = shape_of(
+    shape = model_config_of(
         "rwkv7", "hgrn2", "attention", "rwkv7", mlp="channel_mix", tie_word_embeddings=True
     )
     in_processes(4, check, shape, {"tp": 4}, True)
@@ -335,7 +335,7 @@ RECOMPUTED = [
     slow_unless(lambda modes, sequence_parallel: sequence_parallel and len(modes) == 2, RECOMPUTED),
 )
 def test_what_is_computed_again_crosses_again(modes, sequence_parallel):
-    shape = shape_of("rwkv7", "hgrn2", "mamba")
+    shape = model_config_of("rwkv7", "hgrn2", "mamba")
     in_processes(2, check, shape, {"tp": 2}, sequence_parallel, partial(recomputing, modes=modes))
 
 
@@ -344,7 +344,7 @@ def compiling(model: Model, mesh: Mesh, backend: str) -> None:
         block.compile(dynamic=False, backend=backend)
 
 
-def compiled(rank: int, shape: ModelShape, sequence_parallel: bool, backend: str) -> int:
+def compiled(rank: int, shape: ModelConfig, sequence_parallel: bool, backend: str) -> int:
     """Graphs that were made here. (A forked process has those of its parent, and goes on counting from them.)"""
     torch.compiler.reset()
     before = recompilations()
@@ -362,7 +362,9 @@ def compiled(rank: int, shape: ModelShape, sequence_parallel: bool, backend: str
 )
 def test_compiled_blocks(mixer, backend):
     """One graph for all layers, as in one process."""
-    assert in_processes(2, compiled, shape_of(mixer), True, backend, timeout_seconds=900) == [1, 1]
+    assert in_processes(
+        2, compiled, model_config_of(mixer), True, backend, timeout_seconds=900
+    ) == [1, 1]
 
 
 def sharding(model: Model, mesh: Mesh) -> None:
@@ -372,7 +374,7 @@ def sharding(model: Model, mesh: Mesh) -> None:
         module.set_force_sum_reduction_for_comms(True)
 
 
-def sharded(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
+def sharded(rank: int, shape: ModelConfig, sequence_parallel: bool) -> None:
     """Each shard of the data has rows of its own; the sums of both are the whole batch's."""
     mesh = Mesh.of_degrees({"dp_shard": 2, "tp": 2}, "cpu")
     model, true, batch = (
@@ -409,10 +411,10 @@ SHARDED = [
     slow_unless(lambda mixers, sequence_parallel: sequence_parallel and len(mixers) == 2, SHARDED),
 )
 def test_sharded_and_shared(mixers, sequence_parallel):
-    in_processes(4, sharded, shape_of(*mixers), sequence_parallel)
+    in_processes(4, sharded, model_config_of(*mixers), sequence_parallel)
 
 
-def evaluated(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
+def evaluated(rank: int, shape: ModelConfig, sequence_parallel: bool) -> None:
     mesh = Mesh.of_degrees({"tp": 2}, "cpu")
     model, true, batch = split_model(shape, mesh, sequence_parallel), one_process(shape), a_batch()
     (nats, greedy), (true_nats, true_greedy) = (losses(m, batch, 50) for m in (model, true))
@@ -426,10 +428,10 @@ def evaluated(rank: int, shape: ModelShape, sequence_parallel: bool) -> None:
 
 @pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_losses_of_tokens_and_logits_are_those_of_one_process(sequence_parallel):
-    in_processes(2, evaluated, shape_of("gla", "attention"), sequence_parallel)
+    in_processes(2, evaluated, model_config_of("gla", "attention"), sequence_parallel)
 
 
-def half_precision(rank: int, shape: ModelShape) -> tuple[float, float]:
+def half_precision(rank: int, shape: ModelConfig) -> tuple[float, float]:
     mesh, batch = Mesh.of_degrees({"tp": 2}, "cpu"), a_batch()
     with torch.device("meta"):
         model = Model(shape, torch.bfloat16)
@@ -446,11 +448,11 @@ def half_precision(rank: int, shape: ModelShape) -> tuple[float, float]:
 
 def test_bf16_activations_cross_too():
     """8 bits of mantissa: the parts of a sum are rounded before they are added."""
-    (loss, true), _ = in_processes(2, half_precision, shape_of("gla", "attention"))
+    (loss, true), _ = in_processes(2, half_precision, model_config_of("gla", "attention"))
     assert loss == pytest.approx(true, rel=2**-8)
 
 
-def refused(shape: ModelShape, tp: int, seq_len: int = 64) -> str:
+def refused(shape: ModelConfig, tp: int, seq_len: int = 64) -> str:
     with torch.device("meta"):
         return "\n".join(refusals(Model(shape), tp, True, seq_len))
 
@@ -482,18 +484,18 @@ def refused(shape: ModelShape, tp: int, seq_len: int = 64) -> str:
     ],
 )
 def test_what_cannot_be_shared_is_refused_with_number_and_mend(mixer, changes, seq_len, told):
-    said = refused(tiny_shape(mixer, **changes), 4, seq_len)
+    said = refused(tiny_config(mixer, **changes), 4, seq_len)
     assert re.search(told, said) and "parallelism.tensor_parallel_degree = 4" in said, said
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_what_can_be_shared_is_not_refused(mixer):
-    assert refused(shape_of(mixer), 4) == ""
+    assert refused(model_config_of(mixer), 4) == ""
 
 
 def test_a_mixer_that_does_not_say_how_it_is_split_is_refused():
     with torch.device("meta"):
-        model = Model(shape_of("gla"))
+        model = Model(model_config_of("gla"))
     model.layers[0].mixer.stray = torch.nn.Parameter(torch.empty(4))
     assert "gla does not say how stray is split (roles); set it to 1" in "\n".join(
         refusals(model, 2, True, TOKENS)
@@ -511,7 +513,7 @@ def test_a_mixer_that_does_not_say_how_it_is_split_is_refused():
 def test_a_mixer_that_leaves_open_how_it_is_shared_is_refused(attributes, told, monkeypatch):
     for name, value in attributes.items():
         monkeypatch.setattr(GLA, name, value)
-    said = refused(shape_of("gla"), 2)
+    said = refused(model_config_of("gla"), 2)
     assert told in said and "set it to 1" in said, said
 
 
@@ -522,7 +524,9 @@ def check_the_pages_mixer(rank: int) -> None:
     exec(page.split("```python\n")[1].split("```")[0], scope)
     MIXERS.update(scope["MIXERS"])
     shape = replace(
-        shape_of("gla"), layer_types=("decayed_sum",), mixers={"decayed_sum": {"num_heads": 4}}
+        model_config_of("gla"),
+        layer_types=("decayed_sum",),
+        mixers={"decayed_sum": {"num_heads": 4}},
     )
     assert refused(shape, 2) == ""
     check(rank, shape, {"tp": 2}, True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_shape
+from conftest import tiny_config
 from sets import slow_unless
 
 from longfire.cli import entry
@@ -110,7 +110,7 @@ def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microba
 @pytest.mark.slow
 def test_rows_are_straight_lines_between_operations():
     """What is predicted from one row and two is what five rows hold, also where another instant is then the fullest."""
-    model = on_meta(tiny_shape("attention", "gla", hidden_size=64, vocab_size=128), torch.bfloat16)
+    model = on_meta(tiny_config("attention", "gla", hidden_size=64, vocab_size=128), torch.bfloat16)
     few, many = (Meter(model, 128, 64, as_cuda=True) for _ in range(2))
     many.measure("none", 5)
     for which in (EMBED, 0, 1, HEAD):
@@ -134,7 +134,7 @@ def test_shares_of_matrices_are_those_of_the_split(compose):
         p.numel() for p in planner.model.parameters()
     )
     assert len(list(planner.model.parameters())) == len(
-        list(on_meta(planner.shape).parameters())
+        list(on_meta(planner.model_config).parameters())
     ), "the whole model stays whole"
 
 

@@ -49,8 +49,8 @@ def test_without_a_compiler_the_run_goes_on_eager_and_says_so(monkeypatch):
     assert not compiled and "no C++ compiler" in why
 
 
-def test_a_trial_is_of_one_layer_of_each_type_and_leaves_random_numbers_alone(tiny_shape):
-    shape = tiny_shape("gla", "attention", num_hidden_layers=6)
+def test_a_trial_is_of_one_layer_of_each_type_and_leaves_random_numbers_alone(tiny_config):
+    shape = tiny_config("gla", "attention", num_hidden_layers=6)
     before = torch.get_rng_state()
     model = sample_of(shape, 0, torch.float32, CPU)
     assert [type(block.mixer).__name__ for block in model.layers] == ["GLA", "Attention"]

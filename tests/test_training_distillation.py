@@ -41,8 +41,8 @@ def a_batch(rows=4, seed=0) -> Batch:
 def models(tiny_model):
     """A teacher of softmax attention with a soft cap of its logits, and a student whose middle layer is gla."""
     teacher = tiny_model("attention", num_hidden_layers=3, final_logit_softcapping=3.0)
-    mixers = {**teacher.shape.mixers, "gla": GLA}
-    shape = replace(teacher.shape, layer_types=("attention", "gla", "attention"), mixers=mixers)
+    mixers = {**teacher.config.mixers, "gla": GLA}
+    shape = replace(teacher.config, layer_types=("attention", "gla", "attention"), mixers=mixers)
     return teacher, transplant(teacher, shape, 0)[0]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_shape
+from conftest import tiny_config
 
 from longfire.checkpoint.weights import open_model
 from longfire.config.options import Scoring
@@ -24,8 +24,8 @@ SCHEDULE = "0:8,3:16,5:32:500000"
 
 
 def folder_with(tmp_path: Path, *layer_types: str, **changes) -> Path:
-    """A model shape and some text."""
-    shape = tiny_shape(*layer_types, vocab_size=0, max_position_embeddings=16, **changes)
+    """A model config and some text."""
+    shape = tiny_config(*layer_types, vocab_size=0, max_position_embeddings=16, **changes)
     (tmp_path / "shape.json").write_text(json.dumps(shape.to_dict()))
     lines = [json.dumps({"text": f"{i}: " + "the ring of fire " * (i % 7 + 3)}) for i in range(80)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
@@ -98,11 +98,11 @@ def test_stages_of_a_schedule():
 def test_what_cannot_be_is_refused_with_its_mend(tmp_path, changes, said):
     own = {"num_heads": 4, "rope": "dynamic", "rope_original_length": 16}
     shapes = {
-        "bare": tiny_shape("gla", vocab_size=0),
-        "dynamic": tiny_shape(
+        "bare": tiny_config("gla", vocab_size=0),
+        "dynamic": tiny_config(
             "gla", "attention", vocab_size=0, mixers={"gla": {"num_heads": 2}, "attention": own}
         ),
-        "drops": tiny_shape(
+        "drops": tiny_config(
             "attention", vocab_size=0, mixers={"attention": {"num_heads": 4, "dropout": 0.1}}
         ),
     }
@@ -155,7 +155,7 @@ def test_checkpoints_and_exports_carry_the_base_that_was_last_trained_with(tmp_p
     )
     for step, theta in ((5, 10000.0), (6, 500000.0), (7, 500000.0)):
         mixer = open_model(folder / "run", step, note=str).model.layers[0].mixer
-        assert mixer.rotary.theta == mixer.shape.rope_theta == theta
+        assert mixer.rotary.theta == mixer.config.rope_theta == theta
     config = json.loads((folder / "run" / "hf" / "config.json").read_text())
     assert (
         config["rope_parameters"]["rope_theta"] == 500000
@@ -216,7 +216,7 @@ def test_a_short_checkpoint_goes_on_at_a_longer_context(tmp_path, kind, in_fp32)
         here = open_model(folder / name, note=str).model
         moved = (here.logits(here(ids_BT)) - there.logits(there(ids_BT))).abs().max()
         assert moved < 1e-5 if name == "same" else moved > 1e-4
-        assert here.shape.max_position_embeddings == 32
+        assert here.config.max_position_embeddings == 32
         config = json.loads((folder / name / "hf" / "config.json").read_text())
         assert (
             config["rope_parameters"]["rope_theta"] == theta

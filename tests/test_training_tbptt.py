@@ -104,7 +104,7 @@ def same(found: tuple[float, dict[str, Tensor]], wanted: tuple[float, dict[str, 
 
 
 def noise_of(model: Model) -> Tensor | None:
-    return row_noise(7, 0, ROWS, T, CPU) if model.shape.drops else None
+    return row_noise(7, 0, ROWS, T, CPU) if model.config.drops else None
 
 
 @pytest.mark.parametrize("documents", [pytest.param("none", marks=pytest.mark.matrix), "packed"])

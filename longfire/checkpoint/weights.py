@@ -20,8 +20,8 @@ from longfire.checkpoint.checkpoint import (
 )
 from longfire.checkpoint.provenance import RUN_TOML, run_folder_of, step_of
 from longfire.config import settings, shipped
-from longfire.config.model_config import ModelShape
-from longfire.config.run import Run, read_shape, shape_of
+from longfire.config.model_config import ModelConfig
+from longfire.config.run import Run, model_config_of, read_model_config
 from longfire.data import tokenizer as tokenizers
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class Opened:
 
 
 def build(
-    config: ModelShape | str | Path,
+    config: ModelConfig | str | Path,
     seed: int = 0,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
@@ -70,15 +70,17 @@ def build(
     config that comes with longfire, as "gla-340m". Raises SettingsError where it names an unknown
     mixer or a wrong setting, or leaves the size of the vocabulary open.
     """
-    shape = config if isinstance(config, ModelShape) else read_shape(config_named(config))
-    shape = shape_of(shape.to_dict(), "ModelConfig")
-    if not shape.vocab_size:
+    model_config = (
+        config if isinstance(config, ModelConfig) else read_model_config(config_named(config))
+    )
+    model_config = model_config_of(model_config.to_dict(), "ModelConfig")
+    if not model_config.vocab_size:
         raise SettingsError(
             "vocab_size = 0 of the model's config leaves the vocabulary open: give build "
             "config.with_vocabulary(tokenizer.vocab_size)"
         )
     ops.choose_where_nobody_has(torch.device(device))
-    return initialise.build(shape, seed, device, compute_dtype)
+    return initialise.build(model_config, seed, device, compute_dtype)
 
 
 def config_named(name: str | Path) -> Path:
@@ -148,10 +150,10 @@ def open_model(
     else:
         weights = load_model_weights(checkpoints / f"step-{step}")
     refuse_another_vocabulary(checkpoints / f"step-{step}", tokenizer.vocabulary, tokenizer.where)
-    shape = run.shape_after(step).with_vocabulary(tokenizer.vocab_size)
+    config = run.model_config_after(step).with_vocabulary(tokenizer.vocab_size)
     list(finite(weights.items(), str(checkpoints / f"step-{step}")))
     made = transformers_model.model_of if run.model.backend == "transformers" else model_of
-    return Opened(made(shape, weights, device, dtype), tokenizer, run, step)
+    return Opened(made(config, weights, device, dtype), tokenizer, run, step)
 
 
 def place(training: settings.Training, model: settings.Model) -> tuple[torch.device, torch.dtype]:

@@ -325,7 +325,7 @@ def help_of(field: Any) -> str:
 
 
 def help_of_key(field: Any) -> str:
-    """The help of a key of a model's shape."""
+    """The help of a key of a model's config."""
     default = (
         "required" if field.default is MISSING else f"default: {as_text(field.default) or 'none'}"
     )

@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from longfire.config.aliases import as_text
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.mixers import MIXERS
 
 TYPES = {
@@ -59,12 +59,12 @@ longfire train quickstart --model.num_hidden_layers 8 --model.attention.num_head
 
 def page() -> str:
     """The page as Markdown."""
-    parts = [HEAD, section("The model", shape_fields(ModelShape))]
-    parts += [section(f"{name}", shape_fields(mixer.Shape)) for name, mixer in MIXERS.items()]
+    parts = [HEAD, section("The model", config_fields(ModelConfig))]
+    parts += [section(f"{name}", config_fields(mixer.Config)) for name, mixer in MIXERS.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def shape_fields(shape: type) -> list[Field[Any]]:
+def config_fields(shape: type) -> list[Field[Any]]:
     """The keys of a config; `mixers` of the model is the tables themselves."""
     return [field for field in fields(shape) if field.name != "mixers"]
 
@@ -96,10 +96,10 @@ def cell(text: str) -> str:
 
 def without_help() -> list[str]:
     """Keys that do not say what they mean, as `gla.num_heads`."""
-    shapes = {"model": ModelShape, **{name: mixer.Shape for name, mixer in MIXERS.items()}}
+    shapes = {"model": ModelConfig, **{name: mixer.Config for name, mixer in MIXERS.items()}}
     return [
         f"{name}.{key.name}"
         for name, shape in shapes.items()
-        for key in shape_fields(shape)
+        for key in config_fields(shape)
         if not key.metadata.get("help")
     ]

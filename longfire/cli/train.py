@@ -21,7 +21,7 @@ def train(words: Sequence[str]) -> int:
         import tomli_w
 
         print(tomli_w.dumps(run.settings()))
-        print(f"# the model, as config.json has it: {json.dumps(run.shape.to_dict())}\n")
+        print(f"# the model, as config.json has it: {json.dumps(run.model_config.to_dict())}\n")
     from longfire.training.loop import train as train_run
 
     return train_run(run)

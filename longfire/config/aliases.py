@@ -140,7 +140,7 @@ def recomputed(part: str) -> Callable[[str], dict[str, str]]:
 
 def llama_config(value: str) -> dict[str, Any]:
     """S3-46: `dict(scan_attention=True, ...)`, read and not evaluated; what it says of computing is
-    translated. Raises SettingsError for what is said of the model's shape."""
+    translated. Raises SettingsError for what is said of the model's config."""
     if not value:
         return {}
     try:
@@ -191,7 +191,7 @@ def several_remats(given: dict[str, str]) -> dict[str, str]:
 
 STARTED = "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or torchrun, not by a setting"
 IN_CONFIG = (
-    "the shape of a model is in the file that model.config names, or in [model] of the recipe"
+    "the config of a model is in the file that model.config names, or in [model] of the recipe"
 )
 FLOAT8 = (
     "not supported yet: no machine with float8 units has shown here that the loss stays what it is"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from longfire.config import settings
-from longfire.config.model_config import PUBLISHED, ForeignShape, ModelShape, mixer_of
+from longfire.config.model_config import PUBLISHED, ModelConfig, TransformersConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.parallel import stages
 from longfire.plural import counted
@@ -40,9 +40,9 @@ def check(run: Run, trains: bool = True, planned: bool = False) -> None:
 def of_plan(run: Run) -> Iterator[str]:
     """The plan is one that is proven, and what is asked of many processes makes sense for them."""
     many, parallelism = run.world.size > 1, run.parallelism
-    if run.degrees["pp"] > 1 and run.shape:
+    if run.degrees["pp"] > 1 and run.model_config:
         yield from stages.refusals(
-            run.shape,
+            run.model_config,
             run.degrees["pp"],
             parallelism,
             run.microbatches,
@@ -53,7 +53,7 @@ def of_plan(run: Run) -> Iterator[str]:
                 f"parallelism.pipeline_parallel_microbatches: {rows} rows of a process do not divide into {run.microbatches}: take a "
                 "divisor, or another training.batch_size"
             )
-    if max(run.degrees["tp"], run.degrees["cp"]) > 1 and run.shape:
+    if max(run.degrees["tp"], run.degrees["cp"]) > 1 and run.model_config:
         yield from of_shared_parts(run)
     for key in ("strategy", "layout"):
         asked = getattr(parallelism, f"context_parallel_{key}")
@@ -78,8 +78,8 @@ def of_plan(run: Run) -> Iterator[str]:
     if run.model.backend == "transformers":
         from longfire.huggingface.transformers_model import dropouts
 
-        for key, share in dropouts(run.shape).items():
-            yield f"{key} = {share} of {run.shape_from}: their dropout differs with the processes; set it to 0, or start one"
+        for key, share in dropouts(run.model_config).items():
+            yield f"{key} = {share} of {run.model_config_source}: their dropout differs with the processes; set it to 0, or start one"
     for key, wanted in {
         "checkpoint.export": run.checkpoint.export,
         "eval.sample_prompt": run.eval.sample_prompt,
@@ -96,9 +96,11 @@ def of_shared_parts(run: Run) -> Iterator[str]:
     from longfire.model import on_meta  # the parts need torch
     from longfire.parallel import context, tensor
 
-    if isinstance(run.shape, ForeignShape):
+    if isinstance(run.model_config, TransformersConfig):
         return  # refused as such
-    model = on_meta(run.shape.with_vocabulary(run.shape.vocab_size or 256))  # bytes, the fewest
+    model = on_meta(
+        run.model_config.with_vocabulary(run.model_config.vocab_size or 256)
+    )  # bytes, the fewest
     sequence, length = run.parallelism.sequence_parallel, run.training.seq_len
     yield from tensor.refusals(
         model,
@@ -164,13 +166,14 @@ def of_length(run: Run) -> Iterator[str]:
             f"lr_scheduler.decay_ratio = {scheduler.decay_ratio} takes {decay:g} of {counted(run.steps, 'step')}, and "
             f"lr_scheduler.{key} = {getattr(scheduler, key)} more than the rest: shorten one of them"
         )
-    limit = run.shape.max_position_embeddings if run.shape else 0
-    positional = run.shape and (
-        run.shape.learned_positions or "attention" in map(mixer_of, run.shape.layer_types)
+    limit = run.model_config.max_position_embeddings if run.model_config else 0
+    positional = run.model_config and (
+        run.model_config.learned_positions
+        or "attention" in map(mixer_of, run.model_config.layer_types)
     )
     if limit and seq_len > limit and positional:
         yield (
-            f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.shape_from}: shorten it, or "
+            f"training.seq_len = {seq_len} is longer than max_position_embeddings = {limit} of {run.model_config_source}: shorten it, or "
             "raise that number (rotary positions extrapolate, learned ones cannot)"
         )
     if run.data.context_len and not run.data.varlen:
@@ -190,12 +193,12 @@ def of_model(run: Run) -> Iterator[str]:
         run.training.mlp_chunk_size,
         run.attention,
     )
-    if run.shape and run.shape.mlp == "none" and mode in ("mlp", "attention+mlp"):
+    if run.model_config and run.model_config.mlp == "none" and mode in ("mlp", "attention+mlp"):
         yield f"activation_checkpoint.mode = {mode!r}, but this model's blocks have no MLP: take attention, block or none"
-    if run.shape and run.shape.mlp == "none" and size:
+    if run.model_config and run.model_config.mlp == "none" and size:
         yield f"training.mlp_chunk_size = {size}, but this model's blocks have no MLP: leave it out"
     if attention.kind != "auto":
-        if run.shape and "attention" not in map(mixer_of, run.shape.layer_types):
+        if run.model_config and "attention" not in map(mixer_of, run.model_config.layer_types):
             yield f"attention.kind = {attention.kind!r}, but no layer of this model has softmax attention: leave it at auto"
         if run.model.kernels == "slow":
             yield f"attention.kind = {attention.kind!r}, but model.kernels = 'slow' computes with all scores: set one of them to auto"
@@ -210,9 +213,9 @@ def of_learning_rates(run: Run) -> Iterator[str]:
     """A head that is the embedding has no learning rate of its own, and something learns."""
     optimizer = run.optimizer
     scale = optimizer.head_lr_scale
-    if scale != settings.Optimizer.head_lr_scale and ties_head(run.shape):
+    if scale != settings.Optimizer.head_lr_scale and ties_head(run.model_config):
         yield (
-            f"optimizer.head_lr_scale = {scale:g}, but with tie_word_embeddings = true in {run.shape_from} the head is the "
+            f"optimizer.head_lr_scale = {scale:g}, but with tie_word_embeddings = true in {run.model_config_source} the head is the "
             "embedding: set optimizer.embedding_lr_scale, and leave head_lr_scale out"
         )
     roles = ("embedding", "head", "matrix", "other")
@@ -223,25 +226,25 @@ def of_learning_rates(run: Run) -> Iterator[str]:
         )
 
 
-def ties_head(shape: ModelShape | ForeignShape | None) -> bool:
+def ties_head(config: ModelConfig | TransformersConfig | None) -> bool:
     """Whether embedding and head are one matrix."""
-    if not isinstance(shape, ForeignShape):
-        return shape is not None and shape.tie_word_embeddings
+    if not isinstance(config, TransformersConfig):
+        return config is not None and config.tie_word_embeddings
     from longfire.huggingface.transformers_model import config_of
 
-    return bool(getattr(config_of(shape.config), "tie_word_embeddings", False))
+    return bool(getattr(config_of(config.config), "tie_word_embeddings", False))
 
 
 def of_outputs(run: Run) -> Iterator[str]:
     """Where the matrices that end a mixer begin by a rule, every mixer says which they are."""
-    if not isinstance(run.shape, ModelShape) or run.shape.init_outputs == PUBLISHED:
+    if not isinstance(run.model_config, ModelConfig) or run.model_config.init_outputs == PUBLISHED:
         return
     from longfire.mixers import MIXERS  # they need torch, and a plugin may have added some
 
-    for name in dict.fromkeys(map(mixer_of, run.shape.layer_types)):
+    for name in dict.fromkeys(map(mixer_of, run.model_config.layer_types)):
         if "row" not in MIXERS[name].roles.values():
             yield (
-                f"init_outputs = {run.shape.init_outputs!r} of {run.shape_from}, but the mixer {name} does not say which matrix "
+                f"init_outputs = {run.model_config.init_outputs!r} of {run.model_config_source}, but the mixer {name} does not say which matrix "
                 'ends it: give its `roles` an entry "row", or leave init_outputs out'
             )
 
@@ -328,11 +331,11 @@ def of_data(run: Run) -> Iterator[str]:
         yield f"data.validation = {list(data.validation)} has an empty entry: leave it out"
     if run.eval.compare_xz and not run.eval.at_end:
         yield "eval.compare_xz compares with the last evaluation: set eval.at_end = true"
-    words = run.shape.vocab_size if run.shape else 0
+    words = run.model_config.vocab_size if run.model_config else 0
     if run.tokenizer.path == "train" and words and words < run.tokenizer.train_vocab_size:
         yield (
             f"tokenizer.train_vocab_size = {run.tokenizer.train_vocab_size} is more than vocab_size = {words} of "
-            f"{run.shape_from}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
+            f"{run.model_config_source}: lower it, or set vocab_size to 0 there (as many as the tokenizer has)"
         )
 
 

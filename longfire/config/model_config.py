@@ -1,4 +1,4 @@
-"""The shape of a model: what its config.json says, checked; free of torch, so that a wrong shape
+"""The config of a model: what its config.json says, checked; free of torch, so that a wrong shape
 fails in an instant."""
 
 import json
@@ -54,12 +54,12 @@ def mixer_of(layer_type: str) -> str:
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class ModelConfig:
     """A decoder: embedding, blocks of mixer + MLP, norm, head.
 
     `layer_types` names each layer's mixer (a key of `mixers.MIXERS`); a shorter list repeats.
     `mixer:variant` is the same mixer with settings of its own: `["attention:local", "attention"]`.
-    `mixers` holds the settings of each name that `layer_types` uses; the mixer's `Shape` dataclass
+    `mixers` holds the settings of each name that `layer_types` uses; the mixer's `Config` dataclass
     checks them.
     """
 
@@ -148,12 +148,12 @@ class ModelShape:
         layers, types = self.num_hidden_layers, tuple(self.layer_types)
         if self.hidden_size < 1 or layers < 1 or not types:
             raise SettingsError(
-                f"model shape: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
+                f"model config: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
                 f"{list(types)} must all be positive"
             )
         if layers % len(types):
             raise SettingsError(
-                f"model shape: layer_types has {len(types)} entries, which do not divide num_hidden_layers = "
+                f"model config: layer_types has {len(types)} entries, which do not divide num_hidden_layers = "
                 f"{layers}; list one mixer for each layer, or a pattern that divides"
             )
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
@@ -170,38 +170,40 @@ class ModelShape:
         for key, known in WORDS.items():
             if getattr(self, key) not in known:
                 raise SettingsError(
-                    f"model shape: {key} = {getattr(self, key)!r} is not one of {', '.join(known)}"
+                    f"model config: {key} = {getattr(self, key)!r} is not one of {', '.join(known)}"
                 )
         for key in ("dropout", "embed_dropout"):
             if not 0 <= getattr(self, key) < 1:
-                raise SettingsError(f"model shape: {key} = {getattr(self, key)} must lie in [0, 1)")
+                raise SettingsError(
+                    f"model config: {key} = {getattr(self, key)} must lie in [0, 1)"
+                )
         if self.initializer_range <= 0:
             raise SettingsError(
-                f"model shape: initializer_range = {self.initializer_range} must be a standard deviation above 0"
+                f"model config: initializer_range = {self.initializer_range} must be a standard deviation above 0"
             )
         if self.norm_eps < 0:
-            raise SettingsError(f"model shape: norm_eps = {self.norm_eps} must be at least 0")
+            raise SettingsError(f"model config: norm_eps = {self.norm_eps} must be at least 0")
         if self.pad_vocab_multiple < 1:
             raise SettingsError(
-                f"model shape: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1"
+                f"model config: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1"
             )
         if self.learned_positions and not self.max_position_embeddings:
             raise SettingsError(
-                "model shape: learned_positions needs max_position_embeddings, the number of positions that are learned"
+                "model config: learned_positions needs max_position_embeddings, the number of positions that are learned"
             )
         if self.mlp_bias and self.mlp == "channel_mix":
             raise SettingsError(
-                "model shape: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to false"
+                "model config: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to false"
             )
         self.check_init()
         if not 0 <= self.final_logit_softcapping < float("inf"):
             raise SettingsError(
-                f"model shape: final_logit_softcapping = {self.final_logit_softcapping} must be a cap above 0, "
+                f"model config: final_logit_softcapping = {self.final_logit_softcapping} must be a cap above 0, "
                 "as 15 or 30, or 0 for none"
             )
         if self.block.startswith("parallel") and self.mlp == "none":
             raise SettingsError(
-                f"model shape: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'"
+                f"model config: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'"
             )
 
     def check_init(self) -> None:
@@ -210,30 +212,30 @@ class ModelShape:
             rule = getattr(self, key)
             if isinstance(rule, str) and rule not in INIT_RULES:
                 raise SettingsError(
-                    f"model shape: {key} = {rule!r} is not one of {', '.join(INIT_RULES)}, or a standard deviation"
+                    f"model config: {key} = {rule!r} is not one of {', '.join(INIT_RULES)}, or a standard deviation"
                 )
             if not isinstance(rule, str) and not 0 < rule < float("inf"):
                 raise SettingsError(
-                    f"model shape: {key} = {rule} must be a standard deviation above 0, or 'zeros'"
+                    f"model config: {key} = {rule} must be a standard deviation above 0, or 'zeros'"
                 )
             if rule == MIXERS_BY_DEPTH and key != "init_outputs":
                 raise SettingsError(
-                    f"model shape: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} here"
+                    f"model config: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} here"
                 )
         if self.init_matrices == "zeros":
             raise SettingsError(
-                "model shape: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
+                "model config: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
                 "no gradient reaches them, and they never learn; init_outputs = 'zeros' makes each block begin as the identity"
             )
         # Configs that were written out before `published` was the default name initializer_range.
         defaults = (PUBLISHED, INITIALIZER_RANGE, self.init_embedding)
         if self.tie_word_embeddings and self.init_head not in defaults:
             raise SettingsError(
-                f"model shape: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "
+                f"model config: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "
                 "embedding; remove init_head (init_embedding counts), or set tie_word_embeddings to false"
             )
 
-    def with_vocabulary(self, words: int) -> "ModelShape":
+    def with_vocabulary(self, words: int) -> "ModelConfig":
         """The same shape with the tokenizer's number of words where the config leaves it open,
         padded as it asks.
 
@@ -270,7 +272,7 @@ class ModelShape:
     @classmethod
     def from_dict(
         cls, config: dict[str, Any], where: str, mixer_names: tuple[str, ...], toml: bool = False
-    ) -> "ModelShape":
+    ) -> "ModelConfig":
         """Read our own config.json, or the [model] tables of a recipe (`toml`), strictly.
 
         where: the file. Raises SettingsError naming it, the key, and the nearest name or what to
@@ -292,8 +294,8 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class ForeignShape:
-    """What a run asks of the shape of a model that is made by a class of transformers
+class TransformersConfig:
+    """What a run asks of the config of a model that is made by a class of transformers
     (model.backend); `config` is theirs."""
 
     config: dict[str, Any]
@@ -318,7 +320,7 @@ class ForeignShape:
     def layer_types(self) -> tuple[str, ...]:
         return (self.model_type,) * self.num_hidden_layers
 
-    def with_vocabulary(self, words: int) -> "ForeignShape":
+    def with_vocabulary(self, words: int) -> "TransformersConfig":
         """The same. Raises SettingsError when the config has fewer words than the tokenizer."""
         if self.vocab_size < words:
             raise SettingsError(
@@ -373,7 +375,7 @@ def placed(where: str) -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        raise SettingsError(str(error).replace("model shape:", f"{where}:", 1)) from error
+        raise SettingsError(str(error).replace("model config:", f"{where}:", 1)) from error
 
 
 def with_tuples(given: Any) -> Any:

@@ -19,7 +19,7 @@ from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from longfire.config import aliases
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
 from longfire.errors import SettingsError
@@ -28,7 +28,7 @@ SETTINGS = {
     f"{section}.{field.name}": field for section, cls in SECTIONS.items() for field in fields(cls)
 }
 SHAPE_KEYS = {
-    f"model.{field.name}": field for field in fields(ModelShape) if field.name != "mixers"
+    f"model.{field.name}": field for field in fields(ModelConfig) if field.name != "mixers"
 }
 SOURCE_KEYS = {  # of a [[data.sources]] table -> the list that the setting of all sources is
     "dataset": "data.dataset",

@@ -1,4 +1,4 @@
-"""A run: every setting resolved, the shape of its model, and what follows from them."""
+"""A run: every setting resolved, the config of its model, and what follows from them."""
 
 import glob
 import json
@@ -27,15 +27,15 @@ from longfire.config.checks import FEWEST_WORDS, check
 from longfire.config.config_file import read_config
 from longfire.config.model_config import (
     INIT_KEYS,
-    ForeignShape,
-    ModelShape,
+    ModelConfig,
+    TransformersConfig,
     mixer_of,
     nearest,
     placed,
 )
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
-from longfire.huggingface.families import class_of_export, ignored_line, shape_from_config
+from longfire.huggingface.families import class_of_export, config_from_hf, ignored_line
 from longfire.huggingface.own_config import is_own_export
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
@@ -66,7 +66,7 @@ class Run:
     """The settings of one run, a section an attribute. `shape` is None only for commands that need
     no model.
 
-    shape_from: where the shape is written: a config.json, or [model] of the recipe. recipe: the
+    model_config_source: where the shape is written: a config.json, or [model] of the recipe. recipe: the
     file that the settings were read from. world: the processes that train together; degrees: how
     many along each axis of the mesh.
     """
@@ -87,8 +87,8 @@ class Run:
     metrics: settings.Metrics
     profiling: settings.Profiling
     comm: settings.Comm
-    shape: ModelShape | ForeignShape | None = None
-    shape_from: str = ""
+    model_config: ModelConfig | TransformersConfig | None = None
+    model_config_source: str = ""
     recipe: Path | None = None
     world: launch.World = launch.ALONE
     degrees: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(AXES, 1))
@@ -143,10 +143,10 @@ class Run:
             from longfire.plugins import load_plugins  # brings the mixers, which need torch
 
             load_plugins(run.model.plugins)
-        run = run.with_shape(toml, words)
+        run = run.with_model_config(toml, words)
         for line in run.ignored_keys():
             note(line)
-        if run.shape is None and needs_model:
+        if run.model_config is None and needs_model:
             raise SettingsError(
                 f"{recipe or 'command line'}: model.config is empty, and [model] has no keys of a model: `longfire init` "
                 "writes a recipe that has them; or name a config: --model.config gla-340m, a config.json, or a folder with one"
@@ -154,10 +154,10 @@ class Run:
         check(run, trains, planned)
         return run
 
-    def with_shape(
+    def with_model_config(
         self, toml: Mapping[str, recipes.Given], words: Mapping[str, recipes.Given]
     ) -> "Run":
-        """The same run with the shape of its model: that of model.config, with the [model] keys of
+        """The same run with the config of its model: that of model.config, with the [model] keys of
         recipe and command line over it.
 
         A command line that names another model.config takes the place of the recipe's keys too.
@@ -166,8 +166,10 @@ class Run:
         givens = [words] if recipes.names(words, "model.config") else [toml, words]
         tables = recipes.model_tables(*givens)
         if not tables:
-            shape = self.shape_in(Path(self.model.config)) if self.model.config else None
-            return replace(self, shape=shape, shape_from=self.model.config).with_base()
+            config = self.model_config_in(Path(self.model.config)) if self.model.config else None
+            return replace(
+                self, model_config=config, model_config_source=self.model.config
+            ).with_base()
         if self.model.backend == "transformers":
             raise SettingsError(
                 f"model.{next(iter(tables))} is a key of longfire's own models, but model.backend = 'transformers' takes the whole "
@@ -176,8 +178,8 @@ class Run:
         places = [f"{self.recipe}, [model]"] if recipes.model_tables(*givens[:-1]) else []
         places += [recipes.COMMAND_LINE] if recipes.model_tables(words) else []
         place = " and ".join(places)
-        shape = read_tables(tables, place, Path(self.model.config) if self.model.config else None)
-        return replace(self, shape=shape, shape_from=place).with_base()
+        config = read_tables(tables, place, Path(self.model.config) if self.model.config else None)
+        return replace(self, model_config=config, model_config_source=place).with_base()
 
     def with_tokenizer(self, named: Collection[str]) -> "Run":
         """The same run with the tokenizer that lies beside its weights, where none was named: of
@@ -245,8 +247,8 @@ class Run:
     @property
     def words(self) -> int:
         """How many words the model will have, without touching data."""
-        if self.shape.vocab_size:
-            return self.shape.vocab_size
+        if self.model_config.vocab_size:
+            return self.model_config.vocab_size
         if self.tokenizer.path == "train":
             return self.tokenizer.train_vocab_size
         from longfire.data import tokenizer  # brings the tokenizers
@@ -307,19 +309,19 @@ class Run:
         """The same run with the base of rotary positions that its settings name, where they name
         one."""
         later = any(word.count(":") > 1 for word in self.training.seq_len_schedule)
-        if not isinstance(self.shape, ModelShape) or not (self.model.rope_theta or later):
+        if not isinstance(self.model_config, ModelConfig) or not (self.model.rope_theta or later):
             return self
-        return replace(self, shape=self.shape_with_base(self.model.rope_theta))
+        return replace(self, model_config=self.model_config_with_base(self.model.rope_theta))
 
-    def shape_with_base(self, theta: float) -> ModelShape | ForeignShape:
-        """The model's shape with this base, 0: its own."""
-        return lengths.with_base(self.shape, theta, self.training.seq_len)
+    def model_config_with_base(self, theta: float) -> ModelConfig | TransformersConfig:
+        """The model's config with this base, 0: its own."""
+        return lengths.with_base(self.model_config, theta, self.training.seq_len)
 
-    def shape_after(self, step: int) -> ModelShape | ForeignShape:
-        """The shape of the model that this run has after so many steps: with the base that it was
+    def model_config_after(self, step: int) -> ModelConfig | TransformersConfig:
+        """The config of the model that this run has after so many steps: with the base that it was
         last trained with."""
         theta = lengths.stage_of_model(self.training, step).rope_theta
-        return self.shape_with_base(theta) if theta else self.shape
+        return self.model_config_with_base(theta) if theta else self.model_config
 
     @property
     def is_planned(self) -> bool:
@@ -346,11 +348,11 @@ class Run:
         """The same run with the plan of its steps as it is now."""
         return replace(self, training=replace(self.training, step_plan=written(plan)))
 
-    def shape_in(self, path: Path) -> ModelShape | ForeignShape:
+    def model_config_in(self, path: Path) -> ModelConfig | TransformersConfig:
         """The shape in a config.json, ours or, with model.backend, one that transformers reads.
         Raises SettingsError."""
         if self.model.backend == "longfire":
-            return read_shape(path)
+            return read_model_config(path)
         from longfire.huggingface import transformers_model
 
         config = read_config(path)
@@ -358,7 +360,7 @@ class Run:
             raise SettingsError(
                 f"{path}: model_type is missing; model.backend = 'transformers' takes a config.json of theirs"
             )
-        return transformers_model.read_shape(config, str(path))
+        return transformers_model.read_model_config(config, str(path))
 
     def with_paths_found(self, beside: Path, note: Callable[[str], None]) -> "Run":
         """The same run with every file that it reads made absolute: beside the recipe if it is
@@ -393,14 +395,14 @@ class Run:
         Raises SettingsError when the folder holds the checkpoints of a run with another model or
         another schedule of lengths, CheckpointError when it cannot be written.
         """
-        assert self.shape is not None, "a run without a model has no folder"
+        assert self.model_config is not None, "a run without a model has no folder"
         self.refuse_another_model()
         self.refuse_another_schedule()
         self.write(self.folder)
 
     def write(self, folder: Path) -> None:
         """config.json and run.toml into this folder. Raises CheckpointError."""
-        keep(folder / "config.json", json.dumps(self.shape.to_dict(), indent=1) + "\n")
+        keep(folder / "config.json", json.dumps(self.model_config.to_dict(), indent=1) + "\n")
         keep(folder / RUN_TOML, SAVED + tomli_w.dumps(self.to_keep()))
 
     @contextmanager
@@ -487,7 +489,7 @@ class Run:
         config = self.folder / "config.json"
         if not config.exists() or not self.has_checkpoints:
             return
-        there, here = self.shape_in(config).to_dict(), self.shape.to_dict()
+        there, here = self.model_config_in(config).to_dict(), self.model_config.to_dict()
         differs = [
             f"{key} is {there.get(key)} there and {here.get(key)} here"
             for key in {**there, **here}
@@ -563,22 +565,22 @@ def unwritable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def read_shape(path: Path) -> ModelShape:
+def read_model_config(path: Path) -> ModelConfig:
     """The shape in a config.json, ours or a Hugging Face family's, with every mixer's own settings
     checked.
 
     Raises SettingsError naming the file.
     """
-    return shape_of(read_config(path), str(path / "config.json" if path.is_dir() else path))
+    return model_config_of(read_config(path), str(path / "config.json" if path.is_dir() else path))
 
 
-def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> ModelShape:
+def read_tables(tables: dict[str, Any], place: str, config: Path | None) -> ModelConfig:
     """The shape that the [model] tables of a recipe describe: alone, or over those of a
     config.json. Raises SettingsError."""
     if config is None:
-        return shape_of(tables, place, toml=True)
-    return shape_of(
-        laid_over(read_shape(config).to_dict(), tables), f"{config} with {place}", toml=True
+        return model_config_of(tables, place, toml=True)
+    return model_config_of(
+        laid_over(read_model_config(config).to_dict(), tables), f"{config} with {place}", toml=True
     )
 
 
@@ -607,44 +609,44 @@ def laid_over(config: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in out.items() if name not in unused}
 
 
-def shape_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelShape:
+def model_config_of(config: dict[str, Any], where: str, toml: bool = False) -> ModelConfig:
     """The shape that these keys describe, ours or a Hugging Face family's. Raises SettingsError
     naming the place.
 
     (The mixers need torch, which is slow to import and not needed to read settings.)
     """
     from longfire.mixers import MIXERS
-    from longfire.mixers.mixer import read_mixer_shape
+    from longfire.mixers.mixer import read_mixer_config
 
     if config.get("model_type", "longfire") == "longfire" and not is_own_export(config):
-        shape = ModelShape.from_dict(config, where, tuple(MIXERS), toml)
+        model_config = ModelConfig.from_dict(config, where, tuple(MIXERS), toml)
     else:
         with placed(where):
-            shape = shape_from_config(config, where)
-    for name in dict.fromkeys(shape.layer_types):
+            model_config = config_from_hf(config, where)
+    for name in dict.fromkeys(model_config.layer_types):
         if mixer_of(name) not in MIXERS:
             raise SettingsError(
                 f"{where}: layer_types names {name!r}, which is no mixer of ours ({', '.join(MIXERS)})"
                 f"{nearest(mixer_of(name), MIXERS)}"
             )
-        mixer, table = MIXERS[mixer_of(name)], shape.mixers.get(name, {})
-        read_mixer_shape(mixer, name, table, shape.hidden_size, where, toml)
-    if unused := [name for name in shape.mixers if name not in shape.layer_types]:
+        mixer, table = MIXERS[mixer_of(name)], model_config.mixers.get(name, {})
+        read_mixer_config(mixer, name, table, model_config.hidden_size, where, toml)
+    if unused := [name for name in model_config.mixers if name not in model_config.layer_types]:
         table = f"[model.{unused[0]}]" if toml else f"the table {unused[0]!r}"
         raise SettingsError(
-            f"{where}: {table} is not used: layer_types has {', '.join(dict.fromkeys(shape.layer_types))}; name it there, or "
+            f"{where}: {table} is not used: layer_types has {', '.join(dict.fromkeys(model_config.layer_types))}; name it there, or "
             "remove the table"
         )
-    return shape
+    return model_config
 
 
 def summary(run: Run) -> list[str]:
     """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any
     setting changes)."""
     rows, tokens = run.rows_per_step, run.tokens_per_step
-    shape = run.shape
+    config = run.model_config
     mixers = ", ".join(
-        f"{shape.layer_types.count(name)} {name}" for name in dict.fromkeys(shape.layer_types)
+        f"{config.layer_types.count(name)} {name}" for name in dict.fromkeys(config.layer_types)
     )
     decay = (
         f", decay in the last {run.lr_scheduler.decay_ratio:.0%}"
@@ -652,7 +654,7 @@ def summary(run: Run) -> list[str]:
         else ""
     )
     return [
-        f"shape: {counted(shape.num_hidden_layers, 'layer')} ({mixers}), hidden size {shape.hidden_size}, {run.shape_from}",
+        f"shape: {counted(config.num_hidden_layers, 'layer')} ({mixers}), hidden size {config.hidden_size}, {run.model_config_source}",
         f"step: {counted(tokens, 'token')} = {counted(rows, 'row')} of {run.training.seq_len:,}: "
         f"{run.microbatches} microbatch(es) of "
         f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
@@ -660,15 +662,15 @@ def summary(run: Run) -> list[str]:
         *lengths.told(run.training, rows, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}"
         f"{describe_lr_scales(run.optimizer)}",
-        *([f"export: {export_line(shape)}"] if run.checkpoint.export else []),
+        *([f"export: {export_line(config)}"] if run.checkpoint.export else []),
     ]
 
 
-def export_line(shape: ModelShape | ForeignShape) -> str:
+def export_line(config: ModelConfig | TransformersConfig) -> str:
     """Which class an export is loaded with."""
-    if isinstance(shape, ForeignShape):
-        return f"as it is, with the class of transformers that it has ({shape.model_type})"
-    return f"as {class_of_export(shape.with_vocabulary(shape.vocab_size or FEWEST_WORDS))}"
+    if isinstance(config, TransformersConfig):
+        return f"as it is, with the class of transformers that it has ({config.model_type})"
+    return f"as {class_of_export(config.with_vocabulary(config.vocab_size or FEWEST_WORDS))}"
 
 
 def length_line(run: Run) -> str:

@@ -46,7 +46,7 @@ class Model:
 
     config: str = setting(
         "",
-        "the model's shape: a config.json of ours or of Hugging Face, or a folder that holds one, relative to the recipe, else to "
+        "the model's config: a config.json of ours or of Hugging Face, or a folder that holds one, relative to the recipe, else to "
         "the working folder; or the name of one that comes with longfire, as gla-340m. Instead of it, or over it: the keys of the "
         "model in [model], as hidden_size",
     )

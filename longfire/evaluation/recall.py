@@ -125,7 +125,7 @@ class Needle:
         """A cell for each length (tokens of a row, all included) and depth. Raises SettingsError
         and DataError."""
         limit = (
-            self.model.shape.max_position_embeddings if self.model.shape.learned_positions else 0
+            self.model.config.max_position_embeddings if self.model.config.learned_positions else 0
         )
         if limit and max(lengths) > limit:
             raise SettingsError(

@@ -187,15 +187,15 @@ def words_of(opened: Opened) -> settings.Tokenizer:
 def row_length(opened: Opened, scoring: Scoring) -> int:
     """Tokens of a row: of a run those of the stage that the step was trained in. Raises
     SettingsError for more than the model has learned positions for."""
-    shape, run = opened.model.shape, opened.run
-    limit = shape.max_position_embeddings
+    config, run = opened.model.config, opened.run
+    limit = config.max_position_embeddings
     of_run = (
         lengths.stage_of_model(run.training, opened.step).seq_len
         if run
         else min(SEQ_LEN, limit or SEQ_LEN)
     )
     seq_len = scoring.seq_len or of_run
-    if shape.learned_positions and seq_len > limit:
+    if config.learned_positions and seq_len > limit:
         raise SettingsError(
             f"--seq_len {seq_len}: the model has learned {limit} positions; ask for no more"
         )

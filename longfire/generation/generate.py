@@ -161,8 +161,8 @@ def see(model: Model, ids: list[list[int]], cache: Cache) -> Tensor:
     """Hidden states (B, T, D) of ids (B, T) that follow what is in the cache. Raises SettingsError
     beyond learned positions."""
     ids_BT = torch.tensor(ids, device=model.embed.weight.device)
-    limit = model.shape.max_position_embeddings
-    if model.shape.learned_positions and cache.length + ids_BT.shape[1] > limit:
+    limit = model.config.max_position_embeddings
+    if model.config.learned_positions and cache.length + ids_BT.shape[1] > limit:
         raise SettingsError(
             f"the model has learned {limit} positions (max_position_embeddings) and cannot go beyond; shorten the prompt or "
             "max_new_tokens"
@@ -267,7 +267,7 @@ def text_row(
     model: Model, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, index: int = 0
 ) -> Row:
     """A row whose ids are read as text; EOS, other ends of the model's files and stops end it."""
-    words = min(tokenizer.vocab_size, model.shape.vocab_size)
+    words = min(tokenizer.vocab_size, model.config.vocab_size)
     return Row(
         ids, sampling, tokenizer.end_ids, words, index, Reader(tokenizer, ids, sampling.stop)
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longfire import ops
 from longfire.config.config_file import read_config
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError, first_line
 from longfire.huggingface.families import choose_family, family_named, family_of
@@ -79,19 +79,19 @@ def compare(
 
     Raises CheckpointError saying what differs.
     """
-    shape, device = model.shape, next(model.parameters()).device
+    model_config, device = model.config, next(model.parameters()).device
     given = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    reloaded = load_weights(folder, shape)
+    reloaded = load_weights(folder, model_config)
     for name, dtype in written.items():
         refuse_other_bytes(given[name].to(dtype).float(), reloaded[name].to(device), name, folder)
-    ids_BT = ids_for(shape, device)
+    ids_BT = ids_for(model_config, device)
     first = model_of(
-        shape, given, device
+        model_config, given, device
     )  # the same tensors; fp32 whatever the model computes in, and not compiled
     logits_BTW = first.logits(first(ids_BT))
-    again = model_of(shape, reloaded, device)
+    again = model_of(model_config, reloaded, device)
     again_BTW = again.logits(again(ids_BT))
-    tolerated = tolerated_kl(logits_BTW, shape.num_hidden_layers, device)
+    tolerated = tolerated_kl(logits_BTW, model_config.num_hidden_layers, device)
     own_kl = kl(logits_BTW, again_BTW)
     lowest = min(written.values(), key=lambda dtype: dtype.itemsize)
     if lowest == torch.float32:
@@ -101,7 +101,9 @@ def compare(
         )
     del first, again
     compare_tokenizer(tokenizer, folder)
-    peer = compare_peer(family_named(choose_family(shape)), folder, shape, ids_BT, again_BTW)
+    peer = compare_peer(
+        family_named(choose_family(model_config)), folder, model_config, ids_BT, again_BTW
+    )
     size = sum(given[name].numel() * dtype.itemsize for name, dtype in written.items())
     return Check(
         len(written), size, str(lowest).removeprefix("torch."), ids_BT.numel(), own_kl, *peer
@@ -114,12 +116,12 @@ def compare_bytes(
     tokenizer: Tokenizer,
     folder: Path,
     written: dict[str, torch.dtype],
-    shape: ModelShape,
+    model_config: ModelConfig,
 ) -> Check:
     """The same without any model: each tensor of an export with what was written, one of both in
     memory at a time. Raises CheckpointError naming the tensor that differs."""
     size = 0
-    for name, found in read_weights(folder, shape):
+    for name, found in read_weights(folder, model_config):
         refuse_other_bytes(weights[name].to(written[name]).float(), found, name, folder)
         size += found.numel() * written[name].itemsize
     compare_tokenizer(tokenizer, folder)
@@ -129,7 +131,7 @@ def compare_bytes(
 
 @torch.no_grad()
 def compare_imported(
-    weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, shape: ModelShape
+    weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, model_config: ModelConfig
 ) -> Check:
     """Compare what was written of the Hugging Face weights in `folder`, and read again, with them
     and with their own class.
@@ -138,11 +140,11 @@ def compare_imported(
     gone. Raises CheckpointError.
     """
     tensors, size = len(weights), sum(tensor.nbytes for tensor in weights.values())
-    for name, tensor in read_weights(folder, shape):
+    for name, tensor in read_weights(folder, model_config):
         refuse_other_bytes(tensor, weights[name], name, folder)
     differs = compare_imported_tokenizer(tokenizer, folder)
-    ids_BT = ids_for(shape, torch.device("cpu"))
-    model = model_of(shape, weights)
+    ids_BT = ids_for(model_config, torch.device("cpu"))
+    model = model_of(model_config, weights)
     logits_BTW = model.logits(model(ids_BT))
     del model, weights
     family = family_of(read_config(folder), str(folder))
@@ -150,16 +152,20 @@ def compare_imported(
     if refused:
         peer = f"{family.architecture} of {family.package}", None, refused
     else:
-        peer = compare_peer(family, folder, shape, ids_BT, logits_BTW)
+        peer = compare_peer(family, folder, model_config, ids_BT, logits_BTW)
     return Check(tensors, size, "float32", ids_BT.numel(), 0.0, *peer, tokenizer_differs=differs)
 
 
-def ids_for(shape: ModelShape, device: torch.device) -> Tensor:
+def ids_for(model_config: ModelConfig, device: torch.device) -> Tensor:
     """(B, T) words to compare logits on, always the same; no longer than the positions that were
     learned."""
-    length = min(TOKENS, shape.max_position_embeddings) if shape.learned_positions else TOKENS
+    length = (
+        min(TOKENS, model_config.max_position_embeddings)
+        if model_config.learned_positions
+        else TOKENS
+    )
     return torch.randint(
-        shape.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0)
+        model_config.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0)
     ).to(device)
 
 
@@ -171,18 +177,18 @@ def refuse_other_bytes(expected: Tensor, found: Tensor, name: str, folder: Path)
 
 
 def compare_peer(
-    family: Family, folder: Path, shape: ModelShape, ids_BT: Tensor, logits_BTW: Tensor
+    family: Family, folder: Path, model_config: ModelConfig, ids_BT: Tensor, logits_BTW: Tensor
 ) -> tuple[str, float | None, str]:
     """Their class's logits against ours: (its name, KL, "") or (its name, None, why it was not
     compared)."""
     peer, absent = (
         f"{family.architecture} of {family.package}",
-        peer_absent(family, shape, ids_BT.device),
+        peer_absent(family, model_config, ids_BT.device),
     )
     if absent:
         return peer, None, absent
     found = kl(logits_BTW, peer_logits(family, folder, ids_BT))
-    tolerated = tolerated_kl(logits_BTW, shape.num_hidden_layers, ids_BT.device)
+    tolerated = tolerated_kl(logits_BTW, model_config.num_hidden_layers, ids_BT.device)
     refuse_unless(
         found <= tolerated, f"{peer} gives other logits: KL {found:.1e}, tolerated {tolerated:.1e}"
     )
@@ -278,7 +284,7 @@ def encoded(theirs: Any) -> list[int]:
     return theirs(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def peer_absent(family: Family, shape: ModelShape, device: torch.device) -> str:
+def peer_absent(family: Family, model_config: ModelConfig, device: torch.device) -> str:
     """Why the family's own class cannot run here; "" if it can."""
     if family.package in ("transformers", "longfire"):
         return ""
@@ -287,7 +293,7 @@ def peer_absent(family: Family, shape: ModelShape, device: torch.device) -> str:
         return f"{missing[0]} is not installed"
     if device.type != "cuda":
         return "its kernels need CUDA"
-    if "attention" in map(mixer_of, shape.layer_types):
+    if "attention" in map(mixer_of, model_config.layer_types):
         return "its softmax layers have no fp32"
     return ""
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from longfire.checkpoint.weights import open_model
 from longfire.config.config_file import read_config
-from longfire.config.model_config import INIT_KEYS, ModelShape, mixer_of
-from longfire.config.run import read_shape
+from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
+from longfire.config.run import read_model_config
 from longfire.errors import SettingsError
 from longfire.huggingface.convert_report import TABLE, Conversion, Left, Moved
 from longfire.huggingface.convert_settings import compared, full_table, inherit, said_in
@@ -77,14 +77,14 @@ class Place:
     rest: str = ""  # weight, bias ...
 
     @classmethod
-    def of(cls, name: str, shape: ModelShape) -> "Place":
+    def of(cls, name: str, model_config: ModelConfig) -> "Place":
         parts = name.split(".")
         if parts[0] != "layers":
             return cls(None, parts[0], "", ".".join(parts[1:]))
         layer, part = int(parts[1]), parts[2]
         if part != "mixer":
             return cls(layer, part, "", ".".join(parts[3:]))
-        called = CALLED.get(mixer_of(shape.layer_types[layer]), {})
+        called = CALLED.get(mixer_of(model_config.layer_types[layer]), {})
         return cls(layer, part, called.get(parts[3], parts[3]), ".".join(parts[4:]))
 
     def matrix(self) -> "Place":
@@ -97,25 +97,25 @@ class Place:
 
 
 def transplant(
-    source: Model, shape: ModelShape, seed: int
+    source: Model, model_config: ModelConfig, seed: int
 ) -> tuple[Model, list[Moved], list[Left]]:
     """A model of `shape` with the source's weights wherever they match, the rest initialised by
     (seed, name); what became of each of its parameters, and of each of the source's that is in none
     of them."""
-    model = build(shape, seed)
+    model = build(model_config, seed)
     given = own_tensors(source)
-    at = {Place.of(name, source.shape): name for name in given}
+    at = {Place.of(name, source.config): name for name in given}
     moved: list[Moved] = []
     fresh: set[Place] = set()
     refused: dict[
         str, str
     ] = {}  # tensors of the source that were looked at and not taken, with the reason
     for name, parameter in own_tensors(model).items():
-        place = Place.of(name, shape)
+        place = Place.of(name, model_config)
         theirs = at.get(place, "")
         if name == "head.weight" and not theirs:
             theirs = "embed.weight"  # a tied head
-        old, how = None, difference(place, source.shape, shape)
+        old, how = None, difference(place, source.config, model_config)
         if theirs and place.matrix() in fresh:
             how = how or "the matrix before it is fresh"
         if theirs and not how:
@@ -135,7 +135,8 @@ def transplant(
     left = [
         Left(
             name,
-            refused.get(name) or without(Place.of(name, source.shape), source.shape, shape),
+            refused.get(name)
+            or without(Place.of(name, source.config), source.config, model_config),
             tuple(tensor.shape),
         )
         for name, tensor in given.items()
@@ -146,56 +147,59 @@ def transplant(
 
 def own_tensors(model: Model) -> dict[str, Tensor]:
     """Every tensor of a model once: a tied head is the embedding."""
-    tied = ("head.weight",) if model.shape.tie_word_embeddings else ()
+    tied = ("head.weight",) if model.config.tie_word_embeddings else ()
     return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def difference(place: Place, source: ModelShape, shape: ModelShape) -> str:
+def difference(place: Place, source: ModelConfig, model_config: ModelConfig) -> str:
     """Why a tensor of the source would do something else at this place of a model of `shape`; "" if
     it would do the same."""
     if place.part == "mlp":
-        return mlp_difference(source, shape)
+        return mlp_difference(source, model_config)
     if place.part in RESIDUAL_NORMS:
-        if source.norm != shape.norm:
-            return f"norms of the source are {source.norm}, these {shape.norm}"
+        if source.norm != model_config.norm:
+            return f"norms of the source are {source.norm}, these {model_config.norm}"
         if (
-            "post" in (source.block, shape.block)
-            and source.block != shape.block
+            "post" in (source.block, model_config.block)
+            and source.block != model_config.block
             and place.part != "embed_norm"
         ):
-            return f"blocks of the source are {source.block!r}, these {shape.block!r}"
+            return f"blocks of the source are {source.block!r}, these {model_config.block!r}"
     if place.part == "mixer" and place.layer is not None:
         mixer, theirs = (
-            mixer_of(shape.layer_types[place.layer]),
+            mixer_of(model_config.layer_types[place.layer]),
             mixer_of(source.layer_types[place.layer]),
         )
         if mixer != theirs and place.role not in SHARED:
             return f"{theirs}, the source's mixer, means another thing by it"
     if place.part == "shared" and not {place.rest.partition(".")[0]} <= set(
-        map(mixer_of, shape.layer_types)
+        map(mixer_of, model_config.layer_types)
     ):
         return f"no layer has {place.rest.partition('.')[0]}"
     return ""
 
 
-def mlp_difference(source: ModelShape, shape: ModelShape) -> str:
+def mlp_difference(source: ModelConfig, model_config: ModelConfig) -> str:
     """Why the matrices of the source's MLPs are none of a model of `shape`."""
-    if source.mlp != shape.mlp:
-        return f"the source's MLP is {source.mlp}, this one {shape.mlp}"
-    if source.intermediate_size != shape.intermediate_size:
-        return f"the source's MLP has {source.intermediate_size} channels, this one {shape.intermediate_size}"
+    if source.mlp != model_config.mlp:
+        return f"the source's MLP is {source.mlp}, this one {model_config.mlp}"
+    if source.intermediate_size != model_config.intermediate_size:
+        return f"the source's MLP has {source.intermediate_size} channels, this one {model_config.intermediate_size}"
     return ""
 
 
-def without(place: Place, source: ModelShape, shape: ModelShape) -> str:
+def without(place: Place, source: ModelConfig, model_config: ModelConfig) -> str:
     """Why a model of `shape` has no such tensor as the source has at this place."""
-    if why := difference(place, source, shape):
+    if why := difference(place, source, model_config):
         if place.part == "mixer" and place.layer is not None:
-            return f"{mixer_of(shape.layer_types[place.layer])} has none"
+            return f"{mixer_of(model_config.layer_types[place.layer])} has none"
         return why
     if place.part == "mixer" and place.layer is not None:
-        name = shape.layer_types[place.layer]
-        if place.role in ("q_norm", "k_norm") and full_table(shape, name).get("qk_norm") is False:
+        name = model_config.layer_types[place.layer]
+        if (
+            place.role in ("q_norm", "k_norm")
+            and full_table(model_config, name).get("qk_norm") is False
+        ):
             return f"{name}.qk_norm = false"
         if place.rest == "bias" and place.role in ("q_proj", "k_proj", "v_proj", "o_proj"):
             return f"{name} has no such bias"
@@ -206,12 +210,14 @@ def without(place: Place, source: ModelShape, shape: ModelShape) -> str:
         return "the head is the embedding: tie_word_embeddings = true"
     if place.part == "positions":
         return "learned_positions = false"
-    if place.part == "embed_norm" and not shape.embed_norm:
+    if place.part == "embed_norm" and not model_config.embed_norm:
         return "embed_norm = false"
-    if place.part == "mlp_norm" and (shape.mlp == "none" or shape.block == "parallel_tied"):
-        return f"mlp = {shape.mlp!r} and block = {shape.block!r} have no norm before an MLP"
+    if place.part == "mlp_norm" and (
+        model_config.mlp == "none" or model_config.block == "parallel_tied"
+    ):
+        return f"mlp = {model_config.mlp!r} and block = {model_config.block!r} have no norm before an MLP"
     if place.part in RESIDUAL_NORMS:
-        return f"norm_affine = {str(shape.norm_affine).lower()}, norm_bias = {str(shape.norm_bias).lower()}"
+        return f"norm_affine = {str(model_config.norm_affine).lower()}, norm_bias = {str(model_config.norm_bias).lower()}"
     return "the new model has none"
 
 
@@ -240,10 +246,10 @@ def head_size(model: Model, place: Place) -> int | None:
     if place.layer is None or place.role not in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return None
     mixer, is_value = model.layers[place.layer].mixer, place.role in ("v_proj", "o_proj")
-    named = HEAD_SIZES.get(mixer_of(model.shape.layer_types[place.layer]))
+    named = HEAD_SIZES.get(mixer_of(model.config.layer_types[place.layer]))
     if named is not None:
-        return getattr(mixer.shape, named[is_value])
-    general = getattr(mixer, "head_dim", getattr(mixer.shape, "head_dim", None))
+        return getattr(mixer.config, named[is_value])
+    general = getattr(mixer, "head_dim", getattr(mixer.config, "head_dim", None))
     return getattr(mixer, "head_v" if is_value else "head_k", general)
 
 
@@ -262,10 +268,10 @@ def regrouped(old: Tensor, rows: int, size: int) -> tuple[Tensor | None, str]:
     return None, f"{len(old)} rows do not divide into {rows}"
 
 
-def check_fits(shape: ModelShape, source: ModelShape, config: Path) -> None:
+def check_fits(model_config: ModelConfig, source: ModelConfig, config: Path) -> None:
     """Raises SettingsError where nothing could be copied that matters."""
     for key in ("hidden_size", "num_hidden_layers"):
-        ours, theirs = getattr(shape, key), getattr(source, key)
+        ours, theirs = getattr(model_config, key), getattr(source, key)
         if ours != theirs:
             raise SettingsError(
                 f"{config}: {key} = {ours}, but the source's is {theirs}: a converted model keeps width and depth; set it to "
@@ -273,13 +279,13 @@ def check_fits(shape: ModelShape, source: ModelShape, config: Path) -> None:
             )
 
 
-def target_shape(
-    config: Path, source: ModelShape, keep_attention: tuple[int, ...]
-) -> tuple[ModelShape, ModelShape]:
+def target_config(
+    config: Path, source: ModelConfig, keep_attention: tuple[int, ...]
+) -> tuple[ModelConfig, ModelConfig]:
     """The target's shape as its config says it, and with what it takes from the source. Raises
     SettingsError."""
     where = str(config / "config.json" if config.is_dir() else config)
-    read = read_shape(config)
+    read = read_model_config(config)
     check_fits(read, source, config)
     said = said_in(read_config(config), read, source, where)
     return read, inherit(read, said, source, keep_attention, where)
@@ -306,21 +312,21 @@ def convert(
             f"{source}: a run of model.backend = 'transformers', whose class computes as it is; export it, and convert the "
             "export if longfire has its family"
         )
-    theirs = opened.model.shape
+    theirs = opened.model.config
     for folder in (config,) if opened.run else (source, config):
         for line in ignored_line(read_config(folder), str(folder)):
             note(line)
-    read, shape = target_shape(config, theirs, keep_attention)
-    shape = shape.with_vocabulary(opened.tokenizer.vocab_size)
-    model, moved, left = transplant(opened.model, shape, seed)
+    read, model_config = target_config(config, theirs, keep_attention)
+    model_config = model_config.with_vocabulary(opened.tokenizer.vocab_size)
+    model, moved, left = transplant(opened.model, model_config, seed)
     files = (
         {name: name for name in own_tensors(opened.model)}
         if opened.run
         else names_in_files(source, theirs)
     )
-    conversion = Conversion(moved, left, compared(read, shape, theirs), files)
+    conversion = Conversion(moved, left, compared(read, model_config, theirs), files)
     conversion.show(str(config), note)
-    for line in not_written(shape, theirs):
+    for line in not_written(model_config, theirs):
         note(line)
     facts = {"converted from": source.absolute().name, **conversion.facts()}
     adds_bos = opened.run.tokenizer.add_bos if opened.run else None
@@ -328,26 +334,28 @@ def convert(
     return export(model, opened.tokenizer, out, facts=facts, files=table, adds_bos=adds_bos)
 
 
-def names_in_files(folder: Path, shape: ModelShape) -> dict[str, str]:
+def names_in_files(folder: Path, model_config: ModelConfig) -> dict[str, str]:
     """Our name of each tensor -> its name in a folder of Hugging Face weights."""
     family = family_of(read_config(folder), str(folder / "config.json"))
     return {
-        ours: theirs for theirs, stored in layout(family, shape).items() for ours in stored.ours
+        ours: theirs
+        for theirs, stored in layout(family, model_config).items()
+        for ours in stored.ours
     }
 
 
-def not_written(shape: ModelShape, source: ModelShape) -> list[str]:
+def not_written(model_config: ModelConfig, source: ModelConfig) -> list[str]:
     """What is to be known before the new model is trained: settings of training that its
     config.json has no key for, and a teacher that it cannot learn from."""
-    family = family_named(choose_family(shape))
+    family = family_named(choose_family(model_config))
     found = [
         f"{setting}: {family.architecture} has no key for it; write it in the [model] table of the recipe that trains the model"
-        for setting in left_out(family, shape)
+        for setting in left_out(family, model_config)
         if not setting.startswith(INIT_KEYS)
     ]
-    if shape.vocab_size != source.vocab_size:
+    if model_config.vocab_size != source.vocab_size:
         found.append(
-            f"vocab_size = {shape.vocab_size}, in the source {source.vocab_size}: distillation.kind = 'logits' needs the "
+            f"vocab_size = {model_config.vocab_size}, in the source {source.vocab_size}: distillation.kind = 'logits' needs the "
             "same; leave vocab_size out of the config"
         )
     return found

@@ -28,7 +28,7 @@ from longfire.huggingface.check import (
     refuse_unless,
 )
 from longfire.huggingface.checksums import write_checksums
-from longfire.huggingface.families import config_from_shape, family_named
+from longfire.huggingface.families import config_to_hf, family_named
 from longfire.huggingface.family import Family
 from longfire.huggingface.family_writing import left_out
 from longfire.huggingface.load import INDEX, SINGLE, load_weights
@@ -81,13 +81,13 @@ def export(
             family = family_named(config["model_type"])
             written = write_weights(model, weights, family, aside, dtype, shard_bytes)
             write_json(aside / "config.json", config)
-            facts = {**facts, "not in config.json": ", ".join(left_out(family, model.shape))}
+            facts = {**facts, "not in config.json": ", ".join(left_out(family, model.config))}
         tokenizer.save(aside, adds_bos)
         if isinstance(model, Foreign):
             compare_tokenizer(tokenizer, aside)
             check = compare_saved(model, aside, dtype)
         elif on_disk is not None:
-            check = compare_bytes(on_disk, tokenizer, aside, written, model.shape)
+            check = compare_bytes(on_disk, tokenizer, aside, written, model.config)
         else:
             check = compare(model, tokenizer, aside, written)
         parameters = sum(p.numel() for p in model.parameters())
@@ -112,8 +112,8 @@ def config_of(
     """config.json of an export."""
     if isinstance(model, Foreign):
         return {**model.theirs.config.to_dict(), "architectures": [type(model.theirs).__name__]}
-    return config_from_shape(
-        model.shape,
+    return config_to_hf(
+        model.config,
         bos_id=ends["bos_token_id"],
         eos_id=ends["eos_token_id"],
         length=length,
@@ -142,7 +142,7 @@ def export_run(
     opened = open_model(Path(run_folder), step, plugins=plugins)
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
-    note(f"export: {export_line(opened.model.shape)}")
+    note(f"export: {export_line(opened.model.config)}")
     chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
     facts, adds_bos = facts_of(opened.run, opened.step), opened.run.tokenizer.add_bos
     return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts, adds_bos=adds_bos)
@@ -166,8 +166,8 @@ def export_bytes(
     step, weights = weights_on_disk(run.folder / run.checkpoint.folder, step)
     place = run.folder / run.checkpoint.folder / f"step-{step}"
     refuse_another_vocabulary(place, tokenizer.vocabulary, tokenizer.where)
-    model = on_meta(run.shape_after(step).with_vocabulary(tokenizer.vocab_size))
-    note(f"export: {export_line(model.shape)}")
+    model = on_meta(run.model_config_after(step).with_vocabulary(tokenizer.vocab_size))
+    note(f"export: {export_line(model.config)}")
     chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
     facts, adds_bos = facts_of(run, step), run.tokenizer.add_bos
     return export(
@@ -228,7 +228,7 @@ def write_weights(
     """Write the parameters in shards, one in memory at a time; returns each parameter's type in the
     files."""
     types = types_of(model, dtype)
-    wanted = layout(family, model.shape)
+    wanted = layout(family, model.config)
     # what is laid end to end has one type: the exact one, if a part needs it
     kinds = {
         theirs: max((types[n] for n in s.ours), key=lambda t: t.itemsize)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from longfire.config.model_config import BY_DEPTH, MIXERS_BY_DEPTH, ModelShape, mixer_of
+from longfire.config.model_config import BY_DEPTH, MIXERS_BY_DEPTH, ModelConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.huggingface import own_config
 from longfire.huggingface.families_blocks import OWN_BLOCKS
@@ -21,7 +21,7 @@ from longfire.huggingface.family_reading import (
     asked_of,
     idle_rope_keys,
     names_of,
-    read_shape_of,
+    read_family_config,
 )
 from longfire.huggingface.family_writing import config_of, refusals, whole
 
@@ -495,12 +495,12 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     return FAMILIES[model_type]
 
 
-def shape_from_config(config: dict[str, Any], where: str) -> ModelShape:
+def config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     """The shape that a Hugging Face config.json describes. Raises SettingsError naming a key that
     we cannot express."""
     if own_config.is_own_export(config):
-        return own_config.read_shape(config, where)
-    return read_shape_of(
+        return own_config.read_model_config(config, where)
+    return read_family_config(
         family_of(config, where), config, where, frozenset(ignored_keys(config, where))
     )
 
@@ -542,21 +542,23 @@ def is_read(name: str, value: Any) -> bool:
     return name in READ_SOMEWHERE or name in KEYS_OF_OURS or name in WEIGHTS_OF_OTHER_KINDS
 
 
-def choose_family(shape: ModelShape) -> str:
+def choose_family(model_config: ModelConfig) -> str:
     """The model_type of the first family that can express a shape, else that of our own class."""
     fits = [
-        model_type for model_type, reasons in refusals_of_families(shape).items() if not reasons
+        model_type
+        for model_type, reasons in refusals_of_families(model_config).items()
+        if not reasons
     ]
     return fits[0] if fits else own_config.MODEL_TYPE
 
 
-def refusals_of_families(shape: ModelShape) -> dict[str, list[str]]:
+def refusals_of_families(model_config: ModelConfig) -> dict[str, list[str]]:
     """Why a shape cannot be one of each family that has one of its mixers; no reason where it
     can."""
-    used = {mixer_of(name) for name in shape.layer_types}
-    shape = whole(shape)
+    used = {mixer_of(name) for name in model_config.layer_types}
+    model_config = whole(model_config)
     return {
-        name: list(refusals(family, shape))
+        name: list(refusals(family, model_config))
         for name, family in FAMILIES.items()
         if family.mixer in used
     }
@@ -567,22 +569,24 @@ def family_named(model_type: str) -> Family:
     return own_config.LONGFIRE if model_type == own_config.MODEL_TYPE else FAMILIES[model_type]
 
 
-def class_of_export(shape: ModelShape) -> str:
+def class_of_export(model_config: ModelConfig) -> str:
     """The class that an export of a shape is loaded with, and where it is ours, what no other one
     has."""
-    family = family_named(choose_family(shape))
+    family = family_named(choose_family(model_config))
     name = f"{family.architecture} of {family.package}"
     if family is not own_config.LONGFIRE:
         return name
-    reasons = refusals_of_families(shape)
+    reasons = refusals_of_families(model_config)
     fewest = min(map(len, reasons.values()), default=0)
     nearest = [f"{name} ({'; '.join(why)})" for name, why in reasons.items() if len(why) == fewest]
-    of_what = nearest[0] if nearest else f"none, of {', '.join(dict.fromkeys(shape.layer_types))}"
+    of_what = (
+        nearest[0] if nearest else f"none, of {', '.join(dict.fromkeys(model_config.layer_types))}"
+    )
     return f"{name}, since no class of transformers or fla has a model of this shape; nearest: {of_what}"
 
 
-def config_from_shape(
-    shape: ModelShape,
+def config_to_hf(
+    model_config: ModelConfig,
     *,
     bos_id: int | None = None,
     eos_id: int | None = None,
@@ -590,15 +594,15 @@ def config_from_shape(
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """The config.json of a shape in the family that can express it, else of our own class: the
-    inverse of `shape_from_config`.
+    inverse of `config_from_hf`.
 
     length: written as max_position_embeddings where the shape sets no limit, since their classes
     want a number (the length that the model was trained at).
     """
-    assert shape.vocab_size > 0, (
+    assert model_config.vocab_size > 0, (
         "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
     )
-    model_type = choose_family(shape)
+    model_type = choose_family(model_config)
     # No padding word: their embeddings never train the row of one, and ours would have to be EOS.
     words = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": None}
     written_by = {
@@ -607,9 +611,9 @@ def config_from_shape(
         "transformers_version": version("transformers"),
     }
     if model_type == own_config.MODEL_TYPE:
-        return {**own_config.config_of(shape, length), **written_by, **words}
+        return {**own_config.config_of(model_config, length), **written_by, **words}
     return {
-        **config_of(FAMILIES[model_type], model_type, whole(shape), length),
+        **config_of(FAMILIES[model_type], model_type, whole(model_config), length),
         **written_by,
         **words,
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.errors import SettingsError
 
 Settings = dict[str, Any]  # flat: "hidden_size", "attention.num_heads"
@@ -20,7 +20,7 @@ class Key:
     """One setting under its two names. Several keys may have the same `theirs`: their one setting
     is then several of ours.
 
-    theirs: key of config.json, dotted where it is nested.  ours: a field of ModelShape, or "mixer.field".
+    theirs: key of config.json, dotted where it is nested.  ours: a field of ModelConfig, or "mixer.field".
     default: what their class takes when the config is silent, or our value as a function of the
     settings read before; REQUIRED.
     null: what their `null` is with us, or a function of the settings read before.
@@ -131,10 +131,10 @@ class Same:
             family.mixer: inner(settings, family.mixer)
         }
 
-    def refusals(self, shape: ModelShape, family: "Family") -> Iterator[str]:
-        yield from others(shape, {family.mixer})
+    def refusals(self, model_config: ModelConfig, family: "Family") -> Iterator[str]:
+        yield from others(model_config, {family.mixer})
 
-    def write(self, shape: ModelShape, family: "Family") -> dict[str, Any]:
+    def write(self, model_config: ModelConfig, family: "Family") -> dict[str, Any]:
         return {}
 
 
@@ -190,25 +190,27 @@ class Listed:
                 types[i] = name
         return tuple(types), {name: mixers[name] for name in dict.fromkeys(types)}
 
-    def refusals(self, shape: ModelShape, family: "Family") -> Iterator[str]:
-        yield from others(shape, {family.mixer, "attention"})
-        for name, given in shape.mixers.items():
+    def refusals(self, model_config: ModelConfig, family: "Family") -> Iterator[str]:
+        yield from others(model_config, {family.mixer, "attention"})
+        for name, given in model_config.mixers.items():
             for key, value in self.fixed.items() if mixer_of(name) == "attention" else ():
                 if given[key.partition(".")[2]] != value:
                     yield f"{name}.{key.partition('.')[2]} = {given[key.partition('.')[2]]!r}, it has {value!r} only"
 
-    def write(self, shape: ModelShape, family: "Family") -> dict[str, Any]:
+    def write(self, model_config: ModelConfig, family: "Family") -> dict[str, Any]:
         tables = []
-        for name in [name for name in shape.mixers if mixer_of(name) == "attention"]:
-            numbers = [i for i, kind in enumerate(shape.layer_types) if kind == name]
+        for name in [name for name in model_config.mixers if mixer_of(name) == "attention"]:
+            numbers = [i for i, kind in enumerate(model_config.layer_types) if kind == name]
             said = {
-                key.theirs: key.write(shape.mixers[name][key.ours.partition(".")[2]])
+                key.theirs: key.write(model_config.mixers[name][key.ours.partition(".")[2]])
                 for key in self.keys
             }
             tables.append({"layers": numbers, **said})
         attn = tables[0] if len(tables) == 1 else tables or None
         return (
-            {} if attn is None and self.silent(len(shape.layer_types)) is None else {"attn": attn}
+            {}
+            if attn is None and self.silent(len(model_config.layer_types)) is None
+            else {"attn": attn}
         )
 
 
@@ -265,14 +267,14 @@ class Windows:
         used = tuple(names[kind] for kind in types)
         return used, {name: mixers[name] for name in dict.fromkeys(used)}
 
-    def refusals(self, shape: ModelShape, family: "Family") -> Iterator[str]:
-        yield from others(shape, {"attention"})
-        windows = [given.get("window_size", 0) for given in shape.mixers.values()]
+    def refusals(self, model_config: ModelConfig, family: "Family") -> Iterator[str]:
+        yield from others(model_config, {"attention"})
+        windows = [given.get("window_size", 0) for given in model_config.mixers.values()]
         if len(set(windows) - {0}) > 1:
             yield f"attention.window_size = {windows}, its layers that slide have one window"
 
-    def write(self, shape: ModelShape, family: "Family") -> dict[str, Any]:
-        windows = [shape.mixers[name]["window_size"] for name in shape.layer_types]
+    def write(self, model_config: ModelConfig, family: "Family") -> dict[str, Any]:
+        windows = [model_config.mixers[name]["window_size"] for name in model_config.layer_types]
         sliding = [i for i, window in enumerate(windows) if window]
         # For readers that know no layer_types: from which layer on all slide, if that is so.
         tail = len(windows) - len(sliding)
@@ -348,7 +350,7 @@ def variant(mixers: dict[str, Settings], given: Settings, mixer: str = "attentio
     return name
 
 
-def others(shape: ModelShape, possible: set[str]) -> Iterator[str]:
-    for mixer in dict.fromkeys(map(mixer_of, shape.layer_types)):
+def others(model_config: ModelConfig, possible: set[str]) -> Iterator[str]:
+    for mixer in dict.fromkeys(map(mixer_of, model_config.layer_types)):
         if mixer not in possible:
             yield f"layer_types has {mixer}, its layers are {' or '.join(sorted(possible))}"

@@ -3,11 +3,11 @@
 from dataclasses import fields
 from typing import Any
 
-from longfire.config.model_config import ModelShape, nearest
+from longfire.config.model_config import ModelConfig, nearest
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Family, Settings
 
-# What every PreTrainedConfig may hold, or held, beside the model's shape: of tools, of heads that
+# What every PreTrainedConfig may hold, or held, beside the model's config: of tools, of heads that
 # are none, of generation.
 INERT = (
     "model_type",
@@ -68,15 +68,15 @@ INERT = (
 )
 # Keys that mean something in a config of ours. `dropout` stands in files of others too, whose
 # classes ignore it.
-KEYS_OF_OURS = frozenset(f.name for f in fields(ModelShape)) - {"dropout"}
+KEYS_OF_OURS = frozenset(f.name for f in fields(ModelConfig)) - {"dropout"}
 # Phi-3 and others have this length outside the table of rotary positions, where every class of
 # transformers looks first, whether it declares the key or not.
 ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 
-def read_shape_of(
+def read_family_config(
     family: Family, config: dict[str, Any], where: str, ignored: frozenset[str] = frozenset()
-) -> ModelShape:
+) -> ModelConfig:
     """The shape that a config.json of this family describes. Raises SettingsError naming a key that
     we cannot express.
 
@@ -101,7 +101,7 @@ def read_shape_of(
         where,
     )
     plain = {name: value for name, value in settings.items() if "." not in name}
-    return ModelShape(**plain, layer_types=layer_types, mixers=mixers)
+    return ModelConfig(**plain, layer_types=layer_types, mixers=mixers)
 
 
 def asked_of(family: Family, config: dict[str, Any], where: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from longfire.config.model_config import INIT_KEYS, ModelShape, mixer_of
+from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
 from longfire.huggingface.family import Family, Key, Settings, variant
 
 # Settings that change training and not what a trained model computes: where a family has no key for
@@ -39,46 +39,55 @@ ROPE_USES = {
 }
 
 
-def whole(shape: ModelShape) -> ModelShape:
+def whole(model_config: ModelConfig) -> ModelConfig:
     """The same model said in one way: every setting of its mixers, defaults too; those without
     effect at their default; variants numbered as they come."""
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
-    from longfire.mixers.mixer import read_mixer_shape
+    from longfire.mixers.mixer import read_mixer_config
 
     mixers: dict[str, Settings] = {}
     names = {}
-    for name in dict.fromkeys(shape.layer_types):
+    for name in dict.fromkeys(model_config.layer_types):
         mixer = MIXERS[mixer_of(name)]
-        given = asdict(read_mixer_shape(mixer, name, shape.mixers.get(name, {}), shape.hidden_size))
-        quiet(given, {f.name: f.default for f in fields(mixer.Shape)}, shape)
+        given = asdict(
+            read_mixer_config(
+                mixer, name, model_config.mixers.get(name, {}), model_config.hidden_size
+            )
+        )
+        quiet(given, {f.name: f.default for f in fields(mixer.Config)}, model_config)
         names[name] = variant(mixers, given, mixer_of(name))
-    plain = {f.name: f.default for f in fields(ModelShape)}
+    plain = {f.name: f.default for f in fields(ModelConfig)}
     idle = {"pad_vocab_multiple": 1}  # vocab_size has its rows
-    if shape.mlp == "none":
+    if model_config.mlp == "none":
         idle |= {"intermediate_size": plain["intermediate_size"], "mlp_bias": plain["mlp_bias"]}
-    if shape.norm == "rmsnorm" or not shape.norm_affine:
+    if model_config.norm == "rmsnorm" or not model_config.norm_affine:
         idle["norm_bias"] = plain["norm_bias"]
     return replace(
-        shape, **idle, layer_types=tuple(names[name] for name in shape.layer_types), mixers=mixers
+        model_config,
+        **idle,
+        layer_types=tuple(names[name] for name in model_config.layer_types),
+        mixers=mixers,
     )
 
 
-def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
+def quiet(given: Settings, defaults: Settings, model_config: ModelConfig) -> None:
     """Give settings of a mixer that have no effect their default, and 0 where it means the same."""
     for name in ("num_kv_heads", "num_v_heads"):  # 0 means as many as num_heads
         if name in given and given[name] == given["num_heads"]:
             given[name] = 0
     for name, size in {
-        "intermediate_size": 2 * shape.hidden_size,
-        "dt_rank": -(-shape.hidden_size // 16),
+        "intermediate_size": 2 * model_config.hidden_size,
+        "dt_rank": -(-model_config.hidden_size // 16),
     }.items():
         if given.get(name) == size:  # Mamba's, as it is when it is not said
             given[name] = 0
     if "rope" not in given:
         return
-    if given["head_dim"] * given["num_heads"] == shape.hidden_size:
+    if given["head_dim"] * given["num_heads"] == model_config.hidden_size:
         given["head_dim"] = 0
-    given["qk_norm_eps"] = (given["qk_norm_eps"] or shape.norm_eps) if given["qk_norm"] else 0.0
+    given["qk_norm_eps"] = (
+        (given["qk_norm_eps"] or model_config.norm_eps) if given["qk_norm"] else 0.0
+    )
     for name in [name for name in given if name.startswith("rope_")]:
         if name.removeprefix("rope_") not in ("theta", *ROPE_USES[given["rope"]]):
             given[name] = defaults[name]
@@ -86,35 +95,35 @@ def quiet(given: Settings, defaults: Settings, shape: ModelShape) -> None:
         given |= {name: defaults[name] for name in ("rope_theta", "rotary_fraction")}
 
 
-def said_in_full(shape: ModelShape) -> ModelShape:
+def said_in_full(model_config: ModelConfig) -> ModelConfig:
     """A whole shape with numbers where 0 leaves them to others: some classes refuse a null."""
-    mixers = {name: dict(given) for name, given in shape.mixers.items()}
+    mixers = {name: dict(given) for name, given in model_config.mixers.items()}
     for given in mixers.values():
         for name in ("num_kv_heads", "num_v_heads"):
             if given.get(name) == 0:
                 given[name] = given["num_heads"]
         if "rope" in given and not given["head_dim"]:
-            given["head_dim"] = shape.hidden_size // given["num_heads"]
-    return replace(shape, mixers=mixers)
+            given["head_dim"] = model_config.hidden_size // given["num_heads"]
+    return replace(model_config, mixers=mixers)
 
 
-def values_of(shape: ModelShape) -> dict[str, dict[str, Any]]:
+def values_of(model_config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Flat setting -> its value under each name of layer_types (of the model's own: under "")."""
     out = {
         name: {"": value}
-        for name, value in asdict(shape).items()
+        for name, value in asdict(model_config).items()
         if name not in ("mixers", "layer_types")
     }
-    for name, given in shape.mixers.items():
+    for name, given in model_config.mixers.items():
         for leaf, value in given.items():
             out.setdefault(f"{mixer_of(name)}.{leaf}", {})[name] = value
     return out
 
 
-def refusals(family: Family, shape: ModelShape) -> Iterator[str]:
+def refusals(family: Family, model_config: ModelConfig) -> Iterator[str]:
     """Why a whole shape cannot be one of this family; nothing if it can."""
-    yield from family.layers.refusals(shape, family)
-    values = values_of(shape)
+    yield from family.layers.refusals(model_config, family)
+    values = values_of(model_config)
     settings = {name: next(iter(said.values())) for name, said in values.items()}
     keys = {key.ours: key for key in family.keys}
     mixers = {key.partition(".")[0] for key in family.placed() if "." in key}
@@ -167,14 +176,16 @@ def contradictions(family: Family, settings: Settings) -> Iterator[str]:
             yield f"{first.ours} = {settings[first.ours]!r} and {key.ours} = {settings[key.ours]!r}, which are one {key.theirs}"
 
 
-def left_out(family: Family, shape: ModelShape) -> list[str]:
+def left_out(family: Family, model_config: ModelConfig) -> list[str]:
     """What a family's config cannot say of a shape, though it changes no logits: settings of
     training that are not at rest."""
     if not family.keys:  # our own class, whose config has every key
         return []
-    values = values_of(whole(shape))
+    values = values_of(whole(model_config))
     at_rest = (
-        {f.name: f.default for f in fields(ModelShape)} | {"attention.dropout": 0.0} | family.begins
+        {f.name: f.default for f in fields(ModelConfig)}
+        | {"attention.dropout": 0.0}
+        | family.begins
     )
     placed = family.placed()
     said = {name: next(iter(values[name].values())) for name in TRAINING_ONLY if name in values}
@@ -184,14 +195,16 @@ def left_out(family: Family, shape: ModelShape) -> list[str]:
     return [f"{name} = {value!r}" for name, value in unplaced.items() if value != at_rest[name]]
 
 
-def config_of(family: Family, model_type: str, shape: ModelShape, length: int) -> dict[str, Any]:
+def config_of(
+    family: Family, model_type: str, model_config: ModelConfig, length: int
+) -> dict[str, Any]:
     """The config.json of a whole shape that the family can express, without what is not the
     shape's.
 
     length: written as the number of positions where the shape sets no limit, since their classes
     want one.
     """
-    full = said_in_full(shape)
+    full = said_in_full(model_config)
     settings = {name: next(iter(said.values())) for name, said in values_of(full).items()}
     config: dict[str, Any] = {"model_type": model_type, "architectures": [family.architecture]}
     said = {name: allowed[0] for name, allowed in family.fixed.items() if None not in allowed}

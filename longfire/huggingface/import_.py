@@ -30,7 +30,7 @@ from longfire.checkpoint.shards import shard_files
 from longfire.checkpoint.weights import finite
 from longfire.config import settings
 from longfire.config.config_file import read_config
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
@@ -38,7 +38,7 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.check import Check, compare_imported
 from longfire.huggingface.checksums import SUMS, check_checksums
 from longfire.huggingface.families import family_of, ignored_line
-from longfire.huggingface.load import read_weights, shape_in
+from longfire.huggingface.load import model_config_in, read_weights
 from longfire.huggingface.model_card import without_folders
 from longfire.huggingface.tensors import layout
 from longfire.plugins import load_plugins
@@ -87,21 +87,25 @@ def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...
     load_plugins(plugins)
     theirs = found(source, note)
     check_checksums(theirs, note, whole=Path(source).expanduser().is_dir())
-    shape, tokenizer = shape_in(theirs), from_folder(theirs)
+    model_config, tokenizer = model_config_in(theirs), from_folder(theirs)
     for line in ignored_line(read_config(theirs), str(theirs)):
         note(line)
-    for line in compare_words(tokenizer, shape, theirs):
+    for line in compare_words(tokenizer, model_config, theirs):
         note(line)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        run = new_run(theirs, source, folder, shape, tokenizer, plugins)
+        run = new_run(theirs, source, folder, model_config, tokenizer, plugins)
         aside.mkdir(parents=True)
         run.write(aside)
         tokenizer.save(aside / run.tokenizer_folder.name)
         place = aside / run.checkpoint.folder / "step-0"
-        read = shown(finite(read_weights(theirs, shape), str(theirs)), count(theirs, shape), note)
+        read = shown(
+            finite(read_weights(theirs, model_config), str(theirs)),
+            count(theirs, model_config),
+            note,
+        )
         begin_with(read, place, vocabulary=tokenizer.vocabulary)
-        check = compare_imported(load_model_weights(place), tokenizer, theirs, shape)
+        check = compare_imported(load_model_weights(place), tokenizer, theirs, model_config)
         put_in_place(aside, folder)
     except (OSError, SafetensorError) as e:
         raise CheckpointError(
@@ -142,10 +146,10 @@ def snapshot(source: str, patterns: list[str]) -> str:
     )
 
 
-def compare_words(tokenizer: Tokenizer, shape: ModelShape, where: Path) -> Iterator[str]:
+def compare_words(tokenizer: Tokenizer, model_config: ModelConfig, where: Path) -> Iterator[str]:
     """What is to be told of the tokenizer beside the embedding. Raises SettingsError when it has
     words without a row."""
-    words, rows = tokenizer.vocab_size, shape.vocab_size
+    words, rows = tokenizer.vocab_size, model_config.vocab_size
     if words > rows:
         raise SettingsError(
             f"{where}: its tokenizer has {words:,} words, its embedding {rows:,} rows, so some texts have no vectors; these "
@@ -159,7 +163,7 @@ def new_run(
     theirs: Path,
     source: str,
     folder: Path,
-    shape: ModelShape,
+    model_config: ModelConfig,
     tokenizer: Tokenizer,
     plugins: tuple[str, ...] = (),
 ) -> Run:
@@ -173,7 +177,7 @@ def new_run(
         "tokenizer.path": folder.absolute() / "tokenizer",
         "tokenizer.add_bos": tokenizer.adds_bos,
         "tokenizer.add_eos": tokenizer.eos_id is not None,
-        "training.seq_len": min(SEQ_LEN, shape.max_position_embeddings or SEQ_LEN),
+        "training.seq_len": min(SEQ_LEN, model_config.max_position_embeddings or SEQ_LEN),
         "optimizer.lr": LEARNING_RATE,
         "lr_scheduler.warmup_steps": WARMUP_STEPS,
     }
@@ -222,10 +226,10 @@ def begin_with(
     write_manifest(place, facts, files)
 
 
-def count(theirs: Path, shape: ModelShape) -> int:
+def count(theirs: Path, model_config: ModelConfig) -> int:
     """Parameters of the model; a tied head is the embedding."""
     family = family_of(read_config(theirs), str(theirs))
-    return sum(math.prod(stored.shape) for stored in layout(family, shape).values())
+    return sum(math.prod(stored.shape) for stored in layout(family, model_config).values())
 
 
 def shown(

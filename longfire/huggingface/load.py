@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longfire.config.config_file import read_config
-from longfire.config.model_config import ModelShape, placed
+from longfire.config.model_config import ModelConfig, placed
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.errors import CheckpointError, SettingsError
-from longfire.huggingface.families import family_of, shape_from_config
+from longfire.huggingface.families import config_from_hf, family_of
 from longfire.huggingface.family import Family
 from longfire.huggingface.tensors import Stored, layout
 from longfire.model import Model
@@ -39,24 +39,26 @@ def load_model(
     """Model and tokenizer of a folder of Hugging Face weights. Raises SettingsError,
     CheckpointError, DataError."""
     folder = Path(folder)
-    shape = shape_in(folder)
-    return model_of(shape, load_weights(folder, shape), device, compute_dtype), from_folder(folder)
+    model_config = model_config_in(folder)
+    return model_of(
+        model_config, load_weights(folder, model_config), device, compute_dtype
+    ), from_folder(folder)
 
 
-def shape_in(folder: Path) -> ModelShape:
+def model_config_in(folder: Path) -> ModelConfig:
     """The shape that a folder's config.json describes, with words. Raises SettingsError."""
     where = str(folder / "config.json")
     with placed(where):
-        shape = shape_from_config(read_config(folder), where)
-    if not shape.vocab_size:
+        model_config = config_from_hf(read_config(folder), where)
+    if not model_config.vocab_size:
         raise SettingsError(
             f"{folder / 'config.json'}: vocab_size = 0, but weights have words: write the rows of their embedding"
         )
-    return shape
+    return model_config
 
 
 def model_of(
-    shape: ModelShape,
+    model_config: ModelConfig,
     weights: dict[str, Tensor],
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
@@ -64,27 +66,27 @@ def model_of(
     """A model whose parameters are these very tensors (no second copy where they lie on the device
     already)."""
     with torch.device("meta"):
-        model = Model(shape, compute_dtype)
-    if shape.tie_word_embeddings:
+        model = Model(model_config, compute_dtype)
+    if model_config.tie_word_embeddings:
         weights = {**weights, "head.weight": weights["embed.weight"]}
     model.load_state_dict(
         {name: tensor.to(device) for name, tensor in weights.items()}, assign=True
     )
-    if shape.tie_word_embeddings:
+    if model_config.tie_word_embeddings:
         model.head.weight = model.embed.weight  # assigning gave each a parameter of its own
     return model
 
 
-def load_weights(folder: Path | str, shape: ModelShape) -> dict[str, Tensor]:
+def load_weights(folder: Path | str, model_config: ModelConfig) -> dict[str, Tensor]:
     """The state dict of `Model(shape)` from a folder's files, fp32. Raises CheckpointError as
     `read_weights` does."""
-    weights = dict(read_weights(folder, shape))
-    if shape.tie_word_embeddings:
+    weights = dict(read_weights(folder, model_config))
+    if model_config.tie_word_embeddings:
         weights["head.weight"] = weights["embed.weight"]
     return weights
 
 
-def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+def read_weights(folder: Path | str, model_config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """(our name, fp32 tensor) of each parameter of `Model(shape)`, a tied head left out; one of
     their tensors in memory at a time.
 
@@ -93,8 +95,8 @@ def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, T
     """
     folder = Path(folder)
     family = family_of(read_config(folder), str(folder / "config.json"))
-    wanted, files = layout(family, shape), Weights(folder)
-    places = matched(wanted, files, family, shape)
+    wanted, files = layout(family, model_config), Weights(folder)
+    places = matched(wanted, files, family, model_config)
     for theirs, stored in wanted.items():
         for ours, part in stored.split(files.read(places[theirs])):
             yield (
@@ -104,7 +106,7 @@ def read_weights(folder: Path | str, shape: ModelShape) -> Iterator[tuple[str, T
 
 
 def matched(
-    wanted: dict[str, Stored], files: "Weights", family: Family, shape: ModelShape
+    wanted: dict[str, Stored], files: "Weights", family: Family, model_config: ModelConfig
 ) -> dict[str, str]:
     """Their name -> its name in the files, where the prefix of the model without a head may be
     missing. Raises CheckpointError unless the tensors are those of the model: none missing, none
@@ -131,7 +133,7 @@ def matched(
             misshapen.append(
                 f"{theirs} of type {found.dtype} where a floating-point type is needed"
             )
-    if shape.tie_word_embeddings:
+    if model_config.tie_word_embeddings:
         refuse_another_head(files, there, places, family)
     wrong = {
         "missing": sorted(missing),

@@ -1,4 +1,4 @@
-"""config.json of LongfireForCausalLM, our own class: every key of a model's shape, versioned; free
+"""config.json of LongfireForCausalLM, our own class: every key of a model's config, versioned; free
 of torch.
 
 model_type, architectures        "longfire", ["LongfireForCausalLM"]
@@ -6,7 +6,7 @@ longfire_version                 the version that wrote it
 format_version                   what this file describes; a newer one is refused
 hidden_size, vocab_size ...      SHARED: what transformers' tools read, and may change, under the same name
 max_position_embeddings ...      for those tools only, see `for_tools`
-shape                            every other key of ModelShape, and a table for each mixer, all written out, so
+shape                            every other key of ModelConfig, and a table for each mixer, all written out, so
                                  that a later default changes nothing
 """
 
@@ -14,12 +14,12 @@ from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
 
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Family, Name
 
 MODEL_TYPE, FORMAT_VERSION = "longfire", 1
-# Keys of ModelShape that stand beside `shape`. resize_token_embeddings changes vocab_size there.
+# Keys of ModelConfig that stand beside `shape`. resize_token_embeddings changes vocab_size there.
 SHARED = (
     "vocab_size",
     "hidden_size",
@@ -45,22 +45,24 @@ def is_own_export(config: dict[str, Any]) -> bool:
     return config.get("model_type") == MODEL_TYPE and "shape" in config
 
 
-def config_of(shape: ModelShape, length: int) -> dict[str, Any]:
+def config_of(model_config: ModelConfig, length: int) -> dict[str, Any]:
     """The config.json of a shape, without what is not the shape's; the inverse of `read_shape`.
 
     length: tokens of a sequence in training, for tools that ask how long a text may be.
     """
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
-    from longfire.mixers.mixer import read_mixer_shape
+    from longfire.mixers.mixer import read_mixer_config
 
-    keys = {f.name: getattr(shape, f.name) for f in fields(ModelShape) if f.name != "mixers"}
+    keys = {
+        f.name: getattr(model_config, f.name) for f in fields(ModelConfig) if f.name != "mixers"
+    }
     keys["pad_vocab_multiple"] = 1  # vocab_size has its rows
     shared = {name: keys.pop(name) for name in SHARED}
     mixers = {}
-    for name in dict.fromkeys(shape.layer_types):
-        given = shape.mixers.get(name, {})
+    for name in dict.fromkeys(model_config.layer_types):
+        given = model_config.mixers.get(name, {})
         mixers[name] = asdict(
-            read_mixer_shape(MIXERS[mixer_of(name)], name, given, shape.hidden_size)
+            read_mixer_config(MIXERS[mixer_of(name)], name, given, model_config.hidden_size)
         )
     return {
         "model_type": MODEL_TYPE,
@@ -68,34 +70,38 @@ def config_of(shape: ModelShape, length: int) -> dict[str, Any]:
         "longfire_version": version("longfire"),
         "format_version": FORMAT_VERSION,
         **shared,
-        **for_tools(shape, mixers, length),
-        "shape": {**keys, "layer_types": list(shape.layer_types), **mixers},
+        **for_tools(model_config, mixers, length),
+        "shape": {**keys, "layer_types": list(model_config.layer_types), **mixers},
     }
 
 
-def for_tools(shape: ModelShape, mixers: dict[str, dict[str, Any]], length: int) -> dict[str, Any]:
+def for_tools(
+    model_config: ModelConfig, mixers: dict[str, dict[str, Any]], length: int
+) -> dict[str, Any]:
     """What tools look for under the names of transformers; longfire reads `shape`.
 
     max_position_embeddings: the limit of the shape, or the length in training where it has none.
     The heads are those of the first softmax layer, if there is one.
     """
-    found: dict[str, Any] = {"max_position_embeddings": shape.max_position_embeddings or length}
+    found: dict[str, Any] = {
+        "max_position_embeddings": model_config.max_position_embeddings or length
+    }
     softmax = [table for name, table in mixers.items() if mixer_of(name) == "attention"]
     if softmax:
         heads = softmax[0]["num_heads"]
         found["num_attention_heads"] = heads
         found["num_key_value_heads"] = softmax[0]["num_kv_heads"] or heads
-        found["head_dim"] = softmax[0]["head_dim"] or shape.hidden_size // heads
+        found["head_dim"] = softmax[0]["head_dim"] or model_config.hidden_size // heads
     return found
 
 
-def keys_of_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """The keys of ModelShape in a config.json of our class, as `ModelShape.from_dict` takes them.
+def keys_of_model_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """The keys of ModelConfig in a config.json of our class, as `ModelConfig.from_dict` takes them.
 
     Raises SettingsError for a newer format, for a shape that is no table, and for a key that is
     missing or stands in the wrong place.
     """
-    format_version, shape = config.get("format_version"), config["shape"]
+    format_version, model_config = config.get("format_version"), config["shape"]
     if type(format_version) is not int or format_version < 1:
         raise SettingsError(
             f"{where}: format_version = {format_version!r} must be {FORMAT_VERSION}"
@@ -105,32 +111,34 @@ def keys_of_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where}: format_version = {format_version}, written by longfire {config.get('longfire_version')}; "
             f"this longfire ({version('longfire')}) reads {FORMAT_VERSION}: install that version or a later one"
         )
-    if not shape:
+    if not model_config:
         raise SettingsError(
             f"{where}: shape is empty: this is no config of an export; `longfire export` writes one"
         )
-    if not isinstance(shape, dict):
-        raise SettingsError(f"{where}: shape = {shape!r} must be a table of the model's settings")
+    if not isinstance(model_config, dict):
+        raise SettingsError(
+            f"{where}: shape = {model_config!r} must be a table of the model's settings"
+        )
     for name in SHARED:
-        if name in shape:
+        if name in model_config:
             raise SettingsError(
                 f"{where}: shape.{name} stands beside shape, as {name}; remove it there"
             )
         if name not in config:
             raise SettingsError(f"{where}: {name} is missing")
-    return {**{name: config[name] for name in SHARED}, **shape}
+    return {**{name: config[name] for name in SHARED}, **model_config}
 
 
-def read_shape(config: dict[str, Any], where: str) -> ModelShape:
+def read_model_config(config: dict[str, Any], where: str) -> ModelConfig:
     """The shape in a config.json of our class.
 
     Raises SettingsError naming an unknown key, with the version that wrote it where that is another
     one, and a mixer that is not there.
     """
     from longfire.mixers import MIXERS
-    from longfire.mixers.mixer import read_mixer_shape
+    from longfire.mixers.mixer import read_mixer_config
 
-    keys = keys_of_shape(config, where)
+    keys = keys_of_model_config(config, where)
     try:
         for name in dict.fromkeys(keys.get("layer_types", ())):
             if mixer_of(name) not in MIXERS:
@@ -138,14 +146,18 @@ def read_shape(config: dict[str, Any], where: str) -> ModelShape:
                     f"{where}: layer_types names {name!r}, which is no mixer of this longfire ({', '.join(MIXERS)}); "
                     "name the file that defines it in model.plugins, or call longfire.plugins.load_plugins"
                 )
-        shape = ModelShape.from_dict(keys, where, tuple(MIXERS))
-        for name in dict.fromkeys(shape.layer_types):
-            read_mixer_shape(
-                MIXERS[mixer_of(name)], name, shape.mixers.get(name, {}), shape.hidden_size, where
+        model_config = ModelConfig.from_dict(keys, where, tuple(MIXERS))
+        for name in dict.fromkeys(model_config.layer_types):
+            read_mixer_config(
+                MIXERS[mixer_of(name)],
+                name,
+                model_config.mixers.get(name, {}),
+                model_config.hidden_size,
+                where,
             )
     except SettingsError as error:
         raise SettingsError(f"{error}{of_another_version(config)}") from error
-    return shape
+    return model_config
 
 
 def of_another_version(config: dict[str, Any]) -> str:

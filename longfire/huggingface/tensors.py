@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.huggingface.family import Family, Name
 from longfire.model import Model
 
@@ -44,12 +44,14 @@ def with_halves_swapped(tensor: Tensor, head: int) -> Tensor:
     return tensor.unflatten(0, (-1, 2, head // 2)).flip(1).flatten(0, 2) if head else tensor
 
 
-def layout(family: Family, shape: ModelShape) -> dict[str, Stored]:
+def layout(family: Family, model_config: ModelConfig) -> dict[str, Stored]:
     """Every tensor of theirs that a model of this shape has, by its name, in our order; a tied head
     is the embedding."""
     with torch.device("meta"):
-        ours = {name: tuple(tensor.shape) for name, tensor in Model(shape).state_dict().items()}
-    if shape.tie_word_embeddings:
+        ours = {
+            name: tuple(tensor.shape) for name, tensor in Model(model_config).state_dict().items()
+        }
+    if model_config.tie_word_embeddings:
         del ours["head.weight"]
     found: dict[str, dict[int, str]] = {}
     rules: dict[str, Name] = {}
@@ -57,16 +59,18 @@ def layout(family: Family, shape: ModelShape) -> dict[str, Stored]:
         theirs, rule, part = theirs_of(family, name)
         found.setdefault(theirs, {})[part] = name
         rules[theirs] = rule
-    head = head_channels(shape) if any(rule.halves_swapped for rule in family.names) else 0
+    head = head_channels(model_config) if any(rule.halves_swapped for rule in family.names) else 0
     return {
         theirs: stored(theirs, rules[theirs], parts, ours, head) for theirs, parts in found.items()
     }
 
 
-def head_channels(shape: ModelShape) -> int:
+def head_channels(model_config: ModelConfig) -> int:
     """Channels of a head of softmax attention, of which all layers have equally many."""
-    given = next(given for name, given in shape.mixers.items() if mixer_of(name) == "attention")
-    return given.get("head_dim") or shape.hidden_size // given["num_heads"]
+    given = next(
+        given for name, given in model_config.mixers.items() if mixer_of(name) == "attention"
+    )
+    return given.get("head_dim") or model_config.hidden_size // given["num_heads"]
 
 
 def theirs_of(family: Family, name: str) -> tuple[str, Name, int]:
@@ -99,15 +103,19 @@ def stored(
     return Stored(theirs, names, rows, whole[::-1] if turned else whole, turned, swapped_head)
 
 
-def to_ours(family: Family, shape: ModelShape, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_ours(
+    family: Family, model_config: ModelConfig, theirs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """All of theirs as ours, views where nothing is swapped."""
     return {
         name: part
-        for s in layout(family, shape).values()
+        for s in layout(family, model_config).values()
         for name, part in s.split(theirs[s.theirs])
     }
 
 
-def to_theirs(family: Family, shape: ModelShape, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_theirs(
+    family: Family, model_config: ModelConfig, ours: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """All of ours as theirs."""
-    return {s.theirs: s.join(ours) for s in layout(family, shape).values()}
+    return {s.theirs: s.join(ours) for s in layout(family, model_config).values()}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import ForeignShape
+from longfire.config.model_config import TransformersConfig
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.check import (
     Check,
@@ -46,10 +46,13 @@ class Foreign(nn.Module):
     computes_on: torch.device | None = None
 
     def __init__(
-        self, shape: ForeignShape, theirs: nn.Module, compute_dtype: torch.dtype = torch.float32
+        self,
+        model_config: TransformersConfig,
+        theirs: nn.Module,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.shape, self.theirs, self.compute_dtype = shape, theirs, compute_dtype
+        self.config, self.theirs, self.compute_dtype = model_config, theirs, compute_dtype
         takes = inspect.signature(theirs.forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
         self.takes_positions = "position_ids" in takes
@@ -122,7 +125,7 @@ class Foreign(nn.Module):
 
 
 def build(
-    shape: ForeignShape,
+    model_config: TransformersConfig,
     seed: int,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
@@ -135,19 +138,19 @@ def build(
         torch.manual_seed(seed)
         try:
             theirs = AutoModelForCausalLM.from_config(
-                config_of(shape.config), dtype=torch.float32, trust_remote_code=False
+                config_of(model_config.config), dtype=torch.float32, trust_remote_code=False
             )
         except Exception as e:
             raise SettingsError(
-                f"model.config: transformers cannot make a {shape.model_type} model of it: {first_line(e)}"
+                f"model.config: transformers cannot make a {model_config.model_type} model of it: {first_line(e)}"
             ) from e
     refuse_what_checkpoints_do_not_hold(theirs)
-    return Foreign(shape, theirs.float().to(device), compute_dtype)
+    return Foreign(model_config, theirs.float().to(device), compute_dtype)
 
 
-def dropouts(shape: ForeignShape) -> dict[str, float]:
+def dropouts(model_config: TransformersConfig) -> dict[str, float]:
     """What of their model is dropped while it trains, by the name of the setting."""
-    settings = config_of(shape.config).to_dict()
+    settings = config_of(model_config.config).to_dict()
     return {
         key: value
         for key, value in settings.items()
@@ -155,7 +158,7 @@ def dropouts(shape: ForeignShape) -> dict[str, float]:
     }
 
 
-def read_shape(config: dict[str, Any], where: str) -> ForeignShape:
+def read_model_config(config: dict[str, Any], where: str) -> TransformersConfig:
     """The shape in a config.json that transformers, or a class that a plugin registered,
     understands. Raises SettingsError."""
     theirs = config_of(config, where)
@@ -168,7 +171,7 @@ def read_shape(config: dict[str, Any], where: str) -> ForeignShape:
         raise SettingsError(
             f"{where}: its class does not say {', '.join(missing)}, which a causal language model has"
         )
-    return ForeignShape(
+    return TransformersConfig(
         config, **facts, max_position_embeddings=getattr(theirs, "max_position_embeddings", 0) or 0
     )
 
@@ -212,7 +215,7 @@ def refuse_what_checkpoints_do_not_hold(theirs: nn.Module) -> None:
         )
 
 
-def load_weights(folder: Path | str, shape: ForeignShape) -> dict[str, Tensor]:
+def load_weights(folder: Path | str, model_config: TransformersConfig) -> dict[str, Tensor]:
     """The state dict of `Foreign` from a folder of their weights, fp32; pickles are read as tensors
     only.
 
@@ -224,7 +227,7 @@ def load_weights(folder: Path | str, shape: ForeignShape) -> dict[str, Tensor]:
         with quiet_transformers():
             theirs, report = AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=config_of(shape.config),
+                config=config_of(model_config.config),
                 dtype=torch.float32,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -238,23 +241,23 @@ def load_weights(folder: Path | str, shape: ForeignShape) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{folder}: its tensors are not those of the model that model.config describes: {wrong}"
         )
-    return Foreign(shape, theirs).state_dict()
+    return Foreign(model_config, theirs).state_dict()
 
 
 def model_of(
-    shape: ForeignShape,
+    model_config: TransformersConfig,
     weights: dict[str, Tensor],
     device: torch.device | str,
     compute_dtype: torch.dtype,
 ) -> Foreign:
     """Their model with these parameters, those of a checkpoint. Raises CheckpointError when they
     are another model's."""
-    model = build(shape, 0, "cpu", compute_dtype)
+    model = build(model_config, 0, "cpu", compute_dtype)
     parameters = dict(model.named_parameters())
     differ = parameters.keys() ^ weights.keys()
     if differ:
         raise CheckpointError(
-            f"the checkpoint is of another model than {shape.model_type}: {', '.join(sorted(differ)[:3])}"
+            f"the checkpoint is of another model than {model_config.model_type}: {', '.join(sorted(differ)[:3])}"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -274,9 +277,9 @@ def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
     """
     device, name = next(model.parameters()).device, type(model.theirs).__name__
     ids_BT = torch.randint(
-        model.shape.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)
+        model.config.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)
     ).to(device)
-    seen = Foreign(model.shape, model.theirs)  # fp32
+    seen = Foreign(model.config, model.theirs)  # fp32
     alone_BTW = torch.cat([seen(part) for part in ids_BT.split([9, 15], 1)], 1)
     flowing_BTW = seen(ids_BT)
     scale = alone_BTW.abs().max()
@@ -336,10 +339,10 @@ def compare_saved(model: Foreign, folder: Path, dtype: torch.dtype) -> Check:
     refuse_unless(given.keys() == back.keys(), "the model that was read has other parameters")
     for name, parameter in given.items():
         refuse_other_bytes(parameter.to(dtype).float().cpu(), back[name], name, folder)
-    ids_BT = ids_for(model.shape, device)
-    logits_BTW = Foreign(model.shape, model.theirs)(ids_BT)  # fp32 whatever the run computes in
-    own_kl = kl(logits_BTW, Foreign(model.shape, again.to(device))(ids_BT))
-    tolerated = tolerated_kl(logits_BTW, model.shape.num_hidden_layers, device)
+    ids_BT = ids_for(model.config, device)
+    logits_BTW = Foreign(model.config, model.theirs)(ids_BT)  # fp32 whatever the run computes in
+    own_kl = kl(logits_BTW, Foreign(model.config, again.to(device))(ids_BT))
+    tolerated = tolerated_kl(logits_BTW, model.config.num_hidden_layers, device)
     if dtype == torch.float32:
         refuse_unless(
             own_kl <= tolerated,

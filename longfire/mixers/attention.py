@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.errors import SettingsError
 from longfire.mixers.mixer import Mixer, Sequence, divides, one_of, positive
 from longfire.ops.attention import attention
@@ -15,7 +15,7 @@ from longfire.ops.rope import BY_LENGTH, SCALINGS, Rotary, turn
 
 
 @dataclass(frozen=True)
-class AttentionShape:
+class AttentionConfig:
     num_heads: int = required("heads of queries", example=8)
     num_kv_heads: int = key(
         0,
@@ -88,7 +88,7 @@ class AttentionShape:
     def check(self, hidden_size: int) -> None:
         if self.qk_norm_eps < 0:
             raise SettingsError(
-                f"model shape: attention.qk_norm_eps = {self.qk_norm_eps} must be at least 0"
+                f"model config: attention.qk_norm_eps = {self.qk_norm_eps} must be at least 0"
             )
         if not self.head_dim:
             divides("attention", "num_heads", self.num_heads, "hidden_size", hidden_size)
@@ -117,19 +117,19 @@ class AttentionShape:
         for name in ("dropout", "rotary_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(
-                    f"model shape: attention.{name} = {getattr(self, name)} must lie in [0, 1]"
+                    f"model config: attention.{name} = {getattr(self, name)} must lie in [0, 1]"
                 )
 
     def check_longrope(self, pairs: int) -> None:
         if self.rope_original_length < 2:
             raise SettingsError(
-                "model shape: attention.rope_original_length must be at least 2 with rope = 'longrope'"
+                "model config: attention.rope_original_length must be at least 2 with rope = 'longrope'"
             )
         for name in ("rope_short_factor", "rope_long_factor"):
             divisors = getattr(self, name)
             if len(divisors) != pairs or not all(divisor > 0 for divisor in divisors):
                 raise SettingsError(
-                    f"model shape: attention.{name} has {len(divisors)} numbers; rope = 'longrope' needs {pairs} above 0, "
+                    f"model config: attention.{name} has {len(divisors)} numbers; rope = 'longrope' needs {pairs} above 0, "
                     "one for each pair of channels that turns"
                 )
 
@@ -167,7 +167,7 @@ class Attention(Mixer):
     init_outputs (Radford 2019, section 2.3).
     """
 
-    Shape = AttentionShape
+    Config = AttentionConfig
     roles = {
         "q_proj": "column",
         "k_proj": "column",
@@ -179,33 +179,33 @@ class Attention(Mixer):
     divided = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
     context = ("attention",)
 
-    def __init__(self, model: ModelShape, shape: AttentionShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
+    def __init__(self, model: ModelConfig, config: AttentionConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
         hidden_size = model.hidden_size
-        self.head_dim = shape.head_dim or hidden_size // shape.num_heads
+        self.head_dim = config.head_dim or hidden_size // config.num_heads
         self.heads, self.kv_heads = heads, kv_heads = (
-            shape.num_heads,
-            shape.num_kv_heads or shape.num_heads,
+            config.num_heads,
+            config.num_kv_heads or config.num_heads,
         )
-        self.q_proj = Linear(hidden_size, heads * self.head_dim, bias=shape.qkv_bias)
-        self.k_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)
-        self.v_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=shape.qkv_bias)
-        self.o_proj = Linear(heads * self.head_dim, hidden_size, bias=shape.o_bias)
-        if shape.qk_norm:
-            eps = shape.qk_norm_eps or model.norm_eps
+        self.q_proj = Linear(hidden_size, heads * self.head_dim, bias=config.qkv_bias)
+        self.k_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=config.qkv_bias)
+        self.v_proj = Linear(hidden_size, kv_heads * self.head_dim, bias=config.qkv_bias)
+        self.o_proj = Linear(heads * self.head_dim, hidden_size, bias=config.o_bias)
+        if config.qk_norm:
+            eps = config.qk_norm_eps or model.norm_eps
             self.q_norm = RMSNorm(self.head_dim, eps, model.norm_affine)
             self.k_norm = RMSNorm(self.head_dim, eps, model.norm_affine)
-        self.rotary = None if shape.rope == "none" else shape.rotary(hidden_size)
+        self.rotary = None if config.rope == "none" else config.rotary(hidden_size)
         # A tensor: a number would be a constant of the compiled block, and every layer be compiled
         # for itself.
         self.inverse_layer = None
-        if shape.scale_by_inverse_layer:
+        if config.scale_by_inverse_layer:
             self.inverse_layer = torch.tensor(1 / (layer + 1), dtype=torch.float32, device="cpu")
         self.attend = attention
 
     def turn_by(self, theta: float) -> None:
         """Let rotary positions, if there are any, have this base."""
-        self.shape = replace(self.shape, rope_theta=theta)
+        self.config = replace(self.config, rope_theta=theta)
         self.rotary = None if self.rotary is None else replace(self.rotary, theta=theta)
 
     def prepare(self, seq: Sequence) -> None:
@@ -219,13 +219,13 @@ class Attention(Mixer):
             project(x_BTD).unflatten(-1, (-1, self.head_dim))
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if self.shape.qk_norm:
+        if self.config.qk_norm:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         if self.rotary is not None:
             q_BTHK, k_BTGK = (turn(x, *seq.shared[self.rotary]) for x in (q_BTHK, k_BTGK))
         if self.inverse_layer is not None:
             q_BTHK = q_BTHK * self.inverse_layer
-        window, skip_B = self.shape.window_size, None
+        window, skip_B = self.config.window_size, None
         if seq.cache is not None:
             k_BTGK, v_BTGV = (
                 seq.cache.append(self.layer, name, x, window)
@@ -238,7 +238,7 @@ class Attention(Mixer):
             v_BTGV,
             window=window or None,
             documents=seq.documents,
-            dropout=self.shape.dropout,
+            dropout=self.config.dropout,
             noise_BT=seq.noise_BT,
             skip_B=skip_B,
             first_head=self.first_head,
@@ -256,11 +256,11 @@ class Attention(Mixer):
         projections = 2 * sum(
             p.numel() for name, p in self.named_parameters() if name.endswith("proj.weight")
         )
-        window = min(self.shape.window_size or seq_len, seq_len)
+        window = min(self.config.window_size or seq_len, seq_len)
         keys_seen = window - window * (window - 1) / (
             2 * seq_len
         )  # mean over the row: (T + 1) / 2 without a window
-        return projections + 4 * self.shape.num_heads * self.head_dim * keys_seen
+        return projections + 4 * self.config.num_heads * self.head_dim * keys_seen
 
 
 def lengths(seq: Sequence) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.mixers.mixer import Sequence
 from longfire.ops.linear import Linear
 from longfire.ops.mlp import squared_relu
@@ -25,7 +25,7 @@ class ChannelMix(nn.Module):
     roles = {"x_k": "replicate", "key": "column", "value": "row"}
     tokens_from = 1  # processes whose tokens, one's after another's, a row inside is made of (sequence parallel)
 
-    def __init__(self, model: ModelShape, layer: int) -> None:
+    def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.x_k = nn.Parameter(torch.empty(model.hidden_size))

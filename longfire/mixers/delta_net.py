@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, one_of, positive
 from longfire.ops.delta_rule import delta_rule
@@ -16,7 +16,7 @@ QK_NORMS = {"l2": l2_norm, "sum": sum_norm}
 
 
 @dataclass(frozen=True)
-class DeltaNetShape:
+class DeltaNetConfig:
     num_heads: int = required("heads of queries, keys and values", example=4)
     expand_k: float = key(1.0, "key size of all heads together / hidden_size")
     expand_v: float = key(1.0, "value size of all heads together / hidden_size")
@@ -56,26 +56,26 @@ class DeltaNet(MatrixState):
     All matrices begin as N(0, initializer_range) (fla's class).
     """
 
-    Shape = DeltaNetShape
+    Config = DeltaNetConfig
     roles = {**MatrixState.roles, "b_proj": "column", "g_proj": "column", "o_norm": "replicate"}
     divided = {"heads": "num_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
 
-    def __init__(self, model: ModelShape, shape: DeltaNetShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        heads, conv_size = shape.num_heads, shape.conv_size if shape.use_short_conv else 0
-        self.make_heads((heads, heads, heads), expanded_sizes(shape, self.hidden_size), conv_size)
-        self.b_proj = Linear(self.hidden_size, heads, bias=False) if shape.use_beta else None
-        if shape.use_gate:
+    def __init__(self, model: ModelConfig, config: DeltaNetConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
+        heads, conv_size = config.num_heads, config.conv_size if config.use_short_conv else 0
+        self.make_heads((heads, heads, heads), expanded_sizes(config, self.hidden_size), conv_size)
+        self.b_proj = Linear(self.hidden_size, heads, bias=False) if config.use_beta else None
+        if config.use_gate:
             self.g_proj = Linear(self.hidden_size, heads * self.head_v, bias=False)
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps)
-        self.normalise, self.recur = QK_NORMS[shape.qk_norm], delta_rule
+        self.normalise, self.recur = QK_NORMS[config.qk_norm], delta_rule
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        kept, swish = self.kept(seq), self.shape.qk_activation == "swish"
+        kept, swish = self.kept(seq), self.config.qk_activation == "swish"
         q_BTHK, k_BTHK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv" if swish else "v")
         if not swish:
-            q_BTHK, k_BTHK = map(ACTIVATIONS[self.shape.qk_activation], (q_BTHK, k_BTHK))
+            q_BTHK, k_BTHK = map(ACTIVATIONS[self.config.qk_activation], (q_BTHK, k_BTHK))
         beta_BTH = in_fp32(
             v_BTHV.new_ones(v_BTHV.shape[:3])
             if self.b_proj is None
@@ -85,7 +85,7 @@ class DeltaNet(MatrixState):
             self.normalise(q_BTHK),
             self.normalise(k_BTHK),
             v_BTHV,
-            beta_BTH * (2 if self.shape.allow_neg_eigval else 1),
+            beta_BTH * (2 if self.config.allow_neg_eigval else 1),
             initial_state_BHKV=kept.get("state"),
             documents=seq.documents,
         )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.mixers.matrix_state import MatrixState, check_value_heads
 from longfire.mixers.mixer import Sequence, one_of
 from longfire.ops.delta_rule import delta_rule
@@ -17,7 +17,7 @@ from longfire.ops.norm import GATES, GatedRMSNorm, l2_norm
 
 
 @dataclass(frozen=True)
-class GatedDeltaNetShape:
+class GatedDeltaNetConfig:
     num_heads: int = required("heads of queries and keys", example=4)
     head_dim: int = required("key size of a head", example=64)
     num_v_heads: int = key(
@@ -68,7 +68,7 @@ class GatedDeltaNet(MatrixState):
     stay fp32. All matrices begin as N(0, initializer_range) (fla's class).
     """
 
-    Shape = GatedDeltaNetShape
+    Config = GatedDeltaNetConfig
     roles = {
         **MatrixState.roles,
         "a_proj": "column",
@@ -83,27 +83,32 @@ class GatedDeltaNet(MatrixState):
     divided = {"heads": "num_v_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
 
-    def __init__(self, model: ModelShape, shape: GatedDeltaNetShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        heads, v_heads = shape.num_heads, shape.num_v_heads or shape.num_heads
-        sizes, conv_size = (shape.head_dim, round(shape.head_dim * shape.expand_v)), shape.conv_size
-        self.make_heads((heads, heads, v_heads), sizes, conv_size if shape.use_short_conv else 0)
+    def __init__(self, model: ModelConfig, config: GatedDeltaNetConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
+        heads, v_heads = config.num_heads, config.num_v_heads or config.num_heads
+        sizes, conv_size = (
+            (config.head_dim, round(config.head_dim * config.expand_v)),
+            config.conv_size,
+        )
+        self.make_heads((heads, heads, v_heads), sizes, conv_size if config.use_short_conv else 0)
         self.a_proj = Linear(self.hidden_size, v_heads, bias=False)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
         self.A_log, self.dt_bias = (
             nn.Parameter(torch.empty(v_heads)),
             nn.Parameter(torch.empty(v_heads)),
         )
-        if shape.use_gate:
+        if config.use_gate:
             self.g_proj = Linear(self.hidden_size, v_heads * self.head_v, bias=False)
-        self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, shape.output_gate_activation)
+        self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, config.output_gate_activation)
         self.recur = delta_rule
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTGK, k_BTGK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv")
         q_BTHK, k_BTHK = (self.for_all_heads(l2_norm(y)) for y in (q_BTGK, k_BTGK))
-        beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (2 if self.shape.allow_neg_eigval else 1)
+        beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (
+            2 if self.config.allow_neg_eigval else 1
+        )
         g_BTH = -self.A_log.exp() * F.softplus(in_fp32(self.a_proj(x_BTD)) + self.dt_bias)
         o_BTHV, kept["state"] = self.recur(
             q_BTHK,

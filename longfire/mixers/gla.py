@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, divides, one_of, positive
 from longfire.ops.feature_maps import ACTIVATIONS
@@ -16,7 +16,7 @@ from longfire.ops.norm import GATES
 
 
 @dataclass(frozen=True)
-class GLAShape:
+class GLAConfig:
     num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
         0,
@@ -60,7 +60,7 @@ class GLA(MatrixState):
     fla's GatedLinearAttention. All matrices begin as N(0, initializer_range) (fla's class).
     """
 
-    Shape = GLAShape
+    Config = GLAConfig
     roles = {
         **MatrixState.roles,
         "g_proj": "column",
@@ -70,31 +70,31 @@ class GLA(MatrixState):
         "g_norm_swish_gate": "replicate",
     }
 
-    def __init__(self, model: ModelShape, shape: GLAShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        kv_heads = shape.num_kv_heads or shape.num_heads
+    def __init__(self, model: ModelConfig, config: GLAConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
+        kv_heads = config.num_kv_heads or config.num_heads
         heads, conv_size = (
-            (shape.num_heads, kv_heads, kv_heads),
-            shape.conv_size if shape.use_short_conv else 0,
+            (config.num_heads, kv_heads, kv_heads),
+            config.conv_size if config.use_short_conv else 0,
         )
-        self.make_heads(heads, expanded_sizes(shape, self.hidden_size), conv_size)
+        self.make_heads(heads, expanded_sizes(config, self.hidden_size), conv_size)
         self.make_qk_norm(model)
         self.gk_proj = nn.Sequential(
-            Linear(self.hidden_size, shape.gate_low_rank, bias=False),
-            Linear(shape.gate_low_rank, kv_heads * self.head_k, bias=True),
+            Linear(self.hidden_size, config.gate_low_rank, bias=False),
+            Linear(config.gate_low_rank, kv_heads * self.head_k, bias=True),
         )
         self.make_gated_norm(model.norm_eps)
-        self.feature_map, self.recur = ACTIVATIONS[shape.feature_map], linear_attention
+        self.feature_map, self.recur = ACTIVATIONS[config.feature_map], linear_attention
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTHK, k_BTGK, v_BTGV = self.qkv(
-            x_BTD, seq, silu="qkv" if self.shape.use_short_conv else ""
+            x_BTD, seq, silu="qkv" if self.config.use_short_conv else ""
         )
         g_BTGK = F.logsigmoid(in_fp32(self.gk_proj(x_BTD))).unflatten(-1, (-1, self.head_k))
-        g_BTGK = g_BTGK / self.shape.gate_logit_normalizer
-        if self.shape.clamp_min is not None:
-            g_BTGK = g_BTGK.clamp_min(self.shape.clamp_min)
+        g_BTGK = g_BTGK / self.config.gate_logit_normalizer
+        if self.config.clamp_min is not None:
+            g_BTGK = g_BTGK.clamp_min(self.config.clamp_min)
         o_BTHV, kept["state"] = self.recur(
             self.feature_map(q_BTHK),
             self.feature_map(k_BTGK),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.mixers.matrix_state import MatrixState
 from longfire.mixers.mixer import Sequence, divides, one_of, positive
 from longfire.ops.feature_maps import feature_map
@@ -16,7 +16,7 @@ from longfire.ops.norm import RMSNorm
 
 
 @dataclass(frozen=True)
-class GSAShape:
+class GSAConfig:
     num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
         0,
@@ -61,34 +61,34 @@ class GSA(MatrixState):
     matrices begin as N(0, initializer_range) (fla's class).
     """
 
-    Shape = GSAShape
+    Config = GSAConfig
     roles = {**MatrixState.roles, "f_proj": "column", "feature_map": "replicate", "g_norm": "norm"}
 
-    def __init__(self, model: ModelShape, shape: GSAShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        kv_heads = shape.num_kv_heads or shape.num_heads
+    def __init__(self, model: ModelConfig, config: GSAConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
+        kv_heads = config.num_kv_heads or config.num_heads
         sizes = (
-            round(self.hidden_size * shape.expand_k) // shape.num_heads,
-            self.hidden_size // shape.num_heads,
+            round(self.hidden_size * config.expand_k) // config.num_heads,
+            self.hidden_size // config.num_heads,
         )
         self.make_heads(
-            (shape.num_heads, kv_heads, kv_heads),
+            (config.num_heads, kv_heads, kv_heads),
             sizes,
-            shape.conv_size if shape.use_short_conv else 0,
+            config.conv_size if config.use_short_conv else 0,
         )
         self.make_qk_norm(model)
-        self.slots = shape.num_slots or self.head_k
+        self.slots = config.num_slots or self.head_k
         self.f_proj = Linear(self.hidden_size, kv_heads * self.slots, bias=False)
-        self.feature_map = feature_map(shape.feature_map, self.head_k)
-        self.g_norm = RMSNorm(self.hidden_size, 1e-5, shape.elementwise_affine)
+        self.feature_map = feature_map(config.feature_map, self.head_k)
+        self.g_norm = RMSNorm(self.hidden_size, 1e-5, config.elementwise_affine)
         self.recur = linear_attention
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTHK, k_BTGK, v_BTGV = self.qkv(
-            x_BTD, seq, silu="qkv" if self.shape.use_short_conv else ""
+            x_BTD, seq, silu="qkv" if self.config.use_short_conv else ""
         )
-        g_BTGM = F.logsigmoid(in_fp32(self.f_proj(x_BTD))) / self.shape.gate_logit_normalizer
+        g_BTGM = F.logsigmoid(in_fp32(self.f_proj(x_BTD))) / self.config.gate_logit_normalizer
         g_BTGM = g_BTGM.unflatten(-1, (-1, self.slots))
         written_BTGM = (-torch.expm1(g_BTGM)).to(v_BTGV.dtype)
         k_BTHK, written_BTHM, g_BTHM = map(

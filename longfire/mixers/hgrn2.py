@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, key
+from longfire.config.model_config import ModelConfig, key
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
@@ -18,7 +18,7 @@ BOUNDS = "hgrn2.lower_bounds"  # in seq.shared
 
 
 @dataclass(frozen=True)
-class HGRN2Shape:
+class HGRN2Config:
     expand_ratio: int = key(128, "channels of a head, of its keys and of its values")
     use_short_conv: bool = key(
         False,
@@ -47,11 +47,11 @@ class LowerBounds(nn.Module):
     split_dims = {"lower_bounds": 1}
     own_init = {"lower_bounds": lambda bounds_LD, generator: bounds_LD.zero_()}
 
-    def __init__(self, model: ModelShape, shape: HGRN2Shape) -> None:
+    def __init__(self, model: ModelConfig, config: HGRN2Config) -> None:
         super().__init__()
         learned = (
             torch.empty(model.num_hidden_layers, model.hidden_size)
-            if shape.use_lower_bound
+            if config.use_lower_bound
             else None
         )
         self.lower_bounds = None if learned is None else nn.Parameter(learned)
@@ -68,7 +68,7 @@ class HGRN2(Mixer):
     All matrices begin as N(0, initializer_range), lower bounds as 0 (fla's class).
     """
 
-    Shape = HGRN2Shape
+    Config = HGRN2Config
     roles = {
         "q_proj": "column",
         "f_proj": "column",
@@ -83,16 +83,16 @@ class HGRN2(Mixer):
     context = ("state", "halo")
     whole_model = LowerBounds
 
-    def __init__(self, model: ModelShape, shape: HGRN2Shape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        size, self.heads = self.hidden_size, self.hidden_size // shape.expand_ratio
+    def __init__(self, model: ModelConfig, config: HGRN2Config, layer: int) -> None:
+        super().__init__(model, config, layer)
+        size, self.heads = self.hidden_size, self.hidden_size // config.expand_ratio
         self.q_proj, self.f_proj, self.i_proj = (Linear(size, size, bias=False) for _ in range(3))
         self.o_proj = Linear(size, size, bias=False)
-        if shape.use_short_conv:
+        if config.use_short_conv:
             self.q_conv1d, self.f_conv1d, self.i_conv1d = (
-                ShortConv(size, shape.conv_size) for _ in range(3)
+                ShortConv(size, config.conv_size) for _ in range(3)
             )
-        self.g_norm = RMSNorm(size, 1e-5, shape.elementwise_affine)
+        self.g_norm = RMSNorm(size, 1e-5, config.elementwise_affine)
         # A tensor: a number would be a constant of the compiled block, and every layer be compiled
         # for itself.
         self.row = torch.tensor(layer, device="cpu")
@@ -105,13 +105,14 @@ class HGRN2(Mixer):
             for name in "qfi"
         )
         k = in_fp32(-f).sigmoid()  # 1 - a, which is exact where a is near 1
-        if self.shape.use_lower_bound:
+        if self.config.use_lower_bound:
             bounds_LD = seq.shared[BOUNDS]
             mine_L = torch.arange(len(bounds_LD), device=bounds_LD.device) == self.row
             k = k * (1 - mine_L[None].to(bounds_LD.dtype) @ bounds_LD)
         g = torch.log1p(-k.clamp_max(1 - torch.finfo(k.dtype).eps))  # a below eps is none
         q, k, v, g = (
-            y.unflatten(-1, (-1, self.shape.expand_ratio)) for y in (F.silu(q), k.to(q.dtype), v, g)
+            y.unflatten(-1, (-1, self.config.expand_ratio))
+            for y in (F.silu(q), k.to(q.dtype), v, g)
         )
         o_BTHV, kept["state"] = self.recur(
             q, k, v, g, initial_state_BHKV=kept.get("state"), documents=seq.documents
@@ -120,4 +121,4 @@ class HGRN2(Mixer):
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        return matrices + 4 * self.hidden_size * self.shape.expand_ratio  # write k v^T, read S^T q
+        return matrices + 4 * self.hidden_size * self.config.expand_ratio  # write k v^T, read S^T q

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.errors import SettingsError
 from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.matrix_state import MatrixState, check_value_heads
@@ -17,7 +17,7 @@ from longfire.ops.norm import GatedRMSNorm, l2_norm
 
 
 @dataclass(frozen=True)
-class KDAShape:
+class KDAConfig:
     num_heads: int = required("heads of queries and keys", example=4)
     head_dim: int = required("key size of a head", example=64)
     num_v_heads: int = key(
@@ -47,11 +47,11 @@ class KDAShape:
         check_value_heads("kda", self)
         if self.lower_bound is not None and not self.lower_bound < 0:
             raise SettingsError(
-                f"model shape: kda.lower_bound = {self.lower_bound} must be below 0: it bounds a log decay"
+                f"model config: kda.lower_bound = {self.lower_bound} must be below 0: it bounds a log decay"
             )
         if self.safe_gate and (self.lower_bound is None or self.lower_bound < -5):
             raise SettingsError(
-                f"model shape: kda.safe_gate needs kda.lower_bound in [-5, 0), but it is {self.lower_bound}; set it to -5"
+                f"model config: kda.safe_gate needs kda.lower_bound in [-5, 0), but it is {self.lower_bound}; set it to -5"
             )
 
 
@@ -71,7 +71,7 @@ class KDA(MatrixState):
     class).
     """
 
-    Shape = KDAShape
+    Config = KDAConfig
     roles = {
         **MatrixState.roles,
         "f_proj.0": "replicate",
@@ -87,11 +87,14 @@ class KDA(MatrixState):
     divided = {"heads": "num_v_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
 
-    def __init__(self, model: ModelShape, shape: KDAShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        heads, v_heads = shape.num_heads, shape.num_v_heads or shape.num_heads
-        sizes, conv_size = (shape.head_dim, round(shape.head_dim * shape.expand_v)), shape.conv_size
-        self.make_heads((heads, heads, v_heads), sizes, conv_size if shape.use_short_conv else 0)
+    def __init__(self, model: ModelConfig, config: KDAConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
+        heads, v_heads = config.num_heads, config.num_v_heads or config.num_heads
+        sizes, conv_size = (
+            (config.head_dim, round(config.head_dim * config.expand_v)),
+            config.conv_size,
+        )
+        self.make_heads((heads, heads, v_heads), sizes, conv_size if config.use_short_conv else 0)
         self.f_proj = self.low_rank(v_heads * self.head_k, bias=False)
         self.g_proj = self.low_rank(v_heads * self.head_v, bias=True)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
@@ -102,7 +105,7 @@ class KDA(MatrixState):
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, "sigmoid")
         self.recur = delta_rule
         init_A = (
-            (lambda A_log_H, generator: A_log_H.zero_()) if shape.safe_gate else init_decay_rate
+            (lambda A_log_H, generator: A_log_H.zero_()) if config.safe_gate else init_decay_rate
         )
         self.own_init = {"A_log": init_A, "dt_bias": init_step_size}
 
@@ -117,7 +120,9 @@ class KDA(MatrixState):
         kept = self.kept(seq)
         q_BTGK, k_BTGK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv")
         q_BTHK, k_BTHK = (self.for_all_heads(l2_norm(y)) for y in (q_BTGK, k_BTGK))
-        beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (2 if self.shape.allow_neg_eigval else 1)
+        beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (
+            2 if self.config.allow_neg_eigval else 1
+        )
         o_BTHV, kept["state"] = self.recur(
             q_BTHK,
             k_BTHK,
@@ -133,6 +138,6 @@ class KDA(MatrixState):
         """(B, T, H, K)."""
         f_BTHK = (in_fp32(self.f_proj(x_BTD)) + self.dt_bias).unflatten(-1, (-1, self.head_k))
         A_H1 = self.A_log.exp()[:, None]
-        if self.shape.lower_bound is None:
+        if self.config.lower_bound is None:
             return -A_H1 * F.softplus(f_BTHK)
-        return self.shape.lower_bound * torch.sigmoid(A_H1 * f_BTHK)
+        return self.config.lower_bound * torch.sigmoid(A_H1 * f_BTHK)

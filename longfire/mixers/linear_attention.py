@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, divides, one_of
 from longfire.ops.feature_maps import FEATURE_MAPS, feature_map, feature_size
@@ -15,7 +15,7 @@ from longfire.ops.norm import GatedRMSNorm
 
 
 @dataclass(frozen=True)
-class LinearAttentionShape:
+class LinearAttentionConfig:
     num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
         0,
@@ -57,7 +57,7 @@ class LinearAttention(MatrixState):
     of Hedgehog.
     """
 
-    Shape = LinearAttentionShape
+    Config = LinearAttentionConfig
     roles = {
         **MatrixState.roles,
         "feature_map_q": "replicate",
@@ -67,18 +67,18 @@ class LinearAttention(MatrixState):
     context = ("state",)
     norm_name = "norm"
 
-    def __init__(self, model: ModelShape, shape: LinearAttentionShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        kv_heads = shape.num_kv_heads or shape.num_heads
+    def __init__(self, model: ModelConfig, config: LinearAttentionConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
+        kv_heads = config.num_kv_heads or config.num_heads
         self.make_heads(
-            (shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size)
+            (config.num_heads, kv_heads, kv_heads), expanded_sizes(config, self.hidden_size)
         )
         self.make_qk_norm(model)
-        self.feature_map_q = feature_map(shape.feature_map, self.head_k)
+        self.feature_map_q = feature_map(config.feature_map, self.head_k)
         self.feature_map_k = (
-            None if shape.tie_feature_map_qk else feature_map(shape.feature_map, self.head_k)
+            None if config.tie_feature_map_qk else feature_map(config.feature_map, self.head_k)
         )
-        self.norm = GatedRMSNorm(self.head_v, model.norm_eps, affine=shape.elementwise_affine)
+        self.norm = GatedRMSNorm(self.head_v, model.norm_eps, affine=config.elementwise_affine)
         self.recur = linear_attention
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -88,11 +88,11 @@ class LinearAttention(MatrixState):
             self.feature_map_q(q_BTHK),
             (self.feature_map_k or self.feature_map_q)(k_BTGK),
         )
-        if self.shape.norm_q:
+        if self.config.norm_q:
             q_BTHF = q_BTHF / (q_BTHF.sum(-1, keepdim=True) + 1e-4)
-        if self.shape.norm_k:
+        if self.config.norm_k:
             k_BTGF = k_BTGF / (k_BTGF.sum(-1, keepdim=True) + 1e-4)
-        if self.shape.norm_feature_map:
+        if self.config.norm_feature_map:
             v_BTGV = F.pad(v_BTGV, (0, 1), value=1.0)
         o_BTHV, kept["state"] = self.recur(
             q_BTHF,
@@ -101,7 +101,7 @@ class LinearAttention(MatrixState):
             initial_state_BHKV=kept.get("state"),
             documents=seq.documents,
         )
-        if self.shape.norm_feature_map:
+        if self.config.norm_feature_map:
             o_BTHV = o_BTHV[..., :-1] / (o_BTHV[..., -1:] + 1e-10)
         return self.gated_out(o_BTHV, x_BTD)
 
@@ -113,5 +113,5 @@ class LinearAttention(MatrixState):
             if name.startswith("feature_map") and p.dim() >= 2
         ]
         again = 2 * (self.heads - 1) * sum(p.numel() for p in maps)
-        features = feature_size(self.shape.feature_map, self.head_k) - self.head_k
+        features = feature_size(self.config.feature_map, self.head_k) - self.head_k
         return super().flops_per_token(seq_len) + again + 4 * self.heads * features * self.head_v

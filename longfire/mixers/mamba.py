@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, key
+from longfire.config.model_config import ModelConfig, key
 from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.mixer import Mixer, Sequence, positive, uniform
 from longfire.ops.linear import Linear, in_fp32, linear
@@ -16,7 +16,7 @@ from longfire.ops.short_conv import ShortConv, short_conv
 
 
 @dataclass(frozen=True)
-class MambaShape:
+class MambaConfig:
     intermediate_size: int = key(0, "channels that have a state; 0: 2 * hidden_size")
     state_size: int = key(16, "the paper's N: numbers that a channel's state has")
     dt_rank: int = key(
@@ -60,7 +60,7 @@ class Mamba(Mixer):
     channels is to split each half.
     """
 
-    Shape = MambaShape
+    Config = MambaConfig
     roles = {
         "in_proj": "halves",
         "conv1d": "head",
@@ -74,25 +74,25 @@ class Mamba(Mixer):
     context = ("state", "halo")
     keep_fp32 = ("A_log", "D")
 
-    def __init__(self, model: ModelShape, shape: MambaShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
+    def __init__(self, model: ModelConfig, config: MambaConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
         channels, rank = (
-            shape.intermediate_size or 2 * self.hidden_size,
-            shape.dt_rank or -(-self.hidden_size // 16),
+            config.intermediate_size or 2 * self.hidden_size,
+            config.dt_rank or -(-self.hidden_size // 16),
         )
         self.channels = channels
-        self.sizes = [rank, shape.state_size, shape.state_size]
-        self.in_proj = Linear(self.hidden_size, 2 * channels, bias=shape.use_bias)
-        self.conv1d = ShortConv(channels, shape.conv_kernel, shape.use_conv_bias)
+        self.sizes = [rank, config.state_size, config.state_size]
+        self.in_proj = Linear(self.hidden_size, 2 * channels, bias=config.use_bias)
+        self.conv1d = ShortConv(channels, config.conv_kernel, config.use_conv_bias)
         self.x_proj = Linear(channels, sum(self.sizes), bias=False)
         self.dt_proj = LinearWithWideBias(rank, channels)
         self.A_log, self.D = (
-            nn.Parameter(torch.empty(channels, shape.state_size)),
+            nn.Parameter(torch.empty(channels, config.state_size)),
             nn.Parameter(torch.empty(channels)),
         )
-        self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
+        self.out_proj = Linear(channels, self.hidden_size, bias=config.use_bias)
         self.recur, self.convolve = selective_scan, short_conv
-        taps = uniform(shape.conv_kernel**-0.5)
+        taps = uniform(config.conv_kernel**-0.5)
         self.published_init = {"conv1d.weight": taps}
         self.own_init = {
             "A_log": init_rates,

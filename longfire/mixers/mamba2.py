@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, key
+from longfire.config.model_config import ModelConfig, key
 from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.linear import Linear, in_fp32
@@ -17,7 +17,7 @@ from longfire.ops.short_conv import ShortConv, short_conv
 
 
 @dataclass(frozen=True)
-class Mamba2Shape:
+class Mamba2Config:
     head_dim: int = key(64, "channels of a head")
     state_size: int = key(128, "the paper's N: channels of a key and of a query")
     expand: int = key(2, "channels of all heads together / hidden_size")
@@ -62,7 +62,7 @@ class Mamba2(Mixer):
     residual sums (the authors' and fla's rescale_prenorm_residual, on by default).
     """
 
-    Shape = Mamba2Shape
+    Config = Mamba2Config
     roles = {
         "z_proj": "column",
         "x_proj": "column",
@@ -87,10 +87,10 @@ class Mamba2(Mixer):
     }
     keep_fp32 = ("A_log", "dt_bias", "D")
 
-    def __init__(self, model: ModelShape, shape: Mamba2Shape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        channels, shared = self.hidden_size * shape.expand, shape.n_groups * shape.state_size
-        self.heads, self.groups = channels // shape.head_dim, shape.n_groups
+    def __init__(self, model: ModelConfig, config: Mamba2Config, layer: int) -> None:
+        super().__init__(model, config, layer)
+        channels, shared = self.hidden_size * config.expand, config.n_groups * config.state_size
+        self.heads, self.groups = channels // config.head_dim, config.n_groups
         if self.groups == 1:
             self.roles = self.roles | dict.fromkeys(
                 ("B_proj", "C_proj", "B_conv1d", "C_conv1d"), "replicate"
@@ -103,21 +103,21 @@ class Mamba2(Mixer):
             "C": shared,
             "dt": self.heads,
         }.items():
-            self.add_module(f"{name}_proj", Linear(self.hidden_size, size, bias=shape.use_bias))
+            self.add_module(f"{name}_proj", Linear(self.hidden_size, size, bias=config.use_bias))
             if name in "xBC":
                 self.add_module(
-                    f"{name}_conv1d", ShortConv(size, shape.conv_kernel, shape.use_conv_bias)
+                    f"{name}_conv1d", ShortConv(size, config.conv_kernel, config.use_conv_bias)
                 )
         self.A_log, self.dt_bias = (
             nn.Parameter(torch.empty(self.heads)),
             nn.Parameter(torch.empty(self.heads)),
         )
-        self.D = nn.Parameter(torch.empty(channels if shape.D_has_hdim else self.heads))
-        if shape.rmsnorm:
+        self.D = nn.Parameter(torch.empty(channels if config.D_has_hdim else self.heads))
+        if config.rmsnorm:
             self.norm = GroupedGatedRMSNorm(
-                channels, model.norm_eps, shape.n_groups, shape.norm_before_gate
+                channels, model.norm_eps, config.n_groups, config.norm_before_gate
             )
-        self.out_proj = Linear(channels, self.hidden_size, bias=shape.use_bias)
+        self.out_proj = Linear(channels, self.hidden_size, bias=config.use_bias)
         self.recur, self.convolve = linear_attention, short_conv
         residuals = model.num_hidden_layers * (1 if model.mlp == "none" else 2)
         self.published_init = {"out_proj.weight": uniform((channels * residuals) ** -0.5)}
@@ -130,7 +130,7 @@ class Mamba2(Mixer):
         x_BTHV = x.unflatten(-1, (self.heads, -1))
         B_BTGK, C_BTGK = (y.unflatten(-1, (self.groups, -1)) for y in (B, C))
         dt_BTH = F.softplus(in_fp32(self.dt_proj(u_BTD)) + self.dt_bias).clamp(
-            self.shape.dt_low, self.shape.dt_high or None
+            self.config.dt_low, self.config.dt_high or None
         )
         y_BTHV, kept["state"] = self.recur(
             C_BTGK,
@@ -144,11 +144,11 @@ class Mamba2(Mixer):
         y_BTD = torch.addcmul(y_BTHV, x_BTHV, self.D.view(self.heads, -1)).to(x.dtype).flatten(-2)
         z_BTD = self.z_proj(u_BTD)
         return self.out_proj(
-            self.norm(y_BTD, z_BTD) if self.shape.rmsnorm else y_BTD * F.silu(z_BTD)
+            self.norm(y_BTD, z_BTD) if self.config.rmsnorm else y_BTD * F.silu(z_BTD)
         )
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
         return (
-            matrices + 4 * self.out_proj.in_features * self.shape.state_size
+            matrices + 4 * self.out_proj.in_features * self.config.state_size
         )  # write B x^T, read S^T C

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, RMSNorm
@@ -53,9 +53,9 @@ class MatrixState(Mixer):
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
 
-    def make_qk_norm(self, model: ModelShape) -> None:
+    def make_qk_norm(self, model: ModelConfig) -> None:
         """RMS norms of each head of q and k, for mixers whose shape has `qk_norm`."""
-        if self.shape.qk_norm:
+        if self.config.qk_norm:
             self.q_norm = RMSNorm(self.head_k, model.norm_eps, model.norm_affine)
             self.k_norm = RMSNorm(self.head_k, model.norm_eps, model.norm_affine)
 
@@ -82,9 +82,9 @@ class MatrixState(Mixer):
     def make_gated_norm(self, eps: float) -> None:
         """The output norm of mixers with gate_fn, under the two names that fla gives it, and its
         gate's projection."""
-        norm = GatedRMSNorm(self.head_v, eps, self.shape.gate_fn, self.shape.elementwise_affine)
+        norm = GatedRMSNorm(self.head_v, eps, self.config.gate_fn, self.config.elementwise_affine)
         self.norm_name = "g_norm"
-        if self.shape.use_output_gate:
+        if self.config.use_output_gate:
             self.g_proj = Linear(self.hidden_size, self.heads * self.head_v, bias=False)
             self.norm_name = "g_norm_swish_gate"
         self.add_module(self.norm_name, norm)
@@ -103,30 +103,38 @@ class MatrixState(Mixer):
         return matrices + 2 * self.products * self.heads * self.head_k * self.head_v
 
 
-def check_expanded_heads(mixer: str, shape: Any, hidden_size: int) -> None:
+def check_expanded_heads(mixer: str, config: Any, hidden_size: int) -> None:
     """Raises SettingsError unless num_heads heads of keys and of values share hidden_size *
     expand_k and * expand_v channels."""
     divides(
-        mixer, "num_heads", shape.num_heads, "hidden_size * expand_k", hidden_size * shape.expand_k
+        mixer,
+        "num_heads",
+        config.num_heads,
+        "hidden_size * expand_k",
+        hidden_size * config.expand_k,
     )
     divides(
-        mixer, "num_heads", shape.num_heads, "hidden_size * expand_v", hidden_size * shape.expand_v
+        mixer,
+        "num_heads",
+        config.num_heads,
+        "hidden_size * expand_v",
+        hidden_size * config.expand_v,
     )
 
 
-def check_value_heads(mixer: str, shape: Any) -> None:
+def check_value_heads(mixer: str, config: Any) -> None:
     """Raises SettingsError unless num_v_heads heads of head_dim * expand_v channels can share
     num_heads query/key heads."""
     divides(
-        mixer, "num_heads", shape.num_heads, "num_v_heads", shape.num_v_heads or shape.num_heads
+        mixer, "num_heads", config.num_heads, "num_v_heads", config.num_v_heads or config.num_heads
     )
-    divides(mixer, "1", 1, "head_dim * expand_v", shape.head_dim * shape.expand_v)
-    positive(mixer, conv_size=shape.conv_size)
+    divides(mixer, "1", 1, "head_dim * expand_v", config.head_dim * config.expand_v)
+    positive(mixer, conv_size=config.conv_size)
 
 
-def expanded_sizes(shape: Any, hidden_size: int) -> tuple[int, int]:
+def expanded_sizes(config: Any, hidden_size: int) -> tuple[int, int]:
     """(K, V) of a head."""
     return tuple(
-        round(hidden_size * expand) // shape.num_heads
-        for expand in (shape.expand_k, shape.expand_v)
+        round(hidden_size * expand) // config.num_heads
+        for expand in (config.expand_k, config.expand_v)
     )

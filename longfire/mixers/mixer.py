@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, check_type, nearest, placed, require
+from longfire.config.model_config import ModelConfig, check_type, nearest, placed, require
 from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
@@ -43,7 +43,7 @@ class Mixer(nn.Module):
     """One layer's way to look along the sequence: x_BTD -> y_BTD, causal.
 
     A subclass declares, as data read by the code that acts on it:
-      Shape:   frozen dataclass of its own settings (a config's `"gla": {...}`), with `check(hidden_size)`
+      Config:  frozen dataclass of its own settings (a config's `"gla": {...}`), with `check(hidden_size)`
       roles:   how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
                  column     a matrix's outputs, and its bias         head       rows of anything that has some for each head
                  halves     the same of a matrix that makes two things side by side
@@ -68,7 +68,7 @@ class Mixer(nn.Module):
     parallel/ replaces. A mixer never knows of ranks.
     """
 
-    Shape: ClassVar[type]
+    Config: ClassVar[type]
     roles: ClassVar[dict[str, str]] = {}
     divided: ClassVar[dict[str, str]] = {}
     context: ClassVar[tuple[str, ...]] = ()
@@ -82,17 +82,17 @@ class Mixer(nn.Module):
     )
     carried: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, model: ModelShape, shape: Any, layer: int) -> None:
+    def __init__(self, model: ModelConfig, config: Any, layer: int) -> None:
         super().__init__()
-        self.hidden_size, self.shape, self.layer, self.layers = (
+        self.hidden_size, self.config, self.layer, self.layers = (
             model.hidden_size,
-            shape,
+            config,
             layer,
             model.num_hidden_layers,
         )
 
     @classmethod
-    def published_ends(cls, model: ModelShape) -> dict[str, Any]:
+    def published_ends(cls, model: ModelConfig) -> dict[str, Any]:
         return {}
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -130,12 +130,12 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
 
 
-def read_mixer_shape(
+def read_mixer_config(
     mixer: type[Mixer],
     name: str,
     given: dict[str, Any],
     hidden_size: int,
-    where: str = "model shape",
+    where: str = "model config",
     toml: bool = False,
 ) -> Any:
     """The mixer's own settings, strictly.
@@ -145,7 +145,7 @@ def read_mixer_shape(
     """
     if not isinstance(given, dict):
         raise SettingsError(f"{where}: {name} = {given!r} must be a table of its settings")
-    known = {f.name: f for f in fields(mixer.Shape)}
+    known = {f.name: f for f in fields(mixer.Config)}
     for key in given:
         if key not in known:
             raise SettingsError(
@@ -154,9 +154,9 @@ def read_mixer_shape(
         check_type(f"{where}: {name}.{key}", given[key], known[key].type)
     require(given, list(known.values()), where, name, toml)
     with placed(where):
-        shape = mixer.Shape(**given)
-        shape.check(hidden_size)
-    return shape
+        config = mixer.Config(**given)
+        config.check(hidden_size)
+    return config
 
 
 def uniform(bound: float) -> Callable[[Tensor, torch.Generator], Tensor]:
@@ -168,7 +168,7 @@ def divides(mixer: str, divisor_name: str, divisor: int, name: str, value: float
     """Raises SettingsError unless value is a positive whole multiple of the divisor."""
     if divisor < 1 or value <= 0 or value % divisor:
         raise SettingsError(
-            f"model shape: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
+            f"model config: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
             "change one of them"
         )
 
@@ -177,12 +177,12 @@ def positive(mixer: str, **values: float) -> None:
     """Raises SettingsError naming a value that is not above 0."""
     for name, value in values.items():
         if not value > 0:
-            raise SettingsError(f"model shape: {mixer}.{name} = {value:g} must be above 0")
+            raise SettingsError(f"model config: {mixer}.{name} = {value:g} must be above 0")
 
 
 def one_of(mixer: str, name: str, value: str, known: Iterable[str]) -> None:
     """Raises SettingsError unless value is a known word."""
     if value not in known:
         raise SettingsError(
-            f"model shape: {mixer}.{name} = {value!r} is not one of {', '.join(known)}"
+            f"model config: {mixer}.{name} = {value!r} is not one of {', '.join(known)}"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape, key, required
+from longfire.config.model_config import ModelConfig, key, required
 from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, divides, one_of
 from longfire.ops.feature_maps import ACTIVATIONS
@@ -16,7 +16,7 @@ from longfire.ops.rope import Rotary, turn
 
 
 @dataclass(frozen=True)
-class RetentionShape:
+class RetentionConfig:
     num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
         0,
@@ -63,7 +63,7 @@ class Retention(MatrixState):
     All matrices begin as N(0, initializer_range) (fla's class).
     """
 
-    Shape = RetentionShape
+    Config = RetentionConfig
     roles = {
         **MatrixState.roles,
         "g_proj": "column",
@@ -72,16 +72,16 @@ class Retention(MatrixState):
     }
     context = ("state",)
 
-    def __init__(self, model: ModelShape, shape: RetentionShape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        kv_heads = shape.num_kv_heads or shape.num_heads
+    def __init__(self, model: ModelConfig, config: RetentionConfig, layer: int) -> None:
+        super().__init__(model, config, layer)
+        kv_heads = config.num_kv_heads or config.num_heads
         self.make_heads(
-            (shape.num_heads, kv_heads, kv_heads), expanded_sizes(shape, self.hidden_size)
+            (config.num_heads, kv_heads, kv_heads), expanded_sizes(config, self.hidden_size)
         )
         self.make_qk_norm(model)
         self.make_gated_norm(model.norm_eps)
         self.rotary, self.recur = Rotary(self.head_k), linear_attention
-        self.feature_map = ACTIVATIONS[shape.feature_map]
+        self.feature_map = ACTIVATIONS[config.feature_map]
 
     def prepare(self, seq: Sequence) -> None:
         """cos and sin of all positions, once for all layers that turn alike."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelShape, key, mixer_of
+from longfire.config.model_config import ModelConfig, key, mixer_of
 from longfire.mixers.channel_mix import Initialiser, orthogonal, share_of_previous, towards
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.dplr import dplr
@@ -21,7 +21,7 @@ FIRST = (
 
 
 @dataclass(frozen=True)
-class RWKV7Shape:
+class RWKV7Config:
     head_dim: int = key(64, "channels of a head")
     decay_low_rank_dim: int = key(64, "rank of the matrix that makes decays")
     a_low_rank_dim: int = key(64, "rank of the matrix that makes in-context learning rates")
@@ -92,7 +92,7 @@ class RWKV7(Mixer):
     RWKV7Attention.
     """
 
-    Shape = RWKV7Shape
+    Config = RWKV7Config
     roles = {
         "r_proj": "column",
         "k_proj": "column",
@@ -110,21 +110,21 @@ class RWKV7(Mixer):
     context = ("state", "halo")
     carried = (FIRST,)
 
-    def __init__(self, model: ModelShape, shape: RWKV7Shape, layer: int) -> None:
-        super().__init__(model, shape, layer)
-        size, self.heads = self.hidden_size, self.hidden_size // shape.head_dim
+    def __init__(self, model: ModelConfig, config: RWKV7Config, layer: int) -> None:
+        super().__init__(model, config, layer)
+        size, self.heads = self.hidden_size, self.hidden_size // config.head_dim
         for name in "rwkvag":
             self.register_parameter(f"x_{name}", nn.Parameter(torch.empty(1, 1, size)))
         self.k_k, self.k_a = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
-        self.r_k = nn.Parameter(torch.empty(size // shape.head_dim, shape.head_dim))
+        self.r_k = nn.Parameter(torch.empty(size // config.head_dim, config.head_dim))
         self.r_proj, self.k_proj, self.v_proj = (Linear(size, size, bias=False) for _ in range(3))
         self.o_proj = Linear(size, size, bias=False)
-        self.w_lora = LoRA((size, shape.decay_low_rank_dim, size), nn.Tanh())
-        self.a_lora = LoRA((size, shape.a_low_rank_dim, size), nn.Identity())
-        self.g_lora = LoRA((size, shape.gate_low_rank_dim, size), nn.Sigmoid(), bias=False)
+        self.w_lora = LoRA((size, config.decay_low_rank_dim, size), nn.Tanh())
+        self.a_lora = LoRA((size, config.a_low_rank_dim, size), nn.Identity())
+        self.g_lora = LoRA((size, config.gate_low_rank_dim, size), nn.Sigmoid(), bias=False)
         is_first = [mixer_of(name) for name in model.layer_types].index("rwkv7") == layer
-        self.v_lora = None if is_first else LoRA((size, shape.v_low_rank_dim, size), nn.Identity())
-        self.g_norm = HeadNorm(size, shape.head_dim * model.norm_eps)
+        self.v_lora = None if is_first else LoRA((size, config.v_low_rank_dim, size), nn.Identity())
+        self.g_norm = HeadNorm(size, config.head_dim * model.norm_eps)
         self.recur, self.shift = dplr, previous_token
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -143,7 +143,7 @@ class RWKV7(Mixer):
             v = torch.lerp(v, seq.shared[FIRST], self.v_lora(xv).sigmoid())
         a = self.a_lora(xa).sigmoid()
         g_BTHK = self.per_head(-math.exp(-0.5) * in_fp32(self.w_lora(xw)).sigmoid())
-        removed_BTHK = l2_norm(self.per_head(k * self.k_k.to(k.dtype)), self.shape.key_norm_eps)
+        removed_BTHK = l2_norm(self.per_head(k * self.k_k.to(k.dtype)), self.config.key_norm_eps)
         k = torch.addcmul(k, k * (a - 1), self.k_a.to(k.dtype))
         r_BTHK, k_BTHK, v_BTHV, a_BTHK = map(self.per_head, (r, k, v, a))
         o_BTHV, kept["state"] = self.recur(
@@ -161,13 +161,13 @@ class RWKV7(Mixer):
         return self.o_proj((self.g_norm(o_BTHV) + bonus_BTHV.flatten(-2)) * self.g_lora(xg))
 
     def per_head(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (-1, self.shape.head_dim))
+        return x_BTD.unflatten(-1, (-1, self.config.head_dim))
 
     @property
     def own_init(self) -> dict[str, Initialiser]:
         """As RWKV-LM and fla begin: no output, deeper layers nearer to the token itself, decays
         from slow to fast over channels."""
-        size, head_dim, left = self.hidden_size, self.shape.head_dim, 1 - self.layer / self.layers
+        size, head_dim, left = self.hidden_size, self.config.head_dim, 1 - self.layer / self.layers
         depth = self.layer / max(1, self.layers - 1)
         share = torch.arange(size, device="cpu") / max(1, size - 1)
         place = (torch.arange(size, device="cpu") % head_dim * 2 + 1 - head_dim) / max(
@@ -198,7 +198,7 @@ class RWKV7(Mixer):
         }
 
     @classmethod
-    def published_ends(cls, model: ModelShape) -> dict[str, Initialiser]:
+    def published_ends(cls, model: ModelConfig) -> dict[str, Initialiser]:
         """RWKV-LM's: a tiny embedding, which a norm makes large, and an orthogonal head."""
         gain = 0.5 * math.sqrt(max(1.0, model.vocab_size / model.hidden_size))
         return {"embed.weight": uniform(1e-4), "head.weight": orthogonal(gain)}
@@ -206,5 +206,5 @@ class RWKV7(Mixer):
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
         return (
-            matrices + 8 * self.hidden_size * self.shape.head_dim
+            matrices + 8 * self.hidden_size * self.config.head_dim
         )  # c^T S, b (c^T S), k v^T, S^T r

@@ -329,10 +329,10 @@ def refusals(
 
 def parts_of(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Each mixer with the name that layer_types gives it, and MLPs that look back."""
-    for block, mixer in zip(model.layers, model.shape.layer_types):
+    for block, mixer in zip(model.layers, model.config.layer_types):
         yield block.mixer, mixer
         if any(hasattr(block.mlp, seam) for seam in SEAMS):
-            yield block.mlp, f"mlp {model.shape.mlp}"
+            yield block.mlp, f"mlp {model.config.mlp}"
 
 
 def unshareable(part: nn.Module, name: str, degree: str) -> Iterator[str]:

@@ -73,7 +73,7 @@ class Stage(Model):
         self.of = (
             model,
         )  # not a submodule: whose ways in and out tensor parallelism may have changed
-        self.shape, self.compute_dtype, self.number = model.shape, model.compute_dtype, number
+        self.config, self.compute_dtype, self.number = model.config, model.compute_dtype, number
         self.is_first, self.is_last = number == 0, number == placed.stages - 1
         hold(self, model, {number}, placed)
         self.taken, self.given = (carried(model, placed, stage) for stage in (number, number + 1))
@@ -103,8 +103,8 @@ def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
     """
     is_first, is_last = 0 in stages, placed.stages - 1 in stages
     numbers = [layer for stage in stages for layer in placed.layers[stage]]
-    used = {mixer_of(model.shape.layer_types[layer]) for layer in numbers}
-    part.embed = model.embed if is_first or (is_last and model.shape.tie_word_embeddings) else None
+    used = {mixer_of(model.config.layer_types[layer]) for layer in numbers}
+    part.embed = model.embed if is_first or (is_last and model.config.tie_word_embeddings) else None
     part.positions = model.positions if is_first else None
     part.embed_norm = model.embed_norm if is_first else None
     part.layers = Layers({layer: model.layers[layer] for layer in numbers})
@@ -120,7 +120,7 @@ def carried(model: Model, placed: Layout, stage: int) -> tuple[str, ...]:
     and that a later one reads."""
     if stage >= placed.stages:
         return ()
-    names = [mixer_of(name) for name in model.shape.layer_types]
+    names = [mixer_of(name) for name in model.config.layer_types]
     begin = placed.layers[stage].start
     alive = dict.fromkeys(name for name in names[:begin] if name in names[begin:])
     return tuple(key for name in alive for key in MIXERS[name].carried)
@@ -130,12 +130,14 @@ def costs(model: Model, seq_len: int) -> list[float]:
     """Floating-point operations of a token in the embedding (which adds its row), each layer, and
     the head; of the whole model."""
     with torch.device("meta"):
-        whole = Model(model.shape)  # that of the run may be split already, and not into equal parts
-    size = model.shape.hidden_size
+        whole = Model(
+            model.config
+        )  # that of the run may be split already, and not into equal parts
+    size = model.config.hidden_size
     return [
         2 * size,
         *(block.flops_per_token(seq_len) for block in whole.layers),
-        2 * size * model.shape.vocab_size,
+        2 * size * model.config.vocab_size,
     ]
 
 
@@ -280,7 +282,7 @@ class Pipeline:
     ) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Sizes and types of what goes from stage to stage: with sequence parallel a part of the
         row, of what else a part of its channels (Mixer.carried)."""
-        (rows, tokens), size, tensors = ids_BT.shape, stage.shape.hidden_size, self.mesh.size("tp")
+        (rows, tokens), size, tensors = ids_BT.shape, stage.config.hidden_size, self.mesh.size("tp")
         here = tokens // tensors if self.parallelism.sequence_parallel else tokens
         hidden = ((rows, here, size), stage.stream_dtype)
         return [hidden, *[((rows, tokens, size // tensors), stage.compute_dtype)] * len(keys)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from longfire.config.model_config import ForeignShape, ModelShape
+from longfire.config.model_config import ModelConfig, TransformersConfig
 from longfire.config.settings import Parallelism
 from longfire.errors import SettingsError
 
@@ -157,7 +157,7 @@ def read_order(file: str) -> Order:
 
 
 def refusals(
-    shape: ModelShape | ForeignShape,
+    config: ModelConfig | TransformersConfig,
     processes: int,
     parallelism: Parallelism,
     microbatches: int,
@@ -165,7 +165,7 @@ def refusals(
 ) -> Iterator[str]:
     """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key,
     number and mend of each reason."""
-    if isinstance(shape, ForeignShape):
+    if isinstance(config, TransformersConfig):
         yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
         return
     if distilled:
@@ -182,7 +182,7 @@ def refusals(
     except SettingsError as error:
         yield str(error)
         return
-    yield from wrong_stages(shape.num_hidden_layers, processes, parallelism, placed, points)
+    yield from wrong_stages(config.num_hidden_layers, processes, parallelism, placed, points)
     yield from wrong_microbatches(processes, len(placed), parallelism, microbatches)
 
 

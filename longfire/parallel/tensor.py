@@ -130,8 +130,8 @@ def refusals(
             f"{degree} must divide training.seq_len = {seq_len}, since processes share the tokens of a row; change one of them, or "
             "set parallelism.sequence_parallel to false"
         )
-    if model.shape.vocab_size < tp:
-        yield f"{degree} is more than the vocabulary's {model.shape.vocab_size} words; set it to at most that"
+    if model.config.vocab_size < tp:
+        yield f"{degree} is more than the vocabulary's {model.config.vocab_size} words; set it to at most that"
     yield from sorted(
         {why for region, name in named_regions(model) for why in unshareable(region, name, tp)}
     )
@@ -172,10 +172,10 @@ def undeclared(region: nn.Module) -> Iterator[str]:
 
 def named_regions(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Each mixer with the name that layer_types gives it, each MLP with its own."""
-    for block, mixer in zip(model.layers, model.shape.layer_types):
+    for block, mixer in zip(model.layers, model.config.layer_types):
         yield block.mixer, mixer
         if block.mlp is not None:
-            yield block.mlp, f"mlp {model.shape.mlp}"
+            yield block.mlp, f"mlp {model.config.mlp}"
 
 
 def split_region(region: nn.Module, sharers: Sharers) -> dict[str, Split]:
@@ -338,7 +338,7 @@ class SharedHead(Linear):
 
 def split_vocabulary(model: nn.Module, sharers: Sharers) -> dict[str, Split]:
     """Embedding, head and loss: each process has its own words; what was split, by name."""
-    (first, last), total = sharers.range(model.shape.vocab_size)[0], model.shape.vocab_size
+    (first, last), total = sharers.range(model.config.vocab_size)[0], model.config.vocab_size
     tied = model.head.weight is model.embed.weight
     splits = {"embed.weight": keep_range(model.embed, "weight", 0, sharers)}
     become(model.embed, SharedEmbedding, road=sharers.out, first=first, num_embeddings=last - first)

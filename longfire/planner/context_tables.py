@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from longfire.config.model_config import ForeignShape
+from longfire.config.model_config import TransformersConfig
 from longfire.config.run import Run
 from longfire.disk import write_whole
 from longfire.errors import SettingsError
@@ -24,7 +24,7 @@ from longfire.planner.tables import FILE_WIDTH
 def plan_context(run: Run, device: Device, out: Path | None) -> None:
     """Tell the longest row of each mixer on the run's devices and on fewer, then the paper's
     tables. Raises SettingsError."""
-    if isinstance(run.shape, ForeignShape):
+    if isinstance(run.model_config, TransformersConfig):
         raise SettingsError(
             "model.backend = 'transformers' has one mixer of its own; `longfire plan --context` wants longfire's"
         )

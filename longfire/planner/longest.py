@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from math import gcd
 
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.run import Run
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
-from longfire.mixers.mixer import read_mixer_shape
+from longfire.mixers.mixer import read_mixer_config
 from longfire.parallel import cost, strategy
 from longfire.parallel.cost import Device
 from longfire.planner.forecast import Plan
@@ -96,29 +96,31 @@ def of_mixers(
     each number of devices, or why the shape cannot have the mixer."""
     tps = tuple(sorted({1, run.degrees["tp"]}))
     run = replace(run, training=replace(run.training, seq_len=PIECE))
-    shapes = {"the recipe": run.shape, **{name: None for name in MIXERS}}
+    shapes = {"the recipe": run.model_config, **{name: None for name in MIXERS}}
     for name, shape in shapes.items():
         try:
-            planner = Planner(replace(run, shape=shape or with_mixer(run.shape, name)), device)
+            planner = Planner(
+                replace(run, model_config=shape or with_mixer(run.model_config, name)), device
+            )
             yield name, [longest(planner, count, tps) for count in counts]
         except SettingsError as refused:
             yield name, str(refused)
 
 
-def with_mixer(shape: ModelShape, name: str) -> ModelShape:
+def with_mixer(config: ModelConfig, name: str) -> ModelConfig:
     """The same shape with this mixer in all layers, with the shape's own settings of it if there
     are. Raises SettingsError."""
     of_name = next(
-        (shape.mixers.get(own, {}) for own in shape.layer_types if mixer_of(own) == name), None
+        (config.mixers.get(own, {}) for own in config.layer_types if mixer_of(own) == name), None
     )
-    given = heads_for(name, shape.hidden_size) if of_name is None else of_name
-    read_mixer_shape(MIXERS[name], name, given, shape.hidden_size)
-    return replace(shape, layer_types=(name,), mixers={name: given}, learned_positions=False)
+    given = heads_for(name, config.hidden_size) if of_name is None else of_name
+    read_mixer_config(MIXERS[name], name, given, config.hidden_size)
+    return replace(config, layer_types=(name,), mixers={name: given}, learned_positions=False)
 
 
 def heads_for(name: str, hidden_size: int) -> dict[str, int]:
     """What a mixer cannot do without: so many heads that each has about its usual channels."""
-    needed = {field.name for field in fields(MIXERS[name].Shape) if field.default is MISSING}
+    needed = {field.name for field in fields(MIXERS[name].Config) if field.default is MISSING}
     size, known = min(HEAD_SIZES.get(name, 128), hidden_size), {}
     if "num_heads" in needed:
         known["num_heads"] = max(

@@ -376,7 +376,7 @@ class Meter:
         which no remat changes."""
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
         here = self.seq_len // self.tp if self.sequence_parallel else self.seq_len
-        enters = (rows, here, model.shape.hidden_size), model.stream_dtype
+        enters = (rows, here, model.config.hidden_size), model.stream_dtype
         with (
             pretending_cuda(self.as_cuda),
             FakeTensorMode(allow_non_fake_inputs=True),
@@ -401,7 +401,7 @@ class Meter:
         tokens_BT, noise_BT = (
             torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32)
         )
-        return mixer.Sequence(tokens_BT, noise_BT=noise_BT if self.small.shape.drops else None)
+        return mixer.Sequence(tokens_BT, noise_BT=noise_BT if self.small.config.drops else None)
 
     @cached_property
     def crossings(self) -> list[Crossing]:
@@ -422,7 +422,7 @@ class Meter:
             seq = mixer.Sequence(torch.zeros(1, tokens, dtype=torch.int64))
             model.prepare(seq)
             here = tokens // self.tp if self.sequence_parallel else tokens
-            x_BTD = torch.empty(1, here, model.shape.hidden_size, dtype=model.stream_dtype)
+            x_BTD = torch.empty(1, here, model.config.hidden_size, dtype=model.stream_dtype)
             for layer, block in zip(self.kinds.values(), model.layers):
                 with Seams(block) as seams:
                     block(x_BTD, seq)
@@ -437,7 +437,7 @@ class Meter:
             model.prepare(seq)
             return model.embedded(seq.positions_BT, seq)
 
-        tied = [model.embed.weight] if model.shape.tie_word_embeddings else []
+        tied = [model.embed.weight] if model.config.tie_word_embeddings else []
         return traced(forward, (), ends_of(model)[EMBED], (seq.positions_BT, seq.noise_BT), tied)
 
     def head(self, model: Model, enters: tuple[Any, ...], rows: int) -> Part:
@@ -446,7 +446,7 @@ class Meter:
         def forward(box: list[Tensor]) -> Tensor:
             hidden_BTD = model.normed(box.pop())
             hidden_ND = model.to_head(hidden_BTD).flatten(0, 1)
-            options = (model.words, model.shape.final_logit_softcapping, model.shape.use_l2warp)
+            options = (model.words, model.config.final_logit_softcapping, model.config.use_l2warp)
             return fused(
                 hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, *options
             )
@@ -476,7 +476,7 @@ def with_layers(model: Model, layers: list[nn.Module]) -> Model:
 def made_of(block: nn.Module) -> Any:
     """Blocks of which this is equal hold the same."""
     shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
-    return type(block.mixer), str(block.mixer.shape), shapes
+    return type(block.mixer), str(block.mixer.config), shapes
 
 
 def make_fake(module: nn.Module) -> None:

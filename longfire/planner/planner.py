@@ -14,7 +14,7 @@ from math import log
 
 import torch
 
-from longfire.config.model_config import ForeignShape
+from longfire.config.model_config import TransformersConfig
 from longfire.config.run import Run
 from longfire.config.settings import Parallelism
 from longfire.errors import SettingsError
@@ -48,16 +48,16 @@ class Planner:
     """
 
     def __init__(self, run: Run, device: Device, dtype: str = "", as_cuda: bool = True) -> None:
-        if isinstance(run.shape, ForeignShape):
+        if isinstance(run.model_config, TransformersConfig):
             raise SettingsError(
                 "model.backend = 'transformers' knows nothing of the model's inside, which `longfire plan` counts; set it to longfire"
             )
         self.run, self.device, self.as_cuda = run, device, as_cuda
         self.processes, self.seq_len = run.world.size, run.training.seq_len
         self.rows, self.tokens = run.rows_per_step, run.tokens_per_step
-        self.shape = run.shape.with_vocabulary(run.words)
+        self.model_config = run.model_config.with_vocabulary(run.words)
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
-        self.model = on_meta(self.shape, getattr(torch, self.dtype))
+        self.model = on_meta(self.model_config, getattr(torch, self.dtype))
         self.flops_of = [
             {
                 "mixer": block.mixer.flops_per_token(self.seq_len),
@@ -165,7 +165,7 @@ class Planner:
         stream = (
             plan.batch_size
             * plan.here(self.seq_len)
-            * self.shape.hidden_size
+            * self.model_config.hidden_size
             * strategy.BYTES[self.dtype]
         )
         return strategy.rank_strategies(
@@ -258,7 +258,7 @@ class Planner:
         """What a process along pp holds in a step that is not the first, moment by moment."""
         run, names, here = self.run, self.names_of(plan, process), plan.here(seq_len)
         groups = self.groups_of(plan.tp, plan.shards)
-        tied = self.shape.tie_word_embeddings and EMBED in names
+        tied = self.model_config.tie_word_embeddings and EMBED in names
         group = {name: Group(0, 0) if tied and name == HEAD else groups[name] for name in names}
         shards = Shards(plan, run.parallelism, names, group)
         parts = {name: self.part(plan, name, here) for name in names}
@@ -270,7 +270,7 @@ class Planner:
             MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
         )
         chunk = min(plan.batch_size * here, run.training.loss_chunk_tokens)
-        logits = 4 * chunk * -(-self.shape.vocab_size // plan.tp)
+        logits = 4 * chunk * -(-self.model_config.vocab_size // plan.tp)
 
         def moment(where: str, gradients: float, activations: float, gathered: float) -> Moment:
             seen = min(logits, activations) if where.endswith(HEAD) else 0
@@ -342,12 +342,12 @@ class Planner:
         numbers = sum(
             groups[name].whole
             for name in names
-            if not (name == HEAD and self.shape.tie_word_embeddings)
+            if not (name == HEAD and self.model_config.tie_word_embeddings)
         )
         row_bytes = (
             plan.batch_size
             * plan.here(self.seq_len)
-            * self.shape.hidden_size
+            * self.model_config.hidden_size
             * strategy.BYTES[self.dtype]
         )
         across = "dp_shard" if plan.cp == 1 else "cp" if plan.dp_shard == 1 else "dp_shard x cp"
@@ -570,11 +570,11 @@ class Planner:
         return sorted({*divisors(self.processes, most), self.run.degrees["cp"]})
 
     def can_be(self, plan: Plan) -> bool:
-        if plan.remat in ("mlp", "attention+mlp") and self.shape.mlp == "none":
+        if plan.remat in ("mlp", "attention+mlp") and self.model_config.mlp == "none":
             return False
         schedule = self.plain_schedule
         return plan.pp == 1 or not any(
-            stages.refusals(self.shape, plan.pp, schedule, plan.microbatches)
+            stages.refusals(self.model_config, plan.pp, schedule, plan.microbatches)
         )
 
     def alternatives(self, count: int = 8) -> list[Forecast]:

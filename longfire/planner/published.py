@@ -7,7 +7,7 @@ docs/planning.md says which assumptions reproduce the printed numbers, and where
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
 from longfire.config.settings import Parallelism
 from longfire.parallel.cost import Device
@@ -27,9 +27,9 @@ class Size:
     mlp: int
     parameters: float
 
-    def shape(self) -> ModelShape:
+    def model_config(self) -> ModelConfig:
         attention = {"num_heads": self.heads}
-        return ModelShape(
+        return ModelConfig(
             self.hidden, self.layers, ("attention",), {"attention": attention}, 32000, self.mlp
         )
 
@@ -199,6 +199,6 @@ def ours(
     for row in rows:
         if row.model not in planners:
             planners[row.model] = Planner(
-                replace(plain, shape=SIZES[row.model].shape()), device_of(row), dtype
+                replace(plain, model_config=SIZES[row.model].model_config()), device_of(row), dtype
             )
         yield row, longest(planners[row.model].on(device_of(row)), devices_of(row))

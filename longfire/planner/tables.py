@@ -82,10 +82,10 @@ def plan_told(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> s
 
 
 def heading(planner: Planner, own: Forecast) -> list[str]:
-    device, shape = planner.device, planner.shape
+    device, config = planner.device, planner.model_config
     numbers = sum(p.numel() for p in planner.model.parameters())
     return [
-        f"model: {numbers:,} parameters, {shape.num_hidden_layers} layers, rows of {planner.seq_len:,} tokens, {planner.dtype}",
+        f"model: {numbers:,} parameters, {config.num_hidden_layers} layers, rows of {planner.seq_len:,} tokens, {planner.dtype}",
         f"devices: {planner.processes:,} x {device.name}, {device.memory_bytes / 1e9:g} GB each ({USABLE_MEMORY:.0%} for tensors), "
         f"{device.flops[planner.dtype] / 1e12:g} TFLOP/s at an efficiency of {device.efficiency:g}, {device.node} a node",
         f"step: {planner.tokens:,} tokens = {counted(planner.rows, 'row')}; run: {counted(planner.run.steps, 'step')} = "

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from longfire.config.model_config import ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.run import Run
 from longfire.data.batches import Batch
 from longfire.device import wait
@@ -36,7 +36,9 @@ def compile_decision(
     flops_per_token: of the forward. rate: FLOP/s at which this model trains eagerly here; called
     only where it decides.
     """
-    if run.training.tbptt_segments > 1 and "attention" in map(mixer_of, run.shape.layer_types):
+    if run.training.tbptt_segments > 1 and "attention" in map(
+        mixer_of, run.model_config.layer_types
+    ):
         return False, "segments of a softmax layer see different numbers of keys"
     if run.training.compile == "off":
         return False, "asked for by training.compile"
@@ -74,12 +76,12 @@ def eager_rate(run: Run, model: Model) -> float:
     return flops / (wait(device) - begun)
 
 
-def sample_of(shape: ModelShape, seed: int, dtype: torch.dtype, device: torch.device) -> Model:
+def sample_of(config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Model:
     """A model like this one, with one layer of each type: what `eager_rate` measures instead of all
     of them."""
-    kinds = tuple(dict.fromkeys(shape.layer_types))
+    kinds = tuple(dict.fromkeys(config.layer_types))
     return build(
-        replace(shape, num_hidden_layers=len(kinds), layer_types=kinds), seed, device, dtype
+        replace(config, num_hidden_layers=len(kinds), layer_types=kinds), seed, device, dtype
     )
 
 
@@ -93,7 +95,7 @@ def trial_batch(model: Model, run: Run) -> Batch:
     generator = torch.Generator().manual_seed(
         run.training.seed
     )  # its own: the run's random numbers stay as they are
-    ids_BT = torch.randint(model.shape.vocab_size, size, generator=generator)
+    ids_BT = torch.randint(model.config.vocab_size, size, generator=generator)
     return Batch(ids_BT, ids_BT, torch.arange(seq_len).expand(size))
 
 

@@ -50,7 +50,7 @@ class Distillation:
 
         Raises SettingsError naming what differs.
         """
-        ours, theirs = student.shape, self.teacher.shape
+        ours, theirs = student.config, self.teacher.config
         keys = (
             ("hidden_size", "num_hidden_layers")
             if self.wanted.kind == "hidden"
@@ -75,7 +75,7 @@ class Distillation:
 
     def new_layers(self, student: Model) -> list[int]:
         """Layers whose mixer is another than the teacher's."""
-        pairs = zip(student.shape.layer_types, self.teacher.shape.layer_types)
+        pairs = zip(student.config.layer_types, self.teacher.config.layer_types)
         return [layer for layer, pair in enumerate(pairs) if len(set(map(mixer_of, pair))) == 2]
 
     def loss_sum(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:

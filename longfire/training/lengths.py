@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longfire.config.model_config import ForeignShape, ModelShape, mixer_of
+from longfire.config.model_config import ModelConfig, TransformersConfig, mixer_of
 from longfire.config.settings import Training
 from longfire.errors import SettingsError
 from longfire.plural import counted
@@ -77,17 +77,17 @@ def stage_of_model(training: Training, step: int) -> Stage:
     return stage_at(training, max(0, step - 1))
 
 
-def with_base(shape: ModelShape, theta: float, seq_len: int) -> ModelShape:
+def with_base(config: ModelConfig, theta: float, seq_len: int) -> ModelConfig:
     """The shape with this base (0: its own) in all attention layers that have rotary positions, and
     a limit of positions that lets rows of so many tokens be: who names a base for longer rows means
     them."""
     mixers = {
         name: {**given, "rope_theta": theta} if theta and turns(name, given) else given
-        for name, given in shape.mixers.items()
+        for name, given in config.mixers.items()
     }
-    limit = shape.max_position_embeddings
-    limit = limit if shape.learned_positions or not limit else max(limit, seq_len)
-    return replace(shape, mixers=mixers, max_position_embeddings=limit)
+    limit = config.max_position_embeddings
+    limit = limit if config.learned_positions or not limit else max(limit, seq_len)
+    return replace(config, mixers=mixers, max_position_embeddings=limit)
 
 
 def turns(name: str, given: dict[str, Any]) -> bool:
@@ -96,8 +96,8 @@ def turns(name: str, given: dict[str, Any]) -> bool:
     return mixer_of(name) == "attention" and given.get("rope", "default") != "none"
 
 
-def has_turns(shape: ModelShape | ForeignShape) -> bool:
-    return any(turns(name, shape.mixers.get(name, {})) for name in set(shape.layer_types))
+def has_turns(config: ModelConfig | TransformersConfig) -> bool:
+    return any(turns(name, config.mixers.get(name, {})) for name in set(config.layer_types))
 
 
 def told(training: Training, rows: int, steps: int) -> Iterator[str]:
@@ -125,9 +125,9 @@ def refusals(run: Any) -> Iterator[str]:
     }
     for key in [key for key, base in bases.items() if base]:
         if run.model.backend == "transformers":
-            yield f"{key} names a base of rotary positions, but model.backend = 'transformers' takes it from {run.shape_from}"
-        elif run.shape and not has_turns(run.shape):
-            yield f"{key} names a base of rotary positions, but no layer of {run.shape_from} has any: leave it out"
+            yield f"{key} names a base of rotary positions, but model.backend = 'transformers' takes it from {run.model_config_source}"
+        elif run.model_config and not has_turns(run.model_config):
+            yield f"{key} names a base of rotary positions, but no layer of {run.model_config_source} has any: leave it out"
     if run.training.tbptt_exact and run.training.tbptt_segments == 1:
         yield f"training.tbptt_exact = true says how gradients pass segments, but {SEGMENTS} = 1: set that too, or leave it out"
     if run.training.tbptt_segments > 1:
@@ -163,7 +163,7 @@ def of_schedule(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
 
 
 def of_segments(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
-    count, shape = run.training.tbptt_segments, run.shape
+    count, config = run.training.tbptt_segments, run.model_config
     given = f"{SEGMENTS} = {count}"
     shortest = min(stage.seq_len for stage in found)
     if count > shortest:
@@ -189,11 +189,11 @@ def of_segments(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
         yield f"{given} carries states of our own layers, but model.backend = 'transformers' has others: set it to 1"
     if run.distillation.teacher:
         yield f"{given}: a teacher sees whole rows; leave distillation.teacher out, or set it to 1"
-    if isinstance(shape, ModelShape):
-        yield from of_layers(run, shape, given)
+    if isinstance(config, ModelConfig):
+        yield from of_layers(run, config, given)
 
 
-def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
+def of_layers(run: Any, config: ModelConfig, given: str) -> Iterator[str]:
     """Softmax layers whose numbers would not be those of a whole row, or whose graphs would be
     many."""
     if run.attention.kind == "blockwise" and run.data.varlen:
@@ -202,8 +202,8 @@ def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
             f"auto, or {SEGMENTS} to 1"
         )
     softmax = {
-        name: shape.mixers.get(name, {})
-        for name in shape.layer_types
+        name: config.mixers.get(name, {})
+        for name in config.layer_types
         if mixer_of(name) == "attention"
     }
     for name, own in softmax.items():
@@ -212,7 +212,7 @@ def of_layers(run: Any, shape: ModelShape, given: str) -> Iterator[str]:
         if own.get("dropout", 0) > 0:
             yield (
                 f"{given}: {name}.dropout = {own['dropout']} of attention weights goes by keys of the whole row; set it to 0 in "
-                f"{run.shape_from}, or {SEGMENTS} to 1"
+                f"{run.model_config_source}, or {SEGMENTS} to 1"
             )
     if softmax and run.training.compile == "on":
         yield (

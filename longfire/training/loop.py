@@ -197,7 +197,7 @@ def set_base(run: Run, model: Model, theta: float) -> None:
     say so."""
     if not theta:
         return
-    model.shape = run.shape_with_base(theta).with_vocabulary(model.shape.vocab_size)
+    model.config = run.model_config_with_base(theta).with_vocabulary(model.config.vocab_size)
     for block in model.layers:
         if block is not None and isinstance(block.mixer, Attention):
             block.mixer.turn_by(theta)
@@ -338,9 +338,9 @@ def train_on(
             f"microbatches = {microbatches} must divide the {batch.rows} sequences of the batch"
         )
     largest = int(batch.ids_BT.max())
-    if largest >= model.shape.vocab_size:
+    if largest >= model.config.vocab_size:
         raise SettingsError(
-            f"the batch has the id {largest}, but vocab_size = {model.shape.vocab_size} of the "
+            f"the batch has the id {largest}, but vocab_size = {model.config.vocab_size} of the "
             "model: give build config.with_vocabulary(tokenizer.vocab_size)"
         )
     for group in optimizer.param_groups:
@@ -422,7 +422,7 @@ def with_noise(
     device, context = device_of(state.model), state.model.context
     for batch in microbatches:
         noise_BT = (
-            row_noise(seed, row, *batch.ids_BT.shape, device) if state.model.shape.drops else None
+            row_noise(seed, row, *batch.ids_BT.shape, device) if state.model.config.drops else None
         )
         row += batch.rows
         if context:
@@ -497,12 +497,12 @@ def make_state(
         mesh.from_first(native_bf16(device)), device.type
     )  # it may be measured: one process decides for all
     dtype, precision = choose_dtype(run.model, device)
-    shape = run.shape.with_vocabulary(words)
+    config = run.model_config.with_vocabulary(words)
     theirs = run.model.backend == "transformers"
     model = (
-        transformers_model.build(shape, run.training.seed, device, dtype)
+        transformers_model.build(config, run.training.seed, device, dtype)
         if theirs
-        else on_meta(shape, dtype)
+        else on_meta(config, dtype)
     )
     if teacher:
         teacher.prepare(model)
@@ -512,7 +512,7 @@ def make_state(
 
     def rate() -> float:
         return eager_rate(
-            run, model if theirs else sample_of(shape, run.training.seed, dtype, device)
+            run, model if theirs else sample_of(config, run.training.seed, dtype, device)
         )
 
     compiled, why = mesh.from_first(

@@ -16,7 +16,7 @@ from longfire.checkpoint.provenance import (
     tokenizer_line,
 )
 from longfire.checkpoint.weights import finite, weights_of_run
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import DATA_JSON, Run, keep
 from longfire.data.prepare import Prepared
 from longfire.data.tokenizer import Tokenizer, from_folder
@@ -161,7 +161,7 @@ def refuse_another_batch(run: Run, state: State) -> None:
 def take_weights(run: Run, state: State) -> str:
     """Start from the weights of model.weights, one tensor in memory at a time: each process takes
     what lies with it. What they are, in words. Raises CheckpointError or SettingsError."""
-    source, shape = Path(run.model.weights), state.model.shape
+    source, config = Path(run.model.weights), state.model.config
     left = dict(state.model.named_parameters())
     with state.mesh.agreed():
         if state.mesh.rank() == 0:
@@ -170,10 +170,10 @@ def take_weights(run: Run, state: State) -> str:
             place, read = weights_of_run(source, shapes_wanted(state))
             told = f"checkpoint {place}"
         elif run.model.backend == "transformers":
-            read = transformers_model.load_weights(source, shape).items()
+            read = transformers_model.load_weights(source, config).items()
             told = f"Hugging Face weights in {source}"
         else:
-            read = read_weights(source, shape)
+            read = read_weights(source, config)
             told = f"Hugging Face weights in {source}"
         for name, whole in finite(read, f"model.weights = {run.model.weights!r}"):
             if name in left:
@@ -189,9 +189,9 @@ def shapes_wanted(state: State) -> dict[str, torch.Size]:
     """Name and whole shape of each parameter of the model; of a pipeline also those that lie
     elsewhere."""
     model = state.model
-    if isinstance(model.shape, ModelShape):
+    if isinstance(model.config, ModelConfig):
         return {
-            name: parameter.shape for name, parameter in on_meta(model.shape).named_parameters()
+            name: parameter.shape for name, parameter in on_meta(model.config).named_parameters()
         }
     return {
         name: torch.Size(whole_shape(p, model.splits.get(name)))

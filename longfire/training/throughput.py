@@ -56,7 +56,7 @@ def measured(run: Run, state: State, steps: int, clock: Clock) -> list[dict[str,
     generator, taken = torch.Generator().manual_seed(run.training.seed + state.mesh.rank(*DATA)), []
     for step in range(WARMUP_STEPS + steps):
         with clock("data"):
-            batch = random_batch(run, state.model.shape.vocab_size, generator)
+            batch = random_batch(run, state.model.config.vocab_size, generator)
         train_step(state, batch.split(run.microbatches), 0.0, run.training, clock)
         parts = clock.read()
         if step >= WARMUP_STEPS:

@@ -10,8 +10,8 @@ from longfire.ops.cross_entropy import linear_cross_entropy
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_the_same_whatever_was_drawn_before_and_however_the_model_was_made(mixer, tiny_shape):
-    shape = tiny_shape(mixer)
+def test_the_same_whatever_was_drawn_before_and_however_the_model_was_made(mixer, tiny_config):
+    shape = tiny_config(mixer)
     from_meta = build(shape, seed=3)
     torch.manual_seed(999)
     torch.randn(17)
@@ -21,23 +21,23 @@ def test_the_same_whatever_was_drawn_before_and_however_the_model_was_made(mixer
         assert torch.equal(a, b), name
 
 
-def test_a_parameter_does_not_depend_on_its_neighbours(tiny_shape):
+def test_a_parameter_does_not_depend_on_its_neighbours(tiny_config):
     short, long = (
-        build(tiny_shape("attention"), 0),
-        build(tiny_shape("attention", num_hidden_layers=5), 0),
+        build(tiny_config("attention"), 0),
+        build(tiny_config("attention", num_hidden_layers=5), 0),
     )
     ours = dict(long.named_parameters())
     for name, parameter in short.named_parameters():
         assert torch.equal(parameter, ours[name]), name
 
 
-def test_another_seed_gives_other_matrices(tiny_shape):
-    a, b = build(tiny_shape(), 0), build(tiny_shape(), 1)
+def test_another_seed_gives_other_matrices(tiny_config):
+    a, b = build(tiny_config(), 0), build(tiny_config(), 1)
     assert not torch.equal(a.embed.weight, b.embed.weight)
 
 
-def test_the_audit_names_a_parameter_without_a_rule(tiny_shape):
-    model = Model(tiny_shape())
+def test_the_audit_names_a_parameter_without_a_rule(tiny_config):
+    model = Model(tiny_config())
     model.layers[0].mixer.stray = torch.nn.Parameter(torch.zeros(3))
     with pytest.raises(AssertionError, match="stray"):
         initialise(model, 0)
@@ -57,6 +57,6 @@ def test_every_parameter_gets_a_gradient(mixer, tied, tiny_model):
     assert not still
 
 
-def test_tied_embeddings_stay_one_tensor_from_meta_on(tiny_shape):
-    model = build(tiny_shape(tie_word_embeddings=True), 0)
+def test_tied_embeddings_stay_one_tensor_from_meta_on(tiny_config):
+    model = build(tiny_config(tie_word_embeddings=True), 0)
     assert model.head.weight is model.embed.weight

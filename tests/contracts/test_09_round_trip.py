@@ -16,7 +16,7 @@ from longfire.huggingface import check as checks
 from longfire.huggingface import export as exporting
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.export import export
-from longfire.huggingface.families import FAMILIES, choose_family, shape_from_config
+from longfire.huggingface.families import FAMILIES, choose_family, config_from_hf
 from longfire.huggingface.family_writing import whole
 from longfire.huggingface.load import load_model, load_weights, model_of
 from longfire.huggingface.tensors import layout, to_ours
@@ -58,8 +58,8 @@ def test_what_is_exported_comes_back_byte_for_byte(family, tied, tokenizer, tiny
     check = export(model, tokenizer, tmp_path / "hf", shard_bytes=30_000)
     assert check.own_kl == 0
     again, words = load_model(tmp_path / "hf")
-    assert whole(again.shape) == replace(
-        whole(model.shape), max_position_embeddings=2048
+    assert whole(again.config) == replace(
+        whole(model.config), max_position_embeddings=2048
     )  # a number where we set no limit
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
@@ -71,7 +71,7 @@ def test_what_is_exported_comes_back_byte_for_byte(family, tied, tokenizer, tiny
     assert (
         names
         == index["weight_map"].keys()
-        == layout(FAMILIES[choose_family(model.shape)], model.shape).keys()
+        == layout(FAMILIES[choose_family(model.config)], model.config).keys()
     )
     assert ("lm_head.weight" in names) != tied
 
@@ -108,8 +108,8 @@ def test_transformers_alone_loads_it_and_gives_the_same_logits(
     )
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
     assert (
-        whole(shape_from_config(json.loads(config.to_json_string()), "")).mixers
-        == whole(model.shape).mixers
+        whole(config_from_hf(json.loads(config.to_json_string()), "")).mixers
+        == whole(model.config).mixers
     )
 
 
@@ -162,7 +162,7 @@ def test_what_transformers_saves_comes_back_byte_for_byte(tmp_path):
     )
     theirs = transformers.LlamaForCausalLM(config)
     theirs.save_pretrained(tmp_path / "theirs")
-    shape = shape_from_config(json.loads((tmp_path / "theirs" / "config.json").read_text()), "")
+    shape = config_from_hf(json.loads((tmp_path / "theirs" / "config.json").read_text()), "")
     export(
         model_of(shape, load_weights(tmp_path / "theirs", shape)),
         bytes_tokenizer(),
@@ -191,7 +191,7 @@ def test_what_transformers_saves_comes_back_byte_for_byte(tmp_path):
 )
 def test_weights_of_fla_go_out_as_they_came(case, tmp_path):
     golden = read(case)
-    family, shape = FAMILIES[golden.config["model_type"]], shape_from_config(golden.config, case)
+    family, shape = FAMILIES[golden.config["model_type"]], config_from_hf(golden.config, case)
     model = model_of(shape, to_ours(family, shape, golden.weights))
     words = bytes_tokenizer()  # of 258 words: the ids of its text do not matter here
     export(model, words, tmp_path / "hf")
@@ -251,6 +251,6 @@ def test_an_export_that_does_not_compare_does_not_appear(
 
     monkeypatch.setattr(exporting, "compare", spoiled)
     with pytest.raises(CheckpointError, match=message):
-        export(build(model.shape, 1), tokenizer, tmp_path / "hf")
+        export(build(model.config, 1), tokenizer, tmp_path / "hf")
     assert {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longfire.config.options import Sampling
 from longfire.generation.generate import advance, feed, generate
-from longfire.huggingface.families import FAMILIES, shape_from_config
+from longfire.huggingface.families import FAMILIES, config_from_hf
 from longfire.huggingface.load import model_of
 from longfire.huggingface.tensors import to_ours
 from longfire.mixers import MIXERS
@@ -134,8 +134,8 @@ def assert_equal_within_rounding(model: Model, cached_BTW: Tensor, full_BTW: Ten
     """Another order of fp32 sums: 2 additions to the residual stream a layer, each a sum of up to T + D terms whose roundings
     (2^-24) add like a random walk, relative to the largest logit; twice that, as both sides round, and four times for what
     norms of small vectors magnify (random ids reach 1.7 times the bound without it)."""
-    terms = (full_BTW.shape[1] + model.shape.hidden_size) ** 0.5
-    tolerance = 4 * 2 * 2 * model.shape.num_hidden_layers * terms * 2**-24 * full_BTW.abs().max()
+    terms = (full_BTW.shape[1] + model.config.hidden_size) ** 0.5
+    tolerance = 4 * 2 * 2 * model.config.num_hidden_layers * terms * 2**-24 * full_BTW.abs().max()
     assert (cached_BTW - full_BTW).abs().max() <= tolerance
 
 
@@ -185,7 +185,7 @@ def test_greedy_generation_follows_the_full_forward(model):
 @torch.no_grad()
 def test_weights_of_fla_token_by_token_equal_flas_own_full_forward(case):
     golden = read(case)
-    shape, family = shape_from_config(golden.config, case), FAMILIES[golden.config["model_type"]]
+    shape, family = config_from_hf(golden.config, case), FAMILIES[golden.config["model_type"]]
     model = model_of(shape, to_ours(family, shape, golden.weights))
     cached_BTW = cached_logits(model, golden.ids_BT, list(range(30, golden.ids_BT.shape[1])))
     assert (cached_BTW - golden.logits_BTW).abs().max() <= 1e-4 * golden.logits_BTW.abs().max()

@@ -55,9 +55,9 @@ def test_one_signature(module, op):
     assert list(fast.parameters.values()) == list(slow.parameters.values())
 
 
-def test_the_whole_model_is_the_same_with_slow_kernels(tiny_shape):
+def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
     """`model.kernels = slow` reaches every op: the same model runs on the truths alone, and the fast forms are not called."""
-    shape = tiny_shape("gla", "gated_delta_net", "attention", initializer_range=0.2)
+    shape = tiny_config("gla", "gated_delta_net", "attention", initializer_range=0.2)
     ids_BT = torch.randint(97, (2, 70), generator=torch.Generator().manual_seed(0))
 
     def logits_and_gradients(wanted):

@@ -168,10 +168,10 @@ def test_the_resolved_settings_start_the_same_run_again(folder, monkeypatch):
     (folder / "shape.json").unlink()
     monkeypatch.chdir("/")
     again = Run.compose(folder / "run" / "run.toml", {})
-    assert (again.optimizer, again.data.shuffle, again.shape) == (
+    assert (again.optimizer, again.data.shuffle, again.model_config) == (
         run.optimizer,
         "window",
-        run.shape,
+        run.model_config,
     )
     assert (again.steps, again.rows_per_step, again.tokens_per_step) == (
         run.steps,

@@ -3,7 +3,7 @@ settings in tests/conftest.py; without settings it fails, and so does every one 
 
 import pytest
 import torch
-from conftest import MIXER_SETTINGS, tiny_model, tiny_shape
+from conftest import MIXER_SETTINGS, tiny_config, tiny_model
 from sets import slow_unless
 from torch import Tensor
 
@@ -190,7 +190,7 @@ def test_promise_9_what_is_exported_comes_back_byte_for_byte(mixer, tmp_path):
     check = export(model, words, tmp_path / "hf")
     assert check.own_kl == 0
     again, _ = load_model(tmp_path / "hf")
-    assert whole(again.shape).mixers == whole(model.shape).mixers
+    assert whole(again.config).mixers == whole(model.config).mixers
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(ours[name].view(torch.uint8).equal(theirs[name].view(torch.uint8)) for name in ours)
@@ -217,7 +217,7 @@ def test_promise_10_cached_generation_equals_the_full_forward(mixer, cuts):
 @each_mixer
 def test_promise_11_the_fast_forms_equal_the_slow_ones(mixer):
     """`model.kernels = slow` runs the whole model on the truths alone."""
-    shape, ids_BT = tiny_shape(mixer, initializer_range=0.2), ids_of(2, 70)
+    shape, ids_BT = tiny_config(mixer, initializer_range=0.2), ids_of(2, 70)
     found = {}
     for wanted in ("torch", "slow"):
         ops.choose(CPU, wanted)

@@ -16,8 +16,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longfire.config.model_config import ModelShape
-from longfire.huggingface.families import config_from_shape, family_of, shape_from_config
+from longfire.config.model_config import ModelConfig
+from longfire.huggingface.families import config_from_hf, config_to_hf, family_of
 from longfire.huggingface.tensors import to_theirs
 from longfire.initialise import build
 from longfire.mixers import MIXERS
@@ -174,7 +174,7 @@ BLOCKS = {
 }
 
 
-def shape_of(mixer: str, **changes) -> ModelShape:
+def model_config_of(mixer: str, **changes) -> ModelConfig:
     sizes = {
         "hidden_size": D,
         "num_hidden_layers": LAYERS,
@@ -188,7 +188,7 @@ def shape_of(mixer: str, **changes) -> ModelShape:
         **BLOCKS.get(mixer, {}),
         **changes,
     }
-    return ModelShape(**keys)
+    return ModelConfig(**keys)
 
 
 def expected(mixer: str, name: str):
@@ -202,7 +202,7 @@ def expected(mixer: str, name: str):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_parameter_begins_as_published(mixer):
-    for name, parameter in build(shape_of(mixer), seed=3).named_parameters():
+    for name, parameter in build(model_config_of(mixer), seed=3).named_parameters():
         try:
             expected(mixer, name).check(parameter.detach())
         except AssertionError as e:
@@ -210,7 +210,7 @@ def test_every_parameter_begins_as_published(mixer):
 
 
 def test_a_hybrid_of_rwkv7_has_a_common_embedding_and_head():
-    shape = shape_of(
+    shape = model_config_of(
         "rwkv7",
         layer_types=("rwkv7", "attention"),
         mixers={m: TABLES[m] for m in ("rwkv7", "attention")},
@@ -221,19 +221,19 @@ def test_a_hybrid_of_rwkv7_has_a_common_embedding_and_head():
 
 
 def test_what_the_config_asks_for_comes_before_what_was_published():
-    model = build(shape_of("mamba", init_matrices="initializer_range"), seed=0)
+    model = build(model_config_of("mamba", init_matrices="initializer_range"), seed=0)
     MATRIX.check(model.layers[0].mixer.conv1d.weight.detach())
-    model = build(shape_of("mamba2", init_outputs="zeros"), seed=0)
+    model = build(model_config_of("mamba2", init_outputs="zeros"), seed=0)
     assert not model.layers[0].mixer.out_proj.weight.any()
-    model = build(shape_of("rwkv7", init_embedding=0.5, init_head="zeros"), seed=0)
+    model = build(model_config_of("rwkv7", init_embedding=0.5, init_head="zeros"), seed=0)
     Normal(0.5).check(model.embed.weight.detach())
     assert not model.head.weight.any()
 
 
 def test_mamba2_without_rescaling_begins_as_fla_then_begins():
     """rescale_prenorm_residual = false of a config.json: out_proj as every matrix."""
-    config = config_from_shape(shape_of("mamba2")) | {"rescale_prenorm_residual": False}
-    model = build(shape_from_config(config, "config.json"), seed=0)
+    config = config_to_hf(model_config_of("mamba2")) | {"rescale_prenorm_residual": False}
+    model = build(config_from_hf(config, "config.json"), seed=0)
     MATRIX.check(model.layers[1].mixer.out_proj.weight.detach())
 
 
@@ -247,7 +247,7 @@ def fresh_of_transformers(config: dict, seed: int) -> dict[str, Tensor]:
 
 def fresh_of_ours(config: dict) -> dict[str, Tensor]:
     """Under the names of the Hugging Face class."""
-    shape = shape_from_config(config, "config.json")
+    shape = config_from_hf(config, "config.json")
     weights = {name: tensor.detach() for name, tensor in build(shape, seed=11).state_dict().items()}
     return to_theirs(family_of(config, "config.json"), shape, weights)
 
@@ -331,7 +331,7 @@ def test_as_the_class_of_transformers(model_type):
 def test_as_the_class_of_fla(mixer, tmp_path):
     """A Samba begins as a Mamba: its convolution too."""
     script = Path(__file__).parents[1] / "golden/make_fla_golden.py"
-    config = config_from_shape(shape_of(mixer))
+    config = config_to_hf(model_config_of(mixer))
     (tmp_path / "config.json").write_text(json.dumps(config))
     command = [
         sys.executable,

@@ -18,7 +18,7 @@ from conftest import BLOCK_SETTINGS
 from golden import read
 from safetensors.torch import load_file, save_file
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.export import export
@@ -127,14 +127,14 @@ def run(*words: object) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def shape_of(case: str, hybrid: bool) -> ModelShape:
+def model_config_of(case: str, hybrid: bool) -> ModelConfig:
     mixer = case.split(",")[0]
     blocks = (
         {"intermediate_size": 256}
         if (mixer, hybrid) == ("mamba", True)
         else BLOCK_SETTINGS.get(mixer, {})
     )
-    shape = ModelShape(
+    shape = ModelConfig(
         **{
             "hidden_size": 32,
             "num_hidden_layers": 2,
@@ -172,7 +172,7 @@ def in_matrix(case: str, hybrid: bool) -> bool:
     ids=lambda value: "hybrid" * value if isinstance(value, bool) else value,
 )
 def test_an_export_gives_our_logits_in_fla(case, hybrid, tmp_path):
-    model = build(shape_of(case, hybrid), seed=5)
+    model = build(model_config_of(case, hybrid), seed=5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if (

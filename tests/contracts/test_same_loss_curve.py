@@ -22,11 +22,11 @@ from sets import slow_unless
 from torch import Tensor
 
 from longfire.checkpoint.checkpoint import State
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Optimizer, Training
 from longfire.data.batches import Batch
 from longfire.device import Clock
-from longfire.huggingface.families import FAMILIES, config_from_shape
+from longfire.huggingface.families import FAMILIES, config_to_hf
 from longfire.huggingface.tensors import to_theirs
 from longfire.initialise import build
 from longfire.model import Model
@@ -42,8 +42,8 @@ CPU = torch.device("cpu")
 EPS = 1e-6  # of norms
 
 
-def shape_of(mixer: str, **settings) -> ModelShape:
-    return ModelShape(
+def model_config_of(mixer: str, **settings) -> ModelConfig:
+    return ModelConfig(
         hidden_size=32,
         num_hidden_layers=2,
         layer_types=(mixer,),
@@ -56,9 +56,9 @@ def shape_of(mixer: str, **settings) -> ModelShape:
 
 
 SHAPES = {
-    "llama": shape_of("attention", num_heads=4, num_kv_heads=2),
-    "gla": shape_of("gla", num_heads=2, use_short_conv=True),
-    "gated_delta_net": shape_of("gated_delta_net", num_heads=2, head_dim=8),
+    "llama": model_config_of("attention", num_heads=4, num_kv_heads=2),
+    "gla": model_config_of("gla", num_heads=2, use_short_conv=True),
+    "gated_delta_net": model_config_of("gated_delta_net", num_heads=2, head_dim=8),
 }
 
 
@@ -100,14 +100,14 @@ def weights_of(model: Model) -> dict[str, Tensor]:
 
 def test_llama_follows_transformers():
     model = build(SHAPES["llama"], seed=3)
-    config = config_from_shape(model.shape, bos_id=1, eos_id=2, length=T)
+    config = config_to_hf(model.config, bos_id=1, eos_id=2, length=T)
     theirs = (
         transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
         .float()
         .train()
     )
     assert type(theirs).__name__ == "LlamaForCausalLM"
-    theirs.load_state_dict(to_theirs(FAMILIES["llama"], model.shape, weights_of(model)))
+    theirs.load_state_dict(to_theirs(FAMILIES["llama"], model.config, weights_of(model)))
     parameters = dict(theirs.named_parameters())
     decayed = [p for name, p in parameters.items() if "norm" not in name and "embed" not in name]
     kept = [p for name, p in parameters.items() if "norm" in name or "embed" in name]

@@ -21,7 +21,7 @@ from longfire.data.tokens import StoreWriter, TokenStore
 from longfire.errors import CheckpointError, DataError
 from longfire.huggingface.checksums import CARD, check_checksums
 from longfire.huggingface.export import export
-from longfire.huggingface.families import shape_from_config
+from longfire.huggingface.families import config_from_hf
 from longfire.initialise import build
 
 FLIPS = 220
@@ -123,7 +123,7 @@ def test_in_every_bit_of_a_stores_manifest(tmp_path):
 
 
 def save_checkpoint(folder: Path) -> Path:
-    model = build(shape_from_config(SHAPE, "here"), 0)
+    model = build(config_from_hf(SHAPE, "here"), 0)
     state = checkpoint.State(model, torch.optim.AdamW(model.parameters()), step=1)
     model.logits(model(torch.arange(16)[None])).sum().backward()
     state.optimizer.step()
@@ -151,7 +151,7 @@ def test_in_every_bit_of_a_checkpoints_manifest(tmp_path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "hf"
-    export(build(shape_from_config(SHAPE, "here"), 0), bytes_tokenizer(), folder)
+    export(build(config_from_hf(SHAPE, "here"), 0), bytes_tokenizer(), folder)
     return folder
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from longfire.config.model_config import ModelShape
+from longfire.config.model_config import ModelConfig
 from longfire.errors import SettingsError
-from longfire.huggingface.own_config import FORMAT_VERSION, MODEL_TYPE, read_shape
+from longfire.huggingface.own_config import FORMAT_VERSION, MODEL_TYPE, read_model_config
 
 NO_EXPORT = "config.json: shape is empty: this is the config of a run; `longfire export` writes one that transformers can load"
 
@@ -47,9 +47,9 @@ class LongfireConfig(PreTrainedConfig):
         self.use_cache = use_cache
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
-    def model_shape(self) -> ModelShape:
+    def model_shape(self) -> ModelConfig:
         """Raises SettingsError naming what this version of longfire does not have."""
-        return read_shape(self.to_dict(), self.name_or_path or "LongfireConfig")
+        return read_model_config(self.to_dict(), self.name_or_path or "LongfireConfig")
 
 
 AutoConfig.register(MODEL_TYPE, LongfireConfig, exist_ok=True)

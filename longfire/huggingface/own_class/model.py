@@ -89,7 +89,7 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         cache = self.cache_for(past_key_values, use_cache, attention_mask)
         seq = sequence_of(input_ids, attention_mask, position_ids, cache)
         self.refuse_positions_that_were_not_learned(seq)
-        if self.training and self.model.shape.drops:
+        if self.training and self.model.config.drops:
             seq.noise_BT = torch.randint_like(input_ids, -(2**31), 2**31, dtype=torch.int64).int()
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -160,9 +160,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
 
     def refuse_positions_that_were_not_learned(self, seq: Sequence) -> None:
         """Raises ValueError beyond the learned positions, which an embedding could not look up."""
-        if not self.model.shape.learned_positions:
+        if not self.model.config.learned_positions:
             return
-        longest, limit = int(seq.positions_BT.max()) + 1, self.model.shape.max_position_embeddings
+        longest, limit = int(seq.positions_BT.max()) + 1, self.model.config.max_position_embeddings
         if longest > limit:
             raise ValueError(
                 f"{longest} tokens, but the model has learned {limit} positions: shorten the text"
@@ -228,7 +228,7 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         if len(fresh) == len(dict(self.model.named_parameters())):
             initialise(self.model, seed)
         else:
-            begun = build(self.model.shape, seed).state_dict()
+            begun = build(self.model.config, seed).state_dict()
             for name, parameter in fresh.items():
                 parameter.data.copy_(begun[name])
         for parameter in fresh.values():
