@@ -143,11 +143,11 @@ def stalls(state: State, folder: Path, size: dict[str, int], repeats: int) -> li
     }
     steps: dict[str, list[float]] = {name: [] for name in modes}
     still: dict[str, list[float]] = {name: [] for name in modes}
-    may_change = state.may_change
+    wait_for_snapshot = state.wait_for_snapshot
     for number in range(1 + repeats):
         for name, checkpoints in modes.items():
             stood: list[float] = []
-            state.may_change = lambda stood=stood: stood.append(seconds(may_change))
+            state.wait_for_snapshot = lambda stood=stood: stood.append(seconds(wait_for_snapshot))
             start = time.perf_counter()
             if checkpoints:
                 stood.append(seconds(lambda checkpoints=checkpoints: checkpoints.save(state)))

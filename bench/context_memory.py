@@ -1,7 +1,7 @@
 """Memory of long rows: what a layer keeps, a step's peak against the length on 1 to 4 processes, the longest row of a 100M hybrid.
 
 Goals: ours keeps at most 2 b h s bytes a layer, as the Blockwise Parallel Transformer in bf16 (Liu 2023, RingAttention,
-table 1, which counts the largest activation of a layer that is computed again); at equal memory its rows are at least 4x as long as
+table 1, which counts the largest activation of a layer that is recomputed); at equal memory its rows are at least 4x as long as
 those of attention with all scores in memory beside an MLP in chunks. Peaks are those of a process that trains one step in fp32, less
 those of the same step on a row of 64 tokens; of processes that share a row (ring attention) those of the largest. The hybrid's rows
 are computed whole, and in segments of time with exact gradients (training.tbptt_exact), where only states wait at the seams.

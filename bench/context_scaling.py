@@ -155,7 +155,7 @@ def layouts(
             forward_and_backward(model, batch)
             dist.barrier()
             times.append(time.perf_counter() - start)
-        found[layout] = max(mesh.all_say(work.pairs)), statistics.median(times[1:])
+        found[layout] = max(mesh.all_gather_object(work.pairs)), statistics.median(times[1:])
     return found
 
 

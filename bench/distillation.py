@@ -6,7 +6,7 @@ Three arms, each through the commands that a user would run, from the same `long
   copying      trained on the text
   logits       learns the checkpoint's probabilities
   hidden first a share of the steps teaches the new mixers what the attention said, the rest as `logits`
-Held-out loss by `longfire eval` at the end of each; the checkpoint's own loss is the floor.
+Validation loss by `longfire eval` at the end of each; the checkpoint's own loss is the floor.
 """
 
 import json
@@ -67,7 +67,7 @@ def target(checkpoint: Path, mixer: str) -> dict:
     }
 
 
-def held_out_loss(run: Path) -> float:
+def validation_loss(run: Path) -> float:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return next(
         value
@@ -160,13 +160,15 @@ def main() -> None:
         "logits",
     )
     tokens = options.steps * options.rows * options.seq_len
-    losses = {name: held_out_loss(run) for name, run in arms.items()}
-    rows = [{"arm": name, "tokens": tokens, "held-out loss": loss} for name, loss in losses.items()]
+    losses = {name: validation_loss(run) for name, run in arms.items()}
+    rows = [
+        {"arm": name, "tokens": tokens, "validation loss": loss} for name, loss in losses.items()
+    ]
     rows.append(
         {
             "arm": "hidden only",
             "tokens": hidden_steps * options.rows * options.seq_len,
-            "held-out loss": held_out_loss(aligned),
+            "validation loss": validation_loss(aligned),
         }
     )
     best = min(losses["logits"], losses["hidden first"])

@@ -5,7 +5,7 @@
 Documents: every package of Python's own library as one text (its modules in order), and single modules of 64 kB and more; bytes are
 the tokens, documents are kept apart. One model is trained at 8k tokens, most of its steps on rows of an eighth of that (a schedule
 of lengths: many small steps teach a model its language sooner than few large ones). From there it goes on at 8k or at 32k, the same
-number of tokens in the same number of steps, each arm on a thread of its own. Then `longfire eval`: held-out loss by the number of
+number of tokens in the same number of steps, each arm on a thread of its own. Then `longfire eval`: validation loss by the number of
 tokens before it, in rows of 32k; and a needle hidden in the same texts. Goal: beyond 8k tokens the one trained at 32k has
 the lower loss. With --work a second call goes on where the first one ended.
 """
@@ -85,7 +85,7 @@ def train(
         work / "stores",
         "--data.varlen",
         "true",
-        "--data.heldout_fraction",
+        "--data.validation_fraction",
         0,
         "--eval.at_end",
         "false",
@@ -112,7 +112,7 @@ def train(
 
 
 def by_position(run: Path, data: Path, work: Path, tokens: int, rows: int) -> list[dict]:
-    """Of held-out documents: loss in buckets of context that double."""
+    """Of validation documents: loss in buckets of context that double."""
     longfire(
         "eval",
         run,
@@ -169,7 +169,7 @@ def draw(arms: dict[str, list[dict]], path: Path) -> None:
         xscale="log",
         xlabel="tokens before (of the document)",
         ylabel="loss (nats a byte)",
-        title="held-out long documents",
+        title="validation long documents",
     )
     axes.set_xscale("log", base=2)
     axes.legend()
@@ -188,7 +188,7 @@ def main() -> None:
     short, texts = long // 4, documents()
     kept = max(1, len(texts) // 10)  # every tenth text is held out
     held, seen = texts[::10][:kept], [text for number, text in enumerate(texts) if number % 10]
-    for name, part in (("held-out", held), ("seen", seen)):
+    for name, part in (("validation", held), ("seen", seen)):
         (work / f"{name}.jsonl").write_text(
             "".join(json.dumps({"text": text}) + "\n" for text in part)
         )
@@ -211,9 +211,13 @@ def main() -> None:
         run = train(work, f"run-{tokens}", tokens, long // tokens, steps, options.lr / 3, *more)
         lengths = [short // 2, short, 2 * short, long]
         return (
-            by_position(run, work / "held-out.jsonl", work, long, 1 if options.quick else 24),
+            by_position(run, work / "validation.jsonl", work, long, 1 if options.quick else 24),
             needles(
-                run, work / "held-out.jsonl", work, lengths, 1 if options.quick else options.needles
+                run,
+                work / "validation.jsonl",
+                work,
+                lengths,
+                1 if options.quick else options.needles,
             ),
         )
 

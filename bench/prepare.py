@@ -21,7 +21,7 @@ from longfire.config import settings
 from longfire.data import text
 from longfire.data.prepare import prepare
 from longfire.data.tokenizer import sample, train_tokenizer
-from longfire.data.validation import HoldOut
+from longfire.data.validation import ValidationSplit
 
 GOAL = 0.85
 DOCUMENTS = 1024  # of one call of the library
@@ -38,7 +38,9 @@ def write_texts(folder: Path, megabytes: float, words: int) -> None:
                 if document.text and size < megabytes * 1e6:
                     file.write(json.dumps({"text": document.text}) + "\n")
                     size += len(document.text)
-    train_tokenizer(sample(source, 4_000_000, HoldOut(0.0)), words).save(folder / "tokenizer")
+    train_tokenizer(sample(source, 4_000_000, ValidationSplit(0.0)), words).save(
+        folder / "tokenizer"
+    )
 
 
 def library(folder: Path, part: int, parts: int) -> None:
@@ -93,7 +95,7 @@ def prepare_rate(folder: Path, processes: int) -> float:
         data = settings.Data(
             dataset=(str(folder / "texts.jsonl"),),
             folder=stores,
-            heldout_fraction=0.0,
+            validation_fraction=0.0,
             num_workers=processes,
         )
         wanted = settings.Tokenizer(path=str(folder / "tokenizer"), add_eos=False)

@@ -3,7 +3,7 @@
     python bench/quickstart.py                   both parts, some 30 minutes on two quiet cores
     python bench/quickstart.py --part peers      the quickstart, the plain loop and xz, after the same seconds of training
 
-All see the same documents of Python's own library and are asked about the same held-out ones. Seconds are those of training:
+All see the same documents of Python's own library and are asked about the same validation ones. Seconds are those of training:
 reading, tokenizing and the evaluation at the end are not counted for anyone. The quickstart runs as `make train` runs it, with
 its schedule planned for these seconds. The loop is bench/plain_loop.py. The other mixers take the quickstart's recipe with
 another model of its width and depth: once for as many seconds as softmax attention, once for as many tokens.
@@ -116,7 +116,7 @@ def write_texts(train_file: Path, validation_file: Path) -> tuple[int, int]:
     data = Run.compose(RECIPE, {}, note=ignore).data
     train, validation = [], []
     for document in sources(data)[0].documents():
-        part = validation if held_out(document.identity, data.heldout_fraction) else train
+        part = validation if held_out(document.identity, data.validation_fraction) else train
         part.append(document.text.replace("\0", ""))
     train_file.write_text("\0".join(train), encoding="utf-8")
     validation_file.write_text("\0".join(validation), encoding="utf-8")

@@ -58,7 +58,7 @@ def overrides(run: Path, steps: int) -> dict[str, str]:
     said = {
         "data.dataset": TEXT,
         "data.folder": run.parent / "stores",
-        "data.heldout_fraction": 0.05,
+        "data.validation_fraction": 0.05,
         "training.seq_len": SEQ_LEN,
         "training.batch_size": ROWS,
         "training.steps": steps,
@@ -73,7 +73,7 @@ def overrides(run: Path, steps: int) -> dict[str, str]:
 
 
 def ours(run: Run, step: int) -> dict[str, float]:
-    """Held-out loss of a checkpoint of the run, as `longfire eval` computes it."""
+    """Validation loss of a checkpoint of the run, as `longfire eval` computes it."""
     opened = open_model(run.folder, step)
     with heldout(run) as batches:
         (numbers,) = evaluate(
@@ -142,7 +142,7 @@ def main() -> None:
             "seconds": round(seconds["train"], 1),
         }
     )
-    print_table(f"{parameters:,} parameters, held-out text", rows)
+    print_table(f"{parameters:,} parameters, validation text", rows)
     print_table("in, on and out", [{**dict.fromkeys(told[0], ""), **row} for row in told])
     write_result(
         "real_checkpoint",

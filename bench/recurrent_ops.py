@@ -1,7 +1,7 @@
 """The chunkwise recurrences against their recurrent form, forward and backward; and how the cost grows with length.
 
 Goals: at T = 2048 at least 10 times as fast as the recurrent form; from T = 2k to T = 16k at most 8.8 times the cost.
-All are eager, fp32, with an initial state and gradients of every input. The recurrent form is the readable truth of
+All are eager, fp32, with an initial state and gradients of every input. The recurrent form is the readable reference implementation of
 `longfire doctor`, a loop over tokens.
 """
 
@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from measure import alternate, arguments, medians, print_table, write_result
 from torch import Tensor
 
-from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_slow
-from longfire.ops.dplr import dplr_chunkwise, dplr_slow
-from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_slow
+from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_reference
+from longfire.ops.dplr import dplr_chunkwise, dplr_reference
+from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_reference
 
 B, H, K, V = 1, 4, 64, 128
 SLOTS = K  # the values of the first pass
 FASTER, GROWTH = 10.0, 8.8
 FORMS = {
-    "GLA (vector decay)": (linear_attention_chunkwise, linear_attention_slow),
-    "GSA, first pass (value decay)": (linear_attention_chunkwise, linear_attention_slow),
-    "gated delta rule (scalar decay)": (delta_rule_chunkwise, delta_rule_slow),
-    "RWKV-7 (diagonal plus low rank)": (dplr_chunkwise, dplr_slow),
+    "GLA (vector decay)": (linear_attention_chunkwise, linear_attention_reference),
+    "GSA, first pass (value decay)": (linear_attention_chunkwise, linear_attention_reference),
+    "gated delta rule (scalar decay)": (delta_rule_chunkwise, delta_rule_reference),
+    "RWKV-7 (diagonal plus low rank)": (dplr_chunkwise, dplr_reference),
 }
 
 

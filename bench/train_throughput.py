@@ -113,7 +113,7 @@ def take_steps(
 ) -> dict[str, Any]:
     """What one process does: warm-up, timed steps, the matmul peak."""
     torch.manual_seed(0)
-    slow_peer = side == "peer" and is_slow(dtype)
+    slow_peer = side == "peer" and is_reference(dtype)
     step, flops = {"ours": ours, "peer": peer}[side](size, dtype, compiled)
     ids = torch.randint(size["words"], (size["rows"], size["tokens"] + 1))
     for _ in range(0 if slow_peer else WARMUP_STEPS):
@@ -123,7 +123,7 @@ def take_steps(
     return {"seconds": times, "flops_per_token": flops, "matmul_peak": peak, "peak_source": source}
 
 
-def is_slow(dtype: torch.dtype) -> bool:
+def is_reference(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not native_bf16(CPU)
 
 
@@ -144,7 +144,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """A row for each side that is measured; `repeats` processes of each, in turn."""
     dtype, compiled = kind
-    sides = ("ours",) if compiled and is_slow(getattr(torch, dtype)) else ("ours", "peer")
+    sides = ("ours",) if compiled and is_reference(getattr(torch, dtype)) else ("ours", "peer")
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, taken in runs.items():

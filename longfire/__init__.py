@@ -12,8 +12,8 @@ The flow in order, a line a stage; each can be called alone:
     model            ids                                    -> hidden states (mixers look along the sequence, ops compute)
     loss             hidden states, labels                  -> nats, summed over real tokens
     train            batch t                                -> one step of optim, one record of report
-    checkpoint       model, optimizer, counters             -> a folder that is whole or not there
-    evaluate         a model, held-out documents            -> loss, perplexity, bits per byte
+    checkpoint       model, optimizer, counters             -> a folder that is complete or absent
+    evaluate         a model, validation documents            -> loss, perplexity, bits per byte
     hub              a checkpoint                           -> Hugging Face weights that give the same logits
     hf               such weights                           -> a class of transformers, where no other one has the model
     generation       a model, a prompt                      -> text

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and those that one process holds: what everyone
+"""Files and folders that are complete or absent, and those that one process holds: what everyone
 who writes relies on."""
 
 import fcntl

@@ -1,4 +1,4 @@
-"""The errors that a user can cause: each message names what, where, and the mend; the command line
+"""The errors that a user can cause: each message names what, where, and the fix; the command line
 shows it without a traceback."""
 
 
@@ -8,15 +8,15 @@ def first_line(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """Something the user can mend. `str(error)` is one message: what is wrong, where, and what to
+    """Something the user can fix. `str(error)` is one message: what is wrong, where, and what to
     do."""
 
     exit_code = 2
-    told_elsewhere = False  # another process of the run prints it
+    reported_elsewhere = False  # another process of the run prints it
 
 
 class SettingsError(UserError):
-    """A key, its value, and the mend; raised before any data or device is touched."""
+    """A key, its value, and the fix; raised before any data or device is touched."""
 
 
 class DataError(UserError):

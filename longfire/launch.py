@@ -314,7 +314,7 @@ class Watchdog:
     def end(self, limit: int) -> None:
         tell(
             f"{limit} s were not enough {self.what} (comm.{self.phase}_timeout_seconds): the run hangs. The stack of every thread "
-            "follows. The newest whole checkpoint stays, and the same command goes on from it; raise the limit if it may take so long."
+            "follows. The newest whole checkpoint stays, and the same command resumes from it; raise the limit if it may take so long."
         )
         faulthandler.dump_traceback(all_threads=True, file=STDERR)
         os._exit(TrainingError.exit_code)

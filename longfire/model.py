@@ -113,10 +113,10 @@ class Model(nn.Module):
     need never be whole: the loss takes `to_head(hidden)` and `head.weight`, which has the rows of
     `words` (None: of all).
 
-    What parallel/tensor.py leaves of a model: `splits` says what of a parameter lies here, by name;
+    What parallel/tensor.py leaves of a model: `splits` says what of a parameter is on this process, by name;
     `partial` names parameters whose gradient is to be added up over the processes that share
     matrices. What parallel/pipeline.py leaves: some `layers`, under their numbers, and None for
-    what lies elsewhere; `copied` names parameters that lie here too, while another process has the
+    what lies elsewhere; `copied` names parameters on this process too, while another process has the
     copy that counts.
     """
 
@@ -170,7 +170,7 @@ class Model(nn.Module):
         if seq is None:
             seq = Sequence(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
         if seq.cache is not None and self.outgrown(ids_BT, seq.cache):
-            return self.computed_again(ids_BT, seq)
+            return self.recomputed(ids_BT, seq)
         self.prepare(seq)
         x_BTD = self.blocks(self.embedded(ids_BT, seq), seq)
         if seq.cache is not None:
@@ -192,7 +192,7 @@ class Model(nn.Module):
         were_kept = cache.length == 0 or len(cache.layers) > 1
         return not were_kept or cache.length + ids_BT.shape[1] > min(limits)
 
-    def computed_again(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
+    def recomputed(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
         """Hidden states of new tokens, from the ids of the whole text: each sequence is a forward
         of its own."""
         cache, tokens = seq.cache, ids_BT.shape[1]
@@ -236,7 +236,7 @@ class Model(nn.Module):
         return x_BTD
 
     def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        """One block; huggingface/own_class/model.py has it computed again in the backward."""
+        """One block; huggingface/own_class/model.py has it recomputed in the backward."""
         return block(x_BTD, seq)
 
     def normed(self, x_BTD: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def clip_gradients(
 
     Returns the norm before (fp32 or wider, a scalar on the gradients' device): nothing here waits
     for it. On a CPU it is at hand anyway, and gradients that are short enough are then not passed
-    over once more. Where parameters lie in many processes, these are the parts that lie here:
+    over once more. Where parameters lie in many processes, these are the parts on this process:
     `copies` says how many processes hold each, world_sum adds a number over all in place.
     """
     if not gradients:

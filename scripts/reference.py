@@ -42,6 +42,7 @@ SYSTEMS = {
     "flame-torchtitan": aliases.FLAME_TORCHTITAN,
     "flash-attention": aliases.FLASH_ATTENTION,
     "ring-attention": aliases.RING_ATTENTION,
+    "earlier-longfire": aliases.EARLIER_LONGFIRE,
 }
 
 

@@ -8,7 +8,7 @@ rm -rf "$RUN"
 small="--job.dump_folder $RUN --training.seq_len 128 --training.batch_size 2 --lr_scheduler.warmup_steps 2 --eval.tokens 2048 --training.max_seconds 0"
 model="--model.config recipes/models/hybrid-10m.json"   # another one than the quickstart's: gla and attention
 
-# 1. What this machine can do: every fast kernel against its slow truth.
+# 1. What this machine can do: every fast kernel against its reference implementation.
 longfire doctor
 
 # A recipe of one's own: one file, every line explained, the model in it.
@@ -24,7 +24,7 @@ longfire train recipes/quickstart.toml $model $small --training.steps 6 --lr_sch
 longfire train recipes/quickstart.toml $model $small --training.steps 12 --lr_scheduler.name constant --checkpoint.export false
 
 # 5. What did it learn? Loss, perplexity and bits per byte on documents it never saw.
-longfire eval "$RUN" --plot "$RUN/by-position.svg" --json "$RUN/held-out.json"
+longfire eval "$RUN" --plot "$RUN/by-position.svg" --json "$RUN/validation.json"
 longfire eval "$RUN" --data docs,README.md --seq_len 256 --tokens 2048
 longfire eval "$RUN" --needle --data docs --lengths 256,384 --depths 0,1 --needles 1 --plot "$RUN/needles.png"
 
@@ -38,7 +38,7 @@ printf 'def f(x):\n    return x\n' | longfire generate "$RUN" --interactive --ma
 longfire export "$RUN" "$RUN/hf"
 longfire generate "$RUN/hf" --prompt "import " --max_new_tokens 16
 
-# 8. And back: Hugging Face weights (these, or anyone's, or a name on the hub) become a run that goes on from them.
+# 8. And back: Hugging Face weights (these, or anyone's, or a name on the hub) become a run that resumes from them.
 longfire import "$RUN/hf" "$RUN/continued"
 longfire train "$RUN/continued/run.toml" $small --job.dump_folder "$RUN/continued" --data.dataset docs --training.steps 2
 longfire export "$RUN/continued" --step 0 --dtype bfloat16 "$RUN/continued/hf"

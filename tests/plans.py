@@ -120,7 +120,7 @@ def steps(state: State, count: int, max_norm: float = 0) -> list[dict[str, float
 
 
 def parts(state: State) -> dict[str, list[tuple[tuple[int, ...], torch.Tensor]]]:
-    """Everything that lies here: by name, (where in the whole, the numbers)."""
+    """Everything on this process: by name, (where in the whole, the numbers)."""
     return {
         name: [(box.begin, box.of_local(held.tensor).clone()) for box in held.boxes]
         for name, held in state.held().items()

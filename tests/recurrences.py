@@ -73,7 +73,7 @@ def results(op: Callable, made: Inputs) -> dict[str, Tensor]:
 
 
 def errors(op: Callable, truth: Callable, made: Inputs, dtype: torch.dtype) -> dict[str, float]:
-    """max |op - truth| / max |truth| of each result; the truth in float64 of the same rounded inputs."""
+    """max |op - truth| / max |truth| of each result; the reference in float64 of the same rounded inputs."""
     rounded = converted(made, dtype)
     got, true = results(op, rounded), results(truth, converted(rounded, torch.float64))
     floor = (

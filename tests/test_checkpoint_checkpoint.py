@@ -111,7 +111,7 @@ def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model)
 
 @pytest.mark.parametrize("keep", [0, 2])
 def test_what_lies_beyond_load_step_is_no_longer_the_newest(tmp_path, tiny_model, keep):
-    """A run that went back to step 2 and saved step 3 goes on from there, and keep_latest_k does not forget it for later ones."""
+    """A run that went back to step 2 and saved step 3 resumes from there, and keep_latest_k does not forget it for later ones."""
     saved(tmp_path, tiny_model, steps=5, keep_latest_k=5)
     state, notes = fresh(tiny_model()), []
     branch = Checkpoints(

@@ -83,7 +83,7 @@ def folder(made, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def told(capsys) -> str:
+def describe(capsys) -> str:
     out, err = capsys.readouterr()
     return out + err
 
@@ -128,7 +128,7 @@ def test_where_no_tokenizer_is_named_the_one_beside_the_weights_is_taken(folder,
         model__weights=source,
         data__dataset="german.jsonl",
     )
-    said = told(capsys)
+    said = describe(capsys)
     assert "weights: " in said and f"{source}" in said
     assert "300 entries, no BOS, EOS <eos> after each" in said
     assert (
@@ -141,9 +141,9 @@ def test_where_no_tokenizer_is_named_the_one_beside_the_weights_is_taken(folder,
         model__weights=source,
         data__dataset="german.jsonl",
     )
-    assert "changed since" not in told(capsys), "the same command again changes nothing"
+    assert "changed since" not in describe(capsys), "the same command again changes nothing"
     train("next", model__config="first/config.json", data__dataset="german.jsonl")
-    assert "weights: going on from" in told(capsys), "nor does it need the weights any more"
+    assert "weights: resuming from" in describe(capsys), "nor does it need the weights any more"
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_another_tokenizer_than_that_of_weights_or_teacher_is_refused(folder, ca
         key.replace(".", "__"): source,
     }
     train("next", **given, **OWN, code=2)
-    said = told(capsys)
+    said = describe(capsys)
     assert f"tokenizer.path = 'train' is not the tokenizer of {key} = " in said and "id " in said
     assert "tokenizer.allow_mismatch = true" in said
     train("next", **given, **OWN, tokenizer__allow_mismatch="true")
-    assert "warning: tokenizer.path = 'train' is not the tokenizer of" in told(capsys)
+    assert "warning: tokenizer.path = 'train' is not the tokenizer of" in describe(capsys)
 
 
 @pytest.mark.parametrize("recipe", [(), ("first/run.toml",)])
@@ -175,8 +175,8 @@ def test_a_run_goes_on_with_its_own_tokenizer_on_other_text(folder, capsys, reci
     """`train` would make another one of the new text."""
     given = {} if recipe else {"model__config": "shape.json"}
     train("first", *recipe, **given, data__dataset="german.jsonl", training__steps=3)
-    said = told(capsys)
-    assert "tokenizer: first/tokenizer, 300 entries" in said and "weights: going on from" in said
+    said = describe(capsys)
+    assert "tokenizer: first/tokenizer, 300 entries" in said and "weights: resuming from" in said
     train(
         "first",
         *recipe,
@@ -186,7 +186,7 @@ def test_a_run_goes_on_with_its_own_tokenizer_on_other_text(folder, capsys, reci
         tokenizer__path="train",
         code=2,
     )
-    assert "is not the tokenizer that the run in first was trained with" in told(capsys)
+    assert "is not the tokenizer that the run in first was trained with" in describe(capsys)
 
 
 def test_weights_without_a_tokenizer_are_warned_of(folder, capsys):
@@ -194,7 +194,7 @@ def test_weights_without_a_tokenizer_are_warned_of(folder, capsys):
         file.unlink()
     given = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
     train("next", **given, model__weights="first/hf", tokenizer__path="first/tokenizer")
-    assert "warning: no tokenizer lies beside model.weights = " in told(capsys)
+    assert "warning: no tokenizer lies beside model.weights = " in describe(capsys)
 
 
 def test_an_imported_run_begins_with_its_weights_in_any_folder(folder, capsys):
@@ -203,11 +203,11 @@ def test_an_imported_run_begins_with_its_weights_in_any_folder(folder, capsys):
     assert kept["model"]["weights"] == "checkpoints/step-0"
     given = {"data__dataset": "english.jsonl", "optimizer__lr": 1e-9}
     train("other", "imported/run.toml", **given)
-    assert "weights: checkpoint " in told(capsys)
+    assert "weights: checkpoint " in describe(capsys)
     train("imported", "imported/run.toml", **given)
-    assert "weights: going on from" in told(capsys)
+    assert "weights: resuming from" in describe(capsys)
     train("third", "imported/run.toml", **given, checkpoint__enable_checkpoint="false")
-    assert "weights: checkpoint " in told(capsys)
+    assert "weights: checkpoint " in describe(capsys)
     records = [
         Path(name, "metrics.jsonl").read_text().splitlines()[0]
         for name in ("imported", "other", "third")
@@ -215,14 +215,14 @@ def test_an_imported_run_begins_with_its_weights_in_any_folder(folder, capsys):
     losses = {json.loads(record)["loss"] for record in records}
     assert len(losses) == 1
     train("fresh", "imported/run.toml", **given, model__weights="")
-    assert "weights: fresh, initialised with training.seed = 42" in told(capsys)
+    assert "weights: fresh, initialised with training.seed = 42" in describe(capsys)
 
 
 def test_an_import_that_was_moved_and_trained_still_begins_at_its_step_0(folder, capsys):
     train("imported", "imported/run.toml", data__dataset="english.jsonl")
     shutil.move("imported", "moved")
     train("other", "moved/run.toml", data__dataset="english.jsonl")
-    assert f"weights: checkpoint {folder}/moved/checkpoints/step-0" in told(capsys)
+    assert f"weights: checkpoint {folder}/moved/checkpoints/step-0" in describe(capsys)
 
 
 def test_a_checkpoint_says_which_ids_it_was_trained_with(folder, capsys):
@@ -235,10 +235,10 @@ def test_a_checkpoint_says_which_ids_it_was_trained_with(folder, capsys):
         ["export", "first", "out"],
     ):
         assert main(line) == 4
-        assert "was trained with another tokenizer than" in told(capsys)
+        assert "was trained with another tokenizer than" in describe(capsys)
     assert main(["export", "first", "out", "--compare", "bytes"]) == 4
     train("first", "first/run.toml", tokenizer__path="first/tokenizer", training__steps=3, code=4)
-    assert "was trained with another tokenizer than tokenizer.path" in told(capsys)
+    assert "was trained with another tokenizer than tokenizer.path" in describe(capsys)
 
 
 def test_broken_weights_are_named(folder, capsys):
@@ -255,14 +255,14 @@ def test_broken_weights_are_named(folder, capsys):
         data__dataset="german.jsonl",
         code=4,
     )
-    assert message in told(capsys)
+    assert message in describe(capsys)
     for line in (
         ["import", "first/hf", "again"],
         ["generate", "first/hf", "--prompt", "a"],
         ["eval", "first/hf"],
     ):
         assert main(line) == 4, line
-        assert message in told(capsys)
+        assert message in describe(capsys)
     assert not Path("again").exists()
 
 
@@ -275,7 +275,7 @@ def test_an_export_named_like_a_checkpoint_is_no_checkpoint(folder, capsys):
         model__weights="first/exports/step-2",
         data__dataset="german.jsonl",
     )
-    assert "weights: Hugging Face weights in" in told(capsys)
+    assert "weights: Hugging Face weights in" in describe(capsys)
 
 
 def test_a_run_goes_on_when_its_weights_and_their_tokenizer_are_gone(folder, capsys):
@@ -288,7 +288,7 @@ def test_a_run_goes_on_when_its_weights_and_their_tokenizer_are_gone(folder, cap
     train("next", **config)
     shutil.rmtree("first")
     assert main(["train", "next/run.toml", "--training.steps=3"]) == 0
-    assert "weights: going on from next/checkpoints/step-2" in told(capsys)
+    assert "weights: resuming from next/checkpoints/step-2" in describe(capsys)
 
 
 def test_a_run_goes_on_with_a_config_that_says_otherwise_how_a_model_begins(folder, capsys):
@@ -298,25 +298,27 @@ def test_a_run_goes_on_with_a_config_that_says_otherwise_how_a_model_begins(fold
     written = json.loads(Path("begun/config.json").read_text())
     Path("begun/config.json").write_text(json.dumps({**written, "init_head": "initializer_range"}))
     train("begun", model__config="shape.json", data__dataset="english.jsonl", training__steps=3)
-    assert "weights: going on from begun/checkpoints/step-2" in told(capsys)
+    assert "weights: resuming from begun/checkpoints/step-2" in describe(capsys)
 
 
 @pytest.mark.parametrize("command", [["eval"], ["export"], ["generate", "--prompt=a"]])
 def test_a_command_names_the_run_of_a_checkpoint(folder, capsys, command):
     assert main([*command, "first/checkpoints/step-2"]) == 2
-    assert "name its run folder, " in told(capsys)
+    assert "name its run folder, " in describe(capsys)
 
 
 def test_weights_that_were_trained_with_bos_are_told_where_there_is_none(folder, capsys):
     config = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
     train("bos", **config, tokenizer__path="first/tokenizer", tokenizer__add_bos="true")
     train("next", **config, model__weights="bos", tokenizer__path="bos/tokenizer")
-    assert "warning: documents began with BOS where model.weights = " in told(capsys)
+    assert "warning: documents began with BOS where model.weights = " in describe(capsys)
     train("taken", **config, model__weights="bos")
-    assert "warning: documents began" not in told(capsys)
+    assert "warning: documents began" not in describe(capsys)
 
 
 def test_the_folder_of_all_checkpoints_is_refused_with_what_to_name(folder, capsys):
     given = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
     train("next", **given, model__weights="first/checkpoints", code=2)
-    assert "first/checkpoints holds all checkpoints of a run: name the run folder, " in told(capsys)
+    assert "first/checkpoints holds all checkpoints of a run: name the run folder, " in describe(
+        capsys
+    )

@@ -27,7 +27,7 @@ def run(tmp_path, tiny_config) -> Run:
         "data.folder": tmp_path / "stores",
         "training.seq_len": 8,
         "model.compute_dtype": "bfloat16",
-        "model.kernels": "slow",
+        "model.kernels": "reference",
     }
     run = Run.compose(
         None, {key: str(value) for key, value in overrides.items()}, note=lambda _: None
@@ -45,9 +45,9 @@ def test_the_tokenizer_is_the_copy_in_the_run_folder_else_that_of_the_settings(r
 
 def test_place_decides_type_and_kernels():
     training = settings.Training(device="cpu")
-    device, dtype = place(training, settings.Model(compute_dtype="bfloat16", kernels="slow"))
+    device, dtype = place(training, settings.Model(compute_dtype="bfloat16", kernels="reference"))
     assert (device.type, dtype) == ("cpu", torch.bfloat16)
-    assert {ops.chosen(op) for op in ops.OPS} == {"slow"}
+    assert {ops.chosen(op) for op in ops.OPS} == {"reference"}
     assert place(training, settings.Model(compute_dtype="float32"))[1] == torch.float32
     assert ops.chosen("delta_rule") == "torch"
 

@@ -182,6 +182,7 @@ def test_every_alias_ends_in_a_setting_that_exists():
 
 def test_no_spelling_means_two_things():
     tables = (
+        aliases.EARLIER_LONGFIRE,
         aliases.FLAME_ACCELERATE,
         aliases.FLAME_TORCHTITAN,
         aliases.FLASH_ATTENTION,

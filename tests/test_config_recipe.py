@@ -1,4 +1,4 @@
-"""recipe.py: TOML, then the command line, into typed sections; whatever is wrong is told with key, value, place and mend."""
+"""recipe.py: TOML, then the command line, into typed sections; whatever is wrong is told with key, value, place and fix."""
 
 import re
 

@@ -58,11 +58,16 @@ def test_the_words_are_known_without_data(folder):
 
 def test_steps_rows_and_tokens(folder):
     run = compose(folder)
-    assert (run.accumulation, run.rows_per_step, run.tokens_per_step, run.steps) == (1, 4, 256, 100)
+    assert (run.accumulation, run.sequences_per_step, run.tokens_per_step, run.steps) == (
+        1,
+        4,
+        256,
+        100,
+    )
     run = compose(folder, **{"training.global_batch_size": "12"})
-    assert (run.accumulation, run.rows_per_step, run.tokens_per_step) == (3, 12, 768)
+    assert (run.accumulation, run.sequences_per_step, run.tokens_per_step) == (3, 12, 768)
     run = compose(folder, **{"training.gradient_accumulation_steps": "5"})
-    assert (run.accumulation, run.rows_per_step) == (5, 20)
+    assert (run.accumulation, run.sequences_per_step) == (5, 20)
     run = compose(folder, **{"training.tokens": "25601"})  # one token more than 100 steps
     assert run.steps == 101
 
@@ -122,7 +127,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ),
         ({"data.dataset": "a,b", "data.data_probs": "1,0"}, "each share must be positive"),
         ({"data.streaming": "true", "data.shuffle": "global"}, 'use "window" or "auto"'),
-        ({"data.heldout_fraction": "0"}, "leaves nothing to evaluate"),
+        ({"data.validation_fraction": "0"}, "leaves nothing to evaluate"),
         (
             {"data.dataset": "embedded", "data.validation": "embedded"},
             "data.validation names embedded, which data.dataset trains on",
@@ -435,9 +440,9 @@ def test_rows_of_a_step_are_those_of_all_processes_with_rows_of_their_own(folder
             folder / "recipes" / "x.toml", overrides, world=World(size), note=lambda told: None
         )
 
-    assert of_world(8).rows_per_step == 32 and of_world(8).degrees["dp_shard"] == 8
+    assert of_world(8).sequences_per_step == 32 and of_world(8).degrees["dp_shard"] == 8
     run = of_world(8, **{"parallelism.mesh_dim": "2,-1,1,1", "training.global_batch_size": "64"})
-    assert (run.data_processes, run.accumulation, run.rows_per_step) == (8, 2, 64)
+    assert (run.data_processes, run.accumulation, run.sequences_per_step) == (8, 2, 64)
     assert "8 processes (2 dp_replicate x 4 dp_shard)" in "".join(summary(run))
     with pytest.raises(
         SettingsError,

@@ -1,4 +1,4 @@
-"""Batches: tensors as the order and the packing say, held-out text, waiting for a growing store."""
+"""Batches: tensors as the order and the packing say, validation text, waiting for a growing store."""
 
 import json
 import threading
@@ -141,7 +141,7 @@ def test_splitting_keeps_the_rows(prepared, varlen):
 def test_held_out_tokens_are_each_learned_once(prepared, tokens, varlen):
     batches = batches_of(prepared, varlen=varlen)
     stream = prepared.stores[0].heldout
-    length = batches.heldout_tokens(0, tokens)
+    length = batches.validation_tokens(0, tokens)
     assert length == min(tokens, stream.length)
     everything = stream.tokens(0, length).astype(int).tolist()
     parts = list(batches.heldout(0, tokens, rows=2))
@@ -153,7 +153,7 @@ def test_held_out_tokens_are_each_learned_once(prepared, tokens, varlen):
     ]
     assert labels == after_an_end
     assert all(part.rows <= 2 for part in parts)
-    assert batches.heldout_text(0, tokens) == prepared.tokenizer.decode(everything)
+    assert batches.validation_text(0, tokens) == prepared.tokenizer.decode(everything)
 
 
 def test_no_held_out_documents(tmp_path):
@@ -163,7 +163,7 @@ def test_no_held_out_documents(tmp_path):
     prepared = Prepared(bytes_tokenizer(), (TokenStore(tmp_path / "s"),), (1.0,), ("s",))
     for varlen in (False, True):
         batches = batches_of(prepared, varlen=varlen)
-        assert list(batches.heldout(0, 100)) == [] and batches.heldout_text(0, 100) == ""
+        assert list(batches.heldout(0, 100)) == [] and batches.validation_text(0, 100) == ""
 
 
 def test_prefetching_changes_nothing(prepared):
@@ -296,7 +296,7 @@ def test_held_out_text_is_waited_for(tmp_path):
         grower.grow(10)
 
     threading.Timer(0.2, later).start()
-    assert batches.heldout_tokens(0, 50) == 50
+    assert batches.validation_tokens(0, 50) == 50
 
 
 def test_two_sources_of_which_one_ends_early(tmp_path):
@@ -327,7 +327,7 @@ def test_through_the_front_door(tmp_path):
     train = [
         text
         for i, text in enumerate(texts, 1)
-        if not held_out(f"a.jsonl:{i}", data.heldout_fraction)
+        if not held_out(f"a.jsonl:{i}", data.validation_fraction)
     ]
     assert "".join(train).startswith(prepared.tokenizer.decode(ids))
 

@@ -10,7 +10,7 @@ from longfire.data.pack import NO_LABEL, document_starts, pack
 from longfire.ops.documents import Documents
 
 
-def pack_slow(stream, document_of, first, T, context_len):
+def pack_reference(stream, document_of, first, T, context_len):
     """ids, labels, positions, piece numbers of one row, token by token."""
     ids, labels, positions, pieces = [], [], [], []
     position, piece = 0, -1
@@ -46,7 +46,7 @@ def test_documents_against_the_plain_loop(lengths, T, context_len, data):
     starts_BS = document_starts(np.cumsum(lengths), first, T + 1)
     batch = _tensors(pack(tokens_BS, starts_BS, context_len))
     document_of = np.repeat(np.arange(len(lengths)), lengths)
-    slow = [pack_slow(stream.tolist(), document_of, f, T, context_len) for f in first.tolist()]
+    slow = [pack_reference(stream.tolist(), document_of, f, T, context_len) for f in first.tolist()]
     for tensor, column in zip(
         (batch.ids_BT, batch.labels_BT, batch.positions_BT, batch.documents.ids_BT), zip(*slow)
     ):

@@ -46,7 +46,7 @@ def write_corpus(file: Path, documents: int, seed: int = 0, words: int = 60) -> 
 
 
 def settings_for(tmp_path: Path, *files: str, **changes) -> settings.Data:
-    fields = {"folder": str(tmp_path / "stores"), "heldout_fraction": 0.2, **changes}
+    fields = {"folder": str(tmp_path / "stores"), "validation_fraction": 0.2, **changes}
     return settings.Data(dataset=tuple(str(tmp_path / file) for file in files), **fields)
 
 
@@ -127,7 +127,7 @@ from longfire.data.tokens import StoreWriter
 room.CHUNK_CHARACTERS, room.COMMIT_SECONDS, room.BYTES_OF_A_PROCESS = int(sys.argv[4]), 0, 1
 room.StoreWriter = lambda folder, header: StoreWriter(folder, header, 10_000, 64)
 files, folder, workers = sys.argv[1].split(","), sys.argv[2], int(sys.argv[3])
-data = settings.Data(dataset=tuple(files), folder=folder, num_workers=workers, heldout_fraction=0.2)
+data = settings.Data(dataset=tuple(files), folder=folder, num_workers=workers, validation_fraction=0.2)
 print("ready", flush=True)
 room.prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=lambda line: None)
 """
@@ -236,7 +236,7 @@ def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, mon
     others = {
         prepare(changed, other, note=silent).stores[0].folder
         for changed, other in (
-            (settings_for(tmp_path, "moved/a.jsonl", heldout_fraction=0.3), tokens),
+            (settings_for(tmp_path, "moved/a.jsonl", validation_fraction=0.3), tokens),
             (settings_for(tmp_path, "moved/a.jsonl", skip_bad_documents=True), tokens),
             (settings_for(tmp_path, "moved/a.jsonl"), settings.Tokenizer(add_eos=False)),
             (
@@ -305,13 +305,13 @@ def test_all_held_out(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 12)
     with pytest.raises(DataError, match="no document with text is left"):
         prepare(
-            settings_for(tmp_path, "a.jsonl", heldout_fraction=0.9999),
+            settings_for(tmp_path, "a.jsonl", validation_fraction=0.9999),
             settings.Tokenizer(),
             note=silent,
         )
-    with pytest.raises(SettingsError, match="heldout_fraction = 1"):
+    with pytest.raises(SettingsError, match="validation_fraction = 1"):
         prepare(
-            settings_for(tmp_path, "a.jsonl", heldout_fraction=1.0),
+            settings_for(tmp_path, "a.jsonl", validation_fraction=1.0),
             settings.Tokenizer(),
             note=silent,
         )

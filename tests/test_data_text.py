@@ -1,4 +1,4 @@
-"""Sources and formats: the same documents from any of them, from any position on; bad input names file, row and mend."""
+"""Sources and formats: the same documents from any of them, from any position on; bad input names file, row and fix."""
 
 import gzip
 import json
@@ -238,7 +238,7 @@ BROKEN_FILES = {
 @pytest.mark.parametrize("name", BROKEN_FILES)
 def test_broken_files_are_named(name, tmp_path):
     (tmp_path / name).write_bytes(BROKEN_FILES[name])
-    with pytest.raises(DataError, match=f"{name}: .*(replace|mend) or remove the file"):
+    with pytest.raises(DataError, match=f"{name}: .*(replace|fix) or remove the file"):
         list(source_of(tmp_path / name).documents())
 
 

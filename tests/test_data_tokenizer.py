@@ -21,7 +21,7 @@ from longfire.data.tokenizer import (
     sample,
     train_tokenizer,
 )
-from longfire.data.validation import HoldOut, held_out
+from longfire.data.validation import ValidationSplit, held_out
 from longfire.errors import DataError, SettingsError
 
 TEXTS = [
@@ -182,19 +182,21 @@ def test_a_sample_comes_from_all_over_and_never_from_what_is_held_out(tmp_path):
     for i in range(200):
         (tmp_path / f"{i:03d}.txt").write_text(f"{i:03d} " * 250)
     (source,) = text.sources(settings.Data(dataset=(str(tmp_path),)))
-    chosen = list(sample(source, 64_000, HoldOut(0.3)))
+    chosen = list(sample(source, 64_000, ValidationSplit(0.3)))
     numbers = [int(t[:3]) for t in chosen]
-    assert chosen == list(sample(source, 64_000, HoldOut(0.3))), "the same every time"
+    assert chosen == list(sample(source, 64_000, ValidationSplit(0.3))), "the same every time"
     assert sum(map(len, chosen)) == 64_000
     assert max(numbers) - min(numbers) > 150
     assert not any(held_out(f"{n:03d}.txt", 0.3) for n in numbers)
-    assert sum(map(len, sample(source, 10**9, HoldOut(0.0)))) == 200 * 1000, "no more than there is"
+    assert sum(map(len, sample(source, 10**9, ValidationSplit(0.0)))) == 200 * 1000, (
+        "no more than there is"
+    )
 
 
 def test_trained_once_for_the_same_text(tmp_path):
     (tmp_path / "a.txt").write_text("some text to learn from, again and again\n" * 200)
     data = settings.Data(
-        dataset=(str(tmp_path / "a.txt"),), folder=str(tmp_path / "stores"), heldout_fraction=0.0
+        dataset=(str(tmp_path / "a.txt"),), folder=str(tmp_path / "stores"), validation_fraction=0.0
     )
     wanted = settings.Tokenizer(path="train", train_vocab_size=300)
     said = []

@@ -19,11 +19,11 @@ from longfire.data.tokens import TokenStream
 from longfire.data.validation import (
     CUT_CHARACTERS,
     FEW_DOCUMENTS,
-    HoldOut,
+    ValidationSplit,
     hash_of,
     held_out,
-    hold_out_of,
     tail_of,
+    validation_split_of,
 )
 from longfire.errors import DataError, SettingsError
 
@@ -82,10 +82,10 @@ def test_short_texts_are_not_cut():
 def test_of_documents_that_all_hash_above_the_fraction_the_lowest_is_held_out(tmp_path, count):
     jsonl(tmp_path / "a.jsonl", count)
     (source,) = text.sources(data_of(tmp_path, "a.jsonl"))
-    rule = hold_out_of(source, 1e-6)
+    rule = validation_split_of(source, 1e-6)
     lowest = min((f"a.jsonl:{n}" for n in range(1, count + 1)), key=hash_of)
-    assert rule == HoldOut(1e-6, lowest)
-    prepared = prepared_of(data_of(tmp_path, "a.jsonl", heldout_fraction=1e-6))
+    assert rule == ValidationSplit(1e-6, lowest)
+    prepared = prepared_of(data_of(tmp_path, "a.jsonl", validation_fraction=1e-6))
     assert (
         prepared.stores[0].heldout.documents == 1
         and prepared.stores[0].train.documents == count - 1
@@ -95,15 +95,15 @@ def test_of_documents_that_all_hash_above_the_fraction_the_lowest_is_held_out(tm
 def test_where_the_hash_decides_the_address_is_that_of_before(tmp_path):
     """A store that was made before there were tails and lowest hashes has these options and no others."""
     jsonl(tmp_path / "a.jsonl", 300)
-    store = prepared_of(data_of(tmp_path, "a.jsonl", heldout_fraction=0.1)).stores[0]
-    options = {"add_bos", "add_eos", "heldout_fraction", "text_field", "skip_bad_documents"}
+    store = prepared_of(data_of(tmp_path, "a.jsonl", validation_fraction=0.1)).stores[0]
+    options = {"add_bos", "add_eos", "validation_fraction", "text_field", "skip_bad_documents"}
     assert store.manifest["options"].keys() == options
     unseen = [n for n in range(1, 301) if held_out(f"a.jsonl:{n}", 0.1)]
     assert store.heldout.documents == len(unseen) > 10
 
 
 def test_a_document_is_in_one_part_only():
-    for rule in (HoldOut(0.3), HoldOut(0.0, "a:7"), HoldOut(0.0)):
+    for rule in (ValidationSplit(0.3), ValidationSplit(0.0, "a:7"), ValidationSplit(0.0)):
         for number in range(50):
             document = Document(f"a:{number}", "", "text", "")
             train, unseen = rule.parts(document)
@@ -149,7 +149,7 @@ def test_splits_are_documents_with_an_address_of_their_own(tmp_path):
     )
     whole = prepared_of(data_of(tmp_path, "input.txt")).stores[0]
     split = prepared_of(
-        data_of(tmp_path, "input.txt", split_documents="<|endoftext|>", heldout_fraction=0.1)
+        data_of(tmp_path, "input.txt", split_documents="<|endoftext|>", validation_fraction=0.1)
     ).stores[0]
     assert whole.folder != split.folder and whole.train.documents == 1
     assert (
@@ -163,13 +163,13 @@ def test_texts_of_ones_own_are_evaluated_on_and_nothing_else_is_held_out(tmp_pat
     jsonl(tmp_path / "a.jsonl", 50)
     (tmp_path / "unseen.txt").write_text("never trained on")
     data = data_of(
-        tmp_path, "a.jsonl", heldout_fraction=0.5, validation=(str(tmp_path / "unseen.txt"),)
+        tmp_path, "a.jsonl", validation_fraction=0.5, validation=(str(tmp_path / "unseen.txt"),)
     )
     prepared = prepared_of(data)
     assert prepared.stores[0].train.documents == 50 and prepared.stores[0].heldout.documents == 0
     assert [name for name, _, _ in prepared.validation] == ["unseen.txt"]
     with Batches(prepared, data, 4, 0) as batches:
-        assert batches.heldout_text(0, 1000) == "never trained on"
+        assert batches.validation_text(0, 1000) == "never trained on"
         assert sum(batch.real_tokens() for batch in batches.heldout(0, 1000)) == len(
             "never trained on"
         )

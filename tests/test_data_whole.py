@@ -47,7 +47,7 @@ def texts(entry: Path | str, **changes) -> list[str]:
 
 def data_for(entry: Path, **changes) -> settings.Data:
     folder = str(entry.parent / "stores")
-    return settings.Data(dataset=(str(entry),), folder=folder, heldout_fraction=0.0, **changes)
+    return settings.Data(dataset=(str(entry),), folder=folder, validation_fraction=0.0, **changes)
 
 
 def prepared_of(data: settings.Data, said: list[str] | None = None, **tokenizer) -> TokenStore:
@@ -221,7 +221,8 @@ def test_a_file_that_a_link_names_again_is_read_once(tmp_path):
     assert texts(tmp_path / "f") == ["a"]
     (source,) = sources(settings.Data(dataset=(str(tmp_path / "f"),)))
     assert (
-        source.told == "1 of 2 files read, left out: 1 links to files that are read (latest.jsonl)"
+        source.description
+        == "1 of 2 files read, left out: 1 links to files that are read (latest.jsonl)"
     )
 
 

@@ -57,7 +57,7 @@ def home(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        words = "--model.config model.json --data.dataset text.jsonl --data.heldout_fraction 0.5 --training.seq_len 64"
+        words = "--model.config model.json --data.dataset text.jsonl --data.validation_fraction 0.5 --training.seq_len 64"
         words += " --training.steps 2"
         words += " --training.batch_size 2 --lr_scheduler.warmup_steps 1 --checkpoint.export true --metrics.report false"
         words += " --job.dump_folder runs/quickstart --eval.tokens 2000 --data.num_workers 1"

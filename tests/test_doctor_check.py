@@ -57,7 +57,7 @@ def test_a_wrong_op_is_found_and_named(monkeypatch, capsys):
         "wrong: attention, window (torch, float32, cpu); attention, window (torch, bfloat16, cpu)"
         in out
     )
-    assert "model.kernels = slow" in out
+    assert "model.kernels = reference" in out
 
 
 def wrong_gradient(op):

@@ -20,9 +20,9 @@ from longfire.evaluation.evaluate import (
     Measured,
     byte_lengths,
     evaluate,
-    heldout_bytes,
-    measure_heldout,
+    measure_validation,
     token_bytes,
+    validation_bytes,
     xz_bits_per_byte,
 )
 
@@ -33,7 +33,7 @@ T = 16
 
 @pytest.fixture
 def batches(tmp_path):
-    """Two sources of bytes; one has held-out documents."""
+    """Two sources of bytes; one has validation documents."""
     for name, count in (("many", 60), ("one", 1)):
         lines = [
             json.dumps({"text": f"{name} {i}: naïve fire " + "ab" * (i % 5)}) for i in range(count)
@@ -42,7 +42,7 @@ def batches(tmp_path):
     data = all_settings.Data(
         dataset=(f"{tmp_path}/many.jsonl", f"{tmp_path}/one.jsonl"),
         folder=f"{tmp_path}/stores",
-        heldout_fraction=0.2,
+        validation_fraction=0.2,
         num_workers=1,
         prefetch_factor=0,
     )
@@ -56,7 +56,7 @@ def batches(tmp_path):
 def test_the_numbers_are_those_counted_by_hand(batches, tiny_model):
     model = tiny_model("gla", "attention", vocab_size=258)
     results = evaluate(model, batches, tokens=100_000, chunk_tokens=7)
-    assert list(results) == ["many.jsonl"], "a source without held-out documents is left out"
+    assert list(results) == ["many.jsonl"], "a source without validation documents is left out"
     found = results["many.jsonl"]
     nats, labels = 0.0, []
     for batch in batches.heldout(0, 100_000, rows=1):
@@ -80,8 +80,8 @@ def test_evaluation_leaves_no_gradients_and_reads_at_most_so_many_tokens(batches
 
 
 def test_xz_sees_the_very_bytes_that_were_predicted(batches):
-    text = heldout_bytes(batches, "many.jsonl", 100_000)
-    first, *rest = batches.heldout_text(0, 100_000)
+    text = validation_bytes(batches, "many.jsonl", 100_000)
+    first, *rest = batches.validation_text(0, 100_000)
     assert text.decode() == "".join(rest) and first == "m"
     assert xz_bits_per_byte(text) == 8 * len(
         lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
@@ -136,7 +136,7 @@ def test_words_of_sentencepiece():
 def test_losses_by_position(batches, tiny_model):
     """Every label stands in the bucket of the tokens before it, and all buckets together are the loss."""
     model = tiny_model("attention", vocab_size=258)
-    found = measure_heldout(model, batches, 100_000, 64)["many.jsonl"]
+    found = measure_validation(model, batches, 100_000, 64)["many.jsonl"]
     nats_C = np.zeros(T)
     for batch in batches.heldout(0, 100_000, rows=1):
         logits_BTW = model.logits(model(batch.ids_BT)).detach()

@@ -189,7 +189,7 @@ def test_a_run_and_its_export_have_the_same_weights_and_losses(tmp_path, monkeyp
         "\n".join(json.dumps({"text": f"{i} {TEXT}"}) for i in range(40))
     )
     (tmp_path / "other.txt").write_text(TEXT)
-    words = "--model.config model.json --data.dataset text.jsonl --data.heldout_fraction 0.2 --data.num_workers 1"
+    words = "--model.config model.json --data.dataset text.jsonl --data.validation_fraction 0.2 --data.num_workers 1"
     words += (
         " --job.dump_folder run --training.seq_len 64 --training.batch_size 2 --training.steps 2"
     )
@@ -201,7 +201,7 @@ def test_a_run_and_its_export_have_the_same_weights_and_losses(tmp_path, monkeyp
     capsys.readouterr()
     assert longfire(["eval", "run", "--json", "held.json", "--plot", "held.png"]) == 0
     held = json.loads((tmp_path / "held.json").read_text())
-    assert held["step"] == 2 and held["documents"] == "held-out documents"
+    assert held["step"] == 2 and held["documents"] == "validation documents"
     assert held["sources"]["text.jsonl"]["tokens"] == 1999
     for place, folder in (("run", "run"), ("hf", "run/hf")):
         assert (

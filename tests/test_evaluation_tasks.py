@@ -133,7 +133,7 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 
 @pytest.fixture
 def own_task(tmp_path, monkeypatch):
-    """A folder with a task over questions that lie here; what `datasets` keeps goes there too."""
+    """A folder with a task over questions on this process; what `datasets` keeps goes there too."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     questions = [

@@ -79,7 +79,7 @@ def test_just_try_12_steps_then_again_then_longer(folder, capsys):
         in begun
     )
     assert "time: " in out and "the 8 steps that are left take" in out
-    assert "held out of input.txt: loss" in out and "Where everything lies" in out
+    assert "held out of input.txt: loss" in out and "Outputs" in out
     assert saved_steps() == [4, 6, 8, 10, 12], "the default does not fill a disk"
 
     assert train() == 0
@@ -186,7 +186,7 @@ def test_an_export_that_fails_late_does_not_hide_where_everything_lies(folder, c
         CheckpointError.exit_code,
     )
     said = capsys.readouterr()
-    assert "Where everything lies" in said.out and "step-2" in said.out
+    assert "Outputs" in said.out and "step-2" in said.out
     assert "hf" in said.err and Path("runs/longfire/hf/thesis.txt").exists()
 
 

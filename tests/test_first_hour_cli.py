@@ -87,7 +87,9 @@ def test_the_starter_without_a_text_trains_on_the_embedded_corpus(folder, capsys
         "train recipe.toml --training.steps 2 --lr_scheduler.warmup_steps 0 --eval.tokens 512",
         capsys,
     )
-    assert "step 2/2" in told and "held out of embedded" in told and "sample, after 'def '" in told
+    assert (
+        "step 2/2" in told and "validation of embedded" in told and "sample, after 'def '" in told
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -510,7 +512,7 @@ def test_a_recipe_that_lies_here_is_named(folder, capsys):
 def test_a_run_folder_is_no_recipe(folder, capsys):
     (folder / "run").mkdir()
     (folder / "run/run.toml").write_text(MODEL)
-    assert "`longfire train run/run.toml` goes on with its run" in typed("train run", capsys, 2)
+    assert "`longfire train run/run.toml` resumes its run" in typed("train run", capsys, 2)
 
 
 @pytest.mark.parametrize(
@@ -728,7 +730,7 @@ def run(tmp_path_factory):
         assert (
             main(
                 shlex.split(
-                    f"train recipe.toml {TINY} --data.heldout_fraction 0 --job.dump_folder {folder}/run"
+                    f"train recipe.toml {TINY} --data.validation_fraction 0 --job.dump_folder {folder}/run"
                 )
             )
             == 0

@@ -10,7 +10,7 @@ from longfire.cli import main
 from longfire.config.settings import Distillation as Wanted
 from longfire.data.tokenizer import train_tokenizer
 from longfire.errors import SettingsError
-from longfire.huggingface.convert import convert, target_config, transplant
+from longfire.huggingface.convert import convert, convert_weights, target_config
 from longfire.huggingface.convert_report import TABLE, ranges
 from longfire.huggingface.export import export
 from longfire.huggingface.load import load_model
@@ -112,7 +112,7 @@ def converted(source, config, tmp_path, kept=()):
     path = tmp_path / "target.json"
     path.write_text(json.dumps(config))
     _, shape = target_config(path, source.config, kept)
-    return transplant(source, shape, 0)
+    return convert_weights(source, shape, 0)
 
 
 def target(shape_of_source, **gla):
@@ -158,14 +158,16 @@ def test_key_and_value_heads_are_repeated_or_averaged(source):
             "vocab_size": source.config.vocab_size,
         }
         shape = type(source.config).from_dict(config, "", ("gla",))
-        model, moved, _ = transplant(source, shape, 0)
+        model, moved, _ = convert_weights(source, shape, 0)
         torch.testing.assert_close(model.layers[1].mixer.k_proj.weight, expected.flatten(0, 1))
         assert {m.how for m in moved if m.name.endswith("k_proj.weight")} == {how}
 
 
 def test_what_cannot_be_reshaped_stays_fresh_and_says_why(source):
     config = {**target(source.config, expand_k=0.5), "vocab_size": source.config.vocab_size + 30}
-    model, moved, _ = transplant(source, type(source.config).from_dict(config, "", ("gla",)), 0)
+    model, moved, _ = convert_weights(
+        source, type(source.config).from_dict(config, "", ("gla",)), 0
+    )
     how = {m.name: m.how for m in moved}
     assert (
         how["layers.0.mixer.q_proj.weight"] == "fresh: the source's is (32, 32), this one (16, 32)"

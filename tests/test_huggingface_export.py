@@ -246,7 +246,7 @@ config = "{folder}/shape.json"
 [data]
 dataset = ["{folder}/texts.jsonl"]
 folder = "{folder}/stores"
-heldout_fraction = 0.2
+validation_fraction = 0.2
 [training]
 seq_len = 32
 batch_size = 2
@@ -311,7 +311,7 @@ def test_any_checkpoint_of_a_run_can_be_exported(run, tmp_path):
         "| steps | 4 |",
         "texts.jsonl |",
         "| loss | 5.2500 |",
-        "| held-out texts/loss | 5.1250 |",
+        "| validation texts/loss | 5.1250 |",
         "| tokens | 256 |",
     ):
         assert row in card

@@ -303,7 +303,7 @@ def test_hidden_states_are_those_of_transformers(hybrid):
 
 @pytest.mark.parametrize("types", [("rwkv7", "attention", "rwkv7"), ("hgrn2", "kda")])
 def test_gradient_checkpointing_changes_no_gradient(types, tiny_model):
-    """Dropout is at work: what is computed again drops the same."""
+    """Dropout is at work: what is recomputed drops the same."""
     model = wrapped(
         tiny_model(
             *types,

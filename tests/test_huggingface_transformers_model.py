@@ -86,7 +86,7 @@ AutoModelForCausalLM.register(BagConfig, BagForCausalLM)
 
 
 @pytest.fixture
-def neox() -> transformers_model.Foreign:
+def neox() -> transformers_model.TransformersModel:
     return transformers_model.build(transformers_model.read_model_config(NEOX, "config.json"), 3)
 
 
@@ -103,7 +103,7 @@ def words_for(folder: Path, config: dict, name: str = "run") -> list[str]:
         "data.dataset": folder / "texts.jsonl",
         "data.folder": folder / "stores",
         "data.num_workers": 1,
-        "data.heldout_fraction": 0.2,
+        "data.validation_fraction": 0.2,
         "training.seq_len": 16,
         "training.batch_size": 2,
         "training.threads": 1,
@@ -166,7 +166,7 @@ def test_dropout_is_at_work_only_while_it_learns():
 
 
 def test_half_precision_is_autocast(neox):
-    half = transformers_model.Foreign(neox.config, neox.theirs, torch.bfloat16)
+    half = transformers_model.TransformersModel(neox.config, neox.theirs, torch.bfloat16)
     logits = half(torch.arange(5)[None])
     assert logits.dtype == torch.bfloat16 and next(half.parameters()).dtype == torch.float32
     assert half.logits(logits).dtype == torch.float32
@@ -335,7 +335,7 @@ def test_packed_documents_are_refused_where_it_does_not_or_nothing_shows(tmp_pat
             ["--activation_checkpoint.mode", "block"],
             "activation_checkpoint.mode = 'block' .* nothing of the model's inside",
         ),
-        (NEOX, ["--model.kernels", "slow"], "model.kernels = 'slow'"),
+        (NEOX, ["--model.kernels", "reference"], "model.kernels = 'reference'"),
         (NEOX, ["--distillation.teacher", "x"], "distillation.teacher = 'x'"),
         (
             {**NEOX, "tie_word_embeddings": True},

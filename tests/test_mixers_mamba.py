@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2 beside transformers' own classes, whose configs have other keys; for Mamba-2 in groups they are the truth:
+"""Mamba and Mamba-2 beside transformers' own classes, whose configs have other keys; for Mamba-2 in groups they are the reference:
 fla's way without CUDA gives every group the heads of another."""
 
 import json

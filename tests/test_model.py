@@ -8,7 +8,7 @@ from longfire.config.settings import ActivationCheckpoint
 from longfire.errors import SettingsError
 from longfire.initialise import build
 from longfire.mixers import MIXERS
-from longfire.ops.attention import attention_slow
+from longfire.ops.attention import attention_reference
 from longfire.ops.cross_entropy import linear_cross_entropy
 from longfire.parallel.apply import parallelize
 
@@ -41,7 +41,7 @@ def test_flops_agree_with_torchs_counter_where_it_sees_all(tiny_model):
     """Softmax with written-out scores: the counter sees every product, and the whole square where we count the causal half."""
     seq_len, model = 32, tiny_model("attention")
     for block in model.layers:
-        block.mixer.attend = attention_slow
+        block.mixer.attend = attention_reference
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(IDS_BT[:1, :seq_len]))
     attention = model.layers[0].mixer

@@ -1,4 +1,4 @@
-"""Softmax attention against torch's SDPA in float64 with the mask written out, and against its own slow truth."""
+"""Softmax attention against torch's SDPA in float64 with the mask written out, and against its own reference implementation."""
 
 from itertools import pairwise, product
 
@@ -9,7 +9,12 @@ from torch import Tensor
 
 from longfire import ops
 from longfire.ops import attention as module
-from longfire.ops.attention import attention, attention_parts, attention_parts_slow, attention_slow
+from longfire.ops.attention import (
+    attention,
+    attention_parts,
+    attention_parts_reference,
+    attention_reference,
+)
 from longfire.ops.documents import Documents
 
 pytestmark = pytest.mark.dtype
@@ -75,7 +80,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("form", [attention, attention_slow])
+@pytest.mark.parametrize("form", [attention, attention_reference])
 @pytest.mark.parametrize("case", CASES)
 def test_against_sdpa(case, form):
     """float64: sums of at most 50 terms, so 1e-12 is a thousand roundings."""
@@ -92,7 +97,8 @@ def test_against_sdpa(case, form):
 def test_value_size_differs_from_key_size(V):
     leaves = inputs(20, 20, V)
     for got, true in zip(
-        with_gradients(attention(*leaves), leaves), with_gradients(attention_slow(*leaves), leaves)
+        with_gradients(attention(*leaves), leaves),
+        with_gradients(attention_reference(*leaves), leaves),
     ):
         torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
 
@@ -107,7 +113,7 @@ def test_lower_precision(case, dtype, unit):
     exact = [x.detach().double().requires_grad_() for x in leaves]
     for got, true in zip(
         with_gradients(attention(*leaves, **options), leaves),
-        with_gradients(attention_slow(*exact, **options), exact),
+        with_gradients(attention_reference(*exact, **options), exact),
     ):
         assert got.dtype == dtype
         assert (got.double() - true).abs().max() <= 20 * unit * true.abs().max()
@@ -156,8 +162,8 @@ def test_memory_of_documents_and_windows_does_not_grow_with_the_square(monkeypat
 
 def test_the_slow_form_is_taken_when_chosen(monkeypatch):
     called = []
-    monkeypatch.setattr(module, "attention_slow", lambda *a, **k: called.append(1) or a[0])
-    ops.choose(torch.device("cpu"), "slow")
+    monkeypatch.setattr(module, "attention_reference", lambda *a, **k: called.append(1) or a[0])
+    ops.choose(torch.device("cpu"), "reference")
     try:
         attention(*inputs(3, 3))
     finally:
@@ -191,7 +197,7 @@ def test_parts_against_their_truth(causal, V):
     leaves = inputs(19, 19 if causal else 23, V)
     got, true = (
         with_gradients(f(*leaves, causal=causal), leaves)
-        for f in (attention_parts, attention_parts_slow)
+        for f in (attention_parts, attention_parts_reference)
     )
     for a, b in zip(got, true):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -202,7 +208,7 @@ def test_parts_gradient_of_one_output_alone(which):
     leaves = inputs(11, 11)
     got, true = (
         torch.autograd.grad(f(*leaves, causal=True)[which].square().sum(), leaves[: 3 - which])
-        for f in (attention_parts, attention_parts_slow)
+        for f in (attention_parts, attention_parts_reference)
     )
     for a, b in zip(got, true):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -216,7 +222,7 @@ def test_parts_join_to_the_whole():
     share = torch.sigmoid(lse_1 - lse_2).transpose(1, 2)[..., None]
     for got, true in zip(
         with_gradients(share * o_1 + (1 - share) * o_2, [q, k, v]),
-        with_gradients(attention_slow(q, k, v), [q, k, v]),
+        with_gradients(attention_reference(q, k, v), [q, k, v]),
     ):
         torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
 
@@ -228,7 +234,7 @@ def test_parts_of_bf16_are_fp32():
 
 @pytest.mark.parametrize("T", [1, 21, 37])
 @pytest.mark.parametrize("window", [None, 7, 33])
-@pytest.mark.parametrize("form", [attention, attention_slow])
+@pytest.mark.parametrize("form", [attention, attention_reference])
 def test_skipped_keys_are_as_if_they_were_not_there(form, T, window):
     """Each row alone without its padding, whatever stands in the padding."""
     q, k, v = inputs(T, 37)
@@ -260,7 +266,7 @@ def test_keys_before_the_row_are_those_of_its_first_document(packed, window):
     skip_B = torch.tensor([3, before, 0]) if packed else None
     found, true = (
         form(q, k, v, window=window, documents=documents, skip_B=skip_B)
-        for form in (attention, attention_slow)
+        for form in (attention, attention_reference)
     )
     torch.testing.assert_close(found, true)
     weights = torch.randn(found.shape, generator=chance, dtype=torch.float64)
@@ -271,7 +277,7 @@ def test_keys_before_the_row_are_those_of_its_first_document(packed, window):
     if packed:
         ids_BS = torch.cat([torch.zeros(B, before, dtype=torch.long), documents.ids_BT], 1)
         ids_BS[torch.arange(before + T) < skip_B[:, None]] = -1
-        one = attention_slow(
+        one = attention_reference(
             torch.nn.functional.pad(q, (0, 0, 0, 0, before, 0)),
             k,
             v,

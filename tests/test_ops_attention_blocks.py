@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from longfire.ops import attention_blocks as blocks
-from longfire.ops.attention import attention, attention_slow, weight_mask
+from longfire.ops.attention import attention, attention_reference, weight_mask
 from longfire.ops.attention_blocks import (
     Gradients,
     Manner,
@@ -109,13 +109,13 @@ def test_kernels_equal_what_is_written_out(K, V, causal):
     ("window", "p", "kernels"), list(product([None, 3, 6, 17], [0.0, 0.3], [True, False]))
 )
 def test_blocks_of_keys_joined_equal_the_whole(window, p, kernels):
-    """Keys come in three parts, the last one first; forward, and gradients by autograd through the truth."""
+    """Keys come in three parts, the last one first; forward, and gradients by autograd through the reference."""
     T, leaves = 23, [x.requires_grad_() for x in inputs(23, 23, 8, 6)]
     noise_BT = torch.randint(
         -(2**31), 2**31, (B, T), generator=torch.Generator().manual_seed(1)
     ).int()
     how = manner(window, p, kernels and p == 0)
-    true = attention_slow(*leaves, window=window, scale=0.3, dropout=p, noise_BT=noise_BT)
+    true = attention_reference(*leaves, window=window, scale=0.3, dropout=p, noise_BT=noise_BT)
     d_o = torch.randn_like(true)
     q, k, v = (x.detach() for x in leaves)
     outputs, parts = Outputs(q, 6, how, noise_BT), [(16, 23), (5, 16), (0, 5)]
@@ -161,7 +161,7 @@ def test_half_precision_is_not_rounded_before_blocks_are_joined():
     assert outputs.o.dtype == outputs.lse.dtype == torch.float32
     torch.testing.assert_close(
         outputs.o.double(),
-        attention_slow(*(x.double() for x in (q, k, v)), scale=0.3),
+        attention_reference(*(x.double() for x in (q, k, v)), scale=0.3),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -184,7 +184,7 @@ def test_what_doctor_looks_at(options):
     leaves = [x.requires_grad_() for x in inputs(23, 23, 8, 6)]
     mine, true = (
         op(*leaves, keys=9, **options)
-        for op in (blocks.attention_in_blocks, blocks.attention_in_blocks_slow)
+        for op in (blocks.attention_in_blocks, blocks.attention_in_blocks_reference)
     )
     d_o = torch.randn_like(true)
     for a, b in zip(

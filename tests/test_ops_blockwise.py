@@ -1,4 +1,4 @@
-"""Blockwise attention against the truth with all scores in memory: chunks, lengths, windows, heads, documents, dropout."""
+"""Blockwise attention against the reference with all scores in memory: chunks, lengths, windows, heads, documents, dropout."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from longfire import ops
 from longfire.ops import attention_blocks, only_shapes, pretending_cuda
 from longfire.ops import blockwise as module
-from longfire.ops.attention import attention, attention_slow, visible
+from longfire.ops.attention import attention, attention_reference, visible
 from longfire.ops.attention_blocks import Manner
 from longfire.ops.blockwise import How, blockwise, chunks_of
 from longfire.ops.documents import Documents
@@ -49,7 +49,7 @@ def with_gradients(o_BTHV: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 def assert_equal(
     leaves: list[Tensor], chunks: tuple[int, int], relative: float, **how: object
 ) -> None:
-    true = with_gradients(attention_slow(*leaves, **how), leaves)
+    true = with_gradients(attention_reference(*leaves, **how), leaves)
     for got, wanted in zip(with_gradients(blockwise(*leaves, chunks=chunks, **how), leaves), true):
         assert (got - wanted).abs().max() <= relative * wanted.abs().max().clamp_min(1.0)
 
@@ -87,7 +87,7 @@ def test_lower_precision(dtype, unit, chunks):
     leaves = inputs(45, 45, 4, 2, dtype)
     exact = [x.detach().double().requires_grad_() for x in leaves]
     how = {"window": 20, "documents": documents_of(45, 1)}
-    true = with_gradients(attention_slow(*exact, **how), exact)
+    true = with_gradients(attention_reference(*exact, **how), exact)
     for got, wanted in zip(with_gradients(blockwise(*leaves, chunks=chunks, **how), leaves), true):
         assert got.dtype == dtype
         assert (got.double() - wanted).abs().max() <= 20 * unit * wanted.abs().max()
@@ -119,9 +119,9 @@ def test_noise_of_other_dropouts_changes_nothing():
 
 def test_the_slow_form_is_taken_when_chosen(monkeypatch):
     monkeypatch.setattr(module, "attend_blocks", None)
-    ops.choose(torch.device("cpu"), "slow")
+    ops.choose(torch.device("cpu"), "reference")
     leaves = inputs(9, 9, 2, 2)
-    assert torch.equal(blockwise(*leaves), attention_slow(*leaves))
+    assert torch.equal(blockwise(*leaves), attention_reference(*leaves))
 
 
 def test_as_an_operator_of_torch():

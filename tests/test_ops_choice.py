@@ -9,7 +9,7 @@ import torch
 
 from longfire import ops
 from longfire.errors import SettingsError
-from longfire.ops import OPS, RECURRENT, WITHOUT_KERNEL, choose, chosen, told
+from longfire.ops import OPS, RECURRENT, WITHOUT_KERNEL, choose, chosen, describe
 
 CPU, CUDA = (
     torch.device("cpu"),
@@ -42,20 +42,22 @@ def test_before_a_choice_it_is_torch():
     assert {chosen(op) for op in OPS} == {"torch"}
 
 
-@pytest.mark.parametrize("wanted", ["auto", "torch", "slow"])
+@pytest.mark.parametrize("wanted", ["auto", "torch", "reference"])
 def test_every_op_gets_one_form_and_a_reason(wanted):
     table = choose(CPU, wanted)
     assert table.keys() == set(OPS)
-    assert {choice.name for choice in table.values()} == {"slow" if wanted == "slow" else "torch"}
+    assert {choice.name for choice in table.values()} == {
+        "reference" if wanted == "reference" else "torch"
+    }
     assert all(choice.why for choice in table.values())
     assert all(chosen(op) == choice.name for op, choice in table.items())
 
 
 def test_a_new_choice_replaces_the_old_one():
-    choose(CPU, "slow")
+    choose(CPU, "reference")
     table = choose(CPU, "torch")
     assert {chosen(op) for op in OPS} == {"torch"}
-    table["attention"] = ops.Choice("slow", "changed by the caller")
+    table["attention"] = ops.Choice("reference", "changed by the caller")
     assert chosen("attention") == "torch", "the table is the caller's own copy"
 
 
@@ -64,7 +66,7 @@ def test_cuda_with_fla_takes_its_kernels(installed):
     table = choose(CUDA, "auto")
     assert {op for op in OPS if table[op].name == "fla"} == {*RECURRENT} - WITHOUT_KERNEL.keys()
     assert {table[op].name for op in ("attention", *WITHOUT_KERNEL)} == {"torch"}
-    assert "selective_scan: torch (fla has no kernel of Mamba's scan" in "\n".join(told(table))
+    assert "selective_scan: torch (fla has no kernel of Mamba's scan" in "\n".join(describe(table))
     assert {choose(CUDA, "torch")[op].name for op in RECURRENT} == {"torch"}
 
 
@@ -74,7 +76,7 @@ def test_every_op_has_the_forms_it_can_be_given():
             f"longfire.ops.{'token_shift' if op == 'previous_token' else op}"
         )
         assert module.FORMS.keys() == {
-            "slow",
+            "reference",
             "torch",
             *(set() if op in WITHOUT_KERNEL else {"fla"}),
         }, op
@@ -95,7 +97,7 @@ def test_an_fla_that_cannot_be_imported_is_an_error_not_a_fallback(installed):
     installed("fla", "triton", kernels=ImportError("cannot import name 'chunk_gla'"))
     with pytest.raises(SettingsError, match="chunk_gla.*model.kernels = torch"):
         choose(CUDA, "auto")
-    choose(CUDA, "torch")  # the mend that the message names
+    choose(CUDA, "torch")  # the fix that the message names
 
 
 def test_an_unknown_op_is_our_mistake():

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longfire.ops import chunkwise
-from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_slow
-from longfire.ops.dplr import dplr_chunkwise, dplr_slow
-from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_slow
+from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_reference
+from longfire.ops.dplr import dplr_chunkwise, dplr_reference
+from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_reference
 
 FORMS = {
-    "linear_attention": (linear_attention_chunkwise, linear_attention_slow),
-    "delta_rule": (delta_rule_chunkwise, delta_rule_slow),
-    "dplr": (dplr_chunkwise, dplr_slow),
+    "linear_attention": (linear_attention_chunkwise, linear_attention_reference),
+    "delta_rule": (delta_rule_chunkwise, delta_rule_reference),
+    "dplr": (dplr_chunkwise, dplr_reference),
 }
 CASES = [
     ("linear_attention", decay)
@@ -62,7 +62,7 @@ def test_every_gradient_of_the_chunks_equals_the_recurrence(case):
 
 
 @every_case
-@pytest.mark.parametrize("form", [0, 1], ids=["chunkwise", "slow"])
+@pytest.mark.parametrize("form", [0, 1], ids=["chunkwise", "reference"])
 def test_gradients_are_derivatives(op, decay, form):
     made = r.inputs(op, 0, T=5, K=3, V=2, decay=decay, documents=0.3)
     leaves = {name: x.requires_grad_() for name, x in made.items() if isinstance(x, torch.Tensor)}

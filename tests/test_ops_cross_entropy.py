@@ -16,7 +16,7 @@ from longfire.ops.cross_entropy import (
     cached_rows,
     likeliest,
     linear_cross_entropy,
-    linear_cross_entropy_slow,
+    linear_cross_entropy_reference,
     softcap_in_place,
     token_losses,
 )
@@ -53,7 +53,7 @@ def results(form, hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> 
     return [loss, *torch.autograd.grad(loss / 7, (hidden, weight))]
 
 
-@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow, shared])
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_reference, shared])
 @settings(deadline=None, max_examples=20)
 @given(
     N=some.integers(1, 70), chunk=some.integers(1, 80), ignored=some.sampled_from([0.0, 0.2, 1.0])
@@ -199,7 +199,7 @@ def capped(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float, **_) 
 
 @pytest.mark.parametrize("softcap", [0.3, 2.0, 15.0, 1e6])
 @pytest.mark.parametrize("chunk", [7, 64])
-@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow, shared])
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_reference, shared])
 def test_soft_cap_against_autograd(form, chunk, softcap, monkeypatch):
     """Logits have a standard deviation of sqrt(7): caps that saturate, that bend, and that do nothing."""
     monkeypatch.setattr(module, "CAPPED_ROWS", 20)
@@ -254,7 +254,7 @@ def warped(hidden: Tensor, weight: Tensor, labels: Tensor, **_) -> Tensor:
     return plain(hidden, weight, labels) + 1e-4 / 2 * highest.square().sum()
 
 
-@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_slow, shared])
+@pytest.mark.parametrize("form", [linear_cross_entropy, linear_cross_entropy_reference, shared])
 @pytest.mark.parametrize("ignored", [0.0, 0.3])
 def test_the_l2_warp_changes_the_gradient_and_not_the_loss(form, ignored):
     hidden, weight, labels = inputs(40, ignored=ignored)
@@ -274,13 +274,15 @@ def test_the_l2_warp_of_capped_logits():
     got = results(
         linear_cross_entropy, hidden, weight, labels, chunk_tokens=16, l2_warp=True, softcap=5.0
     )
-    true = results(linear_cross_entropy_slow, hidden, weight, labels, l2_warp=True, softcap=5.0)
+    true = results(
+        linear_cross_entropy_reference, hidden, weight, labels, l2_warp=True, softcap=5.0
+    )
     for a, b in zip(got, true):
         torch.testing.assert_close(a, b)
 
 
 def test_the_l2_warp_without_any_label():
     hidden, weight, labels = inputs(5, ignored=1.0)
-    for form in (linear_cross_entropy, linear_cross_entropy_slow):
+    for form in (linear_cross_entropy, linear_cross_entropy_reference):
         loss, *gradients = results(form, hidden, weight, labels, l2_warp=True)
         assert loss == 0 and not any(g.any() for g in gradients)

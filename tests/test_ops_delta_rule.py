@@ -4,9 +4,9 @@ import pytest
 import recurrences as r
 import torch
 
-from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_slow
+from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_reference
 
-both_forms = pytest.mark.parametrize("form", [delta_rule_chunkwise, delta_rule_slow])
+both_forms = pytest.mark.parametrize("form", [delta_rule_chunkwise, delta_rule_reference])
 
 
 @both_forms

@@ -5,10 +5,10 @@ import pytest
 import recurrences as r
 import torch
 
-from longfire.ops.delta_rule import delta_rule_slow
-from longfire.ops.dplr import dplr_chunkwise, dplr_slow
+from longfire.ops.delta_rule import delta_rule_reference
+from longfire.ops.dplr import dplr_chunkwise, dplr_reference
 
-both_forms = pytest.mark.parametrize("form", [dplr_chunkwise, dplr_slow])
+both_forms = pytest.mark.parametrize("form", [dplr_chunkwise, dplr_reference])
 
 
 @both_forms
@@ -19,7 +19,7 @@ def test_the_delta_rule_is_a_case(form, documents):
     k, written = made["k"], made["beta"][..., None] * made["k"]
     case = {name: x for name, x in made.items() if name != "beta"}
     case |= {"k": written, "c": made["g"].exp() * k, "b": -written}
-    for got, true in zip(r.call(form, case), r.call(delta_rule_slow, made)):
+    for got, true in zip(r.call(form, case), r.call(delta_rule_reference, made)):
         torch.testing.assert_close(got, true)
 
 

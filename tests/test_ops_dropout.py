@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from longfire.ops.attention import attention, attention_slow
+from longfire.ops.attention import attention, attention_reference
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import (
     channel_mask,
     dropout,
     dropout_add,
-    dropout_add_slow,
+    dropout_add_reference,
     of_place,
     row_noise,
 )
@@ -53,7 +53,7 @@ def test_fused_equals_slow_forward_and_backward():
     noise_BT = row_noise(0, 0, 2, 33, "cpu")
     x, residual = torch.randn(2, 2, 33, 24, dtype=torch.float64).requires_grad_().unbind(0)
     seed = torch.randn(2, 33, 24, dtype=torch.float64)
-    results = [op(x, residual, 0.3, noise_BT) for op in (dropout_add, dropout_add_slow)]
+    results = [op(x, residual, 0.3, noise_BT) for op in (dropout_add, dropout_add_reference)]
     torch.testing.assert_close(*results)
     for got, true in zip(*(torch.autograd.grad(y, (x, residual), seed) for y in results)):
         torch.testing.assert_close(got, true)
@@ -72,7 +72,7 @@ def test_the_residuals_type_wins():
 
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("packed", [False, True])
-def test_attention_dropout_in_blocks_equals_slow(window, packed):
+def test_attention_dropout_in_blocks_equals_reference(window, packed):
     T = 300  # more than one block of queries
     q, k, v = (
         torch.randn(2, T, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
@@ -82,7 +82,7 @@ def test_attention_dropout_in_blocks_equals_slow(window, packed):
     )
     noise_BT, seed = row_noise(1, 0, 2, T, "cpu"), torch.randn(2, T, 4, 8, dtype=torch.float64)
     options = {"window": window, "documents": documents, "dropout": 0.2, "noise_BT": noise_BT}
-    results = [op(q, k, v, **options) for op in (attention, attention_slow)]
+    results = [op(q, k, v, **options) for op in (attention, attention_reference)]
     torch.testing.assert_close(*results)
     for got, true in zip(*(torch.autograd.grad(y, (q, k, v), seed) for y in results)):
         torch.testing.assert_close(got, true)

@@ -4,7 +4,7 @@ import pytest
 import recurrences as r
 import torch
 
-from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_slow
+from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_reference
 
 
 def test_a_constant_decay_is_a_scalar_decay_that_does_not_change():
@@ -19,7 +19,7 @@ def test_without_decay_it_is_attention_without_softmax():
     made = r.inputs("linear_attention", 1, T=100, K=4, V=5, decay="none", state=False)
     scores_BHTT = torch.einsum("bthk,bshk->bhts", made["q"], made["k"]).tril() / 4**0.5
     o_BTHV = torch.einsum("bhts,bshv->bthv", scores_BHTT, made["v"])
-    for form in (linear_attention_slow, linear_attention_chunkwise):
+    for form in (linear_attention_reference, linear_attention_chunkwise):
         torch.testing.assert_close(r.call(form, made)[0], o_BTHV)
 
 
@@ -42,13 +42,13 @@ def test_value_decay_is_attention_times_a_decay_for_each_value_channel():
     o_BTHV = torch.einsum(
         "bhts,bhtsv,bshv->bthv", scores_BHTT, between_BHTTV.nan_to_num(posinf=0.0), made["v"]
     )
-    for form in (linear_attention_slow, linear_attention_chunkwise):
+    for form in (linear_attention_reference, linear_attention_chunkwise):
         torch.testing.assert_close(r.call(form, made)[0], o_BTHV)
 
 
 @pytest.mark.parametrize("tokens", [1, 70, 150])
 @pytest.mark.parametrize("decay", ["none", "constant", "scalar", "vector"])
-@pytest.mark.parametrize("form", [linear_attention_slow, linear_attention_chunkwise])
+@pytest.mark.parametrize("form", [linear_attention_reference, linear_attention_chunkwise])
 def test_grouped_heads_are_heads_repeated(form, decay, tokens):
     made = r.inputs("linear_attention", 4, T=tokens, K=4, V=5, decay=decay)
     grouped = {**made, "q": torch.randn(r.B, tokens, 2 * r.H, 4, dtype=torch.float64)}

@@ -33,7 +33,7 @@ def map_of(op, made):
 @pytest.mark.parametrize("documents", [0.0, 0.02, 0.3])
 @pytest.mark.parametrize(("name", "decay"), CASES)
 def test_the_map_gives_the_last_state_and_its_gradients(name, decay, documents):
-    """T = 150 is two chunks and a part of one; the truth is the op itself, whose own truth is test_ops_chunkwise.py's."""
+    """T = 150 is two chunks and a part of one; the reference is the op itself, whose own truth is test_ops_chunkwise.py's."""
     op = OPS[name][0]
     made = r.inputs(name, 0, T=150, K=6, V=5, decay=decay, documents=documents)
     wanted = [x for x in made.values() if isinstance(x, torch.Tensor)]

@@ -19,9 +19,9 @@ from longfire.ops.mlp import (
     GatedMLP,
     UngatedMLP,
     gated,
-    gated_slow,
+    gated_reference,
     squared_relu,
-    squared_relu_slow,
+    squared_relu_reference,
 )
 
 
@@ -129,7 +129,7 @@ def test_gated_equals_its_reference(kind):
         3, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     inputs = (gate.requires_grad_(), up.requires_grad_())
-    got, true = gated(*inputs, kind), gated_slow(*inputs, kind)
+    got, true = gated(*inputs, kind), gated_reference(*inputs, kind)
     torch.testing.assert_close(got, true)
     for a, b in zip(torch.autograd.grad(got, inputs, d_y), torch.autograd.grad(true, inputs, d_y)):
         torch.testing.assert_close(a, b)
@@ -145,7 +145,7 @@ def test_squared_relu_is_its_reference_to_the_bit(dtype):
     x = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     seed = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
     values, gradients = [], []
-    for form in (squared_relu, squared_relu_slow):
+    for form in (squared_relu, squared_relu_reference):
         y = form(x)
         values.append(y.detach())
         gradients.append(torch.autograd.grad(y, x, seed)[0])

@@ -10,13 +10,17 @@ from torch import Tensor
 from longfire.doctor.op_cases import results
 from longfire.ops import selective_scan as module
 from longfire.ops.documents import Documents
-from longfire.ops.selective_scan import selective_scan, selective_scan_chunks, selective_scan_slow
+from longfire.ops.selective_scan import (
+    selective_scan,
+    selective_scan_chunks,
+    selective_scan_reference,
+)
 
 pytestmark = pytest.mark.dtype
 
 B = 2
 EPS32 = torch.finfo(torch.float32).eps
-both_forms = pytest.mark.parametrize("form", [selective_scan_chunks, selective_scan_slow])
+both_forms = pytest.mark.parametrize("form", [selective_scan_chunks, selective_scan_reference])
 
 
 def inputs(
@@ -47,11 +51,11 @@ def converted(made: dict, dtype: torch.dtype) -> dict:
 
 
 def errors(made: dict, dtype: torch.dtype) -> dict[str, float]:
-    """max |chunks - truth| / max |truth| of each output and gradient, the truth in float64 of the same rounded inputs."""
+    """max |chunks - truth| / max |truth| of each output and gradient, the reference in float64 of the same rounded inputs."""
     rounded = converted(made, dtype)
     got, true = (
         results(selective_scan_chunks, rounded),
-        results(selective_scan_slow, converted(rounded, torch.float64)),
+        results(selective_scan_reference, converted(rounded, torch.float64)),
     )
     floor = 1e-12 * max(float(x.abs().max()) for x in true.values())
     return {

@@ -1,4 +1,4 @@
-"""The short convolution against F.conv1d in float64, document by document, and against its own slow truth."""
+"""The short convolution against F.conv1d in float64, document by document, and against its own reference implementation."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from longfire.ops.documents import Documents
-from longfire.ops.short_conv import short_conv, short_conv_slow
+from longfire.ops.short_conv import short_conv, short_conv_reference
 
 pytestmark = pytest.mark.dtype
 
 B, D = 2, 5
-both_forms = pytest.mark.parametrize("form", [short_conv, short_conv_slow])
+both_forms = pytest.mark.parametrize("form", [short_conv, short_conv_reference])
 
 
 def inputs(T: int, W: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -83,7 +83,7 @@ def test_lower_precision(dtype, unit):
     """Sums of 4 terms (a weight's gradient: of B * T, with fp32 sums) of rounded inputs, rounded once more."""
     leaves = inputs(40, 4, dtype)
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    for got, true in zip(results(short_conv, leaves), results(short_conv_slow, exact)):
+    for got, true in zip(results(short_conv, leaves), results(short_conv_reference, exact)):
         assert (got.double() - true).abs().max() <= 8 * unit * true.abs().max()
 
 

@@ -7,12 +7,12 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from longfire.ops.documents import Documents
-from longfire.ops.token_shift import previous_token, previous_token_slow
+from longfire.ops.token_shift import previous_token, previous_token_reference
 
 pytestmark = pytest.mark.dtype
 
 B, D = 2, 3
-both_forms = pytest.mark.parametrize("form", [previous_token, previous_token_slow])
+both_forms = pytest.mark.parametrize("form", [previous_token, previous_token_reference])
 
 
 def by_hand(x_BTD: Tensor, before_BD: Tensor | None, documents: Documents | None) -> Tensor:

@@ -85,7 +85,7 @@ def test_a_step_tells_how_even_its_rows_were_and_how_far_filled_up():
     for asked in ("contiguous", "auto"):
         context = Context(4, 0, "no group is asked", asked, "ring", softmax=True)
         share = context.share(positions_BT, documents)
-        told[asked] = context.told()
+        told[asked] = context.describe()
         assert (
             context.cut(share, positions_BT).shape[1] * 4
             == 101 + told[asked]["context_filled_tokens"]

@@ -16,7 +16,7 @@ from longfire.loss import loss_of, loss_sum, losses
 from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
-from longfire.parallel.apply import give_back
+from longfire.parallel.apply import reshard
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
 from longfire.parallel.remat import save_memory
@@ -253,7 +253,7 @@ def sharded_case(rank, model, schedule, remat):
     first = {name: p.grad.full_tensor() for name, p in part.named_parameters()}
     batch = microbatches(1, seed=5, rows=4)[0]
     agrees(pipeline.losses(batch, CHUNK_TOKENS), losses(model, batch, CHUNK_TOKENS))
-    give_back(part)
+    reshard(part)
     assert all(isinstance(p, DTensor) for p in part.parameters())
     for p in part.parameters():
         p.grad = None

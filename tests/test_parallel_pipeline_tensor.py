@@ -1,4 +1,4 @@
-"""Pipeline and tensor parallel together, with FSDP inside: gradients of what lies here equal those of one process."""
+"""Pipeline and tensor parallel together, with FSDP inside: gradients of the local part equal those of one process."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from worlds import in_processes
 from longfire.config.settings import ActivationCheckpoint, Parallelism
 from longfire.loss import loss_of, losses
 from longfire.model import Model
-from longfire.parallel.apply import give_back
+from longfire.parallel.apply import reshard
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import boxes, local
 from longfire.parallel.pipeline import cut
@@ -78,7 +78,7 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
             close(box.of_local(local(parameter.grad)), box.of_whole(gradients[name]), name)
     batch = microbatches(1, seed=5, rows=4)[0]
     agrees(pipeline.losses(batch, CHUNK_TOKENS), losses(model, batch, CHUNK_TOKENS))
-    give_back(part)
+    reshard(part)
     assert all(isinstance(p, DTensor) for p in part.parameters()) == (mesh.size("dp_shard") > 1)
 
 

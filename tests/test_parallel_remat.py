@@ -294,7 +294,11 @@ NO_MLP, NO_ATTENTION = {"mlp": "none"}, {"layer_types": ["gla", "gla"]}
             {"attention.kind": "blockwise"},
             "no layer of this model has softmax attention",
         ),
-        ({}, {"attention.kind": "blockwise", "model.kernels": "slow"}, "set one of them to auto"),
+        (
+            {},
+            {"attention.kind": "blockwise", "model.kernels": "reference"},
+            "set one of them to auto",
+        ),
         ({}, {"attention.query_chunk_size": 64}, "set attention.kind = 'blockwise'"),
         (
             {},

@@ -16,7 +16,7 @@ from worlds import in_processes
 
 from longfire import ops
 from longfire.ops import attention_blocks
-from longfire.ops.attention import attention, attention_slow
+from longfire.ops.attention import attention, attention_reference
 from longfire.ops.attention_blocks import Manner, Piece
 from longfire.ops.blockwise import blockwise
 from longfire.ops.documents import Documents
@@ -40,7 +40,7 @@ def small_blocks(monkeypatch):
 
 ALONE = {
     "auto": attention,
-    "vanilla": attention_slow,
+    "vanilla": attention_reference,
     "blockwise": partial(blockwise, chunks=(3, 5)),
 }
 
@@ -110,7 +110,9 @@ class Case:
         """o, dq, dk, dv of whole rows by one process, all scores written out."""
         *leaves, d_o = self.inputs(dtype)
         leaves = [leaf(x) for x in leaves]
-        o = attention_slow(*leaves, **self.options(), documents=self.ids(), noise_BT=self.noise())
+        o = attention_reference(
+            *leaves, **self.options(), documents=self.ids(), noise_BT=self.noise()
+        )
         return [o.detach(), *torch.autograd.grad(o, leaves, d_o)]
 
     def mine(
@@ -150,7 +152,7 @@ SOME += [replace(case, alone=("vanilla", "blockwise")[i % 3 == 0]) for i, case i
 
 
 def wrong(case: Case, rank: int, size: int, group: str) -> str | None:
-    """What of a case differs from the truth, by more than 1e-9 of its largest number; what fills rows up must be a number."""
+    """What of a case differs from the reference, by more than 1e-9 of its largest number; what fills rows up must be a number."""
     share = case.share(rank, size)
     real = share.layout.cut(torch.ones(1, case.T, 1, 1), rank).bool()
     found = case.mine(rank, size, case.attend(rank, size, group))
@@ -427,9 +429,9 @@ def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
         torch.allclose(a, b, rtol=1e-12, atol=1e-12)
         for a, b in zip(case.mine(rank, 2, compiled), plain)
     ]
-    ops.choose(torch.device("cpu"), "slow")
+    ops.choose(torch.device("cpu"), "reference")
     slow = case.mine(rank, 2, lambda q, k, v, **options: around(q * 2, k, v, **options) * 4)
-    said["slow"] = [torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(slow, plain)]
+    said["reference"] = [torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(slow, plain)]
     return said
 
 
@@ -442,7 +444,7 @@ def test_recomputed_compiled_and_without_gradients():
 @pytest.mark.parametrize("given", [{"dropout": 0.3}, {"window": 5}])
 def test_recomputed_with_its_products_kept(given):
     """activation_checkpoint.policy = matmuls: what is written out is not changed in place once it is kept."""
-    ops.choose(torch.device("cpu"), "slow")  # CUDA writes windows out, too
+    ops.choose(torch.device("cpu"), "reference")  # CUDA writes windows out, too
     case, attend, found = Case(T=24, documents=(9,)), ring.attend_over(1, 0, "", "ring"), []
     noise_BT = torch.arange(B * case.share(0, 1).layout.filled).view(B, -1) * 2**40
     for policy in ((), ("matmuls",)):

@@ -145,7 +145,7 @@ def test_the_best_way_is_of_the_link_the_heads_and_the_room():
     )
     mixed = strategy.rank_strategies([many, few, many], inside, H100)[0]
     assert mixed.bytes > strategy.rank_strategies([many, many], inside, H100)[0].bytes
-    told = strategy.told(strategy.rank_strategies([many], inside, cost.CPU), inside)
+    told = strategy.describe(strategy.rank_strategies([many], inside, cost.CPU), inside)
     assert "8 processes" in told and "runner-up" in told and "GB held" in told
     assert "but it has 32" in many.refusal("alltoall", 64)
     assert "key/value heads" in Heads(12, 4, 8, 8).refusal("alltoall", 6)

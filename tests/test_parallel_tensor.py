@@ -140,7 +140,7 @@ def loss_of(model: Model, batch: Batch, tokens: int | None = None) -> Tensor:
 
 
 def compare_gradients(model: Model, true: Model, mesh: Mesh) -> None:
-    """Unclipped gradients of what lies here against the boxes of the whole model's."""
+    """Unclipped gradients of the local part against the boxes of the whole model's."""
     parameters, wholes = dict(model.named_parameters()), dict(true.named_parameters())
     assert parameters.keys() == wholes.keys()
     assert not model.partial & model.splits.keys()
@@ -154,7 +154,7 @@ def compare_gradients(model: Model, true: Model, mesh: Mesh) -> None:
                 got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=name
             )
             seen += got.numel()
-        assert seen == local(parameter).numel(), f"the boxes of {name} are all of what lies here"
+        assert seen == local(parameter).numel(), f"the boxes of {name} are all of the local part"
 
 
 def assert_nothing_is_left_whole(model: Model) -> None:

@@ -13,7 +13,7 @@ from longfire.data.batches import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.device import Clock
 from longfire.errors import SettingsError
-from longfire.huggingface.convert import transplant
+from longfire.huggingface.convert import convert_weights
 from longfire.huggingface.export import export
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
@@ -43,7 +43,7 @@ def models(tiny_model):
     teacher = tiny_model("attention", num_hidden_layers=3, final_logit_softcapping=3.0)
     mixers = {**teacher.config.mixers, "gla": GLA}
     shape = replace(teacher.config, layer_types=("attention", "gla", "attention"), mixers=mixers)
-    return teacher, transplant(teacher, shape, 0)[0]
+    return teacher, convert_weights(teacher, shape, 0)[0]
 
 
 def distillation(teacher, **wanted) -> Distillation:
@@ -77,7 +77,7 @@ def learn_sequence(batch):
 def test_logits_is_the_divergence_at_a_temperature_and_a_share_of_the_text(models, share):
     teacher, student = models
     batch, seq = a_batch(), learn_sequence
-    learn = distillation(teacher, kind="logits", temperature=2.0, label_share=share)
+    learn = distillation(teacher, kind="logits", temperature=2.0, ce_weight=share)
     real = batch.labels_BT != -100
     hidden = (model.head(model(batch.ids_BT, seq(batch)))[real] for model in (teacher, student))
     p, q = (3 * torch.tanh(logits / 3) for logits in hidden)
@@ -98,7 +98,7 @@ def test_logits_is_the_divergence_at_a_temperature_and_a_share_of_the_text(model
 @pytest.mark.parametrize("kind", ["hidden", "logits"])
 def test_microbatches_add_up(models, kind):
     teacher, student = models
-    learn, batch = distillation(teacher, kind=kind, label_share=0.5), a_batch()
+    learn, batch = distillation(teacher, kind=kind, ce_weight=0.5), a_batch()
     whole = learn.loss_sum(student, batch, None)
     torch.testing.assert_close(
         whole, sum(learn.loss_sum(student, part, None) for part in batch.split(2))

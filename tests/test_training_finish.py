@@ -35,7 +35,7 @@ def overrides(tmp_path) -> dict[str, str]:
         "model.config": tmp_path / "shape.json",
         "data.dataset": tmp_path / "texts.jsonl",
         "data.folder": tmp_path / "stores",
-        "data.heldout_fraction": 0.1,
+        "data.validation_fraction": 0.1,
         "data.num_workers": 1,
         "training.seq_len": 16,
         "training.batch_size": 2,
@@ -63,7 +63,7 @@ def trained(overrides: dict[str, str], **changes: str) -> list[str]:
 
 
 def places(note: str) -> dict[str, Path]:
-    lines = note.split("Where everything lies:\n")[1].splitlines()
+    lines = note.split("Outputs:\n")[1].splitlines()
     return {
         what.strip(): Path(path) for what, path in (line.strip().rsplit("  ", 1) for line in lines)
     }
@@ -75,7 +75,7 @@ def test_all_that_is_asked_for_is_done_and_found(overrides):
     assert found.keys() == {"settings", "metrics", "checkpoint", "Hugging Face weights", "report"}
     assert all(path.exists() for path in found.values()), found
     assert found["checkpoint"].name == "step-3"
-    (held_out,) = (note for note in notes if note.startswith("held out of texts.jsonl: loss "))
+    (held_out,) = (note for note in notes if note.startswith("validation of texts.jsonl: loss "))
     assert "bits a byte (xz -9e on the same bytes: " in held_out
     assert any(note.startswith("export: reloaded and compared") for note in notes)
     assert any(note.startswith("sample, after 'fire ':\n") for note in notes)

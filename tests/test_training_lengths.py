@@ -37,7 +37,7 @@ def run_in(folder: Path, name: str, **changes: str) -> Run:
         "model.config": folder / "shape.json",
         "data.dataset": folder / "text.jsonl",
         "data.folder": folder / "stores",
-        "data.heldout_fraction": 0.1,
+        "data.validation_fraction": 0.1,
         "data.prefetch_factor": 0,
         "job.dump_folder": folder / name,
         "training.seq_len": 32,

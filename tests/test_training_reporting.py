@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_clear_message(tmp_path, monkeypatch):
         real, opened.file.file = opened.file.file, Full()
         with pytest.raises(
             CheckpointError,
-            match=r"metrics.jsonl cannot be written: No space left.*goes on from the newest",
+            match=r"metrics.jsonl cannot be written: No space left.*resumes from the newest",
         ):
             opened.record(1, STEP)
         opened.file.file = real

@@ -27,7 +27,7 @@ SETTINGS = {
     "model.config": "shape.json",
     "data.dataset": "texts.jsonl",
     "data.folder": "stores",
-    "data.heldout_fraction": 0.3,
+    "data.validation_fraction": 0.3,
     "data.num_workers": 1,
     "data.prefetch_factor": 0,
     "training.seq_len": 16,
@@ -83,7 +83,7 @@ def test_a_start_says_where_weights_and_ids_come_from(folder, capsys):
     assert "tokenizer: bytes, 258 entries, no BOS, EOS <eos> after each" in said
     said = train(capsys, training__steps=2, training__seed=7, tokenizer__add_bos="true")
     assert (
-        said.count("weights: ") == 1 and "weights: going on from run/checkpoints/step-1: " in said
+        said.count("weights: ") == 1 and "weights: resuming from run/checkpoints/step-1: " in said
     )
     assert "BOS <bos> before each document, EOS <eos> after each" in said
 
@@ -91,20 +91,20 @@ def test_a_start_says_where_weights_and_ids_come_from(folder, capsys):
 def test_load_step_is_done_once(folder, capsys):
     """It was kept in run.toml, and every start went back."""
     train(capsys, training__steps=6)
-    assert "going on from run/checkpoints/step-2" in train(
+    assert "resuming from run/checkpoints/step-2" in train(
         capsys, training__steps=8, checkpoint__load_step=2
     )
     assert tomllib.loads(Path("run/run.toml").read_text())["checkpoint"]["load_step"] == -1
     said = train(capsys, training__steps=10, checkpoint__load_step=2)
-    assert "going on from run/checkpoints/step-8" in said
+    assert "resuming from run/checkpoints/step-8" in said
     assert "checkpoint.load_step = 2 was done before, and this run has gone on to step 8" in said
     assert "add --checkpoint.load_step_again" in said
     said = train(
         capsys, training__steps=6, checkpoint__load_step=2, checkpoint__load_step_again="true"
     )
-    assert "going on from run/checkpoints/step-2" in said
+    assert "resuming from run/checkpoints/step-2" in said
     assert tomllib.loads(Path("run/run.toml").read_text())["checkpoint"]["load_step_again"] is False
-    assert "going on from run/checkpoints/step-4" in train(
+    assert "resuming from run/checkpoints/step-4" in train(
         capsys, training__steps=6, checkpoint__load_step=4
     )
 
@@ -114,7 +114,7 @@ def test_a_restart_of_the_launcher_does_not_go_back_again(folder, capsys, monkey
     train(capsys, training__steps=4, checkpoint__load_step=2)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     again = {"checkpoint__load_step": 2, "checkpoint__load_step_again": "true"}
-    assert "going on from run/checkpoints/step-4" in train(capsys, training__steps=6, **again)
+    assert "resuming from run/checkpoints/step-4" in train(capsys, training__steps=6, **again)
 
 
 def test_a_load_step_that_an_older_run_toml_kept_is_no_request(folder, capsys):
@@ -122,7 +122,7 @@ def test_a_load_step_that_an_older_run_toml_kept_is_no_request(folder, capsys):
     file = Path("run/run.toml")
     file.write_text(file.read_text().replace("load_step = -1", "load_step = 2"))
     assert main(["train", "run/run.toml", "--training.steps=7"]) == 0
-    assert "going on from run/checkpoints/step-6" in capsys.readouterr().out
+    assert "resuming from run/checkpoints/step-6" in capsys.readouterr().out
 
 
 def stopped_in_evaluation(monkeypatch, at_batch: int) -> None:

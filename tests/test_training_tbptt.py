@@ -26,7 +26,7 @@ from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.planner.memory import LiveBytes
 from longfire.training.loop import train_step
-from longfire.training.tbptt import Passed, alone, by_segments, cut, each
+from longfire.training.tbptt import CarriedState, alone, by_segments, cut, each
 
 CPU = torch.device("cpu")
 T, ROWS = 23, 3
@@ -234,7 +234,7 @@ def test_memory_is_of_one_segment_and_its_states():
     truncated, exact = (
         peak(model, 512, tbptt_segments=8, tbptt_exact=way) for way in (False, True)
     )
-    states = Passed({})
+    states = CarriedState({})
     model(torch.zeros(1, 4, dtype=torch.int64), Sequence(torch.arange(4)[None], cache=states))
     state_bytes = sum(state.nbytes for state in each(alone(states.after)))
     assert long > 7 * short

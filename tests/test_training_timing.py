@@ -30,7 +30,7 @@ SETTINGS = {
     "model.config": "shape.json",
     "model.compute_dtype": "float32",
     "data.dataset": "texts.jsonl",
-    "data.heldout_fraction": "0.1",
+    "data.validation_fraction": "0.1",
     "data.num_workers": "1",
     "data.prefetch_factor": "0",
     "training.seq_len": "16",
@@ -147,7 +147,7 @@ def test_killed_it_goes_on_with_the_plan_of_its_checkpoint(folder):
     ]:
         later.rename(folder / later.name)
     notes = trained("timed", Ticks(lambda now: 0.05), Path("timed/run.toml"))
-    assert any("going on from" in note and "step-8" in note for note in notes)
+    assert any("resuming from" in note and "step-8" in note for note in notes)
     assert not any("step_plan" in note for note in notes), "nothing that the user has changed"
     plan, before = (
         saved_plan("timed"),

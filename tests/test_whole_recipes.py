@@ -41,13 +41,19 @@ def test_it_can_be_trained(path, compose):
     assert not told, "a recipe of ours uses today's spellings"
     assert Path(run.model.config).parent == FOLDER / "models"
     assert run.job.dump_folder == f"runs/{path.stem}"
-    assert run.accumulation * run.training.batch_size * run.data_processes == run.rows_per_step
+    assert run.accumulation * run.training.batch_size * run.data_processes == run.sequences_per_step
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_it_is_the_documented_run_and_says_which_and_what_differs(name, compose):
     run, _ = compose(FOLDER / f"{name}.toml")
-    size = run.rows_per_step, run.training.seq_len, run.steps, run.warmup_steps, run.optimizer.lr
+    size = (
+        run.sequences_per_step,
+        run.training.seq_len,
+        run.steps,
+        run.warmup_steps,
+        run.optimizer.lr,
+    )
     assert size == DOCUMENTED[name]
     text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
     assert "(seed" in text and "# Different here: " in text

@@ -1,4 +1,4 @@
-"""The state of a run on disk: whole or not there, safetensors and JSON only, loadable on another
+"""The state of a run on disk: complete or absent, safetensors and JSON only, loadable on another
 layout.
 
 <run>/checkpoints/step-N/
@@ -49,7 +49,7 @@ COUNTERS = ("step", "rows_consumed", "tokens", "skipped_steps", "elapsed_seconds
 @dataclass
 class State:
     """All that a step changes. The position in the data is one integer, so any number of processes
-    can go on from it."""
+    can resume from it."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -65,7 +65,7 @@ class State:
         None  # set when a save behind training has read everything: until then no tensor may change
     )
 
-    def may_change(self) -> None:
+    def wait_for_snapshot(self) -> None:
         """Wait until a save has read what the optimizer is about to change: most of it was copied
         while the step computed."""
         if self.read:
@@ -157,7 +157,9 @@ class Checkpoints:
         if not self.settings.enable_checkpoint or not self.settings.interval:
             return False
         if self.settings.interval_type == "seconds":
-            return self.mesh.from_first(time.monotonic() - self.saved_at >= self.settings.interval)
+            return self.mesh.broadcast_object(
+                time.monotonic() - self.saved_at >= self.settings.interval
+            )
         return state.step % self.settings.interval == 0
 
     def save(self, state: State, *, last: bool = False) -> None:
@@ -170,20 +172,20 @@ class Checkpoints:
         if state.step == self.saved_step and not weights_only:
             return  # the last step was due as well, or nothing was trained since the restore
         place = self.folder / f"step-{state.step}"
-        with self.mesh.agreed():
+        with self.mesh.raise_on_all_ranks():
             if self.mesh.rank() == 0:
-                with self.told(place):
+                with self.describe(place):
                     clean(self.folder)
-                    aside_of(place).mkdir(parents=True)
-        with self.mesh.agreed():
-            if not aside_of(place).is_dir():
+                    tmp_path_of(place).mkdir(parents=True)
+        with self.mesh.raise_on_all_ranks():
+            if not tmp_path_of(place).is_dir():
                 raise CheckpointError(
-                    f"{aside_of(place)} is not there on this machine: job.dump_folder must lie on a file system that all machines see"
+                    f"{tmp_path_of(place)} is not there on this machine: job.dump_folder must lie on a file system that all machines see"
                 )
         held, counters = state.written(weights_only), state.counters()
         self.saved_at, self.saved_step = time.monotonic(), state.step
         if self.settings.async_mode == "disabled":
-            with self.mesh.agreed():
+            with self.mesh.raise_on_all_ranks():
                 self.write(held, counters, weights_only)
         elif next(state.model.parameters()).is_cuda:
             self.writing = self.thread.submit(self.write, self.copied(held), counters, weights_only)
@@ -198,7 +200,7 @@ class Checkpoints:
         process."""
         writing, self.writing = self.writing, None
         if writing:
-            with self.mesh.agreed():
+            with self.mesh.raise_on_all_ranks():
                 writing.result()
 
     def copied(self, held: dict[str, Held]) -> dict[str, Held]:
@@ -218,7 +220,7 @@ class Checkpoints:
     def copy_and_write(
         self, held: dict[str, Held], counters: dict[str, Any], weights_only: bool, read: Event
     ) -> None:
-        """Both behind training, which goes on to compute gradients meanwhile (State.may_change)."""
+        """Both behind training, which goes on to compute gradients meanwhile (State.wait_for_snapshot)."""
         try:
             held = self.copied(held)
         finally:
@@ -229,17 +231,17 @@ class Checkpoints:
         """Write this process's files and its mark; process 0 then checks all in, renames, and
         removes what is not kept."""
         place = self.folder / f"step-{counters['step']}"
-        aside, rank = aside_of(place), self.mesh.rank()
-        with self.told(place):
+        aside, rank = tmp_path_of(place), self.mesh.rank()
+        with self.describe(place):
             try:
                 files = write_tensors(held, aside, rank)
             except Exception as error:
                 for path in aside.glob(f"shard-{rank:05d}-*"):
                     path.unlink()  # the disk may be full, and the mark, for which process 0 waits, needs room
-                write_whole(aside / mark_of(rank), json.dumps({"error": str(error)}))
+                write_whole(aside / marker_of(rank), json.dumps({"error": str(error)}))
                 raise
             if rank:
-                write_whole(aside / mark_of(rank), json.dumps({"files": files}))
+                write_whole(aside / marker_of(rank), json.dumps({"files": files}))
                 return
             files |= self.files_of_others(aside)
             facts = {
@@ -251,9 +253,9 @@ class Checkpoints:
             facts["keep_latest_k"] = self.settings.keep_latest_k
             facts["vocabulary"] = self.vocabulary
             write_manifest(aside, facts, files)
-            self.leave_later(counters["step"])
+            self.set_aside_later(counters["step"])
             put_in_place(aside, place)
-            self.forget_old()
+            self.prune_old()
 
     def files_of_others(self, aside: Path) -> dict[str, dict[str, int]]:
         """What the marks of all other processes say they wrote. Raises OSError if one failed, or
@@ -261,7 +263,7 @@ class Checkpoints:
         begun, files, missing = time.monotonic(), {}, set(range(1, self.mesh.size()))
         while missing:
             for rank in sorted(missing):
-                mark = aside / mark_of(rank)
+                mark = aside / marker_of(rank)
                 if mark.exists():
                     said = json.loads(mark.read_text())
                     if "error" in said:
@@ -276,7 +278,7 @@ class Checkpoints:
         return files
 
     @contextmanager
-    def told(self, place: Path) -> Iterator[None]:
+    def describe(self, place: Path) -> Iterator[None]:
         """An OSError inside becomes a CheckpointError that says what is whole and what to do."""
         try:
             yield
@@ -284,14 +286,14 @@ class Checkpoints:
             if (
                 self.mesh.size() == 1
             ):  # else others may still write there; the next start removes it
-                shutil.rmtree(aside_of(place), ignore_errors=True)
+                shutil.rmtree(tmp_path_of(place), ignore_errors=True)
             kept = ", ".join(f"step-{step}" for step in steps(self.folder)) or "none"
             raise CheckpointError(
-                f"{place} could not be written: {first_line(error)}. Checkpoints that are whole: {kept}. Free some space or mend the "
-                "folder, then start again: the run goes on from the newest"
+                f"{place} could not be written: {first_line(error)}. Checkpoints that are whole: {kept}. Free some space or fix the "
+                "folder, then start again: the run resumes from the newest"
             ) from error
 
-    def leave_later(self, step: int) -> None:
+    def set_aside_later(self, step: int) -> None:
         """A checkpoint beyond the step that is being saved is damaged, or of the branch that
         load_step left. It is kept in `left/`, where no resume takes it for the newest and
         keep_latest_k does not count it."""
@@ -304,14 +306,14 @@ class Checkpoints:
                 f"{place} is later than step {step}, from which this run goes on: kept as {left}"
             )
 
-    def forget_old(self) -> None:
+    def prune_old(self) -> None:
         """Keep the newest keep_latest_k, every milestone, what was saved when all were to be kept,
         and step 0, from which other runs may begin."""
         every = self.settings.milestone_interval
         if self.settings.keep_latest_k:
             for step in steps(self.folder)[: -self.settings.keep_latest_k]:
                 place = self.folder / f"step-{step}"
-                if step and not (every and step % every == 0) and may_be_forgotten(place):
+                if step and not (every and step % every == 0) and may_be_pruned(place):
                     # at once: nobody who reads meanwhile finds a part of it
                     gone = self.folder / f"step-{step}.forgotten"
                     place.rename(gone)
@@ -335,14 +337,16 @@ class Checkpoints:
             load(state, place, self.mesh, looked_at=not goes_back)
             refuse_another_vocabulary(place, self.vocabulary, "tokenizer.path")
         except CheckpointError as error:
-            error.told_elsewhere |= self.mesh.rank() > 0  # all processes looked, and found the same
+            error.reported_elsewhere |= (
+                self.mesh.rank() > 0
+            )  # all processes looked, and found the same
             raise
         if goes_back:
             state.went_back_to = step
         self.saved_at, self.saved_step = time.monotonic(), state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
         self.note(
-            f"weights: going on from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}"
+            f"weights: resuming from {place}: {state.tokens:,} tokens seen, row {state.rows_consumed:,} is next{fresh}"
         )
         return True
 
@@ -379,7 +383,7 @@ class Checkpoints:
             return False
 
 
-def may_be_forgotten(place: Path) -> bool:
+def may_be_pruned(place: Path) -> bool:
     """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read
     is left to its owner."""
     try:
@@ -395,12 +399,12 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def aside_of(place: Path) -> Path:
+def tmp_path_of(place: Path) -> Path:
     """Where a checkpoint is written before it is whole."""
     return place.with_name(f"{place.name}.writing")
 
 
-def mark_of(rank: int) -> str:
+def marker_of(rank: int) -> str:
     """The file by which a process says that its part is written, or why not."""
     return f"rank-{rank:05d}.json"
 
@@ -409,11 +413,11 @@ def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE
     """The step of the newest whole checkpoint; None if there are none. Raises CheckpointError if
     there are only damaged ones. Collective over the mesh: each process looks at its share of the
     files."""
-    with mesh.agreed():
+    with mesh.raise_on_all_ranks():
         if mesh.rank() == 0:
             recover(folder)
     damaged = []
-    for step in reversed(mesh.from_first(steps(folder))):
+    for step in reversed(mesh.broadcast_object(steps(folder))):
         wrong = damage(folder / f"step-{step}", mesh)
         if wrong is None:
             return step
@@ -428,7 +432,7 @@ def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE
 
 
 def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False) -> None:
-    """Read what of a whole checkpoint lies here into the state, to the bit, whatever layout wrote
+    """Read what of a whole checkpoint is on this process into the state, to the bit, whatever layout wrote
     it. Collective over the mesh.
 
     looked_at: `newest` has just found its files whole. Raises CheckpointError naming the file or
@@ -440,19 +444,19 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
             f"{place} holds the model's weights only (checkpoint.model_weights_only) and cannot be resumed; export "
             "it and start from it with model.weights"
         )
-    with mesh.agreed():
+    with mesh.raise_on_all_ranks():
         index = index_of(place)
     mine = {f"model/{name}": p for name, p in state.model.named_parameters()}
     held = {name: state.part(name, parameter.detach()) for name, parameter in mine.items()}
     here = {}
-    for some in mesh.all_say({name: part.shape for name, part in held.items()}):
+    for some in mesh.all_gather_object({name: part.shape for name, part in held.items()}):
         here |= some  # with a pipeline each process holds some of the names
     check_names(
         {name: entry.shape for name, entry in index.items() if name.startswith("model/")},
         here,
         place,
     )
-    with mesh.agreed(), Reader(index) as reader, torch.no_grad():
+    with mesh.raise_on_all_ranks(), Reader(index) as reader, torch.no_grad():
         for name, part in held.items():
             reader.fill(part, name)
         for name, what, parameter in moments(index, mine):
@@ -470,7 +474,7 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
 def moments(
     index: dict[str, Entry], mine: dict[str, nn.Parameter]
 ) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """Name, kind and parameter of what the optimizer keeps of the parameters that lie here."""
+    """Name, kind and parameter of what the optimizer keeps of the parameters on this process."""
     for name in index:
         kind, _, rest = name.partition("/")
         what, _, parameter = rest.partition("/")
@@ -592,7 +596,7 @@ def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = f"{place} is damaged: {MANIFEST} cannot be read ({error})"
-    return next(filter(None, mesh.all_say(wrong)), None)
+    return next(filter(None, mesh.all_gather_object(wrong)), None)
 
 
 def damage_of(place: Path, name: str, fact: dict[str, int]) -> str | None:

@@ -37,7 +37,7 @@ SUFFIX = ".safetensors"
 
 
 class Held(NamedTuple):
-    """A tensor of the run as far as it lies here."""
+    """A tensor of the run as far as it is on this process."""
 
     tensor: Tensor  # the local part
     shape: tuple[int, ...]  # of the whole
@@ -57,7 +57,7 @@ class Entry:
 
 def write_shard(held: dict[str, Held], path: Path) -> int:
     """Write the boxes to a file, as they lie in memory, and return its CRC-32. Raises OSError."""
-    keys, header, told, at = [], {}, {}, 0
+    keys, header, stored, at = [], {}, {}, 0
     for name, (tensor, shape, boxes) in held.items():
         for number, box in enumerate(boxes):
             part = box.of_local(tensor)
@@ -69,10 +69,10 @@ def write_shard(held: dict[str, Held], path: Path) -> int:
                 "shape": list(part.shape),
                 "data_offsets": [at, at + part.nbytes],
             }
-            told[key] = [name, list(shape), list(box.begin)]
+            stored[key] = [name, list(shape), list(box.begin)]
             keys.append(part)
             at += part.nbytes
-    header["__metadata__"] = {"format": "pt", BOXES: json.dumps(told)}
+    header["__metadata__"] = {"format": "pt", BOXES: json.dumps(stored)}
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % ALIGNED)
     checksum = 0
@@ -94,11 +94,11 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
     index: dict[str, Entry] = {}
     for path in files:
         with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {}).get(BOXES, "{}"))
+            stored = json.loads((file.metadata() or {}).get(BOXES, "{}"))
             for key in file.keys():  # noqa: SIM118 (no dict)
                 part = file.get_slice(key)
                 size = tuple(part.get_shape())
-                name, shape, begin = told.get(key, (key, size, (0,) * len(size)))
+                name, shape, begin = stored.get(key, (key, size, (0,) * len(size)))
                 entry = index.setdefault(name, Entry(tuple(shape), TYPES[part.get_dtype()]))
                 entry.parts.append((path, key, tuple(begin), size))
     return index
@@ -127,7 +127,7 @@ class Reader:
         self.files.clear()
 
     def fill(self, held: Held, name: str) -> None:
-        """Copy from disk what of the tensor lies here, converted to its type."""
+        """Copy from disk what of the tensor is on this process, converted to its type."""
         for box in held.boxes:
             out = box.of_local(held.tensor)
             for path, key, begin, size in self.index[name].parts:

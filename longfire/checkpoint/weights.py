@@ -41,7 +41,7 @@ class Opened:
     """A model on its device with its tokenizer; run and step: where it came from, if from a run
     folder."""
 
-    model: Model | transformers_model.Foreign
+    model: Model | transformers_model.TransformersModel
     tokenizer: Tokenizer
     run: Run | None = None
     step: int = -1
@@ -93,7 +93,7 @@ def config_named(name: str | Path) -> Path:
 
 def load(
     folder: str | Path, step: int = -1, plugins: Sequence[str] = ()
-) -> tuple[Model | transformers_model.Foreign, Tokenizer]:
+) -> tuple[Model | transformers_model.TransformersModel, Tokenizer]:
     """The model and the tokenizer of a run folder or of a folder of Hugging Face weights, on the
     device and in the compute type of the run, else on the best that is there.
 

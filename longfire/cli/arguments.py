@@ -366,7 +366,7 @@ def read_run(
         return run, options
     except SettingsError as error:
         # the first process of each machine reads the same files, and says it
-        error.told_elsewhere = world.local_rank > 0
+        error.reported_elsewhere = world.local_rank > 0
         raise
 
 

@@ -6,7 +6,7 @@ from longfire.cli.arguments import Parser
 
 
 def doctor(words: Sequence[str]) -> int:
-    """Check every fast kernel against its slow truth on this machine, forward and backward."""
+    """Check every fast kernel against its reference implementation on this machine, forward and backward."""
     Parser("doctor", doctor, "longfire doctor").parse_args(words)
     from longfire.doctor.check import main as check_machine
 

@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         if show_traceback:
             raise
-        if not error.told_elsewhere:
+        if not error.reported_elsewhere:
             print(f"longfire: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from longfire.launch import stay_offline
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """Loss, perplexity and bits per byte on held-out documents or other texts; hidden needles;
+    """Loss, perplexity and bits per byte on validation documents or other texts; hidden needles;
     tasks of lm-eval."""
     parser = Parser(
         "eval", evaluate, "longfire eval runs/quickstart --step 100 --plot by-position.png"

@@ -22,6 +22,6 @@ def adopt(words: Sequence[str]) -> int:
     print(make_run(options.source, options.run, plugins=options.plugins))
     run = options.run
     print(
-        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` goes on from it"
+        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` resumes from it"
     )
     return 0

@@ -218,7 +218,7 @@ def of_data(data: tuple[str, ...], size: Size) -> list[str]:
             "files, folders, globs, datasets of the hub; `embedded`: Python's own source",
         ),
         line(
-            "heldout_fraction",
+            "validation_fraction",
             0.05,
             "share of it that training never sees: what the model is evaluated on",
         ),
@@ -261,11 +261,11 @@ def of_the_end(size: Size, data: tuple[str, ...]) -> list[str]:
         line(
             "interval",
             interval,
-            "save every so many steps; the same command goes on from the newest",
+            "save every so many steps; the same command resumes from the newest",
         ),
         line("keep_latest_k", 2, "how many are kept"),
         line("export", True, "at the end write Hugging Face weights to hf/ of the run folder"),
-        *section("eval", "on the held-out text"),
+        *section("eval", "on the validation text"),
         line("interval", interval, "evaluate every so many steps, and at the end"),
         line("tokens", 32768, "tokens that an evaluation reads, at most"),
         line("sample_prompt", prompt, "at the end show how the model continues this"),

@@ -8,7 +8,7 @@ from longfire.launch import world
 
 
 def train(words: Sequence[str]) -> int:
-    """Train a recipe to its last step, or go on from the newest whole checkpoint of its run
+    """Train a recipe to its last step, or resume from the newest whole checkpoint of its run
     folder."""
     parser = RecipeParser(
         "train",

@@ -2,7 +2,7 @@
 `--help` is instant. The files in the order of the flow:
 
     settings.py      every setting with its default and help: frozen dataclasses, one for each section
-    aliases.py       the spellings of earlier frameworks -> our settings, or the reason why not
+    aliases/         the spellings of earlier frameworks -> our settings, or the reason why not
     model_config.py  a model: config.json or [model] of a recipe, read strictly
     config_file.py   a config.json on disk: JSON errors with file and line
     shipped.py       recipes and model configs that are installed with longfire, by name

@@ -1,4 +1,4 @@
-"""What of a run cannot be, each with the key, the number and the mend: before data or a device is
+"""What of a run cannot be, each with the key, the number and the fix: before data or a device is
 touched."""
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ Run = Any  # run.Run, whose file asks `check`
 
 
 def check(run: Run, trains: bool = True, planned: bool = False) -> None:
-    """Raises SettingsError with everything that cannot be, each with its mend: what needs no data
+    """Raises SettingsError with everything that cannot be, each with its fix: what needs no data
     and no device to be seen. Who only reads a run does not ask whether its plan and batch suit the
     processes that are here now; what is only planned may start from weights that are not here
     yet."""
@@ -87,7 +87,7 @@ def of_plan(run: Run) -> Iterator[str]:
         if wanted and not run.checkpoint.enable_checkpoint:
             yield f"{key} reads the last checkpoint when several processes train, but enable_checkpoint = false: set it to true"
     if run.checkpoint.create_seed_checkpoint:
-        yield "checkpoint.create_seed_checkpoint is made by one process (any number goes on from it): start one"
+        yield "checkpoint.create_seed_checkpoint is made by one process (any number resumes from it): start one"
 
 
 def of_shared_parts(run: Run) -> Iterator[str]:
@@ -136,10 +136,10 @@ def of_batch(run: Run) -> Iterator[str]:
             f"and it is never rounded: take {multiples}"
             + (f", or a training.batch_size of {' or '.join(map(str, near))}" if near else "")
         )
-    elif training.gradient_accumulation_steps and run.rows_per_step != wanted:
+    elif training.gradient_accumulation_steps and run.sequences_per_step != wanted:
         yield (
             f"training.gradient_accumulation_steps = {training.gradient_accumulation_steps} x batch_size {rows} x processes "
-            f"{processes} = {run.rows_per_step} rows, but training.global_batch_size = {wanted}: leave one of them out, or set "
+            f"{processes} = {run.sequences_per_step} rows, but training.global_batch_size = {wanted}: leave one of them out, or set "
             f"gradient_accumulation_steps to {wanted // at_once}"
         )
 
@@ -200,8 +200,8 @@ def of_model(run: Run) -> Iterator[str]:
     if attention.kind != "auto":
         if run.model_config and "attention" not in map(mixer_of, run.model_config.layer_types):
             yield f"attention.kind = {attention.kind!r}, but no layer of this model has softmax attention: leave it at auto"
-        if run.model.kernels == "slow":
-            yield f"attention.kind = {attention.kind!r}, but model.kernels = 'slow' computes with all scores: set one of them to auto"
+        if run.model.kernels == "reference":
+            yield f"attention.kind = {attention.kind!r}, but model.kernels = 'reference' computes with all scores: set one of them to auto"
     if attention.kind != "blockwise":
         for key in ("query_chunk_size", "key_chunk_size"):
             if (chunk := getattr(attention, key)) != getattr(settings.Attention, key):
@@ -252,28 +252,28 @@ def of_outputs(run: Run) -> Iterator[str]:
 def of_policy(run: Run) -> Iterator[str]:
     """What a recomputed part keeps is something, and does not undo what another setting is for."""
     remat = run.activation_checkpoint
-    policy, told = (
+    policy, setting = (
         ",".join(remat.policy),
         f"activation_checkpoint.policy = {','.join(remat.policy)!r}",
     )
     if policy in ("", "nothing"):
         return
     if "nothing" in remat.policy:
-        yield f"{told} keeps nothing and something: choose one"
+        yield f"{setting} keeps nothing and something: choose one"
     if remat.mode == "none":
-        yield f"{told} is about parts that are computed again: set activation_checkpoint.mode too"
+        yield f"{setting} is about parts that are recomputed: set activation_checkpoint.mode too"
     if remat.offload:
-        yield f"{told} keeps outputs on the device, which activation_checkpoint.offload is to free: choose one"
+        yield f"{setting} keeps outputs on the device, which activation_checkpoint.offload is to free: choose one"
     if run.training.mlp_chunk_size and remat.mode == "block":
         yield (
-            f"{told} keeps the wide rows of the MLP that training.mlp_chunk_size = {run.training.mlp_chunk_size} is to avoid: set "
+            f"{setting} keeps the wide rows of the MLP that training.mlp_chunk_size = {run.training.mlp_chunk_size} is to avoid: set "
             "activation_checkpoint.mode = 'attention', or one of them to its default"
         )
     if remat.policy != ("matmuls",):
         from longfire.parallel.remat import unknown_operations  # torch knows their names
 
         for name in unknown_operations(remat.policy):
-            yield f"{told}: torch has no operation {name!r}: write nothing, matmuls, or names as mm, bmm or longfire.attend_blocks"
+            yield f"{setting}: torch has no operation {name!r}: write nothing, matmuls, or names as mm, bmm or longfire.attend_blocks"
 
 
 def of_backend(run: Run) -> Iterator[str]:
@@ -281,19 +281,19 @@ def of_backend(run: Run) -> Iterator[str]:
     refused."""
     if run.model.backend == "longfire":
         return
-    told = "model.backend = 'transformers' knows nothing of the model's inside"
+    setting = "model.backend = 'transformers' knows nothing of the model's inside"
     if run.activation_checkpoint.mode != "none":
-        yield f"activation_checkpoint.mode = {run.activation_checkpoint.mode!r} computes parts again, but {told}: set it to none"
+        yield f"activation_checkpoint.mode = {run.activation_checkpoint.mode!r} computes parts again, but {setting}: set it to none"
     if run.activation_checkpoint.offload:
-        yield f"activation_checkpoint.offload = true moves what blocks keep, but {told}: set it to false"
+        yield f"activation_checkpoint.offload = true moves what blocks keep, but {setting}: set it to false"
     if run.attention.kind != "auto":
-        yield f"attention.kind = {run.attention.kind!r} is about our attention, but {told}: leave it at auto"
+        yield f"attention.kind = {run.attention.kind!r} is about our attention, but {setting}: leave it at auto"
     if run.training.mlp_chunk_size:
-        yield f"training.mlp_chunk_size = {run.training.mlp_chunk_size} is about our MLPs, but {told}: set it to 0"
+        yield f"training.mlp_chunk_size = {run.training.mlp_chunk_size} is about our MLPs, but {setting}: set it to 0"
     if run.model.kernels != "auto":
-        yield f"model.kernels = {run.model.kernels!r} chooses among kernels of ours, but {told}: leave it at auto"
+        yield f"model.kernels = {run.model.kernels!r} chooses among kernels of ours, but {setting}: leave it at auto"
     if run.distillation.teacher:
-        yield f"distillation.teacher = {run.distillation.teacher!r} compares mixers and hidden states, but {told}: leave it out"
+        yield f"distillation.teacher = {run.distillation.teacher!r} compares mixers and hidden states, but {setting}: leave it out"
 
 
 def of_data(run: Run) -> Iterator[str]:
@@ -315,9 +315,9 @@ def of_data(run: Run) -> Iterator[str]:
         yield f"data.data_probs = {list(data.data_probs)}: each share must be positive; leave a source out that should have none"
     if data.streaming and data.shuffle == "global":
         yield 'data.shuffle = "global" permutes the whole store, whose length data.streaming does not know: use "window" or "auto"'
-    if not (data.heldout_fraction or data.validation) and (run.eval.at_end or run.eval.interval):
+    if not (data.validation_fraction or data.validation) and (run.eval.at_end or run.eval.interval):
         yield (
-            "data.heldout_fraction = 0 leaves nothing to evaluate: hold some documents out, name texts in data.validation, or set "
+            "data.validation_fraction = 0 leaves nothing to evaluate: hold some documents out, name texts in data.validation, or set "
             "eval.at_end = false and eval.interval = 0"
         )
     both = [

@@ -53,7 +53,7 @@ class Scoring(Checked):
 
     data: tuple[str, ...] = setting(
         (),
-        "evaluate on all documents of these, comma-separated, as data.dataset takes them; held-out ones of the run if empty",
+        "evaluate on all documents of these, comma-separated, as data.dataset takes them; validation ones of the run if empty",
     )
     text_field: str = setting(
         "", "field of --data that holds the text; `text`, else `content`, if empty"
@@ -73,7 +73,7 @@ class Scoring(Checked):
         -1, "examples before each question; -1: as the task says", "[-1, inf)"
     )
     allow_download: bool = setting(
-        False, "let tasks fetch data from the hub; without it only what lies here is used"
+        False, "let tasks fetch data from the hub; without it only the local part is used"
     )
     needle: bool = setting(
         False,

@@ -17,10 +17,10 @@ HUB = re.compile(
 )
 
 
-def refuse_url(value: str, told: str) -> str:
+def refuse_url(value: str, setting: str) -> str:
     """The value, if neither it nor one of its parts between commas is a URL.
 
-    told: the setting or option, as the message names it. Raises SettingsError with what to write
+    setting: the setting or option, as the message names it. Raises SettingsError with what to write
     instead.
     """
     found = URL.search(value)
@@ -35,5 +35,5 @@ def refuse_url(value: str, told: str) -> str:
     else:
         instead = "copy it to a local disk, or mount it (rclone mount, s3fs, gcsfuse), and name the local path"
     raise SettingsError(
-        f"{told} = {value!r} is a URL, and longfire reads and writes local files only: {instead}"
+        f"{setting} = {value!r} is a URL, and longfire reads and writes local files only: {instead}"
     )

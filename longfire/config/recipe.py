@@ -1,12 +1,12 @@
 """A recipe and a command line -> typed sections, strictly: TOML first, then the command line, old
-spellings by config/aliases.py.
+spellings by config/aliases/.
 
     read_toml(path)          {"training.steps": Given(1000, "recipes/x.toml"), ...}
     read_words(overrides)    {"training.steps": Given("2000", "command line"), ...}
     sections(given ...)      {"training": Training(steps=2000, ...), ...}; the later one wins
     model_tables(given ...)  {"hidden_size": 256, "gla": {"num_heads": 4}}: the model, where a recipe holds it itself
 
-Whatever is wrong is a SettingsError that names key, value, place and mend. Free of torch.
+Whatever is wrong is a SettingsError that names key, value, place and fix. Free of torch.
 """
 
 import math
@@ -274,7 +274,7 @@ def toml_value(text: str) -> Any:
 def names(givens: Mapping[str, Given], key: str) -> bool:
     """Whether a mapping says this setting, under any spelling."""
     return any(
-        key in renamed(spelling, value, where, lambda told: None)
+        key in renamed(spelling, value, where, lambda message: None)
         for spelling, (value, where) in givens.items()
         if not is_model_key(spelling, value)
     )
@@ -285,9 +285,9 @@ def renamed(spelling: str, value: Any, where: str, note: Callable[[str], None]) 
     name."""
     if spelling not in SETTINGS and spelling not in aliases.ALIASES:
         raise SettingsError(unknown(spelling, where))
-    meaning, told = aliases.translate(spelling, value, where)
-    if told:
-        note(told)
+    meaning, message = aliases.translate(spelling, value, where)
+    if message:
+        note(message)
     return meaning
 
 
@@ -326,21 +326,21 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 def typed(key: str, value: Any, where: str) -> Any:
     """The value as the setting's type, inside its interval. Raises SettingsError naming key, value,
-    place and mend."""
+    place and fix."""
     field = SETTINGS[key]
     value = typed_as(field.type, key, value, where, field.metadata["within"])
     refuse_urls(field, value, f"{where}: {key}")
     return value
 
 
-def refuse_urls(field: Any, value: Any, told: str) -> None:
+def refuse_urls(field: Any, value: Any, setting: str) -> None:
     """Raises SettingsError for a URL in a setting or option that is text, or a list of texts,
     unless it is prose."""
     if field.metadata["is_prose"]:
         return
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str):
-            refuse_url(text, told)
+            refuse_url(text, setting)
 
 
 def typed_as(kind: Any, key: str, value: Any, where: str, interval: str = "") -> Any:

@@ -46,9 +46,7 @@ from longfire.training.reporting import check_trackers
 from longfire.training.schedule import STEP_PLAN, Plan, fitting_warmup, read_plan, written
 
 LOCK, DATA_JSON = "lock", "data.json"
-SAVED = (
-    "# Every setting of this run, resolved. `longfire train` with this file goes on with it.\n\n"
-)
+SAVED = "# Every setting of this run, resolved. `longfire train` with this file resumes it.\n\n"
 WORDS = (
     "embedded",
     "bytes",
@@ -130,7 +128,7 @@ class Run:
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
         run = run.with_paths_found(recipe.parent if recipe else Path(), note)
-        # a run.toml that a run saved records its tokenizer; who goes on with it names none by that
+        # a run.toml that a run saved records its tokenizer; who resumes it names none by that
         is_recorded = is_saved and run.goes_on and run.folder == recipe.parent
         naming = [words] if is_recorded else [toml, words]
         named = [
@@ -280,12 +278,12 @@ class Run:
         )
 
     @property
-    def rows_per_step(self) -> int:
+    def sequences_per_step(self) -> int:
         return self.training.batch_size * self.accumulation * self.data_processes
 
     @property
     def tokens_per_step(self) -> int:
-        return self.rows_per_step * self.training.seq_len
+        return self.sequences_per_step * self.training.seq_len
 
     @property
     def steps(self) -> int:
@@ -408,7 +406,7 @@ class Run:
     @contextmanager
     def begun(self, note: Callable[[str], None] = print) -> Iterator[None]:
         """Hold the run folder while this process trains into it, with the settings saved and what
-        they change told.
+        they change text.
 
         Two processes would mix their records and remove each other's half-written checkpoints.
         Raises SettingsError if another one holds it or a tracker that is asked for is not
@@ -458,7 +456,7 @@ class Run:
         """Whether the run begins with a checkpoint of its own folder."""
         return self.checkpoint.enable_checkpoint and self.has_checkpoints
 
-    def last_started_with(self) -> dict[str, dict[str, Any]]:
+    def previous_settings(self) -> dict[str, dict[str, Any]]:
         """The settings of the run in this folder, by section; none where no run has been started
         yet."""
         started = (
@@ -471,7 +469,7 @@ class Run:
     def changes(self) -> list[str]:
         """What differs from the settings that the run was saved with; a run that goes on says so,
         since a slip is easily made."""
-        there = self.last_started_with()
+        there = self.previous_settings()
         no_choice = {"dump_folder"} | (
             {STEP_PLAN.partition(".")[2]} if self.training.max_seconds else set()
         )
@@ -504,7 +502,7 @@ class Run:
     def refuse_another_schedule(self) -> None:
         """What earlier steps were trained with is read from its settings, and the order of a
         stage's rows from where it ends."""
-        begun = self.last_started_with()
+        begun = self.previous_settings()
         there, here = (
             begun.get("training", {}).get("seq_len_schedule", []),
             list(self.training.seq_len_schedule),
@@ -643,7 +641,7 @@ def model_config_of(config: dict[str, Any], where: str, toml: bool = False) -> M
 def summary(run: Run) -> list[str]:
     """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any
     setting changes)."""
-    rows, tokens = run.rows_per_step, run.tokens_per_step
+    rows, tokens = run.sequences_per_step, run.tokens_per_step
     config = run.model_config
     mixers = ", ".join(
         f"{config.layer_types.count(name)} {name}" for name in dict.fromkeys(config.layer_types)
@@ -657,9 +655,9 @@ def summary(run: Run) -> list[str]:
         f"shape: {counted(config.num_hidden_layers, 'layer')} ({mixers}), hidden size {config.hidden_size}, {run.model_config_source}",
         f"step: {counted(tokens, 'token')} = {counted(rows, 'row')} of {run.training.seq_len:,}: "
         f"{run.microbatches} microbatch(es) of "
-        f"{run.training.batch_size * run.accumulation // run.microbatches} on {plan_told(run)}",
+        f"{run.training.batch_size * run.accumulation // run.microbatches} on {describe_plan(run)}",
         length_line(run),
-        *lengths.told(run.training, rows, run.steps),
+        *lengths.describe(run.training, rows, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}"
         f"{describe_lr_scales(run.optimizer)}",
         *([f"export: {export_line(config)}"] if run.checkpoint.export else []),
@@ -685,17 +683,15 @@ def warmup_line(run: Run) -> str:
     """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too
     long for the run."""
     warmup, asked = run.warmup_steps, run.asked_warmup_steps
-    told = (
-        f"warm-up {counted_steps(warmup)} = {counted(round(warmup * run.tokens_per_step), 'token')}"
-    )
+    text = f"warm-up {steps_text(warmup)} = {counted(round(warmup * run.tokens_per_step), 'token')}"
     if run.is_planned:
-        return f"{told}, at most a fifth of the run"
+        return f"{text}, at most a fifth of the run"
     if warmup < asked:
-        return f"{told} (a fifth of the run, which is no longer than the {counted_steps(asked)} asked for)"
-    return told
+        return f"{text} (a fifth of the run, which is no longer than the {steps_text(asked)} asked for)"
+    return text
 
 
-def counted_steps(steps: float) -> str:
+def steps_text(steps: float) -> str:
     """Steps of a warm-up, which may be a fraction."""
     return counted(int(steps), "step") if steps == int(steps) else f"{steps:,.10g} steps"
 
@@ -712,7 +708,7 @@ def describe_lr_scales(optimizer: settings.Optimizer) -> str:
     return f"; {', '.join(different)}" if different else ""
 
 
-def plan_told(run: Run) -> str:
+def describe_plan(run: Run) -> str:
     """Processes, and along which axes they lie."""
     axes = " x ".join(f"{run.degrees[axis]} {axis}" for axis in AXES if run.degrees[axis] > 1)
     return f"{run.world.size} processes ({axes})" if axes else "1 process"

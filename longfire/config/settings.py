@@ -3,7 +3,7 @@ that --help is instant.
 
 A field is declared `setting(default, "help")`. Its type and interval are checked strictly
 (`config/recipe.py`), its help is what `--help` prints, and its default is said here and nowhere else.
-Units stand in names. Old spellings live in `config/aliases.py`.
+Units stand in names. Old spellings live in `config/aliases/`.
 """
 
 from dataclasses import dataclass, field
@@ -75,15 +75,15 @@ class Model:
         "type of activations and matrix products; parameters and optimizer stay float32. auto: bfloat16 where the "
         "device multiplies it natively, else float32",
     )
-    kernels: Literal["auto", "torch", "slow"] = setting(
+    kernels: Literal["auto", "torch", "reference"] = setting(
         "auto",
-        "auto: the fastest kernels installed; torch: our chunkwise forms; slow: the recurrent truth",
+        "auto: the fastest kernels installed; torch: our chunkwise forms; reference: the recurrent reference implementation",
     )
 
 
 @dataclass(frozen=True)
 class Data:
-    """Texts, how they become token stores, shuffling, held-out documents."""
+    """Texts, how they become token stores, shuffling, validation documents."""
 
     dataset: tuple[str, ...] = setting(
         ("embedded",),
@@ -136,7 +136,7 @@ class Data:
     context_len: int = setting(
         0, "with varlen: split longer documents after this many tokens; 0: no limit", NATURAL
     )
-    heldout_fraction: float = setting(
+    validation_fraction: float = setting(
         0.005,
         "share of documents held out for evaluation, chosen by a hash of their identity, and at least one; of fewer than 8 documents "
         "the ends instead: this share of each, but at least 50,000 characters or a tenth of it",
@@ -387,15 +387,15 @@ class Attention:
 
 @dataclass(frozen=True)
 class ActivationCheckpoint:
-    """What is computed again in the backward pass to save memory."""
+    """What is recomputed in the backward pass to save memory."""
 
     mode: Literal["none", "block", "mlp", "attention", "attention+mlp"] = setting(
         "none",
-        "what is computed again in the backward instead of kept: nothing, whole blocks, MLPs, mixers, or both of these",
+        "what is recomputed in the backward instead of kept: nothing, whole blocks, MLPs, mixers, or both of these",
     )
     policy: tuple[str, ...] = setting(
         ("nothing",),
-        "what a part that is computed again keeps nevertheless: nothing, matmuls (the outputs of matrix products and of attention "
+        "what a part that is recomputed keeps nevertheless: nothing, matmuls (the outputs of matrix products and of attention "
         "kernels), or those of operations by torch's names, as mm,longfire.attend_blocks",
     )
     offload: bool = setting(
@@ -423,7 +423,7 @@ class Checkpoint:
     )
     load_step: int = setting(
         -1,
-        "go back to this step, once: a run that has gone on from there, and has saved since, goes on from its newest checkpoint, "
+        "go back to this step, once: a run that has gone on from there, and has saved since, resumes from its newest checkpoint, "
         "whatever this says. Not kept in run.toml. -1: the newest whole checkpoint",
         "[-1, inf)",
     )
@@ -462,22 +462,22 @@ class Distillation:
         "mixers learn); logits: the model learns the teacher's probabilities of the next token",
     )
     temperature: float = setting(1.0, "logits: of both models' probabilities", "(0, inf)")
-    label_share: float = setting(0.0, "logits: share of the loss that is of the text itself", SHARE)
+    ce_weight: float = setting(0.0, "logits: share of the loss that is of the text itself", SHARE)
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Held-out loss during training and at its end, a sample."""
+    """Validation loss during training and at its end, a sample."""
 
     interval: int = setting(
-        0, "evaluate on held-out documents every so many steps; 0: never during training", NATURAL
+        0, "evaluate on validation documents every so many steps; 0: never during training", NATURAL
     )
     at_end: bool = setting(True, "evaluate after the last step")
     tokens: int = setting(
-        262144, "held-out tokens of each source that an evaluation reads, at most", POSITIVE
+        262144, "validation tokens of each source that an evaluation reads, at most", POSITIVE
     )
     compare_xz: bool = setting(
-        False, "at the end show what `xz -9e` reaches on the same held-out bytes"
+        False, "at the end show what `xz -9e` reaches on the same validation bytes"
     )
     sample_prompt: str = setting(
         "", "at the end generate a sample that continues this text", is_prose=True

@@ -46,7 +46,7 @@ def recipe(name: str) -> Path:
     given = Path(name).expanduser()
     if given.is_dir() and (given / "run.toml").exists():
         raise SettingsError(
-            f"{given} is a run folder, not a recipe: `longfire train {given / 'run.toml'}` goes on with its run"
+            f"{given} is a run folder, not a recipe: `longfire train {given / 'run.toml'}` resumes its run"
         )
     if given.suffix in NO_RECIPES and given.is_file():
         raise SettingsError(f"{given} {NO_RECIPES[given.suffix].format(given)}")

@@ -81,7 +81,7 @@ class Batch:
         )
 
     def cut(self, context: Any) -> "Batch":
-        """What lies here of rows that processes share (parallel/context.Context). Labels, positions
+        """What is on this process of rows that processes share (parallel/context.Context). Labels, positions
         and documents were made of whole rows; what fills a row up has no label."""
         share = context.share(self.positions_BT, self.documents)
         ids_BT, positions_BT = (
@@ -365,21 +365,21 @@ class Batches:
         The last row is filled up with id 0 and label -100. The first token of all has no label, nor
         has, with varlen, the first of each document.
         """
-        length = self.heldout_tokens(number, tokens)
+        length = self.validation_tokens(number, tokens)
         stream = self.prepared.validation[number].stream
         yield from in_order(stream, length, seq_len or self.seq_len, self.data, rows)
 
-    def heldout_tokens(self, number: int, tokens: int) -> int:
+    def validation_tokens(self, number: int, tokens: int) -> int:
         """How many tokens `heldout` reads. While the store grows, waits until it has that many, so
         that evaluations of one run, and of its repetition, see the same text."""
         name, store, stream = self.prepared.validation[number]
         self._until(name, store, lambda: stream.length >= tokens)
         return min(tokens, stream.length)
 
-    def heldout_text(self, number: int, tokens: int) -> str:
+    def validation_text(self, number: int, tokens: int) -> str:
         """The text of these tokens, without BOS and EOS: its UTF-8 bytes are what bits per byte are
         counted over."""
-        length = self.heldout_tokens(number, tokens)
+        length = self.validation_tokens(number, tokens)
         return self.prepared.tokenizer.decode(
             self.prepared.validation[number].stream.tokens(0, length)
         )

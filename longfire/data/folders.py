@@ -58,14 +58,14 @@ class Chosen:
         self.leave_out(reason, [file for file in self.files if file not in kept])
         self.files = tuple(file for file in self.files if file in kept)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """`12 of 15 files read, left out: ...`; "" for a file that was named itself."""
         count = len(self.files) + sum(map(len, self.left_out.values()))
         parts = [
             f"{len(names)} {reason} ({some(names)})" for reason, names in self.left_out.items()
         ]
-        told = f"{len(self.files):,} of {count:,} files read"
-        return f"{told}, left out: {'; '.join(parts)}" if parts else told
+        text = f"{len(self.files):,} of {count:,} files read"
+        return f"{text}, left out: {'; '.join(parts)}" if parts else text
 
 
 def some(names: list[str]) -> str:

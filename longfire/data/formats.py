@@ -59,7 +59,7 @@ def read(
     file: Path, fields: tuple[str, ...], row: int = 0, offset: int = 0, split_documents: str = ""
 ) -> Iterator[Record]:
     """Records of a file after the first `row`. split_documents: how a text file is split
-    (settings.Data). Raises DataError naming file, row and mend."""
+    (settings.Data). Raises DataError naming file, row and fix."""
     last = row
     reader = FORMATS[format_of(file)]
     if reader is _text and split_documents:
@@ -203,7 +203,7 @@ def _json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterato
         except RecursionError:
             problem = "broken JSON: nested too deeply"
     if problem:
-        raise DataError(f"{file}: {problem}; mend or remove the file")
+        raise DataError(f"{file}: {problem}; fix or remove the file")
     records = value if isinstance(value, list) else [value]
     for number, record in enumerate(records[row:], row + 1):
         yield Record(number, *text_of(record, fields), number / len(records))

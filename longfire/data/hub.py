@@ -43,7 +43,7 @@ class HubSource:
 
     parts: ClassVar[int] = 1
     split_documents: ClassVar[str] = ""
-    told: ClassVar[str] = ""
+    description: ClassVar[str] = ""
 
     @property
     def entry(self) -> str:

@@ -45,7 +45,7 @@ class Losses:
         """Of the characters, how many are lost."""
         return self.lost_characters / self.sampled_characters if self.sampled_characters else 0.0
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return (
             f"the tokenizer cannot say {self.share:.2%} of the characters ({self.unknown_tokens:,} unknown tokens, "
             f"{self.empty_encodings:,} documents without any token)"

@@ -44,7 +44,7 @@ from longfire.data.tokens import (
     locked,
     read_manifest,
 )
-from longfire.data.validation import TAILS, HoldOut, hold_out_of
+from longfire.data.validation import TAILS, ValidationSplit, validation_split_of
 from longfire.data.workers import Encoders, Ids
 from longfire.errors import DataError, SettingsError, UserError
 from longfire.plural import counted
@@ -127,19 +127,19 @@ def prepare(
 
     With `background` it returns as soon as they can be opened, and they grow in another process
     that ends with this one; with `watch` they are opened as someone else makes them. Raises
-    SettingsError and DataError naming source, file and row, and the mend; DataError too when the
+    SettingsError and DataError naming source, file and row, and the fix; DataError too when the
     disk is full.
     """
-    if not 0 <= data.heldout_fraction < 1:
+    if not 0 <= data.validation_fraction < 1:
         raise SettingsError(
-            f"data.heldout_fraction = {data.heldout_fraction}: a share of documents, from 0 to below 1"
+            f"data.validation_fraction = {data.validation_fraction}: a share of documents, from 0 to below 1"
         )
     if data.validation:
-        data = replace(data, heldout_fraction=0.0)
+        data = replace(data, validation_fraction=0.0)
     shares, sources = text.shares(data), text.sources(data, note)
     for source in sources:
-        if source.told:
-            note(f"data: {source.name}: {source.told}")
+        if source.description:
+            note(f"data: {source.name}: {source.description}")
     words = tokenizers.load(tokenizer, sources, shares, data, note)
     jobs = [Job.of(source, share, words, data, tokenizer) for source, share in zip(sources, shares)]
     validation = validation_jobs(data, sources, words, tokenizer)
@@ -244,7 +244,7 @@ def describe(store: TokenStore) -> str:
     )
     losses = losses_in(progress)
     lost = (
-        f"; {losses.told()}"
+        f"; {losses.describe()}"
         if any((losses.lost_characters, losses.unknown_tokens, losses.empty_encodings))
         else ""
     )
@@ -266,7 +266,7 @@ def refuse_losses(losses: Losses, entry: str, wanted: settings.Tokenizer, final:
     judged = final or losses.sampled_characters >= JUDGED_CHARACTERS
     if judged and losses.share > wanted.max_lost_share:
         raise DataError(
-            f"{entry}: {losses.told()}; name a tokenizer that was made for this text (tokenizer.path), or set "
+            f"{entry}: {losses.describe()}; name a tokenizer that was made for this text (tokenizer.path), or set "
             f"tokenizer.max_lost_share, now {wanted.max_lost_share:g}, to at least {losses.share:.2g}"
         )
 
@@ -287,7 +287,7 @@ class Job:
     share: float
     folder: Path
     header: dict[str, Any]
-    hold_out: HoldOut
+    validation_split: ValidationSplit
 
     @classmethod
     def of(
@@ -303,14 +303,14 @@ class Job:
         fingerprint = (
             source.fingerprint
         )  # before anything is read: what changes later is found (Filling.check_unchanged)
-        hold_out = hold_out_of(source, data.heldout_fraction)
+        validation_split = validation_split_of(source, data.validation_fraction)
         options = {
             "add_bos": wanted.add_bos,
             "add_eos": wanted.add_eos,
-            "heldout_fraction": data.heldout_fraction,
+            "heldout_fraction": data.validation_fraction,
             "text_field": "+".join(source.fields),
             "skip_bad_documents": data.skip_bad_documents,
-            **hold_out.options,
+            **validation_split.options,
         }
         if source.split_documents:
             options["split_documents"] = source.split_documents
@@ -320,7 +320,9 @@ class Job:
             "options": options,
             "dtype": words.dtype,
         }
-        return cls(source, share, _place(source, header, Path(data.folder)), header, hold_out)
+        return cls(
+            source, share, _place(source, header, Path(data.folder)), header, validation_split
+        )
 
     def finished(self) -> bool:
         return is_finished(self.folder)
@@ -481,7 +483,7 @@ class Filling:
         if done and not self.tokens():
             raise DataError(
                 f"{self.job.source.entry}: no document with text is left ({self.progress['empty_documents']} empty, "
-                f"{self.progress['bad_documents']} bad, {self.writer.documents('heldout')} held out by data.heldout_fraction); "
+                f"{self.progress['bad_documents']} bad, {self.writer.documents('heldout')} held out by data.validation_fraction); "
                 "name a source with more text, or hold less of it out"
             )
         self.writer.commit({**self.progress, "losses": list(self.losses.counts())}, complete=done)
@@ -519,10 +521,12 @@ class Filling:
             elif not document.text:
                 seen["empty_documents"] += 1
             else:
-                for part, is_heldout in zip(self.job.hold_out.parts(document), (False, True)):
+                for part, is_validation in zip(
+                    self.job.validation_split.parts(document), (False, True)
+                ):
                     if part:
                         texts.append(part)
-                        heldout.append(is_heldout)
+                        heldout.append(is_validation)
                 size += len(document.text)
             if size >= CHUNK_CHARACTERS or len(texts) >= CHUNK_DOCUMENTS:
                 yield self._chunk(texts, heldout, {**seen, "position": self.documents.position})
@@ -537,7 +541,7 @@ class Filling:
         message = f"{document.where}: {document.problem}"
         if not self.data.skip_bad_documents:
             raise DataError(
-                f"{message}; mend it, or set data.skip_bad_documents = true to count and list such documents instead"
+                f"{message}; fix it, or set data.skip_bad_documents = true to count and list such documents instead"
             )
         return {
             **seen,

@@ -61,7 +61,9 @@ class Source(Protocol):
     former_fingerprint: str  # of the same documents, as it was before
     parts: int
     split_documents: str  # how its text files become documents
-    told: str  # what of a folder is read and what is left out; "" where nothing was chosen from
+    description: (
+        str  # what of a folder is read and what is left out; "" where nothing was chosen from
+    )
 
     def documents(self, position: dict[str, Any] | None = None) -> Documents: ...
 
@@ -76,7 +78,7 @@ class Source(Protocol):
 class FileSource:
     """Files, sorted by their path relative to `root`.
 
-    told: what of a folder or a glob is read and what is left out; folder: where hashes of files are
+    description: what of a folder or a glob is read and what is left out; folder: where hashes of files are
     remembered (data.folder);
     note: who is told that hashing will take long.
     """
@@ -86,7 +88,7 @@ class FileSource:
     files: tuple[Path, ...]
     fields: tuple[str, ...] = ()
     split_documents: str = ""  # of text files (settings.Data)
-    told: str = ""
+    description: str = ""
     folder: str = ""
     note: fingerprints.Note | None = field(default=None, compare=False, repr=False)
 
@@ -199,7 +201,7 @@ class FileDocuments:
 def sources(data: settings.Data, note: fingerprints.Note | None = None) -> tuple[Source, ...]:
     """The sources that the settings name. note: who is told that hashing will take long.
 
-    Raises SettingsError and DataError naming the entry and the mend."""
+    Raises SettingsError and DataError naming the entry and the fix."""
     count = len(data.dataset)
     if not count:
         raise SettingsError(
@@ -233,7 +235,7 @@ def validation_of(data: settings.Data) -> settings.Data:
         data_probs=(),
         text_field=one_for_all[:1],
         validation=(),
-        heldout_fraction=0.0,
+        validation_fraction=0.0,
         streaming=False,
     )
 
@@ -301,7 +303,7 @@ def _source(
     else:
         folders.refuse_dangling([path])
         return _on_hub(entry, data, own, fields)
-    told = "" if path.is_file() else chosen.told()
+    told = "" if path.is_file() else chosen.describe()
     return FileSource(
         entry, chosen.root, chosen.files, fields, data.split_documents, told, data.folder, note
     )

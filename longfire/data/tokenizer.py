@@ -34,7 +34,7 @@ from longfire.data.tokenizer_files import (
     written,
 )
 from longfire.data.tokens import checksum, locked
-from longfire.data.validation import HoldOut, hold_out_of
+from longfire.data.validation import ValidationSplit, validation_split_of
 from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
 
@@ -303,7 +303,7 @@ def load(
 ) -> Tokenizer:
     """The tokenizer that the settings name; `train` makes it from the sources, once.
 
-    Raises DataError naming file and mend; also when add_bos or add_eos asks for a word that it has
+    Raises DataError naming file and fix; also when add_bos or add_eos asks for a word that it has
     not.
     """
     path = Path(wanted.path).expanduser()
@@ -449,9 +449,9 @@ def _trained(
         )
     made_of = [
         [[source.fingerprint, source.fields, share] for source, share in zip(sources, shares)],
-        [data.heldout_fraction, wanted.train_vocab_size, wanted.train_bytes],
+        [data.validation_fraction, wanted.train_vocab_size, wanted.train_bytes],
     ]
-    rules = [hold_out_of(source, data.heldout_fraction) for source in sources]
+    rules = [validation_split_of(source, data.validation_fraction) for source in sources]
     special = [[rule.options, source.split_documents] for rule, source in zip(rules, sources)]
     if any(options or splits for options, splits in special):
         made_of.append(special)
@@ -474,7 +474,7 @@ def _trained(
     return from_folder(folder)
 
 
-def sample(source: "Source", size: int, hold_out: HoldOut) -> Iterator[str]:
+def sample(source: "Source", size: int, validation_split: ValidationSplit) -> Iterator[str]:
     """About `size` characters of a source's training documents: from the start of at least 64 of
     its files, those chosen by a hash of their number; always the same."""
     order = sorted(range(source.parts), key=lambda part: checksum(f"sample {part}".encode()))
@@ -483,7 +483,7 @@ def sample(source: "Source", size: int, hold_out: HoldOut) -> Iterator[str]:
         for document in source.part(part):
             if share <= 0:
                 break
-            text, _ = hold_out.parts(document)
+            text, _ = validation_split.parts(document)
             if text:
                 yield text[:share]
                 size, share = size - len(text[:share]), share - len(text)

@@ -12,7 +12,7 @@ after a kill at any time.
 
 A shard is full before the next begins, so item i lies in shard i // shard_items and needs no index
 to be found. A writer that finds a store cut off by a kill drops what the manifest does not name and
-goes on from its position: the finished store is the same, byte for byte, as one that was never
+resumes from its position: the finished store is the same, byte for byte, as one that was never
 interrupted.
 """
 

@@ -1,8 +1,8 @@
 """Which text of a source is held out of training: whole documents by a hash, or the tails of a few
 long ones.
 
-    hold_out = hold_out_of(source, fraction)
-    train_text, heldout_text = hold_out.parts(document)
+    validation_split = validation_split_of(source, fraction)
+    train_text, validation_text = validation_split.parts(document)
 
 The same documents give the same rule, whatever the number of processes.
 
@@ -45,7 +45,7 @@ def held_out(identity: str, fraction: float) -> bool:
 
 
 @dataclass(frozen=True)
-class HoldOut:
+class ValidationSplit:
     """The rule for one source. lowest: the identity of the document that is held out since no hash
     is below the fraction; tails: the end of each document is held out instead."""
 
@@ -72,7 +72,7 @@ class HoldOut:
 
 
 def tail_of(text: str, fraction: float) -> int:
-    """Where the held-out tail of a text begins: at the start of a line or word, if there is one
+    """Where the validation tail of a text begins: at the start of a line or word, if there is one
     nearby."""
     if len(text) < CUT_CHARACTERS:
         return len(text)
@@ -85,14 +85,14 @@ def tail_of(text: str, fraction: float) -> int:
     return place
 
 
-def hold_out_of(source: "Source", fraction: float) -> HoldOut:
+def validation_split_of(source: "Source", fraction: float) -> ValidationSplit:
     """The rule for a source; its documents are looked at until one is held out by its hash."""
-    rule, lowest, count = HoldOut(fraction), (1.0, ""), 0
+    rule, lowest, count = ValidationSplit(fraction), (1.0, ""), 0
     for identity in source.identities() if fraction else ():
         count += 1
         lowest = min(lowest, (hash_of(identity), identity))
         if count > LOOKED_AT or (count >= FEW_DOCUMENTS and lowest[0] < fraction):
             return rule
     if 0 < count < FEW_DOCUMENTS:
-        return HoldOut(fraction, tails=True)
-    return HoldOut(fraction, lowest[1])
+        return ValidationSplit(fraction, tails=True)
+    return ValidationSplit(fraction, lowest[1])

@@ -94,7 +94,7 @@ def main() -> int:
     )
     if wrong:
         console.print(
-            f"wrong: {'; '.join(wrong)}. Train with model.kernels = slow (or torch, if only fla is wrong), and "
+            f"wrong: {'; '.join(wrong)}. Train with model.kernels = reference (or torch, if only fla is wrong), and "
             "report this whole page",
             style="bold red",
         )
@@ -105,7 +105,7 @@ def check_all(device: torch.device, table: dict[str, ops.Choice], console: Conso
     """Check and print every case in both types, with the forms that are chosen; those that are
     wrong."""
     console.print()
-    for told in ops.told(table):
+    for told in ops.describe(table):
         console.print(f"{device.type}, {told}")
     words = ("op", "case", "type", "device", "form", "largest error in", "relative", "limit")
     console.print(line(*words), style="bold")

@@ -19,7 +19,7 @@ from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
 from longfire.data.tokens import TokenStream
 from longfire.loss import losses
 from longfire.model import Model
-from longfire.parallel.apply import device_of, give_back
+from longfire.parallel.apply import device_of, reshard
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 
@@ -42,17 +42,17 @@ def evaluate(
     rows: int = ROWS,
 ) -> dict[str, dict[str, float]]:
     """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens`
-    held-out tokens of each.
+    validation tokens of each.
 
     seq_len: tokens of a row; 0: those of the batches. rows: of a batch on each process. Sources
-    without held-out documents are left out. Collective over the mesh. Raises EvaluationStopped
+    without validation documents are left out. Collective over the mesh. Raises EvaluationStopped
     where batches.stopped says so.
     """
-    measured = measure_heldout(model, batches, tokens, chunk_tokens, mesh, seq_len, rows)
+    measured = measure_validation(model, batches, tokens, chunk_tokens, mesh, seq_len, rows)
     return {name: found.numbers() for name, found in measured.items()}
 
 
-def measure_heldout(
+def measure_validation(
     model: Model,
     batches: Batches,
     tokens: int,
@@ -66,23 +66,23 @@ def measure_heldout(
     rows_of_all = rows * mesh.size(*DATA)
     found = {}
     for index, (name, _, stream) in enumerate(batches.prepared.validation):
-        wait_for_heldout(batches, index, tokens, mesh)
+        wait_for_validation(batches, index, tokens, mesh)
         read = stoppable(
             batches.heldout(index, tokens, rows_of_all, seq_len), batches.stopped, mesh
         )
         measured = measure(model, read, lengths_W, chunk_tokens, mesh)
         found[name] = measured.of_documents(
-            stream, batches.heldout_tokens(index, tokens), lengths_W
+            stream, batches.validation_tokens(index, tokens), lengths_W
         )
     return {name: measured for name, measured in found.items() if measured.tokens}
 
 
-def wait_for_heldout(batches: Batches, index: int, tokens: int, mesh: Mesh) -> None:
+def wait_for_validation(batches: Batches, index: int, tokens: int, mesh: Mesh) -> None:
     """Until a growing store has what is evaluated on, in all processes. Raises
     EvaluationStopped."""
     is_there = True
     try:
-        batches.heldout_tokens(index, tokens)
+        batches.validation_tokens(index, tokens)
     except WaitStopped:
         is_there = False
     if mesh.any(not is_there):
@@ -202,7 +202,7 @@ def measure(
         nats_C = added(nats_C, np.bincount(before, nats_BT[real_BT]))
         count_C = added(count_C, np.bincount(before))
         size += int(lengths_W[real_labels(batch)].sum())
-    give_back(model)
+    reshard(model)
     return world_sum(Measured(nats_C, count_C, size), mesh)
 
 
@@ -210,7 +210,7 @@ def world_sum(mine: "Measured", mesh: Mesh) -> "Measured":
     """What all processes with rows of their own measured together."""
     if mesh.size(*DATA, "cp") == 1:
         return mine
-    length = max(mesh.all_say(len(mine.nats_C)))
+    length = max(mesh.all_gather_object(len(mine.nats_C)))
     sums = np.zeros((3, length))
     sums[0, : len(mine.nats_C)], sums[1, : len(mine.count_C)], sums[2, 0] = (
         mine.nats_C,
@@ -235,7 +235,7 @@ def real_labels(batch: Batch) -> np.ndarray:
     return labels[labels != NO_LABEL]
 
 
-def heldout_bytes(batches: Batches, source: str, tokens: int) -> bytes:
+def validation_bytes(batches: Batches, source: str, tokens: int) -> bytes:
     """The very bytes of a source that `evaluate` predicts with the same `tokens`."""
     table = token_bytes(batches.prepared.tokenizer)
     index = [name for name, _, _ in batches.prepared.validation].index(source)

@@ -1,4 +1,4 @@
-"""What `longfire eval` does: a checkpoint's numbers on held-out documents, on other texts, on
+"""What `longfire eval` does: a checkpoint's numbers on validation documents, on other texts, on
 tasks; as tables, JSON and pictures."""
 
 import importlib.util
@@ -20,7 +20,7 @@ from longfire.data.batches import Batches, in_order
 from longfire.data.prepare import prepare
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, DataError, SettingsError, first_line
-from longfire.evaluation.evaluate import Measured, byte_lengths, measure, measure_heldout
+from longfire.evaluation.evaluate import Measured, byte_lengths, measure, measure_validation
 from longfire.evaluation.recall import Needle, draw_needle, needle_table
 from longfire.generation.generate import begins_with_bos
 from longfire.training import lengths
@@ -101,7 +101,7 @@ def held_out(opened: Opened, scoring: Scoring) -> dict[str, Any]:
     if scoring.data:
         found, what = measure_texts(opened, scoring), "all documents"
     else:
-        found, what = measure_run(opened, scoring), "held-out documents"
+        found, what = measure_run(opened, scoring), "validation documents"
     show(found, f"{step_of(opened)}, {what}")
     if scoring.plot:
         save_figure(
@@ -126,7 +126,7 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         prepare(run.data, trained_with(run)) as prepared,
         Batches(prepared, run.data, seq_len, run.training.seed) as batches,
     ):
-        found = measure_heldout(
+        found = measure_validation(
             opened.model, batches, scoring.tokens or run.eval.tokens, run.training.loss_chunk_tokens
         )
     if not found:
@@ -168,7 +168,7 @@ def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tok
         data_probs=(),
         validation=(),
         text_field=(scoring.text_field,) if scoring.text_field else (),
-        heldout_fraction=0.0,
+        validation_fraction=0.0,
         streaming=False,
     )
     return data, words_of(opened)

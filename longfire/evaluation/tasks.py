@@ -199,13 +199,13 @@ def show_tasks(found: dict[str, Any]) -> None:
                 continue
             error = numbers.get(f"{metric}_stderr,{variant}")
             named = metric if variant == "none" else f"{metric} ({variant})"
-            told = f"{error:.4f}" if isinstance(error, float) else ""
+            text = f"{error:.4f}" if isinstance(error, float) else ""
             table.add_row(
                 task,
                 str(found["versions"].get(task, "")),
                 str(found["n-shot"].get(task, "")),
                 named,
                 f"{value:.4f}",
-                told,
+                text,
             )
     Console().print(table)

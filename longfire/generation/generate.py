@@ -90,10 +90,10 @@ class Pace:
     last_bytes: int = 0
 
     def __str__(self) -> str:
-        told = f"prompts: {self.prompt_tokens:,} tokens in {self.prompt_seconds:.2f} s"
+        text = f"prompts: {self.prompt_tokens:,} tokens in {self.prompt_seconds:.2f} s"
         if self.steps and self.seconds > 0:
-            told += f"; {self.tokens / self.seconds:,.1f} tokens/s, {1000 * self.seconds / self.steps:.2f} ms a token"
-        return f"{told}; cache: {self.first_bytes:,} bytes at the first token, {self.last_bytes:,} at the last"
+            text += f"; {self.tokens / self.seconds:,.1f} tokens/s, {1000 * self.seconds / self.steps:.2f} ms a token"
+        return f"{text}; cache: {self.first_bytes:,} bytes at the first token, {self.last_bytes:,} at the last"
 
 
 @torch.no_grad()
@@ -308,7 +308,7 @@ def generate_text(
     sampling: Sampling | None = None,
     add_bos: bool = False,
 ) -> str:
-    """The text that continues the prompt, without it; EOS ends it. The public `longfire.generation.generate`.
+    """The text that continues the prompt, without it; EOS ends it. The public `longfire.generate`.
 
     sampling: how tokens are chosen and how many at most; None: as `longfire.Sampling()` says.
     add_bos: whether the prompt begins with BOS, as documents of the model's training did. Raises

@@ -59,10 +59,10 @@ def check_checksums(
                 f"{folder / name}: it does not hold what was exported, by its checksum in {SUMS}: damaged, or edited; copy "
                 f"or download it again, or remove its line from {sums} if you changed it on purpose"
             )
-        told = (
+        text = (
             f"{folder / name} was changed after the export ({SUMS}); it does not change the model"
         )
-        (note or to_stderr)(told)
+        (note or to_stderr)(text)
 
 
 def read_checksums(sums: Path) -> dict[str, str]:

@@ -96,7 +96,7 @@ class Place:
         return replace(self, rest="weight") if self.rest == "bias" else self
 
 
-def transplant(
+def convert_weights(
     source: Model, model_config: ModelConfig, seed: int
 ) -> tuple[Model, list[Moved], list[Left]]:
     """A model of `shape` with the source's weights wherever they match, the rest initialised by
@@ -318,7 +318,7 @@ def convert(
             note(line)
     read, model_config = target_config(config, theirs, keep_attention)
     model_config = model_config.with_vocabulary(opened.tokenizer.vocab_size)
-    model, moved, left = transplant(opened.model, model_config, seed)
+    model, moved, left = convert_weights(opened.model, model_config, seed)
     files = (
         {name: name for name in own_tensors(opened.model)}
         if opened.run

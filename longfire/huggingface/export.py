@@ -34,7 +34,7 @@ from longfire.huggingface.family_writing import left_out
 from longfire.huggingface.load import INDEX, SINGLE, load_weights
 from longfire.huggingface.model_card import model_card, without_folders
 from longfire.huggingface.tensors import Stored, layout
-from longfire.huggingface.transformers_model import Foreign, compare_saved, save
+from longfire.huggingface.transformers_model import TransformersModel, compare_saved, save
 from longfire.model import Model, on_meta
 from longfire.training.reporting import METRICS, records
 
@@ -44,7 +44,7 @@ SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
 
 
 def export(
-    model: Model | Foreign,
+    model: Model | TransformersModel,
     tokenizer: Tokenizer,
     folder: Path | str,
     *,
@@ -74,7 +74,7 @@ def export(
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        if isinstance(model, Foreign):
+        if isinstance(model, TransformersModel):
             save(model, aside, dtype, ends, shard_bytes)
         else:
             weights = model.state_dict() if on_disk is None else on_disk
@@ -83,7 +83,7 @@ def export(
             write_json(aside / "config.json", config)
             facts = {**facts, "not in config.json": ", ".join(left_out(family, model.config))}
         tokenizer.save(aside, adds_bos)
-        if isinstance(model, Foreign):
+        if isinstance(model, TransformersModel):
             compare_tokenizer(tokenizer, aside)
             check = compare_saved(model, aside, dtype)
         elif on_disk is not None:
@@ -107,10 +107,10 @@ def export(
 
 
 def config_of(
-    model: Model | Foreign, ends: dict[str, int | None], length: int, dtype: str
+    model: Model | TransformersModel, ends: dict[str, int | None], length: int, dtype: str
 ) -> dict[str, Any]:
     """config.json of an export."""
-    if isinstance(model, Foreign):
+    if isinstance(model, TransformersModel):
         return {**model.theirs.config.to_dict(), "architectures": [type(model.theirs).__name__]}
     return config_to_hf(
         model.config,
@@ -184,7 +184,7 @@ def facts_of(run: Run, step: int) -> dict[str, Any]:
             recorded |= record
     shown = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}
     shown |= {
-        f"held-out {key.removeprefix('eval/')}": value
+        f"validation {key.removeprefix('eval/')}": value
         for key, value in recorded.items()
         if key.startswith("eval/")
     }

@@ -37,7 +37,7 @@ from longfire.mixers.mixer import Sequence
 APART = 1e-4  # of the largest logit: what fp32 may differ by between a packed document and the same alone
 
 
-class Foreign(nn.Module):
+class TransformersModel(nn.Module):
     """Their model with our model's face. `head` is None: what forward gives are logits."""
 
     head = None
@@ -129,7 +129,7 @@ def build(
     seed: int,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
-) -> Foreign:
+) -> TransformersModel:
     """Their model as it begins, fp32, by their own initialisation under our seed. Raises
     SettingsError when it cannot be made."""
     from transformers import AutoModelForCausalLM
@@ -145,7 +145,7 @@ def build(
                 f"model.config: transformers cannot make a {model_config.model_type} model of it: {first_line(e)}"
             ) from e
     refuse_what_checkpoints_do_not_hold(theirs)
-    return Foreign(model_config, theirs.float().to(device), compute_dtype)
+    return TransformersModel(model_config, theirs.float().to(device), compute_dtype)
 
 
 def dropouts(model_config: TransformersConfig) -> dict[str, float]:
@@ -216,7 +216,7 @@ def refuse_what_checkpoints_do_not_hold(theirs: nn.Module) -> None:
 
 
 def load_weights(folder: Path | str, model_config: TransformersConfig) -> dict[str, Tensor]:
-    """The state dict of `Foreign` from a folder of their weights, fp32; pickles are read as tensors
+    """The state dict of `TransformersModel` from a folder of their weights, fp32; pickles are read as tensors
     only.
 
     Raises CheckpointError naming what is missing, unknown or wrongly shaped.
@@ -241,7 +241,7 @@ def load_weights(folder: Path | str, model_config: TransformersConfig) -> dict[s
         raise CheckpointError(
             f"{folder}: its tensors are not those of the model that model.config describes: {wrong}"
         )
-    return Foreign(model_config, theirs).state_dict()
+    return TransformersModel(model_config, theirs).state_dict()
 
 
 def model_of(
@@ -249,7 +249,7 @@ def model_of(
     weights: dict[str, Tensor],
     device: torch.device | str,
     compute_dtype: torch.dtype,
-) -> Foreign:
+) -> TransformersModel:
     """Their model with these parameters, those of a checkpoint. Raises CheckpointError when they
     are another model's."""
     model = build(model_config, 0, "cpu", compute_dtype)
@@ -267,7 +267,7 @@ def model_of(
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # two rows of lengths that never come again
-def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
+def refuse_unless_documents_are_kept_apart(model: TransformersModel) -> None:
     """data.varlen packs documents that must not see each other. Whether a class keeps them apart
     when positions begin anew is not written anywhere, so it is tried: two documents in a row
     against each alone, on the very model that will be trained. Where the first document would
@@ -279,7 +279,7 @@ def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
     ids_BT = torch.randint(
         model.config.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0)
     ).to(device)
-    seen = Foreign(model.config, model.theirs)  # fp32
+    seen = TransformersModel(model.config, model.theirs)  # fp32
     alone_BTW = torch.cat([seen(part) for part in ids_BT.split([9, 15], 1)], 1)
     flowing_BTW = seen(ids_BT)
     scale = alone_BTW.abs().max()
@@ -303,7 +303,11 @@ def refuse_unless_documents_are_kept_apart(model: Foreign) -> None:
 
 
 def save(
-    model: Foreign, folder: Path, dtype: torch.dtype, ends: dict[str, int | None], shard_bytes: int
+    model: TransformersModel,
+    folder: Path,
+    dtype: torch.dtype,
+    ends: dict[str, int | None],
+    shard_bytes: int,
 ) -> None:
     """Write their model into a folder, as they do. ends: ids of its special words."""
     config = copy.deepcopy(model.theirs.config)
@@ -323,7 +327,7 @@ def save(
 
 
 @torch.no_grad()
-def compare_saved(model: Foreign, folder: Path, dtype: torch.dtype) -> Check:
+def compare_saved(model: TransformersModel, folder: Path, dtype: torch.dtype) -> Check:
     """Compare what was saved with the model it was made of. Raises CheckpointError saying what
     differs."""
     from transformers import AutoModelForCausalLM
@@ -340,8 +344,10 @@ def compare_saved(model: Foreign, folder: Path, dtype: torch.dtype) -> Check:
     for name, parameter in given.items():
         refuse_other_bytes(parameter.to(dtype).float().cpu(), back[name], name, folder)
     ids_BT = ids_for(model.config, device)
-    logits_BTW = Foreign(model.config, model.theirs)(ids_BT)  # fp32 whatever the run computes in
-    own_kl = kl(logits_BTW, Foreign(model.config, again.to(device))(ids_BT))
+    logits_BTW = TransformersModel(model.config, model.theirs)(
+        ids_BT
+    )  # fp32 whatever the run computes in
+    own_kl = kl(logits_BTW, TransformersModel(model.config, again.to(device))(ids_BT))
     tolerated = tolerated_kl(logits_BTW, model.config.num_hidden_layers, device)
     if dtype == torch.float32:
         refuse_unless(

@@ -50,7 +50,7 @@ class Mixer(nn.Module):
                  row        a matrix's inputs, all parts added up: the mixer's end (init_outputs); inner_row: in its middle
                  norm       a norm over channels of all heads        replicate  every process has the whole
       divided: what it counts of heads, or groups of heads, that divide the processes: attribute -> key of its settings. The attributes
-               are those of the heads that lie here, of which `first_head` is the first
+               are those of the heads on this process, of which `first_head` is the first
       context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
       own_init: parameters that always begin by a rule of their own: name -> function(tensor, generator), in place; a name may
                 be dotted (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
@@ -99,7 +99,7 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward: a mixer must define it")
 
     def prepare(self, seq: Sequence) -> None:
-        """Put into `seq.shared` what several layers use and none has to compute again; called
+        """Put into `seq.shared` what several layers use and none has to recompute; called
         before the first block, eagerly."""
 
     def kept(self, seq: Sequence) -> dict[str, Tensor]:

@@ -40,11 +40,11 @@ import torch
 
 from longfire.errors import SettingsError
 
-Wanted = Literal["auto", "torch", "slow"]
+Wanted = Literal["auto", "torch", "reference"]
 
 
 class Choice(NamedTuple):
-    name: str  # "torch": our own forms on torch; "fla": flash-linear-attention's kernels; "slow": the readable truth
+    name: str  # "torch": our own forms on torch; "fla": flash-linear-attention's kernels; "reference": the readable reference implementation
     why: str
 
 
@@ -66,8 +66,8 @@ def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
     Raises SettingsError if the kernels that `auto` would take are installed but cannot be imported.
     """
     _choices.clear()
-    if wanted == "slow":
-        _choices.update(dict.fromkeys(OPS, Choice("slow", "model.kernels = slow")))
+    if wanted == "reference":
+        _choices.update(dict.fromkeys(OPS, Choice("reference", "model.kernels = reference")))
         return dict(_choices)
     _choices["attention"] = Choice("torch", attention_kernels(device))
     recurrent = recurrent_choice(device, wanted)
@@ -83,7 +83,7 @@ def choose_where_nobody_has(device: torch.device) -> None:
         choose(device, "auto")
 
 
-def told(choices: dict[str, Choice]) -> list[str]:
+def describe(choices: dict[str, Choice]) -> list[str]:
     """A line for each choice with the ops that share it, so that a reason is told once."""
     names = {
         choice: ", ".join(op for op, other in choices.items() if other == choice)
@@ -115,7 +115,7 @@ def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:
         importlib.import_module("longfire.ops.kernels")
     except ImportError as e:
         raise SettingsError(
-            f"fla is installed but its kernels cannot be imported ({e}): mend it with "
+            f"fla is installed but its kernels cannot be imported ({e}): fix it with "
             "pip install 'longfire[cuda]', or set model.kernels = torch"
         ) from e
     return Choice("fla", "CUDA, and fla is installed")

@@ -49,8 +49,8 @@ def attention(
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     assert S >= T, "queries are the last T of S positions"
     drops = dropout > 0 and noise_BT is not None
-    if chosen("attention") == "slow":
-        return attention_slow(
+    if chosen("attention") == "reference":
+        return attention_reference(
             q_BTHK,
             k_BSGK,
             v_BSGV,
@@ -257,7 +257,7 @@ def kernel(
     return o.transpose(1, 2)[..., :V]
 
 
-def attention_slow(
+def attention_reference(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGV: Tensor,
@@ -278,7 +278,7 @@ def attention_slow(
     if dropout > 0 and noise_BT is not None:
         assert T == S, "dropout is for training, on whole rows"
         mask = weight_mask(noise_BT, q_BTHK.shape[2], 0, S, dropout, first_head)
-    return softmax_slow(q_BTHK, k_BSGK, v_BSGV, seen, scale, mask, dropout)[0].to(q_BTHK.dtype)
+    return softmax_reference(q_BTHK, k_BSGK, v_BSGV, seen, scale, mask, dropout)[0].to(q_BTHK.dtype)
 
 
 def attention_dropping(
@@ -307,7 +307,7 @@ def attention_dropping(
                 & (documents_BT[:, start:stop, None] == documents_BT[:, None, first:stop])[:, None]
             )
         mask = weight_mask(noise_BT[:, start:stop], q.shape[2], first, stop, dropout, first_head)
-        return softmax_slow(
+        return softmax_reference(
             q[:, start:stop], k[:, first:stop], v[:, first:stop], seen, scale, mask, dropout
         )[0]
 
@@ -352,7 +352,7 @@ def visible(
     return seen[:, None]
 
 
-def softmax_slow(
+def softmax_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -391,8 +391,8 @@ def attention_parts(
     causal: T = S and query t sees keys 0 to t; else every query sees every key.
     """
     assert not causal or q_BTHK.shape[1] == k_BSGK.shape[1], "causal blocks are aligned"
-    if chosen("attention") == "slow":
-        return attention_parts_slow(q_BTHK, k_BSGK, v_BSGV, causal=causal, scale=scale)
+    if chosen("attention") == "reference":
+        return attention_parts_reference(q_BTHK, k_BSGK, v_BSGV, causal=causal, scale=scale)
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.device.type == "cuda":
         return parts_by_flex(q_BTHK, k_BSGK, v_BSGV, causal, scale)
@@ -405,12 +405,12 @@ def attention_parts(
     return o.transpose(1, 2)[..., :V], lse_BHT
 
 
-def attention_parts_slow(
+def attention_parts_reference(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, causal: bool, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """The truth: all scores written out. Same arguments and result."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    return softmax_slow(
+    return softmax_reference(
         q_BTHK, k_BSGK, v_BSGV, visible(T, S, None, None, q_BTHK.device) if causal else None, scale
     )
 

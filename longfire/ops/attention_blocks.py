@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longfire.ops import as_on_cuda, chosen
-from longfire.ops.attention import attention_slow, weight_mask
+from longfire.ops.attention import attention_reference, weight_mask
 from longfire.ops.linear import in_fp32, working_dtype
 
 BLOCK = 256  # queries of a block that is written out: its scores are BLOCK x the keys that they see
@@ -97,7 +97,7 @@ class Manner(NamedTuple):
             scale,
             p,
             first_head,
-            p == 0 and chosen("attention") != "slow" and has_kernel(q, v),
+            p == 0 and chosen("attention") != "reference" and has_kernel(q, v),
         )
 
 
@@ -246,7 +246,7 @@ def attention_in_blocks(
     return _InBlocks.apply(q_BTHK, k_BSGK, v_BSGV, keys, Manner.of(q_BTHK, v_BSGV, window, scale))
 
 
-def attention_in_blocks_slow(
+def attention_in_blocks_reference(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGV: Tensor,
@@ -257,7 +257,7 @@ def attention_in_blocks_slow(
 ) -> Tensor:
     """The truth: all scores at once. Same arguments and result."""
     assert keys > 0
-    return attention_slow(q_BTHK, k_BSGK, v_BSGV, window=window, scale=scale)
+    return attention_reference(q_BTHK, k_BSGK, v_BSGV, window=window, scale=scale)
 
 
 class _InBlocks(torch.autograd.Function):
@@ -421,7 +421,7 @@ def written_gradients(
 
 def scores(q: Tensor, k: Tensor, scale: float, seen: Tensor | None) -> Tensor:
     """(B, G, H / G, T, S), -inf where a key is not seen. Products are not changed in place: a block
-    that is computed again may keep them (activation_checkpoint.policy)."""
+    that is recomputed may keep them (activation_checkpoint.policy)."""
     q = (in_fp32(q) * scale).unflatten(2, (k.shape[2], -1))
     found = torch.einsum("btgrk,bsgk->bgrts", q, in_fp32(k))
     return found if seen is None else found.masked_fill(~seen, -torch.inf)

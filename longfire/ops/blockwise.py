@@ -69,7 +69,7 @@ def blockwise(
     """`attention` by chunks (queries, keys) of tokens; what is given and the result are as there.
     Generation (a query a row, keys to skip) goes there too: its scores are a row."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    if chosen("attention") == "slow" or T == 1 or given.get("skip_B") is not None:
+    if chosen("attention") == "reference" or T == 1 or given.get("skip_B") is not None:
         return attention(q_BTHK, k_BSGK, v_BSGV, **given)
     window, documents, scale, noise_BT = (
         given.get(name) for name in ("window", "documents", "scale", "noise_BT")

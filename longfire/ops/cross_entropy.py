@@ -25,7 +25,7 @@ ROW_MULTIPLE = 64
 
 
 class Words(NamedTuple):
-    """The words whose rows of the weight lie here, of a vocabulary that several processes share;
+    """The words whose rows of the weight are on this process, of a vocabulary that several processes share;
     all have the same hidden states and labels. Losses are then the same in all, and the gradient of
     the hidden states is a part: their sum is the whole one.
     """
@@ -71,7 +71,7 @@ def linear_cross_entropy(
     )
 
 
-def linear_cross_entropy_slow(
+def linear_cross_entropy_reference(
     hidden_ND: Tensor,
     weight_WD: Tensor,
     labels_N: Tensor,
@@ -213,7 +213,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.is_grad_enabled()
         ):  # only under create_graph: what was made in the forward has no graph
             raise RuntimeError(
-                "linear_cross_entropy has no second derivative: use linear_cross_entropy_slow"
+                "linear_cross_entropy has no second derivative: use linear_cross_entropy_reference"
             )
         if ctx.gradients is None:
             raise RuntimeError(
@@ -314,7 +314,7 @@ def cached_rows(logits_NW: Tensor) -> int:
 def shared_softmax_minus_onehot(
     logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool, words: Words
 ) -> Tensor:
-    """(N,) losses of a chunk, of whose words some lie here. Two sums over the processes: of the
+    """(N,) losses of a chunk, of whose words some are on this process. Two sums over the processes: of the
     highest logits; of the others' exponentials beside the label's logit, which one process has. The
     logits are overwritten as in `softmax_minus_onehot`."""
     real_N = labels_N != ignore_index

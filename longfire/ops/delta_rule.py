@@ -64,7 +64,7 @@ def delta_rule(
     )
 
 
-def delta_rule_slow(
+def delta_rule_reference(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
@@ -195,4 +195,4 @@ def delta_rule_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]
     return kernels.delta_rule(*args, **kwargs)
 
 
-FORMS = {"slow": delta_rule_slow, "torch": delta_rule_chunkwise, "fla": delta_rule_fla}
+FORMS = {"reference": delta_rule_reference, "torch": delta_rule_chunkwise, "fla": delta_rule_fla}

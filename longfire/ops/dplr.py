@@ -66,7 +66,7 @@ def dplr(
     )
 
 
-def dplr_slow(
+def dplr_reference(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
@@ -205,4 +205,4 @@ def dplr_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
     return kernels.dplr(*args, **kwargs)
 
 
-FORMS = {"slow": dplr_slow, "torch": dplr_chunkwise, "fla": dplr_fla}
+FORMS = {"reference": dplr_reference, "torch": dplr_chunkwise, "fla": dplr_fla}

@@ -70,7 +70,7 @@ def dropout_add(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor 
     return _Dropout.apply(x_BTD, residual_BTD, p, noise_BT)
 
 
-def dropout_add_slow(
+def dropout_add_reference(
     x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor | None
 ) -> Tensor:
     """The truth: a mask that is kept. Same arguments and result."""

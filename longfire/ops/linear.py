@@ -12,7 +12,7 @@ from longfire.ops.bf16 import native_bf16
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """Statistics, states and sums are fp32; float64 inputs stay what they are (the truth in
+    """Statistics, states and sums are fp32; float64 inputs stay what they are (the reference in
     tests)."""
     return torch.promote_types(x.dtype, torch.float32)
 

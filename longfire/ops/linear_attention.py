@@ -74,7 +74,7 @@ def linear_attention(
     return torch.stack([o_BTHV for o_BTHV, _ in results], 3).flatten(2, 3), results[0][1]
 
 
-def linear_attention_slow(
+def linear_attention_reference(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
@@ -280,7 +280,7 @@ def linear_attention_fla(
 
 
 FORMS = {
-    "slow": linear_attention_slow,
+    "reference": linear_attention_reference,
     "torch": linear_attention_chunkwise,
     "fla": linear_attention_fla,
 }

@@ -33,10 +33,10 @@ class _SwiGLU(torch.autograd.Function):
 def squared_relu(x: Tensor) -> Tensor:
     """relu(x)^2 (So 2021, Primer). Keeps relu(x), of which the gradient is 2 relu(x): one pass,
     where autograd's takes four."""
-    return _SquaredReLU.apply(x) if torch.is_grad_enabled() else squared_relu_slow(x)
+    return _SquaredReLU.apply(x) if torch.is_grad_enabled() else squared_relu_reference(x)
 
 
-def squared_relu_slow(x: Tensor) -> Tensor:
+def squared_relu_reference(x: Tensor) -> Tensor:
     """The reference: by its definition."""
     return F.relu(x).square()
 
@@ -80,10 +80,10 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def gated(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """act(gate) * up with the activation of a gated MLP (Shazeer 2020)."""
-    return swiglu(gate, up) if kind == "swiglu" else gated_slow(gate, up, kind)
+    return swiglu(gate, up) if kind == "swiglu" else gated_reference(gate, up, kind)
 
 
-def gated_slow(gate: Tensor, up: Tensor, kind: str) -> Tensor:
+def gated_reference(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """The reference: by its definition, keeping all that autograd keeps."""
     return GATES[kind](gate) * up
 

@@ -173,7 +173,7 @@ def turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x_BTHK.to(cos.dtype).chunk(2, -1)
     if (
         torch.compiler.is_compiling()
-    ):  # which fuses this, and cannot take `out`: a block that is computed again would stay eager
+    ):  # which fuses this, and cannot take `out`: a block that is recomputed would stay eager
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x_BTHK.dtype)
     y_BTHK = torch.empty(x_BTHK.shape, dtype=cos.dtype, device=x_BTHK.device)
     y_a, y_b = y_BTHK.chunk(2, -1)

@@ -44,7 +44,7 @@ def selective_scan(
     )
 
 
-def selective_scan_slow(
+def selective_scan_reference(
     x_BTD: Tensor,
     dt_BTD: Tensor,
     A_DN: Tensor,
@@ -254,4 +254,4 @@ def gradients(
 
 scan_tokens.register_autograd(gradients, setup_context=keep)
 
-FORMS = {"slow": selective_scan_slow, "torch": selective_scan_chunks}
+FORMS = {"reference": selective_scan_reference, "torch": selective_scan_chunks}

@@ -34,7 +34,7 @@ def short_conv(
     )
 
 
-def short_conv_slow(
+def short_conv_reference(
     x_BTD: Tensor,
     weight_DW: Tensor,
     bias_D: Tensor | None = None,
@@ -75,7 +75,7 @@ def short_conv_shifted(
     and exact for documents."""
     (B, T, D), before = x_BTD.shape, weight_DW.shape[1] - 1
     if T == 1:  # nothing is shifted: the sum as it is written takes a quarter of the time
-        return short_conv_slow(x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW)
+        return short_conv_reference(x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW)
     state = x_BTD.new_zeros(B, D, before) if state_BDW is None else state_BDW.to(x_BTD.dtype)
     rows_BPD = torch.cat([state.mT, x_BTD], 1)  # P = W - 1 + T
     last_BDW = rows_BPD[
@@ -162,7 +162,7 @@ def short_conv_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]
     return kernels.short_conv(*args, **kwargs)
 
 
-FORMS = {"slow": short_conv_slow, "torch": short_conv_shifted, "fla": short_conv_fla}
+FORMS = {"reference": short_conv_reference, "torch": short_conv_shifted, "fla": short_conv_fla}
 
 
 class ShortConv(nn.Module):

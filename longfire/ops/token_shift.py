@@ -21,7 +21,7 @@ def previous_token(
     return FORMS[chosen("previous_token")](x_BTD, before_BD=before_BD, documents=documents)
 
 
-def previous_token_slow(
+def previous_token_reference(
     x_BTD: Tensor, *, before_BD: Tensor | None = None, documents: Documents | None = None
 ) -> tuple[Tensor, Tensor]:
     """The truth, a token at a time. Same arguments and result."""
@@ -47,4 +47,4 @@ def previous_token_shifted(
     return previous_BTD, x_BTD[:, -1]
 
 
-FORMS = {"slow": previous_token_slow, "torch": previous_token_shifted}
+FORMS = {"reference": previous_token_reference, "torch": previous_token_shifted}

@@ -137,7 +137,7 @@ def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
 
 
 def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
-    """The gradients that lie here, and how many processes hold each: every number of the model is
+    """The gradients on this process, and how many processes hold each: every number of the model is
     counted once in the norm, that of a copy by its owner (here its share is 1 / infinity)."""
     found, copies = [], []
     everywhere = mesh.size("dp_replicate")
@@ -154,7 +154,7 @@ def device_of(model: nn.Module) -> torch.device:
     return model.computes_on or next(model.parameters()).device
 
 
-def give_back(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """After a forward without a backward: what is still gathered is freed, so that the next step
     gathers what it updated."""
     for module in sharded(model):

@@ -107,7 +107,7 @@ WAYS = {
 }
 
 
-class Road(NamedTuple):
+class CollectivePair(NamedTuple):
     """How a tensor crosses, how its gradient comes back, and between whom."""
 
     there: str

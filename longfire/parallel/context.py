@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longfire.config.settings import Parallelism
-from longfire.ops.attention import attention, attention_slow
+from longfire.ops.attention import attention, attention_reference
 from longfire.ops.blockwise import blockwise
 from longfire.ops.documents import Documents
 from longfire.ops.maps import RECURRENCES, Affine, Recurrence
@@ -46,7 +46,7 @@ class Context:
     asked: the layout, auto among them; softmax: whether some layers' work grows with what a token
     sees. multiple: what must divide the tokens of a process (tensor parallelism shares them
     further). balance: of the last rows, the most attention work of a process over the mean;
-    filled_tokens: what they got at their ends, a row.
+    padded_tokens: what they got at their ends, a row.
     """
 
     size: int
@@ -57,7 +57,7 @@ class Context:
     softmax: bool
     multiple: int = 1
     balance: float = 1.0
-    filled_tokens: int = 0
+    padded_tokens: int = 0
 
     def share(self, positions_BT: Tensor, documents: Documents | None) -> Share:
         """Where the tokens of these rows lie; the same on every process that shares them."""
@@ -65,15 +65,15 @@ class Context:
         kind = layout_kind(self.asked, self.softmax, documents is not None)
         layout = Layout.of_kind(kind, self.size, tokens, self.multiple, seen_BT.sum(0))
         self.balance = layout.balance(seen_BT) if self.softmax else 1.0
-        self.filled_tokens = layout.filled - tokens
+        self.padded_tokens = layout.filled - tokens
         return Share.of_rows(layout, self.rank, documents, len(positions_BT))
 
-    def told(self) -> dict[str, float]:
+    def describe(self) -> dict[str, float]:
         """Of the last rows, for a step's record."""
-        return {"context_balance": self.balance, "context_filled_tokens": self.filled_tokens}
+        return {"context_balance": self.balance, "context_filled_tokens": self.padded_tokens}
 
     def cut(self, share: Share, x_BT: Tensor, fill: float = 0) -> Tensor:
-        """What of the rows (B, T) lies here, in memory of its own."""
+        """What of the rows (B, T) is on this process, in memory of its own."""
         return share.layout.cut(x_BT, self.rank, fill)
 
 
@@ -109,7 +109,7 @@ def layout_kind(asked: str, softmax: bool, documents: bool) -> str:
 def over_all(op: Callable, context: Context) -> Callable:
     """The same op on segments."""
     if (
-        op in (attention, attention_slow) or getattr(op, "func", None) is blockwise
+        op in (attention, attention_reference) or getattr(op, "func", None) is blockwise
     ):  # as [attention] says
         return ring.attend_over(context.size, context.rank, context.group, context.strategy, op)
     if op is short_conv:
@@ -141,7 +141,7 @@ def folded(x: Any, share: Share) -> Any:
     return share.fold(x) if isinstance(x, Tensor) and x.dim() > 2 else x
 
 
-@torch.compiler.disable(reason="which segments lie here may differ from row to row")
+@torch.compiler.disable(reason="which segments are on this process may differ from row to row")
 def states_before(mine: Affine, share: Share, group: str) -> Tensor:
     """The state before each segment here (B * each, ...), given the maps of these segments."""
     return _StatesBefore.apply(mine.transition, mine.write, mine.is_matrix, share, group)
@@ -245,7 +245,7 @@ def shift_over(group: str) -> Callable:
     return shift
 
 
-@torch.compiler.disable(reason="which segments lie here may differ from row to row")
+@torch.compiler.disable(reason="which segments are on this process may differ from row to row")
 def inputs_before(x: Tensor, count: int, share: Share, group: str) -> Tensor:
     """The `count` inputs before each segment here: (B * each, length, D) -> (B * each, count, D);
     zeros for those of another document. A segment may be shorter than that."""
@@ -302,7 +302,7 @@ def refusals(
     model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Parallelism
 ) -> Iterator[str]:
     """What of a run with this whole model (on meta) so many processes cannot share, with the key,
-    the number and the mend."""
+    the number and the fix."""
     if cp == 1:
         return
     degree = f"{DEGREE} = {cp}"

@@ -2,7 +2,7 @@
 that takes time.
 
 Everything is bytes, FLOPs and seconds of one process. The formulas are first-order: they rank plans
-and say what binds; a measured step (`longfire bench`) is the truth. docs/planning.md states them
+and say what binds; a measured step (`longfire bench`) is the reference. docs/planning.md states them
 once more, with what they leave out.
 """
 

@@ -98,7 +98,7 @@ class Mesh:
         """Whether any process of the run says so. Collective over all."""
         return bool(self.sum(torch.tensor(int(flag)), *AXES))
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """What process 0 says (a small Python object). Collective over all."""
         if self.size() == 1:
             return value
@@ -106,7 +106,7 @@ class Mesh:
         dist.broadcast_object_list(said)
         return said[0]
 
-    def all_say(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """What every process says, by rank (small Python objects). Collective over all."""
         if self.size() == 1:
             return [value]
@@ -115,7 +115,7 @@ class Mesh:
         return said
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """What one process cannot do, none goes on without: its UserError is raised there, and
         ElsewhereError in the others. Collective over all; what is inside must not be."""
         error = None
@@ -123,20 +123,20 @@ class Mesh:
             yield
         except UserError as caught:
             error = caught
-        told = self.all_say(None if error is None else (error.exit_code, str(error)))
+        told = self.all_gather_object(None if error is None else (error.exit_code, str(error)))
         if error is not None:
             # the first that failed says it
-            error.told_elsewhere |= any(said is not None for said in told[: self.rank()])
+            error.reported_elsewhere |= any(said is not None for said in told[: self.rank()])
             raise error
         for rank, said in enumerate(told):
             if said is not None:
                 raise ElsewhereError(rank, *said)
 
-    def first_then_all(self, work: Callable[[], Any]) -> Any:
+    def rank_0_first(self, work: Callable[[], Any]) -> Any:
         """The same work in process 0, and when it is done there, in all others: what is made once
         is then found."""
         for turn in (True, False):
-            with self.agreed():
+            with self.raise_on_all_ranks():
                 if (self.rank() == 0) is turn:
                     made = work()
         return made
@@ -145,7 +145,7 @@ class Mesh:
 class ElsewhereError(UserError):
     """What another process of the run tells."""
 
-    told_elsewhere = True
+    reported_elsewhere = True
 
     def __init__(self, rank: int, exit_code: int, message: str) -> None:
         super().__init__(f"process {rank}: {message}")
@@ -199,7 +199,7 @@ def joined(
             raise
         raise TrainingError(
             f"process {world.rank} lost the others ({first_line(error)}): the one that ended first says why. The newest whole "
-            "checkpoint stays, and the same command goes on from it"
+            "checkpoint stays, and the same command resumes from it"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -46,7 +46,7 @@ def cut(tensor: Tensor, begin: tuple[int, ...], size: tuple[int, ...]) -> Tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part that lies here, sharing its memory."""
+    """The part on this process, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -60,7 +60,7 @@ def whole_shape(tensor: Tensor, split: Split | None) -> torch.Size:
 
 
 def boxes(tensor: Tensor, split: Split | None) -> list[Box]:
-    """What of the whole lies here; none where the rows did not go round."""
+    """What of the whole is on this process; none where the rows did not go round."""
     shape = tuple(tensor.shape)
     first, last = rows(tensor)
     ranges = split.ranges if split is not None else (((0, shape[0]),) if shape else ())
@@ -83,13 +83,13 @@ def boxes(tensor: Tensor, split: Split | None) -> list[Box]:
 
 
 def take(tensor: Tensor, split: Split | None, whole: Tensor) -> None:
-    """Copy what of the whole lies here."""
+    """Copy what of the whole is on this process."""
     for box in boxes(tensor, split):
         box.of_local(local(tensor)).copy_(box.of_whole(whole))
 
 
 def rows(tensor: Tensor) -> tuple[int, int]:
-    """First and last + 1 of the rows (dim 0) that lie here, as torch's `chunk` cuts them over the
+    """First and last + 1 of the rows (dim 0) on this process, as torch's `chunk` cuts them over the
     axis that shards them."""
     if not tensor.dim():
         return 0, 0

@@ -314,7 +314,7 @@ class Pipeline:
     @torch.no_grad()
     def losses(self, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
         """What loss.losses says, on every process along pp. Rows go in as many parts as keep the
-        processes busy, if they divide. Sharded parameters stay gathered: apply.give_back is the
+        processes busy, if they divide. Sharded parameters stay gathered: apply.reshard is the
         caller's, after the last batch."""
         parts = batch.split(gcd(batch.rows, self.mesh.size("pp")))
         self.begin(
@@ -344,7 +344,7 @@ class Pipeline:
     def received(
         self, stage: Stage, said: tuple[Tensor, ...], ids_BT: Tensor
     ) -> tuple[Tensor, ...]:
-        """What the stage before passes on: `said` where it lies here too."""
+        """What the stage before passes on: `said` where it is on this process too."""
         if stage.is_first:
             return ()
         before = self.placed.processes[stage.number - 1]

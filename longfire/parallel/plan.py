@@ -32,13 +32,13 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
     if open_axes:
         given[open_axes[0]] = processes // fixed
     if prod(given.values()) != processes:
-        mend = (
+        fix = (
             f"start a multiple of {fixed}"
             if open_axes
             else f"start {fixed}, or set data_parallel_shard_degree = -1"
         )
         raise SettingsError(
-            f"parallelism: {told} do not make up the {processes} process(es) that run: {mend}"
+            f"parallelism: {told} do not make up the {processes} process(es) that run: {fix}"
         )
     return {axis: given[axis] for axis in AXES}
 

@@ -1,5 +1,5 @@
 """What a block keeps for its backward: which attention computes, MLPs in chunks of tokens, parts
-computed again, host memory.
+recomputed, host memory.
 
 Every function here changes a block (or a model) in place, by its seams, before it is compiled or
 sharded; none knows of a forward's inside. docs/long-context.md says what each saves and costs.
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 from longfire.config.settings import ActivationCheckpoint, Attention
-from longfire.ops.attention import attention_slow
+from longfire.ops.attention import attention_reference
 from longfire.ops.blockwise import blockwise
 
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
@@ -33,7 +33,7 @@ def choose_attention(block: nn.Module, chosen: Attention) -> None:
     """Let the block's mixer attend as [attention] says; a mixer without softmax attention stays as
     it is."""
     if "attention" in block.mixer.context and chosen.kind == "vanilla":
-        block.mixer.attend = attention_slow
+        block.mixer.attend = attention_reference
     elif "attention" in block.mixer.context and chosen.kind == "blockwise":
         block.mixer.attend = partial(
             blockwise, chunks=(chosen.query_chunk_size, chosen.key_chunk_size)
@@ -43,7 +43,7 @@ def choose_attention(block: nn.Module, chosen: Attention) -> None:
 def save_memory(
     block: nn.Module, remat: ActivationCheckpoint, mlp_chunk_size: int = 0, compiled: bool = False
 ) -> None:
-    """MLPs in chunks first, so that a block that is computed again computes its MLP in chunks
+    """MLPs in chunks first, so that a block that is recomputed computes its MLP in chunks
     again. An MLP in chunks keeps its input only: there is nothing to add for it."""
     parts = {"none": (), "block": (block,), "attention": (block.mixer,), "mlp": (block.mlp,)}
     parts["attention+mlp"] = (block.mixer, block.mlp)

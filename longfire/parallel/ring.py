@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longfire.ops.attention import attention, attention_slow, multipliable
+from longfire.ops.attention import attention, attention_reference, multipliable
 from longfire.ops.attention_blocks import (
     Gradients,
     Manner,
@@ -77,7 +77,7 @@ def attend_over(
     Collective over the group, its backward too.
 
     strategy: ring, allgather or alltoall; auto is ring. alone: ops.attention.attention;
-    attention_slow writes out the scores of what meets (the truth); blockwise with its chunks cuts
+    attention_reference writes out the scores of what meets (the reference); blockwise with its chunks cuts
     what meets into them, and in alltoall the whole rows.
     """
     ring, chunks = Ring(size, rank, group), getattr(alone, "keywords", {}).get("chunks")
@@ -104,7 +104,9 @@ def attend_over(
             attend_alone = partial(alone, window=window, scale=scale, dropout=dropout)
             return heads_for_tokens(q, k, v, ring, documents, attend_alone, noise_BT, first_head)
         manner = Manner.of(q, v, window, scale, dropout, first_head)
-        manner = manner._replace(chunks=chunks, fused=manner.fused and alone is not attention_slow)
+        manner = manner._replace(
+            chunks=chunks, fused=manner.fused and alone is not attention_reference
+        )
         return _Attend.apply(q, k, v, noise_BT, ring, documents, manner, strategy == "allgather")
 
     return attend

@@ -164,7 +164,7 @@ def refusals(
     distilled: bool = False,
 ) -> Iterator[str]:
     """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key,
-    number and mend of each reason."""
+    number and fix of each reason."""
     if isinstance(config, TransformersConfig):
         yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
         return

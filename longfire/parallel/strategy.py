@@ -59,7 +59,7 @@ class Heads:
         return self.heads * self.value_size
 
     def refusal(self, strategy: str, processes: int) -> str:
-        """Why processes cannot go this way, with the mend; "" if they can."""
+        """Why processes cannot go this way, with the fix; "" if they can."""
         return refusal(strategy, "softmax attention", self.heads, self.kv_heads, processes)
 
     def flops(self, tokens: int) -> float:
@@ -166,22 +166,22 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
 
 
 def refusal(strategy: str, name: str, heads: int, kv_heads: int, processes: int) -> str:
-    """Why a layer's heads (of one tensor-parallel process) cannot be shared so, with the mend; ""
+    """Why a layer's heads (of one tensor-parallel process) cannot be shared so, with the fix; ""
     if they can. ring and allgather take any."""
     said = (
         f"{STRATEGY} = alltoall shares the heads of {name} among {DEGREE} = {processes} processes"
     )
-    mend = f"set {STRATEGY} to ring or allgather"
+    fix = f"set {STRATEGY} to ring or allgather"
     if strategy != "alltoall":
         return ""
     if processes > heads:
-        return f"{said}, but it has {heads} (of a tensor-parallel process); lower {DEGREE} to {heads} or less, or {mend}"
+        return f"{said}, but it has {heads} (of a tensor-parallel process); lower {DEGREE} to {heads} or less, or {fix}"
     if heads % processes:
-        return f"{said}, which does not divide its {heads} (of a tensor-parallel process); {mend}, or choose a degree that does"
+        return f"{said}, which does not divide its {heads} (of a tensor-parallel process); {fix}, or choose a degree that does"
     if kv_heads % processes and processes % kv_heads:
         return (
             f"{said}, of which its {kv_heads} key/value heads (of a tensor-parallel process) are neither a multiple nor a divisor; "
-            f"{mend}, or choose a degree that is one of theirs"
+            f"{fix}, or choose a degree that is one of theirs"
         )
     return ""
 
@@ -310,7 +310,7 @@ def rank_strategies(
     return sorted(ranked, key=lambda one: (not one.fits, one.seconds if one.fits else one.held))
 
 
-def told(ranked: Sequence[Ranked], cut: Cut) -> str:
+def describe(ranked: Sequence[Ranked], cut: Cut) -> str:
     """The choice and its runner-up in one sentence, with what is predicted of each."""
     said = [
         f"{one.strategy} ({one.bytes / 1e9:.3g} GB sent, {one.seconds:.3g} s waited, {one.held / 1e9:.3g} GB held"

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from longfire.ops.cross_entropy import Words
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
-from longfire.parallel.collectives import Road, add_up, cross, known_as, take_highest
+from longfire.parallel.collectives import CollectivePair, add_up, cross, known_as, take_highest
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pieces import Split, local
 
 
 @dataclass(frozen=True)
-class Sharers:
+class TensorGroup:
     """The processes that share each matrix: how many, which one this is, and the ways between
     them."""
 
@@ -42,35 +42,35 @@ class Sharers:
     sequence_parallel: bool
 
     @property
-    def into(self) -> Road:
+    def into(self) -> CollectivePair:
         return (
-            Road("gather", "scatter", self.group)
+            CollectivePair("gather", "scatter", self.group)
             if self.sequence_parallel
-            else Road("same", "sum", self.group)
+            else CollectivePair("same", "sum", self.group)
         )
 
     @property
-    def out(self) -> Road:
+    def out(self) -> CollectivePair:
         return (
-            Road("scatter", "gather", self.group)
+            CollectivePair("scatter", "gather", self.group)
             if self.sequence_parallel
-            else Road("sum", "same", self.group)
+            else CollectivePair("sum", "same", self.group)
         )
 
     @property
-    def within(self) -> Road:
+    def within(self) -> CollectivePair:
         """In the middle of a region: what is added up is used by the heads of one process, so its
         gradient is a part too."""
-        return Road("sum", "sum", self.group)
+        return CollectivePair("sum", "sum", self.group)
 
     def range(self, size: int, parts: int = 1) -> tuple[tuple[int, int], ...]:
-        """What of `size` numbers lies here, in each of so many equal parts."""
+        """What of `size` numbers is on this process, in each of so many equal parts."""
         whole = size // parts
         low, high = (whole * n // self.size for n in (self.rank, self.rank + 1))
         return tuple((part * whole + low, part * whole + high) for part in range(parts))
 
     def tokens(self, x_BT: Tensor) -> Tensor:
-        """Those of each row that lie here between regions."""
+        """Those of each row on this process between regions."""
         return x_BT.chunk(self.size, 1)[self.rank].contiguous()
 
 
@@ -83,7 +83,7 @@ def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
     """
     if mesh.size("tp") == 1:
         return
-    sharers = Sharers(
+    sharers = TensorGroup(
         mesh.size("tp"), mesh.rank("tp"), known_as(mesh.group("tp")), sequence_parallel
     )
     names = {id(module): name for name, module in model.named_modules()}
@@ -116,7 +116,7 @@ def refusals(
     cp: int = 1,
 ) -> Iterator[str]:
     """What of a run with this whole model (on meta) so many processes cannot share, with the key,
-    the number and the mend. (What rows shared by cp processes lack is filled up.)"""
+    the number and the fix. (What rows shared by cp processes lack is filled up.)"""
     if tp == 1:
         return
     degree = f"parallelism.tensor_parallel_degree = {tp}"
@@ -178,7 +178,7 @@ def named_regions(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield block.mlp, f"mlp {model.config.mlp}"
 
 
-def split_region(region: nn.Module, sharers: Sharers) -> dict[str, Split]:
+def split_region(region: nn.Module, sharers: TensorGroup) -> dict[str, Split]:
     """Split a mixer or an MLP as its roles say; what was split, by name."""
     splits = {
         leaf: keep_range(region, leaf, dim, sharers, parts)
@@ -220,8 +220,10 @@ def has(region: nn.Module, name: str) -> bool:
     return any(module == name and part is not None for module, part in region.named_modules())
 
 
-def keep_range(module: nn.Module, name: str, dim: int, sharers: Sharers, parts: int = 1) -> Split:
-    """Leave of a parameter what lies here, of each of so many equal parts."""
+def keep_range(
+    module: nn.Module, name: str, dim: int, sharers: TensorGroup, parts: int = 1
+) -> Split:
+    """Leave of a parameter the local part, of each of so many equal parts."""
     path, _, leaf = name.rpartition(".")
     owner, whole = module.get_submodule(path), module.get_parameter(name)
     size = whole.shape[dim]
@@ -241,7 +243,7 @@ class RowLinear(Linear):
     """A matrix of whose columns a process has its own: the products of all are added up, and then
     the bias."""
 
-    road: Road
+    road: CollectivePair
 
     def forward(self, x: Tensor) -> Tensor:
         y = cross(linear(x, self.weight), *self.road)
@@ -251,7 +253,7 @@ class RowLinear(Linear):
 class SharedRMSNorm(RMSNorm):
     """A norm over the channels of all processes."""
 
-    road: Road
+    road: CollectivePair
     processes: int
 
     def forward(self, x: Tensor) -> Tensor:
@@ -261,7 +263,7 @@ class SharedRMSNorm(RMSNorm):
 class SharedGroupedGatedRMSNorm(GroupedGatedRMSNorm):
     """The same of Mamba-2's norm with one group."""
 
-    road: Road
+    road: CollectivePair
     processes: int
 
     def normalised(self, y_BTD: Tensor) -> Tensor:
@@ -282,7 +284,7 @@ def become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
         setattr(module, name, value)
 
 
-def share_norm(norm: nn.Module, sharers: Sharers) -> None:
+def share_norm(norm: nn.Module, sharers: TensorGroup) -> None:
     """Whole groups lie in one process; one group over all channels lies in all."""
     grouped = isinstance(norm, GroupedGatedRMSNorm)
     if grouped and norm.groups > 1:
@@ -292,14 +294,14 @@ def share_norm(norm: nn.Module, sharers: Sharers) -> None:
     become(norm, kind, road=sharers.within, processes=sharers.size)
 
 
-KINDS: dict[str, Callable[[nn.Module, Sharers], None]] = {
+KINDS: dict[str, Callable[[nn.Module, TensorGroup], None]] = {
     "row": lambda module, sharers: become(module, RowLinear, road=sharers.out),
     "inner_row": lambda module, sharers: become(module, RowLinear, road=sharers.within),
     "norm": share_norm,
 }
 
 
-def enter(region: nn.Module, road: Road) -> None:
+def enter(region: nn.Module, road: CollectivePair) -> None:
     """What the region sees comes by this road. It belongs to the forward, so that a recomputed
     region brings it again."""
     inside = region.forward
@@ -314,7 +316,7 @@ class SharedEmbedding(nn.Embedding):
     """Rows of some words of the vocabulary; a word of another process gives zeros, and all are
     added up."""
 
-    road: Road
+    road: CollectivePair
     first: int
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -336,7 +338,7 @@ class SharedHead(Linear):
         return self.words.add_up(F.pad(here, (first, after)))
 
 
-def split_vocabulary(model: nn.Module, sharers: Sharers) -> dict[str, Split]:
+def split_vocabulary(model: nn.Module, sharers: TensorGroup) -> dict[str, Split]:
     """Embedding, head and loss: each process has its own words; what was split, by name."""
     (first, last), total = sharers.range(model.config.vocab_size)[0], model.config.vocab_size
     tied = model.head.weight is model.embed.weight
@@ -358,8 +360,8 @@ def split_vocabulary(model: nn.Module, sharers: Sharers) -> dict[str, Split]:
     return splits
 
 
-def see_own_tokens(model: nn.Module, sharers: Sharers) -> None:
-    """What is added between regions (positions, noise) is that of the tokens that lie here."""
+def see_own_tokens(model: nn.Module, sharers: TensorGroup) -> None:
+    """What is added between regions (positions, noise) is that of the tokens on this process."""
 
     def with_own_noise(seq: Any) -> Any:
         return seq if seq.noise_BT is None else replace(seq, noise_BT=sharers.tokens(seq.noise_BT))

@@ -60,7 +60,7 @@ def shown(found: Iterator[Any], total: int, what: str) -> Iterator[Any]:
 def mixers_table(
     device: Device, counts: tuple[int, ...], mixers: list[tuple[str, list[longest.Longest] | str]]
 ) -> Table:
-    """A row's tokens, where all devices share one and the blocks are computed again."""
+    """A row's tokens, where all devices share one and the blocks are recomputed."""
     title = f"the longest row, with each mixer in all layers, on {device.name} of {device.memory_bytes / 1e9:g} GB"
     heads = [f"{count:,} device{'s' * (count > 1)}" for count in counts]
     table = Table(

@@ -9,7 +9,7 @@ from longfire.parallel.strategy import tokens_here
 
 @dataclass(frozen=True)
 class Plan:
-    """Degrees of the mesh, what is computed again, and rows: batch_size of each of `microbatches`
+    """Degrees of the mesh, what is recomputed, and rows: batch_size of each of `microbatches`
     on a process, or on the `cp` processes that hold pieces of them. strategy: how softmax layers
     see the whole row; layout: which pieces a process holds."""
 
@@ -95,7 +95,7 @@ class Forecast:
     parts: dict[str, float]  # seconds of compute, uneven rows, network, pipeline bubble, optimizer
     collectives: tuple[Collective, ...]
     flops: float  # of a step, all processes, as the mathematics needs them
-    flops_again: float  # computed again
+    flops_again: float  # recomputed
     tokens_per_second: float
     mfu: float
     days: float

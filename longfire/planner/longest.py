@@ -33,7 +33,7 @@ HEAD_SIZES = {
 
 @dataclass(frozen=True)
 class Longest:
-    """One row over `plan`'s processes: as many tokens as fit, with blocks computed again; 0 if not
+    """One row over `plan`'s processes: as many tokens as fit, with blocks recomputed; 0 if not
     even few do.
 
     seconds: what a step's mathematics takes on these devices at that length, in optimizer steps of

@@ -54,7 +54,7 @@ class Planner:
             )
         self.run, self.device, self.as_cuda = run, device, as_cuda
         self.processes, self.seq_len = run.world.size, run.training.seq_len
-        self.rows, self.tokens = run.rows_per_step, run.tokens_per_step
+        self.rows, self.tokens = run.sequences_per_step, run.tokens_per_step
         self.model_config = run.model_config.with_vocabulary(run.words)
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
         self.model = on_meta(self.model_config, getattr(torch, self.dtype))
@@ -155,7 +155,7 @@ class Planner:
     def strategies(self, plan: Plan) -> list[Ranked]:
         """The ways of the plan's softmax layers, best first; empty where rows are whole. What fits
         is told by what must lie there in any case: parameters, gradients, moments, and what enters
-        the blocks that are computed again, or all that they keep."""
+        the blocks that are recomputed, or all that they keep."""
         if plan.cp == 1:
             return []
         groups, names = self.groups_of(plan.tp, plan.shards), self.names_of(plan, 0)
@@ -291,14 +291,18 @@ class Planner:
         gradients = shards.gradients_before
         for name in names:
             peak = parts[name].forward_peak + cuts[name].forward
-            yield moment(f"forward of {told(name)}", gradients, kept + peak, shards.forward(name))
+            yield moment(
+                f"forward of {describe(name)}", gradients, kept + peak, shards.forward(name)
+            )
             kept += keeps[name]
         for name in reversed(names):
             kept -= keeps[name]
             peak = parts[name].backward_peak(further=shards.accumulates) + cuts[name].backward
-            yield moment(f"backward of {told(name)}", gradients, kept + peak, shards.backward(name))
             yield moment(
-                f"gradients of {told(name)}",
+                f"backward of {describe(name)}", gradients, kept + peak, shards.backward(name)
+            )
+            yield moment(
+                f"gradients of {describe(name)}",
                 gradients,
                 kept + parts[name].passed,
                 shards.reduction(name),
@@ -482,7 +486,7 @@ class Planner:
         return total
 
     def flops_again(self, remat: str, mixer: float, mlp: float) -> float:
-        """FLOPs a token that a block computes again; MLPs in chunks are computed again by
+        """FLOPs a token that a block recomputes; MLPs in chunks are recomputed by
         themselves. A policy that keeps matrix products leaves nothing that counts, one that names
         operations is counted as if it kept nothing."""
         kept = "matmuls" in self.run.activation_checkpoint.policy
@@ -594,7 +598,7 @@ def rank_of(forecast: Forecast) -> tuple[float, float]:
     return round(log(forecast.seconds) * 100), forecast.peak.total
 
 
-def told(name: int | str) -> str:
+def describe(name: int | str) -> str:
     return name if isinstance(name, str) else f"layer {name}"
 
 

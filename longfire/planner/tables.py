@@ -52,7 +52,7 @@ def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
         keep(out, planner, own, others)
 
 
-def plan_told(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> str:
+def describe_plan(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> str:
     """The plan of a run that begins: who shares what with whom, what a step sends, what each
     process holds (bytes, by rank)."""
     table = Table(
@@ -90,11 +90,11 @@ def heading(planner: Planner, own: Forecast) -> list[str]:
         f"{device.flops[planner.dtype] / 1e12:g} TFLOP/s at an efficiency of {device.efficiency:g}, {device.node} a node",
         f"step: {planner.tokens:,} tokens = {counted(planner.rows, 'row')}; run: {counted(planner.run.steps, 'step')} = "
         f"{planner.run.steps * planner.tokens:,} tokens",
-        f"the recipe's plan: {told(own.plan)}",
+        f"the recipe's plan: {describe(own.plan)}",
     ]
 
 
-def told(plan: Plan) -> str:
+def describe(plan: Plan) -> str:
     axes = " x ".join(f"{getattr(plan, axis)} {axis}" for axis in AXES if getattr(plan, axis) > 1)
     pieces = f"; pieces of rows {plan.layout}" if plan.cp > 1 else ""
     return f"{axes or 'one process'}; recompute {plan.remat}; {plan.microbatches} microbatch(es) of {plan.batch_size}{pieces}"
@@ -126,7 +126,7 @@ def time_table(own: Forecast) -> Table:
     table.add_row("seconds", f"{own.seconds:.4g}", style="bold")
     table.add_row("tokens/s", f"{own.tokens_per_second:,.0f}")
     table.add_row("MFU", f"{own.mfu:.1%}")
-    table.add_row("FLOPs", f"{own.flops:.3g}, and {own.flops_again:.3g} computed again")
+    table.add_row("FLOPs", f"{own.flops:.3g}, and {own.flops_again:.3g} recomputed")
     table.add_row("the run", f"{own.days:,.3g} days, {own.device_hours:,.0f} GPU-hours")
     return table
 

@@ -193,7 +193,7 @@ class Budget:
         return plan
 
     def resumed(self, plan: Plan, step: int, used_seconds: float) -> Plan:
-        """The plan of a run that goes on from `step`, by its mean speed so far, until this process
+        """The plan of a run that resumes from `step`, by its mean speed so far, until this process
         has measured its own. A plan that is over gets more steps where the budget has room for them
         (a remainder that is not worth it is left); one that is not over ends where not even one
         step fits."""

@@ -105,7 +105,7 @@ class Distillation:
         return total / len(layers)
 
     def logits(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
-        """(1 - label_share) T^2 KL(teacher || student) at temperature T + label_share times the
+        """(1 - ce_weight) T^2 KL(teacher || student) at temperature T + ce_weight times the
         loss on the labels."""
         with torch.no_grad():
             taught_BTD = self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
@@ -119,7 +119,7 @@ class Distillation:
             hidden_ND.split(self.chunk_tokens), taught_ND.split(self.chunk_tokens)
         ):
             total = total + checkpoint(self.divergence, student, mine, theirs, use_reentrant=False)
-        share = self.wanted.label_share
+        share = self.wanted.ce_weight
         if not share:
             return total
         return (1 - share) * total + share * loss_of(student, hidden_BTD, batch, self.chunk_tokens)

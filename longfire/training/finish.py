@@ -12,7 +12,7 @@ from longfire.config.options import Sampling
 from longfire.config.run import RUN_TOML, Run
 from longfire.data.batches import Batches
 from longfire.errors import SettingsError, UserError
-from longfire.evaluation.evaluate import heldout_bytes, xz_bits_per_byte
+from longfire.evaluation.evaluate import validation_bytes, xz_bits_per_byte
 from longfire.generation.generate import generate_text
 from longfire.huggingface.export import export, facts_of
 from longfire.model import Model
@@ -35,7 +35,7 @@ def finish(
     if run.checkpoint.enable_checkpoint:
         lies["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
     for source, numbers in results.items():
-        note(held_out_line(run, source, numbers, batches))
+        note(validation_line(run, source, numbers, batches))
     failures: list[UserError] = []
     try:
         for part in (write_export, write_sample, write_report):
@@ -49,7 +49,7 @@ def finish(
             "\n".join(
                 [
                     "",
-                    "Where everything lies:",
+                    "Outputs:",
                     *(f"  {what:<{width}}  {path}" for what, path in lies.items()),
                 ]
             )
@@ -105,14 +105,14 @@ def write_report(
     return {"report": run.folder / "report.html"}
 
 
-def held_out_line(run: Run, source: str, numbers: dict[str, float], batches: Batches) -> str:
+def validation_line(run: Run, source: str, numbers: dict[str, float], batches: Batches) -> str:
     """The last evaluation in one sentence, with xz's bits per byte beside it where asked for."""
     line = (
         f"held out of {source}: loss {numbers['loss']:.4f} nats a token, perplexity {numbers['perplexity']:.2f}, "
         f"{numbers['bits_per_byte']:.3f} bits a byte"
     )
     if run.eval.compare_xz:
-        text = heldout_bytes(batches, source, run.eval.tokens)
+        text = validation_bytes(batches, source, run.eval.tokens)
         same = "the same bytes" if len(text) == numbers["bytes"] else "what the tokens decode to"
         line += f" (xz -9e on {same}: {xz_bits_per_byte(text):.3f})"
     return line

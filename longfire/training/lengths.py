@@ -100,7 +100,7 @@ def has_turns(config: ModelConfig | TransformersConfig) -> bool:
     return any(turns(name, config.mixers.get(name, {})) for name in set(config.layer_types))
 
 
-def told(training: Training, rows: int, steps: int) -> Iterator[str]:
+def describe(training: Training, rows: int, steps: int) -> Iterator[str]:
     """The schedule in a line for each stage; rows: of the longest length in a step; steps: of the
     whole run."""
     for stage in stages(training) if training.seq_len_schedule else ():
@@ -111,7 +111,7 @@ def told(training: Training, rows: int, steps: int) -> Iterator[str]:
 
 
 def refusals(run: Any) -> Iterator[str]:
-    """What a run's lengths cannot be, each with its mend."""
+    """What a run's lengths cannot be, each with its fix."""
     try:
         found = stages(run.training)
     except SettingsError as error:

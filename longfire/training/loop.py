@@ -89,10 +89,10 @@ def train(
     with (
         joined(run.world, run.degrees, run.comm, device) as mesh,
         first_process(mesh, run.begun(note)),
-        mesh.first_then_all(lambda: prepared_data(run, mesh, note)) as prepared,
+        mesh.rank_0_first(lambda: prepared_data(run, mesh, note)) as prepared,
         batches_of(run, prepared, stop, note) as batches,
     ):
-        with mesh.agreed():
+        with mesh.raise_on_all_ranks():
             if mesh.rank() == 0:
                 begin(run, prepared, note)
             teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
@@ -127,10 +127,10 @@ def train(
             is_stopped = mesh.any(stop.requested)  # a signal may reach one process only
             if run.eval.at_end and results is None and not is_stopped:
                 results = evaluated(state, batches, run, report)
-            exit_code = max(mesh.all_say(stop.exit_code))
+            exit_code = max(mesh.all_gather_object(stop.exit_code))
         if exit_code:
             saved = (
-                ", saved; the same command goes on from there"
+                ", saved; the same command resumes from there"
                 if run.checkpoint.enable_checkpoint
                 else ""
             )
@@ -145,7 +145,7 @@ def train(
 def first_process(mesh: Mesh, inside: AbstractContextManager) -> Iterator[None]:
     """Process 0 goes inside, and its UserError is every process's. Collective over the mesh."""
     with ExitStack() as stack:
-        with mesh.agreed():
+        with mesh.raise_on_all_ranks():
             if mesh.rank() == 0:
                 stack.enter_context(inside)
         yield
@@ -177,7 +177,8 @@ def batches_of(
 def stages_in_rows(run: Run) -> tuple[tuple[int, int], ...]:
     """The stages of training.seq_len_schedule as the batches take them."""
     return tuple(
-        (stage.step * run.rows_per_step, stage.seq_len) for stage in lengths.stages(run.training)
+        (stage.step * run.sequences_per_step, stage.seq_len)
+        for stage in lengths.stages(run.training)
     )
 
 
@@ -281,7 +282,7 @@ def rows_of_step(run: Run, state: State, batches: Batches) -> Batch | None:
     rows = run.training.batch_size * run.accumulation
     try:
         return batches.at(
-            state.rows_consumed + state.mesh.rank(*DATA) * rows, rows, run.rows_per_step
+            state.rows_consumed + state.mesh.rank(*DATA) * rows, rows, run.sequences_per_step
         )
     except WaitStopped:
         return None
@@ -295,17 +296,17 @@ def refuse_rows_without_labels(run: Run, mine: Batch, mesh: Mesh) -> None:
             "no token of the first step can be predicted: with data.varlen = true the first token of each document has no label, and "
             "the documents have one token each; set data.varlen = false or tokenizer.add_eos = true, or name other text"
         )
-        error.told_elsewhere = mesh.rank() > 0
+        error.reported_elsewhere = mesh.rank() > 0
         raise error
 
 
 def lacks_evaluation(run: Run, state: State, report: Report | QuietReport) -> bool:
-    """Whether the run goes on from a step whose evaluation was due and was not finished: the run
+    """Whether the run resumes from a step whose evaluation was due and was not finished: the run
     saves first. Collective."""
     is_missing = (
         state.step > 0 and is_due(run.eval.interval, state.step) and not report.has_evaluation
     )
-    return state.mesh.from_first(is_missing)
+    return state.mesh.broadcast_object(is_missing)
 
 
 def train_on(
@@ -397,7 +398,7 @@ def train_step(
         loss = mesh.sum(loss, *DATA, "cp")
         finite = bool(torch.isfinite(grad_norm)) and bool(torch.isfinite(loss))
         if finite:
-            state.may_change()
+            state.wait_for_snapshot()
             if lr is not None:
                 set_learning_rate(state.optimizer, lr)
             state.optimizer.step()
@@ -418,7 +419,7 @@ def with_noise(
     state: State, microbatches: Sequence[Batch], row: int, seed: int
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """The microbatches on the device, each with the noise of its dropout; `row`: the first one's
-    number in the run. Of rows that processes share: what of them lies here."""
+    number in the run. Of rows that processes share: what of them is on this process."""
     device, context = device_of(state.model), state.model.context
     for batch in microbatches:
         noise_BT = (
@@ -494,7 +495,7 @@ def make_state(
             "activation_checkpoint.offload = true moves to the host's memory what a CPU has there already: set it to false"
         )
     assume(
-        mesh.from_first(native_bf16(device)), device.type
+        mesh.broadcast_object(native_bf16(device)), device.type
     )  # it may be measured: one process decides for all
     dtype, precision = choose_dtype(run.model, device)
     config = run.model_config.with_vocabulary(words)
@@ -515,7 +516,7 @@ def make_state(
             run, model if theirs else sample_of(config, run.training.seed, dtype, device)
         )
 
-    compiled, why = mesh.from_first(
+    compiled, why = mesh.broadcast_object(
         compile_decision(run, flops, device, rate)
     )  # it measures: one process decides for all
     run = with_strategy(run, dtype, device, mesh, note)
@@ -537,10 +538,10 @@ def make_state(
         note(line)
     note(f"model: {parameters:,} parameters on {device.type}, {torch.get_num_threads()} threads")
     note(f"precision: {precision}")
-    note(f"kernels: {'; '.join(ops.told(choices))}")
+    note(f"kernels: {'; '.join(ops.describe(choices))}")
     note(f"compile: {'on' if compiled else 'off'} ({why})")
     if mesh.size() > 1 and not theirs:
-        tell_plan(run, model, dtype, mesh, note)
+        log_plan(run, model, dtype, mesh, note)
     return State(model, make_optimizer(model, run.optimizer, kept_on), mesh=mesh)
 
 
@@ -553,7 +554,7 @@ def with_strategy(
     if mesh.size("cp") == 1 or run.parallelism.context_parallel_strategy != "auto":
         return run
     chosen = "ring"
-    with mesh.agreed():
+    with mesh.raise_on_all_ranks():
         if mesh.rank() == 0:
             on_cuda = device.type == "cuda"
             facts = torch.cuda.get_device_properties(device) if on_cuda else None
@@ -562,22 +563,22 @@ def with_strategy(
             plan = planner.of_recipe()
             if ranked := planner.strategies(plan):
                 chosen = ranked[0].strategy
-                note(f"context: {strategy.told(ranked, planner.cut(plan))}")
-    chosen = mesh.from_first(chosen)
+                note(f"context: {strategy.describe(ranked, planner.cut(plan))}")
+    chosen = mesh.broadcast_object(chosen)
     return replace(run, parallelism=replace(run.parallelism, context_parallel_strategy=chosen))
 
 
-def tell_plan(
+def log_plan(
     run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]
 ) -> None:
     """Who shares what, as a table. Adam keeps two numbers for each parameter. Collective over the
     mesh."""
     here = sum(local(p).nbytes for p in model.parameters())
-    held = mesh.all_say({"parameters": here, "gradients": here, "optimizer": 2 * here})
+    held = mesh.all_gather_object({"parameters": here, "gradients": here, "optimizer": 2 * here})
     if mesh.rank() == 0:
         bytes_only = cost.device_of(cost.DEFAULT_DEVICE)  # of a device the table says nothing
         note(
-            tables.plan_told(
+            tables.describe_plan(
                 Planner(run, bytes_only, str(dtype).removeprefix("torch."), as_cuda=False),
                 mesh,
                 held,
@@ -610,7 +611,7 @@ def teller(
             "memory_bytes": peak_memory_bytes(device),
             "skipped_steps": state.skipped_steps,
             "recompiles": recompilations(),
-            **(state.model.context.told() if state.model.context else {}),
+            **(state.model.context.describe() if state.model.context else {}),
             "elapsed_seconds": state.elapsed_seconds,
             **planned_steps(state),
             **{
@@ -644,20 +645,20 @@ def check_skips(
     allowed = run.training.max_skips_in_a_row if run.training.skip_nan_inf else 1
     if skips + 1 < allowed:
         return skips + 1
-    rows = ", ".join(str(row) for row in batches.rows(rows_from, run.rows_per_step)[:4])
+    rows = ", ".join(str(row) for row in batches.rows(rows_from, run.sequences_per_step)[:4])
     error = TrainingError(
         f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']} in {skips + 1} step(s) in a row; the last batch was rows "
-        f"{rows_from} to {rows_from + run.rows_per_step - 1} ({rows}, ...). Parameters are as before; the newest checkpoint is whole. "
+        f"{rows_from} to {rows_from + run.sequences_per_step - 1} ({rows}, ...). Parameters are as before; the newest checkpoint is whole. "
         "Lower optimizer.lr or lengthen lr_scheduler.warmup_steps; training.skip_nan_inf = true skips single bad batches"
     )
-    error.told_elsewhere = mesh.rank() > 0  # all processes come to the same
+    error.reported_elsewhere = mesh.rank() > 0  # all processes come to the same
     raise error
 
 
 def evaluated(
     state: State, batches: Batches, run: Run, report: Report | QuietReport
 ) -> Results | None:
-    """Held-out loss, perplexity and bits per byte by source, also told to the report as
+    """Validation loss, perplexity and bits per byte by source, also told to the report as
     eval/<source>/loss ...; None where someone asked to stop before it was finished."""
     seq_len = lengths.stage_of_model(run.training, state.step).seq_len
     # no more rows at a time than a step takes: who asks to stop waits for one batch

@@ -226,7 +226,7 @@ class RecordFile:
     def unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(
             f"{self.path} cannot be written: {error.strerror}. Free some space or name another job.dump_folder; "
-            "the same command goes on from the newest whole checkpoint"
+            "the same command resumes from the newest whole checkpoint"
         )
 
 
@@ -379,7 +379,7 @@ def evaluation_line(step: int, values: Values) -> str:
         (f"{source}: " if source else "") + ", ".join(numbers)
         for source, numbers in sources.items()
     )
-    return f"step {step}  held out  {told}"
+    return f"step {step}  validation  {told}"
 
 
 def int_of(value: float) -> int | None:
@@ -510,8 +510,8 @@ def write_environment(folder: Path, start_step: int) -> None:
             now["earlier"] = [*before.pop("earlier", []), before]
         write_whole(path, json.dumps(now, indent=1))
     except OSError as error:
-        mend = "free some space or name another job.dump_folder"
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}; {mend}") from error
+        fix = "free some space or name another job.dump_folder"
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}; {fix}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ rates as the run that wrote it, entry by entry.
 
     steps 0 to 3     nothing is known yet: progress is 0
     steps 4 to 49    progress rises from 0 by 1/96 a step; it would be 1 at step 100
-    steps 50 to 79   the machine became slower; progress goes on from 46/96 and is 1 at step 80
+    steps 50 to 79   the machine became slower; progress resumes from 46/96 and is 1 at step 80
 """
 
 import math

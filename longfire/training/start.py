@@ -143,7 +143,7 @@ def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], N
         if store.complete and not label_tokens(run, stream):
             note(
                 f"warning: nothing is held out of {name}, so the loss on text that was not trained on will not be measured: name "
-                f"such text in data.validation, raise data.heldout_fraction = {run.data.heldout_fraction:g}, or, if a text file "
+                f"such text in data.validation, raise data.validation_fraction = {run.data.validation_fraction:g}, or, if a text file "
                 "holds many documents, set data.split_documents (lines, blank_lines, or the text between them)"
             )
 
@@ -151,9 +151,9 @@ def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], N
 def refuse_another_batch(run: Run, state: State) -> None:
     """With a schedule steps and rows go together: stages begin at steps, and the data in them at
     rows. Raises SettingsError."""
-    if run.training.seq_len_schedule and state.rows_consumed != state.step * run.rows_per_step:
+    if run.training.seq_len_schedule and state.rows_consumed != state.step * run.sequences_per_step:
         raise SettingsError(
-            f"training.seq_len_schedule counts {run.rows_per_step} rows a step, but the run's {counted(state.step, 'step')} took "
+            f"training.seq_len_schedule counts {run.sequences_per_step} rows a step, but the run's {counted(state.step, 'step')} took "
             f"{state.rows_consumed} rows: go on with the batch that it was begun with"
         )
 
@@ -163,7 +163,7 @@ def take_weights(run: Run, state: State) -> str:
     what lies with it. What they are, in words. Raises CheckpointError or SettingsError."""
     source, config = Path(run.model.weights), state.model.config
     left = dict(state.model.named_parameters())
-    with state.mesh.agreed():
+    with state.mesh.raise_on_all_ranks():
         if state.mesh.rank() == 0:
             check_checksums(source, print)
         if run_folder_of(source):

@@ -65,10 +65,10 @@ def cut(batch: Batch, noise_BT: Tensor | None, segments: int) -> Iterator[Segmen
         yield Segment(piece, noise, goes_on_B)
 
 
-class Passed(Cache):
+class CarriedState(Cache):
     """What the layers are given at the start of a segment, and what they leave at its end.
 
-    They read from one place and write to another, so that a layer that is computed again in the
+    They read from one place and write to another, so that a layer that is recomputed in the
     backward reads what it read before; nothing is changed in place, so that gradients can go
     through.
     """
@@ -164,7 +164,7 @@ def truncated(
     """The losses of the pieces in order; no gradient passes a seam."""
     states: States = {}
     for number, piece in enumerate(pieces, 1):
-        passed = Passed(states, piece.goes_on_B)
+        passed = CarriedState(states, piece.goes_on_B)
         with clock("forward"):
             loss = learn(model, piece.batch, noise_BT=piece.noise_BT, cache=passed)
         states = alone(passed.after)
@@ -189,7 +189,7 @@ def exact(
         before = seams.pop()
         for state in each(before):
             state.requires_grad_()
-        passed = Passed(before, piece.goes_on_B)
+        passed = CarriedState(before, piece.goes_on_B)
         with clock("forward"):
             loss = learn(model, piece.batch, noise_BT=piece.noise_BT, cache=passed)
         sync(not seams)
@@ -230,7 +230,7 @@ def states_on_seams(model: Model, pieces: list[Segment]) -> list[States]:
     """What each piece is given by those before it."""
     seams: list[States] = [{}]
     for piece in pieces[:-1]:
-        batch, passed = piece.batch, Passed(seams[-1], piece.goes_on_B)
+        batch, passed = piece.batch, CarriedState(seams[-1], piece.goes_on_B)
         model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, passed, piece.noise_BT))
         seams.append(alone(passed.after))
     return seams

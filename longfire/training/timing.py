@@ -213,7 +213,7 @@ class Timing:
         """The plan of process 0 is that of all from here on; run.toml has it, and the console where
         it says something new."""
         run, state, mesh = self.run, self.state, self.state.mesh
-        before, state.plan = state.plan, mesh.from_first(plan)
+        before, state.plan = state.plan, mesh.broadcast_object(plan)
         if state.plan == before:
             return
         self.keep_plan()
@@ -237,7 +237,7 @@ class Timing:
         """run.toml has the plan, so that the run can be repeated with it. Collective over the
         mesh."""
         run, state, mesh = self.run, self.state, self.state.mesh
-        with mesh.agreed():
+        with mesh.raise_on_all_ranks():
             if state.plan and mesh.rank() == 0:
                 run.with_plan(state.plan).write(run.folder)
 

@@ -1,6 +1,6 @@
 """Promise 1: batch t is a pure function of (stores, shares, seed, t): any workers, accumulation, order of asking, resumes.
 
-Its state is one integer, the rows consumed; another global batch size goes on from it; seeking is O(1).
+Its state is one integer, the rows consumed; another global batch size resumes from it; seeking is O(1).
 """
 
 import json
@@ -32,7 +32,7 @@ def settings_of(texts: Path, **changes) -> settings.Data:
         "data_probs": SHARES,
         "varlen": True,
         "context_len": 25,
-        "heldout_fraction": 0.1,
+        "validation_fraction": 0.1,
     }
     return settings.Data(dataset=files, **{**fields, **changes})
 

@@ -28,7 +28,7 @@ SAME = ["fsdp 2", "hsdp 2x2", "fsdp 2 x tp 2", "pp 2 x tp 2"]
 
 
 def run(rank: int, name: str, folder: Path, count: int, mode: str = "async"):
-    """`count` steps from the newest checkpoint or the start, saved; what was said, and what then lies here."""
+    """`count` steps from the newest checkpoint or the start, saved; what was said, and what then is on this process."""
     plan = PLANS[name]
     mesh = Mesh.of_degrees(plan.degrees, "cpu") if plan.processes > 1 else ALONE
     state = state_of(HYBRID, plan, mesh)

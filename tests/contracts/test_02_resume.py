@@ -33,7 +33,7 @@ dataset = ["one.jsonl", "two.jsonl"]
 data_probs = [0.7, 0.3]
 folder = "{folder}/stores"
 varlen = true
-heldout_fraction = 0.1
+validation_fraction = 0.1
 [training]
 seq_len = 48
 batch_size = 2

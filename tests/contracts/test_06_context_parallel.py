@@ -1,7 +1,7 @@
 """Promise 6: context parallel equals one device, forward and backward: every mixer, any degree, documents crossing segments, grouped
 heads, windows, lengths that divide nothing.
 
-A tiny model in float64 (then fp32) on whole rows in one process is the truth; processes that share the rows must find its loss and
+A tiny model in float64 (then fp32) on whole rows in one process is the reference; processes that share the rows must find its loss and
 every parameter's gradient. Under FSDP, tensor and pipeline parallel: test_03_plans.py.
 """
 

@@ -1,4 +1,4 @@
-"""Promise 8: a checkpoint is whole or not there; a damaged one is named and the newest whole one taken; nothing in it runs code."""
+"""Promise 8: a checkpoint is complete or absent; a damaged one is named and the newest whole one taken; nothing in it runs code."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_everything_comes_back_to_the_bit(mode, tied, tmp_path, tiny_model):
     checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode=mode))
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     checkpoints.save(state)
-    state.may_change()
+    state.wait_for_snapshot()
     for parameter in state.model.parameters():  # training goes on while the checkpoint is written
         parameter.data.zero_()
     torch.rand(5)

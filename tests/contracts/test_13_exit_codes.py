@@ -1,4 +1,4 @@
-"""Promise 13: the exit code tells the truth: bad input, a hang, a NaN, a full disk: one clear message, non-zero, in bounded time."""
+"""Promise 13: the exit code tells the reference: bad input, a hang, a NaN, a full disk: one clear message, non-zero, in bounded time."""
 
 import json
 import os
@@ -36,7 +36,7 @@ config = "shape.json"
 [data]
 dataset = ["good.jsonl"]
 folder = "{tmp_path}/stores"
-heldout_fraction = 0.1
+validation_fraction = 0.1
 num_workers = 1
 [training]
 seq_len = 16
@@ -53,7 +53,7 @@ disable_color_printing = true
     return tmp_path / "recipe.toml"
 
 
-def told(capsys) -> str:
+def describe(capsys) -> str:
     error = capsys.readouterr().err
     assert "Traceback" not in error
     return error
@@ -79,7 +79,7 @@ def test_bad_data_names_the_file_and_the_row(name, recipe, capsys):
     if content is not None:
         (recipe.parent / file).write_bytes(content)
     code = main(["train", str(recipe), "--data.dataset", str(recipe.parent / file)])
-    assert expected in told(capsys)
+    assert expected in describe(capsys)
     assert code in (DataError.exit_code, SettingsError.exit_code)
 
 
@@ -92,7 +92,7 @@ def test_a_parquet_file_without_the_field_lists_those_it_has(recipe, capsys):
         main(["train", str(recipe), "--data.dataset", str(recipe.parent / "x.parquet")])
         == DataError.exit_code
     )
-    message = told(capsys)
+    message = describe(capsys)
     assert "x.parquet" in message and "body" in message and "text_field" in message
 
 
@@ -125,7 +125,7 @@ def test_a_document_of_50_mb_is_a_document(recipe):
                 str(recipe),
                 "--data.dataset",
                 str(recipe.parent / "big.jsonl"),
-                "--data.heldout_fraction",
+                "--data.validation_fraction",
                 "0",
                 "--eval.at_end",
                 "false",
@@ -148,7 +148,7 @@ def test_a_nan_is_an_error_that_names_the_batch_and_the_mend(recipe, capsys):
             "30",
         ]
     )
-    message = told(capsys)
+    message = describe(capsys)
     assert code == TrainingError.exit_code
     assert "good.jsonl row" in message and "skip_nan_inf" in message
 
@@ -160,14 +160,14 @@ def test_a_flipped_byte_in_the_only_checkpoint_is_named(recipe, capsys):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert main(["train", str(recipe), "--checkpoint.load_step", "5"]) == CheckpointError.exit_code
-    assert file.name in told(capsys)
+    assert file.name in describe(capsys)
 
 
 def test_a_run_folder_of_another_model_is_refused_and_kept(recipe, capsys):
     assert main(["train", str(recipe)]) == 0
     (recipe.parent / "shape.json").write_text(json.dumps({**SHAPE, "hidden_size": 32}))
     assert main(["train", str(recipe)]) == SettingsError.exit_code
-    assert "hidden_size is 16 there and 32 here" in told(capsys)
+    assert "hidden_size is 16 there and 32 here" in describe(capsys)
     assert (recipe.parent / "run" / "checkpoints" / "step-5").is_dir()
 
 
@@ -194,7 +194,7 @@ def test_another_tokenizer_than_the_run_began_with_is_refused(recipe, capsys):
         main(["train", str(recipe), "--tokenizer.path", str(recipe.parent / "other")])
         == SettingsError.exit_code
     )
-    assert "is not the tokenizer that the run" in told(capsys)
+    assert "is not the tokenizer that the run" in describe(capsys)
     assert main(train) == 0, "with its own it goes on"
 
 
@@ -208,7 +208,7 @@ def test_a_full_disk_while_saving_is_named_and_loses_nothing_whole(recipe, capsy
         main(["train", str(recipe), "--lr_scheduler.name", "constant"]) == CheckpointError.exit_code
     )
     monkeypatch.undo()
-    assert "No space left" in told(capsys)
+    assert "No space left" in describe(capsys)
     assert (recipe.parent / "run" / "checkpoints" / "step-3").is_dir()
     assert main(["train", str(recipe)]) == 0
 
@@ -241,6 +241,6 @@ def test_the_page_lists_them():
 
 def test_an_unknown_command_and_an_unknown_key_are_two(capsys):
     assert main(["trian"]) == SettingsError.exit_code
-    assert "did you mean 'train'" in told(capsys)
+    assert "did you mean 'train'" in describe(capsys)
     assert main(["train", "--training.stesp", "3"]) == SettingsError.exit_code
-    assert "training.steps" in told(capsys)
+    assert "training.steps" in describe(capsys)

@@ -60,7 +60,7 @@ config = "model.json"
 dataset = ["{text}"]
 folder = "{tmp_path}/stores"
 num_workers = 1
-heldout_fraction = 0.2
+validation_fraction = 0.2
 [tokenizer]
 path = "bytes"
 [training]

@@ -216,14 +216,14 @@ def test_promise_10_cached_generation_equals_the_full_forward(mixer, cuts):
 
 @each_mixer
 def test_promise_11_the_fast_forms_equal_the_slow_ones(mixer):
-    """`model.kernels = slow` runs the whole model on the truths alone."""
+    """`model.kernels = reference` runs the whole model on the truths alone."""
     shape, ids_BT = tiny_config(mixer, initializer_range=0.2), ids_of(2, 70)
     found = {}
-    for wanted in ("torch", "slow"):
+    for wanted in ("torch", "reference"):
         ops.choose(CPU, wanted)
         model = build(shape, 0)
         found[wanted] = (model.logits(model(ids_BT)).detach(), gradients(model, ids_BT))
-    (fast_BTW, fast), (slow_BTW, slow) = found["torch"], found["slow"]
+    (fast_BTW, fast), (slow_BTW, slow) = found["torch"], found["reference"]
     assert (fast_BTW - slow_BTW).abs().max() <= 1e-4 * slow_BTW.abs().max()
     assert_gradients_equal(fast, slow)
 

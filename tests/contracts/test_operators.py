@@ -1,4 +1,4 @@
-"""Each operator of our own tells torch.compile the truth: shapes, strides, what it mutates, however its inputs lie in memory.
+"""Each operator of our own tells torch.compile the reference: shapes, strides, what it mutates, however its inputs lie in memory.
 
 A stride that the shape function states and the operator does not keep shows only where the compiler happens to lay an input
 out another way: it stopped a compiled backward of Mamba-2.

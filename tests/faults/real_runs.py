@@ -24,7 +24,7 @@ config = "shape.json"
 compute_dtype = "float32"
 [data]
 dataset = ["text.txt"]
-heldout_fraction = 0
+validation_fraction = 0
 num_workers = 1
 prefetch_factor = 0
 [training]

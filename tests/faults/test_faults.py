@@ -252,7 +252,7 @@ def test_a_corrupt_shard_is_named_and_the_one_before_taken(folder, prepared):
     ended = Running(folder, 2).end()
     assert ended.codes == [0, 0]
     assert "the bytes of shard-00001-model.safetensors are not those" in ended.said[0]
-    assert "going on from" in ended.said[0] and "step-10" in ended.said[0]
+    assert "resuming from" in ended.said[0] and "step-10" in ended.said[0]
     assert_goes_on_to_the_bit(folder, prepared)
 
 
@@ -372,7 +372,7 @@ def test_two_runs_in_one_folder_are_told_once(folder):
 
 DIES_ONCE = """
 import os, pathlib, threading, time
-MIXERS = {}  # a plugin is code of the user's own: this one kills process 1 when there is something to go on from
+MIXERS = {}  # a plugin is code of the user's own: this one kills process 1 when there is something to resume from
 def die():
     while not pathlib.Path("run/checkpoints/step-2").exists():
         time.sleep(0.005)
@@ -404,6 +404,6 @@ def test_torchrun_starts_all_again_from_the_newest_checkpoint(folder, prepared):
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "died").exists() and "going on from" in done.stdout
+    assert (folder / "died").exists() and "resuming from" in done.stdout
     weights = load_model_weights(folder / "run/checkpoints/step-12")
     assert all(torch.equal(weights[name], tensor) for name, tensor in prepared[1].items())

@@ -6,7 +6,7 @@
 
 The last form loads an export with AutoModelForCausalLM and writes its logits. All run fla's Triton kernels in Triton's
 interpreter (numpy), which needs `interpreted()` first. Made with torch 2.13.0, triton 3.9.0, fla-core and
-flash-linear-attention 0.6.0, transformers 5.23.0; each file's metadata says with what. They are the truth that
+flash-linear-attention 0.6.0, transformers 5.23.0; each file's metadata says with what. They are the reference that
 tests/test_huggingface_families.py and tests/contracts/test_same_loss_curve.py compare with: if a new version moves them by more
 than rounding, look for the reason there before committing new ones.
 """

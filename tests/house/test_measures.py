@@ -22,7 +22,7 @@ CEILINGS: dict[str, float | tuple[int, int, int]] = {
     "conditionals": 22.5,
     "tuple_assignments": 13.3,
     "nested_comprehensions": 33,
-    "long_lines": 622,
+    "long_lines": 640,
     "formatter_escapes": 0,
     "any": 11.8,
     "function_lines": (12, 45, 100),

@@ -20,7 +20,7 @@ from longfire.model import Block, Model
 
 
 class CheckpointedModel(Model):
-    """longfire's model, whose blocks are computed again in the backward where transformers asks for
+    """longfire's model, whose blocks are recomputed in the backward where transformers asks for
     it.
 
     transformers sets both attributes below (`gradient_checkpointing_enable`).

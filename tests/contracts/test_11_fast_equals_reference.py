@@ -1,4 +1,4 @@
-"""Promise 11: every fast op equals its slow truth forward and backward; which form runs, and why, is told once; no fallback
+"""Promise 11: every fast op equals its reference implementation forward and backward; which form runs, and why, is told once; no fallback
 is silent. The cases are those of `longfire doctor`, which a user runs on his own machine."""
 
 import inspect
@@ -21,7 +21,7 @@ RECIPE = Path(__file__).parents[2] / "recipes/quickstart.toml"
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_fast_equals_slow(case, dtype):
+def test_fast_equals_reference(case, dtype):
     found, limit = errors(case, CPU, dtype), tolerance(case, CPU, dtype)
     assert {"output"} < found.keys() and any(name.startswith("d ") for name in found)
     assert max(found.values()) <= limit, {
@@ -56,7 +56,7 @@ def test_one_signature(module, op):
 
 
 def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
-    """`model.kernels = slow` reaches every op: the same model runs on the truths alone, and the fast forms are not called."""
+    """`model.kernels = reference` reaches every op: the same model runs on the truths alone, and the fast forms are not called."""
     shape = tiny_config("gla", "gated_delta_net", "attention", initializer_range=0.2)
     ids_BT = torch.randint(97, (2, 70), generator=torch.Generator().manual_seed(0))
 
@@ -72,7 +72,7 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
         for module in (linear_attention, delta_rule, short_conv):
             patch.setitem(module.FORMS, "torch", None)  # calling it would raise
         patch.setattr(attention, "kernel", None)
-        slow, slow_gradients = logits_and_gradients("slow")
+        slow, slow_gradients = logits_and_gradients("reference")
     # fp32: 3 layers of some 10 operations, each off by a rounding of 1e-7 or so
     assert (fast - slow).abs().max() <= 1e-5 * slow.abs().max()
     for name, gradient in slow_gradients.items():
@@ -84,12 +84,12 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
 def test_the_choice_and_its_reason_are_told_once(tmp_path):
     notes: list[str] = []
     run = Run.compose(
-        RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "slow"}, note=notes.append
+        RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "reference"}, note=notes.append
     )
     make_state(run, 300, CPU, notes.append)
     told = [note for note in notes if note.startswith("kernels")]
     assert len(told) == 1
-    assert told[0] == f"kernels: {', '.join(ops.OPS)}: slow (model.kernels = slow)"
+    assert told[0] == f"kernels: {', '.join(ops.OPS)}: slow (model.kernels = reference)"
 
 
 def test_a_chosen_kernel_that_is_not_there_raises(monkeypatch):

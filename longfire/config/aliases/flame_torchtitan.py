@@ -1,0 +1,93 @@
+"""flame on torchtitan: `--section.key value`, and its TOML files."""
+
+from longfire.config.aliases.meaning import FLOAT8, IN_CONFIG, NO_EFFECT, Old, Refused
+from longfire.errors import SettingsError
+
+
+def rotate_method(value: str) -> dict[str, str]:
+    """S1-89: keys and values of the other processes are gathered, or passed on by an all-to-all,
+    which is a ring."""
+    strategies = {"allgather": "allgather", "alltoall": "ring"}
+    if value not in strategies:
+        raise SettingsError(
+            f"context_parallel_rotate_method = {value!r} is not one of {', '.join(strategies)}"
+        )
+    return {"parallelism.context_parallel_strategy": strategies[value]}
+
+
+def layers_or_operations(value: str) -> dict[str, str]:
+    """torchtitan's `mode = selective`, by operation or every n-th layer."""
+    if value != "op":
+        raise SettingsError(
+            f"activation_checkpoint.selective_ac_option = {value!r} computes some blocks again only (n = {value}): not supported; "
+            "write op (outputs of matrix products are kept), or activation_checkpoint.mode = 'attention' or 'mlp'"
+        )
+    return {"activation_checkpoint.policy": "matmuls"}
+
+
+FLAME_TORCHTITAN: dict[
+    str, Old
+] = {  # S1, `--section.key value`; what is not listed has the same name here
+    "job.use_for_integration_test": Refused(NO_EFFECT),
+    "model.norm_type": Refused(
+        f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm",)
+    ),
+    "model.tokenizer_path": "tokenizer.path",
+    "optimizer.scheduler": "lr_scheduler.name",
+    "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
+    "optimizer.early_step_in_backward": Refused(
+        "the norm of all gradients clips a step or skips it, so no parameter changes before the last gradient is there"
+    ),
+    "training.context_len": "data.context_len",
+    "training.varlen": "data.varlen",
+    "training.warmup_steps": "lr_scheduler.warmup_steps",
+    "training.dataset": "data.dataset",
+    "training.dataset_name": "data.dataset_name",
+    "training.dataset_split": "data.dataset_split",
+    "training.data_dir": "data.data_dir",
+    "training.data_files": "data.data_files",
+    "training.data_probs": "data.data_probs",
+    "training.streaming": "data.streaming",
+    "training.num_workers": "data.num_workers",
+    "training.prefetch_factor": "data.prefetch_factor",
+    "training.data_parallel_replicate_degree": "parallelism.data_parallel_replicate_degree",
+    "training.data_parallel_shard_degree": "parallelism.data_parallel_shard_degree",
+    "training.enable_cpu_offload": "parallelism.cpu_offload",
+    "training.tensor_parallel_degree": "parallelism.tensor_parallel_degree",
+    "training.disable_loss_parallel": Refused(
+        "with tensor parallel the loss is always shared: whole logits would be the largest tensor of all"
+    ),
+    "training.mixed_precision_param": "model.compute_dtype",
+    "training.mixed_precision_reduce": Refused(
+        "gradients are always summed in float32", ("float32",)
+    ),
+    "metrics.rank_0_only": Refused(
+        "process 0 tells how it goes, the others speak of errors only", ("true", "on", "yes", "1")
+    ),
+    "experimental.enable_async_tensor_parallel": Refused(
+        "torch offers it for DTensor inside compiled graphs; tensor parallel here sends plain tensors by operators of its own"
+    ),
+    "experimental.pipeline_parallel_degree": "parallelism.pipeline_parallel_degree",
+    "experimental.pipeline_parallel_split_points": "parallelism.pipeline_parallel_split_points",
+    "experimental.pipeline_parallel_schedule": "parallelism.pipeline_parallel_schedule",
+    "experimental.pipeline_parallel_schedule_csv": "parallelism.pipeline_parallel_schedule_csv",
+    "experimental.pipeline_parallel_microbatches": "parallelism.pipeline_parallel_microbatches",
+    "experimental.enable_compiled_autograd": Refused(
+        "each block is compiled with its backward; a backward compiled across blocks is not proven here"
+    ),
+    "experimental.context_parallel_degree": "parallelism.context_parallel_degree",
+    "experimental.context_parallel_rotate_method": rotate_method,
+    "activation_checkpoint.selective_ac_option": layers_or_operations,
+    "float8.enable_float8_linear": Refused(FLOAT8),
+    "float8.enable_fsdp_float8_all_gather": Refused(FLOAT8),
+    "float8.precompute_float8_dynamic_scale_for_fsdp": Refused(FLOAT8),
+    "float8.scaling_type_input": Refused(FLOAT8, ("dynamic",)),
+    "float8.scaling_type_weight": Refused(FLOAT8, ("dynamic",)),
+    "float8.scaling_type_grad_output": Refused(FLOAT8, ("dynamic",)),
+    "memory_estimation.enabled": Refused(
+        "`longfire plan RECIPE --gpus N` estimates the memory of a step without a device"
+    ),
+    "memory_estimation.disable_fake_mode": Refused(
+        "`longfire plan RECIPE --gpus N` estimates the memory of a step without a device"
+    ),
+}

@@ -1,0 +1,90 @@
+"""A spelling and its value -> our settings, or the reason why there is none."""
+
+from typing import Any
+
+from longfire.config.aliases.earlier_longfire import EARLIER_LONGFIRE
+from longfire.config.aliases.flame_accelerate import FLAME_ACCELERATE
+from longfire.config.aliases.flame_torchtitan import FLAME_TORCHTITAN
+from longfire.config.aliases.flash_attention import FLASH_ATTENTION
+from longfire.config.aliases.meaning import Dropped, Old, Refused, as_text
+from longfire.config.aliases.ring_attention import (
+    JAX_POLICIES,
+    RING_ATTENTION,
+    optimizer_state_kept,
+)
+from longfire.config.settings import SECTIONS
+from longfire.errors import SettingsError
+
+ALIASES: dict[str, Old] = {
+    **EARLIER_LONGFIRE,
+    **FLAME_ACCELERATE,
+    **FLAME_TORCHTITAN,
+    **FLASH_ATTENTION,
+    **RING_ATTENTION,
+}
+
+
+VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> ours
+    "lr_scheduler.name": {
+        "cosine_with_min_lr": "cosine",
+        "warmup_stable_decay": "wsd",
+        "constant_with_warmup": "constant",
+        "linear-warmup": "linear",
+        "cosine-warmup": "cosine",
+        "cosine-warmup-timm": "cosine",
+    },
+    "model.kernels": {"slow": "reference"},
+    "model.compute_dtype": {
+        "bf16": "bfloat16",
+        "bf16-mixed": "bfloat16",
+        "fp32": "float32",
+        "32": "float32",
+        "32-true": "float32",
+    },
+    "optimizer.name": {
+        "adamw": "AdamW",
+        "adamw_torch": "AdamW",
+        "adamw_torch_fused": "AdamW",
+        "adamw-apex": "AdamW",
+        "adam": "Adam",
+    },
+    "training.compile": {"true": "on", "false": "off"},
+    "activation_checkpoint.mode": {"full": "block", "selective": "block"},
+    "activation_checkpoint.policy": JAX_POLICIES,
+}
+
+
+def translate(spelling: str, value: Any, where: str) -> tuple[dict[str, Any], str]:
+    """{our key: our value} of a known spelling, and a sentence to say once ("" where nothing was
+    renamed).
+
+    Raises SettingsError with the reason where a spelling is refused.
+    """
+    old = ALIASES.get(spelling, spelling)
+    if isinstance(old, Refused):
+        if as_text(value).lower() in [harmless.lower() for harmless in old.harmless]:
+            return {}, f"{spelling} = {as_text(value)!r} changes nothing here: {old.reason}"
+        fix = (
+            f"; leave it out or set it to {old.harmless[0]!r}" if old.harmless else "; leave it out"
+        )
+        raise SettingsError(f"{where}: {spelling} = {as_text(value)!r}: {old.reason}{fix}")
+    if isinstance(old, Dropped):
+        return {}, f"{spelling} = {as_text(value)!r} sets nothing: {old.reason}"
+    meaning = {old: value} if isinstance(old, str) else old(as_text(value))
+    meaning = {key: VALUES.get(key, {}).get(as_text(v), v) for key, v in meaning.items()}
+    if meaning == {spelling: value}:
+        return meaning, ""
+    new = " ".join(f"{key} = {as_text(v)!r}" for key, v in meaning.items())
+    return meaning, f"{spelling} = {as_text(value)!r} is now {new}" if meaning else ""
+
+
+def bare_value(spelling: str) -> str:
+    """What the flag without a value means, "" if it needs one."""
+    old = ALIASES.get(spelling, spelling)
+    if isinstance(old, Refused):
+        return "true" if "false" in old.harmless or "true" in old.harmless else ""
+    if not isinstance(old, str):
+        return "true" if old is optimizer_state_kept else ""
+    section, _, name = old.partition(".")
+    field = SECTIONS[section].__dataclass_fields__[name]
+    return "true" if field.type is bool else field.metadata["bare"]
