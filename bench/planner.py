@@ -24,7 +24,7 @@ from longfire.device import Clock
 from longfire.launch import World
 from longfire.parallel.cost import device_of
 from longfire.parallel.mesh import ALONE, Mesh, joined
-from longfire.parallel.pieces import local
+from longfire.parallel.sharding import local
 from longfire.parallel.strategy import STRATEGIES
 from longfire.planner.memory import LiveBytes
 from longfire.planner.planner import Planner

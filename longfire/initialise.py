@@ -21,7 +21,7 @@ from longfire.model import Model, on_meta
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, LayerNorm, RMSNorm
 from longfire.ops.short_conv import ShortConv
-from longfire.parallel.pieces import take, whole_shape
+from longfire.parallel.sharding import copy_from_whole, global_shape, sharding_of
 
 Rule = Callable[[Tensor, torch.Generator], object]  # fills a whole parameter in place
 
@@ -60,14 +60,15 @@ def initialise(model: Model, seed: int) -> None:
             if parameter in visited:
                 continue  # a tied head begins as the embedding
             name = f"{module_name}.{leaf}"
-            split, generator = model.splits.get(name), keyed_generator(seed, name)
-            first = torch.empty(whole_shape(parameter, split), dtype=torch.float32)
+            spec = sharding_of(model, name)
+            generator = keyed_generator(seed, name)
+            first = torch.empty(global_shape(parameter, spec), dtype=torch.float32)
             rule = own.get(name) or rule_of(
                 role_of(name, module, outputs), model.config, published.get(name)
             )
             with torch.no_grad():
                 rule(first, generator)
-                take(parameter, split, first)
+                copy_from_whole(parameter, spec, first)
             visited.add(parameter)
     unvisited = [name for name, parameter in model.named_parameters() if parameter not in visited]
     assert not unvisited, f"no initialiser visited {unvisited}"

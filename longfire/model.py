@@ -17,7 +17,6 @@ from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
 from longfire.ops.mlp import GatedMLP, UngatedMLP
 from longfire.ops.norm import LayerNorm, RMSNorm
-from longfire.parallel.pieces import Split
 
 MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = (
     1,
@@ -113,11 +112,9 @@ class Model(nn.Module):
     need never be whole: the loss takes `to_head(hidden)` and `head.weight`, which has the rows of
     `words` (None: of all).
 
-    What parallel/tensor.py leaves of a model: `splits` says what of a parameter is on this process, by name;
-    `partial` names parameters whose gradient is to be added up over the processes that share
-    matrices. What parallel/pipeline.py leaves: some `layers`, under their numbers, and None for
-    what lies elsewhere; `copied` names parameters on this process too, while another process has the
-    copy that counts.
+    What parallel/pipeline.py leaves of a model: some `layers`, under their numbers, and None for
+    what lies elsewhere. Where a parameter lies that is split or copied, `sharding_of(model, name)`
+    says (parallel/sharding.py).
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -140,9 +137,6 @@ class Model(nn.Module):
         self.norm = nn.Identity() if config.block == "post" else make_norm(config)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
-        self.splits: dict[str, Split] = {}
-        self.partial: set[str] = set()
-        self.copied: set[str] = set()
         self.pipeline: Any = (
             None  # parallel/pipeline.Pipeline, which then computes instead of `forward`
         )

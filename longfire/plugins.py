@@ -1,5 +1,5 @@
-"""Mixers from a user's own file: `model.plugins = ["my_mixer.py"]` runs the file and adds its table
-MIXERS to ours.
+"""Mixers and optimizers from a user's own file: `model.plugins = ["mine.py"]` runs the file and
+adds its tables MIXERS and OPTIMIZERS to ours.
 
 A plugin is code, and runs with all rights of its user. So only a recipe or a command line that
 names it makes it run; a run folder that merely mentions one is not enough (`run.of_folder`).
@@ -13,6 +13,8 @@ from types import ModuleType
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Mixer
+from longfire.optim.contract import OptimizerRule
+from longfire.optim.table import OPTIMIZERS
 
 _loaded: dict[Path, ModuleType] = {}
 
@@ -25,6 +27,7 @@ def load_plugins(files: tuple[str, ...]) -> None:
         if path not in _loaded:
             _loaded[path] = run_file(path)
             add_mixers(path, getattr(_loaded[path], "MIXERS", {}))
+            add_optimizers(path, getattr(_loaded[path], "OPTIMIZERS", {}))
 
 
 def run_file(path: Path) -> ModuleType:
@@ -63,3 +66,29 @@ def add_mixers(path: Path, table: object) -> None:
                 f"{path}: MIXERS[{name!r}]: the name is taken by {MIXERS[name].__module__}; choose another"
             )
     MIXERS.update(table)
+
+
+def are_loaded(files: tuple[str, ...]) -> bool:
+    """Whether these files were run in this process. (Who only prepares data runs none.)"""
+    return all(Path(file).resolve() in _loaded for file in files)
+
+
+def add_optimizers(path: Path, table: object) -> None:
+    """The plugin's optimizers beside ours. Raises SettingsError for what is no rule of an optimizer
+    or has a name that is taken."""
+    if not isinstance(table, dict):
+        raise SettingsError(
+            f"{path}: OPTIMIZERS must be a table of names and classes, as in "
+            "longfire/optim/table.py"
+        )
+    for name, rule in table.items():
+        if not (isinstance(rule, type) and issubclass(rule, OptimizerRule)):
+            raise SettingsError(
+                f"{path}: OPTIMIZERS[{name!r}] is no class derived from "
+                "longfire.optim.contract.OptimizerRule"
+            )
+        if name in OPTIMIZERS:
+            raise SettingsError(
+                f"{path}: OPTIMIZERS[{name!r}]: there is an optimizer of this name; choose another"
+            )
+    OPTIMIZERS.update(table)

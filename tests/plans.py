@@ -16,9 +16,11 @@ from longfire.initialise import materialise
 from longfire.model import on_meta
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
+from longfire.optim.contract import OptimizerRule
 from longfire.parallel.apply import parallelize
-from longfire.parallel.axes import DATA
+from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import Mesh
+from longfire.parallel.plan import DEGREES
 from longfire.training.loop import train_step
 
 CPU = torch.device("cpu")
@@ -122,7 +124,7 @@ def steps(state: State, count: int, max_norm: float = 0) -> list[dict[str, float
 def parts(state: State) -> dict[str, list[tuple[tuple[int, ...], torch.Tensor]]]:
     """Everything on this process: by name, (where in the whole, the numbers)."""
     return {
-        name: [(box.begin, box.of_local(held.tensor).clone()) for box in held.boxes]
+        name: [(box.begin, box.of_local(held.tensor).clone()) for box in held.slices]
         for name, held in state.held().items()
         if not name.startswith("rng/")
     }
@@ -169,6 +171,15 @@ def plans_table() -> str:
         if plan.processes > 1
     ]
     return markdown(["plan", "processes", "settings"], rows)
+
+
+def optimizers_table(rules: dict[str, type[OptimizerRule]]) -> str:
+    """Each cell that says yes is a test of test_03_plans.py."""
+    rows = []
+    for name, rule in rules.items():
+        proven = ["yes" if axis in rule.proven_axes else "" for axis in AXES]
+        rows.append([name, *proven])
+    return markdown(["optimizer", *(DEGREES[axis] for axis in AXES)], rows)
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -7,15 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from plans import capability_table, plans_table
+from muon import Muon
+from plans import capability_table, optimizers_table, plans_table
 
 from longfire.mixers import MIXERS
+from longfire.optim.adam import Adam, AdamW
 
 ROOT = Path(__file__).parents[1]
 
 
 def with_tables(page: str) -> str:
-    for name, table in {"mixers": capability_table(list(MIXERS)), "plans": plans_table()}.items():
+    tables = {
+        "mixers": capability_table(list(MIXERS)),
+        "plans": plans_table(),
+        "optimizers": optimizers_table({"AdamW": AdamW, "Adam": Adam, "Muon": Muon}),
+    }
+    for name, table in tables.items():
         page = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)",
             lambda found, t=table: found[1] + t + found[2],

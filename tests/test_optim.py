@@ -1,4 +1,4 @@
-"""optim.py: what decays and what does not, schedules against transformers' own, clipping against torch's own."""
+"""optim/: what decays and what does not, schedules against transformers' own, clipping against torch's own."""
 
 from dataclasses import replace
 

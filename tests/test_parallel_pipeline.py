@@ -20,6 +20,7 @@ from longfire.parallel.apply import reshard
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
 from longfire.parallel.remat import save_memory
+from longfire.parallel.sharding import sharding_of
 from longfire.parallel.stages import Layout, cheapest, layout, refusals
 
 SCHEDULES = [
@@ -160,7 +161,8 @@ def one_case(rank, model, schedule, count, points=(), file=""):
     part, pipeline = cut_of(model, mesh, parallelism)
     fill(part, model)
     check(part, pipeline, model, microbatches(count))
-    return sorted(name for name, _ in part.named_parameters()), sorted(part.copied)
+    names = sorted(name for name, _ in part.named_parameters())
+    return names, [name for name in names if sharding_of(part, name).is_copy]
 
 
 IN_CI = {(kind, "1F1B") for kind in MODELS} | {("all at once", schedule) for schedule in SCHEDULES}

@@ -22,9 +22,9 @@ from longfire.loss import loss_of, losses
 from longfire.model import Model
 from longfire.parallel.apply import reshard
 from longfire.parallel.mesh import Mesh
-from longfire.parallel.pieces import boxes, local
 from longfire.parallel.pipeline import cut
 from longfire.parallel.remat import save_memory
+from longfire.parallel.sharding import local, sharding_of, slices_of
 from longfire.parallel.tensor import add_up_partial_gradients, split
 
 MODELS = {
@@ -61,7 +61,7 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
     part.tie()
     wholes = dict(model.named_parameters())
     for name, parameter in part.named_parameters():
-        for box in boxes(parameter, part.splits.get(name)):
+        for box in slices_of(parameter, sharding_of(part, name)):
             box.of_local(local(parameter.data)).copy_(box.of_whole(wholes[name].data))
     batches, here, each = microbatches(4 * mesh.size("dp_shard")), 4 * mesh.rank("dp_shard"), 4
     loss, gradients = truth(model, batches)
@@ -71,10 +71,9 @@ def case(rank, model, schedule, degrees, sequence_parallel, remat):
         batches[mine], noises[mine], lambda m, h, b: loss_of(m, h, b, CHUNK_TOKENS) / words
     )
     close(mesh.sum(got, "dp_shard"), loss, "loss")
-    part.partial &= {name for name, _ in part.named_parameters()}
     add_up_partial_gradients(part, mesh)
     for name, parameter in part.named_parameters():
-        for box in boxes(parameter, part.splits.get(name)):
+        for box in slices_of(parameter, sharding_of(part, name)):
             close(box.of_local(local(parameter.grad)), box.of_whole(gradients[name]), name)
     batch = microbatches(1, seed=5, rows=4)[0]
     agrees(pipeline.losses(batch, CHUNK_TOKENS), losses(model, batch, CHUNK_TOKENS))

@@ -26,8 +26,8 @@ from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
 from longfire.parallel.apply import recompilations
 from longfire.parallel.mesh import Mesh
-from longfire.parallel.pieces import boxes, local
 from longfire.parallel.remat import save_memory
+from longfire.parallel.sharding import local, sharding_of, slices_of
 from longfire.parallel.tensor import add_up_partial_gradients, refusals, split
 
 LENGTHS = (
@@ -97,7 +97,7 @@ def never_zero(model: Model) -> None:
     for name, parameter in model.named_parameters():
         whole = torch.zeros(shapes_of(model)[name])
         noise = 0.2 * torch.randn(whole.shape, generator=keyed_generator(0, name))
-        for box in boxes(parameter, model.splits.get(name)):
+        for box in slices_of(parameter, sharding_of(model, name)):
             here = box.of_local(local(parameter.data))
             here.copy_(here + box.of_whole(noise))
 
@@ -143,12 +143,13 @@ def compare_gradients(model: Model, true: Model, mesh: Mesh) -> None:
     """Unclipped gradients of the local part against the boxes of the whole model's."""
     parameters, wholes = dict(model.named_parameters()), dict(true.named_parameters())
     assert parameters.keys() == wholes.keys()
-    assert not model.partial & model.splits.keys()
+    specs = [sharding_of(model, name) for name in parameters]
+    assert not any(spec.split and spec.gradient_is_partial for spec in specs)
     add_up_partial_gradients(model, mesh)
     for name, parameter in parameters.items():
         whole, seen = wholes[name].grad, 0
         assert whole.abs().max() > 1e-6, f"{name} has no gradient that could be compared"
-        for box in boxes(parameter, model.splits.get(name)):
+        for box in slices_of(parameter, sharding_of(model, name)):
             got, wanted = box.of_local(local(parameter.grad)), box.of_whole(whole)
             torch.testing.assert_close(
                 got / whole.abs().max(), wanted / whole.abs().max(), **FP64, msg=name
@@ -168,7 +169,7 @@ def assert_nothing_is_left_whole(model: Model) -> None:
                 }
                 named = {n for n in named if not (kind.endswith("row") and n.endswith(".bias"))}
                 expected |= {f"layers.{layer}.{place}.{n}" for n in named if kind != "replicate"}
-    whole = expected - model.splits.keys()
+    whole = {name for name in expected if sharding_of(model, name).split is None}
     assert not whole, f"{whole} should have been split"
 
 
@@ -393,7 +394,7 @@ def sharded(rank: int, shape: ModelConfig, sequence_parallel: bool) -> None:
     compare_gradients(model, true, mesh)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            for box in boxes(parameter, model.splits.get(name)):
+            for box in slices_of(parameter, sharding_of(model, name)):
                 assert torch.equal(
                     box.of_local(local(parameter)), box.of_whole(true.get_parameter(name))
                 ), name

@@ -2,7 +2,7 @@
 layout.
 
 <run>/checkpoints/step-N/
-  shard-R-model.safetensors      model/<name>: the boxes of parameters that process R held (checkpoint/shards.py)
+  shard-R-model.safetensors      model/<name>: slices of parameters, those of process R (checkpoint/shards.py)
   shard-R-optimizer.safetensors  optimizer/<what>/<name>, rng/<device>
   state.json                     step, rows consumed, tokens, format version
   manifest.json                  size and checksum of each file above; written last
@@ -35,9 +35,15 @@ from longfire.checkpoint.shards import SUFFIX, Entry, Held, Reader, holes, read_
 from longfire.config import settings
 from longfire.disk import put_in_place, sync, write_whole
 from longfire.errors import CheckpointError, first_line
+from longfire.optim.state import (
+    refuse_another_optimizer,
+    refuse_undeclared_state,
+    states_of,
+    whole_state,
+)
 from longfire.parallel.axes import SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.parallel.pieces import boxes, local, whole_shape
+from longfire.parallel.sharding import WHOLE, global_shape, local, sharding_of, slices_of
 from longfire.training.schedule import Plan, Planned
 
 FORMAT = 2  # of the folder; a newer one is refused. Format 1 had whole tensors in other file names and is read as it is
@@ -92,39 +98,43 @@ class State:
         return tensors
 
     def held(self, weights_only: bool = False) -> dict[str, Held]:
-        """The same as boxes of whole tensors. Not copied."""
+        """The same as slices of whole tensors. Not copied."""
         return {
             name: self.part(name, tensor) for name, tensor in self.tensors(weights_only).items()
         }
 
     def part(self, name: str, tensor: Tensor) -> Held:
-        """Moments of an optimizer lie as their parameter does, other tensors are whole."""
-        split = (
-            self.model.splits.get(name.rpartition("/")[2])
-            if tensor.dim() and not name.startswith("rng/")
-            else None
-        )
-        return Held(local(tensor), tuple(whole_shape(tensor, split)), boxes(tensor, split))
+        """What of a tensor is on this process: the state of an optimizer lies as its parameter does, unless
+        its rule declares it whole."""
+        spec = WHOLE if self.is_whole(name, tensor) else sharding_of(self.model, parameter_of(name))
+        return Held(local(tensor), tuple(global_shape(tensor, spec)), slices_of(tensor, spec))
+
+    def is_whole(self, name: str, tensor: Tensor) -> bool:
+        """Whether every process that holds anything of a tensor holds all of it."""
+        kind, what, *_ = name.split("/")
+        if kind == "optimizer" and what in whole_state(self.optimizer):
+            return True
+        return kind == "rng" or not tensor.dim()
 
     def written(self, weights_only: bool = False) -> dict[str, Held]:
-        """What this process writes: each box of the run is written by one of those that hold it."""
+        """What this process writes: each slice of the run is written by one of those that hold
+        it."""
+        refuse_undeclared_state(self.optimizer)
         if self.mesh.rank("dp_replicate"):
             return {}
-        first_of_shards, first_of_split = not self.mesh.rank(*SHARDS), not self.mesh.rank("tp")
-        mine = {}
-        for name, held in self.held(weights_only).items():
-            parameter = name.rpartition("/")[2]
-            if name.startswith("rng/"):
-                wanted = self.mesh.rank() == 0
-            elif parameter in self.model.copied or not (
-                parameter in self.model.splits or first_of_split
-            ):
-                wanted = False
-            else:
-                wanted = bool(held.shape) or (first_of_shards and first_of_split)
-            if wanted:
-                mine[name] = held
-        return mine
+        held = self.held(weights_only)
+        return {name: part for name, part in held.items() if self.writes(name, part)}
+
+    def writes(self, name: str, held: Held) -> bool:
+        """Whether this process, one of the first replica, writes what it holds of a tensor."""
+        if name.startswith("rng/"):
+            return self.mesh.rank() == 0
+        spec = sharding_of(self.model, parameter_of(name))
+        first_of_split = not self.mesh.rank("tp")
+        if spec.is_copy or not (spec.split or first_of_split):
+            return False
+        first_of_shards = not self.mesh.rank(*SHARDS)
+        return not self.is_whole(name, held.tensor) or (first_of_shards and first_of_split)
 
 
 @dataclass
@@ -383,6 +393,11 @@ class Checkpoints:
             return False
 
 
+def parameter_of(name: str) -> str:
+    """Whose tensor this is: model/<parameter>, optimizer/<what>/<parameter>."""
+    return name.rpartition("/")[2]
+
+
 def may_be_pruned(place: Path) -> bool:
     """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read
     is left to its owner."""
@@ -446,8 +461,8 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
         )
     with mesh.raise_on_all_ranks():
         index = index_of(place)
-    mine = {f"model/{name}": p for name, p in state.model.named_parameters()}
-    held = {name: state.part(name, parameter.detach()) for name, parameter in mine.items()}
+    mine = dict(state.model.named_parameters())
+    held = {f"model/{name}": state.part(f"model/{name}", p.detach()) for name, p in mine.items()}
     here = {}
     for some in mesh.all_gather_object({name: part.shape for name, part in held.items()}):
         here |= some  # with a pipeline each process holds some of the names
@@ -457,9 +472,10 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
         place,
     )
     with mesh.raise_on_all_ranks(), Reader(index) as reader, torch.no_grad():
+        refuse_another_optimizer(state.optimizer, index, mine, place)
         for name, part in held.items():
             reader.fill(part, name)
-        for name, what, parameter in moments(index, mine):
+        for name, what, parameter in states_of(index, mine):
             state.optimizer.state[parameter][what] = moment(reader, state, name, parameter)
         if "rng/cpu" in index:
             torch.set_rng_state(reader.whole("rng/cpu"))
@@ -471,19 +487,8 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, looked_at: bool = False)
     state.went_back_to = facts.get("went_back_to", -1)
 
 
-def moments(
-    index: dict[str, Entry], mine: dict[str, nn.Parameter]
-) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """Name, kind and parameter of what the optimizer keeps of the parameters on this process."""
-    for name in index:
-        kind, _, rest = name.partition("/")
-        what, _, parameter = rest.partition("/")
-        if kind == "optimizer" and f"model/{parameter}" in mine:
-            yield name, what, mine[f"model/{parameter}"]
-
-
 def moment(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> Tensor:
-    """What the optimizer keeps under this name: as its parameter lies, or a scalar."""
+    """What the optimizer keeps under this name: as its parameter lies, or whole."""
     entry = reader.index[name]
     if not entry.shape:
         # the step counter of fused kernels lives where the parameter does, that of the plain loop
@@ -491,6 +496,8 @@ def moment(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> 
         return reader.whole(name).to(
             parameter.device if state.optimizer.defaults.get("fused") else "cpu"
         )
+    if name.split("/")[1] in whole_state(state.optimizer):
+        return reader.whole(name).to(parameter.device)
     value = torch.empty_like(parameter, dtype=entry.dtype)
     reader.fill(state.part(name, value), name)
     return value
@@ -628,7 +635,7 @@ def write_tensors(held: dict[str, Held], folder: Path, rank: int) -> dict[str, d
         part = {
             name: one
             for name, one in held.items()
-            if name.startswith("model/") is (kind == "model") and one.boxes
+            if name.startswith("model/") is (kind == "model") and one.slices
         }
         if part:
             path = folder / f"shard-{rank:05d}-{kind}.safetensors"

@@ -1,8 +1,8 @@
-"""Tensors in files: each process writes the boxes that it holds, anyone reads any boxes.
-safetensors, so nothing in them can run code.
+"""Tensors in files: each process writes the slices that it holds, anyone reads any
+slices. safetensors, so nothing in them can run code.
 
-A key of a file is a tensor's name, or name#0, name#1 ... for boxes of it; the file's header says of
-each box of which whole it is and where it begins. A file without that (of another writer) holds
+A key of a file is a tensor's name, or name#0, name#1 ... for slices of it; the file's header says
+of each slice of which whole it is and where it begins. A file without that (of another writer) holds
 whole tensors.
 """
 
@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from longfire.parallel.pieces import Box
+from longfire.parallel.sharding import TensorSlice
 
 NAMES = {
     torch.float64: "F64",
@@ -41,7 +41,7 @@ class Held(NamedTuple):
 
     tensor: Tensor  # the local part
     shape: tuple[int, ...]  # of the whole
-    boxes: list[Box]
+    slices: list[TensorSlice]
 
 
 @dataclass
@@ -56,20 +56,19 @@ class Entry:
 
 
 def write_shard(held: dict[str, Held], path: Path) -> int:
-    """Write the boxes to a file, as they lie in memory, and return its CRC-32. Raises OSError."""
+    """Write the slices to a file, as they lie in memory, and return its CRC-32. Raises OSError."""
     keys, header, stored, at = [], {}, {}, 0
-    for name, (tensor, shape, boxes) in held.items():
-        for number, box in enumerate(boxes):
-            part = box.of_local(tensor)
-            key = (
-                name if len(boxes) == 1 and tuple(box.size) == tuple(shape) else f"{name}#{number}"
-            )
+    for name, (tensor, shape, slices) in held.items():
+        for number, here in enumerate(slices):
+            part = here.of_local(tensor)
+            is_whole = len(slices) == 1 and tuple(here.size) == tuple(shape)
+            key = name if is_whole else f"{name}#{number}"
             header[key] = {
                 "dtype": NAMES[part.dtype],
                 "shape": list(part.shape),
                 "data_offsets": [at, at + part.nbytes],
             }
-            stored[key] = [name, list(shape), list(box.begin)]
+            stored[key] = [name, list(shape), list(here.begin)]
             keys.append(part)
             at += part.nbytes
     header["__metadata__"] = {"format": "pt", BOXES: json.dumps(stored)}
@@ -105,8 +104,8 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
 
 
 def holes(index: dict[str, Entry]) -> list[str]:
-    """Names of tensors of which a part lies in no file. (Boxes never overlap: each is written by
-    one process.)"""
+    """Names of tensors of which a part lies in no file. (Slices never overlap: each is written
+    by one process.)"""
     return [
         name
         for name, entry in index.items()
@@ -115,7 +114,7 @@ def holes(index: dict[str, Entry]) -> list[str]:
 
 
 class Reader:
-    """Reads boxes of whole tensors; keeps the files open. A context manager."""
+    """Reads slices of whole tensors; keeps the files open. A context manager."""
 
     def __init__(self, index: dict[str, Entry]) -> None:
         self.index, self.files = index, {}
@@ -128,16 +127,16 @@ class Reader:
 
     def fill(self, held: Held, name: str) -> None:
         """Copy from disk what of the tensor is on this process, converted to its type."""
-        for box in held.boxes:
-            out = box.of_local(held.tensor)
+        for here in held.slices:
+            out = here.of_local(held.tensor)
             for path, key, begin, size in self.index[name].parts:
-                common = intersection(box, begin, size)
+                common = intersection(here, begin, size)
                 if common is None:
                     continue
                 where, length = common
                 stored = self.opened(path).get_slice(key)
                 inside = tuple(slice(w - b, w - b + n) for w, b, n in zip(where, begin, length))
-                target = Box(where, length, tuple(w - b for w, b in zip(where, box.begin)))
+                target = TensorSlice(where, length, tuple(w - b for w, b in zip(where, here.begin)))
                 target.of_local(out).copy_(
                     stored[inside] if inside else self.opened(path).get_tensor(key)
                 )
@@ -145,7 +144,7 @@ class Reader:
     def whole(self, name: str) -> Tensor:
         entry = self.index[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        self.fill(Held(tensor, entry.shape, [whole_box(entry.shape)]), name)
+        self.fill(Held(tensor, entry.shape, [whole_slice(entry.shape)]), name)
         return tensor
 
     def opened(self, path: Path) -> Any:
@@ -154,16 +153,16 @@ class Reader:
         return self.files[path]
 
 
-def whole_box(shape: tuple[int, ...]) -> Box:
-    return Box((0,) * len(shape), tuple(shape), (0,) * len(shape))
+def whole_slice(shape: tuple[int, ...]) -> TensorSlice:
+    return TensorSlice((0,) * len(shape), tuple(shape), (0,) * len(shape))
 
 
 def intersection(
-    box: Box, begin: tuple[int, ...], size: tuple[int, ...]
+    part: TensorSlice, begin: tuple[int, ...], size: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(begin, size) of what two boxes of a whole have in common; None: nothing."""
-    low = tuple(max(a, b) for a, b in zip(box.begin, begin))
-    high = tuple(min(a + m, b + n) for a, m, b, n in zip(box.begin, box.size, begin, size))
+    """(begin, size) of what two slices of a whole have in common; None: nothing."""
+    low = tuple(max(a, b) for a, b in zip(part.begin, begin))
+    high = tuple(min(a + m, b + n) for a, m, b, n in zip(part.begin, part.size, begin, size))
     if any(h <= w for w, h in zip(low, high)):
         return None
     return low, tuple(h - w for w, h in zip(low, high))

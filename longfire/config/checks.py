@@ -9,6 +9,7 @@ from longfire.config import settings
 from longfire.config.model_config import PUBLISHED, ModelConfig, TransformersConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.parallel import stages
+from longfire.parallel.plan import DEGREES, MESH_DIM
 from longfire.plural import counted
 from longfire.training import lengths
 from longfire.training.schedule import read_plan
@@ -28,6 +29,7 @@ def check(run: Run, trains: bool = True, planned: bool = False) -> None:
         *of_length(run),
         *lengths.refusals(run),
         *of_model(run),
+        *of_optimizer(run, trains),
         *of_backend(run),
         *of_data(run),
         *(() if planned else of_start(run)),
@@ -224,6 +226,32 @@ def of_learning_rates(run: Run) -> Iterator[str]:
             "optimizer.embedding_lr_scale, head_lr_scale, matrix_lr_scale and other_lr_scale are all 0, so nothing "
             "would learn: set one of them above 0"
         )
+
+
+def of_optimizer(run: Run, trains: bool) -> Iterator[str]:
+    """The optimizer is known, and the plan is one that a test proves for it."""
+    from longfire import plugins  # they need torch
+    from longfire.optim.refusals import refusals
+
+    if not plugins.are_loaded(run.model.plugins):
+        return  # who only prepares data runs no plugin, which may bring the optimizer
+    asked = {}
+    for axis, degree in run.degrees.items():
+        if trains and degree > 1:
+            asked[axis] = degree_of(run, axis)
+    try:
+        yield from refusals(run.optimizer, asked)
+    except SettingsError as error:
+        yield str(error)
+
+
+def degree_of(run: Run, axis: str) -> str:
+    """The setting that says how many processes lie along an axis, with its value."""
+    if run.parallelism.mesh_dim and axis in MESH_DIM:
+        return f"parallelism.mesh_dim = {run.parallelism.mesh_dim!r} ({DEGREES[axis]})"
+    asked = getattr(run.parallelism, DEGREES[axis])
+    here = f" ({run.degrees[axis]} processes)" if asked == -1 else ""
+    return f"parallelism.{DEGREES[axis]} = {asked}{here}"
 
 
 def ties_head(config: ModelConfig | TransformersConfig | None) -> bool:

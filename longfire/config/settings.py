@@ -68,7 +68,8 @@ class Model:
     )
     plugins: tuple[str, ...] = setting(
         (),
-        "Python files of your own that are run first and may add mixers: a table MIXERS = {name: class}",
+        "Python files of your own that are run first and may add mixers and optimizers: tables "
+        "MIXERS and OPTIMIZERS = {name: class}",
     )
     compute_dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
@@ -267,7 +268,9 @@ class Training:
 class Optimizer:
     """Learning rate, betas, weight decay."""
 
-    name: Literal["AdamW", "Adam"] = setting("AdamW", "AdamW, or Adam (no weight decay)")
+    name: str = setting(
+        "AdamW", "AdamW, Adam (no weight decay), or one that a file of model.plugins brings"
+    )
     lr: float = setting(3e-4, "peak learning rate", "(0, inf)")
     eps: float = setting(1e-8, "added to the denominator", "(0, inf)")
     beta1: float = setting(0.9, "decay of the mean of gradients", "[0, 1)")
@@ -288,6 +291,9 @@ class Optimizer:
         1.0, "the same of the rest: norms, biases, decay rates", NATURAL
     )
     fused: bool = setting(True, "torch's fused kernel")
+    options: tuple[str, ...] = setting(
+        (), "settings that the optimizer has for itself, as name=value (AdamW and Adam have none)"
+    )
 
 
 @dataclass(frozen=True)

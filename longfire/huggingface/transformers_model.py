@@ -41,7 +41,6 @@ class TransformersModel(nn.Module):
     """Their model with our model's face. `head` is None: what forward gives are logits."""
 
     head = None
-    splits, partial, copied = {}, frozenset(), frozenset()  # no plan looks inside
     pipeline = context = None
     computes_on: torch.device | None = None
 

@@ -3,7 +3,7 @@
 axes.py         the axes of a mesh, by name
 plan.py         degrees from settings; refuses what is not proven, with the reason
 mesh.py         the processes of a run as a box with these axes; sums over some of them
-pieces.py       which part of each parameter a process holds
+sharding.py     which part of each parameter a process holds
 collectives.py  what crosses between processes in a forward and its backward
 tensor.py       matrices, heads and the vocabulary shared
 stages.py       which layers lie on which process of a pipeline

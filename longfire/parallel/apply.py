@@ -17,8 +17,8 @@ from longfire.config.settings import ActivationCheckpoint, Attention, Parallelis
 from longfire.parallel import context, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.parallel.pieces import local
 from longfire.parallel.plan import reshards
+from longfire.parallel.sharding import local, placed_parameters
 
 DEFAULTS, FUSED = Parallelism(), Attention()
 
@@ -141,11 +141,11 @@ def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
     counted once in the norm, that of a copy by its owner (here its share is 1 / infinity)."""
     found, copies = [], []
     everywhere = mesh.size("dp_replicate")
-    for name, parameter in model.named_parameters():
+    for _, parameter, spec in placed_parameters(model):
         if parameter.grad is not None:
             found.append(local(parameter.grad))
-            shared = everywhere * (1 if name in model.splits else mesh.size("tp"))
-            copies.append(math.inf if name in model.copied else shared)
+            shared = everywhere * (1 if spec.split else mesh.size("tp"))
+            copies.append(math.inf if spec.is_copy else shared)
     return found, copies
 
 

@@ -11,6 +11,7 @@ receives are those of torch.distributed.pipelining.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import gcd
 from typing import Any
 
@@ -35,7 +36,7 @@ from longfire.mixers import mixer as mixers
 from longfire.model import Block, Model
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import Mesh
-from longfire.parallel.pieces import local
+from longfire.parallel.sharding import local, placed_parameters, set_sharding
 from longfire.parallel.stages import DEGREE, SCHEDULE, Layout, layout
 
 Loss = Callable[[Model, Tensor, Batch], Tensor]  # (model, hidden states, batch) -> scalar
@@ -148,9 +149,9 @@ def cut(
     norm and head become None.
 
     halves: whether the backward of schedules that ask for it may be done in two halves, which
-    neither recomputation nor compilation allows: then the first half does it all. `model.copied`
-    names the parameters here of which another process has the copy that counts. Raises
-    SettingsError where stages of one process would share a sharded parameter.
+    neither recomputation nor compilation allows: then the first half does it all. Parameters
+    here that another process owns say so (`ShardSpec.is_copy`). Raises SettingsError where stages
+    of one process would share a sharded parameter.
     """
     placed = layout(costs(model, seq_len), mesh.size("pp"), parallelism)
     stages = [Stage(model, placed, number) for number in range(placed.stages)]
@@ -167,7 +168,9 @@ def cut(
             )
     holders = {name: list(dict.fromkeys(processes)) for name, processes in holders.items()}
     hold(model, model, set(placed.on(here)), placed)
-    model.copied = {name for name, processes in holders.items() if here in processes[1:]}
+    for name, _, spec in list(placed_parameters(model)):
+        if here != holders[name][0]:
+            set_sharding(model, name, replace(spec, is_copy=True))
     return Pipeline(
         mesh, parallelism, [stages[number] for number in placed.on(here)], placed, holders, halves
     )

@@ -28,7 +28,14 @@ from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
 from longfire.parallel.collectives import CollectivePair, add_up, cross, known_as, take_highest
 from longfire.parallel.mesh import Mesh
-from longfire.parallel.pieces import Split, local
+from longfire.parallel.sharding import (
+    DimSplit,
+    ShardSpec,
+    local,
+    placed_parameters,
+    set_sharding,
+    sharding_of,
+)
 
 
 @dataclass(frozen=True)
@@ -77,32 +84,27 @@ class TensorGroup:
 def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
     """Leave of a whole model (on meta, or with values) what this process holds of it, in place.
 
-    model.splits tells what was split, by name; model.partial names the parameters that were not and
-    whose gradient is only a part
-    here: the step adds it up over tp after the backward.
+    Every parameter's ShardSpec says what was split, and of which the gradient is only a part here:
+    the step adds it up over tp after the backward.
     """
     if mesh.size("tp") == 1:
         return
     sharers = TensorGroup(
         mesh.size("tp"), mesh.rank("tp"), known_as(mesh.group("tp")), sequence_parallel
     )
-    names = {id(module): name for name, module in model.named_modules()}
-    splits, inside = (
-        model.splits,
-        set(),
-    )  # names of parameters whose gradient is that of a part of the heads
-    for region, name in ((region, names[id(region)]) for region, _ in named_regions(model)):
-        splits |= {f"{name}.{leaf}": made for leaf, made in split_region(region, sharers).items()}
-        ends = {f"{name}.{leaf}.bias" for leaf, role in region.roles.items() if role == "row"}
-        inside |= {leaf for leaf, _ in region.named_parameters(prefix=name)} - ends
-    for name, module in model.shared.items():
+    inside: set[nn.Parameter] = set()  # whose gradient is that of a part of the heads
+    for region, _ in named_regions(model):
+        split_region(region, sharers)
+        ends = {f"{leaf}.bias" for leaf, role in region.roles.items() if role == "row"}
+        inside |= {p for leaf, p in region.named_parameters() if leaf not in ends}
+    for module in model.shared.values():
         for leaf, dim in module.split_dims.items():
-            splits[f"shared.{name}.{leaf}"] = keep_range(module, leaf, dim, sharers)
-    splits |= split_vocabulary(model, sharers)
-    outside = (
-        {name for name, _ in model.named_parameters()} if sequence_parallel else set()
-    )  # that of a part of the tokens
-    model.partial |= (inside | outside) - splits.keys()
+            keep_range(module, leaf, dim, sharers)
+    split_vocabulary(model, sharers)
+    for name, parameter, spec in list(placed_parameters(model)):
+        is_partial = sequence_parallel or parameter in inside  # of a part of the tokens, or heads
+        if is_partial and spec.split is None:
+            set_sharding(model, name, ShardSpec(gradient_is_partial=True))
     if sequence_parallel:
         see_own_tokens(model, sharers)
 
@@ -178,12 +180,10 @@ def named_regions(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield block.mlp, f"mlp {model.config.mlp}"
 
 
-def split_region(region: nn.Module, sharers: TensorGroup) -> dict[str, Split]:
-    """Split a mixer or an MLP as its roles say; what was split, by name."""
-    splits = {
-        leaf: keep_range(region, leaf, dim, sharers, parts)
-        for leaf, dim, parts in split_leaves(region)
-    }
+def split_region(region: nn.Module, sharers: TensorGroup) -> None:
+    """Split a mixer or an MLP as its roles say."""
+    for leaf, dim, parts in split_leaves(region):
+        keep_range(region, leaf, dim, sharers, parts)
     for name, role in region.roles.items():
         if role in KINDS and has(region, name):
             KINDS[role](region.get_submodule(name), sharers)
@@ -194,7 +194,6 @@ def split_region(region: nn.Module, sharers: TensorGroup) -> dict[str, Split]:
     if hasattr(region, "tokens_from") and sharers.sequence_parallel:
         region.tokens_from = sharers.size
     enter(region, sharers.into)
-    return splits
 
 
 def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
@@ -222,15 +221,15 @@ def has(region: nn.Module, name: str) -> bool:
 
 def keep_range(
     module: nn.Module, name: str, dim: int, sharers: TensorGroup, parts: int = 1
-) -> Split:
-    """Leave of a parameter the local part, of each of so many equal parts."""
+) -> None:
+    """Leave of a parameter the local part, of each of so many equal parts; its spec says which."""
     path, _, leaf = name.rpartition(".")
     owner, whole = module.get_submodule(path), module.get_parameter(name)
     size = whole.shape[dim]
     ranges = sharers.range(size, parts)
     here = torch.cat([whole.detach().narrow(dim, begin, end - begin) for begin, end in ranges], dim)
     setattr(owner, leaf, nn.Parameter(here, requires_grad=whole.requires_grad))
-    return Split(dim, size, ranges)
+    set_sharding(module, name, ShardSpec(DimSplit(dim, size, ranges)))
 
 
 # role -> equal parts, each of which is split by itself: 1, but 2 for a matrix that makes two
@@ -338,16 +337,17 @@ class SharedHead(Linear):
         return self.words.add_up(F.pad(here, (first, after)))
 
 
-def split_vocabulary(model: nn.Module, sharers: TensorGroup) -> dict[str, Split]:
-    """Embedding, head and loss: each process has its own words; what was split, by name."""
+def split_vocabulary(model: nn.Module, sharers: TensorGroup) -> None:
+    """Embedding, head and loss: each process has its own words."""
     (first, last), total = sharers.range(model.config.vocab_size)[0], model.config.vocab_size
     tied = model.head.weight is model.embed.weight
-    splits = {"embed.weight": keep_range(model.embed, "weight", 0, sharers)}
+    keep_range(model.embed, "weight", 0, sharers)
     become(model.embed, SharedEmbedding, road=sharers.out, first=first, num_embeddings=last - first)
     if tied:
         model.head.weight = model.embed.weight
+        set_sharding(model, "head.weight", sharding_of(model, "embed.weight"))
     else:
-        splits["head.weight"] = keep_range(model.head, "weight", 0, sharers)
+        keep_range(model.head, "weight", 0, sharers)
     words = Words(
         first,
         total,
@@ -357,7 +357,6 @@ def split_vocabulary(model: nn.Module, sharers: TensorGroup) -> dict[str, Split]
     become(model.head, SharedHead, words=words)
     model.words = words
     model.to_head = lambda hidden_BTD: cross(hidden_BTD, *sharers.into)
-    return splits
 
 
 def see_own_tokens(model: nn.Module, sharers: TensorGroup) -> None:
@@ -382,8 +381,10 @@ def add_up_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
     """After the backward of a step: gradients that are a part in each process become their sum, in
     one message a dtype. Collective over tp."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for name, parameter in model.named_parameters() if model.partial else ():
-        if name in model.partial and parameter.grad is not None:
+    if mesh.size("tp") == 1:
+        return
+    for _, parameter, spec in placed_parameters(model):
+        if spec.gradient_is_partial and parameter.grad is not None:
             gradient = local(parameter.grad)
             by_dtype.setdefault(gradient.dtype, []).append(gradient)
     for gradients in by_dtype.values():

@@ -1,12 +1,13 @@
 """What a process holds beside its parts: gathered shards, gradients on their way, what crosses the
 cuts of rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
 
 from longfire.config.settings import Parallelism
+from longfire.optim.contract import Update
 from longfire.parallel.plan import reshards
 from longfire.parallel.strategy import Exchange
 from longfire.planner.forecast import Plan
@@ -18,15 +19,28 @@ class Group(NamedTuple):
 
     whole: int  # numbers, of this process's share of matrices
     shard: int  # of those, the first process's rows
+    state: float  # bytes that the optimizer keeps for the shard
+    temporary: float  # bytes that its update of the shard holds beside that
 
     @classmethod
-    def of(cls, module: nn.Module, shards: int) -> "Group":
-        parameters = list(module.parameters())
-        rows = [(-(-len(p) // shards), len(p)) if p.dim() else (1, 1) for p in parameters]
-        return cls(
-            sum(p.numel() for p in parameters),
-            sum(p.numel() // of * here for p, (here, of) in zip(parameters, rows)),
-        )
+    def of(cls, module: nn.Module, shards: int, updates: Mapping[nn.Parameter, Update]) -> "Group":
+        """updates: of the parameters that learn."""
+        whole = 0
+        shard = 0
+        state = 0.0
+        temporary = 0.0
+        for parameter in module.parameters():
+            whole += parameter.numel()
+            rows = len(parameter) if parameter.dim() else 1
+            here = parameter.numel() // rows * -(-rows // shards)
+            shard += here
+            if parameter in updates:
+                state += here * updates[parameter].state_bytes(parameter.dtype)
+                temporary += here * updates[parameter].temporary_bytes
+        return cls(whole, shard, state, temporary)
+
+
+NOTHING = Group(0, 0, 0.0, 0.0)
 
 
 class Held(NamedTuple):

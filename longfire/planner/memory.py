@@ -37,7 +37,7 @@ from longfire.parallel.remat import choose_attention, kept_on, save_memory
 from longfire.parallel.strategy import Crossing, Heads
 from longfire.parallel.tensor import split
 
-MASTER_BYTES = 4  # of a parameter, its gradient and each of Adam's two moments
+MASTER_BYTES = 4  # of a parameter and of its gradient
 # Operators of ours that are not opened: loops that hold a token's numbers beside their results
 # (opening them would take minutes), and those that need other processes.
 CLOSED = {

@@ -19,13 +19,15 @@ from longfire.config.run import Run
 from longfire.config.settings import Parallelism
 from longfire.errors import SettingsError
 from longfire.model import on_meta
+from longfire.optim import rule_of, updates_of
 from longfire.parallel import context, cost, stages, strategy, tensor
+from longfire.parallel.axes import AXES
 from longfire.parallel.cost import Device
 from longfire.parallel.pipeline import costs
 from longfire.parallel.plan import reshards
 from longfire.parallel.strategy import Crossing, Cut, Exchange, Heads, Ranked
 from longfire.planner.forecast import Collective, Forecast, Moment, Plan
-from longfire.planner.holding import Group, Held, Shards
+from longfire.planner.holding import NOTHING, Group, Held, Shards
 from longfire.planner.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, Part, ends_of
 
 REMATS = ("none", "mlp", "attention", "attention+mlp", "block")
@@ -56,6 +58,7 @@ class Planner:
         self.processes, self.seq_len = run.world.size, run.training.seq_len
         self.rows, self.tokens = run.sequences_per_step, run.tokens_per_step
         self.model_config = run.model_config.with_vocabulary(run.words)
+        self.rule = rule_of(run.optimizer)
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
         self.model = on_meta(self.model_config, getattr(torch, self.dtype))
         self.flops_of = [
@@ -159,9 +162,9 @@ class Planner:
         if plan.cp == 1:
             return []
         groups, names = self.groups_of(plan.tp, plan.shards), self.names_of(plan, 0)
-        room = self.device.usable_bytes - 4 * MASTER_BYTES * sum(
-            groups[name].shard for name in names
-        )
+        masters = 2 * MASTER_BYTES * sum(groups[name].shard for name in names)
+        state = sum(groups[name].state for name in names)
+        room = self.device.usable_bytes - masters - state
         stream = (
             plan.batch_size
             * plan.here(self.seq_len)
@@ -211,7 +214,10 @@ class Planner:
         if (tp, shards) not in self.groups:
             model = self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).model
             parts = {**dict(enumerate(model.layers)), **ends_of(model)}
-            self.groups[tp, shards] = {name: Group.of(part, shards) for name, part in parts.items()}
+            updates = updates_of(model, self.rule)
+            self.groups[tp, shards] = {
+                name: Group.of(part, shards, updates) for name, part in parts.items()
+            }
         return self.groups[tp, shards]
 
     def layers_of(self, pp: int) -> list[list[int]]:
@@ -259,22 +265,22 @@ class Planner:
         run, names, here = self.run, self.names_of(plan, process), plan.here(seq_len)
         groups = self.groups_of(plan.tp, plan.shards)
         tied = self.model_config.tie_word_embeddings and EMBED in names
-        group = {name: Group(0, 0) if tied and name == HEAD else groups[name] for name in names}
+        group = {name: NOTHING if tied and name == HEAD else groups[name] for name in names}
         shards = Shards(plan, run.parallelism, names, group)
         parts = {name: self.part(plan, name, here) for name in names}
         cuts = {
             name: Held.of(self.exchanges(plan, name, seq_len), again=plan.remat in MIXER_AGAIN)
             for name in names
         }
-        lying = (
-            MASTER_BYTES * sum(g.shard for g in group.values()) * (not run.parallelism.cpu_offload)
-        )
+        on_device = not run.parallelism.cpu_offload
+        lying = MASTER_BYTES * sum(g.shard for g in group.values()) * on_device
+        state = sum(g.state for g in group.values()) * on_device
         chunk = min(plan.batch_size * here, run.training.loss_chunk_tokens)
         logits = 4 * chunk * -(-self.model_config.vocab_size // plan.tp)
 
         def moment(where: str, gradients: float, activations: float, gathered: float) -> Moment:
             seen = min(logits, activations) if where.endswith(HEAD) else 0
-            return Moment(where, lying, gradients, 2.0 * lying, activations - seen, gathered, seen)
+            return Moment(where, lying, gradients, state, activations - seen, gathered, seen)
 
         others = (
             cost.in_flight(
@@ -308,10 +314,8 @@ class Planner:
                 shards.reduction(name),
             )
             gradients += shards.gradient(name)
-        unfused = (
-            0.0 if run.optimizer.fused else lying
-        )  # torch's foreach form makes the updates first
-        yield moment("optimizer", lying, unfused, shards.always)
+        temporary = sum(g.temporary for g in group.values()) * on_device
+        yield moment("optimizer", lying, temporary, shards.always)
 
     def largest(self, measure: Callable[[int], float], least: int = 1) -> int:
         """The largest number, a multiple of `least`, whose bytes fit; 0 if none. The bytes grow
@@ -575,6 +579,9 @@ class Planner:
 
     def can_be(self, plan: Plan) -> bool:
         if plan.remat in ("mlp", "attention+mlp") and self.model_config.mlp == "none":
+            return False
+        degrees = zip(AXES, plan.mesh)
+        if any(degree > 1 and axis not in self.rule.proven_axes for axis, degree in degrees):
             return False
         schedule = self.plain_schedule
         return plan.pp == 1 or not any(

@@ -34,7 +34,13 @@ from longfire.mixers.attention import Attention
 from longfire.model import Model, on_meta
 from longfire.ops.bf16 import assume, native_bf16
 from longfire.ops.dropout import row_noise
-from longfire.optim import clip_gradients, make_optimizer, set_learning_rate
+from longfire.optim import (
+    clip_gradients,
+    make_optimizer,
+    rule_of,
+    set_learning_rate,
+    updates_of,
+)
 from longfire.parallel import cost, strategy
 from longfire.parallel.apply import (
     device_of,
@@ -45,7 +51,7 @@ from longfire.parallel.apply import (
 )
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
-from longfire.parallel.pieces import local
+from longfire.parallel.sharding import local
 from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.planner import tables
 from longfire.planner.planner import Planner
@@ -571,10 +577,11 @@ def with_strategy(
 def log_plan(
     run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]
 ) -> None:
-    """Who shares what, as a table. Adam keeps two numbers for each parameter. Collective over the
-    mesh."""
+    """Who shares what, as a table. Collective over the mesh."""
     here = sum(local(p).nbytes for p in model.parameters())
-    held = mesh.all_gather_object({"parameters": here, "gradients": here, "optimizer": 2 * here})
+    updates = updates_of(model, rule_of(run.optimizer))
+    state = sum(local(p).numel() * update.state_bytes(p.dtype) for p, update in updates.items())
+    held = mesh.all_gather_object({"parameters": here, "gradients": here, "optimizer": int(state)})
     if mesh.rank() == 0:
         bytes_only = cost.device_of(cost.DEFAULT_DEVICE)  # of a device the table says nothing
         note(

@@ -26,7 +26,7 @@ from longfire.huggingface import transformers_model
 from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.load import read_weights
 from longfire.model import on_meta
-from longfire.parallel.pieces import take, whole_shape
+from longfire.parallel.sharding import copy_from_whole, global_shape, placed_parameters, sharding_of
 from longfire.plural import counted
 
 Note = Callable[[str], None]
@@ -177,7 +177,7 @@ def take_weights(run: Run, state: State) -> str:
             told = f"Hugging Face weights in {source}"
         for name, whole in finite(read, f"model.weights = {run.model.weights!r}"):
             if name in left:
-                take(left.pop(name).detach(), state.model.splits.get(name), whole)
+                copy_from_whole(left.pop(name).detach(), sharding_of(state.model, name), whole)
         if left:
             raise SettingsError(
                 f"model.weights = {run.model.weights!r} has no {', '.join(sorted(left)[:4])}"
@@ -193,10 +193,7 @@ def shapes_wanted(state: State) -> dict[str, torch.Size]:
         return {
             name: parameter.shape for name, parameter in on_meta(model.config).named_parameters()
         }
-    return {
-        name: torch.Size(whole_shape(p, model.splits.get(name)))
-        for name, p in model.named_parameters()
-    }
+    return {name: global_shape(p, spec) for name, p, spec in placed_parameters(model)}
 
 
 def fresh_weights(run: Run) -> str:

@@ -11,14 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from muon import Muon, MuonAndAdamW, orthogonal
 from plans import ANY_MIXER, HYBRID, OPTIMIZER, PLANS, Plan, parts, rows_of, state_of, steps, whole
 from sets import slow_unless
+from torch.distributed.tensor import DTensor
 from worlds import in_processes
 
+from longfire.config import settings
 from longfire.evaluation.evaluate import measure
 from longfire.mixers import MIXERS
+from longfire.optim import OPTIMIZERS, rule_of
+from longfire.optim.contract import OptimizerRule
+from longfire.parallel.axes import AXES
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.parallel.pieces import local
+from longfire.parallel.sharding import local, local_rows
 
 # float64 tells a wrong plan from rounding: 1e-9 is far above what sums of some 1000 terms in another order make (1e-13), and
 # far below what one token too many would. In float32 Adam moves a number by up to 1e-3 a step whatever its gradient's rounding.
@@ -107,6 +113,56 @@ def takes_its_turn(mixer: str, plan: str) -> bool:
 )
 def test_every_mixer_under_every_kind_of_plan(mixer, plan):
     assert_changes_nothing((mixer, mixer), PLANS[plan])
+
+
+AXIS_PLANS = {
+    "dp_replicate": "ddp 2",
+    "dp_shard": "fsdp 2",
+    "cp": "cp 2",
+    "tp": "tp 2, sequence",
+    "pp": "pp 2",
+}
+
+
+def declared_pairs(optimizers: Mapping[str, type[OptimizerRule]]) -> list[tuple[str, str]]:
+    """Each axis that a rule declares as proven."""
+    return [(name, axis) for name, rule in optimizers.items() for axis in sorted(rule.proven_axes)]
+
+
+class GatheringMuon(Muon):
+    """Muon that gathers each matrix over the processes that share its rows (FSDP2)."""
+
+    proven_axes = frozenset({"dp_replicate", "dp_shard", "cp"})
+
+    def make(self, groups, device):
+        return Gathering(groups, self.options, self.settings)
+
+
+class Gathering(MuonAndAdamW):
+    def direction(self, mean):
+        if not isinstance(mean, DTensor):
+            return super().direction(mean)
+        first, last = local_rows(mean)
+        return orthogonal(mean.full_tensor(), self.options.iterations)[first:last]
+
+
+BUILT_IN = {name: type(rule_of(settings.Optimizer(name=name))) for name in OPTIMIZERS}
+OF_TESTS = {"Muon": Muon, "GatheringMuon": GatheringMuon}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "axis"), declared_pairs({**BUILT_IN, **OF_TESTS}))
+def test_every_optimizer_under_every_axis_that_it_declares(name, axis, monkeypatch):
+    """What is not declared is refused (test_optim_contract.py). AdamW is that of all other tests here."""
+    for known, rule in OF_TESTS.items():
+        monkeypatch.setitem(OPTIMIZERS, known, rule)
+    changes = {"optimizer": replace(OPTIMIZER, name=name)}
+    assert_changes_nothing(HYBRID, PLANS[AXIS_PLANS[axis]], changes=changes)
+
+
+def test_an_optimizer_is_proven_for_axes_that_exist():
+    assert set(AXIS_PLANS) == set(AXES)
+    assert all(rule.proven_axes <= set(AXES) for rule in BUILT_IN.values())
 
 
 # Every architectural setting that is not a mixer's, away from its default, and a learning rate for each role.

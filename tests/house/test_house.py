@@ -65,7 +65,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PRIVATE_NAMES = {
     "ops/attention.py": None,
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
-    "optim.py": {"_foreach_mul_"},
+    "optim/clipping.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
     "planner/memory.py": {
         "torch._library",

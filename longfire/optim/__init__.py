@@ -1,0 +1,32 @@
+"""Optimizers: a table of rules, each of which declares what the rest of longfire asks of it. A new
+one is a new file and one line of the table (CONTRIBUTING.md, "An optimizer").
+
+contract.py  what a rule declares: updates by role, what each needs whole, its state, proven plans
+adam.py      Adam and AdamW
+table.py     the table: optimizer.name -> rule
+refusals.py  the plans that a rule is refused under
+groups.py    parameters by role, their groups, the optimizer on them
+state.py     what an optimizer keeps, as a checkpoint has it
+clipping.py  the norm of all gradients, and gradients no longer than a norm
+"""
+
+from longfire.optim.clipping import clip_gradients
+from longfire.optim.groups import (
+    make_optimizer,
+    parameter_groups,
+    roles,
+    set_learning_rate,
+    updates_of,
+)
+from longfire.optim.table import OPTIMIZERS, rule_of
+
+__all__ = [
+    "OPTIMIZERS",
+    "clip_gradients",
+    "make_optimizer",
+    "parameter_groups",
+    "roles",
+    "rule_of",
+    "set_learning_rate",
+    "updates_of",
+]

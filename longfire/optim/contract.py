@@ -1,0 +1,151 @@
+"""The contract of an optimizer: what the step, the planner, the checkpoint and the check of
+settings ask of it.
+
+A rule is a class derived from `OptimizerRule`. It declares, as data,
+
+    updates       how parameters are updated, one `Update` for each way: what of a parameter the
+                  update needs whole, what state it keeps, its share of the learning rate
+    decaying      the roles whose parameters decay by optimizer.weight_decay
+    proven_axes   the axes of a plan under which tests prove that the update is that of one process
+    Options       its own settings, a frozen dataclass, given in optimizer.options
+
+and makes a `torch.optim.Optimizer` from groups of parameters (groups.py). A plan that uses another
+axis is refused before a device is touched (config/checks.py).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import ClassVar, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from longfire.config.recipe import as_type, check_interval, nearest
+from longfire.config.settings import Optimizer as Settings
+from longfire.errors import SettingsError
+
+Role = Literal["embedding", "head", "matrix", "other"]
+
+
+class Needs(StrEnum):
+    """What of a parameter an update must see at once; the value is what a message says of it."""
+
+    NUMBERS = "each number by itself"
+    ROWS = "each row of a matrix whole"
+    MATRIX = "each matrix whole"
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor that an update keeps for each parameter, in torch's `optimizer.state[parameter]`.
+
+    like_parameter: it has the parameter's shape, and lies where the parameter lies. Otherwise every
+    process that holds a part of the parameter holds the whole tensor, as a count of steps. A tensor
+    without dims lies in host memory, unless `fused` is among the defaults of the torch optimizer.
+    dtype: None is the parameter's.
+    """
+
+    name: str
+    like_parameter: bool = True
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One way to update a parameter.
+
+    temporary_bytes: what lies there during the update beside the state, of each number of a
+    parameter. lr_scale: multiplies the learning rate that the settings give to the role.
+    """
+
+    name: str
+    needs: Needs
+    state: tuple[StateTensor, ...]
+    lr_scale: float = 1.0
+    temporary_bytes: float = 0.0
+
+    def state_bytes(self, dtype: torch.dtype) -> float:
+        """Bytes of state for each number of a parameter of this type. Tensors that do not have the
+        parameter's shape are small, and not counted."""
+        like_it = [tensor for tensor in self.state if tensor.like_parameter]
+        return float(sum((tensor.dtype or dtype).itemsize for tensor in like_it))
+
+
+class Group(TypedDict):
+    """A group of parameters, as torch.optim.Optimizer takes it. The step sets `lr` to the rate of
+    the schedule times `lr_scale`."""
+
+    params: list[nn.Parameter]
+    weight_decay: float
+    lr_scale: float
+    lr: float
+    update: Update
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a rule whose settings are all in the section [optimizer]."""
+
+
+@dataclass(frozen=True)
+class OptimizerRule(ABC):
+    """An optimizer as longfire knows it, with the settings of a run. Raises SettingsError for
+    options that it does not have."""
+
+    settings: Settings
+    options: object = field(init=False)
+
+    Options: ClassVar[type] = NoOptions
+    decaying: ClassVar[frozenset[Role]] = frozenset()
+    proven_axes: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        options = read_options(self.Options, self.settings)
+        object.__setattr__(self, "options", options)
+
+    @property
+    @abstractmethod
+    def updates(self) -> tuple[Update, ...]:
+        """All ways in which it updates parameters."""
+
+    def update_of(self, role: Role, parameter: Tensor) -> Update:
+        """The one for a parameter (which may be on meta, or a part of the whole: ask only for its
+        number of dims)."""
+        return self.updates[0]
+
+    @abstractmethod
+    def make(self, groups: list[Group], device: torch.device) -> torch.optim.Optimizer:
+        """The optimizer on these groups, whose parameters lie on `device`. What it keeps in its
+        state are the tensors that the group's update declares, and nothing else."""
+
+    @property
+    def needs(self) -> Needs:
+        """The most that any of its updates needs."""
+        order = list(Needs)
+        return max((update.needs for update in self.updates), key=order.index)
+
+
+def read_options(kind: type, given: Settings) -> object:
+    """optimizer.options as the rule's own dataclass. Raises SettingsError naming the option."""
+    known = {option.name: option for option in fields(kind)}
+    values = {}
+    for entry in given.options:
+        name, equals, text = entry.partition("=")
+        key = f"optimizer.options: {entry!r}"
+        if not equals:
+            raise SettingsError(f"{key} must be written as name=value")
+        if name not in known:
+            has = ", ".join(known) or "none"
+            raise SettingsError(
+                f"{key} is no option of optimizer.name = {given.name!r}{nearest(name, known)}; "
+                f"its options: {has}"
+            )
+        if name in values:
+            raise SettingsError(f"{key} is the second value of {name}: leave one out")
+        try:
+            values[name] = as_type(known[name].type, text, text=True)
+            check_interval(values[name], known[name].metadata.get("within", ""))
+        except ValueError as error:
+            raise SettingsError(f"{key} {error}") from error
+    return kind(**values)

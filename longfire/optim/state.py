@@ -1,0 +1,87 @@
+"""The state of an optimizer as a checkpoint has it: tensors named optimizer/<what>/<parameter>, of
+which the rule declares how they lie."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from longfire.errors import CheckpointError
+from longfire.optim.contract import Update
+
+
+def update_of_group(group: Mapping[str, object]) -> Update | None:
+    """What a group of a torch optimizer declares; None for one that was not made from a rule."""
+    update = group.get("update")
+    return update if isinstance(update, Update) else None
+
+
+def declared_updates(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Update]:
+    """The update of each parameter of an optimizer that was made from a rule."""
+    found: dict[nn.Parameter, Update] = {}
+    for group in optimizer.param_groups:
+        update = update_of_group(group)
+        if update is not None:
+            found |= dict.fromkeys(group["params"], update)
+    return found
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Names of the state tensors that do not lie as their parameter does."""
+    found: set[str] = set()
+    for group in optimizer.param_groups:
+        update = update_of_group(group)
+        declared = () if update is None else update.state
+        found |= {tensor.name for tensor in declared if not tensor.like_parameter}
+    return found
+
+
+def refuse_undeclared_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raises CheckpointError when an optimizer keeps what its rule does not declare, or what is no
+    tensor: the planner would not count it, and no checkpoint could keep it."""
+    for parameter, update in declared_updates(optimizer).items():
+        declared = {tensor.name for tensor in update.state}
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if name not in declared or not isinstance(value, Tensor):
+                raise CheckpointError(
+                    f"the optimizer keeps {name!r} ({type(value).__name__}) of a parameter, but its "
+                    f"update {update.name!r} declares tensors named {', '.join(sorted(declared))}: "
+                    "correct `state` of the update, or what the optimizer keeps"
+                )
+
+
+def states_of(
+    names: Iterable[str], mine: Mapping[str, nn.Parameter]
+) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Name, kind and parameter of what a checkpoint keeps for the parameters on this process."""
+    for name in names:
+        kind, _, rest = name.partition("/")
+        what, _, parameter = rest.partition("/")
+        if kind == "optimizer" and parameter in mine:
+            yield name, what, mine[parameter]
+
+
+def refuse_another_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Iterable[str],
+    mine: Mapping[str, nn.Parameter],
+    place: Path,
+) -> None:
+    """Raises CheckpointError when what a checkpoint keeps of a parameter is not what this optimizer
+    keeps of it. (A parameter that has not learned yet has no state.)"""
+    kept: dict[nn.Parameter, set[str]] = {}
+    for _, what, parameter in states_of(names, mine):
+        kept.setdefault(parameter, set()).add(what)
+    updates = declared_updates(optimizer)
+    for name, parameter in mine.items():
+        if parameter not in updates or parameter not in kept:
+            continue
+        wanted = {tensor.name for tensor in updates[parameter].state}
+        if kept[parameter] != wanted:
+            raise CheckpointError(
+                f"{place} is of another optimizer: it keeps {', '.join(sorted(kept[parameter]))} "
+                f"of {name}, and the one of this run keeps {', '.join(sorted(wanted))}. Set "
+                "optimizer.name to the one that it was trained with, or begin another run from its "
+                "weights (model.weights, another job.dump_folder)"
+            )
