@@ -27,8 +27,8 @@ from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.model import Model
 from longfire.parallel.context import share_rows
+from longfire.parallel.context_strategies.key_blocks import work
 from longfire.parallel.mesh import Mesh
-from longfire.parallel.ring import work
 
 FULL = {"hidden": 256, "layers": 1, "intermediate": 768, "words": 1024, "tokens": 16384}
 QUICK = {"hidden": 32, "layers": 1, "intermediate": 48, "words": 64, "tokens": 128}

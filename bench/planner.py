@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor
 from longfire.config.run import Run
 from longfire.device import Clock
 from longfire.launch import World
+from longfire.parallel.context_strategies import STRATEGIES
 from longfire.parallel.cost import device_of
 from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.sharding import local
-from longfire.parallel.strategy import STRATEGIES
 from longfire.planner.memory import LiveBytes
 from longfire.planner.planner import Planner
 from longfire.training.loop import make_state, train_step

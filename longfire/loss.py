@@ -28,7 +28,8 @@ def loss_sum(
     dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
     cache: where the batch is a segment of its rows, what goes from one to the next (training/tbptt.py).
     """
-    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, cache, noise_BT))
+    seq = Sequence(batch.positions_BT, batch.documents, cache, noise_BT, ops=batch.ops)
+    hidden_BTD = model(batch.ids_BT, seq)
     return loss_of(model, hidden_BTD, batch, chunk_tokens)
 
 
@@ -40,11 +41,11 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
         loss = F.cross_entropy(logits_NW, labels_N, ignore_index=NO_LABEL, reduction="sum")
         return l2_warped(loss, logits_NW, labels_N, NO_LABEL) if model.use_l2warp else loss
     return linear_cross_entropy(
-        model.to_head(hidden_BTD).flatten(0, 1),
+        model.regions.enter(hidden_BTD).flatten(0, 1),
         model.head.weight,
         batch.labels_BT.flatten(),
         chunk_tokens=chunk_tokens,
-        words=model.words,
+        words=model.regions.words,
         softcap=model.config.final_logit_softcapping,
         l2_warp=model.config.use_l2warp,
     )
@@ -53,9 +54,8 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
 def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
     """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the
     likeliest word; no gradients."""
-    if model.pipeline:
-        return model.pipeline.losses(batch, chunk_tokens)
-    hidden_BTD = model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+    seq = Sequence(batch.positions_BT, batch.documents, ops=batch.ops)
+    hidden_BTD = model(batch.ids_BT, seq)
     return losses_of(model, hidden_BTD, batch.labels_BT, chunk_tokens)
 
 
@@ -70,11 +70,11 @@ def losses_of(
         )
         return nats_BT, (labels_BT != NO_LABEL) & (logits_BTW.argmax(-1) == labels_BT)
     found = token_losses(
-        model.to_head(hidden_BTD).flatten(0, 1),
+        model.regions.enter(hidden_BTD).flatten(0, 1),
         model.head.weight,
         labels_BT.flatten(),
         chunk_tokens=chunk_tokens,
-        words=model.words,
+        words=model.regions.words,
         softcap=model.config.final_logit_softcapping,
     )
     nats_BT, greedy_BT = (x.view_as(labels_BT) for x in found)

@@ -1,28 +1,30 @@
 """ids -> hidden states -> logits: embedding, blocks of mixer and MLP, norm, head."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from longfire.block_execution import Execution, TensorRegions
 from longfire.config.model_config import GATED_MLPS, ModelConfig, mixer_of
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import IDS, Cache
 from longfire.mixers.channel_mix import ChannelMix
 from longfire.mixers.mixer import Sequence, read_mixer_config
-from longfire.ops.cross_entropy import Words, softcapped
+from longfire.ops.cross_entropy import softcapped
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
 from longfire.ops.mlp import GatedMLP, UngatedMLP
 from longfire.ops.norm import LayerNorm, RMSNorm
+from longfire.ops.sequence_ops import UNDECIDED, LocalSequence, SequenceSharding
 
-MIXER_PLACE, MLP_PLACE, BLOCK_PLACE = (
-    1,
-    2,
-    4,
-)  # where noise is used: in a block, and from block to block
+# Where noise is used: in a block, and from block to block.
+MIXER_PLACE = 1
+MLP_PLACE = 2
+BLOCK_PLACE = 4
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -40,7 +42,8 @@ class Block(nn.Module):
     parallel       x + mixer(norm(x)) + mlp(norm'(x))              (GPT-NeoX); parallel_tied: norm' is norm (GPT-J, PaLM)
 
     What is added passes dropout; adding and dropping are one step. `inner` is the type that mixer
-    and MLP compute in, which the stream itself has too unless residual_in_fp32.
+    and MLP compute in, which the stream itself has too unless residual_in_fp32. `execution` and
+    `regions` say how the devices of the model compute it.
     """
 
     def __init__(self, config: ModelConfig, layer: int, inner: torch.dtype) -> None:
@@ -51,6 +54,7 @@ class Block(nn.Module):
             mixer_class, name, config.mixers.get(name, {}), config.hidden_size
         )
         self.kind, self.dropout, self.inner = config.block, config.dropout, inner
+        self.execution, self.regions = Execution(), TensorRegions()
         self.mixer_norm = make_norm(config)
         self.mixer = mixer_class(config, mixer_shape, layer)
         self.mlp = make_mlp(config, layer)
@@ -58,36 +62,57 @@ class Block(nn.Module):
             None if self.mlp is None or self.kind == "parallel_tied" else make_norm(config)
         )
 
-    def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+    def forward(self, x_BTD: Tensor, seq: Sequence, is_called: bool = False) -> Tensor:
+        """is_called: by `execution.block`, which says how the block as a whole is computed."""
+        if self.execution.block is not None and not is_called:
+            return self.execution.block(self.forward, x_BTD, seq, True)
+        h_BTD = x_BTD if self.kind == "post" else self.mixer_norm(x_BTD)
+        h_BTD = h_BTD.to(self.inner)
+        if self.execution.mixer is None:
+            mixed_BTD = self.mixer(self.regions.enter(h_BTD), seq)
+        else:
+            mixed_BTD = self.execution.mixer(self.mix, h_BTD, seq)
+        mixed_BTD = self.added(mixed_BTD, x_BTD, seq, MIXER_PLACE)
         if self.kind == "post":
-            x_BTD = self.mixer_norm(
-                self.added(self.mixer(x_BTD.to(self.inner), seq), x_BTD, seq, MIXER_PLACE)
-            )
-            if self.mlp is None:
-                return x_BTD
-            return self.mlp_norm(self.added(self.fed(x_BTD, seq), x_BTD, seq, MLP_PLACE))
-        h_BTD = self.mixer_norm(x_BTD).to(self.inner)
-        mixed_BTD = self.added(self.mixer(h_BTD, seq), x_BTD, seq, MIXER_PLACE)
+            h_BTD = mixed_BTD = self.mixer_norm(mixed_BTD)
         if self.mlp is None:
             return mixed_BTD
         if self.kind == "pre":
             h_BTD = self.mlp_norm(mixed_BTD)
         elif self.kind == "parallel":
             h_BTD = self.mlp_norm(x_BTD)
-        return self.added(self.fed(h_BTD, seq), mixed_BTD, seq, MLP_PLACE)
+        y_BTD = self.added(self.fed(h_BTD.to(self.inner), seq), mixed_BTD, seq, MLP_PLACE)
+        return self.mlp_norm(y_BTD) if self.kind == "post" else y_BTD
+
+    def mix(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
+        """The mixer's output for h."""
+        return self.mixer(self.regions.enter(h_BTD), seq)
 
     def fed(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
-        """What the MLP says of h."""
-        h_BTD = h_BTD.to(self.inner)
-        return self.mlp(h_BTD, seq) if isinstance(self.mlp, ChannelMix) else self.mlp(h_BTD)
+        """The MLP's output for h."""
+        if self.execution.mlp is None:
+            return self.feed(h_BTD, seq)
+        return self.execution.mlp(self.feed, h_BTD, seq)
+
+    def feed(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
+        if not isinstance(self.mlp, ChannelMix):
+            part, rows_BTD = self.feed_tokens, (h_BTD,)
+        else:
+            h_BTD = self.regions.enter(h_BTD)
+            part, rows_BTD = self.mlp.feed, (h_BTD, self.mlp.previous(h_BTD, seq))
+        if self.execution.mlp_tokens is None:
+            return part(*rows_BTD)
+        return self.execution.mlp_tokens(part, *rows_BTD)
+
+    def feed_tokens(self, h_BTD: Tensor) -> Tensor:
+        """What of the MLP sees one token at a time."""
+        return self.mlp(self.regions.enter(h_BTD))
 
     def added(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
-        drops = seq.noise_BT is not None and self.dropout > 0
-        return (
-            dropout_add(y_BTD, x_BTD, self.dropout, of_place(seq.noise_BT, place))
-            if drops
-            else x_BTD + y_BTD
-        )
+        if seq.noise_BT is None or self.dropout == 0:
+            return x_BTD + y_BTD
+        noise_BT = self.regions.own_tokens(seq.noise_BT)
+        return dropout_add(y_BTD, x_BTD, self.dropout, of_place(noise_BT, place))
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of the forward, by the convention of Model.flops_per_token."""
@@ -104,17 +129,30 @@ def make_mlp(config: ModelConfig, layer: int) -> nn.Module | None:
     return made(config.mlp, config.hidden_size, config.intermediate_size, config.mlp_bias)
 
 
+class Pipelined(Protocol):
+    """parallel/pipeline.Pipeline, as a model sees it: its layers in this process, by stages."""
+
+    @property
+    def stages(self) -> Iterable["Model"]: ...
+
+
 class Model(nn.Module):
     """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from
     the embedding on.
 
     The head is apart from `forward`, so that the loss can be fused with it and the logits of a row
-    need never be whole: the loss takes `to_head(hidden)` and `head.weight`, which has the rows of
-    `words` (None: of all).
+    need never be whole: the loss takes `regions.enter(hidden)` and `head.weight`, which has the
+    rows of `regions.words`.
 
-    What parallel/pipeline.py leaves of a model: some `layers`, under their numbers, and None for
-    what lies elsewhere. Where a parameter lies that is split or copied, `sharding_of(model, name)`
-    says (parallel/sharding.py).
+    What its devices decide (parallel/apply.py) is plain data, the same names with and without them:
+    local_ops: what computes along sequences that are whole in this process.
+    context: what cuts batches of sequences that several processes share.
+    regions: what tensor parallelism does between blocks and the head.
+    pipeline: its stages here, which then compute instead of `forward`: some `layers`, under their
+    numbers, and None for those of other processes.
+    computes_on: the device, where that is not where its parameters are kept.
+    saved_activations: where what blocks keep for the backward waits.
+    Where a parameter is split or copied, `sharding_of(model, name)` says (parallel/sharding.py).
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -137,15 +175,12 @@ class Model(nn.Module):
         self.norm = nn.Identity() if config.block == "post" else make_norm(config)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
-        self.pipeline: Any = (
-            None  # parallel/pipeline.Pipeline, which then computes instead of `forward`
-        )
-        self.context: Any = None  # parallel/context.Context, which then cuts its batches
-        self.computes_on: torch.device | None = (
-            None  # where that is not where its parameters are kept
-        )
-        self.words: Words | None = None
-        self.to_head: Callable[[Tensor], Tensor] = as_it_is
+        self.local_ops = LocalSequence()
+        self.context: SequenceSharding | None = None
+        self.regions = TensorRegions()
+        self.pipeline: Pipelined | None = None
+        self.computes_on: torch.device | None = None
+        self.saved_activations: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def tie(self) -> None:
         """Let the head share the embedding's parameter, if the shape says so: again after to_empty,
@@ -202,7 +237,10 @@ class Model(nn.Module):
         return hidden_BTD
 
     def prepare(self, seq: Sequence) -> None:
-        """Put into `seq.shared` what several layers use."""
+        """Give `seq` what computes along it, unless it has that already, and put into `seq.shared`
+        what several layers use."""
+        if seq.ops is UNDECIDED:
+            seq.ops = self.local_ops
         for module in self.shared.values():
             seq.shared |= module()
         for block in self.layers:
@@ -212,21 +250,21 @@ class Model(nn.Module):
         """What the first block sees."""
         x_BTD = self.embed(ids_BT)
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(seq.positions_BT)
+            x_BTD = x_BTD + self.positions(self.regions.own_tokens(seq.positions_BT))
         x_BTD = x_BTD.to(self.stream_dtype)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
-        return dropout(
-            x_BTD, self.config.embed_dropout, seq.noise_BT
-        )  # last: a norm would undo its scale
+        noise_BT = None if seq.noise_BT is None else self.regions.own_tokens(seq.noise_BT)
+        return dropout(x_BTD, self.config.embed_dropout, noise_BT)  # last: a norm undoes its scale
 
     def blocks(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         """What the last block says; each has noise of its own, by its number in the whole model."""
-        for block in self.layers:
-            place = BLOCK_PLACE * (block.mixer.layer + 1)
-            noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
-            cache = None if seq.cache is None else seq.cache.of(block.mixer.layer)
-            x_BTD = self.run_block(block, x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
+        with self.saved_activations():
+            for block in self.layers:
+                place = BLOCK_PLACE * (block.mixer.layer + 1)
+                noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
+                cache = None if seq.cache is None else seq.cache.of(block.mixer.layer)
+                x_BTD = self.run_block(block, x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
         return x_BTD
 
     def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -251,7 +289,7 @@ class Model(nn.Module):
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses
         loss.py."""
-        logits_BTW = self.head(self.to_head(hidden_BTD)).float()
+        logits_BTW = self.head(self.regions.enter(hidden_BTD)).float()
         return softcapped(logits_BTW, self.config.final_logit_softcapping)
 
     def flops_per_token(self, seq_len: int) -> float:
@@ -266,10 +304,6 @@ class Model(nn.Module):
         with torch.device("meta"):
             blocks = sum(block.flops_per_token(seq_len) for block in Model(self.config).layers)
         return blocks + 2 * self.config.hidden_size * self.config.vocab_size
-
-
-def as_it_is(x: Tensor) -> Tensor:
-    return x
 
 
 def modules_of_all_layers(config: ModelConfig, layers: Iterable[Block]) -> dict[str, nn.Module]:

@@ -5,8 +5,11 @@ A plugin is code, and runs with all rights of its user. So only a recipe or a co
 names it makes it run; a run folder that merely mentions one is not enough (`run.of_folder`).
 """
 
+import ast
 import importlib.util
+import inspect
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +18,14 @@ from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Mixer
 from longfire.optim.contract import OptimizerRule
 from longfire.optim.table import OPTIMIZERS
+
+# Attributes by which mixers looked at other tokens before `Sequence.ops`, and what to write now.
+OLD_ATTRIBUTES = {
+    "attend": "seq.ops.attention(q, k, v, ...)",
+    "recur": "seq.ops.recurrence(op, ...) with an op of the class attribute `recurrences`",
+    "convolve": "seq.ops.convolution(x, weight, bias, ...)",
+    "shift": "seq.ops.token_shift(x, ...)",
+}
 
 _loaded: dict[Path, ModuleType] = {}
 
@@ -49,6 +60,35 @@ def run_file(path: Path) -> ModuleType:
     return module
 
 
+def refuse_old_calls(mixer: type[Mixer]) -> None:
+    """Raises SettingsError, with file and line, for calls such as self.recur(..., documents=...) in
+    a mixer or in what it is derived from: mixers had such attributes before `seq.ops`."""
+    theirs = [cls for cls in mixer.__mro__ if cls.__module__.split(".")[0] != "longfire"]
+    for cls in theirs:
+        try:
+            lines, first = inspect.getsourcelines(cls)
+        except (OSError, TypeError):  # of Python itself, or made without a file
+            continue
+        parsed = ast.parse(textwrap.dedent("".join(lines)))
+        for call in (node for node in ast.walk(parsed) if isinstance(node, ast.Call)):
+            name = old_attribute(call)
+            if name:
+                raise SettingsError(
+                    f"{inspect.getsourcefile(cls)}:{first + call.lineno - 1}: self.{name} is no "
+                    f"longer how a mixer looks at other tokens; call {OLD_ATTRIBUTES[name]} "
+                    "(docs/mixers.md)"
+                )
+
+
+def old_attribute(call: ast.Call) -> str:
+    """The one of OLD_ATTRIBUTES that is called, with documents; "" where none is."""
+    called = ast.unparse(call.func)
+    is_given_documents = any(keyword.arg == "documents" for keyword in call.keywords)
+    name = called.removeprefix("self.")
+    is_old = called != name and name in OLD_ATTRIBUTES
+    return name if is_old and is_given_documents else ""
+
+
 def add_mixers(path: Path, table: object) -> None:
     """The plugin's mixers beside ours. Raises SettingsError for what is no mixer or has a name that
     is taken."""
@@ -65,6 +105,7 @@ def add_mixers(path: Path, table: object) -> None:
             raise SettingsError(
                 f"{path}: MIXERS[{name!r}]: the name is taken by {MIXERS[name].__module__}; choose another"
             )
+        refuse_old_calls(mixer)
     MIXERS.update(table)
 
 

@@ -175,7 +175,7 @@ def test_python_m_longfire_is_the_same():
 
 def test_python_m_longfire_cli_is_the_same():
     """It did nothing, and said success."""
-    command = [sys.executable, "-m", "longfire.cli.entry", "train", "no-such.toml"]
+    command = [sys.executable, "-m", "longfire.cli", "train", "no-such.toml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("longfire: no-such.toml: no such recipe")
 

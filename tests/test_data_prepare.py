@@ -121,7 +121,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path, many_small_chunks):
 PREPARE = """
 import os, sys
 os.fsync = lambda file: None
-from longfire import settings
+from longfire.config import settings
 from longfire.data import prepare as room
 from longfire.data.tokens import StoreWriter
 room.CHUNK_CHARACTERS, room.COMMIT_SECONDS, room.BYTES_OF_A_PROCESS = int(sys.argv[4]), 0, 1
@@ -415,7 +415,7 @@ def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
 
 TRAIN = """
 import sys, time
-from longfire import settings
+from longfire.config import settings
 from longfire.data.prepare import prepare
 data = settings.Data(dataset=(sys.argv[1],), folder=sys.argv[2], streaming=True)
 prepared = prepare(data, settings.Tokenizer(), note=lambda line: None, background=True)

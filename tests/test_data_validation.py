@@ -96,7 +96,7 @@ def test_where_the_hash_decides_the_address_is_that_of_before(tmp_path):
     """A store that was made before there were tails and lowest hashes has these options and no others."""
     jsonl(tmp_path / "a.jsonl", 300)
     store = prepared_of(data_of(tmp_path, "a.jsonl", validation_fraction=0.1)).stores[0]
-    options = {"add_bos", "add_eos", "validation_fraction", "text_field", "skip_bad_documents"}
+    options = {"add_bos", "add_eos", "heldout_fraction", "text_field", "skip_bad_documents"}
     assert store.manifest["options"].keys() == options
     unseen = [n for n in range(1, 301) if held_out(f"a.jsonl:{n}", 0.1)]
     assert store.heldout.documents == len(unseen) > 10

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from longfire.block_execution import TensorRegions
 from longfire.config.model_config import ModelConfig
 from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import bytes_tokenizer
@@ -58,11 +59,7 @@ def test_impossible_tests_are_refused(tokens, pairs, words):
 class Oracle(torch.nn.Module):
     """Knows the answer of each row from the row itself: what followed the last earlier place of the same words."""
 
-    pipeline, words, to_head = (
-        None,
-        None,
-        staticmethod(lambda hidden_BTD: hidden_BTD),
-    )  # whole, in one process
+    pipeline, regions = None, TensorRegions()  # whole, in one process
 
     def __init__(self, looks: bool, context: int = 1, words: int = 258) -> None:
         super().__init__()
@@ -70,7 +67,7 @@ class Oracle(torch.nn.Module):
             torch.nn.Embedding(1, 1),
             SimpleNamespace(weight=20 * torch.eye(words)),
         )
-        self.looks, self.context, self.shape = (
+        self.looks, self.context, self.config = (
             looks,
             context,
             ModelConfig(1, 1, ("attention",), vocab_size=words),

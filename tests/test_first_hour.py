@@ -79,7 +79,7 @@ def test_just_try_12_steps_then_again_then_longer(folder, capsys):
         in begun
     )
     assert "time: " in out and "the 8 steps that are left take" in out
-    assert "held out of input.txt: loss" in out and "Outputs" in out
+    assert "validation of input.txt: loss" in out and "Outputs" in out
     assert saved_steps() == [4, 6, 8, 10, 12], "the default does not fill a disk"
 
     assert train() == 0
@@ -128,7 +128,7 @@ def test_a_validation_file_of_ones_own(folder, capsys):
     assert train("--data.validation", "unseen.txt", "--eval.interval", "6") == 0
     out = capsys.readouterr().out
     assert "data: validation: unseen.txt: 30 tokens in 1 document" in before_the_first_step(out)
-    assert "step 6  held out  unseen.txt: loss" in out and "held out of unseen.txt: loss" in out
+    assert "step 6  validation  unseen.txt: loss" in out and "validation of unseen.txt: loss" in out
     assert main(["eval", "runs/longfire"]) == 0
     assert "unseen.txt" in capsys.readouterr().out
 

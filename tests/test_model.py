@@ -10,6 +10,7 @@ from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.ops.attention import attention_reference
 from longfire.ops.cross_entropy import linear_cross_entropy
+from longfire.ops.sequence_ops import LocalSequence
 from longfire.parallel.apply import parallelize
 
 pytestmark = pytest.mark.dtype
@@ -40,8 +41,7 @@ def test_layernorm_and_gelu_blocks_run(tiny_model):
 def test_flops_agree_with_torchs_counter_where_it_sees_all(tiny_model):
     """Softmax with written-out scores: the counter sees every product, and the whole square where we count the causal half."""
     seq_len, model = 32, tiny_model("attention")
-    for block in model.layers:
-        block.mixer.attend = attention_reference
+    model.local_ops = LocalSequence(attention_reference)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(IDS_BT[:1, :seq_len]))
     attention = model.layers[0].mixer

@@ -66,8 +66,10 @@ def test_a_recurrence_without_a_map_is_refused():
         raise AssertionError("is not called")
 
     model = on_meta(tiny_config("gla", "attention"))
-    model.layers[0].mixer.recur = own_recurrence
-    assert "gla.recur is own_recurrence, of which no map is known" in refused(model, 2)
+    model.layers[0].mixer.recurrences = (own_recurrence,)
+    assert "gla.recurrences has own_recurrence, of which no map is known" in refused(model, 2)
+    model.layers[0].mixer.recurrences = ()
+    assert "gla has a state but does not say of which recurrence" in refused(model, 2)
 
 
 def test_auto_takes_what_makes_work_even():
@@ -84,12 +86,9 @@ def test_a_step_tells_how_even_its_rows_were_and_how_far_filled_up():
     told = {}
     for asked in ("contiguous", "auto"):
         context = Context(4, 0, "no group is asked", asked, "ring", softmax=True)
-        share = context.share(positions_BT, documents)
+        ops, _ = context.share(positions_BT, documents)
         told[asked] = context.describe()
-        assert (
-            context.cut(share, positions_BT).shape[1] * 4
-            == 101 + told[asked]["context_filled_tokens"]
-        )
+        assert ops.cut(positions_BT).shape[1] * 4 == 101 + told[asked]["context_filled_tokens"]
     assert (
         told["contiguous"]["context_balance"] > 1.6 > 1.1 > told["auto"]["context_balance"] >= 1.0
     )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longfire.ops.documents import Documents
-from longfire.parallel.layout import KINDS, Layout, Share, keys_seen
+from longfire.parallel.layout import KINDS, ContextShard, Layout, keys_seen
 
 kinds = st.sampled_from(KINDS)
 processes = st.integers(1, 9)
@@ -104,8 +104,14 @@ def test_a_share_knows_the_row(kind, count, lengths):
     layout = layout_of(kind, count, tokens, lengths=lengths)
     whole = layout.segments_of(ids_BT, fill=len(lengths))
     for rank in range(count):
-        share = Share.of_rows(layout, rank, documents, 2)
-        torch.testing.assert_close(share.folded.ids_BT, whole[:, list(share.mine)].flatten(0, 1))
+        share = ContextShard.of_rows(layout, rank, documents, 2)
+        mine = whole[:, list(share.mine)].flatten(0, 1)
+        found = share.documents()
+        folded = share.fold_documents(found)
+        torch.testing.assert_close(folded.ids_BT // len(share.mine), mine)
+        assert torch.equal(folded.cu_lengths, Documents.from_ids(mine).cu_lengths)
+        assert folded.max_length == Documents.from_ids(mine).max_length
+        assert torch.equal(found.of([1]).ids_BT, share.of([1]).documents().ids_BT)
         here = layout.cut(ids_BT, rank, fill=-1)
         torch.testing.assert_close(
             share.lengths()[here >= 0], torch.tensor(lengths)[here[here >= 0]]
@@ -115,8 +121,7 @@ def test_a_share_knows_the_row(kind, count, lengths):
             first = segment * layout.length
             same = whole.flatten(1)[:, first] == whole.flatten(1)[:, first - 1]
             torch.testing.assert_close(share.goes_on(1, segment), same)
-        assert share.of([1]).ids_BT.shape[0] * 2 == share.ids_BT.shape[0]
 
 
-def segment_zero(share: Share) -> int:
+def segment_zero(share: ContextShard) -> int:
     return int(share.mine[0] == 0)

@@ -354,7 +354,8 @@ def test_what_goes_together_is_taken(compose):
         }
     )
     state = make_state(run, 258, torch.device("cpu"), lambda told: None)
-    assert state.model.layers[0].mixer.attend.keywords == {"chunks": (7, 1024)}
+    assert state.model.local_ops.chunks == (7, 1024)
+    assert state.model.local_ops.attention.keywords == {"chunks": (7, 1024)}
     assert not unknown_operations(
         ("mm", "aten.mm", "aten::mm", "aten.mm.default", "nothing", "matmuls")
     )
@@ -380,3 +381,15 @@ def test_a_cpu_has_no_other_memory_to_offload_to(compose):
             torch.device("cpu"),
             lambda told: None,
         )
+
+
+def test_no_method_of_a_layer_is_replaced():
+    """What is decided for a block is plain data; the names of its parameters stay."""
+    remat = ActivationCheckpoint("attention+mlp", ("matmuls",))
+    plain, model = (on_meta(tiny_config("gla", "attention")) for _ in range(2))
+    parallelize(model, remat, False, attention=Attention("blockwise"), mlp_chunk_size=4)
+    for module in model.modules():
+        assert not {"forward", "__call__"} & vars(module).keys()
+    assert [name for name, _ in model.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]

@@ -18,12 +18,15 @@ from longfire import ops
 from longfire.ops import attention_blocks
 from longfire.ops.attention import attention, attention_reference
 from longfire.ops.attention_blocks import Manner, Piece
-from longfire.ops.blockwise import blockwise
+from longfire.ops.attention_choice import in_chunks
 from longfire.ops.documents import Documents
-from longfire.parallel import ring
+from longfire.ops.sequence_ops import LocalSequence
 from longfire.parallel.collectives import known_as
-from longfire.parallel.layout import KINDS, Layout, Share, keys_seen
-from longfire.parallel.remat import recompute
+from longfire.parallel.context import ContextSequence
+from longfire.parallel.context_strategies import key_blocks, ring, strategy_named
+from longfire.parallel.context_strategies.contract import Processes
+from longfire.parallel.layout import KINDS, ContextShard, Layout, keys_seen
+from longfire.parallel.remat import Checkpointed
 
 STRATEGIES = ("ring", "allgather", "alltoall")
 B, EXACT = 2, 1e-9
@@ -39,10 +42,28 @@ def small_blocks(monkeypatch):
 
 
 ALONE = {
-    "auto": attention,
-    "vanilla": attention_reference,
-    "blockwise": partial(blockwise, chunks=(3, 5)),
+    "auto": LocalSequence(),
+    "vanilla": LocalSequence(attention_reference),
+    "blockwise": in_chunks(3, 5),
 }
+
+
+def attend_over(size: int, rank: int, group: str, strategy: str, alone: str = "auto"):
+    """What attends to whole rows in one process, for the segments that `documents` says."""
+
+    @torch.compiler.disable
+    def of_shard(shard: ContextShard) -> tuple[ContextSequence, Documents | None]:
+        processes = Processes(size, rank, group)
+        return (
+            ContextSequence(shard, processes, strategy_named(strategy), ALONE[alone]),
+            shard.documents(),
+        )
+
+    def attend(q, k, v, *, documents: ContextShard, **options) -> Tensor:
+        ops, mine = of_shard(documents)
+        return ops.attention(q, k, v, documents=mine, **options)
+
+    return attend
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ class Case:
     alone: str = "auto"
 
     def attend(self, rank: int, size: int, group: str):
-        return ring.attend_over(size, rank, group, self.strategy, ALONE[self.alone])
+        return attend_over(size, rank, group, self.strategy, self.alone)
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         (H, G), (K, V) = self.heads, self.sizes
@@ -87,7 +108,7 @@ class Case:
         ]
         return Documents.from_ids(torch.stack(rows))
 
-    def share(self, rank: int, size: int) -> Share:
+    def share(self, rank: int, size: int) -> ContextShard:
         ids, positions_BT = self.ids(), torch.arange(self.T).expand(B, -1)
         if ids is not None:
             ends = [list(accumulate(row.bincount().tolist())) for row in ids.ids_BT]
@@ -96,7 +117,7 @@ class Case:
             )
             positions_BT = positions_BT - starts_BT
         layout = Layout.of_kind(self.layout, size, self.T, 1, keys_seen(positions_BT).sum(0))
-        return Share.of_rows(layout, rank, ids, B)
+        return ContextShard.of_rows(layout, rank, ids, B)
 
     def options(self) -> dict:
         return {
@@ -199,7 +220,7 @@ def errors(
     whole = [o.detach(), *torch.autograd.grad(o, leaves, inputs[3])]
     said = {}
     for strategy in STRATEGIES:
-        found = case.mine(rank, size, ring.attend_over(size, rank, group, strategy), dtype)
+        found = case.mine(rank, size, attend_over(size, rank, group, strategy), dtype)
         share = case.share(rank, size)
         off = [mine.double() - share.layout.cut(true, rank) for mine, true in zip(found, whole)]
         said[strategy] = [[x.abs().max().item(), x.square().sum().item()] for x in off]
@@ -217,9 +238,9 @@ COUNTED = {
 
 
 def counted(case: Case, rank: int, size: int, group: str) -> dict[str, int]:
-    ring.work.forget()
-    case.mine(rank, size, ring.attend_over(size, rank, group, case.strategy))
-    return vars(ring.work).copy()
+    key_blocks.work.forget()
+    case.mine(rank, size, attend_over(size, rank, group, case.strategy))
+    return vars(key_blocks.work).copy()
 
 
 @cache
@@ -338,11 +359,11 @@ def test_chunks_cut_what_meets_and_lose_nothing(T, of_queries, of_keys, layout, 
     whole = Manner(window, 1.0, 0.0, 0, True)
     cut = whole._replace(chunks=(of_queries, of_keys))
     for source in range(2):
-        pieces = ring.met(share, source, cut)
+        pieces = key_blocks.met(share, source, cut)
         assert all(
             piece.queries.length <= of_queries and piece.keys.length <= of_keys for piece in pieces
         )
-        assert seen_by(pieces, cut) == seen_by(ring.met(share, source, whole), whole)
+        assert seen_by(pieces, cut) == seen_by(key_blocks.met(share, source, whole), whole)
 
 
 def seen_by(pieces: list[Piece], manner: Manner) -> Counter:
@@ -402,7 +423,7 @@ def test_any_documents_and_windows_over_more(cases, size):
 def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
     group, case, said = known_as(dist.group.WORLD), Case(T=24, documents=(9,)), {}
     for strategy in STRATEGIES:
-        attend, share = ring.attend_over(2, rank, group, strategy), case.share(rank, 2)
+        attend, share = attend_over(2, rank, group, strategy), case.share(rank, 2)
         plain = case.mine(rank, 2, attend)
 
         def recomputed(*inputs, attend=attend, **options):
@@ -418,7 +439,7 @@ def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
             )
         said[f"{strategy} without gradients"] = [torch.equal(o, plain[0]) and o.grad_fn is None]
 
-    around = ring.attend_over(2, rank, group, "ring")
+    around = attend_over(2, rank, group, "ring")
 
     @torch.compile(backend="eager")
     def compiled(q, k, v, **options):
@@ -445,15 +466,12 @@ def test_recomputed_compiled_and_without_gradients():
 def test_recomputed_with_its_products_kept(given):
     """activation_checkpoint.policy = matmuls: what is written out is not changed in place once it is kept."""
     ops.choose(torch.device("cpu"), "reference")  # CUDA writes windows out, too
-    case, attend, found = Case(T=24, documents=(9,)), ring.attend_over(1, 0, "", "ring"), []
+    case, attend, found = Case(T=24, documents=(9,)), attend_over(1, 0, "", "ring"), []
     noise_BT = torch.arange(B * case.share(0, 1).layout.filled).view(B, -1) * 2**40
     for policy in ((), ("matmuls",)):
-        part = torch.nn.Module()
-        part.forward = lambda q, k, v: attend(
-            q, k, v, documents=case.share(0, 1), noise_BT=noise_BT, **given
-        )
+        part = partial(attend, documents=case.share(0, 1), noise_BT=noise_BT, **given)
         if policy:
-            recompute(part, policy)
+            part = partial(Checkpointed.of_policy(policy), part)
         *leaves, d_o = case.inputs()
         o = part(*(x.requires_grad_() for x in leaves))
         found.append([o, *torch.autograd.grad(o, leaves, d_o)])
@@ -483,7 +501,7 @@ def order_of_events(rank: int, size: int) -> list[str]:
             meet(self, *inputs)
 
         part.meet = meets
-    Case(T=24).mine(rank, size, ring.attend_over(size, rank, known_as(dist.group.WORLD), "ring"))
+    Case(T=24).mine(rank, size, attend_over(size, rank, known_as(dist.group.WORLD), "ring"))
     return events
 
 
@@ -516,7 +534,7 @@ def test_the_next_keys_are_under_way_while_the_present_ones_are_used():
 def test_what_is_kept_for_the_backward_is_q_k_v_o_and_lse():
     case = Case(T=24)
     q, k, v, _ = (x.requires_grad_() for x in case.inputs())
-    o = ring.attend_over(1, 0, "", "ring")(q, k, v, documents=case.share(0, 1))
+    o = attend_over(1, 0, "", "ring")(q, k, v, documents=case.share(0, 1))
     kept = [x for x in o.grad_fn.saved_tensors if x is not None]
     assert {x.data_ptr() for x in kept[:4]} == {x.data_ptr() for x in (q, k, v, o)}
     assert [x.shape for x in kept[4:]] == [(B, 4, 24)]
@@ -524,12 +542,12 @@ def test_what_is_kept_for_the_backward_is_q_k_v_o_and_lse():
 
 def test_layers_plan_once(monkeypatch):
     """What is met follows from the segments, documents and window: a batch's first layer plans for all, forward and backward."""
-    planned, seen_between = [], ring.seen_between
+    planned, seen_between = [], key_blocks.seen_between
     monkeypatch.setattr(
-        ring, "seen_between", lambda *given: planned.append(given) or seen_between(*given)
+        key_blocks, "seen_between", lambda *given: planned.append(given) or seen_between(*given)
     )
     case = Case(T=24, documents=(9,), window=5)
-    share, attend = case.share(0, 1), ring.attend_over(1, 0, "", "ring")
+    share, attend = case.share(0, 1), attend_over(1, 0, "", "ring")
     for _ in range(2):
         *leaves, d_o = case.inputs()
         o = attend(*(x.requires_grad_() for x in leaves), window=5, documents=share)

@@ -15,8 +15,9 @@ from longfire.mixers import MIXERS
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import on_meta
-from longfire.parallel import cost, strategy
-from longfire.parallel.strategy import Crossing, Cut, Heads
+from longfire.parallel import context_cost, cost, strategy
+from longfire.parallel.context_cost import Crossing, Cut, Heads
+from longfire.parallel.context_strategies import strategy_named
 from longfire.planner import longest, published
 from longfire.planner.memory import Meter
 from longfire.planner.planner import Planner
@@ -60,15 +61,21 @@ def compose(tmp_path):
 def test_bytes_of_each_way_by_hand():
     """1024 tokens of 3 rows a process; a token has 192 numbers of k and v, 512 of q, 256 of o."""
     kv, q, o = 3 * 1024 * 192, 3 * 1024 * 512, 3 * 1024 * 256
-    assert strategy.ring(EIGHT, CUT, H100).bytes == 2 * (3 * kv * 2) + 4 * kv * 4
-    assert strategy.allgather(EIGHT, CUT, H100).bytes == 2 * (3 * kv * 2) + 3 * kv * 4
+    assert strategy_named("ring").cost(EIGHT, CUT, H100).bytes == 2 * (3 * kv * 2) + 4 * kv * 4
+    assert strategy_named("allgather").cost(EIGHT, CUT, H100).bytes == 2 * (3 * kv * 2) + 3 * kv * 4
     two_copies = 2 * kv  # 2 heads of keys for 4 processes
-    assert strategy.alltoall(EIGHT, CUT, H100).bytes == 2 * (q + o + two_copies) * 2 * 3 / 4
+    assert (
+        strategy_named("alltoall").cost(EIGHT, CUT, H100).bytes
+        == 2 * (q + o + two_copies) * 2 * 3 / 4
+    )
     again = replace(CUT, again=1)
-    assert strategy.ring(EIGHT, again, H100).bytes == 3 * (3 * kv * 2) + 4 * kv * 4
-    assert strategy.alltoall(EIGHT, again, H100).bytes == 3 * (q + o + two_copies) * 2 * 3 / 4
-    assert strategy.ring(EIGHT, CUT, H100).backward == 2 * kv * (2 + 4) + q * 4
-    assert strategy.allgather(EIGHT, CUT, H100).backward == 4 * kv * (2 + 4)
+    assert strategy_named("ring").cost(EIGHT, again, H100).bytes == 3 * (3 * kv * 2) + 4 * kv * 4
+    assert (
+        strategy_named("alltoall").cost(EIGHT, again, H100).bytes
+        == 3 * (q + o + two_copies) * 2 * 3 / 4
+    )
+    assert strategy_named("ring").cost(EIGHT, CUT, H100).backward == 2 * kv * (2 + 4) + q * 4
+    assert strategy_named("allgather").cost(EIGHT, CUT, H100).backward == 4 * kv * (2 + 4)
 
 
 def test_states_do_not_grow_with_the_row():
@@ -88,37 +95,39 @@ def test_a_ring_is_hidden_where_pieces_are_long_enough():
     rate, link = H100.efficiency * H100.flops["bfloat16"], cost.LINK_EFFICIENCY * H100.network
     c = rate / link
     short, long = (Cut(int(64 * part * c), 1, 64, "zigzag") for part in (1.8, 2.2))
-    assert strategy.attention_seconds(heads, long, H100) / 64 == pytest.approx(
+    assert context_cost.attention_seconds(heads, long, H100) / 64 == pytest.approx(
         2.2 * c * (2.2 * c) * 2 * 8 * 128 / rate, rel=0.01
     )
     forward = 63 * (
         cost.LATENCY
         + 4 * short.here * 8 * 128 / link
-        - strategy.attention_seconds(heads, short, H100) / 64
+        - context_cost.attention_seconds(heads, short, H100) / 64
     )
-    assert strategy.ring(heads, short, H100).waits > forward > 0
-    assert strategy.ring(heads, replace(long, tokens=2 * long.tokens), H100).waits == 0
+    assert strategy_named("ring").cost(heads, short, H100).waits > forward > 0
     assert (
-        strategy.allgather(heads, long, H100).waits
-        == strategy.allgather(heads, long, H100).seconds
+        strategy_named("ring").cost(heads, replace(long, tokens=2 * long.tokens), H100).waits == 0
+    )
+    assert (
+        strategy_named("allgather").cost(heads, long, H100).waits
+        == strategy_named("allgather").cost(heads, long, H100).seconds
         > 0
     )
 
 
 def test_zigzag_is_even_and_contiguous_is_not():
     for n in (2, 4, 64):
-        assert strategy.imbalance(4096, n, "zigzag") == pytest.approx(1, abs=1e-3)
-        assert strategy.imbalance(4096, n, "contiguous") == pytest.approx(2 - 1 / n, abs=1e-2)
-    assert strategy.imbalance(4096, 8, "contiguous", window=64) == pytest.approx(1, abs=0.02)
+        assert context_cost.imbalance(4096, n, "zigzag") == pytest.approx(1, abs=1e-3)
+        assert context_cost.imbalance(4096, n, "contiguous") == pytest.approx(2 - 1 / n, abs=1e-2)
+    assert context_cost.imbalance(4096, 8, "contiguous", window=64) == pytest.approx(1, abs=0.02)
     uneven = replace(CUT, layout="contiguous")
     assert (
-        strategy.ring(EIGHT, uneven, H100).uneven
+        strategy_named("ring").cost(EIGHT, uneven, H100).uneven
         > 0
-        == strategy.alltoall(EIGHT, uneven, H100).uneven
+        == strategy_named("alltoall").cost(EIGHT, uneven, H100).uneven
     )
     assert (
-        strategy.tokens_here(1001, 4, "zigzag") == 2 * 126
-        and strategy.tokens_here(1001, 4, "contiguous") == 251
+        context_cost.tokens_here(1001, 4, "zigzag") == 2 * 126
+        and context_cost.tokens_here(1001, 4, "contiguous") == 251
     )
 
 
@@ -147,8 +156,8 @@ def test_the_best_way_is_of_the_link_the_heads_and_the_room():
     assert mixed.bytes > strategy.rank_strategies([many, many], inside, H100)[0].bytes
     told = strategy.describe(strategy.rank_strategies([many], inside, cost.CPU), inside)
     assert "8 processes" in told and "runner-up" in told and "GB held" in told
-    assert "but it has 32" in many.refusal("alltoall", 64)
-    assert "key/value heads" in Heads(12, 4, 8, 8).refusal("alltoall", 6)
+    assert "but it has 32" in strategy.refusal("alltoall", many, 64)
+    assert "key/value heads" in strategy.refusal("alltoall", Heads(12, 4, 8, 8), 6)
 
 
 def test_devices_by_their_own_names():
@@ -356,10 +365,10 @@ def test_long_recipes_are_planned_for_512_devices(name, mesh, strategies):
 )
 def test_heads_that_alltoall_cannot_share_are_refused(heads, kv_heads, size, said):
     assert not any(
-        strategy.refusal(way, "attention", heads, kv_heads, size)
+        strategy_named(way).refusal("attention", heads, kv_heads, (size,))
         for way in ("ring", "allgather", "auto")
     )
-    found = strategy.refusal("alltoall", "attention", heads, kv_heads, size)
+    found = strategy_named("alltoall").refusal("attention", heads, kv_heads, (size,))
     assert bool(found) == (said is not None)
     if found:
         assert said in found

@@ -128,3 +128,49 @@ def test_a_file_runs_once(tmp_path, forget_plugins):
     )
     load_plugins((str(tmp_path / "mine.py"),) * 2)
     assert (tmp_path / "count").read_text() == "x"
+
+
+OLD = """
+import torch
+from longfire.mixers.gla import GLA
+from longfire.ops.linear_attention import linear_attention
+
+class Old(GLA):
+    def __init__(self, model, shape, layer):
+        super().__init__(model, shape, layer)
+        self.recur = linear_attention
+
+    def forward(self, x, seq):
+        return self.recur(x, x, x, documents=seq.documents)[0]
+
+class Derived(Old):
+    pass
+
+MIXERS = {"derived": Derived}
+"""
+
+UNLIKE = """
+import torch
+from longfire.mixers.gla import GLA
+
+class Unlike(GLA):
+    def __init__(self, model, shape, layer):
+        super().__init__(model, shape, layer)
+        self.shift = torch.nn.Parameter(torch.zeros(3))
+
+    def attend(self, x):
+        return x + self.shift
+
+    def forward(self, x, seq):
+        return self.attend(super().forward(x, seq))
+
+MIXERS = {"unlike": Unlike}
+"""
+
+
+def test_a_mixer_of_an_earlier_version_is_told_what_to_write_now(tmp_path, forget_plugins):
+    (tmp_path / "mine.py").write_text(OLD)
+    with pytest.raises(SettingsError, match=r"mine.py:12: self.recur .* call seq.ops.recurrence"):
+        load_plugins((str(tmp_path / "mine.py"),))
+    (tmp_path / "unlike.py").write_text(UNLIKE)
+    load_plugins((str(tmp_path / "unlike.py"),))

@@ -114,7 +114,7 @@ def test_a_page_of_one_run(tmp_path):
     page = Page(text)
     table = dict(zip(*page.rows[:2]))
     assert table["run"] == "first" and table["steps"] == "40" and table["tokens"] == "4,000"
-    assert table["held out of wiki: loss"] == "3.5000" and table["wiki: bits a byte"] == "1.250"
+    assert table["validation of wiki: loss"] == "3.5000" and table["wiki: bits a byte"] == "1.250"
     assert table["MFU"] == "50.0%" and table["memory"] == "1.00 GiB" and table["time"] == "4 s"
     assert ["model.config", "<b>&.json"] in page.rows and "<b>&" not in text, (
         "a value of a setting is text, not markup"

@@ -202,7 +202,7 @@ def test_the_console_shows_first_last_and_every_log_freq(tmp_path, capsys):
         and "mfu 40%" in lines[1]
         and "left" in lines[1]
     )
-    assert lines[4:] == ["step 12  held out  wiki: loss 2.5000; code: loss 1.5000", "a note"]
+    assert lines[4:] == ["step 12  validation  wiki: loss 2.5000; code: loss 1.5000", "a note"]
 
 
 def test_the_console_shows_an_end_as_soon_as_there_is_one(tmp_path, capsys):

@@ -195,7 +195,7 @@ def test_sigterm_while_streamed_text_is_waited_for(folder, capsys, monkeypatch):
             data__folder=f"stores-{prefetched}",
         )
         assert (
-            "SIGTERM: stopped after step " in said and ", saved; the same command goes on" in said
+            "SIGTERM: stopped after step " in said and ", saved; the same command resumes" in said
         )
 
 
@@ -277,7 +277,9 @@ def test_a_last_step_that_was_evaluated_is_not_evaluated_again(folder, capsys):
     told: list[str] = []
     assert train_run(run, told.append, now=lambda: float(next(ticks))) == 0
     done = evaluations()
-    assert done == sorted(set(done)) and capsys.readouterr().out.count("held out ") == len(done)
+    assert done == sorted(set(done)) and capsys.readouterr().out.count("  validation  ") == len(
+        done
+    )
 
 
 def test_a_clock_that_stands_still_or_runs_back_ends_no_run(folder, capsys):

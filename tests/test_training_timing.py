@@ -342,7 +342,7 @@ def test_a_run_that_streams_its_data_has_a_budget_and_validation_text(folder, ca
     }
     trained("timed", Ticks(), training__max_seconds="15", **changes)
     assert column("timed", "elapsed_seconds")[-1] <= 15
-    assert "held out  unseen.txt: loss" in capsys.readouterr().out
+    assert "validation  unseen.txt: loss" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 `--help` is instant.
 
     entry.py      the entry point: an error is one message on stderr and an exit code
+    __main__.py   `python -m longfire.cli` is `longfire`
     commands.py   the table of the commands
     arguments.py  what their parsers share: a recipe, every setting, help by section
 

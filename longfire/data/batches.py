@@ -27,6 +27,7 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore, TokenStream
 from longfire.errors import DataError, SettingsError
 from longfire.ops.documents import Documents
+from longfire.ops.sequence_ops import UNDECIDED, SequenceOps, SequenceSharding
 
 POLL_SECONDS = 0.05  # between looks at a growing store
 BLOCK_ROWS, BLOCKS_KEPT = (
@@ -43,6 +44,7 @@ class Batch:
     ids_BT int64; labels_BT int64, the next token, -100 where nothing is to be learned; positions_BT
     int64, in the document, or in the row where documents flow on; documents: None where they flow
     on. pieces: how many of the rows are one row of the run's count (training.seq_len_schedule).
+    ops: what computes along the rows (`cut`); the model's own, where they are whole.
     """
 
     ids_BT: Tensor
@@ -50,6 +52,7 @@ class Batch:
     positions_BT: Tensor
     documents: Documents | None = None
     pieces: int = 1
+    ops: SequenceOps = UNDECIDED
 
     @property
     def rows(self) -> int:
@@ -60,8 +63,15 @@ class Batch:
         return int((self.labels_BT != NO_LABEL).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        parts = (self.ids_BT, self.labels_BT, self.positions_BT, self.documents)
-        return Batch(*(None if part is None else part.to(device) for part in parts), self.pieces)
+        documents = None if self.documents is None else self.documents.to(device)
+        return Batch(
+            self.ids_BT.to(device),
+            self.labels_BT.to(device),
+            self.positions_BT.to(device),
+            documents,
+            self.pieces,
+            self.ops.to(device),
+        )
 
     def split(self, microbatches: int) -> tuple["Batch", ...]:
         """The same rows in `microbatches` equal parts, in order."""
@@ -77,18 +87,25 @@ class Batch:
         """Some of the rows: a slice, or their numbers."""
         documents = None if self.documents is None else self.documents.of(rows)
         return Batch(
-            self.ids_BT[rows], self.labels_BT[rows], self.positions_BT[rows], documents, self.pieces
+            self.ids_BT[rows],
+            self.labels_BT[rows],
+            self.positions_BT[rows],
+            documents,
+            self.pieces,
+            self.ops.of(rows),
         )
 
-    def cut(self, context: Any) -> "Batch":
+    def cut(self, context: SequenceSharding) -> "Batch":
         """What is on this process of rows that processes share (parallel/context.Context). Labels, positions
-        and documents were made of whole rows; what fills a row up has no label."""
-        share = context.share(self.positions_BT, self.documents)
-        ids_BT, positions_BT = (
-            context.cut(share, x_BT) for x_BT in (self.ids_BT, self.positions_BT)
-        )
+        and documents were made of whole rows; padding has no label."""
+        ops, documents = context.share(self.positions_BT, self.documents)
         return Batch(
-            ids_BT, context.cut(share, self.labels_BT, NO_LABEL), positions_BT, share, self.pieces
+            ops.cut(self.ids_BT),
+            ops.cut(self.labels_BT, NO_LABEL),
+            ops.cut(self.positions_BT),
+            documents,
+            self.pieces,
+            ops,
         )
 
     def share(self, number: int, shares: int) -> "Batch":

@@ -86,7 +86,7 @@ Inputs = dict[
 
 
 class Case(NamedTuple):
-    """One way to call an op. The fast form is `module.<op>`, the reference `module.<op>_slow`,
+    """One way to call an op. The fast form is `module.<op>`, the reference `module.<op>_reference`,
     looked up when called."""
 
     module: ModuleType
@@ -403,7 +403,7 @@ def errors(
         for name, x in rounded.items()
     }
     got = results(getattr(case.module, case.op), rounded)
-    true = results(getattr(case.module, f"{case.op}_slow"), exact)
+    true = results(getattr(case.module, f"{case.op}_reference"), exact)
     least = max(1e-30, floor * max(float(x.abs().max()) for x in true.values() if x.numel()))
     found = {}
     for name, x in true.items():

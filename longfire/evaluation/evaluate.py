@@ -22,6 +22,7 @@ from longfire.model import Model
 from longfire.parallel.apply import device_of, reshard
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
+from longfire.parallel.pipeline import pipeline_of
 
 ROWS = 8  # rows of a batch
 COUNTED_TOKENS = 2**20  # whose bytes are looked up at a time
@@ -191,12 +192,13 @@ def measure(
     """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each
     process of the mesh takes its share of the rows, and all add up: all call this with the same
     batches."""
-    device = device_of(model)
+    device, pipeline = device_of(model), pipeline_of(model)
     nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
     for batch in batches:
         batch = batch.share(mesh.rank(*DATA), mesh.size(*DATA))
         batch = batch.cut(model.context) if model.context else batch
-        nats_BT = losses(model, batch.to(device), chunk_tokens)[0].double().cpu().numpy()
+        compute = pipeline.losses if pipeline else functools.partial(losses, model)
+        nats_BT = compute(batch.to(device), chunk_tokens)[0].double().cpu().numpy()
         real_BT = batch.labels_BT.numpy() != NO_LABEL
         before = batch.positions_BT.numpy()[real_BT]
         nats_C = added(nats_C, np.bincount(before, nats_BT[real_BT]))

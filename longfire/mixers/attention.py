@@ -8,7 +8,6 @@ from torch import Tensor
 from longfire.config.model_config import ModelConfig, key, required
 from longfire.errors import SettingsError
 from longfire.mixers.mixer import Mixer, Sequence, divides, one_of, positive
-from longfire.ops.attention import attention
 from longfire.ops.linear import Linear
 from longfire.ops.norm import RMSNorm
 from longfire.ops.rope import BY_LENGTH, SCALINGS, Rotary, turn
@@ -201,7 +200,6 @@ class Attention(Mixer):
         self.inverse_layer = None
         if config.scale_by_inverse_layer:
             self.inverse_layer = torch.tensor(1 / (layer + 1), dtype=torch.float32, device="cpu")
-        self.attend = attention
 
     def turn_by(self, theta: float) -> None:
         """Let rotary positions, if there are any, have this base."""
@@ -211,7 +209,9 @@ class Attention(Mixer):
     def prepare(self, seq: Sequence) -> None:
         """cos and sin of all positions, once for all layers that turn alike."""
         if self.rotary is not None and self.rotary not in seq.shared:
-            lengths_BT = lengths(seq) if self.rotary.scaling in BY_LENGTH else None
+            lengths_BT = None
+            if self.rotary.scaling in BY_LENGTH:
+                lengths_BT = seq.ops.document_lengths(seq.positions_BT, seq.documents)
             seq.shared[self.rotary] = self.rotary.turns(seq.positions_BT, lengths_BT)
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
@@ -232,7 +232,7 @@ class Attention(Mixer):
                 for name, x in (("k", k_BTGK), ("v", v_BTGV))
             )
             skip_B = seq.cache.hidden_B(k_BTGK.shape[1], x_BTD.shape[1])
-        o_BTHV = self.attend(
+        o_BTHV = seq.ops.attention(
             q_BTHK,
             k_BTGK,
             v_BTGV,
@@ -261,10 +261,3 @@ class Attention(Mixer):
             2 * seq_len
         )  # mean over the row: (T + 1) / 2 without a window
         return projections + 4 * self.config.num_heads * self.head_dim * keys_seen
-
-
-def lengths(seq: Sequence) -> Tensor:
-    """(B, T) tokens of each token's document."""
-    if seq.documents is not None:
-        return seq.documents.lengths()
-    return (seq.positions_BT.amax(1, keepdim=True) + 1).expand_as(seq.positions_BT)

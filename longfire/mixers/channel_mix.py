@@ -9,7 +9,6 @@ from longfire.config.model_config import ModelConfig
 from longfire.mixers.mixer import Sequence
 from longfire.ops.linear import Linear
 from longfire.ops.mlp import squared_relu
-from longfire.ops.token_shift import previous_token
 
 Initialiser = Callable[[Tensor, torch.Generator], object]
 
@@ -23,6 +22,7 @@ class ChannelMix(nn.Module):
     """
 
     roles = {"x_k": "replicate", "key": "column", "value": "row"}
+    context = ("halo",)
     tokens_from = 1  # processes whose tokens, one's after another's, a row inside is made of (sequence parallel)
 
     def __init__(self, model: ModelConfig, layer: int) -> None:
@@ -31,7 +31,6 @@ class ChannelMix(nn.Module):
         self.x_k = nn.Parameter(torch.empty(model.hidden_size))
         self.key = Linear(model.hidden_size, model.intermediate_size, bias=False)
         self.value = Linear(model.intermediate_size, model.hidden_size, bias=False)
-        self.shift = previous_token
         self.left = 1 - layer / model.num_hidden_layers
 
     @property
@@ -43,11 +42,15 @@ class ChannelMix(nn.Module):
         }
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        return self.feed(x_BTD, self.previous(x_BTD, seq))
+
+    def previous(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
+        """The token before each."""
         kept = {} if seq.cache is None else seq.cache.kept(self.layer)
-        previous_BTD, kept["mlp_previous"] = self.shift(
+        previous_BTD, kept["mlp_previous"] = seq.ops.token_shift(
             x_BTD, before_BD=kept.get("mlp_previous"), documents=seq.documents
         )
-        return self.feed(x_BTD, previous_BTD)
+        return previous_BTD
 
     def feed(self, x_BTD: Tensor, previous_BTD: Tensor) -> Tensor:
         """What sees tokens one by one, each beside the one before it."""

@@ -57,6 +57,7 @@ class DeltaNet(MatrixState):
     """
 
     Config = DeltaNetConfig
+    recurrences = (delta_rule,)
     roles = {**MatrixState.roles, "b_proj": "column", "g_proj": "column", "o_norm": "replicate"}
     divided = {"heads": "num_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
@@ -69,7 +70,7 @@ class DeltaNet(MatrixState):
         if config.use_gate:
             self.g_proj = Linear(self.hidden_size, heads * self.head_v, bias=False)
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps)
-        self.normalise, self.recur = QK_NORMS[config.qk_norm], delta_rule
+        self.normalise = QK_NORMS[config.qk_norm]
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept, swish = self.kept(seq), self.config.qk_activation == "swish"
@@ -81,7 +82,8 @@ class DeltaNet(MatrixState):
             if self.b_proj is None
             else self.b_proj(x_BTD).sigmoid()
         )
-        o_BTHV, kept["state"] = self.recur(
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            delta_rule,
             self.normalise(q_BTHK),
             self.normalise(k_BTHK),
             v_BTHV,

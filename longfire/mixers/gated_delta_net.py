@@ -69,6 +69,7 @@ class GatedDeltaNet(MatrixState):
     """
 
     Config = GatedDeltaNetConfig
+    recurrences = (delta_rule,)
     roles = {
         **MatrixState.roles,
         "a_proj": "column",
@@ -100,7 +101,6 @@ class GatedDeltaNet(MatrixState):
         if config.use_gate:
             self.g_proj = Linear(self.hidden_size, v_heads * self.head_v, bias=False)
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, config.output_gate_activation)
-        self.recur = delta_rule
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
@@ -110,7 +110,8 @@ class GatedDeltaNet(MatrixState):
             2 if self.config.allow_neg_eigval else 1
         )
         g_BTH = -self.A_log.exp() * F.softplus(in_fp32(self.a_proj(x_BTD)) + self.dt_bias)
-        o_BTHV, kept["state"] = self.recur(
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            delta_rule,
             q_BTHK,
             k_BTHK,
             v_BTHV,

@@ -61,6 +61,7 @@ class GLA(MatrixState):
     """
 
     Config = GLAConfig
+    recurrences = (linear_attention,)
     roles = {
         **MatrixState.roles,
         "g_proj": "column",
@@ -84,7 +85,7 @@ class GLA(MatrixState):
             Linear(config.gate_low_rank, kv_heads * self.head_k, bias=True),
         )
         self.make_gated_norm(model.norm_eps)
-        self.feature_map, self.recur = ACTIVATIONS[config.feature_map], linear_attention
+        self.feature_map = ACTIVATIONS[config.feature_map]
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
@@ -95,7 +96,8 @@ class GLA(MatrixState):
         g_BTGK = g_BTGK / self.config.gate_logit_normalizer
         if self.config.clamp_min is not None:
             g_BTGK = g_BTGK.clamp_min(self.config.clamp_min)
-        o_BTHV, kept["state"] = self.recur(
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            linear_attention,
             self.feature_map(q_BTHK),
             self.feature_map(k_BTGK),
             v_BTGV,

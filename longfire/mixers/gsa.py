@@ -62,6 +62,7 @@ class GSA(MatrixState):
     """
 
     Config = GSAConfig
+    recurrences = (linear_attention,)
     roles = {**MatrixState.roles, "f_proj": "column", "feature_map": "replicate", "g_norm": "norm"}
 
     def __init__(self, model: ModelConfig, config: GSAConfig, layer: int) -> None:
@@ -81,7 +82,6 @@ class GSA(MatrixState):
         self.f_proj = Linear(self.hidden_size, kv_heads * self.slots, bias=False)
         self.feature_map = feature_map(config.feature_map, self.head_k)
         self.g_norm = RMSNorm(self.hidden_size, 1e-5, config.elementwise_affine)
-        self.recur = linear_attention
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
@@ -94,7 +94,8 @@ class GSA(MatrixState):
         k_BTHK, written_BTHM, g_BTHM = map(
             self.for_all_heads, (self.feature_map(k_BTGK), written_BTGM, g_BTGM)
         )
-        scores_BTHM, kept["keys"] = self.recur(
+        scores_BTHM, kept["keys"] = seq.ops.recurrence(
+            linear_attention,
             self.feature_map(q_BTHK),
             k_BTHK,
             written_BTHM,
@@ -104,7 +105,8 @@ class GSA(MatrixState):
             documents=seq.documents,
         )
         read_BTHM = in_fp32(scores_BTHM).softmax(-1).to(v_BTGV.dtype)
-        o_BTHV, kept["values"] = self.recur(
+        o_BTHV, kept["values"] = seq.ops.recurrence(
+            linear_attention,
             read_BTHM,
             written_BTGM,
             F.silu(v_BTGV),

@@ -12,7 +12,7 @@ from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import RMSNorm
-from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.ops.short_conv import ShortConv
 
 BOUNDS = "hgrn2.lower_bounds"  # in seq.shared
 
@@ -81,6 +81,7 @@ class HGRN2(Mixer):
     }
     divided = {"heads": "expand_ratio"}
     context = ("state", "halo")
+    recurrences = (linear_attention,)
     whole_model = LowerBounds
 
     def __init__(self, model: ModelConfig, config: HGRN2Config, layer: int) -> None:
@@ -96,7 +97,6 @@ class HGRN2(Mixer):
         # A tensor: a number would be a constant of the compiled block, and every layer be compiled
         # for itself.
         self.row = torch.tensor(layer, device="cpu")
-        self.recur, self.convolve = linear_attention, short_conv
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
@@ -114,8 +114,14 @@ class HGRN2(Mixer):
             y.unflatten(-1, (-1, self.config.expand_ratio))
             for y in (F.silu(q), k.to(q.dtype), v, g)
         )
-        o_BTHV, kept["state"] = self.recur(
-            q, k, v, g, initial_state_BHKV=kept.get("state"), documents=seq.documents
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            linear_attention,
+            q,
+            k,
+            v,
+            g,
+            initial_state_BHKV=kept.get("state"),
+            documents=seq.documents,
         )
         return self.o_proj(self.g_norm(o_BTHV.flatten(-2)))
 

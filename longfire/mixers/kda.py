@@ -72,6 +72,7 @@ class KDA(MatrixState):
     """
 
     Config = KDAConfig
+    recurrences = (delta_rule,)
     roles = {
         **MatrixState.roles,
         "f_proj.0": "replicate",
@@ -103,7 +104,6 @@ class KDA(MatrixState):
             nn.Parameter(torch.empty(v_heads * self.head_k)),
         )
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, "sigmoid")
-        self.recur = delta_rule
         init_A = (
             (lambda A_log_H, generator: A_log_H.zero_()) if config.safe_gate else init_decay_rate
         )
@@ -123,7 +123,8 @@ class KDA(MatrixState):
         beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (
             2 if self.config.allow_neg_eigval else 1
         )
-        o_BTHV, kept["state"] = self.recur(
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            delta_rule,
             q_BTHK,
             k_BTHK,
             v_BTHV,

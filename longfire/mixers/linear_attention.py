@@ -65,6 +65,7 @@ class LinearAttention(MatrixState):
         "norm": "replicate",
     }
     context = ("state",)
+    recurrences = (linear_attention,)
     norm_name = "norm"
 
     def __init__(self, model: ModelConfig, config: LinearAttentionConfig, layer: int) -> None:
@@ -79,7 +80,6 @@ class LinearAttention(MatrixState):
             None if config.tie_feature_map_qk else feature_map(config.feature_map, self.head_k)
         )
         self.norm = GatedRMSNorm(self.head_v, model.norm_eps, affine=config.elementwise_affine)
-        self.recur = linear_attention
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
@@ -94,7 +94,8 @@ class LinearAttention(MatrixState):
             k_BTGF = k_BTGF / (k_BTGF.sum(-1, keepdim=True) + 1e-4)
         if self.config.norm_feature_map:
             v_BTGV = F.pad(v_BTGV, (0, 1), value=1.0)
-        o_BTHV, kept["state"] = self.recur(
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            linear_attention,
             q_BTHF,
             k_BTGF,
             v_BTGV,

@@ -12,7 +12,7 @@ from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.mixer import Mixer, Sequence, positive, uniform
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.selective_scan import selective_scan
-from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.ops.short_conv import ShortConv
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Mamba(Mixer):
     }
     divided = {"channels": "intermediate_size"}
     context = ("state", "halo")
+    recurrences = (selective_scan,)
     keep_fp32 = ("A_log", "D")
 
     def __init__(self, model: ModelConfig, config: MambaConfig, layer: int) -> None:
@@ -91,7 +92,6 @@ class Mamba(Mixer):
             nn.Parameter(torch.empty(channels)),
         )
         self.out_proj = Linear(channels, self.hidden_size, bias=config.use_bias)
-        self.recur, self.convolve = selective_scan, short_conv
         taps = uniform(config.conv_kernel**-0.5)
         self.published_init = {"conv1d.weight": taps}
         self.own_init = {
@@ -105,7 +105,7 @@ class Mamba(Mixer):
     def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         x_BTD, z_BTD = self.in_proj(u_BTD).chunk(2, -1)
-        x_BTD, kept["conv"] = self.convolve(
+        x_BTD, kept["conv"] = seq.ops.convolution(
             x_BTD,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
@@ -114,7 +114,8 @@ class Mamba(Mixer):
         )
         dt_BTR, B_BTN, C_BTN = self.x_proj(x_BTD).split(self.sizes, -1)
         dt_BTD = F.softplus(self.dt_proj(dt_BTR))
-        y_BTD, kept["state"] = self.recur(
+        y_BTD, kept["state"] = seq.ops.recurrence(
+            selective_scan,
             x_BTD,
             dt_BTD,
             -self.A_log.exp(),

@@ -13,7 +13,7 @@ from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GroupedGatedRMSNorm
-from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.ops.short_conv import ShortConv
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Mamba2(Mixer):
     }
     divided = {"heads": "head_dim", "groups": "n_groups"}
     context = ("state", "halo")
+    recurrences = (linear_attention,)
     own_init = {
         "A_log": init_rate,
         "dt_bias": init_step_size,
@@ -118,7 +119,6 @@ class Mamba2(Mixer):
                 channels, model.norm_eps, config.n_groups, config.norm_before_gate
             )
         self.out_proj = Linear(channels, self.hidden_size, bias=config.use_bias)
-        self.recur, self.convolve = linear_attention, short_conv
         residuals = model.num_hidden_layers * (1 if model.mlp == "none" else 2)
         self.published_init = {"out_proj.weight": uniform((channels * residuals) ** -0.5)}
 
@@ -132,7 +132,8 @@ class Mamba2(Mixer):
         dt_BTH = F.softplus(in_fp32(self.dt_proj(u_BTD)) + self.dt_bias).clamp(
             self.config.dt_low, self.config.dt_high or None
         )
-        y_BTHV, kept["state"] = self.recur(
+        y_BTHV, kept["state"] = seq.ops.recurrence(
+            linear_attention,
             C_BTGK,
             B_BTGK,
             (x_BTHV * dt_BTH[..., None]).to(x.dtype),

@@ -10,14 +10,14 @@ from longfire.config.model_config import ModelConfig
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, RMSNorm
-from longfire.ops.short_conv import ShortConv, short_conv
+from longfire.ops.short_conv import ShortConv
 
 
 class MatrixState(Mixer):
     """A mixer whose heads keep a state S (K, V) that keys and values write and queries read.
 
-    A subclass calls `make_heads`, makes its norm, sets `recur`, and goes q, k, v = self.qkv(...) ->
-    self.recur -> self.gated_out(...).
+    A subclass declares its `recurrences`, calls `make_heads`, makes its norm, and goes
+    q, k, v = self.qkv(...) -> seq.ops.recurrence(...) -> self.gated_out(...).
     """
 
     roles: ClassVar[dict[str, str]] = {
@@ -49,7 +49,7 @@ class MatrixState(Mixer):
             if conv_size:
                 self.add_module(f"{name}_conv1d", ShortConv(channels, conv_size))
         self.o_proj = Linear(self.heads * self.head_v, self.hidden_size, bias=False)
-        self.convolve, self.g_proj = short_conv, None
+        self.g_proj: Linear | None = None
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
 

@@ -12,6 +12,7 @@ from longfire.config.model_config import ModelConfig, check_type, nearest, place
 from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
+from longfire.ops.sequence_ops import UNDECIDED, RecurrenceOp, SequenceOps
 
 
 class Shared(UserDict):
@@ -24,12 +25,15 @@ class Sequence:
     """All that varies along the sequence, in one object: a new idea adds a field here, not an
     argument to every layer.
 
-    positions_BT: position of each token in its document (int64); documents: None where each row is
-    one document;
+    positions_BT: position of each token in its document (int64). documents: those of the tokens
+    that are in this process, (B, T) as positions_BT; None where each sequence is one document.
+    Where a sequence is cut over processes, the part of a document in each segment is a document of
+    its own here; what is before the segment, `ops` knows.
     cache: None in training of whole rows. noise_BT: what dropout is made of (ops/dropout.py),
     another one for each block; None: no dropout. shared: what layers share in one forward: made
     before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one layer for later
-    ones.
+    ones. ops: what computes along the sequence; at its default, the model that is given the
+    sequence puts its own there (`Model.local_ops`).
     """
 
     positions_BT: Tensor
@@ -37,6 +41,7 @@ class Sequence:
     cache: Cache | None = field(default=None)
     noise_BT: Tensor | None = None
     shared: Shared = field(default_factory=Shared)
+    ops: SequenceOps = UNDECIDED
 
 
 class Mixer(nn.Module):
@@ -52,6 +57,7 @@ class Mixer(nn.Module):
       divided: what it counts of heads, or groups of heads, that divide the processes: attribute -> key of its settings. The attributes
                are those of the heads on this process, of which `first_head` is the first
       context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
+      recurrences: the ops that it gives to `seq.ops.recurrence`
       own_init: parameters that always begin by a rule of their own: name -> function(tensor, generator), in place; a name may
                 be dotted (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
       published_init: the same of matrices that begin so unless the model config's init_* says
@@ -64,14 +70,15 @@ class Mixer(nn.Module):
                 say which dim of a parameter has channels, for tensor parallelism
       carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
                 outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
-    and calls its sequence operations through attributes (`self.attend`, `self.recur`, `self.convolve`), the seams that
-    parallel/ replaces. A mixer never knows of ranks.
+    and looks at other tokens by `seq.ops` alone: attention, recurrence, convolution, token_shift
+    (ops/sequence_ops.py). A mixer never knows of processes.
     """
 
     Config: ClassVar[type]
     roles: ClassVar[dict[str, str]] = {}
     divided: ClassVar[dict[str, str]] = {}
     context: ClassVar[tuple[str, ...]] = ()
+    recurrences: ClassVar[tuple[RecurrenceOp, ...]] = ()
     own_init: ClassVar[dict[str, Any]] = {}
     published_init: ClassVar[dict[str, Any]] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
@@ -114,7 +121,7 @@ class Mixer(nn.Module):
         if conv is None:
             return x_BTD
         kept, key = self.kept(seq), f"{name}_conv"
-        x_BTD, kept[key] = self.convolve(
+        x_BTD, kept[key] = seq.ops.convolution(
             x_BTD,
             conv.weight[:, 0],
             conv.bias,

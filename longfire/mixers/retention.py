@@ -71,6 +71,7 @@ class Retention(MatrixState):
         "g_norm_swish_gate": "replicate",
     }
     context = ("state",)
+    recurrences = (linear_attention,)
 
     def __init__(self, model: ModelConfig, config: RetentionConfig, layer: int) -> None:
         super().__init__(model, config, layer)
@@ -80,7 +81,7 @@ class Retention(MatrixState):
         )
         self.make_qk_norm(model)
         self.make_gated_norm(model.norm_eps)
-        self.rotary, self.recur = Rotary(self.head_k), linear_attention
+        self.rotary = Rotary(self.head_k)
         self.feature_map = ACTIVATIONS[config.feature_map]
 
     def prepare(self, seq: Sequence) -> None:
@@ -97,7 +98,8 @@ class Retention(MatrixState):
         g_H = torch.log1p(
             -(2.0 ** (-5.0 - torch.arange(self.heads, device=x_BTD.device) - self.first_head))
         )
-        o_BTHV, kept["state"] = self.recur(
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            linear_attention,
             q_BTHK,
             self.for_all_heads(k_BTGK),
             self.for_all_heads(v_BTGV),

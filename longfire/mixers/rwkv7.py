@@ -13,7 +13,6 @@ from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.ops.dplr import dplr
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import l2_norm, layer_norm
-from longfire.ops.token_shift import previous_token
 
 FIRST = (
     "rwkv7.values"  # in seq.shared: those of the first layer, which later ones mix into their own
@@ -108,6 +107,7 @@ class RWKV7(Mixer):
     }
     divided = {"heads": "head_dim"}
     context = ("state", "halo")
+    recurrences = (dplr,)
     carried = (FIRST,)
 
     def __init__(self, model: ModelConfig, config: RWKV7Config, layer: int) -> None:
@@ -125,11 +125,10 @@ class RWKV7(Mixer):
         is_first = [mixer_of(name) for name in model.layer_types].index("rwkv7") == layer
         self.v_lora = None if is_first else LoRA((size, config.v_low_rank_dim, size), nn.Identity())
         self.g_norm = HeadNorm(size, config.head_dim * model.norm_eps)
-        self.recur, self.shift = dplr, previous_token
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        previous_BTD, kept["previous"] = self.shift(
+        previous_BTD, kept["previous"] = seq.ops.token_shift(
             x_BTD, before_BD=kept.get("previous"), documents=seq.documents
         )
         change_BTD = previous_BTD - x_BTD
@@ -146,7 +145,8 @@ class RWKV7(Mixer):
         removed_BTHK = l2_norm(self.per_head(k * self.k_k.to(k.dtype)), self.config.key_norm_eps)
         k = torch.addcmul(k, k * (a - 1), self.k_a.to(k.dtype))
         r_BTHK, k_BTHK, v_BTHV, a_BTHK = map(self.per_head, (r, k, v, a))
-        o_BTHV, kept["state"] = self.recur(
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            dplr,
             r_BTHK,
             k_BTHK,
             v_BTHV,

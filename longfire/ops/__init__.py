@@ -17,6 +17,8 @@ reference on the machine at hand.
     blockwise.py         the same in chunks of queries and keys
     short_conv.py        short causal convolution
     token_shift.py       each token beside the one before it
+    sequence_ops.py      what a mixer calls to look along the sequence: seq.ops
+    attention_choice.py  which attention it then computes, as [attention] says
     feature_maps.py      what queries and keys pass before linear attention
     chunkwise.py         what every chunkwise recurrence is made of
     value_tree.py        decays of the channels of values inside a chunk

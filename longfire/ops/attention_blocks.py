@@ -1,8 +1,9 @@
 """Softmax attention of queries to keys that come block by block: outputs that are joined, and
 gradients that are added up.
 
-One process computes what it has of a row when the keys of another one come by (parallel/ring.py),
-one device a chunk of its row after the other (ops/blockwise.py). Which keys are seen follows from
+One process computes what it has of a row when the keys of another one come by
+(parallel/context_strategies), one device a chunk of its row after the other (ops/blockwise.py).
+Which keys are seen follows from
 positions: what nobody sees is cut off before anything is computed, and what is left is
 
     all      every query sees every key     a call of torch's fused kernel

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.distributed.fsdp import (
 )
 
 from longfire.config.settings import ActivationCheckpoint, Attention, Parallelism
+from longfire.ops.attention_choice import local_sequence
 from longfire.parallel import context, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
@@ -36,16 +38,16 @@ def parallelize(
     """Apply the run's plan in place, on a model that may be on meta still, and return it. The
     order, and why:
 
-    1. which attention computes, then tensor and context parallelism: they replace seams and submodules, so they come before anything
-       wraps a block;
+    1. which attention computes, then tensor and context parallelism: tensor parallelism replaces submodules, so it comes before
+       anything else looks at a block;
     2. a pipeline takes away the layers of other processes: of what is left, nothing below needs to know (seq_len weighs layers);
-    3. chunks and recomputation wrap the parts of a block, so that what is compiled already knows what it may drop;
+    3. a block's execution says which parts run in chunks or again, so that what is compiled already knows what it may drop;
     4. compilation sees a block with its recomputation inside, one graph for all equal blocks;
     5. sharding is outermost: its gathers and scatters run between compiled blocks.
     What is kept on the host goes there by hooks around all blocks, outside of what is compiled.
     """
-    for block in model.layers if attention.kind != "auto" else ():
-        remat.choose_attention(block, attention)
+    if attention.kind != "auto":
+        model.local_ops = local_sequence(attention)
     again = keeping.mode != "none" or mlp_chunk_size > 0
     if mesh.size("tp") > 1:
         tensor.split(model, mesh, parallelism.sequence_parallel)
@@ -58,7 +60,7 @@ def parallelize(
     for block in model.layers if again else ():
         remat.save_memory(block, keeping, mlp_chunk_size, compiled)
     for root in roots(model) if keeping.offload else ():
-        remat.offload(root)
+        root.saved_activations = partial(remat.kept_on, "cpu")
     if compiled:
         for block in model.layers:
             block.compile(dynamic=False)

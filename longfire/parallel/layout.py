@@ -15,7 +15,7 @@ there), which dealing repairs. What fills a row up comes last: no real token see
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -140,60 +140,63 @@ def keys_seen(positions_BT: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Share(Documents):
-    """What a process knows of rows of which it holds some segments: it stands where `documents`
-    stands.
+class ContextShard:
+    """What a process knows of sequences of which it holds some segments.
 
-    The Documents that it is are those of its segments (B * each rows of `length` tokens), as if
-    each were a row of its own: `folded`, None where documents flow on. row_ids_BP: the documents of
-    the whole filled-up rows; what fills is one more.
+    row_ids_BP: the documents of the whole sequences, padding included, which is one more document.
+    flows: whether each sequence is one document.
     """
 
-    layout: Layout = field(kw_only=True)
-    rank: int = field(kw_only=True)
-    row_ids_BP: Tensor = field(kw_only=True)
-    flows: bool = field(kw_only=True)
+    layout: Layout
+    rank: int
+    row_ids_BP: Tensor
+    flows: bool
 
     @classmethod
-    def of_rows(cls, layout: Layout, rank: int, documents: Documents | None, rows: int) -> "Share":
-        """documents: of the whole rows (B, T); None where they flow on."""
+    def of_rows(
+        cls, layout: Layout, rank: int, documents: Documents | None, rows: int
+    ) -> "ContextShard":
+        """documents: of the whole sequences (B, T); None where each is one document."""
         if documents is None:
             row_ids_BP = torch.zeros(rows, layout.filled, dtype=torch.int64)
         else:
             ids_BT = documents.ids_BT
             last_B1 = ids_BT[:, -1:] + 1
             row_ids_BP = torch.cat([ids_BT, last_B1.expand(-1, layout.filled - layout.tokens)], 1)
-        return cls.of_filled(layout, rank, row_ids_BP, flows=documents is None)
+        return cls(layout, rank, row_ids_BP, flows=documents is None)
 
-    @classmethod
-    def of_filled(cls, layout: Layout, rank: int, row_ids_BP: Tensor, flows: bool) -> "Share":
-        ids_BT = layout.cut(row_ids_BP, rank)
-        mine = Documents.from_ids(ids_BT.unflatten(1, (-1, layout.length)).flatten(0, 1))
-        parts = {"layout": layout, "rank": rank, "row_ids_BP": row_ids_BP, "flows": flows}
-        return cls(mine.ids_BT, mine.cu_lengths, mine.max_length, **parts)
+    def to(self, device: torch.device | str) -> "ContextShard":
+        return replace(self, row_ids_BP=self.row_ids_BP.to(device))
 
-    def to(self, device: torch.device | str) -> "Share":
-        moved = {
-            name: getattr(self, name).to(device) for name in ("ids_BT", "cu_lengths", "row_ids_BP")
-        }
-        return replace(self, **moved)
-
-    def of(self, rows: Any) -> "Share":
-        return Share.of_filled(self.layout, self.rank, self.row_ids_BP[rows], self.flows)
+    def of(self, rows: slice | Tensor) -> "ContextShard":
+        return replace(self, row_ids_BP=self.row_ids_BP[rows])
 
     @property
     def mine(self) -> tuple[int, ...]:
         """The segments here."""
         return self.layout.places[self.rank]
 
-    @property
-    def folded(self) -> Documents | None:
-        return None if self.flows else Documents(self.ids_BT, self.cu_lengths, self.max_length)
+    def documents(self) -> Documents | None:
+        """Documents of the tokens here (B, its tokens), where what a segment has of a document is a
+        document of its own; None where they flow on. Waits for the device once."""
+        if self.flows:
+            return None
+        ids_BT = self.layout.cut(self.row_ids_BP, self.rank)
+        number_T = torch.arange(len(self.mine), device=ids_BT.device)
+        number_T = number_T.repeat_interleave(self.layout.length)
+        return Documents.from_ids(ids_BT * len(self.mine) + number_T)
+
+    def fold_documents(self, documents: Documents | None) -> Documents | None:
+        """Those of the tokens here as those of segments, each a sequence of its own."""
+        if documents is None:
+            return None
+        ids = self.fold(documents.ids_BT)
+        return Documents(ids, documents.cu_lengths, documents.max_length)
 
     @cached_property
     def starts(self) -> list[list[int]]:
-        """Where the documents of each whole row begin, in its order; where they flow on, one row
-        stands for all. Waits for the device once."""
+        """Where the documents of each whole sequence begin, in its order; where they flow on, one
+        sequence stands for all. Waits for the device once."""
         return [[0]] if self.flows else starts_of(self.row_ids_BP)
 
     @cached_property

@@ -76,6 +76,7 @@ class Stage(Model):
         )  # not a submodule: whose ways in and out tensor parallelism may have changed
         self.config, self.compute_dtype, self.number = model.config, model.compute_dtype, number
         self.is_first, self.is_last = number == 0, number == placed.stages - 1
+        self.local_ops, self.saved_activations = model.local_ops, model.saved_activations
         hold(self, model, {number}, placed)
         self.taken, self.given = (carried(model, placed, stage) for stage in (number, number + 1))
         self.microbatches: Sequence[tuple[Batch, Tensor | None]] = ()  # with the noise of dropout
@@ -86,7 +87,7 @@ class Stage(Model):
         """(hidden states, then what `taken` names) of the stage before -> the same for the next
         one."""
         (model,), (batch, noise_BT) = self.of, self.microbatches[self.microbatch]
-        seq = mixers.Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
+        seq = mixers.Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops)
         self.prepare(seq)
         seq.shared |= zip(self.taken, passed[1:])
         x_BTD = self.blocks(model.embedded(batch.ids_BT, seq) if self.is_first else passed[0], seq)
@@ -383,6 +384,12 @@ class Pipeline:
     def rank_of(self, process: int) -> int:
         """The rank in the world of a process along pp."""
         return dist.get_global_rank(self.group, process)
+
+
+def pipeline_of(model: nn.Module) -> Pipeline | None:
+    """What computes a model whose layers are on several processes; None where all are here."""
+    assert model.pipeline is None or isinstance(model.pipeline, Pipeline)
+    return model.pipeline
 
 
 class Numbered(PipelineStage):

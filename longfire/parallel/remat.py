@@ -1,14 +1,15 @@
-"""What a block keeps for its backward: which attention computes, MLPs in chunks of tokens, parts
-recomputed, host memory.
+"""What a block keeps for its backward: parts recomputed, MLPs in chunks of tokens, host memory.
 
-Every function here changes a block (or a model) in place, by its seams, before it is compiled or
-sharded; none knows of a forward's inside. docs/long-context.md says what each saves and costs.
+A block is computed in parts (model.Block), and its `execution` says how each is called. What is
+decided here are those calls, before a block is compiled or sharded; none knows of a forward's
+inside. docs/long-context.md says what each saves and costs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from longfire.config.settings import ActivationCheckpoint, Attention
-from longfire.ops.attention import attention_reference
-from longfire.ops.blockwise import blockwise
+from longfire.block_execution import Execution
+from longfire.config.settings import ActivationCheckpoint
 
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 ATTENTION_KERNELS = {
@@ -29,49 +29,56 @@ ATTENTION_KERNELS = {
 }  # besides those with "attention" in their name
 
 
-def choose_attention(block: nn.Module, chosen: Attention) -> None:
-    """Let the block's mixer attend as [attention] says; a mixer without softmax attention stays as
-    it is."""
-    if "attention" in block.mixer.context and chosen.kind == "vanilla":
-        block.mixer.attend = attention_reference
-    elif "attention" in block.mixer.context and chosen.kind == "blockwise":
-        block.mixer.attend = partial(
-            blockwise, chunks=(chosen.query_chunk_size, chosen.key_chunk_size)
-        )
+class Executed(Protocol):
+    """A block (model.Block), as this file sees it."""
+
+    execution: Execution
+    mlp: nn.Module | None
 
 
 def save_memory(
-    block: nn.Module, remat: ActivationCheckpoint, mlp_chunk_size: int = 0, compiled: bool = False
+    block: Executed, remat: ActivationCheckpoint, mlp_chunk_size: int = 0, compiled: bool = False
 ) -> None:
-    """MLPs in chunks first, so that a block that is recomputed computes its MLP in chunks
-    again. An MLP in chunks keeps its input only: there is nothing to add for it."""
-    parts = {"none": (), "block": (block,), "attention": (block.mixer,), "mlp": (block.mlp,)}
-    parts["attention+mlp"] = (block.mixer, block.mlp)
-    if mlp_chunk_size and block.mlp is not None:
-        in_chunks(block.mlp, mlp_chunk_size, compiled)
-    for part in parts[remat.mode]:
-        if part is not None and not (part is block.mlp and mlp_chunk_size):
-            recompute(part, remat.policy)
+    """Decide how the parts of a block are called. A block that is recomputed in the backward
+    computes its MLP in chunks again. An MLP in chunks keeps its input only: there is nothing to add
+    for it."""
+    again = Checkpointed.of_policy(remat.policy)
+    in_chunks = bool(mlp_chunk_size) and block.mlp is not None
+    if in_chunks:
+        made = CompiledChunks if compiled else InChunks
+        block.execution.mlp_tokens = made(mlp_chunk_size, getattr(block.mlp, "tokens_from", 1))
+    if remat.mode == "block":
+        block.execution.block = again
+    if remat.mode in ("attention", "attention+mlp"):
+        block.execution.mixer = again
+    if remat.mode in ("mlp", "attention+mlp") and block.mlp is not None and not in_chunks:
+        block.execution.mlp = again
 
 
-def recompute(part: nn.Module, policy: tuple[str, ...]) -> None:
-    """Make it compute its activations again in the backward instead of keeping them, but for what
-    the policy keeps.
+@dataclass(frozen=True)
+class Checkpointed:
+    """A call that keeps its inputs, and what a policy names, and computes the rest again in the
+    backward.
 
     Nothing here draws from torch's generators (dropout is made of a token's noise), so none is
-    kept.
+    kept. options: those of torch.utils.checkpoint.
     """
-    forward, kept = part.forward, kept_operations(policy)
-    how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if kept is not None:
-        how["context_fn"] = partial(create_selective_checkpoint_contexts, partial(decide, kept))
 
-    def recomputed(*args: Any) -> Any:
+    options: dict[str, Any]
+
+    @classmethod
+    def of_policy(cls, policy: tuple[str, ...]) -> "Checkpointed":
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        kept = kept_operations(policy)
+        if kept is not None:
+            decided = partial(decide, kept)
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, decided)
+        return cls(options)
+
+    def __call__(self, part: Callable[..., Tensor], *inputs: object) -> Tensor:
         if not torch.is_grad_enabled():
-            return forward(*args)
-        return checkpoint(forward, *args, **how)
-
-    part.forward = recomputed
+            return part(*inputs)
+        return checkpoint(part, *inputs, **self.options)
 
 
 def decide(
@@ -109,46 +116,46 @@ def unknown_operations(policy: tuple[str, ...]) -> list[str]:
     return [name for name in policy if name not in ("nothing", "matmuls") and not exists(name)]
 
 
-def in_chunks(mlp: nn.Module, size: int, compiled: bool) -> None:
-    """Compute the MLP for so many tokens of a row at a time, each chunk again in its backward, so
-    that what is wider than the row (gate, up) is there for one chunk only (Liu and Abbeel 2023,
-    section 3.2). What looks back, as ChannelMix does, has a `feed` beside its forward: the part
-    that sees tokens one by one. Its outputs may go home to the processes that the row came from,
-    each chunk by itself, so a chunk has equally many tokens of each of them.
+class InChunks:
+    """The MLP for `size` tokens of a row at a time, each chunk again in its backward, so that what
+    is wider than the row (gate, up) is there for one chunk only (Liu and Abbeel 2023, section 3.2).
 
-    A loop of which only the inside is compiled: unrolled, a long row would make a graph of a
-    thousand copies.
+    A part's outputs may go home to the `sources` processes that the row came from, each chunk by
+    itself, so a chunk has equally many tokens of each of them.
     """
-    seam = "feed" if hasattr(mlp, "feed") else "forward"
-    inside, sources = getattr(mlp, seam), mlp.tokens_from if seam == "feed" else 1
-    inside = torch.compile(inside, dynamic=False) if compiled else inside
 
-    def cut(x_BTD: Tensor) -> list[Tensor]:
-        pieces_BSTD = x_BTD.unflatten(1, (sources, -1)).split(max(1, size // sources), 2)
+    def __init__(self, size: int, sources: int = 1) -> None:
+        self.size, self.sources = size, sources
+
+    def __call__(self, part: Callable[..., Tensor], *rows_BTD: Tensor) -> Tensor:
+        chunks = list(zip(*(self.cut(x_BTD) for x_BTD in rows_BTD)))
+        if not torch.is_grad_enabled():
+            return torch.cat([part(*chunk) for chunk in chunks], 1)
+        outputs = [
+            checkpoint(part, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
+        return torch.cat(outputs, 1)
+
+    def cut(self, x_BTD: Tensor) -> list[Tensor]:
+        x_BSTD = x_BTD.unflatten(1, (self.sources, -1))
+        pieces_BSTD = x_BSTD.split(max(1, self.size // self.sources), 2)
         return [piece.flatten(1, 2) for piece in pieces_BSTD]
 
-    def chunked(*rows_BTD: Tensor) -> Tensor:
-        pieces = zip(*map(cut, rows_BTD))
-        if not torch.is_grad_enabled():
-            return torch.cat([inside(*piece) for piece in pieces], 1)
-        return torch.cat(
-            [checkpoint(inside, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces],
-            1,
-        )
 
-    setattr(mlp, seam, torch.compiler.disable(chunked) if compiled else chunked)
+class CompiledChunks(InChunks):
+    """The same as a loop of which only the inside is compiled: unrolled, a long row would make a
+    graph of a thousand copies."""
 
+    def __init__(self, size: int, sources: int = 1) -> None:
+        super().__init__(size, sources)
+        self.compiled: Callable[..., Tensor] | None = None  # the part, when it is first called
 
-def offload(root: nn.Module) -> None:
-    """What the blocks of a model (or of a stage) keep for their backward waits in the host's
-    memory."""
-    blocks = root.blocks
-
-    def blocks_offloaded(*args: Any) -> Any:
-        with kept_on("cpu"):
-            return blocks(*args)
-
-    root.blocks = blocks_offloaded
+    @torch.compiler.disable
+    def __call__(self, part: Callable[..., Tensor], *rows_BTD: Tensor) -> Tensor:
+        if self.compiled is None:
+            self.compiled = torch.compile(part, dynamic=False)
+        return super().__call__(self.compiled, *rows_BTD)
 
 
 @contextmanager

@@ -94,6 +94,11 @@ def set_sharding(model: nn.Module, name: str, spec: ShardSpec) -> None:
     setattr(owner, OWNED, {**owned_specs(owner), leaf: spec})
 
 
+def keep_specs(old: nn.Module, new: nn.Module) -> None:
+    """Let a module that stands for another one, with its parameters, say the same of them."""
+    setattr(new, OWNED, owned_specs(old))
+
+
 @dataclass(frozen=True)
 class TensorSlice:
     """A slice of the whole tensor and where it begins in the local one, a number for each dim."""

@@ -15,7 +15,7 @@ across, and those of the gradients:
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longfire.block_execution import TensorRegions, as_it_is
 from longfire.ops.cross_entropy import Words
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
@@ -31,6 +32,7 @@ from longfire.parallel.mesh import Mesh
 from longfire.parallel.sharding import (
     DimSplit,
     ShardSpec,
+    keep_specs,
     local,
     placed_parameters,
     set_sharding,
@@ -80,6 +82,19 @@ class TensorGroup:
         """Those of each row on this process between regions."""
         return x_BT.chunk(self.size, 1)[self.rank].contiguous()
 
+    def words(self, total: int) -> Words:
+        """The rows of the vocabulary on this process, of `total`."""
+        (first, _), *_ = self.range(total)
+        add = partial(add_up, group=self.group)
+        return Words(first, total, add, partial(take_highest, group=self.group))
+
+    def regions(self, vocab_size: int) -> TensorRegions:
+        """What happens between the regions of a model."""
+        there, back, group = self.into
+        enter = partial(cross, there=there, back=back, group=group)
+        own_tokens = self.tokens if self.sequence_parallel else as_it_is
+        return TensorRegions(enter, own_tokens, self.words(vocab_size))
+
 
 def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
     """Leave of a whole model (on meta, or with values) what this process holds of it, in place.
@@ -105,8 +120,9 @@ def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
         is_partial = sequence_parallel or parameter in inside  # of a part of the tokens, or heads
         if is_partial and spec.split is None:
             set_sharding(model, name, ShardSpec(gradient_is_partial=True))
-    if sequence_parallel:
-        see_own_tokens(model, sharers)
+    model.regions = sharers.regions(model.config.vocab_size)
+    for block in model.layers:
+        block.regions = model.regions
 
 
 def refusals(
@@ -186,14 +202,13 @@ def split_region(region: nn.Module, sharers: TensorGroup) -> None:
         keep_range(region, leaf, dim, sharers, parts)
     for name, role in region.roles.items():
         if role in KINDS and has(region, name):
-            KINDS[role](region.get_submodule(name), sharers)
+            replace_module(region, name, KINDS[role](region.get_submodule(name), sharers))
     for count in getattr(region, "divided", ()):
         setattr(region, count, getattr(region, count) // sharers.size)
     if hasattr(region, "heads"):
         region.first_head = sharers.rank * region.heads
     if hasattr(region, "tokens_from") and sharers.sequence_parallel:
         region.tokens_from = sharers.size
-    enter(region, sharers.into)
 
 
 def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
@@ -238,11 +253,18 @@ ROLES = {"column": 1, "head": 1, "halves": 2, "norm": 1, "row": 1, "inner_row": 
 ROWS = ("row", "inner_row")  # split by columns, the matrix's inputs
 
 
+# Modules that stand in the place of a layer's own, under its name and with its parameters: each is
+# made on meta, so that it allocates none of its own.
+
+
 class RowLinear(Linear):
     """A matrix of whose columns a process has its own: the products of all are added up, and then
     the bias."""
 
-    road: CollectivePair
+    def __init__(self, own: nn.Linear, road: CollectivePair) -> None:
+        with torch.device("meta"):
+            super().__init__(own.in_features, own.out_features, bias=own.bias is not None)
+        self.weight, self.bias, self.road = own.weight, own.bias, road
 
     def forward(self, x: Tensor) -> Tensor:
         y = cross(linear(x, self.weight), *self.road)
@@ -252,8 +274,10 @@ class RowLinear(Linear):
 class SharedRMSNorm(RMSNorm):
     """A norm over the channels of all processes."""
 
-    road: CollectivePair
-    processes: int
+    def __init__(self, own: RMSNorm, road: CollectivePair, processes: int) -> None:
+        with torch.device("meta"):
+            super().__init__(1, own.eps, own.weight is not None)
+        self.weight, self.road, self.processes = own.weight, road, processes
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_over_all(in_fp32(x), self).to(x.dtype)
@@ -262,61 +286,63 @@ class SharedRMSNorm(RMSNorm):
 class SharedGroupedGatedRMSNorm(GroupedGatedRMSNorm):
     """The same of Mamba-2's norm with one group."""
 
-    road: CollectivePair
-    processes: int
+    def __init__(self, own: GroupedGatedRMSNorm, road: CollectivePair, processes: int) -> None:
+        with torch.device("meta"):
+            super().__init__(1, own.eps, own.groups, own.norm_before_gate)
+        self.weight, self.road, self.processes = own.weight, road, processes
 
     def normalised(self, y_BTD: Tensor) -> Tensor:
         return rms_over_all(y_BTD, self)
 
 
-def rms_over_all(x: Tensor, norm: Any) -> Tensor:
+def rms_over_all(x: Tensor, norm: SharedRMSNorm | SharedGroupedGatedRMSNorm) -> Tensor:
     mean = cross(x.square().mean(-1, keepdim=True), *norm.road) / norm.processes
     y = x * (mean + norm.eps).rsqrt()
     return y if norm.weight is None else y * norm.weight
 
 
-def become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
-    """The module is of another kind from now on, under the same name and with the same
-    parameters."""
-    module.__class__ = kind
-    for name, value in attributes.items():
-        setattr(module, name, value)
+def own_rows(linear: nn.Linear, sharers: TensorGroup) -> nn.Module:
+    return RowLinear(linear, sharers.out)
 
 
-def share_norm(norm: nn.Module, sharers: TensorGroup) -> None:
+def own_inner_rows(linear: nn.Linear, sharers: TensorGroup) -> nn.Module:
+    return RowLinear(linear, sharers.within)
+
+
+def shared_norm(norm: RMSNorm, sharers: TensorGroup) -> nn.Module:
     """Whole groups lie in one process; one group over all channels lies in all."""
-    grouped = isinstance(norm, GroupedGatedRMSNorm)
-    if grouped and norm.groups > 1:
-        norm.groups //= sharers.size
-        return
-    kind = SharedGroupedGatedRMSNorm if grouped else SharedRMSNorm
-    become(norm, kind, road=sharers.within, processes=sharers.size)
+    if not isinstance(norm, GroupedGatedRMSNorm):
+        return SharedRMSNorm(norm, sharers.within, sharers.size)
+    if norm.groups == 1:
+        return SharedGroupedGatedRMSNorm(norm, sharers.within, sharers.size)
+    norm.groups //= sharers.size
+    return norm
 
 
-KINDS: dict[str, Callable[[nn.Module, TensorGroup], None]] = {
-    "row": lambda module, sharers: become(module, RowLinear, road=sharers.out),
-    "inner_row": lambda module, sharers: become(module, RowLinear, road=sharers.within),
-    "norm": share_norm,
+KINDS: dict[str, Callable[[Any, TensorGroup], nn.Module]] = {
+    "row": own_rows,
+    "inner_row": own_inner_rows,
+    "norm": shared_norm,
 }
 
 
-def enter(region: nn.Module, road: CollectivePair) -> None:
-    """What the region sees comes by this road. It belongs to the forward, so that a recomputed
-    region brings it again."""
-    inside = region.forward
-
-    def entered(x_BTD: Tensor, *rest: Any) -> Tensor:
-        return inside(cross(x_BTD, *road), *rest)
-
-    region.forward = entered
+def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where another one was, under its name; it holds the same parameters, placed as
+    they were."""
+    path, _, leaf = name.rpartition(".")
+    owner = root.get_submodule(path)
+    keep_specs(owner.get_submodule(leaf), module)
+    setattr(owner, leaf, module)
 
 
 class SharedEmbedding(nn.Embedding):
     """Rows of some words of the vocabulary; a word of another process gives zeros, and all are
     added up."""
 
-    road: CollectivePair
-    first: int
+    def __init__(self, weight_WD: nn.Parameter, road: CollectivePair, first: int) -> None:
+        with torch.device("meta"):
+            super().__init__(*weight_WD.shape)
+        self.weight, self.road, self.first = weight_WD, road, first
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         here_BT = ids_BT - self.first
@@ -329,7 +355,10 @@ class SharedHead(Linear):
     """Logits of some words; those of all words, where somebody asks for logits. Training and
     evaluation do not."""
 
-    words: Words
+    def __init__(self, own: nn.Linear, words: Words) -> None:
+        with torch.device("meta"):
+            super().__init__(own.in_features, own.out_features, bias=False)
+        self.weight, self.words = own.weight, words
 
     def forward(self, x: Tensor) -> Tensor:
         here, first = linear(x, self.weight), self.words.first
@@ -338,43 +367,18 @@ class SharedHead(Linear):
 
 
 def split_vocabulary(model: nn.Module, sharers: TensorGroup) -> None:
-    """Embedding, head and loss: each process has its own words."""
-    (first, last), total = sharers.range(model.config.vocab_size)[0], model.config.vocab_size
+    """Embedding and head: each process has its own part of the vocabulary."""
+    words = sharers.words(model.config.vocab_size)
     tied = model.head.weight is model.embed.weight
     keep_range(model.embed, "weight", 0, sharers)
-    become(model.embed, SharedEmbedding, road=sharers.out, first=first, num_embeddings=last - first)
+    embedding = SharedEmbedding(model.embed.weight, sharers.out, words.first)
+    replace_module(model, "embed", embedding)
     if tied:
         model.head.weight = model.embed.weight
         set_sharding(model, "head.weight", sharding_of(model, "embed.weight"))
     else:
         keep_range(model.head, "weight", 0, sharers)
-    words = Words(
-        first,
-        total,
-        partial(add_up, group=sharers.group),
-        partial(take_highest, group=sharers.group),
-    )
-    become(model.head, SharedHead, words=words)
-    model.words = words
-    model.to_head = lambda hidden_BTD: cross(hidden_BTD, *sharers.into)
-
-
-def see_own_tokens(model: nn.Module, sharers: TensorGroup) -> None:
-    """What is added between regions (positions, noise) is that of the tokens on this process."""
-
-    def with_own_noise(seq: Any) -> Any:
-        return seq if seq.noise_BT is None else replace(seq, noise_BT=sharers.tokens(seq.noise_BT))
-
-    def with_own_positions(seq: Any) -> Any:
-        return replace(with_own_noise(seq), positions_BT=sharers.tokens(seq.positions_BT))
-
-    def by_own_noise(added: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda y_BTD, x_BTD, seq, place: added(y_BTD, x_BTD, with_own_noise(seq), place)
-
-    embedded = model.embedded
-    model.embedded = lambda ids_BT, seq: embedded(ids_BT, with_own_positions(seq))
-    for block in model.layers:
-        block.added = by_own_noise(block.added)
+    replace_module(model, "head", SharedHead(model.head, words))
 
 
 def add_up_partial_gradients(model: nn.Module, mesh: Mesh) -> None:

@@ -4,7 +4,7 @@ step takes."""
 from dataclasses import dataclass, field
 
 from longfire.parallel.axes import AXES
-from longfire.parallel.strategy import tokens_here
+from longfire.parallel.context_cost import tokens_here
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import nn
 
 from longfire.config.settings import Parallelism
 from longfire.optim.contract import Update
+from longfire.parallel.context_cost import Exchange
 from longfire.parallel.plan import reshards
-from longfire.parallel.strategy import Exchange
 from longfire.planner.forecast import Plan
 from longfire.planner.memory import MASTER_BYTES
 

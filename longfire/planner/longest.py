@@ -10,6 +10,7 @@ from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import read_mixer_config
 from longfire.parallel import cost, strategy
+from longfire.parallel.context_strategies import STRATEGIES
 from longfire.parallel.cost import Device
 from longfire.planner.forecast import Plan
 from longfire.planner.planner import Planner, divisors
@@ -73,8 +74,8 @@ def plans(planner: Planner, processes: int, tps: tuple[int, ...]) -> Iterator[Pl
                 layout=planner.layout if cp > 1 else "contiguous",
             )
             softmax = planner.softmax(plan) if cp > 1 else []
-            for way in strategy.STRATEGIES if softmax else ("ring",):
-                if not any(heads.refusal(way, cp) for heads in softmax):
+            for way in STRATEGIES if softmax else ("ring",):
+                if not any(strategy.refusal(way, heads, cp) for heads in softmax):
                     yield replace(plan, strategy=way)
 
 

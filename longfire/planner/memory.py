@@ -21,20 +21,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from longfire.block_execution import as_it_is
 from longfire.config.settings import ActivationCheckpoint, Attention
 from longfire.data.pack import NO_LABEL
 from longfire.mixers import mixer
-from longfire.model import Model, as_it_is
+from longfire.model import Model
 from longfire.ops import pretending_cuda
+from longfire.ops.attention_choice import local_sequence
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.cross_entropy import fused
 from longfire.ops.delta_rule import delta_rule
+from longfire.ops.documents import Documents
 from longfire.ops.dplr import dplr
 from longfire.ops.selective_scan import selective_scan
-from longfire.parallel.context import SEAMS
+from longfire.ops.sequence_ops import LocalSequence, RecurrenceOp
+from longfire.parallel.context_cost import Crossing, Heads
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.parallel.remat import choose_attention, kept_on, save_memory
-from longfire.parallel.strategy import Crossing, Heads
+from longfire.parallel.remat import kept_on, save_memory
 from longfire.parallel.tensor import split
 
 MASTER_BYTES = 4  # of a parameter and of its gradient
@@ -233,56 +236,79 @@ def traced(
     )
 
 
-class Seams:
-    """Listens at the seams of a block, through which all that looks along the sequence goes: so a
-    mixer need not say twice what it keeps. An operation's map of the state is K x K where it mixes
-    the key's channels, else a diagonal."""
+class Listener:
+    """Local SequenceOps that take note of what is asked of them: so a mixer need not say twice what
+    crosses a cut of its sequence. An operation's map of the state is K x K where it mixes the key's
+    channels, else a diagonal."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self) -> None:
+        self.local = LocalSequence()
         self.attends: list[Heads] = []
         self.states: list[tuple[int, int]] = []
-        self.halo, self.block, self.heard = 0, block, []
+        self.halos: list[int] = []
 
-    def __enter__(self) -> "Seams":
-        for module in self.block.modules():
-            for name in SEAMS:
-                if operation := vars(module).get(name):
-                    self.heard.append((module, name, operation))
-                    setattr(module, name, partial(getattr(self, name), operation))
-        return self
+    def crossing(self) -> Crossing:
+        """What one block asked, of which nothing is kept."""
+        asked = Crossing(tuple(self.attends), tuple(self.states), sum(self.halos))
+        for notes in (self.attends, self.states, self.halos):
+            notes.clear()
+        return asked
 
-    def __exit__(self, *error: Any) -> None:
-        for module, name, operation in self.heard:
-            setattr(module, name, operation)
-
-    def attend(
-        self, operation: Callable, q: Tensor, k: Tensor, v: Tensor, **options: Any
+    def attention(
+        self,
+        q_BTHK: Tensor,
+        k_BSGK: Tensor,
+        v_BSGV: Tensor,
+        *,
+        window: int | None = None,
+        **options: Any,
     ) -> Tensor:
-        self.attends.append(
-            Heads(q.shape[2], k.shape[2], k.shape[3], v.shape[3], options.get("window") or 0)
-        )
-        return operation(q, k, v, **options)
+        heads, (kv_heads, key_size) = q_BTHK.shape[2], k_BSGK.shape[2:]
+        self.attends.append(Heads(heads, kv_heads, key_size, v_BSGV.shape[3], window or 0))
+        return self.local.attention(q_BTHK, k_BSGK, v_BSGV, window=window, **options)
 
-    def recur(self, operation: Callable, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        out, state = operation(*inputs, **options)
-        if operation in (delta_rule, dplr):
+    def recurrence(
+        self,
+        op: RecurrenceOp,
+        *inputs: Tensor | None,
+        documents: Documents | None = None,
+        **options: Tensor | float | None,
+    ) -> tuple[Tensor, Tensor]:
+        out, state = self.local.recurrence(op, *inputs, documents=documents, **options)
+        if op in (delta_rule, dplr):
             transition = state.shape[1] * state.shape[2] ** 2
-        elif operation is selective_scan:
+        elif op is selective_scan:
             transition = state.numel()
         else:
             transition = state.shape[1] * state.shape[3 if options.get("gv") is not None else 2]
         self.states.append((transition, state.numel()))
         return out, state
 
-    def convolve(
-        self, operation: Callable, x_BTD: Tensor, weight_DW: Tensor, *others: Any, **options: Any
-    ) -> Any:
-        self.halo += x_BTD.shape[-1] * (weight_DW.shape[1] - 1)
-        return operation(x_BTD, weight_DW, *others, **options)
+    def convolution(
+        self,
+        x_BTD: Tensor,
+        weight_DW: Tensor,
+        bias_D: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        self.halos.append(x_BTD.shape[-1] * (weight_DW.shape[1] - 1))
+        return self.local.convolution(x_BTD, weight_DW, bias_D, **options)
 
-    def shift(self, operation: Callable, x_BTD: Tensor, **options: Any) -> Any:
-        self.halo += x_BTD.shape[-1]
-        return operation(x_BTD, **options)
+    def token_shift(self, x_BTD: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        self.halos.append(x_BTD.shape[-1])
+        return self.local.token_shift(x_BTD, **options)
+
+    def document_lengths(self, positions_BT: Tensor, documents: Documents | None) -> Tensor:
+        return self.local.document_lengths(positions_BT, documents)
+
+    def cut(self, x_BT: Tensor, fill: float = 0) -> Tensor:
+        return x_BT
+
+    def to(self, device: torch.device | str) -> "Listener":
+        return self
+
+    def of(self, rows: slice | Tensor) -> "Listener":
+        return self
 
 
 def through(block: nn.Module, seq: mixer.Sequence, box: list[Tensor]) -> Tensor:
@@ -313,8 +339,10 @@ class PlannedMesh(Mesh):
 def share_of(model: Model, tp: int, sequence_parallel: bool) -> Model:
     """What the first of `tp` processes holds of a whole model on meta, in place."""
     split(model, PlannedMesh({**ALONE.degrees, "tp": tp}), sequence_parallel)
-    if model.words is not None:
-        model.words = model.words._replace(add_up=as_it_is, take_highest=as_it_is)
+    words = model.regions.words
+    if words is not None:
+        words = words._replace(add_up=as_it_is, take_highest=as_it_is)
+        model.regions = replace(model.regions, words=words)
     return model
 
 
@@ -327,7 +355,6 @@ class Keeping:
     mlp_chunk_size: int = 0
 
     def apply(self, block: nn.Module, mode: str) -> None:
-        choose_attention(block, self.attention)
         save_memory(block, replace(self.remat, mode=mode), self.mlp_chunk_size)
 
 
@@ -401,12 +428,14 @@ class Meter:
         tokens_BT, noise_BT = (
             torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32)
         )
-        return mixer.Sequence(tokens_BT, noise_BT=noise_BT if self.small.config.drops else None)
+        ops = local_sequence(self.keeping.attention)
+        noise_BT = noise_BT if self.small.config.drops else None
+        return mixer.Sequence(tokens_BT, noise_BT=noise_BT, ops=ops)
 
     @cached_property
     def crossings(self) -> list[Crossing]:
-        """What of each layer looks over a cut of its rows: the calls of its seams in a forward of a
-        few tokens."""
+        """What of each layer looks over a cut of its rows: what it asks of `seq.ops` in a forward
+        of a few tokens."""
         model, tokens = (
             share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel),
             2 * self.tp,
@@ -419,14 +448,14 @@ class Meter:
             torch.no_grad(),
         ):
             make_fake(model)
-            seq = mixer.Sequence(torch.zeros(1, tokens, dtype=torch.int64))
+            listener = Listener()
+            seq = mixer.Sequence(torch.zeros(1, tokens, dtype=torch.int64), ops=listener)
             model.prepare(seq)
             here = tokens // self.tp if self.sequence_parallel else tokens
             x_BTD = torch.empty(1, here, model.config.hidden_size, dtype=model.stream_dtype)
             for layer, block in zip(self.kinds.values(), model.layers):
-                with Seams(block) as seams:
-                    block(x_BTD, seq)
-                of_kind[layer] = Crossing(tuple(seams.attends), tuple(seams.states), seams.halo)
+                block(x_BTD, seq)
+                of_kind[layer] = listener.crossing()
         return [of_kind[layer] for layer in self.kind_of]
 
     def embedding(self, model: Model, rows: int) -> Part:
@@ -445,8 +474,12 @@ class Meter:
 
         def forward(box: list[Tensor]) -> Tensor:
             hidden_BTD = model.normed(box.pop())
-            hidden_ND = model.to_head(hidden_BTD).flatten(0, 1)
-            options = (model.words, model.config.final_logit_softcapping, model.config.use_l2warp)
+            hidden_ND = model.regions.enter(hidden_BTD).flatten(0, 1)
+            options = (
+                model.regions.words,
+                model.config.final_logit_softcapping,
+                model.config.use_l2warp,
+            )
             return fused(
                 hidden_ND, model.head.weight, labels_N, self.chunk_tokens, NO_LABEL, *options
             )

@@ -22,10 +22,11 @@ from longfire.model import on_meta
 from longfire.optim import rule_of, updates_of
 from longfire.parallel import context, cost, stages, strategy, tensor
 from longfire.parallel.axes import AXES
+from longfire.parallel.context_cost import BYTES, Crossing, Cut, Exchange, Heads, tokens_here
 from longfire.parallel.cost import Device
 from longfire.parallel.pipeline import costs
 from longfire.parallel.plan import reshards
-from longfire.parallel.strategy import Crossing, Cut, Exchange, Heads, Ranked
+from longfire.parallel.strategy import Ranked
 from longfire.planner.forecast import Collective, Forecast, Moment, Plan
 from longfire.planner.holding import NOTHING, Group, Held, Shards
 from longfire.planner.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, Part, ends_of
@@ -98,7 +99,7 @@ class Planner:
         if asked == "auto":
             return self.with_strategy(plan)
         if problems := {
-            why for heads in self.softmax(plan) if (why := heads.refusal(asked, plan.cp))
+            why for heads in self.softmax(plan) if (why := strategy.refusal(asked, heads, plan.cp))
         }:
             raise SettingsError("\n".join(sorted(problems)))
         return replace(plan, strategy=asked)
@@ -169,7 +170,7 @@ class Planner:
             plan.batch_size
             * plan.here(self.seq_len)
             * self.model_config.hidden_size
-            * strategy.BYTES[self.dtype]
+            * BYTES[self.dtype]
         )
         return strategy.rank_strategies(
             self.softmax(plan), self.cut(plan), self.device, room - len(names) * stream
@@ -356,7 +357,7 @@ class Planner:
             plan.batch_size
             * plan.here(self.seq_len)
             * self.model_config.hidden_size
-            * strategy.BYTES[self.dtype]
+            * BYTES[self.dtype]
         )
         across = "dp_shard" if plan.cp == 1 else "cp" if plan.dp_shard == 1 else "dp_shard x cp"
 
@@ -434,7 +435,7 @@ class Planner:
                 plan.microbatches * sum(getattr(one, key) for one in ones)
                 for key in ("bytes", "seconds", "waits")
             )
-            hidden = "attention" if what == strategy.RING else ""
+            hidden = ones[0].hidden_by
             yield Collective("cp", what, plan.cp, sent, seconds, hidden, waits if hidden else 0.0)
 
     def parts_of_step(self, plan: Plan, collectives: Sequence[Collective]) -> dict[str, float]:
@@ -548,7 +549,7 @@ class Planner:
         (or as the recipe cuts them)."""
         for tp, cp in product(divisors(self.processes, self.device.node), self.degrees_of_rows()):
             layout = self.layout if cp > 1 else "contiguous"
-            here = strategy.tokens_here(self.seq_len, cp, layout)
+            here = tokens_here(self.seq_len, cp, layout)
             if self.processes % (tp * cp) or any(self.refusals(tp, here)):
                 continue
             for pp in divisors(self.processes // tp // cp, MOST_STAGES):

@@ -90,13 +90,16 @@ class Distillation:
         real tokens."""
         layers = self.new_layers(student)
         with torch.no_grad(), listening(self.teacher, layers) as heard:
-            self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
-        seq = Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
+            self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, ops=batch.ops))
+        seq = Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops)
         student.prepare(seq)
         real_BT = batch.labels_BT != NO_LABEL
         total = torch.zeros((), device=real_BT.device)
         for layer, (seen_BTD, wanted_BTD) in zip(layers, heard):
-            got_BTD = in_fp32(student.layers[layer].mixer(seen_BTD.to(student.compute_dtype), seq))
+            block, seen_BTD = student.layers[layer], seen_BTD.to(student.compute_dtype)
+            run = block.execution.mixer
+            said_BTD = run(block.mix, seen_BTD, seq) if run else block.mix(seen_BTD, seq)
+            got_BTD = in_fp32(said_BTD)
             wanted_BTD = in_fp32(wanted_BTD)
             errors_BT = (got_BTD - wanted_BTD).square().sum(-1) / wanted_BTD.square().sum(
                 -1
@@ -108,9 +111,12 @@ class Distillation:
         """(1 - ce_weight) T^2 KL(teacher || student) at temperature T + ce_weight times the
         loss on the labels."""
         with torch.no_grad():
-            taught_BTD = self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents))
+            taught_BTD = self.teacher(
+                batch.ids_BT, Sequence(batch.positions_BT, batch.documents, ops=batch.ops)
+            )
         hidden_BTD = student(
-            batch.ids_BT, Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT)
+            batch.ids_BT,
+            Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops),
         )
         real_BT = batch.labels_BT != NO_LABEL
         hidden_ND, taught_ND = hidden_BTD[real_BT], taught_BTD[real_BT]

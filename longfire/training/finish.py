@@ -108,7 +108,7 @@ def write_report(
 def validation_line(run: Run, source: str, numbers: dict[str, float], batches: Batches) -> str:
     """The last evaluation in one sentence, with xz's bits per byte beside it where asked for."""
     line = (
-        f"held out of {source}: loss {numbers['loss']:.4f} nats a token, perplexity {numbers['perplexity']:.2f}, "
+        f"validation of {source}: loss {numbers['loss']:.4f} nats a token, perplexity {numbers['perplexity']:.2f}, "
         f"{numbers['bits_per_byte']:.3f} bits a byte"
     )
     if run.eval.compare_xz:

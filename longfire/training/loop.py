@@ -51,6 +51,7 @@ from longfire.parallel.apply import (
 )
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import ALONE, Mesh, joined
+from longfire.parallel.pipeline import Pipeline, pipeline_of
 from longfire.parallel.sharding import local
 from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.planner import tables
@@ -386,8 +387,8 @@ def train_step(
             training.seed,
         )
     )
-    if state.model.pipeline:
-        loss = pipelined(state, ready, max(1, real_tokens), training, clock)
+    if pipeline := pipeline_of(state.model):
+        loss = pipelined(pipeline, ready, max(1, real_tokens), training, clock)
     else:
         learn = (
             teacher.loss_sum
@@ -434,7 +435,7 @@ def with_noise(
         row += batch.rows
         if context:
             batch = batch.cut(context)
-            noise_BT = None if noise_BT is None else context.cut(batch.documents, noise_BT)
+            noise_BT = None if noise_BT is None else batch.ops.cut(noise_BT)
         yield batch.to(device), noise_BT
 
 
@@ -470,7 +471,7 @@ def one_by_one(
 
 
 def pipelined(
-    state: State,
+    pipeline: Pipeline,
     ready: Sequence[tuple[Batch, Tensor | None]],
     real_tokens: int,
     training: Training,
@@ -483,7 +484,7 @@ def pipelined(
         return loss_of(stage, hidden_BTD, batch, training.loss_chunk_tokens) / real_tokens
 
     with clock("pipeline"):
-        return state.model.pipeline.step(*zip(*ready), loss_part)
+        return pipeline.step(*zip(*ready), loss_part)
 
 
 def make_state(

@@ -361,7 +361,7 @@ def row_of(story: Story) -> dict[str, str]:
     }
     for key in story.losses():
         source = key.removesuffix("/loss")
-        row[f"held out of {source}: loss"] = f"{last(story.heldout[key]):.4f}"
+        row[f"validation of {source}: loss"] = f"{last(story.heldout[key]):.4f}"
         if f"{source}/bits_per_byte" in story.heldout:
             row[f"{source}: bits a byte"] = f"{last(story.heldout[f'{source}/bits_per_byte']):.3f}"
     return row | {

@@ -197,7 +197,7 @@ def with_dropout(rank: int, count: int):
     if mesh:
         context = share_rows(model, mesh, Parallelism())
         batch = batch.cut(context)
-        noise_BT = context.cut(batch.documents, noise_BT)
+        noise_BT = batch.ops.cut(noise_BT)
     loss = loss_sum(model, batch, 16, noise_BT).detach()
     return (mesh.sum(loss, "cp") if mesh else loss).item()
 

@@ -41,7 +41,7 @@ def test_every_floating_input_gets_a_gradient(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_case_compares_zeros(case):
     """Two forms that agree on nothing but zeros have shown nothing."""
-    true = results(getattr(case.module, f"{case.op}_slow"), case.inputs(Draw(), SIZES["cpu"]))
+    true = results(getattr(case.module, f"{case.op}_reference"), case.inputs(Draw(), SIZES["cpu"]))
     assert all(x.abs().max() > 0 for x in true.values()), [
         name for name, x in true.items() if not x.abs().max()
     ]
@@ -51,7 +51,7 @@ def test_no_case_compares_zeros(case):
     "module, op", sorted({(case.module, case.op) for case in CASES}, key=lambda x: x[1]), ids=str
 )
 def test_one_signature(module, op):
-    fast, slow = (inspect.signature(getattr(module, name)) for name in (op, f"{op}_slow"))
+    fast, slow = (inspect.signature(getattr(module, name)) for name in (op, f"{op}_reference"))
     assert list(fast.parameters.values()) == list(slow.parameters.values())
 
 
@@ -89,7 +89,7 @@ def test_the_choice_and_its_reason_are_told_once(tmp_path):
     make_state(run, 300, CPU, notes.append)
     told = [note for note in notes if note.startswith("kernels")]
     assert len(told) == 1
-    assert told[0] == f"kernels: {', '.join(ops.OPS)}: slow (model.kernels = reference)"
+    assert told[0] == f"kernels: {', '.join(ops.OPS)}: reference (model.kernels = reference)"
 
 
 def test_a_chosen_kernel_that_is_not_there_raises(monkeypatch):

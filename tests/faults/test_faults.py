@@ -77,7 +77,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(folder, prepared):
     ended = running.end(SOON_SECONDS)
     assert ended.codes == [5, -9]
     assert (
-        "process 0 lost the others" in ended.said[0] and "the same command goes on" in ended.said[0]
+        "process 0 lost the others" in ended.said[0] and "the same command resumes" in ended.said[0]
     )
     assert_goes_on_to_the_bit(folder, prepared)
 
@@ -160,7 +160,7 @@ def test_sigterm_while_one_process_waits_for_rows(folder, prepared):
     for rank in (0, 1):
         running.kill(rank, signal.SIGTERM)
     ended = running.end(SOON_SECONDS)
-    assert ended.codes == [143, 143] and "saved; the same command goes on" in ended.said[0]
+    assert ended.codes == [143, 143] and "saved; the same command resumes" in ended.said[0]
     assert_goes_on_to_the_bit(folder, prepared)
 
 

@@ -31,6 +31,7 @@ FLOORS = [
         "device",
         "plural",
     ],
+    ["block_execution"],
     ["mixers", "parallel", "data", "optim", "training.reporting", "training.traces"],
     ["training.report_page"],
     ["model", "loss", "training.tbptt", "checkpoint", "plugins"],
@@ -78,7 +79,7 @@ PRIVATE_NAMES = {
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
 # The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is config/run.py.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 730, 100, 10, 7220
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 730, 100, 10, 7500
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
@@ -244,6 +245,21 @@ def test_nothing_read_can_run_code(file):
             assert not {"pickle", "dill", "cloudpickle", "marshal", "shelve"} & set(modules), (
                 name_of(file)
             )
+
+
+def assigned(file: Path) -> Iterator[ast.Attribute]:
+    """Attributes that a file assigns to."""
+    for node in ast.walk(tree(file)):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        yield from (target for target in targets if isinstance(target, ast.Attribute))
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_behaviour_is_changed_at_run_time(file):
+    """What a layer's devices decide is data that its forward reads (docs/design.md, section 5)."""
+    for target in assigned(file):
+        line = f"{name_of(file)}:{target.lineno} assigns {ast.unparse(target)}"
+        assert target.attr not in ("forward", "__class__", "__call__"), line
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
