@@ -1,90 +1,81 @@
-"""The picture of the packages in docs/design.md, drawn from what the files import.
+"""The picture of the packages and the list of the files in docs/design.md, made from the code.
 
-`python scripts/reference.py` puts it into the page. Nothing here names a package:
+`python scripts/reference.py` puts both into the page. Nothing here names a package.
 
-1. Each package is a node, and so is each file of the root.
-2. Where nodes import each other in a circle, the packages among them are split: the files that reach other nodes of the
-   circle are a node of their own. Files never import each other in a circle (tests/house), so this ends.
-3. Files of the root that lie at the same place, above and below the same nodes, are one node.
-4. An arrow from A to B says that A imports B. Arrows that follow from others are left out.
+picture()  Each package and each file of the root is a node. An arrow from A to B says that files of A
+           import files of B more often than the other way round (files of one package may lie on
+           several floors: tests/house/test_house.py). Arrows that follow from others are left out.
+listing()  Each package with the list of its files, which its docstring gives in the order of the
+           flow, and each file of the root with the first sentence of its docstring.
 """
 
 import ast
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 PACKAGE = Path(__file__).parents[1] / "longfire"
-ROOT = ""  # the package of the files that lie in none
-NAMES_A_LINE = 3
-HIDDEN = ("__init__", "__main__", "public")  # of the root: they name other files, and do nothing
-
+HIDDEN = {"__init__", "__main__", "public", "auto_classes"}  # they name other files, and do nothing
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 Graph = dict[str, set[str]]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Node:
-    """Files of one package. is_whole: all of them."""
-
-    package: str
-    files: frozenset[str]
-    is_whole: bool
 
 
 def picture() -> str:
     """The picture as a block of Mermaid."""
-    files = file_graph()
-    nodes = nodes_of(files)
-    edges = reduced(node_graph(nodes, files))
-    order = sorted(nodes, key=label)
-    numbers = {node: f"n{number}" for number, node in enumerate(order)}
+    graph = reduced(package_graph())
+    names = sorted(graph)
     lines = ["```mermaid", "flowchart TD"]
-    for node in order:
-        box = '[["{}"]]' if node.package != ROOT else '["{}"]'
-        lines.append(f"    {numbers[node]}{box.format(label(node))}")
-    for node in order:
-        for other in sorted(edges[node], key=label):
-            lines.append(f"    {numbers[node]} --> {numbers[other]}")
-    return "\n".join([*lines, "```"]) + "\n"
+    for name in names:
+        if (PACKAGE / name).is_dir():
+            lines.append(f'    {name}[["{name}/"]]')
+        else:
+            lines.append(f'    {name}["{name}.py"]')
+    for name in names:
+        for other in sorted(graph[name]):
+            lines.append(f"    {name} --> {other}")
+    lines.append("```")
+    return "\n".join(lines) + "\n"
 
 
-def nodes_of(files: Graph) -> set[Node]:
-    """What is drawn: packages or their parts, and files of the root that lie at one place."""
-    return merged(split(packages_of(files), files), files)
-
-
-def file_graph() -> Graph:
-    """Module (without `longfire.`) -> the modules that it imports at run time."""
-    modules = {}
+def package_graph() -> Graph:
+    """Package or file of the root -> those that it imports more often than they import it."""
+    counts: Counter[tuple[str, str]] = Counter()
     for file in sorted(PACKAGE.rglob("*.py")):
-        parts = file.relative_to(PACKAGE).with_suffix("").parts
-        if parts[-1] in HIDDEN and len(parts) == 1:
-            continue
-        modules[".".join(parts).removesuffix(".__init__")] = file
+        here = node_of(file.relative_to(PACKAGE).with_suffix("").parts)
+        for module in set(imports(ast.parse(file.read_text(encoding="utf-8")))):
+            there = node_of(tuple(module.split(".")))
+            counts[here, there] += 1
     graph: Graph = {}
-    for module, file in modules.items():
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        imported = set(imports(tree)) & modules.keys()
-        graph[module] = imported - {module}
+    for (here, there), count in counts.items():
+        known = here not in HIDDEN and there not in HIDDEN and here != there
+        if known and exists(here) and exists(there):
+            graph.setdefault(here, set())
+            graph.setdefault(there, set())
+            if count > counts[there, here]:
+                graph[here].add(there)
     return graph
 
 
+def node_of(parts: tuple[str, ...]) -> str:
+    return parts[0]
+
+
+def exists(name: str) -> bool:
+    return (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
+
+
 def imports(tree: ast.Module) -> Iterator[str]:
-    """What may be a module of ours, of each import that runs."""
+    """Modules of ours, without `longfire.`, of each import that runs."""
     for node in running(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("longfire"):
-            module = node.module.removeprefix("longfire").removeprefix(".")
-            yield module
+            module = (node.module or "").removeprefix("longfire").removeprefix(".")
+            if module:
+                yield module
+                continue
             for alias in node.names:
-                yield f"{module}.{alias.name}".removeprefix(".")
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.removeprefix("longfire.")
+                yield alias.name
 
 
 def running(tree: ast.Module) -> Iterator[ast.AST]:
@@ -92,49 +83,19 @@ def running(tree: ast.Module) -> Iterator[ast.AST]:
     todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            yield node
-            inner = ast.iter_child_nodes(node)
-            todo += [child for child in inner if isinstance(child, STATEMENTS)]
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, STATEMENTS):
+                todo.append(child)
 
 
-def package_of(module: str) -> str:
-    """data.text -> data; model -> "" """
-    if (PACKAGE / module.split(".")[0]).is_dir():
-        return module.split(".")[0]
-    return ROOT
-
-
-def packages_of(files: Graph) -> set[Node]:
-    """Each package as a node, and each file of the root."""
-    found: dict[str, set[str]] = defaultdict(set)
-    nodes = set()
-    for module in files:
-        package = package_of(module)
-        if package == ROOT:
-            nodes.add(Node(ROOT, frozenset([module]), True))
-        else:
-            found[package].add(module)
-    for package, modules in found.items():
-        nodes.add(Node(package, frozenset(modules), True))
-    return nodes
-
-
-def node_graph(nodes: Iterable[Node], files: Graph) -> dict[Node, set[Node]]:
-    home = {module: node for node in nodes for module in node.files}
-    graph: dict[Node, set[Node]] = {node: set() for node in nodes}
-    for module, imported in files.items():
-        for other in imported:
-            if home[other] != home[module]:
-                graph[home[module]].add(home[other])
-    return graph
-
-
-def reachable(graph: Mapping[T, set[T]]) -> dict[T, set[T]]:
-    """Each node -> all that it reaches; itself only where it lies in a circle."""
-    reached = {}
+def reachable(graph: Graph) -> Graph:
+    """Each node -> all that it reaches."""
+    reached: Graph = {}
     for node in graph:
-        found: set[T] = set()
+        found: set[str] = set()
         todo = list(graph[node])
         while todo:
             other = todo.pop()
@@ -145,81 +106,48 @@ def reachable(graph: Mapping[T, set[T]]) -> dict[T, set[T]]:
     return reached
 
 
-def split(nodes: set[Node], files: Graph) -> set[Node]:
-    """The same files in nodes that import each other in no circle."""
-    reached = reachable(files)
-    while found := circles(nodes, files):
-        for node in sorted(found, key=label):
-            outside = {module for other in found[node] - {node} for module in other.files}
-            upper = frozenset(module for module in node.files if reached[module] & outside)
-            if upper and upper != node.files:
-                parts = {upper, node.files - upper}
-                nodes = (nodes - {node}) | {Node(node.package, part, False) for part in parts}
-                break
-        else:
-            raise AssertionError(f"files import each other in a circle: {[*map(label, found)]}")
-    return nodes
-
-
-def merged(nodes: set[Node], files: Graph) -> set[Node]:
-    """The files of the root that lie above and below the same packages as one node, where that makes
-    no circle."""
-    reached = reachable(node_graph(nodes, files))
-    places: dict[tuple[frozenset[Node], frozenset[Node]], set[Node]] = defaultdict(set)
-    for node in nodes:
-        if node.package == ROOT:
-            below = frozenset(other for other in reached[node] if other.package != ROOT)
-            above = frozenset(
-                other for other in nodes if other.package != ROOT and node in reached[other]
-            )
-            places[below, above].add(node)
-    for together in sorted(places.values(), key=first_label):
-        modules = [module for node in together for module in node.files]
-        joined = (nodes - together) | {Node(ROOT, frozenset(modules), True)}
-        if not circles(joined, files):
-            nodes = joined
-    return nodes
-
-
-def first_label(nodes: set[Node]) -> str:
-    return min(label(node) for node in nodes)
-
-
-def circles(nodes: set[Node], files: Graph) -> dict[Node, set[Node]]:
-    """Each node that imports itself by way of others -> all that lies in the same circle."""
-    reached = reachable(node_graph(nodes, files))
-    return {
-        node: {other for other in reached[node] if node in reached[other]}
-        for node in nodes
-        if node in reached[node]
-    }
-
-
-def reduced(graph: dict[Node, set[Node]]) -> dict[Node, set[Node]]:
+def reduced(graph: Graph) -> Graph:
     """Without the arrows that follow from others."""
     reached = reachable(graph)
-    return {
-        node: {
-            other
-            for other in others
-            if not any(other in reached[between] for between in others - {other})
-        }
-        for node, others in graph.items()
-    }
+    result: Graph = {}
+    for node, others in graph.items():
+        result[node] = set()
+        for other in others:
+            between = (middle for middle in others - {other} if other in reached[middle])
+            circle = node in reached[other]
+            if circle or not any(between):
+                result[node].add(other)
+    return result
 
 
-def label(node: Node) -> str:
-    """`data/`, `parallel/, in part: apply, pipeline`, or the files of the root."""
-    names = sorted(module.rpartition(".")[2] for module in node.files - {node.package})
-    if node.package != ROOT and node.is_whole:
-        return f"{node.package}/"
-    listed = [
-        ", ".join(names[first : first + NAMES_A_LINE])
-        for first in range(0, len(names), NAMES_A_LINE)
-    ]
-    title = [f"{node.package}/, in part:"] if node.package != ROOT else []
-    return "<br>".join([*title, *listed])
+def listing() -> str:
+    """Every file with what it is for, packages first."""
+    lines = ["```", "longfire/"]
+    for file in sorted(PACKAGE.glob("*.py")):
+        if file.stem != "__main__":
+            lines.append(f"  {file.name:<22} {first_sentence(file)}")
+    for package in sorted(path.parent for path in PACKAGE.glob("*/__init__.py")):
+        lines += ["", f"  {package.name + '/':<22} {first_sentence(package / '__init__.py')}"]
+        for name, purpose in files_of(package):
+            lines.append(f"    {name:<20} {purpose}")
+    lines.append("```")
+    return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    print(picture(), end="")
+def docstring(file: Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+
+
+def first_sentence(file: Path) -> str:
+    """Of a file's docstring, on one line."""
+    text = " ".join(docstring(file).split("\n\n")[0].split())
+    sentence = re.split(r"(?<=[a-z)`\"])[.:;] ", text)[0]
+    return sentence.rstrip(".:")
+
+
+def files_of(package: Path) -> Iterator[tuple[str, str]]:
+    """(name, purpose) of each file that the docstring of a package lists."""
+    for line in docstring(package / "__init__.py").splitlines():
+        found = re.match(r" *(\w+(?:\.py|/)) +(.*)", line)
+        if found:
+            yield found[1], found[2]

@@ -5,7 +5,7 @@
     docs/reference/commands.md   every command, from its --help
     docs/model_config.md         every key of a model config (longfire init --model-keys)
     docs/migration.md            the tables of old spellings, between their marks
-    docs/design.md               the picture of the packages, between its marks
+    docs/design.md               the picture of the packages and the list of files, between marks
 
 The API page (docs/reference/api.md) names what it shows; the site fills it in from the docstrings.
 """
@@ -201,7 +201,10 @@ def pages() -> dict[Path, str]:
         DOCS / "reference/commands.md": commands_page(),
         DOCS / "model_config.md": model_keys.page(),
         migration: with_blocks(migration.read_text(encoding="utf-8"), tables),
-        design: with_blocks(design.read_text(encoding="utf-8"), {"packages": packages.picture()}),
+        design: with_blocks(
+            design.read_text(encoding="utf-8"),
+            {"files": packages.listing(), "packages": packages.picture()},
+        ),
     }
 
 

@@ -71,11 +71,9 @@ def facts() -> dict[str, str]:
 
 
 def bf16(device: torch.device) -> str:
-    return (
-        "multiplies bf16 natively"
-        if native_bf16(device)
-        else "no bf16 matrix units: bf16 is multiplied in fp32"
-    )
+    if native_bf16(device):
+        return "multiplies bf16 natively"
+    return "no bf16 matrix units: bf16 is multiplied in fp32"
 
 
 def main() -> int:
@@ -84,7 +82,9 @@ def main() -> int:
     for name, value in facts().items():
         console.print(f"{name:<24}{value}")
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
-    begun, count, wrong = time.perf_counter(), 0, []
+    begun = time.perf_counter()
+    count = 0
+    wrong = []
     for device in devices:
         for table in tables(device):
             count += len(CASES) * len(DTYPES)
@@ -114,10 +114,8 @@ def check_all(device: torch.device, table: dict[str, ops.Choice], console: Conso
         form = table[case.op].name if case.op in table else "torch"
         for dtype in DTYPES:
             right, where, relative = check(case, device, dtype)
-            type_name, limit = (
-                str(dtype).removeprefix("torch."),
-                f"{tolerance(case, device, dtype):.0e}",
-            )
+            type_name = str(dtype).removeprefix("torch.")
+            limit = f"{tolerance(case, device, dtype):.0e}"
             words = (case.op, case.name, type_name, device.type, form, where, relative, limit)
             console.print(line(*words), "[green]ok[/]" if right else "[bold red]FAIL[/]")
             wrong += [] if right else [f"{case} ({form}, {type_name}, {device.type})"]

@@ -19,7 +19,8 @@ from longfire.ops.documents import Documents
 from longfire.ops.dropout import kept, with_index
 from longfire.ops.linear import in_fp32, working_dtype
 
-BLOCK = 256  # queries that share a slice of keys where a mask is needed: its size is BLOCK x (BLOCK + window)
+# queries that share a slice of keys where a mask is needed: its size is BLOCK x (BLOCK + window)
+BLOCK = 256
 
 
 def attention(
@@ -46,7 +47,8 @@ def attention(
     masks depend on the order in which they draw. bf16 on a CPU without bf16 units is multiplied in
     fp32 (torch's bf16 backward takes 5x the time there).
     """
-    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    T = q_BTHK.shape[1]
+    S = k_BSGK.shape[1]
     assert S >= T, "queries are the last T of S positions"
     drops = dropout > 0 and noise_BT is not None
     if chosen("attention") == "reference":
@@ -67,7 +69,9 @@ def attention(
             q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT, first_head
         )
     window = None if window is not None and window >= S else window
-    q, k, v = (multipliable(x) for x in (q_BTHK, k_BSGK, v_BSGV))
+    q = multipliable(q_BTHK)
+    k = multipliable(k_BSGK)
+    v = multipliable(v_BSGV)
     if documents is not None:
         o_BTHV = packed(q, k, v, documents, window, scale, skip_B)
     elif (
@@ -84,11 +88,16 @@ def attention(
 
 def multipliable(x: Tensor) -> Tensor:
     """x as it is, or in fp32 where the device has no units for its dtype."""
-    return x.float() if x.dtype == torch.bfloat16 and not native_bf16(x.device) else x
+    if x.dtype == torch.bfloat16 and not native_bf16(x.device):
+        return x.float()
+    return x
 
 
 @torch.compiler.disable(
-    reason="the lengths of documents differ from batch to batch: a graph of them would be made anew each time"
+    reason=(
+        "the lengths of documents differ from batch to batch: a graph of them would be made anew "
+        "each time"
+    )
 )
 def packed(
     q: Tensor,
@@ -106,16 +115,16 @@ def packed(
     paid for what is not seen.
     """
     (B, T), S = q.shape[:2], k.shape[1]
-    k_ND, v_ND, key_ends, longest = (
-        k.flatten(0, 1),
-        v.flatten(0, 1),
-        documents.cu_lengths,
-        documents.max_length,
-    )
+    k_ND = k.flatten(0, 1)
+    v_ND = v.flatten(0, 1)
+    key_ends = documents.cu_lengths
+    longest = documents.max_length
     if S > T:  # keys before the row: its first document's from skip_B on, the others nobody's
         skip_B = torch.zeros(B, dtype=torch.int64, device=q.device) if skip_B is None else skip_B
         seen_BS = torch.arange(S, device=q.device) >= skip_B[:, None]
-        k_ND, v_ND, longest = k[seen_BS], v[seen_BS], longest + S - T
+        k_ND = k[seen_BS]
+        v_ND = v[seen_BS]
+        longest = longest + S - T
         before = torch.zeros_like(key_ends)
         before[1:][key_ends[:-1] % T == 0] = (S - T - skip_B).to(before.dtype)
         key_ends = key_ends + before.cumsum(0, dtype=before.dtype)
@@ -129,7 +138,8 @@ def packed(
             window,
             scale,
         )
-    lengths, key_lengths = documents.cu_lengths.diff().tolist(), key_ends.diff().tolist()
+    lengths = documents.cu_lengths.diff().tolist()
+    key_lengths = key_ends.diff().tolist()
     pieces = zip(q.flatten(0, 1).split(lengths), k_ND.split(key_lengths), v_ND.split(key_lengths))
     outputs = [one_document(q[None], k[None], v[None], window, scale)[0] for q, k, v in pieces]
     return torch.cat(outputs).unflatten(0, (len(q), -1))
@@ -179,7 +189,8 @@ def one_document(
 ) -> Tensor:
     """Rows that are one document each: one call, or with a window, or keys before the first query,
     a call for each block."""
-    T, S = q.shape[1], k.shape[1]
+    T = q.shape[1]
+    S = k.shape[1]
     if T == 1:
         first = 0 if window is None else max(0, S - window)
         return one_query(
@@ -245,11 +256,16 @@ def kernel(
 ) -> Tensor:
     """torch's SDPA in our layout. It is memory-lean for equal head sizes only, so the smaller one
     is padded with zeros."""
-    K, V = q.shape[-1], v.shape[-1]
+    K = q.shape[-1]
+    V = v.shape[-1]
     scale = K**-0.5 if scale is None else scale
     if K != V:
-        q, k, v = (F.pad(x, (0, max(K, V) - x.shape[-1])) for x in (q, k, v))
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        q = F.pad(q, (0, max(K, V) - q.shape[-1]))
+        k = F.pad(k, (0, max(K, V) - k.shape[-1]))
+        v = F.pad(v, (0, max(K, V) - v.shape[-1]))
+    q = q.transpose(1, 2)
+    k = k.transpose(1, 2)
+    v = v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     o = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
@@ -272,7 +288,8 @@ def attention_reference(
 ) -> Tensor:
     """The truth: all scores written out, in fp32 (float64 for float64 inputs). Same arguments and
     result."""
-    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    T = q_BTHK.shape[1]
+    S = k_BSGK.shape[1]
     seen = visible(T, S, window, documents, q_BTHK.device, skip_B)
     mask = None
     if dropout > 0 and noise_BT is not None:
@@ -363,10 +380,11 @@ def softmax_reference(
 ) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of the scores with all of them in memory; seen: (B or 1, 1, T, S), None
     for all. mask: weights that stay of a dropout with p."""
-    groups, dtype = q.shape[2] // k.shape[2], working_dtype(q)
-    q, k, v = (
-        x.to(dtype) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2))
-    )
+    groups = q.shape[2] // k.shape[2]
+    dtype = working_dtype(q)
+    q = q.to(dtype)
+    k = k.repeat_interleave(groups, 2).to(dtype)
+    v = v.repeat_interleave(groups, 2).to(dtype)
     scores_BHTS = torch.einsum("bthk,bshk->bhts", q, k) * (
         q.shape[-1] ** -0.5 if scale is None else scale
     )
@@ -396,11 +414,12 @@ def attention_parts(
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.device.type == "cuda":
         return parts_by_flex(q_BTHK, k_BSGK, v_BSGV, causal, scale)
-    K, V, dtype = q_BTHK.shape[-1], v_BSGV.shape[-1], working_dtype(q_BTHK)
-    q, k, v = (
-        F.pad(x.to(dtype), (0, max(K, V) - x.shape[-1])).transpose(1, 2)
-        for x in (q_BTHK, k_BSGK, v_BSGV)
-    )
+    K = q_BTHK.shape[-1]
+    V = v_BSGV.shape[-1]
+    dtype = working_dtype(q_BTHK)
+    q = F.pad(q_BTHK.to(dtype), (0, max(K, V) - q_BTHK.shape[-1])).transpose(1, 2)
+    k = F.pad(k_BSGK.to(dtype), (0, max(K, V) - k_BSGK.shape[-1])).transpose(1, 2)
+    v = F.pad(v_BSGV.to(dtype), (0, max(K, V) - v_BSGV.shape[-1])).transpose(1, 2)
     o, lse_BHT = _Parts.apply(q, k, v, causal, scale)
     return o.transpose(1, 2)[..., :V], lse_BHT
 
@@ -409,7 +428,8 @@ def attention_parts_reference(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, causal: bool, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """The truth: all scores written out. Same arguments and result."""
-    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    T = q_BTHK.shape[1]
+    S = k_BSGK.shape[1]
     return softmax_reference(
         q_BTHK, k_BSGK, v_BSGV, visible(T, S, None, None, q_BTHK.device) if causal else None, scale
     )
@@ -432,7 +452,8 @@ class _Parts(torch.autograd.Function):
             q, k, v, 0.0, causal, scale=scale
         )
         ctx.save_for_backward(q, k, v, o, lse)
-        ctx.causal, ctx.scale = causal, scale
+        ctx.causal = causal
+        ctx.scale = scale
         ctx.set_materialize_grads(False)
         return o, lse
 
@@ -443,7 +464,9 @@ class _Parts(torch.autograd.Function):
         size = q.shape[-1]
         d_o = torch.zeros_like(o) if d_o is None else d_o
         if d_lse is not None:
-            q, k, v = (F.pad(x, (0, 1)) for x in (q, k, v))
+            q = F.pad(q, (0, 1))
+            k = F.pad(k, (0, 1))
+            v = F.pad(v, (0, 1))
             o = torch.cat([o, -d_lse[..., None].to(o.dtype)], -1)
             d_o = F.pad(d_o, (0, 1), value=1.0)
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -457,9 +480,12 @@ def parts_by_flex(
 ) -> tuple[Tensor, Tensor]:
     """On CUDA: flex attention, which gives the logsumexp and its gradient; compiled, since
     uncompiled it makes all scores."""
-    T, S = q.shape[1], k.shape[1]
+    T = q.shape[1]
+    S = k.shape[1]
     mask = create_block_mask(earlier, None, None, T, S, device=q.device) if causal else None
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q = q.transpose(1, 2)
+    k = k.transpose(1, 2)
+    v = v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     o, aux = torch.compile(flex_attention)(
         q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped, return_aux=AuxRequest(lse=True)

@@ -65,7 +65,8 @@ class Piece(NamedTuple):
 
     def pairs(self, rows: int) -> int:
         """Scores of a head that are computed; of the causal square, those that are seen."""
-        T, S = self.queries.length, self.keys.length
+        T = self.queries.length
+        S = self.keys.length
         return len(range(rows)[self.rows]) * (T * (T + 1) // 2 if self.seen == "causal" else T * S)
 
 
@@ -107,7 +108,8 @@ def has_kernel(q: Tensor, v: Tensor) -> bool:
     precision (Ampere or newer)."""
     if not on_cuda(q):
         return q.device.type == "cpu"
-    half, size = q.dtype in (torch.bfloat16, torch.float16), max(q.shape[-1], v.shape[-1])
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    size = max(q.shape[-1], v.shape[-1])
     return (
         half
         and size <= 256
@@ -173,7 +175,8 @@ def meetings(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator
 
 def without_band(rows: slice, queries: Span, keys: Span, manner: Manner) -> Iterator[Piece]:
     """No window cuts: a square on the diagonal, the keys before it, and the queries after it."""
-    own, corner = queries.within(queries.start, keys.stop), keys.within(queries.start, keys.stop)
+    own = queries.within(queries.start, keys.stop)
+    corner = keys.within(queries.start, keys.stop)
     yield from meetings(rows, queries, keys.within(keys.start, queries.start), manner)
     yield from meetings(rows, own, corner, manner)
     yield from meetings(rows, queries.within(keys.stop, queries.stop), corner, manner)
@@ -185,14 +188,18 @@ class Outputs:
 
     def __init__(self, q_BTHK: Tensor, V: int, manner: Manner, noise_BT: Tensor | None) -> None:
         (B, T, H), dtype = q_BTHK.shape[:3], working_dtype(q_BTHK)
-        self.q, self.manner, self.noise_BT = multipliable(q_BTHK, manner), manner, noise_BT
+        self.q = multipliable(q_BTHK, manner)
+        self.manner = manner
+        self.noise_BT = noise_BT
         self.o = q_BTHK.new_zeros(B, T, H, V, dtype=dtype)
         self.lse = q_BTHK.new_full((B, H, T), -torch.inf, dtype=dtype)
 
     def meet(self, k_BSGK: Tensor, v_BSGV: Tensor, pieces: Iterable[Piece]) -> None:
-        k, v = (multipliable(x, self.manner) for x in (k_BSGK, v_BSGV))
+        k = multipliable(k_BSGK, self.manner)
+        v = multipliable(v_BSGV, self.manner)
         for piece in pieces:
-            at, of = (piece.rows, piece.queries.here), (piece.rows, piece.keys.here)
+            at = (piece.rows, piece.queries.here)
+            of = (piece.rows, piece.keys.here)
             o, lse = block(self.q[at], k[of], v[of], piece, self.manner, self.noise_BT)
             join(self.o[at], self.lse[piece.rows, :, piece.queries.here], o, lse)
 
@@ -210,8 +217,12 @@ class Gradients:
         manner: Manner,
         noise_BT: Tensor | None,
     ) -> None:
-        self.q, self.o, self.d_o = (multipliable(x, manner) for x in (q, o, d_o.contiguous()))
-        self.lse, self.manner, self.noise_BT = lse, manner, noise_BT
+        self.q = multipliable(q, manner)
+        self.o = multipliable(o, manner)
+        self.d_o = multipliable(d_o.contiguous(), manner)
+        self.lse = lse
+        self.manner = manner
+        self.noise_BT = noise_BT
         self.delta = (in_fp32(d_o) * in_fp32(o)).sum(-1).transpose(1, 2)
         self.d_q = torch.zeros_like(
             q, dtype=working_dtype(q), memory_format=torch.contiguous_format
@@ -221,9 +232,11 @@ class Gradients:
         self, k_BSGK: Tensor, v_BSGV: Tensor, d_k: Tensor, d_v: Tensor, pieces: Iterable[Piece]
     ) -> None:
         """Adds what these queries say to d_k and d_v."""
-        k, v = (multipliable(x, self.manner) for x in (k_BSGK, v_BSGV))
+        k = multipliable(k_BSGK, self.manner)
+        v = multipliable(v_BSGV, self.manner)
         for piece in pieces:
-            at, of = (piece.rows, piece.queries.here), (piece.rows, piece.keys.here)
+            at = (piece.rows, piece.queries.here)
+            of = (piece.rows, piece.keys.here)
             of_rows = (piece.rows, slice(None), piece.queries.here)
             known = (self.o[at], self.lse[of_rows], self.d_o[at], self.delta[of_rows])
             parts = block_gradients(
@@ -269,7 +282,8 @@ class _InBlocks(torch.autograd.Function):
             outputs.meet(k[:, here], v[:, here], pieces)
         o = outputs.o.to(q.dtype)
         ctx.save_for_backward(q, k, v, o, outputs.lse)
-        ctx.keys, ctx.manner = keys, manner
+        ctx.keys = keys
+        ctx.manner = manner
         return o
 
     @staticmethod
@@ -277,7 +291,8 @@ class _InBlocks(torch.autograd.Function):
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse = ctx.saved_tensors
         gradients = Gradients(q, o, lse, d_o, ctx.manner, None)
-        d_k, d_v = (torch.zeros_like(x, dtype=working_dtype(x)) for x in (k, v))
+        d_k = torch.zeros_like(k, dtype=working_dtype(k))
+        d_v = torch.zeros_like(v, dtype=working_dtype(v))
         for here, pieces in key_blocks(q.shape[1], ctx.keys, ctx.manner):
             gradients.meet(k[:, here], v[:, here], d_k[:, here], d_v[:, here], pieces)
         return gradients.d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None, None
@@ -293,7 +308,9 @@ def key_blocks(T: int, keys: int, manner: Manner) -> Iterator[tuple[slice, Itera
 def multipliable(x: Tensor, manner: Manner) -> Tensor:
     """x as the kernel takes it: on CUDA as it is; a CPU's kernel would round outputs to bf16 before
     they are joined."""
-    return x if manner.fused and on_cuda(x) else in_fp32(x)
+    if manner.fused and on_cuda(x):
+        return x
+    return in_fp32(x)
 
 
 def join(o_BTHV: Tensor, lse_BHT: Tensor, other_o: Tensor, other_lse: Tensor) -> None:
@@ -337,9 +354,11 @@ def block_gradients(
     """(d_q, d_k, d_v) of a piece. o, lse: of all keys; d_o: the gradient of that o; delta (B, H,
     T): rowsum(d_o * o)."""
     if manner.fused and (piece.seen != "band" or takes_mask(q)):
-        known, causal = (o, lse, d_o), piece.seen == "causal"
+        known = (o, lse, d_o)
+        causal = piece.seen == "causal"
         return fused_gradients(q, k, v, *known, manner.scale, causal, bias_of(piece, manner, q))
-    seen, kept = seen_of(piece, manner, q.device), weights_kept(piece, manner, q, noise_BT)
+    seen = seen_of(piece, manner, q.device)
+    kept = weights_kept(piece, manner, q, noise_BT)
     return written_gradients(q, k, v, lse, d_o, delta, manner.scale, seen, kept, manner.p)
 
 
@@ -410,9 +429,11 @@ def written_gradients(
     """The truth: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that the
     queries see."""
     by_group = (k.shape[2], q.shape[2] // k.shape[2])
-    lse, delta = (x.unflatten(1, by_group)[..., None] for x in (lse, delta))
+    lse = lse.unflatten(1, by_group)[..., None]
+    delta = delta.unflatten(1, by_group)[..., None]
     weights = (scores(q, k, scale, seen) - lse).exp_()
-    q, d_o = (in_fp32(x).unflatten(2, by_group) for x in (q, d_o))
+    q = in_fp32(q).unflatten(2, by_group)
+    d_o = in_fp32(d_o).unflatten(2, by_group)
     d_v = torch.einsum("bgrts,btgrv->bsgv", dropped(weights, kept, p), d_o)
     d_weights = dropped(torch.einsum("btgrv,bsgv->bgrts", d_o, in_fp32(v)), kept, p)
     d_scores = weights.mul_(d_weights.sub_(delta)).mul_(scale)
@@ -425,7 +446,9 @@ def scores(q: Tensor, k: Tensor, scale: float, seen: Tensor | None) -> Tensor:
     that is recomputed may keep them (activation_checkpoint.policy)."""
     q = (in_fp32(q) * scale).unflatten(2, (k.shape[2], -1))
     found = torch.einsum("btgrk,bsgk->bgrts", q, in_fp32(k))
-    return found if seen is None else found.masked_fill(~seen, -torch.inf)
+    if seen is None:
+        return found
+    return found.masked_fill(~seen, -torch.inf)
 
 
 def dropped(weights_BGRTS: Tensor, kept: Tensor | None, p: float) -> Tensor:

@@ -76,7 +76,8 @@ def measured_ratio() -> float:
     narrow = wide.bfloat16()
     for factor in (wide, narrow):
         factor @ factor  # the first product of a kind also builds its kernel
-    fastest_wide, fastest_narrow = _seconds(wide), _seconds(narrow)
+    fastest_wide = _seconds(wide)
+    fastest_narrow = _seconds(narrow)
     for _ in range(MEASURED_TIMES - 1):
         if fastest_narrow > HOPELESS * fastest_wide:
             break

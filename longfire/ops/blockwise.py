@@ -68,12 +68,14 @@ def blockwise(
 ) -> Tensor:
     """`attention` by chunks (queries, keys) of tokens; what is given and the result are as there.
     Generation (a query a row, keys to skip) goes there too: its scores are a row."""
-    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    T = q_BTHK.shape[1]
+    S = k_BSGK.shape[1]
     if chosen("attention") == "reference" or T == 1 or given.get("skip_B") is not None:
         return attention(q_BTHK, k_BSGK, v_BSGV, **given)
-    window, documents, scale, noise_BT = (
-        given.get(name) for name in ("window", "documents", "scale", "noise_BT")
-    )
+    window = given.get("window")
+    documents = given.get("documents")
+    scale = given.get("scale")
+    noise_BT = given.get("noise_BT")
     dropout = 0.0 if noise_BT is None else given.get("dropout", 0.0)
     noise_BT = noise_BT if dropout else None  # that of other dropouts is given, too
     assert T == S or (documents is None and noise_BT is None), (
@@ -140,9 +142,12 @@ def attend_blocks_backward(
     how: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v in their dtypes."""
-    how, d_q = How.of(how), torch.empty_like(q_BTHK, memory_format=torch.contiguous_format)
-    manner, dtype = how.manner(q_BTHK, v_BSGV), working_dtype(q_BTHK)
-    d_k, d_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (k_BSGK, v_BSGV))
+    how = How.of(how)
+    d_q = torch.empty_like(q_BTHK, memory_format=torch.contiguous_format)
+    manner = how.manner(q_BTHK, v_BSGV)
+    dtype = working_dtype(q_BTHK)
+    d_k = torch.zeros(k_BSGK.shape, dtype=dtype, device=k_BSGK.device)
+    d_v = torch.zeros(v_BSGV.shape, dtype=dtype, device=v_BSGV.device)
     for here, meetings in chunks_of(q_BTHK.shape[1], k_BSGK.shape[1], ids_BT, how, manner):
         known = (q_BTHK[:, here], o_BTHV[:, here], lse_BHT[..., here], d_o_BTHV[:, here])
         gradients = Gradients(*known, manner, noise_of(noise_BT, here))
@@ -164,9 +169,9 @@ def attend_blocks_backward_shapes(
     noise_BT: Tensor | None,
     how: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q_BTHK, k_BSGK, v_BSGV = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_BTHK, k_BSGK, v_BSGV)
-    )
+    q_BTHK = torch.empty_like(q_BTHK, memory_format=torch.contiguous_format)
+    k_BSGK = torch.empty_like(k_BSGK, memory_format=torch.contiguous_format)
+    v_BSGV = torch.empty_like(v_BSGV, memory_format=torch.contiguous_format)
     return q_BTHK, k_BSGK, v_BSGV
 
 
@@ -189,7 +194,9 @@ attend_blocks.register_autograd(backward, setup_context=keep)
 
 
 def noise_of(noise_BT: Tensor | None, here: slice) -> Tensor | None:
-    return None if noise_BT is None else noise_BT[:, here]
+    if noise_BT is None:
+        return None
+    return noise_BT[:, here]
 
 
 def chunks_of(

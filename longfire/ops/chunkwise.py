@@ -34,7 +34,8 @@ from longfire.ops import as_on_cuda
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
 
-CHUNK = 64  # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
+# tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
+CHUNK = 64
 # Numbers of all inputs together that are worked on at a time on a CPU: 8 MiB, so that what is made
 # of them stays in cache. With four times as many DPLR takes 1.1 to 1.35 times as long, vector
 # decays up to 1.2; scalar decays 0.96 to 1.01.
@@ -44,11 +45,9 @@ SEGMENT_NUMBERS = 2**21
 def start(state_BHKV: Tensor | None, q_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
     """The state before the first token, zeros if None, in the working dtype."""
     (B, _, H, V), dtype = v_BTHV.shape, working_dtype(q_BTHK)
-    return (
-        q_BTHK.new_zeros(B, H, q_BTHK.shape[-1], V, dtype=dtype)
-        if state_BHKV is None
-        else state_BHKV.to(dtype)
-    )
+    if state_BHKV is None:
+        return q_BTHK.new_zeros(B, H, q_BTHK.shape[-1], V, dtype=dtype)
+    return state_BHKV.to(dtype)
 
 
 def chunk_size(tokens: int) -> int:
@@ -73,7 +72,9 @@ def chunked(x_BTHX: Tensor, size: int, fill: float = 0.0) -> Tensor:
 def scaled(q_BTHK: Tensor, scale: float) -> Tensor:
     """q * scale in the working dtype; q itself, and no pass over memory, if scale is 1."""
     q_BTHK = q_BTHK.to(working_dtype(q_BTHK))
-    return q_BTHK if scale == 1 else q_BTHK * scale
+    if scale == 1:
+        return q_BTHK
+    return q_BTHK * scale
 
 
 def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
@@ -84,24 +85,25 @@ def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
 def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) -> Tensor:
     """exp(g) as (1 or B, T, 1 or H, 1 or K), 0 where a document starts. g: None, (H,), (B, T, H) or
     (B, T, H, K)."""
-    T, dtype = like_BTHK.shape[1], working_dtype(like_BTHK)
+    T = like_BTHK.shape[1]
+    dtype = working_dtype(like_BTHK)
     if g is None:
         decay = like_BTHK.new_ones(1, T, 1, 1, dtype=dtype)
     else:
         g = g.to(dtype)  # first: what expands is summed in the backward
         g = g.expand(1, T, -1) if g.dim() == 1 else g
         decay = (g if g.dim() == 4 else g[..., None]).exp()
-    return decay if goes_on_BT is None else torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
+    if goes_on_BT is None:
+        return decay
+    return torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
 
 
 def goes_on(documents: Documents | None) -> Tensor | None:
     """(B, T) bool: whether a token belongs to the document of the token before it. The first token
     of the call always does, so that the initial state belongs to the first document of each row."""
-    return (
-        None
-        if documents is None
-        else documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
-    )
+    if documents is None:
+        return None
+    return documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
 
 
 class Decayed(NamedTuple):
@@ -121,9 +123,12 @@ def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed
     if decay.shape[-1] == keys[0].shape[-1] != 1:
         whole, to_end, from_start, products = decay_tree(decay, keys, queries)
         products = list(products.unbind(-3))
-        by_query = [products[i : i + len(keys)] for i in range(0, len(products), len(keys))]
+        by_query = []
+        for i in range(0, len(products), len(keys)):
+            by_query.append(products[i : i + len(keys)])
         return Decayed(by_query, list(from_start.unbind(-2)), list(to_end.unbind(-2)), whole.mT)
-    queries, keys = [query.contiguous() for query in queries], [key.contiguous() for key in keys]
+    queries = [query.contiguous() for query in queries]
+    keys = [key.contiguous() for key in keys]
     whole, to_end, from_start, pairs = decays_alone(decay)
     products = [[(query @ key.mT) * pairs for key in keys] for query in queries]
     return Decayed(
@@ -142,13 +147,19 @@ def decays_alone(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return whole, to_end.squeeze(-2), from_start.squeeze(-2), products.squeeze(-3)
 
 
-# The tree and the scan are operators of their own, with backwards written out. For autograd: it would keep every level of
-# the tree, 14 tensors the size of a query at C = 64, where this keeps its inputs and climbs again (and is a fifth faster).
-# For torch.compile: it takes them as they are; unrolled they compiled for a minute and ran no faster. It believes the strides
-# that the shape functions state, so outputs are contiguous, or lie as the input does that they were cloned from.
+# The tree and the scan are operators of their own, with backwards written out. For autograd: it
+# would keep every level of
+# the tree, 14 tensors the size of a query at C = 64, where this keeps its inputs and climbs again
+# (and is a fifth faster).
+# For torch.compile: it takes them as they are; unrolled they compiled for a minute and ran no
+# faster. It believes the strides
+# that the shape functions state, so outputs are contiguous, or lie as the input does that they were
+# cloned from.
 #
-# Inside the tree all keys of a token lie side by side, (..., C, J, K), and all its queries, (..., C, I, K). A block of `size`
-# tokens is then size * J rows, and one product makes the scores of all queries with all keys where two blocks meet.
+# Inside the tree all keys of a token lie side by side, (..., C, J, K), and all its queries, (...,
+# C, I, K). A block of `size`
+# tokens is then size * J rows, and one product makes the scores of all queries with all keys where
+# two blocks meet.
 
 
 @torch.library.custom_op("longfire::decay_tree", mutates_args=())
@@ -156,12 +167,15 @@ def decay_tree(decay: Tensor, keys: list[Tensor], queries: list[Tensor]) -> list
     """All (..., C, K), J keys and I queries -> [whole (..., 1, K), to_end (..., C, J, K),
     from_start (..., C, I, K), products (..., I * J, C, C)]: the file's trace. Of the products those
     with the first query come first."""
-    whole, to_end, queries_CIK = decay.clone(), torch.stack(keys, -2), torch.stack(queries, -2)
+    whole = decay.clone()
+    to_end = torch.stack(keys, -2)
+    queries_CIK = torch.stack(queries, -2)
     from_start = queries_CIK * decay[..., None, :]
     products = torch.diag_embed((queries_CIK @ to_end.mT).flatten(-2).mT)
     scores = score_blocks(products, len(queries))
     for size in block_sizes(decay):
-        early, late = early_of(to_end, size), late_of(from_start, size)
+        early = early_of(to_end, size)
+        late = late_of(from_start, size)
         below_diagonal(scores, size).copy_(scored(rows_of(late) @ rows_of(early).mT, size))
         whole = merge(whole, early, late)
     return [whole, to_end, from_start, products]
@@ -180,21 +194,24 @@ def decay_tree_backward(
 ) -> list[Tensor]:
     """The gradients of decay, of the keys (..., C, J, K) and of the queries (..., C, I, K)."""
     d_whole, d_to_end, d_from_start, d_products = d_outputs
-    keys_CJK, queries_CIK, decay_C1K = (
-        torch.stack(keys, -2),
-        torch.stack(queries, -2),
-        decay[..., None, :],
-    )
+    keys_CJK = torch.stack(keys, -2)
+    queries_CIK = torch.stack(queries, -2)
+    decay_C1K = decay[..., None, :]
     levels = []
-    whole, to_end, from_start = decay, keys_CJK.clone(), queries_CIK * decay_C1K
+    whole = decay
+    to_end = keys_CJK.clone()
+    from_start = queries_CIK * decay_C1K
     for size in block_sizes(decay):
-        early, late = early_of(to_end, size), late_of(from_start, size)
+        early = early_of(to_end, size)
+        late = late_of(from_start, size)
         levels.append((size, whole, early.clone(), late.clone()))
         whole = merge(whole, early, late)
-    d_keys, d_from_start = d_to_end.clone(), d_from_start.clone()
+    d_keys = d_to_end.clone()
+    d_from_start = d_from_start.clone()
     d_scores = score_blocks(d_products, len(queries))
     for size, whole, early, late in reversed(levels):
-        d_early, d_late = early_of(d_keys, size), late_of(d_from_start, size)
+        d_early = early_of(d_keys, size)
+        d_late = late_of(d_from_start, size)
         whole_early, whole_late = seam(whole)
         d_whole_early = d_whole * whole_late + (d_late * late).sum((-3, -2))
         d_whole_late = d_whole * whole_early + (d_early * early).sum((-3, -2))
@@ -215,10 +232,10 @@ def decay_tree_backward_shapes(
     decay: Tensor, keys: list[Tensor], queries: list[Tensor], d_outputs: list[Tensor]
 ) -> list[Tensor]:
     *left, C, K = decay.shape
-    return [
-        decay.new_empty(*left, *shape)
-        for shape in ((C, K), (C, len(keys), K), (C, len(queries), K))
-    ]
+    found: list[Tensor] = []
+    for shape in ((C, K), (C, len(keys), K), (C, len(queries), K)):
+        found.append(decay.new_empty(*left, *shape))
+    return found
 
 
 def keep_tree(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -231,7 +248,8 @@ def decay_tree_gradients(
     ctx: Any, d_outputs: list[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     decay, *rest = ctx.saved_tensors
-    keys, queries = rest[: ctx.keys], rest[ctx.keys :]
+    keys = rest[: ctx.keys]
+    queries = rest[ctx.keys :]
     d_decay, d_keys, d_queries = decay_tree_backward(
         decay, keys, queries, [d.contiguous() for d in d_outputs]
     )
@@ -284,7 +302,9 @@ def few_times(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[-1] > 2:
         return a @ b
     product = a[..., :1] * b[..., :1, :]
-    return product if a.shape[-1] == 1 else product.addcmul_(a[..., 1:], b[..., 1:, :])
+    if a.shape[-1] == 1:
+        return product
+    return product.addcmul_(a[..., 1:], b[..., 1:, :])
 
 
 def score_blocks(products: Tensor, queries: int) -> Tensor:
@@ -359,11 +379,10 @@ def scan_gradients(ctx: Any, d_states: Tensor, d_last: Tensor) -> tuple[Tensor |
     d_write, d_state = scan(back, d_states, d_last, not ctx.reverse)
     d_transition = None
     if ctx.needs_input_grad[0]:
-        d_transition = (
-            d_write @ states.mT
-            if is_matrix(transition)
-            else (d_write * states).sum(-1, keepdim=True)
-        )
+        if is_matrix(transition):
+            d_transition = d_write @ states.mT
+        else:
+            d_transition = (d_write * states).sum(-1, keepdim=True)
         d_transition = d_transition.sum_to_size(transition.shape)
     return d_transition, d_write, d_state, None
 

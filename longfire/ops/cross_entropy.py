@@ -64,7 +64,8 @@ def linear_cross_entropy(
         wrong_N = ((labels_N < 0) | (labels_N >= W)) & (labels_N != ignore_index)
         if wrong_N.any():
             raise IndexError(
-                f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor {ignore_index}, no label"
+                f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor "
+                f"{ignore_index}, no label"
             )
     return fused(
         hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words, softcap, l2_warp
@@ -90,7 +91,9 @@ def linear_cross_entropy_reference(
         everybodys_NW = words.add_up(F.pad(logits_NW.detach(), around))
         logits_NW = F.pad(logits_NW - logits_NW.detach(), around) + everybodys_NW
     loss = F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
-    return l2_warped(loss, logits_NW, labels_N, ignore_index) if l2_warp else loss
+    if l2_warp:
+        return l2_warped(loss, logits_NW, labels_N, ignore_index)
+    return loss
 
 
 def l2_warped(loss: Tensor, logits_NW: Tensor, labels_N: Tensor, ignore_index: int) -> Tensor:
@@ -117,7 +120,8 @@ def token_losses(
     dtype = working_dtype(hidden_ND)
     multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
     weight = weight_WD.to(hidden_ND.dtype).to(multiplied)
-    losses, greedy = [], []
+    losses = []
+    greedy = []
     for hidden, labels in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens)):
         logits = hidden_ND.new_empty(len(hidden), len(weight), dtype=dtype)
         product(hidden.to(multiplied), weight.T, logits)
@@ -154,7 +158,8 @@ def fused(
     softcap: float,
     l2_warp: bool,
 ) -> Tensor:
-    wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_WD)]
+    records = torch.is_grad_enabled()
+    wanted = [records and hidden_ND.requires_grad, records and weight_WD.requires_grad]
     return _LinearCrossEntropy.apply(
         hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted, words, softcap, l2_warp
     )
@@ -204,7 +209,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     add_product(d_weight, d_logits.T, hidden)
                 else:  # the master's gradient is fp32: a CPU would round each chunk's product to bf16
                     add_product(d_weight, logits.T, hidden_ND[chunk].to(dtype))
-        ctx.gradients, ctx.weight_dtype = (d_hidden, d_weight), weight_WD.dtype
+        ctx.gradients = (d_hidden, d_weight)
+        ctx.weight_dtype = weight_WD.dtype
         return loss
 
     @staticmethod
@@ -217,7 +223,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
         if ctx.gradients is None:
             raise RuntimeError(
-                "the gradients of linear_cross_entropy are used up by one backward: call it again before another"
+                "the gradients of linear_cross_entropy are used up by one backward: call it again "
+                "before another"
             )
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
@@ -227,7 +234,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap): never beyond +-cap; 0: the logits as they are."""
-    return cap * torch.tanh(logits / cap) if cap else logits
+    if cap:
+        return cap * torch.tanh(logits / cap)
+    return logits
 
 
 def loss_of_logits(
@@ -246,9 +255,10 @@ def loss_of_logits(
         rest = (ignore_index, gradient, words, softcap, l2_warp)
         return sum(loss_of_logits(*chunk, *rest) for chunk in chunks)
     slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
-    penalty = (
-        highest_logits(logits_NW, labels_N, ignore_index, words) if l2_warp and gradient else None
-    )
+    if l2_warp and gradient:
+        penalty = highest_logits(logits_NW, labels_N, ignore_index, words)
+    else:
+        penalty = None
     if words is None:
         loss = softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient)
     else:

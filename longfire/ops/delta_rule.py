@@ -157,16 +157,16 @@ def work(
     (v - from_start_k S_in): one triangular system per chunk gives u = found + read S_in, and S_out
     = diag(whole) S_in + to_end^T u.
     """
-    tokens, dtype = q.shape[1], working_dtype(q)
+    tokens = q.shape[1]
+    dtype = working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
-    q, k, v = (
-        in_chunks(scaled(q, scale), size),
-        in_chunks(k.to(dtype), size),
-        chunked(v.to(dtype), size),
-    )
+    q = in_chunks(scaled(q, scale), size)
+    k = in_chunks(k.to(dtype), size)
+    v = chunked(v.to(dtype), size)
     parts = decayed([q, k], [k], decay)
-    products, from_start = parts.products[0][0], parts.from_start[0]
+    products = parts.products[0][0]
+    from_start = parts.from_start[0]
 
     def outputs(states: Tensor, written: Tensor) -> Tensor:
         return unchunked(products @ written + from_start @ states, tokens)

@@ -131,7 +131,9 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """One token, as generation asks for it: the recurrence itself."""
     dtype = S_BHKV.dtype
-    key, to, decay = (x[:, 0, :, :, None].to(dtype) for x in (k, b, g))
+    key = k[:, 0, :, :, None].to(dtype)
+    to = b[:, 0, :, :, None].to(dtype)
+    decay = g[:, 0, :, :, None].to(dtype)
     read = c[:, 0, :, None].to(dtype) @ S_BHKV
     S_BHKV = (S_BHKV * decay.exp()).addcmul(to, read).addcmul(key, v[:, 0, :, None].to(dtype))
     o_BH1V = (q[:, 0, :, None].to(dtype) * scale) @ S_BHKV
@@ -157,13 +159,15 @@ def work(
     S_in, so one triangular system gives u = found + read S_in, and S_out = diag(whole) S_in +
     b_to_end^T u + k_to_end^T v.
     """
-    tokens, dtype = q.shape[1], working_dtype(q)
+    tokens = q.shape[1]
+    dtype = working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
     c = of_own_document(c, goes_on_BT)
-    q, k, c, b = (
-        in_chunks(x, size) for x in (scaled(q, scale), k.to(dtype), c.to(dtype), b.to(dtype))
-    )
+    q = in_chunks(scaled(q, scale), size)
+    k = in_chunks(k.to(dtype), size)
+    c = in_chunks(c.to(dtype), size)
+    b = in_chunks(b.to(dtype), size)
     v = chunked(v.to(dtype), size)
     parts = decayed([q, a_place_earlier(c)], [k, b], decay)
     (with_k, with_b), from_start = parts.products[0], parts.from_start[0]
@@ -176,7 +180,9 @@ def work(
 
 def of_own_document(c: Tensor, goes_on_BT: Tensor | None) -> Tensor:
     """The first token of a document reads nothing."""
-    return c if goes_on_BT is None else torch.where(goes_on_BT[:, :, None, None], c, 0.0)
+    if goes_on_BT is None:
+        return c
+    return torch.where(goes_on_BT[:, :, None, None], c, 0.0)
 
 
 def a_place_earlier(c: Tensor) -> Tensor:

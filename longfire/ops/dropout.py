@@ -32,11 +32,10 @@ def row_noise(
     row_B = torch.arange(first_row, first_row + rows, device=device)
     noise_B = torch.zeros_like(row_B, dtype=torch.int32)
     for part in (seed >> 32, seed & 0xFFFFFFFF, row_B >> 32, row_B):  # 32 bits at a time
-        low = (
-            part.to(torch.int32)
-            if isinstance(part, Tensor)
-            else torch.tensor(part, device=device).to(torch.int32)
-        )
+        if isinstance(part, Tensor):
+            low = part.to(torch.int32)
+        else:
+            low = torch.tensor(part, device=device).to(torch.int32)
         noise_B = mixed(noise_B + low)
     return with_index(noise_B, torch.arange(tokens, dtype=torch.int32, device=device))
 
@@ -59,7 +58,9 @@ def kept(noise: Tensor, p: float) -> Tensor:
 def dropout(x_BTD: Tensor, p: float, noise_BT: Tensor | None) -> Tensor:
     """x / (1 - p) with a share p of its channels at 0; x itself without noise (evaluation) or with
     p = 0."""
-    return x_BTD if noise_BT is None or p == 0 else _Dropout.apply(x_BTD, None, p, noise_BT)
+    if noise_BT is None or p == 0:
+        return x_BTD
+    return _Dropout.apply(x_BTD, None, p, noise_BT)
 
 
 def dropout_add(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor | None) -> Tensor:
@@ -95,9 +96,13 @@ class _Dropout(torch.autograd.Function):
         ctx: Any, x_BTD: Tensor, residual_BTD: Tensor | None, p: float, noise_BT: Tensor
     ) -> Tensor:
         ctx.save_for_backward(noise_BT)
-        ctx.p, ctx.dtype, ctx.has_residual = p, x_BTD.dtype, residual_BTD is not None
+        ctx.p = p
+        ctx.dtype = x_BTD.dtype
+        ctx.has_residual = residual_BTD is not None
         y_BTD = torch.where(channel_mask(noise_BT, x_BTD.shape[-1], p), x_BTD / (1 - p), 0.0)
-        return y_BTD if residual_BTD is None else residual_BTD + y_BTD
+        if residual_BTD is None:
+            return y_BTD
+        return residual_BTD + y_BTD
 
     @staticmethod
     @once_differentiable

@@ -27,7 +27,8 @@ class HadamardMap(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.layer1, self.layer2 = Linear(size, size), Linear(size, size)
+        self.layer1 = Linear(size, size)
+        self.layer2 = Linear(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer1(x) * self.layer2(x)
@@ -81,7 +82,9 @@ FEATURE_MAPS = (*ACTIVATIONS, *LEARNED, "dpfp")
 def feature_map(name: str, size: int) -> Callable[[Tensor], Tensor]:
     """A map of the last dim, of `size` channels, to `feature_size` features; a module where it
     learns."""
-    return ACTIVATIONS[name] if name in ACTIVATIONS else (LEARNED | {"dpfp": DPFPMap})[name](size)
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    return (LEARNED | {"dpfp": DPFPMap})[name](size)
 
 
 def feature_size(name: str, size: int) -> int:

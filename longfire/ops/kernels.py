@@ -37,16 +37,16 @@ def linear_attention(
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
     groups = q_BTHK.shape[2] // k_BTHK.shape[2]
     assert gv is None or groups == 1, "the caller takes one set of queries at a time"
-    if (
-        groups > 1
-    ):  # the kernels have as many heads of all: repeated, and of equal states one is returned
-        k, v, g = (
-            x if x is None else x.repeat_interleave(groups, 0 if x.dim() == 1 else 2)
-            for x in (k_BTHK, v_BTHV, g)
-        )
-        state = (
-            None if initial_state_BHKV is None else initial_state_BHKV.repeat_interleave(groups, 1)
-        )
+    if groups > 1:
+        # the kernels have as many heads of all: repeated, and of equal states one is returned
+        k = k_BTHK.repeat_interleave(groups, 2)
+        v = v_BTHV.repeat_interleave(groups, 2)
+        if g is not None:
+            g = g.repeat_interleave(groups, 0 if g.dim() == 1 else 2)
+        if initial_state_BHKV is None:
+            state = None
+        else:
+            state = initial_state_BHKV.repeat_interleave(groups, 1)
         o_BTHV, last_state = linear_attention(
             q_BTHK, k, v, g, scale=scale, initial_state_BHKV=state, documents=documents
         )

@@ -82,7 +82,9 @@ def gives_fp32_sums(x: Tensor) -> bool:
 
 def multiplied(x: Tensor) -> torch.dtype:
     """The type in which products of x are made."""
-    return torch.float32 if x.dtype == torch.bfloat16 and not native_bf16(x.device) else x.dtype
+    if x.dtype == torch.bfloat16 and not native_bf16(x.device):
+        return torch.float32
+    return x.dtype
 
 
 class Linear(nn.Linear):

@@ -67,10 +67,9 @@ def linear_attention(
     if gv is None or q_BTHK.shape[2] == k_BTHK.shape[2]:
         return form(q_BTHK, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV)
     sets_of_queries = q_BTHK.unflatten(2, (k_BTHK.shape[2], -1)).unbind(3)
-    results = [
-        form(q, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV)
-        for q in sets_of_queries
-    ]
+    results = []
+    for q in sets_of_queries:
+        results.append(form(q, k_BTHK, v_BTHV, g, gv=gv, initial_state_BHKV=initial_state_BHKV))
     return torch.stack([o_BTHV for o_BTHV, _ in results], 3).flatten(2, 3), results[0][1]
 
 
@@ -142,7 +141,8 @@ def step(
     """One token, as generation asks for it: the recurrence itself, at a quarter of what a chunk of
     one costs."""
     (q, k), dtype = for_heads_of(v, q, k), S_BHKV.dtype
-    key, value = k[:, 0, :, :, None].to(dtype), v[:, 0, :, None].to(dtype)
+    key = k[:, 0, :, :, None].to(dtype)
+    value = v[:, 0, :, None].to(dtype)
     if g is not None:
         S_BHKV = S_BHKV * step_decays(g, None, q)[:, 0, :, :, None]
     if gv is not None:
@@ -164,7 +164,8 @@ def segment(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and state after some tokens, given the state before them."""
-    tokens, dtype = q.shape[1], S_BHKV.dtype
+    tokens = q.shape[1]
+    dtype = S_BHKV.dtype
     size = chunk_size(tokens)
     if k.shape[2] < v.shape[2]:
         decay_BTH1 = step_decays(g, goes_on_BT, v).expand(len(v), -1, v.shape[2], -1)
@@ -206,24 +207,27 @@ def work(
 ) -> Worked:
     """Chunks of as many heads of k as of v; q may have more of them, each set of which is read by
     itself."""
-    tokens, dtype = q.shape[1], working_dtype(q)
+    tokens = q.shape[1]
+    dtype = working_dtype(q)
     size = chunk_size(tokens)
     decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
-    queries = [
-        in_chunks(x, size) for x in scaled(q, scale).unflatten(2, (k.shape[2], -1)).unbind(3)
-    ]
-    k, v = in_chunks(k.to(dtype), size), chunked(v.to(dtype), size)
+    queries = []
+    for x in scaled(q, scale).unflatten(2, (k.shape[2], -1)).unbind(3):
+        queries.append(in_chunks(x, size))
+    k = in_chunks(k.to(dtype), size)
+    v = chunked(v.to(dtype), size)
     return Worked(tokens, decayed(queries, [k], decay), v)
 
 
 def read(worked: Worked, states: Tensor) -> Tensor:
     """Outputs, given the state before each chunk."""
     tokens, parts, v = worked
-    o = [
-        unchunked(pair @ v + query @ states, tokens)
-        for (pair,), query in zip(parts.products, parts.from_start)
-    ]
-    return o[0] if len(o) == 1 else torch.stack(o, 3).flatten(2, 3)
+    o = []
+    for (pair,), query in zip(parts.products, parts.from_start):
+        o.append(unchunked(pair @ v + query @ states, tokens))
+    if len(o) == 1:
+        return o[0]
+    return torch.stack(o, 3).flatten(2, 3)
 
 
 def with_value_decay(
@@ -267,7 +271,9 @@ def in_groups(
 def for_heads_of(v_BTHV: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """q and k, where they have fewer heads than v, for every head of v."""
     times = v_BTHV.shape[2] // k.shape[2]
-    return (q, k) if times <= 1 else (q.repeat_interleave(times, 2), k.repeat_interleave(times, 2))
+    if times <= 1:
+        return (q, k)
+    return (q.repeat_interleave(times, 2), k.repeat_interleave(times, 2))
 
 
 def linear_attention_fla(

@@ -38,7 +38,9 @@ class LowRank(NamedTuple):
     def write(self) -> Tensor:
         """(B, N, H, K, V)."""
         write = self.keys.mT @ self.found
-        return write if self.added is None else write + self.added
+        if self.added is None:
+            return write
+        return write + self.added
 
 
 class Worked(NamedTuple):
@@ -59,7 +61,8 @@ class Worked(NamedTuple):
 
 def read(worked: Worked, states: Tensor) -> Tensor:
     """Outputs, given the state before each chunk."""
-    found, read = worked.change.found, worked.change.read
+    found = worked.change.found
+    read = worked.change.read
     return worked.outputs(states, found + read @ states)
 
 
@@ -87,12 +90,14 @@ def scan_low_rank(
     `reverse`: (the state before each, u, the last state). Shapes as in LowRank, state (B, H, K,
     V)."""
     chunks = range(keys.shape[1])
-    states, written = [None] * len(chunks), [None] * len(chunks)
+    states = [None] * len(chunks)
+    written = [None] * len(chunks)
     for n in reversed(chunks) if reverse else chunks:
         states[n], written[n] = state, plus_product(found[:, n], read[:, n], state)
-        state = (
-            whole[:, n] * state if added is None else torch.addcmul(added[:, n], whole[:, n], state)
-        )
+        if added is None:
+            state = whole[:, n] * state
+        else:
+            state = torch.addcmul(added[:, n], whole[:, n], state)
         state = plus_product(state, keys[:, n].mT, written[n])
     return (
         torch.stack(states, 1).contiguous(),
@@ -134,12 +139,12 @@ def scan_gradients(
     d_after, d_found, d_state = scan_low_rank(
         whole, read, d_written, keys, d_states, d_last, not ctx.reverse
     )
-    d_whole = (
-        (d_after * states).sum(-1, keepdim=True).sum_to_size(whole.shape)
-        if ctx.needs_input_grad[0]
-        else None
-    )
-    d_keys, d_read = written @ d_after.mT, d_found @ states.mT
+    if ctx.needs_input_grad[0]:
+        d_whole = (d_after * states).sum(-1, keepdim=True).sum_to_size(whole.shape)
+    else:
+        d_whole = None
+    d_keys = written @ d_after.mT
+    d_read = d_found @ states.mT
     return d_whole, d_keys, d_found, d_read, d_after if ctx.adds else None, d_state, None
 
 
@@ -154,7 +159,8 @@ class UnitLowerSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         inverse = unit_lower_inverse(x)
-        of_a, of_b = inverse @ a, inverse @ b
+        of_a = inverse @ a
+        of_b = inverse @ b
         ctx.save_for_backward(inverse, of_a, of_b)
         return of_a, of_b
 
@@ -162,7 +168,8 @@ class UnitLowerSolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_of_a: Tensor, d_of_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inverse, of_a, of_b = ctx.saved_tensors
-        d_a, d_b = inverse.mT @ d_of_a, inverse.mT @ d_of_b
+        d_a = inverse.mT @ d_of_a
+        d_b = inverse.mT @ d_of_b
         d_x = (d_a @ of_a.mT).add_(d_b @ of_b.mT).tril_(-1).neg_()
         return d_x, d_a, d_b
 
@@ -176,7 +183,8 @@ def unit_lower_inverse(x: Tensor) -> Tensor:
     """The blocks on the diagonal are solved, and neighbours merged as (I + [[A, 0], [B, C]])^-1 =
     [[A', 0], [-C' B A', C']], with A' and C' their inverses. x (..., C, C), C a power of two."""
     size = min(x.shape[-1], SOLVED)
-    inverse, blocks = torch.zeros_like(x), on_diagonal(x, size)
+    inverse = torch.zeros_like(x)
+    blocks = on_diagonal(x, size)
     eye = torch.eye(size, dtype=x.dtype, device=x.device).expand_as(blocks)
     solved = torch.linalg.solve_triangular(blocks, eye, upper=False, unitriangular=True)
     on_diagonal(inverse, size).copy_(solved)

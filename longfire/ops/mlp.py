@@ -14,7 +14,9 @@ from longfire.ops.linear import Linear
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020). Keeps its two inputs only: silu(gate) is made again in the
     backward."""
-    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
+    if torch.is_grad_enabled():
+        return _SwiGLU.apply(gate, up)
+    return F.silu(gate).mul_(up)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -33,7 +35,9 @@ class _SwiGLU(torch.autograd.Function):
 def squared_relu(x: Tensor) -> Tensor:
     """relu(x)^2 (So 2021, Primer). Keeps relu(x), of which the gradient is 2 relu(x): one pass,
     where autograd's takes four."""
-    return _SquaredReLU.apply(x) if torch.is_grad_enabled() else squared_relu_reference(x)
+    if torch.is_grad_enabled():
+        return _SquaredReLU.apply(x)
+    return squared_relu_reference(x)
 
 
 def squared_relu_reference(x: Tensor) -> Tensor:
@@ -80,7 +84,9 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def gated(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """act(gate) * up with the activation of a gated MLP (Shazeer 2020)."""
-    return swiglu(gate, up) if kind == "swiglu" else gated_reference(gate, up, kind)
+    if kind == "swiglu":
+        return swiglu(gate, up)
+    return gated_reference(gate, up, kind)
 
 
 def gated_reference(gate: Tensor, up: Tensor, kind: str) -> Tensor:

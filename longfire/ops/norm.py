@@ -69,7 +69,9 @@ class _RMSNorm(torch.autograd.Function):
         r = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
         y = x * r
-        return y if weight is None else y.mul_(weight)
+        if weight is None:
+            return y
+        return y.mul_(weight)
 
     @staticmethod
     @once_differentiable
@@ -95,7 +97,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, affine: bool = True) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)) if affine else None, eps
+        self.weight = nn.Parameter(torch.ones(size)) if affine else None
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
@@ -106,7 +109,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, affine: bool = True, bias: bool = True) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)) if affine else None, eps
+        self.weight = nn.Parameter(torch.ones(size)) if affine else None
+        self.eps = eps
         self.bias = nn.Parameter(torch.zeros(size)) if affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +125,8 @@ class GatedRMSNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size)) if affine else None
-        self.eps, self.activation = eps, activation
+        self.eps = eps
+        self.activation = activation
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """gate: as many numbers as x, heads side by side if need be."""
@@ -136,10 +141,12 @@ class GroupedGatedRMSNorm(RMSNorm):
 
     def __init__(self, size: int, eps: float, groups: int, norm_before_gate: bool) -> None:
         super().__init__(size, eps)
-        self.groups, self.norm_before_gate = groups, norm_before_gate
+        self.groups = groups
+        self.norm_before_gate = norm_before_gate
 
     def forward(self, x_BTD: Tensor, gate_BTD: Tensor) -> Tensor:
-        y_BTD, gate_BTD = in_fp32(x_BTD), F.silu(in_fp32(gate_BTD))
+        y_BTD = in_fp32(x_BTD)
+        gate_BTD = F.silu(in_fp32(gate_BTD))
         y_BTD = y_BTD if self.norm_before_gate else y_BTD * gate_BTD
         y_BTD = self.normalised(y_BTD)
         return (y_BTD * gate_BTD if self.norm_before_gate else y_BTD).to(x_BTD.dtype)

@@ -60,16 +60,16 @@ class Rotary:
         f = 1.0 / wavelengths
         if self.scaling == "linear":  # position interpolation (Chen 2023)
             return f / self.factor
-        return self.llama3(f) if self.scaling == "llama3" else f
+        if self.scaling == "llama3":
+            return self.llama3(f)
+        return f
 
     def llama3(self, f: Tensor) -> Tensor:
         """Slow pairs, which did not turn once in original_length / low_freq_factor, are
         interpolated; fast ones are not; a ramp between (Llama 3.1)."""
         wavelength = 2 * math.pi / f
-        longest, shortest = (
-            self.original_length / self.low_freq_factor,
-            self.original_length / self.high_freq_factor,
-        )
+        longest = self.original_length / self.low_freq_factor
+        shortest = self.original_length / self.high_freq_factor
         ramp = (self.original_length / wavelength - self.low_freq_factor) / (
             self.high_freq_factor - self.low_freq_factor
         )
@@ -87,10 +87,13 @@ class Rotary:
                 / (2 * math.log(self.theta))
             )
 
-        low, high = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
+        low = pair_that_turns(self.beta_fast)
+        high = pair_that_turns(self.beta_slow)
         if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, self.size - 1)
+            low = math.floor(low)
+            high = math.ceil(high)
+        low = max(low, 0)
+        high = min(high, self.size - 1)
         if low == high:
             high += 0.001
         places = torch.arange(len(wavelengths), dtype=torch.float32, device=wavelengths.device)
@@ -101,9 +104,10 @@ class Rotary:
     def magnitude(self) -> float:
         """What turned queries and keys are multiplied by."""
         if self.scaling == "longrope":
-            growth = (
-                math.log(self.factor) / math.log(self.original_length) if self.factor > 1 else 0.0
-            )
+            if self.factor > 1:
+                growth = math.log(self.factor) / math.log(self.original_length)
+            else:
+                growth = 0.0
             return self.attention_factor or math.sqrt(1 + growth)
         if self.scaling != "yarn":
             return 1.0
@@ -145,8 +149,10 @@ def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
     """Turn channel pair (i, i + size/2) by the angles of `Rotary.turns`: the half-split layout of
     Hugging Face. Channels beyond the first `size` stay as they are (partial rotary). Rounded to x's
     dtype once; float64 inputs are turned in float64."""
-    size, dtype = 2 * cos_BT1K.shape[-1], working_dtype(x_BTHK)
-    cos, sin = cos_BT1K.to(dtype), sin_BT1K.to(dtype)
+    size = 2 * cos_BT1K.shape[-1]
+    dtype = working_dtype(x_BTHK)
+    cos = cos_BT1K.to(dtype)
+    sin = sin_BT1K.to(dtype)
     turn_all = _Turn.apply if torch.is_grad_enabled() else turned
     if size == x_BTHK.shape[-1]:
         return turn_all(x_BTHK, cos, sin)

@@ -18,7 +18,8 @@ from longfire.ops.chunkwise import goes_on
 from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
 
-TOKENS = 32  # of a chunk: 8 to 64 are as fast within a tenth; the states kept are then half of x where N = 16
+# of a chunk: 8 to 64 are as fast within a tenth; the states kept are then half of x where N = 16
+TOKENS = 32
 
 
 def selective_scan(
@@ -56,7 +57,8 @@ def selective_scan_reference(
 ) -> tuple[Tensor, Tensor]:
     """The truth: the recurrence, a token at a time. Same arguments and result."""
     dtype = working_dtype(x_BTD)
-    h_BDN, A_DN = start(initial_state_BDN, x_BTD, A_DN), A_DN.to(dtype)
+    h_BDN = start(initial_state_BDN, x_BTD, A_DN)
+    A_DN = A_DN.to(dtype)
     outputs = []
     tokens = zip(*(x.to(dtype).unbind(1) for x in (x_BTD, dt_BTD, B_BTN, C_BTN)))
     for t, (x_BD, dt_BD, B_BN, C_BN) in enumerate(tokens):
@@ -90,11 +92,9 @@ def selective_scan_chunks(
 def start(state_BDN: Tensor | None, x_BTD: Tensor, A_DN: Tensor) -> Tensor:
     """The state before the first token, zeros if None, in the working dtype."""
     dtype = working_dtype(x_BTD)
-    return (
-        x_BTD.new_zeros(len(x_BTD), *A_DN.shape, dtype=dtype)
-        if state_BDN is None
-        else state_BDN.to(dtype)
-    )
+    if state_BDN is None:
+        return x_BTD.new_zeros(len(x_BTD), *A_DN.shape, dtype=dtype)
+    return state_BDN.to(dtype)
 
 
 # An operator of its own with a backward written out, for autograd's sake and torch.compile's: see
@@ -114,10 +114,8 @@ def scan_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y (B, T, D) in x's dtype, the last state (B, N, D), the state before each chunk (chunks, B,
     N, D))."""
-    y_BTD, before = (
-        torch.empty_like(x_BTD),
-        h_BND.new_empty(-(-x_BTD.shape[1] // TOKENS), *h_BND.shape),
-    )
+    y_BTD = torch.empty_like(x_BTD)
+    before = h_BND.new_empty(-(-x_BTD.shape[1] // TOKENS), *h_BND.shape)
     h_BND = h_BND.clone()
     for chunk, before_BND in zip(chunks(x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, starts_BT), before):
         states_BTND = chunk.states(before_BND.copy_(h_BND))
@@ -159,7 +157,8 @@ def chunks(
     step: int = 1,
 ) -> Iterator[Chunk]:
     """The chunks from the first to the last, or back if step is -1."""
-    T, A_ND = x_BTD.shape[1], A_DN.to(working_dtype(x_BTD)).T.contiguous()
+    T = x_BTD.shape[1]
+    A_ND = A_DN.to(working_dtype(x_BTD)).T.contiguous()
     for begin in range(0, T, TOKENS)[::step]:
         yield Chunk(
             slice(begin, min(begin + TOKENS, T)), [x_BTD, dt_BTD, B_BTN, C_BTN], A_ND, starts_BT
@@ -196,9 +195,12 @@ def scan_tokens_backward(
     A_DN = inputs[2]
     A_ND = A_DN.to(before.dtype).T.contiguous()
     d_x_BTD, d_dt_BTD, _, d_B_BTN, d_C_BTN = (x.new_empty(x.shape) for x in inputs)
-    d_A_BND, carried_BND = torch.zeros_like(before[0]), d_last_BND
+    d_A_BND = torch.zeros_like(before[0])
+    carried_BND = d_last_BND
     for chunk, h_BND in zip(chunks(*inputs, starts_BT, step=-1), before.flip(0)):
-        span, decay_BTND, states_BTND = chunk.span, chunk.decay_BTND, chunk.states(h_BND)
+        span = chunk.span
+        decay_BTND = chunk.decay_BTND
+        states_BTND = chunk.states(h_BND)
         d_y = d_y_BTD[:, span].to(before.dtype)
         d_C_BTN[:, span] = (states_BTND @ d_y[..., None]).squeeze(-1)
         d_BTND = chunk.C_BTN[..., None] * d_y[:, :, None, :]

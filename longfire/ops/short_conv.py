@@ -44,10 +44,12 @@ def short_conv_reference(
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The truth, token by token as the sum is written. Same arguments and result."""
-    width, dtype = weight_DW.shape[1], working_dtype(x_BTD)
-    state = (
-        x_BTD.new_zeros(len(x_BTD), x_BTD.shape[2], width - 1) if state_BDW is None else state_BDW
-    )
+    width = weight_DW.shape[1]
+    dtype = working_dtype(x_BTD)
+    if state_BDW is None:
+        state = x_BTD.new_zeros(len(x_BTD), x_BTD.shape[2], width - 1)
+    else:
+        state = state_BDW
     window_BDW = state.to(x_BTD.dtype)
     outputs = []
     for t in range(x_BTD.shape[1]):
@@ -111,12 +113,14 @@ class _ShiftedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y_BTD: Tensor) -> tuple[Tensor | None, ...]:
         rows_BPD, weight_DW, bias_D, ids_BP = ctx.saved_tensors
-        rows32_BPD, d_BTD = in_fp32(rows_BPD), in_fp32(d_y_BTD)
+        rows32_BPD = in_fp32(rows_BPD)
+        d_BTD = in_fp32(d_y_BTD)
         if ctx.silu:
             d_BTD = torch.ops.aten.silu_backward(
                 d_BTD, shifted_sum(rows32_BPD, weight_DW, bias_D, ids_BP)
             )
-        T, taps_WD = d_BTD.shape[1], taps_of(weight_DW)
+        T = d_BTD.shape[1]
+        taps_WD = taps_of(weight_DW)
         d_rows_BPD = torch.zeros_like(rows32_BPD)
         d_taps_WD = torch.empty_like(taps_WD)
         for tap, weight_D in enumerate(taps_WD):
@@ -137,7 +141,9 @@ def shifted_sum(
     y_BTD = rows_BPD[:, len(earlier_WD) :] * last_D
     for tap, weight_D in enumerate(earlier_WD):
         y_BTD.addcmul_(seen_by(tap, ids_BP, rows_BPD[:, tap : tap + T]), weight_D)
-    return y_BTD if bias_D is None else y_BTD.add_(bias_D)
+    if bias_D is None:
+        return y_BTD
+    return y_BTD.add_(bias_D)
 
 
 def taps_of(weight_DW: Tensor) -> Tensor:

@@ -28,13 +28,13 @@ def value_tree(products: Tensor, value: Tensor, decay: Tensor) -> list[Tensor]:
     seam, where two blocks of 2 merge (a3 from it, a2 to it): out_3 += a3 (P31 (v1 a2) + P32 v2).
     """
     out = products.diagonal(dim1=-2, dim2=-1)[..., None] * value
-    to_end, from_start, whole = value.clone(), decay.clone(), decay
+    to_end = value.clone()
+    from_start = decay.clone()
+    whole = decay
     for size in block_sizes(value):
-        early, late, out_late = (
-            early_of(one(to_end), size),
-            late_of(one(from_start), size),
-            late_of(one(out), size),
-        )
+        early = early_of(one(to_end), size)
+        late = late_of(one(from_start), size)
+        out_late = late_of(one(out), size)
         rows_of(out_late).addcmul_(
             rows_of(late), few_times(below_diagonal(products, size), rows_of(early))
         )
@@ -57,16 +57,23 @@ def value_tree_backward(
     products: Tensor, value: Tensor, decay: Tensor, d_outputs: list[Tensor]
 ) -> list[Tensor]:
     """The gradients of products, value and decay."""
-    d_out, d_to_end, d_from_start = d_outputs[0], d_outputs[1].clone(), d_outputs[2].clone()
+    d_out = d_outputs[0]
+    d_to_end = d_outputs[1].clone()
+    d_from_start = d_outputs[2].clone()
     levels = []
-    to_end, from_start, whole = value.clone(), decay.clone(), decay
+    to_end = value.clone()
+    from_start = decay.clone()
+    whole = decay
     for size in block_sizes(value):
-        early, late = early_of(one(to_end), size), late_of(one(from_start), size)
+        early = early_of(one(to_end), size)
+        late = late_of(one(from_start), size)
         levels.append((size, whole, rows_of(early).clone(), rows_of(late).clone()))
         whole = merge(whole, early, late)
-    d_products, d_whole = torch.zeros_like(products), torch.zeros_like(whole)
+    d_products = torch.zeros_like(products)
+    d_whole = torch.zeros_like(whole)
     for size, whole, early, late in reversed(levels):
-        block_early, block_late = early_of(one(d_to_end), size), late_of(one(d_from_start), size)
+        block_early = early_of(one(d_to_end), size)
+        block_late = late_of(one(d_from_start), size)
         d_early, d_late, d_out_late = map(
             rows_of, (block_early, block_late, late_of(one(d_out), size))
         )
@@ -74,7 +81,8 @@ def value_tree_backward(
         d_whole_late = d_whole * whole_early + (d_early * early).sum(-2)
         d_whole_early = d_whole * whole_late + (d_late * late).sum(-2)
         merge(whole, block_early, block_late)
-        below, d_seen = below_diagonal(products, size), d_out_late * late
+        below = below_diagonal(products, size)
+        d_seen = d_out_late * late
         d_late.addcmul_(d_out_late, few_times(below, early))
         d_early += few_times(below.mT, d_seen)
         below_diagonal(d_products, size).copy_(d_seen @ early.mT)

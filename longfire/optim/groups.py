@@ -54,12 +54,11 @@ def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
     embedding: of every nn.Embedding, and so of a head that is tied to one. matrix: what has at
     least two dims and is a module's `weight` (rates and bounds may have two dims, too).
     """
-    embeddings = {
-        p
-        for m in model.modules()
-        if isinstance(m, nn.Embedding)
-        for p in m.parameters(recurse=False)
-    }
+    embeddings = set()
+    for m in model.modules():
+        if isinstance(m, nn.Embedding):
+            for p in m.parameters(recurse=False):
+                embeddings.add(p)
     head = model.head_weight
     found: dict[nn.Parameter, Role] = {}
     for name, parameter in model.named_parameters():
@@ -78,7 +77,10 @@ def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
 
 def updates_of(model: nn.Module, rule: OptimizerRule) -> dict[nn.Parameter, Update]:
     """The update of each parameter that learns."""
-    return {parameter: rule.update_of(role, parameter) for parameter, role in roles(model).items()}
+    found: dict[nn.Parameter, Update] = {}
+    for parameter, role in roles(model).items():
+        found[parameter] = rule.update_of(role, parameter)
+    return found
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -14,7 +14,9 @@ from longfire.optim.contract import Update
 def update_of_group(group: Mapping[str, object]) -> Update | None:
     """What a group of a torch optimizer declares; None for one that was not made from a rule."""
     update = group.get("update")
-    return update if isinstance(update, Update) else None
+    if isinstance(update, Update):
+        return update
+    return None
 
 
 def declared_updates(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Update]:
@@ -45,9 +47,10 @@ def refuse_undeclared_state(optimizer: torch.optim.Optimizer) -> None:
         for name, value in optimizer.state.get(parameter, {}).items():
             if name not in declared or not isinstance(value, Tensor):
                 raise CheckpointError(
-                    f"the optimizer keeps {name!r} ({type(value).__name__}) of a parameter, but its "
-                    f"update {update.name!r} declares tensors named {', '.join(sorted(declared))}: "
-                    "correct `state` of the update, or what the optimizer keeps"
+                    f"the optimizer keeps {name!r} ({type(value).__name__}) of a parameter, but "
+                    f"its update {update.name!r} declares tensors named "
+                    f"{', '.join(sorted(declared))}: correct `state` of the update, or what the "
+                    "optimizer keeps"
                 )
 
 

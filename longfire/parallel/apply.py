@@ -22,7 +22,8 @@ from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.plan import reshards
 from longfire.parallel.sharding import local, placed_parameters
 
-DEFAULTS, FUSED = Parallelism(), Attention()
+DEFAULTS = Parallelism()
+FUSED = Attention()
 
 
 def parallelize(
@@ -87,11 +88,10 @@ def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
         torch.float32 if narrow else None,
         cast_forward_inputs=False,
     )
-    offload = (
-        CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
-        if parallelism.cpu_offload
-        else OffloadPolicy()
-    )
+    if parallelism.cpu_offload:
+        offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+    else:
+        offload = OffloadPolicy()
     again = reshards(parallelism, mesh.size("pp"), mesh.size(*SHARDS))
     for block in model.layers:
         fully_shard(
@@ -118,7 +118,9 @@ def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
 
 def roots(model: nn.Module) -> Sequence[nn.Module]:
     """What is called to compute: the model, or each of its stages."""
-    return model.pipeline.stages if model.pipeline else (model,)
+    if model.pipeline:
+        return model.pipeline.stages
+    return (model,)
 
 
 def sharded(model: nn.Module) -> list[FSDPModule]:
@@ -141,7 +143,8 @@ def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
 def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
     """The gradients on this process, and how many processes hold each: every number of the model is
     counted once in the norm, that of a copy by its owner (here its share is 1 / infinity)."""
-    found, copies = [], []
+    found = []
+    copies = []
     everywhere = mesh.size("dp_replicate")
     for _, parameter, spec in placed_parameters(model):
         if parameter.grad is not None:

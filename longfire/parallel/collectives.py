@@ -123,7 +123,8 @@ def cross(x: Tensor, there: str, back: str, group: str) -> Tensor:
 class _Cross(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: str, back: str, group: str) -> Tensor:
-        ctx.back, ctx.group = back, group
+        ctx.back = back
+        ctx.group = group
         return WAYS[there](x, group)
 
     @staticmethod

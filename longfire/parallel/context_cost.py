@@ -128,9 +128,9 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
         return 1.0
     segments = processes * SEGMENTS[layout]
     length = tokens / segments
-    work = [
-        keys_seen((i + 1) * length, window) - keys_seen(i * length, window) for i in range(segments)
-    ]
+    work = []
+    for i in range(segments):
+        work.append(keys_seen((i + 1) * length, window) - keys_seen(i * length, window))
     if SEGMENTS[layout] == 2:
         work = [work[r] + work[-1 - r] for r in range(processes)]
     return max(work) * processes / keys_seen(tokens, window)

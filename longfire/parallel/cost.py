@@ -150,10 +150,13 @@ def device_of(name: str, memory: str = "") -> Device:
     those that are known."""
     if name not in DEVICES:
         raise SettingsError(
-            f"--device = {name!r} is not one of {', '.join(DEVICES)}; take the nearest and say --memory"
+            f"--device = {name!r} is not one of {', '.join(DEVICES)}; take the nearest and say "
+            "--memory"
         )
     device = DEVICES[name]
-    return replace(device, memory_bytes=bytes_of(memory)) if memory else device
+    if memory:
+        return replace(device, memory_bytes=bytes_of(memory))
+    return device
 
 
 def device_here(name: str, memory_bytes: float) -> Device:

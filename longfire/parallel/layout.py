@@ -94,7 +94,11 @@ class Layout(NamedTuple):
 
     def by_process(self) -> list[int]:
         """The segments of all processes, one after the other."""
-        return [segment for place in self.places for segment in place]
+        found: list[int] = []
+        for place in self.places:
+            for segment in place:
+                found.append(segment)
+        return found
 
     def balance(self, work_BT: Tensor) -> float:
         """The most work of a process over the mean of all; 1 is even."""
@@ -122,7 +126,8 @@ def zigzag(processes: int) -> tuple[tuple[int, ...], ...]:
 def dealt(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ...]:
     """Segments dealt to the process with the least work that has room, the heaviest first (Graham
     1969)."""
-    room, load = len(work) // processes, [0.0] * processes
+    room = len(work) // processes
+    load = [0.0] * processes
     places: list[list[int]] = [[] for _ in range(processes)]
     for segment in sorted(range(len(work)), key=lambda s: (-work[s], s)):
         rank = min(
@@ -197,7 +202,9 @@ class ContextShard:
     def starts(self) -> list[list[int]]:
         """Where the documents of each whole sequence begin, in its order; where they flow on, one
         sequence stands for all. Waits for the device once."""
-        return [[0]] if self.flows else starts_of(self.row_ids_BP)
+        if self.flows:
+            return [[0]]
+        return starts_of(self.row_ids_BP)
 
     @cached_property
     def plans(self) -> dict[Hashable, Any]:
@@ -208,7 +215,9 @@ class ContextShard:
     @cached_property
     def whole(self) -> Documents | None:
         """The documents of the whole rows, without what fills them; None where they flow on."""
-        return None if self.flows else Documents.from_ids(self.row_ids_BP[:, : self.layout.tokens])
+        if self.flows:
+            return None
+        return Documents.from_ids(self.row_ids_BP[:, : self.layout.tokens])
 
     def fold(self, x_BT: Tensor) -> Tensor:
         """(B, each * length, ...) -> (B * each, length, ...): a segment is a row."""

@@ -164,9 +164,10 @@ def joined(
     if world.size == 1:
         yield Mesh(degrees)
         return
-    to_meet = (
-        timedelta(seconds=comm.init_timeout_seconds) if comm.init_timeout_seconds else FOR_EVER
-    )
+    if comm.init_timeout_seconds:
+        to_meet = timedelta(seconds=comm.init_timeout_seconds)
+    else:
+        to_meet = FOR_EVER
     if comm.trace_buf_size:
         launch.record_collectives(comm.trace_buf_size)
     try:
@@ -189,8 +190,9 @@ def joined(
             )
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
-            f"process {world.rank} of {world.size} could not join the others at {launch.meeting_point()}: {first_line(error)}. The "
-            "address must be that of the machine of rank 0, and the port free there: set MASTER_ADDR and MASTER_PORT"
+            f"process {world.rank} of {world.size} could not join the others at "
+            f"{launch.meeting_point()}: {first_line(error)}. The address must be that of the "
+            "machine of rank 0, and the port free there: set MASTER_ADDR and MASTER_PORT"
         ) from error
     try:
         yield Mesh.of_degrees(degrees, device.type)
@@ -198,8 +200,9 @@ def joined(
         if not any(word in str(error) for word in LOST):
             raise
         raise TrainingError(
-            f"process {world.rank} lost the others ({first_line(error)}): the one that ended first says why. The newest whole "
-            "checkpoint stays, and the same command resumes from it"
+            f"process {world.rank} lost the others ({first_line(error)}): the one that ended "
+            "first says why. The newest whole checkpoint stays, and the same command resumes "
+            "from it"
         ) from error
     finally:
         dist.destroy_process_group()

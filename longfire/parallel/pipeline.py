@@ -22,7 +22,8 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     PipelineScheduleMulti,
     PipelineScheduleSingle,
-    _PipelineScheduleRuntime,  # the one that runs any order; torch has no public name for it, nor for reading a file
+    # the one that runs any order; torch has no public name for it, nor for reading a file
+    _PipelineScheduleRuntime,
     get_schedule_class,
 )
 
@@ -74,11 +75,16 @@ class Stage(Model):
         self.of = (
             model,
         )  # not a submodule: whose ways in and out tensor parallelism may have changed
-        self.config, self.compute_dtype, self.number = model.config, model.compute_dtype, number
-        self.is_first, self.is_last = number == 0, number == placed.stages - 1
-        self.local_ops, self.saved_activations = model.local_ops, model.saved_activations
+        self.config = model.config
+        self.compute_dtype = model.compute_dtype
+        self.number = number
+        self.is_first = number == 0
+        self.is_last = number == placed.stages - 1
+        self.local_ops = model.local_ops
+        self.saved_activations = model.saved_activations
         hold(self, model, {number}, placed)
-        self.taken, self.given = (carried(model, placed, stage) for stage in (number, number + 1))
+        self.taken = carried(model, placed, number)
+        self.given = carried(model, placed, number + 1)
         self.microbatches: Sequence[tuple[Batch, Tensor | None]] = ()  # with the noise of dropout
         self.microbatch = 0  # the number of the one that comes next
         self.end: Callable[[Model, Tensor, Batch], Any] | None = None
@@ -103,7 +109,8 @@ def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
     A head that shares the embedding's parameter lies beside the embedding, so that the parameter
     has the same name everywhere.
     """
-    is_first, is_last = 0 in stages, placed.stages - 1 in stages
+    is_first = 0 in stages
+    is_last = placed.stages - 1 in stages
     numbers = [layer for stage in stages for layer in placed.layers[stage]]
     used = {mixer_of(model.config.layer_types[layer]) for layer in numbers}
     part.embed = model.embed if is_first or (is_last and model.config.tie_word_embeddings) else None
@@ -164,8 +171,9 @@ def cut(
     for name, processes in holders.items():
         if len(processes) > len(set(processes)) and mesh.size(*DATA, "cp") > 1:
             raise SettingsError(
-                f"{SCHEDULE} = {parallelism.pipeline_parallel_schedule!r} puts two stages with {name} on one process, which sharded "
-                f"parameters do not allow: take a schedule with one stage a process, as 1F1B, or {DEGREE} = 1"
+                f"{SCHEDULE} = {parallelism.pipeline_parallel_schedule!r} puts two stages with "
+                f"{name} on one process, which sharded parameters do not allow: take a schedule "
+                f"with one stage a process, as 1F1B, or {DEGREE} = 1"
             )
     holders = {name: list(dict.fromkeys(processes)) for name, processes in holders.items()}
     hold(model, model, set(placed.on(here)), placed)
@@ -190,13 +198,11 @@ class Pipeline:
         holders: dict[str, list[int]],
         halves: bool,
     ) -> None:
-        self.mesh, self.parallelism, self.stages, self.placed, self.halves = (
-            mesh,
-            parallelism,
-            stages,
-            placed,
-            halves,
-        )
+        self.mesh = mesh
+        self.parallelism = parallelism
+        self.stages = stages
+        self.placed = placed
+        self.halves = halves
         self.copies = {name: processes for name, processes in holders.items() if len(processes) > 1}
         self.made: tuple[Any, PipelineScheduleSingle | PipelineScheduleMulti] | None = (
             None  # for which microbatches
@@ -212,7 +218,8 @@ class Pipeline:
         Gradients are added to `.grad`, those of parameters with copies on other stages already
         summed; noises: of dropout, one a microbatch.
         """
-        ids_BT, losses = microbatches[0].ids_BT, []
+        ids_BT = microbatches[0].ids_BT
+        losses = []
         schedule = self.schedule(len(microbatches), ids_BT)
 
         def end(model: Model, hidden_BTD: Tensor, batch: Batch) -> Tensor:
@@ -234,7 +241,8 @@ class Pipeline:
         self, microbatches: Sequence[tuple[Batch, Tensor | None]], end: Callable | None
     ) -> None:
         for stage in self.stages:
-            stage.microbatches, stage.end = microbatches, end
+            stage.microbatches = microbatches
+            stage.end = end
 
     def schedule(
         self, count: int, ids_BT: Tensor
@@ -259,16 +267,17 @@ class Pipeline:
     def torch_stage(self, stage: Stage, ids_BT: Tensor) -> PipelineStage:
         """What torch has to know of a stage: told, so that it does not try it out with a
         microbatch."""
-        meta = [
-            tuple(
-                torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
-                for size, dtype in passed
+        meta = []
+        for passed in (
+            self.passed(stage, stage.taken, ids_BT),
+            self.passed(stage, stage.given, ids_BT),
+        ):
+            meta.append(
+                tuple(
+                    torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+                    for size, dtype in passed
+                )
             )
-            for passed in (
-                self.passed(stage, stage.taken, ids_BT),
-                self.passed(stage, stage.given, ids_BT),
-            )
-        ]
         said = (torch.empty(1, device="meta", requires_grad=True),)
         return Numbered(
             stage,
@@ -294,7 +303,8 @@ class Pipeline:
     def sum_copies(self) -> None:
         """Add up the gradients of parameters that several processes use, on all of them to the same
         bits: the first one that has it adds and tells the others."""
-        here, parameters = self.mesh.rank("pp"), self.parameters()
+        here = self.mesh.rank("pp")
+        parameters = self.parameters()
         for name, (owner, *others) in self.copies.items():
             if here not in (owner, *others) or not parameters[name].requires_grad:
                 continue
@@ -311,9 +321,11 @@ class Pipeline:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """By name, those of all stages here."""
-        return {
-            name: parameter for stage in self.stages for name, parameter in stage.named_parameters()
-        }
+        found: dict[str, nn.Parameter] = {}
+        for stage in self.stages:
+            for name, parameter in stage.named_parameters():
+                found[name] = parameter
+        return found
 
     @torch.no_grad()
     def losses(self, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
@@ -327,7 +339,9 @@ class Pipeline:
                 model, hidden_BTD, part.labels_BT, chunk_tokens
             ),
         )
-        found, sends, said = [], [], ()
+        found = []
+        sends = []
+        said = ()
         for number, part in enumerate(parts):
             for stage in self.stages:
                 stage.microbatch = number
@@ -366,7 +380,10 @@ class Pipeline:
         after = self.placed.processes[stage.number + 1]
         if after == self.mesh.rank("pp"):
             return []
-        return [(dist.isend(tensor, self.rank_of(after), self.group), tensor) for tensor in said]
+        found: list[tuple[dist.Work, Tensor]] = []
+        for tensor in said:
+            found.append((dist.isend(tensor, self.rank_of(after), self.group), tensor))
+        return found
 
     def from_last(self, tensor: Tensor) -> Tensor:
         """The tensor of the process that has the last stage."""
@@ -416,7 +433,9 @@ def with_gradients(loss: Loss, model: Model, hidden_BTD: Tensor, batch: Batch) -
     """
     leaf_BTD = hidden_BTD.detach().requires_grad_()
     said = loss(model, leaf_BTD, batch)
-    parameters = [p for p in (model.head.weight,) if p.requires_grad]
+    parameters = []
+    if model.head.weight.requires_grad:
+        parameters.append(model.head.weight)
     for_hidden_BTD, *for_parameters = torch.autograd.grad(said, [leaf_BTD, *parameters])
     total = _Known.apply(hidden_BTD, for_hidden_BTD, said.detach()[None])
     for parameter, gradient in zip(parameters, for_parameters):

@@ -26,17 +26,17 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
     told = ", ".join(f"{DEGREES[axis]} = {given[axis]}" for axis in DEGREES)
     if len(open_axes) > 1 or any(degree < 1 and degree != -1 for degree in given.values()):
         raise SettingsError(
-            f"parallelism: {told}: at most one degree may be -1 (the processes that remain), none below it or 0"
+            f"parallelism: {told}: at most one degree may be -1 (the processes that remain), none "
+            "below it or 0"
         )
     fixed = prod(degree for degree in given.values() if degree != -1)
     if open_axes:
         given[open_axes[0]] = processes // fixed
     if prod(given.values()) != processes:
-        fix = (
-            f"start a multiple of {fixed}"
-            if open_axes
-            else f"start {fixed}, or set data_parallel_shard_degree = -1"
-        )
+        if open_axes:
+            fix = f"start a multiple of {fixed}"
+        else:
+            fix = f"start {fixed}, or set data_parallel_shard_degree = -1"
         raise SettingsError(
             f"parallelism: {told} do not make up the {processes} process(es) that run: {fix}"
         )
@@ -52,13 +52,15 @@ def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
         numbers = []
     if len(numbers) != len(MESH_DIM):
         raise SettingsError(
-            f"parallelism.mesh_dim = {parallelism.mesh_dim!r} must be four numbers, replicas,shards,tensor,context, as 1,64,4,1"
+            f"parallelism.mesh_dim = {parallelism.mesh_dim!r} must be four numbers, "
+            "replicas,shards,tensor,context, as 1,64,4,1"
         )
     plain = Parallelism()
     for axis in MESH_DIM:
         if getattr(parallelism, DEGREES[axis]) != getattr(plain, DEGREES[axis]):
             raise SettingsError(
-                f"parallelism.mesh_dim and parallelism.{DEGREES[axis]} say the same: leave one of them out"
+                f"parallelism.mesh_dim and parallelism.{DEGREES[axis]} say the same: leave one of "
+                "them out"
             )
     return dict(zip(MESH_DIM, numbers))
 

@@ -87,9 +87,9 @@ def decide(
     """Whether an operation's output is kept."""
     name = operation.name().split(".")[0]
     by_kind = "matmuls" in kept and (name in MATMULS | ATTENTION_KERNELS or "attention" in name)
-    return (
-        CheckpointPolicy.MUST_SAVE if by_kind or name in kept else CheckpointPolicy.PREFER_RECOMPUTE
-    )
+    if by_kind or name in kept:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def kept_operations(policy: tuple[str, ...]) -> frozenset[str] | None:
@@ -103,7 +103,9 @@ def kept_operations(policy: tuple[str, ...]) -> frozenset[str] | None:
 def operation_name(name: str) -> str:
     """mm, aten.mm, aten::mm and aten.mm.default are one operation."""
     parts = name.replace("::", ".").split(".")
-    return f"aten::{name}" if len(parts) == 1 else "::".join(parts[:2])
+    if len(parts) == 1:
+        return f"aten::{name}"
+    return "::".join(parts[:2])
 
 
 def unknown_operations(policy: tuple[str, ...]) -> list[str]:
@@ -125,7 +127,8 @@ class InChunks:
     """
 
     def __init__(self, size: int, sources: int = 1) -> None:
-        self.size, self.sources = size, sources
+        self.size = size
+        self.sources = sources
 
     def __call__(self, part: Callable[..., Tensor], *rows_BTD: Tensor) -> Tensor:
         chunks = list(zip(*(self.cut(x_BTD) for x_BTD in rows_BTD)))
@@ -172,9 +175,9 @@ def kept_on(host: str) -> Iterator[None]:
         return x.device, copied(x, torch.device(host), x.is_cuda)
 
     def come(kept: Any) -> Tensor:
-        return (
-            kept if isinstance(kept, Tensor) else copied(kept[1], kept[0], kept[0].type == "cuda")
-        )
+        if isinstance(kept, Tensor):
+            return kept
+        return copied(kept[1], kept[0], kept[0].type == "cuda")
 
     with torch.autograd.graph.saved_tensors_hooks(go, come):
         yield

@@ -125,7 +125,9 @@ def narrowed(tensor: Tensor, begin: tuple[int, ...], size: tuple[int, ...]) -> T
 
 def local(tensor: Tensor) -> Tensor:
     """The part on this process, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    return tensor
 
 
 def global_shape(tensor: Tensor, spec: ShardSpec) -> torch.Size:

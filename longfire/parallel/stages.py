@@ -15,7 +15,8 @@ from longfire.config.model_config import ModelConfig, TransformersConfig
 from longfire.config.settings import Parallelism
 from longfire.errors import SettingsError
 
-STAGES_EACH = {  # schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise
+# schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise
+STAGES_EACH = {
     "GPipe": 1,
     "1F1B": 1,
     "LoopedBFS": 2,
@@ -46,7 +47,11 @@ class Layout:
 
     def on(self, process: int) -> list[int]:
         """The stages that lie on a process, in order."""
-        return [stage for stage, where in enumerate(self.processes) if where == process]
+        found: list[int] = []
+        for stage, where in enumerate(self.processes):
+            if where == process:
+                found.append(stage)
+        return found
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,12 @@ def begins(parallelism: Parallelism) -> list[int]:
     ]
     if None in points:
         raise SettingsError(
-            f"{POINTS} = {','.join(parallelism.pipeline_parallel_split_points)}: a stage begins with a layer; write layers.NUMBER "
-            "for each"
+            f"{POINTS} = {','.join(parallelism.pipeline_parallel_split_points)}: a stage begins "
+            "with a layer; write layers.NUMBER for each"
         )
-    return [0, *(int(point[1]) for point in points)] if points else []
+    if points:
+        return [0, *(int(point[1]) for point in points)]
+    return []
 
 
 def cheapest(costs: list[float], stages: int) -> list[int]:
@@ -138,7 +145,8 @@ def read_order(file: str) -> Order:
         for stage, kind, number in row
     ]
     where = {stage: process for stage, _, _, process in done}
-    stages, microbatches = len(where), 1 + max((number for _, _, number, _ in done), default=-1)
+    stages = len(where)
+    microbatches = 1 + max((number for _, _, number, _ in done), default=-1)
     wanted = [(stage, number) for stage in range(stages) for number in range(microbatches)]
     forwards, wholes, firsts, seconds = (
         sorted(
@@ -150,8 +158,9 @@ def read_order(file: str) -> Order:
     )
     if not wanted or forwards != wanted or sorted(wholes + firsts) != wanted or firsts != seconds:
         raise SettingsError(
-            f"{CSV} = {file!r} is no order of forwards and backwards: a row a process, and in them once for each stage and microbatch "
-            "STAGEFmicrobatch and STAGEBmicrobatch (or STAGEI... and STAGEW...), a stage always on one process, counted from 0"
+            f"{CSV} = {file!r} is no order of forwards and backwards: a row a process, and in "
+            "them once for each stage and microbatch STAGEFmicrobatch and STAGEBmicrobatch (or "
+            "STAGEI... and STAGEW...), a stage always on one process, counted from 0"
         )
     return Order(microbatches, tuple(where[stage] for stage in range(stages)))
 
@@ -166,19 +175,24 @@ def refusals(
     """Why a run of `microbatches` a step cannot have its layers shared by so many processes: key,
     number and fix of each reason."""
     if isinstance(config, TransformersConfig):
-        yield f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into stages; set it to 1"
+        yield (
+            f"{DEGREE} = {processes}: a model of transformers (model.backend) is not cut into "
+            "stages; set it to 1"
+        )
         return
     if distilled:
         yield (
-            f"{DEGREE} = {processes}: a teacher's hidden states and logits are compared with a whole model's; set it to 1, or "
-            "distillation.teacher to ''"
+            f"{DEGREE} = {processes}: a teacher's hidden states and logits are compared with a "
+            "whole model's; set it to 1, or distillation.teacher to ''"
         )
-    name, file = parallelism.pipeline_parallel_schedule, parallelism.pipeline_parallel_schedule_csv
+    name = parallelism.pipeline_parallel_schedule
+    file = parallelism.pipeline_parallel_schedule_csv
     if not file and name not in STAGES_EACH:
         yield f"{SCHEDULE} = {name!r} is none of {', '.join(STAGES_EACH)}"
         return
     try:
-        placed, points = placement(processes, parallelism), begins(parallelism)
+        placed = placement(processes, parallelism)
+        points = begins(parallelism)
     except SettingsError as error:
         yield str(error)
         return
@@ -193,39 +207,59 @@ def wrong_stages(
     placed: tuple[int, ...],
     points: list[int],
 ) -> Iterator[str]:
-    name, stages = parallelism.pipeline_parallel_schedule, len(placed)
+    name = parallelism.pipeline_parallel_schedule
+    stages = len(placed)
     told = ",".join(parallelism.pipeline_parallel_split_points)
     if parallelism.pipeline_parallel_schedule_csv:
         if set(placed) != set(range(processes)):
-            yield f"{CSV} has stages on {len(set(placed))} processes, {DEGREE} is {processes}: make them equal"
+            yield (
+                f"{CSV} has stages on {len(set(placed))} processes, {DEGREE} is {processes}: make "
+                "them equal"
+            )
         if points and len(points) != stages:
-            yield f"{POINTS} = {told} makes {len(points)} stages, {CSV} has {stages}: name {stages - 1} points"
+            yield (
+                f"{POINTS} = {told} makes {len(points)} stages, {CSV} has {stages}: name "
+                f"{stages - 1} points"
+            )
     elif points and (len(points) % processes or (name in ONE_STAGE and len(points) != processes)):
         what = "as many" if name in ONE_STAGE else "a multiple of as many"
-        yield f"{POINTS} = {told} makes {len(points)} stages for {processes} processes: {name} takes {what}"
+        yield (
+            f"{POINTS} = {told} makes {len(points)} stages for {processes} processes: {name} "
+            f"takes {what}"
+        )
     elif points and name in V_SHAPED and len(points) != 2 * processes:
-        yield f"{POINTS} = {told} makes {len(points)} stages: {name} takes two a process, which are {2 * processes}"
+        yield (
+            f"{POINTS} = {told} makes {len(points)} stages: {name} takes two a process, which are "
+            f"{2 * processes}"
+        )
     if points != sorted(set(points)) or points[-1:] >= [layers]:
-        yield f"{POINTS} = {told}: name layers that follow each other, from layers.1 to layers.{layers - 1}"
+        yield (
+            f"{POINTS} = {told}: name layers that follow each other, from layers.1 to "
+            f"layers.{layers - 1}"
+        )
     if stages > layers:
         yield (
-            f"{DEGREE} = {processes} makes {stages} stages of {layers} layers: at most one stage a layer; lower it, or take a "
-            "schedule with fewer stages, as 1F1B"
+            f"{DEGREE} = {processes} makes {stages} stages of {layers} layers: at most one stage "
+            "a layer; lower it, or take a schedule with fewer stages, as 1F1B"
         )
 
 
 def wrong_microbatches(
     processes: int, stages: int, parallelism: Parallelism, microbatches: int
 ) -> Iterator[str]:
-    name, told = (
-        parallelism.pipeline_parallel_schedule,
-        f"{MICROBATCHES}: {microbatches} microbatches a step",
-    )
+    name = parallelism.pipeline_parallel_schedule
+    told = f"{MICROBATCHES}: {microbatches} microbatches a step"
     if file := parallelism.pipeline_parallel_schedule_csv:
         if microbatches != read_order(file).microbatches:
             yield f"{told}, but {CSV} orders {read_order(file).microbatches}; make them equal"
     elif name in {"1F1B", "DualPipeV"} and microbatches < stages:
-        yield f"{told} are fewer than the {stages} stages that {name} fills; ask for {stages} at least, or for another schedule"
+        yield (
+            f"{told} are fewer than the {stages} stages that {name} fills; ask for {stages} at "
+            "least, or for another schedule"
+        )
     elif name in ROUNDS and microbatches % max(1, microbatches // processes):
         rounds = max(1, microbatches // processes)
-        yield f"{told}: {name} sends them in {rounds} rounds of equal size; take a multiple of {DEGREE} = {processes}"
+        yield (
+            f"{told}: {name} sends them in {rounds} rounds of equal size; take a multiple of "
+            f"{DEGREE} = {processes}"
+        )

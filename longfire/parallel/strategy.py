@@ -50,8 +50,10 @@ def halo_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
 
 def to_everyone(what: str, here: int, cut: Cut, device: Device, kept: float = 0.0) -> Exchange:
     """`here` bytes of each process come to all, and as much goes the other way in the backward."""
-    n, times = cut.processes, 2 + cut.again
-    sent, whole = times * (n - 1) * here, float(n * here)
+    n = cut.processes
+    times = 2 + cut.again
+    sent = times * (n - 1) * here
+    whole = float(n * here)
     seconds = sent / cost.bandwidth(device, n, cut.inner) + times * (n - 1) * cost.LATENCY
     return Exchange(what, sent, seconds, seconds, kept=kept, forward=whole, backward=whole)
 
@@ -97,11 +99,11 @@ def rank_strategies(
 
 def describe(ranked: Sequence[Ranked], cut: Cut) -> str:
     """The choice and its runner-up in one sentence, with what is predicted of each."""
-    said = [
-        f"{one.strategy} ({one.bytes / 1e9:.3g} GB sent, {one.seconds:.3g} s waited, {one.held / 1e9:.3g} GB held"
-        + ("" if one.fits else "; does not fit")
-        + ")"
-        for one in ranked[:2]
-    ]
+    said = []
+    for one in ranked[:2]:
+        said.append(
+            f"{one.strategy} ({one.bytes / 1e9:.3g} GB sent, {one.seconds:.3g} s waited, "
+            f"{one.held / 1e9:.3g} GB held" + ("" if one.fits else "; does not fit") + ")"
+        )
     rows = f"rows of {cut.tokens:,} tokens over {cut.processes} processes, {cut.layout}"
     return f"{rows}: {said[0]}" + (f"; runner-up {said[1]}" if len(said) > 1 else "")

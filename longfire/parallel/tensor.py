@@ -52,19 +52,15 @@ class TensorGroup:
 
     @property
     def into(self) -> CollectivePair:
-        return (
-            CollectivePair("gather", "scatter", self.group)
-            if self.sequence_parallel
-            else CollectivePair("same", "sum", self.group)
-        )
+        if self.sequence_parallel:
+            return CollectivePair("gather", "scatter", self.group)
+        return CollectivePair("same", "sum", self.group)
 
     @property
     def out(self) -> CollectivePair:
-        return (
-            CollectivePair("scatter", "gather", self.group)
-            if self.sequence_parallel
-            else CollectivePair("sum", "same", self.group)
-        )
+        if self.sequence_parallel:
+            return CollectivePair("scatter", "gather", self.group)
+        return CollectivePair("sum", "same", self.group)
 
     @property
     def within(self) -> CollectivePair:
@@ -75,7 +71,8 @@ class TensorGroup:
     def range(self, size: int, parts: int = 1) -> tuple[tuple[int, int], ...]:
         """What of `size` numbers is on this process, in each of so many equal parts."""
         whole = size // parts
-        low, high = (whole * n // self.size for n in (self.rank, self.rank + 1))
+        low = whole * self.rank // self.size
+        high = whole * (self.rank + 1) // self.size
         return tuple((part * whole + low, part * whole + high) for part in range(parts))
 
     def tokens(self, x_BT: Tensor) -> Tensor:
@@ -139,17 +136,26 @@ def refusals(
         return
     degree = f"parallelism.tensor_parallel_degree = {tp}"
     if model.head is None:
-        yield f"{degree} splits our own layers, not those of model.backend = 'transformers'; set it to 1"
+        yield (
+            f"{degree} splits our own layers, not those of model.backend = 'transformers'; set it "
+            "to 1"
+        )
         return
     if distilled:
-        yield f"{degree}: a teacher's logits and hidden states are compared whole; set it to 1, or distillation.teacher to ''"
+        yield (
+            f"{degree}: a teacher's logits and hidden states are compared whole; set it to 1, or "
+            "distillation.teacher to ''"
+        )
     if sequence_parallel and seq_len % tp and cp == 1:
         yield (
-            f"{degree} must divide training.seq_len = {seq_len}, since processes share the tokens of a row; change one of them, or "
-            "set parallelism.sequence_parallel to false"
+            f"{degree} must divide training.seq_len = {seq_len}, since processes share the tokens "
+            "of a row; change one of them, or set parallelism.sequence_parallel to false"
         )
     if model.config.vocab_size < tp:
-        yield f"{degree} is more than the vocabulary's {model.config.vocab_size} words; set it to at most that"
+        yield (
+            f"{degree} is more than the vocabulary's {model.config.vocab_size} words; set it to "
+            "at most that"
+        )
     yield from sorted(
         {why for region, name in named_regions(model) for why in unshareable(region, name, tp)}
     )
@@ -157,7 +163,8 @@ def refusals(
 
 def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
     """Why tp processes cannot share a mixer or an MLP."""
-    degree, where = f"parallelism.tensor_parallel_degree = {tp}", "in the model's config"
+    degree = f"parallelism.tensor_parallel_degree = {tp}"
+    where = "in the model's config"
     missing = list(undeclared(region))
     if missing:
         yield from (f"{degree}: {name} does not say {what}; set it to 1" for what in missing)
@@ -166,13 +173,16 @@ def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
     for what, count in counts.items():
         if count % tp:
             yield (
-                f"{degree} must divide the {count} {what} of {name}, since a process has whole ones; set it to a divisor of "
-                f"{count}, or change {region.divided[what]} {where}"
+                f"{degree} must divide the {count} {what} of {name}, since a process has whole "
+                f"ones; set it to a divisor of {count}, or change {region.divided[what]} {where}"
             )
     for leaf, dim, parts in split_leaves(region):
         size = region.get_parameter(leaf).shape[dim] // parts
         if size % tp and not any(count % tp for count in counts.values()):
-            yield f"{degree} must divide the {size} channels of {name}.{leaf}; change their number {where}"
+            yield (
+                f"{degree} must divide the {size} channels of {name}.{leaf}; change their number "
+                f"{where}"
+            )
 
 
 def undeclared(region: nn.Module) -> Iterator[str]:
@@ -225,9 +235,11 @@ def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
 
 def leaves(region: nn.Module, name: str) -> list[str]:
     """Names of the parameters that a role speaks of; none where these settings have none."""
-    return [
-        leaf for leaf, _ in region.named_parameters() if leaf == name or leaf.startswith(f"{name}.")
-    ]
+    found: list[str] = []
+    for leaf, _ in region.named_parameters():
+        if leaf == name or leaf.startswith(f"{name}."):
+            found.append(leaf)
+    return found
 
 
 def has(region: nn.Module, name: str) -> bool:
@@ -239,7 +251,8 @@ def keep_range(
 ) -> None:
     """Leave of a parameter the local part, of each of so many equal parts; its spec says which."""
     path, _, leaf = name.rpartition(".")
-    owner, whole = module.get_submodule(path), module.get_parameter(name)
+    owner = module.get_submodule(path)
+    whole = module.get_parameter(name)
     size = whole.shape[dim]
     ranges = sharers.range(size, parts)
     here = torch.cat([whole.detach().narrow(dim, begin, end - begin) for begin, end in ranges], dim)
@@ -264,11 +277,15 @@ class RowLinear(Linear):
     def __init__(self, own: nn.Linear, road: CollectivePair) -> None:
         with torch.device("meta"):
             super().__init__(own.in_features, own.out_features, bias=own.bias is not None)
-        self.weight, self.bias, self.road = own.weight, own.bias, road
+        self.weight = own.weight
+        self.bias = own.bias
+        self.road = road
 
     def forward(self, x: Tensor) -> Tensor:
         y = cross(linear(x, self.weight), *self.road)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        if self.bias is None:
+            return y
+        return y + self.bias.to(y.dtype)
 
 
 class SharedRMSNorm(RMSNorm):
@@ -277,7 +294,9 @@ class SharedRMSNorm(RMSNorm):
     def __init__(self, own: RMSNorm, road: CollectivePair, processes: int) -> None:
         with torch.device("meta"):
             super().__init__(1, own.eps, own.weight is not None)
-        self.weight, self.road, self.processes = own.weight, road, processes
+        self.weight = own.weight
+        self.road = road
+        self.processes = processes
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_over_all(in_fp32(x), self).to(x.dtype)
@@ -289,7 +308,9 @@ class SharedGroupedGatedRMSNorm(GroupedGatedRMSNorm):
     def __init__(self, own: GroupedGatedRMSNorm, road: CollectivePair, processes: int) -> None:
         with torch.device("meta"):
             super().__init__(1, own.eps, own.groups, own.norm_before_gate)
-        self.weight, self.road, self.processes = own.weight, road, processes
+        self.weight = own.weight
+        self.road = road
+        self.processes = processes
 
     def normalised(self, y_BTD: Tensor) -> Tensor:
         return rms_over_all(y_BTD, self)
@@ -298,7 +319,9 @@ class SharedGroupedGatedRMSNorm(GroupedGatedRMSNorm):
 def rms_over_all(x: Tensor, norm: SharedRMSNorm | SharedGroupedGatedRMSNorm) -> Tensor:
     mean = cross(x.square().mean(-1, keepdim=True), *norm.road) / norm.processes
     y = x * (mean + norm.eps).rsqrt()
-    return y if norm.weight is None else y * norm.weight
+    if norm.weight is None:
+        return y
+    return y * norm.weight
 
 
 def own_rows(linear: nn.Linear, sharers: TensorGroup) -> nn.Module:
@@ -342,7 +365,9 @@ class SharedEmbedding(nn.Embedding):
     def __init__(self, weight_WD: nn.Parameter, road: CollectivePair, first: int) -> None:
         with torch.device("meta"):
             super().__init__(*weight_WD.shape)
-        self.weight, self.road, self.first = weight_WD, road, first
+        self.weight = weight_WD
+        self.road = road
+        self.first = first
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         here_BT = ids_BT - self.first
@@ -358,10 +383,12 @@ class SharedHead(Linear):
     def __init__(self, own: nn.Linear, words: Words) -> None:
         with torch.device("meta"):
             super().__init__(own.in_features, own.out_features, bias=False)
-        self.weight, self.words = own.weight, words
+        self.weight = own.weight
+        self.words = words
 
     def forward(self, x: Tensor) -> Tensor:
-        here, first = linear(x, self.weight), self.words.first
+        here = linear(x, self.weight)
+        first = self.words.first
         after = self.words.total - first - here.shape[-1]
         return self.words.add_up(F.pad(here, (first, after)))
 

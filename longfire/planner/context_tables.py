@@ -26,7 +26,8 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
     tables. Raises SettingsError."""
     if isinstance(run.model_config, TransformersConfig):
         raise SettingsError(
-            "model.backend = 'transformers' has one mixer of its own; `longfire plan --context` wants longfire's"
+            "model.backend = 'transformers' has one mixer of its own; `longfire plan --context` "
+            "wants longfire's"
         )
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -61,7 +62,10 @@ def mixers_table(
     device: Device, counts: tuple[int, ...], mixers: list[tuple[str, list[longest.Longest] | str]]
 ) -> Table:
     """A row's tokens, where all devices share one and the blocks are recomputed."""
-    title = f"the longest row, with each mixer in all layers, on {device.name} of {device.memory_bytes / 1e9:g} GB"
+    title = (
+        f"the longest row, with each mixer in all layers, on {device.name} of "
+        f"{device.memory_bytes / 1e9:g} GB"
+    )
     heads = [f"{count:,} device{'s' * (count > 1)}" for count in counts]
     table = Table(
         "mixer",
@@ -90,13 +94,16 @@ def mixers_table(
 
 def published_formulas() -> list[str]:
     """Table 1, for 7B at 32K."""
-    size, tokens, block = published.SIZES["7B"], 32768, 4096
+    size = published.SIZES["7B"]
+    tokens = 32768
+    block = 4096
     told = (
         f"{kind} {bytes_of(1, tokens, size.hidden, size.heads, block) / 1e9:,.2f} GB"
         for kind, bytes_of in published.ACTIVATIONS.items()
     )
     return [
-        f"bytes of a layer's activations (Ring Attention, table 1), 7B, a row of 32K, blocks of 4K: {', '.join(told)}"
+        "bytes of a layer's activations (Ring Attention, table 1), 7B, a row of 32K, blocks of "
+        f"4K: {', '.join(told)}"
     ]
 
 
@@ -109,7 +116,10 @@ def blocks_table() -> Table:
         "printed c",
         "printed s",
         title_justify="left",
-        title="the shortest block that hides its own keys and values (Ring Attention, table 2), theirs and ours",
+        title=(
+            "the shortest block that hides its own keys and values (Ring Attention, table 2), "
+            "theirs and ours"
+        ),
     )
     for name, (flops, _, link, c, s) in published.HOSTS.items():
         block, row = published.minimum_block(flops, link)
@@ -134,13 +144,16 @@ def published_table(rows: list[tuple[published.Row, longest.Longest, longest.Lon
         "ours, float32",
         "ours, bfloat16",
         title_justify="left",
-        title="longest context in 1000 tokens (Ring Attention, table 3): printed, \\[what its arithmetic gives], ours",
+        title=(
+            "longest context in 1000 tokens (Ring Attention, table 3): printed, \\[what its "
+            "arithmetic gives], ours"
+        ),
     )
     for row, narrow, full in rows:
         printed = row.printed or ("",) * 4
-        cells = [
-            cell(said, found) for said, found in zip(printed, published.arithmetic(row).values())
-        ]
+        cells = []
+        for said, found in zip(printed, published.arithmetic(row).values()):
+            cells.append(cell(said, found))
         table.add_row(
             row.compute,
             row.model,
@@ -152,11 +165,15 @@ def published_table(rows: list[tuple[published.Row, longest.Longest, longest.Lon
 
 
 def cell(printed: int | str, found: int) -> str:
-    return str(printed) if printed == found else f"{printed} \\[{found}]".strip()
+    if printed == found:
+        return str(printed)
+    return f"{printed} \\[{found}]".strip()
 
 
 def clock(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds > 3600 else f"{seconds:,.1f} s"
+    if seconds > 3600:
+        return f"{seconds / 3600:,.1f} h"
+    return f"{seconds:,.1f} s"
 
 
 def keep(

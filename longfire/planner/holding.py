@@ -54,16 +54,12 @@ class Held(NamedTuple):
     @classmethod
     def of(cls, exchanges: Sequence[Exchange], again: bool) -> "Held":
         """again: what is kept is dropped too, and made again in the backward."""
-        kept, forward = (
-            sum(one.kept for one in exchanges),
-            max((one.forward for one in exchanges), default=0.0),
-        )
+        kept = sum(one.kept for one in exchanges)
+        forward = max((one.forward for one in exchanges), default=0.0)
         backward = max((one.backward for one in exchanges), default=0.0)
-        return (
-            cls(0.0, kept + forward, kept + max(forward, backward))
-            if again
-            else cls(kept, forward, backward)
-        )
+        if again:
+            return cls(0.0, kept + forward, kept + max(forward, backward))
+        return cls(kept, forward, backward)
 
 
 class Shards:
@@ -83,8 +79,12 @@ class Shards:
         names: list[int | str],
         group: dict[int | str, Group],
     ) -> None:
-        self.plan, self.names, self.group, self.offload = plan, names, group, settings.cpu_offload
-        self.wrapped, self.sharded = plan.data * plan.cp > 1, plan.shards > 1
+        self.plan = plan
+        self.names = names
+        self.group = group
+        self.offload = settings.cpu_offload
+        self.wrapped = plan.data * plan.cp > 1
+        self.sharded = plan.shards > 1
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
         self.stays = not reshards(settings, plan.pp, plan.shards)
         # Gradients are whole between microbatches where they are not scattered after each.
@@ -96,24 +96,30 @@ class Shards:
         """What lies there when a microbatch after the first begins."""
         if self.accumulates:
             return float(MASTER_BYTES * sum(g.whole for g in self.group.values()))
-        return sum(map(self.shard, self.names)) if self.plan.microbatches > 1 else 0.0
+        if self.plan.microbatches > 1:
+            return sum(map(self.shard, self.names))
+        return 0.0
 
     def gradient(self, name: int | str) -> float:
         """What a part's backward adds to them."""
-        return 0.0 if self.plan.microbatches > 1 else self.shard(name)
+        if self.plan.microbatches > 1:
+            return 0.0
+        return self.shard(name)
 
     def shard(self, name: int | str) -> float:
-        return 0.0 if self.offload else float(MASTER_BYTES * self.group[name].shard)
+        if self.offload:
+            return 0.0
+        return float(MASTER_BYTES * self.group[name].shard)
 
     def whole(self, *names: int | str) -> float:
-        return (
-            float(self.each * sum(self.group[name].whole for name in names))
-            if self.wrapped
-            else 0.0
-        )
+        if self.wrapped:
+            return float(self.each * sum(self.group[name].whole for name in names))
+        return 0.0
 
     def of_block(self, name: int | str) -> float:
-        return 0.0 if isinstance(name, str) or self.stays else self.whole(name)
+        if isinstance(name, str) or self.stays:
+            return 0.0
+        return self.whole(name)
 
     def forward(self, name: int | str) -> float:
         return self.always + 2 * self.of_block(name)
@@ -133,4 +139,6 @@ class Shards:
         )
 
     def sent(self, name: int | str) -> float:
-        return float(MASTER_BYTES * self.group[name].whole) if self.wrapped else 0.0
+        if self.wrapped:
+            return float(MASTER_BYTES * self.group[name].whole)
+        return 0.0

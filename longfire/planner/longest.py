@@ -121,8 +121,12 @@ def with_mixer(config: ModelConfig, name: str) -> ModelConfig:
 
 def heads_for(name: str, hidden_size: int) -> dict[str, int]:
     """What a mixer cannot do without: so many heads that each has about its usual channels."""
-    needed = {field.name for field in fields(MIXERS[name].Config) if field.default is MISSING}
-    size, known = min(HEAD_SIZES.get(name, 128), hidden_size), {}
+    needed = set()
+    for field in fields(MIXERS[name].Config):
+        if field.default is MISSING:
+            needed.add(field.name)
+    size = min(HEAD_SIZES.get(name, 128), hidden_size)
+    known = {}
     if "num_heads" in needed:
         known["num_heads"] = max(
             d for d in divisors(hidden_size) if d <= max(1, hidden_size // size)

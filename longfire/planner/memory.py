@@ -47,7 +47,8 @@ CLOSED = {
     f"longfire::{name}"
     for name in ("scan_tokens", "scan_tokens_backward", "summed", "gathered", "scattered")
 }
-EMBED, HEAD = "embedding", "head and loss"
+EMBED = "embedding"
+HEAD = "head and loss"
 
 
 class LiveBytes(TorchDispatchMode):
@@ -58,7 +59,8 @@ class LiveBytes(TorchDispatchMode):
         """there: what lives already. owners: whose gradients are counted apart too."""
         super().__init__()
         self.sizes: dict[int, int] = {}
-        self.now, self.owners = 0, list(owners)
+        self.now = 0
+        self.owners = list(owners)
         self.instants: list[tuple[int, int]] = []  # all bytes, and those of the owners' gradients
         self.operations: list[str] = []
         self.note((there, self.owners))
@@ -191,7 +193,8 @@ class Exit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
-        ctx.size, ctx.dtype = y.shape, y.dtype
+        ctx.size = y.shape
+        ctx.dtype = y.dtype
         return y.new_empty(())
 
     @staticmethod
@@ -223,7 +226,8 @@ def traced(
         y = forward(box)
         del box
         passed = y.untyped_storage().nbytes() if y.dim() else 0
-        kept, operations = live.now - before - passed, len(live.instants)
+        kept = live.now - before - passed
+        operations = len(live.instants)
         loss = Exit.apply(y) if y.dim() else y
         del y
         loss.backward()
@@ -320,7 +324,8 @@ class OtherProcesses:
     there."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.group_name = count, f"planned for {count}"
+        self.count = count
+        self.group_name = f"planned for {count}"
 
     def size(self) -> int:
         return self.count
@@ -376,9 +381,13 @@ class Meter:
         keeping: Keeping = Keeping(),
     ) -> None:
         """model: the whole one, on meta; it stays as it is."""
-        self.seq_len, self.chunk_tokens, self.as_cuda = seq_len, chunk_tokens, as_cuda
+        self.seq_len = seq_len
+        self.chunk_tokens = chunk_tokens
+        self.as_cuda = as_cuda
         native_bf16(torch.device("cpu"))  # may be measured, which fake tensors cannot do
-        self.tp, self.sequence_parallel, self.keeping = tp, sequence_parallel, keeping
+        self.tp = tp
+        self.sequence_parallel = sequence_parallel
+        self.keeping = keeping
         self.kinds: dict[Any, int] = {}  # what a block is made of -> the first such layer
         self.kind_of = [
             self.kinds.setdefault(made_of(block), layer) for layer, block in enumerate(model.layers)
@@ -394,7 +403,8 @@ class Meter:
         if key not in self.known and (rows <= 2 or not self.as_cuda):
             self.measure(*key[1:])
         elif key not in self.known:
-            one, two = (self.part(which, remat, n) for n in (1, 2))
+            one = self.part(which, remat, 1)
+            two = self.part(which, remat, 2)
             self.known[key] = Part.of_rows(one, two, rows)
         return self.known[key]
 
@@ -425,9 +435,8 @@ class Meter:
                 self.known[HEAD, "none", rows] = self.head(model, enters, rows)
 
     def sequence(self, rows: int) -> mixer.Sequence:
-        tokens_BT, noise_BT = (
-            torch.zeros(rows, self.seq_len, dtype=kind) for kind in (torch.int64, torch.int32)
-        )
+        tokens_BT = torch.zeros(rows, self.seq_len, dtype=torch.int64)
+        noise_BT = torch.zeros(rows, self.seq_len, dtype=torch.int32)
         ops = local_sequence(self.keeping.attention)
         noise_BT = noise_BT if self.small.config.drops else None
         return mixer.Sequence(tokens_BT, noise_BT=noise_BT, ops=ops)
@@ -436,10 +445,8 @@ class Meter:
     def crossings(self) -> list[Crossing]:
         """What of each layer looks over a cut of its rows: what it asks of `seq.ops` in a forward
         of a few tokens."""
-        model, tokens = (
-            share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel),
-            2 * self.tp,
-        )
+        model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
+        tokens = 2 * self.tp
         of_kind = {}
         with (
             pretending_cuda(self.as_cuda),
@@ -493,9 +500,10 @@ def ends_of(model: Model) -> dict[str, nn.ModuleList]:
         EMBED: (model.embed, model.positions, model.embed_norm, model.shared),
         HEAD: (model.norm, model.head),
     }
-    return {
-        name: nn.ModuleList([m for m in modules if m is not None]) for name, modules in ends.items()
-    }
+    found: dict[str, nn.ModuleList] = {}
+    for name, modules in ends.items():
+        found[name] = nn.ModuleList([m for m in modules if m is not None])
+    return found
 
 
 def with_layers(model: Model, layers: list[nn.Module]) -> Model:
@@ -523,8 +531,6 @@ def make_fake(module: nn.Module) -> None:
 
 
 def detached(shared: Any) -> Any:
-    return (
-        shared.detach().requires_grad_(shared.requires_grad)
-        if isinstance(shared, Tensor)
-        else shared
-    )
+    if isinstance(shared, Tensor):
+        return shared.detach().requires_grad_(shared.requires_grad)
+    return shared

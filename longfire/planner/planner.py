@@ -38,7 +38,8 @@ MIXER_AGAIN = (
     "block",
 )  # of those, what runs the mixer's forward once more
 MOST_STAGES = 16  # pipelines that alternatives try
-LEAST_TOKENS = 8192  # of a row on a process, in alternatives: shorter pieces are better shared as rows, or not at all
+# of a row on a process, in alternatives: shorter pieces are better shared as rows, or not at all
+LEAST_TOKENS = 8192
 MEASURED_TOKENS = 8192  # longer rows are read off a straight line through these and half of them
 LABELS = 3 * 8  # bytes of a token's id, label and position
 
@@ -53,11 +54,16 @@ class Planner:
     def __init__(self, run: Run, device: Device, dtype: str = "", as_cuda: bool = True) -> None:
         if isinstance(run.model_config, TransformersConfig):
             raise SettingsError(
-                "model.backend = 'transformers' knows nothing of the model's inside, which `longfire plan` counts; set it to longfire"
+                "model.backend = 'transformers' knows nothing of the model's inside, which "
+                "`longfire plan` counts; set it to longfire"
             )
-        self.run, self.device, self.as_cuda = run, device, as_cuda
-        self.processes, self.seq_len = run.world.size, run.training.seq_len
-        self.rows, self.tokens = run.sequences_per_step, run.tokens_per_step
+        self.run = run
+        self.device = device
+        self.as_cuda = as_cuda
+        self.processes = run.world.size
+        self.seq_len = run.training.seq_len
+        self.rows = run.sequences_per_step
+        self.tokens = run.tokens_per_step
         self.model_config = run.model_config.with_vocabulary(run.words)
         self.rule = rule_of(run.optimizer)
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
@@ -80,13 +86,16 @@ class Planner:
     def on(self, device: Device) -> "Planner":
         """The same run on other devices; what has been measured stays."""
         other = copy(self)
-        other.device, other.exchanged = device, {}
+        other.device = device
+        other.exchanged = {}
         return other
 
     def of_recipe(self) -> Plan:
         """The plan that the settings say. Raises SettingsError for one that cannot be."""
-        run, degrees = self.run, self.run.degrees
-        rows, asked = self.rows // run.data_processes, run.parallelism.context_parallel_strategy
+        run = self.run
+        degrees = self.run.degrees
+        rows = self.rows // run.data_processes
+        asked = run.parallelism.context_parallel_strategy
         plan = Plan(
             **degrees,
             remat=run.activation_checkpoint.mode,
@@ -142,7 +151,11 @@ class Planner:
 
     def softmax(self, plan: Plan) -> list[Heads]:
         """Of every softmax layer, what lies in one process."""
-        return [heads for crossing in self.crossings(plan.tp) for heads in crossing.attends]
+        found: list[Heads] = []
+        for crossing in self.crossings(plan.tp):
+            for heads in crossing.attends:
+                found.append(heads)
+        return found
 
     def cut(self, plan: Plan, seq_len: int = 0) -> Cut:
         again = int(plan.remat in MIXER_AGAIN)
@@ -162,7 +175,8 @@ class Planner:
         the blocks that are recomputed, or all that they keep."""
         if plan.cp == 1:
             return []
-        groups, names = self.groups_of(plan.tp, plan.shards), self.names_of(plan, 0)
+        groups = self.groups_of(plan.tp, plan.shards)
+        names = self.names_of(plan, 0)
         masters = 2 * MASTER_BYTES * sum(groups[name].shard for name in names)
         state = sum(groups[name].state for name in names)
         room = self.device.usable_bytes - masters - state
@@ -179,7 +193,9 @@ class Planner:
     def with_strategy(self, plan: Plan) -> Plan:
         """The same with the best strategy."""
         ranked = self.strategies(plan)
-        return replace(plan, strategy=ranked[0].strategy) if ranked else plan
+        if ranked:
+            return replace(plan, strategy=ranked[0].strategy)
+        return plan
 
     def exchanges(self, plan: Plan, name: int | str, seq_len: int = 0) -> tuple[Exchange, ...]:
         """Of a part, for one microbatch."""
@@ -202,10 +218,8 @@ class Planner:
         which = name if isinstance(name, str) else self.meter(plan.tp, short).kind_of[name]
         key = plan.tp, which, plan.remat, plan.batch_size * here
         if key not in self.lines:
-            one, two = (
-                self.meter(plan.tp, length).part(which, plan.remat, 1)
-                for length in (short, 2 * short)
-            )
+            one = self.meter(plan.tp, short).part(which, plan.remat, 1)
+            two = self.meter(plan.tp, (2 * short)).part(which, plan.remat, 1)
             self.lines[key] = Part.of_rows(one, two, plan.batch_size * here / short)
         return self.lines[key]
 
@@ -263,7 +277,9 @@ class Planner:
 
     def moments(self, plan: Plan, process: int, seq_len: int) -> Iterator[Moment]:
         """What a process along pp holds in a step that is not the first, moment by moment."""
-        run, names, here = self.run, self.names_of(plan, process), plan.here(seq_len)
+        run = self.run
+        names = self.names_of(plan, process)
+        here = plan.here(seq_len)
         groups = self.groups_of(plan.tp, plan.shards)
         tied = self.model_config.tie_word_embeddings and EMBED in names
         group = {name: NOTHING if tied and name == HEAD else groups[name] for name in names}
@@ -323,9 +339,11 @@ class Planner:
         with the number."""
         if measure(least) > self.device.usable_bytes:
             return 0
-        low, high = 1, 2
+        low = 1
+        high = 2
         while measure(high * least) <= self.device.usable_bytes and high < 2**24:
-            low, high = high, 2 * high
+            low = high
+            high = 2 * high
         while high - low > max(1, low // 512):
             middle = (low + high) // 2
             low, high = (
@@ -346,7 +364,8 @@ class Planner:
 
     def collectives(self, plan: Plan) -> Iterator[Collective]:
         """What a process with the most layers sends in a step."""
-        settings, groups = self.run.parallelism, self.groups_of(plan.tp, plan.shards)
+        settings = self.run.parallelism
+        groups = self.groups_of(plan.tp, plan.shards)
         names = max((self.names_of(plan, process) for process in range(plan.pp)), key=len)
         numbers = sum(
             groups[name].whole
@@ -378,11 +397,10 @@ class Planner:
             times = sum(
                 2 if isinstance(name, str) else 4 + again for name in names
             )  # in and out of each region, and back
-            what = (
-                "rows: all-gather, reduce-scatter"
-                if settings.sequence_parallel
-                else "rows: all-reduce"
-            )
+            if settings.sequence_parallel:
+                what = "rows: all-gather, reduce-scatter"
+            else:
+                what = "rows: all-reduce"
             yield over(
                 "tp",
                 what,
@@ -486,7 +504,8 @@ class Planner:
             if name == HEAD:
                 total += 3 * self.flops_of_head
             elif name != EMBED:
-                mixer, block = self.flops_of[name]["mixer"], self.flops_of[name]["block"]
+                mixer = self.flops_of[name]["mixer"]
+                block = self.flops_of[name]["block"]
                 total += 3 * block + self.flops_again(plan.remat, mixer, block - mixer)
         return total
 
@@ -507,9 +526,11 @@ class Planner:
 
     def forecast(self, plan: Plan) -> Forecast:
         """Everything about one plan but the largest batch and length, which `with_largest` adds."""
-        peak, collectives = self.peak(plan), tuple(self.collectives(plan))
+        peak = self.peak(plan)
+        collectives = tuple(self.collectives(plan))
         parts = self.parts_of_step(plan, collectives)
-        seconds, fits = sum(parts.values()), peak.total <= self.device.usable_bytes
+        seconds = sum(parts.values())
+        fits = peak.total <= self.device.usable_bytes
         flops = (
             3 * self.tokens * (sum(flops["block"] for flops in self.flops_of) + self.flops_of_head)
         )
@@ -607,8 +628,14 @@ def rank_of(forecast: Forecast) -> tuple[float, float]:
 
 
 def describe(name: int | str) -> str:
-    return name if isinstance(name, str) else f"layer {name}"
+    if isinstance(name, str):
+        return name
+    return f"layer {name}"
 
 
 def divisors(number: int, most: int | None = None) -> list[int]:
-    return [d for d in range(1, min(number, most or number) + 1) if number % d == 0]
+    found: list[int] = []
+    for d in range(1, min(number, most or number) + 1):
+        if number % d == 0:
+            found.append(d)
+    return found

@@ -183,7 +183,9 @@ def device_of(row: Row) -> Device:
 
 def devices_of(row: Row) -> int:
     """TPUv4's number counts cores, of which a device has two."""
-    return row.devices // 2 if row.host == "TPUv4" else row.devices
+    if row.host == "TPUv4":
+        return row.devices // 2
+    return row.devices
 
 
 def ours(

@@ -46,7 +46,8 @@ def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
         console.print(alternatives_table(own, others))
     elif alternatives:
         console.print(
-            "no other plan fits either: more devices, a shorter training.seq_len, or a smaller model"
+            "no other plan fits either: more devices, a shorter training.seq_len, or a smaller "
+            "model"
         )
     if out:
         keep(out, planner, own, others)
@@ -64,10 +65,10 @@ def describe_plan(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) 
     )
     sent = list(planner.collectives(planner.of_recipe()))
     for axis in (axis for axis in AXES if mesh.size(axis) > 1):
-        groups, parts = (
-            mesh.groups(axis),
-            [f"{one.what}, {one.bytes / 1e6:,.1f} MB" for one in sent if axis in one.axis.split()],
-        )
+        groups = mesh.groups(axis)
+        parts = [
+            f"{one.what}, {one.bytes / 1e6:,.1f} MB" for one in sent if axis in one.axis.split()
+        ]
         ranks = "  ".join(",".join(map(str, ranks)) for ranks in groups[:SHOWN]) + (
             "  ..." if len(groups) > SHOWN else ""
         )
@@ -82,14 +83,17 @@ def describe_plan(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) 
 
 
 def heading(planner: Planner, own: Forecast) -> list[str]:
-    device, config = planner.device, planner.model_config
+    device = planner.device
+    config = planner.model_config
     numbers = sum(p.numel() for p in planner.model.parameters())
     return [
-        f"model: {numbers:,} parameters, {config.num_hidden_layers} layers, rows of {planner.seq_len:,} tokens, {planner.dtype}",
-        f"devices: {planner.processes:,} x {device.name}, {device.memory_bytes / 1e9:g} GB each ({USABLE_MEMORY:.0%} for tensors), "
-        f"{device.flops[planner.dtype] / 1e12:g} TFLOP/s at an efficiency of {device.efficiency:g}, {device.node} a node",
-        f"step: {planner.tokens:,} tokens = {counted(planner.rows, 'row')}; run: {counted(planner.run.steps, 'step')} = "
-        f"{planner.run.steps * planner.tokens:,} tokens",
+        f"model: {numbers:,} parameters, {config.num_hidden_layers} layers, rows of "
+        f"{planner.seq_len:,} tokens, {planner.dtype}",
+        f"devices: {planner.processes:,} x {device.name}, {device.memory_bytes / 1e9:g} GB each "
+        f"({USABLE_MEMORY:.0%} for tensors), {device.flops[planner.dtype] / 1e12:g} TFLOP/s at an "
+        f"efficiency of {device.efficiency:g}, {device.node} a node",
+        f"step: {planner.tokens:,} tokens = {counted(planner.rows, 'row')}; run: "
+        f"{counted(planner.run.steps, 'step')} = {planner.run.steps * planner.tokens:,} tokens",
         f"the recipe's plan: {describe(own.plan)}",
     ]
 
@@ -97,7 +101,10 @@ def heading(planner: Planner, own: Forecast) -> list[str]:
 def describe(plan: Plan) -> str:
     axes = " x ".join(f"{getattr(plan, axis)} {axis}" for axis in AXES if getattr(plan, axis) > 1)
     pieces = f"; pieces of rows {plan.layout}" if plan.cp > 1 else ""
-    return f"{axes or 'one process'}; recompute {plan.remat}; {plan.microbatches} microbatch(es) of {plan.batch_size}{pieces}"
+    return (
+        f"{axes or 'one process'}; recompute {plan.remat}; {plan.microbatches} microbatch(es) of "
+        f"{plan.batch_size}{pieces}"
+    )
 
 
 def memory_table(device: Device, own: Forecast) -> Table:
@@ -172,8 +179,12 @@ def strategies_table(planner: Planner, ranked: Sequence[Ranked], chosen: str) ->
 
 
 def findings(planner: Planner, own: Forecast) -> list[str]:
-    rows, length = own.largest["batch_size"], own.largest["seq_len"]
-    most = f"largest that fit: training.batch_size = {rows:,} at this length, training.seq_len = {length:,} at this batch"
+    rows = own.largest["batch_size"]
+    length = own.largest["seq_len"]
+    most = (
+        f"largest that fit: training.batch_size = {rows:,} at this length, training.seq_len = "
+        f"{length:,} at this batch"
+    )
     if own.fits:
         return [f"what binds: {own.binds}", most]
     lacks = (own.peak.total - planner.device.usable_bytes) / GIB

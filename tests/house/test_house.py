@@ -115,9 +115,9 @@ def tree(file: Path) -> ast.Module:
 def imports(file: Path) -> frozenset[str]:
     """The modules of longfire that a file imports, wherever in it; `from longfire import ops` is longfire.ops."""
     found = set()
-    public = public_names(file)
+    for_types = type_imports(file)
     for node in ast.walk(tree(file)):
-        if node in public:
+        if node in for_types:
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -129,18 +129,14 @@ def imports(file: Path) -> frozenset[str]:
     return frozenset(module for module in found if module in MODULES)
 
 
-def public_names(file: Path) -> set[ast.stmt]:
-    """What the package imports for type checkers only: its public names, from all floors, which it
-    imports when they are first used. What every import of longfire runs stays on the ground."""
-    if name_of(file) not in ("__init__.py", "public.py"):
-        return set()
-    blocks = [node for node in tree(file).body if isinstance(node, ast.If)]
-    return {
-        node
-        for block in blocks
-        if ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in block.body
-    }
+def type_imports(file: Path) -> set[ast.stmt]:
+    """What a file imports for type checkers only: nothing is imported when it runs, so types may
+    come from any floor."""
+    found: set[ast.stmt] = set()
+    for node in tree(file).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            found.update(node.body)
+    return found
 
 
 MODULES = {module_of(file): file for file in FILES}

@@ -127,7 +127,8 @@ def of_own_heads(
 ) -> tuple[Tensor, ...]:
     """Whole rows of the heads that this process attends with: (B, T, H / n, K), (B, T, G / n or 1,
     K), (B, T, G / n or 1, V)."""
-    n, heads = processes.size, (q, k, v)
+    n = processes.size
+    heads = (q, k, v)
     if k.shape[2] >= n:  # all that a process needs of a token, side by side
         mine_BTNX = torch.cat([x.unflatten(2, (n, -1)).flatten(3) for x in heads], -1)
         rows_BTX = whole_rows(exchanged(mine_BTNX.movedim(2, 0), processes), shard)
@@ -154,7 +155,9 @@ def everyones_noise(noise_BT: Tensor, processes: Processes, shard: ContextShard)
 def exchanged(x: Tensor, processes: Processes) -> Tensor:
     """(n, ...): part i goes to process i, and what process i had for this one comes instead. Its
     gradient goes back the same way."""
-    return x if processes.size == 1 else _Exchange.apply(x, processes)
+    if processes.size == 1:
+        return x
+    return _Exchange.apply(x, processes)
 
 
 class _Exchange(torch.autograd.Function):

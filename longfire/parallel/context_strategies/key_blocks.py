@@ -92,10 +92,13 @@ class _Attend(torch.autograd.Function):
         manner: Manner,
         transport: KeyTransport,
     ) -> Tensor:
-        ctx.processes, ctx.shard, ctx.manner = processes, shard, manner
+        ctx.processes = processes
+        ctx.shard = shard
+        ctx.manner = manner
         ctx.transport = transport
         outputs = Outputs(q, v.shape[-1], manner, noise_BT)
-        mine, shapes = packed(k, v), (k.shape, v.shape)
+        mine = packed(k, v)
+        shapes = (k.shape, v.shape)
         for source, kv in transport.come(mine, shard, manner.window, processes):
             pieces = met(shard, source, manner)
             outputs.meet(*unpacked(kv, shapes), pieces)
@@ -108,7 +111,9 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse, noise_BT = ctx.saved_tensors
-        processes, shard, manner = ctx.processes, ctx.shard, ctx.manner
+        processes = ctx.processes
+        shard = ctx.shard
+        manner = ctx.manner
         shapes = (k.shape, v.shape)
         gradients = Gradients(q, o, lse, d_o, manner, noise_BT)
 

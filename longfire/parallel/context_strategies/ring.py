@@ -107,10 +107,9 @@ def farthest(shard: ContextShard, window: int | None) -> int:
     if window not in shard.plans:
         length = shard.layout.length
         # A segment's first token sees what any of the segment sees before it.
-        looks_back = [
-            first_seen(first, shard.starts, window) // length
-            for first in range(0, shard.layout.filled, length)
-        ]
+        looks_back = []
+        for first in range(0, shard.layout.filled, length):
+            looks_back.append(first_seen(first, shard.starts, window) // length)
         shard.plans[window] = hops_needed(shard.layout.places, tuple(looks_back))
     return shard.plans[window]
 
@@ -180,4 +179,6 @@ def brought_home(
             carried = Parcel(
                 d_kv, processes.away(steps), processes.away(-steps), processes, GRADIENTS
             )
-    return d_kv if carried is None else carried.arrived()
+    if carried is None:
+        return d_kv
+    return carried.arrived()
