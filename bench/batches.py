@@ -16,18 +16,11 @@ from measure import alternate, arguments, medians, print_table, seconds, write_r
 from longfire.config import settings
 from longfire.data.batches import Batches
 from longfire.data.blocks import BLOCK_BYTES, Sums, sum_of, sums_file, written_sums
+from longfire.data.manifest import column_shapes, read_manifest, shard_file, write_manifest
 from longfire.data.prepare import Prepared
+from longfire.data.store_writer import SHARD_DOCUMENTS, SHARD_TOKENS, StoreWriter
 from longfire.data.tokenizer import bytes_tokenizer
-from longfire.data.tokens import (
-    SHARD_DOCUMENTS,
-    SHARD_TOKENS,
-    StoreWriter,
-    TokenStore,
-    columns,
-    read_manifest,
-    shard_file,
-    write_manifest,
-)
+from longfire.data.tokens import TokenStore
 
 TOKENS_PER_SECOND, SEEK_SECONDS = 20e6, 0.05
 T, ROWS = 2048, 16
@@ -60,7 +53,7 @@ def sparse_store(folder: Path, tokens: int) -> Path:
     manifest = read_manifest(folder)
     documents = tokens // DOCUMENT_TOKENS
     shards = []
-    for name, (dtype, items) in columns("uint16", SHARD_TOKENS, SHARD_DOCUMENTS).items():
+    for name, (dtype, items) in column_shapes("uint16", SHARD_TOKENS, SHARD_DOCUMENTS).items():
         for number, start in enumerate(range(0, tokens if name == "tokens" else documents, items)):
             count = min(items, (tokens if name == "tokens" else documents) - start)
             file, size = (

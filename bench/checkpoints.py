@@ -24,7 +24,7 @@ from measure import arguments, print_table, seconds, write_result
 from longfire.checkpoint.checkpoint import Checkpoints, State, load
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.initialise import materialise
 from longfire.model import on_meta

@@ -28,7 +28,7 @@ from measure import RESULTS, arguments, peak_rss_bytes, print_table, write_resul
 from longfire.checkpoint.checkpoint import State
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.initialise import materialise
 from longfire.loss import loss_sum

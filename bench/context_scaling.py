@@ -22,7 +22,7 @@ from measure import arguments, print_table, write_result
 
 from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Parallelism
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.model import Model
@@ -102,7 +102,10 @@ def scaling(rank: int, mesh: Mesh, size: dict[str, int], repeats: int) -> list[d
         context = share_rows(
             shared, mesh, Parallelism(context_parallel_strategy=strategy or "auto")
         )
-        short, long = row_of(size, size["tokens"]), row_of(size, 2 * size["tokens"]).cut(context)
+        short, long = (
+            row_of(size, size["tokens"]),
+            row_of(size, 2 * size["tokens"]).context_part(context),
+        )
         ways = {
             "one": idle if rank else partial(forward_and_backward, alone, short),
             "each its own": partial(forward_and_backward, alone, short),
@@ -147,7 +150,7 @@ def layouts(
             mesh,
             Parallelism(context_parallel_layout=layout, context_parallel_strategy="ring"),
         )
-        batch, times = row_of(size, size["tokens"]).cut(context), []
+        batch, times = row_of(size, size["tokens"]).context_part(context), []
         for _ in range(1 + repeats):
             work.forget()
             dist.barrier()

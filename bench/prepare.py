@@ -20,7 +20,8 @@ from tokenizers import Tokenizer as Words
 from longfire.config import settings
 from longfire.data import text
 from longfire.data.prepare import prepare
-from longfire.data.tokenizer import sample, train_tokenizer
+from longfire.data.tokenizer import train_tokenizer
+from longfire.data.tokenizer_training import sample
 from longfire.data.validation import ValidationSplit
 
 GOAL = 0.85

@@ -28,7 +28,7 @@ from measure import RESULTS, print_table, write_result
 from longfire.config.recipe import read_toml
 from longfire.config.run import Run
 from longfire.data.text import sources
-from longfire.data.validation import held_out
+from longfire.data.validation import is_validation
 from longfire.evaluation.evaluate import xz_bits_per_byte
 from longfire.training.report_page import running_mean
 
@@ -116,7 +116,7 @@ def write_texts(train_file: Path, validation_file: Path) -> tuple[int, int]:
     data = Run.compose(RECIPE, {}, note=ignore).data
     train, validation = [], []
     for document in sources(data)[0].documents():
-        part = validation if held_out(document.identity, data.validation_fraction) else train
+        part = validation if is_validation(document.identity, data.validation_fraction) else train
         part.append(document.text.replace("\0", ""))
     train_file.write_text("\0".join(train), encoding="utf-8")
     validation_file.write_text("\0".join(validation), encoding="utf-8")

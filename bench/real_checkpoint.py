@@ -28,7 +28,7 @@ from longfire.data.tokenizer import bytes_tokenizer
 from longfire.evaluation.evaluate import evaluate
 from longfire.evaluation.scores import trained_with
 from longfire.huggingface.export import export_run
-from longfire.huggingface.import_ import adopt
+from longfire.huggingface.import_ import import_hf
 from longfire.training.loop import train
 
 TEXT = str(Path(json.__file__).parents[1] / "*.py")
@@ -88,7 +88,7 @@ def theirs(run: Run, folder: Path) -> dict[str, float]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     nats, count = 0.0, 0
     with heldout(run) as batches:
-        for batch in batches.heldout(0, TOKENS, ROWS):
+        for batch in batches.validation_batches(0, TOKENS, ROWS):
             logits = model(batch.ids_BT, use_cache=False).logits.flatten(0, 1).float()
             labels = batch.labels_BT.flatten()
             nats += F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum").item()
@@ -111,7 +111,7 @@ def main() -> None:
         source = tiny(Path(scratch, "tiny")) if options.quick else Path(options.folder)
         place, seconds, checks = Path(scratch, "run"), {}, {}
         start = time.perf_counter()
-        checks["import"] = adopt(str(source), place)
+        checks["import"] = import_hf(str(source), place)
         seconds["import"] = time.perf_counter() - start
         run = Run.of_folder(place, overrides(place, steps), note=lambda line: None)
         rows = [compared("as it came", ours(run, 0), theirs(run, source))]

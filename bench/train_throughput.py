@@ -24,7 +24,7 @@ from torch import Tensor
 from longfire.checkpoint.checkpoint import State
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock, matmul_peak
 from longfire.initialise import build
 from longfire.ops.bf16 import native_bf16

@@ -4,7 +4,7 @@ the world; and, for evaluation, the loss of each token."""
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence

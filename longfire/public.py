@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from longfire.checkpoint.weights import build, load
     from longfire.config.model_config import ModelConfig as ModelConfig
     from longfire.config.options import Sampling
-    from longfire.data.batches import Batch, Batches
+    from longfire.data.batch import Batch
+    from longfire.data.batches import Batches
     from longfire.data.tokenizer import Tokenizer
     from longfire.generation.generate import generate_text as generate
     from longfire.huggingface.export import export
@@ -33,7 +34,7 @@ __all__ = [
 
 # Public name -> the module that it lies in, and its name there.
 PLACES = {
-    "Batch": ("longfire.data.batches", "Batch"),
+    "Batch": ("longfire.data.batch", "Batch"),
     "Batches": ("longfire.data.batches", "Batches"),
     "Model": ("longfire.model", "Model"),
     "ModelConfig": ("longfire.config.model_config", "ModelConfig"),

@@ -9,7 +9,7 @@ from conftest import tiny_config
 
 from longfire.checkpoint.checkpoint import State
 from longfire.config import settings
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.device import Clock
 from longfire.initialise import materialise

@@ -186,7 +186,7 @@ class TestDropout:
     }
 
     def loss(self, model, noise_BT, rows=slice(None)):
-        from longfire.data.batches import Batch
+        from longfire.data.batch import Batch
 
         ids_BT = torch.randint(97, (4, 21), generator=torch.Generator().manual_seed(0))[rows]
         batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], torch.arange(20).expand(len(ids_BT), -1))

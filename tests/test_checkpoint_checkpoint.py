@@ -12,7 +12,7 @@ from longfire.checkpoint.checkpoint import Checkpoints, State
 from longfire.checkpoint.weights import newest_weights
 from longfire.config import settings
 from longfire.config.settings import Training
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.errors import CheckpointError
 from longfire.optim import make_optimizer

@@ -95,15 +95,15 @@ def test_what_makes_two_tokenizers_differ():
     other = train_tokenizer(GERMAN, 300)
     assert difference(own, other).startswith("id ") and " there and " in difference(own, other)
     assert own.vocabulary == same.vocabulary != other.vocabulary
-    rules = json.loads(own.words.to_str())
+    rules = json.loads(own.backend.to_str())
     rules["pre_tokenizer"]["add_prefix_space"] = True
-    changed = type(own)(own.words.from_str(json.dumps(rules)), own.bos, own.eos)
+    changed = type(own)(own.backend.from_str(json.dumps(rules)), own.bos, own.eos)
     assert "its pre_tokenizer cut texts otherwise" in difference(own, changed)
 
 
 def test_what_stands_around_a_text_is_no_other_tokenizer():
     own = train_tokenizer(ENGLISH, 300)
-    assert difference(own, type(own)(own.words, "", "")) == ""
+    assert difference(own, type(own)(own.backend, "", "")) == ""
 
 
 def test_where_weights_lie(folder):

@@ -13,12 +13,14 @@ import torch
 
 from longfire.config import settings
 from longfire.data import batches as room
-from longfire.data.batches import Batch, Batches
+from longfire.data.batch import Batch
+from longfire.data.batches import Batches
 from longfire.data.pack import NO_LABEL
 from longfire.data.prepare import Prepared, prepare
+from longfire.data.store_writer import StoreWriter
 from longfire.data.tokenizer import bytes_tokenizer
-from longfire.data.tokens import StoreWriter, TokenStore
-from longfire.data.validation import held_out
+from longfire.data.tokens import TokenStore
+from longfire.data.validation import is_validation
 from longfire.errors import DataError, SettingsError
 
 T = 16
@@ -73,7 +75,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 def test_rows_are_the_tokens_of_their_place(prepared):
     batches = batches_of(prepared)
-    batch, rows = batches.at(37, 12), batches.rows(37, 12)
+    batch, rows = batches.at(37, 12), batches.origins(37, 12)
     assert {str(row).split()[0] for row in rows} == {"a", "b"}
     for i, row in enumerate(rows):
         stream = prepared.stores[prepared.names.index(row.source)].train
@@ -104,7 +106,7 @@ def test_documents_of_a_row_are_whole_words(prepared):
 def test_epochs_and_shares(prepared):
     """The small source begins again while the large one goes on; each epoch has every row once, each in a new order."""
     batches = batches_of(prepared)
-    rows = batches.rows(0, 400)
+    rows = batches.origins(0, 400)
     for name, share, store in zip("ab", (300, 100), prepared.stores):
         mine = [(row.epoch, row.row) for row in rows if row.source == name]
         assert abs(len(mine) - share) <= 1
@@ -130,7 +132,7 @@ def test_splitting_keeps_the_rows(prepared, varlen):
             start = ends[-1]
             ends += [start + end for end in part.documents.cu_lengths[1:].tolist()]
         assert ends == batch.documents.cu_lengths.tolist()
-    with pytest.raises(AssertionError, match="12 rows do not divide into 5"):
+    with pytest.raises(AssertionError, match="12 sequences do not divide into 5"):
         batch.split(5)
     moved = batch.to("cpu")
     assert same(moved, batch)
@@ -140,11 +142,11 @@ def test_splitting_keeps_the_rows(prepared, varlen):
 @pytest.mark.parametrize("tokens", [1, 2, T, T + 1, 3 * T + 2, 100, 10**9])
 def test_held_out_tokens_are_each_learned_once(prepared, tokens, varlen):
     batches = batches_of(prepared, varlen=varlen)
-    stream = prepared.stores[0].heldout
+    stream = prepared.stores[0].validation
     length = batches.validation_tokens(0, tokens)
     assert length == min(tokens, stream.length)
     everything = stream.tokens(0, length).astype(int).tolist()
-    parts = list(batches.heldout(0, tokens, rows=2))
+    parts = list(batches.validation_batches(0, tokens, count=2))
     labels = [
         label for part in parts for label in part.labels_BT.flatten().tolist() if label != NO_LABEL
     ]
@@ -163,7 +165,9 @@ def test_no_held_out_documents(tmp_path):
     prepared = Prepared(bytes_tokenizer(), (TokenStore(tmp_path / "s"),), (1.0,), ("s",))
     for varlen in (False, True):
         batches = batches_of(prepared, varlen=varlen)
-        assert list(batches.heldout(0, 100)) == [] and batches.validation_text(0, 100) == ""
+        assert (
+            list(batches.validation_batches(0, 100)) == [] and batches.validation_text(0, 100) == ""
+        )
 
 
 def test_prefetching_changes_nothing(prepared):
@@ -200,7 +204,7 @@ def test_batches_are_made_ahead(prepared, monkeypatch):
 
 def test_a_source_shorter_than_a_row(prepared):
     with pytest.raises(
-        DataError, match=r"b: \d+ tokens are less than one row .*smaller training.seq_len"
+        DataError, match=r"b: \d+ tokens are less than one sequence .*smaller training.seq_len"
     ):
         Batches(prepared, settings.Data(), 2000, 0)
     with pytest.raises(SettingsError, match=r"data\.varlen = true"):
@@ -243,7 +247,7 @@ def test_a_growing_store_gives_the_batches_of_the_finished_one(shuffle, tmp_path
     finished = Prepared(bytes_tokenizer(), (TokenStore(tmp_path / "s"),), (1.0,), ("s",))
     again = batches_of(finished, **changes)
     assert all(same(batch, again.at(8 * i, 8)) for i, batch in enumerate(seen))
-    assert max(row.epoch for row in again.rows(0, 800)) >= 1
+    assert max(row.epoch for row in again.origins(0, 800)) >= 1
 
 
 def test_training_begins_with_the_first_window_and_then_waits_and_says_so(tmp_path, monkeypatch):
@@ -268,10 +272,10 @@ def test_a_failed_preparation_ends_the_wait(tmp_path):
         def check(self, stores) -> None:
             raise DataError("preparation behind training failed: reasons")
 
-    prepared = replace(grower.prepared, behind=Failed())
+    prepared = replace(grower.prepared, background=Failed())
     for prefetch in (0, 2):
         with batches_of(prepared, streaming=True, prefetch_factor=prefetch) as batches:
-            for ask in (lambda b: b.at(0, 4), lambda b: next(b.heldout(0, 10))):
+            for ask in (lambda b: b.at(0, 4), lambda b: next(b.validation_batches(0, 10))):
                 with pytest.raises(DataError, match="reasons"):
                     ask(batches)
 
@@ -308,7 +312,7 @@ def test_two_sources_of_which_one_ends_early(tmp_path):
     batches = batches_of(prepared, streaming=True)
     growers[0].grow(300)
     stores[1].refresh()
-    rows = batches.rows(0, 300)
+    rows = batches.origins(0, 300)
     assert not stores[0].complete and [row.source for row in rows].count("b") == 150
     assert max(row.epoch for row in rows if row.source == "b") >= 2
     assert all(row.epoch == 0 for row in rows if row.source == "a")
@@ -327,7 +331,7 @@ def test_through_the_front_door(tmp_path):
     train = [
         text
         for i, text in enumerate(texts, 1)
-        if not held_out(f"a.jsonl:{i}", data.validation_fraction)
+        if not is_validation(f"a.jsonl:{i}", data.validation_fraction)
     ]
     assert "".join(train).startswith(prepared.tokenizer.decode(ids))
 
@@ -358,12 +362,12 @@ def test_a_piece_is_named_by_the_row_that_it_is_of(prepared):
         prepared, settings.Data(prefetch_factor=2, shuffle="window"), T, 5, stages=STAGES
     )
     with batches:
-        batch, rows = batches.at(42, 2), batches.rows(42, 2)
+        batch, rows = batches.at(42, 2), batches.origins(42, 2)
     for ids, row in zip(batch.ids_BT.tolist(), rows, strict=True):
         first = row.row * T + row.piece * 8
         stream = prepared.stores[prepared.names.index(row.source)].train
         assert ids == stream.tokens(first, first + 8).astype(int).tolist()
-        assert str(row).startswith(f"{row.source} piece {row.piece} of 2 of row")
+        assert str(row).startswith(f"{row.source} piece {row.piece} of 2 of sequence")
 
 
 def test_documents_of_pieces_begin_where_they_do_in_the_text(prepared):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longfire.data.order import FIRST_WINDOW_ROWS, Order, mix, permute
+from longfire.data.order import FIRST_WINDOW_SEQUENCES, Order, mix, permute
 
 seeds = st.integers(0, 2**63 - 1)
 shares = st.lists(st.floats(0.001, 1), min_size=1, max_size=9).map(tuple)
@@ -84,7 +84,7 @@ orders = st.builds(Order, st.sampled_from(["none", "window", "global"]), st.inte
 @settings(deadline=None)
 @given(orders, st.integers(1, 1500), st.integers(0, 3))
 def test_each_epoch_visits_each_row_once(order, rows, source):
-    epoch, row = order.rows(np.arange(3 * rows), rows, source)
+    epoch, row = order.sequences(np.arange(3 * rows), rows, source)
     assert (epoch == np.repeat([0, 1, 2], rows)).all()
     for number in range(3):
         assert sorted(row[epoch == number].tolist()) == list(range(rows))
@@ -95,17 +95,17 @@ def test_each_epoch_visits_each_row_once(order, rows, source):
 def test_a_growing_source_gives_the_rows_of_the_finished_one(window, rows, seed, data):
     order = Order("window", window, seed)
     k = data.draw(st.integers(0, rows - 1))
-    needed = order.rows_needed(k)
-    finished = order.rows(np.array([k]), rows, 0)
+    needed = order.sequences_needed(k)
+    finished = order.sequences(np.array([k]), rows, 0)
     assert finished[1][0] < needed
-    assert needed - k <= max(window, FIRST_WINDOW_ROWS)
+    assert needed - k <= max(window, FIRST_WINDOW_SEQUENCES)
     for there in {needed, needed + 1, (needed + rows) // 2, rows - 1} & set(range(needed, rows)):
-        assert order.rows(np.array([k]), there, 0) == finished
+        assert order.sequences(np.array([k]), there, 0) == finished
 
 
 def test_windows_begin_small_and_grow():
     order = Order("window", 16384, 0)
-    assert [order.rows_needed(k) for k in (0, 63, 64, 128, 16383, 16384, 40000)] == [
+    assert [order.sequences_needed(k) for k in (0, 63, 64, 128, 16383, 16384, 40000)] == [
         64,
         64,
         128,
@@ -119,7 +119,7 @@ def test_windows_begin_small_and_grow():
 def test_epochs_and_sources_and_seeds_differ():
     rows = {
         (seed, source, epoch): tuple(
-            Order("global", 1, seed).rows(np.arange(50) + 50 * epoch, 50, source)[1].tolist()
+            Order("global", 1, seed).sequences(np.arange(50) + 50 * epoch, 50, source)[1].tolist()
         )
         for seed in (0, 1)
         for source in (0, 1)
@@ -134,7 +134,7 @@ def test_the_order_never_changes():
     assert list(zip(source.tolist(), k.tolist())) == GOLDEN["mix"]
     for shuffle in ("global", "window"):
         assert (
-            Order(shuffle, 100, 42).rows(np.arange(995, 1005), 1000, 1)[1].tolist()
+            Order(shuffle, 100, 42).sequences(np.arange(995, 1005), 1000, 1)[1].tolist()
             == GOLDEN[shuffle]
         )
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longfire.data.batches import _tensors
+from longfire.data.batch import batch_of
 from longfire.data.pack import NO_LABEL, document_starts, pack
 from longfire.ops.documents import Documents
 
@@ -44,7 +44,7 @@ def test_documents_against_the_plain_loop(lengths, T, context_len, data):
     first = np.array(data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=5))) * T
     tokens_BS = np.stack([stream[f : f + T + 1] for f in first])
     starts_BS = document_starts(np.cumsum(lengths), first, T + 1)
-    batch = _tensors(pack(tokens_BS, starts_BS, context_len))
+    batch = batch_of(pack(tokens_BS, starts_BS, context_len))
     document_of = np.repeat(np.arange(len(lengths)), lengths)
     slow = [pack_reference(stream.tolist(), document_of, f, T, context_len) for f in first.tolist()]
     for tensor, column in zip(

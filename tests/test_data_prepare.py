@@ -15,10 +15,15 @@ import psutil
 import pytest
 
 from longfire.config import settings
-from longfire.data import prepare as room
+from longfire.data import fill as room
+from longfire.data import fill_progress
+from longfire.data import prepare as preparing
+from longfire.data.files import FileSource
+from longfire.data.manifest import locked, read_manifest, write_manifest
 from longfire.data.prepare import prepare
-from longfire.data.tokens import StoreWriter, TokenStore, locked, read_manifest, write_manifest
-from longfire.data.validation import held_out
+from longfire.data.store_writer import StoreWriter
+from longfire.data.tokens import TokenStore
+from longfire.data.validation import is_validation
 from longfire.errors import DataError, SettingsError
 
 WORDS = [
@@ -73,7 +78,7 @@ def test_documents_in_order_with_their_ends(tmp_path):
     ) as prepared:
         store, tokens = prepared.stores[0], prepared.tokenizer
         found = {}
-        for stream in (store.train, store.heldout):
+        for stream in (store.train, store.validation):
             ends = [0, *stream.ends[:].tolist()]
             documents = [stream.tokens(a, b).tolist() for a, b in pairwise(ends)]
             assert all(ids[0] == tokens.bos_id and ids[-1] == tokens.eos_id for ids in documents)
@@ -81,8 +86,8 @@ def test_documents_in_order_with_their_ends(tmp_path):
             assert stream.bytes[-1:].tolist() == [sum(len(t.encode()) for t in found[stream])]
         lines = (tmp_path / "a.jsonl").read_text().splitlines()
         numbered = [(i, json.loads(line)["text"]) for i, line in enumerate(lines, 1)]
-        kept = [(held_out(f"a.jsonl:{i}", 0.2), text) for i, text in numbered if text]
-        assert found[store.heldout] == [text for held, text in kept if held]
+        kept = [(is_validation(f"a.jsonl:{i}", 0.2), text) for i, text in numbered if text]
+        assert found[store.validation] == [text for held, text in kept if held]
         assert found[store.train] == [text for held, text in kept if not held]
         assert len(texts) == len(kept) and 30 < sum(held for held, _ in kept) < 90
         assert store.manifest["progress"]["empty_documents"] == 300 - len(texts)
@@ -122,14 +127,15 @@ PREPARE = """
 import os, sys
 os.fsync = lambda file: None
 from longfire.config import settings
-from longfire.data import prepare as room
-from longfire.data.tokens import StoreWriter
+from longfire.data import fill as room
+from longfire.data.prepare import prepare
+from longfire.data.store_writer import StoreWriter
 room.CHUNK_CHARACTERS, room.COMMIT_SECONDS, room.BYTES_OF_A_PROCESS = int(sys.argv[4]), 0, 1
 room.StoreWriter = lambda folder, header: StoreWriter(folder, header, 10_000, 64)
 files, folder, workers = sys.argv[1].split(","), sys.argv[2], int(sys.argv[3])
 data = settings.Data(dataset=tuple(files), folder=folder, num_workers=workers, validation_fraction=0.2)
 print("ready", flush=True)
-room.prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=lambda line: None)
+prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=lambda line: None)
 """
 
 
@@ -223,7 +229,7 @@ def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, mon
     data, tokens = settings_for(tmp_path, "a.jsonl"), settings.Tokenizer()
     first = prepare(data, tokens, note=silent).stores[0].folder
     before = {name: (first / name).stat().st_mtime_ns for name in files(first)}
-    monkeypatch.setattr(room, "fill", None)  # must not be needed
+    monkeypatch.setattr(preparing, "fill", None)  # must not be needed
     assert prepare(data, tokens, note=silent).stores[0].folder == first
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.jsonl").rename(tmp_path / "moved" / "a.jsonl")
@@ -282,7 +288,7 @@ def test_a_bad_document_stops_or_is_counted_and_listed(tmp_path):
     progress = store.manifest["progress"]
     assert progress["bad_documents"] == 150 and len(progress["bad"]) == 100
     assert progress["bad"][0].startswith(f"{tmp_path}/a.jsonl:21: broken JSON")
-    assert store.train.documents + store.heldout.documents == len(good)
+    assert store.train.documents + store.validation.documents == len(good)
     assert (
         "skipped: " in said[0]
         and "150 bad" in said[0]
@@ -375,7 +381,7 @@ def test_behind_training(tmp_path):
     assert files(prepare(aside, settings.Tokenizer(), note=silent).stores[0].folder) == files(
         store.folder
     )
-    assert prepare(data, settings.Tokenizer(), note=silent, background=True).behind is None
+    assert prepare(data, settings.Tokenizer(), note=silent, background=True).background is None
 
 
 def test_behind_training_a_failure_is_told(tmp_path):
@@ -383,7 +389,7 @@ def test_behind_training_a_failure_is_told(tmp_path):
     with open(tmp_path / "a.jsonl", "a") as f:
         f.write("{broken\n")
     failure = pytest.raises(
-        DataError, match=r"preparation behind training failed: .*a\.jsonl:2001: broken JSON"
+        DataError, match=r"preparation in the background failed: .*a\.jsonl:2001: broken JSON"
     )
     data = settings_for(tmp_path, "a.jsonl")
     with prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared, failure:
@@ -401,7 +407,7 @@ def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
     manifest = read_manifest(folder)
     write_manifest(folder, {**manifest, "complete": False})
     failure = pytest.raises(
-        DataError, match="preparation behind training failed: it ended with code -9"
+        DataError, match="preparation in the background failed: it ended with code -9"
     )
     with (
         locked(folder, silent),
@@ -419,7 +425,7 @@ from longfire.config import settings
 from longfire.data.prepare import prepare
 data = settings.Data(dataset=(sys.argv[1],), folder=sys.argv[2], streaming=True)
 prepared = prepare(data, settings.Tokenizer(), note=lambda line: None, background=True)
-print(prepared.behind._process.pid, flush=True)
+print(prepared.background._process.pid, flush=True)
 time.sleep(60)
 """
 
@@ -439,7 +445,7 @@ def test_a_stream_of_the_hub_is_found_again_without_the_hub(tmp_path, monkeypatc
     data = settings_for(tmp_path, "a.jsonl")
     first = prepare(data, settings.Tokenizer(), note=silent).stores[0].folder
     monkeypatch.setattr(
-        room.text.FileSource, "fingerprint", ""
+        FileSource, "fingerprint", ""
     )  # what a stream says when the hub is out of reach
     assert prepare(data, settings.Tokenizer(), note=silent).stores[0].folder == first
     with pytest.raises(DataError, match="hub cannot be asked"):
@@ -448,7 +454,7 @@ def test_a_stream_of_the_hub_is_found_again_without_the_hub(tmp_path, monkeypatc
 
 def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch, many_small_chunks):
     write_corpus(tmp_path / "a.jsonl", 400)
-    monkeypatch.setattr(room, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(fill_progress, "NOTE_SECONDS", 0.0)
     said = []
     prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=said.append)
     assert "M tokens/s" in said[0] and "s left" in said[0]

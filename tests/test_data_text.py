@@ -14,6 +14,7 @@ import zstandard
 
 from longfire.config import settings
 from longfire.data import formats, text
+from longfire.data.chosen_files import relative
 from longfire.errors import DataError, SettingsError
 
 TEXTS = ["one", "zwei\nLänge", "", "三 四", "x" * 5000, "five\t5", " "] * 60
@@ -276,7 +277,7 @@ def test_entries_that_are_nothing(entry, changes, message, tmp_path):
 
 def test_the_embedded_library():
     source = source_of("embedded")
-    names = [text.relative(file, source.root) for file in source.files]
+    names = [relative(file, source.root) for file in source.files]
     assert "pydoc_data/topics.py" in names and "json/decoder.py" in names
     assert not [
         name for name in names if {"test", "site-packages", "encodings"} & set(name.split("/"))

@@ -13,15 +13,9 @@ from transformers import AutoTokenizer
 
 from longfire.config import settings
 from longfire.data import text, tokenizer
-from longfire.data.tokenizer import (
-    Tokenizer,
-    bytes_tokenizer,
-    from_folder,
-    load,
-    sample,
-    train_tokenizer,
-)
-from longfire.data.validation import ValidationSplit, held_out
+from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, train_tokenizer
+from longfire.data.tokenizer_training import load, sample
+from longfire.data.validation import ValidationSplit, is_validation
 from longfire.errors import DataError, SettingsError
 
 TEXTS = [
@@ -72,7 +66,7 @@ def test_bytes_are_bytes():
         and tokens.vocab_size == 258
         and tokens.dtype == "uint16"
     )
-    slow = Tokenizer(tokens.words, "<bos>", "<eos>")
+    slow = Tokenizer(tokens.backend, "<bos>", "<eos>")
     assert [slow.encode(t) for t in TEXTS] == [tokens.encode(t) for t in TEXTS]
 
 
@@ -110,15 +104,15 @@ def test_a_long_text_in_pieces_has_the_same_ids(family, library, monkeypatch):
         library, trainers.BpeTrainer(vocab_size=500, show_progress=False, special_tokens=["?"])
     )
     tokens = Tokenizer(words)
-    whole = tokens.words.encode(long, add_special_tokens=False).ids
-    monkeypatch.setattr(tokenizer, "PIECE", 5_000)
+    whole = tokens.backend.encode(long, add_special_tokens=False).ids
+    monkeypatch.setattr(tokenizer, "PIECE_CHARACTERS", 5_000)
     cuts = list(tokens.cuts(long))
     assert (len(cuts) == 0) if family == "metaspace" else (len(cuts) > 10)
     assert tokens.encode_batch([long, "short"])[0] == whole
 
 
 def words_with(*special: str) -> Words:
-    words = bytes_tokenizer().words
+    words = bytes_tokenizer().backend
     words.add_special_tokens([AddedToken(name, special=True) for name in special])
     return words
 
@@ -187,7 +181,7 @@ def test_a_sample_comes_from_all_over_and_never_from_what_is_held_out(tmp_path):
     assert chosen == list(sample(source, 64_000, ValidationSplit(0.3))), "the same every time"
     assert sum(map(len, chosen)) == 64_000
     assert max(numbers) - min(numbers) > 150
-    assert not any(held_out(f"{n:03d}.txt", 0.3) for n in numbers)
+    assert not any(is_validation(f"{n:03d}.txt", 0.3) for n in numbers)
     assert sum(map(len, sample(source, 10**9, ValidationSplit(0.0)))) == 200 * 1000, (
         "no more than there is"
     )
@@ -224,6 +218,6 @@ def test_broken_files_of_a_tokenizer_are_named(tmp_path):
 
 
 def test_held_out_is_a_share_of_identities():
-    chosen = np.array([held_out(f"file.jsonl:{i}", 0.1) for i in range(20_000)])
+    chosen = np.array([is_validation(f"file.jsonl:{i}", 0.1) for i in range(20_000)])
     assert abs(chosen.mean() - 0.1) < 5 * (0.09 / 20_000) ** 0.5
-    assert not any(held_out(f"file.jsonl:{i}", 0.0) for i in range(100))
+    assert not any(is_validation(f"file.jsonl:{i}", 0.0) for i in range(100))

@@ -7,8 +7,9 @@ import pytest
 import transformers
 from tokenizers import processors
 
+from longfire.data.token_templates import starts_with, with_bos_rule
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, train_tokenizer
-from longfire.data.tokenizer_files import CarriedFiles, read_carried, starts_with, with_bos_rule
+from longfire.data.tokenizer_files import CarriedFiles, read_carried
 from longfire.errors import DataError
 
 CONFIG = {
@@ -90,7 +91,7 @@ def test_a_tokenizer_of_our_own_has_one_end(tmp_path):
 def test_the_rule_of_bos_is_written_and_read_again(adds_bos, before, tmp_path):
     """Whatever the tokenizer did before; transformers does then as training did."""
     made = train_tokenizer(["some words, and some more"], 300)
-    tokenizer = Tokenizer(with_bos_rule(made.words, "<bos>", before), "<bos>", "<eos>")
+    tokenizer = Tokenizer(with_bos_rule(made.backend, "<bos>", before), "<bos>", "<eos>")
     assert tokenizer.adds_bos == before
     tokenizer.save(tmp_path, adds_bos)
     again = from_folder(tmp_path)
@@ -115,7 +116,7 @@ def test_add_bos_token_of_a_config_is_heeded(tmp_path):
 
 
 def test_the_other_parts_of_a_post_processor_stay():
-    words = train_tokenizer(["some words"], 300).words
+    words = train_tokenizer(["some words"], 300).backend
     with_both = with_bos_rule(words, "<bos>", True)
     bos_id = words.token_to_id("<bos>")
     assert starts_with(with_both, bos_id) and not starts_with(words, bos_id)
@@ -184,7 +185,7 @@ POST_PROCESSORS = {  # and the ids that follow a text
 @pytest.mark.parametrize("adds_bos", [True, False])
 @pytest.mark.parametrize("name", POST_PROCESSORS)
 def test_the_rule_of_bos_changes_nothing_else_that_a_post_processor_adds(name, adds_bos):
-    words = bytes_tokenizer().words
+    words = bytes_tokenizer().backend
     words.post_processor, after = POST_PROCESSORS[name]
     ruled = with_bos_rule(words, "<bos>", adds_bos)
     assert ruled.encode("hi").ids == [256] * adds_bos + [104, 105] + after
@@ -194,7 +195,7 @@ def test_the_rule_of_bos_changes_nothing_else_that_a_post_processor_adds(name, a
 
 @pytest.mark.parametrize("name", ["none", "EOS, as T5", "RoBERTa"])
 def test_the_second_text_of_a_pair_begins_with_bos_too(name):
-    words = bytes_tokenizer().words
+    words = bytes_tokenizer().backend
     words.post_processor, _ = POST_PROCESSORS[name]
     if name == "RoBERTa":  # has a BOS of its own
         words = with_bos_rule(words, "<bos>", False)

@@ -11,14 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longfire.data.tokens import (
-    Column,
-    ColumnWriter,
-    StoreWriter,
-    TokenStore,
-    locked,
-    write_manifest,
-)
+from longfire.data.manifest import locked, write_manifest
+from longfire.data.store_writer import ColumnWriter, StoreWriter
+from longfire.data.tokens import Column, TokenStore
 from longfire.errors import DataError
 
 HEADER = {
@@ -69,7 +64,7 @@ def test_what_was_written_is_read(tmp_path):
     store.verify()
     for stream, mine in (
         (store.train, [d for i, d in enumerate(DOCUMENTS) if i % 3 != 2]),
-        (store.heldout, DOCUMENTS[2::3]),
+        (store.validation, DOCUMENTS[2::3]),
     ):
         flat, lengths = [id for d in mine for id in d], np.array([len(d) for d in mine])
         assert stream.length == len(flat) and stream.documents == len(mine)
@@ -77,7 +72,7 @@ def test_what_was_written_is_read(tmp_path):
         assert stream.ends[:].tolist() == np.cumsum(lengths).tolist()
         assert stream.bytes[:].tolist() == np.cumsum(2 * lengths).tolist()
         first = np.arange(0, len(flat) - 20, 9)
-        assert stream.rows(first, 20).tolist() == [flat[f : f + 20] for f in first]
+        assert stream.sequences(first, 20).tolist() == [flat[f : f + 20] for f in first]
 
 
 @settings(deadline=None, max_examples=40)
@@ -170,7 +165,7 @@ def test_a_damaged_store_is_not_gone_on_with(tmp_path):
 
 HOLD = """
 import sys, time, pathlib
-from longfire.data.tokens import locked
+from longfire.data.manifest import locked
 with locked(pathlib.Path(sys.argv[1]), print):
     print("mine", flush=True)
     time.sleep(60)

@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from longfire.config import settings
 from longfire.data import text
 from longfire.data.batches import Batches
-from longfire.data.formats import Document
+from longfire.data.documents import Document
 from longfire.data.prepare import Prepared, describe, prepare
 from longfire.data.tokens import TokenStream
 from longfire.data.validation import (
@@ -21,8 +21,8 @@ from longfire.data.validation import (
     FEW_DOCUMENTS,
     ValidationSplit,
     hash_of,
-    held_out,
-    tail_of,
+    is_validation,
+    tail_start,
     validation_split_of,
 )
 from longfire.errors import DataError, SettingsError
@@ -61,7 +61,7 @@ def test_of_one_long_text_the_end_is_held_out_and_not_trained_on(tmp_path):
     (tmp_path / "input.txt").write_text(whole)
     prepared = prepared_of(data_of(tmp_path, "input.txt"))
     store = prepared.stores[0]
-    (trained,), (unseen,) = texts_of(prepared, store.train), texts_of(prepared, store.heldout)
+    (trained,), (unseen,) = texts_of(prepared, store.train), texts_of(prepared, store.validation)
     assert trained + unseen == whole and unseen[0] != "\n" and trained.endswith("\n")
     assert 0.08 * len(whole) < len(unseen) < 0.1 * len(whole) + 1
 
@@ -69,13 +69,13 @@ def test_of_one_long_text_the_end_is_held_out_and_not_trained_on(tmp_path):
 @given(some.text(alphabet="ab \n", min_size=CUT_CHARACTERS, max_size=5000), some.floats(0.001, 0.9))
 @hypothesis_settings(deadline=None, max_examples=30)
 def test_a_tail_is_about_as_long_as_asked_for_and_never_everything(text, fraction):
-    place = tail_of(text, fraction)
+    place = tail_start(text, fraction)
     size = max(round(fraction * len(text)), round(0.1 * len(text)))
     assert 0 < place < len(text) and size // 2 <= len(text) - place <= size
 
 
 def test_short_texts_are_not_cut():
-    assert tail_of("a" * (CUT_CHARACTERS - 1), 0.5) == CUT_CHARACTERS - 1
+    assert tail_start("a" * (CUT_CHARACTERS - 1), 0.5) == CUT_CHARACTERS - 1
 
 
 @pytest.mark.parametrize("count", [FEW_DOCUMENTS, 60])
@@ -87,7 +87,7 @@ def test_of_documents_that_all_hash_above_the_fraction_the_lowest_is_held_out(tm
     assert rule == ValidationSplit(1e-6, lowest)
     prepared = prepared_of(data_of(tmp_path, "a.jsonl", validation_fraction=1e-6))
     assert (
-        prepared.stores[0].heldout.documents == 1
+        prepared.stores[0].validation.documents == 1
         and prepared.stores[0].train.documents == count - 1
     )
 
@@ -98,8 +98,8 @@ def test_where_the_hash_decides_the_address_is_that_of_before(tmp_path):
     store = prepared_of(data_of(tmp_path, "a.jsonl", validation_fraction=0.1)).stores[0]
     options = {"add_bos", "add_eos", "heldout_fraction", "text_field", "skip_bad_documents"}
     assert store.manifest["options"].keys() == options
-    unseen = [n for n in range(1, 301) if held_out(f"a.jsonl:{n}", 0.1)]
-    assert store.heldout.documents == len(unseen) > 10
+    unseen = [n for n in range(1, 301) if is_validation(f"a.jsonl:{n}", 0.1)]
+    assert store.validation.documents == len(unseen) > 10
 
 
 def test_a_document_is_in_one_part_only():
@@ -127,7 +127,7 @@ def test_a_text_file_is_split_and_read_on_from_anywhere(
 ):
     import gzip
 
-    monkeypatch.setattr("longfire.data.formats.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("longfire.data.text_files.BLOCK_BYTES", block_bytes)
     content, expected = FILES[split_documents]
     (tmp_path / "a.txt").write_bytes(content.encode())
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
@@ -153,10 +153,11 @@ def test_splits_are_documents_with_an_address_of_their_own(tmp_path):
     ).stores[0]
     assert whole.folder != split.folder and whole.train.documents == 1
     assert (
-        split.train.documents + split.heldout.documents == 200 and 8 < split.heldout.documents < 40
+        split.train.documents + split.validation.documents == 200
+        and 8 < split.validation.documents < 40
     )
-    unseen = {f"input.txt:{n}" for n in range(1, 201) if held_out(f"input.txt:{n}", 0.1)}
-    assert split.heldout.documents == len(unseen)
+    unseen = {f"input.txt:{n}" for n in range(1, 201) if is_validation(f"input.txt:{n}", 0.1)}
+    assert split.validation.documents == len(unseen)
 
 
 def test_texts_of_ones_own_are_evaluated_on_and_nothing_else_is_held_out(tmp_path):
@@ -166,11 +167,11 @@ def test_texts_of_ones_own_are_evaluated_on_and_nothing_else_is_held_out(tmp_pat
         tmp_path, "a.jsonl", validation_fraction=0.5, validation=(str(tmp_path / "unseen.txt"),)
     )
     prepared = prepared_of(data)
-    assert prepared.stores[0].train.documents == 50 and prepared.stores[0].heldout.documents == 0
+    assert prepared.stores[0].train.documents == 50 and prepared.stores[0].validation.documents == 0
     assert [name for name, _, _ in prepared.validation] == ["unseen.txt"]
     with Batches(prepared, data, 4, 0) as batches:
         assert batches.validation_text(0, 1000) == "never trained on"
-        assert sum(batch.real_tokens() for batch in batches.heldout(0, 1000)) == len(
+        assert sum(batch.real_tokens() for batch in batches.validation_batches(0, 1000)) == len(
             "never trained on"
         )
 
@@ -180,8 +181,8 @@ def test_a_tokenizer_is_not_trained_on_what_is_held_out(tmp_path):
     (tmp_path / "input.txt").write_text(words(3000) + " zzzzzzzz" * 100)
     trained = settings.Tokenizer(path="train", train_vocab_size=400)
     prepared = prepare(data_of(tmp_path, "input.txt"), trained, note=lambda line: None)
-    assert not any("zz" in word for word in prepared.tokenizer.words.get_vocab())
-    assert any("zz" in unseen for unseen in texts_of(prepared, prepared.stores[0].heldout))
+    assert not any("zz" in word for word in prepared.tokenizer.backend.get_vocab())
+    assert any("zz" in unseen for unseen in texts_of(prepared, prepared.stores[0].validation))
 
 
 def test_a_small_tokenizer_says_what_it_is(tmp_path):

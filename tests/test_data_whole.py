@@ -18,13 +18,14 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from longfire.cli import main
 from longfire.config import settings
-from longfire.data import prepare as preparing
 from longfire.data.lines import read_lines
 from longfire.data.losses import loses_nothing
+from longfire.data.manifest import checksum, read_manifest
 from longfire.data.prepare import prepare, verify
+from longfire.data.store_writer import StoreWriter
 from longfire.data.text import sources
 from longfire.data.tokenizer import bytes_tokenizer, from_folder
-from longfire.data.tokens import TokenStore, checksum, read_manifest
+from longfire.data.tokens import TokenStore
 from longfire.errors import DataError
 from longfire.generation.prompts import read_prompts
 
@@ -297,15 +298,15 @@ def test_content_decides_a_stores_address_and_not_the_time(tmp_path):
 
 def test_a_source_that_changes_while_it_is_prepared(tmp_path, monkeypatch):
     file = write(tmp_path / "a.jsonl", *["word"] * 500)
-    append, before = preparing.StoreWriter.append, file.read_bytes()
+    append, before = StoreWriter.append, file.read_bytes()
 
     def grow(self, *documents):
         with open(file, "ab") as opened:
             opened.write(b'{"text": "more"}\n')
         append(self, *documents)
 
-    monkeypatch.setattr(preparing.StoreWriter, "append", grow)
-    with pytest.raises(DataError, match="when preparation began.*dropped"):
+    monkeypatch.setattr(StoreWriter, "append", grow)
+    with pytest.raises(DataError, match="when preparation began.*deleted"):
         prepared_of(data_for(file))
     monkeypatch.undo()
     file.write_bytes(before)
@@ -321,12 +322,12 @@ def test_a_tokenizer_that_loses_text(special, tmp_path):
     )
     words.save(str(tmp_path / "t.json"))
     file = write(tmp_path / "a.jsonl", "the fox", "日本語", "the quick 漢")
-    with pytest.raises(DataError, match="cannot say .*of the characters.*max_lost_share"):
+    with pytest.raises(DataError, match="loses .*of the characters.*max_lost_share"):
         prepared_of(data_for(file), path=str(tmp_path / "t.json"))
     said: list[str] = []
     prepared_of(data_for(file), said, path=str(tmp_path / "t.json"), max_lost_share=1.0)
     assert f"{4 / 18:.2%} of the characters" in said[0]
-    assert loses_nothing(bytes_tokenizer().words)
+    assert loses_nothing(bytes_tokenizer().backend)
 
 
 def test_characters_that_a_normalizer_composes_are_not_lost(tmp_path):
@@ -344,9 +345,9 @@ def test_characters_that_a_normalizer_composes_are_not_lost(tmp_path):
     )  # decomposed: 3 characters for each
     said: list[str] = []
     assert prepared_of(data_for(entry), said, path=str(folder)).train.length == 41
-    assert not any("cannot say" in line for line in said)
+    assert not any("the tokenizer loses" in line for line in said)
     entry = write(tmp_path / "b.jsonl", "\ud55c\u0323" * 20)  # no such syllable: the dot is lost
-    with pytest.raises(DataError, match=r"cannot say 50\.00% of the characters"):
+    with pytest.raises(DataError, match=r"loses 50\.00% of the characters"):
         prepared_of(data_for(entry), path=str(folder))
 
 

@@ -10,7 +10,8 @@ from test_docs_data import SMALLER
 
 from longfire.cli import main
 from longfire.data import formats
-from longfire.data.formats import FORMATS, Record
+from longfire.data.formats import FORMATS
+from longfire.data.records import Record
 
 PAGES = Path(__file__).parents[1] / "docs/how-to"
 

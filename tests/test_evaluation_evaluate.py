@@ -59,7 +59,7 @@ def test_the_numbers_are_those_counted_by_hand(batches, tiny_model):
     assert list(results) == ["many.jsonl"], "a source without validation documents is left out"
     found = results["many.jsonl"]
     nats, labels = 0.0, []
-    for batch in batches.heldout(0, 100_000, rows=1):
+    for batch in batches.validation_batches(0, 100_000, count=1):
         logits_BTW = model.logits(model(batch.ids_BT))
         nats += F.cross_entropy(
             logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="sum"
@@ -106,7 +106,7 @@ def test_bytes_of_words_add_up_to_the_text(text):
 
 
 def test_special_words_have_no_bytes_and_words_added_by_hand_their_own():
-    words = Words.from_str(BPE.words.to_str())
+    words = Words.from_str(BPE.backend.to_str())
     words.add_tokens([AddedToken("<tab>", special=False)])
     tokenizer = Tokenizer(words, BPE.bos, BPE.eos, "here")
     table = token_bytes(tokenizer)
@@ -138,7 +138,7 @@ def test_losses_by_position(batches, tiny_model):
     model = tiny_model("attention", vocab_size=258)
     found = measure_validation(model, batches, 100_000, 64)["many.jsonl"]
     nats_C = np.zeros(T)
-    for batch in batches.heldout(0, 100_000, rows=1):
+    for batch in batches.validation_batches(0, 100_000, count=1):
         logits_BTW = model.logits(model(batch.ids_BT)).detach()
         nats_C += F.cross_entropy(
             logits_BTW.flatten(0, 1), batch.labels_BT.flatten(), reduction="none"
@@ -162,7 +162,8 @@ def test_buckets_without_a_token_are_left_out():
 
 def test_bits_per_byte_counts_the_bytes_of_documents(tmp_path):
     """A tokenizer that loses two of three bytes does not make them disappear from the count; a cut document counts by its share."""
-    from longfire.data.tokens import StoreWriter, TokenStore
+    from longfire.data.store_writer import StoreWriter
+    from longfire.data.tokens import TokenStore
 
     header = {"source": {}, "tokenizer": {"fingerprint": "t"}, "options": {}, "dtype": "uint16"}
     (tmp_path / "s").mkdir()

@@ -73,7 +73,7 @@ def test_just_try_12_steps_then_again_then_longer(folder, capsys):
     assert train("--checkpoint.interval", "2") == 0
     out = capsys.readouterr().out
     begun = before_the_first_step(out)
-    assert "held out" in begun and "at the end of 1" in begun and "warning" not in begun
+    assert "validation" in begun and "at the end of 1" in begun and "warning" not in begun
     assert (
         "warm-up 2 steps = 64 tokens (a fifth of the run, which is no longer than the 200 steps asked for)"
         in begun
@@ -101,7 +101,7 @@ def test_just_try_12_steps_then_again_then_longer(folder, capsys):
 
 def test_text_that_was_held_out_is_not_trained_on(folder, capsys):
     assert main(["prepare", "--data.dataset", "input.txt"]) == 0
-    assert "held out" in capsys.readouterr().out
+    assert "validation" in capsys.readouterr().out
     (store,) = folder.glob("token-stores/*/manifest.json")
     streams = json.loads(store.read_text())["streams"]
     ends = 2  # a document in each part, each with its end of text
@@ -120,7 +120,7 @@ def test_a_file_of_many_documents_is_split(folder, capsys, between, word):
     )
     assert main(["prepare", "--data.dataset", "input.txt", "--data.split_documents", word]) == 0
     out = capsys.readouterr().out
-    assert "in 59 documents, held out" in out or "in 58 documents, held out" in out
+    assert "in 59 documents, validation" in out or "in 58 documents, validation" in out
 
 
 def test_a_validation_file_of_ones_own(folder, capsys):

@@ -487,7 +487,7 @@ def test_settings_that_do_not_go_together_name_the_config(tiny_model, tmp_path):
     source = tiny_model("attention", num_hidden_layers=3, **FAMILIES["gpt2"])
     with pytest.raises(
         SettingsError,
-        match=r"target\.json: init_head = 'zeros', but with tie_word.* does not say is as in the source",
+        match=r"target\.json: init_head = 'zeros', but with tie_word.* does not name are the source's",
     ):
         converted(source, {**SHORT, "init_head": "zeros"}, tmp_path)
 

@@ -29,11 +29,11 @@ from longfire.huggingface.families import (
 from longfire.huggingface.family_writing import (
     TRAINING_ONLY,
     config_of,
-    idle,
+    is_idle,
     left_out,
+    normalised,
     refusals,
     values_of,
-    whole,
 )
 from longfire.huggingface.load import model_of
 from longfire.huggingface.tensors import to_ours, to_theirs
@@ -305,8 +305,8 @@ def test_what_we_write_is_their_config(case):
     _, config = theirs_of(case)
     shape = config_from_hf(config, case)
     family = FAMILIES[config["model_type"]]
-    assert not list(refusals(family, whole(shape)))
-    mine = config_of(family, config["model_type"], whole(shape), 77)
+    assert not list(refusals(family, normalised(shape)))
+    mine = config_of(family, config["model_type"], normalised(shape), 77)
     again = json.loads(transformers.AutoConfig.for_model(**mine).to_json_string())
     ignored = {
         "architectures",
@@ -325,7 +325,11 @@ def test_what_we_write_is_their_config(case):
     if "rope_parameters" in differ:  # of optional ones we say the default
         assert config["rope_parameters"].items() <= again["rope_parameters"].items()
     assert differ <= {"rope_parameters"}, {key: (config[key], again.get(key)) for key in differ}
-    assert whole(config_from_hf(again, case)) == whole(config_from_hf(mine, case)) == whole(shape)
+    assert (
+        normalised(config_from_hf(again, case))
+        == normalised(config_from_hf(mine, case))
+        == normalised(shape)
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -344,7 +348,7 @@ def test_names_and_bytes_go_both_ways(case):
 @pytest.mark.parametrize("model_type", TRANSFORMERS)
 def test_a_silent_config_means_what_their_class_takes(model_type):
     theirs = json.loads(transformers.AutoConfig.for_model(model_type).to_json_string())
-    assert whole(config_from_hf({"model_type": model_type}, "")) == whole(
+    assert normalised(config_from_hf({"model_type": model_type}, "")) == normalised(
         config_from_hf(theirs, "")
     )
 
@@ -684,7 +688,9 @@ def assert_goes_both_ways(shape):
     limit = (
         shape.max_position_embeddings or 128
     )  # the one thing that is added: their classes want a number
-    assert whole(resting(back)) == whole(replace(resting(shape), max_position_embeddings=limit))
+    assert normalised(resting(back)) == normalised(
+        replace(resting(shape), max_position_embeddings=limit)
+    )
     assert config_to_hf(back, bos_id=1, eos_id=2) == config
     family = FAMILIES[config["model_type"]]
     ours = {name: torch.randn(tensor.shape) for name, tensor in meta_state(shape).items()}
@@ -747,10 +753,10 @@ def test_every_setting_has_its_place_in_every_family():
         shape = ModelConfig(
             32, len(types), types, {name: MIXER_SETTINGS[name] for name in types}, vocab_size=9
         )
-        values = values_of(whole(shape))
+        values = values_of(normalised(shape))
         for name in {"attention.rope", "mlp"} & family.ours.keys():
             values[name] = {"": family.ours[name]}
-        without = {name for name in values if idle(name, values)} | {*TRAINING_ONLY}
+        without = {name for name in values if is_idle(name, values)} | {*TRAINING_ONLY}
         assert values.keys() - without <= family.placed() <= values.keys(), model_type
 
 
@@ -1232,11 +1238,11 @@ AS_PUBLISHED = {
 @pytest.mark.parametrize("name", AS_PUBLISHED)
 def test_configs_as_they_are_published_mean_what_their_class_takes(name):
     published = AS_PUBLISHED[name]
-    ours = whole(config_from_hf(published, name))
+    ours = normalised(config_from_hf(published, name))
     again = json.loads(
         transformers.AutoConfig.for_model(**copy.deepcopy(published)).to_json_string()
     )
-    assert whole(config_from_hf(again, name)) == ours
+    assert normalised(config_from_hf(again, name)) == ours
 
 
 def test_readers_of_older_configs_find_theta_and_scaling():

@@ -25,7 +25,7 @@ from longfire.errors import CheckpointError, DataError, SettingsError
 from longfire.huggingface import import_ as adopting
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.families import config_from_hf
-from longfire.huggingface.import_ import adopt
+from longfire.huggingface.import_ import import_hf
 from longfire.huggingface.load import INDEX, SINGLE
 
 pytestmark = pytest.mark.dtype
@@ -92,9 +92,9 @@ def source(tmp_path) -> Path:
 def test_every_kind_of_folder_becomes_a_run_with_their_logits(case, tmp_path, in_fp32):
     theirs = saved(tmp_path / "source", case)
     told = []
-    check = adopt(str(tmp_path / "source"), tmp_path / "run", told.append)
+    check = import_hf(str(tmp_path / "source"), tmp_path / "run", told.append)
     assert check.peer_kl is not None and check.peer_kl < KL_NATS and check.own_kl == 0
-    assert "258 words, the embedding 260 rows" in told[0]
+    assert "258 tokens, the embedding 260 rows" in told[0]
     opened = open_model(tmp_path / "run")
     assert opened.step == 0 and opened.run.tokenizer.add_eos and not opened.run.tokenizer.add_bos
     ids_BT = torch.randint(260, (2, 40))
@@ -189,7 +189,7 @@ def test_a_run_goes_on_from_it_and_back_again(source, tmp_path, capsys):
 
 
 def test_a_moved_run_finds_its_tokenizer(source, tmp_path):
-    adopt(str(source), tmp_path / "run")
+    import_hf(str(source), tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "texts.jsonl").write_text('{"text": "some words to be read"}\n' * 99)
     words = [
@@ -231,7 +231,7 @@ def test_a_chat_template_and_a_begin_of_text_are_kept(source, tmp_path):
         "special_tokens": {"<bos>": {"id": "<bos>", "ids": [0], "tokens": ["<bos>"]}},
     }
     (source / "tokenizer.json").write_text(json.dumps(content))
-    adopt(str(source), tmp_path / "run")
+    import_hf(str(source), tmp_path / "run")
     opened = open_model(tmp_path / "run")
     assert opened.run.tokenizer.add_bos and opened.tokenizer.carried.files == {
         CHAT: "{{ messages }}"
@@ -249,7 +249,7 @@ def test_weights_of_fla_come_in_and_it_is_said_that_their_class_was_not_asked(tm
     (tmp_path / "source" / "config.json").write_text(json.dumps(golden.config))
     save_file(golden.weights, tmp_path / "source" / SINGLE)
     Tokenizer(Words(models.BPE({chr(97 + i): i for i in range(26)}, []))).save(tmp_path / "source")
-    check = adopt(str(tmp_path / "source"), tmp_path / "run")
+    check = import_hf(str(tmp_path / "source"), tmp_path / "run")
     assert check.peer_kl is None and "GLAForCausalLM of fla: not compared, " in str(check)
     opened = open_model(tmp_path / "run")
     with torch.no_grad():
@@ -367,7 +367,7 @@ BAD = {
     "a tokenizer with more words": (
         lambda s: train_tokenizer(["ab abc abcd " * 9], 263).save(s),
         SettingsError,
-        "26[123] words, its embedding 260 rows",
+        "26[123] tokens, its embedding 260 rows",
     ),
     "no tokenizer": (
         lambda s: [file.unlink() for file in s.glob("tok*")],
@@ -388,7 +388,7 @@ def test_what_is_bad_is_named_and_leaves_nothing(case, source, tmp_path):
     spoil, error, message = BAD[case]
     spoil(source)
     with pytest.raises(error, match=message):
-        adopt(str(source), tmp_path / "run")
+        import_hf(str(source), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     assert main(["import", str(source), str(tmp_path / "run")]) == error.exit_code
 
@@ -400,7 +400,7 @@ def test_other_logits_than_their_class_gives_are_refused(source, tmp_path, monke
     with pytest.raises(
         CheckpointError, match="LlamaForCausalLM of transformers gives other logits"
     ):
-        adopt(str(source), tmp_path / "run")
+        import_hf(str(source), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -411,7 +411,7 @@ def test_a_full_disk_leaves_nothing(source, tmp_path):
     )  # no file can grow beyond: as a full disk says no
     try:
         with pytest.raises(CheckpointError, match="could not be written"):
-            adopt(str(source), tmp_path / "run")
+            import_hf(str(source), tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -422,10 +422,10 @@ def test_a_folder_that_holds_something_is_left_alone(source, tmp_path):
     (tmp_path / "run" / "thesis.tex").write_text("words")
     for place in (tmp_path / "run", tmp_path / "run" / "thesis.tex"):
         with pytest.raises(SettingsError, match="already there"):
-            adopt(str(source), place)
+            import_hf(str(source), place)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
     with pytest.raises(SettingsError, match="no such folder"):
-        adopt(str(tmp_path / "nowhere"), tmp_path / "other")
+        import_hf(str(tmp_path / "nowhere"), tmp_path / "other")
 
 
 class Hub:
@@ -451,7 +451,7 @@ def test_a_name_of_the_hub_is_fetched_without_code(kind, source, tmp_path, monke
         whole_bin(source)
     hub = Hub(source, tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    adopt("someone/some-model", tmp_path / "run", lambda line: None)
+    import_hf("someone/some-model", tmp_path / "run", lambda line: None)
     fetched = {path.name for path in (tmp_path / "cache").iterdir()}
     assert (
         not {name for name in fetched if name.endswith((".py", ".pt", ".gguf"))}
@@ -475,7 +475,7 @@ def test_a_name_of_the_hub_without_a_network_says_what_to_do(error, tmp_path, mo
     with pytest.raises(
         SettingsError, match="someone/some-model is no folder here.*check the name and the network"
     ):
-        adopt("someone/some-model", tmp_path / "run", lambda line: None)
+        import_hf("someone/some-model", tmp_path / "run", lambda line: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -490,7 +490,7 @@ def test_errors_of_the_hub_are_imported_from_where_every_version_has_them():
 def test_a_config_that_their_class_no_longer_reads_is_imported_and_said(source, tmp_path):
     """transformers 5 checks the types of a config strictly, which 4 did not."""
     config_says(use_cache=1)(source)
-    check = adopt(str(source), tmp_path / "run", lambda line: None)
+    check = import_hf(str(source), tmp_path / "run", lambda line: None)
     assert (
         check.peer_kl is None
         and "it does not read this config.json" in str(check)
@@ -511,20 +511,20 @@ def test_buffers_of_old_files_are_no_tensors_of_the_model(tmp_path):
         "h.1.attn.masked_bias": torch.tensor(-1e4),
     }
     torch.save(tensors, file)
-    check = adopt(str(tmp_path / "source"), tmp_path / "run", lambda line: None)
+    check = import_hf(str(tmp_path / "source"), tmp_path / "run", lambda line: None)
     assert check.peer_kl is not None and check.peer_kl < KL_NATS
 
 
 def test_progress_is_told(source, tmp_path, monkeypatch):
     monkeypatch.setattr(adopting, "NOTE_SECONDS", 0)
     told = []
-    adopt(str(source), tmp_path / "run", told.append)
+    import_hf(str(source), tmp_path / "run", told.append)
     lines = [line for line in told if line.startswith("import: ")]
     assert len(lines) > 10 and lines[-1].endswith("M parameters")
 
 
 def test_a_tokenizer_saved_again_is_the_same(source, tmp_path):
-    adopt(str(source), tmp_path / "run")
+    import_hf(str(source), tmp_path / "run")
     assert (
         from_folder(tmp_path / "run" / "tokenizer").fingerprint == from_folder(source).fingerprint
     )

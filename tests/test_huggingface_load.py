@@ -226,17 +226,17 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import torch, transformers
-from longfire.huggingface.import_ import begin_with
-from longfire.huggingface.load import read_weights, shape_in
+from longfire.huggingface.import_ import write_step_0
+from longfire.huggingface.load import model_config_in, read_weights
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 folder, place = map(Path, sys.argv[1:])
-shape = shape_in(folder)
-begin_with(iter([("warm", torch.ones(2))]), place.with_name("warm"))  # what is imported on the way
+shape = model_config_in(folder)
+write_step_0(iter([("warm", torch.ones(2))]), place.with_name("warm"))  # what is imported on the way
 before = peak()
-begin_with(read_weights(folder, shape), place, 8_000_000)
+write_step_0(read_weights(folder, shape), place, 8_000_000)
 print(peak() - before)
 """
 

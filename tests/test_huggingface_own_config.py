@@ -86,7 +86,7 @@ def test_what_tools_read_stands_at_the_top(tiny_config):
         (lambda c: c.pop("format_version"), "format_version = None must be 1"),
         (lambda c: c.update(shape={}), "shape is empty"),
         (lambda c: c.update(shape=[1]), r"shape = \[1\] must be a table"),
-        (lambda c: c["shape"].update(vocab_size=9), "shape.vocab_size stands beside shape"),
+        (lambda c: c["shape"].update(vocab_size=9), "shape.vocab_size belongs beside shape"),
         (lambda c: c.pop("hidden_size"), "hidden_size is missing"),
         (lambda c: c.update(hidden_size="32"), "hidden_size = '32' must be a whole number"),
         (lambda c: c["shape"]["gla"].update(num_heads=5), "gla"),

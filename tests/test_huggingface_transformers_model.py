@@ -14,12 +14,13 @@ from longfire.checkpoint.weights import open_model
 from longfire.cli import main
 from longfire.config.options import Sampling
 from longfire.config.run import Run
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import CheckpointError, SettingsError
 from longfire.generation.generate import Row, generate, steps
-from longfire.huggingface import transformers_model
+from longfire.huggingface import transformers_files, transformers_model
 from longfire.huggingface.check import KL_NATS, kl
+from longfire.huggingface.transformers_documents import check_documents_separate
 from longfire.loss import loss_sum, losses
 from longfire.mixers.mixer import Sequence
 from longfire.ops.documents import Documents
@@ -238,7 +239,7 @@ def test_the_life_of_a_model_that_longfire_has_no_mixer_for(tmp_path, capsys, in
 
 @pytest.mark.slow  # compiling takes most of a minute
 def test_it_begins_with_their_weights_and_compiles(neox, tmp_path):
-    transformers_model.save(neox, tmp_path / "hf", torch.float32, {}, 10**9)
+    transformers_files.save(neox, tmp_path / "hf", torch.float32, {}, 10**9)
     more = [
         "--model.weights",
         str(tmp_path / "hf"),
@@ -280,7 +281,7 @@ def test_a_class_of_the_users_own(tmp_path):
 
 
 def test_packed_documents_where_the_class_keeps_them_apart(neox, tmp_path):
-    transformers_model.refuse_unless_documents_are_kept_apart(neox)
+    check_documents_separate(neox)
     lengths = [7, 1, 12]
     ids_BT = torch.randint(258, (1, 20))
     documents = Documents.from_ids(
@@ -315,7 +316,7 @@ def test_packed_documents_are_refused_where_it_does_not_or_nothing_shows(tmp_pat
     with pytest.raises(
         SettingsError, match="gives the same whether it sees earlier documents or not"
     ):
-        transformers_model.refuse_unless_documents_are_kept_apart(deaf)
+        check_documents_separate(deaf)
 
 
 @pytest.mark.parametrize(
@@ -359,18 +360,18 @@ def test_state_that_checkpoints_do_not_hold_is_refused(neox):
     with pytest.raises(
         SettingsError, match="GPTNeoXForCausalLM keeps state beside its parameters .seen."
     ):
-        transformers_model.refuse_what_checkpoints_do_not_hold(neox.theirs)
+        transformers_model.check_buffers(neox.theirs)
 
 
 def test_weights_of_another_model_and_hostile_ones_are_named(neox, tmp_path):
-    transformers_model.save(neox, tmp_path / "hf", torch.float32, {}, 10**9)
+    transformers_files.save(neox, tmp_path / "hf", torch.float32, {}, 10**9)
     other = transformers_model.read_model_config({**NEOX, "num_hidden_layers": 3}, "")
     with pytest.raises(CheckpointError, match="its tensors are not those of the model"):
-        transformers_model.load_weights(tmp_path / "hf", other)
+        transformers_files.load_weights(tmp_path / "hf", other)
     (tmp_path / "hf" / "model.safetensors").unlink()
     torch.save({"x": Payload(tmp_path / "victim")}, tmp_path / "hf" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="transformers cannot load its weights"):
-        transformers_model.load_weights(tmp_path / "hf", neox.config)
+        transformers_files.load_weights(tmp_path / "hf", neox.config)
     assert not (tmp_path / "victim").exists()
 
 
@@ -401,14 +402,14 @@ def test_what_was_saved_is_read_again(case, tmp_path):
         transformers_model.read_model_config(SAVED[case], "config.json"), seed=0
     )
     model(torch.randint(258, (1, 8)))
-    transformers_model.save(
+    transformers_files.save(
         model, tmp_path / "hf", torch.float32, {"bos_token_id": 1, "eos_token_id": 2}, 10**9
     )
-    transformers_model.compare_saved(model, tmp_path / "hf", torch.float32)
+    transformers_files.compare_saved(model, tmp_path / "hf", torch.float32)
     shape = transformers_model.read_model_config(
         json.loads((tmp_path / "hf/config.json").read_text()), "config.json"
     )
-    weights = transformers_model.load_weights(tmp_path / "hf", shape)
+    weights = transformers_files.load_weights(tmp_path / "hf", shape)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 

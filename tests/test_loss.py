@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.loss import loss_sum, losses_of
 from longfire.mixers.mixer import Sequence
 from longfire.ops.documents import Documents

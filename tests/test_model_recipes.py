@@ -18,7 +18,7 @@ from torch import Tensor
 from longfire.config.config_file import read_config
 from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
 from longfire.config.run import read_model_config
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.huggingface.families import (
     FAMILIES,
     TRANSFORMERS,
@@ -26,7 +26,7 @@ from longfire.huggingface.families import (
     config_from_hf,
     config_to_hf,
 )
-from longfire.huggingface.family_writing import whole
+from longfire.huggingface.family_writing import normalised
 from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.model import Model
@@ -209,7 +209,7 @@ def test_it_can_leave_as_a_family_of_hugging_face(name):
     config = config_to_hf(shape, length=shape.max_position_embeddings)
     unsaid = {key: getattr(shape, key) for key in ("residual_in_fp32", *INIT_KEYS)}
     there = replace(config_from_hf(config, name), **unsaid)
-    assert whole(there) == whole(shape)
+    assert normalised(there) == normalised(shape)
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
@@ -252,7 +252,7 @@ def test_the_classes_of_fla_have_as_many_parameters():
 def test_a_shape_without_a_family_leaves_as_our_own_class(name):
     shape = model_config_of(name)
     assert choose_family(shape) == "longfire" and "own class" in rows()[name][-1]
-    assert whole(config_from_hf(config_to_hf(shape), name)) == whole(shape)
+    assert normalised(config_from_hf(config_to_hf(shape), name)) == normalised(shape)
 
 
 def quick_loss(weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from worlds import in_processes
 
 from longfire.config.settings import ActivationCheckpoint, Parallelism
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import SettingsError
 from longfire.initialise import build, initialise

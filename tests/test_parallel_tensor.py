@@ -16,7 +16,7 @@ from worlds import in_processes
 
 from longfire.config.model_config import ModelConfig
 from longfire.config.settings import ActivationCheckpoint
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.initialise import build, initialise, keyed_generator
 from longfire.loss import loss_sum, losses
 from longfire.mixers import MIXERS

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from longfire.checkpoint.checkpoint import State
 from longfire.config.settings import Distillation as Wanted
 from longfire.config.settings import Optimizer, Training
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.device import Clock
 from longfire.errors import SettingsError

@@ -10,7 +10,8 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from longfire.checkpoint.checkpoint import State
 from longfire.config.run import Run
 from longfire.config.settings import Optimizer, Training
-from longfire.data.batches import Batch, Row
+from longfire.data.batch import Batch
+from longfire.data.batches import Origin
 from longfire.device import Clock
 from longfire.errors import TrainingError
 from longfire.optim import make_optimizer
@@ -69,7 +70,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_moves_nothing_but_the_count(t
 
 BAD, GOOD = {"skipped": 1.0, "loss": float("nan"), "grad_norm": float("nan")}, {"skipped": 0.0}
 ROWS = SimpleNamespace(
-    rows=lambda start, count: [Row("wiki.jsonl", start + i, 0) for i in range(count)]
+    origins=lambda start, count: [Origin("wiki.jsonl", start + i, 0) for i in range(count)]
 )
 
 
@@ -79,7 +80,7 @@ def test_skips_are_counted_in_a_row_and_one_too_many_names_the_batch():
     for numbers, expected in ((BAD, 1), (BAD, 2), (GOOD, 0), (BAD, 1), (BAD, 2)):
         skips = loop.check_skips(skips, numbers, ROWS, 40, run)
         assert skips == expected
-    with pytest.raises(TrainingError, match=r"3 step.*rows 40 to 47.*wiki\.jsonl row 40"):
+    with pytest.raises(TrainingError, match=r"3 step.*rows 40 to 47.*wiki\.jsonl sequence 40"):
         loop.check_skips(skips, BAD, ROWS, 40, run)
 
 

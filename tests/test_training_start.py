@@ -10,7 +10,7 @@ import pytest
 
 from longfire.cli import main
 from longfire.config.run import Run
-from longfire.data import prepare
+from longfire.data import background
 from longfire.data.tokens import TokenStore
 from longfire.evaluation import evaluate
 from longfire.training.loop import train as train_run
@@ -182,7 +182,7 @@ def test_sigterm_while_streamed_text_is_waited_for(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(TokenStore, "refresh", refresh)
     monkeypatch.setattr(TokenStore, "complete", property(lambda store: False))
-    monkeypatch.setattr(prepare.Behind, "check", lambda self, stores: None)
+    monkeypatch.setattr(background.BackgroundPreparation, "check", lambda self, stores: None)
     for prefetched in (0, 2):
         looks.clear()
         said = train(

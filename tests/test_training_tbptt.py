@@ -12,7 +12,7 @@ from torch import Tensor
 from worlds import in_processes
 
 from longfire.config.settings import ActivationCheckpoint, Training
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.device import Clock
 from longfire.loss import loss_of, loss_sum

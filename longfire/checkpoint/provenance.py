@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from longfire.config import settings
-from longfire.data.tokenizer import Tokenizer, load
+from longfire.data.tokenizer import Tokenizer
+from longfire.data.tokenizer_training import load
 from longfire.errors import SettingsError
 
 RUN_TOML = "run.toml"
@@ -112,16 +113,16 @@ def difference(theirs: Tokenizer, ours: Tokenizer) -> str:
 
     What is put around a text (BOS, EOS) and how ids become text again is not compared.
     """
-    there = theirs.words.get_vocab(with_added_tokens=True)
-    here = ours.words.get_vocab(with_added_tokens=True)
+    there = theirs.backend.get_vocab(with_added_tokens=True)
+    here = ours.backend.get_vocab(with_added_tokens=True)
     if len(there) != len(here):
         return f"it has {len(there):,} entries, this one {len(here):,}"
     if there != here:
         token, number = min(there.items() - here.items(), key=lambda entry: entry[1])
-        now = ours.words.id_to_token(number)
+        now = ours.backend.id_to_token(number)
         return f"id {number} is {token!r} there and {now!r} here"
-    rules_there = json.loads(theirs.words.to_str())
-    rules_here = json.loads(ours.words.to_str())
+    rules_there = json.loads(theirs.backend.to_str())
+    rules_here = json.loads(ours.backend.to_str())
     differ = [rule for rule in RULES if rules_there[rule] != rules_here[rule]]
     if differ:
         return f"the entries are the same, but its {' and '.join(differ)} cut texts otherwise"

@@ -22,9 +22,9 @@ from longfire.checkpoint.provenance import RUN_TOML, run_folder_of, step_of
 from longfire.config import settings, shipped
 from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run, model_config_of, read_model_config
-from longfire.data import tokenizer as tokenizers
+from longfire.data import tokenizer_training
 from longfire.data.text import shares, sources
-from longfire.data.tokenizer import Tokenizer
+from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface import transformers_model
@@ -251,5 +251,5 @@ def tokenizer_of(run: Run) -> Tokenizer:
     """The tokenizer that a run trains with: the copy in its folder, else as its settings name
     it."""
     if run.tokenizer_folder.is_dir():
-        return tokenizers.from_folder(run.tokenizer_folder)
-    return tokenizers.load(run.tokenizer, sources(run.data), shares(run.data), run.data)
+        return from_folder(run.tokenizer_folder)
+    return tokenizer_training.load(run.tokenizer, sources(run.data), shares(run.data), run.data)

@@ -17,9 +17,9 @@ def adopt(words: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, help="the run folder to make; its step 0 is this model")
     add_plugins(parser)
     options = parser.parse_args(words)
-    from longfire.huggingface.import_ import adopt as make_run
+    from longfire.huggingface.import_ import import_hf
 
-    print(make_run(options.source, options.run, plugins=options.plugins))
+    print(import_hf(options.source, options.run, plugins=options.plugins))
     run = options.run
     print(
         f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` resumes from it"

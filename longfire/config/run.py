@@ -249,9 +249,9 @@ class Run:
             return self.model_config.vocab_size
         if self.tokenizer.path == "train":
             return self.tokenizer.train_vocab_size
-        from longfire.data import tokenizer  # brings the tokenizers
+        from longfire.data import tokenizer_training  # brings the tokenizers
 
-        return tokenizer.load(self.tokenizer, (), (), self.data).vocab_size
+        return tokenizer_training.load(self.tokenizer, (), (), self.data).vocab_size
 
     @property
     def data_processes(self) -> int:

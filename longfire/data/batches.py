@@ -1,9 +1,8 @@
-"""Batches of tensors from the stores: rows i .. i + B of the run, whatever was asked for before;
-the whole state is i.
+"""Batches of tensors from the token stores: sequences i .. i + B of the run. i is the whole state.
 
 batches = Batches(prepared, data, seq_len, seed)
-batch = batches.at(rows_consumed, rows)  # pure: the same for any workers, accumulation, resumes
-for microbatch in batch.split(4): ...
+batch = batches.at(consumed, count)  # the same for any workers, accumulation and resumes
+for micro_batch in batch.split(4): ...
 """
 
 import threading
@@ -13,118 +12,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from longfire.config import settings
+from longfire.data.batch import Batch, batch_of
 from longfire.data.order import Order, mix
 from longfire.data.pack import NO_LABEL, Packed, document_starts, pack
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore, TokenStream
 from longfire.errors import DataError, SettingsError
-from longfire.ops.documents import Documents
-from longfire.ops.sequence_ops import UNDECIDED, SequenceOps, SequenceSharding
 
 POLL_SECONDS = 0.05  # between looks at a growing store
-BLOCK_ROWS, BLOCKS_KEPT = (
-    4096,
-    4,
-)  # rows whose places are found at a time (about a millisecond), and kept
-PATIENCE_SECONDS = 1.0  # how long training stands still before it says so
+BLOCK_SEQUENCES = 4096  # whose places are computed at once (about a millisecond)
+BLOCKS_KEPT = 4
+PATIENCE_SECONDS = 1.0  # how long training waits before a message
+VALIDATION_SEQUENCES = 8  # of a batch for validation
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B rows of T tokens on one device.
-
-    ids_BT int64; labels_BT int64, the next token, -100 where nothing is to be learned; positions_BT
-    int64, in the document, or in the row where documents flow on; documents: None where they flow
-    on. pieces: how many of the rows are one row of the run's count (training.seq_len_schedule).
-    ops: what computes along the rows (`cut`); the model's own, where they are whole.
-    """
-
-    ids_BT: Tensor
-    labels_BT: Tensor
-    positions_BT: Tensor
-    documents: Documents | None = None
-    pieces: int = 1
-    ops: SequenceOps = UNDECIDED
-
-    @property
-    def rows(self) -> int:
-        return self.ids_BT.shape[0]
-
-    def real_tokens(self) -> int:
-        """Labels to be learned; waits for the device."""
-        return int((self.labels_BT != NO_LABEL).sum())
-
-    def to(self, device: torch.device | str) -> "Batch":
-        documents = None if self.documents is None else self.documents.to(device)
-        return Batch(
-            self.ids_BT.to(device),
-            self.labels_BT.to(device),
-            self.positions_BT.to(device),
-            documents,
-            self.pieces,
-            self.ops.to(device),
-        )
-
-    def split(self, microbatches: int) -> tuple["Batch", ...]:
-        """The same rows in `microbatches` equal parts, in order."""
-        assert self.rows % microbatches == 0, (
-            f"{self.rows} rows do not divide into {microbatches} microbatches"
-        )
-        if microbatches == 1:
-            return (self,)
-        each = self.rows // microbatches
-        return tuple(self.of(slice(first, first + each)) for first in range(0, self.rows, each))
-
-    def of(self, rows: Any) -> "Batch":
-        """Some of the rows: a slice, or their numbers."""
-        documents = None if self.documents is None else self.documents.of(rows)
-        return Batch(
-            self.ids_BT[rows],
-            self.labels_BT[rows],
-            self.positions_BT[rows],
-            documents,
-            self.pieces,
-            self.ops.of(rows),
-        )
-
-    def cut(self, context: SequenceSharding) -> "Batch":
-        """What is on this process of rows that processes share (parallel/context.Context). Labels, positions
-        and documents were made of whole rows; padding has no label."""
-        ops, documents = context.share(self.positions_BT, self.documents)
-        return Batch(
-            ops.cut(self.ids_BT),
-            ops.cut(self.labels_BT, NO_LABEL),
-            ops.cut(self.positions_BT),
-            documents,
-            self.pieces,
-            ops,
-        )
-
-    def share(self, number: int, shares: int) -> "Batch":
-        """Some of the rows, of `shares` parts of the same size: what is missing is filled up with
-        rows without labels, so that whoever computes them keeps step with the others."""
-        if shares == 1:
-            return self
-        each = -(-self.rows // shares)
-        mine_B = torch.arange(number * each, (number + 1) * each)
-        there_B = mine_B < self.rows
-        mine_B = torch.where(there_B, mine_B, 0)
-        mine = self.of(mine_B)
-        return replace(mine, labels_BT=torch.where(there_B[:, None], mine.labels_BT, NO_LABEL))
-
-
-@dataclass(frozen=True)
-class Row:
-    """Where a row of a batch came from: tokens [row * T, row * T + T] of the source's training
-    stream, in that epoch; or one of the pieces of these tokens."""
+class Origin:
+    """Where a sequence of a batch comes from: tokens [row * T, row * T + T] of the source's
+    training stream, in that epoch; or one of the pieces of these tokens."""
 
     source: str
     row: int
@@ -133,25 +44,39 @@ class Row:
     pieces: int = 1
 
     def __str__(self) -> str:
-        piece = f"piece {self.piece} of {self.pieces} of " if self.pieces > 1 else ""
-        return f"{self.source} {piece}row {self.row} of epoch {self.epoch}"
+        piece = ""
+        if self.pieces > 1:
+            piece = f"piece {self.piece} of {self.pieces} of "
+        return f"{self.source} {piece}sequence {self.row} of epoch {self.epoch}"
+
+
+class Places(NamedTuple):
+    """Where sequences come from; int64 (N,) each. piece: which piece of the sequence."""
+
+    source: np.ndarray
+    epoch: np.ndarray
+    row: np.ndarray
+    piece: np.ndarray
 
 
 class WaitStopped(Exception):
-    """Someone asked to stop while a growing store was waited for."""
+    """`stopped` ended the wait for a growing store."""
 
 
 class Batches:
-    """Random access to the rows of a run. A context manager: ends its thread.
+    """Random access to the sequences of a run. A context manager: ends its thread.
 
-    While a store grows behind training, what is not there yet is waited for. `wait_seconds` counts
-    how long callers of `at` have stood still, for whatever reason.
+    While a store grows beside training, this waits for tokens that do not exist yet. `wait_seconds`
+    counts how long callers of `at` have waited, for any reason.
 
-    stages: (first row, tokens) where rows are not of seq_len tokens from the start: from that row
-    of the run on each is given as pieces of so many tokens. Every token of a stage's rows comes
-    once in it, its pieces in an order of their own (order.py).
-    stopped: asked while a growing store is waited for; where it says so the waiting ends with
-    WaitStopped.
+    note: receives lines for the user.
+    stages: (first sequence, tokens) where sequences do not have seq_len tokens from the start: from
+    that sequence of the run on, each is given as pieces of so many tokens. Each token of a stage
+    comes once in it; its pieces have an order of their own (order.py).
+    stopped: is called while this waits for a growing store. When it returns True, the wait ends
+    with WaitStopped.
+
+    Raises SettingsError, and DataError for a source that is shorter than a sequence.
     """
 
     def __init__(
@@ -170,28 +95,25 @@ class Batches:
             raise SettingsError(
                 f"data.shuffle_window_rows = {data.shuffle_window_rows}: at least 1"
             )
-        self.prepared, self.data, self.seq_len, self.seed, self.note = (
-            prepared,
-            data,
-            seq_len,
-            seed,
-            note,
-        )
+        self.prepared = prepared
+        self.data = data
+        self.seq_len = seq_len
+        self.seed = seed
+        self.note = note
         self.stages = stages or ((0, seq_len),)
         self.stopped = stopped
-        by_length = "window" if data.streaming else "global"
-        self.order = Order(
-            by_length if data.shuffle == "auto" else data.shuffle, data.shuffle_window_rows, seed
-        )
+        self.order = order_of(data, seed)
         self.wait_seconds = 0.0
-        self._thread = ThreadPoolExecutor(1, "batches") if data.prefetch_factor else None
-        self._ahead: dict[tuple[int, int], Future[Batch]] = {}
-        self._standing_since: float | None = None  # when the caller of `at` began to wait
+        self._thread: ThreadPoolExecutor | None = None
+        if data.prefetch_factor:
+            self._thread = ThreadPoolExecutor(1, "batches")
+        self._prefetched: dict[tuple[int, int], Future[Batch]] = {}
+        self._waiting_since: float | None = None  # when the caller of `at` began to wait
         self._closed = threading.Event()
         self._block = lru_cache(BLOCKS_KEPT)(self._find_block)
         for number, store in enumerate(prepared.stores):
             if store.complete:
-                self._rows_there(number, 0)
+                self._wait_for_sequences(number, 0)
 
     @classmethod
     def from_text(
@@ -213,7 +135,7 @@ class Batches:
         it; `train` trains one. seq_len: tokens of a sequence. seed: of their order. varlen: whether
         attention and state end with each document. num_workers: processes that tokenize.
 
-        Raises SettingsError and DataError naming source, file and what to do.
+        Raises SettingsError and DataError naming source, file and fix.
         """
         if seq_len < 1:
             raise SettingsError(f"seq_len = {seq_len}: a sequence has at least one token")
@@ -227,208 +149,229 @@ class Batches:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What made ids of the text."""
+        """The tokenizer of the token stores."""
         return self.prepared.tokenizer
 
     def __enter__(self) -> "Batches":
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
+        """End the thread."""
         self._closed.set()
         if self._thread:
             self._thread.shutdown(cancel_futures=True)
 
-    def at(self, first: int, rows: int, step_rows: int = 0) -> Batch:
-        """Rows [first, first + rows) of the run; makes the next ones ready behind the caller: those
-        `step_rows` further on, where other processes take the rest of a step's rows (0: there are
-        none).
+    def at(self, first: int, count: int, step: int = 0) -> Batch:
+        """Sequences [first, first + count) of the run. The next batches are prefetched: those
+        `step` sequences later, where other processes take the rest of a step's sequences (0: there
+        are no others).
 
-        Raises DataError if the source is shorter than a row, or if its preparation failed,
-        WaitStopped as the class says.
+        Raises DataError if the source is shorter than a sequence, or if its preparation failed,
+        and WaitStopped (see the class).
         """
-        start = self._standing_since = time.monotonic()
+        start = time.monotonic()
+        self._waiting_since = start
         try:
             if self._thread is None:
-                return self._make(first, rows)
-            future = self._ahead.pop((first, rows), None) or self._submit(first, rows)
-            ahead = step_rows or rows
-            wanted = [(first + i * ahead, rows) for i in range(1, self.data.prefetch_factor + 1)]
-            for key in self._ahead.keys() - set(wanted):
-                self._ahead.pop(key).cancel()
-            self._ahead |= {key: self._submit(*key) for key in wanted if key not in self._ahead}
-            return future.result()
+                return self._make(first, count)
+            return self._prefetch(self._thread, first, count, step or count).result()
         finally:
-            self._standing_since = None
+            self._waiting_since = None
             self.wait_seconds += time.monotonic() - start
 
-    def _submit(self, first: int, rows: int) -> "Future[Batch]":
-        return self._thread.submit(self._make, first, rows)
+    def _prefetch(
+        self, thread: ThreadPoolExecutor, first: int, count: int, step: int
+    ) -> "Future[Batch]":
+        """Let the thread make this batch and the next ones; the future of this one."""
+        future = self._prefetched.pop((first, count), None)
+        if future is None:
+            future = thread.submit(self._make, first, count)
+        wanted = []
+        for ahead in range(1, self.data.prefetch_factor + 1):
+            wanted.append((first + ahead * step, count))
+        for key in self._prefetched.keys() - set(wanted):
+            self._prefetched.pop(key).cancel()
+        for key in wanted:
+            if key not in self._prefetched:
+                self._prefetched[key] = thread.submit(self._make, *key)
+        return future
 
-    def rows(self, index_start: int, count: int) -> tuple[Row, ...]:
-        """Where rows [index_start, index_start + count) of the run come from: to name a batch in a
+    def origins(self, first: int, count: int) -> tuple[Origin, ...]:
+        """Where sequences [first, first + count) of the run come from: to name a batch in a
         message."""
-        names, pieces = self.prepared.names, self.seq_len // self._length(index_start)
-        places = zip(*(a.tolist() for a in self._pieces(index_start, count)))
-        return tuple(
-            Row(names[source], row, epoch, piece, pieces) for source, epoch, row, piece in places
-        )
+        pieces = self.seq_len // self._length(first)
+        found = []
+        for source, epoch, row, piece in zip(*self._pieces(first, count)):
+            name = self.prepared.names[source]
+            found.append(Origin(name, int(row), int(epoch), int(piece), pieces))
+        return tuple(found)
 
-    def _length(self, row: int) -> int:
-        """Tokens that a row of the run is given in."""
-        return [length for first, length in self.stages if first <= row][-1]
+    def _length(self, number: int) -> int:
+        """Tokens of the pieces in which this sequence of the run is given."""
+        lengths = [length for first, length in self.stages if first <= number]
+        return lengths[-1]
 
-    def _pieces(self, index_start: int, count: int) -> tuple[np.ndarray, ...]:
-        """(source, epoch, row, piece) of what rows [index_start, index_start + count) of the run
-        are given as."""
-        pieces = self.seq_len // self._length(index_start)
+    def _pieces(self, first: int, count: int) -> Places:
+        """The places of the sequences that the batch [first, first + count) consists of."""
+        pieces = self.seq_len // self._length(first)
         if pieces == 1:
-            return *self._places(index_start, count), np.zeros(count, np.int64)
-        firsts = [first for first, _ in self.stages]
-        first = [first for first in firsts if first <= index_start][-1]
-        stop = min((later for later in firsts if later > index_start), default=None)
-        assert stop is None or index_start + count <= stop, "a step lies in one stage"
-        index, piece = self.order.pieces(
-            np.arange(index_start * pieces, (index_start + count) * pieces), pieces, first, stop
-        )
-        return *self._find(index), piece
+            source, epoch, row = self._places(first, count)
+            return Places(source, epoch, row, np.zeros(count, np.int64))
+        stage_firsts = [stage_first for stage_first, _ in self.stages]
+        start = [stage_first for stage_first in stage_firsts if stage_first <= first][-1]
+        stop = min((later for later in stage_firsts if later > first), default=None)
+        assert stop is None or first + count <= stop, "a step is in one stage"
+        numbers = np.arange(first * pieces, (first + count) * pieces)
+        index, piece = self.order.pieces(numbers, pieces, start, stop)
+        source, epoch, row = self._find(index)
+        return Places(source, epoch, row, piece)
 
-    def _places(self, index_start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(source, epoch, row) of rows [index_start, index_start + count) of the run; int64
-        (count,).
+    def _places(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(source, epoch, row) of sequences [first, first + count) of the run; int64 (count,).
 
-        From blocks of many rows, since the cost of a small array is the cost of the call. Rows of a
-        growing store are asked for one by one: the rest of the block may not be there yet.
+        From blocks of many sequences, since a small array costs as much as a large one. Those of a
+        growing store are found one by one: the rest of the block may not exist yet.
         """
         if not all(store.complete for store in self.prepared.stores):
-            return self._find(np.arange(index_start, index_start + count))
-        first, last = index_start // BLOCK_ROWS, (index_start + count - 1) // BLOCK_ROWS
-        blocks = [self._block(number) for number in range(first, last + 1)]
-        start = index_start - first * BLOCK_ROWS
+            return self._find(np.arange(first, first + count))
+        first_block = first // BLOCK_SEQUENCES
+        last_block = (first + count - 1) // BLOCK_SEQUENCES
+        blocks = [self._block(number) for number in range(first_block, last_block + 1)]
+        start = first - first_block * BLOCK_SEQUENCES
         source, epoch, row = np.concatenate(blocks, axis=1)[:, start : start + count]
         return source, epoch, row
 
     def _find_block(self, number: int) -> np.ndarray:
-        return np.stack(self._find(np.arange(number * BLOCK_ROWS, (number + 1) * BLOCK_ROWS)))
+        first = number * BLOCK_SEQUENCES
+        return np.stack(self._find(np.arange(first, first + BLOCK_SEQUENCES)))
 
     def _find(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(source, epoch, row) of these sequences of the run; int64 (N,)."""
         source, k = mix(index, self.prepared.shares, self.seed)
-        epoch, row = np.empty_like(k), np.empty_like(k)
+        epoch = np.empty_like(k)
+        row = np.empty_like(k)
         for number in np.unique(source).tolist():
-            mine = source == number
-            epoch[mine], row[mine] = self.order.rows(
-                k[mine], self._rows_there(number, int(k[mine].max())), number
-            )
+            selected = source == number
+            available = self._wait_for_sequences(number, int(k[selected].max()))
+            epoch[selected], row[selected] = self.order.sequences(k[selected], available, number)
         return source, epoch, row
 
-    def _make(self, index_start: int, count: int) -> Batch:
-        (source, _, row, piece), length = (
-            self._pieces(index_start, count),
-            self._length(index_start),
-        )
-        tokens_BS = np.empty((len(row), length + 1), self.prepared.tokenizer.dtype)
+    def _make(self, first: int, count: int) -> Batch:
+        places = self._pieces(first, count)
+        length = self._length(first)
+        tokens_BS = np.empty((len(places.row), length + 1), self.prepared.tokenizer.dtype)
         starts_BS = np.empty(tokens_BS.shape, bool) if self.data.varlen else None
-        for number in np.unique(source).tolist():
-            mine, stream = source == number, self.prepared.stores[number].train
-            first = row[mine] * self.seq_len + piece[mine] * length
-            tokens_BS[mine] = stream.rows(first, length + 1)
+        for number in np.unique(places.source).tolist():
+            selected = places.source == number
+            stream = self.prepared.stores[number].train
+            first_tokens = places.row[selected] * self.seq_len + places.piece[selected] * length
+            tokens_BS[selected] = stream.sequences(first_tokens, length + 1)
             if starts_BS is not None:
-                starts_BS[mine] = document_starts(stream.ends, first, length + 1)
-        batch = _tensors(pack(tokens_BS, starts_BS, self.data.context_len))
+                starts_BS[selected] = document_starts(stream.ends, first_tokens, length + 1)
+        batch = batch_of(pack(tokens_BS, starts_BS, self.data.context_len))
         return replace(batch, pieces=self.seq_len // length)
 
-    def _rows_there(self, number: int, k: int) -> int:
-        """Rows of a source; while it grows, waits until there are enough to know number k of its
-        order."""
-        store, T = self.prepared.stores[number], self.seq_len
-        needed = self.order.rows_needed(k)
-        self._until(
-            self.prepared.names[number],
-            store,
-            lambda: needed is not None and (store.train.length - 1) // T >= needed,
-        )
-        rows = (store.train.length - 1) // T
-        if store.complete and rows < 1:
-            raise DataError(
-                f"{self.prepared.names[number]}: {store.train.length} tokens are less than one row and its last label "
-                f"(training.seq_len + 1 = {T + 1}); set a smaller training.seq_len or name more text"
-            )
-        return rows
+    def _wait_for_sequences(self, number: int, k: int) -> int:
+        """How many sequences a source has. While it grows, waits until there are enough to find
+        number k of its order. Raises DataError."""
+        store = self.prepared.stores[number]
+        name = self.prepared.names[number]
+        needed = self.order.sequences_needed(k)
 
-    def _until(self, name: str, store: TokenStore, enough: Callable[[], bool]) -> None:
+        def count() -> int:
+            return (store.train.length - 1) // self.seq_len
+
+        def is_enough() -> bool:
+            return needed is not None and count() >= needed
+
+        self._wait(name, store, is_enough)
+        if store.complete and count() < 1:
+            raise DataError(
+                f"{name}: {store.train.length} tokens are less than one sequence and its last "
+                f"label (training.seq_len + 1 = {self.seq_len + 1}); set a smaller "
+                "training.seq_len or name more text"
+            )
+        return count()
+
+    def _wait(self, name: str, store: TokenStore, is_enough: Callable[[], bool]) -> None:
         """Wait for a growing store. Raises DataError if its preparation failed."""
-        said = False
-        while not store.complete and not enough():
+        is_reported = False
+        while not store.complete and not is_enough():
             if self.stopped():
                 raise WaitStopped(name)
             self.prepared.check()
             store.refresh()
-            since = self._standing_since
-            if not said and since is not None and time.monotonic() - since > PATIENCE_SECONDS:
-                said = True
+            since = self._waiting_since
+            is_long = since is not None and time.monotonic() - since > PATIENCE_SECONDS
+            if is_long and not is_reported:
+                is_reported = True
                 self.note(
                     f"data: training waits for {name}, of which {store.train.length:,} tokens are "
-                    f"prepared so far; more data.num_workers, or a run without data.streaming, would not wait"
+                    "prepared so far; more data.num_workers, or a run without data.streaming, "
+                    "would not wait"
                 )
-            if not (store.complete or enough()) and self._closed.wait(POLL_SECONDS):
-                raise DataError("the batches were closed while waiting for rows")
+            if not (store.complete or is_enough()) and self._closed.wait(POLL_SECONDS):
+                raise DataError("the batches were closed while waiting for sequences")
 
-    def heldout(self, number: int, tokens: int, rows: int = 8, seq_len: int = 0) -> Iterator[Batch]:
+    def validation_batches(
+        self, number: int, tokens: int, count: int = VALIDATION_SEQUENCES, seq_len: int = 0
+    ) -> Iterator[Batch]:
         """The first `tokens` tokens of a text of `prepared.validation` (all, if it has fewer),
-        `rows` rows (of seq_len tokens) at a time.
+        `count` sequences (of seq_len tokens) at a time.
 
-        The last row is filled up with id 0 and label -100. The first token of all has no label, nor
-        has, with varlen, the first of each document.
+        The last sequence is padded with id 0 and label -100. The first token of all has no label,
+        and with varlen neither has the first of each document.
         """
         length = self.validation_tokens(number, tokens)
         stream = self.prepared.validation[number].stream
-        yield from in_order(stream, length, seq_len or self.seq_len, self.data, rows)
+        yield from in_order(stream, length, seq_len or self.seq_len, self.data, count)
 
     def validation_tokens(self, number: int, tokens: int) -> int:
-        """How many tokens `heldout` reads. While the store grows, waits until it has that many, so
-        that evaluations of one run, and of its repetition, see the same text."""
+        """How many tokens `validation_batches` reads. While the store grows, waits until it has
+        that many, so that evaluations of a run, and of its repetition, read the same text."""
         name, store, stream = self.prepared.validation[number]
-        self._until(name, store, lambda: stream.length >= tokens)
+        self._wait(name, store, lambda: stream.length >= tokens)
         return min(tokens, stream.length)
 
     def validation_text(self, number: int, tokens: int) -> str:
-        """The text of these tokens, without BOS and EOS: its UTF-8 bytes are what bits per byte are
-        counted over."""
+        """The text of these tokens, without BOS and EOS. Bits per byte are counted over its UTF-8
+        bytes."""
         length = self.validation_tokens(number, tokens)
-        return self.prepared.tokenizer.decode(
-            self.prepared.validation[number].stream.tokens(0, length)
-        )
+        ids = self.prepared.validation[number].stream.tokens(0, length)
+        return self.prepared.tokenizer.decode(ids)
+
+
+def order_of(data: settings.Data, seed: int) -> Order:
+    """The order that the settings ask for; `auto` depends on whether stores may grow."""
+    window = data.shuffle_window_rows
+    if data.shuffle == "none":
+        return Order("none", window, seed)
+    if data.shuffle == "window" or (data.shuffle == "auto" and data.streaming):
+        return Order("window", window, seed)
+    return Order("global", window, seed)
 
 
 def in_order(
-    stream: TokenStream, length: int, seq_len: int, data: settings.Data, rows: int = 8
+    stream: TokenStream,
+    length: int,
+    seq_len: int,
+    data: settings.Data,
+    count: int = VALIDATION_SEQUENCES,
 ) -> Iterator[Batch]:
-    """The first `length` tokens of a stream as they come, `rows` rows at a time; for what they are
-    filled up with see `heldout`."""
-    firsts = np.arange(0, max(length - 1, 0), seq_len)
-    for some in (firsts[i : i + rows] for i in range(0, len(firsts), rows)):
-        tokens_BS = np.zeros((len(some), seq_len + 1), stream.ids.dtype)
-        for row, first in enumerate(some.tolist()):
-            part = stream.tokens(first, min(first + seq_len + 1, length))
-            tokens_BS[row, : len(part)] = part
-        starts_BS = document_starts(stream.ends, some, seq_len + 1) if data.varlen else None
+    """The first `length` tokens of a stream in their order, `count` sequences at a time, padded as
+    `Batches.validation_batches` says."""
+    all_firsts = np.arange(0, max(length - 1, 0), seq_len)
+    for number in range(0, len(all_firsts), count):
+        firsts = all_firsts[number : number + count]
+        tokens_BS = np.zeros((len(firsts), seq_len + 1), stream.ids.dtype)
+        for sequence_S, first in zip(tokens_BS, firsts.tolist()):
+            tokens = stream.tokens(first, min(first + seq_len + 1, length))
+            sequence_S[: len(tokens)] = tokens
+        starts_BS = document_starts(stream.ends, firsts, seq_len + 1) if data.varlen else None
         packed = pack(tokens_BS, starts_BS, data.context_len)
-        beyond = some[:, None] + np.arange(1, seq_len + 1) >= length
-        labels_BT = np.where(beyond, NO_LABEL, packed.labels_BT)
-        yield _tensors(Packed(packed.ids_BT, labels_BT, packed.positions_BT, packed.starts_BT))
-
-
-def _tensors(packed: Packed) -> Batch:
-    ids_BT, labels_BT, positions_BT = map(
-        torch.from_numpy, (packed.ids_BT, packed.labels_BT, packed.positions_BT)
-    )
-    if packed.starts_BT is None:
-        return Batch(ids_BT, labels_BT, positions_BT)
-    cu_lengths = np.append(np.flatnonzero(packed.starts_BT), packed.starts_BT.size).astype(np.int32)
-    document_ids_BT = torch.from_numpy(np.cumsum(packed.starts_BT, axis=1) - 1)
-    documents = Documents(
-        document_ids_BT, torch.from_numpy(cu_lengths), int(np.diff(cu_lengths).max())
-    )
-    return Batch(ids_BT, labels_BT, positions_BT, documents)
+        is_padding_BT = firsts[:, None] + np.arange(1, seq_len + 1) >= length
+        labels_BT = np.where(is_padding_BT, NO_LABEL, packed.labels_BT)
+        yield batch_of(Packed(packed.ids_BT, labels_BT, packed.positions_BT, packed.starts_BT))

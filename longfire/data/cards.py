@@ -1,13 +1,13 @@
 """The card of a dataset of the hub: which files its configurations consist of, as `datasets` reads
-its README.md.
+them from its README.md.
 
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*/*.parquet
-- config_name: sample
-  data_dir: sample
+    configs:
+    - config_name: default
+      data_files:
+      - split: train
+        path: data/*/*.parquet
+    - config_name: sample
+      data_dir: sample
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,17 @@ from pathlib import Path
 from longfire.errors import DataError
 
 CARD = "README.md"
-HEAD_BYTES = 2**20  # of a README.md that is looked at
+HEAD_BYTES = 2**20  # of a README.md that are read
+MESSAGE_CHARACTERS = 200  # of an error of the YAML library
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """split -> patterns of files, or None for all files of the folder; is_default: the card says
-    so."""
+    """One configuration of a dataset.
+
+    folder: where its files are; "": in the folder of the card. splits: split -> patterns of files,
+    or None for all files of the folder. is_default: whether the card calls it the default one.
+    """
 
     name: str
     folder: str
@@ -38,36 +42,46 @@ class Card:
     configurations: tuple[Configuration, ...]
 
     def choose(self, name: str, split: str, entry: str) -> tuple[str, list[str] | None, str]:
-        """(name, patterns or None, folder) of a configuration, or "" for the default one, and a
-        split. Raises DataError."""
+        """(name, patterns or None, folder) of a split of a configuration. name: "" for the default
+        configuration. Raises DataError."""
         found = self.named(name, entry)
         if found.splits is None:
             return found.name, None, found.folder
         if split not in found.splits:
             raise DataError(
-                f"{self.file}: configuration {found.name!r} has no split {split!r}; set data.dataset_split to one of: "
-                f"{', '.join(found.splits)}"
+                f"{self.file}: configuration {found.name!r} has no split {split!r}; set "
+                f"data.dataset_split to one of: {', '.join(found.splits)}"
             )
         return found.name, found.splits[split], found.folder
 
     def named(self, name: str, entry: str) -> Configuration:
-        there = self.configurations
+        """The configuration of a name, or the default one. Raises DataError."""
+        for configuration in self.configurations:
+            if name and configuration.name == name:
+                return configuration
+        default = self.default()
+        if not name and default:
+            return default
+        problem = "and names no default among"
         if name:
-            found = [one for one in there if one.name == name]
-        else:
-            found = [one for one in there if one.is_default] or [
-                one for one in there if one.name == "default"
-            ]
-            found = found or (list(there) if len(there) == 1 else [])
-        if not found:
-            wanted = (
-                f"data.dataset_name = {name!r} is none of" if name else "and names no default among"
-            )
-            raise DataError(
-                f"{entry}: its {CARD} has several configurations, {wanted} them; set data.dataset_name to one of: "
-                f"{', '.join(one.name for one in there)}"
-            )
-        return found[0]
+            problem = f"data.dataset_name = {name!r} is none of"
+        names = ", ".join(configuration.name for configuration in self.configurations)
+        raise DataError(
+            f"{entry}: its {CARD} has several configurations, {problem} them; set "
+            f"data.dataset_name to one of: {names}"
+        )
+
+    def default(self) -> Configuration | None:
+        """The one that the card calls the default, or whose name is `default`, or the only one."""
+        for configuration in self.configurations:
+            if configuration.is_default:
+                return configuration
+        for configuration in self.configurations:
+            if configuration.name == "default":
+                return configuration
+        if len(self.configurations) == 1:
+            return self.configurations[0]
+        return None
 
 
 def read_card(folder: Path) -> Card | None:
@@ -80,13 +94,16 @@ def read_card(folder: Path) -> Card | None:
 
     try:
         data = huggingface_hub.metadata_load(file) or {}
-        configurations = tuple(configuration(entry) for entry in data.get("configs") or ())
-    except Exception as error:  # the errors of YAML have no class that the library shows
+        configurations = [configuration_of(entry) for entry in data.get("configs") or ()]
+    except Exception as error:  # the library does not name the classes of YAML's errors
+        reason = " ".join(str(error).split())[:MESSAGE_CHARACTERS]
         raise DataError(
-            f"{file}: its configurations cannot be read ({' '.join(str(error).split())[:200]}); choose files with "
+            f"{file}: its configurations cannot be read ({reason}); choose files with "
             "data.data_files"
         ) from error
-    return Card(file, configurations) if configurations else None
+    if not configurations:
+        return None
+    return Card(file, tuple(configurations))
 
 
 def names_configurations(file: Path) -> bool:
@@ -99,7 +116,7 @@ def names_configurations(file: Path) -> bool:
     return any(line.startswith("configs:") for line in head.splitlines())
 
 
-def configuration(entry: dict) -> Configuration:
+def configuration_of(entry: object) -> Configuration:
     """One entry of `configs`. data_files may be a pattern, a list of them, or patterns by split.
     Raises ValueError."""
     if not isinstance(entry, dict):
@@ -108,24 +125,29 @@ def configuration(entry: dict) -> Configuration:
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ValueError(f"data_dir = {folder!r} leads out of the folder")
     files = entry.get("data_files")
-    splits = None if files is None else splits_of(files)
     return Configuration(
-        str(entry.get("config_name", "default")), folder, splits, bool(entry.get("default"))
+        name=str(entry.get("config_name", "default")),
+        folder=folder,
+        splits=None if files is None else splits_of(files),
+        is_default=bool(entry.get("default")),
     )
 
 
 def splits_of(files: object) -> dict[str, list[str]]:
+    """split -> patterns, from any form of data_files. Raises ValueError."""
     if isinstance(files, dict):
         return {str(split): patterns_of(paths) for split, paths in files.items()}
-    if isinstance(files, list) and all(isinstance(one, dict) for one in files):
+    if isinstance(files, list) and all(isinstance(entry, dict) for entry in files):
         splits: dict[str, list[str]] = {}
-        for one in files:
-            splits.setdefault(str(one.get("split", "train")), []).extend(patterns_of(one["path"]))
+        for entry in files:
+            patterns = splits.setdefault(str(entry.get("split", "train")), [])
+            patterns.extend(patterns_of(entry["path"]))
         return splits
     return {"train": patterns_of(files)}
 
 
 def patterns_of(paths: object) -> list[str]:
+    """One pattern or a list of them. Raises ValueError."""
     patterns = [paths] if isinstance(paths, str) else paths
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ValueError(f"{paths!r} is no pattern of files")

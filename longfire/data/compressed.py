@@ -1,9 +1,10 @@
 """Files as streams of bytes, compressed or not. A compressed file that ends early raises EOFError.
 
-Such a file may be several streams one behind another (`cat`, pbzip2, pigz, zstd's frames). Python's
-reader of gzip checks each; those of bzip2 and xz end without an error at a later one whose first
-bytes are damaged, and readers of Zstandard do not notice a cut: `ConcatenatedStream` looks where
-each ends. A file of no bytes, which an aborted download leaves, is no empty text.
+Such a file may be several streams, one after another (`cat`, pbzip2, pigz, zstd's frames). Python's
+reader of gzip checks each. Its readers of bzip2 and xz end without an error at a later stream whose
+first bytes are damaged, and readers of Zstandard do not notice a cut: `ConcatenatedStream` checks
+where each stream ends. A file of no bytes, which an aborted download leaves, is an error and not an
+empty text.
 """
 
 import bz2
@@ -13,7 +14,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import zstandard
 
@@ -26,17 +27,28 @@ ERRORS = (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError, zlib.error)
 
 
 class Decompressor(Protocol):
-    """Of one stream of a file, as those of bz2 and lzma."""
+    """Decompresses one stream of a file, as the classes of bz2 and lzma do."""
 
-    eof: bool
-    needs_input: bool
-    unused_data: bytes  # what was given to it from behind its end
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+        ...
 
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+    @property
+    def needs_input(self) -> bool:
+        """Whether it has returned all that it can without more input."""
+        ...
+
+    @property
+    def unused_data(self) -> bytes:
+        """The bytes that it was given after the end of the stream."""
+        ...
+
+    def decompress(self, data: bytes, max_length: int = -1, /) -> bytes: ...
 
 
 class ZstdFrame:
-    """The `Decompressor` of a Zstandard frame. It has no limit of what it returns at a time."""
+    """The `Decompressor` of a Zstandard frame. It has no limit on what it returns at a time."""
 
     needs_input = True
 
@@ -51,36 +63,40 @@ class ZstdFrame:
     def unused_data(self) -> bytes:
         return self.frame.unused_data
 
-    def decompress(self, data: bytes, max_length: int) -> bytes:
+    def decompress(self, data: bytes, max_length: int = -1, /) -> bytes:
         return self.frame.decompress(data)
 
 
 class ConcatenatedStream(io.RawIOBase):
-    """The text of all compressed streams of a file, one behind another.
+    """The text of all compressed streams of a file, one after another.
 
-    is_padded: zero bytes behind a stream are padding (the format of xz has it, tapes add it).
-    Raises EOFError where the last stream is cut off, and the error of its decompressor where what
-    is behind a stream is no other one.
+    is_padded: zero bytes after a stream are padding (the format of xz has it, tapes add it).
+    Raises EOFError where the last stream is cut off, and the error of the decompressor where other
+    bytes than a stream follow a stream.
     """
 
     def __init__(
         self, raw: BinaryIO, new_decompressor: Callable[[], Decompressor], is_padded: bool
     ) -> None:
-        self.raw, self.new_decompressor, self.is_padded = raw, new_decompressor, is_padded
+        self.raw = raw
+        self.new_decompressor = new_decompressor
+        self.is_padded = is_padded
         self.decompressor = new_decompressor()
         self.in_stream = False  # whether a byte of the stream has been read
         self.packed = b""  # read and not yet unpacked
-        self.text = memoryview(b"")  # unpacked and not yet asked for
+        self.text = memoryview(b"")  # unpacked and not yet returned
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: object, /) -> int:
+        assert isinstance(buffer, bytearray | memoryview), "what the classes of io pass"
+        target = memoryview(buffer).cast("B")
         while not len(self.text):
             if not self._unpack():
                 return 0
-        size = min(len(buffer), len(self.text))
-        buffer[:size] = self.text[:size]
+        size = min(len(target), len(self.text))
+        target[:size] = self.text[:size]
         self.text = self.text[size:]
         return size
 
@@ -94,13 +110,14 @@ class ConcatenatedStream(io.RawIOBase):
                 if self.in_stream:
                     raise EOFError("the file ends within a compressed stream: it was cut off")
                 return False
-        packed, self.packed = self.packed, b""
+        packed = self.packed
+        self.packed = b""
         self.in_stream = True
         self.text = memoryview(self.decompressor.decompress(packed, BLOCK_BYTES))
         return True
 
     def _begin_another(self) -> None:
-        """Another stream begins with what the last one has left over, without the padding."""
+        """Begin another stream, with the bytes that the last one has left over."""
         self.packed = self.decompressor.unused_data
         self.decompressor = self.new_decompressor()
         self.in_stream = False
@@ -116,14 +133,23 @@ def open_bz2(raw: BinaryIO) -> BinaryIO:
 
 def open_xz(raw: BinaryIO) -> BinaryIO:
     # not the older format of .lzma files: in that, a file of zero bytes is an empty text
-    return buffered(
-        ConcatenatedStream(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), is_padded=True)
-    )
+    def new_decompressor() -> Decompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+    return buffered(ConcatenatedStream(raw, new_decompressor, is_padded=True))
 
 
 def open_zstd(raw: BinaryIO) -> BinaryIO:
     zstd = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
-    return buffered(ConcatenatedStream(raw, lambda: ZstdFrame(zstd), is_padded=False))
+
+    def new_decompressor() -> Decompressor:
+        return ZstdFrame(zstd)
+
+    return buffered(ConcatenatedStream(raw, new_decompressor, is_padded=False))
+
+
+def open_gzip(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
 
 
 def buffered(stream: ConcatenatedStream) -> BinaryIO:
@@ -131,29 +157,31 @@ def buffered(stream: ConcatenatedStream) -> BinaryIO:
 
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
-    ".gz": gzip.open,
+    ".gz": open_gzip,
     ".bz2": open_bz2,
     ".xz": open_xz,
     ".zst": open_zstd,
 }
 
 
-def packed_as(file: Path) -> str:
-    """The suffix that says how a file is compressed; "" if it is not."""
+def compression_of(file: Path) -> str:
+    """The suffix of a compressed file (`.gz`); "" if it is not compressed."""
     suffix = file.suffix.lower()
-    return suffix if suffix in OPENERS else ""
+    if suffix in OPENERS:
+        return suffix
+    return ""
 
 
 def open_file(file: Path) -> tuple[BinaryIO, BinaryIO]:
-    """(text, file) as streams of bytes; where the file stands tells how far we are.
+    """(text, file) as streams of bytes; the place in the file shows how much has been read.
 
     Raises EOFError for a compressed file of no bytes.
     """
     raw = open(file, "rb")  # noqa: SIM115 (the caller closes it)
-    packed = packed_as(file)
-    if not packed:
+    compression = compression_of(file)
+    if not compression:
         return raw, raw
     if not raw.peek(1):
         raw.close()
         raise EOFError("it has no bytes, as an aborted download leaves it")
-    return OPENERS[packed](raw), raw
+    return OPENERS[compression](raw), raw

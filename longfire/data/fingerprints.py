@@ -1,16 +1,16 @@
-"""What files hold, by a hash of every byte: it alone decides which token store they belong to.
+"""Hashes of all that files hold. Only these decide which token store files belong to.
 
 Where a file is and when it was last changed do not matter: `touch` and `cp` change nothing. A
-hash is computed once. It is kept in `fingerprints.json` beside the token stores, with what the
-file system says of the file (`Stamp`), and is taken from there while that stays as it was. So
-1 TB of text costs about 20 minutes on one core when it is first named, in parallel over cores,
-and one look at each file's stamp from then on.
+hash is computed once. It is kept in `fingerprints.json` beside the token stores, together with the
+file's size, times and inode (`Stamp`), and is used again while these stay the same. So 1 TB of text
+costs about 20 minutes on one core when it is first named, in parallel over cores, and only a look
+at each file's stamp later.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -20,10 +20,11 @@ from longfire.errors import DataError
 
 CACHE = "fingerprints.json"
 CACHED_BYTES = 2**20  # smaller files are hashed again each time: that costs a millisecond
-TOLD_BYTES = 10 * 2**30  # so much to hash takes long enough to be announced
-SETTLED_SECONDS = (
-    2.0  # a file that changed more recently may change again within one tick of its clock
-)
+ANNOUNCED_BYTES = 10 * 2**30  # so much to hash takes long enough to print a line
+# A file that changed more recently may change again within one tick of its clock.
+SETTLED_SECONDS = 2.0
+FORMER_WHOLE_BYTES = 16 * 2**20  # the largest file that earlier versions hashed completely
+FORMER_END_BYTES = 2**20  # of a larger file: its first and last bytes that they hashed
 BLOCK_BYTES = 2**22
 HASHING_THREADS = 8
 
@@ -31,8 +32,8 @@ Note = Callable[[str], None]
 
 
 class Stamp(NamedTuple):
-    """What the file system says of a file. A change of its content changes one of these: the time
-    of change of the inode (ctime) cannot be set back by `touch`."""
+    """What the file system knows of a file. A change of its content changes one of these: `touch`
+    cannot set back the time of change of the inode (ctime)."""
 
     size: int
     modified_ns: int
@@ -48,7 +49,7 @@ class Content(NamedTuple):
 
 
 def stamp_of(file: Path) -> Stamp:
-    """Raises DataError for a file that is gone."""
+    """The stamp of a file now. Raises DataError for a file that is gone."""
     try:
         found = file.stat()
     except OSError as error:
@@ -57,7 +58,7 @@ def stamp_of(file: Path) -> Stamp:
 
 
 def digest_of(file: Path) -> str:
-    """blake2b of 128 bits of all that a file holds. Raises DataError."""
+    """blake2b of 128 bits of all bytes of a file. Raises DataError."""
     digest = blake2b(digest_size=16)
     try:
         with open(file, "rb") as opened:
@@ -69,28 +70,35 @@ def digest_of(file: Path) -> str:
 
 
 def contents_of(files: Sequence[Path], folder: str = "", note: Note | None = None) -> list[Content]:
-    """Hash of each file; those that `folder` (data.folder) remembers are not read.
+    """Hash of each file; those that are remembered in `folder` (data.folder) are not read.
 
     Raises DataError for a file that changes while it is read.
     """
     cache = Path(folder, CACHE) if folder else None
     known = read_cache(cache) if cache else {}
-    found = [known_content(file, known) for file in files]
-    missing = [number for number, content in enumerate(found) if content is None]
-    size = sum(stamp_of(files[number]).size for number in missing)
-    if note and size >= TOLD_BYTES:
+    contents: dict[Path, Content] = {}
+    missing: list[Path] = []
+    for file in files:
+        content = known_content(file, known)
+        if content:
+            contents[file] = content
+        else:
+            missing.append(file)
+    size = sum(stamp_of(file).size for file in missing)
+    if note and size >= ANNOUNCED_BYTES:
         note(
-            f"data: reading {size / 1e9:,.0f} GB once, to name the token store by what the files hold "
-            f"(remembered in {cache})"
+            f"data: reading {size / 1e9:,.0f} GB once, to name the token store by what the files "
+            f"hold (remembered in {cache})"
         )
+    new: dict[str, Content] = {}
     with ThreadPoolExecutor(HASHING_THREADS, "fingerprints") as threads:
-        hashed = threads.map(content_of, [files[number] for number in missing])
-        for number, content in zip(missing, hashed):
-            found[number] = content
-    new = {key_of(files[number]): found[number] for number in missing if is_settled(found[number])}
+        for file, content in zip(missing, threads.map(content_of, missing)):
+            contents[file] = content
+            if is_settled(content):
+                new[key_of(file)] = content
     if cache and new:
         write_cache(cache, new)
-    return found
+    return [contents[file] for file in files]
 
 
 def content_of(file: Path) -> Content:
@@ -104,10 +112,12 @@ def content_of(file: Path) -> Content:
     return Content(digest, stamp)
 
 
-def known_content(file: Path, known: dict[str, Content]) -> Content | None:
+def known_content(file: Path, known: Mapping[str, Content]) -> Content | None:
     """What is remembered of a file, if its stamp is still the same."""
     content = known.get(key_of(file))
-    return content if content and content.stamp == stamp_of(file) else None
+    if content and content.stamp == stamp_of(file):
+        return content
+    return None
 
 
 def key_of(file: Path) -> str:
@@ -115,6 +125,7 @@ def key_of(file: Path) -> str:
 
 
 def is_settled(content: Content) -> bool:
+    """Whether a hash may be remembered: of a large file that did not change just now."""
     stamp = content.stamp
     age = time.time() - max(stamp.modified_ns, stamp.changed_ns) / 1e9
     return stamp.size >= CACHED_BYTES and age > SETTLED_SECONDS
@@ -122,33 +133,36 @@ def is_settled(content: Content) -> bool:
 
 def read_cache(file: Path) -> dict[str, Content]:
     """What was remembered; nothing if it cannot be read: then files are hashed again."""
+    contents = {}
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        return {path: Content(digest, Stamp(*stamp)) for path, (digest, stamp) in entries.items()}
+        for path, (digest, stamp) in entries.items():
+            contents[path] = Content(digest, Stamp(*stamp))
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+    return contents
 
 
-def write_cache(file: Path, new: dict[str, Content]) -> None:
+def write_cache(file: Path, new: Mapping[str, Content]) -> None:
     """Remember more. A folder that cannot be written remembers nothing, and everything still
     works."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    tmp_path = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({**read_cache(file), **new}), encoding="utf-8")
-        aside.replace(file)
+        tmp_path.write_text(json.dumps({**read_cache(file), **new}), encoding="utf-8")
+        tmp_path.replace(file)
     except OSError:
-        aside.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)
 
 
 def former_digest(file: Path, content: Content) -> str:
-    """As it was before: of a file over 16 MiB its time of change and its first and last MiB."""
-    if content.stamp.size <= 16 * 2**20:
+    """The hash of earlier versions: of a large file its time of change and its first and last
+    bytes."""
+    if content.stamp.size <= FORMER_WHOLE_BYTES:
         return content.digest
     with open(file, "rb") as opened:
-        digest = blake2b(
-            f"{content.stamp.modified_ns}".encode() + opened.read(2**20), digest_size=16
-        )
-        opened.seek(content.stamp.size - 2**20)
+        start = opened.read(FORMER_END_BYTES)
+        digest = blake2b(f"{content.stamp.modified_ns}".encode() + start, digest_size=16)
+        opened.seek(content.stamp.size - FORMER_END_BYTES)
         digest.update(opened.read())
     return digest.hexdigest()

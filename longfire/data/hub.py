@@ -2,35 +2,33 @@
 streamed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import datasets
 import huggingface_hub
 from huggingface_hub.errors import HTTPError
 
-from longfire.data.formats import BATCH_ROWS, Document, choose_fields, text_of
+from longfire.data.documents import Document, Position
+from longfire.data.records import choose_fields, text_of
+from longfire.data.tables import BATCH_ROWS
 from longfire.errors import DataError
 
 MANY_ROWS = 100_000  # of a stream, whose number of rows is not known
-PROBE_SECONDS = 10  # how long the hub may take to say which revision a dataset has
-UNREACHABLE = (
-    HTTPError,
-    OSError,
-    ValueError,
-)  # what the two libraries raise for a dataset that cannot be had
+PROBE_SECONDS = 10  # how long the hub may take to answer which revision a dataset has
+CACHE_PARTS = 4  # the last folders of a file's path in the cache, which name the revision
+# What the two libraries raise for a dataset that cannot be had.
+UNREACHABLE = (HTTPError, OSError, ValueError)
 
 
 @dataclass(frozen=True)
 class HubSource:
     """A dataset of the hub. `streaming` reads it over the network as it is needed and keeps nothing
     but the tokens."""
-
-    CHOICES: ClassVar[tuple[str, ...]] = ("dataset_name", "dataset_split", "data_dir", "data_files")
 
     repository: str
     streaming: bool = False
@@ -47,73 +45,93 @@ class HubSource:
 
     @property
     def entry(self) -> str:
+        """The source with what the settings choose of it."""
         chosen = (self.dataset_name, self.dataset_split, self.data_dir, self.data_files)
         return ":".join(part for part in (self.repository, *chosen) if part)
 
     @property
     def name(self) -> str:
+        """A short name for folders, records and messages."""
         chosen = (self.repository, self.dataset_name, self.data_dir)
         return "-".join(part.replace("/", "-") for part in chosen if part)
 
     @property
     def bytes_total(self) -> int:
         """Bytes of the download; 0 where they are not known."""
-        return 0 if self.streaming else (self.dataset.dataset_size or 0)
+        if self.streaming:
+            return 0
+        return self.dataset.dataset_size or 0
 
     @cached_property
     def revision(self) -> str:
-        """The commit of the dataset on the hub; "" where there is no hub to ask."""
+        """The commit of the dataset on the hub; "" where the hub cannot be asked."""
+        api = huggingface_hub.HfApi()
         try:
-            return (
-                huggingface_hub.HfApi().dataset_info(self.repository, timeout=PROBE_SECONDS).sha
-                or ""
-            )
+            return api.dataset_info(self.repository, timeout=PROBE_SECONDS).sha or ""
         except UNREACHABLE:
             return ""
 
     @cached_property
     def dataset(self) -> "datasets.Dataset | datasets.IterableDataset":
         """Raises DataError with one message when it is neither on the hub nor in the cache."""
-        if (
-            not self.revision
-        ):  # then do not let the libraries retry for a minute: take the cache, or fail now
-            datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-        chosen = {
-            "name": self.dataset_name,
-            "data_dir": self.data_dir,
-            "data_files": self.data_files,
-        }
-        more = {key: value for key, value in chosen.items() if value}
+        if not self.revision:
+            # Take the cache or fail now: the libraries would try again for a minute.
+            datasets.config.HF_HUB_OFFLINE = True
+            huggingface_hub.constants.HF_HUB_OFFLINE = True
+        choices: dict[str, object] = {}
+        if self.dataset_name:
+            choices["name"] = self.dataset_name
+        if self.data_dir:
+            choices["data_dir"] = self.data_dir
+        if self.data_files:
+            choices["data_files"] = self.data_files
         if self.trust_remote_code:
-            more["trust_remote_code"] = True
+            choices["trust_remote_code"] = True
         try:
             return datasets.load_dataset(
                 self.repository,
                 split=self.dataset_split or "train",
                 streaming=self.streaming,
-                **more,
+                **choices,
             )
-        except UNREACHABLE as e:
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        except UNREACHABLE as error:
+            reason = type(error).__name__
+            if str(error).strip():
+                reason = str(error).strip().splitlines()[0]
             raise DataError(
-                f"data.dataset: {self.entry!r} is no file or folder here, and as a dataset of the hub it cannot be had "
-                f"({reason}); check the name, the network, or name files on this disk"
-            ) from e
+                f"data.dataset: {self.entry!r} is no file or folder here, and as a dataset of the "
+                f"hub it cannot be had ({reason}); check the name, the network, or name files on "
+                "this disk"
+            ) from error
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the choices and the revision; downloaded: of the place in `datasets`' cache, which
-        names the revision too. "" for a stream whose revision cannot be asked for now."""
-        origin = self.revision
+        """Of the choices and the revision of a stream; of a download, of its files in the cache of
+        `datasets`, whose paths name the revision too. "" for a stream whose revision is not known
+        now."""
+        origin: str | list[object] = self.revision
         if self.streaming and not origin:
             return ""
         if not self.streaming:
-            files = [Path(file["filename"]) for file in self.dataset.cache_files]
-            origin = [["/".join(file.parts[-4:]), file.stat().st_size] for file in files] + [
-                len(self.dataset)
-            ]
-        chosen = [self.repository, *(getattr(self, key) for key in self.CHOICES), origin]
+            origin = self._cache_files()
+        chosen = [
+            self.repository,
+            self.dataset_name,
+            self.dataset_split,
+            self.data_dir,
+            self.data_files,
+            origin,
+        ]
         return blake2b(json.dumps(chosen).encode(), digest_size=16).hexdigest()
+
+    def _cache_files(self) -> list[object]:
+        """Name and size of each file of a download, and how many rows there are."""
+        found: list[object] = []
+        for record in self.dataset.cache_files:
+            file = Path(record["filename"])
+            found.append(["/".join(file.parts[-CACHE_PARTS:]), file.stat().st_size])
+        found.append(len(self.dataset))
+        return found
 
     @property
     def former_fingerprint(self) -> str:
@@ -123,24 +141,28 @@ class HubSource:
         """A commit of the hub and the cache of a download do not change."""
         return ""
 
-    def documents(self, position: dict[str, Any] | None = None) -> "HubDocuments":
+    def documents(self, position: Position | None = None) -> "HubDocuments":
+        """The documents after a position."""
         return HubDocuments(self, position or {})
 
     def part(self, number: int) -> Iterator[Document]:
+        """All of it: a dataset has one part."""
         return iter(self.documents())
 
     def identities(self) -> Iterator[str]:
-        """Of its first documents, without reading them; a stream is not asked how many it has: they
-        are many."""
+        """Of its first documents, without reading them. A stream does not know how many it has:
+        they are many."""
         rows = MANY_ROWS if self.streaming else len(self.dataset)
-        return (f"{self.entry}:{row}" for row in range(1, rows + 1))
+        for row in range(1, rows + 1):
+            yield f"{self.entry}:{row}"
 
 
 class HubDocuments:
-    """The documents of a dataset from a position on; iterated once."""
+    """The documents of a dataset after a position; can be iterated once."""
 
-    def __init__(self, source: HubSource, position: dict[str, Any]) -> None:
-        self.source, self._row = source, position.get("row", 0)
+    def __init__(self, source: HubSource, position: Position) -> None:
+        self.source = source
+        self._row = position.get("row", 0)
         if source.streaming and "state" in position:
             source.dataset.load_state_dict(position["state"])
 
@@ -151,34 +173,38 @@ class HubDocuments:
         return self.source.bytes_total * self._row // max(len(self.source.dataset), 1)
 
     @property
-    def position(self) -> dict[str, Any]:
-        state = {"state": self.source.dataset.state_dict()} if self.source.streaming else {}
-        return {"row": self._row, **state}
+    def position(self) -> Position:
+        if self.source.streaming:
+            return {"row": self._row, "state": self.source.dataset.state_dict()}
+        return {"row": self._row}
 
     def __iter__(self) -> Iterator[Document]:
-        dataset, where = self.source.dataset, self.source.entry
-        there = dataset.column_names
-        fields = choose_fields(where, there, self.source.fields) if there else self.source.fields
-        records = (
-            self._streamed(dataset)
-            if self.source.streaming
-            else self._stored(dataset.select_columns(list(fields)))
-        )
+        dataset = self.source.dataset
+        entry = self.source.entry
+        fields = self.source.fields
+        if dataset.column_names:
+            fields = choose_fields(entry, dataset.column_names, fields)
+        if self.source.streaming:
+            records = self._streamed(dataset)
+        else:
+            records = self._stored(dataset.select_columns(list(fields)))
         for record in records:
             self._row += 1
-            place = f"{where}:{self._row}"
-            yield Document(place, place, *text_of(record, fields))
+            place = f"{entry}:{self._row}"
+            text, problem = text_of(record, fields)
+            yield Document(place, place, text, problem)
 
-    def _stored(self, dataset: "datasets.Dataset") -> Iterator[dict[str, Any]]:
+    def _stored(self, dataset: "datasets.Dataset") -> Iterator[Mapping[str, object]]:
         for start in range(self._row, len(dataset), BATCH_ROWS):
             columns = dataset[start : start + BATCH_ROWS]
-            yield from (dict(zip(columns, values)) for values in zip(*columns.values()))
+            for values in zip(*columns.values()):
+                yield dict(zip(columns, values))
 
-    def _streamed(self, dataset: "datasets.IterableDataset") -> Iterator[dict[str, Any]]:
+    def _streamed(self, dataset: "datasets.IterableDataset") -> Iterator[Mapping[str, object]]:
         try:
             yield from dataset
-        except UNREACHABLE as e:
+        except UNREACHABLE as error:
             raise DataError(
-                f"{self.source.entry}: the stream broke after row {self._row} ({type(e).__name__}: {e}); start again to go "
-                f"on from there"
-            ) from e
+                f"{self.source.entry}: the stream broke after row {self._row} "
+                f"({type(error).__name__}: {error}); start again to continue from there"
+            ) from error

@@ -1,7 +1,6 @@
 """Lines of text, one reader for all: only \n and \r\n end a line; a byte order mark is no text.
 
-Python's `str.splitlines` also cuts at form feeds, U+0085, U+2028 and others, which stand inside
-of texts.
+Python's `str.splitlines` also cuts at form feeds, U+0085, U+2028 and others, which texts contain.
 """
 
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ def decode(raw: bytes) -> tuple[str, str]:
     """(text, problem) of UTF-8, with or without a byte order mark."""
     try:
         return raw.decode("utf-8-sig"), ""
-    except UnicodeDecodeError as e:
-        return "", f"invalid UTF-8 at byte {e.start}"
+    except UnicodeDecodeError as error:
+        return "", f"invalid UTF-8 at byte {error.start}"
 
 
 def lines_of(stream: BinaryIO) -> Iterator[bytes]:

@@ -1,22 +1,23 @@
-"""What of a text a tokenizer cannot say: characters that no token covers, or that become its
-unknown token.
+"""The text that a tokenizer loses: characters that no token covers, or that become its unknown
+token.
 
-A tokenizer with a token for each byte loses nothing, and is not looked at. Of others the unknown
-tokens and the documents without any token are counted, and which characters are lost in a sample
-of each chunk of documents.
+A tokenizer with a token for each byte loses nothing, and is not examined. For others three things
+are counted: unknown tokens, documents without any token, and lost characters in a sample of each
+chunk of documents.
 """
 
 import json
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Encoding
-from tokenizers import Tokenizer as Words
+from tokenizers import Tokenizer as Backend
 
 SAMPLE_CHARACTERS = 2**15  # of a chunk, which has 2^20: 3% more work
-OF_A_DOCUMENT = 2000  # characters at most
+DOCUMENT_CHARACTERS = 2000  # of a document at most
+MIN_CHARACTERS = 64  # of a document at least, if it has them
 MOST_COMPOSED = 4  # characters that one can be written as
 # Every byte of UTF-8 that the beginning or the middle of a character can be: U+0000 to U+07FF, and
 # one character for each later lead byte.
@@ -30,75 +31,95 @@ class Losses:
 
     unknown_tokens: int = 0
     empty_encodings: int = 0  # documents with text and without a token
-    sampled_characters: int = 0  # without white space
+    sampled_characters: int = 0  # white space is not counted
     lost_characters: int = 0  # of these
 
     def __add__(self, other: "Losses") -> "Losses":
-        mine, theirs = self.counts(), other.counts()
-        return Losses(*(a + b for a, b in zip(mine, theirs)))
+        return Losses(
+            self.unknown_tokens + other.unknown_tokens,
+            self.empty_encodings + other.empty_encodings,
+            self.sampled_characters + other.sampled_characters,
+            self.lost_characters + other.lost_characters,
+        )
 
     def counts(self) -> tuple[int, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self))
+        """The four numbers, as a manifest keeps them."""
+        return (
+            self.unknown_tokens,
+            self.empty_encodings,
+            self.sampled_characters,
+            self.lost_characters,
+        )
 
     @property
     def share(self) -> float:
-        """Of the characters, how many are lost."""
-        return self.lost_characters / self.sampled_characters if self.sampled_characters else 0.0
+        """The lost part of the sampled characters, from 0 to 1."""
+        if not self.sampled_characters:
+            return 0.0
+        return self.lost_characters / self.sampled_characters
 
     def describe(self) -> str:
         return (
-            f"the tokenizer cannot say {self.share:.2%} of the characters ({self.unknown_tokens:,} unknown tokens, "
-            f"{self.empty_encodings:,} documents without any token)"
+            f"the tokenizer loses {self.share:.2%} of the characters ({self.unknown_tokens:,} "
+            f"unknown tokens, {self.empty_encodings:,} documents without any token)"
         )
 
 
-def loses_nothing(words: Words) -> bool:
-    """Whether a tokenizer gives every byte of a text back."""
-    ids = words.encode(PROBE, add_special_tokens=False).ids
-    return words.decode(ids, skip_special_tokens=False) == PROBE
+def loses_nothing(backend: Backend) -> bool:
+    """Whether a tokenizer can reproduce every byte of a text."""
+    ids = backend.encode(PROBE, add_special_tokens=False).ids
+    return backend.decode(ids, skip_special_tokens=False) == PROBE
 
 
-def unknown_id(words: Words) -> int | None:
-    """The id of the token that stands for whatever a tokenizer does not know; None if it has
-    none."""
-    model = json.loads(words.to_str())["model"]
+def unknown_id(backend: Backend) -> int | None:
+    """The id of the token for all text that a tokenizer does not know; None if it has none."""
+    model = json.loads(backend.to_str())["model"]
     if model.get("unk_id") is not None:  # Unigram
         return model["unk_id"]
-    return words.token_to_id(model["unk_token"]) if model.get("unk_token") else None
+    if model.get("unk_token"):
+        return backend.token_to_id(model["unk_token"])
+    return None
 
 
 def losses_of(
-    words: Words, unknown: int | None, texts: Sequence[str], encoded: Sequence[np.ndarray]
+    backend: Backend, unknown: int | None, texts: Sequence[str], encoded: Sequence[np.ndarray]
 ) -> Losses:
     """What is lost of some texts, whose ids are `encoded`. unknown: `unknown_id` of the
     tokenizer."""
-    unknown_tokens = 0 if unknown is None else sum(int((ids == unknown).sum()) for ids in encoded)
-    empty = sum(not len(ids) and bool(text.strip()) for text, ids in zip(texts, encoded))
-    sampled = sample_of(texts)
-    lost = [
-        lost_characters(text, one, unknown)
-        for text, one in zip(sampled, encodings_of(words, sampled))
-    ]
-    characters = sum(len(text) - sum(map(str.isspace, text)) for text in sampled)
-    return Losses(unknown_tokens, empty, characters, sum(lost))
+    unknown_tokens = 0
+    empty_encodings = 0
+    for text, ids in zip(texts, encoded):
+        if unknown is not None:
+            unknown_tokens += int((ids == unknown).sum())
+        if not len(ids) and text.strip():
+            empty_encodings += 1
+    sampled = 0
+    lost = 0
+    sample = sample_of(texts)
+    for text, encoding in zip(sample, encodings_of(backend, sample)):
+        sampled += len(text) - sum(map(str.isspace, text))
+        lost += lost_characters(text, encoding, unknown)
+    return Losses(unknown_tokens, empty_encodings, sampled, lost)
 
 
 def sample_of(texts: Sequence[str]) -> list[str]:
     """The beginnings of some documents, from all over the chunk."""
-    each = max(1, min(OF_A_DOCUMENT, SAMPLE_CHARACTERS // max(len(texts), 1)))
-    if each < 64 and len(texts) > SAMPLE_CHARACTERS // 64:  # many short documents: some of them
-        texts = texts[:: -(-len(texts) * 64 // SAMPLE_CHARACTERS)]
-        each = 64
-    return [text[:each] for text in texts]
+    size = max(1, min(DOCUMENT_CHARACTERS, SAMPLE_CHARACTERS // max(len(texts), 1)))
+    if size < MIN_CHARACTERS and len(texts) > SAMPLE_CHARACTERS // MIN_CHARACTERS:
+        # many short documents: take only some of them
+        size = MIN_CHARACTERS
+        step = -(-len(texts) * size // SAMPLE_CHARACTERS)
+        texts = texts[::step]
+    return [text[:size] for text in texts]
 
 
-def encodings_of(words: Words, texts: Sequence[str]) -> list[Encoding]:
+def encodings_of(backend: Backend, texts: Sequence[str]) -> list[Encoding]:
     """With the places of tokens in the texts, which the fast encoding leaves out."""
-    return words.encode_batch(list(texts), add_special_tokens=False)
+    return backend.encode_batch(list(texts), add_special_tokens=False)
 
 
 def lost_characters(text: str, encoding: Encoding, unknown: int | None) -> int:
-    """Characters, without white space, that no token but the unknown one covers.
+    """How many characters, without white space, no token covers except the unknown one.
 
     Where a normalizer composes characters (NFC), the token covers only the first one of them; the
     others are not lost.
@@ -118,6 +139,6 @@ def lost_characters(text: str, encoding: Encoding, unknown: int | None) -> int:
 
 
 def is_one_character(text: str) -> bool:
-    """Whether characters are a longer way to write one: a letter and its accents, a syllable of
+    """Whether several characters are a way to write one: a letter and its accents, a syllable of
     Hangul."""
     return len(text) <= MOST_COMPOSED and len(unicodedata.normalize("NFC", text)) == 1

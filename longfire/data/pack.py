@@ -1,11 +1,20 @@
-"""Rows of T+1 tokens -> ids, labels, positions, document ids; all rows of a batch at once, no work
-by token in Python."""
+"""Sequences of T+1 tokens -> ids, labels, positions, document ids; all sequences of a batch at
+once, without work for each token in Python."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 NO_LABEL = -100  # nothing is to be learned here: what torch's cross entropy ignores
+
+
+class Ends(Protocol):
+    """Ascending ends of documents: an array, or a column of a token store."""
+
+    def searchsorted(self, values: np.ndarray, /) -> np.ndarray: ...
+
+    def __getitem__(self, items: slice, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -22,20 +31,21 @@ class Packed:
 def pack(
     tokens_BS: np.ndarray, starts_BS: np.ndarray | None = None, context_len: int = 0
 ) -> Packed:
-    """Pack rows of S = T+1 tokens; the last one is only a label.
+    """Pack sequences of S = T+1 tokens; the last one is only a label.
 
-    Without `starts_BS` documents flow on: positions 0 .. T-1, every label real. With it (a document
-    begins at this token) positions count from 0 in each document, a row's first token begins a
-    piece too, and a label that belongs to another document is NO_LABEL. `context_len` > 0 cuts
-    longer pieces after so many tokens; the label at such a cut stays, since it continues the same
-    document.
+    Without `starts_BS` attention and state continue over document ends: positions 0 .. T-1, every
+    label real. With it (a document begins at this token) positions count from 0 in each document,
+    a sequence's first token begins a piece too, and a label that belongs to another document is
+    NO_LABEL. `context_len` > 0 cuts longer pieces after so many tokens. The label at such a cut
+    stays, since it continues the same document.
 
-    A worked row, T = 6, documents "abcd" and "xyz", context_len = 3:
+    An example, T = 6, documents "abcd" and "xyz", context_len = 3:
         tokens     a b c d x y z        starts     1 0 0 0 1 0 0
         ids        a b c d x y          labels     b c d . y z          (. = NO_LABEL)
         positions  0 1 2 0 0 1          documents  0 0 0 1 2 2
     """
-    ids_BT, labels_BT = tokens_BS[:, :-1].astype(np.int64), tokens_BS[:, 1:].astype(np.int64)
+    ids_BT = tokens_BS[:, :-1].astype(np.int64)
+    labels_BT = tokens_BS[:, 1:].astype(np.int64)
     places_T = np.arange(ids_BT.shape[1])
     if starts_BS is None:
         return Packed(ids_BT, labels_BT, np.tile(places_T, (len(ids_BT), 1)), None)
@@ -49,24 +59,19 @@ def pack(
     return Packed(ids_BT, labels_BT, positions_BT, starts_BT)
 
 
-def document_starts(ends: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
-    """starts_BS bool: where a document begins in rows of `length` tokens whose first tokens are
-    number `first` of the stream.
+def document_starts(ends: Ends, first: np.ndarray, length: int) -> np.ndarray:
+    """starts_BS bool: where a document begins in sequences of S = `length` tokens, whose first
+    tokens are number `first` (B,) of the stream.
 
-    ends: ascending ends of documents in the stream (a memory map is fine), each the start of the
-    next one.
-    Cost: two binary searches for a batch's rows, then work by document.
+    ends: ascending ends of documents in the stream, each the start of the next one.
+    Cost: two binary searches for a batch, then work for each document.
     """
     first = np.asarray(first, np.int64)
-    low = ends.searchsorted(first, side="left")
-    high = ends.searchsorted(first + length, side="left")
-    row = np.repeat(np.arange(len(first)), high - low)
-    inside = (
-        np.concatenate([np.asarray(ends[a:b], np.int64) for a, b in zip(low, high)])
-        if len(first)
-        else first
-    )
     starts_BS = np.zeros((len(first), length), bool)
-    starts_BS[row, inside - first[row]] = True
+    low = ends.searchsorted(first)
+    high = ends.searchsorted(first + length)
+    for number, start in enumerate(first.tolist()):
+        inside = np.asarray(ends[low[number] : high[number]], np.int64)
+        starts_BS[number, inside - start] = True
     starts_BS[:, 0] |= first == 0
     return starts_BS

@@ -2,8 +2,8 @@
 given.
 
 A worker is a child process that ends when its pipe does, so none outlives a killed parent.
-Processes rather than the library's own threads: making arrays of its results needs the
-interpreter's lock, which would stop threads from scaling.
+Processes and not the library's own threads: making arrays of its results needs the interpreter's
+lock, which would stop threads from scaling.
 """
 
 import json
@@ -12,12 +12,13 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
-from tokenizers import Tokenizer as Words
+from tokenizers import Tokenizer as Backend
 
 from longfire.data.losses import Losses
 from longfire.data.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ LOSS_COUNTS = len(Losses().counts())  # numbers of a message before the lengths
 
 @dataclass(frozen=True)
 class Ids:
-    """Documents' ids end to end, the length of each, and what the tokenizer could not say of
+    """Documents' ids end to end, the length of each in tokens (N,), and what the tokenizer lost of
     them."""
 
     ids: np.ndarray
@@ -38,119 +39,155 @@ class Ids:
 
 def encode(tokenizer: Tokenizer, texts: list[str], bos: int | None, eos: int | None) -> Ids:
     """Ids of documents, each with `bos` before it and `eos` after it where these are not None."""
-    before, after = (
-        np.array([] if word is None else [word], tokenizer.dtype) for word in (bos, eos)
-    )
+    before = token_array(bos, tokenizer.dtype)
+    after = token_array(eos, tokenizer.dtype)
     documents = tokenizer.arrays(texts)
-    lengths = np.array([len(before) + len(ids) + len(after) for ids in documents], np.int64)
-    parts = [part for ids in documents for part in (before, ids, after)]
-    ids = np.concatenate(parts) if parts else before[:0]
-    return Ids(ids, lengths, tokenizer.losses_of(texts, documents))
+    parts: list[np.ndarray] = []
+    lengths = []
+    for ids in documents:
+        parts += [before, ids, after]
+        lengths.append(len(before) + len(ids) + len(after))
+    joined = np.concatenate(parts) if parts else before[:0]
+    return Ids(joined, np.array(lengths, np.int64), tokenizer.losses_of(texts, documents))
+
+
+def token_array(token_id: int | None, dtype: str) -> np.ndarray:
+    """An array of one id; an empty one for None."""
+    if token_id is None:
+        return np.array([], dtype)
+    return np.array([token_id], dtype)
+
+
+class Worker:
+    """The parent's side of one tokenizing process, in a session of its own, so that Ctrl-C reaches
+    it only through the parent."""
+
+    def __init__(self, tokenizer: Tokenizer, bos: int | None, eos: int | None) -> None:
+        self.dtype = tokenizer.dtype
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "longfire.data.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self.process.stdin and self.process.stdout, "asked for by PIPE"
+        self.requests = self.process.stdin
+        self.answers = self.process.stdout
+        setup = [tokenizer.backend.to_str(), tokenizer.bos, tokenizer.eos, [bos, eos]]
+        send(self.requests, json.dumps(setup).encode(), b"")
+
+    def encode(self, texts: Sequence[str]) -> Ids:
+        """Encode in the process. Raises DataError if it has ended."""
+        raw = [text.encode() for text in texts]
+        sizes = np.array([len(text) for text in raw], np.int64)
+        try:
+            send(self.requests, sizes.tobytes(), b"".join(raw))
+            head, ids = receive(self.answers)
+        except (OSError, EOFError) as error:
+            raise DataError(
+                f"a tokenizing process ended with code {self.process.wait()}; if it was killed for "
+                "memory, set a smaller data.num_workers"
+            ) from error
+        numbers = np.frombuffer(head, np.int64)
+        losses = Losses(*numbers[:LOSS_COUNTS].tolist())
+        return Ids(np.frombuffer(ids, self.dtype), numbers[LOSS_COUNTS:], losses)
 
 
 class Encoders:
-    """`count` processes that encode, or with 0 this one; use as a context manager."""
+    """`count` processes that encode, or with 0 this process; use as a context manager."""
 
     def __init__(self, tokenizer: Tokenizer, bos: int | None, eos: int | None, count: int) -> None:
-        self.tokenizer, self.ends, self.count = tokenizer, (bos, eos), count
-        self._processes: list[subprocess.Popen] = []
-        self._own = threading.local()  # each thread speaks with one process
-        self._threads = ThreadPoolExecutor(count, "encoders", self._start) if count else None
+        self.tokenizer = tokenizer
+        self.bos = bos
+        self.eos = eos
+        self.count = count
+        self._workers: list[Worker] = []
+        self._own = threading.local()  # each thread has one process
+        self._threads: ThreadPoolExecutor | None = None
+        if count:
+            self._threads = ThreadPoolExecutor(count, "encoders", self._start)
 
     def __enter__(self) -> "Encoders":
         return self
 
-    def __exit__(self, *exc) -> None:
-        for process in self._processes:
-            process.kill()
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers:
+            worker.process.kill()
         if self._threads:
             self._threads.shutdown(cancel_futures=True)
-        for process in self._processes:
-            process.communicate()
+        for worker in self._workers:
+            worker.process.communicate()
 
     def submit(self, texts: list[str]) -> "Future[Ids]":
-        """Encode texts behind the caller. The future raises DataError if the process died."""
+        """Encode texts while the caller continues. The future raises DataError if the process
+        ended."""
         if self._threads:
-            return self._threads.submit(self._ask, texts)
+            return self._threads.submit(self._encode, texts)
         future: Future[Ids] = Future()
-        future.set_result(encode(self.tokenizer, texts, *self.ends))
+        future.set_result(encode(self.tokenizer, texts, self.bos, self.eos))
         return future
 
     def _start(self) -> None:
-        """One process for this thread, in a session of its own so that Ctrl-C reaches it only
-        through us."""
-        command = [sys.executable, "-m", "longfire.data.workers"]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        self._processes.append(process)
-        self._own.process = process
-        words = self.tokenizer.words.to_str()
-        _send(
-            process.stdin,
-            json.dumps([words, self.tokenizer.bos, self.tokenizer.eos, self.ends]).encode(),
-            b"",
-        )
+        """One process for this thread."""
+        worker = Worker(self.tokenizer, self.bos, self.eos)
+        self._workers.append(worker)
+        self._own.worker = worker
 
-    def _ask(self, texts: list[str]) -> Ids:
-        process: subprocess.Popen = self._own.process
-        raw = [text.encode() for text in texts]
-        try:
-            _send(
-                process.stdin,
-                np.array([len(text) for text in raw], np.int64).tobytes(),
-                b"".join(raw),
-            )
-            lengths, ids = _receive(process.stdout)
-        except (OSError, EOFError) as e:
-            raise DataError(
-                f"a tokenizing process ended with code {process.wait()}; if it was killed for memory, set a smaller "
-                f"data.num_workers"
-            ) from e
-        numbers = np.frombuffer(lengths, np.int64)
-        losses = Losses(*numbers[:LOSS_COUNTS].tolist())
-        return Ids(np.frombuffer(ids, self.tokenizer.dtype), numbers[LOSS_COUNTS:], losses)
+    def _encode(self, texts: list[str]) -> Ids:
+        worker: Worker = self._own.worker
+        return worker.encode(texts)
 
 
-def _send(stream: BinaryIO, head: bytes, body: bytes) -> None:
-    """A message is two blocks; their sizes go first."""
+def send(stream: IO[bytes], head: bytes, body: bytes) -> None:
+    """Write a message: the sizes of its two blocks, and the blocks."""
     stream.write(struct.pack("<qq", len(head), len(body)))
     stream.write(head)
     stream.write(body)
     stream.flush()
 
 
-def _receive(stream: BinaryIO) -> tuple[bytes, bytes]:
-    head, body = struct.unpack("<qq", _exactly(stream, 16))
-    return _exactly(stream, head), _exactly(stream, body)
+def receive(stream: IO[bytes]) -> tuple[bytes, bytes]:
+    """The two blocks of a message. Raises EOFError."""
+    head_size, body_size = struct.unpack("<qq", read_exactly(stream, 16))
+    return read_exactly(stream, head_size), read_exactly(stream, body_size)
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def read_exactly(stream: IO[bytes], size: int) -> bytes:
     content = stream.read(size)
     if len(content) < size:
         raise EOFError("the pipe ended")
     return content
 
 
-def _work() -> None:
-    """A worker's life: set-up, then batches of texts, until the pipe ends."""
-    os.putenv(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # one thread each: the processes are the parallelism
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+def work() -> None:
+    """The process of a `Worker`: set-up, then batches of texts, until the pipe ends."""
+    # One thread each: the processes are the parallelism.
+    os.putenv("TOKENIZERS_PARALLELISM", "false")
+    requests = sys.stdin.buffer
+    answers = sys.stdout.buffer
     try:
-        words, bos, eos, ends = json.loads(_receive(requests)[0])
-        tokenizer = Tokenizer(Words.from_str(words), bos, eos)
+        setup, _ = receive(requests)
+        backend, bos, eos, ends = json.loads(setup)
+        tokenizer = Tokenizer(Backend.from_str(backend), bos, eos)
         while True:
-            lengths, raw = _receive(requests)
-            stops = np.cumsum(np.frombuffer(lengths, np.int64)).tolist()
-            texts = [raw[start:stop].decode() for start, stop in zip([0, *stops], stops)]
+            sizes, raw = receive(requests)
+            texts = split_texts(raw, np.frombuffer(sizes, np.int64))
             encoded = encode(tokenizer, texts, *ends)
             head = np.array([*encoded.losses.counts(), *encoded.lengths.tolist()], np.int64)
-            _send(answers, head.tobytes(), encoded.ids.tobytes())
+            send(answers, head.tobytes(), encoded.ids.tobytes())
     except (EOFError, BrokenPipeError):
         return
 
 
+def split_texts(raw: bytes, sizes: np.ndarray) -> list[str]:
+    """The texts that are end to end in `raw`. sizes: of each in bytes (N,)."""
+    texts = []
+    start = 0
+    for size in sizes.tolist():
+        texts.append(raw[start : start + size].decode())
+        start += size
+    return texts
+
+
 if __name__ == "__main__":
-    _work()
+    work()

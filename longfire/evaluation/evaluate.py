@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from longfire.data.batches import Batch, Batches, WaitStopped
+from longfire.data.batch import Batch
+from longfire.data.batches import Batches, WaitStopped
 from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
 from longfire.data.tokens import TokenStream
@@ -69,7 +70,7 @@ def measure_validation(
     for index, (name, _, stream) in enumerate(batches.prepared.validation):
         wait_for_validation(batches, index, tokens, mesh)
         read = stoppable(
-            batches.heldout(index, tokens, rows_of_all, seq_len), batches.stopped, mesh
+            batches.validation_batches(index, tokens, rows_of_all, seq_len), batches.stopped, mesh
         )
         measured = measure(model, read, lengths_W, chunk_tokens, mesh)
         found[name] = measured.of_documents(
@@ -195,8 +196,8 @@ def measure(
     device, pipeline = device_of(model), pipeline_of(model)
     nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
     for batch in batches:
-        batch = batch.share(mesh.rank(*DATA), mesh.size(*DATA))
-        batch = batch.cut(model.context) if model.context else batch
+        batch = batch.process_part(mesh.rank(*DATA), mesh.size(*DATA))
+        batch = batch.context_part(model.context) if model.context else batch
         compute = pipeline.losses if pipeline else functools.partial(losses, model)
         nats_BT = compute(batch.to(device), chunk_tokens)[0].double().cpu().numpy()
         real_BT = batch.labels_BT.numpy() != NO_LABEL
@@ -242,7 +243,7 @@ def validation_bytes(batches: Batches, source: str, tokens: int) -> bytes:
     table = token_bytes(batches.prepared.tokenizer)
     index = [name for name, _, _ in batches.prepared.validation].index(source)
     labels = chain.from_iterable(
-        real_labels(batch).tolist() for batch in batches.heldout(index, tokens, ROWS)
+        real_labels(batch).tolist() for batch in batches.validation_batches(index, tokens, ROWS)
     )
     return b"".join(table[label] for label in labels)
 
@@ -267,9 +268,9 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     table, so bytes are exact even where a word is half a character. SentencePiece: `▁` is a space
     and `<0x0A>` one byte. Others: the word decoded alone.
     """
-    spelled = tokenizer.words.get_vocab(with_added_tokens=True)
-    added = tokenizer.words.get_added_tokens_decoder()
-    decoder = json.loads(tokenizer.words.to_str())["decoder"] or {}
+    spelled = tokenizer.backend.get_vocab(with_added_tokens=True)
+    added = tokenizer.backend.get_added_tokens_decoder()
+    decoder = json.loads(tokenizer.backend.to_str())["decoder"] or {}
     kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if part}
     table = [b""] * tokenizer.vocab_size
     for word, number in spelled.items():
@@ -282,5 +283,5 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         elif kinds & {"ByteFallback", "Metaspace"}:
             table[number] = word.replace("▁", " ").encode()
         else:
-            table[number] = tokenizer.words.decode([number]).encode()
+            table[number] = tokenizer.backend.decode([number]).encode()
     return table

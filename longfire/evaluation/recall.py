@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStream

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from longfire.checkpoint.weights import Opened
 from longfire.config.options import Sampling, Scoring
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import DataError, SettingsError
 from longfire.generation.generate import begins_with_bos, text_row, written

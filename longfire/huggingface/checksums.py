@@ -1,11 +1,11 @@
-"""SHA256SUMS of an export: what each of its files held when it was written and compared.
+"""SHA256SUMS of an export: the hash of each of its files when it was written and compared.
 
     e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  model.safetensors
 
 It is the format of `sha256sum -c SHA256SUMS`. Import, eval, generate and everything else that
-reads an export checks it when it is there. A file of the list that holds something else is an
-error, also a config.json: nobody can tell damage from an edit. Whoever edited a file on purpose
-removes its line. README.md may differ, which is only told: it changes no model.
+reads an export checks it where it exists. A listed file with other content is an error, also a
+config.json: damage cannot be distinguished from an edit. Whoever edited a file on purpose removes
+its line. A changed README.md is only reported: it changes no model.
 """
 
 import re
@@ -34,35 +34,40 @@ def write_checksums(folder: Path) -> None:
 def check_checksums(
     folder: Path, note: Callable[[str], None] | None = None, whole: bool = True
 ) -> None:
-    """Compare a folder with its list, where it has one. note: who is told of another README.md;
-    None: stderr. whole: a file of the list that is not there is an error, as it is not where only
-    some files were fetched.
+    """Compare a folder with its list, where it has one.
 
-    Raises CheckpointError naming a file that is missing or holds something else.
+    note: receives a line about a changed README.md; None: stderr. whole: a missing file of the list
+    is an error; it is none where only some files were fetched.
+
+    Raises CheckpointError naming a file that is missing or has other content.
     """
     sums = folder / SUMS
     if not sums.is_file():
         return
-    wanted = read_checksums(sums)
-    missing = [name for name in wanted if not (folder / name).is_file() and name != CARD]
-    if missing and whole:
-        raise CheckpointError(
-            f"{folder / missing[0]}: {SUMS} lists it, but it is not there; copy or download the folder again, or remove its "
-            f"line from {sums} if you removed it on purpose"
-        )
-    names = [name for name in wanted if (folder / name).is_file()]
-    for name, digest in zip(names, digests_of([folder / name for name in names])):
-        if digest == wanted[name]:
-            continue
-        if name != CARD:
+    expected = read_checksums(sums)
+    present = []
+    for name in expected:
+        if (folder / name).is_file():
+            present.append(name)
+        elif whole and name != CARD:
             raise CheckpointError(
-                f"{folder / name}: it does not hold what was exported, by its checksum in {SUMS}: damaged, or edited; copy "
-                f"or download it again, or remove its line from {sums} if you changed it on purpose"
+                f"{folder / name}: {SUMS} lists it, but it is not there; copy or download the "
+                f"folder again, or remove its line from {sums} if you removed it on purpose"
             )
-        text = (
-            f"{folder / name} was changed after the export ({SUMS}); it does not change the model"
+    for name, digest in zip(present, digests_of([folder / name for name in present])):
+        if digest != expected[name]:
+            report_change(folder, name, note or to_stderr)
+
+
+def report_change(folder: Path, name: str, note: Callable[[str], None]) -> None:
+    """Raises CheckpointError, except for a README.md."""
+    if name != CARD:
+        raise CheckpointError(
+            f"{folder / name}: it does not hold what was exported, by its checksum in {SUMS}: "
+            "damaged, or edited; copy or download it again, or remove its line from "
+            f"{folder / SUMS} if you changed it on purpose"
         )
-        (note or to_stderr)(text)
+    note(f"{folder / name} was changed after the export ({SUMS}); it does not change the model")
 
 
 def read_checksums(sums: Path) -> dict[str, str]:
@@ -71,15 +76,18 @@ def read_checksums(sums: Path) -> dict[str, str]:
         lines = sums.read_bytes().decode().split("\n")
     except UnicodeDecodeError:
         lines = [""]
-    wanted = {}
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" and len(lines) > 1 else lines, 1):
+    if len(lines) > 1 and lines[-1] == "":
+        lines.pop()
+    digests = {}
+    for number, line in enumerate(lines, 1):
         found = LINE.fullmatch(line)
         if not found:
             raise CheckpointError(
-                f"{sums}:{number}: damaged: not a hash and a file; copy or download it again, or remove it to go on unchecked"
+                f"{sums}:{number}: damaged: not a hash and a file; copy or download it again, or "
+                "remove it to continue unchecked"
             )
-        wanted[found[2]] = found[1]
-    return wanted
+        digests[found[2]] = found[1]
+    return digests
 
 
 def digests_of(files: list[Path]) -> list[str]:

@@ -2,22 +2,24 @@
 lines, written as conversion.json."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 TABLE = "conversion.json"
-LOG_COLUMNS = 200  # of tables that no terminal shows: names in a log are whole
+LOG_COLUMNS = 200  # of tables that no terminal shows, so that names in a log are not cut
+IN_FILES = "in its files"
 
 
 @dataclass(frozen=True)
 class Moved:
-    """How one parameter of the new model came to be, in words, from which of the source ("" if it
-    is fresh)."""
+    """How one parameter of the new model was made, in words, and from which tensor of the source
+    ("" if it is fresh)."""
 
     name: str
     how: str
@@ -26,12 +28,12 @@ class Moved:
 
     @property
     def numbers(self) -> int:
-        return count(self.shape)
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Left:
-    """A tensor of the source that nothing in the new model was made of, and why."""
+    """A tensor of the source that no part of the new model was made of, and why."""
 
     name: str
     why: str
@@ -39,28 +41,38 @@ class Left:
 
     @property
     def numbers(self) -> int:
-        return count(self.shape)
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Setting:
     """One setting of the new model beside the source's.
 
-    how: "inherited" (the target's config did not say it), "differs" (it says another value), "left behind" (the mixer that it
-    belongs to was replaced; `value` is the new mixer).  layers: of a mixer's setting; empty for the model's own.
+    how: "inherited" (the target's config did not set it), "differs" (it sets another value), "left
+    behind" (the mixer that it belongs to was replaced; `value` is the new mixer).
+    layers: of a mixer's setting; empty for the model's own.
     """
 
     name: str
     how: str
-    value: Any
-    source: Any
+    value: object
+    source: object
     layers: tuple[int, ...] = ()
+
+
+class TensorLine(NamedTuple):
+    """A line of a printed table: a tensor, what became of it, and its name in the files."""
+
+    name: str
+    shape: tuple[int, ...]
+    text: str
+    file_name: str = ""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """All that became of a source: `moved` has each parameter of the new model, `left` each tensor
-    of the source that is in none of them.
+    """What became of a source: `moved` has each parameter of the new model, `left` each tensor of
+    the source that is in none of them.
 
     files: our name of a tensor of the source -> its name in the source's files.
     """
@@ -72,100 +84,100 @@ class Conversion:
 
     def to_json(self) -> str:
         """The text of conversion.json."""
+        parameters = []
+        for moved in self.moved:
+            parameters.append({**asdict(moved), IN_FILES: self.files.get(moved.source, "")})
+        left_behind = []
+        for left in self.left:
+            left_behind.append({**asdict(left), IN_FILES: self.files[left.name]})
         tables = {
-            "parameters": [
-                {**asdict(one), "in its files": self.files.get(one.source, "")}
-                for one in self.moved
-            ],
-            "left behind": [
-                {**asdict(one), "in its files": self.files[one.name]} for one in self.left
-            ],
-            "settings": [asdict(one) for one in self.settings],
+            "parameters": parameters,
+            "left behind": left_behind,
+            "settings": [asdict(setting) for setting in self.settings],
         }
         return json.dumps(tables, indent=1) + "\n"
 
     def facts(self) -> dict[str, str]:
         """What the model card says of it."""
-        kinds: Counter[str] = Counter()
-        for one in self.moved:
-            kinds[one.how.partition(":")[0]] += one.numbers
-        differing = [
-            f"{one.name} = {one.value!r} ({one.source!r})"
-            for one in self.settings
-            if one.how == "differs"
-        ]
-        facts = {
-            "parameters": ", ".join(f"{numbers:,} {kind}" for kind, numbers in kinds.items()),
-            "left behind": f"{sum(one.numbers for one in self.left):,} parameters of the source"
-            if self.left
-            else "",
-            "settings that differ from the source's": ", ".join(differing),
-        }
+        numbers: Counter[str] = Counter()
+        for moved in self.moved:
+            kind = moved.how.partition(":")[0]
+            numbers[kind] += moved.numbers
+        differing = []
+        for setting in self.settings:
+            if setting.how == "differs":
+                differing.append(f"{setting.name} = {setting.value!r} ({setting.source!r})")
+        facts = {"parameters": ", ".join(f"{count:,} {kind}" for kind, count in numbers.items())}
+        if self.left:
+            left = sum(tensor.numbers for tensor in self.left)
+            facts["left behind"] = f"{left:,} parameters of the source"
+        facts["settings that differ from the source's"] = ", ".join(differing)
         return {name: text for name, text in facts.items() if text}
 
     def show(self, config: str, note: Callable[[str], None]) -> None:
         """Print the tables, and a line for each setting that is inherited, differs or is left
         behind.
 
-        config: the file that says the target's own settings.
+        config: the file with the target's own settings.
         """
-        heads = ("parameter", "layers", "shape", "how")
-        show_tensors(heads, [(one.name, one.shape, one.how, "") for one in self.moved])
+        moved = [TensorLine(one.name, one.shape, one.how) for one in self.moved]
+        show_tensors(("parameter", "layers", "shape", "how"), moved)
         if self.left:
-            heads = ("left behind of the source", "layers", "shape", "why", "in its files")
-            show_tensors(
-                heads, [(one.name, one.shape, one.why, self.files[one.name]) for one in self.left]
-            )
+            left = []
+            for one in self.left:
+                left.append(TensorLine(one.name, one.shape, one.why, self.files[one.name]))
+            show_tensors(("left behind of the source", "layers", "shape", "why", IN_FILES), left)
         for line in lines(self.settings, config):
             note(line)
 
 
 def lines(settings: Iterable[Setting], config: str) -> list[str]:
-    """A line for each setting, except that those which go with a mixer are in one."""
-    out: list[str] = []
-    gone: dict[tuple[tuple[int, ...], str, str], list[str]] = {}
-    for one in settings:
-        where = place(one.layers)
-        if one.how == "inherited":
-            out.append(f"{where}{one.name} = {one.value!r}, as in the source")
-        elif one.how == "differs":
-            out.append(
-                f"{where}{one.name} = {one.value!r} by {config}; in the source {one.source!r}"
-            )
+    """A line for each setting, and one for all settings of a replaced mixer."""
+    found: list[str] = []
+    replaced: dict[tuple[tuple[int, ...], object, str], list[str]] = {}
+    for setting in settings:
+        start = f"{place(setting.layers)}{setting.name} = {setting.value!r}"
+        if setting.how == "inherited":
+            found.append(f"{start}, as in the source")
+        elif setting.how == "differs":
+            found.append(f"{start} by {config}; in the source {setting.source!r}")
         else:
-            mixer, _, leaf = one.name.partition(".")
-            gone.setdefault((one.layers, one.value, mixer), []).append(f"{leaf} = {one.source!r}")
-    for (layers, mixer, replaced), names in gone.items():
-        out.append(f"{place(layers)}{mixer} in place of {replaced}, without its {', '.join(names)}")
-    return out
+            mixer, _, leaf = setting.name.partition(".")
+            leaves = replaced.setdefault((setting.layers, setting.value, mixer), [])
+            leaves.append(f"{leaf} = {setting.source!r}")
+    for (layers, new_mixer, mixer), leaves in replaced.items():
+        found.append(
+            f"{place(layers)}{new_mixer} in place of {mixer}, without its {', '.join(leaves)}"
+        )
+    return found
 
 
 def place(layers: tuple[int, ...]) -> str:
+    """`layers 0-3: `; "" for the model's own settings."""
     if not layers:
         return ""
-    return f"{'layer' if len(layers) == 1 else 'layers'} {ranges(layers)}: "
+    if len(layers) == 1:
+        return f"layer {layers[0]}: "
+    return f"layers {ranges(layers)}: "
 
 
-def show_tensors(
-    heads: tuple[str, ...], tensors: Iterable[tuple[str, tuple[int, ...], str, str]]
-) -> None:
-    """A table with one line for tensors that are alike in every layer.
-
-    tensors: name, shape, text and name in the files of each.
-    """
-    rows: dict[tuple[str, tuple[int, ...], str, str], list[int]] = {}
-    for name, shape, text, file_name in tensors:
-        parts = name.split(".")
-        in_layer = parts[0] == "layers"
-        if in_layer:
-            name = ".".join(["layers", "*", *parts[2:]])
-            file_name = file_name.replace(f".{parts[1]}.", ".*.", 1)
-        layers = rows.setdefault((name, shape, text, file_name), [])
-        if in_layer:
-            layers.append(int(parts[1]))
+def show_tensors(heads: Sequence[str], tensors: Iterable[TensorLine]) -> None:
+    """A table with one line for tensors that are alike in every layer."""
+    layers_of: dict[TensorLine, list[int]] = {}
+    for tensor in tensors:
+        parts = tensor.name.split(".")
+        if parts[0] != "layers":
+            layers_of.setdefault(tensor, [])
+            continue
+        same_in_layers = tensor._replace(
+            name=".".join(["layers", "*", *parts[2:]]),
+            file_name=tensor.file_name.replace(f".{parts[1]}.", ".*.", 1),
+        )
+        layers_of.setdefault(same_in_layers, []).append(int(parts[1]))
     table = Table(*heads)
-    for (name, shape, text, file_name), layers in rows.items():
-        cells = (name, ranges(layers), " x ".join(map(str, shape)), text, file_name)
+    for tensor, layers in layers_of.items():
+        shape = " x ".join(map(str, tensor.shape))
+        cells = (tensor.name, ranges(layers), shape, tensor.text, tensor.file_name)
         table.add_row(*cells[: len(heads)])
     is_terminal = Console().is_terminal
     Console(width=None if is_terminal else LOG_COLUMNS).print(table)
@@ -179,11 +191,7 @@ def ranges(numbers: Iterable[int]) -> str:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def count(shape: tuple[int, ...]) -> int:
-    numbers = 1
-    for size in shape:
-        numbers *= size
-    return numbers
+    texts = []
+    for run in runs:
+        texts.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return ", ".join(texts)

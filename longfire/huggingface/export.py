@@ -1,13 +1,12 @@
-"""A model -> a folder of Hugging Face weights, written aside, loaded again and compared before it
-appears under its name."""
+"""A model -> a folder of Hugging Face weights. It is written under a temporary name, loaded again and
+compared before it gets its own name."""
 
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,31 +15,31 @@ from torch import Tensor
 
 from longfire.checkpoint.checkpoint import refuse_another_vocabulary
 from longfire.checkpoint.weights import open_model, run_of, tokenizer_of, weights_on_disk
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run, export_line
 from longfire.data.tokenizer import Tokenizer
 from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError
-from longfire.huggingface.check import (
-    Check,
-    compare,
-    compare_bytes,
-    compare_tokenizer,
-    refuse_unless,
-)
+from longfire.huggingface.check import Check, compare, compare_bytes, name_of
+from longfire.huggingface.check_tokenizer import compare_tokenizer
 from longfire.huggingface.checksums import write_checksums
+from longfire.huggingface.comparing import check
 from longfire.huggingface.families import config_to_hf, family_named
-from longfire.huggingface.family import Family
+from longfire.huggingface.family import Config, Family
 from longfire.huggingface.family_writing import left_out
 from longfire.huggingface.load import INDEX, SINGLE, load_weights
 from longfire.huggingface.model_card import model_card, without_folders
 from longfire.huggingface.tensors import Stored, layout
-from longfire.huggingface.transformers_model import TransformersModel, compare_saved, save
+from longfire.huggingface.transformers_files import compare_saved, save
+from longfire.huggingface.transformers_model import TransformersModel
 from longfire.model import Model, on_meta
 from longfire.training.reporting import METRICS, records
 
 __all__ = ["Check", "export", "export_run", "load_weights"]
 
 SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
+
+Ends = dict[str, int | None]  # bos_token_id and eos_token_id
 
 
 def export(
@@ -49,76 +48,83 @@ def export(
     folder: Path | str,
     *,
     dtype: torch.dtype = torch.float32,
-    facts: dict[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
     files: Mapping[str, str] = {},
     shard_bytes: int = SHARD_BYTES,
     on_disk: Mapping[str, Tensor] | None = None,
     adds_bos: bool | None = None,
 ) -> Check:
     """Write the model to `folder` as transformers or fla loads it, else as our own class of
-    transformers does; what was compared is returned and stands in the model card.
+    transformers does. Returns what was compared, which is in the model card too.
 
-    facts: what the card says of how the weights came to be; `seq_len` among them becomes
-    max_position_embeddings where the shape sets no limit. files: name -> text of what else lies in
-    the folder. on_disk: the parameters of a model that is on meta, read when asked for; then a
-    shard is all that is in memory, and bytes are all that is compared. An earlier export in the
-    folder is replaced, by a whole one only. adds_bos: whether documents began with BOS in training,
-    which the exported tokenizer then puts before every text; None: as it does now. Raises
-    CheckpointError when something does not compare or the disk is full.
+    facts: how the weights were made, for the card; `seq_len` among them becomes
+    max_position_embeddings where the model sets no limit. files: name -> text of other files for
+    the folder. on_disk: the parameters of a model on the meta device, read one by one; then only a
+    shard is in memory, and only bytes are compared. adds_bos: whether documents began with BOS in
+    training, which the exported tokenizer then puts before every text; None: as it does now.
+
+    An earlier export in the folder is replaced, and only when the new one is complete. Raises
+    SettingsError when the folder holds anything else, CheckpointError when a comparison fails or
+    the disk is full.
     """
-    folder, facts = Path(folder), facts or {}
-    refuse_to_replace(folder)
-    length, type_name = int(facts.get("seq_len", 2048)), str(dtype).removeprefix("torch.")
+    folder = Path(folder)
+    facts = facts or {}
+    check_replaceable(folder)
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    config = config_of(model, ends, length, type_name)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    tmp_path = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
+        tmp_path.mkdir(parents=True)
         if isinstance(model, TransformersModel):
-            save(model, aside, dtype, ends, shard_bytes)
+            config = config_of_transformers(model)
+            save(model, tmp_path, dtype, ends, shard_bytes)
+            tokenizer.save(tmp_path, adds_bos)
+            compare_tokenizer(tokenizer, tmp_path)
+            compared = compare_saved(model, tmp_path, dtype)
         else:
-            weights = model.state_dict() if on_disk is None else on_disk
+            config = config_to_hf(
+                model.config,
+                bos_id=tokenizer.bos_id,
+                eos_id=tokenizer.eos_id,
+                length=length_of(facts),
+                dtype=name_of(dtype),
+            )
             family = family_named(config["model_type"])
-            written = write_weights(model, weights, family, aside, dtype, shard_bytes)
-            write_json(aside / "config.json", config)
+            weights = model.state_dict() if on_disk is None else on_disk
+            written = write_weights(model, weights, family, tmp_path, dtype, shard_bytes)
+            write_json(tmp_path / "config.json", config)
             facts = {**facts, "not in config.json": ", ".join(left_out(family, model.config))}
-        tokenizer.save(aside, adds_bos)
-        if isinstance(model, TransformersModel):
-            compare_tokenizer(tokenizer, aside)
-            check = compare_saved(model, aside, dtype)
-        elif on_disk is not None:
-            check = compare_bytes(on_disk, tokenizer, aside, written, model.config)
-        else:
-            check = compare(model, tokenizer, aside, written)
-        parameters = sum(p.numel() for p in model.parameters())
-        card = model_card(folder.absolute().name, config, parameters, facts, check)
+            tokenizer.save(tmp_path, adds_bos)
+            if on_disk is None:
+                compared = compare(model, tokenizer, tmp_path, written)
+            else:
+                compared = compare_bytes(on_disk, tokenizer, tmp_path, written, model.config)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        card = model_card(folder.absolute().name, config, parameters, facts, compared)
         for name, text in {"README.md": card, **files}.items():
-            (aside / name).write_text(text, encoding="utf-8")
-        write_checksums(aside)
-        settle(aside)
-        put_in_place(aside, folder)
-    except (OSError, SafetensorError) as e:
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        write_checksums(tmp_path)
+        sync_files(tmp_path)
+        put_in_place(tmp_path, folder)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: the export could not be written ({e}); nothing that was there has changed"
-        ) from e
+            f"{folder}: the export could not be written ({error}); nothing that was there has "
+            "changed"
+        ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return check
+        shutil.rmtree(tmp_path, ignore_errors=True)
+    return compared
 
 
-def config_of(
-    model: Model | TransformersModel, ends: dict[str, int | None], length: int, dtype: str
-) -> dict[str, Any]:
-    """config.json of an export."""
-    if isinstance(model, TransformersModel):
-        return {**model.theirs.config.to_dict(), "architectures": [type(model.theirs).__name__]}
-    return config_to_hf(
-        model.config,
-        bos_id=ends["bos_token_id"],
-        eos_id=ends["eos_token_id"],
-        length=length,
-        dtype=dtype,
-    )
+def length_of(facts: Mapping[str, object]) -> int:
+    """Tokens of a sequence in training; 2048 where it is not known."""
+    length = facts.get("seq_len", 2048)
+    assert isinstance(length, int), "a number of tokens"
+    return length
+
+
+def config_of_transformers(model: TransformersModel) -> Config:
+    """config.json of a model of transformers, for the card."""
+    return {**model.theirs.config.to_dict(), "architectures": [type(model.theirs).__name__]}
 
 
 def export_run(
@@ -130,7 +136,7 @@ def export_run(
     logits: bool = True,
     note: Callable[[str], None] = print,
 ) -> Check:
-    """Export a run's checkpoint of this step (-1: the newest whole one), also while the run is
+    """Export a run's checkpoint of this step (-1: the newest complete one), also while the run is
     training.
 
     dtype: float32, bfloat16 or float16; "" takes checkpoint.export_dtype. logits: whether to
@@ -143,9 +149,14 @@ def export_run(
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
     note(f"export: {export_line(opened.model.config)}")
-    chosen = getattr(torch, dtype or opened.run.checkpoint.export_dtype)
-    facts, adds_bos = facts_of(opened.run, opened.step), opened.run.tokenizer.add_bos
-    return export(opened.model, opened.tokenizer, out, dtype=chosen, facts=facts, adds_bos=adds_bos)
+    return export(
+        opened.model,
+        opened.tokenizer,
+        out,
+        dtype=getattr(torch, dtype or opened.run.checkpoint.export_dtype),
+        facts=facts_of(opened.run, opened.step),
+        adds_bos=opened.run.tokenizer.add_bos,
+    )
 
 
 def export_bytes(
@@ -156,65 +167,79 @@ def export_bytes(
     plugins: tuple[str, ...],
     note: Callable[[str], None],
 ) -> Check:
-    """The same of a model that no machine holds: tensor by tensor from the checkpoint."""
+    """The same for a model that does not fit into memory: tensor by tensor from the checkpoint."""
     run = run_of(Path(run_folder), plugins)
     if run.model.backend == "transformers":
         raise SettingsError(
-            "a model of transformers (model.backend) is exported by its own class, which holds it: leave --compare out"
+            "a model of transformers (model.backend) is exported by its own class, which needs it "
+            "in memory: leave --compare out"
         )
     tokenizer = tokenizer_of(run)
     step, weights = weights_on_disk(run.folder / run.checkpoint.folder, step)
     place = run.folder / run.checkpoint.folder / f"step-{step}"
     refuse_another_vocabulary(place, tokenizer.vocabulary, tokenizer.where)
-    model = on_meta(run.model_config_after(step).with_vocabulary(tokenizer.vocab_size))
+    model_config = run.model_config_after(step)
+    assert isinstance(model_config, ModelConfig), "model.backend is longfire"
+    model = on_meta(model_config.with_vocabulary(tokenizer.vocab_size))
     note(f"export: {export_line(model.config)}")
-    chosen = getattr(torch, dtype or run.checkpoint.export_dtype)
-    facts, adds_bos = facts_of(run, step), run.tokenizer.add_bos
     return export(
-        model, tokenizer, out, dtype=chosen, facts=facts, on_disk=weights, adds_bos=adds_bos
+        model,
+        tokenizer,
+        out,
+        dtype=getattr(torch, dtype or run.checkpoint.export_dtype),
+        facts=facts_of(run, step),
+        on_disk=weights,
+        adds_bos=run.tokenizer.add_bos,
     )
 
 
-def facts_of(run: Run, step: int) -> dict[str, Any]:
+def facts_of(run: Run, step: int) -> dict[str, object]:
     """What the model card says of a run's checkpoint: settings, and the numbers that were recorded
     at its step."""
-    metrics, recorded = run.folder / METRICS, {}
-    for record in records(metrics) if metrics.exists() else ():
-        if record and record["step"] == step:
-            recorded |= record
-    shown = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}
-    shown |= {
-        f"validation {key.removeprefix('eval/')}": value
-        for key, value in recorded.items()
-        if key.startswith("eval/")
-    }
-    return {
+    names = [without_folders(name) for name in run.data.dataset]
+    facts: dict[str, object] = {
         "description": run.job.description,
-        "data": ", ".join(without_folders(name) for name in run.data.dataset) if step else "",
+        "data": ", ".join(names) if step else "",
         "steps": step,
         "tokens_per_step": run.tokens_per_step,
         "seq_len": run.training.seq_len,
         "optimizer": f"{run.optimizer.name}, lr {run.optimizer.lr:g}, {run.lr_scheduler.name}",
-        **{
-            key: f"{value:.4f}" if isinstance(value, float) else value
-            for key, value in shown.items()
-        },
     }
+    for key, value in recorded_numbers(run, step).items():
+        facts[key] = f"{value:.4f}" if isinstance(value, float) else value
+    return facts
 
 
-def refuse_to_replace(folder: Path) -> None:
+def recorded_numbers(run: Run, step: int) -> dict[str, object]:
+    """The tokens, the loss and the evaluations that were recorded at a step."""
+    metrics = run.folder / METRICS
+    recorded: dict[str, object] = {}
+    for record in records(metrics) if metrics.exists() else ():
+        if record and record["step"] == step:
+            recorded |= record
+    numbers = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}
+    for key, value in recorded.items():
+        if key.startswith("eval/"):
+            numbers[f"validation {key.removeprefix('eval/')}"] = value
+    return numbers
+
+
+def check_replaceable(folder: Path) -> None:
     """Raises SettingsError when the folder holds anything but an earlier export."""
-    card = folder / "README.md"
-    if (
-        folder.is_dir()
-        and card.is_file()
-        and "longfire" in card.read_text(encoding="utf-8", errors="replace")
-    ):
+    if not folder.exists() or is_export(folder):
         return
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.is_dir() or any(folder.iterdir()):
         raise SettingsError(
             f"{folder}: already there, and no export of longfire; name a new folder, or remove it"
         )
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder has a model card of longfire."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    return "longfire" in card.read_text(encoding="utf-8", errors="replace")
 
 
 def write_weights(
@@ -225,56 +250,58 @@ def write_weights(
     dtype: torch.dtype,
     shard_bytes: int,
 ) -> dict[str, torch.dtype]:
-    """Write the parameters in shards, one in memory at a time; returns each parameter's type in the
+    """Write the parameters in shards, one in memory at a time. Returns each parameter's type in the
     files."""
-    types = types_of(model, dtype)
     wanted = layout(family, model.config)
-    # what is laid end to end has one type: the exact one, if a part needs it
-    kinds = {
-        theirs: max((types[n] for n in s.ours), key=lambda t: t.itemsize)
-        for theirs, s in wanted.items()
-    }
-    sizes = {theirs: math.prod(s.shape) * kinds[theirs].itemsize for theirs, s in wanted.items()}
+    types = types_of(model, wanted.values(), dtype)
+    sizes = {}
+    for theirs, stored in wanted.items():
+        sizes[theirs] = math.prod(stored.shape) * types[theirs].itemsize
     shards = list(cut(sizes, shard_bytes))
     files: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = (
-            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
-        tensors = {theirs: rounded(wanted[theirs], weights, kinds[theirs]) for theirs in names}
+        file = SINGLE
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {theirs: rounded(wanted[theirs], weights, types[theirs]) for theirs in names}
         save_file(tensors, folder / file, {"format": "pt"})
         files |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
-        write_json(
-            folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
-        )
-    return {name: kinds[theirs] for theirs, s in wanted.items() for name in s.ours}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
+        write_json(folder / INDEX, index)
+    written = {}
+    for theirs, stored in wanted.items():
+        for ours in stored.ours:
+            written[ours] = types[theirs]
+    return written
 
 
 def rounded(stored: Stored, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """Their tensor of ours, in `dtype`. Raises CheckpointError naming a parameter that the type
     cannot hold."""
-    weights = {name: weights[name] for name in stored.ours}
-    for name in stored.ours:
-        fits = weights[name].to(dtype).isfinite().all() or not weights[name].isfinite().all()
-        refuse_unless(
+    ours = {name: weights[name] for name in stored.ours}
+    for name, tensor in ours.items():
+        fits = tensor.to(dtype).isfinite().all() or not tensor.isfinite().all()
+        check(
             bool(fits),
-            f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold; export as bfloat16 or float32",
+            f"{name} has values that {name_of(dtype)} cannot hold; export as bfloat16 or float32",
         )
-    return stored.join(weights).detach().to("cpu", dtype).contiguous()
+    return stored.join(ours).detach().to("cpu", dtype).contiguous()
 
 
-def types_of(model: Model, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """Parameter -> its type in the files: `dtype`, fp32 for what no type may round."""
-    exact = {
-        f"{name}.{leaf}"
-        for name, module in model.named_modules()
-        for leaf in getattr(module, "keep_fp32", ())
-    }
-    return {name: torch.float32 if name in exact else dtype for name in model.state_dict()}
+def types_of(model: Model, tensors: Iterable[Stored], dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Their name -> the type in the files: `dtype`, or fp32 where a part must not be rounded."""
+    exact = set()
+    for name, module in model.named_modules():
+        for leaf in getattr(module, "keep_fp32", ()):
+            exact.add(f"{name}.{leaf}")
+    types = {}
+    for stored in tensors:
+        types[stored.theirs] = dtype if exact.isdisjoint(stored.ours) else torch.float32
+    return types
 
 
-def cut(sizes: dict[str, int], shard_bytes: int) -> Iterator[list[str]]:
+def cut(sizes: Mapping[str, int], shard_bytes: int) -> Iterator[list[str]]:
     """Names in order, cut where a shard would grow over `shard_bytes`; a larger tensor has a shard
     of its own."""
     shard: list[str] = []
@@ -282,21 +309,21 @@ def cut(sizes: dict[str, int], shard_bytes: int) -> Iterator[list[str]]:
     for name, size in sizes.items():
         if shard and filled + size > shard_bytes:
             yield shard
-            shard, filled = [], 0
+            shard = []
+            filled = 0
         shard.append(name)
         filled += size
     yield shard
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def settle(folder: Path) -> None:
-    """Everything on disk, and readable by all who can read the config."""
+def sync_files(folder: Path) -> None:
+    """Wait until everything is on disk, readable by all who can read the config."""
     for path in folder.rglob("*"):
         if path.is_file():
-            shutil.copymode(
-                folder / "config.json", path
-            )  # safetensors makes files that only their owner can read
+            # safetensors makes files that only their owner can read
+            shutil.copymode(folder / "config.json", path)
         sync(path)

@@ -18,9 +18,9 @@ from longfire.huggingface.families_fla import (
 )
 from longfire.huggingface.family import Family, Key, Name, Settings
 
-RWKV7_WORDS = {
+RWKV7_CHANGES = {
     "norm_eps": {"default": 1e-5},
-    "hidden_act": {"default": "sqrelu", "words": {"sqrelu": "channel_mix"}},
+    "hidden_act": {"default": "sqrelu", "choices": {"sqrelu": "channel_mix"}},
     "use_l2warp": {"default": True},
 }
 
@@ -92,18 +92,18 @@ def channels(settings: Settings) -> int:
 
 def own_channels(size: Any, settings: Settings) -> int | None:
     """0 where it is what we take when nothing is said; None if it is no size."""
-    return (
-        None
-        if type(size) not in (int, float)
-        else 0
-        if size == 2 * settings["hidden_size"]
-        else int(size)
-    )
+    if type(size) not in (int, float):
+        return None
+    if size == 2 * settings["hidden_size"]:
+        return 0
+    return int(size)
 
 
 def step_rank(rank: Any, settings: Settings) -> int | None:
     if type(rank) is int or rank == "auto":
-        return 0 if rank in ("auto", -(-settings["hidden_size"] // 16)) else rank
+        if rank in ("auto", -(-settings["hidden_size"] // 16)):
+            return 0
+        return rank
     return None
 
 
@@ -113,16 +113,16 @@ def written_step_rank(settings: Settings) -> int:
 
 def width(times: Any, settings: Settings) -> int | None:
     """fla's MLP where the config has its ratio only."""
-    return (
-        256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256)
-        if type(times) in (int, float)
-        else None
-    )
+    if type(times) in (int, float):
+        return 256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256)
+    return None
 
 
 def ratio(settings: Settings) -> float:
     size = settings["intermediate_size"]
-    return 4 if size == width(4, settings) else size * 1.5 / settings["hidden_size"]
+    if size == width(4, settings):
+        return 4
+    return size * 1.5 / settings["hidden_size"]
 
 
 def odd_layers(layers: int) -> dict[str, Any]:
@@ -140,7 +140,9 @@ def limit(limits: Any, place: int) -> float | None:
     if not isinstance(limits, list) or len(limits) != 2:
         return None
     value = 0.0 if limits[place] in (INFINITE, float("inf")) else limits[place]
-    return float(value) if type(value) in (int, float) else None
+    if type(value) in (int, float):
+        return float(value)
+    return None
 
 
 def dt_limits(settings: Settings) -> list[Any]:
@@ -298,7 +300,7 @@ OWN_BLOCKS: dict[str, Family] = {
         ),
         base="backbone.",
         buffers=BUFFERS,
-        layers=replace(HYBRID, silent=odd_layers),
+        layers=replace(HYBRID, default=odd_layers),
         fixed={"attnres_block_size": (None,)},
         ours={**PLAIN, "mamba.use_conv_bias": True},
         inert=(
@@ -314,7 +316,7 @@ OWN_BLOCKS: dict[str, Family] = {
         package="fla",
         mixer="rwkv7",
         keys=(
-            *(replace(key, **RWKV7_WORDS.get(key.theirs, {})) for key in KEYS),
+            *(replace(key, **RWKV7_CHANGES.get(key.theirs, {})) for key in KEYS),
             Key("num_hidden_layers", "num_hidden_layers", 24),
             Key("norm_first", "embed_norm", True),
             Key("norm_bias", "norm_bias", True),
@@ -330,7 +332,7 @@ OWN_BLOCKS: dict[str, Family] = {
             Key("a_low_rank_dim", "rwkv7.a_low_rank_dim", 64, null=rank(2.5, 1)),
             Key("v_low_rank_dim", "rwkv7.v_low_rank_dim", 16, null=rank(1.7, 1)),
             Key("gate_low_rank_dim", "rwkv7.gate_low_rank_dim", 128, null=rank(5, 0)),
-            Key("fuse_norm", "rwkv7.key_norm_eps", True, words={True: 1e-6, False: 1e-24}),
+            Key("fuse_norm", "rwkv7.key_norm_eps", True, choices={True: 1e-6, False: 1e-24}),
         ),
         names=(
             Name("model.layers.0.pre_norm.", "embed_norm."),

@@ -3,7 +3,8 @@ families.py says how to read it."""
 
 from dataclasses import replace
 
-from longfire.huggingface.family import REQUIRED, Family, Key, Listed, Name, Settings
+from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings
+from longfire.huggingface.family_layers import Listed
 
 NAMES = (
     Name("model.embeddings.", "embed."),
@@ -22,7 +23,7 @@ KEYS = (
     Key("intermediate_size", "intermediate_size", None, null=0),
     Key("max_position_embeddings", "max_position_embeddings", 2048, null=0),
     Key("norm_eps", "norm_eps", 1e-6),
-    Key("hidden_act", "mlp", "swish", words={"swish": "swiglu"}),
+    Key("hidden_act", "mlp", "swish", choices={"swish": "swiglu"}),
     Key("use_l2warp", "use_l2warp", False),
 )
 FIXED = {"hidden_ratio": (4, None), "attnres_block_size": (None,)}
@@ -104,7 +105,7 @@ FLA: dict[str, Family] = {
             *ATTENTION_KEYS,
             Key("qk_norm", "attention.qk_norm", False),
             Key(
-                "qk_norm", "attention.qk_norm_eps", False, words={False: 0.0, True: 1e-5}
+                "qk_norm", "attention.qk_norm_eps", False, choices={False: 0.0, True: 1e-5}
             ),  # whatever norm_eps is
         ),
         names=NAMES,
@@ -128,11 +129,11 @@ FLA: dict[str, Family] = {
             Key("num_kv_heads", "gla.num_kv_heads", None, null=0),
             Key("expand_k", "gla.expand_k", 0.5),
             Key("expand_v", "gla.expand_v", 1.0),
-            Key("feature_map", "gla.feature_map", None, null="none", words=MAPS_OF_FLA),
+            Key("feature_map", "gla.feature_map", None, null="none", choices=MAPS_OF_FLA),
             Key("use_short_conv", "gla.use_short_conv", False),
             Key("conv_size", "gla.conv_size", 4),
             Key("use_output_gate", "gla.use_output_gate", True),
-            Key("elementwise_affine", "gla.elementwise_affine", True, null=False, words=YES_NO),
+            Key("elementwise_affine", "gla.elementwise_affine", True, null=False, choices=YES_NO),
             Key("clamp_min", "gla.clamp_min", None),
         ),
         names=NAMES,
@@ -173,7 +174,7 @@ FLA: dict[str, Family] = {
                 "output_gate_activation",
                 "gated_delta_net.output_gate_activation",
                 "swish",
-                words={"swish": "swish", "silu": "swish", "sigmoid": "sigmoid"},
+                choices={"swish": "swish", "silu": "swish", "sigmoid": "sigmoid"},
             ),
         ),
         names=NAMES,
@@ -198,8 +199,8 @@ FLA: dict[str, Family] = {
             Key("use_gate", "delta_net.use_gate", False),
             Key("use_short_conv", "delta_net.use_short_conv", True),
             Key("conv_size", "delta_net.conv_size", 4),
-            Key("qk_activation", "delta_net.qk_activation", "silu", words=QK_ACTIVATIONS),
-            Key("qk_norm", "delta_net.qk_norm", "l2", words={"l2": "l2", "sum": "sum"}),
+            Key("qk_activation", "delta_net.qk_activation", "silu", choices=QK_ACTIVATIONS),
+            Key("qk_norm", "delta_net.qk_norm", "l2", choices={"l2": "l2", "sum": "sum"}),
             Key("allow_neg_eigval", "delta_net.allow_neg_eigval", False),
         ),
         names=NAMES,
@@ -231,11 +232,15 @@ FLA: dict[str, Family] = {
                 "retention.feature_map",
                 None,
                 null="none",
-                words=MAPS_OF_TRANSFORMERS,
+                choices=MAPS_OF_TRANSFORMERS,
             ),
             Key("use_output_gate", "retention.use_output_gate", True),
             Key(
-                "elementwise_affine", "retention.elementwise_affine", True, null=False, words=YES_NO
+                "elementwise_affine",
+                "retention.elementwise_affine",
+                True,
+                null=False,
+                choices=YES_NO,
             ),
         ),
         names=NAMES,
@@ -266,7 +271,7 @@ FLA: dict[str, Family] = {
                 "feature_map",
                 "linear_attention.feature_map",
                 "elementwise_product",
-                words=LINEAR_MAPS,
+                choices=LINEAR_MAPS,
             ),
             Key("tie_feature_map_qk", "linear_attention.tie_feature_map_qk", False),
             Key("norm_q", "linear_attention.norm_q", False),
@@ -277,7 +282,7 @@ FLA: dict[str, Family] = {
                 "linear_attention.elementwise_affine",
                 True,
                 null=False,
-                words=YES_NO,
+                choices=YES_NO,
             ),
         ),
         names=NAMES,
@@ -349,7 +354,7 @@ FLA: dict[str, Family] = {
                 "feature_map",
                 "gsa.feature_map",
                 "swish",
-                words={name: name for name in ("swish", "relu", "t2r")},
+                choices={name: name for name in ("swish", "relu", "t2r")},
             ),
             Key("use_short_conv", "gsa.use_short_conv", False),
             Key("conv_size", "gsa.conv_size", 4),

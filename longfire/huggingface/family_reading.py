@@ -1,14 +1,15 @@
-"""A config.json of a family -> the shape that it describes, by the family's table; free of torch."""
+"""A config.json of a family -> the model config that it describes, by the family's table; free of
+torch."""
 
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from longfire.config.model_config import ModelConfig, nearest
 from longfire.errors import SettingsError
-from longfire.huggingface.family import Family, Settings
+from longfire.huggingface.family import Config, Family, Settings
 
-# What every PreTrainedConfig may hold, or held, beside the model's config: of tools, of heads that
-# are none, of generation.
+# What every PreTrainedConfig may hold, or held, beside the model's config: keys of tools, of other
+# heads, of generation.
 INERT = (
     "model_type",
     "architectures",
@@ -66,66 +67,70 @@ INERT = (
     "suppress_tokens",
     "begin_suppress_tokens",
 )
-# Keys that mean something in a config of ours. `dropout` stands in files of others too, whose
-# classes ignore it.
+# Keys that mean something in a config of ours. `dropout` is in files of others too, whose classes
+# ignore it.
 KEYS_OF_OURS = frozenset(f.name for f in fields(ModelConfig)) - {"dropout"}
 # Phi-3 and others have this length outside the table of rotary positions, where every class of
 # transformers looks first, whether it declares the key or not.
 ORIGINAL_LENGTH = "original_max_position_embeddings"
+ROPE_TABLE = "rope_parameters"
 
 
 def read_family_config(
-    family: Family, config: dict[str, Any], where: str, ignored: frozenset[str] = frozenset()
+    family: Family, config: Config, where: str, ignored: frozenset[str] = frozenset()
 ) -> ModelConfig:
-    """The shape that a config.json of this family describes. Raises SettingsError naming a key that
-    we cannot express.
+    """The model config that a config.json of this family describes. Raises SettingsError naming a
+    key that longfire cannot express.
 
-    ignored: flat names of keys that are passed over.
+    ignored: flat names of keys that are not read.
     """
-    asked = {
-        name: value
-        for name, value in asked_of(family, config, where).items()
-        if name not in ignored
-    }
-    settings = family.ours | family.begins
+    asked = asked_of(family, config, where)
+    for name in ignored:
+        asked.pop(name, None)
+    settings = family.ours | family.initial
+    used = set(family.layers.reads)
     for key in family.keys:
         if key.applies(settings):
             settings[key.ours] = key.read(asked, settings, where)
-    layer_types, mixers = family.layers.read(asked, settings, family, where)
-    used = {key.theirs for key in family.keys if key.applies(settings)} | set(family.layers.reads)
-    check_rest(
-        {name: value for name, value in asked.items() if name not in used},
-        family,
-        config,
-        settings,
-        where,
-    )
+    for key in family.keys:
+        if key.applies(settings):
+            used.add(key.theirs)
+    layer_types, mixers = family.layers.read(asked, settings, family.mixer, where)
+    rest = {name: value for name, value in asked.items() if name not in used}
+    check_rest(rest, family, config, settings, where)
     plain = {name: value for name, value in settings.items() if "." not in name}
     return ModelConfig(**plain, layer_types=layer_types, mixers=mixers)
 
 
-def asked_of(family: Family, config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Flat name -> value of the keys that say something of the model. Raises SettingsError."""
-    asked = flat({k: v for k, v in config.items() if k not in INERT}, family, where)
-    return {k: v for k, v in asked.items() if k not in family.inert}
+def asked_of(family: Family, config: Config, where: str) -> Config:
+    """Flat name -> value of the keys that say something about the model. Raises SettingsError."""
+    about_model = {name: value for name, value in config.items() if name not in INERT}
+    asked = flat(about_model, family, where)
+    for name in family.inert:
+        asked.pop(name, None)
+    return asked
 
 
-def idle_rope_keys(family: Family, asked: dict[str, Any]) -> list[str]:
-    """Keys of rotary positions that have a value and that the kind in the config does not use:
-    transformers warns and goes on.
+def idle_rope_keys(family: Family, asked: Config) -> list[str]:
+    """Keys of rotary positions that have a value, but are not used by the kind in the config:
+    transformers warns and continues.
 
     Where no kind is named, only the original length is such a key: a factor was meant to scale.
     """
-    kind = asked.get("rope_parameters.rope_type")
-    original = "rope_parameters.original_max_position_embeddings"
-    keys = [
-        key
-        for key in family.keys
-        if key.when[:1] == ("attention.rope",) and key.theirs.startswith("rope_")
-    ]
-    used = {key.theirs for key in keys if (kind or "default") in key.when}
-    unused = dict.fromkeys(key.theirs for key in keys if key.theirs not in used)
-    return [name for name in unused if asked.get(name) is not None and (kind or name == original)]
+    kind = asked.get(f"{ROPE_TABLE}.rope_type")
+    used = set()
+    names = []
+    for key in family.keys:
+        if key.when[:1] == ("attention.rope",) and key.theirs.startswith("rope_"):
+            names.append(key.theirs)
+            if (kind or "default") in key.when:
+                used.add(key.theirs)
+    idle = []
+    for name in dict.fromkeys(names):
+        is_idle = name not in used and asked.get(name) is not None
+        if is_idle and (kind or name == f"{ROPE_TABLE}.{ORIGINAL_LENGTH}"):
+            idle.append(name)
+    return idle
 
 
 def names_of(family: Family) -> set[str]:
@@ -139,59 +144,85 @@ def names_of(family: Family) -> set[str]:
     }
 
 
-def flat(config: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
+def nested_names(family: Family) -> set[str]:
+    """Keys of the family whose values are tables."""
+    names = [*(key.theirs for key in family.keys), *family.fixed]
+    return {name.partition(".")[0] for name in names if "." in name}
+
+
+def flat(config: Config, family: Family, where: str) -> Config:
     """Their keys, dotted where the table has them nested, in today's spelling. Raises SettingsError
-    where both say something else."""
-    nested = {
-        name.partition(".")[0]
-        for name in (*(key.theirs for key in family.keys), *family.fixed)
-        if "." in name
-    }
-    out: dict[str, Any] = {}
+    where two spellings have different values."""
+    nested = nested_names(family)
+    found: Config = {}
     for name, value in config.items():
-        today = family.older.get(name, name)
-        if today in nested:
-            if value is not None and not isinstance(value, dict):
-                raise SettingsError(f"{where}: {name} = {value!r} must be a table")
-            said = {f"{today}.{inner_name}": v for inner_name, v in (value or {}).items()}
-            said = {family.older.get(inner_name, inner_name): v for inner_name, v in said.items()}
-        else:
-            said = {today: value}
-        for key, value in said.items():
-            if out.get(key) is not None and value is not None and out[key] != value:
+        for key, entry in entries_of(name, value, nested, family.older, where).items():
+            before = found.get(key)
+            if before is not None and entry is not None and before != entry:
                 raise SettingsError(
-                    f"{where}: {key} is said twice, as {out[key]!r} and as {value!r}; remove one of them"
+                    f"{where}: {key} is said twice, as {before!r} and as {entry!r}; remove one of "
+                    "them"
                 )
-            out[key] = out[key] if value is None and key in out else value
-    if "rope_parameters" in nested and out.get(ORIGINAL_LENGTH) is not None:
-        out[f"rope_parameters.{ORIGINAL_LENGTH}"] = out.pop(ORIGINAL_LENGTH)
-    return out
+            if entry is not None or key not in found:
+                found[key] = entry
+    if ROPE_TABLE in nested and found.get(ORIGINAL_LENGTH) is not None:
+        found[f"{ROPE_TABLE}.{ORIGINAL_LENGTH}"] = found.pop(ORIGINAL_LENGTH)
+    return found
+
+
+def entries_of(
+    name: str, value: object, nested: set[str], older: Mapping[str, str], where: str
+) -> Config:
+    """Flat name -> value of one key of a config; several for a table. Raises SettingsError."""
+    today = older.get(name, name)
+    if today not in nested:
+        return {today: value}
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where}: {name} = {value!r} must be a table")
+    entries = {}
+    for leaf, entry in value.items():
+        flat_name = f"{today}.{leaf}"
+        entries[older.get(flat_name, flat_name)] = entry
+    return entries
 
 
 def check_rest(
-    asked: dict[str, Any], family: Family, config: dict[str, Any], settings: Settings, where: str
+    rest: Config, family: Family, config: Config, settings: Settings, where: str
 ) -> None:
-    """Raises SettingsError for a key that no row of the table has read, unless it says what holds
-    anyway. A null asks for nothing."""
+    """Raises SettingsError for a key that no Key has read, unless its value is what holds anyway. A
+    null asks for nothing."""
     model_type = config["model_type"]
-    for name, value in asked.items():
-        allowed = family.fixed.get(name)
+    for name, value in rest.items():
         if name in family.replaced and config.get(family.replaced[name]) is not None:
             continue
+        allowed = family.fixed.get(name)
         if allowed is None and value is not None:
-            idle = [key for key in family.keys if key.theirs == name]
-            if idle:
-                other = idle[0].when[0]
-                raise SettingsError(
-                    f"{where}: {name} = {value!r} means nothing with {other} = {settings[other]!r}; remove it"
-                )
-            hint = nearest(name, names_of(family))
-            if name in KEYS_OF_OURS:
-                hint = "; it is a key of longfire's own: write it under [model] of the recipe, beside config"
-            raise SettingsError(
-                f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models{hint}"
-            )
+            raise unknown_key(name, value, family, model_type, settings, where)
         if allowed is not None and value not in allowed:
             raise SettingsError(
-                f"{where}: {name} = {value!r}: longfire has {model_type} models with {name} = {allowed[0]!r} only"
+                f"{where}: {name} = {value!r}: longfire has {model_type} models with {name} = "
+                f"{allowed[0]!r} only"
             )
+
+
+def unknown_key(
+    name: str, value: object, family: Family, model_type: str, settings: Settings, where: str
+) -> SettingsError:
+    """The error for a key that longfire does not have, or not with the other settings."""
+    for key in family.keys:
+        if key.theirs == name:
+            other = key.when[0]
+            return SettingsError(
+                f"{where}: {name} = {value!r} means nothing with {other} = {settings[other]!r}; "
+                "remove it"
+            )
+    hint = nearest(name, names_of(family))
+    if name in KEYS_OF_OURS:
+        hint = (
+            "; it is a key of longfire's own: write it under [model] of the recipe, beside config"
+        )
+    return SettingsError(
+        f"{where}: {name} = {value!r}: longfire has no such setting for {model_type} models{hint}"
+    )

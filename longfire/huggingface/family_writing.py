@@ -1,14 +1,16 @@
-"""A shape -> the config.json of a family, by the family's table, or why it has none; free of torch."""
+"""A model config -> the config.json of a family, by the family's table, or why it has none; free of
+torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
-from longfire.huggingface.family import Family, Key, Settings, variant
+from longfire.huggingface.family import Config, Family, Key, Settings, leaf_of
+from longfire.huggingface.family_layers import variant
 
-# Settings that change training and not what a trained model computes: where a family has no key for
-# one, an export leaves it out (and its card says so) instead of being refused.
+# Settings that change training and not what a trained model computes. Where a family has no key for
+# one, an export leaves it out (and its card names it) instead of being refused.
 TRAINING_ONLY = (
     "dropout",
     "embed_dropout",
@@ -17,9 +19,8 @@ TRAINING_ONLY = (
     "use_l2warp",
     *INIT_KEYS,
 )
-# What each kind of rotary positions uses beside rope_theta; the rest of the settings is without
-# effect then.
-ROPE_USES = {
+# What each kind of rotary positions uses beside rope_theta; its other settings have no effect.
+ROPE_USES: dict[str, tuple[str, ...]] = {
     "none": (),
     "default": (),
     "linear": ("factor",),
@@ -37,11 +38,15 @@ ROPE_USES = {
     "longrope": ("factor", "original_length", "attention_factor", "short_factor", "long_factor"),
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
 }
+HEAD_COUNTS = ("num_kv_heads", "num_v_heads")  # 0 means as many as num_heads
+
+# Flat setting -> its value under each name of layer_types (of the model's own settings: under "").
+Values = Mapping[str, Mapping[str, Any]]
 
 
-def whole(model_config: ModelConfig) -> ModelConfig:
-    """The same model said in one way: every setting of its mixers, defaults too; those without
-    effect at their default; variants numbered as they come."""
+def normalised(model_config: ModelConfig) -> ModelConfig:
+    """The same model, written in one way: with every setting of its mixers, defaults too; those
+    without effect at their default; variants numbered in their order."""
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
     from longfire.mixers.mixer import read_mixer_config
 
@@ -49,57 +54,68 @@ def whole(model_config: ModelConfig) -> ModelConfig:
     names = {}
     for name in dict.fromkeys(model_config.layer_types):
         mixer = MIXERS[mixer_of(name)]
-        given = asdict(
-            read_mixer_config(
-                mixer, name, model_config.mixers.get(name, {}), model_config.hidden_size
-            )
+        given = model_config.mixers.get(name, {})
+        settings = asdict(read_mixer_config(mixer, name, given, model_config.hidden_size))
+        defaults = {field.name: field.default for field in fields(mixer.Config)}
+        reset_without_effect(settings, defaults, model_config)
+        names[name] = variant(mixers, settings, mixer_of(name))
+    layer_types = tuple(names[name] for name in model_config.layer_types)
+    changed = replace(
+        model_config, layer_types=layer_types, mixers=mixers, pad_vocab_multiple=1
+    )  # vocab_size includes the padding
+    if changed.mlp == "none":
+        changed = replace(
+            changed,
+            intermediate_size=default_of("intermediate_size"),
+            mlp_bias=default_of("mlp_bias"),
         )
-        quiet(given, {f.name: f.default for f in fields(mixer.Config)}, model_config)
-        names[name] = variant(mixers, given, mixer_of(name))
-    plain = {f.name: f.default for f in fields(ModelConfig)}
-    idle = {"pad_vocab_multiple": 1}  # vocab_size has its rows
-    if model_config.mlp == "none":
-        idle |= {"intermediate_size": plain["intermediate_size"], "mlp_bias": plain["mlp_bias"]}
-    if model_config.norm == "rmsnorm" or not model_config.norm_affine:
-        idle["norm_bias"] = plain["norm_bias"]
-    return replace(
-        model_config,
-        **idle,
-        layer_types=tuple(names[name] for name in model_config.layer_types),
-        mixers=mixers,
-    )
+    if changed.norm == "rmsnorm" or not changed.norm_affine:
+        changed = replace(changed, norm_bias=default_of("norm_bias"))
+    return changed
 
 
-def quiet(given: Settings, defaults: Settings, model_config: ModelConfig) -> None:
+def default_of(name: str) -> Any:
+    """The default of a field of ModelConfig."""
+    return next(field.default for field in fields(ModelConfig) if field.name == name)
+
+
+def reset_without_effect(settings: Settings, defaults: Settings, model_config: ModelConfig) -> None:
     """Give settings of a mixer that have no effect their default, and 0 where it means the same."""
-    for name in ("num_kv_heads", "num_v_heads"):  # 0 means as many as num_heads
-        if name in given and given[name] == given["num_heads"]:
-            given[name] = 0
-    for name, size in {
-        "intermediate_size": 2 * model_config.hidden_size,
-        "dt_rank": -(-model_config.hidden_size // 16),
-    }.items():
-        if given.get(name) == size:  # Mamba's, as it is when it is not said
-            given[name] = 0
-    if "rope" not in given:
-        return
-    if given["head_dim"] * given["num_heads"] == model_config.hidden_size:
-        given["head_dim"] = 0
-    given["qk_norm_eps"] = (
-        (given["qk_norm_eps"] or model_config.norm_eps) if given["qk_norm"] else 0.0
-    )
-    for name in [name for name in given if name.startswith("rope_")]:
-        if name.removeprefix("rope_") not in ("theta", *ROPE_USES[given["rope"]]):
-            given[name] = defaults[name]
-    if given["rope"] == "none":
-        given |= {name: defaults[name] for name in ("rope_theta", "rotary_fraction")}
+    for name in HEAD_COUNTS:
+        if name in settings and settings[name] == settings["num_heads"]:
+            settings[name] = 0
+    # Mamba's sizes, as they are when they are not given.
+    if settings.get("intermediate_size") == 2 * model_config.hidden_size:
+        settings["intermediate_size"] = 0
+    if settings.get("dt_rank") == -(-model_config.hidden_size // 16):
+        settings["dt_rank"] = 0
+    if "rope" in settings:
+        reset_attention(settings, defaults, model_config)
 
 
-def said_in_full(model_config: ModelConfig) -> ModelConfig:
-    """A whole shape with numbers where 0 leaves them to others: some classes refuse a null."""
+def reset_attention(settings: Settings, defaults: Settings, model_config: ModelConfig) -> None:
+    """The same for settings that only softmax attention has."""
+    if settings["head_dim"] * settings["num_heads"] == model_config.hidden_size:
+        settings["head_dim"] = 0
+    if not settings["qk_norm"]:
+        settings["qk_norm_eps"] = 0.0
+    elif not settings["qk_norm_eps"]:
+        settings["qk_norm_eps"] = model_config.norm_eps
+    used = {"rope_theta"}
+    used |= {f"rope_{leaf}" for leaf in ROPE_USES[settings["rope"]]}
+    for name in settings:
+        if name.startswith("rope_") and name not in used:
+            settings[name] = defaults[name]
+    if settings["rope"] == "none":
+        settings["rope_theta"] = defaults["rope_theta"]
+        settings["rotary_fraction"] = defaults["rotary_fraction"]
+
+
+def with_all_sizes(model_config: ModelConfig) -> ModelConfig:
+    """A normalised config with numbers where 0 means a default: some classes refuse a null."""
     mixers = {name: dict(given) for name, given in model_config.mixers.items()}
     for given in mixers.values():
-        for name in ("num_kv_heads", "num_v_heads"):
+        for name in HEAD_COUNTS:
             if given.get(name) == 0:
                 given[name] = given["num_heads"]
         if "rope" in given and not given["head_dim"]:
@@ -109,135 +125,161 @@ def said_in_full(model_config: ModelConfig) -> ModelConfig:
 
 def values_of(model_config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Flat setting -> its value under each name of layer_types (of the model's own: under "")."""
-    out = {
-        name: {"": value}
-        for name, value in asdict(model_config).items()
-        if name not in ("mixers", "layer_types")
-    }
+    values: dict[str, dict[str, Any]] = {}
+    for name, value in asdict(model_config).items():
+        if name not in ("mixers", "layer_types"):
+            values[name] = {"": value}
     for name, given in model_config.mixers.items():
         for leaf, value in given.items():
-            out.setdefault(f"{mixer_of(name)}.{leaf}", {})[name] = value
-    return out
+            values.setdefault(f"{mixer_of(name)}.{leaf}", {})[name] = value
+    return values
+
+
+def first_values(values: Values) -> Settings:
+    """Flat setting -> its value, of several the first."""
+    return {name: next(iter(by_name.values())) for name, by_name in values.items()}
 
 
 def refusals(family: Family, model_config: ModelConfig) -> Iterator[str]:
-    """Why a whole shape cannot be one of this family; nothing if it can."""
-    yield from family.layers.refusals(model_config, family)
+    """Why a family cannot express a normalised model config; nothing if it can."""
+    yield from family.layers.refusals(model_config, family.mixer)
     values = values_of(model_config)
-    settings = {name: next(iter(said.values())) for name, said in values.items()}
-    keys = {key.ours: key for key in family.keys}
+    settings = first_values(values)
     mixers = {key.partition(".")[0] for key in family.placed() if "." in key}
-    for name, said in values.items():
-        value, mixer = settings[name], name.partition(".")[0] if "." in name else ""
-        key = keys.get(name)
-        if name in family.layers.places or (mixer and mixer not in mixers) or idle(name, values):
-            continue  # `layers` has spoken
-        if name in INIT_KEYS:
-            continue  # a trained model has no use for how it began
-        if len(set(map(repr, said.values()))) > 1:
-            yield (
-                ", ".join(f"{full}.{name.partition('.')[2]} = {v!r}" for full, v in said.items())
-                + ": its layers have one"
-            )
-        elif name in family.ours and value != family.ours[name]:
-            yield f"{name} = {value!r}, it has {family.ours[name]!r} only"
-        elif key and key.words is not None and value not in key.words.values():
-            yield f"{name} = {value!r}, it has {' or '.join(map(repr, dict.fromkeys(key.words.values())))} only"
-        elif key and key.writes is not None and key.reads(key.writes(settings), settings) != value:
-            yield f"{name} = {value!r}, which its {key.theirs} cannot be"
-        elif name not in family.placed() and name not in TRAINING_ONLY:
-            yield f"{name} = {value!r}, which it does not know"
+    for name in values:
+        mixer = name.partition(".")[0] if "." in name else ""
+        if name in family.layers.places or (mixer and mixer not in mixers):
+            continue  # what `layers` has refused
+        if name in INIT_KEYS or is_idle(name, values):
+            continue  # a trained model does not depend on how it began
+        reason = refusal(family, name, values, settings)
+        if reason:
+            yield reason
     yield from contradictions(family, settings)
 
 
-def idle(name: str, values: dict[str, dict[str, Any]]) -> bool:
-    """Whether a setting has no effect: the size of an MLP that is none, or one of rotary positions
-    that theirs do not use."""
+def refusal(family: Family, name: str, values: Values, settings: Settings) -> str:
+    """Why a family cannot have the value of a setting; "" if it can."""
+    value = settings[name]
+    if len({repr(each) for each in values[name].values()}) > 1:
+        each_layer = []
+        for full_name, own in values[name].items():
+            each_layer.append(f"{full_name}.{leaf_of(name)} = {own!r}")
+        return f"{', '.join(each_layer)}: its layers have one"
+    if name in family.ours and value != family.ours[name]:
+        return f"{name} = {value!r}, it has {family.ours[name]!r} only"
+    keys = {key.ours: key for key in family.keys}
+    key = keys.get(name)
+    if key and key.choices is not None and not key.has_choice(value):
+        known = " or ".join(map(repr, dict.fromkeys(key.choices.values())))
+        return f"{name} = {value!r}, it has {known} only"
+    if key and key.reads and key.writes and key.reads(key.writes(settings), settings) != value:
+        return f"{name} = {value!r}, which its {key.theirs} cannot be"
+    if name not in family.placed() and name not in TRAINING_ONLY:
+        return f"{name} = {value!r}, which it does not know"
+    return ""
+
+
+def is_idle(name: str, values: Values) -> bool:
+    """Whether a setting has no effect: the size of an MLP that does not exist, or a setting of
+    other rotary positions."""
     if name == "intermediate_size":
         return values["mlp"][""] == "none"
     if not name.startswith("attention.rope_"):
         return False
-    used = {leaf for kind in values["attention.rope"].values() for leaf in ROPE_USES[kind]}
-    used |= {"theta"} if set(values["attention.rope"].values()) != {"none"} else set()
+    used = set()
+    for kind in values["attention.rope"].values():
+        used.update(ROPE_USES[kind])
+        if kind != "none":
+            used.add("theta")
     return name.removeprefix("attention.rope_") not in used
 
 
 def contradictions(family: Family, settings: Settings) -> Iterator[str]:
-    """Settings of ours that are one of theirs, and differ."""
-    said: dict[str, Key] = {}
+    """Settings of ours that are one key of theirs, and differ."""
+    first_keys: dict[str, Key] = {}
     for key in family.keys:
-        if not {key.ours, *key.when[:1]} <= settings.keys() or not key.applies(settings):
+        is_known = {key.ours, *key.when[:1]} <= settings.keys()
+        if not is_known or not key.applies(settings) or not key.has_choice(settings[key.ours]):
             continue
-        if key.words is not None and settings[key.ours] not in key.words.values():
-            continue
-        first = said.setdefault(key.theirs, key)
-        one, other = (k.said(settings) for k in (first, key))
+        first = first_keys.setdefault(key.theirs, key)
+        one = first.written(settings)
+        other = key.written(settings)
         if one != other and None not in (one, other):
-            yield f"{first.ours} = {settings[first.ours]!r} and {key.ours} = {settings[key.ours]!r}, which are one {key.theirs}"
+            yield (
+                f"{first.ours} = {settings[first.ours]!r} and {key.ours} = "
+                f"{settings[key.ours]!r}, which are one {key.theirs}"
+            )
 
 
 def left_out(family: Family, model_config: ModelConfig) -> list[str]:
-    """What a family's config cannot say of a shape, though it changes no logits: settings of
-    training that are not at rest."""
+    """The settings of training that a family's config has no key for, unless they have their
+    default. They change no logits."""
     if not family.keys:  # our own class, whose config has every key
         return []
-    values = values_of(whole(model_config))
-    at_rest = (
-        {f.name: f.default for f in fields(ModelConfig)}
-        | {"attention.dropout": 0.0}
-        | family.begins
-    )
+    settings = first_values(values_of(normalised(model_config)))
+    defaults = {field.name: field.default for field in fields(ModelConfig)}
+    defaults |= {"attention.dropout": 0.0} | family.initial
     placed = family.placed()
-    said = {name: next(iter(values[name].values())) for name in TRAINING_ONLY if name in values}
-    unplaced = {
-        name: value for name, value in said.items() if name not in placed or name in INIT_KEYS
-    }
-    return [f"{name} = {value!r}" for name, value in unplaced.items() if value != at_rest[name]]
+    found = []
+    for name in TRAINING_ONLY:
+        has_key = name in placed and name not in INIT_KEYS
+        if name in settings and not has_key and settings[name] != defaults[name]:
+            found.append(f"{name} = {settings[name]!r}")
+    return found
 
 
-def config_of(
-    family: Family, model_type: str, model_config: ModelConfig, length: int
-) -> dict[str, Any]:
-    """The config.json of a whole shape that the family can express, without what is not the
-    shape's.
+def config_of(family: Family, model_type: str, model_config: ModelConfig, length: int) -> Config:
+    """The config.json of a normalised model config that the family can express: the keys that
+    describe the model.
 
-    length: written as the number of positions where the shape sets no limit, since their classes
-    want one.
+    length: written as the number of positions where the config sets no limit, since their classes
+    need one.
     """
-    full = said_in_full(model_config)
-    settings = {name: next(iter(said.values())) for name, said in values_of(full).items()}
-    config: dict[str, Any] = {"model_type": model_type, "architectures": [family.architecture]}
-    said = {name: allowed[0] for name, allowed in family.fixed.items() if None not in allowed}
-    for key in family.keys:
-        if key.applies(settings):
-            value = key.said(settings)
-            said[key.theirs] = said.get(key.theirs) if value is None else value
-    for key in family.keys:
-        if key.ours == "max_position_embeddings" and said[key.theirs] is None:
-            said[key.theirs] = length
-    if family.both_spellings:
-        said |= {older: said[name] for older, name in family.older.items() if name in said}
-    for name, value in said.items():
-        outer, dot, leaf = name.partition(".")
+    model_config = with_all_sizes(model_config)
+    written = written_keys(family, first_values(values_of(model_config)), length)
+    config: Config = {"model_type": model_type, "architectures": [family.architecture]}
+    for name, value in written.items():
+        table, dot, leaf = name.partition(".")
         if not dot:
             config[name] = value
         elif value is not None:
-            config.setdefault(outer, {})[leaf] = value
-    return older_too(config | family.layers.write(full, family))
+            config.setdefault(table, {})[leaf] = value
+    return with_older_rope(config | family.layers.write(model_config))
 
 
-def older_too(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config with rotary positions as readers before transformers 5 look for them
-    (transformers 4, llama.cpp): theta at the top, the scaling in rope_scaling. They would take the
-    default theta without a word."""
+def written_keys(family: Family, settings: Settings, length: int) -> Config:
+    """Their flat keys and values for our settings."""
+    written: Config = {}
+    for name, allowed in family.fixed.items():
+        if None not in allowed:
+            written[name] = allowed[0]
+    for key in family.keys:
+        if key.applies(settings):
+            value = key.written(settings)
+            written[key.theirs] = written.get(key.theirs) if value is None else value
+    for key in family.keys:
+        if key.ours == "max_position_embeddings" and written[key.theirs] is None:
+            written[key.theirs] = length
+    if family.both_spellings:
+        for older, name in family.older.items():
+            if name in written:
+                written[older] = written[name]
+    return written
+
+
+def with_older_rope(config: Config) -> Config:
+    """The same config with rotary positions also where readers before transformers 5 look for them
+    (transformers 4, llama.cpp): theta at the top, the scaling in rope_scaling. Without these they
+    would take the default theta, without a warning."""
     rope = config.get("rope_parameters")
     if not rope:
         return config
-    scaling = {
-        name: value for name, value in rope.items() if name not in ("rope_theta", "rope_type")
-    }
     kind = rope.get("rope_type", "default")
-    older = (
-        {"rope_type": kind, "type": kind, **scaling} if kind != "default" else None
-    )  # "type": before 4.43
+    older = None
+    if kind != "default":
+        older = {"rope_type": kind, "type": kind}  # "type": before transformers 4.43
+        for name, value in rope.items():
+            if name not in ("rope_theta", "rope_type"):
+                older[name] = value
     return {**config, "rope_theta": rope.get("rope_theta", 10000.0), "rope_scaling": older}

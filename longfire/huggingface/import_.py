@@ -1,12 +1,11 @@
-"""Hugging Face weights -> a run folder, from which train, eval, generate and export go on; written
-aside, read again and compared with their own class before it appears under its name."""
+"""Hugging Face weights -> a run folder, which train, eval, generate and export can use. It is written
+under a temporary name, read again and compared with their own class before it gets its own name."""
 
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
@@ -44,12 +43,13 @@ from longfire.huggingface.tensors import layout
 from longfire.plugins import load_plugins
 
 Note = Callable[[str], None]
+Weights = Iterator[tuple[str, Tensor]]  # (name, fp32)
 NOTE_SECONDS = 10  # between lines of progress where there is no terminal
 PROBE_SECONDS = 10  # how long the hub may take to answer at all
 
-# What is fetched of a repository. No code, and PyTorch's own files only where there is nothing
+# What is downloaded of a repository. No code, and PyTorch's own files only where there is nothing
 # else.
-DESCRIBED = [
+DESCRIPTION_FILES = [
     "config.json",
     "generation_config.json",
     "tokenizer*",
@@ -60,24 +60,26 @@ DESCRIBED = [
     SUMS,
     "additional_chat_templates/*.jinja",
 ]
-SAFE, BIN = (
-    ["model*.safetensors", "model.safetensors.index.json"],
-    ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
-)
+SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
+PYTORCH_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
-# How a run begins that goes on with a trained model: a fresh optimizer must not move it far before
-# it knows its gradients.
-SEQ_LEN, LEARNING_RATE, WARMUP_STEPS = 2048, 5e-5, 20
-SHARD_BYTES = 1_000_000_000  # of a file of weights that are written as they are read
+# The settings of a run that continues with a trained model: a fresh optimizer must not move it far
+# before it knows its gradients.
+SEQ_LEN = 2048
+LEARNING_RATE = 5e-5
+WARMUP_STEPS = 20
+SHARD_BYTES = 1_000_000_000  # of a file of weights, which are written as they are read
 
 
-def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...] = ()) -> Check:
-    """Make `folder` a run whose step 0 is the model in `source`, a folder or a name on the hub;
-    what was compared is returned.
+def import_hf(
+    source: str, folder: Path, note: Note = print, plugins: tuple[str, ...] = ()
+) -> Check:
+    """Make `folder` a run whose step 0 is the model in `source`, a folder or a name on the hub.
+    Returns what was compared.
 
     plugins: the user's own files that its mixers come from (they are run).
 
-    Raises SettingsError naming what we cannot express, CheckpointError for weights that are
+    Raises SettingsError naming what longfire cannot express, CheckpointError for weights that are
     damaged, missing, more than the model has, or other than their class computes with, DataError
     for the tokenizer. Nothing is left behind then.
     """
@@ -85,78 +87,84 @@ def adopt(source: str, folder: Path, note: Note = print, plugins: tuple[str, ...
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     load_plugins(plugins)
-    theirs = found(source, note)
+    theirs = local_folder(source, note)
     check_checksums(theirs, note, whole=Path(source).expanduser().is_dir())
-    model_config, tokenizer = model_config_in(theirs), from_folder(theirs)
+    model_config = model_config_in(theirs)
+    tokenizer = from_folder(theirs)
     for line in ignored_line(read_config(theirs), str(theirs)):
         note(line)
-    for line in compare_words(tokenizer, model_config, theirs):
-        note(line)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    compare_vocabulary(tokenizer, model_config, theirs, note)
+    tmp_path = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         run = new_run(theirs, source, folder, model_config, tokenizer, plugins)
-        aside.mkdir(parents=True)
-        run.write(aside)
-        tokenizer.save(aside / run.tokenizer_folder.name)
-        place = aside / run.checkpoint.folder / "step-0"
-        read = shown(
-            finite(read_weights(theirs, model_config), str(theirs)),
-            count(theirs, model_config),
-            note,
-        )
-        begin_with(read, place, vocabulary=tokenizer.vocabulary)
+        tmp_path.mkdir(parents=True)
+        run.write(tmp_path)
+        tokenizer.save(tmp_path / run.tokenizer_folder.name)
+        place = tmp_path / run.checkpoint.folder / "step-0"
+        weights = finite(read_weights(theirs, model_config), str(theirs))
+        weights = with_progress(weights, count_parameters(theirs, model_config), note)
+        write_step_0(weights, place, vocabulary=tokenizer.vocabulary)
         check = compare_imported(load_model_weights(place), tokenizer, theirs, model_config)
-        put_in_place(aside, folder)
-    except (OSError, SafetensorError) as e:
+        put_in_place(tmp_path, folder)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: the run could not be written ({e}); nothing that was there has changed"
-        ) from e
+            f"{folder}: the run could not be written ({error}); nothing that was there has changed"
+        ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
     return check
 
 
-def found(source: str, note: Note) -> Path:
-    """The folder that holds the source: itself, or where the hub's files lie. Raises SettingsError
-    when it is neither."""
+def local_folder(source: str, note: Note) -> Path:
+    """The folder with the files of the source: itself, or a download from the hub. Raises
+    SettingsError when it is neither."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise SettingsError(
-            f"{source}: no such folder; name one that holds config.json and weights, or a model of the hub"
+            f"{source}: no such folder; name one that holds config.json and weights, or a model of "
+            "the hub"
         )
     note(f"{source} is no folder here: fetching it from the hub")
     try:
-        fetched = Path(snapshot(source, [*DESCRIBED, *SAFE]))
+        fetched = Path(snapshot(source, [*DESCRIPTION_FILES, *SAFETENSORS]))
         if not any(fetched.glob("*.safetensors")):
-            fetched = Path(snapshot(source, [*DESCRIBED, *BIN]))
-    except (HTTPError, OSError, ValueError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+            fetched = Path(snapshot(source, [*DESCRIPTION_FILES, *PYTORCH_FILES]))
+    except (HTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(
-            f"{source} is no folder here, and as a model of the hub it cannot be had ({reason}); check the name and the network, "
-            "or fetch its files on a machine that has one (`hf download`) and name their folder"
-        ) from e
+            f"{source} is no folder here, and as a model of the hub it cannot be had ({reason}); "
+            "check the name and the network, or fetch its files on a machine that has one (`hf "
+            "download`) and name their folder"
+        ) from error
     return fetched
 
 
 def snapshot(source: str, patterns: list[str]) -> str:
+    """Download the files of a model that match patterns."""
     return huggingface_hub.snapshot_download(
         source, allow_patterns=patterns, etag_timeout=PROBE_SECONDS
     )
 
 
-def compare_words(tokenizer: Tokenizer, model_config: ModelConfig, where: Path) -> Iterator[str]:
-    """What is to be told of the tokenizer beside the embedding. Raises SettingsError when it has
-    words without a row."""
-    words, rows = tokenizer.vocab_size, model_config.vocab_size
-    if words > rows:
+def compare_vocabulary(
+    tokenizer: Tokenizer, model_config: ModelConfig, where: Path, note: Note
+) -> None:
+    """Note where the embedding has rows without a token. Raises SettingsError when the tokenizer
+    has tokens without a row."""
+    tokens = tokenizer.vocab_size
+    rows = model_config.vocab_size
+    if tokens > rows:
         raise SettingsError(
-            f"{where}: its tokenizer has {words:,} words, its embedding {rows:,} rows, so some texts have no vectors; these "
-            "files do not belong together"
+            f"{where}: its tokenizer has {tokens:,} tokens, its embedding {rows:,} rows, so some "
+            "texts have no vectors; these files do not belong together"
         )
-    if words < rows:
-        yield f"the tokenizer has {words:,} words, the embedding {rows:,} rows: the last {rows - words:,} are never read"
+    if tokens < rows:
+        note(
+            f"the tokenizer has {tokens:,} tokens, the embedding {rows:,} rows: the last "
+            f"{rows - tokens:,} are never read"
+        )
 
 
 def new_run(
@@ -167,92 +175,97 @@ def new_run(
     tokenizer: Tokenizer,
     plugins: tuple[str, ...] = (),
 ) -> Run:
-    """The settings that the run begins with; data are named when it is trained. Raises
-    SettingsError."""
-    said = {
-        "job.dump_folder": folder,
-        "job.description": f"imported from {without_folders(source)} ({read_config(theirs)['model_type']})",
-        "model.config": theirs,
-        "model.weights": folder.absolute() / settings.Checkpoint().folder / "step-0",
-        "tokenizer.path": folder.absolute() / "tokenizer",
-        "tokenizer.add_bos": tokenizer.adds_bos,
-        "tokenizer.add_eos": tokenizer.eos_id is not None,
-        "training.seq_len": min(SEQ_LEN, model_config.max_position_embeddings or SEQ_LEN),
-        "optimizer.lr": LEARNING_RATE,
-        "lr_scheduler.warmup_steps": WARMUP_STEPS,
+    """The settings of the new run; data are named when it is trained. Raises SettingsError."""
+    model_type = read_config(theirs)["model_type"]
+    given = {
+        "job.dump_folder": str(folder),
+        "job.description": f"imported from {without_folders(source)} ({model_type})",
+        "model.config": str(theirs),
+        "model.weights": str(folder.absolute() / settings.Checkpoint().folder / "step-0"),
+        "tokenizer.path": str(folder.absolute() / "tokenizer"),
+        "tokenizer.add_bos": str(tokenizer.adds_bos).lower(),
+        "tokenizer.add_eos": str(tokenizer.eos_id is not None).lower(),
+        "training.seq_len": str(min(SEQ_LEN, model_config.max_position_embeddings or SEQ_LEN)),
+        "optimizer.lr": str(LEARNING_RATE),
+        "lr_scheduler.warmup_steps": str(WARMUP_STEPS),
     }
     if plugins:
-        said["model.plugins"] = ",".join(str(Path(file).absolute()) for file in plugins)
-    given = {
-        key: str(value).lower() if value in (True, False) else str(value)
-        for key, value in said.items()
-    }
-    return Run.compose(None, given, planned=True)  # its weights are not there yet
+        given["model.plugins"] = ",".join(str(Path(file).absolute()) for file in plugins)
+    return Run.compose(None, given, planned=True)  # its weights do not exist yet
 
 
-def begin_with(
+def write_step_0(
     weights: Iterable[tuple[str, Tensor]],
     place: Path,
     shard_bytes: int = SHARD_BYTES,
     vocabulary: str = "",
 ) -> None:
-    """Write step 0 of weights alone (name, fp32), as they come: at most `shard_bytes` of them are
-    in memory, or one tensor.
+    """Write weights (name, fp32) as the checkpoint of step 0, as they come: at most `shard_bytes`
+    of them are in memory, or one tensor.
 
-    `place` is a folder of a run that is not yet in its own place: nobody reads it before it is
-    whole. vocabulary: of the tokenizer beside it. Raises OSError.
+    place: in a run folder that does not have its own name yet, so that nobody reads an incomplete
+    checkpoint. vocabulary: of the tokenizer beside it. Raises OSError.
     """
     place.mkdir(parents=True)
-    shard: dict[str, Tensor] = {}
-    shards = 0
-    for name, tensor in chain(weights, [("", None)]):
-        full = sum(t.numel() * t.element_size() for t in shard.values()) + (
-            0 if tensor is None else tensor.nbytes
-        )
-        if shard and (tensor is None or full > shard_bytes):
-            shards += 1
-            save_file(shard, place / f"shard-{shards:05d}.safetensors")
-            shard = {}
-        if tensor is not None:
-            shard[f"model/{name}"] = tensor
+    for number, shard in enumerate(shards_of(weights, shard_bytes), 1):
+        save_file(shard, place / f"shard-{number:05d}.safetensors")
     files = {path.name: settled(path, checksum(path)) for path in shard_files(place)}
     facts = {
         "format": FORMAT,
         "torch": torch.__version__,
         "weights_only": True,
         **dict.fromkeys(COUNTERS, 0),
+        "vocabulary": vocabulary,
     }
-    facts["vocabulary"] = vocabulary
     write_manifest(place, facts, files)
 
 
-def count(theirs: Path, model_config: ModelConfig) -> int:
+def shards_of(
+    weights: Iterable[tuple[str, Tensor]], shard_bytes: int
+) -> Iterator[dict[str, Tensor]]:
+    """The weights under the names of a checkpoint, in shards of at most `shard_bytes`, or of one
+    tensor."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in weights:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard = {}
+            size = 0
+        shard[f"model/{name}"] = tensor
+        size += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def count_parameters(theirs: Path, model_config: ModelConfig) -> int:
     """Parameters of the model; a tied head is the embedding."""
     family = family_of(read_config(theirs), str(theirs))
     return sum(math.prod(stored.shape) for stored in layout(family, model_config).values())
 
 
-def shown(
-    weights: Iterator[tuple[str, Tensor]], total: int, note: Note
-) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, with their number told as they pass: a bar on a terminal, else a line now
-    and then."""
+def with_progress(weights: Weights, total: int, note: Note) -> Weights:
+    """The same weights, while their number is shown: a bar on a terminal, else a line now and
+    then. total: all parameters."""
     console = Console(stderr=True)
-    columns = (
+    progress = Progress(
         TextColumn("import"),
         BarColumn(),
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task, done, told = bar.add_task("", total=total), 0, time.monotonic()
+    with progress as bar:
+        task = bar.add_task("", total=total)
+        done = 0
+        noted_at = time.monotonic()
         for name, tensor in weights:
             yield name, tensor
             done += tensor.numel()
-            said = f"{done / 1e6:,.0f} of {total / 1e6:,.0f}M parameters"
-            bar.update(task, completed=done, description=said)
-            if bar.disable and time.monotonic() - told > NOTE_SECONDS:
-                told = time.monotonic()
-                note(f"import: {said}")
+            text = f"{done / 1e6:,.0f} of {total / 1e6:,.0f}M parameters"
+            bar.update(task, completed=done, description=text)
+            if bar.disable and time.monotonic() - noted_at > NOTE_SECONDS:
+                noted_at = time.monotonic()
+                note(f"import: {text}")

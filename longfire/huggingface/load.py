@@ -20,7 +20,8 @@ from longfire.huggingface.family import Family
 from longfire.huggingface.tensors import Stored, layout
 from longfire.model import Model
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 KINDS = {
     ".safetensors": (SINGLE, INDEX),
     ".bin": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -95,7 +96,8 @@ def read_weights(folder: Path | str, model_config: ModelConfig) -> Iterator[tupl
     """
     folder = Path(folder)
     family = family_of(read_config(folder), str(folder / "config.json"))
-    wanted, files = layout(family, model_config), Weights(folder)
+    wanted = layout(family, model_config)
+    files = Weights(folder)
     places = matched(wanted, files, family, model_config)
     for theirs, stored in wanted.items():
         for ours, part in stored.split(files.read(places[theirs])):
@@ -195,8 +197,10 @@ class Weights:
     `read` reads one. Raises CheckpointError naming the file that cannot be read."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.tensors = folder, {}
-        self._file, self._content = Path(), {}  # the one file that is open
+        self.folder = folder
+        self.tensors = {}
+        self._file = Path()  # the one file that is open
+        self._content = {}
         for file in weight_files(folder):
             for name, tensor in self._opened(file).items():
                 self.tensors[name] = Found(file, tuple(tensor.shape), tensor.dtype)
@@ -206,7 +210,8 @@ class Weights:
 
     def _opened(self, file: Path) -> Mapping[str, "Lazy"]:
         if file != self._file:
-            self._file, self._content = Path(), {}  # before the next one is opened
+            self._file = Path()  # before the next one is opened
+            self._content = {}
             try:
                 self._content = (
                     from_safetensors(file) if file.suffix == ".safetensors" else from_bin(file)

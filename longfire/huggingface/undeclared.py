@@ -1,20 +1,20 @@
 """Keys of a config.json that the class of the installed transformers does not declare, so that they
 change nothing there."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
 
 from longfire.huggingface.family_reading import INERT
 
 NEAR = 0.85  # difflib's ratio from which a name is taken for a misspelling of another one
 
 
-def undeclared(model_type: str, unread: dict[str, Any], known: set[str]) -> list[str]:
+def undeclared(model_type: str, unread: Mapping[str, object], known: set[str]) -> list[str]:
     """Those of `unread` (flat name -> value) that transformers' config class of this model type
     does not declare.
 
-    known: names that the family reads. One that looks like a misspelling of them, or of a declared
-    name, is not taken for harmless.
+    known: names that the family reads. A name that looks like a misspelling of them, or of a
+    declared name, is not taken for harmless.
     """
     # seconds of imports, only where a key is unknown
     from transformers.modeling_rope_utils import RopeParameters
@@ -24,10 +24,10 @@ def undeclared(model_type: str, unread: dict[str, Any], known: set[str]) -> list
     declared = set(config_class().to_dict()) | set(config_class.attribute_map)
     declared |= {f"rope_parameters.{name}" for name in RopeParameters.__annotations__}
     names = (declared | known) - set(INERT)  # many of those resemble each other
-    return [
-        name
-        for name, value in unread.items()
-        if name not in declared
-        and not isinstance(value, dict)
-        and not get_close_matches(name, names - {name}, 1, NEAR)
-    ]
+    found = []
+    for name, value in unread.items():
+        if name in declared or isinstance(value, dict):
+            continue
+        if not get_close_matches(name, names - {name}, 1, NEAR):
+            found.append(name)
+    return found

@@ -65,6 +65,7 @@ def attention(
             first_head=first_head,
         )
     if drops:
+        assert noise_BT is not None, "dropout is made of noise"
         return attention_dropping(
             q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT, first_head
         )
@@ -158,11 +159,12 @@ def varlen(
     of the keys) of the rows laid end to end. A document's queries are its last tokens."""
     from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
 
-    grouped = {"enable_gqa": True} if q.shape[2] != k_ND.shape[1] else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[2] != k_ND.shape[1] else {}
     seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
     o = varlen_attn(
         q.flatten(0, 1), k_ND, v_ND, *ends, *longest, scale=scale, window_size=seen, **grouped
     )
+    assert isinstance(o, Tensor), "no log-sum-exp was asked for"
     return o.unflatten(0, (len(q), -1))
 
 

@@ -383,6 +383,7 @@ def bias_of(piece: Piece, manner: Manner, q: Tensor) -> Tensor | None:
     if piece.seen != "band":
         return None
     seen = seen_of(piece, manner, q.device)
+    assert seen is not None, "a band is never all"
     return torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
 
 
@@ -391,6 +392,7 @@ def weights_kept(piece: Piece, manner: Manner, q: Tensor, noise_BT: Tensor | Non
     all."""
     if manner.p == 0:
         return None
+    assert noise_BT is not None, "dropout is made of noise"
     noise_BT = noise_BT[piece.rows, piece.queries.here]
     return weight_mask(
         noise_BT, q.shape[2], piece.keys.start, piece.keys.stop, manner.p, manner.first_head
@@ -491,7 +493,7 @@ def fused_gradients(
     scale: float,
     causal: bool,
     bias: Tensor | None = None,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """(d_q, d_k, d_v) by the same kernels, which make delta of o and d_o themselves."""
     sizes = q.shape[-1], k.shape[-1], v.shape[-1]
     q, k, v, o, d_o = for_kernel(q, k, v, o, d_o)

@@ -438,8 +438,10 @@ def by_segments(
 
 def segments_of(inputs: tuple[Tensor | None, ...]) -> Iterator[tuple[Tensor | None, ...]]:
     """The inputs of each segment that is worked on at a time."""
-    tokens = T = inputs[0].shape[1]
-    if inputs[0].device.type == "cpu" and not as_on_cuda():
+    first = inputs[0]
+    assert first is not None
+    tokens = T = first.shape[1]
+    if first.device.type == "cpu" and not as_on_cuda():
         numbers = sum(x.numel() // T for x in inputs if x is not None and x.dim() == 4)
         chunks = -(-T // CHUNK)
         segments = -(-chunks // max(1, SEGMENT_NUMBERS // (numbers * CHUNK)))

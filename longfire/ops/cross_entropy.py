@@ -201,7 +201,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += loss_of_logits(
                 logits, labels, ignore_index, any(wanted), words, softcap, l2_warp
             )
-            d_logits = logits.to(multiplied) if any(wanted) else None
+            if any(wanted):
+                d_logits = logits.to(multiplied)
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
             if d_weight is not None:
@@ -252,8 +253,12 @@ def loss_of_logits(
     nothing of use."""
     if softcap and words is None and len(logits_NW) > CAPPED_ROWS:
         chunks = zip(logits_NW.split(CAPPED_ROWS), labels_N.split(CAPPED_ROWS))
-        rest = (ignore_index, gradient, words, softcap, l2_warp)
-        return sum(loss_of_logits(*chunk, *rest) for chunk in chunks)
+        total = logits_NW.new_zeros(())
+        for logits, labels in chunks:
+            total = total + loss_of_logits(
+                logits, labels, ignore_index, gradient, words, softcap, l2_warp
+            )
+        return total
     slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
     if l2_warp and gradient:
         penalty = highest_logits(logits_NW, labels_N, ignore_index, words)

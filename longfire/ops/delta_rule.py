@@ -188,7 +188,7 @@ def chunk_maps(k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tenso
     return chunks.transition, chunks.write
 
 
-def delta_rule_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def delta_rule_fla(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """fla's kernels; same arguments and result."""
     from longfire.ops import kernels  # imports fla, which is not everywhere
 

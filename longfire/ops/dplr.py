@@ -110,8 +110,8 @@ def dplr_chunkwise(
     """Chunks of tokens by matrix products, as in ops/delta_rule.py. Same arguments and result."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] == 1:
-        inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK)
-        return step(start(initial_state_BHKV, q_BTHK, v_BTHV), *inputs, scale=scale)
+        state_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
+        return step(state_BHKV, q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, scale=scale)
     run = partial(through_chunks, partial(work, scale=scale))
     inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
@@ -204,7 +204,7 @@ def chunk_maps(k: Tensor, v: Tensor, c: Tensor, b: Tensor, decay: Tensor) -> tup
     return chunks.transition, chunks.write
 
 
-def dplr_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def dplr_fla(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """fla's kernels; same arguments and result."""
     from longfire.ops import kernels  # imports fla, which is not everywhere
 

@@ -90,8 +90,8 @@ def scan_low_rank(
     `reverse`: (the state before each, u, the last state). Shapes as in LowRank, state (B, H, K,
     V)."""
     chunks = range(keys.shape[1])
-    states = [None] * len(chunks)
-    written = [None] * len(chunks)
+    states = list(keys.unbind(1))  # each is replaced
+    written = list(keys.unbind(1))
     for n in reversed(chunks) if reverse else chunks:
         states[n], written[n] = state, plus_product(found[:, n], read[:, n], state)
         if added is None:

@@ -1,5 +1,6 @@
 """Normalisations: statistics in fp32 (float64 for float64), result in the dtype of the input."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     return (in_fp32_rms(in_fp32(x), None, eps / size) * size**-0.5).to(x.dtype)
 
 
-GATES = {"swish": F.silu, "sigmoid": torch.sigmoid}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "sigmoid": torch.sigmoid}
 
 
 def gated_rms_norm(
@@ -144,7 +145,8 @@ class GroupedGatedRMSNorm(RMSNorm):
         self.groups = groups
         self.norm_before_gate = norm_before_gate
 
-    def forward(self, x_BTD: Tensor, gate_BTD: Tensor) -> Tensor:
+    # with a gate, which no caller of a plain norm has
+    def forward(self, x_BTD: Tensor, gate_BTD: Tensor) -> Tensor:  # type: ignore[override]
         y_BTD = in_fp32(x_BTD)
         gate_BTD = F.silu(in_fp32(gate_BTD))
         y_BTD = y_BTD if self.norm_before_gate else y_BTD * gate_BTD
@@ -156,4 +158,5 @@ class GroupedGatedRMSNorm(RMSNorm):
         if self.groups == 1:
             return in_fp32_rms(y_BTD, self.weight, self.eps)
         y_BTGD = y_BTD.unflatten(-1, (self.groups, -1))
-        return in_fp32_rms(y_BTGD, None, self.eps).flatten(-2) * self.weight
+        y_BTD = in_fp32_rms(y_BTGD, None, self.eps).flatten(-2)
+        return y_BTD if self.weight is None else y_BTD * self.weight

@@ -83,7 +83,8 @@ def selective_scan_chunks(
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence in place, keeping a state every TOKENS tokens. Same arguments and result."""
-    starts_BT = None if documents is None else ~goes_on(documents)
+    flows_BT = goes_on(documents)
+    starts_BT = None if flows_BT is None else ~flows_BT
     h_BND = start(initial_state_BDN, x_BTD, A_DN).mT.contiguous()
     y_BTD, last_BND, _ = scan_tokens(x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h_BND, starts_BT)
     return y_BTD, last_BND.mT
@@ -192,12 +193,13 @@ def scan_tokens_backward(
 ) -> list[Tensor]:
     """The gradients of x, dt, A, B, C and the state before the first token; each state's own is
     d_BND on its way back."""
-    A_DN = inputs[2]
+    x_BTD, dt_BTD, A_DN, B_BTN, C_BTN = inputs
     A_ND = A_DN.to(before.dtype).T.contiguous()
     d_x_BTD, d_dt_BTD, _, d_B_BTN, d_C_BTN = (x.new_empty(x.shape) for x in inputs)
     d_A_BND = torch.zeros_like(before[0])
     carried_BND = d_last_BND
-    for chunk, h_BND in zip(chunks(*inputs, starts_BT, step=-1), before.flip(0)):
+    backwards = chunks(x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, starts_BT, step=-1)
+    for chunk, h_BND in zip(backwards, before.flip(0)):
         span = chunk.span
         decay_BTND = chunk.decay_BTND
         states_BTND = chunk.states(h_BND)

@@ -161,7 +161,7 @@ def seen_by(tap: int, ids_BP: Tensor | None, x_BTD: Tensor) -> Tensor:
     return torch.where((ids_BP[:, tap : tap + T] == ids_BP[:, -T:])[..., None], x_BTD, 0.0)
 
 
-def short_conv_fla(*args: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def short_conv_fla(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """fla's kernel; same arguments and result."""
     from longfire.ops import kernels  # imports fla, which is not everywhere
 

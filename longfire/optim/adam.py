@@ -23,7 +23,7 @@ class Adam(OptimizerRule):
     proven_axes: ClassVar[frozenset[str]] = frozenset(
         {"dp_replicate", "dp_shard", "cp", "tp", "pp"}
     )
-    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
+    kind: ClassVar[type[torch.optim.Adam]] = torch.optim.Adam
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -33,7 +33,7 @@ class Adam(OptimizerRule):
     def make(self, groups: list[Group], device: torch.device) -> torch.optim.Optimizer:
         """Fused where the device can."""
         return self.kind(
-            groups,
+            [dict(group) for group in groups],
             lr=self.settings.lr,
             betas=(self.settings.beta1, self.settings.beta2),
             eps=self.settings.eps,
@@ -50,4 +50,4 @@ class AdamW(Adam):
     """
 
     decaying: ClassVar[frozenset[Role]] = frozenset({"head", "matrix"})
-    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
+    kind: ClassVar[type[torch.optim.Adam]] = torch.optim.AdamW

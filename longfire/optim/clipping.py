@@ -39,6 +39,6 @@ def clip_gradients(
     )  # 1e-6: torch adds it before it divides
     if max_norm > 0 and not short_enough:
         torch._foreach_mul_(
-            gradients, (max_norm / (norm + 1e-6)).clamp_max(1.0)
+            list(gradients), (max_norm / (norm + 1e-6)).clamp_max(1.0)
         )  # one kernel; no public name has it
     return norm

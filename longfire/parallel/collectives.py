@@ -10,6 +10,7 @@ ways:
     "scatter"  added up, own tokens     (B, T, ...) -> (B, T / n, ...)
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -99,8 +100,13 @@ def take_highest(x: Tensor, group: str) -> Tensor:
     return x
 
 
-WAYS = {
-    "same": lambda x, group: x.view_as(x),
+def unchanged(x: Tensor, group: str) -> Tensor:
+    """x as it is, as another tensor for autograd."""
+    return x.view_as(x)
+
+
+WAYS: dict[str, Callable[[Tensor, str], Tensor]] = {
+    "same": unchanged,
     "sum": summed,
     "gather": gathered,
     "scatter": scattered,

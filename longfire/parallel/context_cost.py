@@ -114,7 +114,7 @@ def tokens_here(tokens: int, processes: int, layout: str) -> int:
     return each * -(-tokens // (processes * each))
 
 
-def keys_seen(tokens: int, window: int = 0) -> float:
+def keys_seen(tokens: float, window: int = 0) -> float:
     """Pairs of a query and a key that it sees, of the first `tokens` queries of a row."""
     full = min(tokens, window or tokens)
     return full * (full + 1) / 2 + (tokens - full) * full
@@ -127,7 +127,7 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
     if layout == "balanced":
         return 1.0
     segments = processes * SEGMENTS[layout]
-    length = tokens / segments
+    length = tokens / segments  # of a mean segment, not whole
     work = []
     for i in range(segments):
         work.append(keys_seen((i + 1) * length, window) - keys_seen(i * length, window))

@@ -51,6 +51,7 @@ class Layout(NamedTuple):
         if each == 2:
             places = zigzag(processes)
         elif each > 2:
+            assert work_T is not None, "balanced segments are dealt by their work"
             work = (
                 F.pad(work_T.double(), (0, each * processes * length - tokens))
                 .view(-1, length)

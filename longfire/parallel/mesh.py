@@ -84,6 +84,7 @@ class Mesh:
 
     def group(self, axis: str) -> dist.ProcessGroup:
         """The processes that differ from this one along this axis only."""
+        assert self.device_mesh is not None, "one process has no groups"
         return self.device_mesh.get_group(axis)
 
     def sum(self, tensor: Tensor, *axes: str) -> Tensor:

@@ -29,7 +29,7 @@ from torch.distributed.pipelining.schedules import (
 
 from longfire.config.model_config import mixer_of
 from longfire.config.settings import Parallelism
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.errors import SettingsError
 from longfire.loss import losses_of
 from longfire.mixers import MIXERS

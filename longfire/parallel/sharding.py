@@ -16,7 +16,6 @@ all four. docs/design.md, section 6, says why these parameters are no DTensors.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -166,7 +165,7 @@ def slices_of(tensor: Tensor, spec: ShardSpec) -> list[TensorSlice]:
             start[0] = first
             size[0] = last - first
         passed += end - begin
-        if size[0] > 0 and prod(size):
+        if all(length > 0 for length in size):
             found.append(TensorSlice(tuple(start), tuple(size), tuple(where)))
     return found
 

@@ -95,7 +95,7 @@ def begins(parallelism: Parallelism) -> list[int]:
             "with a layer; write layers.NUMBER for each"
         )
     if points:
-        return [0, *(int(point[1]) for point in points)]
+        return [0, *(int(point[1]) for point in points if point)]
     return []
 
 
@@ -112,7 +112,9 @@ def cheapest(costs: list[float], stages: int) -> list[int]:
     sums = [0.0]
     for cost in layers:
         sums.append(sums[-1] + cost)
-    best = {0: (0.0, 0.0, [])}  # layers so far -> dearest stage, squares, beginnings
+    best: dict[int, tuple[float, float, list[int]]] = {
+        0: (0.0, 0.0, [])
+    }  # layers so far -> dearest stage, squares, beginnings
     for stage in range(stages):
         last = len(layers) - (stages - 1 - stage)  # the stages that follow have a layer each
         ends = range(stage + 1, last + 1) if stage < stages - 1 else [len(layers)]

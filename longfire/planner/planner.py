@@ -37,6 +37,8 @@ MIXER_AGAIN = (
     "attention+mlp",
     "block",
 )  # of those, what runs the mixer's forward once more
+MLP_AGAIN = ("mlp", "attention+mlp")
+REGIONS_AGAIN = {"none": 0, "mlp": 1, "attention": 1, "attention+mlp": 2, "block": 2}
 MOST_STAGES = 16  # pipelines that alternatives try
 # of a row on a process, in alternatives: shorter pieces are better shared as rows, or not at all
 LEAST_TOKENS = 8192
@@ -68,13 +70,10 @@ class Planner:
         self.rule = rule_of(run.optimizer)
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
         self.model = on_meta(self.model_config, getattr(torch, self.dtype))
-        self.flops_of = [
-            {
-                "mixer": block.mixer.flops_per_token(self.seq_len),
-                "block": block.flops_per_token(self.seq_len),
-            }
-            for block in self.model.layers
-        ]
+        self.flops_of: list[dict[str, float]] = []
+        for block in self.model.layers:
+            mixer = block.mixer.flops_per_token(self.seq_len)
+            self.flops_of.append({"mixer": mixer, "block": block.flops_per_token(self.seq_len)})
         self.costs = costs(self.model, self.seq_len)
         self.flops_of_head = self.costs[-1]
         self.meters: dict[tuple[int, int], Meter] = {}
@@ -102,15 +101,16 @@ class Planner:
             batch_size=rows // run.microbatches,
             microbatches=run.microbatches,
         )
-        plan = replace(plan, layout=self.layout) if plan.cp > 1 else plan
-        if problems := list(self.refusals(plan.tp, plan.here(self.seq_len))):
+        if plan.cp > 1:
+            plan = replace(plan, layout=self.layout)
+        problems = list(self.refusals(plan.tp, plan.here(self.seq_len)))
+        if problems:
             raise SettingsError("\n".join(problems))
         if asked == "auto":
             return self.with_strategy(plan)
-        if problems := {
-            why for heads in self.softmax(plan) if (why := strategy.refusal(asked, heads, plan.cp))
-        }:
-            raise SettingsError("\n".join(sorted(problems)))
+        refused = {strategy.refusal(asked, heads, plan.cp) for heads in self.softmax(plan)}
+        if refused - {""}:
+            raise SettingsError("\n".join(sorted(refused - {""})))
         return replace(plan, strategy=asked)
 
     def refusals(self, tp: int, tokens: int) -> Iterator[str]:
@@ -230,21 +230,26 @@ class Planner:
             model = self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).model
             parts = {**dict(enumerate(model.layers)), **ends_of(model)}
             updates = updates_of(model, self.rule)
-            self.groups[tp, shards] = {
-                name: Group.of(part, shards, updates) for name, part in parts.items()
-            }
+            groups: dict[int | str, Group] = {}
+            for name, part in parts.items():
+                groups[name] = Group.of(part, shards, updates)
+            self.groups[tp, shards] = groups
         return self.groups[tp, shards]
 
     def layers_of(self, pp: int) -> list[list[int]]:
         """The layers of each process of a pipeline."""
         if pp not in self.layouts:
-            own = pp == self.run.degrees["pp"]  # whose are named points, and orders in files
-            placed = stages.layout(
-                self.costs, pp, self.run.parallelism if own else self.plain_schedule
-            )
-            self.layouts[pp] = [
-                [n for stage in placed.on(p) for n in placed.layers[stage]] for p in range(pp)
-            ]
+            # named split points and orders in files are those of the recipe's own degree
+            schedule = self.plain_schedule
+            if pp == self.run.degrees["pp"]:
+                schedule = self.run.parallelism
+            placed = stages.layout(self.costs, pp, schedule)
+            self.layouts[pp] = []
+            for process in range(pp):
+                layers: list[int] = []
+                for stage in placed.on(process):
+                    layers += placed.layers[stage]
+                self.layouts[pp].append(layers)
         return self.layouts[pp]
 
     @property
@@ -260,19 +265,18 @@ class Planner:
         stages lie in a V, the first process has the head as well.)"""
         v_shaped = self.run.parallelism.pipeline_parallel_schedule in stages.V_SHAPED
         last = 0 if v_shaped else plan.pp - 1
-        return [
-            *([EMBED] if process == 0 else []),
-            *self.layers_of(plan.pp)[process],
-            *([HEAD] if process == last else []),
-        ]
+        names: list[int | str] = [*self.layers_of(plan.pp)[process]]
+        if process == 0:
+            names.insert(0, EMBED)
+        if process == last:
+            names.append(HEAD)
+        return names
 
     def peak(self, plan: Plan, seq_len: int = 0) -> Moment:
         """The fullest moment of the fullest process."""
-        moments = (
-            m
-            for process in range(plan.pp)
-            for m in self.moments(plan, process, seq_len or self.seq_len)
-        )
+        moments: list[Moment] = []
+        for process in range(plan.pp):
+            moments += self.moments(plan, process, seq_len or self.seq_len)
         return max(moments, key=lambda moment: moment.total)
 
     def moments(self, plan: Plan, process: int, seq_len: int) -> Iterator[Moment]:
@@ -282,13 +286,16 @@ class Planner:
         here = plan.here(seq_len)
         groups = self.groups_of(plan.tp, plan.shards)
         tied = self.model_config.tie_word_embeddings and EMBED in names
-        group = {name: NOTHING if tied and name == HEAD else groups[name] for name in names}
+        group = {name: groups[name] for name in names}
+        if tied and HEAD in group:
+            group[HEAD] = NOTHING
         shards = Shards(plan, run.parallelism, names, group)
-        parts = {name: self.part(plan, name, here) for name in names}
-        cuts = {
-            name: Held.of(self.exchanges(plan, name, seq_len), again=plan.remat in MIXER_AGAIN)
-            for name in names
-        }
+        parts: dict[int | str, Part] = {}
+        cuts: dict[int | str, Held] = {}
+        for name in names:
+            parts[name] = self.part(plan, name, here)
+            exchanges = self.exchanges(plan, name, seq_len)
+            cuts[name] = Held.of(exchanges, again=plan.remat in MIXER_AGAIN)
         on_device = not run.parallelism.cpu_offload
         lying = MASTER_BYTES * sum(g.shard for g in group.values()) * on_device
         state = sum(g.state for g in group.values()) * on_device
@@ -299,15 +306,12 @@ class Planner:
             seen = min(logits, activations) if where.endswith(HEAD) else 0
             return Moment(where, lying, gradients, state, activations - seen, gathered, seen)
 
-        others = (
-            cost.in_flight(
-                process, plan.pp, plan.microbatches, run.parallelism.pipeline_parallel_schedule
-            )
-            - 1
-        )
-        passes = (2 if plan.pp > 1 else 0) * max(
-            part.passed for part in parts.values()
-        )  # given by one stage, to the next
+        schedule = run.parallelism.pipeline_parallel_schedule
+        others = cost.in_flight(process, plan.pp, plan.microbatches, schedule) - 1
+        passes = 0.0
+        if plan.pp > 1:
+            # received from one stage and given to the next
+            passes = 2 * max(part.passed for part in parts.values())
         keeps = {name: parts[name].kept + cuts[name].kept for name in names}
         kept = others * (passes + sum(keeps.values()))
         kept += passes + LABELS * plan.batch_size * plan.microbatches * here
@@ -346,11 +350,10 @@ class Planner:
             high = 2 * high
         while high - low > max(1, low // 512):
             middle = (low + high) // 2
-            low, high = (
-                (middle, high)
-                if measure(middle * least) <= self.device.usable_bytes
-                else (low, middle)
-            )
+            if measure(middle * least) <= self.device.usable_bytes:
+                low = middle
+            else:
+                high = middle
         return low * least
 
     def largest_batch_size(self, plan: Plan) -> int:
@@ -367,18 +370,19 @@ class Planner:
         settings = self.run.parallelism
         groups = self.groups_of(plan.tp, plan.shards)
         names = max((self.names_of(plan, process) for process in range(plan.pp)), key=len)
-        numbers = sum(
-            groups[name].whole
-            for name in names
-            if not (name == HEAD and self.model_config.tie_word_embeddings)
-        )
+        tied = self.model_config.tie_word_embeddings
+        numbers = sum(groups[name].whole for name in names if not (tied and name == HEAD))
         row_bytes = (
             plan.batch_size
             * plan.here(self.seq_len)
             * self.model_config.hidden_size
             * BYTES[self.dtype]
         )
-        across = "dp_shard" if plan.cp == 1 else "cp" if plan.dp_shard == 1 else "dp_shard x cp"
+        across = "dp_shard x cp"
+        if plan.cp == 1:
+            across = "dp_shard"
+        elif plan.dp_shard == 1:
+            across = "cp"
 
         def over(axis: str, what: str, inner: int, sent: float, hidden: str = "") -> Collective:
             size = plan.shards if axis == across else getattr(plan, axis)
@@ -387,16 +391,11 @@ class Planner:
             )
 
         if plan.tp > 1:
-            again = {"none": 0, "mlp": 1, "attention": 1, "attention+mlp": 2, "block": 2}[
-                plan.remat
-            ]
-            again += self.run.training.mlp_chunk_size > 0 and plan.remat not in (
-                "mlp",
-                "attention+mlp",
-            )
-            times = sum(
-                2 if isinstance(name, str) else 4 + again for name in names
-            )  # in and out of each region, and back
+            again = REGIONS_AGAIN[plan.remat]
+            if self.run.training.mlp_chunk_size > 0 and plan.remat not in MLP_AGAIN:
+                again += 1
+            # in and out of each region, and back
+            times = sum(2 if isinstance(name, str) else 4 + again for name in names)
             if settings.sequence_parallel:
                 what = "rows: all-gather, reduce-scatter"
             else:
@@ -427,13 +426,9 @@ class Planner:
             )
         if plan.pp > 1:
             each = stages.STAGES_EACH.get(settings.pipeline_parallel_schedule, 1)
-            sent = (
-                2
-                * each
-                * plan.microbatches
-                * row_bytes
-                / (plan.tp if settings.sequence_parallel else 1)
-            )
+            sent = 2 * each * plan.microbatches * row_bytes
+            if settings.sequence_parallel:
+                sent /= plan.tp
             yield over(
                 "pp",
                 "rows: to the next stage and back",
@@ -449,12 +444,13 @@ class Planner:
             for one in self.exchanges(plan, name):
                 kinds.setdefault(one.what, []).append(one)
         for what, ones in kinds.items():
-            sent, seconds, waits = (
-                plan.microbatches * sum(getattr(one, key) for one in ones)
-                for key in ("bytes", "seconds", "waits")
-            )
+            sent = plan.microbatches * sum(one.bytes for one in ones)
+            seconds = plan.microbatches * sum(one.seconds for one in ones)
             hidden = ones[0].hidden_by
-            yield Collective("cp", what, plan.cp, sent, seconds, hidden, waits if hidden else 0.0)
+            waits = 0.0
+            if hidden:
+                waits = plan.microbatches * sum(one.waits for one in ones)
+            yield Collective("cp", what, plan.cp, sent, seconds, hidden, waits)
 
     def parts_of_step(self, plan: Plan, collectives: Sequence[Collective]) -> dict[str, float]:
         """Seconds of a step: what is computed, what of the network is not hidden behind it, idle
@@ -463,18 +459,10 @@ class Planner:
         compute = cost.compute_seconds(
             max(flops) * self.tokens / plan.data / plan.cp / plan.tp, self.device, self.dtype
         )
-        uneven = plan.microbatches * max(
-            sum(
-                one.uneven
-                for name in self.names_of(plan, process)
-                for one in self.exchanges(plan, name)
-            )
-            for process in range(plan.pp)
-        )
-        waited, behind, behind_last = (
-            sum(c.seconds for c in collectives if c.hidden == hidden)
-            for hidden in ("", "compute", "last backward")
-        )
+        uneven = plan.microbatches * max(self.uneven_seconds(plan, p) for p in range(plan.pp))
+        waited = sum(c.seconds for c in collectives if c.hidden == "")
+        behind = sum(c.seconds for c in collectives if c.hidden == "compute")
+        behind_last = sum(c.seconds for c in collectives if c.hidden == "last backward")
         waited += sum(c.waits for c in collectives)
         network = waited + max(0.0, behind - compute - waited)
         network += max(0.0, behind_last - compute * 2 / 3 / plan.microbatches)
@@ -482,10 +470,10 @@ class Planner:
             plan.pp, plan.microbatches, self.run.parallelism.pipeline_parallel_schedule
         )
         groups = self.groups_of(plan.tp, plan.shards)
-        numbers = max(
-            sum(groups[name].shard for name in self.names_of(plan, process))
-            for process in range(plan.pp)
-        )
+        numbers = 0.0
+        for process in range(plan.pp):
+            here = sum(groups[name].shard for name in self.names_of(plan, process))
+            numbers = max(numbers, here)
         return {
             "compute": compute,
             "uneven rows": uneven,
@@ -495,6 +483,14 @@ class Planner:
                 numbers, self.device, self.run.parallelism.cpu_offload
             ),
         }
+
+    def uneven_seconds(self, plan: Plan, process: int) -> float:
+        """What a process along pp waits for in a micro-batch, where context parallelism gives
+        processes unequal work."""
+        seconds = 0.0
+        for name in self.names_of(plan, process):
+            seconds += sum(one.uneven for one in self.exchanges(plan, name))
+        return seconds
 
     def flops_on(self, plan: Plan, process: int) -> float:
         """FLOPs a token of a process along pp, forward, backward and again, of all that share its
@@ -521,8 +517,12 @@ class Planner:
             "attention+mlp": mixer + mlp,
             "block": mixer + mlp,
         }
-        chunked = self.run.training.mlp_chunk_size > 0 and remat not in ("mlp", "attention+mlp")
-        return (0.0 if kept else parts[remat]) + (mlp if chunked else 0.0)
+        flops = 0.0
+        if not kept:
+            flops += parts[remat]
+        if self.run.training.mlp_chunk_size > 0 and remat not in MLP_AGAIN:
+            flops += mlp
+        return flops
 
     def forecast(self, plan: Plan) -> Forecast:
         """Everything about one plan but the largest batch and length, which `with_largest` adds."""
@@ -531,9 +531,8 @@ class Planner:
         parts = self.parts_of_step(plan, collectives)
         seconds = sum(parts.values())
         fits = peak.total <= self.device.usable_bytes
-        flops = (
-            3 * self.tokens * (sum(flops["block"] for flops in self.flops_of) + self.flops_of_head)
-        )
+        of_blocks = sum(flops["block"] for flops in self.flops_of)
+        flops = 3 * self.tokens * (of_blocks + self.flops_of_head)
         computed = self.tokens * sum(self.flops_on(plan, process) for process in range(plan.pp))
         hours = self.run.steps * seconds / 3600
         return Forecast(

@@ -8,7 +8,7 @@ import torch
 
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.run import Run
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import wait
 from longfire.initialise import build
 from longfire.launch import cxx_compiler

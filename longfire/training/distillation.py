@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from longfire.checkpoint.weights import open_model
 from longfire.config import settings
 from longfire.config.model_config import mixer_of
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import SettingsError
 from longfire.loss import loss_of

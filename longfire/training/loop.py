@@ -15,7 +15,8 @@ from longfire import ops
 from longfire.checkpoint.checkpoint import Checkpoints, State
 from longfire.config.run import Run, summary
 from longfire.config.settings import Training
-from longfire.data.batches import Batch, Batches, WaitStopped
+from longfire.data.batch import Batch
+from longfire.data.batches import Batches, WaitStopped
 from longfire.data.prepare import Prepared, prepare
 from longfire.device import (
     Clock,
@@ -27,6 +28,7 @@ from longfire.device import (
 from longfire.errors import DataError, SettingsError, TrainingError
 from longfire.evaluation.evaluate import ROWS, EvaluationStopped, evaluate
 from longfire.huggingface import transformers_model
+from longfire.huggingface.transformers_documents import check_documents_separate
 from longfire.initialise import materialise
 from longfire.launch import StopRequest, Watchdog, attempt, signal_name
 from longfire.loss import loss_of, loss_sum
@@ -121,7 +123,7 @@ def train(
             refuse_another_batch(run, state)
             set_base(run, state.model, lengths.stage_of_model(run.training, state.step).rope_theta)
         if run.model.backend == "transformers" and run.data.varlen:
-            transformers_model.refuse_unless_documents_are_kept_apart(state.model)
+            check_documents_separate(state.model)
         if run.checkpoint.create_seed_checkpoint:
             checkpoints.save(state)
             checkpoints.wait()
@@ -434,7 +436,7 @@ def with_noise(
         )
         row += batch.rows
         if context:
-            batch = batch.cut(context)
+            batch = batch.context_part(context)
             noise_BT = None if noise_BT is None else batch.ops.cut(noise_BT)
         yield batch.to(device), noise_BT
 
@@ -653,7 +655,7 @@ def check_skips(
     allowed = run.training.max_skips_in_a_row if run.training.skip_nan_inf else 1
     if skips + 1 < allowed:
         return skips + 1
-    rows = ", ".join(str(row) for row in batches.rows(rows_from, run.sequences_per_step)[:4])
+    rows = ", ".join(str(row) for row in batches.origins(rows_from, run.sequences_per_step)[:4])
     error = TrainingError(
         f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']} in {skips + 1} step(s) in a row; the last batch was rows "
         f"{rows_from} to {rows_from + run.sequences_per_step - 1} ({rows}, ...). Parameters are as before; the newest checkpoint is whole. "

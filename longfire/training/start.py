@@ -22,7 +22,7 @@ from longfire.data.prepare import Prepared
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.data.tokens import TokenStream
 from longfire.errors import DataError, SettingsError
-from longfire.huggingface import transformers_model
+from longfire.huggingface import transformers_files
 from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.load import read_weights
 from longfire.model import on_meta
@@ -170,7 +170,7 @@ def take_weights(run: Run, state: State) -> str:
             place, read = weights_of_run(source, shapes_wanted(state))
             told = f"checkpoint {place}"
         elif run.model.backend == "transformers":
-            read = transformers_model.load_weights(source, config).items()
+            read = transformers_files.load_weights(source, config).items()
             told = f"Hugging Face weights in {source}"
         else:
             read = read_weights(source, config)

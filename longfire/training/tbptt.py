@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from longfire.config.settings import Training
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence

@@ -8,7 +8,7 @@ import torch
 
 from longfire.checkpoint.checkpoint import State
 from longfire.config.run import Run
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock, choose_device, fastest_matmul_peak, peak_memory_bytes
 from longfire.ops.documents import Documents
 from longfire.parallel.axes import DATA

@@ -16,9 +16,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from longfire.config import settings
-from longfire.data.batches import Batch, Batches
+from longfire.data.batch import Batch
+from longfire.data.batches import Batches
+from longfire.data.manifest import checksum
 from longfire.data.prepare import prepare
-from longfire.data.tokens import checksum
 
 T = 32
 SHARES = (0.6, 0.3, 0.1)
@@ -120,7 +121,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_01_batches import SHUFFLES, batches_of, rows_of
-from longfire.data.tokens import checksum
+from longfire.data.manifest import checksum
 for shuffle in SHUFFLES:
     with batches_of(Path(sys.argv[2]), shuffle) as batches:
         print(checksum(repr(rows_of(batches.at(int(sys.argv[3]), 64))).encode()))
@@ -142,14 +143,14 @@ def test_another_process_goes_on_from_the_integer(folder):
 
 def test_shares_are_shares_of_tokens_in_every_prefix(batches):
     """50/50 stays 50/50 whatever the lengths of documents: rows, hence tokens, are counted."""
-    sources = [row.source[0] for row in batches.rows(0, 1000)]
+    sources = [row.source[0] for row in batches.origins(0, 1000)]
     for n in range(1, 1001):
         for name, share in zip("abc", SHARES):
             assert abs(sources[:n].count(name) - n * share) < 3
 
 
 def test_every_row_of_a_source_comes_once_an_epoch(batches):
-    rows = [(row.epoch, row.row) for row in batches.rows(0, 3000) if row.source == "c.jsonl"]
+    rows = [(row.epoch, row.row) for row in batches.origins(0, 3000) if row.source == "c.jsonl"]
     there = (batches.prepared.stores[2].train.length - 1) // T
     assert len(rows) > 3 * there
     for epoch in range(len(rows) // there):
@@ -159,7 +160,7 @@ def test_every_row_of_a_source_comes_once_an_epoch(batches):
 def test_another_seed_is_another_order(folder, batches):
     data = settings_of(folder, shuffle=batches.order.shuffle, shuffle_window_rows=100)
     with Batches(batches.prepared, data, T, seed=4) as other:
-        assert batches.rows(0, 200) != other.rows(0, 200)
+        assert batches.origins(0, 200) != other.origins(0, 200)
         assert torch.equal(other.at(0, 4).ids_BT, other.at(0, 4).ids_BT)
 
 

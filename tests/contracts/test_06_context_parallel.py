@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from worlds import in_processes
 
 from longfire.config.settings import Parallelism
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.loss import loss_sum
 from longfire.mixers import MIXERS
@@ -103,7 +103,7 @@ def shared(rank: int, count: int, cases: list[Case]) -> list[tuple[float, dict[s
             context_parallel_layout=case.layout, context_parallel_strategy=case.strategy
         )
         context = share_rows(model, mesh, parallelism)
-        loss = loss_sum(model, batch.cut(context), 16) / batch.ids_BT.numel()
+        loss = loss_sum(model, batch.context_part(context), 16) / batch.ids_BT.numel()
         loss.backward()
         gradients = {name: mesh.sum(p.grad, "cp") for name, p in model.named_parameters()}
         found.append((mesh.sum(loss.detach(), "cp").item(), gradients if rank == 0 else {}))
@@ -196,7 +196,7 @@ def with_dropout(rank: int, count: int):
     mesh = Mesh.of_degrees({"cp": count}, "cpu") if count > 1 else None
     if mesh:
         context = share_rows(model, mesh, Parallelism())
-        batch = batch.cut(context)
+        batch = batch.context_part(context)
         noise_BT = batch.ops.cut(noise_BT)
     loss = loss_sum(model, batch, 16, noise_BT).detach()
     return (mesh.sum(loss, "cp") if mesh else loss).item()
@@ -238,7 +238,7 @@ def sent(rank: int, names: list[str], tokens: int) -> list[int]:
     for name in names:
         given.append(0)
         model, batch = Case(name, tokens).made(), Case(name, tokens).batch()
-        loss_sum(model, batch.cut(share_rows(model, mesh, Parallelism())), 16).backward()
+        loss_sum(model, batch.context_part(share_rows(model, mesh, Parallelism())), 16).backward()
     return given
 
 

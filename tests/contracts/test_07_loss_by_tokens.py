@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from longfire.checkpoint.checkpoint import State
 from longfire.config.settings import Optimizer, Training
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.optim import make_optimizer
 from longfire.training.loop import train_step

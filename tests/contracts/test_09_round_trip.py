@@ -17,7 +17,7 @@ from longfire.huggingface import export as exporting
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.export import export
 from longfire.huggingface.families import FAMILIES, choose_family, config_from_hf
-from longfire.huggingface.family_writing import whole
+from longfire.huggingface.family_writing import normalised
 from longfire.huggingface.load import load_model, load_weights, model_of
 from longfire.huggingface.tensors import layout, to_ours
 from longfire.initialise import build
@@ -58,8 +58,8 @@ def test_what_is_exported_comes_back_byte_for_byte(family, tied, tokenizer, tiny
     check = export(model, tokenizer, tmp_path / "hf", shard_bytes=30_000)
     assert check.own_kl == 0
     again, words = load_model(tmp_path / "hf")
-    assert whole(again.config) == replace(
-        whole(model.config), max_position_embeddings=2048
+    assert normalised(again.config) == replace(
+        normalised(model.config), max_position_embeddings=2048
     )  # a number where we set no limit
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
@@ -108,8 +108,8 @@ def test_transformers_alone_loads_it_and_gives_the_same_logits(
     )
     config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
     assert (
-        whole(config_from_hf(json.loads(config.to_json_string()), "")).mixers
-        == whole(model.config).mixers
+        normalised(config_from_hf(json.loads(config.to_json_string()), "")).mixers
+        == normalised(model.config).mixers
     )
 
 

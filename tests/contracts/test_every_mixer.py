@@ -10,11 +10,11 @@ from torch import Tensor
 from longfire import ops
 from longfire.checkpoint.checkpoint import State
 from longfire.config.settings import ActivationCheckpoint, Optimizer, Training
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.device import Clock
 from longfire.huggingface.export import export
-from longfire.huggingface.families import whole
+from longfire.huggingface.family_writing import normalised
 from longfire.huggingface.load import load_model
 from longfire.initialise import build
 from longfire.mixers import MIXERS
@@ -190,7 +190,7 @@ def test_promise_9_what_is_exported_comes_back_byte_for_byte(mixer, tmp_path):
     check = export(model, words, tmp_path / "hf")
     assert check.own_kl == 0
     again, _ = load_model(tmp_path / "hf")
-    assert whole(again.config).mixers == whole(model.config).mixers
+    assert normalised(again.config).mixers == normalised(model.config).mixers
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(ours[name].view(torch.uint8).equal(theirs[name].view(torch.uint8)) for name in ours)

@@ -24,7 +24,7 @@ from torch import Tensor
 from longfire.checkpoint.checkpoint import State
 from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Optimizer, Training
-from longfire.data.batches import Batch
+from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.huggingface.families import FAMILIES, config_to_hf
 from longfire.huggingface.tensors import to_theirs

@@ -16,8 +16,9 @@ import torch
 from longfire.checkpoint import checkpoint
 from longfire.config import settings as all_settings
 from longfire.data.blocks import BLOCK_BYTES
+from longfire.data.store_writer import StoreWriter
 from longfire.data.tokenizer import bytes_tokenizer
-from longfire.data.tokens import StoreWriter, TokenStore
+from longfire.data.tokens import TokenStore
 from longfire.errors import CheckpointError, DataError
 from longfire.huggingface.checksums import CARD, check_checksums
 from longfire.huggingface.export import export
@@ -82,10 +83,10 @@ def files_of(folder: Path, without: tuple[str, ...] = ()) -> list[Path]:
 
 def read_all(store: TokenStore) -> None:
     """As training and evaluation read: rows in any order, ends by search."""
-    for stream in (store.train, store.heldout):
+    for stream in (store.train, store.validation):
         firsts = np.arange(0, stream.length - 1000, 997)
         stream.ends.searchsorted(np.random.default_rng(0).permutation(firsts))
-        stream.rows(firsts, 1000)
+        stream.sequences(firsts, 1000)
         stream.tokens(max(stream.length - 1000, 0), stream.length)
         stream.ends[:], stream.bytes[:]
 

@@ -79,7 +79,7 @@ PRIVATE_NAMES = {
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
 # The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is config/run.py.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 730, 100, 10, 7500
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 730, 100, 10, 7600
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
