@@ -21,7 +21,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from measure import arguments, print_table, seconds, write_result
 
-from longfire.checkpoint.checkpoint import Checkpoints, State, load
+from longfire.checkpoint.restoring import load
+from longfire.checkpoint.saving import Checkpoints
+from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
 from longfire.data.batch import Batch
@@ -31,7 +33,7 @@ from longfire.model import on_meta
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 CPU = torch.device("cpu")
 FULL, QUICK = (

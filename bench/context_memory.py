@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from measure import RESULTS, arguments, peak_rss_bytes, print_table, write_result
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
 from longfire.data.batch import Batch
@@ -37,7 +37,7 @@ from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.planner.memory import LiveBytes
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 CPU, SHORT, GIB = torch.device("cpu"), 64, 2**30
 SEGMENT = 2048  # tokens of a segment of time

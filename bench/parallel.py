@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from measure import arguments, print_table, write_result
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
 from longfire.data.batch import Batch
@@ -29,7 +29,7 @@ from longfire.model import Model, on_meta
 from longfire.optim import clip_gradients, make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 CPU = torch.device("cpu")
 FULL = {

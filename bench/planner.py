@@ -28,7 +28,8 @@ from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.sharding import local
 from longfire.planner.memory import LiveBytes
 from longfire.planner.planner import Planner
-from longfire.training.loop import make_state, train_step
+from longfire.training.setup import make_state
+from longfire.training.step import train_step
 from longfire.training.throughput import random_batch
 
 GOAL, ONE_PROCESS = 0.1, World()
@@ -119,10 +120,10 @@ def predicted(run: Run) -> dict[str, Any]:
 def measured(run: Run, mesh: Mesh) -> int:
     """Of this process, in its second step."""
     device, clock = torch.device("cpu"), Clock(torch.device("cpu"))
-    state = make_state(run, run.words, device, silent, mesh=mesh)
+    state = make_state(run, run.vocab_size, device, silent, mesh=mesh)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
-        mine = random_batch(run, run.words, generator).split(run.microbatches)
+        mine = random_batch(run, run.vocab_size, generator).split(run.microbatches)
         moments = [value for of_one in state.optimizer.state.values() for value in of_one.values()]
         held = [local(tensor) for tensor in (*state.model.parameters(), *moments)]
         live = LiveBytesOfShards(held, [(b.ids_BT, b.labels_BT, b.positions_BT) for b in mine])

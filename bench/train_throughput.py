@@ -21,7 +21,7 @@ import transformers
 from measure import RESULTS, arguments, peak_rss_bytes, print_table, seconds, write_result
 from torch import Tensor
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
 from longfire.data.batch import Batch
@@ -30,7 +30,7 @@ from longfire.initialise import build
 from longfire.ops.bf16 import native_bf16
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 CPU = torch.device("cpu")
 FULL = {

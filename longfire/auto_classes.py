@@ -23,13 +23,16 @@ class LoaderThenOurs(Loader):
     """Loads a module as its own loader does, then imports one of ours."""
 
     def __init__(self, loader: Loader, ours: str) -> None:
-        self.loader, self.ours = loader, ours
+        self.loader = loader
+        self.ours = ours
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         importlib.import_module(self.ours)
 

@@ -5,7 +5,6 @@ import contextlib
 import resource
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,9 +23,8 @@ PEAK_FLOPS = {
     "B200": 2250e12,
     "L40S": 362e12,
 }
-SHORTEST = (
-    1e-9  # seconds between two looks at a clock: some machines' clocks stand still or run back
-)
+# Seconds between two readings of a clock: the clocks of some machines stand still or run backwards
+SHORTEST = 1e-9
 
 
 def choose_device(training: Training, local_rank: int = 0) -> torch.device:
@@ -47,8 +45,9 @@ def choose_device(training: Training, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise SettingsError(
-            f"this is process {local_rank} of its machine (LOCAL_RANK), which has {torch.cuda.device_count()} CUDA device(s): start "
-            "as many processes as there are devices"
+            f"this is process {local_rank} of its machine (LOCAL_RANK), which has "
+            f"{torch.cuda.device_count()} CUDA device(s): start as many processes as there are "
+            "devices"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -58,24 +57,29 @@ def choose_device(training: Training, local_rank: int = 0) -> torch.device:
 def choose_dtype(model: Model, device: torch.device) -> tuple[torch.dtype, str]:
     """The compute type and one sentence that says why: the precision policy of the run."""
     native = native_bf16(device)
-    wanted = (
-        model.compute_dtype
-        if model.compute_dtype != "auto"
-        else ("bfloat16" if native else "float32")
-    )
+    if model.compute_dtype != "auto":
+        wanted = model.compute_dtype
+    elif native:
+        wanted = "bfloat16"
+    else:
+        wanted = "float32"
     why = "asked for by model.compute_dtype"
     if model.compute_dtype == "auto":
-        why = (
-            "multiplied natively here" if native else f"this {device.type} has no bf16 matrix units"
-        )
+        if native:
+            why = "multiplied natively here"
+        else:
+            why = f"this {device.type} has no bf16 matrix units"
     elif wanted == "bfloat16" and not native:
-        why += f"; this {device.type} has no bf16 matrix units: values are rounded to bf16 and multiplied in fp32"
+        why += (
+            f"; this {device.type} has no bf16 matrix units: values are rounded to bf16 and "
+            "multiplied in fp32"
+        )
     return getattr(torch, wanted), f"parameters and optimizer float32, activations {wanted} ({why})"
 
 
 def fastest_matmul_peak(device: torch.device) -> tuple[float, str]:
-    """Highest FLOP/s of a plain matrix product in any type that models compute in, and where the
-    number is from.
+    """Highest FLOP/s of a matrix product in any type that models compute in, and the source of the
+    number.
 
     MFU refers to it, so that a type which this machine multiplies slowly shows as a low number.
     """
@@ -85,8 +89,8 @@ def fastest_matmul_peak(device: torch.device) -> tuple[float, str]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """FLOP/s of a plain matrix product, and where the number is from: data sheet (CUDA, bf16), else
-    measured here in ~0.1 s."""
+    """FLOP/s of a matrix product, and the source of the number: the data sheet (CUDA, bf16), else a
+    measurement of some 0.1 s."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for key, peak in PEAK_FLOPS.items():
@@ -94,9 +98,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
                 return peak, f"data sheet of {key}"
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 6)
     measured = torch.float32 if device.type == "cpu" and not native_bf16(device) else dtype
-    generator = torch.Generator(device).manual_seed(
-        0
-    )  # its own: a measurement must not move the run's random numbers
+    # its own generator: a measurement must not advance the random numbers of the run
+    generator = torch.Generator(device).manual_seed(0)
     a = torch.randn(size, size, device=device, dtype=measured, generator=generator)
     a @ a
     start = wait(device)
@@ -107,7 +110,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def wait(device: torch.device, now: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds on the clock when all that was sent to the device is done."""
+    """Wait until the device has done all that was sent to it; the seconds on the clock then."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return now()
@@ -122,8 +125,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class Clock:
-    """Where the seconds of a step go. `with clock("forward"): ...` adds to that part; `read()`
-    gives all parts and starts anew.
+    """The seconds of a step, by part. `with clock("forward"): ...` adds to that part; `read()`
+    returns all parts and starts anew.
 
     On CUDA a part is the time between two events on the stream, so that the clock never makes the
     device wait.
@@ -131,32 +134,42 @@ class Clock:
     """
 
     def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
-        self.device, self.parts, self.events, self.now = device, Counter(), [], now
+        self.device = device
+        self.parts: dict[str, float] = {}
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self.now = now
         self.begun = now()
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             start.record()
             yield
             end.record()
             self.events.append((part, start, end))
         else:
-            start = self.now()
+            begun = self.now()
             yield
-            self.parts[part] += max(0.0, self.now() - start)
+            self.add(part, max(0.0, self.now() - begun))
+
+    def add(self, part: str, seconds: float) -> None:
+        """Count these seconds to a part."""
+        self.parts[part] = self.parts.get(part, 0.0) + seconds
 
     def read(self) -> dict[str, float]:
         """Seconds of each part since the last reading, `seconds` in all, and `other`, the rest."""
         now = wait(self.device, self.now)
         for part, start, end in self.events:
-            self.parts[part] += start.elapsed_time(end) / 1000
+            self.add(part, start.elapsed_time(end) / 1000)
         seconds = max(now - self.begun, SHORTEST)
         parts = {
             **self.parts,
             "other": max(0.0, seconds - sum(self.parts.values())),
             "seconds": seconds,
         }
-        self.parts, self.events, self.begun = Counter(), [], now
+        self.parts = {}
+        self.events = []
+        self.begun = now
         return parts

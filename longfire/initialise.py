@@ -54,7 +54,9 @@ def initialise(model: Model, seed: int) -> None:
     role.
     """
     visited: set[nn.Parameter] = set()
-    own, published, outputs = own_rules(model), published_rules(model), output_weights(model)
+    own = own_rules(model)
+    published = published_rules(model)
+    outputs = output_weights(model)
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter in visited:
@@ -76,11 +78,11 @@ def initialise(model: Model, seed: int) -> None:
 
 def own_rules(model: Model) -> dict[str, Rule]:
     """Parameter -> the rule that its mixer (or another module with `own_init`) brings."""
-    return {
-        f"{module_name}.{leaf}": rule
-        for module_name, module in model.named_modules()
-        for leaf, rule in getattr(module, "own_init", {}).items()
-    }
+    found: dict[str, Rule] = {}
+    for module_name, module in model.named_modules():
+        for leaf, rule in getattr(module, "own_init", {}).items():
+            found[f"{module_name}.{leaf}"] = rule
+    return found
 
 
 def published_rules(model: Model) -> dict[str, Rule]:
@@ -88,11 +90,10 @@ def published_rules(model: Model) -> dict[str, Rule]:
 
     Of embedding and head only where all layers have that mixer: a hybrid is another model.
     """
-    rules = {
-        f"{module_name}.{leaf}": rule
-        for module_name, module in model.named_modules()
-        for leaf, rule in getattr(module, "published_init", {}).items()
-    }
+    rules = {}
+    for module_name, module in model.named_modules():
+        for leaf, rule in getattr(module, "published_init", {}).items():
+            rules[f"{module_name}.{leaf}"] = rule
     mixers = {mixer_of(name) for name in model.config.layer_types}
     if len(mixers) == 1:
         rules |= MIXERS[mixers.pop()].published_ends(model.config)
@@ -133,7 +134,9 @@ def role_of(name: str, module: nn.Module, outputs: set[str]) -> str:
     if leaf == "weight" and isinstance(module, Linear | ShortConv):
         if name == "head.weight":
             return "head"
-        return "outputs" if name in outputs else "matrices"
+        if name in outputs:
+            return "outputs"
+        return "matrices"
     raise AssertionError(
         f"{name} of {type(module).__name__} has no role: add it to own_init of its mixer"
     )
@@ -156,7 +159,9 @@ def rule_of(role: str, config: ModelConfig, published: Rule | None = None) -> Ru
         return normal(config.initializer_range)
     if wanted in (BY_DEPTH, MIXERS_BY_DEPTH):
         return normal(config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
-    return NAMED_RULES[wanted] if isinstance(wanted, str) else normal(wanted)
+    if isinstance(wanted, str):
+        return NAMED_RULES[wanted]
+    return normal(wanted)
 
 
 def normal(std: float) -> Rule:

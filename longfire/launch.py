@@ -22,6 +22,9 @@ from typing import NoReturn
 from longfire.config.settings import Comm
 from longfire.errors import SettingsError, TrainingError
 
+# What signal.signal takes and returns
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
 # How a launcher tells a process who it is: torchrun's names, then Slurm's. SLURM_NTASKS is not
 # among them: a batch script sees it too, and may start one process only.
 NAMES = {
@@ -49,7 +52,9 @@ class World:
 
     def by_first(self, note: Callable[[str], None]) -> Callable[[str], None]:
         """`note` in the first process; one that says nothing in all others."""
-        return note if self.is_first else lambda line: None
+        if self.is_first:
+            return note
+        return lambda line: None
 
 
 ALONE = World()
@@ -219,19 +224,17 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.requested, self.exit_code = False, 0
-        self.before: dict[int, object] = {}
+        self.requested = False
+        self.exit_code = 0
+        self.before: dict[int, Handler] = {}
         self.woken_before = -1
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self.woken_before = signal.set_wakeup_fd(
-                -1
-            )  # of `terminable`, which would not wait for a save
-            self.before = {
-                number: signal.signal(number, self.ask)
-                for number in (signal.SIGTERM, signal.SIGINT)
-            }
+            # off, since `terminable`, whose it is, would not wait for a save
+            self.woken_before = signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self.ask)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -245,12 +248,15 @@ class StopRequest:
             return
         if self.requested:
             tell(
-                f"{signal.Signals(number).name} again: stopping at once; the newest whole checkpoint stays"
+                f"{signal.Signals(number).name} again: stopping at once; the newest complete "
+                "checkpoint stays"
             )
             os._exit(128 + number)
-        self.requested, self.exit_code = True, 128 + number
+        self.requested = True
+        self.exit_code = 128 + number
         tell(
-            f"{signal_name(self.exit_code)}: finishing this step or ending an evaluation, then saving (Ctrl-C again: stop at once)"
+            f"{signal_name(self.exit_code)}: finishing this step or ending an evaluation, then "
+            "saving (Ctrl-C again: stop at once)"
         )
 
 
@@ -272,13 +278,12 @@ class Watchdog:
         self, comm: Comm, what: str = "to finish a step", grace_seconds: float = GRACE_SECONDS
     ) -> None:
         self.limits = {"init": comm.init_timeout_seconds, "train": comm.train_timeout_seconds}
-        self.phase, self.last, self.what, self.grace_seconds = (
-            "init",
-            time.monotonic(),
-            what,
-            grace_seconds,
-        )
-        self.look, self.over = threading.Event(), False
+        self.phase = "init"
+        self.last = time.monotonic()
+        self.what = what
+        self.grace_seconds = grace_seconds
+        self.look = threading.Event()
+        self.over = False
 
     def __enter__(self) -> "Watchdog":
         self.last = time.monotonic()
@@ -301,7 +306,8 @@ class Watchdog:
 
     def watch(self) -> None:
         while not self.over:
-            limit, left = self.limits[self.phase], None
+            limit = self.limits[self.phase]
+            left = None
             faulthandler.cancel_dump_traceback_later()
             if limit:
                 left = self.last + limit - time.monotonic()

@@ -3,4 +3,6 @@
 
 def counted(number: int, thing: str) -> str:
     """The number and the thing, which takes an s unless there is one of it."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+    if number == 1:
+        return f"{number:,} {thing}"
+    return f"{number:,} {thing}s"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from longfire.generation.generate import generate_text as generate
     from longfire.huggingface.export import export
     from longfire.model import Model
-    from longfire.training.loop import train_on as train_step
+    from longfire.training.step import train_on as train_step
 
 __all__ = [
     "Batch",
@@ -44,7 +44,7 @@ PLACES = {
     "export": ("longfire.huggingface.export", "export"),
     "generate": ("longfire.generation.generate", "generate_text"),
     "load": ("longfire.checkpoint.weights", "load"),
-    "train_step": ("longfire.training.loop", "train_on"),
+    "train_step": ("longfire.training.step", "train_on"),
 }
 
 

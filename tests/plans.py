@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from conftest import tiny_config
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
@@ -21,7 +21,7 @@ from longfire.parallel.apply import parallelize
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.plan import DEGREES
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 CPU = torch.device("cpu")
 T, ROWS, ALL_ROWS, MICROBATCHES = 16, 16, 96, 2

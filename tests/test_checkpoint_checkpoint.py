@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from longfire.checkpoint import checkpoint
-from longfire.checkpoint.checkpoint import Checkpoints, State
+from longfire.checkpoint.folder import steps
+from longfire.checkpoint.restoring import newest
+from longfire.checkpoint.saving import Checkpoints
+from longfire.checkpoint.state import State
 from longfire.checkpoint.weights import newest_weights
 from longfire.config import settings
 from longfire.config.settings import Training
@@ -16,7 +18,7 @@ from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.errors import CheckpointError
 from longfire.optim import make_optimizer
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 CPU = torch.device("cpu")
 SYNC = settings.Checkpoint(async_mode="disabled")
@@ -120,15 +122,12 @@ def test_what_lies_beyond_load_step_is_no_longer_the_newest(tmp_path, tiny_model
         notes.append,
     )
     branch.restore(state)
-    assert checkpoint.steps(tmp_path) == [1, 2, 3, 4, 5], "nothing moves before something is saved"
+    assert steps(tmp_path) == [1, 2, 3, 4, 5], "nothing moves before something is saved"
     step(state)
     branch.save(state)
-    assert checkpoint.steps(tmp_path) == ([2, 3] if keep else [1, 2, 3])
-    assert (
-        checkpoint.steps(tmp_path / "left") == [4, 5]
-        and sum("kept as" in note for note in notes) == 2
-    )
-    assert checkpoint.newest(tmp_path, notes.append) == 3
+    assert steps(tmp_path) == ([2, 3] if keep else [1, 2, 3])
+    assert steps(tmp_path / "left") == [4, 5] and sum("kept as" in note for note in notes) == 2
+    assert newest(tmp_path, notes.append) == 3
 
 
 def test_nothing_there_or_nothing_wanted_is_a_new_start(tmp_path, tiny_model):
@@ -138,7 +137,7 @@ def test_nothing_there_or_nothing_wanted_is_a_new_start(tmp_path, tiny_model):
     off = Checkpoints(tmp_path, settings.Checkpoint(enable_checkpoint=False))
     assert not off.restore(state) and state.step == 0
     off.save(state)
-    assert checkpoint.steps(tmp_path) == [1, 2, 3]
+    assert steps(tmp_path) == [1, 2, 3]
 
 
 def test_a_step_is_saved_once(tmp_path, tiny_model):
@@ -155,7 +154,7 @@ def test_a_step_is_saved_once(tmp_path, tiny_model):
 
 def test_milestones_stay_for_ever_and_the_newest_k_for_a_while(tmp_path, tiny_model):
     saved(tmp_path, tiny_model, steps=7, keep_latest_k=1, milestone_interval=3)
-    assert checkpoint.steps(tmp_path) == [3, 6, 7]
+    assert steps(tmp_path) == [3, 6, 7]
 
 
 def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
@@ -172,7 +171,7 @@ def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
     for number in range(5, 12):
         state.step = number
         checkpoints.save(state)
-    assert checkpoint.steps(tmp_path) == [1, 2, 3, 4, 7, 8, 9, 10, 11]
+    assert steps(tmp_path) == [1, 2, 3, 4, 7, 8, 9, 10, 11]
 
 
 def test_the_start_that_other_runs_may_begin_from_stays(tmp_path, tiny_model):
@@ -183,7 +182,7 @@ def test_the_start_that_other_runs_may_begin_from_stays(tmp_path, tiny_model):
     for number in range(8):
         state.step = number
         checkpoints.save(state)
-    assert checkpoint.steps(tmp_path) == [0, 3, 4, 5, 6, 7]
+    assert steps(tmp_path) == [0, 3, 4, 5, 6, 7]
 
 
 def test_the_weights_lie_in_files_of_their_own(tmp_path, tiny_model):
@@ -200,13 +199,17 @@ def test_a_failed_save_behind_training_is_told_by_the_next(tmp_path, tiny_model)
     state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path, settings.Checkpoint())
     checkpoints.save(state)
     state.step = 1
-    with pytest.raises(CheckpointError, match="step-0 could not be written.*whole: step-9"):
+    with pytest.raises(
+        CheckpointError, match="step-0 could not be written.*Complete checkpoints: step-9"
+    ):
         checkpoints.save(state)
 
 
 def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path, tiny_model):
     (tmp_path / "taken").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="taken.*could not be written.*whole: none"):
+    with pytest.raises(
+        CheckpointError, match="taken.*could not be written.*Complete checkpoints: none"
+    ):
         Checkpoints(tmp_path / "taken", settings.Checkpoint()).save(fresh(tiny_model()))
 
 

@@ -194,7 +194,7 @@ def test_weights_without_a_tokenizer_are_warned_of(folder, capsys):
         file.unlink()
     given = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
     train("next", **given, model__weights="first/hf", tokenizer__path="first/tokenizer")
-    assert "warning: no tokenizer lies beside model.weights = " in describe(capsys)
+    assert "warning: there is no tokenizer beside model.weights = " in describe(capsys)
 
 
 def test_an_imported_run_begins_with_its_weights_in_any_folder(folder, capsys):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from longfire import ops
-from longfire.checkpoint.weights import newest_weights, open_model, place, tokenizer_of
+from longfire.checkpoint.weights import choose_place, newest_weights, open_model, tokenizer_of
 from longfire.config import settings
 from longfire.config.run import Run
+from longfire.config.run_folder import save
 from longfire.data.tokenizer import bytes_tokenizer, train_tokenizer
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.export import export
@@ -32,7 +33,7 @@ def run(tmp_path, tiny_config) -> Run:
     run = Run.compose(
         None, {key: str(value) for key, value in overrides.items()}, note=lambda _: None
     )
-    run.save()
+    save(run)
     return run
 
 
@@ -45,10 +46,12 @@ def test_the_tokenizer_is_the_copy_in_the_run_folder_else_that_of_the_settings(r
 
 def test_place_decides_type_and_kernels():
     training = settings.Training(device="cpu")
-    device, dtype = place(training, settings.Model(compute_dtype="bfloat16", kernels="reference"))
+    device, dtype = choose_place(
+        training, settings.Model(compute_dtype="bfloat16", kernels="reference")
+    )
     assert (device.type, dtype) == ("cpu", torch.bfloat16)
     assert {ops.chosen(op) for op in ops.OPS} == {"reference"}
-    assert place(training, settings.Model(compute_dtype="float32"))[1] == torch.float32
+    assert choose_place(training, settings.Model(compute_dtype="float32"))[1] == torch.float32
     assert ops.chosen("delta_rule") == "torch"
 
 
@@ -61,7 +64,7 @@ def test_a_run_without_a_checkpoint_says_what_to_do(run):
     for step in (-1, 5):
         with pytest.raises(CheckpointError, match="checkpoint"):
             open_model(run.folder, step)
-    with pytest.raises(CheckpointError, match="no whole checkpoint is there; train first"):
+    with pytest.raises(CheckpointError, match="there is no complete checkpoint; train first"):
         newest_weights(run.folder / "checkpoints")
 
 

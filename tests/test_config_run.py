@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from longfire.config.run import Run, summary
+from longfire.config.run import Run
+from longfire.config.run_folder import begun, changes, save
+from longfire.config.summary import summary
 from longfire.errors import CheckpointError, SettingsError
 from longfire.launch import World
 from longfire.mixers import MIXERS
@@ -52,8 +54,8 @@ def compose(folder: Path, **overrides: str) -> Run:
 
 def test_the_words_are_known_without_data(folder):
     trained = {"tokenizer.path": "train", "tokenizer.train_vocab_size": "300"}
-    assert compose(folder, **trained).words == 300
-    assert compose(folder).words == 258  # bytes, <bos>, <eos>
+    assert compose(folder, **trained).vocab_size == 300
+    assert compose(folder).vocab_size == 258  # bytes, <bos>, <eos>
 
 
 def test_steps_rows_and_tokens(folder):
@@ -222,7 +224,7 @@ def test_all_problems_are_told_at_once(folder):
             "attention.rope_theta = 0 must be above 0",
         ),
         ({"gla": {"num_heads": 2, "clamp_min": "low"}}, "gla.clamp_min = 'low' must be a number"),
-        ({"layer_types": ["gla", "atention"]}, "'atention', which is no mixer of ours"),
+        ({"layer_types": ["gla", "atention"]}, "'atention', which is no mixer of longfire"),
         ({"layer_types": ["gla", "attention", "gla"]}, "do not divide num_hidden_layers"),
     ],
 )
@@ -268,8 +270,8 @@ def test_a_saved_run_is_the_same_run(folder, monkeypatch):
             "job.dump_folder": "out",
         },
     )
-    run.save()
-    run.save()
+    save(run)
+    save(run)
     assert (
         tomllib.loads((run.folder / "run.toml").read_text())["training"]["gc_freq"] == 50
     )  # defaults are written out
@@ -284,7 +286,7 @@ def test_a_saved_run_is_the_same_run(folder, monkeypatch):
     )
     expected["data"]["folder"] = str(folder / "work" / "token-stores")
     assert there == expected
-    again.save()
+    save(again)
     assert Run.of_folder(saved) == again
 
 
@@ -330,7 +332,7 @@ def test_a_mixer_that_does_not_say_what_ends_it_is_refused_where_that_is_asked(f
 
 
 def test_a_run_folder_may_be_moved(folder):
-    compose(folder, **{"job.dump_folder": "out"}).save()
+    save(compose(folder, **{"job.dump_folder": "out"}))
     (folder / "work" / "out").rename(folder / "moved")
     run = Run.of_folder(folder / "moved", {"training.batch_size": "2"})
     assert run.folder == folder / "moved" and run.training.batch_size == 2
@@ -343,13 +345,13 @@ def test_no_run_there(folder):
 
 
 def test_checkpoints_of_another_model_are_not_trained_on(folder):
-    compose(folder, **{"job.dump_folder": "out"}).save()
+    save(compose(folder, **{"job.dump_folder": "out"}))
     (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, "hidden_size": 64}))
-    compose(folder, **{"job.dump_folder": "out"}).save()  # nothing was trained yet
+    save(compose(folder, **{"job.dump_folder": "out"}))  # nothing was trained yet
     (folder / "work" / "out" / "checkpoints" / "step-3").mkdir(parents=True)
     (folder / "recipes" / "shape.json").write_text(json.dumps(SHAPE))
     with pytest.raises(SettingsError, match="hidden_size is 64 there and 32 here"):
-        compose(folder, **{"job.dump_folder": "out"}).save()
+        save(compose(folder, **{"job.dump_folder": "out"}))
 
 
 def test_weights_to_start_from_are_there_when_a_run_starts_and_not_needed_when_it_goes_on(folder):
@@ -357,7 +359,7 @@ def test_weights_to_start_from_are_there_when_a_run_starts_and_not_needed_when_i
     with pytest.raises(SettingsError, match=r"model\.weights = 'llama' is no folder"):
         compose(folder, **changes)
     (folder / "work" / "llama").mkdir()
-    compose(folder, **changes).save()
+    save(compose(folder, **changes))
     (folder / "work" / "out" / "checkpoints" / "step-3").mkdir(parents=True)
     (folder / "work" / "llama").rmdir()
     assert Run.of_folder(folder / "work" / "out").model.weights
@@ -365,16 +367,16 @@ def test_weights_to_start_from_are_there_when_a_run_starts_and_not_needed_when_i
 
 def test_a_run_that_goes_on_tells_what_was_changed(folder):
     run = compose(folder, **{"job.dump_folder": "out"})
-    run.save()
+    save(run)
     other = {"job.dump_folder": "out", "optimizer.lr": "0.5", "data.data_probs": "2"}
-    assert compose(folder, **other).changes() == [], "nothing was trained yet"
+    assert changes(compose(folder, **other)) == [], "nothing was trained yet"
     (folder / "work" / "out" / "checkpoints" / "step-0").mkdir(parents=True)
-    assert compose(folder, **other).changes() == [], "an imported run was not started yet"
+    assert changes(compose(folder, **other)) == [], "an imported run was not started yet"
     (folder / "work" / "out" / "data.json").write_text("{}")
-    assert run.changes() == []
+    assert changes(run) == []
     told = "changed since this run was last started: "
-    changes = compose(folder, **other).changes()
-    assert changes == [
+    lines = changes(compose(folder, **other))
+    assert lines == [
         f"{told}data.data_probs = [2.0], was []",
         f"{told}optimizer.lr = 0.5, was 0.0003",
     ]
@@ -386,17 +388,17 @@ def test_one_process_at_a_time_trains_into_a_run_folder(folder):
         compose(folder, **{"job.dump_folder": "out"}),
     )
     for _ in range(2):  # the first lets it go when it ends
-        with first.begun():
+        with begun(first):
             assert (first.folder / "run.toml").exists()
             with (
                 pytest.raises(
                     SettingsError,
                     match=r"'out' is being trained into by process \d+ on .*another folder",
                 ),
-                second.begun(),
+                begun(second),
             ):
                 pass
-    with second.begun():
+    with begun(second):
         pass
 
 
@@ -405,7 +407,7 @@ def test_a_folder_that_cannot_be_written_is_told(folder):
     with pytest.raises(
         CheckpointError, match=r"run.toml: cannot be written|config.json: cannot be written"
     ):
-        compose(folder, **{"job.dump_folder": "file/run"}).save()
+        save(compose(folder, **{"job.dump_folder": "file/run"}))
 
 
 def test_a_config_of_hugging_face_is_read(folder):
@@ -426,7 +428,7 @@ def test_a_config_of_hugging_face_is_read(folder):
         run.model_config.layer_types == ("attention", "attention")
         and run.model_config.mixers["attention"]["num_kv_heads"] == 2
     )
-    run.save()
+    save(run)
     assert Run.of_folder(run.folder).model_config == run.model_config
 
 
@@ -461,7 +463,7 @@ def test_who_reads_a_run_is_alone_whatever_its_plan(folder):
         "parallelism.data_parallel_replicate_degree": "4",
         "job.dump_folder": str(folder / "made"),
     }
-    Run.compose(folder / "recipes" / "x.toml", given, world=World(4), note=lambda told: None).save()
+    save(Run.compose(folder / "recipes" / "x.toml", given, world=World(4), note=lambda told: None))
     assert Run.of_folder(folder / "made").data_processes == 1
 
 

@@ -343,7 +343,7 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
         ("--model.glaa.num_heads 3", "unknown key 'glaa'; did you mean 'gla'?"),
         ("--model.attention.num_heads 3", "[model.attention] is not used: layer_types has gla"),
         ("--model.layer_types gla,kda", "kda.num_heads, kda.head_dim missing"),
-        ("--model.layer_types gla,gal", "layer_types names 'gal', which is no mixer of ours"),
+        ("--model.layer_types gla,gal", "layer_types names 'gal', which is no mixer of longfire"),
         ("--model.layer_types gla,attention:near", 'num_heads = 8 in [model."attention:near"]'),
         ("--model.config.n_layer 3", "unknown setting 'model.config.n_layer'"),
         ("--model.backend transformers", "is a key of longfire's own models"),

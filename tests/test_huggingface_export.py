@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 
-from longfire.checkpoint.checkpoint import Checkpoints, State
+from longfire.checkpoint.saving import Checkpoints
+from longfire.checkpoint.state import State
 from longfire.checkpoint.weights import open_model
 from longfire.config.run import Run
+from longfire.config.run_folder import save
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.export import cut, export, export_run
@@ -276,7 +278,7 @@ def run(tmp_path_factory) -> Run:
     (folder / "texts.jsonl").write_text("\n".join(lines))
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
     run = Run.compose(folder / "recipe.toml", {})
-    run.save()
+    save(run)
     bytes_tokenizer().save(run.folder / "tokenizer")
     model = build(run.model_config.with_vocabulary(258), 0)
     checkpoints = Checkpoints(run.folder / run.checkpoint.folder, run.checkpoint)
@@ -355,7 +357,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_opened(run, tmp_path
         open_model(copy, 3)
     whole = copy / "checkpoints" / "step-2" / "manifest.json"
     whole.unlink()
-    with pytest.raises(CheckpointError, match="no whole checkpoint is there"):
+    with pytest.raises(CheckpointError, match="there is no complete checkpoint"):
         open_model(copy)
 
 

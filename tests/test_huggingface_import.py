@@ -16,7 +16,7 @@ from test_huggingface_load import BIN, Payload, as_bin
 from tokenizers import Tokenizer as Words
 from tokenizers import models
 
-from longfire.checkpoint.checkpoint import load_model_weights
+from longfire.checkpoint.restoring import load_model_weights
 from longfire.checkpoint.weights import open_model
 from longfire.cli import main
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer, from_folder, train_tokenizer

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from longfire.config.model_config import ModelConfig, mixer_of
-from longfire.config.run import read_model_config
+from longfire.config.read_model import read_model_config
 from longfire.errors import SettingsError
 from longfire.huggingface import own_config
 from longfire.huggingface.families import choose_family, class_of_export, config_from_hf

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longfire.config.config_file import read_config
 from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
-from longfire.config.run import read_model_config
+from longfire.config.read_model import read_model_config
 from longfire.data.batch import Batch
 from longfire.huggingface.families import (
     FAMILIES,

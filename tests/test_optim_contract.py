@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from worlds import in_processes
 
 from longfire import plugins
-from longfire.checkpoint.checkpoint import Checkpoints
+from longfire.checkpoint.saving import Checkpoints
 from longfire.cli import main
 from longfire.config import settings
 from longfire.config.run import Run
@@ -159,7 +159,7 @@ def test_the_planner_counts_the_bytes_that_a_real_step_keeps(name, recipe):
     OPTIMIZERS["Muon"] = Muon
     run = compose(recipe, "--optimizer.name", name)
     planner = Planner(run, device_of("h100-80gb"), "float32", as_cuda=False)
-    shape = run.model_config.with_vocabulary(run.words)
+    shape = run.model_config.with_vocabulary(run.vocab_size)
     model = build(shape, 0)
     optimizer = make_optimizer(model, run.optimizer, CPU)
     for parameter in model.parameters():

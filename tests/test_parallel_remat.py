@@ -23,7 +23,7 @@ from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import unknown_operations
 from longfire.planner.memory import Keeping, Meter
-from longfire.training.loop import make_state
+from longfire.training.setup import make_state
 
 NOTHING = ActivationCheckpoint()
 WAYS = {

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from longfire.config.run import Run, read_model_config
+from longfire.config.read_model import read_model_config
+from longfire.config.run import Run
 from longfire.errors import SettingsError
 from longfire.launch import World
 from longfire.mixers import MIXERS

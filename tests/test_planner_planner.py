@@ -20,7 +20,8 @@ from longfire.ops import as_on_cuda
 from longfire.parallel import cost
 from longfire.planner.memory import EMBED, HEAD, LiveBytes, Meter, Part
 from longfire.planner.planner import Plan, Planner
-from longfire.training.loop import make_state, train_step
+from longfire.training.setup import make_state
+from longfire.training.step import train_step
 from longfire.training.throughput import random_batch
 
 H100 = cost.DEVICES["h100-80gb"]
@@ -91,10 +92,10 @@ def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microba
             "model.compute_dtype": "float32",
         },
     )
-    state = make_state(run, run.words, torch.device("cpu"), lambda told: None)
+    state = make_state(run, run.vocab_size, torch.device("cpu"), lambda told: None)
     generator, clock = torch.Generator().manual_seed(0), Clock(torch.device("cpu"))
     for _ in range(2):
-        batches = random_batch(run, run.words, generator).split(run.accumulation)
+        batches = random_batch(run, run.vocab_size, generator).split(run.accumulation)
         moments = [value for of_one in state.optimizer.state.values() for value in of_one.values()]
         live = LiveBytes(
             list(state.model.parameters()),

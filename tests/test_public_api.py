@@ -10,12 +10,12 @@ import torch
 
 import longfire
 from longfire import public
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.settings import Training
 from longfire.device import Clock
 from longfire.errors import SettingsError
 from longfire.public import PLACES
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.settings import Distillation as Wanted
 from longfire.config.settings import Optimizer, Training
 from longfire.data.batch import Batch
@@ -18,7 +18,7 @@ from longfire.huggingface.export import export
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
 from longfire.training.distillation import Distillation
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 pytestmark = pytest.mark.dtype
 

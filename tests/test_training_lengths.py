@@ -140,7 +140,9 @@ def test_a_change_of_length_resumes_to_the_bit_and_counts_the_same_tokens(tmp_pa
     assert [r["tokens"] for r in straight if "loss" in r] == [
         r["tokens"] for r in plain if "loss" in r
     ]
-    assert "step 5: rows of 32 tokens from here on, RoPE base 500000" in capsys.readouterr().out
+    assert (
+        "step 5: sequences of 32 tokens from here on, RoPE base 500000" in capsys.readouterr().out
+    )
     assert any("from step 0: 8 rows of 8 tokens" in note for note in notes)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.config.settings import Optimizer, Training
 from longfire.data.batch import Batch
@@ -80,7 +80,7 @@ def test_skips_are_counted_in_a_row_and_one_too_many_names_the_batch():
     for numbers, expected in ((BAD, 1), (BAD, 2), (GOOD, 0), (BAD, 1), (BAD, 2)):
         skips = loop.check_skips(skips, numbers, ROWS, 40, run)
         assert skips == expected
-    with pytest.raises(TrainingError, match=r"3 step.*rows 40 to 47.*wiki\.jsonl sequence 40"):
+    with pytest.raises(TrainingError, match=r"3 step.*sequences 40 to 47.*wiki\.jsonl sequence 40"):
         loop.check_skips(skips, BAD, ROWS, 40, run)
 
 

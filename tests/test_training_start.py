@@ -97,7 +97,7 @@ def test_load_step_is_done_once(folder, capsys):
     assert tomllib.loads(Path("run/run.toml").read_text())["checkpoint"]["load_step"] == -1
     said = train(capsys, training__steps=10, checkpoint__load_step=2)
     assert "resuming from run/checkpoints/step-8" in said
-    assert "checkpoint.load_step = 2 was done before, and this run has gone on to step 8" in said
+    assert "checkpoint.load_step = 2 was done before, and this run has continued to step 8" in said
     assert "add --checkpoint.load_step_again" in said
     said = train(
         capsys, training__steps=6, checkpoint__load_step=2, checkpoint__load_step_again="true"
@@ -250,7 +250,7 @@ def test_held_out_text_without_any_label_is_told(folder, capsys):
         tokenizer__add_eos="false",
         data__validation="letters.jsonl",
     )
-    assert "warning: nothing is held out of letters.jsonl" in said
+    assert "warning: there is no validation text of letters.jsonl" in said
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -25,7 +25,7 @@ from longfire.parallel.apply import parallelize, recompilations
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.planner.memory import LiveBytes
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 from longfire.training.tbptt import CarriedState, alone, by_segments, cut, each
 
 CPU = torch.device("cpu")

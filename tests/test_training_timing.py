@@ -200,7 +200,7 @@ def test_no_evaluation_begins_when_the_time_is_up(folder, monkeypatch):
     """It would count as training; the one at the end does not."""
     steps: list[int] = []
     monkeypatch.setattr(
-        "longfire.training.loop.evaluated", lambda state, *rest: steps.append(state.step)
+        "longfire.training.loop.validate", lambda state, *rest: steps.append(state.step)
     )
     trained(
         "timed",

@@ -1,7 +1,10 @@
 """The state of a run on disk. The files in the order of the flow:
 
-checkpoint.py  who writes what, when a checkpoint counts, which one is resumed from
+state.py       all that a step changes, and which part of it each process writes
 shards.py      tensors in files: slices written by each process, read by any
+folder.py      one checkpoint: its files and names, and whether it is complete
+restoring.py   which checkpoint a run resumes from, and reading it into the state
+saving.py      the checkpoints of a run: when one is saved, who writes what, which are kept
 weights.py     a model from a run folder or from Hugging Face weights, to read only
 provenance.py  the run folder that weights belong to, the tokenizer beside them
 """

@@ -69,7 +69,9 @@ def step_of(checkpoint: Path) -> int | None:
     """The step of a checkpoint by the name of its folder, step-N; None for other folders."""
     number = checkpoint.name.removeprefix("step-")
     is_checkpoint = checkpoint.name.startswith("step-") and number.isdigit()
-    return int(number) if is_checkpoint else None
+    if is_checkpoint:
+        return int(number)
+    return None
 
 
 def tokenizer_beside(weights: Path) -> Beside | None:

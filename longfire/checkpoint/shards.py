@@ -10,9 +10,10 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -37,7 +38,7 @@ SUFFIX = ".safetensors"
 
 
 class Held(NamedTuple):
-    """A tensor of the run as far as it is on this process."""
+    """The part of a tensor of the run that is on this process."""
 
     tensor: Tensor  # the local part
     shape: tuple[int, ...]  # of the whole
@@ -50,14 +51,16 @@ class Entry:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    parts: list[tuple[Path, str, tuple[int, ...], tuple[int, ...]]] = field(
-        default_factory=list
-    )  # file, key, begin, size
+    # file, key, begin, size
+    parts: list[tuple[Path, str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
 
 def write_shard(held: dict[str, Held], path: Path) -> int:
-    """Write the slices to a file, as they lie in memory, and return its CRC-32. Raises OSError."""
-    keys, header, stored, at = [], {}, {}, 0
+    """Write the slices to a file and return its CRC-32. Raises OSError."""
+    keys: list[Tensor] = []
+    header: dict[str, object] = {}
+    stored: dict[str, object] = {}
+    at = 0
     for name, (tensor, shape, slices) in held.items():
         for number, here in enumerate(slices):
             part = here.of_local(tensor)
@@ -76,20 +79,22 @@ def write_shard(held: dict[str, Held], path: Path) -> int:
     text += b" " * (-(len(text) + 8) % ALIGNED)
     checksum = 0
     with path.open("wb") as file:
-        for block in (len(text).to_bytes(8, "little"), text, *map(raw, keys)):
+        blocks: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
+        for block in chain(blocks, map(raw, keys)):
             checksum = zlib.crc32(block, checksum)
             file.write(block)
     return checksum
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor on the host, copied only if they do not lie together."""
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    """The bytes of a tensor on the host, copied only if they are not contiguous."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data
 
 
 def read_index(files: Iterable[Path]) -> dict[str, Entry]:
-    """What lies in some files: every tensor, whole. Raises OSError or SafetensorError for a file
-    that is none."""
+    """Every tensor of some files, and where its parts are. Raises OSError or SafetensorError for a
+    file that cannot be read."""
     index: dict[str, Entry] = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -104,29 +109,31 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
 
 
 def holes(index: dict[str, Entry]) -> list[str]:
-    """Names of tensors of which a part lies in no file. (Slices never overlap: each is written
-    by one process.)"""
-    return [
-        name
-        for name, entry in index.items()
-        if sum(prod(size) for *_, size in entry.parts) != prod(entry.shape)
-    ]
+    """Names of tensors of which a part is in no file. (Slices never overlap: each is written by one
+    process.)"""
+    incomplete: list[str] = []
+    for name, entry in index.items():
+        numbers_in_files = sum(prod(size) for *_, size in entry.parts)
+        if numbers_in_files != prod(entry.shape):
+            incomplete.append(name)
+    return incomplete
 
 
 class Reader:
     """Reads slices of whole tensors; keeps the files open. A context manager."""
 
     def __init__(self, index: dict[str, Entry]) -> None:
-        self.index, self.files = index, {}
+        self.index = index
+        self.files: dict[Path, safe_open] = {}
 
     def __enter__(self) -> "Reader":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.files.clear()
 
     def fill(self, held: Held, name: str) -> None:
-        """Copy from disk what of the tensor is on this process, converted to its type."""
+        """Copy from disk into the part of a tensor that is on this process, in its type."""
         for here in held.slices:
             out = here.of_local(held.tensor)
             for path, key, begin, size in self.index[name].parts:
@@ -142,12 +149,14 @@ class Reader:
                 )
 
     def whole(self, name: str) -> Tensor:
+        """A whole tensor on the host."""
         entry = self.index[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         self.fill(Held(tensor, entry.shape, [whole_slice(entry.shape)]), name)
         return tensor
 
-    def opened(self, path: Path) -> Any:
+    def opened(self, path: Path) -> safe_open:
+        """The file, opened once."""
         if path not in self.files:
             self.files[path] = safe_open(path, "pt")
         return self.files[path]
@@ -160,7 +169,7 @@ def whole_slice(shape: tuple[int, ...]) -> TensorSlice:
 def intersection(
     part: TensorSlice, begin: tuple[int, ...], size: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(begin, size) of what two slices of a whole have in common; None: nothing."""
+    """(begin, size) of the overlap of two slices of a tensor; None where they do not overlap."""
     low = tuple(max(a, b) for a, b in zip(part.begin, begin))
     high = tuple(min(a + m, b + n) for a, m, b, n in zip(part.begin, part.size, begin, size))
     if any(h <= w for w, h in zip(low, high)):

@@ -1,27 +1,23 @@
 """Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it
 trains) or a Hugging Face folder."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from longfire import initialise, ops
-from longfire.checkpoint.checkpoint import (
-    OnDisk,
-    checked_index,
-    load_model_weights,
-    refuse_another_vocabulary,
-    steps,
-)
+from longfire.checkpoint.folder import checked_index, steps
 from longfire.checkpoint.provenance import RUN_TOML, run_folder_of, step_of
+from longfire.checkpoint.restoring import OnDisk, load_model_weights, refuse_another_vocabulary
 from longfire.config import settings, shipped
-from longfire.config.model_config import ModelConfig
-from longfire.config.run import Run, model_config_of, read_model_config
+from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.read_model import model_config_of, read_model_config
+from longfire.config.run import Run
 from longfire.data import tokenizer_training
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer, from_folder
@@ -38,10 +34,14 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Opened:
-    """A model on its device with its tokenizer; run and step: where it came from, if from a run
-    folder."""
+    """A model on its device with its tokenizer; run and step: the origin of a model of a run
+    folder.
 
-    model: Model | transformers_model.TransformersModel
+    A model of the transformers backend is a TransformersModel, which has the attributes of a Model
+    that evaluation and generation use.
+    """
+
+    model: Model
     tokenizer: Tokenizer
     run: Run | None = None
     step: int = -1
@@ -70,9 +70,10 @@ def build(
     config that comes with longfire, as "gla-340m". Raises SettingsError where it names an unknown
     mixer or a wrong setting, or leaves the size of the vocabulary open.
     """
-    model_config = (
-        config if isinstance(config, ModelConfig) else read_model_config(config_named(config))
-    )
+    if isinstance(config, ModelConfig):
+        model_config = config
+    else:
+        model_config = read_model_config(config_named(config))
     model_config = model_config_of(model_config.to_dict(), "ModelConfig")
     if not model_config.vocab_size:
         raise SettingsError(
@@ -93,7 +94,7 @@ def config_named(name: str | Path) -> Path:
 
 def load(
     folder: str | Path, step: int = -1, plugins: Sequence[str] = ()
-) -> tuple[Model | transformers_model.TransformersModel, Tokenizer]:
+) -> tuple[Model, Tokenizer]:
     """The model and the tokenizer of a run folder or of a folder of Hugging Face weights, on the
     device and in the compute type of the run, else on the best that is there.
 
@@ -125,39 +126,57 @@ def open_model(
             f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights"
         )
     if not (folder / RUN_TOML).exists():
-        run_folder = run_folder_of(folder)
-        if run_folder:
-            raise SettingsError(
-                f"{folder} is a checkpoint of a run: name its run folder, {run_folder}; --step {step_of(folder)} chooses the "
-                "checkpoint"
-            )
-        if step >= 0:
-            raise SettingsError(
-                f"{folder}: --step {step} chooses a checkpoint of a run, but this is a folder of Hugging Face weights; leave "
-                "--step out, or name the run folder"
-            )
-        load_plugins(plugins)
-        check_checksums(folder, note)
-        device, dtype = place(settings.Training(), settings.Model())
-        model, tokenizer = load_model(folder, device, dtype)
-        list(finite(model.state_dict().items(), str(folder)))
-        return Opened(model, tokenizer)
+        return open_weights(folder, step, note, plugins)
     run = run_of(folder, plugins, note)
-    device, dtype = place(run.training, run.model)
-    checkpoints, tokenizer = run.folder / run.checkpoint.folder, tokenizer_of(run)
+    device, dtype = choose_place(run.training, run.model)
+    checkpoints = run.folder / run.checkpoint.folder
+    tokenizer = tokenizer_of(run)
     if step < 0:
         step, weights = newest_weights(checkpoints, note)
     else:
         weights = load_model_weights(checkpoints / f"step-{step}")
     refuse_another_vocabulary(checkpoints / f"step-{step}", tokenizer.vocabulary, tokenizer.where)
     config = run.model_config_after(step).with_vocabulary(tokenizer.vocab_size)
-    list(finite(weights.items(), str(checkpoints / f"step-{step}")))
-    made = transformers_model.model_of if run.model.backend == "transformers" else model_of
-    return Opened(made(config, weights, device, dtype), tokenizer, run, step)
+    refuse_not_finite(weights, str(checkpoints / f"step-{step}"))
+    if isinstance(config, TransformersConfig):
+        model = as_model(transformers_model.model_of(config, weights, device, dtype))
+    else:
+        model = model_of(config, weights, device, dtype)
+    return Opened(model, tokenizer, run, step)
 
 
-def place(training: settings.Training, model: settings.Model) -> tuple[torch.device, torch.dtype]:
-    """Device and compute type, with the kernels chosen."""
+def open_weights(
+    folder: Path, step: int, note: Callable[[str], None], plugins: tuple[str, ...]
+) -> Opened:
+    """The model in a folder of Hugging Face weights. Raises as `open_model`."""
+    run_folder = run_folder_of(folder)
+    if run_folder:
+        raise SettingsError(
+            f"{folder} is a checkpoint of a run: name its run folder, {run_folder}; "
+            f"--step {step_of(folder)} chooses the checkpoint"
+        )
+    if step >= 0:
+        raise SettingsError(
+            f"{folder}: --step {step} chooses a checkpoint of a run, but this is a folder of "
+            "Hugging Face weights; leave --step out, or name the run folder"
+        )
+    load_plugins(plugins)
+    check_checksums(folder, note)
+    device, dtype = choose_place(settings.Training(), settings.Model())
+    model, tokenizer = load_model(folder, device, dtype)
+    refuse_not_finite(model.state_dict(), str(folder))
+    return Opened(as_model(model), tokenizer)
+
+
+def as_model(model: Model | transformers_model.TransformersModel) -> Model:
+    """The same, under the type that its users know (`Opened`)."""
+    return cast(Model, model)
+
+
+def choose_place(
+    training: settings.Training, model: settings.Model
+) -> tuple[torch.device, torch.dtype]:
+    """Device and compute type, after the kernels have been chosen for that device."""
     device = choose_device(training)
     ops.choose(device, model.kernels)
     return device, choose_dtype(model, device)[0]
@@ -166,59 +185,68 @@ def place(training: settings.Training, model: settings.Model) -> tuple[torch.dev
 def newest_weights(
     checkpoints: Path, note: Callable[[str], None] = print
 ) -> tuple[int, dict[str, Tensor]]:
-    """Step and weights of the newest whole checkpoint, only read."""
+    """Step and weights of the newest complete checkpoint; the folder is only read."""
     return newest_readable(checkpoints, load_model_weights, note)
 
 
 def weights_of_run(
     weights: Path, wanted: dict[str, torch.Size]
 ) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
-    """The checkpoint that a run folder or a checkpoint in it means, and (name, fp32 tensor) of each
-    parameter that is wanted, by name and shape. Raises CheckpointError, or SettingsError naming
-    what differs."""
+    """The checkpoint that is meant by a run folder (its newest) or by a checkpoint in one, and
+    (name, fp32 tensor) of each wanted parameter.
+
+    wanted: name and shape of each parameter of the model. Raises CheckpointError, or SettingsError
+    naming what differs.
+    """
     if step_of(weights) is None:
         checkpoints = weights / Run.of_folder(weights).checkpoint.folder
-        step, found = newest_weights(checkpoints)
+        step, stored = newest_weights(checkpoints)
         place = checkpoints / f"step-{step}"
     else:
         place = weights
-        found = load_model_weights(place)
-    there = {
-        name: tensor.shape
-        for name, tensor in found.items()
-        if name in wanted or name != "head.weight"
-    }
+        stored = load_model_weights(place)
+    there: dict[str, torch.Size] = {}
+    for name, tensor in stored.items():
+        # a model that ties its head needs none
+        if name in wanted or name != "head.weight":
+            there[name] = tensor.shape
     differs = sorted(name for name in {**wanted, **there} if wanted.get(name) != there.get(name))
     if differs:
         config = (run_folder_of(weights) or weights) / "config.json"
         raise SettingsError(
-            f"model.weights = {str(weights)!r}: {', '.join(differs[:4])} of {place.name} are not those of model.config; name the "
-            f"run's own, {config}, and its model.backend"
+            f"model.weights = {str(weights)!r}: {', '.join(differs[:4])} of {place.name} are not "
+            f"those of model.config; name the run's own, {config}, and its model.backend"
         )
-    return place, ((name, found[name]) for name in wanted)
+    return place, ((name, stored[name]) for name in wanted)
 
 
 def finite(weights: Iterable[tuple[str, Tensor]], where: str) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, each looked at as it passes. Raises CheckpointError naming one that holds
-    NaN or infinity: a model that begins with it gives NaN for every text."""
+    """The same weights, each checked before it is given. Raises CheckpointError naming one that
+    holds NaN or infinity: a model with such a weight gives NaN for every text."""
     for name, tensor in weights:
         wrong = int((~tensor.isfinite()).sum())
         if wrong:
             raise CheckpointError(
-                f"{where}: {wrong:,} of {tensor.numel():,} numbers of {name} are NaN or infinite: the weights are broken, or their "
-                "training diverged; take an earlier checkpoint, or fetch them again"
+                f"{where}: {wrong:,} of {tensor.numel():,} numbers of {name} are NaN or infinite: "
+                "the weights are broken, or their training diverged; take an earlier checkpoint, or "
+                "fetch them again"
             )
         yield name, tensor
+
+
+def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises CheckpointError as `finite`."""
+    for _ in finite(weights.items(), where):
+        pass
 
 
 def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:
     """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises
     CheckpointError."""
-    step, index = (
-        newest_readable(checkpoints, checked_index)
-        if step < 0
-        else (step, checked_index(checkpoints / f"step-{step}"))
-    )
+    if step < 0:
+        step, index = newest_readable(checkpoints, checked_index)
+    else:
+        index = checked_index(checkpoints / f"step-{step}")
     return step, OnDisk(index)
 
 
@@ -226,30 +254,35 @@ def newest_readable(
     checkpoints: Path, read: Callable[[Path], Found], note: Callable[[str], None] = print
 ) -> tuple[int, Found]:
     """Step of the newest checkpoint that can be read, and what was read. A run that trains
-    meanwhile may add and remove some: the folder is looked at again after each that could not be
+    meanwhile may add and remove some: the folder is listed again after each that could not be
     read. Raises CheckpointError when none could."""
-    tried: dict[int, str] = {}
-    while left := [step for step in steps(checkpoints) if step not in tried]:
+    errors: dict[int, str] = {}
+    while True:
+        untried = [step for step in steps(checkpoints) if step not in errors]
+        if not untried:
+            break
+        step = untried[-1]
         try:
-            return left[-1], read(checkpoints / f"step-{left[-1]}")
-        except (CheckpointError, OSError) as e:
-            tried[left[-1]] = str(e)
-            note(f"{e}; looking for another one")
+            return step, read(checkpoints / f"step-{step}")
+        except (CheckpointError, OSError) as error:
+            errors[step] = str(error)
+            note(f"{error}; looking for another one")
+    reasons = f" ({'; '.join(errors.values())})" if errors else ""
     raise CheckpointError(
-        f"{checkpoints}: no whole checkpoint is there"
-        + (f" ({'; '.join(tried.values())})" if tried else "")
-        + "; train first, or name another run folder"
+        f"{checkpoints}: there is no complete checkpoint{reasons}; train first, or name another run "
+        "folder"
     )
 
 
 def run_of(folder: Path, plugins: tuple[str, ...], note: Callable[[str], None] = print) -> Run:
-    """The run in a folder, for those who only read it. Raises as `Run.of_folder`."""
-    return Run.of_folder(folder, {"model.plugins": ",".join(plugins)} if plugins else {}, note=note)
+    """The run of a run folder, which is only read. Raises as `Run.of_folder`."""
+    overrides = {"model.plugins": ",".join(plugins)} if plugins else {}
+    return Run.of_folder(folder, overrides, note=note)
 
 
 def tokenizer_of(run: Run) -> Tokenizer:
-    """The tokenizer that a run trains with: the copy in its folder, else as its settings name
-    it."""
+    """The tokenizer that a run trains with: the copy in its folder, else the one that its settings
+    name."""
     if run.tokenizer_folder.is_dir():
         return from_folder(run.tokenizer_folder)
     return tokenizer_training.load(run.tokenizer, sources(run.data), shares(run.data), run.data)

@@ -116,11 +116,10 @@ class Parser(argparse.ArgumentParser):
     def takes_no_settings(self, key: str) -> str:
         """The message for a setting of a run where a command has options of its own only."""
         option = f"--{key.partition('.')[2]}"
-        own = (
-            f"; its own option is {option}"
-            if option in self.own
-            else f"; `{self.prog} --help` lists its options"
-        )
+        if option in self.own:
+            own = f"; its own option is {option}"
+        else:
+            own = f"; `{self.prog} --help` lists its options"
         return f"{key} is a setting of a run, and `{self.prog}` takes none{own}"
 
 
@@ -142,7 +141,8 @@ class RecipeParser(Parser):
         super().__init__(
             name, command, example, usage="%(prog)s [RECIPE] [--section.key VALUE ...]"
         )
-        self.sections, self.most_used = sections, most_used
+        self.sections = sections
+        self.most_used = most_used
         self.overrides: dict[str, str] = {}
         self.add_argument(
             "recipe",
@@ -212,7 +212,11 @@ def topic_of(words: Sequence[str]) -> str | None:
         option, equals, topic = word.partition("=")
         if option in HELP:
             following = words[place + 1] if place + 1 < len(words) else ""
-            return topic if equals else ("" if following.startswith("-") else following)
+            if equals:
+                return topic
+            if following.startswith("-"):
+                return ""
+            return following
     return None
 
 
@@ -264,7 +268,8 @@ def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str,
     every old spelling. An option of the command itself (`own`) is not one. Raises SettingsError
     where a value is missing.
     """
-    rest, overrides = [], {}
+    rest = []
+    overrides = {}
     while words:
         word = words.pop(0)
         spelling, equals, value = word.removeprefix("--").partition("=")
@@ -326,9 +331,10 @@ def help_of(field: Any) -> str:
 
 def help_of_key(field: Any) -> str:
     """The help of a key of a model's config."""
-    default = (
-        "required" if field.default is MISSING else f"default: {as_text(field.default) or 'none'}"
-    )
+    if field.default is MISSING:
+        default = "required"
+    else:
+        default = f"default: {as_text(field.default) or 'none'}"
     return f"{field.metadata['help']} ({default})".replace("%", "%%")
 
 

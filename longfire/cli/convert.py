@@ -51,10 +51,12 @@ def convert(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     from longfire.huggingface.convert import convert as convert_model
 
-    config, shipped_config = options.config, model_config(str(options.config))
+    config = options.config
+    shipped_config = model_config(str(options.config))
     if shipped_config and not config.exists():
         config = shipped_config
         print(f"--config {options.config}: {config}, which comes with longfire")
-    kept, plugins = options.keep_attention, options.plugins
+    kept = options.keep_attention
+    plugins = options.plugins
     print(convert_model(options.model, config, options.output, kept, options.seed, plugins))
     return 0

@@ -28,6 +28,7 @@ def export(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     from longfire.huggingface.export import export_run
 
-    out, logits = options.out or options.run / "hf", options.compare == "logits"
+    out = options.out or options.run / "hf"
+    logits = options.compare == "logits"
     print(export_run(options.run, options.step, out, options.dtype, options.plugins, logits))
     return 0

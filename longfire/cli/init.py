@@ -56,10 +56,8 @@ def init(words: Sequence[str]) -> int:
 
         print(page(), end="")
         return 0
-    kind, size = (
-        chosen(KINDS, options.model, "model", OTHER_NAMES),
-        chosen(SIZES, options.size, "size"),
-    )
+    kind = chosen(KINDS, options.model, "model", OTHER_NAMES)
+    size = chosen(SIZES, options.size, "size")
     recipe = recipe_file(options.recipe)
     names = [options.data] if is_here(options.data) else options.data.split(",")
     text = starter(kind, size, tuple(data_of(name.strip(), recipe) for name in names))

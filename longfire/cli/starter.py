@@ -137,7 +137,8 @@ def chosen(known: Mapping[str, Any], name: str, what: str, other: Mapping[str, s
 
 def starter(kind_name: str, size_name: str, data: tuple[str, ...]) -> str:
     """The text of the recipe. data: the entries of data.dataset."""
-    size, model = SIZES[size_name], KINDS[kind_name]
+    size = SIZES[size_name]
+    model = KINDS[kind_name]
     machine = "minutes on a laptop's CPU" if size_name in FOR_A_CPU else "meant for a GPU"
     lines = [
         f"# A starter recipe, written by `longfire init`: a {kind_name} of some {size_name} parameters, {machine}.",

@@ -9,6 +9,9 @@
     paths.py         paths are local: a URL in a setting or option is refused
     recipe.py        TOML, then the command line -> typed sections, strictly
     options.py       options of commands beside the settings of a run: sampling, scoring
-    run.py           Run: all settings of one run, resolved
+    read_model.py    the config of a model, read from a file, from a recipe, or from both
+    run.py           Run: all settings of one run, resolved, and what follows from them
+    run_folder.py    the settings of a run in its folder: saved, compared, held by one process
+    summary.py       a run in lines for the console: model, steps, learning rate
     checks.py        what of a run is refused before a device is touched, each with the fix
 """

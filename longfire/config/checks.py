@@ -41,7 +41,8 @@ def check(run: Run, trains: bool = True, planned: bool = False) -> None:
 
 def of_plan(run: Run) -> Iterator[str]:
     """The plan is one that is proven, and what is asked of many processes makes sense for them."""
-    many, parallelism = run.world.size > 1, run.parallelism
+    many = run.world.size > 1
+    parallelism = run.parallelism
     if run.degrees["pp"] > 1 and run.model_config:
         yield from stages.refusals(
             run.model_config,
@@ -103,7 +104,8 @@ def of_shared_parts(run: Run) -> Iterator[str]:
     model = on_meta(
         run.model_config.with_vocabulary(run.model_config.vocab_size or 256)
     )  # bytes, the fewest
-    sequence, length = run.parallelism.sequence_parallel, run.training.seq_len
+    sequence = run.parallelism.sequence_parallel
+    length = run.training.seq_len
     yield from tensor.refusals(
         model,
         run.degrees["tp"],
@@ -120,13 +122,16 @@ def of_shared_parts(run: Run) -> Iterator[str]:
 
 def of_batch(run: Run) -> Iterator[str]:
     """A global batch is what was asked for to the row, or an error; never rounded."""
-    training, processes = run.training, run.data_processes
-    rows, wanted = training.batch_size, training.global_batch_size
+    training = run.training
+    processes = run.data_processes
+    rows = training.batch_size
+    wanted = training.global_batch_size
     at_once = rows * processes
     if not wanted:
         return
     if wanted % at_once:
-        below, above = wanted // at_once * at_once, (wanted // at_once + 1) * at_once
+        below = wanted // at_once * at_once
+        above = (wanted // at_once + 1) * at_once
         multiples = f"{below} or {above}" if below else f"{above}"
         share = wanted // processes if wanted % processes == 0 else 0
         divisors = [d for d in range(1, share + 1) if share % d == 0]
@@ -149,7 +154,8 @@ def of_batch(run: Run) -> Iterator[str]:
 def of_length(run: Run) -> Iterator[str]:
     """The plan of steps can be read; warm-up and decay fit into the run; rows fit the model and its
     documents."""
-    scheduler, seq_len = run.lr_scheduler, run.training.seq_len
+    scheduler = run.lr_scheduler
+    seq_len = run.training.seq_len
     try:
         read_plan(run.training.step_plan)
     except SettingsError as error:
@@ -161,7 +167,8 @@ def of_length(run: Run) -> Iterator[str]:
             f"training.step_plan plans {counted(run.steps, 'step')}, more than the {run.asked_steps} of {key}: raise {key}, or leave "
             "training.step_plan out (--training.step_plan=)"
         )
-    warmup, decay = run.asked_warmup_steps, scheduler.decay_ratio * run.steps
+    warmup = run.asked_warmup_steps
+    decay = scheduler.decay_ratio * run.steps
     if scheduler.name == "wsd" and not run.is_planned and run.steps - decay < warmup < run.steps:
         key = "warmup_tokens" if scheduler.warmup_tokens else "warmup_steps"
         yield (
@@ -190,11 +197,9 @@ def of_model(run: Run) -> Iterator[str]:
     """What is asked of the model's parts needs the parts."""
     yield from of_learning_rates(run)
     yield from of_outputs(run)
-    mode, size, attention = (
-        run.activation_checkpoint.mode,
-        run.training.mlp_chunk_size,
-        run.attention,
-    )
+    mode = run.activation_checkpoint.mode
+    size = run.training.mlp_chunk_size
+    attention = run.attention
     if run.model_config and run.model_config.mlp == "none" and mode in ("mlp", "attention+mlp"):
         yield f"activation_checkpoint.mode = {mode!r}, but this model's blocks have no MLP: take attention, block or none"
     if run.model_config and run.model_config.mlp == "none" and size:
@@ -280,10 +285,8 @@ def of_outputs(run: Run) -> Iterator[str]:
 def of_policy(run: Run) -> Iterator[str]:
     """What a recomputed part keeps is something, and does not undo what another setting is for."""
     remat = run.activation_checkpoint
-    policy, setting = (
-        ",".join(remat.policy),
-        f"activation_checkpoint.policy = {','.join(remat.policy)!r}",
-    )
+    policy = ",".join(remat.policy)
+    setting = f"activation_checkpoint.policy = {','.join(remat.policy)!r}"
     if policy in ("", "nothing"):
         return
     if "nothing" in remat.policy:
@@ -327,7 +330,8 @@ def of_backend(run: Run) -> Iterator[str]:
 def of_data(run: Run) -> Iterator[str]:
     """Parallel lists are as long as data.dataset; what is evaluated is held out; the order
     exists."""
-    data, count = run.data, len(run.data.dataset)
+    data = run.data
+    count = len(run.data.dataset)
     if not count or not all(data.dataset):
         yield f"data.dataset = {list(data.dataset)} names no source, or an empty one: name files, folders or hub datasets"
     for name in ("dataset_name", "dataset_split", "data_dir", "data_files", "text_field"):
@@ -348,11 +352,10 @@ def of_data(run: Run) -> Iterator[str]:
             "data.validation_fraction = 0 leaves nothing to evaluate: hold some documents out, name texts in data.validation, or set "
             "eval.at_end = false and eval.interval = 0"
         )
-    both = [
-        entry
-        for entry in data.validation
-        if entry in data.dataset and (entry == "embedded" or Path(entry).exists())
-    ]
+    both = []
+    for entry in data.validation:
+        if entry in data.dataset and (entry == "embedded" or Path(entry).exists()):
+            both.append(entry)
     if both:
         yield f"data.validation names {', '.join(both)}, which data.dataset trains on: leave it out of one of them"
     if data.validation and not all(data.validation):
@@ -369,7 +372,8 @@ def of_data(run: Run) -> Iterator[str]:
 
 def of_start(run: Run) -> Iterator[str]:
     """What a new run starts and learns from is there."""
-    weights, teacher = run.model.weights, run.distillation.teacher
+    weights = run.model.weights
+    teacher = run.distillation.teacher
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield (
             f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights (safetensors and config.json), a run "

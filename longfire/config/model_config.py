@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 from longfire.errors import SettingsError
 
@@ -22,7 +22,8 @@ WORDS = {
 
 PUBLISHED = "published"
 INITIALIZER_RANGE = "initializer_range"
-BY_DEPTH, MIXERS_BY_DEPTH = "initializer_range_by_depth", "initializer_range_by_depth_in_mixers"
+BY_DEPTH = "initializer_range_by_depth"
+MIXERS_BY_DEPTH = "initializer_range_by_depth_in_mixers"
 # Or a number, the standard deviation of a normal distribution.
 INIT_RULES = (
     PUBLISHED,
@@ -145,7 +146,8 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        layers, types = self.num_hidden_layers, tuple(self.layer_types)
+        layers = self.num_hidden_layers
+        types = tuple(self.layer_types)
         if self.hidden_size < 1 or layers < 1 or not types:
             raise SettingsError(
                 f"model config: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
@@ -305,11 +307,13 @@ class TransformersConfig:
     max_position_embeddings: int = 0
 
     drops = False  # their dropout is their own
-    mlp, mixers = "", {}
+    mlp = ""
+    mixers: ClassVar[dict[str, Any]] = {}
 
     @property
     def learned_positions(self) -> bool:
-        """Whether they are learned is unknown, so no row is longer than they say, if they do."""
+        """Whether they are learned is unknown: no sequence is longer than the config's limit, if it
+        has one."""
         return self.max_position_embeddings > 0
 
     @property
@@ -361,12 +365,16 @@ def require(
 
 def quoted(table: str) -> str:
     """A name as a key of TOML: attention:local needs quotes."""
-    return table if table.replace("_", "").isalnum() else json.dumps(table)
+    if table.replace("_", "").isalnum():
+        return table
+    return json.dumps(table)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return ""
 
 
 @contextmanager
@@ -400,22 +408,20 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if kind == float | str:
         wanted = "a number or the name of a rule"
     if kind == tuple[float, ...]:
-        wanted, right = (
-            "a list of numbers",
-            isinstance(value, list | tuple) and all(map(is_finite, value)),
-        )
+        wanted = "a list of numbers"
+        right = isinstance(value, list | tuple) and all(map(is_finite, value))
     elif kind == tuple[str, ...]:
-        wanted, right = (
-            "a list of names",
-            isinstance(value, list | tuple) and all(type(v) is str for v in value),
-        )
+        wanted = "a list of names"
+        right = isinstance(value, list | tuple) and all(type(v) is str for v in value)
     elif type(value) is int:  # JSON's 1 is a number like its 1.0, and true is none
         right = kind is int or isinstance(1.0, kind)
     else:
         right = isinstance(value, kind) and (kind is bool or type(value) is not bool)
     if right and kind is int and value < 0:
-        wanted, right = "0 or more", False
+        wanted = "0 or more"
+        right = False
     if right and isinstance(value, float) and not math.isfinite(value):  # TOML has nan and inf
-        wanted, right = "a finite number", False
+        wanted = "a finite number"
+        right = False
     if not right:
         raise SettingsError(f"{name} = {value!r} must be {wanted}")

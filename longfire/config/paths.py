@@ -1,9 +1,17 @@
-"""Paths are local. A URL is refused where it is given, since a file system would take it for the
-name of a folder: s3://bucket/run trains into a folder `s3:`."""
+"""Paths in settings: found beside the recipe or in the working folder, and local. A URL is refused
+where it is given, since a file system would take it for the name of a folder: s3://bucket/run
+trains into a folder `s3:`."""
 
+import glob
 import re
+from collections.abc import Callable
+from pathlib import Path
 
+from longfire.config import shipped
 from longfire.errors import SettingsError
+
+# Values of data.dataset and tokenizer.path that are names of ours, never of files
+RESERVED_NAMES = ("embedded", "bytes", "train")
 
 # One letter before the colon would be a drive. :// is nowhere in a path, so also runs/s3://b is
 # meant as a URL; of known schemes one slash is enough at the beginning, as pathlib leaves it.
@@ -37,3 +45,32 @@ def refuse_url(value: str, setting: str) -> str:
     raise SettingsError(
         f"{setting} = {value!r} is a URL, and longfire reads and writes local files only: {instead}"
     )
+
+
+def find_path(name: str, beside: Path) -> str:
+    """A file, folder or glob as an absolute path if it exists in `beside` (the folder of the
+    recipe) or in the working folder; else the name itself: a dataset of the hub, or a path whose
+    reader will report it as missing."""
+    if not name or name in RESERVED_NAMES:
+        return name
+    for folder in (beside, Path()):
+        path = (folder / Path(name).expanduser()).absolute()
+        if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)):
+            return str(path)
+    return name
+
+
+def find_paths(names: tuple[str, ...], beside: Path) -> tuple[str, ...]:
+    """The same for each of several names."""
+    return tuple(find_path(name, beside) for name in names)
+
+
+def find_config(name: str, beside: Path, note: Callable[[str], None]) -> str:
+    """The model config of this name: a file or folder as `find_path` finds it, else one that comes
+    with longfire, which is noted."""
+    path = find_path(name, beside)
+    known = shipped.model_config(name) if name else None
+    if path != name or Path(name).exists() or known is None:
+        return path
+    note(f"model.config = {name}: {known}, which comes with longfire")
+    return str(known)

@@ -115,11 +115,10 @@ def read_toml(path: Path) -> dict[str, Given]:
             raise SettingsError(
                 f"{path}: [[{section}]] is a list of tables: write [{section}], once"
             )
-    tables = (
-        recipe.get("data", {}).pop("sources", None)
-        if isinstance(recipe.get("data"), dict)
-        else None
-    )
+    if isinstance(recipe.get("data"), dict):
+        tables = recipe.get("data", {}).pop("sources", None)
+    else:
+        tables = None
     given = {key: Given(value, str(path)) for key, value in flat(recipe)}
     if tables is not None:
         for key, value in source_lists(tables, str(path)).items():
@@ -202,16 +201,16 @@ def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[
                     )
                 spelled[key] = spelling
                 values[key] = typed(key, translated, where)
-    return {
-        section: cls(
+    found: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        found[section] = cls(
             **{
                 f.name: values[f"{section}.{f.name}"]
                 for f in fields(cls)
                 if f"{section}.{f.name}" in values
             }
         )
-        for section, cls in SECTIONS.items()
-    }
+    return found
 
 
 def is_model_key(spelling: str, value: Any = "") -> bool:
@@ -268,7 +267,9 @@ def toml_value(text: str) -> Any:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return {"True": True, "False": False}.get(text, text)
-    return read["value"] if len(read) == 1 else text
+    if len(read) == 1:
+        return read["value"]
+    return text
 
 
 def names(givens: Mapping[str, Given], key: str) -> bool:
@@ -307,21 +308,22 @@ def unknown(spelling: str, where: str) -> str:
         example = f"; MIXER is a name in layer_types, as in {ours.replace('MIXER', 'attention')}"
         return f"{where}: unknown setting {spelling!r} (did you mean {ours!r}?{example if 'MIXER' in ours else ''})"
     if section in SECTIONS:
-        near = nearest(
-            leaf,
-            [key.partition(".")[2] for key in known if key.startswith(f"{section}.")],
-            f"{section}.",
-        )
+        names = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
+        hint = nearest(leaf, names, f"{section}.")
     else:
-        near = nearest(spelling, [*known, *aliases.ALIASES])
-        if not near and section:
-            near = nearest(section, SECTIONS) + f"; the sections are {', '.join(SECTIONS)}"
-    return f"{where}: unknown setting {spelling!r}{near or '; `longfire train --help all` lists them all'}"
+        hint = nearest(spelling, [*known, *aliases.ALIASES])
+        if not hint and section:
+            hint = nearest(section, SECTIONS) + f"; the sections are {', '.join(SECTIONS)}"
+    if not hint:
+        hint = "; `longfire train --help all` lists them all"
+    return f"{where}: unknown setting {spelling!r}{hint}"
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     near = get_close_matches(word, list(known), 1)
-    return f" (did you mean {prefix + near[0]!r}?)" if near else ""
+    if near:
+        return f" (did you mean {prefix + near[0]!r}?)"
+    return ""
 
 
 def typed(key: str, value: Any, where: str) -> Any:
@@ -373,11 +375,10 @@ def as_type(kind: Any, value: Any, text: bool) -> Any:
         value = float(value)
     if type(value) is not kind:
         hint = "; write it without quotes" if isinstance(value, str) else ""
-        hint = (
-            f"; write {value:.0f}"
-            if kind is int and isinstance(value, float) and value.is_integer()
-            else hint
-        )
+        if kind is int and isinstance(value, float) and value.is_integer():
+            hint = f"; write {value:.0f}"
+        else:
+            hint = hint
         raise ValueError(f"must be {KINDS[kind]}{hint}")
     if kind is float and not math.isfinite(value):
         raise ValueError("must be a finite number")
@@ -415,11 +416,13 @@ def as_tuple(kind: type, value: Any, text: bool) -> tuple:
     comma."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value, text = tomllib.loads(f"list = {value}")["list"], False
+            value = tomllib.loads(f"list = {value}")["list"]
+            text = False
         except tomllib.TOMLDecodeError as e:
             raise ValueError(f"is not a TOML array: {e}") from e
     elif isinstance(value, str):
-        value, text = (value.split(",") if value else []), True
+        value = value.split(",") if value else []
+        text = True
     if not isinstance(value, list | tuple):
         raise ValueError(
             f"must be a list of {KINDS[kind].removeprefix('a ')}s: a TOML array, or comma-separated"

@@ -16,7 +16,8 @@ from longfire.errors import SettingsError
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
 FOLDER = next((folder for folder in FOLDERS if folder.is_dir()), FOLDERS[0])
-OF_RECIPES, OF_MODELS = ("recipes/", "longfire/recipes/"), ("recipes/models/", "models/")
+OF_RECIPES = ("recipes/", "longfire/recipes/")
+OF_MODELS = ("recipes/models/", "models/")
 
 A_TEXT = "is a text, not a recipe: `longfire init --data {}` writes a recipe for it"
 NO_RECIPES = {  # what is easily taken for a recipe
@@ -62,9 +63,10 @@ def recipe(name: str) -> Path:
             f"{name} is a model config, not a recipe: `longfire init` writes a recipe, which `--model.config {name}` "
             "gives this model"
         )
-    beside = (
-        {path.stem: path for path in given.parent.glob("*.toml")} if given.parent.is_dir() else {}
-    )
+    if given.parent.is_dir():
+        beside = {path.stem: path for path in given.parent.glob("*.toml")}
+    else:
+        beside = {}
     near = get_close_matches(given.stem, [*beside, *known], 1)
     if near:
         meant = beside.get(near[0], near[0])
@@ -83,7 +85,9 @@ def model_config(name: str) -> Path | None:
 def nearest_model(name: str) -> str:
     """The shipped model config whose name is nearest, as a question; empty if none is near."""
     near = get_close_matches(short_name(name, OF_MODELS, ".json"), models(), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    if near:
+        return f" (did you mean {near[0]!r}?)"
+    return ""
 
 
 def is_shipped(path: Path) -> bool:

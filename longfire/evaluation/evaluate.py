@@ -133,7 +133,8 @@ class Measured:
         )
 
     def numbers(self) -> dict[str, float]:
-        nats, count = float(self.nats_C.sum()), self.tokens
+        nats = float(self.nats_C.sum())
+        count = self.tokens
         return {
             "loss": nats / count,
             "perplexity": perplexity(nats / count),
@@ -193,8 +194,11 @@ def measure(
     """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each
     process of the mesh takes its share of the rows, and all add up: all call this with the same
     batches."""
-    device, pipeline = device_of(model), pipeline_of(model)
-    nats_C, count_C, size = np.zeros(1), np.zeros(1, np.int64), 0
+    device = device_of(model)
+    pipeline = pipeline_of(model)
+    nats_C = np.zeros(1)
+    count_C = np.zeros(1, np.int64)
+    size = 0
     for batch in batches:
         batch = batch.process_part(mesh.rank(*DATA), mesh.size(*DATA))
         batch = batch.context_part(model.context) if model.context else batch

@@ -32,7 +32,9 @@ PLACES = (
     "Perth",
     "Accra",
 )
-SENTENCE, ANSWER, END = "\nThe secret number of {place} is", " {number}", ".\n"
+SENTENCE = "\nThe secret number of {place} is"
+ANSWER = " {number}"
+END = ".\n"
 
 
 def mqar(rows: int, tokens: int, pairs: int, words: int, seed: int, power: float = 0.01) -> Batch:
@@ -52,7 +54,8 @@ def mqar(rows: int, tokens: int, pairs: int, words: int, seed: int, power: float
             f"{tokens} and {words}"
         )
     chance = np.random.default_rng(seed)
-    half, before = words // 2, 2 * pairs
+    half = words // 2
+    before = 2 * pairs
     keys = 1 + distinct(chance, rows, np.ones(half - 1), pairs)
     values = half + distinct(chance, rows, np.ones(words - half), pairs)
     spaces = np.arange(1, (tokens - before) // 2 + 1)
@@ -124,26 +127,26 @@ class Needle:
     ) -> list[Cell]:
         """A cell for each length (tokens of a row, all included) and depth. Raises SettingsError
         and DataError."""
-        limit = (
-            self.model.config.max_position_embeddings if self.model.config.learned_positions else 0
-        )
+        if self.model.config.learned_positions:
+            limit = self.model.config.max_position_embeddings
+        else:
+            limit = 0
         if limit and max(lengths) > limit:
             raise SettingsError(
                 f"--lengths {max(lengths)}: the model has learned {limit} positions; ask for no more"
             )
-        return [
-            self.cell(length, depth, needles, batch_size, seed)
-            for length in lengths
-            for depth in depths
-        ]
+        found: list[Cell] = []
+        for length in lengths:
+            for depth in depths:
+                found.append(self.cell(length, depth, needles, batch_size, seed))
+        return found
 
     def cell(self, length: int, depth: float, needles: int, batch_size: int, seed: int) -> Cell:
         rows = [row for number in range(needles) for row in self.rows(length, depth, number, seed)]
-        found = [
-            scored
-            for first in range(0, len(rows), batch_size)
-            for scored in self.scores(rows[first : first + batch_size])
-        ]
+        found = []
+        for first in range(0, len(rows), batch_size):
+            for scored in self.scores(rows[first : first + batch_size]):
+                found.append(scored)
         nats, without = (np.mean([nats for nats, _ in found[part::2]]) for part in (0, 1))
         return Cell(
             length,
@@ -159,7 +162,8 @@ class Needle:
     ) -> Iterator[tuple[list[int], int]]:
         """(ids, how many at their end are the answer) with the needle and without it."""
         chance = np.random.default_rng([seed, number])
-        place, secret = PLACES[number % len(PLACES)], int(chance.integers(10**5, 10**6))
+        place = PLACES[number % len(PLACES)]
+        secret = int(chance.integers(10**5, 10**6))
         said, answer, end = (
             self.tokenizer.encode(part.format(place=place, number=secret))
             for part in (SENTENCE, ANSWER, END)
@@ -216,10 +220,8 @@ def draw_needle(cells: list[Cell]) -> Any:
     """Two maps of length and depth: nats gained, answers repeated."""
     from matplotlib.figure import Figure
 
-    lengths, depths = (
-        sorted({cell.length for cell in cells}),
-        sorted({cell.depth for cell in cells}),
-    )
+    lengths = sorted({cell.length for cell in cells})
+    depths = sorted({cell.depth for cell in cells})
     drawn = Figure(figsize=(8.6, 3.4), layout="constrained")
     for axes, name, label, limits in zip(
         drawn.subplots(1, 2),

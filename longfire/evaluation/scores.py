@@ -68,11 +68,10 @@ def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
     except ImportError as error:  # some of its tasks import what they need only when they run
         if (error.name or "").startswith("longfire"):
             raise
-        missing = (
-            f"package {error.name!r} is missing"
-            if isinstance(error, ModuleNotFoundError)
-            else first_line(error)
-        )
+        if isinstance(error, ModuleNotFoundError):
+            missing = f"package {error.name!r} is missing"
+        else:
+            missing = first_line(error)
         raise SettingsError(
             f"--tasks: lm-eval is installed, but not whole: {missing}; pip install 'longfire[eval]'"
             + (f", and if it is still missing, pip install {error.name}" if error.name else "")
@@ -82,7 +81,9 @@ def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
 
 
 def step_of(opened: Opened) -> str:
-    return f"step {opened.step}" if opened.run else "Hugging Face weights"
+    if opened.run:
+        return f"step {opened.step}"
+    return "Hugging Face weights"
 
 
 def keep_json(file: Path, found: dict[str, Any]) -> None:
@@ -99,9 +100,11 @@ def held_out(opened: Opened, scoring: Scoring) -> dict[str, Any]:
     """Losses on the documents that a run held out, or on all of other texts; shown, and drawn where
     asked for."""
     if scoring.data:
-        found, what = measure_texts(opened, scoring), "all documents"
+        found = measure_texts(opened, scoring)
+        what = "all documents"
     else:
-        found, what = measure_run(opened, scoring), "validation documents"
+        found = measure_run(opened, scoring)
+        what = "validation documents"
     show(found, f"{step_of(opened)}, {what}")
     if scoring.plot:
         save_figure(
@@ -139,7 +142,8 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
 
 def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
     chunk_tokens = opened.run.training.loss_chunk_tokens if opened.run else CHUNK_TOKENS
-    seq_len, found = row_length(opened, scoring), {}
+    seq_len = row_length(opened, scoring)
+    found = {}
     data, wanted = texts(opened, scoring)
     with prepare(data, wanted) as prepared:
         lengths_W = byte_lengths(prepared.tokenizer)
@@ -187,13 +191,13 @@ def words_of(opened: Opened) -> settings.Tokenizer:
 def row_length(opened: Opened, scoring: Scoring) -> int:
     """Tokens of a row: of a run those of the stage that the step was trained in. Raises
     SettingsError for more than the model has learned positions for."""
-    config, run = opened.model.config, opened.run
+    config = opened.model.config
+    run = opened.run
     limit = config.max_position_embeddings
-    of_run = (
-        lengths.stage_of_model(run.training, opened.step).seq_len
-        if run
-        else min(SEQ_LEN, limit or SEQ_LEN)
-    )
+    if run:
+        of_run = lengths.stage_of_model(run.training, opened.step).seq_len
+    else:
+        of_run = min(SEQ_LEN, limit or SEQ_LEN)
     seq_len = scoring.seq_len or of_run
     if config.learned_positions and seq_len > limit:
         raise SettingsError(
@@ -206,7 +210,9 @@ def trained_with(run: Run) -> settings.Tokenizer:
     """The run's tokenizer settings with the copy in its folder: `train` would make another one
     where the data have changed."""
     kept = run.tokenizer_folder
-    return replace(run.tokenizer, path=str(kept)) if kept.is_dir() else run.tokenizer
+    if kept.is_dir():
+        return replace(run.tokenizer, path=str(kept))
+    return run.tokenizer
 
 
 def show(found: dict[str, Measured], title: str) -> None:

@@ -32,18 +32,15 @@ class AsLM(TemplateLM):
 
     def __init__(self, opened: Opened, max_length: int, batch_size: int) -> None:
         super().__init__()
-        self.model, self.words, self.max_length, self.batch_size = (
-            opened.model,
-            opened.tokenizer,
-            max_length,
-            batch_size,
-        )
+        self.model = opened.model
+        self.words = opened.tokenizer
+        self.max_length = max_length
+        self.batch_size = batch_size
         self.add_bos = begins_with_bos(opened) and self.words.bos_id is not None
-        ends = (
-            (self.words.bos_id, self.words.eos_id)
-            if self.add_bos
-            else (self.words.eos_id, self.words.bos_id)
-        )
+        if self.add_bos:
+            ends = (self.words.bos_id, self.words.eos_id)
+        else:
+            ends = (self.words.eos_id, self.words.bos_id)
         self.before = next((i for i in ends if i is not None), None)
 
     @property
@@ -57,14 +54,18 @@ class AsLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.prefix_token_id if self.words.eos_id is None else self.words.eos_id
+        if self.words.eos_id is None:
+            return self.prefix_token_id
+        return self.words.eos_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         ids = self.words.encode(string)
         wanted = self.add_bos and add_special_tokens is not False
-        return [self.words.bos_id, *ids] if wanted and ids[:1] != [self.words.bos_id] else ids
+        if wanted and ids[:1] != [self.words.bos_id]:
+            return [self.words.bos_id, *ids]
+        return ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
@@ -102,10 +103,10 @@ class AsLM(TemplateLM):
         batch = Batch(ids_BT[:, :-1], labels_BT, positions_BT).to(self.model.embed.weight.device)
         nats_BT, right_BT = losses(self.model, batch, CHUNK_TOKENS)
         right_BT |= batch.labels_BT == NO_LABEL
-        return [
-            (-nats, bool(right))
-            for nats, right in zip(nats_BT.double().sum(1).tolist(), right_BT.all(1))
-        ]
+        found: list[tuple[float, bool]] = []
+        for nats, right in zip(nats_BT.double().sum(1).tolist(), right_BT.all(1)):
+            found.append((-nats, bool(right)))
+        return found
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -154,7 +155,8 @@ def sampling_of(wishes: dict[str, Any]) -> Sampling:
     here."""
     kwargs = dict(normalize_gen_kwargs(dict(wishes), default_max_gen_toks=256))
     stop = tuple(text for text in kwargs.pop("until") if text)
-    tokens, draws = kwargs.pop("max_gen_toks"), kwargs.pop("do_sample")
+    tokens = kwargs.pop("max_gen_toks")
+    draws = kwargs.pop("do_sample")
     if unknown := kwargs.keys() - SAMPLING_KEYS:
         raise SettingsError(
             f"generation_kwargs of a task: {', '.join(sorted(unknown))} has no meaning here; leave it out"

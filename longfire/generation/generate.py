@@ -45,16 +45,16 @@ class Row:
         reader: "Reader | None" = None,
     ) -> None:
         assert ids, "a first token is needed: see prompt_ids"
-        self.ids, self.sampling, self.stop_ids, self.words, self.reader = (
-            list(ids),
-            sampling,
-            set(stop_ids),
-            words,
-            reader,
-        )
+        self.ids = list(ids)
+        self.sampling = sampling
+        self.stop_ids = set(stop_ids)
+        self.words = words
+        self.reader = reader
         first = torch.Generator().manual_seed(sampling.seed)
         self.chance = keyed_generator(sampling.seed, f"prompt {index}") if index else first
-        self.drawn, self.over, self.seen_W = 0, False, None
+        self.drawn = 0
+        self.over = False
+        self.seen_W: Tensor | None = None  # which ids the text has; with repetition_penalty
 
     def take(self, logits_W: Tensor) -> int | None:
         """Draw the next id and append it; None if it is one that ends the row."""
@@ -114,22 +114,25 @@ def steps(
     cache = caches[0] if len(rows) == 1 else Cache.stack(caches)
     caches.clear()  # a stack is a copy
     pace.prompt_seconds += time.perf_counter() - started
-    pace.first_bytes, started = pace.first_bytes or cache.memory_bytes(), None
+    pace.first_bytes = pace.first_bytes or cache.memory_bytes()
+    step_started: float | None = None
     while True:
         for row, logits_W in zip(rows, logits_BW):
             drawn = row.take(logits_W)
             if drawn is not None:
                 yield row, drawn
-                pace.tokens += started is not None
-        if started is not None:
-            pace.seconds, pace.steps = pace.seconds + time.perf_counter() - started, pace.steps + 1
+                pace.tokens += step_started is not None
+        if step_started is not None:
+            pace.seconds = pace.seconds + time.perf_counter() - step_started
+            pace.steps = pace.steps + 1
         going = [number for number, row in enumerate(rows) if not row.over]
         if not going:
             pace.last_bytes = cache.memory_bytes()
             return
         if len(going) < len(rows):
-            cache, rows = cache.select(going), [rows[number] for number in going]
-        started = time.perf_counter()
+            cache = cache.select(going)
+            rows = [rows[number] for number in going]
+        step_started = time.perf_counter()
         logits_BW = advance(model, [row.ids[-1] for row in rows], cache)
 
 
@@ -223,16 +226,18 @@ class Reader:
     def __init__(
         self, tokenizer: Tokenizer, prompt: list[int], stops: tuple[str, ...] = ()
     ) -> None:
-        self.tokenizer, self.stops, self.ended = tokenizer, stops, False
-        self.ids, self.shown, self.held = list(prompt[-4:]), len(prompt[-4:]), ""
+        self.tokenizer = tokenizer
+        self.stops = stops
+        self.ended = False
+        self.ids = list(prompt[-4:])
+        self.shown = len(prompt[-4:])
+        self.held = ""
 
     def push(self, drawn: int) -> str:
         """What may be shown after this id; sets `ended` when a stop is complete."""
         self.ids.append(drawn)
-        before, text = (
-            self.tokenizer.decode(self.ids[: self.shown]),
-            self.tokenizer.decode(self.ids),
-        )
+        before = self.tokenizer.decode(self.ids[: self.shown])
+        text = self.tokenizer.decode(self.ids)
         if len(text) <= len(before) or text.endswith(UNFINISHED):
             return ""
         self.ids, self.shown = self.ids[self.shown :], len(self.ids) - self.shown
@@ -244,7 +249,9 @@ class Reader:
             return ""
         left = self.tokenizer.decode(self.ids)[len(self.tokenizer.decode(self.ids[: self.shown])) :]
         shown = self.until_stop(left)
-        return shown if self.ended else shown + self.held
+        if self.ended:
+            return shown
+        return shown + self.held
 
     def until_stop(self, text: str) -> str:
         self.held += text
@@ -259,7 +266,8 @@ class Reader:
             if self.held.endswith(s[:n])
         )
         safe = len(self.held) - max(begun, default=0)
-        shown, self.held = self.held[:safe], self.held[safe:]
+        shown = self.held[:safe]
+        self.held = self.held[safe:]
         return shown
 
 
@@ -330,10 +338,9 @@ def generate_texts(
     for any batch_size."""
     for first in range(0, len(prompts), batch_size):
         some = enumerate(prompts[first : first + batch_size], first)
-        rows = [
-            text_row(model, tokenizer, prompt_ids(tokenizer, p, add_bos), sampling, i)
-            for i, p in some
-        ]
+        rows = []
+        for i, p in some:
+            rows.append(text_row(model, tokenizer, prompt_ids(tokenizer, p, add_bos), sampling, i))
         yield from written(model, rows, pace)
 
 

@@ -15,7 +15,6 @@ from longfire.checkpoint.weights import Opened, open_model
 from longfire.config.options import Sampling
 from longfire.data.compressed import ERRORS
 from longfire.data.lines import read_lines
-from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
 from longfire.generation.generate import (
     Pace,
@@ -28,7 +27,6 @@ from longfire.generation.generate import (
 )
 from longfire.launch import no_color
 from longfire.mixers.cache import Cache
-from longfire.model import Model
 from longfire.ops.linear import keep_rounded
 
 DIM, NORMAL, PROMPT_END = (
@@ -62,7 +60,8 @@ def main(
         )
     if batch_size < 1:
         raise SettingsError(f"--batch_size {batch_size}: at least 1")
-    opened, pace = open_model(Path(folder), step, plugins=plugins), Pace()
+    opened = open_model(Path(folder), step, plugins=plugins)
+    pace = Pace()
     keep_rounded(opened.model, opened.model.compute_dtype)
     if interactive or not prompts:
         if batch_size > 1:
@@ -107,7 +106,9 @@ def shown(prompt: str) -> str:
     did not write."""
     if not sys.stdout.isatty():
         return prompt
-    return f"{prompt}{PROMPT_END}" if no_color() else f"{DIM}{prompt}{NORMAL}"
+    if no_color():
+        return f"{prompt}{PROMPT_END}"
+    return f"{DIM}{prompt}{NORMAL}"
 
 
 def show(texts: Iterable[str]) -> None:
@@ -160,11 +161,14 @@ class Conversation:
     turn, so each token passes through the model once."""
 
     def __init__(self, opened: Opened, sampling: Sampling, pace: Pace) -> None:
-        self.model: Model = opened.model
-        self.tokenizer: Tokenizer = opened.tokenizer
-        self.sampling, self.pace, self.add_bos = sampling, pace, begins_with_bos(opened)
+        self.model = opened.model
+        self.tokenizer = opened.tokenizer
+        self.sampling = sampling
+        self.pace = pace
+        self.add_bos = begins_with_bos(opened)
         self.ids: list[int] = []
-        self.cache, self.turns = Cache(), 0
+        self.cache = Cache()
+        self.turns = 0
 
     def reply(self, text: str) -> Iterator[str]:
         """What the model writes after this text, in pieces; the text begins a new line, but for the

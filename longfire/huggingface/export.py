@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longfire.checkpoint.checkpoint import refuse_another_vocabulary
+from longfire.checkpoint.restoring import refuse_another_vocabulary
 from longfire.checkpoint.weights import open_model, run_of, tokenizer_of, weights_on_disk
 from longfire.config.model_config import ModelConfig
-from longfire.config.run import Run, export_line
+from longfire.config.run import Run
+from longfire.config.summary import export_line
 from longfire.data.tokenizer import Tokenizer
 from longfire.disk import put_in_place, sync
 from longfire.errors import CheckpointError, SettingsError

@@ -17,20 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longfire.checkpoint.checkpoint import (
-    COUNTERS,
-    FORMAT,
-    checksum,
-    load_model_weights,
-    settled,
-    write_manifest,
-)
+from longfire.checkpoint.folder import FORMAT, checksum, settled, write_manifest
+from longfire.checkpoint.restoring import load_model_weights
 from longfire.checkpoint.shards import shard_files
+from longfire.checkpoint.state import COUNTERS
 from longfire.checkpoint.weights import finite
 from longfire.config import settings
 from longfire.config.config_file import read_config
 from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
+from longfire.config.run_folder import write
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
 from longfire.errors import CheckpointError, SettingsError
@@ -98,7 +94,7 @@ def import_hf(
     try:
         run = new_run(theirs, source, folder, model_config, tokenizer, plugins)
         tmp_path.mkdir(parents=True)
-        run.write(tmp_path)
+        write(run, tmp_path)
         tokenizer.save(tmp_path / run.tokenizer_folder.name)
         place = tmp_path / run.checkpoint.folder / "step-0"
         weights = finite(read_weights(theirs, model_config), str(theirs))

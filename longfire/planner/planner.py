@@ -66,7 +66,7 @@ class Planner:
         self.seq_len = run.training.seq_len
         self.rows = run.sequences_per_step
         self.tokens = run.tokens_per_step
-        self.model_config = run.model_config.with_vocabulary(run.words)
+        self.model_config = run.model_config.with_vocabulary(run.vocab_size)
         self.rule = rule_of(run.optimizer)
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
         self.model = on_meta(self.model_config, getattr(torch, self.dtype))

@@ -5,10 +5,17 @@ budget.py        the time of a run: what steps take, how many fit into a budget;
 lengths.py       how long sequences are, step by step, with RoPE bases
 start.py         before the first step: compare tokenizer, weights and data
 compiling.py     whether torch.compile pays, by a trial of the model's own layers
-loop.py          the loop and the step
+loop.py          from the first step to the last: what is done in which order
+training_data.py token stores and batches of the run, and the part of this process
+setup.py         model and optimizer on the devices: fresh, restored, or from other weights
+run_plan.py      what the planner decides and shows of a run of several processes
+stages.py        the stage of the schedule of lengths that the model is in
+step.py          forward and backward of every micro-batch, one update
 tbptt.py         sequences longer than memory: segments, state passed on, gradients truncated or exact
 distillation.py  what a student learns from a teacher
 timing.py        the time of a run as it goes: measured, shown, planned anew under a budget
+step_record.py   the record of a step: loss, speed, MFU, memory, seconds
+validation.py    when the run is evaluated, and where the results go
 reporting.py     one record a step: JSONL, console, TensorBoard, W&B
 traces.py        profiler traces and CUDA memory snapshots
 finish.py        after the last step: export, check, sample, report

@@ -102,7 +102,9 @@ class Pace:
     @property
     def spread(self) -> float:
         """The standard deviation of a step, in seconds."""
-        return statistics.pstdev(self.without_stalls) if len(self.steps) > MEASURED_STEPS else 0.0
+        if len(self.steps) > MEASURED_STEPS:
+            return statistics.pstdev(self.without_stalls)
+        return 0.0
 
     @property
     def pauses(self) -> tuple[Pause, ...]:
@@ -140,7 +142,8 @@ def steps_that_fit(
     spread: float = 0.0,
 ) -> int:
     """The most steps from `step` on that take at most so many seconds; 0 where not one fits."""
-    low, high = 0, max(1, math.floor(seconds / max(seconds_per_step, 1e-9)))
+    low = 0
+    high = max(1, math.floor(seconds / max(seconds_per_step, 1e-9)))
     while low < high:
         middle = (low + high + 1) // 2
         if seconds_of(middle, step, seconds_per_step, pauses, spread) <= seconds:
@@ -201,7 +204,9 @@ class Budget:
             return plan
         fit = steps_that_fit(self.max_seconds - used_seconds, step, used_seconds / step)
         if plan and step < plan[-1].total_steps:
-            return plan if fit else with_entry(plan, step, step)
+            if fit:
+                return plan
+            return with_entry(plan, step, step)
         if fit < max(1, LEFT_OVER_SHARE * step) or step >= self.most_steps:
             return plan or (Planned(step, step),)
         return with_entry(plan, step, min(step + fit, self.most_steps))

@@ -16,14 +16,12 @@ from longfire.loss import loss_sum
 from longfire.model import Model
 
 PAYS_SECONDS = 600  # a shorter run loses more to the compiler than it gains
-SLOWEST_FLOPS, FASTEST_FLOPS = (
-    1e9,
-    2e13,
-)  # of any CPU that trains: outside of these nothing needs to be measured
-TRIAL_FLOPS, TRIAL_TOKENS = (
-    1e10,
-    (32, 512),
-)  # of a trial: about a tenth of a second; the fewest and the most tokens
+# FLOP/s of any CPU that trains: a run that is too short, or long enough, at both is not measured
+SLOWEST_FLOPS = 1e9
+FASTEST_FLOPS = 2e13
+# Of a trial: about a tenth of a second, with at least and at most so many tokens
+TRIAL_FLOPS = 1e10
+TRIAL_TOKENS = (32, 512)
 
 Rate = Callable[[], float]  # measures FLOP/s
 
@@ -36,9 +34,8 @@ def compile_decision(
     flops_per_token: of the forward. rate: FLOP/s at which this model trains eagerly here; called
     only where it decides.
     """
-    if run.training.tbptt_segments > 1 and "attention" in map(
-        mixer_of, run.model_config.layer_types
-    ):
+    mixers = {mixer_of(name) for name in run.known_model_config.layer_types}
+    if run.training.tbptt_segments > 1 and "attention" in mixers:
         return False, "segments of a softmax layer see different numbers of keys"
     if run.training.compile == "off":
         return False, "asked for by training.compile"
@@ -55,20 +52,21 @@ def compile_decision(
     flops = 3 * flops_per_token * run.steps * run.tokens_per_step / run.world.size
     if flops / SLOWEST_FLOPS < PAYS_SECONDS:
         return False, "the run is too short to pay for compiling"
-    seconds = flops / (FASTEST_FLOPS if flops / FASTEST_FLOPS > PAYS_SECONDS else rate())
-    seconds = min(seconds, limit or seconds)
+    is_surely_long = flops / FASTEST_FLOPS > PAYS_SECONDS
+    seconds = flops / (FASTEST_FLOPS if is_surely_long else rate())
+    if limit:
+        seconds = min(seconds, limit)
     if seconds < PAYS_SECONDS:
-        return (
-            False,
-            f"the run takes some {seconds:.0f} s, by a trial of its layers: too short to pay for compiling",
-        )
+        why = f"the run takes some {seconds:.0f} s, by a trial of its layers"
+        return False, f"{why}: too short to pay for compiling"
     return True, f"the run takes more than {PAYS_SECONDS // 60} min eager, compiled with {compiler}"
 
 
 def eager_rate(run: Run, model: Model) -> float:
-    """FLOP/s of forward and backward of a model on random tokens. A matrix product alone would say
-    too much: recurrent mixers, norms and the loss run at a fraction of its rate."""
-    batch, device = trial_batch(model, run), model.embed.weight.device
+    """FLOP/s of forward and backward of a model on random tokens. The rate of a matrix product
+    would be too high: recurrent mixers, norms and the loss run at a fraction of it."""
+    batch = trial_batch(model, run)
+    device = model.embed.weight.device
     trial(model, batch, run.training.loss_chunk_tokens)  # the first allocates
     begun = wait(device)
     trial(model, batch, run.training.loss_chunk_tokens)
@@ -86,19 +84,19 @@ def sample_of(config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.
 
 
 def trial_batch(model: Model, run: Run) -> Batch:
-    """Rows as long as those of the run, or as one row of a trial may be."""
+    """Random sequences, as long as those of the run where a trial may have so many tokens."""
     fewest, most = TRIAL_TOKENS
     tokens = int(TRIAL_FLOPS / (3 * model.flops_per_token(fewest)))
     tokens = min(max(tokens, fewest), most)
     seq_len = min(run.training.seq_len, tokens)
     size = (min(run.training.batch_size, max(1, tokens // seq_len)), seq_len)
-    generator = torch.Generator().manual_seed(
-        run.training.seed
-    )  # its own: the run's random numbers stay as they are
+    # its own generator: the random numbers of the run stay as they are
+    generator = torch.Generator().manual_seed(run.training.seed)
     ids_BT = torch.randint(model.config.vocab_size, size, generator=generator)
     return Batch(ids_BT, ids_BT, torch.arange(seq_len).expand(size))
 
 
 def trial(model: Model, batch: Batch, chunk_tokens: int) -> None:
+    """One forward and backward."""
     loss_sum(model, batch.to(model.embed.weight.device), chunk_tokens).backward()
     model.zero_grad()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longfire.checkpoint.weights import open_model
@@ -22,7 +22,7 @@ from longfire.data.pack import NO_LABEL
 from longfire.errors import SettingsError
 from longfire.loss import loss_of
 from longfire.mixers.mixer import Sequence
-from longfire.model import Model
+from longfire.model import Block, Model
 from longfire.ops.linear import in_fp32
 
 
@@ -31,11 +31,9 @@ class Distillation:
     them."""
 
     def __init__(self, teacher: Model, wanted: settings.Distillation, chunk_tokens: int) -> None:
-        self.teacher, self.wanted, self.chunk_tokens = (
-            teacher.requires_grad_(False),
-            wanted,
-            chunk_tokens,
-        )
+        self.teacher = teacher.requires_grad_(False)
+        self.wanted = wanted
+        self.chunk_tokens = chunk_tokens
 
     @classmethod
     def of_settings(cls, wanted: settings.Distillation, chunk_tokens: int) -> "Distillation | None":
@@ -50,28 +48,28 @@ class Distillation:
 
         Raises SettingsError naming what differs.
         """
-        ours, theirs = student.config, self.teacher.config
-        keys = (
-            ("hidden_size", "num_hidden_layers")
-            if self.wanted.kind == "hidden"
-            else ("vocab_size",)
-        )
+        ours = student.config
+        theirs = self.teacher.config
+        keys = ["vocab_size"]
+        if self.wanted.kind == "hidden":
+            keys = ["hidden_size", "num_hidden_layers"]
         for key in keys:
             if getattr(ours, key) != getattr(theirs, key):
                 raise SettingsError(
-                    f"distillation.teacher has {key} = {getattr(theirs, key)}, the student {getattr(ours, key)}: they must be equal "
-                    f"for distillation.kind = {self.wanted.kind!r}; `longfire convert` makes such a student"
+                    f"distillation.teacher has {key} = {getattr(theirs, key)}, the student "
+                    f"{getattr(ours, key)}: they must be equal for distillation.kind = "
+                    f"{self.wanted.kind!r}; `longfire convert` makes such a student"
                 )
         if self.wanted.kind == "hidden":
             new = self.new_layers(student)
             if not new:
                 raise SettingsError(
-                    "distillation.kind = 'hidden' teaches mixers that replace the teacher's, but every layer of the student has the "
-                    "teacher's own; take kind = 'logits'"
+                    "distillation.kind = 'hidden' teaches mixers that replace the teacher's, but "
+                    "every layer of the student has the teacher's own; take kind = 'logits'"
                 )
             student.requires_grad_(False)
             for layer in new:
-                student.layers[layer].mixer.requires_grad_(True)
+                block_at(student, layer).mixer.requires_grad_(True)
 
     def new_layers(self, student: Model) -> list[int]:
         """Layers whose mixer is another than the teacher's."""
@@ -81,29 +79,26 @@ class Distillation:
     def loss_sum(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
         """Sum over the batch's real tokens, fp32 scalar: of relative squared errors (hidden), of
         nats (logits)."""
-        return (self.hidden if self.wanted.kind == "hidden" else self.logits)(
-            student, batch, noise_BT
-        )
+        if self.wanted.kind == "hidden":
+            return self.hidden(student, batch, noise_BT)
+        return self.logits(student, batch, noise_BT)
 
     def hidden(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
         """Mean over the new mixers of |student's output - teacher's|^2 / |teacher's|^2, summed over
         real tokens."""
         layers = self.new_layers(student)
-        with torch.no_grad(), listening(self.teacher, layers) as heard:
+        with torch.no_grad(), recording(self.teacher, layers) as recorded:
             self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, ops=batch.ops))
         seq = Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops)
         student.prepare(seq)
         real_BT = batch.labels_BT != NO_LABEL
         total = torch.zeros((), device=real_BT.device)
-        for layer, (seen_BTD, wanted_BTD) in zip(layers, heard):
-            block, seen_BTD = student.layers[layer], seen_BTD.to(student.compute_dtype)
-            run = block.execution.mixer
-            said_BTD = run(block.mix, seen_BTD, seq) if run else block.mix(seen_BTD, seq)
-            got_BTD = in_fp32(said_BTD)
+        for layer, (seen_BTD, wanted_BTD) in zip(layers, recorded):
+            seen_BTD = seen_BTD.to(student.compute_dtype)
+            got_BTD = in_fp32(mixer_output(block_at(student, layer), seen_BTD, seq))
             wanted_BTD = in_fp32(wanted_BTD)
-            errors_BT = (got_BTD - wanted_BTD).square().sum(-1) / wanted_BTD.square().sum(
-                -1
-            ).clamp_min(1e-12)
+            size_BT = wanted_BTD.square().sum(-1).clamp_min(1e-12)
+            errors_BT = (got_BTD - wanted_BTD).square().sum(-1) / size_BT
             total = total + errors_BT[real_BT].sum()
         return total / len(layers)
 
@@ -111,27 +106,27 @@ class Distillation:
         """(1 - ce_weight) T^2 KL(teacher || student) at temperature T + ce_weight times the
         loss on the labels."""
         with torch.no_grad():
-            taught_BTD = self.teacher(
-                batch.ids_BT, Sequence(batch.positions_BT, batch.documents, ops=batch.ops)
-            )
-        hidden_BTD = student(
-            batch.ids_BT,
-            Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops),
-        )
+            seq = Sequence(batch.positions_BT, batch.documents, ops=batch.ops)
+            taught_BTD = self.teacher(batch.ids_BT, seq)
+        seq = Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops)
+        hidden_BTD = student(batch.ids_BT, seq)
         real_BT = batch.labels_BT != NO_LABEL
-        hidden_ND, taught_ND = hidden_BTD[real_BT], taught_BTD[real_BT]
+        hidden_ND = hidden_BTD[real_BT]
+        taught_ND = taught_BTD[real_BT]
         total = torch.zeros((), device=real_BT.device)
-        for mine, theirs in zip(
-            hidden_ND.split(self.chunk_tokens), taught_ND.split(self.chunk_tokens)
-        ):
-            total = total + checkpoint(self.divergence, student, mine, theirs, use_reentrant=False)
-        share = self.wanted.ce_weight
-        if not share:
+        chunks = zip(hidden_ND.split(self.chunk_tokens), taught_ND.split(self.chunk_tokens))
+        for hidden_CD, taught_CD in chunks:
+            total = total + checkpoint(
+                self.divergence, student, hidden_CD, taught_CD, use_reentrant=False
+            )
+        weight = self.wanted.ce_weight
+        if not weight:
             return total
-        return (1 - share) * total + share * loss_of(student, hidden_BTD, batch, self.chunk_tokens)
+        on_labels = loss_of(student, hidden_BTD, batch, self.chunk_tokens)
+        return (1 - weight) * total + weight * on_labels
 
     def divergence(self, student: Model, hidden_ND: Tensor, taught_ND: Tensor) -> Tensor:
-        """Sum over some tokens of T^2 KL in nats; their logits are made again in the backward."""
+        """Sum over some tokens of T^2 KL in nats; their logits are recomputed in the backward."""
         t = self.wanted.temperature
         with torch.no_grad():
             log_p_NW = (self.teacher.logits(taught_ND) / t).log_softmax(-1)
@@ -139,18 +134,33 @@ class Distillation:
         return t * t * (log_p_NW.exp() * (log_p_NW - log_q_NW)).sum()
 
 
+def block_at(model: Model, layer: int) -> Block:
+    """A layer of a model that is whole on this process."""
+    block = model.layers[layer]
+    assert isinstance(block, Block)
+    return block
+
+
+def mixer_output(block: Block, h_BTD: Tensor, seq: Sequence) -> Tensor:
+    """The output (B, T, D) of a mixer alone, computed as its block would (activation
+    checkpointing)."""
+    if block.execution.mixer is None:
+        return block.mix(h_BTD, seq)
+    return block.execution.mixer(block.mix, h_BTD, seq)
+
+
 @contextmanager
-def listening(model: Model, layers: list[int]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What the mixers of these layers see and say in the forwards inside, in order."""
-    heard: list[tuple[Tensor, Tensor]] = []
-    hooks = [
-        model.layers[layer].mixer.register_forward_hook(
-            lambda mixer, seen, said: heard.append((seen[0], said))
-        )
-        for layer in layers
-    ]
+def recording(model: Model, layers: list[int]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The input and output of the mixers of these layers in a forward inside the block, in
+    order."""
+    recorded: list[tuple[Tensor, Tensor]] = []
+
+    def record(mixer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        recorded.append((inputs[0], output))
+
+    hooks = [block_at(model, layer).mixer.register_forward_hook(record) for layer in layers]
     try:
-        yield heard
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,12 +1,12 @@
-"""What a run does after its last step: compare with xz, export and check, sample, report, and say
-where everything lies."""
+"""What a run does after its last step: compare with xz, export and check the weights, write a
+sample and the report page, and list its outputs."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.checkpoint.weights import open_model
 from longfire.config.options import Sampling
 from longfire.config.run import RUN_TOML, Run
@@ -25,43 +25,43 @@ Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 def finish(
     run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]
 ) -> None:
-    """Do what the settings ask for at the end. Where many processes trained, one does it, with the
-    model of the last checkpoint.
+    """Do what the settings ask for at the end. Where several processes trained, process 0 does it,
+    with the model of the last checkpoint.
 
-    The run itself is done and saved: whatever fails here, the rest is done, and the last lines say
-    where everything lies. The first UserError is raised after them.
+    The run itself is complete and saved: whatever fails here, the rest is done, and the last lines
+    list the outputs. The first UserError is raised after them.
     """
-    lies = {"settings": run.folder / RUN_TOML, "metrics": run.folder / METRICS}
+    outputs = {"settings": run.folder / RUN_TOML, "metrics": run.folder / METRICS}
     if run.checkpoint.enable_checkpoint:
-        lies["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
+        outputs["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
     for source, numbers in results.items():
         note(validation_line(run, source, numbers, batches))
     failures: list[UserError] = []
     try:
         for part in (write_export, write_sample, write_report):
             try:
-                lies |= part(run, state, batches, note)
+                outputs |= part(run, state, batches, note)
             except UserError as error:
                 failures.append(error)
     finally:
-        width = max(map(len, lies))
-        note(
-            "\n".join(
-                [
-                    "",
-                    "Outputs:",
-                    *(f"  {what:<{width}}  {path}" for what, path in lies.items()),
-                ]
-            )
-        )
-    for error in failures[1:]:
-        note(f"failed after the last step: {error}")
+        note(outputs_text(outputs))
+    for failure in failures[1:]:
+        note(f"failed after the last step: {failure}")
     if failures:
         raise failures[0]
 
 
+def outputs_text(outputs: dict[str, Path]) -> str:
+    """The paths of what the run has written, a line each."""
+    width = max(map(len, outputs))
+    lines = ["", "Outputs:"]
+    for name, path in outputs.items():
+        lines.append(f"  {name:<{width}}  {path}")
+    return "\n".join(lines)
+
+
 def last_model(run: Run, state: State, note: Callable[[str], None]) -> Model:
-    """The model as it was trained; where many processes hold it, the one of the last checkpoint."""
+    """The trained model; where several processes share it, that of the last checkpoint."""
     if state.mesh.size() == 1:
         return state.model
     return open_model(run.folder, state.step, note, run.model.plugins).model
@@ -70,12 +70,15 @@ def last_model(run: Run, state: State, note: Callable[[str], None]) -> Model:
 def write_export(
     run: Run, state: State, batches: Batches, note: Callable[[str], None]
 ) -> dict[str, Path]:
-    """Hugging Face weights, where asked for; what lies where."""
+    """With checkpoint.export: Hugging Face weights. Returns the outputs."""
     if not run.checkpoint.export:
         return {}
-    out, dtype = run.folder / "hf", getattr(torch, run.checkpoint.export_dtype)
-    model, facts = last_model(run, state, note), facts_of(run, state.step)
-    tokenizer, adds_bos = batches.prepared.tokenizer, run.tokenizer.add_bos
+    out = run.folder / "hf"
+    dtype = getattr(torch, run.checkpoint.export_dtype)
+    model = last_model(run, state, note)
+    facts = facts_of(run, state.step)
+    tokenizer = batches.prepared.tokenizer
+    adds_bos = run.tokenizer.add_bos
     check = export(model, tokenizer, out, dtype=dtype, facts=facts, adds_bos=adds_bos)
     note(f"export: {check}")
     return {"Hugging Face weights": out}
@@ -84,6 +87,7 @@ def write_export(
 def write_sample(
     run: Run, state: State, batches: Batches, note: Callable[[str], None]
 ) -> dict[str, Path]:
+    """With eval.sample_prompt: note what the model writes after it."""
     if run.eval.sample_prompt:
         note(sample(run, last_model(run, state, note), batches))
     return {}
@@ -92,14 +96,12 @@ def write_sample(
 def write_report(
     run: Run, state: State, batches: Batches, note: Callable[[str], None]
 ) -> dict[str, Path]:
-    """The page, where asked for; what lies where."""
+    """With metrics.report: the report page. Returns the outputs."""
     if not run.metrics.report:
         return {}
     try:
         html([run.folder], run.folder / "report.html", note)
-    except (
-        SettingsError
-    ) as error:  # matplotlib is an extra: a trained model is no failure for want of a picture
+    except SettingsError as error:  # matplotlib is an extra: the run has not failed without it
         note(f"no report.html: {error}")
         return {}
     return {"report": run.folder / "report.html"}
@@ -108,13 +110,14 @@ def write_report(
 def validation_line(run: Run, source: str, numbers: dict[str, float], batches: Batches) -> str:
     """The last evaluation in one sentence, with xz's bits per byte beside it where asked for."""
     line = (
-        f"validation of {source}: loss {numbers['loss']:.4f} nats a token, perplexity {numbers['perplexity']:.2f}, "
-        f"{numbers['bits_per_byte']:.3f} bits a byte"
+        f"validation of {source}: loss {numbers['loss']:.4f} nats a token, "
+        f"perplexity {numbers['perplexity']:.2f}, {numbers['bits_per_byte']:.3f} bits a byte"
     )
     if run.eval.compare_xz:
         text = validation_bytes(batches, source, run.eval.tokens)
-        same = "the same bytes" if len(text) == numbers["bytes"] else "what the tokens decode to"
-        line += f" (xz -9e on {same}: {xz_bits_per_byte(text):.3f})"
+        is_exact = len(text) == numbers["bytes"]
+        compressed = "the same bytes" if is_exact else "what the tokens decode to"
+        line += f" (xz -9e on {compressed}: {xz_bits_per_byte(text):.3f})"
     return line
 
 

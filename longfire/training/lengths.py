@@ -17,7 +17,8 @@ from longfire.config.settings import Training
 from longfire.errors import SettingsError
 from longfire.plural import counted
 
-SCHEDULE, SEGMENTS = "training.seq_len_schedule", "training.tbptt_segments"
+SCHEDULE = "training.seq_len_schedule"
+SEGMENTS = "training.tbptt_segments"
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,9 @@ def with_base(config: ModelConfig, theta: float, seq_len: int) -> ModelConfig:
     """The shape with this base (0: its own) in all attention layers that have rotary positions, and
     a limit of positions that lets rows of so many tokens be: who names a base for longer rows means
     them."""
-    mixers = {
-        name: {**given, "rope_theta": theta} if theta and turns(name, given) else given
-        for name, given in config.mixers.items()
-    }
+    mixers = {}
+    for name, given in config.mixers.items():
+        mixers[name] = {**given, "rope_theta": theta} if theta and turns(name, given) else given
     limit = config.max_position_embeddings
     limit = limit if config.learned_positions or not limit else max(limit, seq_len)
     return replace(config, mixers=mixers, max_position_embeddings=limit)
@@ -135,7 +135,8 @@ def refusals(run: Any) -> Iterator[str]:
 
 
 def of_schedule(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
-    longest, seq_len = max(stage.seq_len for stage in found), run.training.seq_len
+    longest = max(stage.seq_len for stage in found)
+    seq_len = run.training.seq_len
     if longest != seq_len:
         yield f"{SCHEDULE}: its longest rows have {longest} tokens, and training.seq_len = {seq_len}: set that to {longest} too"
         return
@@ -163,7 +164,8 @@ def of_schedule(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
 
 
 def of_segments(run: Any, found: tuple[Stage, ...]) -> Iterator[str]:
-    count, config = run.training.tbptt_segments, run.model_config
+    count = run.training.tbptt_segments
+    config = run.model_config
     given = f"{SEGMENTS} = {count}"
     shortest = min(stage.seq_len for stage in found)
     if count > shortest:

@@ -152,7 +152,8 @@ def read_one(folder: Path, name: str) -> Story:
         raise SettingsError(
             f"{folder} holds no {METRICS}, so it is no run folder; give the job.dump_folder of a run"
         )
-    steps, evaluations = [], []
+    steps = []
+    evaluations = []
     unreadable = 0
     for record in records(path):
         if record is None:
@@ -219,9 +220,11 @@ def curves(
 ) -> None:
     """A column of every run: every step thin, the running mean thick."""
     for story, colour in zip(stories, cycle(COLOURS)):
-        x, y = x_of(story), story.column(name)
+        x = x_of(story)
+        y = story.column(name)
         known = np.isfinite(y)
-        x, y = x[known], y[known]
+        x = x[known]
+        y = y[known]
         if smooth and len(y) > 20:
             axes.plot(*thinned(x, y), color=colour, alpha=0.25, linewidth=0.8)
             y = running_mean(y, max(2, round(SMOOTHING * len(y))))
@@ -230,9 +233,13 @@ def curves(
 
 def running_mean(y: np.ndarray, width: int) -> np.ndarray:
     """Exponential: y_t weighs 1/width, and the start counts only what there is of it."""
-    keep, mean, weight, out = 1 - 1 / width, 0.0, 0.0, np.empty_like(y)
+    keep = 1 - 1 / width
+    mean = 0.0
+    weight = 0.0
+    out = np.empty_like(y)
     for index, value in enumerate(y):
-        mean, weight = keep * mean + value / width, keep * weight + 1 / width
+        mean = keep * mean + value / width
+        weight = keep * weight + 1 / width
         out[index] = mean / weight
     return out
 
@@ -296,7 +303,8 @@ def plain_chart(name: str, y_label: str, smooth: bool = False, logarithmic: bool
 def split_chart(stories: Sequence[Story]) -> Any:
     """Where a step's time goes: the mean of all steps, one bar a run."""
     drawn, axes = figure("", "milliseconds a step (mean)")
-    names, left = [story.name for story in stories], np.zeros(len(stories))
+    names = [story.name for story in stories]
+    left = np.zeros(len(stories))
     for part, colour in zip(PARTS, PART_COLOURS):
         widths = np.array(
             [1000 * np.nan_to_num(mean(story.column(f"{part}_seconds"))) for story in stories]
@@ -343,12 +351,16 @@ def as_svg(drawn: Any) -> str:
 
 def mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    if len(known):
+        return float(known.mean())
+    return float("nan")
 
 
 def last(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
-    return float(known[-1]) if len(known) else float("nan")
+    if len(known):
+        return float(known[-1])
+    return float("nan")
 
 
 def row_of(story: Story) -> dict[str, str]:
@@ -397,7 +409,9 @@ def settings_table(stories: Sequence[Story], only_differing: bool) -> str:
         values = [str(story.settings.get(key, "–")) for story in stories]
         if not only_differing or len(set(values)) > 1:
             rows.append({"setting": key, **dict(zip((story.name for story in stories), values))})
-    return table(rows) if rows else "<p>They have the same settings.</p>"
+    if rows:
+        return table(rows)
+    return "<p>They have the same settings.</p>"
 
 
 def machine_of(story: Story) -> str:

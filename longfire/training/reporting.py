@@ -26,12 +26,10 @@ from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.plural import counted
 
-METRICS, ENVIRONMENT, RUN_TOML, WANDB_ID = (
-    "metrics.jsonl",
-    "environment.json",
-    "run.toml",
-    "wandb-id.txt",
-)
+METRICS = "metrics.jsonl"
+ENVIRONMENT = "environment.json"
+RUN_TOML = "run.toml"
+WANDB_ID = "wandb-id.txt"
 WINDOW_STEPS = 50  # over which the console averages and data wait is judged
 QUIET_STEPS = 500  # between two warnings of one kind
 WARMUP_STEPS = 20  # of a process, in which graphs may be compiled without a warning
@@ -82,7 +80,9 @@ class Report:
         self, folder: Path, metrics: settings.Metrics, total_steps: int, start_step: int = 0
     ) -> None:
         check_trackers(metrics)
-        self.folder, self.metrics, self.start_step = folder, metrics, start_step
+        self.folder = folder
+        self.metrics = metrics
+        self.start_step = start_step
         self.console = ConsoleLines(metrics, total_steps, start_step)
         self.file: RecordFile | None = None
         self.has_evaluation = False  # of start_step, among the records that were there before
@@ -106,7 +106,7 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self.console.close()
-        self.file.close()
+        self.open_file().close()
         for tracker in self.trackers:
             tracker.close()
 
@@ -117,12 +117,17 @@ class Report:
         null in metrics.jsonl, since JSON has no word for it. Raises CheckpointError if the disk is
         full.
         """
-        self.file.write(step, values)
+        self.open_file().write(step, values)
         for tracker in self.trackers:
             tracker.write(step, values)
         self.console.write(step, values)
         for warning in self.watch.look(step, values):
             self.note(warning)
+
+    def open_file(self) -> "RecordFile":
+        """metrics.jsonl, which is open inside the context."""
+        assert self.file is not None, "a report is used as a context manager"
+        return self.file
 
     def note(self, text: str) -> None:
         """Print one line above the progress."""
@@ -182,7 +187,8 @@ class RecordFile:
         try:
             if fields == self.last:
                 self.file.truncate(self.last_at)
-            self.last, self.last_at = fields, self.file.seek(0, 2)
+            self.last = fields
+            self.last_at = self.file.seek(0, 2)
             self.file.write(json.dumps(record).encode() + b"\n")
             self.file.flush()
         except OSError as error:
@@ -217,7 +223,8 @@ class RecordFile:
             self.unreadable += 1
             self.last = None
             return
-        self.last, self.last_at = (record["step"], frozenset(record)), at
+        self.last = (record["step"], frozenset(record))
+        self.last_at = at
         self.has_evaluation |= record["step"] == start_step and is_evaluation(record)
 
     def close(self) -> None:
@@ -268,11 +275,15 @@ def parsed(line: bytes | str) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    if isinstance(record, dict) and isinstance(record.get("step"), int):
+        return record
+    return None
 
 
 def plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    if math.isfinite(value):
+        return value
+    return None
 
 
 class ConsoleLines:
@@ -283,11 +294,9 @@ class ConsoleLines:
     """
 
     def __init__(self, metrics: settings.Metrics, total_steps: int, start_step: int) -> None:
-        self.log_freq, self.total_steps, self.start_step = (
-            max(1, metrics.log_freq),
-            total_steps,
-            start_step,
-        )
+        self.log_freq = max(1, metrics.log_freq)
+        self.total_steps = total_steps
+        self.start_step = start_step
         self.rich = Console(highlight=False, soft_wrap=True)
         self.steps: deque[Values] = deque(maxlen=WINDOW_STEPS)
         self.times: deque[float] = deque(maxlen=WINDOW_STEPS + 1)
@@ -329,11 +338,10 @@ class ConsoleLines:
             return
         self.steps.append(values)
         self.times.append(time.monotonic())
-        place = (
-            f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
-            if self.total_steps
-            else f"step {step}"
-        )
+        if self.total_steps:
+            place = f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
+        else:
+            place = f"step {step}"
         numbers = self.numbers(step)
         if self.progress:
             self.progress.update(self.task, completed=step, place=place, numbers=numbers)
@@ -343,7 +351,8 @@ class ConsoleLines:
     def numbers(self, step: int) -> str:
         """This step's loss, norm and rate; speed as the mean of the last steps; the time that
         remains at that speed."""
-        now, parts = self.steps[-1], []
+        now = self.steps[-1]
+        parts = []
         for key, form in (
             ("loss", "loss {:.4f}"),
             ("grad_norm", "grad norm {:.3g}"),
@@ -383,7 +392,9 @@ def evaluation_line(step: int, values: Values) -> str:
 
 
 def int_of(value: float) -> int | None:
-    return int(value) if math.isfinite(value) else None
+    if math.isfinite(value):
+        return int(value)
+    return None
 
 
 def duration(seconds: float) -> str:
@@ -495,7 +506,9 @@ class WandB:
 def settings_of(folder: Path) -> dict[str, Any]:
     """The resolved settings of a run folder; empty if it has none."""
     path = folder / RUN_TOML
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if path.exists():
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    return {}
 
 
 def write_environment(folder: Path, start_step: int) -> None:
@@ -569,7 +582,9 @@ def git_revision(folder: Path) -> str | None:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return result.stdout.strip() if result.returncode == 0 else None
+    if result.returncode == 0:
+        return result.stdout.strip()
+    return None
 
 
 def cpu_name() -> str:
@@ -577,4 +592,6 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    if names:
+        return names[0]
+    return platform.processor() or platform.machine()

@@ -70,7 +70,9 @@ def until(plan: Plan, step: float) -> Plan:
 def progress(plan: Plan, step: float) -> float:
     """The share of a planned run that is over before `step`, from 0 to 1; continuous in `step`,
     never falling."""
-    done, begin, end = 0.0, 0, math.inf
+    done = 0.0
+    begin = 0
+    end = math.inf
     for entry in until(plan, step):
         done = along(done, begin, end, entry.step)
         begin, end = entry
@@ -106,7 +108,9 @@ def fitting_warmup(total_steps: float, warmup_steps: float, name: str = "cosine"
     WARMUP_SHARE of it. For wsd (`name` of the scheduler) also where it is as long as the run: no
     step would be left for the decay."""
     fits = warmup_steps < total_steps if name == "wsd" else warmup_steps <= total_steps
-    return warmup_steps if fits else max(1, int(WARMUP_SHARE * total_steps))
+    if fits:
+        return warmup_steps
+    return max(1, int(WARMUP_SHARE * total_steps))
 
 
 def planned_warmup(plan: Plan, step: float, warmup_steps: float) -> Warmup:

@@ -1,6 +1,5 @@
-"""What a run does before its first step: it keeps its tokenizer and the names of its data, compares
-the tokenizer with those of the weights that it begins with, takes these weights, and says where
-they come from."""
+"""What a run does before its first step: it saves its tokenizer and the names of its data, compares
+the tokenizer with that of the weights that it starts from, and takes these weights."""
 
 import json
 from collections.abc import Callable
@@ -8,16 +7,17 @@ from pathlib import Path
 
 import torch
 
-from longfire.checkpoint.checkpoint import State
 from longfire.checkpoint.provenance import (
     difference,
     run_folder_of,
     tokenizer_beside,
     tokenizer_line,
 )
+from longfire.checkpoint.state import State
 from longfire.checkpoint.weights import finite, weights_of_run
-from longfire.config.model_config import ModelConfig
-from longfire.config.run import DATA_JSON, Run, keep
+from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.run import DATA_JSON, Run
+from longfire.config.run_folder import keep
 from longfire.data.prepare import Prepared
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.data.tokens import TokenStream
@@ -33,9 +33,9 @@ Note = Callable[[str], None]
 
 
 def begin(run: Run, prepared: Prepared, note: Note) -> None:
-    """Compare tokenizer and data with what the run and its weights were trained with, and keep both
-    in the run folder. Process 0 does it. Raises SettingsError or DataError naming what does not go
-    together."""
+    """Compare tokenizer and data with what the run and its weights were trained with, and save both
+    in the run folder. Only process 0 calls it. Raises SettingsError or DataError naming what
+    differs."""
     note(tokenizer_line(prepared.tokenizer, run.tokenizer))
     refuse_another_tokenizer(run, prepared.tokenizer, note)
     refuse_no_labels(run, prepared)
@@ -45,10 +45,10 @@ def begin(run: Run, prepared: Prepared, note: Note) -> None:
 
 
 def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None:
-    """Weights and teacher saw ids of their own tokenizer. Raises SettingsError where that of the
-    run is another one, unless tokenizer.allow_mismatch says that it is meant."""
+    """Weights and teacher were trained on the ids of their own tokenizer. Raises SettingsError where
+    that of the run is another one, unless tokenizer.allow_mismatch is set."""
     from_elsewhere = {"distillation.teacher": run.distillation.teacher}
-    if not run.goes_on:
+    if not run.resumes:
         from_elsewhere["model.weights"] = run.model.weights
     for key, folder in from_elsewhere.items():
         if not folder:
@@ -56,25 +56,29 @@ def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None
         beside = tokenizer_beside(Path(folder))
         if beside is None:
             note(
-                f"warning: no tokenizer lies beside {key} = {folder!r}, so nobody can say whether their ids are those of "
-                f"tokenizer.path = {run.tokenizer.path!r}"
+                f"warning: there is no tokenizer beside {key} = {folder!r}, so it is unknown "
+                f"whether their ids are those of tokenizer.path = {run.tokenizer.path!r}"
             )
             continue
         differs = difference(beside.load(), tokenizer)
         if not differs:
             if beside.add_bos and not run.tokenizer.add_bos:
                 note(
-                    f"warning: documents began with BOS where {key} = {folder!r} was trained, and here they do not: set "
-                    "tokenizer.add_bos = true, or leave tokenizer.path out"
+                    f"warning: documents began with BOS where {key} = {folder!r} was trained, and "
+                    "here they do not: set tokenizer.add_bos = true, or leave tokenizer.path out"
                 )
             continue
-        told = f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer of {key} = {folder!r}: {differs}"
+        mismatch = (
+            f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer of {key} = {folder!r}: "
+            f"{differs}"
+        )
         if not run.tokenizer.allow_mismatch:
             raise SettingsError(
-                f"{told}. The same ids would stand for other text. Leave tokenizer.path out, or set it to {beside.path!r}; if "
-                "another tokenizer is meant, set tokenizer.allow_mismatch = true"
+                f"{mismatch}. The same ids would stand for other text. Leave tokenizer.path out, or "
+                f"set it to {beside.path!r}; if another tokenizer is meant, set "
+                "tokenizer.allow_mismatch = true"
             )
-        note(f"warning: {told}; tokenizer.allow_mismatch = true lets it pass")
+        note(f"warning: {mismatch}; tokenizer.allow_mismatch = true permits it")
 
 
 def label_tokens(run: Run, stream: TokenStream) -> int:
@@ -87,20 +91,21 @@ def label_tokens(run: Run, stream: TokenStream) -> int:
 
 
 def refuse_no_labels(run: Run, prepared: Prepared) -> None:
-    """Raises DataError naming a source none of whose tokens can be predicted: nothing could be
-    learned from it."""
+    """Raises DataError naming a source of which no token can be predicted: nothing could be learned
+    from it."""
     for name, store in zip(prepared.names, prepared.stores):
         if store.complete and store.train.length and not label_tokens(run, store.train):
             raise DataError(
-                f"{name}: no token of it can be predicted: with data.varlen = true the first token of each document has no "
-                f"label, and no document of its {store.train.documents:,} has a second one. Set data.varlen = false or "
+                f"{name}: no token of it can be predicted: with data.varlen = true the first token "
+                f"of each document has no label, and no document of its "
+                f"{store.train.documents:,} has a second one. Set data.varlen = false or "
                 "tokenizer.add_eos = true, join documents (data.split_documents), or name other text"
             )
 
 
 def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
-    """The tokenizer lies in the run folder from the start. Raises SettingsError if the run was
-    trained with another one."""
+    """Save the tokenizer in the run folder. Raises SettingsError if the run was trained with
+    another one."""
     folder = run.tokenizer_folder
     if (
         run.has_checkpoints
@@ -108,95 +113,103 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
         and from_folder(folder).fingerprint != tokenizer.fingerprint
     ):
         raise SettingsError(
-            f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer that the run in {run.folder} was trained with: the same "
-            f"ids would mean other words. Set it to {folder}, or name another job.dump_folder"
+            f"tokenizer.path = {run.tokenizer.path!r} is not the tokenizer that the run in "
+            f"{run.folder} was trained with: the same ids would mean other text. Set it to "
+            f"{folder}, or name another job.dump_folder"
         )
     tokenizer.save(folder)
 
 
 def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
-    """data.json: the token stores that rows come from. A run that goes on with others says so: its
-    rows are then not those that it would have seen, and those that it saw may come again."""
-    file, here = (
-        run.folder / DATA_JSON,
-        {n: s.folder.name for n, s in zip(prepared.names, prepared.stores)},
-    )
-    there = (
-        json.loads(file.read_text(encoding="utf-8"))
-        if run.has_checkpoints and file.exists()
-        else here
-    )
-    for name in [name for name in {**there, **here} if there.get(name) != here.get(name)]:
+    """data.json: the token stores of the run. Where it is resumed with others, that is noted: it
+    then trains on other sequences than it would have, and may train on some again."""
+    file = run.folder / DATA_JSON
+    here: dict[str, str] = {}
+    for name, store in zip(prepared.names, prepared.stores):
+        here[name] = store.folder.name
+    if run.has_checkpoints and file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        there = here
+    for name in {**there, **here}:
+        if there.get(name) == here.get(name):
+            continue
         note(
-            f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, was {there.get(name, 'none')}; "
-            "the order of rows is another one from here on, and what is held out now may have been trained on"
+            f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, "
+            f"was {there.get(name, 'none')}; the order of sequences is another one from here on, "
+            "and what is validation text now may have been trained on"
         )
     keep(file, json.dumps(here, indent=1) + "\n")
 
 
 def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
-    """Say where an evaluation will have no text to read: before the first step, where that is known
-    by then."""
+    """Warn of sources that have no validation text for the evaluations that are asked for."""
     if not (run.eval.at_end or run.eval.interval):
         return
     for name, store, stream in prepared.validation:
         if store.complete and not label_tokens(run, stream):
             note(
-                f"warning: nothing is held out of {name}, so the loss on text that was not trained on will not be measured: name "
-                f"such text in data.validation, raise data.validation_fraction = {run.data.validation_fraction:g}, or, if a text file "
-                "holds many documents, set data.split_documents (lines, blank_lines, or the text between them)"
+                f"warning: there is no validation text of {name}, so the loss on text that was not "
+                "trained on will not be measured: name such text in data.validation, raise "
+                f"data.validation_fraction = {run.data.validation_fraction:g}, or, if a text file "
+                "holds many documents, set data.split_documents (lines, blank_lines, or the text "
+                "between them)"
             )
 
 
 def refuse_another_batch(run: Run, state: State) -> None:
-    """With a schedule steps and rows go together: stages begin at steps, and the data in them at
-    rows. Raises SettingsError."""
+    """With a schedule of lengths every step must have the same number of sequences: stages begin at
+    steps, and their data at sequences. Raises SettingsError."""
     if run.training.seq_len_schedule and state.rows_consumed != state.step * run.sequences_per_step:
         raise SettingsError(
-            f"training.seq_len_schedule counts {run.sequences_per_step} rows a step, but the run's {counted(state.step, 'step')} took "
-            f"{state.rows_consumed} rows: go on with the batch that it was begun with"
+            f"training.seq_len_schedule counts {run.sequences_per_step} sequences a step, but the "
+            f"run's {counted(state.step, 'step')} took {state.rows_consumed} sequences: resume it "
+            "with the batch size that it was begun with"
         )
 
 
 def take_weights(run: Run, state: State) -> str:
-    """Start from the weights of model.weights, one tensor in memory at a time: each process takes
-    what lies with it. What they are, in words. Raises CheckpointError or SettingsError."""
-    source, config = Path(run.model.weights), state.model.config
-    left = dict(state.model.named_parameters())
+    """Start from the weights of model.weights: each process takes its part of them, one tensor in
+    memory at a time. Returns what they are. Raises CheckpointError or SettingsError."""
+    source = Path(run.model.weights)
+    config: ModelConfig | TransformersConfig = state.model.config
+    missing = dict(state.model.named_parameters())
     with state.mesh.raise_on_all_ranks():
         if state.mesh.rank() == 0:
             check_checksums(source, print)
         if run_folder_of(source):
             place, read = weights_of_run(source, shapes_wanted(state))
-            told = f"checkpoint {place}"
+            origin = f"checkpoint {place}"
         elif run.model.backend == "transformers":
-            read = transformers_files.load_weights(source, config).items()
-            told = f"Hugging Face weights in {source}"
+            assert isinstance(config, TransformersConfig)
+            read = iter(transformers_files.load_weights(source, config).items())
+            origin = f"Hugging Face weights in {source}"
         else:
+            assert isinstance(config, ModelConfig)
             read = read_weights(source, config)
-            told = f"Hugging Face weights in {source}"
+            origin = f"Hugging Face weights in {source}"
         for name, whole in finite(read, f"model.weights = {run.model.weights!r}"):
-            if name in left:
-                copy_from_whole(left.pop(name).detach(), sharding_of(state.model, name), whole)
-        if left:
+            if name in missing:
+                parameter = missing.pop(name).detach()
+                copy_from_whole(parameter, sharding_of(state.model, name), whole)
+        if missing:
             raise SettingsError(
-                f"model.weights = {run.model.weights!r} has no {', '.join(sorted(left)[:4])}"
+                f"model.weights = {run.model.weights!r} has no {', '.join(sorted(missing)[:4])}"
             )
-    return told
+    return origin
 
 
 def shapes_wanted(state: State) -> dict[str, torch.Size]:
-    """Name and whole shape of each parameter of the model; of a pipeline also those that lie
-    elsewhere."""
+    """Name and whole shape of each parameter of the model, also of those on other stages of a
+    pipeline."""
     model = state.model
     if isinstance(model.config, ModelConfig):
-        return {
-            name: parameter.shape for name, parameter in on_meta(model.config).named_parameters()
-        }
+        whole = on_meta(model.config)
+        return {name: parameter.shape for name, parameter in whole.named_parameters()}
     return {name: global_shape(p, spec) for name, p, spec in placed_parameters(model)}
 
 
 def fresh_weights(run: Run) -> str:
-    """Where a run without weights from elsewhere begins, in words."""
-    by = " by its own class" if run.model.backend == "transformers" else ""
-    return f"fresh, initialised{by} with training.seed = {run.training.seed}"
+    """The line of a run that starts without weights from elsewhere."""
+    initialiser = " by its own class" if run.model.backend == "transformers" else ""
+    return f"fresh, initialised{initialiser} with training.seed = {run.training.seed}"

@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.data.batch import Batch
 from longfire.device import Clock, choose_device, fastest_matmul_peak, peak_memory_bytes
 from longfire.ops.documents import Documents
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import joined
-from longfire.training.loop import make_state, train_step
+from longfire.training.setup import make_state
+from longfire.training.step import train_step
 
 WARMUP_STEPS = 2  # the first compiles and allocates, the second fills the optimizer's state
 DOCUMENT_TOKENS = 512  # mean length of the random documents of data.varlen
@@ -29,7 +30,7 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     device = choose_device(run.training, run.world.local_rank)
     note = run.world.by_first(note)
     with joined(run.world, run.degrees, run.comm, device) as mesh:
-        state = make_state(run, run.words, device, note, mesh=mesh)
+        state = make_state(run, run.vocab_size, device, note, mesh=mesh)
         taken = measured(run, state, steps, Clock(device))
         peak, source = fastest_matmul_peak(device)
     seconds = statistics.median(parts["seconds"] for parts in taken)
@@ -53,7 +54,8 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
 
 def measured(run: Run, state: State, steps: int, clock: Clock) -> list[dict[str, float]]:
     """Where the seconds of each step went, after the warm-up."""
-    generator, taken = torch.Generator().manual_seed(run.training.seed + state.mesh.rank(*DATA)), []
+    generator = torch.Generator().manual_seed(run.training.seed + state.mesh.rank(*DATA))
+    taken = []
     for step in range(WARMUP_STEPS + steps):
         with clock("data"):
             batch = random_batch(run, state.model.config.vocab_size, generator)
@@ -83,11 +85,10 @@ def tell(
     result: dict[str, float], rates: list[float], source: str, note: Callable[[str], None]
 ) -> None:
     """The result as four lines; the spread says how much to believe it."""
-    share = {
-        key.removesuffix("_seconds"): value / result["seconds"]
-        for key, value in result.items()
-        if key.endswith("_seconds")
-    }
+    share = {}
+    for key, value in result.items():
+        if key.endswith("_seconds"):
+            share[key.removesuffix("_seconds")] = value / result["seconds"]
     note(
         f"speed: {result['tokens_per_second']:,.0f} tokens/s, the median of {len(rates)} steps (from {min(rates):,.0f} to "
         f"{max(rates):,.0f})"

@@ -3,8 +3,9 @@ learning rate that follows."""
 
 from typing import NamedTuple, Protocol
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.run import Run
+from longfire.config.run_folder import write
 from longfire.device import Clock
 from longfire.plural import counted
 from longfire.training.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
@@ -13,19 +14,25 @@ from longfire.training.schedule import Plan, planned_schedule, progress, read_pl
 
 # Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate
 # is noted. (After a change of the batch size the step before is not quite where it was.)
-SAME_RATE, SAME_SLOPE = 0.01, 4
+SAME_RATE = 0.01
+SAME_SLOPE = 4
 
 
-class Place(Protocol):
+class Progress(Protocol):
     """How far a run is: what of a State the learning rate depends on."""
 
-    step: int
-    tokens: int
-    plan: Plan
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def plan(self) -> Plan: ...
 
 
-class Before(NamedTuple):
-    """The place of an earlier step."""
+class EarlierProgress(NamedTuple):
+    """That of an earlier step."""
 
     step: int
     tokens: int
@@ -34,7 +41,9 @@ class Before(NamedTuple):
 
 def last_step(run: Run, state: State) -> int:
     """The step that ends the run, as far as it is known."""
-    return state.plan[-1].total_steps if state.plan else most_steps(run, state)
+    if state.plan:
+        return state.plan[-1].total_steps
+    return most_steps(run, state)
 
 
 def most_steps(run: Run, state: State) -> int:
@@ -45,14 +54,15 @@ def most_steps(run: Run, state: State) -> int:
     return state.step + -(-max(0, run.training.tokens - state.tokens) // run.tokens_per_step)
 
 
-def learning_rate(run: Run, place: Place) -> float:
+def learning_rate(run: Run, done: Progress) -> float:
     """The rate of the next step: a pure function of the settings, the plan and how far the run is,
     in steps or in tokens."""
-    peak, warmup = run.optimizer.lr, run.warmup_steps
+    peak = run.optimizer.lr
+    warmup = run.warmup_steps
     if run.is_planned:
-        return peak * planned_schedule(place.plan, place.step, warmup, run.lr_scheduler)
+        return peak * planned_schedule(done.plan, done.step, warmup, run.lr_scheduler)
     in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
-    position = place.tokens / run.tokens_per_step if in_tokens else place.step
+    position = done.tokens / run.tokens_per_step if in_tokens else done.step
     return peak * schedule(position, run.steps, warmup, run.lr_scheduler)
 
 
@@ -61,7 +71,10 @@ class Timing:
     for all."""
 
     def __init__(self, run: Run, state: State, report: Report | QuietReport, clock: Clock) -> None:
-        self.run, self.state, self.report, self.clock = run, state, report, clock
+        self.run = run
+        self.state = state
+        self.report = report
+        self.clock = clock
         checkpoint = run.checkpoint
         saves = checkpoint.enable_checkpoint and checkpoint.interval_type == "steps"
         self.pace = Pace(run.eval.interval, checkpoint.interval if saves else 0)
@@ -70,7 +83,8 @@ class Timing:
     def begin(self) -> None:
         """Before the first step of this process: the plan that it goes on with, and whether there
         is anything left to do."""
-        run, state = self.run, self.state
+        run = self.run
+        state = self.state
         if run.training.max_seconds:
             self.take(self.budget.resumed(state.plan, state.step, state.elapsed_seconds))
             self.keep_plan()
@@ -83,7 +97,8 @@ class Timing:
 
     def note_what_is_left(self) -> None:
         """Of a run that goes on: its plan is known before the first step of this process."""
-        run, state = self.run, self.state
+        run = self.run
+        state = self.state
         if not state.step or state.step >= last_step(run, state):
             return
         left = run.training.max_seconds - state.elapsed_seconds
@@ -95,7 +110,8 @@ class Timing:
 
     def note_if_finished(self) -> None:
         """Nothing is trained where the run has all steps that it is asked for, or more."""
-        run, state = self.run, self.state
+        run = self.run
+        state = self.state
         if not state.step or state.step < last_step(run, state):
             return
         key = "training.tokens" if run.training.tokens else "training.steps"
@@ -109,11 +125,10 @@ class Timing:
         done = f"{counted(state.step, 'step')} {'is' if state.step == 1 else 'are'} done"
         asked = run.training.tokens if key == "training.tokens" else last_step(run, state)
         has_more = (state.tokens if key == "training.tokens" else state.step) > asked
-        more = (
-            f", more than {key} = {asked:,} asks for"
-            if has_more and not run.training.max_seconds
-            else ""
-        )
+        if has_more and not run.training.max_seconds:
+            more = f", more than {key} = {asked:,} asks for"
+        else:
+            more = ""
         self.report.note(
             f"this run is finished: its {done}{more}{used}.{self.cut_short()} "
             f"To go on, raise {key}; to begin anew, name another job.dump_folder"
@@ -121,7 +136,8 @@ class Timing:
 
     def cut_short(self) -> str:
         """What a finished run lacks whose budget was used up long before its plan was over."""
-        plan, step = self.state.plan, self.state.step
+        plan = self.state.plan
+        step = self.state.step
         if len(plan) < 2 or plan[-1] != (step, step):
             return ""
         done = progress(plan[:-1], step)
@@ -132,7 +148,8 @@ class Timing:
     def note_a_jump(self) -> None:
         """Where the settings give the last step another rate than it had, the rate jumps; that is
         seldom meant."""
-        run, state = self.run, self.state
+        run = self.run
+        state = self.state
         if not state.step or state.step >= last_step(run, state) or state.mesh.rank():
             return
         if (
@@ -145,8 +162,9 @@ class Timing:
                 f"the decay of the learning rate is over: the run goes on with its floor, {rate:.3g}"
             )
         had = recorded_rate(run, state.step)
-        before = Before(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
-        was, follows = learning_rate(run, before), learning_rate(run, state)
+        before = EarlierProgress(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
+        was = learning_rate(run, before)
+        follows = learning_rate(run, state)
         if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):
             return
         self.report.note(
@@ -177,7 +195,8 @@ class Timing:
 
     def note_duration(self) -> None:
         """How long the rest of the run takes, by the steps that were measured."""
-        state, pace = self.state, self.pace
+        state = self.state
+        pace = self.pace
         left = last_step(self.run, state) - state.step
         if left < 1:
             return
@@ -197,7 +216,8 @@ class Timing:
 
     def is_over(self) -> bool:
         """Whether all steps are done, after a look at the clock where one is due."""
-        state, mesh = self.state, self.state.mesh
+        state = self.state
+        mesh = self.state.mesh
         if self.run.training.max_seconds:
             due = mesh.rank() == 0 and self.budget.due(
                 state.plan, state.step, state.elapsed_seconds
@@ -212,13 +232,17 @@ class Timing:
     def take(self, plan: Plan) -> None:
         """The plan of process 0 is that of all from here on; run.toml has it, and the console where
         it says something new."""
-        run, state, mesh = self.run, self.state, self.state.mesh
-        before, state.plan = state.plan, mesh.broadcast_object(plan)
+        run = self.run
+        state = self.state
+        mesh = self.state.mesh
+        before = state.plan
+        state.plan = mesh.broadcast_object(plan)
         if state.plan == before:
             return
         self.keep_plan()
         self.report.expect(last_step(run, state))
-        total, was = state.plan[-1].total_steps, before[-1].total_steps if before else 0
+        total = state.plan[-1].total_steps
+        was = before[-1].total_steps if before else 0
         is_measured = self.pace.first_step is not None
         if abs(total - was) < NOTED_SHARE * was or (total == state.step and not is_measured):
             return
@@ -236,10 +260,12 @@ class Timing:
     def keep_plan(self) -> None:
         """run.toml has the plan, so that the run can be repeated with it. Collective over the
         mesh."""
-        run, state, mesh = self.run, self.state, self.state.mesh
+        run = self.run
+        state = self.state
+        mesh = self.state.mesh
         with mesh.raise_on_all_ranks():
             if state.plan and mesh.rank() == 0:
-                run.with_plan(state.plan).write(run.folder)
+                write(run.with_plan(state.plan), run.folder)
 
 
 def recorded_rate(run: Run, step: int) -> float | None:

@@ -19,10 +19,8 @@ def profiler(settings: Profiling, run_folder: Path, rank: int = 0) -> Iterator[C
         yield lambda: None
         return
     cuda = torch.cuda.is_available()
-    traces, snapshots = (
-        run_folder / settings.save_traces_folder,
-        run_folder / settings.save_memory_snapshot_folder,
-    )
+    traces = run_folder / settings.save_traces_folder
+    snapshots = run_folder / settings.save_memory_snapshot_folder
 
     whose = f"-rank-{rank}" if rank else ""
 

@@ -8,8 +8,9 @@ from plans import HYBRID, PLANS, parts, state_of, steps, whole
 from sets import slow_unless
 from worlds import in_processes
 
-from longfire.checkpoint import checkpoint
-from longfire.checkpoint.checkpoint import Checkpoints, load_model_weights
+from longfire.checkpoint import folder, saving
+from longfire.checkpoint.restoring import load_model_weights, newest
+from longfire.checkpoint.saving import Checkpoints
 from longfire.config import settings
 from longfire.errors import CheckpointError, UserError
 from longfire.parallel.mesh import ALONE, Mesh
@@ -103,7 +104,7 @@ def failing(rank: int, folder: Path) -> str:
     checkpoints.wait()
     steps(state, 1)
     if rank == 1:
-        checkpoint.write_tensors = no_room
+        saving.write_tensors = no_room
     try:
         checkpoints.save(state)
         checkpoints.wait()
@@ -120,10 +121,10 @@ def test_what_one_process_cannot_write_none_has_saved(tmp_path):
     first, second = in_processes(2, failing, tmp_path)
     assert (
         "process 1: [Errno 28] No space left on device" in first
-        and "Checkpoints that are whole: step-0" in first
+        and "Complete checkpoints: step-0" in first
     )
     assert "No space left on device" in second
-    assert checkpoint.steps(tmp_path) == [0] and checkpoint.newest(tmp_path) == 0
+    assert folder.steps(tmp_path) == [0] and newest(tmp_path) == 0
 
 
 def of_another_model(rank: int, folder: Path) -> str:

@@ -254,13 +254,13 @@ STEPS = 50  # of a short row: it is the number of steps that errors would add up
 
 def trained(rank: int, count: int, texts: torch.Tensor) -> list[float]:
     """Losses of the program's own step on rows of the corpus."""
-    from longfire.checkpoint.checkpoint import State
+    from longfire.checkpoint.state import State
     from longfire.config.settings import ActivationCheckpoint, Optimizer, Training
     from longfire.device import Clock
     from longfire.optim import make_optimizer
     from longfire.parallel.apply import parallelize
     from longfire.parallel.mesh import ALONE
-    from longfire.training.loop import train_step
+    from longfire.training.step import train_step
 
     mesh = Mesh.of_degrees({"cp": count}, "cpu") if count > 1 else ALONE
     model = tiny_model("gla", "attention", vocab_size=256, initializer_range=0.05)

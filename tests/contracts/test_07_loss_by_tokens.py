@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.settings import Optimizer, Training
 from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.optim import make_optimizer
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 TRAINING = Training(max_norm=0.0, loss_chunk_tokens=16)
 

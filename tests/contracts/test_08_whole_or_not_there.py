@@ -4,14 +4,17 @@ import json
 import os
 import pickletools
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from longfire.checkpoint import checkpoint
-from longfire.checkpoint.checkpoint import Checkpoints, State
+from longfire.checkpoint.folder import damage, steps, write_manifest
+from longfire.checkpoint.restoring import load_model_weights, newest
+from longfire.checkpoint.saving import Checkpoints
+from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.errors import CheckpointError
 from longfire.optim import make_optimizer
@@ -95,11 +98,7 @@ def test_any_damaged_file_is_named_and_the_older_checkpoint_taken(how, saved, ti
                 + bytes([content[len(content) // 2] ^ 4])
                 + content[len(content) // 2 + 1 :]
             )
-        if (
-            how == "flipped"
-            and name == "manifest.json"
-            and checkpoint.damage(damaged / "step-4") is None
-        ):
+        if how == "flipped" and name == "manifest.json" and damage(damaged / "step-4") is None:
             continue  # the bit was in white space
         state, said = restored(damaged, tiny_model())
         assert state.step == 2
@@ -111,7 +110,7 @@ def test_any_damaged_file_is_named_and_the_older_checkpoint_taken(how, saved, ti
 def test_only_damaged_ones_is_an_error_not_a_new_start(saved, tiny_model):
     for step in ("step-2", "step-4"):
         (saved / step / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         restored(saved, tiny_model())
 
 
@@ -141,12 +140,12 @@ def test_a_save_that_fails_at_any_sync_leaves_the_whole_ones_and_no_rest(
         except CheckpointError as error:
             failures += 1
             assert "No space left" in str(error) and "step-2, step-4" in str(error)
-            assert checkpoint.steps(saved)[:2] == [2, 4]
+            assert steps(saved)[:2] == [2, 4]
             assert not list(saved.glob("*.writing-*"))
         else:
             break
     assert failures >= 4  # shards, state, manifest, folder
-    assert checkpoint.newest(saved) == 6
+    assert newest(saved) == 6
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(saved, tiny_model):
@@ -156,7 +155,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(saved, tiny_model):
 
 def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(saved, tiny_model):
     (saved / "step-9.writing-123").mkdir()
-    assert checkpoint.newest(saved) == 4
+    assert newest(saved) == 4
     state = trained(tiny_model())
     state.step = 5
     Checkpoints(saved, SYNC).save(state)
@@ -176,7 +175,7 @@ def test_another_model_is_named(saved, tiny_model):
 def test_a_newer_format_is_refused(saved, tiny_model):
     facts = json.loads((saved / "step-4" / "state.json").read_text())
     files = json.loads((saved / "step-4" / "manifest.json").read_text())["files"]
-    checkpoint.write_manifest(saved / "step-4", {**facts, "format": 99}, files)
+    write_manifest(saved / "step-4", {**facts, "format": 99}, files)
     with pytest.raises(CheckpointError, match="format 99"):
         restored(saved, tiny_model())
 
@@ -200,7 +199,7 @@ def test_old_ones_go_and_milestones_stay(tmp_path, tiny_model):
     for step in range(1, 12):
         state.step = step
         checkpoints.save(state)
-    assert checkpoint.steps(tmp_path) == [4, 8, 10, 11]
+    assert steps(tmp_path) == [4, 8, 10, 11]
 
 
 def test_weights_alone_are_exported_but_not_resumed(tmp_path, tiny_model):
@@ -209,7 +208,7 @@ def test_weights_alone_are_exported_but_not_resumed(tmp_path, tiny_model):
         tmp_path, settings.Checkpoint(model_weights_only=True, async_mode="disabled")
     )
     checkpoints.save(state, last=True)
-    weights = checkpoint.load_model_weights(tmp_path / "step-2")
+    weights = load_model_weights(tmp_path / "step-2")
     assert all(
         torch.equal(weights[name], parameter) for name, parameter in state.model.named_parameters()
     )
@@ -229,5 +228,5 @@ def test_due_by_steps_and_by_seconds(tmp_path, tiny_model, monkeypatch):
     by_seconds = Checkpoints(tmp_path, settings.Checkpoint(interval_type="seconds", interval=60))
     assert not by_seconds.due(state)
     now = by_seconds.saved_at
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now + 60)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
     assert by_seconds.due(state)

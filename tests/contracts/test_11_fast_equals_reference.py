@@ -13,7 +13,7 @@ from longfire.doctor.op_cases import CASES, DTYPES, SIZES, Draw, errors, results
 from longfire.initialise import build
 from longfire.model import Model
 from longfire.ops import attention, delta_rule, linear_attention, short_conv
-from longfire.training.loop import make_state
+from longfire.training.setup import make_state
 
 CPU = torch.device("cpu")
 RECIPE = Path(__file__).parents[2] / "recipes/quickstart.toml"

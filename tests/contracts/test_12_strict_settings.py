@@ -15,6 +15,7 @@ import longfire
 from longfire.cli import main
 from longfire.config import aliases, recipe
 from longfire.config.run import ONCE, Run
+from longfire.config.run_folder import save
 from longfire.errors import SettingsError
 
 SHAPE = {
@@ -150,7 +151,7 @@ def test_each_setting_survives_the_run_folder(folder, section):
         value = recipe.typed(key, other_value(key), recipe.COMMAND_LINE)
         name = key.split(".")[1]
         assert value != recipe.SETTINGS[key].default
-        replace(run, **{section: replace(getattr(run, section), **{name: value})}).save()
+        save(replace(run, **{section: replace(getattr(run, section), **{name: value})}))
         read = recipe.sections(recipe.read_toml(run.folder / "run.toml"), note=print)
         assert getattr(read[section], name) == value
 
@@ -163,7 +164,7 @@ def test_the_resolved_settings_start_the_same_run_again(folder, monkeypatch):
         "data.shuffle": "window",
     }
     run = Run.compose(folder / "x.toml", overrides)
-    run.save()
+    save(run)
     (folder / "x.toml").unlink()
     (folder / "shape.json").unlink()
     monkeypatch.chdir("/")

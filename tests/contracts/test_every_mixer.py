@@ -8,7 +8,7 @@ from sets import slow_unless
 from torch import Tensor
 
 from longfire import ops
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.settings import ActivationCheckpoint, Optimizer, Training
 from longfire.data.batch import Batch
 from longfire.data.tokenizer import bytes_tokenizer
@@ -23,7 +23,7 @@ from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 CPU = torch.device("cpu")
 LENGTHS = (

@@ -21,7 +21,7 @@ import transformers
 from sets import slow_unless
 from torch import Tensor
 
-from longfire.checkpoint.checkpoint import State
+from longfire.checkpoint.state import State
 from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Optimizer, Training
 from longfire.data.batch import Batch
@@ -31,7 +31,7 @@ from longfire.huggingface.tensors import to_theirs
 from longfire.initialise import build
 from longfire.model import Model
 from longfire.optim import make_optimizer
-from longfire.training.loop import train_step
+from longfire.training.step import train_step
 
 STEPS, ROWS, T, W = 20, 4, 50, 61
 RATES = [1e-2 * min((step + 1) / 5, 1.0) for step in range(STEPS)]

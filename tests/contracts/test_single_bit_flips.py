@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from longfire.checkpoint import checkpoint
+from longfire.checkpoint.folder import MANIFEST, STATE, damage
+from longfire.checkpoint.restoring import load_model_weights
+from longfire.checkpoint.saving import Checkpoints
+from longfire.checkpoint.state import State
 from longfire.config import settings as all_settings
 from longfire.data.blocks import BLOCK_BYTES
 from longfire.data.store_writer import StoreWriter
@@ -125,28 +128,28 @@ def test_in_every_bit_of_a_stores_manifest(tmp_path):
 
 def save_checkpoint(folder: Path) -> Path:
     model = build(config_from_hf(SHAPE, "here"), 0)
-    state = checkpoint.State(model, torch.optim.AdamW(model.parameters()), step=1)
+    state = State(model, torch.optim.AdamW(model.parameters()), step=1)
     model.logits(model(torch.arange(16)[None])).sum().backward()
     state.optimizer.step()
-    saved = checkpoint.Checkpoints(folder, all_settings.Checkpoint(async_mode="disabled"))
+    saved = Checkpoints(folder, all_settings.Checkpoint(async_mode="disabled"))
     saved.save(state)
     return folder / "step-1"
 
 
 def test_in_a_checkpoint(tmp_path):
     place = save_checkpoint(tmp_path)
-    assert undetected(tmp_path, lambda: checkpoint.load_model_weights(place), files_of(place)) == []
+    assert undetected(tmp_path, lambda: load_model_weights(place), files_of(place)) == []
 
 
 @pytest.mark.slow
 def test_in_every_bit_of_a_checkpoints_manifest(tmp_path):
     place = save_checkpoint(tmp_path)
-    for name in (checkpoint.MANIFEST, checkpoint.STATE):
+    for name in (MANIFEST, STATE):
         for bit in range(8 * (place / name).stat().st_size):
             flip(place / name, bit)
-            assert checkpoint.damage(place), f"{name}, bit {bit}"
+            assert damage(place), f"{name}, bit {bit}"
             flip(place / name, bit)
-    assert checkpoint.damage(place) is None
+    assert damage(place) is None
 
 
 @pytest.fixture(scope="module")

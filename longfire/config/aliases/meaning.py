@@ -44,4 +44,6 @@ def as_text(value: Any) -> str:
     """A TOML value as the command line would spell it."""
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(map(as_text, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_text, value))
+    return str(value)

@@ -45,7 +45,9 @@ def attention_type(value: str) -> dict[str, str]:
 
 def blockwise_or_not(value: str) -> dict[str, str]:
     """S3-25."""
-    return {} if value.lower() in OFF else {"attention.kind": "blockwise"}
+    if value.lower() in OFF:
+        return {}
+    return {"attention.kind": "blockwise"}
 
 
 JAX_POLICIES = {
@@ -111,15 +113,13 @@ def several_remats(given: dict[str, str]) -> dict[str, str]:
     """A block's recomputation includes those of its parts; those of both parts are one mode here,
     with one policy."""
     if "remat_block" in given or len(given) < 2:
-        return (
-            OF_COMPUTING["remat_block"](given["remat_block"])
-            if "remat_block" in given
-            else {
-                key: said
-                for name, policy in given.items()
-                for key, said in OF_COMPUTING[name](policy).items()
-            }
-        )
+        if "remat_block" in given:
+            return OF_COMPUTING["remat_block"](given["remat_block"])
+        found: dict[str, str] = {}
+        for name, policy in given.items():
+            for key, said in OF_COMPUTING[name](policy).items():
+                found[key] = said
+        return found
     if len(set(given.values())) > 1:
         raise SettingsError(
             f"update_llama_config: {given}: attention and MLP share one policy here: give both the same"

@@ -64,9 +64,10 @@ def translate(spelling: str, value: Any, where: str) -> tuple[dict[str, Any], st
     if isinstance(old, Refused):
         if as_text(value).lower() in [harmless.lower() for harmless in old.harmless]:
             return {}, f"{spelling} = {as_text(value)!r} changes nothing here: {old.reason}"
-        fix = (
-            f"; leave it out or set it to {old.harmless[0]!r}" if old.harmless else "; leave it out"
-        )
+        if old.harmless:
+            fix = f"; leave it out or set it to {old.harmless[0]!r}"
+        else:
+            fix = "; leave it out"
         raise SettingsError(f"{where}: {spelling} = {as_text(value)!r}: {old.reason}{fix}")
     if isinstance(old, Dropped):
         return {}, f"{spelling} = {as_text(value)!r} sets nothing: {old.reason}"
@@ -82,9 +83,15 @@ def bare_value(spelling: str) -> str:
     """What the flag without a value means, "" if it needs one."""
     old = ALIASES.get(spelling, spelling)
     if isinstance(old, Refused):
-        return "true" if "false" in old.harmless or "true" in old.harmless else ""
+        if "false" in old.harmless or "true" in old.harmless:
+            return "true"
+        return ""
     if not isinstance(old, str):
-        return "true" if old is optimizer_state_kept else ""
+        if old is optimizer_state_kept:
+            return "true"
+        return ""
     section, _, name = old.partition(".")
     field = SECTIONS[section].__dataclass_fields__[name]
-    return "true" if field.type is bool else field.metadata["bare"]
+    if field.type is bool:
+        return "true"
+    return field.metadata["bare"]

@@ -1,0 +1,209 @@
+"""One checkpoint as a folder: its files and names, and whether it is complete.
+
+<run>/checkpoints/step-N/
+  shard-R-model.safetensors      model/<name>: slices of parameters of process R (checkpoint/shards.py)
+  shard-R-optimizer.safetensors  optimizer/<what>/<name>, rng/<device>
+  state.json                     step, sequences consumed, tokens, format version
+  manifest.json                  size and checksum of each file above; written last
+
+Step 0 may hold weights alone, those of a model from elsewhere (huggingface/import_.py): there is no
+state of an optimizer yet.
+"""
+
+import json
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from safetensors import SafetensorError
+
+from longfire.checkpoint.shards import SUFFIX, Entry, Held, holes, read_index, write_shard
+from longfire.disk import sync
+from longfire.errors import CheckpointError
+from longfire.parallel.mesh import ALONE, Mesh
+
+# Of the folder; a newer one is refused. Format 1 had whole tensors in files of other names, and is
+# read all the same.
+FORMAT = 2
+MANIFEST = "manifest.json"
+STATE = "state.json"
+LEFT = "left"  # the folder of checkpoints that are later than the step a run went back to
+
+
+class FileFacts(TypedDict):
+    """What the manifest holds of a file."""
+
+    bytes: int
+    crc32: int
+
+
+class Facts(TypedDict, total=False):
+    """state.json: the counters of a state, and how it was saved."""
+
+    format: int
+    torch: str
+    weights_only: bool
+    step: int
+    rows_consumed: int
+    tokens: int
+    skipped_steps: int
+    elapsed_seconds: float
+    plan: Sequence[Sequence[int]]
+    went_back_to: int
+    keep_latest_k: int
+    vocabulary: str
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, in order. What a kill leaves behind has other names."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def tmp_path_of(place: Path) -> Path:
+    """Where a checkpoint is written before it is complete."""
+    return place.with_name(f"{place.name}.writing")
+
+
+def marker_of(rank: int) -> str:
+    """The marker by which a process declares that its part is written, or why not."""
+    return f"rank-{rank:05d}.json"
+
+
+def facts_of(place: Path) -> Facts:
+    """state.json. Raises CheckpointError if a newer longfire wrote it."""
+    facts = json.loads((place / STATE).read_text())
+    if facts["format"] > FORMAT:
+        raise CheckpointError(
+            f"{place} has format {facts['format']}, this longfire reads up to {FORMAT}: "
+            "install a newer one"
+        )
+    return facts
+
+
+def checked_facts(place: Path, mesh: Mesh = ALONE) -> Facts:
+    """state.json of a checkpoint whose every file has its size and checksum. Raises
+    CheckpointError."""
+    if not place.is_dir():
+        known = ", ".join(map(str, steps(place.parent))) or "none"
+        raise CheckpointError(f"{place}: no such checkpoint; the folder has steps {known}")
+    wrong = damage(place, mesh)
+    if wrong:
+        raise CheckpointError(
+            f"{wrong}; take another step (checkpoint.load_step = -1 takes the newest complete one)"
+        )
+    return facts_of(place)
+
+
+def checked_index(place: Path) -> dict[str, Entry]:
+    """Every tensor of a checkpoint that was found complete. Raises CheckpointError."""
+    checked_facts(place)
+    return index_of(place)
+
+
+def index_of(place: Path) -> dict[str, Entry]:
+    """Every tensor of a checkpoint, in the files that its manifest names: the run may be removing
+    it just now. Raises CheckpointError if a part of one is in no file."""
+    try:
+        names = sorted(files_of(place))
+        shards = [name for name in names if name == Path(name).name and name.endswith(SUFFIX)]
+        index = read_index(place / name for name in shards)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{place} is damaged: {error}") from error
+    missing = holes(index)
+    if missing:
+        raise CheckpointError(
+            f"{place} is damaged: parts of {', '.join(missing[:3])} are in no file"
+        )
+    return index
+
+
+def files_of(place: Path) -> dict[str, FileFacts]:
+    """The files of a checkpoint, as its manifest names them. Raises OSError, ValueError or
+    KeyError."""
+    return json.loads((place / MANIFEST).read_text())["files"]
+
+
+def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if it is complete. Collective over the
+    mesh: each process examines its share of the files."""
+    wrong: str | None = None
+    try:
+        files = list(files_of(place).items())
+        for name, fact in files[mesh.rank() :: mesh.size()]:
+            wrong = damage_of_file(place, name, fact)
+            if wrong:
+                break
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = f"{place} is damaged: {MANIFEST} cannot be read ({error})"
+    return next(filter(None, mesh.all_gather_object(wrong)), None)
+
+
+def damage_of_file(place: Path, name: str, fact: FileFacts) -> str | None:
+    """What is wrong with one file of a checkpoint; None if it has its size and checksum."""
+    path = place / name
+    if not path.is_file():
+        return f"{place} is damaged: {name} is missing"
+    if path.stat().st_size != fact["bytes"]:
+        return (
+            f"{place} is damaged: {name} has {path.stat().st_size:,} bytes where "
+            f"{fact['bytes']:,} were written"
+        )
+    if checksum(path) != fact["crc32"]:
+        return f"{place} is damaged: the bytes of {name} are not those that were written (checksum)"
+    return None
+
+
+def checksum(path: Path) -> int:
+    """CRC-32: against accidents, not adversaries (nothing in a checkpoint can run code), at over 1
+    GB/s."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def write_tensors(held: dict[str, Held], folder: Path, rank: int) -> dict[str, FileFacts]:
+    """Write the files of a process, synced, and return their sizes and checksums. The weights have
+    a file of their own, so that reading them does not read the optimizer. Raises OSError."""
+    files: dict[str, FileFacts] = {}
+    for kind in ("model", "optimizer"):
+        part: dict[str, Held] = {}
+        for name, tensor in held.items():
+            if name.startswith("model/") is (kind == "model") and tensor.slices:
+                part[name] = tensor
+        if part:
+            path = folder / f"shard-{rank:05d}-{kind}.safetensors"
+            files[path.name] = settled(path, write_shard(part, path))
+    return files
+
+
+def settled(path: Path, crc32: int) -> FileFacts:
+    """Sync a file to disk; its entry in the manifest."""
+    sync(path)
+    return {"bytes": path.stat().st_size, "crc32": crc32}
+
+
+def write_manifest(folder: Path, facts: Facts, files: Mapping[str, FileFacts]) -> None:
+    """Write state.json, then the manifest with size and checksum of every file, all synced: the
+    folder is then ready to be renamed."""
+    (folder / STATE).write_text(json.dumps(facts, indent=1))
+    all_files = {**files, STATE: settled(folder / STATE, checksum(folder / STATE))}
+    (folder / MANIFEST).write_text(json.dumps({"files": all_files}, indent=1))
+    for mark in folder.glob("rank-*.json"):
+        mark.unlink()
+    for path in (folder / MANIFEST, folder):
+        sync(path)
+
+
+def recover(folder: Path) -> None:
+    """Put back what `put_in_place` had moved aside when it was killed."""
+    for before in folder.glob("step-*.before"):
+        place = before.with_suffix("")
+        if place.exists():
+            shutil.rmtree(before)
+        else:
+            before.rename(place)

@@ -1,0 +1,304 @@
+"""The checkpoints of a run: when one is saved, who writes what, which ones are kept.
+
+A checkpoint is written beside its place, synced, and renamed once. Every process writes its files
+and then a marker, and process 0 puts what all markers say into the manifest: so nothing is sent
+between processes while training continues. What a kill leaves behind is never taken for a
+checkpoint.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from longfire.checkpoint.folder import (
+    FORMAT,
+    LEFT,
+    STATE,
+    Facts,
+    FileFacts,
+    marker_of,
+    recover,
+    steps,
+    tmp_path_of,
+    write_manifest,
+    write_tensors,
+)
+from longfire.checkpoint.restoring import load, refuse_another_vocabulary, step_to_load
+from longfire.checkpoint.shards import Held
+from longfire.checkpoint.state import Counters, State
+from longfire.config import settings
+from longfire.disk import put_in_place, write_whole
+from longfire.errors import CheckpointError, first_line
+from longfire.parallel.mesh import ALONE, Mesh
+
+MARKER_SECONDS = 0.02  # between two looks for the markers of other processes
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one run. `due`, `save`, `wait` and `restore` are collective: all processes
+    of the mesh call them at the same step.
+
+    note: takes a line about what was loaded, moved or found damaged. patience_seconds: how long
+    process 0 waits for the files of the others (0: without a limit). vocabulary: a digest of what
+    the ids of the run stand for, which each checkpoint keeps (data/tokenizer.py). attempt: how
+    often a launcher has restarted the processes of this run after one had died.
+    """
+
+    folder: Path
+    settings: settings.Checkpoint
+    note: Callable[[str], None] = print
+    mesh: Mesh = ALONE
+    patience_seconds: float = 3600
+    vocabulary: str = ""
+    attempt: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+    saved_step: int | None = None
+    writing: Future[None] | None = None  # the save in the background
+    host_copies: dict[str, Tensor] = field(default_factory=dict)
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+
+    def due(self, state: State) -> bool:
+        """Whether a save follows this step, by checkpoint.interval."""
+        if not self.settings.enable_checkpoint or not self.settings.interval:
+            return False
+        if self.settings.interval_type == "seconds":
+            seconds = time.monotonic() - self.saved_at
+            return self.mesh.broadcast_object(seconds >= self.settings.interval)
+        return state.step % self.settings.interval == 0
+
+    def save(self, state: State, *, last: bool = False) -> None:
+        """Save the state as step-N, in the background with async_mode. Raises CheckpointError, also
+        for the save before."""
+        if not self.settings.enable_checkpoint:
+            return
+        self.wait()
+        weights_only = last and self.settings.model_weights_only
+        if state.step == self.saved_step and not weights_only:
+            return  # the last step was due as well, or nothing was trained since the restore
+        place = self.folder / f"step-{state.step}"
+        self.make_tmp_folder(place)
+        held = state.written(weights_only)
+        counters = state.counters()
+        self.saved_at = time.monotonic()
+        self.saved_step = state.step
+        if self.settings.async_mode == "disabled":
+            with self.mesh.raise_on_all_ranks():
+                self.write(held, counters, weights_only)
+        elif next(state.model.parameters()).is_cuda:
+            self.writing = self.thread.submit(self.write, self.copied(held), counters, weights_only)
+        else:
+            state.snapshot_done = Event()
+            self.writing = self.thread.submit(
+                self.copy_and_write, held, counters, weights_only, state.snapshot_done
+            )
+
+    def make_tmp_folder(self, place: Path) -> None:
+        """Process 0 makes the folder that all write into. Raises CheckpointError. Collective."""
+        tmp = tmp_path_of(place)
+        with self.mesh.raise_on_all_ranks():
+            if self.mesh.rank() == 0:
+                with self.os_errors_explained(place):
+                    clean(self.folder)
+                    tmp.mkdir(parents=True)
+        with self.mesh.raise_on_all_ranks():
+            if not tmp.is_dir():
+                raise CheckpointError(
+                    f"{tmp} does not exist on this machine: job.dump_folder must be on a file "
+                    "system that all machines share"
+                )
+
+    def wait(self) -> None:
+        """Wait until a save in the background is on disk. Raises its CheckpointError, on every
+        process."""
+        writing = self.writing
+        self.writing = None
+        if writing:
+            with self.mesh.raise_on_all_ranks():
+                writing.result()
+
+    def copied(self, held: dict[str, Held]) -> dict[str, Held]:
+        """Copies in host memory, which training does not change. The buffers are kept for the next
+        save."""
+        pinned = self.settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
+        for name, (tensor, _, _) in held.items():
+            if name not in self.host_copies:
+                self.host_copies[name] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=pinned
+                )
+            self.host_copies[name].copy_(tensor, non_blocking=pinned)
+        if pinned:
+            torch.cuda.synchronize()
+        copies: dict[str, Held] = {}
+        for name, part in held.items():
+            copies[name] = part._replace(tensor=self.host_copies[name])
+        return copies
+
+    def copy_and_write(
+        self, held: dict[str, Held], counters: Counters, weights_only: bool, snapshot_done: Event
+    ) -> None:
+        """Both in the background, while training computes the next gradients
+        (State.wait_for_snapshot)."""
+        try:
+            held = self.copied(held)
+        finally:
+            snapshot_done.set()
+        self.write(held, counters, weights_only)
+
+    def write(self, held: dict[str, Held], counters: Counters, weights_only: bool) -> None:
+        """Write the files and the marker of this process. Process 0 then waits for all markers,
+        writes the manifest, renames the folder, and removes old checkpoints."""
+        place = self.folder / f"step-{counters['step']}"
+        tmp = tmp_path_of(place)
+        rank = self.mesh.rank()
+        with self.os_errors_explained(place):
+            try:
+                files = write_tensors(held, tmp, rank)
+            except Exception as error:
+                # the disk may be full, and the marker, for which process 0 waits, needs space
+                for path in tmp.glob(f"shard-{rank:05d}-*"):
+                    path.unlink()
+                write_whole(tmp / marker_of(rank), json.dumps({"error": str(error)}))
+                raise
+            if rank:
+                write_whole(tmp / marker_of(rank), json.dumps({"files": files}))
+                return
+            files |= self.files_of_others(tmp)
+            facts: Facts = {
+                "format": FORMAT,
+                "torch": torch.__version__,
+                "weights_only": weights_only,
+                **counters,
+                "keep_latest_k": self.settings.keep_latest_k,
+                "vocabulary": self.vocabulary,
+            }
+            write_manifest(tmp, facts, files)
+            self.move_later_checkpoints(counters["step"])
+            put_in_place(tmp, place)
+            self.prune_old()
+
+    def files_of_others(self, tmp: Path) -> dict[str, FileFacts]:
+        """The files of all other processes, as their markers name them. Raises OSError if a process
+        failed, or its marker does not come in time."""
+        begun = time.monotonic()
+        files: dict[str, FileFacts] = {}
+        missing = set(range(1, self.mesh.size()))
+        while missing:
+            for rank in sorted(missing):
+                marker = tmp / marker_of(rank)
+                if marker.exists():
+                    content = json.loads(marker.read_text())
+                    if "error" in content:
+                        raise OSError(f"process {rank}: {content['error']}")
+                    files |= content["files"]
+                    missing.remove(rank)
+            if self.patience_seconds and time.monotonic() - begun > self.patience_seconds:
+                raise OSError(
+                    f"the files of process(es) {sorted(missing)} were not written within "
+                    f"{self.patience_seconds:g} s"
+                )
+            time.sleep(MARKER_SECONDS if missing else 0)
+        return files
+
+    @contextmanager
+    def os_errors_explained(self, place: Path) -> Iterator[None]:
+        """An OSError inside becomes a CheckpointError that names the complete checkpoints and the
+        fix."""
+        try:
+            yield
+        except OSError as error:
+            # several processes: others may still write there; the next start removes it
+            if self.mesh.size() == 1:
+                shutil.rmtree(tmp_path_of(place), ignore_errors=True)
+            complete = ", ".join(f"step-{step}" for step in steps(self.folder)) or "none"
+            raise CheckpointError(
+                f"{place} could not be written: {first_line(error)}. Complete checkpoints: "
+                f"{complete}. Free some space or fix the folder, then start again: the run resumes "
+                "from the newest"
+            ) from error
+
+    def move_later_checkpoints(self, step: int) -> None:
+        """A checkpoint of a later step than this one is damaged, or of the part of the run that
+        load_step has abandoned. It is kept in `left/`, where no resume takes it for the newest and
+        keep_latest_k does not count it."""
+        for later in [name for name in steps(self.folder) if name > step]:
+            place = self.folder / f"step-{later}"
+            left = self.folder / LEFT / f"step-{later}"
+            left.parent.mkdir(exist_ok=True)
+            shutil.rmtree(left, ignore_errors=True)
+            place.rename(left)
+            self.note(
+                f"{place} is later than step {step}, from which this run continues: kept as {left}"
+            )
+
+    def prune_old(self) -> None:
+        """Keep the newest keep_latest_k, every milestone, what was saved while all were kept, and
+        step 0, from which other runs may start."""
+        if not self.settings.keep_latest_k:
+            return
+        every = self.settings.milestone_interval
+        for step in steps(self.folder)[: -self.settings.keep_latest_k]:
+            place = self.folder / f"step-{step}"
+            is_milestone = every > 0 and step % every == 0
+            if step and not is_milestone and may_be_pruned(place):
+                # renamed first, so that no reader finds a part of it
+                gone = self.folder / f"step-{step}.forgotten"
+                place.rename(gone)
+                shutil.rmtree(gone)
+
+    def restore(self, state: State) -> bool:
+        """Load load_step, or the newest complete checkpoint (noting newer ones that are damaged).
+        False if there is none yet.
+
+        Raises CheckpointError, also for a checkpoint whose ids mean other text than those of the
+        run.
+        """
+        if not self.settings.enable_checkpoint:
+            return False
+        try:
+            step = step_to_load(self.folder, self.settings, self.attempt, self.note, self.mesh)
+            if step is None:
+                return False
+            place = self.folder / f"step-{step}"
+            goes_back = step == self.settings.load_step
+            load(state, place, self.mesh, is_checked=not goes_back)
+            refuse_another_vocabulary(place, self.vocabulary, "tokenizer.path")
+        except CheckpointError as error:
+            error.reported_elsewhere |= self.mesh.rank() > 0  # all processes found the same
+            raise
+        if goes_back:
+            state.went_back_to = step
+        self.saved_at = time.monotonic()
+        self.saved_step = state.step
+        fresh = "" if state.optimizer.state else ", with a fresh optimizer"
+        self.note(
+            f"weights: resuming from {place}: {state.tokens:,} tokens seen, "
+            f"sequence {state.rows_consumed:,} is next{fresh}"
+        )
+        return True
+
+
+def may_be_pruned(place: Path) -> bool:
+    """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read
+    is kept."""
+    try:
+        return bool(json.loads((place / STATE).read_text()).get("keep_latest_k"))
+    except (OSError, ValueError):
+        return False
+
+
+def clean(folder: Path) -> None:
+    """Remove what a kill has left of unfinished saves and removals. One process writes to a run
+    folder at a time."""
+    recover(folder)
+    for path in [*folder.glob("step-*.writing*"), *folder.glob("step-*.forgotten")]:
+        shutil.rmtree(path)

@@ -1,0 +1,93 @@
+"""What a run is, in lines for the console: its model, its steps, its learning rate."""
+
+from longfire.config import settings
+from longfire.config.checks import FEWEST_WORDS
+from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.run import Run
+from longfire.huggingface.families import class_of_export
+from longfire.parallel.axes import AXES
+from longfire.plural import counted
+from longfire.training import lengths
+
+
+def summary(run: Run) -> list[str]:
+    """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any
+    setting changes)."""
+    rows = run.sequences_per_step
+    tokens = run.tokens_per_step
+    config = run.known_model_config
+    mixers = ", ".join(
+        f"{config.layer_types.count(name)} {name}" for name in dict.fromkeys(config.layer_types)
+    )
+    if run.lr_scheduler.name == "wsd":
+        decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}"
+    else:
+        decay = ""
+    return [
+        f"shape: {counted(config.num_hidden_layers, 'layer')} ({mixers}), hidden size {config.hidden_size}, {run.model_config_source}",
+        f"step: {counted(tokens, 'token')} = {counted(rows, 'row')} of {run.training.seq_len:,}: "
+        f"{run.microbatches} microbatch(es) of "
+        f"{run.training.batch_size * run.accumulation // run.microbatches} on {describe_plan(run)}",
+        length_line(run),
+        *lengths.describe(run.training, rows, run.steps),
+        f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}"
+        f"{describe_lr_scales(run.optimizer)}",
+        *([f"export: {export_line(config)}"] if run.checkpoint.export else []),
+    ]
+
+
+def export_line(config: ModelConfig | TransformersConfig) -> str:
+    """Which class an export is loaded with."""
+    if isinstance(config, TransformersConfig):
+        return f"as it is, with the class of transformers that it has ({config.model_type})"
+    return f"as {class_of_export(config.with_vocabulary(config.vocab_size or FEWEST_WORDS))}"
+
+
+def length_line(run: Run) -> str:
+    """How long the run is, in steps and tokens, or in seconds and at most so many steps."""
+    steps = f"{counted(run.steps, 'step')} = {counted(run.steps * run.tokens_per_step, 'token')}"
+    if run.training.max_seconds:
+        return f"run: as many steps as {run.training.max_seconds:g} s of training allow, at most {steps}"
+    return f"run: {steps}" + (", as training.step_plan says" if run.training.step_plan else "")
+
+
+def warmup_line(run: Run) -> str:
+    """The warm-up in steps and tokens, and why it is not the one that was asked for where it is too
+    long for the run."""
+    warmup = run.warmup_steps
+    asked = run.asked_warmup_steps
+    text = f"warm-up {steps_text(warmup)} = {counted(round(warmup * run.tokens_per_step), 'token')}"
+    if run.is_planned:
+        return f"{text}, at most a fifth of the run"
+    if warmup < asked:
+        return f"{text} (a fifth of the run, which is no longer than the {steps_text(asked)} asked for)"
+    return text
+
+
+def steps_text(steps: float) -> str:
+    """Steps of a warm-up, which may be a fraction."""
+    if steps == int(steps):
+        return counted(int(steps), "step")
+    return f"{steps:,.10g} steps"
+
+
+def describe_lr_scales(optimizer: settings.Optimizer) -> str:
+    """The roles whose learning rate is another multiple of optimizer.lr."""
+    scales = {
+        "embedding": optimizer.embedding_lr_scale,
+        "head": optimizer.head_lr_scale,
+        "matrices": optimizer.matrix_lr_scale,
+        "other": optimizer.other_lr_scale,
+    }
+    different = [f"{role} x {scale:g}" for role, scale in scales.items() if scale != 1]
+    if different:
+        return f"; {', '.join(different)}"
+    return ""
+
+
+def describe_plan(run: Run) -> str:
+    """Processes, and along which axes they lie."""
+    axes = " x ".join(f"{run.degrees[axis]} {axis}" for axis in AXES if run.degrees[axis] > 1)
+    if axes:
+        return f"{run.world.size} processes ({axes})"
+    return "1 process"

@@ -1,0 +1,157 @@
+"""Model and optimizer of a run on its devices: fresh, restored from a checkpoint, or with weights
+from elsewhere."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+
+from longfire import ops
+from longfire.checkpoint.saving import Checkpoints
+from longfire.checkpoint.state import State
+from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.run import Run
+from longfire.config.summary import summary
+from longfire.data.prepare import Prepared
+from longfire.device import choose_dtype
+from longfire.errors import SettingsError
+from longfire.huggingface import transformers_documents, transformers_model
+from longfire.initialise import materialise
+from longfire.launch import Watchdog, attempt
+from longfire.model import Model, on_meta
+from longfire.ops.bf16 import assume, native_bf16
+from longfire.optim import make_optimizer
+from longfire.parallel.apply import parallelize
+from longfire.parallel.mesh import ALONE, Mesh
+from longfire.training import lengths
+from longfire.training.compiling import compile_decision, eager_rate, sample_of
+from longfire.training.distillation import Distillation
+from longfire.training.run_plan import note_plan, with_context_strategy
+from longfire.training.stages import set_rope_base
+from longfire.training.start import fresh_weights, refuse_another_batch, take_weights
+
+
+def checkpoints_of(
+    run: Run, prepared: Prepared, mesh: Mesh, note: Callable[[str], None]
+) -> Checkpoints:
+    """The checkpoints in the run folder."""
+    return Checkpoints(
+        run.folder / run.checkpoint.folder,
+        run.checkpoint,
+        note,
+        mesh,
+        patience_seconds=run.comm.train_timeout_seconds / 2,
+        vocabulary=prepared.tokenizer.vocabulary,
+        attempt=attempt(),
+    )
+
+
+def state_at_start(
+    run: Run,
+    vocab_size: int,
+    checkpoints: Checkpoints,
+    device: torch.device,
+    teacher: Distillation | None,
+    mesh: Mesh,
+    note: Callable[[str], None],
+) -> State:
+    """The state that this process trains from: of the newest checkpoint, else with the weights of
+    model.weights, else initialised. Collective over the mesh; the watchdog of
+    comm.init_timeout_seconds ends a process that hangs in it."""
+    with Watchdog(run.comm, "to set up the model"):
+        state = make_state(run, vocab_size, device, note, teacher, mesh)
+        if not checkpoints.restore(state):
+            note(f"weights: {initial_weights(run, state)}")
+        refuse_another_batch(run, state)
+        stage = lengths.stage_of_model(run.training, state.step)
+        set_rope_base(run, state.model, stage.rope_theta)
+    if run.model.backend == "transformers" and run.data.varlen:
+        transformers_documents.check_documents_separate(state.model)
+    return state
+
+
+def initial_weights(run: Run, state: State) -> str:
+    """Take the weights of model.weights, if it names any. Returns a line that names their
+    origin."""
+    if run.model.weights:
+        return take_weights(run, state)
+    return fresh_weights(run)
+
+
+def make_state(
+    run: Run,
+    vocab_size: int,
+    device: torch.device,
+    note: Callable[[str], None],
+    teacher: Distillation | None = None,
+    mesh: Mesh = ALONE,
+) -> State:
+    """Model and optimizer at step 0 on the device. Every decision that depends on the machine is
+    noted once.
+
+    vocab_size: of the tokenizer. Raises SettingsError where teacher or device do not fit the
+    settings. Collective over the mesh: what is measured is measured by process 0 for all.
+    """
+    if run.activation_checkpoint.offload and device.type == "cpu":
+        raise SettingsError(
+            "activation_checkpoint.offload = true moves activations to the host's memory, where "
+            "those of a CPU are already: set it to false"
+        )
+    assume(mesh.broadcast_object(native_bf16(device)), device.type)
+    dtype, precision = choose_dtype(run.model, device)
+    model = whole_model(run, vocab_size, dtype, device)
+    if teacher:
+        teacher.prepare(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kernels = ops.choose(device, run.model.kernels)
+    is_compiled, why = decide_compilation(run, model, device, mesh)
+    run = with_context_strategy(run, dtype, device, mesh, note)
+    parallelize(
+        model,
+        run.activation_checkpoint,
+        is_compiled,
+        mesh,
+        run.parallelism,
+        run.training.seq_len,
+        run.attention,
+        run.training.mlp_chunk_size,
+    )
+    parameters_on = torch.device("cpu") if run.parallelism.cpu_offload else device
+    is_ours = run.model.backend == "longfire"
+    if is_ours:
+        materialise(model, run.training.seed, parameters_on)
+    model.computes_on = device
+    for line in summary(run):
+        note(line)
+    note(f"model: {parameters:,} parameters on {device.type}, {torch.get_num_threads()} threads")
+    note(f"precision: {precision}")
+    note(f"kernels: {'; '.join(ops.describe(kernels))}")
+    note(f"compile: {'on' if is_compiled else 'off'} ({why})")
+    if mesh.size() > 1 and is_ours:
+        note_plan(run, model, dtype, mesh, note)
+    return State(model, make_optimizer(model, run.optimizer, parameters_on), mesh=mesh)
+
+
+def whole_model(run: Run, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Model:
+    """The model of the run, before anything is sharded: ours on the meta device, one of
+    transformers initialised on its device."""
+    config = run.known_model_config.with_vocabulary(vocab_size)
+    if isinstance(config, TransformersConfig):
+        theirs = transformers_model.build(config, run.training.seed, device, dtype)
+        return cast(Model, theirs)  # it has the attributes of a Model that training uses
+    return on_meta(config, dtype)
+
+
+def decide_compilation(
+    run: Run, model: Model, device: torch.device, mesh: Mesh
+) -> tuple[bool, str]:
+    """Whether the blocks are compiled, and why. Process 0 decides, since it may measure."""
+    flops_per_token = model.flops_per_token(run.training.seq_len)
+
+    def rate() -> float:
+        if not isinstance(model.config, ModelConfig):
+            return eager_rate(run, model)
+        sample = sample_of(model.config, run.training.seed, model.compute_dtype, device)
+        return eager_rate(run, sample)
+
+    return mesh.broadcast_object(compile_decision(run, flops_per_token, device, rate))

@@ -1,0 +1,56 @@
+"""When a run is evaluated on validation text, and where the results go."""
+
+from longfire.checkpoint.state import State
+from longfire.config.run import Run
+from longfire.data.batches import Batches
+from longfire.evaluation.evaluate import ROWS, EvaluationStopped, evaluate
+from longfire.training import lengths
+from longfire.training.finish import Results
+from longfire.training.reporting import QuietReport, Report
+from longfire.training.start import warn_of_nothing_unseen
+
+
+def is_due(interval: int, step: int) -> bool:
+    """Whether something that is done every `interval` steps (0: never) follows this step."""
+    return interval > 0 and step % interval == 0
+
+
+def validate(
+    state: State, batches: Batches, run: Run, report: Report | QuietReport
+) -> Results | None:
+    """Loss, perplexity and bits per byte of each validation source, which the report records as
+    eval/<source>/loss ...; None where a stop was requested before the end. Collective."""
+    seq_len = lengths.stage_of_model(run.training, state.step).seq_len
+    # no more sequences at a time than a step has: a requested stop waits for one batch
+    sequences = min(ROWS, run.training.batch_size)
+    chunk_tokens = run.training.loss_chunk_tokens
+    try:
+        results = evaluate(
+            state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, sequences
+        )
+    except EvaluationStopped:
+        report.note(
+            f"the evaluation of step {state.step} was stopped; it is done when the run is resumed"
+        )
+        return None
+    if results:
+        report.record(state.step, fields_of(results))
+    if run.data.streaming:  # otherwise start.begin has warned of it
+        warn_of_nothing_unseen(run, batches.prepared, report.note)
+    return results
+
+
+def fields_of(results: Results) -> dict[str, float]:
+    """The results as fields of one record: eval/<source>/<number>."""
+    fields: dict[str, float] = {}
+    for source, numbers in results.items():
+        for name, value in numbers.items():
+            fields[f"eval/{source}/{name}"] = value
+    return fields
+
+
+def is_missing(run: Run, state: State, report: Report | QuietReport) -> bool:
+    """Whether the run resumes from a step whose evaluation was due and was not finished (a step is
+    saved before it is evaluated). Collective."""
+    is_evaluated_step = state.step > 0 and is_due(run.eval.interval, state.step)
+    return state.mesh.broadcast_object(is_evaluated_step and not report.has_evaluation)
