@@ -20,7 +20,7 @@ from measure import alternate, arguments, medians, print_table, write_result
 
 from longfire.config.model_config import ModelConfig
 from longfire.config.options import Sampling
-from longfire.generation.generate import Row, feed, steps
+from longfire.generation.generate import Continuation, feed, steps
 from longfire.huggingface.load import load_weights, model_config_in, model_of
 from longfire.initialise import build
 from longfire.mixers.cache import Cache
@@ -50,7 +50,7 @@ def greedy(model: Model, ids: list[int], seen: Cache, tokens: int) -> Callable[[
     """Continue ids, whose last is not in the cache yet; each call on a copy of it."""
 
     def run() -> list[int]:
-        row = Row(ids, Sampling(max_new_tokens=tokens, temperature=0))
+        row = Continuation(ids, Sampling(max_new_tokens=tokens, temperature=0))
         return [drawn for _, drawn in steps(model, [row], seen.select([0]))]
 
     return run

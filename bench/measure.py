@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from longfire.training.reporting import cpu_name, version_of
+from longfire.training.environment import cpu_name, version_of
 
 RESULTS = Path(__file__).parent / "results"
 

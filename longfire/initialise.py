@@ -115,7 +115,8 @@ def output_weights(model: Model) -> set[str]:
         found |= {f"{name}.{leaf}.weight" for leaf in ends}
         if not ends and model.config.init_outputs != PUBLISHED:
             raise SettingsError(
-                f"model config: init_outputs = {model.config.init_outputs!r}, but {type(module).__name__} "
+                f"model config: init_outputs = {model.config.init_outputs!r}, but "
+                f"{type(module).__name__} "
                 'does not say which matrix ends it: give its `roles` an entry "row"'
             )
     return found

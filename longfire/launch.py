@@ -71,8 +71,9 @@ def world() -> World:
     for name in (rank_name, "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise SettingsError(
-                f"{source} = {size} in the environment means several processes, but {name} is not set: start them with "
-                "scripts/train.sh or torchrun (see docs/parallelism.md), or unset it for one process"
+                f"{source} = {size} in the environment means several processes, but {name} is "
+                "not set: start them with scripts/train.sh or torchrun (see "
+                "docs/parallelism.md), or unset it for one process"
             )
     rank = number(rank_name, 0)
     if rank >= size:
@@ -319,8 +320,9 @@ class Watchdog:
 
     def end(self, limit: int) -> None:
         tell(
-            f"{limit} s were not enough {self.what} (comm.{self.phase}_timeout_seconds): the run hangs. The stack of every thread "
-            "follows. The newest whole checkpoint stays, and the same command resumes from it; raise the limit if it may take so long."
+            f"{limit} s were not enough {self.what} (comm.{self.phase}_timeout_seconds): the run "
+            "hangs. The stack of every thread follows. The newest whole checkpoint stays, and "
+            "the same command resumes from it; raise the limit if it may take so long."
         )
         faulthandler.dump_traceback(all_threads=True, file=STDERR)
         os._exit(TrainingError.exit_code)

@@ -1,9 +1,9 @@
 """ids -> hidden states -> logits: embedding, blocks of mixer and MLP, norm, head."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +129,28 @@ def make_mlp(config: ModelConfig, layer: int) -> nn.Module | None:
     return made(config.mlp, config.hidden_size, config.intermediate_size, config.mlp_bias)
 
 
+class Layers(nn.Module):
+    """Blocks under their numbers in the whole model, of which a pipeline's process has some: so the
+    names of parameters are the same everywhere."""
+
+    def __init__(self, blocks: Mapping[int, Block]) -> None:
+        super().__init__()
+        for number, block in sorted(blocks.items()):
+            self.add_module(str(number), block)
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast("Iterator[Block]", self.children())
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, number: int) -> Block:
+        """A block by its number; negative numbers count from the last one."""
+        if number < 0:
+            return list(self)[number]
+        return cast(Block, self.get_submodule(str(number)))
+
+
 class Pipelined(Protocol):
     """parallel/pipeline.Pipeline, as a model sees it: its layers in this process, by stages."""
 
@@ -168,9 +190,10 @@ class Model(nn.Module):
             else None
         )
         self.embed_norm = make_norm(config) if config.embed_norm else None
-        self.layers = nn.ModuleList(
-            Block(config, layer, compute_dtype) for layer in range(config.num_hidden_layers)
-        )
+        blocks: dict[int, Block] = {}
+        for layer in range(config.num_hidden_layers):
+            blocks[layer] = Block(config, layer, compute_dtype)
+        self.layers = Layers(blocks)
         self.shared = nn.ModuleDict(modules_of_all_layers(config, self.layers))
         self.norm = nn.Identity() if config.block == "post" else make_norm(config)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False)

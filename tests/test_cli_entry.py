@@ -128,7 +128,7 @@ def test_generate_has_an_option_for_every_field_of_sampling(capsys):
 def test_options_of_a_dataclass_are_taken_as_they_are_written():
     parser = Parser("generate", COMMANDS["generate"], "longfire generate x")
     parser.add_fields(Sampling, repeated=("stop",))
-    assert parser.taken(Sampling, parser.parse_args([])) == Sampling()
+    assert parser.taken(Sampling, parser.parse_words([])) == Sampling()
     words = [
         "--top_k",
         "3",
@@ -143,7 +143,7 @@ def test_options_of_a_dataclass_are_taken_as_they_are_written():
         "--min_p",
         "0.1",
     ]
-    taken = parser.taken(Sampling, parser.parse_args(words))
+    taken = parser.taken(Sampling, parser.parse_words(words))
     assert taken == Sampling(top_k=3, temperature=1.0, stop=("a,b", "c"), seed=7, min_p=0.1)
 
 

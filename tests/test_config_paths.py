@@ -118,9 +118,9 @@ def test_prompts_may_hold_one():
     parser = Parser("x", COMMANDS["doctor"], "x")
     parser.add_argument("--prompt", is_prose=True)
     parser.add_argument("--count", type=int)
-    assert parser.parse_args(["--prompt", "see https://host/x"]).prompt == "see https://host/x"
+    assert parser.parse_words(["--prompt", "see https://host/x"]).prompt == "see https://host/x"
     with pytest.raises(SettingsError, match="invalid int value"):
-        parser.parse_args(["--count", "many"])
+        parser.parse_words(["--count", "many"])
 
 
 def test_no_folder_is_made_of_one(tmp_path, monkeypatch, capsys):

@@ -114,7 +114,7 @@ def test_text_of_the_command_line_becomes_the_type(key, text, value):
         ),
         (
             "[data]\ndataset = 'a'\n[[data.sources]]\ndataset = 'a'",
-            "data.dataset and [[data.sources]] say the same",
+            "data.dataset and [[data.sources]] mean the same",
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         },
     )
     lines = "\n".join(summary(run))
-    assert "524,288 tokens = 256 rows of 2,048: 8 microbatch(es) of 32" in lines
+    assert "524,288 tokens = 256 sequences of 2,048: 8 micro-batch(es) of 32" in lines
     assert "20,480 steps = 10,737,418,240 tokens" in lines  # 10.7B, not 10B
     assert "warm-up 512 steps = 268,435,456 tokens" in lines  # 0.27B, not 0.5B
     assert "1 gla, 1 attention" in lines
@@ -117,7 +117,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"lr_scheduler.name": "wsd", "lr_scheduler.decay_ratio": "0.95"}, "takes 95 of 100 steps"),
         ({"training.seq_len": "1024"}, "longer than max_position_embeddings = 512"),
         ({"data.context_len": "8"}, "data.varlen = true"),
-        ({"data.varlen": "true", "data.context_len": "65"}, "longer than a row"),
+        ({"data.varlen": "true", "data.context_len": "65"}, "longer than training.seq_len"),
         ({"data.dataset": ""}, "names no source"),
         (
             {"data.dataset": "a,b,c", "data.dataset_name": "x,y"},

@@ -99,7 +99,7 @@ def haystack(characters: int) -> SimpleNamespace:
 @pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
 def test_rows_with_a_needle_and_without(depth):
     needle = Needle(None, bytes_tokenizer(), haystack(900))
-    (hidden, answer), (plain, same) = needle.rows(300, depth, 3, seed=0)
+    (hidden, answer), (plain, same) = needle.haystacks(300, depth, 3, seed=0)
     assert len(hidden) == len(plain) == 300 and answer == same == 7
     text, number = bytes(hidden).decode(), bytes(hidden[-6:]).decode()
     said = f"\nThe secret number of Quito is {number}"

@@ -155,12 +155,12 @@ def test_learned_positions_bound_the_row(tmp_path, monkeypatch):
     from conftest import tiny_model
 
     from longfire.checkpoint.weights import Opened
-    from longfire.evaluation.scores import row_length
+    from longfire.evaluation.scores import sequence_length
 
     model = tiny_model("attention", learned_positions=True, max_position_embeddings=32)
-    assert row_length(Opened(model, bytes_tokenizer()), Scoring()) == 32
+    assert sequence_length(Opened(model, bytes_tokenizer()), Scoring()) == 32
     with pytest.raises(SettingsError, match="learned 32 positions"):
-        row_length(Opened(model, bytes_tokenizer()), Scoring(seq_len=33))
+        sequence_length(Opened(model, bytes_tokenizer()), Scoring(seq_len=33))
 
 
 def test_a_run_is_evaluated_with_the_tokenizer_it_was_trained_with(tmp_path):

@@ -13,9 +13,9 @@ from longfire.config.options import Sampling
 from longfire.data.tokenizer import bytes_tokenizer, train_tokenizer
 from longfire.errors import CheckpointError, SettingsError
 from longfire.generation.generate import (
+    Continuation,
     Pace,
     Reader,
-    Row,
     draw,
     generate,
     generate_text,
@@ -89,7 +89,9 @@ def test_a_stop_id_ends_and_is_left_out(model):
 
 
 def test_padded_words_are_never_drawn(model):
-    drawn = generate(model, [1], Sampling(max_new_tokens=60, temperature=5.0, top_k=0), words=40)
+    drawn = generate(
+        model, [1], Sampling(max_new_tokens=60, temperature=5.0, top_k=0), vocab_size=40
+    )
     assert max(drawn) < 40
 
 
@@ -148,7 +150,7 @@ def test_text_and_stream_agree_and_eos_ends(model, words):
     sampling = Sampling(max_new_tokens=30, temperature=2.0, top_k=0, seed=3)
     text = generate_text(model, words, "the ", sampling)
     assert text == "".join(stream_text(model, words, "the ", sampling)) and text
-    drawn = generate(model, words.encode("the "), sampling, words=words.vocab_size)
+    drawn = generate(model, words.encode("the "), sampling, vocab_size=words.vocab_size)
     until_eos = drawn[: drawn.index(words.eos_id)] if words.eos_id in drawn else drawn
     assert text == words.decode(until_eos)
 
@@ -290,7 +292,7 @@ def test_a_row_of_a_batch_writes_what_it_writes_alone(any_model, words, sampling
 
 def test_rows_that_are_over_leave_the_batch_and_get_no_token_more(any_model):
     rows = [
-        Row([1, 2], Sampling(max_new_tokens=n, temperature=2.0, top_k=0), index=n)
+        Continuation([1, 2], Sampling(max_new_tokens=n, temperature=2.0, top_k=0), index=n)
         for n in (3, 9, 6)
     ]
     order = [(rows.index(row), drawn) for row, drawn in steps(any_model, rows)]
@@ -301,7 +303,10 @@ def test_rows_that_are_over_leave_the_batch_and_get_no_token_more(any_model):
 
 
 def test_who_reads_may_end_a_row(any_model):
-    rows = [Row([1, 2], Sampling(max_new_tokens=9)), Row([3], Sampling(max_new_tokens=9))]
+    rows = [
+        Continuation([1, 2], Sampling(max_new_tokens=9)),
+        Continuation([3], Sampling(max_new_tokens=9)),
+    ]
     for row, _ in steps(any_model, rows):
         row.over = row.over or (row is rows[0] and row.drawn == 4)
     assert [row.drawn for row in rows] == [4, 9]
@@ -310,7 +315,7 @@ def test_who_reads_may_end_a_row(any_model):
 def test_memory_a_token_is_constant_where_the_mixer_has_a_state(any_model):
     """What --stats tells: cache bytes at the first token and at the last."""
     pace = Pace()
-    for _ in steps(any_model, [Row([1] * 20, Sampling(max_new_tokens=60))], pace=pace):
+    for _ in steps(any_model, [Continuation([1] * 20, Sampling(max_new_tokens=60))], pace=pace):
         pass
     grows = any(
         mixer_of(name) == "attention" and not getattr(block.mixer.config, "window_size", 0)

@@ -20,7 +20,8 @@ from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.export import cut, export, export_run
 from longfire.huggingface.families import config_from_hf
-from longfire.huggingface.load import INDEX, SINGLE, load_model, load_weights
+from longfire.huggingface.load import load_model, load_weights
+from longfire.huggingface.weight_files import INDEX, SINGLE
 from longfire.initialise import build
 
 

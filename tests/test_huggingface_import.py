@@ -26,7 +26,7 @@ from longfire.huggingface import import_ as adopting
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.families import config_from_hf
 from longfire.huggingface.import_ import import_hf
-from longfire.huggingface.load import INDEX, SINGLE
+from longfire.huggingface.weight_files import INDEX, SINGLE
 
 pytestmark = pytest.mark.dtype
 

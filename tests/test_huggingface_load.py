@@ -13,14 +13,8 @@ from golden import read
 from safetensors.torch import load_file, save_file
 
 from longfire.errors import CheckpointError
-from longfire.huggingface.load import (
-    INDEX,
-    SINGLE,
-    Weights,
-    load_weights,
-    model_config_in,
-    read_weights,
-)
+from longfire.huggingface.load import load_weights, model_config_in, read_weights
+from longfire.huggingface.weight_files import INDEX, SINGLE, WeightFiles
 
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -104,7 +98,7 @@ def test_safetensors_come_before_all_others(theirs, folder):
 
 
 def test_one_file_is_open_at_a_time(folder, monkeypatch):
-    files = Weights(as_bin(folder, 3))
+    files = WeightFiles(as_bin(folder, 3))
     opened = [files._file]
     monkeypatch.setattr(
         files, "_opened", lambda file, real=files._opened: (opened.append(file), real(file))[1]
@@ -150,7 +144,7 @@ def test_names_and_shapes_are_compared_before_a_tensor_is_read(folder, monkeypat
     tensors = load_file(folder / SINGLE)
     del tensors["model.norm.weight"]
     save_file({**tensors, "lm_head.bias": torch.ones(97)}, folder / SINGLE)
-    monkeypatch.setattr(Weights, "read", lambda self, name: pytest.fail(f"{name} was read"))
+    monkeypatch.setattr(WeightFiles, "read", lambda self, name: pytest.fail(f"{name} was read"))
     with pytest.raises(
         CheckpointError, match="missing: model.norm.weight; not known: lm_head.bias"
     ):
@@ -219,7 +213,7 @@ def test_no_index_leads_out_of_its_folder(folder, index, suffix, name):
     with pytest.raises(
         CheckpointError, match=f"not the name of a .{suffix} file in the same folder"
     ):
-        Weights(folder)
+        WeightFiles(folder)
 
 
 MEMORY = """

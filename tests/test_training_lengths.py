@@ -12,7 +12,7 @@ from longfire.config.options import Scoring
 from longfire.config.run import Run
 from longfire.config.settings import Training
 from longfire.errors import SettingsError
-from longfire.evaluation.scores import measure_run, row_length
+from longfire.evaluation.scores import measure_run, sequence_length
 from longfire.huggingface.export import export_run
 from longfire.mixers.mixer import Sequence
 from longfire.training.lengths import Stage, stage_at, stage_of_model, stages
@@ -143,7 +143,7 @@ def test_a_change_of_length_resumes_to_the_bit_and_counts_the_same_tokens(tmp_pa
     assert (
         "step 5: sequences of 32 tokens from here on, RoPE base 500000" in capsys.readouterr().out
     )
-    assert any("from step 0: 8 rows of 8 tokens" in note for note in notes)
+    assert any("from step 0: 8 sequences of 8 tokens" in note for note in notes)
 
 
 def test_checkpoints_and_exports_carry_the_base_that_was_last_trained_with(tmp_path):
@@ -183,7 +183,8 @@ def test_evaluation_afterwards_takes_the_rows_of_the_step_as_training_does(tmp_p
         opened = open_model(folder / "run", step, note=str)
         wanted = stage_of_model(opened.run.training, step).seq_len
         assert (
-            row_length(opened, Scoring()) == wanted and row_length(opened, Scoring(seq_len=5)) == 5
+            sequence_length(opened, Scoring()) == wanted
+            and sequence_length(opened, Scoring(seq_len=5)) == 5
         )
         assert len(measure_run(opened, Scoring())["text.jsonl"].count_C) == wanted
     assert wanted == 32

@@ -9,8 +9,10 @@ import pytest
 
 from longfire.config import settings
 from longfire.errors import CheckpointError, SettingsError
-from longfire.training import reporting
-from longfire.training.reporting import Report, duration
+from longfire.training import records as record_file
+from longfire.training import reporting, trackers
+from longfire.training.console import duration
+from longfire.training.reporting import Report
 
 STEP = {
     "loss": 4.0,
@@ -84,7 +86,7 @@ def test_a_damaged_line_costs_no_other_line(tmp_path, capsys, damaged, place):
     capsys.readouterr()
     write_steps(tmp_path, 4, 6, loss=3.0)
     assert "metrics.jsonl: 1 line cannot be read" in capsys.readouterr().out
-    after = list(reporting.records(file))
+    after = list(record_file.records(file))
     assert [record["step"] for record in after if record] == [1, 2, 3, 4, 5, 6]
     assert after.count(None) == 1 and damaged in file.read_bytes()
     assert [record["loss"] for record in after if record] == [4.0] * 3 + [3.0] * 3
@@ -95,9 +97,9 @@ def test_the_last_records_come_first_without_reading_the_rest(tmp_path, monkeypa
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b"\x00broken\n")
     for block_bytes in (1, 7, 100, 1 << 16):
-        monkeypatch.setattr(reporting, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(record_file, "BLOCK_BYTES", block_bytes)
         assert [
-            record["step"] for record in reporting.last_records(tmp_path / "metrics.jsonl")
+            record["step"] for record in record_file.last_records(tmp_path / "metrics.jsonl")
         ] == list(range(40, 0, -1))
 
 
@@ -108,7 +110,7 @@ def test_a_tracker_that_is_broken_is_told(tmp_path, monkeypatch):
         ("torch.utils.tensorboard", "enable_tensorboard"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(reporting.importlib.util, "find_spec", lambda name: name)
+            patch.setattr(trackers.importlib.util, "find_spec", lambda name: name)
             patch.setitem(sys.modules, package, None)
             with pytest.raises(
                 SettingsError, match=f"metrics.{key} = true, but the package .* cannot be imported"

@@ -1,7 +1,7 @@
 """One checkpoint as a folder: its files and names, and whether it is complete.
 
 <run>/checkpoints/step-N/
-  shard-R-model.safetensors      model/<name>: slices of parameters of process R (checkpoint/shards.py)
+  shard-R-model.safetensors      model/<name>: slices of the parameters of process R (shards.py)
   shard-R-optimizer.safetensors  optimizer/<what>/<name>, rng/<device>
   state.json                     step, sequences consumed, tokens, format version
   manifest.json                  size and checksum of each file above; written last

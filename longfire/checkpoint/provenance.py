@@ -54,8 +54,8 @@ def run_folder_of(weights: Path) -> Path | None:
     checkpoints = sorted(weights.glob("step-*"))
     if checkpoints and (weights.absolute().parent / RUN_TOML).is_file():
         raise SettingsError(
-            f"{weights} holds all checkpoints of a run: name the run folder, {weights.parent}, for the newest one, or one of "
-            f"them, as {checkpoints[-1]}"
+            f"{weights} holds all checkpoints of a run: name the run folder, {weights.parent}, "
+            f"for the newest one, or one of them, as {checkpoints[-1]}"
         )
     is_export = (weights / "config.json").is_file()  # a run folder may hold exports named step-N
     if step_of(weights) is None or is_export:

@@ -1,8 +1,8 @@
 """Tensors in files: each process writes the slices that it holds, anyone reads any
 slices. safetensors, so nothing in them can run code.
 
-A key of a file is a tensor's name, or name#0, name#1 ... for slices of it; the file's header says
-of each slice of which whole it is and where it begins. A file without that (of another writer) holds
+A key of a file is a tensor's name, or name#0, name#1 ... for slices of it; the header of the file
+has the whole tensor and the beginning of each slice. A file without that (of another writer) holds
 whole tensors.
 """
 

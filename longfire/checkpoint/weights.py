@@ -227,9 +227,9 @@ def finite(weights: Iterable[tuple[str, Tensor]], where: str) -> Iterator[tuple[
         wrong = int((~tensor.isfinite()).sum())
         if wrong:
             raise CheckpointError(
-                f"{where}: {wrong:,} of {tensor.numel():,} numbers of {name} are NaN or infinite: "
-                "the weights are broken, or their training diverged; take an earlier checkpoint, or "
-                "fetch them again"
+                f"{where}: {wrong:,} of {tensor.numel():,} numbers of {name} are NaN or "
+                "infinite: the weights are broken, or their training diverged; take an earlier "
+                "checkpoint, or fetch them again"
             )
         yield name, tensor
 
@@ -269,8 +269,8 @@ def newest_readable(
             note(f"{error}; looking for another one")
     reasons = f" ({'; '.join(errors.values())})" if errors else ""
     raise CheckpointError(
-        f"{checkpoints}: there is no complete checkpoint{reasons}; train first, or name another run "
-        "folder"
+        f"{checkpoints}: there is no complete checkpoint{reasons}; train first, or name another "
+        "run folder"
     )
 
 

@@ -3,12 +3,12 @@ section; free of torch."""
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from longfire.config import recipe, shipped
+from longfire.config import recipe, shipped, values
 from longfire.config.aliases import ALIASES, as_text, bare_value
 from longfire.config.options import Checked
 from longfire.config.paths import refuse_url
@@ -18,7 +18,7 @@ from longfire.launch import ALONE, World
 
 WIDTH = 118  # of --help
 HELP = ("-h", "--help")
-VALUES_OF_BARE_FLAGS = {*recipe.TRUTH, "auto"}
+VALUES_OF_BARE_FLAGS = {*values.TRUTH, "auto"}
 MOST_USED = (  # what `train --help` begins with
     "job.dump_folder",
     "model.config",
@@ -64,10 +64,9 @@ class Parser(argparse.ArgumentParser):
             how["type"] = without_urls(names[-1], how.get("type", str))
         return super().add_argument(*names, **how)
 
-    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:
-        return self.parse_intermixed_args(
-            words
-        )  # a command's own words in any order: RUN --step 4 OUT
+    def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
+        """The words of a command line, positional ones in any place: RUN --step 4 OUT."""
+        return self.parse_intermixed_args(words)
 
     def add_fields(self, options: type[Checked], repeated: Sequence[str] = ()) -> None:
         """An option for each field of a dataclass. Lists are comma-separated, those of `repeated`
@@ -85,33 +84,32 @@ class Parser(argparse.ArgumentParser):
             self.own.add(f"--{field.name}")
 
     def taken(self, options: type[Checked], words: argparse.Namespace) -> Any:
-        """The dataclass as the command line says it. Raises SettingsError naming option and
-        value."""
-        given = {}
+        """The dataclass with the values of the command line. Raises SettingsError naming option
+        and value."""
+        given: dict[str, Any] = {}
         for field in fields(options):
             text = getattr(words, field.name)
-            if text is not None:
-                try:
-                    given[field.name] = recipe.as_type(field.type, text, text=isinstance(text, str))
-                except ValueError as e:
-                    raise SettingsError(f"--{field.name} = {text!r} {e}") from e
+            if text is None:
+                continue
+            try:
+                given[field.name] = values.as_type(field.type, text, text=isinstance(text, str))
+            except ValueError as error:
+                raise SettingsError(f"--{field.name} = {text!r} {error}") from error
         return options(**given)
 
     def error(self, message: str) -> NoReturn:
-        unknown = next(
-            (word for word in message.split() if word.startswith("--") or "=" in word), ""
-        )
-        if message.startswith("unrecognized arguments") and unknown:
-            spelling = unknown.removeprefix("--").partition("=")[0]
-            if spelling in recipe.SETTINGS:
-                raise SettingsError(self.takes_no_settings(spelling))
-            own = "" if "." in spelling else recipe.nearest(f"--{spelling}", self.own)
-            raise SettingsError(
-                f"unknown option --{spelling}{own}"
-                if own
-                else recipe.unknown(spelling, recipe.COMMAND_LINE)
-            )
-        raise SettingsError(f"{message}; `{self.prog} --help` shows how")
+        """Raises SettingsError with the message of argparse, or a better one for an unknown
+        option."""
+        options = [word for word in message.split() if word.startswith("--") or "=" in word]
+        if not message.startswith("unrecognized arguments") or not options:
+            raise SettingsError(f"{message}; `{self.prog} --help` shows how")
+        spelling = options[0].removeprefix("--").partition("=")[0]
+        if spelling in recipe.SETTINGS:
+            raise SettingsError(self.takes_no_settings(spelling))
+        own = "" if "." in spelling else values.nearest(f"--{spelling}", self.own)
+        if own:
+            raise SettingsError(f"unknown option --{spelling}{own}")
+        raise SettingsError(recipe.unknown(spelling, recipe.COMMAND_LINE))
 
     def takes_no_settings(self, key: str) -> str:
         """The message for a setting of a run where a command has options of its own only."""
@@ -148,7 +146,8 @@ class RecipeParser(Parser):
             "recipe",
             nargs="?",
             metavar="RECIPE",
-            help="a TOML file that is a whole run, or the name of a recipe that comes with longfire, as quickstart; settings "
+            help="a TOML file that is a whole run, or the name of a recipe that comes with "
+            "longfire, as quickstart; settings "
             "on the command line win over it",
         )
         self.add_argument(
@@ -164,7 +163,7 @@ class RecipeParser(Parser):
             if word.lstrip("-") in recipe.SETTINGS:  # with one dash, or none
                 key = word.lstrip("-")
                 raise SettingsError(f"{word}: a setting is written --{key} VALUE, or {key}=VALUE")
-        return self.parse_args(words)
+        return self.parse_words(words)
 
     def show_help(self, topic: str) -> NoReturn:
         """Print the command's own options, a section's settings, or all of both, and exit.
@@ -179,7 +178,8 @@ class RecipeParser(Parser):
             self.print_help()
         elif topic:
             raise SettingsError(
-                f"--help {topic}: no section of settings{recipe.nearest(topic, [*SECTIONS, 'all'])}; they are: "
+                f"--help {topic}: no section of "
+                f"settings{values.nearest(topic, [*SECTIONS, 'all'])}; they are: "
                 f"{', '.join(SECTIONS)}, all"
             )
         else:
@@ -196,7 +196,8 @@ class RecipeParser(Parser):
     def overview_of_sections(self) -> str:
         """A line for each section: what it is about."""
         lines = [
-            f"settings, by section (`{self.prog} --help SECTION` lists a section's, `--help all` all):"
+            f"settings, by section (`{self.prog} --help SECTION` lists a section's, `--help all` "
+            "all):"
         ]
         for section in (*self.sections, *(name for name in SECTIONS if name not in self.sections)):
             mark = "*" if section in self.sections else " "
@@ -268,20 +269,19 @@ def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str,
     every old spelling. An option of the command itself (`own`) is not one. Raises SettingsError
     where a value is missing.
     """
-    rest = []
-    overrides = {}
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
     while words:
         word = words.pop(0)
         spelling, equals, value = word.removeprefix("--").partition("=")
         is_flag = word.startswith("--")
-        if (
-            not is_setting(spelling)
-            or (is_flag and word.partition("=")[0] in own)
-            or not (is_flag or equals)
-        ):
+        is_own = is_flag and word.partition("=")[0] in own
+        if is_own or not is_setting(spelling) or not (is_flag or equals):
             rest.append(word)
-            continue
-        overrides[spelling] = value if equals else take_value(spelling, words)
+        elif equals:
+            overrides[spelling] = value
+        else:
+            overrides[spelling] = take_value(spelling, words)
     return rest, overrides
 
 
@@ -302,11 +302,12 @@ def take_value(spelling: str, words: list[str]) -> str:
     if words and not (words[0].startswith("--") and is_setting(words[0][2:].partition("=")[0])):
         return words.pop(0)
     if of_mixer:
-        return "true"  # its type is not known without the mixers, which then refuse a number that is none
+        return "true"  # its type is known to the mixers only, which refuse it where it is a number
     raise SettingsError(f"--{spelling} needs a value: --{spelling} VALUE")
 
 
 def is_setting(spelling: str) -> bool:
+    """Whether this is a setting, under our name or another spelling, or a key of the model."""
     return spelling in recipe.SETTINGS or spelling in ALIASES or recipe.is_model_key(spelling)
 
 
@@ -321,15 +322,16 @@ def kind_of(kind: Any) -> str:
     return {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT"}[kind]
 
 
-def help_of(field: Any) -> str:
+def help_of(field: Field[object]) -> str:
+    """The help of a setting, with its default and its interval."""
     interval = field.metadata["within"]
-    notes = [f"default: {as_text(field.default) or 'none'}"] + (
-        [f"in {interval}"] if interval else []
-    )
+    notes = [f"default: {as_text(field.default) or 'none'}"]
+    if interval:
+        notes.append(f"in {interval}")
     return f"{field.metadata['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
-def help_of_key(field: Any) -> str:
+def help_of_key(field: Field[object]) -> str:
     """The help of a key of a model's config."""
     if field.default is MISSING:
         default = "required"
@@ -403,9 +405,11 @@ def first_steps(prog: str) -> str:
     if here:
         lines.append(f"  {prog} {here[0]:<24} which is in this folder")
     lines += [
-        "  longfire init --data input.txt         writes recipe.toml for a text of your own, every line explained",
+        "  longfire init --data input.txt         writes recipe.toml for a text of your own, "
+        "every line explained",
         f"  {prog} recipe.toml",
-        f"or name a recipe that comes with longfire, as `{prog} quickstart`: {', '.join(shipped.recipes())}",
+        f"or name a recipe that comes with longfire, as `{prog} quickstart`: "
+        f"{', '.join(shipped.recipes())}",
     ]
     return "\n".join(lines)
 
@@ -432,11 +436,11 @@ def add_plugins(parser: Parser) -> None:
     )
 
 
-def without_urls(option: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+def without_urls(option: str, kind: Callable[[str], object]) -> Callable[[str], object]:
     """The reader `kind` of an option's text, which refuses a URL; argparse names it in its errors
     as it names `kind`."""
 
-    def read(text: str) -> Any:
+    def read(text: str) -> object:
         return kind(refuse_url(text, option))
 
     read.__name__ = kind.__name__

@@ -27,7 +27,8 @@ def convert(words: Sequence[str]) -> int:
         type=Path,
         required=True,
         metavar="JSON",
-        help="config.json of the model to be made, or the name of one that comes with longfire; what it does not say is as in "
+        help="config.json of the model to be made, or the name of one that comes with longfire; "
+        "what it does not say is as in "
         "--model",
     )
     parser.add_argument(
@@ -48,7 +49,7 @@ def convert(words: Sequence[str]) -> int:
         "--seed", type=int, default=42, metavar="N", help="of what stays fresh (default: 42)"
     )
     add_plugins(parser)
-    options = parser.parse_args(words)
+    options = parser.parse_words(words)
     from longfire.huggingface.convert import convert as convert_model
 
     config = options.config

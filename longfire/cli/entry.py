@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from longfire.cli.arguments import summary_of
 from longfire.cli.commands import COMMANDS, GROUPS, Command
-from longfire.config import recipe
+from longfire.config.values import nearest
 from longfire.errors import SettingsError, UserError
 from longfire.launch import Terminated, terminable
 
@@ -32,7 +32,8 @@ def overview() -> str:
         "  longfire init --data input.txt --model gla --size 10m",
         "  longfire train recipe.toml",
         "",
-        "--traceback shows where in the code an error arose; --version says which longfire this is.",
+        "--traceback shows where in the code an error arose; --version says which longfire this "
+        "is.",
     ]
     return "\n".join(lines)
 
@@ -99,8 +100,8 @@ def refuse_other_bytes(words: Sequence[str]) -> None:
         except UnicodeEncodeError:
             shown = os.fsencode(word).decode(errors="backslashreplace")
             raise SettingsError(
-                f"{shown!r} on the command line is not UTF-8: write a prompt in UTF-8; rename such a file, or name the "
-                "folder that holds it"
+                f"{shown!r} on the command line is not UTF-8: write a prompt in UTF-8; rename "
+                "such a file, or name the folder that holds it"
             ) from None
 
 
@@ -127,7 +128,7 @@ def command_of(word: str) -> Command:
     if word.endswith(".toml"):
         raise SettingsError(f"{word} is a recipe; `longfire train {word}` trains it")
     raise SettingsError(
-        f"unknown command {word!r}{recipe.nearest(word, COMMANDS)}; `longfire --help` lists them"
+        f"unknown command {word!r}{nearest(word, COMMANDS)}; `longfire --help` lists them"
     )
 
 

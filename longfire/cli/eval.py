@@ -17,7 +17,7 @@ def evaluate(words: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, help="a run folder, or a folder of Hugging Face weights")
     add_which_model(parser)
     parser.add_fields(Scoring)
-    options = parser.parse_args(words)
+    options = parser.parse_words(words)
     scoring = parser.taken(Scoring, options)
     if scoring.tasks and not scoring.allow_download:
         stay_offline()

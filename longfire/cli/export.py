@@ -23,9 +23,10 @@ def export(words: Sequence[str]) -> int:
         "--compare",
         choices=("logits", "bytes"),
         default="logits",
-        help="what is compared before it counts as done; bytes alone need one shard in memory and not the model (default: logits)",
+        help="what is compared before it counts as done; bytes alone need one shard in memory "
+        "and not the model (default: logits)",
     )
-    options = parser.parse_args(words)
+    options = parser.parse_words(words)
     from longfire.huggingface.export import export_run
 
     out = options.out or options.run / "hf"

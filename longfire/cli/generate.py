@@ -50,7 +50,7 @@ def generate(words: Sequence[str]) -> int:
         help="at the end tell tokens/s, ms a token, bytes of the cache",
     )
     parser.add_fields(Sampling, repeated=("stop",))
-    options = parser.parse_args(words)
+    options = parser.parse_words(words)
     from longfire.generation.prompts import main as continue_prompts
 
     return continue_prompts(

@@ -16,12 +16,13 @@ def adopt(words: Sequence[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run folder to make; its step 0 is this model")
     add_plugins(parser)
-    options = parser.parse_args(words)
+    options = parser.parse_words(words)
     from longfire.huggingface.import_ import import_hf
 
     print(import_hf(options.source, options.run, plugins=options.plugins))
     run = options.run
     print(
-        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES --training.steps 100` resumes from it"
+        f"{run} is a run at step 0; `longfire train {run}/run.toml --data.dataset FILES "
+        "--training.steps 100` resumes from it"
     )
     return 0

@@ -30,7 +30,8 @@ def init(words: Sequence[str]) -> int:
         "--data",
         default="embedded",
         metavar="TEXT",
-        help="files, folders, globs or datasets of the hub, comma-separated (default: embedded, Python's own library source)",
+        help="files, folders, globs or datasets of the hub, comma-separated (default: embedded, "
+        "Python's own library source)",
     )
     parser.add_argument(
         "--model",
@@ -50,7 +51,7 @@ def init(words: Sequence[str]) -> int:
         action="store_true",
         help="instead: print every key of a model config, by mixer",
     )
-    options = parser.parse_args(words)
+    options = parser.parse_words(words)
     if options.model_keys:
         from longfire.cli.model_keys import page
 
@@ -82,8 +83,8 @@ def recipe_file(name: str) -> Path:
         return path
     if path.exists() or format_of(path):
         raise SettingsError(
-            f"{name}: a recipe is a .toml file, so this is no name for one; `longfire init --data {quote(name)}` writes a "
-            "recipe for that text"
+            f"{name}: a recipe is a .toml file, so this is no name for one; `longfire init "
+            f"--data {quote(name)}` writes a recipe for that text"
         )
     return path.with_name(f"{path.name}.toml")
 
@@ -106,7 +107,8 @@ def data_of(name: str, recipe: Path) -> str:
 
     if not name:
         raise SettingsError(
-            "--data has an empty name: write --data input.txt, or several with single commas between them"
+            "--data has an empty name: write --data input.txt, or several with single commas "
+            "between them"
         )
     if name == OURS:
         return name
@@ -148,8 +150,8 @@ def write(recipe: Path, text: str, force: bool) -> None:
     """Raises SettingsError where the file is there already, or cannot be written."""
     if recipe.exists() and not force:
         raise SettingsError(
-            f"{recipe} is already there: `longfire train {quote(str(recipe))}` trains it; to replace it add --force, or "
-            "name another file"
+            f"{recipe} is already there: `longfire train {quote(str(recipe))}` trains it; to "
+            "replace it add --force, or name another file"
         )
     try:
         recipe.parent.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,12 @@
 
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
-from typing import Any
 
 from longfire.config.aliases import as_text
 from longfire.config.model_config import ModelConfig
 from longfire.mixers import MIXERS
 
-TYPES = {
+TYPES: dict[object, str] = {
     int: "whole number",
     float: "number",
     float | None: "number",
@@ -64,25 +63,26 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def config_fields(shape: type) -> list[Field[Any]]:
+def config_fields(shape: type) -> list[Field[object]]:
     """The keys of a config; `mixers` of the model is the tables themselves."""
     return [field for field in fields(shape) if field.name != "mixers"]
 
 
-def section(title: str, keys: Iterable[Field[Any]]) -> str:
+def section(title: str, keys: Iterable[Field[object]]) -> str:
     lines = [f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
     lines += [
-        f"| `{key.name}` | {type_of(key)} | {default_of(key)} | {cell(key.metadata.get('help', ''))} |"
+        f"| `{key.name}` | {type_of(key)} | {default_of(key)} | "
+        f"{cell(key.metadata.get('help', ''))} |"
         for key in keys
     ]
     return "\n".join(lines)
 
 
-def type_of(key: Field[Any]) -> str:
+def type_of(key: Field[object]) -> str:
     return TYPES[key.type]
 
 
-def default_of(key: Field[Any]) -> str:
+def default_of(key: Field[object]) -> str:
     if key.default is MISSING:
         return "required"
     if key.default in (None, ()):

@@ -26,7 +26,8 @@ def plan(words: Sequence[str]) -> int:
         "--device",
         default="h100-80gb",
         metavar="NAME",
-        help="a100-40gb, a100-80gb, h100-80gb, h100-pcie, h200-141gb, b200-180gb, l40s-48gb (default: h100-80gb)",
+        help="a100-40gb, a100-80gb, h100-80gb, h100-pcie, h200-141gb, b200-180gb, l40s-48gb "
+        "(default: h100-80gb)",
     )
     parser.add_argument(
         "--memory",
@@ -45,7 +46,8 @@ def plan(words: Sequence[str]) -> int:
     parser.add_argument(
         "--context",
         action="store_true",
-        help="instead: the longest row that fits so many devices, for each mixer, and Ring Attention's tables beside ours",
+        help="instead: the longest row that fits so many devices, for each mixer, and Ring "
+        "Attention's tables beside ours",
     )
     run, options = read_run(parser, words, world=None)
     from longfire.parallel.cost import device_of

@@ -17,7 +17,8 @@ def prepare(words: Sequence[str]) -> int:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read the token stores whole and compare their checksums; stores without checksums of blocks get them",
+        help="read the token stores whole and compare their checksums; stores without checksums "
+        "of blocks get them",
     )
     run, options = read_run(parser, words, False)
     from longfire.checkpoint.provenance import tokenizer_line

@@ -19,7 +19,7 @@ def report(words: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="(default: report.html in the first run folder)"
     )
-    options = parser.parse_args(words)
+    options = parser.parse_words(words)
     from longfire.training.report_page import html
 
     out = options.out or options.runs[0] / "report.html"

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 from longfire.config.recipe import SHAPE_KEYS
 from longfire.errors import SettingsError
@@ -53,19 +52,19 @@ class Kind:
     [model]."""
 
     layer_types: tuple[str, ...]
-    tables: Callable[[Size], dict[str, dict[str, Any]]]
-    keys: Mapping[str, Any]
+    tables: Callable[[Size], dict[str, dict[str, object]]]
+    keys: Mapping[str, object]
     about: str
     layers_factor: int = 1  # a block without an MLP has about half the parameters: twice as many
 
 
-def kind(name: str, about: str, table: Callable[[Size], dict[str, Any]], **keys: Any) -> Kind:
+def kind(name: str, about: str, table: Callable[[Size], dict[str, object]], **keys: object) -> Kind:
     """A model of one mixer."""
     factor = 2 if keys.get("mlp") == "none" else 1
     return Kind((name,), lambda size: {name: table(size)}, keys, about, factor)
 
 
-def heads(size: Size) -> dict[str, Any]:
+def heads(size: Size) -> dict[str, object]:
     return {"num_heads": size.heads}
 
 
@@ -113,7 +112,8 @@ OTHER_NAMES = {
     "gated_deltanet": "gated_delta_net",
     "deltanet": "delta_net",
 }
-MIXER_KEYS = {  # in short what the shapes of the mixers say of their keys: they need torch, which is slow to import
+# The help of the keys of mixers, in short: the mixers need torch, which is slow to import
+MIXER_KEYS = {
     "num_heads": "heads",
     "head_dim": "channels of a head",
     "expand_k": "key size of all heads / hidden_size",
@@ -123,7 +123,7 @@ MIXER_KEYS = {  # in short what the shapes of the mixers say of their keys: they
 }
 
 
-def chosen(known: Mapping[str, Any], name: str, what: str, other: Mapping[str, str] = {}) -> str:
+def chosen(known: Mapping[str, object], name: str, what: str, other: Mapping[str, str] = {}) -> str:
     """The key that a word of the command line means. Raises SettingsError naming the nearest and
     all."""
     word = name.lower().replace("-", "_")
@@ -141,9 +141,12 @@ def starter(kind_name: str, size_name: str, data: tuple[str, ...]) -> str:
     model = KINDS[kind_name]
     machine = "minutes on a laptop's CPU" if size_name in FOR_A_CPU else "meant for a GPU"
     lines = [
-        f"# A starter recipe, written by `longfire init`: a {kind_name} of some {size_name} parameters, {machine}.",
-        "# Each key is a setting; on the command line it wins over this file: --training.steps 100.",
-        "# All settings: `longfire train --help all`. All keys of [model]: `longfire init --model-keys`.",
+        f"# A starter recipe, written by `longfire init`: a {kind_name} of some {size_name} "
+        f"parameters, {machine}.",
+        "# Each key is a setting; on the command line it wins over this file: --training.steps "
+        "100.",
+        "# All settings: `longfire train --help all`. All keys of [model]: `longfire init "
+        "--model-keys`.",
         *of_job(f"runs/{name_of(data[0])}-{kind_name}-{size_name}"),
         *of_model(model, size),
         *of_data(data, size),
@@ -164,7 +167,7 @@ def section(name: str, about: str) -> list[str]:
     return ["", commented(f"[{name}]", about)]
 
 
-def line(key: str, value: Any, about: str) -> str:
+def line(key: str, value: object, about: str) -> str:
     return commented(f"{key} = {toml(value)}", about)
 
 
@@ -172,7 +175,7 @@ def commented(code: str, about: str) -> str:
     return f"{code:<{COMMENT_COLUMN - 1}} # {about}"
 
 
-def toml(value: Any) -> str:
+def toml(value: object) -> str:
     """A value as TOML; its texts and lists are those of JSON, but for characters that JSON splits
     in two."""
     if isinstance(value, float) and 0 < abs(value) < 1e-2:

@@ -1,17 +1,20 @@
 """What a run is: its settings, its model, and what follows from them. Free of torch, so that
 `--help` is instant. The files in the order of the flow:
 
-    settings.py      every setting with its default and help: frozen dataclasses, one for each section
+    settings.py      every setting with its default and help: a frozen dataclass for each section
     aliases/         the spellings of earlier frameworks -> our settings, or the reason why not
     model_config.py  a model: config.json or [model] of a recipe, read strictly
     config_file.py   a config.json on disk: JSON errors with file and line
     shipped.py       recipes and model configs that are installed with longfire, by name
     paths.py         paths are local: a URL in a setting or option is refused
+    values.py        a value as the type of its setting, inside its interval
     recipe.py        TOML, then the command line -> typed sections, strictly
     options.py       options of commands beside the settings of a run: sampling, scoring
     read_model.py    the config of a model, read from a file, from a recipe, or from both
-    run.py           Run: all settings of one run, resolved, and what follows from them
+    run_settings.py  all settings of one run, and the numbers that follow from them
+    run.py           Run: the same composed from a recipe and the command line, or from a run folder
     run_folder.py    the settings of a run in its folder: saved, compared, held by one process
+    rules/           the rules, a file for each owner
     summary.py       a run in lines for the console: model, steps, learning rate
-    checks.py        what of a run is refused before a device is touched, each with the fix
+    checks.py        the rules that every run must keep, checked before a device is touched
 """

@@ -15,12 +15,13 @@ def read_config(path: Path) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise SettingsError(
-            f"model.config = {str(path)!r}: no such file; name a config.json, a folder that holds one, or a config that "
-            f"comes with longfire{shipped.nearest_model(str(path))}"
+            f"model.config = {str(path)!r}: no such file; name a config.json, a folder that "
+            f"holds one, or a config that comes with longfire{shipped.nearest_model(str(path))}"
         )
     if path.suffix == ".toml":
         raise SettingsError(
-            f"{path} is a recipe, and a model's config is JSON: name a config.json, or the run folder of a run of that recipe"
+            f"{path} is a recipe, and a model's config is JSON: name a config.json, or the run "
+            "folder of a run of that recipe"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object. Raises ValueError where a key stands twice, of which Python would silently
     take the last."""
     table = dict(pairs)

@@ -43,7 +43,7 @@ def key(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def required(help: str, example: Any) -> Any:
+def required(help: str, example: object) -> Any:
     """A field of a shape that every config must give; the example is what an error proposes to
     write."""
     return field(metadata={"help": help, "example": example})
@@ -80,8 +80,8 @@ class ModelConfig:
     )
     mlp: str = key(
         "swiglu",
-        "the part of a block after the mixer: swiglu, geglu, geglu_exact or reglu (gated); gelu, gelu_exact, relu, relu2 "
-        "(squared ReLU) or silu; channel_mix (RWKV-7's) or none",
+        "the part of a block after the mixer: swiglu, geglu, geglu_exact or reglu (gated); "
+        "gelu, gelu_exact, relu, relu2 (squared ReLU) or silu; channel_mix (RWKV-7's) or none",
     )
     mlp_bias: bool = key(False, "whether the MLP's matrices have biases")
     norm: str = key("rmsnorm", "rmsnorm or layernorm")
@@ -114,20 +114,22 @@ class ModelConfig:
     )
     max_position_embeddings: int = key(
         0,
-        "longest sequence in tokens; 0: no limit (rotary positions extrapolate, learned ones cannot)",
+        "longest sequence in tokens; 0: no limit (rotary positions extrapolate, learned ones "
+        "cannot)",
     )
     init_matrices: float | str = key(
         PUBLISHED,
-        "how the matrices of mixers and MLPs begin, short convolutions too: published: as the mixer was published "
-        "(docs/mixers.md), where it says nothing as initializer_range; initializer_range: N(0, initializer_range); "
-        "initializer_range_by_depth: N(0, initializer_range / sqrt(2 num_hidden_layers)); a number: N(0, number); "
-        "fan_in: N(0, 1/fan_in); fan_in_uniform: uniform with that standard deviation. Matrices that a mixer "
+        "how the matrices of mixers and MLPs begin, short convolutions too: published: as the "
+        "mixer was published (docs/mixers.md), where it says nothing as initializer_range; "
+        "initializer_range: N(0, initializer_range); initializer_range_by_depth: N(0, "
+        "initializer_range / sqrt(2 num_hidden_layers)); a number: N(0, number); fan_in: N(0, "
+        "1/fan_in); fan_in_uniform: uniform with that standard deviation. Matrices that a mixer "
         "cannot do without in its own way (RWKV-7's) begin as published whatever this says",
     )
     init_outputs: float | str = key(
         PUBLISHED,
-        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like; or zeros; or "
-        "initializer_range_by_depth_in_mixers: an MLP's begin as init_matrices",
+        "the same of the matrix that ends a mixer or an MLP: o_proj, down_proj and their like; "
+        "or zeros; or initializer_range_by_depth_in_mixers: an MLP's begin as init_matrices",
     )
     init_embedding: float | str = key(
         PUBLISHED,
@@ -138,8 +140,8 @@ class ModelConfig:
     )
     use_l2warp: bool = key(
         False,
-        "in training the gradient of each token's highest logit grows by 1e-4 times that logit, which keeps logits "
-        "small (fla's use_l2warp, on for its RWKV-7)",
+        "in training the gradient of each token's highest logit grows by 1e-4 times that logit, "
+        "which keeps logits small (fla's use_l2warp, on for its RWKV-7)",
     )
     final_logit_softcapping: float = key(
         0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are"
@@ -150,13 +152,14 @@ class ModelConfig:
         types = tuple(self.layer_types)
         if self.hidden_size < 1 or layers < 1 or not types:
             raise SettingsError(
-                f"model config: hidden_size {self.hidden_size}, num_hidden_layers {layers} and layer_types "
-                f"{list(types)} must all be positive"
+                f"model config: hidden_size {self.hidden_size}, num_hidden_layers {layers} and "
+                f"layer_types {list(types)} must all be positive"
             )
         if layers % len(types):
             raise SettingsError(
-                f"model config: layer_types has {len(types)} entries, which do not divide num_hidden_layers = "
-                f"{layers}; list one mixer for each layer, or a pattern that divides"
+                f"model config: layer_types has {len(types)} entries, which do not divide "
+                f"num_hidden_layers = {layers}; list one mixer for each layer, or a pattern that "
+                "divides"
             )
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
         object.__setattr__(
@@ -181,7 +184,8 @@ class ModelConfig:
                 )
         if self.initializer_range <= 0:
             raise SettingsError(
-                f"model config: initializer_range = {self.initializer_range} must be a standard deviation above 0"
+                f"model config: initializer_range = {self.initializer_range} must be a standard "
+                "deviation above 0"
             )
         if self.norm_eps < 0:
             raise SettingsError(f"model config: norm_eps = {self.norm_eps} must be at least 0")
@@ -191,21 +195,24 @@ class ModelConfig:
             )
         if self.learned_positions and not self.max_position_embeddings:
             raise SettingsError(
-                "model config: learned_positions needs max_position_embeddings, the number of positions that are learned"
+                "model config: learned_positions needs max_position_embeddings, the number of "
+                "positions that are learned"
             )
         if self.mlp_bias and self.mlp == "channel_mix":
             raise SettingsError(
-                "model config: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to false"
+                "model config: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to "
+                "false"
             )
         self.check_init()
         if not 0 <= self.final_logit_softcapping < float("inf"):
             raise SettingsError(
-                f"model config: final_logit_softcapping = {self.final_logit_softcapping} must be a cap above 0, "
-                "as 15 or 30, or 0 for none"
+                f"model config: final_logit_softcapping = {self.final_logit_softcapping} must be "
+                "a cap above 0, as 15 or 30, or 0 for none"
             )
         if self.block.startswith("parallel") and self.mlp == "none":
             raise SettingsError(
-                f"model config: block = {self.block!r} puts an MLP beside the mixer, but mlp = 'none'"
+                f"model config: block = {self.block!r} puts an MLP beside the mixer, but mlp = "
+                "'none'"
             )
 
     def check_init(self) -> None:
@@ -214,7 +221,8 @@ class ModelConfig:
             rule = getattr(self, key)
             if isinstance(rule, str) and rule not in INIT_RULES:
                 raise SettingsError(
-                    f"model config: {key} = {rule!r} is not one of {', '.join(INIT_RULES)}, or a standard deviation"
+                    f"model config: {key} = {rule!r} is not one of {', '.join(INIT_RULES)}, or a "
+                    "standard deviation"
                 )
             if not isinstance(rule, str) and not 0 < rule < float("inf"):
                 raise SettingsError(
@@ -222,19 +230,22 @@ class ModelConfig:
                 )
             if rule == MIXERS_BY_DEPTH and key != "init_outputs":
                 raise SettingsError(
-                    f"model config: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} here"
+                    f"model config: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} "
+                    "here"
                 )
         if self.init_matrices == "zeros":
             raise SettingsError(
-                "model config: init_matrices = 'zeros', but an MLP or a recurrence is a product of its matrices: where all are zero "
-                "no gradient reaches them, and they never learn; init_outputs = 'zeros' makes each block begin as the identity"
+                "model config: init_matrices = 'zeros', but an MLP or a recurrence is a product "
+                "of its matrices: where all are zero no gradient reaches them, and they never "
+                "learn; init_outputs = 'zeros' makes each block begin as the identity"
             )
         # Configs that were written out before `published` was the default name initializer_range.
         defaults = (PUBLISHED, INITIALIZER_RANGE, self.init_embedding)
         if self.tie_word_embeddings and self.init_head not in defaults:
             raise SettingsError(
-                f"model config: init_head = {self.init_head!r}, but with tie_word_embeddings = true the head is the "
-                "embedding; remove init_head (init_embedding counts), or set tie_word_embeddings to false"
+                f"model config: init_head = {self.init_head!r}, but with tie_word_embeddings = "
+                "true the head is the embedding; remove init_head (init_embedding counts), or "
+                "set tie_word_embeddings to false"
             )
 
     def with_vocabulary(self, words: int) -> "ModelConfig":
@@ -245,8 +256,9 @@ class ModelConfig:
         """
         if self.vocab_size and self.vocab_size < words:
             raise SettingsError(
-                f"vocab_size = {self.vocab_size} of the model's config is smaller than the tokenizer's {words} words; "
-                f"set vocab_size to 0 (take the tokenizer's) or to at least {words}"
+                f"vocab_size = {self.vocab_size} of the model's config is smaller than the "
+                f"tokenizer's {words} words; set vocab_size to 0 (take the tokenizer's) or to at "
+                f"least {words}"
             )
         multiple = self.pad_vocab_multiple
         return replace(self, vocab_size=multiple * -(-(self.vocab_size or words) // multiple))
@@ -328,8 +340,8 @@ class TransformersConfig:
         """The same. Raises SettingsError when the config has fewer words than the tokenizer."""
         if self.vocab_size < words:
             raise SettingsError(
-                f"vocab_size = {self.vocab_size} of the model's config is smaller than the tokenizer's {words} words; "
-                f"set it to at least {words} there"
+                f"vocab_size = {self.vocab_size} of the model's config is smaller than the "
+                f"tokenizer's {words} words; set it to at least {words} there"
             )
         return self
 
@@ -338,7 +350,7 @@ class TransformersConfig:
 
 
 def require(
-    given: dict[str, Any], known: Sequence[Field], where: str, table: str, toml: bool
+    given: dict[str, Any], known: Sequence[Field[object]], where: str, table: str, toml: bool
 ) -> None:
     """Raises SettingsError naming each key that a table must have and has not, and what to write.
 

@@ -3,8 +3,8 @@ of torch for an instant --help."""
 
 from dataclasses import dataclass, fields
 
-from longfire.config.recipe import as_type, check_interval
 from longfire.config.settings import NATURAL, POSITIVE, SHARE, setting
+from longfire.config.values import as_type, check_interval
 from longfire.errors import SettingsError
 
 
@@ -35,7 +35,8 @@ class Sampling(Checked):
     )
     repetition_penalty: float = setting(
         1.0,
-        "divides the positive logits of words that were there before, multiplies their negative ones",
+        "divides the positive logits of words that were there before, multiplies their negative "
+        "ones",
         "(0, inf)",
     )
     seed: int = setting(42, "the same seed, the same text", "[0, 18446744073709551615]")
@@ -53,7 +54,8 @@ class Scoring(Checked):
 
     data: tuple[str, ...] = setting(
         (),
-        "evaluate on all documents of these, comma-separated, as data.dataset takes them; validation ones of the run if empty",
+        "evaluate on all documents of these, comma-separated, as data.dataset takes them; "
+        "validation ones of the run if empty",
     )
     text_field: str = setting(
         "", "field of --data that holds the text; `text`, else `content`, if empty"
@@ -63,7 +65,8 @@ class Scoring(Checked):
     )
     seq_len: int = setting(
         0,
-        "tokens of a row; 0: those that the run had at that step, else 2048 or the model's limit if less",
+        "tokens of a row; 0: those that the run had at that step, else 2048 or the model's "
+        "limit if less",
         NATURAL,
     )
     tasks: tuple[str, ...] = setting((), "tasks of lm-eval instead (extra `eval`), comma-separated")
@@ -77,7 +80,8 @@ class Scoring(Checked):
     )
     needle: bool = setting(
         False,
-        "measure instead whether a sentence hidden in text is found again (--data, else what the run held out, or `embedded`)",
+        "measure instead whether a sentence hidden in text is found again (--data, else what "
+        "the run held out, or `embedded`)",
     )
     lengths: tuple[int, ...] = setting((512, 1024), "tokens of text that hide a needle")
     depths: tuple[float, ...] = setting(
@@ -99,5 +103,6 @@ class Scoring(Checked):
             and all(0 <= d <= 1 for d in self.depths)
         ):
             raise SettingsError(
-                "--lengths must be positive and --depths lie in [0, 1], and both must name something"
+                "--lengths must be positive and --depths lie in [0, 1], and both must name "
+                "something"
             )

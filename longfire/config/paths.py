@@ -41,7 +41,10 @@ def refuse_url(value: str, setting: str) -> str:
     elif scheme == "file":
         instead = "write the path without file://"
     else:
-        instead = "copy it to a local disk, or mount it (rclone mount, s3fs, gcsfuse), and name the local path"
+        instead = (
+            "copy it to a local disk, or mount it (rclone mount, s3fs, gcsfuse), and name the "
+            "local path"
+        )
     raise SettingsError(
         f"{setting} = {value!r} is a URL, and longfire reads and writes local files only: {instead}"
     )

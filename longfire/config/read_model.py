@@ -110,8 +110,7 @@ def model_config_of(config: Keys, where: str, toml: bool = False) -> ModelConfig
         if mixer_of(name) not in MIXERS:
             raise SettingsError(
                 f"{where}: layer_types names {name!r}, which is no mixer of longfire "
-                f"({', '.join(MIXERS)})"
-                f"{nearest(mixer_of(name), MIXERS)}"
+                f"({', '.join(MIXERS)}){nearest(mixer_of(name), MIXERS)}"
             )
         mixer = MIXERS[mixer_of(name)]
         own = model_config.mixers.get(name, {})

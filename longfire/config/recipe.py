@@ -4,33 +4,34 @@ spellings by config/aliases/.
     read_toml(path)          {"training.steps": Given(1000, "recipes/x.toml"), ...}
     read_words(overrides)    {"training.steps": Given("2000", "command line"), ...}
     sections(given ...)      {"training": Training(steps=2000, ...), ...}; the later one wins
-    model_tables(given ...)  {"hidden_size": 256, "gla": {"num_heads": 4}}: the model, where a recipe holds it itself
+    model_tables(given ...)  {"hidden_size": 256, "gla": {"num_heads": 4}}: the [model] tables
 
 Whatever is wrong is a SettingsError that names key, value, place and fix. Free of torch.
 """
 
-import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
 from longfire.config import aliases
 from longfire.config.model_config import ModelConfig
 from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
+from longfire.config.values import as_type, check_interval, nearest
 from longfire.errors import SettingsError
 
-SETTINGS = {
-    f"{section}.{field.name}": field for section, cls in SECTIONS.items() for field in fields(cls)
-}
+SETTINGS: dict[str, Field[object]] = {}
+for _section, _class in SECTIONS.items():
+    for _field in fields(_class):
+        SETTINGS[f"{_section}.{_field.name}"] = _field
 SHAPE_KEYS = {
     f"model.{field.name}": field for field in fields(ModelConfig) if field.name != "mixers"
 }
-SOURCE_KEYS = {  # of a [[data.sources]] table -> the list that the setting of all sources is
+# Keys of a [[data.sources]] table -> the setting that is the list of all of them
+SOURCE_KEYS = {
     "dataset": "data.dataset",
     "name": "data.dataset_name",
     "split": "data.dataset_split",
@@ -39,7 +40,8 @@ SOURCE_KEYS = {  # of a [[data.sources]] table -> the list that the setting of a
     "text_field": "data.text_field",
     "share": "data.data_probs",
 }
-OTHER_NAMES = {  # what nanoGPT, transformers and torchtitan call a setting, by the last part of its name -> ours
+# Names of settings in nanoGPT, transformers and torchtitan, without their section -> ours
+OTHER_NAMES = {
     **dict.fromkeys(("n_layer", "n_layers", "num_layers"), "model.num_hidden_layers"),
     **dict.fromkeys(("n_embd", "d_model", "dim", "hidden_dim"), "model.hidden_size"),
     **dict.fromkeys(
@@ -75,23 +77,12 @@ OTHER_NAMES = {  # what nanoGPT, transformers and torchtitan call a setting, by 
     **dict.fromkeys(("eval_interval", "eval_steps"), "eval.interval"),
     "save_steps": "checkpoint.interval",
 }
-TRUTH = {
-    "true": True,
-    "on": True,
-    "yes": True,
-    "1": True,
-    "false": False,
-    "off": False,
-    "no": False,
-    "0": False,
-}
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class Given(NamedTuple):
     """A value as someone wrote it, and where; on the command line every value is text."""
 
-    value: Any
+    value: object
     where: str
 
 
@@ -109,29 +100,26 @@ def read_toml(path: Path) -> dict[str, Given]:
     except (OSError, ValueError) as e:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise SettingsError(f"{path}: not readable as TOML: {e}{hint_of_toml(e)}") from e
     for section in SECTIONS:
-        if isinstance(recipe.get(section), list) and any(
-            isinstance(entry, dict) for entry in recipe[section]
-        ):
+        if isinstance(recipe.get(section), list) and is_table(recipe[section]):
             raise SettingsError(
                 f"{path}: [[{section}]] is a list of tables: write [{section}], once"
             )
+    tables: object = None
     if isinstance(recipe.get("data"), dict):
-        tables = recipe.get("data", {}).pop("sources", None)
-    else:
-        tables = None
+        tables = recipe["data"].pop("sources", None)
     given = {key: Given(value, str(path)) for key, value in flat(recipe)}
     if tables is not None:
         for key, value in source_lists(tables, str(path)).items():
             if key in given:
                 raise SettingsError(
-                    f"{path}: {key} and [[data.sources]] say the same thing; keep one of them"
+                    f"{path}: {key} and [[data.sources]] mean the same; keep one of them"
                 )
             given[key] = Given(value, f"{path}, [[data.sources]]")
     return given
 
 
 def hint_of_toml(error: Exception) -> str:
-    """What is most often behind an error of TOML whose own message does not say it."""
+    """The most frequent cause of an error of TOML whose own message does not name it."""
     if "Invalid value" in str(error):
         return " (text needs quotes, true and false are lower case)"
     if "Cannot overwrite a value" in str(error) or "Cannot declare" in str(error):
@@ -139,24 +127,21 @@ def hint_of_toml(error: Exception) -> str:
     return ""
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(table: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
     """Nested tables as dotted keys."""
     for key, value in table.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{key}.")
-        elif (
-            not isinstance(value, dict) or prefix or key not in SECTIONS
-        ):  # an empty section says nothing, if it exists
+            continue
+        is_empty_section = isinstance(value, dict) and not prefix and key in SECTIONS
+        if not is_empty_section:
             yield f"{prefix}{key}", value
 
 
-def source_lists(tables: Any, where: str) -> dict[str, list]:
-    """[[data.sources]] tables, one a source, as the parallel lists that the settings are."""
-    if (
-        not isinstance(tables, list)
-        or not tables
-        or not all(isinstance(table, dict) for table in tables)
-    ):
+def source_lists(tables: object, where: str) -> dict[str, list[object]]:
+    """[[data.sources]], a table for each source, as the lists that the settings are."""
+    has_tables = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
+    if not isinstance(tables, list) or not tables or not has_tables:
         raise SettingsError(
             f"{where}: data.sources must be tables: [[data.sources]] with a `dataset` in each"
         )
@@ -169,26 +154,30 @@ def source_lists(tables: Any, where: str) -> dict[str, list]:
             raise SettingsError(
                 f"{place}: `dataset` is missing: name a file, folder, glob or hub dataset"
             )
-    used = [key for key in SOURCE_KEYS if any(key in table for table in tables)]
-    if "share" in used and not all("share" in table for table in tables):
+    lists: dict[str, list[object]] = {}
+    for key, setting in SOURCE_KEYS.items():
+        if any(key in table for table in tables):
+            lists[setting] = [table.get(key, "") for table in tables]
+    if "data.data_probs" in lists and not all("share" in table for table in tables):
         raise SettingsError(
-            f"{where}: some [[data.sources]] have a `share` and some have none; give it in all or in none"
+            f"{where}: some [[data.sources]] have a `share` and some have none; give it in all "
+            "or in none"
         )
-    return {SOURCE_KEYS[key]: [table.get(key, "") for table in tables] for key in used}
+    return lists
 
 
 def read_words(overrides: Mapping[str, str]) -> dict[str, Given]:
-    """What the command line says."""
+    """The settings of the command line."""
     return {key: Given(value, COMMAND_LINE) for key, value in overrides.items()}
 
 
 def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[str, Any]:
-    """The typed sections of a run; a later mapping wins over an earlier one, defaults fill the
-    rest.
+    """The typed sections of a run; a later mapping wins over an earlier one, and what none names
+    has its default.
 
-    Raises SettingsError; tells `note` of every old spelling once.
+    note: takes a line about each old spelling. Raises SettingsError.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for given in givens:
         spelled: dict[str, str] = {}
         for spelling, (value, where) in given.items():
@@ -201,19 +190,17 @@ def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[
                     )
                 spelled[key] = spelling
                 values[key] = typed(key, translated, where)
-    found: dict[str, Any] = {}
+    typed_sections: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
-        found[section] = cls(
-            **{
-                f.name: values[f"{section}.{f.name}"]
-                for f in fields(cls)
-                if f"{section}.{f.name}" in values
-            }
-        )
-    return found
+        given_here: dict[str, object] = {}
+        for key, value in values.items():
+            if key.startswith(f"{section}."):
+                given_here[key.removeprefix(f"{section}.")] = value
+        typed_sections[section] = cls(**given_here)
+    return typed_sections
 
 
-def is_model_key(spelling: str, value: Any = "") -> bool:
+def is_model_key(spelling: str, value: object = "") -> bool:
     """Whether this is a key of the model itself: model.hidden_size, model.gla.num_heads, or a whole
     table model.gla."""
     if spelling in SETTINGS or spelling in aliases.ALIASES or not spelling.startswith("model."):
@@ -223,11 +210,11 @@ def is_model_key(spelling: str, value: Any = "") -> bool:
     return bool(in_table) or spelling in SHAPE_KEYS or is_table(value)
 
 
-def is_table(value: Any) -> bool:
-    """Whether TOML wrote a table, or, where one was meant, a list of tables."""
-    return isinstance(value, dict) or (
-        isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
-    )
+def is_table(value: object) -> bool:
+    """Whether TOML has a table here, or, where one was meant, a list of tables."""
+    if isinstance(value, list):
+        return any(isinstance(entry, dict) for entry in value)
+    return isinstance(value, dict)
 
 
 def is_flag_of_model(spelling: str) -> bool:
@@ -250,9 +237,9 @@ def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
             if spelling in SHAPE_KEYS:
                 tables[table] = typed_as(SHAPE_KEYS[spelling].type, spelling, value, where)
             elif key:
-                tables.setdefault(table, {})[key[0]] = (
-                    value if where != COMMAND_LINE else toml_value(value)
-                )
+                if where == COMMAND_LINE:
+                    value = toml_value(str(value))
+                tables.setdefault(table, {})[key[0]] = value
             elif value:
                 tables[table] = value  # a list of tables, which is refused with the mixer's name
             else:
@@ -260,8 +247,8 @@ def model_tables(*givens: Mapping[str, Given]) -> dict[str, Any]:
     return tables
 
 
-def toml_value(text: str) -> Any:
-    """A value of the command line whose type is not known yet: what TOML reads in it, else the text
+def toml_value(text: str) -> object:
+    """A value of the command line whose type is not known yet: as TOML reads it, else the text
     itself."""
     try:
         read = tomllib.loads(f"value = {text}")
@@ -273,17 +260,20 @@ def toml_value(text: str) -> Any:
 
 
 def names(givens: Mapping[str, Given], key: str) -> bool:
-    """Whether a mapping says this setting, under any spelling."""
-    return any(
-        key in renamed(spelling, value, where, lambda message: None)
-        for spelling, (value, where) in givens.items()
-        if not is_model_key(spelling, value)
-    )
+    """Whether a mapping has this setting, under any spelling."""
+    for spelling, (value, where) in givens.items():
+        if is_model_key(spelling, value):
+            continue
+        if key in renamed(spelling, value, where, lambda message: None):
+            return True
+    return False
 
 
-def renamed(spelling: str, value: Any, where: str, note: Callable[[str], None]) -> dict[str, Any]:
-    """What a spelling means in our keys; an unknown one raises SettingsError with the nearest
-    name."""
+def renamed(
+    spelling: str, value: object, where: str, note: Callable[[str], None]
+) -> dict[str, object]:
+    """The settings that a spelling means, by our keys. Raises SettingsError with the nearest name
+    for one that is unknown."""
     if spelling not in SETTINGS and spelling not in aliases.ALIASES:
         raise SettingsError(unknown(spelling, where))
     meaning, message = aliases.translate(spelling, value, where)
@@ -297,7 +287,10 @@ def unknown(spelling: str, where: str) -> str:
     nearest key."""
     section, _, leaf = spelling.rpartition(".")
     if section.startswith("model.") and section.count(".") > 1:
-        return f"{where}: unknown setting {spelling!r}: the table of a mixer, as [model.attention], has no table in it"
+        return (
+            f"{where}: unknown setting {spelling!r}: the table of a mixer, as [model.attention], "
+            "has no table in it"
+        )
     known = [*SETTINGS, *SHAPE_KEYS]
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
     if same_leaf:
@@ -306,7 +299,10 @@ def unknown(spelling: str, where: str) -> str:
     if leaf in OTHER_NAMES:
         ours = OTHER_NAMES[leaf]
         example = f"; MIXER is a name in layer_types, as in {ours.replace('MIXER', 'attention')}"
-        return f"{where}: unknown setting {spelling!r} (did you mean {ours!r}?{example if 'MIXER' in ours else ''})"
+        return (
+            f"{where}: unknown setting {spelling!r} (did you mean "
+            f"{ours!r}?{example if 'MIXER' in ours else ''})"
+        )
     if section in SECTIONS:
         names = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
         hint = nearest(leaf, names, f"{section}.")
@@ -319,127 +315,32 @@ def unknown(spelling: str, where: str) -> str:
     return f"{where}: unknown setting {spelling!r}{hint}"
 
 
-def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    near = get_close_matches(word, list(known), 1)
-    if near:
-        return f" (did you mean {prefix + near[0]!r}?)"
-    return ""
+def typed_as(kind: object, key: str, value: object, where: str, interval: str = "") -> object:
+    """The value of a key as this type. Raises SettingsError naming key, value, place and what is
+    wanted."""
+    try:
+        value = as_type(kind, value, text=where == COMMAND_LINE)
+        check_interval(value, interval)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {key} = {value!r} {error}") from error
+    return value
 
 
-def typed(key: str, value: Any, where: str) -> Any:
-    """The value as the setting's type, inside its interval. Raises SettingsError naming key, value,
-    place and fix."""
+def typed(key: str, value: object, where: str) -> object:
+    """The value of a setting as its type, inside its interval. Raises SettingsError naming key,
+    value, place and fix."""
     field = SETTINGS[key]
     value = typed_as(field.type, key, value, where, field.metadata["within"])
     refuse_urls(field, value, f"{where}: {key}")
     return value
 
 
-def refuse_urls(field: Any, value: Any, setting: str) -> None:
+def refuse_urls(field: Field[object], value: object, setting: str) -> None:
     """Raises SettingsError for a URL in a setting or option that is text, or a list of texts,
     unless it is prose."""
     if field.metadata["is_prose"]:
         return
-    for text in value if isinstance(value, tuple) else (value,):
+    texts = value if isinstance(value, tuple) else (value,)
+    for text in texts:
         if isinstance(text, str):
             refuse_url(text, setting)
-
-
-def typed_as(kind: Any, key: str, value: Any, where: str, interval: str = "") -> Any:
-    """The value of a key as this type. Raises SettingsError naming key, value, place and what is
-    wanted."""
-    try:
-        value = as_type(kind, value, text=where == COMMAND_LINE)
-        check_interval(value, interval)
-    except ValueError as e:
-        raise SettingsError(f"{where}: {key} = {value!r} {e}") from e
-    return value
-
-
-def as_type(kind: Any, value: Any, text: bool) -> Any:
-    """Strict: text is read only where the value was given as text. Raises ValueError saying what is
-    wanted."""
-    if get_origin(kind) is tuple:
-        return as_tuple(get_args(kind)[0], value, text)
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(
-                f"must be one of {', '.join(get_args(kind))}" + nearest(str(value), get_args(kind))
-            )
-        return value
-    if isinstance(kind, UnionType):
-        return as_number_or_text(value, text)
-    if text and isinstance(value, str) and kind is not str:
-        value = from_text(kind, value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        hint = "; write it without quotes" if isinstance(value, str) else ""
-        if kind is int and isinstance(value, float) and value.is_integer():
-            hint = f"; write {value:.0f}"
-        else:
-            hint = hint
-        raise ValueError(f"must be {KINDS[kind]}{hint}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-def as_number_or_text(value: Any, text: bool) -> float | str:
-    """A value that may be either: text is a number where it reads as one. Raises ValueError saying
-    what is wanted."""
-    if not isinstance(value, str):
-        return as_type(float, value, text=False)
-    try:
-        return as_type(float, value, text)
-    except ValueError:
-        return value
-
-
-def from_text(kind: type, text: str) -> Any:
-    if kind is bool:
-        if text.lower() not in TRUTH:
-            raise ValueError("must be true or false (the bare flag means true)")
-        return TRUTH[text.lower()]
-    try:
-        return kind(text)
-    except ValueError:
-        try:
-            whole = f"; write {float(text):.0f}" if kind is int and float(text).is_integer() else ""
-        except ValueError:
-            whole = ""
-        raise ValueError(f"must be {KINDS[kind]}{whole}") from None
-
-
-def as_tuple(kind: type, value: Any, text: bool) -> tuple:
-    """A TOML array, or text: comma-separated, or written as a TOML array where an entry holds a
-    comma."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = tomllib.loads(f"list = {value}")["list"]
-            text = False
-        except tomllib.TOMLDecodeError as e:
-            raise ValueError(f"is not a TOML array: {e}") from e
-    elif isinstance(value, str):
-        value = value.split(",") if value else []
-        text = True
-    if not isinstance(value, list | tuple):
-        raise ValueError(
-            f"must be a list of {KINDS[kind].removeprefix('a ')}s: a TOML array, or comma-separated"
-        )
-    return tuple(as_type(kind, entry.strip() if text else entry, text) for entry in value)
-
-
-def check_interval(value: Any, interval: str) -> None:
-    """Raises ValueError unless the number lies in an interval written like "[0, 1)"."""
-    if not interval:
-        return
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    if not (above and below):
-        raise ValueError(
-            f"must be at least {low:g}"
-            if interval.startswith("[") and high == math.inf
-            else f"must lie in {interval}"
-        )

@@ -1,33 +1,27 @@
 """A run: every setting resolved, the config of its model, and what follows from them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longfire import launch
 from longfire.checkpoint.provenance import (
     RUN_TOML,
-    TOKENIZER_FOLDER,
     Beside,
     recorded_tokenizer,
     tokenizer_beside,
     tokenizer_of_run,
 )
 from longfire.config import recipe as recipes
-from longfire.config import settings
 from longfire.config.checks import check
 from longfire.config.config_file import read_config
 from longfire.config.model_config import ModelConfig, TransformersConfig
 from longfire.config.paths import find_config, find_path, find_paths
 from longfire.config.read_model import model_config_at, read_tables
+from longfire.config.run_settings import RunSettings
 from longfire.errors import SettingsError
 from longfire.huggingface.families import ignored_line
-from longfire.parallel import stages
-from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.plan import resolve_degrees
-from longfire.training import lengths
-from longfire.training.schedule import Plan, fitting_warmup, read_plan, written
 
 DATA_JSON = "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file resumes it.\n\n"
@@ -40,35 +34,9 @@ Givens = Mapping[str, recipes.Given]
 
 
 @dataclass(frozen=True)
-class Run:
-    """The settings of one run, a section an attribute.
-
-    model_config: None only for commands that need no model. model_config_source: where it is
-    written: a config.json, or [model] of the recipe. recipe: the file that the settings were read
-    from. world: the processes that train together. degrees: how many along each axis of the mesh.
-    """
-
-    job: settings.Job
-    model: settings.Model
-    data: settings.Data
-    tokenizer: settings.Tokenizer
-    training: settings.Training
-    optimizer: settings.Optimizer
-    lr_scheduler: settings.LRScheduler
-    parallelism: settings.Parallelism
-    attention: settings.Attention
-    activation_checkpoint: settings.ActivationCheckpoint
-    checkpoint: settings.Checkpoint
-    distillation: settings.Distillation
-    eval: settings.Eval
-    metrics: settings.Metrics
-    profiling: settings.Profiling
-    comm: settings.Comm
-    model_config: ModelConfig | TransformersConfig | None = None
-    model_config_source: str = ""
-    recipe: Path | None = None
-    world: launch.World = launch.ALONE
-    degrees: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(AXES, 1))
+class Run(RunSettings):
+    """The settings of one run, composed from a recipe and the command line, or read from a run
+    folder."""
 
     @classmethod
     def compose(
@@ -179,7 +147,7 @@ class Run:
         return None
 
     def ignored_keys(self) -> list[str]:
-        """A line that names the keys of model.config that have no meaning here, if there are any."""
+        """A line that names the keys of model.config that have no meaning here, if it has any."""
         config = Path(self.model.config)
         if self.model.config and self.model.backend == "longfire":
             return ignored_line(read_config(config), str(config))
@@ -198,28 +166,14 @@ class Run:
                 f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a "
                 "run"
             )
-        plugins = recipes.read_toml(folder / RUN_TOML).get("model.plugins")
-        if plugins and plugins.value and "model.plugins" not in overrides:
+        saved = recipes.read_toml(folder / RUN_TOML).get("model.plugins")
+        plugins = saved.value if saved and isinstance(saved.value, list) else []
+        if plugins and "model.plugins" not in overrides:
             raise SettingsError(
-                f"{folder}: its model is made by code of {', '.join(plugins.value)}; if you trust "
-                f"that file, name it: --plugins {','.join(plugins.value)}"
+                f"{folder}: its model is made by code of {', '.join(plugins)}; if you trust "
+                f"that file, name it: --plugins {','.join(plugins)}"
             )
         return cls.compose(folder / RUN_TOML, overrides, trains=False, note=note)
-
-    @property
-    def known_model_config(self) -> ModelConfig | TransformersConfig:
-        """The config of the model, of a run that was composed with one."""
-        assert self.model_config is not None, "composed with needs_model = False"
-        return self.model_config
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.job.dump_folder)
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """The copy of the tokenizer that the run trains with; there from its first step on."""
-        return self.folder / TOKENIZER_FOLDER
 
     @property
     def vocab_size(self) -> int:
@@ -232,104 +186,6 @@ class Run:
         from longfire.data import tokenizer_training  # brings the tokenizers
 
         return tokenizer_training.load(self.tokenizer, (), (), self.data).vocab_size
-
-    @property
-    def data_processes(self) -> int:
-        """Processes, or groups of them, that train on sequences of their own."""
-        return prod(self.degrees[axis] for axis in DATA)
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of a step on each process."""
-        if self.training.gradient_accumulation_steps:
-            return self.training.gradient_accumulation_steps
-        sequences_at_once = self.training.batch_size * self.data_processes
-        return max(1, self.training.global_batch_size // sequences_at_once)
-
-    @property
-    def microbatches(self) -> int:
-        """Parts in which a process computes its sequences of a step: those of accumulation; with a
-        pipeline as many as keep its stages busy."""
-        pipeline_degree = self.degrees["pp"]
-        if pipeline_degree == 1:
-            return self.accumulation
-        if self.parallelism.pipeline_parallel_microbatches:
-            return self.parallelism.pipeline_parallel_microbatches
-        pipeline_stages = stages.placement(pipeline_degree, self.parallelism)
-        return max(self.accumulation, len(pipeline_stages))
-
-    @property
-    def sequences_per_step(self) -> int:
-        """Sequences of a step on all processes."""
-        return self.training.batch_size * self.accumulation * self.data_processes
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.sequences_per_step * self.training.seq_len
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run, with training.max_seconds at most; training.tokens
-        counts in whole steps, the last one begun is done."""
-        if self.training.step_plan and not self.training.max_seconds:
-            return read_plan(self.training.step_plan)[-1].total_steps
-        return self.asked_steps
-
-    @property
-    def asked_steps(self) -> int:
-        """The steps that training.steps or training.tokens ask for; of a run with a plan the most
-        it may have."""
-        if self.training.tokens:
-            return -(-self.training.tokens // self.tokens_per_step)
-        return self.training.steps
-
-    def with_rope_base(self) -> "Run":
-        """The same run with the RoPE base that its settings name, where they name one."""
-        later = any(word.count(":") > 1 for word in self.training.seq_len_schedule)
-        if not isinstance(self.model_config, ModelConfig) or not (self.model.rope_theta or later):
-            return self
-        return replace(self, model_config=self.model_config_with_base(self.model.rope_theta))
-
-    def model_config_with_base(self, theta: float) -> ModelConfig:
-        """The config of the model with this RoPE base; 0: with its own."""
-        config = self.known_model_config
-        assert isinstance(config, ModelConfig), "asked of our own models only"
-        return lengths.with_base(config, theta, self.training.seq_len)
-
-    def model_config_after(self, step: int) -> ModelConfig | TransformersConfig:
-        """The config of the model after so many steps: with the RoPE base that it was last trained
-        with."""
-        theta = lengths.stage_of_model(self.training, step).rope_theta
-        if theta:
-            return self.model_config_with_base(theta)
-        return self.known_model_config
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether the steps are those of a plan: one that is made as the run goes, or one that is
-        given."""
-        return bool(self.training.max_seconds or self.training.step_plan)
-
-    @property
-    def asked_warmup_steps(self) -> float:
-        """The warm-up that the settings ask for, in steps; a fraction where it is given in
-        tokens."""
-        tokens = self.lr_scheduler.warmup_tokens
-        if tokens:
-            return tokens / self.tokens_per_step
-        return self.lr_scheduler.warmup_steps
-
-    @property
-    def warmup_steps(self) -> float:
-        """The same, shortened to what fits into the run where its steps are known."""
-        asked = self.asked_warmup_steps
-        if self.is_planned:
-            return asked
-        return fitting_warmup(self.steps, asked, self.lr_scheduler.name)
-
-    def with_plan(self, plan: Plan) -> "Run":
-        """The same run with the plan of its steps as it is now."""
-        return replace(self, training=replace(self.training, step_plan=written(plan)))
 
     def with_paths_found(self, beside: Path, note: Callable[[str], None]) -> "Run":
         """The same run with absolute paths for the files that it reads: beside the recipe if they
@@ -354,19 +210,6 @@ class Run:
             tokenizer=tokenizer,
             distillation=replace(self.distillation, teacher=teacher),
         )
-
-    def settings(self) -> dict[str, dict[str, object]]:
-        """Every setting by section, as TOML has it."""
-        return {section: asdict(getattr(self, section)) for section in settings.SECTIONS}
-
-    @property
-    def has_checkpoints(self) -> bool:
-        return any((self.folder / self.checkpoint.folder).glob("step-*"))
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the run starts from a checkpoint of its own folder."""
-        return self.checkpoint.enable_checkpoint and self.has_checkpoints
 
 
 def is_saved_by_a_run(recipe: Path) -> bool:

@@ -16,8 +16,8 @@ from longfire.config.read_model import model_config_at
 from longfire.config.run import DATA_JSON, ONCE, SAVED, Run
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
-from longfire.training.reporting import check_trackers
 from longfire.training.schedule import STEP_PLAN
+from longfire.training.trackers import check_trackers
 
 LOCK = "lock"
 # Every setting by section and name, as TOML has it

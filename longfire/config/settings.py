@@ -2,7 +2,7 @@
 that --help is instant.
 
 A field is declared `setting(default, "help")`. Its type and interval are checked strictly
-(`config/recipe.py`), its help is what `--help` prints, and its default is said here and nowhere else.
+(config/recipe.py), its help is what `--help` prints, and its default is here and nowhere else.
 Units stand in names. Old spellings live in `config/aliases/`.
 """
 
@@ -27,6 +27,10 @@ def setting(
     )
 
 
+# which parts of a block are recomputed in the backward
+Remat = Literal["none", "block", "mlp", "attention", "attention+mlp"]
+
+
 @dataclass(frozen=True)
 class Job:
     """Where the run lives, and what it is called."""
@@ -46,24 +50,26 @@ class Model:
 
     config: str = setting(
         "",
-        "the model's config: a config.json of ours or of Hugging Face, or a folder that holds one, relative to the recipe, else to "
-        "the working folder; or the name of one that comes with longfire, as gla-340m. Instead of it, or over it: the keys of the "
-        "model in [model], as hidden_size",
+        "the model's config: a config.json of ours or of Hugging Face, or a folder that holds "
+        "one, relative to the recipe, else to the working folder; or the name of one that comes "
+        "with longfire, as gla-340m. Instead of it, or over it: the keys of the model in "
+        "[model], as hidden_size",
     )
     backend: Literal["longfire", "transformers"] = setting(
         "longfire",
-        "whose forward computes: ours, or transformers' own class of model.config's model_type (any of "
-        "AutoModelForCausalLM, and those that a file of model.plugins registers), with whole logits and no plan inside it",
+        "whose forward computes: ours, or transformers' own class of model.config's model_type "
+        "(any of AutoModelForCausalLM, and those that a file of model.plugins registers), with "
+        "whole logits and no plan inside it",
     )
     weights: str = setting(
         "",
-        "start from these weights instead of a fresh initialisation: a folder of Hugging Face's, a run folder (its newest one), "
-        "or a checkpoint, as runs/a/checkpoints/step-100",
+        "start from these weights instead of a fresh initialisation: a folder of Hugging "
+        "Face's, a run folder (its newest one), or a checkpoint, as runs/a/checkpoints/step-100",
     )
     rope_theta: float = setting(
         0.0,
-        "base of rotary positions in all attention layers, when a model goes on at a longer context; max_position_embeddings grows "
-        "to training.seq_len with it; 0: as in the config",
+        "base of rotary positions in all attention layers, when a model goes on at a longer "
+        "context; max_position_embeddings grows to training.seq_len with it; 0: as in the config",
         NATURAL,
     )
     plugins: tuple[str, ...] = setting(
@@ -73,12 +79,13 @@ class Model:
     )
     compute_dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
-        "type of activations and matrix products; parameters and optimizer stay float32. auto: bfloat16 where the "
-        "device multiplies it natively, else float32",
+        "type of activations and matrix products; parameters and optimizer stay float32. auto: "
+        "bfloat16 where the device multiplies it natively, else float32",
     )
     kernels: Literal["auto", "torch", "reference"] = setting(
         "auto",
-        "auto: the fastest kernels installed; torch: our chunkwise forms; reference: the recurrent reference implementation",
+        "auto: the fastest kernels installed; torch: our chunkwise forms; reference: the "
+        "recurrent reference implementation",
     )
 
 
@@ -88,9 +95,10 @@ class Data:
 
     dataset: tuple[str, ...] = setting(
         ("embedded",),
-        "sources, comma-separated: files, folders, globs (jsonl[.gz|.zst], json, parquet, arrow, txt), datasets of the "
-        "hub, or `embedded` (Python's own library source). In a recipe also as [[data.sources]] tables with dataset, "
-        "name, split, data_dir, data_files, text_field, share",
+        "sources, comma-separated: files, folders, globs (jsonl[.gz|.zst], json, parquet, "
+        "arrow, txt), datasets of the hub, or `embedded` (Python's own library source). In a "
+        "recipe also as [[data.sources]] tables with dataset, name, split, data_dir, "
+        "data_files, text_field, share",
     )
     dataset_name: tuple[str, ...] = setting(
         (), "the hub dataset's configuration, one for each source (or one for all)"
@@ -105,18 +113,20 @@ class Data:
     )
     text_field: tuple[str, ...] = setting(
         (),
-        "field that holds the text, one for each source (or one for all); `text`, else `content`, if empty",
+        "field that holds the text, one for each source (or one for all); `text`, else "
+        "`content`, if empty",
     )
     split_documents: str = setting(
         "",
-        "how a text file (.txt, .md ...) becomes documents: `lines`, `blank_lines` (what stands between them), or any other text "
-        "that separates them, as <|endoftext|>; empty: the file is one document",
+        "how a text file (.txt, .md ...) becomes documents: `lines`, `blank_lines` (what stands "
+        "between them), or any other text that separates them, as <|endoftext|>; empty: the "
+        "file is one document",
         is_prose=True,
     )
     validation: tuple[str, ...] = setting(
         (),
-        "texts of one's own to evaluate on (files, folders, globs, datasets of the hub), in training and by `longfire eval`; "
-        "nothing is then held out of data.dataset",
+        "texts of one's own to evaluate on (files, folders, globs, datasets of the hub), in "
+        "training and by `longfire eval`; nothing is then held out of data.dataset",
     )
     validation_split: str = setting(
         "validation", "the split that is taken of a hub dataset in data.validation"
@@ -127,8 +137,8 @@ class Data:
     )
     shuffle: Literal["auto", "global", "window", "none"] = setting(
         "auto",
-        "global: a permutation of each epoch's rows; window: inside windows of shuffle_window_rows; auto: window if "
-        "streaming, else global",
+        "global: a permutation of each epoch's rows; window: inside windows of "
+        "shuffle_window_rows; auto: window if streaming, else global",
     )
     shuffle_window_rows: int = setting(16384, "rows in a shuffling window", POSITIVE)
     varlen: bool = setting(
@@ -139,8 +149,9 @@ class Data:
     )
     validation_fraction: float = setting(
         0.005,
-        "share of documents held out for evaluation, chosen by a hash of their identity, and at least one; of fewer than 8 documents "
-        "the ends instead: this share of each, but at least 50,000 characters or a tenth of it",
+        "share of documents held out for evaluation, chosen by a hash of their identity, and at "
+        "least one; of fewer than 8 documents the ends instead: this share of each, but at "
+        "least 50,000 characters or a tenth of it",
         "[0, 1)",
     )
     num_workers: int = setting(0, "processes that tokenize; 0: one for each core", NATURAL)
@@ -159,8 +170,9 @@ class Tokenizer:
 
     path: str = setting(
         "bytes",
-        "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, or a hub id; where none is named, "
-        "the tokenizer beside model.weights, else the one of distillation.teacher, with its add_bos and add_eos",
+        "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, "
+        "or a hub id; where none is named, the tokenizer beside model.weights, else the one of "
+        "distillation.teacher, with its add_bos and add_eos",
     )
     train_vocab_size: int = setting(
         4096, "words of a trained tokenizer, specials included", "[258, inf)"
@@ -170,13 +182,13 @@ class Tokenizer:
     add_eos: bool = setting(True, "put the end-of-text token after each document")
     allow_mismatch: bool = setting(
         False,
-        "start from model.weights, or learn from a teacher, whose tokenizer is another one: each id then stands for other text than "
-        "the weights were trained on",
+        "start from model.weights, or learn from a teacher, whose tokenizer is another one: "
+        "each id then stands for other text than the weights were trained on",
     )
     max_lost_share: float = setting(
         0.01,
-        "stop when the tokenizer cannot say more than this share of the characters of a source (it has no token for them, or "
-        "its unknown token); 1: never",
+        "stop when the tokenizer cannot say more than this share of the characters of a source "
+        "(it has no token for them, or its unknown token); 1: never",
         SHARE,
     )
 
@@ -188,13 +200,15 @@ class Training:
     seq_len: int = setting(2048, "tokens of a row; with seq_len_schedule of the longest", POSITIVE)
     seq_len_schedule: tuple[str, ...] = setting(
         (),
-        "rows that grow longer: STEP:LENGTH or STEP:LENGTH:ROPE_THETA, comma-separated, as 0:2048,1000:8192,2000:32768:500000; each "
-        "length divides seq_len, the longest, and a step of shorter rows has as many more (batch_size counts rows of seq_len)",
+        "rows that grow longer: STEP:LENGTH or STEP:LENGTH:ROPE_THETA, comma-separated, as "
+        "0:2048,1000:8192,2000:32768:500000; each length divides seq_len, the longest, and a "
+        "step of shorter rows has as many more (batch_size counts rows of seq_len)",
     )
     batch_size: int = setting(8, "rows of one microbatch on one process", POSITIVE)
     global_batch_size: int = setting(
         0,
-        "rows of one step over all processes and microbatches; 0: batch_size x gradient_accumulation_steps x processes",
+        "rows of one step over all processes and microbatches; 0: batch_size x "
+        "gradient_accumulation_steps x processes",
         NATURAL,
     )
     gradient_accumulation_steps: int = setting(
@@ -208,16 +222,18 @@ class Training:
     )
     max_seconds: float = setting(
         0.0,
-        "end the run after so many seconds of training, with the decay of the learning rate: the number of steps is planned from a "
-        "few measured steps, and anew when the machine slows or quickens; steps (or tokens) remain the upper bound. Steps count, and "
-        "the evaluations and saves between them, also before a resume; preparing data and model, the last save and evaluation, and "
-        "export do not. 0: no limit",
+        "end the run after so many seconds of training, with the decay of the learning rate: "
+        "the number of steps is planned from a few measured steps, and anew when the machine "
+        "slows or quickens; steps (or tokens) remain the upper bound. Steps count, and the "
+        "evaluations and saves between them, also before a resume; preparing data and model, "
+        "the last save and evaluation, and export do not. 0: no limit",
         NATURAL,
     )
     step_plan: tuple[str, ...] = setting(
         (),
-        "STEP:TOTAL_STEPS, comma-separated: how many steps a run with max_seconds was planned to have, from each step on. Such a run "
-        "writes it into its run.toml; with max_seconds = 0 the plan is followed without a clock: the same steps and learning rates",
+        "STEP:TOTAL_STEPS, comma-separated: how many steps a run with max_seconds was planned "
+        "to have, from each step on. Such a run writes it into its run.toml; with max_seconds = "
+        "0 the plan is followed without a clock: the same steps and learning rates",
     )
     max_norm: float = setting(
         1.0, "clip the norm of all gradients to this; 0: do not clip", NATURAL
@@ -232,8 +248,8 @@ class Training:
     deterministic: bool = setting(False, "refuse kernels whose result may differ from run to run")
     compile: Literal["auto", "on", "off"] = setting(
         "auto",
-        "torch.compile of each block; the bare flag means on. auto: on CUDA, and on a CPU with a C++ compiler when the "
-        "run is long enough to pay for it",
+        "torch.compile of each block; the bare flag means on. auto: on CUDA, and on a CPU with "
+        "a C++ compiler when the run is long enough to pay for it",
         bare="on",
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
@@ -245,19 +261,21 @@ class Training:
     )
     mlp_chunk_size: int = setting(
         0,
-        "compute MLPs for so many tokens of a row at a time, each chunk again in the backward: what is wider than the row is there "
-        "for one chunk only; 0: the whole row at once",
+        "compute MLPs for so many tokens of a row at a time, each chunk again in the backward: "
+        "what is wider than the row is there for one chunk only; 0: the whole row at once",
         NATURAL,
     )
     tbptt_segments: int = setting(
         1,
-        "segments of time that a row is computed in, the state carried from each to the next; 1: the row whole",
+        "segments of time that a row is computed in, the state carried from each to the next; "
+        "1: the row whole",
         POSITIVE,
     )
     tbptt_exact: bool = setting(
         False,
-        "with tbptt_segments: gradients pass from segment to segment, which takes one more forward; false: they end where a "
-        "segment begins (truncated backpropagation through time)",
+        "with tbptt_segments: gradients pass from segment to segment, which takes one more "
+        "forward; false: they end where a segment begins (truncated backpropagation through "
+        "time)",
     )
     gc_freq: int = setting(
         50, "collect garbage every so many steps, never in between; 0: leave it to Python", NATURAL
@@ -280,7 +298,8 @@ class Optimizer:
     )
     embedding_lr_scale: float = setting(
         1.0,
-        "learning rate of embedding and learned positions as a multiple of lr (of a tied head too); 0: they do not learn",
+        "learning rate of embedding and learned positions as a multiple of lr (of a tied head "
+        "too); 0: they do not learn",
         NATURAL,
     )
     head_lr_scale: float = setting(1.0, "the same of a head of its own", NATURAL)
@@ -303,8 +322,8 @@ class LRScheduler:
     name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
     warmup_steps: int = setting(
         200,
-        "linear warm-up from 0, in steps; a fifth of the run where that is longer than the run, and with training.max_seconds "
-        "at most a fifth of the planned steps",
+        "linear warm-up from 0, in steps; a fifth of the run where that is longer than the run, "
+        "and with training.max_seconds at most a fifth of the planned steps",
         NATURAL,
     )
     warmup_tokens: int = setting(
@@ -320,14 +339,16 @@ class Parallelism:
 
     mesh_dim: str = setting(
         "",
-        "four degrees in one word, replicas,shards,tensor,context (one may be -1), instead of the five below",
+        "four degrees in one word, replicas,shards,tensor,context (one may be -1), instead of "
+        "the five below",
     )
     data_parallel_replicate_degree: int = setting(
         1, "replicas of the model, each with rows of its own", "[-1, inf)"
     )
     data_parallel_shard_degree: int = setting(
         -1,
-        "processes that share parameters and optimizer, each with rows of its own; -1: those that remain",
+        "processes that share parameters and optimizer, each with rows of its own; -1: those "
+        "that remain",
         "[-1, inf)",
     )
     tensor_parallel_degree: int = setting(1, "processes that share each matrix", POSITIVE)
@@ -335,23 +356,26 @@ class Parallelism:
     context_parallel_degree: int = setting(1, "processes that share each row", POSITIVE)
     context_parallel_strategy: Literal["auto", "ring", "allgather", "alltoall"] = setting(
         "auto",
-        "how softmax attention looks over them. ring: keys and values pass from one to the next while others are worked on; "
-        "allgather: all keys and values come to all; alltoall: each has all tokens of some heads; auto: the fastest that fits, as "
-        "`longfire plan` predicts it",
+        "how softmax attention looks over them. ring: keys and values pass from one to the next "
+        "while others are worked on; allgather: all keys and values come to all; alltoall: each "
+        "has all tokens of some heads; auto: the fastest that fits, as `longfire plan` predicts "
+        "it",
     )
     context_parallel_layout: Literal["auto", "contiguous", "zigzag", "balanced"] = setting(
         "auto",
-        "which tokens lie where. contiguous: one piece each; zigzag: an early and a late piece, so that causal work is even; "
-        "balanced: pieces dealt by the work that documents make; auto: zigzag, with data.varlen balanced; contiguous without softmax",
+        "which tokens lie where. contiguous: one piece each; zigzag: an early and a late piece, "
+        "so that causal work is even; balanced: pieces dealt by the work that documents make; "
+        "auto: zigzag, with data.varlen balanced; contiguous without softmax",
     )
     reshard_after_forward: Literal["auto", "always", "never"] = setting(
         "auto",
-        "give gathered parameters back after a block's forward, and gather them again in its backward; auto: unless "
-        "pipeline parallel",
+        "give gathered parameters back after a block's forward, and gather them again in its "
+        "backward; auto: unless pipeline parallel",
     )
     param_gather_dtype: Literal["float32", "bfloat16"] = setting(
         "float32",
-        "type in which sharded parameters travel. bfloat16 halves that, and rounds norms and decay rates too",
+        "type in which sharded parameters travel. bfloat16 halves that, and rounds norms and "
+        "decay rates too",
     )
     cpu_offload: bool = setting(
         False, "keep shards of parameters, gradients and optimizer in the host's memory"
@@ -361,7 +385,8 @@ class Parallelism:
     )
     pipeline_parallel_schedule: str = setting(
         "1F1B",
-        "order of forwards and backwards: a name of torch.distributed.pipelining, as Interleaved1F1B",
+        "order of forwards and backwards: a name of torch.distributed.pipelining, as "
+        "Interleaved1F1B",
     )
     pipeline_parallel_schedule_csv: str = setting("", "a file with the order, instead of its name")
     pipeline_parallel_split_points: tuple[str, ...] = setting(
@@ -380,8 +405,8 @@ class Attention:
 
     kind: Literal["auto", "vanilla", "blockwise"] = setting(
         "auto",
-        "how softmax attention is computed. auto: torch's fused kernels; vanilla: with all scores in memory; blockwise: chunks of "
-        "queries by chunks of keys. The same numbers",
+        "how softmax attention is computed. auto: torch's fused kernels; vanilla: with all "
+        "scores in memory; blockwise: chunks of queries by chunks of keys. The same numbers",
     )
     query_chunk_size: int = setting(
         1024, "blockwise: queries that are computed at a time, in tokens", POSITIVE
@@ -395,18 +420,21 @@ class Attention:
 class ActivationCheckpoint:
     """What is recomputed in the backward pass to save memory."""
 
-    mode: Literal["none", "block", "mlp", "attention", "attention+mlp"] = setting(
+    mode: Remat = setting(  # noqa: RUF009 (setting makes a field)
         "none",
-        "what is recomputed in the backward instead of kept: nothing, whole blocks, MLPs, mixers, or both of these",
+        "what is recomputed in the backward instead of kept: nothing, whole blocks, MLPs, "
+        "mixers, or both of these",
     )
     policy: tuple[str, ...] = setting(
         ("nothing",),
-        "what a part that is recomputed keeps nevertheless: nothing, matmuls (the outputs of matrix products and of attention "
-        "kernels), or those of operations by torch's names, as mm,longfire.attend_blocks",
+        "what a part that is recomputed keeps nevertheless: nothing, matmuls (the outputs of "
+        "matrix products and of attention kernels), or those of operations by torch's names, as "
+        "mm,longfire.attend_blocks",
     )
     offload: bool = setting(
         False,
-        "keep in the host's memory, instead of the device's, what blocks keep from forward to backward",
+        "keep in the host's memory, instead of the device's, what blocks keep from forward to "
+        "backward",
     )
 
 
@@ -423,19 +451,21 @@ class Checkpoint:
     )
     keep_latest_k: int = setting(
         5,
-        "keep the newest k besides milestones and step 0; 0: keep all. Checkpoints that were saved under 0, or by a longfire whose "
-        "default that was, are never removed",
+        "keep the newest k besides milestones and step 0; 0: keep all. Checkpoints that were "
+        "saved under 0, or by a longfire whose default that was, are never removed",
         NATURAL,
     )
     load_step: int = setting(
         -1,
-        "go back to this step, once: a run that has gone on from there, and has saved since, resumes from its newest checkpoint, "
-        "whatever this says. Not kept in run.toml. -1: the newest whole checkpoint",
+        "go back to this step, once: a run that has gone on from there, and has saved since, "
+        "resumes from its newest checkpoint, whatever this says. Not kept in run.toml. -1: the "
+        "newest whole checkpoint",
         "[-1, inf)",
     )
     load_step_again: bool = setting(
         False,
-        "go back to load_step although this run has gone back to it before, and has saved since. Not kept in run.toml",
+        "go back to load_step although this run has gone back to it before, and has saved "
+        "since. Not kept in run.toml",
     )
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = setting(
         "async", "write behind training; disabled: training waits until the checkpoint is on disk"
@@ -460,12 +490,14 @@ class Distillation:
 
     teacher: str = setting(
         "",
-        "learn from this model: a folder of Hugging Face weights or a run folder; empty: from the text",
+        "learn from this model: a folder of Hugging Face weights or a run folder; empty: from "
+        "the text",
     )
     kind: Literal["hidden", "logits"] = setting(
         "logits",
-        "hidden: each mixer that replaced one of the teacher's learns its output from its input (a first, short stage; only these "
-        "mixers learn); logits: the model learns the teacher's probabilities of the next token",
+        "hidden: each mixer that replaced one of the teacher's learns its output from its input "
+        "(a first, short stage; only these mixers learn); logits: the model learns the "
+        "teacher's probabilities of the next token",
     )
     temperature: float = setting(1.0, "logits: of both models' probabilities", "(0, inf)")
     ce_weight: float = setting(0.0, "logits: share of the loss that is of the text itself", SHARE)
@@ -532,7 +564,8 @@ class Comm:
     )
     trace_buf_size: int = setting(
         20000,
-        "collectives of each process that torch's flight recorder keeps, and writes when one hangs; 0: none",
+        "collectives of each process that torch's flight recorder keeps, and writes when one "
+        "hangs; 0: none",
         NATURAL,
     )
 

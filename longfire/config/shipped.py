@@ -47,7 +47,8 @@ def recipe(name: str) -> Path:
     given = Path(name).expanduser()
     if given.is_dir() and (given / "run.toml").exists():
         raise SettingsError(
-            f"{given} is a run folder, not a recipe: `longfire train {given / 'run.toml'}` resumes its run"
+            f"{given} is a run folder, not a recipe: `longfire train {given / 'run.toml'}` "
+            "resumes its run"
         )
     if given.suffix in NO_RECIPES and given.is_file():
         raise SettingsError(f"{given} {NO_RECIPES[given.suffix].format(given)}")
@@ -60,8 +61,8 @@ def recipe(name: str) -> Path:
         return known[short]
     if model_config(name):
         raise SettingsError(
-            f"{name} is a model config, not a recipe: `longfire init` writes a recipe, which `--model.config {name}` "
-            "gives this model"
+            f"{name} is a model config, not a recipe: `longfire init` writes a recipe, which "
+            f"`--model.config {name}` gives this model"
         )
     if given.parent.is_dir():
         beside = {path.stem: path for path in given.parent.glob("*.toml")}
@@ -72,8 +73,8 @@ def recipe(name: str) -> Path:
         meant = beside.get(near[0], near[0])
         raise SettingsError(f"{name}: no such recipe; did you mean `{meant}`?")
     raise SettingsError(
-        f"{name}: no such recipe; `longfire init` writes one to start from, and these come with longfire: "
-        f"{', '.join(known)}"
+        f"{name}: no such recipe; `longfire init` writes one to start from, and these come with "
+        f"longfire: {', '.join(known)}"
     )
 
 

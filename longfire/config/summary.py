@@ -1,7 +1,6 @@
 """What a run is, in lines for the console: its model, its steps, its learning rate."""
 
 from longfire.config import settings
-from longfire.config.checks import FEWEST_WORDS
 from longfire.config.model_config import ModelConfig, TransformersConfig
 from longfire.config.run import Run
 from longfire.huggingface.families import class_of_export
@@ -9,27 +8,29 @@ from longfire.parallel.axes import AXES
 from longfire.plural import counted
 from longfire.training import lengths
 
+# Of a tokenizer: bytes, BOS and EOS; where the data will decide the size
+SMALLEST_VOCAB_SIZE = 258
+
 
 def summary(run: Run) -> list[str]:
-    """What a step, the warm-up and the run are, in steps and in tokens (S0-46: watch them when any
-    setting changes)."""
-    rows = run.sequences_per_step
-    tokens = run.tokens_per_step
+    """The model, and a step, the warm-up and the run in steps and in tokens (S0-46: compare them
+    when a setting changes)."""
+    sequences = run.sequences_per_step
     config = run.known_model_config
-    mixers = ", ".join(
-        f"{config.layer_types.count(name)} {name}" for name in dict.fromkeys(config.layer_types)
-    )
+    counts = [f"{config.layer_types.count(n)} {n}" for n in dict.fromkeys(config.layer_types)]
     if run.lr_scheduler.name == "wsd":
         decay = f", decay in the last {run.lr_scheduler.decay_ratio:.0%}"
     else:
         decay = ""
     return [
-        f"shape: {counted(config.num_hidden_layers, 'layer')} ({mixers}), hidden size {config.hidden_size}, {run.model_config_source}",
-        f"step: {counted(tokens, 'token')} = {counted(rows, 'row')} of {run.training.seq_len:,}: "
-        f"{run.microbatches} microbatch(es) of "
-        f"{run.training.batch_size * run.accumulation // run.microbatches} on {describe_plan(run)}",
+        f"shape: {counted(config.num_hidden_layers, 'layer')} ({', '.join(counts)}), hidden size "
+        f"{config.hidden_size}, {run.model_config_source}",
+        f"step: {counted(run.tokens_per_step, 'token')} = {counted(sequences, 'sequence')} of "
+        f"{run.training.seq_len:,}: {run.microbatches} micro-batch(es) of "
+        f"{run.training.batch_size * run.accumulation // run.microbatches} on "
+        f"{describe_plan(run)}",
         length_line(run),
-        *lengths.describe(run.training, rows, run.steps),
+        *lengths.describe(run.training, sequences, run.steps),
         f"learning rate: {run.optimizer.lr:g}, {run.lr_scheduler.name}{decay}, {warmup_line(run)}"
         f"{describe_lr_scales(run.optimizer)}",
         *([f"export: {export_line(config)}"] if run.checkpoint.export else []),
@@ -40,14 +41,17 @@ def export_line(config: ModelConfig | TransformersConfig) -> str:
     """Which class an export is loaded with."""
     if isinstance(config, TransformersConfig):
         return f"as it is, with the class of transformers that it has ({config.model_type})"
-    return f"as {class_of_export(config.with_vocabulary(config.vocab_size or FEWEST_WORDS))}"
+    return f"as {class_of_export(config.with_vocabulary(config.vocab_size or SMALLEST_VOCAB_SIZE))}"
 
 
 def length_line(run: Run) -> str:
     """How long the run is, in steps and tokens, or in seconds and at most so many steps."""
     steps = f"{counted(run.steps, 'step')} = {counted(run.steps * run.tokens_per_step, 'token')}"
     if run.training.max_seconds:
-        return f"run: as many steps as {run.training.max_seconds:g} s of training allow, at most {steps}"
+        return (
+            f"run: as many steps as {run.training.max_seconds:g} s of training allow, at most "
+            f"{steps}"
+        )
     return f"run: {steps}" + (", as training.step_plan says" if run.training.step_plan else "")
 
 
@@ -60,7 +64,10 @@ def warmup_line(run: Run) -> str:
     if run.is_planned:
         return f"{text}, at most a fifth of the run"
     if warmup < asked:
-        return f"{text} (a fifth of the run, which is no longer than the {steps_text(asked)} asked for)"
+        return (
+            f"{text} (a fifth of the run, which is no longer than the {steps_text(asked)} asked "
+            "for)"
+        )
     return text
 
 

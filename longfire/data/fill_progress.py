@@ -61,7 +61,10 @@ class FillProgress:
         return sum(filler.tokens() for filler in self.fillers)
 
     def _bytes_read(self) -> int:
-        return sum(filler.documents.bytes_read for filler in self.fillers)
+        size = 0
+        for filler in self.fillers:
+            size += filler.documents.bytes_read
+        return size
 
     def update(self) -> None:
         """Show how far the stores are now."""

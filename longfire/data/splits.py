@@ -76,14 +76,18 @@ def keep_split(entry: str, chosen: ChosenFiles, own: Mapping[str, str]) -> None:
     if not wanted:
         check_all_named(entry, chosen, splits)
         kept = [file for file in chosen.files if splits.get(file, "train") == "train"]
-    elif split_of(wanted):
-        split = split_of(wanted)
-        kept = [file for file in chosen.files if split_of(chosen.relative(file)) == split]
     else:
-        word = wanted.lower()
-        kept = [file for file in chosen.files if word in words_of(chosen.relative(file))]
+        kept = [file for file in chosen.files if is_of_split(chosen.relative(file), wanted)]
     check_split(entry, wanted, named, kept)
     chosen.keep(kept, OTHER_SPLITS)
+
+
+def is_of_split(name: str, wanted: str) -> bool:
+    """Whether a relative path names the wanted split, which may be any word."""
+    split = split_of(wanted)
+    if split:
+        return split_of(name) == split
+    return wanted.lower() in words_of(name)
 
 
 def keep_listed_split(entry: str, chosen: ChosenFiles, wanted: str, split_list: Path) -> None:

@@ -17,7 +17,7 @@ from longfire import ops
 from longfire.doctor.op_cases import CASES, DTYPES, Case, errors, tolerance
 from longfire.launch import cxx_compiler
 from longfire.ops.bf16 import native_bf16
-from longfire.training.reporting import version_of
+from longfire.training.environment import version_of
 
 PACKAGES = ("longfire", "torch", "triton", "fla-core", "flash-linear-attention", "transformers")
 WIDTHS = (21, 30, 9, 6, 6, 21, 10)

@@ -1,5 +1,5 @@
-"""How well a model predicts documents that it never saw: loss, perplexity and bits per byte, by
-source and by position."""
+"""How well a model predicts validation documents: loss, perplexity and bits per byte, by source and
+by position."""
 
 import functools
 import json
@@ -7,8 +7,7 @@ import lzma
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -25,13 +24,13 @@ from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import pipeline_of
 
-ROWS = 8  # rows of a batch
-COUNTED_TOKENS = 2**20  # whose bytes are looked up at a time
+ROWS = 8  # sequences of a batch on each process
+COUNTED_TOKENS = 2**20  # whose bytes are counted at a time
 BYTE_OF = byte_level_alphabet()
 
 
 class EvaluationStopped(Exception):
-    """Someone asked to stop; raised by all processes between the same two batches."""
+    """A stop was requested; raised by all processes between the same two batches."""
 
 
 def evaluate(
@@ -64,23 +63,22 @@ def measure_validation(
     rows: int = ROWS,
 ) -> "dict[str, Measured]":
     """What `evaluate` counts, with the positions."""
-    lengths_W = byte_lengths(batches.prepared.tokenizer)
-    rows_of_all = rows * mesh.size(*DATA)
-    found = {}
+    bytes_V = byte_lengths(batches.prepared.tokenizer)
+    sequences_of_all = rows * mesh.size(*DATA)
+    measured: dict[str, Measured] = {}
     for index, (name, _, stream) in enumerate(batches.prepared.validation):
         wait_for_validation(batches, index, tokens, mesh)
-        read = stoppable(
-            batches.validation_batches(index, tokens, rows_of_all, seq_len), batches.stopped, mesh
-        )
-        measured = measure(model, read, lengths_W, chunk_tokens, mesh)
-        found[name] = measured.of_documents(
-            stream, batches.validation_tokens(index, tokens), lengths_W
-        )
-    return {name: measured for name, measured in found.items() if measured.tokens}
+        validation = batches.validation_batches(index, tokens, sequences_of_all, seq_len)
+        until_stopped = stoppable(validation, batches.stopped, mesh)
+        labels = measure(model, until_stopped, bytes_V, chunk_tokens, mesh)
+        if labels.tokens:
+            length = batches.validation_tokens(index, tokens)
+            measured[name] = labels.of_documents(stream, length, bytes_V)
+    return measured
 
 
 def wait_for_validation(batches: Batches, index: int, tokens: int, mesh: Mesh) -> None:
-    """Until a growing store has what is evaluated on, in all processes. Raises
+    """Wait until a store that is still written has the tokens to evaluate on. Collective; raises
     EvaluationStopped."""
     is_there = True
     try:
@@ -92,21 +90,25 @@ def wait_for_validation(batches: Batches, index: int, tokens: int, mesh: Mesh) -
 
 
 def stoppable(batches: Iterable[Batch], stopped: Callable[[], bool], mesh: Mesh) -> Iterator[Batch]:
-    """The same batches, until some process is asked to stop. Raises EvaluationStopped."""
+    """The same batches, until a stop is requested of some process. Raises EvaluationStopped."""
     for batch in batches:
         if mesh.any(stopped()):
             raise EvaluationStopped
         yield batch
 
 
+# The loss of labels with so many tokens before them: from, to, loss (nats a token), tokens
+Bucket = TypedDict("Bucket", {"from": int, "to": int, "loss": float, "tokens": int})
+
+
 @dataclass(frozen=True)
 class Measured:
-    """Sums over real labels by the number of tokens before each (its context, C = 1, 2 ...), and
-    the bytes of their text.
+    """Sums over labels by the number of tokens before each (its context, C = 1, 2 ...), and the
+    bytes of their text.
 
-    Bits per byte are the nats of all of them / ln 2 / the bytes of their documents, so that models
+    Bits per byte are the nats of all labels / ln 2 / the bytes of their documents, so that models
     with different tokenizers can be compared, also when a tokenizer loses or changes text; BOS and
-    EOS cost nats and have no bytes.
+    EOS have nats and no bytes.
     """
 
     nats_C: np.ndarray
@@ -117,7 +119,7 @@ class Measured:
     def tokens(self) -> int:
         return int(self.count_C.sum())
 
-    def of_documents(self, stream: TokenStream, length: int, lengths_W: np.ndarray) -> "Measured":
+    def of_documents(self, stream: TokenStream, length: int, bytes_V: np.ndarray) -> "Measured":
         """The same with bytes of documents where `measure` counted bytes that labels decode to.
         length: tokens of the stream that were measured.
 
@@ -125,14 +127,15 @@ class Measured:
         labels are fewer than tokens, and the last document may be cut. Both are equal, and this
         changes nothing, where a tokenizer gives every byte back.
         """
-        documents, decoded = document_bytes(stream, length, lengths_W)
+        documents, decoded = document_bytes(stream, length, bytes_V)
         if documents == decoded:
             return self
-        return replace(
-            self, bytes=round(self.bytes * documents / decoded) if decoded else documents
-        )
+        if not decoded:
+            return replace(self, bytes=documents)
+        return replace(self, bytes=round(self.bytes * documents / decoded))
 
     def numbers(self) -> dict[str, float]:
+        """loss, perplexity, bits_per_byte, tokens, bytes: see `evaluate`."""
         nats = float(self.nats_C.sum())
         count = self.tokens
         return {
@@ -143,25 +146,23 @@ class Measured:
             "bytes": self.bytes,
         }
 
-    def by_position(self) -> list[dict[str, Any]]:
+    def by_position(self) -> list[Bucket]:
         """The loss in buckets of context that double: 1, 2 to 3, 4 to 7 ...; empty ones are left
         out."""
-        edges = [1 << power for power in range(len(self.nats_C).bit_length())]
-        nats = np.add.reduceat(self.nats_C, [edge - 1 for edge in edges])
-        counts = np.add.reduceat(self.count_C, [edge - 1 for edge in edges])
-        return [
-            {
-                "from": edge,
-                "to": min(2 * edge - 1, len(self.nats_C)),
-                "loss": float(n / count),
-                "tokens": int(count),
-            }
-            for edge, n, count in zip(edges, nats, counts)
-            if count
-        ]
+        firsts = [1 << power for power in range(len(self.nats_C).bit_length())]
+        starts = [first - 1 for first in firsts]
+        nats = np.add.reduceat(self.nats_C, starts)
+        counts = np.add.reduceat(self.count_C, starts)
+        buckets: list[Bucket] = []
+        for first, nats_of_bucket, count in zip(firsts, nats, counts):
+            if count:
+                last = min(2 * first - 1, len(self.nats_C))
+                loss = float(nats_of_bucket / count)
+                buckets.append({"from": first, "to": last, "loss": loss, "tokens": int(count)})
+        return buckets
 
 
-def document_bytes(stream: TokenStream, length: int, lengths_W: np.ndarray) -> tuple[int, int]:
+def document_bytes(stream: TokenStream, length: int, bytes_V: np.ndarray) -> tuple[int, int]:
     """Bytes of the documents that begin in the first `length` tokens of a stream: of their text,
     and of what it is decoded to."""
     if not length:
@@ -172,7 +173,7 @@ def document_bytes(stream: TokenStream, length: int, lengths_W: np.ndarray) -> t
     end = int(stream.ends[count - 1 : count][0])
     decoded = 0
     for start in range(0, end, COUNTED_TOKENS):
-        decoded += int(lengths_W[stream.tokens(start, min(start + COUNTED_TOKENS, end))].sum())
+        decoded += int(bytes_V[stream.tokens(start, min(start + COUNTED_TOKENS, end))].sum())
     return int(stream.bytes[count - 1 : count][0]), decoded
 
 
@@ -181,75 +182,74 @@ def perplexity(nats: float) -> float:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance(
-    "force_eager"
-)  # other rows and no gradients: a compiled model would be compiled again
+# other shapes and no gradients: a compiled model would be compiled again
+@torch.compiler.set_stance("force_eager")
 def measure(
     model: Model,
     batches: Iterable[Batch],
-    lengths_W: np.ndarray,
+    bytes_V: np.ndarray,
     chunk_tokens: int,
     mesh: Mesh = ALONE,
 ) -> Measured:
-    """The losses of all real labels of some batches; lengths_W: the bytes of each word. Each
-    process of the mesh takes its share of the rows, and all add up: all call this with the same
-    batches."""
+    """The losses of all labels of some batches; bytes_V: the bytes of each token. Each process of
+    the mesh computes a part of the sequences, and the results are summed: all call this with the
+    same batches."""
     device = device_of(model)
     pipeline = pipeline_of(model)
     nats_C = np.zeros(1)
     count_C = np.zeros(1, np.int64)
-    size = 0
+    text_bytes = 0
     for batch in batches:
         batch = batch.process_part(mesh.rank(*DATA), mesh.size(*DATA))
-        batch = batch.context_part(model.context) if model.context else batch
+        if model.context:
+            batch = batch.context_part(model.context)
         compute = pipeline.losses if pipeline else functools.partial(losses, model)
         nats_BT = compute(batch.to(device), chunk_tokens)[0].double().cpu().numpy()
         real_BT = batch.labels_BT.numpy() != NO_LABEL
         before = batch.positions_BT.numpy()[real_BT]
         nats_C = added(nats_C, np.bincount(before, nats_BT[real_BT]))
         count_C = added(count_C, np.bincount(before))
-        size += int(lengths_W[real_labels(batch)].sum())
+        text_bytes += int(bytes_V[real_labels(batch)].sum())
     reshard(model)
-    return world_sum(Measured(nats_C, count_C, size), mesh)
+    return world_sum(Measured(nats_C, count_C, text_bytes), mesh)
 
 
 def world_sum(mine: "Measured", mesh: Mesh) -> "Measured":
-    """What all processes with rows of their own measured together."""
+    """The sum over all processes that measured sequences of their own."""
     if mesh.size(*DATA, "cp") == 1:
         return mine
     length = max(mesh.all_gather_object(len(mine.nats_C)))
     sums = np.zeros((3, length))
-    sums[0, : len(mine.nats_C)], sums[1, : len(mine.count_C)], sums[2, 0] = (
-        mine.nats_C,
-        mine.count_C,
-        mine.bytes,
-    )
+    sums[0, : len(mine.nats_C)] = mine.nats_C
+    sums[1, : len(mine.count_C)] = mine.count_C
+    sums[2, 0] = mine.bytes
     nats_C, count_C, sizes = mesh.sum(torch.from_numpy(sums), *DATA, "cp").numpy()
     return Measured(nats_C, count_C.astype(np.int64), int(sizes[0]))
 
 
 def added(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The sum of two arrays of which the shorter goes on with zeros."""
-    a, b = (a, b) if len(a) >= len(b) else (b, a)
+    """The sum of two arrays, of which the shorter is continued with zeros."""
+    if len(a) < len(b):
+        a, b = b, a
     total = a.copy()
     total[: len(b)] += b
     return total
 
 
 def real_labels(batch: Batch) -> np.ndarray:
-    """The labels that count, in the order of the text."""
+    """The labels of a batch, in the order of the text."""
     labels = batch.labels_BT.numpy().ravel()
     return labels[labels != NO_LABEL]
 
 
 def validation_bytes(batches: Batches, source: str, tokens: int) -> bytes:
-    """The very bytes of a source that `evaluate` predicts with the same `tokens`."""
-    table = token_bytes(batches.prepared.tokenizer)
+    """The bytes of a source that `evaluate` predicts with the same `tokens`."""
+    bytes_of = token_bytes(batches.prepared.tokenizer)
     index = [name for name, _, _ in batches.prepared.validation].index(source)
-    labels = chain.from_iterable(
-        real_labels(batch).tolist() for batch in batches.validation_batches(index, tokens, ROWS)
-    )
-    return b"".join(table[label] for label in labels)
+    text: list[bytes] = []
+    for batch in batches.validation_batches(index, tokens, ROWS):
+        text += [bytes_of[label] for label in real_labels(batch).tolist()]
+    return b"".join(text)
 
 
 def xz_bits_per_byte(text: bytes) -> float:
@@ -260,17 +260,17 @@ def xz_bits_per_byte(text: bytes) -> float:
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """(W,) int64: bytes of UTF-8 that each id stands for."""
+    """(V,) int64: bytes of UTF-8 that each id stands for."""
     return np.array([len(word) for word in token_bytes(tokenizer)], np.int64)
 
 
 @functools.lru_cache(4)
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each id stands for; special words (BOS, EOS) stand for none.
+    """The bytes that each id stands for; special tokens (BOS, EOS) stand for none.
 
-    Byte-level tokenizers (GPT-2 and most since): each character of a word is one byte by GPT-2's
-    table, so bytes are exact even where a word is half a character. SentencePiece: `▁` is a space
-    and `<0x0A>` one byte. Others: the word decoded alone.
+    Byte-level tokenizers (GPT-2 and most since): each character of a token is one byte by GPT-2's
+    table, so bytes are exact even where a token is half a character. SentencePiece: `▁` is a space
+    and `<0x0A>` one byte. Others: the token decoded alone.
     """
     spelled = tokenizer.backend.get_vocab(with_added_tokens=True)
     added = tokenizer.backend.get_added_tokens_decoder()

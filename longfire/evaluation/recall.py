@@ -1,9 +1,9 @@
-"""Whether a model finds again what it has read: pairs of random words (MQAR), and a sentence hidden
-in real text (the needle)."""
+"""Whether a model recalls what it has read: pairs of random tokens (MQAR), and a sentence hidden in
+real text (a needle in a haystack)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ from longfire.loss import losses, losses_of
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The ids of a text that ends with an answer, and the number of tokens of the answer
+Haystack = tuple[list[int], int]
+# -log p(answer), and whether greedy decoding would write it
+Score = tuple[float, bool]
 PLACES = (
     "Lisbon",
     "Nairobi",
@@ -37,47 +45,53 @@ ANSWER = " {number}"
 END = ".\n"
 
 
-def mqar(rows: int, tokens: int, pairs: int, words: int, seed: int, power: float = 0.01) -> Batch:
+def mqar(
+    sequences: int, tokens: int, pairs: int, vocab_size: int, seed: int, power: float = 0.01
+) -> Batch:
     """Multi-query associative recall (Arora 2023, "Zoology", section 3 and appendix A): pairs of a
     key and its value, then each key once more, whose label is its value; nothing else has a label.
 
-    Keys are drawn from the lower half of the words, values from the upper, both without repetition.
-    How far behind the pairs a key comes again follows a power law (a / distance^(1 - a), a =
-    `power`); between them stand random words. With pairs = 2:
+    Keys are drawn from the lower half of the vocabulary, values from the upper, both without
+    repetition. The distance between the pairs and the second occurrence of a key follows a power
+    law (a / distance^(1 - a), a = `power`); the other tokens are random. With pairs = 2:
 
         ids     k1 v1 k2 v2 .. k2 .. .. .. k1 ..
         labels                 v2          v1
     """
-    if tokens % 2 or 4 * pairs > tokens or words // 2 <= pairs:
+    if tokens % 2 or 4 * pairs > tokens or vocab_size // 2 <= pairs:
         raise SettingsError(
-            f"MQAR: {pairs} pairs need an even number of at least {4 * pairs} tokens and more than {2 * pairs + 1} words, not "
-            f"{tokens} and {words}"
+            f"MQAR: {pairs} pairs need an even number of at least {4 * pairs} tokens and more "
+            f"than {2 * pairs + 1} tokens in the vocabulary, not {tokens} and {vocab_size}"
         )
     chance = np.random.default_rng(seed)
-    half = words // 2
+    half = vocab_size // 2
     before = 2 * pairs
-    keys = 1 + distinct(chance, rows, np.ones(half - 1), pairs)
-    values = half + distinct(chance, rows, np.ones(words - half), pairs)
+    keys = 1 + distinct(chance, sequences, np.ones(half - 1), pairs)
+    values = half + distinct(chance, sequences, np.ones(vocab_size - half), pairs)
     spaces = np.arange(1, (tokens - before) // 2 + 1)
-    places = before + 2 * distinct(chance, rows, power * spaces ** (power - 1), pairs)
-    ids_BT = chance.integers(words, size=(rows, tokens))
-    ids_BT[:, 0:before:2], ids_BT[:, 1:before:2] = keys, values
-    labels_BT = np.full((rows, tokens), NO_LABEL)
+    places = before + 2 * distinct(chance, sequences, power * spaces ** (power - 1), pairs)
+    ids_BT = chance.integers(vocab_size, size=(sequences, tokens))
+    ids_BT[:, 0:before:2] = keys
+    ids_BT[:, 1:before:2] = values
+    labels_BT = np.full((sequences, tokens), NO_LABEL)
     np.put_along_axis(ids_BT, places, keys, 1)
     np.put_along_axis(labels_BT, places, values, 1)
-    positions_BT = torch.arange(tokens).expand(rows, -1)
+    positions_BT = torch.arange(tokens).expand(sequences, -1)
     return Batch(torch.from_numpy(ids_BT), torch.from_numpy(labels_BT), positions_BT)
 
 
-def distinct(chance: np.random.Generator, rows: int, weights: np.ndarray, count: int) -> np.ndarray:
-    """(rows, count) different numbers below len(weights) in each row, drawn one after the other by
-    their weights: the order of exponential times with these rates."""
-    return np.argsort(chance.exponential(size=(rows, len(weights))) / weights, 1)[:, :count]
+def distinct(
+    chance: np.random.Generator, sequences: int, weights: np.ndarray, count: int
+) -> np.ndarray:
+    """(sequences, count): different numbers below len(weights) for each sequence, drawn one after
+    the other by their weights, as the order of exponential times with these rates."""
+    times = chance.exponential(size=(sequences, len(weights))) / weights
+    return np.argsort(times, 1)[:, :count]
 
 
 @torch.no_grad()
 def accuracy(model: Model, batch: Batch, chunk_tokens: int = 1024) -> float:
-    """Share of the labels that are the model's likeliest word."""
+    """Share of the labels that are the model's most likely token."""
     batch = batch.to(next(model.parameters()).device)
     right_BT = losses(model, batch, chunk_tokens)[1]
     return float(right_BT.sum() / (batch.labels_BT != NO_LABEL).sum())
@@ -85,7 +99,7 @@ def accuracy(model: Model, batch: Batch, chunk_tokens: int = 1024) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """Needles of one length and depth. Nats are those of the whole answer, means over the
+    """The needles of one length and depth. Nats are of the whole answer, means over the
     needles."""
 
     length: int
@@ -97,8 +111,8 @@ class Cell:
 
     @property
     def gain(self) -> float:
-        """By how many nats the needle makes the answer likelier: 0 for a model that does not
-        look."""
+        """The nats by which the needle makes the answer more likely: 0 for a model that does not
+        use it."""
         return self.nats_without - self.nats
 
 
@@ -109,7 +123,7 @@ class Needle:
 
     Every answer is scored twice, after the text with the needle and after as many tokens of it
     without, so that a model that only guesses digits gains nothing. An answer is repeated when each
-    of its words is the likeliest after those before it, which is what greedy decoding would write.
+    of its tokens is the most likely one after those before it: greedy decoding would write it.
     """
 
     model: Model
@@ -133,107 +147,126 @@ class Needle:
             limit = 0
         if limit and max(lengths) > limit:
             raise SettingsError(
-                f"--lengths {max(lengths)}: the model has learned {limit} positions; ask for no more"
+                f"--lengths {max(lengths)}: the model has learned {limit} positions; ask for no "
+                "more"
             )
-        found: list[Cell] = []
+        cells: list[Cell] = []
         for length in lengths:
             for depth in depths:
-                found.append(self.cell(length, depth, needles, batch_size, seed))
-        return found
+                cells.append(self.cell(length, depth, needles, batch_size, seed))
+        return cells
 
     def cell(self, length: int, depth: float, needles: int, batch_size: int, seed: int) -> Cell:
-        rows = [row for number in range(needles) for row in self.rows(length, depth, number, seed)]
-        found = []
-        for first in range(0, len(rows), batch_size):
-            for scored in self.scores(rows[first : first + batch_size]):
-                found.append(scored)
-        nats, without = (np.mean([nats for nats, _ in found[part::2]]) for part in (0, 1))
+        """The needles of one length and depth, `batch_size` sequences at a time."""
+        sequences: list[Haystack] = []
+        for number in range(needles):
+            sequences += self.haystacks(length, depth, number, seed)
+        scores: list[Score] = []
+        for first in range(0, len(sequences), batch_size):
+            scores += self.scores(sequences[first : first + batch_size])
+        with_needle = scores[0::2]
+        without_needle = scores[1::2]
         return Cell(
             length,
             depth,
             needles,
-            float(nats),
-            float(without),
-            float(np.mean([hit for _, hit in found[::2]])),
+            nats=float(np.mean([nats for nats, _ in with_needle])),
+            nats_without=float(np.mean([nats for nats, _ in without_needle])),
+            repeated=float(np.mean([is_repeated for _, is_repeated in with_needle])),
         )
 
-    def rows(
-        self, length: int, depth: float, number: int, seed: int
-    ) -> Iterator[tuple[list[int], int]]:
-        """(ids, how many at their end are the answer) with the needle and without it."""
+    def haystacks(self, length: int, depth: float, number: int, seed: int) -> list[Haystack]:
+        """The text with the needle and without it, both with the question and its answer at their
+        end. Raises SettingsError or DataError where the needle does not fit."""
         chance = np.random.default_rng([seed, number])
         place = PLACES[number % len(PLACES)]
         secret = int(chance.integers(10**5, 10**6))
-        said, answer, end = (
-            self.tokenizer.encode(part.format(place=place, number=secret))
-            for part in (SENTENCE, ANSWER, END)
-        )
-        bos = [self.tokenizer.bos_id] if self.add_bos and self.tokenizer.bos_id is not None else []
-        needle = [*said, *answer, *end]
-        room = length - len(bos) - len(said) - len(answer)
+        question = self.tokenizer.encode(SENTENCE.format(place=place))
+        answer = self.tokenizer.encode(ANSWER.format(number=secret))
+        bos: list[int] = []
+        if self.add_bos and self.tokenizer.bos_id is not None:
+            bos = [self.tokenizer.bos_id]
+        needle = [*question, *answer, *self.tokenizer.encode(END)]
+        room = length - len(bos) - len(question) - len(answer)
         if room < 2 * len(needle):
             raise SettingsError(
-                f"--lengths {length}: a needle of {len(needle)} tokens cannot hide there; ask for more"
+                f"--lengths {length}: a needle of {len(needle)} tokens cannot hide there; ask "
+                "for more"
             )
         if self.text.length < room:
             raise DataError(
-                f"{self.text.length:,} tokens of text cannot hide a needle in {length:,}; name more with --data"
+                f"{self.text.length:,} tokens of text cannot hide a needle in {length:,}; name "
+                "more with --data"
             )
         first = int(chance.integers(self.text.length - room + 1))
         text = self.text.tokens(first, first + room).tolist()
         cut = round(depth * (room - len(needle)))
-        hidden = [*text[:cut], *needle, *text[cut : room - len(needle)]]
-        for hay in (hidden, text):
-            yield [*bos, *hay, *said, *answer], len(answer)
+        with_needle = [*text[:cut], *needle, *text[cut : room - len(needle)]]
+        return [
+            ([*bos, *with_needle, *question, *answer], len(answer)),
+            ([*bos, *text, *question, *answer], len(answer)),
+        ]
 
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")
-    def scores(self, rows: list[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        """Of rows of one length: (-log p(answer), whether greedy decoding would write it)."""
+    def scores(self, sequences: list[Haystack]) -> list[Score]:
+        """The scores of sequences of one length."""
         device = self.model.embed.weight.device
-        ids_BT = torch.tensor([ids for ids, _ in rows], device=device)
-        positions_BT = torch.arange(ids_BT.shape[1] - 1, device=device).expand(len(rows), -1)
+        ids_BT = torch.tensor([ids for ids, _ in sequences], device=device)
+        positions_BT = torch.arange(ids_BT.shape[1] - 1, device=device).expand(len(sequences), -1)
         hidden_BTD = self.model(ids_BT[:, :-1], Sequence(positions_BT))
-        longest = max(answer for _, answer in rows)
+        longest = max(answer_tokens for _, answer_tokens in sequences)
         labels_BA = ids_BT[:, -longest:].clone()
-        for row, (_, answer) in enumerate(rows):
-            labels_BA[row, : longest - answer] = NO_LABEL
+        for number, (_, answer_tokens) in enumerate(sequences):
+            labels_BA[number, : longest - answer_tokens] = NO_LABEL
         nats_BA, right_BA = losses_of(self.model, hidden_BTD[:, -longest:], labels_BA)
         right_BA |= labels_BA == NO_LABEL
         return list(zip(nats_BA.sum(1).tolist(), right_BA.all(1).tolist()))
 
 
 def needle_table(cells: list[Cell]) -> Table:
-    """A line a length, a column a depth: the nats that the needle is worth, and how many answers
-    are repeated."""
+    """A line for each length, a column for each depth: the nats that the needle is worth, and how
+    many answers are repeated."""
     depths = sorted({cell.depth for cell in cells})
     table = Table("tokens", *(f"depth {depth:g}" for depth in depths))
+    cell_at = {(cell.length, cell.depth): cell for cell in cells}
     for length in sorted({cell.length for cell in cells}):
-        line = {cell.depth: cell for cell in cells if cell.length == length}
-        table.add_row(
-            f"{length:,}", *(f"{line[d].gain:+.2f}  {line[d].repeated:.0%}" for d in depths)
-        )
+        texts = [f"{length:,}"]
+        for depth in depths:
+            cell = cell_at[length, depth]
+            texts.append(f"{cell.gain:+.2f}  {cell.repeated:.0%}")
+        table.add_row(*texts)
     return table
 
 
-def draw_needle(cells: list[Cell]) -> Any:
+def draw_needle(cells: list[Cell]) -> "Figure":
     """Two maps of length and depth: nats gained, answers repeated."""
     from matplotlib.figure import Figure
 
-    lengths = sorted({cell.length for cell in cells})
-    depths = sorted({cell.depth for cell in cells})
     drawn = Figure(figsize=(8.6, 3.4), layout="constrained")
-    for axes, name, label, limits in zip(
-        drawn.subplots(1, 2),
-        ("gain", "repeated"),
-        ("nats gained", "answers repeated"),
-        ((None, None), (0, 1)),
-    ):
-        values = {(cell.depth, cell.length): getattr(cell, name) for cell in cells}
-        grid = np.array([[values[depth, length] for length in lengths] for depth in depths])
-        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=limits[0], vmax=limits[1])
-        axes.set(xlabel="tokens", ylabel="depth", title=label)
-        axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
-        axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-        drawn.colorbar(image, ax=axes)
+    gain_axes, repeated_axes = drawn.subplots(1, 2)
+    gains = {(cell.depth, cell.length): cell.gain for cell in cells}
+    draw_map(gain_axes, gains, "nats gained", (None, None))
+    repeated = {(cell.depth, cell.length): cell.repeated for cell in cells}
+    draw_map(repeated_axes, repeated, "answers repeated", (0, 1))
     return drawn
+
+
+def draw_map(
+    axes: "Axes",
+    values: dict[tuple[float, int], float],
+    title: str,
+    limits: tuple[float | None, float | None],
+) -> None:
+    """Values by (depth, length) as colours. limits: the values of the first and last colour."""
+    depths = sorted({depth for depth, _ in values})
+    lengths = sorted({length for _, length in values})
+    grid = np.empty((len(depths), len(lengths)))
+    for (depth, length), value in values.items():
+        grid[depths.index(depth), lengths.index(length)] = value
+    low, high = limits
+    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+    axes.set(xlabel="tokens", ylabel="depth", title=title)
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+    axes.figure.colorbar(image, ax=axes)

@@ -1,12 +1,13 @@
-"""What `longfire eval` does: a checkpoint's numbers on validation documents, on other texts, on
-tasks; as tables, JSON and pictures."""
+"""`longfire eval`: the scores of a checkpoint on validation documents, on other texts, on tasks; as
+tables, JSON and pictures."""
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +27,11 @@ from longfire.generation.generate import begins_with_bos
 from longfire.training import lengths
 from longfire.training.report_page import COLOURS, check_ending, figure, save_figure
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What --json writes
+Numbers = dict[str, object]
 CHUNK_TOKENS = 1024  # whose logits exist at a time, for weights without a run that says it
 SEQ_LEN = 2048  # of rows, for weights without a run
 
@@ -46,25 +52,25 @@ def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...
     opened = open_model(Path(folder), step, plugins=plugins)
     about = {"folder": str(folder), "step": opened.step, "weights": opened.fingerprint()}
     print(f"weights {about['weights']}, {step_of(opened)}")
-    print(tokenizer_line(opened.tokenizer, words_of(opened)))
+    print(tokenizer_line(opened.tokenizer, tokenizer_settings(opened)))
     if scoring.tasks:
         found = tasks(opened, scoring)
     elif scoring.needle:
         found = needles(opened, scoring)
     else:
-        found = held_out(opened, scoring)
+        found = losses(opened, scoring)
     if scoring.json:
-        keep_json(Path(scoring.json), {**about, **found})
+        write_json(Path(scoring.json), {**about, **found})
     return 0
 
 
-def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
+def tasks(opened: Opened, scoring: Scoring) -> Numbers:
     """lm-eval's numbers, shown. Raises SettingsError naming the package where lm-eval is installed
     without what it needs."""
     try:
         from longfire.evaluation.tasks import run_tasks, show_tasks
 
-        found = run_tasks(opened, scoring, row_length(opened, scoring))
+        found = run_tasks(opened, scoring, sequence_length(opened, scoring))
     except ImportError as error:  # some of its tasks import what they need only when they run
         if (error.name or "").startswith("longfire"):
             raise
@@ -81,12 +87,14 @@ def tasks(opened: Opened, scoring: Scoring) -> dict[str, Any]:
 
 
 def step_of(opened: Opened) -> str:
+    """The step of a checkpoint, for titles."""
     if opened.run:
         return f"step {opened.step}"
     return "Hugging Face weights"
 
 
-def keep_json(file: Path, found: dict[str, Any]) -> None:
+def write_json(file: Path, found: Mapping[str, object]) -> None:
+    """Write the numbers as JSON. Raises CheckpointError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(found, indent=1) + "\n")
@@ -96,35 +104,35 @@ def keep_json(file: Path, found: dict[str, Any]) -> None:
         ) from error
 
 
-def held_out(opened: Opened, scoring: Scoring) -> dict[str, Any]:
-    """Losses on the documents that a run held out, or on all of other texts; shown, and drawn where
-    asked for."""
+def losses(opened: Opened, scoring: Scoring) -> Numbers:
+    """Losses on the validation documents of a run, or on all documents of other texts; shown, and
+    drawn with --plot."""
     if scoring.data:
-        found = measure_texts(opened, scoring)
-        what = "all documents"
+        measured = measure_texts(opened, scoring)
+        documents = "all documents"
     else:
-        found = measure_run(opened, scoring)
-        what = "validation documents"
-    show(found, f"{step_of(opened)}, {what}")
+        measured = measure_run(opened, scoring)
+        documents = "validation documents"
+    show(measured, f"{step_of(opened)}, {documents}")
     if scoring.plot:
-        save_figure(
-            position_chart(found), Path(scoring.plot), f"{step_of(opened)}: loss by position"
-        )
-    return {
-        "documents": what,
-        "sources": {
-            name: {**m.numbers(), "by_position": m.by_position()} for name, m in found.items()
-        },
-    }
+        title = f"{step_of(opened)}: loss by position"
+        save_figure(position_chart(measured), Path(scoring.plot), title)
+    sources: dict[str, object] = {}
+    for name, source in measured.items():
+        sources[name] = {**source.numbers(), "by_position": source.by_position()}
+    return {"documents": documents, "sources": sources}
 
 
 def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
+    """The losses on the validation documents of a run. Raises SettingsError or DataError where
+    there are none."""
     run = opened.run
     if run is None:
         raise SettingsError(
-            "a folder of Hugging Face weights does not say which documents were held out: name texts with --data"
+            "a folder of Hugging Face weights does not say which documents were held out: name "
+            "texts with --data"
         )
-    seq_len = row_length(opened, scoring)
+    seq_len = sequence_length(opened, scoring)
     with (
         prepare(run.data, trained_with(run)) as prepared,
         Batches(prepared, run.data, seq_len, run.training.seed) as batches,
@@ -134,15 +142,17 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         )
     if not found:
         raise DataError(
-            f"{run.folder}: no text was held out of this run's data, so there is nothing to evaluate: score it on a text that it has "
-            f"not seen, `longfire eval {run.folder} --data FILE`, or train with data.validation = FILE"
+            f"{run.folder}: no text was held out of this run's data, so there is nothing to "
+            f"evaluate: score it on a text that it has not seen, `longfire eval {run.folder} "
+            "--data FILE`, or train with data.validation = FILE"
         )
     return found
 
 
 def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
+    """The losses on all documents of --data. Raises DataError for a source without labels."""
     chunk_tokens = opened.run.training.loss_chunk_tokens if opened.run else CHUNK_TOKENS
-    seq_len = row_length(opened, scoring)
+    seq_len = sequence_length(opened, scoring)
     found = {}
     data, wanted = texts(opened, scoring)
     with prepare(data, wanted) as prepared:
@@ -154,13 +164,14 @@ def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
             found[name] = measured.of_documents(store.train, tokens, lengths_W)
             if not found[name].tokens:
                 raise DataError(
-                    f"{name}: too little text, of which no token can be predicted; name more with --data"
+                    f"{name}: too little text, of which no token can be predicted; name more "
+                    "with --data"
                 )
     return found
 
 
 def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tokenizer]:
-    """Settings that say: all documents of --data as the model's tokens; nothing is held out."""
+    """Settings of data and tokenizer for all documents of --data, none of them for validation."""
     run = opened.run
     data = replace(
         run.data if run else settings.Data(),
@@ -175,11 +186,11 @@ def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tok
         validation_fraction=0.0,
         streaming=False,
     )
-    return data, words_of(opened)
+    return data, tokenizer_settings(opened)
 
 
-def words_of(opened: Opened) -> settings.Tokenizer:
-    """The model's tokenizer as settings name it: that of its run, or the one beside its weights."""
+def tokenizer_settings(opened: Opened) -> settings.Tokenizer:
+    """The settings of the model's tokenizer: that of its run, or the one beside its weights."""
     if opened.run:
         return trained_with(opened.run)
     tokenizer = opened.tokenizer
@@ -188,8 +199,8 @@ def words_of(opened: Opened) -> settings.Tokenizer:
     )
 
 
-def row_length(opened: Opened, scoring: Scoring) -> int:
-    """Tokens of a row: of a run those of the stage that the step was trained in. Raises
+def sequence_length(opened: Opened, scoring: Scoring) -> int:
+    """Tokens of a sequence: --seq_len, else those of the stage that the step was trained in. Raises
     SettingsError for more than the model has learned positions for."""
     config = opened.model.config
     run = opened.run
@@ -207,8 +218,8 @@ def row_length(opened: Opened, scoring: Scoring) -> int:
 
 
 def trained_with(run: Run) -> settings.Tokenizer:
-    """The run's tokenizer settings with the copy in its folder: `train` would make another one
-    where the data have changed."""
+    """The tokenizer settings of a run, with the copy in its folder: tokenizer.path = "train" would
+    train another one where the data have changed."""
     kept = run.tokenizer_folder
     if kept.is_dir():
         return replace(run.tokenizer, path=str(kept))
@@ -233,47 +244,49 @@ def show(found: dict[str, Measured], title: str) -> None:
         )
     Console().print(table)
     print("loss by position (nats a token)")
-    places = Table("tokens before")
-    rows: dict[tuple[int, int], dict[str, str]] = {}
+    Console().print(position_table(found))
+
+
+def position_table(found: dict[str, Measured]) -> Table:
+    """A line for each bucket of positions, a column for each source."""
+    table = Table("tokens before")
+    losses_at: dict[tuple[int, int], dict[str, str]] = {}
     for source, measured in found.items():
-        places.add_column(source, justify="right")
+        table.add_column(source, justify="right")
         for bucket in measured.by_position():
-            rows.setdefault((bucket["from"], bucket["to"]), {})[source] = f"{bucket['loss']:.4f}"
-    for (first, last), losses in sorted(rows.items()):
-        places.add_row(
-            f"{first:,} to {last:,}" if last > first else f"{first:,}",
-            *(losses.get(s, "") for s in found),
-        )
-    Console().print(places)
+            place = (bucket["from"], bucket["to"])
+            losses_at.setdefault(place, {})[source] = f"{bucket['loss']:.4f}"
+    for (first, last), loss_of in sorted(losses_at.items()):
+        place_text = f"{first:,} to {last:,}" if last > first else f"{first:,}"
+        table.add_row(place_text, *(loss_of.get(source, "") for source in found))
+    return table
 
 
-def position_chart(found: dict[str, Measured]) -> Any:
+def position_chart(found: dict[str, Measured]) -> "Figure":
     drawn, axes = figure("loss (nats per token)", "tokens before")
     for (source, measured), colour in zip(found.items(), cycle(COLOURS)):
         buckets = measured.by_position()
         middle = [(bucket["from"] * bucket["to"]) ** 0.5 for bucket in buckets]
-        axes.plot(
-            middle,
-            [bucket["loss"] for bucket in buckets],
-            "o-",
-            color=colour,
-            markersize=4,
-            label=source,
-        )
+        losses = [bucket["loss"] for bucket in buckets]
+        axes.plot(middle, losses, "o-", color=colour, markersize=4, label=source)
     axes.set_xscale("log", base=2)
     axes.legend(frameon=False, fontsize=8)
     return drawn
 
 
-def needles(opened: Opened, scoring: Scoring) -> dict[str, Any]:
-    """Whether sentences that are hidden in text are found again; shown, and drawn where asked
-    for."""
+def needles(opened: Opened, scoring: Scoring) -> Numbers:
+    """Whether sentences that are hidden in text are recalled; shown, and drawn with --plot."""
     run = opened.run
-    own = run and not scoring.data
-    with prepare(*((run.data, trained_with(run)) if own else texts(opened, scoring))) as prepared:
+    if run and not scoring.data:
+        data = run.data
+        tokenizer = trained_with(run)
+    else:
+        data, tokenizer = texts(opened, scoring)
+    with prepare(data, tokenizer) as prepared:
         store = prepared.stores[0]
-        held_out = prepared.validation[0].stream
-        unseen = held_out if held_out.length > max(scoring.lengths) else store.train
+        unseen = prepared.validation[0].stream
+        if unseen.length <= max(scoring.lengths):
+            unseen = store.train
         test = Needle(opened.model, opened.tokenizer, unseen, begins_with_bos(opened))
         cells = test.measure(scoring.lengths, scoring.depths, scoring.needles, scoring.batch_size)
     print(f"{step_of(opened)}, needles in {prepared.names[0]}: nats gained, answers repeated")

@@ -1,6 +1,8 @@
 """`longfire eval --tasks`: a model as EleutherAI's harness sees it (lm-eval, extra `eval`): its
 tasks, our forward and generation."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -19,7 +21,7 @@ from longfire.config.options import Sampling, Scoring
 from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import DataError, SettingsError
-from longfire.generation.generate import begins_with_bos, text_row, written
+from longfire.generation.generate import Continuation, begins_with_bos, continuation_of, written
 from longfire.loss import losses
 
 SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
@@ -48,7 +50,8 @@ class AsLM(TemplateLM):
         """What stands before a text: BOS, or the EOS of the text before it."""
         if self.before is None:
             raise SettingsError(
-                "the tokenizer has neither BOS nor EOS, which tasks need before a text without context"
+                "the tokenizer has neither BOS nor EOS, which tasks need before a text without "
+                "context"
             )
         return self.before
 
@@ -59,95 +62,95 @@ class AsLM(TemplateLM):
         return self.words.eos_id
 
     def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
+        self, string: str, add_special_tokens: bool | None = None, **_: object
     ) -> list[int]:
         ids = self.words.encode(string)
         wanted = self.add_bos and add_special_tokens is not False
         if wanted and ids[:1] != [self.words.bos_id]:
-            return [self.words.bos_id, *ids]
+            return [self.prefix_token_id, *ids]  # which is BOS then
         return ids
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self,
+        requests: Sequence[tuple[object, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **_: object,
     ) -> list[tuple[float, bool]]:
         """(log p(continuation), whether greedy decoding would write it) for (_, context,
         continuation) of each request."""
-        rows = [
-            (context + continuation)[-(self.max_length + 1) :]
-            for _, context, continuation in requests
-        ]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-        for first in range(0, len(order), self.batch_size):
-            some = order[first : first + self.batch_size]
-            answers = [min(len(requests[number][2]), len(rows[number]) - 1) for number in some]
-            for number, scored in zip(
-                some, self.scores([rows[number] for number in some], answers)
-            ):
-                found[number] = scored
-        return found
+        texts: list[list[int]] = []
+        answers: list[int] = []
+        for _request, context, continuation in requests:
+            text = (context + continuation)[-(self.max_length + 1) :]
+            texts.append(text)
+            answers.append(min(len(continuation), len(text) - 1))
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
+        longest_first = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+        for first in range(0, len(texts), self.batch_size):
+            numbers = longest_first[first : first + self.batch_size]
+            batch = self.scores([texts[n] for n in numbers], [answers[n] for n in numbers])
+            for number, score in zip(numbers, batch):
+                scores[number] = score
+        return scores
 
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")
-    def scores(self, rows: list[list[int]], answers: list[int]) -> list[tuple[float, bool]]:
-        """Of the last `answers` ids of each row; shorter rows are filled up on the right, where no
-        other token looks."""
-        longest = max(map(len, rows))
-        ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-        labels_BT = torch.full((len(rows), longest - 1), NO_LABEL)
-        for number, (row, answer) in enumerate(zip(rows, answers)):
-            labels_BT[number, len(row) - 1 - answer : len(row) - 1] = torch.tensor(
-                row[len(row) - answer :]
-            )
-        positions_BT = torch.arange(longest - 1).expand(len(rows), -1)
+    def scores(self, texts: list[list[int]], answers: list[int]) -> list[tuple[float, bool]]:
+        """The same for the last `answers` ids of each text, as one batch. Shorter texts are padded
+        on the right, which causal layers do not see."""
+        longest = max(map(len, texts))
+        ids_BT = torch.zeros((len(texts), longest), dtype=torch.long)
+        labels_BT = torch.full((len(texts), longest - 1), NO_LABEL)
+        for number, (ids, answer) in enumerate(zip(texts, answers)):
+            end = len(ids) - 1  # labels are one token behind
+            ids_BT[number, : len(ids)] = torch.tensor(ids)
+            labels_BT[number, end - answer : end] = torch.tensor(ids[len(ids) - answer :])
+        positions_BT = torch.arange(longest - 1).expand(len(texts), -1)
         batch = Batch(ids_BT[:, :-1], labels_BT, positions_BT).to(self.model.embed.weight.device)
         nats_BT, right_BT = losses(self.model, batch, CHUNK_TOKENS)
         right_BT |= batch.labels_BT == NO_LABEL
-        found: list[tuple[float, bool]] = []
+        scores: list[tuple[float, bool]] = []
         for nats, right in zip(nats_BT.double().sum(1).tolist(), right_BT.all(1)):
-            found.append((-nats, bool(right)))
-        return found
+            scores.append((-nats, bool(right)))
+        return scores
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """log p of whole texts, in windows of max_length that do not overlap."""
-        windows = [
-            (number, *make_disjoint_window(window))
-            for number, request in enumerate(requests)
-            for window in get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
-            )
-        ]
+        windows: list[tuple[int, list[int], list[int]]] = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
+            for window in rolling:
+                context, continuation = make_disjoint_window(window)
+                windows.append((number, context, continuation))
         totals = [0.0] * len(requests)
         for (number, _, _), (logp, _) in zip(windows, self._loglikelihood_tokens(windows)):
             totals[number] += logp
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, up to a stop; several rows together, those with the same
-        wishes."""
+        """The continuation of each context, up to a stop; several requests together, if they have
+        the same settings."""
         texts = [""] * len(requests)
-        wishes = [str(sorted(request.args[1].items())) for request in requests]
-        for _, group in groupby(
-            sorted(range(len(requests)), key=lambda i: (wishes[i], i)), key=wishes.__getitem__
-        ):
+        settings = [str(sorted(request.args[1].items())) for request in requests]
+        by_settings = sorted(range(len(requests)), key=lambda number: (settings[number], number))
+        for _, group in groupby(by_settings, key=settings.__getitem__):
             numbers = list(group)
             sampling = sampling_of(requests[numbers[0]].args[1])
-            room = max(1, self.max_length - sampling.max_new_tokens)
             for first in range(0, len(numbers), self.batch_size):
                 some = numbers[first : first + self.batch_size]
-                prompts = [
-                    self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id]
-                    for i in some
-                ]
-                rows = [
-                    text_row(self.model, self.words, ids, sampling, i)
-                    for ids, i in zip(prompts, some)
-                ]
+                rows = [self.row_of(requests[number], sampling, number) for number in some]
                 for number, text in zip(some, written(self.model, rows)):
                     texts[number] = text
         return texts
+
+    def row_of(self, request: Instance, sampling: Sampling, number: int) -> Continuation:
+        """A request to generate_until, ready to be generated; of a long context its end."""
+        room = max(1, self.max_length - sampling.max_new_tokens)
+        ids = self.tok_encode(request.args[0])[-room:] or [self.prefix_token_id]
+        return continuation_of(self.model, self.words, ids, sampling, number)
 
 
 def sampling_of(wishes: dict[str, Any]) -> Sampling:
@@ -157,21 +160,27 @@ def sampling_of(wishes: dict[str, Any]) -> Sampling:
     stop = tuple(text for text in kwargs.pop("until") if text)
     tokens = kwargs.pop("max_gen_toks")
     draws = kwargs.pop("do_sample")
-    if unknown := kwargs.keys() - SAMPLING_KEYS:
+    unknown = kwargs.keys() - SAMPLING_KEYS
+    if unknown:
         raise SettingsError(
-            f"generation_kwargs of a task: {', '.join(sorted(unknown))} has no meaning here; leave it out"
+            f"generation_kwargs of a task: {', '.join(sorted(unknown))} has no meaning here; "
+            "leave it out"
         )
-    given = {"top_k": 0, "temperature": 1.0, **kwargs} if draws else {"temperature": 0.0}
-    return Sampling(max_new_tokens=tokens, stop=stop, **given)
+    sampling = Sampling(max_new_tokens=tokens, stop=stop, temperature=0.0)
+    if draws:
+        sampling = replace(sampling, **{"top_k": 0, "temperature": 1.0, **kwargs})
+    return sampling
 
 
 def run_tasks(opened: Opened, scoring: Scoring, max_length: int) -> dict[str, Any]:
     """lm-eval's numbers of the tasks. Raises SettingsError for a task that is not known, DataError
     for data that are not here."""
     manager = TaskManager(include_path=scoring.include_path or None)
-    if unknown := [task for task in scoring.tasks if not manager.match_tasks([task])]:
+    unknown = [task for task in scoring.tasks if not manager.match_tasks([task])]
+    if unknown:
         raise SettingsError(
-            f"--tasks {','.join(unknown)}: lm-eval has no such task; `lm-eval ls tasks` lists them, --include_path adds yours"
+            f"--tasks {','.join(unknown)}: lm-eval has no such task; `lm-eval ls tasks` lists "
+            "them, --include_path adds yours"
         )
     try:
         found = simple_evaluate(
@@ -184,8 +193,9 @@ def run_tasks(opened: Opened, scoring: Scoring, max_length: int) -> dict[str, An
         )
     except OSError as error:  # also what the hub's libraries raise offline
         raise DataError(
-            f"--tasks {','.join(scoring.tasks)}: data cannot be read ({str(error).splitlines()[0]}); put them here, or let "
-            "lm-eval fetch them with --allow_download"
+            f"--tasks {','.join(scoring.tasks)}: data cannot be read "
+            f"({str(error).splitlines()[0]}); put them here, or let lm-eval fetch them with "
+            "--allow_download"
         ) from error
     return {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}
 

@@ -1,8 +1,8 @@
-"""What `longfire generate` does: prompts from words, a file or a person at a terminal; text to
-stdout, figures to stderr.
+"""`longfire generate`: prompts from the command line, a file or a person at a terminal; text to
+stdout, numbers to stderr.
 
-On a terminal one sees where the prompt ends: it is dim, or with NO_COLOR followed by the sign ‖. A
-file or a pipe gets prompt and continuation as they are.
+On a terminal the prompt is dim, or with NO_COLOR followed by the sign ‖. A file or a pipe gets
+prompt and continuation as they are.
 """
 
 import json
@@ -19,21 +19,20 @@ from longfire.errors import DataError, SettingsError
 from longfire.generation.generate import (
     Pace,
     begins_with_bos,
+    continuation_of,
     generate_texts,
     prompt_ids,
     stream_text,
-    text_row,
     write,
 )
 from longfire.launch import no_color
 from longfire.mixers.cache import Cache
 from longfire.ops.linear import keep_rounded
 
-DIM, NORMAL, PROMPT_END = (
-    "\033[2m",
-    "\033[0m",
-    "‖",
-)  # of a terminal; and the sign that stands for them without colours
+# How a terminal shows the prompt; without colours the sign marks its end
+DIM = "\033[2m"
+NORMAL = "\033[0m"
+PROMPT_END = "‖"
 
 
 def main(
@@ -47,13 +46,14 @@ def main(
     step: int = -1,
     plugins: tuple[str, ...] = (),
 ) -> int:
-    """Print what follows each prompt, by the model in a run folder or a folder of Hugging Face
-    weights.
+    """Print the continuation of each prompt by the model in a run folder or a folder of Hugging
+    Face weights.
 
-    Without prompts a terminal is asked for them. Rows that go alone are shown as they are drawn,
-    others when all of their batch are over. Raises SettingsError or DataError.
+    Without prompts a person at a terminal is asked for them. A single continuation is shown as it
+    is drawn, those of a batch when all of it are over. Raises SettingsError or DataError.
     """
-    prompts = [*prompts, *(read_prompts(file) if file else [])]
+    if file:
+        prompts = [*prompts, *read_prompts(file)]
     if not prompts and not interactive and not sys.stdin.isatty():
         raise SettingsError(
             "no prompt: give --prompt TEXT, --prompts FILE, or --interactive to be asked for them"
@@ -66,7 +66,8 @@ def main(
     if interactive or not prompts:
         if batch_size > 1:
             raise SettingsError(
-                f"--batch_size {batch_size} is for prompts that are known beforehand; leave out --interactive"
+                f"--batch_size {batch_size} is for prompts that are known beforehand; leave out "
+                "--interactive"
             )
         converse(Conversation(opened, sampling, pace), prompts)
     elif batch_size > 1:
@@ -84,17 +85,11 @@ def main(
     else:
         for index, prompt in enumerate(prompts):
             show([shown(prompt)])
-            show(
-                stream_text(
-                    opened.model,
-                    opened.tokenizer,
-                    prompt,
-                    sampling,
-                    begins_with_bos(opened),
-                    index,
-                    pace,
-                )
+            add_bos = begins_with_bos(opened)
+            pieces = stream_text(
+                opened.model, opened.tokenizer, prompt, sampling, add_bos, index, pace
             )
+            show(pieces)
             show(["\n"])
     if stats:
         print(f"stats: {pace}", file=sys.stderr)
@@ -102,8 +97,8 @@ def main(
 
 
 def shown(prompt: str) -> str:
-    """The prompt as it stands before its continuation; on a terminal it is marked as what the model
-    did not write."""
+    """The prompt as it is shown before its continuation; on a terminal it is marked as not written
+    by the model."""
     if not sys.stdout.isatty():
         return prompt
     if no_color():
@@ -112,14 +107,15 @@ def shown(prompt: str) -> str:
 
 
 def show(texts: Iterable[str]) -> None:
+    """Write texts to stdout, each at once."""
     for text in texts:
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
 def read_prompts(file: Path) -> list[str]:
-    """A prompt a line; of a .jsonl the field `prompt` of each. Empty lines say nothing. Raises
-    DataError naming file and line."""
+    """The prompts of a file: one in each line, of a .jsonl its field `prompt`. Empty lines are
+    skipped. Raises DataError naming file and line."""
     lines = []
     for number, line in lines_in(file):
         if line.strip():
@@ -140,7 +136,8 @@ def lines_in(file: Path) -> Iterator[tuple[int, str]]:
             yield number, line
     except ERRORS as e:
         raise DataError(
-            f"{file}: prompts cannot be read from it ({e}); name a text file, or a .jsonl with `prompt`"
+            f"{file}: prompts cannot be read from it ({e}); name a text file, or a .jsonl with "
+            "`prompt`"
         ) from e
 
 
@@ -179,7 +176,7 @@ class Conversation:
             if begun
             else prompt_ids(self.tokenizer, text, self.add_bos)
         )
-        row = text_row(self.model, self.tokenizer, self.ids, self.sampling, self.turns)
+        row = continuation_of(self.model, self.tokenizer, self.ids, self.sampling, self.turns)
         self.turns += 1
         for _, piece in write(self.model, [row], self.cache, self.pace):
             yield piece

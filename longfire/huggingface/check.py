@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +24,9 @@ from longfire.huggingface.families import choose_family, family_named, family_of
 from longfire.huggingface.family import Family
 from longfire.huggingface.load import COMPUTED, load_weights, model_of, read_weights
 from longfire.model import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds of imports
 
 SEQUENCES = 2
 TOKENS = 64  # of each; up to 64 fla runs its recurrent kernels, which are fp32 throughout
@@ -120,7 +123,7 @@ def compare(
     peer = compare_peer(family, folder, model_config, ids_BT, again_BTV)
     return Check(
         tensors=len(written),
-        memory_bytes=sum(given[name].numel() * dtype.itemsize for name, dtype in written.items()),
+        memory_bytes=size_of(given, written),
         dtype=name_of(lowest),
         tokens=ids_BT.numel(),
         own_kl=own_kl,
@@ -184,6 +187,14 @@ def compare_imported(
         peer_absent=peer.absent,
         tokenizer_differs=differs,
     )
+
+
+def size_of(weights: Mapping[str, Tensor], written: Mapping[str, torch.dtype]) -> int:
+    """Bytes of an export's parameters in the files."""
+    size = 0
+    for name, dtype in written.items():
+        size += weights[name].numel() * dtype.itemsize
+    return size
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -306,13 +317,16 @@ def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
     if unexpected:
         wrong["unexpected_keys"] = unexpected
     check(not wrong, f"{type(peer).__name__} does not find its tensors: {wrong}")
-    return peer.to(ids_BT.device).eval()(ids_BT, use_cache=False).logits
+    module: nn.Module = peer
+    return module.to(ids_BT.device).eval()(ids_BT, use_cache=False).logits
 
 
-def load_peer(folder: Path | str, config: object = None) -> tuple[nn.Module, dict[str, list[str]]]:
+def load_peer(
+    folder: Path | str, config: object = None
+) -> tuple["PreTrainedModel", dict[str, list[str]]]:
     """The model that transformers loads from a folder, in fp32, and its report: kind of problem ->
     names of tensors. config: of their class; None: that of the folder."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedModel
 
     arguments = {} if config is None else {"config": config}
     with quiet_transformers():
@@ -325,6 +339,7 @@ def load_peer(folder: Path | str, config: object = None) -> tuple[nn.Module, dic
         )
     assert isinstance(loaded, tuple), "asked for by output_loading_info"
     model, report = loaded
+    assert isinstance(model, PreTrainedModel), "a class of transformers"
     problems = {}
     for kind, names in report.items():
         if names:

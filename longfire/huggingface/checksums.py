@@ -26,7 +26,9 @@ THREADS = 8  # hashing lets other threads run
 
 def write_checksums(folder: Path) -> None:
     """List every file of a folder. The last thing that is written of an export."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    files = sorted(filter(Path.is_file, folder.iterdir()))
+    if folder / SUMS in files:
+        files.remove(folder / SUMS)
     lines = [f"{digest}  {file.name}\n" for file, digest in zip(files, digests_of(files))]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 

@@ -27,6 +27,7 @@ from longfire.huggingface.families import choose_family, family_named, family_of
 from longfire.huggingface.family_writing import left_out
 from longfire.huggingface.tensors import layout
 from longfire.initialise import build
+from longfire.mixers.mixer import Mixer
 from longfire.model import Model
 
 # The settings with the size of a head, for mixers without head_k and head_v: (of queries and keys,
@@ -68,13 +69,14 @@ def convert_weights(
         elif place.part == "mixer" or not how:
             how = "the source has none"
         moved.append(Moved(name, f"fresh: {how}", "", tuple(parameter.shape)))
-    used = {parameter.source for parameter in moved}
+    unused = dict(given)
+    for made in moved:
+        unused.pop(made.source, None)
     left = []
-    for name, tensor in given.items():
-        if name not in used:
-            place = Place.of(name, source.config)
-            why = refused.get(name) or absence(place, source.config, model_config)
-            left.append(Left(name, why, tuple(tensor.shape)))
+    for name, tensor in unused.items():
+        place = Place.of(name, source.config)
+        why = refused.get(name) or absence(place, source.config, model_config)
+        left.append(Left(name, why, tuple(tensor.shape)))
     return model, moved, left
 
 
@@ -124,6 +126,7 @@ def head_size(model: Model, place: Place) -> int | None:
     if place.layer is None or place.role not in PROJECTIONS:
         return None
     mixer = model.layers[place.layer].mixer
+    assert isinstance(mixer, Mixer), "a block of our own model"
     is_value = place.role in ("v_proj", "o_proj")
     names = HEAD_SIZES.get(mixer_of(model.config.layer_types[place.layer]))
     if names is not None:

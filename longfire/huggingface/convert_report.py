@@ -93,7 +93,7 @@ class Conversion:
         tables = {
             "parameters": parameters,
             "left behind": left_behind,
-            "settings": [asdict(setting) for setting in self.settings],
+            "settings": list(map(asdict, self.settings)),
         }
         return json.dumps(tables, indent=1) + "\n"
 

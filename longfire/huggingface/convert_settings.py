@@ -95,7 +95,10 @@ def explicit_names(
 
 def explicit_in_ours(config: Config) -> Explicit:
     """What a config of ours sets."""
-    tables = {name: frozenset(table) for name, table in config.items() if isinstance(table, dict)}
+    tables = {}
+    for name, table in config.items():
+        if isinstance(table, dict):
+            tables[name] = frozenset(table)
     return Explicit(frozenset(config.keys() - tables.keys()), tables)
 
 

@@ -1,5 +1,5 @@
-"""A model -> a folder of Hugging Face weights. It is written under a temporary name, loaded again and
-compared before it gets its own name."""
+"""A model -> a folder of Hugging Face weights. It is written under a temporary name, loaded again
+and compared before it gets its own name."""
 
 import json
 import math
@@ -28,13 +28,14 @@ from longfire.huggingface.comparing import check
 from longfire.huggingface.families import config_to_hf, family_named
 from longfire.huggingface.family import Config, Family
 from longfire.huggingface.family_writing import left_out
-from longfire.huggingface.load import INDEX, SINGLE, load_weights
+from longfire.huggingface.load import load_weights
 from longfire.huggingface.model_card import model_card, without_folders
 from longfire.huggingface.tensors import Stored, layout
 from longfire.huggingface.transformers_files import compare_saved, save
 from longfire.huggingface.transformers_model import TransformersModel
+from longfire.huggingface.weight_files import INDEX, SINGLE
 from longfire.model import Model, on_meta
-from longfire.training.reporting import METRICS, records
+from longfire.training.records import METRICS, records
 
 __all__ = ["Check", "export", "export_run", "load_weights"]
 
@@ -218,7 +219,10 @@ def recorded_numbers(run: Run, step: int) -> dict[str, object]:
     for record in records(metrics) if metrics.exists() else ():
         if record and record["step"] == step:
             recorded |= record
-    numbers = {key: recorded[key] for key in ("tokens", "loss") if key in recorded}
+    numbers: dict[str, object] = {}
+    for key in ("tokens", "loss"):
+        if key in recorded:
+            numbers[key] = recorded[key]
     for key, value in recorded.items():
         if key.startswith("eval/"):
             numbers[f"validation {key.removeprefix('eval/')}"] = value

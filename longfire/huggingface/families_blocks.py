@@ -3,7 +3,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from longfire.config.model_config import INITIALIZER_RANGE, PUBLISHED
 from longfire.huggingface.families_fla import (
@@ -16,9 +15,9 @@ from longfire.huggingface.families_fla import (
     PLAIN,
     RATIO,
 )
-from longfire.huggingface.family import Family, Key, Name, Settings
+from longfire.huggingface.family import Config, Family, Key, Name, Settings, without
 
-RWKV7_CHANGES = {
+RWKV7_CHANGES: dict[str, Settings] = {
     "norm_eps": {"default": 1e-5},
     "hidden_act": {"default": "sqrelu", "choices": {"sqrelu": "channel_mix"}},
     "use_l2warp": {"default": True},
@@ -26,22 +25,25 @@ RWKV7_CHANGES = {
 
 
 def rank(share: float, grows: int) -> Callable[[Settings], int]:
-    """What their layer takes where the config has null: by the width, and where it grows by the
-    heads' too."""
-    return lambda settings: max(
-        32,
-        round(
-            share * settings["hidden_size"] ** 0.5 * (settings["rwkv7.head_dim"] / 64) ** grows / 32
-        )
-        * 32,
-    )
+    """The rank that their layer takes where the config has null: it grows with the width, and with
+    the power `grows` of the heads' size."""
+
+    def rank_of(settings: Settings) -> int:
+        heads = (settings["rwkv7.head_dim"] / 64) ** grows
+        size = share * settings["hidden_size"] ** 0.5 * heads
+        return max(32, round(size / 32) * 32)
+
+    return rank_of
 
 
-def head_size(heads: Any, settings: Settings) -> int | None:
-    """What num_heads says of it, where the config does not."""
-    return settings["rwkv7.head_dim"] or (
-        settings["hidden_size"] // heads if type(heads) is int and heads > 0 else None
-    )
+def head_size(heads: object, settings: Settings) -> int | None:
+    """The size by num_heads, where the config does not have it; None if that is no number of
+    heads."""
+    if settings["rwkv7.head_dim"]:
+        return settings["rwkv7.head_dim"]
+    if type(heads) is int and heads > 0:
+        return settings["hidden_size"] // heads
+    return None
 
 
 MAMBA_NAMES = (
@@ -90,28 +92,30 @@ def channels(settings: Settings) -> int:
     return settings["mamba.intermediate_size"] or 2 * settings["hidden_size"]
 
 
-def own_channels(size: Any, settings: Settings) -> int | None:
+def own_channels(size: object, settings: Settings) -> int | None:
     """0 where it is what we take when nothing is said; None if it is no size."""
-    if type(size) not in (int, float):
+    if isinstance(size, bool) or not isinstance(size, int | float):
         return None
     if size == 2 * settings["hidden_size"]:
         return 0
     return int(size)
 
 
-def step_rank(rank: Any, settings: Settings) -> int | None:
-    if type(rank) is int or rank == "auto":
-        if rank in ("auto", -(-settings["hidden_size"] // 16)):
-            return 0
-        return rank
-    return None
+def step_rank(rank: object, settings: Settings) -> int | None:
+    if rank == "auto":
+        return 0
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        return None
+    if rank == -(-settings["hidden_size"] // 16):
+        return 0
+    return rank
 
 
 def written_step_rank(settings: Settings) -> int:
     return settings["mamba.dt_rank"] or -(-settings["hidden_size"] // 16)
 
 
-def width(times: Any, settings: Settings) -> int | None:
+def width(times: object, settings: Settings) -> int | None:
     """fla's MLP where the config has its ratio only."""
     if type(times) in (int, float):
         return 256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256)
@@ -125,7 +129,7 @@ def ratio(settings: Settings) -> float:
     return size * 1.5 / settings["hidden_size"]
 
 
-def odd_layers(layers: int) -> dict[str, Any]:
+def odd_layers(layers: int) -> Config:
     """Samba's own."""
     numbers = [i for i in range(1, 18, 2) if i < layers]
     return {"layers": numbers, "num_heads": 18, "num_kv_heads": 18, "window_size": 2048}
@@ -135,7 +139,7 @@ def heads_of(settings: Settings) -> int:
     return settings["hidden_size"] * settings["mamba2.expand"] // settings["mamba2.head_dim"]
 
 
-def limit(limits: Any, place: int) -> float | None:
+def limit(limits: object, place: int) -> float | None:
     """One of their two limits, of which infinity is our 0; None if they are none."""
     if not isinstance(limits, list) or len(limits) != 2:
         return None
@@ -145,7 +149,7 @@ def limit(limits: Any, place: int) -> float | None:
     return None
 
 
-def dt_limits(settings: Settings) -> list[Any]:
+def dt_limits(settings: Settings) -> list[object]:
     return [settings["mamba2.dt_low"], settings["mamba2.dt_high"] or INFINITE]
 
 
@@ -308,7 +312,11 @@ OWN_BLOCKS: dict[str, Family] = {
             "residual_in_fp32",
             "use_conv_bias",
             "rescale_prenorm_residual",
-            *(f"time_step_{what}" for what in ("scale", "min", "max", "init_scheme", "floor")),
+            "time_step_scale",
+            "time_step_min",
+            "time_step_max",
+            "time_step_init_scheme",
+            "time_step_floor",
         ),
     ),
     "rwkv7": Family(
@@ -342,7 +350,7 @@ OWN_BLOCKS: dict[str, Family] = {
         ),
         fixed={**FIXED, "attn": (None,)},  # their block cannot hold softmax attention
         ours={
-            **{k: v for k, v in PLAIN.items() if k not in ("norm_bias", "embed_norm")},
+            **without(PLAIN, ["norm_bias", "embed_norm"]),
             "norm": "layernorm",
         },
         inert=(

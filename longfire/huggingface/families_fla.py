@@ -3,7 +3,7 @@ families.py says how to read it."""
 
 from dataclasses import replace
 
-from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings
+from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings, unchanged
 from longfire.huggingface.family_layers import Listed
 
 NAMES = (
@@ -66,9 +66,13 @@ ATTENTION = {
     "attention.rope": "default",
 }
 YES_NO = {True: True, False: False}
-MAPS = {name: name for name in ("relu", "swish", "sigmoid", "logsigmoid", "gelu")}
-MAPS_OF_FLA = {None: "none", **MAPS, "silu": "swish", "sqrelu": "relu2"}
-MAPS_OF_TRANSFORMERS = {  # where fla's class asks transformers for the function: there "gelu" is not the tanh that it is in fla
+MAPS: dict[str | None, str] = {
+    name: name for name in ("relu", "swish", "sigmoid", "logsigmoid", "gelu")
+}
+MAPS_OF_FLA: dict[str | None, str] = {None: "none", **MAPS, "silu": "swish", "sqrelu": "relu2"}
+# Where fla's class takes the function from transformers: there "gelu" is not the tanh form that it
+# is in fla.
+MAPS_OF_TRANSFORMERS: dict[str | None, str] = {
     None: "none",
     "relu": "relu",
     "swish": "swish",
@@ -80,7 +84,7 @@ MAPS_OF_TRANSFORMERS = {  # where fla's class asks transformers for the function
 }
 QK_ACTIVATIONS = {"silu": "swish", "relu": "relu", "elu": "elu", "identity": "none"}
 LINEAR_MAPS = {
-    **{name: name for name in ("elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu")},
+    **unchanged("elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu"),
     "identity": "none",
 }
 HYBRID = Listed(
@@ -90,7 +94,7 @@ HYBRID = Listed(
 
 
 def half_width(settings: Settings) -> int:
-    """RetNet's MLP where the config is silent: hidden_ratio 2, where all others have 4."""
+    """RetNet's MLP where the config has no size: hidden_ratio 2, where all others have 4."""
     return 256 * -(-int(settings["hidden_size"] * 2 * 2 / 3) // 256)
 
 
@@ -354,7 +358,7 @@ FLA: dict[str, Family] = {
                 "feature_map",
                 "gsa.feature_map",
                 "swish",
-                choices={name: name for name in ("swish", "relu", "t2r")},
+                choices=unchanged("swish", "relu", "t2r"),
             ),
             Key("use_short_conv", "gsa.use_short_conv", False),
             Key("conv_size", "gsa.conv_size", 4),

@@ -1,5 +1,5 @@
-"""GPT-2 and nanochat in transformers: their names <-> our names; free of torch. families.py says how
-to read it."""
+"""GPT-2 and nanochat in transformers: their names <-> our names; free of torch. families.py says
+how to read it."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from longfire.huggingface.families_llama import (
     ROPE_KEYS,
     UNSCALED_ROPES,
 )
-from longfire.huggingface.family import Family, Key, Name
+from longfire.huggingface.family import Family, Key, Name, without
 
 # transformers' names of activations -> our MLPs without a gate. The first of several is written.
 ACTIVATIONS = {
@@ -39,9 +39,7 @@ def unscaled_rope_keys() -> tuple[Key, ...]:
 
 
 UNSCALED_ROPE_KEYS = unscaled_rope_keys()
-WITHOUT_SOFTCAPPING = {
-    name: value for name, value in LLAMA.items() if name != "final_logit_softcapping"
-}
+WITHOUT_SOFTCAPPING = without(LLAMA, ["final_logit_softcapping"])
 GPT_FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         architecture="GPT2LMHeadModel",
@@ -71,7 +69,11 @@ GPT_FAMILIES: dict[str, Family] = {
             Name("transformer.h.{i}.ln_1.", "layers.{i}.mixer_norm."),
             Name(
                 "transformer.h.{i}.attn.c_attn.",
-                tuple(f"layers.{{i}}.mixer.{x}_proj." for x in "qkv"),
+                (
+                    "layers.{i}.mixer.q_proj.",
+                    "layers.{i}.mixer.k_proj.",
+                    "layers.{i}.mixer.v_proj.",
+                ),
                 transposed=True,
             ),
             Name("transformer.h.{i}.attn.c_proj.", "layers.{i}.mixer.o_proj.", transposed=True),

@@ -3,7 +3,7 @@ families.py says how to read it."""
 
 from dataclasses import replace
 
-from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings
+from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings, unchanged
 from longfire.huggingface.family_layers import Windows
 
 LLAMA_NAMES = (
@@ -48,14 +48,14 @@ def numbers(values: object, _: Settings) -> tuple[float, ...] | None:
 
 KIND = "attention.rope"
 SCALED = ("linear", "dynamic", "llama3")
-UNSCALED_ROPES = {kind: kind for kind in ("default", *SCALED)}  # whose turns change no length
+UNSCALED_ROPES = unchanged("default", *SCALED)  # whose rotations change no length
 ROPE_KEYS = (
     Key("rope_parameters.rope_theta", "attention.rope_theta", 10000.0),
     Key(
         "rope_parameters.rope_type",
         KIND,
         "default",
-        choices={k: k for k in ("default", *SCALED, "yarn", "longrope")},
+        choices=unchanged("default", *SCALED, "yarn", "longrope"),
     ),
     Key(
         "max_position_embeddings",

@@ -5,7 +5,7 @@ family_reading.py and family_writing.py are the only readers of the tables. fami
 which layer has which mixer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -234,6 +234,23 @@ class Family:
     def placed(self) -> set[str]:
         """Every setting of ours that has a key in this family."""
         return {*(key.ours for key in self.keys), *self.ours, *self.layers.places}
+
+    def their_keys(self) -> list[str]:
+        """Every key of theirs in the tables, flat."""
+        return [*(key.theirs for key in self.keys), *self.fixed]
+
+
+def unchanged(*values: str) -> dict[str, str]:
+    """The `choices` of a key whose values have the same names with us."""
+    return dict(zip(values, values))
+
+
+def without(settings: Mapping[str, Any], names: Iterable[str]) -> Settings:
+    """A copy without some names."""
+    rest = dict(settings)
+    for name in names:
+        rest.pop(name, None)
+    return rest
 
 
 def leaf_of(name: str) -> str:

@@ -56,7 +56,7 @@ class Listed:
             name = variant(mixers, given)
             for number in numbers:
                 types[number] = name
-        return tuple(types), {name: mixers[name] for name in dict.fromkeys(types)}
+        return used_layers(types, mixers)
 
     def _read_table(self, table: Config, where: str) -> Settings:
         """The settings of attention in a table. Raises SettingsError."""
@@ -107,6 +107,11 @@ def tables_of(attn: Config | list[Config] | None) -> list[Config]:
     return [attn]
 
 
+def used_layers(types: list[str], mixers: dict[str, Settings]) -> Layers:
+    """The layers, with the settings of the names that they use."""
+    return tuple(types), {name: mixers[name] for name in dict.fromkeys(types)}
+
+
 def check_numbers(numbers: list[object], types: list[str], mixer: str, where: str) -> None:
     """Raises SettingsError unless these are numbers of layers that no table has named before."""
     free = {i for i, kind in enumerate(types) if kind == mixer}
@@ -136,7 +141,7 @@ class Windows:
     @property
     def reads(self) -> tuple[str, ...]:
         keys = (self.switch, "sliding_window", self.first, "layer_types")
-        return tuple(key for key in keys if key)
+        return tuple(filter(None, keys))
 
     def read(self, config: Config, settings: Settings, mixer: str, where: str) -> Layers:
         window = self._read_window(config, where)
@@ -148,8 +153,7 @@ class Windows:
             return (ATTENTION,) * len(types), {ATTENTION: sliding}
         names = {FULL: ATTENTION, SLIDING: SLIDING_ATTENTION}
         mixers = {ATTENTION: full, SLIDING_ATTENTION: sliding}
-        layer_types = tuple(names[kind] for kind in types)
-        return layer_types, {name: mixers[name] for name in dict.fromkeys(layer_types)}
+        return used_layers([names[kind] for kind in types], mixers)
 
     def _read_window(self, config: Config, where: str) -> int:
         """The window in tokens; 0: none."""
@@ -208,10 +212,13 @@ def first_of_tail(windows: list[int]) -> int:
 def variant(mixers: dict[str, Settings], given: Settings, mixer: str = ATTENTION) -> str:
     """The name in `mixers` under which these settings are: one that exists already, or the next:
     attention, attention:2 ..."""
-    known = [name for name in mixers if mixer_of(name) == mixer]
-    for name in known:
-        if mixers[name] == given:
+    count = 0
+    for name, settings in mixers.items():
+        if mixer_of(name) != mixer:
+            continue
+        if settings == given:
             return name
-    name = f"{mixer}:{len(known) + 1}" if known else mixer
+        count += 1
+    name = f"{mixer}:{count + 1}" if count else mixer
     mixers[name] = given
     return name

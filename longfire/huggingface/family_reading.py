@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from longfire.config.model_config import ModelConfig, nearest
 from longfire.errors import SettingsError
-from longfire.huggingface.family import Config, Family, Settings
+from longfire.huggingface.family import Config, Family, Settings, without
 
 # What every PreTrainedConfig may hold, or held, beside the model's config: keys of tools, of other
 # heads, of generation.
@@ -84,9 +84,7 @@ def read_family_config(
 
     ignored: flat names of keys that are not read.
     """
-    asked = asked_of(family, config, where)
-    for name in ignored:
-        asked.pop(name, None)
+    asked = without(asked_of(family, config, where), ignored)
     settings = family.ours | family.initial
     used = set(family.layers.reads)
     for key in family.keys:
@@ -96,19 +94,15 @@ def read_family_config(
         if key.applies(settings):
             used.add(key.theirs)
     layer_types, mixers = family.layers.read(asked, settings, family.mixer, where)
-    rest = {name: value for name, value in asked.items() if name not in used}
-    check_rest(rest, family, config, settings, where)
+    check_rest(without(asked, used), family, config, settings, where)
     plain = {name: value for name, value in settings.items() if "." not in name}
     return ModelConfig(**plain, layer_types=layer_types, mixers=mixers)
 
 
 def asked_of(family: Family, config: Config, where: str) -> Config:
     """Flat name -> value of the keys that say something about the model. Raises SettingsError."""
-    about_model = {name: value for name, value in config.items() if name not in INERT}
-    asked = flat(about_model, family, where)
-    for name in family.inert:
-        asked.pop(name, None)
-    return asked
+    asked = flat(without(config, INERT), family, where)
+    return without(asked, family.inert)
 
 
 def idle_rope_keys(family: Family, asked: Config) -> list[str]:
@@ -136,8 +130,7 @@ def idle_rope_keys(family: Family, asked: Config) -> list[str]:
 def names_of(family: Family) -> set[str]:
     """Every flat name that the family's table reads, older spellings too."""
     return {
-        *(key.theirs for key in family.keys),
-        *family.fixed,
+        *family.their_keys(),
         *family.replaced,
         *family.layers.reads,
         *family.older,
@@ -146,8 +139,7 @@ def names_of(family: Family) -> set[str]:
 
 def nested_names(family: Family) -> set[str]:
     """Keys of the family whose values are tables."""
-    names = [*(key.theirs for key in family.keys), *family.fixed]
-    return {name.partition(".")[0] for name in names if "." in name}
+    return {name.partition(".")[0] for name in family.their_keys() if "." in name}
 
 
 def flat(config: Config, family: Family, where: str) -> Config:

@@ -2,8 +2,8 @@
 torch."""
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, fields, replace
-from typing import Any
 
 from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
 from longfire.huggingface.family import Config, Family, Key, Settings, leaf_of
@@ -38,10 +38,11 @@ ROPE_USES: dict[str, tuple[str, ...]] = {
     "longrope": ("factor", "original_length", "attention_factor", "short_factor", "long_factor"),
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
 }
+DEFAULTS: Settings = {field.name: field.default for field in fields(ModelConfig)}
 HEAD_COUNTS = ("num_kv_heads", "num_v_heads")  # 0 means as many as num_heads
 
 # Flat setting -> its value under each name of layer_types (of the model's own settings: under "").
-Values = Mapping[str, Mapping[str, Any]]
+Values = Mapping[str, Settings]
 
 
 def normalised(model_config: ModelConfig) -> ModelConfig:
@@ -66,17 +67,12 @@ def normalised(model_config: ModelConfig) -> ModelConfig:
     if changed.mlp == "none":
         changed = replace(
             changed,
-            intermediate_size=default_of("intermediate_size"),
-            mlp_bias=default_of("mlp_bias"),
+            intermediate_size=DEFAULTS["intermediate_size"],
+            mlp_bias=DEFAULTS["mlp_bias"],
         )
     if changed.norm == "rmsnorm" or not changed.norm_affine:
-        changed = replace(changed, norm_bias=default_of("norm_bias"))
+        changed = replace(changed, norm_bias=DEFAULTS["norm_bias"])
     return changed
-
-
-def default_of(name: str) -> Any:
-    """The default of a field of ModelConfig."""
-    return next(field.default for field in fields(ModelConfig) if field.name == name)
 
 
 def reset_without_effect(settings: Settings, defaults: Settings, model_config: ModelConfig) -> None:
@@ -113,7 +109,7 @@ def reset_attention(settings: Settings, defaults: Settings, model_config: ModelC
 
 def with_all_sizes(model_config: ModelConfig) -> ModelConfig:
     """A normalised config with numbers where 0 means a default: some classes refuse a null."""
-    mixers = {name: dict(given) for name, given in model_config.mixers.items()}
+    mixers = deepcopy(model_config.mixers)
     for given in mixers.values():
         for name in HEAD_COUNTS:
             if given.get(name) == 0:
@@ -123,9 +119,9 @@ def with_all_sizes(model_config: ModelConfig) -> ModelConfig:
     return replace(model_config, mixers=mixers)
 
 
-def values_of(model_config: ModelConfig) -> dict[str, dict[str, Any]]:
+def values_of(model_config: ModelConfig) -> dict[str, Settings]:
     """Flat setting -> its value under each name of layer_types (of the model's own: under "")."""
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, Settings] = {}
     for name, value in asdict(model_config).items():
         if name not in ("mixers", "layer_types"):
             values[name] = {"": value}
@@ -168,8 +164,7 @@ def refusal(family: Family, name: str, values: Values, settings: Settings) -> st
         return f"{', '.join(each_layer)}: its layers have one"
     if name in family.ours and value != family.ours[name]:
         return f"{name} = {value!r}, it has {family.ours[name]!r} only"
-    keys = {key.ours: key for key in family.keys}
-    key = keys.get(name)
+    key = last_key(family, name)
     if key and key.choices is not None and not key.has_choice(value):
         known = " or ".join(map(repr, dict.fromkeys(key.choices.values())))
         return f"{name} = {value!r}, it has {known} only"
@@ -180,6 +175,15 @@ def refusal(family: Family, name: str, values: Values, settings: Settings) -> st
     return ""
 
 
+def last_key(family: Family, name: str) -> Key | None:
+    """The key of one of our settings; of several the last one."""
+    found = None
+    for key in family.keys:
+        if key.ours == name:
+            found = key
+    return found
+
+
 def is_idle(name: str, values: Values) -> bool:
     """Whether a setting has no effect: the size of an MLP that does not exist, or a setting of
     other rotary positions."""
@@ -187,7 +191,7 @@ def is_idle(name: str, values: Values) -> bool:
         return values["mlp"][""] == "none"
     if not name.startswith("attention.rope_"):
         return False
-    used = set()
+    used: set[str] = set()
     for kind in values["attention.rope"].values():
         used.update(ROPE_USES[kind])
         if kind != "none":
@@ -218,8 +222,7 @@ def left_out(family: Family, model_config: ModelConfig) -> list[str]:
     if not family.keys:  # our own class, whose config has every key
         return []
     settings = first_values(values_of(normalised(model_config)))
-    defaults = {field.name: field.default for field in fields(ModelConfig)}
-    defaults |= {"attention.dropout": 0.0} | family.initial
+    defaults = DEFAULTS | {"attention.dropout": 0.0} | family.initial
     placed = family.placed()
     found = []
     for name in TRAINING_ONLY:

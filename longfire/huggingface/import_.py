@@ -1,5 +1,6 @@
-"""Hugging Face weights -> a run folder, which train, eval, generate and export can use. It is written
-under a temporary name, read again and compared with their own class before it gets its own name."""
+"""Hugging Face weights -> a run folder, which train, eval, generate and export can use. It is
+written under a temporary name, read again and compared with their own class before it gets its own
+name."""
 
 import math
 import os
@@ -237,7 +238,10 @@ def shards_of(
 def count_parameters(theirs: Path, model_config: ModelConfig) -> int:
     """Parameters of the model; a tied head is the embedding."""
     family = family_of(read_config(theirs), str(theirs))
-    return sum(math.prod(stored.shape) for stored in layout(family, model_config).values())
+    count = 0
+    for stored in layout(family, model_config).values():
+        count += math.prod(stored.shape)
+    return count
 
 
 def with_progress(weights: Weights, total: int, note: Note) -> Weights:

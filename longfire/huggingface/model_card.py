@@ -9,13 +9,13 @@ from pathlib import Path
 from longfire.config.model_config import mixer_of
 from longfire.huggingface.check import Check
 from longfire.huggingface.families import FAMILIES
-from longfire.huggingface.family import Config
+from longfire.huggingface.family import Config, without
 from longfire.huggingface.own_config import LONGFIRE, is_own_export
 from longfire.mixers import MIXERS
 
 # The folders of a path of this machine in a text: /data/me/x.txt, ~/x, C:\me\x; not https://x/y,
-# owner/set or and/or. The card is for others: folders of the machine that trained tell them nothing,
-# and may tell more than its owner wants.
+# owner/set or and/or. The card is for others: folders of the machine that trained are of no use to
+# them, and may tell more than its owner wants.
 POSIX = r"~?/(?:[^\s/'\",;()\]]+/)*"
 WINDOWS = r"[A-Za-z]:\\(?:[^\s\\'\",;]+\\)*"
 FOLDERS_IN_TEXT = re.compile(rf"(?<![\w.:/~\\])(?:{POSIX}|{WINDOWS})(?=[^\s/\\])")
@@ -84,7 +84,7 @@ def how_to_use(name: str, config: Config) -> list[str]:
 def tables_of_model(config: Config) -> list[str]:
     """The settings of the model, and those of its mixers."""
     hidden = ("architectures", "attn", *LOCAL_KEYS)
-    shown = {key: value for key, value in config.items() if key not in hidden}
+    shown = without(config, hidden)
     tables_of_mixers: list[str] = []
     if is_own_export(config):
         shown |= shown.pop("shape")

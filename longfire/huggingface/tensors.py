@@ -109,7 +109,7 @@ def stored(
     assert len(parts) == len(rule.parts), (
         f"{theirs}: of its parts only {sorted(parts.values())} are there"
     )
-    names = tuple(parts[number] for number in range(len(parts)))
+    names = tuple(name for _, name in sorted(parts.items()))
     rows = tuple(shapes[name][0] for name in names)
     shape = (sum(rows), *shapes[names[0]][1:])
     transposed = rule.transposed and len(shape) == 2

@@ -90,7 +90,7 @@ def compare_saved(model: TransformersModel, folder: Path, dtype: torch.dtype) ->
     ids_BT = ids_for(model.config, device)
     # In fp32 whatever the run computes in.
     logits_BTV = TransformersModel(model.config, model.theirs)(ids_BT)
-    own_kl = kl(logits_BTV, TransformersModel(model.config, again.to(device))(ids_BT))
+    own_kl = kl(logits_BTV, TransformersModel(model.config, again).to(device)(ids_BT))
     if dtype == torch.float32:
         tolerated = tolerated_kl(logits_BTV, model.config.num_hidden_layers, device)
         check(

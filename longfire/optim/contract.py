@@ -21,8 +21,8 @@ from typing import ClassVar, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from longfire.config.recipe import as_type, check_interval, nearest
 from longfire.config.settings import Optimizer as Settings
+from longfire.config.values import as_type, check_interval, nearest
 from longfire.errors import SettingsError
 
 Role = Literal["embedding", "head", "matrix", "other"]

@@ -4,7 +4,7 @@ it is asked for. A file of `model.plugins` may add rules (plugins.py)."""
 from importlib import import_module
 
 from longfire.config import settings
-from longfire.config.recipe import nearest
+from longfire.config.values import nearest
 from longfire.errors import SettingsError
 from longfire.optim.contract import OptimizerRule
 

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -22,12 +23,15 @@ from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.plan import reshards
 from longfire.parallel.sharding import local, placed_parameters
 
+if TYPE_CHECKING:
+    from longfire.model import Model
+
 DEFAULTS = Parallelism()
 FUSED = Attention()
 
 
 def parallelize(
-    model: nn.Module,
+    model: "Model",
     keeping: ActivationCheckpoint,
     compiled: bool,
     mesh: Mesh = ALONE,
@@ -35,7 +39,7 @@ def parallelize(
     seq_len: int = 1,
     attention: Attention = FUSED,
     mlp_chunk_size: int = 0,
-) -> nn.Module:
+) -> "Model":
     """Apply the run's plan in place, on a model that may be on meta still, and return it. The
     order, and why:
 
@@ -70,7 +74,7 @@ def parallelize(
     return model
 
 
-def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
+def shard(model: "Model", mesh: Mesh, parallelism: Parallelism) -> None:
     """Cut every parameter by rows over dp_shard and cp, with replicas over dp_replicate (FSDP2;
     HSDP, Zhao 2023): a block is gathered when it computes, its gradients are summed and scattered
     when they are there.
@@ -79,19 +83,18 @@ def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
     7). What lies outside the blocks, the head among it, stays gathered from the forward to its
     backward, because the loss uses it.
     """
-    data_mesh = mesh.shards[
-        ("dp_replicate", "shards") if mesh.size("dp_replicate") > 1 else ("shards",)
-    ]
+    assert mesh.shards is not None, "several processes have a mesh"
+    axes = ("dp_replicate", "shards") if mesh.size("dp_replicate") > 1 else ("shards",)
+    data_mesh = mesh.shards[axes]
     narrow = parallelism.param_gather_dtype == "bfloat16"
     precision = MixedPrecisionPolicy(
         torch.bfloat16 if narrow else None,
         torch.float32 if narrow else None,
         cast_forward_inputs=False,
     )
+    offload = OffloadPolicy()
     if parallelism.cpu_offload:
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
-    else:
-        offload = OffloadPolicy()
     again = reshards(parallelism, mesh.size("pp"), mesh.size(*SHARDS))
     for block in model.layers:
         fully_shard(
@@ -116,20 +119,20 @@ def shard(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> None:
         )  # else the factor becomes an operation that gloo has not
 
 
-def roots(model: nn.Module) -> Sequence[nn.Module]:
+def roots(model: "Model") -> "Sequence[Model]":
     """What is called to compute: the model, or each of its stages."""
     if model.pipeline:
-        return model.pipeline.stages
+        return list(model.pipeline.stages)
     return (model,)
 
 
-def sharded(model: nn.Module) -> list[FSDPModule]:
+def sharded(model: "Model") -> list[FSDPModule]:
     """What is gathered by itself; a stage lies in no module of the model."""
     modules = dict.fromkeys(module for root in roots(model) for module in root.modules())
     return [module for module in modules if isinstance(module, FSDPModule)]
 
 
-def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
+def sync_gradients(model: "Model", mesh: Mesh, last: bool) -> None:
     """Before a microbatch's backward: shards are summed after every one, replicas after the last
     only, since whole gradients are at hand to wait with. (The schedule of a pipeline does this
     itself.)"""
@@ -140,7 +143,7 @@ def sync_gradients(model: nn.Module, mesh: Mesh, last: bool) -> None:
             module.set_requires_all_reduce(last, recurse=False)
 
 
-def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
+def gradients(model: "Model", mesh: Mesh) -> tuple[list[Tensor], list[float]]:
     """The gradients on this process, and how many processes hold each: every number of the model is
     counted once in the norm, that of a copy by its owner (here its share is 1 / infinity)."""
     found = []
@@ -154,12 +157,12 @@ def gradients(model: nn.Module, mesh: Mesh) -> tuple[list[Tensor], list[float]]:
     return found, copies
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: "Model") -> torch.device:
     """Where a model computes; its parameters may be kept elsewhere."""
     return model.computes_on or next(model.parameters()).device
 
 
-def reshard(model: nn.Module) -> None:
+def reshard(model: "Model") -> None:
     """After a forward without a backward: what is still gathered is freed, so that the next step
     gathers what it updated."""
     for module in sharded(model):

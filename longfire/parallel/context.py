@@ -18,7 +18,7 @@ it is differentiable: the gradients of what was gathered are added up and scatte
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ from longfire.parallel.context_strategies.contract import (
 )
 from longfire.parallel.layout import ContextShard, Layout, keys_seen, segments_each
 from longfire.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from longfire.model import Model
 
 KINDS_OF_CONTEXT = ("attention", "state", "halo")
 
@@ -197,7 +200,7 @@ class ContextSequence:
         assert (documents is None) == self.shard.flows, "documents are those of the Sequence"
 
 
-def share_rows(model: nn.Module, mesh: Mesh, parallelism: Parallelism) -> Context:
+def share_rows(model: "Model", mesh: Mesh, parallelism: Parallelism) -> Context:
     """What cuts a model's batches for all processes along cp; the model stays as it is."""
     softmax = any("attention" in block.mixer.context for block in model.layers)
     return Context(
@@ -377,7 +380,7 @@ def sources(shard: ContextShard, kept: int, count: int) -> Iterator[tuple[int, i
 
 
 def refusals(
-    model: nn.Module, cp: int, tp: int, tokens: int, parallelism: Parallelism
+    model: "Model", cp: int, tp: int, tokens: int, parallelism: Parallelism
 ) -> Iterator[str]:
     """What of a run with this whole model (on meta) so many processes cannot share, with the key,
     the number and the fix."""
@@ -410,7 +413,7 @@ def refusals(
             yield why
 
 
-def parts_of(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+def parts_of(model: "Model") -> Iterator[tuple[nn.Module, str]]:
     """Each mixer with the name that layer_types gives it, and MLPs that look at other tokens."""
     for block, mixer in zip(model.layers, model.config.layer_types):
         yield block.mixer, mixer

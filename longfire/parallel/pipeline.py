@@ -10,7 +10,7 @@ states alone travel (and what layers leave for later ones, `Mixer.carried`). Ord
 receives are those of torch.distributed.pipelining.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -34,32 +34,13 @@ from longfire.errors import SettingsError
 from longfire.loss import losses_of
 from longfire.mixers import MIXERS
 from longfire.mixers import mixer as mixers
-from longfire.model import Block, Model
+from longfire.model import Layers, Model
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.sharding import local, placed_parameters, set_sharding
 from longfire.parallel.stages import DEGREE, SCHEDULE, Layout, layout
 
 Loss = Callable[[Model, Tensor, Batch], Tensor]  # (model, hidden states, batch) -> scalar
-
-
-class Layers(nn.Module):
-    """Some of a model's blocks under their numbers in the whole model, so that the names of
-    parameters stay the global ones."""
-
-    def __init__(self, blocks: Mapping[int, Block]) -> None:
-        super().__init__()
-        for number, block in sorted(blocks.items()):
-            self.add_module(str(number), block)
-
-    def __iter__(self) -> Iterator[Block]:
-        return self.children()
-
-    def __len__(self) -> int:
-        return len(list(self.children()))
-
-    def __getitem__(self, number: int) -> Block:
-        return self.get_submodule(str(number))
 
 
 class Stage(Model):
@@ -113,15 +94,21 @@ def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
     is_last = placed.stages - 1 in stages
     numbers = [layer for stage in stages for layer in placed.layers[stage]]
     used = {mixer_of(model.config.layer_types[layer]) for layer in numbers}
-    part.embed = model.embed if is_first or (is_last and model.config.tie_word_embeddings) else None
-    part.positions = model.positions if is_first else None
-    part.embed_norm = model.embed_norm if is_first else None
-    part.layers = Layers({layer: model.layers[layer] for layer in numbers})
-    part.shared = nn.ModuleDict(
-        {name: module for name, module in model.shared.items() if name in used}
-    )
-    part.norm = model.norm if is_last else None
-    part.head = model.head if is_last else None
+    has_embedding = is_first or (is_last and model.config.tie_word_embeddings)
+    layers = {layer: model.layers[layer] for layer in numbers}
+    shared = {name: module for name, module in model.shared.items() if name in used}
+    # in the order of Model, since parameters come in the order in which modules are registered
+    modules = {
+        "embed": model.embed if has_embedding else None,
+        "positions": model.positions if is_first else None,
+        "embed_norm": model.embed_norm if is_first else None,
+        "layers": Layers(layers),
+        "shared": nn.ModuleDict(shared),
+        "norm": model.norm if is_last else None,
+        "head": model.head if is_last else None,
+    }
+    for name, module in modules.items():
+        setattr(part, name, module)
 
 
 def carried(model: Model, placed: Layout, stage: int) -> tuple[str, ...]:
@@ -308,7 +295,9 @@ class Pipeline:
         for name, (owner, *others) in self.copies.items():
             if here not in (owner, *others) or not parameters[name].requires_grad:
                 continue
-            gradient = local(parameters[name].grad)
+            whole_gradient = parameters[name].grad
+            assert whole_gradient is not None, "a backward came before"
+            gradient = local(whole_gradient)
             if here != owner:
                 dist.send(gradient, self.rank_of(owner), self.group)
                 dist.recv(gradient, self.rank_of(owner), self.group)
@@ -368,11 +357,12 @@ class Pipeline:
         before = self.placed.processes[stage.number - 1]
         if before == self.mesh.rank("pp"):
             return said
-        found = self.passed(stage, stage.taken, ids_BT)
-        found = tuple(torch.empty(size, dtype=dtype, device=ids_BT.device) for size, dtype in found)
-        for tensor in found:
+        found = []
+        for size, dtype in self.passed(stage, stage.taken, ids_BT):
+            tensor = torch.empty(size, dtype=dtype, device=ids_BT.device)
             dist.recv(tensor, self.rank_of(before), self.group)
-        return found
+            found.append(tensor)
+        return tuple(found)
 
     def sent(self, stage: Stage, said: tuple[Tensor, ...]) -> list[tuple[dist.Work, Tensor]]:
         """Begun sends with what they send, which must live as long; none where the next stage lies
@@ -382,7 +372,9 @@ class Pipeline:
             return []
         found: list[tuple[dist.Work, Tensor]] = []
         for tensor in said:
-            found.append((dist.isend(tensor, self.rank_of(after), self.group), tensor))
+            work = dist.isend(tensor, self.rank_of(after), self.group)
+            assert work is not None, "this process is in the group"
+            found.append((work, tensor))
         return found
 
     def from_last(self, tensor: Tensor) -> Tensor:
@@ -414,6 +406,7 @@ class Numbered(PipelineStage):
     tensor, to be read back from the device, which FSDP moves it to.)"""
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        assert isinstance(self.submod, Stage)
         self.submod.microbatch = fwd_chunk_id
         return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 

@@ -17,7 +17,7 @@ across, and those of the gradients:
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,9 @@ from longfire.parallel.sharding import (
     set_sharding,
     sharding_of,
 )
+
+if TYPE_CHECKING:
+    from longfire.model import Model
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class TensorGroup:
         return TensorRegions(enter, own_tokens, self.words(vocab_size))
 
 
-def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
+def split(model: "Model", mesh: Mesh, sequence_parallel: bool) -> None:
     """Leave of a whole model (on meta, or with values) what this process holds of it, in place.
 
     Every parameter's ShardSpec says what was split, and of which the gradient is only a part here:
@@ -123,7 +126,7 @@ def split(model: nn.Module, mesh: Mesh, sequence_parallel: bool) -> None:
 
 
 def refusals(
-    model: nn.Module,
+    model: "Model",
     tp: int,
     sequence_parallel: bool,
     seq_len: int,
@@ -198,7 +201,7 @@ def undeclared(region: nn.Module) -> Iterator[str]:
         yield "which of its attributes count heads (divided)"
 
 
-def named_regions(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+def named_regions(model: "Model") -> Iterator[tuple[nn.Module, str]]:
     """Each mixer with the name that layer_types gives it, each MLP with its own."""
     for block, mixer in zip(model.layers, model.config.layer_types):
         yield block.mixer, mixer
@@ -393,7 +396,7 @@ class SharedHead(Linear):
         return self.words.add_up(F.pad(here, (first, after)))
 
 
-def split_vocabulary(model: nn.Module, sharers: TensorGroup) -> None:
+def split_vocabulary(model: "Model", sharers: TensorGroup) -> None:
     """Embedding and head: each process has its own part of the vocabulary."""
     words = sharers.words(model.config.vocab_size)
     tied = model.head.weight is model.embed.weight
@@ -408,7 +411,7 @@ def split_vocabulary(model: nn.Module, sharers: TensorGroup) -> None:
     replace_module(model, "head", SharedHead(model.head, words))
 
 
-def add_up_partial_gradients(model: nn.Module, mesh: Mesh) -> None:
+def add_up_partial_gradients(model: "Model", mesh: Mesh) -> None:
     """After the backward of a step: gradients that are a part in each process become their sum, in
     one message a dtype. Collective over tp."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}

@@ -2,10 +2,10 @@
 numbers with ours beside them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -19,6 +19,8 @@ from longfire.mixers import MIXERS
 from longfire.parallel.cost import DEVICES, LINK_EFFICIENCY, Device
 from longfire.planner import longest, published
 from longfire.planner.tables import FILE_WIDTH
+
+T = TypeVar("T")
 
 
 def plan_context(run: Run, device: Device, out: Path | None) -> None:
@@ -49,7 +51,7 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
         keep(out, mixers, narrow)
 
 
-def shown(found: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+def shown(found: Iterator[T], total: int, what: str) -> Iterable[T]:
     """The same with a bar on a terminal: every mixer takes some seconds, since its blocks are run
     on fake tensors."""
     console = Console(stderr=True)
@@ -164,7 +166,7 @@ def published_table(rows: list[tuple[published.Row, longest.Longest, longest.Lon
     return table
 
 
-def cell(printed: int | str, found: int) -> str:
+def cell(printed: object, found: int) -> str:
     if printed == found:
         return str(printed)
     return f"{printed} \\[{found}]".strip()

@@ -3,6 +3,7 @@ step takes."""
 
 from dataclasses import dataclass, field
 
+from longfire.config.settings import Remat
 from longfire.parallel.axes import AXES
 from longfire.parallel.context_cost import tokens_here
 
@@ -18,7 +19,7 @@ class Plan:
     cp: int
     tp: int
     pp: int
-    remat: str
+    remat: Remat
     batch_size: int
     microbatches: int
     strategy: str = "ring"

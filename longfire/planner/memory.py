@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from longfire.block_execution import as_it_is
-from longfire.config.settings import ActivationCheckpoint, Attention
+from longfire.config.settings import ActivationCheckpoint, Attention, Remat
 from longfire.data.pack import NO_LABEL
 from longfire.mixers import mixer
-from longfire.model import Model
+from longfire.model import Block, Layers, Model
 from longfire.ops import pretending_cuda
 from longfire.ops.attention_choice import local_sequence
 from longfire.ops.bf16 import native_bf16
@@ -337,8 +338,8 @@ class PlannedMesh(Mesh):
     def rank(self, *axes: str) -> int:
         return 0
 
-    def group(self, axis: str) -> OtherProcesses:
-        return OtherProcesses(self.size(axis))
+    def group(self, axis: str) -> dist.ProcessGroup:
+        return cast(dist.ProcessGroup, OtherProcesses(self.size(axis)))
 
 
 def share_of(model: Model, tp: int, sequence_parallel: bool) -> Model:
@@ -359,7 +360,7 @@ class Keeping:
     remat: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
     mlp_chunk_size: int = 0
 
-    def apply(self, block: nn.Module, mode: str) -> None:
+    def apply(self, block: Block, mode: Remat) -> None:
         save_memory(block, replace(self.remat, mode=mode), self.mlp_chunk_size)
 
 
@@ -396,7 +397,7 @@ class Meter:
         self.small = with_layers(model, [model.layers[layer] for layer in self.kinds.values()])
         self.known: dict[tuple, Part] = {}
 
-    def part(self, which: int | str, remat: str, rows: int) -> Part:
+    def part(self, which: int | str, remat: Remat, rows: int) -> Part:
         """The embedding, the head, or layer `which` (layers of one kind are one)."""
         which = which if isinstance(which, str) else self.kind_of[which]
         key = which, "none" if isinstance(which, str) else remat, rows
@@ -408,7 +409,7 @@ class Meter:
             self.known[key] = Part.of_rows(one, two, rows)
         return self.known[key]
 
-    def measure(self, remat: str, rows: int) -> None:
+    def measure(self, remat: Remat, rows: int) -> None:
         """All blocks, since one may use what an earlier one left in `seq.shared`; and the ends,
         which no remat changes."""
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
@@ -429,16 +430,17 @@ class Meter:
                     self.known[layer, remat, rows] = traced(
                         partial(through, block, seq), enters, block, there
                     )
-                seq.shared = {name: detached(shared) for name, shared in seq.shared.items()}
+                seq.shared = mixer.Shared({name: detached(x) for name, x in seq.shared.items()})
             if (HEAD, "none", rows) not in self.known:
                 self.known[EMBED, "none", rows] = self.embedding(model, rows)
                 self.known[HEAD, "none", rows] = self.head(model, enters, rows)
 
     def sequence(self, rows: int) -> mixer.Sequence:
         tokens_BT = torch.zeros(rows, self.seq_len, dtype=torch.int64)
-        noise_BT = torch.zeros(rows, self.seq_len, dtype=torch.int32)
         ops = local_sequence(self.keeping.attention)
-        noise_BT = noise_BT if self.small.config.drops else None
+        noise_BT = None
+        if self.small.config.drops:
+            noise_BT = torch.zeros(rows, self.seq_len, dtype=torch.int32)
         return mixer.Sequence(tokens_BT, noise_BT=noise_BT, ops=ops)
 
     @cached_property
@@ -506,15 +508,15 @@ def ends_of(model: Model) -> dict[str, nn.ModuleList]:
     return found
 
 
-def with_layers(model: Model, layers: list[nn.Module]) -> Model:
+def with_layers(model: Model, layers: list[Block]) -> Model:
     """The same model with these blocks only."""
     made = copy.copy(model)
     made._modules = dict(model._modules)
-    made.layers = nn.ModuleList(layers)
+    made.layers = Layers(dict(enumerate(layers)))
     return made
 
 
-def made_of(block: nn.Module) -> Any:
+def made_of(block: Block) -> Any:
     """Blocks of which this is equal hold the same."""
     shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
     return type(block.mixer), str(block.mixer.config), shapes

@@ -13,10 +13,11 @@ from itertools import product
 from math import log
 
 import torch
+from torch import nn
 
 from longfire.config.model_config import TransformersConfig
 from longfire.config.run import Run
-from longfire.config.settings import Parallelism
+from longfire.config.settings import Parallelism, Remat
 from longfire.errors import SettingsError
 from longfire.model import on_meta
 from longfire.optim import rule_of, updates_of
@@ -31,7 +32,7 @@ from longfire.planner.forecast import Collective, Forecast, Moment, Plan
 from longfire.planner.holding import NOTHING, Group, Held, Shards
 from longfire.planner.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, Part, ends_of
 
-REMATS = ("none", "mlp", "attention", "attention+mlp", "block")
+REMATS: tuple[Remat, ...] = ("none", "mlp", "attention", "attention+mlp", "block")
 MIXER_AGAIN = (
     "attention",
     "attention+mlp",
@@ -92,11 +93,14 @@ class Planner:
     def of_recipe(self) -> Plan:
         """The plan that the settings say. Raises SettingsError for one that cannot be."""
         run = self.run
-        degrees = self.run.degrees
         rows = self.rows // run.data_processes
         asked = run.parallelism.context_parallel_strategy
         plan = Plan(
-            **degrees,
+            run.degrees["dp_replicate"],
+            run.degrees["dp_shard"],
+            run.degrees["cp"],
+            run.degrees["tp"],
+            run.degrees["pp"],
             remat=run.activation_checkpoint.mode,
             batch_size=rows // run.microbatches,
             microbatches=run.microbatches,
@@ -228,7 +232,8 @@ class Planner:
         ends by name."""
         if (tp, shards) not in self.groups:
             model = self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).model
-            parts = {**dict(enumerate(model.layers)), **ends_of(model)}
+            parts: dict[int | str, nn.Module] = dict(enumerate(model.layers))
+            parts.update(ends_of(model))
             updates = updates_of(model, self.rule)
             groups: dict[int | str, Group] = {}
             for name, part in parts.items():
@@ -499,13 +504,13 @@ class Planner:
         for name in self.names_of(plan, process):
             if name == HEAD:
                 total += 3 * self.flops_of_head
-            elif name != EMBED:
+            elif isinstance(name, int):
                 mixer = self.flops_of[name]["mixer"]
                 block = self.flops_of[name]["block"]
                 total += 3 * block + self.flops_again(plan.remat, mixer, block - mixer)
         return total
 
-    def flops_again(self, remat: str, mixer: float, mlp: float) -> float:
+    def flops_again(self, remat: Remat, mixer: float, mlp: float) -> float:
         """FLOPs a token that a block recomputes; MLPs in chunks are recomputed by
         themselves. A policy that keeps matrix products leaves nothing that counts, one that names
         operations is counted as if it kept nothing."""

@@ -11,12 +11,17 @@ setup.py         model and optimizer on the devices: fresh, restored, or from ot
 run_plan.py      what the planner decides and shows of a run of several processes
 stages.py        the stage of the schedule of lengths that the model is in
 step.py          forward and backward of every micro-batch, one update
-tbptt.py         sequences longer than memory: segments, state passed on, gradients truncated or exact
+tbptt.py         sequences longer than memory: segments, carried state, truncated or exact gradients
 distillation.py  what a student learns from a teacher
 timing.py        the time of a run as it goes: measured, shown, planned anew under a budget
 step_record.py   the record of a step: loss, speed, MFU, memory, seconds
 validation.py    when the run is evaluated, and where the results go
-reporting.py     one record a step: JSONL, console, TensorBoard, W&B
+reporting.py     one record a step, everywhere that it is asked for
+records.py       metrics.jsonl: one record a line, written at once, read from either end
+console.py       progress on the console
+trackers.py      TensorBoard and Weights & Biases
+slowness.py      warnings of slow training
+environment.py   environment.json: versions, revision and devices
 traces.py        profiler traces and CUDA memory snapshots
 finish.py        after the last step: export, check, sample, report
 report_page.py   run folders -> one HTML page and its charts

@@ -1,14 +1,14 @@
 """The time of a run: what its steps take on this machine, how long the rest will take, how many
 steps a budget allows.
 
-    pace = Pace()                        the loop tells it what each step, evaluation and save took
+    pace = Pace()                        is given the seconds of each step, evaluation and save
     budget = Budget(300, 10_000, pace)   training.max_seconds, and the most steps allowed
-    if budget.due(plan, step, used):     time to look at the clock?
+    if budget.due(plan, step, used):     whether to plan anew after this step
         plan = budget.replanned(plan, step, used)
 
-Nothing here reads a clock: seconds come in as arguments. What the plan means for the learning rate
-is in training/schedule.py. What counts as used: steps, and the evaluations and saves between them. What does
-not: the preparation of data and model, the last save, the last evaluation, export.
+Nothing here reads a clock: seconds are arguments. The learning rate that follows from a plan is in
+training/schedule.py. Steps, and the evaluations and saves between them, count as used time; the
+preparation of data and model, the last save, the last evaluation and export do not.
 """
 
 import math

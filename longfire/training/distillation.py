@@ -1,9 +1,11 @@
 """Distillation: a student whose new mixers learn first to do what the teacher's attention did, then
 to predict what it predicts.
 
-hidden   each new mixer sees what the teacher's attention saw in that layer, and its output is compared with the attention's
-         (MOHAWK, Bick 2024, stage 2; attention transfer, LoLCATs, Zhang 2024). Only the new mixers learn.
-logits   KL(teacher || student) of the next token, mixed with the loss on the text itself (Hinton 2015). Everything learns.
+hidden   each new mixer gets the input of the teacher's attention in that layer, and its output is
+         compared with the attention's (MOHAWK, Bick 2024, stage 2; attention transfer, LoLCATs,
+         Zhang 2024). Only the new mixers learn.
+logits   KL(teacher || student) of the next token, mixed with the loss on the text itself (Hinton
+         2015). Everything learns.
 """
 
 from collections.abc import Iterator

@@ -16,8 +16,8 @@ from longfire.evaluation.evaluate import validation_bytes, xz_bits_per_byte
 from longfire.generation.generate import generate_text
 from longfire.huggingface.export import export, facts_of
 from longfire.model import Model
+from longfire.training.records import METRICS
 from longfire.training.report_page import html
-from longfire.training.reporting import METRICS
 
 Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 

@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
-from longfire.training.reporting import (
-    ENVIRONMENT,
-    METRICS,
-    duration,
-    records,
-    settings_of,
-    unreadable_line,
-)
+from longfire.training.console import duration
+from longfire.training.environment import ENVIRONMENT
+from longfire.training.records import METRICS, records, unreadable_line
+from longfire.training.trackers import settings_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 POINTS = 2000  # of a curve: more than a page has pixels
 SMOOTHING = 0.02  # of a run: the width over which the thick curve averages the thin one
@@ -36,37 +36,36 @@ PART_COLOURS = ("#c92a2a", "#4dabf7", "#1864ab", "#74b816", "#adb5bd")
 
 @dataclass(frozen=True)
 class Story:
-    """What a run folder tells: its records as columns (NaN where a step has none), its settings and
-    its machine."""
+    """The content of a run folder: its records as columns (NaN where a step has none), its settings
+    and its machine."""
 
     name: str
     folder: Path
     columns: dict[str, np.ndarray]  # of training steps: step, loss, tokens, elapsed_seconds ...
-    heldout: dict[
-        str, np.ndarray
-    ]  # of evaluations: step, <source>/loss, <source>/bits_per_byte ...
-    settings: dict[str, Any]  # section.key -> value
-    machine: dict[str, Any]
+    # of evaluations: step, <source>/loss, <source>/bits_per_byte ...
+    heldout: dict[str, np.ndarray]
+    settings: dict[str, object]  # section.key -> value
+    machine: dict[str, Any]  # environment.json
     unreadable: int = 0  # lines of metrics.jsonl
 
     def __len__(self) -> int:
         return len(self.columns["step"])
 
     def column(self, name: str) -> np.ndarray:
+        """A number of all training steps; NaN where it was not recorded."""
         return self.columns.get(name, np.full(len(self), np.nan))
 
     def at(self, name: str, steps: np.ndarray) -> np.ndarray:
-        """A training column's values at other steps: where evaluations lie on the axis of a
-        chart."""
+        """The values of a training column at other steps, as those of evaluations."""
         return np.interp(steps, self.columns["step"], self.column(name))
 
     def losses(self) -> list[str]:
+        """The evaluation columns that are losses."""
         return [key for key in self.heldout if key.endswith("/loss")]
 
 
-Chart = Callable[
-    [Sequence[Story]], Any
-]  # a figure of matplotlib, which is imported when one is drawn
+# Draws a figure; matplotlib is imported when one is drawn
+Chart = Callable[[Sequence[Story]], "Figure"]
 
 
 def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print) -> None:
@@ -96,6 +95,7 @@ def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print
 
 
 def needs_matplotlib() -> None:
+    """Raises SettingsError where matplotlib cannot be imported."""
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingsError(
             "curves are drawn by matplotlib, which is not installed: pip install 'longfire[plots]'"
@@ -104,11 +104,12 @@ def needs_matplotlib() -> None:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise SettingsError(
-            f"curves are drawn by matplotlib, which cannot be imported ({error}): pip install 'longfire[plots]'"
+            f"curves are drawn by matplotlib, which cannot be imported ({error}): pip install "
+            "'longfire[plots]'"
         ) from error
 
 
-def save_figure(drawn: Any, out: Path, title: str) -> None:
+def save_figure(drawn: "Figure", out: Path, title: str) -> None:
     """Write one figure as .png, .svg or .html. Raises SettingsError for another ending,
     CheckpointError if it cannot be written."""
     check_ending(out)
@@ -122,7 +123,8 @@ def save_figure(drawn: Any, out: Path, title: str) -> None:
             title = markup.escape(title)
             write_whole(
                 out,
-                f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+                "<!doctype html><html lang=en><head><meta "
+                f"charset=utf-8><title>{title}</title><style>{STYLE}</style>"
                 f"</head><body><h1>{title}</h1>{as_svg(drawn)}</body></html>\n",
             )
     except OSError as error:
@@ -132,14 +134,14 @@ def save_figure(drawn: Any, out: Path, title: str) -> None:
 
 
 def check_ending(out: Path) -> None:
-    """Raises SettingsError where `save_figure` would, before anything was measured."""
+    """Raises SettingsError where `save_figure` would, before anything is measured."""
     needs_matplotlib()
     if out.suffix not in (".png", ".svg", ".html"):
         raise SettingsError(f"{out}: pictures are written as .png, .svg or .html; name one of them")
 
 
 def read(folders: Sequence[Path]) -> list[Story]:
-    """The stories of run folders, with names that tell them apart."""
+    """The stories of run folders, with different names."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -147,13 +149,15 @@ def read(folders: Sequence[Path]) -> list[Story]:
 
 
 def read_one(folder: Path, name: str) -> Story:
+    """The story of one run folder. Raises SettingsError where it has no training step."""
     path = folder / METRICS
     if not path.exists():
         raise SettingsError(
-            f"{folder} holds no {METRICS}, so it is no run folder; give the job.dump_folder of a run"
+            f"{folder} holds no {METRICS}, so it is no run folder; give the job.dump_folder of a "
+            "run"
         )
-    steps = []
-    evaluations = []
+    steps: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     unreadable = 0
     for record in records(path):
         if record is None:
@@ -166,41 +170,44 @@ def read_one(folder: Path, name: str) -> Story:
         raise SettingsError(
             f"{path} has no training step yet; report again when the run has made one"
         )
-    machine = folder / ENVIRONMENT
-    flat = {
-        f"{section}.{key}": v
-        for section, keys in settings_of(folder).items()
-        if isinstance(keys, dict)
-        for key, v in keys.items()
-    }
+    heldout: dict[str, np.ndarray] = {}
+    for key, values in as_columns(evaluations).items():
+        heldout[key.removeprefix("eval/")] = values
+    machine: dict[str, Any] = {}
+    environment = folder / ENVIRONMENT
+    if environment.exists():
+        machine = json.loads(environment.read_text(encoding="utf-8"))
     return Story(
-        name=name,
-        folder=folder,
-        columns=as_columns(steps),
-        heldout={
-            key.removeprefix("eval/"): values for key, values in as_columns(evaluations).items()
-        },
-        settings=flat,
-        machine=json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else {},
-        unreadable=unreadable,
+        name, folder, as_columns(steps), heldout, flat_settings(folder), machine, unreadable
     )
 
 
+def flat_settings(folder: Path) -> dict[str, object]:
+    """section.key -> value of a run.toml."""
+    flat: dict[str, object] = {}
+    for section, values in settings_of(folder).items():
+        if isinstance(values, dict):
+            for key, value in values.items():
+                flat[f"{section}.{key}"] = value
+    return flat
+
+
 def as_columns(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """One array a field; what a record lacks or has as null is NaN."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return {
-        name: np.array([np.nan if r.get(name) is None else r[name] for r in records], float)
-        for name in names
-    }
+    """An array for each field; what a record lacks, or has as null, is NaN."""
+    columns: dict[str, np.ndarray] = {}
+    for number, record in enumerate(records):
+        for name, value in record.items():
+            column = columns.setdefault(name, np.full(len(records), np.nan))
+            if value is not None:
+                column[number] = value
+    return columns
 
 
-# Charts. Each takes all stories and gives a figure; the table of them is at the end of this part.
+# Charts. Each takes all stories and returns a figure; CHARTS is the table of them.
 
 
-def figure(y_label: str, x_label: str) -> tuple[Any, Any]:
-    """A figure that belongs to nobody else: pyplot, with its global state and its windows, is not
-    used."""
+def figure(y_label: str, x_label: str) -> "tuple[Figure, Axes]":
+    """An empty figure, without pyplot's global state and windows."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -214,11 +221,11 @@ def figure(y_label: str, x_label: str) -> tuple[Any, Any]:
 def curves(
     stories: Sequence[Story],
     name: str,
-    axes: Any,
+    axes: "Axes",
     x_of: Callable[[Story], np.ndarray],
     smooth: bool = True,
 ) -> None:
-    """A column of every run: every step thin, the running mean thick."""
+    """Draw a column of every run: every step thin, the running mean thick."""
     for story, colour in zip(stories, cycle(COLOURS)):
         x = x_of(story)
         y = story.column(name)
@@ -232,7 +239,8 @@ def curves(
 
 
 def running_mean(y: np.ndarray, width: int) -> np.ndarray:
-    """Exponential: y_t weighs 1/width, and the start counts only what there is of it."""
+    """Exponential mean: y_t has the weight 1/width, and the start is corrected for the values that
+    it lacks."""
     keep = 1 - 1 / width
     mean = 0.0
     weight = 0.0
@@ -245,30 +253,37 @@ def running_mean(y: np.ndarray, width: int) -> np.ndarray:
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most some POINTS of a curve: of each stretch its least and its greatest, so that no spike
+    """At most some POINTS of a curve: the least and the greatest of each stretch, so that no spike
     is lost."""
     if len(x) <= POINTS:
         return x, y
-    stretches = np.array_split(np.arange(len(y)), POINTS // 2)
-    index = np.unique([pick for s in stretches for pick in (s[y[s].argmin()], s[y[s].argmax()])])
+    kept: list[int] = []
+    for stretch in np.array_split(np.arange(len(y)), POINTS // 2):
+        kept.append(stretch[y[stretch].argmin()])
+        kept.append(stretch[y[stretch].argmax()])
+    index = np.unique(kept)
     return x[index], y[index]
 
 
 def tokens_of(story: Story) -> np.ndarray:
+    """Tokens seen, of each step."""
     return story.column("tokens")
 
 
-def loss_by_tokens(stories: Sequence[Story]) -> Any:
+def loss_by_tokens(stories: Sequence[Story]) -> "Figure":
+    """Loss by tokens seen."""
     return loss_chart(stories, "tokens", "tokens", 1.0)
 
 
-def loss_by_time(stories: Sequence[Story]) -> Any:
+def loss_by_time(stories: Sequence[Story]) -> "Figure":
+    """Loss by time of training, in minutes or hours."""
     longest = max(last(story.column("elapsed_seconds")) for story in stories)
-    unit, seconds = ("hours", 3600.0) if longest > 2 * 3600 else ("minutes", 60.0)
-    return loss_chart(stories, f"{unit} of training", "elapsed_seconds", seconds)
+    if longest > 2 * 3600:
+        return loss_chart(stories, "hours of training", "elapsed_seconds", 3600.0)
+    return loss_chart(stories, "minutes of training", "elapsed_seconds", 60.0)
 
 
-def loss_chart(stories: Sequence[Story], x_label: str, x_name: str, unit: float) -> Any:
+def loss_chart(stories: Sequence[Story], x_label: str, x_name: str, unit: float) -> "Figure":
     """Training loss as curves, each evaluation as a point."""
     drawn, axes = figure("loss (nats per token)", x_label)
     curves(stories, "loss", axes, lambda story: story.column(x_name) / unit)
@@ -276,7 +291,7 @@ def loss_chart(stories: Sequence[Story], x_label: str, x_name: str, unit: float)
         for key, marker in zip(story.losses(), cycle("osD^v*")):
             x = story.at(x_name, story.heldout["step"]) / unit
             source = f" ({key.removesuffix('/loss')})" if len(story.losses()) > 1 else ""
-            label = f"{story.name}, held out{source}"
+            label = f"{story.name}, validation{source}"
             axes.plot(x, story.heldout[key], marker, color=colour, markersize=4, label=label)
     axes.legend(frameon=False, fontsize=8)
     return drawn
@@ -285,7 +300,7 @@ def loss_chart(stories: Sequence[Story], x_label: str, x_name: str, unit: float)
 def plain_chart(name: str, y_label: str, smooth: bool = False, logarithmic: bool = False) -> Chart:
     """The chart of one field of the records."""
 
-    def draw(stories: Sequence[Story]) -> Any:
+    def draw(stories: Sequence[Story]) -> "Figure":
         drawn, axes = figure(y_label, "tokens")
         curves(stories, name, axes, tokens_of, smooth)
         drawn_values = np.concatenate([story.column(name) for story in stories])
@@ -300,15 +315,14 @@ def plain_chart(name: str, y_label: str, smooth: bool = False, logarithmic: bool
     return draw
 
 
-def split_chart(stories: Sequence[Story]) -> Any:
-    """Where a step's time goes: the mean of all steps, one bar a run."""
+def split_chart(stories: Sequence[Story]) -> "Figure":
+    """The parts of a step's time: the mean of all steps, one bar for each run."""
     drawn, axes = figure("", "milliseconds a step (mean)")
     names = [story.name for story in stories]
     left = np.zeros(len(stories))
     for part, colour in zip(PARTS, PART_COLOURS):
-        widths = np.array(
-            [1000 * np.nan_to_num(mean(story.column(f"{part}_seconds"))) for story in stories]
-        )
+        seconds = [mean(story.column(f"{part}_seconds")) for story in stories]
+        widths = 1000 * np.nan_to_num(seconds)
         axes.barh(names, widths, left=left, color=colour, label=part, height=0.5)
         left += widths
     axes.set_ylim(len(stories) - 0.3, -0.7)  # the first run on top
@@ -327,8 +341,8 @@ CHARTS: dict[str, Chart] = {
 }
 
 
-def as_svg(drawn: Any) -> str:
-    """The figure as an element of a page: letters stay letters, and the same figure gives the same
+def as_svg(drawn: "Figure") -> str:
+    """The figure as an element of a page: text stays text, and the same figure gives the same
     bytes."""
     import matplotlib
 
@@ -350,6 +364,7 @@ def as_svg(drawn: Any) -> str:
 
 
 def mean(values: np.ndarray) -> float:
+    """The mean of the values that are known; NaN where none is."""
     known = values[np.isfinite(values)]
     if len(known):
         return float(known.mean())
@@ -357,6 +372,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def last(values: np.ndarray) -> float:
+    """The last value that is known; NaN where none is."""
     known = values[np.isfinite(values)]
     if len(known):
         return float(known[-1])
@@ -365,11 +381,12 @@ def last(values: np.ndarray) -> float:
 
 def row_of(story: Story) -> dict[str, str]:
     """The line of a run in the final table."""
+    loss = mean(story.column("loss")[-FINAL_STEPS:])
     row = {
         "run": story.name,
         "steps": f"{last(story.column('step')):,.0f}",
         "tokens": f"{last(story.column('tokens')):,.0f}",
-        f"loss (mean of the last {FINAL_STEPS} steps)": f"{mean(story.column('loss')[-FINAL_STEPS:]):.4f}",
+        f"loss (mean of the last {FINAL_STEPS} steps)": f"{loss:.4f}",
     }
     for key in story.losses():
         source = key.removesuffix("/loss")
@@ -388,14 +405,14 @@ def row_of(story: Story) -> dict[str, str]:
 
 def table(rows: Sequence[dict[str, str]]) -> str:
     """Rows as an HTML table; a row that lacks a column shows a dash."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= dict.fromkeys(row)
     head = "".join(f"<th>{markup.escape(name)}</th>" for name in names)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{markup.escape(row.get(name, '–'))}</td>" for name in names)
-        + "</tr>"
-        for row in rows
-    )
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{markup.escape(row.get(name, '–'))}</td>" for name in names)
+        body += f"<tr>{cells}</tr>"
     return (
         f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
@@ -403,30 +420,29 @@ def table(rows: Sequence[dict[str, str]]) -> str:
 
 def settings_table(stories: Sequence[Story], only_differing: bool) -> str:
     """Settings as rows, runs as columns."""
-    keys = dict.fromkeys(key for story in stories for key in story.settings)
-    rows = []
+    keys: dict[str, None] = {}
+    for story in stories:
+        keys |= dict.fromkeys(story.settings)
+    rows: list[dict[str, str]] = []
     for key in keys:
-        values = [str(story.settings.get(key, "–")) for story in stories]
-        if not only_differing or len(set(values)) > 1:
-            rows.append({"setting": key, **dict(zip((story.name for story in stories), values))})
+        values = {story.name: str(story.settings.get(key, "–")) for story in stories}
+        if not only_differing or len(set(values.values())) > 1:
+            rows.append({"setting": key, **values})
     if rows:
         return table(rows)
     return "<p>They have the same settings.</p>"
 
 
 def machine_of(story: Story) -> str:
-    """One sentence on what a run ran on."""
+    """The machine of a run, in one sentence."""
     machine = story.machine
-    devices = (machine.get("cuda") or {}).get("devices") or [
-        f"{machine.get('cpu', 'unknown CPU')}, {machine.get('threads', '?')} threads"
-    ]
-    versions = ", ".join(
-        f"{name} {version}" for name, version in machine.get("versions", {}).items()
-    )
+    cpu = f"{machine.get('cpu', 'unknown CPU')}, {machine.get('threads', '?')} threads"
+    devices = (machine.get("cuda") or {}).get("devices") or [cpu]
+    versions = [f"{name} {version}" for name, version in machine.get("versions", {}).items()]
     parts = [
         f"{len(devices)} x {devices[0]}" if len(devices) > 1 else devices[0],
         f"Python {machine.get('python', '?')}",
-        versions,
+        ", ".join(versions),
         f"git {machine['git']}" if machine.get("git") else "",
         machine.get("time", ""),
     ]
@@ -453,12 +469,15 @@ def page_of(stories: Sequence[Story], charts: dict[str, str]) -> str:
     )
     differing = f"<h2>What differs</h2>{settings_table(stories, True)}" if len(stories) > 1 else ""
     machines = "".join(
-        f"<p class=machine><b>{markup.escape(story.name)}</b>: {markup.escape(machine_of(story))}</p>"
+        f"<p class=machine><b>{markup.escape(story.name)}</b>: "
+        f"{markup.escape(machine_of(story))}</p>"
         for story in stories
     )
     return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style></head><body>"
+        "<!doctype html><html lang=en><head><meta "
+        f"charset=utf-8><title>{title}</title><style>{STYLE}</style></head><body>"
         f"<h1>{title}</h1>{table([row_of(story) for story in stories])}{differing}"
         f"<div class=charts>{figures}</div><h2>Machine</h2>{machines}"
-        f"<details><summary>All settings</summary>{settings_table(stories, False)}</details></body></html>\n"
+        "<details><summary>All "
+        f"settings</summary>{settings_table(stories, False)}</details></body></html>\n"
     )

@@ -3,9 +3,9 @@ torch.
 
 A run of a known number of steps uses `schedule`. A run with a time budget (training.max_seconds)
 has a plan: a list of entries STEP:TOTAL_STEPS, one for each time that its number of steps was
-estimated (training/budget.py). `planned_schedule` gives the rate for such a plan. It reads only the entries
-up to the step that it is asked for, so a run that is repeated with the whole plan has the same
-rates as the run that wrote it, entry by entry.
+estimated (training/budget.py). `planned_schedule` gives the rate for such a plan. It reads only the
+entries up to the step that it is asked for, so a run that is repeated with the whole plan has the
+same rates as the run that wrote it, entry by entry.
 
     training.step_plan = ["4:100", "50:80"]
 

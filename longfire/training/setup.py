@@ -15,7 +15,8 @@ from longfire.config.summary import summary
 from longfire.data.prepare import Prepared
 from longfire.device import choose_dtype
 from longfire.errors import SettingsError
-from longfire.huggingface import transformers_documents, transformers_model
+from longfire.huggingface import transformers_model
+from longfire.huggingface.transformers_documents import check_documents_separate
 from longfire.initialise import materialise
 from longfire.launch import Watchdog, attempt
 from longfire.model import Model, on_meta
@@ -66,7 +67,7 @@ def state_at_start(
         stage = lengths.stage_of_model(run.training, state.step)
         set_rope_base(run, state.model, stage.rope_theta)
     if run.model.backend == "transformers" and run.data.varlen:
-        transformers_documents.check_documents_separate(state.model)
+        check_documents_separate(state.model)
     return state
 
 

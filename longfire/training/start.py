@@ -45,8 +45,8 @@ def begin(run: Run, prepared: Prepared, note: Note) -> None:
 
 
 def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None:
-    """Weights and teacher were trained on the ids of their own tokenizer. Raises SettingsError where
-    that of the run is another one, unless tokenizer.allow_mismatch is set."""
+    """Weights and teacher were trained on the ids of their own tokenizer. Raises SettingsError
+    where that of the run is another one, unless tokenizer.allow_mismatch is set."""
     from_elsewhere = {"distillation.teacher": run.distillation.teacher}
     if not run.resumes:
         from_elsewhere["model.weights"] = run.model.weights
@@ -74,8 +74,8 @@ def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None
         )
         if not run.tokenizer.allow_mismatch:
             raise SettingsError(
-                f"{mismatch}. The same ids would stand for other text. Leave tokenizer.path out, or "
-                f"set it to {beside.path!r}; if another tokenizer is meant, set "
+                f"{mismatch}. The same ids would stand for other text. Leave tokenizer.path out, "
+                f"or set it to {beside.path!r}; if another tokenizer is meant, set "
                 "tokenizer.allow_mismatch = true"
             )
         note(f"warning: {mismatch}; tokenizer.allow_mismatch = true permits it")
@@ -99,7 +99,8 @@ def refuse_no_labels(run: Run, prepared: Prepared) -> None:
                 f"{name}: no token of it can be predicted: with data.varlen = true the first token "
                 f"of each document has no label, and no document of its "
                 f"{store.train.documents:,} has a second one. Set data.varlen = false or "
-                "tokenizer.add_eos = true, join documents (data.split_documents), or name other text"
+                "tokenizer.add_eos = true, join documents (data.split_documents), or name other "
+                "text"
             )
 
 

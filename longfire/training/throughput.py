@@ -38,11 +38,7 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     result = {
         "tokens_per_second": run.tokens_per_step / seconds,
         "seconds": seconds,
-        **{
-            f"{part}_seconds": statistics.median(p[part] for p in taken)
-            for part in taken[0]
-            if part != "seconds"
-        },
+        **median_parts(taken),
         "memory_bytes": peak_memory_bytes(device),
         "flops_per_token": flops_per_token,
         "matmul_peak": peak,
@@ -50,6 +46,15 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
     }
     tell(result, [run.tokens_per_step / parts["seconds"] for parts in taken], source, note)
     return result
+
+
+def median_parts(steps: list[dict[str, float]]) -> dict[str, float]:
+    """The median seconds of each part of a step."""
+    medians: dict[str, float] = {}
+    for part in steps[0]:
+        if part != "seconds":
+            medians[f"{part}_seconds"] = statistics.median([seconds[part] for seconds in steps])
+    return medians
 
 
 def measured(run: Run, state: State, steps: int, clock: Clock) -> list[dict[str, float]]:
@@ -90,8 +95,8 @@ def tell(
         if key.endswith("_seconds"):
             share[key.removesuffix("_seconds")] = value / result["seconds"]
     note(
-        f"speed: {result['tokens_per_second']:,.0f} tokens/s, the median of {len(rates)} steps (from {min(rates):,.0f} to "
-        f"{max(rates):,.0f})"
+        f"speed: {result['tokens_per_second']:,.0f} tokens/s, the median of {len(rates)} steps "
+        f"(from {min(rates):,.0f} to {max(rates):,.0f})"
     )
     note(
         f"a step: {result['seconds']:.3f} s = "

@@ -9,7 +9,9 @@ from longfire.config.run_folder import write
 from longfire.device import Clock
 from longfire.plural import counted
 from longfire.training.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
-from longfire.training.reporting import METRICS, QuietReport, Report, duration, last_records
+from longfire.training.console import duration
+from longfire.training.records import METRICS, last_records
+from longfire.training.reporting import QuietReport, Report
 from longfire.training.schedule import Plan, planned_schedule, progress, read_plan, schedule
 
 # Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate
@@ -47,8 +49,8 @@ def last_step(run: Run, state: State) -> int:
 
 
 def most_steps(run: Run, state: State) -> int:
-    """The most steps that the settings allow. Of a run counted in tokens: those that are missing,
-    in steps of today's size, since a run may go on with another batch size."""
+    """The most steps that the settings allow. Of a run counted in tokens: the missing ones in steps
+    of the present size, since a run may be resumed with another batch size."""
     if not run.training.tokens:
         return run.steps
     return state.step + -(-max(0, run.training.tokens - state.tokens) // run.tokens_per_step)
@@ -67,8 +69,8 @@ def learning_rate(run: Run, done: Progress) -> float:
 
 
 class Timing:
-    """Collective over the mesh of the run are `begin` and `is_over`; the clock of process 0 decides
-    for all."""
+    """The time of a run while it trains. `begin` and `is_over` are collective over the mesh; the
+    clock of process 0 decides for all."""
 
     def __init__(self, run: Run, state: State, report: Report | QuietReport, clock: Clock) -> None:
         self.run = run
@@ -81,8 +83,8 @@ class Timing:
         self.budget = Budget(run.training.max_seconds, most_steps(run, state), self.pace)
 
     def begin(self) -> None:
-        """Before the first step of this process: the plan that it goes on with, and whether there
-        is anything left to do."""
+        """Before the first step of this process: the plan that it continues, and whether any step
+        is left."""
         run = self.run
         state = self.state
         if run.training.max_seconds:
@@ -96,7 +98,7 @@ class Timing:
         self.note_a_jump()
 
     def note_what_is_left(self) -> None:
-        """Of a run that goes on: its plan is known before the first step of this process."""
+        """Of a run that is resumed: its plan is known before the first step of this process."""
         run = self.run
         state = self.state
         if not state.step or state.step >= last_step(run, state):
@@ -104,12 +106,12 @@ class Timing:
         left = run.training.max_seconds - state.elapsed_seconds
         steps = last_step(run, state) - state.step
         self.report.note(
-            f"time: {duration(left)} of training.max_seconds = {run.training.max_seconds:g} are left, "
-            f"planned as {counted(steps, 'step')} until this process has measured its own"
+            f"time: {duration(left)} of training.max_seconds = {run.training.max_seconds:g} are "
+            f"left, planned as {counted(steps, 'step')} until this process has measured its own"
         )
 
     def note_if_finished(self) -> None:
-        """Nothing is trained where the run has all steps that it is asked for, or more."""
+        """Nothing is trained where the run has all steps that its settings ask for, or more."""
         run = self.run
         state = self.state
         if not state.step or state.step < last_step(run, state):
@@ -125,17 +127,16 @@ class Timing:
         done = f"{counted(state.step, 'step')} {'is' if state.step == 1 else 'are'} done"
         asked = run.training.tokens if key == "training.tokens" else last_step(run, state)
         has_more = (state.tokens if key == "training.tokens" else state.step) > asked
+        more = ""
         if has_more and not run.training.max_seconds:
             more = f", more than {key} = {asked:,} asks for"
-        else:
-            more = ""
         self.report.note(
             f"this run is finished: its {done}{more}{used}.{self.cut_short()} "
             f"To go on, raise {key}; to begin anew, name another job.dump_folder"
         )
 
     def cut_short(self) -> str:
-        """What a finished run lacks whose budget was used up long before its plan was over."""
+        """A note where the budget of a finished run was used up long before its plan was over."""
         plan = self.state.plan
         step = self.state.step
         if len(plan) < 2 or plan[-1] != (step, step):
@@ -143,23 +144,24 @@ class Timing:
         done = progress(plan[:-1], step)
         if done > 1 - NOTED_SHARE:
             return ""
-        return f" Its time was up at {done:.0%} of the plan, so the learning rate has not decayed to its floor."
+        return (
+            f" Its time was up at {done:.0%} of the plan, so the learning rate has not decayed "
+            "to its floor."
+        )
 
     def note_a_jump(self) -> None:
-        """Where the settings give the last step another rate than it had, the rate jumps; that is
-        seldom meant."""
+        """Where the settings give the last step another learning rate than it had, the rate jumps,
+        which is seldom intended."""
         run = self.run
         state = self.state
         if not state.step or state.step >= last_step(run, state) or state.mesh.rank():
             return
-        if (
-            state.plan
-            and progress(state.plan, state.step) == 1
-            and run.lr_scheduler.name != "constant"
-        ):
+        decays = run.lr_scheduler.name != "constant"
+        if state.plan and decays and progress(state.plan, state.step) == 1:
             rate = learning_rate(run, state)
             self.report.note(
-                f"the decay of the learning rate is over: the run goes on with its floor, {rate:.3g}"
+                "the decay of the learning rate is over: the run goes on with its floor, "
+                f"{rate:.3g}"
             )
         had = recorded_rate(run, state.step)
         before = EarlierProgress(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
@@ -168,33 +170,34 @@ class Timing:
         if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):
             return
         self.report.note(
-            f"the learning rate jumps: step {state.step:,} had {had:.3g}, "
-            f"the next one has {follows:.3g}, since "
-            "the schedule has changed (its length, its settings, or optimizer.lr). "
-            "checkpoint.load_step goes back to a step before the decay; "
+            f"the learning rate jumps: step {state.step:,} had {had:.3g}, the next one has "
+            f"{follows:.3g}, since the schedule has changed (its length, its settings, or "
+            "optimizer.lr). checkpoint.load_step goes back to a step before the decay; "
             "lr_scheduler.name = constant with a lower optimizer.lr goes on without a jump"
         )
 
     def step_is_done(self, seconds: float) -> None:
+        """Count a step of so many seconds."""
         self.pace.add_step(seconds)
         if len(self.pace.steps) == MEASURED_STEPS and not self.run.training.max_seconds:
             self.note_duration()
 
     def evaluation_is_done(self) -> None:
+        """Count the time since the last step as that of an evaluation."""
         self.pace.eval_seconds = self.pause_is_over()
 
     def save_is_done(self) -> None:
+        """Count the time since the last step as that of a save."""
         self.pace.save_seconds = self.pause_is_over()
 
     def pause_is_over(self) -> float:
-        """What came since the step, or since the last pause, was no step; it counts as time of
-        training. Its seconds."""
+        """Count the time since the last step or pause as time of training. Returns its seconds."""
         seconds = self.clock.read()["seconds"]
         self.state.elapsed_seconds += seconds
         return seconds
 
     def note_duration(self) -> None:
-        """How long the rest of the run takes, by the steps that were measured."""
+        """Note how long the rest of the run takes, by the steps that were measured."""
         state = self.state
         pace = self.pace
         left = last_step(self.run, state) - state.step
@@ -209,13 +212,13 @@ class Timing:
         more = f", and {' and '.join(unknown)} beside them" if unknown else ""
         about = f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
         self.report.note(
-            f"time: {pace.seconds_per_step:.3g} s a step (measured): "
-            f"the {counted(left, 'step')} that {'is' if left == 1 else 'are'} left "
-            f"{'takes' if left == 1 else 'take'} {about}{more}"
+            f"time: {pace.seconds_per_step:.3g} s a step (measured): the {counted(left, 'step')} "
+            f"that {'is' if left == 1 else 'are'} left {'takes' if left == 1 else 'take'} "
+            f"{about}{more}"
         )
 
     def is_over(self) -> bool:
-        """Whether all steps are done, after a look at the clock where one is due."""
+        """Whether all steps are done. Under a budget the run may be planned anew here."""
         state = self.state
         mesh = self.state.mesh
         if self.run.training.max_seconds:
@@ -230,8 +233,8 @@ class Timing:
         return state.step >= last_step(self.run, state)
 
     def take(self, plan: Plan) -> None:
-        """The plan of process 0 is that of all from here on; run.toml has it, and the console where
-        it says something new."""
+        """Take the plan of process 0 on all processes, save it in run.toml, and note it where it
+        differs much."""
         run = self.run
         state = self.state
         mesh = self.state.mesh
@@ -253,12 +256,13 @@ class Timing:
         now = f", after {was:,} planned before" if was else ""
         left = max(0.0, run.training.max_seconds - state.elapsed_seconds)
         self.report.note(
-            f"time: {pace}: {run.training.max_seconds:g} s of training are {counted(total, 'step')} = "
-            f"{total * run.tokens_per_step:,} tokens{bound}{now}; {duration(left)} left"
+            f"time: {pace}: {run.training.max_seconds:g} s of training are "
+            f"{counted(total, 'step')} = {total * run.tokens_per_step:,} tokens{bound}{now}; "
+            f"{duration(left)} left"
         )
 
     def keep_plan(self) -> None:
-        """run.toml has the plan, so that the run can be repeated with it. Collective over the
+        """Save the plan in run.toml, so that the run can be repeated with it. Collective over the
         mesh."""
         run = self.run
         state = self.state

@@ -11,13 +11,8 @@ from longfire.device import Clock
 from longfire.launch import cxx_compiler
 from longfire.parallel.apply import recompilations
 from longfire.training.loop import train
-from longfire.training.reporting import (
-    DATA_WAIT_LIMIT,
-    QUIET_STEPS,
-    WARMUP_STEPS,
-    WINDOW_STEPS,
-    Report,
-)
+from longfire.training.reporting import Report
+from longfire.training.slowness import DATA_WAIT_LIMIT, QUIET_STEPS, WARMUP_STEPS, WINDOW_STEPS
 
 PARTS = (
     "data_seconds",

@@ -18,8 +18,8 @@ def step_of_checkpoint(value: str) -> dict[str, str]:
     found = re.search(r"(?:checkpoint|step)-(\d+)/?$", value)
     if not found:
         raise SettingsError(
-            f"checkpoint = {value!r} names no step; write checkpoint.load_step = STEP (-1: the newest) and give "
-            "the run folder as job.dump_folder"
+            f"checkpoint = {value!r} names no step; write checkpoint.load_step = STEP (-1: the "
+            "newest) and give the run folder as job.dump_folder"
         )
     return {"checkpoint.load_step": found[1]}
 

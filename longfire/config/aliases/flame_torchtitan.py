@@ -19,8 +19,9 @@ def layers_or_operations(value: str) -> dict[str, str]:
     """torchtitan's `mode = selective`, by operation or every n-th layer."""
     if value != "op":
         raise SettingsError(
-            f"activation_checkpoint.selective_ac_option = {value!r} computes some blocks again only (n = {value}): not supported; "
-            "write op (outputs of matrix products are kept), or activation_checkpoint.mode = 'attention' or 'mlp'"
+            f"activation_checkpoint.selective_ac_option = {value!r} computes some blocks again "
+            f"only (n = {value}): not supported; write op (outputs of matrix products are kept), "
+            "or activation_checkpoint.mode = 'attention' or 'mlp'"
         )
     return {"activation_checkpoint.policy": "matmuls"}
 
@@ -36,7 +37,8 @@ FLAME_TORCHTITAN: dict[
     "optimizer.scheduler": "lr_scheduler.name",
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
     "optimizer.early_step_in_backward": Refused(
-        "the norm of all gradients clips a step or skips it, so no parameter changes before the last gradient is there"
+        "the norm of all gradients clips a step or skips it, so no parameter changes before the "
+        "last gradient is there"
     ),
     "training.context_len": "data.context_len",
     "training.varlen": "data.varlen",
@@ -55,7 +57,8 @@ FLAME_TORCHTITAN: dict[
     "training.enable_cpu_offload": "parallelism.cpu_offload",
     "training.tensor_parallel_degree": "parallelism.tensor_parallel_degree",
     "training.disable_loss_parallel": Refused(
-        "with tensor parallel the loss is always shared: whole logits would be the largest tensor of all"
+        "with tensor parallel the loss is always shared: whole logits would be the largest "
+        "tensor of all"
     ),
     "training.mixed_precision_param": "model.compute_dtype",
     "training.mixed_precision_reduce": Refused(
@@ -65,7 +68,8 @@ FLAME_TORCHTITAN: dict[
         "process 0 tells how it goes, the others speak of errors only", ("true", "on", "yes", "1")
     ),
     "experimental.enable_async_tensor_parallel": Refused(
-        "torch offers it for DTensor inside compiled graphs; tensor parallel here sends plain tensors by operators of its own"
+        "torch offers it for DTensor inside compiled graphs; tensor parallel here sends plain "
+        "tensors by operators of its own"
     ),
     "experimental.pipeline_parallel_degree": "parallelism.pipeline_parallel_degree",
     "experimental.pipeline_parallel_split_points": "parallelism.pipeline_parallel_split_points",
@@ -73,7 +77,8 @@ FLAME_TORCHTITAN: dict[
     "experimental.pipeline_parallel_schedule_csv": "parallelism.pipeline_parallel_schedule_csv",
     "experimental.pipeline_parallel_microbatches": "parallelism.pipeline_parallel_microbatches",
     "experimental.enable_compiled_autograd": Refused(
-        "each block is compiled with its backward; a backward compiled across blocks is not proven here"
+        "each block is compiled with its backward; a backward compiled across blocks is not "
+        "proven here"
     ),
     "experimental.context_parallel_degree": "parallelism.context_parallel_degree",
     "experimental.context_parallel_rotate_method": rotate_method,

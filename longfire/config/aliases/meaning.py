@@ -1,8 +1,7 @@
 """What a spelling of an earlier framework may mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 OFF = ("false", "off", "no", "0")
 
@@ -18,10 +17,14 @@ class Dropped:
     reason: str
 
 
-Old = str | Refused | Dropped | Callable[[str], dict[str, Any]]
+# A setting of ours by its key, a refusal, nothing, or a function that translates the value
+Translation = Callable[[str], Mapping[str, object]]
+Old = str | Refused | Dropped | Translation
 
-
-STARTED = "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or torchrun, not by a setting"
+STARTED = (
+    "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or "
+    "torchrun, not by a setting"
+)
 
 
 IN_CONFIG = (
@@ -40,7 +43,7 @@ NO_EFFECT = "has no effect in its own system: no code there reads it"
 ITSELF = "read from the data itself"
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """A TOML value as the command line would spell it."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,7 +1,6 @@
 """RingAttention with Blockwise Transformers: `--key=value`."""
 
 import ast
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +17,8 @@ def tagged_checkpoint(value: str) -> dict[str, str]:
     if not value:
         return {}
     raise SettingsError(
-        f"load_checkpoint = {value!r}: a run resumes by itself from the newest checkpoint of job.dump_folder; "
-        "weights of Hugging Face go into model.weights"
+        f"load_checkpoint = {value!r}: a run resumes by itself from the newest checkpoint of "
+        "job.dump_folder; weights of Hugging Face go into model.weights"
     )
 
 
@@ -66,46 +65,59 @@ def recomputed(part: str) -> Callable[[str], dict[str, str]]:
             return {}
         if value not in JAX_POLICIES:
             raise SettingsError(
-                f"remat policy {value!r} is not one of {', '.join(JAX_POLICIES)}, everything_saveable: write "
-                f"activation_checkpoint.mode = {part!r} and, as activation_checkpoint.policy, the operations to keep"
+                f"remat policy {value!r} is not one of {', '.join(JAX_POLICIES)}, "
+                f"everything_saveable: write activation_checkpoint.mode = {part!r} and, as "
+                "activation_checkpoint.policy, the operations to keep"
             )
         policy = JAX_POLICIES[value]
-        return {
-            "activation_checkpoint.mode": part,
-            **({"activation_checkpoint.policy": policy} if policy != "nothing" else {}),
-        }
+        settings = {"activation_checkpoint.mode": part}
+        if policy != "nothing":
+            settings["activation_checkpoint.policy"] = policy
+        return settings
 
     return meaning
 
 
-def llama_config(value: str) -> dict[str, Any]:
-    """S3-46: `dict(scan_attention=True, ...)`, read and not evaluated; what it says of computing is
-    translated. Raises SettingsError for what is said of the model's config."""
-    if not value:
-        return {}
+def keyword_arguments(value: str) -> dict[str, Any]:
+    """The arguments of `dict(name=value, ...)`, parsed and not evaluated. Raises SettingsError."""
     try:
-        words = ast.parse(value, mode="eval").body.keywords
-        given = {word.arg: ast.literal_eval(word.value) for word in words}
-    except (SyntaxError, AttributeError, ValueError) as e:
+        call = ast.parse(value, mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError("no call")
+        arguments: dict[str, Any] = {}
+        for keyword in call.keywords:
+            arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
+    except (SyntaxError, ValueError) as error:
         raise SettingsError(
             f"update_llama_config = {value!r} is not written dict(name=value, ...)"
-        ) from e
-    if unknown := [name for name in given if name not in (*OF_COMPUTING, *OF_JAX)]:
-        raise SettingsError(f"update_llama_config: {', '.join(map(str, unknown))}: {IN_CONFIG}")
+        ) from error
+    return arguments
+
+
+def llama_config(value: str) -> dict[str, object]:
+    """S3-46: `dict(scan_attention=True, ...)`. Its keys about computing are translated. Raises
+    SettingsError for those of the model's config."""
+    if not value:
+        return {}
+    given = keyword_arguments(value)
+    unknown = [name for name in given if name not in (*OF_COMPUTING, *OF_JAX)]
+    if unknown:
+        raise SettingsError(f"update_llama_config: {', '.join(unknown)}: {IN_CONFIG}")
     if not given.pop("scan_mlp", False):
         given.pop("scan_mlp_chunk_size", None)
     elif "scan_mlp_chunk_size" not in given:
         given["scan_mlp_chunk_size"] = 1024
-    if not given.get("scan_attention"):  # its chunks are read by nothing then
-        given = {
-            name: said
-            for name, said in given.items()
-            if not re.match(r"scan_(query|key)_chunk_size", name)
-        }
-    meanings = several_remats({name: given.pop(name) for name in REMATS if given.get(name)})
-    for name, said in given.items():
-        old = OF_COMPUTING.get(name, lambda _: {})
-        meanings |= {old: said} if isinstance(old, str) else old(as_text(said))
+    if not given.get("scan_attention"):  # then nothing reads the chunks
+        given.pop("scan_query_chunk_size", None)
+        given.pop("scan_key_chunk_size", None)
+    meanings: dict[str, object] = {}
+    meanings |= several_remats({name: given.pop(name) for name in REMATS if given.get(name)})
+    for name, argument in given.items():
+        old = OF_COMPUTING.get(name)
+        if isinstance(old, str):
+            meanings[old] = argument
+        elif callable(old):
+            meanings |= old(as_text(argument))
     return meanings
 
 
@@ -114,20 +126,27 @@ def several_remats(given: dict[str, str]) -> dict[str, str]:
     with one policy."""
     if "remat_block" in given or len(given) < 2:
         if "remat_block" in given:
-            return OF_COMPUTING["remat_block"](given["remat_block"])
-        found: dict[str, str] = {}
+            return REMATS["remat_block"](given["remat_block"])
+        meanings: dict[str, str] = {}
         for name, policy in given.items():
-            for key, said in OF_COMPUTING[name](policy).items():
-                found[key] = said
-        return found
+            meanings |= REMATS[name](policy)
+        return meanings
     if len(set(given.values())) > 1:
         raise SettingsError(
-            f"update_llama_config: {given}: attention and MLP share one policy here: give both the same"
+            f"update_llama_config: {given}: attention and MLP share one policy here: give both "
+            "the same"
         )
     return recomputed("attention+mlp")(given["remat_mlp"])
 
 
-OF_COMPUTING: dict[str, Old] = {  # S3, what its model's config says of computing
+REMATS: dict[str, Callable[[str], dict[str, str]]] = {
+    "remat_attention": recomputed("attention"),
+    "remat_mlp": recomputed("mlp"),
+    "remat_block": recomputed("block"),
+}
+
+
+OF_COMPUTING: dict[str, Old] = {  # S3: those keys of its model's config that are about computing
     "attention_type": attention_type,
     "scan_attention": blockwise_or_not,
     "scan_query_chunk_size": "attention.query_chunk_size",
@@ -136,13 +155,8 @@ OF_COMPUTING: dict[str, Old] = {  # S3, what its model's config says of computin
         "training.mlp_chunk_size says how many tokens of an MLP are computed at a time (there 1024)"
     ),
     "scan_mlp_chunk_size": "training.mlp_chunk_size",
-    "remat_attention": recomputed("attention"),
-    "remat_mlp": recomputed("mlp"),
-    "remat_block": recomputed("block"),
+    **REMATS,
 }
-
-
-REMATS = ("remat_attention", "remat_mlp", "remat_block")
 
 
 # Read in update_llama_config and set nothing: rows are as long as training.seq_len, the mesh is

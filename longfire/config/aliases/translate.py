@@ -1,6 +1,6 @@
 """A spelling and its value -> our settings, or the reason why there is none."""
 
-from typing import Any
+from dataclasses import fields
 
 from longfire.config.aliases.earlier_longfire import EARLIER_LONGFIRE
 from longfire.config.aliases.flame_accelerate import FLAME_ACCELERATE
@@ -54,7 +54,7 @@ VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> o
 }
 
 
-def translate(spelling: str, value: Any, where: str) -> tuple[dict[str, Any], str]:
+def translate(spelling: str, value: object, where: str) -> tuple[dict[str, object], str]:
     """{our key: our value} of a known spelling, and a sentence to say once ("" where nothing was
     renamed).
 
@@ -91,7 +91,7 @@ def bare_value(spelling: str) -> str:
             return "true"
         return ""
     section, _, name = old.partition(".")
-    field = SECTIONS[section].__dataclass_fields__[name]
+    field = next(field for field in fields(SECTIONS[section]) if field.name == name)
     if field.type is bool:
         return "true"
     return field.metadata["bare"]

@@ -5,10 +5,10 @@
 
     model = AutoModelForCausalLM.from_pretrained("exported")
 
-    config.py   config.json                              <-> LongfireConfig (huggingface/own_config.py says how)
-    padding.py  ids, attention_mask, position_ids         -> what longfire's model is given
-    cache.py    what layers keep                          -> past_key_values of `generate`
-    model.py    LongfireForCausalLM: longfire's model behind transformers' interface
+    config.py   config.json                        <-> LongfireConfig (own_config.py says how)
+    padding.py  ids, attention_mask, position_ids   -> the input of longfire's model
+    cache.py    the states and keys of the layers   -> past_key_values of `generate`
+    model.py    LongfireForCausalLM: longfire's model with the interface of transformers
 
-Both classes are registered by auto_classes.py. Nothing here is computed a second time.
+Both classes are registered by auto_classes.py. The forward is that of longfire's model.
 """

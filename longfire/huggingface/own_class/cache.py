@@ -1,5 +1,5 @@
-"""What layers keep between the calls of transformers' `generate`: longfire's cache behind
-transformers' interface."""
+"""What layers keep between the calls of transformers' `generate`: longfire's cache with
+the interface of transformers."""
 
 from torch import Tensor
 from transformers import Cache as TransformersCache
@@ -10,15 +10,16 @@ from longfire.mixers.cache import Cache
 class GenerationCache(TransformersCache):
     """past_key_values of LongfireForCausalLM: the states and keys of a batch.
 
-    kept: what the layers keep. seen: tokens of a sequence that the model was given, padding too,
-    which is what transformers counts by.
+    kept: the states and keys of the layers. seen: tokens of a sequence that the model was given,
+    padding too, as transformers counts them.
     """
 
     is_compileable = False
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.kept, self.seen = Cache(), 0
+        self.kept = Cache()
+        self.seen = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
@@ -27,7 +28,8 @@ class GenerationCache(TransformersCache):
         return -1  # no limit
 
     def reset(self) -> None:
-        self.kept, self.seen = Cache(), 0
+        self.kept = Cache()
+        self.seen = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -36,11 +38,21 @@ class GenerationCache(TransformersCache):
         self.kept = self.kept.select(indices.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = next(len(tensor) for layer in self.kept.layers.values() for tensor in layer.values())
-        self.kept = self.kept.select([row for row in range(rows) for _ in range(repeats)])
+        numbers: list[int] = []
+        for number in range(self._sequences()):
+            numbers += [number] * repeats
+        self.kept = self.kept.select(numbers)
+
+    def _sequences(self) -> int:
+        """How many sequences the cache is of."""
+        for layer in self.kept.layers.values():
+            for tensor in layer.values():
+                return len(tensor)
+        raise ValueError("the cache is empty: no layer has kept anything yet")
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raises ValueError: a recurrent state cannot forget the last tokens."""
         raise ValueError(
-            "LongfireForCausalLM cannot take tokens back: its states are of all tokens; leave out what needs it"
+            "LongfireForCausalLM cannot take tokens back: its states are of all tokens; leave out "
+            "what needs it"
         )

@@ -1,30 +1,31 @@
-"""LongfireConfig: config.json of our own class as transformers holds it; huggingface/own_config.py says
+"""LongfireConfig: config.json of our own class as an object of transformers; own_config.py says
 what its keys mean."""
-
-from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from longfire.config.model_config import ModelConfig
 from longfire.errors import SettingsError
+from longfire.huggingface.family import Config
 from longfire.huggingface.own_config import FORMAT_VERSION, MODEL_TYPE, read_model_config
 
-NO_EXPORT = "config.json: shape is empty: this is the config of a run; `longfire export` writes one that transformers can load"
+NO_EXPORT = (
+    "config.json: shape is empty: this is the config of a run; `longfire export` writes one that "
+    "transformers can load"
+)
 
 
 class LongfireConfig(PreTrainedConfig):
     """The settings of LongfireForCausalLM.
 
     shape: the keys of a model config (docs/model_config.md) that are not arguments here; the other
-    arguments have the meaning that they have in transformers. `model_shape` is all of them,
-    checked.
+    arguments have the meaning that they have in transformers. `model_shape` checks all of them.
     """
 
     model_type = MODEL_TYPE
 
     def __init__(
         self,
-        shape: dict[str, Any] | None = None,
+        shape: Config | None = None,
         vocab_size: int = 0,
         hidden_size: int = 0,
         num_hidden_layers: int = 0,
@@ -33,7 +34,7 @@ class LongfireConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         format_version: int = FORMAT_VERSION,
         use_cache: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         if not shape and "layer_types" in kwargs:
             raise SettingsError(NO_EXPORT)
@@ -45,7 +46,8 @@ class LongfireConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.format_version = format_version
         self.use_cache = use_cache
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)  # type: ignore[arg-type]  # each class takes its own keys
 
     def model_shape(self) -> ModelConfig:
         """Raises SettingsError naming what this version of longfire does not have."""

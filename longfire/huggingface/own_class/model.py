@@ -1,9 +1,8 @@
-"""LongfireForCausalLM: longfire's model behind transformers' interface, for `generate`, `Trainer`,
-PEFT and lm-eval."""
+"""LongfireForCausalLM: longfire's model with the interface of transformers, for `generate`,
+`Trainer`, PEFT and lm-eval."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +26,11 @@ class CheckpointedModel(Model):
     """
 
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Any = None
+    _gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
         if self.gradient_checkpointing and self.training and seq.cache is None:
+            assert self._gradient_checkpointing_func is not None, "set with gradient_checkpointing"
             return self._gradient_checkpointing_func(block, x_BTD, seq)
         return block(x_BTD, seq)
 
@@ -38,8 +38,8 @@ class CheckpointedModel(Model):
 class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
     """A decoder of any mixers (longfire.model.Model) as a causal language model of transformers.
 
-    Padding of an attention_mask may stand on the left or on the right; `generate` needs it on the
-    left. position_ids that begin anew tell packed documents apart. Activations have the type of the
+    Padding of an attention_mask may be on the left or on the right; `generate` needs it on the
+    left. position_ids that begin anew separate packed documents. Activations have the type of the
     embedding, or that of torch's autocast. In training, dropout is drawn from torch's generator.
     """
 
@@ -53,9 +53,8 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = CheckpointedModel(config.model_shape())
         self._keep_in_fp32_modules_strict = kept_in_fp32(self.model)
-        self.dtype_plan = dict.fromkeys(
-            kept_in_fp32(self.model), torch.float32
-        )  # the same for transformers 5.0
+        # The same for transformers 5.0.
+        self.dtype_plan = dict.fromkeys(kept_in_fp32(self.model), torch.float32)
         self.post_init()
 
     def forward(
@@ -70,9 +69,9 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
-        """ids (B, T) -> logits (B, T, W) in fp32, and the loss of the labels.
+        """ids (B, T) -> logits (B, T, V) in fp32, and the loss of the labels.
 
         labels: the ids themselves, -100 where there is none; they are shifted here, as everywhere
         in transformers. logits_to_keep: of how many last tokens there are logits, or of which.
@@ -88,26 +87,28 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
             )
         cache = self.cache_for(past_key_values, use_cache, attention_mask)
         seq = sequence_of(input_ids, attention_mask, position_ids, cache)
-        self.refuse_positions_that_were_not_learned(seq)
+        self.check_positions(seq)
         if self.training and self.model.config.drops:
             seq.noise_BT = torch.randint_like(input_ids, -(2**31), 2**31, dtype=torch.int64).int()
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         chosen = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         with recorded(self.model if output_hidden_states else None) as states:
-            hidden_BTD, logits_BTW = self.computed(input_ids, seq, chosen)
+            hidden_BTD, logits_BTV = self.computed(input_ids, seq, chosen)
         if cache is not None:
             self.count(cache, input_ids, attention_mask)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits_BTW, labels, vocab_size=logits_BTW.shape[-1], **kwargs)
+            loss = self.loss_function(logits_BTV, labels, vocab_size=logits_BTV.shape[-1], **kwargs)
         out = CausalLMOutputWithPast(
             loss=loss,
-            logits=logits_BTW,
+            logits=logits_BTV,
             past_key_values=cache,
             hidden_states=(*states, hidden_BTD) if output_hidden_states else None,
         )
-        return out if return_dict is not False else out.to_tuple()
+        if return_dict is False:
+            return out.to_tuple()
+        return out
 
     def computed(
         self, ids_BT: Tensor, seq: Sequence, chosen: slice | Tensor
@@ -119,10 +120,10 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         device = self.model.embed.weight.device
         ops.choose_where_nobody_has(device)
         autocasts = torch.is_autocast_enabled(device.type)
-        wanted = (
-            torch.get_autocast_dtype(device.type) if autocasts else self.model.embed.weight.dtype
-        )
-        self.model.compute_in(wanted)
+        dtype = self.model.embed.weight.dtype
+        if autocasts:
+            dtype = torch.get_autocast_dtype(device.type)
+        self.model.compute_in(dtype)
         with torch.autocast(device.type, enabled=False):  # longfire's layers cast by themselves
             hidden_BTD = self.model(ids_BT, seq)
             return hidden_BTD, self.model.logits(hidden_BTD[:, chosen])
@@ -134,51 +135,53 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         would follow padding."""
         if given is not None and not isinstance(given, GenerationCache):
             raise ValueError(
-                f"past_key_values is a {type(given).__name__}; LongfireForCausalLM continues what it returned itself "
-                "(GenerationCache): leave it out in the first call"
+                f"past_key_values is a {type(given).__name__}; LongfireForCausalLM continues what "
+                "it returned itself (GenerationCache): leave it out in the first call"
             )
-        wanted = use_cache
         if use_cache is None:
-            wanted = (
-                self.config.use_cache and not self.training and not is_padded_on_the_right(mask_BS)
-            )
-        if given is None and not wanted:
+            use_cache = self.config.use_cache and not self.training
+            use_cache = use_cache and not is_padded_on_the_right(mask_BS)
+        if given is None and not use_cache:
             return None
         if is_padded_on_the_right(mask_BS):
             raise ValueError(
-                "attention_mask has padding on the right, and what is generated would follow it: pad on the left "
-                "(tokenizer.padding_side = 'left'), or set use_cache = False where nothing is generated"
+                "attention_mask has padding on the right, and what is generated would follow it: "
+                "pad on the left (tokenizer.padding_side = 'left'), or set use_cache = False where "
+                "nothing is generated"
             )
-        return GenerationCache() if given is None else given
+        if given is None:
+            return GenerationCache()
+        return given
 
     def count(self, cache: GenerationCache, ids_BT: Tensor, mask_BS: Tensor | None) -> None:
-        """Let the cache know what it has seen: padding is told once, by the mask of the first
-        call."""
+        """Count the tokens that the cache has seen. Padding is taken once, from the mask of the
+        first call."""
         if not cache.seen:
             cache.kept.padding_B = left_padding(mask_BS)
         cache.seen += ids_BT.shape[1]
 
-    def refuse_positions_that_were_not_learned(self, seq: Sequence) -> None:
+    def check_positions(self, seq: Sequence) -> None:
         """Raises ValueError beyond the learned positions, which an embedding could not look up."""
         if not self.model.config.learned_positions:
             return
-        longest, limit = int(seq.positions_BT.max()) + 1, self.model.config.max_position_embeddings
+        longest = int(seq.positions_BT.max()) + 1
+        limit = self.model.config.max_position_embeddings
         if longest > limit:
             raise ValueError(
                 f"{longest} tokens, but the model has learned {limit} positions: shorten the text"
             )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # only the keys that it reads
         self,
         input_ids: Tensor,
         past_key_values: GenerationCache | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """What forward is given for the next token: of ids that the cache has seen, only those
-        behind them."""
+        **kwargs: object,
+    ) -> dict[str, object]:
+        """The arguments of forward for the next token: only the ids after those that the cache has
+        seen."""
         seen = 0 if past_key_values is None else past_key_values.seen
         only_new = attention_mask is not None and attention_mask.shape[1] > input_ids.shape[1]
         return {
@@ -215,22 +218,23 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         transformers calls this for one module after the other; the first call fills them all.
         """
         if not any(module is ours for ours in self.modules()):  # the new rows of a resize
-            module.weight.data.normal_(0.0, self.config.initializer_range)
+            weight = module.weight
+            assert isinstance(weight, Tensor), "an embedding or a head"
+            weight.data.normal_(0.0, self.config.initializer_range)
             return
-        fresh = {
-            name: p
-            for name, p in self.model.named_parameters()
-            if not getattr(p, "_is_hf_initialized", False)
-        }
+        fresh = {}
+        for name, parameter in self.model.named_parameters():
+            if not getattr(parameter, "_is_hf_initialized", False):
+                fresh[name] = parameter
         if not fresh:
             return
         seed = int(torch.randint(2**31, (), device="cpu"))
         if len(fresh) == len(dict(self.model.named_parameters())):
             initialise(self.model, seed)
         else:
-            begun = build(self.model.config, seed).state_dict()
+            initial = build(self.model.config, seed).state_dict()
             for name, parameter in fresh.items():
-                parameter.data.copy_(begun[name])
+                parameter.data.copy_(initial[name])
         for parameter in fresh.values():
             parameter._is_hf_initialized = True
 
@@ -246,12 +250,14 @@ def kept_in_fp32(model: Model) -> set[str]:
 
 @contextmanager
 def recorded(model: Model | None) -> Iterator[list[Tensor]]:
-    """Inside, what each block is given is put into the list; nothing without a model."""
+    """Within the context, the input of each block is appended to the list; none without a model."""
     states: list[Tensor] = []
+
+    def record(block: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        states.append(arguments[0])
+
     blocks = model.layers if model is not None else ()
-    hooks = [
-        block.register_forward_pre_hook(lambda _, args: states.append(args[0])) for block in blocks
-    ]
+    hooks = [block.register_forward_pre_hook(record) for block in blocks]
     try:
         yield states
     finally:

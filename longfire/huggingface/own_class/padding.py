@@ -1,9 +1,8 @@
-"""What transformers says of a batch (attention_mask, position_ids) -> the Sequence that longfire's
-model is given.
+"""attention_mask and position_ids of transformers -> the Sequence that longfire's model takes.
 
 Padding is a document of its own: documents do not see each other, in softmax attention, recurrent
-states and short convolutions alike, so a padded text gives what it gives alone. Nothing is computed
-for padding that is not computed for text.
+states and short convolutions alike, so a padded text gives the same as without padding. Nothing is
+computed for padding that is not computed for text.
 
     attention_mask   0 0 1 1 1        documents   0 0 1 1 1        positions   0 1 0 1 2
 """
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.huggingface.own_class.cache import GenerationCache
-from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.ops.documents import Documents
 
@@ -40,18 +38,16 @@ def sequence_of(
         return continued(ids_BT, mask_BS, positions_BT, cache)
     begins_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     if mask_BS is not None:
-        refuse_other_masks(mask_BS, ids_BT)
+        check_mask(mask_BS, ids_BT)
         begins_BT[:, 1:] |= mask_BS[:, 1:].bool() != mask_BS[:, :-1].bool()
     if positions_BT is not None:
         begins_BT[:, 1:] |= positions_BT[:, 1:] != positions_BT[:, :-1] + 1
-    if not begins_BT.any():
-        return Sequence(
-            counted(begins_BT) if positions_BT is None else positions_BT, None, kept(cache)
-        )
-    documents = Documents.from_ids(begins_BT.long().cumsum(1))
-    return Sequence(
-        counted(begins_BT) if positions_BT is None else positions_BT, documents, kept(cache)
-    )
+    if positions_BT is None:
+        positions_BT = counted(begins_BT)
+    documents = None
+    if begins_BT.any():
+        documents = Documents.from_ids(begins_BT.long().cumsum(1))
+    return Sequence(positions_BT, documents, None if cache is None else cache.kept)
 
 
 def continued(
@@ -70,19 +66,21 @@ def continued(
     return Sequence(positions_BT, None, cache.kept)
 
 
-def refuse_other_masks(mask_BT: Tensor, ids_BT: Tensor) -> None:
+def check_mask(mask_BT: Tensor, ids_BT: Tensor) -> None:
     """Raises ValueError unless each sequence is padding, one text, padding, where any of them may
     be empty."""
     if mask_BT.shape != ids_BT.shape:
         raise ValueError(
-            f"attention_mask of shape {tuple(mask_BT.shape)} and input_ids of shape {tuple(ids_BT.shape)} differ"
+            f"attention_mask of shape {tuple(mask_BT.shape)} and input_ids of shape "
+            f"{tuple(ids_BT.shape)} differ"
         )
     before_BT = F.pad(mask_BT.bool(), (1, 0))
     begun_B = (before_BT[:, 1:] & ~before_BT[:, :-1]).sum(1)
     if (begun_B > 1).any():
         raise ValueError(
-            "attention_mask has padding inside a text, which a recurrent state cannot leave out: pad on the left "
-            "(tokenizer.padding_side = 'left'), and tell packed texts apart by position_ids"
+            "attention_mask has padding inside a text, which a recurrent state cannot leave out: "
+            "pad on the left (tokenizer.padding_side = 'left'), and tell packed texts apart by "
+            "position_ids"
         )
 
 
@@ -90,11 +88,6 @@ def counted(begins_BT: Tensor) -> Tensor:
     """The position of each token in its document, from where documents begin."""
     index_T = torch.arange(begins_BT.shape[1], device=begins_BT.device)
     return index_T - torch.where(begins_BT, index_T, 0).cummax(1).values
-
-
-def kept(cache: GenerationCache | None) -> Cache | None:
-    """What the layers keep, if anything is kept."""
-    return None if cache is None else cache.kept
 
 
 def left_padding(mask_BT: Tensor | None) -> Tensor | None:

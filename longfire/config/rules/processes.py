@@ -1,0 +1,121 @@
+"""What is refused of a run about its processes: plans that are not proven, and settings without a
+meaning for so many processes."""
+
+from collections.abc import Iterator
+
+from longfire.config import settings
+from longfire.config.model_config import TransformersConfig
+from longfire.config.run_settings import RunSettings
+from longfire.parallel import stages
+from longfire.training import lengths
+
+BYTES = 256  # the smallest vocabulary; where the data will decide its size
+
+
+def of_pipeline(run: RunSettings) -> Iterator[str]:
+    """The layers divide among the stages of a pipeline, and the sequences into its
+    micro-batches."""
+    if run.degrees["pp"] == 1 or run.model_config is None:
+        return
+    has_teacher = bool(run.distillation.teacher)
+    yield from stages.refusals(
+        run.model_config, run.degrees["pp"], run.parallelism, run.microbatches, has_teacher
+    )
+    sequences = run.training.batch_size * run.accumulation
+    if sequences % run.microbatches:
+        yield (
+            f"parallelism.pipeline_parallel_microbatches: {sequences} sequences of a process do "
+            f"not divide into {run.microbatches}: take a divisor, or another training.batch_size"
+        )
+
+
+def of_shared_parts(run: RunSettings) -> Iterator[str]:
+    """The parts of the model can be sharded by tensor parallelism, and their sequences by context
+    parallelism."""
+    if max(run.degrees["tp"], run.degrees["cp"]) == 1 or run.model_config is None:
+        return
+    if isinstance(run.model_config, TransformersConfig):
+        return  # refused by of_several_processes
+    from longfire.model import on_meta  # the parts need torch
+    from longfire.parallel import context, tensor
+
+    vocab_size = run.model_config.vocab_size or BYTES
+    model = on_meta(run.model_config.with_vocabulary(vocab_size))
+    yield from tensor.refusals(
+        model,
+        run.degrees["tp"],
+        run.parallelism.sequence_parallel,
+        run.training.seq_len,
+        bool(run.distillation.teacher),
+        run.degrees["cp"],
+    )
+    shortest = lengths.shortest(run.training)
+    yield from context.refusals(
+        model, run.degrees["cp"], run.degrees["tp"], shortest, run.parallelism
+    )
+
+
+def of_context_settings(run: RunSettings) -> Iterator[str]:
+    """Settings of context parallelism are given only with it."""
+    if run.degrees["cp"] > 1:
+        return
+    for key in ("context_parallel_strategy", "context_parallel_layout"):
+        value = getattr(run.parallelism, key)
+        if value != "auto":
+            yield (
+                f"parallelism.{key} = {value!r} is about sequences that processes share, but "
+                "context_parallel_degree = 1: raise that, or leave this out"
+            )
+
+
+def of_sharding_settings(run: RunSettings) -> Iterator[str]:
+    """Settings of sharded parameters are given only where some are sharded."""
+    if run.data_processes * run.degrees["cp"] > 1:
+        return
+    for key in ("cpu_offload", "param_gather_dtype"):
+        value = getattr(run.parallelism, key)
+        if value != getattr(settings.Parallelism, key):
+            yield (
+                f"parallelism.{key} = {value!r} is about sharded parameters, but nothing is "
+                "sharded here: leave it out"
+            )
+
+
+def of_several_processes(run: RunSettings) -> Iterator[str]:
+    """What one process can do only."""
+    processes = run.world.size
+    if processes == 1:
+        return
+    if run.distillation.teacher:
+        yield (
+            f"distillation.teacher = {run.distillation.teacher!r} is not supported with "
+            f"{processes} processes yet: start one"
+        )
+    if run.model.backend == "transformers" and run.data_processes != processes:
+        yield (
+            "model.backend = 'transformers' knows nothing of the model's inside: only "
+            "data_parallel degrees may be above 1"
+        )
+    if isinstance(run.model_config, TransformersConfig):
+        from longfire.huggingface.transformers_model import dropouts
+
+        for key, share in dropouts(run.model_config).items():
+            yield (
+                f"{key} = {share} of {run.model_config_source}: the dropout of transformers "
+                "differs with the number of processes; set it to 0, or start one"
+            )
+    reads_last_checkpoint = {
+        "checkpoint.export": run.checkpoint.export,
+        "eval.sample_prompt": run.eval.sample_prompt,
+    }
+    for key, wanted in reads_last_checkpoint.items():
+        if wanted and not run.checkpoint.enable_checkpoint:
+            yield (
+                f"{key} reads the last checkpoint when several processes train, but "
+                "enable_checkpoint = false: set it to true"
+            )
+    if run.checkpoint.create_seed_checkpoint:
+        yield (
+            "checkpoint.create_seed_checkpoint is made by one process (any number resumes from "
+            "it): start one"
+        )

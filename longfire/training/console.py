@@ -1,0 +1,138 @@
+"""The progress of a run on the console."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from longfire.config import settings
+from longfire.training.records import Values
+
+WINDOW_STEPS = 50  # over which speeds are averaged
+
+
+class ConsoleLines:
+    """Progress, loss, speed and remaining time: one live line in a terminal, and a plain line every
+    log_freq anywhere.
+
+    total_steps: of the whole run; 0: not known yet.
+    """
+
+    def __init__(self, metrics: settings.Metrics, total_steps: int, start_step: int) -> None:
+        self.log_freq = max(1, metrics.log_freq)
+        self.total_steps = total_steps
+        self.start_step = start_step
+        self.rich = Console(highlight=False, soft_wrap=True)
+        self.steps: deque[Values] = deque(maxlen=WINDOW_STEPS)
+        self.times: deque[float] = deque(maxlen=WINDOW_STEPS + 1)
+        self.progress: Progress | None = None
+        if self.rich.is_terminal and not metrics.disable_color_printing:
+            columns = [
+                TextColumn("{task.fields[place]}"),
+                BarColumn(None),
+                TextColumn("{task.fields[numbers]}"),
+            ]
+            self.progress = Progress(*columns, console=self.rich, refresh_per_second=2)
+
+    def open(self) -> None:
+        self.times.append(time.monotonic())
+        if self.progress:
+            self.task = self.progress.add_task(
+                "", total=self.total_steps or None, completed=self.start_step, place="", numbers=""
+            )
+            self.progress.start()
+
+    def expect(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        if self.progress:
+            self.progress.update(self.task, total=total_steps)
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.stop()
+
+    def print(self, text: str) -> None:
+        if self.progress:
+            self.rich.print(text, markup=False)
+        else:
+            print(text, flush=True)
+
+    def write(self, step: int, values: Values) -> None:
+        if "loss" not in values:
+            self.print(evaluation_line(step, values))
+            return
+        self.steps.append(values)
+        self.times.append(time.monotonic())
+        if self.total_steps:
+            place = f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
+        else:
+            place = f"step {step}"
+        numbers = self.numbers(step)
+        if self.progress:
+            self.progress.update(self.task, completed=step, place=place, numbers=numbers)
+        if step % self.log_freq == 0 or step in (self.start_step + 1, self.total_steps):
+            self.print(f"{place}  {numbers}")
+
+    def numbers(self, step: int) -> str:
+        """This step's loss, norm and rate; speed as the mean of the last steps; the time that
+        remains at that speed."""
+        now = self.steps[-1]
+        parts = [f"loss {now['loss']:.4f}"]
+        if "grad_norm" in now:
+            parts.append(f"grad norm {now['grad_norm']:.3g}")
+        if "lr" in now:
+            parts.append(f"lr {now['lr']:.3g}")
+        timed = [step for step in self.steps if {"seconds", "tokens_per_second"} <= step.keys()]
+        if sum(step["seconds"] for step in timed) > 0:
+            parts.append(f"{mean_over_time(timed, 'tokens_per_second'):,.0f} tokens/s")
+            if all("mfu" in step for step in timed):
+                parts.append(f"mfu {mean_over_time(timed, 'mfu'):.0%}")
+        if now.get("skipped_steps"):
+            parts.append(f"{now['skipped_steps']:.0f} skipped")
+        if self.total_steps:
+            seconds_per_step = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+            parts.append(f"{duration(seconds_per_step * max(0, self.total_steps - step))} left")
+        return "  ".join(parts)
+
+
+def mean_over_time(steps: Sequence[Values], name: str) -> float:
+    """The mean of a number of several steps, weighted by their seconds."""
+    seconds = sum(step["seconds"] for step in steps)
+    return sum(step[name] * step["seconds"] for step in steps) / seconds
+
+
+def evaluation_line(step: int, values: Values) -> str:
+    """step 20  validation  wiki: loss 5.1234, bits per byte 2.3100; code: ..."""
+    sources: dict[str, list[str]] = {}
+    for key, value in values.items():
+        source, _, name = key.removeprefix("eval/").rpartition("/")
+        text = f"{name} {value:,.0f}" if value == int_of(value) else f"{name} {value:.4f}"
+        sources.setdefault(source, []).append(text)
+    parts: list[str] = []
+    for source, numbers in sources.items():
+        before = f"{source}: " if source else ""
+        parts.append(before + ", ".join(numbers))
+    return f"step {step}  validation  {'; '.join(parts)}"
+
+
+def int_of(value: float) -> int | None:
+    """A finite number without its fraction."""
+    if math.isfinite(value):
+        return int(value)
+    return None
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 42 s, 3 min 20 s, 5 h 12 min, 4 d 3 h."""
+    whole = round(seconds)
+    for large, small, size, ratio in (
+        ("d", "h", 86400, 3600),
+        ("h", "min", 3600, 60),
+        ("min", "s", 60, 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {large} {whole % size // ratio} {small}"
+    return f"{whole} s"
