@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from longfire.ops.cross_entropy import Words
+from longfire.ops.vocabulary import Words
 
 
 class Call(Protocol):

@@ -50,7 +50,7 @@ def initialise(model: Model, seed: int) -> None:
 
     Each is drawn whole, since rules look at the whole shape, and the part that this process holds
     (split, sharded) is kept. A parameter that its mixer names in `own_init` begins by that rule,
-    every other one by its role (`role_of`). Raises AssertionError naming a parameter without a
+    every other one by its role (`role_of`); a buffer without such a rule is zero. Raises AssertionError naming a parameter without a
     role.
     """
     visited: set[nn.Parameter] = set()
@@ -72,6 +72,9 @@ def initialise(model: Model, seed: int) -> None:
                 rule(first, generator)
                 copy_from_whole(parameter, spec, first)
             visited.add(parameter)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            own.get(name, zeros)(buffer, keyed_generator(seed, name))
     unvisited = [name for name, parameter in model.named_parameters() if parameter not in visited]
     assert not unvisited, f"no initialiser visited {unvisited}"
 

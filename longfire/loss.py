@@ -8,6 +8,7 @@ from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
+from longfire.mlps.auxiliary import auxiliary_loss, keep_statistics
 from longfire.model import Model
 from longfire.ops.cross_entropy import l2_warped, linear_cross_entropy, token_losses
 
@@ -19,8 +20,8 @@ def loss_sum(
     noise_BT: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
-    """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), fp32
-    scalar.
+    """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), and of
+    the auxiliary losses of MLPs (mlps/auxiliary.py), fp32 scalar.
 
     A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens
     that it counted before any backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients
@@ -30,7 +31,12 @@ def loss_sum(
     """
     seq = Sequence(batch.positions_BT, batch.documents, cache, noise_BT, ops=batch.ops)
     hidden_BTD = model(batch.ids_BT, seq)
-    return loss_of(model, hidden_BTD, batch, chunk_tokens)
+    loss = loss_of(model, hidden_BTD, batch, chunk_tokens)
+    if not seq.observed:
+        return loss
+    keep_statistics(model.layers, seq.observed)
+    labels_B = (batch.labels_BT != NO_LABEL).sum(1)
+    return loss + auxiliary_loss(model.layers, seq.observed, labels_B)
 
 
 def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:

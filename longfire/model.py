@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from longfire.block_execution import Execution, TensorRegions
-from longfire.config.model_config import GATED_MLPS, ModelConfig, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import IDS, Cache
-from longfire.mixers.channel_mix import ChannelMix
-from longfire.mixers.mixer import Sequence, read_mixer_config
-from longfire.ops.cross_entropy import softcapped
+from longfire.mixers.mixer import Observed, Sequence, read_mixer_config
+from longfire.mlps import make_mlp
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
-from longfire.ops.mlp import GatedMLP, UngatedMLP
 from longfire.ops.norm import LayerNorm, RMSNorm
 from longfire.ops.sequence_ops import UNDECIDED, LocalSequence, SequenceSharding
+from longfire.ops.vocabulary import softcapped
 
 # Where noise is used: in a block, and from block to block.
 MIXER_PLACE = 1
@@ -43,7 +42,8 @@ class Block(nn.Module):
 
     What is added passes dropout; adding and dropping are one step. `inner` is the type that mixer
     and MLP compute in, which the stream itself has too unless residual_in_fp32. `execution` and
-    `regions` say how the devices of the model compute it.
+    `regions` say how the devices of the model compute it. With an MLP that has an auxiliary loss the
+    block returns the new stream and what the MLP observed.
     """
 
     def __init__(self, config: ModelConfig, layer: int, inner: torch.dtype) -> None:
@@ -62,7 +62,9 @@ class Block(nn.Module):
             None if self.mlp is None or self.kind == "parallel_tied" else make_norm(config)
         )
 
-    def forward(self, x_BTD: Tensor, seq: Sequence, is_called: bool = False) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, seq: Sequence, is_called: bool = False
+    ) -> Tensor | tuple[Tensor, Observed]:
         """is_called: by `execution.block`, which says how the block as a whole is computed."""
         if self.execution.block is not None and not is_called:
             return self.execution.block(self.forward, x_BTD, seq, True)
@@ -81,8 +83,13 @@ class Block(nn.Module):
             h_BTD = self.mlp_norm(mixed_BTD)
         elif self.kind == "parallel":
             h_BTD = self.mlp_norm(x_BTD)
-        y_BTD = self.added(self.fed(h_BTD.to(self.inner), seq), mixed_BTD, seq, MLP_PLACE)
-        return self.mlp_norm(y_BTD) if self.kind == "post" else y_BTD
+        fed_BTD, observed = self.fed(h_BTD.to(self.inner), seq), None
+        if self.mlp.auxiliary_loss_weight is not None:
+            fed_BTD, observed = fed_BTD
+        y_BTD = self.added(fed_BTD, mixed_BTD, seq, MLP_PLACE)
+        if self.kind == "post":
+            y_BTD = self.mlp_norm(y_BTD)
+        return y_BTD if observed is None else (y_BTD, observed)
 
     def mix(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
         """The mixer's output for h."""
@@ -95,17 +102,17 @@ class Block(nn.Module):
         return self.execution.mlp(self.feed, h_BTD, seq)
 
     def feed(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
-        if not isinstance(self.mlp, ChannelMix):
+        if not self.mlp.context:
             part, rows_BTD = self.feed_tokens, (h_BTD,)
         else:
             h_BTD = self.regions.enter(h_BTD)
-            part, rows_BTD = self.mlp.feed, (h_BTD, self.mlp.previous(h_BTD, seq))
+            part, rows_BTD = self.mlp, (h_BTD, *self.mlp.others(h_BTD, seq))
         if self.execution.mlp_tokens is None:
             return part(*rows_BTD)
         return self.execution.mlp_tokens(part, *rows_BTD)
 
     def feed_tokens(self, h_BTD: Tensor) -> Tensor:
-        """What of the MLP sees one token at a time."""
+        """The MLP, where it sees one token at a time."""
         return self.mlp(self.regions.enter(h_BTD))
 
     def added(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
@@ -116,17 +123,8 @@ class Block(nn.Module):
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of the forward, by the convention of Model.flops_per_token."""
-        matrices = [p for p in self.mlp.parameters() if p.dim() >= 2] if self.mlp else []
-        return self.mixer.flops_per_token(seq_len) + 2 * sum(p.numel() for p in matrices)
-
-
-def make_mlp(config: ModelConfig, layer: int) -> nn.Module | None:
-    if config.mlp == "none":
-        return None
-    if config.mlp == "channel_mix":
-        return ChannelMix(config, layer)
-    made = GatedMLP if config.mlp in GATED_MLPS else UngatedMLP
-    return made(config.mlp, config.hidden_size, config.intermediate_size, config.mlp_bias)
+        mlp = 0.0 if self.mlp is None else self.mlp.flops_per_token()
+        return self.mixer.flops_per_token(seq_len) + mlp
 
 
 class Layers(nn.Module):
@@ -287,10 +285,16 @@ class Model(nn.Module):
                 place = BLOCK_PLACE * (block.mixer.layer + 1)
                 noise_BT = None if seq.noise_BT is None else of_place(seq.noise_BT, place)
                 cache = None if seq.cache is None else seq.cache.of(block.mixer.layer)
-                x_BTD = self.run_block(block, x_BTD, replace(seq, noise_BT=noise_BT, cache=cache))
+                mine = replace(seq, noise_BT=noise_BT, cache=cache)
+                outputs = self.run_block(block, x_BTD, mine)
+                if isinstance(outputs, tuple):
+                    outputs, seq.observed[block.mixer.layer] = outputs
+                x_BTD = outputs
         return x_BTD
 
-    def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
+    def run_block(
+        self, block: Block, x_BTD: Tensor, seq: Sequence
+    ) -> Tensor | tuple[Tensor, Observed]:
         """One block; huggingface/own_class/model.py has it recomputed in the backward."""
         return block(x_BTD, seq)
 

@@ -1,5 +1,5 @@
-"""Mixers and optimizers from a user's own file: `model.plugins = ["mine.py"]` runs the file and
-adds its tables MIXERS and OPTIMIZERS to ours.
+"""Mixers, MLPs and optimizers from a user's own file: `model.plugins = ["mine.py"]` runs the file
+and adds its tables MIXERS, MLPS and OPTIMIZERS to ours.
 
 A plugin is code, and runs with all rights of its user. So only a recipe or a command line that
 names it makes it run; a run folder that merely mentions one is not enough (`run.of_folder`).
@@ -10,12 +10,16 @@ import importlib.util
 import inspect
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
+from longfire.config.model_config import NO_MLP, ModelConfig
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Mixer
+from longfire.mlps import MLPS
+from longfire.mlps.contract import MLP
 from longfire.optim.contract import OptimizerRule
 from longfire.optim.table import OPTIMIZERS
 
@@ -38,6 +42,7 @@ def load_plugins(files: tuple[str, ...]) -> None:
         if path not in _loaded:
             _loaded[path] = run_file(path)
             add_mixers(path, getattr(_loaded[path], "MIXERS", {}))
+            add_mlps(path, getattr(_loaded[path], "MLPS", {}))
             add_optimizers(path, getattr(_loaded[path], "OPTIMIZERS", {}))
 
 
@@ -107,6 +112,24 @@ def add_mixers(path: Path, table: object) -> None:
             )
         refuse_old_calls(mixer)
     MIXERS.update(table)
+
+
+def add_mlps(path: Path, table: object) -> None:
+    """The plugin's MLPs beside ours. Raises SettingsError for what is no MLP or has a name that is
+    taken: by an MLP, a mixer or a key of the model, all of which share a config.json."""
+    if not isinstance(table, dict):
+        raise SettingsError(
+            f"{path}: MLPS must be a table of names and classes, as in longfire/mlps/__init__.py"
+        )
+    taken = {*MLPS, *MIXERS, NO_MLP, *(field.name for field in fields(ModelConfig))}
+    for name, mlp in table.items():
+        if not (isinstance(mlp, type) and issubclass(mlp, MLP)):
+            raise SettingsError(
+                f"{path}: MLPS[{name!r}] is no class derived from longfire.mlps.contract.MLP"
+            )
+        if name in taken:
+            raise SettingsError(f"{path}: MLPS[{name!r}]: the name is taken; choose another")
+    MLPS.update(table)
 
 
 def are_loaded(files: tuple[str, ...]) -> bool:

@@ -157,7 +157,6 @@ def test_padded_vocabulary():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"mlp": "moe"}, "mlp = 'moe' is not one of swiglu"),
         ({"block": "sandwich"}, "block = 'sandwich'"),
         ({"dropout": 1.0}, r"dropout = 1.0 must lie in \[0, 1\)"),
         ({"block": "parallel", "mlp": "none"}, "beside the mixer"),
@@ -167,6 +166,12 @@ def test_padded_vocabulary():
 def test_what_cannot_be_is_named(tiny_config, changes, message):
     with pytest.raises(SettingsError, match=message):
         tiny_config("gla", **changes)
+
+
+def test_an_mlp_that_there_is_not_is_named(tiny_config):
+    """Where the model is made, since a plugin may have brought it."""
+    with pytest.raises(SettingsError, match="mlp = 'moe' is not one of swiglu"):
+        build(tiny_config("gla", mlp="moe"), 0)
 
 
 def test_variants_have_settings_of_their_own(tiny_config):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from longfire.config.model_config import INIT_KEYS, INIT_RULES, WORDS, ModelConfig
+from longfire.config.model_config import BUILT_IN_MLPS, INIT_KEYS, INIT_RULES, NO_MLP, ModelConfig
 from longfire.config.settings import Optimizer
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import Cache
@@ -103,7 +103,7 @@ def test_the_table_of_settings_has_their_defaults():
 
 
 def test_the_tables_of_mlps_and_of_rules_are_whole():
-    assert sorted(rows("mlp")) == sorted(WORDS["mlp"])
+    assert sorted(rows("mlp")) == sorted((*BUILT_IN_MLPS, NO_MLP))
     assert tuple(rows("init")) == INIT_RULES
 
 

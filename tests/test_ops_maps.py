@@ -8,7 +8,8 @@ from longfire.ops.delta_rule import delta_rule
 from longfire.ops.documents import Documents
 from longfire.ops.dplr import dplr
 from longfire.ops.linear_attention import linear_attention
-from longfire.ops.maps import RECURRENCES, selective_scan_map
+from longfire.ops.maps import RECURRENCES
+from longfire.ops.maps.selective_scan import selective_scan_map
 from longfire.ops.selective_scan import selective_scan
 
 OPS = {
@@ -20,7 +21,7 @@ OPS = {
     "dplr": (dplr, ["vector"]),
 }
 CASES = [(name, decay) for name, (_, decays) in OPS.items() for decay in decays]
-MAPS = {recurrence.op: recurrence.map for recurrence in RECURRENCES}
+MAPS = {recurrence.op: recurrence.map for recurrence in RECURRENCES.values()}
 
 
 def map_of(op, made):
@@ -93,7 +94,7 @@ def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch
     """Outputs and gradients of `around`, whose state before the tokens is made of their own map, in several pieces (of 64 tokens)."""
     monkeypatch.setattr("longfire.ops.chunkwise.SEGMENT_NUMBERS", 1)
     op = OPS[name][0]
-    (recurrence,) = (one for one in RECURRENCES if one.op is op)
+    (recurrence,) = (one for one in RECURRENCES.values() if one.op is op)
     made = r.inputs(name, 2, T=150, K=6, V=5, decay=decay, documents=documents)
     wanted = [
         x for key, x in made.items() if isinstance(x, torch.Tensor) and key != "initial_state_BHKV"

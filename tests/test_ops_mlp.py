@@ -12,17 +12,23 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 
-from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS
+from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS, ModelConfig
+from longfire.mlps import make_mlp
+from longfire.mlps.contract import MLP
 from longfire.ops.mlp import (
     ACTIVATIONS,
     GATES,
-    GatedMLP,
-    UngatedMLP,
     gated,
     gated_reference,
     squared_relu,
     squared_relu_reference,
 )
+
+
+def mlp_of_kind(kind: str, bias: bool = False) -> MLP:
+    """The MLP of a model of hidden size 6 and inner size 11."""
+    config = ModelConfig(6, 1, ("attention",), intermediate_size=11, mlp=kind, mlp_bias=bias)
+    return make_mlp(config, 0)
 
 
 def assert_same(ours, theirs, size: int) -> None:
@@ -58,7 +64,7 @@ def gemma() -> GemmaMLP:
     ],
 )
 def test_gated_mlps_are_those_of_llama_and_gemma(kind, theirs):
-    ours = GatedMLP(kind, 6, 11).double()
+    ours = mlp_of_kind(kind).double()
     ours.load_state_dict(theirs.double().state_dict())
     assert_same(ours, theirs, 6)
 
@@ -75,7 +81,7 @@ def test_gated_mlps_are_those_of_llama_and_gemma(kind, theirs):
 )
 def test_ungated_mlps_are_gpt2s(kind, theirs):
     theirs = GPT2MLP(11, GPT2Config(n_embd=6, activation_function=theirs)).double().eval()
-    ours = UngatedMLP(kind, 6, 11, bias=True).double()
+    ours = mlp_of_kind(kind, bias=True).double()
     pairs = ((ours.up_proj, theirs.c_fc), (ours.down_proj, theirs.c_proj))
     for linear, conv1d in pairs:  # GPT-2 stores its matrices turned
         linear.weight.data, linear.bias.data = (
@@ -87,7 +93,7 @@ def test_ungated_mlps_are_gpt2s(kind, theirs):
 
 def test_squared_relu_is_nanochats():
     theirs = NanoChatMLP(NanoChatConfig(hidden_size=6, intermediate_size=11)).double()
-    ours = UngatedMLP("relu2", 6, 11).double()
+    ours = mlp_of_kind("relu2").double()
     ours.load_state_dict(
         {"up_proj.weight": theirs.fc1.weight, "down_proj.weight": theirs.fc2.weight}
     )

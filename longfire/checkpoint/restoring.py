@@ -20,6 +20,7 @@ from longfire.checkpoint.shards import Entry, Held, Reader
 from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.errors import CheckpointError
+from longfire.mlps.auxiliary import kept_buffers
 from longfire.optim.state import refuse_another_optimizer, states_of, whole_state
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.training.schedule import Planned
@@ -105,9 +106,10 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, is_checked: bool = False
     with mesh.raise_on_all_ranks():
         index = index_of(place)
     parameters = dict(state.model.named_parameters())
+    tensors = {**parameters, **kept_buffers(state.model)}
     held: dict[str, Held] = {}
-    for name, parameter in parameters.items():
-        held[f"model/{name}"] = state.part(f"model/{name}", parameter.detach())
+    for name, tensor in tensors.items():
+        held[f"model/{name}"] = state.part(f"model/{name}", tensor.detach())
     check_names(shapes_of_model(index), shapes_of_run(held, mesh), place)
     with mesh.raise_on_all_ranks(), Reader(index) as reader, torch.no_grad():
         refuse_another_optimizer(state.optimizer, index, parameters, place)

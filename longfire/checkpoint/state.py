@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longfire.checkpoint.shards import Held
+from longfire.mlps.auxiliary import kept_buffers
 from longfire.model import Model
 from longfire.optim.state import refuse_undeclared_state, whole_state
 from longfire.parallel.axes import SHARDS
@@ -72,6 +73,8 @@ class State:
         layout: model/<parameter>, optimizer/<what>/<parameter>, rng/<device>."""
         named = dict(self.model.named_parameters())
         tensors = {f"model/{name}": parameter.detach() for name, parameter in named.items()}
+        for name, buffer in kept_buffers(self.model).items():
+            tensors[f"model/{name}"] = buffer
         if weights_only:
             return tensors
         for name, parameter in named.items():
@@ -103,7 +106,13 @@ class State:
         kind, what, *_ = name.split("/")
         if kind == "optimizer" and what in whole_state(self.optimizer):
             return True
-        return kind == "rng" or not tensor.dim()
+        return kind == "rng" or not tensor.dim() or self.is_buffer(parameter_of(name))
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a name of the model is that of a buffer."""
+        path, _, leaf = name.rpartition(".")
+        owner = self.model.get_submodule(path)
+        return leaf in dict(owner.named_buffers(recurse=False))
 
     def written(self, weights_only: bool = False) -> dict[str, Held]:
         """What this process writes: each slice of the run is written by one of the processes that

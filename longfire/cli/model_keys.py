@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 
 from longfire.config.aliases import as_text
-from longfire.config.model_config import ModelConfig
+from longfire.config.model_config import TABLES, ModelConfig
 from longfire.mixers import MIXERS
+from longfire.mlps.contract import WidthConfig
 
 TYPES: dict[object, str] = {
     int: "whole number",
@@ -60,12 +61,13 @@ def page() -> str:
     """The page as Markdown."""
     parts = [HEAD, section("The model", config_fields(ModelConfig))]
     parts += [section(f"{name}", config_fields(mixer.Config)) for name, mixer in MIXERS.items()]
+    parts.append(section("The MLPs, each by its name", config_fields(WidthConfig)))
     return "\n\n".join(parts) + "\n"
 
 
 def config_fields(shape: type) -> list[Field[object]]:
-    """The keys of a config; `mixers` of the model is the tables themselves."""
-    return [field for field in fields(shape) if field.name != "mixers"]
+    """The keys of a config; the tables of mixers and MLPs have sections of their own."""
+    return [field for field in fields(shape) if field.name not in TABLES]
 
 
 def section(title: str, keys: Iterable[Field[object]]) -> str:

@@ -33,6 +33,7 @@ RULES = (
     Rule(lengths.refusals),
     Rule(model.of_learning_rates),
     Rule(model.of_outputs),
+    Rule(model.of_auxiliary_losses),
     Rule(model.of_mlp),
     Rule(model.of_attention),
     Rule(model.of_policy),

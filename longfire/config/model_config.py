@@ -13,8 +13,14 @@ from longfire.errors import SettingsError
 
 UNGATED_MLPS = ("relu", "relu2", "silu", "gelu", "gelu_exact")
 GATED_MLPS = ("swiglu", "geglu", "geglu_exact", "reglu")
+NO_MLP = "none"
+BUILT_IN_MLPS = (
+    *GATED_MLPS,
+    *UNGATED_MLPS,
+    "channel_mix",
+)  # those of longfire/mlps; a plugin may add some
+TABLES = ("mixers", "mlps")  # fields of ModelConfig that stand in a config.json as tables by name
 WORDS = {
-    "mlp": (*GATED_MLPS, *UNGATED_MLPS, "channel_mix", "none"),
     "norm": ("rmsnorm", "layernorm"),
     "block": ("pre", "post", "parallel", "parallel_tied"),
 }
@@ -54,6 +60,11 @@ def mixer_of(layer_type: str) -> str:
     return layer_type.partition(":")[0]
 
 
+def mlp_of(mlp_layer_type: str) -> str:
+    """The MLP of an entry of mlp_layer_types: swiglu:wide -> swiglu."""
+    return mlp_layer_type.partition(":")[0]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder: embedding, blocks of mixer + MLP, norm, head.
@@ -61,7 +72,7 @@ class ModelConfig:
     `layer_types` names each layer's mixer (a key of `mixers.MIXERS`); a shorter list repeats.
     `mixer:variant` is the same mixer with settings of its own: `["attention:local", "attention"]`.
     `mixers` holds the settings of each name that `layer_types` uses; the mixer's `Config` dataclass
-    checks them.
+    checks them. `mlps` is the same of `mlp` and `mlp_layer_types` (keys of `mlps.MLPS`, or none).
     """
 
     hidden_size: int = required("channels of the residual stream", example=512)
@@ -84,6 +95,11 @@ class ModelConfig:
         "gelu, gelu_exact, relu, relu2 (squared ReLU) or silu; channel_mix (RWKV-7's) or none",
     )
     mlp_bias: bool = key(False, "whether the MLP's matrices have biases")
+    mlp_layer_types: tuple[str, ...] = key(
+        (),
+        "the MLP of each layer, where they differ: names as those of mlp, or of an MLP of a plugin; "
+        "a shorter list repeats. `mlp:variant` is the same MLP with a table of its own",
+    )
     norm: str = key("rmsnorm", "rmsnorm or layernorm")
     norm_eps: float = key(1e-6, "added to the variance under the root of a norm")
     norm_affine: bool = key(
@@ -146,6 +162,7 @@ class ModelConfig:
     final_logit_softcapping: float = key(
         0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are"
     )
+    mlps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layers = self.num_hidden_layers
@@ -162,9 +179,10 @@ class ModelConfig:
                 "divides"
             )
         object.__setattr__(self, "layer_types", types * (layers // len(types)))
-        object.__setattr__(
-            self, "mixers", {name: with_tuples(given) for name, given in self.mixers.items()}
-        )
+        for tables in TABLES:
+            given = getattr(self, tables)
+            object.__setattr__(self, tables, {name: with_tuples(of) for name, of in given.items()})
+        self.repeat_mlps()
         if not self.intermediate_size:
             least, multiple = (
                 (self.hidden_size * 4, 32)
@@ -198,7 +216,7 @@ class ModelConfig:
                 "model config: learned_positions needs max_position_embeddings, the number of "
                 "positions that are learned"
             )
-        if self.mlp_bias and self.mlp == "channel_mix":
+        if self.mlp_bias and "channel_mix" in map(mlp_of, self.mlp_types):
             raise SettingsError(
                 "model config: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to "
                 "false"
@@ -209,11 +227,38 @@ class ModelConfig:
                 f"model config: final_logit_softcapping = {self.final_logit_softcapping} must be "
                 "a cap above 0, as 15 or 30, or 0 for none"
             )
-        if self.block.startswith("parallel") and self.mlp == "none":
+        if self.block.startswith("parallel") and NO_MLP in self.mlp_types:
+            where = "mlp_layer_types has" if self.mlp_layer_types else "mlp ="
             raise SettingsError(
-                f"model config: block = {self.block!r} puts an MLP beside the mixer, but mlp = "
+                f"model config: block = {self.block!r} puts an MLP beside the mixer, but {where} "
                 "'none'"
             )
+
+    def repeat_mlps(self) -> None:
+        """Let mlp_layer_types name each layer. Raises SettingsError where it cannot."""
+        layers, types = self.num_hidden_layers, tuple(self.mlp_layer_types)
+        if types and layers % len(types):
+            raise SettingsError(
+                f"model config: mlp_layer_types has {len(types)} entries, which do not divide "
+                f"num_hidden_layers = {layers}; list one MLP for each layer, or a pattern that divides"
+            )
+        if types:
+            object.__setattr__(self, "mlp_layer_types", types * (layers // len(types)))
+
+    @property
+    def mlp_types(self) -> tuple[str, ...]:
+        """The MLP of each layer, by name; NO_MLP where there is none."""
+        return self.mlp_layer_types or (self.mlp,) * self.num_hidden_layers
+
+    @property
+    def residual_sums(self) -> int:
+        """How often something is added to the residual stream: by each mixer and each MLP."""
+        return 2 * self.num_hidden_layers - self.mlp_types.count(NO_MLP)
+
+    @property
+    def has_mlps(self) -> bool:
+        """Whether any layer has an MLP."""
+        return set(self.mlp_types) != {NO_MLP}
 
     def check_init(self) -> None:
         """Raises SettingsError for a rule that is none, or one that nothing would read."""
@@ -273,38 +318,80 @@ class ModelConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Our own config.json: the fields, each mixer's settings under its name."""
+        """Our own config.json: the fields, the settings of each mixer and MLP under its name."""
         fields_ = asdict(self)
-        mixers = fields_.pop("mixers")
+        mixers, mlps = (fields_.pop(tables) for tables in TABLES)
+        mlp_layer_types = fields_.pop("mlp_layer_types")
+        if mlp_layer_types:  # few models have it
+            fields_["mlp_layer_types"] = list(mlp_layer_types)
         return {
             "model_type": "longfire",
             **fields_,
             "layer_types": list(self.layer_types),
             **mixers,
+            **mlps,
         }
 
     @classmethod
     def from_dict(
-        cls, config: dict[str, Any], where: str, mixer_names: tuple[str, ...], toml: bool = False
+        cls,
+        config: dict[str, Any],
+        where: str,
+        mixer_names: tuple[str, ...],
+        toml: bool = False,
+        mlp_names: tuple[str, ...] = BUILT_IN_MLPS,
     ) -> "ModelConfig":
         """Read our own config.json, or the [model] tables of a recipe (`toml`), strictly.
 
-        where: the file. Raises SettingsError naming it, the key, and the nearest name or what to
-        write.
+        where: the file. mixer_names, mlp_names: those that there are, with those of plugins. Raises
+        SettingsError naming the file, the key, and the nearest name or what to write.
         """
         config = {k: v for k, v in config.items() if k != "model_type"}
-        known = {f.name: f for f in fields(cls) if f.name != "mixers"}
+        known = {f.name: f for f in fields(cls) if f.name not in TABLES}
         mixers = {k: config.pop(k) for k in list(config) if mixer_of(k) in mixer_names}
+        mlps = {k: config.pop(k) for k in list(config) if mlp_of(k) in mlp_names}
         for name in config:
             if name not in known:
                 raise SettingsError(
-                    f"{where}: unknown key {name!r}{nearest(name, (*known, *mixer_names))}"
+                    f"{where}: unknown key {name!r}{nearest(name, (*known, *mixer_names, *mlp_names))}"
                 )
         require(config, list(known.values()), where, "", toml)
         for name, value in config.items():
             check_type(f"{where}: {name}", value, known[name].type)
         with placed(where):
-            return cls(mixers=mixers, **{**config, "layer_types": tuple(config["layer_types"])})
+            made = cls(
+                mixers=mixers,
+                mlps=mlps,
+                **{**config, "layer_types": tuple(config["layer_types"])},
+            )
+            made.check_mlps(mlp_names)
+        return made
+
+    def check_mlps(self, mlp_names: tuple[str, ...]) -> None:
+        """Raises SettingsError for an MLP that there is not, and for settings of one that no layer
+        has."""
+        for key, name in (
+            ("mlp", self.mlp),
+            *(("mlp_layer_types", t) for t in self.mlp_layer_types),
+        ):
+            if mlp_of(name) not in (*mlp_names, NO_MLP):
+                said = f"{key} = {name!r}" if key == "mlp" else f"{key} names {name!r}, which"
+                raise SettingsError(
+                    f"model config: {said} is not one of {', '.join((*mlp_names, NO_MLP))}"
+                )
+        defaults = {f.name: f.default for f in fields(self)}
+        if self.mlp not in (defaults["mlp"], *self.mlp_types):
+            raise SettingsError(
+                f"model config: mlp = {self.mlp!r} is not used, since mlp_layer_types names the MLP "
+                "of each layer; remove one of them"
+            )
+        for name in self.mlps:
+            if name not in self.mlp_types:
+                used = ", ".join(dict.fromkeys(self.mlp_types))
+                raise SettingsError(
+                    f"model config: the table {name!r} is not used: the layers have the MLPs {used}; "
+                    "name it in mlp or mlp_layer_types, or remove the table"
+                )
 
 
 @dataclass(frozen=True)
@@ -321,6 +408,7 @@ class TransformersConfig:
     drops = False  # their dropout is their own
     mlp = ""
     mixers: ClassVar[dict[str, Any]] = {}
+    has_mlps = True
 
     @property
     def learned_positions(self) -> bool:

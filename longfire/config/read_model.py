@@ -62,6 +62,9 @@ def with_tables(config: Keys, tables: Keys) -> dict[str, object]:
     layer_types = config["layer_types"]
     assert isinstance(layer_types, list)
     merged = {**config, "layer_types": layer_types[: period_of(layer_types)]}
+    mlp_layer_types = config.get("mlp_layer_types")
+    if isinstance(mlp_layer_types, list):
+        merged["mlp_layer_types"] = mlp_layer_types[: period_of(mlp_layer_types)]
     if "hidden_size" in tables or "mlp" in tables:
         merged.pop("intermediate_size")
     for name, value in tables.items():
@@ -70,7 +73,8 @@ def with_tables(config: Keys, tables: Keys) -> dict[str, object]:
             merged[name] = {**before, **value}
         else:
             merged[name] = value
-    names_used = {*layer_names(merged["layer_types"]), *tables}
+    mlps = merged.get("mlp_layer_types") or [merged["mlp"]]
+    names_used = {*layer_names(merged["layer_types"]), *layer_names(mlps), *tables}
     for name, value in config.items():
         if isinstance(value, Mapping) and name not in names_used:
             del merged[name]  # of a mixer that the other layer_types do not have
@@ -99,10 +103,11 @@ def model_config_of(config: Keys, where: str, toml: bool = False) -> ModelConfig
     errors name. Raises SettingsError."""
     from longfire.mixers import MIXERS  # they need torch, which other settings do not need
     from longfire.mixers.mixer import read_mixer_config
+    from longfire.mlps import MLPS, read_mlp_configs
 
     keys = dict(config)
     if keys.get("model_type", "longfire") == "longfire" and not is_own_export(keys):
-        model_config = ModelConfig.from_dict(keys, where, tuple(MIXERS), toml)
+        model_config = ModelConfig.from_dict(keys, where, tuple(MIXERS), toml, tuple(MLPS))
     else:
         with placed(where):
             model_config = config_from_hf(keys, where)
@@ -115,6 +120,7 @@ def model_config_of(config: Keys, where: str, toml: bool = False) -> ModelConfig
         mixer = MIXERS[mixer_of(name)]
         own = model_config.mixers.get(name, {})
         read_mixer_config(mixer, name, own, model_config.hidden_size, where, toml)
+    read_mlp_configs(model_config, where, toml)
     unused = [name for name in model_config.mixers if name not in model_config.layer_types]
     if unused:
         table = f"[model.{unused[0]}]" if toml else f"the table {unused[0]!r}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from longfire.config import aliases
-from longfire.config.model_config import ModelConfig
+from longfire.config.model_config import TABLES, ModelConfig
 from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
 from longfire.config.values import as_type, check_interval, nearest
@@ -28,7 +28,7 @@ for _section, _class in SECTIONS.items():
     for _field in fields(_class):
         SETTINGS[f"{_section}.{_field.name}"] = _field
 SHAPE_KEYS = {
-    f"model.{field.name}": field for field in fields(ModelConfig) if field.name != "mixers"
+    f"model.{field.name}": field for field in fields(ModelConfig) if field.name not in TABLES
 }
 # Keys of a [[data.sources]] table -> the setting that is the list of all of them
 SOURCE_KEYS = {

@@ -1,5 +1,6 @@
 """`longfire doctor`: every fast op against its reference on this machine.
 
-op_cases.py  ways to call every op, with random inputs, and what rounding may explain
+op_cases.py  what a way to call an op is, and what rounding may explain
+cases/       the ways to call every op, with random inputs
 check.py     the comparison, forward and backward, as a table
 """

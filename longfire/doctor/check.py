@@ -1,8 +1,7 @@
 """`longfire doctor`: every fast op against its reference on this machine, forward and backward.
 
 Where there are several forms (our own on torch, fla's kernels on CUDA) each that a run could choose
-is checked, on the CPU and on the GPU. doctor/op_cases.py has the cases, their inputs and what rounding may
-explain.
+is checked, on the CPU and on the GPU. doctor/cases/ has the cases and their inputs, op_cases.py what rounding may explain.
 """
 
 import platform
@@ -14,12 +13,14 @@ import torch
 from rich.console import Console
 
 from longfire import ops
-from longfire.doctor.op_cases import CASES, DTYPES, Case, errors, tolerance
+from longfire.doctor.cases import all_cases
+from longfire.doctor.op_cases import DTYPES, Case, errors, tolerance
 from longfire.launch import cxx_compiler
 from longfire.ops.bf16 import native_bf16
 from longfire.training.environment import version_of
 
 PACKAGES = ("longfire", "torch", "triton", "fla-core", "flash-linear-attention", "transformers")
+CASES = tuple(all_cases())
 WIDTHS = (21, 30, 9, 6, 6, 21, 10)
 
 

@@ -119,11 +119,16 @@ def with_all_sizes(model_config: ModelConfig) -> ModelConfig:
     return replace(model_config, mixers=mixers)
 
 
+# What most models have none of.
+OF_SOME_LAYERS = ("mlps", "mlp_layer_types")
+
+
 def values_of(model_config: ModelConfig) -> dict[str, Settings]:
     """Flat setting -> its value under each name of layer_types (of the model's own: under "")."""
     values: dict[str, Settings] = {}
     for name, value in asdict(model_config).items():
-        if name not in ("mixers", "layer_types"):
+        is_own = name not in ("mixers", "layer_types")
+        if is_own and (value or name not in OF_SOME_LAYERS):
             values[name] = {"": value}
     for name, given in model_config.mixers.items():
         for leaf, value in given.items():

@@ -14,7 +14,7 @@ of torch.
 from dataclasses import asdict, fields
 from importlib.metadata import version
 
-from longfire.config.model_config import ModelConfig, mixer_of
+from longfire.config.model_config import TABLES, ModelConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Config, Family, Name, Settings
 
@@ -54,8 +54,12 @@ def config_of(model_config: ModelConfig, length: int) -> Config:
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
     from longfire.mixers.mixer import read_mixer_config
 
-    keys = {field.name: getattr(model_config, field.name) for field in fields(ModelConfig)}
-    del keys["mixers"]
+    keys: dict[str, object] = {}
+    for field in fields(ModelConfig):
+        if field.name not in TABLES:
+            keys[field.name] = getattr(model_config, field.name)
+    if not keys["mlp_layer_types"]:
+        del keys["mlp_layer_types"]
     keys["pad_vocab_multiple"] = 1  # vocab_size includes the padding
     shared = {name: keys.pop(name) for name in SHARED}
     mixers: dict[str, Settings] = {}
@@ -70,7 +74,12 @@ def config_of(model_config: ModelConfig, length: int) -> Config:
         "format_version": FORMAT_VERSION,
         **shared,
         **for_tools(model_config, mixers, length),
-        "shape": {**keys, "layer_types": list(model_config.layer_types), **mixers},
+        "shape": {
+            **keys,
+            "layer_types": list(model_config.layer_types),
+            **mixers,
+            **model_config.mlps,
+        },
     }
 
 
@@ -135,6 +144,7 @@ def read_model_config(config: Config, where: str) -> ModelConfig:
     """
     from longfire.mixers import MIXERS
     from longfire.mixers.mixer import read_mixer_config
+    from longfire.mlps import MLPS, read_mlp_configs
 
     keys = keys_of_model_config(config, where)
     try:
@@ -145,7 +155,8 @@ def read_model_config(config: Config, where: str) -> ModelConfig:
                     f"({', '.join(MIXERS)}); name the file that defines it in model.plugins, or "
                     "call longfire.plugins.load_plugins"
                 )
-        model_config = ModelConfig.from_dict(keys, where, tuple(MIXERS))
+        model_config = ModelConfig.from_dict(keys, where, tuple(MIXERS), mlp_names=tuple(MLPS))
+        read_mlp_configs(model_config, where)
         for name in dict.fromkeys(model_config.layer_types):
             mixer = MIXERS[mixer_of(name)]
             given = model_config.mixers.get(name, {})

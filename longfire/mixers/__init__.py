@@ -1,5 +1,5 @@
-"""The table of mixers: the name that `layer_types` uses -> the class. A new mixer is a new file and
-one line here.
+"""The table of mixers: the name that `layer_types` uses -> the class, whose file is read when it is
+first asked for. A new mixer is a new file and one line here.
 
 mixer.py             what a mixer declares, and what travels along the sequence
 cache.py             what layers keep between the calls of a generation
@@ -13,37 +13,29 @@ mamba.py             Mamba
 mamba2.py            Mamba-2
 matrix_state.py      what the delta rules share
 delta_net.py         DeltaNet
+step_size.py         how the step sizes of Mamba's family begin
 gated_delta_net.py   Gated DeltaNet
 kda.py               Kimi delta attention
-channel_mix.py       RWKV-7's MLP
+token_lerp.py        tokens moved towards the one before: RWKV-7's mixer and MLP
 rwkv7.py             RWKV-7
 """
 
-from longfire.mixers.attention import Attention
-from longfire.mixers.delta_net import DeltaNet
-from longfire.mixers.gated_delta_net import GatedDeltaNet
-from longfire.mixers.gla import GLA
-from longfire.mixers.gsa import GSA
-from longfire.mixers.hgrn2 import HGRN2
-from longfire.mixers.kda import KDA
-from longfire.mixers.linear_attention import LinearAttention
-from longfire.mixers.mamba import Mamba
-from longfire.mixers.mamba2 import Mamba2
+from longfire.lazy_table import LazyTable
 from longfire.mixers.mixer import Mixer
-from longfire.mixers.retention import Retention
-from longfire.mixers.rwkv7 import RWKV7
 
-MIXERS: dict[str, type[Mixer]] = {
-    "attention": Attention,
-    "linear_attention": LinearAttention,
-    "retention": Retention,
-    "gla": GLA,
-    "gsa": GSA,
-    "hgrn2": HGRN2,
-    "mamba": Mamba,
-    "mamba2": Mamba2,
-    "delta_net": DeltaNet,
-    "gated_delta_net": GatedDeltaNet,
-    "kda": KDA,
-    "rwkv7": RWKV7,
-}
+MIXERS: LazyTable[type[Mixer]] = LazyTable(
+    {
+        "attention": "longfire.mixers.attention:Attention",
+        "linear_attention": "longfire.mixers.linear_attention:LinearAttention",
+        "retention": "longfire.mixers.retention:Retention",
+        "gla": "longfire.mixers.gla:GLA",
+        "gsa": "longfire.mixers.gsa:GSA",
+        "hgrn2": "longfire.mixers.hgrn2:HGRN2",
+        "mamba": "longfire.mixers.mamba:Mamba",
+        "mamba2": "longfire.mixers.mamba2:Mamba2",
+        "delta_net": "longfire.mixers.delta_net:DeltaNet",
+        "gated_delta_net": "longfire.mixers.gated_delta_net:GatedDeltaNet",
+        "kda": "longfire.mixers.kda:KDA",
+        "rwkv7": "longfire.mixers.rwkv7:RWKV7",
+    }
+)

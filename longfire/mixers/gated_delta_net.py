@@ -1,7 +1,6 @@
 """Gated DeltaNet: a matrix state that forgets at a rate the input chooses and overwrites what a key
 held before."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from longfire.config.model_config import ModelConfig, key, required
 from longfire.mixers.matrix_state import MatrixState, check_value_heads
 from longfire.mixers.mixer import Sequence, one_of
+from longfire.mixers.step_size import init_step_size
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GATES, GatedRMSNorm, l2_norm
@@ -46,17 +46,6 @@ def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
     """A uniform in (0, 16): heads from almost no forgetting to fast (Mamba-2's rule, kept by
     fla)."""
     A_log_H.uniform_(0, 16, generator=generator).clamp_min_(1e-4).log_()
-
-
-def init_step_size(dt_bias_H: Tensor, generator: torch.Generator) -> None:
-    """softplus(dt_bias) log-uniform in [0.001, 0.1] (Mamba's rule); the inverse of softplus is x +
-    log(1 - exp(-x))."""
-    dt = (
-        dt_bias_H.uniform_(math.log(0.001), math.log(0.1), generator=generator)
-        .exp_()
-        .clamp_min_(1e-4)
-    )
-    dt_bias_H.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
 class GatedDeltaNet(MatrixState):

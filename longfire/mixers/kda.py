@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key, required
 from longfire.errors import SettingsError
-from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.matrix_state import MatrixState, check_value_heads
 from longfire.mixers.mixer import Sequence
+from longfire.mixers.step_size import init_step_size
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import GatedRMSNorm, l2_norm

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key
-from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.mixer import Mixer, Sequence, positive, uniform
+from longfire.mixers.step_size import init_step_size
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.short_conv import ShortConv

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key
-from longfire.mixers.gated_delta_net import init_step_size
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
+from longfire.mixers.step_size import init_step_size
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GroupedGatedRMSNorm
@@ -119,8 +119,7 @@ class Mamba2(Mixer):
                 channels, model.norm_eps, config.n_groups, config.norm_before_gate
             )
         self.out_proj = Linear(channels, self.hidden_size, bias=config.use_bias)
-        residuals = model.num_hidden_layers * (1 if model.mlp == "none" else 2)
-        self.published_init = {"out_proj.weight": uniform((channels * residuals) ** -0.5)}
+        self.published_init = {"out_proj.weight": uniform((channels * model.residual_sums) ** -0.5)}
 
     def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)

@@ -3,7 +3,7 @@
 from collections import UserDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,19 @@ from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
 from longfire.ops.sequence_ops import UNDECIDED, RecurrenceOp, SequenceOps
+
+
+class Observed(NamedTuple):
+    """What an MLP gives beside its outputs, of one micro-batch.
+
+    loss_B: its auxiliary loss of each sequence (B,), which its weight multiplies; a sequence is
+    never cut where there is one, so that the loss is the same for any micro-batches and any number
+    of data-parallel processes. statistics: a tensor without gradient, which is summed over all
+    micro-batches and processes of a step and given to `MLP.update`; None: nothing.
+    """
+
+    loss_B: Tensor
+    statistics: Tensor | None = None
 
 
 class Shared(UserDict):
@@ -33,7 +46,8 @@ class Sequence:
     another one for each block; None: no dropout. shared: what layers share in one forward: made
     before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one layer for later
     ones. ops: what computes along the sequence; at its default, the model that is given the
-    sequence puts its own there (`Model.local_ops`).
+    sequence puts its own there (`Model.local_ops`). observed: what the MLPs of layers gave beside their
+    outputs, by layer (mlps/auxiliary.py).
     """
 
     positions_BT: Tensor
@@ -41,6 +55,7 @@ class Sequence:
     cache: Cache | None = field(default=None)
     noise_BT: Tensor | None = None
     shared: Shared = field(default_factory=Shared)
+    observed: Shared = field(default_factory=Shared)
     ops: SequenceOps = UNDECIDED
 
 
@@ -137,15 +152,21 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
 
 
+class Configured(Protocol):
+    """A class of layers with settings of its own: a mixer or an MLP."""
+
+    Config: ClassVar[type]
+
+
 def read_mixer_config(
-    mixer: type[Mixer],
+    mixer: type[Configured],
     name: str,
     given: dict[str, Any],
     hidden_size: int,
     where: str = "model config",
     toml: bool = False,
 ) -> Any:
-    """The mixer's own settings, strictly.
+    """The own settings of a mixer, or of an MLP, strictly.
 
     where, toml: the file that they are written in, and whether that is a recipe. Raises
     SettingsError naming the file, the mixer, the key, and the nearest name or what to write.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key, mixer_of
-from longfire.mixers.channel_mix import Initialiser, orthogonal, share_of_previous, towards
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
+from longfire.mixers.token_lerp import Initialiser, orthogonal, share_of_previous, towards
 from longfire.ops.dplr import dplr
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import l2_norm, layer_norm

@@ -9,7 +9,7 @@ reference on the machine at hand.
     bf16.py              whether a device multiplies bf16 in hardware
     linear.py            which type is computed in; products with fp32 master weights
     norm.py              normalisations
-    mlp.py               the part of a block that looks at one token only
+    mlp.py               activations of MLPs, and the products of gates
     rope.py              rotary positions
     dropout.py           dropout that no plan changes
     attention.py         softmax attention
@@ -27,7 +27,8 @@ reference on the machine at hand.
     delta_rule.py        the delta rule with decay
     dplr.py              diagonal plus low rank
     selective_scan.py    Mamba's scan
-    maps.py              what a segment of a sequence does to the state
+    maps/                what a segment of a sequence does to the state
+    vocabulary.py        logits, and what of a vocabulary is on this process
     cross_entropy.py     the head and the loss as one
     kernels.py           fla's kernels behind our signatures
 """

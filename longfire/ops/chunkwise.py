@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 
 from longfire.ops import as_on_cuda
-from longfire.ops.documents import Documents
 from longfire.ops.linear import working_dtype
 
 # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
@@ -96,14 +95,6 @@ def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) 
     if goes_on_BT is None:
         return decay
     return torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
-
-
-def goes_on(documents: Documents | None) -> Tensor | None:
-    """(B, T) bool: whether a token belongs to the document of the token before it. The first token
-    of the call always does, so that the initial state belongs to the first document of each row."""
-    if documents is None:
-        return None
-    return documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0
 
 
 class Decayed(NamedTuple):

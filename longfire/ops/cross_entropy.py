@@ -1,8 +1,7 @@
 """The head and the loss as one: logits exist for a chunk of tokens at a time, and their gradient
 overwrites them."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor
 from longfire.ops import as_on_cuda
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.linear import gives_fp32_sums, working_dtype
+from longfire.ops.vocabulary import Words, softcapped
 
 # Logits that go through softmax together on a CPU, so that its passes stay in the cache.
 CACHED_BYTES = 3 * 2**20
@@ -22,18 +22,6 @@ L2_WARP = 1e-4
 # A row of logits begins on a cache line: at 50,257 words the product takes 0.7 of the time that it
 # takes unaligned.
 ROW_MULTIPLE = 64
-
-
-class Words(NamedTuple):
-    """The words whose rows of the weight are on this process, of a vocabulary that several processes share;
-    all have the same hidden states and labels. Losses are then the same in all, and the gradient of
-    the hidden states is a part: their sum is the whole one.
-    """
-
-    first: int
-    total: int  # words of the whole vocabulary
-    add_up: Callable[[Tensor], Tensor]  # over the processes, in place
-    take_highest: Callable[[Tensor], Tensor]
 
 
 def linear_cross_entropy(
@@ -231,13 +219,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
         d_weight = None if d_weight is None else d_weight.mul_(d_loss).to(ctx.weight_dtype)
         return d_hidden, d_weight, None, None, None, None, None, None, None
-
-
-def softcapped(logits: Tensor, cap: float) -> Tensor:
-    """cap * tanh(logits / cap): never beyond +-cap; 0: the logits as they are."""
-    if cap:
-        return cap * torch.tanh(logits / cap)
-    return logits
 
 
 def loss_of_logits(

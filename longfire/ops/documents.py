@@ -48,3 +48,11 @@ def starts_of(ids_BT: Tensor) -> list[list[int]]:
     ids_BT = ids_BT.cpu()
     begins_BT = F.pad(ids_BT[:, 1:] != ids_BT[:, :-1], (1, 0), value=True)
     return [begins_T.nonzero().flatten().tolist() for begins_T in begins_BT]
+
+
+def goes_on(documents: Documents | None) -> Tensor | None:
+    """(B, T) bool: whether a token belongs to the document of the token before it. The first token
+    of the call always does, so that the initial state belongs to the first document of each row."""
+    if documents is None:
+        return None
+    return documents.ids_BT.diff(dim=1, prepend=documents.ids_BT[:, :1]) == 0

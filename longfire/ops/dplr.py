@@ -20,14 +20,13 @@ from longfire.ops.chunkwise import (
     chunk_size,
     chunked,
     decayed,
-    goes_on,
     in_chunks,
     scaled,
     start,
     step_decays,
     unchunked,
 )
-from longfire.ops.documents import Documents
+from longfire.ops.documents import Documents, goes_on
 from longfire.ops.linear import working_dtype
 from longfire.ops.low_rank import LowRank, UnitLowerSolve, Worked, through_chunks
 

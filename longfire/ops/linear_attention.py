@@ -21,7 +21,6 @@ from longfire.ops.chunkwise import (
     chunked,
     decayed,
     decays_alone,
-    goes_on,
     in_chunks,
     scaled,
     scan,
@@ -30,7 +29,7 @@ from longfire.ops.chunkwise import (
     through_chunks,
     unchunked,
 )
-from longfire.ops.documents import Documents
+from longfire.ops.documents import Documents, goes_on
 from longfire.ops.linear import working_dtype
 from longfire.ops.value_tree import value_tree
 

@@ -1,14 +1,12 @@
-"""The part of a block that looks at one token only."""
+"""The activations of MLPs, and the products of gates."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from longfire.ops.linear import Linear
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -92,38 +90,3 @@ def gated(gate: Tensor, up: Tensor, kind: str) -> Tensor:
 def gated_reference(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """The reference: by its definition, keeping all that autograd keeps."""
     return GATES[kind](gate) * up
-
-
-class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)) (Shazeer 2020); names of Llama."""
-
-    roles = {"gate_proj": "column", "up_proj": "column", "down_proj": "row"}
-
-    def __init__(
-        self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False
-    ) -> None:
-        super().__init__()
-        self.kind = kind
-        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
-        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x), self.kind))
-
-
-class UngatedMLP(nn.Module):
-    """down(act(up(x))): GPT-2's MLP."""
-
-    roles = {"up_proj": "column", "down_proj": "row"}
-
-    def __init__(
-        self, kind: str, hidden_size: int, intermediate_size: int, bias: bool = False
-    ) -> None:
-        super().__init__()
-        self.activation = ACTIVATIONS[kind]
-        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.up_proj(x)))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from longfire.ops import chosen
-from longfire.ops.chunkwise import goes_on
-from longfire.ops.documents import Documents
+from longfire.ops.documents import Documents, goes_on
 from longfire.ops.linear import working_dtype
 
 # of a chunk: 8 to 64 are as fast within a tenth; the states kept are then half of x where N = 16

@@ -64,7 +64,7 @@ class SequenceOps(Protocol):
         the last token.
 
         op: one that the mixer declares in `recurrences`. What crosses a cut: the map of the state,
-        S -> M S + B, of each segment (ops/maps.py); its size does not depend on T.
+        S -> M S + B, of each segment (ops/maps); its size does not depend on T.
         """
         ...
 

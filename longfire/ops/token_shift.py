@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from longfire.ops import chosen
-from longfire.ops.chunkwise import goes_on
-from longfire.ops.documents import Documents
+from longfire.ops.documents import Documents, goes_on
 
 
 def previous_token(

@@ -5,7 +5,7 @@ A mixer calls `seq.ops` and knows of no process. Here that is a ContextSequence,
 same numbers on segments (layout.py):
 
     attention      by one of context_strategies/: ring, all-gather or all-to-all
-    recurrence     each segment's map of the state (ops/maps.py) goes to all processes once; the
+    recurrence     each segment's map of the state (ops/maps) goes to all processes once; the
                    state before each segment follows from the maps of those before it, and the op
                    runs on the segment from there
     convolution,   the last inputs of each segment go to all, and are the state before the next
@@ -26,7 +26,8 @@ from torch.autograd.function import once_differentiable
 
 from longfire.config.settings import Parallelism
 from longfire.ops.documents import Documents
-from longfire.ops.maps import RECURRENCES, Affine, Recurrence
+from longfire.ops.maps import has_map, recurrence_of
+from longfire.ops.maps.contract import Affine
 from longfire.ops.sequence_ops import LocalSequence, RecurrenceOp
 from longfire.ops.short_conv import short_conv
 from longfire.ops.token_shift import previous_token
@@ -203,6 +204,9 @@ class ContextSequence:
 def share_rows(model: "Model", mesh: Mesh, parallelism: Parallelism) -> Context:
     """What cuts a model's batches for all processes along cp; the model stays as it is."""
     softmax = any("attention" in block.mixer.context for block in model.layers)
+    for part, _ in parts_of(model):
+        for op in getattr(part, "recurrences", ()):
+            assert has_map(op), f"{op} has no map"  # read now, and not inside a compiled block
     return Context(
         mesh.size("cp"),
         mesh.rank("cp"),
@@ -225,14 +229,6 @@ def layout_kind(asked: str, softmax: bool, documents: bool) -> str:
     if documents:
         return "balanced"
     return "zigzag"
-
-
-def recurrence_of(op: RecurrenceOp) -> Recurrence:
-    """What is known of a recurrence over segments; `refusals` has seen to it that it is known."""
-    for recurrence in RECURRENCES:
-        if recurrence.op is op:
-            return recurrence
-    raise AssertionError(f"{op} has no map of its state: declare it in the mixer's recurrences")
 
 
 def folded(x: Any, shard: ContextShard) -> Any:
@@ -415,10 +411,10 @@ def refusals(
 
 def parts_of(model: "Model") -> Iterator[tuple[nn.Module, str]]:
     """Each mixer with the name that layer_types gives it, and MLPs that look at other tokens."""
-    for block, mixer in zip(model.layers, model.config.layer_types):
+    for block, mixer, mlp in zip(model.layers, model.config.layer_types, model.config.mlp_types):
         yield block.mixer, mixer
         if getattr(block.mlp, "context", ()):
-            yield block.mlp, f"mlp {model.config.mlp}"
+            yield block.mlp, f"mlp {mlp}"
 
 
 def unshareable(part: nn.Module, name: str, degree: str) -> Iterator[str]:
@@ -435,8 +431,8 @@ def unshareable(part: nn.Module, name: str, degree: str) -> Iterator[str]:
             "it to 1, or let the mixer declare the ops that it gives to seq.ops.recurrence"
         )
     for op in recurrences:
-        if op not in [one.op for one in RECURRENCES]:
+        if not has_map(op):
             yield (
                 f"{degree}: {name}.recurrences has {getattr(op, '__name__', op)}, of which no map "
-                "is known (ops/maps.py); set it to 1, or add its map to RECURRENCES"
+                "is known (ops/maps); set it to 1, or add its map to RECURRENCES"
             )

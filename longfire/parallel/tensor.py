@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.block_execution import TensorRegions, as_it_is
-from longfire.ops.cross_entropy import Words
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
+from longfire.ops.vocabulary import Words
 from longfire.parallel.collectives import CollectivePair, add_up, cross, known_as, take_highest
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.sharding import (
@@ -203,10 +203,10 @@ def undeclared(region: nn.Module) -> Iterator[str]:
 
 def named_regions(model: "Model") -> Iterator[tuple[nn.Module, str]]:
     """Each mixer with the name that layer_types gives it, each MLP with its own."""
-    for block, mixer in zip(model.layers, model.config.layer_types):
+    for block, mixer, mlp in zip(model.layers, model.config.layer_types, model.config.mlp_types):
         yield block.mixer, mixer
         if block.mlp is not None:
-            yield block.mlp, f"mlp {model.config.mlp}"
+            yield block.mlp, f"mlp {mlp}"
 
 
 def split_region(region: nn.Module, sharers: TensorGroup) -> None:
@@ -220,7 +220,7 @@ def split_region(region: nn.Module, sharers: TensorGroup) -> None:
         setattr(region, count, getattr(region, count) // sharers.size)
     if hasattr(region, "heads"):
         region.first_head = sharers.rank * region.heads
-    if hasattr(region, "tokens_from") and sharers.sequence_parallel:
+    if hasattr(region, "tokens_from") and region.context and sharers.sequence_parallel:
         region.tokens_from = sharers.size
 
 

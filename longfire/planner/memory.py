@@ -317,7 +317,8 @@ class Listener:
 
 
 def through(block: nn.Module, seq: mixer.Sequence, box: list[Tensor]) -> Tensor:
-    return block(box[0], seq)
+    outputs = block(box[0], seq)
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 class OtherProcesses:
@@ -519,7 +520,8 @@ def with_layers(model: Model, layers: list[Block]) -> Model:
 def made_of(block: Block) -> Any:
     """Blocks of which this is equal hold the same."""
     shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
-    return type(block.mixer), str(block.mixer.config), shapes
+    mlp = (block.mlp.name, str(block.mlp.config)) if block.mlp is not None else ()
+    return type(block.mixer), str(block.mixer.config), mlp, shapes
 
 
 def make_fake(module: nn.Module) -> None:
@@ -530,6 +532,8 @@ def make_fake(module: nn.Module) -> None:
             if parameter not in made:
                 made[parameter] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
             setattr(owner, name, made[parameter])
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            setattr(owner, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def detached(shared: Any) -> Any:

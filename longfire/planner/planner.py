@@ -19,6 +19,7 @@ from longfire.config.model_config import TransformersConfig
 from longfire.config.run import Run
 from longfire.config.settings import Parallelism, Remat
 from longfire.errors import SettingsError
+from longfire.mlps import auxiliary
 from longfire.model import on_meta
 from longfire.optim import rule_of, updates_of
 from longfire.parallel import context, cost, stages, strategy, tensor
@@ -604,7 +605,11 @@ class Planner:
         return sorted({*divisors(self.processes, most), self.run.degrees["cp"]})
 
     def can_be(self, plan: Plan) -> bool:
-        if plan.remat in ("mlp", "attention+mlp") and self.model_config.mlp == "none":
+        if plan.remat in ("mlp", "attention+mlp") and not self.model_config.has_mlps:
+            return False
+        if max(plan.tp, plan.cp, plan.pp) > 1 and any(
+            auxiliary.refusals(self.model_config, {"": ""})
+        ):
             return False
         degrees = zip(AXES, plan.mesh)
         if any(degree > 1 and axis not in self.rule.proven_axes for axis, degree in degrees):

@@ -25,6 +25,7 @@ from longfire.errors import DataError, SettingsError
 from longfire.huggingface import transformers_files
 from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.load import read_weights
+from longfire.mlps.auxiliary import kept_buffers
 from longfire.model import on_meta
 from longfire.parallel.sharding import copy_from_whole, global_shape, placed_parameters, sharding_of
 from longfire.plural import counted
@@ -174,7 +175,7 @@ def take_weights(run: Run, state: State) -> str:
     memory at a time. Returns what they are. Raises CheckpointError or SettingsError."""
     source = Path(run.model.weights)
     config: ModelConfig | TransformersConfig = state.model.config
-    missing = dict(state.model.named_parameters())
+    missing = {**dict(state.model.named_parameters()), **kept_buffers(state.model)}
     with state.mesh.raise_on_all_ranks():
         if state.mesh.rank() == 0:
             check_checksums(source, print)
@@ -206,7 +207,8 @@ def shapes_wanted(state: State) -> dict[str, torch.Size]:
     model = state.model
     if isinstance(model.config, ModelConfig):
         whole = on_meta(model.config)
-        return {name: parameter.shape for name, parameter in whole.named_parameters()}
+        wanted = {**dict(whole.named_parameters()), **kept_buffers(whole)}
+        return {name: tensor.shape for name, tensor in wanted.items()}
     return {name: global_shape(p, spec) for name, p, spec in placed_parameters(model)}
 
 

@@ -12,6 +12,7 @@ from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.errors import SettingsError
 from longfire.loss import loss_of, loss_sum
+from longfire.mlps.auxiliary import update_buffers
 from longfire.model import Model
 from longfire.ops.dropout import row_noise
 from longfire.optim import clip_gradients, set_learning_rate
@@ -211,6 +212,7 @@ def update(
             if lr is not None:
                 set_learning_rate(optimizer, lr)
             optimizer.step()
+        update_buffers(state.model.layers, lambda total: mesh.sum(total, *DATA), keep=is_finite)
         optimizer.zero_grad(set_to_none=True)
     return {
         "loss": loss.item(),

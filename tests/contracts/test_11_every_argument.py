@@ -12,19 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from longfire.doctor.op_cases import (
-    Case,
-    Sizes,
-    attention_inputs,
-    cross_entropy_inputs,
-    dplr_inputs,
-    errors,
-    previous_token_inputs,
-    recurrent_inputs,
-    selective_scan_inputs,
-    short_conv_inputs,
-    tolerance,
-)
+from longfire.doctor.cases.attention import attention_inputs
+from longfire.doctor.cases.cross_entropy import cross_entropy_inputs
+from longfire.doctor.cases.dplr import dplr_inputs
+from longfire.doctor.cases.linear_attention import recurrent_inputs
+from longfire.doctor.cases.selective_scan import selective_scan_inputs
+from longfire.doctor.cases.short_conv import short_conv_inputs
+from longfire.doctor.cases.token_shift import previous_token_inputs
+from longfire.doctor.op_cases import Case, Sizes, errors, tolerance
 from longfire.ops import (
     attention,
     cross_entropy,

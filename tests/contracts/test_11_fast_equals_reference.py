@@ -9,7 +9,8 @@ import torch
 
 from longfire import ops
 from longfire.config.run import Run
-from longfire.doctor.op_cases import CASES, DTYPES, SIZES, Draw, errors, results, tolerance
+from longfire.doctor.check import CASES
+from longfire.doctor.op_cases import DTYPES, SIZES, Draw, errors, results, tolerance
 from longfire.initialise import build
 from longfire.model import Model
 from longfire.ops import attention, delta_rule, linear_attention, short_conv

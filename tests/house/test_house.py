@@ -20,6 +20,7 @@ FLOORS = [
     ["__init__", "auto_classes", "public"],
     [
         "errors",
+        "lazy_table",
         "config",
         "training.lengths",
         "training.schedule",
@@ -33,12 +34,13 @@ FLOORS = [
         "disk",
         "ops",
         "doctor.op_cases",
+        "doctor.cases",
         "device",
         "plural",
     ],
     ["block_execution"],
     ["mixers", "parallel", "data", "optim", "training.reporting", "training.traces"],
-    ["training.report_page"],
+    ["training.report_page", "mlps"],
     ["model", "loss", "training.tbptt", "checkpoint", "plugins"],
     ["initialise"],
     ["huggingface", "parallel.pipeline", "parallel.apply"],
@@ -190,22 +192,72 @@ def test_no_circles():
         visit(module, ())
 
 
-def closure(module: str) -> set[str]:
+@cache
+def named(file: Path) -> frozenset[str]:
+    """The modules that a file names as text, as lazy tables do: "longfire.mixers.gla:GLA"."""
+    constants = (node for node in ast.walk(tree(file)) if isinstance(node, ast.Constant))
+    texts = [node.value for node in constants if isinstance(node.value, str)]
+    places = {text.partition(":")[0] for text in texts if re.fullmatch(r"longfire[\w.]*:\w+", text)}
+    return frozenset(places & MODULES.keys())
+
+
+EVERY_MODULE = frozenset(MODULES)
+
+
+def closure(module: str, lazy: frozenset[str] = EVERY_MODULE) -> set[str]:
+    """The modules that somebody who reads this one may have to open: all that are imported, and of
+    those that tables only name the ones in `lazy`."""
     reached, todo = set(), [module]
     while todo:
         module = todo.pop()
         if module not in reached:
             reached.add(module)
             packages = {".".join(module.split(".")[:n]) for n in range(1, module.count(".") + 1)}
-            todo += imports(MODULES[module]) | (packages & MODULES.keys())
+            file = MODULES[module]
+            todo += imports(file) | (named(file) & lazy) | (packages & MODULES.keys())
     return reached
+
+
+def lines_of(modules: set[str]) -> int:
+    return sum(len(MODULES[module].read_text().splitlines()) for module in modules)
+
+
+# Lines that somebody has to open to follow the model with one mixer and the default MLP. The goal is
+# 2,500. Some 3,350 are there whatever the mixer: among them 505 of the model's config with its checks,
+# and 800 of ops that LocalSequence offers to every mixer (softmax attention, the short convolution
+# and fla's kernels behind it).
+MAX_CLOSURE_OF_MIXER = {
+    "attention": 3920,
+    "linear_attention": 4640,
+    "retention": 4800,
+    "gla": 4620,
+    "gsa": 4640,
+    "hgrn2": 4420,
+    "mamba": 3880,
+    "mamba2": 4460,
+    "delta_net": 4600,
+    "gated_delta_net": 4540,
+    "kda": 4580,
+    "rwkv7": 4520,
+}
 
 
 def test_the_model_is_read_with_few_files_open():
     reached = closure("longfire.model")
-    lines = sum(len(MODULES[module].read_text().splitlines()) for module in reached)
-    assert lines <= MAX_CLOSURE_LINES, f"{lines} lines: {sorted(reached)}"
-    assert "longfire.mixers.attention" in reached, "the closure sees the mixers"
+    assert lines_of(reached) <= MAX_CLOSURE_LINES, f"{lines_of(reached)} lines: {sorted(reached)}"
+    mixers = {f"longfire.mixers.{name}" for name in MAX_CLOSURE_OF_MIXER}
+    assert mixers <= reached, "the closure sees every mixer"
+
+
+@pytest.mark.parametrize("mixer", MAX_CLOSURE_OF_MIXER)
+def test_a_model_with_one_mixer_is_read_without_the_others(mixer):
+    chosen = f"longfire.mixers.{mixer}"
+    reached = closure("longfire.model", frozenset({chosen, "longfire.mlps.gated"}))
+    assert chosen in reached
+    others = {f"longfire.mixers.{name}" for name in MAX_CLOSURE_OF_MIXER} - {chosen}
+    assert not others & reached
+    most = MAX_CLOSURE_OF_MIXER[mixer]
+    assert lines_of(reached) <= most, f"{lines_of(reached)} lines: {sorted(reached)}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

@@ -12,7 +12,7 @@ from longfire.parallel.plan import DEGREES, MESH_DIM
 
 def of_mlp(run: RunSettings) -> Iterator[str]:
     """Settings of MLPs need blocks that have one."""
-    if run.model_config is None or run.model_config.mlp != "none":
+    if run.model_config is None or run.model_config.has_mlps:
         return
     mode = run.activation_checkpoint.mode
     size = run.training.mlp_chunk_size
@@ -115,6 +115,28 @@ def of_outputs(run: RunSettings) -> Iterator[str]:
                 f"but the mixer {name} does not say which matrix "
                 'ends it: give its `roles` an entry "row", or leave init_outputs out'
             )
+
+
+def of_auxiliary_losses(run: RunSettings) -> Iterator[str]:
+    """An MLP with a loss of its own meets whole sequences, and the training loss is ours."""
+    if not isinstance(run.model_config, ModelConfig):
+        return
+    from longfire.mlps.auxiliary import refusals  # MLPs need torch, and a plugin may add some
+
+    asked: dict[str, str] = {}
+    for axis in ("tp", "cp", "pp"):
+        if run.degrees[axis] > 1:
+            asked[degree_of(run, axis)] = "set it to 1"
+    chunk = run.training.mlp_chunk_size
+    if chunk:
+        asked[f"training.mlp_chunk_size = {chunk}"] = "set it to 0"
+    segments = run.training.tbptt_segments
+    if segments > 1:
+        asked[f"training.tbptt_segments = {segments}"] = "set it to 1"
+    teacher = run.distillation.teacher
+    if teacher:
+        asked[f"distillation.teacher = {teacher!r} takes another loss"] = "leave it out"
+    yield from refusals(run.model_config, asked)
 
 
 def of_policy(run: RunSettings) -> Iterator[str]:

@@ -1,0 +1,48 @@
+"""The table of MLPs: the name that `mlp` and `mlp_layer_types` use -> the class, whose file is read
+when it is first asked for. A new MLP is a new file and one line here.
+
+contract.py     what an MLP declares
+gated.py        a gate times what it lets through: swiglu and its like
+ungated.py      an activation between two matrices, as in GPT-2
+channel_mix.py  RWKV-7's, which looks at the token before
+auxiliary.py    losses and statistics that MLPs give beside their outputs
+"""
+
+from typing import Any
+
+from longfire.config.model_config import GATED_MLPS, NO_MLP, UNGATED_MLPS, ModelConfig, mlp_of
+from longfire.lazy_table import LazyTable
+from longfire.mixers.mixer import read_mixer_config
+from longfire.mlps.contract import MLP
+
+MLPS: LazyTable[type[MLP]] = LazyTable(
+    {
+        **dict.fromkeys(GATED_MLPS, "longfire.mlps.gated:GatedMLP"),
+        **dict.fromkeys(UNGATED_MLPS, "longfire.mlps.ungated:UngatedMLP"),
+        "channel_mix": "longfire.mlps.channel_mix:ChannelMix",
+    }
+)
+
+
+def make_mlp(model: ModelConfig, layer: int) -> MLP | None:
+    """The MLP of a layer. Raises SettingsError for a name or a setting that it does not have."""
+    name = model.mlp_types[layer]
+    if name == NO_MLP:
+        return None
+    model.check_mlps(tuple(MLPS))
+    return MLPS[mlp_of(name)](model, read_mlp_config(model, name), layer)
+
+
+def read_mlp_config(
+    model: ModelConfig, name: str, where: str = "model config", toml: bool = False
+) -> Any:
+    """The own settings of an MLP of this model, strictly."""
+    given = model.mlps.get(name, {})
+    return read_mixer_config(MLPS[mlp_of(name)], name, given, model.hidden_size, where, toml)
+
+
+def read_mlp_configs(model: ModelConfig, where: str, toml: bool = False) -> None:
+    """Raises SettingsError naming the file, the MLP and the key of a setting that is wrong."""
+    for name in dict.fromkeys(model.mlp_types):
+        if name != NO_MLP:
+            read_mlp_config(model, name, where, toml)

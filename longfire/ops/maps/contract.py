@@ -1,0 +1,104 @@
+"""The map of a segment, and what is known of a recurrence over segments."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longfire.ops import chosen
+from longfire.ops.chunkwise import scan, segments_of
+
+STATE = "initial_state_BHKV"
+
+
+class Affine(NamedTuple):
+    """state -> transition state + write: what some tokens do to the state. transition: a matrix (B,
+    H, K, K), or numbers that fit the state's shape."""
+
+    transition: Tensor
+    write: Tensor
+    is_matrix: bool
+
+    def __call__(self, state: Tensor) -> Tensor:
+        moved = self.transition @ state if self.is_matrix else self.transition * state
+        return moved + self.write
+
+
+class Recurrence(NamedTuple):
+    """An op, its map, the name under which it takes the state before the row; and, where our own
+    form of it runs, what works on the chunks once for its map and for its outputs."""
+
+    op: Callable[..., tuple[Tensor, Tensor]]
+    map: Callable[..., Affine]
+    state: str
+    around: Callable[..., Tensor] | None = None
+
+    def on_segments(
+        self, state_before: Callable[[Affine], Tensor], *inputs: Tensor | None, **options: Any
+    ) -> Tensor:
+        """The outputs of segments as rows (B * each, length, ...), given what makes the state
+        before each of the map of each."""
+        if self.around and chosen(self.op.__name__) == "torch" and shares_chunks(inputs, options):
+            return self.around(
+                *inputs,
+                **{k: x for k, x in options.items() if k != "gv"},
+                state_before=state_before,
+            )
+        before = state_before(self.map(*inputs, **options))
+        return self.op(*inputs, **{self.state: before}, **options)[0]
+
+
+def shares_chunks(inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
+    """Whether the state's chunks lie as its channels do: not where values decay too, nor where
+    heads of v share keys."""
+    return options.get("gv") is None and inputs[1].shape[2] == inputs[2].shape[2]
+
+
+def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
+    """The map of all chunks, given (transition, write) of each, (B, N, H, K, ...) of some chunks at
+    a time, in order.
+
+    Matrices are folded up from the left: the state that began as zero is carried beside the one
+    that began as the identity.
+    """
+    whole = state = None
+    for transition, write in chunks:
+        is_matrix, (B, _, H, K, V) = transition.shape[-1] != 1, write.shape
+        if state is None:
+            state = write.new_zeros(B, H, K, V)
+            if is_matrix:
+                state = torch.cat(
+                    [
+                        state,
+                        torch.eye(K, dtype=write.dtype, device=write.device).expand(B, H, K, K),
+                    ],
+                    -1,
+                )
+        state = scan(transition, F.pad(write, (0, K)) if is_matrix else write, state)[1]
+        if not is_matrix:
+            some = transition.prod(1)
+            whole = some if whole is None else whole * some
+    if not is_matrix:
+        return Affine(whole.expand(B, H, -1, -1), state, is_matrix)
+    write, transition = state.split((V, K), -1)
+    return Affine(transition, write, is_matrix)
+
+
+def around(
+    work: Callable[..., Any],
+    read: Callable[[Any, Tensor], Tensor],
+    inputs: tuple[Tensor | None, ...],
+    state_before: Callable[[Affine], Tensor],
+) -> Tensor:
+    """Outputs of tokens whose state before them follows from their own map (and those of others):
+    the chunks are worked on once, for the map and for the outputs. work(*inputs) gives what has a
+    `transition` and a `write`; read(that, states) the outputs."""
+    worked = [work(*segment) for segment in segments_of(inputs)]
+    maps = [(one.transition, one.write) for one in worked]
+    state, outputs = state_before(folded(maps)), []
+    for one, (transition, write) in zip(worked, maps):
+        states, state = scan(transition, write, state)
+        outputs.append(read(one, states))
+    return torch.cat(outputs, 1)

@@ -1,0 +1,60 @@
+"""What a segment does to the state of the delta rule."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from torch import Tensor
+
+from longfire.ops import delta_rule as delta
+from longfire.ops import low_rank
+from longfire.ops.chunkwise import chunk_size, chunked, segments_of, step_decays
+from longfire.ops.documents import Documents, goes_on
+from longfire.ops.linear import working_dtype
+from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
+
+
+def delta_rule_map(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+) -> Affine:
+    """Of ops/delta_rule.py: the maps of chunks, folded up from the left."""
+
+    dtype = working_dtype(k_BTHK)
+
+    def maps() -> Iterator[tuple[Tensor, Tensor]]:
+        for k, v, beta, g_, goes_on_BT in segments_of(
+            (k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+        ):
+            size = chunk_size(k.shape[1])
+            decay = chunked(step_decays(g_, goes_on_BT, k), size, fill=1.0)
+            yield delta.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, beta)), decay)
+
+    return folded(maps())
+
+
+def delta_rule_around(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+    state_before: Callable[[Affine], Tensor],
+) -> Tensor:
+    """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+    return around(partial(delta.work, scale=scale), low_rank.read, inputs, state_before).to(
+        q_BTHK.dtype
+    )
+
+
+RECURRENCE = Recurrence(delta.delta_rule, delta_rule_map, STATE, delta_rule_around)

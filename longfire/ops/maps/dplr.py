@@ -1,0 +1,63 @@
+"""What a segment does to a state that is diagonal plus low rank."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from torch import Tensor
+
+from longfire.ops import dplr as general
+from longfire.ops import low_rank
+from longfire.ops.chunkwise import chunk_size, chunked, segments_of, step_decays
+from longfire.ops.documents import Documents, goes_on
+from longfire.ops.linear import working_dtype
+from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
+
+
+def dplr_map(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+) -> Affine:
+    """Of ops/dplr.py: the maps of chunks, folded up from the left."""
+
+    dtype = working_dtype(k_BTHK)
+
+    def maps() -> Iterator[tuple[Tensor, Tensor]]:
+        for k, v, c, b, g, goes_on_BT in segments_of(
+            (k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+        ):
+            size = chunk_size(k.shape[1])
+            decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
+            c = general.of_own_document(c, goes_on_BT)
+            yield general.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, c, b)), decay)
+
+    return folded(maps())
+
+
+def dplr_around(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    c_BTHK: Tensor,
+    b_BTHK: Tensor,
+    g_BTHK: Tensor,
+    *,
+    scale: float | None = None,
+    documents: Documents | None = None,
+    state_before: Callable[[Affine], Tensor],
+) -> Tensor:
+    """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+    return around(partial(general.work, scale=scale), low_rank.read, inputs, state_before).to(
+        q_BTHK.dtype
+    )
+
+
+RECURRENCE = Recurrence(general.dplr, dplr_map, STATE, dplr_around)

@@ -1,0 +1,24 @@
+"""Logits of a vocabulary, and what of it is on this process."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Words(NamedTuple):
+    """The words whose rows of the weight are on this process, of a vocabulary that several processes share;
+    all have the same hidden states and labels. Losses are then the same in all, and the gradient of
+    the hidden states is a part: their sum is the whole one.
+    """
+
+    first: int
+    total: int  # words of the whole vocabulary
+    add_up: Callable[[Tensor], Tensor]  # over the processes, in place
+    take_highest: Callable[[Tensor], Tensor]
+
+
+def softcapped(logits: Tensor, cap: float) -> Tensor:
+    """cap * tanh(logits / cap): never beyond +-cap; 0: the logits as they are."""
+    return cap * torch.tanh(logits / cap) if cap else logits
