@@ -26,7 +26,7 @@ from longfire.data.batch import Batch
 from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.model import Model
-from longfire.parallel.context import share_rows
+from longfire.parallel.context import make_context
 from longfire.parallel.context_strategies.key_blocks import work
 from longfire.parallel.mesh import Mesh
 
@@ -99,7 +99,7 @@ def scaling(rank: int, mesh: Mesh, size: dict[str, int], repeats: int) -> list[d
     rows = []
     for mixer, strategy in CASES:
         alone, shared = model_of(size, mixer), model_of(size, mixer)
-        context = share_rows(
+        context = make_context(
             shared, mesh, Parallelism(context_parallel_strategy=strategy or "auto")
         )
         short, long = (
@@ -112,13 +112,13 @@ def scaling(rank: int, mesh: Mesh, size: dict[str, int], repeats: int) -> list[d
             "shared": partial(forward_and_backward, shared, long),
         }
         times = {way: [] for way in ways}
-        for turn in range(1 + repeats):
+        for rotate in range(1 + repeats):
             for way, run in ways.items():
                 dist.barrier()
                 start = time.perf_counter()
                 run()
                 dist.barrier()
-                times[way] += [time.perf_counter() - start] if turn else []
+                times[way] += [time.perf_counter() - start] if rotate else []
         one, own, both = (statistics.median(taken) for taken in times.values())
         more = alone.flops_per_token(2 * size["tokens"]) / alone.flops_per_token(size["tokens"])
         rows.append(
@@ -145,7 +145,7 @@ def layouts(
     found = {}
     for layout in ("contiguous", "zigzag"):
         model = model_of(size, "attention")
-        context = share_rows(
+        context = make_context(
             model,
             mesh,
             Parallelism(context_parallel_layout=layout, context_parallel_strategy="ring"),

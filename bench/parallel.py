@@ -88,7 +88,7 @@ def process(rank: int, port: int, size: dict[str, int], repeats: int, answers: A
         for name, given in PLANS.items()
     }
     batch, times = batch_of(size, rank), {name: [] for name in ("one process", *PLANS)}
-    for turn in range(1 + repeats):
+    for rotate in range(1 + repeats):
         for name in times:
             dist.barrier()
             start = time.perf_counter()
@@ -96,7 +96,7 @@ def process(rank: int, port: int, size: dict[str, int], repeats: int, answers: A
                 state = states.get(name, states["two that share nothing"])
                 train_step(state, [batch], 3e-4, settings.Training(), Clock(CPU))
             dist.barrier()
-            if turn:
+            if rotate:
                 times[name].append(time.perf_counter() - start)
     if rank == 0:
         answers.put(times)
@@ -140,12 +140,12 @@ def overhead(size: dict[str, int], repeats: int, port: int) -> list[dict[str, An
     dist.init_process_group("gloo", rank=0, world_size=1)
     state, plain = state_of(size, Mesh.of_degrees({}, "cpu")), state_of(size, ALONE)
     batch, ratios = batch_of(size, 0), []
-    for turn in range(1 + repeats):
+    for rotate in range(1 + repeats):
         start = time.perf_counter()
         plain_step(plain.model, plain.optimizer, batch)
         middle = time.perf_counter()
         train_step(state, [batch], 3e-4, settings.Training(), Clock(CPU))
-        if turn:
+        if rotate:
             ratios.append((time.perf_counter() - middle) / (middle - start))
     dist.destroy_process_group()
     ratio = statistics.median(ratios)

@@ -39,8 +39,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         q_BTHK, k_BTHK, v_BTHK = self.qkv(x_BTD).unflatten(-1, (3, HEADS, -1)).unbind(2)
-        q_BHTK = turned(norm(q_BTHK).transpose(1, 2), cos_TK, sin_TK)
-        k_BHTK = turned(norm(k_BTHK).transpose(1, 2), cos_TK, sin_TK)
+        q_BHTK = rotated(norm(q_BTHK).transpose(1, 2), cos_TK, sin_TK)
+        k_BHTK = rotated(norm(k_BTHK).transpose(1, 2), cos_TK, sin_TK)
         o_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BHTK, v_BTHK.transpose(1, 2), is_causal=True
         )
@@ -95,7 +95,7 @@ def zeros(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def turned(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+def rotated(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     """Rotary positions (Su 2021), half-split."""
     first, second = x_BHTK.chunk(2, -1)
     return x_BHTK * cos_TK + torch.cat([-second, first], -1) * sin_TK

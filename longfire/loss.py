@@ -43,9 +43,12 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
     """The same of hidden states that are there already. A model without a head of ours
     (huggingface/transformers_model.py) gives logits."""
     if model.head is None:
-        logits_NW, labels_N = hidden_BTD.flatten(0, 1).float(), batch.labels_BT.flatten()
+        logits_NW = hidden_BTD.flatten(0, 1).float()
+        labels_N = batch.labels_BT.flatten()
         loss = F.cross_entropy(logits_NW, labels_N, ignore_index=NO_LABEL, reduction="sum")
-        return l2_warped(loss, logits_NW, labels_N, NO_LABEL) if model.use_l2warp else loss
+        if model.use_l2warp:
+            return l2_warped(loss, logits_NW, labels_N, NO_LABEL)
+        return loss
     return linear_cross_entropy(
         model.regions.enter(hidden_BTD).flatten(0, 1),
         model.head.weight,

@@ -53,14 +53,18 @@ class Block(nn.Module):
         mixer_shape = read_mixer_config(
             mixer_class, name, config.mixers.get(name, {}), config.hidden_size
         )
-        self.kind, self.dropout, self.inner = config.block, config.dropout, inner
-        self.execution, self.regions = Execution(), TensorRegions()
+        self.kind = config.block
+        self.dropout = config.dropout
+        self.inner = inner
+        self.execution = Execution()
+        self.regions = TensorRegions()
         self.mixer_norm = make_norm(config)
         self.mixer = mixer_class(config, mixer_shape, layer)
         self.mlp = make_mlp(config, layer)
-        self.mlp_norm = (
-            None if self.mlp is None or self.kind == "parallel_tied" else make_norm(config)
-        )
+        if self.mlp is None or self.kind == "parallel_tied":
+            self.mlp_norm = None
+        else:
+            self.mlp_norm = make_norm(config)
 
     def forward(
         self, x_BTD: Tensor, seq: Sequence, is_called: bool = False
@@ -74,7 +78,7 @@ class Block(nn.Module):
             mixed_BTD = self.mixer(self.regions.enter(h_BTD), seq)
         else:
             mixed_BTD = self.execution.mixer(self.mix, h_BTD, seq)
-        mixed_BTD = self.added(mixed_BTD, x_BTD, seq, MIXER_PLACE)
+        mixed_BTD = self.add_residual(mixed_BTD, x_BTD, seq, MIXER_PLACE)
         if self.kind == "post":
             h_BTD = mixed_BTD = self.mixer_norm(mixed_BTD)
         if self.mlp is None:
@@ -83,19 +87,22 @@ class Block(nn.Module):
             h_BTD = self.mlp_norm(mixed_BTD)
         elif self.kind == "parallel":
             h_BTD = self.mlp_norm(x_BTD)
-        fed_BTD, observed = self.fed(h_BTD.to(self.inner), seq), None
+        fed_BTD = self.apply_mlp(h_BTD.to(self.inner), seq)
+        observed = None
         if self.mlp.auxiliary_loss_weight is not None:
             fed_BTD, observed = fed_BTD
-        y_BTD = self.added(fed_BTD, mixed_BTD, seq, MLP_PLACE)
+        y_BTD = self.add_residual(fed_BTD, mixed_BTD, seq, MLP_PLACE)
         if self.kind == "post":
             y_BTD = self.mlp_norm(y_BTD)
-        return y_BTD if observed is None else (y_BTD, observed)
+        if observed is None:
+            return y_BTD
+        return (y_BTD, observed)
 
     def mix(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
         """The mixer's output for h."""
         return self.mixer(self.regions.enter(h_BTD), seq)
 
-    def fed(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
+    def apply_mlp(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
         """The MLP's output for h."""
         if self.execution.mlp is None:
             return self.feed(h_BTD, seq)
@@ -103,10 +110,12 @@ class Block(nn.Module):
 
     def feed(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
         if not self.mlp.context:
-            part, rows_BTD = self.feed_tokens, (h_BTD,)
+            part = self.feed_tokens
+            rows_BTD = (h_BTD,)
         else:
             h_BTD = self.regions.enter(h_BTD)
-            part, rows_BTD = self.mlp, (h_BTD, *self.mlp.others(h_BTD, seq))
+            part = self.mlp
+            rows_BTD = (h_BTD, *self.mlp.others(h_BTD, seq))
         if self.execution.mlp_tokens is None:
             return part(*rows_BTD)
         return self.execution.mlp_tokens(part, *rows_BTD)
@@ -115,7 +124,7 @@ class Block(nn.Module):
         """The MLP, where it sees one token at a time."""
         return self.mlp(self.regions.enter(h_BTD))
 
-    def added(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
+    def add_residual(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
         if seq.noise_BT is None or self.dropout == 0:
             return x_BTD + y_BTD
         noise_BT = self.regions.own_tokens(seq.noise_BT)
@@ -180,13 +189,13 @@ class Model(nn.Module):
         assert config.vocab_size > 0, (
             "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
         )
-        self.config, self.compute_dtype = config, compute_dtype
+        self.config = config
+        self.compute_dtype = compute_dtype
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = (
-            nn.Embedding(config.max_position_embeddings, config.hidden_size)
-            if config.learned_positions
-            else None
-        )
+        if config.learned_positions:
+            self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.positions = None
         self.embed_norm = make_norm(config) if config.embed_norm else None
         blocks: dict[int, Block] = {}
         for layer in range(config.num_hidden_layers):
@@ -212,7 +221,9 @@ class Model(nn.Module):
     @property
     def head_weight(self) -> nn.Parameter | None:
         """None where another stage of a pipeline has the head."""
-        return None if self.head is None else self.head.weight
+        if self.head is None:
+            return None
+        return self.head.weight
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are
@@ -222,22 +233,22 @@ class Model(nn.Module):
         if seq.cache is not None and self.outgrown(ids_BT, seq.cache):
             return self.recomputed(ids_BT, seq)
         self.prepare(seq)
-        x_BTD = self.blocks(self.embedded(ids_BT, seq), seq)
+        x_BTD = self.blocks(self.embed_tokens(ids_BT, seq), seq)
         if seq.cache is not None:
             seq.cache.length += ids_BT.shape[1]
-        return self.normed(x_BTD)
+        return self.final_norm(x_BTD)
 
     def outgrown(self, ids_BT: Tensor, cache: Cache) -> bool:
         """Whether new ids make what the layers kept of earlier ones wrong (Mixer.cached_up_to);
         such a model keeps all ids."""
-        limits = [
-            block.mixer.cached_up_to
-            for block in self.layers
-            if block.mixer.cached_up_to is not None
-        ]
+        limits = []
+        for block in self.layers:
+            if block.mixer.cached_up_to is not None:
+                limits.append(block.mixer.cached_up_to)
         if not limits:
             return False
-        kept, new_BT11 = cache.kept(IDS), ids_BT[..., None, None]
+        kept = cache.kept(IDS)
+        new_BT11 = ids_BT[..., None, None]
         kept["k"] = torch.cat([kept["k"], new_BT11], 1) if "k" in kept else new_BT11
         were_kept = cache.length == 0 or len(cache.layers) > 1
         return not were_kept or cache.length + ids_BT.shape[1] > min(limits)
@@ -245,14 +256,17 @@ class Model(nn.Module):
     def recomputed(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
         """Hidden states of new tokens, from the ids of the whole text: each sequence is a forward
         of its own."""
-        cache, tokens = seq.cache, ids_BT.shape[1]
+        cache = seq.cache
+        tokens = ids_BT.shape[1]
         ids_BS = cache.kept(IDS)["k"][..., 0, 0]
         cache.drop_all_but(IDS)
         if cache.length == 0:
             hidden_BTD = self(ids_BT, replace(seq, cache=None))
         else:
             padding = [0] * len(ids_BS) if cache.padding_B is None else cache.padding_B.tolist()
-            rows = [self(ids_S[None, start:])[:, -tokens:] for ids_S, start in zip(ids_BS, padding)]
+            rows = []
+            for ids_S, start in zip(ids_BS, padding):
+                rows.append(self(ids_S[None, start:])[:, -tokens:])
             hidden_BTD = torch.cat(rows)
         cache.length += tokens
         return hidden_BTD
@@ -267,7 +281,7 @@ class Model(nn.Module):
         for block in self.layers:
             block.mixer.prepare(seq)
 
-    def embedded(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
+    def embed_tokens(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
         """What the first block sees."""
         x_BTD = self.embed(ids_BT)
         if self.positions is not None:
@@ -298,7 +312,7 @@ class Model(nn.Module):
         """One block; huggingface/own_class/model.py has it recomputed in the backward."""
         return block(x_BTD, seq)
 
-    def normed(self, x_BTD: Tensor) -> Tensor:
+    def final_norm(self, x_BTD: Tensor) -> Tensor:
         """What the head sees."""
         return self.norm(x_BTD).to(self.compute_dtype)
 
@@ -311,7 +325,9 @@ class Model(nn.Module):
     @property
     def stream_dtype(self) -> torch.dtype:
         """The type of what goes from block to block."""
-        return torch.float32 if self.config.residual_in_fp32 else self.compute_dtype
+        if self.config.residual_in_fp32:
+            return torch.float32
+        return self.compute_dtype
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses

@@ -91,7 +91,9 @@ def old_attribute(call: ast.Call) -> str:
     is_given_documents = any(keyword.arg == "documents" for keyword in call.keywords)
     name = called.removeprefix("self.")
     is_old = called != name and name in OLD_ATTRIBUTES
-    return name if is_old and is_given_documents else ""
+    if is_old and is_given_documents:
+        return name
+    return ""
 
 
 def add_mixers(path: Path, table: object) -> None:
@@ -99,16 +101,19 @@ def add_mixers(path: Path, table: object) -> None:
     is taken."""
     if not isinstance(table, dict):
         raise SettingsError(
-            f"{path}: MIXERS must be a table of names and classes, as in longfire/mixers/__init__.py"
+            f"{path}: MIXERS must be a table of names and classes, as in "
+            "longfire/mixers/__init__.py"
         )
     for name, mixer in table.items():
         if not (isinstance(mixer, type) and issubclass(mixer, Mixer) and hasattr(mixer, "Config")):
             raise SettingsError(
-                f"{path}: MIXERS[{name!r}] is no class derived from longfire.mixers.mixer.Mixer with a Config"
+                f"{path}: MIXERS[{name!r}] is no class derived from longfire.mixers.mixer.Mixer "
+                "with a Config"
             )
         if name in MIXERS:
             raise SettingsError(
-                f"{path}: MIXERS[{name!r}]: the name is taken by {MIXERS[name].__module__}; choose another"
+                f"{path}: MIXERS[{name!r}]: the name is taken by {MIXERS[name].__module__}; "
+                "choose another"
             )
         refuse_old_calls(mixer)
     MIXERS.update(table)

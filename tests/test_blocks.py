@@ -90,7 +90,7 @@ def test_learned_positions_are_of_the_document(tiny_model):
     model = tiny_model("attention", learned_positions=True, max_position_embeddings=16)
     ids_BT, positions_BT = torch.tensor([[5, 6, 7]]), torch.tensor([[3, 0, 1]])
     expected = model.embed(ids_BT) + model.positions(positions_BT)
-    torch.testing.assert_close(model.embedded(ids_BT, Sequence(positions_BT)), expected)
+    torch.testing.assert_close(model.embed_tokens(ids_BT, Sequence(positions_BT)), expected)
     with pytest.raises(SettingsError, match="learned_positions needs max_position_embeddings"):
         tiny_model("attention", learned_positions=True)
 
@@ -98,7 +98,7 @@ def test_learned_positions_are_of_the_document(tiny_model):
 @pytest.mark.parametrize("changes", [{}, {"norm_affine": False}, {"norm": "layernorm"}], ids=str)
 def test_embed_norm(tiny_model, changes):
     model, ids_BT = tiny_model("gla", embed_norm=True, **changes), torch.tensor([[5, 6, 7]])
-    x = model.embedded(ids_BT, Sequence(torch.arange(3)[None]))
+    x = model.embed_tokens(ids_BT, Sequence(torch.arange(3)[None]))
     torch.testing.assert_close(x, model.embed_norm(model.embed(ids_BT)))
 
 
@@ -107,7 +107,7 @@ def test_dropout_comes_behind_the_norm_of_the_embedding(tiny_model):
     model = tiny_model("gla", embed_norm=True, norm_affine=False, embed_dropout=0.5)
     ids_BT, positions_BT = torch.tensor([[5, 6, 7, 8]]), torch.arange(4)[None]
     noise_BT = row_noise(0, 0, 1, 4, torch.device("cpu"))
-    x = model.embedded(ids_BT, Sequence(positions_BT, noise_BT=noise_BT))
+    x = model.embed_tokens(ids_BT, Sequence(positions_BT, noise_BT=noise_BT))
     kept = x != 0
     assert 0 < kept.sum() < x.numel()
     torch.testing.assert_close(x[kept], 2 * F.rms_norm(model.embed(ids_BT), (32,), eps=1e-6)[kept])

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from longfire.ops.rope import Rotary, turn
+from longfire.ops.rope import Rotary, rotate
 
 pytestmark = pytest.mark.dtype
 
@@ -14,7 +14,7 @@ THETA = 10000.0
 
 
 def rope(x_BTHK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
-    return turn(x_BTHK, *Rotary(x_BTHK.shape[-1], theta).turns(positions_BT))
+    return rotate(x_BTHK, *Rotary(x_BTHK.shape[-1], theta).turns(positions_BT))
 
 
 LONGROPE = {
@@ -87,7 +87,7 @@ def test_scalings_are_those_of_transformers(scaling, settings, tokens):
 
 def test_channels_beyond_the_turned_ones_stay():
     x_BTHK, positions_BT = torch.randn(1, 5, 2, 16), torch.arange(5)[None]
-    y_BTHK = turn(x_BTHK, *Rotary(8).turns(positions_BT))
+    y_BTHK = rotate(x_BTHK, *Rotary(8).turns(positions_BT))
     assert y_BTHK[..., 8:].equal(x_BTHK[..., 8:])
     torch.testing.assert_close(y_BTHK[..., :8], rope(x_BTHK[..., :8], positions_BT, THETA))
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longfire.ops.documents import Documents
-from longfire.parallel.layout import KINDS, ContextShard, Layout, keys_seen
+from longfire.parallel.layout import KINDS, ContextShard, SequenceLayout, keys_seen
 
 kinds = st.sampled_from(KINDS)
 processes = st.integers(1, 9)
@@ -24,8 +24,8 @@ def positions_of(lengths: list[int], tokens: int) -> torch.Tensor:
 
 def layout_of(
     kind: str, count: int, tokens: int, multiple: int = 1, lengths: list[int] | None = None
-) -> Layout:
-    return Layout.of_kind(
+) -> SequenceLayout:
+    return SequenceLayout.of_kind(
         kind, count, tokens, multiple, keys_seen(positions_of(lengths or [tokens], tokens))
     )
 
@@ -36,7 +36,7 @@ def test_every_token_has_one_place_and_comes_back(kind, count, tokens, multiple)
     rows_BT = torch.arange(2 * tokens).view(2, tokens)
     parts = [layout.cut(rows_BT, rank, fill=-1) for rank in range(count)]
     assert sorted(torch.cat(parts, 1).flatten().tolist()) == [-1] * 2 * (
-        layout.filled - tokens
+        layout.padded_tokens - tokens
     ) + list(range(2 * tokens))
     assert len({part.shape for part in parts}) == 1 and layout.length % multiple == 0
     torch.testing.assert_close(layout.joined(parts), rows_BT)
@@ -120,7 +120,7 @@ def test_a_share_knows_the_row(kind, count, lengths):
         for segment in share.mine[segment_zero(share) :]:
             first = segment * layout.length
             same = whole.flatten(1)[:, first] == whole.flatten(1)[:, first - 1]
-            torch.testing.assert_close(share.goes_on(1, segment), same)
+            torch.testing.assert_close(share.continues(1, segment), same)
 
 
 def segment_zero(share: ContextShard) -> int:

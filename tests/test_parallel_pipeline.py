@@ -21,7 +21,7 @@ from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
 from longfire.parallel.remat import save_memory
 from longfire.parallel.sharding import sharding_of
-from longfire.parallel.stages import Layout, cheapest, layout, refusals
+from longfire.parallel.stages import StageLayout, cheapest, layout, refusals
 
 SCHEDULES = [
     "GPipe",
@@ -442,7 +442,7 @@ def test_placement():
             [0.0] + [1.0] * 8 + [0.0], 2, Parallelism(pipeline_parallel_schedule=schedule, **more)
         )
 
-    assert placed("1F1B") == Layout((range(4), range(4, 8)), (0, 1))
+    assert placed("1F1B") == StageLayout((range(4), range(4, 8)), (0, 1))
     assert placed("Interleaved1F1B").processes == (0, 1, 0, 1)
     assert placed("ZBVZeroBubble").processes == (0, 1, 1, 0)
     points = ("layers.1", "layers.2", "layers.3", "layers.4", "layers.7")

@@ -25,7 +25,7 @@ from longfire.parallel.collectives import known_as
 from longfire.parallel.context import ContextSequence
 from longfire.parallel.context_strategies import key_blocks, ring, strategy_named
 from longfire.parallel.context_strategies.contract import Processes
-from longfire.parallel.layout import KINDS, ContextShard, Layout, keys_seen
+from longfire.parallel.layout import KINDS, ContextShard, SequenceLayout, keys_seen
 from longfire.parallel.remat import Checkpointed
 
 STRATEGIES = ("ring", "allgather", "alltoall")
@@ -116,7 +116,9 @@ class Case:
                 [torch.tensor([0, *end])[row] for end, row in zip(ends, ids.ids_BT)]
             )
             positions_BT = positions_BT - starts_BT
-        layout = Layout.of_kind(self.layout, size, self.T, 1, keys_seen(positions_BT).sum(0))
+        layout = SequenceLayout.of_kind(
+            self.layout, size, self.T, 1, keys_seen(positions_BT).sum(0)
+        )
         return ContextShard.of_rows(layout, rank, ids, B)
 
     def options(self) -> dict:
@@ -467,7 +469,7 @@ def test_recomputed_with_its_products_kept(given):
     """activation_checkpoint.policy = matmuls: what is written out is not changed in place once it is kept."""
     ops.choose(torch.device("cpu"), "reference")  # CUDA writes windows out, too
     case, attend, found = Case(T=24, documents=(9,)), attend_over(1, 0, "", "ring"), []
-    noise_BT = torch.arange(B * case.share(0, 1).layout.filled).view(B, -1) * 2**40
+    noise_BT = torch.arange(B * case.share(0, 1).layout.padded_tokens).view(B, -1) * 2**40
     for policy in ((), ("matmuls",)):
         part = partial(attend, documents=case.share(0, 1), noise_BT=noise_BT, **given)
         if policy:

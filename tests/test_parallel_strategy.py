@@ -17,7 +17,7 @@ from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import on_meta
 from longfire.parallel import context_cost, cost, strategy
-from longfire.parallel.context_cost import Crossing, Cut, Heads
+from longfire.parallel.context_cost import AttentionHeads, LayerTraffic, Workload
 from longfire.parallel.context_strategies import strategy_named
 from longfire.planner import longest, published
 from longfire.planner.memory import Meter
@@ -25,8 +25,8 @@ from longfire.planner.planner import Planner
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 H100 = cost.DEVICES["h100-80gb"]
-EIGHT = Heads(heads=8, kv_heads=2, key_size=64, value_size=32)
-CUT = Cut(tokens=4096, rows=3, processes=4, layout="zigzag", dtype="bfloat16")
+EIGHT = AttentionHeads(heads=8, kv_heads=2, key_size=64, value_size=32)
+CUT = Workload(tokens=4096, rows=3, processes=4, layout="zigzag", dtype="bfloat16")
 SMALL = {
     "hidden_size": 64,
     "num_hidden_layers": 4,
@@ -80,7 +80,7 @@ def test_bytes_of_each_way_by_hand():
 
 
 def test_states_do_not_grow_with_the_row():
-    crossing, long = Crossing(states=((100, 400),), halo=30), replace(CUT, tokens=1 << 20)
+    crossing, long = LayerTraffic(states=((100, 400),), halo=30), replace(CUT, tokens=1 << 20)
     (states, halo), (same, same_halo) = (
         strategy.exchanges(crossing, "ring", cut, H100) for cut in (CUT, long)
     )
@@ -92,10 +92,10 @@ def test_states_do_not_grow_with_the_row():
 
 def test_a_ring_is_hidden_where_pieces_are_long_enough():
     """c = FLOP/s over bytes/s with all heads' keys, and twice that where half of a block is masked."""
-    heads = Heads(8, 8, 128, 128)
+    heads = AttentionHeads(8, 8, 128, 128)
     rate, link = H100.efficiency * H100.flops["bfloat16"], cost.LINK_EFFICIENCY * H100.network
     c = rate / link
-    short, long = (Cut(int(64 * part * c), 1, 64, "zigzag") for part in (1.8, 2.2))
+    short, long = (Workload(int(64 * part * c), 1, 64, "zigzag") for part in (1.8, 2.2))
     assert context_cost.attention_seconds(heads, long, H100) / 64 == pytest.approx(
         2.2 * c * (2.2 * c) * 2 * 8 * 128 / rate, rel=0.01
     )
@@ -133,9 +133,9 @@ def test_zigzag_is_even_and_contiguous_is_not():
 
 
 def test_the_best_way_is_of_the_link_the_heads_and_the_room():
-    many, few = Heads(32, 32, 128, 128), Heads(32, 1, 128, 128)
-    inside, across = Cut(8192, 1, 8), Cut(1 << 20, 1, 64)
-    assert strategy.rank_strategies([many], Cut(1 << 20, 1, 8), H100)[0].strategy == "ring", (
+    many, few = AttentionHeads(32, 32, 128, 128), AttentionHeads(32, 1, 128, 128)
+    inside, across = Workload(8192, 1, 8), Workload(1 << 20, 1, 64)
+    assert strategy.rank_strategies([many], Workload(1 << 20, 1, 8), H100)[0].strategy == "ring", (
         "long pieces hide the ring"
     )
     assert strategy.rank_strategies([many], inside, H100)[0].strategy == "alltoall", (
@@ -158,7 +158,7 @@ def test_the_best_way_is_of_the_link_the_heads_and_the_room():
     told = strategy.describe(strategy.rank_strategies([many], inside, cost.CPU), inside)
     assert "8 processes" in told and "runner-up" in told and "GB held" in told
     assert "but it has 32" in strategy.refusal("alltoall", many, 64)
-    assert "key/value heads" in strategy.refusal("alltoall", Heads(12, 4, 8, 8), 6)
+    assert "key/value heads" in strategy.refusal("alltoall", AttentionHeads(12, 4, 8, 8), 6)
 
 
 def test_devices_by_their_own_names():
@@ -191,12 +191,12 @@ def test_every_mixer_says_what_crosses_its_cuts(name):
 def test_states_of_a_published_shape():
     """GLA 340M: 4 heads of 128 x 256; Gated DeltaNet 1B: 6 heads of 256 x 512, whose maps are 256 x 256, and 3 inputs of q, k, v."""
 
-    def crossing(name: str) -> Crossing:
+    def crossing(name: str) -> LayerTraffic:
         shape = read_model_config(RECIPES / f"models/{name}.json")
         return Meter(on_meta(shape, torch.bfloat16), 64, 64).crossings[0]
 
     assert crossing("gla-340m").states == ((4 * 128, 4 * 128 * 256),)
-    assert crossing("gated-deltanet-1b") == Crossing(
+    assert crossing("gated-deltanet-1b") == LayerTraffic(
         (), ((6 * 256**2, 6 * 256 * 512),), 3 * 6 * (256 + 256 + 512)
     )
 

@@ -197,7 +197,7 @@ def test_documents_that_end_on_the_seams_lose_nothing(name):
 def test_the_last_segment_is_the_shorter_one_and_knows_how_long_its_documents_are():
     pieces = list(cut(batch_of("packed"), None, 4))
     assert [piece.batch.ids_BT.shape[1] for piece in pieces] == [6, 6, 6, 5]
-    assert [piece.goes_on_B.tolist() for piece in pieces] == [
+    assert [piece.continues_B.tolist() for piece in pieces] == [
         [0, 0, 0],
         [0, 3, 6],
         [0, 9, 12],

@@ -19,7 +19,7 @@ from typing import TypedDict
 
 from safetensors import SafetensorError
 
-from longfire.checkpoint.shards import SUFFIX, Entry, Held, holes, read_index, write_shard
+from longfire.checkpoint.shards import SUFFIX, Entry, LocalTensor, holes, read_index, write_shard
 from longfire.disk import sync
 from longfire.errors import CheckpointError
 from longfire.parallel.mesh import ALONE, Mesh
@@ -166,12 +166,12 @@ def checksum(path: Path) -> int:
     return value
 
 
-def write_tensors(held: dict[str, Held], folder: Path, rank: int) -> dict[str, FileFacts]:
+def write_tensors(held: dict[str, LocalTensor], folder: Path, rank: int) -> dict[str, FileFacts]:
     """Write the files of a process, synced, and return their sizes and checksums. The weights have
     a file of their own, so that reading them does not read the optimizer. Raises OSError."""
     files: dict[str, FileFacts] = {}
     for kind in ("model", "optimizer"):
-        part: dict[str, Held] = {}
+        part: dict[str, LocalTensor] = {}
         for name, tensor in held.items():
             if name.startswith("model/") is (kind == "model") and tensor.slices:
                 part[name] = tensor

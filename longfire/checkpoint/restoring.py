@@ -16,7 +16,7 @@ from longfire.checkpoint.folder import (
     recover,
     steps,
 )
-from longfire.checkpoint.shards import Entry, Held, Reader
+from longfire.checkpoint.shards import Entry, LocalTensor, Reader
 from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.errors import CheckpointError
@@ -107,7 +107,7 @@ def load(state: State, place: Path, mesh: Mesh = ALONE, is_checked: bool = False
         index = index_of(place)
     parameters = dict(state.model.named_parameters())
     tensors = {**parameters, **kept_buffers(state.model)}
-    held: dict[str, Held] = {}
+    held: dict[str, LocalTensor] = {}
     for name, tensor in tensors.items():
         held[f"model/{name}"] = state.part(f"model/{name}", tensor.detach())
     check_names(shapes_of_model(index), shapes_of_run(held, mesh), place)
@@ -140,7 +140,7 @@ def shapes_of_model(index: Mapping[str, Entry]) -> dict[str, Shape]:
     return shapes
 
 
-def shapes_of_run(held: Mapping[str, Held], mesh: Mesh) -> dict[str, Shape]:
+def shapes_of_run(held: Mapping[str, LocalTensor], mesh: Mesh) -> dict[str, Shape]:
     """The whole shape of each parameter of the run; with a pipeline each process has some of them.
     Collective over the mesh."""
     shapes: dict[str, Shape] = {}

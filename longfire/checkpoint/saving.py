@@ -33,7 +33,7 @@ from longfire.checkpoint.folder import (
     write_tensors,
 )
 from longfire.checkpoint.restoring import load, refuse_another_vocabulary, step_to_load
-from longfire.checkpoint.shards import Held
+from longfire.checkpoint.shards import LocalTensor
 from longfire.checkpoint.state import Counters, State
 from longfire.config import settings
 from longfire.disk import put_in_place, write_whole
@@ -126,7 +126,7 @@ class Checkpoints:
             with self.mesh.raise_on_all_ranks():
                 writing.result()
 
-    def copied(self, held: dict[str, Held]) -> dict[str, Held]:
+    def copied(self, held: dict[str, LocalTensor]) -> dict[str, LocalTensor]:
         """Copies in host memory, which training does not change. The buffers are kept for the next
         save."""
         pinned = self.settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
@@ -138,13 +138,17 @@ class Checkpoints:
             self.host_copies[name].copy_(tensor, non_blocking=pinned)
         if pinned:
             torch.cuda.synchronize()
-        copies: dict[str, Held] = {}
+        copies: dict[str, LocalTensor] = {}
         for name, part in held.items():
             copies[name] = part._replace(tensor=self.host_copies[name])
         return copies
 
     def copy_and_write(
-        self, held: dict[str, Held], counters: Counters, weights_only: bool, snapshot_done: Event
+        self,
+        held: dict[str, LocalTensor],
+        counters: Counters,
+        weights_only: bool,
+        snapshot_done: Event,
     ) -> None:
         """Both in the background, while training computes the next gradients
         (State.wait_for_snapshot)."""
@@ -154,7 +158,7 @@ class Checkpoints:
             snapshot_done.set()
         self.write(held, counters, weights_only)
 
-    def write(self, held: dict[str, Held], counters: Counters, weights_only: bool) -> None:
+    def write(self, held: dict[str, LocalTensor], counters: Counters, weights_only: bool) -> None:
         """Write the files and the marker of this process. Process 0 then waits for all markers,
         writes the manifest, renames the folder, and removes old checkpoints."""
         place = self.folder / f"step-{counters['step']}"

@@ -37,7 +37,7 @@ ALIGNED = 64  # bytes that data begin at a multiple of, for readers that map the
 SUFFIX = ".safetensors"
 
 
-class Held(NamedTuple):
+class LocalTensor(NamedTuple):
     """The part of a tensor of the run that is on this process."""
 
     tensor: Tensor  # the local part
@@ -55,7 +55,7 @@ class Entry:
     parts: list[tuple[Path, str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
 
-def write_shard(held: dict[str, Held], path: Path) -> int:
+def write_shard(held: dict[str, LocalTensor], path: Path) -> int:
     """Write the slices to a file and return its CRC-32. Raises OSError."""
     keys: list[Tensor] = []
     header: dict[str, object] = {}
@@ -132,7 +132,7 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.files.clear()
 
-    def fill(self, held: Held, name: str) -> None:
+    def fill(self, held: LocalTensor, name: str) -> None:
         """Copy from disk into the part of a tensor that is on this process, in its type."""
         for here in held.slices:
             out = here.of_local(held.tensor)
@@ -152,7 +152,7 @@ class Reader:
         """A whole tensor on the host."""
         entry = self.index[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        self.fill(Held(tensor, entry.shape, [whole_slice(entry.shape)]), name)
+        self.fill(LocalTensor(tensor, entry.shape, [whole_slice(entry.shape)]), name)
         return tensor
 
     def opened(self, path: Path) -> safe_open:

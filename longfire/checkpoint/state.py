@@ -7,7 +7,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from longfire.checkpoint.shards import Held
+from longfire.checkpoint.shards import LocalTensor
 from longfire.mlps.auxiliary import kept_buffers
 from longfire.model import Model
 from longfire.optim.state import refuse_undeclared_state, whole_state
@@ -85,21 +85,23 @@ class State:
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
         return tensors
 
-    def held(self, weights_only: bool = False) -> dict[str, Held]:
+    def held(self, weights_only: bool = False) -> dict[str, LocalTensor]:
         """The same, each as the slices of the whole tensor that it consists of."""
-        parts: dict[str, Held] = {}
+        parts: dict[str, LocalTensor] = {}
         for name, tensor in self.tensors(weights_only).items():
             parts[name] = self.part(name, tensor)
         return parts
 
-    def part(self, name: str, tensor: Tensor) -> Held:
+    def part(self, name: str, tensor: Tensor) -> LocalTensor:
         """The slices of a tensor that are on this process. State of the optimizer is sharded as its
         parameter is, unless its rule declares it whole."""
         if self.is_whole(name, tensor):
             spec = WHOLE
         else:
             spec = sharding_of(self.model, parameter_of(name))
-        return Held(local(tensor), tuple(global_shape(tensor, spec)), slices_of(tensor, spec))
+        return LocalTensor(
+            local(tensor), tuple(global_shape(tensor, spec)), slices_of(tensor, spec)
+        )
 
     def is_whole(self, name: str, tensor: Tensor) -> bool:
         """Whether every process that holds anything of a tensor holds all of it."""
@@ -114,7 +116,7 @@ class State:
         owner = self.model.get_submodule(path)
         return leaf in dict(owner.named_buffers(recurse=False))
 
-    def written(self, weights_only: bool = False) -> dict[str, Held]:
+    def written(self, weights_only: bool = False) -> dict[str, LocalTensor]:
         """What this process writes: each slice of the run is written by one of the processes that
         hold it."""
         refuse_undeclared_state(self.optimizer)
@@ -123,7 +125,7 @@ class State:
         held = self.held(weights_only)
         return {name: part for name, part in held.items() if self.writes(name, part)}
 
-    def writes(self, name: str, held: Held) -> bool:
+    def writes(self, name: str, held: LocalTensor) -> bool:
         """Whether this process, one of the first replica, writes its part of a tensor."""
         if name.startswith("rng/"):
             return self.mesh.rank() == 0

@@ -97,8 +97,8 @@ class ModelConfig:
     mlp_bias: bool = key(False, "whether the MLP's matrices have biases")
     mlp_layer_types: tuple[str, ...] = key(
         (),
-        "the MLP of each layer, where they differ: names as those of mlp, or of an MLP of a plugin; "
-        "a shorter list repeats. `mlp:variant` is the same MLP with a table of its own",
+        "the MLP of each layer, where they differ: names as those of mlp, or of an MLP of a "
+        "plugin; a shorter list repeats. `mlp:variant` is the same MLP with a table of its own",
     )
     norm: str = key("rmsnorm", "rmsnorm or layernorm")
     norm_eps: float = key(1e-6, "added to the variance under the root of a norm")
@@ -240,7 +240,8 @@ class ModelConfig:
         if types and layers % len(types):
             raise SettingsError(
                 f"model config: mlp_layer_types has {len(types)} entries, which do not divide "
-                f"num_hidden_layers = {layers}; list one MLP for each layer, or a pattern that divides"
+                f"num_hidden_layers = {layers}; list one MLP for each layer, or a pattern that "
+                "divides"
             )
         if types:
             object.__setattr__(self, "mlp_layer_types", types * (layers // len(types)))
@@ -353,7 +354,8 @@ class ModelConfig:
         for name in config:
             if name not in known:
                 raise SettingsError(
-                    f"{where}: unknown key {name!r}{nearest(name, (*known, *mixer_names, *mlp_names))}"
+                    f"{where}: unknown key "
+                    f"{name!r}{nearest(name, (*known, *mixer_names, *mlp_names))}"
                 )
         require(config, list(known.values()), where, "", toml)
         for name, value in config.items():
@@ -382,15 +384,15 @@ class ModelConfig:
         defaults = {f.name: f.default for f in fields(self)}
         if self.mlp not in (defaults["mlp"], *self.mlp_types):
             raise SettingsError(
-                f"model config: mlp = {self.mlp!r} is not used, since mlp_layer_types names the MLP "
-                "of each layer; remove one of them"
+                f"model config: mlp = {self.mlp!r} is not used, since mlp_layer_types names the "
+                "MLP of each layer; remove one of them"
             )
         for name in self.mlps:
             if name not in self.mlp_types:
                 used = ", ".join(dict.fromkeys(self.mlp_types))
                 raise SettingsError(
-                    f"model config: the table {name!r} is not used: the layers have the MLPs {used}; "
-                    "name it in mlp or mlp_layer_types, or remove the table"
+                    f"model config: the table {name!r} is not used: the layers have the MLPs "
+                    f"{used}; name it in mlp or mlp_layer_types, or remove the table"
                 )
 
 

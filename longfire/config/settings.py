@@ -74,8 +74,8 @@ class Model:
     )
     plugins: tuple[str, ...] = setting(
         (),
-        "Python files of your own that are run first and may add mixers, MLPs and optimizers: tables "
-        "MIXERS, MLPS and OPTIMIZERS = {name: class}",
+        "Python files of your own that are run first and may add mixers, MLPs and optimizers: "
+        "tables MIXERS, MLPS and OPTIMIZERS = {name: class}",
     )
     compute_dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",

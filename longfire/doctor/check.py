@@ -52,8 +52,9 @@ def facts() -> dict[str, str]:
     memory = psutil.virtual_memory()
     cpu = torch.device("cpu")
     found["cpu"] = (
-        f"{psutil.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{memory.total / 2**30:.1f} GiB ({memory.available / 2**30:.1f} free); {bf16(cpu)}"
+        f"{psutil.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {memory.total / 2**30:.1f} GiB "
+        f"({memory.available / 2**30:.1f} free); {bf16(cpu)}"
     )
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
@@ -95,8 +96,8 @@ def main() -> int:
     )
     if wrong:
         console.print(
-            f"wrong: {'; '.join(wrong)}. Train with model.kernels = reference (or torch, if only fla is wrong), and "
-            "report this whole page",
+            f"wrong: {'; '.join(wrong)}. Train with model.kernels = reference (or torch, if only "
+            "fla is wrong), and report this whole page",
             style="bold red",
         )
     return int(bool(wrong))

@@ -16,7 +16,9 @@ from longfire.ops.bf16 import native_bf16
 from longfire.ops.documents import Documents
 
 DTYPES = (torch.float32, torch.bfloat16)
-STRONG = -20.0  # log decay of a step: e^-20 a token leaves exp(64 * 20) between the ends of a chunk, far beyond fp32
+# log decay of a step: e^-20 a token leaves exp(64 * 20) between the ends of a chunk, far beyond
+# fp32
+STRONG = -20.0
 FP32 = {
     "g",
     "g_BTHK",
@@ -127,7 +129,9 @@ def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
         x = x.to(device)
         if not x.is_floating_point():
             return x
-        return x.to(dtype).float() if name in FP32 and dtype != torch.float64 else x.to(dtype)
+        if name in FP32 and dtype != torch.float64:
+            return x.to(dtype).float()
+        return x.to(dtype)
 
     return {name: one(name, x) for name, x in inputs.items()}
 
@@ -179,7 +183,8 @@ def tolerance(
     The factors 4 and 16 are for the handful of roundings in a row (the delta rule solves a system),
     and for the largest of thousands.
     """
-    fp32, u = torch.finfo(torch.float32).eps / 2, torch.finfo(dtype).eps / 2
+    fp32 = torch.finfo(torch.float32).eps / 2
+    u = torch.finfo(dtype).eps / 2
     products = u if case.op.startswith("attention") and native_bf16(device) else fp32
     if device.type == "cuda":
         products = max(u, 2**-11)

@@ -10,7 +10,7 @@ from longfire.errors import SettingsError
 from longfire.mixers.mixer import Mixer, Sequence, divides, one_of, positive
 from longfire.ops.linear import Linear
 from longfire.ops.norm import RMSNorm
-from longfire.ops.rope import BY_LENGTH, SCALINGS, Rotary, turn
+from longfire.ops.rope import BY_LENGTH, SCALINGS, Rotary, rotate
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class AttentionConfig:
     head_dim: int = key(0, "channels of a head; 0: hidden_size / num_heads")
     rope: str = key(
         "default",
-        "how rotary positions are scaled: default, linear, dynamic, yarn, longrope, llama3; none: no rotary positions",
+        "how rotary positions are scaled: default, linear, dynamic, yarn, longrope, llama3; none: "
+        "no rotary positions",
     )
     rope_theta: float = key(10000.0, "base of the rotary frequencies")
     rope_factor: float = key(
@@ -71,7 +72,8 @@ class AttentionConfig:
     o_bias: bool = key(False, "whether the output projection has a bias")
     qk_norm: bool = key(
         False,
-        "an RMSNorm over each head's query and key, before rotary positions; without parameters where norm_affine is false",
+        "an RMSNorm over each head's query and key, before rotary positions; without parameters "
+        "where norm_affine is false",
     )
     qk_norm_eps: float = key(0.0, "eps of that norm; 0: the model's norm_eps")
     dropout: float = key(0.0, "probability of dropout on attention weights")
@@ -105,13 +107,13 @@ class AttentionConfig:
         if self.rope == "longrope":
             self.check_longrope(self.rotary_size(hidden_size) // 2)
         if self.rope != "none":
-            turned = self.rotary_size(hidden_size)
+            rotated = self.rotary_size(hidden_size)
             divides(
                 "attention",
                 "2 (the halves that rotary positions turn)",
                 2,
                 "head_dim * rotary_fraction",
-                turned,
+                rotated,
             )
         for name in ("dropout", "rotary_fraction"):
             if not 0 <= getattr(self, name) <= 1:
@@ -122,38 +124,38 @@ class AttentionConfig:
     def check_longrope(self, pairs: int) -> None:
         if self.rope_original_length < 2:
             raise SettingsError(
-                "model config: attention.rope_original_length must be at least 2 with rope = 'longrope'"
+                "model config: attention.rope_original_length must be at least 2 with rope = "
+                "'longrope'"
             )
         for name in ("rope_short_factor", "rope_long_factor"):
             divisors = getattr(self, name)
             if len(divisors) != pairs or not all(divisor > 0 for divisor in divisors):
                 raise SettingsError(
-                    f"model config: attention.{name} has {len(divisors)} numbers; rope = 'longrope' needs {pairs} above 0, "
-                    "one for each pair of channels that turns"
+                    f"model config: attention.{name} has {len(divisors)} numbers; rope = "
+                    f"'longrope' needs {pairs} above 0, one for each pair of channels that turns"
                 )
 
     def rotary_size(self, hidden_size: int) -> int:
         return int((self.head_dim or hidden_size // self.num_heads) * self.rotary_fraction)
 
     def rotary(self, hidden_size: int) -> Rotary:
-        scaling = {
-            name: getattr(self, f"rope_{name}")
-            for name in (
-                "theta",
-                "factor",
-                "original_length",
-                "low_freq_factor",
-                "high_freq_factor",
-                "beta_fast",
-                "beta_slow",
-                "attention_factor",
-                "mscale",
-                "mscale_all_dim",
-                "truncate",
-                "short_factor",
-                "long_factor",
-            )
-        }
+        scaling = {}
+        for name in (
+            "theta",
+            "factor",
+            "original_length",
+            "low_freq_factor",
+            "high_freq_factor",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+            "short_factor",
+            "long_factor",
+        ):
+            scaling[name] = getattr(self, f"rope_{name}")
         return Rotary(self.rotary_size(hidden_size), scaling=self.rope, **scaling)
 
 
@@ -215,17 +217,19 @@ class Attention(Mixer):
             seq.shared[self.rotary] = self.rotary.turns(seq.positions_BT, lengths_BT)
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        q_BTHK, k_BTGK, v_BTGV = (
-            project(x_BTD).unflatten(-1, (-1, self.head_dim))
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q_BTHK = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        k_BTGK = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        v_BTGV = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         if self.config.qk_norm:
-            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+            q_BTHK = self.q_norm(q_BTHK)
+            k_BTGK = self.k_norm(k_BTGK)
         if self.rotary is not None:
-            q_BTHK, k_BTGK = (turn(x, *seq.shared[self.rotary]) for x in (q_BTHK, k_BTGK))
+            q_BTHK = rotate(q_BTHK, *seq.shared[self.rotary])
+            k_BTGK = rotate(k_BTGK, *seq.shared[self.rotary])
         if self.inverse_layer is not None:
             q_BTHK = q_BTHK * self.inverse_layer
-        window, skip_B = self.config.window_size, None
+        window = self.config.window_size
+        skip_B = None
         if seq.cache is not None:
             k_BTGK, v_BTGV = (
                 seq.cache.append(self.layer, name, x, window)
@@ -250,7 +254,9 @@ class Attention(Mixer):
         """With angles that depend on the text's length: up to this many tokens they do not change.
         None: they never do."""
         by_length = self.rotary is not None and self.rotary.scaling in BY_LENGTH
-        return self.rotary.original_length if by_length else None
+        if by_length:
+            return self.rotary.original_length
+        return None
 
     def flops_per_token(self, seq_len: int) -> float:
         projections = 2 * sum(

@@ -36,7 +36,9 @@ class Cache:
     @property
     def lengths_B(self) -> Tensor | int:
         """Tokens already seen of each row; one number where all rows have the same."""
-        return self.length if self.padding_B is None else self.length - self.padding_B
+        if self.padding_B is None:
+            return self.length
+        return self.length - self.padding_B
 
     def of(self, layer: int) -> "Cache":
         """What this layer's block is given of it."""
@@ -54,7 +56,9 @@ class Cache:
     def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
         """How many of a layer's `keys`, the last `tokens` of which are new, are padding in each
         row; None: none."""
-        return None if self.padding_B is None else (keys - tokens - self.lengths_B).clamp_min(0)
+        if self.padding_B is None:
+            return None
+        return (keys - tokens - self.lengths_B).clamp_min(0)
 
     def append(self, layer: int, name: str, x_BTGK: Tensor, window: int = 0) -> Tensor:
         """Put keys or values behind those of the layer and return all (B, S, G, K); of a window
@@ -64,16 +68,19 @@ class Cache:
         one of all before it, and there the keys of one head lie together: attention to 4096 keys
         takes 0.6 of the time.
         """
-        before, T = self.layers[layer].get(name, x_BTGK[:, :0]), x_BTGK.shape[1]
+        before = self.layers[layer].get(name, x_BTGK[:, :0])
+        T = x_BTGK.shape[1]
         rows = before.shape[1]
         room, taken = self.rooms.get((layer, name), (None, 0))
         if room is None or taken + T > room.shape[2]:
-            room, taken = in_room(before, max(rows + T, 2 * (window or rows))), rows
+            room = in_room(before, max(rows + T, 2 * (window or rows)))
+            taken = rows
         room[:, :, taken : taken + T] = x_BTGK.transpose(1, 2)
         all_BSGK = room[:, :, taken - rows : taken + T].transpose(1, 2)
         kept_BSGK = all_BSGK[:, max(0, rows + T - window + 1) :] if window else all_BSGK
         if window and room.shape[2] > 2 * window:  # what a long chunk took is given back
-            room, taken = in_room(kept_BSGK, 2 * window), kept_BSGK.shape[1] - T
+            room = in_room(kept_BSGK, 2 * window)
+            taken = kept_BSGK.shape[1] - T
             kept_BSGK = room[:, :, : kept_BSGK.shape[1]].transpose(1, 2)
         self.layers[layer][name], self.rooms[layer, name] = kept_BSGK, (room, taken + T)
         return all_BSGK
@@ -101,7 +108,8 @@ class Cache:
 
     def select(self, rows: list[int]) -> "Cache":
         """A cache of some of the rows only, as long as the longest of them; a copy."""
-        chosen, cut = type(self)(), 0
+        chosen = type(self)()
+        cut = 0
         if self.padding_B is not None:
             padding_B = self.padding_B[rows]
             cut = int(padding_B.min())
@@ -115,7 +123,10 @@ class Cache:
 
     def memory_bytes(self) -> int:
         """What the cache takes of the device, with the room for keys that are still to come."""
-        tensors = [tensor for kept in self.layers.values() for tensor in kept.values()]
+        tensors = []
+        for kept in self.layers.values():
+            for tensor in kept.values():
+                tensors.append(tensor)
         return sum(
             {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values()
         )

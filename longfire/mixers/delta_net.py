@@ -64,7 +64,8 @@ class DeltaNet(MatrixState):
 
     def __init__(self, model: ModelConfig, config: DeltaNetConfig, layer: int) -> None:
         super().__init__(model, config, layer)
-        heads, conv_size = config.num_heads, config.conv_size if config.use_short_conv else 0
+        heads = config.num_heads
+        conv_size = config.conv_size if config.use_short_conv else 0
         self.make_heads((heads, heads, heads), expanded_sizes(config, self.hidden_size), conv_size)
         self.b_proj = Linear(self.hidden_size, heads, bias=False) if config.use_beta else None
         if config.use_gate:
@@ -73,7 +74,8 @@ class DeltaNet(MatrixState):
         self.normalise = QK_NORMS[config.qk_norm]
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
-        kept, swish = self.kept(seq), self.config.qk_activation == "swish"
+        kept = self.kept(seq)
+        swish = self.config.qk_activation == "swish"
         q_BTHK, k_BTHK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv" if swish else "v")
         if not swish:
             q_BTHK, k_BTHK = map(ACTIVATIONS[self.config.qk_activation], (q_BTHK, k_BTHK))

@@ -22,7 +22,8 @@ class GatedDeltaNetConfig:
     head_dim: int = required("key size of a head", example=64)
     num_v_heads: int = key(
         0,
-        "heads of values; 0: as many as num_heads; more: several value heads share a query/key head",
+        "heads of values; 0: as many as num_heads; more: several value heads share a query/key "
+        "head",
     )
     expand_v: float = key(2.0, "value size of a head / head_dim")
     use_gate: bool = key(True, "whether the output is multiplied by a gate")
@@ -75,18 +76,15 @@ class GatedDeltaNet(MatrixState):
 
     def __init__(self, model: ModelConfig, config: GatedDeltaNetConfig, layer: int) -> None:
         super().__init__(model, config, layer)
-        heads, v_heads = config.num_heads, config.num_v_heads or config.num_heads
-        sizes, conv_size = (
-            (config.head_dim, round(config.head_dim * config.expand_v)),
-            config.conv_size,
-        )
+        heads = config.num_heads
+        v_heads = config.num_v_heads or config.num_heads
+        sizes = (config.head_dim, round(config.head_dim * config.expand_v))
+        conv_size = config.conv_size
         self.make_heads((heads, heads, v_heads), sizes, conv_size if config.use_short_conv else 0)
         self.a_proj = Linear(self.hidden_size, v_heads, bias=False)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
-        self.A_log, self.dt_bias = (
-            nn.Parameter(torch.empty(v_heads)),
-            nn.Parameter(torch.empty(v_heads)),
-        )
+        self.A_log = nn.Parameter(torch.empty(v_heads))
+        self.dt_bias = nn.Parameter(torch.empty(v_heads))
         if config.use_gate:
             self.g_proj = Linear(self.hidden_size, v_heads * self.head_v, bias=False)
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, config.output_gate_activation)
@@ -94,7 +92,8 @@ class GatedDeltaNet(MatrixState):
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTGK, k_BTGK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv")
-        q_BTHK, k_BTHK = (self.for_all_heads(l2_norm(y)) for y in (q_BTGK, k_BTGK))
+        q_BTHK = self.for_all_heads(l2_norm(q_BTGK))
+        k_BTHK = self.for_all_heads(l2_norm(k_BTGK))
         beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (
             2 if self.config.allow_neg_eigval else 1
         )

@@ -74,10 +74,8 @@ class GLA(MatrixState):
     def __init__(self, model: ModelConfig, config: GLAConfig, layer: int) -> None:
         super().__init__(model, config, layer)
         kv_heads = config.num_kv_heads or config.num_heads
-        heads, conv_size = (
-            (config.num_heads, kv_heads, kv_heads),
-            config.conv_size if config.use_short_conv else 0,
-        )
+        heads = (config.num_heads, kv_heads, kv_heads)
+        conv_size = config.conv_size if config.use_short_conv else 0
         self.make_heads(heads, expanded_sizes(config, self.hidden_size), conv_size)
         self.make_qk_norm(model)
         self.gk_proj = nn.Sequential(

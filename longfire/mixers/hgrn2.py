@@ -27,8 +27,8 @@ class HGRN2Config:
     conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
     use_lower_bound: bool = key(
         True,
-        "a learned lowest forget gate for each layer and channel, which rises with the layers; 0 in the first layer, so that a "
-        "model of one layer has none",
+        "a learned lowest forget gate for each layer and channel, which rises with the layers; 0 "
+        "in the first layer, so that a model of one layer has none",
     )
     elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
@@ -49,11 +49,10 @@ class LowerBounds(nn.Module):
 
     def __init__(self, model: ModelConfig, config: HGRN2Config) -> None:
         super().__init__()
-        learned = (
-            torch.empty(model.num_hidden_layers, model.hidden_size)
-            if config.use_lower_bound
-            else None
-        )
+        if config.use_lower_bound:
+            learned = torch.empty(model.num_hidden_layers, model.hidden_size)
+        else:
+            learned = None
         self.lower_bounds = None if learned is None else nn.Parameter(learned)
 
     def forward(self) -> dict[str, Tensor]:
@@ -86,7 +85,8 @@ class HGRN2(Mixer):
 
     def __init__(self, model: ModelConfig, config: HGRN2Config, layer: int) -> None:
         super().__init__(model, config, layer)
-        size, self.heads = self.hidden_size, self.hidden_size // config.expand_ratio
+        size = self.hidden_size
+        self.heads = self.hidden_size // config.expand_ratio
         self.q_proj, self.f_proj, self.i_proj = (Linear(size, size, bias=False) for _ in range(3))
         self.o_proj = Linear(size, size, bias=False)
         if config.use_short_conv:

@@ -22,7 +22,8 @@ class KDAConfig:
     head_dim: int = required("key size of a head", example=64)
     num_v_heads: int = key(
         0,
-        "heads of values; 0: as many as num_heads; more: several value heads share a query/key head",
+        "heads of values; 0: as many as num_heads; more: several value heads share a query/key "
+        "head",
     )
     expand_v: float = key(1.0, "value size of a head / head_dim")
     use_short_conv: bool = key(
@@ -47,11 +48,13 @@ class KDAConfig:
         check_value_heads("kda", self)
         if self.lower_bound is not None and not self.lower_bound < 0:
             raise SettingsError(
-                f"model config: kda.lower_bound = {self.lower_bound} must be below 0: it bounds a log decay"
+                f"model config: kda.lower_bound = {self.lower_bound} must be below 0: it bounds a "
+                "log decay"
             )
         if self.safe_gate and (self.lower_bound is None or self.lower_bound < -5):
             raise SettingsError(
-                f"model config: kda.safe_gate needs kda.lower_bound in [-5, 0), but it is {self.lower_bound}; set it to -5"
+                "model config: kda.safe_gate needs kda.lower_bound in [-5, 0), but it is "
+                f"{self.lower_bound}; set it to -5"
             )
 
 
@@ -90,23 +93,21 @@ class KDA(MatrixState):
 
     def __init__(self, model: ModelConfig, config: KDAConfig, layer: int) -> None:
         super().__init__(model, config, layer)
-        heads, v_heads = config.num_heads, config.num_v_heads or config.num_heads
-        sizes, conv_size = (
-            (config.head_dim, round(config.head_dim * config.expand_v)),
-            config.conv_size,
-        )
+        heads = config.num_heads
+        v_heads = config.num_v_heads or config.num_heads
+        sizes = (config.head_dim, round(config.head_dim * config.expand_v))
+        conv_size = config.conv_size
         self.make_heads((heads, heads, v_heads), sizes, conv_size if config.use_short_conv else 0)
         self.f_proj = self.low_rank(v_heads * self.head_k, bias=False)
         self.g_proj = self.low_rank(v_heads * self.head_v, bias=True)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
-        self.A_log, self.dt_bias = (
-            nn.Parameter(torch.empty(v_heads)),
-            nn.Parameter(torch.empty(v_heads * self.head_k)),
-        )
+        self.A_log = nn.Parameter(torch.empty(v_heads))
+        self.dt_bias = nn.Parameter(torch.empty(v_heads * self.head_k))
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, "sigmoid")
-        init_A = (
-            (lambda A_log_H, generator: A_log_H.zero_()) if config.safe_gate else init_decay_rate
-        )
+        if config.safe_gate:
+            init_A = lambda A_log_H, generator: A_log_H.zero_()
+        else:
+            init_A = init_decay_rate
         self.own_init = {"A_log": init_A, "dt_bias": init_step_size}
 
     def low_rank(self, channels: int, bias: bool) -> nn.Sequential:
@@ -119,7 +120,8 @@ class KDA(MatrixState):
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTGK, k_BTGK, v_BTHV = self.qkv(x_BTD, seq, silu="qkv")
-        q_BTHK, k_BTHK = (self.for_all_heads(l2_norm(y)) for y in (q_BTGK, k_BTGK))
+        q_BTHK = self.for_all_heads(l2_norm(q_BTGK))
+        k_BTHK = self.for_all_heads(l2_norm(k_BTGK))
         beta_BTH = in_fp32(self.b_proj(x_BTD)).sigmoid() * (
             2 if self.config.allow_neg_eigval else 1
         )

@@ -76,18 +76,17 @@ class LinearAttention(MatrixState):
         )
         self.make_qk_norm(model)
         self.feature_map_q = feature_map(config.feature_map, self.head_k)
-        self.feature_map_k = (
-            None if config.tie_feature_map_qk else feature_map(config.feature_map, self.head_k)
-        )
+        if config.tie_feature_map_qk:
+            self.feature_map_k = None
+        else:
+            self.feature_map_k = feature_map(config.feature_map, self.head_k)
         self.norm = GatedRMSNorm(self.head_v, model.norm_eps, affine=config.elementwise_affine)
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq)
-        q_BTHF, k_BTGF = (
-            self.feature_map_q(q_BTHK),
-            (self.feature_map_k or self.feature_map_q)(k_BTGK),
-        )
+        q_BTHF = self.feature_map_q(q_BTHK)
+        k_BTGF = (self.feature_map_k or self.feature_map_q)(k_BTGK)
         if self.config.norm_q:
             q_BTHF = q_BTHF / (q_BTHF.sum(-1, keepdim=True) + 1e-4)
         if self.config.norm_k:

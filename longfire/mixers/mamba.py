@@ -77,20 +77,16 @@ class Mamba(Mixer):
 
     def __init__(self, model: ModelConfig, config: MambaConfig, layer: int) -> None:
         super().__init__(model, config, layer)
-        channels, rank = (
-            config.intermediate_size or 2 * self.hidden_size,
-            config.dt_rank or -(-self.hidden_size // 16),
-        )
+        channels = config.intermediate_size or 2 * self.hidden_size
+        rank = config.dt_rank or -(-self.hidden_size // 16)
         self.channels = channels
         self.sizes = [rank, config.state_size, config.state_size]
         self.in_proj = Linear(self.hidden_size, 2 * channels, bias=config.use_bias)
         self.conv1d = ShortConv(channels, config.conv_kernel, config.use_conv_bias)
         self.x_proj = Linear(channels, sum(self.sizes), bias=False)
         self.dt_proj = LinearWithWideBias(rank, channels)
-        self.A_log, self.D = (
-            nn.Parameter(torch.empty(channels, config.state_size)),
-            nn.Parameter(torch.empty(channels)),
-        )
+        self.A_log = nn.Parameter(torch.empty(channels, config.state_size))
+        self.D = nn.Parameter(torch.empty(channels))
         self.out_proj = Linear(channels, self.hidden_size, bias=config.use_bias)
         taps = uniform(config.conv_kernel**-0.5)
         self.published_init = {"conv1d.weight": taps}

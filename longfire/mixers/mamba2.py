@@ -90,8 +90,10 @@ class Mamba2(Mixer):
 
     def __init__(self, model: ModelConfig, config: Mamba2Config, layer: int) -> None:
         super().__init__(model, config, layer)
-        channels, shared = self.hidden_size * config.expand, config.n_groups * config.state_size
-        self.heads, self.groups = channels // config.head_dim, config.n_groups
+        channels = self.hidden_size * config.expand
+        shared = config.n_groups * config.state_size
+        self.heads = channels // config.head_dim
+        self.groups = config.n_groups
         if self.groups == 1:
             self.roles = self.roles | dict.fromkeys(
                 ("B_proj", "C_proj", "B_conv1d", "C_conv1d"), "replicate"
@@ -109,10 +111,8 @@ class Mamba2(Mixer):
                 self.add_module(
                     f"{name}_conv1d", ShortConv(size, config.conv_kernel, config.use_conv_bias)
                 )
-        self.A_log, self.dt_bias = (
-            nn.Parameter(torch.empty(self.heads)),
-            nn.Parameter(torch.empty(self.heads)),
-        )
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.empty(channels if config.D_has_hdim else self.heads))
         if config.rmsnorm:
             self.norm = GroupedGatedRMSNorm(
@@ -127,7 +127,8 @@ class Mamba2(Mixer):
             self.convolved(name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC"
         )
         x_BTHV = x.unflatten(-1, (self.heads, -1))
-        B_BTGK, C_BTGK = (y.unflatten(-1, (self.groups, -1)) for y in (B, C))
+        B_BTGK = B.unflatten(-1, (self.groups, -1))
+        C_BTGK = C.unflatten(-1, (self.groups, -1))
         dt_BTH = F.softplus(in_fp32(self.dt_proj(u_BTD)) + self.dt_bias).clamp(
             self.config.dt_low, self.config.dt_high or None
         )

@@ -77,7 +77,9 @@ class MatrixState(Mixer):
     def for_all_heads(self, x_BTGX: Tensor) -> Tensor:
         """Each of G heads, for all heads that it serves."""
         groups = self.heads // x_BTGX.shape[2]
-        return x_BTGX if groups == 1 else x_BTGX.repeat_interleave(groups, 2)
+        if groups == 1:
+            return x_BTGX
+        return x_BTGX.repeat_interleave(groups, 2)
 
     def make_gated_norm(self, eps: float) -> None:
         """The output norm of mixers with gate_fn, under the two names that fla gives it, and its
@@ -92,10 +94,8 @@ class MatrixState(Mixer):
     def gated_out(self, o_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
         """(B, T, H, V) -> (B, T, D): each head normalised and gated by what x says, and all
         projected."""
-        norm, gate_BTD = (
-            getattr(self, self.norm_name),
-            None if self.g_proj is None else self.g_proj(x_BTD),
-        )
+        norm = getattr(self, self.norm_name)
+        gate_BTD = None if self.g_proj is None else self.g_proj(x_BTD)
         return self.o_proj(norm(o_BTHV, gate_BTD).flatten(-2))
 
     def flops_per_token(self, seq_len: int) -> float:

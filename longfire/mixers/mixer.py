@@ -106,12 +106,10 @@ class Mixer(nn.Module):
 
     def __init__(self, model: ModelConfig, config: Any, layer: int) -> None:
         super().__init__()
-        self.hidden_size, self.config, self.layer, self.layers = (
-            model.hidden_size,
-            config,
-            layer,
-            model.num_hidden_layers,
-        )
+        self.hidden_size = model.hidden_size
+        self.config = config
+        self.layer = layer
+        self.layers = model.num_hidden_layers
 
     @classmethod
     def published_ends(cls, model: ModelConfig) -> dict[str, Any]:
@@ -127,7 +125,9 @@ class Mixer(nn.Module):
     def kept(self, seq: Sequence) -> dict[str, Tensor]:
         """What this layer keeps between calls of a generation; in training a dict that is thrown
         away."""
-        return {} if seq.cache is None else seq.cache.kept(self.layer)
+        if seq.cache is None:
+            return {}
+        return seq.cache.kept(self.layer)
 
     def convolved(self, name: str, x_BTD: Tensor, seq: Sequence, silu: bool = True) -> Tensor:
         """x after the short causal convolution `<name>_conv1d`, if this mixer has one, and SiLU
@@ -135,7 +135,8 @@ class Mixer(nn.Module):
         conv = getattr(self, f"{name}_conv1d", None)
         if conv is None:
             return x_BTD
-        kept, key = self.kept(seq), f"{name}_conv"
+        kept = self.kept(seq)
+        key = f"{name}_conv"
         x_BTD, kept[key] = seq.ops.convolution(
             x_BTD,
             conv.weight[:, 0],
@@ -177,7 +178,8 @@ def read_mixer_config(
     for key in given:
         if key not in known:
             raise SettingsError(
-                f"{where}: {name}.{key} is unknown{nearest(key, known)} ({name} has: {', '.join(known)})"
+                f"{where}: {name}.{key} is unknown{nearest(key, known)} ({name} has: "
+                f"{', '.join(known)})"
             )
         check_type(f"{where}: {name}.{key}", given[key], known[key].type)
     require(given, list(known.values()), where, name, toml)
@@ -196,8 +198,8 @@ def divides(mixer: str, divisor_name: str, divisor: int, name: str, value: float
     """Raises SettingsError unless value is a positive whole multiple of the divisor."""
     if divisor < 1 or value <= 0 or value % divisor:
         raise SettingsError(
-            f"model config: {mixer}: {name} = {value:g} must be a positive multiple of {divisor_name} = {divisor}; "
-            "change one of them"
+            f"model config: {mixer}: {name} = {value:g} must be a positive multiple of "
+            f"{divisor_name} = {divisor}; change one of them"
         )
 
 

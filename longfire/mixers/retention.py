@@ -12,7 +12,7 @@ from longfire.mixers.mixer import Sequence, divides, one_of
 from longfire.ops.feature_maps import ACTIVATIONS
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import GATES
-from longfire.ops.rope import Rotary, turn
+from longfire.ops.rope import Rotary, rotate
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,8 @@ class Retention(MatrixState):
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq)
-        q_BTHK, k_BTGK = (
-            turn(self.feature_map(y), *seq.shared[self.rotary]) for y in (q_BTHK, k_BTGK)
-        )
+        q_BTHK = rotate(self.feature_map(q_BTHK), *seq.shared[self.rotary])
+        k_BTGK = rotate(self.feature_map(k_BTGK), *seq.shared[self.rotary])
         g_H = torch.log1p(
             -(2.0 ** (-5.0 - torch.arange(self.heads, device=x_BTD.device) - self.first_head))
         )

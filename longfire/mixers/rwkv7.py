@@ -69,11 +69,9 @@ class HeadNorm(nn.Module):
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = (
-            nn.Parameter(torch.empty(size)),
-            nn.Parameter(torch.empty(size)),
-            eps,
-        )
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
+        self.eps = eps
 
     def forward(self, o_BTHV: Tensor) -> Tensor:
         o_BTD = layer_norm(in_fp32(o_BTHV), None, None, self.eps).flatten(-2)
@@ -112,10 +110,12 @@ class RWKV7(Mixer):
 
     def __init__(self, model: ModelConfig, config: RWKV7Config, layer: int) -> None:
         super().__init__(model, config, layer)
-        size, self.heads = self.hidden_size, self.hidden_size // config.head_dim
+        size = self.hidden_size
+        self.heads = self.hidden_size // config.head_dim
         for name in "rwkvag":
             self.register_parameter(f"x_{name}", nn.Parameter(torch.empty(1, 1, size)))
-        self.k_k, self.k_a = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
+        self.k_k = nn.Parameter(torch.empty(size))
+        self.k_a = nn.Parameter(torch.empty(size))
         self.r_k = nn.Parameter(torch.empty(size // config.head_dim, config.head_dim))
         self.r_proj, self.k_proj, self.v_proj = (Linear(size, size, bias=False) for _ in range(3))
         self.o_proj = Linear(size, size, bias=False)
@@ -135,7 +135,9 @@ class RWKV7(Mixer):
         xr, xw, xk, xv, xa, xg = (
             towards(x_BTD, change_BTD, getattr(self, f"x_{name}")) for name in "rwkvag"
         )
-        r, k, v = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
+        r = self.r_proj(xr)
+        k = self.k_proj(xk)
+        v = self.v_proj(xv)
         if self.v_lora is None:
             seq.shared[FIRST] = v
         else:
@@ -167,13 +169,16 @@ class RWKV7(Mixer):
     def own_init(self) -> dict[str, Initialiser]:
         """As RWKV-LM and fla begin: no output, deeper layers nearer to the token itself, decays
         from slow to fast over channels."""
-        size, head_dim, left = self.hidden_size, self.config.head_dim, 1 - self.layer / self.layers
+        size = self.hidden_size
+        head_dim = self.config.head_dim
+        left = 1 - self.layer / self.layers
         depth = self.layer / max(1, self.layers - 1)
         share = torch.arange(size, device="cpu") / max(1, size - 1)
         place = (torch.arange(size, device="cpu") % head_dim * 2 + 1 - head_dim) / max(
             1, head_dim - 1
         )  # in its head, -1 to 1
-        zigzag, centred = place * place.abs(), share - 0.5
+        zigzag = place * place.abs()
+        centred = share - 0.5
         rates = -6 + 6 * share ** (1 + depth**0.3) + 0.5 + 2.5 * zigzag
         values = {
             "k_k": 0.71 - 0.1 * centred,

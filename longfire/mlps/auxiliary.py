@@ -23,8 +23,15 @@ from longfire.mlps.contract import MLP
 
 def with_auxiliary(layers: Iterable[nn.Module]) -> dict[int, MLP]:
     """The MLPs that have an auxiliary loss, by layer."""
-    mlps = {block.mixer.layer: block.mlp for block in layers if block.mlp is not None}
-    return {n: mlp for n, mlp in mlps.items() if mlp.auxiliary_loss_weight is not None}
+    mlps = {}
+    for block in layers:
+        if block.mlp is not None:
+            mlps[block.mixer.layer] = block.mlp
+    found: dict[int, MLP] = {}
+    for n, mlp in mlps.items():
+        if mlp.auxiliary_loss_weight is not None:
+            found[n] = mlp
+    return found
 
 
 def auxiliary_loss(
@@ -55,7 +62,8 @@ def update_buffers(
     """End a step: give each MLP the sum of its statistics, unless the step was skipped (keep
     false). Collective where processes train together."""
     for mlp in with_auxiliary(layers).values():
-        statistics, mlp.statistics_of_step = mlp.statistics_of_step, None
+        statistics = mlp.statistics_of_step
+        mlp.statistics_of_step = None
         if statistics is not None and keep:
             with torch.no_grad():
                 mlp.update(sum_over_processes(statistics))
@@ -74,9 +82,9 @@ def refusals(config: ModelConfig, asked: Mapping[str, str]) -> Iterator[str]:
 def kept_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The buffers of MLPs, by name: a checkpoint holds them beside the parameters. Every process
     has the whole of each."""
-    return {
-        f"{path}.{leaf}": buffer
-        for path, module in model.named_modules()
-        if isinstance(module, MLP)
-        for leaf, buffer in module.named_buffers()
-    }
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, MLP):
+            for leaf, buffer in module.named_buffers():
+                found[f"{path}.{leaf}"] = buffer
+    return found

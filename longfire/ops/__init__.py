@@ -47,7 +47,9 @@ Wanted = Literal["auto", "torch", "reference"]
 
 
 class Choice(NamedTuple):
-    name: str  # "torch": our own forms on torch; "fla": flash-linear-attention's kernels; "reference": the readable reference implementation
+    # "torch": our own forms on torch; "fla": flash-linear-attention's kernels; "reference": the
+    # readable reference implementation
+    name: str
     why: str
 
 
@@ -100,8 +102,8 @@ def attention_kernels(device: torch.device) -> str:
     dtype and head size."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         return (
-            "torch's SDPA; documents and windows: varlen flash attention for bf16 and heads of 8, 16 ... 256, "
-            "else a call for each document and block"
+            "torch's SDPA; documents and windows: varlen flash attention for bf16 and heads of 8, "
+            "16 ... 256, else a call for each document and block"
         )
     return "torch's SDPA; a call for each document and block of a window"
 
@@ -111,7 +113,10 @@ def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:
         return Choice("torch", "model.kernels = torch")
     if device.type != "cuda":
         return Choice("torch", f"fla's kernels need CUDA, the device is {device.type}")
-    missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    missing = []
+    for name in ("fla", "triton"):
+        if importlib.util.find_spec(name) is None:
+            missing.append(name)
     if missing:
         return Choice("torch", f"{missing[0]} is not installed: pip install 'longfire[cuda]'")
     try:
@@ -127,7 +132,9 @@ def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:
 def chosen(op: str) -> str:
     """The form of this op that runs: "torch" until `choose` was called."""
     assert op in OPS, f"{op} has no choice of forms"
-    return _choices[op].name if op in _choices else "torch"
+    if op in _choices:
+        return _choices[op].name
+    return "torch"
 
 
 def as_on_cuda() -> bool:
@@ -148,7 +155,8 @@ def pretending_cuda(pretend: bool = True) -> Iterator[None]:
     pretending, those of the CPU)."""
     global _as_on_cuda, _only_shapes
     before = _as_on_cuda, _only_shapes
-    _as_on_cuda, _only_shapes = pretend, True
+    _as_on_cuda = pretend
+    _only_shapes = True
     try:
         yield
     finally:

@@ -81,7 +81,7 @@ def unchunked(x_BNHCX: Tensor, tokens: int) -> Tensor:
     return x_BNHCX.transpose(2, 3).flatten(1, 2)[:, :tokens]
 
 
-def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) -> Tensor:
+def step_decays(g: Tensor | None, continues_BT: Tensor | None, like_BTHK: Tensor) -> Tensor:
     """exp(g) as (1 or B, T, 1 or H, 1 or K), 0 where a document starts. g: None, (H,), (B, T, H) or
     (B, T, H, K)."""
     T = like_BTHK.shape[1]
@@ -92,9 +92,9 @@ def step_decays(g: Tensor | None, goes_on_BT: Tensor | None, like_BTHK: Tensor) 
         g = g.to(dtype)  # first: what expands is summed in the backward
         g = g.expand(1, T, -1) if g.dim() == 1 else g
         decay = (g if g.dim() == 4 else g[..., None]).exp()
-    if goes_on_BT is None:
+    if continues_BT is None:
         return decay
-    return torch.where(goes_on_BT[:, :, None, None], decay, 0.0)
+    return torch.where(continues_BT[:, :, None, None], decay, 0.0)
 
 
 class Decayed(NamedTuple):

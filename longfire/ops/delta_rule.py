@@ -25,7 +25,7 @@ from longfire.ops.chunkwise import (
     step_decays,
     unchunked,
 )
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 from longfire.ops.linear import working_dtype
 from longfire.ops.low_rank import LowRank, UnitLowerSolve, Worked, through_chunks
 
@@ -120,7 +120,7 @@ def delta_rule_chunkwise(
             scale=scale,
         )
     run = partial(through_chunks, partial(work, scale=scale))
-    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, continues(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
 
@@ -146,7 +146,7 @@ def work(
     v: Tensor,
     beta: Tensor,
     g: Tensor | None,
-    goes_on_BT: Tensor | None,
+    continues_BT: Tensor | None,
     *,
     scale: float,
 ) -> Worked:
@@ -159,7 +159,7 @@ def work(
     tokens = q.shape[1]
     dtype = working_dtype(q)
     size = chunk_size(tokens)
-    decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
+    decay = chunked(step_decays(g, continues_BT, q), size, fill=1.0)
     q = in_chunks(scaled(q, scale), size)
     k = in_chunks(k.to(dtype), size)
     v = chunked(v.to(dtype), size)

@@ -50,7 +50,7 @@ def starts_of(ids_BT: Tensor) -> list[list[int]]:
     return [begins_T.nonzero().flatten().tolist() for begins_T in begins_BT]
 
 
-def goes_on(documents: Documents | None) -> Tensor | None:
+def continues(documents: Documents | None) -> Tensor | None:
     """(B, T) bool: whether a token belongs to the document of the token before it. The first token
     of the call always does, so that the initial state belongs to the first document of each row."""
     if documents is None:

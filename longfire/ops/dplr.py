@@ -26,7 +26,7 @@ from longfire.ops.chunkwise import (
     step_decays,
     unchunked,
 )
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 from longfire.ops.linear import working_dtype
 from longfire.ops.low_rank import LowRank, UnitLowerSolve, Worked, through_chunks
 
@@ -112,7 +112,7 @@ def dplr_chunkwise(
         state_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)
         return step(state_BHKV, q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, scale=scale)
     run = partial(through_chunks, partial(work, scale=scale))
-    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, continues(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, q_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
 
@@ -146,7 +146,7 @@ def work(
     c: Tensor,
     b: Tensor,
     g: Tensor,
-    goes_on_BT: Tensor | None,
+    continues_BT: Tensor | None,
     *,
     scale: float,
 ) -> Worked:
@@ -161,8 +161,8 @@ def work(
     tokens = q.shape[1]
     dtype = working_dtype(q)
     size = chunk_size(tokens)
-    decay = chunked(step_decays(g, goes_on_BT, q), size, fill=1.0)
-    c = of_own_document(c, goes_on_BT)
+    decay = chunked(step_decays(g, continues_BT, q), size, fill=1.0)
+    c = of_own_document(c, continues_BT)
     q = in_chunks(scaled(q, scale), size)
     k = in_chunks(k.to(dtype), size)
     c = in_chunks(c.to(dtype), size)
@@ -177,11 +177,11 @@ def work(
     return Worked(change(parts, c, v), outputs)
 
 
-def of_own_document(c: Tensor, goes_on_BT: Tensor | None) -> Tensor:
+def of_own_document(c: Tensor, continues_BT: Tensor | None) -> Tensor:
     """The first token of a document reads nothing."""
-    if goes_on_BT is None:
+    if continues_BT is None:
         return c
-    return torch.where(goes_on_BT[:, :, None, None], c, 0.0)
+    return torch.where(continues_BT[:, :, None, None], c, 0.0)
 
 
 def a_place_earlier(c: Tensor) -> Tensor:

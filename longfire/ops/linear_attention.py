@@ -29,7 +29,7 @@ from longfire.ops.chunkwise import (
     through_chunks,
     unchunked,
 )
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 from longfire.ops.linear import working_dtype
 from longfire.ops.value_tree import value_tree
 
@@ -122,7 +122,7 @@ def linear_attention_chunkwise(
             start(initial_state_BHKV, k_BTHK, v_BTHV), q_BTHK, k_BTHK, v_BTHV, g, gv, scale=scale
         )
     run = partial(segment, scale=scale)
-    inputs = (q_BTHK, k_BTHK, v_BTHV, g, gv, goes_on(documents))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, g, gv, continues(documents))
     o_BTHV, S_BHKV = by_segments(run, start(initial_state_BHKV, k_BTHK, v_BTHV), inputs)
     return o_BTHV.to(q_BTHK.dtype), S_BHKV
 
@@ -158,7 +158,7 @@ def segment(
     v: Tensor,
     g: Tensor | None,
     gv: Tensor | None,
-    goes_on_BT: Tensor | None,
+    continues_BT: Tensor | None,
     *,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ def segment(
     dtype = S_BHKV.dtype
     size = chunk_size(tokens)
     if k.shape[2] < v.shape[2]:
-        decay_BTH1 = step_decays(g, goes_on_BT, v).expand(len(v), -1, v.shape[2], -1)
+        decay_BTH1 = step_decays(g, continues_BT, v).expand(len(v), -1, v.shape[2], -1)
         o, S_BHKV = in_groups(
             S_BHKV,
             chunked(scaled(q, scale), size),
@@ -177,8 +177,8 @@ def segment(
         )
         return unchunked(o, tokens).unflatten(-1, (-1, v.shape[-1])).flatten(2, 3), S_BHKV
     if gv is None:
-        return through_chunks(partial(work, scale=scale), read, S_BHKV, q, k, v, g, goes_on_BT)
-    worked = work(q, k, v, g, goes_on_BT, scale=scale)
+        return through_chunks(partial(work, scale=scale), read, S_BHKV, q, k, v, g, continues_BT)
+    worked = work(q, k, v, g, continues_BT, scale=scale)
     o, S_BHKV = with_value_decay(
         S_BHKV, worked.parts, worked.v, chunked(gv.to(dtype).exp(), size, fill=1.0)
     )
@@ -202,14 +202,14 @@ class Worked(NamedTuple):
 
 
 def work(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, goes_on_BT: Tensor | None, *, scale: float
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, continues_BT: Tensor | None, *, scale: float
 ) -> Worked:
     """Chunks of as many heads of k as of v; q may have more of them, each set of which is read by
     itself."""
     tokens = q.shape[1]
     dtype = working_dtype(q)
     size = chunk_size(tokens)
-    decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
+    decay = chunked(step_decays(g, continues_BT, k), size, fill=1.0)
     queries = []
     for x in scaled(q, scale).unflatten(2, (k.shape[2], -1)).unbind(3):
         queries.append(in_chunks(x, size))

@@ -159,4 +159,6 @@ class GroupedGatedRMSNorm(RMSNorm):
             return in_fp32_rms(y_BTD, self.weight, self.eps)
         y_BTGD = y_BTD.unflatten(-1, (self.groups, -1))
         y_BTD = in_fp32_rms(y_BTGD, None, self.eps).flatten(-2)
-        return y_BTD if self.weight is None else y_BTD * self.weight
+        if self.weight is None:
+            return y_BTD
+        return y_BTD * self.weight

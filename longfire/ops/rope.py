@@ -145,7 +145,7 @@ class Rotary:
         return torch.where(is_longer_BT1, 1.0 / theta_BT1**pairs, f)
 
 
-def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
+def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
     """Turn channel pair (i, i + size/2) by the angles of `Rotary.turns`: the half-split layout of
     Hugging Face. Channels beyond the first `size` stay as they are (partial rotary). Rounded to x's
     dtype once; float64 inputs are turned in float64."""
@@ -153,28 +153,28 @@ def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
     dtype = working_dtype(x_BTHK)
     cos = cos_BT1K.to(dtype)
     sin = sin_BT1K.to(dtype)
-    turn_all = _Turn.apply if torch.is_grad_enabled() else turned
+    turn_all = _Rotate.apply if torch.is_grad_enabled() else rotated
     if size == x_BTHK.shape[-1]:
         return turn_all(x_BTHK, cos, sin)
     return torch.cat([turn_all(x_BTHK[..., :size], cos, sin), x_BTHK[..., size:]], -1)
 
 
-class _Turn(torch.autograd.Function):
+class _Rotate(torch.autograd.Function):
     """A rotation (times a constant), whose gradient is the rotation back; x itself is not kept."""
 
     @staticmethod
     def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return turned(x_BTHK, cos, sin)
+        return rotated(x_BTHK, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y_BTHK: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return turned(d_y_BTHK, cos, -sin), None, None
+        return rotated(d_y_BTHK, cos, -sin), None, None
 
 
-def turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(a, b) -> (a cos - b sin, b cos + a sin), written into place."""
     a, b = x_BTHK.to(cos.dtype).chunk(2, -1)
     if (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from longfire.ops import chosen
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 from longfire.ops.linear import working_dtype
 
 # of a chunk: 8 to 64 are as fast within a tenth; the states kept are then half of x where N = 16
@@ -82,7 +82,7 @@ def selective_scan_chunks(
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence in place, keeping a state every TOKENS tokens. Same arguments and result."""
-    flows_BT = goes_on(documents)
+    flows_BT = continues(documents)
     starts_BT = None if flows_BT is None else ~flows_BT
     h_BND = start(initial_state_BDN, x_BTD, A_DN).mT.contiguous()
     y_BTD, last_BND, _ = scan_tokens(x_BTD, dt_BTD, A_DN, B_BTN, C_BTN, h_BND, starts_BT)

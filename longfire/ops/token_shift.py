@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from longfire.ops import chosen
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 
 
 def previous_token(
@@ -41,7 +41,7 @@ def previous_token_shifted(
     """The row copied a place later. Same arguments and result."""
     before_BD = torch.zeros_like(x_BTD[:, 0]) if before_BD is None else before_BD.to(x_BTD.dtype)
     previous_BTD = torch.cat([before_BD[:, None], x_BTD[:, :-1]], 1)
-    flows_BT = goes_on(documents)
+    flows_BT = continues(documents)
     if flows_BT is not None:
         previous_BTD = torch.where(flows_BT[..., None], previous_BTD, 0.0)
     return previous_BTD, x_BTD[:, -1]

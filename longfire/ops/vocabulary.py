@@ -21,4 +21,6 @@ class Words(NamedTuple):
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap): never beyond +-cap; 0: the logits as they are."""
-    return cap * torch.tanh(logits / cap) if cap else logits
+    if cap:
+        return cap * torch.tanh(logits / cap)
+    return logits

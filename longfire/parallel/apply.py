@@ -57,7 +57,7 @@ def parallelize(
     if mesh.size("tp") > 1:
         tensor.split(model, mesh, parallelism.sequence_parallel)
     if mesh.size("cp") > 1:
-        model.context = context.share_rows(model, mesh, parallelism)
+        model.context = context.make_context(model, mesh, parallelism)
     if mesh.size("pp") > 1:
         model.pipeline = pipeline.cut(
             model, mesh, parallelism, seq_len, halves=not again and not compiled

@@ -1,7 +1,7 @@
 """What crosses between processes inside a forward and its backward: operators that autograd,
 recomputation and torch.compile know.
 
-A tensor crosses twice, in the forward as it is, in the backward as its gradient; `cross` takes both
+A tensor crosses twice, in the forward as it is, in the backward as its gradient; `communicate` takes both
 ways:
 
     "same"     as it is                 the backward of "sum", where every process has the whole gradient
@@ -121,12 +121,12 @@ class CollectivePair(NamedTuple):
     group: str
 
 
-def cross(x: Tensor, there: str, back: str, group: str) -> Tensor:
+def communicate(x: Tensor, there: str, back: str, group: str) -> Tensor:
     """x on its way, and its gradient on the way back."""
-    return _Cross.apply(x, there, back, group)
+    return _Communicate.apply(x, there, back, group)
 
 
-class _Cross(torch.autograd.Function):
+class _Communicate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: str, back: str, group: str) -> Tensor:
         ctx.back = back

@@ -39,7 +39,7 @@ from longfire.parallel.context_strategies.contract import (
     ContextStrategy,
     Processes,
 )
-from longfire.parallel.layout import ContextShard, Layout, keys_seen, segments_each
+from longfire.parallel.layout import ContextShard, SequenceLayout, keys_seen, segments_each
 from longfire.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class Context:
         seen_BT = keys_seen(positions_BT)
         tokens = positions_BT.shape[1]
         kind = layout_kind(self.asked, self.softmax, documents is not None)
-        layout = Layout.of_kind(kind, self.size, tokens, self.multiple, seen_BT.sum(0))
+        layout = SequenceLayout.of_kind(kind, self.size, tokens, self.multiple, seen_BT.sum(0))
         self.balance = layout.balance(seen_BT) if self.softmax else 1.0
-        self.padded_tokens = layout.filled - tokens
+        self.padded_tokens = layout.padded_tokens - tokens
         shard = ContextShard.of_rows(layout, self.rank, documents, len(positions_BT))
         processes = Processes(self.size, self.rank, self.group)
         ops = ContextSequence(shard, processes, strategy_named(self.strategy), self.local)
@@ -201,7 +201,7 @@ class ContextSequence:
         assert (documents is None) == self.shard.flows, "documents are those of the Sequence"
 
 
-def share_rows(model: "Model", mesh: Mesh, parallelism: Parallelism) -> Context:
+def make_context(model: "Model", mesh: Mesh, parallelism: Parallelism) -> Context:
     """What cuts a model's batches for all processes along cp; the model stays as it is."""
     softmax = any("attention" in block.mixer.context for block in model.layers)
     for part, _ in parts_of(model):
@@ -265,11 +265,11 @@ class _StatesBefore(torch.autograd.Function):
         shard: ContextShard,
         group: str,
     ) -> Tensor:
-        transitions, writes = in_row_order(shard, group, transition, write)
+        transitions, writes = in_sequence_order(shard, group, transition, write)
         state = torch.zeros_like(writes[:, 0])
         before = {}
         for segment in range(shard.mine[-1] + 1):
-            before[segment] = state = where_it_goes_on(shard, segment, state)
+            before[segment] = state = continuing_state(shard, segment, state)
             state = Affine(transitions[:, segment], writes[:, segment], is_matrix)(state)
         mine = torch.stack([before[segment] for segment in shard.mine], 1).flatten(0, 1)
         ctx.save_for_backward(transition, mine)
@@ -284,13 +284,13 @@ class _StatesBefore(torch.autograd.Function):
         transition, before = ctx.saved_tensors
         shard = ctx.shard
         is_matrix = ctx.is_matrix
-        transitions, d_befores = in_row_order(shard, ctx.group, transition, d_before)
+        transitions, d_befores = in_sequence_order(shard, ctx.group, transition, d_before)
         later = torch.zeros_like(d_befores[:, 0])
         d_after = {}
         for segment in range(shard.layout.segments - 1, shard.mine[0] - 1, -1):
             d_after[segment] = later
             back = transitions[:, segment].mT if is_matrix else transitions[:, segment]
-            later = where_it_goes_on(
+            later = continuing_state(
                 shard, segment, Affine(back, d_befores[:, segment], is_matrix)(later)
             )
         d_write = torch.stack([d_after[segment] for segment in shard.mine], 1).flatten(0, 1)
@@ -301,20 +301,20 @@ class _StatesBefore(torch.autograd.Function):
         return d_transition, d_write, None, None, None
 
 
-def in_row_order(shard: ContextShard, group: str, *mine: Tensor) -> list[Tensor]:
+def in_sequence_order(shard: ContextShard, group: str, *mine: Tensor) -> list[Tensor]:
     """Of what belongs to the segments here (B * each, ...): that of all segments, (B, segments,
     ...) each. One message."""
     packed = torch.cat([x.flatten(1) for x in mine], 1).unflatten(0, (-1, len(shard.mine)))
-    whole = gathered(packed, group)[:, shard.layout.in_row_order()]
+    whole = gathered(packed, group)[:, shard.layout.in_sequence_order()]
     parts = whole.split([x[0].numel() for x in mine], 2)
     return [part.unflatten(2, x.shape[1:]) for part, x in zip(parts, mine)]
 
 
-def where_it_goes_on(shard: ContextShard, segment: int, state: Tensor) -> Tensor:
+def continuing_state(shard: ContextShard, segment: int, state: Tensor) -> Tensor:
     """The state from before a segment; nothing where that was another document, or no segment."""
     if segment == 0:
         return torch.zeros_like(state)
-    return torch.where(shard.goes_on(1, segment).view(-1, *[1] * (state.dim() - 1)), state, 0.0)
+    return torch.where(shard.continues(1, segment).view(-1, *[1] * (state.dim() - 1)), state, 0.0)
 
 
 @torch.compiler.disable(reason="which segments are on this process may differ from row to row")
@@ -335,11 +335,11 @@ class _InputsBefore(torch.autograd.Function):
         ctx.group = group
         ctx.kept = tails.shape[1]
         ctx.count = count
-        (tails_BSPD,) = in_row_order(shard, group, tails)
+        (tails_BSPD,) = in_sequence_order(shard, group, tails)
         tails_BPD = tails_BSPD.flatten(1, 2)
         before = tails.new_zeros(len(tails_BPD), len(shard.mine) * count, tails.shape[-1])
-        for here, there, goes_on_B in sources(shard, tails.shape[1], count):
-            before[:, here] = torch.where(goes_on_B[:, None], tails_BPD[:, there], 0.0)
+        for here, there, continues_B in sources(shard, tails.shape[1], count):
+            before[:, here] = torch.where(continues_B[:, None], tails_BPD[:, there], 0.0)
         return before.unflatten(1, (-1, count)).flatten(0, 1)
 
     @staticmethod
@@ -352,11 +352,9 @@ class _InputsBefore(torch.autograd.Function):
         d_tails_BPD = d_before.new_zeros(
             len(d_before), shard.layout.segments * kept, d_before.shape[-1]
         )
-        for here, there, goes_on_B in sources(shard, kept, ctx.count):
-            d_tails_BPD[:, there] += torch.where(goes_on_B[:, None], d_before[:, here], 0.0)
-        mine = scattered(
-            d_tails_BPD.unflatten(1, (-1, kept))[:, shard.layout.by_process()], ctx.group
-        )
+        for here, there, continues_B in sources(shard, kept, ctx.count):
+            d_tails_BPD[:, there] += torch.where(continues_B[:, None], d_before[:, here], 0.0)
+        mine = scattered(d_tails_BPD.unflatten(1, (-1, kept))[:, shard.layout.by_rank()], ctx.group)
         return mine.flatten(0, 1), None, None, None
 
 
@@ -371,7 +369,7 @@ def sources(shard: ContextShard, kept: int, count: int) -> Iterator[tuple[int, i
             yield (
                 (number + 1) * count - back,
                 place * kept + within - (length - kept),
-                shard.goes_on(back, segment),
+                shard.continues(back, segment),
             )
 
 
@@ -391,7 +389,7 @@ def refusals(
         return
     kinds = {name: module for module, name in parts_of(model)}
     for name, part in kinds.items():
-        yield from unshareable(part, name, degree)
+        yield from why_not_shared(part, name, degree)
     softmax = {name: part for name, part in kinds.items() if "attention" in part.context}
     # of rows of documents there are never more
     kind = layout_kind(parallelism.context_parallel_layout, bool(softmax), documents=False)
@@ -417,7 +415,7 @@ def parts_of(model: "Model") -> Iterator[tuple[nn.Module, str]]:
             yield block.mlp, f"mlp {mlp}"
 
 
-def unshareable(part: nn.Module, name: str, degree: str) -> Iterator[str]:
+def why_not_shared(part: nn.Module, name: str, degree: str) -> Iterator[str]:
     """Why processes cannot share the sequences of a mixer, or of an MLP."""
     recurrences = getattr(part, "recurrences", ())
     if not part.context:

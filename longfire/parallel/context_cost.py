@@ -10,17 +10,17 @@ from functools import lru_cache
 
 from longfire.parallel import cost
 from longfire.parallel.cost import Device
-from longfire.parallel.layout import DEALT
+from longfire.parallel.layout import BALANCED_SEGMENTS
 
 STRATEGY = "parallelism.context_parallel_strategy"
 DEGREE = "parallelism.context_parallel_degree"
-SEGMENTS = {"contiguous": 1, "zigzag": 2, "balanced": DEALT}  # that a process holds
+SEGMENTS = {"contiguous": 1, "zigzag": 2, "balanced": BALANCED_SEGMENTS}  # that a process holds
 FULL = 4  # bytes of a number in fp32: states, and gradients of keys and values on their way
 BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
-class Heads:
+class AttentionHeads:
     """Softmax attention of one layer, as much of it as lies in one of the processes that share
     matrices."""
 
@@ -49,20 +49,20 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Crossing:
+class LayerTraffic:
     """What of one block looks over a cut.
 
     states: for each recurrence, the numbers of M (its diagonal, where it has no more) and of B.
     halo: numbers of the inputs before a segment that convolutions and token shifts see.
     """
 
-    attends: tuple[Heads, ...] = ()
+    attends: tuple[AttentionHeads, ...] = ()
     states: tuple[tuple[int, int], ...] = ()
     halo: int = 0
 
 
 @dataclass(frozen=True)
-class Cut:
+class Workload:
     """A microbatch of rows of `tokens` tokens, cut for n `processes` that are `inner` ranks apart.
 
     again: how often the forward runs once more, because the backward computes it again.
@@ -86,7 +86,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class CommunicationCost:
     """What one layer sends in a step's microbatch, and holds beside what it would hold of a row
     that is not cut.
 
@@ -136,7 +136,7 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
     return max(work) * processes / keys_seen(tokens, window)
 
 
-def attention_seconds(heads: Heads, cut: Cut, device: Device) -> float:
+def attention_seconds(heads: AttentionHeads, cut: Workload, device: Device) -> float:
     """Of the forward's attention itself, on a process with the mean of the work; the backward takes
     twice as long."""
     return cost.compute_seconds(
@@ -144,7 +144,7 @@ def attention_seconds(heads: Heads, cut: Cut, device: Device) -> float:
     )
 
 
-def uneven_seconds(heads: Heads, cut: Cut, device: Device) -> float:
+def uneven_seconds(heads: AttentionHeads, cut: Workload, device: Device) -> float:
     """How much longer than the mean the fullest process computes, forward, backward and again."""
     more = imbalance(cut.tokens, cut.processes, cut.layout, heads.window) - 1
     return (3 + cut.again) * attention_seconds(heads, cut, device) * more

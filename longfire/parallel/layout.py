@@ -28,10 +28,10 @@ from longfire.ops.documents import Documents, starts_of
 KINDS = ("contiguous", "zigzag", "balanced")
 # Segments of a process in a balanced layout. Rows of 32k to 1M bytes of Python's library: 4 left
 # 1.35 max / mean, 6 1.04, 8 1.02.
-DEALT = 8
+BALANCED_SEGMENTS = 8
 
 
-class Layout(NamedTuple):
+class SequenceLayout(NamedTuple):
     """places[r]: the numbers of the segments on process r, in the order of the row. length: tokens
     of a segment; tokens: of a row."""
 
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
     @classmethod
     def of_kind(
         cls, kind: str, processes: int, tokens: int, multiple: int = 1, work_T: Tensor | None = None
-    ) -> "Layout":
+    ) -> "SequenceLayout":
         """multiple: what must divide the tokens of a segment. work_T: of each token, for
         `balanced`."""
         each = segments_each(kind, processes, tokens)
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
                 .view(-1, length)
                 .sum(1)
             )
-            places = dealt(work.tolist(), processes)
+            places = balanced(work.tolist(), processes)
         return cls(places, length, tokens)
 
     @property
@@ -65,13 +65,13 @@ class Layout(NamedTuple):
         return len(self.places) * len(self.places[0])
 
     @property
-    def filled(self) -> int:
+    def padded_tokens(self) -> int:
         """Tokens of a row that is filled up."""
         return self.segments * self.length
 
     def segments_of(self, x_BT: Tensor, fill: float = 0) -> Tensor:
         """(B, T, ...) -> (B, segments, length, ...), filled up."""
-        missing = self.filled - x_BT.shape[1]
+        missing = self.padded_tokens - x_BT.shape[1]
         if missing:
             x_BT = torch.cat(
                 [x_BT, x_BT.new_full((x_BT.shape[0], missing, *x_BT.shape[2:]), fill)], 1
@@ -86,14 +86,14 @@ class Layout(NamedTuple):
         """The rows (B, T, ...) of which these are the parts of all processes: the inverse of
         `cut`."""
         segments_BSL = torch.cat([part.unflatten(1, (-1, self.length)) for part in parts], 1)
-        return segments_BSL[:, self.in_row_order()].flatten(1, 2)[:, : self.tokens]
+        return segments_BSL[:, self.in_sequence_order()].flatten(1, 2)[:, : self.tokens]
 
-    def in_row_order(self) -> list[int]:
+    def in_sequence_order(self) -> list[int]:
         """Where each segment is when those of all processes lie one after the other."""
-        order = self.by_process()
+        order = self.by_rank()
         return sorted(range(len(order)), key=order.__getitem__)
 
-    def by_process(self) -> list[int]:
+    def by_rank(self) -> list[int]:
         """The segments of all processes, one after the other."""
         found: list[int] = []
         for place in self.places:
@@ -112,7 +112,7 @@ def segments_each(kind: str, processes: int, tokens: int) -> int:
     """Segments of a process; a balanced row has fewer where it is short."""
     assert kind in KINDS, kind
     if kind == "balanced":
-        return max(2, min(DEALT, tokens // processes))
+        return max(2, min(BALANCED_SEGMENTS, tokens // processes))
     return 1 + (kind == "zigzag")
 
 
@@ -124,7 +124,7 @@ def zigzag(processes: int) -> tuple[tuple[int, ...], ...]:
     return tuple((rank, 2 * processes - 1 - rank) for rank in range(processes))
 
 
-def dealt(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ...]:
+def balanced(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ...]:
     """Segments dealt to the process with the least work that has room, the heaviest first (Graham
     1969)."""
     room = len(work) // processes
@@ -153,22 +153,24 @@ class ContextShard:
     flows: whether each sequence is one document.
     """
 
-    layout: Layout
+    layout: SequenceLayout
     rank: int
     row_ids_BP: Tensor
     flows: bool
 
     @classmethod
     def of_rows(
-        cls, layout: Layout, rank: int, documents: Documents | None, rows: int
+        cls, layout: SequenceLayout, rank: int, documents: Documents | None, rows: int
     ) -> "ContextShard":
         """documents: of the whole sequences (B, T); None where each is one document."""
         if documents is None:
-            row_ids_BP = torch.zeros(rows, layout.filled, dtype=torch.int64)
+            row_ids_BP = torch.zeros(rows, layout.padded_tokens, dtype=torch.int64)
         else:
             ids_BT = documents.ids_BT
             last_B1 = ids_BT[:, -1:] + 1
-            row_ids_BP = torch.cat([ids_BT, last_B1.expand(-1, layout.filled - layout.tokens)], 1)
+            row_ids_BP = torch.cat(
+                [ids_BT, last_B1.expand(-1, layout.padded_tokens - layout.tokens)], 1
+            )
         return cls(layout, rank, row_ids_BP, flows=documents is None)
 
     def to(self, device: torch.device | str) -> "ContextShard":
@@ -228,7 +230,7 @@ class ContextShard:
         """The inverse of `fold`."""
         return x.unflatten(0, (-1, len(self.mine))).flatten(1, 2)
 
-    def goes_on(self, before: int, segment: int) -> Tensor:
+    def continues(self, before: int, segment: int) -> Tensor:
         """(B,) bool: whether the token so many places before a segment belongs to the document of
         the segment's first one."""
         first = segment * self.layout.length

@@ -38,7 +38,7 @@ from longfire.model import Layers, Model
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.sharding import local, placed_parameters, set_sharding
-from longfire.parallel.stages import DEGREE, SCHEDULE, Layout, layout
+from longfire.parallel.stages import DEGREE, SCHEDULE, StageLayout, layout
 
 Loss = Callable[[Model, Tensor, Batch], Tensor]  # (model, hidden states, batch) -> scalar
 
@@ -51,7 +51,7 @@ class Stage(Model):
     microbatch's hidden states.
     """
 
-    def __init__(self, model: Model, placed: Layout, number: int) -> None:
+    def __init__(self, model: Model, placed: StageLayout, number: int) -> None:
         nn.Module.__init__(self)
         self.of = (
             model,
@@ -77,13 +77,15 @@ class Stage(Model):
         seq = mixers.Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops)
         self.prepare(seq)
         seq.shared |= zip(self.taken, passed[1:])
-        x_BTD = self.blocks(model.embedded(batch.ids_BT, seq) if self.is_first else passed[0], seq)
+        x_BTD = self.blocks(
+            model.embed_tokens(batch.ids_BT, seq) if self.is_first else passed[0], seq
+        )
         if self.is_last:
-            return self.end(model, model.normed(x_BTD), batch)
+            return self.end(model, model.final_norm(x_BTD), batch)
         return tuple(x.contiguous() for x in (x_BTD, *(seq.shared[key] for key in self.given)))
 
 
-def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
+def hold(part: Model, model: Model, stages: set[int], placed: StageLayout) -> None:
     """Give `part` (it may be the model itself) the modules of these stages, and None for the
     others.
 
@@ -111,7 +113,7 @@ def hold(part: Model, model: Model, stages: set[int], placed: Layout) -> None:
         setattr(part, name, module)
 
 
-def carried(model: Model, placed: Layout, stage: int) -> tuple[str, ...]:
+def carried(model: Model, placed: StageLayout, stage: int) -> tuple[str, ...]:
     """What a stage takes from those before it: keys that the first layer of a mixer has left there
     and that a later one reads."""
     if stage >= placed.stages:
@@ -181,7 +183,7 @@ class Pipeline:
         mesh: Mesh,
         parallelism: Parallelism,
         stages: list[Stage],
-        placed: Layout,
+        placed: StageLayout,
         holders: dict[str, list[int]],
         halves: bool,
     ) -> None:

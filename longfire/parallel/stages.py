@@ -35,7 +35,7 @@ SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class StageLayout:
     """Of each stage: its layers (none is empty) and the process along pp that it lies on."""
 
     layers: tuple[range, ...]
@@ -55,7 +55,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Order:
+class ScheduleOrder:
     """What a CSV file says: microbatches, and the process of each stage. A row a process:
     0F0,0F1,,0B0 ... (I and W: its halves)."""
 
@@ -63,11 +63,11 @@ class Order:
     processes: tuple[int, ...]
 
 
-def layout(costs: list[float], processes: int, parallelism: Parallelism) -> Layout:
+def layout(costs: list[float], processes: int, parallelism: Parallelism) -> StageLayout:
     """costs: of embedding, each layer, head. The same on every process that asks."""
     placed = placement(processes, parallelism)
     points = begins(parallelism) or cheapest(costs, len(placed))
-    return Layout(tuple(map(range, points, [*points[1:], len(costs) - 2])), placed)
+    return StageLayout(tuple(map(range, points, [*points[1:], len(costs) - 2])), placed)
 
 
 def placement(processes: int, parallelism: Parallelism) -> tuple[int, ...]:
@@ -134,7 +134,7 @@ def cheapest(costs: list[float], stages: int) -> list[int]:
 
 
 @lru_cache(4)
-def read_order(file: str) -> Order:
+def read_order(file: str) -> ScheduleOrder:
     """Raises SettingsError naming the file and what is wrong with it."""
     try:
         with open(file, newline="", encoding="utf-8") as text:
@@ -164,7 +164,7 @@ def read_order(file: str) -> Order:
             "them once for each stage and microbatch STAGEFmicrobatch and STAGEBmicrobatch (or "
             "STAGEI... and STAGEW...), a stage always on one process, counted from 0"
         )
-    return Order(microbatches, tuple(where[stage] for stage in range(stages)))
+    return ScheduleOrder(microbatches, tuple(where[stage] for stage in range(stages)))
 
 
 def refusals(

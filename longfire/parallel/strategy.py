@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from math import inf
 
 from longfire.parallel import cost
-from longfire.parallel.context_cost import BYTES, FULL, Crossing, Cut, Exchange, Heads
+from longfire.parallel.context_cost import (
+    BYTES,
+    FULL,
+    AttentionHeads,
+    CommunicationCost,
+    LayerTraffic,
+    Workload,
+)
 from longfire.parallel.context_strategies import STRATEGIES, strategy_named
 from longfire.parallel.cost import Device
 
@@ -29,36 +36,40 @@ class Ranked:
     fits: bool
 
 
-def refusal(strategy: str, heads: Heads, processes: int) -> str:
+def refusal(strategy: str, heads: AttentionHeads, processes: int) -> str:
     """Why so many processes cannot share a softmax layer this way, with the fix; "" if they can."""
     way = strategy_named(strategy)
     return way.refusal("softmax attention", heads.heads, heads.kv_heads, (processes,))
 
 
-def state_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
+def state_exchange(numbers: int, cut: Workload, device: Device) -> CommunicationCost:
     """The maps of all segments, `numbers` each, to everyone, who keep their own; and the same the
     other way round."""
     here = cut.rows * cut.segments * numbers * FULL
     return to_everyone("states: all-gather", here, cut, device, kept=float(here))
 
 
-def halo_exchange(numbers: int, cut: Cut, device: Device) -> Exchange:
+def halo_exchange(numbers: int, cut: Workload, device: Device) -> CommunicationCost:
     """The last inputs of each segment to everyone, and their gradients back."""
     here = cut.rows * cut.segments * numbers * BYTES[cut.dtype]
     return to_everyone("last inputs: all-gather, reduce-scatter", here, cut, device)
 
 
-def to_everyone(what: str, here: int, cut: Cut, device: Device, kept: float = 0.0) -> Exchange:
+def to_everyone(
+    what: str, here: int, cut: Workload, device: Device, kept: float = 0.0
+) -> CommunicationCost:
     """`here` bytes of each process come to all, and as much goes the other way in the backward."""
     n = cut.processes
     times = 2 + cut.again
     sent = times * (n - 1) * here
     whole = float(n * here)
     seconds = sent / cost.bandwidth(device, n, cut.inner) + times * (n - 1) * cost.LATENCY
-    return Exchange(what, sent, seconds, seconds, kept=kept, forward=whole, backward=whole)
+    return CommunicationCost(what, sent, seconds, seconds, kept=kept, forward=whole, backward=whole)
 
 
-def exchanges(crossing: Crossing, strategy: str, cut: Cut, device: Device) -> list[Exchange]:
+def exchanges(
+    crossing: LayerTraffic, strategy: str, cut: Workload, device: Device
+) -> list[CommunicationCost]:
     """All that a block exchanges; nothing where rows are whole."""
     if cut.processes == 1:
         return []
@@ -70,7 +81,7 @@ def exchanges(crossing: Crossing, strategy: str, cut: Cut, device: Device) -> li
 
 
 def rank_strategies(
-    layers: Sequence[Heads], cut: Cut, device: Device, room_bytes: float = inf
+    layers: Sequence[AttentionHeads], cut: Workload, device: Device, room_bytes: float = inf
 ) -> list[Ranked]:
     """The ways that softmax layers may go, best first: those that fit into `room_bytes` by time,
     then the others by what they hold.
@@ -97,7 +108,7 @@ def rank_strategies(
     return sorted(ranked, key=lambda one: (not one.fits, one.seconds if one.fits else one.held))
 
 
-def describe(ranked: Sequence[Ranked], cut: Cut) -> str:
+def describe(ranked: Sequence[Ranked], cut: Workload) -> str:
     """The choice and its runner-up in one sentence, with what is predicted of each."""
     said = []
     for one in ranked[:2]:

@@ -27,7 +27,13 @@ from longfire.block_execution import TensorRegions, as_it_is
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
 from longfire.ops.vocabulary import Words
-from longfire.parallel.collectives import CollectivePair, add_up, cross, known_as, take_highest
+from longfire.parallel.collectives import (
+    CollectivePair,
+    add_up,
+    communicate,
+    known_as,
+    take_highest,
+)
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.sharding import (
     DimSplit,
@@ -91,7 +97,7 @@ class TensorGroup:
     def regions(self, vocab_size: int) -> TensorRegions:
         """What happens between the regions of a model."""
         there, back, group = self.into
-        enter = partial(cross, there=there, back=back, group=group)
+        enter = partial(communicate, there=there, back=back, group=group)
         own_tokens = self.tokens if self.sequence_parallel else as_it_is
         return TensorRegions(enter, own_tokens, self.words(vocab_size))
 
@@ -104,23 +110,23 @@ def split(model: "Model", mesh: Mesh, sequence_parallel: bool) -> None:
     """
     if mesh.size("tp") == 1:
         return
-    sharers = TensorGroup(
+    tp_group = TensorGroup(
         mesh.size("tp"), mesh.rank("tp"), known_as(mesh.group("tp")), sequence_parallel
     )
     inside: set[nn.Parameter] = set()  # whose gradient is that of a part of the heads
     for region, _ in named_regions(model):
-        split_region(region, sharers)
+        split_region(region, tp_group)
         ends = {f"{leaf}.bias" for leaf, role in region.roles.items() if role == "row"}
         inside |= {p for leaf, p in region.named_parameters() if leaf not in ends}
     for module in model.shared.values():
         for leaf, dim in module.split_dims.items():
-            keep_range(module, leaf, dim, sharers)
-    split_vocabulary(model, sharers)
+            keep_range(module, leaf, dim, tp_group)
+    split_vocabulary(model, tp_group)
     for name, parameter, spec in list(placed_parameters(model)):
         is_partial = sequence_parallel or parameter in inside  # of a part of the tokens, or heads
         if is_partial and spec.split is None:
             set_sharding(model, name, ShardSpec(gradient_is_partial=True))
-    model.regions = sharers.regions(model.config.vocab_size)
+    model.regions = tp_group.regions(model.config.vocab_size)
     for block in model.layers:
         block.regions = model.regions
 
@@ -160,11 +166,11 @@ def refusals(
             "at most that"
         )
     yield from sorted(
-        {why for region, name in named_regions(model) for why in unshareable(region, name, tp)}
+        {why for region, name in named_regions(model) for why in why_not_shared(region, name, tp)}
     )
 
 
-def unshareable(region: nn.Module, name: str, tp: int) -> Iterator[str]:
+def why_not_shared(region: nn.Module, name: str, tp: int) -> Iterator[str]:
     """Why tp processes cannot share a mixer or an MLP."""
     degree = f"parallelism.tensor_parallel_degree = {tp}"
     where = "in the model's config"
@@ -209,19 +215,19 @@ def named_regions(model: "Model") -> Iterator[tuple[nn.Module, str]]:
             yield block.mlp, f"mlp {mlp}"
 
 
-def split_region(region: nn.Module, sharers: TensorGroup) -> None:
+def split_region(region: nn.Module, tp_group: TensorGroup) -> None:
     """Split a mixer or an MLP as its roles say."""
     for leaf, dim, parts in split_leaves(region):
-        keep_range(region, leaf, dim, sharers, parts)
+        keep_range(region, leaf, dim, tp_group, parts)
     for name, role in region.roles.items():
         if role in KINDS and has(region, name):
-            replace_module(region, name, KINDS[role](region.get_submodule(name), sharers))
+            replace_module(region, name, KINDS[role](region.get_submodule(name), tp_group))
     for count in getattr(region, "divided", ()):
-        setattr(region, count, getattr(region, count) // sharers.size)
+        setattr(region, count, getattr(region, count) // tp_group.size)
     if hasattr(region, "heads"):
-        region.first_head = sharers.rank * region.heads
-    if hasattr(region, "tokens_from") and region.context and sharers.sequence_parallel:
-        region.tokens_from = sharers.size
+        region.first_head = tp_group.rank * region.heads
+    if hasattr(region, "tokens_from") and region.context and tp_group.sequence_parallel:
+        region.tokens_from = tp_group.size
 
 
 def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
@@ -250,14 +256,14 @@ def has(region: nn.Module, name: str) -> bool:
 
 
 def keep_range(
-    module: nn.Module, name: str, dim: int, sharers: TensorGroup, parts: int = 1
+    module: nn.Module, name: str, dim: int, tp_group: TensorGroup, parts: int = 1
 ) -> None:
     """Leave of a parameter the local part, of each of so many equal parts; its spec says which."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     whole = module.get_parameter(name)
     size = whole.shape[dim]
-    ranges = sharers.range(size, parts)
+    ranges = tp_group.range(size, parts)
     here = torch.cat([whole.detach().narrow(dim, begin, end - begin) for begin, end in ranges], dim)
     setattr(owner, leaf, nn.Parameter(here, requires_grad=whole.requires_grad))
     set_sharding(module, name, ShardSpec(DimSplit(dim, size, ranges)))
@@ -285,7 +291,7 @@ class RowLinear(Linear):
         self.road = road
 
     def forward(self, x: Tensor) -> Tensor:
-        y = cross(linear(x, self.weight), *self.road)
+        y = communicate(linear(x, self.weight), *self.road)
         if self.bias is None:
             return y
         return y + self.bias.to(y.dtype)
@@ -320,28 +326,28 @@ class SharedGroupedGatedRMSNorm(GroupedGatedRMSNorm):
 
 
 def rms_over_all(x: Tensor, norm: SharedRMSNorm | SharedGroupedGatedRMSNorm) -> Tensor:
-    mean = cross(x.square().mean(-1, keepdim=True), *norm.road) / norm.processes
+    mean = communicate(x.square().mean(-1, keepdim=True), *norm.road) / norm.processes
     y = x * (mean + norm.eps).rsqrt()
     if norm.weight is None:
         return y
     return y * norm.weight
 
 
-def own_rows(linear: nn.Linear, sharers: TensorGroup) -> nn.Module:
-    return RowLinear(linear, sharers.out)
+def own_rows(linear: nn.Linear, tp_group: TensorGroup) -> nn.Module:
+    return RowLinear(linear, tp_group.out)
 
 
-def own_inner_rows(linear: nn.Linear, sharers: TensorGroup) -> nn.Module:
-    return RowLinear(linear, sharers.within)
+def own_inner_rows(linear: nn.Linear, tp_group: TensorGroup) -> nn.Module:
+    return RowLinear(linear, tp_group.within)
 
 
-def shared_norm(norm: RMSNorm, sharers: TensorGroup) -> nn.Module:
+def shared_norm(norm: RMSNorm, tp_group: TensorGroup) -> nn.Module:
     """Whole groups lie in one process; one group over all channels lies in all."""
     if not isinstance(norm, GroupedGatedRMSNorm):
-        return SharedRMSNorm(norm, sharers.within, sharers.size)
+        return SharedRMSNorm(norm, tp_group.within, tp_group.size)
     if norm.groups == 1:
-        return SharedGroupedGatedRMSNorm(norm, sharers.within, sharers.size)
-    norm.groups //= sharers.size
+        return SharedGroupedGatedRMSNorm(norm, tp_group.within, tp_group.size)
+    norm.groups //= tp_group.size
     return norm
 
 
@@ -376,7 +382,7 @@ class SharedEmbedding(nn.Embedding):
         here_BT = ids_BT - self.first
         mine_BT = (here_BT >= 0) & (here_BT < self.num_embeddings)
         x_BTD = F.embedding(torch.where(mine_BT, here_BT, 0), self.weight)
-        return cross(torch.where(mine_BT[..., None], x_BTD, 0.0), *self.road)
+        return communicate(torch.where(mine_BT[..., None], x_BTD, 0.0), *self.road)
 
 
 class SharedHead(Linear):
@@ -396,18 +402,18 @@ class SharedHead(Linear):
         return self.words.add_up(F.pad(here, (first, after)))
 
 
-def split_vocabulary(model: "Model", sharers: TensorGroup) -> None:
+def split_vocabulary(model: "Model", tp_group: TensorGroup) -> None:
     """Embedding and head: each process has its own part of the vocabulary."""
-    words = sharers.words(model.config.vocab_size)
+    words = tp_group.words(model.config.vocab_size)
     tied = model.head.weight is model.embed.weight
-    keep_range(model.embed, "weight", 0, sharers)
-    embedding = SharedEmbedding(model.embed.weight, sharers.out, words.first)
+    keep_range(model.embed, "weight", 0, tp_group)
+    embedding = SharedEmbedding(model.embed.weight, tp_group.out, words.first)
     replace_module(model, "embed", embedding)
     if tied:
         model.head.weight = model.embed.weight
         set_sharding(model, "head.weight", sharding_of(model, "embed.weight"))
     else:
-        keep_range(model.head, "weight", 0, sharers)
+        keep_range(model.head, "weight", 0, tp_group)
     replace_module(model, "head", SharedHead(model.head, words))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from longfire.config.settings import Parallelism
 from longfire.optim.contract import Update
-from longfire.parallel.context_cost import Exchange
+from longfire.parallel.context_cost import CommunicationCost
 from longfire.parallel.plan import reshards
 from longfire.planner.forecast import Plan
 from longfire.planner.memory import MASTER_BYTES
@@ -43,7 +43,7 @@ class Group(NamedTuple):
 NOTHING = Group(0, 0, 0.0, 0.0)
 
 
-class Held(NamedTuple):
+class FSDPMemory(NamedTuple):
     """What crossing the cuts of rows makes a part hold, in bytes, more than a row of the same
     length that is whole."""
 
@@ -52,7 +52,7 @@ class Held(NamedTuple):
     backward: float
 
     @classmethod
-    def of(cls, exchanges: Sequence[Exchange], again: bool) -> "Held":
+    def of(cls, exchanges: Sequence[CommunicationCost], again: bool) -> "FSDPMemory":
         """again: what is kept is dropped too, and made again in the backward."""
         kept = sum(one.kept for one in exchanges)
         forward = max((one.forward for one in exchanges), default=0.0)

@@ -36,7 +36,7 @@ from longfire.ops.documents import Documents
 from longfire.ops.dplr import dplr
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.sequence_ops import LocalSequence, RecurrenceOp
-from longfire.parallel.context_cost import Crossing, Heads
+from longfire.parallel.context_cost import AttentionHeads, LayerTraffic
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import kept_on, save_memory
 from longfire.parallel.tensor import split
@@ -248,13 +248,13 @@ class Listener:
 
     def __init__(self) -> None:
         self.local = LocalSequence()
-        self.attends: list[Heads] = []
+        self.attends: list[AttentionHeads] = []
         self.states: list[tuple[int, int]] = []
         self.halos: list[int] = []
 
-    def crossing(self) -> Crossing:
+    def crossing(self) -> LayerTraffic:
         """What one block asked, of which nothing is kept."""
-        asked = Crossing(tuple(self.attends), tuple(self.states), sum(self.halos))
+        asked = LayerTraffic(tuple(self.attends), tuple(self.states), sum(self.halos))
         for notes in (self.attends, self.states, self.halos):
             notes.clear()
         return asked
@@ -269,7 +269,7 @@ class Listener:
         **options: Any,
     ) -> Tensor:
         heads, (kv_heads, key_size) = q_BTHK.shape[2], k_BSGK.shape[2:]
-        self.attends.append(Heads(heads, kv_heads, key_size, v_BSGV.shape[3], window or 0))
+        self.attends.append(AttentionHeads(heads, kv_heads, key_size, v_BSGV.shape[3], window or 0))
         return self.local.attention(q_BTHK, k_BSGK, v_BSGV, window=window, **options)
 
     def recurrence(
@@ -445,7 +445,7 @@ class Meter:
         return mixer.Sequence(tokens_BT, noise_BT=noise_BT, ops=ops)
 
     @cached_property
-    def crossings(self) -> list[Crossing]:
+    def crossings(self) -> list[LayerTraffic]:
         """What of each layer looks over a cut of its rows: what it asks of `seq.ops` in a forward
         of a few tokens."""
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
@@ -474,7 +474,7 @@ class Meter:
 
         def forward(_: list[Tensor]) -> Tensor:
             model.prepare(seq)
-            return model.embedded(seq.positions_BT, seq)
+            return model.embed_tokens(seq.positions_BT, seq)
 
         tied = [model.embed.weight] if model.config.tie_word_embeddings else []
         return traced(forward, (), ends_of(model)[EMBED], (seq.positions_BT, seq.noise_BT), tied)
@@ -483,7 +483,7 @@ class Meter:
         labels_N = torch.zeros(rows * self.seq_len, dtype=torch.int64)
 
         def forward(box: list[Tensor]) -> Tensor:
-            hidden_BTD = model.normed(box.pop())
+            hidden_BTD = model.final_norm(box.pop())
             hidden_ND = model.regions.enter(hidden_BTD).flatten(0, 1)
             options = (
                 model.regions.words,

@@ -24,13 +24,20 @@ from longfire.model import on_meta
 from longfire.optim import rule_of, updates_of
 from longfire.parallel import context, cost, stages, strategy, tensor
 from longfire.parallel.axes import AXES
-from longfire.parallel.context_cost import BYTES, Crossing, Cut, Exchange, Heads, tokens_here
+from longfire.parallel.context_cost import (
+    BYTES,
+    AttentionHeads,
+    CommunicationCost,
+    LayerTraffic,
+    Workload,
+    tokens_here,
+)
 from longfire.parallel.cost import Device
 from longfire.parallel.pipeline import costs
 from longfire.parallel.plan import reshards
 from longfire.parallel.strategy import Ranked
 from longfire.planner.forecast import Collective, Forecast, Moment, Plan
-from longfire.planner.holding import NOTHING, Group, Held, Shards
+from longfire.planner.holding import NOTHING, FSDPMemory, Group, Shards
 from longfire.planner.memory import EMBED, HEAD, MASTER_BYTES, Keeping, Meter, Part, ends_of
 
 REMATS: tuple[Remat, ...] = ("none", "mlp", "attention", "attention+mlp", "block")
@@ -81,7 +88,7 @@ class Planner:
         self.meters: dict[tuple[int, int], Meter] = {}
         self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
         self.layouts: dict[int, list[list[int]]] = {}
-        self.exchanged: dict[tuple, tuple[Exchange, ...]] = {}
+        self.exchanged: dict[tuple, tuple[CommunicationCost, ...]] = {}
         self.lines: dict[tuple, Part] = {}
 
     def on(self, device: Device) -> "Planner":
@@ -151,20 +158,20 @@ class Planner:
             self.run.parallelism.context_parallel_layout, softmax, self.run.data.varlen
         )
 
-    def crossings(self, tp: int) -> list[Crossing]:
+    def crossings(self, tp: int) -> list[LayerTraffic]:
         return self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).crossings
 
-    def softmax(self, plan: Plan) -> list[Heads]:
+    def softmax(self, plan: Plan) -> list[AttentionHeads]:
         """Of every softmax layer, what lies in one process."""
-        found: list[Heads] = []
+        found: list[AttentionHeads] = []
         for crossing in self.crossings(plan.tp):
             for heads in crossing.attends:
                 found.append(heads)
         return found
 
-    def cut(self, plan: Plan, seq_len: int = 0) -> Cut:
+    def cut(self, plan: Plan, seq_len: int = 0) -> Workload:
         again = int(plan.remat in MIXER_AGAIN)
-        return Cut(
+        return Workload(
             seq_len or self.seq_len,
             plan.batch_size,
             plan.cp,
@@ -202,7 +209,9 @@ class Planner:
             return replace(plan, strategy=ranked[0].strategy)
         return plan
 
-    def exchanges(self, plan: Plan, name: int | str, seq_len: int = 0) -> tuple[Exchange, ...]:
+    def exchanges(
+        self, plan: Plan, name: int | str, seq_len: int = 0
+    ) -> tuple[CommunicationCost, ...]:
         """Of a part, for one microbatch."""
         if plan.cp == 1 or isinstance(name, str):
             return ()
@@ -297,11 +306,11 @@ class Planner:
             group[HEAD] = NOTHING
         shards = Shards(plan, run.parallelism, names, group)
         parts: dict[int | str, Part] = {}
-        cuts: dict[int | str, Held] = {}
+        cuts: dict[int | str, FSDPMemory] = {}
         for name in names:
             parts[name] = self.part(plan, name, here)
             exchanges = self.exchanges(plan, name, seq_len)
-            cuts[name] = Held.of(exchanges, again=plan.remat in MIXER_AGAIN)
+            cuts[name] = FSDPMemory.of(exchanges, again=plan.remat in MIXER_AGAIN)
         on_device = not run.parallelism.cpu_offload
         lying = MASTER_BYTES * sum(g.shard for g in group.values()) * on_device
         state = sum(g.state for g in group.values()) * on_device
@@ -445,7 +454,7 @@ class Planner:
 
     def over_cuts(self, plan: Plan, names: Sequence[int | str]) -> Iterator[Collective]:
         """What layers send to those who hold other pieces of their rows, kind by kind."""
-        kinds: dict[str, list[Exchange]] = {}
+        kinds: dict[str, list[CommunicationCost]] = {}
         for name in names:
             for one in self.exchanges(plan, name):
                 kinds.setdefault(one.what, []).append(one)

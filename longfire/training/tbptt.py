@@ -43,7 +43,7 @@ class Segment:
 
     batch: Batch
     noise_BT: Tensor | None
-    goes_on_B: Tensor | None
+    continues_B: Tensor | None
 
 
 def cut(batch: Batch, noise_BT: Tensor | None, segments: int) -> Iterator[Segment]:
@@ -51,18 +51,19 @@ def cut(batch: Batch, noise_BT: Tensor | None, segments: int) -> Iterator[Segmen
     shorter."""
     stop = 0
     for length in segment_lengths(batch.ids_BT.shape[1], segments):
-        start, stop = stop, stop + length
+        start = stop
+        stop = stop + length
         of = slice(start, stop)
         noise = None if noise_BT is None else noise_BT[:, of]
-        documents = goes_on_B = None
+        documents = continues_B = None
         if batch.documents is not None:
             ids_BT = batch.documents.ids_BT
-            goes_on_B = (ids_BT[:, :start] == ids_BT[:, start : start + 1]).sum(1)
+            continues_B = (ids_BT[:, :start] == ids_BT[:, start : start + 1]).sum(1)
             documents = Documents.from_ids(ids_BT[:, of])
         piece = Batch(
             batch.ids_BT[:, of], batch.labels_BT[:, of], batch.positions_BT[:, of], documents
         )
-        yield Segment(piece, noise, goes_on_B)
+        yield Segment(piece, noise, continues_B)
 
 
 class CarriedState(Cache):
@@ -73,13 +74,14 @@ class CarriedState(Cache):
     through.
     """
 
-    def __init__(self, before: States, goes_on_B: Tensor | None = None) -> None:
+    def __init__(self, before: States, continues_B: Tensor | None = None) -> None:
         super().__init__()
-        self.before, self.goes_on_B = before, goes_on_B
+        self.before = before
+        self.continues_B = continues_B
         self.here: dict[int, OneLayer] = {}
 
     def of(self, layer: int) -> "OneLayer":
-        self.here[layer] = OneLayer(self.before.get(layer, {}), self.goes_on_B)
+        self.here[layer] = OneLayer(self.before.get(layer, {}), self.continues_B)
         return self.here[layer]
 
     @property
@@ -91,8 +93,9 @@ class OneLayer:
     """The same for one layer, which it need not name: compiled blocks then differ in no number, and
     are compiled once."""
 
-    def __init__(self, before: dict[str, Tensor], goes_on_B: Tensor | None) -> None:
-        self.before, self.goes_on_B = before, goes_on_B
+    def __init__(self, before: dict[str, Tensor], continues_B: Tensor | None) -> None:
+        self.before = before
+        self.continues_B = continues_B
         self.after: dict[str, Tensor] = {}
 
     def kept(self, layer: int) -> "OneLayer":
@@ -101,9 +104,9 @@ class OneLayer:
     def get(self, name: str) -> Tensor | None:
         """What was kept, with zeros in the rows whose document begins with the segment."""
         state = self.before.get(name)
-        if state is None or self.goes_on_B is None:
+        if state is None or self.continues_B is None:
             return state
-        goes_on = (self.goes_on_B > 0).view(-1, *[1] * (state.dim() - 1))
+        goes_on = (self.continues_B > 0).view(-1, *[1] * (state.dim() - 1))
         return torch.where(goes_on, state, 0.0)
 
     def __setitem__(self, name: str, state: Tensor) -> None:
@@ -113,16 +116,21 @@ class OneLayer:
         """All keys or values (B, S, G, K) that the segment's tokens may see, theirs last; carried
         on as they came, in parts."""
         parts = [part for key, part in self.before.items() if key.startswith(f"{name}/")]
-        all_BSGK, T, seen = torch.cat([*parts, x_BTGK], 1), x_BTGK.shape[1], window - 1
+        all_BSGK = torch.cat([*parts, x_BTGK], 1)
+        T = x_BTGK.shape[1]
+        seen = window - 1
         parts.append(x_BTGK[:, T - min(seen, T) :] if window else x_BTGK)
         if window:
-            all_BSGK, parts = all_BSGK[:, -(seen + T) :], newest(parts, seen)
+            all_BSGK = all_BSGK[:, -(seen + T) :]
+            parts = newest(parts, seen)
         self.after |= {f"{name}/{number}": part for number, part in enumerate(parts)}
         return all_BSGK
 
     def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
         """How many of the keys are of other documents than the segment's first tokens."""
-        return None if self.goes_on_B is None else (keys - tokens - self.goes_on_B).clamp_min(0)
+        if self.continues_B is None:
+            return None
+        return (keys - tokens - self.continues_B).clamp_min(0)
 
 
 def newest(parts: list[Tensor], tokens: int) -> list[Tensor]:
@@ -164,7 +172,7 @@ def truncated(
     """The losses of the pieces in order; no gradient passes a seam."""
     states: States = {}
     for number, piece in enumerate(pieces, 1):
-        passed = CarriedState(states, piece.goes_on_B)
+        passed = CarriedState(states, piece.continues_B)
         with clock("forward"):
             loss = learn(model, piece.batch, noise_BT=piece.noise_BT, cache=passed)
         states = alone(passed.after)
@@ -189,7 +197,7 @@ def exact(
         before = seams.pop()
         for state in each(before):
             state.requires_grad_()
-        passed = CarriedState(before, piece.goes_on_B)
+        passed = CarriedState(before, piece.continues_B)
         with clock("forward"):
             loss = learn(model, piece.batch, noise_BT=piece.noise_BT, cache=passed)
         sync(not seams)
@@ -230,7 +238,8 @@ def states_on_seams(model: Model, pieces: list[Segment]) -> list[States]:
     """What each piece is given by those before it."""
     seams: list[States] = [{}]
     for piece in pieces[:-1]:
-        batch, passed = piece.batch, CarriedState(seams[-1], piece.goes_on_B)
+        batch = piece.batch
+        passed = CarriedState(seams[-1], piece.continues_B)
         model(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, passed, piece.noise_BT))
         seams.append(alone(passed.after))
     return seams
@@ -245,9 +254,11 @@ def alone(states: States) -> States:
 
     def of_its_own(state: Tensor) -> Tensor:
         state = state.detach()
-        return state.clone() if state.untyped_storage().nbytes() > state.nbytes else state
+        if state.untyped_storage().nbytes() > state.nbytes:
+            return state.clone()
+        return state
 
-    return {
-        layer: {name: of_its_own(state) for name, state in some.items()}
-        for layer, some in states.items()
-    }
+    found = {}
+    for layer, some in states.items():
+        found[layer] = {name: of_its_own(state) for name, state in some.items()}
+    return found

@@ -22,7 +22,7 @@ from longfire.data.pack import NO_LABEL
 from longfire.loss import loss_sum
 from longfire.mixers import MIXERS
 from longfire.ops.documents import Documents
-from longfire.parallel.context import share_rows
+from longfire.parallel.context import make_context
 from longfire.parallel.mesh import Mesh
 
 HYBRIDS = {
@@ -102,7 +102,7 @@ def shared(rank: int, count: int, cases: list[Case]) -> list[tuple[float, dict[s
         parallelism = Parallelism(
             context_parallel_layout=case.layout, context_parallel_strategy=case.strategy
         )
-        context = share_rows(model, mesh, parallelism)
+        context = make_context(model, mesh, parallelism)
         loss = loss_sum(model, batch.context_part(context), 16) / batch.ids_BT.numel()
         loss.backward()
         gradients = {name: mesh.sum(p.grad, "cp") for name, p in model.named_parameters()}
@@ -195,7 +195,7 @@ def with_dropout(rank: int, count: int):
     model, batch, noise_BT = case.made(), case.batch(), row_noise(1, 0, 2, 37, torch.device("cpu"))
     mesh = Mesh.of_degrees({"cp": count}, "cpu") if count > 1 else None
     if mesh:
-        context = share_rows(model, mesh, Parallelism())
+        context = make_context(model, mesh, Parallelism())
         batch = batch.context_part(context)
         noise_BT = batch.ops.cut(noise_BT)
     loss = loss_sum(model, batch, 16, noise_BT).detach()
@@ -238,7 +238,7 @@ def sent(rank: int, names: list[str], tokens: int) -> list[int]:
     for name in names:
         given.append(0)
         model, batch = Case(name, tokens).made(), Case(name, tokens).batch()
-        loss_sum(model, batch.context_part(share_rows(model, mesh, Parallelism())), 16).backward()
+        loss_sum(model, batch.context_part(make_context(model, mesh, Parallelism())), 16).backward()
     return given
 
 

@@ -23,7 +23,8 @@ def attention_inputs(
     skip: another number of keys at the left end of each row is hidden."""
     S = n.T + longer
     T = max(1, round(S * queries))
-    own_value_size, skip = options.pop("own_value_size", False), options.pop("skip", False)
+    own_value_size = options.pop("own_value_size", False)
+    skip = options.pop("skip", False)
     inputs = {
         "q_BTHK": draw.normal(n.B, T, n.H, n.K),
         "k_BSGK": draw.normal(n.B, S, heads, n.K),

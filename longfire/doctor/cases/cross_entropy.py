@@ -11,7 +11,8 @@ def cross_entropy_inputs(
     draw: Draw, n: Sizes, *, chunk_tokens: int, softcap: float = 0.0, l2_warp: bool = False
 ) -> Inputs:
     """A third of the tokens has no label, and of several chunks the first none at all."""
-    N, D = n.B * n.T, n.H * n.K
+    N = n.B * n.T
+    D = n.H * n.K
     labels_N = (draw.uniform(N) * n.W).long()
     labels_N[draw.uniform(N) < 1 / 3] = -100
     if chunk_tokens < N:

@@ -29,7 +29,8 @@ def recurrent_inputs(
     value_decay: gv too.  state: whether there is an initial one.
     """
     H = n.H // groups
-    row, keys = (n.B, n.T, H), H // heads_per_key
+    row = (n.B, n.T, H)
+    keys = H // heads_per_key
     shape = {"none": None, "constant": (H,), "scalar": row, "vector": (*row, n.K)}[decay]
     k_BTHK = draw.normal(n.B, n.T, keys, n.K)
     inputs = {

@@ -14,7 +14,8 @@ def selective_scan_inputs(
     draw: Draw, n: Sizes, *, strong: float = 1.0, documents: bool = False, state: bool = True
 ) -> Inputs:
     """A as Mamba begins, -1 ... -N; steps of some 0.01 to 3, `strong` times as long."""
-    D, N = n.H * n.K, 16
+    D = n.H * n.K
+    N = 16
     inputs = {
         "x_BTD": draw.normal(n.B, n.T, D),
         "dt_BTD": strong * F.softplus(draw.normal(n.B, n.T, D) - 2),

@@ -97,7 +97,8 @@ def around(
     `transition` and a `write`; read(that, states) the outputs."""
     worked = [work(*segment) for segment in segments_of(inputs)]
     maps = [(one.transition, one.write) for one in worked]
-    state, outputs = state_before(folded(maps)), []
+    state = state_before(folded(maps))
+    outputs = []
     for one, (transition, write) in zip(worked, maps):
         states, state = scan(transition, write, state)
         outputs.append(read(one, states))

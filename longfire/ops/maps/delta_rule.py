@@ -8,7 +8,7 @@ from torch import Tensor
 from longfire.ops import delta_rule as delta
 from longfire.ops import low_rank
 from longfire.ops.chunkwise import chunk_size, chunked, segments_of, step_decays
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 from longfire.ops.linear import working_dtype
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
 
@@ -28,11 +28,11 @@ def delta_rule_map(
     dtype = working_dtype(k_BTHK)
 
     def maps() -> Iterator[tuple[Tensor, Tensor]]:
-        for k, v, beta, g_, goes_on_BT in segments_of(
-            (k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+        for k, v, beta, g_, continues_BT in segments_of(
+            (k_BTHK, v_BTHV, beta_BTH[..., None], g, continues(documents))
         ):
             size = chunk_size(k.shape[1])
-            decay = chunked(step_decays(g_, goes_on_BT, k), size, fill=1.0)
+            decay = chunked(step_decays(g_, continues_BT, k), size, fill=1.0)
             yield delta.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, beta)), decay)
 
     return folded(maps())
@@ -51,7 +51,7 @@ def delta_rule_around(
 ) -> Tensor:
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, goes_on(documents))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, continues(documents))
     return around(partial(delta.work, scale=scale), low_rank.read, inputs, state_before).to(
         q_BTHK.dtype
     )

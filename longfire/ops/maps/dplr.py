@@ -8,7 +8,7 @@ from torch import Tensor
 from longfire.ops import dplr as general
 from longfire.ops import low_rank
 from longfire.ops.chunkwise import chunk_size, chunked, segments_of, step_decays
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 from longfire.ops.linear import working_dtype
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
 
@@ -29,12 +29,12 @@ def dplr_map(
     dtype = working_dtype(k_BTHK)
 
     def maps() -> Iterator[tuple[Tensor, Tensor]]:
-        for k, v, c, b, g, goes_on_BT in segments_of(
-            (k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+        for k, v, c, b, g, continues_BT in segments_of(
+            (k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, continues(documents))
         ):
             size = chunk_size(k.shape[1])
-            decay = chunked(step_decays(g, goes_on_BT, k), size, fill=1.0)
-            c = general.of_own_document(c, goes_on_BT)
+            decay = chunked(step_decays(g, continues_BT, k), size, fill=1.0)
+            c = general.of_own_document(c, continues_BT)
             yield general.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, c, b)), decay)
 
     return folded(maps())
@@ -54,7 +54,7 @@ def dplr_around(
 ) -> Tensor:
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, goes_on(documents))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, continues(documents))
     return around(partial(general.work, scale=scale), low_rank.read, inputs, state_before).to(
         q_BTHK.dtype
     )

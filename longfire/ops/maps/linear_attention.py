@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.ops import linear_attention as plain
-from longfire.ops.documents import Documents, goes_on
+from longfire.ops.documents import Documents, continues
 from longfire.ops.linear import working_dtype
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around
 
@@ -25,7 +25,8 @@ def linear_attention_map(
 ) -> Affine:
     """Of ops/linear_attention.py: B = sum_t (k_t a_{t+1}..a_T) (v_t b_{t+1}..b_T)^T, M the decays
     of all tokens; fp32 (or float64)."""
-    k_BTHK, v_BTHV = k_BTHK.to(working_dtype(k_BTHK)), v_BTHV.to(working_dtype(v_BTHV))
+    k_BTHK = k_BTHK.to(working_dtype(k_BTHK))
+    v_BTHV = v_BTHV.to(working_dtype(v_BTHV))
     key_whole, key_to_end = decays_to_end(g, k_BTHK)
     value_whole, value_to_end = decays_to_end(gv, v_BTHV)
     alive_BT = None if documents is None else documents.ids_BT == documents.ids_BT[:, -1:]
@@ -52,7 +53,8 @@ def decays_to_end(g: Tensor | None, like_BTHX: Tensor) -> tuple[Tensor, Tensor]:
 
     Sums of what comes after, not differences of sums: exact to rounding where decays are strong.
     """
-    T, dtype = like_BTHX.shape[1], like_BTHX.dtype
+    T = like_BTHX.shape[1]
+    dtype = like_BTHX.dtype
     if g is None:
         return like_BTHX.new_ones(1, 1, 1, 1), like_BTHX.new_ones(1, 1, 1, 1)
     if g.dim() == 1:
@@ -78,7 +80,7 @@ def linear_attention_around(
     """Outputs alone, of tokens whose state before them follows from their own map (`around`):
     without gv, and as many heads of k as of v."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    inputs = (q_BTHK, k_BTHK, v_BTHV, g, goes_on(documents))
+    inputs = (q_BTHK, k_BTHK, v_BTHV, g, continues(documents))
     return around(partial(plain.work, scale=scale), plain.read, inputs, state_before).to(
         q_BTHK.dtype
     )

@@ -11,7 +11,14 @@ from torch import Tensor
 from longfire.ops.linear import working_dtype
 from longfire.parallel import cost
 from longfire.parallel.collectives import ALL_GATHER, REDUCE_SCATTER, group_known_as
-from longfire.parallel.context_cost import BYTES, FULL, Cut, Exchange, Heads, uneven_seconds
+from longfire.parallel.context_cost import (
+    BYTES,
+    FULL,
+    AttentionHeads,
+    CommunicationCost,
+    Workload,
+    uneven_seconds,
+)
 from longfire.parallel.context_strategies.contract import AttentionCall, Processes
 from longfire.parallel.context_strategies.key_blocks import attend_to_all, work
 from longfire.parallel.cost import Device
@@ -51,7 +58,7 @@ class AllGather:
     ) -> Tensor:
         return scattered_home(mine, processes, meet)
 
-    def cost(self, heads: Heads, cut: Cut, device: Device) -> Exchange:
+    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
         """Keys and values of the whole row, and in the backward their gradients in fp32."""
         n = cut.processes
         numbers = cut.rows * cut.here * heads.keys_values
@@ -61,7 +68,7 @@ class AllGather:
         seconds = (
             sent / cost.bandwidth(device, n, cut.inner) + (gathers + 1) * (n - 1) * cost.LATENCY
         )
-        return Exchange(
+        return CommunicationCost(
             "keys, values: all-gather, reduce-scatter",
             sent,
             seconds,

@@ -16,7 +16,13 @@ from longfire.ops.attention import multipliable
 from longfire.ops.linear import in_fp32
 from longfire.parallel import cost
 from longfire.parallel.collectives import gathered, group_known_as
-from longfire.parallel.context_cost import BYTES, DEGREE, Cut, Exchange, Heads
+from longfire.parallel.context_cost import (
+    BYTES,
+    DEGREE,
+    AttentionHeads,
+    CommunicationCost,
+    Workload,
+)
 from longfire.parallel.context_cost import STRATEGY as STRATEGY_KEY
 from longfire.parallel.context_strategies.contract import AttentionCall, Processes
 from longfire.parallel.context_strategies.key_blocks import work
@@ -41,7 +47,7 @@ class AllToAll:
         (processes,) = groups
         return heads_for_tokens(q, k, v, call, shard, processes)
 
-    def cost(self, heads: Heads, cut: Cut, device: Device) -> Exchange:
+    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
         """Copies of q, k, v and the output by heads. Where there are fewer key/value heads than
         processes, several get the same."""
         n = cut.processes
@@ -54,7 +60,7 @@ class AllToAll:
             sent / cost.between_neighbours(device, n, cut.inner)
             + 4 * (2 + cut.again) * cost.LATENCY
         )
-        return Exchange(
+        return CommunicationCost(
             "q, k, v, o: all-to-all",
             sent,
             seconds,

@@ -15,7 +15,7 @@ from torch import Tensor
 from longfire.ops.attention import attention_reference
 from longfire.ops.attention_blocks import Manner
 from longfire.ops.sequence_ops import LocalSequence
-from longfire.parallel.context_cost import Cut, Exchange, Heads
+from longfire.parallel.context_cost import AttentionHeads, CommunicationCost, Workload
 from longfire.parallel.cost import Device
 from longfire.parallel.layout import ContextShard
 
@@ -71,7 +71,7 @@ class ContextStrategy(Protocol):
         -> (B, T, H, V) in q's dtype. Collective over the groups, its backward too."""
         ...
 
-    def cost(self, heads: Heads, cut: Cut, device: Device) -> Exchange:
+    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
         """What one layer sends and holds for a microbatch."""
         ...
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, seen_between
 from longfire.parallel.context_strategies.contract import Processes
-from longfire.parallel.layout import ContextShard, Layout
+from longfire.parallel.layout import ContextShard, SequenceLayout
 
 
 @dataclass
@@ -153,7 +153,7 @@ def met(shard: ContextShard, source: int, manner: Manner) -> list[Piece]:
     return shard.plans[source, manner]
 
 
-def spans(layout: Layout, rank: int, chunk: int) -> list[Span]:
+def spans(layout: SequenceLayout, rank: int, chunk: int) -> list[Span]:
     """The segments of a process, so many tokens at a time."""
     L = layout.length
     segments = [

@@ -19,9 +19,9 @@ from longfire.parallel.collectives import group_known_as
 from longfire.parallel.context_cost import (
     BYTES,
     FULL,
-    Cut,
-    Exchange,
-    Heads,
+    AttentionHeads,
+    CommunicationCost,
+    Workload,
     attention_seconds,
     uneven_seconds,
 )
@@ -68,7 +68,7 @@ class Ring:
     ) -> Tensor:
         return brought_home(mine, farthest(shard, window), processes, meet)
 
-    def cost(self, heads: Heads, cut: Cut, device: Device) -> Exchange:
+    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
         """Two places for keys and values, one at work and one on its way; in the backward their
         gradients likewise, in fp32. Outputs of a hop and of all hops before it are fp32."""
         n = cut.processes
@@ -82,7 +82,7 @@ class Ring:
         sent = (2 + cut.again) * (n - 1) * numbers * narrow + n * numbers * FULL
         outputs = cut.rows * cut.here * heads.outputs * FULL
         queries = cut.rows * cut.here * heads.queries * FULL
-        return Exchange(
+        return CommunicationCost(
             "keys, values: ring",
             sent,
             (1 + cut.again) * (n - 1) * there + n * back,
@@ -108,7 +108,7 @@ def farthest(shard: ContextShard, window: int | None) -> int:
         length = shard.layout.length
         # A segment's first token sees what any of the segment sees before it.
         looks_back = []
-        for first in range(0, shard.layout.filled, length):
+        for first in range(0, shard.layout.padded_tokens, length):
             looks_back.append(first_seen(first, shard.starts, window) // length)
         shard.plans[window] = hops_needed(shard.layout.places, tuple(looks_back))
     return shard.plans[window]
