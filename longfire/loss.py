@@ -1,6 +1,8 @@
 """The training loss: a sum over real tokens, divided once by the real tokens of the whole step in
 the world; and, for evaluation, the loss of each token."""
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,12 +11,14 @@ from longfire.data.pack import NO_LABEL
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.mlps.auxiliary import auxiliary_loss, keep_statistics
-from longfire.model import Model
 from longfire.ops.cross_entropy import l2_warped, linear_cross_entropy, token_losses
+
+if TYPE_CHECKING:
+    from longfire.model import Model
 
 
 def loss_sum(
-    model: Model,
+    model: "Model",
     batch: Batch,
     chunk_tokens: int,
     noise_BT: Tensor | None = None,
@@ -39,7 +43,7 @@ def loss_sum(
     return loss + auxiliary_loss(model.layers, seq.observed, labels_B)
 
 
-def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
+def loss_of(model: "Model", hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
     """The same of hidden states that are there already. A model without a head of ours
     (huggingface/transformers_model.py) gives logits."""
     if model.head is None:
@@ -60,7 +64,7 @@ def loss_of(model: Model, hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -
     )
 
 
-def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
+def losses(model: "Model", batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
     """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the
     likeliest word; no gradients."""
     seq = Sequence(batch.positions_BT, batch.documents, ops=batch.ops)
@@ -69,7 +73,7 @@ def losses(model: Model, batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tenso
 
 
 def losses_of(
-    model: Model, hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens: int = 1024
+    model: "Model", hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens: int = 1024
 ) -> tuple[Tensor, Tensor]:
     """The same of hidden states that are there already."""
     if model.head is None:

@@ -81,7 +81,7 @@ def test_to_dict_and_back():
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
     ],
 )
-def test_a_wrong_shape_names_key_value_and_mend(change, told):
+def test_a_wrong_shape_names_key_value_and_fix(change, told):
     with pytest.raises(SettingsError, match=told.replace("(", r"\(")):
         ModelConfig.from_dict({**GOOD, **change}, "x.json", MIXERS)
 

@@ -118,7 +118,7 @@ def test_text_of_the_command_line_becomes_the_type(key, text, value):
         ),
     ],
 )
-def test_a_mistake_is_told_with_key_value_place_and_mend(toml, told, tmp_path):
+def test_a_mistake_is_told_with_key_value_place_and_fix(toml, told, tmp_path):
     with pytest.raises(SettingsError, match=re.escape(told)):
         compose(toml, tmp_path)
 

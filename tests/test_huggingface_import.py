@@ -148,9 +148,12 @@ def test_a_run_goes_on_from_it_and_back_again(source, tmp_path, capsys):
         "0",
     ]
     assert main(["train", str(run / "run.toml"), *small, "--training.steps", "2"]) == 0
-    assert "step-0: 0 tokens seen, row 0 is next, with a fresh optimizer" in capsys.readouterr().out
+    assert (
+        "step-0: 0 tokens seen, sequence 0 is next, with a fresh optimizer"
+        in capsys.readouterr().out
+    )
     assert main(["train", str(run / "run.toml"), "--training.steps", "3"]) == 0
-    assert "step-2: 64 tokens seen, row 4 is next\n" in capsys.readouterr().out
+    assert "step-2: 64 tokens seen, sequence 4 is next\n" in capsys.readouterr().out
 
     # The same as a run that begins with model.weights.
     words = [

@@ -17,7 +17,7 @@ from longfire.config.run import Run
 from longfire.data.batch import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import CheckpointError, SettingsError
-from longfire.generation.generate import Row, generate, steps
+from longfire.generation.generate import Continuation, generate, steps
 from longfire.huggingface import transformers_files, transformers_model
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.transformers_documents import check_documents_separate
@@ -183,7 +183,7 @@ def test_generation_is_plain_forwards_also_of_rows_of_several_lengths(neox):
             ids.append(int(neox.theirs(torch.tensor([ids])).logits[0, -1].argmax()))
         alone.append(ids[len(prompt) :])
         assert generate(neox, list(prompt), sampling) == alone[-1]
-    rows = [Row(list(prompt), sampling) for prompt in prompts]
+    rows = [Continuation(list(prompt), sampling) for prompt in prompts]
     drawn = [[], []]
     for row, one in steps(neox, rows):
         drawn[rows.index(row)].append(one)

@@ -374,7 +374,7 @@ def test_each_kind_of_attention_shares_rows(compose, kind):
 
 
 def test_a_cpu_has_no_other_memory_to_offload_to(compose):
-    with pytest.raises(SettingsError, match="a CPU has there already: set it to false"):
+    with pytest.raises(SettingsError, match="where those of a CPU are already: set it to false"):
         make_state(
             compose(**{"activation_checkpoint.offload": "true"}),
             258,

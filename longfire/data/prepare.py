@@ -303,8 +303,11 @@ def prepare_for_parent() -> None:
     try:
         prepare(settings.Data(**data), settings.Tokenizer(**tokenizer), note=ignore)
     except UserError as error:
-        print(error, file=sys.stderr)
-        os._exit(error.exit_code)  # at once: a thread is still waiting for input
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+    # At once: where the interpreter ends by itself while a thread waits for input, it may abort
+    # (the thread holds the lock of the input), and training would take that for a failure.
+    os._exit(0)
 
 
 def exit_with_input() -> None:

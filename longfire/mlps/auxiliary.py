@@ -23,14 +23,11 @@ from longfire.mlps.contract import MLP
 
 def with_auxiliary(layers: Iterable[nn.Module]) -> dict[int, MLP]:
     """The MLPs that have an auxiliary loss, by layer."""
-    mlps = {}
-    for block in layers:
-        if block.mlp is not None:
-            mlps[block.mixer.layer] = block.mlp
     found: dict[int, MLP] = {}
-    for n, mlp in mlps.items():
-        if mlp.auxiliary_loss_weight is not None:
-            found[n] = mlp
+    for block in layers:
+        mlp = getattr(block, "mlp", None)  # layers of a class of transformers have none of ours
+        if isinstance(mlp, MLP) and mlp.auxiliary_loss_weight is not None:
+            found[block.mixer.layer] = mlp
     return found
 
 

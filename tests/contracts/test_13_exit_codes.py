@@ -135,7 +135,7 @@ def test_a_document_of_50_mb_is_a_document(recipe):
     )
 
 
-def test_a_nan_is_an_error_that_names_the_batch_and_the_mend(recipe, capsys):
+def test_a_nan_is_an_error_that_names_the_batch_and_the_fix(recipe, capsys):
     code = main(
         [
             "train",
@@ -150,7 +150,7 @@ def test_a_nan_is_an_error_that_names_the_batch_and_the_mend(recipe, capsys):
     )
     message = describe(capsys)
     assert code == TrainingError.exit_code
-    assert "good.jsonl row" in message and "skip_nan_inf" in message
+    assert "good.jsonl sequence" in message and "skip_nan_inf" in message
 
 
 def test_a_flipped_byte_in_the_only_checkpoint_is_named(recipe, capsys):

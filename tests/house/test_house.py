@@ -100,8 +100,8 @@ PRIVATE_NAMES = {
     "training/traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
-# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is config/run.py.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 730, 100, 10, 7600
+# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is planner/planner.py.
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 660, 100, 10, 7700
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 
@@ -229,7 +229,7 @@ def lines_of(modules: set[str]) -> int:
 MAX_CLOSURE_OF_MIXER = {
     "attention": 4100,
     "linear_attention": 4820,
-    "retention": 4980,
+    "retention": 5000,
     "gla": 4800,
     "gsa": 4820,
     "hgrn2": 4600,
@@ -238,7 +238,7 @@ MAX_CLOSURE_OF_MIXER = {
     "delta_net": 4780,
     "gated_delta_net": 4720,
     "kda": 4760,
-    "rwkv7": 4700,
+    "rwkv7": 4720,
 }
 
 
