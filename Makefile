@@ -14,8 +14,8 @@ test: install                        ## every promise, in at most 12 minutes of 
 test-all: install                    ## all cases of every promise, random kills, live comparisons, every order of a pipeline
 	$(VENV)/bin/python -m pytest -n 2 --durations 20
 
-lint: install
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+lint: install                        ## the linter, the formatter and the type checker
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 house: install                       ## how readable the package is, in numbers, beside ceilings and goals
 	PYTHONPATH=tests/house $(VENV)/bin/python tests/house/measures.py

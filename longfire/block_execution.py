@@ -9,17 +9,20 @@ happens to hidden states on their way into a part whose matrices several process
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from longfire.ops.vocabulary import Words
 
+# What a part gives: hidden states, or those and what an MLP observed.
+Result = TypeVar("Result")
+
 
 class Call(Protocol):
     """A way to compute a part: the result of `part(*inputs)`."""
 
-    def __call__(self, part: Callable[..., Tensor], *inputs: object) -> Tensor: ...
+    def __call__(self, part: Callable[..., Result], *inputs: object) -> Result: ...
 
 
 class TokenCall(Protocol):

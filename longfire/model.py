@@ -25,6 +25,9 @@ MIXER_PLACE = 1
 MLP_PLACE = 2
 BLOCK_PLACE = 4
 
+# What an MLP gives, and a block: hidden states; with an auxiliary loss, what was observed too.
+Fed = Tensor | tuple[Tensor, Observed]
+
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """A norm of the residual stream."""
@@ -61,14 +64,11 @@ class Block(nn.Module):
         self.mixer_norm = make_norm(config)
         self.mixer = mixer_class(config, mixer_shape, layer)
         self.mlp = make_mlp(config, layer)
-        if self.mlp is None or self.kind == "parallel_tied":
-            self.mlp_norm = None
-        else:
+        self.mlp_norm: nn.Module | None = None
+        if self.mlp is not None and self.kind != "parallel_tied":
             self.mlp_norm = make_norm(config)
 
-    def forward(
-        self, x_BTD: Tensor, seq: Sequence, is_called: bool = False
-    ) -> Tensor | tuple[Tensor, Observed]:
+    def forward(self, x_BTD: Tensor, seq: Sequence, is_called: bool = False) -> Fed:
         """is_called: by `execution.block`, which says how the block as a whole is computed."""
         if self.execution.block is not None and not is_called:
             return self.execution.block(self.forward, x_BTD, seq, True)
@@ -84,15 +84,18 @@ class Block(nn.Module):
         if self.mlp is None:
             return mixed_BTD
         if self.kind == "pre":
+            assert self.mlp_norm is not None
             h_BTD = self.mlp_norm(mixed_BTD)
         elif self.kind == "parallel":
+            assert self.mlp_norm is not None
             h_BTD = self.mlp_norm(x_BTD)
         fed_BTD = self.apply_mlp(h_BTD.to(self.inner), seq)
         observed = None
-        if self.mlp.auxiliary_loss_weight is not None:
+        if isinstance(fed_BTD, tuple):
             fed_BTD, observed = fed_BTD
         y_BTD = self.add_residual(fed_BTD, mixed_BTD, seq, MLP_PLACE)
         if self.kind == "post":
+            assert self.mlp_norm is not None
             y_BTD = self.mlp_norm(y_BTD)
         if observed is None:
             return y_BTD
@@ -102,26 +105,29 @@ class Block(nn.Module):
         """The mixer's output for h."""
         return self.mixer(self.regions.enter(h_BTD), seq)
 
-    def apply_mlp(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
+    def apply_mlp(self, h_BTD: Tensor, seq: Sequence) -> Fed:
         """The MLP's output for h."""
         if self.execution.mlp is None:
             return self.feed(h_BTD, seq)
         return self.execution.mlp(self.feed, h_BTD, seq)
 
-    def feed(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
+    def feed(self, h_BTD: Tensor, seq: Sequence) -> Fed:
+        assert self.mlp is not None
+        rows_BTD: tuple[Tensor, ...] = (h_BTD,)
         if not self.mlp.context:
-            part = self.feed_tokens
-            rows_BTD = (h_BTD,)
+            part: Callable[..., Fed] = self.feed_tokens
         else:
             h_BTD = self.regions.enter(h_BTD)
             part = self.mlp
             rows_BTD = (h_BTD, *self.mlp.others(h_BTD, seq))
         if self.execution.mlp_tokens is None:
             return part(*rows_BTD)
-        return self.execution.mlp_tokens(part, *rows_BTD)
+        # Chunks of tokens are refused where an auxiliary loss makes a tuple of what `part` gives.
+        return self.execution.mlp_tokens(part, *rows_BTD)  # type: ignore[arg-type]  # see above
 
-    def feed_tokens(self, h_BTD: Tensor) -> Tensor:
+    def feed_tokens(self, h_BTD: Tensor) -> Fed:
         """The MLP, where it sees one token at a time."""
+        assert self.mlp is not None
         return self.mlp(self.regions.enter(h_BTD))
 
     def add_residual(self, y_BTD: Tensor, x_BTD: Tensor, seq: Sequence, place: int) -> Tensor:
@@ -192,10 +198,9 @@ class Model(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions: nn.Embedding | None = None
         if config.learned_positions:
             self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        else:
-            self.positions = None
         self.embed_norm = make_norm(config) if config.embed_norm else None
         blocks: dict[int, Block] = {}
         for layer in range(config.num_hidden_layers):
@@ -219,7 +224,7 @@ class Model(nn.Module):
             self.head.weight = self.embed.weight
 
     @property
-    def head_weight(self) -> nn.Parameter | None:
+    def head_weight(self) -> Tensor | None:
         """None where another stage of a pipeline has the head."""
         if self.head is None:
             return None
@@ -257,6 +262,7 @@ class Model(nn.Module):
         """Hidden states of new tokens, from the ids of the whole text: each sequence is a forward
         of its own."""
         cache = seq.cache
+        assert cache is not None, "only a cache is outgrown"
         tokens = ids_BT.shape[1]
         ids_BS = cache.kept(IDS)["k"][..., 0, 0]
         cache.drop_all_but(IDS)
@@ -306,9 +312,7 @@ class Model(nn.Module):
                 x_BTD = outputs
         return x_BTD
 
-    def run_block(
-        self, block: Block, x_BTD: Tensor, seq: Sequence
-    ) -> Tensor | tuple[Tensor, Observed]:
+    def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Fed:
         """One block; huggingface/own_class/model.py has it recomputed in the backward."""
         return block(x_BTD, seq)
 

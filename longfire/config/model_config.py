@@ -14,16 +14,10 @@ from longfire.errors import SettingsError
 UNGATED_MLPS = ("relu", "relu2", "silu", "gelu", "gelu_exact")
 GATED_MLPS = ("swiglu", "geglu", "geglu_exact", "reglu")
 NO_MLP = "none"
-BUILT_IN_MLPS = (
-    *GATED_MLPS,
-    *UNGATED_MLPS,
-    "channel_mix",
-)  # those of longfire/mlps; a plugin may add some
+# Those of longfire/mlps; a plugin may add some.
+BUILT_IN_MLPS = (*GATED_MLPS, *UNGATED_MLPS, "channel_mix")
 TABLES = ("mixers", "mlps")  # fields of ModelConfig that stand in a config.json as tables by name
-WORDS = {
-    "norm": ("rmsnorm", "layernorm"),
-    "block": ("pre", "post", "parallel", "parallel_tied"),
-}
+WORDS = {"norm": ("rmsnorm", "layernorm"), "block": ("pre", "post", "parallel", "parallel_tied")}
 
 
 PUBLISHED = "published"
@@ -112,8 +106,7 @@ class ModelConfig:
         "side by side; parallel_tied: the same with one norm for both",
     )
     residual_in_fp32: bool = key(
-        False,
-        "the sum that blocks add to stays float32, whatever the compute type is",
+        False, "the sum that blocks add to stays float32, whatever the compute type is"
     )
     dropout: float = key(0.0, "probability of dropout on what mixers and MLPs add")
     embed_dropout: float = key(0.0, "probability of dropout on the embedding")
@@ -125,8 +118,7 @@ class ModelConfig:
     tie_word_embeddings: bool = key(False, "embedding and head share one matrix")
     pad_vocab_multiple: int = key(1, "vocab_size is rounded up to a multiple of this")
     initializer_range: float = key(
-        0.02,
-        "standard deviation of the normal distribution that matrices begin with",
+        0.02, "standard deviation of the normal distribution that matrices begin with"
     )
     max_position_embeddings: int = key(
         0,
@@ -362,9 +354,7 @@ class ModelConfig:
             check_type(f"{where}: {name}", value, known[name].type)
         with placed(where):
             made = cls(
-                mixers=mixers,
-                mlps=mlps,
-                **{**config, "layer_types": tuple(config["layer_types"])},
+                mixers=mixers, mlps=mlps, **{**config, "layer_types": tuple(config["layer_types"])}
             )
             made.check_mlps(mlp_names)
         return made

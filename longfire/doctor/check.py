@@ -33,7 +33,7 @@ def check(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
         ValueError,
     ) as error:  # a kernel that cannot run here is a finding, not the end
         return False, f"{type(error).__name__}", str(error).splitlines()[0][:80]
-    worst = max(found, key=found.get)
+    worst = max(found, key=lambda name: found[name])
     return found[worst] <= tolerance(case, device, dtype), worst, f"{found[worst]:.1e}"
 
 

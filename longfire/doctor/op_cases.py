@@ -5,7 +5,7 @@ The reference runs in float64 on the same rounded inputs, so that what is compar
 form's own rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ def results(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
     differentiable = [
         pair for pair in zip(outputs, seeds) if pair[0].requires_grad
     ]  # zeros need no input
-    gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
+    gradients: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
     if differentiable:
         some_outputs, their_seeds = zip(*differentiable)
         wanted = list(leaves.values())

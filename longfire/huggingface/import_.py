@@ -18,10 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longfire.checkpoint.folder import FORMAT, checksum, settled, write_manifest
+from longfire.checkpoint.folder import FORMAT, Facts, checksum, settled, write_manifest
 from longfire.checkpoint.restoring import load_model_weights
 from longfire.checkpoint.shards import shard_files
-from longfire.checkpoint.state import COUNTERS
 from longfire.checkpoint.weights import finite
 from longfire.config import settings
 from longfire.config.config_file import read_config
@@ -207,11 +206,15 @@ def write_step_0(
     for number, shard in enumerate(shards_of(weights, shard_bytes), 1):
         save_file(shard, place / f"shard-{number:05d}.safetensors")
     files = {path.name: settled(path, checksum(path)) for path in shard_files(place)}
-    facts = {
+    facts: Facts = {
         "format": FORMAT,
         "torch": torch.__version__,
         "weights_only": True,
-        **dict.fromkeys(COUNTERS, 0),
+        "step": 0,
+        "rows_consumed": 0,
+        "tokens": 0,
+        "skipped_steps": 0,
+        "elapsed_seconds": 0,
         "vocabulary": vocabulary,
     }
     write_manifest(place, facts, files)

@@ -250,11 +250,10 @@ class Attention(Mixer):
         return self.o_proj(o_BTHV.flatten(-2))
 
     @property
-    def cached_up_to(self) -> int | None:
+    def cached_up_to(self) -> int | None:  # type: ignore[override]  # computed, never set
         """With angles that depend on the text's length: up to this many tokens they do not change.
         None: they never do."""
-        by_length = self.rotary is not None and self.rotary.scaling in BY_LENGTH
-        if by_length:
+        if self.rotary is not None and self.rotary.scaling in BY_LENGTH:
             return self.rotary.original_length
         return None
 

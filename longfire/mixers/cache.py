@@ -7,13 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IDS = (
-    -1
-)  # in place of a layer: the token ids of the whole text, where a model has to compute it again
-GROWING = (
-    "k",
-    "v",
-)  # (B, S, G, K): one entry a token; everything else a layer keeps has a size of its own
+# In place of a layer: the token ids of the whole text, where a model has to compute it again.
+IDS = -1
+# (B, S, G, K): one entry a token; everything else a layer keeps has a size of its own.
+GROWING = ("k", "v")
 
 
 class Cache:
@@ -26,12 +23,10 @@ class Cache:
     def __init__(self) -> None:
         self.layers: dict[int, dict[str, Tensor]] = defaultdict(dict)
         self.length = 0  # tokens already seen, of the longest row
-        self.padding_B: Tensor | None = (
-            None  # by how many tokens each row is shorter; None: none is
-        )
-        self.rooms: dict[
-            tuple[int, str], tuple[Tensor, int]
-        ] = {}  # what keys lie in (B, G, R, K); how much of R is taken
+        # By how many tokens each row is shorter; None: none is.
+        self.padding_B: Tensor | None = None
+        # What keys lie in (B, G, R, K); how much of R is taken.
+        self.rooms: dict[tuple[int, str], tuple[Tensor, int]] = {}
 
     @property
     def lengths_B(self) -> Tensor | int:
@@ -58,7 +53,7 @@ class Cache:
         row; None: none."""
         if self.padding_B is None:
             return None
-        return (keys - tokens - self.lengths_B).clamp_min(0)
+        return (keys - tokens - (self.length - self.padding_B)).clamp_min(0)
 
     def append(self, layer: int, name: str, x_BTGK: Tensor, window: int = 0) -> Tensor:
         """Put keys or values behind those of the layer and return all (B, S, G, K); of a window
@@ -123,13 +118,12 @@ class Cache:
 
     def memory_bytes(self) -> int:
         """What the cache takes of the device, with the room for keys that are still to come."""
-        tensors = []
+        sizes: dict[int, int] = {}  # by address: layers may share a storage
         for kept in self.layers.values():
             for tensor in kept.values():
-                tensors.append(tensor)
-        return sum(
-            {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values()
-        )
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+        return sum(sizes.values())
 
 
 def in_room(x_BSGK: Tensor, size: int) -> Tensor:

@@ -23,8 +23,7 @@ class DeltaNetConfig:
     use_beta: bool = key(True, "a learned share of what a key held is replaced; false: all of it")
     use_gate: bool = key(False, "whether the output is multiplied by a gate")
     use_short_conv: bool = key(
-        True,
-        "whether queries, keys and values pass a short causal convolution first",
+        True, "whether queries, keys and values pass a short causal convolution first"
     )
     conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
     qk_activation: str = key(
@@ -32,12 +31,10 @@ class DeltaNetConfig:
         "of queries and keys; one of none, relu, relu2, swish, sigmoid, logsigmoid, gelu, elu",
     )
     qk_norm: str = key(
-        "l2",
-        "l2: queries and keys have length 1; sum: their absolute values sum to 1",
+        "l2", "l2: queries and keys have length 1; sum: their absolute values sum to 1"
     )
     allow_neg_eigval: bool = key(
-        False,
-        "beta up to 2: the state can flip along a key (Grazzi 2024)",
+        False, "beta up to 2: the state can flip along a key (Grazzi 2024)"
     )
 
     def check(self, hidden_size: int) -> None:

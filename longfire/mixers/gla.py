@@ -19,8 +19,7 @@ from longfire.ops.norm import GATES
 class GLAConfig:
     num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
-        0,
-        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
+        0, "heads of keys and values, which divide num_heads; 0: as many as num_heads"
     )
     expand_k: float = key(0.5, "key size of all heads together / hidden_size")
     expand_v: float = key(1.0, "value size of all heads together / hidden_size")
@@ -30,8 +29,7 @@ class GLAConfig:
     )
     qk_norm: bool = key(False, "an RMSNorm over each head's query and key, before the feature map")
     use_short_conv: bool = key(
-        False,
-        "whether queries, keys and values pass a short causal convolution first",
+        False, "whether queries, keys and values pass a short causal convolution first"
     )
     conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
     use_output_gate: bool = key(True, "whether the output is multiplied by a gate")

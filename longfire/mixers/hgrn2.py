@@ -49,13 +49,13 @@ class LowerBounds(nn.Module):
 
     def __init__(self, model: ModelConfig, config: HGRN2Config) -> None:
         super().__init__()
+        self.lower_bounds: nn.Parameter | None = None
         if config.use_lower_bound:
             learned = torch.empty(model.num_hidden_layers, model.hidden_size)
-        else:
-            learned = None
-        self.lower_bounds = None if learned is None else nn.Parameter(learned)
+            self.lower_bounds = nn.Parameter(learned)
 
     def forward(self) -> dict[str, Tensor]:
+        assert self.lower_bounds is not None, "a model without lower bounds has no such module"
         shares_LD = in_fp32(self.lower_bounds).softmax(0)
         return {BOUNDS: shares_LD.cumsum(0) - shares_LD[0]}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from longfire.config.model_config import ModelConfig, key, required
 from longfire.errors import SettingsError
 from longfire.mixers.matrix_state import MatrixState, check_value_heads
-from longfire.mixers.mixer import Sequence
+from longfire.mixers.mixer import Initialiser, Sequence
 from longfire.mixers.step_size import init_step_size
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.linear import Linear, in_fp32
@@ -105,7 +105,7 @@ class KDA(MatrixState):
         self.dt_bias = nn.Parameter(torch.empty(v_heads * self.head_k))
         self.o_norm = GatedRMSNorm(self.head_v, model.norm_eps, "sigmoid")
         if config.safe_gate:
-            init_A = lambda A_log_H, generator: A_log_H.zero_()
+            init_A: Initialiser = lambda A_log_H, generator: A_log_H.zero_()
         else:
             init_A = init_decay_rate
         self.own_init = {"A_log": init_A, "dt_bias": init_step_size}

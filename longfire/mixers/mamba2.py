@@ -87,6 +87,8 @@ class Mamba2(Mixer):
         "D": lambda D, generator: D.fill_(1.0),
     }
     keep_fp32 = ("A_log", "dt_bias", "D")
+    z_proj: Linear
+    dt_proj: Linear
 
     def __init__(self, model: ModelConfig, config: Mamba2Config, layer: int) -> None:
         super().__init__(model, config, layer)

@@ -4,7 +4,7 @@ norm and gate on the way out."""
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
@@ -20,7 +20,7 @@ class MatrixState(Mixer):
     q, k, v = self.qkv(...) -> seq.ops.recurrence(...) -> self.gated_out(...).
     """
 
-    roles: ClassVar[dict[str, str]] = {
+    roles = {
         "q_proj": "column",
         "k_proj": "column",
         "v_proj": "column",
@@ -31,8 +31,8 @@ class MatrixState(Mixer):
         "q_norm": "replicate",
         "k_norm": "replicate",
     }
-    divided: ClassVar[dict[str, str]] = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
-    context = ("state", "halo")
+    divided = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
+    context: ClassVar[tuple[str, ...]] = ("state", "halo")
     norm_name = "o_norm"
     products = 2  # of a head's state and a vector, for each token: write k v^T, read S^T q
 
@@ -49,7 +49,7 @@ class MatrixState(Mixer):
             if conv_size:
                 self.add_module(f"{name}_conv1d", ShortConv(channels, conv_size))
         self.o_proj = Linear(self.heads * self.head_v, self.hidden_size, bias=False)
-        self.g_proj: Linear | None = None
+        self.g_proj: nn.Module | None = None
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
 

@@ -14,6 +14,8 @@ from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
 from longfire.ops.sequence_ops import UNDECIDED, RecurrenceOp, SequenceOps
 
+Initialiser = Callable[[Tensor, torch.Generator], object]  # fills a parameter or buffer in place
+
 
 class Observed(NamedTuple):
     """What an MLP gives beside its outputs, of one micro-batch.
@@ -90,18 +92,19 @@ class Mixer(nn.Module):
     """
 
     Config: ClassVar[type]
-    roles: ClassVar[dict[str, str]] = {}
-    divided: ClassVar[dict[str, str]] = {}
+    roles: dict[str, str] = {}
+    divided: dict[str, str] = {}
     context: ClassVar[tuple[str, ...]] = ()
     recurrences: ClassVar[tuple[RecurrenceOp, ...]] = ()
-    own_init: ClassVar[dict[str, Any]] = {}
-    published_init: ClassVar[dict[str, Any]] = {}
+    own_init: dict[str, Initialiser] = {}
+    published_init: dict[str, Initialiser] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     whole_model: ClassVar[type[nn.Module] | None] = None
+    heads: int  # on this process, where it has heads
+    kv_heads: int
     first_head: int = 0
-    cached_up_to: int | None = (
-        None  # tokens: beyond them what earlier calls kept is no longer right; None: it always is
-    )
+    # Tokens: beyond them what earlier calls kept is no longer right; None: it always is.
+    cached_up_to: int | None = None
     carried: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: ModelConfig, config: Any, layer: int) -> None:
@@ -112,7 +115,7 @@ class Mixer(nn.Module):
         self.layers = model.num_hidden_layers
 
     @classmethod
-    def published_ends(cls, model: ModelConfig) -> dict[str, Any]:
+    def published_ends(cls, model: ModelConfig) -> dict[str, Initialiser]:
         return {}
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:

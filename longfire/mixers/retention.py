@@ -19,8 +19,7 @@ from longfire.ops.rope import Rotary, rotate
 class RetentionConfig:
     num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
-        0,
-        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
+        0, "heads of keys and values, which divide num_heads; 0: as many as num_heads"
     )
     expand_k: float = key(1.0, "key size of all heads together / hidden_size")
     expand_v: float = key(2.0, "value size of all heads together / hidden_size")
@@ -35,21 +34,11 @@ class RetentionConfig:
 
     def check(self, hidden_size: int) -> None:
         check_expanded_heads("retention", self, hidden_size)
-        divides(
-            "retention",
-            "num_kv_heads",
-            self.num_kv_heads or self.num_heads,
-            "num_heads",
-            self.num_heads,
-        )
+        kv_heads = self.num_kv_heads or self.num_heads
+        divides("retention", "num_kv_heads", kv_heads, "num_heads", self.num_heads)
         head_k, _ = expanded_sizes(self, hidden_size)
-        divides(
-            "retention",
-            "2 (the halves that rotary positions turn)",
-            2,
-            "hidden_size * expand_k / num_heads",
-            head_k,
-        )
+        halves = "2 (the halves that rotary positions turn)"
+        divides("retention", halves, 2, "hidden_size * expand_k / num_heads", head_k)
         one_of("retention", "feature_map", self.feature_map, ACTIVATIONS)
         one_of("retention", "gate_fn", self.gate_fn, GATES)
 

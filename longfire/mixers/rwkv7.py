@@ -14,9 +14,8 @@ from longfire.ops.dplr import dplr
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.norm import l2_norm, layer_norm
 
-FIRST = (
-    "rwkv7.values"  # in seq.shared: those of the first layer, which later ones mix into their own
-)
+# In seq.shared: those of the first layer, which later ones mix into their own.
+FIRST = "rwkv7.values"
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class RWKV7Config:
     decay_low_rank_dim: int = key(64, "rank of the matrix that makes decays")
     a_low_rank_dim: int = key(64, "rank of the matrix that makes in-context learning rates")
     v_low_rank_dim: int = key(
-        16,
-        "rank of the matrix that makes shares of the first layer's values",
+        16, "rank of the matrix that makes shares of the first layer's values"
     )
     gate_low_rank_dim: int = key(128, "rank of the matrix that makes output gates")
     key_norm_eps: float = key(1e-6, "added under the root of the removed key's length")
@@ -61,6 +59,11 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lora(x)
+
+
+def copy_of(value: Tensor) -> Initialiser:
+    """The rule of a parameter that begins as this tensor."""
+    return lambda tensor, generator: tensor.copy_(value)
 
 
 class HeadNorm(nn.Module):
@@ -166,7 +169,7 @@ class RWKV7(Mixer):
         return x_BTD.unflatten(-1, (-1, self.config.head_dim))
 
     @property
-    def own_init(self) -> dict[str, Initialiser]:
+    def own_init(self) -> dict[str, Initialiser]:  # type: ignore[override]  # computed, never set
         """As RWKV-LM and fla begin: no output, deeper layers nearer to the token itself, decays
         from slow to fast over channels."""
         size = self.hidden_size
@@ -174,9 +177,8 @@ class RWKV7(Mixer):
         left = 1 - self.layer / self.layers
         depth = self.layer / max(1, self.layers - 1)
         share = torch.arange(size, device="cpu") / max(1, size - 1)
-        place = (torch.arange(size, device="cpu") % head_dim * 2 + 1 - head_dim) / max(
-            1, head_dim - 1
-        )  # in its head, -1 to 1
+        place = torch.arange(size, device="cpu") % head_dim * 2 + 1 - head_dim
+        place = place / max(1, head_dim - 1)  # in its head, -1 to 1
         zigzag = place * place.abs()
         centred = share - 0.5
         rates = -6 + 6 * share ** (1 + depth**0.3) + 0.5 + 2.5 * zigzag
@@ -192,10 +194,7 @@ class RWKV7(Mixer):
         for name, power in {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}.items():
             values[f"x_{name}"] = share_of_previous(size, power * left)
         return {
-            **{
-                name: lambda tensor, generator, value=value: tensor.copy_(value)
-                for name, value in values.items()
-            },
+            **{name: copy_of(value) for name, value in values.items()},
             "r_proj.weight": orthogonal(1.0),
             "k_proj.weight": orthogonal(0.1),
             "v_proj.weight": orthogonal(1.0),

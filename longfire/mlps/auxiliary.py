@@ -11,6 +11,7 @@ cuts these is refused by name (`refusals`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,11 @@ from longfire.mixers.mixer import Observed
 from longfire.mlps import MLPS
 from longfire.mlps.contract import MLP
 
+if TYPE_CHECKING:
+    from longfire.model import Block
 
-def with_auxiliary(layers: Iterable[nn.Module]) -> dict[int, MLP]:
+
+def with_auxiliary(layers: Iterable["Block"]) -> dict[int, MLP]:
     """The MLPs that have an auxiliary loss, by layer."""
     found: dict[int, MLP] = {}
     for block in layers:
@@ -32,19 +36,21 @@ def with_auxiliary(layers: Iterable[nn.Module]) -> dict[int, MLP]:
 
 
 def auxiliary_loss(
-    layers: Iterable[nn.Module], observed: Mapping[int, Observed], labels_B: Tensor
+    layers: Iterable["Block"], observed: Mapping[int, Observed], labels_B: Tensor
 ) -> Tensor:
     """Sum over layers and sequences of weight * loss * labels, where labels_B counts those of each
     sequence: divided by all labels of a step it is the mean per token, as the loss is."""
     total = torch.zeros((), device=labels_B.device)
     for layer, mlp in with_auxiliary(layers).items():
+        weight = mlp.auxiliary_loss_weight
+        assert weight is not None, "with_auxiliary gives those that have one"
         loss_B = observed[layer].loss_B
         assert loss_B.shape == labels_B.shape, "an auxiliary loss is one number a sequence"
-        total = total + mlp.auxiliary_loss_weight * (loss_B.float() * labels_B).sum()
+        total = total + weight * (loss_B.float() * labels_B).sum()
     return total
 
 
-def keep_statistics(layers: Iterable[nn.Module], observed: Mapping[int, Observed]) -> None:
+def keep_statistics(layers: Iterable["Block"], observed: Mapping[int, Observed]) -> None:
     """Add the statistics of a micro-batch to those of the step."""
     for layer, mlp in with_auxiliary(layers).items():
         new = observed[layer].statistics
@@ -54,7 +60,7 @@ def keep_statistics(layers: Iterable[nn.Module], observed: Mapping[int, Observed
 
 
 def update_buffers(
-    layers: Iterable[nn.Module], sum_over_processes: Callable[[Tensor], Tensor], keep: bool
+    layers: Iterable["Block"], sum_over_processes: Callable[[Tensor], Tensor], keep: bool
 ) -> None:
     """End a step: give each MLP the sum of its statistics, unless the step was skipped (keep
     false). Collective where processes train together."""

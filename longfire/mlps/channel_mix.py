@@ -31,7 +31,7 @@ class ChannelMix(MLP):
         self.left = 1 - layer / model.num_hidden_layers
 
     @property
-    def own_init(self) -> dict[str, Initialiser]:
+    def own_init(self) -> dict[str, Initialiser]:  # type: ignore[override]  # computed, never set
         return {
             "x_k": lambda x_k, generator: x_k.copy_(share_of_previous(len(x_k), self.left**4)),
             "key.weight": orthogonal(1.0),

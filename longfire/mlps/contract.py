@@ -5,14 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key
-from longfire.mixers.mixer import Observed, Sequence
+from longfire.mixers.mixer import Initialiser, Observed, Sequence
 from longfire.ops.sequence_ops import RecurrenceOp
 
-Initialiser = Callable[[Tensor, torch.Generator], object]  # fills a parameter or buffer in place
+
+def no_forward(mlp: "MLP", x_BTD: Tensor, *others_BTD: Tensor) -> Tensor:
+    """The forward of a class that has not defined one."""
+    raise TypeError(f"{type(mlp).__name__} has no forward: an MLP must define it")
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,15 @@ class MLP(nn.Module):
     """
 
     Config: ClassVar[type] = WidthConfig
-    roles: ClassVar[dict[str, str]] = {}
+    roles: dict[str, str] = {}
+    divided: dict[str, str]
+    heads: int  # on this process, where it has heads, of which first_head is the first
+    kv_heads: int
+    first_head: int
     context: ClassVar[tuple[str, ...]] = ()
     recurrences: ClassVar[tuple[RecurrenceOp, ...]] = ()
-    own_init: ClassVar[dict[str, Initialiser]] = {}
-    published_init: ClassVar[dict[str, Initialiser]] = {}
+    own_init: dict[str, Initialiser] = {}
+    published_init: dict[str, Initialiser] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     auxiliary_loss_weight: float | None = None
     # With `context`: the processes whose tokens, one's after another's, lie in a sequence inside
@@ -71,9 +77,8 @@ class MLP(nn.Module):
         it needs any."""
         return ()
 
-    def forward(self, x_BTD: Tensor, *others_BTD: Tensor) -> Tensor | tuple[Tensor, Observed]:
-        """The outputs of tokens one by one, each with its own of `others`."""
-        raise TypeError(f"{type(self).__name__} has no forward: an MLP must define it")
+    # (x_BTD, *others_BTD): the outputs of tokens one by one, each with its own of `others`.
+    forward: Callable[..., Tensor | tuple[Tensor, Observed]] = no_forward
 
     def update(self, statistics: Tensor) -> None:
         """Change the buffers, after each optimizer step, by the sum of its statistics."""

@@ -90,11 +90,10 @@ def choose_where_nobody_has(device: torch.device) -> None:
 
 def describe(choices: dict[str, Choice]) -> list[str]:
     """A line for each choice with the ops that share it, so that a reason is told once."""
-    names = {
-        choice: ", ".join(op for op, other in choices.items() if other == choice)
-        for choice in choices.values()
-    }
-    return [f"{ops}: {choice.name} ({choice.why})" for choice, ops in names.items()]
+    names: dict[Choice, list[str]] = {}
+    for op, choice in choices.items():
+        names.setdefault(choice, []).append(op)
+    return [f"{', '.join(ops)}: {choice.name} ({choice.why})" for choice, ops in names.items()]
 
 
 def attention_kernels(device: torch.device) -> str:

@@ -4,13 +4,14 @@ torch's fused kernels do the work, and what they cannot see is left out by cutti
 T x T: documents one by one, windows in blocks of queries with the keys that the block can see.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+from torch.nn.attention import flex_attention as flex
 from torch.utils.checkpoint import checkpoint
 
 from longfire.ops import chosen
@@ -477,6 +478,9 @@ class _Parts(torch.autograd.Function):
         return *(gradient[..., :size] for gradient in gradients), None, None
 
 
+WithLogsumexp = Callable[..., tuple[Tensor, flex.AuxOutput]]
+
+
 def parts_by_flex(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -484,14 +488,16 @@ def parts_by_flex(
     uncompiled it makes all scores."""
     T = q.shape[1]
     S = k.shape[1]
-    mask = create_block_mask(earlier, None, None, T, S, device=q.device) if causal else None
+    mask = flex.create_block_mask(earlier, None, None, T, S, device=q.device) if causal else None
     q = q.transpose(1, 2)
     k = k.transpose(1, 2)
     v = v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
-    o, aux = torch.compile(flex_attention)(
-        q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped, return_aux=AuxRequest(lse=True)
-    )
+    # To a type checker torch.compile leaves the first overload only: outputs without logsumexp.
+    attend: WithLogsumexp = torch.compile(flex.flex_attention)  # type: ignore[assignment]
+    wanted = flex.AuxRequest(lse=True)
+    o, aux = attend(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped, return_aux=wanted)
+    assert aux.lse is not None
     return in_fp32(o.transpose(1, 2)), aux.lse
 
 

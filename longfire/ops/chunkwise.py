@@ -100,9 +100,8 @@ def step_decays(g: Tensor | None, continues_BT: Tensor | None, like_BTHK: Tensor
 class Decayed(NamedTuple):
     """What a chunk needs; lists have one entry per set of queries, or of keys."""
 
-    products: list[
-        list[Tensor]
-    ]  # for each set of queries, of each set of keys (..., C, C) lower triangular: P_ij
+    # For each set of queries, of each set of keys (..., C, C) lower triangular: P_ij.
+    products: list[list[Tensor]]
     from_start: list[Tensor]  # (..., C, K): q_i a_1..a_i
     to_end: list[Tensor]  # (..., C, K): k_j a_{j+1}..a_C
     whole: Tensor  # (..., K or 1, 1): a_1..a_C, ready to multiply a state
@@ -121,7 +120,9 @@ def decayed(queries: list[Tensor], keys: list[Tensor], decay: Tensor) -> Decayed
     queries = [query.contiguous() for query in queries]
     keys = [key.contiguous() for key in keys]
     whole, to_end, from_start, pairs = decays_alone(decay)
-    products = [[(query @ key.mT) * pairs for key in keys] for query in queries]
+    products = []
+    for query in queries:
+        products.append([(query @ key.mT) * pairs for key in keys])
     return Decayed(
         products,
         [query * from_start for query in queries],
@@ -306,9 +307,8 @@ def score_blocks(products: Tensor, queries: int) -> Tensor:
 def scored(scores: Tensor, size: int) -> Tensor:
     """Rows of queries and columns of keys, (..., C / 2 size, size * I, size * J), as
     `below_diagonal` lies: a view (..., I, J, C / 2 size, size, size)."""
-    blocks = scores.unflatten(-1, (size, -1)).unflatten(
-        -3, (size, -1)
-    )  # (..., C / 2 size, size, I, size, J)
+    # (..., C / 2 size, size, I, size, J)
+    blocks = scores.unflatten(-1, (size, -1)).unflatten(-3, (size, -1))
     return blocks.movedim((-3, -1), (-5, -4))
 
 

@@ -54,9 +54,8 @@ class _SquaredReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return torch.addcmul(
-            d_y.new_zeros(()), d_y, positive, value=2
-        )  # 2 d_y positive, in one pass
+        # 2 d_y positive, in one pass
+        return torch.addcmul(d_y.new_zeros(()), d_y, positive, value=2)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

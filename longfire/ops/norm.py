@@ -10,9 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from longfire.ops.linear import in_fp32
 
-FEW = (
-    2**15
-)  # numbers up to which torch's own norm is faster than ours without gradients (equal at some 10^5)
+# Numbers up to which torch's own norm is faster than ours without gradients (equal at some 10^5).
+FEW = 2**15
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -50,9 +49,8 @@ def in_fp32_rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     few = x.numel() < FEW and not torch.is_grad_enabled()
     if x.device.type != "cpu" or torch.compiler.is_compiling() or few:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
-    weight = (
-        None if weight is None else weight.to(x.dtype)
-    )  # it may come narrow (param_gather_dtype)
+    if weight is not None:
+        weight = weight.to(x.dtype)  # it may come narrow (param_gather_dtype)
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -64,9 +62,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        norms = torch.linalg.vector_norm(
-            x, dim=-1, keepdim=True
-        )  # unlike a sum of squares, no temporary of x's size
+        # Unlike a sum of squares, no temporary of x's size.
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         r = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
         y = x * r

@@ -86,11 +86,7 @@ class SequenceOps(Protocol):
         ...
 
     def token_shift(
-        self,
-        x_BTD: Tensor,
-        *,
-        before_BD: Tensor | None = None,
-        documents: Documents | None = None,
+        self, x_BTD: Tensor, *, before_BD: Tensor | None = None, documents: Documents | None = None
     ) -> tuple[Tensor, Tensor]:
         """The input of the token before each -> (B, T, D), as ops.token_shift.previous_token, and
         the last input.

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longfire.config.settings import Parallelism
@@ -43,6 +43,8 @@ from longfire.parallel.layout import ContextShard, SequenceLayout, keys_seen, se
 from longfire.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
+    from longfire.mixers.mixer import Mixer
+    from longfire.mlps.contract import MLP
     from longfire.model import Model
 
 KINDS_OF_CONTEXT = ("attention", "state", "halo")
@@ -407,28 +409,27 @@ def refusals(
             yield why
 
 
-def parts_of(model: "Model") -> Iterator[tuple[nn.Module, str]]:
+def parts_of(model: "Model") -> Iterator[tuple["Mixer | MLP", str]]:
     """Each mixer with the name that layer_types gives it, and MLPs that look at other tokens."""
     for block, mixer, mlp in zip(model.layers, model.config.layer_types, model.config.mlp_types):
         yield block.mixer, mixer
-        if getattr(block.mlp, "context", ()):
+        if block.mlp is not None and block.mlp.context:
             yield block.mlp, f"mlp {mlp}"
 
 
-def why_not_shared(part: nn.Module, name: str, degree: str) -> Iterator[str]:
+def why_not_shared(part: "Mixer | MLP", name: str, degree: str) -> Iterator[str]:
     """Why processes cannot share the sequences of a mixer, or of an MLP."""
-    recurrences = getattr(part, "recurrences", ())
     if not part.context:
         yield (
             f"{degree}: {name} does not say how it looks along the sequence (context); set it to "
             f"1, or let the mixer declare which of {', '.join(KINDS_OF_CONTEXT)} it needs"
         )
-    if "state" in part.context and not recurrences:
+    if "state" in part.context and not part.recurrences:
         yield (
             f"{degree}: {name} has a state but does not say of which recurrence (recurrences); set "
             "it to 1, or let the mixer declare the ops that it gives to seq.ops.recurrence"
         )
-    for op in recurrences:
+    for op in part.recurrences:
         if not has_map(op):
             yield (
                 f"{degree}: {name}.recurrences has {getattr(op, '__name__', op)}, of which no map "

@@ -70,7 +70,9 @@ class Stage(Model):
         self.microbatch = 0  # the number of the one that comes next
         self.end: Callable[[Model, Tensor, Batch], Any] | None = None
 
-    def forward(self, *passed: Tensor) -> Any:
+    def forward(  # type: ignore[override]  # called by torch's stage, with what travels
+        self, *passed: Tensor
+    ) -> Any:
         """(hidden states, then what `taken` names) of the stage before -> the same for the next
         one."""
         (model,), (batch, noise_BT) = self.of, self.microbatches[self.microbatch]
@@ -81,8 +83,10 @@ class Stage(Model):
             model.embed_tokens(batch.ids_BT, seq) if self.is_first else passed[0], seq
         )
         if self.is_last:
+            assert self.end is not None, "a step says what becomes of hidden states"
             return self.end(model, model.final_norm(x_BTD), batch)
-        return tuple(x.contiguous() for x in (x_BTD, *(seq.shared[key] for key in self.given)))
+        given = [seq.shared[key] for key in self.given]
+        return tuple(x.contiguous() for x in (x_BTD, *given))
 
 
 def hold(part: Model, model: Model, stages: set[int], placed: StageLayout) -> None:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from longfire.block_execution import Execution
+from longfire.block_execution import Execution, Result
 from longfire.config.settings import ActivationCheckpoint
 
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
@@ -33,7 +33,9 @@ class Executed(Protocol):
     """A block (model.Block), as this file sees it."""
 
     execution: Execution
-    mlp: nn.Module | None
+
+    @property
+    def mlp(self) -> nn.Module | None: ...
 
 
 def save_memory(
@@ -75,7 +77,7 @@ class Checkpointed:
             options["context_fn"] = partial(create_selective_checkpoint_contexts, decided)
         return cls(options)
 
-    def __call__(self, part: Callable[..., Tensor], *inputs: object) -> Tensor:
+    def __call__(self, part: Callable[..., Result], *inputs: object) -> Result:
         if not torch.is_grad_enabled():
             return part(*inputs)
         return checkpoint(part, *inputs, **self.options)

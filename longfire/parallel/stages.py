@@ -99,6 +99,9 @@ def begins(parallelism: Parallelism) -> list[int]:
     return []
 
 
+Division = tuple[float, float, list[int]]  # dearest stage, sum of squares, first layers of stages
+
+
 def cheapest(costs: list[float], stages: int) -> list[int]:
     """The first layer of each stage such that the dearest stage is as cheap as can be; of equal
     ones those of least squares.
@@ -112,25 +115,23 @@ def cheapest(costs: list[float], stages: int) -> list[int]:
     sums = [0.0]
     for cost in layers:
         sums.append(sums[-1] + cost)
-    best: dict[int, tuple[float, float, list[int]]] = {
-        0: (0.0, 0.0, [])
-    }  # layers so far -> dearest stage, squares, beginnings
+    best: dict[int, Division] = {0: (0.0, 0.0, [])}  # by the number of layers so far
     for stage in range(stages):
         last = len(layers) - (stages - 1 - stage)  # the stages that follow have a layer each
         ends = range(stage + 1, last + 1) if stage < stages - 1 else [len(layers)]
-        best = {
-            end: min(
-                (
-                    max(dearest, sums[end] - sums[begin]),
-                    squares + (sums[end] - sums[begin]) ** 2,
-                    [*points, begin],
-                )
-                for begin, (dearest, squares, points) in best.items()
-                if begin < end
-            )
-            for end in ends
-        }
+        best = {end: with_one_more_stage(best, sums, end) for end in ends}
     return best[len(layers)][2]
+
+
+def with_one_more_stage(best: dict[int, Division], sums: list[float], end: int) -> Division:
+    """The best division of the layers before `end`, given those with one stage less. sums: costs
+    of all layers before each."""
+    divisions: list[Division] = []
+    for begin, (dearest, squares, points) in best.items():
+        if begin < end:
+            cost = sums[end] - sums[begin]
+            divisions.append((max(dearest, cost), squares + cost**2, [*points, begin]))
+    return min(divisions)
 
 
 @lru_cache(4)
@@ -150,14 +151,11 @@ def read_order(file: str) -> ScheduleOrder:
     stages = len(where)
     microbatches = 1 + max((number for _, _, number, _ in done), default=-1)
     wanted = [(stage, number) for stage in range(stages) for number in range(microbatches)]
-    forwards, wholes, firsts, seconds = (
-        sorted(
-            (stage, number)
-            for stage, kind, number, process in done
-            if kind == letter and where[stage] == process
-        )
-        for letter in "FBIW"
-    )
+    by_kind: dict[str, list[tuple[int, int]]] = {letter: [] for letter in "FBIW"}
+    for stage, kind, number, process in done:
+        if where[stage] == process:
+            by_kind[kind].append((stage, number))
+    forwards, wholes, firsts, seconds = map(sorted, by_kind.values())
     if not wanted or forwards != wanted or sorted(wholes + firsts) != wanted or firsts != seconds:
         raise SettingsError(
             f"{CSV} = {file!r} is no order of forwards and backwards: a row a process, and in "

@@ -17,7 +17,7 @@ across, and those of the gradients:
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ from longfire.parallel.sharding import (
 )
 
 if TYPE_CHECKING:
+    from longfire.mixers.mixer import Mixer
+    from longfire.mlps.contract import MLP
     from longfire.model import Model
 
 
@@ -119,7 +121,8 @@ def split(model: "Model", mesh: Mesh, sequence_parallel: bool) -> None:
         ends = {f"{leaf}.bias" for leaf, role in region.roles.items() if role == "row"}
         inside |= {p for leaf, p in region.named_parameters() if leaf not in ends}
     for module in model.shared.values():
-        for leaf, dim in module.split_dims.items():
+        dims = cast("dict[str, int]", module.split_dims)  # as every Mixer.whole_model declares
+        for leaf, dim in dims.items():
             keep_range(module, leaf, dim, tp_group)
     split_vocabulary(model, tp_group)
     for name, parameter, spec in list(placed_parameters(model)):
@@ -170,7 +173,7 @@ def refusals(
     )
 
 
-def why_not_shared(region: nn.Module, name: str, tp: int) -> Iterator[str]:
+def why_not_shared(region: "Mixer | MLP", name: str, tp: int) -> Iterator[str]:
     """Why tp processes cannot share a mixer or an MLP."""
     degree = f"parallelism.tensor_parallel_degree = {tp}"
     where = "in the model's config"
@@ -194,7 +197,7 @@ def why_not_shared(region: nn.Module, name: str, tp: int) -> Iterator[str]:
             )
 
 
-def undeclared(region: nn.Module) -> Iterator[str]:
+def undeclared(region: "Mixer | MLP") -> Iterator[str]:
     """What a mixer of a user's own, or an MLP, leaves open."""
     spoken_of = {leaf for role in region.roles for leaf in leaves(region, role)}
     if without := sorted({leaf for leaf, _ in region.named_parameters()} - spoken_of):
@@ -207,7 +210,7 @@ def undeclared(region: nn.Module) -> Iterator[str]:
         yield "which of its attributes count heads (divided)"
 
 
-def named_regions(model: "Model") -> Iterator[tuple[nn.Module, str]]:
+def named_regions(model: "Model") -> Iterator[tuple["Mixer | MLP", str]]:
     """Each mixer with the name that layer_types gives it, each MLP with its own."""
     for block, mixer, mlp in zip(model.layers, model.config.layer_types, model.config.mlp_types):
         yield block.mixer, mixer
@@ -215,7 +218,7 @@ def named_regions(model: "Model") -> Iterator[tuple[nn.Module, str]]:
             yield block.mlp, f"mlp {mlp}"
 
 
-def split_region(region: nn.Module, tp_group: TensorGroup) -> None:
+def split_region(region: "Mixer | MLP", tp_group: TensorGroup) -> None:
     """Split a mixer or an MLP as its roles say."""
     for leaf, dim, parts in split_leaves(region):
         keep_range(region, leaf, dim, tp_group, parts)
@@ -227,10 +230,10 @@ def split_region(region: nn.Module, tp_group: TensorGroup) -> None:
     if hasattr(region, "heads"):
         region.first_head = tp_group.rank * region.heads
     if hasattr(region, "tokens_from") and region.context and tp_group.sequence_parallel:
-        region.tokens_from = tp_group.size
+        cast("MLP", region).tokens_from = tp_group.size  # a Mixer has none
 
 
-def split_leaves(region: nn.Module) -> list[tuple[str, int, int]]:
+def split_leaves(region: "Mixer | MLP") -> list[tuple[str, int, int]]:
     """Parameters that the roles split: name, dim, and equal parts of it that are split each by
     itself."""
     return [
@@ -407,7 +410,8 @@ def split_vocabulary(model: "Model", tp_group: TensorGroup) -> None:
     words = tp_group.words(model.config.vocab_size)
     tied = model.head.weight is model.embed.weight
     keep_range(model.embed, "weight", 0, tp_group)
-    embedding = SharedEmbedding(model.embed.weight, tp_group.out, words.first)
+    rows_here = model.embed.get_parameter("weight")
+    embedding = SharedEmbedding(rows_here, tp_group.out, words.first)
     replace_module(model, "embed", embedding)
     if tied:
         model.head.weight = model.embed.weight

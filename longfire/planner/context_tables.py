@@ -182,11 +182,11 @@ def keep(
     out: Path, mixers: list[tuple[str, Any]], rows: list[tuple[published.Row, longest.Longest]]
 ) -> None:
     """All of it as JSON. Raises SettingsError where the file cannot be written."""
+    by_mixer: dict[str, object] = {}
+    for name, found in mixers:
+        by_mixer[name] = found if isinstance(found, str) else [asdict(one) for one in found]
     said = {
-        "mixers": {
-            name: found if isinstance(found, str) else [asdict(one) for one in found]
-            for name, found in mixers
-        },
+        "mixers": by_mixer,
         "published": [
             {**asdict(row), "arithmetic": published.arithmetic(row), "ours": asdict(one)}
             for row, one in rows

@@ -97,12 +97,13 @@ def of_mixers(
     each number of devices, or why the shape cannot have the mixer."""
     tps = tuple(sorted({1, run.degrees["tp"]}))
     run = replace(run, training=replace(run.training, seq_len=PIECE))
-    shapes = {"the recipe": run.model_config, **{name: None for name in MIXERS}}
-    for name, shape in shapes.items():
+    for name in ("the recipe", *MIXERS):
         try:
-            planner = Planner(
-                replace(run, model_config=shape or with_mixer(run.model_config, name)), device
-            )
+            shape = run.known_model_config
+            if name != "the recipe":
+                assert isinstance(shape, ModelConfig)  # a Planner of the recipe refuses others
+                shape = with_mixer(shape, name)
+            planner = Planner(replace(run, model_config=shape), device)
             yield name, [longest(planner, count, tps) for count in counts]
         except SettingsError as refused:
             yield name, str(refused)

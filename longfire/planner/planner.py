@@ -63,7 +63,8 @@ class Planner:
     """
 
     def __init__(self, run: Run, device: Device, dtype: str = "", as_cuda: bool = True) -> None:
-        if isinstance(run.model_config, TransformersConfig):
+        model_config = run.known_model_config
+        if isinstance(model_config, TransformersConfig):
             raise SettingsError(
                 "model.backend = 'transformers' knows nothing of the model's inside, which "
                 "`longfire plan` counts; set it to longfire"
@@ -75,7 +76,7 @@ class Planner:
         self.seq_len = run.training.seq_len
         self.rows = run.sequences_per_step
         self.tokens = run.tokens_per_step
-        self.model_config = run.model_config.with_vocabulary(run.vocab_size)
+        self.model_config = model_config.with_vocabulary(run.vocab_size)
         self.rule = rule_of(run.optimizer)
         self.dtype = dtype or ("float32" if run.model.compute_dtype == "float32" else "bfloat16")
         self.model = on_meta(self.model_config, getattr(torch, self.dtype))

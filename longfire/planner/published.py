@@ -6,6 +6,7 @@ docs/planning.md says which assumptions reproduce the printed numbers, and where
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
@@ -146,21 +147,21 @@ def minimum_block(flops: float, link: float) -> tuple[float, float]:
     return flops / link, 6 * flops / link
 
 
+def bytes_kept(kind: str, size: Size, tokens: int) -> float:
+    """Of all layers' activations, for one row of so many tokens."""
+    activations = ACTIVATIONS[kind](1, tokens, size.hidden, size.heads, 0)
+    return KEPT[kind] * size.layers * activations
+
+
 def arithmetic(row: Row) -> dict[str, int]:
     """The four columns of table 3 in 1000 tokens, powers of two as they are printed: one row a
     device, parameters in full precision over all devices, activations of all layers in what is
     left; the ring as many times the blockwise column as it has processes."""
     size = SIZES[row.model]
     free = row.memory - STATES * size.parameters / row.devices
-    columns = {
-        kind: thousands(
-            lambda s, kind=kind: (
-                KEPT[kind] * size.layers * ACTIVATIONS[kind](1, s, size.hidden, size.heads, 0)
-            ),
-            free,
-        )
-        for kind in KEPT
-    }
+    columns: dict[str, int] = {}
+    for kind in KEPT:
+        columns[kind] = thousands(partial(bytes_kept, kind, size), free)
     return {**columns, "ring": columns["blockwise"] * row.ring}
 
 

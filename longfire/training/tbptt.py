@@ -80,7 +80,9 @@ class CarriedState(Cache):
         self.continues_B = continues_B
         self.here: dict[int, OneLayer] = {}
 
-    def of(self, layer: int) -> "OneLayer":
+    def of(  # type: ignore[override]  # of a Cache, what a layer calls: kept, append, hidden_B
+        self, layer: int
+    ) -> "OneLayer":
         self.here[layer] = OneLayer(self.before.get(layer, {}), self.continues_B)
         return self.here[layer]
 
@@ -203,15 +205,19 @@ def exact(
         sync(not seams)
         with clock("backward"):
             backward(loss, passed.after, arriving)
-        arriving = alone(
-            {
-                layer: {
-                    name: state.grad for name, state in states.items() if state.grad is not None
-                }
-                for layer, states in before.items()
-            }
-        )
+        arriving = alone(gradients_of(before))
         yield loss.detach()
+
+
+def gradients_of(before: States) -> States:
+    """The gradients of states, of those that have one."""
+    gradients: States = {}
+    for layer, states in before.items():
+        gradients[layer] = {}
+        for name, state in states.items():
+            if state.grad is not None:
+                gradients[layer][name] = state.grad
+    return gradients
 
 
 def backward(loss: Tensor, left: States, arriving: States) -> None:

@@ -1,5 +1,5 @@
-"""Promise 11: every fast op equals its reference implementation forward and backward; which form runs, and why, is told once; no fallback
-is silent. The cases are those of `longfire doctor`, which a user runs on his own machine."""
+"""Promise 11: every fast op equals its reference implementation forward and backward; which form runs, and why, is told once; no
+fallback is silent. The cases are those of `longfire doctor`, which a user runs on his own machine."""
 
 import inspect
 from pathlib import Path

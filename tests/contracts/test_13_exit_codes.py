@@ -1,4 +1,5 @@
-"""Promise 13: the exit code tells the reference: bad input, a hang, a NaN, a full disk: one clear message, non-zero, in bounded time."""
+"""Promise 13: the exit code tells the reference: bad input, a hang, a NaN, a full disk: one clear message, non-zero,
+in bounded time."""
 
 import json
 import os

@@ -39,7 +39,7 @@ def attention_inputs(
 
 
 def cases() -> Iterator[Case]:
-    for name, options in {
+    whole: dict[str, Inputs] = {
         "causal": {},
         "grouped heads": {"heads": 2},
         "own value size, own scale": {"own_value_size": True, "scale": 0.3},
@@ -49,11 +49,13 @@ def cases() -> Iterator[Case]:
         "window, documents, 1 kv head": {"window": 9, "documents": True, "heads": 1},
         "queries are the last third": {"queries": 1 / 3, "heads": 2},
         "the last third, window": {"queries": 1 / 3, "window": 9},
-    }.items():
+    }
+    for name, options in whole.items():
         yield Case(attention, "attention", name, partial(attention_inputs, **options))
 
-    for name, options in {
+    parts: dict[str, Inputs] = {
         "causal": {"causal": True},
         "all keys, grouped heads": {"causal": False, "heads": 2, "queries": 1 / 3},
-    }.items():
+    }
+    for name, options in parts.items():
         yield Case(attention, "attention_parts", name, partial(attention_inputs, **options))

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from functools import partial
 
 from longfire.doctor.cases.attention import attention_inputs
-from longfire.doctor.op_cases import Case
+from longfire.doctor.op_cases import Case, Inputs
 from longfire.ops import attention_blocks
 
 
 def cases() -> Iterator[Case]:
-    for name, options in {
+    ways: dict[str, Inputs] = {
         "grouped heads": {"heads": 2},
         "window, own value size": {"window": 9, "own_value_size": True},
-    }.items():
+    }
+    for name, options in ways.items():
         inputs = partial(attention_inputs, keys=32, **options)
         yield Case(attention_blocks, "attention_in_blocks", name, inputs)

@@ -23,11 +23,12 @@ def cross_entropy_inputs(
 
 
 def cases() -> Iterator[Case]:
-    for name, options in {
+    ways: dict[str, Inputs] = {
         "in chunks": {"chunk_tokens": 32},
         "in one": {"chunk_tokens": 4096},
         "soft cap": {"chunk_tokens": 4096, "softcap": 2.0},
         "l2 warp": {"chunk_tokens": 32, "l2_warp": True},
-    }.items():
+    }
+    for name, options in ways.items():
         inputs = partial(cross_entropy_inputs, **options)
         yield Case(cross_entropy, "linear_cross_entropy", name, inputs)

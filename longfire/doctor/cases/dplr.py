@@ -29,9 +29,10 @@ def dplr_inputs(
 
 
 def cases() -> Iterator[Case]:
-    for name, options in {
+    ways: dict[str, Inputs] = {
         "vector decay": {},
         "vector decay, documents": {"documents": True},
         f"vector decay of e^{STRONG:.0f}": {"strong": STRONG},
-    }.items():
+    }
+    for name, options in ways.items():
         yield Case(dplr, "dplr", name, partial(dplr_inputs, **options))

@@ -33,7 +33,7 @@ def recurrent_inputs(
     keys = H // heads_per_key
     shape = {"none": None, "constant": (H,), "scalar": row, "vector": (*row, n.K)}[decay]
     k_BTHK = draw.normal(n.B, n.T, keys, n.K)
-    inputs = {
+    inputs: Inputs = {
         "q_BTHK": draw.normal(n.B, n.T, keys * groups, n.K),
         "k_BTHK": F.normalize(k_BTHK, dim=-1) if rule else k_BTHK,
         "v_BTHV": draw.normal(*row, n.V),
@@ -69,7 +69,7 @@ def decay_cases(module: ModuleType, op: str, decays: tuple[str, ...]) -> Iterato
 def cases() -> Iterator[Case]:
     decays = ("none", "constant", "scalar", "vector")
     yield from decay_cases(linear_attention, "linear_attention", decays)
-    for name, options in {
+    ways: dict[str, Inputs] = {
         "value decay": {"value_decay": True},
         "value decay, documents": {"value_decay": True, "documents": True},
         f"value decay of e^{STRONG:.0f}": {"value_decay": True, "strong": STRONG},
@@ -82,6 +82,7 @@ def cases() -> Iterator[Case]:
             "heads_per_key": 2,
             "documents": True,
         },
-    }.items():
+    }
+    for name, options in ways.items():
         inputs = partial(recurrent_inputs, rule=False, **{"decay": "none", **options})
         yield Case(linear_attention, "linear_attention", name, inputs)

@@ -29,11 +29,12 @@ def selective_scan_inputs(
 
 
 def cases() -> Iterator[Case]:
-    for name, options in {
+    ways: dict[str, Inputs] = {
         "Mamba's steps": {},
         "documents": {"documents": True},
         "steps of 20": {"strong": 20.0},
-    }.items():
+    }
+    for name, options in ways.items():
         yield Case(
             selective_scan, "selective_scan", name, partial(selective_scan_inputs, **options)
         )

@@ -28,9 +28,10 @@ def short_conv_inputs(
 
 
 def cases() -> Iterator[Case]:
-    for name, options in {
+    ways: dict[str, Inputs] = {
         "width 4": {},
         "width 3, documents": {"width": 3, "documents": True},
         "no activation": {"silu": False},
-    }.items():
+    }
+    for name, options in ways.items():
         yield Case(short_conv, "short_conv", name, partial(short_conv_inputs, **options))

@@ -53,7 +53,9 @@ class Recurrence(NamedTuple):
 def shares_chunks(inputs: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
     """Whether the state's chunks lie as its channels do: not where values decay too, nor where
     heads of v share keys."""
-    return options.get("gv") is None and inputs[1].shape[2] == inputs[2].shape[2]
+    _, keys, values, *_ = inputs
+    assert keys is not None and values is not None
+    return options.get("gv") is None and keys.shape[2] == values.shape[2]
 
 
 def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
@@ -63,9 +65,11 @@ def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
     Matrices are folded up from the left: the state that began as zero is carried beside the one
     that began as the identity.
     """
-    whole = state = None
+    whole: Tensor | None = None
+    state: Tensor | None = None
     for transition, write in chunks:
-        is_matrix, (B, _, H, K, V) = transition.shape[-1] != 1, write.shape
+        is_matrix = transition.shape[-1] != 1
+        B, _, H, K, V = write.shape
         if state is None:
             state = write.new_zeros(B, H, K, V)
             if is_matrix:
@@ -80,7 +84,9 @@ def folded(chunks: Iterable[tuple[Tensor, Tensor]]) -> Affine:
         if not is_matrix:
             some = transition.prod(1)
             whole = some if whole is None else whole * some
+    assert state is not None, "a row has a chunk"
     if not is_matrix:
+        assert whole is not None
         return Affine(whole.expand(B, H, -1, -1), state, is_matrix)
     write, transition = state.split((V, K), -1)
     return Affine(transition, write, is_matrix)

@@ -31,9 +31,11 @@ def delta_rule_map(
         for k, v, beta, g_, continues_BT in segments_of(
             (k_BTHK, v_BTHV, beta_BTH[..., None], g, continues(documents))
         ):
+            assert k is not None and v is not None and beta is not None
             size = chunk_size(k.shape[1])
             decay = chunked(step_decays(g_, continues_BT, k), size, fill=1.0)
-            yield delta.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, beta)), decay)
+            k, v, beta = (chunked(x.to(dtype), size) for x in (k, v, beta))
+            yield delta.chunk_maps(k, v, beta, decay)
 
     return folded(maps())
 

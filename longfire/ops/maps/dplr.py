@@ -32,10 +32,12 @@ def dplr_map(
         for k, v, c, b, g, continues_BT in segments_of(
             (k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, continues(documents))
         ):
+            assert k is not None and v is not None and c is not None and b is not None
             size = chunk_size(k.shape[1])
             decay = chunked(step_decays(g, continues_BT, k), size, fill=1.0)
             c = general.of_own_document(c, continues_BT)
-            yield general.chunk_maps(*(chunked(x.to(dtype), size) for x in (k, v, c, b)), decay)
+            k, v, c, b = (chunked(x.to(dtype), size) for x in (k, v, c, b))
+            yield general.chunk_maps(k, v, c, b, decay)
 
     return folded(maps())
 
