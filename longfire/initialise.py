@@ -50,8 +50,8 @@ def initialise(model: Model, seed: int) -> None:
 
     Each is drawn whole, since rules look at the whole shape, and the part that this process holds
     (split, sharded) is kept. A parameter that its mixer names in `own_init` begins by that rule,
-    every other one by its role (`role_of`); a buffer without such a rule is zero. Raises AssertionError naming a parameter without a
-    role.
+    every other one by its role (`role_of`); a buffer without such a rule is zero. Raises
+    AssertionError naming a parameter without a role.
     """
     visited: set[nn.Parameter] = set()
     own = own_rules(model)

@@ -31,7 +31,8 @@ def loss_sum(
     that it counted before any backward, so that 1 x 8 rows and 8 x 1 rows give the same gradients
     whatever their padding. The logits exist for `chunk_tokens` tokens at a time. noise_BT: what
     dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
-    cache: where the batch is a segment of its rows, what goes from one to the next (training/tbptt.py).
+    cache: where the batch is a segment of its rows, what goes from one to the next
+    (training/tbptt.py).
     """
     seq = Sequence(batch.positions_BT, batch.documents, cache, noise_BT, ops=batch.ops)
     hidden_BTD = model(batch.ids_BT, seq)

@@ -45,8 +45,8 @@ class Block(nn.Module):
 
     What is added passes dropout; adding and dropping are one step. `inner` is the type that mixer
     and MLP compute in, which the stream itself has too unless residual_in_fp32. `execution` and
-    `regions` say how the devices of the model compute it. With an MLP that has an auxiliary loss the
-    block returns the new stream and what the MLP observed.
+    `regions` say how the devices of the model compute it. With an MLP that has an auxiliary loss
+    the block returns the new stream and what the MLP observed.
     """
 
     def __init__(self, config: ModelConfig, layer: int, inner: torch.dtype) -> None:

@@ -83,7 +83,7 @@ def test_numbers_are_what_the_code_counts():
 def test_the_page_says_what_the_numbers_are_of():
     text = PAGE.read_text(encoding="utf-8")
     assert re.search(rf"hidden size {HIDDEN:,}", text) and re.search(
-        rf"rows of {TOKENS:,} tokens", text
+        rf"sequences of {TOKENS:,} tokens", text
     )
 
 

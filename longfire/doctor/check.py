@@ -1,7 +1,8 @@
 """`longfire doctor`: every fast op against its reference on this machine, forward and backward.
 
 Where there are several forms (our own on torch, fla's kernels on CUDA) each that a run could choose
-is checked, on the CPU and on the GPU. doctor/cases/ has the cases and their inputs, op_cases.py what rounding may explain.
+is checked, on the CPU and on the GPU. doctor/cases/ has the cases and their inputs, op_cases.py
+what rounding may explain.
 """
 
 import platform

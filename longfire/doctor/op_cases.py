@@ -147,8 +147,8 @@ def errors(
     """max |fast - reference| / max |reference| of each output and gradient; infinite where the fast
     form is not finite.
 
-    sizes: those of SIZES if None.  floor: a result below this share of the largest one is what is left of larger numbers, and its
-    error is relative to that share.
+    sizes: those of SIZES if None.  floor: a result below this share of the largest one is what is
+    left of larger numbers, and its error is relative to that share.
     """
     rounded = moved(case.inputs(Draw(seed), sizes or SIZES[device.type]), device, dtype)
     exact = {

@@ -48,8 +48,8 @@ class Sequence:
     another one for each block; None: no dropout. shared: what layers share in one forward: made
     before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one layer for later
     ones. ops: what computes along the sequence; at its default, the model that is given the
-    sequence puts its own there (`Model.local_ops`). observed: what the MLPs of layers gave beside their
-    outputs, by layer (mlps/auxiliary.py).
+    sequence puts its own there (`Model.local_ops`). observed: what the MLPs of layers gave beside
+    their outputs, by layer (mlps/auxiliary.py).
     """
 
     positions_BT: Tensor
@@ -65,28 +65,33 @@ class Mixer(nn.Module):
     """One layer's way to look along the sequence: x_BTD -> y_BTD, causal.
 
     A subclass declares, as data read by the code that acts on it:
-      Config:  frozen dataclass of its own settings (a config's `"gla": {...}`), with `check(hidden_size)`
+      Config:  frozen dataclass of its own settings (a config's `"gla": {...}`), with
+      `check(hidden_size)`
       roles:   how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
                  column     a matrix's outputs, and its bias         head       rows of anything that has some for each head
                  halves     the same of a matrix that makes two things side by side
                  row        a matrix's inputs, all parts added up: the mixer's end (init_outputs); inner_row: in its middle
                  norm       a norm over channels of all heads        replicate  every process has the whole
-      divided: what it counts of heads, or groups of heads, that divide the processes: attribute -> key of its settings. The attributes
-               are those of the heads on this process, of which `first_head` is the first
+      divided: what it counts of heads, or groups of heads, that divide the processes: attribute ->
+               key of its settings. The attributes are those of the heads on this process, of which
+               `first_head` is the first
       context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
       recurrences: the ops that it gives to `seq.ops.recurrence`
-      own_init: parameters that always begin by a rule of their own: name -> function(tensor, generator), in place; a name may
-                be dotted (a parameter of a submodule), and an instance may have rules of its own (they may depend on `layer`)
+      own_init: parameters that always begin by a rule of their own: name -> function(tensor,
+                generator), in place; a name may be dotted (a parameter of a submodule), and an
+                instance may have rules of its own (they may depend on `layer`)
       published_init: the same of matrices that begin so unless the model config's init_* says
       otherwise
       published_ends: how the embedding and the head begin, by their whole names, in a model that
       has this mixer in every layer
       keep_fp32: parameters that no compute dtype may round
-      whole_model: the class of a module that the model holds once for all layers of this mixer, made as
-                whole_model(model, shape); what its forward() returns goes into `seq.shared` before the first block. Its split_dims
-                say which dim of a parameter has channels, for tensor parallelism
-      carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in the compute type, split as the
-                outputs of a "column" where tensors are. Along a pipeline they travel with the hidden states
+      whole_model: the class of a module that the model holds once for all layers of this mixer,
+                made as whole_model(model, shape); what its forward() returns goes into `seq.shared`
+                before the first block. Its split_dims say which dim of a parameter has channels,
+                for tensor parallelism
+      carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in
+                the compute type, split as the outputs of a "column" where tensors are. Along a
+                pipeline they travel with the hidden states
     and looks at other tokens by `seq.ops` alone: attention, recurrence, convolution, token_shift
     (ops/sequence_ops.py). A mixer never knows of processes.
     """

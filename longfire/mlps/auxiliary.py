@@ -1,4 +1,5 @@
-"""What MLPs give beside their outputs: an auxiliary loss of each sequence, and statistics of a step.
+"""What MLPs give beside their outputs: an auxiliary loss of each sequence, and statistics of a
+step.
 
     block(x, seq) -> (x, Observed)     by return values alone, so that a part that is recomputed in
                                        the backward, or compiled, gives them once

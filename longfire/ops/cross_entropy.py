@@ -310,9 +310,9 @@ def cached_rows(logits_NW: Tensor) -> int:
 def shared_softmax_minus_onehot(
     logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool, words: Words
 ) -> Tensor:
-    """(N,) losses of a chunk, of whose words some are on this process. Two sums over the processes: of the
-    highest logits; of the others' exponentials beside the label's logit, which one process has. The
-    logits are overwritten as in `softmax_minus_onehot`."""
+    """(N,) losses of a chunk, of whose words some are on this process. Two sums over the processes:
+    of the highest logits; of the others' exponentials beside the label's logit, which one process
+    has. The logits are overwritten as in `softmax_minus_onehot`."""
     real_N = labels_N != ignore_index
     here_N = labels_N - words.first
     mine_N = real_N & (here_N >= 0) & (here_N < logits_NW.shape[1])

@@ -21,7 +21,8 @@ class Rotary:
     transformers' `rope_parameters`, and the order of operations too: at position 100,000 one bit of
     a frequency is 0.006 radians.
 
-    size: channels that turn, an even number.  scaling: one of SCALINGS.  original_length: tokens that the model was trained at.
+    size: channels that turn, an even number.  scaling: one of SCALINGS.  original_length: tokens
+    that the model was trained at.
     attention_factor: factor of q and k in yarn and longrope; 0: yarn's 0.1 ln(factor) + 1, or with
     mscale and mscale_all_dim both set the ratio (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim
     ln(factor) + 1); longrope's sqrt(1 + ln(factor) / ln(original_length)).

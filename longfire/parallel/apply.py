@@ -43,10 +43,12 @@ def parallelize(
     """Apply the run's plan in place, on a model that may be on meta still, and return it. The
     order, and why:
 
-    1. which attention computes, then tensor and context parallelism: tensor parallelism replaces submodules, so it comes before
-       anything else looks at a block;
-    2. a pipeline takes away the layers of other processes: of what is left, nothing below needs to know (seq_len weighs layers);
-    3. a block's execution says which parts run in chunks or again, so that what is compiled already knows what it may drop;
+    1. which attention computes, then tensor and context parallelism: tensor parallelism replaces
+       submodules, so it comes before anything else looks at a block;
+    2. a pipeline takes away the layers of other processes: of what is left, nothing below needs to
+       know (seq_len weighs layers);
+    3. a block's execution says which parts run in chunks or again, so that what is compiled already
+       knows what it may drop;
     4. compilation sees a block with its recomputation inside, one graph for all equal blocks;
     5. sharding is outermost: its gathers and scatters run between compiled blocks.
     What is kept on the host goes there by hooks around all blocks, outside of what is compiled.

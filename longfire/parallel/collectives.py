@@ -1,8 +1,8 @@
 """What crosses between processes inside a forward and its backward: operators that autograd,
 recomputation and torch.compile know.
 
-A tensor crosses twice, in the forward as it is, in the backward as its gradient; `communicate` takes both
-ways:
+A tensor crosses twice, in the forward as it is, in the backward as its gradient; `communicate`
+takes both ways:
 
     "same"     as it is                 the backward of "sum", where every process has the whole gradient
     "sum"      added up over processes  the backward of "same", where every process has a part of the gradient

@@ -2,8 +2,8 @@
 that takes time.
 
 Everything is bytes, FLOPs and seconds of one process. The formulas are first-order: they rank plans
-and say what binds; a measured step (`longfire bench`) is the reference. docs/planning.md states them
-once more, with what they leave out.
+and say what binds; a measured step (`longfire bench`) is the reference. docs/planning.md states
+them once more, with what they leave out.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,13 @@
 """Rows longer than memory: a row is cut in time, what its layers keep goes from segment to segment,
 and gradients go back or not.
 
-truncated  forward and backward of segment 1, then of 2 ...; what is carried over a seam is a number, no function of parameters
-           (truncated backpropagation through time: Williams and Peng 1990). Memory: one segment, and the state.
+truncated  forward and backward of segment 1, then of 2 ...; what is carried over a seam is a
+           number, no function of parameters (truncated backpropagation through time: Williams and
+           Peng 1990). Memory: one segment, and the state.
 exact      first forward through all segments, keeping what lies on the seams; then from the last to the first each is computed
-           again with its state as a leaf, and the gradient that arrives there is what the segment before begins its backward with
-           (recomputation as in Chen 2016, along time). Memory: one segment, and a state for each seam. One forward more.
+           again with its state as a leaf, and the gradient that arrives there is what the segment
+           before begins its backward with (recomputation as in Chen 2016, along time). Memory: one
+           segment, and a state for each seam. One forward more.
 
     states   0 ──► S1 ──► S2 ──► S3                  forward, nothing else is kept
              segment 1   segment 2   segment 3

@@ -25,7 +25,8 @@ def recurrent_inputs(
 ) -> Inputs:
     """Linear attention (rule false) or the delta rule. decay: none, constant, scalar or vector.
 
-    groups: heads of q that share one of all else.  heads_per_key: heads of v, g and the state that share one of q and k.
+    groups: heads of q that share one of all else.  heads_per_key: heads of v, g and the state that
+    share one of q and k.
     value_decay: gv too.  state: whether there is an initial one.
     """
     H = n.H // groups
