@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from measure import arguments, print_table, write_result
-from tokenizers import Tokenizer as Words
+from tokenizers import Tokenizer as VocabularyShard
 
 from longfire.config import settings
 from longfire.data import text
@@ -46,7 +46,7 @@ def write_texts(folder: Path, megabytes: float, words: int) -> None:
 
 def library(folder: Path, part: int, parts: int) -> None:
     """A process of its own: get ready, say so, wait for a line, encode every `parts`-th text, say how many tokens."""
-    words = Words.from_file(str(folder / "tokenizer/tokenizer.json"))
+    words = VocabularyShard.from_file(str(folder / "tokenizer/tokenizer.json"))
     lines = (folder / "texts.jsonl").read_text().splitlines()[part::parts]
     texts = [json.loads(line)["text"] for line in lines]
     print("ready", flush=True)

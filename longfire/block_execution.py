@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from longfire.ops.vocabulary import Words
+from longfire.ops.vocabulary import VocabularyShard
 
 # What a part gives: hidden states, or those and what an MLP observed.
 Result = TypeVar("Result")
@@ -56,10 +56,10 @@ class TensorRegions:
     of the vocabulary.
 
     enter: hidden states of the residual stream (B, T, D) on their way into a region. own_tokens:
-    what of (B, T, ...) belongs to the tokens of the residual stream in this process. words: the
-    vocabulary's rows here; None: all.
+    what of (B, T, ...) belongs to the tokens of the residual stream in this process. vocabulary:
+    the vocabulary's rows here; None: all.
     """
 
     enter: Callable[[Tensor], Tensor] = as_it_is
     own_tokens: Callable[[Tensor], Tensor] = as_it_is
-    words: Words | None = None
+    vocabulary: VocabularyShard | None = None

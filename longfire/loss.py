@@ -59,7 +59,7 @@ def loss_of(model: "Model", hidden_BTD: Tensor, batch: Batch, chunk_tokens: int)
         model.head.weight,
         batch.labels_BT.flatten(),
         chunk_tokens=chunk_tokens,
-        words=model.regions.words,
+        vocabulary=model.regions.vocabulary,
         softcap=model.config.final_logit_softcapping,
         l2_warp=model.config.use_l2warp,
     )
@@ -88,7 +88,7 @@ def losses_of(
         model.head.weight,
         labels_BT.flatten(),
         chunk_tokens=chunk_tokens,
-        words=model.regions.words,
+        vocabulary=model.regions.vocabulary,
         softcap=model.config.final_logit_softcapping,
     )
     nats_BT, greedy_BT = (x.view_as(labels_BT) for x in found)

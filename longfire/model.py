@@ -177,7 +177,7 @@ class Model(nn.Module):
 
     The head is apart from `forward`, so that the loss can be fused with it and the logits of a row
     need never be whole: the loss takes `regions.enter(hidden)` and `head.weight`, which has the
-    rows of `regions.words`.
+    rows of `regions.vocabulary`.
 
     What its devices decide (parallel/apply.py) is plain data, the same names with and without them:
     local_ops: what computes along sequences that are whole in this process.
@@ -193,7 +193,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         assert config.vocab_size > 0, (
-            "the tokenizer decides an open vocabulary: shape.with_vocabulary(words)"
+            "the tokenizer decides an open vocabulary: config.with_vocabulary(vocab_size)"
         )
         self.config = config
         self.compute_dtype = compute_dtype

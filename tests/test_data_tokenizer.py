@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Words
+from tokenizers import Tokenizer as VocabularyShard
 from transformers import AutoTokenizer
 
 from longfire.config import settings
@@ -91,7 +91,7 @@ PATTERNS = {  # how the families split text before they merge
 @pytest.mark.parametrize("family", [*PATTERNS, "metaspace"])
 def test_a_long_text_in_pieces_has_the_same_ids(family, library, monkeypatch):
     long = "\n".join(library)[:400_000]
-    words = Words(models.BPE(unk_token="?"))
+    words = VocabularyShard(models.BPE(unk_token="?"))
     if family == "metaspace":  # marks the beginning of a text: no cut is allowed
         words.pre_tokenizer = pre_tokenizers.Metaspace()
         words.normalizer = normalizers.NFKC()
@@ -111,7 +111,7 @@ def test_a_long_text_in_pieces_has_the_same_ids(family, library, monkeypatch):
     assert tokens.encode_batch([long, "short"])[0] == whole
 
 
-def words_with(*special: str) -> Words:
+def words_with(*special: str) -> VocabularyShard:
     words = bytes_tokenizer().backend
     words.add_special_tokens([AddedToken(name, special=True) for name in special])
     return words
@@ -136,7 +136,7 @@ def test_ends_are_found_by_name(tmp_path):
 
 
 def test_a_tokenizer_without_an_end_says_so(tmp_path):
-    words = Words(models.WordLevel({"a": 0}, unk_token="a"))
+    words = VocabularyShard(models.WordLevel({"a": 0}, unk_token="a"))
     (tmp_path / "tokenizer.json").write_text(words.to_str())
     with pytest.raises(DataError, match=r"no eos token; set tokenizer\.add_eos = false"):
         loaded(tmp_path)
@@ -166,7 +166,7 @@ def test_tokenizers_that_are_none(path, message, tmp_path, monkeypatch):
 
 
 def test_more_words_than_sixteen_bits():
-    words = Words(models.WordLevel({f"w{i}": i for i in range(70_000)}, unk_token="w0"))
+    words = VocabularyShard(models.WordLevel({f"w{i}": i for i in range(70_000)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens = Tokenizer(words)
     assert tokens.dtype == "uint32" and tokens.encode("w69999 w1") == [69999, 1]

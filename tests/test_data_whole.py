@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from tokenizers import Tokenizer as Words
+from tokenizers import Tokenizer as VocabularyShard
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from longfire.cli import main
@@ -315,7 +315,7 @@ def test_a_source_that_changes_while_it_is_prepared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("special", [["<eos>"], ["<eos>", "<unk>"]])
 def test_a_tokenizer_that_loses_text(special, tmp_path):
-    words = Words(models.BPE(unk_token=special[1] if len(special) > 1 else None))
+    words = VocabularyShard(models.BPE(unk_token=special[1] if len(special) > 1 else None))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.train_from_iterator(
         ["the quick brown fox"], trainers.BpeTrainer(special_tokens=special, show_progress=False)
@@ -331,7 +331,7 @@ def test_a_tokenizer_that_loses_text(special, tmp_path):
 
 
 def test_characters_that_a_normalizer_composes_are_not_lost(tmp_path):
-    words = Words(
+    words = VocabularyShard(
         models.BPE({"<unk>": 0, "<eos>": 1, "\ud55c": 2, "\u1ec7": 3}, [], unk_token="<unk>")
     )
     words.normalizer = normalizers.NFC()

@@ -578,7 +578,7 @@ def test_an_installed_longfire_has_its_recipes(tmp_path):
         [*pip, "install", "--no-deps", "--target", str(target), str(built)], check=True, timeout=240
     )
     code = (
-        "from longfire import shipped, cli; from pathlib import Path; import sys;"
+        "from longfire import cli; from longfire.config import shipped; from pathlib import Path; import sys;"
         f"assert Path(cli.__file__).is_relative_to({str(target)!r});"
         "print(len(shipped.recipes()), len(shipped.models()));"
         "sys.exit(cli.main(['prepare', 'quickstart', '--data.dataset', 'input.txt', '--tokenizer.path', 'bytes']))"

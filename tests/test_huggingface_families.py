@@ -813,7 +813,7 @@ def test_tables_need_no_torch():
         ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         (
             {"model_type": "llama", "rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e6}},
-            "rope_theta is said twice",
+            "rope_theta is named twice",
         ),
         (
             {"model_type": "llama", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
@@ -854,7 +854,7 @@ def test_tables_need_no_torch():
         ({"model_type": "mamba2", "dt_limit": [0.1]}, r"dt_limit = \[0.1\] is none"),
         (
             {"model_type": "mamba2", "norm_eps": 1e-5, "layer_norm_epsilon": 1e-6},
-            "norm_eps is said twice",
+            "norm_eps is named twice",
         ),
         ({"model_type": "mamba", "dt_rank": "half"}, "dt_rank = 'half' is none"),
         (

@@ -13,7 +13,7 @@ from golden import read
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from test_huggingface_load import BIN, Payload, as_bin
-from tokenizers import Tokenizer as Words
+from tokenizers import Tokenizer as VocabularyShard
 from tokenizers import models
 
 from longfire.checkpoint.restoring import load_model_weights
@@ -251,7 +251,9 @@ def test_weights_of_fla_come_in_and_it_is_said_that_their_class_was_not_asked(tm
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text(json.dumps(golden.config))
     save_file(golden.weights, tmp_path / "source" / SINGLE)
-    Tokenizer(Words(models.BPE({chr(97 + i): i for i in range(26)}, []))).save(tmp_path / "source")
+    Tokenizer(VocabularyShard(models.BPE({chr(97 + i): i for i in range(26)}, []))).save(
+        tmp_path / "source"
+    )
     check = import_hf(str(tmp_path / "source"), tmp_path / "run")
     assert check.peer_kl is None and "GLAForCausalLM of fla: not compared, " in str(check)
     opened = open_model(tmp_path / "run")

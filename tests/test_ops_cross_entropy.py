@@ -12,7 +12,7 @@ from torch import Tensor
 from longfire.ops import bf16
 from longfire.ops import cross_entropy as module
 from longfire.ops.cross_entropy import (
-    Words,
+    VocabularyShard,
     cached_rows,
     likeliest,
     linear_cross_entropy,
@@ -24,7 +24,7 @@ from longfire.ops.cross_entropy import (
 pytestmark = pytest.mark.dtype
 
 W, D = 53, 7
-ALL_WORDS = Words(
+ALL_WORDS = VocabularyShard(
     0, W, lambda x: x, lambda x: x
 )  # the form of many processes (tests/test_parallel_tensor.py), in one
 
@@ -45,7 +45,7 @@ def plain(hidden: Tensor, weight: Tensor, labels: Tensor, **_) -> Tensor:
 
 
 def shared(hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> Tensor:
-    return linear_cross_entropy(hidden, weight, labels, words=ALL_WORDS, **options)
+    return linear_cross_entropy(hidden, weight, labels, vocabulary=ALL_WORDS, **options)
 
 
 def results(form, hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> list[Tensor]:
@@ -69,17 +69,17 @@ def test_losses_of_tokens():
     labels[::3] = (hidden @ weight.T).argmax(1)[::3]
     losses, greedy = token_losses(hidden, weight, labels, chunk_tokens=16)
     torch.testing.assert_close(losses, F.cross_entropy(hidden @ weight.T, labels, reduction="none"))
-    again = token_losses(hidden, weight, labels, chunk_tokens=16, words=ALL_WORDS)
+    again = token_losses(hidden, weight, labels, chunk_tokens=16, vocabulary=ALL_WORDS)
     torch.testing.assert_close(again[0], losses)
     assert torch.equal(again[1], greedy) and greedy[::3].all() and not greedy.all()
 
 
 def test_the_likeliest_of_equal_words_is_the_first():
-    """Seen by a process with words 10 to 15, of which another one has an equal one, or a better one."""
+    """Seen by a process with words 10 to 15, of which another process has an equal one, or a better one."""
     logits_NW = torch.tensor([[0.0, 3, 3, 1, 0], [0, 3, 0, 0, 0], [0, 0, 2, 0, 0]])
     others = iter([torch.tensor([2.0, 3, 4]), torch.tensor([-W, -7, -40])])
-    words = Words(10, W, lambda x: x, lambda x: torch.maximum(x, next(others)))
-    assert likeliest(logits_NW, words).tolist() == [11, 7, 40]
+    vocabulary = VocabularyShard(10, W, lambda x: x, lambda x: torch.maximum(x, next(others)))
+    assert likeliest(logits_NW, vocabulary).tolist() == [11, 7, 40]
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -154,8 +154,8 @@ def test_buffers(graph, monkeypatch):
 def test_rows_in_the_cache_follow_from_bytes():
     """Of a small vocabulary many rows go through softmax together, of a large one few, and never none."""
     words_and_rows = [(2_048, 384), (50_257, 15), (2**21, 1)]
-    for words, rows in words_and_rows:
-        assert cached_rows(torch.empty(1, 1).expand(1024, words)) == rows
+    for vocabulary, rows in words_and_rows:
+        assert cached_rows(torch.empty(1, 1).expand(1024, vocabulary)) == rows
 
 
 def test_a_second_backward_is_refused():
@@ -209,11 +209,13 @@ def test_soft_cap_against_autograd(form, chunk, softcap, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("words", [None, ALL_WORDS])
-def test_losses_of_tokens_with_a_soft_cap(words):
+@pytest.mark.parametrize("vocabulary", [None, ALL_WORDS])
+def test_losses_of_tokens_with_a_soft_cap(vocabulary):
     hidden, weight, labels = inputs(70)
     logits = 2 * torch.tanh(hidden @ weight.T / 2)
-    losses, greedy = token_losses(hidden, weight, labels, chunk_tokens=16, words=words, softcap=2.0)
+    losses, greedy = token_losses(
+        hidden, weight, labels, chunk_tokens=16, vocabulary=vocabulary, softcap=2.0
+    )
     torch.testing.assert_close(losses, F.cross_entropy(logits, labels, reduction="none"))
     assert torch.equal(greedy, (labels != -100) & (logits.argmax(1) == labels))
 

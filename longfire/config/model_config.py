@@ -286,20 +286,20 @@ class ModelConfig:
                 "set tie_word_embeddings to false"
             )
 
-    def with_vocabulary(self, words: int) -> "ModelConfig":
+    def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
         """The same shape with the tokenizer's number of words where the config leaves it open,
         padded as it asks.
 
         Raises SettingsError when the config has fewer words than the tokenizer.
         """
-        if self.vocab_size and self.vocab_size < words:
+        if self.vocab_size and self.vocab_size < vocab_size:
             raise SettingsError(
                 f"vocab_size = {self.vocab_size} of the model's config is smaller than the "
-                f"tokenizer's {words} words; set vocab_size to 0 (take the tokenizer's) or to at "
-                f"least {words}"
+                f"tokenizer's {vocab_size} words; set vocab_size to 0 (take the tokenizer's) or "
+                f"to at least {vocab_size}"
             )
         multiple = self.pad_vocab_multiple
-        return replace(self, vocab_size=multiple * -(-(self.vocab_size or words) // multiple))
+        return replace(self, vocab_size=multiple * -(-(self.vocab_size or vocab_size) // multiple))
 
     @property
     def drops(self) -> bool:
@@ -367,9 +367,9 @@ class ModelConfig:
             *(("mlp_layer_types", t) for t in self.mlp_layer_types),
         ):
             if mlp_of(name) not in (*mlp_names, NO_MLP):
-                said = f"{key} = {name!r}" if key == "mlp" else f"{key} names {name!r}, which"
+                entry = f"{key} = {name!r}" if key == "mlp" else f"{key} names {name!r}, which"
                 raise SettingsError(
-                    f"model config: {said} is not one of {', '.join((*mlp_names, NO_MLP))}"
+                    f"model config: {entry} is not one of {', '.join((*mlp_names, NO_MLP))}"
                 )
         defaults = {f.name: f.default for f in fields(self)}
         if self.mlp not in (defaults["mlp"], *self.mlp_types):
@@ -416,12 +416,12 @@ class TransformersConfig:
     def layer_types(self) -> tuple[str, ...]:
         return (self.model_type,) * self.num_hidden_layers
 
-    def with_vocabulary(self, words: int) -> "TransformersConfig":
+    def with_vocabulary(self, vocab_size: int) -> "TransformersConfig":
         """The same. Raises SettingsError when the config has fewer words than the tokenizer."""
-        if self.vocab_size < words:
+        if self.vocab_size < vocab_size:
             raise SettingsError(
                 f"vocab_size = {self.vocab_size} of the model's config is smaller than the "
-                f"tokenizer's {words} words; set it to at least {words} there"
+                f"tokenizer's {vocab_size} words; set it to at least {vocab_size} there"
             )
         return self
 

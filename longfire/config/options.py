@@ -1,4 +1,4 @@
-"""What commands are told besides a run's settings: frozen dataclasses that check themselves; free
+"""Options of commands beside the settings of a run: frozen dataclasses that check themselves; free
 of torch for an instant --help."""
 
 from dataclasses import dataclass, fields
@@ -55,7 +55,7 @@ class Scoring(Checked):
     data: tuple[str, ...] = setting(
         (),
         "evaluate on all documents of these, comma-separated, as data.dataset takes them; "
-        "validation ones of the run if empty",
+        "if empty, the validation documents of the run",
     )
     text_field: str = setting(
         "", "field of --data that holds the text; `text`, else `content`, if empty"
@@ -65,7 +65,7 @@ class Scoring(Checked):
     )
     seq_len: int = setting(
         0,
-        "tokens of a row; 0: those that the run had at that step, else 2048 or the model's "
+        "tokens of a sequence; 0: those that the run had at that step, else 2048 or the model's "
         "limit if less",
         NATURAL,
     )
@@ -81,14 +81,14 @@ class Scoring(Checked):
     needle: bool = setting(
         False,
         "measure instead whether a sentence hidden in text is found again (--data, else what "
-        "the run held out, or `embedded`)",
+        "the validation documents of the run, or `embedded`)",
     )
     lengths: tuple[int, ...] = setting((512, 1024), "tokens of text that hide a needle")
     depths: tuple[float, ...] = setting(
         (0.0, 0.5, 1.0), "where in them it is hidden: 0 the beginning, 1 the end"
     )
     needles: int = setting(4, "needles for each length and depth", POSITIVE)
-    batch_size: int = setting(8, "rows that go through the model together", POSITIVE)
+    batch_size: int = setting(8, "sequences that go through the model together", POSITIVE)
     json: str = setting("", "write the numbers to this file")
     plot: str = setting("", "draw them into this file: .png, .svg or .html")
 

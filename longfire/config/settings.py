@@ -126,31 +126,31 @@ class Data:
     validation: tuple[str, ...] = setting(
         (),
         "texts of one's own to evaluate on (files, folders, globs, datasets of the hub), in "
-        "training and by `longfire eval`; nothing is then held out of data.dataset",
+        "training and by `longfire eval`; all of data.dataset is then trained on",
     )
     validation_split: str = setting(
         "validation", "the split that is taken of a hub dataset in data.validation"
     )
     folder: str = setting("token-stores", "where token stores are kept; shared between runs")
     streaming: bool = setting(
-        False, "start to train as soon as the first rows exist; the store grows behind the training"
+        False, "start to train as soon as the first sequences exist, while the store still grows"
     )
     shuffle: Literal["auto", "global", "window", "none"] = setting(
         "auto",
-        "global: a permutation of each epoch's rows; window: inside windows of "
+        "global: a permutation of each epoch's sequences; window: inside windows of "
         "shuffle_window_rows; auto: window if streaming, else global",
     )
-    shuffle_window_rows: int = setting(16384, "rows in a shuffling window", POSITIVE)
+    shuffle_window_rows: int = setting(16384, "sequences in a shuffling window", POSITIVE)
     varlen: bool = setting(
-        False, "confine attention and state to documents; false: documents flow on"
+        False, "confine attention and state to documents; false: documents are not separated"
     )
     context_len: int = setting(
         0, "with varlen: split longer documents after this many tokens; 0: no limit", NATURAL
     )
     validation_fraction: float = setting(
         0.005,
-        "share of documents held out for evaluation, chosen by a hash of their identity, and at "
-        "least one; of fewer than 8 documents the ends instead: this share of each, but at "
+        "share of documents that are kept for validation, chosen by a hash of their identity, and "
+        "at least one; of fewer than 8 documents the ends instead: this share of each, but at "
         "least 50,000 characters or a tenth of it",
         "[0, 1)",
     )
@@ -175,7 +175,7 @@ class Tokenizer:
         "distillation.teacher, with its add_bos and add_eos",
     )
     train_vocab_size: int = setting(
-        4096, "words of a trained tokenizer, specials included", "[258, inf)"
+        4096, "vocabulary size of a trained tokenizer, special tokens included", "[258, inf)"
     )
     train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on", POSITIVE)
     add_bos: bool = setting(False, "put the beginning-of-text token before each document")
@@ -197,22 +197,26 @@ class Tokenizer:
 class Training:
     """Sequence length, batch size, steps, device, compilation."""
 
-    seq_len: int = setting(2048, "tokens of a row; with seq_len_schedule of the longest", POSITIVE)
+    seq_len: int = setting(
+        2048, "tokens of a sequence; with seq_len_schedule of the longest", POSITIVE
+    )
     seq_len_schedule: tuple[str, ...] = setting(
         (),
-        "rows that grow longer: STEP:LENGTH or STEP:LENGTH:ROPE_THETA, comma-separated, as "
+        "sequences that grow longer: STEP:LENGTH or STEP:LENGTH:ROPE_THETA, comma-separated, as "
         "0:2048,1000:8192,2000:32768:500000; each length divides seq_len, the longest, and a "
-        "step of shorter rows has as many more (batch_size counts rows of seq_len)",
+        "step of shorter sequences has as many more (batch_size counts those of seq_len)",
     )
-    batch_size: int = setting(8, "rows of one microbatch on one process", POSITIVE)
+    batch_size: int = setting(
+        8, "micro-batch size: sequences of one micro-batch on one process", POSITIVE
+    )
     global_batch_size: int = setting(
         0,
-        "rows of one step over all processes and microbatches; 0: batch_size x "
+        "sequences of one step over all processes and micro-batches; 0: batch_size x "
         "gradient_accumulation_steps x processes",
         NATURAL,
     )
     gradient_accumulation_steps: int = setting(
-        0, "microbatches of one step; 0: from global_batch_size, or 1", NATURAL
+        0, "micro-batches of one step; 0: from global_batch_size, or 1", NATURAL
     )
     steps: int = setting(10000, "optimizer steps of the whole run", POSITIVE)
     tokens: int = setting(
@@ -261,14 +265,14 @@ class Training:
     )
     mlp_chunk_size: int = setting(
         0,
-        "compute MLPs for so many tokens of a row at a time, each chunk again in the backward: "
-        "what is wider than the row is there for one chunk only; 0: the whole row at once",
+        "compute MLPs for so many tokens of a sequence at a time, each chunk again in the "
+        "backward: their wide activations exist for one chunk only; 0: the whole sequence at once",
         NATURAL,
     )
     tbptt_segments: int = setting(
         1,
-        "segments of time that a row is computed in, the state carried from each to the next; "
-        "1: the row whole",
+        "segments that a sequence is computed in, the state carried from each to the next; "
+        "1: the whole sequence",
         POSITIVE,
     )
     tbptt_exact: bool = setting(
@@ -343,17 +347,17 @@ class Parallelism:
         "the five below",
     )
     data_parallel_replicate_degree: int = setting(
-        1, "replicas of the model, each with rows of its own", "[-1, inf)"
+        1, "replicas of the model, each with sequences of its own", "[-1, inf)"
     )
     data_parallel_shard_degree: int = setting(
         -1,
-        "processes that share parameters and optimizer, each with rows of its own; -1: those "
+        "processes that share parameters and optimizer, each with its own sequences; -1: those "
         "that remain",
         "[-1, inf)",
     )
     tensor_parallel_degree: int = setting(1, "processes that share each matrix", POSITIVE)
     pipeline_parallel_degree: int = setting(1, "processes that share the layers", POSITIVE)
-    context_parallel_degree: int = setting(1, "processes that share each row", POSITIVE)
+    context_parallel_degree: int = setting(1, "processes that share each sequence", POSITIVE)
     context_parallel_strategy: Literal["auto", "ring", "allgather", "alltoall"] = setting(
         "auto",
         "how softmax attention looks over them. ring: keys and values pass from one to the next "
@@ -363,13 +367,13 @@ class Parallelism:
     )
     context_parallel_layout: Literal["auto", "contiguous", "zigzag", "balanced"] = setting(
         "auto",
-        "which tokens lie where. contiguous: one piece each; zigzag: an early and a late piece, "
-        "so that causal work is even; balanced: pieces dealt by the work that documents make; "
-        "auto: zigzag, with data.varlen balanced; contiguous without softmax",
+        "which tokens each process has. contiguous: one piece each; zigzag: an early and a late "
+        "piece, so that causal work is even; balanced: pieces dealt by the work that documents "
+        "make; auto: zigzag, with data.varlen balanced; contiguous without softmax",
     )
     reshard_after_forward: Literal["auto", "always", "never"] = setting(
         "auto",
-        "give gathered parameters back after a block's forward, and gather them again in its "
+        "free gathered parameters after a block's forward, and gather them again in its "
         "backward; auto: unless pipeline parallel",
     )
     param_gather_dtype: Literal["float32", "bfloat16"] = setting(
@@ -381,7 +385,8 @@ class Parallelism:
         False, "keep shards of parameters, gradients and optimizer in the host's memory"
     )
     sequence_parallel: bool = setting(
-        True, "with tensor parallel: between mixers and MLPs each process holds its part of the row"
+        True,
+        "with tensor parallel: each process holds its part of the tokens between mixers and MLPs",
     )
     pipeline_parallel_schedule: str = setting(
         "1F1B",
@@ -394,7 +399,8 @@ class Parallelism:
     )
     pipeline_parallel_microbatches: int = setting(
         0,
-        "microbatches of a step in the pipeline; 0: those of gradient accumulation, or one a stage",
+        "micro-batches of a step in the pipeline; 0: those of gradient accumulation, or one a "
+        "stage",
         NATURAL,
     )
 

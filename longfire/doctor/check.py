@@ -108,8 +108,8 @@ def check_all(device: torch.device, table: dict[str, ops.Choice], console: Conso
     """Check and print every case in both types, with the forms that are chosen; those that are
     wrong."""
     console.print()
-    for told in ops.describe(table):
-        console.print(f"{device.type}, {told}")
+    for choice in ops.describe(table):
+        console.print(f"{device.type}, {choice}")
     words = ("op", "case", "type", "device", "form", "largest error in", "relative", "limit")
     console.print(line(*words), style="bold")
     wrong = []

@@ -35,14 +35,14 @@ class AsLM(TemplateLM):
     def __init__(self, opened: Opened, max_length: int, batch_size: int) -> None:
         super().__init__()
         self.model = opened.model
-        self.words = opened.tokenizer
+        self.own_tokenizer = opened.tokenizer
         self.max_length = max_length
         self.batch_size = batch_size
-        self.add_bos = begins_with_bos(opened) and self.words.bos_id is not None
+        self.add_bos = begins_with_bos(opened) and self.own_tokenizer.bos_id is not None
         if self.add_bos:
-            ends = (self.words.bos_id, self.words.eos_id)
+            ends = (self.own_tokenizer.bos_id, self.own_tokenizer.eos_id)
         else:
-            ends = (self.words.eos_id, self.words.bos_id)
+            ends = (self.own_tokenizer.eos_id, self.own_tokenizer.bos_id)
         self.before = next((i for i in ends if i is not None), None)
 
     @property
@@ -57,16 +57,16 @@ class AsLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        if self.words.eos_id is None:
+        if self.own_tokenizer.eos_id is None:
             return self.prefix_token_id
-        return self.words.eos_id
+        return self.own_tokenizer.eos_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: object
     ) -> list[int]:
-        ids = self.words.encode(string)
+        ids = self.own_tokenizer.encode(string)
         wanted = self.add_bos and add_special_tokens is not False
-        if wanted and ids[:1] != [self.words.bos_id]:
+        if wanted and ids[:1] != [self.own_tokenizer.bos_id]:
             return [self.prefix_token_id, *ids]  # which is BOS then
         return ids
 
@@ -150,7 +150,7 @@ class AsLM(TemplateLM):
         """A request to generate_until, ready to be generated; of a long context its end."""
         room = max(1, self.max_length - sampling.max_new_tokens)
         ids = self.tok_encode(request.args[0])[-room:] or [self.prefix_token_id]
-        return continuation_of(self.model, self.words, ids, sampling, number)
+        return continuation_of(self.model, self.own_tokenizer, ids, sampling, number)
 
 
 def sampling_of(wishes: dict[str, Any]) -> Sampling:

@@ -152,7 +152,7 @@ def flat(config: Config, family: Family, where: str) -> Config:
             before = found.get(key)
             if before is not None and entry is not None and before != entry:
                 raise SettingsError(
-                    f"{where}: {key} is said twice, as {before!r} and as {entry!r}; remove one of "
+                    f"{where}: {key} is named twice, as {before!r} and as {entry!r}; remove one of "
                     "them"
                 )
             if entry is not None or key not in found:

@@ -89,7 +89,7 @@ def choose_where_nobody_has(device: torch.device) -> None:
 
 
 def describe(choices: dict[str, Choice]) -> list[str]:
-    """A line for each choice with the ops that share it, so that a reason is told once."""
+    """A line for each choice with the ops that share it, so that a reason is shown once."""
     names: dict[Choice, list[str]] = {}
     for op, choice in choices.items():
         names.setdefault(choice, []).append(op)

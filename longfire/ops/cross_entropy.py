@@ -10,7 +10,7 @@ from torch import Tensor
 from longfire.ops import as_on_cuda
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.linear import gives_fp32_sums, working_dtype
-from longfire.ops.vocabulary import Words, softcapped
+from longfire.ops.vocabulary import VocabularyShard, softcapped
 
 # Logits that go through softmax together on a CPU, so that its passes stay in the cache.
 CACHED_BYTES = 3 * 2**20
@@ -31,7 +31,7 @@ def linear_cross_entropy(
     *,
     chunk_tokens: int = 1024,
     ignore_index: int = -100,
-    words: Words | None = None,
+    vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
     l2_warp: bool = False,
 ) -> Tensor:
@@ -43,11 +43,11 @@ def linear_cross_entropy(
     logit, which keeps logits small; the loss is as without it (RWKV-LM's L2Wrap, fla's use_l2warp).
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's
     product gives them. Memory beside the gradients: one buffer of chunk_tokens x W. The gradients
-    are made with the loss, so backward can run once and is not differentiable. words: which the
-    weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a label that is
-    no word (CUDA's kernels assert by themselves).
+    are made with the loss, so backward can run once and is not differentiable. vocabulary: which
+    the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a label
+    that is no word (CUDA's kernels assert by themselves).
     """
-    W = len(weight_WD) if words is None else words.total
+    W = len(weight_WD) if vocabulary is None else vocabulary.total
     if labels_N.device.type == "cpu":
         wrong_N = ((labels_N < 0) | (labels_N >= W)) & (labels_N != ignore_index)
         if wrong_N.any():
@@ -56,7 +56,7 @@ def linear_cross_entropy(
                 f"{ignore_index}, no label"
             )
     return fused(
-        hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, words, softcap, l2_warp
+        hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, vocabulary, softcap, l2_warp
     )
 
 
@@ -67,16 +67,18 @@ def linear_cross_entropy_reference(
     *,
     chunk_tokens: int = 1024,
     ignore_index: int = -100,
-    words: Words | None = None,
+    vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
     l2_warp: bool = False,
 ) -> Tensor:
     """The reference: all logits at once. Same arguments and result."""
     dtype = working_dtype(hidden_ND)
     logits_NW = softcapped(hidden_ND.to(dtype) @ weight_WD.to(hidden_ND.dtype).to(dtype).T, softcap)
-    if words is not None:  # those of the other words are numbers here, to which no gradient goes
-        around = (words.first, words.total - words.first - len(weight_WD))
-        everybodys_NW = words.add_up(F.pad(logits_NW.detach(), around))
+    if (
+        vocabulary is not None
+    ):  # those of the other words are numbers here, to which no gradient goes
+        around = (vocabulary.first, vocabulary.total - vocabulary.first - len(weight_WD))
+        everybodys_NW = vocabulary.add_up(F.pad(logits_NW.detach(), around))
         logits_NW = F.pad(logits_NW - logits_NW.detach(), around) + everybodys_NW
     loss = F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
     if l2_warp:
@@ -100,7 +102,7 @@ def token_losses(
     *,
     chunk_tokens: int = 1024,
     ignore_index: int = -100,
-    words: Words | None = None,
+    vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """For evaluation, by token: -log softmax(hidden weight^T)[label], as linear_cross_entropy
@@ -115,22 +117,26 @@ def token_losses(
         product(hidden.to(multiplied), weight.T, logits)
         logits = softcapped(logits, softcap)
         real = labels != ignore_index
-        if words is None:
+        if vocabulary is None:
             losses.append(
                 F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
             )
             greedy.append(real & (logits.argmax(1) == labels))
         else:
-            greedy.append(real & (likeliest(logits, words) == labels))
-            losses.append(shared_softmax_minus_onehot(logits, labels, ignore_index, False, words))
+            greedy.append(real & (likeliest(logits, vocabulary) == labels))
+            losses.append(
+                shared_softmax_minus_onehot(logits, labels, ignore_index, False, vocabulary)
+            )
     return torch.cat(losses), torch.cat(greedy)
 
 
-def likeliest(logits_NW: Tensor, words: Words) -> Tensor:
+def likeliest(logits_NW: Tensor, vocabulary: VocabularyShard) -> Tensor:
     """(N,) the likeliest word of all processes', the first of several."""
     highest_N, word_N = logits_NW.max(1)
-    mine_N = highest_N == words.take_highest(highest_N.clone())
-    return -words.take_highest(torch.where(mine_N, -(word_N + words.first), -words.total))
+    mine_N = highest_N == vocabulary.take_highest(highest_N.clone())
+    return -vocabulary.take_highest(
+        torch.where(mine_N, -(word_N + vocabulary.first), -vocabulary.total)
+    )
 
 
 @torch.compiler.disable(
@@ -142,14 +148,22 @@ def fused(
     labels_N: Tensor,
     chunk_tokens: int,
     ignore_index: int,
-    words: Words | None,
+    vocabulary: VocabularyShard | None,
     softcap: float,
     l2_warp: bool,
 ) -> Tensor:
     records = torch.is_grad_enabled()
     wanted = [records and hidden_ND.requires_grad, records and weight_WD.requires_grad]
     return _LinearCrossEntropy.apply(
-        hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, wanted, words, softcap, l2_warp
+        hidden_ND,
+        weight_WD,
+        labels_N,
+        chunk_tokens,
+        ignore_index,
+        wanted,
+        vocabulary,
+        softcap,
+        l2_warp,
     )
 
 
@@ -166,7 +180,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         ignore_index: int,
         wanted: list[bool],
-        words: Words | None,
+        vocabulary: VocabularyShard | None,
         softcap: float,
         l2_warp: bool,
     ) -> Tensor:
@@ -187,7 +201,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             product(hidden, weight.T, logits)
             labels = labels_N[chunk]
             loss += loss_of_logits(
-                logits, labels, ignore_index, any(wanted), words, softcap, l2_warp
+                logits, labels, ignore_index, any(wanted), vocabulary, softcap, l2_warp
             )
             if any(wanted):
                 d_logits = logits.to(multiplied)
@@ -226,29 +240,31 @@ def loss_of_logits(
     labels_N: Tensor,
     ignore_index: int,
     gradient: bool,
-    words: Words | None,
+    vocabulary: VocabularyShard | None,
     softcap: float,
     l2_warp: bool,
 ) -> Tensor:
     """Loss of a chunk, whose logits are overwritten: by the gradient of what they were, or by
     nothing of use."""
-    if softcap and words is None and len(logits_NW) > CAPPED_ROWS:
+    if softcap and vocabulary is None and len(logits_NW) > CAPPED_ROWS:
         chunks = zip(logits_NW.split(CAPPED_ROWS), labels_N.split(CAPPED_ROWS))
         total = logits_NW.new_zeros(())
         for logits, labels in chunks:
             total = total + loss_of_logits(
-                logits, labels, ignore_index, gradient, words, softcap, l2_warp
+                logits, labels, ignore_index, gradient, vocabulary, softcap, l2_warp
             )
         return total
     slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
     if l2_warp and gradient:
-        penalty = highest_logits(logits_NW, labels_N, ignore_index, words)
+        penalty = highest_logits(logits_NW, labels_N, ignore_index, vocabulary)
     else:
         penalty = None
-    if words is None:
+    if vocabulary is None:
         loss = softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient)
     else:
-        loss = shared_softmax_minus_onehot(logits_NW, labels_N, ignore_index, gradient, words).sum()
+        loss = shared_softmax_minus_onehot(
+            logits_NW, labels_N, ignore_index, gradient, vocabulary
+        ).sum()
     if penalty is not None:
         index_N1, highest_N1 = penalty
         logits_NW.scatter_add_(1, index_N1, L2_WARP * highest_N1)
@@ -258,14 +274,16 @@ def loss_of_logits(
 
 
 def highest_logits(
-    logits_NW: Tensor, labels_N: Tensor, ignore_index: int, words: Words | None
+    logits_NW: Tensor, labels_N: Tensor, ignore_index: int, vocabulary: VocabularyShard | None
 ) -> tuple[Tensor, Tensor]:
     """(N, 1) the column of each token's highest logit, and that logit; 0 in place of the logit
     where the token has no label, or where another process has the column."""
     highest_N1, index_N1 = logits_NW.max(1, keepdim=True)
     counts_N1 = (labels_N != ignore_index)[:, None]
-    if words is not None:
-        counts_N1 = counts_N1 & (index_N1 + words.first == likeliest(logits_NW, words)[:, None])
+    if vocabulary is not None:
+        counts_N1 = counts_N1 & (
+            index_N1 + vocabulary.first == likeliest(logits_NW, vocabulary)[:, None]
+        )
     return index_N1, torch.where(counts_N1, highest_N1, 0)
 
 
@@ -308,19 +326,23 @@ def cached_rows(logits_NW: Tensor) -> int:
 
 
 def shared_softmax_minus_onehot(
-    logits_NW: Tensor, labels_N: Tensor, ignore_index: int, gradient: bool, words: Words
+    logits_NW: Tensor,
+    labels_N: Tensor,
+    ignore_index: int,
+    gradient: bool,
+    vocabulary: VocabularyShard,
 ) -> Tensor:
     """(N,) losses of a chunk, of whose words some are on this process. Two sums over the processes:
     of the highest logits; of the others' exponentials beside the label's logit, which one process
     has. The logits are overwritten as in `softmax_minus_onehot`."""
     real_N = labels_N != ignore_index
-    here_N = labels_N - words.first
+    here_N = labels_N - vocabulary.first
     mine_N = real_N & (here_N >= 0) & (here_N < logits_NW.shape[1])
     index_N1 = torch.where(mine_N, here_N, 0)[:, None]
-    highest_N1 = words.take_highest(logits_NW.amax(1, keepdim=True))
+    highest_N1 = vocabulary.take_highest(logits_NW.amax(1, keepdim=True))
     logits_NW.sub_(highest_N1)
     label_N = torch.where(mine_N, logits_NW.gather(1, index_N1)[:, 0], 0)
-    sum_N, label_N = words.add_up(torch.stack([logits_NW.exp_().sum(1), label_N]))
+    sum_N, label_N = vocabulary.add_up(torch.stack([logits_NW.exp_().sum(1), label_N]))
     if gradient:
         logits_NW.mul_(torch.where(real_N, 1 / sum_N, 0)[:, None])
         logits_NW.scatter_add_(1, index_N1, -mine_N[:, None].to(logits_NW.dtype))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Words(NamedTuple):
+class VocabularyShard(NamedTuple):
     """The words whose rows of the weight are on this process, of a vocabulary that several
     processes share; all have the same hidden states and labels. Losses are then the same in all,
     and the gradient of

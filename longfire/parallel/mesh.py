@@ -103,17 +103,17 @@ class Mesh:
         """What process 0 says (a small Python object). Collective over all."""
         if self.size() == 1:
             return value
-        said = [value]
-        dist.broadcast_object_list(said)
-        return said[0]
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """What every process says, by rank (small Python objects). Collective over all."""
         if self.size() == 1:
             return [value]
-        said: list[Any] = [None] * self.size()
-        dist.all_gather_object(said, value)
-        return said
+        values: list[Any] = [None] * self.size()
+        dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
@@ -124,14 +124,14 @@ class Mesh:
             yield
         except UserError as caught:
             error = caught
-        told = self.all_gather_object(None if error is None else (error.exit_code, str(error)))
+        errors = self.all_gather_object(None if error is None else (error.exit_code, str(error)))
         if error is not None:
             # the first that failed says it
-            error.reported_elsewhere |= any(said is not None for said in told[: self.rank()])
+            error.reported_elsewhere |= any(report is not None for report in errors[: self.rank()])
             raise error
-        for rank, said in enumerate(told):
-            if said is not None:
-                raise ElsewhereError(rank, *said)
+        for rank, report in enumerate(errors):
+            if report is not None:
+                raise ElsewhereError(rank, *report)
 
     def rank_0_first(self, work: Callable[[], Any]) -> Any:
         """The same work in process 0, and when it is done there, in all others: what is made once

@@ -216,9 +216,9 @@ class Pipeline:
         schedule = self.schedule(len(microbatches), ids_BT)
 
         def end(model: Model, hidden_BTD: Tensor, batch: Batch) -> Tensor:
-            said = with_gradients(loss, model, hidden_BTD, batch)
-            losses.append(said.detach())
-            return said
+            mean = with_gradients(loss, model, hidden_BTD, batch)
+            losses.append(mean.detach())
+            return mean
 
         self.begin(list(zip(microbatches, noises)), end)
         # The target is that of torch's own loss, which has nothing left to do; its dim is cut into
@@ -245,7 +245,7 @@ class Pipeline:
         wanted = (count, ids_BT.shape, ids_BT.device)
         if self.made is None or self.made[0] != wanted:
             stages = [self.torch_stage(stage, ids_BT) for stage in self.stages]
-            more = {"n_microbatches": count, "loss_fn": lambda said, _: said, "scale_grads": False}
+            more = {"n_microbatches": count, "loss_fn": lambda mean, _: mean, "scale_grads": False}
             if self.parallelism.pipeline_parallel_schedule_csv:
                 schedule = _PipelineScheduleRuntime(stages, **more)
                 schedule._load_csv(self.parallelism.pipeline_parallel_schedule_csv)
@@ -271,7 +271,7 @@ class Pipeline:
                     for size, dtype in passed
                 )
             )
-        said = (torch.empty(1, device="meta", requires_grad=True),)
+        outputs = (torch.empty(1, device="meta", requires_grad=True),)
         return Numbered(
             stage,
             stage.number,
@@ -279,7 +279,7 @@ class Pipeline:
             ids_BT.device,
             group=self.group,
             input_args=() if stage.is_first else meta[0],
-            output_args=said if stage.is_last else meta[1],
+            output_args=outputs if stage.is_last else meta[1],
             dw_builder=None if self.halves else whole,
         )
 
@@ -336,15 +336,15 @@ class Pipeline:
         )
         found = []
         sends = []
-        said = ()
+        outputs = ()
         for number, part in enumerate(parts):
             for stage in self.stages:
                 stage.microbatch = number
-                said = stage(*self.received(stage, said, part.ids_BT))
+                outputs = stage(*self.received(stage, outputs, part.ids_BT))
                 if stage.is_last:
-                    found.append(said)
+                    found.append(outputs)
                 else:
-                    sends += self.sent(stage, said)
+                    sends += self.sent(stage, outputs)
         for send, _ in sends:
             send.wait()
         self.begin((), None)
@@ -355,14 +355,14 @@ class Pipeline:
         return self.from_last(nats_BT), self.from_last(greedy_BT.to(torch.uint8)).bool()
 
     def received(
-        self, stage: Stage, said: tuple[Tensor, ...], ids_BT: Tensor
+        self, stage: Stage, outputs: tuple[Tensor, ...], ids_BT: Tensor
     ) -> tuple[Tensor, ...]:
-        """What the stage before passes on: `said` where it is on this process too."""
+        """What the stage before passes on: `outputs` where it is on this process too."""
         if stage.is_first:
             return ()
         before = self.placed.processes[stage.number - 1]
         if before == self.mesh.rank("pp"):
-            return said
+            return outputs
         found = []
         for size, dtype in self.passed(stage, stage.taken, ids_BT):
             tensor = torch.empty(size, dtype=dtype, device=ids_BT.device)
@@ -370,14 +370,14 @@ class Pipeline:
             found.append(tensor)
         return tuple(found)
 
-    def sent(self, stage: Stage, said: tuple[Tensor, ...]) -> list[tuple[dist.Work, Tensor]]:
+    def sent(self, stage: Stage, outputs: tuple[Tensor, ...]) -> list[tuple[dist.Work, Tensor]]:
         """Begun sends with what they send, which must live as long; none where the next stage lies
         here too."""
         after = self.placed.processes[stage.number + 1]
         if after == self.mesh.rank("pp"):
             return []
         found: list[tuple[dist.Work, Tensor]] = []
-        for tensor in said:
+        for tensor in outputs:
             work = dist.isend(tensor, self.rank_of(after), self.group)
             assert work is not None, "this process is in the group"
             found.append((work, tensor))
@@ -431,12 +431,12 @@ def with_gradients(loss: Loss, model: Model, hidden_BTD: Tensor, batch: Batch) -
     own in the graph.
     """
     leaf_BTD = hidden_BTD.detach().requires_grad_()
-    said = loss(model, leaf_BTD, batch)
+    value = loss(model, leaf_BTD, batch)
     parameters = []
     if model.head.weight.requires_grad:
         parameters.append(model.head.weight)
-    for_hidden_BTD, *for_parameters = torch.autograd.grad(said, [leaf_BTD, *parameters])
-    total = _Known.apply(hidden_BTD, for_hidden_BTD, said.detach()[None])
+    for_hidden_BTD, *for_parameters = torch.autograd.grad(value, [leaf_BTD, *parameters])
+    total = _Known.apply(hidden_BTD, for_hidden_BTD, value.detach()[None])
     for parameter, gradient in zip(parameters, for_parameters):
         total = total + _Known.apply(parameter, gradient, torch.zeros_like(total))
     return total

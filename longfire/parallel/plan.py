@@ -23,11 +23,11 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
     if parallelism.mesh_dim:
         given |= of_mesh_dim(parallelism)
     open_axes = [axis for axis, degree in given.items() if degree == -1]
-    told = ", ".join(f"{DEGREES[axis]} = {given[axis]}" for axis in DEGREES)
+    degrees_text = ", ".join(f"{DEGREES[axis]} = {given[axis]}" for axis in DEGREES)
     if len(open_axes) > 1 or any(degree < 1 and degree != -1 for degree in given.values()):
         raise SettingsError(
-            f"parallelism: {told}: at most one degree may be -1 (the processes that remain), none "
-            "below it or 0"
+            f"parallelism: {degrees_text}: at most one degree may be -1 (the processes that "
+            "remain), none below it or 0"
         )
     fixed = prod(degree for degree in given.values() if degree != -1)
     if open_axes:
@@ -38,7 +38,8 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
         else:
             fix = f"start {fixed}, or set data_parallel_shard_degree = -1"
         raise SettingsError(
-            f"parallelism: {told} do not make up the {processes} process(es) that run: {fix}"
+            f"parallelism: {degrees_text} do not make up the {processes} process(es) that run: "
+            f"{fix}"
         )
     return {axis: given[axis] for axis in AXES}
 

@@ -209,7 +209,7 @@ def wrong_stages(
 ) -> Iterator[str]:
     name = parallelism.pipeline_parallel_schedule
     stages = len(placed)
-    told = ",".join(parallelism.pipeline_parallel_split_points)
+    points_text = ",".join(parallelism.pipeline_parallel_split_points)
     if parallelism.pipeline_parallel_schedule_csv:
         if set(placed) != set(range(processes)):
             yield (
@@ -218,23 +218,23 @@ def wrong_stages(
             )
         if points and len(points) != stages:
             yield (
-                f"{POINTS} = {told} makes {len(points)} stages, {CSV} has {stages}: name "
+                f"{POINTS} = {points_text} makes {len(points)} stages, {CSV} has {stages}: name "
                 f"{stages - 1} points"
             )
     elif points and (len(points) % processes or (name in ONE_STAGE and len(points) != processes)):
         what = "as many" if name in ONE_STAGE else "a multiple of as many"
         yield (
-            f"{POINTS} = {told} makes {len(points)} stages for {processes} processes: {name} "
-            f"takes {what}"
+            f"{POINTS} = {points_text} makes {len(points)} stages for {processes} processes: "
+            f"{name} takes {what}"
         )
     elif points and name in V_SHAPED and len(points) != 2 * processes:
         yield (
-            f"{POINTS} = {told} makes {len(points)} stages: {name} takes two a process, which are "
-            f"{2 * processes}"
+            f"{POINTS} = {points_text} makes {len(points)} stages: {name} takes two a process, "
+            f"which are {2 * processes}"
         )
     if points != sorted(set(points)) or points[-1:] >= [layers]:
         yield (
-            f"{POINTS} = {told}: name layers that follow each other, from layers.1 to "
+            f"{POINTS} = {points_text}: name layers that follow each other, from layers.1 to "
             f"layers.{layers - 1}"
         )
     if stages > layers:
@@ -248,18 +248,18 @@ def wrong_microbatches(
     processes: int, stages: int, parallelism: Parallelism, microbatches: int
 ) -> Iterator[str]:
     name = parallelism.pipeline_parallel_schedule
-    told = f"{MICROBATCHES}: {microbatches} microbatches a step"
+    count_text = f"{MICROBATCHES}: {microbatches} microbatches a step"
     if file := parallelism.pipeline_parallel_schedule_csv:
         if microbatches != read_order(file).microbatches:
-            yield f"{told}, but {CSV} orders {read_order(file).microbatches}; make them equal"
+            yield f"{count_text}, but {CSV} orders {read_order(file).microbatches}; make them equal"
     elif name in {"1F1B", "DualPipeV"} and microbatches < stages:
         yield (
-            f"{told} are fewer than the {stages} stages that {name} fills; ask for {stages} at "
-            "least, or for another schedule"
+            f"{count_text} are fewer than the {stages} stages that {name} fills; ask for {stages} "
+            "at least, or for another schedule"
         )
     elif name in ROUNDS and microbatches % max(1, microbatches // processes):
         rounds = max(1, microbatches // processes)
         yield (
-            f"{told}: {name} sends them in {rounds} rounds of equal size; take a multiple of "
+            f"{count_text}: {name} sends them in {rounds} rounds of equal size; take a multiple of "
             f"{DEGREE} = {processes}"
         )

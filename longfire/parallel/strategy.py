@@ -110,11 +110,11 @@ def rank_strategies(
 
 def describe(ranked: Sequence[Ranked], cut: Workload) -> str:
     """The choice and its runner-up in one sentence, with what is predicted of each."""
-    said = []
+    texts = []
     for one in ranked[:2]:
-        said.append(
+        texts.append(
             f"{one.strategy} ({one.bytes / 1e9:.3g} GB sent, {one.seconds:.3g} s waited, "
             f"{one.held / 1e9:.3g} GB held" + ("" if one.fits else "; does not fit") + ")"
         )
     rows = f"rows of {cut.tokens:,} tokens over {cut.processes} processes, {cut.layout}"
-    return f"{rows}: {said[0]}" + (f"; runner-up {said[1]}" if len(said) > 1 else "")
+    return f"{rows}: {texts[0]}" + (f"; runner-up {texts[1]}" if len(texts) > 1 else "")

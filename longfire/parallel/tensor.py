@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from longfire.block_execution import TensorRegions, as_it_is
 from longfire.ops.linear import Linear, in_fp32, linear
 from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
-from longfire.ops.vocabulary import Words
+from longfire.ops.vocabulary import VocabularyShard
 from longfire.parallel.collectives import (
     CollectivePair,
     add_up,
@@ -90,18 +90,18 @@ class TensorGroup:
         """Those of each row on this process between regions."""
         return x_BT.chunk(self.size, 1)[self.rank].contiguous()
 
-    def words(self, total: int) -> Words:
+    def vocabulary(self, total: int) -> VocabularyShard:
         """The rows of the vocabulary on this process, of `total`."""
         (first, _), *_ = self.range(total)
         add = partial(add_up, group=self.group)
-        return Words(first, total, add, partial(take_highest, group=self.group))
+        return VocabularyShard(first, total, add, partial(take_highest, group=self.group))
 
     def regions(self, vocab_size: int) -> TensorRegions:
         """What happens between the regions of a model."""
         there, back, group = self.into
         enter = partial(communicate, there=there, back=back, group=group)
         own_tokens = self.tokens if self.sequence_parallel else as_it_is
-        return TensorRegions(enter, own_tokens, self.words(vocab_size))
+        return TensorRegions(enter, own_tokens, self.vocabulary(vocab_size))
 
 
 def split(model: "Model", mesh: Mesh, sequence_parallel: bool) -> None:
@@ -392,33 +392,33 @@ class SharedHead(Linear):
     """Logits of some words; those of all words, where somebody asks for logits. Training and
     evaluation do not."""
 
-    def __init__(self, own: nn.Linear, words: Words) -> None:
+    def __init__(self, own: nn.Linear, vocabulary: VocabularyShard) -> None:
         with torch.device("meta"):
             super().__init__(own.in_features, own.out_features, bias=False)
         self.weight = own.weight
-        self.words = words
+        self.vocabulary = vocabulary
 
     def forward(self, x: Tensor) -> Tensor:
         here = linear(x, self.weight)
-        first = self.words.first
-        after = self.words.total - first - here.shape[-1]
-        return self.words.add_up(F.pad(here, (first, after)))
+        first = self.vocabulary.first
+        after = self.vocabulary.total - first - here.shape[-1]
+        return self.vocabulary.add_up(F.pad(here, (first, after)))
 
 
 def split_vocabulary(model: "Model", tp_group: TensorGroup) -> None:
     """Embedding and head: each process has its own part of the vocabulary."""
-    words = tp_group.words(model.config.vocab_size)
+    vocabulary = tp_group.vocabulary(model.config.vocab_size)
     tied = model.head.weight is model.embed.weight
     keep_range(model.embed, "weight", 0, tp_group)
     rows_here = model.embed.get_parameter("weight")
-    embedding = SharedEmbedding(rows_here, tp_group.out, words.first)
+    embedding = SharedEmbedding(rows_here, tp_group.out, vocabulary.first)
     replace_module(model, "embed", embedding)
     if tied:
         model.head.weight = model.embed.weight
         set_sharding(model, "head.weight", sharding_of(model, "embed.weight"))
     else:
         keep_range(model.head, "weight", 0, tp_group)
-    replace_module(model, "head", SharedHead(model.head, words))
+    replace_module(model, "head", SharedHead(model.head, vocabulary))
 
 
 def add_up_partial_gradients(model: "Model", mesh: Mesh) -> None:

@@ -99,13 +99,13 @@ def published_formulas() -> list[str]:
     size = published.SIZES["7B"]
     tokens = 32768
     block = 4096
-    told = (
+    texts = (
         f"{kind} {bytes_of(1, tokens, size.hidden, size.heads, block) / 1e9:,.2f} GB"
         for kind, bytes_of in published.ACTIVATIONS.items()
     )
     return [
         "bytes of a layer's activations (Ring Attention, table 1), 7B, a row of 32K, blocks of "
-        f"4K: {', '.join(told)}"
+        f"4K: {', '.join(texts)}"
     ]
 
 
@@ -154,8 +154,8 @@ def published_table(rows: list[tuple[published.Row, longest.Longest, longest.Lon
     for row, narrow, full in rows:
         printed = row.printed or ("",) * 4
         cells = []
-        for said, found in zip(printed, published.arithmetic(row).values()):
-            cells.append(cell(said, found))
+        for value, found in zip(printed, published.arithmetic(row).values()):
+            cells.append(cell(value, found))
         table.add_row(
             row.compute,
             row.model,
@@ -185,7 +185,7 @@ def keep(
     by_mixer: dict[str, object] = {}
     for name, found in mixers:
         by_mixer[name] = found if isinstance(found, str) else [asdict(one) for one in found]
-    said = {
+    result = {
         "mixers": by_mixer,
         "published": [
             {**asdict(row), "arithmetic": published.arithmetic(row), "ours": asdict(one)}
@@ -193,7 +193,7 @@ def keep(
         ],
     }
     try:
-        write_whole(out, json.dumps(said, indent=1) + "\n")
+        write_whole(out, json.dumps(result, indent=1) + "\n")
     except OSError as e:
         raise SettingsError(
             f"--json {out} cannot be written: {e.strerror}; name another file"

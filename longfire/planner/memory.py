@@ -346,10 +346,10 @@ class PlannedMesh(Mesh):
 def share_of(model: Model, tp: int, sequence_parallel: bool) -> Model:
     """What the first of `tp` processes holds of a whole model on meta, in place."""
     split(model, PlannedMesh({**ALONE.degrees, "tp": tp}), sequence_parallel)
-    words = model.regions.words
-    if words is not None:
-        words = words._replace(add_up=as_it_is, take_highest=as_it_is)
-        model.regions = replace(model.regions, words=words)
+    vocabulary = model.regions.vocabulary
+    if vocabulary is not None:
+        vocabulary = vocabulary._replace(add_up=as_it_is, take_highest=as_it_is)
+        model.regions = replace(model.regions, vocabulary=vocabulary)
     return model
 
 
@@ -486,7 +486,7 @@ class Meter:
             hidden_BTD = model.final_norm(box.pop())
             hidden_ND = model.regions.enter(hidden_BTD).flatten(0, 1)
             options = (
-                model.regions.words,
+                model.regions.vocabulary,
                 model.config.final_logit_softcapping,
                 model.config.use_l2warp,
             )

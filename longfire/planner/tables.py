@@ -232,7 +232,7 @@ def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
 
 def keep(out: Path, planner: Planner, own: Forecast, others: Sequence[Forecast]) -> None:
     """All of it as JSON. Raises SettingsError where the file cannot be written."""
-    said = {
+    result = {
         "device": asdict(planner.device),
         "processes": planner.processes,
         "tokens_per_step": planner.tokens,
@@ -241,7 +241,7 @@ def keep(out: Path, planner: Planner, own: Forecast, others: Sequence[Forecast])
         "alternatives": [as_data(forecast) for forecast in others],
     }
     try:
-        write_whole(out, json.dumps(said, indent=1) + "\n")
+        write_whole(out, json.dumps(result, indent=1) + "\n")
     except OSError as e:
         raise SettingsError(
             f"--json {out} cannot be written: {e.strerror}; name another file"

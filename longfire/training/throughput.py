@@ -71,11 +71,11 @@ def measured(run: Run, state: State, steps: int, clock: Clock) -> list[dict[str,
     return taken
 
 
-def random_batch(run: Run, words: int, generator: torch.Generator) -> Batch:
+def random_batch(run: Run, vocab_size: int, generator: torch.Generator) -> Batch:
     """A process's rows of a step, every token and label drawn alike; with data.varlen documents of
     some DOCUMENT_TOKENS tokens."""
     size = (run.training.batch_size * run.accumulation, run.training.seq_len)
-    ids_BT, labels_BT = (torch.randint(words, size, generator=generator) for _ in range(2))
+    ids_BT, labels_BT = (torch.randint(vocab_size, size, generator=generator) for _ in range(2))
     positions_BT = torch.arange(run.training.seq_len).expand(size)
     if not run.data.varlen:
         return Batch(ids_BT, labels_BT, positions_BT)

@@ -240,7 +240,7 @@ def test_nan_in_one_process(folder, prepared):
     assert ended.codes == [5, 5]
     assert (
         "loss nan" in ended.said[0]
-        and "the last batch was rows" in ended.said[0]
+        and "the last batch was sequences" in ended.said[0]
         and not ended.said[1]
     )
     assert_goes_on_to_the_bit(folder, prepared)

@@ -72,22 +72,24 @@ class AllToAll:
 
     def refusal(self, layer: str, heads: int, kv_heads: int, sizes: tuple[int, ...]) -> str:
         (processes,) = sizes
-        said = (
+        reason = (
             f"{STRATEGY_KEY} = alltoall shares the heads of {layer} among {DEGREE} = "
             f"{processes} processes"
         )
         here = "(of a tensor-parallel process)"
         fix = f"set {STRATEGY_KEY} to ring or allgather"
         if processes > heads:
-            return f"{said}, but it has {heads} {here}; lower {DEGREE} to {heads} or less, or {fix}"
+            return (
+                f"{reason}, but it has {heads} {here}; lower {DEGREE} to {heads} or less, or {fix}"
+            )
         if heads % processes:
             return (
-                f"{said}, which does not divide its {heads} {here}; {fix}, or choose a degree "
+                f"{reason}, which does not divide its {heads} {here}; {fix}, or choose a degree "
                 "that does"
             )
         if kv_heads % processes and processes % kv_heads:
             return (
-                f"{said}, of which its {kv_heads} key/value heads {here} are neither a multiple "
+                f"{reason}, of which its {kv_heads} key/value heads {here} are neither a multiple "
                 f"nor a divisor; {fix}, or choose a degree that is one of theirs"
             )
         return ""
