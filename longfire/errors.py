@@ -2,9 +2,9 @@
 shows it without a traceback."""
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of another library says, as far as it fits into a message of ours."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+def first_line(error: BaseException, most: int | None = 200) -> str:
+    """What an error of another library says, or its class: its first line, `most` characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
 
 
 class UserError(Exception):

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError
 from longfire.data.documents import Document, Position
 from longfire.data.records import choose_fields, text_of
 from longfire.data.tables import BATCH_ROWS
-from longfire.errors import DataError
+from longfire.errors import DataError, first_line
 
 MANY_ROWS = 100_000  # of a stream, whose number of rows is not known
 PROBE_SECONDS = 10  # how long the hub may take to answer which revision a dataset has
@@ -95,12 +95,10 @@ class HubSource:
                 **choices,
             )
         except UNREACHABLE as error:
-            reason = type(error).__name__
-            if str(error).strip():
-                reason = str(error).strip().splitlines()[0]
             raise DataError(
                 f"data.dataset: {self.entry!r} is no file or folder here, and as a dataset of the "
-                f"hub it cannot be had ({reason}); check the name, the network, or name files on "
+                f"hub it cannot be had ({first_line(error, None)}); check the "
+                f"name, the network, or name files on "
                 "this disk"
             ) from error
 

@@ -15,7 +15,7 @@ from longfire.data.tokenizer_files import (
     json_of,
     read_carried,
 )
-from longfire.errors import DataError
+from longfire.errors import DataError, first_line
 
 BOS = "<bos>"  # in the tokenizers that longfire makes
 EOS = "<eos>"
@@ -135,9 +135,9 @@ def by_transformers(name: str, failure: str, offline: bool) -> Found:
         loaded = AutoTokenizer.from_pretrained(name, local_files_only=offline)
         backend = loaded.backend_tokenizer
     except (OSError, ValueError, ImportError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{failure} ({reason}); name a tokenizer.json or a folder that holds one"
+            f"{failure} ({first_line(error, None)}); name a tokenizer.json or a folder "
+            "that holds one"
         ) from error
     if Path(name).is_dir():
         carried = read_carried(Path(name))

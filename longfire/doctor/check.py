@@ -16,6 +16,7 @@ from rich.console import Console
 from longfire import ops
 from longfire.doctor.cases import all_cases
 from longfire.doctor.op_cases import DTYPES, Case, errors, tolerance
+from longfire.errors import first_line
 from longfire.launch import cxx_compiler
 from longfire.ops.bf16 import native_bf16
 from longfire.training.environment import version_of
@@ -33,7 +34,7 @@ def check(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
         RuntimeError,
         ValueError,
     ) as error:  # a kernel that cannot run here is a finding, not the end
-        return False, f"{type(error).__name__}", str(error).splitlines()[0][:80]
+        return False, f"{type(error).__name__}", first_line(error, 80)
     worst = max(found, key=lambda name: found[name])
     return found[worst] <= tolerance(case, device, dtype), worst, f"{found[worst]:.1e}"
 

@@ -20,7 +20,7 @@ from longfire.checkpoint.weights import Opened
 from longfire.config.options import Sampling, Scoring
 from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
-from longfire.errors import DataError, SettingsError
+from longfire.errors import DataError, SettingsError, first_line
 from longfire.generation.generate import Continuation, begins_with_bos, continuation_of, written
 from longfire.loss import losses
 
@@ -194,7 +194,7 @@ def run_tasks(opened: Opened, scoring: Scoring, max_length: int) -> dict[str, An
     except OSError as error:  # also what the hub's libraries raise offline
         raise DataError(
             f"--tasks {','.join(scoring.tasks)}: data cannot be read "
-            f"({str(error).splitlines()[0]}); put them here, or let lm-eval fetch them with "
+            f"({first_line(error, None)}); put them here, or let lm-eval fetch them with "
             "--allow_download"
         ) from error
     return {name: found[name] for name in ("results", "versions", "n-shot", "n-samples")}

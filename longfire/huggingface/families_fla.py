@@ -2,8 +2,9 @@
 families.py says how to read it."""
 
 from dataclasses import replace
+from functools import partial
 
-from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings, unchanged
+from longfire.huggingface.family import REQUIRED, Family, Key, Name, Same, Settings, unchanged
 from longfire.huggingface.family_layers import Listed
 
 NAMES = (
@@ -98,11 +99,23 @@ def half_width(settings: Settings) -> int:
     return 256 * -(-int(settings["hidden_size"] * 2 * 2 / 3) // 256)
 
 
+# What the families here have, unless they say otherwise.
+fla_family = partial(
+    Family,
+    package="fla",
+    names=NAMES,
+    layers=HYBRID,
+    buffers=BUFFERS,
+    fixed=FIXED,
+    ours=PLAIN,
+    inert=INERT,
+    replaced=RATIO,
+)
 FLA: dict[str, Family] = {
-    "transformer": Family(
+    "transformer": fla_family(
         architecture="TransformerForCausalLM",
-        package="fla",
         mixer="attention",
+        layers=Same(),
         keys=(
             *KEYS,
             Key("num_hidden_layers", "num_hidden_layers", 24),
@@ -112,19 +125,15 @@ FLA: dict[str, Family] = {
                 "qk_norm", "attention.qk_norm_eps", False, choices={False: 0.0, True: 1e-5}
             ),  # whatever norm_eps is
         ),
-        names=NAMES,
-        buffers=BUFFERS,
         fixed={
             **FIXED,
             "attention_bias": (False, None),
         },  # no class of fla reads it; flame's files say false
         ours={**PLAIN, **ATTENTION},
         inert=(*INERT, "elementwise_affine"),  # no layer of it asks
-        replaced=RATIO,
     ),
-    "gla": Family(
+    "gla": fla_family(
         architecture="GLAForCausalLM",
-        package="fla",
         mixer="gla",
         keys=(
             *KEYS,
@@ -140,11 +149,7 @@ FLA: dict[str, Family] = {
             Key("elementwise_affine", "gla.elementwise_affine", True, null=False, choices=YES_NO),
             Key("clamp_min", "gla.clamp_min", None),
         ),
-        names=NAMES,
-        buffers=BUFFERS,
-        layers=HYBRID,
         aliases=UNFUSED,
-        fixed=FIXED,
         ours={
             **PLAIN,
             "gla.qk_norm": False,
@@ -157,11 +162,9 @@ FLA: dict[str, Family] = {
             "use_gk",
             "use_gv",
         ),  # no class of fla reads them: keys are always gated, values never
-        replaced=RATIO,
     ),
-    "gated_deltanet": Family(
+    "gated_deltanet": fla_family(
         architecture="GatedDeltaNetForCausalLM",
-        package="fla",
         mixer="gated_delta_net",
         keys=(
             *KEYS,
@@ -181,17 +184,9 @@ FLA: dict[str, Family] = {
                 choices={"swish": "swish", "silu": "swish", "sigmoid": "sigmoid"},
             ),
         ),
-        names=NAMES,
-        buffers=BUFFERS,
-        layers=HYBRID,
-        fixed=FIXED,
-        ours=PLAIN,
-        inert=INERT,
-        replaced=RATIO,
     ),
-    "delta_net": Family(
+    "delta_net": fla_family(
         architecture="DeltaNetForCausalLM",
-        package="fla",
         mixer="delta_net",
         keys=(
             *KEYS,
@@ -207,17 +202,10 @@ FLA: dict[str, Family] = {
             Key("qk_norm", "delta_net.qk_norm", "l2", choices={"l2": "l2", "sum": "sum"}),
             Key("allow_neg_eigval", "delta_net.allow_neg_eigval", False),
         ),
-        names=NAMES,
-        buffers=BUFFERS,
-        layers=HYBRID,
-        fixed=FIXED,
-        ours=PLAIN,
         inert=(*INERT, "use_output_norm"),  # their layer has the norm always
-        replaced=RATIO,
     ),
-    "retnet": Family(
+    "retnet": fla_family(
         architecture="RetNetForCausalLM",
-        package="fla",
         mixer="retention",
         keys=(
             *(
@@ -247,10 +235,7 @@ FLA: dict[str, Family] = {
                 choices=YES_NO,
             ),
         ),
-        names=NAMES,
-        buffers=BUFFERS,
         aliases=UNFUSED,
-        layers=HYBRID,
         fixed={**FIXED, "hidden_ratio": (2,)},
         ours={**PLAIN, "retention.qk_norm": False, "retention.gate_fn": "swish"},
         inert=(
@@ -258,11 +243,9 @@ FLA: dict[str, Family] = {
             "use_short_conv",
             "conv_size",
         ),  # their model does not pass them to its layers
-        replaced=RATIO,
     ),
-    "linear_attn": Family(
+    "linear_attn": fla_family(
         architecture="LinearAttentionForCausalLM",
-        package="fla",
         mixer="linear_attention",
         keys=(
             *KEYS,
@@ -289,17 +272,10 @@ FLA: dict[str, Family] = {
                 choices=YES_NO,
             ),
         ),
-        names=NAMES,
-        buffers=BUFFERS,
-        layers=HYBRID,
-        fixed=FIXED,
         ours={**PLAIN, "linear_attention.qk_norm": False},
-        inert=INERT,
-        replaced=RATIO,
     ),
-    "kda": Family(
+    "kda": fla_family(
         architecture="KDAForCausalLM",
-        package="fla",
         mixer="kda",
         keys=(
             *KEYS,
@@ -314,17 +290,9 @@ FLA: dict[str, Family] = {
             Key("lower_bound", "kda.lower_bound", None, kind=float),
             Key("safe_gate", "kda.safe_gate", False),
         ),
-        names=NAMES,
-        buffers=BUFFERS,
-        layers=HYBRID,
-        fixed=FIXED,
-        ours=PLAIN,
-        inert=INERT,
-        replaced=RATIO,
     ),
-    "hgrn2": Family(
+    "hgrn2": fla_family(
         architecture="HGRN2ForCausalLM",
-        package="fla",
         mixer="hgrn2",
         keys=(
             *KEYS,
@@ -336,16 +304,10 @@ FLA: dict[str, Family] = {
             Key("elementwise_affine", "hgrn2.elementwise_affine", True),
         ),
         names=(*NAMES, Name("model.", "shared.hgrn2.")),  # lower_bounds
-        buffers=BUFFERS,
-        layers=HYBRID,
-        fixed=FIXED,
-        ours=PLAIN,
-        inert=INERT,
         replaced={"hidden_ratio": "intermediate_size", "num_heads": "expand_ratio"},
     ),
-    "gsa": Family(
+    "gsa": fla_family(
         architecture="GSAForCausalLM",
-        package="fla",
         mixer="gsa",
         keys=(
             *KEYS,
@@ -365,9 +327,6 @@ FLA: dict[str, Family] = {
             Key("gate_logit_normalizer", "gsa.gate_logit_normalizer", 8.0),
             Key("elementwise_affine", "gsa.elementwise_affine", True),
         ),
-        names=NAMES,
-        buffers=BUFFERS,
-        layers=HYBRID,
         fixed={
             **FIXED,
             "expand_v": (1,),  # with another one their output norm has the wrong size
@@ -375,7 +334,6 @@ FLA: dict[str, Family] = {
         },
         ours={**PLAIN, "gsa.qk_norm": False},
         inert=(*INERT, "clamp_min", "clamp_max", "use_output_gate", "use_norm"),  # read by nothing
-        replaced=RATIO,
         older={"exapnd_k": "expand_k", "exapnd_v": "expand_v"},  # as their class takes them
     ),
 }

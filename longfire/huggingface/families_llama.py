@@ -2,6 +2,7 @@
 families.py says how to read it."""
 
 from dataclasses import replace
+from functools import partial
 
 from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings, unchanged
 from longfire.huggingface.family_layers import Windows
@@ -197,11 +198,19 @@ NO_NORM = {"attention.qk_norm": False, "attention.qk_norm_eps": 0.0}
 QWEN_KEYS = tuple(
     replace(key, default=151936) if key.theirs == "vocab_size" else key for key in COMMON_KEYS
 )
+# What the families here have, unless they say otherwise.
+llama_family = partial(
+    Family,
+    package="transformers",
+    mixer="attention",
+    names=LLAMA_NAMES,
+    buffers=BUFFERS,
+    fixed=LLAMA_FIXED,
+    older=LLAMA_OLDER,
+)
 LLAMA_FAMILIES: dict[str, Family] = {
-    "llama": Family(
+    "llama": llama_family(
         architecture="LlamaForCausalLM",
-        package="transformers",
-        mixer="attention",
         keys=(
             *COMMON_KEYS,
             Key("max_position_embeddings", "max_position_embeddings", 2048, null=0),
@@ -213,8 +222,6 @@ LLAMA_FAMILIES: dict[str, Family] = {
             Key("attention_bias", "attention.o_bias", False),
             Key("mlp_bias", "mlp_bias", False),
         ),
-        names=LLAMA_NAMES,
-        buffers=BUFFERS,
         fixed={**LLAMA_FIXED, "rope_interleaved": (False, None)},
         inert=(
             "max_sequence_length",
@@ -222,12 +229,9 @@ LLAMA_FAMILIES: dict[str, Family] = {
             "pretraining_tp",
         ),  # the last: in how many products it was multiplied
         ours={**LLAMA, **NO_NORM, "attention.window_size": 0},
-        older=LLAMA_OLDER,
     ),
-    "mistral": Family(
+    "mistral": llama_family(
         architecture="MistralForCausalLM",
-        package="transformers",
-        mixer="attention",
         keys=(
             *COMMON_KEYS,
             Key("max_position_embeddings", "max_position_embeddings", 131072, null=0),
@@ -237,16 +241,10 @@ LLAMA_FAMILIES: dict[str, Family] = {
             Key("head_dim", "attention.head_dim", None, null=0),
             Key("sliding_window", "attention.window_size", 4096, null=0),
         ),
-        names=LLAMA_NAMES,
-        buffers=BUFFERS,
-        fixed=LLAMA_FIXED,
         ours={**LLAMA, **NO_BIASES, **NO_NORM},
-        older=LLAMA_OLDER,
     ),
-    "ministral": Family(
+    "ministral": llama_family(
         architecture="MinistralForCausalLM",
-        package="transformers",
-        mixer="attention",
         keys=(
             *COMMON_KEYS,
             Key("max_position_embeddings", "max_position_embeddings", 131072, null=0),
@@ -255,17 +253,11 @@ LLAMA_FAMILIES: dict[str, Family] = {
             Key("num_key_value_heads", "attention.num_kv_heads", 8, null=0),
             Key("head_dim", "attention.head_dim", None, null=0),
         ),
-        names=LLAMA_NAMES,
-        buffers=BUFFERS,
         layers=Windows(switch="", first=""),
-        fixed=LLAMA_FIXED,
         ours={**LLAMA, **NO_BIASES, **NO_NORM},
-        older=LLAMA_OLDER,
     ),
-    "qwen2": Family(
+    "qwen2": llama_family(
         architecture="Qwen2ForCausalLM",
-        package="transformers",
-        mixer="attention",
         keys=(
             *QWEN_KEYS,
             Key("max_position_embeddings", "max_position_embeddings", 32768, null=0),
@@ -274,8 +266,6 @@ LLAMA_FAMILIES: dict[str, Family] = {
             Key("num_key_value_heads", "attention.num_kv_heads", 32, null=0),
             Key("head_dim", "attention.head_dim", None, null=0),
         ),
-        names=LLAMA_NAMES,
-        buffers=BUFFERS,
         layers=Windows(),
         fixed=QWEN_FIXED,
         ours={
@@ -285,12 +275,9 @@ LLAMA_FAMILIES: dict[str, Family] = {
             "attention.qkv_bias": True,
             "attention.o_bias": False,
         },
-        older=LLAMA_OLDER,
     ),
-    "qwen3": Family(
+    "qwen3": llama_family(
         architecture="Qwen3ForCausalLM",
-        package="transformers",
-        mixer="attention",
         keys=(
             *QWEN_KEYS,
             Key("max_position_embeddings", "max_position_embeddings", 32768, null=0),
@@ -302,11 +289,8 @@ LLAMA_FAMILIES: dict[str, Family] = {
             Key("attention_bias", "attention.o_bias", False),
             Key("rms_norm_eps", "attention.qk_norm_eps", 1e-6),
         ),
-        names=LLAMA_NAMES,
-        buffers=BUFFERS,
         layers=Windows(),
         fixed=QWEN_FIXED,
         ours={**LLAMA, "mlp_bias": False, "attention.qk_norm": True},
-        older=LLAMA_OLDER,
     ),
 }

@@ -29,7 +29,7 @@ from longfire.config.run import Run
 from longfire.config.run_folder import write
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
-from longfire.errors import CheckpointError, SettingsError
+from longfire.errors import CheckpointError, SettingsError, first_line
 from longfire.huggingface.check import Check, compare_imported
 from longfire.huggingface.checksums import SUMS, check_checksums
 from longfire.huggingface.families import family_of, ignored_line
@@ -128,9 +128,9 @@ def local_folder(source: str, note: Note) -> Path:
         if not any(fetched.glob("*.safetensors")):
             fetched = Path(snapshot(source, [*DESCRIPTION_FILES, *PYTORCH_FILES]))
     except (HTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(
-            f"{source} is no folder here, and as a model of the hub it cannot be had ({reason}); "
+            f"{source} is no folder here, and as a model of the hub it cannot be had "
+            f"({first_line(error, None)}); "
             "check the name and the network, or fetch its files on a machine that has one (`hf "
             "download`) and name their folder"
         ) from error

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longfire.errors import CheckpointError
+from longfire.errors import CheckpointError, first_line
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -106,9 +106,9 @@ def from_bin(file: Path) -> dict[str, LazyTensor]:
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # what torch raises has no common class but this one
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{file}: cannot be read as tensors alone ({reason}); it would have to run code, or is "
+            f"{file}: cannot be read as tensors alone ({first_line(error, None)}); it would have "
+            "to run code, or is "
             "damaged"
         ) from error
     is_dict = isinstance(content, dict)

@@ -19,29 +19,16 @@ from longfire.parallel.context_cost import (
     Workload,
     uneven_seconds,
 )
-from longfire.parallel.context_strategies.contract import AttentionCall, Processes
-from longfire.parallel.context_strategies.key_blocks import attend_to_all, work
+from longfire.parallel.context_strategies.contract import Processes
+from longfire.parallel.context_strategies.key_blocks import KeyBlockStrategy, work
 from longfire.parallel.cost import Device
 from longfire.parallel.layout import ContextShard
 
 
-class AllGather:
+class AllGather(KeyBlockStrategy):
     """One message each way, and the memory of the whole sequence's keys and values."""
 
     name = "allgather"
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        call: AttentionCall,
-        shard: ContextShard,
-        groups: tuple[Processes, ...],
-    ) -> Tensor:
-        (processes,) = groups
-        manner = call.manner(q, v)
-        return attend_to_all(q, k, v, call.noise_BT, processes, shard, manner, self)
 
     def come(
         self, mine: Tensor, shard: ContextShard, window: int | None, processes: Processes
@@ -77,9 +64,6 @@ class AllGather:
             forward=n * numbers * narrow,
             backward=n * numbers * (narrow + FULL),
         )
-
-    def refusal(self, layer: str, heads: int, kv_heads: int, sizes: tuple[int, ...]) -> str:
-        return ""
 
 
 STRATEGY = AllGather()

@@ -3,20 +3,21 @@
 What is computed is decided on positions (ops/attention_blocks.py): a segment of keys that no query
 sees here is not computed. All sums are fp32 (float64 for float64 inputs), the gradients that travel
 too; q, k, v, the output and its logsumexp are all that is kept for the backward. How keys come and
-their gradients go home is a KeyTransport: ring.py, all_gather.py.
+their gradients go home is a KeyBlockStrategy: ring.py, all_gather.py.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, seen_between
-from longfire.parallel.context_strategies.contract import Processes
+from longfire.parallel.context_strategies.contract import AttentionCall, Processes
 from longfire.parallel.layout import ContextShard, SequenceLayout
 
 
@@ -38,17 +39,38 @@ class Work:
 work = Work()
 
 
-class KeyTransport(Protocol):
-    """How the keys and values of all processes come, packed as one message each, and how their
-    gradients get home."""
+class KeyBlockStrategy(ABC):
+    """A context strategy that attends to the keys and values of one process after the other. Any
+    number of processes may share any heads.
 
+    A subclass says how the keys and values of all processes come, packed as one message each, and
+    how their gradients get home.
+    """
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: AttentionCall,
+        shard: ContextShard,
+        groups: tuple[Processes, ...],
+    ) -> Tensor:
+        (processes,) = groups
+        manner = call.manner(q, v)
+        return _Attend.apply(q, k, v, call.noise_BT, processes, shard, manner, self)
+
+    def refusal(self, layer: str, heads: int, kv_heads: int, sizes: tuple[int, ...]) -> str:
+        return ""
+
+    @abstractmethod
     def come(
         self, mine: Tensor, shard: ContextShard, window: int | None, processes: Processes
     ) -> Iterator[tuple[int, Tensor]]:
         """(process, its keys and values), the own ones first; those that no query sees may be left
         out."""
-        ...
 
+    @abstractmethod
     def bring_home(
         self,
         mine: Tensor,
@@ -59,21 +81,6 @@ class KeyTransport(Protocol):
     ) -> Tensor:
         """The gradient of the keys and values here, of all queries. meet(process, kv, d_kv) adds
         that of the queries here."""
-        ...
-
-
-def attend_to_all(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    noise_BT: Tensor | None,
-    processes: Processes,
-    shard: ContextShard,
-    manner: Manner,
-    transport: KeyTransport,
-) -> Tensor:
-    """(B, T, H, V) in q's dtype, of the queries here. Collective, its backward too."""
-    return _Attend.apply(q, k, v, noise_BT, processes, shard, manner, transport)
 
 
 class _Attend(torch.autograd.Function):
@@ -90,7 +97,7 @@ class _Attend(torch.autograd.Function):
         processes: Processes,
         shard: ContextShard,
         manner: Manner,
-        transport: KeyTransport,
+        transport: KeyBlockStrategy,
     ) -> Tensor:
         ctx.processes = processes
         ctx.shard = shard

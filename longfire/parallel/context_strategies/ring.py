@@ -25,8 +25,8 @@ from longfire.parallel.context_cost import (
     attention_seconds,
     uneven_seconds,
 )
-from longfire.parallel.context_strategies.contract import AttentionCall, Processes
-from longfire.parallel.context_strategies.key_blocks import attend_to_all, work
+from longfire.parallel.context_strategies.contract import Processes
+from longfire.parallel.context_strategies.key_blocks import KeyBlockStrategy, work
 from longfire.parallel.cost import Device
 from longfire.parallel.layout import ContextShard
 
@@ -35,23 +35,10 @@ KEYS = 0
 GRADIENTS = 1
 
 
-class Ring:
+class Ring(KeyBlockStrategy):
     """Keys and values go around; what a hop's attention takes hides what a hop takes to arrive."""
 
     name = "ring"
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        call: AttentionCall,
-        shard: ContextShard,
-        groups: tuple[Processes, ...],
-    ) -> Tensor:
-        (processes,) = groups
-        manner = call.manner(q, v)
-        return attend_to_all(q, k, v, call.noise_BT, processes, shard, manner, self)
 
     def come(
         self, mine: Tensor, shard: ContextShard, window: int | None, processes: Processes
@@ -92,9 +79,6 @@ class Ring:
             backward=2 * numbers * (narrow + FULL) + queries,
             hidden_by="attention",
         )
-
-    def refusal(self, layer: str, heads: int, kv_heads: int, sizes: tuple[int, ...]) -> str:
-        return ""
 
 
 STRATEGY = Ring()
