@@ -128,9 +128,7 @@ def one_process(
 
 
 def saving(folder: Path, mode: str) -> Checkpoints:
-    return Checkpoints(
-        folder / mode, settings.Checkpoint(async_mode=mode, keep_latest_k=1), lambda line: None
-    )
+    return Checkpoints(folder / mode, settings.Checkpoint(async_mode=mode, keep_latest_k=1))
 
 
 def stalls(state: State, folder: Path, size: dict[str, int], repeats: int) -> list[dict[str, Any]]:
@@ -186,9 +184,7 @@ def resharded(
     dist.init_process_group("gloo", rank=rank, world_size=count)
     mesh = Mesh.of_degrees({"dp_shard": count}, "cpu")
     state = state_of(size, mesh)
-    checkpoints = Checkpoints(
-        folder, settings.Checkpoint(async_mode="disabled"), lambda line: None, mesh
-    )
+    checkpoints = Checkpoints(folder, settings.Checkpoint(async_mode="disabled"), mesh)
     dist.barrier()
     start = time.perf_counter()
     if not checkpoints.restore(state):

@@ -106,9 +106,7 @@ def run_of(case: tuple[str, str, int, str], folder: Path, quick: bool, world: Wo
         "parallelism.context_parallel_degree": world.size if plan in STRATEGIES else 1,
         "parallelism.context_parallel_strategy": plan if plan in STRATEGIES else "auto",
     }
-    return Run.compose(
-        None, {key: str(value) for key, value in settings.items()}, world=world, note=silent
-    )
+    return Run.compose(None, {key: str(value) for key, value in settings.items()}, world=world)
 
 
 def predicted(run: Run) -> dict[str, Any]:
@@ -120,7 +118,7 @@ def predicted(run: Run) -> dict[str, Any]:
 def measured(run: Run, mesh: Mesh) -> int:
     """Of this process, in its second step."""
     device, clock = torch.device("cpu"), Clock(torch.device("cpu"))
-    state = make_state(run, run.vocab_size, device, silent, mesh=mesh)
+    state = make_state(run, run.vocab_size, device, mesh=mesh)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         mine = random_batch(run, run.vocab_size, generator).split(run.microbatches)
@@ -172,10 +170,6 @@ def measured_by_two(quick: bool) -> list[int]:
             process.kill() if both[0].poll() is None else None
     assert both[1].wait(60) == 0 and both[0].returncode == 0, "one of the two processes failed"
     return json.loads(said.splitlines()[-1])
-
-
-def silent(line: str) -> None:
-    """The note of runs that are only measured."""
 
 
 def compared(

@@ -101,7 +101,7 @@ def prepare_rate(folder: Path, processes: int) -> float:
         )
         wanted = settings.Tokenizer(path=str(folder / "tokenizer"), add_eos=False)
         begun = time.perf_counter()
-        with prepare(data, wanted, note=lambda _: None) as prepared:
+        with prepare(data, wanted) as prepared:
             return prepared.stores[0].train.length / (time.perf_counter() - begun)
 
 

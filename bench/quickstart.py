@@ -113,7 +113,7 @@ def beside_peers(folder: Path, seconds: float, draw: bool) -> dict[str, Any]:
 
 def write_texts(train_file: Path, validation_file: Path) -> tuple[int, int]:
     """The embedded documents as the recipe divides them, a NUL between two; documents and bytes of the validation part."""
-    data = Run.compose(RECIPE, {}, note=ignore).data
+    data = Run.compose(RECIPE, {}).data
     train, validation = [], []
     for document in sources(data)[0].documents():
         part = validation if is_validation(document.identity, data.validation_fraction) else train

@@ -97,7 +97,7 @@ def theirs(run: Run, folder: Path) -> dict[str, float]:
 
 
 def heldout(run: Run) -> Batches:
-    prepared = prepare(run.data, trained_with(run), note=lambda line: None)
+    prepared = prepare(run.data, trained_with(run))
     return Batches(prepared, run.data, run.training.seq_len, run.training.seed)
 
 
@@ -113,7 +113,7 @@ def main() -> None:
         start = time.perf_counter()
         checks["import"] = import_hf(str(source), place)
         seconds["import"] = time.perf_counter() - start
-        run = Run.of_folder(place, overrides(place, steps), note=lambda line: None)
+        run = Run.of_folder(place, overrides(place, steps))
         rows = [compared("as it came", ours(run, 0), theirs(run, source))]
         start = time.perf_counter()
         if code := train(run):

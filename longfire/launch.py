@@ -50,12 +50,6 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def by_first(self, note: Callable[[str], None]) -> Callable[[str], None]:
-        """`note` in the first process; one that says nothing in all others."""
-        if self.is_first:
-            return note
-        return lambda line: None
-
 
 ALONE = World()
 

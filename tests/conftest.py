@@ -9,6 +9,7 @@ import torch
 from longfire import ops
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.initialise import build, keyed_generator
+from longfire.messages import show_messages
 from longfire.model import Model
 from longfire.ops import bf16
 
@@ -127,6 +128,12 @@ def forget_choices():
     """Which kernels run is decided once a process: no test decides it for the next one."""
     yield
     ops._choices.clear()
+
+
+@pytest.fixture(autouse=True)
+def messages_on_the_console():
+    """Messages are shown as the commands show them, whatever a test before has asked for."""
+    show_messages()
 
 
 @pytest.fixture(name="tiny_config")

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from logged import logged_to
 from safetensors import safe_open
 
 from longfire.checkpoint.folder import steps
@@ -56,7 +57,7 @@ def test_going_on_is_as_if_nothing_had_been(tmp_path, tiny_model, optimizer):
     again = [step(first) for _ in range(3)]
     Checkpoints(tmp_path, SYNC).save(first)
     second = fresh(tiny_model("gla", "gated_delta_net", "attention", seed=9), **optimizer)
-    assert Checkpoints(tmp_path, SYNC, note=lambda _: None).restore(second)
+    assert Checkpoints(tmp_path, SYNC).restore(second)
     again += [step(second) for _ in range(3)]
     assert again == losses
     ours, theirs = unbroken.tensors(), second.tensors()
@@ -69,7 +70,7 @@ def test_learning_rates_by_role_are_of_the_settings_and_not_of_the_checkpoint(tm
     step(first)
     Checkpoints(tmp_path, SYNC).save(first)
     second = fresh(tiny_model(seed=9), embedding_lr_scale=0.0, head_lr_scale=3.0)
-    assert Checkpoints(tmp_path, SYNC, note=lambda _: None).restore(second)
+    assert Checkpoints(tmp_path, SYNC).restore(second)
     before = {
         name: parameter.detach().clone() for name, parameter in second.model.named_parameters()
     }
@@ -98,9 +99,8 @@ def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model)
     notes: list[str] = []
     for number in (1, 2, 3, -1):
         state = fresh(tiny_model(seed=5))
-        assert Checkpoints(tmp_path, settings.Checkpoint(load_step=number), notes.append).restore(
-            state
-        )
+        with logged_to(notes):
+            assert Checkpoints(tmp_path, settings.Checkpoint(load_step=number)).restore(state)
         assert (state.step, state.rows_consumed, state.tokens) == (
             (3, 6, 96) if number < 0 else (number, 2 * number, 32 * number)
         )
@@ -119,15 +119,15 @@ def test_what_lies_beyond_load_step_is_no_longer_the_newest(tmp_path, tiny_model
     branch = Checkpoints(
         tmp_path,
         settings.Checkpoint(async_mode="disabled", load_step=2, keep_latest_k=keep),
-        notes.append,
     )
     branch.restore(state)
     assert steps(tmp_path) == [1, 2, 3, 4, 5], "nothing moves before something is saved"
     step(state)
-    branch.save(state)
+    with logged_to(notes):
+        branch.save(state)
     assert steps(tmp_path) == ([2, 3] if keep else [1, 2, 3])
     assert steps(tmp_path / "left") == [4, 5] and sum("kept as" in note for note in notes) == 2
-    assert newest(tmp_path, notes.append) == 3
+    assert newest(tmp_path) == 3
 
 
 def test_nothing_there_or_nothing_wanted_is_a_new_start(tmp_path, tiny_model):
@@ -142,11 +142,11 @@ def test_nothing_there_or_nothing_wanted_is_a_new_start(tmp_path, tiny_model):
 
 def test_a_step_is_saved_once(tmp_path, tiny_model):
     """The last step is often due as well; and a run that is already at its end saves nothing again."""
-    state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path, SYNC, note=lambda _: None)
+    state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path, SYNC)
     checkpoints.save(state)
     written = (tmp_path / "step-0" / "manifest.json").stat().st_mtime_ns
     checkpoints.save(state, last=True)
-    again = Checkpoints(tmp_path, SYNC, note=lambda _: None)
+    again = Checkpoints(tmp_path, SYNC)
     again.restore(state)
     again.save(state, last=True)
     assert (tmp_path / "step-0" / "manifest.json").stat().st_mtime_ns == written
@@ -165,9 +165,7 @@ def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
         del facts["keep_latest_k"]
         (place / "state.json").write_text(json.dumps(facts))
     state = fresh(tiny_model())
-    checkpoints = Checkpoints(
-        tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None
-    )
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"))
     for number in range(5, 12):
         state.step = number
         checkpoints.save(state)
@@ -176,9 +174,7 @@ def test_what_was_saved_when_all_were_kept_stays(tmp_path, tiny_model):
 
 def test_the_start_that_other_runs_may_begin_from_stays(tmp_path, tiny_model):
     state = fresh(tiny_model())
-    checkpoints = Checkpoints(
-        tmp_path, settings.Checkpoint(async_mode="disabled"), note=lambda _: None
-    )
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"))
     for number in range(8):
         state.step = number
         checkpoints.save(state)
@@ -233,7 +229,7 @@ def test_weights_can_be_read_while_training_saves_and_forgets(tmp_path, tiny_mod
     try:
         seen = {}
         while len(seen) < 12:
-            number, weights = newest_weights(tmp_path, note=lambda _: None)
+            number, weights = newest_weights(tmp_path)
             seen[number] = weights["norm.weight"].unique().tolist()
     finally:
         stop.set()

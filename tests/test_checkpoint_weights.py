@@ -30,9 +30,7 @@ def run(tmp_path, tiny_config) -> Run:
         "model.compute_dtype": "bfloat16",
         "model.kernels": "reference",
     }
-    run = Run.compose(
-        None, {key: str(value) for key, value in overrides.items()}, note=lambda _: None
-    )
+    run = Run.compose(None, {key: str(value) for key, value in overrides.items()})
     save(run)
     return run
 

@@ -251,4 +251,4 @@ def test_the_story_speaks_our_language():
         command, *words = shlex.split(line.replace("$small", small))
         assert command in COMMANDS
         _, overrides = take_settings(words, {"--steps", "--model", "--config"})
-        recipe.sections(recipe.read_words(overrides), note=lambda told: None)
+        recipe.sections(recipe.read_words(overrides))

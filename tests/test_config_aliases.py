@@ -1,6 +1,7 @@
 """aliases.py: every flag of flame on torchtitan (S1-25 to S1-110) lands in a setting or is refused with the reason; the others too."""
 
 import pytest
+from logged import logged_to
 
 from longfire.cli import main
 from longfire.config import aliases, recipe, settings
@@ -123,9 +124,8 @@ OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # S1-25, S1-26: tested below
 
 
 def sections(*, told=None, **overrides):
-    return recipe.sections(
-        recipe.read_words(overrides), note=(told if told is not None else []).append
-    )
+    with logged_to(told if told is not None else []):
+        return recipe.sections(recipe.read_words(overrides))
 
 
 def setting(given, key):

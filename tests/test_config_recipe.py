@@ -18,7 +18,7 @@ def compose(toml="", folder=None, **overrides):
         path = folder / "x.toml"
         path.write_text(toml)
         givens.append(recipe.read_toml(path))
-    return recipe.sections(*givens, recipe.read_words(overrides), note=lambda told: None)
+    return recipe.sections(*givens, recipe.read_words(overrides))
 
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_path):

@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def compose(folder: Path, **overrides: str) -> Run:
-    return Run.compose(folder / "recipes" / "x.toml", overrides, note=lambda told: None)
+    return Run.compose(folder / "recipes" / "x.toml", overrides)
 
 
 def test_the_words_are_known_without_data(folder):
@@ -438,9 +438,7 @@ def test_prepare_needs_no_model(folder):
 
 def test_rows_of_a_step_are_those_of_all_processes_with_rows_of_their_own(folder):
     def of_world(size: int, **overrides: str) -> Run:
-        return Run.compose(
-            folder / "recipes" / "x.toml", overrides, world=World(size), note=lambda told: None
-        )
+        return Run.compose(folder / "recipes" / "x.toml", overrides, world=World(size))
 
     assert of_world(8).sequences_per_step == 32 and of_world(8).degrees["dp_shard"] == 8
     run = of_world(8, **{"parallelism.mesh_dim": "2,-1,1,1", "training.global_batch_size": "64"})
@@ -463,7 +461,7 @@ def test_who_reads_a_run_is_alone_whatever_its_plan(folder):
         "parallelism.data_parallel_replicate_degree": "4",
         "job.dump_folder": str(folder / "made"),
     }
-    save(Run.compose(folder / "recipes" / "x.toml", given, world=World(4), note=lambda told: None))
+    save(Run.compose(folder / "recipes" / "x.toml", given, world=World(4)))
     assert Run.of_folder(folder / "made").data_processes == 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from logged import logged_to
 
 from longfire.config import settings
 from longfire.data import batches as room
@@ -62,8 +63,8 @@ def prepared(tmp_path) -> Prepared:
     return Prepared(bytes_tokenizer(), tuple(stores), (0.75, 0.25), ("a", "b"))
 
 
-def batches_of(prepared: Prepared, seed: int = 5, note=print, **changes) -> Batches:
-    return Batches(prepared, settings.Data(**{"prefetch_factor": 0, **changes}), T, seed, note)
+def batches_of(prepared: Prepared, seed: int = 5, **changes) -> Batches:
+    return Batches(prepared, settings.Data(**{"prefetch_factor": 0, **changes}), T, seed)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -254,9 +255,10 @@ def test_training_begins_with_the_first_window_and_then_waits_and_says_so(tmp_pa
     monkeypatch.setattr(room, "PATIENCE_SECONDS", 0.2)
     grower, said = Grower(tmp_path / "s"), []
     grower.grow(80)
-    with batches_of(
-        grower.prepared, note=said.append, streaming=True, shuffle_window_rows=16384
-    ) as batches:
+    with (
+        logged_to(said),
+        batches_of(grower.prepared, streaming=True, shuffle_window_rows=16384) as batches,
+    ):
         batches.at(0, 64)
         assert batches.wait_seconds < 0.2 and not said
         threading.Timer(0.6, grower.grow, (300,)).start()
@@ -325,7 +327,7 @@ def test_through_the_front_door(tmp_path):
     data = settings.Data(
         (str(tmp_path / "a.jsonl"),), folder=str(tmp_path / "s"), streaming=True, shuffle="none"
     )
-    prepared = prepare(data, settings.Tokenizer(), note=lambda line: None, background=True)
+    prepared = prepare(data, settings.Tokenizer(), background=True)
     with prepared, Batches(prepared, data, 64, 0) as batches:
         ids = torch.cat([batches.at(i, 16).ids_BT.flatten() for i in range(0, 2000, 16)])
     train = [

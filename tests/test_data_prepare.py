@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from logged import logged_to
 
 from longfire.config import settings
 from longfire.data import fill as room
@@ -61,10 +62,6 @@ def quick_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
-def silent(line: str) -> None:
-    pass
-
-
 def files(folder: Path) -> dict[str, bytes]:
     """Contents by name, without those of locks, which tell who held them last."""
     found = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != "lock"]
@@ -73,9 +70,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_documents_in_order_with_their_ends(tmp_path):
     texts = write_corpus(tmp_path / "a.jsonl", 300)
-    with prepare(
-        settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(add_bos=True), note=silent
-    ) as prepared:
+    with prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(add_bos=True)) as prepared:
         store, tokens = prepared.stores[0], prepared.tokenizer
         found = {}
         for stream in (store.train, store.validation):
@@ -110,9 +105,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path, many_small_chunks):
         data = settings_for(
             tmp_path, "a.jsonl", folder=str(tmp_path / str(workers)), num_workers=workers
         )
-        with prepare(
-            data, settings.Tokenizer(path="train", train_vocab_size=400), note=silent
-        ) as prepared:
+        with prepare(data, settings.Tokenizer(path="train", train_vocab_size=400)) as prepared:
             prepared.stores[0].verify()
             stores.append(files(prepared.stores[0].folder))
     assert stores[0] == stores[1] == stores[2]
@@ -135,7 +128,7 @@ room.StoreWriter = lambda folder, header: StoreWriter(folder, header, 10_000, 64
 files, folder, workers = sys.argv[1].split(","), sys.argv[2], int(sys.argv[3])
 data = settings.Data(dataset=tuple(files), folder=folder, num_workers=workers, validation_fraction=0.2)
 print("ready", flush=True)
-prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=lambda line: None)
+prepare(data, settings.Tokenizer(path="train", train_vocab_size=300))
 """
 
 
@@ -227,20 +220,17 @@ def test_killed_many_times(workers, tmp_path):
 def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, monkeypatch):
     write_corpus(tmp_path / "a.jsonl", 50)
     data, tokens = settings_for(tmp_path, "a.jsonl"), settings.Tokenizer()
-    first = prepare(data, tokens, note=silent).stores[0].folder
+    first = prepare(data, tokens).stores[0].folder
     before = {name: (first / name).stat().st_mtime_ns for name in files(first)}
     monkeypatch.setattr(preparing, "fill", None)  # must not be needed
-    assert prepare(data, tokens, note=silent).stores[0].folder == first
+    assert prepare(data, tokens).stores[0].folder == first
     (tmp_path / "moved").mkdir()
     (tmp_path / "a.jsonl").rename(tmp_path / "moved" / "a.jsonl")
-    assert (
-        prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder
-        == first
-    )
+    assert prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens).stores[0].folder == first
     assert before == {name: (first / name).stat().st_mtime_ns for name in files(first)}
     monkeypatch.undo()
     others = {
-        prepare(changed, other, note=silent).stores[0].folder
+        prepare(changed, other).stores[0].folder
         for changed, other in (
             (settings_for(tmp_path, "moved/a.jsonl", validation_fraction=0.3), tokens),
             (settings_for(tmp_path, "moved/a.jsonl", skip_bad_documents=True), tokens),
@@ -253,9 +243,7 @@ def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, mon
     }
     with open(tmp_path / "moved" / "a.jsonl", "a") as f:
         f.write('{"text": "one more"}\n')
-    others.add(
-        prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens, note=silent).stores[0].folder
-    )
+    others.add(prepare(settings_for(tmp_path, "moved/a.jsonl"), tokens).stores[0].folder)
     assert len(others | {first}) == 6
 
 
@@ -264,7 +252,7 @@ def test_several_sources_and_names(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 50)
     write_corpus(tmp_path / "b" / "a.jsonl", 50, seed=9)
     data = settings_for(tmp_path, "a.jsonl", "b/a.jsonl", "a.jsonl", data_probs=(2.0, 1.0, 1.0))
-    prepared = prepare(data, settings.Tokenizer(), note=silent)
+    prepared = prepare(data, settings.Tokenizer())
     assert prepared.names == ("a.jsonl", "a.jsonl-2", "a.jsonl-3") and prepared.shares == (
         0.5,
         0.25,
@@ -281,10 +269,11 @@ def test_a_bad_document_stops_or_is_counted_and_listed(tmp_path):
     with pytest.raises(
         DataError, match=r"a\.jsonl:21: broken JSON.*set data\.skip_bad_documents = true"
     ):
-        prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=silent)
+        prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer())
     said = []
     data = settings_for(tmp_path, "a.jsonl", skip_bad_documents=True)
-    store = prepare(data, settings.Tokenizer(), note=said.append).stores[0]
+    with logged_to(said):
+        store = prepare(data, settings.Tokenizer()).stores[0]
     progress = store.manifest["progress"]
     assert progress["bad_documents"] == 150 and len(progress["bad"]) == 100
     assert progress["bad"][0].startswith(f"{tmp_path}/a.jsonl:21: broken JSON")
@@ -304,23 +293,15 @@ def test_nothing_to_train_on(content, tmp_path):
     (tmp_path / "a.jsonl").write_text(content)
     for _ in range(2):  # also when tried again
         with pytest.raises(DataError, match=r"a\.jsonl: no document with text is left"):
-            prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=silent)
+            prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer())
 
 
 def test_all_held_out(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 12)
     with pytest.raises(DataError, match="no document with text is left"):
-        prepare(
-            settings_for(tmp_path, "a.jsonl", validation_fraction=0.9999),
-            settings.Tokenizer(),
-            note=silent,
-        )
+        prepare(settings_for(tmp_path, "a.jsonl", validation_fraction=0.9999), settings.Tokenizer())
     with pytest.raises(SettingsError, match="validation_fraction = 1"):
-        prepare(
-            settings_for(tmp_path, "a.jsonl", validation_fraction=1.0),
-            settings.Tokenizer(),
-            note=silent,
-        )
+        prepare(settings_for(tmp_path, "a.jsonl", validation_fraction=1.0), settings.Tokenizer())
 
 
 def test_a_full_disk_is_named_and_what_was_committed_is_kept(tmp_path, monkeypatch):
@@ -337,10 +318,10 @@ def test_a_full_disk_is_named_and_what_was_committed_is_kept(tmp_path, monkeypat
 
     monkeypatch.setattr(StoreWriter, "append", fill_up)
     with pytest.raises(DataError, match="No space left on device.*what was committed is kept"):
-        prepare(data, settings.Tokenizer(), note=silent)
+        prepare(data, settings.Tokenizer())
     (store,) = (TokenStore(file.parent) for file in (tmp_path / "stores").glob("*/manifest.json"))
     assert store.train.length > 0 and not store.complete
-    finished = prepare(data, settings.Tokenizer(), note=silent).stores[0]
+    finished = prepare(data, settings.Tokenizer()).stores[0]
     assert finished.complete and finished.folder == store.folder
     finished.verify()
 
@@ -360,7 +341,7 @@ def test_a_dead_tokenizing_process_is_an_error(tmp_path, many_small_chunks, monk
     with pytest.raises(
         DataError, match=r"a tokenizing process ended with code -9.*data\.num_workers"
     ):
-        prepare(data, settings.Tokenizer(path="train", train_vocab_size=300), note=silent)
+        prepare(data, settings.Tokenizer(path="train", train_vocab_size=300))
 
 
 def wait_until(condition, seconds: float = 20) -> None:
@@ -373,15 +354,13 @@ def wait_until(condition, seconds: float = 20) -> None:
 def test_behind_training(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 3000)
     data = settings_for(tmp_path, "a.jsonl", streaming=True)
-    with prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared:
+    with prepare(data, settings.Tokenizer(), background=True) as prepared:
         store = prepared.stores[0]
         wait_until(lambda: store.refresh() or store.complete)
         prepared.check()
     aside = settings_for(tmp_path, "a.jsonl", folder=str(tmp_path / "aside"))
-    assert files(prepare(aside, settings.Tokenizer(), note=silent).stores[0].folder) == files(
-        store.folder
-    )
-    assert prepare(data, settings.Tokenizer(), note=silent, background=True).background is None
+    assert files(prepare(aside, settings.Tokenizer()).stores[0].folder) == files(store.folder)
+    assert prepare(data, settings.Tokenizer(), background=True).background is None
 
 
 def test_behind_training_a_failure_is_told(tmp_path):
@@ -392,7 +371,7 @@ def test_behind_training_a_failure_is_told(tmp_path):
         DataError, match=r"preparation in the background failed: .*a\.jsonl:2001: broken JSON"
     )
     data = settings_for(tmp_path, "a.jsonl")
-    with prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared, failure:
+    with prepare(data, settings.Tokenizer(), background=True) as prepared, failure:
         wait_until(prepared.check)
 
 
@@ -400,7 +379,7 @@ def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 2000)
     data = settings_for(tmp_path, "a.jsonl")
     (tmp_path / "stores").mkdir()
-    with prepare(data, settings.Tokenizer(), note=silent, background=True) as first:
+    with prepare(data, settings.Tokenizer(), background=True) as first:
         folder = first.stores[0].folder
     children = psutil.Process().children()
     assert not [c for c in children if "longfire.data.prepare" in " ".join(c.cmdline())]
@@ -410,8 +389,8 @@ def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
         DataError, match="preparation in the background failed: it ended with code -9"
     )
     with (
-        locked(folder, silent),
-        prepare(data, settings.Tokenizer(), note=silent, background=True) as prepared,
+        locked(folder),
+        prepare(data, settings.Tokenizer(), background=True) as prepared,
         failure,
     ):
         (child,) = psutil.Process().children()  # it waits for the lock
@@ -424,7 +403,7 @@ import sys, time
 from longfire.config import settings
 from longfire.data.prepare import prepare
 data = settings.Data(dataset=(sys.argv[1],), folder=sys.argv[2], streaming=True)
-prepared = prepare(data, settings.Tokenizer(), note=lambda line: None, background=True)
+prepared = prepare(data, settings.Tokenizer(), background=True)
 print(prepared.background._process.pid, flush=True)
 time.sleep(60)
 """
@@ -443,18 +422,19 @@ def test_it_ends_with_a_killed_training(tmp_path):
 def test_a_stream_of_the_hub_is_found_again_without_the_hub(tmp_path, monkeypatch):
     write_corpus(tmp_path / "a.jsonl", 50)
     data = settings_for(tmp_path, "a.jsonl")
-    first = prepare(data, settings.Tokenizer(), note=silent).stores[0].folder
+    first = prepare(data, settings.Tokenizer()).stores[0].folder
     monkeypatch.setattr(
         FileSource, "fingerprint", ""
     )  # what a stream says when the hub is out of reach
-    assert prepare(data, settings.Tokenizer(), note=silent).stores[0].folder == first
+    assert prepare(data, settings.Tokenizer()).stores[0].folder == first
     with pytest.raises(DataError, match="hub cannot be asked"):
-        prepare(data, settings.Tokenizer(add_eos=False), note=silent)
+        prepare(data, settings.Tokenizer(add_eos=False))
 
 
 def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch, many_small_chunks):
     write_corpus(tmp_path / "a.jsonl", 400)
     monkeypatch.setattr(fill_progress, "NOTE_SECONDS", 0.0)
     said = []
-    prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer(), note=said.append)
+    with logged_to(said):
+        prepare(settings_for(tmp_path, "a.jsonl"), settings.Tokenizer())
     assert "M tokens/s" in said[0] and "s left" in said[0]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from logged import logged_to
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as VocabularyShard
 from transformers import AutoTokenizer
@@ -119,7 +120,7 @@ def words_with(*special: str) -> VocabularyShard:
 
 def loaded(path, **wanted) -> Tokenizer:
     data = settings.Data()
-    return load(settings.Tokenizer(path=str(path), **wanted), (), (), data, note=lambda line: None)
+    return load(settings.Tokenizer(path=str(path), **wanted), (), (), data)
 
 
 def test_ends_are_found_by_name(tmp_path):
@@ -194,7 +195,8 @@ def test_trained_once_for_the_same_text(tmp_path):
     )
     wanted = settings.Tokenizer(path="train", train_vocab_size=300)
     said = []
-    first, again = (load(wanted, text.sources(data), (1.0,), data, said.append) for _ in range(2))
+    with logged_to(said):
+        first, again = (load(wanted, text.sources(data), (1.0,), data) for _ in range(2))
     assert first.fingerprint == again.fingerprint and len(said) == 1
     with pytest.raises(SettingsError, match="at least 258"):
         load(
@@ -202,7 +204,6 @@ def test_trained_once_for_the_same_text(tmp_path):
             text.sources(data),
             (1.0,),
             data,
-            said.append,
         )
 
 

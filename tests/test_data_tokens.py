@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logged import logged_to
 
 from longfire.data.manifest import locked, write_manifest
 from longfire.data.store_writer import ColumnWriter, StoreWriter
@@ -166,7 +168,7 @@ def test_a_damaged_store_is_not_gone_on_with(tmp_path):
 HOLD = """
 import sys, time, pathlib
 from longfire.data.manifest import locked
-with locked(pathlib.Path(sys.argv[1]), print):
+with locked(pathlib.Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
 """
@@ -177,16 +179,12 @@ def test_one_writer_at_a_time_and_the_dead_hold_nothing(tmp_path):
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "mine\n"
-    said = []
-
-    def note(line: str) -> None:
-        said.append(line)
-        other.kill()  # while we wait
-
-    with locked(tmp_path, note):
+    said: list[str] = []
+    threading.Timer(0.5, other.kill).start()
+    with logged_to(said), locked(tmp_path):
         pass
     other.wait()
     assert len(said) == 1 and f"process {other.pid} on " in said[0] and "waiting" in said[0]
-    with locked(tmp_path, note):
+    with logged_to(said), locked(tmp_path):
         pass
     assert len(said) == 1

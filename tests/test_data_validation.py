@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as some
+from logged import logged_to
 
 from longfire.config import settings
 from longfire.data import text
@@ -48,7 +49,7 @@ def data_of(folder: Path, *entries: str, **changes) -> settings.Data:
 
 
 def prepared_of(data: settings.Data) -> Prepared:
-    return prepare(data, BYTES, note=lambda line: None)
+    return prepare(data, BYTES)
 
 
 def texts_of(prepared: Prepared, stream: TokenStream) -> list[str]:
@@ -180,7 +181,7 @@ def test_a_tokenizer_is_not_trained_on_what_is_held_out(tmp_path):
     """`zzzz` stands in the tail only: no word of the tokenizer is made of it."""
     (tmp_path / "input.txt").write_text(words(3000) + " zzzzzzzz" * 100)
     trained = settings.Tokenizer(path="train", train_vocab_size=400)
-    prepared = prepare(data_of(tmp_path, "input.txt"), trained, note=lambda line: None)
+    prepared = prepare(data_of(tmp_path, "input.txt"), trained)
     assert not any("zz" in word for word in prepared.tokenizer.backend.get_vocab())
     assert any("zz" in unseen for unseen in texts_of(prepared, prepared.stores[0].validation))
 
@@ -189,7 +190,8 @@ def test_a_small_tokenizer_says_what_it_is(tmp_path):
     (tmp_path / "input.txt").write_text("ab")
     told: list[str] = []
     trained = settings.Tokenizer(path="train", train_vocab_size=2048)
-    prepare(data_of(tmp_path, "input.txt"), trained, note=told.append)
+    with logged_to(told):
+        prepare(data_of(tmp_path, "input.txt"), trained)
     assert told[0].startswith(
         "tokenizer: a vocabulary of 259 (2048 asked for: the text has no more) from 2 bytes"
     ), "bytes, ends, ab"
@@ -238,7 +240,6 @@ def test_a_store_says_where_its_held_out_text_stands_whatever_its_documents_are_
 def test_a_separator_that_never_occurs_is_named_at_once(tmp_path, split_documents, warned):
     (tmp_path / "input.txt").write_text("one<s>\ntwo<s>\nthree")
     notes: list[str] = []
-    prepare(
-        data_of(tmp_path, "input.txt", split_documents=split_documents), BYTES, note=notes.append
-    )
+    with logged_to(notes):
+        prepare(data_of(tmp_path, "input.txt", split_documents=split_documents), BYTES)
     assert any("data.split_documents = " in line for line in notes) == warned

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from logged import logged_to
 from tokenizers import Tokenizer as VocabularyShard
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
@@ -52,8 +53,10 @@ def data_for(entry: Path, **changes) -> settings.Data:
 
 
 def prepared_of(data: settings.Data, said: list[str] | None = None, **tokenizer) -> TokenStore:
-    note = (lambda line: None) if said is None else said.append
-    with prepare(data, settings.Tokenizer(**tokenizer), note=note) as prepared:
+    with (
+        logged_to([] if said is None else said),
+        prepare(data, settings.Tokenizer(**tokenizer)) as prepared,
+    ):
         return prepared.stores[0]
 
 
@@ -369,12 +372,13 @@ def test_a_store_of_before_is_read_and_gets_checksums(tmp_path):
             file.with_suffix(".crc32").unlink()
     (store.folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
     said: list[str] = []
-    with prepare(
-        data_for(tmp_path / "a.jsonl"), settings.Tokenizer(), note=said.append
-    ) as prepared:
+    with (
+        logged_to(said),
+        prepare(data_for(tmp_path / "a.jsonl"), settings.Tokenizer()) as prepared,
+    ):
         assert prepared.stores[0].train.tokens(0, 4).tolist() == list(b"word")
         assert sum("no checksums of blocks" in line for line in said) == 1
-        verify(prepared, said.append)
+        verify(prepared)
     again = TokenStore(store.folder)
     assert (
         again.has_checksums and again.verify() > 0 and np.array_equal(again.train.ends[:2], [5, 10])

@@ -99,7 +99,7 @@ def test_commands_and_their_settings_exist(page):
         assert known, f"longfire {command}"
         if "--section.key" not in words:
             _, overrides = take_settings(words, OWN_OPTIONS)
-            recipe.sections(recipe.read_words(overrides), note=lambda told: None)
+            recipe.sections(recipe.read_words(overrides))
             unknown = [
                 w
                 for w in words

@@ -47,7 +47,7 @@ def batches(tmp_path):
         prefetch_factor=0,
     )
     with (
-        prepare(data, all_settings.Tokenizer(path="bytes"), note=lambda _: None) as prepared,
+        prepare(data, all_settings.Tokenizer(path="bytes")) as prepared,
         Batches(prepared, data, T, seed=0) as made,
     ):
         yield made

@@ -136,10 +136,9 @@ def test_a_validation_file_of_ones_own(folder, capsys):
 def test_too_little_text_to_hold_any_out_is_said_before_the_first_step(folder, capsys):
     Path("input.txt").write_text("a long fire and a long gate " * 5)
     assert train(steps=2) == 0
-    begun = before_the_first_step(capsys.readouterr().out)
-    assert (
-        "warning: there is no validation text of input.txt" in begun and "data.validation" in begun
-    )
+    warned = capsys.readouterr().err
+    assert "warning: there is no validation text of input.txt" in warned
+    assert "data.validation" in warned
     assert main(["eval", "runs/longfire"]) == DataError.exit_code
     assert "--data FILE" in capsys.readouterr().err
 

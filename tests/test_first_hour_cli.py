@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from logged import logged_to, nothing_logged
 
 from longfire.cli import main
 from longfire.cli.model_keys import page, without_help
@@ -99,7 +100,8 @@ def test_every_kind_and_size_is_a_whole_run_that_can_be_exported(folder, kind, s
     from longfire.huggingface.families import config_to_hf
 
     typed(f"init --data input.txt --model {kind} --size {size}", capsys)
-    run = Run.compose(folder / "recipe.toml", {}, note=pytest.fail)
+    with nothing_logged():
+        run = Run.compose(folder / "recipe.toml", {})
     assert config_to_hf(run.model_config.with_vocabulary(300))
     assert run.data.dataset == (str(folder / "input.txt"),)
 
@@ -113,7 +115,8 @@ def test_a_size_means_what_it_says(folder, kind, size, capsys):
     from longfire.model import on_meta
 
     typed(f"init --data input.txt --model {kind} --size {size}", capsys)
-    run = Run.compose(folder / "recipe.toml", {}, note=pytest.fail)
+    with nothing_logged():
+        run = Run.compose(folder / "recipe.toml", {})
     count = sum(
         p.numel()
         for p in on_meta(
@@ -271,7 +274,8 @@ def test_the_command_line_lies_over_the_recipe_and_both_over_a_named_config(fold
         ("gla",) * 3,
     )
     told = []
-    run = Run.compose(file, {"model.config": "gla-340m"}, note=told.append)
+    with logged_to(told):
+        run = Run.compose(file, {"model.config": "gla-340m"})
     assert run.model_config.hidden_size == 1024, (
         "a config that the command line names takes the place of the recipe's keys"
     )
@@ -288,9 +292,7 @@ def test_the_command_line_lies_over_the_recipe_and_both_over_a_named_config(fold
 def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
     from longfire.config.run import Run
 
-    run = Run.compose(
-        shipped.recipe("quickstart"), {"model.num_hidden_layers": "12"}, note=lambda told: None
-    )
+    run = Run.compose(shipped.recipe("quickstart"), {"model.num_hidden_layers": "12"})
     types = run.model_config.layer_types
     assert len(types) == 12 and types == types[: len(set(types)) and 4] * 3
 
@@ -698,7 +700,8 @@ def test_a_shipped_recipe_fits_the_devices_that_it_names(folder, name):
     said = dict(zip(words[::2], words[1::2]))
     assert said.keys() <= {"--gpus", "--device", "--memory"}
     world = World(int(said.get("--gpus", 1)))
-    run = Run.compose(shipped.recipe(name), {}, planned=True, world=world, note=pytest.fail)
+    with nothing_logged():
+        run = Run.compose(shipped.recipe(name), {}, planned=True, world=world)
     planner = Planner(run, device_of(said.get("--device", "h100-80gb"), said.get("--memory", "")))
     held = planner.peak(planner.of_recipe()).total
     assert held <= planner.device.usable_bytes

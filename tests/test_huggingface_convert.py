@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from logged import logged_to
 
 from longfire.cli import main
 from longfire.config.settings import Distillation as Wanted
@@ -301,9 +302,8 @@ def test_settings_that_are_inherited_differ_or_are_left_behind_are_said(
     config = {**SHORT, "norm_eps": 1e-6, "vocab_size": tokenizer.vocab_size + 2}
     (tmp_path / "target.json").write_text(json.dumps(config))
     lines = []
-    convert(
-        tmp_path / "source", tmp_path / "target.json", tmp_path / "out", (1,), note=lines.append
-    )
+    with logged_to(lines):
+        convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", (1,))
     assert "model.layers.*.self_attn.q_proj.bias" in capsys.readouterr().out
     text = "\n".join(lines)
     assert f"norm_eps = 1e-06 by {tmp_path / 'target.json'}; in the source 1e-05" in text
@@ -341,7 +341,8 @@ def test_settings_of_training_that_the_new_class_has_no_key_for_are_said(
     config = {**OF_FLA, "num_hidden_layers": 2, "max_position_embeddings": 64}
     (tmp_path / "target.json").write_text(json.dumps(config))
     lines = []
-    convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", note=lines.append)
+    with logged_to(lines):
+        convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out")
     assert any(line.startswith("dropout = 0.1: GLAForCausalLM has no key for it") for line in lines)
 
 
@@ -402,7 +403,8 @@ def test_keys_that_no_class_reads_are_said(tiny_model, tokenizer, tmp_path):
     config = json.loads((tmp_path / "source" / "config.json").read_text())
     (tmp_path / "target.json").write_text(json.dumps({**config, "use_flash_attn": True}))
     lines = []
-    convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out", note=lines.append)
+    with logged_to(lines):
+        convert(tmp_path / "source", tmp_path / "target.json", tmp_path / "out")
     said = f"{tmp_path / 'target.json'}: transformers' class does not use use_flash_attn: left out"
     assert lines[0] == said and len(lines) == 1
 

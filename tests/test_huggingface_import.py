@@ -11,6 +11,7 @@ import torch
 import transformers
 from golden import read
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from logged import logged_to
 from safetensors.torch import load_file, save_file
 from test_huggingface_load import BIN, Payload, as_bin
 from tokenizers import Tokenizer as VocabularyShard
@@ -92,7 +93,8 @@ def source(tmp_path) -> Path:
 def test_every_kind_of_folder_becomes_a_run_with_their_logits(case, tmp_path, in_fp32):
     theirs = saved(tmp_path / "source", case)
     told = []
-    check = import_hf(str(tmp_path / "source"), tmp_path / "run", told.append)
+    with logged_to(told):
+        check = import_hf(str(tmp_path / "source"), tmp_path / "run")
     assert check.peer_kl is not None and check.peer_kl < KL_NATS and check.own_kl == 0
     assert "258 tokens, the embedding 260 rows" in told[0]
     opened = open_model(tmp_path / "run")
@@ -456,7 +458,7 @@ def test_a_name_of_the_hub_is_fetched_without_code(kind, source, tmp_path, monke
         whole_bin(source)
     hub = Hub(source, tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    import_hf("someone/some-model", tmp_path / "run", lambda line: None)
+    import_hf("someone/some-model", tmp_path / "run")
     fetched = {path.name for path in (tmp_path / "cache").iterdir()}
     assert (
         not {name for name in fetched if name.endswith((".py", ".pt", ".gguf"))}
@@ -480,7 +482,7 @@ def test_a_name_of_the_hub_without_a_network_says_what_to_do(error, tmp_path, mo
     with pytest.raises(
         SettingsError, match="someone/some-model is no folder here.*check the name and the network"
     ):
-        import_hf("someone/some-model", tmp_path / "run", lambda line: None)
+        import_hf("someone/some-model", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -495,7 +497,7 @@ def test_errors_of_the_hub_are_imported_from_where_every_version_has_them():
 def test_a_config_that_their_class_no_longer_reads_is_imported_and_said(source, tmp_path):
     """transformers 5 checks the types of a config strictly, which 4 did not."""
     config_says(use_cache=1)(source)
-    check = import_hf(str(source), tmp_path / "run", lambda line: None)
+    check = import_hf(str(source), tmp_path / "run")
     assert (
         check.peer_kl is None
         and "it does not read this config.json" in str(check)
@@ -516,14 +518,15 @@ def test_buffers_of_old_files_are_no_tensors_of_the_model(tmp_path):
         "h.1.attn.masked_bias": torch.tensor(-1e4),
     }
     torch.save(tensors, file)
-    check = import_hf(str(tmp_path / "source"), tmp_path / "run", lambda line: None)
+    check = import_hf(str(tmp_path / "source"), tmp_path / "run")
     assert check.peer_kl is not None and check.peer_kl < KL_NATS
 
 
 def test_progress_is_told(source, tmp_path, monkeypatch):
     monkeypatch.setattr(adopting, "NOTE_SECONDS", 0)
     told = []
-    import_hf(str(source), tmp_path / "run", told.append)
+    with logged_to(told):
+        import_hf(str(source), tmp_path / "run")
     lines = [line for line in told if line.startswith("import: ")]
     assert len(lines) > 10 and lines[-1].endswith("M parameters")
 

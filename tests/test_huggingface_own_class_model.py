@@ -498,7 +498,7 @@ def test_the_card_says_how_to_load_it(exported, monkeypatch, tmp_path):
 
 def test_it_comes_back_as_a_run(exported, tmp_path):
     folder, model = exported
-    check = import_hf(str(folder), tmp_path / "run", note=lambda line: None)
+    check = import_hf(str(folder), tmp_path / "run")
     assert check.peer == "LongfireForCausalLM of longfire" and check.peer_kl == 0
     opened = open_model(tmp_path / "run")
     assert all(
@@ -551,7 +551,7 @@ def test_trainer_learns_and_its_folder_is_imported(bf16, exported, tmp_path):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] and math.isfinite(trainer.evaluate()["eval_loss"])
     last = tmp_path / "trained" / "checkpoint-6"
-    import_hf(str(last), tmp_path / "run", note=lambda line: None)
+    import_hf(str(last), tmp_path / "run")
     ours, ids_BT = open_model(tmp_path / "run").model, ids_of(1, 9)
     ours.compute_in(torch.float32)
     assert ours.logits(ours(ids_BT)).equal(load(last)(ids_BT).logits)
@@ -628,9 +628,7 @@ def test_a_mixer_of_a_plugin_is_exported_with_the_name_of_its_file(tmp_path):
         )
         export(build(shape, 0), bytes_tokenizer(), tmp_path / "hf")
         assert f"load_plugins(('{file.name}',))" in (tmp_path / "hf" / "README.md").read_text()
-        import_hf(
-            str(tmp_path / "hf"), tmp_path / "run", note=lambda line: None, plugins=(str(file),)
-        )
+        import_hf(str(tmp_path / "hf"), tmp_path / "run", plugins=(str(file),))
     finally:
         del MIXERS["mixer_of_a_test"]
     with pytest.raises(

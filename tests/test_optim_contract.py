@@ -82,7 +82,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
 
 def compose(recipe: Path, *words: str, processes: int = 1) -> Run:
     given = {key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2])}
-    return Run.compose(recipe, given, world=World(processes), note=lambda line: None)
+    return Run.compose(recipe, given, world=World(processes))
 
 
 def saved(run: str, step: int) -> dict[str, torch.Tensor]:
@@ -229,9 +229,7 @@ def test_the_planner_proposes_no_plan_that_training_refuses(recipe):
 
 def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path, tiny_model):
     OPTIMIZERS["Muon"] = Muon
-    checkpoints = Checkpoints(
-        tmp_path, settings.Checkpoint(async_mode="disabled"), lambda line: None
-    )
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"))
     trained = state_of(("attention",), PLANS["one"], ALONE)
     steps(trained, 1)
     checkpoints.save(trained)
@@ -269,9 +267,7 @@ class CountingRule(OptimizerRule):
 def test_state_of_another_shape_is_kept_whole(tmp_path, monkeypatch):
     monkeypatch.setitem(OPTIMIZERS, "Counting", CountingRule)
     chosen = settings.Optimizer(name="Counting", lr=1e-3)
-    checkpoints = Checkpoints(
-        tmp_path, settings.Checkpoint(async_mode="disabled"), lambda line: None
-    )
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled"))
     one, two = (state_of(("attention",), PLANS["one"], ALONE, optimizer=chosen) for _ in range(2))
     steps(one, 2)
     checkpoints.save(one)

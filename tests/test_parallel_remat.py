@@ -271,12 +271,7 @@ def compose(tmp_path):
             "training.compile": "off",
             **settings,
         }
-        return Run.compose(
-            None,
-            {k: str(v) for k, v in words.items()},
-            world=World(processes),
-            note=lambda told: None,
-        )
+        return Run.compose(None, {k: str(v) for k, v in words.items()}, world=World(processes))
 
     return composed
 
@@ -353,7 +348,7 @@ def test_what_goes_together_is_taken(compose):
             "activation_checkpoint.policy": "matmuls,longfire.attend_blocks",
         }
     )
-    state = make_state(run, 258, torch.device("cpu"), lambda told: None)
+    state = make_state(run, 258, torch.device("cpu"))
     assert state.model.local_ops.chunks == (7, 1024)
     assert state.model.local_ops.attention.keywords == {"chunks": (7, 1024)}
     assert not unknown_operations(
@@ -379,7 +374,6 @@ def test_a_cpu_has_no_other_memory_to_offload_to(compose):
             compose(**{"activation_checkpoint.offload": "true"}),
             258,
             torch.device("cpu"),
-            lambda told: None,
         )
 
 

@@ -49,12 +49,7 @@ def compose(tmp_path):
             "training.loss_chunk_tokens": 64,
             **settings,
         }
-        return Run.compose(
-            None,
-            {k: str(v) for k, v in given.items()},
-            world=World(processes),
-            note=lambda told: None,
-        )
+        return Run.compose(None, {k: str(v) for k, v in given.items()}, world=World(processes))
 
     return composed
 
@@ -344,7 +339,7 @@ def test_ours_fits_more_than_the_paper(compose):
 )
 def test_long_recipes_are_planned_for_512_devices(name, mesh, strategies):
     """They fit, softmax goes around as a ring, and the ring is hidden but for a tenth of the step."""
-    run = Run.compose(RECIPES / f"{name}.toml", {}, world=World(512), note=lambda told: None)
+    run = Run.compose(RECIPES / f"{name}.toml", {}, world=World(512))
     planner = Planner(run, H100)
     plan = planner.of_recipe()
     forecast = planner.forecast(plan)

@@ -60,12 +60,7 @@ def compose(tmp_path):
             "training.loss_chunk_tokens": 64,
             **settings,
         }
-        return Run.compose(
-            None,
-            {k: str(v) for k, v in given.items()},
-            world=World(processes),
-            note=lambda told: None,
-        )
+        return Run.compose(None, {k: str(v) for k, v in given.items()}, world=World(processes))
 
     return composed
 
@@ -92,7 +87,7 @@ def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microba
             "model.compute_dtype": "float32",
         },
     )
-    state = make_state(run, run.vocab_size, torch.device("cpu"), lambda told: None)
+    state = make_state(run, run.vocab_size, torch.device("cpu"))
     generator, clock = torch.Generator().manual_seed(0), Clock(torch.device("cpu"))
     for _ in range(2):
         batches = random_batch(run, run.vocab_size, generator).split(run.accumulation)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from logged import logged_to
 
 from longfire.cli import main
 from longfire.config.run import Run
@@ -53,12 +54,11 @@ def overrides(tmp_path) -> dict[str, str]:
 
 def trained(overrides: dict[str, str], **changes: str) -> list[str]:
     notes: list[str] = []
-    run = Run.compose(
-        None,
-        overrides | {key.replace("__", "."): value for key, value in changes.items()},
-        note=notes.append,
-    )
-    assert train(run, notes.append) == 0
+    with logged_to(notes):
+        run = Run.compose(
+            None, overrides | {key.replace("__", "."): value for key, value in changes.items()}
+        )
+        assert train(run) == 0
     return notes
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
+from logged import logged_to
 
 from longfire.checkpoint.weights import open_model
 from longfire.config.options import Scoring
@@ -52,14 +53,13 @@ def run_in(folder: Path, name: str, **changes: str) -> Run:
         "model.compute_dtype": "float32",
     }
     given |= {key.replace("__", "."): value for key, value in changes.items()}
-    return Run.compose(
-        None, {key: str(value) for key, value in given.items()}, note=lambda line: None
-    )
+    return Run.compose(None, {key: str(value) for key, value in given.items()})
 
 
 def trained(folder: Path, name: str, notes: list[str] | None = None, **changes: str) -> list[dict]:
     """Train, and what metrics.jsonl then says of each step."""
-    assert train(run_in(folder, name, **changes), (notes if notes is not None else []).append) == 0
+    with logged_to(notes if notes is not None else []):
+        assert train(run_in(folder, name, **changes)) == 0
     return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -132,9 +132,7 @@ def test_a_change_of_length_resumes_to_the_bit_and_counts_the_same_tokens(tmp_pa
         for records in (straight, parts)
     ]
     assert steps_of[0] == steps_of[1] and len(steps_of[0]) == 7
-    weights = [
-        open_model(folder / name, 7, note=str).model.state_dict() for name in ("straight", "parts")
-    ]
+    weights = [open_model(folder / name, 7).model.state_dict() for name in ("straight", "parts")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     plain = trained(folder, "plain", model__rope_theta="10000")
     assert [r["tokens"] for r in straight if "loss" in r] == [
@@ -156,7 +154,7 @@ def test_checkpoints_and_exports_carry_the_base_that_was_last_trained_with(tmp_p
         checkpoint__export="true",
     )
     for step, theta in ((5, 10000.0), (6, 500000.0), (7, 500000.0)):
-        mixer = open_model(folder / "run", step, note=str).model.layers[0].mixer
+        mixer = open_model(folder / "run", step).model.layers[0].mixer
         assert mixer.rotary.theta == mixer.config.rope_theta == theta
     config = json.loads((folder / "run" / "hf" / "config.json").read_text())
     assert (
@@ -180,7 +178,7 @@ def test_evaluation_afterwards_takes_the_rows_of_the_step_as_training_does(tmp_p
         checkpoint__keep_latest_k="0",
     )
     for step in (1, 7):
-        opened = open_model(folder / "run", step, note=str)
+        opened = open_model(folder / "run", step)
         wanted = stage_of_model(opened.run.training, step).seq_len
         assert (
             sequence_length(opened, Scoring()) == wanted
@@ -203,7 +201,7 @@ def test_a_short_checkpoint_goes_on_at_a_longer_context(tmp_path, kind, in_fp32)
     folder = folder_with(tmp_path, "attention")
     trained(folder, "short", training__seq_len="16", checkpoint__export="true")
     weights = folder / "short" / ("hf" if kind == "an export" else "")
-    there = open_model(weights, note=str).model
+    there = open_model(weights).model
     ids_BT = torch.arange(16)[None]
     for name, theta in (("same", 10000.0), ("larger", 500000.0)):
         trained(
@@ -216,7 +214,7 @@ def test_a_short_checkpoint_goes_on_at_a_longer_context(tmp_path, kind, in_fp32)
             optimizer__lr="1e-30",
             checkpoint__export="true",
         )
-        here = open_model(folder / name, note=str).model
+        here = open_model(folder / name).model
         moved = (here.logits(here(ids_BT)) - there.logits(there(ids_BT))).abs().max()
         assert moved < 1e-5 if name == "same" else moved > 1e-4
         assert here.config.max_position_embeddings == 32
@@ -260,8 +258,5 @@ def test_a_run_goes_on_with_the_schedule_that_it_was_begun_with(tmp_path):
         with pytest.raises(
             SettingsError, match=r"was begun with \['0:8', '3:32'\].*model.weights = "
         ):
-            train(
-                run_in(folder, "run", training__steps=3, training__seq_len_schedule=other),
-                notes.append,
-            )
+            train(run_in(folder, "run", training__steps=3, training__seq_len_schedule=other))
     trained(folder, "run", training__steps=4, training__seq_len_schedule="0:8,3:32")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from logged import logged_to
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from longfire.checkpoint.state import State
@@ -28,11 +29,7 @@ def composed(**changes: str) -> Run:
     length = {"training__batch_size": "8", "training__steps": "150", "training__max_seconds": "0"}
     rate = {"lr_scheduler__name": "cosine", "lr_scheduler__min_lr_ratio": "0.1"}
     changes = {**length, **rate, **changes}
-    return Run.compose(
-        RECIPE,
-        {key.replace("__", "."): value for key, value in changes.items()},
-        note=lambda _: None,
-    )
+    return Run.compose(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def state_of(model) -> State:
@@ -131,7 +128,8 @@ def test_other_data_are_told_when_a_run_goes_on(tmp_path):
     def kept(**stores: str) -> list[str]:
         notes.clear()
         there = [SimpleNamespace(folder=Path(f"stores/{store}")) for store in stores.values()]
-        start.keep_sources(run, SimpleNamespace(names=tuple(stores), stores=there), notes.append)
+        with logged_to(notes):
+            start.keep_sources(run, SimpleNamespace(names=tuple(stores), stores=there))
         return notes
 
     assert not kept(a="a-1") and not kept(a="a-2"), "before there is a checkpoint any data will do"

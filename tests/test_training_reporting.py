@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import sys
 import types
 
@@ -195,7 +196,7 @@ def test_the_console_shows_first_last_and_every_log_freq(tmp_path, capsys):
         for step in range(1, 13):
             opened.record(step, STEP)
         opened.record(12, {"eval/wiki/loss": 2.5, "eval/code/loss": 1.5})
-        opened.note("a note")
+        logging.getLogger("longfire.test").info("a note")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["1/12", "5/12", "10/12", "12/12"]
     assert (

@@ -271,11 +271,8 @@ def test_a_last_step_that_was_evaluated_is_not_evaluated_again(folder, capsys):
         "eval.interval": 2,
         "eval.at_end": "true",
     }
-    run = Run.compose(
-        None, {key: str(value) for key, value in given.items()}, note=lambda line: None
-    )
-    told: list[str] = []
-    assert train_run(run, told.append, now=lambda: float(next(ticks))) == 0
+    run = Run.compose(None, {key: str(value) for key, value in given.items()})
+    assert train_run(run, now=lambda: float(next(ticks))) == 0
     done = evaluations()
     assert done == sorted(set(done)) and capsys.readouterr().out.count("  validation  ") == len(
         done
@@ -285,8 +282,6 @@ def test_a_last_step_that_was_evaluated_is_not_evaluated_again(folder, capsys):
 def test_a_clock_that_stands_still_or_runs_back_ends_no_run(folder, capsys):
     for clock, report in ((lambda: 5.0, "true"), (iter(range(10**6, 0, -1)).__next__, "false")):
         given = {**SETTINGS, "training.steps": 5, "eval.interval": 2, "metrics.report": report}
-        run = Run.compose(
-            None, {key: str(value) for key, value in given.items()}, note=lambda line: None
-        )
-        assert train_run(run, lambda line: None, now=clock) == 0
+        run = Run.compose(None, {key: str(value) for key, value in given.items()})
+        assert train_run(run, now=clock) == 0
         assert all(record["seconds"] > 0 for record in records() if "seconds" in record)

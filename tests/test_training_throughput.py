@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from logged import logged_to
 
 from longfire.config.run import Run
 from longfire.training.throughput import bench, random_batch
@@ -45,11 +46,10 @@ def test_random_rows_lie_in_documents(compose, monkeypatch):
 
 def test_the_numbers_add_up(compose):
     told = []
-    result = bench(
-        compose(**{"tokenizer.path": "train", "tokenizer.train_vocab_size": "300"}),
-        steps=3,
-        note=told.append,
-    )
+    with logged_to(told):
+        result = bench(
+            compose(**{"tokenizer.path": "train", "tokenizer.train_vocab_size": "300"}), steps=3
+        )
     assert result["tokens_per_second"] == pytest.approx(64 / result["seconds"])
     assert 0 < result["mfu"] < 1
     text = "\n".join(told)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from logged import logged_to
 from worlds import free_port
 
 from longfire.config.run import Run
@@ -85,8 +86,9 @@ def trained(
         | {key.replace("__", "."): value for key, value in changes.items()}
         | {"job.dump_folder": name}
     )
-    run = Run.compose(recipe, given, note=notes.append)
-    assert train(run, notes.append, clock) == 0
+    with logged_to(notes):
+        run = Run.compose(recipe, given)
+        assert train(run, clock) == 0
     return notes
 
 
@@ -260,8 +262,8 @@ def one_of_two(
         LOCAL_RANK=str(rank),
     )
     given = ({} if recipe else SETTINGS) | changes | {"job.dump_folder": name}
-    run = Run.compose(recipe, given, note=str, world=World(2, rank, rank))
-    os._exit(train(run, str, Ticks(slower_later) if rank == 0 else Ticks(lambda now: 100.0)))
+    run = Run.compose(recipe, given, world=World(2, rank, rank))
+    os._exit(train(run, Ticks(slower_later) if rank == 0 else Ticks(lambda now: 100.0)))
 
 
 def trained_by_two(name: str, recipe: Path | None = None, **changes: str) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from logged import logged_to
 
 from longfire.config.run import Run
 from longfire.launch import World
@@ -29,10 +30,11 @@ def compose(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "converted/gla-7b").mkdir(parents=True)
     told = []
-    return lambda path: (
-        Run.compose(path, {}, world=World(PROCESSES.get(path.stem, 1)), note=told.append),
-        told,
-    )
+    with logged_to(told):
+        return lambda path: (
+            Run.compose(path, {}, world=World(PROCESSES.get(path.stem, 1))),
+            told,
+        )
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)

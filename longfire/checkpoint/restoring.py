@@ -1,7 +1,8 @@
 """Reading a checkpoint into the state of a run, on whatever layout of processes wrote it, and
 choosing the one to resume from."""
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -25,15 +26,13 @@ from longfire.optim.state import refuse_another_optimizer, states_of, whole_stat
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.training.schedule import Planned
 
+logger = logging.getLogger(__name__)
+
 Shape = tuple[int, ...]
 
 
 def step_to_load(
-    folder: Path,
-    wanted: settings.Checkpoint,
-    attempt: int = 0,
-    note: Callable[[str], None] = print,
-    mesh: Mesh = ALONE,
+    folder: Path, wanted: settings.Checkpoint, attempt: int = 0, mesh: Mesh = ALONE
 ) -> int | None:
     """The step that a run resumes from: load_step until the run has gone back to it, then the
     newest complete checkpoint; None if there is none.
@@ -44,14 +43,14 @@ def step_to_load(
     """
     asked = wanted.load_step
     if asked < 0:
-        return newest(folder, note, mesh)
+        return newest(folder, mesh)
     is_asked_again = wanted.load_step_again and not attempt
     has_gone_back = any(was_saved_after_going_back(folder, step, asked) for step in steps(folder))
     if is_asked_again or not has_gone_back:
         return asked
-    step = newest(folder, note, mesh)
+    step = newest(folder, mesh)
     again = "" if attempt else "; to go back once more, add --checkpoint.load_step_again"
-    note(
+    logger.info(
         f"checkpoint.load_step = {asked} was done before, and this run has continued to step "
         f"{step}{again}"
     )
@@ -68,7 +67,7 @@ def was_saved_after_going_back(folder: Path, step: int, asked: int) -> bool:
         return False
 
 
-def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE) -> int | None:
+def newest(folder: Path, mesh: Mesh = ALONE) -> int | None:
     """The step of the newest complete checkpoint; None if there are none. Raises CheckpointError if
     there are only damaged ones. Collective over the mesh: each process examines its share of the
     files."""
@@ -81,7 +80,7 @@ def newest(folder: Path, note: Callable[[str], None] = print, mesh: Mesh = ALONE
         if wrong is None:
             return step
         damaged.append(wrong)
-        note(f"{wrong}; looking for an older one")
+        logger.info(f"{wrong}; looking for an older one")
     if damaged:
         raise CheckpointError(
             f"{folder} has no complete checkpoint: {'; '.join(damaged)}. Restore one from a copy, "

@@ -7,9 +7,10 @@ checkpoint.
 """
 
 import json
+import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from longfire.disk import put_in_place, write_whole
 from longfire.errors import CheckpointError, first_line
 from longfire.parallel.mesh import ALONE, Mesh
 
+logger = logging.getLogger(__name__)
+
 MARKER_SECONDS = 0.02  # between two looks for the markers of other processes
 
 
@@ -48,7 +51,7 @@ class Checkpoints:
     """The checkpoints of one run. `due`, `save`, `wait` and `restore` are collective: all processes
     of the mesh call them at the same step.
 
-    note: takes a line about what was loaded, moved or found damaged. patience_seconds: how long
+    patience_seconds: how long
     process 0 waits for the files of the others (0: without a limit). vocabulary: a digest of what
     the ids of the run stand for, which each checkpoint keeps (data/tokenizer.py). attempt: how
     often a launcher has restarted the processes of this run after one had died.
@@ -56,7 +59,6 @@ class Checkpoints:
 
     folder: Path
     settings: settings.Checkpoint
-    note: Callable[[str], None] = print
     mesh: Mesh = ALONE
     patience_seconds: float = 3600
     vocabulary: str = ""
@@ -240,7 +242,7 @@ class Checkpoints:
             left.parent.mkdir(exist_ok=True)
             shutil.rmtree(left, ignore_errors=True)
             place.rename(left)
-            self.note(
+            logger.info(
                 f"{place} is later than step {step}, from which this run continues: kept as {left}"
             )
 
@@ -269,7 +271,7 @@ class Checkpoints:
         if not self.settings.enable_checkpoint:
             return False
         try:
-            step = step_to_load(self.folder, self.settings, self.attempt, self.note, self.mesh)
+            step = step_to_load(self.folder, self.settings, self.attempt, self.mesh)
             if step is None:
                 return False
             place = self.folder / f"step-{step}"
@@ -284,7 +286,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
         self.saved_step = state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
-        self.note(
+        logger.info(
             f"weights: resuming from {place}: {state.tokens:,} tokens seen, "
             f"sequence {state.rows_consumed:,} is next{fresh}"
         )

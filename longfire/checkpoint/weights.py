@@ -1,6 +1,7 @@
 """Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it
 trains) or a Hugging Face folder."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -28,6 +29,8 @@ from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.load import load_model, model_of
 from longfire.model import Model
 from longfire.plugins import load_plugins
+
+logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
@@ -111,9 +114,7 @@ def load(
     return opened.model, opened.tokenizer
 
 
-def open_model(
-    folder: Path, step: int = -1, note: Callable[[str], None] = print, plugins: tuple[str, ...] = ()
-) -> Opened:
+def open_model(folder: Path, step: int = -1, plugins: tuple[str, ...] = ()) -> Opened:
     """The model in a run folder (step -1: of the newest whole checkpoint) or in a folder of Hugging
     Face weights.
 
@@ -126,13 +127,13 @@ def open_model(
             f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights"
         )
     if not (folder / RUN_TOML).exists():
-        return open_weights(folder, step, note, plugins)
-    run = run_of(folder, plugins, note)
+        return open_weights(folder, step, plugins)
+    run = run_of(folder, plugins)
     device, dtype = choose_place(run.training, run.model)
     checkpoints = run.folder / run.checkpoint.folder
     tokenizer = tokenizer_of(run)
     if step < 0:
-        step, weights = newest_weights(checkpoints, note)
+        step, weights = newest_weights(checkpoints)
     else:
         weights = load_model_weights(checkpoints / f"step-{step}")
     refuse_another_vocabulary(checkpoints / f"step-{step}", tokenizer.vocabulary, tokenizer.where)
@@ -145,9 +146,7 @@ def open_model(
     return Opened(model, tokenizer, run, step)
 
 
-def open_weights(
-    folder: Path, step: int, note: Callable[[str], None], plugins: tuple[str, ...]
-) -> Opened:
+def open_weights(folder: Path, step: int, plugins: tuple[str, ...]) -> Opened:
     """The model in a folder of Hugging Face weights. Raises as `open_model`."""
     run_folder = run_folder_of(folder)
     if run_folder:
@@ -161,7 +160,7 @@ def open_weights(
             "Hugging Face weights; leave --step out, or name the run folder"
         )
     load_plugins(plugins)
-    check_checksums(folder, note)
+    check_checksums(folder)
     device, dtype = choose_place(settings.Training(), settings.Model())
     model, tokenizer = load_model(folder, device, dtype)
     refuse_not_finite(model.state_dict(), str(folder))
@@ -182,11 +181,9 @@ def choose_place(
     return device, choose_dtype(model, device)[0]
 
 
-def newest_weights(
-    checkpoints: Path, note: Callable[[str], None] = print
-) -> tuple[int, dict[str, Tensor]]:
+def newest_weights(checkpoints: Path) -> tuple[int, dict[str, Tensor]]:
     """Step and weights of the newest complete checkpoint; the folder is only read."""
-    return newest_readable(checkpoints, load_model_weights, note)
+    return newest_readable(checkpoints, load_model_weights)
 
 
 def weights_of_run(
@@ -250,9 +247,7 @@ def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:
     return step, OnDisk(index)
 
 
-def newest_readable(
-    checkpoints: Path, read: Callable[[Path], Found], note: Callable[[str], None] = print
-) -> tuple[int, Found]:
+def newest_readable(checkpoints: Path, read: Callable[[Path], Found]) -> tuple[int, Found]:
     """Step of the newest checkpoint that can be read, and what was read. A run that trains
     meanwhile may add and remove some: the folder is listed again after each that could not be
     read. Raises CheckpointError when none could."""
@@ -266,7 +261,7 @@ def newest_readable(
             return step, read(checkpoints / f"step-{step}")
         except (CheckpointError, OSError) as error:
             errors[step] = str(error)
-            note(f"{error}; looking for another one")
+            logger.info(f"{error}; looking for another one")
     reasons = f" ({'; '.join(errors.values())})" if errors else ""
     raise CheckpointError(
         f"{checkpoints}: there is no complete checkpoint{reasons}; train first, or name another "
@@ -274,10 +269,10 @@ def newest_readable(
     )
 
 
-def run_of(folder: Path, plugins: tuple[str, ...], note: Callable[[str], None] = print) -> Run:
+def run_of(folder: Path, plugins: tuple[str, ...]) -> Run:
     """The run of a run folder, which is only read. Raises as `Run.of_folder`."""
     overrides = {"model.plugins": ",".join(plugins)} if plugins else {}
-    return Run.of_folder(folder, overrides, note=note)
+    return Run.of_folder(folder, overrides)
 
 
 def tokenizer_of(run: Run) -> Tokenizer:

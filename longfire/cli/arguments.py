@@ -2,6 +2,7 @@
 section; free of torch."""
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -15,6 +16,9 @@ from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
 from longfire.errors import SettingsError
 from longfire.launch import ALONE, World
+from longfire.messages import log_in_first_process
+
+logger = logging.getLogger(__name__)
 
 WIDTH = 118  # of --help
 HELP = ("-h", "--help")
@@ -358,18 +362,13 @@ def read_run(
         )
     planned = world is None
     world = World(options.gpus) if world is None else world
-    note = world.by_first(print)
+    log_in_first_process(world.is_first)
     try:
-        recipe_file = recipe_of(parser, options.recipe or options.named, note)
+        recipe_file = recipe_of(parser, options.recipe or options.named)
         from longfire.config.run import Run
 
         run = Run.compose(
-            recipe_file,
-            parser.overrides,
-            needs_model=needs_model,
-            planned=planned,
-            world=world,
-            note=note,
+            recipe_file, parser.overrides, needs_model=needs_model, planned=planned, world=world
         )
         return run, options
     except SettingsError as error:
@@ -378,8 +377,8 @@ def read_run(
         raise
 
 
-def recipe_of(parser: RecipeParser, name: str | None, note: Callable[[str], None]) -> Path | None:
-    """The file of a recipe's name; which one was taken is noted where the name alone does not say
+def recipe_of(parser: RecipeParser, name: str | None) -> Path | None:
+    """The file of a recipe's name; which one was taken is logged where the name alone does not say
     it.
 
     Raises SettingsError where neither a recipe nor a setting is given: what to type first.
@@ -389,9 +388,9 @@ def recipe_of(parser: RecipeParser, name: str | None, note: Callable[[str], None
     if name:
         path = shipped.recipe(name)
         if shipped.is_shipped(path) and path.absolute() != Path(name).absolute():
-            note(f"recipe {name}: {path}, which comes with longfire")
+            logger.info(f"recipe {name}: {path}, which comes with longfire")
         elif str(path) != str(Path(name)):
-            note(f"recipe {name}: {path}")
+            logger.info(f"recipe {name}: {path}")
         return path
     if not parser.overrides:
         raise SettingsError(first_steps(parser.prog))

@@ -14,6 +14,7 @@ from longfire.cli.commands import COMMANDS, GROUPS, Command
 from longfire.config.values import nearest
 from longfire.errors import SettingsError, UserError
 from longfire.launch import Terminated, terminable
+from longfire.messages import show_messages
 
 STDOUT = 1  # the file descriptor
 CLOSED_PIPE = 128 + 13  # the exit code that a shell gives to a program that SIGPIPE ended
@@ -43,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     traceback."""
     words = list(sys.argv[1:] if words is None else words)
     show_odd_names()
+    show_messages()
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:

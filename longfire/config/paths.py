@@ -3,12 +3,14 @@ where it is given, since a file system would take it for the name of a folder: s
 trains into a folder `s3:`."""
 
 import glob
+import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from longfire.config import shipped
 from longfire.errors import SettingsError
+
+logger = logging.getLogger(__name__)
 
 # Values of data.dataset and tokenizer.path that are names of ours, never of files
 RESERVED_NAMES = ("embedded", "bytes", "train")
@@ -68,12 +70,12 @@ def find_paths(names: tuple[str, ...], beside: Path) -> tuple[str, ...]:
     return tuple(find_path(name, beside) for name in names)
 
 
-def find_config(name: str, beside: Path, note: Callable[[str], None]) -> str:
+def find_config(name: str, beside: Path) -> str:
     """The model config of this name: a file or folder as `find_path` finds it, else one that comes
-    with longfire, which is noted."""
+    with longfire, which is logged."""
     path = find_path(name, beside)
     known = shipped.model_config(name) if name else None
     if path != name or Path(name).exists() or known is None:
         return path
-    note(f"model.config = {name}: {known}, which comes with longfire")
+    logger.info(f"model.config = {name}: {known}, which comes with longfire")
     return str(known)

@@ -9,8 +9,9 @@ spellings by config/aliases/.
 Whatever is wrong is a SettingsError that names key, value, place and fix. Free of torch.
 """
 
+import logging
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +23,8 @@ from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
 from longfire.config.values import as_type, check_interval, nearest
 from longfire.errors import SettingsError
+
+logger = logging.getLogger(__name__)
 
 SETTINGS: dict[str, Field[object]] = {}
 for _section, _class in SECTIONS.items():
@@ -171,11 +174,13 @@ def read_words(overrides: Mapping[str, str]) -> dict[str, Given]:
     return {key: Given(value, COMMAND_LINE) for key, value in overrides.items()}
 
 
-def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[str, Any]:
+def sections(
+    *givens: Mapping[str, Given],
+) -> dict[str, Any]:
     """The typed sections of a run; a later mapping wins over an earlier one, and what none names
     has its default.
 
-    note: takes a line about each old spelling. Raises SettingsError.
+    A line about each old spelling is logged. Raises SettingsError.
     """
     values: dict[str, object] = {}
     for given in givens:
@@ -183,7 +188,7 @@ def sections(*givens: Mapping[str, Given], note: Callable[[str], None]) -> dict[
         for spelling, (value, where) in given.items():
             if is_model_key(spelling, value):
                 continue
-            for key, translated in renamed(spelling, value, where, note).items():
+            for key, translated in renamed(spelling, value, where).items():
                 if key in spelled and spelled[key] != spelling:
                     raise SettingsError(
                         f"{where}: {spelled[key]} and {spelling} both mean {key}; keep one of them"
@@ -264,22 +269,27 @@ def names(givens: Mapping[str, Given], key: str) -> bool:
     for spelling, (value, where) in givens.items():
         if is_model_key(spelling, value):
             continue
-        if key in renamed(spelling, value, where, lambda message: None):
+        meaning, _ = translated(spelling, value, where)
+        if key in meaning:
             return True
     return False
 
 
-def renamed(
-    spelling: str, value: object, where: str, note: Callable[[str], None]
-) -> dict[str, object]:
-    """The settings that a spelling means, by our keys. Raises SettingsError with the nearest name
-    for one that is unknown."""
+def renamed(spelling: str, value: object, where: str) -> dict[str, object]:
+    """The settings that a spelling means, by our keys; an old spelling is logged. Raises
+    SettingsError as `translated`."""
+    meaning, message = translated(spelling, value, where)
+    if message:
+        logger.info(message)
+    return meaning
+
+
+def translated(spelling: str, value: object, where: str) -> tuple[dict[str, object], str]:
+    """The settings that a spelling means, by our keys, and a message about an old one. Raises
+    SettingsError with the nearest name for one that is unknown."""
     if spelling not in SETTINGS and spelling not in aliases.ALIASES:
         raise SettingsError(unknown(spelling, where))
-    meaning, message = aliases.translate(spelling, value, where)
-    if message:
-        note(message)
-    return meaning
+    return aliases.translate(spelling, value, where)
 
 
 def unknown(spelling: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """A run: every setting resolved, the config of its model, and what follows from them."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from longfire.config.run_settings import RunSettings
 from longfire.errors import SettingsError
 from longfire.huggingface.families import ignored_line
 from longfire.parallel.plan import resolve_degrees
+
+logger = logging.getLogger(__name__)
 
 DATA_JSON = "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file resumes it.\n\n"
@@ -48,7 +51,6 @@ class Run(RunSettings):
         trains: bool = True,
         planned: bool = False,
         world: launch.World = launch.ALONE,
-        note: Callable[[str], None] = print,
     ) -> "Run":
         """The settings of a recipe with the overrides ({"training.steps": "20"}, as on the command
         line) in their place, checked.
@@ -65,11 +67,11 @@ class Run(RunSettings):
             for key in ONCE:  # earlier versions saved them
                 toml.pop(key, None)
         command_line = recipes.read_words(overrides)
-        sections = recipes.sections(toml, command_line, note=note)
+        sections = recipes.sections(toml, command_line)
         run = cls(**sections, recipe=recipe, world=world)
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
-        run = run.with_paths_found(recipe.parent if recipe else Path(), note)
+        run = run.with_paths_found(recipe.parent if recipe else Path())
         # a saved run.toml records its tokenizer, which is not to name it
         is_resumed = recipe is not None and run.resumes and run.folder == recipe.parent
         givens = [command_line] if is_saved and is_resumed else [toml, command_line]
@@ -80,7 +82,7 @@ class Run(RunSettings):
             load_plugins(run.model.plugins)
         run = run.with_model_config(toml, command_line)
         for line in run.ignored_keys():
-            note(line)
+            logger.info(line)
         if run.model_config is None and needs_model:
             raise SettingsError(
                 f"{recipe or 'command line'}: model.config is empty, and [model] has no keys of a "
@@ -154,9 +156,7 @@ class Run(RunSettings):
         return []
 
     @classmethod
-    def of_folder(
-        cls, folder: Path, overrides: Mapping[str, str] = {}, note: Callable[[str], None] = print
-    ) -> "Run":
+    def of_folder(cls, folder: Path, overrides: Mapping[str, str] = {}) -> "Run":
         """The run of a run folder. Raises SettingsError where there is none, or where its model
         needs code that the caller has not named: reading a folder executes nothing that is in it or
         that it points to.
@@ -173,7 +173,7 @@ class Run(RunSettings):
                 f"{folder}: its model is made by code of {', '.join(plugins)}; if you trust "
                 f"that file, name it: --plugins {','.join(plugins)}"
             )
-        return cls.compose(folder / RUN_TOML, overrides, trains=False, note=note)
+        return cls.compose(folder / RUN_TOML, overrides, trains=False)
 
     @property
     def vocab_size(self) -> int:
@@ -187,12 +187,12 @@ class Run(RunSettings):
 
         return tokenizer_training.load(self.tokenizer, (), (), self.data).vocab_size
 
-    def with_paths_found(self, beside: Path, note: Callable[[str], None]) -> "Run":
+    def with_paths_found(self, beside: Path) -> "Run":
         """The same run with absolute paths for the files that it reads: beside the recipe if they
         are there, else in the working folder."""
         model = replace(
             self.model,
-            config=find_config(self.model.config, beside, note),
+            config=find_config(self.model.config, beside),
             weights=find_path(self.model.weights, beside),
             plugins=find_paths(self.model.plugins, beside),
         )

@@ -2,8 +2,9 @@
 resumed, and held by one process at a time."""
 
 import json
+import logging
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,15 +20,17 @@ from longfire.errors import CheckpointError, SettingsError
 from longfire.training.schedule import STEP_PLAN
 from longfire.training.trackers import check_trackers
 
+logger = logging.getLogger(__name__)
+
 LOCK = "lock"
 # Every setting by section and name, as TOML has it
 Settings = dict[str, dict[str, object]]
 
 
 @contextmanager
-def begun(run: Run, note: Callable[[str], None] = print) -> Iterator[None]:
+def begun(run: Run) -> Iterator[None]:
     """Hold the run folder while this process trains into it. The settings are saved there, and
-    what differs from those saved before is noted.
+    what differs from those saved before is logged.
 
     Two processes would mix their records and remove each other's unfinished checkpoints. Raises
     SettingsError if another one holds the folder, or if a tracker that the settings ask for is not
@@ -44,7 +47,7 @@ def begun(run: Run, note: Callable[[str], None] = print) -> Iterator[None]:
         lines = changes(run)
         save(run)
         for line in lines:
-            note(line)
+            logger.info(line)
         yield
 
 
@@ -101,7 +104,7 @@ def previous_settings(run: Run) -> Settings:
 
 
 def changes(run: Run) -> list[str]:
-    """A line for each setting that differs from those that the run was saved with. They are noted
+    """A line for each setting that differs from those that the run was saved with. They are logged
     when it is resumed, since a mistake is easily made."""
     before = previous_settings(run)
     not_compared = {"job.dump_folder"}

@@ -5,6 +5,7 @@ batch = batches.at(consumed, count)  # the same for any workers, accumulation an
 for micro_batch in batch.split(4): ...
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore, TokenStream
 from longfire.errors import DataError, SettingsError
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05  # between looks at a growing store
 BLOCK_SEQUENCES = 4096  # whose places are computed at once (about a millisecond)
@@ -69,7 +72,6 @@ class Batches:
     While a store grows beside training, this waits for tokens that do not exist yet. `wait_seconds`
     counts how long callers of `at` have waited, for any reason.
 
-    note: receives lines for the user.
     stages: (first sequence, tokens) where sequences do not have seq_len tokens from the start: from
     that sequence of the run on, each is given as pieces of so many tokens. Each token of a stage
     comes once in it; its pieces have an order of their own (order.py).
@@ -85,7 +87,6 @@ class Batches:
         data: settings.Data,
         seq_len: int,
         seed: int,
-        note: Callable[[str], None] = print,
         stages: tuple[tuple[int, int], ...] = (),
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -99,7 +100,6 @@ class Batches:
         self.data = data
         self.seq_len = seq_len
         self.seed = seed
-        self.note = note
         self.stages = stages or ((0, seq_len),)
         self.stopped = stopped
         self.order = order_of(data, seed)
@@ -308,7 +308,7 @@ class Batches:
             is_long = since is not None and time.monotonic() - since > PATIENCE_SECONDS
             if is_long and not is_reported:
                 is_reported = True
-                self.note(
+                logger.info(
                     f"data: training waits for {name}, of which {store.train.length:,} tokens are "
                     "prepared so far; more data.num_workers, or a run without data.streaming, "
                     "would not wait"

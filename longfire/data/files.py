@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class FileSource:
 
     split_documents: how text files are split (settings.Data). description: which files of a folder
     or a glob are read and which are not. folder: where hashes of files are remembered
-    (data.folder). note: receives a line when hashing will take long.
+    (data.folder).
     """
 
     entry: str
@@ -31,7 +31,6 @@ class FileSource:
     split_documents: str = ""
     description: str = ""
     folder: str = ""
-    note: fingerprints.Note | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -55,7 +54,7 @@ class FileSource:
     @cached_property
     def contents(self) -> list[Content]:
         """What each file held when it was first asked for, in the order of the files."""
-        return fingerprints.contents_of(self.files, self.folder, self.note)
+        return fingerprints.contents_of(self.files, self.folder)
 
     @cached_property
     def fingerprint(self) -> str:

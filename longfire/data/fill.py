@@ -5,7 +5,7 @@ and written in order. A kill at any moment costs the work since the last commit,
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,7 +36,6 @@ def fill(
     tokenizer: Tokenizer,
     tokenizer_settings: settings.Tokenizer,
     data: settings.Data,
-    note: Callable[[str], None],
 ) -> None:
     """Fill stores side by side, in the proportion in which training will read them. Raises
     DataError."""
@@ -47,13 +46,13 @@ def fill(
         with ExitStack() as stack:
             # All processes lock in the same order, so that no two wait for each other.
             for folder in sorted(job.folder for job in jobs):
-                stack.enter_context(locked(folder, note))
+                stack.enter_context(locked(folder))
             encoders = stack.enter_context(Encoders(tokenizer, bos, eos, processes))
             fillers = []
             for job in jobs:
                 filler = StoreFiller(job, encoders, data, tokenizer_settings)
                 fillers.append(stack.enter_context(filler))
-            progress = stack.enter_context(FillProgress(fillers, note))
+            progress = stack.enter_context(FillProgress(fillers))
             while running := [filler for filler in fillers if not filler.writer.complete]:
                 min(running, key=StoreFiller.tokens_by_share).step()
                 progress.update()

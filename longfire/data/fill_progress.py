@@ -1,8 +1,9 @@
 """The progress of token stores that are being filled: a bar on a terminal, else a line now and
 then."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from longfire.data.documents import Documents
 from longfire.data.jobs import Job
+
+logger = logging.getLogger(__name__)
 
 NOTE_SECONDS = 30.0  # between lines of progress where no bar can be shown
 
@@ -26,9 +29,8 @@ class Filler(Protocol):
 class FillProgress:
     """Shows tokens, bytes and speed. A context manager."""
 
-    def __init__(self, fillers: Sequence[Filler], note: Callable[[str], None]) -> None:
+    def __init__(self, fillers: Sequence[Filler]) -> None:
         self.fillers = fillers
-        self.note = note
         self.names = ", ".join(filler.job.source.name for filler in fillers)
         sizes = [filler.job.source.bytes_total for filler in fillers]
         self.bytes_total = sum(sizes) if all(sizes) else None
@@ -77,7 +79,7 @@ class FillProgress:
         self.bar.update(self.task, completed=size, speed=text)
         if self.bar.disable and now - self.noted_at > NOTE_SECONDS:
             self.noted_at = now
-            self.note(f"data: {self.names}: {text}{self._time_left(seconds, size)}")
+            logger.info(f"data: {self.names}: {text}{self._time_left(seconds, size)}")
 
     def _time_left(self, seconds: float, size: int) -> str:
         """`, 90 s left`; "" where it is not known."""

@@ -8,15 +8,18 @@ at each file's stamp later.
 """
 
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from longfire.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 CACHE = "fingerprints.json"
 CACHED_BYTES = 2**20  # smaller files are hashed again each time: that costs a millisecond
@@ -27,8 +30,6 @@ FORMER_WHOLE_BYTES = 16 * 2**20  # the largest file that earlier versions hashed
 FORMER_END_BYTES = 2**20  # of a larger file: its first and last bytes that they hashed
 BLOCK_BYTES = 2**22
 HASHING_THREADS = 8
-
-Note = Callable[[str], None]
 
 
 class Stamp(NamedTuple):
@@ -69,7 +70,7 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-def contents_of(files: Sequence[Path], folder: str = "", note: Note | None = None) -> list[Content]:
+def contents_of(files: Sequence[Path], folder: str = "") -> list[Content]:
     """Hash of each file; those that are remembered in `folder` (data.folder) are not read.
 
     Raises DataError for a file that changes while it is read.
@@ -85,8 +86,8 @@ def contents_of(files: Sequence[Path], folder: str = "", note: Note | None = Non
         else:
             missing.append(file)
     size = sum(stamp_of(file).size for file in missing)
-    if note and size >= ANNOUNCED_BYTES:
-        note(
+    if size >= ANNOUNCED_BYTES:
+        logger.info(
             f"data: reading {size / 1e9:,.0f} GB once, to name the token store by what the files "
             f"hold (remembered in {cache})"
         )

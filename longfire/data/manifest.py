@@ -8,8 +8,9 @@ Its last line is the CRC-32 of all bytes before it. What a manifest does not nam
 """
 
 import json
+import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +20,8 @@ from longfire.data.blocks import Sums, delete_advice
 from longfire.data.documents import Position
 from longfire.disk import held, write_whole
 from longfire.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the folder. Format 1 had no checksums of blocks, and can still be read
 MANIFEST = "manifest.json"
@@ -180,12 +183,12 @@ def last_line(content: bytes) -> bytes:
 
 
 @contextmanager
-def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Lock a store against other writers. While another process holds the lock, wait and report
     that."""
 
     def report(holder: str) -> None:
-        note(f"data: {folder.name} is being prepared by {holder}; waiting for it")
+        logger.info(f"data: {folder.name} is being prepared by {holder}; waiting for it")
 
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / "lock", report):

@@ -4,10 +4,11 @@ jobs.py names the store of a source, fill.py fills it, background.py does that b
 """
 
 import json
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
@@ -26,9 +27,9 @@ from longfire.data.validation import TAILS
 from longfire.errors import DataError, SettingsError, UserError
 from longfire.plural import counted
 
-BAD_SHOWN = 5  # bad documents that are printed; the manifest names more
+logger = logging.getLogger(__name__)
 
-Note = Callable[[str], None]
+BAD_SHOWN = 5  # bad documents that are printed; the manifest names more
 
 
 class ValidationText(NamedTuple):
@@ -89,13 +90,12 @@ def prepare(
     data: settings.Data,
     tokenizer_settings: settings.Tokenizer,
     *,
-    note: Note = print,
     background: bool = False,
     watch: bool = False,
 ) -> Prepared:
     """The stores of data.dataset; those that do not exist are made.
 
-    note: receives lines for the user. background: return as soon as the stores can be opened, and
+    background: return as soon as the stores can be opened, and
     fill them in another process, which ends with this one. watch: open the stores while another
     process makes them.
 
@@ -110,11 +110,11 @@ def prepare(
     if data.validation:
         data = replace(data, validation_fraction=0.0)
     shares = text.shares(data)
-    sources = text.sources(data, note)
+    sources = text.sources(data)
     for source in sources:
         if source.description:
-            note(f"data: {source.name}: {source.description}")
-    tokenizer = tokenizer_training.load(tokenizer_settings, sources, shares, data, note)
+            logger.info(f"data: {source.name}: {source.description}")
+    tokenizer = tokenizer_training.load(tokenizer_settings, sources, shares, data)
     jobs = []
     for source, share in zip(sources, shares):
         jobs.append(Job.of(source, share, tokenizer, data, tokenizer_settings))
@@ -125,7 +125,7 @@ def prepare(
         process = BackgroundPreparation(data, tokenizer_settings)
         process.wait_for(missing)
     elif missing and not watch:
-        fill(missing, tokenizer, tokenizer_settings, data, note)
+        fill(missing, tokenizer, tokenizer_settings, data)
     prepared = Prepared(
         tokenizer=tokenizer,
         stores=tuple(TokenStore(job.folder, tokenizer.fingerprint) for job in jobs),
@@ -134,7 +134,7 @@ def prepare(
         background=process,
         own_validation=own_validation_texts(own_jobs, tokenizer),
     )
-    report(prepared, sources, tokenizer_settings, note)
+    report(prepared, sources, tokenizer_settings)
     return prepared
 
 
@@ -144,7 +144,7 @@ def incomplete(jobs: Sequence[Job]) -> list[Job]:
     return list(by_folder.values())
 
 
-def verify(prepared: Prepared, note: Note = print) -> None:
+def verify(prepared: Prepared) -> None:
     """Read every store completely. A store without checksums of blocks gets them. Raises DataError
     naming what is damaged."""
     stores = {store.folder: store for store in prepared.stores}
@@ -153,9 +153,9 @@ def verify(prepared: Prepared, note: Note = print) -> None:
         size = store.verify()
         added = ""
         if not store.has_checksums:
-            add_checksums(folder, note)
+            add_checksums(folder)
             added = "; it has checksums of blocks now"
-        note(f"data: verified {folder}: {size:,} bytes are as they were written{added}")
+        logger.info(f"data: verified {folder}: {size:,} bytes are as they were written{added}")
 
 
 def validation_jobs(
@@ -203,10 +203,7 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def report(
-    prepared: Prepared,
-    sources: Sequence[Source],
-    tokenizer_settings: settings.Tokenizer,
-    note: Note,
+    prepared: Prepared, sources: Sequence[Source], tokenizer_settings: settings.Tokenizer
 ) -> None:
     """Print what each store holds, and warnings. Raises DataError where the tokenizer loses too
     much of a source."""
@@ -214,21 +211,21 @@ def report(
         losses = losses_in(store.manifest["progress"])
         check_losses(losses, source.entry, tokenizer_settings, final=store.complete)
     for name, store in zip(prepared.names, prepared.stores):
-        report_store(name, store, note)
+        report_store(name, store)
     for own in prepared.own_validation:
-        report_store(f"validation: {own.name}", own.store, note)
-    warn_of_missing_checksums(prepared, note)
+        report_store(f"validation: {own.name}", own.store)
+    warn_of_missing_checksums(prepared)
     for source, name, store in zip(sources, prepared.names, prepared.stores):
-        warn_of_a_split_without_effect(source, name, store, note)
+        warn_of_a_split_without_effect(source, name, store)
 
 
-def report_store(name: str, store: TokenStore, note: Note) -> None:
-    note(f"data: {name}: {describe(store)}")
+def report_store(name: str, store: TokenStore) -> None:
+    logger.info(f"data: {name}: {describe(store)}")
     for bad in store.manifest["progress"].get("bad", [])[:BAD_SHOWN]:
-        note(f"data: skipped {bad}")
+        logger.info(f"data: skipped {bad}")
 
 
-def warn_of_missing_checksums(prepared: Prepared, note: Note) -> None:
+def warn_of_missing_checksums(prepared: Prepared) -> None:
     """Stores of format 1 have none."""
     without = [store.folder for store in prepared.stores if not store.has_checksums]
     if not without:
@@ -236,20 +233,18 @@ def warn_of_missing_checksums(prepared: Prepared, note: Note) -> None:
     names = str(without[0])
     if len(without) > 1:
         names += f" and {len(without) - 1} more"
-    note(
-        f"warning: {names} has no checksums of blocks, so damage is not noticed while it is read; "
+    logger.warning(
+        f"{names} has no checksums of blocks, so damage is not noticed while it is read; "
         "`longfire prepare --verify` checks it and adds them"
     )
 
 
-def warn_of_a_split_without_effect(
-    source: Source, name: str, store: TokenStore, note: Note
-) -> None:
+def warn_of_a_split_without_effect(source: Source, name: str, store: TokenStore) -> None:
     """A mistake in data.split_documents would otherwise only show as one very long document."""
     split = source.split_documents
     if split and store.complete and store.train.documents <= 1:
-        note(
-            f"warning: data.split_documents = {split!r} finds one document only in {name}: `lines` "
+        logger.warning(
+            f"data.split_documents = {split!r} finds one document only in {name}: `lines` "
             "and `blank_lines` split at these, any other text is searched for as it is (in a "
             'recipe "\\n" is the end of a line)'
         )
@@ -300,8 +295,9 @@ def prepare_for_parent() -> None:
     for key, value in data.items():
         if isinstance(value, list):
             data[key] = tuple(value)
+    logging.disable(logging.WARNING)  # the parent logs what the user needs
     try:
-        prepare(settings.Data(**data), settings.Tokenizer(**tokenizer), note=ignore)
+        prepare(settings.Data(**data), settings.Tokenizer(**tokenizer))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(error.exit_code)
@@ -313,10 +309,6 @@ def prepare_for_parent() -> None:
 def exit_with_input() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
-
-
-def ignore(line: str) -> None:
-    """The parent prints what the user needs."""
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ interrupted.
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -254,9 +253,9 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def add_checksums(folder: Path, note: Callable[[str], None]) -> None:
+def add_checksums(folder: Path) -> None:
     """Give a complete store of format 1, which was just verified, its checksums of blocks."""
-    with locked(folder, note):
+    with locked(folder):
         manifest = read_manifest(folder)
         for name in STREAMS:
             for shard in manifest["streams"][name]["shards"]:

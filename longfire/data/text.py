@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from longfire.config import settings
-from longfire.data import file_checks, fingerprints, folders, formats
+from longfire.data import file_checks, folders, formats
 from longfire.data.documents import Source
 from longfire.data.files import FileSource
 from longfire.errors import DataError, SettingsError
@@ -36,8 +36,8 @@ NOT_LIBRARY = frozenset(
 LIBRARY_SUFFIXES = (".py", ".txt", ".rst")
 
 
-def sources(data: settings.Data, note: fingerprints.Note | None = None) -> tuple[Source, ...]:
-    """The sources that the settings name. note: receives a line when hashing will take long.
+def sources(data: settings.Data) -> tuple[Source, ...]:
+    """The sources that the settings name. A message says when hashing will take long.
 
     Raises SettingsError and DataError naming the entry and the fix."""
     count = len(data.dataset)
@@ -55,7 +55,7 @@ def sources(data: settings.Data, note: fingerprints.Note | None = None) -> tuple
     found = []
     for i, entry in enumerate(data.dataset):
         own = {key: values[i] for key, values in choices.items()}
-        found.append(source_of(entry, data, own, note))
+        found.append(source_of(entry, data, own))
     return tuple(found)
 
 
@@ -129,9 +129,7 @@ def shares(data: settings.Data) -> tuple[float, ...]:
     return tuple(probability / total for probability in probabilities)
 
 
-def source_of(
-    entry: str, data: settings.Data, own: Mapping[str, str], note: fingerprints.Note | None
-) -> Source:
+def source_of(entry: str, data: settings.Data, own: Mapping[str, str]) -> Source:
     """The source of an entry of data.dataset. own: the settings of this entry. Raises DataError."""
     if entry == EMBEDDED:
         return library()
@@ -162,7 +160,6 @@ def source_of(
         split_documents=data.split_documents,
         description=description,
         folder=data.folder,
-        note=note,
     )
 
 

@@ -2,7 +2,8 @@
 found (tokenizer_sources.py)."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from longfire.config import settings
@@ -20,6 +21,8 @@ from longfire.data.tokenizer_files import CONFIG
 from longfire.data.validation import ValidationSplit, validation_split_of
 from longfire.errors import DataError, SettingsError
 
+logger = logging.getLogger(__name__)
+
 SAMPLE_PARTS = 64  # a sample to train on comes from at least so many files, if there are
 
 
@@ -28,7 +31,6 @@ def load(
     sources: Sequence[Source],
     shares: Sequence[float],
     data: settings.Data,
-    note: Callable[[str], None] = print,
 ) -> Tokenizer:
     """The tokenizer that the settings name; `train` makes it from the sources, once.
 
@@ -36,7 +38,7 @@ def load(
     not have.
     """
     if wanted.path == "train":
-        tokenizer = trained(wanted, sources, shares, data, note)
+        tokenizer = trained(wanted, sources, shares, data)
     else:
         tokenizer = find_tokenizer(wanted.path)
     check_ends(tokenizer, wanted)
@@ -48,7 +50,6 @@ def trained(
     sources: Sequence[Source],
     shares: Sequence[float],
     data: settings.Data,
-    note: Callable[[str], None],
 ) -> Tokenizer:
     """`train`: kept beside the token stores, under the address of what it was made from. Raises
     SettingsError and DataError."""
@@ -60,9 +61,9 @@ def trained(
     splits = [validation_split_of(source, data.validation_fraction) for source in sources]
     address = address_of(wanted, sources, shares, splits, data)
     folder = Path(data.folder) / f"tokenizer-{address}"
-    with locked(folder, note):
+    with locked(folder):
         if not (folder / CONFIG).exists():  # written last
-            train_into(folder, wanted, sources, shares, splits, note)
+            train_into(folder, wanted, sources, shares, splits)
     return from_folder(folder)
 
 
@@ -97,7 +98,6 @@ def train_into(
     sources: Sequence[Source],
     shares: Sequence[float],
     splits: Sequence[ValidationSplit],
-    note: Callable[[str], None],
 ) -> None:
     """Train a tokenizer on a sample of the sources and save it."""
     texts: list[str] = []
@@ -112,7 +112,7 @@ def train_into(
     fewer = ""
     if tokenizer.vocab_size < wanted.train_vocab_size:
         fewer = f" ({wanted.train_vocab_size} asked for: the text has no more)"
-    note(
+    logger.info(
         f"tokenizer: a vocabulary of {tokenizer.vocab_size}{fewer} from {size:,} bytes of text -> "
         f"{folder}"
     )

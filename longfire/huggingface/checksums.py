@@ -8,14 +8,15 @@ config.json: damage cannot be distinguished from an edit. Whoever edited a file 
 its line. A changed README.md is only reported: it changes no model.
 """
 
+import logging
 import re
-import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
 from longfire.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
 CARD = "README.md"
@@ -33,13 +34,11 @@ def write_checksums(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_checksums(
-    folder: Path, note: Callable[[str], None] | None = None, whole: bool = True
-) -> None:
+def check_checksums(folder: Path, whole: bool = True) -> None:
     """Compare a folder with its list, where it has one.
 
-    note: receives a line about a changed README.md; None: stderr. whole: a missing file of the list
-    is an error; it is none where only some files were fetched.
+    whole: a missing file of the list is an error; it is none where only some files were fetched. A
+    changed README.md is a warning.
 
     Raises CheckpointError naming a file that is missing or has other content.
     """
@@ -58,10 +57,10 @@ def check_checksums(
             )
     for name, digest in zip(present, digests_of([folder / name for name in present])):
         if digest != expected[name]:
-            report_change(folder, name, note or to_stderr)
+            report_change(folder, name)
 
 
-def report_change(folder: Path, name: str, note: Callable[[str], None]) -> None:
+def report_change(folder: Path, name: str) -> None:
     """Raises CheckpointError, except for a README.md."""
     if name != CARD:
         raise CheckpointError(
@@ -69,7 +68,9 @@ def report_change(folder: Path, name: str, note: Callable[[str], None]) -> None:
             "damaged, or edited; copy or download it again, or remove its line from "
             f"{folder / SUMS} if you changed it on purpose"
         )
-    note(f"{folder / name} was changed after the export ({SUMS}); it does not change the model")
+    logger.warning(
+        f"{folder / name} was changed after the export ({SUMS}); it does not change the model"
+    )
 
 
 def read_checksums(sums: Path) -> dict[str, str]:
@@ -103,7 +104,3 @@ def digest_of(file: Path) -> str:
         while block := opened.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -8,7 +8,7 @@ in the new model: never into an MLP or a norm of another kind. convert_places.py
 so.
 """
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ from longfire.huggingface.tensors import layout
 from longfire.initialise import build
 from longfire.mixers.mixer import Mixer
 from longfire.model import Model
+
+logger = logging.getLogger(__name__)
 
 # The settings with the size of a head, for mixers without head_k and head_v: (of queries and keys,
 # of values).
@@ -181,7 +183,6 @@ def convert(
     keep_attention: tuple[int, ...] = (),
     seed: int = 42,
     plugins: tuple[str, ...] = (),
-    note: Callable[[str], None] = print,
 ) -> Check:
     """`longfire convert`: write the converted model to `out` as Hugging Face weights, checked, with
     a table of what was moved.
@@ -189,7 +190,7 @@ def convert(
     source: a run folder or a folder of Hugging Face weights. config: the target's config.json;
     settings that it does not have are the source's. Raises SettingsError naming what does not fit.
     """
-    opened = open_model(source, note=note, plugins=plugins)
+    opened = open_model(source, plugins=plugins)
     if not isinstance(opened.model, Model):
         raise SettingsError(
             f"{source}: a run of model.backend = 'transformers', whose class computes as it is; "
@@ -199,7 +200,7 @@ def convert(
     folders = (config,) if opened.run else (source, config)
     for folder in folders:
         for line in ignored_line(read_config(folder), str(folder)):
-            note(line)
+            logger.info(line)
     read, model_config = target_config(config, theirs, keep_attention)
     model_config = model_config.with_vocabulary(opened.tokenizer.vocab_size)
     model, moved, left = convert_weights(opened.model, model_config, seed)
@@ -208,9 +209,9 @@ def convert(
     else:
         files = names_in_files(source, theirs)
     conversion = Conversion(moved, left, compared(read, model_config, theirs), files)
-    conversion.show(str(config), note)
+    conversion.show(str(config))
     for line in warnings(model_config, theirs):
-        note(line)
+        logger.info(line)
     facts = {"converted from": source.absolute().name, **conversion.facts()}
     adds_bos = opened.run.tokenizer.add_bos if opened.run else None
     table = {TABLE: conversion.to_json()}

@@ -2,14 +2,17 @@
 lines, written as conversion.json."""
 
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+
+logger = logging.getLogger(__name__)
 
 TABLE = "conversion.json"
 LOG_COLUMNS = 200  # of tables that no terminal shows, so that names in a log are not cut
@@ -114,7 +117,7 @@ class Conversion:
         facts["settings that differ from the source's"] = ", ".join(differing)
         return {name: text for name, text in facts.items() if text}
 
-    def show(self, config: str, note: Callable[[str], None]) -> None:
+    def show(self, config: str) -> None:
         """Print the tables, and a line for each setting that is inherited, differs or is left
         behind.
 
@@ -128,7 +131,7 @@ class Conversion:
                 left.append(TensorLine(one.name, one.shape, one.why, self.files[one.name]))
             show_tensors(("left behind of the source", "layers", "shape", "why", IN_FILES), left)
         for line in lines(self.settings, config):
-            note(line)
+            logger.info(line)
 
 
 def lines(settings: Iterable[Setting], config: str) -> list[str]:

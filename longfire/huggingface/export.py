@@ -2,10 +2,11 @@
 and compared before it gets its own name."""
 
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -36,6 +37,8 @@ from longfire.huggingface.transformers_model import TransformersModel
 from longfire.huggingface.weight_files import INDEX, SINGLE
 from longfire.model import Model, on_meta
 from longfire.training.records import METRICS, records
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Check", "export", "export_run", "load_weights"]
 
@@ -136,7 +139,6 @@ def export_run(
     dtype: str = "",
     plugins: tuple[str, ...] = (),
     logits: bool = True,
-    note: Callable[[str], None] = print,
 ) -> Check:
     """Export a run's checkpoint of this step (-1: the newest complete one), also while the run is
     training.
@@ -146,11 +148,11 @@ def export_run(
     do.
     """
     if not logits:
-        return export_bytes(run_folder, step, out, dtype, plugins, note)
+        return export_bytes(run_folder, step, out, dtype, plugins)
     opened = open_model(Path(run_folder), step, plugins=plugins)
     if opened.run is None:
         raise SettingsError(f"{run_folder} is no run folder: it holds Hugging Face weights already")
-    note(f"export: {export_line(opened.model.config)}")
+    logger.info(f"export: {export_line(opened.model.config)}")
     return export(
         opened.model,
         opened.tokenizer,
@@ -162,12 +164,7 @@ def export_run(
 
 
 def export_bytes(
-    run_folder: Path,
-    step: int,
-    out: Path,
-    dtype: str,
-    plugins: tuple[str, ...],
-    note: Callable[[str], None],
+    run_folder: Path, step: int, out: Path, dtype: str, plugins: tuple[str, ...]
 ) -> Check:
     """The same for a model that does not fit into memory: tensor by tensor from the checkpoint."""
     run = run_of(Path(run_folder), plugins)
@@ -183,7 +180,7 @@ def export_bytes(
     model_config = run.model_config_after(step)
     assert isinstance(model_config, ModelConfig), "model.backend is longfire"
     model = on_meta(model_config.with_vocabulary(tokenizer.vocab_size))
-    note(f"export: {export_line(model.config)}")
+    logger.info(f"export: {export_line(model.config)}")
     return export(
         model,
         tokenizer,

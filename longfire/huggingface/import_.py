@@ -2,11 +2,12 @@
 written under a temporary name, read again and compared with their own class before it gets its own
 name."""
 
+import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -38,7 +39,7 @@ from longfire.huggingface.model_card import without_folders
 from longfire.huggingface.tensors import layout
 from longfire.plugins import load_plugins
 
-Note = Callable[[str], None]
+logger = logging.getLogger(__name__)
 Weights = Iterator[tuple[str, Tensor]]  # (name, fp32)
 NOTE_SECONDS = 10  # between lines of progress where there is no terminal
 PROBE_SECONDS = 10  # how long the hub may take to answer at all
@@ -67,9 +68,7 @@ WARMUP_STEPS = 20
 SHARD_BYTES = 1_000_000_000  # of a file of weights, which are written as they are read
 
 
-def import_hf(
-    source: str, folder: Path, note: Note = print, plugins: tuple[str, ...] = ()
-) -> Check:
+def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check:
     """Make `folder` a run whose step 0 is the model in `source`, a folder or a name on the hub.
     Returns what was compared.
 
@@ -83,13 +82,13 @@ def import_hf(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     load_plugins(plugins)
-    theirs = local_folder(source, note)
-    check_checksums(theirs, note, whole=Path(source).expanduser().is_dir())
+    theirs = local_folder(source)
+    check_checksums(theirs, whole=Path(source).expanduser().is_dir())
     model_config = model_config_in(theirs)
     tokenizer = from_folder(theirs)
     for line in ignored_line(read_config(theirs), str(theirs)):
-        note(line)
-    compare_vocabulary(tokenizer, model_config, theirs, note)
+        logger.info(line)
+    compare_vocabulary(tokenizer, model_config, theirs)
     tmp_path = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         run = new_run(theirs, source, folder, model_config, tokenizer, plugins)
@@ -98,7 +97,7 @@ def import_hf(
         tokenizer.save(tmp_path / run.tokenizer_folder.name)
         place = tmp_path / run.checkpoint.folder / "step-0"
         weights = finite(read_weights(theirs, model_config), str(theirs))
-        weights = with_progress(weights, count_parameters(theirs, model_config), note)
+        weights = with_progress(weights, count_parameters(theirs, model_config))
         write_step_0(weights, place, vocabulary=tokenizer.vocabulary)
         check = compare_imported(load_model_weights(place), tokenizer, theirs, model_config)
         put_in_place(tmp_path, folder)
@@ -111,7 +110,7 @@ def import_hf(
     return check
 
 
-def local_folder(source: str, note: Note) -> Path:
+def local_folder(source: str) -> Path:
     """The folder with the files of the source: itself, or a download from the hub. Raises
     SettingsError when it is neither."""
     folder = Path(source).expanduser()
@@ -122,7 +121,7 @@ def local_folder(source: str, note: Note) -> Path:
             f"{source}: no such folder; name one that holds config.json and weights, or a model of "
             "the hub"
         )
-    note(f"{source} is no folder here: fetching it from the hub")
+    logger.info(f"{source} is no folder here: fetching it from the hub")
     try:
         fetched = Path(snapshot(source, [*DESCRIPTION_FILES, *SAFETENSORS]))
         if not any(fetched.glob("*.safetensors")):
@@ -144,10 +143,8 @@ def snapshot(source: str, patterns: list[str]) -> str:
     )
 
 
-def compare_vocabulary(
-    tokenizer: Tokenizer, model_config: ModelConfig, where: Path, note: Note
-) -> None:
-    """Note where the embedding has rows without a token. Raises SettingsError when the tokenizer
+def compare_vocabulary(tokenizer: Tokenizer, model_config: ModelConfig, where: Path) -> None:
+    """Log where the embedding has rows without a token. Raises SettingsError when the tokenizer
     has tokens without a row."""
     tokens = tokenizer.vocab_size
     rows = model_config.vocab_size
@@ -157,7 +154,7 @@ def compare_vocabulary(
             "texts have no vectors; these files do not belong together"
         )
     if tokens < rows:
-        note(
+        logger.info(
             f"the tokenizer has {tokens:,} tokens, the embedding {rows:,} rows: the last "
             f"{rows - tokens:,} are never read"
         )
@@ -247,7 +244,7 @@ def count_parameters(theirs: Path, model_config: ModelConfig) -> int:
     return count
 
 
-def with_progress(weights: Weights, total: int, note: Note) -> Weights:
+def with_progress(weights: Weights, total: int) -> Weights:
     """The same weights, while their number is shown: a bar on a terminal, else a line now and
     then. total: all parameters."""
     console = Console(stderr=True)
@@ -271,4 +268,4 @@ def with_progress(weights: Weights, total: int, note: Note) -> Weights:
             bar.update(task, completed=done, description=text)
             if bar.disable and time.monotonic() - noted_at > NOTE_SECONDS:
                 noted_at = time.monotonic()
-                note(f"import: {text}")
+                logger.info(f"import: {text}")

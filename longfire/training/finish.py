@@ -1,7 +1,7 @@
 """What a run does after its last step: compare with xz, export and check the weights, write a
 sample and the report page, and list its outputs."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import torch
@@ -19,12 +19,12 @@ from longfire.model import Model
 from longfire.training.records import METRICS
 from longfire.training.report_page import html
 
+logger = logging.getLogger(__name__)
+
 Results = dict[str, dict[str, float]]  # of the last evaluation, by source
 
 
-def finish(
-    run: Run, state: State, batches: Batches, results: Results, note: Callable[[str], None]
-) -> None:
+def finish(run: Run, state: State, batches: Batches, results: Results) -> None:
     """Do what the settings ask for at the end. Where several processes trained, process 0 does it,
     with the model of the last checkpoint.
 
@@ -35,18 +35,18 @@ def finish(
     if run.checkpoint.enable_checkpoint:
         outputs["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
     for source, numbers in results.items():
-        note(validation_line(run, source, numbers, batches))
+        logger.info(validation_line(run, source, numbers, batches))
     failures: list[UserError] = []
     try:
         for part in (write_export, write_sample, write_report):
             try:
-                outputs |= part(run, state, batches, note)
+                outputs |= part(run, state, batches)
             except UserError as error:
                 failures.append(error)
     finally:
-        note(outputs_text(outputs))
+        logger.info(outputs_text(outputs))
     for failure in failures[1:]:
-        note(f"failed after the last step: {failure}")
+        logger.info(f"failed after the last step: {failure}")
     if failures:
         raise failures[0]
 
@@ -60,49 +60,43 @@ def outputs_text(outputs: dict[str, Path]) -> str:
     return "\n".join(lines)
 
 
-def last_model(run: Run, state: State, note: Callable[[str], None]) -> Model:
+def last_model(run: Run, state: State) -> Model:
     """The trained model; where several processes share it, that of the last checkpoint."""
     if state.mesh.size() == 1:
         return state.model
-    return open_model(run.folder, state.step, note, run.model.plugins).model
+    return open_model(run.folder, state.step, run.model.plugins).model
 
 
-def write_export(
-    run: Run, state: State, batches: Batches, note: Callable[[str], None]
-) -> dict[str, Path]:
+def write_export(run: Run, state: State, batches: Batches) -> dict[str, Path]:
     """With checkpoint.export: Hugging Face weights. Returns the outputs."""
     if not run.checkpoint.export:
         return {}
     out = run.folder / "hf"
     dtype = getattr(torch, run.checkpoint.export_dtype)
-    model = last_model(run, state, note)
+    model = last_model(run, state)
     facts = facts_of(run, state.step)
     tokenizer = batches.prepared.tokenizer
     adds_bos = run.tokenizer.add_bos
     check = export(model, tokenizer, out, dtype=dtype, facts=facts, adds_bos=adds_bos)
-    note(f"export: {check}")
+    logger.info(f"export: {check}")
     return {"Hugging Face weights": out}
 
 
-def write_sample(
-    run: Run, state: State, batches: Batches, note: Callable[[str], None]
-) -> dict[str, Path]:
-    """With eval.sample_prompt: note what the model writes after it."""
+def write_sample(run: Run, state: State, batches: Batches) -> dict[str, Path]:
+    """With eval.sample_prompt: log what the model writes after it."""
     if run.eval.sample_prompt:
-        note(sample(run, last_model(run, state, note), batches))
+        logger.info(sample(run, last_model(run, state), batches))
     return {}
 
 
-def write_report(
-    run: Run, state: State, batches: Batches, note: Callable[[str], None]
-) -> dict[str, Path]:
+def write_report(run: Run, state: State, batches: Batches) -> dict[str, Path]:
     """With metrics.report: the report page. Returns the outputs."""
     if not run.metrics.report:
         return {}
     try:
-        html([run.folder], run.folder / "report.html", note)
+        html([run.folder], run.folder / "report.html")
     except SettingsError as error:  # matplotlib is an extra: the run has not failed without it
-        note(f"no report.html: {error}")
+        logger.info(f"no report.html: {error}")
         return {}
     return {"report": run.folder / "report.html"}
 

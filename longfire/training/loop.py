@@ -2,6 +2,7 @@
 over its steps."""
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,6 +17,7 @@ from longfire.data.prepare import Prepared
 from longfire.device import Clock, choose_device
 from longfire.errors import TrainingError
 from longfire.launch import StopRequest, Watchdog, signal_name
+from longfire.messages import log_in_first_process
 from longfire.parallel.apply import device_of
 from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.training.distillation import Distillation
@@ -36,10 +38,10 @@ from longfire.training.training_data import (
 )
 from longfire.training.validation import is_due, is_missing, validate
 
+logger = logging.getLogger(__name__)
 
-def train(
-    run: Run, note: Callable[[str], None] = print, now: Callable[[], float] = time.perf_counter
-) -> int:
+
+def train(run: Run, now: Callable[[], float] = time.perf_counter) -> int:
     """Train to the last step and return the exit code. The lines stand in the order in which things
     happen.
 
@@ -48,22 +50,22 @@ def train(
     now: the clock of the training, in seconds; training.max_seconds is measured by that of
     process 0.
     """
-    run = planned_anew(run, note)
+    run = planned_anew(run)
+    log_in_first_process(run.world.is_first)
     device = choose_device(run.training, run.world.local_rank)
-    note = run.world.by_first(note)
     stop = StopRequest()
     with (
         joined(run.world, run.degrees, run.comm, device) as mesh,
-        entered_by_rank_0(mesh, begun(run, note)),
-        mesh.rank_0_first(lambda: prepare_data(run, mesh, note)) as prepared,
-        batches_of(run, prepared, stop, note) as batches,
+        entered_by_rank_0(mesh, begun(run)),
+        mesh.rank_0_first(lambda: prepare_data(run, mesh)) as prepared,
+        batches_of(run, prepared, stop) as batches,
     ):
-        teacher = begin_on_all_ranks(run, prepared, mesh, note)
-        checkpoints = checkpoints_of(run, prepared, mesh, note)
+        teacher = begin_on_all_ranks(run, prepared, mesh)
+        checkpoints = checkpoints_of(run, prepared, mesh)
         vocab_size = prepared.tokenizer.vocab_size
-        state = state_at_start(run, vocab_size, checkpoints, device, teacher, mesh, note)
+        state = state_at_start(run, vocab_size, checkpoints, device, teacher, mesh)
         if run.checkpoint.create_seed_checkpoint:
-            save_seed_checkpoint(state, checkpoints, note)
+            save_seed_checkpoint(state, checkpoints)
             return 0
         with report_of(run, state) as report, stop:
             results = train_to_the_end(run, state, batches, checkpoints, report, stop, teacher, now)
@@ -72,11 +74,11 @@ def train(
                 results = validate(state, batches, run, report)
             exit_code = max(mesh.all_gather_object(stop.exit_code))
         if exit_code:
-            note_stop(run, state, exit_code, note)
+            note_stop(run, state, exit_code)
             return exit_code
         if mesh.rank() == 0:
             last_results = results if run.eval.at_end and results else {}
-            finish(run, state, batches, last_results, note)
+            finish(run, state, batches, last_results)
     return 0
 
 
@@ -94,7 +96,7 @@ def train_to_the_end(
     stop is requested. Returns the evaluation after the last step, None where there was none."""
     mesh = state.mesh
     device = device_of(state.model)
-    records = StepRecords(run, state, device, report.note)
+    records = StepRecords(run, state, device)
     clock = Clock(device, now)
     timing = Timing(run, state, report, clock)
     timing.begin()
@@ -110,7 +112,7 @@ def train_to_the_end(
             results = validate(state, batches, run, report)
             timing.evaluation_is_done()
         while not timing.is_over():
-            if enter_stage(run, state, report.note):
+            if enter_stage(run, state):
                 timing.pace.begin_stage()
             first_sequence = state.rows_consumed
             with clock("data"):
@@ -145,13 +147,13 @@ def train_to_the_end(
     return results
 
 
-def planned_anew(run: Run, note: Callable[[str], None]) -> Run:
+def planned_anew(run: Run) -> Run:
     """The same run without its plan of steps where training.max_seconds makes another one; a run
     that is resumed has its plan in its checkpoint."""
     if not (run.training.max_seconds and run.training.step_plan):
         return run
     if not run.has_checkpoints and run.world.is_first:
-        note(
+        logger.info(
             "training.step_plan is not followed: training.max_seconds plans anew; set that to 0 to "
             "repeat the run of this plan"
         )
@@ -169,35 +171,31 @@ def entered_by_rank_0(mesh: Mesh, manager: AbstractContextManager[None]) -> Iter
         yield
 
 
-def begin_on_all_ranks(
-    run: Run, prepared: Prepared, mesh: Mesh, note: Callable[[str], None]
-) -> Distillation | None:
+def begin_on_all_ranks(run: Run, prepared: Prepared, mesh: Mesh) -> Distillation | None:
     """What process 0 checks and keeps before the first step (start.py); the teacher, if the run has
     one. Collective over the mesh."""
     with mesh.raise_on_all_ranks():
         if mesh.rank() == 0:
-            begin(run, prepared, note)
+            begin(run, prepared)
         return Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
 
 
-def save_seed_checkpoint(
-    state: State, checkpoints: Checkpoints, note: Callable[[str], None]
-) -> None:
+def save_seed_checkpoint(state: State, checkpoints: Checkpoints) -> None:
     """Save step 0, from which any number of processes can start. Collective."""
     checkpoints.save(state)
     checkpoints.wait()
-    note(
+    logger.info(
         f"step {state.step} saved to {checkpoints.folder}; stopping, as "
         "checkpoint.create_seed_checkpoint asks"
     )
 
 
-def note_stop(run: Run, state: State, exit_code: int, note: Callable[[str], None]) -> None:
-    """Note the signal that stopped the run, and how to resume it."""
+def note_stop(run: Run, state: State, exit_code: int) -> None:
+    """Log the signal that stopped the run, and how to resume it."""
     saved = ""
     if run.checkpoint.enable_checkpoint:
         saved = ", saved; the same command resumes from there"
-    note(f"{signal_name(exit_code)}: stopped after step {state.step}{saved}")
+    logger.info(f"{signal_name(exit_code)}: stopped after step {state.step}{saved}")
 
 
 def report_of(run: Run, state: State) -> Report | QuietReport:

@@ -129,7 +129,7 @@ def last_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def unreadable_line(path: Path, count: int) -> str:
     return (
-        f"warning: {path}: {counted(count, 'line')} cannot be read; what they held is missing "
+        f"{path}: {counted(count, 'line')} cannot be read; what they held is missing "
         "from curves and tables"
     )
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from longfire.training.console import duration
 from longfire.training.environment import ENVIRONMENT
 from longfire.training.records import METRICS, records, unreadable_line
 from longfire.training.trackers import settings_of
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +71,7 @@ class Story:
 Chart = Callable[[Sequence[Story]], "Figure"]
 
 
-def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print) -> None:
+def html(folders: Sequence[Path], out: Path) -> None:
     """Write the page of one or several runs to `out`, and its charts as PNGs to a folder of the
     same name beside it.
 
@@ -79,7 +82,7 @@ def html(folders: Sequence[Path], out: Path, note: Callable[[str], None] = print
     stories = read(folders)
     for story in stories:
         if story.unreadable:
-            note(unreadable_line(story.folder / METRICS, story.unreadable))
+            logger.warning(unreadable_line(story.folder / METRICS, story.unreadable))
     figures = {name: draw(stories) for name, draw in CHARTS.items()}
     page = page_of(stories, {name: as_svg(figure) for name, figure in figures.items()})
     pictures = out.with_suffix("")

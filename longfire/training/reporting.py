@@ -1,6 +1,7 @@
 """One record a step: metrics.jsonl always, the console, TensorBoard and W&B where asked for; and
 warnings of slow training."""
 
+import logging
 from pathlib import Path
 
 from longfire.config import settings
@@ -10,10 +11,11 @@ from longfire.training.records import METRICS, RecordFile, Values, unreadable_li
 from longfire.training.slowness import SlownessWatch
 from longfire.training.trackers import TensorBoard, Tracker, WandB, check_trackers
 
+logger = logging.getLogger(__name__)
+
 
 class Report:
-    """Records and lines of a run. A context manager, open while the run trains: `record` and `note`
-    are called inside.
+    """Records of a run. A context manager, open while the run trains: `record` is called inside.
 
     Resumed at `start_step`, it cuts the records of later steps off metrics.jsonl, so that the file
     holds each step once. Raises SettingsError for a tracker that is not installed, CheckpointError
@@ -38,7 +40,7 @@ class Report:
         self.file = RecordFile(self.folder / METRICS, self.start_step)
         self.has_evaluation = self.file.has_evaluation
         if self.file.unreadable:
-            print(unreadable_line(self.folder / METRICS, self.file.unreadable), flush=True)
+            logger.warning(unreadable_line(self.folder / METRICS, self.file.unreadable))
         if self.metrics.enable_tensorboard:
             self.trackers.append(
                 TensorBoard(self.folder / self.metrics.save_tb_folder, self.start_step)
@@ -66,16 +68,12 @@ class Report:
             tracker.write(step, values)
         self.console.write(step, values)
         for warning in self.watch.look(step, values):
-            self.note(warning)
+            logger.warning(warning)
 
     def open_file(self) -> "RecordFile":
         """metrics.jsonl, which is open inside the context."""
         assert self.file is not None, "a report is used as a context manager"
         return self.file
-
-    def note(self, text: str) -> None:
-        """Print one line above the progress."""
-        self.console.print(text)
 
     def expect(self, total_steps: int) -> None:
         """The run is now planned to end after so many steps, which the console shows."""
@@ -93,7 +91,5 @@ class QuietReport:
     def __exit__(self, *_: object) -> None: ...
 
     def record(self, step: int, values: Values) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
     def expect(self, total_steps: int) -> None: ...

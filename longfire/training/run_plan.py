@@ -1,6 +1,6 @@
 """What the planner decides and shows of a run that trains in several processes."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 
 import torch
@@ -14,13 +14,13 @@ from longfire.parallel.sharding import local
 from longfire.planner import tables
 from longfire.planner.planner import Planner
 
+logger = logging.getLogger(__name__)
 
-def with_context_strategy(
-    run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh, note: Callable[[str], None]
-) -> Run:
+
+def with_context_strategy(run: Run, dtype: torch.dtype, device: torch.device, mesh: Mesh) -> Run:
     """The same run with its strategy of context parallelism for softmax attention: where
     context_parallel_strategy is auto, the one that the planner expects to be fastest, which is
-    noted with the second. Collective over the mesh."""
+    logged with the second. Collective over the mesh."""
     parallelism = run.parallelism
     if mesh.size("cp") == 1 or parallelism.context_parallel_strategy != "auto":
         return run
@@ -32,7 +32,7 @@ def with_context_strategy(
             ranked = planner.strategies(plan)
             if ranked:
                 chosen = ranked[0].strategy
-                note(f"context: {strategy.describe(ranked, planner.cut(plan))}")
+                logger.info(f"context: {strategy.describe(ranked, planner.cut(plan))}")
     chosen = mesh.broadcast_object(chosen)
     return replace(run, parallelism=replace(parallelism, context_parallel_strategy=chosen))
 
@@ -50,10 +50,8 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def note_plan(
-    run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, note: Callable[[str], None]
-) -> None:
-    """Note the processes and the bytes that each holds, as a table. Collective over the mesh."""
+def note_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh) -> None:
+    """Log the processes and the bytes that each holds, as a table. Collective over the mesh."""
     parameter_bytes = sum(local(parameter).nbytes for parameter in model.parameters())
     optimizer_bytes = 0.0
     for parameter, update in updates_of(model, rule_of(run.optimizer)).items():
@@ -67,4 +65,4 @@ def note_plan(
     if mesh.rank() == 0:
         any_device = cost.device_of(cost.DEFAULT_DEVICE)  # the table has bytes only, no seconds
         planner = Planner(run, any_device, name_of(dtype), as_cuda=False)
-        note(tables.describe_plan(planner, mesh, bytes_of_all))
+        logger.info(tables.describe_plan(planner, mesh, bytes_of_all))

@@ -1,7 +1,7 @@
 """Model and optimizer of a run on its devices: fresh, restored from a checkpoint, or with weights
 from elsewhere."""
 
-from collections.abc import Callable
+import logging
 from typing import cast
 
 import torch
@@ -31,15 +31,14 @@ from longfire.training.run_plan import note_plan, with_context_strategy
 from longfire.training.stages import set_rope_base
 from longfire.training.start import fresh_weights, refuse_another_batch, take_weights
 
+logger = logging.getLogger(__name__)
 
-def checkpoints_of(
-    run: Run, prepared: Prepared, mesh: Mesh, note: Callable[[str], None]
-) -> Checkpoints:
+
+def checkpoints_of(run: Run, prepared: Prepared, mesh: Mesh) -> Checkpoints:
     """The checkpoints in the run folder."""
     return Checkpoints(
         run.folder / run.checkpoint.folder,
         run.checkpoint,
-        note,
         mesh,
         patience_seconds=run.comm.train_timeout_seconds / 2,
         vocabulary=prepared.tokenizer.vocabulary,
@@ -54,15 +53,14 @@ def state_at_start(
     device: torch.device,
     teacher: Distillation | None,
     mesh: Mesh,
-    note: Callable[[str], None],
 ) -> State:
     """The state that this process trains from: of the newest checkpoint, else with the weights of
     model.weights, else initialised. Collective over the mesh; the watchdog of
     comm.init_timeout_seconds ends a process that hangs in it."""
     with Watchdog(run.comm, "to set up the model"):
-        state = make_state(run, vocab_size, device, note, teacher, mesh)
+        state = make_state(run, vocab_size, device, teacher, mesh)
         if not checkpoints.restore(state):
-            note(f"weights: {initial_weights(run, state)}")
+            logger.info(f"weights: {initial_weights(run, state)}")
         refuse_another_batch(run, state)
         stage = lengths.stage_of_model(run.training, state.step)
         set_rope_base(run, state.model, stage.rope_theta)
@@ -83,12 +81,11 @@ def make_state(
     run: Run,
     vocab_size: int,
     device: torch.device,
-    note: Callable[[str], None],
     teacher: Distillation | None = None,
     mesh: Mesh = ALONE,
 ) -> State:
     """Model and optimizer at step 0 on the device. Every decision that depends on the machine is
-    noted once.
+    logged once.
 
     vocab_size: of the tokenizer. Raises SettingsError where teacher or device do not fit the
     settings. Collective over the mesh: what is measured is measured by process 0 for all.
@@ -106,7 +103,7 @@ def make_state(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     kernels = ops.choose(device, run.model.kernels)
     is_compiled, why = decide_compilation(run, model, device, mesh)
-    run = with_context_strategy(run, dtype, device, mesh, note)
+    run = with_context_strategy(run, dtype, device, mesh)
     parallelize(
         model,
         run.activation_checkpoint,
@@ -123,13 +120,15 @@ def make_state(
         materialise(model, run.training.seed, parameters_on)
     model.computes_on = device
     for line in summary(run):
-        note(line)
-    note(f"model: {parameters:,} parameters on {device.type}, {torch.get_num_threads()} threads")
-    note(f"precision: {precision}")
-    note(f"kernels: {'; '.join(ops.describe(kernels))}")
-    note(f"compile: {'on' if is_compiled else 'off'} ({why})")
+        logger.info(line)
+    logger.info(
+        f"model: {parameters:,} parameters on {device.type}, {torch.get_num_threads()} threads"
+    )
+    logger.info(f"precision: {precision}")
+    logger.info(f"kernels: {'; '.join(ops.describe(kernels))}")
+    logger.info(f"compile: {'on' if is_compiled else 'off'} ({why})")
     if mesh.size() > 1 and is_ours:
-        note_plan(run, model, dtype, mesh, note)
+        note_plan(run, model, dtype, mesh)
     return State(model, make_optimizer(model, run.optimizer, parameters_on), mesh=mesh)
 
 

@@ -38,7 +38,7 @@ class SlownessWatch:
         if is_slow and step >= self.quiet_until["data"]:
             self.quiet_until["data"] = step + QUIET_STEPS
             yield (
-                f"warning: step {step}: {waited / whole:.0%} of the last {WINDOW_STEPS} steps "
+                f"step {step}: {waited / whole:.0%} of the last {WINDOW_STEPS} steps "
                 "went into waiting for data. A larger data.prefetch_factor evens out slow "
                 "batches; with data.streaming more data.num_workers tokenize, or prepare the "
                 "data first (longfire prepare)"
@@ -53,7 +53,7 @@ class SlownessWatch:
         if more > 0 and is_warm and step >= self.quiet_until["recompiles"]:
             self.quiet_until["recompiles"] = step + QUIET_STEPS
             yield (
-                f"warning: step {step}: torch.compile made {more:.0f} more graph(s), "
+                f"step {step}: torch.compile made {more:.0f} more graph(s), "
                 f"{graphs:.0f} in all, after the warm-up: shapes or settings of the model change "
                 "from step to step; training.compile = off avoids the wait"
             )

@@ -1,6 +1,6 @@
 """The stages of training.seq_len_schedule (lengths.py) in a model that is being trained."""
 
-from collections.abc import Callable
+import logging
 
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
@@ -8,15 +8,17 @@ from longfire.mixers.attention import Attention
 from longfire.model import Model
 from longfire.training import lengths
 
+logger = logging.getLogger(__name__)
 
-def enter_stage(run: Run, state: State, note: Callable[[str], None]) -> bool:
+
+def enter_stage(run: Run, state: State) -> bool:
     """Before a step: give the model the RoPE base of the step's stage. Returns whether a stage
-    begins with this step, which is then noted."""
+    begins with this step, which is then logged."""
     stage = lengths.stage_at(run.training, state.step)
     begins = stage.step == state.step and state.step > 0
     if begins:
         base = f", RoPE base {stage.rope_theta:g}" if stage.rope_theta else ""
-        note(f"step {state.step}: sequences of {stage.seq_len:,} tokens from here on{base}")
+        logger.info(f"step {state.step}: sequences of {stage.seq_len:,} tokens from here on{base}")
     set_rope_base(run, state.model, stage.rope_theta)
     return begins
 

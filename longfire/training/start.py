@@ -2,7 +2,7 @@
 the tokenizer with that of the weights that it starts from, and takes these weights."""
 
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import torch
@@ -30,22 +30,22 @@ from longfire.model import on_meta
 from longfire.parallel.sharding import copy_from_whole, global_shape, placed_parameters, sharding_of
 from longfire.plural import counted
 
-Note = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def begin(run: Run, prepared: Prepared, note: Note) -> None:
+def begin(run: Run, prepared: Prepared) -> None:
     """Compare tokenizer and data with what the run and its weights were trained with, and save both
     in the run folder. Only process 0 calls it. Raises SettingsError or DataError naming what
     differs."""
-    note(tokenizer_line(prepared.tokenizer, run.tokenizer))
-    refuse_another_tokenizer(run, prepared.tokenizer, note)
+    logger.info(tokenizer_line(prepared.tokenizer, run.tokenizer))
+    refuse_another_tokenizer(run, prepared.tokenizer)
     refuse_no_labels(run, prepared)
     keep_tokenizer(run, prepared.tokenizer)
-    keep_sources(run, prepared, note)
-    warn_of_nothing_unseen(run, prepared, note)
+    keep_sources(run, prepared)
+    warn_of_nothing_unseen(run, prepared)
 
 
-def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None:
+def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
     """Weights and teacher were trained on the ids of their own tokenizer. Raises SettingsError
     where that of the run is another one, unless tokenizer.allow_mismatch is set."""
     from_elsewhere = {"distillation.teacher": run.distillation.teacher}
@@ -56,16 +56,16 @@ def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None
             continue
         beside = tokenizer_beside(Path(folder))
         if beside is None:
-            note(
-                f"warning: there is no tokenizer beside {key} = {folder!r}, so it is unknown "
+            logger.warning(
+                f"there is no tokenizer beside {key} = {folder!r}, so it is unknown "
                 f"whether their ids are those of tokenizer.path = {run.tokenizer.path!r}"
             )
             continue
         differs = difference(beside.load(), tokenizer)
         if not differs:
             if beside.add_bos and not run.tokenizer.add_bos:
-                note(
-                    f"warning: documents began with BOS where {key} = {folder!r} was trained, and "
+                logger.warning(
+                    f"documents began with BOS where {key} = {folder!r} was trained, and "
                     "here they do not: set tokenizer.add_bos = true, or leave tokenizer.path out"
                 )
             continue
@@ -79,7 +79,7 @@ def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer, note: Note) -> None
                 f"or set it to {beside.path!r}; if another tokenizer is meant, set "
                 "tokenizer.allow_mismatch = true"
             )
-        note(f"warning: {mismatch}; tokenizer.allow_mismatch = true permits it")
+        logger.warning(f"{mismatch}; tokenizer.allow_mismatch = true permits it")
 
 
 def label_tokens(run: Run, stream: TokenStream) -> int:
@@ -122,8 +122,8 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
     tokenizer.save(folder)
 
 
-def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
-    """data.json: the token stores of the run. Where it is resumed with others, that is noted: it
+def keep_sources(run: Run, prepared: Prepared) -> None:
+    """data.json: the token stores of the run. Where it is resumed with others, that is logged: it
     then trains on other sequences than it would have, and may train on some again."""
     file = run.folder / DATA_JSON
     here: dict[str, str] = {}
@@ -136,7 +136,7 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
     for name in {**there, **here}:
         if there.get(name) == here.get(name):
             continue
-        note(
+        logger.info(
             f"changed since this run was last started: data of {name}: {here.get(name, 'none')}, "
             f"was {there.get(name, 'none')}; the order of sequences is another one from here on, "
             "and what is validation text now may have been trained on"
@@ -144,14 +144,14 @@ def keep_sources(run: Run, prepared: Prepared, note: Callable[[str], None]) -> N
     keep(file, json.dumps(here, indent=1) + "\n")
 
 
-def warn_of_nothing_unseen(run: Run, prepared: Prepared, note: Callable[[str], None]) -> None:
+def warn_of_nothing_unseen(run: Run, prepared: Prepared) -> None:
     """Warn of sources that have no validation text for the evaluations that are asked for."""
     if not (run.eval.at_end or run.eval.interval):
         return
     for name, store, stream in prepared.validation:
         if store.complete and not label_tokens(run, stream):
-            note(
-                f"warning: there is no validation text of {name}, so the loss on text that was not "
+            logger.warning(
+                f"there is no validation text of {name}, so the loss on text that was not "
                 "trained on will not be measured: name such text in data.validation, raise "
                 f"data.validation_fraction = {run.data.validation_fraction:g}, or, if a text file "
                 "holds many documents, set data.split_documents (lines, blank_lines, or the text "
@@ -178,7 +178,7 @@ def take_weights(run: Run, state: State) -> str:
     missing = {**dict(state.model.named_parameters()), **kept_buffers(state.model)}
     with state.mesh.raise_on_all_ranks():
         if state.mesh.rank() == 0:
-            check_checksums(source, print)
+            check_checksums(source)
         if run_folder_of(source):
             place, read = weights_of_run(source, shapes_wanted(state))
             origin = f"checkpoint {place}"

@@ -1,6 +1,6 @@
 """The record of a step: its numbers, its speed, MFU, memory, and where its seconds went."""
 
-from collections.abc import Callable
+import logging
 from functools import cache
 
 import torch
@@ -12,21 +12,21 @@ from longfire.parallel.apply import recompilations
 from longfire.training import lengths
 from longfire.training.schedule import until
 
+logger = logging.getLogger(__name__)
+
 
 class StepRecords:
     """Makes the records of the steps. The FLOP/s that MFU refers to are measured, or looked up, and
-    noted once, here."""
+    logged once, here."""
 
-    def __init__(
-        self, run: Run, state: State, device: torch.device, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, run: Run, state: State, device: torch.device) -> None:
         self.run = run
         self.state = state
         self.device = device
         self.peak_flops, source = fastest_matmul_peak(device)
         self.flops_per_token = cache(self._flops_per_token)
         flops = self.flops_per_token(lengths.stage_at(run.training, state.step).seq_len)
-        note(
+        logger.info(
             f"mfu: of {self.peak_flops / 1e12:.3g} TFLOP/s ({source}); "
             f"{flops / 1e6:,.0f} MFLOP a token, forward and backward"
         )

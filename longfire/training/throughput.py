@@ -1,8 +1,8 @@
 """`longfire bench`: how fast this machine trains a recipe, on random tokens, with the very step
 that training takes."""
 
+import logging
 import statistics
-from collections.abc import Callable
 
 import torch
 
@@ -10,27 +10,30 @@ from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.data.batch import Batch
 from longfire.device import Clock, choose_device, fastest_matmul_peak, peak_memory_bytes
+from longfire.messages import log_in_first_process
 from longfire.ops.documents import Documents
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import joined
 from longfire.training.setup import make_state
 from longfire.training.step import train_step
 
+logger = logging.getLogger(__name__)
+
 WARMUP_STEPS = 2  # the first compiles and allocates, the second fills the optimizer's state
 DOCUMENT_TOKENS = 512  # mean length of the random documents of data.varlen
 
 
-def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dict[str, float]:
+def bench(run: Run, steps: int = 10) -> dict[str, float]:
     """Measure `steps` steps and tell what they cost; returns the numbers (seconds, tokens, bytes,
     FLOP/s).
 
     The learning rate is 0: the same work, and parameters that random tokens do not drive anywhere.
     Where many processes measure together, tokens are those of all, and bytes those of this one.
     """
+    log_in_first_process(run.world.is_first)
     device = choose_device(run.training, run.world.local_rank)
-    note = run.world.by_first(note)
     with joined(run.world, run.degrees, run.comm, device) as mesh:
-        state = make_state(run, run.vocab_size, device, note, mesh=mesh)
+        state = make_state(run, run.vocab_size, device, mesh=mesh)
         taken = measured(run, state, steps, Clock(device))
         peak, source = fastest_matmul_peak(device)
     seconds = statistics.median(parts["seconds"] for parts in taken)
@@ -44,7 +47,7 @@ def bench(run: Run, steps: int = 10, note: Callable[[str], None] = print) -> dic
         "matmul_peak": peak,
         "mfu": run.tokens_per_step * flops_per_token / seconds / peak / run.world.size,
     }
-    tell(result, [run.tokens_per_step / parts["seconds"] for parts in taken], source, note)
+    tell(result, [run.tokens_per_step / parts["seconds"] for parts in taken], source)
     return result
 
 
@@ -86,24 +89,22 @@ def random_batch(run: Run, vocab_size: int, generator: torch.Generator) -> Batch
     )
 
 
-def tell(
-    result: dict[str, float], rates: list[float], source: str, note: Callable[[str], None]
-) -> None:
+def tell(result: dict[str, float], rates: list[float], source: str) -> None:
     """The result as four lines; the spread says how much to believe it."""
     share = {}
     for key, value in result.items():
         if key.endswith("_seconds"):
             share[key.removesuffix("_seconds")] = value / result["seconds"]
-    note(
+    logger.info(
         f"speed: {result['tokens_per_second']:,.0f} tokens/s, the median of {len(rates)} steps "
         f"(from {min(rates):,.0f} to {max(rates):,.0f})"
     )
-    note(
+    logger.info(
         f"a step: {result['seconds']:.3f} s = "
         + ", ".join(f"{part} {part_share:.0%}" for part, part_share in share.items())
     )
-    note(f"memory: {result['memory_bytes'] / 2**20:,.0f} MiB at most")
-    note(
+    logger.info(f"memory: {result['memory_bytes'] / 2**20:,.0f} MiB at most")
+    logger.info(
         f"mfu: {result['mfu']:.1%} of {result['matmul_peak'] / 1e9:,.0f} GFLOP/s ({source}), at "
         f"{result['flops_per_token'] / 1e6:,.0f} MFLOP a token"
     )

@@ -1,6 +1,7 @@
 """The time of a run as it goes: measured, shown, planned anew where the run has a budget; and the
 learning rate that follows."""
 
+import logging
 from typing import NamedTuple, Protocol
 
 from longfire.checkpoint.state import State
@@ -14,8 +15,10 @@ from longfire.training.records import METRICS, last_records
 from longfire.training.reporting import QuietReport, Report
 from longfire.training.schedule import Plan, planned_schedule, progress, read_plan, schedule
 
+logger = logging.getLogger(__name__)
+
 # Of a learning rate, and of what it changes by in a step: a larger difference to the recorded rate
-# is noted. (After a change of the batch size the step before is not quite where it was.)
+# is logged. (After a change of the batch size the step before is not quite where it was.)
 SAME_RATE = 0.01
 SAME_SLOPE = 4
 
@@ -105,7 +108,7 @@ class Timing:
             return
         left = run.training.max_seconds - state.elapsed_seconds
         steps = last_step(run, state) - state.step
-        self.report.note(
+        logger.info(
             f"time: {duration(left)} of training.max_seconds = {run.training.max_seconds:g} are "
             f"left, planned as {counted(steps, 'step')} until this process has measured its own"
         )
@@ -130,13 +133,13 @@ class Timing:
         more = ""
         if has_more and not run.training.max_seconds:
             more = f", more than {key} = {asked:,} asks for"
-        self.report.note(
+        logger.info(
             f"this run is finished: its {done}{more}{used}.{self.cut_short()} "
             f"To go on, raise {key}; to begin anew, name another job.dump_folder"
         )
 
     def cut_short(self) -> str:
-        """A note where the budget of a finished run was used up long before its plan was over."""
+        """A message where the budget of a finished run ended long before its plan was over."""
         plan = self.state.plan
         step = self.state.step
         if len(plan) < 2 or plan[-1] != (step, step):
@@ -159,7 +162,7 @@ class Timing:
         decays = run.lr_scheduler.name != "constant"
         if state.plan and decays and progress(state.plan, state.step) == 1:
             rate = learning_rate(run, state)
-            self.report.note(
+            logger.info(
                 "the decay of the learning rate is over: the run goes on with its floor, "
                 f"{rate:.3g}"
             )
@@ -169,7 +172,7 @@ class Timing:
         follows = learning_rate(run, state)
         if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):
             return
-        self.report.note(
+        logger.info(
             f"the learning rate jumps: step {state.step:,} had {had:.3g}, the next one has "
             f"{follows:.3g}, since the schedule has changed (its length, its settings, or "
             "optimizer.lr). checkpoint.load_step goes back to a step before the decay; "
@@ -197,7 +200,7 @@ class Timing:
         return seconds
 
     def note_duration(self) -> None:
-        """Note how long the rest of the run takes, by the steps that were measured."""
+        """Log how long the rest of the run takes, by the steps that were measured."""
         state = self.state
         pace = self.pace
         left = last_step(self.run, state) - state.step
@@ -211,7 +214,7 @@ class Timing:
             unknown.append("saves")
         more = f", and {' and '.join(unknown)} beside them" if unknown else ""
         about = f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
-        self.report.note(
+        logger.info(
             f"time: {pace.seconds_per_step:.3g} s a step (measured): the {counted(left, 'step')} "
             f"that {'is' if left == 1 else 'are'} left {'takes' if left == 1 else 'take'} "
             f"{about}{more}"
@@ -233,7 +236,7 @@ class Timing:
         return state.step >= last_step(self.run, state)
 
     def take(self, plan: Plan) -> None:
-        """Take the plan of process 0 on all processes, save it in run.toml, and note it where it
+        """Take the plan of process 0 on all processes, save it in run.toml, and log it where it
         differs much."""
         run = self.run
         state = self.state
@@ -255,7 +258,7 @@ class Timing:
         bound = " (the most that the settings allow)" if total == most_steps(run, state) else ""
         now = f", after {was:,} planned before" if was else ""
         left = max(0.0, run.training.max_seconds - state.elapsed_seconds)
-        self.report.note(
+        logger.info(
             f"time: {pace}: {run.training.max_seconds:g} s of training are "
             f"{counted(total, 'step')} = {total * run.tokens_per_step:,} tokens{bound}{now}; "
             f"{duration(left)} left"

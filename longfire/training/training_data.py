@@ -1,8 +1,6 @@
 """The training data of a run: its token stores, its batches, and what of a step's batch is for this
 process."""
 
-from collections.abc import Callable
-
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.data.batch import Batch
@@ -15,22 +13,19 @@ from longfire.parallel.mesh import Mesh
 from longfire.training import lengths
 
 
-def prepare_data(run: Run, mesh: Mesh, note: Callable[[str], None]) -> Prepared:
+def prepare_data(run: Run, mesh: Mesh) -> Prepared:
     """The token stores of the run. With data.streaming, process 0 tokenizes in the background while
     the run trains, and the other processes read what is there already."""
     is_first = mesh.rank() == 0
     return prepare(
         run.data,
         run.tokenizer,
-        note=note,
         background=run.data.streaming and is_first,
         watch=run.data.streaming and not is_first,
     )
 
 
-def batches_of(
-    run: Run, prepared: Prepared, stop: StopRequest, note: Callable[[str], None]
-) -> Batches:
+def batches_of(run: Run, prepared: Prepared, stop: StopRequest) -> Batches:
     """The batches of the run. A wait for more tokens ends when `stop` is requested."""
     training = run.training
     return Batches(
@@ -38,7 +33,6 @@ def batches_of(
         run.data,
         training.seq_len,
         training.seed,
-        note,
         stages_by_sequence(run),
         lambda: stop.requested,
     )

@@ -1,5 +1,7 @@
 """When a run is evaluated on validation text, and where the results go."""
 
+import logging
+
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.data.batches import Batches
@@ -8,6 +10,8 @@ from longfire.training import lengths
 from longfire.training.finish import Results
 from longfire.training.reporting import QuietReport, Report
 from longfire.training.start import warn_of_nothing_unseen
+
+logger = logging.getLogger(__name__)
 
 
 def is_due(interval: int, step: int) -> bool:
@@ -29,14 +33,14 @@ def validate(
             state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, sequences
         )
     except EvaluationStopped:
-        report.note(
+        logger.info(
             f"the evaluation of step {state.step} was stopped; it is done when the run is resumed"
         )
         return None
     if results:
         report.record(state.step, fields_of(results))
     if run.data.streaming:  # otherwise start.begin has warned of it
-        warn_of_nothing_unseen(run, batches.prepared, report.note)
+        warn_of_nothing_unseen(run, batches.prepared)
     return results
 
 

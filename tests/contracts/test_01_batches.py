@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
 
 def batches_of(folder: Path, shuffle: str) -> Batches:
     data = settings_of(folder, shuffle=shuffle, shuffle_window_rows=100, prefetch_factor=0)
-    return Batches(prepare(data, settings.Tokenizer(), note=lambda line: None), data, T, seed=3)
+    return Batches(prepare(data, settings.Tokenizer()), data, T, seed=3)
 
 
 @pytest.fixture(scope="module", params=SHUFFLES)
@@ -184,11 +184,9 @@ def test_seeking_costs_the_same_anywhere(batches):
 def test_while_the_store_grows_the_batches_are_those_of_the_finished_one(folder, tmp_path):
     data = settings_of(folder, folder=str(tmp_path), streaming=True, shuffle_window_rows=64)
     with (
-        prepare(data, settings.Tokenizer(), note=lambda line: None, background=True) as prepared,
+        prepare(data, settings.Tokenizer(), background=True) as prepared,
         Batches(prepared, data, T, seed=3) as growing,
     ):
         seen = [rows_of(growing.at(start, 16)) for start in range(0, 640, 16)]
-    with Batches(
-        prepare(data, settings.Tokenizer(), note=lambda line: None), data, T, seed=3
-    ) as finished:
+    with Batches(prepare(data, settings.Tokenizer()), data, T, seed=3) as finished:
         assert seen == [rows_of(finished.at(start, 16)) for start in range(0, 640, 16)]

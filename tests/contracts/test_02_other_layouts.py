@@ -33,7 +33,7 @@ def run(rank: int, name: str, folder: Path, count: int, mode: str = "async"):
     plan = PLANS[name]
     mesh = Mesh.of_degrees(plan.degrees, "cpu") if plan.processes > 1 else ALONE
     state = state_of(HYBRID, plan, mesh)
-    checkpoints = Checkpoints(folder, settings.Checkpoint(async_mode=mode), lambda line: None, mesh)
+    checkpoints = Checkpoints(folder, settings.Checkpoint(async_mode=mode), mesh)
     checkpoints.restore(state)
     restored = parts(state)
     said = steps(state, count)
@@ -97,9 +97,7 @@ def test_readers_find_whole_weights(tmp_path):
 def failing(rank: int, folder: Path) -> str:
     """Process 1 cannot write its part."""
     state = state_of(HYBRID, PLANS["fsdp 2"], mesh := Mesh.of_degrees({"dp_shard": 2}, "cpu"))
-    checkpoints = Checkpoints(
-        folder, settings.Checkpoint(), lambda line: None, mesh, patience_seconds=20
-    )
+    checkpoints = Checkpoints(folder, settings.Checkpoint(), mesh, patience_seconds=20)
     checkpoints.save(state)
     checkpoints.wait()
     steps(state, 1)
@@ -132,7 +130,7 @@ def of_another_model(rank: int, folder: Path) -> str:
         ("attention",), PLANS["fsdp 2"], mesh := Mesh.of_degrees({"dp_shard": 2}, "cpu")
     )
     with pytest.raises(CheckpointError, match="is of another model") as error:
-        Checkpoints(folder, settings.Checkpoint(), lambda line: None, mesh).restore(state)
+        Checkpoints(folder, settings.Checkpoint(), mesh).restore(state)
     return str(error.value)
 
 

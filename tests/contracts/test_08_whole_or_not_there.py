@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged import logged_to
 from safetensors import safe_open
 
 from longfire.checkpoint.folder import damage, steps, write_manifest
@@ -49,7 +50,8 @@ def saved(tmp_path, tiny_model) -> Path:
 
 def restored(folder: Path, model, **changes) -> tuple[State, list[str]]:
     state, said = State(model, make_optimizer(model, settings.Optimizer(), torch.device("cpu"))), []
-    Checkpoints(folder, settings.Checkpoint(**changes), said.append).restore(state)
+    with logged_to(said):
+        Checkpoints(folder, settings.Checkpoint(**changes)).restore(state)
     return state, said
 
 

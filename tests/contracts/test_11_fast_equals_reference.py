@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged import logged_to
 
 from longfire import ops
 from longfire.config.run import Run
@@ -84,10 +85,9 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
 
 def test_the_choice_and_its_reason_are_told_once(tmp_path):
     notes: list[str] = []
-    run = Run.compose(
-        RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "reference"}, note=notes.append
-    )
-    make_state(run, 300, CPU, notes.append)
+    with logged_to(notes):
+        run = Run.compose(RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "reference"})
+        make_state(run, 300, CPU)
     told = [note for note in notes if note.startswith("kernels")]
     assert len(told) == 1
     assert told[0] == f"kernels: {', '.join(ops.OPS)}: reference (model.kernels = reference)"

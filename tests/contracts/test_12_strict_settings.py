@@ -56,7 +56,7 @@ def test_no_misspelling_is_accepted(key):
         if wrong in recipe.SETTINGS or wrong in aliases.ALIASES:
             continue  # beta1 and beta2: two keys that differ by a letter
         with pytest.raises(SettingsError, match="unknown setting"):
-            recipe.sections(recipe.read_words({wrong: "1"}), note=print)
+            recipe.sections(recipe.read_words({wrong: "1"}))
 
 
 def test_the_nearest_name_is_the_right_one_nearly_always():
@@ -152,7 +152,7 @@ def test_each_setting_survives_the_run_folder(folder, section):
         name = key.split(".")[1]
         assert value != recipe.SETTINGS[key].default
         save(replace(run, **{section: replace(getattr(run, section), **{name: value})}))
-        read = recipe.sections(recipe.read_toml(run.folder / "run.toml"), note=print)
+        read = recipe.sections(recipe.read_toml(run.folder / "run.toml"))
         assert getattr(read[section], name) == value
 
 

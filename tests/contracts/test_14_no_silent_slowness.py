@@ -89,7 +89,7 @@ report = false
             }
         )
     )
-    assert train(Run.compose(recipe, {}), note=lambda text: None) == 0
+    assert train(Run.compose(recipe, {})) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [s["step"] for s in steps] == list(range(1, 7))

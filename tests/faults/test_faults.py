@@ -327,7 +327,7 @@ def test_a_port_that_is_taken(folder):
 def test_a_run_of_every_kind_ends_and_is_read_by_one_process(folder, words):
     ended = Running(folder, 2, *words).end()
     assert ended.codes == [0, 0], ended.said
-    assert open_model(folder / "run", note=lambda line: None).step == 12
+    assert open_model(folder / "run").step == 12
     assert ("export: reloaded and compared" in ended.said[0]) == ("--checkpoint.export" in words)
 
 

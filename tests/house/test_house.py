@@ -20,6 +20,7 @@ FLOORS = [
     ["__init__", "auto_classes", "public"],
     [
         "errors",
+        "messages",
         "lazy_table",
         "config",
         "training.lengths",
