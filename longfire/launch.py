@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from longfire.config.settings import Comm
 from longfire.errors import SettingsError, TrainingError
@@ -32,6 +32,10 @@ NAMES = {
     "rank": ("RANK", "SLURM_PROCID"),
     "local_rank": ("LOCAL_RANK", "SLURM_LOCALID"),
 }
+# What only a launcher can decide, and users of earlier frameworks write as a setting
+LauncherWord = Literal[
+    "processes of this machine", "machines", "number of this machine", "meeting point"
+]
 STDERR = 2  # the file descriptor: it needs no Python object that a hang might hold
 TERM_SECONDS = 3  # that a library may take to return after SIGTERM
 GRACE_SECONDS = 15  # after which the hang is taken to hold the interpreter itself
@@ -90,6 +94,27 @@ def number(name: str, default: int) -> int:
             f"{name} = {value!r} in the environment is not a number of processes; unset it"
         )
     return int(value)
+
+
+def started(word: LauncherWord) -> str:
+    """What the launcher has decided of this, as text."""
+    size = number("WORLD_SIZE", 1)
+    here = number("LOCAL_WORLD_SIZE", size)
+    if word == "processes of this machine":
+        return str(here)
+    if word == "machines":
+        return str(number("GROUP_WORLD_SIZE", -(-size // here)))
+    if word == "number of this machine":
+        return str(number("GROUP_RANK", 0))
+    return meeting_point()
+
+
+def agrees(word: LauncherWord, value: str) -> bool:
+    """Whether a word of a launcher says what was started; one machine may name any meeting
+    point."""
+    if word == "meeting point":
+        return started("machines") == "1" or value in meeting_point().rpartition(":")
+    return value == started(word)
 
 
 def meeting_point() -> str:

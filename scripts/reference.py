@@ -167,6 +167,13 @@ def spellings_of(system: dict[str, aliases.Old]) -> str:
             rows.append([f"`{spelling}`", "not needed", meaning.reason])
         elif isinstance(meaning, str):
             rows.append([f"`{spelling}`", f"`{meaning}`", ""])
+        elif isinstance(meaning, aliases.Started):
+            why = (
+                f"accepted where it is what was started ({meaning.word}); scripts/train.sh takes it"
+            )
+            rows.append([f"`{spelling}`", "the launcher", why])
+        elif isinstance(meaning, aliases.WithOthers):
+            rows.append([f"`{spelling}`", "by its value", translation(meaning.meaning)])
         else:
             rows.append([f"`{spelling}`", "by its value", translation(meaning)])
     return table(["there", "here", "why"], rows) + "\n"
@@ -175,6 +182,7 @@ def spellings_of(system: dict[str, aliases.Old]) -> str:
 def translation(function: Callable[[str], dict[str, str]]) -> str:
     """What a function that translates a value says of it, without the number of a requirement."""
     first = cleandoc(function.__doc__ or "").split("\n\n")[0]
+    first = re.sub(r"\s*Raises \w+[^.]*\.", "", first)
     text = re.sub(r"^S\d[-\d, S]*(?:to S\d-\d+)?[:.]?\s*", "", " ".join(first.split()))
     return text or f"see `longfire.config.aliases.{function.__name__}`"
 

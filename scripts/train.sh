@@ -11,12 +11,30 @@
 # LOG_RANK      whose output is shown, as 0 or 0,1 (default: everybody's; processes other than 0 speak of errors only)
 # SHUTDOWN_SECONDS  how long processes may take to finish a step and save after SIGTERM (default 240)
 # MAX_RESTARTS  how often all start again from the newest whole checkpoint when one has died (default 0)
+#
+# The words of flame's first train.sh (S0) mean the same: gpus=8 nodes=2 ip=node-0 port=29500 rank=0.
 set -euo pipefail
+
+WORDS=()
+for word in "$@"; do
+  case "$word" in
+    gpus=*) NGPU="${word#*=}" ;;
+    nodes=*) NNODE="${word#*=}" ;;
+    ip=*) MASTER_ADDR="${word#*=}" ;;
+    port=*) MASTER_PORT="${word#*=}" ;;
+    rank=* | node=*) ;; # machines number themselves where they meet
+    *) WORDS+=("$word") ;;
+  esac
+done
+set -- ${WORDS[@]+"${WORDS[@]}"}
 
 if [ -z "${NGPU:-}" ]; then
   NGPU=$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c GPU || true)
   [ "$NGPU" -gt 0 ] || NGPU=1
 fi
+# torchrun's own default is 1, which leaves most of a machine without GPUs idle
+THREADS=$(( $(nproc) / NGPU ))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( THREADS > 0 ? THREADS : 1 ))}"
 if [ "${NNODE:-1}" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then
   MEET=(--standalone)
 else
@@ -26,7 +44,7 @@ if [ "${NNODE:-1}" = 1 ] && [ -n "${MASTER_PORT:-}" ] && (exec 3<>"/dev/tcp/${MA
   echo "scripts/train.sh: port $MASTER_PORT is taken by another program: unset MASTER_PORT, and a free one is found" >&2
   exit 2
 fi
-exec torchrun --nnodes "${NNODE:-1}" --nproc-per-node "$NGPU" --max-restarts "${MAX_RESTARTS:-0}" \
+exec python -m longfire.cli.torchrun --nnodes "${NNODE:-1}" --nproc-per-node "$NGPU" --max-restarts "${MAX_RESTARTS:-0}" \
   --shutdown-timeout "${SHUTDOWN_SECONDS:-240}" "${MEET[@]}" \
   ${LOG_RANK:+--local-ranks-filter "$LOG_RANK" --tee 3} \
   -m longfire train "$@"

@@ -120,6 +120,8 @@ REFUSED = {
         "`longfire plan RECIPE --gpus N` estimates the memory",
     ),
 }
+# What makes a flag ask for something
+REFUSED_WITH = {"training.disable_loss_parallel": {"training.tensor_parallel_degree": "2"}}
 OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # S1-25, S1-26: tested below
 
 
@@ -154,12 +156,47 @@ def test_a_flag_without_a_meaning_here_is_refused_unless_it_asks_for_nothing(fla
     assert sections(told=told, **{flag: harmless}) == sections()
     assert len(told) == 1 and "changes nothing here" in told[0]
     with pytest.raises(SettingsError, match=reason) as error:
-        sections(**{flag: refused})
+        sections(**{flag: refused}, **REFUSED_WITH.get(flag, {}))
     assert (
         flag in str(error.value)
         and repr(refused) in str(error.value)
         and "leave it out" in str(error.value)
     )
+
+
+def test_flags_are_accepted_where_other_settings_make_them_harmless():
+    """S1-45, S1-68: flame's own usage line has both."""
+    assert sections(**{"training.disable_loss_parallel": "true"}) == sections()
+    unclipped = sections(**{"training.max_norm": "0"})
+    early = {"training.max_norm": "0", "optimizer.early_step_in_backward": "true"}
+    assert sections(**early) == unclipped
+
+
+def test_todays_words_of_flame_for_the_learning_rate():
+    """S1x-8."""
+    words = {"lr_scheduler.decay_type": "cosine", "lr_scheduler.lr_min": "0.2"}
+    given = sections(**words)["lr_scheduler"]
+    assert given.name == "cosine" and given.min_lr_ratio == 0.2
+    last_part = sections(**words, **{"lr_scheduler.decay_ratio": "0.3"})["lr_scheduler"]
+    assert last_part.name == "wsd" and last_part.decay_shape == "cosine"
+    assert last_part.decay_ratio == 0.3
+
+
+def test_numbers_of_ring_attention_with_accumulation():
+    """Its steps count micro-batches: an update is so many of them."""
+    given = sections(
+        **{
+            "optimizer.accumulate_gradient_steps": "4",
+            "total_steps": "1000",
+            "save_model_freq": "100",
+            "train_dataset.json_dataset.batch_size": "8",
+            "eval_steps": "2",
+            "log_freq": "50",
+        }
+    )
+    assert given["training"].steps == 250 and given["training"].global_batch_size == 32
+    assert given["checkpoint"].interval == 25 and given["checkpoint"].keep_latest_k == 1
+    assert given["eval"].interval == 50 and given["eval"].tokens == 2 * 8 * 1024
 
 
 def test_help_and_config_file_belong_to_the_command(capsys):
@@ -221,7 +258,7 @@ def test_the_line_of_flame_on_accelerate():
     }
     assert {key: setting(given, key) for key in wanted} == wanted
     assert setting(sections(scheduler="warmup_stable_decay"), "lr_scheduler.name") == "wsd"
-    with pytest.raises(SettingsError, match=r"gpus = '8'.*scripts/train.sh"):
+    with pytest.raises(SettingsError, match=r"gpus = '8'.*: 1. Processes .*scripts/train.sh"):
         sections(gpus="8")
 
 
@@ -237,10 +274,12 @@ def test_what_ringattention_says_of_computing():
     line += "'nothing_saveable',scan_mlp=True,scan_mlp_chunk_size=2048,remat_mlp='nothing_saveable',remat_block='nothing_saveable',"
     line += "scan_layers=True,attention_type='blockwise',param_scan_axis=0,mesh_dim='1,1,4,64')"
     given = sections(update_llama_config=line)
+    assert given["parallelism"].mesh_dim == "1,1,4,64"
     assert given["attention"] == settings.Attention("blockwise", 2048, 4096)
     assert given["training"].mlp_chunk_size == 2048
     assert given["activation_checkpoint"] == settings.ActivationCheckpoint("block")
     alone = {
+        "mesh_dim": "1,1,4,64",
         "scan_attention": "True",
         "scan_query_chunk_size": "2048",
         "scan_key_chunk_size": "4096",
@@ -268,8 +307,8 @@ def test_what_ringattention_says_of_computing():
     [
         (
             "update_llama_config",
-            "dict(num_hidden_layers=4)",
-            "num_hidden_layers: the config of a model is in the file",
+            "dict(number_of_layers=4)",
+            "number_of_layers: the config of a model is in the file",
         ),
         ("update_llama_config", "dict(scan_mlp=f())", "is not written dict"),
         (
@@ -354,7 +393,7 @@ def test_the_line_of_ring_attention():
         "data.text_field": ("text",),
         "data.dataset": ("data.jsonl",),
         "training.seq_len": 32768,
-        "training.batch_size": 64,
+        "training.global_batch_size": 64,
         "data.num_workers": 16,
         "checkpoint.model_weights_only": False,
     }
@@ -375,7 +414,7 @@ def test_the_line_of_flash_attention():
         }
     )
     assert given["model"].compute_dtype == "bfloat16" and given["training"].batch_size == 64
-    with pytest.raises(SettingsError, match="longfire train recipes/NAME.toml"):
+    with pytest.raises(SettingsError, match="an experiment is a recipe with settings"):
         sections(experiment="owt/gpt2s-flash")
 
 

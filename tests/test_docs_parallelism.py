@@ -38,9 +38,9 @@ def test_the_tables_are_those_of_the_tests():
 
 
 def test_the_launcher_hands_everything_to_torchrun(tmp_path):
-    """With a torchrun that only tells what it was given."""
-    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "torchrun").chmod(0o755)
+    """With a python that only tells what it was given."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}:/usr/bin:/bin",
         "NGPU": "4",
@@ -72,9 +72,9 @@ def test_the_launcher_hands_everything_to_torchrun(tmp_path):
 
 
 def launched(tmp_path, **environment: str) -> subprocess.CompletedProcess:
-    """scripts/train.sh with a torchrun that only tells what it was given."""
-    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "torchrun").chmod(0o755)
+    """scripts/train.sh with a python that only tells what it was given."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
     command = [shutil.which("bash"), str(ROOT / "scripts/train.sh"), "x.toml"]
     return subprocess.run(
         command,

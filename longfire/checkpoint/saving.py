@@ -70,13 +70,23 @@ class Checkpoints:
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
 
     def due(self, state: State) -> bool:
-        """Whether a save follows this step, by checkpoint.interval."""
-        if not self.settings.enable_checkpoint or not self.settings.interval:
+        """Whether a save follows this step, by checkpoint.interval or as a milestone."""
+        if not self.settings.enable_checkpoint:
+            return False
+        if self.is_milestone(state.step):
+            return True
+        if not self.settings.interval:
             return False
         if self.settings.interval_type == "seconds":
             seconds = time.monotonic() - self.saved_at
             return self.mesh.broadcast_object(seconds >= self.settings.interval)
         return state.step % self.settings.interval == 0
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint of this step is saved and kept, by
+        checkpoint.milestone_interval."""
+        every = self.settings.milestone_interval
+        return every > 0 and step % every == 0
 
     def save(self, state: State, *, last: bool = False) -> None:
         """Save the state as step-N, in the background with async_mode. Raises CheckpointError, also
@@ -251,11 +261,9 @@ class Checkpoints:
         step 0, from which other runs may start."""
         if not self.settings.keep_latest_k:
             return
-        every = self.settings.milestone_interval
         for step in steps(self.folder)[: -self.settings.keep_latest_k]:
             place = self.folder / f"step-{step}"
-            is_milestone = every > 0 and step % every == 0
-            if step and not is_milestone and may_be_pruned(place):
+            if step and not self.is_milestone(step) and may_be_pruned(place):
                 # renamed first, so that no reader finds a part of it
                 gone = self.folder / f"step-{step}.forgotten"
                 place.rename(gone)

@@ -5,6 +5,7 @@
     __main__.py   `python -m longfire.cli` is `longfire`
     commands.py   the table of the commands
     arguments.py  what their parsers share: a recipe, every setting, help by section
+    torchrun.py   torchrun for scripts/train.sh: errors of longfire without its traceback
 
     init.py       a starter recipe; docs/model_config.md
     starter.py    the recipe that `init` writes, by kind and size of model

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from longfire.config import recipe, shipped, values
 from longfire.config.aliases import ALIASES, as_text, bare_value
+from longfire.config.aliases.experiments import experiment
 from longfire.config.options import Checked
 from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
@@ -360,6 +361,7 @@ def read_run(
         raise SettingsError(
             f"two recipes: {options.recipe} and --job.config_file {options.named}; give one"
         )
+    take_experiment(parser, options)
     planned = world is None
     world = World(options.gpus) if world is None else world
     log_in_first_process(world.is_first)
@@ -375,6 +377,25 @@ def read_run(
         # the first process of each machine reads the same files, and says it
         error.reported_elsewhere = world.local_rank > 0
         raise
+
+
+def take_experiment(parser: RecipeParser, options: argparse.Namespace) -> None:
+    """The recipe that flash-attention's `experiment=NAME` is, with its settings beside those of the
+    command line, which win. Raises SettingsError."""
+    name = parser.overrides.pop("experiment", "")
+    if not name:
+        return
+    found = experiment(name)
+    if options.recipe or options.named:
+        raise SettingsError(
+            f"experiment = {name!r} is the recipe {found.recipe}: leave the other one out"
+        )
+    options.recipe = found.recipe
+    given = recipe.in_own_names(recipe.read_words(parser.overrides))
+    for key, value in found.overrides.items():
+        if key not in given:
+            parser.overrides[key] = value
+    logger.info(f"experiment = {name!r} is the recipe {found.recipe} with its own settings")
 
 
 def recipe_of(parser: RecipeParser, name: str | None) -> Path | None:

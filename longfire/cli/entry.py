@@ -1,11 +1,13 @@
 """The entry point: a word names a command; what a user can fix is one message on stderr and an exit
 code."""
 
+import contextlib
 import io
 import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -17,6 +19,7 @@ from longfire.launch import Terminated, terminable
 from longfire.messages import show_messages
 
 STDOUT = 1  # the file descriptor
+REPORT_SECONDS = 20  # that the process which reports an error may take to come to it
 CLOSED_PIPE = 128 + 13  # the exit code that a shell gives to a program that SIGPIPE ended
 
 
@@ -61,8 +64,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         if show_traceback:
             raise
-        if not error.reported_elsewhere:
-            print(f"longfire: {error}", file=sys.stderr)
+        if error.reported_elsewhere:
+            wait_to_be_ended()
+        else:
+            print(f"longfire: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("longfire: interrupted", file=sys.stderr)
@@ -70,6 +75,13 @@ def main(words: Sequence[str] | None = None) -> int:
     except Terminated:
         print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
         return 128 + signal.SIGTERM
+
+
+def wait_to_be_ended() -> None:
+    """Wait until the launcher ends this process, since another one reports the error: a launcher
+    that sees this one end first may end that one before it has printed anything."""
+    with contextlib.suppress(Terminated, KeyboardInterrupt), terminable():
+        time.sleep(REPORT_SECONDS)
 
 
 def run_command(words: Sequence[str]) -> int:

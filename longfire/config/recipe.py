@@ -3,6 +3,7 @@ spellings by config/aliases/.
 
     read_toml(path)          {"training.steps": Given(1000, "recipes/x.toml"), ...}
     read_words(overrides)    {"training.steps": Given("2000", "command line"), ...}
+    in_own_names(given)      {"optimizer.lr": ...} for {"lr": ...}: no old spelling is left
     sections(given ...)      {"training": Training(steps=2000, ...), ...}; the later one wins
     model_tables(given ...)  {"hidden_size": 256, "gla": {"num_heads": 4}}: the [model] tables
 
@@ -178,23 +179,13 @@ def sections(
     *givens: Mapping[str, Given],
 ) -> dict[str, Any]:
     """The typed sections of a run; a later mapping wins over an earlier one, and what none names
-    has its default.
-
-    A line about each old spelling is logged. Raises SettingsError.
+    has its default. Old spellings are translated as by `in_own_names`. Raises SettingsError.
     """
     values: dict[str, object] = {}
     for given in givens:
-        spelled: dict[str, str] = {}
-        for spelling, (value, where) in given.items():
-            if is_model_key(spelling, value):
-                continue
-            for key, translated in renamed(spelling, value, where).items():
-                if key in spelled and spelled[key] != spelling:
-                    raise SettingsError(
-                        f"{where}: {spelled[key]} and {spelling} both mean {key}; keep one of them"
-                    )
-                spelled[key] = spelling
-                values[key] = typed(key, translated, where)
+        for key, (value, where) in in_own_names(given).items():
+            if not is_model_key(key, value):
+                values[key] = typed(key, value, where)
     typed_sections: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         given_here: dict[str, object] = {}
@@ -264,32 +255,37 @@ def toml_value(text: str) -> object:
     return text
 
 
-def names(givens: Mapping[str, Given], key: str) -> bool:
-    """Whether a mapping has this setting, under any spelling."""
-    for spelling, (value, where) in givens.items():
+def in_own_names(givens: Mapping[str, Given], beside: Mapping[str, Given] = {}) -> dict[str, Given]:
+    """The same settings by our keys. What an old spelling means is logged.
+
+    beside: settings of a recipe, which decide with them what some old spellings mean.
+
+    Raises SettingsError for a spelling that is unknown, with the nearest name, or refused, with the
+    reason, and for two spellings that mean the same key.
+    """
+    own: dict[str, Given] = {}
+    spelled: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for spelling, given in (*beside.items(), *givens.items()):
+        texts[spelling] = aliases.as_text(given.value)
+    for spelling, given in givens.items():
+        value, where = given
         if is_model_key(spelling, value):
-            continue
-        meaning, _ = translated(spelling, value, where)
-        if key in meaning:
-            return True
-    return False
-
-
-def renamed(spelling: str, value: object, where: str) -> dict[str, object]:
-    """The settings that a spelling means, by our keys; an old spelling is logged. Raises
-    SettingsError as `translated`."""
-    meaning, message = translated(spelling, value, where)
-    if message:
-        logger.info(message)
-    return meaning
-
-
-def translated(spelling: str, value: object, where: str) -> tuple[dict[str, object], str]:
-    """The settings that a spelling means, by our keys, and a message about an old one. Raises
-    SettingsError with the nearest name for one that is unknown."""
-    if spelling not in SETTINGS and spelling not in aliases.ALIASES:
-        raise SettingsError(unknown(spelling, where))
-    return aliases.translate(spelling, value, where)
+            meaning: Mapping[str, object] = {spelling: value}
+        elif spelling in SETTINGS or spelling in aliases.ALIASES:
+            meaning, message = aliases.translate(spelling, value, where, texts)
+            if message:
+                logger.info(message)
+        else:
+            raise SettingsError(unknown(spelling, where))
+        for key, translated in meaning.items():
+            if key in spelled:
+                raise SettingsError(
+                    f"{where}: {spelled[key]} and {spelling} both mean {key}; keep one of them"
+                )
+            spelled[key] = spelling
+            own[key] = Given(translated, where)
+    return own
 
 
 def unknown(spelling: str, where: str) -> str:

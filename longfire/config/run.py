@@ -60,17 +60,20 @@ class Run(RunSettings):
         that a run has saved belongs to the folder that it is in, also after that was moved. Raises
         SettingsError.
         """
-        toml = recipes.read_toml(recipe) if recipe else {}
+        toml = recipes.in_own_names(recipes.read_toml(recipe)) if recipe else {}
         is_saved = recipe is not None and is_saved_by_a_run(recipe)
         if recipe and is_saved:
             toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
             for key in ONCE:  # earlier versions saved them
                 toml.pop(key, None)
-        command_line = recipes.read_words(overrides)
+        command_line = recipes.in_own_names(recipes.read_words(overrides), toml)
         sections = recipes.sections(toml, command_line)
         run = cls(**sections, recipe=recipe, world=world)
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))
+        named_batch_size = any("training.batch_size" in given for given in (toml, command_line))
+        if trains and not named_batch_size:
+            run = run.with_micro_batch_of_global_batch()
         run = run.with_paths_found(recipe.parent if recipe else Path())
         # a saved run.toml records its tokenizer, which is not to name it
         is_resumed = recipe is not None and run.resumes and run.folder == recipe.parent
@@ -92,6 +95,21 @@ class Run(RunSettings):
         check(run, trains, planned)
         return run
 
+    def with_micro_batch_of_global_batch(self) -> "Run":
+        """The same run with the largest micro-batch, up to the default size, that divides
+        training.global_batch_size into whole micro-batches on each process; unchanged where none
+        does, which is refused later (rules/steps.py)."""
+        training = self.training
+        sequences, rest = divmod(training.global_batch_size, self.data_processes)
+        if rest or not sequences:
+            return self
+        batch_size = training.batch_size
+        if training.gradient_accumulation_steps:
+            batch_size = max(1, sequences // training.gradient_accumulation_steps)
+        while sequences % batch_size:
+            batch_size -= 1
+        return replace(self, training=replace(training, batch_size=batch_size))
+
     def with_model_config(self, toml: Givens, command_line: Givens) -> "Run":
         """The same run with the config of its model: that of model.config, with the [model] keys of
         recipe and command line in its place.
@@ -99,7 +117,7 @@ class Run(RunSettings):
         A command line that names another model.config replaces the recipe's keys too. Raises
         SettingsError.
         """
-        names_config = recipes.names(command_line, "model.config")
+        names_config = "model.config" in command_line
         givens = [command_line] if names_config else [toml, command_line]
         tables = recipes.model_tables(*givens)
         config_path = Path(self.model.config) if self.model.config else None
@@ -221,6 +239,6 @@ def named_tokenizer_rules(givens: Sequence[Givens]) -> list[str]:
     """Those of path, add_bos and add_eos that recipe or command line name."""
     named: list[str] = []
     for key in TOKENIZER_RULES:
-        if any(recipes.names(given, f"tokenizer.{key}") for given in givens):
+        if any(f"tokenizer.{key}" in given for given in givens):
             named.append(key)
     return named

@@ -334,6 +334,15 @@ class LRScheduler:
         0, "the same in tokens; wins over warmup_steps when not 0", NATURAL
     )
     min_lr_ratio: float = setting(0.1, "floor as a share of the peak", SHARE)
+    decay_end_step: int = setting(
+        0,
+        "step at which the decay has come down to the floor, where the rate then stays; 0: the "
+        "last step of the run",
+        NATURAL,
+    )
+    decay_shape: Literal["linear", "cosine", "sqrt"] = setting(
+        "linear", "wsd: how the decay comes down to the floor; sqrt: by 1 - sqrt(x)"
+    )
     decay_ratio: float = setting(0.1, "wsd: share of the whole run that the decay takes", SHARE)
 
 
@@ -453,7 +462,7 @@ class Checkpoint:
     interval_type: Literal["steps", "seconds"] = setting("steps", "unit of interval")
     interval: int = setting(500, "save every so many steps or seconds; 0: only at the end", NATURAL)
     milestone_interval: int = setting(
-        0, "keep the checkpoints of every so many steps for ever; 0: none", NATURAL
+        0, "save at every so many steps too, and keep these checkpoints for ever; 0: none", NATURAL
     )
     keep_latest_k: int = setting(
         5,

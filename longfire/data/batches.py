@@ -90,7 +90,7 @@ class Batches:
         stages: tuple[tuple[int, int], ...] = (),
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        if data.context_len and not data.varlen:
+        if 0 < data.context_len < seq_len and not data.varlen:
             raise SettingsError("data.context_len splits documents, which takes data.varlen = true")
         if data.shuffle_window_rows < 1:
             raise SettingsError(

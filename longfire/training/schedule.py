@@ -162,11 +162,18 @@ def decayed(x: float, scheduler: LRScheduler) -> float:
     """The share of the peak rate at x, from 0 where the decay begins to 1 where it ends; floor =
     min_lr_ratio:
 
-    cosine        floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
-    linear, wsd   floor + (1 - floor) (1 - x)
-    constant      1
+    cosine     floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
+    linear     floor + (1 - floor) (1 - x)
+    wsd        one of these two, or floor + (1 - floor) (1 - sqrt x)       (Haegele et al. 2024)
+    constant   1
     """
     if scheduler.name == "constant":
         return 1.0
-    share = (1 + math.cos(math.pi * x)) / 2 if scheduler.name == "cosine" else 1 - x
+    shape = scheduler.decay_shape if scheduler.name == "wsd" else scheduler.name
+    if shape == "cosine":
+        share = (1 + math.cos(math.pi * x)) / 2
+    elif shape == "sqrt":
+        share = 1 - math.sqrt(x)
+    else:
+        share = 1 - x
     return scheduler.min_lr_ratio + (1 - scheduler.min_lr_ratio) * share

@@ -68,7 +68,8 @@ def learning_rate(run: Run, done: Progress) -> float:
         return peak * planned_schedule(done.plan, done.step, warmup, run.lr_scheduler)
     in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
     position = done.tokens / run.tokens_per_step if in_tokens else done.step
-    return peak * schedule(position, run.steps, warmup, run.lr_scheduler)
+    end = run.lr_scheduler.decay_end_step or run.steps
+    return peak * schedule(position, end, warmup, run.lr_scheduler)
 
 
 class Timing:

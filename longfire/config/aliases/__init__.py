@@ -7,6 +7,7 @@ there is none.
     flash_attention.py   flash-attention's training/ (S2)
     ring_attention.py    RingAttention with Blockwise Transformers (S3)
     earlier_longfire.py  settings of longfire that have another name now
+    experiments.py       flash-attention's `experiment=`
     translate.py         the tables together; old words for a value; a spelling -> settings
 
 A value of such a table is
@@ -20,7 +21,7 @@ from longfire.config.aliases.earlier_longfire import EARLIER_LONGFIRE
 from longfire.config.aliases.flame_accelerate import FLAME_ACCELERATE
 from longfire.config.aliases.flame_torchtitan import FLAME_TORCHTITAN
 from longfire.config.aliases.flash_attention import FLASH_ATTENTION
-from longfire.config.aliases.meaning import Dropped, Old, Refused, as_text
+from longfire.config.aliases.meaning import Dropped, Old, Refused, Started, WithOthers, as_text
 from longfire.config.aliases.ring_attention import RING_ATTENTION
 from longfire.config.aliases.translate import ALIASES, VALUES, bare_value, translate
 
@@ -35,6 +36,8 @@ __all__ = [
     "Dropped",
     "Old",
     "Refused",
+    "Started",
+    "WithOthers",
     "as_text",
     "bare_value",
     "translate",

@@ -1,16 +1,58 @@
 """flame on accelerate: `train.sh key=value` and `preprocess.py --key value`."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from longfire.config.aliases.meaning import STARTED, Dropped, Old, Refused
+from longfire.config.aliases.meaning import Dropped, Old, Started, WithOthers
 from longfire.errors import SettingsError
+
+# What weights are kept in: files of Hugging Face, old and new, and the checkpoints of a run
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "checkpoints/step-*", "run.toml")
+# Its word -> our setting and the value that a line without the word has
+DEFAULTS = {
+    "lr": ("optimizer.lr", "3e-4"),
+    "scheduler": ("lr_scheduler.name", "cosine"),
+    "batch": ("training.batch_size", "32"),
+    "update": ("training.gradient_accumulation_steps", "1"),
+    "warmup": ("lr_scheduler.warmup_steps", "1024"),
+    "steps": ("training.steps", "20480"),
+    "context": ("training.seq_len", "2048"),
+    "save": ("checkpoint.interval", "2048"),
+    "limit": ("checkpoint.keep_latest_k", "1"),
+    "logging": ("metrics.log_freq", "32"),
+    "decay": ("optimizer.weight_decay", "0.01"),
+}
+
+
+def defaults_of_flame(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S0-24 to S0-27: `type=` begins a line of its train.sh, whose words have its own defaults
+    where the line leaves them out: batch 32, warmup 1024, steps 20480, decay 0.01, save 2048 ..."""
+    meanings: dict[str, object] = {}
+    for word, (key, default) in DEFAULTS.items():
+        if word not in others and key not in others:
+            meanings[key] = default
+    return meanings
+
+
+def schedule(value: str) -> dict[str, object]:
+    """The shape of the learning rate; `linear` and `cosine` come down to 0 there,
+    `cosine_with_min_lr` to a tenth."""
+    meanings: dict[str, object] = {"lr_scheduler.name": value}
+    if value in ("linear", "cosine"):
+        meanings["lr_scheduler.min_lr_ratio"] = 0.0
+    if value == "cosine_with_min_lr":
+        meanings["lr_scheduler.min_lr_ratio"] = 0.1
+    return meanings
 
 
 def scratch_or_weights(value: str) -> dict[str, str]:
     """S0-61: a config starts from scratch, a folder with weights continues from them."""
-    holds_weights = any(Path(value).expanduser().glob("*.safetensors")) if value else False
-    return {"model.config": value, **({"model.weights": value} if holds_weights else {})}
+    folder = Path(value).expanduser()
+    holds_weights = bool(value) and any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+    if holds_weights:
+        return {"model.config": value, "model.weights": value}
+    return {"model.config": value}
 
 
 def step_of_checkpoint(value: str) -> dict[str, str]:
@@ -25,17 +67,17 @@ def step_of_checkpoint(value: str) -> dict[str, str]:
 
 
 FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess.py --key value`
-    "type": Dropped("model.config says which mixers the model has"),
+    "type": WithOthers(defaults_of_flame),
     "lr": "optimizer.lr",
-    "scheduler": "lr_scheduler.name",
+    "scheduler": schedule,
     "batch": "training.batch_size",
     "update": "training.gradient_accumulation_steps",
     "warmup": "lr_scheduler.warmup_steps",
     "steps": "training.steps",
     "context": "training.seq_len",
     "context_length": "training.seq_len",
-    "gpus": Refused(STARTED, ("1",)),
-    "nodes": Refused(STARTED, ("1",)),
+    "gpus": Started("processes of this machine"),
+    "nodes": Started("machines"),
     "path": "job.dump_folder",
     "project": "metrics.wandb_project",
     "model": scratch_or_weights,
@@ -60,11 +102,12 @@ FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess
     "beta1": "optimizer.beta1",
     "beta2": "optimizer.beta2",
     "norm": "training.max_norm",
-    "config": Refused(
-        "not supported yet: deepspeed and FSDP layouts; this version runs one process", ()
+    "config": Dropped(
+        "DeepSpeed's and FSDP's sharding are both parallelism.data_parallel_shard_degree here, "
+        "which is on by itself"
     ),
-    "rank": Refused(STARTED, ("0",)),
-    "node": Refused(STARTED, ("0",)),
-    "ip": Refused(STARTED, ("localhost", "127.0.0.1")),
-    "port": Refused(STARTED, ()),
+    "rank": Started("number of this machine"),
+    "node": Started("number of this machine"),
+    "ip": Started("meeting point"),
+    "port": Started("meeting point"),
 }

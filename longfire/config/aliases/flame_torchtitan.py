@@ -1,7 +1,20 @@
 """flame on torchtitan: `--section.key value`, and its TOML files."""
 
-from longfire.config.aliases.meaning import FLOAT8, IN_CONFIG, NO_EFFECT, Old, Refused
+from collections.abc import Mapping
+
+from longfire.config.aliases.meaning import (
+    FLOAT8,
+    IN_CONFIG,
+    NO_EFFECT,
+    Dropped,
+    Old,
+    Refused,
+    WithOthers,
+)
 from longfire.errors import SettingsError
+
+TENSOR_DEGREES = ("training.tensor_parallel_degree", "parallelism.tensor_parallel_degree")
+PINNED = Dropped("batches come from memory-mapped token stores, made ready by one thread")
 
 
 def rotate_method(value: str) -> dict[str, str]:
@@ -26,6 +39,27 @@ def layers_or_operations(value: str) -> dict[str, str]:
     return {"activation_checkpoint.policy": "matmuls"}
 
 
+def clips_nothing(others: Mapping[str, str]) -> bool:
+    """S1-45: whether gradients are not clipped."""
+    return others.get("training.max_norm", "1.0") in ("0", "0.0")
+
+
+def shares_no_tensors(others: Mapping[str, str]) -> bool:
+    """S1-68: whether there is no tensor parallelism, as in a line that says nothing of it."""
+    return all(others.get(key, "1") == "1" for key in TENSOR_DEGREES)
+
+
+def decay_type(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """The shape of the decay: of all that follows the warm-up, or, with decay_ratio, of the last
+    part of the run. Raises SettingsError."""
+    shapes = ("linear", "cosine", "sqrt")
+    if value not in shapes:
+        raise SettingsError(f"lr_scheduler.decay_type = {value!r} is not one of {shapes}")
+    if "lr_scheduler.decay_ratio" in others or value == "sqrt":
+        return {"lr_scheduler.name": "wsd", "lr_scheduler.decay_shape": value}
+    return {"lr_scheduler.name": value}
+
+
 FLAME_TORCHTITAN: dict[
     str, Old
 ] = {  # S1, `--section.key value`; what is not listed has the same name here
@@ -38,8 +72,13 @@ FLAME_TORCHTITAN: dict[
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
     "optimizer.early_step_in_backward": Refused(
         "the norm of all gradients clips a step or skips it, so no parameter changes before the "
-        "last gradient is there"
+        "last gradient is there; with training.max_norm = 0 it is accepted",
+        accepted=clips_nothing,
     ),
+    "lr_scheduler.decay_type": WithOthers(decay_type),
+    "lr_scheduler.lr_min": "lr_scheduler.min_lr_ratio",
+    "training.pin_memory": PINNED,
+    "training.persistent_workers": PINNED,
     "training.context_len": "data.context_len",
     "training.varlen": "data.varlen",
     "training.warmup_steps": "lr_scheduler.warmup_steps",
@@ -58,7 +97,8 @@ FLAME_TORCHTITAN: dict[
     "training.tensor_parallel_degree": "parallelism.tensor_parallel_degree",
     "training.disable_loss_parallel": Refused(
         "with tensor parallel the loss is always shared: whole logits would be the largest "
-        "tensor of all"
+        "tensor of all",
+        accepted=shares_no_tensors,
     ),
     "training.mixed_precision_param": "model.compute_dtype",
     "training.mixed_precision_reduce": Refused(

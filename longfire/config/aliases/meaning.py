@@ -3,13 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from longfire.launch import LauncherWord
+
 OFF = ("false", "off", "no", "0")
 
 
 @dataclass(frozen=True)
 class Refused:
+    """No such thing here. harmless: values that ask for nothing. accepted: whether the other
+    spellings of the same place make any value harmless."""
+
     reason: str
     harmless: tuple[str, ...] = OFF
+    accepted: Callable[[Mapping[str, str]], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -17,14 +23,28 @@ class Dropped:
     reason: str
 
 
-# A setting of ours by its key, a refusal, nothing, or a function that translates the value
+# A function that translates the value
 Translation = Callable[[str], Mapping[str, object]]
-Old = str | Refused | Dropped | Translation
 
-STARTED = (
-    "processes are started by scripts/train.sh (NGPU, NNODE, MASTER_ADDR, MASTER_PORT) or "
-    "torchrun, not by a setting"
-)
+
+@dataclass(frozen=True)
+class WithOthers:
+    """A translation of the value that needs other spellings of the same place too: it is given all
+    of them, by spelling."""
+
+    meaning: Callable[[str, Mapping[str, str]], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a launcher decides, which a setting cannot change: accepted where it agrees with what
+    was started."""
+
+    word: LauncherWord
+
+
+# A setting of ours by its key, a refusal, nothing, or a translation
+Old = str | Refused | Dropped | Translation | WithOthers | Started
 
 
 IN_CONFIG = (

@@ -1,11 +1,121 @@
 """RingAttention with Blockwise Transformers: `--key=value`."""
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from longfire.config.aliases.meaning import IN_CONFIG, ITSELF, OFF, Dropped, Old, Refused, as_text
+from longfire.config import shipped
+from longfire.config.aliases.meaning import (
+    IN_CONFIG,
+    ITSELF,
+    OFF,
+    Dropped,
+    Old,
+    Refused,
+    WithOthers,
+    as_text,
+)
 from longfire.errors import SettingsError
+
+ACCUMULATION = "optimizer.accumulate_gradient_steps"
+JSON_BATCH = "train_dataset.json_dataset.batch_size"
+HUB_BATCH = "train_dataset.huggingface_dataset.batch_size"
+
+
+def whole_number(spelling: str, value: str) -> int:
+    """The value as a number from 0 on. Raises SettingsError."""
+    if not value.isdigit():
+        raise SettingsError(f"{spelling} = {value!r} must be a whole number")
+    return int(value)
+
+
+def fraction(spelling: str, value: str) -> float:
+    """The value as a number. Raises SettingsError."""
+    try:
+        return float(value)
+    except ValueError:
+        raise SettingsError(f"{spelling} = {value!r} must be a number") from None
+
+
+def accumulated(others: Mapping[str, str]) -> int:
+    """How many of its steps there make one step of the optimizer: its steps count micro-batches."""
+    return max(1, whole_number(ACCUMULATION, others.get(ACCUMULATION, "1")))
+
+
+def in_optimizer_steps(spelling: str, key: str) -> WithOthers:
+    """A number of its steps, as steps of the optimizer; what is left over is one more."""
+
+    def meaning(value: str, others: Mapping[str, str]) -> dict[str, object]:
+        """Its steps count micro-batches; here they are steps of the optimizer."""
+        return {key: -(-whole_number(spelling, value) // accumulated(others))}
+
+    return WithOthers(meaning)
+
+
+def sequences_of_all_devices(spelling: str) -> WithOthers:
+    """S3-65: a batch there has its sequences on all devices together."""
+
+    def meaning(value: str, others: Mapping[str, str]) -> dict[str, object]:
+        """`training.global_batch_size`: a batch there has its sequences on all devices together."""
+        sequences = whole_number(spelling, value) * accumulated(others)
+        return {"training.global_batch_size": sequences}
+
+    return WithOthers(meaning)
+
+
+def micro_batches(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """The sequences of a step already count them where the batch size is given."""
+    if JSON_BATCH in others or HUB_BATCH in others:
+        return {}
+    return {"training.gradient_accumulation_steps": whole_number(ACCUMULATION, value)}
+
+
+def one_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S3-43: a checkpoint that the next one overwrites; 0: only milestones, and here the last
+    step."""
+    interval = -(-whole_number("save_model_freq", value) // accumulated(others))
+    if interval:
+        return {"checkpoint.interval": interval, "checkpoint.keep_latest_k": 1}
+    return {"checkpoint.interval": 0}
+
+
+def floor_of_the_rate(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S3-58: the last learning rate, which is a share of the peak here. Raises SettingsError."""
+    spelling = "optimizer.adamw_optimizer.lr"
+    peak = fraction(spelling, others.get(spelling, others.get("optimizer.lr", "0")))
+    if not peak > 0:
+        raise SettingsError(
+            f"optimizer.adamw_optimizer.end_lr = {value} is a share of the peak here: give "
+            f"{spelling} beside it, or lr_scheduler.min_lr_ratio = end_lr / lr"
+        )
+    return {"lr_scheduler.min_lr_ratio": fraction("end_lr", value) / peak}
+
+
+def steps_of_evaluation(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """Its evaluations read so many batches each time that it logs; 0: there are none."""
+    batches = whole_number("eval_steps", value)
+    if not batches:
+        return {"eval.interval": 0}
+    part = "eval_dataset.json_dataset"
+    sequences = whole_number(f"{part}.batch_size", others.get(f"{part}.batch_size", "8"))
+    seq_len = whole_number(f"{part}.seq_length", others.get(f"{part}.seq_length", "1024"))
+    every = whole_number("log_freq", others.get("log_freq", "50"))
+    return {"eval.interval": every, "eval.tokens": batches * sequences * seq_len}
+
+
+def named_config(value: str) -> dict[str, str]:
+    """S3-45: a size of Llama, or a file as json::PATH. Raises SettingsError."""
+    tag, _, path = value.rpartition("::")
+    if tag == "pickle":
+        raise SettingsError(
+            f"load_llama_config = {value!r}: reading a pickle may run code; save the config as "
+            "JSON, and write json::PATH"
+        )
+    if tag == "json":
+        return {"model.config": path}
+    if f"llama-{value}" in shipped.models():
+        return {"model.config": f"llama-{value}"}
+    return {"model.config": value} if value else {}
 
 
 def tagged_checkpoint(value: str) -> dict[str, str]:
@@ -43,7 +153,7 @@ def attention_type(value: str) -> dict[str, str]:
 
 
 def blockwise_or_not(value: str) -> dict[str, str]:
-    """S3-25."""
+    """S3-25: attention in blocks, or as the device does it best."""
     if value.lower() in OFF:
         return {}
     return {"attention.kind": "blockwise"}
@@ -61,6 +171,7 @@ def recomputed(part: str) -> Callable[[str], dict[str, str]]:
     computes nothing again."""
 
     def meaning(value: str) -> dict[str, str]:
+        """What of a block is recomputed in the backward, and what is kept of it."""
         if value in ("", "everything_saveable"):
             return {}
         if value not in JAX_POLICIES:
@@ -94,15 +205,21 @@ def keyword_arguments(value: str) -> dict[str, Any]:
     return arguments
 
 
-def llama_config(value: str) -> dict[str, object]:
-    """S3-46: `dict(scan_attention=True, ...)`. Its keys about computing are translated. Raises
-    SettingsError for those of the model's config."""
+def llama_config(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S3-46: `dict(scan_attention=True, ...)`: keys about computing, and keys of the model. Raises
+    SettingsError for those that are unknown."""
     if not value:
         return {}
     given = keyword_arguments(value)
-    unknown = [name for name in given if name not in (*OF_COMPUTING, *OF_JAX)]
+    unknown = [name for name in given if name not in (*OF_COMPUTING, *OF_JAX, *OF_MODEL)]
     if unknown:
         raise SettingsError(f"update_llama_config: {', '.join(unknown)}: {IN_CONFIG}")
+    meanings: dict[str, object] = mesh_of_config(given.pop("mesh_dim", ""), others)
+    for name in OF_JAX:
+        given.pop(name, None)
+    for name in list(given):
+        if name in OF_MODEL:
+            meanings[OF_MODEL[name]] = given.pop(name)
     if not given.pop("scan_mlp", False):
         given.pop("scan_mlp_chunk_size", None)
     elif "scan_mlp_chunk_size" not in given:
@@ -110,7 +227,6 @@ def llama_config(value: str) -> dict[str, object]:
     if not given.get("scan_attention"):  # then nothing reads the chunks
         given.pop("scan_query_chunk_size", None)
         given.pop("scan_key_chunk_size", None)
-    meanings: dict[str, object] = {}
     meanings |= several_remats({name: given.pop(name) for name in REMATS if given.get(name)})
     for name, argument in given.items():
         old = OF_COMPUTING.get(name)
@@ -119,6 +235,19 @@ def llama_config(value: str) -> dict[str, object]:
         elif callable(old):
             meanings |= old(as_text(argument))
     return meanings
+
+
+def mesh_of_config(mesh_dim: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S3-51: the mesh stands in two places there, which must agree. Raises SettingsError."""
+    outside = others.get("mesh_dim", "")
+    if not mesh_dim or mesh_dim == outside:
+        return {}
+    if outside:
+        raise SettingsError(
+            f"update_llama_config: mesh_dim = {mesh_dim!r}, but --mesh_dim = {outside!r}: give "
+            "both the same, or leave one out"
+        )
+    return {"parallelism.mesh_dim": mesh_dim}
 
 
 def several_remats(given: dict[str, str]) -> dict[str, str]:
@@ -159,54 +288,92 @@ OF_COMPUTING: dict[str, Old] = {  # S3: those keys of its model's config that ar
 }
 
 
-# Read in update_llama_config and set nothing: rows are as long as training.seq_len, the mesh is
-# --mesh_dim, layers are a loop.
-OF_JAX = ("max_sequence_length", "mesh_dim", "scan_layers", "param_scan_axis")
+# Keys of update_llama_config that set nothing here: they are about the compiler of JAX, and layers
+# are a loop. (`mesh_dim` is read apart.)
+OF_JAX = ("mesh_dim", "scan_layers", "param_scan_axis")
+
+# Its keys of the model -> ours
+OF_MODEL = {
+    "vocab_size": "model.vocab_size",
+    "hidden_size": "model.hidden_size",
+    "intermediate_size": "model.intermediate_size",
+    "num_hidden_layers": "model.num_hidden_layers",
+    "num_attention_heads": "model.attention.num_heads",
+    "num_key_value_heads": "model.attention.num_kv_heads",
+    "max_sequence_length": "model.max_position_embeddings",
+    "max_position_embeddings": "model.max_position_embeddings",
+    "rms_norm_eps": "model.norm_eps",
+    "initializer_range": "model.initializer_range",
+    "theta": "model.attention.rope_theta",
+    "tie_word_embeddings": "model.tie_word_embeddings",
+    "resid_pdrop": "model.dropout",
+    "embd_pdrop": "model.embed_dropout",
+    "attn_pdrop": "model.attention.dropout",
+}
+
+
+def path_or_nothing(key: str) -> Callable[[str], dict[str, str]]:
+    """A path; empty text, its default, names none."""
+
+    def meaning(value: str) -> dict[str, str]:
+        """The same setting here; empty text names none."""
+        return {key: value} if value else {}
+
+    return meaning
 
 
 RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     **OF_COMPUTING,
     "mesh_dim": "parallelism.mesh_dim",
     "dtype": "model.compute_dtype",
-    "total_steps": "training.steps",
-    "log_freq": "metrics.log_freq",
-    "save_model_freq": "checkpoint.interval",
-    "save_milestone_freq": "checkpoint.milestone_interval",
-    "eval_steps": Refused(
-        "counts batches; eval.tokens says how much an evaluation reads, eval.interval how often",
-        ("0",),
+    "total_steps": in_optimizer_steps("total_steps", "training.steps"),
+    "log_freq": in_optimizer_steps("log_freq", "metrics.log_freq"),
+    "save_model_freq": WithOthers(one_checkpoint),
+    "save_milestone_freq": in_optimizer_steps(
+        "save_milestone_freq", "checkpoint.milestone_interval"
     ),
+    "eval_steps": WithOthers(steps_of_evaluation),
     "autoresume": Dropped("a run resumes by itself from its newest whole checkpoint"),
-    "load_llama_config": "model.config",
-    "update_llama_config": llama_config,
+    "load_llama_config": named_config,
+    "update_llama_config": WithOthers(llama_config),
     "load_dataset_state": Refused(
         "the position in the data is part of a checkpoint, one integer", ("",)
     ),
     "load_checkpoint": tagged_checkpoint,
-    "tokenizer.vocab_file": "tokenizer.path",
+    "tokenizer.vocab_file": path_or_nothing("tokenizer.path"),
     "optimizer.type": "optimizer.name",
     "optimizer.adamw_optimizer.weight_decay": "optimizer.weight_decay",
     "optimizer.adamw_optimizer.lr": "optimizer.lr",
-    "optimizer.adamw_optimizer.end_lr": Refused(
-        "the floor is a share of the peak: lr_scheduler.min_lr_ratio = end_lr / lr", ()
+    "optimizer.adamw_optimizer.init_lr": Refused(
+        "the warm-up begins at 0, as its own default does", ("0", "0.0")
     ),
+    "optimizer.adamw_optimizer.end_lr": WithOthers(floor_of_the_rate),
     "optimizer.adamw_optimizer.lr_warmup_steps": "lr_scheduler.warmup_steps",
-    "optimizer.adamw_optimizer.lr_decay_steps": Refused(
-        "the decay ends with the run, at training.steps", ()
-    ),
-    "optimizer.accumulate_gradient_steps": "training.gradient_accumulation_steps",
+    "optimizer.adamw_optimizer.lr_decay_steps": "lr_scheduler.decay_end_step",
+    "optimizer.adamw_optimizer.clip_gradient": "training.max_norm",
+    "optimizer.adamw_optimizer.b1": "optimizer.beta1",
+    "optimizer.adamw_optimizer.b2": "optimizer.beta2",
+    ACCUMULATION: WithOthers(micro_batches),
     "train_dataset.type": Dropped(ITSELF),
     "train_dataset.text_processor.fields": "data.text_field",
-    "train_dataset.json_dataset.path": "data.dataset",
+    "train_dataset.json_dataset.path": path_or_nothing("data.dataset"),
     "train_dataset.json_dataset.seq_length": "training.seq_len",
-    "train_dataset.json_dataset.batch_size": "training.batch_size",
+    JSON_BATCH: sequences_of_all_devices(JSON_BATCH),
     "train_dataset.json_dataset.tokenizer_processes": "data.num_workers",
     "train_dataset.huggingface_dataset.path": "data.dataset",
     "train_dataset.huggingface_dataset.name": "data.dataset_name",
     "train_dataset.huggingface_dataset.split": "data.dataset_split",
     "train_dataset.huggingface_dataset.seq_length": "training.seq_len",
-    "train_dataset.huggingface_dataset.batch_size": "training.batch_size",
+    HUB_BATCH: sequences_of_all_devices(HUB_BATCH),
     "train_dataset.huggingface_dataset.streaming": "data.streaming",
+    "eval_dataset.type": Dropped(ITSELF),
+    "eval_dataset.json_dataset.path": path_or_nothing("data.validation"),
+    "eval_dataset.json_dataset.seq_length": Dropped(
+        "an evaluation has sequences of training.seq_len; eval_steps takes it into account"
+    ),
+    "eval_dataset.json_dataset.batch_size": Dropped(
+        "an evaluation has the micro-batches of the training; eval_steps takes it into account"
+    ),
     "checkpointer.save_optimizer_state": optimizer_state_kept,
     "logger.output_dir": "job.dump_folder",
     "logger.project_id": "metrics.wandb_project",

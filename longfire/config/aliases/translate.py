@@ -1,12 +1,14 @@
 """A spelling and its value -> our settings, or the reason why there is none."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 
+from longfire import launch
 from longfire.config.aliases.earlier_longfire import EARLIER_LONGFIRE
 from longfire.config.aliases.flame_accelerate import FLAME_ACCELERATE
 from longfire.config.aliases.flame_torchtitan import FLAME_TORCHTITAN
 from longfire.config.aliases.flash_attention import FLASH_ATTENTION
-from longfire.config.aliases.meaning import Dropped, Old, Refused, as_text
+from longfire.config.aliases.meaning import Dropped, Old, Refused, Started, WithOthers, as_text
 from longfire.config.aliases.ring_attention import (
     JAX_POLICIES,
     RING_ATTENTION,
@@ -54,29 +56,52 @@ VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> o
 }
 
 
-def translate(spelling: str, value: object, where: str) -> tuple[dict[str, object], str]:
+def translate(
+    spelling: str, value: object, where: str, others: Mapping[str, str]
+) -> tuple[dict[str, object], str]:
     """{our key: our value} of a known spelling, and a sentence to say once ("" where nothing was
     renamed).
 
-    Raises SettingsError with the reason where a spelling is refused.
+    others: all spellings with their values as text. Raises SettingsError with the
+    reason where a spelling is refused.
     """
     old = ALIASES.get(spelling, spelling)
     if isinstance(old, Refused):
-        if as_text(value).lower() in [harmless.lower() for harmless in old.harmless]:
+        is_harmless = as_text(value).lower() in [harmless.lower() for harmless in old.harmless]
+        if is_harmless or (old.accepted is not None and old.accepted(others)):
             return {}, f"{spelling} = {as_text(value)!r} changes nothing here: {old.reason}"
         if old.harmless:
             fix = f"; leave it out or set it to {old.harmless[0]!r}"
         else:
             fix = "; leave it out"
         raise SettingsError(f"{where}: {spelling} = {as_text(value)!r}: {old.reason}{fix}")
+    if isinstance(old, Started):
+        return {}, agreement(spelling, as_text(value), old, where)
     if isinstance(old, Dropped):
         return {}, f"{spelling} = {as_text(value)!r} sets nothing: {old.reason}"
-    meaning = {old: value} if isinstance(old, str) else old(as_text(value))
+    if isinstance(old, str):
+        meaning: Mapping[str, object] = {old: value}
+    elif isinstance(old, WithOthers):
+        meaning = old.meaning(as_text(value), others)
+    else:
+        meaning = old(as_text(value))
     meaning = {key: VALUES.get(key, {}).get(as_text(v), v) for key, v in meaning.items()}
     if meaning == {spelling: value}:
         return meaning, ""
     new = " ".join(f"{key} = {as_text(v)!r}" for key, v in meaning.items())
     return meaning, f"{spelling} = {as_text(value)!r} is now {new}" if meaning else ""
+
+
+def agreement(spelling: str, value: str, old: Started, where: str) -> str:
+    """A sentence about a word of a launcher that agrees with what was started. Raises
+    SettingsError where it does not."""
+    if not launch.agrees(old.word, value):
+        raise SettingsError(
+            f"{where}: {spelling} = {value!r}, but what was started has {old.word}: "
+            f"{launch.started(old.word)}. Processes are started by scripts/train.sh, which takes "
+            "this word too, or by torchrun"
+        )
+    return f"{spelling} = {value!r} is what was started"
 
 
 def bare_value(spelling: str) -> str:

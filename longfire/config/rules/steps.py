@@ -41,6 +41,23 @@ def of_batch(run: RunSettings) -> Iterator[str]:
         )
 
 
+def of_decay(run: RunSettings) -> Iterator[str]:
+    """The decay of the learning rate ends where it is asked to, after the warm-up."""
+    end = run.lr_scheduler.decay_end_step
+    if not end:
+        return
+    if run.is_planned:
+        yield (
+            f"lr_scheduler.decay_end_step = {end}: with training.max_seconds or training.step_plan "
+            "the decay ends with the planned steps; set it to 0"
+        )
+    elif end <= run.asked_warmup_steps:
+        yield (
+            f"lr_scheduler.decay_end_step = {end} is not after the warm-up of "
+            f"{run.asked_warmup_steps:g} steps: raise it, or set it to 0"
+        )
+
+
 def batch_sizes_near(batch_size: int, wanted: int, processes: int) -> list[int]:
     """The next smaller and the next larger batch size that divides the wanted global batch."""
     if wanted % processes:
@@ -90,7 +107,7 @@ def of_length(run: RunSettings) -> Iterator[str]:
             f"{run.model_config_source}: shorten it, or raise that number (rotary positions "
             "extrapolate, learned ones cannot)"
         )
-    if run.data.context_len and not run.data.varlen:
+    if 0 < run.data.context_len < seq_len and not run.data.varlen:
         yield (
             f"data.context_len = {run.data.context_len} splits documents, which only data.varlen "
             "= true keeps apart: set that too"
@@ -100,7 +117,7 @@ def of_length(run: RunSettings) -> Iterator[str]:
             "data.context_len = 1 cuts documents into single tokens, of which none can be "
             "predicted: raise it, or set it to 0"
         )
-    if run.data.context_len > seq_len:
+    if run.data.context_len > seq_len and run.data.varlen:
         yield (
             f"data.context_len = {run.data.context_len} is longer than training.seq_len = "
             f"{seq_len}: set it to 0 for no limit"

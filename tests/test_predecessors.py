@@ -1,0 +1,326 @@
+"""The command lines that users of the four earlier frameworks have in their scripts, as they are written, with small stand-ins for
+data, tokenizer and model under the names that the lines give; further overrides make them small."""
+
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from longfire.cli import main
+from longfire.cli.arguments import RecipeParser, read_run
+from longfire.cli.train import train as train_command
+from longfire.config import shipped
+from longfire.config.run import Run
+from longfire.data.tokenizer_training import train_tokenizer
+from longfire.launch import World
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["fire", "long", "river", "stone", "tree", "wind", "cloud", "light", "deep", "blue"]
+
+FLAME_ACCELERATE = """
+type=gla lr=3e-4 scheduler=cosine_with_min_lr batch=32 update=1 warmup=1024 steps=20480 context=2048 gpus={processes} nodes=1
+path=exp/gla-340M-10B project=fla model=configs/gla_340M.json data=HuggingFaceFW/fineweb-edu name=sample-10BT
+cache=data/HuggingFaceFW/fineweb-edu/sample-10BT/train
+"""
+FLAME_TORCHTITAN = """
+--job.config_file train.toml
+--job.dump_folder exp/transformer-340M-10B/batch32.seqlen2048.warmup1024.update1.steps20480.lr3e-4
+--model.config configs/transformer_340M.json --model.tokenizer_path fla-hub/transformer-1.3B-100B --optimizer.name AdamW
+--optimizer.lr 3e-4 --optimizer.min_lr_ratio 0.1 --optimizer.scheduler cosine --training.batch_size 32 --training.seq_len 2048
+--training.warmup_steps 1024 --training.gradient_accumulation_steps 1 --training.steps 20480 --training.max_norm 1.0
+--training.skip_nan_inf --training.dataset HuggingFaceFW/fineweb-edu --training.dataset_name default --training.dataset_split train
+--training.streaming --training.num_workers 32 --training.prefetch_factor 2 --training.seed 42 --checkpoint.interval 2048
+--checkpoint.load_step -1 --metrics.log_freq 4
+"""
+TRAIN_TOML = """
+[job]
+print_args = true
+[model]
+tokenizer_path = "fla-hub/transformer-1.3B-100B"
+[optimizer]
+name = "AdamW"
+eps = 1e-15
+[training]
+context_len = 2048
+pin_memory = false
+persistent_workers = false
+varlen = false
+data_parallel_replicate_degree = 1
+data_parallel_shard_degree = -1
+tensor_parallel_degree = 1
+disable_loss_parallel = false
+compile = false
+[metrics]
+enable_wandb = false
+[experimental]
+context_parallel_degree = 1
+pipeline_parallel_degree = 1
+[float8]
+enable_float8_linear = false
+[checkpoint]
+enable_checkpoint = true
+folder = "checkpoint"
+async_mode = "disabled"
+"""
+RING_ATTENTION = """
+--mesh_dim='{mesh}' --dtype='bf16' --total_steps=480000 --log_freq=200 --save_model_freq=0 --save_milestone_freq=1000
+--load_llama_config='{size}' --update_llama_config="dict(max_sequence_length={length},scan_attention=True,
+scan_query_chunk_size=2048,scan_key_chunk_size=4096,remat_attention='nothing_saveable',scan_mlp=True,scan_mlp_chunk_size=2048,
+remat_mlp='nothing_saveable',remat_block='nothing_saveable',scan_layers=True,attention_type='{attention}',param_scan_axis=0,
+mesh_dim='{mesh}')" --load_dataset_state='' --load_checkpoint='' --tokenizer.vocab_file="" --optimizer.type='adamw'
+--optimizer.adamw_optimizer.weight_decay=0.1 --optimizer.adamw_optimizer.lr=1.5e-4 --optimizer.adamw_optimizer.end_lr=1.5e-5
+--optimizer.adamw_optimizer.lr_warmup_steps=2000 --optimizer.adamw_optimizer.lr_decay_steps=480000 --train_dataset.type='json'
+--train_dataset.text_processor.fields='text' --train_dataset.json_dataset.path="data.jsonl"
+--train_dataset.json_dataset.seq_length={length} --train_dataset.json_dataset.batch_size={batch}
+--train_dataset.json_dataset.tokenizer_processes=16 --checkpointer.save_optimizer_state=True
+"""
+LINES_OF_RING_ATTENTION = {  # README's two
+    "13b": {
+        "mesh": "1,64,4,1",
+        "size": "13b",
+        "length": 32768,
+        "attention": "blockwise",
+        "batch": 64,
+    },
+    "7b": {
+        "mesh": "1,1,4,64",
+        "size": "7b",
+        "length": 2097152,
+        "attention": "ring_blockwise",
+        "batch": 1,
+    },
+}
+SMALL_MODEL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_heads": 2,
+    "vocab_size": 300,
+    "tie_word_embeddings": False,
+}
+
+
+def words_of(line: str, **values: object) -> list[str]:
+    """The words of a line as a shell reads it."""
+    return shlex.split(line.format(**values).replace(",\n", ","))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working folder with stand-ins under the names that the lines give."""
+    monkeypatch.chdir(tmp_path)
+    chooser = random.Random(1)
+    texts = [" ".join(chooser.choices(WORDS, k=200)) for _ in range(200)]
+    text = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    dataset = tmp_path / "HuggingFaceFW/fineweb-edu"
+    for name in ("sample", "data"):
+        (dataset / name).mkdir(parents=True)
+        (dataset / name / "train.jsonl").write_text(text)
+    (dataset / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: default\n  data_files: data/*.jsonl\n"
+        "- config_name: sample-10BT\n  data_files: sample/*.jsonl\n---\n"
+    )
+    (tmp_path / "data.jsonl").write_text(text)
+    (tmp_path / "configs").mkdir()
+    for name, model_type in (("gla_340M", "gla"), ("transformer_340M", "transformer")):
+        config = {"model_type": model_type, **SMALL_MODEL}
+        (tmp_path / "configs" / f"{name}.json").write_text(json.dumps(config))
+    tokenizer = tmp_path / "fla-hub/transformer-1.3B-100B"
+    tokenizer.mkdir(parents=True)
+    train_tokenizer(texts, 280).save(tokenizer)
+    (tmp_path / "train.toml").write_text(TRAIN_TOML)
+    return tmp_path
+
+
+def run_of(words: list[str], processes: int = 1) -> Run:
+    """The run that a line describes, without training it."""
+    parser = RecipeParser("train", train_command, "")
+    run, _ = read_run(parser, words, world=World(processes))
+    return run
+
+
+def started(words: list[str], processes: int) -> subprocess.CompletedProcess[str]:
+    """A line through scripts/train.sh."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "NGPU": str(processes),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ["bash", str(ROOT / "scripts/train.sh"), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def saved_settings(run_folder: str) -> dict:
+    return tomllib.loads((Path(run_folder) / "run.toml").read_text())
+
+
+def steps_saved(run_folder: str, checkpoints: str = "checkpoints") -> list[int]:
+    names = [path.name for path in (Path(run_folder) / checkpoints).glob("step-*")]
+    return sorted(int(name.removeprefix("step-")) for name in names)
+
+
+def rates(run_folder: str) -> list[float]:
+    """The learning rate of each step."""
+    lines = (Path(run_folder) / "metrics.jsonl").read_text().splitlines()
+    return [record["lr"] for record in map(json.loads, lines) if "lr" in record]
+
+
+def smaller(words: list[str], **values: object) -> list[str]:
+    """The same words with other values: `name=value` and `--name value` alike."""
+    changed = []
+    values = {name.replace("__", "."): str(value) for name, value in values.items()}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, _ = word.removeprefix("--").partition("=")
+        if name not in values:
+            changed.append(word)
+        elif equals:
+            changed.append(f"{word.partition('=')[0]}={values[name]}")
+        else:
+            words.pop(0)
+            changed += [word, values[name]]
+    return changed
+
+
+SMALL_GLA = {"batch": 2, "warmup": 2, "steps": 4, "context": 64}
+
+
+def test_the_line_of_flame_on_accelerate(folder):
+    words = words_of(FLAME_ACCELERATE, processes=1)
+    run = run_of(words)
+    assert run.tokens_per_step == 32 * 2048 and run.steps == 20480 and run.warmup_steps == 1024
+    assert run.optimizer.weight_decay == 0.01 and run.checkpoint.keep_latest_k == 1
+    assert run.checkpoint.interval == 2048 and run.lr_scheduler.min_lr_ratio == 0.1
+    small = smaller(words, **SMALL_GLA)
+    assert main(["train", *small]) == 0
+    assert steps_saved("exp/gla-340M-10B") == [4]
+    assert rates("exp/gla-340M-10B")[1:3] == [3e-4, 3e-4]
+    assert list(Path("data/HuggingFaceFW/fineweb-edu/sample-10BT/train").iterdir())
+    resumed = [*smaller(small, steps=6), "checkpoint=exp/gla-340M-10B/checkpoint-4"]
+    assert main(["train", *resumed]) == 0
+    assert len(rates("exp/gla-340M-10B")) == 6
+
+
+def test_what_a_line_of_flame_leaves_out_has_its_defaults(folder):
+    run = run_of(["type=gla", "model=configs/gla_340M.json", "data=data.jsonl", "steps=64"])
+    assert run.training.batch_size == 32 and run.training.seq_len == 2048 and run.steps == 64
+    assert run.lr_scheduler.warmup_steps == 1024 and run.optimizer.weight_decay == 0.01
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_the_line_of_flame_on_accelerate_starts_its_processes(folder, processes):
+    words = smaller(words_of(FLAME_ACCELERATE, processes=processes), **SMALL_GLA)
+    ended = started(words, processes=1)
+    assert ended.returncode == 0, ended.stderr
+    assert f"on {processes} processes" in ended.stdout and steps_saved("exp/gla-340M-10B") == [4]
+
+
+def test_a_wrong_word_is_one_message_of_one_process(folder):
+    words = smaller(words_of(FLAME_ACCELERATE, processes=2), lr="fast")
+    ended = started(words, processes=1)
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 2 and said.count("optimizer.lr = 'fast' must be a number") == 1
+    assert "Traceback" not in said
+
+
+def test_processes_that_were_not_started_are_refused(folder, capsys):
+    assert main(["train", *words_of(FLAME_ACCELERATE, processes=8)]) == 2
+    assert "gpus = '8', but what was started has processes of this machine: 1" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_line_of_flame_on_torchtitan(folder):
+    words = words_of(FLAME_TORCHTITAN)
+    run = run_of(words, processes=8)
+    assert run.tokens_per_step == 8 * 32 * 2048 and run.steps == 20480
+    assert run.tokenizer.path == str(folder / "fla-hub/transformer-1.3B-100B")
+    small = smaller(
+        words,
+        training__batch_size=2,
+        training__seq_len=64,
+        training__warmup_steps=2,
+        training__steps=4,
+        training__num_workers=1,
+        checkpoint__interval=2,
+    )
+    ended = started(small, processes=2)
+    assert ended.returncode == 0, ended.stderr
+    out = "exp/transformer-340M-10B/batch32.seqlen2048.warmup1024.update1.steps20480.lr3e-4"
+    assert steps_saved(out, "checkpoint") == [2, 4]
+    assert "tokenizer: " in ended.stdout and "280 entries" in ended.stdout
+
+
+@pytest.mark.parametrize("line", LINES_OF_RING_ATTENTION)
+def test_the_lines_of_ring_attention_mean_what_they_meant(folder, line):
+    values = LINES_OF_RING_ATTENTION[line]
+    replicas, shards, tensor, context = map(int, values["mesh"].split(","))
+    run = run_of(words_of(RING_ATTENTION, **values), processes=256)
+    assert run.tokens_per_step == 2**21, "of all devices together"
+    degrees = (run.degrees["dp_replicate"], run.degrees["dp_shard"], run.degrees["tp"])
+    assert (*degrees, run.degrees["cp"]) == (replicas, shards, tensor, context)
+    assert run.lr_scheduler.min_lr_ratio == pytest.approx(0.1)
+    assert run.lr_scheduler.decay_end_step == run.steps == 480000
+    assert run.model_config.max_position_embeddings == values["length"]
+    assert run.attention.kind == "blockwise" and run.training.mlp_chunk_size == 2048
+    assert run.checkpoint.milestone_interval == 1000
+
+
+def test_a_small_line_of_ring_attention_is_trained(folder):
+    values = {"mesh": "1,1,1,1", "size": "debug", "length": 64, "attention": "blockwise"}
+    words = smaller(
+        words_of(RING_ATTENTION, batch=4, **values),
+        dtype="fp32",
+        total_steps=6,
+        save_milestone_freq=2,
+        optimizer__adamw_optimizer__lr_warmup_steps=2,
+        optimizer__adamw_optimizer__lr_decay_steps=5,
+        train_dataset__json_dataset__tokenizer_processes=1,
+    )
+    words.append("--logger.output_dir=out")
+    words[6:8] = [word.replace("dict(", "dict(num_hidden_layers=1,") for word in words[6:8]]
+    assert main(["train", *words]) == 0
+    assert steps_saved("out") == [2, 4, 6], "milestones are saved, not only kept"
+    rate = rates("out")
+    assert rate[1] == pytest.approx(1.5e-4) and rate[-1] == pytest.approx(1.5e-5)
+    given = saved_settings("out")
+    assert given["training"]["global_batch_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "sequences", "seq_len", "lr"),
+    [
+        ("owt/gpt2s-flash", "gpt2-s", 512, 1024, 6e-4),
+        ("owt/gpt2m-flash", "gpt2-m", 512, 1024, 1.5e-4),
+        ("owt/gpt2l-hf", "gpt2-l", 512, 1024, 1.5e-4),
+        ("owt/gpt2xl-flash", "gpt2-xl", 512, 1024, 1.5e-4),
+        ("pile/gpt3s-flash", "gpt3-s", 256, 2048, 6e-4),
+        ("pile/gpt3m-flash-rotary", "gpt3-m-rotary", 256, 2048, 3e-4),
+        ("pile/gpt3l-flash-8k", "gpt3-l-8k", 64, 8192, 2.5e-4),
+        ("pile/gpt3xl-flash-rotary-60B", "gpt3-xl-rotary", 512, 2048, 2e-4),
+        ("pile/gpt3-2.7B-flash-hdim128", "gpt3-2.7b-hdim128", 512, 2048, 1.6e-4),
+    ],
+)
+def test_experiments_of_flash_attention(folder, name, config, sequences, seq_len, lr):
+    words = [f"experiment={name}", "trainer.precision=bf16", "datamodule.batch_size=4"]
+    run = run_of(words, processes=8)
+    assert Path(run.model.config) == shipped.models()[config]
+    assert run.sequences_per_step == sequences and run.training.batch_size == 4
+    assert run.training.seq_len == seq_len and run.optimizer.lr == lr
+    assert run.folder.name.startswith(config)
+    if name.endswith("60B"):
+        assert run.steps * run.tokens_per_step == pytest.approx(60e9, rel=1e-4)
+
+
+def test_an_unknown_experiment_names_those_that_there_are(folder, capsys):
+    assert main(["train", "experiment=owt/gpt5-flash"]) == 2
+    assert "owt/gpt2{s,m,l,xl}-flash" in capsys.readouterr().err
