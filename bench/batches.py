@@ -19,6 +19,7 @@ from longfire.data.blocks import BLOCK_BYTES, Sums, sum_of, sums_file, written_s
 from longfire.data.manifest import column_shapes, read_manifest, shard_file, write_manifest
 from longfire.data.prepare import Prepared
 from longfire.data.store_writer import SHARD_DOCUMENTS, SHARD_TOKENS, StoreWriter
+from longfire.data.token_record import TokenRecord
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.data.tokens import TokenStore
 
@@ -40,7 +41,8 @@ def written_store(folder: Path, tokens: int) -> TokenStore:
     writer = StoreWriter(folder, HEADER)
     while writer.tokens("train") < tokens:
         lengths = draw.integers(100, 2000, 4096)
-        writer.append("train", draw.integers(0, 256, lengths.sum(), np.uint16), lengths, lengths)
+        ids = draw.integers(0, 256, lengths.sum(), np.uint16)
+        writer.append("train", TokenRecord(ids, lengths), lengths)
     writer.commit({}, complete=True)
     writer.close()
     return TokenStore(folder)

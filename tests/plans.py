@@ -1,5 +1,6 @@
 """What tests of several processes share: plans by name, and a tiny model trained for some steps under one of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -109,13 +110,19 @@ def state_of(
     return State(model, make_optimizer(model, optimizer, CPU), mesh=mesh)
 
 
-def steps(state: State, count: int, max_norm: float = 0) -> list[dict[str, float]]:
-    """Loss and gradient norm of so many steps on the rows that come next."""
+def steps(
+    state: State,
+    count: int,
+    max_norm: float = 0,
+    rows: Callable[[int, int], Batch] = rows_of,
+    microbatches: int = MICROBATCHES,
+) -> list[dict[str, float]]:
+    """Loss and gradient norm of so many steps on the rows that come next; rows(first, count) gives them."""
     each, said = ROWS // state.mesh.size(*DATA), []
     for _ in range(count):
-        batch = rows_of(state.rows_consumed + state.mesh.rank(*DATA) * each, each)
+        batch = rows(state.rows_consumed + state.mesh.rank(*DATA) * each, each)
         numbers = train_step(
-            state, batch.split(MICROBATCHES), 1e-3, settings.Training(max_norm=max_norm), Clock(CPU)
+            state, batch.split(microbatches), 1e-3, settings.Training(max_norm=max_norm), Clock(CPU)
         )
         said.append({name: numbers[name] for name in ("loss", "grad_norm")})
     return said

@@ -19,6 +19,7 @@ from longfire.data.batches import Batches
 from longfire.data.pack import NO_LABEL
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.store_writer import StoreWriter
+from longfire.data.token_record import TokenRecord
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.data.tokens import TokenStore
 from longfire.data.validation import is_validation
@@ -41,7 +42,7 @@ def writer_of(folder: Path) -> StoreWriter:
 def append(writer: StoreWriter, documents: list[str], stream: str = "train") -> None:
     ids = [np.frombuffer(text.encode() + b"\n", np.uint8) for text in documents]
     lengths = np.array([len(i) for i in ids])
-    writer.append(stream, np.concatenate(ids), lengths, lengths - 1)
+    writer.append(stream, TokenRecord(np.concatenate(ids), lengths), lengths - 1)
 
 
 def texts(seed: int, count: int) -> list[str]:

@@ -16,8 +16,8 @@ import pytest
 from logged import logged_to
 
 from longfire.config import settings
+from longfire.data import chunks, fill_progress
 from longfire.data import fill as room
-from longfire.data import fill_progress
 from longfire.data import prepare as preparing
 from longfire.data.files import FileSource
 from longfire.data.manifest import locked, read_manifest, write_manifest
@@ -91,7 +91,7 @@ def test_documents_in_order_with_their_ends(tmp_path):
 @pytest.fixture
 def many_small_chunks(monkeypatch):
     """So that a small corpus is many chunks, several shards, and worth many processes."""
-    monkeypatch.setattr(room, "CHUNK_CHARACTERS", 3000)
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 3000)
     monkeypatch.setattr(room, "BYTES_OF_A_PROCESS", 1)
     monkeypatch.setattr(
         room, "StoreWriter", lambda folder, header: StoreWriter(folder, header, 10_000, 64)
@@ -120,10 +120,11 @@ PREPARE = """
 import os, sys
 os.fsync = lambda file: None
 from longfire.config import settings
+from longfire.data import chunks
 from longfire.data import fill as room
 from longfire.data.prepare import prepare
 from longfire.data.store_writer import StoreWriter
-room.CHUNK_CHARACTERS, room.COMMIT_SECONDS, room.BYTES_OF_A_PROCESS = int(sys.argv[4]), 0, 1
+chunks.CHUNK_CHARACTERS, room.COMMIT_SECONDS, room.BYTES_OF_A_PROCESS = int(sys.argv[4]), 0, 1
 room.StoreWriter = lambda folder, header: StoreWriter(folder, header, 10_000, 64)
 files, folder, workers = sys.argv[1].split(","), sys.argv[2], int(sys.argv[3])
 data = settings.Data(dataset=tuple(files), folder=folder, num_workers=workers, validation_fraction=0.2)
@@ -306,7 +307,7 @@ def test_all_held_out(tmp_path):
 
 def test_a_full_disk_is_named_and_what_was_committed_is_kept(tmp_path, monkeypatch):
     write_corpus(tmp_path / "a.jsonl", 400)
-    monkeypatch.setattr(room, "CHUNK_CHARACTERS", 3000)
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 3000)
     monkeypatch.setattr(room, "COMMIT_SECONDS", 0)
     data, append, left = settings_for(tmp_path, "a.jsonl"), StoreWriter.append, [8]
 

@@ -15,6 +15,7 @@ from logged import logged_to
 
 from longfire.data.manifest import locked, write_manifest
 from longfire.data.store_writer import ColumnWriter, StoreWriter
+from longfire.data.token_record import TokenRecord, document_record
 from longfire.data.tokens import Column, TokenStore
 from longfire.errors import DataError
 
@@ -41,7 +42,7 @@ def write(
     for number in range(writer.progress.get("done", 0), len(documents)):
         ids = np.array(documents[number], np.uint16)
         stream = "heldout" if number % 3 == 2 else "train"
-        writer.append(stream, ids, np.array([len(ids)]), np.array([2 * len(ids)]))
+        writer.append(stream, document_record(ids), np.array([2 * len(ids)]))
         if number % commit_every == 0:
             writer.commit({"done": number + 1})
     if complete:
@@ -105,7 +106,7 @@ def test_a_cut_off_store_goes_on_and_is_the_same_byte_for_byte(committed, tmp_pa
     lost = StoreWriter(tmp_path / "cut", HEADER, 16, 4)
     assert lost.progress == writer.progress
     for stream in ("train", "heldout"):
-        lost.append(stream, np.arange(100), np.full(50, 2), np.full(50, 2))
+        lost.append(stream, TokenRecord(np.arange(100), np.full(50, 2)), np.full(50, 2))
     lost.close()  # never committed
     write(tmp_path / "cut", DOCUMENTS)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -116,7 +117,7 @@ def test_a_growing_store_is_read_as_far_as_it_is_committed(tmp_path):
     store = TokenStore(tmp_path / "s")
     before = store.train.length
     more = StoreWriter(tmp_path / "s", HEADER, 16, 4)
-    more.append("train", np.arange(40), np.array([40]), np.array([40]))
+    more.append("train", document_record(np.arange(40)), np.array([40]))
     store.refresh()
     assert store.train.length == before == writer.tokens("train") and not store.complete
     more.commit({}, complete=True)

@@ -11,7 +11,9 @@ from test_docs_data import SMALLER
 from longfire.cli import main
 from longfire.data import formats
 from longfire.data.formats import FORMATS
-from longfire.data.records import Record
+from longfire.data.record_format import RecordFormat
+from longfire.data.records import TEXTS, Record
+from longfire.data.tokenizer import bytes_tokenizer
 
 PAGES = Path(__file__).parents[1] / "docs/how-to"
 
@@ -27,14 +29,32 @@ def test_the_reader_of_the_page_on_data_formats_reads_and_goes_on(tmp_path, monk
         r"^```python\n(.+?)^```", (PAGES / "add-a-data-format.md").read_text(), re.M | re.S
     )
     names = {"Path": Path, "Iterator": Iterator, "Record": Record, "FORMATS": dict(FORMATS)}
+    names["RecordFormat"] = RecordFormat
     exec(program[0], names)
     monkeypatch.setattr(formats, "FORMATS", names["FORMATS"])
     file = tmp_path / "a.lines"
     file.write_text("one\ntwo\nthree\n")
-    read = [(record.row, record.text) for record in formats.read(file, ())]
+    read = [(record.row, record.text) for record in formats.read(file, TEXTS)]
     assert read == [(1, "one"), (2, "two"), (3, "three")]
-    assert [record.text for record in formats.read(file, (), row=2)] == ["three"]
-    assert [record.done for record in formats.read(file, ())][-1] == 1
+    assert [record.text for record in formats.read(file, TEXTS, row=2)] == ["three"]
+    assert [record.done for record in formats.read(file, TEXTS)][-1] == 1
+
+
+def test_the_commands_on_loss_masks_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (PAGES / "loss-masks.md").read_text()
+    exec(re.findall(r"^```python\n(.+?)^```", page, re.M | re.S)[0], {})
+    bytes_tokenizer().save(tmp_path / "tokenizer")
+    template = "{% for m in messages %}{{ bos_token + m.role + m.content + eos_token }}{% endfor %}"
+    asks = "{% if add_generation_prompt %}{{ bos_token + 'assistant' }}{% endif %}"
+    (tmp_path / "tokenizer/chat_template.jinja").write_text(template + asks)
+    commands = block("loss-masks.md", "bash")
+    shares = ["75.0%", "20.0%", "9.1%"]
+    assert len(commands) == len(shares)
+    for command, share in zip(commands, shares):
+        words = [*shlex.split(command)[1:], "--data.num_workers", "1"]
+        assert main(words) == 0
+        assert f"{share} of the tokens count in the loss" in capsys.readouterr().out
 
 
 @pytest.mark.slow

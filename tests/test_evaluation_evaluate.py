@@ -163,12 +163,13 @@ def test_buckets_without_a_token_are_left_out():
 def test_bits_per_byte_counts_the_bytes_of_documents(tmp_path):
     """A tokenizer that loses two of three bytes does not make them disappear from the count; a cut document counts by its share."""
     from longfire.data.store_writer import StoreWriter
+    from longfire.data.token_record import TokenRecord
     from longfire.data.tokens import TokenStore
 
     header = {"source": {}, "tokenizer": {"fingerprint": "t"}, "options": {}, "dtype": "uint16"}
     (tmp_path / "s").mkdir()
     writer = StoreWriter(tmp_path / "s", header)
-    writer.append("train", np.arange(20) % 3, np.array([10, 10]), np.array([30, 60]))
+    writer.append("train", TokenRecord(np.arange(20) % 3, np.array([10, 10])), np.array([30, 60]))
     writer.commit({}, complete=True)
     writer.close()
     stream, lengths_W = TokenStore(tmp_path / "s").train, np.ones(3, np.int64)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import tomllib
 from pathlib import Path
@@ -285,3 +286,44 @@ def test_a_clock_that_stands_still_or_runs_back_ends_no_run(folder, capsys):
         run = Run.compose(None, {key: str(value) for key, value in given.items()})
         assert train_run(run, now=clock) == 0
         assert all(record["seconds"] > 0 for record in records() if "seconds" in record)
+
+
+def masked_rows(in_loss: int) -> dict[str, object]:
+    """Settings of a run on rows of ids, of which the last `in_loss` of 20 count in the loss."""
+    mask = [0] * (20 - in_loss) + [1] * in_loss
+    lines = []
+    for number in range(60):
+        row = {"input_ids": [number % 50 + 40] * 20, "loss_mask": mask}
+        lines.append(json.dumps(row) + "\n")
+    Path("rows.jsonl").write_text("".join(lines))
+    return {"data__dataset": "rows.jsonl", "data__record_format": "tokens"}
+
+
+def test_a_run_on_records_with_loss_masks_is_resumed(folder, capsys):
+    """With the same losses; and it says what counts."""
+    rows = {**masked_rows(5), "lr_scheduler__name": "constant"}
+    said = train(capsys, training__steps=4, eval__at_end="true", **rows)
+    assert "25.0% of the tokens count in the loss" in said
+    whole = [record["loss"] for record in records() if "loss" in record]
+    assert json.loads(Path("run/data.json").read_text())["loss_share"] == {"rows.jsonl": 0.25}
+    shutil.rmtree("run")
+    train(capsys, training__steps=2, **rows)
+    said = train(capsys, training__steps=4, **rows)
+    assert "resuming from run/checkpoints/step-2" in said
+    assert "last started: data of" not in said
+    assert [record["loss"] for record in records() if "loss" in record] == whole
+
+
+def test_records_of_which_no_token_counts_are_refused(folder, capsys):
+    said = train(capsys, 3, training__steps=1, **masked_rows(0))
+    assert "rows.jsonl: none of its" in said
+    assert "counts in the loss" in said
+
+
+def test_steps_without_a_token_that_counts_go_on(folder, capsys):
+    """One token of 20 counts, in sequences of 4 tokens: some steps have none."""
+    rows = masked_rows(1)
+    train(capsys, training__steps=30, training__seq_len=4, checkpoint__interval=30, **rows)
+    losses = [record["loss"] for record in records() if "loss" in record]
+    assert losses.count(0.0) > 5
+    assert sum(loss > 0 for loss in losses) > 3

@@ -42,6 +42,7 @@ SOURCE_KEYS = {
     "data_dir": "data.data_dir",
     "data_files": "data.data_files",
     "text_field": "data.text_field",
+    "record_format": "data.record_format",
     "share": "data.data_probs",
 }
 # Names of settings in nanoGPT, transformers and torchtitan, without their section -> ours

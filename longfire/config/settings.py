@@ -98,7 +98,7 @@ class Data:
         "sources, comma-separated: files, folders, globs (jsonl[.gz|.zst], json, parquet, "
         "arrow, txt), datasets of the hub, or `embedded` (Python's own library source). In a "
         "recipe also as [[data.sources]] tables with dataset, name, split, data_dir, "
-        "data_files, text_field, share",
+        "data_files, text_field, record_format, share",
     )
     dataset_name: tuple[str, ...] = setting(
         (), "the hub dataset's configuration, one for each source (or one for all)"
@@ -115,6 +115,38 @@ class Data:
         (),
         "field that holds the text, one for each source (or one for all); `text`, else "
         "`content`, if empty",
+    )
+    record_format: tuple[str, ...] = setting(
+        (),
+        "what the records of each source are, one for each source (or one for all): text; tokens "
+        "(ids, with a loss mask if a record has one); fields (several, some of them without "
+        "loss); chat (messages, with loss on the assistant's); if empty, fields where data.fields "
+        "is set, else text",
+    )
+    ids_field: str = setting(
+        "input_ids",
+        "of tokens: the field with the ids. `loss_mask` (0 or 1 for each id) or `labels` (-100 "
+        "where nothing is to be learned) beside it are read where a record has them",
+    )
+    document_end: str = setting(
+        "",
+        "of tokens: the token after which a document ends, as <|endoftext|>, where documents were "
+        "joined and cut into rows; if empty, each row is a document",
+        is_prose=True,
+    )
+    fields: str = setting(
+        "",
+        'of fields: the parts of a document, as "[instruction+input],output": + joins fields, '
+        "no loss on what is in brackets, <|bos|> and <|eos|> are tokens",
+    )
+    fields_from_record: str = setting(
+        "", "of fields: the field of each record that says its parts, instead of data.fields"
+    )
+    field_separator: str = setting(
+        " ", "of fields: what stands between joined fields", is_prose=True
+    )
+    messages_field: str = setting(
+        "messages", "of chat: the field with the messages, each with `role` and `content`"
     )
     split_documents: str = setting(
         "",

@@ -20,7 +20,7 @@ import numpy as np
 from longfire.config import settings
 from longfire.data.batch import Batch, batch_of
 from longfire.data.order import Order, mix
-from longfire.data.pack import NO_LABEL, Packed, document_starts, pack
+from longfire.data.pack import document_starts, pack
 from longfire.data.prepare import Prepared, prepare
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore, TokenStream
@@ -264,14 +264,19 @@ class Batches:
         length = self._length(first)
         tokens_BS = np.empty((len(places.row), length + 1), self.prepared.tokenizer.dtype)
         starts_BS = np.empty(tokens_BS.shape, bool) if self.data.varlen else None
+        loss_mask_BS = None
         for number in np.unique(places.source).tolist():
             selected = places.source == number
             stream = self.prepared.stores[number].train
             first_tokens = places.row[selected] * self.seq_len + places.piece[selected] * length
             tokens_BS[selected] = stream.sequences(first_tokens, length + 1)
+            if stream.has_mask:
+                if loss_mask_BS is None:
+                    loss_mask_BS = np.ones(tokens_BS.shape, bool)
+                loss_mask_BS[selected] = stream.loss_masks(first_tokens, length + 1)
             if starts_BS is not None:
                 starts_BS[selected] = document_starts(stream.ends, first_tokens, length + 1)
-        batch = batch_of(pack(tokens_BS, starts_BS, self.data.context_len))
+        batch = batch_of(pack(tokens_BS, starts_BS, self.data.context_len, loss_mask_BS))
         return replace(batch, pieces=self.seq_len // length)
 
     def _wait_for_sequences(self, number: int, k: int) -> int:
@@ -367,11 +372,10 @@ def in_order(
     for number in range(0, len(all_firsts), count):
         firsts = all_firsts[number : number + count]
         tokens_BS = np.zeros((len(firsts), seq_len + 1), stream.ids.dtype)
-        for sequence_S, first in zip(tokens_BS, firsts.tolist()):
-            tokens = stream.tokens(first, min(first + seq_len + 1, length))
-            sequence_S[: len(tokens)] = tokens
+        loss_mask_BS = np.zeros(tokens_BS.shape, bool)  # padding is not learned
+        for row, first in enumerate(firsts.tolist()):
+            stop = min(first + seq_len + 1, length)
+            tokens_BS[row, : stop - first] = stream.tokens(first, stop)
+            loss_mask_BS[row, : stop - first] = stream.loss_mask(first, stop)
         starts_BS = document_starts(stream.ends, firsts, seq_len + 1) if data.varlen else None
-        packed = pack(tokens_BS, starts_BS, data.context_len)
-        is_padding_BT = firsts[:, None] + np.arange(1, seq_len + 1) >= length
-        labels_BT = np.where(is_padding_BT, NO_LABEL, packed.labels_BT)
-        yield batch_of(Packed(packed.ids_BT, labels_BT, packed.positions_BT, packed.starts_BT))
+        yield batch_of(pack(tokens_BS, starts_BS, data.context_len, loss_mask_BS))

@@ -3,20 +3,32 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, TypedDict
 
+from longfire.data.record_format import Content, RecordFormat, is_empty, text_of_content
+
 
 class Document(NamedTuple):
-    """A text, or the reason why there is none.
+    """A text or what else a record holds, or the reason why there is none.
 
     identity: relative path and record number, the same wherever the folder is. It decides whether
     the document is kept for validation.
     where: file and record number, for messages.
-    problem: why the text could not be read; "" if it could.
+    content: of the record (record_format.py). problem: why it could not be read; "" if it could.
     """
 
     identity: str
     where: str
-    text: str
+    content: Content
     problem: str
+
+    @property
+    def text(self) -> str:
+        """The text alone; "" of a record that holds ids."""
+        return text_of_content(self.content)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return is_empty(self.content)
 
 
 class Position(TypedDict, total=False):
@@ -64,8 +76,8 @@ class Source(Protocol):
         ...
 
     @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of a record whose texts are joined; (): `text`, or else `content`."""
+    def record_format(self) -> RecordFormat:
+        """What its records are."""
         ...
 
     @property

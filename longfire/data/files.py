@@ -13,6 +13,8 @@ from longfire.data.chosen_files import relative
 from longfire.data.documents import Document, Position
 from longfire.data.fingerprints import Content
 from longfire.data.manifest import checksum
+from longfire.data.record_format import RecordFormat
+from longfire.data.records import TEXTS
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class FileSource:
     entry: str
     root: Path
     files: tuple[Path, ...]
-    fields: tuple[str, ...] = ()
+    record_format: RecordFormat = TEXTS
     split_documents: str = ""
     description: str = ""
     folder: str = ""
@@ -113,7 +115,7 @@ class FileSource:
                     yield self.name_of(file)
         else:
             for document in self.documents():
-                if document.text:
+                if not document.is_empty:
                     yield document.identity
 
     @property
@@ -151,11 +153,12 @@ class FileDocuments:
         is_one_document = source.is_one_document(file)
         row = self.position["row"]
         offset = self.position["offset"]
-        for record in formats.read(file, source.fields, row, offset, source.split_documents):
+        records = formats.read(file, source.record_format, row, offset, source.split_documents)
+        for record in records:
             self.position = {"file": number, "row": record.row, "offset": record.offset}
             self.bytes_read = bytes_before + int(source.sizes[number] * record.done)
             place = "" if is_one_document else f":{record.row}"
-            yield Document(name + place, f"{file}{place}", record.text, record.problem)
+            yield Document(name + place, f"{file}{place}", record.content, record.problem)
 
 
 def short_name(entry: str) -> str:

@@ -6,25 +6,21 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
-
-import numpy as np
 
 from longfire.config import settings
-from longfire.data.documents import Document
+from longfire.data.chunks import Chunk, gathered
 from longfire.data.fill_progress import FillProgress
 from longfire.data.jobs import Job
 from longfire.data.losses import Losses
 from longfire.data.manifest import TRAIN, VALIDATION, Progress, locked
+from longfire.data.record_format import EndTokens
+from longfire.data.records import Texts
 from longfire.data.store_writer import StoreWriter, discard
 from longfire.data.tokenizer import Bytes, Tokenizer
-from longfire.data.workers import Encoders, Ids
+from longfire.data.workers import Encoders
 from longfire.errors import DataError
 
-CHUNK_CHARACTERS = 2**20  # what a tokenizing process is given at a time
-CHUNK_DOCUMENTS = 4096
 COMMIT_SECONDS = 1.0
 JUDGED_CHARACTERS = 100_000  # sampled before a tokenizer that loses text ends an unfinished store
 BYTES_OF_A_PROCESS = 2_000_000  # less text than this does not pay for another process
@@ -39,15 +35,17 @@ def fill(
 ) -> None:
     """Fill stores side by side, in the proportion in which training will read them. Raises
     DataError."""
-    bos = tokenizer.bos_id if tokenizer_settings.add_bos else None
-    eos = tokenizer.eos_id if tokenizer_settings.add_eos else None
+    ends = EndTokens(
+        bos=tokenizer.bos_id if tokenizer_settings.add_bos else None,
+        eos=tokenizer.eos_id if tokenizer_settings.add_eos else None,
+    )
     processes = process_count(jobs, tokenizer, data)
     try:
         with ExitStack() as stack:
             # All processes lock in the same order, so that no two wait for each other.
             for folder in sorted(job.folder for job in jobs):
                 stack.enter_context(locked(folder))
-            encoders = stack.enter_context(Encoders(tokenizer, bos, eos, processes))
+            encoders = stack.enter_context(Encoders(tokenizer, ends, processes))
             fillers = []
             for job in jobs:
                 filler = StoreFiller(job, encoders, data, tokenizer_settings)
@@ -69,7 +67,8 @@ def process_count(jobs: Sequence[Job], tokenizer: Tokenizer, data: settings.Data
     if isinstance(tokenizer, Bytes):
         return 0
     wanted = data.num_workers or cores()
-    sizes = [job.source.bytes_total for job in jobs]
+    of_texts = [job for job in jobs if isinstance(job.source.record_format, Texts)]
+    sizes = [job.source.bytes_total for job in of_texts]
     if all(sizes):
         wanted = min(wanted, sum(sizes) // BYTES_OF_A_PROCESS)
     if wanted < 2:
@@ -83,20 +82,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@dataclass
-class Chunk:
-    """Some documents that are being tokenized.
-
-    text_bytes: UTF-8 bytes of each (N,). is_validation: bool (N,). progress: of the source, after
-    these documents.
-    """
-
-    encoded: "Future[Ids]"
-    text_bytes: np.ndarray
-    is_validation: np.ndarray
-    progress: Progress
 
 
 class StoreFiller:
@@ -197,49 +182,31 @@ class StoreFiller:
         self.losses += encoded.losses
         selections = {TRAIN: ~chunk.is_validation, VALIDATION: chunk.is_validation}
         for stream, selected in selections.items():
-            ids = encoded.ids[np.repeat(selected, encoded.lengths)]
-            self.writer.append(stream, ids, encoded.lengths[selected], chunk.text_bytes[selected])
+            record = encoded.record.select(selected)
+            self.writer.append(stream, record, encoded.text_bytes[selected])
         self.progress = chunk.progress
 
     def _read(self) -> Iterator[Chunk]:
         """The documents that are left, in chunks that are being tokenized."""
+        job = self.job
         counted: Progress = {**self.progress}
-        texts: list[str] = []
-        is_validation: list[bool] = []
-        size = 0
+        waiting = gathered(job.source.record_format, job.validation_split, self.encoders)
         for document in self.documents:
-            if document.problem:
-                counted = self._count_bad(document, counted)
-            elif not document.text:
+            problem = document.problem
+            if not problem and document.is_empty:
                 counted["empty_documents"] += 1
-            else:
-                train_text, validation_text = self.job.validation_split.parts(document)
-                if train_text:
-                    texts.append(train_text)
-                    is_validation.append(False)
-                if validation_text:
-                    texts.append(validation_text)
-                    is_validation.append(True)
-                size += len(document.text)
-            if size >= CHUNK_CHARACTERS or len(texts) >= CHUNK_DOCUMENTS:
-                yield self._chunk(texts, is_validation, counted)
-                texts = []
-                is_validation = []
-                size = 0
-        yield self._chunk(texts, is_validation, counted)
+            elif not problem:
+                problem = waiting.add(document)
+            if problem:
+                waiting.close_document()
+                counted = self._count_bad(document.where, problem, counted)
+            if waiting.is_full:
+                yield waiting.chunk({**counted, "position": self.documents.position})
+        yield waiting.chunk({**counted, "position": self.documents.position})
 
-    def _chunk(self, texts: list[str], is_validation: list[bool], counted: Progress) -> Chunk:
-        progress: Progress = {**counted, "position": self.documents.position}
-        return Chunk(
-            encoded=self.encoders.submit(texts),
-            text_bytes=np.array([utf8_size(text) for text in texts], np.int64),
-            is_validation=np.array(is_validation, bool),
-            progress=progress,
-        )
-
-    def _count_bad(self, document: Document, counted: Progress) -> Progress:
+    def _count_bad(self, where: str, problem: str, counted: Progress) -> Progress:
         """Count a document that cannot be read. Raises DataError unless the settings allow it."""
-        message = f"{document.where}: {document.problem}"
+        message = f"{where}: {problem}"
         if not self.data.skip_bad_documents:
             raise DataError(
                 f"{message}; fix it, or set data.skip_bad_documents = true to count and list such "
@@ -250,13 +217,6 @@ class StoreFiller:
             "bad_documents": counted["bad_documents"] + 1,
             "bad": [*counted["bad"], message][:BAD_LISTED],
         }
-
-
-def utf8_size(text: str) -> int:
-    """Bytes of a text in UTF-8."""
-    if text.isascii():
-        return len(text)
-    return len(text.encode())
 
 
 def losses_in(progress: Progress) -> Losses:

@@ -1,10 +1,10 @@
 """One file -> its records: jsonl, json, parquet, arrow, text. A new format is one function and one
 line of `FORMATS`. tables.py and text_files.py hold the readers of tables and of plain text.
 
-A reader is a generator `(file, fields, row, offset) -> Iterator[Record]` that begins after record
-number `row`, without reading what comes before where the format allows that. A record that cannot
-be read is yielded with its `problem`, so that the caller may count it and continue. A file that
-cannot be read raises DataError.
+A reader is a generator `(file, record_format, row, offset) -> Iterator[Record]` that begins after
+record number `row`, without reading what comes before where the format allows that. A record that
+cannot be read is yielded with its `problem`, so that the caller may count it and continue. A file
+that cannot be read raises DataError.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from longfire.data.compressed import ERRORS, compression_of
 from longfire.data.json_files import read_json, read_jsonl
-from longfire.data.records import Record
+from longfire.data.record_format import RecordFormat
+from longfire.data.records import Record, Texts
 from longfire.data.tables import read_arrow, read_parquet
 from longfire.data.text_files import read_split_text, read_text
 from longfire.errors import DataError
 
-Reader = Callable[[Path, tuple[str, ...], int, int], Iterator[Record]]
+Reader = Callable[[Path, RecordFormat, int, int], Iterator[Record]]
 
 FORMATS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
@@ -39,7 +40,11 @@ TEXT_FORMATS = tuple(suffix for suffix, reader in FORMATS.items() if reader is r
 
 
 def read(
-    file: Path, fields: tuple[str, ...], row: int = 0, offset: int = 0, split_documents: str = ""
+    file: Path,
+    record_format: RecordFormat,
+    row: int = 0,
+    offset: int = 0,
+    split_documents: str = "",
 ) -> Iterator[Record]:
     """Records of a file after the first `row`.
 
@@ -48,10 +53,15 @@ def read(
     """
     last = row
     reader = FORMATS[format_of(file)]
+    if reader is read_text and not isinstance(record_format, Texts):
+        raise DataError(
+            f"{file}: a file of text has no records, and data.record_format = "
+            f"{record_format.name!r} reads their fields: name jsonl, json, parquet or arrow"
+        )
     if reader is read_text and split_documents:
         records = read_split_text(file, split_documents, row, offset)
     else:
-        records = reader(file, fields, row, offset)
+        records = reader(file, record_format, row, offset)
     try:
         for record in records:
             last = record.row

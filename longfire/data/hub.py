@@ -14,7 +14,8 @@ import huggingface_hub
 from huggingface_hub.errors import HTTPError
 
 from longfire.data.documents import Document, Position
-from longfire.data.records import choose_fields, text_of
+from longfire.data.record_format import RecordFormat
+from longfire.data.records import TEXTS
 from longfire.data.tables import BATCH_ROWS
 from longfire.errors import DataError, first_line
 
@@ -33,7 +34,7 @@ class HubSource:
     repository: str
     streaming: bool = False
     trust_remote_code: bool = False
-    fields: tuple[str, ...] = ()
+    record_format: RecordFormat = TEXTS
     dataset_name: str = ""
     dataset_split: str = ""
     data_dir: str = ""
@@ -179,9 +180,10 @@ class HubDocuments:
     def __iter__(self) -> Iterator[Document]:
         dataset = self.source.dataset
         entry = self.source.entry
-        fields = self.source.fields
+        record_format = self.source.record_format
+        fields: tuple[str, ...] = ()
         if dataset.column_names:
-            fields = choose_fields(entry, dataset.column_names, fields)
+            fields = record_format.columns(entry, dataset.column_names)
         if self.source.streaming:
             records = self._streamed(dataset)
         else:
@@ -189,8 +191,8 @@ class HubDocuments:
         for record in records:
             self._row += 1
             place = f"{entry}:{self._row}"
-            text, problem = text_of(record, fields)
-            yield Document(place, place, text, problem)
+            content, problem = record_format.content_of(record)
+            yield Document(place, place, content, problem)
 
     def _stored(self, dataset: "datasets.Dataset") -> Iterator[Mapping[str, object]]:
         for start in range(self._row, len(dataset), BATCH_ROWS):

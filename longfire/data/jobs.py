@@ -17,6 +17,7 @@ from longfire.data.manifest import (
     checksum,
     read_manifest,
 )
+from longfire.data.records import Texts
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore
 from longfire.data.validation import ValidationSplit, validation_split_of
@@ -55,10 +56,11 @@ class Job:
             "add_bos": tokenizer_settings.add_bos,
             "add_eos": tokenizer_settings.add_eos,
             "heldout_fraction": data.validation_fraction,
-            "text_field": "+".join(source.fields),
+            "text_field": "+".join(text_fields(source)),
             "skip_bad_documents": data.skip_bad_documents,
             **validation_split.options,
         }
+        options |= source.record_format.options(tokenizer)
         if source.split_documents:
             options["split_documents"] = source.split_documents
         header: Header = {
@@ -76,6 +78,12 @@ class Job:
     def is_complete(self) -> bool:
         """Whether its store needs no more work."""
         return is_complete(self.folder)
+
+
+def text_fields(source: Source) -> tuple[str, ...]:
+    """The fields of a source of texts, as the address of a store names them."""
+    record_format = source.record_format
+    return record_format.fields if isinstance(record_format, Texts) else ()
 
 
 def store_folder(source: Source, header: Header, folder: Path) -> Path:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from longfire.data.compressed import open_file
 from longfire.data.lines import decode, lines_of
-from longfire.data.records import AUTO_FIELDS, Record, repeated_field, text_of
+from longfire.data.record_format import Content, RecordFormat
+from longfire.data.records import AUTO_FIELDS, Record, repeated_field
 from longfire.errors import DataError
 
 TOO_DEEP = "broken JSON: nested too deeply"
 
 
-def read_jsonl(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
+def read_jsonl(file: Path, record_format: RecordFormat, row: int, offset: int) -> Iterator[Record]:
     """One object a line; lines of white space are skipped, and are counted."""
     size = max(file.stat().st_size, 1)
     stream, raw = open_file(file)
@@ -26,30 +27,30 @@ def read_jsonl(file: Path, fields: tuple[str, ...], row: int, offset: int) -> It
             offset += len(line)
             if line.isspace():
                 continue
-            text, problem = text_of_line(line, fields)
+            content, problem = content_of_line(line, record_format)
             if is_plain:
-                yield Record(number, text, problem, offset / size, offset)
+                yield Record(number, content, problem, offset / size, offset)
             else:
-                yield Record(number, text, problem, raw.tell() / size)
+                yield Record(number, content, problem, raw.tell() / size)
 
 
-def text_of_line(line: bytes, fields: tuple[str, ...]) -> tuple[str, str]:
-    """(text, problem) of a line of JSON."""
+def content_of_line(line: bytes, record_format: RecordFormat) -> tuple[Content, str]:
+    """(content, problem) of a line of JSON."""
     text, problem = decode(line)
     if problem:
         return "", problem
     try:
-        return text_of(load_json(text, fields), fields)
+        record = load_json(text, record_format.fields or AUTO_FIELDS)
+        return record_format.content_of(record)
     except ValueError as error:
         return "", f"broken JSON: {error}"
     except RecursionError:
         return "", TOO_DEEP
 
 
-def load_json(text: str, fields: tuple[str, ...]) -> object:
+def load_json(text: str, wanted: tuple[str, ...]) -> object:
     """`json.loads`, which takes the last of two fields with one name. Raises ValueError where that
-    is a field that holds text."""
-    wanted = fields or AUTO_FIELDS
+    is a field that is read."""
     if all(text.count(f'"{field}"') < 2 for field in wanted):
         return json.loads(text)  # at once: nearly every line
 
@@ -63,7 +64,7 @@ def load_json(text: str, fields: tuple[str, ...]) -> object:
     return json.loads(text, object_pairs_hook=checked)
 
 
-def read_json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
+def read_json(file: Path, record_format: RecordFormat, row: int, offset: int) -> Iterator[Record]:
     """A list of objects, one object, or an object a line (a jsonl file with another suffix)."""
     stream, raw = open_file(file)
     with raw, stream:
@@ -71,10 +72,10 @@ def read_json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Ite
     value: object = None
     if not problem:
         try:
-            value = load_json(text, fields)
+            value = load_json(text, record_format.fields or AUTO_FIELDS)
         except ValueError as error:
             if text.lstrip().startswith("{") and "\n" in text.strip():
-                yield from read_jsonl(file, fields, row, offset)
+                yield from read_jsonl(file, record_format, row, offset)
                 return
             problem = f"broken JSON: {error}"
         except RecursionError:
@@ -83,5 +84,5 @@ def read_json(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Ite
         raise DataError(f"{file}: {problem}; fix or remove the file")
     records = value if isinstance(value, list) else [value]
     for number, record in enumerate(records[row:], row + 1):
-        record_text, record_problem = text_of(record, fields)
-        yield Record(number, record_text, record_problem, number / len(records))
+        content, record_problem = record_format.content_of(record)
+        yield Record(number, content, record_problem, number / len(records))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from longfire.data.blocks import Sums, delete_advice
 from longfire.data.documents import Position
@@ -24,11 +24,15 @@ from longfire.errors import DataError
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the folder. Format 1 had no checksums of blocks, and can still be read
+# Of a store with loss masks. Versions that do not know masks refuse it, since they would train on
+# every token.
+MASKED_FORMAT = 3
 MANIFEST = "manifest.json"
 TRAIN = "train"
 VALIDATION = "heldout"  # on disk the stream keeps its first name
 STREAMS = (TRAIN, VALIDATION)
-COLUMNS = ("tokens", "ends", "bytes")
+MASK = "mask"  # the column of the loss mask, which only some streams have
+COLUMNS = ("tokens", "ends", "bytes", MASK)
 
 
 class SourceRecord(TypedDict):
@@ -63,11 +67,15 @@ class ShardRecord(TypedDict, total=False):
 
 
 class StreamRecord(TypedDict):
-    """How much a stream holds, in tokens, documents and bytes of text, and its shards."""
+    """How much a stream holds, in tokens, documents and bytes of text, and its shards.
+
+    loss_tokens: how many of the tokens count in the loss; only where the stream has a mask.
+    """
 
     tokens: int
     documents: int
     bytes: int
+    loss_tokens: NotRequired[int]
     shards: list[ShardRecord]
 
 
@@ -103,6 +111,7 @@ def column_shapes(
         "tokens": (dtype, shard_tokens),
         "ends": ("int64", shard_documents),
         "bytes": ("int64", shard_documents),
+        MASK: ("uint8", shard_tokens),
     }
 
 
@@ -156,12 +165,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{file}: not valid JSON ({error}); {advice}") from None
     if not isinstance(manifest, dict):
         raise DataError(f"{file}: damaged: no JSON object; {advice}")
-    if manifest.get("format") not in (1, FORMAT):
+    if manifest.get("format") not in (1, FORMAT, MASKED_FORMAT):
         raise DataError(
-            f"{file}: format {manifest.get('format')}, and this version reads 1 to {FORMAT}; "
-            "prepare the data again"
+            f"{file}: format {manifest.get('format')}, and this version reads 1 to "
+            f"{MASKED_FORMAT}; prepare the data again"
         )
-    if manifest["format"] == FORMAT:
+    if manifest["format"] >= FORMAT:
         size = len(last_line(b""))
         if content[-size:] != last_line(content[:-size]):
             raise DataError(

@@ -29,7 +29,10 @@ class Packed:
 
 
 def pack(
-    tokens_BS: np.ndarray, starts_BS: np.ndarray | None = None, context_len: int = 0
+    tokens_BS: np.ndarray,
+    starts_BS: np.ndarray | None = None,
+    context_len: int = 0,
+    loss_mask_BS: np.ndarray | None = None,
 ) -> Packed:
     """Pack sequences of S = T+1 tokens; the last one is only a label.
 
@@ -37,7 +40,8 @@ def pack(
     label real. With it (a document begins at this token) positions count from 0 in each document,
     a sequence's first token begins a piece too, and a label that belongs to another document is
     NO_LABEL. `context_len` > 0 cuts longer pieces after so many tokens. The label at such a cut
-    stays, since it continues the same document.
+    stays, since it continues the same document. A label whose token `loss_mask_BS` (bool) leaves
+    out is NO_LABEL.
 
     An example, T = 6, documents "abcd" and "xyz", context_len = 3:
         tokens     a b c d x y z        starts     1 0 0 0 1 0 0
@@ -46,6 +50,8 @@ def pack(
     """
     ids_BT = tokens_BS[:, :-1].astype(np.int64)
     labels_BT = tokens_BS[:, 1:].astype(np.int64)
+    if loss_mask_BS is not None:
+        labels_BT[~loss_mask_BS[:, 1:]] = NO_LABEL
     places_T = np.arange(ids_BT.shape[1])
     if starts_BS is None:
         return Packed(ids_BT, labels_BT, np.tile(places_T, (len(ids_BT), 1)), None)

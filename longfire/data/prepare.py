@@ -256,6 +256,7 @@ def describe(store: TokenStore) -> str:
         return f"prepared while training runs -> {store.folder}"
     train = store.train
     contents = f"{counted(train.length, 'token')} in {counted(train.documents, 'document')}"
+    contents += describe_loss_tokens(train)
     contents += describe_validation(store)
     progress = store.manifest["progress"]
     contents += describe_skipped(progress)
@@ -263,6 +264,13 @@ def describe(store: TokenStore) -> str:
     if losses.lost_characters or losses.unknown_tokens or losses.empty_encodings:
         contents += f"; {losses.describe()}"
     return f"{contents} -> {store.folder}"
+
+
+def describe_loss_tokens(stream: TokenStream) -> str:
+    """The share of tokens that count in the loss, where not all do."""
+    if not stream.has_mask:
+        return ""
+    return f", {stream.loss_share:.1%} of the tokens count in the loss"
 
 
 def describe_validation(store: TokenStore) -> str:

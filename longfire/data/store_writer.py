@@ -13,8 +13,11 @@ import numpy as np
 
 from longfire.data.blocks import BlockWriter, Sums, written_sums
 from longfire.data.manifest import (
+    COLUMNS,
     FORMAT,
     MANIFEST,
+    MASK,
+    MASKED_FORMAT,
     STREAMS,
     Header,
     Manifest,
@@ -30,10 +33,12 @@ from longfire.data.manifest import (
     sums_of,
     write_manifest,
 )
+from longfire.data.token_record import TokenRecord, mask_of
 from longfire.disk import sync
 
 SHARD_TOKENS = 2**28  # 512 MiB of uint16
 SHARD_DOCUMENTS = 2**22  # 32 MiB of int64
+MASKED_AT_ONCE = 2**20  # tokens before the first one with a mask
 
 
 class ColumnWriter:
@@ -144,8 +149,12 @@ class StoreWriter:
         exists = (folder / MANIFEST).exists()
         if exists:
             self.manifest.update(read_manifest(folder))
-            self.manifest["format"] = FORMAT
-        self._text_bytes = {name: self.manifest["streams"][name]["bytes"] for name in STREAMS}
+            self.manifest["format"] = max(FORMAT, self.manifest["format"])
+        self._text_bytes: dict[str, int] = {}
+        self._loss_tokens: dict[str, int] = {}
+        for name, record in self.manifest["streams"].items():
+            self._text_bytes[name] = record["bytes"]
+            self._loss_tokens[name] = record.get("loss_tokens", record["tokens"])
         self._columns: dict[str, dict[str, ColumnWriter]] = {}
         if not self.complete:
             for name in STREAMS:
@@ -164,28 +173,50 @@ class StoreWriter:
 
     def _continue(self, name: str, record: StreamRecord) -> dict[str, ColumnWriter]:
         (self.folder / name).mkdir(exist_ok=True)
+        shards = shards_by_column(record["shards"])
+        writers = {}
+        for column in COLUMNS:
+            length = record["documents"]
+            if column in ("tokens", MASK):
+                length = record["tokens"]
+            if column == MASK and not shards[MASK]:
+                for file in (self.folder / name).glob(f"{MASK}-*"):
+                    file.unlink()  # was not committed
+                continue
+            writers[column] = self._column(name, column, length, shards[column])
+        return writers
+
+    def _column(
+        self, stream: str, column: str, length: int, shards: list[ShardRecord]
+    ) -> ColumnWriter:
         manifest = self.manifest
         shapes = column_shapes(
             manifest["dtype"], manifest["shard_tokens"], manifest["shard_documents"]
         )
-        shards = shards_by_column(record["shards"])
-        writers = {}
-        for column, (dtype, shard_items) in shapes.items():
-            length = record["tokens"] if column == "tokens" else record["documents"]
-            path = self.folder / name / column
-            writers[column] = ColumnWriter(path, dtype, shard_items, length, shards[column])
-        return writers
+        dtype, shard_items = shapes[column]
+        path = self.folder / stream / column
+        return ColumnWriter(path, dtype, shard_items, length, shards)
 
-    def append(
-        self, stream: str, ids: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray
-    ) -> None:
-        """Append documents to a stream: their ids end to end, the length of each in tokens, and in
-        bytes of its text."""
+    def append(self, stream: str, record: TokenRecord, text_bytes: np.ndarray) -> None:
+        """Append the documents of a record to a stream. text_bytes: (D,), the bytes of the text of
+        each."""
         columns = self._columns[stream]
-        columns["ends"].append(columns["tokens"].length + np.cumsum(lengths))
+        if record.loss_mask is not None and MASK not in columns:
+            columns[MASK] = self._begun_mask(stream, columns["tokens"].length)
+        if MASK in columns:
+            columns[MASK].append(mask_of(record))
+        columns["ends"].append(columns["tokens"].length + np.cumsum(record.lengths))
         columns["bytes"].append(self._text_bytes[stream] + np.cumsum(text_bytes))
-        columns["tokens"].append(ids)
+        columns["tokens"].append(record.ids)
         self._text_bytes[stream] += int(np.sum(text_bytes))
+        self._loss_tokens[stream] += record.loss_tokens
+
+    def _begun_mask(self, stream: str, tokens: int) -> ColumnWriter:
+        """The mask of a stream that had none: its `tokens` tokens all count in the loss."""
+        mask = self._column(stream, MASK, 0, [])
+        for start in range(0, tokens, MASKED_AT_ONCE):
+            mask.append(np.ones(min(MASKED_AT_ONCE, tokens - start), np.uint8))
+        return mask
 
     def tokens(self, stream: str) -> int:
         """Tokens of a stream, with those that are not committed yet."""
@@ -215,6 +246,9 @@ class StoreWriter:
                 "bytes": self._text_bytes[name],
                 "shards": shards,
             }
+            if MASK in columns:
+                streams[name]["loss_tokens"] = self._loss_tokens[name]
+                self.manifest["format"] = MASKED_FORMAT
         self.manifest["streams"] = streams
         self.manifest["progress"] = progress
         self.manifest["complete"] = complete

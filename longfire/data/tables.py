@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longfire.data.records import Record, choose_fields, text_of
+from longfire.data.record_format import RecordFormat
+from longfire.data.records import Record
 from longfire.errors import DataError
 
 BATCH_ROWS = 256  # rows of a table that become Python objects at a time
@@ -15,10 +16,12 @@ ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 ARROW_OLD_END = b"\0\0\0\0"
 
 
-def read_parquet(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
+def read_parquet(
+    file: Path, record_format: RecordFormat, row: int, offset: int
+) -> Iterator[Record]:
     """The rows of a parquet file. Groups of rows before `row` are not read."""
     with pq.ParquetFile(file) as parquet:
-        chosen = choose_fields(file, parquet.schema_arrow.names, fields)
+        chosen = record_format.columns(file, parquet.schema_arrow.names)
         first = 0
         rows_before = 0
         while first < parquet.num_row_groups:
@@ -28,8 +31,10 @@ def read_parquet(file: Path, fields: tuple[str, ...], row: int, offset: int) -> 
             rows_before += group_rows
             first += 1
         batches = parquet_batches(parquet, first, chosen)
-        for number, text, problem in texts_of_rows(batches, chosen, rows_before, row):
-            yield Record(number, text, problem, number / parquet.metadata.num_rows)
+        rows = records_of_rows(batches, chosen, rows_before, row)
+        for number, record in rows:
+            content, problem = record_format.content_of(record)
+            yield Record(number, content, problem, number / parquet.metadata.num_rows)
 
 
 def parquet_batches(
@@ -40,7 +45,7 @@ def parquet_batches(
         yield from parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(fields))
 
 
-def read_arrow(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
+def read_arrow(file: Path, record_format: RecordFormat, row: int, offset: int) -> Iterator[Record]:
     """The streaming format (what `datasets` writes) or the file format."""
     with pa.memory_map(str(file)) as mapped:
         try:
@@ -54,9 +59,10 @@ def read_arrow(file: Path, fields: tuple[str, ...], row: int, offset: int) -> It
             batches = iter(reader)
         else:
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        chosen = choose_fields(file, reader.schema.names, fields)
-        for number, text, problem in texts_of_rows(batches, chosen, 0, row):
-            yield Record(number, text, problem, mapped.tell() / max(mapped.size(), 1))
+        chosen = record_format.columns(file, reader.schema.names)
+        for number, record in records_of_rows(batches, chosen, 0, row):
+            content, problem = record_format.content_of(record)
+            yield Record(number, content, problem, mapped.tell() / max(mapped.size(), 1))
 
 
 def check_stream_end(file: Path) -> None:
@@ -92,24 +98,28 @@ def check_stream_end(file: Path) -> None:
         )
 
 
-def texts_of_rows(
+def records_of_rows(
     batches: Iterable[pa.RecordBatch], fields: tuple[str, ...], rows_before: int, row: int
-) -> Iterator[tuple[int, str, str]]:
-    """(number, text, problem) of the rows after number `row`, where the first batch begins after
-    row number `rows_before`."""
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Number and fields of the rows after number `row`, where the first batch begins after row
+    number `rows_before`."""
     for batch in batches:
         for start in range(max(row - rows_before, 0), batch.num_rows, BATCH_ROWS):
             part = batch.slice(start, BATCH_ROWS)
             columns = [part.column(part.schema.get_field_index(field)) for field in fields]
             for i in range(part.num_rows):
                 values = {field: value_of(column[i]) for field, column in zip(fields, columns)}
-                text, problem = text_of(values, fields)
-                yield rows_before + start + i + 1, text, problem
+                yield rows_before + start + i + 1, values
         rows_before += batch.num_rows
 
 
 def value_of(scalar: pa.Scalar) -> object:
-    """A string column may hold invalid UTF-8: then its bytes, so that `decode` names the place."""
+    """A list of numbers is an array: of whole numbers without null a view of the file's memory. A
+    string column may hold invalid UTF-8: then its bytes, so that `decode` names the place."""
+    if isinstance(scalar, pa.ListScalar) and scalar.is_valid:
+        values = scalar.values
+        if pa.types.is_integer(values.type) and not values.null_count:
+            return values.to_numpy()
     try:
         return scalar.as_py()
     except UnicodeDecodeError:

@@ -16,6 +16,8 @@ from longfire.config import settings
 from longfire.data import file_checks, folders, formats
 from longfire.data.documents import Source
 from longfire.data.files import FileSource
+from longfire.data.record_format import RecordFormat
+from longfire.data.record_formats import record_format_of
 from longfire.errors import DataError, SettingsError
 
 EMBEDDED = "embedded"  # the source that names Python's own library
@@ -51,6 +53,7 @@ def sources(data: settings.Data) -> tuple[Source, ...]:
         "data_dir": one_for_each("data_dir", data.data_dir, count),
         "data_files": one_for_each("data_files", data.data_files, count),
         "text_field": one_for_each("text_field", data.text_field, count),
+        "record_format": one_for_each("record_format", data.record_format, count),
     }
     found = []
     for i, entry in enumerate(data.dataset):
@@ -71,6 +74,11 @@ def one_for_each(key: str, values: tuple[str, ...], count: int) -> tuple[str, ..
     return (values or ("",)) * count
 
 
+def same_for_all(values: tuple[str, ...]) -> tuple[str, ...]:
+    """A value that all sources of data.dataset have holds for other texts too; else none does."""
+    return values[:1] if len(set(values)) == 1 else ()
+
+
 def validation_of(data: settings.Data) -> settings.Data:
     """The settings that name data.validation as the dataset, of which no part is kept for
     validation."""
@@ -78,8 +86,6 @@ def validation_of(data: settings.Data) -> settings.Data:
     for entry in data.validation:
         is_local = entry == EMBEDDED or glob.has_magic(entry) or Path(entry).expanduser().exists()
         splits.append("" if is_local else data.validation_split)
-    # One field for all sources holds for these texts too.
-    text_field = data.text_field[:1] if len(set(data.text_field)) == 1 else ()
     return replace(
         data,
         dataset=data.validation,
@@ -88,7 +94,8 @@ def validation_of(data: settings.Data) -> settings.Data:
         data_dir=(),
         data_files=(),
         data_probs=(),
-        text_field=text_field,
+        text_field=same_for_all(data.text_field),
+        record_format=same_for_all(data.record_format),
         validation=(),
         validation_fraction=0.0,
         streaming=False,
@@ -133,7 +140,7 @@ def source_of(entry: str, data: settings.Data, own: Mapping[str, str]) -> Source
     """The source of an entry of data.dataset. own: the settings of this entry. Raises DataError."""
     if entry == EMBEDDED:
         return library()
-    fields = fields_of(own["text_field"])
+    record_format = record_format_of(data, own["record_format"], own["text_field"])
     path = Path(entry).expanduser()
     if path.is_file():
         if own["data_dir"] or own["data_files"]:
@@ -151,28 +158,16 @@ def source_of(entry: str, data: settings.Data, own: Mapping[str, str]) -> Source
         description = chosen.describe()
     else:
         file_checks.check_links([path])
-        return hub_source(entry, data, own, fields)
+        return hub_source(entry, data, own, record_format)
     return FileSource(
         entry=entry,
         root=chosen.root,
         files=chosen.files,
-        fields=fields,
+        record_format=record_format,
         split_documents=data.split_documents,
         description=description,
         folder=data.folder,
     )
-
-
-def fields_of(text_field: str) -> tuple[str, ...]:
-    """The fields that data.text_field names. Raises SettingsError."""
-    if set(text_field) & set("[],<"):
-        raise SettingsError(
-            f"data.text_field = {text_field!r}: one field, or several joined by `+`; loss masks in "
-            "brackets and special tokens in fields are not supported"
-        )
-    if not text_field:
-        return ()
-    return tuple(text_field.split("+"))
 
 
 def library() -> FileSource:
@@ -191,7 +186,7 @@ def library() -> FileSource:
 
 
 def hub_source(
-    entry: str, data: settings.Data, own: Mapping[str, str], fields: tuple[str, ...]
+    entry: str, data: settings.Data, own: Mapping[str, str], record_format: RecordFormat
 ) -> Source:
     """`owner/name`, `owner/name/folder/inside` or `name`, unless it is clearly a path. Raises
     DataError."""
@@ -211,7 +206,7 @@ def hub_source(
         repository="/".join(parts[:2]),
         streaming=data.streaming,
         trust_remote_code=data.trust_remote_code,
-        fields=fields,
+        record_format=record_format,
         dataset_name=own["dataset_name"],
         dataset_split=own["dataset_split"],
         data_dir=folder or own["data_dir"],

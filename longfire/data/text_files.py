@@ -8,12 +8,13 @@ from typing import BinaryIO
 
 from longfire.data.compressed import open_file
 from longfire.data.lines import decode, lines_of
+from longfire.data.record_format import RecordFormat
 from longfire.data.records import Record
 
 BLOCK_BYTES = 2**20  # read at a time of a text that a separator splits
 
 
-def read_text(file: Path, fields: tuple[str, ...], row: int, offset: int) -> Iterator[Record]:
+def read_text(file: Path, record_format: RecordFormat, row: int, offset: int) -> Iterator[Record]:
     """A file of text is one document."""
     if row == 0:
         stream, raw = open_file(file)

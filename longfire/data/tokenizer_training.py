@@ -9,6 +9,7 @@ from pathlib import Path
 from longfire.config import settings
 from longfire.data.documents import Source
 from longfire.data.manifest import checksum, locked
+from longfire.data.records import Texts
 from longfire.data.tokenizer import (
     MIN_VOCAB_SIZE,
     Tokenizer,
@@ -58,6 +59,13 @@ def trained(
             f"tokenizer.train_vocab_size = {wanted.train_vocab_size}: at least {MIN_VOCAB_SIZE}, "
             "the bytes and two ends"
         )
+    for source in sources:
+        if source.record_format.name in ("tokens", "chat"):
+            raise SettingsError(
+                f"tokenizer.path = train: {source.entry} is read as {source.record_format.name} "
+                "(data.record_format), which takes the tokenizer that its ids or its chat template "
+                "belong to: name that one"
+            )
     splits = [validation_split_of(source, data.validation_fraction) for source in sources]
     address = address_of(wanted, sources, shares, splits, data)
     folder = Path(data.folder) / f"tokenizer-{address}"
@@ -80,9 +88,12 @@ def address_of(
     options: list[object] = []
     is_special = False
     for source, share, split in zip(sources, shares, splits):
-        contents.append([source.fingerprint, source.fields, share])
-        options.append([split.options, source.split_documents])
-        is_special = is_special or bool(split.options or source.split_documents)
+        contents.append([source.fingerprint, source.record_format.fields, share])
+        own = [split.options, source.split_documents]
+        if not isinstance(source.record_format, Texts):
+            own.append(repr(source.record_format))
+        options.append(own)
+        is_special = is_special or bool(split.options or any(own[1:]))
     made_from: list[object] = [
         contents,
         [data.validation_fraction, wanted.train_vocab_size, wanted.train_bytes],

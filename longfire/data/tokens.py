@@ -2,10 +2,12 @@
 
     <name>-<address>/
         manifest.json          what the store holds (manifest.py)
-        train/, heldout/       the two streams, each of three columns in shards of a fixed size:
+        train/, heldout/       the two streams, each of its columns in shards of a fixed size:
             tokens-00000.bin     ids, uint16 or uint32
             ends-00000.bin       int64: where each document ends in the stream, in tokens
             bytes-00000.bin      int64: the same in bytes of its UTF-8 text (for bits per byte)
+            mask-00000.bin       uint8: 1 where the token counts in the loss, else 0; there from
+                                 the first record that has a mask, and then for every token
             tokens-00000.crc32   checksums of its blocks, compared when a block is first read
                                  (blocks.py)
 
@@ -21,6 +23,7 @@ import numpy as np
 from longfire.data.blocks import BlockFile, Side, Sums, delete_advice
 from longfire.data.manifest import (
     MANIFEST,
+    MASK,
     STREAMS,
     TRAIN,
     VALIDATION,
@@ -126,8 +129,8 @@ class Column:
 class TokenStream:
     """The training or the validation part of a store; its sizes follow `TokenStore.refresh`.
 
-    ids, ends, bytes are its columns: `ends.searchsorted(place)` is the document of a token,
-    `ends[a:b]` are ends of documents.
+    ids, ends, bytes, mask are its columns: `ends.searchsorted(place)` is the document of a token,
+    `ends[a:b]` are ends of documents. mask is empty where every token counts in the loss.
     """
 
     def __init__(self, folder: Path, dtype: str, shard_tokens: int, shard_documents: int) -> None:
@@ -135,6 +138,8 @@ class TokenStream:
         self.ids = Column(folder / "tokens", *shapes["tokens"])
         self.ends = Column(folder / "ends", *shapes["ends"])
         self.bytes = Column(folder / "bytes", *shapes["bytes"])
+        self.mask = Column(folder / MASK, *shapes[MASK])
+        self.loss_tokens = 0
 
     @property
     def length(self) -> int:
@@ -148,11 +153,25 @@ class TokenStream:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return self.ids, self.ends, self.bytes
+        return self.ids, self.ends, self.bytes, self.mask
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some of its tokens may not count in the loss."""
+        return self.mask.length > 0
+
+    @property
+    def loss_share(self) -> float:
+        """The share of its tokens that count in the loss."""
+        return self.loss_tokens / max(self.length, 1)
 
     def grow(self, record: StreamRecord) -> None:
         """What the manifest names now."""
         shards = shards_by_column(record["shards"])
+        # the mask first: whoever sees new ids while this grows must see their mask too
+        if shards[MASK]:
+            self.mask.grow(record["tokens"], shards[MASK])
+        self.loss_tokens = record.get("loss_tokens", record["tokens"])
         self.ids.grow(record["tokens"], shards["tokens"])
         self.ends.grow(record["documents"], shards["ends"])
         self.bytes.grow(record["documents"], shards["bytes"])
@@ -161,12 +180,25 @@ class TokenStream:
         """Ids [start, stop) of the stream."""
         return self.ids.read(start, stop)
 
+    def loss_mask(self, start: int, stop: int) -> np.ndarray:
+        """Whether tokens [start, stop) of the stream count in the loss, bool."""
+        if not self.has_mask:
+            return np.ones(stop - start, bool)
+        return self.mask.read(start, stop).astype(bool)
+
     def sequences(self, first: np.ndarray, length: int) -> np.ndarray:
         """Ids (B, length): `length` tokens from each place in `first` (B,)."""
         tokens_BS = np.empty((len(first), length), self.ids.dtype)
         for number, start in enumerate(first.tolist()):
             tokens_BS[number] = self.ids.read(start, start + length)
         return tokens_BS
+
+    def loss_masks(self, first: np.ndarray, length: int) -> np.ndarray:
+        """Whether each token of `sequences` counts in the loss, bool (B, length)."""
+        mask_BS = np.empty((len(first), length), bool)
+        for number, start in enumerate(first.tolist()):
+            mask_BS[number] = self.loss_mask(start, start + length)
+        return mask_BS
 
 
 class TokenStore:

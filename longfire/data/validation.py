@@ -14,12 +14,17 @@ No text is ever in both parts.
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
+
 from longfire.data.documents import Document, Source
+from longfire.data.losses import Losses
+from longfire.data.record_format import Encoded
 
 FEW_DOCUMENTS = 8  # fewer than this: the end of each is kept
 CUT_CHARACTERS = 1000  # a shorter document is not cut
 TAIL_CHARACTERS = 50_000  # the end of a document has at least so many characters,
 TAIL_SHARE = 0.1  # if that is at most this share of the document
+CHARACTERS_A_TOKEN = 4  # of records of ids
 # In the address of a store:
 TAILS = f"tails of at least {TAIL_CHARACTERS} characters or {TAIL_SHARE:g}"
 # Identities that are hashed to find the rule. Of more documents than this one will have a hash
@@ -61,6 +66,21 @@ class ValidationSplit:
             return "", text
         return text, ""
 
+    def record_parts(self, identity: str, encoded: Encoded) -> list[tuple[Encoded, bool]]:
+        """The tokens of a record, and whether they are for validation; or both parts of it."""
+        if not self.tails:
+            kept = identity == self.lowest or is_validation(identity, self.fraction)
+            return [(encoded, kept)]
+        record = encoded.record
+        place = token_tail_start(len(record.ids), self.fraction)
+        if place == len(record.ids):
+            return [(encoded, False)]
+        shares = cut_bytes(encoded, place)
+        parts = []
+        for part, text_bytes, kept in zip(record.cut(place), shares, (False, True)):
+            parts.append((Encoded(part, text_bytes, Losses()), kept))
+        return parts
+
     @property
     def options(self) -> dict[str, str]:
         """What the rule adds to the address of a token store: nothing where the fraction alone
@@ -86,6 +106,24 @@ def tail_start(text: str, fraction: float) -> int:
     return place
 
 
+def token_tail_start(tokens: int, fraction: float) -> int:
+    """Where the validation part of a record of so many tokens begins."""
+    if tokens * CHARACTERS_A_TOKEN < CUT_CHARACTERS:
+        return tokens
+    least = min(TAIL_CHARACTERS // CHARACTERS_A_TOKEN, round(TAIL_SHARE * tokens))
+    return tokens - max(round(fraction * tokens), least)
+
+
+def cut_bytes(encoded: Encoded, place: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of the documents before and after a cut after `place` tokens. Those of a document
+    that is cut are divided as its tokens are."""
+    lengths = encoded.record.lengths
+    before = np.diff(np.minimum(np.cumsum(lengths), place), prepend=0)
+    first = encoded.text_bytes * before // lengths
+    second = encoded.text_bytes - first
+    return first[before > 0], second[before < lengths]
+
+
 def validation_split_of(source: Source, fraction: float) -> ValidationSplit:
     """The rule for a source. Its documents are hashed until one is below the fraction."""
     by_hash = ValidationSplit(fraction)
@@ -99,6 +137,6 @@ def validation_split_of(source: Source, fraction: float) -> ValidationSplit:
         lowest_hash, lowest = min((lowest_hash, lowest), (hash_of(identity), identity))
         if count > HASHED_DOCUMENTS or (count >= FEW_DOCUMENTS and lowest_hash < fraction):
             return by_hash
-    if 0 < count < FEW_DOCUMENTS:
+    if 0 < count < FEW_DOCUMENTS and source.record_format.cut_for_validation:
         return ValidationSplit(fraction, tails=True)
     return ValidationSplit(fraction, lowest)

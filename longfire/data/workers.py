@@ -14,33 +14,24 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from longfire.data.losses import Losses
+from longfire.data.record_format import Encoded, EndTokens
+from longfire.data.token_record import TokenRecord
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError
 
 LOSS_COUNTS = len(Losses().counts())  # numbers of a message before the lengths
 
 
-@dataclass(frozen=True)
-class Ids:
-    """Documents' ids end to end, the length of each in tokens (N,), and what the tokenizer lost of
-    them."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    losses: Losses
-
-
-def encode(tokenizer: Tokenizer, texts: list[str], bos: int | None, eos: int | None) -> Ids:
-    """Ids of documents, each with `bos` before it and `eos` after it where these are not None."""
-    before = token_array(bos, tokenizer.dtype)
-    after = token_array(eos, tokenizer.dtype)
+def encode(tokenizer: Tokenizer, texts: list[str], ends: EndTokens) -> Encoded:
+    """Tokens of documents, each with its `ends`."""
+    before = token_array(ends.bos, tokenizer.dtype)
+    after = token_array(ends.eos, tokenizer.dtype)
     documents = tokenizer.arrays(texts)
     parts: list[np.ndarray] = []
     lengths = []
@@ -48,7 +39,20 @@ def encode(tokenizer: Tokenizer, texts: list[str], bos: int | None, eos: int | N
         parts += [before, ids, after]
         lengths.append(len(before) + len(ids) + len(after))
     joined = np.concatenate(parts) if parts else before[:0]
-    return Ids(joined, np.array(lengths, np.int64), tokenizer.losses_of(texts, documents))
+    record = TokenRecord(joined, np.array(lengths, np.int64))
+    return Encoded(record, sizes_of(texts), tokenizer.losses_of(texts, documents))
+
+
+def sizes_of(texts: Sequence[str]) -> np.ndarray:
+    """Bytes of each text in UTF-8, int64 (D,)."""
+    return np.array([utf8_size(text) for text in texts], np.int64)
+
+
+def utf8_size(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    if text.isascii():
+        return len(text)
+    return len(text.encode())
 
 
 def token_array(token_id: int | None, dtype: str) -> np.ndarray:
@@ -62,7 +66,7 @@ class Worker:
     """The parent's side of one tokenizing process, in a session of its own, so that Ctrl-C reaches
     it only through the parent."""
 
-    def __init__(self, tokenizer: Tokenizer, bos: int | None, eos: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, ends: EndTokens) -> None:
         self.dtype = tokenizer.dtype
         self.process = subprocess.Popen(
             [sys.executable, "-m", "longfire.data.workers"],
@@ -73,10 +77,10 @@ class Worker:
         assert self.process.stdin and self.process.stdout, "asked for by PIPE"
         self.requests = self.process.stdin
         self.answers = self.process.stdout
-        setup = [tokenizer.backend.to_str(), tokenizer.bos, tokenizer.eos, [bos, eos]]
+        setup = [tokenizer.backend.to_str(), tokenizer.bos, tokenizer.eos, ends]
         send(self.requests, json.dumps(setup).encode(), b"")
 
-    def encode(self, texts: Sequence[str]) -> Ids:
+    def encode(self, texts: Sequence[str]) -> Encoded:
         """Encode in the process. Raises DataError if it has ended."""
         raw = [text.encode() for text in texts]
         sizes = np.array([len(text) for text in raw], np.int64)
@@ -90,16 +94,16 @@ class Worker:
             ) from error
         numbers = np.frombuffer(head, np.int64)
         losses = Losses(*numbers[:LOSS_COUNTS].tolist())
-        return Ids(np.frombuffer(ids, self.dtype), numbers[LOSS_COUNTS:], losses)
+        record = TokenRecord(np.frombuffer(ids, self.dtype), numbers[LOSS_COUNTS:])
+        return Encoded(record, sizes, losses)
 
 
 class Encoders:
     """`count` processes that encode, or with 0 this process; use as a context manager."""
 
-    def __init__(self, tokenizer: Tokenizer, bos: int | None, eos: int | None, count: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, ends: EndTokens, count: int) -> None:
         self.tokenizer = tokenizer
-        self.bos = bos
-        self.eos = eos
+        self.ends = ends
         self.count = count
         self._workers: list[Worker] = []
         self._own = threading.local()  # each thread has one process
@@ -118,22 +122,22 @@ class Encoders:
         for worker in self._workers:
             worker.process.communicate()
 
-    def submit(self, texts: list[str]) -> "Future[Ids]":
+    def submit(self, texts: list[str]) -> "Future[Encoded]":
         """Encode texts while the caller continues. The future raises DataError if the process
         ended."""
         if self._threads:
             return self._threads.submit(self._encode, texts)
-        future: Future[Ids] = Future()
-        future.set_result(encode(self.tokenizer, texts, self.bos, self.eos))
+        future: Future[Encoded] = Future()
+        future.set_result(encode(self.tokenizer, texts, self.ends))
         return future
 
     def _start(self) -> None:
         """One process for this thread."""
-        worker = Worker(self.tokenizer, self.bos, self.eos)
+        worker = Worker(self.tokenizer, self.ends)
         self._workers.append(worker)
         self._own.worker = worker
 
-    def _encode(self, texts: list[str]) -> Ids:
+    def _encode(self, texts: list[str]) -> Encoded:
         worker: Worker = self._own.worker
         return worker.encode(texts)
 
@@ -172,9 +176,10 @@ def work() -> None:
         while True:
             sizes, raw = receive(requests)
             texts = split_texts(raw, np.frombuffer(sizes, np.int64))
-            encoded = encode(tokenizer, texts, *ends)
-            head = np.array([*encoded.losses.counts(), *encoded.lengths.tolist()], np.int64)
-            send(answers, head.tobytes(), encoded.ids.tobytes())
+            encoded = encode(tokenizer, texts, EndTokens(*ends))
+            lengths = encoded.record.lengths.tolist()
+            head = np.array([*encoded.losses.counts(), *lengths], np.int64)
+            send(answers, head.tobytes(), encoded.record.ids.tobytes())
     except (EOFError, BrokenPipeError):
         return
 

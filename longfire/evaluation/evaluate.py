@@ -2,7 +2,6 @@
 by position."""
 
 import functools
-import json
 import lzma
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ import torch
 from longfire.data.batch import Batch
 from longfire.data.batches import Batches, WaitStopped
 from longfire.data.pack import NO_LABEL
-from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
+from longfire.data.token_bytes import byte_lengths, token_bytes
 from longfire.data.tokens import TokenStream
 from longfire.loss import losses
 from longfire.model import Model
@@ -26,7 +25,6 @@ from longfire.parallel.pipeline import pipeline_of
 
 ROWS = 8  # sequences of a batch on each process
 COUNTED_TOKENS = 2**20  # whose bytes are counted at a time
-BYTE_OF = byte_level_alphabet()
 
 
 class EvaluationStopped(Exception):
@@ -257,35 +255,3 @@ def xz_bits_per_byte(text: bytes) -> float:
     if not text:
         return math.nan
     return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
-
-
-def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) int64: bytes of UTF-8 that each id stands for."""
-    return np.array([len(word) for word in token_bytes(tokenizer)], np.int64)
-
-
-@functools.lru_cache(4)
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each id stands for; special tokens (BOS, EOS) stand for none.
-
-    Byte-level tokenizers (GPT-2 and most since): each character of a token is one byte by GPT-2's
-    table, so bytes are exact even where a token is half a character. SentencePiece: `▁` is a space
-    and `<0x0A>` one byte. Others: the token decoded alone.
-    """
-    spelled = tokenizer.backend.get_vocab(with_added_tokens=True)
-    added = tokenizer.backend.get_added_tokens_decoder()
-    decoder = json.loads(tokenizer.backend.to_str())["decoder"] or {}
-    kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if part}
-    table = [b""] * tokenizer.vocab_size
-    for word, number in spelled.items():
-        if number in added:
-            table[number] = b"" if added[number].special else word.encode()
-        elif "ByteLevel" in kinds:
-            table[number] = bytes(BYTE_OF[character] for character in word)
-        elif "ByteFallback" in kinds and word.startswith("<0x") and len(word) == 6:
-            table[number] = bytes.fromhex(word[3:5])
-        elif kinds & {"ByteFallback", "Metaspace"}:
-            table[number] = word.replace("▁", " ").encode()
-        else:
-            table[number] = tokenizer.backend.decode([number]).encode()
-    return table

@@ -19,9 +19,11 @@ from longfire.config.options import Scoring
 from longfire.config.run import Run
 from longfire.data.batches import Batches, in_order
 from longfire.data.prepare import prepare
+from longfire.data.text import same_for_all
+from longfire.data.token_bytes import byte_lengths
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, DataError, SettingsError, first_line
-from longfire.evaluation.evaluate import Measured, byte_lengths, measure, measure_validation
+from longfire.evaluation.evaluate import Measured, measure, measure_validation
 from longfire.evaluation.recall import Needle, draw_needle, needle_table
 from longfire.generation.generate import begins_with_bos
 from longfire.training import lengths
@@ -173,8 +175,10 @@ def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
 def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tokenizer]:
     """Settings of data and tokenizer for all documents of --data, none of them for validation."""
     run = opened.run
+    data = run.data if run else settings.Data()
+    record_format = ("text",) if scoring.text_field else same_for_all(data.record_format)
     data = replace(
-        run.data if run else settings.Data(),
+        data,
         dataset=scoring.data or ("embedded",),
         dataset_name=(),
         dataset_split=(),
@@ -183,6 +187,7 @@ def texts(opened: Opened, scoring: Scoring) -> tuple[settings.Data, settings.Tok
         data_probs=(),
         validation=(),
         text_field=(scoring.text_field,) if scoring.text_field else (),
+        record_format=record_format,
         validation_fraction=0.0,
         streaming=False,
     )

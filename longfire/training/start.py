@@ -31,6 +31,7 @@ from longfire.parallel.sharding import copy_from_whole, global_shape, placed_par
 from longfire.plural import counted
 
 logger = logging.getLogger(__name__)
+LOSS_SHARE = "loss_share"  # key of data.json, beside the names of sources
 
 
 def begin(run: Run, prepared: Prepared) -> None:
@@ -83,19 +84,26 @@ def refuse_another_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def label_tokens(run: Run, stream: TokenStream) -> int:
-    """How many tokens of a text can be predicted: all but the first, of each document where they
-    are kept apart."""
+    """How many tokens of a text can be predicted, at most: those that count in the loss; all but
+    the first, of each document where they are kept apart."""
     if run.data.context_len == 1:
         return 0
     firsts = stream.documents if run.data.varlen else 1
-    return max(0, stream.length - firsts)
+    return min(stream.loss_tokens, max(0, stream.length - firsts))
 
 
 def refuse_no_labels(run: Run, prepared: Prepared) -> None:
     """Raises DataError naming a source of which no token can be predicted: nothing could be learned
     from it."""
     for name, store in zip(prepared.names, prepared.stores):
-        if store.complete and store.train.length and not label_tokens(run, store.train):
+        if not store.complete or not store.train.length:
+            continue
+        if not store.train.loss_tokens:
+            raise DataError(
+                f"{name}: none of its {store.train.length:,} tokens counts in the loss: its loss "
+                "masks (data.record_format) leave out every token"
+            )
+        if not label_tokens(run, store.train):
             raise DataError(
                 f"{name}: no token of it can be predicted: with data.varlen = true the first token "
                 f"of each document has no label, and no document of its "
@@ -123,16 +131,20 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def keep_sources(run: Run, prepared: Prepared) -> None:
-    """data.json: the token stores of the run. Where it is resumed with others, that is logged: it
-    then trains on other sequences than it would have, and may train on some again."""
+    """data.json: the token stores of the run, and of those with loss masks the share of tokens that
+    count in the loss. Where it is resumed with other stores, that is logged: it then trains on
+    other sequences than it would have, and may train on some again."""
     file = run.folder / DATA_JSON
     here: dict[str, str] = {}
+    loss_share: dict[str, float] = {}
     for name, store in zip(prepared.names, prepared.stores):
         here[name] = store.folder.name
+        if store.complete and store.train.has_mask:
+            loss_share[name] = store.train.loss_share
+    there = here
     if run.has_checkpoints and file.exists():
         there = json.loads(file.read_text(encoding="utf-8"))
-    else:
-        there = here
+        there.pop(LOSS_SHARE, None)
     for name in {**there, **here}:
         if there.get(name) == here.get(name):
             continue
@@ -141,7 +153,8 @@ def keep_sources(run: Run, prepared: Prepared) -> None:
             f"was {there.get(name, 'none')}; the order of sequences is another one from here on, "
             "and what is validation text now may have been trained on"
         )
-    keep(file, json.dumps(here, indent=1) + "\n")
+    shares = {LOSS_SHARE: loss_share} if loss_share else {}
+    keep(file, json.dumps({**here, **shares}, indent=1) + "\n")
 
 
 def warn_of_nothing_unseen(run: Run, prepared: Prepared) -> None:

@@ -21,6 +21,7 @@ from longfire.checkpoint.state import State
 from longfire.config import settings as all_settings
 from longfire.data.blocks import BLOCK_BYTES
 from longfire.data.store_writer import StoreWriter
+from longfire.data.token_record import TokenRecord
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.data.tokens import TokenStore
 from longfire.errors import CheckpointError, DataError
@@ -102,9 +103,8 @@ def write_store(folder: Path) -> None:
     draw = np.random.default_rng(0)
     for stream, documents in (("train", 20_000), ("heldout", 1000)):
         lengths = draw.integers(1, 18, documents)
-        writer.append(
-            stream, draw.integers(0, 300, lengths.sum()).astype(np.uint16), lengths, lengths
-        )
+        ids = draw.integers(0, 300, lengths.sum()).astype(np.uint16)
+        writer.append(stream, TokenRecord(ids, lengths), lengths)
     writer.commit({"done": 1}, complete=True)
     writer.close()
 

@@ -137,6 +137,13 @@ def optimizer_state_kept(value: str) -> dict[str, str]:
     return {"checkpoint.model_weights_only": "true" if value.lower() in OFF else "false"}
 
 
+def fields_of_record(value: str) -> dict[str, str]:
+    """S3-62: the same notation as data.fields; one field alone is a text."""
+    if set(value) & set("[]<,+"):
+        return {"data.fields": value}
+    return {"data.text_field": value}
+
+
 def attention_type(value: str) -> dict[str, str]:
     """S3-50: ring or not is said by the last number of mesh_dim."""
     kinds = {
@@ -355,7 +362,11 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     "optimizer.adamw_optimizer.b2": "optimizer.beta2",
     ACCUMULATION: WithOthers(micro_batches),
     "train_dataset.type": Dropped(ITSELF),
-    "train_dataset.text_processor.fields": "data.text_field",
+    "train_dataset.text_processor.fields": fields_of_record,
+    "train_dataset.text_processor.fields_from_example": "data.fields_from_record",
+    "train_dataset.text_processor.subfield_separator": "data.field_separator",
+    "train_dataset.text_processor.add_bos_token": "tokenizer.add_bos",
+    "train_dataset.text_processor.add_eos_token": "tokenizer.add_eos",
     "train_dataset.json_dataset.path": path_or_nothing("data.dataset"),
     "train_dataset.json_dataset.seq_length": "training.seq_len",
     JSON_BATCH: sequences_of_all_devices(JSON_BATCH),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from longfire.config.run_settings import RunSettings
 
+LISTS = ("dataset_name", "dataset_split", "data_dir", "data_files", "text_field", "record_format")
+
 
 def of_data(run: RunSettings) -> Iterator[str]:
     """Lists with an entry for each source are as long as data.dataset; the order is possible."""
@@ -15,7 +17,7 @@ def of_data(run: RunSettings) -> Iterator[str]:
             f"data.dataset = {list(data.dataset)} names no source, or an empty one: name files, "
             "folders or hub datasets"
         )
-    for name in ("dataset_name", "dataset_split", "data_dir", "data_files", "text_field"):
+    for name in LISTS:
         values = getattr(data, name)
         if len(values) not in (0, 1, count):
             yield (
