@@ -97,7 +97,7 @@ def saved(folder, tiny_model, steps: int = 3, **changes) -> State:
 def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model):
     saved(tmp_path, tiny_model)
     notes: list[str] = []
-    for number in (1, 2, 3, -1):
+    for number in (-1, 3, 2, 1):
         state = fresh(tiny_model(seed=5))
         with logged_to(notes):
             assert Checkpoints(tmp_path, settings.Checkpoint(load_step=number)).restore(state)
@@ -106,7 +106,7 @@ def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model)
         )
         assert f"step-{state.step}" in notes[-1] and f"{state.tokens} tokens" in notes[-1]
     with pytest.raises(
-        CheckpointError, match="step-7: no such checkpoint; the folder has steps 1, 2, 3"
+        CheckpointError, match="step-7: no such checkpoint; the folder has steps 1"
     ):
         Checkpoints(tmp_path, settings.Checkpoint(load_step=7)).restore(fresh(tiny_model()))
 
@@ -120,13 +120,14 @@ def test_what_lies_beyond_load_step_is_no_longer_the_newest(tmp_path, tiny_model
         tmp_path,
         settings.Checkpoint(async_mode="disabled", load_step=2, keep_latest_k=keep),
     )
-    branch.restore(state)
-    assert steps(tmp_path) == [1, 2, 3, 4, 5], "nothing moves before something is saved"
-    step(state)
     with logged_to(notes):
-        branch.save(state)
+        branch.restore(state)
+    assert steps(tmp_path) == [1, 2] and newest(tmp_path) == 2, "before the first step"
+    assert steps(tmp_path / "left") == [3, 4, 5]
+    step(state)
+    branch.save(state)
     assert steps(tmp_path) == ([2, 3] if keep else [1, 2, 3])
-    assert steps(tmp_path / "left") == [4, 5] and sum("kept as" in note for note in notes) == 2
+    assert steps(tmp_path / "left") == [3, 4, 5] and sum("kept as" in note for note in notes) == 3
     assert newest(tmp_path) == 3
 
 

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import datasets
 import pytest
 
 from longfire.cli import main
@@ -208,6 +209,17 @@ def test_the_line_of_flame_on_accelerate(folder):
     resumed = [*smaller(small, steps=6), "checkpoint=exp/gla-340M-10B/checkpoint-4"]
     assert main(["train", *resumed]) == 0
     assert len(rates("exp/gla-340M-10B")) == 6
+
+
+def test_rows_of_ids_that_preprocess_saved_are_trained_on(folder):
+    """S0-36: `datasets` has saved them under the name that `cache` gives."""
+    rows = [[7, *range(40, 103)] for _ in range(64)]
+    saved = Path("data/HuggingFaceFW/fineweb-edu/sample-10BT/train")
+    datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(str(saved))
+    words = smaller(words_of(FLAME_ACCELERATE, processes=1), **SMALL_GLA)
+    assert main(["train", *words]) == 0
+    given = saved_settings("exp/gla-340M-10B")["data"]
+    assert given["record_format"] == ["tokens"] and given["dataset"] == [str(saved.absolute())]
 
 
 def test_what_a_line_of_flame_leaves_out_has_its_defaults(folder):

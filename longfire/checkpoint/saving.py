@@ -242,6 +242,13 @@ class Checkpoints:
                 "from the newest"
             ) from error
 
+    def leave_abandoned_branch(self, step: int) -> None:
+        """Set aside what was saved after the step that load_step went back to, before training goes
+        on: a start without load_step then resumes from there too. Collective over the mesh."""
+        with self.mesh.raise_on_all_ranks():
+            if self.mesh.rank() == 0:
+                self.move_later_checkpoints(step)
+
     def move_later_checkpoints(self, step: int) -> None:
         """A checkpoint of a later step than this one is damaged, or of the part of the run that
         load_step has abandoned. It is kept in `left/`, where no resume takes it for the newest and
@@ -291,6 +298,7 @@ class Checkpoints:
             raise
         if goes_back:
             state.went_back_to = step
+            self.leave_abandoned_branch(step)
         self.saved_at = time.monotonic()
         self.saved_step = state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"

@@ -9,6 +9,8 @@ from longfire.errors import SettingsError
 
 # What weights are kept in: files of Hugging Face, old and new, and the checkpoints of a run
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "checkpoints/step-*", "run.toml")
+# What `datasets` writes beside the rows that it saves
+SAVED_DATASET = ("dataset_info.json", "state.json", "dataset_dict.json")
 # Its word -> our setting and the value that a line without the word has
 DEFAULTS = {
     "lr": ("optimizer.lr", "3e-4"),
@@ -55,6 +57,32 @@ def scratch_or_weights(value: str) -> dict[str, str]:
     return {"model.config": value}
 
 
+def saved_rows(others: Mapping[str, str]) -> str:
+    """S0-36: the folder of `cache` where preprocess.py has saved rows of ids in it, else ""."""
+    folder = others.get("cache", "")
+    if folder and any((Path(folder).expanduser() / name).is_file() for name in SAVED_DATASET):
+        return folder
+    return ""
+
+
+def cache(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S0-36: the rows of ids that preprocess.py saved there are trained on as they are; a folder
+    without any is where token stores are kept."""
+    if saved_rows(others):
+        return {"data.dataset": value, "data.record_format": "tokens"}
+    return {"data.folder": value}
+
+
+def of_texts(key: str) -> WithOthers:
+    """A word about the texts that `cache` was made of, which are not read where it is there."""
+
+    def meaning(value: str, others: Mapping[str, str]) -> dict[str, object]:
+        """The same here, unless `cache` has the rows of ids that were made of these texts."""
+        return {} if saved_rows(others) else {key: value}
+
+    return WithOthers(meaning)
+
+
 def step_of_checkpoint(value: str) -> dict[str, str]:
     """S0-47: `<exp>/checkpoint-<step>`; the run folder is `path=` (ours: job.dump_folder)."""
     found = re.search(r"(?:checkpoint|step)-(\d+)/?$", value)
@@ -82,11 +110,11 @@ FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess
     "project": "metrics.wandb_project",
     "model": scratch_or_weights,
     "tokenizer": "tokenizer.path",
-    "data": "data.dataset",
-    "dataset": "data.dataset",
-    "name": "data.dataset_name",
-    "split": "data.dataset_split",
-    "cache": "data.folder",
+    "data": of_texts("data.dataset"),
+    "dataset": of_texts("data.dataset"),
+    "name": of_texts("data.dataset_name"),
+    "split": of_texts("data.dataset_split"),
+    "cache": WithOthers(cache),
     "checkpoint": step_of_checkpoint,
     "varlen": "data.varlen",
     "seed": "training.seed",
