@@ -105,9 +105,7 @@ def test_load_step_takes_that_step_and_names_what_there_is(tmp_path, tiny_model)
             (3, 6, 96) if number < 0 else (number, 2 * number, 32 * number)
         )
         assert f"step-{state.step}" in notes[-1] and f"{state.tokens} tokens" in notes[-1]
-    with pytest.raises(
-        CheckpointError, match="step-7: no such checkpoint; the folder has steps 1"
-    ):
+    with pytest.raises(CheckpointError, match="step-7: no such checkpoint; the folder has steps 1"):
         Checkpoints(tmp_path, settings.Checkpoint(load_step=7)).restore(fresh(tiny_model()))
 
 

@@ -19,6 +19,7 @@ from longfire.config.config_file import read_config
 from longfire.config.model_config import ModelConfig, TransformersConfig
 from longfire.config.paths import find_config, find_path, find_paths
 from longfire.config.read_model import model_config_at, read_tables
+from longfire.config.rules import without_effect
 from longfire.config.run_settings import RunSettings
 from longfire.errors import SettingsError
 from longfire.huggingface.families import ignored_line
@@ -93,6 +94,10 @@ class Run(RunSettings):
                 "--model.config gla-340m, a config.json, or a folder with one"
             )
         check(run, trains, planned)
+        if trains:
+            named = command_line if is_saved else {**toml, **command_line}
+            for line in without_effect.messages(run, named):
+                logger.info(line)
         return run
 
     def with_micro_batch_of_global_batch(self) -> "Run":

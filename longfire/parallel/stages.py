@@ -185,19 +185,22 @@ def refusals(
             f"{DEGREE} = {processes}: a teacher's hidden states and logits are compared with a "
             "whole model's; set it to 1, or distillation.teacher to ''"
         )
+    placed = placement(processes, parallelism)
+    points = begins(parallelism)
+    yield from wrong_stages(config.num_hidden_layers, processes, parallelism, placed, points)
+    yield from wrong_microbatches(processes, len(placed), parallelism, microbatches)
+
+
+def misspelled(parallelism: Parallelism) -> Iterator[str]:
+    """What of a pipeline's settings cannot be read, for any number of processes."""
     name = parallelism.pipeline_parallel_schedule
-    file = parallelism.pipeline_parallel_schedule_csv
-    if not file and name not in STAGES_EACH:
+    if not parallelism.pipeline_parallel_schedule_csv and name not in STAGES_EACH:
         yield f"{SCHEDULE} = {name!r} is none of {', '.join(STAGES_EACH)}"
         return
     try:
-        placed = placement(processes, parallelism)
-        points = begins(parallelism)
+        placement(1, parallelism)
     except SettingsError as error:
         yield str(error)
-        return
-    yield from wrong_stages(config.num_hidden_layers, processes, parallelism, placed, points)
-    yield from wrong_microbatches(processes, len(placed), parallelism, microbatches)
 
 
 def wrong_stages(

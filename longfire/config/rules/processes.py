@@ -13,8 +13,12 @@ BYTES = 256  # the smallest vocabulary; where the data will decide its size
 
 
 def of_pipeline(run: RunSettings) -> Iterator[str]:
-    """The layers divide among the stages of a pipeline, and the sequences into its
-    micro-batches."""
+    """The settings of a pipeline can be read; the layers divide among its stages, and the sequences
+    into its micro-batches."""
+    misspelled = list(stages.misspelled(run.parallelism))
+    yield from misspelled
+    if misspelled:
+        return
     if run.degrees["pp"] == 1 or run.model_config is None:
         return
     has_teacher = bool(run.distillation.teacher)

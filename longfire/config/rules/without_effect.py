@@ -1,0 +1,210 @@
+"""Settings that change nothing in a run, because of another setting: what somebody has asked for
+and will not get is said once, at the start."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from longfire.config.aliases import as_text
+from longfire.config.recipe import SETTINGS
+from longfire.config.run_settings import RunSettings
+
+
+class Idle(NamedTuple):
+    """keys: settings that are read only where the run does something else than it does.
+
+    is_idle: whether this run does not. why: the setting that decides it, and its value.
+    """
+
+    keys: tuple[str, ...]
+    is_idle: Callable[[RunSettings], bool]
+    why: str
+
+
+def keys_of(section: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names)
+
+
+IDLE = (
+    Idle(
+        keys_of(
+            "checkpoint",
+            "folder",
+            "interval_type",
+            "interval",
+            "milestone_interval",
+            "keep_latest_k",
+            "load_step",
+            "load_step_again",
+            "async_mode",
+            "create_seed_checkpoint",
+            "model_weights_only",
+        ),
+        lambda run: not run.checkpoint.enable_checkpoint,
+        "checkpoint.enable_checkpoint is false",
+    ),
+    Idle(
+        keys_of("checkpoint", "export_dtype"),
+        lambda run: not run.checkpoint.export,
+        "checkpoint.export is false, and checkpoints keep float32",
+    ),
+    Idle(
+        keys_of(
+            "profiling",
+            "save_traces_folder",
+            "profile_freq",
+            "enable_memory_snapshot",
+            "save_memory_snapshot_folder",
+        ),
+        lambda run: not run.profiling.enable_profiling,
+        "profiling.enable_profiling is false",
+    ),
+    Idle(
+        keys_of("profiling", "enable_memory_snapshot"),
+        lambda run: run.training.device == "cpu",
+        "training.device is cpu, and snapshots are of CUDA memory",
+    ),
+    Idle(
+        keys_of("comm", "trace_buf_size"),
+        lambda run: run.training.device == "cpu",
+        "training.device is cpu, and the flight recorder is one of NCCL",
+    ),
+    Idle(
+        keys_of("lr_scheduler", "decay_ratio", "decay_shape"),
+        lambda run: run.lr_scheduler.name != "wsd",
+        "lr_scheduler.name is not wsd",
+    ),
+    Idle(
+        keys_of("lr_scheduler", "min_lr_ratio", "decay_end_step"),
+        lambda run: run.lr_scheduler.name == "constant",
+        "lr_scheduler.name is constant",
+    ),
+    Idle(
+        keys_of("lr_scheduler", "warmup_steps"),
+        lambda run: bool(run.lr_scheduler.warmup_tokens),
+        "lr_scheduler.warmup_tokens is set",
+    ),
+    Idle(
+        keys_of("optimizer", "weight_decay"),
+        lambda run: run.optimizer.name == "Adam",
+        "optimizer.name is Adam, which has no weight decay",
+    ),
+    Idle(
+        keys_of("distillation", "kind", "temperature", "ce_weight"),
+        lambda run: not run.distillation.teacher,
+        "distillation.teacher is empty",
+    ),
+    Idle(
+        keys_of("distillation", "temperature", "ce_weight"),
+        lambda run: run.distillation.kind == "hidden",
+        "distillation.kind is hidden",
+    ),
+    Idle(
+        keys_of("data", "context_len"),
+        lambda run: not run.data.varlen,
+        "data.varlen is false",
+    ),
+    Idle(
+        keys_of("data", "shuffle_window_rows"),
+        lambda run: run.data.shuffle in ("global", "none"),
+        "data.shuffle has no windows",
+    ),
+    Idle(
+        keys_of("data", "shuffle_window_rows"),
+        lambda run: run.data.shuffle == "auto" and not run.data.streaming,
+        "data.shuffle is auto without data.streaming, which is global",
+    ),
+    Idle(
+        keys_of("data", "validation_split"),
+        lambda run: not run.data.validation,
+        "data.validation is empty",
+    ),
+    Idle(
+        keys_of("data", "validation_fraction"),
+        lambda run: bool(run.data.validation),
+        "data.validation names texts of its own",
+    ),
+    Idle(
+        keys_of("tokenizer", "train_vocab_size", "train_bytes"),
+        lambda run: run.tokenizer.path != "train",
+        "tokenizer.path is not train",
+    ),
+    Idle(
+        keys_of("training", "max_skips_in_a_row"),
+        lambda run: not run.training.skip_nan_inf,
+        "training.skip_nan_inf is false",
+    ),
+    Idle(
+        keys_of("training", "tbptt_exact"),
+        lambda run: run.training.tbptt_segments == 1,
+        "training.tbptt_segments is 1",
+    ),
+    Idle(
+        keys_of("training", "steps"),
+        lambda run: bool(run.training.tokens),
+        "training.tokens is set",
+    ),
+    Idle(
+        keys_of("parallelism", "sequence_parallel"),
+        lambda run: run.degrees["tp"] == 1,
+        "no process shares matrices with another one",
+    ),
+    Idle(
+        keys_of("parallelism", "reshard_after_forward"),
+        lambda run: run.degrees["dp_shard"] * run.degrees["cp"] == 1,
+        "no process shares parameters with another one",
+    ),
+    Idle(
+        keys_of(
+            "parallelism",
+            "pipeline_parallel_schedule",
+            "pipeline_parallel_schedule_csv",
+            "pipeline_parallel_split_points",
+            "pipeline_parallel_microbatches",
+        ),
+        lambda run: run.degrees["pp"] == 1,
+        "no process shares layers with another one",
+    ),
+    Idle(
+        keys_of("attention", "query_chunk_size", "key_chunk_size"),
+        lambda run: run.attention.kind != "blockwise",
+        "attention.kind is not blockwise",
+    ),
+    Idle(
+        keys_of("activation_checkpoint", "policy", "offload"),
+        lambda run: run.activation_checkpoint.mode == "none",
+        "activation_checkpoint.mode is none",
+    ),
+    Idle(
+        keys_of("metrics", "save_tb_folder"),
+        lambda run: not run.metrics.enable_tensorboard,
+        "metrics.enable_tensorboard is false",
+    ),
+    Idle(
+        keys_of("metrics", "wandb_project", "wandb_mode"),
+        lambda run: not run.metrics.enable_wandb,
+        "metrics.enable_wandb is false",
+    ),
+    Idle(
+        keys_of("eval", "sample_tokens"),
+        lambda run: not run.eval.sample_prompt,
+        "eval.sample_prompt is empty",
+    ),
+    Idle(
+        keys_of("eval", "tokens"),
+        lambda run: not run.eval.interval and not run.eval.at_end,
+        "nothing is evaluated: eval.interval is 0 and eval.at_end false",
+    ),
+)
+
+
+def messages(run: RunSettings, named: Iterable[str]) -> Iterator[str]:
+    """A line for each setting that was named with another value than its default and changes
+    nothing in this run."""
+    for key in named:
+        section, name = key.split(".", 1)
+        if key not in SETTINGS or getattr(getattr(run, section), name) == SETTINGS[key].default:
+            continue
+        reasons = [idle.why for idle in IDLE if key in idle.keys and idle.is_idle(run)]
+        if reasons:
+            value = as_text(getattr(getattr(run, section), name))
+            yield f"{key} = {value!r} changes nothing in this run: {reasons[0]}"

@@ -1,0 +1,112 @@
+"""Each setting has an effect in every run, or a message where it has none."""
+
+from dataclasses import fields
+
+import pytest
+from logged import logged_to
+
+from longfire.config.recipe import SETTINGS
+from longfire.config.rules.without_effect import IDLE
+from longfire.config.run import Run
+from longfire.config.settings import SECTIONS
+
+MODEL = {"model.hidden_size": "32", "model.num_hidden_layers": "1", "model.layer_types": "gla"}
+GLA = {"model.gla.num_heads": "2"}
+# A second value for settings that say nothing in a run with every other setting at its default
+SECOND = {
+    "checkpoint.export_dtype": "bfloat16",
+    "profiling.save_traces_folder": "traces",
+    "profiling.profile_freq": "7",
+    "profiling.enable_memory_snapshot": "true",
+    "profiling.save_memory_snapshot_folder": "memory",
+    "lr_scheduler.decay_ratio": "0.3",
+    "lr_scheduler.decay_shape": "sqrt",
+    "distillation.kind": "hidden",
+    "distillation.temperature": "2",
+    "distillation.ce_weight": "0.5",
+    "data.context_len": "4096",
+    "data.shuffle_window_rows": "64",
+    "data.validation_split": "test",
+    "tokenizer.train_vocab_size": "5000",
+    "tokenizer.train_bytes": "1000",
+    "training.max_skips_in_a_row": "3",
+    "training.tbptt_exact": "true",
+    "parallelism.sequence_parallel": "false",
+    "parallelism.reshard_after_forward": "never",
+    "parallelism.pipeline_parallel_schedule": "GPipe",
+    "parallelism.pipeline_parallel_split_points": "layers.1",
+    "parallelism.pipeline_parallel_microbatches": "2",
+    "attention.query_chunk_size": "64",
+    "attention.key_chunk_size": "64",
+    "activation_checkpoint.policy": "matmuls",
+    "activation_checkpoint.offload": "true",
+    "metrics.save_tb_folder": "events",
+    "metrics.wandb_project": "mine",
+    "metrics.wandb_mode": "offline",
+    "eval.sample_tokens": "5",
+}
+# With another setting beside it
+WITH_OTHERS = [
+    ("optimizer.weight_decay", "0.2", {"optimizer.name": "Adam"}),
+    ("lr_scheduler.min_lr_ratio", "0.5", {"lr_scheduler.name": "constant"}),
+    ("lr_scheduler.warmup_steps", "7", {"lr_scheduler.warmup_tokens": "4096"}),
+    ("comm.trace_buf_size", "7", {"training.device": "cpu"}),
+    ("training.steps", "7", {"training.tokens": "1000000"}),
+    ("checkpoint.interval", "7", {"checkpoint.enable_checkpoint": "false"}),
+    ("eval.tokens", "7", {"eval.at_end": "false"}),
+    ("data.validation_fraction", "0.1", {"data.validation": "other.txt"}),
+]
+# Reviewed: they decide something in every run, or are refused where they cannot. (Names of folders, seeds, sizes, switches.)
+ALWAYS = {
+    *(f"job.{field.name}" for field in fields(SECTIONS["job"])),
+    *(f"model.{field.name}" for field in fields(SECTIONS["model"])),
+}
+
+
+@pytest.fixture
+def compose(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input.txt").write_text("a long fire " * 100)
+    (tmp_path / "other.txt").write_text("another fire " * 100)
+
+    def composed(**changes: str) -> list[str]:
+        messages: list[str] = []
+        with logged_to(messages):
+            Run.compose(None, {**MODEL, **GLA, "data.dataset": "input.txt", **changes})
+        return [message for message in messages if "changes nothing in this run" in message]
+
+    return composed
+
+
+@pytest.mark.parametrize("key", SECOND)
+def test_a_setting_without_an_effect_is_named(compose, key):
+    (message,) = compose(**{key: SECOND[key]})
+    assert message.startswith(f"{key} = ")
+
+
+@pytest.mark.parametrize(("key", "value", "others"), WITH_OTHERS)
+def test_another_setting_takes_the_effect_away(compose, key, value, others):
+    (message,) = compose(**{key: value, **others})
+    assert message.startswith(f"{key} = ") and next(iter(others)) in message
+
+
+def test_what_has_an_effect_says_nothing(compose):
+    assert compose(**{"optimizer.weight_decay": "0.2", "lr_scheduler.min_lr_ratio": "0"}) == []
+    wsd = {"lr_scheduler.name": "wsd", "lr_scheduler.decay_ratio": "0.3"}
+    assert compose(**wsd) == []
+
+
+def test_a_default_that_is_written_out_says_nothing(compose):
+    assert compose(**{"distillation.temperature": "1.0", "eval.sample_tokens": "128"}) == []
+
+
+def test_every_key_is_a_setting_and_is_tried_here():
+    keys = {key for idle in IDLE for key in idle.keys}
+    assert keys <= SETTINGS.keys() and not keys & ALWAYS
+    tried = {*SECOND, *(key for key, _, _ in WITH_OTHERS)}
+    of_checkpoints = {key for key in keys if key.startswith("checkpoint.")}
+    assert tried <= keys
+    assert keys - tried <= of_checkpoints | {
+        "lr_scheduler.decay_end_step",
+        "parallelism.pipeline_parallel_schedule_csv",
+    }
