@@ -36,7 +36,7 @@ from longfire.model import Model, on_meta
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.planner.memory import LiveBytes
+from longfire.planner.live_bytes import LiveBytes
 from longfire.training.step import train_step
 
 CPU, SHORT, GIB = torch.device("cpu"), 64, 2**30

@@ -20,7 +20,8 @@ from measure import alternate, arguments, medians, print_table, write_result
 
 from longfire.config.model_config import ModelConfig
 from longfire.config.options import Sampling
-from longfire.generation.generate import Continuation, feed, steps
+from longfire.generation.continuation import Continuation
+from longfire.generation.steps import feed, steps
 from longfire.huggingface.load import load_weights, model_config_in, model_of
 from longfire.initialise import build
 from longfire.mixers.cache import Cache

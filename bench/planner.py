@@ -26,7 +26,7 @@ from longfire.parallel.context_strategies import STRATEGIES
 from longfire.parallel.cost import device_of
 from longfire.parallel.mesh import ALONE, Mesh, joined
 from longfire.parallel.sharding import local
-from longfire.planner.memory import LiveBytes
+from longfire.planner.live_bytes import LiveBytes
 from longfire.planner.planner import Planner
 from longfire.training.setup import make_state
 from longfire.training.step import train_step

@@ -41,7 +41,8 @@ class Block(nn.Module):
 
     pre            x + mixer(norm(x)), then x + mlp(norm(x))       (GPT-2, Llama, fla)
     post           norm(x + mixer(x)), then norm(x + mlp(x))       (Vaswani 2017)
-    parallel       x + mixer(norm(x)) + mlp(norm'(x))              (GPT-NeoX); parallel_tied: norm' is norm (GPT-J, PaLM)
+    parallel       x + mixer(norm(x)) + mlp(norm'(x))              (GPT-NeoX)
+    parallel_tied  the same, where norm' is norm                   (GPT-J, PaLM)
 
     What is added passes dropout; adding and dropping are one step. `inner` is the type that mixer
     and MLP compute in, which the stream itself has too unless residual_in_fp32. `execution` and

@@ -715,7 +715,7 @@ def test_a_shipped_recipe_fits_the_devices_that_it_names(folder, name):
 def test_plan_of_a_shipped_recipe_as_it_stands_in_its_comment(folder, capsys):
     """Its weights are not here yet: what is only planned may start from them all the same."""
     told = typed("plan gla-7b-from-mistral --gpus 8 --device h100-80gb --alternatives 0", capsys)
-    assert "64 microbatch(es) of 2" in told and "does not fit" not in told
+    assert "64 micro-batch(es) of 2" in told and "does not fit" not in told
 
 
 # -- generate, eval, the model card ------------------------------------------------------------------

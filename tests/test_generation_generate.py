@@ -1,30 +1,23 @@
-"""Sampling by its probabilities, text in whole characters, stops, prompts; streams equal what is decoded at once."""
+"""The seed, stops and prompts; batches, caches and streams equal what is computed at once."""
 
-import math
 import re
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as some
 
 from longfire.config.model_config import mixer_of
 from longfire.config.options import Sampling
 from longfire.data.tokenizer import bytes_tokenizer, train_tokenizer
-from longfire.errors import CheckpointError, SettingsError
+from longfire.errors import SettingsError
+from longfire.generation.continuation import Continuation
 from longfire.generation.generate import (
-    Continuation,
-    Pace,
-    Reader,
-    draw,
     generate,
     generate_text,
     generate_texts,
-    penalised,
     prompt_ids,
-    steps,
     stream_text,
 )
+from longfire.generation.steps import Pace, steps
 from longfire.mixers import MIXERS
 
 pytestmark = pytest.mark.dtype
@@ -44,39 +37,6 @@ def model():
     return tiny_model("gla", "attention", vocab_size=300)
 
 
-def frequencies(sampling: Sampling, logits: torch.Tensor, draws: int = 4000) -> torch.Tensor:
-    chance = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([draw(logits, sampling, chance) for _ in range(draws)])
-    return drawn.bincount(minlength=len(logits)) / draws
-
-
-@pytest.mark.parametrize(
-    "sampling, expected",
-    [
-        (Sampling(temperature=1, top_k=0), [0.1, 0.4, 0.2, 0.3]),
-        (Sampling(temperature=1, top_k=2), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(temperature=1, top_k=0, top_p=0.7), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(temperature=1, top_k=0, top_p=0.71), [0, 4 / 9, 2 / 9, 3 / 9]),
-        (Sampling(temperature=0.5, top_k=0), [0.01 / 0.3, 0.16 / 0.3, 0.04 / 0.3, 0.09 / 0.3]),
-        (Sampling(temperature=1, top_k=0, top_p=1e-9), [0, 1, 0, 0]),
-        (Sampling(temperature=1, top_k=0, min_p=0.7), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(temperature=1, top_k=3, min_p=0.76), [0, 1, 0, 0]),
-        (Sampling(temperature=0), [0, 1, 0, 0]),
-    ],
-)
-def test_ids_are_drawn_by_their_probabilities(sampling, expected):
-    observed = frequencies(sampling, torch.tensor([0.1, 0.4, 0.2, 0.3]).log())
-    for seen, p in zip(observed.tolist(), expected):
-        assert abs(seen - p) <= 4 * math.sqrt(
-            p * (1 - p) / 4000
-        )  # 4 standard deviations; never drawn where p = 0
-
-
-def test_an_id_without_probability_is_never_drawn():
-    logits = torch.tensor([-math.inf, 0.0, -math.inf])
-    assert frequencies(Sampling(temperature=1, top_k=0), logits, 200).tolist() == [0, 1, 0]
-
-
 def test_the_seed_decides(model):
     one, two = (generate(model, [1, 2], Sampling(max_new_tokens=20, seed=seed)) for seed in (1, 2))
     assert one == generate(model, [1, 2], Sampling(max_new_tokens=20, seed=1)) != two
@@ -93,57 +53,6 @@ def test_padded_words_are_never_drawn(model):
         model, [1], Sampling(max_new_tokens=60, temperature=5.0, top_k=0), vocab_size=40
     )
     assert max(drawn) < 40
-
-
-def pushed(reader: Reader, ids: list[int]) -> list[str]:
-    """What a reader shows, piece by piece."""
-    shown = []
-    for i in ids:
-        shown.append(reader.push(i))
-        if reader.ended:
-            break
-    return [text for text in [*shown, reader.rest()] if text]
-
-
-@pytest.mark.parametrize("kind", ["bytes", "trained"])
-def test_streamed_text_is_the_text(kind, words):
-    tokenizer = bytes_tokenizer() if kind == "bytes" else words
-    ids = tokenizer.encode(TEXT)
-    for start in (1, len(ids) // 2):
-        streamed = pushed(Reader(tokenizer, ids[:start]), ids[start:])
-        assert not any("\ufffd" in piece for piece in streamed)
-        assert tokenizer.decode(ids[:start]) + "".join(streamed) == TEXT
-        assert len(streamed) > 5
-
-
-def test_bytes_that_never_become_a_character_are_shown_in_the_end():
-    tokenizer = bytes_tokenizer()
-    shown = pushed(Reader(tokenizer, [65]), [66, 0xE6, 0xBC])
-    assert "".join(shown) == tokenizer.decode([65, 66, 0xE6, 0xBC])[1:]
-
-
-@given(
-    some.text("abc", max_size=12), some.lists(some.text("abc", min_size=1, max_size=3), max_size=3)
-)
-@settings(deadline=None)
-def test_stops_cut_the_text(whole, stops):
-    reader = Reader(bytes_tokenizer(), [0], tuple(stops))
-    shown = "".join(pushed(reader, list(whole.encode())))
-    ends = [whole.index(stop) for stop in stops if stop in whole]
-    assert reader.ended == bool(ends)
-    if not ends:
-        assert shown == whole
-    else:  # the first stop that is complete ends the text; another that began earlier may be completed by the same piece
-        assert whole.startswith(shown) and any(whole.startswith(stop, len(shown)) for stop in stops)
-        assert not any(stop in shown for stop in stops)
-
-
-def test_what_cannot_begin_a_stop_is_shown_at_once():
-    assert pushed(Reader(bytes_tokenizer(), [0], ("<|e",)), list(b"abcd<e<|x")) == [
-        *"abcd",
-        "<e",
-        "<|x",
-    ]
 
 
 def test_text_and_stream_agree_and_eos_ends(model, words):
@@ -186,51 +95,7 @@ def test_settings_that_mean_nothing_are_refused(wrong):
         Sampling(**wrong)
 
 
-def test_logits_that_are_no_numbers_are_an_error():
-    with pytest.raises(CheckpointError, match="NaN"):
-        draw(torch.tensor([0.0, math.nan]), Sampling(), torch.Generator())
-
-
 # What transformers does, on random logits.
-
-
-def left_by_transformers(logits: torch.Tensor, *warpers) -> torch.Tensor:
-    """Probabilities after its warpers."""
-    scores = logits[None]
-    for warper in warpers:
-        scores = warper(torch.tensor([[0]]), scores)
-    return scores[0].softmax(-1)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    "temperature, top_k, top_p, min_p", [(1.0, 0, 1.0, 0.2), (0.7, 6, 0.8, 0.1), (1.3, 4, 0.9, 0.0)]
-)
-def test_probabilities_are_those_of_transformers(seed, temperature, top_k, top_p, min_p):
-    from transformers.generation import logits_process as theirs
-
-    logits = 2 * torch.randn(12, generator=torch.Generator().manual_seed(seed))
-    warpers = [theirs.TemperatureLogitsWarper(temperature)]
-    warpers += [theirs.TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [theirs.TopPLogitsWarper(top_p)] if top_p < 1 else []
-    warpers += [theirs.MinPLogitsWarper(min_p)] if min_p else []
-    expected = left_by_transformers(logits, *warpers)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    observed = frequencies(sampling, logits, 2000)
-    for seen, p in zip(observed.tolist(), expected.tolist()):
-        assert abs(seen - p) <= 4.5 * math.sqrt(p * (1 - p) / 2000)
-
-
-@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 4.0])
-def test_repetition_is_penalised_as_in_transformers(penalty):
-    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
-
-    logits = torch.randn(40, generator=torch.Generator().manual_seed(3))
-    ids = torch.randint(40, (1, 15), generator=torch.Generator().manual_seed(4))
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[None].clone())[0]
-    seen = torch.zeros(40, dtype=torch.bool)
-    seen[ids[0]] = True
-    assert torch.equal(penalised(logits, seen, penalty), expected)
 
 
 def test_what_was_drawn_and_what_the_prompt_has_is_not_drawn_again_under_a_great_penalty(model):

@@ -6,14 +6,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from test_generation_generate import pushed
+from test_generation_reader import pushed
 
 from longfire.checkpoint.weights import Opened
 from longfire.config.options import Sampling
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import DataError, SettingsError
-from longfire.generation.generate import Pace, Reader, generate, stream_text
+from longfire.generation.generate import generate, stream_text
 from longfire.generation.prompts import Conversation, main, read_prompts
+from longfire.generation.reader import Reader
+from longfire.generation.steps import Pace
 from longfire.huggingface.export import export
 
 pytestmark = pytest.mark.dtype

@@ -17,7 +17,9 @@ from longfire.config.run import Run
 from longfire.data.batch import Batch
 from longfire.data.tokenizer import bytes_tokenizer
 from longfire.errors import CheckpointError, SettingsError
-from longfire.generation.generate import Continuation, generate, steps
+from longfire.generation.continuation import Continuation
+from longfire.generation.generate import generate
+from longfire.generation.steps import steps
 from longfire.huggingface import transformers_files, transformers_model
 from longfire.huggingface.check import KL_NATS, kl
 from longfire.huggingface.transformers_documents import check_documents_separate

@@ -1,6 +1,5 @@
 """Tensor parallelism changes no loss and no gradient: every mixer, with and without sequence parallel, against one process."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,6 @@ from longfire.data.batch import Batch
 from longfire.initialise import build, initialise, keyed_generator
 from longfire.loss import loss_sum, losses
 from longfire.mixers import MIXERS
-from longfire.mixers.gla import GLA
 from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
@@ -28,7 +26,8 @@ from longfire.parallel.apply import recompilations
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.remat import save_memory
 from longfire.parallel.sharding import local, sharding_of, slices_of
-from longfire.parallel.tensor import add_up_partial_gradients, refusals, split
+from longfire.parallel.tensor import add_up_partial_gradients, split
+from longfire.parallel.tensor_refusals import refusals
 
 LENGTHS = (
     5,
@@ -456,66 +455,6 @@ def test_bf16_activations_cross_too():
 def refused(shape: ModelConfig, tp: int, seq_len: int = 64) -> str:
     with torch.device("meta"):
         return "\n".join(refusals(Model(shape), tp, True, seq_len))
-
-
-@pytest.mark.parametrize(
-    ("mixer", "changes", "seq_len", "told"),
-    [
-        (
-            "attention",
-            {},
-            64,
-            "must divide the 2 kv_heads of attention.*a divisor of 2, or change num_kv_heads",
-        ),
-        ("hgrn2", {}, 64, "the 2 heads of hgrn2.*change expand_ratio"),
-        (
-            "mamba",
-            {"mixers": {"mamba": {"intermediate_size": 42}}},
-            64,
-            "the 42 channels of mamba.*intermediate_size",
-        ),
-        ("mamba2", {}, 64, "the 2 groups of mamba2.*n_groups"),
-        (
-            "rwkv7",
-            {"intermediate_size": 42},
-            64,
-            "the 42 channels of mlp channel_mix.key.weight; change their number",
-        ),
-        ("rwkv7", {}, 70, "training.seq_len = 70.*sequence_parallel to false"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused_with_number_and_mend(mixer, changes, seq_len, told):
-    said = refused(tiny_config(mixer, **changes), 4, seq_len)
-    assert re.search(told, said) and "parallelism.tensor_parallel_degree = 4" in said, said
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_what_can_be_shared_is_not_refused(mixer):
-    assert refused(model_config_of(mixer), 4) == ""
-
-
-def test_a_mixer_that_does_not_say_how_it_is_split_is_refused():
-    with torch.device("meta"):
-        model = Model(model_config_of("gla"))
-    model.layers[0].mixer.stray = torch.nn.Parameter(torch.empty(4))
-    assert "gla does not say how stray is split (roles); set it to 1" in "\n".join(
-        refusals(model, 2, True, TOKENS)
-    )
-
-
-@pytest.mark.parametrize(
-    ("attributes", "told"),
-    [
-        ({"divided": {}}, "which of its attributes count heads"),
-        ({"roles": {**GLA.roles, "q_proj": "colum"}}, "known where it says colum "),
-        ({"roles": {**GLA.roles, "o_proj": "column"}}, "which matrix ends it"),
-    ],
-)
-def test_a_mixer_that_leaves_open_how_it_is_shared_is_refused(attributes, told, monkeypatch):
-    for name, value in attributes.items():
-        monkeypatch.setattr(GLA, name, value)
-    said = refused(model_config_of("gla"), 2)
-    assert told in said and "set it to 1" in said, said
 
 
 def check_the_pages_mixer(rank: int) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
 from sets import slow_unless
 
 from longfire.cli import entry
@@ -16,10 +15,11 @@ from longfire.device import Clock
 from longfire.errors import SettingsError
 from longfire.launch import World
 from longfire.model import on_meta
-from longfire.ops import as_on_cuda
 from longfire.parallel import cost
-from longfire.planner.memory import EMBED, HEAD, LiveBytes, Meter, Part
-from longfire.planner.planner import Plan, Planner
+from longfire.planner.forecast import Plan
+from longfire.planner.live_bytes import LiveBytes
+from longfire.planner.part import HEAD
+from longfire.planner.planner import Planner
 from longfire.training.setup import make_state
 from longfire.training.step import train_step
 from longfire.training.throughput import random_batch
@@ -101,22 +101,6 @@ def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microba
             train_step(state, batches, 0.0, run.training, clock)
     planner = Planner(run, H100, "float32", as_cuda=False)
     assert planner.peak(planner.of_recipe()).total == pytest.approx(live.peak, rel=0.03)
-
-
-@pytest.mark.slow
-def test_rows_are_straight_lines_between_operations():
-    """What is predicted from one row and two is what five rows hold, also where another instant is then the fullest."""
-    model = on_meta(tiny_config("attention", "gla", hidden_size=64, vocab_size=128), torch.bfloat16)
-    few, many = (Meter(model, 128, 64, as_cuda=True) for _ in range(2))
-    many.measure("none", 5)
-    for which in (EMBED, 0, 1, HEAD):
-        guessed, true = few.part(which, "none", 5), many.known[which, "none", 5]
-        assert guessed.kept == true.kept and guessed.passed == true.passed
-        assert guessed.backward_peak(False) == pytest.approx(max(true.backward), rel=0.01)
-        assert guessed.forward_peak == pytest.approx(max(true.forward), rel=0.01)
-    assert not as_on_cuda()
-    line = Part.of_rows(Part((10, 4), (0,), (0,), 0, 0), Part((11, 14), (0,), (0,), 0, 0), 3)
-    assert line.forward_peak == 24
 
 
 def test_shares_of_matrices_are_those_of_the_split(compose):

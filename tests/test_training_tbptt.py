@@ -24,7 +24,7 @@ from longfire.ops.dropout import row_noise
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.planner.memory import LiveBytes
+from longfire.planner.live_bytes import LiveBytes
 from longfire.training.step import train_step
 from longfire.training.tbptt import CarriedState, alone, by_segments, cut, each
 

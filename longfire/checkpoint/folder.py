@@ -141,7 +141,11 @@ def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
     return next(filter(None, mesh.all_gather_object(wrong)), None)
 
 
-def damage_of_file(place: Path, name: str, fact: FileFacts) -> str | None:
+def damage_of_file(
+    place: Path,
+    name: str,
+    fact: FileFacts,
+) -> str | None:
     """What is wrong with one file of a checkpoint; None if it has its size and checksum."""
     path = place / name
     if not path.is_file():
@@ -166,7 +170,11 @@ def checksum(path: Path) -> int:
     return value
 
 
-def write_tensors(held: dict[str, LocalTensor], folder: Path, rank: int) -> dict[str, FileFacts]:
+def write_tensors(
+    held: dict[str, LocalTensor],
+    folder: Path,
+    rank: int,
+) -> dict[str, FileFacts]:
     """Write the files of a process, synced, and return their sizes and checksums. The weights have
     a file of their own, so that reading them does not read the optimizer. Raises OSError."""
     files: dict[str, FileFacts] = {}
@@ -187,7 +195,11 @@ def settled(path: Path, crc32: int) -> FileFacts:
     return {"bytes": path.stat().st_size, "crc32": crc32}
 
 
-def write_manifest(folder: Path, facts: Facts, files: Mapping[str, FileFacts]) -> None:
+def write_manifest(
+    folder: Path,
+    facts: Facts,
+    files: Mapping[str, FileFacts],
+) -> None:
     """Write state.json, then the manifest with size and checksum of every file, all synced: the
     folder is then ready to be renamed."""
     (folder / STATE).write_text(json.dumps(facts, indent=1))

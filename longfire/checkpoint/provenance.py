@@ -1,8 +1,8 @@
-"""Where weights and token ids come from: the run folder that weights lie in, the tokenizer beside
+"""Where weights and token ids come from: the run folder that weights are in, the tokenizer beside
 them, and in what two tokenizers differ.
 
     beside = tokenizer_beside(Path("runs/a"))       a run folder, a checkpoint in one, or Hugging
-                                                    Face weights; None where none lies there
+                                                    Face weights; None where there is none
     difference(beside.load(), tokenizer)            "" where the same text gives the same ids
 """
 
@@ -10,7 +10,6 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from longfire.config import settings
 from longfire.data.tokenizer import Tokenizer
@@ -33,7 +32,7 @@ RULES = ("normalizer", "pre_tokenizer", "model")
 
 @dataclass(frozen=True)
 class Beside:
-    """The tokenizer that lies beside weights: as tokenizer.path names it, and how the documents
+    """The tokenizer beside weights: as tokenizer.path names it, and how the documents
     began and ended that the weights were trained on."""
 
     path: str
@@ -42,12 +41,16 @@ class Beside:
 
     def load(self) -> Tokenizer:
         """Raises DataError naming the file that cannot be read."""
-        wanted = settings.Tokenizer(path=self.path, add_bos=False, add_eos=False)
+        wanted = settings.Tokenizer(
+            path=self.path,
+            add_bos=False,
+            add_eos=False,
+        )
         return load(wanted, (), (), settings.Data())
 
 
 def run_folder_of(weights: Path) -> Path | None:
-    """The run folder that these weights are, or that this checkpoint lies in; None for others.
+    """The run folder that these weights are, or that this checkpoint is in; None for others.
     Raises SettingsError for the folder of all checkpoints of a run."""
     if (weights / RUN_TOML).is_file():
         return weights
@@ -61,7 +64,8 @@ def run_folder_of(weights: Path) -> Path | None:
     if step_of(weights) is None or is_export:
         return None
     return next(
-        (folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()), None
+        (folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()),
+        None,
     )
 
 
@@ -92,22 +96,26 @@ def tokenizer_of_run(run_folder: Path) -> Beside | None:
     copy = run_folder / TOKENIZER_FOLDER
     if copy.is_dir():
         path = str(copy)
-    elif recorded["path"] == "bytes":
+    elif recorded.path == "bytes":
         path = "bytes"
     else:
         return None
-    return Beside(path, recorded["add_bos"], recorded["add_eos"])
+    return Beside(path, recorded.add_bos, recorded.add_eos)
 
 
-def recorded_tokenizer(run_folder: Path) -> dict[str, Any]:
-    """path, add_bos and add_eos as a run.toml has them; the defaults where it says nothing."""
+def recorded_tokenizer(run_folder: Path) -> Beside:
+    """That of a run.toml; the defaults where it says nothing."""
     defaults = settings.Tokenizer()
     try:
         run = tomllib.loads((run_folder / RUN_TOML).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{run_folder / RUN_TOML} cannot be read: {error}") from error
     given = run.get("tokenizer", {})
-    return {key: given.get(key, getattr(defaults, key)) for key in ("path", "add_bos", "add_eos")}
+    return Beside(
+        path=given.get("path", defaults.path),
+        add_bos=given.get("add_bos", defaults.add_bos),
+        add_eos=given.get("add_eos", defaults.add_eos),
+    )
 
 
 def difference(theirs: Tokenizer, ours: Tokenizer) -> str:

@@ -57,7 +57,11 @@ def step_to_load(
     return step
 
 
-def was_saved_after_going_back(folder: Path, step: int, asked: int) -> bool:
+def was_saved_after_going_back(
+    folder: Path,
+    step: int,
+    asked: int,
+) -> bool:
     """Whether the checkpoint of a step was saved after the run had gone back to step `asked`."""
     if step <= asked:
         return False
@@ -89,7 +93,12 @@ def newest(folder: Path, mesh: Mesh = ALONE) -> int | None:
     return None
 
 
-def load(state: State, place: Path, mesh: Mesh = ALONE, is_checked: bool = False) -> None:
+def load(
+    state: State,
+    place: Path,
+    mesh: Mesh = ALONE,
+    is_checked: bool = False,
+) -> None:
     """Read into the state what this process has of it, bit for bit, from a checkpoint of any layout
     of processes. Collective over the mesh.
 
@@ -148,7 +157,12 @@ def shapes_of_run(held: Mapping[str, LocalTensor], mesh: Mesh) -> dict[str, Shap
     return shapes
 
 
-def optimizer_state(reader: Reader, state: State, name: str, parameter: nn.Parameter) -> Tensor:
+def optimizer_state(
+    reader: Reader,
+    state: State,
+    name: str,
+    parameter: nn.Parameter,
+) -> Tensor:
     """A tensor of the optimizer's state on this process: sharded as its parameter is, or whole."""
     entry = reader.index[name]
     if not entry.shape:
@@ -162,7 +176,11 @@ def optimizer_state(reader: Reader, state: State, name: str, parameter: nn.Param
     return value
 
 
-def check_names(there: Mapping[str, Shape], here: Mapping[str, Shape], place: Path) -> None:
+def check_names(
+    there: Mapping[str, Shape],
+    here: Mapping[str, Shape],
+    place: Path,
+) -> None:
     """Compare the parameters of a checkpoint (there) with those of the run (here). Raises
     CheckpointError naming those that are missing, extra or of another shape."""
     wrong = [f"{name} is missing" for name in here if name not in there]
@@ -178,7 +196,11 @@ def check_names(there: Mapping[str, Shape], here: Mapping[str, Shape], place: Pa
         )
 
 
-def refuse_another_vocabulary(place: Path, vocabulary: str, named: str) -> None:
+def refuse_another_vocabulary(
+    place: Path,
+    vocabulary: str,
+    named: str,
+) -> None:
     """Raises CheckpointError when the ids of a checkpoint mean other text than those of this
     vocabulary; named: the setting or file that the vocabulary is from."""
     recorded = facts_of(place).get("vocabulary")

@@ -111,7 +111,11 @@ class Checkpoints:
         else:
             state.snapshot_done = Event()
             self.writing = self.thread.submit(
-                self.copy_and_write, held, counters, weights_only, state.snapshot_done
+                self.copy_and_write,
+                held,
+                counters,
+                weights_only,
+                state.snapshot_done,
             )
 
     def make_tmp_folder(self, place: Path) -> None:
@@ -145,7 +149,9 @@ class Checkpoints:
         for name, (tensor, _, _) in held.items():
             if name not in self.host_copies:
                 self.host_copies[name] = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, pin_memory=pinned
+                    tensor.shape,
+                    dtype=tensor.dtype,
+                    pin_memory=pinned,
                 )
             self.host_copies[name].copy_(tensor, non_blocking=pinned)
         if pinned:
@@ -170,7 +176,12 @@ class Checkpoints:
             snapshot_done.set()
         self.write(held, counters, weights_only)
 
-    def write(self, held: dict[str, LocalTensor], counters: Counters, weights_only: bool) -> None:
+    def write(
+        self,
+        held: dict[str, LocalTensor],
+        counters: Counters,
+        weights_only: bool,
+    ) -> None:
         """Write the files and the marker of this process. Process 0 then waits for all markers,
         writes the manifest, renames the folder, and removes old checkpoints."""
         place = self.folder / f"step-{counters['step']}"

@@ -1,5 +1,5 @@
-"""Tensors in files: each process writes the slices that it holds, anyone reads any
-slices. safetensors, so nothing in them can run code.
+"""Tensors in files: each process writes the slices that it holds, anyone reads any slices. The
+format is safetensors, so nothing in them can run code.
 
 A key of a file is a tensor's name, or name#0, name#1 ... for slices of it; the header of the file
 has the whole tensor and the beginning of each slice. A file without that (of another writer) holds
@@ -45,19 +45,27 @@ class LocalTensor(NamedTuple):
     slices: list[TensorSlice]
 
 
+class StoredPart(NamedTuple):
+    """A part of a whole tensor: its key in a file, where it begins, and its shape."""
+
+    path: Path
+    key: str
+    begin: tuple[int, ...]
+    size: tuple[int, ...]
+
+
 @dataclass
 class Entry:
     """A whole tensor on disk."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    # file, key, begin, size
-    parts: list[tuple[Path, str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    parts: list[StoredPart] = field(default_factory=list)
 
 
 def write_shard(held: dict[str, LocalTensor], path: Path) -> int:
     """Write the slices to a file and return its CRC-32. Raises OSError."""
-    keys: list[Tensor] = []
+    parts: list[Tensor] = []
     header: dict[str, object] = {}
     stored: dict[str, object] = {}
     at = 0
@@ -71,8 +79,12 @@ def write_shard(held: dict[str, LocalTensor], path: Path) -> int:
                 "shape": list(part.shape),
                 "data_offsets": [at, at + part.nbytes],
             }
-            stored[key] = [name, list(shape), list(here.begin)]
-            keys.append(part)
+            stored[key] = [
+                name,
+                list(shape),
+                list(here.begin),
+            ]
+            parts.append(part)
             at += part.nbytes
     header["__metadata__"] = {"format": "pt", BOXES: json.dumps(stored)}
     text = json.dumps(header).encode()
@@ -80,7 +92,7 @@ def write_shard(held: dict[str, LocalTensor], path: Path) -> int:
     checksum = 0
     with path.open("wb") as file:
         blocks: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
-        for block in chain(blocks, map(raw, keys)):
+        for block in chain(blocks, map(raw, parts)):
             checksum = zlib.crc32(block, checksum)
             file.write(block)
     return checksum
@@ -104,7 +116,7 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
                 size = tuple(part.get_shape())
                 name, shape, begin = stored.get(key, (key, size, (0,) * len(size)))
                 entry = index.setdefault(name, Entry(tuple(shape), TYPES[part.get_dtype()]))
-                entry.parts.append((path, key, tuple(begin), size))
+                entry.parts.append(StoredPart(path, key, tuple(begin), size))
     return index
 
 
@@ -113,7 +125,7 @@ def holes(index: dict[str, Entry]) -> list[str]:
     process.)"""
     incomplete: list[str] = []
     for name, entry in index.items():
-        numbers_in_files = sum(prod(size) for *_, size in entry.parts)
+        numbers_in_files = sum(prod(part.size) for part in entry.parts)
         if numbers_in_files != prod(entry.shape):
             incomplete.append(name)
     return incomplete
@@ -136,17 +148,28 @@ class Reader:
         """Copy from disk into the part of a tensor that is on this process, in its type."""
         for here in held.slices:
             out = here.of_local(held.tensor)
-            for path, key, begin, size in self.index[name].parts:
-                common = intersection(here, begin, size)
+            for part in self.index[name].parts:
+                common = intersection(here, part.begin, part.size)
                 if common is None:
                     continue
-                where, length = common
-                stored = self.opened(path).get_slice(key)
-                inside = tuple(slice(w - b, w - b + n) for w, b, n in zip(where, begin, length))
-                target = TensorSlice(where, length, tuple(w - b for w, b in zip(where, here.begin)))
-                target.of_local(out).copy_(
-                    stored[inside] if inside else self.opened(path).get_tensor(key)
-                )
+                begin, size = common
+                target = TensorSlice(begin, size, difference(begin, here.begin))
+                target.of_local(out).copy_(self.read(part, begin, size))
+
+    def read(
+        self,
+        part: StoredPart,
+        begin: tuple[int, ...],
+        size: tuple[int, ...],
+    ) -> Tensor:
+        """Of a stored part, what begins there in the whole tensor and has this size."""
+        file = self.opened(part.path)
+        if not size:
+            return file.get_tensor(part.key)  # a number, of which there are no slices
+        inside: list[slice] = []
+        for first, length in zip(difference(begin, part.begin), size):
+            inside.append(slice(first, first + length))
+        return file.get_slice(part.key)[tuple(inside)]
 
     def whole(self, name: str) -> Tensor:
         """A whole tensor on the host."""
@@ -162,20 +185,35 @@ class Reader:
         return self.files[path]
 
 
+def difference(
+    indices: tuple[int, ...],
+    others: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Of each dimension."""
+    return tuple(index - other for index, other in zip(indices, others))
+
+
 def whole_slice(shape: tuple[int, ...]) -> TensorSlice:
+    """A tensor of this shape as one slice."""
     return TensorSlice((0,) * len(shape), tuple(shape), (0,) * len(shape))
 
 
 def intersection(
-    part: TensorSlice, begin: tuple[int, ...], size: tuple[int, ...]
+    part: TensorSlice,
+    begin: tuple[int, ...],
+    size: tuple[int, ...],
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """(begin, size) of the overlap of two slices of a tensor; None where they do not overlap."""
-    low = tuple(max(a, b) for a, b in zip(part.begin, begin))
-    high = tuple(min(a + m, b + n) for a, m, b, n in zip(part.begin, part.size, begin, size))
-    if any(h <= w for w, h in zip(low, high)):
-        return None
-    return low, tuple(h - w for w, h in zip(low, high))
+    low = tuple(map(max, part.begin, begin))
+    lengths: list[int] = []
+    for dim, first in enumerate(low):
+        end = min(part.begin[dim] + part.size[dim], begin[dim] + size[dim])
+        if end <= first:
+            return None
+        lengths.append(end - first)
+    return low, tuple(lengths)
 
 
 def shard_files(folder: Path) -> Iterator[Path]:
+    """Those of a checkpoint's folder, by name."""
     yield from sorted(folder.glob(f"*{SUFFIX}"))

@@ -100,7 +100,9 @@ class State:
         else:
             spec = sharding_of(self.model, parameter_of(name))
         return LocalTensor(
-            local(tensor), tuple(global_shape(tensor, spec)), slices_of(tensor, spec)
+            local(tensor),
+            tuple(global_shape(tensor, spec)),
+            slices_of(tensor, spec),
         )
 
     def is_whole(self, name: str, tensor: Tensor) -> bool:

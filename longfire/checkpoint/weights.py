@@ -1,4 +1,4 @@
-"""Open a model wherever its weights lie: in a run folder (any whole checkpoint, also while it
+"""Open a model wherever its weights are: in a run folder (any whole checkpoint, also while it
 trains) or a Hugging Face folder."""
 
 import logging
@@ -96,7 +96,9 @@ def config_named(name: str | Path) -> Path:
 
 
 def load(
-    folder: str | Path, step: int = -1, plugins: Sequence[str] = ()
+    folder: str | Path,
+    step: int = -1,
+    plugins: Sequence[str] = (),
 ) -> tuple[Model, Tokenizer]:
     """The model and the tokenizer of a run folder or of a folder of Hugging Face weights, on the
     device and in the compute type of the run, else on the best that is there.
@@ -173,7 +175,8 @@ def as_model(model: Model | transformers_model.TransformersModel) -> Model:
 
 
 def choose_place(
-    training: settings.Training, model: settings.Model
+    training: settings.Training,
+    model: settings.Model,
 ) -> tuple[torch.device, torch.dtype]:
     """Device and compute type, after the kernels have been chosen for that device."""
     device = choose_device(training)
@@ -187,7 +190,8 @@ def newest_weights(checkpoints: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def weights_of_run(
-    weights: Path, wanted: dict[str, torch.Size]
+    weights: Path,
+    wanted: dict[str, torch.Size],
 ) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
     """The checkpoint that is meant by a run folder (its newest) or by a checkpoint in one, and
     (name, fp32 tensor) of each wanted parameter.

@@ -23,7 +23,8 @@ HEAD = """# Keys of a model config
 
 Made by `longfire init --model-keys` from the dataclasses that read them; do not edit it by hand.
 
-A model is described in one of three ways; all take the same keys, strictly: an unknown one is an error that names the nearest.
+A model is described in one of three ways; all take the same keys, strictly: an unknown one is an
+error that names the nearest.
 
 In a recipe, or over the config that `model.config` names:
 
@@ -40,10 +41,12 @@ num_heads = 5
 num_heads = 5
 ```
 
-In a `config.json` that `model.config` names (`longfire`'s own; those of Hugging Face families have the keys of their classes):
+In a `config.json` that `model.config` names (`longfire`'s own; those of Hugging Face families have
+the keys of their classes):
 
 ```json
-{"model_type": "longfire", "hidden_size": 320, "num_hidden_layers": 8, "layer_types": ["gla", "gla", "gla", "attention"],
+{"model_type": "longfire", "hidden_size": 320, "num_hidden_layers": 8,
+ "layer_types": ["gla", "gla", "gla", "attention"],
  "gla": {"num_heads": 5}, "attention": {"num_heads": 5}}
 ```
 
@@ -53,8 +56,8 @@ On the command line, over either:
 longfire train quickstart --model.num_hidden_layers 8 --model.attention.num_heads 6
 ```
 
-`mixer:variant` in `layer_types` is the same mixer with a table of its own: `["attention:local", "attention"]` with
-`[model."attention:local"]`."""
+`mixer:variant` in `layer_types` is the same mixer with a table of its own:
+`["attention:local", "attention"]` with `[model."attention:local"]`."""
 
 
 def page() -> str:

@@ -18,11 +18,17 @@ RESERVED_NAMES = ("embedded", "bytes", "train")
 # One letter before the colon would be a drive. :// is nowhere in a path, so also runs/s3://b is
 # meant as a URL; of known schemes one slash is enough at the beginning, as pathlib leaves it.
 URL = re.compile(
-    r"(?:(?<![a-z0-9+.-])([a-z][a-z0-9+.-]+)://|(?:^|,)\s*(s3a?|gs|gcs|hf|https?|ftp|az|abfss?|wasbs?|hdfs|dbfs|oci|r2|file):/)",
+    r"(?:"
+    r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]+)://|"
+    r"(?:^|,)\s*"
+    r"(s3a?|gs|gcs|hf|https?|ftp|az|abfss?|wasbs?|hdfs|dbfs|oci|r2|file):/"
+    r")",
     re.IGNORECASE,
 )
 HUB = re.compile(
-    r"(hf://|https?://(www\.)?(huggingface\.co|hf\.co)/)(datasets/|models/)?(?P<name>[^/\s]+/[^/\s@]+|[^/\s]+)",
+    r"(hf://|https?://(www\.)?(huggingface\.co|hf\.co)/)"
+    r"(datasets/|models/)?"
+    r"(?P<name>[^/\s]+/[^/\s@]+|[^/\s]+)",
     re.IGNORECASE,
 )
 

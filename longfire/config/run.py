@@ -159,7 +159,7 @@ class Run(RunSettings):
     def tokenizer_beside_weights(self) -> Beside | None:
         """The tokenizer of the weights that the run starts with (`with_tokenizer`)."""
         if self.resumes and (self.folder / RUN_TOML).is_file():
-            recorded = Beside(**recorded_tokenizer(self.folder))
+            recorded = recorded_tokenizer(self.folder)
             path = Path(recorded.path)
             is_gone = path.is_absolute() and not path.exists()
             is_own = not path.is_absolute() and (self.folder / path).exists()  # of an imported run

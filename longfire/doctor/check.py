@@ -23,20 +23,24 @@ from longfire.training.environment import version_of
 
 PACKAGES = ("longfire", "torch", "triton", "fla-core", "flash-linear-attention", "transformers")
 CASES = tuple(all_cases())
-WIDTHS = (21, 30, 9, 6, 6, 21, 10)
+WIDTHS = (21, 30, 9, 6, 6, 21, 10, 6)
 
 
-def check(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[bool, str, str]:
+def check(
+    case: Case,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[bool, str, str]:
     """(right or not, which result was furthest off, by how much or what was raised)."""
     try:
         found = errors(case, device, dtype)
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # a kernel that cannot run here is a finding, not the end
-        return False, f"{type(error).__name__}", first_line(error, 80)
-    worst = max(found, key=lambda name: found[name])
-    return found[worst] <= tolerance(case, device, dtype), worst, f"{found[worst]:.1e}"
+    except (RuntimeError, ValueError) as error:
+        # a kernel that cannot run here is a finding, not the end
+        return False, type(error).__name__, first_line(error, 80)
+    worst = max(found, key=found.__getitem__)
+    error_of_worst = found[worst]
+    is_right = error_of_worst <= tolerance(case, device, dtype)
+    return is_right, worst, f"{error_of_worst:.1e}"
 
 
 def tables(device: torch.device) -> Iterator[dict[str, ops.Choice]]:
@@ -49,32 +53,43 @@ def tables(device: torch.device) -> Iterator[dict[str, ops.Choice]]:
 
 def facts() -> dict[str, str]:
     """What a reader must know to judge the table, and what a report of a fault should hold."""
-    found = {"python": platform.python_version(), "system": platform.platform()}
-    found |= {name: version_of(name) or "not installed" for name in PACKAGES}
-    memory = psutil.virtual_memory()
-    cpu = torch.device("cpu")
-    found["cpu"] = (
-        f"{psutil.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}, {memory.total / 2**30:.1f} GiB "
-        f"({memory.available / 2**30:.1f} free); {bf16(cpu)}"
-    )
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
-        found["gpu"] = (
-            f"{gpu.name}, {memory}, CUDA {torch.version.cuda}; {bf16(torch.device('cuda'))}"
-        )
-    else:
-        found["gpu"] = (
-            f"none that torch sees (torch built for CUDA {torch.version.cuda or 'not at all'})"
-        )
-    found["compiler"] = (
-        cxx_compiler() or "no C++ compiler found: training.compile stays off on a CPU"
-    )
+    found = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    for name in PACKAGES:
+        found[name] = version_of(name) or "not installed"
+    found["cpu"] = about_cpu()
+    found["gpu"] = about_gpu()
+    no_compiler = "no C++ compiler found: training.compile stays off on a CPU"
+    found["compiler"] = cxx_compiler() or no_compiler
     return found
 
 
+def about_cpu() -> str:
+    """Cores, instruction set, memory, and how bf16 is multiplied."""
+    memory = psutil.virtual_memory()
+    total = memory.total / 2**30
+    free = memory.available / 2**30
+    return (
+        f"{psutil.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {total:.1f} GiB "
+        f"({free:.1f} free); {bf16(torch.device('cpu'))}"
+    )
+
+
+def about_gpu() -> str:
+    """The first GPU: its name, memory, CUDA, and how bf16 is multiplied."""
+    cuda = torch.version.cuda
+    if not torch.cuda.is_available():
+        return f"none that torch sees (torch built for CUDA {cuda or 'not at all'})"
+    gpu = torch.cuda.get_device_properties(0)
+    memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+    return f"{gpu.name}, {memory}, CUDA {cuda}; {bf16(torch.device('cuda'))}"
+
+
 def bf16(device: torch.device) -> str:
+    """Whether it is multiplied as it is."""
     if native_bf16(device):
         return "multiplies bf16 natively"
     return "no bf16 matrix units: bf16 is multiplied in fp32"
@@ -85,17 +100,18 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     for name, value in facts().items():
         console.print(f"{name:<24}{value}")
-    devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda"))
     begun = time.perf_counter()
     count = 0
-    wrong = []
+    wrong: list[str] = []
     for device in devices:
         for table in tables(device):
             count += len(CASES) * len(DTYPES)
             wrong += check_all(device, table, console)
-    console.print(
-        f"\n{count - len(wrong)} of {count} right, in {time.perf_counter() - begun:.0f} s"
-    )
+    seconds = time.perf_counter() - begun
+    console.print(f"\n{count - len(wrong)} of {count} right, in {seconds:.0f} s")
     if wrong:
         console.print(
             f"wrong: {'; '.join(wrong)}. Train with model.kernels = reference (or torch, if only "
@@ -105,7 +121,11 @@ def main() -> int:
     return int(bool(wrong))
 
 
-def check_all(device: torch.device, table: dict[str, ops.Choice], console: Console) -> list[str]:
+def check_all(
+    device: torch.device,
+    table: dict[str, ops.Choice],
+    console: Console,
+) -> list[str]:
     """Check and print every case in both types, with the forms that are chosen; those that are
     wrong."""
     console.print()
@@ -113,18 +133,33 @@ def check_all(device: torch.device, table: dict[str, ops.Choice], console: Conso
         console.print(f"{device.type}, {choice}")
     words = ("op", "case", "type", "device", "form", "largest error in", "relative", "limit")
     console.print(line(*words), style="bold")
-    wrong = []
+    wrong: list[str] = []
     for case in CASES:
         form = table[case.op].name if case.op in table else "torch"
         for dtype in DTYPES:
-            right, where, relative = check(case, device, dtype)
+            is_right, where, relative = check(case, device, dtype)
             type_name = str(dtype).removeprefix("torch.")
-            limit = f"{tolerance(case, device, dtype):.0e}"
-            words = (case.op, case.name, type_name, device.type, form, where, relative, limit)
-            console.print(line(*words), "[green]ok[/]" if right else "[bold red]FAIL[/]")
-            wrong += [] if right else [f"{case} ({form}, {type_name}, {device.type})"]
+            text = line(
+                case.op,
+                case.name,
+                type_name,
+                device.type,
+                form,
+                where,
+                relative,
+                f"{tolerance(case, device, dtype):.0e}",
+            )
+            if is_right:
+                console.print(text, "[green]ok[/]")
+            else:
+                console.print(text, "[bold red]FAIL[/]")
+                wrong.append(f"{case} ({form}, {type_name}, {device.type})")
     return wrong
 
 
 def line(*words: str) -> str:
-    return " ".join(f"{word:<{width}}" for word, width in zip(words, (*WIDTHS, 6)))
+    """A line of the table."""
+    columns: list[str] = []
+    for word, width in zip(words, WIDTHS):
+        columns.append(f"{word:<{width}}")
+    return " ".join(columns)

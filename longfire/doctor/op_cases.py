@@ -19,6 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 # log decay of a step: e^-20 a token leaves exp(64 * 20) between the ends of a chunk, far beyond
 # fp32
 STRONG = -20.0
+# Inputs that are fp32 in every model.
 FP32 = {
     "g",
     "g_BTHK",
@@ -31,7 +32,7 @@ FP32 = {
     "bias_D",
     "state_BDW",
     "weight_WD",
-}  # in fp32 in every model
+}
 
 
 class Sizes(NamedTuple):
@@ -45,7 +46,10 @@ class Sizes(NamedTuple):
     W: int
 
 
-SIZES = {"cpu": Sizes(2, 83, 4, 16, 24, 97), "cuda": Sizes(2, 331, 4, 64, 128, 1009)}
+SIZES = {
+    "cpu": Sizes(2, 83, 4, 16, 24, 97),
+    "cuda": Sizes(2, 331, 4, 64, 128, 1009),
+}
 
 
 class Draw:
@@ -56,22 +60,23 @@ class Draw:
         self.generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:
+        """Of mean 0 and variance 1."""
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def uniform(self, *shape: int) -> Tensor:
+        """From 0 to 1."""
         return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
     def documents(self, B: int, T: int) -> Documents:
-        """About one document start in 16 tokens, other places in each row; the second row is one
-        document."""
+        """About one document start in 16 tokens, other places in each sequence; the second
+        sequence is one document."""
         starts_BT = self.uniform(B, T) < 1 / 16
         starts_BT[1:2] = False
         return Documents.from_ids(starts_BT.long().cumsum(1))
 
 
-Inputs = dict[
-    str, Any
-]  # arguments by name: float64 tensors, and what is no number (documents, window, labels)
+# Arguments by name: float64 tensors, and what is no tensor (documents, window, labels).
+Inputs = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -90,38 +95,52 @@ class Case(NamedTuple):
 def results(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
     """The outputs, and the gradient of every floating input through all of them, for fixed random
     gradients of the outputs."""
-    leaves = {
-        name: x.detach().requires_grad_()
-        for name, x in inputs.items()
-        if isinstance(x, Tensor) and x.is_floating_point()
-    }
+    leaves: dict[str, Tensor] = {}
+    for name, x in inputs.items():
+        if isinstance(x, Tensor) and x.is_floating_point():
+            leaves[name] = x.detach().requires_grad_()
     outputs = op(**{**inputs, **leaves})
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    if not isinstance(outputs, tuple):
+        outputs = (outputs,)
+    found: dict[str, Tensor] = {}
+    for name, output in zip(("output", "second output"), outputs):
+        found[name] = output.detach()
+    for name, gradient in zip(leaves, gradients_of(outputs, list(leaves.values()))):
+        found[f"d {name}"] = gradient
+    return found
+
+
+def gradients_of(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> Sequence[Tensor]:
+    """Of fixed random gradients of the outputs; zeros where no output depends on a leaf."""
     draw = Draw(seed=1)
-    seeds = [
-        draw.normal(*x.shape).mul(8).round().div(8).to(x) for x in outputs
-    ]  # eighths: exact in bf16, the same for all
-    differentiable = [
-        pair for pair in zip(outputs, seeds) if pair[0].requires_grad
-    ]  # zeros need no input
-    gradients: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
-    if differentiable:
-        some_outputs, their_seeds = zip(*differentiable)
-        wanted = list(leaves.values())
-        gradients = torch.autograd.grad(
-            some_outputs, wanted, their_seeds, allow_unused=True, materialize_grads=True
-        )
-    named = zip(("output", "second output"), outputs)
-    return {name: x.detach() for name, x in named} | {
-        f"d {name}": d for name, d in zip(leaves, gradients)
-    }
+    differentiable: list[Tensor] = []
+    seeds: list[Tensor] = []
+    for output in outputs:
+        # eighths: exact in bf16, the same for all
+        seed = draw.normal(*output.shape).mul(8).round().div(8).to(output)
+        if output.requires_grad:
+            differentiable.append(output)
+            seeds.append(seed)
+    if not differentiable:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(
+        differentiable,
+        leaves,
+        seeds,
+        allow_unused=True,
+        materialize_grads=True,
+    )
 
 
-def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
+def moved(
+    inputs: Inputs,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Inputs:
     """The inputs on a device, their values rounded to dtype; those that a model keeps in fp32 are
     of that type still."""
 
-    def one(name: str, x: Any) -> Any:
+    def one(name: str, x: object) -> object:
         if isinstance(x, Documents):
             return x.to(device)
         if not isinstance(x, Tensor):
@@ -150,29 +169,40 @@ def errors(
     sizes: those of SIZES if None.  floor: a result below this share of the largest one is what is
     left of larger numbers, and its error is relative to that share.
     """
-    rounded = moved(case.inputs(Draw(seed), sizes or SIZES[device.type]), device, dtype)
-    exact = {
-        name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-        for name, x in rounded.items()
-    }
+    inputs = case.inputs(Draw(seed), sizes or SIZES[device.type])
+    rounded = moved(inputs, device, dtype)
+    exact = in_fp64(rounded)
     got = results(getattr(case.module, case.op), rounded)
     true = results(getattr(case.module, f"{case.op}_reference"), exact)
-    least = max(1e-30, floor * max(float(x.abs().max()) for x in true.values() if x.numel()))
-    found = {}
+    largest_of: dict[str, Tensor] = {}
     for name, x in true.items():
-        if not x.numel():
-            continue
-        difference = (got[name].double() - x).abs().max()
-        found[name] = (
-            float(difference / x.abs().max().clamp_min(least))
-            if difference.isfinite()
-            else torch.inf
-        )
+        if x.numel():
+            largest_of[name] = x.abs().max()
+    least = max(1e-30, floor * float(max(largest_of.values())))
+    found: dict[str, float] = {}
+    for name, largest in largest_of.items():
+        difference = (got[name].double() - true[name]).abs().max()
+        found[name] = torch.inf
+        if difference.isfinite():
+            found[name] = float(difference / largest.clamp_min(least))
+    return found
+
+
+def in_fp64(inputs: Inputs) -> Inputs:
+    """The inputs with their floating numbers in float64."""
+    found: Inputs = {}
+    for name, x in inputs.items():
+        if isinstance(x, Tensor) and x.is_floating_point():
+            x = x.double()
+        found[name] = x
     return found
 
 
 def tolerance(
-    case: Case, device: torch.device, dtype: torch.dtype, tokens: int | None = None
+    case: Case,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int | None = None,
 ) -> float:
     """The largest error that rounding explains, relative to the largest value.
 
@@ -185,11 +215,11 @@ def tolerance(
     """
     fp32 = torch.finfo(torch.float32).eps / 2
     u = torch.finfo(dtype).eps / 2
-    products = u if case.op.startswith("attention") and native_bf16(device) else fp32
+    products = fp32
+    if case.op.startswith("attention") and native_bf16(device):
+        products = u
     if device.type == "cuda":
         products = max(u, 2**-11)
-    return (
-        4 * (u if u > fp32 else 0)
-        + 16 * products
-        + 4 * fp32 * (tokens or SIZES[device.type].T) ** 0.5
-    )
+    rounding = 4 * u if u > fp32 else 0
+    sums = 4 * fp32 * (tokens or SIZES[device.type].T) ** 0.5
+    return rounding + 16 * products + sums

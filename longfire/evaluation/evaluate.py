@@ -43,11 +43,19 @@ def evaluate(
     """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens`
     validation tokens of each.
 
-    seq_len: tokens of a row; 0: those of the batches. rows: of a batch on each process. Sources
-    without validation documents are left out. Collective over the mesh. Raises EvaluationStopped
-    where batches.stopped says so.
+    seq_len: tokens of a sequence; 0: those of the batches. rows: of a batch on each process.
+    Sources without validation documents are left out. Collective over the mesh. Raises
+    EvaluationStopped where batches.stopped says so.
     """
-    measured = measure_validation(model, batches, tokens, chunk_tokens, mesh, seq_len, rows)
+    measured = measure_validation(
+        model,
+        batches,
+        tokens,
+        chunk_tokens,
+        mesh,
+        seq_len,
+        rows,
+    )
     return {name: found.numbers() for name, found in measured.items()}
 
 
@@ -75,7 +83,12 @@ def measure_validation(
     return measured
 
 
-def wait_for_validation(batches: Batches, index: int, tokens: int, mesh: Mesh) -> None:
+def wait_for_validation(
+    batches: Batches,
+    index: int,
+    tokens: int,
+    mesh: Mesh,
+) -> None:
     """Wait until a store that is still written has the tokens to evaluate on. Collective; raises
     EvaluationStopped."""
     is_there = True
@@ -87,7 +100,11 @@ def wait_for_validation(batches: Batches, index: int, tokens: int, mesh: Mesh) -
         raise EvaluationStopped
 
 
-def stoppable(batches: Iterable[Batch], stopped: Callable[[], bool], mesh: Mesh) -> Iterator[Batch]:
+def stoppable(
+    batches: Iterable[Batch],
+    stopped: Callable[[], bool],
+    mesh: Mesh,
+) -> Iterator[Batch]:
     """The same batches, until a stop is requested of some process. Raises EvaluationStopped."""
     for batch in batches:
         if mesh.any(stopped()):
@@ -115,9 +132,15 @@ class Measured:
 
     @property
     def tokens(self) -> int:
+        """Labels that were measured."""
         return int(self.count_C.sum())
 
-    def of_documents(self, stream: TokenStream, length: int, bytes_V: np.ndarray) -> "Measured":
+    def of_documents(
+        self,
+        stream: TokenStream,
+        length: int,
+        bytes_V: np.ndarray,
+    ) -> "Measured":
         """The same with bytes of documents where `measure` counted bytes that labels decode to.
         length: tokens of the stream that were measured.
 
@@ -160,7 +183,11 @@ class Measured:
         return buckets
 
 
-def document_bytes(stream: TokenStream, length: int, bytes_V: np.ndarray) -> tuple[int, int]:
+def document_bytes(
+    stream: TokenStream,
+    length: int,
+    bytes_V: np.ndarray,
+) -> tuple[int, int]:
     """Bytes of the documents that begin in the first `length` tokens of a stream: of their text,
     and of what it is decoded to."""
     if not length:
@@ -240,7 +267,11 @@ def real_labels(batch: Batch) -> np.ndarray:
     return labels[labels != NO_LABEL]
 
 
-def validation_bytes(batches: Batches, source: str, tokens: int) -> bytes:
+def validation_bytes(
+    batches: Batches,
+    source: str,
+    tokens: int,
+) -> bytes:
     """The bytes of a source that `evaluate` predicts with the same `tokens`."""
     bytes_of = token_bytes(batches.prepared.tokenizer)
     index = [name for name, _, _ in batches.prepared.validation].index(source)

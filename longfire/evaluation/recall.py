@@ -46,7 +46,12 @@ END = ".\n"
 
 
 def mqar(
-    sequences: int, tokens: int, pairs: int, vocab_size: int, seed: int, power: float = 0.01
+    sequences: int,
+    tokens: int,
+    pairs: int,
+    vocab_size: int,
+    seed: int,
+    power: float = 0.01,
 ) -> Batch:
     """Multi-query associative recall (Arora 2023, "Zoology", section 3 and appendix A): pairs of a
     key and its value, then each key once more, whose label is its value; nothing else has a label.
@@ -81,7 +86,10 @@ def mqar(
 
 
 def distinct(
-    chance: np.random.Generator, sequences: int, weights: np.ndarray, count: int
+    chance: np.random.Generator,
+    sequences: int,
+    weights: np.ndarray,
+    count: int,
 ) -> np.ndarray:
     """(sequences, count): different numbers below len(weights) for each sequence, drawn one after
     the other by their weights, as the order of exponential times with these rates."""
@@ -90,7 +98,11 @@ def distinct(
 
 
 @torch.no_grad()
-def accuracy(model: Model, batch: Batch, chunk_tokens: int = 1024) -> float:
+def accuracy(
+    model: Model,
+    batch: Batch,
+    chunk_tokens: int = 1024,
+) -> float:
     """Share of the labels that are the model's most likely token."""
     batch = batch.to(next(model.parameters()).device)
     right_BT = losses(model, batch, chunk_tokens)[1]
@@ -139,8 +151,8 @@ class Needle:
         batch_size: int,
         seed: int = 0,
     ) -> list[Cell]:
-        """A cell for each length (tokens of a row, all included) and depth. Raises SettingsError
-        and DataError."""
+        """A cell for each length (tokens of a sequence, all included) and depth. Raises
+        SettingsError and DataError."""
         if self.model.config.learned_positions:
             limit = self.model.config.max_position_embeddings
         else:
@@ -156,7 +168,14 @@ class Needle:
                 cells.append(self.cell(length, depth, needles, batch_size, seed))
         return cells
 
-    def cell(self, length: int, depth: float, needles: int, batch_size: int, seed: int) -> Cell:
+    def cell(
+        self,
+        length: int,
+        depth: float,
+        needles: int,
+        batch_size: int,
+        seed: int,
+    ) -> Cell:
         """The needles of one length and depth, `batch_size` sequences at a time."""
         sequences: list[Haystack] = []
         for number in range(needles):
@@ -164,18 +183,24 @@ class Needle:
         scores: list[Score] = []
         for first in range(0, len(sequences), batch_size):
             scores += self.scores(sequences[first : first + batch_size])
-        with_needle = scores[0::2]
-        without_needle = scores[1::2]
+        nats, repeated = zip(*scores[0::2])
+        nats_without, _ = zip(*scores[1::2])
         return Cell(
             length,
             depth,
             needles,
-            nats=float(np.mean([nats for nats, _ in with_needle])),
-            nats_without=float(np.mean([nats for nats, _ in without_needle])),
-            repeated=float(np.mean([is_repeated for _, is_repeated in with_needle])),
+            nats=float(np.mean(nats)),
+            nats_without=float(np.mean(nats_without)),
+            repeated=float(np.mean(repeated)),
         )
 
-    def haystacks(self, length: int, depth: float, number: int, seed: int) -> list[Haystack]:
+    def haystacks(
+        self,
+        length: int,
+        depth: float,
+        number: int,
+        seed: int,
+    ) -> list[Haystack]:
         """The text with the needle and without it, both with the question and its answer at their
         end. Raises SettingsError or DataError where the needle does not fit."""
         chance = np.random.default_rng([seed, number])
@@ -185,7 +210,7 @@ class Needle:
         answer = self.tokenizer.encode(ANSWER.format(number=secret))
         bos: list[int] = []
         if self.add_bos and self.tokenizer.bos_id is not None:
-            bos = [self.tokenizer.bos_id]
+            bos.append(self.tokenizer.bos_id)
         needle = [*question, *answer, *self.tokenizer.encode(END)]
         room = length - len(bos) - len(question) - len(answer)
         if room < 2 * len(needle):
@@ -212,12 +237,14 @@ class Needle:
     def scores(self, sequences: list[Haystack]) -> list[Score]:
         """The scores of sequences of one length."""
         device = self.model.embed.weight.device
-        ids_BT = torch.tensor([ids for ids, _ in sequences], device=device)
-        positions_BT = torch.arange(ids_BT.shape[1] - 1, device=device).expand(len(sequences), -1)
+        texts, answer_sizes = zip(*sequences)
+        ids_BT = torch.tensor(texts, device=device)
+        positions_T = torch.arange(ids_BT.shape[1] - 1, device=device)
+        positions_BT = positions_T.expand(len(sequences), -1)
         hidden_BTD = self.model(ids_BT[:, :-1], Sequence(positions_BT))
-        longest = max(answer_tokens for _, answer_tokens in sequences)
+        longest = max(answer_sizes)
         labels_BA = ids_BT[:, -longest:].clone()
-        for number, (_, answer_tokens) in enumerate(sequences):
+        for number, answer_tokens in enumerate(answer_sizes):
             labels_BA[number, : longest - answer_tokens] = NO_LABEL
         nats_BA, right_BA = losses_of(self.model, hidden_BTD[:, -longest:], labels_BA)
         right_BA |= labels_BA == NO_LABEL
@@ -228,7 +255,9 @@ def needle_table(cells: list[Cell]) -> Table:
     """A line for each length, a column for each depth: the nats that the needle is worth, and how
     many answers are repeated."""
     depths = sorted({cell.depth for cell in cells})
-    table = Table("tokens", *(f"depth {depth:g}" for depth in depths))
+    table = Table("tokens")
+    for depth in depths:
+        table.add_column(f"depth {depth:g}")
     cell_at = {(cell.length, cell.depth): cell for cell in cells}
     for length in sorted({cell.length for cell in cells}):
         texts = [f"{length:,}"]
@@ -245,9 +274,12 @@ def draw_needle(cells: list[Cell]) -> "Figure":
 
     drawn = Figure(figsize=(8.6, 3.4), layout="constrained")
     gain_axes, repeated_axes = drawn.subplots(1, 2)
-    gains = {(cell.depth, cell.length): cell.gain for cell in cells}
+    gains: dict[tuple[float, int], float] = {}
+    repeated: dict[tuple[float, int], float] = {}
+    for cell in cells:
+        gains[cell.depth, cell.length] = cell.gain
+        repeated[cell.depth, cell.length] = cell.repeated
     draw_map(gain_axes, gains, "nats gained", (None, None))
-    repeated = {(cell.depth, cell.length): cell.repeated for cell in cells}
     draw_map(repeated_axes, repeated, "answers repeated", (0, 1))
     return drawn
 
@@ -265,7 +297,13 @@ def draw_map(
     for (depth, length), value in values.items():
         grid[depths.index(depth), lengths.index(length)] = value
     low, high = limits
-    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+    image = axes.imshow(
+        grid,
+        aspect="auto",
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+    )
     axes.set(xlabel="tokens", ylabel="depth", title=title)
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])

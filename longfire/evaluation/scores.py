@@ -35,10 +35,15 @@ if TYPE_CHECKING:
 # What --json writes
 Numbers = dict[str, object]
 CHUNK_TOKENS = 1024  # whose logits exist at a time, for weights without a run that says it
-SEQ_LEN = 2048  # of rows, for weights without a run
+SEQ_LEN = 2048  # for weights without a run
 
 
-def main(folder: Path, scoring: Scoring, step: int = -1, plugins: tuple[str, ...] = ()) -> int:
+def main(
+    folder: Path,
+    scoring: Scoring,
+    step: int = -1,
+    plugins: tuple[str, ...] = (),
+) -> int:
     """Score the model in a run folder or a folder of Hugging Face weights. Raises SettingsError,
     DataError, CheckpointError."""
     if scoring.plot:
@@ -85,7 +90,7 @@ def tasks(opened: Opened, scoring: Scoring) -> Numbers:
             + (f", and if it is still missing, pip install {error.name}" if error.name else "")
         ) from error
     show_tasks(found)
-    return found
+    return {**found}
 
 
 def step_of(opened: Opened) -> str:
@@ -140,7 +145,10 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         Batches(prepared, run.data, seq_len, run.training.seed) as batches,
     ):
         found = measure_validation(
-            opened.model, batches, scoring.tokens or run.eval.tokens, run.training.loss_chunk_tokens
+            opened.model,
+            batches,
+            scoring.tokens or run.eval.tokens,
+            run.training.loss_chunk_tokens,
         )
     if not found:
         raise DataError(
@@ -161,7 +169,13 @@ def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         lengths_W = byte_lengths(prepared.tokenizer)
         for name, store in zip(prepared.names, prepared.stores):
             tokens = min(scoring.tokens or store.train.length, store.train.length)
-            batches = in_order(store.train, tokens, seq_len, data, scoring.batch_size)
+            batches = in_order(
+                store.train,
+                tokens,
+                seq_len,
+                data,
+                scoring.batch_size,
+            )
             measured = measure(opened.model, batches, lengths_W, chunk_tokens)
             found[name] = measured.of_documents(store.train, tokens, lengths_W)
             if not found[name].tokens:
@@ -200,7 +214,9 @@ def tokenizer_settings(opened: Opened) -> settings.Tokenizer:
         return trained_with(opened.run)
     tokenizer = opened.tokenizer
     return settings.Tokenizer(
-        tokenizer.where, add_bos=begins_with_bos(opened), add_eos=tokenizer.eos_id is not None
+        tokenizer.where,
+        add_bos=begins_with_bos(opened),
+        add_eos=tokenizer.eos_id is not None,
     )
 
 
@@ -273,7 +289,14 @@ def position_chart(found: dict[str, Measured]) -> "Figure":
         buckets = measured.by_position()
         middle = [(bucket["from"] * bucket["to"]) ** 0.5 for bucket in buckets]
         losses = [bucket["loss"] for bucket in buckets]
-        axes.plot(middle, losses, "o-", color=colour, markersize=4, label=source)
+        axes.plot(
+            middle,
+            losses,
+            "o-",
+            color=colour,
+            markersize=4,
+            label=source,
+        )
     axes.set_xscale("log", base=2)
     axes.legend(frameon=False, fontsize=8)
     return drawn

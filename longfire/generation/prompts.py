@@ -16,15 +16,15 @@ from longfire.config.options import Sampling
 from longfire.data.compressed import ERRORS
 from longfire.data.lines import read_lines
 from longfire.errors import DataError, SettingsError
+from longfire.generation.continuation import continuation_of
 from longfire.generation.generate import (
-    Pace,
     begins_with_bos,
-    continuation_of,
     generate_texts,
     prompt_ids,
     stream_text,
     write,
 )
+from longfire.generation.steps import Pace
 from longfire.launch import no_color
 from longfire.mixers.cache import Cache
 from longfire.ops.linear import keep_rounded
@@ -87,7 +87,13 @@ def main(
             show([shown(prompt)])
             add_bos = begins_with_bos(opened)
             pieces = stream_text(
-                opened.model, opened.tokenizer, prompt, sampling, add_bos, index, pace
+                opened.model,
+                opened.tokenizer,
+                prompt,
+                sampling,
+                add_bos,
+                index,
+                pace,
             )
             show(pieces)
             show(["\n"])
@@ -157,7 +163,12 @@ class Conversation:
     """A text that a person and the model write by turns. What the layers keep stays from turn to
     turn, so each token passes through the model once."""
 
-    def __init__(self, opened: Opened, sampling: Sampling, pace: Pace) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        sampling: Sampling,
+        pace: Pace,
+    ) -> None:
         self.model = opened.model
         self.tokenizer = opened.tokenizer
         self.sampling = sampling
@@ -176,7 +187,13 @@ class Conversation:
             if begun
             else prompt_ids(self.tokenizer, text, self.add_bos)
         )
-        row = continuation_of(self.model, self.tokenizer, self.ids, self.sampling, self.turns)
+        row = continuation_of(
+            self.model,
+            self.tokenizer,
+            self.ids,
+            self.sampling,
+            self.turns,
+        )
         self.turns += 1
         for _, piece in write(self.model, [row], self.cache, self.pace):
             yield piece

@@ -90,7 +90,10 @@ class PeerCheck(NamedTuple):
 
 @torch.no_grad()
 def compare(
-    model: Model, tokenizer: Tokenizer, folder: Path, written: Mapping[str, torch.dtype]
+    model: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    written: Mapping[str, torch.dtype],
 ) -> Check:
     """Compare an export in `folder` with the model it was made of. written: parameter -> its type
     in the files.
@@ -148,12 +151,22 @@ def compare_bytes(
         check_bytes(weights[name].to(written[name]).float(), found, name, folder)
         size += found.numel() * written[name].itemsize
     compare_tokenizer(tokenizer, folder)
-    return Check(len(written), size, name_of(lowest_of(written)), tokens=0, own_kl=0.0, peer="")
+    return Check(
+        len(written),
+        size,
+        name_of(lowest_of(written)),
+        tokens=0,
+        own_kl=0.0,
+        peer="",
+    )
 
 
 @torch.no_grad()
 def compare_imported(
-    weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path, model_config: ModelConfig
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    folder: Path,
+    model_config: ModelConfig,
 ) -> Check:
     """Compare an import, which was written and read again, with the Hugging Face weights in
     `folder` and with their own class.
@@ -219,7 +232,12 @@ def ids_for(model_config: ModelConfig | TransformersConfig, device: torch.device
     )
 
 
-def check_bytes(expected: Tensor, found: Tensor, name: str, folder: Path) -> None:
+def check_bytes(
+    expected: Tensor,
+    found: Tensor,
+    name: str,
+    folder: Path,
+) -> None:
     """Raises CheckpointError unless two fp32 tensors have the same bytes."""
     if not expected.contiguous().view(torch.int32).equal(found.contiguous().view(torch.int32)):
         raise CheckpointError(
@@ -229,7 +247,11 @@ def check_bytes(expected: Tensor, found: Tensor, name: str, folder: Path) -> Non
 
 
 def compare_peer(
-    family: Family, folder: Path, model_config: ModelConfig, ids_BT: Tensor, logits_BTV: Tensor
+    family: Family,
+    folder: Path,
+    model_config: ModelConfig,
+    ids_BT: Tensor,
+    logits_BTV: Tensor,
 ) -> PeerCheck:
     """Their class's logits against ours. Raises CheckpointError."""
     peer = f"{family.architecture} of {family.package}"
@@ -257,7 +279,11 @@ def kl(p_BTV: Tensor, q_BTV: Tensor) -> float:
     return (log_p.exp() * (d.expm1() - d)).sum(-1).mean().item()
 
 
-def tolerated_kl(logits_BTV: Tensor, layers: int, device: torch.device) -> float:
+def tolerated_kl(
+    logits_BTV: Tensor,
+    layers: int,
+    device: torch.device,
+) -> float:
     """KL that rounding alone can cause between two correct computations: KL_NATS, more where a
     model is deep.
 
@@ -277,7 +303,11 @@ def multiplies_in_tf32() -> bool:
     return torch.backends.cuda.matmul.allow_tf32 or ops.chosen("linear_attention") == "fla"
 
 
-def peer_absent(family: Family, model_config: ModelConfig, device: torch.device) -> str:
+def peer_absent(
+    family: Family,
+    model_config: ModelConfig,
+    device: torch.device,
+) -> str:
     """Why the family's own class cannot run here; "" if it can."""
     if family.package in ("transformers", "longfire"):
         return ""
@@ -305,7 +335,11 @@ def config_refused(folder: Path) -> str:
     return ""
 
 
-def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
+def peer_logits(
+    family: Family,
+    folder: Path,
+    ids_BT: Tensor,
+) -> Tensor:
     """Logits of the ids by the family's own class, loaded from the folder as a user would, in
     fp32. Raises CheckpointError."""
     importlib.import_module(family.package)  # fla and longfire register their classes when imported
@@ -322,7 +356,8 @@ def peer_logits(family: Family, folder: Path, ids_BT: Tensor) -> Tensor:
 
 
 def load_peer(
-    folder: Path | str, config: object = None
+    folder: Path | str,
+    config: object = None,
 ) -> tuple["PreTrainedModel", dict[str, list[str]]]:
     """The model that transformers loads from a folder, in fp32, and its report: kind of problem ->
     names of tensors. config: of their class; None: that of the folder."""

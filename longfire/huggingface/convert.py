@@ -34,19 +34,26 @@ logger = logging.getLogger(__name__)
 
 # The settings with the size of a head, for mixers without head_k and head_v: (of queries and keys,
 # of values).
-HEAD_SIZES = {"mamba2": ("state_size", "head_dim"), "hgrn2": ("expand_ratio", "expand_ratio")}
+HEAD_SIZES = {
+    "mamba2": ("state_size", "head_dim"),
+    "hgrn2": ("expand_ratio", "expand_ratio"),
+}
 VOCABULARY = ("embed.weight", "head.weight", "positions.weight")
 
 
 def convert_weights(
-    source: Model, model_config: ModelConfig, seed: int
+    source: Model,
+    model_config: ModelConfig,
+    seed: int,
 ) -> tuple[Model, list[Moved], list[Left]]:
     """A model of this config with the source's weights wherever they match, the rest initialised
     by (seed, name); how each of its parameters was made; and each tensor of the source that is in
     none of them, with the reason."""
     model = build(model_config, seed)
     given = own_tensors(source)
-    names = {Place.of(name, source.config): name for name in given}
+    names: dict[Place, str] = {}
+    for name in given:
+        names[Place.of(name, source.config)] = name
     moved: list[Moved] = []
     fresh: set[Place] = set()
     refused: dict[str, str] = {}  # tensors of the source that did not fit -> the reason
@@ -74,7 +81,7 @@ def convert_weights(
     unused = dict(given)
     for made in moved:
         unused.pop(made.source, None)
-    left = []
+    left: list[Left] = []
     for name, tensor in unused.items():
         place = Place.of(name, source.config)
         why = refused.get(name) or absence(place, source.config, model_config)
@@ -85,7 +92,8 @@ def convert_weights(
 @torch.no_grad()
 def copy_into(parameter: Tensor, old: Tensor) -> None:
     """Copy a tensor into the beginning of a parameter along each dim."""
-    parameter[tuple(slice(size) for size in old.shape)] = old
+    beginning = tuple(map(slice, old.shape))
+    parameter[beginning] = old
 
 
 def own_tensors(model: Model) -> dict[str, Tensor]:
@@ -97,7 +105,11 @@ def own_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def fitted(
-    place: Place, old: Tensor, parameter: Tensor, source: Model, model: Model
+    place: Place,
+    old: Tensor,
+    parameter: Tensor,
+    source: Model,
+    model: Model,
 ) -> tuple[Tensor | None, str]:
     """The source's tensor made to fit, and how; None with the reason."""
     old_size = head_size(source, place)
@@ -118,7 +130,9 @@ def fitted(
 def cut_rows(old: Tensor, rows: int) -> tuple[Tensor, str]:
     """As many rows of a vocabulary or of positions as both have."""
     copied = min(len(old), rows)
-    whose = f"{rows}" if copied < rows else f"the source's {len(old)}"
+    whose = f"the source's {len(old)}"
+    if copied < rows:
+        whose = f"{rows}"
     return old[:copied], f"copied: rows 0 to {copied - 1} of {whose}"
 
 
@@ -137,21 +151,31 @@ def head_size(model: Model, place: Place) -> int | None:
     return getattr(mixer, "head_v" if is_value else "head_k", general)
 
 
-def regrouped(old: Tensor, rows: int, size: int) -> tuple[Tensor | None, str]:
+def regrouped(
+    old: Tensor,
+    rows: int,
+    size: int,
+) -> tuple[Tensor | None, str]:
     """Key or value heads for another number of groups: each repeated, or the mean of neighbours
     (Ainslie 2023, section 2.1). size: channels of a head."""
     if rows % len(old) == 0:
         times = rows // len(old)
-        new = old.unflatten(0, (-1, size)).repeat_interleave(times, 0).flatten(0, 1)
+        heads = old.unflatten(0, (-1, size))
+        new = heads.repeat_interleave(times, 0).flatten(0, 1)
         return new, f"reshaped: each head {times} times"
     if len(old) % rows == 0:
-        heads = len(old) // rows
-        new = old.unflatten(0, (-1, heads, size)).mean(1).flatten(0, 1)
-        return new, f"reshaped: means of {heads} heads"
+        count = len(old) // rows
+        groups = old.unflatten(0, (-1, count, size))
+        new = groups.mean(1).flatten(0, 1)
+        return new, f"reshaped: means of {count} heads"
     return None, f"{len(old)} rows do not divide into {rows}"
 
 
-def check_fits(target: ModelConfig, source: ModelConfig, config: Path) -> None:
+def check_fits(
+    target: ModelConfig,
+    source: ModelConfig,
+    config: Path,
+) -> None:
     """Raises SettingsError where nothing could be copied that matters."""
     for key in ("hidden_size", "num_hidden_layers"):
         ours = getattr(target, key)
@@ -164,7 +188,9 @@ def check_fits(target: ModelConfig, source: ModelConfig, config: Path) -> None:
 
 
 def target_config(
-    config: Path, source: ModelConfig, keep_attention: tuple[int, ...]
+    config: Path,
+    source: ModelConfig,
+    keep_attention: tuple[int, ...],
 ) -> tuple[ModelConfig, ModelConfig]:
     """The target's model config as its file describes it, and with what it takes from the source.
     Raises SettingsError."""
@@ -197,7 +223,9 @@ def convert(
             "export it, and convert the export if longfire has its family"
         )
     theirs = opened.model.config
-    folders = (config,) if opened.run else (source, config)
+    folders = [config]
+    if opened.run is None:
+        folders = [source, config]
     for folder in folders:
         for line in ignored_line(read_config(folder), str(folder)):
             logger.info(line)
@@ -215,7 +243,14 @@ def convert(
     facts = {"converted from": source.absolute().name, **conversion.facts()}
     adds_bos = opened.run.tokenizer.add_bos if opened.run else None
     table = {TABLE: conversion.to_json()}
-    return export(model, opened.tokenizer, out, facts=facts, files=table, adds_bos=adds_bos)
+    return export(
+        model,
+        opened.tokenizer,
+        out,
+        facts=facts,
+        files=table,
+        adds_bos=adds_bos,
+    )
 
 
 def names_in_files(folder: Path, model_config: ModelConfig) -> dict[str, str]:

@@ -78,7 +78,11 @@ class Place:
         return self
 
 
-def difference(place: Place, source: ModelConfig, target: ModelConfig) -> str:
+def difference(
+    place: Place,
+    source: ModelConfig,
+    target: ModelConfig,
+) -> str:
     """Why a tensor of the source would have another use at this place of the target; "" if it would
     have the same."""
     if place.part == "mlp":
@@ -109,7 +113,11 @@ def mlp_difference(source: ModelConfig, target: ModelConfig) -> str:
     return ""
 
 
-def norm_difference(place: Place, source: ModelConfig, target: ModelConfig) -> str:
+def norm_difference(
+    place: Place,
+    source: ModelConfig,
+    target: ModelConfig,
+) -> str:
     """Why a norm of the source would have another use in the target."""
     if source.norm != target.norm:
         return f"norms of the source are {source.norm}, these {target.norm}"
@@ -119,7 +127,11 @@ def norm_difference(place: Place, source: ModelConfig, target: ModelConfig) -> s
     return ""
 
 
-def absence(place: Place, source: ModelConfig, target: ModelConfig) -> str:
+def absence(
+    place: Place,
+    source: ModelConfig,
+    target: ModelConfig,
+) -> str:
     """Why the target has no such tensor as the source has at this place."""
     why = difference(place, source, target)
     if place.part == "mixer" and place.layer is not None:
@@ -139,7 +151,11 @@ def absence(place: Place, source: ModelConfig, target: ModelConfig) -> str:
     return "the new model has none"
 
 
-def absence_in_mixer(place: Place, name: str, target: ModelConfig) -> str:
+def absence_in_mixer(
+    place: Place,
+    name: str,
+    target: ModelConfig,
+) -> str:
     """The same of a part of a mixer. name: of the layer in layer_types."""
     if place.role in ("q_norm", "k_norm") and full_table(target, name).get("qk_norm") is False:
         return f"{name}.qk_norm = false"

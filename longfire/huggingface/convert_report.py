@@ -31,6 +31,7 @@ class Moved:
 
     @property
     def numbers(self) -> int:
+        """How many it has."""
         return math.prod(self.shape)
 
 
@@ -44,6 +45,7 @@ class Left:
 
     @property
     def numbers(self) -> int:
+        """How many it has."""
         return math.prod(self.shape)
 
 

@@ -48,7 +48,10 @@ class Explicit:
 
 
 def explicit_in(
-    config: Config, model_config: ModelConfig, source: ModelConfig, where: str
+    config: Config,
+    model_config: ModelConfig,
+    source: ModelConfig,
+    where: str,
 ) -> Explicit:
     """What a config sets, ours or a Hugging Face family's. A family's counts as setting also what
     its class cannot have as the source has it.
@@ -72,7 +75,10 @@ def explicit_in(
 
 
 def explicit_names(
-    family: Family, asked: Config, model_config: ModelConfig, source: ModelConfig
+    family: Family,
+    asked: Config,
+    model_config: ModelConfig,
+    source: ModelConfig,
 ) -> set[str]:
     """Flat names of the settings that a family's config sets. asked: its keys."""
     names = set(family.ours)
@@ -103,7 +109,10 @@ def explicit_in_ours(config: Config) -> Explicit:
 
 
 def explicit_in_attn(
-    family: Family, listed: Listed, asked: Config, model_config: ModelConfig
+    family: Family,
+    listed: Listed,
+    asked: Config,
+    model_config: ModelConfig,
 ) -> dict[str, frozenset[str]]:
     """Of each name of softmax layers: what its entry of fla's `attn` sets, and what its class has
     with one value only."""
@@ -156,7 +165,12 @@ def inherit(
             table = dict(model_config.mixers.get(name, {}))
         types.append(add_table(mixers, name, table))
     try:
-        return replace(model_config, **plain, layer_types=tuple(types), mixers=mixers)
+        return replace(
+            model_config,
+            **plain,
+            layer_types=tuple(types),
+            mixers=mixers,
+        )
     except SettingsError as error:
         message = str(error).replace("model config:", f"{where}:", 1)
         raise SettingsError(
@@ -165,7 +179,9 @@ def inherit(
 
 
 def inheritable(
-    model_config: ModelConfig, explicit: Explicit, source: ModelConfig
+    model_config: ModelConfig,
+    explicit: Explicit,
+    source: ModelConfig,
 ) -> Iterator[str]:
     """Names of the model's own settings that the target takes from the source."""
     has_other_mlp = "mlp" in explicit.plain and model_config.mlp != source.mlp
@@ -184,7 +200,10 @@ def inheritable(
 
 
 def check_kept(
-    model_config: ModelConfig, source: ModelConfig, kept: tuple[int, ...], where: str
+    model_config: ModelConfig,
+    source: ModelConfig,
+    kept: tuple[int, ...],
+    where: str,
 ) -> None:
     """Raises SettingsError where the attention of these layers cannot be kept."""
     last = min(model_config.num_hidden_layers, source.num_hidden_layers) - 1
@@ -216,7 +235,11 @@ def full_table(model_config: ModelConfig, name: str) -> Settings:
     return asdict(read_mixer_config(MIXERS[mixer_of(name)], name, given, model_config.hidden_size))
 
 
-def add_table(mixers: dict[str, Settings], name: str, table: Settings) -> str:
+def add_table(
+    mixers: dict[str, Settings],
+    name: str,
+    table: Settings,
+) -> str:
     """Add a table to `mixers`. Returns its name: the wanted one, or one with the same table, or the
     first that is free."""
     mixer = mixer_of(name)
@@ -242,7 +265,11 @@ class Configs(NamedTuple):
     source: ModelConfig
 
 
-def compared(read: ModelConfig, made: ModelConfig, source: ModelConfig) -> list[Setting]:
+def compared(
+    read: ModelConfig,
+    made: ModelConfig,
+    source: ModelConfig,
+) -> list[Setting]:
     """Settings that the new model took from the source, or has otherwise."""
     found = list(compared_plain(normalised(read), normalised(made), normalised(source)))
     layers: dict[tuple[str, str, str, str], list[int]] = {}
@@ -257,7 +284,11 @@ def compared(read: ModelConfig, made: ModelConfig, source: ModelConfig) -> list[
     return found
 
 
-def compared_plain(read: ModelConfig, made: ModelConfig, source: ModelConfig) -> Iterator[Setting]:
+def compared_plain(
+    read: ModelConfig,
+    made: ModelConfig,
+    source: ModelConfig,
+) -> Iterator[Setting]:
     """The same of the model's own settings."""
     for field in fields(ModelConfig):
         name = field.name

@@ -44,8 +44,6 @@ __all__ = ["Check", "export", "export_run", "load_weights"]
 
 SHARD_BYTES = 5_000_000_000  # as the hub's own tools cut
 
-Ends = dict[str, int | None]  # bos_token_id and eos_token_id
-
 
 def export(
     model: Model | TransformersModel,
@@ -75,16 +73,12 @@ def export(
     folder = Path(folder)
     facts = facts or {}
     check_replaceable(folder)
-    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     tmp_path = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         tmp_path.mkdir(parents=True)
         if isinstance(model, TransformersModel):
             config = config_of_transformers(model)
-            save(model, tmp_path, dtype, ends, shard_bytes)
-            tokenizer.save(tmp_path, adds_bos)
-            compare_tokenizer(tokenizer, tmp_path)
-            compared = compare_saved(model, tmp_path, dtype)
+            compared = write_transformers(model, tokenizer, tmp_path, dtype, shard_bytes, adds_bos)
         else:
             config = config_to_hf(
                 model.config,
@@ -118,6 +112,25 @@ def export(
     finally:
         shutil.rmtree(tmp_path, ignore_errors=True)
     return compared
+
+
+def write_transformers(
+    model: TransformersModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    adds_bos: bool | None,
+) -> Check:
+    """Write a model of transformers by its own class, and compare what is read back."""
+    ends = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
+    save(model, folder, dtype, ends, shard_bytes)
+    tokenizer.save(folder, adds_bos)
+    compare_tokenizer(tokenizer, folder)
+    return compare_saved(model, folder, dtype)
 
 
 def length_of(facts: Mapping[str, object]) -> int:
@@ -278,7 +291,11 @@ def write_weights(
     return written
 
 
-def rounded(stored: Stored, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+def rounded(
+    stored: Stored,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> Tensor:
     """Their tensor of ours, in `dtype`. Raises CheckpointError naming a parameter that the type
     cannot hold."""
     ours = {name: weights[name] for name in stored.ours}
@@ -291,7 +308,11 @@ def rounded(stored: Stored, weights: Mapping[str, Tensor], dtype: torch.dtype) -
     return stored.join(ours).detach().to("cpu", dtype).contiguous()
 
 
-def types_of(model: Model, tensors: Iterable[Stored], dtype: torch.dtype) -> dict[str, torch.dtype]:
+def types_of(
+    model: Model,
+    tensors: Iterable[Stored],
+    dtype: torch.dtype,
+) -> dict[str, torch.dtype]:
     """Their name -> the type in the files: `dtype`, or fp32 where a part must not be rounded."""
     exact = set()
     for name, module in model.named_modules():

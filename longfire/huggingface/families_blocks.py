@@ -61,7 +61,10 @@ MAMBA_KEYS = (
     Key("num_hidden_layers", "num_hidden_layers", 48),
     Key("norm_eps", "norm_eps", 1e-5),
     Key(
-        "max_position_embeddings", "max_position_embeddings", None, null=0
+        "max_position_embeddings",
+        "max_position_embeddings",
+        None,
+        null=0,
     ),  # they let it stand, and do not read it
     Key("use_l2warp", "use_l2warp", False),
 )
@@ -93,7 +96,7 @@ def channels(settings: Settings) -> int:
 
 
 def own_channels(size: object, settings: Settings) -> int | None:
-    """0 where it is what we take when nothing is said; None if it is no size."""
+    """0 where it is what we take when none is given; None if it is no size."""
     if isinstance(size, bool) or not isinstance(size, int | float):
         return None
     if size == 2 * settings["hidden_size"]:
@@ -293,7 +296,11 @@ OWN_BLOCKS: dict[str, Family] = {
             ),
             *SSM_KEYS,
             Key(
-                "time_step_rank", "mamba.dt_rank", "auto", reads=step_rank, writes=written_step_rank
+                "time_step_rank",
+                "mamba.dt_rank",
+                "auto",
+                reads=step_rank,
+                writes=written_step_rank,
             ),
         ),
         names=(

@@ -122,7 +122,10 @@ FLA: dict[str, Family] = {
             *ATTENTION_KEYS,
             Key("qk_norm", "attention.qk_norm", False),
             Key(
-                "qk_norm", "attention.qk_norm_eps", False, choices={False: 0.0, True: 1e-5}
+                "qk_norm",
+                "attention.qk_norm_eps",
+                False,
+                choices={False: 0.0, True: 1e-5},
             ),  # whatever norm_eps is
         ),
         fixed={

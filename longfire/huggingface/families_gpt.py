@@ -54,7 +54,11 @@ GPT_FAMILIES: dict[str, Family] = {
             Key("n_head", "attention.num_heads", 12),
             Key("n_positions", "max_position_embeddings", 1024),
             Key(
-                "n_inner", "intermediate_size", None, null=lambda s: 4 * s["hidden_size"], kind=int
+                "n_inner",
+                "intermediate_size",
+                None,
+                null=lambda s: 4 * s["hidden_size"],
+                kind=int,
             ),
             Key("activation_function", "mlp", "gelu_new", choices=ACTIVATIONS),
             Key("layer_norm_epsilon", "norm_eps", 1e-5),

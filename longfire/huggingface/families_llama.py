@@ -133,7 +133,11 @@ ROPE_KEYS = (
         when=(KIND, "yarn"),
     ),
     Key(
-        "rope_parameters.beta_slow", "attention.rope_beta_slow", 1.0, null=1.0, when=(KIND, "yarn")
+        "rope_parameters.beta_slow",
+        "attention.rope_beta_slow",
+        1.0,
+        null=1.0,
+        when=(KIND, "yarn"),
     ),
     Key(
         "rope_parameters.attention_factor",

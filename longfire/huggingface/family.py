@@ -17,6 +17,7 @@ from longfire.errors import SettingsError
 Settings = dict[str, Any]  # flat names: "hidden_size", "attention.num_heads"
 Config = dict[str, Any]  # a config.json
 Layers = tuple[tuple[str, ...], dict[str, Settings]]  # layer_types, and the settings of each name
+Choices = Mapping[Any, object]  # their value (a str, a bool, None) -> ours
 REQUIRED = object()  # the default of a key that their class cannot do without
 
 
@@ -41,19 +42,24 @@ class Key:
 
     theirs: str
     ours: str
-    default: Any
-    null: Any = None
-    choices: Mapping[Any, Any] | None = None
+    default: object
+    null: object = None
+    choices: Choices | None = None
     when: tuple[str, ...] = ()
     kind: type | None = None
-    reads: Callable[[Any, Settings], object] | None = None
+    reads: Callable[[object, Settings], object] | None = None
     writes: Callable[[Settings], object] | None = None
 
     def applies(self, settings: Settings) -> bool:
         """Whether there is such a key with these settings."""
         return not self.when or settings[self.when[0]] in self.when[1:]
 
-    def read(self, config: Config, settings: Settings, where: str) -> Any:
+    def read(
+        self,
+        config: Config,
+        settings: Settings,
+        where: str,
+    ) -> object:
         """Our value of this key of their config. Raises SettingsError when it has another type than
         the default, or is missing."""
         if self.theirs not in config:
@@ -73,14 +79,21 @@ class Key:
             return self._read_choice(value, self.choices, where)
         return self._checked(value, where)
 
-    def _read_null(self, settings: Settings, where: str) -> Any:
+    def _read_null(self, settings: Settings, where: str) -> object:
+        """Our value for their null."""
         if self.default is not None and self.null is None:
             raise SettingsError(f"{where}: {self.theirs} = null, but it needs a value")
         if callable(self.null):
             return self.null(settings)
         return self.null
 
-    def _read_choice(self, value: object, choices: Mapping[Any, Any], where: str) -> Any:
+    def _read_choice(
+        self,
+        value: object,
+        choices: Choices,
+        where: str,
+    ) -> object:
+        """Our value for one of these of theirs."""
         if not isinstance(value, str | bool) or value not in choices:
             known = [repr(self.write(ours)) for ours in dict.fromkeys(choices.values())]
             raise SettingsError(
@@ -101,13 +114,13 @@ class Key:
             )
         return value
 
-    def written(self, settings: Settings) -> Any:
+    def written(self, settings: Settings) -> object:
         """Their value for our settings."""
         if self.writes:
             return self.writes(settings)
         return self.write(settings[self.ours])
 
-    def write(self, value: Any) -> Any:
+    def write(self, value: object) -> object:
         """Their value for ours. Their null only where a missing key means something else, or null
         too."""
         if self.choices is not None:
@@ -144,6 +157,7 @@ class Name:
 
     @property
     def parts(self) -> tuple[str, ...]:
+        """Our names, in their order."""
         if isinstance(self.ours, str):
             return (self.ours,)
         return self.ours
@@ -162,11 +176,21 @@ class LayerRule(Protocol):
         """The settings of ours that these keys hold."""
         ...
 
-    def read(self, config: Config, settings: Settings, mixer: str, where: str) -> Layers:
+    def read(
+        self,
+        config: Config,
+        settings: Settings,
+        mixer: str,
+        where: str,
+    ) -> Layers:
         """The layers that a config describes. mixer: of the family. Raises SettingsError."""
         ...
 
-    def refusals(self, model_config: ModelConfig, mixer: str) -> Iterator[str]:
+    def refusals(
+        self,
+        model_config: ModelConfig,
+        mixer: str,
+    ) -> Iterator[str]:
         """Why the family cannot have these layers."""
         ...
 
@@ -182,11 +206,21 @@ class Same:
     reads: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
 
-    def read(self, config: Config, settings: Settings, mixer: str, where: str) -> Layers:
+    def read(
+        self,
+        config: Config,
+        settings: Settings,
+        mixer: str,
+        where: str,
+    ) -> Layers:
         layer_types = (mixer,) * settings["num_hidden_layers"]
         return layer_types, {mixer: settings_of(settings, mixer)}
 
-    def refusals(self, model_config: ModelConfig, mixer: str) -> Iterator[str]:
+    def refusals(
+        self,
+        model_config: ModelConfig,
+        mixer: str,
+    ) -> Iterator[str]:
         yield from other_mixers(model_config, {mixer})
 
     def write(self, model_config: ModelConfig) -> Config:
@@ -245,7 +279,7 @@ def unchanged(*values: str) -> dict[str, str]:
     return dict(zip(values, values))
 
 
-def without(settings: Mapping[str, Any], names: Iterable[str]) -> Settings:
+def without(settings: Mapping[str, object], names: Iterable[str]) -> Settings:
     """A copy without some names."""
     rest = dict(settings)
     for name in names:

@@ -3,6 +3,7 @@ transformers; free of torch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.errors import SettingsError
@@ -45,7 +46,13 @@ class Listed:
     def places(self) -> tuple[str, ...]:
         return (*(key.ours for key in self.keys), *self.fixed)
 
-    def read(self, config: Config, settings: Settings, mixer: str, where: str) -> Layers:
+    def read(
+        self,
+        config: Config,
+        settings: Settings,
+        mixer: str,
+        where: str,
+    ) -> Layers:
         types = [mixer] * settings["num_hidden_layers"]
         mixers = {mixer: settings_of(settings, mixer)}
         attn = config["attn"] if "attn" in config else self.default(len(types))
@@ -64,13 +71,19 @@ class Listed:
         for key in self.keys:
             settings[key.ours] = key.read(table, {}, f"{where}: attn")
         # max_position_embeddings is in older files; their attention layers do not read it.
-        known = {"layers", "max_position_embeddings", *(key.theirs for key in self.keys)}
+        known = {"layers", "max_position_embeddings"}
+        for key in self.keys:
+            known.add(key.theirs)
         unknown = sorted(table.keys() - known)
         if unknown:
             raise SettingsError(f"{where}: attn has unknown keys {unknown}")
         return settings_of(settings | self.fixed, ATTENTION)
 
-    def refusals(self, model_config: ModelConfig, mixer: str) -> Iterator[str]:
+    def refusals(
+        self,
+        model_config: ModelConfig,
+        mixer: str,
+    ) -> Iterator[str]:
         yield from other_mixers(model_config, {mixer, ATTENTION})
         for name, given in model_config.mixers.items():
             if mixer_of(name) != ATTENTION:
@@ -81,7 +94,7 @@ class Listed:
                     yield f"{name}.{leaf} = {given[leaf]!r}, it has {value!r} only"
 
     def write(self, model_config: ModelConfig) -> Config:
-        tables = []
+        tables: list[Config] = []
         for name, given in model_config.mixers.items():
             if mixer_of(name) == ATTENTION:
                 tables.append(self._write_table(model_config.layer_types, name, given))
@@ -91,8 +104,18 @@ class Listed:
             return {"attn": None}
         return {"attn": tables[0] if len(tables) == 1 else tables}
 
-    def _write_table(self, layer_types: tuple[str, ...], name: str, given: Settings) -> Config:
-        table: Config = {"layers": [i for i, kind in enumerate(layer_types) if kind == name]}
+    def _write_table(
+        self,
+        layer_types: tuple[str, ...],
+        name: str,
+        given: Settings,
+    ) -> Config:
+        """The table of one name of softmax layers."""
+        layers: list[int] = []
+        for layer, kind in enumerate(layer_types):
+            if kind == name:
+                layers.append(layer)
+        table: Config = {"layers": layers}
         for key in self.keys:
             table[key.theirs] = key.write(given[key.leaf])
         return table
@@ -112,7 +135,12 @@ def used_layers(types: list[str], mixers: dict[str, Settings]) -> Layers:
     return tuple(types), {name: mixers[name] for name in dict.fromkeys(types)}
 
 
-def check_numbers(numbers: list[object], types: list[str], mixer: str, where: str) -> None:
+def check_numbers(
+    numbers: list[object],
+    types: list[str],
+    mixer: str,
+    where: str,
+) -> None:
     """Raises SettingsError unless these are numbers of layers that no table has named before."""
     free = {i for i, kind in enumerate(types) if kind == mixer}
     are_numbers = all(type(number) is int for number in numbers)
@@ -143,7 +171,13 @@ class Windows:
         keys = (self.switch, "sliding_window", self.first, "layer_types")
         return tuple(filter(None, keys))
 
-    def read(self, config: Config, settings: Settings, mixer: str, where: str) -> Layers:
+    def read(
+        self,
+        config: Config,
+        settings: Settings,
+        mixer: str,
+        where: str,
+    ) -> Layers:
         window = self._read_window(config, where)
         types = self._read_types(config, window, settings["num_hidden_layers"], where)
         given = settings_of(settings, ATTENTION)
@@ -159,16 +193,27 @@ class Windows:
         """The window in tokens; 0: none."""
         if self.switch and not Key(self.switch, "", False).read(config, {}, where):
             return 0
-        return Key("sliding_window", "", self.default, null=0).read(config, {}, where)
+        window = Key("sliding_window", "", self.default, null=0).read(config, {}, where)
+        return cast(int, window)  # the key has checked it
 
-    def _read_types(self, config: Config, window: int, count: int, where: str) -> list[str]:
+    def _read_types(
+        self,
+        config: Config,
+        window: int,
+        count: int,
+        where: str,
+    ) -> list[str]:
         """FULL or SLIDING for each layer. Raises SettingsError."""
         first = 0
         if self.first:
-            first = Key(self.first, "", self.first_default).read(config, {}, where)
+            found = Key(self.first, "", self.first_default).read(config, {}, where)
+            first = cast(int, found)  # the key has checked it
         types = config.get("layer_types")
         if not types:
-            types = [SLIDING if window and i >= first else FULL for i in range(count)]
+            types = [FULL] * count
+            if window:
+                for layer in range(max(0, first), count):
+                    types[layer] = SLIDING
         if len(types) != count or not set(types) <= {FULL, SLIDING}:
             raise SettingsError(
                 f"{where}: layer_types = {types!r} must be {count} times {FULL} or {SLIDING}"
@@ -180,7 +225,11 @@ class Windows:
             )
         return types
 
-    def refusals(self, model_config: ModelConfig, mixer: str) -> Iterator[str]:
+    def refusals(
+        self,
+        model_config: ModelConfig,
+        mixer: str,
+    ) -> Iterator[str]:
         yield from other_mixers(model_config, {ATTENTION})
         windows = [given.get("window_size", 0) for given in model_config.mixers.values()]
         if len(set(windows) - {0}) > 1:
@@ -209,7 +258,11 @@ def first_of_tail(windows: list[int]) -> int:
     return len(windows)
 
 
-def variant(mixers: dict[str, Settings], given: Settings, mixer: str = ATTENTION) -> str:
+def variant(
+    mixers: dict[str, Settings],
+    given: Settings,
+    mixer: str = ATTENTION,
+) -> str:
     """The name in `mixers` under which these settings are: one that exists already, or the next:
     attention, attention:2 ..."""
     count = 0

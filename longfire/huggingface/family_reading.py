@@ -77,7 +77,10 @@ ROPE_TABLE = "rope_parameters"
 
 
 def read_family_config(
-    family: Family, config: Config, where: str, ignored: frozenset[str] = frozenset()
+    family: Family,
+    config: Config,
+    where: str,
+    ignored: frozenset[str] = frozenset(),
 ) -> ModelConfig:
     """The model config that a config.json of this family describes. Raises SettingsError naming a
     key that longfire cannot express.
@@ -163,7 +166,11 @@ def flat(config: Config, family: Family, where: str) -> Config:
 
 
 def entries_of(
-    name: str, value: object, nested: set[str], older: Mapping[str, str], where: str
+    name: str,
+    value: object,
+    nested: set[str],
+    older: Mapping[str, str],
+    where: str,
 ) -> Config:
     """Flat name -> value of one key of a config; several for a table. Raises SettingsError."""
     today = older.get(name, name)
@@ -181,7 +188,11 @@ def entries_of(
 
 
 def check_rest(
-    rest: Config, family: Family, config: Config, settings: Settings, where: str
+    rest: Config,
+    family: Family,
+    config: Config,
+    settings: Settings,
+    where: str,
 ) -> None:
     """Raises SettingsError for a key that no Key has read, unless its value is what holds anyway. A
     null asks for nothing."""
@@ -200,7 +211,12 @@ def check_rest(
 
 
 def unknown_key(
-    name: str, value: object, family: Family, model_type: str, settings: Settings, where: str
+    name: str,
+    value: object,
+    family: Family,
+    model_type: str,
+    settings: Settings,
+    where: str,
 ) -> SettingsError:
     """The error for a key that longfire does not have, or not with the other settings."""
     for key in family.keys:

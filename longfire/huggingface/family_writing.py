@@ -35,8 +35,19 @@ ROPE_USES: dict[str, tuple[str, ...]] = {
         "mscale_all_dim",
         "truncate",
     ),
-    "longrope": ("factor", "original_length", "attention_factor", "short_factor", "long_factor"),
-    "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
+    "longrope": (
+        "factor",
+        "original_length",
+        "attention_factor",
+        "short_factor",
+        "long_factor",
+    ),
+    "llama3": (
+        "factor",
+        "original_length",
+        "low_freq_factor",
+        "high_freq_factor",
+    ),
 }
 DEFAULTS: Settings = {field.name: field.default for field in fields(ModelConfig)}
 HEAD_COUNTS = ("num_kv_heads", "num_v_heads")  # 0 means as many as num_heads
@@ -52,18 +63,22 @@ def normalised(model_config: ModelConfig) -> ModelConfig:
     from longfire.mixers.mixer import read_mixer_config
 
     mixers: dict[str, Settings] = {}
-    names = {}
+    names: dict[str, str] = {}
     for name in dict.fromkeys(model_config.layer_types):
         mixer = MIXERS[mixer_of(name)]
         given = model_config.mixers.get(name, {})
-        settings = asdict(read_mixer_config(mixer, name, given, model_config.hidden_size))
+        read = read_mixer_config(mixer, name, given, model_config.hidden_size)
+        settings = asdict(read)
         defaults = {field.name: field.default for field in fields(mixer.Config)}
         reset_without_effect(settings, defaults, model_config)
         names[name] = variant(mixers, settings, mixer_of(name))
     layer_types = tuple(names[name] for name in model_config.layer_types)
     changed = replace(
-        model_config, layer_types=layer_types, mixers=mixers, pad_vocab_multiple=1
-    )  # vocab_size includes the padding
+        model_config,
+        layer_types=layer_types,
+        mixers=mixers,
+        pad_vocab_multiple=1,  # vocab_size includes the padding
+    )
     if changed.mlp == "none":
         changed = replace(
             changed,
@@ -75,7 +90,11 @@ def normalised(model_config: ModelConfig) -> ModelConfig:
     return changed
 
 
-def reset_without_effect(settings: Settings, defaults: Settings, model_config: ModelConfig) -> None:
+def reset_without_effect(
+    settings: Settings,
+    defaults: Settings,
+    model_config: ModelConfig,
+) -> None:
     """Give settings of a mixer that have no effect their default, and 0 where it means the same."""
     for name in HEAD_COUNTS:
         if name in settings and settings[name] == settings["num_heads"]:
@@ -89,7 +108,11 @@ def reset_without_effect(settings: Settings, defaults: Settings, model_config: M
         reset_attention(settings, defaults, model_config)
 
 
-def reset_attention(settings: Settings, defaults: Settings, model_config: ModelConfig) -> None:
+def reset_attention(
+    settings: Settings,
+    defaults: Settings,
+    model_config: ModelConfig,
+) -> None:
     """The same for settings that only softmax attention has."""
     if settings["head_dim"] * settings["num_heads"] == model_config.hidden_size:
         settings["head_dim"] = 0
@@ -98,7 +121,8 @@ def reset_attention(settings: Settings, defaults: Settings, model_config: ModelC
     elif not settings["qk_norm_eps"]:
         settings["qk_norm_eps"] = model_config.norm_eps
     used = {"rope_theta"}
-    used |= {f"rope_{leaf}" for leaf in ROPE_USES[settings["rope"]]}
+    for leaf in ROPE_USES[settings["rope"]]:
+        used.add(f"rope_{leaf}")
     for name in settings:
         if name.startswith("rope_") and name not in used:
             settings[name] = defaults[name]
@@ -138,7 +162,10 @@ def values_of(model_config: ModelConfig) -> dict[str, Settings]:
 
 def first_values(values: Values) -> Settings:
     """Flat setting -> its value, of several the first."""
-    return {name: next(iter(by_name.values())) for name, by_name in values.items()}
+    found: Settings = {}
+    for name, by_name in values.items():
+        found[name] = next(iter(by_name.values()))
+    return found
 
 
 def refusals(family: Family, model_config: ModelConfig) -> Iterator[str]:
@@ -148,8 +175,8 @@ def refusals(family: Family, model_config: ModelConfig) -> Iterator[str]:
     settings = first_values(values)
     mixers = {key.partition(".")[0] for key in family.placed() if "." in key}
     for name in values:
-        mixer = name.partition(".")[0] if "." in name else ""
-        if name in family.layers.places or (mixer and mixer not in mixers):
+        has_mixer = "." not in name or name.partition(".")[0] in mixers
+        if name in family.layers.places or not has_mixer:
             continue  # what `layers` has refused
         if name in INIT_KEYS or is_idle(name, values):
             continue  # a trained model does not depend on how it began
@@ -159,11 +186,16 @@ def refusals(family: Family, model_config: ModelConfig) -> Iterator[str]:
     yield from contradictions(family, settings)
 
 
-def refusal(family: Family, name: str, values: Values, settings: Settings) -> str:
+def refusal(
+    family: Family,
+    name: str,
+    values: Values,
+    settings: Settings,
+) -> str:
     """Why a family cannot have the value of a setting; "" if it can."""
     value = settings[name]
-    if len({repr(each) for each in values[name].values()}) > 1:
-        each_layer = []
+    if len(set(map(repr, values[name].values()))) > 1:
+        each_layer: list[str] = []
         for full_name, own in values[name].items():
             each_layer.append(f"{full_name}.{leaf_of(name)} = {own!r}")
         return f"{', '.join(each_layer)}: its layers have one"
@@ -173,8 +205,10 @@ def refusal(family: Family, name: str, values: Values, settings: Settings) -> st
     if key and key.choices is not None and not key.has_choice(value):
         known = " or ".join(map(repr, dict.fromkeys(key.choices.values())))
         return f"{name} = {value!r}, it has {known} only"
-    if key and key.reads and key.writes and key.reads(key.writes(settings), settings) != value:
-        return f"{name} = {value!r}, which its {key.theirs} cannot be"
+    if key and key.reads and key.writes:
+        as_read_again = key.reads(key.writes(settings), settings)
+        if as_read_again != value:
+            return f"{name} = {value!r}, which its {key.theirs} cannot be"
     if name not in family.placed() and name not in TRAINING_ONLY:
         return f"{name} = {value!r}, which it does not know"
     return ""
@@ -229,7 +263,7 @@ def left_out(family: Family, model_config: ModelConfig) -> list[str]:
     settings = first_values(values_of(normalised(model_config)))
     defaults = DEFAULTS | {"attention.dropout": 0.0} | family.initial
     placed = family.placed()
-    found = []
+    found: list[str] = []
     for name in TRAINING_ONLY:
         has_key = name in placed and name not in INIT_KEYS
         if name in settings and not has_key and settings[name] != defaults[name]:
@@ -237,7 +271,12 @@ def left_out(family: Family, model_config: ModelConfig) -> list[str]:
     return found
 
 
-def config_of(family: Family, model_type: str, model_config: ModelConfig, length: int) -> Config:
+def config_of(
+    family: Family,
+    model_type: str,
+    model_config: ModelConfig,
+    length: int,
+) -> Config:
     """The config.json of a normalised model config that the family can express: the keys that
     describe the model.
 
@@ -256,7 +295,11 @@ def config_of(family: Family, model_type: str, model_config: ModelConfig, length
     return with_older_rope(config | family.layers.write(model_config))
 
 
-def written_keys(family: Family, settings: Settings, length: int) -> Config:
+def written_keys(
+    family: Family,
+    settings: Settings,
+    length: int,
+) -> Config:
     """Their flat keys and values for our settings."""
     written: Config = {}
     for name, allowed in family.fixed.items():
@@ -265,7 +308,9 @@ def written_keys(family: Family, settings: Settings, length: int) -> Config:
     for key in family.keys:
         if key.applies(settings):
             value = key.written(settings)
-            written[key.theirs] = written.get(key.theirs) if value is None else value
+            if value is None:
+                value = written.get(key.theirs)
+            written[key.theirs] = value
     for key in family.keys:
         if key.ours == "max_position_embeddings" and written[key.theirs] is None:
             written[key.theirs] = length
@@ -290,4 +335,8 @@ def with_older_rope(config: Config) -> Config:
         for name, value in rope.items():
             if name not in ("rope_theta", "rope_type"):
                 older[name] = value
-    return {**config, "rope_theta": rope.get("rope_theta", 10000.0), "rope_scaling": older}
+    return {
+        **config,
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_scaling": older,
+    }

@@ -139,7 +139,9 @@ def local_folder(source: str) -> Path:
 def snapshot(source: str, patterns: list[str]) -> str:
     """Download the files of a model that match patterns."""
     return huggingface_hub.snapshot_download(
-        source, allow_patterns=patterns, etag_timeout=PROBE_SECONDS
+        source,
+        allow_patterns=patterns,
+        etag_timeout=PROBE_SECONDS,
     )
 
 
@@ -218,7 +220,8 @@ def write_step_0(
 
 
 def shards_of(
-    weights: Iterable[tuple[str, Tensor]], shard_bytes: int
+    weights: Iterable[tuple[str, Tensor]],
+    shard_bytes: int,
 ) -> Iterator[dict[str, Tensor]]:
     """The weights under the names of a checkpoint, in shards of at most `shard_bytes`, or of one
     tensor."""

@@ -95,7 +95,10 @@ def read_weights(folder: Path | str, model_config: ModelConfig) -> Iterator[tupl
 
 
 def matched(
-    wanted: Mapping[str, Stored], files: WeightFiles, family: Family, model_config: ModelConfig
+    wanted: Mapping[str, Stored],
+    files: WeightFiles,
+    family: Family,
+    model_config: ModelConfig,
 ) -> dict[str, str]:
     """Their name -> its name in the files, where the prefix of the model without a head may be
     missing. Raises CheckpointError unless the tensors are those of the model: none missing, none
@@ -134,7 +137,9 @@ def matched(
 
 
 def names_in_files(
-    wanted: Iterable[str], available: Collection[str], family: Family
+    wanted: Iterable[str],
+    available: Collection[str],
+    family: Family,
 ) -> dict[str, str]:
     """Their name -> the name that it should have in the files: without the prefix of the model with
     a head, or with another end, as some files have it."""

@@ -30,7 +30,11 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 
 def model_card(
-    name: str, config: Config, parameters: int, facts: Mapping[str, object], check: Check
+    name: str,
+    config: Config,
+    parameters: int,
+    facts: Mapping[str, object],
+    check: Check,
 ) -> str:
     """README.md of an export, with the front matter that the hub reads."""
     architecture = config["architectures"][0]

@@ -83,7 +83,11 @@ def config_of(model_config: ModelConfig, length: int) -> Config:
     }
 
 
-def for_tools(model_config: ModelConfig, mixers: dict[str, Settings], length: int) -> Config:
+def for_tools(
+    model_config: ModelConfig,
+    mixers: dict[str, Settings],
+    length: int,
+) -> Config:
     """What tools look for under the names of transformers; longfire reads `shape`.
 
     max_position_embeddings: the limit of the model, or the length in training where it has none.

@@ -120,7 +120,9 @@ def stored(
 
 
 def to_ours(
-    family: Family, model_config: ModelConfig, theirs: Mapping[str, Tensor]
+    family: Family,
+    model_config: ModelConfig,
+    theirs: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """All of theirs as ours, views where nothing is swapped."""
     ours: dict[str, Tensor] = {}
@@ -130,7 +132,9 @@ def to_ours(
 
 
 def to_theirs(
-    family: Family, model_config: ModelConfig, ours: Mapping[str, Tensor]
+    family: Family,
+    model_config: ModelConfig,
+    ours: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """All of ours as theirs."""
     tensors = layout(family, model_config)

@@ -74,7 +74,11 @@ def save(
 
 
 @torch.no_grad()
-def compare_saved(model: TransformersModel, folder: Path, dtype: torch.dtype) -> Check:
+def compare_saved(
+    model: TransformersModel,
+    folder: Path,
+    dtype: torch.dtype,
+) -> Check:
     """Compare what was saved with the model it was made of. Raises CheckpointError naming the
     difference."""
     device = next(model.parameters()).device

@@ -85,7 +85,11 @@ class TransformersModel(nn.Module):
         assert isinstance(weight, nn.Parameter), "a linear layer"
         return weight
 
-    def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
+    def forward(
+        self,
+        ids_BT: Tensor,
+        seq: Sequence | None = None,
+    ) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V). Their dropout is active where gradients are
         computed."""
         self.theirs.train(torch.is_grad_enabled())
@@ -97,7 +101,11 @@ class TransformersModel(nn.Module):
         with self.precision(ids_BT.device):
             return self.call(ids_BT, positions_BT)
 
-    def call(self, ids_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+    def call(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
         """Their forward -> logits (B, T, V)."""
         arguments: dict[str, object] = {}
         if positions_BT is not None:
@@ -161,7 +169,9 @@ def build(
         torch.manual_seed(seed)
         try:
             theirs = AutoModelForCausalLM.from_config(
-                config_of(model_config.config), dtype=torch.float32, trust_remote_code=False
+                config_of(model_config.config),
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
         except Exception as error:
             raise SettingsError(

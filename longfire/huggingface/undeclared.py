@@ -9,7 +9,11 @@ from longfire.huggingface.family_reading import INERT
 NEAR = 0.85  # difflib's ratio from which a name is taken for a misspelling of another one
 
 
-def undeclared(model_type: str, unread: Mapping[str, object], known: set[str]) -> list[str]:
+def undeclared(
+    model_type: str,
+    unread: Mapping[str, object],
+    known: set[str],
+) -> list[str]:
     """Those of `unread` (flat name -> value) that transformers' config class of this model type
     does not declare.
 

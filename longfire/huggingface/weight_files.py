@@ -104,7 +104,12 @@ def from_bin(file: Path) -> dict[str, LazyTensor]:
             "again, or save it anew as safetensors"
         )
     try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(
+            file,
+            map_location="cpu",
+            mmap=True,
+            weights_only=True,
+        )
     except Exception as error:  # what torch raises has no common class but this one
         raise CheckpointError(
             f"{file}: cannot be read as tensors alone ({first_line(error, None)}); it would have "

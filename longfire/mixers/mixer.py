@@ -68,10 +68,11 @@ class Mixer(nn.Module):
       Config:  frozen dataclass of its own settings (a config's `"gla": {...}`), with
       `check(hidden_size)`
       roles:   how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
-                 column     a matrix's outputs, and its bias         head       rows of anything that has some for each head
-                 halves     the same of a matrix that makes two things side by side
-                 row        a matrix's inputs, all parts added up: the mixer's end (init_outputs); inner_row: in its middle
-                 norm       a norm over channels of all heads        replicate  every process has the whole
+                 column     a matrix's outputs, and its bias; halves: of two things side by side
+                 head       rows of anything that has some for each head
+                 row        a matrix's inputs, all parts added up: the mixer's end (init_outputs);
+                            inner_row: in its middle
+                 norm       a norm over channels of all heads; replicate: every process has it
       divided: what it counts of heads, or groups of heads, that divide the processes: attribute ->
                key of its settings. The attributes are those of the heads on this process, of which
                `first_head` is the first

@@ -61,7 +61,7 @@ class MLP(nn.Module):
     published_init: dict[str, Initialiser] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     auxiliary_loss_weight: float | None = None
-    # With `context`: the processes whose tokens, one's after another's, lie in a sequence inside
+    # With `context`: the processes whose tokens, one's after another's, are in a sequence inside
     # (sequence parallel).
     tokens_from: int = 1
     statistics_of_step: Tensor | None = None

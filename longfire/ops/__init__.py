@@ -54,8 +54,8 @@ class Choice(NamedTuple):
 
 
 WITHOUT_KERNEL = {  # the reason why our own form runs on every device
-    "selective_scan": "fla has no kernel of Mamba's scan: our own loop over the tokens runs on every device",
-    "previous_token": "a copy of the row on every device; fla's kernel gives x_{t-1} - x_t, rounded",
+    "selective_scan": "fla has no kernel of Mamba's scan: our own loop runs on every device",
+    "previous_token": "a copy on every device; fla's kernel gives x_{t-1} - x_t, rounded",
 }
 RECURRENT = ("linear_attention", "delta_rule", "dplr", "short_conv", *WITHOUT_KERNEL)
 OPS = ("attention", *RECURRENT)

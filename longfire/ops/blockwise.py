@@ -5,7 +5,7 @@ What RingAttention computes between processes (ops/attention_blocks.py, the engi
 computed here between chunks of the same rows (Liu and Abbeel 2023, Blockwise Parallel Transformer,
 algorithm 1). Queries 3 and 4 that meet keys in chunks of 2:
 
-    query chunk (3, 4)   keys 0 1 | 2 3 | 4      keys after 4 are no query's; those before a window or a document are none's, too
+    query chunk (3, 4)   keys 0 1 | 2 3 | 4      (none after 4, none before a window or document)
 
 Kept for the backward are q, k, v, the output and the logsumexp of each query's scores. What a pair
 needs is decided on positions, never on numbers of chunks: query and key chunks may have any sizes.

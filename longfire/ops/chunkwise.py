@@ -4,16 +4,16 @@ of the state over chunks.
 A state that decays and is written to, S_t = diag(a_t) S_{t-1} + k_t u_t^T, read by o_t = S_t^T q_t,
 is cut into chunks of C tokens. Inside one chunk, with i and j counted from its start,
 
-    o_i   = (q_i a_1..a_i)^T S_in + sum_{j<=i} P_ij u_j          P_ij = sum over K of q_i k_j a_{j+1}..a_i
+    o_i   = (q_i a_1..a_i)^T S_in + sum_{j<=i} P_ij u_j      P_ij = sum_K q_i k_j a_{j+1}..a_i
     S_out = diag(a_1..a_C) S_in   + sum_j (k_j a_{j+1}..a_C) u_j^T
 
 so a chunk needs four things made of products of decays (`Decayed`), and the rest is matrix
 products. `DecayTree` makes the four by merging neighbours, as a merge sort does. With C = 4 (q1
 stands for the first query, a1 for its decay):
 
-    blocks of 1:  from_start q1a1    q2a2      q3a3      q4a4        to_end k1      k2    k3    k4    whole a1 a2 a3 a4
+    blocks of 1:  from_start q1a1 q2a2   q3a3 q4a4     to_end k1   k2 k3   k4   whole a1 a2 a3 a4
     blocks of 2:  P21 = (q2a2).k1, P43 = (q4a4).k3
-                  from_start q1a1    q2a2a1    q3a3      q4a4a3      to_end k1a2    k2    k3a4  k4    whole a1a2 a3a4
+                  from_start q1a1 q2a2a1 q3a3 q4a4a3   to_end k1a2 k2 k3a4 k4   whole a1a2 a3a4
     blocks of 4:  P31 = (q3a3).(k1a2), P32 = (q3a3).k2, P41 = (q4a4a3).(k1a2), P42 = (q4a4a3).k2
 
 Each pair i > j meets once, when its two blocks merge, and its decay is (product up to i) x (product

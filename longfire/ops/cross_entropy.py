@@ -140,7 +140,7 @@ def likeliest(logits_NW: Tensor, vocabulary: VocabularyShard) -> Tensor:
 
 
 @torch.compiler.disable(
-    reason="a loop of large products gains nothing from compiling, and a graph would keep its buffers"
+    reason="large products gain nothing from compiling, and a graph would keep their buffers"
 )
 def fused(
     hidden_ND: Tensor,
@@ -210,7 +210,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_weight is not None:
                 if gives_fp32_sums(hidden):
                     add_product(d_weight, d_logits.T, hidden)
-                else:  # the master's gradient is fp32: a CPU would round each chunk's product to bf16
+                else:  # the master's gradient is fp32; a CPU would round each product to bf16
                     add_product(d_weight, logits.T, hidden_ND[chunk].to(dtype))
         ctx.gradients = (d_hidden, d_weight)
         ctx.weight_dtype = weight_WD.dtype

@@ -12,7 +12,7 @@ from torch import Tensor
 class Documents:
     """Documents of B packed rows of T tokens. A document never crosses a row; ids grow along a row.
 
-    ids_BT:      int64, the document each token belongs to; tokens with equal ids in a row are neighbours
+    ids_BT:      int64, the document of each token; tokens with equal ids are neighbours
     cu_lengths:  int32 (documents + 1,), cumulative lengths over the rows laid end to end: what
     varlen kernels take
     max_length:  longest document, in tokens

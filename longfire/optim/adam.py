@@ -30,7 +30,11 @@ class Adam(OptimizerRule):
         temporary = 0.0 if self.settings.fused else MASTER_BYTES
         return (Update("adam", Needs.NUMBERS, STATE, temporary_bytes=temporary),)
 
-    def make(self, groups: list[Group], device: torch.device) -> torch.optim.Optimizer:
+    def make(
+        self,
+        groups: list[Group],
+        device: torch.device,
+    ) -> torch.optim.Optimizer:
         """Fused where the device can."""
         return self.kind(
             [dict(group) for group in groups],

@@ -17,7 +17,7 @@ def clip_gradients(
 
     Returns the norm before (fp32 or wider, a scalar on the gradients' device): nothing here waits
     for it. On a CPU it is at hand anyway, and gradients that are short enough are then not passed
-    over once more. Where parameters lie in many processes, these are the parts on this process:
+    over once more. Where parameters are on many processes, these are the parts on this process:
     `copies` says how many processes hold each, world_sum adds a number over all in place.
     """
     if not gradients:
@@ -39,6 +39,7 @@ def clip_gradients(
     )  # 1e-6: torch adds it before it divides
     if max_norm > 0 and not short_enough:
         torch._foreach_mul_(
-            list(gradients), (max_norm / (norm + 1e-6)).clamp_max(1.0)
+            list(gradients),
+            (max_norm / (norm + 1e-6)).clamp_max(1.0),
         )  # one kernel; no public name has it
     return norm

@@ -40,9 +40,9 @@ class Needs(StrEnum):
 class StateTensor:
     """One tensor that an update keeps for each parameter, in torch's `optimizer.state[parameter]`.
 
-    like_parameter: it has the parameter's shape, and lies where the parameter lies. Otherwise every
+    like_parameter: it has the parameter's shape, and is placed as the parameter is. Otherwise every
     process that holds a part of the parameter holds the whole tensor, as a count of steps. A tensor
-    without dims lies in host memory, unless `fused` is among the defaults of the torch optimizer.
+    without dims is in host memory, unless `fused` is among the defaults of the torch optimizer.
     dtype: None is the parameter's.
     """
 
@@ -55,7 +55,7 @@ class StateTensor:
 class Update:
     """One way to update a parameter.
 
-    temporary_bytes: what lies there during the update beside the state, of each number of a
+    temporary_bytes: what is held during the update beside the state, of each number of a
     parameter. lr_scale: multiplies the learning rate that the settings give to the role.
     """
 
@@ -115,8 +115,12 @@ class OptimizerRule(ABC):
         return self.updates[0]
 
     @abstractmethod
-    def make(self, groups: list[Group], device: torch.device) -> torch.optim.Optimizer:
-        """The optimizer on these groups, whose parameters lie on `device`. What it keeps in its
+    def make(
+        self,
+        groups: list[Group],
+        device: torch.device,
+    ) -> torch.optim.Optimizer:
+        """The optimizer on these groups, whose parameters are on `device`. What it keeps in its
         state are the tensors that the group's update declares, and nothing else."""
 
     @property

@@ -10,9 +10,11 @@ from longfire.optim.table import rule_of
 
 
 def make_optimizer(
-    model: nn.Module, optimizer: settings.Optimizer, device: torch.device
+    model: nn.Module,
+    optimizer: settings.Optimizer,
+    device: torch.device,
 ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, on the model's parameters, which lie on `device`.
+    """The optimizer that the settings name, on the model's parameters, which are on `device`.
     Raises SettingsError for one that is not known."""
     return rule_of(optimizer).make(parameter_groups(model, optimizer), device)
 

@@ -1,5 +1,5 @@
 """The state of an optimizer as a checkpoint has it: tensors named optimizer/<what>/<parameter>, of
-which the rule declares how they lie."""
+which the rule declares how they are placed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ def declared_updates(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Upd
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Names of the state tensors that do not lie as their parameter does."""
+    """Names of the state tensors that are not placed as their parameter is."""
     found: set[str] = set()
     for group in optimizer.param_groups:
         update = update_of_group(group)
@@ -55,7 +55,8 @@ def refuse_undeclared_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def states_of(
-    names: Iterable[str], mine: Mapping[str, nn.Parameter]
+    names: Iterable[str],
+    mine: Mapping[str, nn.Parameter],
 ) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Name, kind and parameter of what a checkpoint keeps for the parameters on this process."""
     for name in names:

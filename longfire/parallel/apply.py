@@ -62,7 +62,11 @@ def parallelize(
         model.context = context.make_context(model, mesh, parallelism)
     if mesh.size("pp") > 1:
         model.pipeline = pipeline.cut(
-            model, mesh, parallelism, seq_len, halves=not again and not compiled
+            model,
+            mesh,
+            parallelism,
+            seq_len,
+            halves=not again and not compiled,
         )
     for block in model.layers if again else ():
         remat.save_memory(block, keeping, mlp_chunk_size, compiled)
@@ -76,13 +80,17 @@ def parallelize(
     return model
 
 
-def shard(model: "Model", mesh: Mesh, parallelism: Parallelism) -> None:
+def shard(
+    model: "Model",
+    mesh: Mesh,
+    parallelism: Parallelism,
+) -> None:
     """Cut every parameter by rows over dp_shard and cp, with replicas over dp_replicate (FSDP2;
     HSDP, Zhao 2023): a block is gathered when it computes, its gradients are summed and scattered
     when they are there.
 
     Gradients are sums, not means: the loss is divided by the tokens of the world already (promise
-    7). What lies outside the blocks, the head among it, stays gathered from the forward to its
+    7). What is outside the blocks, the head among it, stays gathered from the forward to its
     backward, because the loss uses it.
     """
     assert mesh.shards is not None, "several processes have a mesh"
@@ -129,13 +137,13 @@ def roots(model: "Model") -> "Sequence[Model]":
 
 
 def sharded(model: "Model") -> list[FSDPModule]:
-    """What is gathered by itself; a stage lies in no module of the model."""
+    """What is gathered by itself; a stage is in no module of the model."""
     modules = dict.fromkeys(module for root in roots(model) for module in root.modules())
     return [module for module in modules if isinstance(module, FSDPModule)]
 
 
 def sync_gradients(model: "Model", mesh: Mesh, last: bool) -> None:
-    """Before a microbatch's backward: shards are summed after every one, replicas after the last
+    """Before a micro-batch's backward: shards are summed after every one, replicas after the last
     only, since whole gradients are at hand to wait with. (The schedule of a pipeline does this
     itself.)"""
     for module in sharded(model):

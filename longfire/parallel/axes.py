@@ -6,4 +6,4 @@ SHARDS = (
     "dp_shard",
     "cp",
 )  # axes along which parameters, their gradients and the optimizer are cut
-DATA = ("dp_replicate", "dp_shard")  # axes along which rows differ
+DATA = ("dp_replicate", "dp_shard")  # axes along which sequences differ

@@ -4,18 +4,20 @@ recomputation and torch.compile know.
 A tensor crosses twice, in the forward as it is, in the backward as its gradient; `communicate`
 takes both ways:
 
-    "same"     as it is                 the backward of "sum", where every process has the whole gradient
-    "sum"      added up over processes  the backward of "same", where every process has a part of the gradient
-    "gather"   rows of tokens joined    (B, T / n, ...) -> (B, T, ...)
-    "scatter"  added up, own tokens     (B, T, ...) -> (B, T / n, ...)
+    "same"     as it is: the backward of "sum", where every process has the whole gradient
+    "sum"      added up over processes: the backward of "same", where each has a part of the
+               gradient
+    "gather"   tokens joined: (B, T / n, ...) -> (B, T, ...)
+    "scatter"  added up, own tokens: (B, T, ...) -> (B, T / n, ...)
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 TOKENS_DIM = 1
 # torch 2.13's names; before, the same had others
@@ -121,18 +123,36 @@ class CollectivePair(NamedTuple):
     group: str
 
 
-def communicate(x: Tensor, there: str, back: str, group: str) -> Tensor:
+def communicate(
+    x: Tensor,
+    there: str,
+    back: str,
+    group: str,
+) -> Tensor:
     """x on its way, and its gradient on the way back."""
     return _Communicate.apply(x, there, back, group)
 
 
+class CommunicateContext(FunctionCtx):
+    """What the forward of _Communicate leaves for its backward."""
+
+    back: str
+    group: str
+
+
 class _Communicate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: str, back: str, group: str) -> Tensor:
+    def forward(
+        ctx: CommunicateContext,
+        x: Tensor,
+        there: str,
+        back: str,
+        group: str,
+    ) -> Tensor:
         ctx.back = back
         ctx.group = group
         return WAYS[there](x, group)
 
     @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: CommunicateContext, d_y: Tensor) -> tuple[Tensor | None, ...]:
         return WAYS[ctx.back](d_y, ctx.group), None, None, None

@@ -18,28 +18,26 @@ it is differentiable: the gradients of what was gathered are added up and scatte
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longfire.config.settings import Parallelism
 from longfire.ops.documents import Documents
 from longfire.ops.maps import has_map, recurrence_of
-from longfire.ops.maps.contract import Affine
 from longfire.ops.sequence_ops import LocalSequence, RecurrenceOp
 from longfire.ops.short_conv import short_conv
 from longfire.ops.token_shift import previous_token
-from longfire.parallel.collectives import gathered, known_as, scattered
-from longfire.parallel.context_cost import DEGREE
+from longfire.parallel.collectives import known_as
+from longfire.parallel.context_exchange import inputs_before, states_before
 from longfire.parallel.context_strategies import strategy_named
 from longfire.parallel.context_strategies.contract import (
     AttentionCall,
     ContextStrategy,
     Processes,
 )
-from longfire.parallel.layout import ContextShard, SequenceLayout, keys_seen, segments_each
+from longfire.parallel.layout import ContextShard, SequenceLayout, keys_seen
 from longfire.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
     from longfire.mlps.contract import MLP
     from longfire.model import Model
 
-KINDS_OF_CONTEXT = ("attention", "state", "halo")
+Input = TypeVar("Input", bound=Tensor | float | None)  # of a recurrence
 
 
 @dataclass
@@ -72,14 +70,22 @@ class Context:
     padded_tokens: int = 0
 
     def share(
-        self, positions_BT: Tensor, documents: Documents | None
+        self,
+        positions_BT: Tensor,
+        documents: Documents | None,
     ) -> tuple["ContextSequence", Documents | None]:
         """What computes along these sequences, and the documents of the tokens here; the same cut
         on every process that shares them."""
         seen_BT = keys_seen(positions_BT)
         tokens = positions_BT.shape[1]
         kind = layout_kind(self.asked, self.softmax, documents is not None)
-        layout = SequenceLayout.of_kind(kind, self.size, tokens, self.multiple, seen_BT.sum(0))
+        layout = SequenceLayout.of_kind(
+            kind,
+            self.size,
+            tokens,
+            self.multiple,
+            seen_BT.sum(0),
+        )
         self.balance = layout.balance(seen_BT) if self.softmax else 1.0
         self.padded_tokens = layout.padded_tokens - tokens
         shard = ContextShard.of_rows(layout, self.rank, documents, len(positions_BT))
@@ -124,8 +130,22 @@ class ContextSequence:
         if noise_BT is None or dropout == 0:
             noise_BT = None
             dropout = 0.0
-        call = AttentionCall(self.local, window, scale, dropout, noise_BT, first_head)
-        return self.strategy.attend(q_BTHK, k_BSGK, v_BSGV, call, self.shard, (self.processes,))
+        call = AttentionCall(
+            self.local,
+            window,
+            scale,
+            dropout,
+            noise_BT,
+            first_head,
+        )
+        return self.strategy.attend(
+            q_BTHK,
+            k_BSGK,
+            v_BSGV,
+            call,
+            self.shard,
+            (self.processes,),
+        )
 
     def recurrence(
         self,
@@ -186,7 +206,11 @@ class ContextSequence:
         y, _ = previous_token(x, before_BD=before, documents=self.shard.fold_documents(documents))
         return self.shard.unfold(y), y.new_empty(0)
 
-    def document_lengths(self, positions_BT: Tensor, documents: Documents | None) -> Tensor:
+    def document_lengths(
+        self,
+        positions_BT: Tensor,
+        documents: Documents | None,
+    ) -> Tensor:
         return self.shard.lengths()
 
     def cut(self, x_BT: Tensor, fill: float = 0) -> Tensor:
@@ -203,7 +227,11 @@ class ContextSequence:
         assert (documents is None) == self.shard.flows, "documents are those of the Sequence"
 
 
-def make_context(model: "Model", mesh: Mesh, parallelism: Parallelism) -> Context:
+def make_context(
+    model: "Model",
+    mesh: Mesh,
+    parallelism: Parallelism,
+) -> Context:
     """What cuts a model's batches for all processes along cp; the model stays as it is."""
     softmax = any("attention" in block.mixer.context for block in model.layers)
     for part, _ in parts_of(model):
@@ -233,180 +261,12 @@ def layout_kind(asked: str, softmax: bool, documents: bool) -> str:
     return "zigzag"
 
 
-def folded(x: Any, shard: ContextShard) -> Any:
-    """Segments as rows, of whatever has tokens: (B, T, ...); not of numbers, rates (H,) or (D,
-    N)."""
+def folded(x: Input, shard: ContextShard) -> Input | Tensor:
+    """Segments as sequences, of whatever has tokens: (B, T, ...); not of numbers, rates (H,) or
+    (D, N)."""
     if isinstance(x, Tensor) and x.dim() > 2:
         return shard.fold(x)
     return x
-
-
-@torch.compiler.disable(reason="which segments are on this process may differ from row to row")
-def states_before(mine: Affine, shard: ContextShard, group: str) -> Tensor:
-    """The state before each segment here (B * each, ...), given the maps of these segments."""
-    return _StatesBefore.apply(mine.transition, mine.write, mine.is_matrix, shard, group)
-
-
-class _StatesBefore(torch.autograd.Function):
-    """One exchange each way. With s counting segments, D_s for the gradient of the state after s
-    and G_s for that of the one before:
-
-        before_{s+1} = M_s before_s + B_s                           0 where a document begins with s + 1
-        D_s = G_{s+1} (0 where ...)   G_s = (from the outputs of s) + M_s^T D_s   d M_s = D_s before_s^T   d B_s = D_s
-
-    One node in the graph of every process: those whose states depend on nobody must take part in
-    the way back all the same.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        transition: Tensor,
-        write: Tensor,
-        is_matrix: bool,
-        shard: ContextShard,
-        group: str,
-    ) -> Tensor:
-        transitions, writes = in_sequence_order(shard, group, transition, write)
-        state = torch.zeros_like(writes[:, 0])
-        before = {}
-        for segment in range(shard.mine[-1] + 1):
-            before[segment] = state = continuing_state(shard, segment, state)
-            state = Affine(transitions[:, segment], writes[:, segment], is_matrix)(state)
-        mine = torch.stack([before[segment] for segment in shard.mine], 1).flatten(0, 1)
-        ctx.save_for_backward(transition, mine)
-        ctx.is_matrix = is_matrix
-        ctx.shard = shard
-        ctx.group = group
-        return mine
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_before: Tensor) -> tuple[Tensor | None, ...]:
-        transition, before = ctx.saved_tensors
-        shard = ctx.shard
-        is_matrix = ctx.is_matrix
-        transitions, d_befores = in_sequence_order(shard, ctx.group, transition, d_before)
-        later = torch.zeros_like(d_befores[:, 0])
-        d_after = {}
-        for segment in range(shard.layout.segments - 1, shard.mine[0] - 1, -1):
-            d_after[segment] = later
-            back = transitions[:, segment].mT if is_matrix else transitions[:, segment]
-            later = continuing_state(
-                shard, segment, Affine(back, d_befores[:, segment], is_matrix)(later)
-            )
-        d_write = torch.stack([d_after[segment] for segment in shard.mine], 1).flatten(0, 1)
-        if is_matrix:
-            d_transition = d_write @ before.mT
-        else:
-            d_transition = (d_write * before).sum_to_size(transition.shape)
-        return d_transition, d_write, None, None, None
-
-
-def in_sequence_order(shard: ContextShard, group: str, *mine: Tensor) -> list[Tensor]:
-    """Of what belongs to the segments here (B * each, ...): that of all segments, (B, segments,
-    ...) each. One message."""
-    packed = torch.cat([x.flatten(1) for x in mine], 1).unflatten(0, (-1, len(shard.mine)))
-    whole = gathered(packed, group)[:, shard.layout.in_sequence_order()]
-    parts = whole.split([x[0].numel() for x in mine], 2)
-    return [part.unflatten(2, x.shape[1:]) for part, x in zip(parts, mine)]
-
-
-def continuing_state(shard: ContextShard, segment: int, state: Tensor) -> Tensor:
-    """The state from before a segment; nothing where that was another document, or no segment."""
-    if segment == 0:
-        return torch.zeros_like(state)
-    return torch.where(shard.continues(1, segment).view(-1, *[1] * (state.dim() - 1)), state, 0.0)
-
-
-@torch.compiler.disable(reason="which segments are on this process may differ from row to row")
-def inputs_before(x: Tensor, count: int, shard: ContextShard, group: str) -> Tensor:
-    """The `count` inputs before each segment here: (B * each, length, D) -> (B * each, count, D);
-    zeros for those of another document. A segment may be shorter than that."""
-    kept = min(count, shard.layout.length)
-    return _InputsBefore.apply(x[:, -kept:], count, shard, group)
-
-
-class _InputsBefore(torch.autograd.Function):
-    """The last inputs of all segments come to every process, and the gradients of those that were
-    used go home."""
-
-    @staticmethod
-    def forward(ctx: Any, tails: Tensor, count: int, shard: ContextShard, group: str) -> Tensor:
-        ctx.shard = shard
-        ctx.group = group
-        ctx.kept = tails.shape[1]
-        ctx.count = count
-        (tails_BSPD,) = in_sequence_order(shard, group, tails)
-        tails_BPD = tails_BSPD.flatten(1, 2)
-        before = tails.new_zeros(len(tails_BPD), len(shard.mine) * count, tails.shape[-1])
-        for here, there, continues_B in sources(shard, tails.shape[1], count):
-            before[:, here] = torch.where(continues_B[:, None], tails_BPD[:, there], 0.0)
-        return before.unflatten(1, (-1, count)).flatten(0, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_before: Tensor) -> tuple[Tensor | None, ...]:
-        shard = ctx.shard
-        kept = ctx.kept
-        each = len(ctx.shard.mine)
-        d_before = d_before.unflatten(0, (-1, each)).flatten(1, 2)
-        d_tails_BPD = d_before.new_zeros(
-            len(d_before), shard.layout.segments * kept, d_before.shape[-1]
-        )
-        for here, there, continues_B in sources(shard, kept, ctx.count):
-            d_tails_BPD[:, there] += torch.where(continues_B[:, None], d_before[:, here], 0.0)
-        mine = scattered(d_tails_BPD.unflatten(1, (-1, kept))[:, shard.layout.by_rank()], ctx.group)
-        return mine.flatten(0, 1), None, None, None
-
-
-def sources(shard: ContextShard, kept: int, count: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Of each input before a segment here: its place among those (each * count), among the kept
-    ones of all segments (segments * kept), and the rows (B,) in which it is of the same
-    document."""
-    length = shard.layout.length
-    for number, segment in enumerate(shard.mine):
-        for back in range(1, min(count, segment * length) + 1):
-            place, within = divmod(segment * length - back, length)
-            yield (
-                (number + 1) * count - back,
-                place * kept + within - (length - kept),
-                shard.continues(back, segment),
-            )
-
-
-def refusals(
-    model: "Model", cp: int, tp: int, tokens: int, parallelism: Parallelism
-) -> Iterator[str]:
-    """What of a run with this whole model (on meta) so many processes cannot share, with the key,
-    the number and the fix."""
-    if cp == 1:
-        return
-    degree = f"{DEGREE} = {cp}"
-    if model.head is None:
-        yield (
-            f"{degree} cuts the rows of our own layers, not of model.backend = 'transformers'; "
-            "set it to 1"
-        )
-        return
-    kinds = {name: module for module, name in parts_of(model)}
-    for name, part in kinds.items():
-        yield from why_not_shared(part, name, degree)
-    softmax = {name: part for name, part in kinds.items() if "attention" in part.context}
-    # of rows of documents there are never more
-    kind = layout_kind(parallelism.context_parallel_layout, bool(softmax), documents=False)
-    segments = cp * segments_each(kind, cp, tokens)
-    if tokens < segments:
-        yield (
-            f"training.seq_len = {tokens} is shorter than the {segments} segments that {degree} "
-            "cuts a row into; lower the degree, or lengthen the rows"
-        )
-    for name, part in softmax.items():
-        asked = parallelism.context_parallel_strategy
-        heads = part.heads // tp
-        kv_heads = part.kv_heads // tp
-        if why := strategy_named(asked).refusal(name, heads, kv_heads, (cp,)):
-            yield why
 
 
 def parts_of(model: "Model") -> Iterator[tuple["Mixer | MLP", str]]:
@@ -415,23 +275,3 @@ def parts_of(model: "Model") -> Iterator[tuple["Mixer | MLP", str]]:
         yield block.mixer, mixer
         if block.mlp is not None and block.mlp.context:
             yield block.mlp, f"mlp {mlp}"
-
-
-def why_not_shared(part: "Mixer | MLP", name: str, degree: str) -> Iterator[str]:
-    """Why processes cannot share the sequences of a mixer, or of an MLP."""
-    if not part.context:
-        yield (
-            f"{degree}: {name} does not say how it looks along the sequence (context); set it to "
-            f"1, or let the mixer declare which of {', '.join(KINDS_OF_CONTEXT)} it needs"
-        )
-    if "state" in part.context and not part.recurrences:
-        yield (
-            f"{degree}: {name} has a state but does not say of which recurrence (recurrences); set "
-            "it to 1, or let the mixer declare the ops that it gives to seq.ops.recurrence"
-        )
-    for op in part.recurrences:
-        if not has_map(op):
-            yield (
-                f"{degree}: {name}.recurrences has {getattr(op, '__name__', op)}, of which no map "
-                "is known (ops/maps); set it to 1, or add its map to RECURRENCES"
-            )

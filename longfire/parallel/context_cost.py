@@ -1,6 +1,6 @@
 """What a layer sends where a sequence is cut over processes: amounts, and what its attention takes.
 
-Everything is of one layer, one microbatch and one process. n processes hold a piece each, of one
+Everything is of one layer, one micro-batch and one process. n processes hold a piece each, of one
 segment or (zigzag) two. What the ways of softmax attention cost, each file of context_strategies/
 says; what recurrences and convolutions cost, and which way is best, strategy.py.
 """
@@ -21,7 +21,7 @@ BYTES = {"bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """Softmax attention of one layer, as much of it as lies in one of the processes that share
+    """Softmax attention of one layer, as much of it as is on one of the processes that share
     matrices."""
 
     heads: int
@@ -44,7 +44,7 @@ class AttentionHeads:
         return self.heads * self.value_size
 
     def flops(self, tokens: int) -> float:
-        """Of one row's forward: scores and their products with values, a multiply-add is 2."""
+        """Of one sequence's forward: scores and their products with values, a multiply-add is 2."""
         return 2 * (self.queries + self.outputs) * keys_seen(tokens, self.window)
 
 
@@ -63,7 +63,8 @@ class LayerTraffic:
 
 @dataclass(frozen=True)
 class Workload:
-    """A microbatch of rows of `tokens` tokens, cut for n `processes` that are `inner` ranks apart.
+    """A micro-batch of sequences of `tokens` tokens, cut for n `processes` that are `inner` ranks
+    apart.
 
     again: how often the forward runs once more, because the backward computes it again.
     """
@@ -87,7 +88,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class CommunicationCost:
-    """What one layer sends in a step's microbatch, and holds beside what it would hold of a row
+    """What one layer sends in a step's micro-batch, and holds beside what it would hold of one
     that is not cut.
 
     waits: of the seconds on the way, those that nothing hides. uneven: seconds in which the others
@@ -108,22 +109,26 @@ class CommunicationCost:
 
 
 def tokens_here(tokens: int, processes: int, layout: str) -> int:
-    """Tokens of a row that one process holds, those included that fill it up to segments of equal
-    length."""
+    """Tokens of a sequence that one process holds, with padding to segments of equal length."""
     each = SEGMENTS[layout]
     return each * -(-tokens // (processes * each))
 
 
 def keys_seen(tokens: float, window: int = 0) -> float:
-    """Pairs of a query and a key that it sees, of the first `tokens` queries of a row."""
+    """Pairs of a query and a key that it sees, of the first `tokens` queries of a sequence."""
     full = min(tokens, window or tokens)
     return full * (full + 1) / 2 + (tokens - full) * full
 
 
 @lru_cache
-def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> float:
+def imbalance(
+    tokens: int,
+    processes: int,
+    layout: str,
+    window: int = 0,
+) -> float:
     """Work of the process with the most, over the mean: 2 - 1/n where segments are contiguous and
-    rows causal, 1 with zigzag, and (nearly) where segments are dealt by their work."""
+    rows causal, 1 with zigzag, and (nearly) where segments are distributed by their work."""
     if layout == "balanced":
         return 1.0
     segments = processes * SEGMENTS[layout]
@@ -136,15 +141,25 @@ def imbalance(tokens: int, processes: int, layout: str, window: int = 0) -> floa
     return max(work) * processes / keys_seen(tokens, window)
 
 
-def attention_seconds(heads: AttentionHeads, cut: Workload, device: Device) -> float:
+def attention_seconds(
+    heads: AttentionHeads,
+    cut: Workload,
+    device: Device,
+) -> float:
     """Of the forward's attention itself, on a process with the mean of the work; the backward takes
     twice as long."""
     return cost.compute_seconds(
-        cut.rows * heads.flops(cut.tokens) / cut.processes, device, cut.dtype
+        cut.rows * heads.flops(cut.tokens) / cut.processes,
+        device,
+        cut.dtype,
     )
 
 
-def uneven_seconds(heads: AttentionHeads, cut: Workload, device: Device) -> float:
+def uneven_seconds(
+    heads: AttentionHeads,
+    cut: Workload,
+    device: Device,
+) -> float:
     """How much longer than the mean the fullest process computes, forward, backward and again."""
     more = imbalance(cut.tokens, cut.processes, cut.layout, heads.window) - 1
     return (3 + cut.again) * attention_seconds(heads, cut, device) * more

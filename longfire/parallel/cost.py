@@ -146,7 +146,7 @@ CPU = Device("cpu", 8e9, {"bfloat16": 5e10, "float32": 5e10}, 1e10, 1e9, 1e9)
 
 
 def device_of(name: str, memory: str = "") -> Device:
-    """The device of this name, with another memory if that is said. Raises SettingsError naming
+    """The device of this name, with another memory if one is given. Raises SettingsError naming
     those that are known."""
     if name not in DEVICES:
         raise SettingsError(
@@ -169,7 +169,8 @@ def device_here(name: str, memory_bytes: float) -> Device:
         key for key in DEVICES if key.split("-")[0].upper() in name.upper() and key != "h100-pcie"
     ]
     nearest = min(
-        known or [DEFAULT_DEVICE], key=lambda key: abs(DEVICES[key].memory_bytes - memory_bytes)
+        known or [DEFAULT_DEVICE],
+        key=lambda key: abs(DEVICES[key].memory_bytes - memory_bytes),
     )
     return replace(DEVICES[pcie or nearest], memory_bytes=memory_bytes)
 
@@ -191,7 +192,7 @@ def bandwidth(device: Device, size: int, inner: int) -> float:
     """Bytes/s of one process in a ring of `size` processes that are `inner` ranks apart (the
     product of the axes inside).
 
-    Within a node: its link. Every hop over the network: the network. Else several of the ring lie
+    Within a node: its link. Every hop over the network: the network. Else several of the ring are
     in each node, and it leaves a node by as many network cards as it has processes there, but never
     faster than the link.
     """
@@ -204,7 +205,7 @@ def bandwidth(device: Device, size: int, inner: int) -> float:
 
 def between_neighbours(device: Device, size: int, inner: int) -> float:
     """Bytes/s from one process to another of `size` that are `inner` ranks apart, while all do the
-    same. Where they do not lie in one node a process has one network card, and who sends to another
+    same. Where they are not in one node a process has one network card, and who sends to another
     node is what the others wait for."""
     return LINK_EFFICIENCY * (
         device.link if size * inner <= device.node else min(device.link, device.network)
@@ -228,7 +229,11 @@ def compute_seconds(flops: float, device: Device, dtype: str) -> float:
     return flops / (device.efficiency * device.flops[dtype])
 
 
-def optimizer_seconds(parameters: float, device: Device, offloaded: bool) -> float:
+def optimizer_seconds(
+    parameters: float,
+    device: Device,
+    offloaded: bool,
+) -> float:
     """Clipping and AdamW over so many parameters of one process: passes over memory. Offloaded: the
     same in the host's memory, and gradients down and parameters up over the host's link."""
     if offloaded:
@@ -248,8 +253,13 @@ def bubble(processes: int, microbatches: int, schedule: str) -> float:
     return idle / (microbatches + idle)
 
 
-def in_flight(process: int, processes: int, microbatches: int, schedule: str) -> float:
-    """Microbatches whose activations a process holds at one time, of all its layers: p - process
+def in_flight(
+    process: int,
+    processes: int,
+    microbatches: int,
+    schedule: str,
+) -> float:
+    """Micro-batches whose activations a process holds at one time, of all its layers: p - process
     with 1F1B; with v stages each, 2 (p - process - 1) + (v - 1) p + 1 passes through one of them
     (Narayanan 2021, section 2.2); p where stages lie in a V; else all.
     """

@@ -1,39 +1,41 @@
-"""Which tokens of a row lie on which of the processes that share it, and what a process knows of
-the whole row.
+"""Which tokens of a sequence are on which of the processes that share it, and what a process knows
+of the whole sequence.
 
-A row of T tokens is filled up at its end and cut into segments of equal length; each process has
-equally many, in the order of the row. With 2 processes and T = 7:
+A sequence of T tokens is padded at its end and cut into segments of equal length; each process has
+equally many, in the order of the sequence. With 2 processes and T = 7:
 
     contiguous   a b c d | e f g .         process 0: a b c d          process 1: e f g .
     zigzag       a b | c d | e f | g .     process 0: a b, g .         process 1: c d, e f
-    balanced     any: the segments are dealt by the work that their documents make for softmax attention
+    balanced     any: the segments are distributed by the work that their documents make for
+                 softmax attention
 
-A causal query looks back, so that the last process of a contiguous row has 2 n - 1 times the work
-of the first one; in a zigzag (Zhu 2024) each has an early and a late segment, whose work adds up to
-the same. Documents break that symmetry (a row may end with a single long one, and have all its work
-there), which dealing repairs. What fills a row up comes last: no real token sees it.
+A causal query looks back, so that the last process of a contiguous sequence has 2 n - 1 times the
+work of the first one; in a zigzag (Zhu 2024) each has an early and a late segment, whose work adds
+up to the same. Documents break that symmetry (a sequence may end with a single long one, and have
+all its work there), which the balanced layout repairs. Padding comes last: no real token sees it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longfire.ops.attention_blocks import Manner, Piece
 from longfire.ops.documents import Documents, starts_of
 
 KINDS = ("contiguous", "zigzag", "balanced")
-# Segments of a process in a balanced layout. Rows of 32k to 1M bytes of Python's library: 4 left
-# 1.35 max / mean, 6 1.04, 8 1.02.
+# Segments of a process in a balanced layout. Sequences of 32k to 1M bytes of Python's library: 4
+# left 1.35 max / mean, 6 1.04, 8 1.02.
 BALANCED_SEGMENTS = 8
 
 
 class SequenceLayout(NamedTuple):
-    """places[r]: the numbers of the segments on process r, in the order of the row. length: tokens
-    of a segment; tokens: of a row."""
+    """places[r]: the numbers of the segments on process r, in the order of the sequence. length:
+    tokens of a segment; tokens: of a sequence."""
 
     places: tuple[tuple[int, ...], ...]
     length: int
@@ -41,7 +43,12 @@ class SequenceLayout(NamedTuple):
 
     @classmethod
     def of_kind(
-        cls, kind: str, processes: int, tokens: int, multiple: int = 1, work_T: Tensor | None = None
+        cls,
+        kind: str,
+        processes: int,
+        tokens: int,
+        multiple: int = 1,
+        work_T: Tensor | None = None,
     ) -> "SequenceLayout":
         """multiple: what must divide the tokens of a segment. work_T: of each token, for
         `balanced`."""
@@ -62,11 +69,12 @@ class SequenceLayout(NamedTuple):
 
     @property
     def segments(self) -> int:
+        """Of a whole sequence."""
         return len(self.places) * len(self.places[0])
 
     @property
     def padded_tokens(self) -> int:
-        """Tokens of a row that is filled up."""
+        """Tokens of a padded sequence."""
         return self.segments * self.length
 
     def segments_of(self, x_BT: Tensor, fill: float = 0) -> Tensor:
@@ -74,22 +82,28 @@ class SequenceLayout(NamedTuple):
         missing = self.padded_tokens - x_BT.shape[1]
         if missing:
             x_BT = torch.cat(
-                [x_BT, x_BT.new_full((x_BT.shape[0], missing, *x_BT.shape[2:]), fill)], 1
+                [x_BT, x_BT.new_full((x_BT.shape[0], missing, *x_BT.shape[2:]), fill)],
+                1,
             )
         return x_BT.unflatten(1, (self.segments, self.length))
 
-    def cut(self, x_BT: Tensor, rank: int, fill: float = 0) -> Tensor:
-        """What process `rank` has of rows (B, T, ...): (B, its segments x length, ...)."""
+    def cut(
+        self,
+        x_BT: Tensor,
+        rank: int,
+        fill: float = 0,
+    ) -> Tensor:
+        """What process `rank` has of sequences (B, T, ...): (B, its segments x length, ...)."""
         return self.segments_of(x_BT, fill)[:, list(self.places[rank])].flatten(1, 2)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """The rows (B, T, ...) of which these are the parts of all processes: the inverse of
+        """The sequences (B, T, ...) of which these are the parts of all processes: the inverse of
         `cut`."""
         segments_BSL = torch.cat([part.unflatten(1, (-1, self.length)) for part in parts], 1)
         return segments_BSL[:, self.in_sequence_order()].flatten(1, 2)[:, : self.tokens]
 
     def in_sequence_order(self) -> list[int]:
-        """Where each segment is when those of all processes lie one after the other."""
+        """Where each segment is when those of all processes come one after the other."""
         order = self.by_rank()
         return sorted(range(len(order)), key=order.__getitem__)
 
@@ -109,7 +123,7 @@ class SequenceLayout(NamedTuple):
 
 
 def segments_each(kind: str, processes: int, tokens: int) -> int:
-    """Segments of a process; a balanced row has fewer where it is short."""
+    """Segments of a process; a balanced sequence has fewer where it is short."""
     assert kind in KINDS, kind
     if kind == "balanced":
         return max(2, min(BALANCED_SEGMENTS, tokens // processes))
@@ -132,7 +146,8 @@ def balanced(work: Sequence[float], processes: int) -> tuple[tuple[int, ...], ..
     places: list[list[int]] = [[] for _ in range(processes)]
     for segment in sorted(range(len(work)), key=lambda s: (-work[s], s)):
         rank = min(
-            (r for r in range(processes) if len(places[r]) < room), key=lambda r: (load[r], r)
+            (r for r in range(processes) if len(places[r]) < room),
+            key=lambda r: (load[r], r),
         )
         places[rank].append(segment)
         load[rank] += work[segment]
@@ -160,7 +175,11 @@ class ContextShard:
 
     @classmethod
     def of_rows(
-        cls, layout: SequenceLayout, rank: int, documents: Documents | None, rows: int
+        cls,
+        layout: SequenceLayout,
+        rank: int,
+        documents: Documents | None,
+        rows: int,
     ) -> "ContextShard":
         """documents: of the whole sequences (B, T); None where each is one document."""
         if documents is None:
@@ -169,7 +188,8 @@ class ContextShard:
             ids_BT = documents.ids_BT
             last_B1 = ids_BT[:, -1:] + 1
             row_ids_BP = torch.cat(
-                [ids_BT, last_B1.expand(-1, layout.padded_tokens - layout.tokens)], 1
+                [ids_BT, last_B1.expand(-1, layout.padded_tokens - layout.tokens)],
+                1,
             )
         return cls(layout, rank, row_ids_BP, flows=documents is None)
 
@@ -210,20 +230,25 @@ class ContextShard:
         return starts_of(self.row_ids_BP)
 
     @cached_property
-    def plans(self) -> dict[Hashable, Any]:
-        """What follows from the places of segments and documents, by what it is for: many layers
-        ask the same."""
+    def pieces(self) -> dict[tuple[int, Manner], list[Piece]]:
+        """Where the queries here see the keys of a process, by process and manner: many layers ask
+        the same."""
+        return {}
+
+    @cached_property
+    def hops(self) -> dict[int | None, int]:
+        """How far keys travel from process to process, by window."""
         return {}
 
     @cached_property
     def whole(self) -> Documents | None:
-        """The documents of the whole rows, without what fills them; None where they flow on."""
+        """The documents of the whole sequences, without padding; None where they flow on."""
         if self.flows:
             return None
         return Documents.from_ids(self.row_ids_BP[:, : self.layout.tokens])
 
     def fold(self, x_BT: Tensor) -> Tensor:
-        """(B, each * length, ...) -> (B * each, length, ...): a segment is a row."""
+        """(B, each * length, ...) -> (B * each, length, ...): a segment is a sequence."""
         return x_BT.unflatten(1, (-1, self.layout.length)).flatten(0, 1)
 
     def unfold(self, x: Tensor) -> Tensor:
@@ -237,11 +262,12 @@ class ContextShard:
         return self.row_ids_BP[:, first] == self.row_ids_BP[:, first - before]
 
     def lengths(self) -> Tensor:
-        """(B, its tokens): tokens of the whole document of each; of a row that flows on, the
-        row's."""
+        """(B, its tokens): tokens of the whole document of each; of a sequence that flows on, the
+        sequence's."""
         if self.flows:
             return self.row_ids_BP.new_full(
-                (len(self.row_ids_BP), len(self.mine) * self.layout.length), self.layout.tokens
+                (len(self.row_ids_BP), len(self.mine) * self.layout.length),
+                self.layout.tokens,
             )
         whole = Documents.from_ids(self.row_ids_BP).lengths()
         return self.layout.cut(whole, self.rank)

@@ -1,7 +1,7 @@
 """The processes of a run as a box with named axes: who is rank what, and sums over some of the
 axes.
 
-The last axis counts fastest, so neighbours on a machine share matrices (tp), then rows (cp),
+The last axis counts fastest, so neighbours on a machine share matrices (tp), then sequences (cp),
 shards, replicas and layers (pp).
 """
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import prod
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,8 @@ LOST = (
     "gloo",
 )
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -47,7 +49,11 @@ class Mesh:
     shards: DeviceMesh | None = None
 
     @classmethod
-    def of_degrees(cls, degrees: Mapping[str, int], device_type: str) -> "Mesh":
+    def of_degrees(
+        cls,
+        degrees: Mapping[str, int],
+        device_type: str,
+    ) -> "Mesh":
         """The mesh of all processes that have joined. Collective."""
         degrees = {axis: degrees.get(axis, 1) for axis in AXES}
         if prod(degrees.values()) == 1 and not dist.is_initialized():
@@ -61,7 +67,9 @@ class Mesh:
             "tp": 1,
         } | together
         shards = init_device_mesh(
-            device_type, tuple(together.values()), mesh_dim_names=tuple(together)
+            device_type,
+            tuple(together.values()),
+            mesh_dim_names=tuple(together),
         )
         return cls(degrees, device_mesh, shards)
 
@@ -99,7 +107,7 @@ class Mesh:
         """Whether any process of the run says so. Collective over all."""
         return bool(self.sum(torch.tensor(int(flag)), *AXES))
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: Value) -> Value:
         """What process 0 says (a small Python object). Collective over all."""
         if self.size() == 1:
             return value
@@ -107,11 +115,11 @@ class Mesh:
         dist.broadcast_object_list(values)
         return values[0]
 
-    def all_gather_object(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Value) -> list[Value]:
         """What every process says, by rank (small Python objects). Collective over all."""
         if self.size() == 1:
             return [value]
-        values: list[Any] = [None] * self.size()
+        values = [value] * self.size()
         dist.all_gather_object(values, value)
         return values
 
@@ -133,7 +141,7 @@ class Mesh:
             if report is not None:
                 raise ElsewhereError(rank, *report)
 
-    def rank_0_first(self, work: Callable[[], Any]) -> Any:
+    def rank_0_first(self, work: Callable[[], Value]) -> Value:
         """The same work in process 0, and when it is done there, in all others: what is made once
         is then found."""
         for turn in (True, False):
@@ -144,11 +152,16 @@ class Mesh:
 
 
 class ElsewhereError(UserError):
-    """What another process of the run tells."""
+    """What another process of the run reports."""
 
     reported_elsewhere = True
 
-    def __init__(self, rank: int, exit_code: int, message: str) -> None:
+    def __init__(
+        self,
+        rank: int,
+        exit_code: int,
+        message: str,
+    ) -> None:
         super().__init__(f"process {rank}: {message}")
         self.exit_code = exit_code
 
@@ -158,7 +171,10 @@ ALONE = Mesh()
 
 @contextmanager
 def joined(
-    world: launch.World, degrees: Mapping[str, int], comm: settings.Comm, device: torch.device
+    world: launch.World,
+    degrees: Mapping[str, int],
+    comm: settings.Comm,
+    device: torch.device,
 ) -> Iterator[Mesh]:
     """The mesh of the run, while its processes are joined. Raises TrainingError when they cannot
     meet, or lose each other."""
@@ -176,7 +192,8 @@ def joined(
         # not wait for it
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with launch.Watchdog(
-            comm, "to join the other processes"
+            comm,
+            "to join the other processes",
         ):  # who answers at the address may be a stranger
             store, rank, size = next(
                 dist.rendezvous("env://", world.rank, world.size, timeout=to_meet)
@@ -187,7 +204,11 @@ def joined(
             # One process may prepare data for hours while the others wait: who hangs is found by
             # the watchdogs, not by time-outs here
             dist.init_process_group(
-                backend, store=store, rank=rank, world_size=size, timeout=FOR_EVER
+                backend,
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=FOR_EVER,
             )
     except (RuntimeError, ValueError) as error:
         raise TrainingError(

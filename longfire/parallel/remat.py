@@ -6,10 +6,10 @@ inside. docs/long-context.md says what each saves and costs.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,21 @@ from longfire.block_execution import Execution, Result
 from longfire.config.settings import ActivationCheckpoint
 
 MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+# besides those with "attention" in their name
 ATTENTION_KERNELS = {
     "longfire::attend_blocks",
     "torch_attn::_varlen_attn",
-}  # besides those with "attention" in their name
+}
+
+
+# The contexts of a forward, and of the one that is computed again.
+Contexts = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
+
+
+class Operator(Protocol):
+    """An operation of torch, with its overload."""
+
+    def name(self) -> str: ...
 
 
 class Executed(Protocol):
@@ -39,7 +50,10 @@ class Executed(Protocol):
 
 
 def save_memory(
-    block: Executed, remat: ActivationCheckpoint, mlp_chunk_size: int = 0, compiled: bool = False
+    block: Executed,
+    remat: ActivationCheckpoint,
+    mlp_chunk_size: int = 0,
+    compiled: bool = False,
 ) -> None:
     """Decide how the parts of a block are called. A block that is recomputed in the backward
     computes its MLP in chunks again. An MLP in chunks keeps its input only: there is nothing to add
@@ -63,33 +77,50 @@ class Checkpointed:
     backward.
 
     Nothing here draws from torch's generators (dropout is made of a token's noise), so none is
-    kept. options: those of torch.utils.checkpoint.
+    kept. contexts: those of the forward and of the second one; None: everything is recomputed.
     """
 
-    options: dict[str, Any]
+    contexts: Contexts | None = None
 
     @classmethod
     def of_policy(cls, policy: tuple[str, ...]) -> "Checkpointed":
-        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        """policy: what is kept besides the inputs (`kept_operations`)."""
         kept = kept_operations(policy)
-        if kept is not None:
-            decided = partial(decide, kept)
-            options["context_fn"] = partial(create_selective_checkpoint_contexts, decided)
-        return cls(options)
+        if kept is None:
+            return cls()
+        decided = partial(decide, kept)
+        return cls(partial(create_selective_checkpoint_contexts, decided))
 
-    def __call__(self, part: Callable[..., Result], *inputs: object) -> Result:
+    def __call__(
+        self,
+        part: Callable[..., Result],
+        *inputs: object,
+    ) -> Result:
         if not torch.is_grad_enabled():
             return part(*inputs)
-        return checkpoint(part, *inputs, **self.options)
+        if self.contexts is None:
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(
+            part,
+            *inputs,
+            use_reentrant=False,
+            context_fn=self.contexts,
+            preserve_rng_state=False,
+        )
 
 
 def decide(
-    kept: frozenset[str], context: Any, operation: Any, *args: Any, **kwargs: Any
+    kept: frozenset[str],
+    context: object,
+    operation: Operator,
+    *args: object,
+    **kwargs: object,
 ) -> CheckpointPolicy:
     """Whether an operation's output is kept."""
     name = operation.name().split(".")[0]
-    by_kind = "matmuls" in kept and (name in MATMULS | ATTENTION_KERNELS or "attention" in name)
-    if by_kind or name in kept:
+    is_attention = name in ATTENTION_KERNELS or "attention" in name
+    is_matmul = name in MATMULS or is_attention
+    if name in kept or (is_matmul and "matmuls" in kept):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -99,7 +130,13 @@ def kept_operations(policy: tuple[str, ...]) -> frozenset[str] | None:
     `nothing`."""
     if policy in ((), ("nothing",)):
         return None
-    return frozenset(name if name == "matmuls" else operation_name(name) for name in policy)
+    kept: set[str] = set()
+    for name in policy:
+        if name == "matmuls":
+            kept.add(name)
+        else:
+            kept.add(operation_name(name))
+    return frozenset(kept)
 
 
 def operation_name(name: str) -> str:
@@ -117,47 +154,61 @@ def unknown_operations(policy: tuple[str, ...]) -> list[str]:
         namespace, _, leaf = operation_name(name).partition("::")
         return hasattr(getattr(torch.ops, namespace), leaf)
 
-    return [name for name in policy if name not in ("nothing", "matmuls") and not exists(name)]
+    unknown: list[str] = []
+    for name in policy:
+        if name not in ("nothing", "matmuls") and not exists(name):
+            unknown.append(name)
+    return unknown
 
 
 class InChunks:
-    """The MLP for `size` tokens of a row at a time, each chunk again in its backward, so that what
-    is wider than the row (gate, up) is there for one chunk only (Liu and Abbeel 2023, section 3.2).
+    """The MLP for `size` tokens of a sequence at a time, each chunk again in its backward, so that
+    what is wider than the input (gate, up) is there for one chunk only (Liu and Abbeel 2023,
+    section 3.2).
 
-    A part's outputs may go home to the `sources` processes that the row came from, each chunk by
-    itself, so a chunk has equally many tokens of each of them.
+    A part's outputs may go home to the `sources` processes that the sequence came from, each chunk
+    by itself, so a chunk has equally many tokens of each of them.
     """
 
     def __init__(self, size: int, sources: int = 1) -> None:
         self.size = size
         self.sources = sources
 
-    def __call__(self, part: Callable[..., Tensor], *rows_BTD: Tensor) -> Tensor:
+    def __call__(
+        self,
+        part: Callable[..., Tensor],
+        *rows_BTD: Tensor,
+    ) -> Tensor:
         chunks = list(zip(*(self.cut(x_BTD) for x_BTD in rows_BTD)))
         if not torch.is_grad_enabled():
             return torch.cat([part(*chunk) for chunk in chunks], 1)
-        outputs = [
-            checkpoint(part, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks
-        ]
+        outputs: list[Tensor] = []
+        for chunk in chunks:
+            output = checkpoint(part, *chunk, use_reentrant=False, preserve_rng_state=False)
+            outputs.append(output)
         return torch.cat(outputs, 1)
 
     def cut(self, x_BTD: Tensor) -> list[Tensor]:
+        """Chunks in which each source has equally many tokens."""
         x_BSTD = x_BTD.unflatten(1, (self.sources, -1))
         pieces_BSTD = x_BSTD.split(max(1, self.size // self.sources), 2)
         return [piece.flatten(1, 2) for piece in pieces_BSTD]
 
 
 class CompiledChunks(InChunks):
-    """The same as a loop of which only the inside is compiled: unrolled, a long row would make a
-    graph of a thousand copies."""
+    """The same as a loop of which only the inside is compiled: unrolled, a long sequence would make
+    a graph of a thousand copies."""
 
     def __init__(self, size: int, sources: int = 1) -> None:
         super().__init__(size, sources)
         self.compiled: Callable[..., Tensor] | None = None  # the part, when it is first called
 
     @torch.compiler.disable
-    def __call__(self, part: Callable[..., Tensor], *rows_BTD: Tensor) -> Tensor:
+    def __call__(
+        self,
+        part: Callable[..., Tensor],
+        *rows_BTD: Tensor,
+    ) -> Tensor:
         if self.compiled is None:
             self.compiled = torch.compile(part, dynamic=False)
         return super().__call__(self.compiled, *rows_BTD)
@@ -169,17 +220,18 @@ def kept_on(host: str) -> Iterator[None]:
     backward asks for it. Copies run in the order of the device's stream. Parameters stay: they are
     there anyway, or gathered again; so do whole numbers and masks."""
 
-    def go(x: Tensor) -> Any:
+    def go(x: Tensor) -> Tensor | tuple[torch.device, Tensor]:
         owner = x if x._base is None else x._base  # a matrix is kept as its transpose
         expanded = any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride()))
         if isinstance(owner, nn.Parameter) or not x.is_floating_point() or expanded:
             return x
         return x.device, copied(x, torch.device(host), x.is_cuda)
 
-    def come(kept: Any) -> Tensor:
+    def come(kept: Tensor | tuple[torch.device, Tensor]) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        return copied(kept[1], kept[0], kept[0].type == "cuda")
+        device, x = kept
+        return copied(x, device, device.type == "cuda")
 
     with torch.autograd.graph.saved_tensors_hooks(go, come):
         yield

@@ -1,4 +1,4 @@
-"""Where a parameter lies: what tensor parallelism left of it here, and which slices of the whole
+"""Where a parameter is: what tensor parallelism left of it here, and which slices of the whole
 tensor the local one holds.
 
     sharding_of(model, "layers.0.mlp.up_proj.weight")    its ShardSpec
@@ -39,7 +39,7 @@ class DimSplit:
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """How one parameter lies on this process, beside what its DTensor says.
+    """How one parameter is placed on this process, beside what its DTensor says.
 
     split: of one dim, by tensor parallelism; None: the dim is whole. gradient_is_partial: the
     gradient of a step is the sum over tp of what each process has. is_copy: another process of the
@@ -66,7 +66,7 @@ def owned_specs(owner: nn.Module) -> dict[str, ShardSpec]:
 
 
 class PlacedParameter(NamedTuple):
-    """A parameter and where it lies."""
+    """A parameter and where it is."""
 
     name: str
     parameter: nn.Parameter
@@ -115,7 +115,11 @@ class TensorSlice:
         return narrowed(tensor, self.local, self.size)
 
 
-def narrowed(tensor: Tensor, begin: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+def narrowed(
+    tensor: Tensor,
+    begin: tuple[int, ...],
+    size: tuple[int, ...],
+) -> Tensor:
     """A view of `size` numbers from `begin` on, along each dim."""
     for dim, (first, length) in enumerate(zip(begin, size)):
         tensor = tensor.narrow(dim, first, length)
@@ -170,7 +174,11 @@ def slices_of(tensor: Tensor, spec: ShardSpec) -> list[TensorSlice]:
     return found
 
 
-def copy_from_whole(tensor: Tensor, spec: ShardSpec, whole: Tensor) -> None:
+def copy_from_whole(
+    tensor: Tensor,
+    spec: ShardSpec,
+    whole: Tensor,
+) -> None:
     """Copy the slices of the whole tensor on this process."""
     for part in slices_of(tensor, spec):
         part.of_local(local(tensor)).copy_(part.of_whole(whole))

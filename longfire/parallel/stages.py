@@ -1,4 +1,4 @@
-"""Which layers lie on which process of a pipeline: stages of equal cost or begun where asked for,
+"""Which layers are on which process of a pipeline: stages of equal cost or begun where asked for,
 placed as the schedule wants.
 
 loop   stages 0 1 2 3 on processes 0 1 0 1
@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
 
 from longfire.config.model_config import ModelConfig, TransformersConfig
 from longfire.config.settings import Parallelism
@@ -27,7 +29,7 @@ STAGES_EACH = {
 }
 ONE_STAGE = {"GPipe", "1F1B"}
 V_SHAPED = {"ZBVZeroBubble", "DualPipeV"}  # two stages a process, always
-ROUNDS = {"Interleaved1F1B", "InterleavedZeroBubble"}  # microbatches go in rounds of equal size
+ROUNDS = {"Interleaved1F1B", "InterleavedZeroBubble"}  # micro-batches go in rounds of equal size
 KEYS = ("schedule", "schedule_csv", "split_points", "microbatches", "degree")
 SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (
     f"parallelism.pipeline_parallel_{key}" for key in KEYS
@@ -36,17 +38,18 @@ SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (
 
 @dataclass(frozen=True)
 class StageLayout:
-    """Of each stage: its layers (none is empty) and the process along pp that it lies on."""
+    """Of each stage: its layers (none is empty) and the process along pp that it is on."""
 
     layers: tuple[range, ...]
     processes: tuple[int, ...]
 
     @property
     def stages(self) -> int:
+        """How many there are."""
         return len(self.layers)
 
     def on(self, process: int) -> list[int]:
-        """The stages that lie on a process, in order."""
+        """The stages that are on a process, in order."""
         found: list[int] = []
         for stage, where in enumerate(self.processes):
             if where == process:
@@ -56,18 +59,24 @@ class StageLayout:
 
 @dataclass(frozen=True)
 class ScheduleOrder:
-    """What a CSV file says: microbatches, and the process of each stage. A row a process:
+    """What a CSV file says: micro-batches, and the process of each stage. A row a process:
     0F0,0F1,,0B0 ... (I and W: its halves)."""
 
     microbatches: int
     processes: tuple[int, ...]
 
 
-def layout(costs: list[float], processes: int, parallelism: Parallelism) -> StageLayout:
+def layout(
+    costs: list[float],
+    processes: int,
+    parallelism: Parallelism,
+) -> StageLayout:
     """costs: of embedding, each layer, head. The same on every process that asks."""
     placed = placement(processes, parallelism)
     points = begins(parallelism) or cheapest(costs, len(placed))
-    return StageLayout(tuple(map(range, points, [*points[1:], len(costs) - 2])), placed)
+    ends = [*points[1:], len(costs) - 2]
+    layers = tuple(map(range, points, ends))
+    return StageLayout(layers, placed)
 
 
 def placement(processes: int, parallelism: Parallelism) -> tuple[int, ...]:
@@ -85,18 +94,19 @@ def placement(processes: int, parallelism: Parallelism) -> tuple[int, ...]:
 
 def begins(parallelism: Parallelism) -> list[int]:
     """The first layer of each stage as the settings name them; none if they do not."""
-    points = [
-        re.fullmatch(r"layers\.(\d+)", point)
-        for point in parallelism.pipeline_parallel_split_points
-    ]
-    if None in points:
-        raise SettingsError(
-            f"{POINTS} = {','.join(parallelism.pipeline_parallel_split_points)}: a stage begins "
-            "with a layer; write layers.NUMBER for each"
-        )
-    if points:
-        return [0, *(int(point[1]) for point in points if point)]
-    return []
+    points = parallelism.pipeline_parallel_split_points
+    if not points:
+        return []
+    layers = [0]
+    for point in points:
+        layer = re.fullmatch(r"layers\.(\d+)", point)
+        if layer is None:
+            raise SettingsError(
+                f"{POINTS} = {','.join(points)}: a stage begins with a layer; write layers.NUMBER "
+                "for each"
+            )
+        layers.append(int(layer[1]))
+    return layers
 
 
 Division = tuple[float, float, list[int]]  # dearest stage, sum of squares, first layers of stages
@@ -123,7 +133,11 @@ def cheapest(costs: list[float], stages: int) -> list[int]:
     return best[len(layers)][2]
 
 
-def with_one_more_stage(best: dict[int, Division], sums: list[float], end: int) -> Division:
+def with_one_more_stage(
+    best: dict[int, Division],
+    sums: list[float],
+    end: int,
+) -> Division:
     """The best division of the layers before `end`, given those with one stage less. sums: costs
     of all layers before each."""
     divisions: list[Division] = []
@@ -139,30 +153,58 @@ def read_order(file: str) -> ScheduleOrder:
     """Raises SettingsError naming the file and what is wrong with it."""
     try:
         with open(file, newline="", encoding="utf-8") as text:
-            rows = [re.findall(r"(\d+)(F|B|I|W)(\d+)", " ".join(row)) for row in csv.reader(text)]
+            rows = list(csv.reader(text))
     except OSError as error:
         raise SettingsError(f"{CSV} = {file!r} cannot be read: {error.strerror}") from error
-    done = [
-        (int(stage), kind, int(number), process)
-        for process, row in enumerate(rows)
-        for stage, kind, number in row
-    ]
-    where = {stage: process for stage, _, _, process in done}
+    actions = actions_in(rows)
+    where: dict[int, int] = {}
+    microbatches = 0
+    for action in actions:
+        where[action.stage] = action.process
+        microbatches = max(microbatches, action.microbatch + 1)
     stages = len(where)
-    microbatches = 1 + max((number for _, _, number, _ in done), default=-1)
-    wanted = [(stage, number) for stage in range(stages) for number in range(microbatches)]
-    by_kind: dict[str, list[tuple[int, int]]] = {letter: [] for letter in "FBIW"}
-    for stage, kind, number, process in done:
-        if where[stage] == process:
-            by_kind[kind].append((stage, number))
-    forwards, wholes, firsts, seconds = map(sorted, by_kind.values())
-    if not wanted or forwards != wanted or sorted(wholes + firsts) != wanted or firsts != seconds:
+    if not is_complete(actions, where, microbatches):
         raise SettingsError(
             f"{CSV} = {file!r} is no order of forwards and backwards: a row a process, and in "
-            "them once for each stage and microbatch STAGEFmicrobatch and STAGEBmicrobatch (or "
+            "them once for each stage and micro-batch STAGEFmicrobatch and STAGEBmicrobatch (or "
             "STAGEI... and STAGEW...), a stage always on one process, counted from 0"
         )
     return ScheduleOrder(microbatches, tuple(where[stage] for stage in range(stages)))
+
+
+class Action(NamedTuple):
+    """One entry of a file with an order. kind: F, B, I or W."""
+
+    process: int
+    stage: int
+    kind: str
+    microbatch: int
+
+
+def actions_in(rows: list[list[str]]) -> list[Action]:
+    """The entries of all processes, each of which has a row."""
+    found: list[Action] = []
+    for process, row in enumerate(rows):
+        for stage, kind, microbatch in re.findall(r"(\d+)(F|B|I|W)(\d+)", " ".join(row)):
+            found.append(Action(process, int(stage), kind, int(microbatch)))
+    return found
+
+
+def is_complete(
+    actions: list[Action],
+    where: dict[int, int],
+    microbatches: int,
+) -> bool:
+    """Whether every stage has one forward and one backward of each micro-batch, whole or in two
+    halves, on its own process. where: the process of each stage."""
+    wanted = list(product(range(len(where)), range(microbatches)))
+    by_kind: dict[str, list[tuple[int, int]]] = {letter: [] for letter in "FBIW"}
+    for action in actions:
+        if where[action.stage] == action.process:
+            by_kind[action.kind].append((action.stage, action.microbatch))
+    forwards, wholes, firsts, seconds = map(sorted, by_kind.values())
+    has_backwards = sorted(wholes + firsts) == wanted and firsts == seconds
+    return bool(wanted) and forwards == wanted and has_backwards
 
 
 def refusals(
@@ -210,6 +252,7 @@ def wrong_stages(
     placed: tuple[int, ...],
     points: list[int],
 ) -> Iterator[str]:
+    """Why the layers cannot have these stages."""
     name = parallelism.pipeline_parallel_schedule
     stages = len(placed)
     points_text = ",".join(parallelism.pipeline_parallel_split_points)
@@ -248,8 +291,12 @@ def wrong_stages(
 
 
 def wrong_microbatches(
-    processes: int, stages: int, parallelism: Parallelism, microbatches: int
+    processes: int,
+    stages: int,
+    parallelism: Parallelism,
+    microbatches: int,
 ) -> Iterator[str]:
+    """Why the schedule cannot have this number of micro-batches."""
     name = parallelism.pipeline_parallel_schedule
     count_text = f"{MICROBATCHES}: {microbatches} microbatches a step"
     if file := parallelism.pipeline_parallel_schedule_csv:

@@ -26,7 +26,7 @@ from longfire.parallel.cost import Device
 
 @dataclass(frozen=True)
 class Ranked:
-    """One strategy for all softmax layers of a microbatch. held: bytes, at the fullest of them;
+    """One strategy for all softmax layers of a micro-batch. held: bytes, at the fullest of them;
     seconds: what it adds to them."""
 
     strategy: str
@@ -36,27 +36,43 @@ class Ranked:
     fits: bool
 
 
-def refusal(strategy: str, heads: AttentionHeads, processes: int) -> str:
+def refusal(
+    strategy: str,
+    heads: AttentionHeads,
+    processes: int,
+) -> str:
     """Why so many processes cannot share a softmax layer this way, with the fix; "" if they can."""
     way = strategy_named(strategy)
     return way.refusal("softmax attention", heads.heads, heads.kv_heads, (processes,))
 
 
-def state_exchange(numbers: int, cut: Workload, device: Device) -> CommunicationCost:
+def state_exchange(
+    numbers: int,
+    cut: Workload,
+    device: Device,
+) -> CommunicationCost:
     """The maps of all segments, `numbers` each, to everyone, who keep their own; and the same the
     other way round."""
     here = cut.rows * cut.segments * numbers * FULL
     return to_everyone("states: all-gather", here, cut, device, kept=float(here))
 
 
-def halo_exchange(numbers: int, cut: Workload, device: Device) -> CommunicationCost:
+def halo_exchange(
+    numbers: int,
+    cut: Workload,
+    device: Device,
+) -> CommunicationCost:
     """The last inputs of each segment to everyone, and their gradients back."""
     here = cut.rows * cut.segments * numbers * BYTES[cut.dtype]
     return to_everyone("last inputs: all-gather, reduce-scatter", here, cut, device)
 
 
 def to_everyone(
-    what: str, here: int, cut: Workload, device: Device, kept: float = 0.0
+    what: str,
+    here: int,
+    cut: Workload,
+    device: Device,
+    kept: float = 0.0,
 ) -> CommunicationCost:
     """`here` bytes of each process come to all, and as much goes the other way in the backward."""
     n = cut.processes
@@ -64,13 +80,24 @@ def to_everyone(
     sent = times * (n - 1) * here
     whole = float(n * here)
     seconds = sent / cost.bandwidth(device, n, cut.inner) + times * (n - 1) * cost.LATENCY
-    return CommunicationCost(what, sent, seconds, seconds, kept=kept, forward=whole, backward=whole)
+    return CommunicationCost(
+        what,
+        sent,
+        seconds,
+        seconds,
+        kept=kept,
+        forward=whole,
+        backward=whole,
+    )
 
 
 def exchanges(
-    crossing: LayerTraffic, strategy: str, cut: Workload, device: Device
+    crossing: LayerTraffic,
+    strategy: str,
+    cut: Workload,
+    device: Device,
 ) -> list[CommunicationCost]:
-    """All that a block exchanges; nothing where rows are whole."""
+    """All that a block exchanges; nothing where sequences are whole."""
     if cut.processes == 1:
         return []
     return [
@@ -81,13 +108,16 @@ def exchanges(
 
 
 def rank_strategies(
-    layers: Sequence[AttentionHeads], cut: Workload, device: Device, room_bytes: float = inf
+    layers: Sequence[AttentionHeads],
+    cut: Workload,
+    device: Device,
+    room_bytes: float = inf,
 ) -> list[Ranked]:
     """The ways that softmax layers may go, best first: those that fit into `room_bytes` by time,
     then the others by what they hold.
 
     The first is what `auto` takes, the second the runner-up. Empty without softmax layers. seconds:
-    what crossing adds to all the layers of a microbatch, waiting for the slowest process included.
+    what crossing adds to all the layers of a micro-batch, waiting for the slowest process included.
     """
     ranked = []
     for strategy in STRATEGIES:
@@ -102,7 +132,11 @@ def rank_strategies(
             seconds = sum(one.waits + one.uneven for one in of_layers)
             ranked.append(
                 Ranked(
-                    strategy, sum(one.bytes for one in of_layers), seconds, held, held <= room_bytes
+                    strategy,
+                    sum(one.bytes for one in of_layers),
+                    seconds,
+                    held,
+                    held <= room_bytes,
                 )
             )
     return sorted(ranked, key=lambda one: (not one.fits, one.seconds if one.fits else one.held))
@@ -116,5 +150,8 @@ def describe(ranked: Sequence[Ranked], cut: Workload) -> str:
             f"{one.strategy} ({one.bytes / 1e9:.3g} GB sent, {one.seconds:.3g} s waited, "
             f"{one.held / 1e9:.3g} GB held" + ("" if one.fits else "; does not fit") + ")"
         )
-    rows = f"rows of {cut.tokens:,} tokens over {cut.processes} processes, {cut.layout}"
-    return f"{rows}: {texts[0]}" + (f"; runner-up {texts[1]}" if len(texts) > 1 else "")
+    text = f"sequences of {cut.tokens:,} tokens over {cut.processes} processes, {cut.layout}"
+    text += f": {texts[0]}"
+    if len(texts) > 1:
+        text += f"; runner-up {texts[1]}"
+    return text

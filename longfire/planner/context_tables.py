@@ -1,11 +1,11 @@
-"""`longfire plan --context` as tables: the longest rows of every mixer, and Ring Attention's
+"""`longfire plan --context` as tables: the longest sequences of every mixer, and Ring Attention's
 numbers with ours beside them."""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def plan_context(run: Run, device: Device, out: Path | None) -> None:
-    """Tell the longest row of each mixer on the run's devices and on fewer, then the paper's
+    """Show the longest sequence of each mixer on the run's devices and on fewer, then the paper's
     tables. Raises SettingsError."""
     if isinstance(run.model_config, TransformersConfig):
         raise SettingsError(
@@ -56,16 +56,23 @@ def shown(found: Iterator[T], total: int, what: str) -> Iterable[T]:
     on fake tensors."""
     console = Console(stderr=True)
     return track(
-        found, what, total, console=console, transient=True, disable=not console.is_terminal
+        found,
+        what,
+        total,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
 
 
 def mixers_table(
-    device: Device, counts: tuple[int, ...], mixers: list[tuple[str, list[longest.Longest] | str]]
+    device: Device,
+    counts: tuple[int, ...],
+    mixers: list[tuple[str, list[longest.Longest] | str]],
 ) -> Table:
-    """A row's tokens, where all devices share one and the blocks are recomputed."""
+    """A sequence's tokens, where all devices share one and the blocks are recomputed."""
     title = (
-        f"the longest row, with each mixer in all layers, on {device.name} of "
+        f"the longest sequence, with each mixer in all layers, on {device.name} of "
         f"{device.memory_bytes / 1e9:g} GB"
     )
     heads = [f"{count:,} device{'s' * (count > 1)}" for count in counts]
@@ -125,13 +132,23 @@ def blocks_table() -> Table:
     )
     for name, (flops, _, link, c, s) in published.HOSTS.items():
         block, row = published.minimum_block(flops, link)
-        table.add_row(name, f"{block / 1000:.1f}", f"{row / 1000:.1f}", f"{c}", f"{s}")
+        table.add_row(
+            name,
+            f"{block / 1000:.1f}",
+            f"{row / 1000:.1f}",
+            f"{c}",
+            f"{s}",
+        )
     for device in DEVICES.values():
         for where, link in (("in a node", device.link), ("network", device.network)):
             rate = device.flops["bfloat16"] * device.efficiency
             block, row = published.minimum_block(rate, LINK_EFFICIENCY * link)
             table.add_row(
-                f"{device.name}, {where}", f"{block / 1000:.1f}", f"{row / 1000:.1f}", "", ""
+                f"{device.name}, {where}",
+                f"{block / 1000:.1f}",
+                f"{row / 1000:.1f}",
+                "",
+                "",
             )
     return table
 
@@ -167,31 +184,40 @@ def published_table(rows: list[tuple[published.Row, longest.Longest, longest.Lon
 
 
 def cell(printed: object, found: int) -> str:
+    """A printed number, and ours where it is another one."""
     if printed == found:
         return str(printed)
     return f"{printed} \\[{found}]".strip()
 
 
 def clock(seconds: float) -> str:
+    """Hours where it is more than one."""
     if seconds > 3600:
         return f"{seconds / 3600:,.1f} h"
     return f"{seconds:,.1f} s"
 
 
 def keep(
-    out: Path, mixers: list[tuple[str, Any]], rows: list[tuple[published.Row, longest.Longest]]
+    out: Path,
+    mixers: list[tuple[str, list[longest.Longest] | str]],
+    rows: list[tuple[published.Row, longest.Longest]],
 ) -> None:
     """All of it as JSON. Raises SettingsError where the file cannot be written."""
     by_mixer: dict[str, object] = {}
     for name, found in mixers:
-        by_mixer[name] = found if isinstance(found, str) else [asdict(one) for one in found]
-    result = {
-        "mixers": by_mixer,
-        "published": [
-            {**asdict(row), "arithmetic": published.arithmetic(row), "ours": asdict(one)}
-            for row, one in rows
-        ],
-    }
+        if isinstance(found, str):
+            by_mixer[name] = found
+        else:
+            by_mixer[name] = [asdict(one) for one in found]
+    by_row: list[dict[str, object]] = []
+    for row, one in rows:
+        numbers = {
+            **asdict(row),
+            "arithmetic": published.arithmetic(row),
+            "ours": asdict(one),
+        }
+        by_row.append(numbers)
+    result = {"mixers": by_mixer, "published": by_row}
     try:
         write_whole(out, json.dumps(result, indent=1) + "\n")
     except OSError as e:

@@ -1,4 +1,4 @@
-"""A plan, and what is foretold of it: what a process holds at each moment, sends, and how long a
+"""A plan, and what is expected of it: what a process holds at each moment, sends, and how long a
 step takes."""
 
 from dataclasses import dataclass, field
@@ -7,12 +7,17 @@ from longfire.config.settings import Remat
 from longfire.parallel.axes import AXES
 from longfire.parallel.context_cost import tokens_here
 
+REMATS: tuple[Remat, ...] = ("none", "mlp", "attention", "attention+mlp", "block")
+# Of those, what runs the mixer's forward once more, and what runs the MLP's.
+MIXER_AGAIN = ("attention", "attention+mlp", "block")
+MLP_AGAIN = ("mlp", "attention+mlp")
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Degrees of the mesh, what is recomputed, and rows: batch_size of each of `microbatches`
+    """Degrees of the mesh, what is recomputed, and sequences: batch_size of each of `microbatches`
     on a process, or on the `cp` processes that hold pieces of them. strategy: how softmax layers
-    see the whole row; layout: which pieces a process holds."""
+    see the whole sequence; layout: which pieces a process holds."""
 
     dp_replicate: int
     dp_shard: int
@@ -27,7 +32,7 @@ class Plan:
 
     @property
     def data(self) -> int:
-        """Groups of processes whose rows differ."""
+        """Groups of processes whose sequences differ."""
         return self.dp_replicate * self.dp_shard
 
     @property
@@ -37,10 +42,11 @@ class Plan:
 
     @property
     def mesh(self) -> tuple[int, ...]:
+        """Its degrees, in the order of the axes."""
         return tuple(getattr(self, axis) for axis in AXES)
 
     def here(self, tokens: int) -> int:
-        """Of a row, on one process."""
+        """Of a sequence, on one process."""
         return tokens_here(tokens, self.cp, self.layout)
 
 
@@ -58,6 +64,7 @@ class Moment:
 
     @property
     def total(self) -> float:
+        """All of it."""
         return (
             self.parameters
             + self.gradients

@@ -1,5 +1,5 @@
 """What a process holds beside its parts: gathered shards, gradients on their way, what crosses the
-cuts of rows."""
+cuts of sequences."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from longfire.optim.contract import Update
 from longfire.parallel.context_cost import CommunicationCost
 from longfire.parallel.plan import reshards
 from longfire.planner.forecast import Plan
-from longfire.planner.memory import MASTER_BYTES
+from longfire.planner.part import MASTER_BYTES
 
 
 class Group(NamedTuple):
@@ -23,7 +23,12 @@ class Group(NamedTuple):
     temporary: float  # bytes that its update of the shard holds beside that
 
     @classmethod
-    def of(cls, module: nn.Module, shards: int, updates: Mapping[nn.Parameter, Update]) -> "Group":
+    def of(
+        cls,
+        module: nn.Module,
+        shards: int,
+        updates: Mapping[nn.Parameter, Update],
+    ) -> "Group":
         """updates: of the parameters that learn."""
         whole = 0
         shard = 0
@@ -44,7 +49,7 @@ NOTHING = Group(0, 0, 0.0, 0.0)
 
 
 class FSDPMemory(NamedTuple):
-    """What crossing the cuts of rows makes a part hold, in bytes, more than a row of the same
+    """What crossing the cuts of sequences makes a part hold, in bytes, more than one of the same
     length that is whole."""
 
     kept: float
@@ -52,7 +57,11 @@ class FSDPMemory(NamedTuple):
     backward: float
 
     @classmethod
-    def of(cls, exchanges: Sequence[CommunicationCost], again: bool) -> "FSDPMemory":
+    def of(
+        cls,
+        exchanges: Sequence[CommunicationCost],
+        again: bool,
+    ) -> "FSDPMemory":
         """again: what is kept is dropped too, and made again in the backward."""
         kept = sum(one.kept for one in exchanges)
         forward = max((one.forward for one in exchanges), default=0.0)
@@ -66,7 +75,7 @@ class Shards:
     """What FSDP2 holds of a process's parts beside the shards themselves, in bytes; nothing where
     rows differ nowhere.
 
-    A block's parameters lie there twice while it runs, as they arrived and as they are used; in the
+    A block's parameters are held twice while it runs, as they arrived and as they are used; in the
     backward the second place is that of the next block's, which arrive meanwhile. What is in no
     block stays whole from its first use to the end of the step. Gradients are copied once to be
     sent, and the copy lives until the next block's is made.
@@ -87,13 +96,13 @@ class Shards:
         self.sharded = plan.shards > 1
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
         self.stays = not reshards(settings, plan.pp, plan.shards)
-        # Gradients are whole between microbatches where they are not scattered after each.
+        # Gradients are whole between micro-batches where they are not scattered after each.
         self.accumulates = plan.microbatches > 1 and not (self.sharded and plan.pp == 1)
         self.always = self.whole(*(name for name in names if self.stays or isinstance(name, str)))
 
     @property
     def gradients_before(self) -> float:
-        """What lies there when a microbatch after the first begins."""
+        """What is held when a micro-batch after the first begins."""
         if self.accumulates:
             return float(MASTER_BYTES * sum(g.whole for g in self.group.values()))
         if self.plan.microbatches > 1:
@@ -107,16 +116,19 @@ class Shards:
         return self.shard(name)
 
     def shard(self, name: int | str) -> float:
+        """The gradient of the shard of a part."""
         if self.offload:
             return 0.0
         return float(MASTER_BYTES * self.group[name].shard)
 
     def whole(self, *names: int | str) -> float:
+        """Parts as they are gathered; nothing where FSDP has nothing to share."""
         if self.wrapped:
             return float(self.each * sum(self.group[name].whole for name in names))
         return 0.0
 
     def of_block(self, name: int | str) -> float:
+        """A block while it is gathered; the two ends, and what stays, are in `always`."""
         if isinstance(name, str) or self.stays:
             return 0.0
         return self.whole(name)
@@ -139,6 +151,7 @@ class Shards:
         )
 
     def sent(self, name: int | str) -> float:
+        """The copy of a part's gradients that is sent."""
         if self.wrapped:
             return float(MASTER_BYTES * self.group[name].whole)
         return 0.0

@@ -1,4 +1,4 @@
-"""`longfire plan --context`: the longest row that fits, for each mixer on so many devices."""
+"""`longfire plan --context`: the longest sequence that fits, for each mixer on so many devices."""
 
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
@@ -34,11 +34,11 @@ HEAD_SIZES = {
 
 @dataclass(frozen=True)
 class Longest:
-    """One row over `plan`'s processes: as many tokens as fit, with blocks recomputed; 0 if not
+    """One sequence over `plan`'s processes: as many tokens as fit, with blocks recomputed; 0 if not
     even few do.
 
     seconds: what a step's mathematics takes on these devices at that length, in optimizer steps of
-    one row for each data group.
+    one sequence for each data group.
     """
 
     tokens: int
@@ -46,9 +46,13 @@ class Longest:
     seconds: float
 
 
-def longest(planner: Planner, processes: int, tps: tuple[int, ...] = (1,)) -> Longest:
+def longest(
+    planner: Planner,
+    processes: int,
+    tps: tuple[int, ...] = (1,),
+) -> Longest:
     """Over all ways to lay out so many processes: `tps` share matrices, any divisor of the rest
-    shares a row, others shard with them.
+    shares a sequence, others shard with them.
 
     So more devices never shorten it: they can at least cut the parameters finer.
     """
@@ -57,7 +61,12 @@ def longest(planner: Planner, processes: int, tps: tuple[int, ...] = (1,)) -> Lo
     return Longest(tokens, plan, seconds_of(planner, tokens, processes // plan.dp_shard))
 
 
-def plans(planner: Planner, processes: int, tps: tuple[int, ...]) -> Iterator[Plan]:
+def plans(
+    planner: Planner,
+    processes: int,
+    tps: tuple[int, ...],
+) -> Iterator[Plan]:
+    """Every plan of `longest`, one sequence in each micro-batch."""
     for tp in tps:
         if processes % tp or any(planner.refusals(tp, tp)):
             continue
@@ -80,18 +89,22 @@ def plans(planner: Planner, processes: int, tps: tuple[int, ...]) -> Iterator[Pl
 
 
 def seconds_of(planner: Planner, tokens: int, sharing: int) -> float:
-    """Forward, backward and the blocks again, of one row over the `sharing` processes that hold
-    it."""
+    """Forward, backward and the blocks again, of one sequence over the `sharing` processes that
+    hold it."""
     if not tokens:
         return 0.0
     blocks = sum(block.flops_per_token(tokens) for block in planner.model.layers)
     return cost.compute_seconds(
-        tokens * (4 * blocks + 3 * planner.flops_of_head) / sharing, planner.device, planner.dtype
+        tokens * (4 * blocks + 3 * planner.flops_of_head) / sharing,
+        planner.device,
+        planner.dtype,
     )
 
 
 def of_mixers(
-    run: Run, device: Device, counts: tuple[int, ...]
+    run: Run,
+    device: Device,
+    counts: tuple[int, ...],
 ) -> Iterator[tuple[str, list[Longest] | str]]:
     """For the recipe as it is, and for its shape with each mixer in all layers: the longest row on
     each number of devices, or why the shape cannot have the mixer."""
@@ -113,11 +126,17 @@ def with_mixer(config: ModelConfig, name: str) -> ModelConfig:
     """The same shape with this mixer in all layers, with the shape's own settings of it if there
     are. Raises SettingsError."""
     of_name = next(
-        (config.mixers.get(own, {}) for own in config.layer_types if mixer_of(own) == name), None
+        (config.mixers.get(own, {}) for own in config.layer_types if mixer_of(own) == name),
+        None,
     )
     given = heads_for(name, config.hidden_size) if of_name is None else of_name
     read_mixer_config(MIXERS[name], name, given, config.hidden_size)
-    return replace(config, layer_types=(name,), mixers={name: given}, learned_positions=False)
+    return replace(
+        config,
+        layer_types=(name,),
+        mixers={name: given},
+        learned_positions=False,
+    )
 
 
 def heads_for(name: str, hidden_size: int) -> dict[str, int]:

@@ -31,7 +31,12 @@ class Size:
     def model_config(self) -> ModelConfig:
         attention = {"num_heads": self.heads}
         return ModelConfig(
-            self.hidden, self.layers, ("attention",), {"attention": attention}, 32000, self.mlp
+            self.hidden,
+            self.layers,
+            ("attention",),
+            {"attention": attention},
+            32000,
+            self.mlp,
         )
 
 
@@ -43,9 +48,9 @@ SIZES = {
     "65B": Size(80, 8192, 64, 22016, 65.3e9),
 }
 
-# Table 1: bytes of a layer's activations in bf16, of b rows of s tokens, hidden size h, n heads,
-# blocks of c tokens. (The paper prints 2bhs^2 for vanilla attention in all and 2bns^2 for its
-# scores alone: a model with h for n would not reach 1,000 tokens.)
+# Table 1: bytes of a layer's activations in bf16, of b sequences of s tokens, hidden size h, n
+# heads, blocks of c tokens. (The paper prints 2bhs^2 for vanilla attention in all and 2bns^2 for
+# its scores alone: a model with h for n would not reach 1,000 tokens.)
 ACTIVATIONS = {
     "vanilla": lambda b, s, h, n, c: 2 * b * n * s**2,
     "memory-efficient": lambda b, s, h, n, c: 8 * b * s * h,
@@ -148,7 +153,7 @@ def minimum_block(flops: float, link: float) -> tuple[float, float]:
 
 
 def bytes_kept(kind: str, size: Size, tokens: int) -> float:
-    """Of all layers' activations, for one row of so many tokens."""
+    """Of all layers' activations, for one sequence of so many tokens."""
     activations = ACTIVATIONS[kind](1, tokens, size.hidden, size.heads, 0)
     return KEPT[kind] * size.layers * activations
 
@@ -178,7 +183,13 @@ def device_of(row: Row) -> Device:
     flops, memory, link, _, _ = HOSTS[row.host]
     link_inside = max(link, 300e9 if "A100" in row.host else link)
     return Device(
-        row.host, memory, {"bfloat16": flops, "float32": flops}, 1e12, link_inside, link, 8
+        row.host,
+        memory,
+        {"bfloat16": flops, "float32": flops},
+        1e12,
+        link_inside,
+        link,
+        8,
     )
 
 
@@ -190,18 +201,25 @@ def devices_of(row: Row) -> int:
 
 
 def ours(
-    run: Run, dtype: str = "bfloat16", rows: tuple[Row, ...] = ROWS
+    run: Run,
+    dtype: str = "bfloat16",
+    rows: tuple[Row, ...] = ROWS,
 ) -> Iterator[tuple[Row, Longest]]:
-    """The longest row that fits on the devices of each row of table 3 with our plans, activations
-    in `dtype`."""
+    """The longest sequence that fits on the devices of each row of table 3 with our plans,
+    activations in `dtype`."""
     planners: dict[str, Planner] = {}
     training = replace(run.training, seq_len=PIECE)
     plain = replace(
-        run, training=training, parallelism=Parallelism(), degrees=dict.fromkeys(run.degrees, 1)
+        run,
+        training=training,
+        parallelism=Parallelism(),
+        degrees=dict.fromkeys(run.degrees, 1),
     )
     for row in rows:
         if row.model not in planners:
             planners[row.model] = Planner(
-                replace(plain, model_config=SIZES[row.model].model_config()), device_of(row), dtype
+                replace(plain, model_config=SIZES[row.model].model_config()),
+                device_of(row),
+                dtype,
             )
         yield row, longest(planners[row.model].on(device_of(row)), devices_of(row))

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +23,11 @@ SHOWN = 8  # groups of ranks
 HELD = ("parameters", "gradients", "optimizer", "activations", "gathered", "logits")
 
 
-def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
+def plan_run(
+    planner: Planner,
+    alternatives: int,
+    out: Path | None,
+) -> None:
     """Tell the recipe's own plan and the best others. Raises SettingsError for a plan that cannot
     be."""
     console = Console(highlight=False, soft_wrap=True)
@@ -53,7 +56,11 @@ def plan_run(planner: Planner, alternatives: int, out: Path | None) -> None:
         keep(out, planner, own, others)
 
 
-def describe_plan(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) -> str:
+def describe_plan(
+    planner: Planner,
+    mesh: Mesh,
+    held: Sequence[dict[str, int]],
+) -> str:
     """The plan of a run that begins: who shares what with whom, what a step sends, what each
     process holds (bytes, by rank)."""
     table = Table(
@@ -83,26 +90,38 @@ def describe_plan(planner: Planner, mesh: Mesh, held: Sequence[dict[str, int]]) 
 
 
 def heading(planner: Planner, own: Forecast) -> list[str]:
+    """The lines above the tables: model, devices, step and plan."""
     device = planner.device
     config = planner.model_config
     numbers = sum(p.numel() for p in planner.model.parameters())
+    tflops = device.flops[planner.dtype] / 1e12
+    sequences = counted(planner.rows, "sequence")
+    steps = planner.run.steps
     return [
-        f"model: {numbers:,} parameters, {config.num_hidden_layers} layers, rows of "
+        f"model: {numbers:,} parameters, {config.num_hidden_layers} layers, sequences of "
         f"{planner.seq_len:,} tokens, {planner.dtype}",
         f"devices: {planner.processes:,} x {device.name}, {device.memory_bytes / 1e9:g} GB each "
-        f"({USABLE_MEMORY:.0%} for tensors), {device.flops[planner.dtype] / 1e12:g} TFLOP/s at an "
+        f"({USABLE_MEMORY:.0%} for tensors), {tflops:g} TFLOP/s at an "
         f"efficiency of {device.efficiency:g}, {device.node} a node",
-        f"step: {planner.tokens:,} tokens = {counted(planner.rows, 'row')}; run: "
-        f"{counted(planner.run.steps, 'step')} = {planner.run.steps * planner.tokens:,} tokens",
+        f"step: {planner.tokens:,} tokens = {sequences}; run: "
+        f"{counted(steps, 'step')} = {steps * planner.tokens:,} tokens",
         f"the recipe's plan: {describe(own.plan)}",
     ]
 
 
 def describe(plan: Plan) -> str:
-    axes = " x ".join(f"{getattr(plan, axis)} {axis}" for axis in AXES if getattr(plan, axis) > 1)
-    pieces = f"; pieces of rows {plan.layout}" if plan.cp > 1 else ""
+    """A plan in one line."""
+    axes: list[str] = []
+    for axis in AXES:
+        degree = getattr(plan, axis)
+        if degree > 1:
+            axes.append(f"{degree} {axis}")
+    mesh = " x ".join(axes) or "one process"
+    pieces = ""
+    if plan.cp > 1:
+        pieces = f"; pieces of sequences {plan.layout}"
     return (
-        f"{axes or 'one process'}; recompute {plan.remat}; {plan.microbatches} microbatch(es) of "
+        f"{mesh}; recompute {plan.remat}; {plan.microbatches} micro-batch(es) of "
         f"{plan.batch_size}{pieces}"
     )
 
@@ -119,16 +138,19 @@ def memory_table(device: Device, own: Forecast) -> Table:
         table.add_row(name, f"{getattr(own.peak, name) / GIB:.2f}")
     table.add_row("peak", f"{own.peak.total / GIB:.2f}", style="bold")
     table.add_row(
-        "fits into", f"{device.usable_bytes / GIB:.2f}", style="green" if own.fits else "red"
+        "fits into",
+        f"{device.usable_bytes / GIB:.2f}",
+        style="green" if own.fits else "red",
     )
     return table
 
 
 def time_table(own: Forecast) -> Table:
+    """Where the seconds of a step go."""
     table = Table("a step", "", title_justify="left")
     for name, seconds in own.parts.items():
         if name == "uneven rows" and not seconds:
-            continue  # of rows that are shared
+            continue  # of sequences that are shared
         table.add_row(name, f"{seconds:.3g} s ({seconds / own.seconds:.0%})")
     table.add_row("seconds", f"{own.seconds:.4g}", style="bold")
     table.add_row("tokens/s", f"{own.tokens_per_second:,.0f}")
@@ -141,7 +163,13 @@ def time_table(own: Forecast) -> Table:
 def collectives_table(own: Forecast) -> Table:
     """What a process sends."""
     table = Table(
-        "axis", "processes", "what", "GiB a step", "seconds", "hidden behind", title_justify="left"
+        "axis",
+        "processes",
+        "what",
+        "GiB a step",
+        "seconds",
+        "hidden behind",
+        title_justify="left",
     )
     for c in own.collectives:
         table.add_row(
@@ -155,8 +183,13 @@ def collectives_table(own: Forecast) -> Table:
     return table
 
 
-def strategies_table(planner: Planner, ranked: Sequence[Ranked], chosen: str) -> Table:
-    """The ways that softmax may see a whole row, of a microbatch: what `auto` chooses from."""
+def strategies_table(
+    planner: Planner,
+    ranked: Sequence[Ranked],
+    chosen: str,
+) -> Table:
+    """The ways that softmax may see a whole sequence, of a micro-batch: what `auto` chooses
+    from."""
     table = Table(
         "softmax over cp",
         "GiB sent",
@@ -164,10 +197,14 @@ def strategies_table(planner: Planner, ranked: Sequence[Ranked], chosen: str) ->
         "GiB held more",
         "",
         title_justify="left",
-        title="ways of the softmax layers in a microbatch, best first",
+        title="ways of the softmax layers in a micro-batch, best first",
     )
     for one in ranked:
-        what = "taken" if one.strategy == chosen else "" if one.fits else "does not fit"
+        what = ""
+        if one.strategy == chosen:
+            what = "taken"
+        elif not one.fits:
+            what = "does not fit"
         table.add_row(
             one.strategy,
             f"{one.bytes / GIB:.3g}",
@@ -179,11 +216,12 @@ def strategies_table(planner: Planner, ranked: Sequence[Ranked], chosen: str) ->
 
 
 def findings(planner: Planner, own: Forecast) -> list[str]:
-    rows = own.largest["batch_size"]
+    """What bounds the plan, and the largest sizes that fit."""
+    batch_size = own.largest["batch_size"]
     length = own.largest["seq_len"]
     most = (
-        f"largest that fit: training.batch_size = {rows:,} at this length, training.seq_len = "
-        f"{length:,} at this batch"
+        f"largest that fit: training.batch_size = {batch_size:,} at this length, "
+        f"training.seq_len = {length:,} at this batch"
     )
     if own.fits:
         return [f"what binds: {own.binds}", most]
@@ -192,6 +230,7 @@ def findings(planner: Planner, own: Forecast) -> list[str]:
 
 
 def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
+    """The recipe's plan and the best others."""
     columns = (
         "",
         "pp",
@@ -200,7 +239,7 @@ def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
         "cp",
         "tp",
         "recompute",
-        "rows",
+        "sequences",
         "peak GiB",
         "s/step",
         "tokens/s",
@@ -210,7 +249,7 @@ def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
     )
     table = Table(
         *columns,
-        title="the best plans with the same rows a step; rows: microbatches x batch_size",
+        title="the best plans with the same sequences a step: micro-batches x batch_size",
         title_justify="left",
     )
     for place, forecast in enumerate([own, *others]):
@@ -230,7 +269,12 @@ def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
     return table
 
 
-def keep(out: Path, planner: Planner, own: Forecast, others: Sequence[Forecast]) -> None:
+def keep(
+    out: Path,
+    planner: Planner,
+    own: Forecast,
+    others: Sequence[Forecast],
+) -> None:
     """All of it as JSON. Raises SettingsError where the file cannot be written."""
     result = {
         "device": asdict(planner.device),
@@ -248,5 +292,7 @@ def keep(out: Path, planner: Planner, own: Forecast, others: Sequence[Forecast])
         ) from e
 
 
-def as_data(forecast: Forecast) -> dict[str, Any]:
-    return {**asdict(forecast), "peak": {**asdict(forecast.peak), "total": forecast.peak.total}}
+def as_data(forecast: Forecast) -> dict[str, object]:
+    """All of its numbers, with the total of the fullest moment."""
+    peak = {**asdict(forecast.peak), "total": forecast.peak.total}
+    return {**asdict(forecast), "peak": peak}

@@ -453,12 +453,19 @@ def machine_of(story: Story) -> str:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #212529; background: #fff; max-width: 1180px; margin: 2em auto; padding: 0 1em }
+body {
+  font: 15px/1.5 system-ui, sans-serif; color: #212529; background: #fff;
+  max-width: 1180px; margin: 2em auto; padding: 0 1em
+}
 h1 { font-size: 1.5em } h2 { font-size: 1.1em; margin-top: 2em }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1em }
 figure { margin: 0 } figcaption { font-weight: 600 } svg { width: 100%; height: auto }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #dee2e6; vertical-align: top } th { font-weight: 600 }
+th, td {
+  text-align: left; padding: .3em .9em .3em 0;
+  border-bottom: 1px solid #dee2e6; vertical-align: top
+}
+th { font-weight: 600 }
 .machine { color: #495057; font-size: 13px }
 """
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Literal, cast
 
 import torch
 
@@ -33,7 +34,7 @@ def with_context_strategy(run: Run, dtype: torch.dtype, device: torch.device, me
             if ranked:
                 chosen = ranked[0].strategy
                 logger.info(f"context: {strategy.describe(ranked, planner.cut(plan))}")
-    chosen = mesh.broadcast_object(chosen)
+    chosen = cast(Literal["ring", "allgather", "alltoall"], mesh.broadcast_object(chosen))
     return replace(run, parallelism=replace(parallelism, context_parallel_strategy=chosen))
 
 

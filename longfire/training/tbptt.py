@@ -4,14 +4,15 @@ and gradients go back or not.
 truncated  forward and backward of segment 1, then of 2 ...; what is carried over a seam is a
            number, no function of parameters (truncated backpropagation through time: Williams and
            Peng 1990). Memory: one segment, and the state.
-exact      first forward through all segments, keeping what lies on the seams; then from the last to the first each is computed
-           again with its state as a leaf, and the gradient that arrives there is what the segment
-           before begins its backward with (recomputation as in Chen 2016, along time). Memory: one
-           segment, and a state for each seam. One forward more.
+exact      first forward through all segments, keeping the states at the seams; then from the last
+           to the first each is computed again with its state as a leaf, and the gradient that
+           arrives there is what the segment before begins its backward with (recomputation as in
+           Chen 2016, along time). Memory: one segment, and a state for each seam. One forward more.
 
     states   0 ──► S1 ──► S2 ──► S3                  forward, nothing else is kept
              segment 1   segment 2   segment 3
-             ◄── dS1 ◄────── dS2 ◄──────              backward of (loss of the segment, its last state), from the right
+             ◄── dS1 ◄────── dS2 ◄──────              backward, from the right: of the loss of
+                                                      the segment and its last state
 
 Softmax layers carry their keys and values, those of a window only where there is one; without a
 window they are all that grows with the row. Labels, positions, documents and noise were made for

@@ -8,7 +8,8 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from longfire.config.options import Sampling
-from longfire.generation.generate import advance, feed, generate
+from longfire.generation.generate import generate
+from longfire.generation.steps import advance, feed
 from longfire.huggingface.families import FAMILIES, config_from_hf
 from longfire.huggingface.load import model_of
 from longfire.huggingface.tensors import to_ours

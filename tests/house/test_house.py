@@ -44,7 +44,14 @@ FLOORS = [
     ["training.report_page", "mlps"],
     ["model", "loss", "training.tbptt", "checkpoint", "plugins"],
     ["initialise"],
-    ["huggingface", "parallel.pipeline", "parallel.apply"],
+    [
+        "huggingface",
+        "parallel.pipeline_stage",
+        "parallel.pipeline_loss",
+        "parallel.pipeline_schedule",
+        "parallel.pipeline",
+        "parallel.apply",
+    ],
     [
         "config.read_model",
         "config.run_settings",
@@ -91,18 +98,18 @@ PRIVATE_NAMES = {
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
     "optim/clipping.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
-    "planner/memory.py": {
+    "planner/live_bytes.py": {
         "torch._library",
-        "torch._subclasses",
         "torch.utils._python_dispatch",
         "torch.utils._pytree",
     },
-    "parallel/pipeline.py": {"_PipelineScheduleRuntime", "_load_csv"},
+    "planner/memory.py": {"torch._subclasses"},
+    "parallel/pipeline_schedule.py": {"_PipelineScheduleRuntime", "_load_csv"},
     "training/traces.py": {"_record_memory_history", "_dump_snapshot"},
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
-# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is planner/planner.py.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 660, 100, 10, 7700
+# The goals are files of 100 to 400 lines and a closure of 6,500. The longest file today is config/settings.py.
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 596, 100, 10, 7700
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 

@@ -41,11 +41,11 @@ def of_shared_parts(run: RunSettings) -> Iterator[str]:
     if isinstance(run.model_config, TransformersConfig):
         return  # refused by of_several_processes
     from longfire.model import on_meta  # the parts need torch
-    from longfire.parallel import context, tensor
+    from longfire.parallel import context_refusals, tensor_refusals
 
     vocab_size = run.model_config.vocab_size or BYTES
     model = on_meta(run.model_config.with_vocabulary(vocab_size))
-    yield from tensor.refusals(
+    yield from tensor_refusals.refusals(
         model,
         run.degrees["tp"],
         run.parallelism.sequence_parallel,
@@ -54,7 +54,7 @@ def of_shared_parts(run: RunSettings) -> Iterator[str]:
         run.degrees["cp"],
     )
     shortest = lengths.shortest(run.training)
-    yield from context.refusals(
+    yield from context_refusals.refusals(
         model, run.degrees["cp"], run.degrees["tp"], shortest, run.parallelism
     )
 

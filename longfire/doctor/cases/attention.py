@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from longfire.doctor.op_cases import Case, Draw, Inputs, Sizes
 from longfire.ops import attention
@@ -16,16 +15,16 @@ def attention_inputs(
     queries: float = 1.0,
     longer: int = 0,
     documents: bool = False,
-    **options: Any,
+    own_value_size: bool = False,
+    skip: bool = False,
+    **options: object,
 ) -> Inputs:
     """heads: G. queries: the share of the S positions that have one, the last ones, which documents
-    are of. longer: S beyond T.
-    skip: another number of keys at the left end of each row is hidden."""
+    are of. longer: S beyond T. own_value_size: V is not K.
+    skip: another number of keys at the left end of each sequence is hidden."""
     S = n.T + longer
     T = max(1, round(S * queries))
-    own_value_size = options.pop("own_value_size", False)
-    skip = options.pop("skip", False)
-    inputs = {
+    inputs: Inputs = {
         "q_BTHK": draw.normal(n.B, T, n.H, n.K),
         "k_BSGK": draw.normal(n.B, S, heads, n.K),
         "v_BSGV": draw.normal(n.B, S, heads, n.V if own_value_size else n.K),
@@ -39,6 +38,7 @@ def attention_inputs(
 
 
 def cases() -> Iterator[Case]:
+    """Those of `attention`, and of `attention_parts`."""
     whole: dict[str, Inputs] = {
         "causal": {},
         "grouped heads": {"heads": 2},

@@ -9,6 +9,7 @@ from longfire.ops import attention_blocks
 
 
 def cases() -> Iterator[Case]:
+    """Those of `attention_in_blocks`."""
     ways: dict[str, Inputs] = {
         "grouped heads": {"heads": 2},
         "window, own value size": {"window": 9, "own_value_size": True},

@@ -8,7 +8,12 @@ from longfire.ops import cross_entropy
 
 
 def cross_entropy_inputs(
-    draw: Draw, n: Sizes, *, chunk_tokens: int, softcap: float = 0.0, l2_warp: bool = False
+    draw: Draw,
+    n: Sizes,
+    *,
+    chunk_tokens: int,
+    softcap: float = 0.0,
+    l2_warp: bool = False,
 ) -> Inputs:
     """A third of the tokens has no label, and of several chunks the first none at all."""
     N = n.B * n.T
@@ -23,6 +28,7 @@ def cross_entropy_inputs(
 
 
 def cases() -> Iterator[Case]:
+    """Those of `linear_cross_entropy`."""
     ways: dict[str, Inputs] = {
         "in chunks": {"chunk_tokens": 32},
         "in one": {"chunk_tokens": 4096},

@@ -10,7 +10,12 @@ from longfire.ops import dplr
 
 
 def dplr_inputs(
-    draw: Draw, n: Sizes, *, strong: float = 0.0, documents: bool = False, state: bool = True
+    draw: Draw,
+    n: Sizes,
+    *,
+    strong: float = 0.0,
+    documents: bool = False,
+    state: bool = True,
 ) -> Inputs:
     """As RWKV-7: c and b are one key, read and in part taken away."""
     heads = (n.B, n.T, n.H, n.K)
@@ -29,6 +34,7 @@ def dplr_inputs(
 
 
 def cases() -> Iterator[Case]:
+    """Those of `dplr`."""
     ways: dict[str, Inputs] = {
         "vector decay": {},
         "vector decay, documents": {"documents": True},

@@ -52,7 +52,11 @@ def recurrent_inputs(
     return inputs
 
 
-def decay_cases(module: ModuleType, op: str, decays: tuple[str, ...]) -> Iterator[Case]:
+def decay_cases(
+    module: ModuleType,
+    op: str,
+    decays: tuple[str, ...],
+) -> Iterator[Case]:
     """The cases that decayed linear attention and the delta rule share."""
     for decay in decays:
         inputs = partial(recurrent_inputs, decay=decay, rule=op == "delta_rule")
@@ -63,11 +67,15 @@ def decay_cases(module: ModuleType, op: str, decays: tuple[str, ...]) -> Iterato
             yield Case(module, op, f"{name} of e^{STRONG:.0f}", partial(inputs, strong=STRONG))
         if op == "linear_attention" and decay in ("constant", "vector"):
             yield Case(
-                module, op, f"{name}, grouped heads", partial(inputs, groups=2, documents=True)
+                module,
+                op,
+                f"{name}, grouped heads",
+                partial(inputs, groups=2, documents=True),
             )
 
 
 def cases() -> Iterator[Case]:
+    """Those of `linear_attention`."""
     decays = ("none", "constant", "scalar", "vector")
     yield from decay_cases(linear_attention, "linear_attention", decays)
     ways: dict[str, Inputs] = {

@@ -11,7 +11,12 @@ from longfire.ops import selective_scan
 
 
 def selective_scan_inputs(
-    draw: Draw, n: Sizes, *, strong: float = 1.0, documents: bool = False, state: bool = True
+    draw: Draw,
+    n: Sizes,
+    *,
+    strong: float = 1.0,
+    documents: bool = False,
+    state: bool = True,
 ) -> Inputs:
     """A as Mamba begins, -1 ... -N; steps of some 0.01 to 3, `strong` times as long."""
     D = n.H * n.K
@@ -29,6 +34,7 @@ def selective_scan_inputs(
 
 
 def cases() -> Iterator[Case]:
+    """Those of `selective_scan`."""
     ways: dict[str, Inputs] = {
         "Mamba's steps": {},
         "documents": {"documents": True},
@@ -36,5 +42,8 @@ def cases() -> Iterator[Case]:
     }
     for name, options in ways.items():
         yield Case(
-            selective_scan, "selective_scan", name, partial(selective_scan_inputs, **options)
+            selective_scan,
+            "selective_scan",
+            name,
+            partial(selective_scan_inputs, **options),
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from longfire.doctor.op_cases import Case, Draw, Inputs, Sizes
 from longfire.ops import short_conv
@@ -16,18 +15,26 @@ def short_conv_inputs(
     documents: bool = False,
     state: bool = True,
     bias: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Inputs:
+    """width: inputs that an output sees. state: whether there are inputs before the first."""
     D = n.H * n.K
-    inputs = {"x_BTD": draw.normal(n.B, n.T, D), "weight_DW": draw.normal(D, width)}
+    inputs: Inputs = {
+        "x_BTD": draw.normal(n.B, n.T, D),
+        "weight_DW": draw.normal(D, width),
+        **options,
+    }
     if bias:
         inputs["bias_D"] = draw.normal(D)
     if state:
         inputs["state_BDW"] = draw.normal(n.B, D, width - 1)
-    return {**inputs, **options, **({"documents": draw.documents(n.B, n.T)} if documents else {})}
+    if documents:
+        inputs["documents"] = draw.documents(n.B, n.T)
+    return inputs
 
 
 def cases() -> Iterator[Case]:
+    """Those of `short_conv`."""
     ways: dict[str, Inputs] = {
         "width 4": {},
         "width 3, documents": {"width": 3, "documents": True},

@@ -8,7 +8,11 @@ from longfire.ops import token_shift
 
 
 def previous_token_inputs(
-    draw: Draw, n: Sizes, *, documents: bool = False, state: bool = True
+    draw: Draw,
+    n: Sizes,
+    *,
+    documents: bool = False,
+    state: bool = True,
 ) -> Inputs:
     inputs = {"x_BTD": draw.normal(n.B, n.T, n.H * n.K)}
     if state:

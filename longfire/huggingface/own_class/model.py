@@ -28,7 +28,12 @@ class CheckpointedModel(Model):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
-    def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Tensor:
+    def run_block(
+        self,
+        block: Block,
+        x_BTD: Tensor,
+        seq: Sequence,
+    ) -> Tensor:
         if self.gradient_checkpointing and self.training and seq.cache is None:
             assert self._gradient_checkpointing_func is not None, "set with gradient_checkpointing"
             return self._gradient_checkpointing_func(block, x_BTD, seq)
@@ -111,7 +116,10 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         return out
 
     def computed(
-        self, ids_BT: Tensor, seq: Sequence, chosen: slice | Tensor
+        self,
+        ids_BT: Tensor,
+        seq: Sequence,
+        chosen: slice | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states after the last norm, and the logits of the chosen tokens.
 
@@ -129,7 +137,10 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
             return hidden_BTD, self.model.logits(hidden_BTD[:, chosen])
 
     def cache_for(
-        self, given: GenerationCache | None, use_cache: bool | None, mask_BS: Tensor | None
+        self,
+        given: GenerationCache | None,
+        use_cache: bool | None,
+        mask_BS: Tensor | None,
     ) -> GenerationCache | None:
         """The cache of this call. Raises ValueError for another class's, and where the next token
         would follow padding."""
@@ -153,7 +164,12 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
             return GenerationCache()
         return given
 
-    def count(self, cache: GenerationCache, ids_BT: Tensor, mask_BS: Tensor | None) -> None:
+    def count(
+        self,
+        cache: GenerationCache,
+        ids_BT: Tensor,
+        mask_BS: Tensor | None,
+    ) -> None:
         """Count the tokens that the cache has seen. Padding is taken once, from the mask of the
         first call."""
         if not cache.seen:

@@ -51,7 +51,10 @@ def sequence_of(
 
 
 def continued(
-    ids_BT: Tensor, mask_BS: Tensor | None, positions_BT: Tensor | None, cache: GenerationCache
+    ids_BT: Tensor,
+    mask_BS: Tensor | None,
+    positions_BT: Tensor | None,
+    cache: GenerationCache,
 ) -> Sequence:
     """The Sequence of ids that follow those in the cache. Raises ValueError where some are
     padding."""

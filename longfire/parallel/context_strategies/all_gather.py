@@ -31,7 +31,11 @@ class AllGather(KeyBlockStrategy):
     name = "allgather"
 
     def come(
-        self, mine: Tensor, shard: ContextShard, window: int | None, processes: Processes
+        self,
+        mine: Tensor,
+        shard: ContextShard,
+        window: int | None,
+        processes: Processes,
     ) -> Iterator[tuple[int, Tensor]]:
         return all_at_once(mine, processes)
 
@@ -45,8 +49,13 @@ class AllGather(KeyBlockStrategy):
     ) -> Tensor:
         return scattered_home(mine, processes, meet)
 
-    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
-        """Keys and values of the whole row, and in the backward their gradients in fp32."""
+    def cost(
+        self,
+        heads: AttentionHeads,
+        cut: Workload,
+        device: Device,
+    ) -> CommunicationCost:
+        """Keys and values of the whole sequence, and in the backward their gradients in fp32."""
         n = cut.processes
         numbers = cut.rows * cut.here * heads.keys_values
         narrow = BYTES[cut.dtype]
@@ -81,10 +90,12 @@ def all_at_once(kv: Tensor, processes: Processes) -> Iterator[tuple[int, Tensor]
 
 
 def scattered_home(
-    kv: Tensor, processes: Processes, meet: Callable[[int, Tensor, Tensor], None]
+    kv: Tensor,
+    processes: Processes,
+    meet: Callable[[int, Tensor, Tensor], None],
 ) -> Tensor:
     """The gradient of the keys and values here, of all queries. They are gathered again: kept, they
-    would be the whole row's."""
+    would be the whole sequence's."""
     d_everyones = kv.new_zeros(processes.size, kv.numel(), dtype=working_dtype(kv))
     for source, others in all_at_once(kv, processes):
         meet(source, others, d_everyones[source])

@@ -5,12 +5,10 @@ heads that the processes can share. Each sees whole sequences, so its work is ev
 layout.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from longfire.ops.attention import multipliable
 from longfire.ops.linear import in_fp32
@@ -47,7 +45,12 @@ class AllToAll:
         (processes,) = groups
         return heads_for_tokens(q, k, v, call, shard, processes)
 
-    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
+    def cost(
+        self,
+        heads: AttentionHeads,
+        cut: Workload,
+        device: Device,
+    ) -> CommunicationCost:
         """Copies of q, k, v and the output by heads. Where there are fewer key/value heads than
         processes, several get the same."""
         n = cut.processes
@@ -70,7 +73,13 @@ class AllToAll:
             backward=2 * numbers * narrow,
         )
 
-    def refusal(self, layer: str, heads: int, kv_heads: int, sizes: tuple[int, ...]) -> str:
+    def refusal(
+        self,
+        layer: str,
+        heads: int,
+        kv_heads: int,
+        sizes: tuple[int, ...],
+    ) -> str:
         (processes,) = sizes
         reason = (
             f"{STRATEGY_KEY} = alltoall shares the heads of {layer} among {DEGREE} = "
@@ -131,10 +140,14 @@ def heads_for_tokens(
 
 
 def of_own_heads(
-    q: Tensor, k: Tensor, v: Tensor, processes: Processes, shard: ContextShard
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    processes: Processes,
+    shard: ContextShard,
 ) -> tuple[Tensor, ...]:
-    """Whole rows of the heads that this process attends with: (B, T, H / n, K), (B, T, G / n or 1,
-    K), (B, T, G / n or 1, V)."""
+    """Whole sequences of the heads that this process attends with: (B, T, H / n, K), (B, T, G / n
+    or 1, K), (B, T, G / n or 1, V)."""
     n = processes.size
     heads = (q, k, v)
     if k.shape[2] >= n:  # all that a process needs of a token, side by side
@@ -150,12 +163,17 @@ def of_own_heads(
 
 
 def whole_rows(parts: Tensor, shard: ContextShard) -> Tensor:
-    """(n, B, its tokens, ...) of all processes -> (B, T, ...) in the order of the row, without what
-    fills it."""
+    """(n, B, its tokens, ...) of all processes -> (B, T, ...) in the order of the sequence, without
+    padding."""
     return shard.layout.joined(parts.unbind(0))
 
 
-def everyones_noise(noise_BT: Tensor, processes: Processes, shard: ContextShard) -> Tensor:
+def everyones_noise(
+    noise_BT: Tensor,
+    processes: Processes,
+    shard: ContextShard,
+) -> Tensor:
+    """The noise of the whole sequences."""
     noise_BP = noise_BT if processes.size == 1 else gathered(noise_BT, processes.group)
     return whole_rows(torch.stack(noise_BP.chunk(processes.size, 1)), shard)
 
@@ -168,15 +186,33 @@ def exchanged(x: Tensor, processes: Processes) -> Tensor:
     return _Exchange.apply(x, processes)
 
 
+class ExchangeContext(FunctionCtx):
+    """What the forward of _Exchange leaves for its backward."""
+
+    processes: Processes
+
+
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
+    def forward(
+        ctx: ExchangeContext,
+        x: Tensor,
+        processes: Processes,
+    ) -> Tensor:
         ctx.processes = processes
         return swapped(x, processes)
 
     @staticmethod
-    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: ExchangeContext, d_found: Tensor) -> tuple[Tensor, None]:
         return _Exchange.apply(d_found, ctx.processes), None
+
+
+class CopiesContext(FunctionCtx):
+    """What the forward of _Copies leaves for its backward."""
+
+    processes: Processes
+    dtype: torch.dtype
+    heads: int
 
 
 class _Copies(torch.autograd.Function):
@@ -185,24 +221,30 @@ class _Copies(torch.autograd.Function):
     those of a head's copies are added up before they are rounded."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTGX: Tensor, processes: Processes) -> Tensor:
+    def forward(
+        ctx: CopiesContext,
+        x_BTGX: Tensor,
+        processes: Processes,
+    ) -> Tensor:
         ctx.processes = processes
         ctx.dtype = x_BTGX.dtype
         ctx.heads = x_BTGX.shape[2]
         return in_fp32(
             swapped(
-                x_BTGX.repeat_interleave(processes.size // ctx.heads, 2).movedim(2, 0), processes
+                x_BTGX.repeat_interleave(processes.size // ctx.heads, 2).movedim(2, 0),
+                processes,
             )
         )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: CopiesContext, d_found: Tensor) -> tuple[Tensor, None]:
         d_copies = swapped(d_found, ctx.processes).unflatten(0, (ctx.heads, -1))
         return d_copies.sum(1).movedim(0, 2).to(ctx.dtype), None
 
 
 def swapped(x: Tensor, processes: Processes) -> Tensor:
+    """Part i to process i, and what it had for this one."""
     x = x.contiguous()
     found = torch.empty_like(x)
     dist.all_to_all_single(found, x, group=group_known_as(processes.group))

@@ -48,7 +48,14 @@ class AttentionCall:
 
     def manner(self, q: Tensor, v: Tensor) -> Manner:
         """The same for the engine that computes block by block."""
-        made = Manner.of(q, v, self.window, self.scale, self.dropout, self.first_head)
+        made = Manner.of(
+            q,
+            v,
+            self.window,
+            self.scale,
+            self.dropout,
+            self.first_head,
+        )
         fused = made.fused and self.local.attention is not attention_reference
         return made._replace(chunks=self.local.chunks, fused=fused)
 
@@ -71,11 +78,22 @@ class ContextStrategy(Protocol):
         -> (B, T, H, V) in q's dtype. Collective over the groups, its backward too."""
         ...
 
-    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
-        """What one layer sends and holds for a microbatch."""
+    def cost(
+        self,
+        heads: AttentionHeads,
+        cut: Workload,
+        device: Device,
+    ) -> CommunicationCost:
+        """What one layer sends and holds for a micro-batch."""
         ...
 
-    def refusal(self, layer: str, heads: int, kv_heads: int, sizes: tuple[int, ...]) -> str:
+    def refusal(
+        self,
+        layer: str,
+        heads: int,
+        kv_heads: int,
+        sizes: tuple[int, ...],
+    ) -> str:
         """Why groups of these sizes cannot share a layer's heads (of one tensor-parallel process),
         with the fix; "" if they can."""
         ...

@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longfire.ops.attention_blocks import Gradients, Manner, Outputs, Piece, Span, seen_between
+from longfire.parallel.autograd_context import SavedTensors
 from longfire.parallel.context_strategies.contract import AttentionCall, Processes
 from longfire.parallel.layout import ContextShard, SequenceLayout
 
@@ -58,14 +58,33 @@ class KeyBlockStrategy(ABC):
     ) -> Tensor:
         (processes,) = groups
         manner = call.manner(q, v)
-        return _Attend.apply(q, k, v, call.noise_BT, processes, shard, manner, self)
+        return _Attend.apply(
+            q,
+            k,
+            v,
+            call.noise_BT,
+            processes,
+            shard,
+            manner,
+            self,
+        )
 
-    def refusal(self, layer: str, heads: int, kv_heads: int, sizes: tuple[int, ...]) -> str:
+    def refusal(
+        self,
+        layer: str,
+        heads: int,
+        kv_heads: int,
+        sizes: tuple[int, ...],
+    ) -> str:
         return ""
 
     @abstractmethod
     def come(
-        self, mine: Tensor, shard: ContextShard, window: int | None, processes: Processes
+        self,
+        mine: Tensor,
+        shard: ContextShard,
+        window: int | None,
+        processes: Processes,
     ) -> Iterator[tuple[int, Tensor]]:
         """(process, its keys and values), the own ones first; those that no query sees may be left
         out."""
@@ -83,13 +102,22 @@ class KeyBlockStrategy(ABC):
         that of the queries here."""
 
 
+class AttendContext(SavedTensors):
+    """What the forward of _Attend leaves for its backward."""
+
+    processes: Processes
+    shard: ContextShard
+    manner: Manner
+    transport: KeyBlockStrategy
+
+
 class _Attend(torch.autograd.Function):
     """Attention to keys that come by, or are gathered. o is kept in q's dtype: it is the output
     itself, and costs nothing; in bf16 its rounding adds a tenth to the error of d_q and d_k."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AttendContext,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -116,7 +144,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AttendContext, d_o: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse, noise_BT = ctx.saved_tensors
         processes = ctx.processes
         shard = ctx.shard
@@ -126,10 +154,18 @@ class _Attend(torch.autograd.Function):
 
         def meet(source: int, kv: Tensor, d_kv: Tensor) -> None:
             gradients.meet(
-                *unpacked(kv, shapes), *unpacked(d_kv, shapes), met(shard, source, manner)
+                *unpacked(kv, shapes),
+                *unpacked(d_kv, shapes),
+                met(shard, source, manner),
             )
 
-        d_kv = ctx.transport.bring_home(packed(k, v), shard, manner.window, processes, meet)
+        d_kv = ctx.transport.bring_home(
+            packed(k, v),
+            shard,
+            manner.window,
+            processes,
+            meet,
+        )
         d_k, d_v = unpacked(d_kv, shapes)
         return gradients.d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), *[None] * 5
 
@@ -145,19 +181,21 @@ def unpacked(kv: Tensor, shapes: tuple[torch.Size, torch.Size]) -> tuple[Tensor,
     return k.view(shapes[0]), v.view(shapes[1])
 
 
-def met(shard: ContextShard, source: int, manner: Manner) -> list[Piece]:
+def met(
+    shard: ContextShard,
+    source: int,
+    manner: Manner,
+) -> list[Piece]:
     """Where the queries here see the keys of a process."""
-    if (source, manner) not in shard.plans:
-        sizes = manner.chunks or (shard.layout.length,) * 2
-        mine, others = (
-            spans(shard.layout, rank, size) for rank, size in zip((shard.rank, source), sizes)
-        )
-        shard.plans[source, manner] = [
-            piece
-            for queries, keys in product(mine, others)
-            for piece in seen_between(queries, keys, shard.starts, manner)
-        ]
-    return shard.plans[source, manner]
+    if (source, manner) not in shard.pieces:
+        query_size, key_size = manner.chunks or (shard.layout.length,) * 2
+        mine = spans(shard.layout, shard.rank, query_size)
+        others = spans(shard.layout, source, key_size)
+        pieces: list[Piece] = []
+        for queries, keys in product(mine, others):
+            pieces += seen_between(queries, keys, shard.starts, manner)
+        shard.pieces[source, manner] = pieces
+    return shard.pieces[source, manner]
 
 
 def spans(layout: SequenceLayout, rank: int, chunk: int) -> list[Span]:

@@ -41,7 +41,11 @@ class Ring(KeyBlockStrategy):
     name = "ring"
 
     def come(
-        self, mine: Tensor, shard: ContextShard, window: int | None, processes: Processes
+        self,
+        mine: Tensor,
+        shard: ContextShard,
+        window: int | None,
+        processes: Processes,
     ) -> Iterator[tuple[int, Tensor]]:
         return around(mine, farthest(shard, window), processes)
 
@@ -55,7 +59,12 @@ class Ring(KeyBlockStrategy):
     ) -> Tensor:
         return brought_home(mine, farthest(shard, window), processes, meet)
 
-    def cost(self, heads: AttentionHeads, cut: Workload, device: Device) -> CommunicationCost:
+    def cost(
+        self,
+        heads: AttentionHeads,
+        cut: Workload,
+        device: Device,
+    ) -> CommunicationCost:
         """Two places for keys and values, one at work and one on its way; in the backward their
         gradients likewise, in fp32. Outputs of a hop and of all hops before it are fp32."""
         n = cut.processes
@@ -88,14 +97,14 @@ def farthest(shard: ContextShard, window: int | None) -> int:
     """Hops after which no process sees any more of the keys that come by."""
     if shard.flows and window is None:
         return len(shard.layout.places) - 1
-    if window not in shard.plans:
+    if window not in shard.hops:
         length = shard.layout.length
         # A segment's first token sees what any of the segment sees before it.
-        looks_back = []
+        looks_back: list[int] = []
         for first in range(0, shard.layout.padded_tokens, length):
             looks_back.append(first_seen(first, shard.starts, window) // length)
-        shard.plans[window] = hops_needed(shard.layout.places, tuple(looks_back))
-    return shard.plans[window]
+        shard.hops[window] = hops_needed(shard.layout.places, tuple(looks_back))
+    return shard.hops[window]
 
 
 @lru_cache(maxsize=1024)
@@ -115,15 +124,32 @@ class Parcel:
     """A tensor on its way to another process while one of the same shape is on its way here."""
 
     def __init__(
-        self, x: Tensor, to: int, coming_from: int, processes: Processes, tag: int
+        self,
+        x: Tensor,
+        to: int,
+        coming_from: int,
+        processes: Processes,
+        tag: int,
     ) -> None:
         group = group_known_as(processes.group)
         self.sent = x  # it must live until it has left
         self.room = torch.empty_like(x)
         self.works = dist.batch_isend_irecv(
             [
-                dist.P2POp(dist.isend, self.sent, group=group, tag=tag, group_peer=to),
-                dist.P2POp(dist.irecv, self.room, group=group, tag=tag, group_peer=coming_from),
+                dist.P2POp(
+                    dist.isend,
+                    self.sent,
+                    group=group,
+                    tag=tag,
+                    group_peer=to,
+                ),
+                dist.P2POp(
+                    dist.irecv,
+                    self.room,
+                    group=group,
+                    tag=tag,
+                    group_peer=coming_from,
+                ),
             ]
         )
         work.sent_bytes += x.nbytes
@@ -135,20 +161,33 @@ class Parcel:
         return self.room
 
 
-def around(kv: Tensor, hops: int, processes: Processes) -> Iterator[tuple[int, Tensor]]:
+def around(
+    kv: Tensor,
+    hops: int,
+    processes: Processes,
+) -> Iterator[tuple[int, Tensor]]:
     """(process, its keys and values), the own ones first, then those of the processes before it,
     the nearest first. The next ones come while these are in use; the last ones are not sent on."""
     for hop in range(hops + 1):
         coming = None
         if hop < hops:
-            coming = Parcel(kv, processes.away(1), processes.away(-1), processes, KEYS)
+            coming = Parcel(
+                kv,
+                processes.away(1),
+                processes.away(-1),
+                processes,
+                KEYS,
+            )
         yield processes.away(-hop), kv
         if coming is not None:
             kv = coming.arrived()
 
 
 def brought_home(
-    mine: Tensor, hops: int, processes: Processes, meet: Callable[[int, Tensor, Tensor], None]
+    mine: Tensor,
+    hops: int,
+    processes: Processes,
+    meet: Callable[[int, Tensor, Tensor], None],
 ) -> Tensor:
     """The gradient of the keys and values here, of all queries: it goes around with them one hop
     behind, and from the last process straight home."""
@@ -161,7 +200,11 @@ def brought_home(
         if hops:
             steps = 1 if hop < hops else -hops
             carried = Parcel(
-                d_kv, processes.away(steps), processes.away(-steps), processes, GRADIENTS
+                d_kv,
+                processes.away(steps),
+                processes.away(-steps),
+                processes,
+                GRADIENTS,
             )
     if carried is None:
         return d_kv

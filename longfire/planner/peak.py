@@ -1,0 +1,175 @@
+"""What a process of a plan holds in a step, moment by moment, and the largest batch and length
+that fit."""
+
+from collections.abc import Callable, Iterator
+
+from longfire.parallel import cost
+from longfire.planner.forecast import MIXER_AGAIN, Moment, Plan
+from longfire.planner.holding import NOTHING, FSDPMemory, Group, Shards
+from longfire.planner.measured_run import MeasuredRun
+from longfire.planner.part import EMBED, HEAD, MASTER_BYTES, Part
+
+LABELS = 3 * 8  # bytes of a token's id, label and position
+MOST = 2**24  # no larger number of sequences or tokens is tried
+
+
+class ProcessMemory:
+    """One process of a plan along pp, in a step that is not the first."""
+
+    def __init__(
+        self,
+        measured: MeasuredRun,
+        plan: Plan,
+        process: int,
+        seq_len: int,
+    ) -> None:
+        run = measured.run
+        self.schedule = run.parallelism.pipeline_parallel_schedule
+        self.plan = plan
+        self.process = process
+        self.here = plan.here(seq_len)
+        self.names = measured.names_of(plan, process)
+        self.on_device = not run.parallelism.cpu_offload
+        self.group = groups_on(measured, plan, self.names)
+        self.shards = Shards(plan, run.parallelism, self.names, self.group)
+        self.parts: dict[int | str, Part] = {}
+        self.cuts: dict[int | str, FSDPMemory] = {}
+        for name in self.names:
+            self.parts[name] = measured.part(plan, name, self.here)
+            exchanges = measured.exchanges(plan, name, seq_len)
+            self.cuts[name] = FSDPMemory.of(exchanges, again=plan.remat in MIXER_AGAIN)
+        self.parameters = 0
+        self.state = 0.0
+        if self.on_device:
+            self.parameters = MASTER_BYTES * sum(group.shard for group in self.group.values())
+            self.state = sum(group.state for group in self.group.values())
+        chunk = min(plan.batch_size * self.here, run.training.loss_chunk_tokens)
+        vocabulary_here = -(-measured.model_config.vocab_size // plan.tp)
+        self.logits = 4 * chunk * vocabulary_here  # in fp32
+
+    def moments(self) -> Iterator[Moment]:
+        """What it holds, moment by moment: forward and backward of the micro-batch for which most
+        is kept, and the optimizer.
+
+        While the optimizer works, gradients are sharded as parameters are, and what its updates
+        hold for a while counts as activations."""
+        keeps: dict[int | str, float] = {}
+        for name in self.names:
+            keeps[name] = self.parts[name].kept + self.cuts[name].kept
+        kept = self.kept_of_others(keeps)
+        shards = self.shards
+        gradients = shards.gradients_before
+        for name in self.names:
+            peak = self.parts[name].forward_peak + self.cuts[name].forward
+            yield self.moment(
+                f"forward of {describe(name)}",
+                gradients,
+                activations=kept + peak,
+                gathered=shards.forward(name),
+            )
+            kept += keeps[name]
+        for name in reversed(self.names):
+            kept -= keeps[name]
+            part = self.parts[name]
+            peak = part.backward_peak(further=shards.accumulates) + self.cuts[name].backward
+            yield self.moment(
+                f"backward of {describe(name)}",
+                gradients,
+                activations=kept + peak,
+                gathered=shards.backward(name),
+            )
+            yield self.moment(
+                f"gradients of {describe(name)}",
+                gradients,
+                activations=kept + part.passed,
+                gathered=shards.reduction(name),
+            )
+            gradients += shards.gradient(name)
+        temporary = sum(group.temporary for group in self.group.values())
+        yield self.moment(
+            "optimizer",
+            gradients=self.parameters,
+            activations=temporary * self.on_device,
+            gathered=shards.always,
+        )
+
+    def kept_of_others(self, keeps: dict[int | str, float]) -> float:
+        """The bytes that are kept for other micro-batches, and those of tokens and of what one
+        stage passes to the next."""
+        plan = self.plan
+        others = cost.in_flight(self.process, plan.pp, plan.microbatches, self.schedule) - 1
+        passes = 0.0
+        if plan.pp > 1:
+            # received from one stage and given to the next
+            passes = 2 * max(part.passed for part in self.parts.values())
+        kept = others * (passes + sum(keeps.values()))
+        kept += passes + LABELS * plan.batch_size * plan.microbatches * self.here
+        return kept
+
+    def moment(
+        self,
+        where: str,
+        gradients: float,
+        activations: float,
+        gathered: float,
+    ) -> Moment:
+        """The head's logits are counted apart from its other activations."""
+        logits: float = 0
+        if where.endswith(HEAD):
+            logits = min(self.logits, activations)
+        return Moment(
+            where,
+            self.parameters,
+            gradients,
+            self.state,
+            activations - logits,
+            gathered,
+            logits,
+        )
+
+
+def groups_on(
+    measured: MeasuredRun,
+    plan: Plan,
+    names: list[int | str],
+) -> dict[int | str, Group]:
+    """What is gathered together, of the parts of one process. A head that is tied to the embedding
+    of the same process has nothing of its own."""
+    groups = measured.groups_of(plan.tp, plan.shards)
+    found: dict[int | str, Group] = {}
+    for name in names:
+        found[name] = groups[name]
+    tied = measured.model_config.tie_word_embeddings and EMBED in names
+    if tied and HEAD in found:
+        found[HEAD] = NOTHING
+    return found
+
+
+def describe(name: int | str) -> str:
+    """A part's name as it is shown."""
+    if isinstance(name, str):
+        return name
+    return f"layer {name}"
+
+
+def largest(
+    measure: Callable[[int], float],
+    bytes_limit: float,
+    least: int = 1,
+) -> int:
+    """The largest number, a multiple of `least`, whose bytes fit; 0 if none. The bytes grow
+    with the number."""
+    if measure(least) > bytes_limit:
+        return 0
+    low = 1
+    high = 2
+    while measure(high * least) <= bytes_limit and high < MOST:
+        low = high
+        high = 2 * high
+    while high - low > max(1, low // 512):
+        middle = (low + high) // 2
+        if measure(middle * least) <= bytes_limit:
+            low = middle
+        else:
+            high = middle
+    return low * least

@@ -1,0 +1,26 @@
+"""planner/part.py: what several sequences hold is read off straight lines."""
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from longfire.model import on_meta
+from longfire.ops import as_on_cuda
+from longfire.planner.memory import Meter
+from longfire.planner.part import EMBED, HEAD, Part
+
+
+@pytest.mark.slow
+def test_rows_are_straight_lines_between_operations():
+    """What is predicted from one row and two is what five rows hold, also where another instant is then the fullest."""
+    model = on_meta(tiny_config("attention", "gla", hidden_size=64, vocab_size=128), torch.bfloat16)
+    few, many = (Meter(model, 128, 64, as_cuda=True) for _ in range(2))
+    many.measure("none", 5)
+    for which in (EMBED, 0, 1, HEAD):
+        guessed, true = few.part(which, "none", 5), many.known[which, "none", 5]
+        assert guessed.kept == true.kept and guessed.passed == true.passed
+        assert guessed.backward_peak(False) == pytest.approx(max(true.backward), rel=0.01)
+        assert guessed.forward_peak == pytest.approx(max(true.forward), rel=0.01)
+    assert not as_on_cuda()
+    line = Part.of_sequences(Part((10, 4), (0,), (0,), 0, 0), Part((11, 14), (0,), (0,), 0, 0), 3)
+    assert line.forward_peak == 24
