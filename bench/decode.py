@@ -25,6 +25,7 @@ from longfire.generation.steps import feed, steps
 from longfire.huggingface.load import load_weights, model_config_in, model_of
 from longfire.initialise import build
 from longfire.mixers.cache import Cache
+from longfire.mixers.cache_rows import memory_bytes
 from longfire.model import Model
 
 FULL = {
@@ -135,7 +136,7 @@ def recurrent(
             "mixer": name,
             "context": context,
             "ms a token": 1000 * medians(times)[context] / tokens,
-            "cache bytes": caches[context].memory_bytes(),
+            "cache bytes": memory_bytes(caches[context]),
             "to the short one": 1.0 if context == contexts[0] else ratio,
             "goal": f"<= {FLAT}",
             "reached": context == contexts[0] or ratio <= FLAT,

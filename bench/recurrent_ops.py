@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from measure import alternate, arguments, medians, print_table, write_result
 from torch import Tensor
 
-from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_reference
-from longfire.ops.dplr import dplr_chunkwise, dplr_reference
-from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_reference
+from longfire.ops.delta_rule import delta_rule_reference
+from longfire.ops.dplr import dplr_reference
+from longfire.ops.fast.delta_rule import delta_rule_chunkwise
+from longfire.ops.fast.dplr import dplr_chunkwise
+from longfire.ops.fast.linear_attention import linear_attention_chunkwise
+from longfire.ops.linear_attention import linear_attention_reference
 
 B, H, K, V = 1, 4, 64, 128
 SLOTS = K  # the values of the first pass

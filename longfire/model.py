@@ -3,22 +3,26 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from longfire.block_execution import Execution, TensorRegions
 from longfire.config.model_config import ModelConfig, mixer_of
+from longfire.config.strict import read_own_settings
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import IDS, Cache
-from longfire.mixers.mixer import Observed, Sequence, read_mixer_config
+from longfire.mixers.mixer import Observed, Sequence
 from longfire.mlps import make_mlp
 from longfire.ops.dropout import dropout, dropout_add, of_place
 from longfire.ops.linear import Linear
 from longfire.ops.norm import LayerNorm, RMSNorm
-from longfire.ops.sequence_ops import UNDECIDED, LocalSequence, SequenceSharding
+from longfire.ops.sequence_ops import UNDECIDED, LocalSequence
 from longfire.ops.vocabulary import softcapped
+
+if TYPE_CHECKING:
+    from longfire.ops.sequence_sharding import SequenceSharding
 
 # Where noise is used: in a block, and from block to block.
 MIXER_PLACE = 1
@@ -54,7 +58,7 @@ class Block(nn.Module):
         super().__init__()
         name = config.layer_types[layer]
         mixer_class = MIXERS[mixer_of(name)]
-        mixer_shape = read_mixer_config(
+        mixer_shape = read_own_settings(
             mixer_class, name, config.mixers.get(name, {}), config.hidden_size
         )
         self.kind = config.block

@@ -5,10 +5,11 @@ from typing import Any
 from conftest import MIXER_SETTINGS
 from hypothesis import strategies as some
 
-from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS, ModelConfig
+from longfire.config.model_config import ModelConfig
+from longfire.config.strict import read_own_settings
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
-from longfire.mixers.mixer import read_mixer_config
+from longfire.mlps import MLPS
 
 HIDDEN = 32
 YES = (False, True)
@@ -159,7 +160,7 @@ OPTIONS: dict[str, list[list[dict[str, Any]]]] = {
     "rwkv7": [[{}, {"head_dim": 16}], [{}, {"key_norm_eps": 1e-3}]],
 }
 BLOCKS: list[list[dict[str, Any]]] = [
-    [{"mlp": name} for name in (*GATED_MLPS, *UNGATED_MLPS, "channel_mix", "none")],
+    [{"mlp": name} for name in (*MLPS, "none")],
     [
         {},
         {"norm": "layernorm"},
@@ -213,7 +214,7 @@ def settings_of(draw: some.DrawFn, mixer: str) -> dict[str, Any]:
     for choices in OPTIONS[mixer]:
         tried = {**given, **draw(some.sampled_from(choices))}
         try:
-            read_mixer_config(MIXERS[mixer], mixer, tried, HIDDEN)
+            read_own_settings(MIXERS[mixer], mixer, tried, HIDDEN)
         except SettingsError:  # options that exclude each other
             continue
         given = tried

@@ -6,12 +6,11 @@ import time
 import pytest
 import torch
 
-from longfire import ops
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.initialise import build, keyed_generator
 from longfire.messages import show_messages
 from longfire.model import Model
-from longfire.ops import bf16
+from longfire.ops import bf16, forms
 
 torch.set_num_threads(1)
 
@@ -127,7 +126,7 @@ def in_fp32():
 def forget_choices():
     """Which kernels run is decided once a process: no test decides it for the next one."""
     yield
-    ops._choices.clear()
+    forms.decided.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from longfire.config.model_config import ModelConfig
+from longfire.config.own_keys import read_own_keys
 from longfire.errors import SettingsError
 from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.mixers.mixer import Sequence
+from longfire.mlps import MLPS
 from longfire.ops.dropout import row_noise
 
 pytestmark = pytest.mark.dtype
@@ -179,7 +181,7 @@ def test_variants_have_settings_of_their_own(tiny_config):
     shape = ModelConfig(32, 2, ("attention:local", "attention"), mixers, vocab_size=97)
     model = build(shape, 0)
     assert [block.mixer.config.window_size for block in model.layers] == [5, 0]
-    again = ModelConfig.from_dict(shape.to_dict(), "config.json", ("attention",))
+    again = read_own_keys(shape.to_dict(), "config.json", ("attention",), tuple(MLPS))
     assert again == shape
 
 

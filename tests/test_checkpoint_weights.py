@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from longfire import ops
 from longfire.checkpoint.weights import choose_place, newest_weights, open_model, tokenizer_of
 from longfire.config import settings
 from longfire.config.run import Run
@@ -13,6 +12,7 @@ from longfire.config.run_folder import save
 from longfire.data.tokenizer import bytes_tokenizer, train_tokenizer
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.export import export
+from longfire.ops.forms import OPS, chosen
 
 pytestmark = pytest.mark.dtype
 
@@ -48,9 +48,9 @@ def test_place_decides_type_and_kernels():
         training, settings.Model(compute_dtype="bfloat16", kernels="reference")
     )
     assert (device.type, dtype) == ("cpu", torch.bfloat16)
-    assert {ops.chosen(op) for op in ops.OPS} == {"reference"}
+    assert {chosen(op) for op in OPS} == {"reference"}
     assert choose_place(training, settings.Model(compute_dtype="float32"))[1] == torch.float32
-    assert ops.chosen("delta_rule") == "torch"
+    assert chosen("delta_rule") == "torch"
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -6,9 +6,12 @@ import pytest
 
 from longfire.config.config_file import read_config
 from longfire.config.model_config import ModelConfig
+from longfire.config.own_keys import read_own_keys
 from longfire.errors import SettingsError
+from longfire.mlps import MLPS
 
 MIXERS = ("attention", "gla")
+NAMES = (MIXERS, tuple(MLPS))
 GOOD = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -18,7 +21,7 @@ GOOD = {
 
 
 def test_a_pattern_of_layer_types_repeats():
-    shape = ModelConfig.from_dict(GOOD, "x.json", MIXERS)
+    shape = read_own_keys(GOOD, "x.json", *NAMES)
     assert shape.layer_types == ("gla", "attention", "gla", "attention")
     assert shape.mixers == {"gla": {"num_heads": 2}}
 
@@ -29,8 +32,8 @@ def test_the_default_mlp_width_is_flas():
 
 
 def test_to_dict_and_back():
-    shape = ModelConfig.from_dict(GOOD, "x.json", MIXERS)
-    assert ModelConfig.from_dict(json.loads(json.dumps(shape.to_dict())), "x.json", MIXERS) == shape
+    shape = read_own_keys(GOOD, "x.json", *NAMES)
+    assert read_own_keys(json.loads(json.dumps(shape.to_dict())), "x.json", *NAMES) == shape
 
 
 @pytest.mark.parametrize(
@@ -83,27 +86,25 @@ def test_to_dict_and_back():
 )
 def test_a_wrong_shape_names_key_value_and_fix(change, told):
     with pytest.raises(SettingsError, match=told.replace("(", r"\(")):
-        ModelConfig.from_dict({**GOOD, **change}, "x.json", MIXERS)
+        read_own_keys({**GOOD, **change}, "x.json", *NAMES)
 
 
 def test_a_missing_key_is_named():
     with pytest.raises(SettingsError, match="x.json: layer_types missing"):
-        ModelConfig.from_dict(
-            {k: v for k, v in GOOD.items() if k != "layer_types"}, "x.json", MIXERS
-        )
+        read_own_keys({k: v for k, v in GOOD.items() if k != "layer_types"}, "x.json", *NAMES)
 
 
 def test_the_vocabulary_comes_from_the_tokenizer_unless_the_config_has_more_words():
-    open_shape = ModelConfig.from_dict(GOOD, "x.json", MIXERS)
+    open_shape = read_own_keys(GOOD, "x.json", *NAMES)
     assert open_shape.with_vocabulary(300).vocab_size == 300
-    padded = ModelConfig.from_dict({**GOOD, "vocab_size": 512}, "x.json", MIXERS)
+    padded = read_own_keys({**GOOD, "vocab_size": 512}, "x.json", *NAMES)
     assert padded.with_vocabulary(300).vocab_size == 512
     with pytest.raises(SettingsError, match="smaller than the tokenizer's 600 words"):
         padded.with_vocabulary(600)
 
 
 def test_a_whole_number_will_do_for_a_number():
-    assert ModelConfig.from_dict({**GOOD, "norm_eps": 1}, "x.json", MIXERS).norm_eps == 1
+    assert read_own_keys({**GOOD, "norm_eps": 1}, "x.json", *NAMES).norm_eps == 1
 
 
 def test_read_config_names_the_file(tmp_path):
@@ -122,9 +123,9 @@ def test_a_tied_config_that_was_written_before_published_was_the_default_is_read
     written = dict.fromkeys(
         ("init_matrices", "init_outputs", "init_embedding", "init_head"), "initializer_range"
     )
-    ModelConfig.from_dict({**GOOD, **written, "tie_word_embeddings": True}, "x.json", MIXERS)
-    ModelConfig.from_dict(
+    read_own_keys({**GOOD, **written, "tie_word_embeddings": True}, "x.json", *NAMES)
+    read_own_keys(
         {**GOOD, "init_embedding": 0.5, "init_head": 0.5, "tie_word_embeddings": True},
         "x.json",
-        MIXERS,
+        *NAMES,
     )

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from longfire.config.model_config import BUILT_IN_MLPS, INIT_KEYS, INIT_RULES, NO_MLP, ModelConfig
+from longfire.config.model_config import INIT_KEYS, INIT_RULES, NO_MLP, ModelConfig
 from longfire.config.settings import Optimizer
+from longfire.config.strict import read_own_settings
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import Cache
-from longfire.mixers.mixer import Sequence, read_mixer_config
+from longfire.mixers.mixer import Sequence
+from longfire.mlps import MLPS
 
 PAGE = Path(__file__).parents[1] / "docs" / "mixers.md"
 HIDDEN, TOKENS = 1024, 2048
@@ -34,7 +36,7 @@ SETTINGS = {  # of the table: some 4 D^2 numbers a layer where the mixer lets on
 def counted(name: str) -> dict[str, str]:
     """The columns that the code decides: numbers kept a layer, forward FLOPs a token, which inputs are convolved."""
     model = ModelConfig(HIDDEN, 2, (name,), {name: SETTINGS[name]}, vocab_size=8)
-    shape = read_mixer_config(MIXERS[name], name, SETTINGS[name], HIDDEN)
+    shape = read_own_settings(MIXERS[name], name, SETTINGS[name], HIDDEN)
     mixer = MIXERS[name](model, shape, 0)
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -103,7 +105,7 @@ def test_the_table_of_settings_has_their_defaults():
 
 
 def test_the_tables_of_mlps_and_of_rules_are_whole():
-    assert sorted(rows("mlp")) == sorted((*BUILT_IN_MLPS, NO_MLP))
+    assert sorted(rows("mlp")) == sorted((*MLPS, NO_MLP))
     assert tuple(rows("init")) == INIT_RULES
 
 

@@ -8,6 +8,7 @@ import torch
 from logged import logged_to
 
 from longfire.cli import main
+from longfire.config.own_keys import read_own_keys
 from longfire.config.settings import Distillation as Wanted
 from longfire.data.tokenizer import train_tokenizer
 from longfire.errors import SettingsError
@@ -158,7 +159,7 @@ def test_key_and_value_heads_are_repeated_or_averaged(source):
             **target(source.config, num_kv_heads=kv_heads),
             "vocab_size": source.config.vocab_size,
         }
-        shape = type(source.config).from_dict(config, "", ("gla",))
+        shape = read_own_keys(config, "", ("gla",), ("swiglu",))
         model, moved, _ = convert_weights(source, shape, 0)
         torch.testing.assert_close(model.layers[1].mixer.k_proj.weight, expected.flatten(0, 1))
         assert {m.how for m in moved if m.name.endswith("k_proj.weight")} == {how}
@@ -166,9 +167,7 @@ def test_key_and_value_heads_are_repeated_or_averaged(source):
 
 def test_what_cannot_be_reshaped_stays_fresh_and_says_why(source):
     config = {**target(source.config, expand_k=0.5), "vocab_size": source.config.vocab_size + 30}
-    model, moved, _ = convert_weights(
-        source, type(source.config).from_dict(config, "", ("gla",)), 0
-    )
+    model, moved, _ = convert_weights(source, read_own_keys(config, "", ("gla",), ("swiglu",)), 0)
     how = {m.name: m.how for m in moved}
     assert (
         how["layers.0.mixer.q_proj.weight"] == "fresh: the source's is (32, 32), this one (16, 32)"

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.read_model import read_model_config
+from longfire.config.strict import read_own_settings
 from longfire.errors import SettingsError
 from longfire.huggingface import own_config
 from longfire.huggingface.families import choose_family, class_of_export, config_from_hf
 from longfire.mixers import MIXERS
-from longfire.mixers.mixer import read_mixer_config
 
 
 def config_of(shape: ModelConfig) -> dict:
@@ -26,7 +26,7 @@ def in_full(shape: ModelConfig) -> ModelConfig:
     for name in dict.fromkeys(shape.layer_types):
         given = shape.mixers.get(name, {})
         mixers[name] = asdict(
-            read_mixer_config(MIXERS[mixer_of(name)], name, given, shape.hidden_size)
+            read_own_settings(MIXERS[mixer_of(name)], name, given, shape.hidden_size)
         )
     return replace(shape, mixers=mixers, pad_vocab_multiple=1)
 

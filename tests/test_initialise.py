@@ -8,7 +8,6 @@ from conftest import tiny_config
 from plans import PLANS, parts, state_of, whole
 from worlds import in_processes
 
-from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS
 from longfire.errors import SettingsError
 from longfire.initialise import (
     build,
@@ -20,10 +19,10 @@ from longfire.initialise import (
     role_of,
 )
 from longfire.mixers import MIXERS
+from longfire.mlps import MLPS
 from longfire.model import Model
 from longfire.parallel.mesh import ALONE, Mesh
 
-MLPS = (*GATED_MLPS, *UNGATED_MLPS, "channel_mix")
 ENDS = {  # the matrix that ends each mixer, by hand
     **dict.fromkeys(MIXERS, "o_proj"),
     "mamba": "out_proj",

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from longfire.mixers.cache import Cache
+from longfire.mixers.cache_rows import memory_bytes, selected, stacked
 
 G, K = 2, 4
 
@@ -32,9 +33,9 @@ def test_what_was_appended_comes_back(chunks, window):
         kept = min(seen, window - 1) if window else seen
         assert torch.equal(cache.layers[3]["k"], rows(kept, start=seen - kept).float())
     if window:
-        assert cache.memory_bytes() <= 2 * window * 2 * G * K * 4
+        assert memory_bytes(cache) <= 2 * window * 2 * G * K * 4
     else:
-        assert cache.memory_bytes() <= 2 * seen * 2 * G * K * 4
+        assert memory_bytes(cache) <= 2 * seen * 2 * G * K * 4
 
 
 def test_a_token_copies_itself_and_not_all_before_it():
@@ -63,14 +64,14 @@ def filled(length: int, window: int) -> Cache:
 @pytest.mark.parametrize("window", [4, 9])
 def test_rows_of_several_lengths(window):
     lengths = [3, 8, 5]
-    joined = Cache.stack([filled(length, window) for length in lengths])
+    joined = stacked([filled(length, window) for length in lengths])
     assert (
         joined.length == 8
         and joined.lengths_B.tolist() == lengths
         and joined.padding_B.tolist() == [5, 0, 3]
     )
     for chosen in ([0, 1, 2], [2, 0], [1], [0]):
-        some_rows = joined.select(chosen)
+        some_rows = selected(joined, chosen)
         longest = max(lengths[row] for row in chosen)
         assert some_rows.length == longest
         assert torch.as_tensor(some_rows.lengths_B).expand(len(chosen)).tolist() == [
@@ -87,16 +88,16 @@ def test_rows_of_several_lengths(window):
 
 
 def test_what_is_hidden_of_a_layers_keys():
-    joined = Cache.stack([filled(length, 4) for length in (2, 8)])
+    joined = stacked([filled(length, 4) for length in (2, 8)])
     assert joined.hidden_B(keys=9, tokens=1).tolist() == [6, 0]  # all keys and a new one: 8 + 1
     assert joined.hidden_B(keys=4, tokens=1).tolist() == [
         1,
         0,
     ]  # a window of 4: the short row has 2 + 1 real ones
-    assert Cache.stack([filled(5, 4), filled(5, 4)]).hidden_B(6, 1) is None
+    assert stacked([filled(5, 4), filled(5, 4)]).hidden_B(6, 1) is None
 
 
 def test_stacks_of_stacks():
-    twice = Cache.stack([Cache.stack([filled(2, 4), filled(8, 4)]), filled(9, 4)])
+    twice = stacked([stacked([filled(2, 4), filled(8, 4)]), filled(9, 4)])
     assert twice.lengths_B.tolist() == [2, 8, 9]
     assert twice.layers[0]["k"].shape[:2] == (3, 9)

@@ -16,7 +16,8 @@ from worlds import in_processes
 
 from longfire import plugins
 from longfire.cli import main
-from longfire.config.model_config import BUILT_IN_MLPS, ModelConfig
+from longfire.config.model_config import ModelConfig
+from longfire.config.own_keys import read_own_keys
 from longfire.config.settings import ActivationCheckpoint
 from longfire.data.batches import Batch
 from longfire.errors import SettingsError
@@ -60,12 +61,17 @@ def gradients(model, *batches: Batch) -> list[torch.Tensor]:
     return [p.grad.clone() for p in model.parameters()]
 
 
-def test_the_table_has_the_mlps_that_a_config_may_name():
-    assert tuple(name for name in MLPS if name != "mixture") == BUILT_IN_MLPS
+def test_every_mlp_of_the_table_may_be_named_in_a_config():
+    for name in MLPS:
+        if name != "mixture":
+            keys = {"hidden_size": 16, "num_hidden_layers": 1, "layer_types": ["attention"]}
+            keys |= {"attention": {"num_heads": 2}, "vocab_size": 32, "mlp": name}
+            config = read_own_keys(keys, "x.json", ("attention",), tuple(MLPS))
+            assert type(build(config, 0).layers[0].mlp) is MLPS[name]
 
 
 def test_each_layer_has_the_mlp_and_the_settings_that_the_config_gives_it():
-    config = ModelConfig.from_dict(
+    config = read_own_keys(
         {
             "hidden_size": 16,
             "num_hidden_layers": 4,
@@ -78,8 +84,11 @@ def test_each_layer_has_the_mlp_and_the_settings_that_the_config_gives_it():
         },
         "x.json",
         ("attention",),
+        tuple(MLPS),
     )
-    again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())), "x", ("attention",))
+    again = read_own_keys(
+        json.loads(json.dumps(config.to_dict())), "x", ("attention",), tuple(MLPS)
+    )
     assert again == config
     layers = build(config, 0).layers
     assert [type(block.mlp).__name__ for block in layers] == ["GatedMLP", "UngatedMLP"] * 2
@@ -103,7 +112,7 @@ def test_each_layer_has_the_mlp_and_the_settings_that_the_config_gives_it():
 def test_wrong_mlps_are_named(change, message):
     keys = {"hidden_size": 16, "num_hidden_layers": 2, "layer_types": ["attention"], **change}
     with pytest.raises(SettingsError, match=message):
-        ModelConfig.from_dict(keys, "x.json", ("attention",))
+        read_own_keys(keys, "x.json", ("attention",), tuple(MLPS))
 
 
 def test_a_wrong_setting_of_an_mlp_is_named():

@@ -7,15 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire import ops
-from longfire.ops import attention as module
-from longfire.ops.attention import (
-    attention,
-    attention_parts,
-    attention_parts_reference,
-    attention_reference,
-)
+from longfire.ops import attention as contract
+from longfire.ops.attention import attention, attention_reference
+from longfire.ops.attention_parts import attention_parts, attention_parts_reference
+from longfire.ops.choice import choose
 from longfire.ops.documents import Documents
+from longfire.ops.fast import attention as module
 
 pytestmark = pytest.mark.dtype
 
@@ -162,12 +159,13 @@ def test_memory_of_documents_and_windows_does_not_grow_with_the_square(monkeypat
 
 def test_the_slow_form_is_taken_when_chosen(monkeypatch):
     called = []
-    monkeypatch.setattr(module, "attention_reference", lambda *a, **k: called.append(1) or a[0])
-    ops.choose(torch.device("cpu"), "reference")
+    reference = contract.FORMS.forms["reference"]
+    monkeypatch.setattr(reference, "function", lambda *a, **k: called.append(1) or a[0])
+    choose(torch.device("cpu"), "reference")
     try:
         attention(*inputs(3, 3))
     finally:
-        ops.choose(torch.device("cpu"), "torch")
+        choose(torch.device("cpu"), "torch")
     assert called
 
 

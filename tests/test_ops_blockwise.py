@@ -6,14 +6,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longfire import ops
-from longfire.ops import attention_blocks, only_shapes, pretending_cuda
+from longfire.ops import attention_blocks
 from longfire.ops import blockwise as module
 from longfire.ops.attention import attention, attention_reference, visible
 from longfire.ops.attention_blocks import Manner
 from longfire.ops.blockwise import How, blockwise, chunks_of
+from longfire.ops.choice import choose
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import row_noise
+from longfire.ops.pretending import only_shapes, pretending_cuda
 
 pytestmark = pytest.mark.dtype
 
@@ -119,7 +120,7 @@ def test_noise_of_other_dropouts_changes_nothing():
 
 def test_the_slow_form_is_taken_when_chosen(monkeypatch):
     monkeypatch.setattr(module, "attend_blocks", None)
-    ops.choose(torch.device("cpu"), "reference")
+    choose(torch.device("cpu"), "reference")
     leaves = inputs(9, 9, 2, 2)
     assert torch.equal(blockwise(*leaves), attention_reference(*leaves))
 

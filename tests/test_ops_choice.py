@@ -1,4 +1,4 @@
-"""ops.choose: one decision per op, from the device, what is installed and what was asked for; each with its reason."""
+"""ops/choice.py: one decision per op, from the device, what is installed and what was asked for; each with its reason."""
 
 import importlib
 import importlib.util
@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from longfire import ops
 from longfire.errors import SettingsError
-from longfire.ops import OPS, RECURRENT, WITHOUT_KERNEL, choose, chosen, describe
+from longfire.ops.choice import RECURRENT, WITHOUT_KERNEL, choose, describe
+from longfire.ops.forms import OPS, Choice, chosen
 
 CPU, CUDA = (
     torch.device("cpu"),
@@ -28,7 +28,7 @@ def installed(monkeypatch):
         )
 
         def import_module(name: str) -> ModuleType:
-            assert name == "longfire.ops.kernels"
+            assert name == "longfire.ops.fast.kernels"
             if kernels:
                 raise kernels
             return ModuleType(name)
@@ -57,7 +57,7 @@ def test_a_new_choice_replaces_the_old_one():
     choose(CPU, "reference")
     table = choose(CPU, "torch")
     assert {chosen(op) for op in OPS} == {"torch"}
-    table["attention"] = ops.Choice("reference", "changed by the caller")
+    table["attention"] = Choice("reference", "changed by the caller")
     assert chosen("attention") == "torch", "the table is the caller's own copy"
 
 
@@ -75,7 +75,7 @@ def test_every_op_has_the_forms_it_can_be_given():
         module = importlib.import_module(
             f"longfire.ops.{'token_shift' if op == 'previous_token' else op}"
         )
-        assert module.FORMS.keys() == {
+        assert module.FORMS.forms.keys() == {
             "reference",
             "torch",
             *(set() if op in WITHOUT_KERNEL else {"fla"}),

@@ -1,10 +1,11 @@
-"""What only the delta rule has: it overwrites what a key held. The rest: test_ops_chunkwise.py."""
+"""What only the delta rule has: it overwrites what a key held. The rest: test_ops_fast_chunkwise.py."""
 
 import pytest
 import recurrences as r
 import torch
 
-from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_reference
+from longfire.ops.delta_rule import delta_rule_reference
+from longfire.ops.fast.delta_rule import delta_rule_chunkwise
 
 both_forms = pytest.mark.parametrize("form", [delta_rule_chunkwise, delta_rule_reference])
 

@@ -1,12 +1,13 @@
 """What only diagonal plus low rank has: c reads before the decay, and the delta rules are cases of it. The rest:
-test_ops_chunkwise.py."""
+test_ops_fast_chunkwise.py."""
 
 import pytest
 import recurrences as r
 import torch
 
 from longfire.ops.delta_rule import delta_rule_reference
-from longfire.ops.dplr import dplr_chunkwise, dplr_reference
+from longfire.ops.dplr import dplr_reference
+from longfire.ops.fast.dplr import dplr_chunkwise
 
 both_forms = pytest.mark.parametrize("form", [dplr_chunkwise, dplr_reference])
 

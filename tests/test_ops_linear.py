@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from longfire.ops import bf16
-from longfire.ops.linear import Linear, linear
+from longfire.ops.linear import Linear, linear, linear_reference
 
 pytestmark = pytest.mark.dtype
 
@@ -31,6 +31,27 @@ def test_bf16_rounds_values_and_result_whatever_the_units(native):
     for a, b in zip((got, *gradients), (true, *torch.autograd.grad(true, exact, seed.double()))):
         assert (a.double() - b).abs().max() <= 2**-8 * b.abs().max()
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equals_its_reference_forward_and_backward(dtype, native):
+    """One rounding to the type at the end of each, of sums of at most 14 products."""
+    masters = torch.promote_types(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 7, 5, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(3, 5, generator=generator).to(masters).requires_grad_()
+    bias = torch.randn(3, generator=generator).to(masters).requires_grad_()
+    seed = torch.randn(2, 7, 3, generator=generator).to(dtype)
+    found = []
+    with bf16.assumed(native):
+        for form in (linear, linear_reference):
+            y = form(x, weight, bias)
+            found.append([y, *torch.autograd.grad(y, (x, weight, bias), seed)])
+    unit = torch.finfo(dtype).eps
+    for fast, true in zip(*found):
+        assert fast.dtype == true.dtype
+        assert (fast - true).abs().max() <= 14 * unit * true.abs().max()
 
 
 @pytest.mark.parametrize("native", [True, False])

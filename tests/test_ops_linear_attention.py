@@ -1,10 +1,11 @@
-"""What only linear attention has: constant and value decays, an attention-like closed form. The rest: test_ops_chunkwise.py."""
+"""What only linear attention has: constant and value decays, an attention-like closed form. The rest: test_ops_fast_chunkwise.py."""
 
 import pytest
 import recurrences as r
 import torch
 
-from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_reference
+from longfire.ops.fast.linear_attention import linear_attention_chunkwise
+from longfire.ops.linear_attention import linear_attention_reference
 
 
 def test_a_constant_decay_is_a_scalar_decay_that_does_not_change():

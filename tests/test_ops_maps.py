@@ -34,7 +34,7 @@ def map_of(op, made):
 @pytest.mark.parametrize("documents", [0.0, 0.02, 0.3])
 @pytest.mark.parametrize(("name", "decay"), CASES)
 def test_the_map_gives_the_last_state_and_its_gradients(name, decay, documents):
-    """T = 150 is two chunks and a part of one; the reference is the op itself, whose own truth is test_ops_chunkwise.py's."""
+    """T = 150 is two chunks and a part of one; the reference is the op itself, whose own truth is test_ops_fast_chunkwise.py's."""
     op = OPS[name][0]
     made = r.inputs(name, 0, T=150, K=6, V=5, decay=decay, documents=documents)
     wanted = [x for x in made.values() if isinstance(x, torch.Tensor)]
@@ -92,7 +92,7 @@ def test_strong_decays_lose_nothing_in_fp32(name, decay):
 @pytest.mark.parametrize("documents", [0.0, 0.05])
 def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch):
     """Outputs and gradients of `around`, whose state before the tokens is made of their own map, in several pieces (of 64 tokens)."""
-    monkeypatch.setattr("longfire.ops.chunkwise.SEGMENT_NUMBERS", 1)
+    monkeypatch.setattr("longfire.ops.fast.chunkwise.SEGMENT_NUMBERS", 1)
     op = OPS[name][0]
     (recurrence,) = (one for one in RECURRENCES.values() if one.op is op)
     made = r.inputs(name, 2, T=150, K=6, V=5, decay=decay, documents=documents)

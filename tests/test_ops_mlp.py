@@ -12,8 +12,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 
-from longfire.config.model_config import GATED_MLPS, UNGATED_MLPS, ModelConfig
-from longfire.mlps import make_mlp
+from longfire.config.model_config import ModelConfig
+from longfire.mlps import MLPS, make_mlp
 from longfire.mlps.contract import MLP
 from longfire.ops.mlp import (
     ACTIVATIONS,
@@ -40,8 +40,10 @@ def assert_same(ours, theirs, size: int) -> None:
     )
 
 
-def test_the_shape_knows_every_mlp():
-    assert tuple(ACTIVATIONS) == UNGATED_MLPS and tuple(GATES) == GATED_MLPS
+def test_the_table_of_mlps_knows_every_activation():
+    classes = {name: place.rpartition(":")[2] for name, place in MLPS.places.items()}
+    assert [*ACTIVATIONS] == [name for name, of in classes.items() if of == "UngatedMLP"]
+    assert [*GATES] == [name for name, of in classes.items() if of == "GatedMLP"]
 
 
 def llama(act: str) -> LlamaMLP:

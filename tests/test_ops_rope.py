@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from longfire.ops.rope import Rotary, rotate
+from longfire.ops.rope import Rotary, rotate, rotate_reference
 
 pytestmark = pytest.mark.dtype
 
@@ -132,3 +132,20 @@ def test_position_zero_turns_nothing_and_dtypes_stay():
 def test_gradcheck():
     x = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: rope(x, torch.tensor([[0, 1, 5]]), THETA), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [8, 6])  # all channels turn, or the first of them
+def test_equals_its_reference_forward_and_backward(size, dtype):
+    """The same three operations; only a product and a sum may be one rounding instead of two."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 8, generator=generator).to(dtype).requires_grad_()
+    seed = torch.randn(2, 5, 3, 8, generator=generator).to(dtype)
+    turns = Rotary(size).turns(torch.arange(5).expand(2, -1))
+    found = []
+    for form in (rotate, rotate_reference):
+        y = form(x, *turns)
+        found.append([y, *torch.autograd.grad(y, x, seed)])
+    for fast, true in zip(*found):
+        assert fast.dtype == true.dtype
+        assert (fast - true).abs().max() <= 2 * torch.finfo(dtype).eps * true.abs().max()

@@ -8,13 +8,10 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from longfire.doctor.op_cases import results
-from longfire.ops import selective_scan as module
 from longfire.ops.documents import Documents
-from longfire.ops.selective_scan import (
-    selective_scan,
-    selective_scan_chunks,
-    selective_scan_reference,
-)
+from longfire.ops.fast import selective_scan as module
+from longfire.ops.fast.selective_scan import selective_scan_chunks
+from longfire.ops.selective_scan import selective_scan, selective_scan_reference
 
 pytestmark = pytest.mark.dtype
 

@@ -75,10 +75,10 @@ def test_the_model_gives_its_own_operations_to_a_sequence_without_any():
 
 
 def test_each_kind_of_attention():
-    assert local_sequence(Attention()) == LocalSequence(attention)
+    assert local_sequence(Attention()) == LocalSequence()
     assert local_sequence(Attention("vanilla")) == LocalSequence(attention_reference)
     chunked = local_sequence(Attention("blockwise", 7, 5))
-    assert chunked.attention.func is blockwise and chunked.attention.keywords == {"chunks": (7, 5)}
+    assert chunked.attend.func is blockwise and chunked.attend.keywords == {"chunks": (7, 5)}
     assert chunked.chunks == (7, 5)
 
 

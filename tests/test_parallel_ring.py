@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from worlds import in_processes
 
-from longfire import ops
 from longfire.ops import attention_blocks
 from longfire.ops.attention import attention, attention_reference
 from longfire.ops.attention_blocks import Manner, Piece
 from longfire.ops.attention_choice import in_chunks
+from longfire.ops.choice import choose
 from longfire.ops.documents import Documents
 from longfire.ops.sequence_ops import LocalSequence
 from longfire.parallel.collectives import known_as
@@ -452,7 +452,7 @@ def in_blocks_of_a_model(rank: int) -> dict[str, list[bool]]:
         torch.allclose(a, b, rtol=1e-12, atol=1e-12)
         for a, b in zip(case.mine(rank, 2, compiled), plain)
     ]
-    ops.choose(torch.device("cpu"), "reference")
+    choose(torch.device("cpu"), "reference")
     slow = case.mine(rank, 2, lambda q, k, v, **options: around(q * 2, k, v, **options) * 4)
     said["reference"] = [torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(slow, plain)]
     return said
@@ -467,7 +467,7 @@ def test_recomputed_compiled_and_without_gradients():
 @pytest.mark.parametrize("given", [{"dropout": 0.3}, {"window": 5}])
 def test_recomputed_with_its_products_kept(given):
     """activation_checkpoint.policy = matmuls: what is written out is not changed in place once it is kept."""
-    ops.choose(torch.device("cpu"), "reference")  # CUDA writes windows out, too
+    choose(torch.device("cpu"), "reference")  # CUDA writes windows out, too
     case, attend, found = Case(T=24, documents=(9,)), attend_over(1, 0, "", "ring"), []
     noise_BT = torch.arange(B * case.share(0, 1).layout.padded_tokens).view(B, -1) * 2**40
     for policy in ((), ("matmuls",)):

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_config
 
 from longfire.model import on_meta
-from longfire.ops import as_on_cuda
+from longfire.ops.pretending import as_on_cuda
 from longfire.planner.memory import Meter
 from longfire.planner.part import EMBED, HEAD, Part
 

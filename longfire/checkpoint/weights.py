@@ -11,14 +11,15 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from longfire import initialise, ops
+from longfire import initialise
 from longfire.checkpoint.folder import checked_index, steps
 from longfire.checkpoint.provenance import RUN_TOML, run_folder_of, step_of
 from longfire.checkpoint.restoring import OnDisk, load_model_weights, refuse_another_vocabulary
 from longfire.config import settings, shipped
-from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.model_config import ModelConfig
 from longfire.config.read_model import model_config_of, read_model_config
 from longfire.config.run import Run
+from longfire.config.transformers_config import TransformersConfig
 from longfire.data import tokenizer_training
 from longfire.data.text import shares, sources
 from longfire.data.tokenizer import Tokenizer, from_folder
@@ -28,6 +29,7 @@ from longfire.huggingface import transformers_model
 from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.load import load_model, model_of
 from longfire.model import Model
+from longfire.ops.choice import choose, choose_where_nobody_has
 from longfire.plugins import load_plugins
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ def build(
             "vocab_size = 0 of the model's config leaves the vocabulary open: give build "
             "config.with_vocabulary(tokenizer.vocab_size)"
         )
-    ops.choose_where_nobody_has(torch.device(device))
+    choose_where_nobody_has(torch.device(device))
     return initialise.build(model_config, seed, device, compute_dtype)
 
 
@@ -180,7 +182,7 @@ def choose_place(
 ) -> tuple[torch.device, torch.dtype]:
     """Device and compute type, after the kernels have been chosen for that device."""
     device = choose_device(training)
-    ops.choose(device, model.kernels)
+    choose(device, model.kernels)
     return device, choose_dtype(model, device)[0]
 
 

@@ -3,7 +3,10 @@
 
     settings.py      every setting with its default and help: a frozen dataclass for each section
     aliases/         the spellings of earlier frameworks -> our settings, or the reason why not
-    model_config.py  a model: config.json or [model] of a recipe, read strictly
+    strict.py        tables of settings, read strictly: unknown names, types, what is missing
+    model_config.py  a model: its settings, checked
+    own_keys.py      the keys of a config.json, or of [model] of a recipe -> a model's settings
+    transformers_config.py the same of a model that is made by a class of transformers
     config_file.py   a config.json on disk: JSON errors with file and line
     shipped.py       recipes and model configs that are installed with longfire, by name
     paths.py         paths are local: a URL in a setting or option is refused

@@ -1,24 +1,14 @@
 """The config of a model: what its config.json says, checked; free of torch, so that a wrong shape
 fails in an instant."""
 
-import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from longfire.errors import SettingsError
 
-UNGATED_MLPS = ("relu", "relu2", "silu", "gelu", "gelu_exact")
-GATED_MLPS = ("swiglu", "geglu", "geglu_exact", "reglu")
 NO_MLP = "none"
-# Those of longfire/mlps; a plugin may add some.
-BUILT_IN_MLPS = (*GATED_MLPS, *UNGATED_MLPS, "channel_mix")
 TABLES = ("mixers", "mlps")  # fields of ModelConfig that stand in a config.json as tables by name
 WORDS = {"norm": ("rmsnorm", "layernorm"), "block": ("pre", "post", "parallel", "parallel_tied")}
-
 
 PUBLISHED = "published"
 INITIALIZER_RANGE = "initializer_range"
@@ -158,23 +148,16 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         layers = self.num_hidden_layers
-        types = tuple(self.layer_types)
-        if self.hidden_size < 1 or layers < 1 or not types:
+        if self.hidden_size < 1 or layers < 1 or not self.layer_types:
             raise SettingsError(
                 f"model config: hidden_size {self.hidden_size}, num_hidden_layers {layers} and "
-                f"layer_types {list(types)} must all be positive"
+                f"layer_types {list(self.layer_types)} must all be positive"
             )
-        if layers % len(types):
-            raise SettingsError(
-                f"model config: layer_types has {len(types)} entries, which do not divide "
-                f"num_hidden_layers = {layers}; list one mixer for each layer, or a pattern that "
-                "divides"
-            )
-        object.__setattr__(self, "layer_types", types * (layers // len(types)))
+        for types, part in (("layer_types", "mixer"), ("mlp_layer_types", "MLP")):
+            object.__setattr__(self, types, self.of_each_layer(types, part))
         for tables in TABLES:
             given = getattr(self, tables)
             object.__setattr__(self, tables, {name: with_tuples(of) for name, of in given.items()})
-        self.repeat_mlps()
         if not self.intermediate_size:
             least, multiple = (
                 (self.hidden_size * 4, 32)
@@ -226,17 +209,18 @@ class ModelConfig:
                 "'none'"
             )
 
-    def repeat_mlps(self) -> None:
-        """Let mlp_layer_types name each layer. Raises SettingsError where it cannot."""
-        layers, types = self.num_hidden_layers, tuple(self.mlp_layer_types)
+    def of_each_layer(self, key: str, part: str) -> tuple[str, ...]:
+        """The names of a list that repeats, one for each layer. Raises SettingsError where it
+        cannot repeat."""
+        types = tuple(getattr(self, key))
+        layers = self.num_hidden_layers
         if types and layers % len(types):
             raise SettingsError(
-                f"model config: mlp_layer_types has {len(types)} entries, which do not divide "
-                f"num_hidden_layers = {layers}; list one MLP for each layer, or a pattern that "
+                f"model config: {key} has {len(types)} entries, which do not divide "
+                f"num_hidden_layers = {layers}; list one {part} for each layer, or a pattern that "
                 "divides"
             )
-        if types:
-            object.__setattr__(self, "mlp_layer_types", types * (layers // len(types)))
+        return types * (layers // max(len(types), 1))
 
     @property
     def mlp_types(self) -> tuple[str, ...]:
@@ -325,40 +309,6 @@ class ModelConfig:
             **mlps,
         }
 
-    @classmethod
-    def from_dict(
-        cls,
-        config: dict[str, Any],
-        where: str,
-        mixer_names: tuple[str, ...],
-        toml: bool = False,
-        mlp_names: tuple[str, ...] = BUILT_IN_MLPS,
-    ) -> "ModelConfig":
-        """Read our own config.json, or the [model] tables of a recipe (`toml`), strictly.
-
-        where: the file. mixer_names, mlp_names: those that there are, with those of plugins. Raises
-        SettingsError naming the file, the key, and the nearest name or what to write.
-        """
-        config = {k: v for k, v in config.items() if k != "model_type"}
-        known = {f.name: f for f in fields(cls) if f.name not in TABLES}
-        mixers = {k: config.pop(k) for k in list(config) if mixer_of(k) in mixer_names}
-        mlps = {k: config.pop(k) for k in list(config) if mlp_of(k) in mlp_names}
-        for name in config:
-            if name not in known:
-                raise SettingsError(
-                    f"{where}: unknown key "
-                    f"{name!r}{nearest(name, (*known, *mixer_names, *mlp_names))}"
-                )
-        require(config, list(known.values()), where, "", toml)
-        for name, value in config.items():
-            check_type(f"{where}: {name}", value, known[name].type)
-        with placed(where):
-            made = cls(
-                mixers=mixers, mlps=mlps, **{**config, "layer_types": tuple(config["layer_types"])}
-            )
-            made.check_mlps(mlp_names)
-        return made
-
     def check_mlps(self, mlp_names: tuple[str, ...]) -> None:
         """Raises SettingsError for an MLP that there is not, and for settings of one that no layer
         has."""
@@ -386,134 +336,9 @@ class ModelConfig:
                 )
 
 
-@dataclass(frozen=True)
-class TransformersConfig:
-    """What a run asks of the config of a model that is made by a class of transformers
-    (model.backend); `config` is theirs."""
-
-    config: dict[str, Any]
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    max_position_embeddings: int = 0
-
-    drops = False  # their dropout is their own
-    mlp = ""
-    mixers: ClassVar[dict[str, Any]] = {}
-    has_mlps = True
-
-    @property
-    def learned_positions(self) -> bool:
-        """Whether they are learned is unknown: no sequence is longer than the config's limit, if it
-        has one."""
-        return self.max_position_embeddings > 0
-
-    @property
-    def model_type(self) -> str:
-        return self.config["model_type"]
-
-    @property
-    def layer_types(self) -> tuple[str, ...]:
-        return (self.model_type,) * self.num_hidden_layers
-
-    def with_vocabulary(self, vocab_size: int) -> "TransformersConfig":
-        """The same. Raises SettingsError when the config has fewer words than the tokenizer."""
-        if self.vocab_size < vocab_size:
-            raise SettingsError(
-                f"vocab_size = {self.vocab_size} of the model's config is smaller than the "
-                f"tokenizer's {vocab_size} words; set it to at least {vocab_size} there"
-            )
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.config
-
-
-def require(
-    given: dict[str, Any], known: Sequence[Field[object]], where: str, table: str, toml: bool
-) -> None:
-    """Raises SettingsError naming each key that a table must have and has not, and what to write.
-
-    table: the mixer whose keys these are, empty for the keys of the model. toml: written in a
-    recipe, not in JSON.
-    """
-    missing = [
-        f
-        for f in known
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in given
-    ]
-    if not missing:
-        return
-    keys = {f.name: f.metadata.get("example", 1) for f in missing}
-    if toml:
-        lines = ", ".join(f"{name} = {json.dumps(value)}" for name, value in keys.items())
-        example = f"{lines} in {f'[model.{quoted(table)}]' if table else '[model]'}"
-    else:
-        example = json.dumps({table: keys} if table else keys)[1:-1]
-    named = ", ".join(f"{table}.{f.name}" if table else f.name for f in missing)
-    helps = "; ".join(f.metadata.get("help", "") for f in missing)
-    raise SettingsError(f"{where}: {named} missing ({helps}); write, for example, {example}")
-
-
-def quoted(table: str) -> str:
-    """A name as a key of TOML: attention:local needs quotes."""
-    if table.replace("_", "").isalnum():
-        return table
-    return json.dumps(table)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), 1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return ""
-
-
-@contextmanager
-def placed(where: str) -> Iterator[None]:
-    """Errors about a shape that do not know where it is written name the place."""
-    try:
-        yield
-    except SettingsError as error:
-        raise SettingsError(str(error).replace("model config:", f"{where}:", 1)) from error
-
-
 def with_tuples(given: Any) -> Any:
     """A mixer's table with tuples for the lists of JSON and TOML, so that equal settings are
     equal."""
     if not isinstance(given, dict):
         return given  # named where it is read
     return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-
-
-def is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raises SettingsError unless a value of a config.json is what a field of this type takes; no
-    number of a shape that counts something is negative. A field without a default (MISSING) is
-    looked for elsewhere."""
-    if value is MISSING or kind == dict[str, dict[str, Any]]:
-        return
-    wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(kind, "a number")
-    if kind == float | str:
-        wanted = "a number or the name of a rule"
-    if kind == tuple[float, ...]:
-        wanted = "a list of numbers"
-        right = isinstance(value, list | tuple) and all(map(is_finite, value))
-    elif kind == tuple[str, ...]:
-        wanted = "a list of names"
-        right = isinstance(value, list | tuple) and all(type(v) is str for v in value)
-    elif type(value) is int:  # JSON's 1 is a number like its 1.0, and true is none
-        right = kind is int or isinstance(1.0, kind)
-    else:
-        right = isinstance(value, kind) and (kind is bool or type(value) is not bool)
-    if right and kind is int and value < 0:
-        wanted = "0 or more"
-        right = False
-    if right and isinstance(value, float) and not math.isfinite(value):  # TOML has nan and inf
-        wanted = "a finite number"
-        right = False
-    if not right:
-        raise SettingsError(f"{name} = {value!r} must be {wanted}")

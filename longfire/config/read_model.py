@@ -5,13 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from longfire.config.config_file import read_config
-from longfire.config.model_config import (
-    ModelConfig,
-    TransformersConfig,
-    mixer_of,
-    nearest,
-    placed,
-)
+from longfire.config.model_config import ModelConfig, mixer_of
+from longfire.config.own_keys import read_own_keys
+from longfire.config.strict import nearest, placed
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.huggingface.families import config_from_hf
 from longfire.huggingface.own_config import is_own_export
@@ -101,13 +98,14 @@ def period_of(layer_types: list[str]) -> int:
 def model_config_of(config: Keys, where: str, toml: bool = False) -> ModelConfig:
     """The config that these keys describe, ours or a Hugging Face family's. where: the place that
     errors name. Raises SettingsError."""
+    from longfire.config.strict import read_own_settings
     from longfire.mixers import MIXERS  # they need torch, which other settings do not need
-    from longfire.mixers.mixer import read_mixer_config
-    from longfire.mlps import MLPS, read_mlp_configs
+    from longfire.mlps import MLPS
+    from longfire.mlps.reading import read_mlp_configs
 
     keys = dict(config)
     if keys.get("model_type", "longfire") == "longfire" and not is_own_export(keys):
-        model_config = ModelConfig.from_dict(keys, where, tuple(MIXERS), toml, tuple(MLPS))
+        model_config = read_own_keys(keys, where, tuple(MIXERS), tuple(MLPS), toml)
     else:
         with placed(where):
             model_config = config_from_hf(keys, where)
@@ -119,7 +117,7 @@ def model_config_of(config: Keys, where: str, toml: bool = False) -> ModelConfig
             )
         mixer = MIXERS[mixer_of(name)]
         own = model_config.mixers.get(name, {})
-        read_mixer_config(mixer, name, own, model_config.hidden_size, where, toml)
+        read_own_settings(mixer, name, own, model_config.hidden_size, where, toml)
     read_mlp_configs(model_config, where, toml)
     unused = [name for name in model_config.mixers if name not in model_config.layer_types]
     if unused:

@@ -16,11 +16,12 @@ from longfire.checkpoint.provenance import (
 from longfire.config import recipe as recipes
 from longfire.config.checks import check
 from longfire.config.config_file import read_config
-from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.model_config import ModelConfig
 from longfire.config.paths import find_config, find_path, find_paths
 from longfire.config.read_model import model_config_at, read_tables
 from longfire.config.rules import without_effect
 from longfire.config.run_settings import RunSettings
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.huggingface.families import ignored_line
 from longfire.parallel.plan import resolve_degrees

@@ -9,7 +9,8 @@ from typing import Self
 from longfire import launch
 from longfire.checkpoint.provenance import TOKENIZER_FOLDER
 from longfire.config import settings
-from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.model_config import ModelConfig
+from longfire.config.transformers_config import TransformersConfig
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.training import lengths

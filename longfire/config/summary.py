@@ -1,8 +1,9 @@
 """What a run is, in lines for the console: its model, its steps, its learning rate."""
 
 from longfire.config import settings
-from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
+from longfire.config.transformers_config import TransformersConfig
 from longfire.huggingface.families import class_of_export
 from longfire.parallel.axes import AXES
 from longfire.plural import counted

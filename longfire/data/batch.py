@@ -8,7 +8,8 @@ from torch import Tensor
 
 from longfire.data.pack import NO_LABEL, Packed
 from longfire.ops.documents import Documents
-from longfire.ops.sequence_ops import UNDECIDED, SequenceOps, SequenceSharding
+from longfire.ops.sequence_ops import UNDECIDED, SequenceOps
+from longfire.ops.sequence_sharding import SequenceSharding
 
 
 @dataclass(frozen=True)

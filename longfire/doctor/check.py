@@ -13,12 +13,13 @@ import psutil
 import torch
 from rich.console import Console
 
-from longfire import ops
 from longfire.doctor.cases import all_cases
 from longfire.doctor.op_cases import DTYPES, Case, errors, tolerance
 from longfire.errors import first_line
 from longfire.launch import cxx_compiler
 from longfire.ops.bf16 import native_bf16
+from longfire.ops.choice import choose, describe
+from longfire.ops.forms import Choice
 from longfire.training.environment import version_of
 
 PACKAGES = ("longfire", "torch", "triton", "fla-core", "flash-linear-attention", "transformers")
@@ -43,12 +44,12 @@ def check(
     return is_right, worst, f"{error_of_worst:.1e}"
 
 
-def tables(device: torch.device) -> Iterator[dict[str, ops.Choice]]:
+def tables(device: torch.device) -> Iterator[dict[str, Choice]]:
     """Each set of forms that a run on this device could choose, chosen while it is looked at."""
-    automatic = ops.choose(device, "auto")
+    automatic = choose(device, "auto")
     if any(choice.name != "torch" for choice in automatic.values()):
-        yield ops.choose(device, "torch")
-    yield ops.choose(device, "auto")
+        yield choose(device, "torch")
+    yield choose(device, "auto")
 
 
 def facts() -> dict[str, str]:
@@ -123,13 +124,13 @@ def main() -> int:
 
 def check_all(
     device: torch.device,
-    table: dict[str, ops.Choice],
+    table: dict[str, Choice],
     console: Console,
 ) -> list[str]:
     """Check and print every case in both types, with the forms that are chosen; those that are
     wrong."""
     console.print()
-    for choice in ops.describe(table):
+    for choice in describe(table):
         console.print(f"{device.type}, {choice}")
     words = ("op", "case", "type", "device", "form", "largest error in", "relative", "limit")
     console.print(line(*words), style="bold")

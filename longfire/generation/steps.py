@@ -11,6 +11,7 @@ from torch import Tensor
 from longfire.errors import SettingsError
 from longfire.generation.continuation import Continuation
 from longfire.mixers.cache import Cache
+from longfire.mixers.cache_rows import memory_bytes, selected, stacked
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 
@@ -68,10 +69,10 @@ def steps(
         logits.append(feed(model, continuation.ids[own.length :], own))
         caches.append(own)
     logits_BV = torch.stack(logits)
-    cache = caches[0] if len(continuations) == 1 else Cache.stack(caches)
+    cache = caches[0] if len(continuations) == 1 else stacked(caches)
     del caches, own  # a stack is a copy: these would keep the memory
     pace.prompt_seconds += time.perf_counter() - started
-    pace.first_bytes = pace.first_bytes or cache.memory_bytes()
+    pace.first_bytes = pace.first_bytes or memory_bytes(cache)
     step_started: float | None = None
     while True:
         for continuation, logits_V in zip(continuations, logits_BV):
@@ -87,10 +88,10 @@ def steps(
             if not continuation.over:
                 going.append(number)
         if not going:
-            pace.last_bytes = cache.memory_bytes()
+            pace.last_bytes = memory_bytes(cache)
             return
         if len(going) < len(continuations):
-            cache = cache.select(going)
+            cache = selected(cache, going)
             continuations = [continuations[number] for number in going]
         step_started = time.perf_counter()
         logits_BV = advance(model, [one.ids[-1] for one in continuations], cache)

@@ -13,9 +13,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from longfire import ops
 from longfire.config.config_file import read_config
-from longfire.config.model_config import ModelConfig, TransformersConfig, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
+from longfire.config.transformers_config import TransformersConfig
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError
 from longfire.huggingface.check_tokenizer import compare_imported_tokenizer, compare_tokenizer
@@ -24,6 +24,7 @@ from longfire.huggingface.families import choose_family, family_named, family_of
 from longfire.huggingface.family import Family
 from longfire.huggingface.load import COMPUTED, load_weights, model_of, read_weights
 from longfire.model import Model
+from longfire.ops.forms import chosen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # seconds of imports
@@ -300,7 +301,7 @@ def tolerated_kl(
 
 def multiplies_in_tf32() -> bool:
     """Whether kernels on CUDA round the factors of products to TF32."""
-    return torch.backends.cuda.matmul.allow_tf32 or ops.chosen("linear_attention") == "fla"
+    return torch.backends.cuda.matmul.allow_tf32 or chosen("linear_attention") == "fla"
 
 
 def peer_absent(

@@ -228,11 +228,11 @@ def table_of(model_config: ModelConfig, layer: int) -> Settings:
 
 def full_table(model_config: ModelConfig, name: str) -> Settings:
     """Every setting of a name in layer_types, as it was set or by default."""
+    from longfire.config.strict import read_own_settings
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
-    from longfire.mixers.mixer import read_mixer_config
 
     given = model_config.mixers.get(name, {})
-    return asdict(read_mixer_config(MIXERS[mixer_of(name)], name, given, model_config.hidden_size))
+    return asdict(read_own_settings(MIXERS[mixer_of(name)], name, given, model_config.hidden_size))
 
 
 def add_table(

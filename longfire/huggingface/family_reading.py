@@ -4,7 +4,8 @@ torch."""
 from collections.abc import Mapping
 from dataclasses import fields
 
-from longfire.config.model_config import ModelConfig, nearest
+from longfire.config.model_config import ModelConfig
+from longfire.config.strict import nearest
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Config, Family, Settings, without
 

@@ -59,15 +59,15 @@ Values = Mapping[str, Settings]
 def normalised(model_config: ModelConfig) -> ModelConfig:
     """The same model, written in one way: with every setting of its mixers, defaults too; those
     without effect at their default; variants numbered in their order."""
+    from longfire.config.strict import read_own_settings
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
-    from longfire.mixers.mixer import read_mixer_config
 
     mixers: dict[str, Settings] = {}
     names: dict[str, str] = {}
     for name in dict.fromkeys(model_config.layer_types):
         mixer = MIXERS[mixer_of(name)]
         given = model_config.mixers.get(name, {})
-        read = read_mixer_config(mixer, name, given, model_config.hidden_size)
+        read = read_own_settings(mixer, name, given, model_config.hidden_size)
         settings = asdict(read)
         defaults = {field.name: field.default for field in fields(mixer.Config)}
         reset_without_effect(settings, defaults, model_config)

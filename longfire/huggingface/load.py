@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from longfire.config.config_file import read_config
-from longfire.config.model_config import ModelConfig, placed
+from longfire.config.model_config import ModelConfig
+from longfire.config.strict import placed
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.families import config_from_hf, family_of

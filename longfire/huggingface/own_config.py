@@ -15,6 +15,7 @@ from dataclasses import asdict, fields
 from importlib.metadata import version
 
 from longfire.config.model_config import TABLES, ModelConfig, mixer_of
+from longfire.config.own_keys import read_own_keys
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Config, Family, Name, Settings
 
@@ -51,8 +52,8 @@ def config_of(model_config: ModelConfig, length: int) -> Config:
 
     length: tokens of a sequence in training, for tools that ask how long a text may be.
     """
+    from longfire.config.strict import read_own_settings
     from longfire.mixers import MIXERS  # the mixers own their defaults, and need torch
-    from longfire.mixers.mixer import read_mixer_config
 
     keys: dict[str, object] = {}
     for field in fields(ModelConfig):
@@ -66,7 +67,7 @@ def config_of(model_config: ModelConfig, length: int) -> Config:
     for name in dict.fromkeys(model_config.layer_types):
         mixer = MIXERS[mixer_of(name)]
         given = model_config.mixers.get(name, {})
-        mixers[name] = asdict(read_mixer_config(mixer, name, given, model_config.hidden_size))
+        mixers[name] = asdict(read_own_settings(mixer, name, given, model_config.hidden_size))
     return {
         "model_type": MODEL_TYPE,
         "architectures": [LONGFIRE.architecture],
@@ -105,7 +106,7 @@ def for_tools(
 
 
 def keys_of_model_config(config: Config, where: str) -> Config:
-    """The keys of ModelConfig in a config.json of our class, as `ModelConfig.from_dict` takes them.
+    """The keys of ModelConfig in a config.json of our class, as `read_own_keys` takes them.
 
     Raises SettingsError for a newer format, for a `shape` that is no table, and for a key that is
     missing or in the wrong place.
@@ -146,9 +147,10 @@ def read_model_config(config: Config, where: str) -> ModelConfig:
     Raises SettingsError naming an unknown key, with the version that wrote it where that is another
     one, and a mixer that does not exist.
     """
+    from longfire.config.strict import read_own_settings
     from longfire.mixers import MIXERS
-    from longfire.mixers.mixer import read_mixer_config
-    from longfire.mlps import MLPS, read_mlp_configs
+    from longfire.mlps import MLPS
+    from longfire.mlps.reading import read_mlp_configs
 
     keys = keys_of_model_config(config, where)
     try:
@@ -159,12 +161,12 @@ def read_model_config(config: Config, where: str) -> ModelConfig:
                     f"({', '.join(MIXERS)}); name the file that defines it in model.plugins, or "
                     "call longfire.plugins.load_plugins"
                 )
-        model_config = ModelConfig.from_dict(keys, where, tuple(MIXERS), mlp_names=tuple(MLPS))
+        model_config = read_own_keys(keys, where, tuple(MIXERS), tuple(MLPS))
         read_mlp_configs(model_config, where)
         for name in dict.fromkeys(model_config.layer_types):
             mixer = MIXERS[mixer_of(name)]
             given = model_config.mixers.get(name, {})
-            read_mixer_config(mixer, name, given, model_config.hidden_size, where)
+            read_own_settings(mixer, name, given, model_config.hidden_size, where)
     except SettingsError as error:
         raise SettingsError(f"{error}{of_another_version(config)}") from error
     return model_config

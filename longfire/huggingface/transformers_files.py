@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longfire.config.model_config import TransformersConfig
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import CheckpointError
 from longfire.huggingface.check import (
     Check,

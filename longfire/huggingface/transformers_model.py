@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import TransformersConfig
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.comparing import quiet_transformers
 from longfire.huggingface.family import Config

@@ -3,6 +3,8 @@ first asked for. A new mixer is a new file and one line here.
 
 mixer.py             what a mixer declares, and what travels along the sequence
 cache.py             what layers keep between the calls of a generation
+cache_rows.py        rows of caches, as serving needs them: joined, selected
+convolved.py         what a mixer projects, after a short convolution if it has one
 attention.py         softmax attention with rotary positions
 linear_attention.py  linear attention with a feature map
 retention.py         RetNet

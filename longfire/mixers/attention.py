@@ -1,6 +1,6 @@
 """Causal softmax attention with rotary positions and grouped heads."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -140,22 +140,9 @@ class AttentionConfig:
 
     def rotary(self, hidden_size: int) -> Rotary:
         scaling = {}
-        for name in (
-            "theta",
-            "factor",
-            "original_length",
-            "low_freq_factor",
-            "high_freq_factor",
-            "beta_fast",
-            "beta_slow",
-            "attention_factor",
-            "mscale",
-            "mscale_all_dim",
-            "truncate",
-            "short_factor",
-            "long_factor",
-        ):
-            scaling[name] = getattr(self, f"rope_{name}")
+        for field in fields(Rotary):
+            if field.name not in ("size", "scaling"):
+                scaling[field.name] = getattr(self, f"rope_{field.name}")
         return Rotary(self.rotary_size(hidden_size), scaling=self.rope, **scaling)
 
 

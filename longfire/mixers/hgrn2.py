@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key
+from longfire.mixers.convolved import convolved
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
@@ -101,7 +102,7 @@ class HGRN2(Mixer):
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         q, f, v = (
-            self.convolved(name, getattr(self, f"{name}_proj")(x_BTD), seq, silu=False)
+            convolved(self, name, getattr(self, f"{name}_proj")(x_BTD), seq, silu=False)
             for name in "qfi"
         )
         k = in_fp32(-f).sigmoid()  # 1 - a, which is exact where a is near 1

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key
+from longfire.mixers.convolved import convolved
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive, uniform
 from longfire.mixers.step_size import init_step_size
+from longfire.ops.grouped_norm import GroupedGatedRMSNorm
 from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.linear_attention import linear_attention
-from longfire.ops.norm import GroupedGatedRMSNorm
 from longfire.ops.short_conv import ShortConv
 
 
@@ -126,7 +127,7 @@ class Mamba2(Mixer):
     def forward(self, u_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
         x, B, C = (
-            self.convolved(name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC"
+            convolved(self, name, getattr(self, f"{name}_proj")(u_BTD), seq) for name in "xBC"
         )
         x_BTHV = x.unflatten(-1, (self.heads, -1))
         B_BTGK = B.unflatten(-1, (self.groups, -1))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig
+from longfire.mixers.convolved import convolved
 from longfire.mixers.mixer import Mixer, Sequence, divides, positive
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, RMSNorm
@@ -66,7 +67,7 @@ class MatrixState(Mixer):
         for name, size in zip("qkv", (self.head_k, self.head_k, self.head_v)):
             y_BTD = getattr(self, f"{name}_proj")(x_BTD)
             if hasattr(self, f"{name}_conv1d"):
-                y_BTD = self.convolved(name, y_BTD, seq, silu=name in silu)
+                y_BTD = convolved(self, name, y_BTD, seq, silu=name in silu)
             elif name in silu:
                 y_BTD = F.silu(y_BTD)
             out.append(y_BTD.unflatten(-1, (-1, size)))

@@ -2,17 +2,18 @@
 
 from collections import UserDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import ModelConfig, check_type, nearest, placed, require
+from longfire.config.model_config import ModelConfig
 from longfire.errors import SettingsError
 from longfire.mixers.cache import Cache
 from longfire.ops.documents import Documents
-from longfire.ops.sequence_ops import UNDECIDED, RecurrenceOp, SequenceOps
+from longfire.ops.recurrence import RecurrenceOp
+from longfire.ops.sequence_ops import UNDECIDED, SequenceOps
 
 Initialiser = Callable[[Tensor, torch.Generator], object]  # fills a parameter or buffer in place
 
@@ -138,64 +139,10 @@ class Mixer(nn.Module):
             return {}
         return seq.cache.kept(self.layer)
 
-    def convolved(self, name: str, x_BTD: Tensor, seq: Sequence, silu: bool = True) -> Tensor:
-        """x after the short causal convolution `<name>_conv1d`, if this mixer has one, and SiLU
-        with it."""
-        conv = getattr(self, f"{name}_conv1d", None)
-        if conv is None:
-            return x_BTD
-        kept = self.kept(seq)
-        key = f"{name}_conv"
-        x_BTD, kept[key] = seq.ops.convolution(
-            x_BTD,
-            conv.weight[:, 0],
-            conv.bias,
-            silu=silu,
-            state_BDW=kept.get(key),
-            documents=seq.documents,
-        )
-        return x_BTD
-
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a row of `seq_len`, causal halves counted
         once; multiply-add = 2."""
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
-
-
-class Configured(Protocol):
-    """A class of layers with settings of its own: a mixer or an MLP."""
-
-    Config: ClassVar[type]
-
-
-def read_mixer_config(
-    mixer: type[Configured],
-    name: str,
-    given: dict[str, Any],
-    hidden_size: int,
-    where: str = "model config",
-    toml: bool = False,
-) -> Any:
-    """The own settings of a mixer, or of an MLP, strictly.
-
-    where, toml: the file that they are written in, and whether that is a recipe. Raises
-    SettingsError naming the file, the mixer, the key, and the nearest name or what to write.
-    """
-    if not isinstance(given, dict):
-        raise SettingsError(f"{where}: {name} = {given!r} must be a table of its settings")
-    known = {f.name: f for f in fields(mixer.Config)}
-    for key in given:
-        if key not in known:
-            raise SettingsError(
-                f"{where}: {name}.{key} is unknown{nearest(key, known)} ({name} has: "
-                f"{', '.join(known)})"
-            )
-        check_type(f"{where}: {name}.{key}", given[key], known[key].type)
-    require(given, list(known.values()), where, name, toml)
-    with placed(where):
-        config = mixer.Config(**given)
-        config.check(hidden_size)
-    return config
 
 
 def uniform(bound: float) -> Callable[[Tensor, torch.Generator], Tensor]:

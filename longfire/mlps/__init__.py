@@ -2,6 +2,7 @@
 when it is first asked for. A new MLP is a new file and one line here.
 
 contract.py     what an MLP declares
+reading.py      the own settings of all MLPs of a model, read
 gated.py        a gate times what it lets through: swiglu and its like
 ungated.py      an activation between two matrices, as in GPT-2
 channel_mix.py  RWKV-7's, which looks at the token before
@@ -10,15 +11,22 @@ auxiliary.py    losses and statistics that MLPs give beside their outputs
 
 from typing import Any
 
-from longfire.config.model_config import GATED_MLPS, NO_MLP, UNGATED_MLPS, ModelConfig, mlp_of
+from longfire.config.model_config import NO_MLP, ModelConfig, mlp_of
+from longfire.config.strict import read_own_settings
 from longfire.lazy_table import LazyTable
-from longfire.mixers.mixer import read_mixer_config
 from longfire.mlps.contract import MLP
 
 MLPS: LazyTable[type[MLP]] = LazyTable(
     {
-        **dict.fromkeys(GATED_MLPS, "longfire.mlps.gated:GatedMLP"),
-        **dict.fromkeys(UNGATED_MLPS, "longfire.mlps.ungated:UngatedMLP"),
+        "swiglu": "longfire.mlps.gated:GatedMLP",
+        "geglu": "longfire.mlps.gated:GatedMLP",
+        "geglu_exact": "longfire.mlps.gated:GatedMLP",
+        "reglu": "longfire.mlps.gated:GatedMLP",
+        "relu": "longfire.mlps.ungated:UngatedMLP",
+        "relu2": "longfire.mlps.ungated:UngatedMLP",
+        "silu": "longfire.mlps.ungated:UngatedMLP",
+        "gelu": "longfire.mlps.ungated:UngatedMLP",
+        "gelu_exact": "longfire.mlps.ungated:UngatedMLP",
         "channel_mix": "longfire.mlps.channel_mix:ChannelMix",
     }
 )
@@ -38,11 +46,4 @@ def read_mlp_config(
 ) -> Any:
     """The own settings of an MLP of this model, strictly."""
     given = model.mlps.get(name, {})
-    return read_mixer_config(MLPS[mlp_of(name)], name, given, model.hidden_size, where, toml)
-
-
-def read_mlp_configs(model: ModelConfig, where: str, toml: bool = False) -> None:
-    """Raises SettingsError naming the file, the MLP and the key of a setting that is wrong."""
-    for name in dict.fromkeys(model.mlp_types):
-        if name != NO_MLP:
-            read_mlp_config(model, name, where, toml)
+    return read_own_settings(MLPS[mlp_of(name)], name, given, model.hidden_size, where, toml)

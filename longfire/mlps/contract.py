@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key
 from longfire.mixers.mixer import Initialiser, Observed, Sequence
-from longfire.ops.sequence_ops import RecurrenceOp
+from longfire.ops.recurrence import RecurrenceOp
 
 
 def no_forward(mlp: "MLP", x_BTD: Tensor, *others_BTD: Tensor) -> Tensor:

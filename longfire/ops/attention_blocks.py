@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longfire.ops import as_on_cuda, chosen
 from longfire.ops.attention import attention_reference, weight_mask
+from longfire.ops.forms import chosen
 from longfire.ops.linear import in_fp32, working_dtype
+from longfire.ops.pretending import as_on_cuda
 
 BLOCK = 256  # queries of a block that is written out: its scores are BLOCK x the keys that they see
 ENDLESS = 2**62  # a window that hides nothing

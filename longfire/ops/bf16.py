@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from longfire.ops import as_on_cuda
+from longfire.ops.pretending import as_on_cuda
 
 UNITS_OF_X86 = ("avx512_bf16", "amx_bf16")
 MEASURED_SIZE = 512  # rows and columns of the matrices that are multiplied

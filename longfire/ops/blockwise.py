@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longfire.ops import chosen, only_shapes
 from longfire.ops.attention import attention
 from longfire.ops.attention_blocks import (
     Gradients,
@@ -29,7 +28,9 @@ from longfire.ops.attention_blocks import (
     seen_between,
 )
 from longfire.ops.documents import starts_of
+from longfire.ops.forms import chosen
 from longfire.ops.linear import working_dtype
+from longfire.ops.pretending import only_shapes
 
 ONE_DOCUMENT = [[0]]  # where documents begin: one row that stands for all
 

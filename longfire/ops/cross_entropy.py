@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.ops import as_on_cuda
 from longfire.ops.bf16 import native_bf16
-from longfire.ops.linear import gives_fp32_sums, working_dtype
+from longfire.ops.fast.linear import gives_fp32_sums
+from longfire.ops.linear import working_dtype
+from longfire.ops.pretending import as_on_cuda
 from longfire.ops.vocabulary import VocabularyShard, softcapped
 
 # Logits that go through softmax together on a CPU, so that its passes stay in the cache.

@@ -6,12 +6,12 @@ place in the row. A layer mixes itself in, a channel too, and what comes out dec
 drawn in an order, so nothing depends on one.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from longfire.ops.forms import LazyFunction, TensorFunction
+
+DROPPED = LazyFunction[TensorFunction]("longfire.ops.fast.dropout:dropped")
 GOLDEN = -1640531527  # 2^32 / golden ratio, as int32: neighbouring numbers become far apart
 
 
@@ -60,7 +60,7 @@ def dropout(x_BTD: Tensor, p: float, noise_BT: Tensor | None) -> Tensor:
     p = 0."""
     if noise_BT is None or p == 0:
         return x_BTD
-    return _Dropout.apply(x_BTD, None, p, noise_BT)
+    return DROPPED.get()(x_BTD, None, p, noise_BT)
 
 
 def dropout_add(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor | None) -> Tensor:
@@ -68,7 +68,7 @@ def dropout_add(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor 
     but the tokens' noise."""
     if noise_BT is None or p == 0:
         return residual_BTD + x_BTD
-    return _Dropout.apply(x_BTD, residual_BTD, p, noise_BT)
+    return DROPPED.get()(x_BTD, residual_BTD, p, noise_BT)
 
 
 def dropout_add_reference(
@@ -86,29 +86,3 @@ def channel_mask(noise_BT: Tensor, channels: int, p: float) -> Tensor:
     """(B, T, D) bool."""
     index_D = torch.arange(channels, dtype=torch.int32, device=noise_BT.device)
     return kept(with_index(noise_BT, index_D), p)
-
-
-class _Dropout(torch.autograd.Function):
-    """The mask is made again in the backward: 4 bytes a token are kept instead of one a number."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_BTD: Tensor, residual_BTD: Tensor | None, p: float, noise_BT: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(noise_BT)
-        ctx.p = p
-        ctx.dtype = x_BTD.dtype
-        ctx.has_residual = residual_BTD is not None
-        y_BTD = torch.where(channel_mask(noise_BT, x_BTD.shape[-1], p), x_BTD / (1 - p), 0.0)
-        if residual_BTD is None:
-            return y_BTD
-        return residual_BTD + y_BTD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_y_BTD: Tensor) -> tuple[Tensor | None, ...]:
-        (noise_BT,) = ctx.saved_tensors
-        d_x_BTD = torch.where(
-            channel_mask(noise_BT, d_y_BTD.shape[-1], ctx.p), d_y_BTD / (1 - ctx.p), 0.0
-        )
-        return d_x_BTD.to(ctx.dtype), d_y_BTD if ctx.has_residual else None, None, None

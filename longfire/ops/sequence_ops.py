@@ -15,13 +15,18 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from longfire.ops.attention import attention
 from longfire.ops.documents import Documents
-from longfire.ops.short_conv import short_conv
-from longfire.ops.token_shift import previous_token
+from longfire.ops.forms import LazyFunction, TensorFunction
+from longfire.ops.recurrence import RecurrenceOp
 
-AttentionOp = Callable[..., Tensor]  # with the arguments of ops.attention.attention
-RecurrenceOp = Callable[..., tuple[Tensor, Tensor]]  # (outputs, state after the last token)
+AttentionOp = TensorFunction  # with the arguments of ops.attention.attention
+
+# What computes each operation where sequences are whole; imported when a mixer first asks for it.
+CHOSEN_ATTENTION = LazyFunction[Callable[[], AttentionOp]](
+    "longfire.ops.attention:chosen_attention"
+)
+CONVOLUTION = LazyFunction[RecurrenceOp]("longfire.ops.short_conv:short_conv")
+TOKEN_SHIFT = LazyFunction[RecurrenceOp]("longfire.ops.token_shift:previous_token")
 
 
 class SequenceOps(Protocol):
@@ -114,31 +119,23 @@ class SequenceOps(Protocol):
         ...
 
 
-class SequenceSharding(Protocol):
-    """Processes that share sequences (parallel/context.Context): what makes their SequenceOps."""
-
-    def share(
-        self, positions_BT: Tensor, documents: Documents | None
-    ) -> tuple[SequenceOps, Documents | None]:
-        """For whole sequences (B, T): the operations on what of them is in this process, and the
-        documents of that."""
-        ...
-
-    def describe(self) -> dict[str, float]:
-        """Of the last batch, for a step's record."""
-        ...
-
-
 @dataclass(frozen=True)
 class LocalSequence:
     """Sequences that are whole in this process.
 
-    attention: `ops.attention.attention` chooses by device; `attention_reference` is the reference;
-    `blockwise` computes `chunks` (queries, keys) of tokens at a time (ops/attention_choice.py).
+    attend: the softmax attention: `attention_reference`, or `blockwise`, which computes `chunks`
+    (queries, keys) of tokens at a time (ops/attention_choice.py); None: `ops.attention.attention`,
+    which chooses by device.
     """
 
-    attention: AttentionOp = attention
+    attend: AttentionOp | None = None
     chunks: tuple[int, int] | None = None
+
+    @property
+    def attention(self) -> AttentionOp:
+        if self.attend is None:
+            return CHOSEN_ATTENTION.get()()
+        return self.attend
 
     def recurrence(
         self,
@@ -149,8 +146,13 @@ class LocalSequence:
     ) -> tuple[Tensor, Tensor]:
         return op(*inputs, documents=documents, **options)
 
-    convolution = staticmethod(short_conv)
-    token_shift = staticmethod(previous_token)
+    @property
+    def convolution(self) -> RecurrenceOp:
+        return CONVOLUTION.get()
+
+    @property
+    def token_shift(self) -> RecurrenceOp:
+        return TOKEN_SHIFT.get()
 
     def document_lengths(self, positions_BT: Tensor, documents: Documents | None) -> Tensor:
         if documents is not None:

@@ -4,8 +4,15 @@ there is."""
 import torch
 from torch import Tensor
 
-from longfire.ops import chosen
 from longfire.ops.documents import Documents, continues
+from longfire.ops.forms import Forms
+from longfire.ops.recurrence import RecurrenceOp
+
+FORMS: Forms[RecurrenceOp] = Forms(
+    "previous_token",
+    reference="longfire.ops.token_shift:previous_token_reference",
+    torch="longfire.ops.token_shift:previous_token_shifted",
+)
 
 
 def previous_token(
@@ -17,7 +24,7 @@ def previous_token(
     before_BD: the input before the row, of the row's first document; zeros if None. Both results
     are in x's dtype.
     """
-    return FORMS[chosen("previous_token")](x_BTD, before_BD=before_BD, documents=documents)
+    return FORMS.chosen()(x_BTD, before_BD=before_BD, documents=documents)
 
 
 def previous_token_reference(
@@ -45,6 +52,3 @@ def previous_token_shifted(
     if flows_BT is not None:
         previous_BTD = torch.where(flows_BT[..., None], previous_BTD, 0.0)
     return previous_BTD, x_BTD[:, -1]
-
-
-FORMS = {"reference": previous_token_reference, "torch": previous_token_shifted}

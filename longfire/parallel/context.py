@@ -26,7 +26,8 @@ from torch import Tensor
 from longfire.config.settings import Parallelism
 from longfire.ops.documents import Documents
 from longfire.ops.maps import has_map, recurrence_of
-from longfire.ops.sequence_ops import LocalSequence, RecurrenceOp
+from longfire.ops.recurrence import RecurrenceOp
+from longfire.ops.sequence_ops import LocalSequence
 from longfire.ops.short_conv import short_conv
 from longfire.ops.token_shift import previous_token
 from longfire.parallel.collectives import known_as

@@ -13,8 +13,9 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Parallelism
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 
 # schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longfire.ops.grouped_norm import GroupedGatedRMSNorm
 from longfire.ops.linear import Linear, in_fp32, linear
-from longfire.ops.norm import GroupedGatedRMSNorm, RMSNorm
+from longfire.ops.norm import RMSNorm
 from longfire.ops.vocabulary import VocabularyShard
 from longfire.parallel.collectives import CollectivePair, communicate
 from longfire.parallel.tensor_group import TensorGroup

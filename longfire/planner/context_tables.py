@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from longfire.config.model_config import TransformersConfig
 from longfire.config.run import Run
+from longfire.config.transformers_config import TransformersConfig
 from longfire.disk import write_whole
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS

@@ -8,8 +8,9 @@ from torch import Tensor
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.documents import Documents
 from longfire.ops.dplr import dplr
+from longfire.ops.recurrence import RecurrenceOp
 from longfire.ops.selective_scan import selective_scan
-from longfire.ops.sequence_ops import LocalSequence, RecurrenceOp
+from longfire.ops.sequence_ops import LocalSequence
 from longfire.parallel.context_cost import AttentionHeads, LayerTraffic
 
 

@@ -6,9 +6,9 @@ from math import gcd
 
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.run import Run
+from longfire.config.strict import read_own_settings
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
-from longfire.mixers.mixer import read_mixer_config
 from longfire.parallel import cost, strategy
 from longfire.parallel.context_strategies import STRATEGIES
 from longfire.parallel.cost import Device
@@ -130,7 +130,7 @@ def with_mixer(config: ModelConfig, name: str) -> ModelConfig:
         None,
     )
     given = heads_for(name, config.hidden_size) if of_name is None else of_name
-    read_mixer_config(MIXERS[name], name, given, config.hidden_size)
+    read_own_settings(MIXERS[name], name, given, config.hidden_size)
     return replace(
         config,
         layer_types=(name,),

@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import nn
 
-from longfire.config.model_config import TransformersConfig
 from longfire.config.run import Run
 from longfire.config.settings import Parallelism
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.model import on_meta
 from longfire.optim import rule_of, updates_of

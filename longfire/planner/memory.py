@@ -21,10 +21,10 @@ from longfire.config.settings import ActivationCheckpoint, Attention, Remat
 from longfire.data.pack import NO_LABEL
 from longfire.mixers import mixer
 from longfire.model import Block, Layers, Model
-from longfire.ops import pretending_cuda
 from longfire.ops.attention_choice import local_sequence
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.cross_entropy import fused
+from longfire.ops.pretending import pretending_cuda
 from longfire.parallel.context_cost import LayerTraffic
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import kept_on, save_memory
@@ -91,7 +91,7 @@ class Meter:
     """Measures the parts of one process's share of a model, for sequences of `seq_len` tokens.
 
     as_cuda: fake tensors are on the CPU whatever they stand for; this leaves out what only a CPU
-    would do (ops.pretending_cuda).
+    would do (ops.pretending.pretending_cuda).
     """
 
     def __init__(

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longfire.config.model_config import ModelConfig, TransformersConfig, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.settings import Training
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.plural import counted
 

@@ -6,12 +6,12 @@ from typing import cast
 
 import torch
 
-from longfire import ops
 from longfire.checkpoint.saving import Checkpoints
 from longfire.checkpoint.state import State
-from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
 from longfire.config.summary import summary
+from longfire.config.transformers_config import TransformersConfig
 from longfire.data.prepare import Prepared
 from longfire.device import choose_dtype
 from longfire.errors import SettingsError
@@ -21,6 +21,7 @@ from longfire.initialise import materialise
 from longfire.launch import Watchdog, attempt
 from longfire.model import Model, on_meta
 from longfire.ops.bf16 import assume, native_bf16
+from longfire.ops.choice import choose, describe
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
@@ -101,7 +102,7 @@ def make_state(
     if teacher:
         teacher.prepare(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    kernels = ops.choose(device, run.model.kernels)
+    kernels = choose(device, run.model.kernels)
     is_compiled, why = decide_compilation(run, model, device, mesh)
     run = with_context_strategy(run, dtype, device, mesh)
     parallelize(
@@ -125,7 +126,7 @@ def make_state(
         f"model: {parameters:,} parameters on {device.type}, {torch.get_num_threads()} threads"
     )
     logger.info(f"precision: {precision}")
-    logger.info(f"kernels: {'; '.join(ops.describe(kernels))}")
+    logger.info(f"kernels: {'; '.join(describe(kernels))}")
     logger.info(f"compile: {'on' if is_compiled else 'off'} ({why})")
     if mesh.size() > 1 and is_ours:
         note_plan(run, model, dtype, mesh)

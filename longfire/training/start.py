@@ -15,9 +15,10 @@ from longfire.checkpoint.provenance import (
 )
 from longfire.checkpoint.state import State
 from longfire.checkpoint.weights import finite, weights_of_run
-from longfire.config.model_config import ModelConfig, TransformersConfig
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import DATA_JSON, Run
 from longfire.config.run_folder import keep
+from longfire.config.transformers_config import TransformersConfig
 from longfire.data.prepare import Prepared
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.data.tokens import TokenStream

@@ -14,6 +14,7 @@ from longfire.huggingface.families import FAMILIES, config_from_hf
 from longfire.huggingface.load import model_of
 from longfire.huggingface.tensors import to_ours
 from longfire.mixers import MIXERS
+from longfire.mixers.cache_rows import memory_bytes, selected, stacked
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
 
@@ -228,10 +229,10 @@ def test_a_batch_of_texts_of_which_some_outgrow_the_original_length():
     caches = [Cache() for _ in ids]
     for text, cache in zip(ids, caches):
         feed(model, text, cache)
-    together, going = Cache.stack(caches), [0, 1, 2]
+    together, going = stacked(caches), [0, 1, 2]
     for step in range(6):
         if step == 3:
-            together, going = together.select([0, 1]), [0, 1]
+            together, going = selected(together, [0, 1]), [0, 1]
         for row in going:
             ids[row].append(step + row)
         got_BW = advance(model, [ids[row][-1] for row in going], together)
@@ -252,6 +253,6 @@ def test_memory_is_constant_where_the_mixer_has_a_state(name):
     cache, sizes = Cache(), []
     for _ in range(3):
         feed(model, [1] * 30, cache)
-        sizes.append(cache.memory_bytes())
+        sizes.append(memory_bytes(cache))
     grows = "attention" in types and not changed.get("attention", {}).get("window_size")
     assert (sizes[0] < sizes[1] < sizes[2]) if grows else (sizes[0] == sizes[1] == sizes[2])

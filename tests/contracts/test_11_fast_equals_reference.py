@@ -8,13 +8,14 @@ import pytest
 import torch
 from logged import logged_to
 
-from longfire import ops
 from longfire.config.run import Run
 from longfire.doctor.check import CASES
 from longfire.doctor.op_cases import DTYPES, SIZES, Draw, errors, results, tolerance
 from longfire.initialise import build
 from longfire.model import Model
-from longfire.ops import attention, delta_rule, linear_attention, short_conv
+from longfire.ops import attention, delta_rule, forms, linear_attention, short_conv
+from longfire.ops.choice import RECURRENT, choose
+from longfire.ops.forms import OPS, Choice
 from longfire.training.setup import make_state
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
     ids_BT = torch.randint(97, (2, 70), generator=torch.Generator().manual_seed(0))
 
     def logits_and_gradients(wanted):
-        ops.choose(CPU, wanted)
+        choose(CPU, wanted)
         model: Model = build(shape, 0)
         logits_BTW = model.logits(model(ids_BT))
         logits_BTW.logsumexp(-1).sum().backward()
@@ -71,9 +72,8 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
 
     fast, fast_gradients = logits_and_gradients("torch")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (linear_attention, delta_rule, short_conv):
-            patch.setitem(module.FORMS, "torch", None)  # calling it would raise
-        patch.setattr(attention, "kernel", None)
+        for module in (linear_attention, delta_rule, short_conv, attention):
+            patch.delitem(module.FORMS.forms, "torch")  # choosing it would raise
         slow, slow_gradients = logits_and_gradients("reference")
     # fp32: 3 layers of some 10 operations, each off by a rounding of 1e-7 or so
     assert (fast - slow).abs().max() <= 1e-5 * slow.abs().max()
@@ -90,14 +90,12 @@ def test_the_choice_and_its_reason_are_told_once(tmp_path):
         make_state(run, 300, CPU)
     told = [note for note in notes if note.startswith("kernels")]
     assert len(told) == 1
-    assert told[0] == f"kernels: {', '.join(ops.OPS)}: reference (model.kernels = reference)"
+    assert told[0] == f"kernels: {', '.join(OPS)}: reference (model.kernels = reference)"
 
 
 def test_a_chosen_kernel_that_is_not_there_raises(monkeypatch):
     """fla is chosen and cannot run here (no package, or no GPU): an error, never our own form in its place."""
-    monkeypatch.setattr(
-        ops, "_choices", {op: ops.Choice("fla", "for the test") for op in ops.RECURRENT}
-    )
+    monkeypatch.setattr(forms, "decided", {op: Choice("fla", "for the test") for op in RECURRENT})
     q = torch.randn(1, 16, 2, 16)
     with pytest.raises((ImportError, RuntimeError, ValueError)):
         linear_attention.linear_attention(q, q, q)

@@ -7,7 +7,6 @@ from conftest import MIXER_SETTINGS, tiny_config, tiny_model
 from sets import slow_unless
 from torch import Tensor
 
-from longfire import ops
 from longfire.checkpoint.state import State
 from longfire.config.settings import ActivationCheckpoint, Optimizer, Training
 from longfire.data.batch import Batch
@@ -20,6 +19,7 @@ from longfire.initialise import build
 from longfire.mixers import MIXERS
 from longfire.mixers.mixer import Cache, Sequence
 from longfire.model import Model
+from longfire.ops.choice import choose
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
@@ -220,7 +220,7 @@ def test_promise_11_the_fast_forms_equal_the_slow_ones(mixer):
     shape, ids_BT = tiny_config(mixer, initializer_range=0.2), ids_of(2, 70)
     found = {}
     for wanted in ("torch", "reference"):
-        ops.choose(CPU, wanted)
+        choose(CPU, wanted)
         model = build(shape, 0)
         found[wanted] = (model.logits(model(ids_BT)).detach(), gradients(model, ids_BT))
     (fast_BTW, fast), (slow_BTW, slow) = found["torch"], found["reference"]

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from worlds import in_processes
 
-from longfire.ops import blockwise, chunkwise, low_rank, selective_scan, value_tree
+from longfire.ops import blockwise
+from longfire.ops.fast import chunkwise, low_rank, selective_scan, value_tree
 from longfire.parallel import collectives
 
 B, N, H, T, C, K, V = 2, 3, 2, 2 * selective_scan.TOKENS - 3, 8, 4, 6

@@ -4,8 +4,9 @@ together, an optimizer that is not proven for the plan."""
 from collections.abc import Iterator
 
 from longfire.config import settings
-from longfire.config.model_config import PUBLISHED, ModelConfig, TransformersConfig, mixer_of
+from longfire.config.model_config import PUBLISHED, ModelConfig, mixer_of
 from longfire.config.run_settings import RunSettings
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.parallel.plan import DEGREES, MESH_DIM
 

@@ -4,8 +4,8 @@ meaning for so many processes."""
 from collections.abc import Iterator
 
 from longfire.config import settings
-from longfire.config.model_config import TransformersConfig
 from longfire.config.run_settings import RunSettings
+from longfire.config.transformers_config import TransformersConfig
 from longfire.parallel import stages
 from longfire.training import lengths
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from longfire.config.model_config import ModelConfig, TransformersConfig, mixer_of
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.run_settings import RunSettings
+from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.plural import counted
 from longfire.training.schedule import read_plan

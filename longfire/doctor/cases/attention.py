@@ -5,6 +5,7 @@ from functools import partial
 
 from longfire.doctor.op_cases import Case, Draw, Inputs, Sizes
 from longfire.ops import attention
+from longfire.ops.fast.attention import BLOCK
 
 
 def attention_inputs(
@@ -44,7 +45,7 @@ def cases() -> Iterator[Case]:
         "grouped heads": {"heads": 2},
         "own value size, own scale": {"own_value_size": True, "scale": 0.3},
         "window": {"window": 9},
-        "window, longer than a block": {"window": 40, "longer": attention.BLOCK, "heads": 1},
+        "window, longer than a block": {"window": 40, "longer": BLOCK, "heads": 1},
         "documents": {"documents": True},
         "window, documents, 1 kv head": {"window": 9, "documents": True, "heads": 1},
         "queries are the last third": {"queries": 1 / 3, "heads": 2},
@@ -52,10 +53,3 @@ def cases() -> Iterator[Case]:
     }
     for name, options in whole.items():
         yield Case(attention, "attention", name, partial(attention_inputs, **options))
-
-    parts: dict[str, Inputs] = {
-        "causal": {"causal": True},
-        "all keys, grouped heads": {"causal": False, "heads": 2, "queries": 1 / 3},
-    }
-    for name, options in parts.items():
-        yield Case(attention, "attention_parts", name, partial(attention_inputs, **options))

@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import Cache as TransformersCache
 
 from longfire.mixers.cache import Cache
+from longfire.mixers.cache_rows import selected
 
 
 class GenerationCache(TransformersCache):
@@ -35,13 +36,13 @@ class GenerationCache(TransformersCache):
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.kept = self.kept.select(indices.tolist())
+        self.kept = selected(self.kept, indices.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         numbers: list[int] = []
         for number in range(self._sequences()):
             numbers += [number] * repeats
-        self.kept = self.kept.select(numbers)
+        self.kept = selected(self.kept, numbers)
 
     def _sequences(self) -> int:
         """How many sequences the cache is of."""

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from longfire import ops
 from longfire.huggingface.own_class.cache import GenerationCache
 from longfire.huggingface.own_class.config import LongfireConfig
 from longfire.huggingface.own_class.padding import is_padded_on_the_right, left_padding, sequence_of
 from longfire.initialise import build, initialise
 from longfire.mixers.mixer import Sequence
 from longfire.model import Block, Model
+from longfire.ops.choice import choose_where_nobody_has
 
 
 class CheckpointedModel(Model):
@@ -126,7 +126,7 @@ class LongfireForCausalLM(PreTrainedModel, GenerationMixin):
         Activations have the type that torch's autocast asks for, else the embedding's.
         """
         device = self.model.embed.weight.device
-        ops.choose_where_nobody_has(device)
+        choose_where_nobody_has(device)
         autocasts = torch.is_autocast_enabled(device.type)
         dtype = self.model.embed.weight.dtype
         if autocasts:

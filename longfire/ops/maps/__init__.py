@@ -18,7 +18,7 @@ selective_scan.py    of Mamba's scan
 
 from longfire.lazy_table import LazyTable
 from longfire.ops.maps.contract import Recurrence
-from longfire.ops.sequence_ops import RecurrenceOp
+from longfire.ops.recurrence import RecurrenceOp
 
 # Name of an op -> what is known of it over segments, in a file that is read when it is asked for.
 RECURRENCES: LazyTable[Recurrence] = LazyTable(

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.ops import chosen
-from longfire.ops.chunkwise import scan, segments_of
+from longfire.ops.fast.chunkwise import scan, segments_of
+from longfire.ops.forms import chosen
 
 STATE = "initial_state_BHKV"
 

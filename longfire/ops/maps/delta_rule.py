@@ -5,10 +5,11 @@ from functools import partial
 
 from torch import Tensor
 
-from longfire.ops import delta_rule as delta
-from longfire.ops import low_rank
-from longfire.ops.chunkwise import chunk_size, chunked, segments_of, step_decays
+from longfire.ops.delta_rule import delta_rule
 from longfire.ops.documents import Documents, continues
+from longfire.ops.fast import delta_rule as chunkwise
+from longfire.ops.fast import low_rank
+from longfire.ops.fast.chunkwise import chunk_size, chunked, segments_of, step_decays
 from longfire.ops.linear import working_dtype
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
 
@@ -35,7 +36,7 @@ def delta_rule_map(
             size = chunk_size(k.shape[1])
             decay = chunked(step_decays(g_, continues_BT, k), size, fill=1.0)
             k, v, beta = (chunked(x.to(dtype), size) for x in (k, v, beta))
-            yield delta.chunk_maps(k, v, beta, decay)
+            yield chunkwise.chunk_maps(k, v, beta, decay)
 
     return folded(maps())
 
@@ -54,9 +55,9 @@ def delta_rule_around(
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH[..., None], g, continues(documents))
-    return around(partial(delta.work, scale=scale), low_rank.read, inputs, state_before).to(
+    return around(partial(chunkwise.work, scale=scale), low_rank.read, inputs, state_before).to(
         q_BTHK.dtype
     )
 
 
-RECURRENCE = Recurrence(delta.delta_rule, delta_rule_map, STATE, delta_rule_around)
+RECURRENCE = Recurrence(delta_rule, delta_rule_map, STATE, delta_rule_around)

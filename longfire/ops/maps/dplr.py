@@ -5,10 +5,11 @@ from functools import partial
 
 from torch import Tensor
 
-from longfire.ops import dplr as general
-from longfire.ops import low_rank
-from longfire.ops.chunkwise import chunk_size, chunked, segments_of, step_decays
 from longfire.ops.documents import Documents, continues
+from longfire.ops.dplr import dplr
+from longfire.ops.fast import dplr as chunkwise
+from longfire.ops.fast import low_rank
+from longfire.ops.fast.chunkwise import chunk_size, chunked, segments_of, step_decays
 from longfire.ops.linear import working_dtype
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
 
@@ -35,9 +36,9 @@ def dplr_map(
             assert k is not None and v is not None and c is not None and b is not None
             size = chunk_size(k.shape[1])
             decay = chunked(step_decays(g, continues_BT, k), size, fill=1.0)
-            c = general.of_own_document(c, continues_BT)
+            c = chunkwise.of_own_document(c, continues_BT)
             k, v, c, b = (chunked(x.to(dtype), size) for x in (k, v, c, b))
-            yield general.chunk_maps(k, v, c, b, decay)
+            yield chunkwise.chunk_maps(k, v, c, b, decay)
 
     return folded(maps())
 
@@ -57,9 +58,9 @@ def dplr_around(
     """Outputs alone, of tokens whose state before them follows from their own map (`around`)."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, c_BTHK, b_BTHK, g_BTHK, continues(documents))
-    return around(partial(general.work, scale=scale), low_rank.read, inputs, state_before).to(
+    return around(partial(chunkwise.work, scale=scale), low_rank.read, inputs, state_before).to(
         q_BTHK.dtype
     )
 
 
-RECURRENCE = Recurrence(general.dplr, dplr_map, STATE, dplr_around)
+RECURRENCE = Recurrence(dplr, dplr_map, STATE, dplr_around)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longfire.ops import linear_attention as plain
 from longfire.ops.documents import Documents, continues
+from longfire.ops.fast.linear_attention import read, work
 from longfire.ops.linear import working_dtype
+from longfire.ops.linear_attention import linear_attention
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around
 
 
@@ -81,11 +82,7 @@ def linear_attention_around(
     without gv, and as many heads of k as of v."""
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q_BTHK, k_BTHK, v_BTHV, g, continues(documents))
-    return around(partial(plain.work, scale=scale), plain.read, inputs, state_before).to(
-        q_BTHK.dtype
-    )
+    return around(partial(work, scale=scale), read, inputs, state_before).to(q_BTHK.dtype)
 
 
-RECURRENCE = Recurrence(
-    plain.linear_attention, linear_attention_map, STATE, linear_attention_around
-)
+RECURRENCE = Recurrence(linear_attention, linear_attention_map, STATE, linear_attention_around)

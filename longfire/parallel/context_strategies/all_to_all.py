@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from longfire.ops.attention import multipliable
+from longfire.ops.fast.attention import multipliable
 from longfire.ops.linear import in_fp32
 from longfire.parallel import cost
 from longfire.parallel.collectives import gathered, group_known_as

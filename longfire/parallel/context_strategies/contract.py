@@ -56,7 +56,7 @@ class AttentionCall:
             self.dropout,
             self.first_head,
         )
-        fused = made.fused and self.local.attention is not attention_reference
+        fused = made.fused and self.local.attend is not attention_reference
         return made._replace(chunks=self.local.chunks, fused=fused)
 
 

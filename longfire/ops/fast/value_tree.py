@@ -1,12 +1,12 @@
 """Decays of the channels of values inside a chunk, merged as `decay_tree` merges those of keys
-(ops/chunkwise.py)."""
+(chunkwise.py)."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longfire.ops.chunkwise import (
+from longfire.ops.fast.chunkwise import (
     below_diagonal,
     block_sizes,
     early_of,

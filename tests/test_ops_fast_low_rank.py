@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from longfire.ops import low_rank
-from longfire.ops.chunkwise import scan
-from longfire.ops.low_rank import LowRank, UnitLowerSolve, scan_low_rank, unit_lower_inverse
+from longfire.ops.fast import low_rank
+from longfire.ops.fast.chunkwise import scan
+from longfire.ops.fast.low_rank import LowRank, UnitLowerSolve, scan_low_rank, unit_lower_inverse
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 64])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longfire.ops.chunkwise import below_diagonal, on_diagonal, plus_product
+from longfire.ops.fast.chunkwise import below_diagonal, on_diagonal, plus_product
 
 
 class LowRank(NamedTuple):

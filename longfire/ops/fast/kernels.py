@@ -19,6 +19,7 @@ from fla.ops.simple_gla import chunk_simple_gla
 from torch import Tensor
 
 from longfire.ops.documents import Documents
+from longfire.ops.linear_attention import for_heads_of
 
 
 def linear_attention(
@@ -34,6 +35,7 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has
     no chunks for it alone."""
+    q_BTHK, k_BTHK = for_heads_of(v_BTHV, q_BTHK, k_BTHK)
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
     groups = q_BTHK.shape[2] // k_BTHK.shape[2]
     assert gv is None or groups == 1, "the caller takes one set of queries at a time"

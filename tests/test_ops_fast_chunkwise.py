@@ -6,10 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longfire.ops import chunkwise
-from longfire.ops.delta_rule import delta_rule_chunkwise, delta_rule_reference
-from longfire.ops.dplr import dplr_chunkwise, dplr_reference
-from longfire.ops.linear_attention import linear_attention_chunkwise, linear_attention_reference
+from longfire.ops.delta_rule import delta_rule_reference
+from longfire.ops.dplr import dplr_reference
+from longfire.ops.fast import chunkwise
+from longfire.ops.fast.delta_rule import delta_rule_chunkwise
+from longfire.ops.fast.dplr import dplr_chunkwise
+from longfire.ops.fast.linear_attention import linear_attention_chunkwise
+from longfire.ops.linear_attention import linear_attention_reference
 
 FORMS = {
     "linear_attention": (linear_attention_chunkwise, linear_attention_reference),

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longfire.ops import as_on_cuda
 from longfire.ops.linear import working_dtype
+from longfire.ops.pretending import as_on_cuda
 
 # tokens. 32 and 128 were slower by 5 to 40 % on a 2-core CPU (B 1, T 2048, H 4, K 64, V 128).
 CHUNK = 64
@@ -39,14 +39,6 @@ CHUNK = 64
 # of them stays in cache. With four times as many DPLR takes 1.1 to 1.35 times as long, vector
 # decays up to 1.2; scalar decays 0.96 to 1.01.
 SEGMENT_NUMBERS = 2**21
-
-
-def start(state_BHKV: Tensor | None, q_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
-    """The state before the first token, zeros if None, in the working dtype."""
-    (B, _, H, V), dtype = v_BTHV.shape, working_dtype(q_BTHK)
-    if state_BHKV is None:
-        return q_BTHK.new_zeros(B, H, q_BTHK.shape[-1], V, dtype=dtype)
-    return state_BHKV.to(dtype)
 
 
 def chunk_size(tokens: int) -> int:

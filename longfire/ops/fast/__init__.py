@@ -1,0 +1,20 @@
+"""The fast forms of ops. What they compute is said, and written out, in ops/; nothing here has to
+be read to follow a model. Only files of ops/ import kernel libraries.
+
+linear.py            products with master weights that are rounded to the input's type
+norm.py              RMS norm on a CPU
+mlp.py               activations of MLPs that keep less for the backward
+rope.py              rotary positions written into place
+dropout.py           dropout that keeps the tokens' noise alone
+attention.py         softmax attention by torch's fused kernels
+attention_parts.py   the same in parts that join
+short_conv.py        the short convolution as a sum of shifted rows
+chunkwise.py         what every chunkwise recurrence is made of
+value_tree.py        decays of the channels of values inside a chunk
+low_rank.py          what the delta rule and DPLR share
+linear_attention.py  linear attention by chunks of tokens
+delta_rule.py        the delta rule by chunks of tokens
+dplr.py              diagonal plus low rank by chunks of tokens
+selective_scan.py    Mamba's scan, its states made for a chunk of tokens at a time
+kernels.py           fla's kernels behind our signatures
+"""
