@@ -27,6 +27,8 @@ def setting(
     )
 
 
+# The files of parallel/context_strategies
+ContextStrategyName = Literal["ring", "allgather", "alltoall"]
 # which parts of a block are recomputed in the backward
 Remat = Literal["none", "block", "mlp", "attention", "attention+mlp"]
 
@@ -399,7 +401,7 @@ class Parallelism:
     tensor_parallel_degree: int = setting(1, "processes that share each matrix", POSITIVE)
     pipeline_parallel_degree: int = setting(1, "processes that share the layers", POSITIVE)
     context_parallel_degree: int = setting(1, "processes that share each sequence", POSITIVE)
-    context_parallel_strategy: Literal["auto", "ring", "allgather", "alltoall"] = setting(
+    context_parallel_strategy: Literal["auto", ContextStrategyName] = setting(
         "auto",
         "how softmax attention looks over them. ring: keys and values pass from one to the next "
         "while others are worked on; allgather: all keys and values come to all; alltoall: each "

@@ -1,5 +1,5 @@
-"""One file -> its records: jsonl, json, parquet, arrow, text. A new format is one function and one
-line of `FORMATS`. tables.py and text_files.py hold the readers of tables and of plain text.
+"""One file -> its records: jsonl, json, parquet, arrow, text. A new format is one file and one line
+of `FORMATS`. tables.py and text_files.py hold the readers of tables and of plain text.
 
 A reader is a generator `(file, record_format, row, offset) -> Iterator[Record]` that begins after
 record number `row`, without reading what comes before where the format allows that. A record that
@@ -13,30 +13,27 @@ from pathlib import Path
 import pyarrow as pa
 
 from longfire.data.compressed import ERRORS, compression_of
-from longfire.data.json_files import read_json, read_jsonl
 from longfire.data.record_format import RecordFormat
 from longfire.data.records import Record, Texts
-from longfire.data.tables import read_arrow, read_parquet
 from longfire.data.text_files import read_split_text, read_text
 from longfire.errors import DataError
+from longfire.lazy_table import LazyTable
 
 Reader = Callable[[Path, RecordFormat, int, int], Iterator[Record]]
 
-FORMATS: dict[str, Reader] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".json": read_json,
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
-    ".txt": read_text,
-    ".text": read_text,
-    ".md": read_text,
-    ".rst": read_text,
-    ".tex": read_text,
-    ".py": read_text,
-}
+TEXT = "longfire.data.text_files:read_text"
+FORMATS: LazyTable[Reader] = LazyTable(
+    {
+        ".jsonl": "longfire.data.json_files:read_jsonl",
+        ".ndjson": "longfire.data.json_files:read_jsonl",
+        ".json": "longfire.data.json_files:read_json",
+        ".parquet": "longfire.data.tables:read_parquet",
+        ".arrow": "longfire.data.tables:read_arrow",
+        **dict.fromkeys((".txt", ".text", ".md", ".rst", ".tex", ".py"), TEXT),
+    }
+)
 TABLE_FORMATS = (".parquet", ".arrow")  # have their own compression
-TEXT_FORMATS = tuple(suffix for suffix, reader in FORMATS.items() if reader is read_text)
+TEXT_FORMATS = tuple(suffix for suffix, place in FORMATS.places.items() if place == TEXT)
 
 
 def read(

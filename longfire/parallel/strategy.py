@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
+from longfire.config.settings import ContextStrategyName
 from longfire.parallel import cost
 from longfire.parallel.context_cost import (
     BYTES,
@@ -29,7 +30,7 @@ class Ranked:
     """One strategy for all softmax layers of a micro-batch. held: bytes, at the fullest of them;
     seconds: what it adds to them."""
 
-    strategy: str
+    strategy: ContextStrategyName
     bytes: float
     seconds: float
     held: float

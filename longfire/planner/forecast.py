@@ -3,7 +3,7 @@ step takes."""
 
 from dataclasses import dataclass, field
 
-from longfire.config.settings import Remat
+from longfire.config.settings import ContextStrategyName, Remat
 from longfire.parallel.axes import AXES
 from longfire.parallel.context_cost import tokens_here
 
@@ -27,7 +27,7 @@ class Plan:
     remat: Remat
     batch_size: int
     microbatches: int
-    strategy: str = "ring"
+    strategy: ContextStrategyName = "ring"
     layout: str = "contiguous"
 
     @property

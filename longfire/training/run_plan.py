@@ -2,11 +2,11 @@
 
 import logging
 from dataclasses import replace
-from typing import Literal, cast
 
 import torch
 
 from longfire.config.run import Run
+from longfire.config.settings import ContextStrategyName
 from longfire.model import Model
 from longfire.optim import rule_of, updates_of
 from longfire.parallel import cost, strategy
@@ -25,7 +25,9 @@ def with_context_strategy(run: Run, dtype: torch.dtype, device: torch.device, me
     parallelism = run.parallelism
     if mesh.size("cp") == 1 or parallelism.context_parallel_strategy != "auto":
         return run
-    chosen = "ring"  # of a model without softmax attention: nothing asks for it
+    chosen: ContextStrategyName = (
+        "ring"  # of a model without softmax attention: nothing asks for it
+    )
     with mesh.raise_on_all_ranks():
         if mesh.rank() == 0:
             planner = Planner(run, cost_device(device), name_of(dtype), device.type == "cuda")
@@ -34,7 +36,7 @@ def with_context_strategy(run: Run, dtype: torch.dtype, device: torch.device, me
             if ranked:
                 chosen = ranked[0].strategy
                 logger.info(f"context: {strategy.describe(ranked, planner.cut(plan))}")
-    chosen = cast(Literal["ring", "allgather", "alltoall"], mesh.broadcast_object(chosen))
+    chosen = mesh.broadcast_object(chosen)
     return replace(run, parallelism=replace(parallelism, context_parallel_strategy=chosen))
 
 

@@ -3,7 +3,7 @@
 One object in one file: how it runs, what it costs, and which heads it cannot share. It is given its
 process groups, one for each mesh axis that it goes over. Today's three take one group. A ring over
 all-to-all would take two, groups = (ring, heads): heads in exchange for tokens within `heads`, as
-all_to_all.py does, and in place of the local attention there that of ring.py within `ring`, on the
+alltoall.py does, and in place of the local attention there that of ring.py within `ring`, on the
 longer segments that the exchange makes.
 """
 

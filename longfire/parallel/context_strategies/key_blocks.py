@@ -3,7 +3,7 @@
 What is computed is decided on positions (ops/attention_blocks.py): a segment of keys that no query
 sees here is not computed. All sums are fp32 (float64 for float64 inputs), the gradients that travel
 too; q, k, v, the output and its logsumexp are all that is kept for the backward. How keys come and
-their gradients go home is a KeyBlockStrategy: ring.py, all_gather.py.
+their gradients go home is a KeyBlockStrategy: ring.py, allgather.py.
 """
 
 from abc import ABC, abstractmethod
