@@ -129,6 +129,22 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ),
         ({"data.dataset": "a,b", "data.data_probs": "1,0"}, "each share must be positive"),
         ({"data.streaming": "true", "data.shuffle": "global"}, 'use "window" or "auto"'),
+        (
+            {"data.dataset": "a", "data.record_format": "tokens", "data.fields": "[a],b"},
+            "data.fields = '[a],b' is read of no source: data.record_format = ['tokens'] has no",
+        ),
+        (
+            {"data.dataset": "a,b", "data.record_format": "text,", "data.document_end": "<eos>"},
+            "data.document_end = '<eos>' is read of no source",
+        ),
+        (
+            {"data.dataset": "a,embedded", "data.fields": "[a],b"},
+            "data.dataset = embedded holds text, and it is to be read as fields",
+        ),
+        (
+            {"data.dataset": "embedded", "data.record_format": "tokens"},
+            "data.dataset = embedded holds text, and it is to be read as tokens",
+        ),
         ({"data.validation_fraction": "0"}, "leaves nothing to evaluate"),
         (
             {"data.dataset": "embedded", "data.validation": "embedded"},
@@ -165,6 +181,11 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
 def test_what_cannot_be_is_told_with_the_mend(folder, overrides, told):
     with pytest.raises(SettingsError, match=re.escape(told)):
         compose(folder, **overrides)
+
+
+def test_sources_of_text_beside_those_of_records(folder):
+    several = {"data.dataset": "a,b,embedded", "data.document_end": "<eos>"}
+    compose(folder, **several, **{"data.record_format": "tokens,,text", "data.fields": "[a],b"})
 
 
 def test_a_warm_up_that_is_longer_than_the_run_is_cut_and_said(folder):

@@ -66,6 +66,7 @@ CHATS = [
 
 
 def prepared_of(folder: Path, tokenizer: Path, *chats: object, **changes) -> Prepared:
+    folder.mkdir(exist_ok=True)
     file = folder / "chats.jsonl"
     file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     data = settings.Data(
@@ -96,6 +97,49 @@ def test_ids_and_mask_are_those_of_transformers(tokenizer, tmp_path):
     assert stream.loss_mask(0, stream.length).tolist() == [bool(m) for m in mask]
     assert stream.ends[:].tolist() == ends
     assert 0 < sum(mask) < len(mask)
+
+
+CALLS = """\
+{%- if tools is not none %}tools{% endif -%}
+{%- if documents is not none %}documents{% endif -%}
+{%- for message in messages -%}
+    {{ message.role }}: {{ message.content }}
+    {%- if message.tool_calls %}{{ message.tool_calls | tojson }}
+        {{- message.tool_calls | tojson(indent=2, separators=(',', ':'), sort_keys=true) }}
+    {%- endif %}{{ eos_token }}
+{%- endfor -%}
+"""
+
+
+def test_what_a_template_is_given_is_that_of_transformers(tmp_path):
+    """Tools and documents, which are none, and JSON that is not written for HTML."""
+    call = {"name": "a", "arguments": {"é": "<b href='x'> & \"c\""}}
+    asks = {"role": "assistant", "content": "", "tool_calls": [call]}
+    messages = [*messages_of("a", "b"), asks]
+    folder = tokenizer_with(tmp_path / "calls", CALLS)
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    expected = theirs.apply_chat_template(messages, tokenize=False)
+    ours = chat_encoder(from_folder(folder)).render(messages)
+    assert ours == expected
+    assert "<b href='x'> &" in ours
+
+
+def test_the_default_of_several_templates(tokenizer, tmp_path):
+    """As tokenizer_config.json lists them."""
+    chat = {"messages": CHATS[0]}
+    one = prepared_of(tmp_path, tokenizer, chat).stores[0].train
+    (tokenizer / "chat_template.jinja").unlink()
+    file = tokenizer / "tokenizer_config.json"
+    templates = [{"name": "x", "template": "x"}, {"name": "default", "template": TEMPLATE}]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": templates}))
+    several = prepared_of(tmp_path / "several", tokenizer, chat).stores[0].train
+    assert several.tokens(0, several.length).tolist() == one.tokens(0, one.length).tolist()
+
+
+def test_a_template_that_writes_nothing_makes_no_document(tmp_path):
+    encoded, problem = encoded_by("{# nothing #}", tmp_path)
+    assert encoded is None
+    assert problem == "the chat template writes nothing for it"
 
 
 def test_only_the_answers_are_learned(tokenizer, tmp_path):
@@ -134,6 +178,14 @@ WRONG = {
     "text": ({"messages": "x"}, "'messages' holds str, not messages"),
     "no role": ({"messages": [{"content": "x"}]}, "message 1 is no object with a `role`"),
     "no text": ({"messages": [{"role": "user", "content": ["x"]}]}, "message 1 has no text"),
+    "half a character": (
+        {"messages": messages_of("a", "b\ud83d")},
+        "`content` of message 2: half a surrogate pair at character 1",
+    ),
+    "half a character as a role": (
+        {"messages": [{"role": "\ud83d", "content": "a"}]},
+        "what the chat template writes: half a surrogate pair",
+    ),
     "special": (
         {"messages": messages_of("a", "b<eos>c")},
         r"`content` of message 2 holds '<eos>', which is a special token",

@@ -385,3 +385,36 @@ def test_rows_of_a_dataset_of_the_hub():
     assert [d.content.ids.tolist() for d in documents] == [r["input_ids"] for r in rows_of(30)]
     masks = [document.content.loss_mask.astype(int).tolist() for document in documents]
     assert masks == [row["loss_mask"] for row in rows_of(30)]
+
+
+def test_nearly_everything_is_kept_for_validation(tmp_path):
+    """Of few rows the ends are kept: here the end of a row is all of it."""
+    rows = only(rows_of(3, length=400), "input_ids", "loss_mask")
+    entry = write_jsonl(tmp_path, [*rows, {"input_ids": [7, 8]}])
+    store = prepared_of(entry, validation_fraction=0.9999).stores[0]
+    assert store.train.tokens(0, store.train.length).tolist() == [7, 8]
+    assert (store.validation.length, store.validation.documents) == (1200, 3)
+
+
+def test_rows_of_which_no_token_counts_are_refused(tmp_path):
+    """Every time; a few that count are enough."""
+    rows = [{**GOOD, "loss_mask": [0, 0, 0]}] * 20
+    entry = write_jsonl(tmp_path, rows)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"none of its 60 tokens counts in the loss"):
+            prepared_of(entry)
+    write_jsonl(tmp_path, [*rows, GOOD])
+    assert prepared_of(entry).stores[0].train.loss_tokens == 3
+
+
+def test_the_bytes_of_a_row_that_is_cut_are_those_of_its_ids(tmp_path):
+    """Bits per byte of the end divide by them. Here <eos>, which has none, fills the beginning."""
+    row = {"input_ids": [257] * 1200 + list(b"x" * 800) + [257]}
+    entry = write_jsonl(tmp_path, [row])
+    store = prepared_of(entry, validation_fraction=0.25).stores[0]
+    assert store.validation.length == 500
+    assert store.validation.bytes[:].tolist() == [499]
+    assert store.train.bytes[:].tolist() == [301]
+    ended = prepared_of(entry, validation_fraction=0.25, document_end="<eos>").stores[0]
+    assert ended.validation.bytes[:].tolist() == [499]
+    assert ended.train.bytes[-1:].tolist() == [301]

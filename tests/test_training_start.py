@@ -13,6 +13,7 @@ from longfire.cli import main
 from longfire.config.run import Run
 from longfire.data import background
 from longfire.data.tokens import TokenStore
+from longfire.data.validation import is_validation
 from longfire.evaluation import evaluate
 from longfire.training.loop import train as train_run
 
@@ -318,6 +319,21 @@ def test_records_of_which_no_token_counts_are_refused(folder, capsys):
     said = train(capsys, 3, training__steps=1, **masked_rows(0))
     assert "rows.jsonl: none of its" in said
     assert "counts in the loss" in said
+
+
+def test_validation_records_of_which_no_token_counts(folder, capsys):
+    """The warning does not say that there are none."""
+    rows = masked_rows(5)
+    lines = Path("rows.jsonl").read_text().splitlines()
+    kept = [number for number in range(1, 61) if is_validation(f"rows.jsonl:{number}", 0.3)]
+    for number in kept:
+        lines[number - 1] = json.dumps({"input_ids": [9] * 20, "loss_mask": [0] * 20})
+    Path("rows.jsonl").write_text("\n".join(lines))
+    said = train(capsys, training__steps=2, eval__at_end="true", **rows)
+    tokens = 20 * len(kept)
+    assert tokens
+    assert f"none of the {tokens} validation tokens of rows.jsonl counts in the loss" in said
+    assert "no BOS or EOS is added to records of tokens" in said
 
 
 def test_steps_without_a_token_that_counts_go_on(folder, capsys):

@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
 )
 # The parts of a tokenizer.json that decide which ids a text has, besides its vocabulary.
 RULES = ("normalizer", "pre_tokenizer", "model")
+WITH_OWN_ENDS = ("chat", "tokens")  # record formats whose records have BOS and EOS of their own
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,17 @@ def difference(theirs: Tokenizer, ours: Tokenizer) -> str:
     return ""
 
 
-def tokenizer_line(tokenizer: Tokenizer, wanted: settings.Tokenizer) -> str:
-    """What a run prints of its tokenizer: name, size, and what stands around each document."""
+def tokenizer_line(
+    tokenizer: Tokenizer, wanted: settings.Tokenizer, record_formats: tuple[str, ...] = ()
+) -> str:
+    """What a run prints of its tokenizer: name, size, and what stands around each document.
+    record_formats: of its sources, as data.record_format names them."""
+    if record_formats and set(record_formats) <= set(WITH_OWN_ENDS):
+        names = " and ".join(sorted(set(record_formats)))
+        return (
+            f"tokenizer: {wanted.path}, {tokenizer.vocab_size:,} entries, no BOS or EOS is added "
+            f"to records of {names}"
+        )
     bos = f"BOS {tokenizer.bos} before each document" if wanted.add_bos else "no BOS"
     eos = f"EOS {tokenizer.eos} after each" if wanted.add_eos else "no EOS"
     return f"tokenizer: {wanted.path}, {tokenizer.vocab_size:,} entries, {bos}, {eos}"

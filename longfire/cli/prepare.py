@@ -26,7 +26,7 @@ def prepare(words: Sequence[str]) -> int:
     from longfire.data.prepare import verify
 
     with make_stores(run.data, run.tokenizer) as prepared:
-        print(tokenizer_line(prepared.tokenizer, run.tokenizer))
+        print(tokenizer_line(prepared.tokenizer, run.tokenizer, run.data.record_format))
         if options.verify:
             verify(prepared)
     return 0

@@ -41,6 +41,7 @@ RULES = (
     Rule(model.of_optimizer),
     Rule(model.of_backend),
     Rule(data.of_data),
+    Rule(data.of_records),
     Rule(data.of_validation),
     Rule(data.of_tokenizer),
     Rule(data.of_start, "started"),

@@ -8,6 +8,7 @@ model would have to write: from where the template asks for an answer (add_gener
 where it ends the turn.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ from tokenizers import Tokenizer as Backend
 from longfire.data.losses import Losses
 from longfire.data.manifest import checksum
 from longfire.data.record_format import Chat, Content, Encoded, EndTokens
-from longfire.data.records import missing_field, repeated_field
+from longfire.data.records import as_text, missing_field, repeated_field
 from longfire.data.token_bytes import byte_lengths
 from longfire.data.token_record import document_record
 from longfire.data.tokenizer import Tokenizer
@@ -86,6 +87,9 @@ class Chats:
                 return "", f"message {number} is no object with a `role`"
             if not isinstance(message.get("content"), str):
                 return "", f"message {number} has no text as its `content`"
+            _, problem = as_text(message["content"])
+            if problem:
+                return "", f"`content` of message {number}: {problem}"
             # a table has every key in every row, with null where a message has none
             checked.append({key: value for key, value in message.items() if value is not None})
         return Chat(tuple(checked)), ""
@@ -102,11 +106,24 @@ def template_of(tokenizer: Tokenizer) -> str:
     """The chat template of a tokenizer. Raises SettingsError where it has none."""
     template = tokenizer.carried.files.get(CHAT)
     if template is None:
+        template = default_of(tokenizer.carried.config.get("chat_template"))
+    if template is None:
         raise SettingsError(
             f'data.record_format = "chat": the tokenizer {tokenizer.where} has no chat template; '
             f"put one beside its tokenizer.json as {CHAT}, or name another in tokenizer.path"
         )
     return template
+
+
+def default_of(templates: object) -> str | None:
+    """The template of this name among several, as tokenizer_config.json lists them."""
+    if not isinstance(templates, list):
+        return None
+    for named in templates:
+        if isinstance(named, Mapping) and named.get("name") == "default":
+            template = named.get("template")
+            return template if isinstance(template, str) else None
+    return None
 
 
 @lru_cache(4)
@@ -135,7 +152,9 @@ class ChatEncoder:
                 f"the chat template of the tokenizer {tokenizer.where} cannot be read "
                 f"({first_line(error)}); correct {CHAT} beside its tokenizer.json"
             ) from error
-        self.names: dict[str, object] = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+        # transformers gives both of these, and templates test them for none
+        self.names: dict[str, object] = {"tools": None, "documents": None}
+        self.names |= {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
         for key, value in tokenizer.carried.config.items():
             if key.endswith("_token") and isinstance(value, str):
                 self.names.setdefault(key, value)
@@ -150,8 +169,13 @@ class ChatEncoder:
             spans = list(self.answers(chat.messages, text))
         except TEMPLATE_ERRORS as error:
             return None, f"the chat template does not take it: {first_line(error)}"
+        _, problem = as_text(text)
+        if problem:
+            return None, f"what the chat template writes: {problem}"
         encoding = self.backend.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, self.tokenizer.dtype)
+        if not len(ids):
+            return None, "the chat template writes nothing for it"
         places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         loss_mask = np.zeros(len(ids), bool)
         for start, stop in spans:
@@ -222,9 +246,27 @@ def sandbox() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
     )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+    environment.filters["tojson"] = json_text
     environment.globals["raise_exception"] = refuse
     return environment
+
+
+def json_text(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter `tojson`, as in transformers: that of Jinja escapes `<`, `>`, `&` and `'`, as HTML
+    needs it."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def refuse(message: str) -> NoReturn:

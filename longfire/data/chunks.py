@@ -139,7 +139,8 @@ class GatheredRecords:
         encoded, problem = self.record_format.encode(document.content, self.tokenizer, self.ends)
         if encoded is None:
             return problem
-        for part, is_validation in self.split.record_parts(document.identity, encoded):
+        parts = self.split.record_parts(document.identity, encoded, self.tokenizer)
+        for part, is_validation in parts:
             documents = len(part.record.lengths)
             if self.is_validation and self.is_validation[-1][-1] != is_validation:
                 self.close_document()

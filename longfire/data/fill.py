@@ -158,6 +158,11 @@ class StoreFiller:
                 "data.validation_fraction); name a source with more text, or set a smaller "
                 "data.validation_fraction"
             )
+        if done and not self.writer.loss_tokens(TRAIN):
+            raise DataError(
+                f"{entry}: none of its {self.tokens():,} tokens counts in the loss: its loss masks "
+                "(data.record_format) leave out every token"
+            )
         self.writer.commit(
             {**self.progress, "losses": list(self.losses.counts())},
             complete=done,

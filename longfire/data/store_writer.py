@@ -224,6 +224,10 @@ class StoreWriter:
             return self.manifest["streams"][stream]["tokens"]
         return self._columns[stream]["tokens"].length
 
+    def loss_tokens(self, stream: str) -> int:
+        """Tokens of a stream that count in the loss, with those that are not committed yet."""
+        return self._loss_tokens[stream]
+
     def documents(self, stream: str) -> int:
         """Documents of a stream, with those that are not committed yet."""
         if not self._columns:

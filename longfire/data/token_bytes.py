@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from longfire.data.token_record import TokenRecord
 from longfire.data.tokenizer import Tokenizer, byte_level_alphabet
 
 BYTE_OF = byte_level_alphabet()
@@ -14,6 +15,12 @@ BYTE_OF = byte_level_alphabet()
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """(V,) int64: bytes of UTF-8 that each id stands for."""
     return np.array([len(word) for word in token_bytes(tokenizer)], np.int64)
+
+
+def record_bytes(record: TokenRecord, tokenizer: Tokenizer) -> np.ndarray:
+    """(D,) int64: bytes of the text that the ids of each document of a record stand for."""
+    starts = np.cumsum(record.lengths) - record.lengths
+    return np.add.reduceat(byte_lengths(tokenizer)[record.ids], starts)
 
 
 @functools.lru_cache(4)

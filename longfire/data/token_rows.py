@@ -18,7 +18,7 @@ from longfire.data.losses import Losses
 from longfire.data.pack import NO_LABEL
 from longfire.data.record_format import Content, Encoded, EndTokens, TokenRow
 from longfire.data.records import missing_field, repeated_field
-from longfire.data.token_bytes import byte_lengths
+from longfire.data.token_bytes import record_bytes
 from longfire.data.token_record import TokenRecord
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
@@ -106,9 +106,7 @@ class TokenRows:
         if loss_mask is not None and loss_mask.all():
             loss_mask = None
         record = TokenRecord(ids.astype(tokenizer.dtype), lengths, loss_mask, bool(is_open))
-        starts = np.cumsum(lengths) - lengths
-        text_bytes = np.add.reduceat(byte_lengths(tokenizer)[ids], starts)
-        return Encoded(record, text_bytes, Losses()), ""
+        return Encoded(record, record_bytes(record, tokenizer), Losses()), ""
 
 
 def at(field: str, place: int) -> str:
@@ -179,9 +177,9 @@ def as_integers(value: object) -> object:
 def document_lengths(ids: np.ndarray, end_id: int | None) -> np.ndarray:
     """Tokens of each document in a row, int64 (D,): one ends after each `end_id`, and the last one
     with the row, unless it continues in the next one."""
-    ends = np.array([], np.int64)
-    if end_id is not None:
-        ends = np.flatnonzero(ids == end_id) + 1
+    if end_id is None:
+        return np.array([len(ids)], np.int64)
+    ends = np.flatnonzero(ids == end_id) + 1
     if not len(ends) or ends[-1] != len(ids):
         ends = np.append(ends, len(ids))
     return np.diff(ends, prepend=0)

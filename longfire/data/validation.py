@@ -14,11 +14,11 @@ No text is ever in both parts.
 from dataclasses import dataclass
 from hashlib import blake2b
 
-import numpy as np
-
 from longfire.data.documents import Document, Source
 from longfire.data.losses import Losses
 from longfire.data.record_format import Encoded
+from longfire.data.token_bytes import record_bytes
+from longfire.data.tokenizer import Tokenizer
 
 FEW_DOCUMENTS = 8  # fewer than this: the end of each is kept
 CUT_CHARACTERS = 1000  # a shorter document is not cut
@@ -66,7 +66,9 @@ class ValidationSplit:
             return "", text
         return text, ""
 
-    def record_parts(self, identity: str, encoded: Encoded) -> list[tuple[Encoded, bool]]:
+    def record_parts(
+        self, identity: str, encoded: Encoded, tokenizer: Tokenizer
+    ) -> list[tuple[Encoded, bool]]:
         """The tokens of a record, and whether they are for validation; or both parts of it."""
         if not self.tails:
             kept = identity == self.lowest or is_validation(identity, self.fraction)
@@ -75,10 +77,11 @@ class ValidationSplit:
         place = token_tail_start(len(record.ids), self.fraction)
         if place == len(record.ids):
             return [(encoded, False)]
-        shares = cut_bytes(encoded, place)
+        if place == 0:  # a fraction of nearly 1
+            return [(encoded, True)]
         parts = []
-        for part, text_bytes, kept in zip(record.cut(place), shares, (False, True)):
-            parts.append((Encoded(part, text_bytes, Losses()), kept))
+        for part, kept in zip(record.cut(place), (False, True)):
+            parts.append((Encoded(part, record_bytes(part, tokenizer), Losses()), kept))
         return parts
 
     @property
@@ -112,16 +115,6 @@ def token_tail_start(tokens: int, fraction: float) -> int:
         return tokens
     least = min(TAIL_CHARACTERS // CHARACTERS_A_TOKEN, round(TAIL_SHARE * tokens))
     return tokens - max(round(fraction * tokens), least)
-
-
-def cut_bytes(encoded: Encoded, place: int) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of the documents before and after a cut after `place` tokens. Those of a document
-    that is cut are divided as its tokens are."""
-    lengths = encoded.record.lengths
-    before = np.diff(np.minimum(np.cumsum(lengths), place), prepend=0)
-    first = encoded.text_bytes * before // lengths
-    second = encoded.text_bytes - first
-    return first[before > 0], second[before < lengths]
 
 
 def validation_split_of(source: Source, fraction: float) -> ValidationSplit:

@@ -39,7 +39,7 @@ def begin(run: Run, prepared: Prepared) -> None:
     """Compare tokenizer and data with what the run and its weights were trained with, and save both
     in the run folder. Only process 0 calls it. Raises SettingsError or DataError naming what
     differs."""
-    logger.info(tokenizer_line(prepared.tokenizer, run.tokenizer))
+    logger.info(tokenizer_line(prepared.tokenizer, run.tokenizer, run.data.record_format))
     refuse_another_tokenizer(run, prepared.tokenizer)
     refuse_no_labels(run, prepared)
     keep_tokenizer(run, prepared.tokenizer)
@@ -164,8 +164,13 @@ def warn_of_nothing_unseen(run: Run, prepared: Prepared) -> None:
         return
     for name, store, stream in prepared.validation:
         if store.complete and not label_tokens(run, stream):
+            missing = f"there is no validation text of {name}"
+            if stream.length and not stream.loss_tokens:
+                missing = (
+                    f"none of the {stream.length:,} validation tokens of {name} counts in the loss"
+                )
             logger.warning(
-                f"there is no validation text of {name}, so the loss on text that was not "
+                f"{missing}, so the loss on text that was not "
                 "trained on will not be measured: name such text in data.validation, raise "
                 f"data.validation_fraction = {run.data.validation_fraction:g}, or, if a text file "
                 "holds many documents, set data.split_documents (lines, blank_lines, or the text "

@@ -41,6 +41,35 @@ def of_data(run: RunSettings) -> Iterator[str]:
         )
 
 
+def of_records(run: RunSettings) -> Iterator[str]:
+    """What is said of records is read of some source."""
+    data = run.data
+    count = len(data.dataset)
+    named = data.record_format or ("",)
+    if data.fields or data.fields_from_record:
+        key = "data.fields" if data.fields else "data.fields_from_record"
+        value = data.fields or data.fields_from_record
+        named = tuple(name or "fields" for name in named)
+        if "fields" not in named:
+            yield (
+                f"{key} = {value!r} is read of no source: data.record_format = "
+                f"{list(data.record_format)} has no `fields`; leave one of them out"
+            )
+    if data.document_end and "tokens" not in named:
+        yield (
+            f"data.document_end = {data.document_end!r} is read of no source: it is for records "
+            "of ids, data.record_format = tokens; set that, or leave it out"
+        )
+    if len(named) == 1:
+        named *= count
+    for entry, name in zip(data.dataset, named):
+        if entry == "embedded" and name not in ("", "text"):
+            yield (
+                f"data.dataset = embedded holds text, and it is to be read as {name} "
+                "(data.record_format, data.fields): name a source of your own"
+            )
+
+
 def of_validation(run: RunSettings) -> Iterator[str]:
     """What is evaluated is there, and is not trained on."""
     data = run.data
