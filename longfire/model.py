@@ -180,7 +180,8 @@ class Model(nn.Module):
     """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from
     the embedding on.
 
-    The head is apart from `forward`, so that the loss can be fused with it and the logits of a row
+    The head is apart from `forward`, so that the loss can be fused with it and the logits of a
+    sequence
     need never be whole: the loss takes `regions.enter(hidden)` and `head.weight`, which has the
     rows of `regions.vocabulary`.
 
@@ -345,7 +346,7 @@ class Model(nn.Module):
         return softcapped(logits_BTW, self.config.final_logit_softcapping)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward floating-point operations per token of a row of `seq_len`, head included; a
+        """Forward floating-point operations per token of a sequence of `seq_len`, head included; a
         training step does 3x.
 
         Convention: a multiply-add is 2, the masked half of causal attention is not counted,

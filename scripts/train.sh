@@ -12,14 +12,15 @@
 # SHUTDOWN_SECONDS  how long processes may take to finish a step and save after SIGTERM (default 240)
 # MAX_RESTARTS  how often all start again from the newest whole checkpoint when one has died (default 0)
 #
-# The words of flame's first train.sh (S0) mean the same: gpus=8 nodes=2 ip=node-0 port=29500 rank=0.
+# The words of flame's first train.sh (S0) mean the same: gpus=8 nodes=2 ip=node-0 port=29500 rank=0;
+# and those of flash-attention: trainer.devices=8 trainer.num_nodes=2.
 set -euo pipefail
 
 WORDS=()
 for word in "$@"; do
   case "$word" in
-    gpus=*) NGPU="${word#*=}" ;;
-    nodes=*) NNODE="${word#*=}" ;;
+    gpus=* | trainer.devices=*) NGPU="${word#*=}" ;;
+    nodes=* | trainer.num_nodes=*) NNODE="${word#*=}" ;;
     ip=*) MASTER_ADDR="${word#*=}" ;;
     port=*) MASTER_PORT="${word#*=}" ;;
     rank=* | node=*) ;; # machines number themselves where they meet

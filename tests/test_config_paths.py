@@ -69,7 +69,13 @@ def test_the_hub_is_named_without_its_address(url):
 
 
 TEXTS = [key for key, field in SETTINGS.items() if field.type in (str, tuple[str, ...])]
-PROSE = {"job.description", "data.split_documents", "eval.sample_prompt"}
+PROSE = {
+    "job.description",
+    "data.document_end",
+    "data.field_separator",
+    "data.split_documents",
+    "eval.sample_prompt",
+}
 
 
 @pytest.mark.parametrize("key", TEXTS)

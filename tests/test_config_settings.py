@@ -1,4 +1,4 @@
-"""settings.py: every setting has a help, a default that its own rules accept, and one place."""
+"""settings/: every setting has a help, a default that its own rules accept, and one place."""
 
 import subprocess
 import sys

@@ -156,7 +156,7 @@ def test_held_out_tokens_are_each_learned_once(prepared, tokens, varlen):
         token for previous, token in pairwise(everything) if not (varlen and previous == 10)
     ]
     assert labels == after_an_end
-    assert all(part.rows <= 2 for part in parts)
+    assert all(part.sequences <= 2 for part in parts)
     assert batches.validation_text(0, tokens) == prepared.tokenizer.decode(everything)
 
 
@@ -211,8 +211,8 @@ def test_a_source_shorter_than_a_row(prepared):
         Batches(prepared, settings.Data(), 2000, 0)
     with pytest.raises(SettingsError, match=r"data\.varlen = true"):
         batches_of(prepared, context_len=8)
-    with pytest.raises(SettingsError, match="shuffle_window_rows"):
-        batches_of(prepared, shuffle_window_rows=0)
+    with pytest.raises(SettingsError, match="shuffle_window_sequences"):
+        batches_of(prepared, shuffle_window_sequences=0)
 
 
 class Grower:
@@ -234,7 +234,7 @@ def test_a_growing_store_gives_the_batches_of_the_finished_one(shuffle, tmp_path
     changes = {
         "streaming": True,
         "shuffle": shuffle,
-        "shuffle_window_rows": 100,
+        "shuffle_window_sequences": 100,
         "prefetch_factor": 2,
     }
     with batches_of(grower.prepared, **changes) as growing:
@@ -258,7 +258,7 @@ def test_training_begins_with_the_first_window_and_then_waits_and_says_so(tmp_pa
     grower.grow(80)
     with (
         logged_to(said),
-        batches_of(grower.prepared, streaming=True, shuffle_window_rows=16384) as batches,
+        batches_of(grower.prepared, streaming=True, shuffle_window_sequences=16384) as batches,
     ):
         batches.at(0, 64)
         assert batches.wait_seconds < 0.2 and not said
@@ -345,7 +345,7 @@ STAGES = ((0, 4), (40, 8), (72, 16))
 @pytest.mark.parametrize("shuffle", ["window", "none"])
 def test_shorter_rows_are_the_pieces_of_the_longer_ones(prepared, shuffle):
     """Each stage gives every token of its rows once, whatever is asked for at a time; the last one is the order without stages."""
-    data = settings.Data(prefetch_factor=0, shuffle=shuffle, shuffle_window_rows=50)
+    data = settings.Data(prefetch_factor=0, shuffle=shuffle, shuffle_window_sequences=50)
     staged, plain = Batches(prepared, data, T, 5, stages=STAGES), Batches(prepared, data, T, 5)
     for first, stop, length in ((0, 40, 4), (40, 72, 8), (72, 90, 16)):
         batches = [staged.at(row, 2) for row in range(first, stop, 2)]

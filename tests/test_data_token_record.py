@@ -245,7 +245,7 @@ def test_the_mask_follows_its_token_through_order_and_packing(
     counts."""
     data = settings.Data(
         shuffle=shuffle,
-        shuffle_window_rows=70,
+        shuffle_window_sequences=70,
         varlen=varlen,
         context_len=context_len if varlen else 0,
         prefetch_factor=0,
@@ -254,7 +254,7 @@ def test_the_mask_follows_its_token_through_order_and_packing(
     with Batches(two_stores, data, 16, seed, stages=stages) as batches:
         batch = batches.at(first, count)
         places = batches._pieces(first, count)
-    for row in range(batch.rows):
+    for row in range(batch.sequences):
         stream = two_stores.stores[places.source[row]].train
         start = int(places.row[row] * 16 + places.piece[row] * (16 // pieces))
         tokens = stream.tokens(start, start + 16 // pieces + 1).astype(np.int64)

@@ -356,7 +356,7 @@ def test_a_store_that_grows_while_it_is_read(tmp_path):
         num_workers=1,
         validation_fraction=0.0,
         streaming=True,
-        shuffle_window_rows=64,
+        shuffle_window_sequences=64,
         prefetch_factor=0,
     )
     with (

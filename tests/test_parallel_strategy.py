@@ -26,7 +26,7 @@ from longfire.planner.planner import Planner
 RECIPES = Path(__file__).parents[1] / "recipes"
 H100 = cost.DEVICES["h100-80gb"]
 EIGHT = AttentionHeads(heads=8, kv_heads=2, key_size=64, value_size=32)
-CUT = Workload(tokens=4096, rows=3, processes=4, layout="zigzag", dtype="bfloat16")
+CUT = Workload(tokens=4096, sequences=3, processes=4, layout="zigzag", dtype="bfloat16")
 SMALL = {
     "hidden_size": 64,
     "num_hidden_layers": 4,

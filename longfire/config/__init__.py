@@ -1,7 +1,7 @@
 """What a run is: its settings, its model, and what follows from them. Free of torch, so that
 `--help` is instant. The files in the order of the flow:
 
-    settings.py      every setting with its default and help: a frozen dataclass for each section
+    settings/        every setting with its default and help: a frozen dataclass for each section
     aliases/         the spellings of earlier frameworks -> our settings, or the reason why not
     strict.py        tables of settings, read strictly: unknown names, types, what is missing
     model_config.py  a model: its settings, checked

@@ -31,7 +31,7 @@ class Batch:
     ops: SequenceOps = UNDECIDED
 
     @property
-    def rows(self) -> int:
+    def sequences(self) -> int:
         """B, the number of sequences."""
         return self.ids_BT.shape[0]
 
@@ -52,13 +52,15 @@ class Batch:
 
     def split(self, microbatches: int) -> tuple["Batch", ...]:
         """The same sequences in `microbatches` equal parts, in order."""
-        assert self.rows % microbatches == 0, (
-            f"{self.rows} sequences do not divide into {microbatches} micro-batches"
+        assert self.sequences % microbatches == 0, (
+            f"{self.sequences} sequences do not divide into {microbatches} micro-batches"
         )
         if microbatches == 1:
             return (self,)
-        size = self.rows // microbatches
-        return tuple(self.select(slice(first, first + size)) for first in range(0, self.rows, size))
+        size = self.sequences // microbatches
+        return tuple(
+            self.select(slice(first, first + size)) for first in range(0, self.sequences, size)
+        )
 
     def select(self, numbers: slice | Tensor) -> "Batch":
         """Some of the sequences: a slice, or their numbers."""
@@ -91,9 +93,9 @@ class Batch:
         without labels, so that all processes compute equally many."""
         if parts == 1:
             return self
-        size = -(-self.rows // parts)
+        size = -(-self.sequences // parts)
         numbers_B = torch.arange(number * size, (number + 1) * size)
-        exists_B = numbers_B < self.rows
+        exists_B = numbers_B < self.sequences
         part = self.select(torch.where(exists_B, numbers_B, 0))
         labels_BT = torch.where(exists_B[:, None], part.labels_BT, NO_LABEL)
         return replace(part, labels_BT=labels_BT)

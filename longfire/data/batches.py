@@ -92,9 +92,9 @@ class Batches:
     ) -> None:
         if 0 < data.context_len < seq_len and not data.varlen:
             raise SettingsError("data.context_len splits documents, which takes data.varlen = true")
-        if data.shuffle_window_rows < 1:
+        if data.shuffle_window_sequences < 1:
             raise SettingsError(
-                f"data.shuffle_window_rows = {data.shuffle_window_rows}: at least 1"
+                f"data.shuffle_window_sequences = {data.shuffle_window_sequences}: at least 1"
             )
         self.prepared = prepared
         self.data = data
@@ -351,7 +351,7 @@ class Batches:
 
 def order_of(data: settings.Data, seed: int) -> Order:
     """The order that the settings ask for; `auto` depends on whether stores may grow."""
-    window = data.shuffle_window_rows
+    window = data.shuffle_window_sequences
     if data.shuffle == "none":
         return Order("none", window, seed)
     if data.shuffle == "window" or (data.shuffle == "auto" and data.streaming):

@@ -10,7 +10,7 @@ IDS = -1
 
 
 class Cache:
-    """For each layer a dict of tensors whose first dim is the row.
+    """For each layer a dict of tensors whose first dim is the sequences.
 
     Rows of different lengths share a cache with their newest tokens side by side: the shorter ones
     have padding on the left.
@@ -18,15 +18,15 @@ class Cache:
 
     def __init__(self) -> None:
         self.layers: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        self.length = 0  # tokens already seen, of the longest row
-        # By how many tokens each row is shorter; None: none is.
+        self.length = 0  # tokens already seen, of the longest sequence
+        # By how many tokens each sequence is shorter; None: none is.
         self.padding_B: Tensor | None = None
         # What keys lie in (B, G, R, K); how much of R is taken.
         self.rooms: dict[tuple[int, str], tuple[Tensor, int]] = {}
 
     @property
     def lengths_B(self) -> Tensor | int:
-        """Tokens already seen of each row; one number where all rows have the same."""
+        """Tokens already seen of each sequence; one number where all have the same."""
         if self.padding_B is None:
             return self.length
         return self.length - self.padding_B
@@ -46,7 +46,7 @@ class Cache:
 
     def hidden_B(self, keys: int, tokens: int) -> Tensor | None:
         """How many of a layer's `keys`, the last `tokens` of which are new, are padding in each
-        row; None: none."""
+        sequence; None: none."""
         if self.padding_B is None:
             return None
         return (keys - tokens - (self.length - self.padding_B)).clamp_min(0)

@@ -11,7 +11,7 @@ GROWING = ("k", "v")
 
 
 def stacked(caches: list[Cache]) -> Cache:
-    """One cache of the rows of several, of any lengths; a copy."""
+    """One cache of the sequences of several, of any lengths; a copy."""
     joined = Cache()
     joined.length = max(cache.length for cache in caches)
     padding = []
@@ -30,7 +30,7 @@ def stacked(caches: list[Cache]) -> Cache:
 
 
 def selected(cache: Cache, rows: list[int]) -> Cache:
-    """A cache of some of the rows only, as long as the longest of them; a copy."""
+    """A cache of some of the sequences only, as long as the longest of them; a copy."""
     chosen = Cache()
     cut = 0
     if cache.padding_B is not None:

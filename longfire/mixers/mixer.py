@@ -45,7 +45,7 @@ class Sequence:
     that are in this process, (B, T) as positions_BT; None where each sequence is one document.
     Where a sequence is cut over processes, the part of a document in each segment is a document of
     its own here; what is before the segment, `ops` knows.
-    cache: None in training of whole rows. noise_BT: what dropout is made of (ops/dropout.py),
+    cache: None in training of whole sequences. noise_BT: what dropout is made of (ops/dropout.py),
     another one for each block; None: no dropout. shared: what layers share in one forward: made
     before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one layer for later
     ones. ops: what computes along the sequence; at its default, the model that is given the
@@ -140,8 +140,8 @@ class Mixer(nn.Module):
         return seq.cache.kept(self.layer)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward floating-point operations per token of a row of `seq_len`, causal halves counted
-        once; multiply-add = 2."""
+        """Forward floating-point operations per token of a sequence of `seq_len`, causal halves
+        counted once; multiply-add = 2."""
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
 
 

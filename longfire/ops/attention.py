@@ -33,8 +33,9 @@ def attention(
     key/value heads serve H heads.
 
     window: keys a query sees, itself included. documents: tokens see their own document; of S - T
-    keys before a row, those from skip_B on belong to its first document. scale: K^-0.5 if None.
-    skip_B: so many keys at the left end of each row are seen by no query but their own.
+    keys before a sequence, those from skip_B on belong to its first document. scale: K^-0.5 if
+    None.
+    skip_B: so many keys at the left end of each sequence are seen by no query but their own.
     dropout: share of the weights that become 0, by the queries' noise (T = S only) and the head's
     number, which counts from first_head; none without noise.
     """
@@ -101,7 +102,7 @@ def visible(
     seen = seen[None]
     if skip_B is not None:
         seen = seen & ((key >= skip_B[:, None, None]) | (key == query))
-    if documents is not None:  # keys before the row are of its first document
+    if documents is not None:  # keys before the sequence are of its first document
         ids_BT = documents.ids_BT
         ids_BS = torch.cat([ids_BT[:, :1].expand(-1, S - T), ids_BT], 1)
         seen = seen & (ids_BT[:, :, None] == ids_BS[:, None, :])

@@ -1,9 +1,9 @@
 """Softmax attention of queries to keys that come block by block: outputs that are joined, and
 gradients that are added up.
 
-One process computes what it has of a row when the keys of another one come by
-(parallel/context_strategies), one device a chunk of its row after the other (ops/blockwise.py).
-Which keys are seen follows from
+One process computes what it has of a sequence when the keys of another one come by
+(parallel/context_strategies), one device a chunk of its sequence after the other
+(ops/blockwise.py). Which keys are seen follows from
 positions: what nobody sees is cut off before anything is computed, and what is left is
 
     all      every query sees every key     a call of torch's fused kernel
@@ -35,7 +35,7 @@ ENDLESS = 2**62  # a window that hides nothing
 
 
 class Span(NamedTuple):
-    """Positions start to stop of a row, which lie in a tensor from `at` on."""
+    """Positions start to stop of a sequence, which lie in a tensor from `at` on."""
 
     start: int
     stop: int
@@ -57,7 +57,7 @@ class Span(NamedTuple):
 
 class Piece(NamedTuple):
     """Queries and keys of one document, of which each query sees at least one. seen: all, causal or
-    band; rows: of the batch."""
+    band; rows: the sequences of the batch."""
 
     rows: slice
     queries: Span
@@ -124,7 +124,8 @@ def on_cuda(x: Tensor) -> bool:
 
 
 def first_seen(first_query: int, starts: list[list[int]], window: int | None) -> int:
-    """The first key that a query sees in any row. starts: where the documents of each row begin."""
+    """The first key that a query sees in any sequence. starts: where the documents of each sequence
+    begin."""
     earliest = min(of_row[bisect_right(of_row, first_query) - 1] for of_row in starts)
     return max(earliest, first_query - (window or ENDLESS) + 1)
 
@@ -132,8 +133,8 @@ def first_seen(first_query: int, starts: list[list[int]], window: int | None) ->
 def seen_between(
     queries: Span, keys: Span, starts: list[list[int]], manner: Manner
 ) -> Iterator[Piece]:
-    """What these queries see of these keys in all rows. Documents are contiguous; starts: where
-    those of each row begin, of a single row that stands for all."""
+    """What these queries see of these keys in all sequences. Documents are contiguous; starts:
+    where those of each sequence begin, of a single sequence that stands for all."""
     for row, of_row in enumerate(starts):
         rows = slice(row, row + 1) if len(starts) > 1 else slice(None)
         first = bisect_right(of_row, max(queries.start, keys.start)) - 1
@@ -256,7 +257,8 @@ def attention_in_blocks(
     window: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Causal attention of whole rows -> (B, T, H, V), whose keys come so many at a time as if they
+    """Causal attention of whole sequences -> (B, T, H, V), whose keys come so many at a time as if
+    they
     came by in a ring: what `longfire doctor` looks at."""
     return _InBlocks.apply(q_BTHK, k_BSGK, v_BSGV, keys, Manner.of(q_BTHK, v_BSGV, window, scale))
 
@@ -300,7 +302,7 @@ class _InBlocks(torch.autograd.Function):
 
 
 def key_blocks(T: int, keys: int, manner: Manner) -> Iterator[tuple[slice, Iterator[Piece]]]:
-    """Where so many keys at a time lie in a row, and what of T queries sees them."""
+    """Where so many keys at a time lie in a sequence, and what of T queries sees them."""
     for start in range(0, T, keys):
         stop = min(start + keys, T)
         yield slice(start, stop), meetings(slice(None), Span(0, T, 0), Span(start, stop, 0), manner)
@@ -389,8 +391,8 @@ def bias_of(piece: Piece, manner: Manner, q: Tensor) -> Tensor | None:
 
 
 def weights_kept(piece: Piece, manner: Manner, q: Tensor, noise_BT: Tensor | None) -> Tensor | None:
-    """(B, H, T, S) bool: which weights dropout leaves, the same ones as on whole rows; None for
-    all."""
+    """(B, H, T, S) bool: which weights dropout leaves, the same ones as on whole sequences; None
+    for all."""
     if manner.p == 0:
         return None
     assert noise_BT is not None, "dropout is made of noise"

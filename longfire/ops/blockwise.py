@@ -2,8 +2,8 @@
 makes is in memory.
 
 What RingAttention computes between processes (ops/attention_blocks.py, the engine of both) is
-computed here between chunks of the same rows (Liu and Abbeel 2023, Blockwise Parallel Transformer,
-algorithm 1). Queries 3 and 4 that meet keys in chunks of 2:
+computed here between chunks of the same sequences (Liu and Abbeel 2023, Blockwise Parallel
+Transformer, algorithm 1). Queries 3 and 4 that meet keys in chunks of 2:
 
     query chunk (3, 4)   keys 0 1 | 2 3 | 4      (none after 4, none before a window or document)
 
@@ -32,7 +32,7 @@ from longfire.ops.forms import chosen
 from longfire.ops.linear import working_dtype
 from longfire.ops.pretending import only_shapes
 
-ONE_DOCUMENT = [[0]]  # where documents begin: one row that stands for all
+ONE_DOCUMENT = [[0]]  # where documents begin: one sequence that stands for all
 
 
 class How(NamedTuple):
@@ -68,7 +68,7 @@ def blockwise(
     **given: Any,
 ) -> Tensor:
     """`attention` by chunks (queries, keys) of tokens; what is given and the result are as there.
-    Generation (a query a row, keys to skip) goes there too: its scores are a row."""
+    Generation (one query, keys to skip) goes there too: its scores are a vector."""
     T = q_BTHK.shape[1]
     S = k_BSGK.shape[1]
     if chosen("attention") == "reference" or T == 1 or given.get("skip_B") is not None:

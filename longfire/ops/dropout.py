@@ -1,9 +1,9 @@
-"""Dropout whose mask is a pure function of (seed, row, position, place in the model, channel): no
-plan and no resume changes it.
+"""Dropout whose mask is a pure function of (seed, sequence, position, place in the model, channel):
+no plan and no resume changes it.
 
-The noise of a token is a 32-bit number, made of the seed, the number of its row in the run and its
-place in the row. A layer mixes itself in, a channel too, and what comes out decides: nothing is
-drawn in an order, so nothing depends on one.
+The noise of a token is a 32-bit number, made of the seed, the number of its sequence in the run and
+its place in the sequence. A layer mixes itself in, a channel too, and what comes out decides:
+nothing is drawn in an order, so nothing depends on one.
 """
 
 import torch
@@ -28,7 +28,7 @@ def mixed(x: Tensor) -> Tensor:
 def row_noise(
     seed: int, first_row: int, rows: int, tokens: int, device: torch.device | str
 ) -> Tensor:
-    """(B, T) int32: the noise of each token of rows first_row, first_row + 1 ... of a run."""
+    """(B, T) int32: the noise of each token of sequences first_row, first_row + 1 ... of a run."""
     row_B = torch.arange(first_row, first_row + rows, device=device)
     noise_B = torch.zeros_like(row_B, dtype=torch.int32)
     for part in (seed >> 32, seed & 0xFFFFFFFF, row_B >> 32, row_B):  # 32 bits at a time

@@ -43,7 +43,7 @@ def linear_attention(
     key channel.
     gv: log decay (<= 0) of each step per value channel, (B, T, H, V), or None.
     scale: K**-0.5 if None. With documents the state starts from zero at each of them; the initial
-    state belongs to the first document of each row, and the final state is that of its last.
+    state belongs to the first document of each sequence, and the final state is that of its last.
     Differentiable in every tensor.
 
     k, v, g, gv and the state may have fewer heads than q: each serves as many neighbouring heads of

@@ -30,9 +30,9 @@ def short_conv(
     """y_t = silu(sum_w weight[:, w] x_{t-W+1+w} + bias), inputs of other documents left out; and
     the last W-1 inputs as state.
 
-    state_BDW: (B, D, W-1), the inputs before the row (they belong to its first document); zeros if
-    None. The new state has zeros where its document had no input. y (B, T, D) and the state are in
-    x's dtype, the sum in fp32 (float64 for float64).
+    state_BDW: (B, D, W-1), the inputs before the sequence (they belong to its first document);
+    zeros if None. The new state has zeros where its document had no input. y (B, T, D) and the
+    state are in x's dtype, the sum in fp32 (float64 for float64).
     """
     return FORMS.chosen()(
         x_BTD, weight_DW, bias_D, silu=silu, state_BDW=state_BDW, documents=documents

@@ -21,7 +21,7 @@ def previous_token(
     """x_{t-1} at each t, zeros where a document starts; and the last input (B, D), what the next
     call takes as `before_BD`.
 
-    before_BD: the input before the row, of the row's first document; zeros if None. Both results
+    before_BD: the input before the sequence, of its first document; zeros if None. Both results
     are in x's dtype.
     """
     return FORMS.chosen()(x_BTD, before_BD=before_BD, documents=documents)
@@ -45,7 +45,7 @@ def previous_token_reference(
 def previous_token_shifted(
     x_BTD: Tensor, *, before_BD: Tensor | None = None, documents: Documents | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The row copied a place later. Same arguments and result."""
+    """The sequence, copied a place later. Same arguments and result."""
     before_BD = torch.zeros_like(x_BTD[:, 0]) if before_BD is None else before_BD.to(x_BTD.dtype)
     previous_BTD = torch.cat([before_BD[:, None], x_BTD[:, :-1]], 1)
     flows_BT = continues(documents)

@@ -70,7 +70,7 @@ class Workload:
     """
 
     tokens: int
-    rows: int
+    sequences: int
     processes: int
     layout: str = "zigzag"
     dtype: str = "bfloat16"
@@ -149,7 +149,7 @@ def attention_seconds(
     """Of the forward's attention itself, on a process with the mean of the work; the backward takes
     twice as long."""
     return cost.compute_seconds(
-        cut.rows * heads.flops(cut.tokens) / cut.processes,
+        cut.sequences * heads.flops(cut.tokens) / cut.processes,
         device,
         cut.dtype,
     )

@@ -256,7 +256,7 @@ class Pipeline:
         """What loss.losses says, on every process along pp. Sequences go in as many parts as keep
         the processes busy, if they divide. Sharded parameters stay gathered: apply.reshard is the
         caller's, after the last batch."""
-        parts = batch.split(gcd(batch.rows, self.mesh.size("pp")))
+        parts = batch.split(gcd(batch.sequences, self.mesh.size("pp")))
 
         def end(
             model: Model,

@@ -54,7 +54,7 @@ def state_exchange(
 ) -> CommunicationCost:
     """The maps of all segments, `numbers` each, to everyone, who keep their own; and the same the
     other way round."""
-    here = cut.rows * cut.segments * numbers * FULL
+    here = cut.sequences * cut.segments * numbers * FULL
     return to_everyone("states: all-gather", here, cut, device, kept=float(here))
 
 
@@ -64,7 +64,7 @@ def halo_exchange(
     device: Device,
 ) -> CommunicationCost:
     """The last inputs of each segment to everyone, and their gradients back."""
-    here = cut.rows * cut.segments * numbers * BYTES[cut.dtype]
+    here = cut.sequences * cut.segments * numbers * BYTES[cut.dtype]
     return to_everyone("last inputs: all-gather, reduce-scatter", here, cut, device)
 
 

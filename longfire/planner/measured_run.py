@@ -59,7 +59,7 @@ class MeasuredRun:
         self.as_cuda = as_cuda
         self.processes = run.world.size
         self.seq_len = run.training.seq_len
-        self.rows = run.sequences_per_step
+        self.sequences = run.sequences_per_step
         self.tokens = run.tokens_per_step
         self.model_config = model_config.with_vocabulary(run.vocab_size)
         self.rule = rule_of(run.optimizer)

@@ -33,7 +33,7 @@ class Planner(MeasuredRun):
     def of_recipe(self) -> Plan:
         """The plan of the settings. Raises SettingsError for one that is impossible."""
         run = self.run
-        sequences = self.rows // run.data_processes
+        sequences = self.sequences // run.data_processes
         asked = run.parallelism.context_parallel_strategy
         plan = Plan(
             run.degrees["dp_replicate"],
@@ -154,9 +154,9 @@ class Planner(MeasuredRun):
     ) -> Iterator[Plan]:
         """Those with these degrees; the rest of the processes is data-parallel."""
         data = self.processes // tp // cp // pp
-        if self.rows % data:
+        if self.sequences % data:
             return
-        sequences = self.rows // data
+        sequences = self.sequences // data
         for shards, batch_size, remat in product(divisors(data), divisors(sequences), REMATS):
             plan = Plan(
                 data // shards,

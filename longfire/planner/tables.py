@@ -95,7 +95,7 @@ def heading(planner: Planner, own: Forecast) -> list[str]:
     config = planner.model_config
     numbers = sum(p.numel() for p in planner.model.parameters())
     tflops = device.flops[planner.dtype] / 1e12
-    sequences = counted(planner.rows, "sequence")
+    sequences = counted(planner.sequences, "sequence")
     steps = planner.run.steps
     return [
         f"model: {numbers:,} parameters, {config.num_hidden_layers} layers, sequences of "

@@ -54,9 +54,10 @@ def train_on(
     changed. Raises SettingsError where the batch does not divide into the micro-batches, or has
     ids that the model's vocabulary lacks.
     """
-    if microbatches < 1 or batch.rows % microbatches:
+    if microbatches < 1 or batch.sequences % microbatches:
         raise SettingsError(
-            f"microbatches = {microbatches} must divide the {batch.rows} sequences of the batch"
+            f"microbatches = {microbatches} must divide the {batch.sequences} sequences of the "
+            "batch"
         )
     largest = int(batch.ids_BT.max())
     if largest >= model.config.vocab_size:
@@ -90,7 +91,7 @@ def train_step(
     is 1. `state` counts the step in either case.
     """
     mesh = state.mesh
-    sequences_here = sum(batch.rows for batch in microbatches)
+    sequences_here = sum(batch.sequences for batch in microbatches)
     labels_here = sum(batch.real_tokens() for batch in microbatches)
     labels, sequences = mesh.sum(torch.tensor([labels_here, sequences_here]), *DATA).tolist()
     # in a stage of shorter sequences each long sequence of the run is several in the batch
@@ -133,7 +134,7 @@ def with_noise(
         if state.model.config.drops:
             B, T = batch.ids_BT.shape
             noise_BT = row_noise(seed, first_sequence, B, T, device)
-        first_sequence += batch.rows
+        first_sequence += batch.sequences
         if context:
             batch = batch.context_part(context)
             if noise_BT is not None:

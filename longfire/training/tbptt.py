@@ -1,5 +1,5 @@
-"""Rows longer than memory: a row is cut in time, what its layers keep goes from segment to segment,
-and gradients go back or not.
+"""Sequences longer than memory: a sequence is cut in time, what its layers keep goes from segment
+to segment, and gradients go back or not.
 
 truncated  forward and backward of segment 1, then of 2 ...; what is carried over a seam is a
            number, no function of parameters (truncated backpropagation through time: Williams and
@@ -15,8 +15,8 @@ exact      first forward through all segments, keeping the states at the seams; 
                                                       the segment and its last state
 
 Softmax layers carry their keys and values, those of a window only where there is one; without a
-window they are all that grows with the row. Labels, positions, documents and noise were made for
-the whole row, so a segment is a piece of them.
+window they are all that grows with the sequence. Labels, positions, documents and noise were made
+for the whole sequence, so a segment is a piece of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,8 +41,8 @@ States = dict[
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of the rows of a batch, and its noise. goes_on_B: how many tokens before it belong to
-    the document of each row's first token here; None where documents flow on."""
+    """A piece of the sequences of a batch, and its noise. goes_on_B: how many tokens before it
+    belong to the document of each sequence's first token here; None where documents flow on."""
 
     batch: Batch
     noise_BT: Tensor | None
@@ -107,7 +107,7 @@ class OneLayer:
         return self
 
     def get(self, name: str) -> Tensor | None:
-        """What was kept, with zeros in the rows whose document begins with the segment."""
+        """What was kept, with zeros in the sequences whose document begins with the segment."""
         state = self.before.get(name)
         if state is None or self.continues_B is None:
             return state
@@ -194,7 +194,8 @@ def exact(
     sync: Callable[[bool], None],
     clock: Clock,
 ) -> Iterator[Tensor]:
-    """The losses of the pieces, the last one's first; the gradients are those of the whole rows."""
+    """The losses of the pieces, the last one's first; the gradients are those of the whole
+    sequences."""
     with clock("forward"):
         seams = states_on_seams(model, pieces)
     arriving: States = {}  # gradients of what the segment leaves to the one after it

@@ -51,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def batches_of(folder: Path, shuffle: str) -> Batches:
-    data = settings_of(folder, shuffle=shuffle, shuffle_window_rows=100, prefetch_factor=0)
+    data = settings_of(folder, shuffle=shuffle, shuffle_window_sequences=100, prefetch_factor=0)
     return Batches(prepare(data, settings.Tokenizer()), data, T, seed=3)
 
 
@@ -96,7 +96,7 @@ def test_what_was_asked_before_does_not_matter(batches, steps):
     data = settings_of(
         batches.prepared.stores[0].folder.parents[1],
         shuffle=batches.order.shuffle,
-        shuffle_window_rows=100,
+        shuffle_window_sequences=100,
     )
     with Batches(batches.prepared, data, T, seed=3) as ahead:
         for step in steps:
@@ -106,7 +106,7 @@ def test_what_was_asked_before_does_not_matter(batches, steps):
 def test_processes_that_tokenize_do_not_matter(folder, batches, tmp_path):
     for workers in (1, 3):
         data = settings_of(
-            folder, shuffle=batches.order.shuffle, shuffle_window_rows=100, num_workers=workers
+            folder, shuffle=batches.order.shuffle, shuffle_window_sequences=100, num_workers=workers
         )
         prepared = prepare(
             settings_of(folder, num_workers=workers, folder=str(tmp_path / str(workers))),
@@ -158,7 +158,7 @@ def test_every_row_of_a_source_comes_once_an_epoch(batches):
 
 
 def test_another_seed_is_another_order(folder, batches):
-    data = settings_of(folder, shuffle=batches.order.shuffle, shuffle_window_rows=100)
+    data = settings_of(folder, shuffle=batches.order.shuffle, shuffle_window_sequences=100)
     with Batches(batches.prepared, data, T, seed=4) as other:
         assert batches.origins(0, 200) != other.origins(0, 200)
         assert torch.equal(other.at(0, 4).ids_BT, other.at(0, 4).ids_BT)
@@ -182,7 +182,7 @@ def test_seeking_costs_the_same_anywhere(batches):
 
 
 def test_while_the_store_grows_the_batches_are_those_of_the_finished_one(folder, tmp_path):
-    data = settings_of(folder, folder=str(tmp_path), streaming=True, shuffle_window_rows=64)
+    data = settings_of(folder, folder=str(tmp_path), streaming=True, shuffle_window_sequences=64)
     with (
         prepare(data, settings.Tokenizer(), background=True) as prepared,
         Batches(prepared, data, T, seed=3) as growing,

@@ -109,8 +109,8 @@ PRIVATE_NAMES = {
 }
 NO_NAMES = {"utils", "util", "common", "core", "base", "components", "tools", "helpers", "misc"}
 # The goals are files of 100 to 400 lines and a closure of 6,500 with all mixers and all forms of
-# ops. The longest file today is config/settings.py.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 596, 100, 10, 7700
+# ops. The longest file today is ops/attention_blocks.py.
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_CLOSURE_LINES = 540, 100, 10, 7700
 KERNEL_LIBRARIES = {"fla", "flash_attn", "triton"}
 
 

@@ -71,8 +71,8 @@ def of_schedule(run: RunSettings, found: tuple[Stage, ...]) -> Iterator[str]:
         ):
             yield (
                 f"{SCHEDULE}: parallelism.tensor_parallel_degree = {run.degrees['tp']} must "
-                f"divide {stage.seq_len}, since processes share the tokens of a row; change one "
-                "of them, or set parallelism.sequence_parallel to false"
+                f"divide {stage.seq_len}, since processes share the tokens of a sequence; "
+                "change one of them, or set parallelism.sequence_parallel to false"
             )
     if run.degrees["pp"] > 1 and len({stage.seq_len for stage in found}) > 1:
         yield (
@@ -89,14 +89,14 @@ def of_segments(run: RunSettings, found: tuple[Stage, ...]) -> Iterator[str]:
     given = f"{SEGMENTS} = {count}"
     shortest = min(stage.seq_len for stage in found)
     if count > shortest:
-        yield f"{given} is more than a row's {shortest} tokens: set it to at most that"
+        yield f"{given} is more than a sequence's {shortest} tokens: set it to at most that"
     for axis, degree, why in (
         (
             "pp",
             "pipeline_parallel_degree",
             "a pipeline's stages have no room for states between microbatches",
         ),
-        ("cp", "context_parallel_degree", "a row that processes share is cut already"),
+        ("cp", "context_parallel_degree", "a sequence that processes share is cut already"),
     ):
         if run.degrees.get(axis, 1) > 1:
             yield (
@@ -117,7 +117,10 @@ def of_segments(run: RunSettings, found: tuple[Stage, ...]) -> Iterator[str]:
             "others: set it to 1"
         )
     if run.distillation.teacher:
-        yield f"{given}: a teacher sees whole rows; leave distillation.teacher out, or set it to 1"
+        yield (
+            f"{given}: a teacher sees whole sequences; leave distillation.teacher out, or set it "
+            "to 1"
+        )
     if isinstance(config, ModelConfig):
         yield from of_layers(run, config, given)
 
@@ -144,7 +147,8 @@ def of_layers(run: RunSettings, config: ModelConfig, given: str) -> Iterator[str
         if own.get("dropout", 0) > 0:
             yield (
                 f"{given}: {name}.dropout = {own['dropout']} of attention weights goes by keys "
-                f"of the whole row; set it to 0 in {run.model_config_source}, or {SEGMENTS} to 1"
+                f"of the whole sequence; set it to 0 in {run.model_config_source}, or {SEGMENTS} "
+                "to 1"
             )
     if softmax and run.training.compile == "on":
         yield (

@@ -104,12 +104,12 @@ IDLE = (
         "data.varlen is false",
     ),
     Idle(
-        keys_of("data", "shuffle_window_rows"),
+        keys_of("data", "shuffle_window_sequences"),
         lambda run: run.data.shuffle in ("global", "none"),
         "data.shuffle has no windows",
     ),
     Idle(
-        keys_of("data", "shuffle_window_rows"),
+        keys_of("data", "shuffle_window_sequences"),
         lambda run: run.data.shuffle == "auto" and not run.data.streaming,
         "data.shuffle is auto without data.streaming, which is global",
     ),
@@ -132,11 +132,6 @@ IDLE = (
         keys_of("training", "max_skips_in_a_row"),
         lambda run: not run.training.skip_nan_inf,
         "training.skip_nan_inf is false",
-    ),
-    Idle(
-        keys_of("training", "tbptt_exact"),
-        lambda run: run.training.tbptt_segments == 1,
-        "training.tbptt_segments is 1",
     ),
     Idle(
         keys_of("training", "steps"),
@@ -163,16 +158,6 @@ IDLE = (
         ),
         lambda run: run.degrees["pp"] == 1,
         "no process shares layers with another one",
-    ),
-    Idle(
-        keys_of("attention", "query_chunk_size", "key_chunk_size"),
-        lambda run: run.attention.kind != "blockwise",
-        "attention.kind is not blockwise",
-    ),
-    Idle(
-        keys_of("activation_checkpoint", "policy", "offload"),
-        lambda run: run.activation_checkpoint.mode == "none",
-        "activation_checkpoint.mode is none",
     ),
     Idle(
         keys_of("metrics", "save_tb_folder"),

@@ -82,18 +82,18 @@ def packed(
     scale: float | None,
     skip_B: Tensor | None = None,
 ) -> Tensor:
-    """Rows of several documents, each seeing itself only: one call of a varlen kernel, or document
-    by document.
+    """Sequences of several documents, each seeing itself only: one call of a varlen kernel, or
+    document by document.
 
-    The rows are laid end to end, split where documents end, and joined again, so that nothing is
-    paid for what is not seen.
+    The sequences are laid end to end, split where documents end, and joined again, so that nothing
+    is paid for what is not seen.
     """
     (B, T), S = q.shape[:2], k.shape[1]
     k_ND = k.flatten(0, 1)
     v_ND = v.flatten(0, 1)
     key_ends = documents.cu_lengths
     longest = documents.max_length
-    if S > T:  # keys before the row: its first document's from skip_B on, the others nobody's
+    if S > T:  # keys before the sequence: its first document's from skip_B on, the others nobody's
         skip_B = torch.zeros(B, dtype=torch.int64, device=q.device) if skip_B is None else skip_B
         seen_BS = torch.arange(S, device=q.device) >= skip_B[:, None]
         k_ND = k[seen_BS]
@@ -129,7 +129,7 @@ def varlen(
     scale: float | None,
 ) -> Tensor:
     """torch's varlen flash attention: documents that end at `ends` (int32, from 0; of the queries,
-    of the keys) of the rows laid end to end. A document's queries are its last tokens."""
+    of the keys) of the sequences laid end to end. A document's queries are its last tokens."""
     from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
 
     grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[2] != k_ND.shape[1] else {}
@@ -175,7 +175,7 @@ def one_document(
         return kernel(q, k, v, scale, causal=True)
     if window is None and skip_B is None:
         return after_earlier(q, k, v, scale)
-    masks: dict[tuple[int, int], Tensor] = {}  # blocks inside a long row share one
+    masks: dict[tuple[int, int], Tensor] = {}  # blocks inside a long sequence share one
     outputs = []
     for start in range(S - T, S, BLOCK):
         stop = min(start + BLOCK, S)
@@ -210,8 +210,8 @@ def after_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tenso
 def one_query(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, skip_B: Tensor | None
 ) -> Tensor:
-    """A query a row. The heads that share keys become the queries of one call, which reads the keys
-    once (0.7 of the time at 9 heads of 3 groups and 4096 keys)."""
+    """One query for each sequence. The heads that share keys become the queries of one call, which
+    reads the keys once (0.7 of the time at 9 heads of 3 groups and 4096 keys)."""
     B, _, H, K = q.shape
     S, G = k.shape[1:3]
     mask = None

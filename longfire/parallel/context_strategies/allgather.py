@@ -57,7 +57,7 @@ class AllGather(KeyBlockStrategy):
     ) -> CommunicationCost:
         """Keys and values of the whole sequence, and in the backward their gradients in fp32."""
         n = cut.processes
-        numbers = cut.rows * cut.here * heads.keys_values
+        numbers = cut.sequences * cut.here * heads.keys_values
         narrow = BYTES[cut.dtype]
         gathers = 2 + cut.again
         sent = (n - 1) * numbers * (gathers * narrow + FULL)

@@ -56,8 +56,12 @@ class AllToAll:
         n = cut.processes
         narrow = BYTES[cut.dtype]
         copies = max(1, n // heads.kv_heads)
-        numbers = cut.rows * cut.here * (heads.queries + heads.outputs + copies * heads.keys_values)
-        kept = cut.rows * cut.here * (heads.outputs + (copies - 1) * heads.keys_values) * narrow
+        numbers = (
+            cut.sequences * cut.here * (heads.queries + heads.outputs + copies * heads.keys_values)
+        )
+        kept = (
+            cut.sequences * cut.here * (heads.outputs + (copies - 1) * heads.keys_values) * narrow
+        )
         sent = (2 + cut.again) * numbers * narrow * (n - 1) / n
         seconds = (
             sent / cost.between_neighbours(device, n, cut.inner)

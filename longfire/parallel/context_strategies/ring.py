@@ -68,7 +68,7 @@ class Ring(KeyBlockStrategy):
         """Two places for keys and values, one at work and one on its way; in the backward their
         gradients likewise, in fp32. Outputs of a hop and of all hops before it are fp32."""
         n = cut.processes
-        numbers = cut.rows * cut.here * heads.keys_values
+        numbers = cut.sequences * cut.here * heads.keys_values
         narrow = BYTES[cut.dtype]
         rate = cost.between_neighbours(device, n, cut.inner)
         hop = attention_seconds(heads, cut, device) / n
@@ -76,8 +76,8 @@ class Ring(KeyBlockStrategy):
         back = cost.LATENCY + numbers * (narrow + FULL) / rate
         waits = (1 + cut.again) * (n - 1) * max(0.0, there - hop) + n * max(0.0, back - 2 * hop)
         sent = (2 + cut.again) * (n - 1) * numbers * narrow + n * numbers * FULL
-        outputs = cut.rows * cut.here * heads.outputs * FULL
-        queries = cut.rows * cut.here * heads.queries * FULL
+        outputs = cut.sequences * cut.here * heads.outputs * FULL
+        queries = cut.sequences * cut.here * heads.queries * FULL
         return CommunicationCost(
             "keys, values: ring",
             sent,

@@ -1,0 +1,65 @@
+"""Every setting of a run: one frozen dataclass a section; free of torch so that --help is instant.
+
+A field is declared `setting(default, "help")`. Its type and interval are checked strictly
+(config/recipe.py), its help is what `--help` prints, and its default is here and nowhere else.
+Units stand in names. Old spellings live in `config/aliases/`.
+
+declaration.py  how a setting is declared
+job.py          where a run is, what it reports, what of it is traced
+data.py         texts and tokens, the tokenizer
+model.py        the model, its attention, a teacher
+training.py     batches, steps, recomputation, evaluation
+optimizer.py    the optimizer, its learning rate
+parallelism.py  devices that share a run
+checkpoint.py   checkpoints, the export
+"""
+
+from longfire.config.settings.checkpoint import Checkpoint
+from longfire.config.settings.data import Data, Tokenizer
+from longfire.config.settings.declaration import ContextStrategyName, Remat
+from longfire.config.settings.job import Job, Metrics, Profiling
+from longfire.config.settings.model import Attention, Distillation, Model
+from longfire.config.settings.optimizer import LRScheduler, Optimizer
+from longfire.config.settings.parallelism import Comm, Parallelism
+from longfire.config.settings.training import ActivationCheckpoint, Eval, Training
+
+__all__ = [
+    "SECTIONS",
+    "ActivationCheckpoint",
+    "Attention",
+    "Checkpoint",
+    "Comm",
+    "ContextStrategyName",
+    "Data",
+    "Distillation",
+    "Eval",
+    "Job",
+    "LRScheduler",
+    "Metrics",
+    "Model",
+    "Optimizer",
+    "Parallelism",
+    "Profiling",
+    "Remat",
+    "Tokenizer",
+    "Training",
+]
+
+SECTIONS: dict[str, type] = {
+    "job": Job,
+    "model": Model,
+    "data": Data,
+    "tokenizer": Tokenizer,
+    "training": Training,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+    "parallelism": Parallelism,
+    "attention": Attention,
+    "activation_checkpoint": ActivationCheckpoint,
+    "checkpoint": Checkpoint,
+    "distillation": Distillation,
+    "eval": Eval,
+    "metrics": Metrics,
+    "profiling": Profiling,
+    "comm": Comm,
+}

@@ -1,0 +1,46 @@
+"""Where a run is, what it reports, and what of it is traced."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from longfire.config.settings.declaration import POSITIVE, setting
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where the run lives, and what it is called."""
+
+    dump_folder: str = setting(
+        "runs/longfire", "the run folder: settings, metrics, checkpoints, report"
+    )
+    description: str = setting(
+        "", "free text, kept in run.toml and shown in the report", is_prose=True
+    )
+    print_args: bool = setting(False, "print every resolved setting at the start")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Console, TensorBoard, Weights & Biases, the report."""
+
+    log_freq: int = setting(10, "print every so many steps; metrics.jsonl has every step", POSITIVE)
+    enable_tensorboard: bool = setting(False, "write TensorBoard events")
+    save_tb_folder: str = setting("tensorboard", "folder inside the run folder")
+    enable_wandb: bool = setting(False, "log to Weights & Biases (extra `wandb`)")
+    wandb_project: str = setting("longfire", "project there")
+    wandb_mode: Literal["online", "offline"] = setting(
+        "online", "offline: only on disk, to be synced later"
+    )
+    disable_color_printing: bool = setting(False, "no colours, no live progress")
+    report: bool = setting(True, "write report.html at the end")
+
+
+@dataclass(frozen=True)
+class Profiling:
+    """Torch profiler traces and memory snapshots."""
+
+    enable_profiling: bool = setting(False, "write torch profiler traces")
+    save_traces_folder: str = setting("profile_traces", "folder inside the run folder")
+    profile_freq: int = setting(10, "trace one step in so many", POSITIVE)
+    enable_memory_snapshot: bool = setting(False, "write CUDA memory snapshots beside the traces")
+    save_memory_snapshot_folder: str = setting("memory_snapshot", "folder inside the run folder")
