@@ -167,7 +167,10 @@ def wandb_run() -> dict[str, str]:
         "WANDB_RUN_ID": "id",
         "WANDB_MODE": "mode",
     }
-    return {argument: os.environ[name] for name, argument in names.items() if os.environ.get(name)}
+    said = {argument: os.environ[name] for name, argument in names.items() if os.environ.get(name)}
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        said["mode"] = "disabled"
+    return said
 
 
 def cxx_compiler() -> str | None:

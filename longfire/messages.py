@@ -7,6 +7,8 @@ it asks for it, by `show_messages` or by handlers of its own.
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ROOT = logging.getLogger("longfire")
 
@@ -37,3 +39,14 @@ def log_in_first_process(is_first_process: bool) -> None:
     """Let the first process of a run log, and the others only what is an error: they all would
     say the same."""
     ROOT.setLevel(logging.INFO if is_first_process else logging.ERROR)
+
+
+@contextmanager
+def nothing_logged() -> Iterator[None]:
+    """Inside, what is no error is not logged: it is said elsewhere."""
+    level = ROOT.level
+    ROOT.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ROOT.setLevel(level)

@@ -196,7 +196,7 @@ def test_numbers_of_ring_attention_with_accumulation():
     )
     assert given["training"].steps == 250 and given["training"].global_batch_size == 32
     assert given["checkpoint"].interval == 25 and given["checkpoint"].keep_latest_k == 1
-    assert given["eval"].interval == 50 and given["eval"].tokens == 2 * 8 * 1024
+    assert given["eval"].interval == 13 and given["eval"].tokens == 2 * 8 * 1024
 
 
 def test_help_and_config_file_belong_to_the_command(capsys):
@@ -438,3 +438,78 @@ def test_torchtitans_all_to_all_of_keys_and_values_is_a_ring(theirs, ours):
     assert given["parallelism"].context_parallel_strategy == ours
     with pytest.raises(SettingsError, match="allgather, alltoall"):
         sections(told=[], **{"experimental.context_parallel_rotate_method": "ring"})
+
+
+def test_what_flame_s_own_files_say_and_does_nothing_there_is_accepted():
+    """Values as its TOML files have them."""
+    told: list[str] = []
+    given = sections(
+        told=told,
+        **{
+            "model.norm_type": "fused_rmsnorm",
+            "model.converters": "",
+            "model.print_after_conversion": "false",
+            "experimental.custom_model_path": "",
+            "checkpoint.exclude_from_loading": "",
+            "activation_checkpoint.mode": "none",
+            "activation_checkpoint.selective_ac_option": "2",
+            "activation_offload.mode": "none",
+            "fault_tolerance.enable": "false",
+            "fault_tolerance.group_size": "0",
+        },
+    )
+    assert given["activation_checkpoint"].mode == "none"
+    with pytest.raises(SettingsError, match="MAX_RESTARTS"):
+        sections(**{"fault_tolerance.enable": "true", "fault_tolerance.group_size": "2"})
+    with pytest.raises(SettingsError, match="some blocks again only"):
+        sections(
+            **{
+                "activation_checkpoint.mode": "selective",
+                "activation_checkpoint.selective_ac_option": "2",
+            }
+        )
+
+
+def test_words_of_flash_attention_s_own_files():
+    given = sections(
+        told=[],
+        **{
+            "train.optimizer.betas": "[0.9, 0.98]",
+            "datamodule.shuffle": "False",
+            "datamodule.pin_memory": "True",
+            "callbacks.model_checkpoint_progress.every_n_train_steps": "500",
+            "logger.wandb.mode": "offline",
+            "datamodule.detokenize": "False",
+        },
+    )
+    assert (given["optimizer"].beta1, given["optimizer"].beta2) == (0.9, 0.98)
+    assert given["data"].shuffle == "none" and given["checkpoint"].interval == 500
+    with pytest.raises(SettingsError, match="is not two numbers"):
+        sections(**{"train.optimizer.betas": "0.9"})
+
+
+def test_words_of_easylm_that_its_defaults_have():
+    told: list[str] = []
+    sections(
+        told=told,
+        **{
+            "train_dataset.json_dataset.tokenizer_parallel_chunk_size": "32",
+            "train_dataset.json_dataset.start_seek_loc": "0",
+            "checkpointer.float_dtype": "bf16",
+            "log_all_worker": "False",
+            "jax_distributed.initialize_jax_distributed": "True",
+        },
+    )
+    assert len(told) == 5
+    with pytest.raises(SettingsError, match="the position in the data is part of a checkpoint"):
+        sections(**{"train_dataset.json_dataset.start_seek_loc": "1000"})
+
+
+def test_a_decay_by_the_square_root_says_which_share_of_the_run_it_takes():
+    """torchtitan decays over all that follows the warm-up where no share is given; here wsd would
+    take a tenth."""
+    words = {"lr_scheduler.decay_type": "sqrt"}
+    given = sections(told=[], **words, **{"lr_scheduler.decay_ratio": "0.5"})["lr_scheduler"]
+    assert (given.name, given.decay_shape, given.decay_ratio) == ("wsd", "sqrt", 0.5)
+    with pytest.raises(SettingsError, match=r"give lr_scheduler\.decay_ratio"):
+        sections(**words)

@@ -228,6 +228,9 @@ def test_what_the_environment_says_about_trackers_and_colours(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
     assert launch.wandb_run() == {"id": "abc"}
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    assert launch.wandb_run() == {"id": "abc", "mode": "disabled"}
+    monkeypatch.delenv("WANDB_DISABLED")
     assert not launch.offline() and not launch.no_color()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("NO_COLOR", "1")

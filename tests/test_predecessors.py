@@ -17,9 +17,12 @@ from longfire.cli import main
 from longfire.cli.arguments import RecipeParser, read_run
 from longfire.cli.train import train as train_command
 from longfire.config import shipped
+from longfire.config.aliases import translate
 from longfire.config.run import Run
 from longfire.data.tokenizer_training import train_tokenizer
+from longfire.errors import SettingsError
 from longfire.launch import World
+from longfire.messages import show_messages
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["fire", "long", "river", "stone", "tree", "wind", "cloud", "light", "deep", "blue"]
@@ -222,8 +225,10 @@ def test_rows_of_ids_that_preprocess_saved_are_trained_on(folder):
     assert given["record_format"] == ["tokens"] and given["dataset"] == [str(saved.absolute())]
 
 
-def test_what_a_line_of_flame_leaves_out_has_its_defaults(folder):
+def test_what_a_line_of_flame_leaves_out_has_its_defaults(folder, capsys):
+    show_messages()
     run = run_of(["type=gla", "model=configs/gla_340M.json", "data=data.jsonl", "steps=64"])
+    assert "what the line leaves out is as there: optimizer.lr = '3e-4'" in capsys.readouterr().out
     assert run.training.batch_size == 32 and run.training.seq_len == 2048 and run.steps == 64
     assert run.lr_scheduler.warmup_steps == 1024 and run.optimizer.weight_decay == 0.01
 
@@ -336,3 +341,113 @@ def test_experiments_of_flash_attention(folder, name, config, sequences, seq_len
 def test_an_unknown_experiment_names_those_that_there_are(folder, capsys):
     assert main(["train", "experiment=owt/gpt5-flash"]) == 2
     assert "owt/gpt2{s,m,l,xl}-flash" in capsys.readouterr().err
+
+
+def test_an_experiment_says_what_its_words_mean_once(folder, capsys):
+    """Also words that Hydra adds with a plus."""
+    words = ["experiment=owt/gpt2s-flash", "+trainer.max_steps=10", "datamodule.batch_size=4"]
+    show_messages()
+    run = run_of(words)
+    assert run.steps == 10
+    assert capsys.readouterr().out.count("trainer.max_steps = '10' is now") == 1
+
+
+def test_a_wrong_word_beside_an_experiment_is_named(folder, capsys):
+    assert main(["train", "experiment=owt/gpt2s-flash", "trainer.max_epoch=1"]) == 2
+    assert "unknown setting 'trainer.max_epoch'" in capsys.readouterr().err
+
+
+def test_evaluations_of_an_experiment_are_not_counted_in_unknown_micro_batches(folder, capsys):
+    words = ["experiment=owt/gpt2s-flash", "trainer.val_check_interval=1000"]
+    assert main(["train", *words]) == 2
+    assert "write eval.interval, in steps" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_is_refused(folder, capsys):
+    words = words_of(FLAME_ACCELERATE, processes=1)
+    assert main(["train", *words, "checkpoint=exp/other/checkpoint-4"]) == 2
+    assert "is not of the run folder 'exp/gla-340M-10B'" in capsys.readouterr().err
+    without_path = [word for word in words if not word.startswith("path=")]
+    run = run_of([*without_path, "checkpoint=exp/other/checkpoint-4"])
+    assert run.folder == Path("exp/other") and run.checkpoint.load_step == 4
+
+
+def test_flame_s_own_checkpoint_cannot_be_resumed(folder, capsys):
+    saved = Path("exp/gla-340M-10B/checkpoint-4")
+    saved.mkdir(parents=True)
+    (saved / "model.safetensors").touch()
+    words = words_of(FLAME_ACCELERATE, processes=1)
+    assert main(["train", *words, f"checkpoint={saved}"]) == 2
+    assert "write model.weights = that folder" in capsys.readouterr().err
+
+
+def test_bytes_instead_of_a_large_vocabulary_are_a_warning(folder, capsys):
+    """flame's line names no tokenizer: its own default was one of the hub."""
+    config = Path("configs/gla_340M.json")
+    config.write_text(json.dumps({"model_type": "gla", **SMALL_MODEL, "vocab_size": 32000}))
+    words = words_of(FLAME_ACCELERATE, processes=1)
+    show_messages()
+    run_of(words)
+    assert "258 of the 32,000 entries" in capsys.readouterr().err
+    run_of([*words, "tokenizer=bytes"])
+    assert not capsys.readouterr().err
+
+
+def test_points_where_a_pipeline_is_split_are_several_words(folder):
+    words = [
+        *smaller(words_of(FLAME_TORCHTITAN), training__batch_size=4),
+        *["--experimental.pipeline_parallel_degree", "2"],
+        *["--experimental.pipeline_parallel_microbatches", "4"],
+        *["--experimental.pipeline_parallel_split_points", "layers.1"],
+    ]
+    assert run_of(words, processes=2).parallelism.pipeline_parallel_split_points == ("layers.1",)
+    parser = RecipeParser("train", train_command, "")
+    parser.parse([*words, "layers.2", "--training.steps", "4"])
+    key = "experimental.pipeline_parallel_split_points"
+    assert parser.overrides[key] == "layers.1,layers.2"
+
+
+def test_evaluations_of_ring_attention_come_every_so_many_optimizer_steps(folder):
+    values = {"mesh": "1,1,1,1", "size": "debug", "length": 64, "attention": "blockwise"}
+    words = words_of(RING_ATTENTION, batch=4, **values)
+    run = run_of([*words, "--eval_steps=10", "--optimizer.accumulate_gradient_steps=4"])
+    assert run.eval.interval == 50 and run.eval.tokens == 10 * 8 * 1024
+
+
+def test_a_state_of_ring_attention_s_spelling_resumes_a_run_folder(folder, capsys):
+    saved = Path("out/checkpoints/step-4")
+    saved.mkdir(parents=True)
+    assert translate("load_checkpoint", f"trainstate_params::{saved}", "", {})[0] == {
+        "model.weights": str(saved)
+    }
+    with pytest.raises(SettingsError, match="resumes by itself"):
+        translate("load_checkpoint", f"trainstate::{saved}", "", {})
+    Path("out/run.toml").touch()
+    meaning, _ = translate("load_checkpoint", f"trainstate::{saved}", "", {})
+    assert meaning == {"job.dump_folder": "out", "checkpoint.load_step": 4}
+    meaning, _ = translate("load_checkpoint", "trainstate::out", "", {"logger.output_dir": "out"})
+    assert meaning == {"checkpoint.load_step": -1}
+
+
+def test_words_of_hf2jax_name_the_source_and_the_run_folder(folder, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["--checkpoint_dir", "weights", "--output_file", "out", "--model_size", "7b"]
+    Path("weights").mkdir()
+    assert main(["import", *words, "--streaming"]) != 0
+    assert "weights" in capsys.readouterr().err, "the folder is read, and has no config.json"
+    assert main(["import", "weights"]) == 2
+    assert "RUN is missing" in capsys.readouterr().err
+    assert main(["import", "weights", *words]) == 2
+    assert "SOURCE and --checkpoint_dir mean the same" in capsys.readouterr().err
+
+
+def test_a_plan_and_a_preparation_take_the_words_of_a_launcher(folder, capsys):
+    """They start no processes: a plan is one for as many as the words say."""
+    words = smaller(words_of(FLAME_ACCELERATE, processes=4), nodes=2, **SMALL_GLA)
+    parser = RecipeParser("plan", train_command, "")
+    parser.add_argument("--gpus", type=int, default=1)
+    run, _ = read_run(parser, words, world=None)
+    assert run.world.size == 8
+    assert main(["prepare", *words]) == 0
+    assert main(["prepare", *smaller(words, gpus="all")]) == 2
+    assert "gpus = 'all' must be a whole number" in capsys.readouterr().err

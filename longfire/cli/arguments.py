@@ -3,6 +3,7 @@ section; free of torch."""
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -10,18 +11,24 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from longfire.config import recipe, shipped, values
-from longfire.config.aliases import ALIASES, as_text, bare_value
+from longfire.config.aliases import ALIASES, Started, as_text, bare_value
 from longfire.config.aliases.experiments import experiment
 from longfire.config.options import Checked
 from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
 from longfire.errors import SettingsError
 from longfire.launch import ALONE, World
-from longfire.messages import log_in_first_process
+from longfire.messages import log_in_first_process, nothing_logged
 
 logger = logging.getLogger(__name__)
 
 WIDTH = 118  # of --help
+# Settings whose values torchtitan takes as several words: layers.4 layers.8
+SEVERAL_WORDS = (
+    "experimental.pipeline_parallel_split_points",
+    "parallelism.pipeline_parallel_split_points",
+)
+LAYER = re.compile(r"layers\.\d+")
 HELP = ("-h", "--help")
 VALUES_OF_BARE_FLAGS = {*values.TRUTH, "auto"}
 MOST_USED = (  # what `train --help` begins with
@@ -279,6 +286,8 @@ def take_settings(words: list[str], own: set[str]) -> tuple[list[str], dict[str,
     while words:
         word = words.pop(0)
         spelling, equals, value = word.removeprefix("--").partition("=")
+        if equals:
+            spelling = spelling.lstrip("+")  # with which Hydra adds a key, and sets one
         is_flag = word.startswith("--")
         is_own = is_flag and word.partition("=")[0] in own
         if is_own or not is_setting(spelling) or not (is_flag or equals):
@@ -305,7 +314,10 @@ def take_value(spelling: str, words: list[str]) -> str:
     if bare and not (words and words[0].lower() in VALUES_OF_BARE_FLAGS):
         return bare
     if words and not (words[0].startswith("--") and is_setting(words[0][2:].partition("=")[0])):
-        return words.pop(0)
+        value = words.pop(0)
+        while spelling in SEVERAL_WORDS and words and LAYER.fullmatch(words[0]):
+            value += f",{words.pop(0)}"
+        return value
     if of_mixer:
         return "true"  # its type is known to the mixers only, which refuse it where it is a number
     raise SettingsError(f"--{spelling} needs a value: --{spelling} VALUE")
@@ -361,11 +373,15 @@ def read_run(
         raise SettingsError(
             f"two recipes: {options.recipe} and --job.config_file {options.named}; give one"
         )
-    take_experiment(parser, options)
     planned = world is None
-    world = World(options.gpus) if world is None else world
+    if world is None:
+        processes = processes_asked(parser)
+        world = World(options.gpus if options.gpus > 1 else processes)
+    elif not needs_model:  # the data alone: how many processes will train on them does not matter
+        processes_asked(parser)
     log_in_first_process(world.is_first)
     try:
+        take_experiment(parser, options)
         recipe_file = recipe_of(parser, options.recipe or options.named)
         from longfire.config.run import Run
 
@@ -379,6 +395,23 @@ def read_run(
         raise
 
 
+def processes_asked(parser: RecipeParser) -> int:
+    """How many processes the words of a launcher ask for (gpus=8 nodes=2), which are taken out of
+    the settings: a command that starts none has nothing to compare them with. Raises
+    SettingsError."""
+    processes = 1
+    for spelling in list(parser.overrides):
+        meaning = ALIASES.get(spelling)
+        if not isinstance(meaning, Started):
+            continue
+        value = parser.overrides.pop(spelling)
+        if meaning.word in ("processes of this machine", "machines"):
+            if not value.isdigit() or value == "0":
+                raise SettingsError(f"{spelling} = {value!r} must be a whole number from 1 on")
+            processes *= int(value)
+    return processes
+
+
 def take_experiment(parser: RecipeParser, options: argparse.Namespace) -> None:
     """The recipe that flash-attention's `experiment=NAME` is, with its settings beside those of the
     command line, which win. Raises SettingsError."""
@@ -386,12 +419,14 @@ def take_experiment(parser: RecipeParser, options: argparse.Namespace) -> None:
     if not name:
         return
     found = experiment(name)
+    refuse_unknown_word(options.recipe)
     if options.recipe or options.named:
         raise SettingsError(
             f"experiment = {name!r} is the recipe {found.recipe}: leave the other one out"
         )
     options.recipe = found.recipe
-    given = recipe.in_own_names(recipe.read_words(parser.overrides))
+    with nothing_logged():  # these words are read again with the recipe, and told then
+        given = recipe.in_own_names(recipe.read_words(parser.overrides))
     for key, value in found.overrides.items():
         if key not in given:
             parser.overrides[key] = value
@@ -404,8 +439,7 @@ def recipe_of(parser: RecipeParser, name: str | None) -> Path | None:
 
     Raises SettingsError where neither a recipe nor a setting is given: what to type first.
     """
-    if name and "=" in name and not Path(name).exists():
-        raise SettingsError(recipe.unknown(name.partition("=")[0], recipe.COMMAND_LINE))
+    refuse_unknown_word(name)
     if name:
         path = shipped.recipe(name)
         if shipped.is_shipped(path) and path.absolute() != Path(name).absolute():
@@ -416,6 +450,13 @@ def recipe_of(parser: RecipeParser, name: str | None) -> Path | None:
     if not parser.overrides:
         raise SettingsError(first_steps(parser.prog))
     return None
+
+
+def refuse_unknown_word(name: str | None) -> None:
+    """Raises SettingsError for `key=value` in the place of a recipe: the key is unknown."""
+    if name and "=" in name and not Path(name).exists():
+        spelling = name.partition("=")[0].lstrip("+~")
+        raise SettingsError(recipe.unknown(spelling, recipe.COMMAND_LINE))
 
 
 def first_steps(prog: str) -> str:

@@ -32,6 +32,7 @@ DATA_JSON = "data.json"
 SAVED = "# Every setting of this run, resolved. `longfire train` with this file resumes it.\n\n"
 # Settings of one start, which run.toml does not keep
 ONCE = ("checkpoint.load_step", "checkpoint.load_step_again")
+MANY_ENTRIES = 1024  # of a vocabulary that is not one of bytes
 # Settings that a tokenizer beside weights brings with it
 TOKENIZER_RULES = ("path", "add_bos", "add_eos")
 
@@ -95,6 +96,8 @@ class Run(RunSettings):
                 "--model.config gla-340m, a config.json, or a folder with one"
             )
         check(run, trains, planned)
+        if trains and needs_model and "path" not in named_tokenizer_rules([toml, command_line]):
+            run.warn_of_bytes()
         if trains:
             named = command_line if is_saved else {**toml, **command_line}
             for line in without_effect.messages(run, named):
@@ -156,6 +159,17 @@ class Run(RunSettings):
             return self
         taken = {key: getattr(beside, key) for key in TOKENIZER_RULES if key not in named}
         return replace(self, tokenizer=replace(self.tokenizer, **taken))
+
+    def warn_of_bytes(self) -> None:
+        """Text is trained on as bytes where no tokenizer is named: say it where the model's config
+        has many more entries, so that another tokenizer is meant."""
+        vocab_size = self.model_config.vocab_size if self.model_config else 0
+        if self.tokenizer.path == "bytes" and vocab_size >= MANY_ENTRIES:
+            logger.warning(
+                f"no tokenizer is named, so the model learns bytes: 258 of the {vocab_size:,} "
+                "entries of its vocabulary are used; name one by tokenizer.path (`bytes`, if bytes "
+                "are meant)"
+            )
 
     def tokenizer_beside_weights(self) -> Beside | None:
         """The tokenizer of the weights that the run starts with (`with_tokenizer`)."""

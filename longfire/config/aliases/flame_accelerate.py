@@ -83,19 +83,39 @@ def of_texts(key: str) -> WithOthers:
     return WithOthers(meaning)
 
 
-def step_of_checkpoint(value: str) -> dict[str, str]:
-    """S0-47: `<exp>/checkpoint-<step>`; the run folder is `path=` (ours: job.dump_folder)."""
-    found = re.search(r"(?:checkpoint|step)-(\d+)/?$", value)
+def step_of_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S0-47: `<exp>/checkpoint-<step>`; the run folder is `path=` (ours: job.dump_folder), or,
+    without one, the folder that the checkpoint is in. Raises SettingsError."""
+    found = re.search(r"^(.*?)/?(?:checkpoints?/)?(?:checkpoint|step)-(\d+)/?$", value)
     if not found:
         raise SettingsError(
             f"checkpoint = {value!r} names no step; write checkpoint.load_step = STEP (-1: the "
             "newest) and give the run folder as job.dump_folder"
         )
-    return {"checkpoint.load_step": found[1]}
+    folder, step = found.groups()
+    run_folder = others.get("path", others.get("job.dump_folder", ""))
+    if not folder:
+        return {"checkpoint.load_step": step}
+    if not run_folder:
+        return {"job.dump_folder": folder, "checkpoint.load_step": step}
+    if Path(folder).absolute() != Path(run_folder).absolute():
+        raise SettingsError(
+            f"checkpoint = {value!r} is not of the run folder {run_folder!r}: a run resumes from "
+            "its own checkpoints; to begin another run with the weights of that one, write "
+            f"model.weights = {folder}"
+        )
+    if any(any(Path(value).glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        raise SettingsError(
+            f"checkpoint = {value!r} holds weights of Hugging Face, and no optimizer that could go "
+            "on here: leave it out and write model.weights = that folder, and a new path"
+        )
+    return {"checkpoint.load_step": step}
 
 
 FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess.py --key value`
-    "type": WithOthers(defaults_of_flame),
+    "type": WithOthers(
+        defaults_of_flame, "begins a line of flame; what the line leaves out is as there:"
+    ),
     "lr": "optimizer.lr",
     "scheduler": schedule,
     "batch": "training.batch_size",
@@ -115,7 +135,7 @@ FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess
     "name": of_texts("data.dataset_name"),
     "split": of_texts("data.dataset_split"),
     "cache": WithOthers(cache),
-    "checkpoint": step_of_checkpoint,
+    "checkpoint": WithOthers(step_of_checkpoint),
     "varlen": "data.varlen",
     "seed": "training.seed",
     "save": "checkpoint.interval",

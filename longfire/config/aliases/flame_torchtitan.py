@@ -6,6 +6,7 @@ from longfire.config.aliases.meaning import (
     FLOAT8,
     IN_CONFIG,
     NO_EFFECT,
+    OFF,
     Dropped,
     Old,
     Refused,
@@ -14,6 +15,7 @@ from longfire.config.aliases.meaning import (
 from longfire.errors import SettingsError
 
 TENSOR_DEGREES = ("training.tensor_parallel_degree", "parallelism.tensor_parallel_degree")
+RESTARTS = "MAX_RESTARTS of scripts/train.sh starts all processes again from the newest checkpoint"
 PINNED = Dropped("batches come from memory-mapped token stores, made ready by one thread")
 
 
@@ -28,8 +30,10 @@ def rotate_method(value: str) -> dict[str, str]:
     return {"parallelism.context_parallel_strategy": strategies[value]}
 
 
-def layers_or_operations(value: str) -> dict[str, str]:
+def layers_or_operations(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """torchtitan's `mode = selective`, by operation or every n-th layer."""
+    if others.get("activation_checkpoint.mode", "") in ("none", "full"):
+        return {}  # it is read there for `selective` only
     if value != "op":
         raise SettingsError(
             f"activation_checkpoint.selective_ac_option = {value!r} computes some blocks again "
@@ -49,13 +53,24 @@ def shares_no_tensors(others: Mapping[str, str]) -> bool:
     return all(others.get(key, "1") == "1" for key in TENSOR_DEGREES)
 
 
+def is_not_fault_tolerant(others: Mapping[str, str]) -> bool:
+    """Whether torchft, whose numbers these are, is not asked for."""
+    return others.get("fault_tolerance.enable", "false").lower() in OFF
+
+
 def decay_type(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """The shape of the decay: of all that follows the warm-up, or, with decay_ratio, of the last
     part of the run. Raises SettingsError."""
     shapes = ("linear", "cosine", "sqrt")
     if value not in shapes:
         raise SettingsError(f"lr_scheduler.decay_type = {value!r} is not one of {shapes}")
-    if "lr_scheduler.decay_ratio" in others or value == "sqrt":
+    is_of_the_last_part = "lr_scheduler.decay_ratio" in others
+    if value == "sqrt" and not is_of_the_last_part:
+        raise SettingsError(
+            "lr_scheduler.decay_type = 'sqrt' over all that follows the warm-up: not supported; "
+            "give lr_scheduler.decay_ratio, the share of the run that the decay takes"
+        )
+    if is_of_the_last_part:
         return {"lr_scheduler.name": "wsd", "lr_scheduler.decay_shape": value}
     return {"lr_scheduler.name": value}
 
@@ -65,8 +80,10 @@ FLAME_TORCHTITAN: dict[
 ] = {  # S1, `--section.key value`; what is not listed has the same name here
     "job.use_for_integration_test": Refused(NO_EFFECT),
     "model.norm_type": Refused(
-        f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm",)
+        f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm", "fused_rmsnorm")
     ),
+    "model.converters": Refused(f"float8 is {FLOAT8}", ("",)),
+    "model.print_after_conversion": Refused("nothing is converted here"),
     "model.tokenizer_path": "tokenizer.path",
     "optimizer.scheduler": "lr_scheduler.name",
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
@@ -111,6 +128,9 @@ FLAME_TORCHTITAN: dict[
         "torch offers it for DTensor inside compiled graphs; tensor parallel here sends plain "
         "tensors by operators of its own"
     ),
+    "experimental.custom_model_path": Refused(
+        "files with mixers of your own are named by model.plugins", ("",)
+    ),
     "experimental.pipeline_parallel_degree": "parallelism.pipeline_parallel_degree",
     "experimental.pipeline_parallel_split_points": "parallelism.pipeline_parallel_split_points",
     "experimental.pipeline_parallel_schedule": "parallelism.pipeline_parallel_schedule",
@@ -122,7 +142,22 @@ FLAME_TORCHTITAN: dict[
     ),
     "experimental.context_parallel_degree": "parallelism.context_parallel_degree",
     "experimental.context_parallel_rotate_method": rotate_method,
-    "activation_checkpoint.selective_ac_option": layers_or_operations,
+    "activation_checkpoint.selective_ac_option": WithOthers(layers_or_operations),
+    "activation_offload.mode": Refused(
+        "activation_checkpoint.offload keeps the inputs of blocks in the host's memory", ("none",)
+    ),
+    "checkpoint.exclude_from_loading": Refused(
+        "a run resumes as a whole; model.weights begins a new one with weights alone", ("",)
+    ),
+    **dict.fromkeys(
+        (
+            "fault_tolerance.replica_id",
+            "fault_tolerance.group_size",
+            "fault_tolerance.min_replica_size",
+        ),
+        Refused(RESTARTS, (), accepted=is_not_fault_tolerant),
+    ),
+    "fault_tolerance.enable": Refused(RESTARTS),
     "float8.enable_float8_linear": Refused(FLOAT8),
     "float8.enable_fsdp_float8_all_gather": Refused(FLOAT8),
     "float8.precompute_float8_dynamic_scale_for_fsdp": Refused(FLOAT8),

@@ -2,14 +2,23 @@
 
 from collections.abc import Mapping
 
-from longfire.config.aliases.meaning import Dropped, Old, Refused, Started, WithOthers
+from longfire.config.aliases.meaning import OFF, Dropped, Old, Refused, Started, WithOthers
 from longfire.errors import SettingsError
+
+GLOBAL_BATCH = ("train.global_batch_size", "training.global_batch_size")
 
 
 def evaluation_interval(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """Its evaluations come every so many micro-batches, or after a share of an epoch. Raises
     SettingsError."""
-    accumulation = others.get("trainer.accumulate_grad_batches", "1")
+    accumulation = others.get("trainer.accumulate_grad_batches", "")
+    whole_batch = [key for key in GLOBAL_BATCH if others.get(key, "0") != "0"]
+    if whole_batch and not accumulation:
+        raise SettingsError(
+            f"trainer.val_check_interval = {value!r} counts micro-batches, and {whole_batch[0]} "
+            "leaves it to the devices how many of them a step has: write eval.interval, in steps"
+        )
+    accumulation = accumulation or "1"
     if not value.isdigit() or not accumulation.isdigit():
         raise SettingsError(
             f"trainer.val_check_interval = {value!r}: a share of an epoch is not known before the "
@@ -31,6 +40,19 @@ def schedule(value: str) -> dict[str, object]:
         )
     name, floor = shapes[value]
     return {"lr_scheduler.name": name, "lr_scheduler.min_lr_ratio": floor}
+
+
+def shuffled(value: str) -> dict[str, object]:
+    """Rows in a new order each epoch, or as they come."""
+    return {"data.shuffle": "none" if value.lower() in OFF else "auto"}
+
+
+def both_betas(value: str) -> dict[str, object]:
+    """[0.9, 0.95]: those of the first and the second moment. Raises SettingsError."""
+    betas = value.strip("[]()").split(",")
+    if len(betas) != 2:
+        raise SettingsError(f"train.optimizer.betas = {value!r} is not two numbers: [0.9, 0.95]")
+    return {"optimizer.beta1": betas[0].strip(), "optimizer.beta2": betas[1].strip()}
 
 
 FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
@@ -64,6 +86,52 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "datamodule.add_eos": "tokenizer.add_eos",
     "datamodule.num_workers": "data.num_workers",
     "callbacks.model_checkpoint.every_n_train_steps": "checkpoint.interval",
+    "callbacks.model_checkpoint_progress.every_n_train_steps": "checkpoint.interval",
+    "callbacks.model_checkpoint.save_top_k": "checkpoint.keep_latest_k",
+    **dict.fromkeys(
+        (
+            "callbacks.model_checkpoint_progress.fault_tolerant",
+            "callbacks.model_checkpoint.save_last",
+            "datamodule.fault_tolerant",
+        ),
+        Dropped("a checkpoint has the whole state, and the position in the data"),
+    ),
+    **dict.fromkeys(
+        (
+            "datamodule.pin_memory",
+            "datamodule.use_shmem",
+            "datamodule.ddp",
+            "datamodule.drop_last",
+            "datamodule.num_workers_preprocess",
+        ),
+        Dropped("batches come from memory-mapped token stores that all processes read"),
+    ),
+    "datamodule.shuffle": shuffled,
+    "datamodule.detokenize": Refused("text is tokenized as it is"),
+    "datamodule.batch_size_eval": Dropped("an evaluation has the micro-batches of the training"),
+    "trainer.accelerator": Dropped("training.device is the GPU where there is one"),
+    "trainer.gpus": Started("processes of this machine"),
+    **dict.fromkeys(
+        ("trainer.strategy", "trainer.strategy.find_unused_parameters"),
+        Dropped("parallelism.data_parallel_shard_degree shares parameters, and is on by itself"),
+    ),
+    "train.gpu_mem": Dropped("datamodule.batch_size says how many sequences a device takes"),
+    "train.seed": "training.seed",
+    "train.optimizer.betas": both_betas,
+    "train.optimizer.eps": "optimizer.eps",
+    "train.scheduler.num_training_steps": "lr_scheduler.decay_end_step",
+    "train.optimizer_param_grouping.bias_weight_decay": Refused("vectors never decay"),
+    "train.optimizer_param_grouping.normalization_weight_decay": Refused("vectors never decay"),
+    "print_config": "job.print_args",
+    "ignore_warnings": Dropped("warnings are few, and on stderr"),
+    "logger.wandb.mode": "metrics.wandb_mode",
+    **dict.fromkeys(
+        ("logger.wandb.entity", "logger.wandb.group", "logger.wandb.tags", "logger.wandb.id"),
+        Dropped(
+            "Weights & Biases has variables of its own: WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, "
+            "WANDB_RUN_ID"
+        ),
+    ),
     "logger.wandb.project": "metrics.wandb_project",
     "resume": Dropped("a run resumes by itself from its newest whole checkpoint"),
 }

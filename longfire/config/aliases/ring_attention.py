@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from longfire.config import shipped
@@ -17,9 +18,18 @@ from longfire.config.aliases.meaning import (
 )
 from longfire.errors import SettingsError
 
+RUN_TOML = "run.toml"
 ACCUMULATION = "optimizer.accumulate_gradient_steps"
 JSON_BATCH = "train_dataset.json_dataset.batch_size"
 HUB_BATCH = "train_dataset.huggingface_dataset.batch_size"
+
+
+POSITION = "the position in the data is part of a checkpoint, one integer"
+ONE_STATE = "AdamW's states are float32, and its steps are not scaled by the parameters"
+BY_TORCHRUN = Dropped("processes are started by scripts/train.sh, torchrun or Slurm")
+OF_WANDB = Dropped(
+    "Weights & Biases has variables of its own: WANDB_ENTITY, WANDB_NOTES, WANDB_RUN_ID, WANDB_DIR"
+)
 
 
 def whole_number(spelling: str, value: str) -> int:
@@ -100,6 +110,7 @@ def steps_of_evaluation(value: str, others: Mapping[str, str]) -> dict[str, obje
     sequences = whole_number(f"{part}.batch_size", others.get(f"{part}.batch_size", "8"))
     seq_len = whole_number(f"{part}.seq_length", others.get(f"{part}.seq_length", "1024"))
     every = whole_number("log_freq", others.get("log_freq", "50"))
+    every = -(-every // accumulated(others))
     return {"eval.interval": every, "eval.tokens": batches * sequences * seq_len}
 
 
@@ -118,18 +129,36 @@ def named_config(value: str) -> dict[str, str]:
     return {"model.config": value} if value else {}
 
 
-def tagged_checkpoint(value: str) -> dict[str, str]:
-    """S3-53, S3-79: `params::<path>` are weights for a fresh optimizer; whole states resume by
-    themselves here."""
+def tagged_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """S3-53, S3-79: `params::<path>` are weights for a fresh optimizer; `trainstate::<path>`
+    resumes where the path is a run folder, or a checkpoint in it. Raises SettingsError."""
     tag, _, path = value.rpartition("::")
-    if tag in ("params", "flax_params"):
+    if tag in ("params", "flax_params", "trainstate_params"):
         return {"model.weights": path}
     if not value:
         return {}
+    if tag == "trainstate" and (resumed := run_and_step(Path(path))):
+        folder = others.get("logger.output_dir", others.get("job.dump_folder", ""))
+        if not folder:
+            return resumed
+        if Path(folder).absolute() == Path(str(resumed["job.dump_folder"])).absolute():
+            return {"checkpoint.load_step": resumed["checkpoint.load_step"]}
     raise SettingsError(
         f"load_checkpoint = {value!r}: a run resumes by itself from the newest checkpoint of "
         "job.dump_folder; weights of Hugging Face go into model.weights"
     )
+
+
+def run_and_step(path: Path) -> dict[str, object]:
+    """The run folder and the step of a checkpoint, -1 (the newest) for a run folder itself; empty
+    where it is neither."""
+    if (path / RUN_TOML).is_file():
+        return {"job.dump_folder": str(path), "checkpoint.load_step": -1}
+    step = path.name.removeprefix("step-")
+    run = path.parent.parent
+    if step.isdigit() and step != path.name and (run / RUN_TOML).is_file():
+        return {"job.dump_folder": str(run), "checkpoint.load_step": int(step)}
+    return {}
 
 
 def optimizer_state_kept(value: str) -> dict[str, str]:
@@ -343,10 +372,8 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     "autoresume": Dropped("a run resumes by itself from its newest whole checkpoint"),
     "load_llama_config": named_config,
     "update_llama_config": WithOthers(llama_config),
-    "load_dataset_state": Refused(
-        "the position in the data is part of a checkpoint, one integer", ("",)
-    ),
-    "load_checkpoint": tagged_checkpoint,
+    "load_dataset_state": Refused(POSITION, ("",)),
+    "load_checkpoint": WithOthers(tagged_checkpoint),
     "tokenizer.vocab_file": path_or_nothing("tokenizer.path"),
     "optimizer.type": "optimizer.name",
     "optimizer.adamw_optimizer.weight_decay": "optimizer.weight_decay",
@@ -371,6 +398,29 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     "train_dataset.json_dataset.seq_length": "training.seq_len",
     JSON_BATCH: sequences_of_all_devices(JSON_BATCH),
     "train_dataset.json_dataset.tokenizer_processes": "data.num_workers",
+    **dict.fromkeys(
+        (
+            "train_dataset.json_dataset.tokenizer_parallel_chunk_size",
+            "train_dataset.json_dataset.tokenizer_parallel_batch_size",
+            "train_dataset.json_dataset.throughput_average_window_size",
+        ),
+        Dropped("text is tokenized once, ahead of training"),
+    ),
+    **dict.fromkeys(
+        (
+            "train_dataset.json_dataset.start_seek_loc",
+            "train_dataset.json_dataset.example_index_at_start",
+            "train_dataset.json_dataset.index_at_start",
+            "train_dataset.json_dataset.tokens_count_at_start",
+        ),
+        Refused(POSITION),
+    ),
+    "train_dataset.json_dataset.always_start_with_bos": Refused(
+        "a row begins where the one before it ends; tokenizer.add_bos begins documents"
+    ),
+    "train_dataset.text_processor.prepend_text": Refused(
+        "text goes into records before they are trained on", ("",)
+    ),
     "train_dataset.huggingface_dataset.path": "data.dataset",
     "train_dataset.huggingface_dataset.name": "data.dataset_name",
     "train_dataset.huggingface_dataset.split": "data.dataset_split",
@@ -386,6 +436,37 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
         "an evaluation has the micro-batches of the training; eval_steps takes it into account"
     ),
     "checkpointer.save_optimizer_state": optimizer_state_kept,
+    "checkpointer.float_dtype": Dropped(
+        "checkpoints keep float32, and a run goes on exactly; checkpoint.export_dtype is that of "
+        "exported weights"
+    ),
+    "optimizer.adamw_optimizer.bf16_momentum": Refused(ONE_STATE),
+    "optimizer.adamw_optimizer.multiply_by_parameter_scale": Refused(ONE_STATE),
+    "log_all_worker": Refused("process 0 tells how it goes, the others speak of errors only"),
+    **dict.fromkeys(
+        (
+            "initialize_jax_distributed",
+            "jax_distributed.initialize_jax_distributed",
+            "jax_distributed.coordinator_address",
+            "jax_distributed.num_processes",
+            "jax_distributed.process_id",
+            "jax_distributed.local_device_ids",
+        ),
+        BY_TORCHRUN,
+    ),
+    **dict.fromkeys(
+        (
+            "logger.entity",
+            "logger.notes",
+            "logger.experiment_id",
+            "logger.wandb_dir",
+            "logger.prefix",
+            "logger.prefix_to_id",
+            "logger.append_uuid",
+            "logger.random_delay",
+        ),
+        OF_WANDB,
+    ),
     "logger.output_dir": "job.dump_folder",
     "logger.project_id": "metrics.wandb_project",
     "logger.online": "metrics.enable_wandb",

@@ -88,8 +88,11 @@ def translate(
     meaning = {key: VALUES.get(key, {}).get(as_text(v), v) for key, v in meaning.items()}
     if meaning == {spelling: value}:
         return meaning, ""
+    if not meaning:
+        return meaning, ""
     new = " ".join(f"{key} = {as_text(v)!r}" for key, v in meaning.items())
-    return meaning, f"{spelling} = {as_text(value)!r} is now {new}" if meaning else ""
+    told_as = old.told_as if isinstance(old, WithOthers) else "is now"
+    return meaning, f"{spelling} = {as_text(value)!r} {told_as} {new}"
 
 
 def agreement(spelling: str, value: str, old: Started, where: str) -> str:
