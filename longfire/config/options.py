@@ -3,7 +3,7 @@ of torch for an instant --help."""
 
 from dataclasses import dataclass, fields
 
-from longfire.config.settings.declaration import NATURAL, POSITIVE, SHARE, setting
+from longfire.config.settings import NATURAL, POSITIVE, SHARE, setting
 from longfire.config.values import as_type, check_interval
 from longfire.errors import SettingsError
 

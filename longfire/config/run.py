@@ -164,7 +164,8 @@ class Run(RunSettings):
         """Text is trained on as bytes where no tokenizer is named: say it where the model's config
         has many more entries, so that another tokenizer is meant."""
         vocab_size = self.model_config.vocab_size if self.model_config else 0
-        if self.tokenizer.path == "bytes" and vocab_size >= MANY_ENTRIES:
+        has_ids = "tokens" in self.data.record_format
+        if self.tokenizer.path == "bytes" and vocab_size >= MANY_ENTRIES and not has_ids:
             logger.warning(
                 f"no tokenizer is named, so the model learns bytes: 258 of the {vocab_size:,} "
                 "entries of its vocabulary are used; name one by tokenizer.path (`bytes`, if bytes "

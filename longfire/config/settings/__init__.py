@@ -16,7 +16,14 @@ checkpoint.py   checkpoints, the export
 
 from longfire.config.settings.checkpoint import Checkpoint
 from longfire.config.settings.data import Data, Tokenizer
-from longfire.config.settings.declaration import ContextStrategyName, Remat
+from longfire.config.settings.declaration import (
+    NATURAL,
+    POSITIVE,
+    SHARE,
+    ContextStrategyName,
+    Remat,
+    setting,
+)
 from longfire.config.settings.job import Job, Metrics, Profiling
 from longfire.config.settings.model import Attention, Distillation, Model
 from longfire.config.settings.optimizer import LRScheduler, Optimizer
@@ -24,7 +31,10 @@ from longfire.config.settings.parallelism import Comm, Parallelism
 from longfire.config.settings.training import ActivationCheckpoint, Eval, Training
 
 __all__ = [
+    "NATURAL",
+    "POSITIVE",
     "SECTIONS",
+    "SHARE",
     "ActivationCheckpoint",
     "Attention",
     "Checkpoint",
@@ -43,6 +53,7 @@ __all__ = [
     "Remat",
     "Tokenizer",
     "Training",
+    "setting",
 ]
 
 SECTIONS: dict[str, type] = {
