@@ -45,7 +45,7 @@ def put_in_place(aside: Path, place: Path) -> None:
 
 @contextmanager
 def held(lock: Path, taken: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock file. While another process holds it, `taken` is told which one; unless that
+    """Hold a lock file. While another process holds it, `taken` is given its name; unless that
     raises, we wait.
 
     The lock belongs to the open file (flock): the kernel takes it from a process that dies, so it

@@ -25,7 +25,7 @@ from longfire.errors import SettingsError, TrainingError
 # What signal.signal takes and returns
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
-# How a launcher tells a process who it is: torchrun's names, then Slurm's. SLURM_NTASKS is not
+# Where a launcher says which process this is: torchrun's names, then Slurm's. SLURM_NTASKS is not
 # among them: a batch script sees it too, and may start one process only.
 NAMES = {
     "size": ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
@@ -142,8 +142,8 @@ def offline() -> bool:
 
 
 def stay_offline() -> None:
-    """From here on nothing is fetched: told to the hub's libraries, and to what this process
-    starts, before they are imported."""
+    """From here on nothing is fetched: neither by the hub's libraries, which must not be imported
+    yet, nor by what this process starts."""
     for name in (
         "HF_HUB_OFFLINE",
         "HF_DATASETS_OFFLINE",
@@ -167,17 +167,17 @@ def wandb_run() -> dict[str, str]:
         "WANDB_RUN_ID": "id",
         "WANDB_MODE": "mode",
     }
-    said = {argument: os.environ[name] for name, argument in names.items() if os.environ.get(name)}
+    given = {argument: os.environ[name] for name, argument in names.items() if os.environ.get(name)}
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
-        said["mode"] = "disabled"
-    return said
+        given["mode"] = "disabled"
+    return given
 
 
 def cxx_compiler() -> str | None:
     """A C++ compiler that torch.compile can use on this CPU, None without one or without Python's
     headers, which it includes.
 
-    torch looks at CXX and else for one name only; a compiler of another name is told to it by
+    torch looks at CXX and else for one name only; a compiler of another name is given to it by
     setting CXX.
     """
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
@@ -191,7 +191,7 @@ def cxx_compiler() -> str | None:
 
 
 class Terminated(BaseException):
-    """SIGTERM where nothing has to be saved first. Not an Exception: nobody goes on after it."""
+    """SIGTERM where nothing has to be saved first. Not an Exception: it ends the process."""
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def end_after_a_signal(reader: int, grace_seconds: float) -> None:
             ends, _, _ = select.select([pipe], [], [], grace_seconds)
             if ends and not pipe.read(1):
                 return
-            tell("SIGTERM: stopped; what is whole on disk stays")
+            write_to_stderr("SIGTERM: stopped; what is whole on disk stays")
             os._exit(128 + signal.SIGTERM)
 
 
@@ -270,14 +270,14 @@ class StopRequest:
         if self.requested and number == signal.SIGTERM:
             return
         if self.requested:
-            tell(
+            write_to_stderr(
                 f"{signal.Signals(number).name} again: stopping at once; the newest complete "
                 "checkpoint stays"
             )
             os._exit(128 + number)
         self.requested = True
         self.exit_code = 128 + number
-        tell(
+        write_to_stderr(
             f"{signal_name(self.exit_code)}: finishing this step or ending an evaluation, then "
             "saving (Ctrl-C again: stop at once)"
         )
@@ -341,7 +341,7 @@ class Watchdog:
             self.look.clear()
 
     def end(self, limit: int) -> None:
-        tell(
+        write_to_stderr(
             f"{limit} s were not enough {self.what} (comm.{self.phase}_timeout_seconds): the run "
             "hangs. The stack of every thread follows. The newest whole checkpoint stays, and "
             "the same command resumes from it; raise the limit if it may take so long."
@@ -350,7 +350,7 @@ class Watchdog:
         os._exit(TrainingError.exit_code)
 
 
-def tell(message: str) -> None:
+def write_to_stderr(message: str) -> None:
     """To standard error, whole and at once: these messages come from signal handlers and just
     before an exit."""
     os.write(STDERR, f"longfire: {message}\n".encode())

@@ -43,7 +43,7 @@ def log_in_first_process(is_first_process: bool) -> None:
 
 @contextmanager
 def nothing_logged() -> Iterator[None]:
-    """Inside, what is no error is not logged: it is said elsewhere."""
+    """Inside, what is no error is not logged: it is logged elsewhere."""
     level = ROOT.level
     ROOT.setLevel(logging.ERROR)
     try:

@@ -8,7 +8,7 @@
 # NNODE         machines (default 1)
 # MASTER_ADDR, MASTER_PORT   where several machines meet: one of the run and a free port there (default localhost, 29500). One
 #               machine takes a free port by itself, so that several runs fit on it
-# LOG_RANK      whose output is shown, as 0 or 0,1 (default: everybody's; processes other than 0 speak of errors only)
+# LOG_RANK      whose output is shown, as 0 or 0,1 (default: everybody's; processes other than 0 report errors only)
 # SHUTDOWN_SECONDS  how long processes may take to finish a step and save after SIGTERM (default 240)
 # MAX_RESTARTS  how often all start again from the newest whole checkpoint when one has died (default 0)
 #

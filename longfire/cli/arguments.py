@@ -425,7 +425,7 @@ def take_experiment(parser: RecipeParser, options: argparse.Namespace) -> None:
             f"experiment = {name!r} is the recipe {found.recipe}: leave the other one out"
         )
     options.recipe = found.recipe
-    with nothing_logged():  # these words are read again with the recipe, and told then
+    with nothing_logged():  # these words are read again with the recipe, and logged then
         given = recipe.in_own_names(recipe.read_words(parser.overrides))
     for key, value in found.overrides.items():
         if key not in given:

@@ -34,7 +34,7 @@ def generate(words: Sequence[str]) -> int:
     parser.add_argument(
         "--interactive",
         action="store_true",
-        help="ask for lines and keep what was said (default: without a prompt)",
+        help="ask for lines and keep the dialogue (default: without a prompt)",
     )
     add_which_model(parser)
     parser.add_argument(
@@ -47,7 +47,7 @@ def generate(words: Sequence[str]) -> int:
     parser.add_argument(
         "--stats",
         action="store_true",
-        help="at the end tell tokens/s, ms a token, bytes of the cache",
+        help="at the end show tokens/s, ms a token, bytes of the cache",
     )
     parser.add_fields(Sampling, repeated=("stop",))
     options = parser.parse_words(words)

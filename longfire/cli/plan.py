@@ -40,7 +40,7 @@ def plan(words: Sequence[str]) -> int:
         type=at_least(0),
         default=8,
         metavar="N",
-        help="other plans to tell; 0: none (default: 8)",
+        help="other plans to show; 0: none (default: 8)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
     parser.add_argument(

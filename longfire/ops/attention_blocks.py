@@ -272,7 +272,7 @@ def attention_in_blocks_reference(
     window: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The truth: all scores at once. Same arguments and result."""
+    """The reference: all scores at once. Same arguments and result."""
     assert keys > 0
     return attention_reference(q_BTHK, k_BSGK, v_BSGV, window=window, scale=scale)
 
@@ -411,7 +411,7 @@ def written(
     kept: Tensor | None = None,
     p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The truth: o (B, T, H, V) and lse (B, H, T) with all scores written out, in the working
+    """The reference: o (B, T, H, V) and lse (B, H, T) with all scores written out, in the working
     dtype."""
     scores_BGRTS = scores(q, k, scale, seen)
     lse = scores_BGRTS.logsumexp(-1)
@@ -431,7 +431,7 @@ def written_gradients(
     kept: Tensor | None = None,
     p: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The truth: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that the
+    """The reference: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that the
     queries see."""
     by_group = (k.shape[2], q.shape[2] // k.shape[2])
     lse = lse.unflatten(1, by_group)[..., None]

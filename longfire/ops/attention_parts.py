@@ -34,7 +34,7 @@ def attention_parts(
 def attention_parts_reference(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor, *, causal: bool, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The truth: all scores written out. Same arguments and result."""
+    """The reference: all scores written out. Same arguments and result."""
     T = q_BTHK.shape[1]
     S = k_BSGK.shape[1]
     return softmax_reference(

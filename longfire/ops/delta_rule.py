@@ -66,7 +66,7 @@ def delta_rule_reference(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The truth: the recurrence, a token at a time. Same arguments and result."""
+    """The reference: the recurrence, a token at a time. Same arguments and result."""
     (B, T, H, K), dtype = q_BTHK.shape, working_dtype(q_BTHK)
     scale = K**-0.5 if scale is None else scale
     S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)

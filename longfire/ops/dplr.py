@@ -68,7 +68,7 @@ def dplr_reference(
     initial_state_BHKV: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The truth: the recurrence, a token at a time. Same arguments and result."""
+    """The reference: the recurrence, a token at a time. Same arguments and result."""
     dtype = working_dtype(q_BTHK)
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     S_BHKV = start(initial_state_BHKV, q_BTHK, v_BTHV)

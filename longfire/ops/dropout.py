@@ -74,7 +74,7 @@ def dropout_add(x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor 
 def dropout_add_reference(
     x_BTD: Tensor, residual_BTD: Tensor, p: float, noise_BT: Tensor | None
 ) -> Tensor:
-    """The truth: a mask that is kept. Same arguments and result."""
+    """The reference: a mask that is kept. Same arguments and result."""
     if noise_BT is None or p == 0:
         return residual_BTD + x_BTD
     return residual_BTD + torch.where(

@@ -50,7 +50,7 @@ def selective_scan_reference(
     initial_state_BDN: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The truth: the recurrence, a token at a time. Same arguments and result."""
+    """The reference: the recurrence, a token at a time. Same arguments and result."""
     dtype = working_dtype(x_BTD)
     h_BDN = start(initial_state_BDN, x_BTD, A_DN)
     A_DN = A_DN.to(dtype)

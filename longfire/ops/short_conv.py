@@ -48,7 +48,7 @@ def short_conv_reference(
     state_BDW: Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The truth, token by token as the sum is written. Same arguments and result."""
+    """The reference, token by token as the sum is written. Same arguments and result."""
     width = weight_DW.shape[1]
     dtype = working_dtype(x_BTD)
     if state_BDW is None:

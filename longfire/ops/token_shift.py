@@ -30,7 +30,7 @@ def previous_token(
 def previous_token_reference(
     x_BTD: Tensor, *, before_BD: Tensor | None = None, documents: Documents | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The truth, a token at a time. Same arguments and result."""
+    """The reference, a token at a time. Same arguments and result."""
     before_BD = torch.zeros_like(x_BTD[:, 0]) if before_BD is None else before_BD.to(x_BTD.dtype)
     outputs = []
     for t, x_BD in enumerate(x_BTD.unbind(1)):

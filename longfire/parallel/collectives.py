@@ -53,7 +53,7 @@ def _(x: Tensor, group: str) -> Tensor:
 
 
 def tokens_second(x: Tensor) -> Tensor:
-    """(T, B, ...) -> (B, T, ...), contiguous to the letter, as the compiler is told: `view` puts
+    """(T, B, ...) -> (B, T, ...), contiguous to the letter, as the compiler expects: `view` puts
     right the stride of B = 1."""
     x = x.movedim(0, TOKENS_DIM).contiguous()
     return x.view(x.shape)

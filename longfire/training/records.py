@@ -80,7 +80,7 @@ class RecordFile:
             file.truncate()
 
     def look_at(self, record: dict[str, Any] | None, at: int, start_step: int) -> None:
-        """Note what a line that stays tells; `at`: where it begins."""
+        """Take note of a line that stays; `at`: where it begins."""
         if record is None:
             self.unreadable += 1
             self.last = None

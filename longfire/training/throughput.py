@@ -24,7 +24,7 @@ DOCUMENT_TOKENS = 512  # mean length of the random documents of data.varlen
 
 
 def bench(run: Run, steps: int = 10) -> dict[str, float]:
-    """Measure `steps` steps and tell what they cost; returns the numbers (seconds, tokens, bytes,
+    """Measure `steps` steps and log what they cost; returns the numbers (seconds, tokens, bytes,
     FLOP/s).
 
     The learning rate is 0: the same work, and parameters that random tokens do not drive anywhere.
@@ -47,7 +47,7 @@ def bench(run: Run, steps: int = 10) -> dict[str, float]:
         "matmul_peak": peak,
         "mfu": run.tokens_per_step * flops_per_token / seconds / peak / run.world.size,
     }
-    tell(result, [run.tokens_per_step / parts["seconds"] for parts in taken], source)
+    log_result(result, [run.tokens_per_step / parts["seconds"] for parts in taken], source)
     return result
 
 
@@ -89,7 +89,7 @@ def random_batch(run: Run, vocab_size: int, generator: torch.Generator) -> Batch
     )
 
 
-def tell(result: dict[str, float], rates: list[float], source: str) -> None:
+def log_result(result: dict[str, float], rates: list[float], source: str) -> None:
     """The result as four lines; the spread says how much to believe it."""
     share = {}
     for key, value in result.items():

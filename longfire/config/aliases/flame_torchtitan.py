@@ -122,7 +122,7 @@ FLAME_TORCHTITAN: dict[
         "gradients are always summed in float32", ("float32",)
     ),
     "metrics.rank_0_only": Refused(
-        "process 0 tells how it goes, the others speak of errors only", ("true", "on", "yes", "1")
+        "process 0 reports progress, the others report errors only", ("true", "on", "yes", "1")
     ),
     "experimental.enable_async_tensor_parallel": Refused(
         "torch offers it for DTensor inside compiled graphs; tensor parallel here sends plain "

@@ -174,7 +174,7 @@ def fields_of_record(value: str) -> dict[str, str]:
 
 
 def attention_type(value: str) -> dict[str, str]:
-    """S3-50: ring or not is said by the last number of mesh_dim."""
+    """S3-50: the last number of mesh_dim decides whether it is a ring."""
     kinds = {
         "standard": "vanilla",
         "ring_standard": "vanilla",
@@ -437,12 +437,12 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     ),
     "checkpointer.save_optimizer_state": optimizer_state_kept,
     "checkpointer.float_dtype": Dropped(
-        "checkpoints keep float32, and a run goes on exactly; checkpoint.export_dtype is that of "
+        "checkpoints keep float32, and a run continues exactly; checkpoint.export_dtype is that of "
         "exported weights"
     ),
     "optimizer.adamw_optimizer.bf16_momentum": Refused(ONE_STATE),
     "optimizer.adamw_optimizer.multiply_by_parameter_scale": Refused(ONE_STATE),
-    "log_all_worker": Refused("process 0 tells how it goes, the others speak of errors only"),
+    "log_all_worker": Refused("process 0 reports progress, the others report errors only"),
     **dict.fromkeys(
         (
             "initialize_jax_distributed",

@@ -42,7 +42,7 @@ def of_data(run: RunSettings) -> Iterator[str]:
 
 
 def of_records(run: RunSettings) -> Iterator[str]:
-    """What is said of records is read of some source."""
+    """Settings of records are read by some source."""
     data = run.data
     count = len(data.dataset)
     named = data.record_format or ("",)

@@ -1,5 +1,5 @@
 """Settings that change nothing in a run, because of another setting: what somebody has asked for
-and will not get is said once, at the start."""
+and will not get is logged once, at the start."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple

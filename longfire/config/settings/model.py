@@ -30,7 +30,7 @@ class Model:
     )
     rope_theta: float = setting(
         0.0,
-        "base of rotary positions in all attention layers, when a model goes on at a longer "
+        "base of rotary positions in all attention layers, when a model continues at a longer "
         "context; max_position_embeddings grows to training.seq_len with it; 0: as in the config",
         NATURAL,
     )

@@ -15,7 +15,7 @@ def rms_norm_on_cpu(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = r x weight with r = 1 / rms(x). The backward is layer norm's kernel told that the means
+    """y = r x weight with r = 1 / rms(x). The backward is layer norm's kernel, given that the means
     are 0: it gives the right d_weight, and d_x less r mean(d_y weight), which is what a mean that
     depends on x takes off.
     """
