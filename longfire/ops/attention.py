@@ -73,8 +73,8 @@ def attention_reference(
     skip_B: Tensor | None = None,
     first_head: int = 0,
 ) -> Tensor:
-    """The reference: all scores written out, in fp32 (float64 for float64 inputs). Same arguments and
-    result."""
+    """The reference: all scores written out, in fp32 (float64 for float64 inputs). Same arguments
+    and result."""
     T = q_BTHK.shape[1]
     S = k_BSGK.shape[1]
     seen = visible(T, S, window, documents, q_BTHK.device, skip_B)

@@ -431,8 +431,8 @@ def written_gradients(
     kept: Tensor | None = None,
     p: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that the
-    queries see."""
+    """The reference: (d_q, d_k, d_v) with all scores written out; lse and delta of all keys that
+    the queries see."""
     by_group = (k.shape[2], q.shape[2] // k.shape[2])
     lse = lse.unflatten(1, by_group)[..., None]
     delta = delta.unflatten(1, by_group)[..., None]

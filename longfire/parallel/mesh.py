@@ -125,8 +125,8 @@ class Mesh:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """What one process cannot do, no process continues without: its UserError is raised there, and
-        ElsewhereError in the others. Collective over all; what is inside must not be."""
+        """What one process cannot do, no process continues without: its UserError is raised there,
+        and ElsewhereError in the others. Collective over all; what is inside must not be."""
         error = None
         try:
             yield

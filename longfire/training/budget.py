@@ -22,7 +22,7 @@ from longfire.training.schedule import Plan, Planned
 WINDOW_STEPS = 50  # over which the seconds of a step are averaged
 RECENT_STEPS = 5  # unless the median of so many, the last ones, differs from that mean
 CHANGED_SHARE = 0.15  # by more than this share of it: the machine has changed its speed
-# Measured before anything is logged or planned, if the budget has room for them. The first step of a
+# Measured before anything is logged or planned, if the budget has room for it. The first step of a
 # process, which allocates and compiles, is not one of them.
 MEASURED_STEPS = 3
 # Looks at the clock are so far apart, as a share of the steps that remain: close together at the

@@ -1,5 +1,5 @@
-"""The fast forms of ops. What they compute is described, and written out, in ops/; nothing here has to
-be read to follow a model. Only files of ops/ import kernel libraries.
+"""The fast forms of ops. What they compute is described, and written out, in ops/; nothing here has
+to be read to follow a model. Only files of ops/ import kernel libraries.
 
 linear.py            products with master weights that are rounded to the input's type
 norm.py              RMS norm on a CPU
