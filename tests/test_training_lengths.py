@@ -92,7 +92,7 @@ def test_stages_of_a_schedule():
         ),
         ({"training.tbptt_segments": "2", "model.config": "dynamic"}, "dynamic"),
         ({"training.tbptt_segments": "2", "model.config": "drops"}, "dropout = 0.1"),
-        ({"training.tbptt_segments": "2", "distillation.teacher": "."}, "whole rows"),
+        ({"training.tbptt_segments": "2", "distillation.teacher": "."}, "whole sequences"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_mend(tmp_path, changes, said):

@@ -127,7 +127,10 @@ def test_other_data_are_told_when_a_run_goes_on(tmp_path):
 
     def kept(**stores: str) -> list[str]:
         notes.clear()
-        there = [SimpleNamespace(folder=Path(f"stores/{store}")) for store in stores.values()]
+        there = [
+            SimpleNamespace(folder=Path(f"stores/{store}"), complete=False)
+            for store in stores.values()
+        ]
         with logged_to(notes):
             start.keep_sources(run, SimpleNamespace(names=tuple(stores), stores=there))
         return notes

@@ -86,7 +86,7 @@ def test_a_damaged_line_costs_no_other_line(tmp_path, capsys, damaged, place):
     file.write_bytes(b"".join([*lines[:place], damaged, *lines[place:]]))
     capsys.readouterr()
     write_steps(tmp_path, 4, 6, loss=3.0)
-    assert "metrics.jsonl: 1 line cannot be read" in capsys.readouterr().out
+    assert "metrics.jsonl: 1 line cannot be read" in capsys.readouterr().err
     after = list(record_file.records(file))
     assert [record["step"] for record in after if record] == [1, 2, 3, 4, 5, 6]
     assert after.count(None) == 1 and damaged in file.read_bytes()

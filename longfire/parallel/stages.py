@@ -228,6 +228,10 @@ def refusals(
             f"{DEGREE} = {processes}: a teacher's hidden states and logits are compared with a "
             "whole model's; set it to 1, or distillation.teacher to ''"
         )
+    unreadable = list(misspelled(parallelism))
+    yield from unreadable
+    if unreadable:
+        return
     placed = placement(processes, parallelism)
     points = begins(parallelism)
     yield from wrong_stages(config.num_hidden_layers, processes, parallelism, placed, points)

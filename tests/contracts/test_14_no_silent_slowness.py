@@ -131,7 +131,7 @@ def warnings_of(tmp_path, capsys, steps, values_of):
             report.record(
                 step, {"loss": 1.0, "seconds": 1.0, "tokens_per_second": 1.0, **values_of(step)}
             )
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
 
 
 def test_waiting_for_data_is_warned_about_and_not_at_every_step(tmp_path, capsys):
