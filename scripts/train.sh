@@ -34,7 +34,8 @@ if [ -z "${NGPU:-}" ]; then
   [ "$NGPU" -gt 0 ] || NGPU=1
 fi
 # torchrun's own default is 1, which leaves most of a machine without GPUs idle
-THREADS=$(( $(nproc) / NGPU ))
+CORES=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+THREADS=$(( CORES / NGPU ))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( THREADS > 0 ? THREADS : 1 ))}"
 if [ "${NNODE:-1}" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then
   MEET=(--standalone)
