@@ -100,7 +100,7 @@ REFUSED = {
     "optimizer.early_step_in_backward": ("false", "true", "norm of all gradients"),
     "training.disable_loss_parallel": ("false", "true", "always shared"),
     "training.mixed_precision_reduce": ("float32", "bfloat16", "always summed in float32"),
-    "metrics.rank_0_only": ("true", "false", "process 0 tells"),
+    "metrics.rank_0_only": ("true", "false", "process 0 reports"),
     "experimental.enable_async_tensor_parallel": ("false", "true", "plain tensors"),
     "experimental.enable_compiled_autograd": ("false", "true", "not proven here"),
     "float8.enable_float8_linear": ("false", "true", "not supported yet"),
