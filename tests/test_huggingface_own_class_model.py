@@ -572,6 +572,11 @@ def test_every_lora_adapter_learns_and_merges(types, tiny_model, tmp_path):
     )
     torch.manual_seed(0)  # of the adapters, whatever ran before
     model = peft.get_peft_model(load(folder), lora)
+    # As small as trained ones: larger ones make a recurrence amplify the rounding of the merge.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.1)
     ids_BT = ids_of(1, 12)
     model(ids_BT, labels=ids_BT).loss.backward()
     adapters = {name: p for name, p in model.named_parameters() if "lora_" in name}
