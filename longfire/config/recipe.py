@@ -182,9 +182,14 @@ def sections(
     """The typed sections of a run; a later mapping wins over an earlier one, and what none names
     has its default. Old spellings are translated as by `in_own_names`. Raises SettingsError.
     """
+    return sections_of_own_names(*map(in_own_names, givens))
+
+
+def sections_of_own_names(*givens: Mapping[str, Given]) -> dict[str, Any]:
+    """The same of settings that have our keys already."""
     values: dict[str, object] = {}
     for given in givens:
-        for key, (value, where) in in_own_names(given).items():
+        for key, (value, where) in given.items():
             if not is_model_key(key, value):
                 values[key] = typed(key, value, where)
     typed_sections: dict[str, Any] = {}

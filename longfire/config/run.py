@@ -70,7 +70,7 @@ class Run(RunSettings):
             for key in ONCE:  # earlier versions saved them
                 toml.pop(key, None)
         command_line = recipes.in_own_names(recipes.read_words(overrides), toml)
-        sections = recipes.sections(toml, command_line)
+        sections = recipes.sections_of_own_names(toml, command_line)
         run = cls(**sections, recipe=recipe, world=world)
         if trains:
             run = replace(run, degrees=resolve_degrees(run.parallelism, world.size))

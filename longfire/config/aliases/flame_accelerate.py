@@ -1,14 +1,15 @@
 """flame on accelerate: `train.sh key=value` and `preprocess.py --key value`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from longfire.config.aliases.meaning import Dropped, Old, Started, WithOthers
 from longfire.errors import SettingsError
 
 # What weights are kept in: files of Hugging Face, old and new, and the checkpoints of a run
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "checkpoints/step-*", "run.toml")
+WEIGHTS_OF_HUGGING_FACE = ("*.safetensors", "*.bin")
+WEIGHTS = (*WEIGHTS_OF_HUGGING_FACE, "*.pt", "*.pth", "checkpoints/step-*", "run.toml")
 # What `datasets` writes beside the rows that it saves
 SAVED_DATASET = ("dataset_info.json", "state.json", "dataset_dict.json")
 # Its word -> our setting and the value that a line without the word has
@@ -48,11 +49,14 @@ def schedule(value: str) -> dict[str, object]:
     return meanings
 
 
+def holds(folder: str, patterns: Iterable[str]) -> bool:
+    """Whether a folder has something of a name that one of the patterns describes."""
+    return any(any(Path(folder).expanduser().glob(pattern)) for pattern in patterns)
+
+
 def scratch_or_weights(value: str) -> dict[str, str]:
     """S0-61: a config starts from scratch, a folder with weights continues from them."""
-    folder = Path(value).expanduser()
-    holds_weights = bool(value) and any(any(folder.glob(pattern)) for pattern in WEIGHTS)
-    if holds_weights:
+    if value and holds(value, WEIGHTS):
         return {"model.config": value, "model.weights": value}
     return {"model.config": value}
 
@@ -60,7 +64,7 @@ def scratch_or_weights(value: str) -> dict[str, str]:
 def saved_rows(others: Mapping[str, str]) -> str:
     """S0-36: the folder of `cache` where preprocess.py has saved rows of ids in it, else ""."""
     folder = others.get("cache", "")
-    if folder and any((Path(folder).expanduser() / name).is_file() for name in SAVED_DATASET):
+    if folder and holds(folder, SAVED_DATASET):
         return folder
     return ""
 
@@ -104,7 +108,7 @@ def step_of_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, objec
             "its own checkpoints; to begin another run with the weights of that one, write "
             f"model.weights = {folder}"
         )
-    if any(any(Path(value).glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+    if holds(value, WEIGHTS_OF_HUGGING_FACE):
         raise SettingsError(
             f"checkpoint = {value!r} holds weights of Hugging Face, and no optimizer that could go "
             "on here: leave it out and write model.weights = that folder, and a new path"

@@ -30,11 +30,12 @@ Translation = Callable[[str], Mapping[str, object]]
 @dataclass(frozen=True)
 class WithOthers:
     """A translation of the value that needs other spellings of the same place too: it is given all
-    of them, by spelling. told_as: what stands between the spelling and its meaning in the sentence
-    that is logged."""
+    of them, by spelling. link_text: what stands between the spelling and its meaning in the
+    sentence that is logged.
+    """
 
     meaning: Callable[[str, Mapping[str, str]], Mapping[str, object]]
-    told_as: str = "is now"
+    link_text: str = "is now"
 
 
 @dataclass(frozen=True)

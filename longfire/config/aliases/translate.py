@@ -91,8 +91,8 @@ def translate(
     if not meaning:
         return meaning, ""
     new = " ".join(f"{key} = {as_text(v)!r}" for key, v in meaning.items())
-    told_as = old.told_as if isinstance(old, WithOthers) else "is now"
-    return meaning, f"{spelling} = {as_text(value)!r} {told_as} {new}"
+    link_text = old.link_text if isinstance(old, WithOthers) else "is now"
+    return meaning, f"{spelling} = {as_text(value)!r} {link_text} {new}"
 
 
 def agreement(spelling: str, value: str, old: Started, where: str) -> str:
