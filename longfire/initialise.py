@@ -7,14 +7,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-from longfire.config.model_config import (
-    BY_DEPTH,
-    INITIALIZER_RANGE,
-    MIXERS_BY_DEPTH,
-    PUBLISHED,
-    ModelConfig,
-    mixer_of,
-)
+from longfire.config.init_rules import BY_DEPTH, INITIALIZER_RANGE, MIXERS_BY_DEPTH, check_init
+from longfire.config.model_config import PUBLISHED, ModelConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
 from longfire.model import Model, on_meta
@@ -51,8 +45,10 @@ def initialise(model: Model, seed: int) -> None:
     Each is drawn whole, since rules look at the whole shape, and the part that this process holds
     (split, sharded) is kept. A parameter that its mixer names in `own_init` begins by that rule,
     every other one by its role (`role_of`); a buffer without such a rule is zero. Raises
-    AssertionError naming a parameter without a role.
+    AssertionError naming a parameter without a role, SettingsError for rules of the config that are
+    wrong.
     """
+    check_init(model.config)
     visited: set[nn.Parameter] = set()
     own = own_rules(model)
     published = published_rules(model)
@@ -193,7 +189,7 @@ def fan_in(weight: Tensor) -> int:
     return weight[0].numel()
 
 
-# The names that shape.INIT_RULES allows beside those that need a number of the shape.
+# The names that INIT_RULES allows beside those that need a number of the shape.
 NAMED_RULES: dict[str, Rule] = {
     "fan_in": fan_in_normal,
     "fan_in_uniform": fan_in_uniform,

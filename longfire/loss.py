@@ -30,7 +30,7 @@ def loss_sum(
     A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens
     that it counted before any backward, so that 1 x 8 and 8 x 1 sequences give the same gradients
     whatever their padding. The logits exist for `chunk_tokens` tokens at a time. noise_BT: what
-    dropout is made of (ops/dropout.row_noise); None: nothing is dropped.
+    dropout is made of (ops/sequence_noise.py); None: nothing is dropped.
     cache: where the batch is a segment of its sequences, what goes from one to the next
     (training/tbptt.py).
     """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from longfire.block_execution import Execution, TensorRegions
 from longfire.config.model_config import ModelConfig, mixer_of
-from longfire.config.strict import read_own_settings
+from longfire.config.own_settings import own_settings
 from longfire.mixers import MIXERS
 from longfire.mixers.cache import IDS, Cache
 from longfire.mixers.mixer import Observed, Sequence
@@ -58,16 +58,15 @@ class Block(nn.Module):
         super().__init__()
         name = config.layer_types[layer]
         mixer_class = MIXERS[mixer_of(name)]
-        mixer_shape = read_own_settings(
-            mixer_class, name, config.mixers.get(name, {}), config.hidden_size
-        )
+        given = config.mixers.get(name, {})
+        mixer_config = own_settings(mixer_class, name, given, config.hidden_size)
         self.kind = config.block
         self.dropout = config.dropout
         self.inner = inner
         self.execution = Execution()
         self.regions = TensorRegions()
         self.mixer_norm = make_norm(config)
-        self.mixer = mixer_class(config, mixer_shape, layer)
+        self.mixer = mixer_class(config, mixer_config, layer)
         self.mlp = make_mlp(config, layer)
         self.mlp_norm: nn.Module | None = None
         if self.mlp is not None and self.kind != "parallel_tied":
@@ -181,9 +180,8 @@ class Model(nn.Module):
     the embedding on.
 
     The head is apart from `forward`, so that the loss can be fused with it and the logits of a
-    sequence
-    need never be whole: the loss takes `regions.enter(hidden)` and `head.weight`, which has the
-    rows of `regions.vocabulary`.
+    sequence need never be whole: the loss takes `regions.enter(hidden)` and `head.weight`, which
+    has the rows of `regions.vocabulary`.
 
     What its devices decide (parallel/apply.py) is plain data, the same names with and without them:
     local_ops: what computes along sequences that are whole in this process.

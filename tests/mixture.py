@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key
-from longfire.mixers.mixer import Observed, positive
-from longfire.mlps.contract import MLP, Initialiser
+from longfire.mixers.mixer import Initialiser, Observed, positive
+from longfire.mlps.contract import MLP
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from longfire.initialise import build
 from longfire.loss import loss_sum
 from longfire.mixers.mixer import Sequence
 from longfire.mlps import MLPS
-from longfire.ops.dropout import row_noise
+from longfire.ops.sequence_noise import row_noise
 
 pytestmark = pytest.mark.dtype
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from longfire.config.model_config import INIT_KEYS, INIT_RULES, NO_MLP, ModelConfig
+from longfire.config.init_rules import INIT_KEYS, INIT_RULES
+from longfire.config.model_config import NO_MLP, ModelConfig
 from longfire.config.settings import Optimizer
 from longfire.config.strict import read_own_settings
 from longfire.mixers import MIXERS

@@ -16,7 +16,8 @@ import transformers
 from torch import Tensor
 
 from longfire.config.config_file import read_config
-from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
+from longfire.config.init_rules import INIT_KEYS
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.read_model import read_model_config
 from longfire.data.batch import Batch
 from longfire.huggingface.families import (

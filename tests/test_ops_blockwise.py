@@ -13,8 +13,8 @@ from longfire.ops.attention_blocks import Manner
 from longfire.ops.blockwise import How, blockwise, chunks_of
 from longfire.ops.choice import choose
 from longfire.ops.documents import Documents
-from longfire.ops.dropout import row_noise
 from longfire.ops.pretending import only_shapes, pretending_cuda
+from longfire.ops.sequence_noise import row_noise
 
 pytestmark = pytest.mark.dtype
 

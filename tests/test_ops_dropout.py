@@ -11,8 +11,8 @@ from longfire.ops.dropout import (
     dropout_add,
     dropout_add_reference,
     of_place,
-    row_noise,
 )
+from longfire.ops.sequence_noise import row_noise
 
 pytestmark = pytest.mark.dtype
 

@@ -15,14 +15,8 @@ from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
 from longfire.config.model_config import ModelConfig
 from longfire.mlps import MLPS, make_mlp
 from longfire.mlps.contract import MLP
-from longfire.ops.mlp import (
-    ACTIVATIONS,
-    GATES,
-    gated,
-    gated_reference,
-    squared_relu,
-    squared_relu_reference,
-)
+from longfire.ops.activations import ACTIVATIONS, squared_relu, squared_relu_reference
+from longfire.ops.mlp import GATES, gated, gated_reference
 
 
 def mlp_of_kind(kind: str, bias: bool = False) -> MLP:

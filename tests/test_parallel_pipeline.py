@@ -15,7 +15,7 @@ from longfire.initialise import build, initialise
 from longfire.loss import loss_of, loss_sum, losses
 from longfire.model import Model
 from longfire.ops.documents import Documents
-from longfire.ops.dropout import row_noise
+from longfire.ops.sequence_noise import row_noise
 from longfire.parallel.apply import reshard
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut

@@ -18,7 +18,7 @@ from longfire.launch import World
 from longfire.loss import loss_sum
 from longfire.mixers import MIXERS
 from longfire.model import Model, on_meta
-from longfire.ops.dropout import row_noise
+from longfire.ops.sequence_noise import row_noise
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import unknown_operations

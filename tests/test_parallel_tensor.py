@@ -21,7 +21,7 @@ from longfire.loss import loss_sum, losses
 from longfire.mixers import MIXERS
 from longfire.model import Model
 from longfire.ops.documents import Documents
-from longfire.ops.dropout import row_noise
+from longfire.ops.sequence_noise import row_noise
 from longfire.parallel.apply import recompilations
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.remat import save_memory

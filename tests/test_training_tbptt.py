@@ -20,7 +20,7 @@ from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 from longfire.ops.documents import Documents
-from longfire.ops.dropout import row_noise
+from longfire.ops.sequence_noise import row_noise
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh

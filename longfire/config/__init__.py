@@ -5,6 +5,8 @@
     aliases/         the spellings of earlier frameworks -> our settings, or the reason why not
     strict.py        tables of settings, read strictly: unknown names, types, what is missing
     model_config.py  a model: its settings, checked
+    init_rules.py    how its parameters may begin
+    own_settings.py  the table of a mixer or an MLP -> its own dataclass
     own_keys.py      the keys of a config.json, or of [model] of a recipe -> a model's settings
     transformers_config.py the same of a model that is made by a class of transformers
     config_file.py   a config.json on disk: JSON errors with file and line

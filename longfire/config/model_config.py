@@ -1,30 +1,18 @@
 """The config of a model: what its config.json says, checked; free of torch, so that a wrong shape
 fails in an instant."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from longfire.errors import SettingsError
 
 NO_MLP = "none"
+DEFAULT_MLP = "swiglu"
 TABLES = ("mixers", "mlps")  # fields of ModelConfig that stand in a config.json as tables by name
-WORDS = {"norm": ("rmsnorm", "layernorm"), "block": ("pre", "post", "parallel", "parallel_tied")}
+NORMS = ("rmsnorm", "layernorm")
+BLOCKS = ("pre", "post", "parallel", "parallel_tied")
 
 PUBLISHED = "published"
-INITIALIZER_RANGE = "initializer_range"
-BY_DEPTH = "initializer_range_by_depth"
-MIXERS_BY_DEPTH = "initializer_range_by_depth_in_mixers"
-# Or a number, the standard deviation of a normal distribution.
-INIT_RULES = (
-    PUBLISHED,
-    INITIALIZER_RANGE,
-    BY_DEPTH,
-    MIXERS_BY_DEPTH,
-    "fan_in",
-    "fan_in_uniform",
-    "zeros",
-)
-INIT_KEYS = ("init_matrices", "init_outputs", "init_embedding", "init_head")
 
 
 def key(default: Any, help: str) -> Any:
@@ -74,7 +62,7 @@ class ModelConfig:
         "rule); with channel_mix 4 hidden_size, of 32",
     )
     mlp: str = key(
-        "swiglu",
+        DEFAULT_MLP,
         "the part of a block after the mixer: swiglu, geglu, geglu_exact or reglu (gated); "
         "gelu, gelu_exact, relu, relu2 (squared ReLU) or silu; channel_mix (RWKV-7's) or none",
     )
@@ -159,33 +147,25 @@ class ModelConfig:
             given = getattr(self, tables)
             object.__setattr__(self, tables, {name: with_tuples(of) for name, of in given.items()})
         if not self.intermediate_size:
-            least, multiple = (
-                (self.hidden_size * 4, 32)
-                if self.mlp == "channel_mix"
-                else (self.hidden_size * 8 // 3, 256)
-            )
+            least = self.hidden_size * 8 // 3
+            multiple = 256
+            if self.mlp == "channel_mix":
+                least = self.hidden_size * 4
+                multiple = 32
             object.__setattr__(self, "intermediate_size", multiple * -(-least // multiple))
-        for key, known in WORDS.items():
-            if getattr(self, key) not in known:
-                raise SettingsError(
-                    f"model config: {key} = {getattr(self, key)!r} is not one of {', '.join(known)}"
-                )
-        for key in ("dropout", "embed_dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise SettingsError(
-                    f"model config: {key} = {getattr(self, key)} must lie in [0, 1)"
-                )
-        if self.initializer_range <= 0:
-            raise SettingsError(
-                f"model config: initializer_range = {self.initializer_range} must be a standard "
-                "deviation above 0"
-            )
-        if self.norm_eps < 0:
-            raise SettingsError(f"model config: norm_eps = {self.norm_eps} must be at least 0")
-        if self.pad_vocab_multiple < 1:
-            raise SettingsError(
-                f"model config: pad_vocab_multiple = {self.pad_vocab_multiple} must be at least 1"
-            )
+        self.require("norm", self.norm in NORMS, f"is not one of {', '.join(NORMS)}")
+        self.require("block", self.block in BLOCKS, f"is not one of {', '.join(BLOCKS)}")
+        self.require("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
+        self.require("embed_dropout", 0 <= self.embed_dropout < 1, "must lie in [0, 1)")
+        deviation = "must be a standard deviation above 0"
+        self.require("initializer_range", self.initializer_range > 0, deviation)
+        self.require("norm_eps", self.norm_eps >= 0, "must be at least 0")
+        self.require("pad_vocab_multiple", self.pad_vocab_multiple >= 1, "must be at least 1")
+        self.require(
+            "final_logit_softcapping",
+            0 <= self.final_logit_softcapping < float("inf"),
+            "must be a cap above 0, as 15 or 30, or 0 for none",
+        )
         if self.learned_positions and not self.max_position_embeddings:
             raise SettingsError(
                 "model config: learned_positions needs max_position_embeddings, the number of "
@@ -196,18 +176,17 @@ class ModelConfig:
                 "model config: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to "
                 "false"
             )
-        self.check_init()
-        if not 0 <= self.final_logit_softcapping < float("inf"):
-            raise SettingsError(
-                f"model config: final_logit_softcapping = {self.final_logit_softcapping} must be "
-                "a cap above 0, as 15 or 30, or 0 for none"
-            )
         if self.block.startswith("parallel") and NO_MLP in self.mlp_types:
             where = "mlp_layer_types has" if self.mlp_layer_types else "mlp ="
             raise SettingsError(
                 f"model config: block = {self.block!r} puts an MLP beside the mixer, but {where} "
                 "'none'"
             )
+
+    def require(self, key: str, holds: bool, rule: str) -> None:
+        """Raises SettingsError naming the key and its value where the rule does not hold."""
+        if not holds:
+            raise SettingsError(f"model config: {key} = {getattr(self, key)!r} {rule}")
 
     def of_each_layer(self, key: str, part: str) -> tuple[str, ...]:
         """The names of a list that repeats, one for each layer. Raises SettingsError where it
@@ -236,39 +215,6 @@ class ModelConfig:
     def has_mlps(self) -> bool:
         """Whether any layer has an MLP."""
         return set(self.mlp_types) != {NO_MLP}
-
-    def check_init(self) -> None:
-        """Raises SettingsError for a rule that is none, or one that nothing would read."""
-        for key in INIT_KEYS:
-            rule = getattr(self, key)
-            if isinstance(rule, str) and rule not in INIT_RULES:
-                raise SettingsError(
-                    f"model config: {key} = {rule!r} is not one of {', '.join(INIT_RULES)}, or a "
-                    "standard deviation"
-                )
-            if not isinstance(rule, str) and not 0 < rule < float("inf"):
-                raise SettingsError(
-                    f"model config: {key} = {rule} must be a standard deviation above 0, or 'zeros'"
-                )
-            if rule == MIXERS_BY_DEPTH and key != "init_outputs":
-                raise SettingsError(
-                    f"model config: {key} = {rule!r} is a rule of init_outputs; use {BY_DEPTH!r} "
-                    "here"
-                )
-        if self.init_matrices == "zeros":
-            raise SettingsError(
-                "model config: init_matrices = 'zeros', but an MLP or a recurrence is a product "
-                "of its matrices: where all are zero no gradient reaches them, and they never "
-                "learn; init_outputs = 'zeros' makes each block begin as the identity"
-            )
-        # Configs that were written out before `published` was the default name initializer_range.
-        defaults = (PUBLISHED, INITIALIZER_RANGE, self.init_embedding)
-        if self.tie_word_embeddings and self.init_head not in defaults:
-            raise SettingsError(
-                f"model config: init_head = {self.init_head!r}, but with tie_word_embeddings = "
-                "true the head is the embedding; remove init_head (init_embedding counts), or "
-                "set tie_word_embeddings to false"
-            )
 
     def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
         """The same shape with the tokenizer's number of words where the config leaves it open,
@@ -308,32 +254,6 @@ class ModelConfig:
             **mixers,
             **mlps,
         }
-
-    def check_mlps(self, mlp_names: tuple[str, ...]) -> None:
-        """Raises SettingsError for an MLP that there is not, and for settings of one that no layer
-        has."""
-        for key, name in (
-            ("mlp", self.mlp),
-            *(("mlp_layer_types", t) for t in self.mlp_layer_types),
-        ):
-            if mlp_of(name) not in (*mlp_names, NO_MLP):
-                entry = f"{key} = {name!r}" if key == "mlp" else f"{key} names {name!r}, which"
-                raise SettingsError(
-                    f"model config: {entry} is not one of {', '.join((*mlp_names, NO_MLP))}"
-                )
-        defaults = {f.name: f.default for f in fields(self)}
-        if self.mlp not in (defaults["mlp"], *self.mlp_types):
-            raise SettingsError(
-                f"model config: mlp = {self.mlp!r} is not used, since mlp_layer_types names the "
-                "MLP of each layer; remove one of them"
-            )
-        for name in self.mlps:
-            if name not in self.mlp_types:
-                used = ", ".join(dict.fromkeys(self.mlp_types))
-                raise SettingsError(
-                    f"model config: the table {name!r} is not used: the layers have the MLPs "
-                    f"{used}; name it in mlp or mlp_layer_types, or remove the table"
-                )
 
 
 def with_tuples(given: Any) -> Any:

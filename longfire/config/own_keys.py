@@ -3,8 +3,10 @@
 from dataclasses import fields
 from typing import Any
 
-from longfire.config.model_config import TABLES, ModelConfig, mixer_of, mlp_of
-from longfire.config.strict import check_type, nearest, placed, require
+from longfire.config.init_rules import check_init
+from longfire.config.model_config import DEFAULT_MLP, NO_MLP, TABLES, ModelConfig, mixer_of, mlp_of
+from longfire.config.own_settings import check_type, nearest
+from longfire.config.strict import placed, require
 from longfire.errors import SettingsError
 
 
@@ -36,5 +38,32 @@ def read_own_keys(
         made = ModelConfig(
             mixers=mixers, mlps=mlps, **{**config, "layer_types": tuple(config["layer_types"])}
         )
-        made.check_mlps(mlp_names)
+        check_init(made)
+        check_mlps(made, mlp_names)
     return made
+
+
+def check_mlps(config: ModelConfig, mlp_names: tuple[str, ...]) -> None:
+    """Raises SettingsError for an MLP that there is not, and for settings of one that no layer
+    has."""
+    known = (*mlp_names, NO_MLP)
+    if mlp_of(config.mlp) not in known:
+        raise SettingsError(f"model config: mlp = {config.mlp!r} is not one of {', '.join(known)}")
+    for name in config.mlp_layer_types:
+        if mlp_of(name) not in known:
+            raise SettingsError(
+                f"model config: mlp_layer_types names {name!r}, which is not one of "
+                f"{', '.join(known)}"
+            )
+    if config.mlp not in (DEFAULT_MLP, *config.mlp_types):
+        raise SettingsError(
+            f"model config: mlp = {config.mlp!r} is not used, since mlp_layer_types names the "
+            "MLP of each layer; remove one of them"
+        )
+    for name in config.mlps:
+        if name not in config.mlp_types:
+            used = ", ".join(dict.fromkeys(config.mlp_types))
+            raise SettingsError(
+                f"model config: the table {name!r} is not used: the layers have the MLPs "
+                f"{used}; name it in mlp or mlp_layer_types, or remove the table"
+            )

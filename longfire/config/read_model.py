@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from longfire.config.config_file import read_config
+from longfire.config.init_rules import check_init
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.config.own_keys import read_own_keys
-from longfire.config.strict import nearest, placed
+from longfire.config.own_settings import nearest
+from longfire.config.strict import placed
 from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.huggingface.families import config_from_hf
@@ -109,6 +111,7 @@ def model_config_of(config: Keys, where: str, toml: bool = False) -> ModelConfig
     else:
         with placed(where):
             model_config = config_from_hf(keys, where)
+            check_init(model_config)
     for name in dict.fromkeys(model_config.layer_types):
         if mixer_of(name) not in MIXERS:
             raise SettingsError(

@@ -12,7 +12,7 @@ import tomli_w
 
 from longfire.checkpoint.provenance import RUN_TOML
 from longfire.config import recipe as recipes
-from longfire.config.model_config import INIT_KEYS
+from longfire.config.init_rules import INIT_KEYS
 from longfire.config.read_model import model_config_at
 from longfire.config.run import DATA_JSON, ONCE, SAVED, Run
 from longfire.disk import held, write_whole

@@ -1,13 +1,12 @@
 """Tables of settings, read strictly: what is missing, of another type, or of an unknown name."""
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
-from difflib import get_close_matches
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
+from longfire.config.own_settings import Configured, check_table, own_settings
 from longfire.errors import SettingsError
 
 
@@ -44,13 +43,6 @@ def quoted(table: str) -> str:
     return json.dumps(table)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), 1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return ""
-
-
 @contextmanager
 def placed(where: str) -> Iterator[None]:
     """Errors about a shape that do not know where it is written name the place."""
@@ -58,45 +50,6 @@ def placed(where: str) -> Iterator[None]:
         yield
     except SettingsError as error:
         raise SettingsError(str(error).replace("model config:", f"{where}:", 1)) from error
-
-
-def is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raises SettingsError unless a value of a config.json is what a field of this type takes; no
-    number of a shape that counts something is negative. A field without a default (MISSING) is
-    looked for elsewhere."""
-    if value is MISSING or kind == dict[str, dict[str, Any]]:
-        return
-    wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(kind, "a number")
-    if kind == float | str:
-        wanted = "a number or the name of a rule"
-    if kind == tuple[float, ...]:
-        wanted = "a list of numbers"
-        right = isinstance(value, list | tuple) and all(map(is_finite, value))
-    elif kind == tuple[str, ...]:
-        wanted = "a list of names"
-        right = isinstance(value, list | tuple) and all(type(v) is str for v in value)
-    elif type(value) is int:  # JSON's 1 is a number like its 1.0, and true is none
-        right = kind is int or isinstance(1.0, kind)
-    else:
-        right = isinstance(value, kind) and (kind is bool or type(value) is not bool)
-    if right and kind is int and value < 0:
-        wanted = "0 or more"
-        right = False
-    if right and isinstance(value, float) and not math.isfinite(value):  # TOML has nan and inf
-        wanted = "a finite number"
-        right = False
-    if not right:
-        raise SettingsError(f"{name} = {value!r} must be {wanted}")
-
-
-class Configured(Protocol):
-    """A class of layers with settings of its own: a mixer or an MLP."""
-
-    Config: ClassVar[type]
 
 
 def read_own_settings(
@@ -112,18 +65,7 @@ def read_own_settings(
     where, toml: the file that they are written in, and whether that is a recipe. Raises
     SettingsError naming the file, the owner, the key, and the nearest name or what to write.
     """
-    if not isinstance(given, dict):
-        raise SettingsError(f"{where}: {name} = {given!r} must be a table of its settings")
-    known = {f.name: f for f in fields(owner.Config)}
-    for key in given:
-        if key not in known:
-            raise SettingsError(
-                f"{where}: {name}.{key} is unknown{nearest(key, known)} ({name} has: "
-                f"{', '.join(known)})"
-            )
-        check_type(f"{where}: {name}.{key}", given[key], known[key].type)
-    require(given, list(known.values()), where, name, toml)
     with placed(where):
-        config = owner.Config(**given)
-        config.check(hidden_size)
-    return config
+        check_table(owner, name, given)
+        require(given, fields(owner.Config), where, name, toml)
+        return own_settings(owner, name, given, hidden_size)

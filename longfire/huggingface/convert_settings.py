@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
-from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
+from longfire.config.init_rules import INIT_KEYS
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.huggingface.convert_report import Setting
 from longfire.huggingface.families import family_of

@@ -4,7 +4,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from longfire.config.model_config import INITIALIZER_RANGE, PUBLISHED
+from longfire.config.init_rules import INITIALIZER_RANGE
+from longfire.config.model_config import PUBLISHED
 from longfire.huggingface.families_fla import (
     BUFFERS,
     FIXED,

@@ -3,7 +3,7 @@ how to read it."""
 
 from dataclasses import replace
 
-from longfire.config.model_config import BY_DEPTH, MIXERS_BY_DEPTH
+from longfire.config.init_rules import BY_DEPTH, MIXERS_BY_DEPTH
 from longfire.huggingface.families_llama import (
     BUFFERS,
     LLAMA,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from longfire.config.model_config import ModelConfig
-from longfire.config.strict import nearest
+from longfire.config.own_settings import nearest
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Config, Family, Settings, without
 

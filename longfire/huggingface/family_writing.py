@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, fields, replace
 
-from longfire.config.model_config import INIT_KEYS, ModelConfig, mixer_of
+from longfire.config.init_rules import INIT_KEYS
+from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.huggingface.family import Config, Family, Key, Settings, leaf_of
 from longfire.huggingface.family_layers import variant
 

@@ -6,14 +6,15 @@ cache.py             what layers keep between the calls of a generation
 cache_rows.py        rows of caches, as serving needs them: joined, selected
 convolved.py         what a mixer projects, after a short convolution if it has one
 attention.py         softmax attention with rotary positions
+matrix_state.py      queries, keys, values and the output of mixers with a matrix state
 linear_attention.py  linear attention with a feature map
 retention.py         RetNet
+convolved_state.py   the same with short convolutions: GLA, GSA and the delta rules
 gla.py               gated linear attention
 gsa.py               gated slot attention
 hgrn2.py             HGRN2
 mamba.py             Mamba
 mamba2.py            Mamba-2
-matrix_state.py      what the delta rules share
 delta_net.py         DeltaNet
 step_size.py         how the step sizes of Mamba's family begin
 gated_delta_net.py   Gated DeltaNet

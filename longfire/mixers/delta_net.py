@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longfire.config.model_config import ModelConfig, key, required
-from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
+from longfire.mixers.convolved_state import ConvolvedState
+from longfire.mixers.matrix_state import check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, one_of, positive
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.feature_maps import ACTIVATIONS, sum_norm
@@ -44,7 +45,7 @@ class DeltaNetConfig:
         one_of("delta_net", "qk_norm", self.qk_norm, QK_NORMS)
 
 
-class DeltaNet(MatrixState):
+class DeltaNet(ConvolvedState):
     """S_t = (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K), b_t =
     sigmoid(W_b x_t), q and k of length 1 (Schlag 2021; Yang 2024, eq. 4). Names are those of fla's
     DeltaNet.
@@ -55,15 +56,14 @@ class DeltaNet(MatrixState):
 
     Config = DeltaNetConfig
     recurrences = (delta_rule,)
-    roles = {**MatrixState.roles, "b_proj": "column", "g_proj": "column", "o_norm": "replicate"}
+    roles = {**ConvolvedState.roles, "b_proj": "column", "g_proj": "column", "o_norm": "replicate"}
     divided = {"heads": "num_heads", "kv_heads": "num_heads"}
     products = 3  # with the recall S^T k
 
     def __init__(self, model: ModelConfig, config: DeltaNetConfig, layer: int) -> None:
         super().__init__(model, config, layer)
         heads = config.num_heads
-        conv_size = config.conv_size if config.use_short_conv else 0
-        self.make_heads((heads, heads, heads), expanded_sizes(config, self.hidden_size), conv_size)
+        self.make_heads((heads, heads, heads), expanded_sizes(config, self.hidden_size))
         self.b_proj = Linear(self.hidden_size, heads, bias=False) if config.use_beta else None
         if config.use_gate:
             self.g_proj = Linear(self.hidden_size, heads * self.head_v, bias=False)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key, required
-from longfire.mixers.matrix_state import MatrixState, check_value_heads
+from longfire.mixers.convolved_state import ConvolvedState, check_value_heads
 from longfire.mixers.mixer import Sequence, one_of
 from longfire.mixers.step_size import init_step_size
 from longfire.ops.delta_rule import delta_rule
@@ -49,7 +49,7 @@ def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
     A_log_H.uniform_(0, 16, generator=generator).clamp_min_(1e-4).log_()
 
 
-class GatedDeltaNet(MatrixState):
+class GatedDeltaNet(ConvolvedState):
     """S_t = exp(g_t) (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K) (Yang
     2024, eq. 10), g_t = -exp(A) softplus(W_a x_t + dt), b_t = sigmoid(W_b x_t), q and k of unit
     length.
@@ -61,7 +61,7 @@ class GatedDeltaNet(MatrixState):
     Config = GatedDeltaNetConfig
     recurrences = (delta_rule,)
     roles = {
-        **MatrixState.roles,
+        **ConvolvedState.roles,
         "a_proj": "column",
         "b_proj": "column",
         "g_proj": "column",
@@ -79,8 +79,7 @@ class GatedDeltaNet(MatrixState):
         heads = config.num_heads
         v_heads = config.num_v_heads or config.num_heads
         sizes = (config.head_dim, round(config.head_dim * config.expand_v))
-        conv_size = config.conv_size
-        self.make_heads((heads, heads, v_heads), sizes, conv_size if config.use_short_conv else 0)
+        self.make_heads((heads, heads, v_heads), sizes)
         self.a_proj = Linear(self.hidden_size, v_heads, bias=False)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(v_heads))

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key, required
-from longfire.mixers.matrix_state import MatrixState, check_expanded_heads, expanded_sizes
+from longfire.mixers.convolved_state import ConvolvedState
+from longfire.mixers.matrix_state import check_expanded_heads, expanded_sizes
 from longfire.mixers.mixer import Sequence, divides, one_of, positive
 from longfire.ops.feature_maps import ACTIVATIONS
 from longfire.ops.linear import Linear, in_fp32
@@ -50,7 +51,7 @@ class GLAConfig:
         one_of("gla", "gate_fn", self.gate_fn, GATES)
 
 
-class GLA(MatrixState):
+class GLA(ConvolvedState):
     """S_t = diag(a_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t / sqrt(K), a_t = sigmoid(W2 W1
     x_t)^(1/16) (Yang 2023, eq. 3 and 4.4).
 
@@ -61,7 +62,7 @@ class GLA(MatrixState):
     Config = GLAConfig
     recurrences = (linear_attention,)
     roles = {
-        **MatrixState.roles,
+        **ConvolvedState.roles,
         "g_proj": "column",
         "gk_proj.0": "replicate",
         "gk_proj.1": "column",
@@ -73,8 +74,7 @@ class GLA(MatrixState):
         super().__init__(model, config, layer)
         kv_heads = config.num_kv_heads or config.num_heads
         heads = (config.num_heads, kv_heads, kv_heads)
-        conv_size = config.conv_size if config.use_short_conv else 0
-        self.make_heads(heads, expanded_sizes(config, self.hidden_size), conv_size)
+        self.make_heads(heads, expanded_sizes(config, self.hidden_size))
         self.make_qk_norm(model)
         self.gk_proj = nn.Sequential(
             Linear(self.hidden_size, config.gate_low_rank, bias=False),
@@ -85,9 +85,8 @@ class GLA(MatrixState):
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        q_BTHK, k_BTGK, v_BTGV = self.qkv(
-            x_BTD, seq, silu="qkv" if self.config.use_short_conv else ""
-        )
+        silu = "qkv" if self.config.use_short_conv else ""
+        q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq, silu)
         g_BTGK = F.logsigmoid(in_fp32(self.gk_proj(x_BTD))).unflatten(-1, (-1, self.head_k))
         g_BTGK = g_BTGK / self.config.gate_logit_normalizer
         if self.config.clamp_min is not None:

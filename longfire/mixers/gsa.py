@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.config.model_config import ModelConfig, key, required
-from longfire.mixers.matrix_state import MatrixState
+from longfire.mixers.convolved_state import ConvolvedState
 from longfire.mixers.mixer import Sequence, divides, one_of, positive
 from longfire.ops.feature_maps import feature_map
 from longfire.ops.linear import Linear, in_fp32
@@ -50,7 +50,7 @@ class GSAConfig:
         one_of("gsa", "feature_map", self.feature_map, ("swish", "relu", "t2r"))
 
 
-class GSA(MatrixState):
+class GSA(ConvolvedState):
     """K_t = K_{t-1} diag(a_t) + k_t (1 - a_t)^T, V_t = diag(a_t) V_{t-1} + (1 - a_t) v_t^T, o_t =
     V_t^T softmax(K_t^T q_t), with a_t = sigmoid(W_f x_t)^(1/8) for each slot (Zhang 2024, eq. 6):
     linear attention twice, in the first pass the slots are what the values' channels are, in the
@@ -63,7 +63,12 @@ class GSA(MatrixState):
 
     Config = GSAConfig
     recurrences = (linear_attention,)
-    roles = {**MatrixState.roles, "f_proj": "column", "feature_map": "replicate", "g_norm": "norm"}
+    roles = {
+        **ConvolvedState.roles,
+        "f_proj": "column",
+        "feature_map": "replicate",
+        "g_norm": "norm",
+    }
 
     def __init__(self, model: ModelConfig, config: GSAConfig, layer: int) -> None:
         super().__init__(model, config, layer)
@@ -72,11 +77,7 @@ class GSA(MatrixState):
             round(self.hidden_size * config.expand_k) // config.num_heads,
             self.hidden_size // config.num_heads,
         )
-        self.make_heads(
-            (config.num_heads, kv_heads, kv_heads),
-            sizes,
-            config.conv_size if config.use_short_conv else 0,
-        )
+        self.make_heads((config.num_heads, kv_heads, kv_heads), sizes)
         self.make_qk_norm(model)
         self.slots = config.num_slots or self.head_k
         self.f_proj = Linear(self.hidden_size, kv_heads * self.slots, bias=False)
@@ -85,9 +86,8 @@ class GSA(MatrixState):
 
     def forward(self, x_BTD: Tensor, seq: Sequence) -> Tensor:
         kept = self.kept(seq)
-        q_BTHK, k_BTGK, v_BTGV = self.qkv(
-            x_BTD, seq, silu="qkv" if self.config.use_short_conv else ""
-        )
+        silu = "qkv" if self.config.use_short_conv else ""
+        q_BTHK, k_BTGK, v_BTGV = self.qkv(x_BTD, seq, silu)
         g_BTGM = F.logsigmoid(in_fp32(self.f_proj(x_BTD))) / self.config.gate_logit_normalizer
         g_BTGM = g_BTGM.unflatten(-1, (-1, self.slots))
         written_BTGM = (-torch.expm1(g_BTGM)).to(v_BTGV.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig, key, required
 from longfire.errors import SettingsError
-from longfire.mixers.matrix_state import MatrixState, check_value_heads
+from longfire.mixers.convolved_state import ConvolvedState, check_value_heads
 from longfire.mixers.mixer import Initialiser, Sequence
 from longfire.mixers.step_size import init_step_size
 from longfire.ops.delta_rule import delta_rule
@@ -63,7 +63,7 @@ def init_decay_rate(A_log_H: Tensor, generator: torch.Generator) -> None:
     A_log_H.uniform_(1, 16, generator=generator).log_()
 
 
-class KDA(MatrixState):
+class KDA(ConvolvedState):
     """S_t = (I - b_t k_t k_t^T) diag(exp g_t) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K)
     (Kimi Linear 2025, eq. 1), g_t = -exp(A) softplus(f_t) or lower_bound sigmoid(exp(A) f_t), f_t =
     W2 W1 x_t + dt, b_t = sigmoid(W_b x_t), q and k of length 1.
@@ -77,7 +77,7 @@ class KDA(MatrixState):
     Config = KDAConfig
     recurrences = (delta_rule,)
     roles = {
-        **MatrixState.roles,
+        **ConvolvedState.roles,
         "f_proj.0": "replicate",
         "f_proj.1": "column",
         "g_proj.0": "replicate",
@@ -96,8 +96,7 @@ class KDA(MatrixState):
         heads = config.num_heads
         v_heads = config.num_v_heads or config.num_heads
         sizes = (config.head_dim, round(config.head_dim * config.expand_v))
-        conv_size = config.conv_size
-        self.make_heads((heads, heads, v_heads), sizes, conv_size if config.use_short_conv else 0)
+        self.make_heads((heads, heads, v_heads), sizes)
         self.f_proj = self.low_rank(v_heads * self.head_k, bias=False)
         self.g_proj = self.low_rank(v_heads * self.head_v, bias=True)
         self.b_proj = Linear(self.hidden_size, v_heads, bias=False)

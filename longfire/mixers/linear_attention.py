@@ -64,7 +64,6 @@ class LinearAttention(MatrixState):
         "feature_map_k": "replicate",
         "norm": "replicate",
     }
-    context = ("state",)
     recurrences = (linear_attention,)
     norm_name = "norm"
 

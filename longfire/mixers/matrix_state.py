@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig
-from longfire.mixers.convolved import convolved
-from longfire.mixers.mixer import Mixer, Sequence, divides, positive
+from longfire.mixers.mixer import Mixer, Sequence, divides
 from longfire.ops.linear import Linear
 from longfire.ops.norm import GatedRMSNorm, RMSNorm
-from longfire.ops.short_conv import ShortConv
 
 
 class MatrixState(Mixer):
@@ -26,33 +24,30 @@ class MatrixState(Mixer):
         "k_proj": "column",
         "v_proj": "column",
         "o_proj": "row",
-        "q_conv1d": "head",
-        "k_conv1d": "head",
-        "v_conv1d": "head",
         "q_norm": "replicate",
         "k_norm": "replicate",
     }
     divided = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
-    context: ClassVar[tuple[str, ...]] = ("state", "halo")
+    context: ClassVar[tuple[str, ...]] = ("state",)
     norm_name = "o_norm"
     products = 2  # of a head's state and a vector, for each token: write k v^T, read S^T q
 
-    def make_heads(
-        self, heads: tuple[int, int, int], sizes: tuple[int, int], conv_size: int = 0
-    ) -> None:
-        """Projections to so many heads of q, k and v, of sizes (K, V), and their convolutions
-        unless conv_size is 0."""
-        (self.head_k, self.head_v), self.heads, self.kv_heads = sizes, max(heads), min(heads)
-        for name, channels in zip(
-            "qkv", (heads[0] * sizes[0], heads[1] * sizes[0], heads[2] * sizes[1])
-        ):
-            self.add_module(f"{name}_proj", Linear(self.hidden_size, channels, bias=False))
-            if conv_size:
-                self.add_module(f"{name}_conv1d", ShortConv(channels, conv_size))
+    def make_heads(self, heads: tuple[int, int, int], sizes: tuple[int, int]) -> None:
+        """Projections to so many heads of q, k and v, of sizes (K, V)."""
+        self.head_k, self.head_v = sizes
+        self.heads = max(heads)
+        self.kv_heads = min(heads)
+        self.make_projection("q", heads[0] * self.head_k)
+        self.make_projection("k", heads[1] * self.head_k)
+        self.make_projection("v", heads[2] * self.head_v)
         self.o_proj = Linear(self.heads * self.head_v, self.hidden_size, bias=False)
         self.g_proj: nn.Module | None = None
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
+
+    def make_projection(self, name: str, channels: int) -> None:
+        """What makes q, k or v."""
+        self.add_module(f"{name}_proj", Linear(self.hidden_size, channels, bias=False))
 
     def make_qk_norm(self, model: ModelConfig) -> None:
         """RMS norms of each head of q and k, for mixers whose shape has `qk_norm`."""
@@ -61,19 +56,22 @@ class MatrixState(Mixer):
             self.k_norm = RMSNorm(self.head_k, model.norm_eps, model.norm_affine)
 
     def qkv(self, x_BTD: Tensor, seq: Sequence, silu: str = "") -> list[Tensor]:
-        """q, k and v, each (B, T, its heads, size): projected, convolved, those that `silu` names
-        through SiLU, and q and k normed where the mixer has qk_norm."""
+        """q, k and v, each (B, T, its heads, size): projected, those that `silu` names through
+        SiLU, and q and k normed where the mixer has qk_norm."""
         out = []
         for name, size in zip("qkv", (self.head_k, self.head_k, self.head_v)):
-            y_BTD = getattr(self, f"{name}_proj")(x_BTD)
-            if hasattr(self, f"{name}_conv1d"):
-                y_BTD = convolved(self, name, y_BTD, seq, silu=name in silu)
-            elif name in silu:
-                y_BTD = F.silu(y_BTD)
+            y_BTD = self.project(name, x_BTD, seq, name in silu)
             out.append(y_BTD.unflatten(-1, (-1, size)))
         if self.q_norm is not None and self.k_norm is not None:
             out[:2] = self.q_norm(out[0]), self.k_norm(out[1])
         return out
+
+    def project(self, name: str, x_BTD: Tensor, seq: Sequence, silu: bool) -> Tensor:
+        """q, k or v, all heads side by side."""
+        y_BTD = getattr(self, f"{name}_proj")(x_BTD)
+        if silu:
+            return F.silu(y_BTD)
+        return y_BTD
 
     def for_all_heads(self, x_BTGX: Tensor) -> Tensor:
         """Each of G heads, for all heads that it serves."""
@@ -107,30 +105,9 @@ class MatrixState(Mixer):
 def check_expanded_heads(mixer: str, config: Any, hidden_size: int) -> None:
     """Raises SettingsError unless num_heads heads of keys and of values share hidden_size *
     expand_k and * expand_v channels."""
-    divides(
-        mixer,
-        "num_heads",
-        config.num_heads,
-        "hidden_size * expand_k",
-        hidden_size * config.expand_k,
-    )
-    divides(
-        mixer,
-        "num_heads",
-        config.num_heads,
-        "hidden_size * expand_v",
-        hidden_size * config.expand_v,
-    )
-
-
-def check_value_heads(mixer: str, config: Any) -> None:
-    """Raises SettingsError unless num_v_heads heads of head_dim * expand_v channels can share
-    num_heads query/key heads."""
-    divides(
-        mixer, "num_heads", config.num_heads, "num_v_heads", config.num_v_heads or config.num_heads
-    )
-    divides(mixer, "1", 1, "head_dim * expand_v", config.head_dim * config.expand_v)
-    positive(mixer, conv_size=config.conv_size)
+    for expand in ("expand_k", "expand_v"):
+        channels = hidden_size * getattr(config, expand)
+        divides(mixer, "num_heads", config.num_heads, f"hidden_size * {expand}", channels)
 
 
 def expanded_sizes(config: Any, hidden_size: int) -> tuple[int, int]:

@@ -62,40 +62,31 @@ class Sequence:
     ops: SequenceOps = UNDECIDED
 
 
-class Mixer(nn.Module):
-    """One layer's way to look along the sequence: x_BTD -> y_BTD, causal.
+class BlockPart(nn.Module):
+    """What a mixer and an MLP both declare, as data read by the code that acts on it:
 
-    A subclass declares, as data read by the code that acts on it:
-      Config:  frozen dataclass of its own settings (a config's `"gla": {...}`), with
-      `check(hidden_size)`
-      roles:   how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
-                 column     a matrix's outputs, and its bias; halves: of two things side by side
-                 head       rows of anything that has some for each head
-                 row        a matrix's inputs, all parts added up: the mixer's end (init_outputs);
-                            inner_row: in its middle
-                 norm       a norm over channels of all heads; replicate: every process has it
-      divided: what it counts of heads, or groups of heads, that divide the processes: attribute ->
-               key of its settings. The attributes are those of the heads on this process, of which
-               `first_head` is the first
-      context: which kinds of context it needs ("attention", "state", "halo"): parallel/context.py
-      recurrences: the ops that it gives to `seq.ops.recurrence`
-      own_init: parameters that always begin by a rule of their own: name -> function(tensor,
-                generator), in place; a name may be dotted (a parameter of a submodule), and an
-                instance may have rules of its own (they may depend on `layer`)
-      published_init: the same of matrices that begin so unless the model config's init_* says
-      otherwise
-      published_ends: how the embedding and the head begin, by their whole names, in a model that
-      has this mixer in every layer
-      keep_fp32: parameters that no compute dtype may round
-      whole_model: the class of a module that the model holds once for all layers of this mixer,
-                made as whole_model(model, shape); what its forward() returns goes into `seq.shared`
-                before the first block. Its split_dims say which dim of a parameter has channels,
-                for tensor parallelism
-      carried:  keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D) in
-                the compute type, split as the outputs of a "column" where tensors are. Along a
-                pipeline they travel with the hidden states
-    and looks at other tokens by `seq.ops` alone: attention, recurrence, convolution, token_shift
-    (ops/sequence_ops.py). A mixer never knows of processes.
+    Config:         frozen dataclass of its own settings (a config's `"gla": {...}`), with
+                    `check(hidden_size)`
+    roles:          how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
+                      column     a matrix's outputs, and its bias; halves: of two side by side
+                      head       rows of anything that has some for each head
+                      row        a matrix's inputs, all parts added up: the end (init_outputs);
+                                 inner_row: in its middle
+                      norm       a norm over channels of all heads; replicate: every process has it
+    divided:        what it counts of heads, or groups of heads, that divide the processes:
+                    attribute -> key of its settings. The attributes are those of the heads on this
+                    process, of which `first_head` is the first
+    context:        which kinds of context it needs: "attention", "state", "halo"
+                    (parallel/context.py); () where it sees one token only
+    recurrences:    the ops that it gives to `seq.ops.recurrence`
+    own_init:       parameters and buffers that always begin by a rule of their own: name ->
+                    function(tensor, generator), in place; a name may be dotted (a parameter of a
+                    submodule), and an instance may have rules of its own, which depend on `layer`
+    published_init: the same of matrices that begin so unless the model config's init_* says
+                    otherwise
+    keep_fp32:      parameters that no compute dtype may round
+
+    It never knows of processes.
     """
 
     Config: ClassVar[type]
@@ -106,19 +97,42 @@ class Mixer(nn.Module):
     own_init: dict[str, Initialiser] = {}
     published_init: dict[str, Initialiser] = {}
     keep_fp32: ClassVar[tuple[str, ...]] = ()
-    whole_model: ClassVar[type[nn.Module] | None] = None
-    heads: int  # on this process, where it has heads
+    has_heads: ClassVar[bool] = False  # so that `divided` must name what counts them
+    heads: int  # on this process
     kv_heads: int
     first_head: int = 0
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = layer
+
+
+class Mixer(BlockPart):
+    """One layer's way to look along the sequence: x_BTD -> y_BTD, causal.
+
+    It looks at other tokens by `seq.ops` alone: attention, recurrence, convolution, token_shift
+    (ops/sequence_ops.py). A subclass declares, beside what every part of a block does:
+      published_ends: how the embedding and the head begin, by their whole names, in a model that
+                      has this mixer in every layer
+      whole_model:    the class of a module that the model holds once for all layers of this mixer,
+                      made as whole_model(model, shape); what its forward() returns goes into
+                      `seq.shared` before the first block. Its split_dims say which dim of a
+                      parameter has channels, for tensor parallelism
+      carried:        keys of `seq.shared` that its first layer leaves for its later ones: (B, T, D)
+                      in the compute type, split as the outputs of a "column" where tensors are.
+                      Along a pipeline they travel with the hidden states
+    """
+
+    has_heads = True
+    whole_model: ClassVar[type[nn.Module] | None] = None
     # Tokens: beyond them what earlier calls kept is no longer right; None: it always is.
     cached_up_to: int | None = None
     carried: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: ModelConfig, config: Any, layer: int) -> None:
-        super().__init__()
+        super().__init__(config, layer)
         self.hidden_size = model.hidden_size
-        self.config = config
-        self.layer = layer
         self.layers = model.num_hidden_layers
 
     @classmethod

@@ -59,7 +59,6 @@ class Retention(MatrixState):
         "g_norm": "replicate",
         "g_norm_swish_gate": "replicate",
     }
-    context = ("state",)
     recurrences = (linear_attention,)
 
     def __init__(self, model: ModelConfig, config: RetentionConfig, layer: int) -> None:

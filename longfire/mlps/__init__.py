@@ -9,10 +9,9 @@ channel_mix.py  RWKV-7's, which looks at the token before
 auxiliary.py    losses and statistics that MLPs give beside their outputs
 """
 
-from typing import Any
-
 from longfire.config.model_config import NO_MLP, ModelConfig, mlp_of
-from longfire.config.strict import read_own_settings
+from longfire.config.own_settings import own_settings
+from longfire.errors import SettingsError
 from longfire.lazy_table import LazyTable
 from longfire.mlps.contract import MLP
 
@@ -37,13 +36,10 @@ def make_mlp(model: ModelConfig, layer: int) -> MLP | None:
     name = model.mlp_types[layer]
     if name == NO_MLP:
         return None
-    model.check_mlps(tuple(MLPS))
-    return MLPS[mlp_of(name)](model, read_mlp_config(model, name), layer)
-
-
-def read_mlp_config(
-    model: ModelConfig, name: str, where: str = "model config", toml: bool = False
-) -> Any:
-    """The own settings of an MLP of this model, strictly."""
+    if mlp_of(name) not in MLPS:
+        raise SettingsError(
+            f"model config: mlp = {name!r} is not one of {', '.join(MLPS)}, {NO_MLP}"
+        )
+    mlp_class = MLPS[mlp_of(name)]
     given = model.mlps.get(name, {})
-    return read_own_settings(MLPS[mlp_of(name)], name, given, model.hidden_size, where, toml)
+    return mlp_class(model, own_settings(mlp_class, name, given, model.hidden_size), layer)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from longfire.config.model_config import ModelConfig
-from longfire.mixers.mixer import Sequence
+from longfire.mixers.mixer import Initialiser, Sequence
 from longfire.mixers.token_lerp import orthogonal, share_of_previous, towards
-from longfire.mlps.contract import MLP, Initialiser, WidthConfig
+from longfire.mlps.contract import MLP, WidthConfig
+from longfire.ops.activations import squared_relu
 from longfire.ops.linear import Linear
-from longfire.ops.mlp import squared_relu
 
 
 class ChannelMix(MLP):

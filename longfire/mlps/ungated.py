@@ -4,8 +4,8 @@ from torch import Tensor
 
 from longfire.config.model_config import ModelConfig, mlp_of
 from longfire.mlps.contract import MLP, WidthConfig
+from longfire.ops.activations import ACTIVATIONS
 from longfire.ops.linear import Linear
-from longfire.ops.mlp import ACTIVATIONS
 
 
 class UngatedMLP(MLP):

@@ -11,10 +11,12 @@ fast form with its reference on the machine at hand.
     linear.py            which type is computed in; products with fp32 master weights
     norm.py              normalisations
     grouped_norm.py      Mamba-2's
-    mlp.py               activations of MLPs, and the products of gates
+    mlp.py               the products of gated MLPs
+    activations.py       activations of the others
     rope.py              rotary positions
     rope_scalings.py     their scalings, beyond the length that a model was trained at
     dropout.py           dropout that no plan changes
+    sequence_noise.py    the noise that it is made of
     attention.py         softmax attention
     attention_parts.py   the same of one block of keys, in parts that join
     attention_blocks.py  the same of keys that come block by block

@@ -10,8 +10,7 @@ from torch import Tensor
 class VocabularyShard(NamedTuple):
     """The words whose rows of the weight are on this process, of a vocabulary that several
     processes share; all have the same hidden states and labels. Losses are then the same in all,
-    and the gradient of
-    the hidden states is a part: their sum is the whole one.
+    and the gradient of the hidden states is a part: their sum is the whole one.
     """
 
     first: int

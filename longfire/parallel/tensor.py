@@ -92,7 +92,7 @@ def split_region(region: "Mixer | MLP", tp_group: TensorGroup) -> None:
         if role in REPLACED_ROLES and has(region, name):
             own = region.get_submodule(name)
             replace_module(region, name, with_communication(own, role, tp_group))
-    for count in getattr(region, "divided", ()):
+    for count in region.divided:
         setattr(region, count, getattr(region, count) // tp_group.size)
     if hasattr(region, "heads"):
         region.first_head = tp_group.rank * region.heads

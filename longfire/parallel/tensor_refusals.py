@@ -64,7 +64,7 @@ def why_not_shared(
         yield from (f"{degree}: {name} does not say {what}; set it to 1" for what in missing)
         return
     counts_are_divided = True
-    for what in getattr(region, "divided", ()):
+    for what in region.divided:
         count = getattr(region, what)
         if count % tp:
             counts_are_divided = False
@@ -93,5 +93,5 @@ def undeclared(region: "Mixer | MLP") -> Iterator[str]:
         yield f"a role that is known where it says {', '.join(unknown)} (known: {', '.join(ROLES)})"
     if "row" not in region.roles.values():
         yield "which matrix ends it (a role that is row)"
-    if not getattr(region, "divided", True):
+    if region.has_heads and not region.divided:
         yield "which of its attributes count heads (divided)"

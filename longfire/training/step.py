@@ -14,7 +14,7 @@ from longfire.errors import SettingsError
 from longfire.loss import loss_of, loss_sum
 from longfire.mlps.auxiliary import update_buffers
 from longfire.model import Model
-from longfire.ops.dropout import row_noise
+from longfire.ops.sequence_noise import row_noise
 from longfire.optim import clip_gradients, set_learning_rate
 from longfire.parallel.apply import device_of, gradients, sync_gradients
 from longfire.parallel.axes import AXES, DATA

@@ -189,7 +189,7 @@ def test_the_error_in_fp32_does_not_grow_with_processes(name):
 
 def with_dropout(rank: int, count: int):
     """Loss of a model that drops, whose noise was made of whole rows."""
-    from longfire.ops.dropout import row_noise
+    from longfire.ops.sequence_noise import row_noise
 
     case = Case("gla and attention", 37, changes=(("dropout", 0.2), ("embed_dropout", 0.1)))
     model, batch, noise_BT = case.made(), case.batch(), row_noise(1, 0, 2, 37, torch.device("cpu"))

@@ -1,0 +1,37 @@
+"""The model is read with few files open."""
+
+import pytest
+from closures import MIXERS, closure, lines_of, model_with, model_with_all
+
+# Lines that somebody has to open to follow the model with one mixer and the default MLP. Counted are
+# all files that imports reach, the ops that the mixer asks for along the sequence, and of each op what
+# says what it computes: its signature and its reference. Not counted is what tables and LazyFunctions
+# only name, which computes the same: the fast forms (ops/fast/), and variants that a config must ask
+# for (scalings of rotary positions, feature maps with parameters). MAX_CLOSURE_LINES counts them too:
+# all mixers, all MLPs, all forms and all variants. Some 1,950 lines are there whatever the mixer:
+# among them 310 of the model's config, 375 of model.py, 360 of the mixer's contract and what it calls
+# along the sequence, 190 of the default MLP.
+MAX_LINES_WITH_A_MIXER = 2500
+MAX_LINES_WITH_ALL_MIXERS = 6500
+MAX_LINES_WITH_ALL_FORMS = 7500
+
+
+def test_the_model_with_all_forms_of_ops():
+    reached = closure("longfire.model")
+    assert lines_of(reached) <= MAX_LINES_WITH_ALL_FORMS, sorted(reached)
+    assert {f"longfire.mixers.{name}" for name in MIXERS} <= reached, "it sees every mixer"
+
+
+def test_the_model_with_all_mixers_and_mlps():
+    reached = model_with_all()
+    assert lines_of(reached) <= MAX_LINES_WITH_ALL_MIXERS, sorted(reached)
+    assert {f"longfire.mixers.{name}" for name in MIXERS} <= reached, "it sees every mixer"
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_model_with_one_mixer(mixer):
+    reached = model_with(mixer)
+    assert f"longfire.mixers.{mixer}" in reached
+    others = {f"longfire.mixers.{name}" for name in MIXERS} - {f"longfire.mixers.{mixer}"}
+    assert not others & reached
+    assert lines_of(reached) <= MAX_LINES_WITH_A_MIXER, sorted(reached)
