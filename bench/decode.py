@@ -25,6 +25,7 @@ from longfire.generation.steps import feed, steps
 from longfire.huggingface.load import load_weights, model_config_in, model_of
 from longfire.initialise import build
 from longfire.mixers.cache import Cache
+from longfire.mixers.cache_rows import selected
 from longfire.mixers.cache_rows import memory_bytes
 from longfire.model import Model
 
@@ -53,7 +54,7 @@ def greedy(model: Model, ids: list[int], seen: Cache, tokens: int) -> Callable[[
 
     def run() -> list[int]:
         row = Continuation(ids, Sampling(max_new_tokens=tokens, temperature=0))
-        return [drawn for _, drawn in steps(model, [row], seen.select([0]))]
+        return [drawn for _, drawn in steps(model, [row], selected(seen, [0]))]
 
     return run
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
-from longfire.config.init_rules import INIT_KEYS
+from longfire.config.init_rules import INIT_KEYS, check_init
 from longfire.config.model_config import ModelConfig, mixer_of
 from longfire.errors import SettingsError
 from longfire.huggingface.convert_report import Setting
@@ -166,17 +166,14 @@ def inherit(
             table = dict(model_config.mixers.get(name, {}))
         types.append(add_table(mixers, name, table))
     try:
-        return replace(
-            model_config,
-            **plain,
-            layer_types=tuple(types),
-            mixers=mixers,
-        )
+        made = replace(model_config, **plain, layer_types=tuple(types), mixers=mixers)
+        check_init(made)
     except SettingsError as error:
         message = str(error).replace("model config:", f"{where}:", 1)
         raise SettingsError(
             f"{message} (settings that the config does not name are the source's)"
         ) from error
+    return made
 
 
 def inheritable(
