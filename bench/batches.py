@@ -16,7 +16,7 @@ from measure import alternate, arguments, medians, print_table, seconds, write_r
 from longfire.config import settings
 from longfire.data.batches import Batches
 from longfire.data.blocks import BLOCK_BYTES, Sums, sum_of, sums_file, written_sums
-from longfire.data.manifest import column_shapes, read_manifest, shard_file, write_manifest
+from longfire.data.manifest import MASK, column_shapes, read_manifest, shard_file, write_manifest
 from longfire.data.prepare import Prepared
 from longfire.data.store_writer import SHARD_DOCUMENTS, SHARD_TOKENS, StoreWriter
 from longfire.data.token_record import TokenRecord
@@ -56,6 +56,8 @@ def sparse_store(folder: Path, tokens: int) -> Path:
     documents = tokens // DOCUMENT_TOKENS
     shards = []
     for name, (dtype, items) in column_shapes("uint16", SHARD_TOKENS, SHARD_DOCUMENTS).items():
+        if name == MASK:
+            continue  # every token counts in the loss
         for number, start in enumerate(range(0, tokens if name == "tokens" else documents, items)):
             count = min(items, (tokens if name == "tokens" else documents) - start)
             file, size = (

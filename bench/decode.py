@@ -25,8 +25,7 @@ from longfire.generation.steps import feed, steps
 from longfire.huggingface.load import load_weights, model_config_in, model_of
 from longfire.initialise import build
 from longfire.mixers.cache import Cache
-from longfire.mixers.cache_rows import selected
-from longfire.mixers.cache_rows import memory_bytes
+from longfire.mixers.cache_rows import memory_bytes, selected
 from longfire.model import Model
 
 FULL = {

@@ -91,7 +91,10 @@ def run_of(case: tuple[str, str, int, str], folder: Path, quick: bool, world: Wo
     name, remat, microbatches, plan = case
     size = {**SIZE, **({"hidden_size": 64, "vocab_size": 1024} if quick else {})}
     shape = folder / f"{name}.json"
-    shape.write_text(json.dumps({**size, "layer_types": MIXERS[name]}))
+    config = {key: value for key, value in size.items() if key not in {"gla", "attention"}}
+    for mixer in dict.fromkeys(MIXERS[name]):
+        config[mixer] = size[mixer]
+    shape.write_text(json.dumps({**config, "layer_types": MIXERS[name]}))
     settings = {
         "model.config": shape,
         "model.compute_dtype": "float32",

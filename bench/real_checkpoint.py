@@ -55,7 +55,8 @@ def tiny(folder: Path) -> Path:
 
 
 def overrides(run: Path, steps: int) -> dict[str, str]:
-    said = {
+    settings = {
+        "model.compute_dtype": "float32",  # as the peer computes
         "data.dataset": TEXT,
         "data.folder": run.parent / "stores",
         "data.validation_fraction": 0.05,
@@ -69,7 +70,7 @@ def overrides(run: Path, steps: int) -> dict[str, str]:
         "eval.at_end": "false",
         "training.compile": "off",
     }
-    return {key: str(value) for key, value in said.items()}
+    return {key: str(value) for key, value in settings.items()}
 
 
 def ours(run: Run, step: int) -> dict[str, float]:
@@ -126,7 +127,7 @@ def main() -> None:
             compared(f"after {steps} steps", ours(run, steps), theirs(run, Path(scratch, "hf")))
         )
         parameters = sum(p.numel() for p in open_model(place, 0).model.parameters())
-    told = [
+    checked = [
         {
             "what": what,
             "seconds": round(seconds[what], 1),
@@ -136,17 +137,17 @@ def main() -> None:
         }
         for what, check in checks.items()
     ]
-    told.append(
+    checked.append(
         {
             "what": f"train {steps} steps of {ROWS} x {SEQ_LEN}",
             "seconds": round(seconds["train"], 1),
         }
     )
     print_table(f"{parameters:,} parameters, validation text", rows)
-    print_table("in, on and out", [{**dict.fromkeys(told[0], ""), **row} for row in told])
+    print_table("in, on and out", [{**dict.fromkeys(checked[0], ""), **row} for row in checked])
     write_result(
         "real_checkpoint",
-        {"parameters": parameters, "perplexity": rows, "checks": told},
+        {"parameters": parameters, "perplexity": rows, "checks": checked},
         options.quick,
     )
     sys.exit(not all(row["same"] for row in rows))

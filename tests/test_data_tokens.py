@@ -157,6 +157,17 @@ def test_damage_is_named(tmp_path):
         TokenStore(tmp_path / "nothing")
 
 
+def test_a_manifest_names_every_shard(tmp_path):
+    write(tmp_path / "s", DOCUMENTS)
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    shards = manifest["streams"]["train"]["shards"]
+    assert shards[1]["file"] == "tokens-00001.bin"
+    del shards[1]
+    write_manifest(tmp_path / "s", manifest)
+    with pytest.raises(DataError, match=r"tokens: the manifest of the store names \d of the \d"):
+        TokenStore(tmp_path / "s")
+
+
 def test_a_damaged_store_is_not_gone_on_with(tmp_path):
     """A shard that lost committed bytes must not be filled up with zeros."""
     write(tmp_path / "s", DOCUMENTS[:20], complete=False)

@@ -45,7 +45,7 @@ class Column:
     """A column for reading: an array in shards, each mapped when it is first read. `length` grows
     with the store.
 
-    sums: the checksums of each shard; empty in a store of format 1.
+    sums: the checksums of each shard that the manifest names; None in a store of format 1.
     """
 
     def __init__(self, path: Path, dtype: str, shard_items: int) -> None:
@@ -53,18 +53,20 @@ class Column:
         self.dtype = np.dtype(dtype)
         self.shard_items = shard_items
         self.length = 0
-        self.sums: list[Sums] = []
+        self.sums: list[Sums | None] = []
         self._files: dict[int, BlockFile] = {}
         self._last_items = np.empty(0, self.dtype)  # of the full shards
 
     def grow(self, length: int, shards: list[ShardRecord]) -> None:
-        """What the manifest names now."""
+        """What the manifest names now. Raises DataError where it names too few shards."""
+        needed = -(-length // self.shard_items)
+        if len(shards) < needed:
+            raise DataError(
+                f"{self.path}: the manifest of the store names {len(shards)} of the {needed} shards "
+                "of this column, so it is damaged; prepare the store again"
+            )
         self.length = length
-        self.sums = []
-        for shard in shards:
-            sums = sums_of(shard)
-            if sums is not None:
-                self.sums.append(sums)
+        self.sums = [sums_of(shard) for shard in shards]
 
     def _shard(self, number: int) -> BlockFile:
         """The items of a shard that exist so far; mapped again when it has grown."""
@@ -72,7 +74,7 @@ class Column:
         size = items * self.dtype.itemsize
         opened = self._files.get(number)
         if opened is None or opened.size < size:
-            sums = self.sums[number] if self.sums and size else None
+            sums = self.sums[number] if size and self.sums else None
             if opened is None:
                 opened = BlockFile(shard_file(self.path, number), self.dtype, size, sums)
             else:
