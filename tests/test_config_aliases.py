@@ -513,3 +513,48 @@ def test_a_decay_by_the_square_root_says_which_share_of_the_run_it_takes():
     assert (given.name, given.decay_shape, given.decay_ratio) == ("wsd", "sqrt", 0.5)
     with pytest.raises(SettingsError, match=r"give lr_scheduler\.decay_ratio"):
         sections(**words)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ({"train/scheduler": "invsqrt"}, {"name": "inverse_sqrt", "min_lr_ratio": 0.0}),
+        ({"train/scheduler": "poly-warmup"}, {"name": "polynomial", "power": 1.0}),
+        (
+            {"train/scheduler": "step", "train.scheduler.step_size": "50"},
+            {"name": "step", "step_size": 50, "gamma": 0.1, "min_lr_ratio": 0.0},
+        ),
+        (
+            {"train/scheduler": "multi-step", "train.scheduler.milestones": "[5, 9]"},
+            {"name": "multistep", "milestones": (5, 9)},
+        ),
+        ({"train/scheduler": "plateau"}, {"name": "plateau", "gamma": 0.2, "patience": 20}),
+        (
+            {"train/scheduler": "plateau", "train.scheduler.patience": "3"},
+            {"name": "plateau", "gamma": 0.2, "patience": 3},
+        ),
+        (
+            {
+                "train/scheduler": "cosine-warmup-timm",
+                "train.optimizer.lr": "4e-4",
+                "train.scheduler.lr_min": "1e-4",
+                "train.scheduler.t_initial": "1000",
+                "train.scheduler.warmup_t": "10",
+                "train.scheduler.warmup_prefix": "True",
+                "train.scheduler.warmup_lr_init": "0.0",
+            },
+            {"name": "cosine", "min_lr_ratio": 0.25, "decay_end_step": 1010, "warmup_steps": 10},
+        ),
+        ({"scheduler": "inverse_sqrt"}, {"name": "inverse_sqrt", "min_lr_ratio": 0.0}),
+        ({"scheduler": "polynomial"}, {"name": "polynomial", "min_lr_ratio": 0.0}),
+        ({"scheduler": "reduce_lr_on_plateau"}, {"name": "plateau", "patience": 10}),
+    ],
+)
+def test_schedules_of_flash_attention_and_transformers(words, wanted):
+    given = sections(**words)["lr_scheduler"]
+    assert {name: getattr(given, name) for name in wanted} == wanted
+
+
+def test_a_floor_of_the_rate_needs_the_peak():
+    with pytest.raises(SettingsError, match=r"train.scheduler.lr_min = '1e-5' is a share"):
+        sections(**{"train.scheduler.lr_min": "1e-5"})

@@ -1,6 +1,7 @@
 """optim/: what decays and what does not, schedules against transformers' own, clipping against torch's own."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as some
 from torch import nn
 
 from longfire.config.settings import LRScheduler, Optimizer
+from longfire.config.settings.optimizer import ScheduleName
 from longfire.huggingface import transformers_model
 from longfire.mixers import MIXERS
 from longfire.optim import (
@@ -262,12 +264,60 @@ def test_wsd_decays_to_its_floor_however_long_the_warm_up(warmup):
     ) == pytest.approx(0.1)
 
 
+def learning_rates(theirs: torch.optim.lr_scheduler.LRScheduler, steps: int) -> list[float]:
+    """Of so many steps of a scheduler whose peak is 1."""
+    found = []
+    for _ in range(steps):
+        found.append(theirs.get_last_lr()[0])
+        theirs.optimizer.step()
+        theirs.step()
+    return found
+
+
+def sgd() -> torch.optim.SGD:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 20])
+def test_inverse_square_root_is_that_of_transformers(warmup):
+    for timescale in (0, 7):
+        theirs = transformers.get_inverse_sqrt_schedule(sgd(), warmup, timescale or None)
+        ours = rates(100, warmup, name="inverse_sqrt", min_lr_ratio=0.0, timescale_steps=timescale)
+        assert ours[warmup:] == pytest.approx(learning_rates(theirs, 100)[warmup:], rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
+def test_the_polynomial_is_that_of_transformers(power):
+    theirs = transformers.get_polynomial_decay_schedule_with_warmup(
+        sgd(), 20, 100, lr_end=0.05, power=power
+    )
+    ours = rates(100, 20, name="polynomial", min_lr_ratio=0.05, power=power)
+    assert ours[20:] == pytest.approx(learning_rates(theirs, 100)[20:], rel=1e-12)
+
+
+def test_steps_and_milestones_are_those_of_torch():
+    """Fractions of a step, of a run that counts in tokens, lie in the step that they are part of."""
+    steps = torch.optim.lr_scheduler.StepLR(sgd(), 30, 0.5)
+    ours = rates(100, 0, name="step", step_size=30, gamma=0.5, min_lr_ratio=0.0)
+    assert ours == pytest.approx(learning_rates(steps, 100))
+    milestones = torch.optim.lr_scheduler.MultiStepLR(sgd(), [10, 50], 0.3)
+    chosen = LRScheduler(name="multistep", milestones=(10, 50), gamma=0.3, min_lr_ratio=0.0)
+    ours = [schedule(step, 100, 0, chosen) for step in range(100)]
+    assert ours == pytest.approx(learning_rates(milestones, 100))
+    assert schedule(9.9, 100, 0, chosen) == 1.0 and schedule(10.1, 100, 0, chosen) == 0.3
+
+
+def test_the_floor_holds_for_shapes_without_an_end():
+    assert min(rates(100, 0, name="step", step_size=10, gamma=0.1, min_lr_ratio=0.05)) == 0.05
+    assert min(rates(100, 1, name="inverse_sqrt", min_lr_ratio=0.3)) == 0.3
+
+
 def test_constant_stays():
     assert rates(10, 2, name="constant", min_lr_ratio=0.0) == [0.5] + [1.0] * 9
 
 
 @given(
-    some.sampled_from(["cosine", "linear", "wsd", "constant"]),
+    some.sampled_from([name for name in get_args(ScheduleName) if name != "plateau"]),
     some.integers(1, 500),
     some.integers(0, 500),
     some.floats(0, 1),
@@ -278,7 +328,8 @@ def test_any_schedule_stays_between_floor_and_peak_and_falls_only_after_the_warm
     name, total, warmup, floor, decay
 ):
     warmup = min(warmup, total)
-    found = rates(total, warmup, name=name, min_lr_ratio=floor, decay_ratio=decay)
+    shape = {"step_size": 7, "milestones": (3, 90), "gamma": 0.5, "power": 2.0}
+    found = rates(total, warmup, name=name, min_lr_ratio=floor, decay_ratio=decay, **shape)
     assert all(0 < rate <= 1 for rate in found[:warmup]) and all(
         floor - 1e-9 <= rate <= 1 for rate in found[warmup:]
     )

@@ -23,6 +23,7 @@ from longfire.checkpoint.shards import SUFFIX, Entry, LocalTensor, holes, read_i
 from longfire.disk import sync
 from longfire.errors import CheckpointError
 from longfire.parallel.mesh import ALONE, Mesh
+from longfire.training.plateau import Plateau
 
 # Of the folder; a newer one is refused. Format 1 had whole tensors in files of other names, and is
 # read all the same.
@@ -52,6 +53,7 @@ class Facts(TypedDict, total=False):
     elapsed_seconds: float
     plan: Sequence[Sequence[int]]
     went_back_to: int
+    plateau: Plateau
     keep_latest_k: int
     vocabulary: str
 

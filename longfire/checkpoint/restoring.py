@@ -24,6 +24,7 @@ from longfire.errors import CheckpointError
 from longfire.mlps.auxiliary import kept_buffers
 from longfire.optim.state import refuse_another_optimizer, states_of, whole_state
 from longfire.parallel.mesh import ALONE, Mesh
+from longfire.training.plateau import Plateau
 from longfire.training.schedule import Planned
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ def load(
     state.elapsed_seconds = facts["elapsed_seconds"]
     state.plan = tuple(Planned(*entry) for entry in facts.get("plan", ()))
     state.went_back_to = facts.get("went_back_to", -1)
+    state.plateau = Plateau(*facts.get("plateau", ()))
 
 
 def shapes_of_model(index: Mapping[str, Entry]) -> dict[str, Shape]:

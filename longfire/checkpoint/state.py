@@ -14,6 +14,7 @@ from longfire.optim.state import refuse_undeclared_state, whole_state
 from longfire.parallel.axes import SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.sharding import WHOLE, global_shape, local, sharding_of, slices_of
+from longfire.training.plateau import NO_VALIDATION, Plateau
 from longfire.training.schedule import Plan
 
 COUNTERS = ("step", "rows_consumed", "tokens", "skipped_steps", "elapsed_seconds")
@@ -29,6 +30,7 @@ class Counters(TypedDict):
     elapsed_seconds: float
     plan: Plan
     went_back_to: int
+    plateau: Plateau
 
 
 @dataclass
@@ -45,6 +47,7 @@ class State:
     elapsed_seconds: float = 0.0  # of training: steps, and the evaluations and saves between them
     plan: Plan = ()  # of its steps, where they are planned (training/schedule.py)
     went_back_to: int = -1  # the step that checkpoint.load_step went back to last
+    plateau: Plateau = NO_VALIDATION  # what the validations say to the schedule of that name
     mesh: Mesh = ALONE  # the processes that share model and optimizer
     # set when a save in the background has copied every tensor: until then none may change
     snapshot_done: Event | None = None
@@ -66,6 +69,7 @@ class State:
             "elapsed_seconds": self.elapsed_seconds,
             "plan": self.plan,
             "went_back_to": self.went_back_to,
+            "plateau": self.plateau,
         }
 
     def tensors(self, weights_only: bool = False) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ RULES = (
     Rule(processes.of_several_processes, "trained"),
     Rule(steps.of_batch, "trained"),
     Rule(steps.of_decay, "trained"),
+    Rule(steps.of_drops, "trained"),
     Rule(steps.of_length),
     Rule(lengths.refusals),
     Rule(model.of_learning_rates),

@@ -1,6 +1,7 @@
 """A run from its first step to its last. The files in the order of the flow:
 
 schedule.py      the learning rate of each step
+plateau.py       when the schedule `plateau` lowers the learning rate
 budget.py        the time of a run: what steps take, how many fit into a budget; reads no clock
 lengths.py       how long sequences are, step by step, with RoPE bases
 start.py         before the first step: compare tokenizer, weights and data

@@ -15,6 +15,7 @@ same rates as the run that wrote it, entry by entry.
 """
 
 import math
+from bisect import bisect_right
 from typing import NamedTuple
 
 from longfire.config.settings import LRScheduler
@@ -22,6 +23,10 @@ from longfire.errors import SettingsError
 
 WARMUP_SHARE = 0.2  # of the run: what a warm-up that is too long for it is cut to
 STEP_PLAN = "training.step_plan"
+# Shapes that follow the steps that are done, and never the length of the run
+BY_STEPS = ("constant", "inverse_sqrt", "step", "multistep", "plateau")
+# Of inverse_sqrt without a warm-up, as in transformers' get_inverse_sqrt_schedule
+TIMESCALE_STEPS = 10_000
 
 
 class Planned(NamedTuple):
@@ -127,29 +132,46 @@ def planned_warmup(plan: Plan, step: float, warmup_steps: float) -> Warmup:
     return warmup
 
 
-def schedule(position: float, total: float, warmup: float, scheduler: LRScheduler) -> float:
+def schedule(
+    position: float,
+    total: float,
+    warmup: float,
+    scheduler: LRScheduler,
+    drops: int = 0,
+) -> float:
     """The share of the peak learning rate that the step starting at `position` uses: a pure
     function.
 
     One step is the unit; a run that counts in tokens divides all three by its tokens a step, and
     may so get fractions. Warm-up: (position + 1) / warmup, so that the first step already moves and
-    the last one of the warm-up has the peak. Then `decayed`, with x from 0 at the end of the
-    warm-up to 1 at `total`; for wsd from 0 where the last `decay_ratio` of the WHOLE run begins (Hu
-    et al. 2024, MiniCPM), or what the warm-up leaves of that part.
+    the last one of the warm-up has the peak. Then `by_steps` or `decayed`, with x from 0 at the end
+    of the warm-up to 1 at `total`; for wsd from 0 where the last `decay_ratio` of the WHOLE run
+    begins (Hu et al. 2024, MiniCPM), or what the warm-up leaves of that part. drops: how often
+    `plateau` has lowered the rate (training/plateau.py).
     """
     if position < warmup:
         return min(1.0, (position + 1) / warmup)
+    if scheduler.name in BY_STEPS:
+        return by_steps(position, warmup, scheduler, drops)
     begin = max(warmup, total * (1 - scheduler.decay_ratio)) if scheduler.name == "wsd" else warmup
     return decayed(min(1.0, max(0.0, (position - begin) / max(1.0, total - begin))), scheduler)
 
 
-def planned_schedule(plan: Plan, step: int, warmup_steps: float, scheduler: LRScheduler) -> float:
+def planned_schedule(
+    plan: Plan,
+    step: int,
+    warmup_steps: float,
+    scheduler: LRScheduler,
+    drops: int = 0,
+) -> float:
     """The same for a run with a plan: the decay goes by `progress` instead of steps, so that the
     rate never jumps where the number of steps is estimated anew, and has come down to its floor
     when the planned steps are over."""
     warmup = planned_warmup(plan, step, warmup_steps)
     if step < warmup.end:
         return warmup.share(step)
+    if scheduler.name in BY_STEPS:
+        return by_steps(step, warmup.end, scheduler, drops)
     begin = progress(plan, warmup.end)
     if scheduler.name == "wsd":
         begin = max(begin, 1 - scheduler.decay_ratio)
@@ -158,22 +180,48 @@ def planned_schedule(plan: Plan, step: int, warmup_steps: float, scheduler: LRSc
     return decayed(max(0.0, x), scheduler)
 
 
+def by_steps(position: float, warmup: float, scheduler: LRScheduler, drops: int) -> float:
+    """The share of the peak rate after the warm-up of a shape that does not look at the length of
+    the run; never below min_lr_ratio, but for `constant`:
+
+    constant      1
+    inverse_sqrt  1 / sqrt(1 + (position - warmup) / timescale)   (Vaswani et al. 2017, section 5.3,
+                  with as many steps of timescale as of warm-up)
+    step          gamma ** (position // step_size)                (torch's StepLR)
+    multistep     gamma ** (milestones that are reached)          (torch's MultiStepLR)
+    plateau       gamma ** drops                                  (torch's ReduceLROnPlateau)
+    """
+    name = scheduler.name
+    if name == "constant":
+        return 1.0
+    if name == "inverse_sqrt":
+        timescale = scheduler.timescale_steps or warmup or TIMESCALE_STEPS
+        share = 1 / math.sqrt(1 + (position - warmup) / timescale)
+    elif name == "step":
+        share = scheduler.gamma ** (position // scheduler.step_size)
+    elif name == "multistep":
+        share = scheduler.gamma ** bisect_right(scheduler.milestones, position)
+    else:
+        share = scheduler.gamma**drops
+    return max(scheduler.min_lr_ratio, share)
+
+
 def decayed(x: float, scheduler: LRScheduler) -> float:
     """The share of the peak rate at x, from 0 where the decay begins to 1 where it ends; floor =
     min_lr_ratio:
 
-    cosine     floor + (1 - floor) (1 + cos pi x) / 2       (Loshchilov and Hutter 2017)
-    linear     floor + (1 - floor) (1 - x)
-    wsd        one of these two, or floor + (1 - floor) (1 - sqrt x)       (Haegele et al. 2024)
-    constant   1
+    cosine      floor + (1 - floor) (1 + cos pi x) / 2      (Loshchilov and Hutter 2017)
+    linear      floor + (1 - floor) (1 - x)
+    polynomial  floor + (1 - floor) (1 - x) ** power
+    wsd         cosine or linear, or floor + (1 - floor) (1 - sqrt x)      (Haegele et al. 2024)
     """
-    if scheduler.name == "constant":
-        return 1.0
     shape = scheduler.decay_shape if scheduler.name == "wsd" else scheduler.name
     if shape == "cosine":
         share = (1 + math.cos(math.pi * x)) / 2
     elif shape == "sqrt":
         share = 1 - math.sqrt(x)
+    elif shape == "polynomial":
+        share = (1 - x) ** scheduler.power
     else:
         share = 1 - x
     return scheduler.min_lr_ratio + (1 - scheduler.min_lr_ratio) * share

@@ -11,9 +11,17 @@ from longfire.device import Clock
 from longfire.plural import counted
 from longfire.training.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
 from longfire.training.console import duration
+from longfire.training.plateau import Plateau
 from longfire.training.records import METRICS, last_records
 from longfire.training.reporting import QuietReport, Report
-from longfire.training.schedule import Plan, planned_schedule, progress, read_plan, schedule
+from longfire.training.schedule import (
+    BY_STEPS,
+    Plan,
+    planned_schedule,
+    progress,
+    read_plan,
+    schedule,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +43,9 @@ class Progress(Protocol):
     @property
     def plan(self) -> Plan: ...
 
+    @property
+    def plateau(self) -> Plateau: ...
+
 
 class EarlierProgress(NamedTuple):
     """That of an earlier step."""
@@ -42,6 +53,7 @@ class EarlierProgress(NamedTuple):
     step: int
     tokens: int
     plan: Plan
+    plateau: Plateau
 
 
 def last_step(run: Run, state: State) -> int:
@@ -60,16 +72,17 @@ def most_steps(run: Run, state: State) -> int:
 
 
 def learning_rate(run: Run, done: Progress) -> float:
-    """The rate of the next step: a pure function of the settings, the plan and how far the run is,
-    in steps or in tokens."""
+    """The rate of the next step: a pure function of the settings, the plan, how far the run is, in
+    steps or in tokens, and, for `plateau`, what its validations said."""
     peak = run.optimizer.lr
     warmup = run.warmup_steps
+    drops = done.plateau.drops
     if run.is_planned:
-        return peak * planned_schedule(done.plan, done.step, warmup, run.lr_scheduler)
+        return peak * planned_schedule(done.plan, done.step, warmup, run.lr_scheduler, drops)
     in_tokens = run.lr_scheduler.warmup_tokens or run.training.tokens
     position = done.tokens / run.tokens_per_step if in_tokens else done.step
     end = run.lr_scheduler.decay_end_step or run.steps
-    return peak * schedule(position, end, warmup, run.lr_scheduler)
+    return peak * schedule(position, end, warmup, run.lr_scheduler, drops)
 
 
 class Timing:
@@ -160,7 +173,7 @@ class Timing:
         state = self.state
         if not state.step or state.step >= last_step(run, state) or state.mesh.rank():
             return
-        decays = run.lr_scheduler.name != "constant"
+        decays = run.lr_scheduler.name not in BY_STEPS
         if state.plan and decays and progress(state.plan, state.step) == 1:
             rate = learning_rate(run, state)
             logger.info(
@@ -168,7 +181,8 @@ class Timing:
                 f"{rate:.3g}"
             )
         had = recorded_rate(run, state.step)
-        before = EarlierProgress(state.step - 1, state.tokens - run.tokens_per_step, state.plan)
+        tokens_before = state.tokens - run.tokens_per_step
+        before = EarlierProgress(state.step - 1, tokens_before, state.plan, state.plateau)
         was = learning_rate(run, before)
         follows = learning_rate(run, state)
         if had is None or abs(was - had) <= max(SAME_RATE * had, SAME_SLOPE * abs(follows - was)):

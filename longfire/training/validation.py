@@ -1,4 +1,4 @@
-"""When a run is evaluated on validation text, and where the results go."""
+"""When a run is evaluated on validation text, where the results go, and what follows from them."""
 
 import logging
 
@@ -8,6 +8,7 @@ from longfire.data.batches import Batches
 from longfire.evaluation.evaluate import ROWS, EvaluationStopped, evaluate
 from longfire.training import lengths
 from longfire.training.finish import Results
+from longfire.training.plateau import after_validation
 from longfire.training.reporting import QuietReport, Report
 from longfire.training.start import warn_of_nothing_unseen
 
@@ -39,6 +40,7 @@ def validate(
         return None
     if results:
         report.record(state.step, fields_of(results))
+        count_for_plateau(state, run, loss_of_all(results))
     if run.data.streaming:  # otherwise start.begin has warned of it
         warn_of_nothing_unseen(run, batches.prepared)
     return results
@@ -53,8 +55,36 @@ def fields_of(results: Results) -> dict[str, float]:
     return fields
 
 
+def loss_of_all(results: Results) -> float:
+    """The loss of all validation tokens of all sources, in nats a token."""
+    nats = 0.0
+    tokens = 0.0
+    for numbers in results.values():
+        nats += numbers["loss"] * numbers["tokens"]
+        tokens += numbers["tokens"]
+    return nats / tokens
+
+
+def count_for_plateau(state: State, run: Run, loss: float) -> None:
+    """With the schedule `plateau`: count a validation by eval.interval, on all processes alike, and
+    log that it lowers the learning rate. Collective."""
+    if run.lr_scheduler.name != "plateau" or not is_due(run.eval.interval, state.step):
+        return
+    before = state.plateau
+    loss = state.mesh.broadcast_object(loss)
+    state.plateau = after_validation(before, state.step, loss, run.lr_scheduler)
+    if state.plateau.drops > before.drops:
+        logger.info(
+            f"step {state.step}: the learning rate is lowered to {run.lr_scheduler.gamma:g} of "
+            f"what it was: the lowest validation loss is still {state.plateau.best:.4f}"
+        )
+
+
 def is_missing(run: Run, state: State, report: Report | QuietReport) -> bool:
     """Whether the run resumes from a step whose evaluation was due and was not finished (a step is
-    saved before it is evaluated). Collective."""
+    saved before it is evaluated), or is not counted in the checkpoint by the schedule `plateau`.
+    Collective."""
     is_evaluated_step = state.step > 0 and is_due(run.eval.interval, state.step)
-    return state.mesh.broadcast_object(is_evaluated_step and not report.has_evaluation)
+    is_counted = run.lr_scheduler.name != "plateau" or state.plateau.step == state.step
+    is_there = report.has_evaluation and is_counted
+    return state.mesh.broadcast_object(is_evaluated_step and not is_there)

@@ -22,6 +22,7 @@ FLOORS = [
         "config",
         "training.lengths",
         "training.schedule",
+        "training.plateau",
         "training.budget",
         "training.records",
         "training.console",

@@ -39,10 +39,11 @@ def defaults_of_flame(value: str, others: Mapping[str, str]) -> dict[str, object
 
 
 def schedule(value: str) -> dict[str, object]:
-    """The shape of the learning rate; `linear` and `cosine` come down to 0 there,
-    `cosine_with_min_lr` to a tenth."""
+    """The shape of the learning rate; `linear`, `cosine`, `polynomial` and `inverse_sqrt` come down
+    to 0 there, `cosine_with_min_lr` to a tenth, and a plateau is 10 validations without an
+    improvement."""
     meanings: dict[str, object] = {"lr_scheduler.name": value}
-    if value in ("linear", "cosine"):
+    if value in ("linear", "cosine", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau"):
         meanings["lr_scheduler.min_lr_ratio"] = 0.0
     if value == "cosine_with_min_lr":
         meanings["lr_scheduler.min_lr_ratio"] = 0.1

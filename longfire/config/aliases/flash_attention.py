@@ -27,19 +27,75 @@ def evaluation_interval(value: str, others: Mapping[str, str]) -> dict[str, obje
     return {"eval.interval": -(-int(value) // max(1, int(accumulation)))}
 
 
-def schedule(value: str) -> dict[str, object]:
-    """The shape of the learning rate, which comes down to 0 there unless lr_min says otherwise."""
-    shapes = {
-        "linear-warmup": ("linear", 0.0),
-        "cosine-warmup": ("cosine", 0.0),
-        "cosine-warmup-timm": ("cosine", 0.1),
-    }
-    if value not in shapes:
+SCHEDULER = "train.scheduler"
+# Its `scheduler=` -> our settings, in the order of configs/scheduler; where its words say nothing,
+# cosine-warmup-timm has the floor of its experiments, the others fall to 0
+SHAPES: dict[str, dict[str, object]] = {
+    "linear-warmup": {"lr_scheduler.name": "linear"},
+    "cosine-warmup": {"lr_scheduler.name": "cosine"},
+    "cosine-warmup-timm": {"lr_scheduler.name": "cosine", "lr_scheduler.min_lr_ratio": 0.1},
+    "invsqrt": {"lr_scheduler.name": "inverse_sqrt"},
+    "poly-warmup": {"lr_scheduler.name": "polynomial"},
+    "step": {"lr_scheduler.name": "step"},
+    "multi-step": {"lr_scheduler.name": "multistep"},
+    "plateau": {
+        "lr_scheduler.name": "plateau",
+        "lr_scheduler.gamma": 0.2,
+        "lr_scheduler.patience": 20,
+    },
+}
+# What its words set beside the shape -> our setting
+OF_SHAPE = {
+    "lr_min": "lr_scheduler.min_lr_ratio",
+    "min_lr": "lr_scheduler.min_lr_ratio",
+    "lr_end": "lr_scheduler.min_lr_ratio",
+    "factor": "lr_scheduler.gamma",
+    "patience": "lr_scheduler.patience",
+}
+
+
+def schedule(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """The shape of the learning rate, which comes down to 0 there unless lr_min, min_lr or lr_end
+    says otherwise."""
+    if value not in SHAPES:
         raise SettingsError(
-            f"scheduler = {value!r} is not one of {', '.join(shapes)}: write lr_scheduler.name"
+            f"scheduler = {value!r} is not one of {', '.join(SHAPES)}: write lr_scheduler.name"
         )
-    name, floor = shapes[value]
-    return {"lr_scheduler.name": name, "lr_scheduler.min_lr_ratio": floor}
+    meanings: dict[str, object] = {"lr_scheduler.min_lr_ratio": 0.0, **SHAPES[value]}
+    for word, key in OF_SHAPE.items():
+        if f"{SCHEDULER}.{word}" in others:
+            meanings.pop(key, None)
+    return meanings
+
+
+def share_of_peak(word: str) -> WithOthers:
+    """A learning rate there, as a share of the peak here."""
+
+    def meaning(value: str, others: Mapping[str, str]) -> dict[str, object]:
+        """The floor of the learning rate, as a share of the peak."""
+        given = others.get("train.optimizer.lr", others.get("optimizer.lr", ""))
+        try:
+            return {"lr_scheduler.min_lr_ratio": float(value) / float(given)}
+        except (ValueError, ZeroDivisionError):
+            raise SettingsError(
+                f"{SCHEDULER}.{word} = {value!r} is a share of the peak here: give "
+                "train.optimizer.lr beside it, or write lr_scheduler.min_lr_ratio"
+            ) from None
+
+    return WithOthers(meaning)
+
+
+def end_of_cosine(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """The step at which timm's cosine ends; with warmup_prefix its steps are counted from the end
+    of the warm-up. Raises SettingsError."""
+    has_prefix = others.get(f"{SCHEDULER}.warmup_prefix", "false").lower() not in OFF
+    warmup = others.get(f"{SCHEDULER}.warmup_t", "0") if has_prefix else "0"
+    if not value.isdigit() or not warmup.isdigit():
+        raise SettingsError(
+            f"{SCHEDULER}.t_initial = {value!r} and warmup_t must be whole numbers: write "
+            "lr_scheduler.decay_end_step"
+        )
+    return {"lr_scheduler.decay_end_step": int(value) + int(warmup)}
 
 
 def shuffled(value: str) -> dict[str, object]:
@@ -69,8 +125,29 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "trainer.accumulate_grad_batches": "training.gradient_accumulation_steps",
     "trainer.log_every_n_steps": "metrics.log_freq",
     "trainer.val_check_interval": WithOthers(evaluation_interval),
-    "train/scheduler": schedule,
-    "train.scheduler.t_initial": "lr_scheduler.decay_end_step",
+    "train/scheduler": WithOthers(schedule),
+    "train.scheduler.t_initial": WithOthers(end_of_cosine),
+    "train.scheduler.warmup_prefix": Dropped(
+        "the decay begins where the warm-up ends; t_initial takes it into account"
+    ),
+    "train.scheduler.lr_min": share_of_peak("lr_min"),
+    "train.scheduler.min_lr": share_of_peak("min_lr"),
+    "train.scheduler.lr_end": share_of_peak("lr_end"),
+    "train.scheduler.warmup_lr_init": Refused("the warm-up begins at 0", ("0", "0.0")),
+    "train.scheduler.t_in_epochs": Refused("steps are counted; epochs are not known in advance"),
+    "train.scheduler.power": "lr_scheduler.power",
+    "train.scheduler.step_size": "lr_scheduler.step_size",
+    "train.scheduler.milestones": "lr_scheduler.milestones",
+    "train.scheduler.gamma": "lr_scheduler.gamma",
+    "train.scheduler.factor": "lr_scheduler.gamma",
+    "train.scheduler.patience": "lr_scheduler.patience",
+    "train.scheduler.threshold": "lr_scheduler.threshold",
+    "train.scheduler_monitor": Refused(
+        "plateau follows the loss of all validation tokens", ("val/loss",)
+    ),
+    "train.scheduler_interval": Refused(
+        "a schedule counts steps; plateau counts validations (eval.interval)", ("step",)
+    ),
     "train.scheduler.warmup_t": "lr_scheduler.warmup_steps",
     "train.global_batch_size": "training.global_batch_size",
     "train.optimizer.lr": "optimizer.lr",

@@ -34,6 +34,10 @@ VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> o
         "linear-warmup": "linear",
         "cosine-warmup": "cosine",
         "cosine-warmup-timm": "cosine",
+        "invsqrt": "inverse_sqrt",
+        "poly-warmup": "polynomial",
+        "multi-step": "multistep",
+        "reduce_lr_on_plateau": "plateau",
     },
     "model.kernels": {"slow": "reference"},
     "model.compute_dtype": {

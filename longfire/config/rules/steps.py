@@ -59,6 +59,36 @@ def of_decay(run: RunSettings) -> Iterator[str]:
         )
 
 
+def of_drops(run: RunSettings) -> Iterator[str]:
+    """A learning rate that falls at certain steps is told which; one that falls by the validation
+    loss has one."""
+    scheduler = run.lr_scheduler
+    milestones = scheduler.milestones
+    if scheduler.name == "multistep":
+        if not milestones:
+            yield (
+                "lr_scheduler.name = 'multistep' needs the steps at which the rate falls: set "
+                "lr_scheduler.milestones"
+            )
+        if sorted(set(milestones)) != list(milestones) or (milestones and milestones[0] < 1):
+            yield (
+                f"lr_scheduler.milestones = {','.join(map(str, milestones))!r} must be steps from "
+                "1 on, each later than the one before it"
+            )
+    if scheduler.name == "plateau":
+        if not run.eval.interval:
+            yield (
+                "lr_scheduler.name = 'plateau' follows the validation loss, and eval.interval = 0 "
+                "measures none during training: set eval.interval"
+            )
+        if not run.data.validation and not run.data.validation_fraction:
+            yield (
+                "lr_scheduler.name = 'plateau' follows the validation loss, but "
+                "data.validation_fraction = 0 keeps no text for it: raise it, or set "
+                "data.validation"
+            )
+
+
 def batch_sizes_near(batch_size: int, wanted: int, processes: int) -> list[int]:
     """The next smaller and the next larger batch size that divides the wanted global batch."""
     if wanted % processes:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from longfire.config.aliases import as_text
 from longfire.config.recipe import SETTINGS
 from longfire.config.run_settings import RunSettings
+from longfire.training.schedule import BY_STEPS
 
 
 class Idle(NamedTuple):
@@ -23,6 +24,18 @@ class Idle(NamedTuple):
 def keys_of(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
 
+
+def of_schedule(name: str, *keys: str) -> Idle:
+    """Settings of one shape of the learning rate."""
+    return Idle(
+        keys_of("lr_scheduler", *keys),
+        lambda run: run.lr_scheduler.name != name,
+        f"lr_scheduler.name is not {name}",
+    )
+
+
+# The shapes that fall by lr_scheduler.gamma
+DROPPING = ("step", "multistep", "plateau")
 
 IDLE = (
     Idle(
@@ -74,9 +87,24 @@ IDLE = (
         "lr_scheduler.name is not wsd",
     ),
     Idle(
-        keys_of("lr_scheduler", "min_lr_ratio", "decay_end_step"),
+        keys_of("lr_scheduler", "min_lr_ratio"),
         lambda run: run.lr_scheduler.name == "constant",
         "lr_scheduler.name is constant",
+    ),
+    Idle(
+        keys_of("lr_scheduler", "decay_end_step"),
+        lambda run: run.lr_scheduler.name in BY_STEPS,
+        "lr_scheduler.name is of a shape that does not look at the length of the run",
+    ),
+    of_schedule("polynomial", "power"),
+    of_schedule("inverse_sqrt", "timescale_steps"),
+    of_schedule("step", "step_size"),
+    of_schedule("multistep", "milestones"),
+    of_schedule("plateau", "patience", "threshold"),
+    Idle(
+        keys_of("lr_scheduler", "gamma"),
+        lambda run: run.lr_scheduler.name not in DROPPING,
+        "lr_scheduler.name is none of step, multistep and plateau",
     ),
     Idle(
         keys_of("lr_scheduler", "warmup_steps"),

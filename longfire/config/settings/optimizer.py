@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from longfire.config.settings.declaration import NATURAL, SHARE, setting
+from longfire.config.settings.declaration import NATURAL, POSITIVE, SHARE, setting
+
+# The shapes of a schedule (training/schedule.py)
+ScheduleName = Literal[
+    "cosine",
+    "linear",
+    "wsd",
+    "constant",
+    "inverse_sqrt",
+    "polynomial",
+    "step",
+    "multistep",
+    "plateau",
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,9 @@ class Optimizer:
 class LRScheduler:
     """Warm-up and decay of the learning rate."""
 
-    name: Literal["cosine", "linear", "wsd", "constant"] = setting("cosine", "shape after warm-up")
+    name: ScheduleName = setting(  # noqa: RUF009 (setting makes a field)
+        "cosine", "shape after warm-up"
+    )
     warmup_steps: int = setting(
         200,
         "linear warm-up from 0, in steps; a fifth of the run where that is longer than the run, "
@@ -53,7 +68,9 @@ class LRScheduler:
     warmup_tokens: int = setting(
         0, "the same in tokens; wins over warmup_steps when not 0", NATURAL
     )
-    min_lr_ratio: float = setting(0.1, "floor as a share of the peak", SHARE)
+    min_lr_ratio: float = setting(
+        0.1, "floor as a share of the peak, which no shape goes below", SHARE
+    )
     decay_end_step: int = setting(
         0,
         "step at which the decay has come down to the floor, where the rate then stays; 0: the "
@@ -64,3 +81,30 @@ class LRScheduler:
         "linear", "wsd: how the decay comes down to the floor; sqrt: by 1 - sqrt(x)"
     )
     decay_ratio: float = setting(0.1, "wsd: share of the whole run that the decay takes", SHARE)
+    power: float = setting(
+        1.0, "polynomial: the decay comes down by (1 - x) to this power", "(0, inf)"
+    )
+    timescale_steps: int = setting(
+        0,
+        "inverse_sqrt: so many steps after the warm-up the rate is the peak / sqrt(2); 0: as many "
+        "as the warm-up has, 10000 without one",
+        NATURAL,
+    )
+    gamma: float = setting(
+        0.1, "step, multistep, plateau: what the rate is multiplied by each time", "(0, 1)"
+    )
+    step_size: int = setting(
+        10000, "step: the rate is multiplied by gamma every so many steps of the run", POSITIVE
+    )
+    milestones: tuple[int, ...] = setting(
+        (), "multistep: the steps of the run at which the rate is multiplied by gamma"
+    )
+    patience: int = setting(
+        10,
+        "plateau: the rate is multiplied by gamma after more validations in a row than this "
+        "(eval.interval) without an improvement of the loss",
+        NATURAL,
+    )
+    threshold: float = setting(
+        1e-4, "plateau: an improvement is below the lowest loss by this share of it", SHARE
+    )
