@@ -558,3 +558,38 @@ def test_schedules_of_flash_attention_and_transformers(words, wanted):
 def test_a_floor_of_the_rate_needs_the_peak():
     with pytest.raises(SettingsError, match=r"train.scheduler.lr_min = '1e-5' is a share"):
         sections(**{"train.scheduler.lr_min": "1e-5"})
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ({"optimizer": "fusedlamb"}, {"name": "LAMB"}),
+        ({"train/optimizer": "adamw-apex-zero"}, {"name": "AdamW"}),
+        (
+            {
+                "optimizer": "sgd",
+                "train.optimizer.momentum": "0.9",
+                "train.optimizer.nesterov": "True",
+            },
+            {"name": "SGD", "options": ("momentum=0.9", "nesterov=true")},
+        ),
+        ({"optimizer.type": "adafactor"}, {"name": "Adafactor"}),
+        ({"optimizer.type": "adamw"}, {"name": "AdamW"}),
+        ({"optimizer.adamw_optimizer.bf16_momentum": "True"}, {"momentum_dtype": "bfloat16"}),
+        ({"optimizer.adamw_optimizer.bf16_momentum": "False"}, {"momentum_dtype": "float32"}),
+        ({"optim": "adafactor"}, {"name": "Adafactor"}),
+    ],
+)
+def test_optimizers_of_the_four_frameworks(words, wanted):
+    given = sections(**words)["optimizer"]
+    assert {name: getattr(given, name) for name in wanted} == wanted
+
+
+def test_a_schedule_of_flash_attention_by_its_own_word():
+    given = sections(**{"scheduler": "plateau", "train.scheduler.factor": "0.3"})["lr_scheduler"]
+    assert (given.name, given.gamma, given.patience) == ("plateau", 0.3, 20)
+
+
+def test_the_optimizer_palm_is_refused_with_its_parts():
+    with pytest.raises(SettingsError, match="optimizer.name = Adafactor"):
+        sections(**{"optimizer.type": "palm"})

@@ -85,7 +85,7 @@ def test_text_of_the_command_line_becomes_the_type(key, text, value):
         ("[optimizer]\nbeta1 = 1.0", "optimizer.beta1 = 1.0 must lie in [0, 1)"),
         (
             "[lr_scheduler]\nname = 'cosin'",
-            "must be one of cosine, linear, wsd, constant (did you mean 'cosine'?)",
+            "step, multistep, plateau (did you mean 'cosine'?)",
         ),
         ("[data]\ndataset = 3", "data.dataset = 3 must be a list of text"),
         ("[data]\ndata_probs = ['a']", "data.data_probs = ['a'] must be a number"),

@@ -50,6 +50,12 @@ SECOND = {
 # With another setting beside it
 WITH_OTHERS = [
     ("optimizer.weight_decay", "0.2", {"optimizer.name": "Adam"}),
+    ("optimizer.beta1", "0.8", {"optimizer.name": "SGD"}),
+    ("optimizer.beta2", "0.8", {"optimizer.name": "Adafactor"}),
+    ("optimizer.eps", "1e-4", {"optimizer.name": "SGD"}),
+    ("optimizer.momentum_dtype", "bfloat16", {"optimizer.name": "SGD"}),
+    ("optimizer.fused", "false", {"optimizer.name": "LAMB"}),
+    ("lr_scheduler.decay_end_step", "700", {"lr_scheduler.name": "inverse_sqrt"}),
     ("lr_scheduler.min_lr_ratio", "0.5", {"lr_scheduler.name": "constant"}),
     ("lr_scheduler.warmup_steps", "7", {"lr_scheduler.warmup_tokens": "4096"}),
     ("comm.trace_buf_size", "7", {"training.device": "cpu"}),
@@ -109,6 +115,5 @@ def test_every_key_is_a_setting_and_is_tried_here():
     of_checkpoints = {key for key in keys if key.startswith("checkpoint.")}
     assert tried <= keys
     assert keys - tried <= of_checkpoints | {
-        "lr_scheduler.decay_end_step",
         "parallelism.pipeline_parallel_schedule_csv",
     }

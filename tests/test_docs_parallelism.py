@@ -10,9 +10,11 @@ from pathlib import Path
 from muon import Muon
 from plans import capability_table, optimizers_table, plans_table
 
+from longfire.config import settings
 from longfire.mixers import MIXERS
-from longfire.optim.adam import Adam, AdamW
+from longfire.optim import OPTIMIZERS, rule_of
 
+BUILT_IN = {name: type(rule_of(settings.Optimizer(name=name))) for name in OPTIMIZERS}
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,7 +22,7 @@ def with_tables(page: str) -> str:
     tables = {
         "mixers": capability_table(list(MIXERS)),
         "plans": plans_table(),
-        "optimizers": optimizers_table({"AdamW": AdamW, "Adam": Adam, "Muon": Muon}),
+        "optimizers": optimizers_table({**BUILT_IN, "Muon": Muon}),
     }
     for name, table in tables.items():
         page = re.sub(

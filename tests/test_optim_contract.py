@@ -311,7 +311,7 @@ def test_state_of_another_shape_is_written_by_one_process(monkeypatch, tiny_mode
     [
         (
             ("--optimizer.name", "AdamX"),
-            "'AdamX' must be one of AdamW, Adam (did you mean 'Adam",
+            "'AdamX' must be one of AdamW, Adam, SGD, LAMB, Adafactor (did you mean 'Adam",
         ),
         (("--optimizer.name", "Muon"), "or be brought by a file of model.plugins"),
         (

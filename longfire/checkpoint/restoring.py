@@ -121,7 +121,8 @@ def load(
         held[f"model/{name}"] = state.part(f"model/{name}", tensor.detach())
     check_names(shapes_of_model(index), shapes_of_run(held, mesh), place)
     with mesh.raise_on_all_ranks(), Reader(index) as reader, torch.no_grad():
-        refuse_another_optimizer(state.optimizer, index, parameters, place)
+        dtypes = {name: entry.dtype for name, entry in index.items()}
+        refuse_another_optimizer(state.optimizer, dtypes, parameters, place)
         for name, part in held.items():
             reader.fill(part, name)
         for name, what, parameter in states_of(index, parameters):

@@ -2,7 +2,12 @@
 one is a new file and one line of the table (CONTRIBUTING.md, "An optimizer").
 
 contract.py  what a rule declares: updates by role, what each needs whole, its state, proven plans
+moments.py   the mean of gradients and of their squares, for rules that are no classes of torch
+adam_bfloat16.py Adam and AdamW whose mean of gradients is kept in bfloat16
 adam.py      Adam and AdamW
+sgd.py       stochastic gradient descent with momentum
+lamb.py      LAMB: Adam's step, scaled by the length of each tensor
+adafactor.py Adafactor: means of squared gradients by rows and columns
 table.py     the table: optimizer.name -> rule
 refusals.py  the plans that a rule is refused under
 groups.py    parameters by role, their groups, the optimizer on them

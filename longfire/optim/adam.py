@@ -4,7 +4,9 @@ from typing import ClassVar
 
 import torch
 
+from longfire.optim.adam_bfloat16 import AdamBFloat16
 from longfire.optim.contract import Group, Needs, OptimizerRule, Role, StateTensor, Update
+from longfire.optim.moments import moments
 
 # Where torch's fused Adam(W) kernel exists; elsewhere its foreach form is used.
 FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
@@ -27,6 +29,8 @@ class Adam(OptimizerRule):
 
     @property
     def updates(self) -> tuple[Update, ...]:
+        if self.settings.momentum_dtype == "bfloat16":
+            return (Update("adam", Needs.NUMBERS, moments(self.settings)),)
         temporary = 0.0 if self.settings.fused else MASTER_BYTES
         return (Update("adam", Needs.NUMBERS, STATE, temporary_bytes=temporary),)
 
@@ -35,11 +39,14 @@ class Adam(OptimizerRule):
         groups: list[Group],
         device: torch.device,
     ) -> torch.optim.Optimizer:
-        """Fused where the device can."""
+        """Fused where the device can; a loop where the mean of gradients is kept in bfloat16."""
+        betas = (self.settings.beta1, self.settings.beta2)
+        if self.settings.momentum_dtype == "bfloat16":
+            return AdamBFloat16(groups, betas, self.settings.eps)
         return self.kind(
             [dict(group) for group in groups],
             lr=self.settings.lr,
-            betas=(self.settings.beta1, self.settings.beta2),
+            betas=betas,
             eps=self.settings.eps,
             fused=self.settings.fused and device.type in FUSED_DEVICES,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longfire.errors import CheckpointError
-from longfire.optim.contract import Update
+from longfire.optim.contract import StateTensor, Update
 
 
 def update_of_group(group: Mapping[str, object]) -> Update | None:
@@ -68,24 +68,43 @@ def states_of(
 
 def refuse_another_optimizer(
     optimizer: torch.optim.Optimizer,
-    names: Iterable[str],
+    dtypes: Mapping[str, torch.dtype],
     mine: Mapping[str, nn.Parameter],
     place: Path,
 ) -> None:
     """Raises CheckpointError when what a checkpoint keeps of a parameter is not what this optimizer
-    keeps of it. (A parameter that has not learned yet has no state.)"""
-    kept: dict[nn.Parameter, set[str]] = {}
-    for _, what, parameter in states_of(names, mine):
-        kept.setdefault(parameter, set()).add(what)
+    keeps of it, or is of another type. (A parameter that has not learned yet has no state.)
+
+    dtypes: of the tensors of the checkpoint, by name.
+    """
+    kept: dict[nn.Parameter, dict[str, torch.dtype]] = {}
+    for name, what, parameter in states_of(dtypes, mine):
+        kept.setdefault(parameter, {})[what] = dtypes[name]
     updates = declared_updates(optimizer)
     for name, parameter in mine.items():
         if parameter not in updates or parameter not in kept:
             continue
         wanted = {tensor.name for tensor in updates[parameter].state}
-        if kept[parameter] != wanted:
+        for tensor in updates[parameter].state:
+            refuse_another_type(tensor, kept[parameter].get(tensor.name), name, place)
+        if kept[parameter].keys() != wanted:
             raise CheckpointError(
                 f"{place} is of another optimizer: it keeps {', '.join(sorted(kept[parameter]))} "
                 f"of {name}, and the one of this run keeps {', '.join(sorted(wanted))}. Set "
                 "optimizer.name to the one that it was trained with, or begin another run from its "
                 "weights (model.weights, another job.dump_folder)"
             )
+
+
+def refuse_another_type(
+    declared: StateTensor, there: torch.dtype | None, name: str, place: Path
+) -> None:
+    """Raises CheckpointError when a checkpoint keeps a tensor, whose type a setting decides, in
+    another one. there: None where it does not keep it."""
+    wanted = declared.dtype or torch.float32
+    narrow = torch.bfloat16 in (wanted, there)
+    if there is not None and narrow and there != wanted:
+        raise CheckpointError(
+            f"{place} keeps {declared.name} of {name} in {there}, and the optimizer of this run in "
+            f"{wanted}: set optimizer.momentum_dtype as the run was begun with"
+        )

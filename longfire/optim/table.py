@@ -11,6 +11,9 @@ from longfire.optim.contract import OptimizerRule
 OPTIMIZERS: dict[str, str | type[OptimizerRule]] = {
     "AdamW": "longfire.optim.adam:AdamW",
     "Adam": "longfire.optim.adam:Adam",
+    "SGD": "longfire.optim.sgd:SGD",
+    "LAMB": "longfire.optim.lamb:LAMB",
+    "Adafactor": "longfire.optim.adafactor:Adafactor",
 }
 
 

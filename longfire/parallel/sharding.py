@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+
+from longfire.row_shards import local, local_rows
 
 OWNED = "shard_specs"  # attribute of a module: leaf -> ShardSpec of the parameters that it owns
 
@@ -126,13 +127,6 @@ def narrowed(
     return tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part on this process, sharing its memory."""
-    if isinstance(tensor, DTensor):
-        return tensor.to_local()
-    return tensor
-
-
 def global_shape(tensor: Tensor, spec: ShardSpec) -> torch.Size:
     """The shape of the parameter before anything was split. (Of a DTensor, `tensor.shape` is that
     of all its shards.)"""
@@ -182,21 +176,3 @@ def copy_from_whole(
     """Copy the slices of the whole tensor on this process."""
     for part in slices_of(tensor, spec):
         part.of_local(local(tensor)).copy_(part.of_whole(whole))
-
-
-def local_rows(tensor: Tensor) -> tuple[int, int]:
-    """First and last + 1 of the rows (dim 0) on this process, as torch's `chunk` cuts them over the
-    axis that shards them."""
-    if not tensor.dim():
-        return 0, 0
-    if not isinstance(tensor, DTensor):
-        return 0, len(tensor)
-    first = 0
-    last = len(tensor)
-    for axis, placement in enumerate(tensor.placements):
-        if isinstance(placement, Shard):
-            assert placement.dim == 0, "parameters are sharded by rows"
-            each = -(-len(tensor) // tensor.device_mesh.size(axis))
-            first = min(each * tensor.device_mesh.get_local_rank(axis), len(tensor))
-            last = min(first + each, len(tensor))
-    return first, last

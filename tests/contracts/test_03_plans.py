@@ -160,6 +160,34 @@ def test_every_optimizer_under_every_axis_that_it_declares(name, axis, monkeypat
     assert_changes_nothing(HYBRID, PLANS[AXIS_PLANS[axis]], changes=changes)
 
 
+def with_options(name: str, *options: str, **given: Any) -> dict[str, Any]:
+    return {"optimizer": replace(OPTIMIZER, name=name, options=options, **given)}
+
+
+# Rules that sum over the processes that share a parameter, and state that is not the parameter's type
+OTHER_RULES = {
+    "LAMB": with_options("LAMB"),
+    "Adafactor, momentum": with_options("Adafactor", "momentum=0.9"),
+    "Adafactor, whole": with_options("Adafactor", "factored=false"),
+    "SGD, nesterov": with_options("SGD", "momentum=0.9", "nesterov=true"),
+    "AdamW, bfloat16": with_options("AdamW", momentum_dtype="bfloat16"),
+}
+QUICK_RULES = {("LAMB", "pp 2 x fsdp 2"), ("Adafactor, momentum", "hsdp 2x2")}
+MIXED_PLANS = ("fsdp 2", "hsdp 2x2", "pp 2 x fsdp 2", "fsdp 2 x cp 2")
+
+
+@pytest.mark.parametrize(
+    ("rule", "plan"),
+    slow_unless(
+        lambda rule, plan: (rule, plan) in QUICK_RULES,
+        [(rule, plan) for rule in OTHER_RULES for plan in MIXED_PLANS],
+    ),
+)
+def test_rules_under_plans_of_several_axes(rule, plan):
+    changes = {**OTHER_RULES[rule], "tie_word_embeddings": True}
+    assert_changes_nothing(HYBRID, PLANS[plan], changes=changes)
+
+
 def test_an_optimizer_is_proven_for_axes_that_exist():
     assert set(AXIS_PLANS) == set(AXES)
     assert all(rule.proven_axes <= set(AXES) for rule in BUILT_IN.values())

@@ -127,7 +127,7 @@ def other_value(key: str) -> str:
         case str():
             return "other"
         case tuple():
-            return "1.5" if "float" in str(field.type) else "other"
+            return {int: "7", float: "1.5"}.get(field.type.__args__[0], "other")
         case int() | float():
             return (
                 str(field.default / 2 or 0.5)

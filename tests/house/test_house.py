@@ -37,7 +37,7 @@ FLOORS = [
         "device",
         "plural",
     ],
-    ["block_execution"],
+    ["block_execution", "row_shards"],
     ["mixers", "parallel", "data", "optim", "training.reporting", "training.traces"],
     ["training.report_page", "mlps"],
     ["model", "loss", "training.tbptt", "checkpoint", "plugins"],

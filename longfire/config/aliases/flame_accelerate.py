@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from longfire.config.aliases.flash_attention import SHAPES
+from longfire.config.aliases.flash_attention import schedule as schedule_of_flash_attention
 from longfire.config.aliases.meaning import Dropped, Old, Started, WithOthers
 from longfire.errors import SettingsError
 
@@ -38,10 +40,12 @@ def defaults_of_flame(value: str, others: Mapping[str, str]) -> dict[str, object
     return meanings
 
 
-def schedule(value: str) -> dict[str, object]:
+def schedule(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """The shape of the learning rate; `linear`, `cosine`, `polynomial` and `inverse_sqrt` come down
     to 0 there, `cosine_with_min_lr` to a tenth, and a plateau is 10 validations without an
-    improvement."""
+    improvement. The names of flash-attention's configs/scheduler mean what they mean there."""
+    if value in SHAPES:
+        return schedule_of_flash_attention(value, others)
     meanings: dict[str, object] = {"lr_scheduler.name": value}
     if value in ("linear", "cosine", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau"):
         meanings["lr_scheduler.min_lr_ratio"] = 0.0
@@ -122,7 +126,7 @@ FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess
         defaults_of_flame, "begins a line of flame; what the line leaves out is as there:"
     ),
     "lr": "optimizer.lr",
-    "scheduler": schedule,
+    "scheduler": WithOthers(schedule),
     "batch": "training.batch_size",
     "update": "training.gradient_accumulation_steps",
     "warmup": "lr_scheduler.warmup_steps",

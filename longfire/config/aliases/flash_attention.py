@@ -103,6 +103,21 @@ def shuffled(value: str) -> dict[str, object]:
     return {"data.shuffle": "none" if value.lower() in OFF else "auto"}
 
 
+def nesterov(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """An option of the optimizer here, beside the momentum."""
+    if "train.optimizer.momentum" in others:
+        return {}
+    return {"optimizer.options": [f"nesterov={value.lower()}"]}
+
+
+def momentum(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """momentum and nesterov of torch's SGD, which are options of the optimizer here."""
+    options = [f"momentum={value}"]
+    if "train.optimizer.nesterov" in others:
+        options.append(f"nesterov={others['train.optimizer.nesterov'].lower()}")
+    return {"optimizer.options": options}
+
+
 def both_betas(value: str) -> dict[str, object]:
     """[0.9, 0.95]: those of the first and the second moment. Raises SettingsError."""
     betas = value.strip("[]()").split(",")
@@ -194,6 +209,10 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     ),
     "train.gpu_mem": Dropped("datamodule.batch_size says how many sequences a device takes"),
     "train.seed": "training.seed",
+    "optimizer": "optimizer.name",
+    "train/optimizer": "optimizer.name",
+    "train.optimizer.momentum": WithOthers(momentum),
+    "train.optimizer.nesterov": WithOthers(nesterov),
     "train.optimizer.betas": both_betas,
     "train.optimizer.eps": "optimizer.eps",
     "train.scheduler.num_training_steps": "lr_scheduler.decay_end_step",

@@ -25,7 +25,7 @@ HUB_BATCH = "train_dataset.huggingface_dataset.batch_size"
 
 
 POSITION = "the position in the data is part of a checkpoint, one integer"
-ONE_STATE = "AdamW's states are float32, and its steps are not scaled by the parameters"
+ONE_STATE = "AdamW's steps are not scaled by the parameters; those of optimizer.name = Adafactor and LAMB are"
 BY_TORCHRUN = Dropped("processes are started by scripts/train.sh, torchrun or Slurm")
 OF_WANDB = Dropped(
     "Weights & Biases has variables of its own: WANDB_ENTITY, WANDB_NOTES, WANDB_RUN_ID, WANDB_DIR"
@@ -112,6 +112,23 @@ def steps_of_evaluation(value: str, others: Mapping[str, str]) -> dict[str, obje
     every = whole_number("log_freq", others.get("log_freq", "50"))
     every = -(-every // accumulated(others))
     return {"eval.interval": every, "eval.tokens": batches * sequences * seq_len}
+
+
+def optimizer_type(value: str) -> dict[str, object]:
+    """S3x-6: `adamw` and `adafactor`. Raises SettingsError for EasyLM's `palm`."""
+    if value == "palm":
+        raise SettingsError(
+            "optimizer.type = 'palm' is Adafactor with squares that are kept whole, and weight "
+            "decay by the square of the rate, which is not here: write optimizer.name = Adafactor "
+            "with optimizer.options = factored=false,clip_threshold=0,momentum=0.9 and "
+            "lr_scheduler.name = inverse_sqrt"
+        )
+    return {"optimizer.name": value}
+
+
+def bfloat16_momentum(value: str) -> dict[str, object]:
+    """S3x-6: the mean of gradients in bfloat16, which optax's `mu_dtype` rounds to the nearest."""
+    return {"optimizer.momentum_dtype": "float32" if value.lower() in OFF else "bfloat16"}
 
 
 def named_config(value: str) -> dict[str, str]:
@@ -375,7 +392,7 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
     "load_dataset_state": Refused(POSITION, ("",)),
     "load_checkpoint": WithOthers(tagged_checkpoint),
     "tokenizer.vocab_file": path_or_nothing("tokenizer.path"),
-    "optimizer.type": "optimizer.name",
+    "optimizer.type": optimizer_type,
     "optimizer.adamw_optimizer.weight_decay": "optimizer.weight_decay",
     "optimizer.adamw_optimizer.lr": "optimizer.lr",
     "optimizer.adamw_optimizer.init_lr": Refused(
@@ -440,7 +457,7 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
         "checkpoints keep float32, and a run continues exactly; checkpoint.export_dtype is that of "
         "exported weights"
     ),
-    "optimizer.adamw_optimizer.bf16_momentum": Refused(ONE_STATE),
+    "optimizer.adamw_optimizer.bf16_momentum": bfloat16_momentum,
     "optimizer.adamw_optimizer.multiply_by_parameter_scale": Refused(ONE_STATE),
     "log_all_worker": Refused("process 0 reports progress, the others report errors only"),
     **dict.fromkeys(

@@ -117,6 +117,24 @@ IDLE = (
         "optimizer.name is Adam, which has no weight decay",
     ),
     Idle(
+        keys_of("optimizer", "beta1", "beta2", "eps"),
+        lambda run: run.optimizer.name in ("SGD", "Adafactor"),
+        "optimizer.name is of a rule that has its own in optimizer.options",
+    ),
+    Idle(
+        keys_of("optimizer", "momentum_dtype"),
+        lambda run: run.optimizer.name not in ("AdamW", "Adam", "LAMB", "Adafactor"),
+        "optimizer.name is of a rule that does not read it",
+    ),
+    Idle(
+        keys_of("optimizer", "fused"),
+        lambda run: (
+            run.optimizer.name not in ("AdamW", "Adam") or run.optimizer.momentum_dtype != "float32"
+        ),
+        "a fused kernel is that of optimizer.name AdamW or Adam, with "
+        "optimizer.momentum_dtype = float32",
+    ),
+    Idle(
         keys_of("distillation", "kind", "temperature", "ce_weight"),
         lambda run: not run.distillation.teacher,
         "distillation.teacher is empty",

@@ -24,14 +24,19 @@ class Optimizer:
     """Learning rate, betas, weight decay."""
 
     name: str = setting(
-        "AdamW", "AdamW, Adam (no weight decay), or one that a file of model.plugins brings"
+        "AdamW",
+        "AdamW, Adam (no weight decay), SGD, LAMB, Adafactor, or one that a file of model.plugins "
+        "brings",
     )
     lr: float = setting(3e-4, "peak learning rate", "(0, inf)")
     eps: float = setting(1e-8, "added to the denominator", "(0, inf)")
     beta1: float = setting(0.9, "decay of the mean of gradients", "[0, 1)")
     beta2: float = setting(0.95, "decay of the mean of squared gradients", "[0, 1)")
     weight_decay: float = setting(
-        0.1, "decoupled weight decay; never on norms, biases, embeddings", NATURAL
+        0.1,
+        "decoupled weight decay (of SGD: added to the gradient); never on norms, biases, "
+        "embeddings",
+        NATURAL,
     )
     embedding_lr_scale: float = setting(
         1.0,
@@ -47,8 +52,15 @@ class Optimizer:
         1.0, "the same of the rest: norms, biases, decay rates", NATURAL
     )
     fused: bool = setting(True, "torch's fused kernel")
+    momentum_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "in which the mean of gradients is kept (beta1; Adafactor's momentum); bfloat16: rounded "
+        "to the nearest, 2 bytes of a parameter less, and no fused kernel",
+    )
     options: tuple[str, ...] = setting(
-        (), "settings that the optimizer has for itself, as name=value (AdamW and Adam have none)"
+        (),
+        "settings that the optimizer has for itself, as name=value: SGD and Adafactor have some "
+        "(docs/optimization.md)",
     )
 
 
