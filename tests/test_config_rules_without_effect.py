@@ -46,6 +46,7 @@ SECOND = {
     "metrics.wandb_project": "mine",
     "metrics.wandb_mode": "offline",
     "eval.sample_tokens": "5",
+    "eval.ema": "false",
 }
 # With another setting beside it
 WITH_OTHERS = [

@@ -56,6 +56,7 @@ class Facts(TypedDict, total=False):
     plateau: Plateau
     keep_latest_k: int
     vocabulary: str
+    uses_average: bool
 
 
 def steps(folder: Path) -> list[int]:

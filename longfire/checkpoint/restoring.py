@@ -22,6 +22,7 @@ from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.errors import CheckpointError
 from longfire.mlps.auxiliary import kept_buffers
+from longfire.optim.average import EMA
 from longfire.optim.state import refuse_another_optimizer, states_of, whole_state
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.training.plateau import Plateau
@@ -218,17 +219,28 @@ def refuse_another_vocabulary(
 def load_model_weights(place: Path) -> dict[str, Tensor]:
     """The fp32 parameters of a complete checkpoint, by the model's own names. Raises
     CheckpointError."""
-    return dict(OnDisk(checked_index(place)))
+    return dict(OnDisk.at(place))
 
 
 class OnDisk(Mapping[str, Tensor]):
-    """The parameters of a checkpoint by the model's own names, each read when it is looked up."""
+    """The parameters of a checkpoint by the model's own names, each read when it is looked up: their
+    averages where its run uses those."""
 
-    def __init__(self, index: dict[str, Entry]) -> None:
+    def __init__(self, index: dict[str, Entry], uses_average: bool = False) -> None:
         self.reader = Reader(index)
         self.names = [name.removeprefix("model/") for name in index if name.startswith("model/")]
+        self.uses_average = uses_average
+
+    @classmethod
+    def at(cls, place: Path) -> "OnDisk":
+        """Those of a checkpoint that was found complete. Raises CheckpointError."""
+        index = checked_index(place)
+        return cls(index, facts_of(place).get("uses_average", False))
 
     def __getitem__(self, name: str) -> Tensor:
+        average = f"optimizer/{EMA}/{name}"
+        if self.uses_average and average in self.reader.index:
+            return self.reader.whole(average)
         return self.reader.whole(f"model/{name}")
 
     def __iter__(self) -> Iterator[str]:

@@ -54,7 +54,8 @@ class Checkpoints:
     patience_seconds: how long
     process 0 waits for the files of the others (0: without a limit). vocabulary: a digest of what
     the ids of the run stand for, which each checkpoint keeps (data/tokenizer.py). attempt: how
-    often a launcher has restarted the processes of this run after one had died.
+    often a launcher has restarted the processes of this run after one had died. uses_average:
+    whether those who read the weights of a checkpoint take their average (optimizer.ema_decay).
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Checkpoints:
     patience_seconds: float = 3600
     vocabulary: str = ""
     attempt: int = 0
+    uses_average: bool = False
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int | None = None
     writing: Future[None] | None = None  # the save in the background
@@ -207,6 +209,7 @@ class Checkpoints:
                 **counters,
                 "keep_latest_k": self.settings.keep_latest_k,
                 "vocabulary": self.vocabulary,
+                "uses_average": self.uses_average,
             }
             write_manifest(tmp, facts, files)
             self.move_later_checkpoints(counters["step"])

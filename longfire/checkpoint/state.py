@@ -10,6 +10,7 @@ from torch import Tensor
 from longfire.checkpoint.shards import LocalTensor
 from longfire.mlps.auxiliary import kept_buffers
 from longfire.model import Model
+from longfire.optim.average import EMA
 from longfire.optim.state import refuse_undeclared_state, whole_state
 from longfire.parallel.axes import SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
@@ -74,16 +75,18 @@ class State:
 
     def tensors(self, weights_only: bool = False) -> dict[str, Tensor]:
         """Every tensor of this process, not copied, under a flat name that depends on no device or
-        layout: model/<parameter>, optimizer/<what>/<parameter>, rng/<device>."""
+        layout: model/<parameter>, optimizer/<what>/<parameter>, rng/<device>. weights_only: those
+        of the model, and their averages."""
         named = dict(self.model.named_parameters())
         tensors = {f"model/{name}": parameter.detach() for name, parameter in named.items()}
         for name, buffer in kept_buffers(self.model).items():
             tensors[f"model/{name}"] = buffer
-        if weights_only:
-            return tensors
         for name, parameter in named.items():
             for what, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{what}/{name}"] = value
+                if what == EMA or not weights_only:
+                    tensors[f"optimizer/{what}/{name}"] = value
+        if weights_only:
+            return tensors
         tensors["rng/cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["rng/cuda"] = torch.cuda.get_rng_state()

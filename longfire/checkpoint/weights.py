@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longfire import initialise
-from longfire.checkpoint.folder import checked_index, steps
+from longfire.checkpoint.folder import steps
 from longfire.checkpoint.provenance import RUN_TOML, run_folder_of, step_of
 from longfire.checkpoint.restoring import OnDisk, load_model_weights, refuse_another_vocabulary
 from longfire.config import settings, shipped
@@ -247,10 +247,8 @@ def weights_on_disk(checkpoints: Path, step: int) -> tuple[int, OnDisk]:
     """Step (-1: the newest) and weights of a checkpoint, none of which is in memory. Raises
     CheckpointError."""
     if step < 0:
-        step, index = newest_readable(checkpoints, checked_index)
-    else:
-        index = checked_index(checkpoints / f"step-{step}")
-    return step, OnDisk(index)
+        return newest_readable(checkpoints, OnDisk.at)
+    return step, OnDisk.at(checkpoints / f"step-{step}")
 
 
 def newest_readable(checkpoints: Path, read: Callable[[Path], Found]) -> tuple[int, Found]:

@@ -157,6 +157,11 @@ class RunSettings:
             return asked
         return fitting_warmup(self.steps, asked, self.lr_scheduler.name)
 
+    @property
+    def uses_average(self) -> bool:
+        """Whether the average of the weights is what is evaluated and exported."""
+        return self.eval.ema and self.optimizer.ema_decay > 0
+
     def with_plan(self, plan: Plan) -> Self:
         """The same run with the plan of its steps as it is now."""
         return replace(self, training=replace(self.training, step_plan=written(plan)))

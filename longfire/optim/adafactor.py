@@ -1,5 +1,5 @@
-"""Adafactor (Shazeer and Stern 2018): of a matrix's squared gradients it keeps the means of rows and
-of columns, whose outer product stands for the matrix."""
+"""Adafactor (Shazeer and Stern 2018): of a matrix's squared gradients it keeps the means of rows
+and of columns, whose outer product stands for the matrix."""
 
 from dataclasses import dataclass
 from typing import ClassVar

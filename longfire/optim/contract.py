@@ -74,13 +74,14 @@ class Update:
 
 class Group(TypedDict):
     """A group of parameters, as torch.optim.Optimizer takes it. The step sets `lr` to the rate of
-    the schedule times `lr_scale`."""
+    the schedule times `lr_scale`, and averages parameters by `ema_decay` (average.py)."""
 
     params: list[nn.Parameter]
     weight_decay: float
     lr_scale: float
     lr: float
     update: Update
+    ema_decay: float
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """Parameters by role, their groups with a learning rate and a weight decay of their own, and the
 optimizer on them."""
 
+from dataclasses import replace
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from longfire.config import settings
+from longfire.optim.average import AVERAGE
 from longfire.optim.contract import Group, OptimizerRule, Role, Update
 from longfire.optim.table import rule_of
 
@@ -34,7 +37,7 @@ def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[Gr
     }
     members: dict[tuple[Update, float, float], list[nn.Parameter]] = {}
     for parameter, role in roles(model).items():
-        update = rule.update_of(role, parameter)
+        update = update_of(rule, role, parameter)
         weight_decay = optimizer.weight_decay if role in rule.decaying else 0.0
         key = (update, weight_decay, scales[role] * update.lr_scale)
         members.setdefault(key, []).append(parameter)
@@ -45,6 +48,7 @@ def parameter_groups(model: nn.Module, optimizer: settings.Optimizer) -> list[Gr
             lr_scale=scale,
             lr=optimizer.lr * scale,
             update=update,
+            ema_decay=optimizer.ema_decay,
         )
         for (update, weight_decay, scale), parameters in members.items()
     ]
@@ -81,8 +85,17 @@ def updates_of(model: nn.Module, rule: OptimizerRule) -> dict[nn.Parameter, Upda
     """The update of each parameter that learns."""
     found: dict[nn.Parameter, Update] = {}
     for parameter, role in roles(model).items():
-        found[parameter] = rule.update_of(role, parameter)
+        found[parameter] = update_of(rule, role, parameter)
     return found
+
+
+def update_of(rule: OptimizerRule, role: Role, parameter: Tensor) -> Update:
+    """The rule's update of a parameter; with optimizer.ema_decay its average is part of the
+    state."""
+    update = rule.update_of(role, parameter)
+    if not rule.settings.ema_decay:
+        return update
+    return replace(update, state=(*update.state, AVERAGE))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longfire.errors import CheckpointError
+from longfire.optim.average import EMA
 from longfire.optim.contract import StateTensor, Update
 
 
@@ -87,6 +88,13 @@ def refuse_another_optimizer(
         wanted = {tensor.name for tensor in updates[parameter].state}
         for tensor in updates[parameter].state:
             refuse_another_type(tensor, kept[parameter].get(tensor.name), name, place)
+        if kept[parameter].keys() ^ wanted == {EMA}:
+            there = "an average" if EMA in kept[parameter] else "no average"
+            raise CheckpointError(
+                f"{place} keeps {there} of the weights: set optimizer.ema_decay as the run was "
+                "begun with, or begin another run from its weights (model.weights, another "
+                "job.dump_folder)"
+            )
         if kept[parameter].keys() != wanted:
             raise CheckpointError(
                 f"{place} is of another optimizer: it keeps {', '.join(sorted(kept[parameter]))} "

@@ -16,6 +16,7 @@ from longfire.evaluation.evaluate import validation_bytes, xz_bits_per_byte
 from longfire.generation.generate import generate_text
 from longfire.huggingface.export import export, facts_of
 from longfire.model import Model
+from longfire.optim import averages_in_place
 from longfire.training.records import METRICS
 from longfire.training.report_page import html
 
@@ -38,11 +39,12 @@ def finish(run: Run, state: State, batches: Batches, results: Results) -> None:
         logger.info(validation_line(run, source, numbers, batches))
     failures: list[UserError] = []
     try:
-        for part in (write_export, write_sample, write_report):
-            try:
-                outputs |= part(run, state, batches)
-            except UserError as error:
-                failures.append(error)
+        with averages_in_place(state.optimizer, run.uses_average and state.mesh.size() == 1):
+            for part in (write_export, write_sample, write_report):
+                try:
+                    outputs |= part(run, state, batches)
+                except UserError as error:
+                    failures.append(error)
     finally:
         logger.info(outputs_text(outputs))
     for failure in failures[1:]:

@@ -15,7 +15,7 @@ from longfire.loss import loss_of, loss_sum
 from longfire.mlps.auxiliary import update_buffers
 from longfire.model import Model
 from longfire.ops.sequence_noise import row_noise
-from longfire.optim import clip_gradients, set_learning_rate
+from longfire.optim import clip_gradients, set_learning_rate, update_averages
 from longfire.parallel.apply import device_of, gradients, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.pipeline import Pipeline, pipeline_of
@@ -213,6 +213,7 @@ def update(
             if lr is not None:
                 set_learning_rate(optimizer, lr)
             optimizer.step()
+            update_averages(optimizer)
         update_buffers(state.model.layers, lambda total: mesh.sum(total, *DATA), keep=is_finite)
         optimizer.zero_grad(set_to_none=True)
     return {

@@ -1,11 +1,15 @@
-"""When a run is evaluated on validation text, where the results go, and what follows from them."""
+"""When a run is evaluated on validation text, where results go, and what follows from them."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.data.batches import Batches
 from longfire.evaluation.evaluate import ROWS, EvaluationStopped, evaluate
+from longfire.optim import averages_in_place
+from longfire.parallel.apply import reshard
 from longfire.training import lengths
 from longfire.training.finish import Results
 from longfire.training.plateau import after_validation
@@ -30,9 +34,10 @@ def validate(
     sequences = min(ROWS, run.training.batch_size)
     chunk_tokens = run.training.loss_chunk_tokens
     try:
-        results = evaluate(
-            state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, sequences
-        )
+        with evaluated_weights(state, run):
+            results = evaluate(
+                state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, sequences
+            )
     except EvaluationStopped:
         logger.info(
             f"the evaluation of step {state.step} was stopped; it is done when the run is resumed"
@@ -44,6 +49,16 @@ def validate(
     if run.data.streaming:  # otherwise start.begin has warned of it
         warn_of_nothing_unseen(run, batches.prepared)
     return results
+
+
+@contextmanager
+def evaluated_weights(state: State, run: Run) -> Iterator[None]:
+    """Inside, the model has the weights that are evaluated: with eval.ema the averages."""
+    if run.uses_average:
+        state.wait_for_snapshot()
+        reshard(state.model)
+    with averages_in_place(state.optimizer, run.uses_average):
+        yield
 
 
 def fields_of(results: Results) -> dict[str, float]:

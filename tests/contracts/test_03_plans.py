@@ -171,8 +171,13 @@ OTHER_RULES = {
     "Adafactor, whole": with_options("Adafactor", "factored=false"),
     "SGD, nesterov": with_options("SGD", "momentum=0.9", "nesterov=true"),
     "AdamW, bfloat16": with_options("AdamW", momentum_dtype="bfloat16"),
+    "AdamW, averaged": with_options("AdamW", ema_decay=0.9),
 }
-QUICK_RULES = {("LAMB", "pp 2 x fsdp 2"), ("Adafactor, momentum", "hsdp 2x2")}
+QUICK_RULES = {
+    ("LAMB", "pp 2 x fsdp 2"),
+    ("Adafactor, momentum", "hsdp 2x2"),
+    ("AdamW, averaged", "fsdp 2"),
+}
 MIXED_PLANS = ("fsdp 2", "hsdp 2x2", "pp 2 x fsdp 2", "fsdp 2 x cp 2")
 
 

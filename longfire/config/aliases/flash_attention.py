@@ -177,6 +177,8 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "datamodule.val_ratio": "data.validation_fraction",
     "datamodule.add_eos": "tokenizer.add_eos",
     "datamodule.num_workers": "data.num_workers",
+    "callbacks.ema.decay": "optimizer.ema_decay",
+    "callbacks.ema.use_num_updates": Refused("the decay is the same at every step"),
     "callbacks.model_checkpoint.every_n_train_steps": "checkpoint.interval",
     "callbacks.model_checkpoint_progress.every_n_train_steps": "checkpoint.interval",
     "callbacks.model_checkpoint.save_top_k": "checkpoint.keep_latest_k",

@@ -25,7 +25,7 @@ HUB_BATCH = "train_dataset.huggingface_dataset.batch_size"
 
 
 POSITION = "the position in the data is part of a checkpoint, one integer"
-ONE_STATE = "AdamW's steps are not scaled by the parameters; those of optimizer.name = Adafactor and LAMB are"
+NOT_SCALED = "steps are scaled by the parameters with optimizer.name = Adafactor or LAMB only"
 BY_TORCHRUN = Dropped("processes are started by scripts/train.sh, torchrun or Slurm")
 OF_WANDB = Dropped(
     "Weights & Biases has variables of its own: WANDB_ENTITY, WANDB_NOTES, WANDB_RUN_ID, WANDB_DIR"
@@ -458,7 +458,7 @@ RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
         "exported weights"
     ),
     "optimizer.adamw_optimizer.bf16_momentum": bfloat16_momentum,
-    "optimizer.adamw_optimizer.multiply_by_parameter_scale": Refused(ONE_STATE),
+    "optimizer.adamw_optimizer.multiply_by_parameter_scale": Refused(NOT_SCALED),
     "log_all_worker": Refused("process 0 reports progress, the others report errors only"),
     **dict.fromkeys(
         (

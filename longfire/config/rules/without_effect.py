@@ -216,6 +216,11 @@ IDLE = (
         "metrics.enable_wandb is false",
     ),
     Idle(
+        keys_of("eval", "ema"),
+        lambda run: not run.optimizer.ema_decay,
+        "optimizer.ema_decay is 0, so there is no average of the weights",
+    ),
+    Idle(
         keys_of("eval", "sample_tokens"),
         lambda run: not run.eval.sample_prompt,
         "eval.sample_prompt is empty",

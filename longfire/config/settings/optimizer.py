@@ -57,6 +57,12 @@ class Optimizer:
         "in which the mean of gradients is kept (beta1; Adafactor's momentum); bfloat16: rounded "
         "to the nearest, 2 bytes of a parameter less, and no fused kernel",
     )
+    ema_decay: float = setting(
+        0.0,
+        "keep a moving average of the weights that decays by this each step, sharded as they are; "
+        "0: none (eval.ema says what it is used for)",
+        "[0, 1)",
+    )
     options: tuple[str, ...] = setting(
         (),
         "settings that the optimizer has for itself, as name=value: SGD and Adafactor have some "

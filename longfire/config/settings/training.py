@@ -129,6 +129,11 @@ class Eval:
         0, "evaluate on validation documents every so many steps; 0: never during training", NATURAL
     )
     at_end: bool = setting(True, "evaluate after the last step")
+    ema: bool = setting(
+        True,
+        "with optimizer.ema_decay: evaluate the average of the weights, and let sample, export and "
+        "whoever reads the run's checkpoints take it; false: the weights themselves",
+    )
     tokens: int = setting(
         262144, "validation tokens of each source that an evaluation reads, at most", POSITIVE
     )
