@@ -593,3 +593,18 @@ def test_a_schedule_of_flash_attention_by_its_own_word():
 def test_the_optimizer_palm_is_refused_with_its_parts():
     with pytest.raises(SettingsError, match="optimizer.name = Adafactor"):
         sections(**{"optimizer.type": "palm"})
+
+
+def test_best_checkpoints_of_flash_attention():
+    words = {"monitor": "val/loss", "mode": "min", "save_last": "True", "save_top_k": "3"}
+    given = sections(**{f"callbacks.model_checkpoint.{key}": words[key] for key in words})
+    assert (given["checkpoint"].keep_best_k, given["checkpoint"].keep_latest_k) == (3, 1)
+    every = sections(**{"callbacks.model_checkpoint.save_top_k": "-1"})["checkpoint"]
+    assert (every.keep_best_k, every.keep_latest_k) == (0, 0)
+    with pytest.raises(SettingsError, match="lowest validation loss"):
+        sections(**{"callbacks.model_checkpoint.monitor": "val/acc"})
+
+
+def test_the_average_of_flash_attention():
+    words = {"callbacks.ema.decay": "0.99", "callbacks.ema.use_num_updates": "False"}
+    assert sections(**words)["optimizer"].ema_decay == 0.99

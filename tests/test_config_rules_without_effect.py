@@ -62,6 +62,11 @@ WITH_OTHERS = [
     ("comm.trace_buf_size", "7", {"training.device": "cpu"}),
     ("training.steps", "7", {"training.tokens": "1000000"}),
     ("checkpoint.interval", "7", {"checkpoint.enable_checkpoint": "false"}),
+    (
+        "checkpoint.keep_best_k",
+        "2",
+        {"checkpoint.keep_latest_k": "0", "eval.interval": "10"},
+    ),
     ("eval.tokens", "7", {"eval.at_end": "false"}),
     ("data.validation_fraction", "0.1", {"data.validation": "other.txt"}),
 ]

@@ -98,7 +98,7 @@ def test_the_learning_rate_is_that_of_transformers(unit):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 20, 150, min_lr_rate=0.1)
     for step in range(150):
-        state = SimpleNamespace(step=step, tokens=step * run.tokens_per_step)
+        state = State(None, None, step, tokens=step * run.tokens_per_step)
         if step >= 20:
             assert timing.learning_rate(run, state) == pytest.approx(
                 theirs.get_last_lr()[0], rel=1e-3, abs=2e-3

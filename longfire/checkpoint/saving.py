@@ -20,6 +20,7 @@ from threading import Event
 import torch
 from torch import Tensor
 
+from longfire.checkpoint.best import LOSSES, best_steps, forget_later_losses, note_loss
 from longfire.checkpoint.folder import (
     FORMAT,
     LEFT,
@@ -54,7 +55,9 @@ class Checkpoints:
     patience_seconds: how long
     process 0 waits for the files of the others (0: without a limit). vocabulary: a digest of what
     the ids of the run stand for, which each checkpoint keeps (data/tokenizer.py). attempt: how
-    often a launcher has restarted the processes of this run after one had died. uses_average:
+    often a launcher has restarted the processes of this run after one had died.
+    evaluated_interval: steps between two validations, each of which has a checkpoint with
+    checkpoint.keep_best_k. uses_average:
     whether those who read the weights of a checkpoint take their average (optimizer.ema_decay).
     """
 
@@ -64,6 +67,7 @@ class Checkpoints:
     patience_seconds: float = 3600
     vocabulary: str = ""
     attempt: int = 0
+    evaluated_interval: int = 0
     uses_average: bool = False
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int | None = None
@@ -75,7 +79,7 @@ class Checkpoints:
         """Whether a save follows this step, by checkpoint.interval or as a milestone."""
         if not self.settings.enable_checkpoint:
             return False
-        if self.is_milestone(state.step):
+        if self.is_milestone(state.step) or self.is_evaluated(state.step):
             return True
         if not self.settings.interval:
             return False
@@ -89,6 +93,21 @@ class Checkpoints:
         checkpoint.milestone_interval."""
         every = self.settings.milestone_interval
         return every > 0 and step % every == 0
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the checkpoint of this step may be one of checkpoint.keep_best_k."""
+        every = self.evaluated_interval
+        return self.settings.keep_best_k > 0 and every > 0 and step % every == 0
+
+    def note_loss(self, step: int, loss: float) -> None:
+        """Note the validation loss of a step (nats a token), by which checkpoint.keep_best_k
+        chooses. Raises CheckpointError. Collective."""
+        if not (self.settings.enable_checkpoint and self.settings.keep_best_k):
+            return
+        with self.mesh.raise_on_all_ranks():
+            if self.mesh.rank() == 0:
+                with self.os_errors_explained(self.folder / LOSSES):
+                    note_loss(self.folder, step, loss)
 
     def save(self, state: State, *, last: bool = False) -> None:
         """Save the state as step-N, in the background with async_mode. Raises CheckpointError, also
@@ -278,13 +297,14 @@ class Checkpoints:
             )
 
     def prune_old(self) -> None:
-        """Keep the newest keep_latest_k, every milestone, what was saved while all were kept, and
-        step 0, from which other runs may start."""
+        """Keep the newest keep_latest_k, the best keep_best_k, every milestone, what was saved
+        while all were kept, and step 0, from which other runs may start."""
         if not self.settings.keep_latest_k:
             return
+        best = best_steps(self.folder, self.settings.keep_best_k)
         for step in steps(self.folder)[: -self.settings.keep_latest_k]:
             place = self.folder / f"step-{step}"
-            if step and not self.is_milestone(step) and may_be_pruned(place):
+            if step and step not in best and not self.is_milestone(step) and may_be_pruned(place):
                 # renamed first, so that no reader finds a part of it
                 gone = self.folder / f"step-{step}.forgotten"
                 place.rename(gone)
@@ -313,6 +333,11 @@ class Checkpoints:
         if goes_back:
             state.went_back_to = step
             self.leave_abandoned_branch(step)
+        if self.settings.keep_best_k:
+            with self.mesh.raise_on_all_ranks():
+                if self.mesh.rank() == 0:
+                    with self.os_errors_explained(self.folder / LOSSES):
+                        forget_later_losses(self.folder, step)
         self.saved_at = time.monotonic()
         self.saved_step = state.step
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"

@@ -47,6 +47,7 @@ RULES = (
     Rule(data.of_tokenizer),
     Rule(data.of_start, "started"),
     Rule(data.of_checkpoints),
+    Rule(data.of_best_checkpoints, "trained"),
     Rule(data.of_folders),
 )
 

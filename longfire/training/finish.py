@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from longfire.checkpoint.best import best_steps, read_losses
 from longfire.checkpoint.state import State
 from longfire.checkpoint.weights import open_model
 from longfire.config.options import Sampling
@@ -35,6 +36,7 @@ def finish(run: Run, state: State, batches: Batches, results: Results) -> None:
     outputs = {"settings": run.folder / RUN_TOML, "metrics": run.folder / METRICS}
     if run.checkpoint.enable_checkpoint:
         outputs["checkpoint"] = run.folder / run.checkpoint.folder / f"step-{state.step}"
+    outputs |= best_checkpoint(run)
     for source, numbers in results.items():
         logger.info(validation_line(run, source, numbers, batches))
     failures: list[UserError] = []
@@ -51,6 +53,20 @@ def finish(run: Run, state: State, batches: Batches, results: Results) -> None:
         logger.info(f"failed after the last step: {failure}")
     if failures:
         raise failures[0]
+
+
+def best_checkpoint(run: Run) -> dict[str, Path]:
+    """With checkpoint.keep_best_k: the checkpoint of the lowest validation loss, which is logged.
+    Returns the outputs."""
+    folder = run.folder / run.checkpoint.folder
+    if not (run.checkpoint.enable_checkpoint and run.checkpoint.keep_best_k):
+        return {}
+    best = best_steps(folder, 1)
+    if not best:
+        return {}
+    loss = read_losses(folder)[best[0]]
+    logger.info(f"best checkpoint: step {best[0]:,}, validation loss {loss:.4f} nats a token")
+    return {"best checkpoint": folder / f"step-{best[0]}"}
 
 
 def outputs_text(outputs: dict[str, Path]) -> str:

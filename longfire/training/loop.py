@@ -71,7 +71,7 @@ def train(run: Run, now: Callable[[], float] = time.perf_counter) -> int:
             results = train_to_the_end(run, state, batches, checkpoints, report, stop, teacher, now)
             is_stopped = mesh.any(stop.requested)  # a signal may reach one process only
             if run.eval.at_end and results is None and not is_stopped:
-                results = validate(state, batches, run, report)
+                results = validate(state, batches, run, report, checkpoints)
             exit_code = max(mesh.all_gather_object(stop.exit_code))
         if exit_code:
             note_stop(run, state, exit_code)
@@ -109,7 +109,7 @@ def train_to_the_end(
         scheduled_garbage_collection(run.training) as collect_garbage,
     ):
         if is_missing(run, state, report) and not timing.is_over():
-            results = validate(state, batches, run, report)
+            results = validate(state, batches, run, report, checkpoints)
             timing.evaluation_is_done()
         while not timing.is_over():
             if enter_stage(run, state):
@@ -136,7 +136,7 @@ def train_to_the_end(
                 checkpoints.save(state)
                 timing.save_is_done()
             if is_due(run.eval.interval, state.step) and not timing.is_over():
-                results = validate(state, batches, run, report)
+                results = validate(state, batches, run, report, checkpoints)
                 timing.evaluation_is_done()
             collect_garbage(state.step)
             trace_step()

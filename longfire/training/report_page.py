@@ -382,6 +382,16 @@ def last(values: np.ndarray) -> float:
     return float("nan")
 
 
+def lowest_of(story: Story, key: str) -> str:
+    """The lowest of several validation losses, and its step; empty where there is one only."""
+    losses = story.heldout[key]
+    known = np.isfinite(losses)
+    if known.sum() < 2:
+        return ""
+    at = int(np.nanargmin(np.where(known, losses, np.nan)))
+    return f"{losses[at]:.4f} (step {story.heldout['step'][at]:,.0f})"
+
+
 def row_of(story: Story) -> dict[str, str]:
     """The line of a run in the final table."""
     loss = mean(story.column("loss")[-FINAL_STEPS:])
@@ -394,6 +404,9 @@ def row_of(story: Story) -> dict[str, str]:
     for key in story.losses():
         source = key.removesuffix("/loss")
         row[f"validation of {source}: loss"] = f"{last(story.heldout[key]):.4f}"
+        lowest = lowest_of(story, key)
+        if lowest:
+            row[f"validation of {source}: lowest"] = lowest
         if f"{source}/bits_per_byte" in story.heldout:
             row[f"{source}: bits a byte"] = f"{last(story.heldout[f'{source}/bits_per_byte']):.3f}"
     return row | {

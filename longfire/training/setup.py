@@ -44,6 +44,7 @@ def checkpoints_of(run: Run, prepared: Prepared, mesh: Mesh) -> Checkpoints:
         patience_seconds=run.comm.train_timeout_seconds / 2,
         vocabulary=prepared.tokenizer.vocabulary,
         attempt=attempt(),
+        evaluated_interval=run.eval.interval,
         uses_average=run.uses_average,
     )
 

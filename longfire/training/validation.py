@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from longfire.checkpoint.saving import Checkpoints
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.data.batches import Batches
@@ -25,10 +26,15 @@ def is_due(interval: int, step: int) -> bool:
 
 
 def validate(
-    state: State, batches: Batches, run: Run, report: Report | QuietReport
+    state: State,
+    batches: Batches,
+    run: Run,
+    report: Report | QuietReport,
+    checkpoints: Checkpoints,
 ) -> Results | None:
     """Loss, perplexity and bits per byte of each validation source, which the report records as
-    eval/<source>/loss ...; None where a stop was requested before the end. Collective."""
+    eval/<source>/loss ...; None where a stop was requested before the end. The checkpoints note the
+    loss of all. Collective."""
     seq_len = lengths.stage_of_model(run.training, state.step).seq_len
     # no more sequences at a time than a step has: a requested stop waits for one batch
     sequences = min(ROWS, run.training.batch_size)
@@ -44,6 +50,7 @@ def validate(
         )
         return None
     if results:
+        checkpoints.note_loss(state.step, loss_of_all(results))
         report.record(state.step, fields_of(results))
         count_for_plateau(state, run, loss_of_all(results))
     if run.data.streaming:  # otherwise start.begin has warned of it

@@ -118,6 +118,14 @@ def momentum(value: str, others: Mapping[str, str]) -> dict[str, object]:
     return {"optimizer.options": options}
 
 
+def best_checkpoints(value: str) -> dict[str, object]:
+    """How many checkpoints of the lowest validation loss are kept, beside the newest; -1: all are
+    kept."""
+    if value == "-1":
+        return {"checkpoint.keep_latest_k": 0}
+    return {"checkpoint.keep_best_k": value, "checkpoint.keep_latest_k": 1}
+
+
 def both_betas(value: str) -> dict[str, object]:
     """[0.9, 0.95]: those of the first and the second moment. Raises SettingsError."""
     betas = value.strip("[]()").split(",")
@@ -181,7 +189,13 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "callbacks.ema.use_num_updates": Refused("the decay is the same at every step"),
     "callbacks.model_checkpoint.every_n_train_steps": "checkpoint.interval",
     "callbacks.model_checkpoint_progress.every_n_train_steps": "checkpoint.interval",
-    "callbacks.model_checkpoint.save_top_k": "checkpoint.keep_latest_k",
+    "callbacks.model_checkpoint.save_top_k": best_checkpoints,
+    "callbacks.model_checkpoint.monitor": Refused(
+        "the best checkpoints are those of the lowest validation loss", ("val/loss",)
+    ),
+    "callbacks.model_checkpoint.mode": Refused(
+        "the best checkpoints are those of the lowest validation loss", ("min",)
+    ),
     **dict.fromkeys(
         (
             "callbacks.model_checkpoint_progress.fault_tolerant",

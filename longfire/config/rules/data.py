@@ -123,6 +123,23 @@ def of_start(run: RunSettings) -> Iterator[str]:
         )
 
 
+def of_best_checkpoints(run: RunSettings) -> Iterator[str]:
+    """The best checkpoints are those of the lowest validation loss, which must be measured."""
+    best = run.checkpoint.keep_best_k
+    if not best:
+        return
+    if not run.eval.interval:
+        yield (
+            f"checkpoint.keep_best_k = {best} follows the validation loss, and eval.interval = 0 "
+            "measures none during training: set eval.interval"
+        )
+    if not run.data.validation and not run.data.validation_fraction:
+        yield (
+            f"checkpoint.keep_best_k = {best} follows the validation loss, but "
+            "data.validation_fraction = 0 keeps no text for it: raise it, or set data.validation"
+        )
+
+
 def of_checkpoints(run: RunSettings) -> Iterator[str]:
     """Settings of checkpoints that do not go together."""
     checkpoint = run.checkpoint

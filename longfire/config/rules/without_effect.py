@@ -46,6 +46,7 @@ IDLE = (
             "interval",
             "milestone_interval",
             "keep_latest_k",
+            "keep_best_k",
             "load_step",
             "load_step_again",
             "async_mode",
@@ -54,6 +55,11 @@ IDLE = (
         ),
         lambda run: not run.checkpoint.enable_checkpoint,
         "checkpoint.enable_checkpoint is false",
+    ),
+    Idle(
+        keys_of("checkpoint", "keep_best_k"),
+        lambda run: not run.checkpoint.keep_latest_k,
+        "checkpoint.keep_latest_k is 0, which keeps all",
     ),
     Idle(
         keys_of("checkpoint", "export_dtype"),

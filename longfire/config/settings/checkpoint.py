@@ -23,6 +23,12 @@ class Checkpoint:
         "saved under 0, or by a longfire whose default that was, are never removed",
         NATURAL,
     )
+    keep_best_k: int = setting(
+        0,
+        "keep the k of the lowest validation loss besides: each step that is evaluated is saved "
+        "too; 0: none",
+        NATURAL,
+    )
     load_step: int = setting(
         -1,
         "go back to this step, once: a run that has gone on from there, and has saved since, "
