@@ -124,6 +124,19 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def allocator_numbers(device: torch.device) -> dict[str, float]:
+    """Of CUDA's caching allocator, so far: the most bytes that it reserved, how often it had to free
+    its cache and try again, how often memory was out; empty on other devices."""
+    if device.type != "cuda":
+        return {}
+    counts = torch.cuda.memory_stats(device)
+    return {
+        "memory_reserved_bytes": torch.cuda.max_memory_reserved(device),
+        "memory_retries": counts.get("num_alloc_retries", 0),
+        "memory_ooms": counts.get("num_ooms", 0),
+    }
+
+
 class Clock:
     """The seconds of a step, by part. `with clock("forward"): ...` adds to that part; `read()`
     returns all parts and starts anew.

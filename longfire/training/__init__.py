@@ -12,6 +12,7 @@ setup.py         model and optimizer on the devices: fresh, restored, or from ot
 run_plan.py      what the planner decides and shows of a run of several processes
 stages.py        the stage of the schedule of lengths that the model is in
 step.py          forward and backward of every micro-batch, one update
+norms.py         norms of parameters, gradients and updates
 tbptt.py         sequences longer than memory: segments, carried state, truncated or exact gradients
 distillation.py  what a student learns from a teacher
 timing.py        the time of a run as it goes: measured, shown, planned anew under a budget

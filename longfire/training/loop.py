@@ -124,7 +124,7 @@ def train_to_the_end(
             results = None
             lr = learning_rate(run, state)
             microbatches = batch.split(run.microbatches)
-            numbers = train_step(state, microbatches, lr, run.training, clock, teacher)
+            numbers = train_step(state, microbatches, lr, run.training, clock, teacher, run.metrics)
             seconds = clock.read()
             state.elapsed_seconds += seconds["seconds"]
             report.record(state.step, records.record(numbers, seconds))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from longfire.checkpoint.state import State
-from longfire.config.settings import Training
+from longfire.config.settings import Metrics, Training
 from longfire.data.batch import Batch
 from longfire.device import Clock
 from longfire.errors import SettingsError
@@ -18,11 +18,14 @@ from longfire.ops.sequence_noise import row_noise
 from longfire.optim import clip_gradients, set_learning_rate, update_averages
 from longfire.parallel.apply import device_of, gradients, sync_gradients
 from longfire.parallel.axes import AXES, DATA
+from longfire.parallel.mesh import Mesh
 from longfire.parallel.pipeline import Pipeline, pipeline_of
 from longfire.parallel.tensor import add_up_partial_gradients
 from longfire.training.distillation import Distillation
+from longfire.training.norms import Norms
 from longfire.training.tbptt import by_segments
 
+NO_METRICS = Metrics()
 # loss(model, batch, noise_BT=..., cache=...) -> the sum over the batch's labels, a scalar
 LossSum = Callable[..., Tensor]
 # A micro-batch on the device, and the noise (B, T) of its dropout; None: nothing is dropped
@@ -79,9 +82,11 @@ def train_step(
     training: Training,
     clock: Clock,
     teacher: Distillation | None = None,
+    metrics: Metrics = NO_METRICS,
 ) -> dict[str, float]:
     """One optimizer update on the micro-batches of all processes, with the gradients of the mean
-    loss per label. The loss is that of the text, or the teacher's.
+    loss per label. The loss is that of the text, or the teacher's. metrics: what is measured beside
+    it.
 
     microbatches: those of this process. lr: None leaves the optimizer's rates as they are.
 
@@ -105,13 +110,28 @@ def train_step(
     else:
         loss_function = loss_of_text(training) if teacher is None else teacher.loss_sum
         loss = forward_backward(state, on_device, max(1, labels), loss_function, training, clock)
-    numbers = update(state, loss, lr, training.max_norm, clock)
+    highest = highest_loss(mesh, loss * (max(1, labels) / max(1, labels_here)))
+    measures_norms = metrics.norms_freq > 0 and (state.step + 1) % metrics.norms_freq == 0
+    numbers = update(state, loss, lr, training.max_norm, clock, measures_norms)
+    if highest is not None:
+        numbers["loss_max"] = highest.item()
 
     state.step += 1
     state.rows_consumed += sequences // pieces
     state.tokens += sequences * microbatches[0].ids_BT.shape[1]
     state.skipped_steps += int(numbers["skipped"])
     return numbers
+
+
+def highest_loss(mesh: Mesh, loss: Tensor) -> Tensor | None:
+    """The highest mean loss of the processes that train on sequences of their own; None where there
+    is one only. loss: the part of this process. Collective."""
+    processes = mesh.size(*DATA)
+    if processes == 1:
+        return None
+    losses = loss.new_zeros(processes)
+    losses[mesh.rank(*DATA)] = loss
+    return mesh.sum(losses, *DATA, "cp").max()
 
 
 def loss_of_text(training: Training) -> LossSum:
@@ -194,16 +214,23 @@ def pipelined_forward_backward(
 
 
 def update(
-    state: State, loss: Tensor, lr: float | None, max_norm: float, clock: Clock
+    state: State,
+    loss: Tensor,
+    lr: float | None,
+    max_norm: float,
+    clock: Clock,
+    measures_norms: bool = False,
 ) -> dict[str, float]:
     """Complete the gradients, clip them, and step the optimizer if loss and gradients are finite.
 
-    loss: the part of this process. Returns the numbers of the step. Collective over the mesh.
+    loss: the part of this process. measures_norms: whether the numbers have those of norms.py.
+    Returns the numbers of the step. Collective over the mesh.
     """
     mesh = state.mesh
     optimizer = state.optimizer
     with clock("optimizer"):
         add_up_partial_gradients(state.model, mesh)
+        norms = Norms(state.model, mesh) if measures_norms else None
         grads, copies = gradients(state.model, mesh)
         grad_norm = clip_gradients(grads, max_norm, copies, lambda norm: mesh.sum(norm, *AXES))
         loss = mesh.sum(loss, *DATA, "cp")
@@ -216,7 +243,9 @@ def update(
             update_averages(optimizer)
         update_buffers(state.model.layers, lambda total: mesh.sum(total, *DATA), keep=is_finite)
         optimizer.zero_grad(set_to_none=True)
+        measured = norms.numbers() if norms else {}
     return {
+        **measured,
         "loss": loss.item(),
         "grad_norm": grad_norm.item(),
         "lr": optimizer.param_groups[0]["lr"] if lr is None else lr,

@@ -7,7 +7,7 @@ import torch
 
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
-from longfire.device import fastest_matmul_peak, peak_memory_bytes
+from longfire.device import allocator_numbers, fastest_matmul_peak, peak_memory_bytes
 from longfire.parallel.apply import recompilations
 from longfire.training import lengths
 from longfire.training.schedule import until
@@ -50,6 +50,7 @@ class StepRecords:
             "mfu": tokens_per_second * self.flops_per_token(seq_len) / peak_of_all,
             "data_wait_fraction": seconds.get("data", 0.0) / seconds["seconds"],
             "memory_bytes": peak_memory_bytes(self.device),
+            **allocator_numbers(self.device),
             "skipped_steps": state.skipped_steps,
             "recompiles": recompilations(),
         }

@@ -75,6 +75,7 @@ FLOORS = [
         "training.run_plan",
         "training.stages",
         "training.step",
+        "training.norms",
         "training.step_record",
     ],
     ["evaluation.tasks"],

@@ -118,6 +118,13 @@ def momentum(value: str, others: Mapping[str, str]) -> dict[str, object]:
     return {"optimizer.options": options}
 
 
+def norm_monitor(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """Norms of all parameters whenever a step is logged; null: never."""
+    if value.lower() in (*OFF, "null", "none"):
+        return {"metrics.norms_freq": 0}
+    return {"metrics.norms_freq": others.get("trainer.log_every_n_steps", "50")}
+
+
 def best_checkpoints(value: str) -> dict[str, object]:
     """How many checkpoints of the lowest validation loss are kept, beside the newest; -1: all are
     kept."""
@@ -185,6 +192,8 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "datamodule.val_ratio": "data.validation_fraction",
     "datamodule.add_eos": "tokenizer.add_eos",
     "datamodule.num_workers": "data.num_workers",
+    "callbacks.norm_monitor": WithOthers(norm_monitor),
+    "callbacks.norm_monitor.layer_norm_only": Refused("norms are those of all parameters"),
     "callbacks.ema.decay": "optimizer.ema_decay",
     "callbacks.ema.use_num_updates": Refused("the decay is the same at every step"),
     "callbacks.model_checkpoint.every_n_train_steps": "checkpoint.interval",

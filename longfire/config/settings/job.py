@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from longfire.config.settings.declaration import POSITIVE, setting
+from longfire.config.settings.declaration import NATURAL, POSITIVE, setting
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class Metrics:
     """Console, TensorBoard, Weights & Biases, the report."""
 
     log_freq: int = setting(10, "print every so many steps; metrics.jsonl has every step", POSITIVE)
+    norms_freq: int = setting(
+        0,
+        "every so many steps record the norm of each parameter, of its gradient and of its update; "
+        "such a step holds the parameters twice; 0: never",
+        NATURAL,
+    )
     enable_tensorboard: bool = setting(False, "write TensorBoard events")
     save_tb_folder: str = setting("tensorboard", "folder inside the run folder")
     enable_wandb: bool = setting(False, "log to Weights & Biases (extra `wandb`)")
