@@ -11,7 +11,13 @@ from longfire.data.pack import NO_LABEL
 from longfire.mixers.cache import Cache
 from longfire.mixers.mixer import Sequence
 from longfire.mlps.auxiliary import auxiliary_loss, keep_statistics
-from longfire.ops.cross_entropy import l2_warped, linear_cross_entropy, token_losses
+from longfire.ops.cross_entropy import (
+    CorrectLabels,
+    is_likeliest,
+    l2_warped,
+    linear_cross_entropy,
+    token_losses,
+)
 
 if TYPE_CHECKING:
     from longfire.model import Model
@@ -23,6 +29,7 @@ def loss_sum(
     chunk_tokens: int,
     noise_BT: Tensor | None = None,
     cache: Cache | None = None,
+    correct: CorrectLabels | None = None,
 ) -> Tensor:
     """Sum of -log p(label) in nats over the batch's real tokens (labels that are not -100), and of
     the auxiliary losses of MLPs (mlps/auxiliary.py), fp32 scalar.
@@ -32,11 +39,11 @@ def loss_sum(
     whatever their padding. The logits exist for `chunk_tokens` tokens at a time. noise_BT: what
     dropout is made of (ops/sequence_noise.py); None: nothing is dropped.
     cache: where the batch is a segment of its sequences, what goes from one to the next
-    (training/tbptt.py).
+    (training/tbptt.py). correct: counts the labels that are the likeliest word.
     """
     seq = Sequence(batch.positions_BT, batch.documents, cache, noise_BT, ops=batch.ops)
     hidden_BTD = model(batch.ids_BT, seq)
-    loss = loss_of(model, hidden_BTD, batch, chunk_tokens)
+    loss = loss_of(model, hidden_BTD, batch, chunk_tokens, correct)
     if not seq.observed:
         return loss
     keep_statistics(model.layers, seq.observed)
@@ -44,12 +51,20 @@ def loss_sum(
     return loss + auxiliary_loss(model.layers, seq.observed, labels_B)
 
 
-def loss_of(model: "Model", hidden_BTD: Tensor, batch: Batch, chunk_tokens: int) -> Tensor:
+def loss_of(
+    model: "Model",
+    hidden_BTD: Tensor,
+    batch: Batch,
+    chunk_tokens: int,
+    correct: CorrectLabels | None = None,
+) -> Tensor:
     """The same of hidden states that are there already. A model without a head of ours
     (huggingface/transformers_model.py) gives logits."""
     if model.head is None:
         logits_NW = hidden_BTD.flatten(0, 1).float()
         labels_N = batch.labels_BT.flatten()
+        if correct is not None:
+            correct.add(is_likeliest(logits_NW, labels_N, NO_LABEL, None))
         loss = F.cross_entropy(logits_NW, labels_N, ignore_index=NO_LABEL, reduction="sum")
         if model.use_l2warp:
             return l2_warped(loss, logits_NW, labels_N, NO_LABEL)
@@ -62,6 +77,7 @@ def loss_of(model: "Model", hidden_BTD: Tensor, batch: Batch, chunk_tokens: int)
         vocabulary=model.regions.vocabulary,
         softcap=model.config.final_logit_softcapping,
         l2_warp=model.config.use_l2warp,
+        correct=correct,
     )
 
 

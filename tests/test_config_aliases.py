@@ -608,3 +608,14 @@ def test_best_checkpoints_of_flash_attention():
 def test_the_average_of_flash_attention():
     words = {"callbacks.ema.decay": "0.99", "callbacks.ema.use_num_updates": "False"}
     assert sections(**words)["optimizer"].ema_decay == 0.99
+
+
+def test_metrics_and_callbacks_of_flash_attention():
+    given = sections(**{"metrics": "[perplexity, num-tokens, acc]"})["metrics"]
+    assert given.accuracy and not sections(**{"metrics": "[ppl,num-tokens]"})["metrics"].accuracy
+    words = {"callbacks": "[default, norm-monitor]", "trainer.log_every_n_steps": "20"}
+    assert sections(**words)["metrics"].norms_freq == 20
+    assert sections(**{"callbacks": "[default]"})["metrics"].norms_freq == 0
+    assert sections(**{"callbacks.norm_monitor": "null"})["metrics"].norms_freq == 0
+    with pytest.raises(SettingsError, match="acctop5 is none of acc"):
+        sections(**{"metrics": "[acctop5]"})

@@ -39,11 +39,13 @@ def evaluate(
     mesh: Mesh = ALONE,
     seq_len: int = 0,
     rows: int = ROWS,
+    accuracy: bool = False,
 ) -> dict[str, dict[str, float]]:
     """{source: {loss (nats a token), perplexity, bits_per_byte, tokens, bytes}} on up to `tokens`
     validation tokens of each.
 
     seq_len: tokens of a sequence; 0: those of the batches. rows: of a batch on each process.
+    accuracy: also the share of labels that are the likeliest word, the first of several.
     Sources without validation documents are left out. Collective over the mesh. Raises
     EvaluationStopped where batches.stopped says so.
     """
@@ -56,7 +58,11 @@ def evaluate(
         seq_len,
         rows,
     )
-    return {name: found.numbers() for name, found in measured.items()}
+    results = {name: found.numbers() for name, found in measured.items()}
+    if accuracy:
+        for name, found in measured.items():
+            results[name]["accuracy"] = found.correct / found.tokens
+    return results
 
 
 def measure_validation(
@@ -129,6 +135,7 @@ class Measured:
     nats_C: np.ndarray
     count_C: np.ndarray
     bytes: int
+    correct: int = 0  # labels that are the likeliest word
 
     @property
     def tokens(self) -> int:
@@ -224,19 +231,22 @@ def measure(
     nats_C = np.zeros(1)
     count_C = np.zeros(1, np.int64)
     text_bytes = 0
+    correct = 0
     for batch in batches:
         batch = batch.process_part(mesh.rank(*DATA), mesh.size(*DATA))
         if model.context:
             batch = batch.context_part(model.context)
         compute = pipeline.losses if pipeline else functools.partial(losses, model)
-        nats_BT = compute(batch.to(device), chunk_tokens)[0].double().cpu().numpy()
+        token_nats, is_correct_BT = compute(batch.to(device), chunk_tokens)
+        nats_BT = token_nats.double().cpu().numpy()
+        correct += int(is_correct_BT.sum())
         real_BT = batch.labels_BT.numpy() != NO_LABEL
         before = batch.positions_BT.numpy()[real_BT]
         nats_C = added(nats_C, np.bincount(before, nats_BT[real_BT]))
         count_C = added(count_C, np.bincount(before))
         text_bytes += int(bytes_V[real_labels(batch)].sum())
     reshard(model)
-    return world_sum(Measured(nats_C, count_C, text_bytes), mesh)
+    return world_sum(Measured(nats_C, count_C, text_bytes, correct), mesh)
 
 
 def world_sum(mine: "Measured", mesh: Mesh) -> "Measured":
@@ -244,12 +254,13 @@ def world_sum(mine: "Measured", mesh: Mesh) -> "Measured":
     if mesh.size(*DATA, "cp") == 1:
         return mine
     length = max(mesh.all_gather_object(len(mine.nats_C)))
-    sums = np.zeros((3, length))
+    sums = np.zeros((4, length))
     sums[0, : len(mine.nats_C)] = mine.nats_C
     sums[1, : len(mine.count_C)] = mine.count_C
     sums[2, 0] = mine.bytes
-    nats_C, count_C, sizes = mesh.sum(torch.from_numpy(sums), *DATA, "cp").numpy()
-    return Measured(nats_C, count_C.astype(np.int64), int(sizes[0]))
+    sums[3, 0] = mine.correct
+    nats_C, count_C, sizes, correct = mesh.sum(torch.from_numpy(sums), *DATA, "cp").numpy()
+    return Measured(nats_C, count_C.astype(np.int64), int(sizes[0]), int(correct[0]))
 
 
 def added(a: np.ndarray, b: np.ndarray) -> np.ndarray:

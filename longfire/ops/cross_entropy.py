@@ -1,7 +1,7 @@
 """The head and the loss as one: logits exist for a chunk of tokens at a time, and their gradient
 overwrites them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,29 @@ L2_WARP = 1e-4
 ROW_MULTIPLE = 64
 
 
+class CorrectLabels:
+    """How many labels were the likeliest word, added up over calls; of several likeliest words the
+    first counts, as in argmax. count: on the device; None before the first call."""
+
+    def __init__(self) -> None:
+        self.count: Tensor | None = None
+
+    def add(self, is_correct_N: Tensor) -> None:
+        """is_correct_N: for each token whether it has a label, which is the likeliest word."""
+        total = is_correct_N.sum()
+        self.count = total if self.count is None else self.count + total
+
+
+class LossRules(NamedTuple):
+    """What `linear_cross_entropy` was called with, beside tensors and the size of chunks."""
+
+    ignore_index: int
+    vocabulary: VocabularyShard | None
+    softcap: float
+    l2_warp: bool
+    correct: CorrectLabels | None
+
+
 def linear_cross_entropy(
     hidden_ND: Tensor,
     weight_WD: Tensor,
@@ -35,6 +58,7 @@ def linear_cross_entropy(
     vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
     l2_warp: bool = False,
+    correct: CorrectLabels | None = None,
 ) -> Tensor:
     """Sum over real tokens of -log softmax(hidden weight^T)[label]: a scalar, fp32 (float64 for
     float64 hidden states).
@@ -45,7 +69,8 @@ def linear_cross_entropy(
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's
     product gives them. Memory beside the gradients: one buffer of chunk_tokens x W. The gradients
     are made with the loss, so backward can run once and is not differentiable. vocabulary: which
-    the weight has, if not all (Shoeybi 2019, section 3). Raises IndexError on a CPU for a label
+    the weight has, if not all (Shoeybi 2019, section 3). correct: counts the labels that are the
+    likeliest word, one more pass over the logits of a chunk. Raises IndexError on a CPU for a label
     that is no word (CUDA's kernels assert by themselves).
     """
     W = len(weight_WD) if vocabulary is None else vocabulary.total
@@ -56,9 +81,8 @@ def linear_cross_entropy(
                 f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor "
                 f"{ignore_index}, no label"
             )
-    return fused(
-        hidden_ND, weight_WD, labels_N, chunk_tokens, ignore_index, vocabulary, softcap, l2_warp
-    )
+    rules = LossRules(ignore_index, vocabulary, softcap, l2_warp, correct)
+    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, rules)
 
 
 def linear_cross_entropy_reference(
@@ -71,6 +95,7 @@ def linear_cross_entropy_reference(
     vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
     l2_warp: bool = False,
+    correct: CorrectLabels | None = None,
 ) -> Tensor:
     """The reference: all logits at once. Same arguments and result."""
     dtype = working_dtype(hidden_ND)
@@ -81,6 +106,8 @@ def linear_cross_entropy_reference(
         around = (vocabulary.first, vocabulary.total - vocabulary.first - len(weight_WD))
         everybodys_NW = vocabulary.add_up(F.pad(logits_NW.detach(), around))
         logits_NW = F.pad(logits_NW - logits_NW.detach(), around) + everybodys_NW
+    if correct is not None:
+        correct.add((labels_N != ignore_index) & (logits_NW.argmax(1) == labels_N))
     loss = F.cross_entropy(logits_NW, labels_N, ignore_index=ignore_index, reduction="sum")
     if l2_warp:
         return l2_warped(loss, logits_NW, labels_N, ignore_index)
@@ -117,18 +144,27 @@ def token_losses(
         logits = hidden_ND.new_empty(len(hidden), len(weight), dtype=dtype)
         product(hidden.to(multiplied), weight.T, logits)
         logits = softcapped(logits, softcap)
-        real = labels != ignore_index
+        greedy.append(is_likeliest(logits, labels, ignore_index, vocabulary))
         if vocabulary is None:
             losses.append(
                 F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
             )
-            greedy.append(real & (logits.argmax(1) == labels))
         else:
-            greedy.append(real & (likeliest(logits, vocabulary) == labels))
             losses.append(
                 shared_softmax_minus_onehot(logits, labels, ignore_index, False, vocabulary)
             )
     return torch.cat(losses), torch.cat(greedy)
+
+
+def is_likeliest(
+    logits_NW: Tensor, labels_N: Tensor, ignore_index: int, vocabulary: VocabularyShard | None
+) -> Tensor:
+    """(N,) bool, whether there is a label and it is the likeliest word, the first of several."""
+    if vocabulary is None:
+        word_N = logits_NW.argmax(1)
+    else:
+        word_N = likeliest(logits_NW, vocabulary)
+    return (labels_N != ignore_index) & (word_N == labels_N)
 
 
 def likeliest(logits_NW: Tensor, vocabulary: VocabularyShard) -> Tensor:
@@ -148,24 +184,11 @@ def fused(
     weight_WD: Tensor,
     labels_N: Tensor,
     chunk_tokens: int,
-    ignore_index: int,
-    vocabulary: VocabularyShard | None,
-    softcap: float,
-    l2_warp: bool,
+    rules: LossRules,
 ) -> Tensor:
     records = torch.is_grad_enabled()
     wanted = [records and hidden_ND.requires_grad, records and weight_WD.requires_grad]
-    return _LinearCrossEntropy.apply(
-        hidden_ND,
-        weight_WD,
-        labels_N,
-        chunk_tokens,
-        ignore_index,
-        wanted,
-        vocabulary,
-        softcap,
-        l2_warp,
-    )
+    return _LinearCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk_tokens, wanted, rules)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -179,11 +202,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_WD: Tensor,
         labels_N: Tensor,
         chunk_tokens: int,
-        ignore_index: int,
         wanted: list[bool],
-        vocabulary: VocabularyShard | None,
-        softcap: float,
-        l2_warp: bool,
+        rules: LossRules,
     ) -> Tensor:
         dtype = working_dtype(hidden_ND)
         multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
@@ -201,9 +221,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = buffer[: len(hidden)]
             product(hidden, weight.T, logits)
             labels = labels_N[chunk]
-            loss += loss_of_logits(
-                logits, labels, ignore_index, any(wanted), vocabulary, softcap, l2_warp
-            )
+            loss += loss_of_logits(logits, labels, any(wanted), rules)
             if any(wanted):
                 d_logits = logits.to(multiplied)
             if d_hidden is not None:
@@ -233,29 +251,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
         d_weight = None if d_weight is None else d_weight.mul_(d_loss).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None, None, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None
 
 
-def loss_of_logits(
-    logits_NW: Tensor,
-    labels_N: Tensor,
-    ignore_index: int,
-    gradient: bool,
-    vocabulary: VocabularyShard | None,
-    softcap: float,
-    l2_warp: bool,
-) -> Tensor:
+def loss_of_logits(logits_NW: Tensor, labels_N: Tensor, gradient: bool, rules: LossRules) -> Tensor:
     """Loss of a chunk, whose logits are overwritten: by the gradient of what they were, or by
     nothing of use."""
+    ignore_index, vocabulary, softcap, l2_warp, correct = rules
     if softcap and vocabulary is None and len(logits_NW) > CAPPED_ROWS:
         chunks = zip(logits_NW.split(CAPPED_ROWS), labels_N.split(CAPPED_ROWS))
         total = logits_NW.new_zeros(())
         for logits, labels in chunks:
-            total = total + loss_of_logits(
-                logits, labels, ignore_index, gradient, vocabulary, softcap, l2_warp
-            )
+            total = total + loss_of_logits(logits, labels, gradient, rules)
         return total
     slopes = softcap_in_place(logits_NW, softcap, gradient) if softcap else None
+    if correct is not None:
+        correct.add(is_likeliest(logits_NW, labels_N, ignore_index, vocabulary))
     if l2_warp and gradient:
         penalty = highest_logits(logits_NW, labels_N, ignore_index, vocabulary)
     else:

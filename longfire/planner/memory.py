@@ -23,7 +23,7 @@ from longfire.mixers import mixer
 from longfire.model import Block, Layers, Model
 from longfire.ops.attention_choice import local_sequence
 from longfire.ops.bf16 import native_bf16
-from longfire.ops.cross_entropy import fused
+from longfire.ops.cross_entropy import LossRules, fused
 from longfire.ops.pretending import pretending_cuda
 from longfire.parallel.context_cost import LayerTraffic
 from longfire.parallel.mesh import ALONE, Mesh
@@ -235,16 +235,15 @@ class Meter:
         def forward(box: list[Tensor]) -> Tensor:
             hidden_BTD = model.final_norm(box.pop())
             hidden_ND = model.regions.enter(hidden_BTD).flatten(0, 1)
-            return fused(
-                hidden_ND,
-                model.head.weight,
-                labels_N,
-                self.chunk_tokens,
+            config = model.config
+            rules = LossRules(
                 NO_LABEL,
                 model.regions.vocabulary,
-                model.config.final_logit_softcapping,
-                model.config.use_l2warp,
+                config.final_logit_softcapping,
+                config.use_l2warp,
+                correct=None,
             )
+            return fused(hidden_ND, model.head.weight, labels_N, self.chunk_tokens, rules)
 
         return traced(forward, enters, ends_of(model)[HEAD], labels_N)
 

@@ -14,6 +14,7 @@ from longfire.errors import SettingsError
 from longfire.loss import loss_of, loss_sum
 from longfire.mlps.auxiliary import update_buffers
 from longfire.model import Model
+from longfire.ops.cross_entropy import CorrectLabels
 from longfire.ops.sequence_noise import row_noise
 from longfire.optim import clip_gradients, set_learning_rate, update_averages
 from longfire.parallel.apply import device_of, gradients, sync_gradients
@@ -105,16 +106,21 @@ def train_step(
 
     on_device = list(with_noise(state, microbatches, first_sequence, training.seed))
     pipeline = pipeline_of(state.model)
+    correct = CorrectLabels() if metrics.accuracy else None
     if pipeline:
-        loss = pipelined_forward_backward(pipeline, on_device, max(1, labels), training, clock)
+        loss = pipelined_forward_backward(
+            pipeline, on_device, max(1, labels), training, clock, correct
+        )
     else:
-        loss_function = loss_of_text(training) if teacher is None else teacher.loss_sum
+        loss_function = loss_of_text(training, correct) if teacher is None else teacher.loss_sum
         loss = forward_backward(state, on_device, max(1, labels), loss_function, training, clock)
     highest = highest_loss(mesh, loss * (max(1, labels) / max(1, labels_here)))
     measures_norms = metrics.norms_freq > 0 and (state.step + 1) % metrics.norms_freq == 0
     numbers = update(state, loss, lr, training.max_norm, clock, measures_norms)
     if highest is not None:
         numbers["loss_max"] = highest.item()
+    if metrics.accuracy:
+        numbers["accuracy"] = correct_of_all(mesh, correct, loss.device) / max(1, labels)
 
     state.step += 1
     state.rows_consumed += sequences // pieces
@@ -134,9 +140,19 @@ def highest_loss(mesh: Mesh, loss: Tensor) -> Tensor | None:
     return mesh.sum(losses, *DATA, "cp").max()
 
 
-def loss_of_text(training: Training) -> LossSum:
-    """The sum of -log p(label), whose logits exist for a chunk of tokens at a time."""
-    return partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
+def correct_of_all(mesh: Mesh, correct: CorrectLabels | None, device: torch.device) -> float:
+    """How many labels of all processes were the likeliest word; with a pipeline its last stage has
+    counted them. Collective."""
+    here = torch.zeros((), dtype=torch.int64, device=device)
+    if correct is not None and correct.count is not None:
+        here = correct.count.to(torch.int64)
+    return float(mesh.sum(here, *DATA, "cp", "pp").item())
+
+
+def loss_of_text(training: Training, correct: CorrectLabels | None = None) -> LossSum:
+    """The sum of -log p(label), whose logits exist for a chunk of tokens at a time. correct: counts
+    the labels that are the likeliest word."""
+    return partial(loss_sum, chunk_tokens=training.loss_chunk_tokens, correct=correct)
 
 
 def with_noise(
@@ -201,12 +217,13 @@ def pipelined_forward_backward(
     labels: int,
     training: Training,
     clock: Clock,
+    correct: CorrectLabels | None = None,
 ) -> Tensor:
     """The same through the stages of a pipeline, whose schedule interleaves the forwards and
     backwards of several micro-batches."""
 
     def mean_loss(stage: Model, hidden_BTD: Tensor, batch: Batch) -> Tensor:
-        return loss_of(stage, hidden_BTD, batch, training.loss_chunk_tokens) / labels
+        return loss_of(stage, hidden_BTD, batch, training.loss_chunk_tokens, correct) / labels
 
     batches, noises = zip(*microbatches)
     with clock("pipeline"):

@@ -42,7 +42,14 @@ def validate(
     try:
         with evaluated_weights(state, run):
             results = evaluate(
-                state.model, batches, run.eval.tokens, chunk_tokens, state.mesh, seq_len, sequences
+                state.model,
+                batches,
+                run.eval.tokens,
+                chunk_tokens,
+                state.mesh,
+                seq_len,
+                sequences,
+                run.metrics.accuracy,
             )
     except EvaluationStopped:
         logger.info(

@@ -125,6 +125,30 @@ def norm_monitor(value: str, others: Mapping[str, str]) -> dict[str, object]:
     return {"metrics.norms_freq": others.get("trainer.log_every_n_steps", "50")}
 
 
+def names_of_group(value: str) -> list[str]:
+    """The names of `group=[one, two]`."""
+    return [name.strip() for name in value.strip("[]()").split(",") if name.strip()]
+
+
+def metrics(value: str) -> dict[str, object]:
+    """perplexity and num-tokens are always recorded, and acc where it is asked for. Raises
+    SettingsError."""
+    known = ("acc", "acc_ignore_index", "num-tokens", "perplexity", "ppl")
+    for name in names_of_group(value):
+        if name not in known:
+            raise SettingsError(f"metrics = {value!r}: {name} is none of {', '.join(known)}")
+    counts = any(name.startswith("acc") for name in names_of_group(value))
+    return {"metrics.accuracy": counts}
+
+
+def callbacks(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """norm-monitor records norms whenever a step is logged; callbacks.ema.decay keeps an average;
+    the others ask for what every run has."""
+    if "norm-monitor" in names_of_group(value) and "callbacks.norm_monitor" not in others:
+        return norm_monitor("", others)
+    return {}
+
+
 def best_checkpoints(value: str) -> dict[str, object]:
     """How many checkpoints of the lowest validation loss are kept, beside the newest; -1: all are
     kept."""
@@ -192,6 +216,8 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "datamodule.val_ratio": "data.validation_fraction",
     "datamodule.add_eos": "tokenizer.add_eos",
     "datamodule.num_workers": "data.num_workers",
+    "callbacks": WithOthers(callbacks),
+    "metrics": metrics,
     "callbacks.norm_monitor": WithOthers(norm_monitor),
     "callbacks.norm_monitor.layer_norm_only": Refused("norms are those of all parameters"),
     "callbacks.ema.decay": "optimizer.ema_decay",

@@ -140,6 +140,17 @@ def of_auxiliary_losses(run: RunSettings) -> Iterator[str]:
     yield from refusals(run.model_config, asked)
 
 
+def of_accuracy(run: RunSettings) -> Iterator[str]:
+    """The loss that counts correct labels is that of the text."""
+    teacher = run.distillation.teacher
+    if run.metrics.accuracy and teacher:
+        yield (
+            "metrics.accuracy = true counts labels in the loss of the text, but "
+            f"distillation.teacher = {teacher!r} takes another loss: set it to false (longfire "
+            "eval measures a run afterwards)"
+        )
+
+
 def of_policy(run: RunSettings) -> Iterator[str]:
     """What a recomputed part keeps is something, and does not undo what another setting is for."""
     remat = run.activation_checkpoint

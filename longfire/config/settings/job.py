@@ -24,6 +24,11 @@ class Metrics:
     """Console, TensorBoard, Weights & Biases, the report."""
 
     log_freq: int = setting(10, "print every so many steps; metrics.jsonl has every step", POSITIVE)
+    accuracy: bool = setting(
+        False,
+        "record the share of labels that are the likeliest word (of equally likely ones the "
+        "first), of each step and each evaluation; one more pass over logits",
+    )
     norms_freq: int = setting(
         0,
         "every so many steps record the norm of each parameter, of its gradient and of its update; "
