@@ -158,6 +158,11 @@ class Layers(nn.Module):
     def __iter__(self) -> Iterator[Block]:
         return cast("Iterator[Block]", self.children())
 
+    def numbered(self) -> Iterator[tuple[int, Block]]:
+        """Each block with its number in the whole model."""
+        for name, block in self.named_children():
+            yield int(name), cast(Block, block)
+
     def __len__(self) -> int:
         return len(self._modules)
 

@@ -323,7 +323,7 @@ def test_what_ringattention_says_of_computing():
             "save_some",
             "activation_checkpoint.mode = 'mlp' and, as activation_checkpoint.policy",
         ),
-        ("activation_checkpoint.selective_ac_option", "2", "n = 2"),
+        ("activation_checkpoint.selective_ac_option", "all", "every n-th block"),
     ],
 )
 def test_what_is_said_of_computing_and_cannot_be(spelling, value, told):
@@ -461,13 +461,13 @@ def test_what_flame_s_own_files_say_and_does_nothing_there_is_accepted():
     assert given["activation_checkpoint"].mode == "none"
     with pytest.raises(SettingsError, match="MAX_RESTARTS"):
         sections(**{"fault_tolerance.enable": "true", "fault_tolerance.group_size": "2"})
-    with pytest.raises(SettingsError, match="some blocks again only"):
-        sections(
-            **{
-                "activation_checkpoint.mode": "selective",
-                "activation_checkpoint.selective_ac_option": "2",
-            }
-        )
+    every_second = sections(
+        **{
+            "activation_checkpoint.mode": "selective",
+            "activation_checkpoint.selective_ac_option": "2",
+        }
+    )["activation_checkpoint"]
+    assert every_second == settings.ActivationCheckpoint("block", layer_interval=2)
 
 
 def test_words_of_flash_attention_s_own_files():

@@ -47,6 +47,8 @@ SECOND = {
     "metrics.wandb_mode": "offline",
     "eval.sample_tokens": "5",
     "eval.ema": "false",
+    "activation_checkpoint.layers": "0",
+    "activation_checkpoint.layer_interval": "2",
 }
 # With another setting beside it
 WITH_OTHERS = [

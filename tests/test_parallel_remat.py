@@ -12,7 +12,7 @@ from torch import Tensor
 from worlds import in_processes
 
 from longfire.config.run import Run
-from longfire.config.settings import ActivationCheckpoint, Attention
+from longfire.config.settings import ActivationCheckpoint, Attention, Parallelism
 from longfire.errors import SettingsError
 from longfire.launch import World
 from longfire.loss import loss_sum
@@ -31,6 +31,11 @@ WAYS = {
     "block, matmuls kept": {"keeping": ActivationCheckpoint("block", ("matmuls",))},
     "both parts, named kept": {
         "keeping": ActivationCheckpoint("attention+mlp", ("mm", "longfire.scan"))
+    },
+    "second block": {"keeping": ActivationCheckpoint("block", layer_interval=2)},
+    "first block, mlp in chunks": {
+        "keeping": ActivationCheckpoint("block", layers=(0,)),
+        "mlp_chunk_size": 16,
     },
     "mlp in chunks": {"keeping": NOTHING, "mlp_chunk_size": 7},
     "mlp in one chunk": {"keeping": NOTHING, "mlp_chunk_size": 1000},
@@ -387,3 +392,67 @@ def test_no_method_of_a_layer_is_replaced():
     assert [name for name, _ in model.named_parameters()] == [
         name for name, _ in plain.named_parameters()
     ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "recomputed"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"layer_interval": 2}, [1, 3]),
+        ({"layer_interval": 5}, [4]),
+        ({"layers": (0, 3)}, [0, 3]),
+    ],
+)
+def test_blocks_that_are_recomputed(chosen, recomputed):
+    """layer_interval counts as torchtitan's selective_ac_option: n = 2 is the second block, the fourth ..."""
+    model = tiny_model(*("attention",) * 5)
+    parallelize(model, ActivationCheckpoint("block", **chosen), False)
+    untouched = tiny_model("attention").layers[0].execution.block
+    found = [
+        layer
+        for layer, block in model.layers.numbered()
+        if type(block.execution.block) is not type(untouched)
+    ]
+    assert found == recomputed
+
+
+def layers_recomputed(rank: int) -> list[tuple[int, str]]:
+    mesh = Mesh.of_degrees({"pp": 2}, "cpu")
+    plan = Plan({"pp": 2})
+    model = on_meta(tiny_config("attention", "attention", "attention", "attention"))
+    remat = ActivationCheckpoint("block", layers=(2,))
+    parallelize(model, remat, False, mesh, Parallelism(**plan.given), 16)
+    return [
+        (layer, type(block.execution.block).__name__) for layer, block in model.layers.numbered()
+    ]
+
+
+def test_numbers_are_those_of_the_whole_model_under_a_pipeline():
+    first, second = in_processes(2, layers_recomputed)
+    names = dict(first + second)
+    assert sorted(names) == [0, 1, 2, 3]
+    assert [layer for layer in names if names[layer] == "Checkpointed"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"layers": "0,7"}, "names 7, but the model's blocks are 0 to 2"),
+        ({"layers": "0", "layer_interval": "2"}, "leave one out"),
+        ({"layer_interval": "9"}, "more than the model's 3 blocks"),
+    ],
+)
+def test_blocks_that_are_not_there_are_refused(chosen, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a long fire " * 100)
+    given = {f"activation_checkpoint.{key}": value for key, value in chosen.items()}
+    words = {
+        "model.hidden_size": "32",
+        "model.num_hidden_layers": "3",
+        "model.layer_types": "attention",
+        "model.attention.num_heads": "2",
+        "data.dataset": "text.txt",
+        "activation_checkpoint.mode": "block",
+    }
+    with pytest.raises(SettingsError, match=told):
+        Run.compose(None, {**words, **given})

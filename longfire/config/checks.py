@@ -39,6 +39,7 @@ RULES = (
     Rule(model.of_mlp),
     Rule(model.of_attention),
     Rule(model.of_accuracy),
+    Rule(model.of_recomputed_layers),
     Rule(model.of_policy),
     Rule(model.of_optimizer),
     Rule(model.of_backend),

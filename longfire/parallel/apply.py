@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,12 @@ def parallelize(
             seq_len,
             halves=not again and not compiled,
         )
-    for block in model.layers if again else ():
-        remat.save_memory(block, keeping, mlp_chunk_size, compiled)
+    if again:
+        for layer, block in model.layers.numbered():
+            here = keeping
+            if not remat.is_recomputed(keeping, layer):
+                here = replace(keeping, mode="none")
+            remat.save_memory(block, here, mlp_chunk_size, compiled)
     for root in roots(model) if keeping.offload else ():
         root.saved_activations = partial(remat.kept_on, "cpu")
     if compiled:

@@ -49,6 +49,13 @@ class Executed(Protocol):
     def mlp(self) -> nn.Module | None: ...
 
 
+def is_recomputed(remat: ActivationCheckpoint, layer: int) -> bool:
+    """Whether a block of this number, from 0, is one of those that are recomputed."""
+    if remat.layers:
+        return layer in remat.layers
+    return (layer + 1) % remat.layer_interval == 0
+
+
 def save_memory(
     block: Executed,
     remat: ActivationCheckpoint,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from longfire.config.run import Run
-from longfire.config.settings import Parallelism
+from longfire.config.settings import Parallelism, Remat
 from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.model import on_meta
@@ -25,6 +25,7 @@ from longfire.parallel.context_cost import (
 )
 from longfire.parallel.cost import Device
 from longfire.parallel.pipeline_stage import costs
+from longfire.parallel.remat import is_recomputed
 from longfire.parallel.strategy import Ranked
 from longfire.planner.forecast import MIXER_AGAIN, Plan
 from longfire.planner.holding import Group
@@ -213,19 +214,27 @@ class MeasuredRun:
 
         Sequences of another length than the recipe's, and long ones, are read off a straight line,
         several of them as one: what holds a number for each token grows so."""
+        remat = self.remat_of(plan, name)
         if here <= MEASURED_TOKENS and here == plan.here(self.seq_len):
-            return self.meter(plan.tp, here).part(name, plan.remat, plan.batch_size)
+            return self.meter(plan.tp, here).part(name, remat, plan.batch_size)
         short = min(MEASURED_TOKENS // 2, self.seq_len)
         meter = self.meter(plan.tp, short)
         which = name
         if isinstance(name, int):
             which = meter.kind_of[name]
-        key = plan.tp, which, plan.remat, plan.batch_size * here
+        key = plan.tp, which, remat, plan.batch_size * here
         if key not in self.lines:
-            one = meter.part(which, plan.remat, 1)
-            two = self.meter(plan.tp, 2 * short).part(which, plan.remat, 1)
+            one = meter.part(which, remat, 1)
+            two = self.meter(plan.tp, 2 * short).part(which, remat, 1)
             self.lines[key] = Part.of_sequences(one, two, plan.batch_size * here / short)
         return self.lines[key]
+
+    def remat_of(self, plan: Plan, name: int | str) -> Remat:
+        """What of a part is recomputed: nothing of a block that the settings leave out."""
+        is_left_out = isinstance(name, int) and not is_recomputed(
+            self.run.activation_checkpoint, name
+        )
+        return "none" if is_left_out else plan.remat
 
     def groups_of(
         self,

@@ -37,7 +37,9 @@ class ProcessMemory:
         for name in self.names:
             self.parts[name] = measured.part(plan, name, self.here)
             exchanges = measured.exchanges(plan, name, seq_len)
-            self.cuts[name] = FSDPMemory.of(exchanges, again=plan.remat in MIXER_AGAIN)
+            self.cuts[name] = FSDPMemory.of(
+                exchanges, again=measured.remat_of(plan, name) in MIXER_AGAIN
+            )
         self.parameters = 0
         self.state = 0.0
         if self.on_device:

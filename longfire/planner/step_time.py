@@ -79,11 +79,11 @@ class StepCommunication:
         plan = self.plan
         if plan.tp == 1:
             return
-        again = REGIONS_AGAIN[plan.remat]
-        if self.measured.run.training.mlp_chunk_size > 0 and plan.remat not in MLP_AGAIN:
-            again += 1
+        in_chunks = self.measured.run.training.mlp_chunk_size > 0
         times = 0
         for name in self.names:
+            remat = self.measured.remat_of(plan, name)
+            again = REGIONS_AGAIN[remat] + int(in_chunks and remat not in MLP_AGAIN)
             # in and out of each region, and back
             times += 2 if isinstance(name, str) else 4 + again
         what = "rows: all-reduce"
@@ -258,7 +258,8 @@ def flops_on(
         elif isinstance(name, int):
             mixer = measured.flops_of[name]["mixer"]
             block = measured.flops_of[name]["block"]
-            total += 3 * block + flops_again(measured, plan.remat, mixer, block - mixer)
+            remat = measured.remat_of(plan, name)
+            total += 3 * block + flops_again(measured, remat, mixer, block - mixer)
     return total
 
 

@@ -34,11 +34,12 @@ def layers_or_operations(value: str, others: Mapping[str, str]) -> dict[str, obj
     """torchtitan's `mode = selective`, by operation or every n-th layer."""
     if others.get("activation_checkpoint.mode", "") in ("none", "full"):
         return {}  # it is read there for `selective` only
+    if value.isdigit() and int(value) > 0:
+        return {"activation_checkpoint.layer_interval": int(value)}
     if value != "op":
         raise SettingsError(
-            f"activation_checkpoint.selective_ac_option = {value!r} computes some blocks again "
-            f"only (n = {value}): not supported; write op (outputs of matrix products are kept), "
-            "or activation_checkpoint.mode = 'attention' or 'mlp'"
+            f"activation_checkpoint.selective_ac_option = {value!r} must be op (outputs of matrix "
+            "products are kept) or a number n (every n-th block is recomputed)"
         )
     return {"activation_checkpoint.policy": "matmuls"}
 

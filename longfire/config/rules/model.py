@@ -151,6 +151,32 @@ def of_accuracy(run: RunSettings) -> Iterator[str]:
         )
 
 
+def of_recomputed_layers(run: RunSettings) -> Iterator[str]:
+    """Blocks that are named are there, and one way of naming them is chosen."""
+    remat = run.activation_checkpoint
+    named = ",".join(map(str, remat.layers))
+    if remat.layers and remat.layer_interval > 1:
+        yield (
+            f"activation_checkpoint.layers = {named!r} and layer_interval = "
+            f"{remat.layer_interval} both say which blocks are recomputed: leave one out"
+        )
+    if run.model_config is None or remat.mode == "none":
+        return
+    layers = run.model_config.num_hidden_layers
+    wrong = [str(layer) for layer in remat.layers if not 0 <= layer < layers]
+    if wrong:
+        yield (
+            f"activation_checkpoint.layers = {named!r} names {', '.join(wrong)}, but the model's "
+            f"blocks are 0 to {layers - 1}"
+        )
+    if not remat.layers and remat.layer_interval > layers:
+        yield (
+            f"activation_checkpoint.layer_interval = {remat.layer_interval} is more than the "
+            f"model's {layers} blocks, so nothing would be recomputed: lower it, or set "
+            "activation_checkpoint.mode = 'none'"
+        )
+
+
 def of_policy(run: RunSettings) -> Iterator[str]:
     """What a recomputed part keeps is something, and does not undo what another setting is for."""
     remat = run.activation_checkpoint

@@ -222,6 +222,11 @@ IDLE = (
         "metrics.enable_wandb is false",
     ),
     Idle(
+        keys_of("activation_checkpoint", "layers", "layer_interval"),
+        lambda run: run.activation_checkpoint.mode == "none",
+        "activation_checkpoint.mode is none",
+    ),
+    Idle(
         keys_of("eval", "ema"),
         lambda run: not run.optimizer.ema_decay,
         "optimizer.ema_decay is 0, so there is no average of the weights",

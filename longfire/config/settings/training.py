@@ -119,6 +119,14 @@ class ActivationCheckpoint:
         "keep in the host's memory, instead of the device's, what blocks keep from forward to "
         "backward",
     )
+    layer_interval: int = setting(
+        1,
+        "recompute in every so many-th block only, counted from 1: 2 is every second block",
+        POSITIVE,
+    )
+    layers: tuple[int, ...] = setting(
+        (), "recompute in these blocks only, by their numbers from 0; empty: see layer_interval"
+    )
 
 
 @dataclass(frozen=True)
