@@ -125,8 +125,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def allocator_numbers(device: torch.device) -> dict[str, float]:
-    """Of CUDA's caching allocator, so far: the most bytes that it reserved, how often it had to free
-    its cache and try again, how often memory was out; empty on other devices."""
+    """Of CUDA's caching allocator, so far: the most bytes that it reserved, how often it had to
+    free its cache and try again, how often memory was out; empty on other devices."""
     if device.type != "cuda":
         return {}
     counts = torch.cuda.memory_stats(device)

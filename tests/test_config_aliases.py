@@ -619,3 +619,19 @@ def test_metrics_and_callbacks_of_flash_attention():
     assert sections(**{"callbacks.norm_monitor": "null"})["metrics"].norms_freq == 0
     with pytest.raises(SettingsError, match="acctop5 is none of acc"):
         sections(**{"metrics": "[acctop5]"})
+
+
+@pytest.mark.parametrize(
+    ("spelling", "value"),
+    [
+        ("model.compute_dtype", "float16"),
+        ("trainer.precision", "16"),
+        ("trainer.precision", "16-mixed"),
+        ("dtype", "fp16"),
+        ("training.mixed_precision_param", "float16"),
+    ],
+)
+def test_float16_is_refused_with_the_reason_and_the_type_to_take(spelling, value):
+    with pytest.raises(SettingsError, match="a scale of the loss.*Write bfloat16") as error:
+        sections(**{spelling: value})
+    assert f"{spelling} = {value!r}" in str(error.value)

@@ -20,9 +20,12 @@ from longfire.mixers import MIXERS
 from longfire.model import Model, on_meta
 from longfire.ops.sequence_noise import row_noise
 from longfire.parallel.apply import parallelize
+from longfire.parallel.cost import device_of
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import unknown_operations
 from longfire.planner.memory import Keeping, Meter
+from longfire.planner.planner import Planner
+from longfire.planner.step_time import flops_on
 from longfire.training.setup import make_state
 
 NOTHING = ActivationCheckpoint()
@@ -456,3 +459,28 @@ def test_blocks_that_are_not_there_are_refused(chosen, told, tmp_path, monkeypat
     }
     with pytest.raises(SettingsError, match=told):
         Run.compose(None, {**words, **given})
+
+
+def test_the_planner_counts_the_blocks_that_are_recomputed(tmp_path, monkeypatch):
+    """Of two equal blocks one is recomputed: as many FLOPs again, and as many bytes kept, as between none and both."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a long fire " * 100)
+    words = {
+        "model.hidden_size": "64",
+        "model.num_hidden_layers": "2",
+        "model.layer_types": "attention",
+        "model.attention.num_heads": "2",
+        "data.dataset": "text.txt",
+        "training.seq_len": "256",
+    }
+    kept, flops = [], []
+    for chosen in ({"mode": "none"}, {"mode": "block", "layers": "1"}, {"mode": "block"}):
+        given = {f"activation_checkpoint.{key}": value for key, value in chosen.items()}
+        run = Run.compose(None, {**words, **given})
+        planner = Planner(run, device_of("h100-80gb"), "bfloat16", as_cuda=False)
+        plan = planner.of_recipe()
+        kept.append(sum(planner.part(plan, layer, 256).kept for layer in (0, 1)))
+        flops.append(flops_on(planner, plan, 0))
+    assert kept[0] > kept[1] > kept[2] and kept[1] == pytest.approx((kept[0] + kept[2]) / 2)
+    assert flops[0] < flops[1] < flops[2]
+    assert flops[1] == pytest.approx((flops[0] + flops[2]) / 2)

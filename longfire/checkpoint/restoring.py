@@ -223,8 +223,8 @@ def load_model_weights(place: Path) -> dict[str, Tensor]:
 
 
 class OnDisk(Mapping[str, Tensor]):
-    """The parameters of a checkpoint by the model's own names, each read when it is looked up: their
-    averages where its run uses those."""
+    """The parameters of a checkpoint by the model's own names, each read when it is looked up:
+    their averages where its run uses those."""
 
     def __init__(self, index: dict[str, Entry], uses_average: bool = False) -> None:
         self.reader = Reader(index)

@@ -16,8 +16,8 @@ Squares = list[float]
 
 
 class Norms:
-    """Begun before an update with complete gradients, which are not clipped yet; `numbers` after it.
-    Holds a copy of the parameters of this process meanwhile."""
+    """Begun before an update with complete gradients, which are not clipped yet; `numbers` after
+    it. Holds a copy of the parameters of this process meanwhile."""
 
     def __init__(self, model: Model, mesh: Mesh) -> None:
         self.model = model

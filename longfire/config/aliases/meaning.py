@@ -60,6 +60,13 @@ FLOAT8 = (
 )
 
 
+FLOAT16 = (
+    "training in float16 needs a scale of the loss that follows the gradients, which fall below "
+    "its smallest numbers; that is not here. Write bfloat16, which has the range of float32 at the "
+    "same cost and needs none, or float32 where the device does not multiply bfloat16"
+)
+
+
 NO_EFFECT = "has no effect in its own system: no code there reads it"
 
 

@@ -8,7 +8,15 @@ from longfire.config.aliases.earlier_longfire import EARLIER_LONGFIRE
 from longfire.config.aliases.flame_accelerate import FLAME_ACCELERATE
 from longfire.config.aliases.flame_torchtitan import FLAME_TORCHTITAN
 from longfire.config.aliases.flash_attention import FLASH_ATTENTION
-from longfire.config.aliases.meaning import Dropped, Old, Refused, Started, WithOthers, as_text
+from longfire.config.aliases.meaning import (
+    FLOAT16,
+    Dropped,
+    Old,
+    Refused,
+    Started,
+    WithOthers,
+    as_text,
+)
 from longfire.config.aliases.ring_attention import (
     JAX_POLICIES,
     RING_ATTENTION,
@@ -68,6 +76,14 @@ VALUES: dict[str, dict[str, str]] = {  # our key -> the four systems' words -> o
 }
 
 
+# Our key -> words for a value that is refused, and the reason
+REFUSED_VALUES: dict[str, dict[str, str]] = {
+    "model.compute_dtype": dict.fromkeys(
+        ("float16", "fp16", "16", "16-mixed", "16-true", "half"), FLOAT16
+    ),
+}
+
+
 def translate(
     spelling: str, value: object, where: str, others: Mapping[str, str]
 ) -> tuple[dict[str, object], str]:
@@ -97,6 +113,10 @@ def translate(
         meaning = old.meaning(as_text(value), others)
     else:
         meaning = old(as_text(value))
+    for key, given in meaning.items():
+        reason = REFUSED_VALUES.get(key, {}).get(as_text(given))
+        if reason:
+            raise SettingsError(f"{where}: {spelling} = {as_text(value)!r}: {reason}")
     meaning = {key: VALUES.get(key, {}).get(as_text(v), v) for key, v in meaning.items()}
     if meaning == {spelling: value}:
         return meaning, ""
