@@ -19,7 +19,7 @@ from longfire.config.run import Run
 from longfire.errors import CheckpointError, SettingsError
 from longfire.initialise import build
 from longfire.launch import World
-from longfire.optim import OPTIMIZERS, make_optimizer, roles, rule_of
+from longfire.optim import OPTIMIZERS, make_optimizer, roles, rule_of, update_averages
 from longfire.optim.contract import Needs, OptimizerRule, StateTensor, Update
 from longfire.optim.refusals import refusals
 from longfire.parallel.cost import device_of
@@ -154,10 +154,22 @@ def test_newton_schulz_bends_singular_values_alone():
     assert 0.6 < values.min() < values.max() < 1.3
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Adam", "Muon"])
-def test_the_planner_counts_the_bytes_that_a_real_step_keeps(name, recipe):
+BYTES_OF_A_PARAMETER = {
+    ("AdamW",): 8,
+    ("Adam",): 8,
+    ("AdamW", "--optimizer.momentum_dtype", "bfloat16"): 6,
+    ("AdamW", "--optimizer.ema_decay", "0.9"): 12,
+    ("SGD", "--optimizer.options", "momentum=0.9"): 4,
+    ("LAMB",): 8,
+    ("Adafactor", "--optimizer.options", "factored=false,momentum=0.9"): 8,
+    ("Muon",): None,
+}
+
+
+@pytest.mark.parametrize("words", BYTES_OF_A_PARAMETER)
+def test_the_planner_counts_the_bytes_that_a_real_step_keeps(words, recipe):
     OPTIMIZERS["Muon"] = Muon
-    run = compose(recipe, "--optimizer.name", name)
+    run = compose(recipe, "--optimizer.name", *words)
     planner = Planner(run, device_of("h100-80gb"), "float32", as_cuda=False)
     shape = run.model_config.with_vocabulary(run.vocab_size)
     model = build(shape, 0)
@@ -165,11 +177,13 @@ def test_the_planner_counts_the_bytes_that_a_real_step_keeps(name, recipe):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
+    update_averages(optimizer)
     kept = [value for of_one in optimizer.state.values() for value in of_one.values()]
     counted = planner.peak(planner.of_recipe()).optimizer
     assert counted == sum(tensor.nbytes for tensor in kept if tensor.dim())
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    assert counted == 8 * numbers if name != "Muon" else 4 * numbers < counted < 8 * numbers
+    each = BYTES_OF_A_PARAMETER[words]
+    assert counted == each * numbers if each else 4 * numbers < counted < 8 * numbers
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """SGD, LAMB, Adafactor and Adam with a mean in bfloat16, against torch, transformers and numpy in float64."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,14 +9,15 @@ import torch
 import transformers
 from plans import CPU, PLANS, state_of, steps
 from torch import nn
+from worlds import in_processes
 
 from longfire.checkpoint.saving import Checkpoints
 from longfire.config import settings
 from longfire.errors import CheckpointError, SettingsError
-from longfire.optim import make_optimizer, parameter_groups, roles, rule_of
+from longfire.optim import OPTIMIZERS, make_optimizer, parameter_groups, roles, rule_of
 from longfire.optim.adafactor import Adafactor
 from longfire.optim.contract import OptimizerRule
-from longfire.parallel.mesh import ALONE
+from longfire.parallel.mesh import ALONE, Mesh
 
 LR, STEPS = 1e-2, 4
 
@@ -245,3 +247,43 @@ def test_the_bytes_that_it_declares_are_those_that_it_keeps(tiny_model, rule):
         kept = sum(optimizer.state[parameter][name].nbytes for name in like_it)
         assert kept == parameter.numel() * update.state_bytes(parameter.dtype)
         assert optimizer.state[parameter].keys() == {t.name for t in update.state}
+
+
+def test_the_page_names_every_option():
+    page = (Path(__file__).parents[1] / "docs/optimization.md").read_text()
+    for name in OPTIMIZERS:
+        assert f"`{name}`" in page
+        for option in fields(type(rule_of(settings.Optimizer(name=name))).Options):
+            assert f"`{option.name}" in page, (name, option.name)
+
+
+SHARDED = {
+    "Adafactor": replace(RULES["Adafactor"], ema_decay=0.9),
+    "LAMB, bfloat16": RULES["LAMB, bfloat16"],
+}
+
+
+def saved_by_two(rank: int, folder: Path, chosen: settings.Optimizer) -> None:
+    """Two steps of two processes that share the rows of parameters."""
+    mesh = Mesh.of_degrees({"dp_shard": 2}, "cpu")
+    state = state_of(("attention",), PLANS["fsdp 2"], mesh, torch.float64, chosen)
+    steps(state, 2)
+    Checkpoints(folder, settings.Checkpoint(async_mode="disabled"), mesh).save(state)
+
+
+@pytest.mark.parametrize(
+    "rule", ["Adafactor", pytest.param("LAMB, bfloat16", marks=pytest.mark.slow)]
+)
+def test_one_process_goes_on_where_two_have_stopped(tmp_path, rule):
+    chosen = SHARDED[rule]
+    in_processes(2, saved_by_two, tmp_path, chosen)
+    resumed, alone = (
+        state_of(("attention",), PLANS["one"], ALONE, torch.float64, chosen) for _ in range(2)
+    )
+    assert Checkpoints(tmp_path, settings.Checkpoint(async_mode="disabled")).restore(resumed)
+    steps(alone, 2)
+    assert steps(resumed, 1) == [pytest.approx(steps(alone, 1)[0], rel=1e-9)]
+    theirs = alone.tensors()
+    for name, tensor in resumed.tensors().items():
+        if not name.startswith("rng/"):
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-9, atol=1e-12, msg=name)

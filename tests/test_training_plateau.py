@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from hypothesis import settings as tries
 from hypothesis import strategies as some
 from safetensors.torch import load_file
 from torch import nn
+from worlds import in_processes
 
+from longfire.checkpoint.state import State
 from longfire.cli import main
 from longfire.config.settings import LRScheduler
+from longfire.parallel.mesh import Mesh
 from longfire.training.plateau import Plateau, after_validation
 from longfire.training.schedule import schedule
-from longfire.training.validation import loss_of_all
+from longfire.training.validation import count_for_plateau, loss_of_all
 
 RECIPE = """
 [model]
@@ -144,3 +148,17 @@ def test_a_run_resumes_to_the_bit(folder):
 def test_what_has_no_meaning_is_refused(folder, capsys, words, told):
     assert main(["train", "recipe.toml", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def counted(rank: int) -> Plateau:
+    """Each process comes with a loss of its own."""
+    state = State(None, None, step=2, mesh=Mesh.of_degrees({"dp_shard": 2}, "cpu"))
+    run = SimpleNamespace(
+        lr_scheduler=LRScheduler(name="plateau"), eval=SimpleNamespace(interval=2)
+    )
+    count_for_plateau(state, run, 3.0 + rank)
+    return state.plateau
+
+
+def test_all_processes_have_the_same_state():
+    assert in_processes(2, counted) == [Plateau(2, 3.0, 0, 0)] * 2

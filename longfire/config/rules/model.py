@@ -146,8 +146,7 @@ def of_accuracy(run: RunSettings) -> Iterator[str]:
     if run.metrics.accuracy and teacher:
         yield (
             "metrics.accuracy = true counts labels in the loss of the text, but "
-            f"distillation.teacher = {teacher!r} takes another loss: set it to false (longfire "
-            "eval measures a run afterwards)"
+            f"distillation.teacher = {teacher!r} takes another loss: set it to false"
         )
 
 
