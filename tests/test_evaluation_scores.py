@@ -45,10 +45,11 @@ def test_all_documents_of_texts_count(model, folder, capsys, in_fp32):
     assert main(folder, scoring) == 0
     found = json.loads((folder.parent / "out/numbers.json").read_text())
     ids = [*TEXT.encode(), 257]
-    nats, count = 0.0, 0
+    nats, count, correct = 0.0, 0, 0
     for first in range(0, len(ids) - 1, 100):
         row = bytes_of(ids[first : first + 101])
         logits = model.logits(model(row[:, :-1]))[0].detach()
+        correct += int((logits.argmax(1) == row[0, 1:]).sum())
         nats, count = (
             nats + F.cross_entropy(logits, row[0, 1:], reduction="sum").item(),
             count + len(logits),
@@ -56,6 +57,7 @@ def test_all_documents_of_texts_count(model, folder, capsys, in_fp32):
     numbers = found["sources"]["a.txt"]
     assert (numbers["tokens"], numbers["bytes"]) == (count, len(TEXT.encode()) - 1)
     assert numbers["loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert numbers["accuracy"] == correct / count
     assert numbers["by_position"][0]["from"] == 1 and numbers["by_position"][-1]["to"] == 100
     assert found["sources"]["b.jsonl"]["tokens"] == 3 * (len(TEXT[:60].encode()) + 1) - 1
     assert len(found["weights"]) == 32 and found["step"] == -1

@@ -61,7 +61,7 @@ def evaluate(
     results = {name: found.numbers() for name, found in measured.items()}
     if accuracy:
         for name, found in measured.items():
-            results[name]["accuracy"] = found.correct / found.tokens
+            results[name]["accuracy"] = found.accuracy
     return results
 
 
@@ -141,6 +141,11 @@ class Measured:
     def tokens(self) -> int:
         """Labels that were measured."""
         return int(self.count_C.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of labels that are the likeliest word, the first of several."""
+        return self.correct / self.tokens
 
     def of_documents(
         self,

@@ -126,7 +126,11 @@ def losses(opened: Opened, scoring: Scoring) -> Numbers:
         save_figure(position_chart(measured), Path(scoring.plot), title)
     sources: dict[str, object] = {}
     for name, source in measured.items():
-        sources[name] = {**source.numbers(), "by_position": source.by_position()}
+        sources[name] = {
+            **source.numbers(),
+            "accuracy": source.accuracy,
+            "by_position": source.by_position(),
+        }
     return {"documents": documents, "sources": sources}
 
 
