@@ -101,13 +101,16 @@ class Checkpoints:
 
     def note_loss(self, step: int, loss: float) -> None:
         """Note the validation loss of a step (nats a token), by which checkpoint.keep_best_k
-        chooses. Raises CheckpointError. Collective."""
+        chooses, and remove what is no longer one of the best, unless a save in the background will
+        do so. Raises CheckpointError. Collective."""
         if not (self.settings.enable_checkpoint and self.settings.keep_best_k):
             return
         with self.mesh.raise_on_all_ranks():
             if self.mesh.rank() == 0:
                 with self.os_errors_explained(self.folder / LOSSES):
                     note_loss(self.folder, step, loss)
+                    if self.writing is None:
+                        self.prune_old()
 
     def save(self, state: State, *, last: bool = False) -> None:
         """Save the state as step-N, in the background with async_mode. Raises CheckpointError, also

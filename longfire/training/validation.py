@@ -15,6 +15,7 @@ from longfire.training import lengths
 from longfire.training.finish import Results
 from longfire.training.plateau import after_validation
 from longfire.training.reporting import QuietReport, Report
+from longfire.training.schedule import by_steps
 from longfire.training.start import warn_of_nothing_unseen
 
 logger = logging.getLogger(__name__)
@@ -102,10 +103,14 @@ def count_for_plateau(state: State, run: Run, loss: float) -> None:
     before = state.plateau
     loss = state.mesh.broadcast_object(loss)
     state.plateau = after_validation(before, state.step, loss, run.lr_scheduler)
-    if state.plateau.drops > before.drops:
+    was = by_steps(state.step, 0, run.lr_scheduler, before.drops)
+    share = by_steps(state.step, 0, run.lr_scheduler, state.plateau.drops)
+    if share < was:
+        best = state.plateau.best
+        lowest = f"is still {best:.4f}" if best is not None else "is not finite"
         logger.info(
-            f"step {state.step}: the learning rate is lowered to {run.lr_scheduler.gamma:g} of "
-            f"what it was: the lowest validation loss is still {state.plateau.best:.4f}"
+            f"step {state.step}: the learning rate is lowered to {share:.3g} of its peak, since "
+            f"the lowest validation loss {lowest}"
         )
 
 
