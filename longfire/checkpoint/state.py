@@ -48,7 +48,7 @@ class State:
     elapsed_seconds: float = 0.0  # of training: steps, and the evaluations and saves between them
     plan: Plan = ()  # of its steps, where they are planned (training/schedule.py)
     went_back_to: int = -1  # the step that checkpoint.load_step went back to last
-    plateau: Plateau = NO_VALIDATION  # what the validations say to the schedule of that name
+    plateau: Plateau = NO_VALIDATION  # of the schedule of that name: its validations
     mesh: Mesh = ALONE  # the processes that share model and optimizer
     # set when a save in the background has copied every tensor: until then none may change
     snapshot_done: Event | None = None

@@ -14,7 +14,7 @@ from longfire.config.settings import LRScheduler
 
 
 class Plateau(NamedTuple):
-    """What the validations so far say.
+    """The validations so far.
 
     step: of the last one; -1 before the first. best: the lowest loss (nats a token); None before
     the first. without_improvement: validations since then, or since the rate was lowered. drops:

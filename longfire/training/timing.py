@@ -73,7 +73,7 @@ def most_steps(run: Run, state: State) -> int:
 
 def learning_rate(run: Run, done: Progress) -> float:
     """The rate of the next step: a pure function of the settings, the plan, how far the run is, in
-    steps or in tokens, and, for `plateau`, what its validations said."""
+    steps or in tokens, and, for `plateau`, what its validations found."""
     peak = run.optimizer.lr
     warmup = run.warmup_steps
     drops = done.plateau.drops

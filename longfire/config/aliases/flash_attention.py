@@ -56,7 +56,7 @@ OF_SHAPE = {
 
 def schedule(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """The shape of the learning rate, which comes down to 0 there unless lr_min, min_lr or lr_end
-    says otherwise."""
+    is given."""
     if value not in SHAPES:
         raise SettingsError(
             f"scheduler = {value!r} is not one of {', '.join(SHAPES)}: write lr_scheduler.name"

@@ -115,7 +115,7 @@ def steps_of_evaluation(value: str, others: Mapping[str, str]) -> dict[str, obje
 
 
 def optimizer_type(value: str) -> dict[str, object]:
-    """S3x-6: `adamw` and `adafactor`. Raises SettingsError for EasyLM's `palm`."""
+    """`adamw` and `adafactor`. Raises SettingsError for EasyLM's `palm`."""
     if value == "palm":
         raise SettingsError(
             "optimizer.type = 'palm' is Adafactor with squares that are kept whole, and weight "
@@ -127,7 +127,7 @@ def optimizer_type(value: str) -> dict[str, object]:
 
 
 def bfloat16_momentum(value: str) -> dict[str, object]:
-    """S3x-6: the mean of gradients in bfloat16, which optax's `mu_dtype` rounds to the nearest."""
+    """The mean of gradients in bfloat16, which optax's `mu_dtype` rounds to the nearest."""
     return {"optimizer.momentum_dtype": "float32" if value.lower() in OFF else "bfloat16"}
 
 

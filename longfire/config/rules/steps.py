@@ -60,8 +60,8 @@ def of_decay(run: RunSettings) -> Iterator[str]:
 
 
 def of_drops(run: RunSettings) -> Iterator[str]:
-    """A learning rate that falls at certain steps is told which; one that falls by the validation
-    loss has one."""
+    """A learning rate that falls at certain steps has them named; one that falls by the validation
+    loss has such a loss."""
     scheduler = run.lr_scheduler
     milestones = scheduler.milestones
     if scheduler.name == "multistep":

@@ -60,7 +60,7 @@ class Optimizer:
     ema_decay: float = setting(
         0.0,
         "keep a moving average of the weights that decays by this each step, sharded as they are; "
-        "0: none (eval.ema says what it is used for)",
+        "0: none (eval.ema decides what it is used for)",
         "[0, 1)",
     )
     options: tuple[str, ...] = setting(
