@@ -62,8 +62,8 @@ class Column:
         needed = -(-length // self.shard_items)
         if len(shards) < needed:
             raise DataError(
-                f"{self.path}: the manifest of the store names {len(shards)} of the {needed} shards "
-                "of this column, so it is damaged; prepare the store again"
+                f"{self.path}: the manifest of the store names {len(shards)} of the {needed} "
+                "shards of this column, so it is damaged; prepare the store again"
             )
         self.length = length
         self.sums = [sums_of(shard) for shard in shards]
