@@ -322,3 +322,42 @@ def test_the_folder_of_all_checkpoints_is_refused_with_what_to_name(folder, caps
     assert "first/checkpoints holds all checkpoints of a run: name the run folder, " in describe(
         capsys
     )
+
+
+@pytest.fixture
+def asks_for_bos(folder) -> Path:
+    """A folder with a tokenizer whose files ask for BOS before every text."""
+    from_folder(folder / "first/tokenizer").save(folder / "llama-like", adds_bos=True)
+    return folder
+
+
+def saved_tokenizer(run: str) -> dict:
+    return tomllib.loads(Path(run, "run.toml").read_text())["tokenizer"]
+
+
+def test_a_tokenizer_that_is_named_decides_about_bos_where_the_settings_do_not(
+    asks_for_bos, capsys
+):
+    config = {"model__config": "shape.json", "data__dataset": "english.jsonl"}
+    train("named", **config, tokenizer__path="llama-like")
+    assert saved_tokenizer("named")["add_bos"] is True
+    out = describe(capsys)
+    assert "ask for <bos> before each text" in out
+    assert "BOS <bos> before each document" in out
+    train("without", **config, tokenizer__path="llama-like", tokenizer__add_bos="false")
+    assert saved_tokenizer("without")["add_bos"] is False
+    train("no-rule", **config, tokenizer__path="first/tokenizer")
+    assert saved_tokenizer("no-rule")["add_bos"] is False
+
+
+def test_a_run_that_was_begun_without_bos_resumes_without_it(asks_for_bos, capsys):
+    config = {"model__config": "shape.json", "data__dataset": "english.jsonl"}
+    named = {**config, "tokenizer__path": "llama-like"}
+    train("begun", **named, tokenizer__add_bos="false")
+    capsys.readouterr()
+    train("begun", **named, training__steps=3)
+    assert saved_tokenizer("begun")["add_bos"] is False
+    out = describe(capsys)
+    assert "ask for <bos>" not in out and "resum" in out
+    train("begun", "begun/run.toml", training__steps=4)
+    assert saved_tokenizer("begun")["add_bos"] is False

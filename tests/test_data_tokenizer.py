@@ -151,7 +151,7 @@ def test_a_tokenizer_without_an_end_says_so(tmp_path):
         ("./none", "no such file or folder"),
         ("{tmp}/bad.json", "not a tokenizer.json"),
         ("{tmp}/other.json", "not a tokenizer.json"),
-        ("{tmp}/empty", "no tokenizer.json in this folder"),
+        ("{tmp}/empty", "no tokenizer.json and no SentencePiece tokenizer.model in this folder"),
         ("no-such-owner/no-such-model", "cannot be had"),
     ],
 )

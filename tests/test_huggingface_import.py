@@ -379,7 +379,7 @@ BAD = {
     "no tokenizer": (
         lambda s: [file.unlink() for file in s.glob("tok*")],
         DataError,
-        "no tokenizer.json in this folder",
+        "no tokenizer.json and no SentencePiece tokenizer.model in this folder",
     ),
     "no weights": (
         lambda s: [file.unlink() for file in s.glob("model*")],

@@ -8,6 +8,7 @@ from pathlib import Path
 from longfire import launch
 from longfire.checkpoint.provenance import (
     RUN_TOML,
+    WITH_OWN_ENDS,
     Beside,
     recorded_tokenizer,
     tokenizer_beside,
@@ -33,6 +34,7 @@ SAVED = "# Every setting of this run, resolved. `longfire train` with this file 
 # Settings of one start, which run.toml does not keep
 ONCE = ("checkpoint.load_step", "checkpoint.load_step_again")
 MANY_ENTRIES = 1024  # of a vocabulary that is not one of bytes
+MADE_HERE = ("bytes", "train")  # values of tokenizer.path that name no files
 # Settings that a tokenizer beside weights brings with it
 TOKENIZER_RULES = ("path", "add_bos", "add_eos")
 
@@ -96,6 +98,8 @@ class Run(RunSettings):
                 "--model.config gla-340m, a config.json, or a folder with one"
             )
         check(run, trains, planned)
+        if trains and not planned:
+            run = run.with_bos_rule(named_tokenizer_rules(givens))
         if trains and needs_model and "path" not in named_tokenizer_rules([toml, command_line]):
             run.warn_of_bytes()
         if trains:
@@ -159,6 +163,31 @@ class Run(RunSettings):
             return self
         taken = {key: getattr(beside, key) for key in TOKENIZER_RULES if key not in named}
         return replace(self, tokenizer=replace(self.tokenizer, **taken))
+
+    def with_bos_rule(self, named: Collection[str]) -> "Run":
+        """The same run with BOS before each document where the named tokenizer's own files ask for
+        it and tokenizer.add_bos is not named. A run that is resumed keeps its rule.
+
+        Raises DataError where the tokenizer cannot be read.
+        """
+        if "path" not in named or "add_bos" in named or self.tokenizer.path in MADE_HERE:
+            return self
+        formats = self.data.record_format
+        if formats and set(formats) <= set(WITH_OWN_ENDS):
+            return self
+        if self.resumes and (self.folder / RUN_TOML).is_file():
+            add_bos = recorded_tokenizer(self.folder).add_bos
+            return replace(self, tokenizer=replace(self.tokenizer, add_bos=add_bos))
+        from longfire.data.tokenizer import find_tokenizer  # brings the tokenizers
+
+        tokenizer = find_tokenizer(self.tokenizer.path)
+        if not tokenizer.adds_bos:
+            return self
+        logger.info(
+            f"tokenizer.add_bos = true: the files of {self.tokenizer.path} ask for {tokenizer.bos} "
+            "before each text; tokenizer.add_bos = false leaves it out"
+        )
+        return replace(self, tokenizer=replace(self.tokenizer, add_bos=True))
 
     def warn_of_bytes(self) -> None:
         """Text is trained on as bytes where no tokenizer is named: say it where the model's config

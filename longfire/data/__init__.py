@@ -25,6 +25,7 @@
     fingerprints.py         hashes of files, remembered
     validation.py           which documents are kept for validation
     tokenizer_files.py      the files beside a tokenizer.json that an export writes again
+    sentencepiece_files.py  SentencePiece models, compared with their own library
     tokenizer_sources.py    finds the tokenizer of a file, a folder or the hub
     token_templates.py      the tokens that a tokenizer.json adds to a text
     losses.py               characters that a tokenizer cannot encode

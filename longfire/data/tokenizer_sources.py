@@ -1,12 +1,21 @@
-"""Where tokenizers are found: in a tokenizer.json, in a folder, on the hub."""
+"""Where tokenizers are found: in a tokenizer.json, in a SentencePiece model, in a folder, on the
+hub."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import Tokenizer as Backend
 
+from longfire.data.sentencepiece_files import (
+    MODEL_FILE,
+    SentencePieceModel,
+    backend_of,
+    is_sentencepiece,
+    read_sentencepiece,
+)
 from longfire.data.tokenizer_files import (
     CHAT,
     CONFIG,
@@ -21,6 +30,7 @@ BOS = "<bos>"  # in the tokenizers that longfire makes
 EOS = "<eos>"
 KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "[BOS]")
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "[EOS]")
+SENTENCEPIECE_FILES = (MODEL_FILE, CONFIG, "special_tokens_map.json", "added_tokens.json")
 PROBE_SECONDS = 10  # how long the hub may take to answer
 
 
@@ -42,23 +52,36 @@ def find(name: str) -> Found:
         return in_folder(path)
     if path.is_file():
         return in_file(path)
-    if name.startswith((".", "/", "~")) or name.endswith(".json"):
+    if name.startswith((".", "/", "~")) or name.endswith((".json", ".model")):
         raise DataError(f"tokenizer.path = {name!r}: no such file or folder")
     return on_hub(name)
 
 
 def in_folder(folder: Path) -> Found:
-    """A tokenizer.json and the names beside it; files of other kinds through transformers. Raises
-    DataError."""
+    """A tokenizer.json and the names beside it, else a SentencePiece model; files of other kinds
+    through transformers. Raises DataError."""
     if (folder / "tokenizer.json").is_file():
         return in_file(folder / "tokenizer.json")
-    failure = f"{folder}: no tokenizer.json in this folder, and transformers finds no other"
+    model_file = folder / MODEL_FILE
+    if model_file.is_file() and is_sentencepiece(model_file.read_bytes()):
+        return in_sentencepiece_file(model_file)
+    failure = (
+        f"{folder}: no tokenizer.json and no SentencePiece {MODEL_FILE} in this folder, and "
+        "transformers finds no other tokenizer"
+    )
     return by_transformers(str(folder), failure, offline=True)
 
 
 def in_file(file: Path) -> Found:
-    """The tokenizer of a tokenizer.json. Raises DataError."""
+    """The tokenizer of a tokenizer.json or of a SentencePiece model. Raises DataError."""
     content = file.read_bytes()
+    if is_sentencepiece(content) and file.suffix != ".json":
+        return in_sentencepiece_file(file)
+    if file.suffix == ".model":
+        raise DataError(
+            f"{file}: not a SentencePiece model (Llama 3 has ranks of tiktoken under this name); "
+            "name the tokenizer.json of its model"
+        )
     try:
         backend = Backend.from_buffer(content)
     except ValueError as error:
@@ -67,6 +90,44 @@ def in_file(file: Path) -> Found:
         ) from error
     bos, eos = names_of_ends(file.parent, backend)
     return Found(backend, bos, eos, str(file), read_carried(file.parent))
+
+
+def in_sentencepiece_file(file: Path) -> Found:
+    """The tokenizer of a SentencePiece model, with the names and rules of the files beside it.
+
+    Where these do not say whether BOS begins a text, it does, as in transformers' class for Llama.
+    Raises DataError where the ids would not be those of the sentencepiece library, and where tokens
+    were added to the model.
+    """
+    model = read_sentencepiece(file)
+    refuse_added_tokens(model, file)
+    backend = backend_of(model, file)
+    config = json_of(file.parent / CONFIG)
+    bos = model.bos
+    eos = model.eos
+    if "bos_token" in config or "eos_token" in config:
+        bos = named_token(config, "bos_token", file.parent / CONFIG)
+        eos = named_token(config, "eos_token", file.parent / CONFIG)
+    carried = read_carried(file.parent)
+    if "add_bos_token" not in config:
+        carried = replace(carried, adds_bos=bool(bos))
+    return Found(backend, bos, eos, str(file), carried)
+
+
+def refuse_added_tokens(model: SentencePieceModel, file: Path) -> None:
+    """Raises DataError where the files beside a model name tokens that it does not have."""
+    added = list(json_of(file.parent / "added_tokens.json"))
+    entries = json_of(file.parent / CONFIG).get("added_tokens_decoder", {})
+    if isinstance(entries, dict):
+        for entry in entries.values():
+            added.append(entry.get("content", "") if isinstance(entry, dict) else "")
+    pieces = {piece.text for piece in model.pieces}
+    unknown = [token for token in added if token not in pieces]
+    if unknown:
+        raise DataError(
+            f"{file}: the files beside it add tokens that the model does not have "
+            f"({', '.join(unknown[:3])}); name a tokenizer.json, which has all of them"
+        )
 
 
 def names_of_ends(folder: Path, backend: Backend) -> tuple[str, str]:
@@ -113,16 +174,40 @@ def on_hub(name: str) -> Found:
     import huggingface_hub  # only those who name a tokenizer of the hub pay for the import
     from huggingface_hub.errors import HTTPError
 
+    names: set[str] = set()
     try:  # ask once, briefly: transformers would try again for most of a minute
-        huggingface_hub.HfApi().model_info(name, timeout=PROBE_SECONDS)
+        repository = huggingface_hub.HfApi().model_info(name, timeout=PROBE_SECONDS)
+        names = {entry.rfilename for entry in repository.siblings or ()}
         offline = False
     except (HTTPError, OSError, ValueError):
         offline = True
+    folder = sentencepiece_folder(name, names, offline)
+    if folder is not None:
+        return in_folder(folder)
     failure = (
         f"tokenizer.path = {name!r} is no file or folder here, and as a tokenizer of the hub it "
         "cannot be had"
     )
     return by_transformers(name, failure, offline)
+
+
+def sentencepiece_folder(name: str, names: Collection[str], offline: bool) -> Path | None:
+    """The cached files of a tokenizer of the hub that has a SentencePiece model and no
+    tokenizer.json; None for every other one. names: of its files on the hub."""
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError
+
+    if not offline and ("tokenizer.json" in names or MODEL_FILE not in names):
+        return None
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            name, allow_patterns=[*SENTENCEPIECE_FILES], local_files_only=offline
+        )
+    except (HTTPError, OSError, ValueError):
+        return None
+    folder = Path(snapshot)
+    is_other = (folder / "tokenizer.json").is_file() or not (folder / MODEL_FILE).is_file()
+    return None if is_other else folder
 
 
 def by_transformers(name: str, failure: str, offline: bool) -> Found:
@@ -136,8 +221,8 @@ def by_transformers(name: str, failure: str, offline: bool) -> Found:
         backend = loaded.backend_tokenizer
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise DataError(
-            f"{failure} ({first_line(error, None)}); name a tokenizer.json or a folder "
-            "that holds one"
+            f"{failure} ({reason_of(error)}); name a tokenizer.json, a SentencePiece "
+            f"{MODEL_FILE}, or a folder that holds one"
         ) from error
     if Path(name).is_dir():
         carried = read_carried(Path(name))
@@ -145,6 +230,15 @@ def by_transformers(name: str, failure: str, offline: bool) -> Found:
         carried = CarriedFiles(files=template_files(loaded.chat_template))
     copy = Backend.from_str(backend.to_str())
     return Found(copy, loaded.bos_token or "", loaded.eos_token or "", name, carried)
+
+
+def reason_of(error: Exception) -> str:
+    """Why transformers makes no tokenizer, in a line. Where there is no file of a tokenizer its own
+    line is about packages, which would change nothing."""
+    line = first_line(error, None)
+    if "tiktoken" in line or "instantiate the backend" in line:
+        return "it finds no file that it can convert"
+    return line
 
 
 def template_files(template: str | Mapping[str, str] | None) -> dict[str, str]:

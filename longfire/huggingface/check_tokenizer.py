@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longfire.data.sentencepiece_files import MODEL_FILE
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import CheckpointError, first_line
 from longfire.huggingface.comparing import check, quiet_transformers
@@ -51,19 +52,27 @@ def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     from transformers import PreTrainedTokenizerFast
 
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    if not file.is_file() and not (folder / MODEL_FILE).is_file():
         compare_tokenizer(tokenizer, folder)
         return ""
+    if not file.is_file():  # a SentencePiece model, which was compared with its own library
+        return difference_of_classes(tokenizer, folder, MODEL_FILE)
     as_it_is = PreTrainedTokenizerFast(tokenizer_file=str(file))
     check(
         encoded(as_it_is) == tokenizer.encode(TEXT),
         f"{file} gives other ids by transformers than by longfire",
     )
+    return difference_of_classes(tokenizer, folder, file.name)
+
+
+def difference_of_classes(tokenizer: Tokenizer, folder: Path, file_name: str) -> str:
+    """A line where the class that AutoTokenizer makes of a folder gives other ids than the file of
+    this name, which our tokenizer comes from; else ""."""
     try:
         name, is_same = by_auto_tokenizer(tokenizer, folder)
         difference = (
             f"AutoTokenizer makes a {name} of these files, which gives other ids than their "
-            "tokenizer.json"
+            f"{file_name}"
         )
     except CheckpointError as error:
         is_same = False
@@ -71,7 +80,7 @@ def compare_imported_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     if is_same:
         return ""
     return (
-        f"tokenizer: {difference}. longfire takes tokenizer.json as it is, and its exports name a "
+        f"tokenizer: {difference}. longfire takes {file_name} as it is, and its exports name a "
         "class that does too"
     )
 

@@ -119,15 +119,20 @@ class Tokenizer:
 
     path: str = setting(
         "bytes",
-        "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a folder, "
-        "or a hub id; where none is named, the tokenizer beside model.weights, else the one of "
-        "distillation.teacher, with its add_bos and add_eos",
+        "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a SentencePiece "
+        "tokenizer.model, a folder with one of them, or a hub id; where none is named, the "
+        "tokenizer beside model.weights, else the one of distillation.teacher, with its add_bos "
+        "and add_eos",
     )
     train_vocab_size: int = setting(
         4096, "vocabulary size of a trained tokenizer, special tokens included", "[258, inf)"
     )
     train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on", POSITIVE)
-    add_bos: bool = setting(False, "put the beginning-of-text token before each document")
+    add_bos: bool = setting(
+        False,
+        "put the beginning-of-text token before each document; where it is not named, the files of "
+        "a tokenizer that is named decide (add_bos_token, or the template of its tokenizer.json)",
+    )
     add_eos: bool = setting(True, "put the end-of-text token after each document")
     allow_mismatch: bool = setting(
         False,
