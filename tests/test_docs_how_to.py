@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import transformers
 from test_docs_data import SMALLER
 
 from longfire.cli import main
@@ -55,6 +56,59 @@ def test_the_commands_on_loss_masks_run(tmp_path, monkeypatch, capsys):
         words = [*shlex.split(command)[1:], "--data.num_workers", "1"]
         assert main(words) == 0
         assert f"{share} of the tokens count in the loss" in capsys.readouterr().out
+
+
+CHAT_TEMPLATE = """{% for message in messages %}{{ bos_token + message.role + '\\n' }}
+{{- message.content + eos_token }}{% endfor %}
+{%- if add_generation_prompt %}{{ bos_token + 'assistant\\n' }}{% endif %}"""
+
+
+@pytest.fixture
+def small_instruct(tmp_path, monkeypatch) -> Path:
+    """A working folder in which a small model with a chat template stands for the hub's."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("HuggingFaceTB/SmolLM2-135M-Instruct")
+    folder.mkdir(parents=True)
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=258,
+        max_position_embeddings=4096,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    bytes_tokenizer().save(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return folder
+
+
+def test_the_page_on_chats_trains_and_exports_a_model_that_answers(small_instruct, capsys):
+    made_chats, asks_the_export = block("chats.md", "python")
+    exec(made_chats, {})
+    smaller = [
+        f"--model.config={small_instruct}",
+        "--training.seq_len=64",
+        "--training.batch_size=2",
+        "--training.global_batch_size=4",
+        "--training.compile=off",
+        "--training.threads=1",
+        "--eval.interval=0",
+        "--metrics.report=false",
+    ]
+    prepare, train, export = map(shlex.split, block("chats.md", "bash"))
+    assert main(prepare[1:]) == 0
+    learned = b"It is 5."
+    turns = ["user\nWhat is 2+3?", "assistant\nIt is 5."]
+    tokens = sum(len(turn.encode()) + 2 for turn in turns)
+    share = f"{(len(learned) + 1) / tokens:.1%}"  # EOS ends the answer
+    assert f"{share} of the tokens count in the loss" in capsys.readouterr().out
+    assert main([*train[1:], *smaller, "--training.steps=3"]) == 0
+    assert main(export[1:]) == 0
+    assert Path("exported/chat_template.jinja").read_text() == CHAT_TEMPLATE
+    exec(asks_the_export, {})
+    assert "user\nWhat is 2+3?<eos><bos>assistant\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ def compose(tmp_path, monkeypatch):
     """Recipes are read in a folder where what they begin with has been made, as they ask."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "converted/gla-7b").mkdir(parents=True)
+    (tmp_path / "HuggingFaceTB/SmolLM2-135M-Instruct").mkdir(parents=True)  # else from the hub
     told = []
     with logged_to(told):
         return lambda path: (

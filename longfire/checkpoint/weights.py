@@ -17,6 +17,7 @@ from longfire.checkpoint.provenance import RUN_TOML, run_folder_of, step_of
 from longfire.checkpoint.restoring import OnDisk, load_model_weights, refuse_another_vocabulary
 from longfire.config import settings, shipped
 from longfire.config.model_config import ModelConfig
+from longfire.config.paths import may_be_on_hub
 from longfire.config.read_model import model_config_of, read_model_config
 from longfire.config.run import Run
 from longfire.config.transformers_config import TransformersConfig
@@ -27,6 +28,7 @@ from longfire.device import choose_device, choose_dtype
 from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface import transformers_model
 from longfire.huggingface.checksums import check_checksums
+from longfire.huggingface.hub_models import model_folder
 from longfire.huggingface.load import load_model, model_of
 from longfire.model import Model
 from longfire.ops.choice import choose, choose_where_nobody_has
@@ -119,16 +121,19 @@ def load(
 
 
 def open_model(folder: Path, step: int = -1, plugins: tuple[str, ...] = ()) -> Opened:
-    """The model in a run folder (step -1: of the newest whole checkpoint) or in a folder of Hugging
-    Face weights.
+    """The model in a run folder (step -1: of the newest whole checkpoint), in a folder of Hugging
+    Face weights, or of a name on the hub.
 
     On the device and in the compute type of the run; elsewhere the best that is there. plugins: the
     user's own files that its mixers come from (they are run). Raises CheckpointError, SettingsError
     or DataError naming what is missing.
     """
+    if may_be_on_hub(str(folder)):
+        folder = model_folder(str(folder))
     if not folder.is_dir():
         raise SettingsError(
-            f"{folder}: no such folder; name a run folder, or a folder of Hugging Face weights"
+            f"{folder}: no such folder; name a run folder, a folder of Hugging Face weights, or a "
+            "model of the hub"
         )
     if not (folder / RUN_TOML).exists():
         return open_weights(folder, step, plugins)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longfire.cli.arguments import Parser, add_plugins, comma_separated
-from longfire.config.shipped import model_config
+from longfire.config.paths import may_be_on_hub
+from longfire.config.shipped import model_config, nearest_model
 
 
 def convert(words: Sequence[str]) -> int:
@@ -17,19 +18,16 @@ def convert(words: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--model",
-        type=Path,
         required=True,
         metavar="DIR",
-        help="a run folder, or a folder of Hugging Face weights",
+        help="a run folder, a folder of Hugging Face weights, or a model's name on the hub",
     )
     parser.add_argument(
         "--config",
-        type=Path,
         required=True,
         metavar="JSON",
-        help="config.json of the model to be made, or the name of one that comes with longfire; "
-        "what it does not say is as in "
-        "--model",
+        help="config.json of the model to be made, the name of one that comes with longfire, or a "
+        "model's name on the hub; what it does not say is as in --model",
     )
     parser.add_argument(
         "--output",
@@ -51,13 +49,28 @@ def convert(words: Sequence[str]) -> int:
     add_plugins(parser)
     options = parser.parse_words(words)
     from longfire.huggingface.convert import convert as convert_model
+    from longfire.huggingface.hub_models import model_folder
 
-    config = options.config
-    shipped_config = model_config(str(options.config))
-    if shipped_config and not config.exists():
-        config = shipped_config
-        print(f"--config {options.config}: {config}, which comes with longfire")
+    model = model_folder(options.model, "--model")
+    config = config_named(options.config)
     kept = options.keep_attention
     plugins = options.plugins
-    print(convert_model(options.model, config, options.output, kept, options.seed, plugins))
+    print(convert_model(model, config, options.output, kept, options.seed, plugins))
     return 0
+
+
+def config_named(name: str) -> Path:
+    """The config that --config names: a file here, one that comes with longfire, or one of the
+    hub. Raises SettingsError where the hub cannot give it."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    shipped_config = model_config(name)
+    if shipped_config:
+        print(f"--config {name}: {shipped_config}, which comes with longfire")
+        return shipped_config
+    from longfire.huggingface.hub_models import config_folder
+
+    if may_be_on_hub(name):
+        return config_folder(name, "--config", nearest_model(name)) / "config.json"
+    return path

@@ -71,6 +71,13 @@ def find_path(name: str, beside: Path) -> str:
     return name
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name that is no file or folder here can be one of the hub: OWNER/NAME."""
+    parts = name.split("/")
+    is_path = name.startswith((".", "/", "~")) or name.endswith((".json", ".toml"))
+    return len(parts) == 2 and all(parts) and not is_path and not Path(name).exists()
+
+
 def find_paths(names: tuple[str, ...], beside: Path) -> tuple[str, ...]:
     """The same for each of several names."""
     return tuple(find_path(name, beside) for name in names)

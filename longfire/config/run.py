@@ -15,16 +15,18 @@ from longfire.checkpoint.provenance import (
     tokenizer_of_run,
 )
 from longfire.config import recipe as recipes
+from longfire.config import shipped
 from longfire.config.checks import check
 from longfire.config.config_file import read_config
 from longfire.config.model_config import ModelConfig
-from longfire.config.paths import find_config, find_path, find_paths
+from longfire.config.paths import find_config, find_path, find_paths, may_be_on_hub
 from longfire.config.read_model import model_config_at, read_tables
 from longfire.config.rules import without_effect
 from longfire.config.run_settings import RunSettings
 from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.huggingface.families import ignored_line
+from longfire.huggingface.hub_models import CONFIG_FILE, config_folder, model_folder
 from longfire.parallel.plan import resolve_degrees
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,9 @@ class Run(RunSettings):
         named_batch_size = any("training.batch_size" in given for given in (toml, command_line))
         if trains and not named_batch_size:
             run = run.with_micro_batch_of_global_batch()
-        run = run.with_paths_found(recipe.parent if recipe else Path())
+        run = run.with_paths_found(recipe.parent if recipe else Path()).with_config_of_hub()
+        if trains and not planned:
+            run = run.with_weights_of_hub()
         # a saved run.toml records its tokenizer, which is not to name it
         is_resumed = recipe is not None and run.resumes and run.folder == recipe.parent
         givens = [command_line] if is_saved and is_resumed else [toml, command_line]
@@ -122,6 +126,29 @@ class Run(RunSettings):
         while sequences % batch_size:
             batch_size -= 1
         return replace(self, training=replace(training, batch_size=batch_size))
+
+    def with_config_of_hub(self) -> "Run":
+        """The same run with the downloaded config of a model of the hub that model.config names.
+        Raises SettingsError where it cannot be had."""
+        name = self.model.config
+        if not may_be_on_hub(name):
+            return self
+        hint = shipped.nearest_model(name)
+        folder = config_folder(name, "model.config", hint)
+        return replace(self, model=replace(self.model, config=str(folder / CONFIG_FILE)))
+
+    def with_weights_of_hub(self) -> "Run":
+        """The same run with the downloaded weights of models of the hub that model.weights and
+        distillation.teacher name; a run that is resumed takes weights of its own. Raises
+        SettingsError where they cannot be had."""
+        run = self
+        if may_be_on_hub(self.model.weights) and not self.has_checkpoints:
+            weights = str(model_folder(self.model.weights, "model.weights"))
+            run = replace(run, model=replace(self.model, weights=weights))
+        if may_be_on_hub(self.distillation.teacher):
+            teacher = str(model_folder(self.distillation.teacher, "distillation.teacher"))
+            run = replace(run, distillation=replace(self.distillation, teacher=teacher))
+        return run
 
     def with_model_config(self, toml: Givens, command_line: Givens) -> "Run":
         """The same run with the config of its model: that of model.config, with the [model] keys of

@@ -12,6 +12,7 @@ families.py                 all families; the one that a config or a model is of
 undeclared.py               keys of a config.json that the class of transformers does not declare
 own_config.py               config.json of our own class (own_class/)
 tensors.py                  their tensors <-> our parameters
+hub_models.py               models of the hub as folders here
 weight_files.py             the tensors in a folder of weights
 load.py                     a folder of weights -> a model
 checksums.py                SHA256SUMS of an export

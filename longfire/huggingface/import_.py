@@ -10,9 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HTTPError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
@@ -30,10 +28,11 @@ from longfire.config.run import Run
 from longfire.config.run_folder import write
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.disk import put_in_place
-from longfire.errors import CheckpointError, SettingsError, first_line
+from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.check import Check, compare_imported
-from longfire.huggingface.checksums import SUMS, check_checksums
+from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.families import family_of, ignored_line
+from longfire.huggingface.hub_models import model_folder
 from longfire.huggingface.load import model_config_in, read_weights
 from longfire.huggingface.model_card import without_folders
 from longfire.huggingface.tensors import layout
@@ -42,24 +41,6 @@ from longfire.plugins import load_plugins
 logger = logging.getLogger(__name__)
 Weights = Iterator[tuple[str, Tensor]]  # (name, fp32)
 NOTE_SECONDS = 10  # between lines of progress where there is no terminal
-PROBE_SECONDS = 10  # how long the hub may take to answer at all
-
-# What is downloaded of a repository. No code, and PyTorch's own files only where there is nothing
-# else.
-DESCRIPTION_FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    SUMS,
-    "additional_chat_templates/*.jinja",
-]
-SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
-PYTORCH_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-
 # The settings of a run that continues with a trained model: a fresh optimizer must not move it far
 # before it knows its gradients.
 SEQ_LEN = 2048
@@ -82,7 +63,7 @@ def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     load_plugins(plugins)
-    theirs = local_folder(source)
+    theirs = model_folder(source)
     check_checksums(theirs, whole=Path(source).expanduser().is_dir())
     model_config = model_config_in(theirs)
     tokenizer = from_folder(theirs)
@@ -108,41 +89,6 @@ def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check
     finally:
         shutil.rmtree(tmp_path, ignore_errors=True)
     return check
-
-
-def local_folder(source: str) -> Path:
-    """The folder with the files of the source: itself, or a download from the hub. Raises
-    SettingsError when it is neither."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise SettingsError(
-            f"{source}: no such folder; name one that holds config.json and weights, or a model of "
-            "the hub"
-        )
-    logger.info(f"{source} is no folder here: fetching it from the hub")
-    try:
-        fetched = Path(snapshot(source, [*DESCRIPTION_FILES, *SAFETENSORS]))
-        if not any(fetched.glob("*.safetensors")):
-            fetched = Path(snapshot(source, [*DESCRIPTION_FILES, *PYTORCH_FILES]))
-    except (HTTPError, OSError, ValueError) as error:
-        raise SettingsError(
-            f"{source} is no folder here, and as a model of the hub it cannot be had "
-            f"({first_line(error, None)}); "
-            "check the name and the network, or fetch its files on a machine that has one (`hf "
-            "download`) and name their folder"
-        ) from error
-    return fetched
-
-
-def snapshot(source: str, patterns: list[str]) -> str:
-    """Download the files of a model that match patterns."""
-    return huggingface_hub.snapshot_download(
-        source,
-        allow_patterns=patterns,
-        etag_timeout=PROBE_SECONDS,
-    )
 
 
 def compare_vocabulary(tokenizer: Tokenizer, model_config: ModelConfig, where: Path) -> None:

@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from longfire.config import shipped
 from longfire.config.aliases.flash_attention import SHAPES
 from longfire.config.aliases.flash_attention import schedule as schedule_of_flash_attention
 from longfire.config.aliases.meaning import Dropped, Old, Started, WithOthers
+from longfire.config.paths import may_be_on_hub
 from longfire.errors import SettingsError
 
 # What weights are kept in: files of Hugging Face, old and new, and the checkpoints of a run
@@ -60,8 +62,10 @@ def holds(folder: str, patterns: Iterable[str]) -> bool:
 
 
 def scratch_or_weights(value: str) -> dict[str, str]:
-    """S0-61: a config starts from scratch, a folder with weights continues from them."""
-    if value and holds(value, WEIGHTS):
+    """S0-61: a config starts from scratch, a folder with weights, or a model of the hub, continues
+    from them."""
+    is_of_hub = may_be_on_hub(value) and shipped.model_config(value) is None
+    if value and (is_of_hub or holds(value, WEIGHTS)):
         return {"model.config": value, "model.weights": value}
     return {"model.config": value}
 

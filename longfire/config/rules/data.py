@@ -113,8 +113,8 @@ def of_start(run: RunSettings) -> Iterator[str]:
     if weights and not Path(weights).is_dir() and not run.has_checkpoints:
         yield (
             f"model.weights = {weights!r} is no folder: name one that holds Hugging Face weights "
-            "(safetensors and config.json), a run folder, or a checkpoint in one; a model of "
-            "the hub comes by `longfire import NAME RUN`"
+            "(safetensors and config.json), a run folder, a checkpoint in one, or a model of the "
+            "hub as OWNER/NAME"
         )
     if teacher and not Path(teacher).is_dir():
         yield (

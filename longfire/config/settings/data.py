@@ -120,8 +120,8 @@ class Tokenizer:
     path: str = setting(
         "bytes",
         "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a "
-        "SentencePiece tokenizer.model, a folder with one of them, or a hub id; where none is named, the "
-        "tokenizer beside model.weights, else the one of distillation.teacher, with its add_bos "
+        "SentencePiece tokenizer.model, a folder with one of them, or a hub id; where none is named, "
+        "the tokenizer beside model.weights, else the one of distillation.teacher, with its add_bos "
         "and add_eos",
     )
     train_vocab_size: int = setting(

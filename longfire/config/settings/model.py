@@ -14,8 +14,8 @@ class Model:
         "",
         "the model's config: a config.json of ours or of Hugging Face, or a folder that holds "
         "one, relative to the recipe, else to the working folder; or the name of one that comes "
-        "with longfire, as gla-340m. Instead of it, or over it: the keys of the model in "
-        "[model], as hidden_size",
+        "with longfire, as gla-340m, or of a model of the hub, as OWNER/NAME. Instead of it, "
+        "or over it: the keys of the model in [model], as hidden_size",
     )
     backend: Literal["longfire", "transformers"] = setting(
         "longfire",
@@ -26,7 +26,8 @@ class Model:
     weights: str = setting(
         "",
         "start from these weights instead of a fresh initialisation: a folder of Hugging "
-        "Face's, a run folder (its newest one), or a checkpoint, as runs/a/checkpoints/step-100",
+        "Face's, a run folder (its newest one), a checkpoint, as runs/a/checkpoints/step-100, or "
+        "a model of the hub, as OWNER/NAME",
     )
     rope_theta: float = setting(
         0.0,
@@ -74,8 +75,8 @@ class Distillation:
 
     teacher: str = setting(
         "",
-        "learn from this model: a folder of Hugging Face weights or a run folder; empty: from "
-        "the text",
+        "learn from this model: a folder of Hugging Face weights, a run folder, or a model of "
+        "the hub; empty: from the text",
     )
     kind: Literal["hidden", "logits"] = setting(
         "logits",
