@@ -58,6 +58,15 @@ class World:
 ALONE = World()
 
 
+def data_folder() -> Path | None:
+    """The folder that DATA_DIR of the environment names, as in flash-attention: data with relative
+    names are also looked for there, and token stores are kept there. None without it."""
+    name = os.environ.get("DATA_DIR", "")
+    if not name:
+        return None
+    return Path(name).expanduser().absolute()
+
+
 def world() -> World:
     """What the launcher says. Raises SettingsError where it cannot be."""
     names = next((names for names in zip(*NAMES.values()) if names[0] in os.environ), ("",))

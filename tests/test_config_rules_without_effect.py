@@ -71,6 +71,7 @@ WITH_OTHERS = [
     ),
     ("eval.tokens", "7", {"eval.at_end": "false"}),
     ("data.validation_fraction", "0.1", {"data.validation": "other.txt"}),
+    ("data.validation_seed", "2357", {"data.validation": "other.txt"}),
 ]
 # Reviewed: they decide something in every run, or are refused where they cannot. (Names of folders, seeds, sizes, switches.)
 ALWAYS = {

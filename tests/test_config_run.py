@@ -490,3 +490,15 @@ def test_a_recipe_of_ones_own_that_is_called_run_toml_keeps_its_dump_folder(fold
     own = folder / "recipes" / "run.toml"
     own.write_text('[job]\ndump_folder = "elsewhere"\n' + RECIPE)
     assert Run.compose(own, {}).folder == Path("elsewhere")
+
+
+def test_data_dir_of_the_environment_is_where_data_and_stores_are(folder, tmp_path, monkeypatch):
+    place = tmp_path / "scratch"
+    (place / "openwebtext").mkdir(parents=True)
+    monkeypatch.setenv("DATA_DIR", str(place))
+    run = compose(folder, **{"data.dataset": "openwebtext,owner/name", "data.validation": "*.txt"})
+    assert run.data.dataset == (str(place / "openwebtext"), "owner/name")
+    assert run.data.folder == str(place / "token-stores")
+    assert compose(folder, **{"data.folder": "mine"}).data.folder == "mine"
+    Path("token-stores").mkdir()
+    assert compose(folder).data.folder == "token-stores", "stores that are here are used"

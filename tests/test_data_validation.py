@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as some
@@ -21,6 +22,7 @@ from longfire.data.validation import (
     CUT_CHARACTERS,
     FEW_DOCUMENTS,
     ValidationSplit,
+    drawn_numbers,
     hash_of,
     is_validation,
     tail_start,
@@ -91,6 +93,38 @@ def test_of_documents_that_all_hash_above_the_fraction_the_lowest_is_held_out(tm
         prepared.stores[0].validation.documents == 1
         and prepared.stores[0].train.documents == count - 1
     )
+
+
+@pytest.mark.parametrize(("count", "fraction", "seed"), [(500, 0.0005, 2357), (37, 0.2, 0)])
+def test_a_seed_draws_the_documents_of_train_test_split(tmp_path, count, fraction, seed):
+    records = [{"text": "" if number % 9 == 4 else f"text {number}"} for number in range(count)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "a.jsonl").write_text(lines)
+    theirs = Dataset.from_list(records).train_test_split(
+        test_size=fraction, seed=seed, shuffle=True
+    )
+    data = data_of(tmp_path, "a.jsonl", validation_fraction=fraction, validation_seed=seed)
+    prepared = prepared_of(data)
+    store = prepared.stores[0]
+    for part, stream in (("train", store.train), ("test", store.validation)):
+        wanted = sorted(content for content in theirs[part]["text"] if content)
+        assert sorted(texts_of(prepared, stream)) == wanted
+
+
+def test_the_size_of_the_part_that_is_drawn_is_theirs():
+    for count in (1, 8, 9_999, 100_001):
+        rows = Dataset.from_dict({"row": range(count + 1)})
+        theirs = rows.train_test_split(test_size=0.0005, seed=2357, shuffle=True)["test"]["row"]
+        assert drawn_numbers(count + 1, 0.0005, 2357).tolist() == list(theirs)
+
+
+def test_a_seed_is_part_of_the_address(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 300)
+    folders = set()
+    for seed in (-1, 1, 2):
+        data = data_of(tmp_path, "a.jsonl", validation_fraction=0.1, validation_seed=seed)
+        folders.add(prepared_of(data).stores[0].folder)
+    assert len(folders) == 3
 
 
 def test_where_the_hash_decides_the_address_is_that_of_before(tmp_path):
@@ -243,3 +277,11 @@ def test_a_separator_that_never_occurs_is_named_at_once(tmp_path, split_document
     with logged_to(notes):
         prepare(data_of(tmp_path, "input.txt", split_documents=split_documents), BYTES)
     assert any("data.split_documents = " in line for line in notes) == warned
+
+
+def test_a_validation_file_that_is_missing_is_named_before_a_tokenizer_is_trained(tmp_path):
+    jsonl(tmp_path / "a.jsonl", 30)
+    data = data_of(tmp_path, "a.jsonl", validation=("none.jsonl",))
+    with pytest.raises(DataError, match=r"data\.validation: no such file or folder: 'none.jsonl'"):
+        prepare(data, settings.Tokenizer(path="train"))
+    assert not list(tmp_path.rglob("tokenizer-*"))

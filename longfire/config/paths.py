@@ -58,13 +58,16 @@ def refuse_url(value: str, setting: str) -> str:
     )
 
 
-def find_path(name: str, beside: Path) -> str:
+def find_path(name: str, beside: Path, also_in: Path | None = None) -> str:
     """A file, folder or glob as an absolute path if it exists in `beside` (the folder of the
-    recipe) or in the working folder; else the name itself: a dataset of the hub, or a path whose
-    reader will report it as missing."""
+    recipe), in the working folder or in `also_in`; else the name itself: a dataset of the hub, or a
+    path whose reader will report it as missing."""
     if not name or name in RESERVED_NAMES:
         return name
-    for folder in (beside, Path()):
+    places = [beside, Path()]
+    if also_in is not None:
+        places.append(also_in)
+    for folder in places:
         path = (folder / Path(name).expanduser()).absolute()
         if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)):
             return str(path)
@@ -78,9 +81,11 @@ def may_be_on_hub(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not is_path and not Path(name).exists()
 
 
-def find_paths(names: tuple[str, ...], beside: Path) -> tuple[str, ...]:
+def find_paths(
+    names: tuple[str, ...], beside: Path, also_in: Path | None = None
+) -> tuple[str, ...]:
     """The same for each of several names."""
-    return tuple(find_path(name, beside) for name in names)
+    return tuple(find_path(name, beside, also_in) for name in names)
 
 
 def find_config(name: str, beside: Path) -> str:

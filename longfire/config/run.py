@@ -82,6 +82,8 @@ class Run(RunSettings):
         if trains and not named_batch_size:
             run = run.with_micro_batch_of_global_batch()
         run = run.with_paths_found(recipe.parent if recipe else Path()).with_config_of_hub()
+        if not any("data.folder" in given for given in (toml, command_line)):
+            run = run.with_folder_of_stores()
         if trains and not planned:
             run = run.with_weights_of_hub()
         # a saved run.toml records its tokenizer, which is not to name it
@@ -126,6 +128,16 @@ class Run(RunSettings):
         while sequences % batch_size:
             batch_size -= 1
         return replace(self, training=replace(training, batch_size=batch_size))
+
+    def with_folder_of_stores(self) -> "Run":
+        """The same run with its token stores in DATA_DIR of the environment, for one that does not
+        name data.folder. Stores that are in the working folder already are used there."""
+        folder = launch.data_folder()
+        name = self.data.folder
+        if folder is None or Path(name).exists():
+            return self
+        logger.info(f"DATA_DIR = {str(folder)!r}: token stores are kept in {folder / name}")
+        return replace(self, data=replace(self.data, folder=str(folder / name)))
 
     def with_config_of_hub(self) -> "Run":
         """The same run with the downloaded config of a model of the hub that model.config names.
@@ -293,8 +305,8 @@ class Run(RunSettings):
         )
         data = replace(
             self.data,
-            dataset=find_paths(self.data.dataset, beside),
-            validation=find_paths(self.data.validation, beside),
+            dataset=find_paths(self.data.dataset, beside, launch.data_folder()),
+            validation=find_paths(self.data.validation, beside, launch.data_folder()),
         )
         tokenizer = replace(self.tokenizer, path=find_path(self.tokenizer.path, beside))
         teacher = find_path(self.distillation.teacher, beside)

@@ -126,3 +126,7 @@ class Source(Protocol):
     def identities(self) -> Iterator[str]:
         """The identities of the documents that are not empty, in order."""
         ...
+
+    def numbered(self) -> Iterator[str]:
+        """The identities of all documents in order, of empty ones too."""
+        ...

@@ -118,6 +118,10 @@ class FileSource:
                 if not document.is_empty:
                     yield document.identity
 
+    def numbered(self) -> Iterator[str]:
+        for document in self.documents():
+            yield document.identity
+
     @property
     def parts(self) -> int:
         return len(self.files)

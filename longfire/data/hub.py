@@ -155,6 +155,11 @@ class HubSource:
         for row in range(1, rows + 1):
             yield f"{self.entry}:{row}"
 
+    def numbered(self) -> Iterator[str]:
+        """Of all rows of a download, without reading them."""
+        assert not self.streaming, "refused before: how many rows a stream has is not known"
+        return self.identities()
+
 
 class HubDocuments:
     """The documents of a dataset after a position; can be iterated once."""

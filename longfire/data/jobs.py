@@ -51,7 +51,9 @@ class Job:
         # Taken before anything is read, so that a later change is noticed
         # (StoreFiller.check_unchanged).
         fingerprint = source.fingerprint
-        validation_split = validation_split_of(source, data.validation_fraction)
+        validation_split = validation_split_of(
+            source, data.validation_fraction, data.validation_seed
+        )
         options: dict[str, object] = {
             "add_bos": tokenizer_settings.add_bos,
             "add_eos": tokenizer_settings.add_eos,

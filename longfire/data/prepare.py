@@ -114,11 +114,12 @@ def prepare(
     for source in sources:
         if source.description:
             logger.info(f"data: {source.name}: {source.description}")
+    own_sources = validation_sources(data, sources)
     tokenizer = tokenizer_training.load(tokenizer_settings, sources, shares, data)
     jobs = []
     for source, share in zip(sources, shares):
         jobs.append(Job.of(source, share, tokenizer, data, tokenizer_settings))
-    own_jobs = validation_jobs(data, sources, tokenizer, tokenizer_settings)
+    own_jobs = validation_jobs(own_sources, data, tokenizer, tokenizer_settings)
     missing = incomplete([*jobs, *own_jobs])
     process = None
     if missing and background:
@@ -158,19 +159,15 @@ def verify(prepared: Prepared) -> None:
         logger.info(f"data: verified {folder}: {size:,} bytes are as they were written{added}")
 
 
-def validation_jobs(
-    data: settings.Data,
-    training_sources: Sequence[Source],
-    tokenizer: Tokenizer,
-    tokenizer_settings: settings.Tokenizer,
-) -> list[Job]:
-    """The sources of data.validation: each has a store of its own, and all of its documents are
-    evaluated on. Raises SettingsError where one of them is trained on."""
+def validation_sources(
+    data: settings.Data, training_sources: Sequence[Source]
+) -> tuple[Source, ...]:
+    """The sources of data.validation. Raises DataError where one is not there, SettingsError where
+    one of them is trained on."""
     if not data.validation:
-        return []
-    own_data = text.validation_of(data)
+        return ()
     try:
-        sources = text.sources(own_data)
+        sources = text.sources(text.validation_of(data))
     except DataError as error:  # they are found as a dataset is, but another setting names them
         raise DataError(str(error).replace("data.dataset:", "data.validation:")) from error
     for source, other in product(sources, training_sources):
@@ -180,6 +177,20 @@ def validation_jobs(
                 f"data.validation: {shared} is text that data.dataset trains on, as part of "
                 f"{other.entry}: leave it out of one of them"
             )
+    return sources
+
+
+def validation_jobs(
+    sources: Sequence[Source],
+    data: settings.Data,
+    tokenizer: Tokenizer,
+    tokenizer_settings: settings.Tokenizer,
+) -> list[Job]:
+    """The jobs of the sources of data.validation: each has a store of its own, and all of its
+    documents are evaluated on."""
+    if not sources:
+        return []
+    own_data = text.validation_of(data)
     return [Job.of(source, 1.0, tokenizer, own_data, tokenizer_settings) for source in sources]
 
 

@@ -66,7 +66,9 @@ def trained(
                 "(data.record_format), which takes the tokenizer that its ids or its chat template "
                 "belong to: name that one"
             )
-    splits = [validation_split_of(source, data.validation_fraction) for source in sources]
+    splits = []
+    for source in sources:
+        splits.append(validation_split_of(source, data.validation_fraction, data.validation_seed))
     address = address_of(wanted, sources, shares, splits, data)
     folder = Path(data.folder) / f"tokenizer-{address}"
     with locked(folder):

@@ -6,13 +6,19 @@ long ones.
 
 The same documents give the same rule, whatever the number of processes.
 
+With data.validation_seed: the documents that train_test_split of the `datasets` library draws by
+their numbers, so that a model can be compared with one that was evaluated on these.
+
 Many documents: those whose identity hashes below the fraction. If none does: the one with the
 lowest hash. Fewer than FEW_DOCUMENTS: the end of each, since a whole one would be too much.
 No text is ever in both parts.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from hashlib import blake2b
+
+import numpy as np
 
 from longfire.data.documents import Document, Source
 from longfire.data.losses import Losses
@@ -49,12 +55,21 @@ class ValidationSplit:
     """The rule for one source.
 
     lowest: the identity of the document that is kept because no hash is below the fraction.
-    tails: the end of each document is kept instead.
+    tails: the end of each document is kept instead. seed, drawn: of data.validation_seed, and the
+    identities of the documents that it draws; -1 and none without it.
     """
 
     fraction: float
     lowest: str = ""
     tails: bool = False
+    seed: int = -1
+    drawn: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def keeps(self, identity: str) -> bool:
+        """Whether a document is kept for validation as a whole."""
+        if self.seed >= 0:
+            return identity in self.drawn
+        return identity == self.lowest or is_validation(identity, self.fraction)
 
     def parts(self, document: Document) -> tuple[str, str]:
         """The text to train on and the text for validation; either may be empty."""
@@ -62,7 +77,7 @@ class ValidationSplit:
         if self.tails:
             place = tail_start(text, self.fraction)
             return text[:place], text[place:]
-        if document.identity == self.lowest or is_validation(document.identity, self.fraction):
+        if self.keeps(document.identity):
             return "", text
         return text, ""
 
@@ -71,8 +86,7 @@ class ValidationSplit:
     ) -> list[tuple[Encoded, bool]]:
         """The tokens of a record, and whether they are for validation; or both parts of it."""
         if not self.tails:
-            kept = identity == self.lowest or is_validation(identity, self.fraction)
-            return [(encoded, kept)]
+            return [(encoded, self.keeps(identity))]
         record = encoded.record
         place = token_tail_start(len(record.ids), self.fraction)
         if place == len(record.ids):
@@ -88,6 +102,8 @@ class ValidationSplit:
     def options(self) -> dict[str, str]:
         """What the rule adds to the address of a token store: nothing where the fraction alone
         decides."""
+        if self.seed >= 0:
+            return {"held_out": f"train_test_split, seed {self.seed}"}
         if self.tails:
             return {"held_out": TAILS}
         if self.lowest:
@@ -117,11 +133,14 @@ def token_tail_start(tokens: int, fraction: float) -> int:
     return tokens - max(round(fraction * tokens), least)
 
 
-def validation_split_of(source: Source, fraction: float) -> ValidationSplit:
-    """The rule for a source. Its documents are hashed until one is below the fraction."""
+def validation_split_of(source: Source, fraction: float, seed: int = -1) -> ValidationSplit:
+    """The rule for a source. Its documents are hashed until one is below the fraction; with a seed
+    they are counted."""
     by_hash = ValidationSplit(fraction)
     if not fraction:
         return by_hash
+    if seed >= 0:
+        return ValidationSplit(fraction, seed=seed, drawn=drawn_of(source, fraction, seed))
     lowest_hash = 1.0
     lowest = ""
     count = 0
@@ -133,3 +152,21 @@ def validation_split_of(source: Source, fraction: float) -> ValidationSplit:
     if 0 < count < FEW_DOCUMENTS and source.record_format.cut_for_validation:
         return ValidationSplit(fraction, tails=True)
     return ValidationSplit(fraction, lowest)
+
+
+def drawn_of(source: Source, fraction: float, seed: int) -> frozenset[str]:
+    """The identities of the documents that `datasets.train_test_split(test_size=fraction,
+    seed=seed, shuffle=True)` puts into its test part. Empty documents count, as they do there."""
+    count = sum(1 for _ in source.numbered())
+    numbers = set(drawn_numbers(count, fraction, seed).tolist())
+    drawn = set()
+    for number, identity in enumerate(source.numbered()):
+        if number in numbers:
+            drawn.add(identity)
+    return frozenset(drawn)
+
+
+def drawn_numbers(count: int, fraction: float, seed: int) -> np.ndarray:
+    """The numbers of the documents, of `count`, in the test part of train_test_split."""
+    permutation = np.random.default_rng(seed).permutation(count)
+    return permutation[: math.ceil(fraction * count)]

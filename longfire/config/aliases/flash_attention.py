@@ -214,6 +214,7 @@ FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
     "datamodule.tokenizer_name": "tokenizer.path",
     "datamodule.cache_dir": "data.folder",
     "datamodule.val_ratio": "data.validation_fraction",
+    "datamodule.val_split_seed": "data.validation_seed",
     "datamodule.add_eos": "tokenizer.add_eos",
     "datamodule.num_workers": "data.num_workers",
     "callbacks": WithOthers(callbacks),

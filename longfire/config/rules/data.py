@@ -90,6 +90,11 @@ def of_validation(run: RunSettings) -> Iterator[str]:
         )
     if data.validation and not all(data.validation):
         yield f"data.validation = {list(data.validation)} has an empty entry: leave it out"
+    if data.validation_seed >= 0 and data.streaming:
+        yield (
+            "data.validation_seed draws documents by their numbers, and how many a stream has is "
+            "not known: set data.streaming = false, or leave data.validation_seed out"
+        )
     if run.eval.compare_xz and not run.eval.at_end:
         yield "eval.compare_xz compares with the last evaluation: set eval.at_end = true"
 

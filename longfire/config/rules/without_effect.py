@@ -171,9 +171,14 @@ IDLE = (
         "data.validation is empty",
     ),
     Idle(
-        keys_of("data", "validation_fraction"),
+        keys_of("data", "validation_fraction", "validation_seed"),
         lambda run: bool(run.data.validation),
         "data.validation names texts of its own",
+    ),
+    Idle(
+        keys_of("data", "validation_seed"),
+        lambda run: not run.data.validation_fraction,
+        "data.validation_fraction is 0",
     ),
     Idle(
         keys_of("tokenizer", "train_vocab_size", "train_bytes"),

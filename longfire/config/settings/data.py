@@ -103,6 +103,13 @@ class Data:
         "least 50,000 characters or a tenth of it",
         "[0, 1)",
     )
+    validation_seed: int = setting(
+        -1,
+        "choose validation documents by their numbers as datasets.train_test_split(test_size = "
+        "validation_fraction, seed = validation_seed, shuffle = True) does; -1: by a hash of their "
+        "identity",
+        "[-1, inf)",
+    )
     num_workers: int = setting(0, "processes that tokenize; 0: one for each core", NATURAL)
     prefetch_factor: int = setting(2, "batches made ready ahead of training; 0: none", NATURAL)
     skip_bad_documents: bool = setting(
@@ -120,9 +127,9 @@ class Tokenizer:
     path: str = setting(
         "bytes",
         "`bytes`, `train` (a byte-level BPE trained on the data), a tokenizer.json, a "
-        "SentencePiece tokenizer.model, a folder with one of them, or a hub id; where none is named, "
-        "the tokenizer beside model.weights, else the one of distillation.teacher, with its add_bos "
-        "and add_eos",
+        "SentencePiece tokenizer.model, a folder with one of them, or a hub id; where none is "
+        "named, the tokenizer beside model.weights, else the one of distillation.teacher, with its "
+        "add_bos and add_eos",
     )
     train_vocab_size: int = setting(
         4096, "vocabulary size of a trained tokenizer, special tokens included", "[258, inf)"
