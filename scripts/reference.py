@@ -14,7 +14,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
@@ -36,13 +36,6 @@ CONTEXTS = {
     "attention": "keys and values of earlier tokens, as a ring, an all-gather or an all-to-all",
     "state": "the state after earlier tokens, as a map that each process sends once",
     "halo": "the last inputs of the process before, for a short convolution or token shift",
-}
-SYSTEMS = {
-    "flame-accelerate": aliases.FLAME_ACCELERATE,
-    "flame-torchtitan": aliases.FLAME_TORCHTITAN,
-    "flash-attention": aliases.FLASH_ATTENTION,
-    "ring-attention": aliases.RING_ATTENTION,
-    "earlier-longfire": aliases.EARLIER_LONGFIRE,
 }
 
 
@@ -155,36 +148,15 @@ def help_of(command: str) -> str:
     return printed.getvalue()
 
 
-def spellings_of(system: dict[str, aliases.Old]) -> str:
+def spellings_of(system: str) -> str:
     """A row for each spelling of a system: our setting, or what becomes of it."""
     rows = []
-    for spelling, meaning in system.items():
-        if isinstance(meaning, aliases.Refused):
-            harmless = ", ".join(f"`{value}`" for value in meaning.harmless if value)
-            but = f" (accepted: {harmless})" if harmless else ""
-            rows.append([f"`{spelling}`", "refused", meaning.reason + but])
-        elif isinstance(meaning, aliases.Dropped):
-            rows.append([f"`{spelling}`", "not needed", meaning.reason])
-        elif isinstance(meaning, str):
-            rows.append([f"`{spelling}`", f"`{meaning}`", ""])
-        elif isinstance(meaning, aliases.Started):
-            why = (
-                f"accepted where it is what was started ({meaning.word}); scripts/train.sh takes it"
-            )
-            rows.append([f"`{spelling}`", "the launcher", why])
-        elif isinstance(meaning, aliases.WithOthers):
-            rows.append([f"`{spelling}`", "by its value", translation(meaning.meaning)])
-        else:
-            rows.append([f"`{spelling}`", "by its value", translation(meaning)])
+    for row in aliases.rows_of(system):
+        accepted = ", ".join(f"`{value}`" for value in row.accepted)
+        but = f" (accepted: {accepted})" if accepted else ""
+        here = f"`{row.setting}`" if row.setting else row.state
+        rows.append([f"`{row.spelling}`", here, row.why + but])
     return table(["there", "here", "why"], rows) + "\n"
-
-
-def translation(function: Callable[[str], dict[str, str]]) -> str:
-    """What a function that translates a value says of it, without the number of a requirement."""
-    first = cleandoc(function.__doc__ or "").split("\n\n")[0]
-    first = re.sub(r"\s*Raises \w+[^.]*\.", "", first)
-    text = re.sub(r"^S\d[-\d, S]*(?:to S\d-\d+)?[:.]?\s*", "", " ".join(first.split()))
-    return text or f"see `longfire.config.aliases.{function.__name__}`"
 
 
 def with_blocks(page: str, blocks: dict[str, str]) -> str:
@@ -202,7 +174,7 @@ def pages() -> dict[Path, str]:
     """Every page that is made from the code, whole."""
     migration = DOCS / "migration.md"
     design = DOCS / "design.md"
-    tables = {name: spellings_of(system) for name, system in SYSTEMS.items()}
+    tables = {system: spellings_of(system) for system in aliases.SYSTEMS}
     return {
         DOCS / "reference/settings.md": settings_page(),
         DOCS / "reference/mixers.md": mixers_page(),

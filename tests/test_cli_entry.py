@@ -12,7 +12,9 @@ import pytest
 from longfire.cli import main
 from longfire.cli.arguments import Parser, take_settings
 from longfire.cli.entry import CLOSED_PIPE, COMMANDS
+from longfire.cli.old_words import systems
 from longfire.config import recipe
+from longfire.config.aliases import SYSTEMS
 from longfire.config.options import Sampling
 from longfire.errors import CheckpointError
 
@@ -252,3 +254,28 @@ def test_the_story_speaks_our_language():
         assert command in COMMANDS
         _, overrides = take_settings(words, {"--steps", "--model", "--config"})
         recipe.sections(recipe.read_words(overrides))
+
+
+@pytest.mark.parametrize("system", systems())
+def test_the_words_of_an_earlier_system_are_listed_with_ours(system, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help-old", system])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {}
+    for line in lines:
+        if line and not line.startswith(" "):
+            rows.setdefault(line.split()[0], line.split()[1:2])
+    for name, words in SYSTEMS.items():
+        if name in (system, f"{system}-accelerate", f"{system}-torchtitan"):
+            for spelling, meaning in words.items():
+                assert spelling in rows
+                if isinstance(meaning, str):
+                    assert [meaning] == rows[spelling]
+    assert max(map(len, lines)) <= 150
+
+
+def test_an_unknown_earlier_system_is_refused_with_those_there_are(capsys):
+    assert main(["train", "--help-old", "flam"]) == 2
+    error = capsys.readouterr().err
+    assert "the systems are flame, flame-accelerate" in error and "did you mean 'flame'" in error

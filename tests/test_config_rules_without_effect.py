@@ -3,12 +3,14 @@
 from dataclasses import fields
 
 import pytest
+import torch
 from logged import logged_to
 
 from longfire.config.recipe import SETTINGS
-from longfire.config.rules.without_effect import IDLE
+from longfire.config.rules.without_effect import IDLE, messages
 from longfire.config.run import Run
 from longfire.config.settings import SECTIONS
+from longfire.launch import World
 
 MODEL = {"model.hidden_size": "32", "model.num_hidden_layers": "1", "model.layer_types": "gla"}
 GLA = {"model.gla.num_heads": "2"}
@@ -105,6 +107,32 @@ def test_a_setting_without_an_effect_is_named(compose, key):
 def test_another_setting_takes_the_effect_away(compose, key, value, others):
     (message,) = compose(**{key: value, **others})
     assert message.startswith(f"{key} = ") and next(iter(others)) in message
+
+
+@pytest.mark.parametrize(
+    ("has_cuda", "processes", "reason"),
+    [
+        (False, 2, "torch sees no CUDA device here"),
+        (True, 1, "the run has one process"),
+        (True, 2, ""),
+    ],
+)
+def test_the_flight_recorder_needs_nccl_and_several_processes(
+    has_cuda, processes, reason, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    named = {**MODEL, **GLA, "comm.trace_buf_size": "7"}
+    run = Run.compose(None, named, world=World(processes), planned=True)
+    lines = list(messages(run, ["comm.trace_buf_size"]))
+    assert (reason in lines[0]) if reason else not lines
+
+
+def test_a_memory_snapshot_needs_cuda(compose, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = {"profiling.enable_profiling": "true", "profiling.enable_memory_snapshot": "true"}
+    (message,) = compose(**asked)
+    assert "torch sees no CUDA device here" in message
 
 
 def test_what_has_an_effect_says_nothing(compose):

@@ -5,6 +5,7 @@
     __main__.py   `python -m longfire.cli` is `longfire`
     commands.py   the table of the commands
     arguments.py  what their parsers share: a recipe, every setting, help by section
+    old_words.py  --help-old: the words of earlier systems and what they mean here
     torchrun.py   torchrun for scripts/train.sh: errors of longfire without its traceback
 
     init.py       a starter recipe; docs/model_config.md

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from longfire.cli.old_words import OLD_WORDS, show_old_words, systems
 from longfire.config import recipe, shipped, values
 from longfire.config.aliases import ALIASES, Started, as_text, bare_value
 from longfire.config.aliases.experiments import experiment
@@ -166,7 +167,15 @@ class RecipeParser(Parser):
             "--job.config_file", dest="named", metavar="TOML", help="the recipe, as flame spells it"
         )
 
+        self.add_argument(
+            OLD_WORDS,
+            metavar="SYSTEM",
+            help="print what the words of an earlier system mean here, and exit: "
+            f"{', '.join(systems())}",
+        )
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        show_old_words(words)
         words, self.overrides = take_settings(list(words), self.own)
         topic = topic_of(words)
         if topic is not None:

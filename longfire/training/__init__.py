@@ -24,6 +24,7 @@ console.py       progress on the console
 trackers.py      TensorBoard and Weights & Biases
 slowness.py      warnings of slow training
 environment.py   environment.json: versions, revision and devices
+code_snapshot.py the code of a run, in its folder
 traces.py        profiler traces and CUDA memory snapshots
 finish.py        after the last step: export, check, sample, report
 report_page.py   run folders -> one HTML page and its charts

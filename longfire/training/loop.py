@@ -20,6 +20,7 @@ from longfire.launch import StopRequest, Watchdog, signal_name
 from longfire.messages import log_in_first_process
 from longfire.parallel.apply import device_of
 from longfire.parallel.mesh import ALONE, Mesh, joined
+from longfire.training.code_snapshot import save_code
 from longfire.training.distillation import Distillation
 from longfire.training.finish import Results, finish
 from longfire.training.reporting import QuietReport, Report
@@ -199,9 +200,10 @@ def note_stop(run: Run, state: State, exit_code: int) -> None:
 
 
 def report_of(run: Run, state: State) -> Report | QuietReport:
-    """Where this process reports the steps of the run."""
+    """Where this process reports the steps of the run; process 0 keeps the code of this start."""
     if state.mesh.rank():
         return QuietReport()
+    save_code(run, state.step)
     is_unknown = run.training.max_seconds and not state.plan
     total_steps = 0 if is_unknown else last_step(run, state)
     return Report(run.folder, run.metrics, total_steps, state.step)

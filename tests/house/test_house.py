@@ -69,6 +69,7 @@ FLOORS = [
         "huggingface.import_",
         "huggingface.convert",
         "training.distillation",
+        "training.code_snapshot",
         "training.compiling",
         "training.timing",
         "training.training_data",

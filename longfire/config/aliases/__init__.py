@@ -8,6 +8,7 @@ there is none.
     ring_attention.py    RingAttention with Blockwise Transformers (S3)
     earlier_longfire.py  settings of longfire that have another name now
     experiments.py       flash-attention's `experiment=`
+    listing.py           the tables as rows, for the help and the migration page
     translate.py         the tables together; old words for a value; a spelling -> settings
 
 A value of such a table is
@@ -21,6 +22,7 @@ from longfire.config.aliases.earlier_longfire import EARLIER_LONGFIRE
 from longfire.config.aliases.flame_accelerate import FLAME_ACCELERATE
 from longfire.config.aliases.flame_torchtitan import FLAME_TORCHTITAN
 from longfire.config.aliases.flash_attention import FLASH_ATTENTION
+from longfire.config.aliases.listing import SYSTEMS, rows_of
 from longfire.config.aliases.meaning import Dropped, Old, Refused, Started, WithOthers, as_text
 from longfire.config.aliases.ring_attention import RING_ATTENTION
 from longfire.config.aliases.translate import ALIASES, VALUES, bare_value, translate
@@ -32,6 +34,7 @@ __all__ = [
     "FLAME_TORCHTITAN",
     "FLASH_ATTENTION",
     "RING_ATTENTION",
+    "SYSTEMS",
     "VALUES",
     "Dropped",
     "Old",
@@ -40,5 +43,6 @@ __all__ = [
     "WithOthers",
     "as_text",
     "bare_value",
+    "rows_of",
     "translate",
 ]

@@ -83,9 +83,24 @@ IDLE = (
         "training.device is cpu, and snapshots are of CUDA memory",
     ),
     Idle(
+        keys_of("profiling", "enable_memory_snapshot"),
+        lambda run: has_no_cuda(),
+        "torch sees no CUDA device here, and snapshots are of CUDA memory",
+    ),
+    Idle(
         keys_of("comm", "trace_buf_size"),
         lambda run: run.training.device == "cpu",
         "training.device is cpu, and the flight recorder is one of NCCL",
+    ),
+    Idle(
+        keys_of("comm", "trace_buf_size"),
+        lambda run: has_no_cuda(),
+        "torch sees no CUDA device here, and the flight recorder is one of NCCL",
+    ),
+    Idle(
+        keys_of("comm", "trace_buf_size"),
+        lambda run: run.world.size == 1,
+        "the run has one process, which exchanges nothing with others",
     ),
     Idle(
         keys_of("lr_scheduler", "decay_ratio", "decay_shape"),
@@ -247,6 +262,13 @@ IDLE = (
         "nothing is evaluated: eval.interval is 0 and eval.at_end false",
     ),
 )
+
+
+def has_no_cuda() -> bool:
+    """Whether torch sees no CUDA device here."""
+    import torch  # seconds, for those who name such a setting only
+
+    return not torch.cuda.is_available()
 
 
 def messages(run: RunSettings, named: Iterable[str]) -> Iterator[str]:

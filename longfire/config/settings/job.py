@@ -16,6 +16,11 @@ class Job:
     description: str = setting(
         "", "free text, kept in run.toml and shown in the report", is_prose=True
     )
+    save_code: bool = setting(
+        True,
+        "keep in code/ of the run folder what git does not have of the code: the difference of "
+        "longfire's checkout from its commit, plugins, the recipe; no secrets, nothing ignored",
+    )
     print_args: bool = setting(False, "print every resolved setting at the start")
 
 
