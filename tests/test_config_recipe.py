@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logged import logged_to
 
 from longfire.config import recipe
 from longfire.config.recipe import COMMAND_LINE, Given, model_tables
@@ -202,3 +203,47 @@ def test_names_of_other_systems_lead_to_a_setting():
         assert f"did you mean {recipe.OTHER_NAMES[name]!r}" in recipe.unknown(
             f"model.{name}", "x.toml"
         )
+
+
+def both(toml: str, tmp_path, **words: str) -> tuple[dict[str, object], list[str]]:
+    """The values of recipe and command line together, by our keys, and what was logged."""
+    file = tmp_path / "old.toml"
+    file.write_text(toml)
+    told: list[str] = []
+    with logged_to(told):
+        given = recipe.both_in_own_names(recipe.read_toml(file), recipe.read_words(words))
+    return {key: value for part in given for key, (value, _) in part.items()}, told
+
+
+def test_words_in_two_places_are_translated_together(tmp_path):
+    toml = '[lr_scheduler]\ndecay_type = "cosine"'
+    values, _ = both(toml, tmp_path, **{"lr_scheduler.decay_ratio": "0.2"})
+    assert values["lr_scheduler.name"] == "wsd" and values["lr_scheduler.decay_shape"] == "cosine"
+    toml = "[lr_scheduler]\ndecay_ratio = 0.2"
+    values, _ = both(toml, tmp_path, **{"lr_scheduler.decay_type": "sqrt"})
+    assert values["lr_scheduler.name"] == "wsd" and values["lr_scheduler.decay_shape"] == "sqrt"
+    toml = "[optimizer.adamw_optimizer]\nlr = 1e-3\nend_lr = 1e-4"
+    values, _ = both(toml, tmp_path, **{"optimizer.adamw_optimizer.lr": "2e-3"})
+    assert float(values["optimizer.lr"]) == 2e-3
+    assert float(values["lr_scheduler.min_lr_ratio"]) == pytest.approx(0.05, rel=1e-12)
+
+
+def test_a_word_in_two_places_is_logged_once_as_the_command_line_has_it(tmp_path):
+    toml = '[optimizer]\nscheduler = "wsd"'
+    values, told = both(toml, tmp_path, **{"optimizer.scheduler": "linear"})
+    assert values["lr_scheduler.name"] == "linear"
+    assert told == ["optimizer.scheduler = 'linear' is now lr_scheduler.name = 'linear'"]
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"),
+    [
+        ("learning_rat", "optimizer.lr"),
+        ("warmup_step", "lr_scheduler.warmup_steps"),
+        ("global_batchsize", "training.global_batch_size"),
+        ("trainer.max_step", "trainer.max_steps"),
+        ("datamodule.batch_siz", "datamodule.batch_size"),
+    ],
+)
+def test_an_unknown_word_names_the_nearest(word, nearest):
+    assert f"(did you mean {nearest!r}?)" in recipe.unknown(word, recipe.COMMAND_LINE)

@@ -264,19 +264,20 @@ def toml_value(text: str) -> object:
     return text
 
 
-def in_own_names(givens: Mapping[str, Given], beside: Mapping[str, Given] = {}) -> dict[str, Given]:
+def in_own_names(
+    givens: Mapping[str, Given], all_places: Mapping[str, Given] = {}
+) -> dict[str, Given]:
     """The same settings by our keys. What an old spelling means is logged.
 
-    beside: settings of a recipe, which decide with them what some old spellings mean.
+    all_places: the settings of recipe and command line together, which decide what some old
+    spellings mean; of these alone if empty.
 
     Raises SettingsError for a spelling that is unknown, with the nearest name, or refused, with the
     reason, and for two spellings that mean the same key.
     """
     own: dict[str, Given] = {}
     spelled: dict[str, str] = {}
-    texts: dict[str, str] = {}
-    for spelling, given in (*beside.items(), *givens.items()):
-        texts[spelling] = aliases.as_text(given.value)
+    texts = texts_of(all_places or givens)
     for spelling, given in givens.items():
         value, where = given
         if is_model_key(spelling, value):
@@ -295,6 +296,25 @@ def in_own_names(givens: Mapping[str, Given], beside: Mapping[str, Given] = {}) 
             spelled[key] = spelling
             own[key] = Given(translated, where)
     return own
+
+
+def both_in_own_names(
+    toml: Mapping[str, Given], command_line: Mapping[str, Given]
+) -> tuple[dict[str, Given], dict[str, Given]]:
+    """The settings of a recipe and those of the command line by our keys. Old spellings of one
+    place mean what they mean beside those of the other one; an old spelling in both places is
+    taken, and logged, as the command line has it. Raises SettingsError as `in_own_names` does."""
+    kept: dict[str, Given] = {}
+    for spelling, given in toml.items():
+        if spelling not in command_line or spelling not in aliases.ALIASES:
+            kept[spelling] = given
+    own_toml = in_own_names(kept, {**toml, **command_line})
+    return own_toml, in_own_names(command_line, {**toml, **own_toml, **command_line})
+
+
+def texts_of(givens: Mapping[str, Given]) -> dict[str, str]:
+    """The values by spelling, as the command line would have them."""
+    return {spelling: aliases.as_text(given.value) for spelling, given in givens.items()}
 
 
 def unknown(spelling: str, where: str) -> str:
@@ -322,12 +342,29 @@ def unknown(spelling: str, where: str) -> str:
         names = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
         hint = nearest(leaf, names, f"{section}.")
     else:
-        hint = nearest(spelling, [*known, *aliases.ALIASES])
+        hint = "" if section else nearest_without_section(leaf)
+        hint = hint or nearest(spelling, [*known, *aliases.ALIASES])
         if not hint and section:
             hint = nearest(section, SECTIONS) + f"; the sections are {', '.join(SECTIONS)}"
     if not hint:
         hint = "; `longfire train --help all` lists them all"
     return f"{where}: unknown setting {spelling!r}{hint}"
+
+
+def nearest_without_section(name: str) -> str:
+    """A hint with the setting, key of the model or old spelling whose name without its section, or
+    whose name elsewhere, is most like this one; empty where none is."""
+    meant = dict(OTHER_NAMES)
+    for spelling in aliases.ALIASES:
+        if "." not in spelling:
+            meant[spelling] = spelling
+    for key in (*SETTINGS, *SHAPE_KEYS):
+        meant.setdefault(key.rpartition(".")[2], key)
+    near = get_close_matches(name, meant, 1, cutoff=0.75)
+    if near:
+        ours = meant[near[0]].replace("MIXER", "attention")
+        return f" (did you mean {ours!r}?)"
+    return ""
 
 
 def typed_as(kind: object, key: str, value: object, where: str, interval: str = "") -> object:

@@ -67,13 +67,14 @@ class Run(RunSettings):
         that a run has saved belongs to the folder that it is in, also after that was moved. Raises
         SettingsError.
         """
-        toml = recipes.in_own_names(recipes.read_toml(recipe)) if recipe else {}
+        as_written = recipes.read_toml(recipe) if recipe else {}
         is_saved = recipe is not None and is_saved_by_a_run(recipe)
         if recipe and is_saved:
-            toml["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
+            as_written["job.dump_folder"] = recipes.Given(str(recipe.parent), str(recipe))
             for key in ONCE:  # earlier versions saved them
-                toml.pop(key, None)
-        command_line = recipes.in_own_names(recipes.read_words(overrides), toml)
+                as_written.pop(key, None)
+        words = recipes.read_words(overrides)
+        toml, command_line = recipes.both_in_own_names(as_written, words)
         sections = recipes.sections_of_own_names(toml, command_line)
         run = cls(**sections, recipe=recipe, world=world)
         if trains:
