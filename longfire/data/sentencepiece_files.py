@@ -1,5 +1,5 @@
 """SentencePiece models, the `tokenizer.model` of Llama and of models like it, as a tokenizer of the
-`tokenizers` library (Kudo & Richardson 2018, https://arxiv.org/abs/1808.06226).
+`tokenizers` library (Kudo & Richardson 2018, arXiv 1808.06226).
 
 The conversion is compared with the sentencepiece library itself on `probe_texts` whenever a file is
 read, and refused where one id differs: weights would otherwise be given other ids than they were
