@@ -2,13 +2,19 @@
 
 import io
 import json
+import shutil
 import sys
+from pathlib import Path
 
+import huggingface_hub
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from longfire.cli import main
+from longfire.config.run import Run
 from longfire.data.sentencepiece_files import probe_texts, read_sentencepiece
 from longfire.data.tokenizer import Tokenizer, from_folder
 from longfire.errors import DataError
@@ -144,3 +150,49 @@ def test_files_that_are_none(content, tmp_path):
     file.write_bytes(content)
     with pytest.raises(DataError, match="not a SentencePiece model"):
         Tokenizer.load(file)
+
+
+def test_weights_with_a_sentencepiece_model_are_imported_trained_and_exported(
+    llama_like, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 350}
+    config = transformers.LlamaConfig(
+        **sizes, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained("llama")
+    shutil.copy(llama_like / "tokenizer.model", "llama")
+    assert main(["import", "llama", "run"]) == 0
+    Path("text.txt").write_text("\n".join(LINES * 20))
+    settings = ["--data.dataset=text.txt", "--training.steps=1", "--training.seq_len=16"]
+    small = ["--training.compile=off", "--training.threads=1", "--eval.at_end=false"]
+    assert main(["train", "run/run.toml", *settings, *small, "--metrics.report=false"]) == 0
+    assert "BOS <s> before each document" in capsys.readouterr().out
+    assert main(["export", "run", "exported"]) == 0
+    theirs = transformers.AutoTokenizer.from_pretrained("exported")
+    library = library_of(llama_like)
+    for line in LINES:
+        assert theirs(line)["input_ids"] == [library.bos_id(), *library.encode(line)]
+
+
+def test_ring_attentions_word_for_the_file_begins_documents_with_bos(
+    llama_like, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("a text")
+    file = llama_like / "tokenizer.model"
+    words = {"tokenizer.vocab_file": str(file), "data.dataset": "text.txt"}
+    run = Run.compose(None, words, needs_model=False)
+    assert run.tokenizer.path == str(file) and run.tokenizer.add_bos
+
+
+def test_a_model_in_the_hubs_cache_is_read_by_its_name(llama_like, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--someone--words/snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(llama_like / "tokenizer.model", snapshot)
+    (tmp_path / "models--someone--words/refs").mkdir()
+    (tmp_path / "models--someone--words/refs/main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    tokens = Tokenizer.load("someone/words")
+    assert tokens.fingerprint == from_folder(llama_like).fingerprint and tokens.adds_bos

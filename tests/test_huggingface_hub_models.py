@@ -1,7 +1,10 @@
 """hub_models.py: a name of the hub wherever a model is named, from the hub's own cache."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -133,3 +136,21 @@ def test_a_repository_without_a_config_is_named(offline, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *names, **rest: str(tmp_path))
     with pytest.raises(SettingsError, match=r"model\.config = 'a/b': .* has no config\.json"):
         config_folder("a/b", "model.config")
+
+
+def test_a_tokenizer_of_the_hub_decides_about_bos_by_its_files(offline, downloaded):
+    """In a process of its own: transformers reads where the cache is when it is imported."""
+    repository = downloaded / "models--someone--words"
+    bytes_tokenizer().save(repository / "snapshots" / COMMIT, adds_bos=True)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs/main").write_text(COMMIT)
+    command = [sys.executable, "-m", "longfire", "prepare", "--data.dataset=text.txt"]
+    result = subprocess.run(
+        [*command, "--tokenizer.path=someone/words"],
+        env={**os.environ, "HF_HOME": str(downloaded.parent), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "BOS <bos> before each document" in result.stdout

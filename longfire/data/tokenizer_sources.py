@@ -2,7 +2,7 @@
 hub."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,15 @@ BOS = "<bos>"  # in the tokenizers that longfire makes
 EOS = "<eos>"
 KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "[BOS]")
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "[EOS]")
-SENTENCEPIECE_FILES = (MODEL_FILE, CONFIG, "special_tokens_map.json", "added_tokens.json")
+# What is fetched of a tokenizer that transformers does not make
+HUB_FILES = (
+    MODEL_FILE,
+    "tokenizer.json",
+    CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    CHAT,
+)
 PROBE_SECONDS = 10  # how long the hub may take to answer
 
 
@@ -181,33 +189,41 @@ def on_hub(name: str) -> Found:
         offline = False
     except (HTTPError, OSError, ValueError):
         offline = True
-    folder = sentencepiece_folder(name, names, offline)
-    if folder is not None:
+    folder = None
+    has_model_only = MODEL_FILE in names and "tokenizer.json" not in names
+    if offline or has_model_only:
+        folder = snapshot_folder(name, offline)
+    if folder is not None and has_sentencepiece_only(folder):
         return in_folder(folder)
     failure = (
         f"tokenizer.path = {name!r} is no file or folder here, and as a tokenizer of the hub it "
         "cannot be had"
     )
-    return by_transformers(name, failure, offline)
+    try:
+        return by_transformers(name, failure, offline)
+    except DataError:
+        if folder is None or not (folder / "tokenizer.json").is_file():
+            raise
+        return in_folder(folder)  # a cache without what transformers asks for besides
 
 
-def sentencepiece_folder(name: str, names: Collection[str], offline: bool) -> Path | None:
-    """The cached files of a tokenizer of the hub that has a SentencePiece model and no
-    tokenizer.json; None for every other one. names: of its files on the hub."""
+def snapshot_folder(name: str, offline: bool) -> Path | None:
+    """The files of a tokenizer of the hub in its cache; None where they cannot be had."""
     import huggingface_hub
     from huggingface_hub.errors import HTTPError
 
-    if not offline and ("tokenizer.json" in names or MODEL_FILE not in names):
-        return None
     try:
         snapshot = huggingface_hub.snapshot_download(
-            name, allow_patterns=[*SENTENCEPIECE_FILES], local_files_only=offline
+            name, allow_patterns=list(HUB_FILES), local_files_only=offline
         )
     except (HTTPError, OSError, ValueError):
         return None
-    folder = Path(snapshot)
-    is_other = (folder / "tokenizer.json").is_file() or not (folder / MODEL_FILE).is_file()
-    return None if is_other else folder
+    return Path(snapshot)
+
+
+def has_sentencepiece_only(folder: Path) -> bool:
+    """Whether a folder has a SentencePiece model and no tokenizer.json."""
+    return (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file()
 
 
 def by_transformers(name: str, failure: str, offline: bool) -> Found:
