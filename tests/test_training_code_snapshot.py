@@ -107,6 +107,15 @@ def test_a_plugin_that_is_ignored_or_a_link_is_left_out(name, checkout):
     assert not any(kept.startswith("plugins/") for kept in contents_of(Path("run/code/step-0")))
 
 
+def test_plugins_of_one_name_are_both_kept(checkout):
+    Path("other").mkdir()
+    Path("other/plugin.py").write_text("OPTIMIZERS = {}\n")
+    save_code(run_with("plugin.py", "other/plugin.py"), 0)
+    kept = contents_of(Path("run/code/step-0"))
+    assert kept["plugins/plugin.py"] == b"MIXERS = {}\n"
+    assert kept["plugins/1/plugin.py"] == b"OPTIMIZERS = {}\n"
+
+
 def test_what_is_too_large_is_left_out(checkout):
     Path("package/a.py").write_text("#" * (MAX_BYTES + 1))
     Path("plugin.py").write_text("#" * (MAX_BYTES + 1))

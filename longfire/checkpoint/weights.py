@@ -104,8 +104,8 @@ def load(
     step: int = -1,
     plugins: Sequence[str] = (),
 ) -> tuple[Model, Tokenizer]:
-    """The model and the tokenizer of a run folder or of a folder of Hugging Face weights, on the
-    device and in the compute type of the run, else on the best that is there.
+    """The model and the tokenizer of a run folder, of a folder of Hugging Face weights or of a name
+    on the hub, on the device and in the compute type of the run, else on the best that is there.
 
     step: of a run, the step of the checkpoint; -1: of the newest complete one. plugins: your own
     Python files that the model's mixers come from; they are run. Raises CheckpointError,

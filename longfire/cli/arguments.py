@@ -17,7 +17,7 @@ from longfire.config.aliases.experiments import experiment
 from longfire.config.options import Checked
 from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
-from longfire.errors import SettingsError
+from longfire.errors import SettingsError, UserError
 from longfire.launch import ALONE, World
 from longfire.messages import log_in_first_process, nothing_logged
 
@@ -398,7 +398,7 @@ def read_run(
             recipe_file, parser.overrides, needs_model=needs_model, planned=planned, world=world
         )
         return run, options
-    except SettingsError as error:
+    except UserError as error:
         # the first process of each machine reads the same files, and says it
         error.reported_elsewhere = world.local_rank > 0
         raise

@@ -65,8 +65,11 @@ def code_of(run: Run) -> tuple[Contents, str]:
     """What is kept of a run's code, and a sentence about what is too large."""
     contents = differences(PACKAGE)
     copies: dict[str, Path] = {}
-    for plugin in run.model.plugins:
-        copies[f"plugins/{Path(plugin).name}"] = Path(plugin)
+    for number, plugin in enumerate(run.model.plugins):
+        name = f"plugins/{Path(plugin).name}"
+        if name in copies:  # of another folder
+            name = f"plugins/{number}/{Path(plugin).name}"
+        copies[name] = Path(plugin)
     is_own = run.recipe is not None and run.folder.absolute() in run.recipe.absolute().parents
     if run.recipe is not None and not is_own:
         copies["recipe.toml"] = run.recipe
