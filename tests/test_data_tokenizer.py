@@ -1,6 +1,7 @@
 """Tokenizers: the same ids here, in transformers and when a long text is cut; ends by name; the same training every time."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -222,3 +223,19 @@ def test_held_out_is_a_share_of_identities():
     chosen = np.array([is_validation(f"file.jsonl:{i}", 0.1) for i in range(20_000)])
     assert abs(chosen.mean() - 0.1) < 5 * (0.09 / 20_000) ** 0.5
     assert not any(is_validation(f"file.jsonl:{i}", 0.0) for i in range(100))
+
+
+def test_a_sentencepiece_model_without_its_library_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(b"\n\x05<unk>")
+    for path in (file, tmp_path):
+        with pytest.raises(DataError, match=r"pip install 'longfire\[sentencepiece\]'") as refused:
+            loaded(path)
+        assert "tiktoken" not in str(refused.value)
+
+
+def test_ranks_of_tiktoken_are_no_sentencepiece_model(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"aGVsbG8= 0\nd29ybGQ= 1\n")
+    with pytest.raises(DataError, match=r"Llama 3 has ranks .*name the tokenizer\.json"):
+        loaded(tmp_path / "tokenizer.model")

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib import import_module
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers
@@ -113,7 +114,9 @@ def read_sentencepiece(file: Path) -> SentencePieceModel:
     not installed."""
     try:
         import sentencepiece  # an extra
-        from sentencepiece import sentencepiece_model_pb2
+
+        # protobuf makes the classes of this module when it is imported: types are not known
+        messages = import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError as error:
         raise DataError(
             f"{file}: a SentencePiece model is read with the package sentencepiece "
@@ -121,7 +124,7 @@ def read_sentencepiece(file: Path) -> SentencePieceModel:
             f"{TRANSFORMERS_FIX}"
         ) from error
     content = file.read_bytes()
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = messages.ModelProto()
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         proto.ParseFromString(content)
