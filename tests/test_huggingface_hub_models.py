@@ -78,7 +78,17 @@ def test_what_may_be_a_name_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/a").mkdir(parents=True)
     assert may_be_on_hub("someone/tiny")
-    for name in ("", "tiny", "runs/a", "./runs/b", "/runs/b", "~/b", "models/b.json", "a/b/c"):
+    for name in (
+        "",
+        "tiny",
+        "runs/a",
+        "runs/typo",
+        "./runs/b",
+        "/runs/b",
+        "~/b",
+        "models/b.json",
+        "a/b/c",
+    ):
         assert not may_be_on_hub(name), name
 
 

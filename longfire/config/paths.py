@@ -75,8 +75,11 @@ def find_path(name: str, beside: Path, also_in: Path | None = None) -> str:
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether a name that is no file or folder here can be one of the hub: OWNER/NAME."""
+    """Whether a name that is no file or folder here can be one of the hub: OWNER/NAME, unless
+    OWNER is a folder here, as in a mistyped runs/a."""
     parts = name.split("/")
+    if Path(parts[0]).is_dir():
+        return False
     is_path = name.startswith((".", "/", "~")) or name.endswith((".json", ".toml"))
     return len(parts) == 2 and all(parts) and not is_path and not Path(name).exists()
 
