@@ -180,6 +180,8 @@ class Timing:
                 "the decay of the learning rate is over: the run goes on with its floor, "
                 f"{rate:.3g}"
             )
+        if run.lr_scheduler.name == "plateau" and state.plateau.step == state.step:
+            return  # a validation after that step may have lowered the rate, as it should
         had = recorded_rate(run, state.step)
         tokens_before = state.tokens - run.tokens_per_step
         before = EarlierProgress(state.step - 1, tokens_before, state.plan, state.plateau)
