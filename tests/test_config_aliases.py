@@ -608,6 +608,10 @@ def test_best_checkpoints_of_flash_attention():
 def test_the_average_of_flash_attention():
     words = {"callbacks.ema.decay": "0.99", "callbacks.ema.use_num_updates": "False"}
     assert sections(**words)["optimizer"].ema_decay == 0.99
+    words = {"callbacks": "[ema]", "callbacks.ema.decay": "0.99"}
+    assert sections(**words)["optimizer"].ema_decay == 0.99
+    with pytest.raises(SettingsError, match="ema needs its decay"):
+        sections(callbacks="[default, ema]")
 
 
 def test_metrics_and_callbacks_of_flash_attention():

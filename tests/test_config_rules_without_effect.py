@@ -69,7 +69,7 @@ WITH_OTHERS = [
     (
         "checkpoint.keep_best_k",
         "2",
-        {"checkpoint.keep_latest_k": "0", "eval.interval": "10"},
+        {"checkpoint.enable_checkpoint": "false", "eval.interval": "10"},
     ),
     ("eval.tokens", "7", {"eval.at_end": "false"}),
     ("data.validation_fraction", "0.1", {"data.validation": "other.txt"}),

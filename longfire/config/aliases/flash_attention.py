@@ -143,7 +143,12 @@ def metrics(value: str) -> dict[str, object]:
 
 def callbacks(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """norm-monitor records norms whenever a step is logged; callbacks.ema.decay keeps an average;
-    the others ask for what every run has."""
+    the others ask for what every run has. Raises SettingsError for ema without its decay."""
+    if "ema" in names_of_group(value) and "callbacks.ema.decay" not in others:
+        raise SettingsError(
+            f"callbacks = {value!r}: ema needs its decay: set callbacks.ema.decay beside it, or "
+            "optimizer.ema_decay"
+        )
     if "norm-monitor" in names_of_group(value) and "callbacks.norm_monitor" not in others:
         return norm_monitor("", others)
     return {}

@@ -57,11 +57,6 @@ IDLE = (
         "checkpoint.enable_checkpoint is false",
     ),
     Idle(
-        keys_of("checkpoint", "keep_best_k"),
-        lambda run: not run.checkpoint.keep_latest_k,
-        "checkpoint.keep_latest_k is 0, which keeps all",
-    ),
-    Idle(
         keys_of("checkpoint", "export_dtype"),
         lambda run: not run.checkpoint.export,
         "checkpoint.export is false, and checkpoints keep float32",
