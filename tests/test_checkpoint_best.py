@@ -100,6 +100,24 @@ def test_a_run_keeps_the_best_and_the_newest_also_when_it_is_resumed(folder, cap
     assert f"best checkpoint: step {best[0]}, validation loss {losses[best[0]]:.4f}" in told
 
 
+def test_losses_of_an_abandoned_branch_are_forgotten_also_without_the_setting(folder):
+    train = ["train", "recipe.toml", "--job.dump_folder", "run", "--training.steps"]
+    assert main([*train, "8"]) == 0
+    without = ["--checkpoint.keep_best_k", "0", "--checkpoint.interval", "2"]
+    go_back = ["--checkpoint.load_step", str(min(steps(Path("run/checkpoints"))))]
+    assert main([*train, "8", *without, *go_back]) == 0
+    step = int(go_back[1])
+    assert max(read_losses(Path("run/checkpoints"))) == step < 8
+
+
+def test_where_all_are_kept_evaluated_steps_are_saved_and_the_best_is_named(folder, capsys):
+    words = ["--checkpoint.keep_latest_k", "0", "--job.dump_folder", "run"]
+    assert main(["train", "recipe.toml", *words]) == 0
+    assert steps(Path("run/checkpoints")) == [2, 4, 6, 8, 10, 12]
+    out = capsys.readouterr().out
+    assert "best checkpoint: step" in out and "changes nothing" not in out
+
+
 def test_the_last_step_may_be_the_best(folder):
     """Its loss is known after it is saved: what it replaces is removed then."""
     Path("same.txt").write_text(Path("text.txt").read_text() + "one more line")

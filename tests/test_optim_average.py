@@ -152,3 +152,22 @@ def test_a_run_that_begins_or_ends_its_average_is_refused(tmp_path, saved, resum
     other = state_of(("attention",), PLANS["one"], ALONE, optimizer=second)
     with pytest.raises(CheckpointError, match="set optimizer.ema_decay as the run was begun with"):
         checkpoints.restore(other)
+
+
+def test_a_finished_run_gives_its_weights_when_it_is_started_with_another_choice(
+    tmp_path, monkeypatch
+):
+    """The last checkpoint is saved anew, for those who read it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    Path("text.txt").write_text("\n".join(f"number {i} is {i * i}. " * 3 for i in range(200)))
+    train = ["train", "recipe.toml", "--job.dump_folder", "run"]
+    place = tmp_path / "run/checkpoints/step-6"
+    assert main(train) == 0
+    averages = load_model_weights(place)
+    assert main([*train, "--eval.ema", "false"]) == 0
+    weights = load_model_weights(place)
+    assert any(not weights[name].equal(averages[name]) for name in weights)
+    assert main(train) == 0
+    again = load_model_weights(place)
+    assert all(again[name].equal(averages[name]) for name in averages)

@@ -27,6 +27,7 @@ from longfire.checkpoint.folder import (
     STATE,
     Facts,
     FileFacts,
+    facts_of,
     marker_of,
     recover,
     steps,
@@ -57,8 +58,8 @@ class Checkpoints:
     the ids of the run stand for, which each checkpoint keeps (data/tokenizer.py). attempt: how
     often a launcher has restarted the processes of this run after one had died.
     evaluated_interval: steps between two validations, each of which has a checkpoint with
-    checkpoint.keep_best_k. uses_average:
-    whether those who read the weights of a checkpoint take their average (optimizer.ema_decay).
+    checkpoint.keep_best_k. uses_average: whether those who read the weights of a checkpoint take
+    their average (optimizer.ema_decay).
     """
 
     folder: Path
@@ -299,6 +300,14 @@ class Checkpoints:
                 f"{place} is later than step {step}, from which this run continues: kept as {left}"
             )
 
+    def forget_later_losses(self, step: int) -> None:
+        """Also where keep_best_k is 0 now: those of steps that are done anew are not noted then, and
+        a later start with it would take the old ones for theirs. Collective over the mesh."""
+        with self.mesh.raise_on_all_ranks():
+            if self.mesh.rank() == 0:
+                with self.os_errors_explained(self.folder / LOSSES):
+                    forget_later_losses(self.folder, step)
+
     def prune_old(self) -> None:
         """Keep the newest keep_latest_k, the best keep_best_k, every milestone, what was saved
         while all were kept, and step 0, from which other runs may start."""
@@ -336,13 +345,11 @@ class Checkpoints:
         if goes_back:
             state.went_back_to = step
             self.leave_abandoned_branch(step)
-        if self.settings.keep_best_k:
-            with self.mesh.raise_on_all_ranks():
-                if self.mesh.rank() == 0:
-                    with self.os_errors_explained(self.folder / LOSSES):
-                        forget_later_losses(self.folder, step)
+        self.forget_later_losses(step)
         self.saved_at = time.monotonic()
-        self.saved_step = state.step
+        # one whose readers are to take other weights (eval.ema) is saved anew
+        is_as_asked = facts_of(place).get("uses_average", False) == self.uses_average
+        self.saved_step = state.step if is_as_asked else None
         fresh = "" if state.optimizer.state else ", with a fresh optimizer"
         logger.info(
             f"weights: resuming from {place}: {state.tokens:,} tokens seen, "
