@@ -16,18 +16,28 @@ from longfire.mixers.cache import IDS, Cache
 from longfire.mixers.mixer import Observed, Sequence
 from longfire.mlps import make_mlp
 from longfire.ops.dropout import dropout, dropout_add, of_place
+from longfire.ops.forms import LazyFunction
 from longfire.ops.linear import Linear
 from longfire.ops.norm import LayerNorm, RMSNorm
 from longfire.ops.sequence_ops import UNDECIDED, LocalSequence
 from longfire.ops.vocabulary import softcapped
 
 if TYPE_CHECKING:
+    from longfire.ops.patches import PatchEmbedding
     from longfire.ops.sequence_sharding import SequenceSharding
 
 # Where noise is used: in a block, and from block to block.
 MIXER_PLACE = 1
 MLP_PLACE = 2
 BLOCK_PLACE = 4
+
+# Of models that a config must ask for
+PATCHES = LazyFunction["Callable[[ModelConfig], PatchEmbedding]"](
+    "longfire.ops.patches:patch_embedding"
+)
+BOTH_DIRECTIONS = LazyFunction[Callable[[], LocalSequence]](
+    "longfire.ops.both_directions:BothDirections"
+)
 
 # What an MLP gives, and a block: hidden states; with an auxiliary loss, what was observed too.
 Fed = Tensor | tuple[Tensor, Observed]
@@ -181,8 +191,8 @@ class Pipelined(Protocol):
 
 
 class Model(nn.Module):
-    """A decoder of any mixers. Parameters are fp32 masters; activations have `compute_dtype` from
-    the embedding on.
+    """A decoder of any mixers; with `direction = "both"` an encoder. Parameters are fp32 masters;
+    activations have `compute_dtype` from the embedding on.
 
     The head is apart from `forward`, so that the loss can be fused with it and the logits of a
     sequence need never be whole: the loss takes `regions.enter(hidden)` and `head.weight`, which
@@ -210,6 +220,9 @@ class Model(nn.Module):
         self.positions: nn.Embedding | None = None
         if config.learned_positions:
             self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.patches: PatchEmbedding | None = None
+        if config.image_size:
+            self.patches = PATCHES.get()(config)
         self.embed_norm = make_norm(config) if config.embed_norm else None
         blocks: dict[int, Block] = {}
         for layer in range(config.num_hidden_layers):
@@ -217,9 +230,11 @@ class Model(nn.Module):
         self.layers = Layers(blocks)
         self.shared = nn.ModuleDict(modules_of_all_layers(config, self.layers))
         self.norm = nn.Identity() if config.block == "post" else make_norm(config)
-        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Linear(config.hidden_size, config.outputs, bias=config.num_classes > 0)
         self.tie()
         self.local_ops = LocalSequence()
+        if config.direction == "both":
+            self.local_ops = BOTH_DIRECTIONS.get()()
         self.context: SequenceSharding | None = None
         self.regions = TensorRegions()
         self.pipeline: Pipelined | None = None
@@ -299,6 +314,10 @@ class Model(nn.Module):
     def embed_tokens(self, ids_BT: Tensor, seq: Sequence) -> Tensor:
         """What the first block sees."""
         x_BTD = self.embed(ids_BT)
+        if self.patches is not None:
+            assert seq.pixels_BCHW is not None, "a model of images is given images"
+            patches_BPD = self.patches(seq.pixels_BCHW, self.compute_dtype)
+            x_BTD = torch.cat([x_BTD, patches_BPD.to(x_BTD.dtype)], 1)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(self.regions.own_tokens(seq.positions_BT))
         x_BTD = x_BTD.to(self.stream_dtype)
@@ -348,6 +367,13 @@ class Model(nn.Module):
         logits_BTW = self.head(self.regions.enter(hidden_BTD)).float()
         return softcapped(logits_BTW, self.config.final_logit_softcapping)
 
+    def length_of_flops(self, seq_len: int) -> int:
+        """The length of a causal sequence whose tokens see as many keys on average: in both
+        directions each sees all. (Of recurrences one direction is counted.)"""
+        if self.config.direction == "both":
+            return 2 * seq_len - 1
+        return seq_len
+
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a sequence of `seq_len`, head included; a
         training step does 3x.
@@ -357,9 +383,13 @@ class Model(nn.Module):
         kernel spends); norms and activations count nothing. Of the whole model, whatever of it lies
         here.
         """
+        config = self.config
+        seq_len = self.length_of_flops(seq_len)
         with torch.device("meta"):
-            blocks = sum(block.flops_per_token(seq_len) for block in Model(self.config).layers)
-        return blocks + 2 * self.config.hidden_size * self.config.vocab_size
+            blocks = sum(block.flops_per_token(seq_len) for block in Model(config).layers)
+        if config.num_classes:  # one output of the head a record, which counts nothing beside it
+            return blocks
+        return blocks + 2 * config.hidden_size * config.vocab_size
 
 
 def modules_of_all_layers(config: ModelConfig, layers: Iterable[Block]) -> dict[str, nn.Module]:

@@ -1,5 +1,5 @@
-"""Mixers, MLPs and optimizers from a user's own file: `model.plugins = ["mine.py"]` runs the file
-and adds its tables MIXERS, MLPS and OPTIMIZERS to ours.
+"""Mixers, MLPs, optimizers and tasks from a user's own file: `model.plugins = ["mine.py"]` runs
+the file and adds its tables MIXERS, MLPS, OPTIMIZERS and TASKS to ours.
 
 A plugin is code, and runs with all rights of its user. So only a recipe or a command line that
 names it makes it run; a run folder that merely mentions one is not enough (`run.of_folder`).
@@ -22,6 +22,8 @@ from longfire.mlps import MLPS
 from longfire.mlps.contract import MLP
 from longfire.optim.contract import OptimizerRule
 from longfire.optim.table import OPTIMIZERS
+from longfire.tasks.contract import Task
+from longfire.tasks.table import TASKS
 
 # Attributes by which mixers looked at other tokens before `Sequence.ops`, and what to write now.
 OLD_ATTRIBUTES = {
@@ -44,6 +46,7 @@ def load_plugins(files: tuple[str, ...]) -> None:
             add_mixers(path, getattr(_loaded[path], "MIXERS", {}))
             add_mlps(path, getattr(_loaded[path], "MLPS", {}))
             add_optimizers(path, getattr(_loaded[path], "OPTIMIZERS", {}))
+            add_tasks(path, getattr(_loaded[path], "TASKS", {}))
 
 
 def run_file(path: Path) -> ModuleType:
@@ -161,3 +164,22 @@ def add_optimizers(path: Path, table: object) -> None:
                 f"{path}: OPTIMIZERS[{name!r}]: there is an optimizer of this name; choose another"
             )
     OPTIMIZERS.update(table)
+
+
+def add_tasks(path: Path, table: object) -> None:
+    """The plugin's tasks beside ours. Raises SettingsError for what is no task or has a name that
+    is taken."""
+    if not isinstance(table, dict):
+        raise SettingsError(
+            f"{path}: TASKS must be a table of names and classes, as in longfire/tasks/table.py"
+        )
+    for name, task in table.items():
+        if not (isinstance(task, type) and issubclass(task, Task)):
+            raise SettingsError(
+                f"{path}: TASKS[{name!r}] is no class derived from longfire.tasks.contract.Task"
+            )
+        if name in TASKS:
+            raise SettingsError(
+                f"{path}: TASKS[{name!r}]: there is a task of this name; choose another"
+            )
+    TASKS.update(table)

@@ -22,7 +22,7 @@ from longfire.parallel.apply import parallelize
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.plan import DEGREES
-from longfire.training.step import train_step
+from longfire.training.step import LossSum, train_step
 
 CPU = torch.device("cpu")
 T, ROWS, ALL_ROWS, MICROBATCHES = 16, 16, 96, 2
@@ -116,13 +116,19 @@ def steps(
     max_norm: float = 0,
     rows: Callable[[int, int], Batch] = rows_of,
     microbatches: int = MICROBATCHES,
+    loss_function: LossSum | None = None,
 ) -> list[dict[str, float]]:
     """Loss and gradient norm of so many steps on the rows that come next; rows(first, count) gives them."""
     each, said = ROWS // state.mesh.size(*DATA), []
     for _ in range(count):
         batch = rows(state.rows_consumed + state.mesh.rank(*DATA) * each, each)
         numbers = train_step(
-            state, batch.split(microbatches), 1e-3, settings.Training(max_norm=max_norm), Clock(CPU)
+            state,
+            batch.split(microbatches),
+            1e-3,
+            settings.Training(max_norm=max_norm),
+            Clock(CPU),
+            loss_function,
         )
         said.append({name: numbers[name] for name in ("loss", "grad_norm")})
     return said

@@ -80,6 +80,7 @@ def test_files_that_are_named_exist(page):
             "tokenizer.json",
             "manifest.json",
             "fingerprints.json",
+            "classes.json",
             "checkpoints/validation_losses.json",
         )
         places = (ROOT, ROOT / "longfire", ROOT / "tests/contracts", ROOT / "recipes")

@@ -126,3 +126,34 @@ def test_the_commands_on_own_data_run(tmp_path, monkeypatch):
             words += [*small, "--job.dump_folder", "run", "--tokenizer.train_vocab_size", "300"]
         assert main(words) == 0
     assert (tmp_path / "run/checkpoints/step-2").is_dir()
+
+
+def test_the_runs_of_the_page_on_images_and_texts_train(tmp_path, monkeypatch):
+    """Its folders, recipe and commands; two steps each."""
+    pytest.importorskip("PIL")
+    from PIL import Image
+    from transformers import ViTConfig, ViTForImageClassification
+
+    monkeypatch.chdir(tmp_path)
+    (tree,) = block("images.md", "text")
+    for number, line in enumerate(tree.split()):
+        for copy in range(4):
+            file = tmp_path / line.replace(".jpg", f"{copy}.jpg")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 50), (60 * number, 100, 60 * copy)).save(file)
+    (recipe,) = block("images.md", "toml")
+    (tmp_path / "photos.toml").write_text(recipe)
+    (records,) = block("images.md", "json")
+    (tmp_path / "reviews.jsonl").write_text(f"{records}\n" * 20)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(**shape, intermediate_size=16, image_size=32, patch_size=8, num_labels=2)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit-folder")
+    small = ["--training.steps", "2", "--training.batch_size", "4", "--data.num_workers", "1"]
+    commands = block("images.md", "bash")
+    assert len(commands) == 3
+    for number, command in enumerate(commands):
+        words = shlex.split(command.replace("\\\n", " "))[1:]
+        run = tmp_path / f"run{number}"
+        assert main([*words, *small, "--job.dump_folder", str(run)]) == 0
+        assert "accuracy" in (run / "metrics.jsonl").read_text()
+        assert (run / "classes.json").is_file()

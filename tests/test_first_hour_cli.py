@@ -792,11 +792,11 @@ def test_lm_eval_that_is_not_whole_is_one_line(run, missing, capsys, monkeypatch
     package = type(sys)("lm_eval")
     package.__path__, package.__spec__ = [], type("Spec", (), {"name": "lm_eval"})()
     monkeypatch.setitem(sys.modules, "lm_eval", package)
-    monkeypatch.delitem(sys.modules, "longfire.evaluation.tasks", raising=False)
+    monkeypatch.delitem(sys.modules, "longfire.evaluation.lm_eval_model", raising=False)
 
     class Broken:
         def find_spec(self, name, path=None, target=None):
-            if name.startswith("longfire.evaluation.tasks"):
+            if name.startswith("longfire.evaluation.lm_eval_model"):
                 raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])

@@ -175,7 +175,8 @@ def short(parameters: int) -> str:
 
 def test_every_file_has_its_row():
     files = {path.stem for path in FOLDER.glob("*.json")}
-    assert files == set(TABLE), "a file without a row in TABLE, or a row without a file"
+    of_images = {"vit-s-16", "vit-b-16"}  # tests/test_huggingface_vit.py counts them
+    assert files == set(TABLE) | of_images, "a file without a row in TABLE, or a row without a file"
     assert files == set(rows()), (
         "a file without a row in recipes/models/README.md, or a row without a file"
     )

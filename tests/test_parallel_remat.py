@@ -356,7 +356,7 @@ def test_what_goes_together_is_taken(compose):
             "activation_checkpoint.policy": "matmuls,longfire.attend_blocks",
         }
     )
-    state = make_state(run, 258, torch.device("cpu"))
+    state = make_state(run, run.known_model_config.with_vocabulary(258), torch.device("cpu"))
     assert state.model.local_ops.chunks == (7, 1024)
     assert state.model.local_ops.attention.keywords == {"chunks": (7, 1024)}
     assert not unknown_operations(
@@ -378,9 +378,10 @@ def test_each_kind_of_attention_shares_rows(compose, kind):
 
 def test_a_cpu_has_no_other_memory_to_offload_to(compose):
     with pytest.raises(SettingsError, match="where those of a CPU are already: set it to false"):
+        run = compose(**{"activation_checkpoint.offload": "true"})
         make_state(
-            compose(**{"activation_checkpoint.offload": "true"}),
-            258,
+            run,
+            run.known_model_config.with_vocabulary(258),
             torch.device("cpu"),
         )
 

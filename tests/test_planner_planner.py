@@ -87,7 +87,8 @@ def test_the_fullest_moment_is_that_of_a_real_step(compose, remat, tied, microba
             "model.compute_dtype": "float32",
         },
     )
-    state = make_state(run, run.vocab_size, torch.device("cpu"))
+    config = run.known_model_config.with_vocabulary(run.vocab_size)
+    state = make_state(run, config, torch.device("cpu"))
     generator, clock = torch.Generator().manual_seed(0), Clock(torch.device("cpu"))
     for _ in range(2):
         batches = random_batch(run, run.vocab_size, generator).split(run.accumulation)

@@ -115,7 +115,12 @@ def test_what_learns(models, kind, learns):
     theirs = [p.detach().clone() for p in teacher.parameters()]
     losses = [
         train_step(
-            state, [a_batch(seed=i % 3)], 1e-2, Training(), Clock(torch.device("cpu")), learn
+            state,
+            [a_batch(seed=i % 3)],
+            1e-2,
+            Training(),
+            Clock(torch.device("cpu")),
+            learn.loss_sum,
         )["loss"]
         for i in range(30)
     ]

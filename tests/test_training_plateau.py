@@ -18,7 +18,7 @@ from longfire.checkpoint.state import State
 from longfire.cli import main
 from longfire.config.settings import LRScheduler
 from longfire.parallel.mesh import Mesh
-from longfire.training import loop
+from longfire.tasks import language_modeling
 from longfire.training.plateau import Plateau, after_validation
 from longfire.training.schedule import schedule
 from longfire.training.validation import count_for_plateau, loss_of_all
@@ -136,7 +136,7 @@ def test_a_run_resumes_to_the_bit(folder):
 
 def test_a_rate_that_was_lowered_after_the_last_step_is_no_jump(folder, monkeypatch, capsys):
     """A run that ends after a validation, since the data or a stop end it, saves what was counted."""
-    take = loop.next_batch
+    take = language_modeling.next_batch
 
     def of_eight_steps(run, state, batches):
         return take(run, state, batches) if state.step < 8 else None
@@ -144,7 +144,7 @@ def test_a_rate_that_was_lowered_after_the_last_step_is_no_jump(folder, monkeypa
     train = ["train", "recipe.toml", "--job.dump_folder", "run", "--checkpoint.interval", "100"]
     words = ["--lr_scheduler.patience", "0", "--lr_scheduler.threshold", "0.9"]
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "next_batch", of_eight_steps)
+        patched.setattr(language_modeling, "next_batch", of_eight_steps)
         main([*train, *words])
     saved = json.loads(Path("run/checkpoints/step-8/state.json").read_text())["plateau"]
     assert saved[0] == 8 and saved[3] > 1, "counted, and lowered, before it was saved"

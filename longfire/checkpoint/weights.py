@@ -19,6 +19,7 @@ from longfire.config import settings, shipped
 from longfire.config.model_config import ModelConfig
 from longfire.config.paths import may_be_on_hub
 from longfire.config.read_model import model_config_of, read_model_config
+from longfire.config.rules.tasks import refuse_other_tasks
 from longfire.config.run import Run
 from longfire.config.transformers_config import TransformersConfig
 from longfire.data import tokenizer_training
@@ -281,7 +282,9 @@ def newest_readable(checkpoints: Path, read: Callable[[Path], Found]) -> tuple[i
 def run_of(folder: Path, plugins: tuple[str, ...]) -> Run:
     """The run of a run folder, which is only read. Raises as `Run.of_folder`."""
     overrides = {"model.plugins": ",".join(plugins)} if plugins else {}
-    return Run.of_folder(folder, overrides)
+    run = Run.of_folder(folder, overrides)
+    refuse_other_tasks(run, f"{folder}: this command")
+    return run
 
 
 def tokenizer_of(run: Run) -> Tokenizer:

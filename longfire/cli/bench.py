@@ -23,7 +23,9 @@ def bench(words: Sequence[str]) -> int:
         help="steps to measure, after 2 of warm-up (default: 10)",
     )
     run, options = read_run(parser, words, world=world())
+    from longfire.config.rules.tasks import refuse_other_tasks
     from longfire.training.throughput import bench as measure
 
+    refuse_other_tasks(run, "longfire bench")
     measure(run, options.steps)
     return 0

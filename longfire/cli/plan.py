@@ -50,12 +50,14 @@ def plan(words: Sequence[str]) -> int:
         "Attention's tables beside ours",
     )
     run, options = read_run(parser, words, world=None)
+    from longfire.config.rules.tasks import refuse_other_tasks
     from longfire.parallel.cost import device_of
     from longfire.planner.planner import Planner
     from longfire.planner.tables import plan_run
 
     device = device_of(options.device, options.memory)
     if options.context:
+        refuse_other_tasks(run, "longfire plan --context")
         from longfire.planner.context_tables import plan_context
 
         plan_context(run, device, options.json)

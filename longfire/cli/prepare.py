@@ -22,9 +22,11 @@ def prepare(words: Sequence[str]) -> int:
     )
     run, options = read_run(parser, words, False)
     from longfire.checkpoint.provenance import tokenizer_line
+    from longfire.config.rules.tasks import refuse_other_tasks
     from longfire.data.prepare import prepare as make_stores
     from longfire.data.prepare import verify
 
+    refuse_other_tasks(run, "longfire prepare")
     with make_stores(run.data, run.tokenizer) as prepared:
         print(tokenizer_line(prepared.tokenizer, run.tokenizer, run.data.record_format))
         if options.verify:

@@ -5,6 +5,7 @@
     aliases/         the spellings of earlier frameworks -> our settings, or the reason why not
     strict.py        tables of settings, read strictly: unknown names, types, what is missing
     model_config.py  a model: its settings, checked
+    model_rules.py   the rules that such settings must keep
     init_rules.py    how its parameters may begin
     own_settings.py  the table of a mixer or an MLP -> its own dataclass
     own_keys.py      the keys of a config.json, or of [model] of a recipe -> a model's settings
@@ -13,6 +14,7 @@
     shipped.py       recipes and model configs that are installed with longfire, by name
     paths.py         paths are local: a URL in a setting or option is refused
     values.py        a value as the type of its setting, inside its interval
+    named_options.py settings that a part from a table declares for itself, as a dataclass
     recipe.py        TOML, then the command line -> typed sections, strictly
     options.py       options of commands beside the settings of a run: sampling, scoring
     read_model.py    the config of a model, read from a file, from a recipe, or from both

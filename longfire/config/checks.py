@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from longfire.config.rules import data, lengths, model, processes, steps
+from longfire.config.rules import data, lengths, model, processes, steps, tasks
 from longfire.config.run_settings import RunSettings
 from longfire.errors import SettingsError
 
@@ -33,6 +33,7 @@ RULES = (
     Rule(steps.of_drops, "trained"),
     Rule(steps.of_length),
     Rule(lengths.refusals),
+    Rule(model.of_direction),
     Rule(model.of_learning_rates),
     Rule(model.of_outputs),
     Rule(model.of_auxiliary_losses),
@@ -51,6 +52,7 @@ RULES = (
     Rule(data.of_checkpoints),
     Rule(data.of_best_checkpoints, "trained"),
     Rule(data.of_folders),
+    Rule(tasks.of_task),
 )
 
 

@@ -1,16 +1,24 @@
 """The config of a model: what its config.json says, checked; free of torch, so that a wrong shape
 fails in an instant."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from longfire.config.model_rules import NO_MLP, check_model
 from longfire.errors import SettingsError
 
-NO_MLP = "none"
 DEFAULT_MLP = "swiglu"
 TABLES = ("mixers", "mlps")  # fields of ModelConfig that stand in a config.json as tables by name
-NORMS = ("rmsnorm", "layernorm")
-BLOCKS = ("pre", "post", "parallel", "parallel_tied")
+# Keys that few models have: a config.json has them only where they are not the default.
+RARE_KEYS = (
+    "mlp_layer_types",
+    "direction",
+    "num_classes",
+    "pool",
+    "image_size",
+    "patch_size",
+    "image_channels",
+)
 
 PUBLISHED = "published"
 
@@ -132,6 +140,28 @@ class ModelConfig:
     final_logit_softcapping: float = key(
         0.0, "logits become cap * tanh(logits / cap) with this cap; 0: as they are"
     )
+    direction: str = key(
+        "causal",
+        "causal: a token sees itself and those before it; both: all tokens of its document, where "
+        "recurrences and convolutions run from either end and are summed (not for language models)",
+    )
+    num_classes: int = key(
+        0,
+        "classes of a classifier, which has a head over them in the place of one over the "
+        "vocabulary; 0: as many as its data has",
+    )
+    pool: str = key(
+        "last",
+        "of a classifier, what its head sees: last (the last token of a text), first (the class "
+        "token of an image), mean (of the tokens of a text, of the patches of an image)",
+    )
+    image_size: int = key(
+        0,
+        "height and width of an image in pixels, for a model of images: a class token, the one "
+        "entry of its vocabulary, and the patches are its tokens; 0: a model of text",
+    )
+    patch_size: int = key(16, "of a model of images: height and width of a patch in pixels")
+    image_channels: int = key(3, "of a model of images: channels of an image, 3 (RGB) or 1 (grey)")
     mlps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,35 +183,17 @@ class ModelConfig:
                 least = self.hidden_size * 4
                 multiple = 32
             object.__setattr__(self, "intermediate_size", multiple * -(-least // multiple))
-        self.require("norm", self.norm in NORMS, f"is not one of {', '.join(NORMS)}")
-        self.require("block", self.block in BLOCKS, f"is not one of {', '.join(BLOCKS)}")
-        self.require("dropout", 0 <= self.dropout < 1, "must lie in [0, 1)")
-        self.require("embed_dropout", 0 <= self.embed_dropout < 1, "must lie in [0, 1)")
-        deviation = "must be a standard deviation above 0"
-        self.require("initializer_range", self.initializer_range > 0, deviation)
-        self.require("norm_eps", self.norm_eps >= 0, "must be at least 0")
-        self.require("pad_vocab_multiple", self.pad_vocab_multiple >= 1, "must be at least 1")
-        self.require(
-            "final_logit_softcapping",
-            0 <= self.final_logit_softcapping < float("inf"),
-            "must be a cap above 0, as 15 or 30, or 0 for none",
-        )
-        if self.learned_positions and not self.max_position_embeddings:
-            raise SettingsError(
-                "model config: learned_positions needs max_position_embeddings, the number of "
-                "positions that are learned"
-            )
-        if self.mlp_bias and "channel_mix" in map(mlp_of, self.mlp_types):
-            raise SettingsError(
-                "model config: mlp_bias = true, but mlp = 'channel_mix' has no biases; set it to "
-                "false"
-            )
-        if self.block.startswith("parallel") and NO_MLP in self.mlp_types:
-            where = "mlp_layer_types has" if self.mlp_layer_types else "mlp ="
-            raise SettingsError(
-                f"model config: block = {self.block!r} puts an MLP beside the mixer, but {where} "
-                "'none'"
-            )
+        check_model(self)
+
+    @property
+    def image_tokens(self) -> int:
+        """The tokens of an image: the class token and the patches."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the head: classes, or entries of the vocabulary."""
+        return self.num_classes or self.vocab_size
 
     def require(self, key: str, holds: bool, rule: str) -> None:
         """Raises SettingsError naming the key and its value where the rule does not hold."""
@@ -231,6 +243,18 @@ class ModelConfig:
         multiple = self.pad_vocab_multiple
         return replace(self, vocab_size=multiple * -(-(self.vocab_size or vocab_size) // multiple))
 
+    def with_classes(self, num_classes: int) -> "ModelConfig":
+        """The same shape with the number of classes that the data has, where the config leaves it
+        open; its head is then no longer tied to the embedding. Raises SettingsError when the
+        config has fewer."""
+        if self.num_classes and self.num_classes < num_classes:
+            raise SettingsError(
+                f"num_classes = {self.num_classes} of the model's config is smaller than the "
+                f"{num_classes} classes of the data; set it to 0 (as many as the data has) or to "
+                f"at least {num_classes}"
+            )
+        return replace(self, num_classes=self.num_classes or num_classes, tie_word_embeddings=False)
+
     @property
     def drops(self) -> bool:
         """Whether training needs noise for dropout."""
@@ -244,9 +268,9 @@ class ModelConfig:
         """Our own config.json: the fields, the settings of each mixer and MLP under its name."""
         fields_ = asdict(self)
         mixers, mlps = (fields_.pop(tables) for tables in TABLES)
-        mlp_layer_types = fields_.pop("mlp_layer_types")
-        if mlp_layer_types:  # few models have it
-            fields_["mlp_layer_types"] = list(mlp_layer_types)
+        leave_out_rare(fields_)
+        if "mlp_layer_types" in fields_:
+            fields_["mlp_layer_types"] = list(self.mlp_layer_types)
         return {
             "model_type": "longfire",
             **fields_,
@@ -254,6 +278,13 @@ class ModelConfig:
             **mixers,
             **mlps,
         }
+
+
+def leave_out_rare(keys: dict[str, Any]) -> None:
+    """Remove keys that few models have where they are the default."""
+    for known in fields(ModelConfig):
+        if known.name in RARE_KEYS and keys[known.name] == known.default:
+            del keys[known.name]
 
 
 def with_tuples(given: Any) -> Any:

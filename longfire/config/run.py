@@ -15,7 +15,7 @@ from longfire.checkpoint.provenance import (
     tokenizer_of_run,
 )
 from longfire.config import recipe as recipes
-from longfire.config import shipped
+from longfire.config import settings, shipped
 from longfire.config.checks import check
 from longfire.config.config_file import read_config
 from longfire.config.model_config import ModelConfig
@@ -96,6 +96,7 @@ class Run(RunSettings):
 
             load_plugins(run.model.plugins)
         run = run.with_model_config(toml, command_line)
+        run = run.with_length_of_images()
         for line in run.ignored_keys():
             logger.info(line)
         if run.model_config is None and needs_model:
@@ -193,6 +194,16 @@ class Run(RunSettings):
         source = " and ".join(places)
         config = read_tables(tables, source, config_path)
         return replace(self, model_config=config, model_config_source=source).with_rope_base()
+
+    def with_length_of_images(self) -> "Run":
+        """The same run with the tokens of an image as training.seq_len, where that is not given."""
+        config = self.model_config
+        training = self.training
+        if not isinstance(config, ModelConfig) or not config.image_size:
+            return self
+        if training.seq_len != settings.Training.seq_len:
+            return self
+        return replace(self, training=replace(training, seq_len=config.image_tokens))
 
     def with_tokenizer(self, named: Collection[str]) -> "Run":
         """The same run with the tokenizer that is beside its weights, where none was named: of its

@@ -29,6 +29,8 @@ class RunSettings:
     job: settings.Job
     model: settings.Model
     data: settings.Data
+    images: settings.Images
+    classification: settings.Classification
     tokenizer: settings.Tokenizer
     training: settings.Training
     optimizer: settings.Optimizer

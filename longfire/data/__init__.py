@@ -41,10 +41,12 @@
     chunks.py               some documents at a time, gathered and encoded
     fill.py                 fills stores with the ids of documents
     fill_progress.py        shows how far the stores are
+    labelled_texts.py       texts with a class each, which are read whole
     background.py           preparation in another process, while training runs
     prepare.py              text + tokenizer -> stores
     order.py                which sequence of which source is number i of the run
     pack.py                 T+1 tokens -> ids, labels, positions, documents
+    step_batch.py           what the training step asks of a batch, whatever its records are
     batch.py                a batch of sequences as tensors
     batches.py              sequences i .. i+B -> a batch; i is the whole state
 

@@ -35,6 +35,11 @@ class Batch:
         """B, the number of sequences."""
         return self.ids_BT.shape[0]
 
+    @property
+    def tokens(self) -> int:
+        """T, the tokens of each sequence."""
+        return self.ids_BT.shape[1]
+
     def real_tokens(self) -> int:
         """Labels to be learned; waits for the device."""
         return int((self.labels_BT != NO_LABEL).sum())

@@ -10,6 +10,7 @@ the bound). Since all sequences have the same number of tokens, shares of sequen
 tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ FEISTEL_ROUNDS = 6
 MIXTURE = 1
 SEQUENCES = 2
 PIECES = 3
+AUGMENTATION = 4
+MIXUP = 5
 LOW = np.uint64(0xFFFFFFFF)
 
 
@@ -183,6 +186,24 @@ class Order:
             permuted = permute(place - start, end - start, keys).astype(np.int64)
             number = first * pieces + start + permuted
         return number // pieces, number % pieces
+
+
+def places(
+    order: Order,
+    numbers: Sequence[int],
+    sizes: Sequence[int],
+    shares: tuple[float, ...],
+    seed: int,
+) -> list[tuple[int, int, int]]:
+    """(source, epoch, record) of these numbers of the run, where sources have so many records each
+    and all of them are there."""
+    source_N, k_N = mix(np.array(numbers), shares, seed)
+    epoch_N = np.empty_like(k_N)
+    record_N = np.empty_like(k_N)
+    for source, size in enumerate(sizes):
+        of_it_N = source_N == source
+        epoch_N[of_it_N], record_N[of_it_N] = order.sequences(k_N[of_it_N], size, source)
+    return list(zip(source_N.tolist(), epoch_N.tolist(), record_N.tolist()))
 
 
 def _windows(place: np.ndarray, epoch: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ No text is ever in both parts.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -42,6 +43,16 @@ def hash_of(identity: str) -> float:
     """A number from 0 to 1 that depends on the identity of a document alone (52 bits of a hash)."""
     digest = blake2b(identity.encode(errors="surrogateescape"), digest_size=16).hexdigest()
     return int(digest[:13], 16) / 2**52
+
+
+def kept_records(identities: Sequence[str], fraction: float) -> np.ndarray:
+    """Which of some records are kept for validation, bool (N,): those whose identity hashes below
+    the fraction, and at least the one with the lowest hash; none where the fraction is 0."""
+    hashes_N = np.array([hash_of(identity) for identity in identities])
+    is_kept_N = hashes_N < fraction
+    if fraction and len(hashes_N):
+        is_kept_N[hashes_N.argmin()] = True
+    return is_kept_N
 
 
 def is_validation(identity: str, fraction: float) -> bool:

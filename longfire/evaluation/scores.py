@@ -75,7 +75,7 @@ def tasks(opened: Opened, scoring: Scoring) -> Numbers:
     """lm-eval's numbers, shown. Raises SettingsError naming the package where lm-eval is installed
     without what it needs."""
     try:
-        from longfire.evaluation.tasks import run_tasks, show_tasks
+        from longfire.evaluation.lm_eval_model import run_tasks, show_tasks
 
         found = run_tasks(opened, scoring, sequence_length(opened, scoring))
     except ImportError as error:  # some of its tasks import what they need only when they run

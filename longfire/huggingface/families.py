@@ -46,11 +46,18 @@ def family_of(config: Config, where: str) -> Family:
     return FAMILIES[model_type]
 
 
+VIT = "vit"  # models of images, which are no family of language models
+
+
 def config_from_hf(config: Config, where: str) -> ModelConfig:
     """The model config that a Hugging Face config.json describes. Raises SettingsError naming a key
     that longfire cannot express."""
     if own_config.is_own_export(config):
         return own_config.read_model_config(config, where)
+    if config.get("model_type") == VIT:
+        from longfire.huggingface.vit import config_of_vit  # needs the class of transformers
+
+        return config_of_vit(config, where)
     ignored = frozenset(ignored_keys(config, where))
     return read_family_config(family_of(config, where), config, where, ignored)
 
@@ -127,6 +134,8 @@ def family_named(model_type: str) -> Family:
 def class_of_export(model_config: ModelConfig) -> str:
     """The class that an export is loaded with; where it is ours, also what the nearest other class
     does not have."""
+    if model_config.image_size:
+        return "ViTForImageClassification of transformers"
     family = family_named(choose_family(model_config))
     name = f"{family.architecture} of {family.package}"
     if family is not own_config.LONGFIRE:

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import asdict, fields, replace
 
 from longfire.config.init_rules import INIT_KEYS
-from longfire.config.model_config import ModelConfig, mixer_of
+from longfire.config.model_config import ModelConfig, leave_out_rare, mixer_of
 from longfire.huggingface.family import Config, Family, Key, Settings, leaf_of
 from longfire.huggingface.family_layers import variant
 
@@ -144,16 +144,15 @@ def with_all_sizes(model_config: ModelConfig) -> ModelConfig:
     return replace(model_config, mixers=mixers)
 
 
-# What most models have none of.
-OF_SOME_LAYERS = ("mlps", "mlp_layer_types")
-
-
 def values_of(model_config: ModelConfig) -> dict[str, Settings]:
     """Flat setting -> its value under each name of layer_types (of the model's own: under "")."""
     values: dict[str, Settings] = {}
-    for name, value in asdict(model_config).items():
-        is_own = name not in ("mixers", "layer_types")
-        if is_own and (value or name not in OF_SOME_LAYERS):
+    keys = asdict(model_config)
+    leave_out_rare(keys)
+    for name, value in keys.items():
+        if name in ("mixers", "layer_types"):
+            continue
+        if value or name != "mlps":
             values[name] = {"": value}
     for name, given in model_config.mixers.items():
         for leaf, value in given.items():

@@ -85,6 +85,11 @@ def read_weights(folder: Path | str, model_config: ModelConfig) -> Iterator[tupl
     missing, extra and wrongly shaped tensors, or the file that cannot be read.
     """
     folder = Path(folder)
+    if model_config.image_size:
+        from longfire.huggingface.vit import read_vit_weights
+
+        yield from read_vit_weights(folder, model_config)
+        return
     family = family_of(read_config(folder), str(folder / "config.json"))
     wanted = layout(family, model_config)
     files = WeightFiles(folder)

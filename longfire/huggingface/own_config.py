@@ -14,7 +14,7 @@ of torch.
 from dataclasses import asdict, fields
 from importlib.metadata import version
 
-from longfire.config.model_config import TABLES, ModelConfig, mixer_of
+from longfire.config.model_config import TABLES, ModelConfig, leave_out_rare, mixer_of
 from longfire.config.own_keys import read_own_keys
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Config, Family, Name, Settings
@@ -59,8 +59,7 @@ def config_of(model_config: ModelConfig, length: int) -> Config:
     for field in fields(ModelConfig):
         if field.name not in TABLES:
             keys[field.name] = getattr(model_config, field.name)
-    if not keys["mlp_layer_types"]:
-        del keys["mlp_layer_types"]
+    leave_out_rare(keys)
     keys["pad_vocab_multiple"] = 1  # vocab_size includes the padding
     shared = {name: keys.pop(name) for name in SHARED}
     mixers: dict[str, Settings] = {}

@@ -49,8 +49,9 @@ class Sequence:
     another one for each block; None: no dropout. shared: what layers share in one forward: made
     before the first block (`Mixer.prepare`, `Mixer.whole_model`), or left by one layer for later
     ones. ops: what computes along the sequence; at its default, the model that is given the
-    sequence puts its own there (`Model.local_ops`). observed: what the MLPs of layers gave beside
-    their outputs, by layer (mlps/auxiliary.py).
+    sequence puts its own there (`Model.local_ops`). pixels_BCHW: the images of a model of images,
+    whose patches follow the tokens of ids (ops/patches.py). observed: what the MLPs of layers gave
+    beside their outputs, by layer (mlps/auxiliary.py).
     """
 
     positions_BT: Tensor
@@ -60,6 +61,7 @@ class Sequence:
     shared: Shared = field(default_factory=Shared)
     observed: Shared = field(default_factory=Shared)
     ops: SequenceOps = UNDECIDED
+    pixels_BCHW: Tensor | None = None
 
 
 class BlockPart(nn.Module):

@@ -18,7 +18,8 @@ fast form with its reference on the machine at hand.
     dropout.py           dropout that no plan changes
     sequence_noise.py    the noise that it is made of
     attention.py         softmax attention
-    attention_parts.py   the same of one block of keys, in parts that join
+    full_attention.py    the same of all tokens, before and after each
+    attention_parts.py   softmax attention of one block of keys, in parts that join
     attention_blocks.py  the same of keys that come block by block
     blockwise.py         the same in chunks of queries and keys
     short_conv.py        short causal convolution
@@ -26,6 +27,8 @@ fast form with its reference on the machine at hand.
     recurrence.py        what the recurrences of a matrix state share
     sequence_ops.py      what a mixer calls to look along the sequence: seq.ops
     sequence_sharding.py what cuts sequences that several processes share
+    both_directions.py   the same of tokens that see those after them, too
+    patches.py           images as tokens
     attention_choice.py  which attention it then computes, as [attention] says
     feature_maps.py      what queries and keys pass before linear attention
     feature_map_modules.py those of them that are modules

@@ -14,16 +14,15 @@ axis is refused before a device is touched (config/checks.py).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from longfire.config.named_options import NoOptions, read_named_options
 from longfire.config.settings import Optimizer as Settings
-from longfire.config.values import as_type, check_interval, nearest
-from longfire.errors import SettingsError
 
 Role = Literal["embedding", "head", "matrix", "other"]
 
@@ -85,11 +84,6 @@ class Group(TypedDict):
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """Of a rule whose settings are all in the section [optimizer]."""
-
-
-@dataclass(frozen=True)
 class OptimizerRule(ABC):
     """An optimizer as longfire knows it, with the settings of a run. Raises SettingsError for
     options that it does not have."""
@@ -102,7 +96,10 @@ class OptimizerRule(ABC):
     proven_axes: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        options = read_options(self.Options, self.settings)
+        owner = f"optimizer.name = {self.settings.name!r}"
+        options = read_named_options(
+            self.Options, self.settings.options, "optimizer.options", owner
+        )
         object.__setattr__(self, "options", options)
 
     @property
@@ -129,28 +126,3 @@ class OptimizerRule(ABC):
         """The most that any of its updates needs."""
         order = list(Needs)
         return max((update.needs for update in self.updates), key=order.index)
-
-
-def read_options(kind: type, given: Settings) -> object:
-    """optimizer.options as the rule's own dataclass. Raises SettingsError naming the option."""
-    known = {option.name: option for option in fields(kind)}
-    values = {}
-    for entry in given.options:
-        name, equals, text = entry.partition("=")
-        key = f"optimizer.options: {entry!r}"
-        if not equals:
-            raise SettingsError(f"{key} must be written as name=value")
-        if name not in known:
-            has = ", ".join(known) or "none"
-            raise SettingsError(
-                f"{key} is no option of optimizer.name = {given.name!r}{nearest(name, known)}; "
-                f"its options: {has}"
-            )
-        if name in values:
-            raise SettingsError(f"{key} is the second value of {name}: leave one out")
-        try:
-            values[name] = as_type(known[name].type, text, text=True)
-            check_interval(values[name], known[name].metadata.get("within", ""))
-        except ValueError as error:
-            raise SettingsError(f"{key} {error}") from error
-    return kind(**values)

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import nn
 
+from longfire.config.rules.model import LANGUAGE_MODELING
 from longfire.config.run import Run
 from longfire.config.settings import Parallelism, Remat
 from longfire.config.transformers_config import TransformersConfig
@@ -32,6 +33,7 @@ from longfire.planner.holding import Group
 from longfire.planner.memory import Keeping, Meter, ends_of
 from longfire.planner.part import EMBED, HEAD, MASTER_BYTES, Part
 
+CLASSES = 1000  # of a classifier whose data will decide
 MEASURED_TOKENS = 8192  # longer sequences are read off a straight line through these and half
 
 
@@ -63,16 +65,20 @@ class MeasuredRun:
         self.sequences = run.sequences_per_step
         self.tokens = run.tokens_per_step
         self.model_config = model_config.with_vocabulary(run.vocab_size)
+        if run.job.task != LANGUAGE_MODELING:
+            # where the data will decide how many classes there are
+            self.model_config = self.model_config.with_classes(model_config.num_classes or CLASSES)
         self.rule = rule_of(run.optimizer)
         self.dtype = dtype or "bfloat16"
         if not dtype and run.model.compute_dtype == "float32":
             self.dtype = "float32"
         self.model = on_meta(self.model_config, getattr(torch, self.dtype))
         self.flops_of: list[dict[str, float]] = []
+        length = self.model.length_of_flops(self.seq_len)
         for block in self.model.layers:
             flops = {
-                "mixer": block.mixer.flops_per_token(self.seq_len),
-                "block": block.flops_per_token(self.seq_len),
+                "mixer": block.mixer.flops_per_token(length),
+                "block": block.flops_per_token(length),
             }
             self.flops_of.append(flops)
         self.costs = costs(self.model, self.seq_len)

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -176,11 +177,18 @@ class Meter:
     def sequence(self, rows: int) -> mixer.Sequence:
         """A batch of sequences without numbers."""
         tokens_BT = torch.zeros(rows, self.seq_len, dtype=torch.int64)
+        config = self.small.config
         ops = local_sequence(self.keeping.attention)
+        if config.direction == "both":
+            ops = self.small.local_ops
         noise_BT = None
-        if self.small.config.drops:
+        if config.drops:
             noise_BT = torch.zeros(rows, self.seq_len, dtype=torch.int32)
-        return mixer.Sequence(tokens_BT, noise_BT=noise_BT, ops=ops)
+        pixels_BCHW = None
+        if config.image_size:
+            shape = (rows, config.image_channels, config.image_size, config.image_size)
+            pixels_BCHW = torch.zeros(shape)
+        return mixer.Sequence(tokens_BT, noise_BT=noise_BT, ops=ops, pixels_BCHW=pixels_BCHW)
 
     @cached_property
     def crossings(self) -> list[LayerTraffic]:
@@ -212,7 +220,10 @@ class Meter:
 
         def forward(_: list[Tensor]) -> Tensor:
             model.prepare(seq)
-            return model.embed_tokens(seq.positions_BT, seq)
+            ids_BT = seq.positions_BT
+            if seq.pixels_BCHW is not None:
+                ids_BT = ids_BT[:, :1]  # the class token
+            return model.embed_tokens(ids_BT, seq)
 
         tied = [model.embed.weight] if model.config.tie_word_embeddings else []
         return traced(
@@ -232,6 +243,11 @@ class Meter:
         """With the loss."""
         labels_N = torch.zeros(rows * self.seq_len, dtype=torch.int64)
 
+        def of_classes(box: list[Tensor]) -> Tensor:
+            hidden_BTD = model.final_norm(box.pop())
+            logits_BN = model.head(hidden_BTD[:, 0]).float()
+            return F.cross_entropy(logits_BN, labels_N[:rows], reduction="sum")
+
         def forward(box: list[Tensor]) -> Tensor:
             hidden_BTD = model.final_norm(box.pop())
             hidden_ND = model.regions.enter(hidden_BTD).flatten(0, 1)
@@ -245,13 +261,15 @@ class Meter:
             )
             return fused(hidden_ND, model.head.weight, labels_N, self.chunk_tokens, rules)
 
+        if model.config.num_classes:
+            return traced(of_classes, enters, ends_of(model)[HEAD], labels_N)
         return traced(forward, enters, ends_of(model)[HEAD], labels_N)
 
 
 def ends_of(model: Model) -> dict[str, nn.ModuleList]:
     """What is before the blocks and after them."""
     ends = {
-        EMBED: (model.embed, model.positions, model.embed_norm, model.shared),
+        EMBED: (model.embed, model.patches, model.positions, model.embed_norm, model.shared),
         HEAD: (model.norm, model.head),
     }
     found: dict[str, nn.ModuleList] = {}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import product
 from math import log
 
+from longfire.config.rules.model import LANGUAGE_MODELING
 from longfire.errors import SettingsError
 from longfire.mlps import auxiliary
 from longfire.parallel import stages, strategy
@@ -20,6 +21,7 @@ from longfire.planner.forecast import REMATS, Collective, Forecast, Moment, Plan
 from longfire.planner.measured_run import MeasuredRun
 from longfire.planner.peak import ProcessMemory, largest
 from longfire.planner.step_time import StepCommunication, flops_on, parts_of_step
+from longfire.tasks.table import task_named
 
 MOST_STAGES = 16  # pipelines that alternatives try
 # Of a sequence on a process, in alternatives: shorter pieces are better shared as sequences, or not
@@ -77,7 +79,9 @@ class Planner(MeasuredRun):
         return largest(bytes_of, self.device.usable_bytes)
 
     def largest_seq_len(self, plan: Plan) -> int:
-        """The longest sequence that fits, in tokens."""
+        """The longest sequence that fits, in tokens; of images, whose tokens are given, these."""
+        if self.model_config.image_size:
+            return self.seq_len
 
         def bytes_of(seq_len: int) -> float:
             return self.peak(plan, seq_len).total
@@ -184,8 +188,11 @@ class Planner(MeasuredRun):
         shared = max(plan.tp, plan.cp, plan.pp) > 1
         if shared and any(auxiliary.refusals(self.model_config, {"": ""})):
             return False
+        task_axes = frozenset(AXES)
+        if self.run.job.task != LANGUAGE_MODELING:
+            task_axes = task_named(self.run.job.task).proven_axes
         for axis, degree in zip(AXES, plan.mesh):
-            if degree > 1 and axis not in self.rule.proven_axes:
+            if degree > 1 and axis not in self.rule.proven_axes & task_axes:
                 return False
         if plan.pp == 1:
             return True

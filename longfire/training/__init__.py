@@ -26,7 +26,8 @@ slowness.py      warnings of slow training
 environment.py   environment.json: versions, revision and devices
 code_snapshot.py the code of a run, in its folder
 traces.py        profiler traces and CUDA memory snapshots
-finish.py        after the last step: export, check, sample, report
+text_outputs.py  what a language model writes after the last step: export, sample
+finish.py        after the last step: what the task writes, report, list of outputs
 report_page.py   run folders -> one HTML page and its charts
 throughput.py    `longfire bench`: how fast this machine trains a recipe
 """

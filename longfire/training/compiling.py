@@ -76,11 +76,17 @@ def eager_rate(run: Run, model: Model) -> float:
 
 def sample_of(config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device) -> Model:
     """A model like this one, with one layer of each type: what `eager_rate` measures instead of all
-    of them."""
+    of them. Of a classifier, or of a model of images, the layers between the ends of a language
+    model."""
     kinds = tuple(dict.fromkeys(config.layer_types))
-    return build(
-        replace(config, num_hidden_layers=len(kinds), layer_types=kinds), seed, device, dtype
+    sample = replace(
+        config,
+        num_hidden_layers=len(kinds),
+        layer_types=kinds,
+        image_size=0,
+        num_classes=0,
     )
+    return build(sample, seed, device, dtype)
 
 
 def trial_batch(model: Model, run: Run) -> Batch:

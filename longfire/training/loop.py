@@ -12,31 +12,23 @@ from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.config.run_folder import begun
 from longfire.config.settings import Training
-from longfire.data.batches import Batches
-from longfire.data.prepare import Prepared
 from longfire.device import Clock, choose_device
 from longfire.errors import TrainingError
 from longfire.launch import StopRequest, Watchdog, signal_name
 from longfire.messages import log_in_first_process
 from longfire.parallel.apply import device_of
 from longfire.parallel.mesh import ALONE, Mesh, joined
+from longfire.tasks.contract import Results, Task
+from longfire.tasks.table import task_named
 from longfire.training.code_snapshot import save_code
-from longfire.training.distillation import Distillation
-from longfire.training.finish import Results, finish
+from longfire.training.finish import finish
 from longfire.training.reporting import QuietReport, Report
 from longfire.training.setup import checkpoints_of, state_at_start
 from longfire.training.stages import enter_stage
-from longfire.training.start import begin
 from longfire.training.step import train_step
 from longfire.training.step_record import StepRecords
 from longfire.training.timing import Timing, last_step, learning_rate
 from longfire.training.traces import profiler
-from longfire.training.training_data import (
-    batches_of,
-    next_batch,
-    prepare_data,
-    refuse_batch_without_labels,
-)
 from longfire.training.validation import is_due, is_missing, validate
 
 logger = logging.getLogger(__name__)
@@ -58,39 +50,37 @@ def train(run: Run, now: Callable[[], float] = time.perf_counter) -> int:
     with (
         joined(run.world, run.degrees, run.comm, device) as mesh,
         entered_by_rank_0(mesh, begun(run)),
-        mesh.rank_0_first(lambda: prepare_data(run, mesh)) as prepared,
-        batches_of(run, prepared, stop) as batches,
+        opened(task_named(run.job.task)(run, mesh, stop)) as task,
     ):
-        teacher = begin_on_all_ranks(run, prepared, mesh)
-        checkpoints = checkpoints_of(run, prepared, mesh)
-        vocab_size = prepared.tokenizer.vocab_size
-        state = state_at_start(run, vocab_size, checkpoints, device, teacher, mesh)
+        with mesh.raise_on_all_ranks():
+            task.begin()
+        checkpoints = checkpoints_of(run, task, mesh)
+        state = state_at_start(run, task, checkpoints, device, mesh)
         if run.checkpoint.create_seed_checkpoint:
             save_seed_checkpoint(state, checkpoints)
             return 0
         with report_of(run, state) as report, stop:
-            results = train_to_the_end(run, state, batches, checkpoints, report, stop, teacher, now)
+            results = train_to_the_end(run, state, task, checkpoints, report, stop, now)
             is_stopped = mesh.any(stop.requested)  # a signal may reach one process only
             if run.eval.at_end and results is None and not is_stopped:
-                results = validate(state, batches, run, report, checkpoints)
+                results = validate(state, run, task, report, checkpoints)
             exit_code = max(mesh.all_gather_object(stop.exit_code))
         if exit_code:
             note_stop(run, state, exit_code)
             return exit_code
         if mesh.rank() == 0:
             last_results = results if run.eval.at_end and results else {}
-            finish(run, state, batches, last_results)
+            finish(run, state, task, last_results)
     return 0
 
 
 def train_to_the_end(
     run: Run,
     state: State,
-    batches: Batches,
+    task: Task,
     checkpoints: Checkpoints,
     report: Report | QuietReport,
     stop: StopRequest,
-    teacher: Distillation | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Results | None:
     """The loop: take a batch, do a step, record it, save, evaluate; until the last step or until a
@@ -110,34 +100,34 @@ def train_to_the_end(
         scheduled_garbage_collection(run.training) as collect_garbage,
     ):
         if is_missing(run, state, report) and not timing.is_over():
-            results = validate(state, batches, run, report, checkpoints)
+            results = validate(state, run, task, report, checkpoints)
             timing.evaluation_is_done()
         while not timing.is_over():
             if enter_stage(run, state):
                 timing.pace.begin_stage()
             first_sequence = state.rows_consumed
             with clock("data"):
-                batch = next_batch(run, state, batches)
+                batch = task.batch(state)
             if mesh.any(stop.requested) or batch is None:
                 break
             if state.step == first_step:
-                refuse_batch_without_labels(run, batch, mesh)
+                task.check_first_batch(batch)
             results = None
             lr = learning_rate(run, state)
             microbatches = batch.split(run.microbatches)
-            numbers = train_step(state, microbatches, lr, run.training, clock, teacher, run.metrics)
+            numbers = train_step(
+                state, microbatches, lr, run.training, clock, task.loss_sum, run.metrics
+            )
             seconds = clock.read()
             state.elapsed_seconds += seconds["seconds"]
             report.record(state.step, records.record(numbers, seconds))
             timing.step_is_done(seconds["seconds"])
-            skips_in_a_row = check_skips(
-                skips_in_a_row, numbers, batches, first_sequence, run, mesh
-            )
+            skips_in_a_row = check_skips(skips_in_a_row, numbers, task, first_sequence, run, mesh)
             if checkpoints.due(state):
                 checkpoints.save(state)
                 timing.save_is_done()
             if is_due(run.eval.interval, state.step) and not timing.is_over():
-                results = validate(state, batches, run, report, checkpoints)
+                results = validate(state, run, task, report, checkpoints)
                 timing.evaluation_is_done()
             collect_garbage(state.step)
             trace_step()
@@ -172,13 +162,11 @@ def entered_by_rank_0(mesh: Mesh, manager: AbstractContextManager[None]) -> Iter
         yield
 
 
-def begin_on_all_ranks(run: Run, prepared: Prepared, mesh: Mesh) -> Distillation | None:
-    """What process 0 checks and keeps before the first step (start.py); the teacher, if the run has
-    one. Collective over the mesh."""
-    with mesh.raise_on_all_ranks():
-        if mesh.rank() == 0:
-            begin(run, prepared)
-        return Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
+@contextmanager
+def opened(task: Task) -> Iterator[Task]:
+    """The task, with its data open."""
+    with task.opened():
+        yield task
 
 
 def save_seed_checkpoint(state: State, checkpoints: Checkpoints) -> None:
@@ -212,7 +200,7 @@ def report_of(run: Run, state: State) -> Report | QuietReport:
 def check_skips(
     skips_in_a_row: int,
     numbers: dict[str, float],
-    batches: Batches,
+    task: Task,
     first_sequence: int,
     run: Run,
     mesh: Mesh = ALONE,
@@ -229,7 +217,7 @@ def check_skips(
     allowed = training.max_skips_in_a_row if training.skip_nan_inf else 1
     if skips_in_a_row < allowed:
         return skips_in_a_row
-    sources = batches.origins(first_sequence, run.sequences_per_step)[:4]
+    sources = task.origins(first_sequence, run.sequences_per_step)[:4]
     last_sequence = first_sequence + run.sequences_per_step - 1
     error = TrainingError(
         f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']} in {skips_in_a_row} step(s) "

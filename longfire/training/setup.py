@@ -12,7 +12,6 @@ from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
 from longfire.config.summary import summary
 from longfire.config.transformers_config import TransformersConfig
-from longfire.data.prepare import Prepared
 from longfire.device import choose_dtype
 from longfire.errors import SettingsError
 from longfire.huggingface import transformers_model
@@ -25,9 +24,9 @@ from longfire.ops.choice import choose, describe
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
 from longfire.parallel.mesh import ALONE, Mesh
+from longfire.tasks.contract import Task
 from longfire.training import lengths
 from longfire.training.compiling import compile_decision, eager_rate, sample_of
-from longfire.training.distillation import Distillation
 from longfire.training.run_plan import note_plan, with_context_strategy
 from longfire.training.stages import set_rope_base
 from longfire.training.start import fresh_weights, refuse_another_batch, take_weights
@@ -35,14 +34,14 @@ from longfire.training.start import fresh_weights, refuse_another_batch, take_we
 logger = logging.getLogger(__name__)
 
 
-def checkpoints_of(run: Run, prepared: Prepared, mesh: Mesh) -> Checkpoints:
+def checkpoints_of(run: Run, task: Task, mesh: Mesh) -> Checkpoints:
     """The checkpoints in the run folder."""
     return Checkpoints(
         run.folder / run.checkpoint.folder,
         run.checkpoint,
         mesh,
         patience_seconds=run.comm.train_timeout_seconds / 2,
-        vocabulary=prepared.tokenizer.vocabulary,
+        vocabulary=task.vocabulary,
         attempt=attempt(),
         evaluated_interval=run.eval.interval,
         uses_average=run.uses_average,
@@ -51,17 +50,16 @@ def checkpoints_of(run: Run, prepared: Prepared, mesh: Mesh) -> Checkpoints:
 
 def state_at_start(
     run: Run,
-    vocab_size: int,
+    task: Task,
     checkpoints: Checkpoints,
     device: torch.device,
-    teacher: Distillation | None,
     mesh: Mesh,
 ) -> State:
     """The state that this process trains from: of the newest checkpoint, else with the weights of
     model.weights, else initialised. Collective over the mesh; the watchdog of
     comm.init_timeout_seconds ends a process that hangs in it."""
     with Watchdog(run.comm, "to set up the model"):
-        state = make_state(run, vocab_size, device, teacher, mesh)
+        state = make_state(run, task.model_config, device, task, mesh)
         if not checkpoints.restore(state):
             logger.info(f"weights: {initial_weights(run, state)}")
         refuse_another_batch(run, state)
@@ -82,16 +80,17 @@ def initial_weights(run: Run, state: State) -> str:
 
 def make_state(
     run: Run,
-    vocab_size: int,
+    config: ModelConfig | TransformersConfig,
     device: torch.device,
-    teacher: Distillation | None = None,
+    task: Task | None = None,
     mesh: Mesh = ALONE,
 ) -> State:
     """Model and optimizer at step 0 on the device. Every decision that depends on the machine is
     logged once.
 
-    vocab_size: of the tokenizer. Raises SettingsError where teacher or device do not fit the
-    settings. Collective over the mesh: what is measured is measured by process 0 for all.
+    config: of the model, with what the data decides of it (Task.model_config). task: None where
+    nothing is to be learned. Raises SettingsError where task or device do not fit the settings.
+    Collective over the mesh: what is measured is measured by process 0 for all.
     """
     if run.activation_checkpoint.offload and device.type == "cpu":
         raise SettingsError(
@@ -100,9 +99,9 @@ def make_state(
         )
     assume(mesh.broadcast_object(native_bf16(device)), device.type)
     dtype, precision = choose_dtype(run.model, device)
-    model = whole_model(run, vocab_size, dtype, device)
-    if teacher:
-        teacher.prepare(model)
+    model = whole_model(run, config, dtype, device)
+    if task:
+        task.prepare_model(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     kernels = choose(device, run.model.kernels)
     is_compiled, why = decide_compilation(run, model, device, mesh)
@@ -135,10 +134,14 @@ def make_state(
     return State(model, make_optimizer(model, run.optimizer, parameters_on), mesh=mesh)
 
 
-def whole_model(run: Run, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Model:
+def whole_model(
+    run: Run,
+    config: ModelConfig | TransformersConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Model:
     """The model of the run, before anything is sharded: ours on the meta device, one of
     transformers initialised on its device."""
-    config = run.known_model_config.with_vocabulary(vocab_size)
     if isinstance(config, TransformersConfig):
         theirs = transformers_model.build(config, run.training.seed, device, dtype)
         return cast(Model, theirs)  # it has the attributes of a Model that training uses

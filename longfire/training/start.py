@@ -3,6 +3,7 @@ the tokenizer with that of the weights that it starts from, and takes these weig
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from longfire.checkpoint.provenance import (
 from longfire.checkpoint.state import State
 from longfire.checkpoint.weights import finite, weights_of_run
 from longfire.config.model_config import ModelConfig
+from longfire.config.rules.model import LANGUAGE_MODELING
 from longfire.config.run import DATA_JSON, Run
 from longfire.config.run_folder import keep
 from longfire.config.transformers_config import TransformersConfig
@@ -32,6 +34,7 @@ from longfire.parallel.sharding import copy_from_whole, global_shape, placed_par
 from longfire.plural import counted
 
 logger = logging.getLogger(__name__)
+HEAD = ("head.weight", "head.bias")
 LOSS_SHARE = "loss_share"  # key of data.json, beside the names of sources
 
 
@@ -195,11 +198,18 @@ def take_weights(run: Run, state: State) -> str:
     source = Path(run.model.weights)
     config: ModelConfig | TransformersConfig = state.model.config
     missing = {**dict(state.model.named_parameters()), **kept_buffers(state.model)}
+    shapes = shapes_wanted(state)
+    fresh = ""
+    if has_new_head(run, state):
+        fresh = ", with a fresh head over classes"
+        for name in HEAD:
+            missing.pop(name)
+            shapes.pop(name)
     with state.mesh.raise_on_all_ranks():
         if state.mesh.rank() == 0:
             check_checksums(source)
         if run_folder_of(source):
-            place, read = weights_of_run(source, shapes_wanted(state))
+            place, read = weights_of_run(source, shapes)
             origin = f"checkpoint {place}"
         elif run.model.backend == "transformers":
             assert isinstance(config, TransformersConfig)
@@ -207,7 +217,7 @@ def take_weights(run: Run, state: State) -> str:
             origin = f"Hugging Face weights in {source}"
         else:
             assert isinstance(config, ModelConfig)
-            read = read_weights(source, config)
+            read = read_weights(source, config_of_weights(run, config) if fresh else config)
             origin = f"Hugging Face weights in {source}"
         for name, whole in finite(read, f"model.weights = {run.model.weights!r}"):
             if name in missing:
@@ -217,7 +227,28 @@ def take_weights(run: Run, state: State) -> str:
             raise SettingsError(
                 f"model.weights = {run.model.weights!r} has no {', '.join(sorted(missing)[:4])}"
             )
-    return origin
+    return f"{origin}{fresh}"
+
+
+def has_new_head(run: Run, state: State) -> bool:
+    """Whether a classifier starts from the weights of a language model, which have no head over
+    classes."""
+    config = state.model.config
+    if not config.num_classes or config.image_size:
+        return False
+    run_folder = run_folder_of(Path(run.model.weights))
+    if run_folder is None:
+        return True  # the families of Hugging Face that are read are of language models
+    return Run.of_folder(run_folder).job.task == LANGUAGE_MODELING
+
+
+def config_of_weights(run: Run, config: ModelConfig) -> ModelConfig:
+    """The config of the language model whose weights a classifier starts from."""
+    of_run = run.known_model_config
+    assert isinstance(of_run, ModelConfig), "a classifier is ours"
+    return replace(
+        of_run, vocab_size=config.vocab_size, num_classes=0, direction="causal", pool="last"
+    )
 
 
 def shapes_wanted(state: State) -> dict[str, torch.Size]:

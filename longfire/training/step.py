@@ -9,6 +9,7 @@ from torch import Tensor
 from longfire.checkpoint.state import State
 from longfire.config.settings import Metrics, Training
 from longfire.data.batch import Batch
+from longfire.data.step_batch import StepBatch
 from longfire.device import Clock
 from longfire.errors import SettingsError
 from longfire.loss import loss_of, loss_sum
@@ -22,15 +23,15 @@ from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pipeline import Pipeline, pipeline_of
 from longfire.parallel.tensor import add_up_partial_gradients
-from longfire.training.distillation import Distillation
 from longfire.training.norms import Norms
 from longfire.training.tbptt import by_segments
 
 NO_METRICS = Metrics()
 # loss(model, batch, noise_BT=..., cache=...) -> the sum over the batch's labels, a scalar
+# (tasks/contract.Task.loss_sum)
 LossSum = Callable[..., Tensor]
 # A micro-batch on the device, and the noise (B, T) of its dropout; None: nothing is dropped
-MicroBatch = tuple[Batch, Tensor | None]
+MicroBatch = tuple[StepBatch, Tensor | None]
 
 
 def train_on(
@@ -78,15 +79,15 @@ def train_on(
 
 def train_step(
     state: State,
-    microbatches: Sequence[Batch],
+    microbatches: Sequence[StepBatch],
     lr: float | None,
     training: Training,
     clock: Clock,
-    teacher: Distillation | None = None,
+    loss_function: LossSum | None = None,
     metrics: Metrics = NO_METRICS,
 ) -> dict[str, float]:
     """One optimizer update on the micro-batches of all processes, with the gradients of the mean
-    loss per label. The loss is that of the text, or the teacher's. metrics: what is measured beside
+    loss per label. loss_function: the task's; None: that of text. metrics: what is measured beside
     it.
 
     microbatches: those of this process. lr: None leaves the optimizer's rates as they are.
@@ -112,7 +113,10 @@ def train_step(
             pipeline, on_device, max(1, labels), training, clock, correct
         )
     else:
-        loss_function = loss_of_text(training, correct) if teacher is None else teacher.loss_sum
+        if loss_function is None:
+            loss_function = loss_of_text(training, correct)
+        elif correct is not None:
+            loss_function = partial(loss_function, correct=correct)
         loss = forward_backward(state, on_device, max(1, labels), loss_function, training, clock)
     highest = highest_loss(mesh, loss * (max(1, labels) / max(1, labels_here)))
     measures_norms = metrics.norms_freq > 0 and (state.step + 1) % metrics.norms_freq == 0
@@ -124,7 +128,7 @@ def train_step(
 
     state.step += 1
     state.rows_consumed += sequences // pieces
-    state.tokens += sequences * microbatches[0].ids_BT.shape[1]
+    state.tokens += sequences * microbatches[0].tokens
     state.skipped_steps += int(numbers["skipped"])
     return numbers
 
@@ -156,7 +160,7 @@ def loss_of_text(training: Training, correct: CorrectLabels | None = None) -> Lo
 
 
 def with_noise(
-    state: State, microbatches: Sequence[Batch], first_sequence: int, seed: int
+    state: State, microbatches: Sequence[StepBatch], first_sequence: int, seed: int
 ) -> Iterator[MicroBatch]:
     """The micro-batches on the device, each with the noise of its dropout. Under context
     parallelism: the part of their tokens that is on this process.
@@ -168,10 +172,10 @@ def with_noise(
     for batch in microbatches:
         noise_BT = None
         if state.model.config.drops:
-            B, T = batch.ids_BT.shape
-            noise_BT = row_noise(seed, first_sequence, B, T, device)
+            noise_BT = row_noise(seed, first_sequence, batch.sequences, batch.tokens, device)
         first_sequence += batch.sequences
         if context:
+            assert isinstance(batch, Batch), "only text is cut along its sequences"
             batch = batch.context_part(context)
             if noise_BT is not None:
                 noise_BT = batch.ops.cut(noise_BT)
@@ -200,6 +204,7 @@ def forward_backward(
 
     for batch, noise_BT in microbatches:
         if training.tbptt_segments > 1:
+            assert isinstance(batch, Batch), "only text is computed in segments"
             loss = by_segments(state.model, batch, noise_BT, training, mean_loss, sync, clock)
         else:
             sync(True)

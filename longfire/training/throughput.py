@@ -32,8 +32,9 @@ def bench(run: Run, steps: int = 10) -> dict[str, float]:
     """
     log_in_first_process(run.world.is_first)
     device = choose_device(run.training, run.world.local_rank)
+    config = run.known_model_config.with_vocabulary(run.vocab_size)
     with joined(run.world, run.degrees, run.comm, device) as mesh:
-        state = make_state(run, run.vocab_size, device, mesh=mesh)
+        state = make_state(run, config, device, mesh=mesh)
         taken = measured(run, state, steps, Clock(device))
         peak, source = fastest_matmul_peak(device)
     seconds = statistics.median(parts["seconds"] for parts in taken)

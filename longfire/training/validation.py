@@ -1,4 +1,4 @@
-"""When a run is evaluated on validation text, where results go, and what follows from them."""
+"""When a run is evaluated on validation records, where results go, and what follows from them."""
 
 import logging
 from collections.abc import Iterator
@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from longfire.checkpoint.saving import Checkpoints
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
-from longfire.data.batches import Batches
-from longfire.evaluation.evaluate import ROWS, EvaluationStopped, evaluate
+from longfire.evaluation.evaluate import EvaluationStopped
 from longfire.optim import averages_in_place
 from longfire.parallel.apply import reshard
-from longfire.training import lengths
-from longfire.training.finish import Results
+from longfire.tasks.contract import Results, Task
 from longfire.training.plateau import after_validation
 from longfire.training.reporting import QuietReport, Report
 from longfire.training.schedule import by_steps
-from longfire.training.start import warn_of_nothing_unseen
 
 logger = logging.getLogger(__name__)
 
@@ -28,30 +25,17 @@ def is_due(interval: int, step: int) -> bool:
 
 def validate(
     state: State,
-    batches: Batches,
     run: Run,
+    task: Task,
     report: Report | QuietReport,
     checkpoints: Checkpoints,
 ) -> Results | None:
-    """Loss, perplexity and bits per byte of each validation source, which the report records as
-    eval/<source>/loss ...; None where a stop was requested before the end. The checkpoints note the
-    loss of all. Collective."""
-    seq_len = lengths.stage_of_model(run.training, state.step).seq_len
-    # no more sequences at a time than a step has: a requested stop waits for one batch
-    sequences = min(ROWS, run.training.batch_size)
-    chunk_tokens = run.training.loss_chunk_tokens
+    """The numbers of each validation source, which the report records as eval/<source>/loss ...;
+    None where a stop was requested before the end. The checkpoints note the loss of all.
+    Collective."""
     try:
         with evaluated_weights(state, run):
-            results = evaluate(
-                state.model,
-                batches,
-                run.eval.tokens,
-                chunk_tokens,
-                state.mesh,
-                seq_len,
-                sequences,
-                run.metrics.accuracy,
-            )
+            results = task.evaluate(state)
     except EvaluationStopped:
         logger.info(
             f"the evaluation of step {state.step} was stopped; it is done when the run is resumed"
@@ -61,8 +45,6 @@ def validate(
         checkpoints.note_loss(state.step, loss_of_all(results))
         report.record(state.step, fields_of(results))
         count_for_plateau(state, run, loss_of_all(results))
-    if run.data.streaming:  # otherwise start.begin has warned of it
-        warn_of_nothing_unseen(run, batches.prepared)
     return results
 
 
@@ -86,13 +68,14 @@ def fields_of(results: Results) -> dict[str, float]:
 
 
 def loss_of_all(results: Results) -> float:
-    """The loss of all validation tokens of all sources, in nats a token."""
-    nats = 0.0
-    tokens = 0.0
+    """The loss of all validation tokens, or records, of all sources: its mean over them."""
+    total_loss = 0.0
+    total = 0.0
     for numbers in results.values():
-        nats += numbers["loss"] * numbers["tokens"]
-        tokens += numbers["tokens"]
-    return nats / tokens
+        count = numbers["tokens"] if "tokens" in numbers else numbers["records"]
+        total_loss += numbers["loss"] * count
+        total += count
+    return total_loss / total
 
 
 def count_for_plateau(state: State, run: Run, loss: float) -> None:

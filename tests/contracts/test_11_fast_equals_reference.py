@@ -87,7 +87,7 @@ def test_the_choice_and_its_reason_are_told_once(tmp_path):
     notes: list[str] = []
     with logged_to(notes):
         run = Run.compose(RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "reference"})
-        make_state(run, 300, CPU)
+        make_state(run, run.known_model_config.with_vocabulary(300), CPU)
     told = [note for note in notes if note.startswith("kernels")]
     assert len(told) == 1
     assert told[0] == f"kernels: {', '.join(OPS)}: reference (model.kernels = reference)"

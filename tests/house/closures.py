@@ -86,14 +86,19 @@ def asked_along_the_sequence(file: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+# What refuses a wrong config: nothing that a model computes depends on it.
+REFUSALS = {"longfire.config.model_rules", "longfire.config.own_settings"}
+
+
 def closure(module: str, lazy: frozenset[str] = EVERY_MODULE) -> set[str]:
     """The modules that somebody who reads this one may have to open: all that are imported by name,
     and of those that tables only name the ones in `lazy`, and those that it asks for along the
-    sequence. (A package from which nothing but its files is imported has nothing to read.)"""
+    sequence. Without REFUSALS. (A package from which nothing but its files is imported has nothing
+    to read.)"""
     reached, todo = set(), [module]
     while todo:
         module = todo.pop()
-        if module not in reached:
+        if module not in reached | REFUSALS:
             reached.add(module)
             file = MODULES[module]
             todo += imports(file) | (named(file) & lazy)

@@ -10,6 +10,10 @@ from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.parallel.plan import DEGREES, MESH_DIM
 
+LANGUAGE_MODELING = (
+    "language_modeling"  # the task of which all rules here are, unless they say more
+)
+
 
 def of_mlp(run: RunSettings) -> Iterator[str]:
     """Settings of MLPs need blocks that have one."""
@@ -48,6 +52,40 @@ def of_attention(run: RunSettings) -> Iterator[str]:
                     f"attention.{key} = {chunk} is about blockwise attention: set attention.kind "
                     "= 'blockwise', or leave it out"
                 )
+
+
+def of_direction(run: RunSettings) -> Iterator[str]:
+    """A model that sees later tokens learns no next token, and its sequences are whole. A model of
+    classes or of images has a task for them."""
+    config = run.model_config
+    if not isinstance(config, ModelConfig):
+        return
+    where = run.model_config_source
+    if run.job.task == LANGUAGE_MODELING:
+        if config.direction != "causal":
+            yield (
+                f"direction = {config.direction!r} of {where}: a language model would see the "
+                "tokens that it is to predict; set it to causal, or name another job.task"
+            )
+        for key in ("num_classes", "image_size"):
+            if getattr(config, key):
+                yield (
+                    f"{key} = {getattr(config, key)} of {where} is of a model of classes or of "
+                    f"images, but job.task = {LANGUAGE_MODELING!r}: leave it out, or name another "
+                    "job.task"
+                )
+    if config.direction == "causal":
+        return
+    if run.attention.kind != "auto":
+        yield (
+            f"attention.kind = {run.attention.kind!r} computes causal attention, but direction = "
+            f"{config.direction!r} of {where}: leave it at auto"
+        )
+    if run.degrees["cp"] > 1:
+        yield (
+            f"{degree_of(run, 'cp')} cuts sequences, which direction = {config.direction!r} of "
+            f"{where} needs whole: set it to 1"
+        )
 
 
 def of_learning_rates(run: RunSettings) -> Iterator[str]:

@@ -2,8 +2,10 @@
 and will not get is logged once, at the start."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from typing import NamedTuple
 
+from longfire.config import settings
 from longfire.config.aliases import as_text
 from longfire.config.recipe import SETTINGS
 from longfire.config.run_settings import RunSettings
@@ -21,8 +23,15 @@ class Idle(NamedTuple):
     why: str
 
 
+IMAGES = tuple(field.name for field in fields(settings.Images))
+CLASSIFICATION = tuple(field.name for field in fields(settings.Classification))
+
+
 def keys_of(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
+
+
+OF_TEXT = "language_modeling"
 
 
 def of_schedule(name: str, *keys: str) -> Idle:
@@ -38,6 +47,16 @@ def of_schedule(name: str, *keys: str) -> Idle:
 DROPPING = ("step", "multistep", "plateau")
 
 IDLE = (
+    Idle(
+        (*keys_of("images", *IMAGES), *keys_of("classification", *CLASSIFICATION)),
+        lambda run: run.job.task == OF_TEXT,
+        "job.task is language_modeling, which has no images and no classes",
+    ),
+    Idle(
+        keys_of("data", "folder"),
+        lambda run: run.job.task in ("image_classification", "sequence_classification"),
+        "job.task keeps no token stores",
+    ),
     Idle(
         keys_of(
             "checkpoint",

@@ -7,6 +7,7 @@ Units stand in names. Old spellings live in `config/aliases/`.
 declaration.py  how a setting is declared
 job.py          where a run is, what it reports, what of it is traced
 data.py         texts and tokens, the tokenizer
+images.py       images and their augmentation, classes
 model.py        the model, its attention, a teacher
 training.py     batches, steps, recomputation, evaluation
 optimizer.py    the optimizer, its learning rate
@@ -24,6 +25,7 @@ from longfire.config.settings.declaration import (
     Remat,
     setting,
 )
+from longfire.config.settings.images import Classification, Images
 from longfire.config.settings.job import Job, Metrics, Profiling
 from longfire.config.settings.model import Attention, Distillation, Model
 from longfire.config.settings.optimizer import LRScheduler, Optimizer
@@ -38,11 +40,13 @@ __all__ = [
     "ActivationCheckpoint",
     "Attention",
     "Checkpoint",
+    "Classification",
     "Comm",
     "ContextStrategyName",
     "Data",
     "Distillation",
     "Eval",
+    "Images",
     "Job",
     "LRScheduler",
     "Metrics",
@@ -60,6 +64,8 @@ SECTIONS: dict[str, type] = {
     "job": Job,
     "model": Model,
     "data": Data,
+    "images": Images,
+    "classification": Classification,
     "tokenizer": Tokenizer,
     "training": Training,
     "optimizer": Optimizer,

@@ -16,6 +16,15 @@ class Job:
     description: str = setting(
         "", "free text, kept in run.toml and shown in the report", is_prose=True
     )
+    task: str = setting(
+        "language_modeling",
+        "what the model learns: language_modeling (the next token of text), image_classification "
+        "(the class of an image), sequence_classification (the class of a text), or a task of a "
+        "file of model.plugins",
+    )
+    task_options: tuple[str, ...] = setting(
+        (), "settings of a plugin's task, comma-separated: name=value"
+    )
     save_code: bool = setting(
         True,
         "keep in code/ of the run folder what git does not have of the code: the difference of "

@@ -17,8 +17,8 @@ from longfire.cli import main as longfire
 from longfire.config.options import Sampling, Scoring
 from longfire.data.tokenizer import train_tokenizer
 from longfire.errors import DataError, SettingsError
+from longfire.evaluation.lm_eval_model import AsLM, sampling_of
 from longfire.evaluation.scores import main
-from longfire.evaluation.tasks import AsLM, sampling_of
 from longfire.generation.generate import generate
 from longfire.huggingface.export import export
 

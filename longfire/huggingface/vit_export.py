@@ -1,0 +1,138 @@
+"""A model of images -> a folder that transformers loads as ViTForImageClassification; it is written
+aside, read again and compared before it gets its name."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from longfire.config.settings import Images
+from longfire.disk import put_in_place
+from longfire.errors import CheckpointError
+from longfire.huggingface.checksums import write_checksums
+from longfire.huggingface.comparing import check, quiet_transformers
+from longfire.huggingface.export import check_replaceable, sync_files, write_json
+from longfire.huggingface.vit import ARCHITECTURE, vit_config, vit_weights
+from longfire.huggingface.weight_files import SINGLE
+from longfire.model import Model
+from longfire.tasks.class_losses import image_logits
+
+KL_NATS = 1e-10  # promise 9
+IMAGES = 2  # that logits are compared on
+BICUBIC = 3  # as Pillow numbers its filters
+
+
+def export_vit(model: Model, classes: tuple[str, ...], images: Images, folder: Path) -> str:
+    """Write the model with its fp32 weights, the names of its classes and what its images pass.
+    Returns what was compared.
+
+    An earlier export in the folder is replaced, and only when the new one is complete. Raises
+    SettingsError where their class cannot express the model or the folder holds anything else,
+    CheckpointError where a comparison fails or the disk is full.
+    """
+    config = vit_config(model.config, classes)
+    check_replaceable(folder)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        theirs = vit_weights(weights, model.config)
+        save_file(theirs, aside / SINGLE, {"format": "pt"})
+        write_json(aside / "config.json", config)
+        write_json(aside / "preprocessor_config.json", preprocessor(model, images))
+        compared = compare_vit(model, theirs, aside)
+        (aside / "README.md").write_text(card(folder.name, classes, compared), encoding="utf-8")
+        write_checksums(aside)
+        sync_files(aside)
+        put_in_place(aside, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: the export could not be written ({error}); nothing that was there has "
+            "changed"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return compared
+
+
+def preprocessor(model: Model, images: Images) -> dict[str, object]:
+    """preprocessor_config.json: how validation images become pixels, as transformers does it."""
+    size = model.config.image_size
+    channels = model.config.image_channels
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": images.resize or size},
+        "resample": BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": of_each_channel(images.mean, channels),
+        "image_std": of_each_channel(images.std, channels),
+    }
+
+
+def of_each_channel(values: tuple[float, ...], channels: int) -> list[float]:
+    """One number for each channel."""
+    if len(values) == channels:
+        return list(values)
+    return list(values) * channels
+
+
+def compare_vit(model: Model, written: dict[str, Tensor], folder: Path) -> str:
+    """Read the folder again, as tensors and by the class of transformers. Raises CheckpointError
+    where bytes differ, or KL between our logits and theirs is not below 1e-10 nats in float64."""
+    read = load_file(folder / SINGLE)
+    for name, tensor in written.items():
+        check(read[name].equal(tensor), f"{name} is not what was written")
+    ours_BN, theirs_BN = both_logits(model, folder)
+    log_ours = ours_BN.log_softmax(-1)
+    kl = F.kl_div(theirs_BN.log_softmax(-1), log_ours, log_target=True, reduction="batchmean")
+    check(float(kl) < KL_NATS, f"logits of {ARCHITECTURE} differ from ours: KL {float(kl):.1e}")
+    return (
+        f"reloaded and compared: {len(written)} tensors equal byte for byte; logits of {IMAGES} "
+        f"images: {ARCHITECTURE} KL {float(kl):.1e}"
+    )
+
+
+@torch.no_grad()
+def both_logits(model: Model, folder: Path) -> tuple[Tensor, Tensor]:
+    """Our logits and those of transformers' class, of random images in float64."""
+    from transformers import ViTForImageClassification
+
+    config = model.config
+    shape = (IMAGES, config.image_channels, config.image_size, config.image_size)
+    pixels_BCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    ours = Model(config, torch.float64).double().eval()
+    ours.load_state_dict(model.state_dict())
+    with quiet_transformers():
+        theirs = ViTForImageClassification.from_pretrained(folder, dtype=torch.float64)
+    return image_logits(ours, pixels_BCHW), theirs.eval()(pixels_BCHW).logits
+
+
+def card(name: str, classes: tuple[str, ...], compared: str) -> str:
+    """README.md of an export, with the front matter that the hub reads."""
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: image-classification",
+            "tags: [longfire, vit]",
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"{ARCHITECTURE} of {len(classes)} classes, trained with longfire.",
+            "",
+            f"Checked: {compared}.",
+            "",
+        ]
+    )

@@ -1,0 +1,204 @@
+"""What tasks of classes share: the model's answer for a record, its loss, and what is measured."""
+
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from longfire.checkpoint.restoring import load_model_weights
+from longfire.checkpoint.state import State
+from longfire.config.model_config import ModelConfig
+from longfire.config.run import DATA_JSON
+from longfire.config.run_folder import keep
+from longfire.config.run_settings import RunSettings
+from longfire.data.step_batch import StepBatch
+from longfire.errors import SettingsError
+from longfire.evaluation.evaluate import EvaluationStopped
+from longfire.huggingface.load import model_of
+from longfire.mixers.cache import Cache
+from longfire.mlps.auxiliary import refusals as refusals_of_auxiliary_losses
+from longfire.model import Model
+from longfire.ops.cross_entropy import CorrectLabels
+from longfire.parallel.apply import device_of, reshard
+from longfire.parallel.axes import DATA
+from longfire.tasks.class_losses import TOP, counts, numbers_of
+from longfire.tasks.contract import Results, Task
+
+if TYPE_CHECKING:
+    from longfire.config.run import Run
+
+logger = logging.getLogger(__name__)
+
+CLASSES_JSON = "classes.json"
+
+
+def line_of_result(source: str, numbers: dict[str, float]) -> str:
+    """The evaluation of a source in one sentence."""
+    line = (
+        f"validation of {source}: accuracy {numbers['accuracy']:.4f}, loss {numbers['loss']:.4f} "
+        f"nats, {numbers['records']:,.0f} records"
+    )
+    if "accuracy_5" in numbers:
+        line += f", right class among the first {TOP}: {numbers['accuracy_5']:.4f}"
+    return line
+
+
+class ClassificationTask(Task):
+    """Records with a class each. A subclass reads them, and says what the model answers."""
+
+    unread: ClassVar[tuple[str, ...]] = (
+        "distillation",
+        "metrics.accuracy",
+        "data.validation_seed",
+        "data.dataset_name",
+        "data.dataset_split",
+        "data.data_dir",
+        "data.data_files",
+        "data.record_format",
+        "data.ids_field",
+        "data.document_end",
+        "data.fields",
+        "data.fields_from_record",
+        "data.field_separator",
+        "data.messages_field",
+        "data.split_documents",
+        "data.validation_split",
+        "data.streaming",
+        "data.varlen",
+        "data.context_len",
+        "data.skip_bad_documents",
+        "data.trust_remote_code",
+        "model.backend",
+        "training.seq_len_schedule",
+        "training.tbptt_segments",
+        "training.tbptt_exact",
+        "training.loss_chunk_tokens",
+        "eval.tokens",
+        "eval.compare_xz",
+        "eval.sample_prompt",
+        "eval.sample_tokens",
+    )
+    proven_axes: ClassVar[frozenset[str]] = frozenset(DATA)
+
+    @classmethod
+    def refusals(cls, run: RunSettings) -> Iterator[str]:
+        if "embedded" in run.data.dataset:
+            yield (
+                f"data.dataset = embedded has no classes, which job.task = {run.job.task!r} "
+                "learns: name a source of your own"
+            )
+        if isinstance(run.model_config, ModelConfig):
+            reason = f"job.task = {run.job.task!r} has a loss of its own"
+            asked = {reason: "take another MLP"}
+            yield from refusals_of_auxiliary_losses(run.model_config, asked)
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers."""
+
+    @abstractmethod
+    def fingerprints(self) -> Mapping[str, str]:
+        """A digest of the training records of each source, by its name."""
+
+    @abstractmethod
+    def logits(self, model: Model, batch: StepBatch, noise_BT: Tensor | None = None) -> Tensor:
+        """The model's answer, (B, classes) in fp32."""
+
+    @abstractmethod
+    def losses(self, logits_BN: Tensor, batch: StepBatch) -> Tensor:
+        """The training loss of each record, (B,)."""
+
+    @abstractmethod
+    def validation_batches(self) -> Iterator[tuple[str, Iterator[tuple[StepBatch, Tensor]]]]:
+        """The name of each validation source, and its batches with their labels (B,), -100 for
+        padding: those of this process, of one size and as many on each."""
+
+    @property
+    def model_config(self) -> ModelConfig:
+        config = self.run.known_model_config
+        assert isinstance(config, ModelConfig), "model.backend is not read"
+        return config.with_classes(len(self.classes))
+
+    def begin(self) -> None:
+        """Keep the names of the classes, and digests of the data: where they changed since the run
+        was last started, that is logged."""
+        if self.mesh.rank() == 0:
+            keep_classes(self.run, self.classes)
+            keep_data(self.run, self.fingerprints())
+        shown = ", ".join(self.classes[:TOP])
+        more = ", ..." if len(self.classes) > TOP else ""
+        logger.info(f"classes: {len(self.classes)} ({shown}{more})")
+
+    def loss_sum(
+        self,
+        model: Model,
+        batch: StepBatch,
+        noise_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        correct: CorrectLabels | None = None,
+    ) -> Tensor:
+        return self.losses(self.logits(model, batch, noise_BT), batch).sum()
+
+    @torch.no_grad()
+    def evaluate(self, state: State) -> Results:
+        device = device_of(state.model)
+        results: Results = {}
+        for name, batches in self.validation_batches():
+            total_4 = torch.zeros(4, dtype=torch.float64)
+            for batch, labels_B in batches:
+                if self.mesh.any(self.stop.requested):
+                    raise EvaluationStopped
+                logits_BN = self.logits(state.model, batch.to(device))
+                total_4 += counts(logits_BN, labels_B.to(device)).cpu()
+            reshard(state.model)
+            total_4 = self.mesh.sum(total_4, *DATA)
+            results[name] = numbers_of(total_4, len(self.classes))
+        return results
+
+    def last_model(self, state: State) -> Model:
+        """The trained model; where several processes share it, that of the last checkpoint."""
+        if state.mesh.size() == 1:
+            return state.model
+        weights = load_model_weights(
+            self.run.folder / self.run.checkpoint.folder / f"step-{state.step}"
+        )
+        return model_of(self.model_config, weights, device_of(state.model))
+
+    def result_line(self, source: str, numbers: dict[str, float]) -> str:
+        return line_of_result(source, numbers)
+
+
+def keep_classes(run: "Run", classes: tuple[str, ...]) -> None:
+    """classes.json. Raises SettingsError where the run was trained with others: the same outputs
+    would mean other classes."""
+    file = run.folder / CLASSES_JSON
+    if run.has_checkpoints and file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before != list(classes):
+            raise SettingsError(
+                f"data.dataset has the classes {', '.join(classes[:TOP])} ({len(classes)}), but "
+                f"the run in {run.folder} was trained with {', '.join(before[:TOP])} "
+                f"({len(before)}): name its data, or another job.dump_folder"
+            )
+    keep(file, json.dumps(classes, indent=1) + "\n")
+
+
+def keep_data(run: "Run", fingerprints: Mapping[str, str]) -> None:
+    """data.json: the digest of each source. Where a run is resumed with other records, that is
+    logged."""
+    file = run.folder / DATA_JSON
+    before = dict(fingerprints)
+    if run.has_checkpoints and file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+    for name in {**before, **fingerprints}:
+        if before.get(name) != fingerprints.get(name):
+            logger.info(
+                f"changed since this run was last started: the records of {name}; their order is "
+                "another one from here on"
+            )
+    keep(file, json.dumps(dict(fingerprints), indent=1) + "\n")
