@@ -301,8 +301,8 @@ class Checkpoints:
             )
 
     def forget_later_losses(self, step: int) -> None:
-        """Also where keep_best_k is 0 now: losses of steps that are done anew are not noted then, and
-        a later start with it would take the old ones for theirs. Collective over the mesh."""
+        """Also where keep_best_k is 0 now: losses of steps that are done anew are not noted then,
+        and a later start with it would take the old ones for theirs. Collective over the mesh."""
         with self.mesh.raise_on_all_ranks():
             if self.mesh.rank() == 0:
                 with self.os_errors_explained(self.folder / LOSSES):
