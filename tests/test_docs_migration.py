@@ -65,5 +65,7 @@ def test_every_line_has_a_status_and_what_shows_it(page):
 
 def test_little_is_out_of_scope():
     """What is left out, in all; a line that comes in lowers it."""
-    left_out = [f"{page} {row[0]}" for page in LINES for row in rows(page) if row[3] == "out of scope"]
+    left_out = [
+        f"{page} {row[0]}" for page in LINES for row in rows(page) if row[3] == "out of scope"
+    ]
     assert len(left_out) <= 14, left_out
