@@ -32,7 +32,14 @@ from longfire.tasks.class_losses import image_logits, image_losses
 from longfire.training.compiling import eager_rate, sample_of
 
 # Of a machine, not of a run.
-OF_THE_MACHINE = ("seconds", "tokens_per_second", "mfu", "data_wait_fraction", "memory_bytes")
+OF_THE_MACHINE = (
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "data_wait_fraction",
+    "memory_bytes",
+    "recompiles",
+)
 
 MODEL = {
     "hidden_size": "64",

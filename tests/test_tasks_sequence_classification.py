@@ -27,7 +27,14 @@ from longfire.tasks.class_losses import class_logits, class_losses, text_hidden,
 GOOD = ["fine", "bright", "warm", "kind"]
 BAD = ["grim", "cold", "dull", "sour"]
 OTHER = ["fire", "long", "stone", "river", "cloud"]
-OF_THE_MACHINE = ("seconds", "tokens_per_second", "mfu", "data_wait_fraction", "memory_bytes")
+OF_THE_MACHINE = (
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "data_wait_fraction",
+    "memory_bytes",
+    "recompiles",
+)
 
 
 def records(count: int, seed: int) -> list[dict[str, str]]:
