@@ -169,7 +169,7 @@ def no_color() -> bool:
 
 def wandb_run() -> dict[str, str]:
     """What the environment says about the W&B run, as arguments of wandb.init; it wins over the
-    settings (S1x-1)."""
+    settings."""
     names = {
         "WANDB_PROJECT": "project",
         "WANDB_NAME": "name",

@@ -1,4 +1,4 @@
-"""aliases.py: every flag of flame on torchtitan (S1-25 to S1-110) lands in a setting or is refused with the reason; the others too."""
+"""aliases.py: every flag of flame on torchtitan lands in a setting or is refused with the reason; the others too."""
 
 import pytest
 from logged import logged_to
@@ -7,7 +7,7 @@ from longfire.cli import main
 from longfire.config import aliases, recipe, settings
 from longfire.errors import SettingsError
 
-# flag -> (a value that users give, our key); in the order of the list of what flame documents (S1-26 .. S1-110)
+# flag -> (a value that users give, our key); in the order of the list of what flame documents
 LANDS = {
     "job.dump_folder": ("exp/x", "job.dump_folder"),
     "job.description": ("a run", "job.description"),
@@ -122,7 +122,7 @@ REFUSED = {
 }
 # What makes a flag ask for something
 REFUSED_WITH = {"training.disable_loss_parallel": {"training.tensor_parallel_degree": "2"}}
-OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # S1-25, S1-26: tested below
+OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # tested below
 
 
 def sections(*, told=None, **overrides):
@@ -165,7 +165,7 @@ def test_a_flag_without_a_meaning_here_is_refused_unless_it_asks_for_nothing(fla
 
 
 def test_flags_are_accepted_where_other_settings_make_them_harmless():
-    """S1-45, S1-68: flame's own usage line has both."""
+    """Flame's own usage line has both."""
     assert sections(**{"training.disable_loss_parallel": "true"}) == sections()
     unclipped = sections(**{"training.max_norm": "0"})
     early = {"training.max_norm": "0", "optimizer.early_step_in_backward": "true"}
@@ -173,7 +173,7 @@ def test_flags_are_accepted_where_other_settings_make_them_harmless():
 
 
 def test_todays_words_of_flame_for_the_learning_rate():
-    """S1x-8."""
+    """The words of its README of 2025."""
     words = {"lr_scheduler.decay_type": "cosine", "lr_scheduler.lr_min": "0.2"}
     given = sections(**words)["lr_scheduler"]
     assert given.name == "cosine" and given.min_lr_ratio == 0.2
@@ -229,7 +229,7 @@ def test_no_spelling_means_two_things():
 
 
 def test_the_line_of_flame_on_accelerate():
-    """S0-39, as `train.sh` takes it, with S0-23's default scheduler."""
+    """As `train.sh` takes it, with its default scheduler."""
     line = "type=gla lr=3e-4 scheduler=cosine_with_min_lr batch=32 update=1 warmup=1024 steps=20480 context=2048 gpus=1 nodes=1"
     line += " path=exp/gla-340M-10B project=fla model=configs/gla_340M.json data=HuggingFaceFW/fineweb-edu name=sample-10BT"
     line += " cache=data/HuggingFaceFW/fineweb-edu/sample-10BT/train seed=42 save=2048 limit=1 logging=32 preprocessing=32 workers=32"
@@ -269,7 +269,7 @@ def test_continual_training_is_told_by_what_model_points_at(tmp_path):
 
 
 def test_what_ringattention_says_of_computing():
-    """S3-22 to S3-30, S3-46, S3-50: the README's own `update_llama_config`, and the same words alone."""
+    """The README's own `update_llama_config`, and the same words alone."""
     line = "dict(max_sequence_length=131072,scan_attention=True,scan_query_chunk_size=2048,scan_key_chunk_size=4096,remat_attention="
     line += "'nothing_saveable',scan_mlp=True,scan_mlp_chunk_size=2048,remat_mlp='nothing_saveable',remat_block='nothing_saveable',"
     line += "scan_layers=True,attention_type='blockwise',param_scan_axis=0,mesh_dim='1,1,4,64')"
@@ -350,7 +350,7 @@ def test_a_checkpoint_is_named_by_its_step():
 
 
 def test_the_line_of_ring_attention():
-    """S3-38 to S3-67, with one device's mesh."""
+    """With one device's mesh."""
     given = sections(
         **{
             "mesh_dim": "1,1,1,1",
@@ -404,7 +404,7 @@ def test_the_line_of_ring_attention():
 
 
 def test_the_line_of_flash_attention():
-    """S2-48 to S2-56."""
+    """The line of its README, whose batch is global."""
     given = sections(
         **{
             "trainer.devices": "1",

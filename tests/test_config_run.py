@@ -75,7 +75,7 @@ def test_steps_rows_and_tokens(folder):
 
 
 def test_the_summary_counts_in_steps_and_tokens(folder):
-    """S0-42 to S0-46, with flame's own worked number: 32 x 1 x 2048 x 8 = 524,288 tokens."""
+    """With flame's own worked number: 32 x 1 x 2048 x 8 = 524,288 tokens."""
     (folder / "recipes" / "shape.json").write_text(
         json.dumps({**SHAPE, "max_position_embeddings": 0})
     )

@@ -37,7 +37,7 @@ def test_mix_is_a_function_of_the_number_alone(shares, seed, start, chosen):
 @pytest.mark.parametrize("n", [2**33 + 1, 10**12])
 def test_mix_far_out(n):
     """Shares hold where n * share needs more than 64 bits: against Python's own integers."""
-    shares = (0.6, 0.15, 0.15, 0.014, 0.058, 0.028)  # the six sources of S1-112
+    shares = (0.6, 0.15, 0.15, 0.014, 0.058, 0.028)  # the six sources
     source, k = mix(np.arange(n, n + 64), shares, 7)
     for s, j in zip(source.tolist(), k.tolist()):
         assert abs(j - n * shares[s]) < 64 + 3 + n * 3 * 2**-33

@@ -121,7 +121,7 @@ def test_a_folder_of_texts_has_a_document_a_file(tmp_path):
 
 @pytest.fixture
 def cloned(tmp_path) -> Path:
-    """As a dataset's repository lies after `git clone` (S0-18, S1-11)."""
+    """As a dataset's repository lies after `git clone`."""
     for name in ("train/0.jsonl", "train/1.jsonl", "validation/0.jsonl", "math/train-0.jsonl"):
         (tmp_path / "repo" / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / "repo" / name).write_text(json.dumps({"content": name}))
@@ -317,7 +317,7 @@ def test_a_hub_dataset_out_of_reach_is_one_message(streaming, offline):
 
 
 def test_folders_inside_a_hub_dataset():
-    """S1-113: `repo/discussions`."""
+    """`repo/discussions`."""
     source = source_of("OpenCoder-LLM/opc-fineweb-code-corpus/data/web", dataset_name=("default",))
     assert (
         source.repository == "OpenCoder-LLM/opc-fineweb-code-corpus"

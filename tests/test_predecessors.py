@@ -215,7 +215,7 @@ def test_the_line_of_flame_on_accelerate(folder):
 
 
 def test_rows_of_ids_that_preprocess_saved_are_trained_on(folder):
-    """S0-36: `datasets` has saved them under the name that `cache` gives."""
+    """`datasets` has saved them under the name that `cache` gives."""
     rows = [[7, *range(40, 103)] for _ in range(64)]
     saved = Path("data/HuggingFaceFW/fineweb-edu/sample-10BT/train")
     datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(str(saved))

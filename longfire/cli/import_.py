@@ -36,7 +36,7 @@ def adopt(words: Sequence[str]) -> int:
 
 
 def add_words_of_hf2jax(parser: Parser) -> None:
-    """The options of RingAttention's hf2jax.py, which does the same (S3-75 to S3-78)."""
+    """The options of RingAttention's hf2jax.py, which does the same."""
     parser.add_argument("--checkpoint_dir", metavar="FOLDER", help="SOURCE, as hf2jax spells it")
     parser.add_argument(
         "--output_file", type=Path, metavar="RUN", help="RUN, as hf2jax spells it: a folder here"

@@ -14,7 +14,7 @@ SMALLEST_VOCAB_SIZE = 258
 
 
 def summary(run: Run) -> list[str]:
-    """The model, and a step, the warm-up and the run in steps and in tokens (S0-46: compare them
+    """The model, and a step, the warm-up and the run in steps and in tokens (compare them
     when a setting changes)."""
     sequences = run.sequences_per_step
     config = run.known_model_config

@@ -45,7 +45,7 @@ def resolve_degrees(parallelism: Parallelism, processes: int) -> dict[str, int]:
 
 
 def of_mesh_dim(parallelism: Parallelism) -> dict[str, int]:
-    """The degrees that mesh_dim says in one word (S3-33). Raises SettingsError if a degree is given
+    """The degrees that mesh_dim says in one word. Raises SettingsError if a degree is given
     in both ways."""
     try:
         numbers = [int(word) for word in parallelism.mesh_dim.split(",")]

@@ -2,10 +2,10 @@
 there is none.
 
     meaning.py           what a spelling may mean
-    flame_accelerate.py  flame on accelerate (S0)
-    flame_torchtitan.py  flame on torchtitan (S1)
-    flash_attention.py   flash-attention's training/ (S2)
-    ring_attention.py    RingAttention with Blockwise Transformers (S3)
+    flame_accelerate.py  flame on accelerate
+    flame_torchtitan.py  flame on torchtitan
+    flash_attention.py   flash-attention's training/
+    ring_attention.py    RingAttention with Blockwise Transformers
     earlier_longfire.py  settings of longfire that have another name now
     experiments.py       flash-attention's `experiment=`
     listing.py           the tables as rows, for the help and the migration page

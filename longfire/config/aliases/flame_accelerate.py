@@ -33,7 +33,7 @@ DEFAULTS = {
 
 
 def defaults_of_flame(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S0-24 to S0-27: `type=` begins a line of its train.sh, whose words have its own defaults
+    """`type=` begins a line of its train.sh, whose words have its own defaults
     where the line leaves them out: batch 32, warmup 1024, steps 20480, decay 0.01, save 2048 ..."""
     meanings: dict[str, object] = {}
     for word, (key, default) in DEFAULTS.items():
@@ -62,7 +62,7 @@ def holds(folder: str, patterns: Iterable[str]) -> bool:
 
 
 def scratch_or_weights(value: str) -> dict[str, str]:
-    """S0-61: a config starts from scratch, a folder with weights, or a model of the hub, continues
+    """A config starts from scratch, a folder with weights, or a model of the hub, continues
     from them."""
     is_of_hub = may_be_on_hub(value) and shipped.model_config(value) is None
     if value and (is_of_hub or holds(value, WEIGHTS)):
@@ -71,7 +71,7 @@ def scratch_or_weights(value: str) -> dict[str, str]:
 
 
 def saved_rows(others: Mapping[str, str]) -> str:
-    """S0-36: the folder of `cache` where preprocess.py has saved rows of ids in it, else ""."""
+    """The folder of `cache` where preprocess.py has saved rows of ids in it, else ""."""
     folder = others.get("cache", "")
     if folder and holds(folder, SAVED_DATASET):
         return folder
@@ -79,7 +79,7 @@ def saved_rows(others: Mapping[str, str]) -> str:
 
 
 def cache(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S0-36: the rows of ids that preprocess.py saved there are trained on as they are; a folder
+    """The rows of ids that preprocess.py saved there are trained on as they are; a folder
     without any is where token stores are kept."""
     if saved_rows(others):
         return {"data.dataset": value, "data.record_format": "tokens"}
@@ -97,7 +97,7 @@ def of_texts(key: str) -> WithOthers:
 
 
 def step_of_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S0-47: `<exp>/checkpoint-<step>`; the run folder is `path=` (ours: job.dump_folder), or,
+    """`<exp>/checkpoint-<step>`; the run folder is `path=` (ours: job.dump_folder), or,
     without one, the folder that the checkpoint is in. Raises SettingsError."""
     found = re.search(r"^(.*?)/?(?:checkpoints?/)?(?:checkpoint|step)-(\d+)/?$", value)
     if not found:
@@ -125,7 +125,7 @@ def step_of_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, objec
     return {"checkpoint.load_step": step}
 
 
-FLAME_ACCELERATE: dict[str, Old] = {  # S0, `train.sh key=value` and `preprocess.py --key value`
+FLAME_ACCELERATE: dict[str, Old] = {  # `train.sh key=value` and `preprocess.py --key value`
     "type": WithOthers(
         defaults_of_flame, "begins a line of flame; what the line leaves out is as there:"
     ),

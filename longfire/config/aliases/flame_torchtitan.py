@@ -20,7 +20,7 @@ PINNED = Dropped("batches come from memory-mapped token stores, made ready by on
 
 
 def rotate_method(value: str) -> dict[str, str]:
-    """S1-89: keys and values of the other processes are gathered, or passed on by an all-to-all,
+    """Keys and values of the other processes are gathered, or passed on by an all-to-all,
     which is a ring."""
     strategies = {"allgather": "allgather", "alltoall": "ring"}
     if value not in strategies:
@@ -45,12 +45,12 @@ def layers_or_operations(value: str, others: Mapping[str, str]) -> dict[str, obj
 
 
 def clips_nothing(others: Mapping[str, str]) -> bool:
-    """S1-45: whether gradients are not clipped."""
+    """Whether gradients are not clipped."""
     return others.get("training.max_norm", "1.0") in ("0", "0.0")
 
 
 def shares_no_tensors(others: Mapping[str, str]) -> bool:
-    """S1-68: whether there is no tensor parallelism, as in a line that says nothing of it."""
+    """Whether there is no tensor parallelism, as in a line that says nothing of it."""
     return all(others.get(key, "1") == "1" for key in TENSOR_DEGREES)
 
 
@@ -78,7 +78,7 @@ def decay_type(value: str, others: Mapping[str, str]) -> dict[str, object]:
 
 FLAME_TORCHTITAN: dict[
     str, Old
-] = {  # S1, `--section.key value`; what is not listed has the same name here
+] = {  # `--section.key value`; what is not listed has the same name here
     "job.use_for_integration_test": Refused(NO_EFFECT),
     "model.norm_type": Refused(
         f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm", "fused_rmsnorm")

@@ -170,7 +170,7 @@ def both_betas(value: str) -> dict[str, object]:
     return {"optimizer.beta1": betas[0].strip(), "optimizer.beta2": betas[1].strip()}
 
 
-FLASH_ATTENTION: dict[str, Old] = {  # S2, Hydra's `group.key=value`
+FLASH_ATTENTION: dict[str, Old] = {  # Hydra's `group.key=value`
     "experiment": Refused(
         "an experiment is a recipe with settings of the command line: `longfire train` and "
         "`longfire plan` take it, a recipe cannot",

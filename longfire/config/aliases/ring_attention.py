@@ -63,7 +63,7 @@ def in_optimizer_steps(spelling: str, key: str) -> WithOthers:
 
 
 def sequences_of_all_devices(spelling: str) -> WithOthers:
-    """S3-65: a batch there has its sequences on all devices together."""
+    """A batch there has its sequences on all devices together."""
 
     def meaning(value: str, others: Mapping[str, str]) -> dict[str, object]:
         """`training.global_batch_size`: a batch there has its sequences on all devices together."""
@@ -81,7 +81,7 @@ def micro_batches(value: str, others: Mapping[str, str]) -> dict[str, object]:
 
 
 def one_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S3-43: a checkpoint that the next one overwrites; 0: only milestones, and here the last
+    """A checkpoint that the next one overwrites; 0: only milestones, and here the last
     step."""
     interval = -(-whole_number("save_model_freq", value) // accumulated(others))
     if interval:
@@ -90,7 +90,7 @@ def one_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
 
 
 def floor_of_the_rate(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S3-58: the last learning rate, which is a share of the peak here. Raises SettingsError."""
+    """The last learning rate, which is a share of the peak here. Raises SettingsError."""
     spelling = "optimizer.adamw_optimizer.lr"
     peak = fraction(spelling, others.get(spelling, others.get("optimizer.lr", "0")))
     if not peak > 0:
@@ -132,7 +132,7 @@ def bfloat16_momentum(value: str) -> dict[str, object]:
 
 
 def named_config(value: str) -> dict[str, str]:
-    """S3-45: a size of Llama, or a file as json::PATH. Raises SettingsError."""
+    """A size of Llama, or a file as json::PATH. Raises SettingsError."""
     tag, _, path = value.rpartition("::")
     if tag == "pickle":
         raise SettingsError(
@@ -147,7 +147,7 @@ def named_config(value: str) -> dict[str, str]:
 
 
 def tagged_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S3-53, S3-79: `params::<path>` are weights for a fresh optimizer; `trainstate::<path>`
+    """`params::<path>` are weights for a fresh optimizer; `trainstate::<path>`
     resumes where the path is a run folder, or a checkpoint in it. Raises SettingsError."""
     tag, _, path = value.rpartition("::")
     if tag in ("params", "flax_params", "trainstate_params"):
@@ -179,19 +179,19 @@ def run_and_step(path: Path) -> dict[str, object]:
 
 
 def optimizer_state_kept(value: str) -> dict[str, str]:
-    """S3-67 says the opposite of model_weights_only."""
+    """Says the opposite of model_weights_only."""
     return {"checkpoint.model_weights_only": "true" if value.lower() in OFF else "false"}
 
 
 def fields_of_record(value: str) -> dict[str, str]:
-    """S3-62: the same notation as data.fields; one field alone is a text."""
+    """The same notation as data.fields; one field alone is a text."""
     if set(value) & set("[]<,+"):
         return {"data.fields": value}
     return {"data.text_field": value}
 
 
 def attention_type(value: str) -> dict[str, str]:
-    """S3-50: the last number of mesh_dim decides whether it is a ring."""
+    """The last number of mesh_dim decides whether it is a ring."""
     kinds = {
         "standard": "vanilla",
         "ring_standard": "vanilla",
@@ -206,7 +206,7 @@ def attention_type(value: str) -> dict[str, str]:
 
 
 def blockwise_or_not(value: str) -> dict[str, str]:
-    """S3-25: attention in blocks, or as the device does it best."""
+    """Attention in blocks, or as the device does it best."""
     if value.lower() in OFF:
         return {}
     return {"attention.kind": "blockwise"}
@@ -220,7 +220,7 @@ JAX_POLICIES = {
 
 
 def recomputed(part: str) -> Callable[[str], dict[str, str]]:
-    """S3-27 to S3-30: the policy of jax.checkpoint for a part; everything_saveable, or none,
+    """The policy of jax.checkpoint for a part; everything_saveable, or none,
     computes nothing again."""
 
     def meaning(value: str) -> dict[str, str]:
@@ -259,7 +259,7 @@ def keyword_arguments(value: str) -> dict[str, Any]:
 
 
 def llama_config(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S3-46: `dict(scan_attention=True, ...)`: keys about computing, and keys of the model. Raises
+    """`dict(scan_attention=True, ...)`: keys about computing, and keys of the model. Raises
     SettingsError for those that are unknown."""
     if not value:
         return {}
@@ -291,7 +291,7 @@ def llama_config(value: str, others: Mapping[str, str]) -> dict[str, object]:
 
 
 def mesh_of_config(mesh_dim: str, others: Mapping[str, str]) -> dict[str, object]:
-    """S3-51: the mesh stands in two places there, which must agree. Raises SettingsError."""
+    """The mesh stands in two places there, which must agree. Raises SettingsError."""
     outside = others.get("mesh_dim", "")
     if not mesh_dim or mesh_dim == outside:
         return {}
@@ -328,7 +328,7 @@ REMATS: dict[str, Callable[[str], dict[str, str]]] = {
 }
 
 
-OF_COMPUTING: dict[str, Old] = {  # S3: those keys of its model's config that are about computing
+OF_COMPUTING: dict[str, Old] = {  # those keys of its model's config that are about computing
     "attention_type": attention_type,
     "scan_attention": blockwise_or_not,
     "scan_query_chunk_size": "attention.query_chunk_size",
@@ -375,7 +375,7 @@ def path_or_nothing(key: str) -> Callable[[str], dict[str, str]]:
     return meaning
 
 
-RING_ATTENTION: dict[str, Old] = {  # S3, `--key=value`
+RING_ATTENTION: dict[str, Old] = {  # `--key=value`
     **OF_COMPUTING,
     "mesh_dim": "parallelism.mesh_dim",
     "dtype": "model.compute_dtype",
