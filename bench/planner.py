@@ -121,7 +121,8 @@ def predicted(run: Run) -> dict[str, Any]:
 def measured(run: Run, mesh: Mesh) -> int:
     """Of this process, in its second step."""
     device, clock = torch.device("cpu"), Clock(torch.device("cpu"))
-    state = make_state(run, run.vocab_size, device, mesh=mesh)
+    config = run.known_model_config.with_vocabulary(run.vocab_size)
+    state = make_state(run, config, device, mesh=mesh)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         mine = random_batch(run, run.vocab_size, generator).split(run.microbatches)
