@@ -233,8 +233,8 @@ def take_weights(run: Run, state: State) -> str:
 def has_new_head(run: Run, state: State) -> bool:
     """Whether a classifier starts from the weights of a language model, which have no head over
     classes."""
-    config = state.model.config
-    if not config.num_classes or config.image_size:
+    config: ModelConfig | TransformersConfig = state.model.config
+    if not isinstance(config, ModelConfig) or not config.num_classes or config.image_size:
         return False
     run_folder = run_folder_of(Path(run.model.weights))
     if run_folder is None:
