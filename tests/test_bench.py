@@ -9,16 +9,21 @@ import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
 NO_SCRIPTS = {"measure", "tables", "plain_loop"}  # quickstart runs plain_loop beside ours
-MINUTES = {"context_memory", "long_documents", "recurrent_ops", "startup", "train_throughput"}
-LONG = {"quickstart"}  # it trains, seconds for each of its models
+MINUTES = {
+    "context_memory",
+    "long_documents",
+    "quickstart",
+    "recurrent_ops",
+    "startup",
+    "train_throughput",
+}
 
 
 def scripts() -> list[object]:
     found: list[object] = []
     for file in sorted(BENCH.glob("*.py")):
         if file.stem not in NO_SCRIPTS:
-            is_long = file.stem in MINUTES | LONG
-            mark = pytest.mark.matrix if is_long else pytest.mark.slow
+            mark = pytest.mark.matrix if file.stem in MINUTES else pytest.mark.slow
             found.append(pytest.param(file, id=file.stem, marks=mark))
     return found
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from small_runs import ONE_LAYER
 
 from longfire.checkpoint.best import (
     LOSSES,
@@ -16,15 +17,8 @@ from longfire.checkpoint.best import (
 from longfire.checkpoint.folder import steps
 from longfire.cli import main
 
-RECIPE = """
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-layer_types = ["attention"]
-intermediate_size = 24
-compute_dtype = "float32"
-[model.attention]
-num_heads = 2
+RECIPE = f"""
+{ONE_LAYER}
 [data]
 dataset = ["text.txt"]
 folder = "stores"

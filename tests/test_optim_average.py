@@ -9,6 +9,7 @@ import pytest
 import torch
 from plans import HYBRID, OPTIMIZER, PLANS, Plan, rows_of, state_of, steps
 from safetensors.torch import load_file
+from small_runs import ONE_LAYER
 from worlds import in_processes
 
 from longfire.checkpoint.restoring import load_model_weights
@@ -23,15 +24,8 @@ from longfire.parallel.apply import reshard
 from longfire.parallel.mesh import ALONE, Mesh
 
 AVERAGED = replace(OPTIMIZER, ema_decay=0.9)
-RECIPE = """
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-layer_types = ["attention"]
-intermediate_size = 24
-compute_dtype = "float32"
-[model.attention]
-num_heads = 2
+RECIPE = f"""
+{ONE_LAYER}
 [data]
 dataset = ["text.txt"]
 folder = "stores"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_runs import command_line
 
 from longfire import plugins
 from longfire.cli import main
@@ -51,13 +52,6 @@ def words(run: Path, **changes: str) -> dict[str, str]:
         "metrics.report": "false",
         **changes,
     }
-
-
-def command_line(settings: dict[str, str]) -> list[str]:
-    found = ["train"]
-    for key, value in settings.items():
-        found += [f"--{key}", value]
-    return found
 
 
 def numbers(run: Path) -> list[tuple]:

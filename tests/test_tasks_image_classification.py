@@ -19,6 +19,7 @@ from worlds import in_processes
 
 pytest.importorskip("PIL")
 from digit_images import SIZE, write_digits
+from small_runs import command_line, recorded
 
 from longfire.cli import main
 from longfire.config.run import Run
@@ -30,16 +31,6 @@ from longfire.model import on_meta
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.tasks.class_losses import image_logits, image_losses
 from longfire.training.compiling import eager_rate, sample_of
-
-# Of a machine, not of a run.
-OF_THE_MACHINE = (
-    "seconds",
-    "tokens_per_second",
-    "mfu",
-    "data_wait_fraction",
-    "memory_bytes",
-    "recompiles",
-)
 
 MODEL = {
     "hidden_size": "64",
@@ -92,24 +83,12 @@ def words(digits: Path, run: Path, mixer: str = "attention", **changes: str) -> 
     }
 
 
-def command_line(settings: dict[str, str]) -> list[str]:
-    found = ["train"]
-    for key, value in settings.items():
-        found += [f"--{key}", value]
-    return found
-
-
-def records(run: Path) -> list[dict]:
-    kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.endswith(OF_THE_MACHINE)} for r in kept]
-
-
 @pytest.mark.parametrize("mixer", ["attention", pytest.param("gla", marks=pytest.mark.slow)])
 def test_a_vision_transformer_learns_digits(digits, tmp_path, mixer):
     """Softmax attention, and GLA from both ends of the patches: in 200 steps 19 of 20 unseen digits (10 would be 2)."""
     settings = words(digits, tmp_path / "run", mixer, **{"training.steps": "200"})
     assert main(command_line(settings)) == 0
-    last = records(tmp_path / "run")[-1]
+    last = recorded(tmp_path / "run")[-1]
     assert last["eval/val/accuracy"] >= 0.95
     assert last["eval/val/accuracy"] <= last["eval/val/accuracy_5"] and last["eval/val/loss"] < 0.5
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == list("0123456789")
@@ -144,7 +123,7 @@ def test_kill_9_and_resume_equal_one_run_to_the_bit(digits, tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert main(["train", str(tmp_path / "killed" / "run.toml")]) == 0
-    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert recorded(tmp_path / "killed") == recorded(tmp_path / "whole")
     ours, theirs = (
         {
             name: tensor
@@ -336,7 +315,7 @@ def test_recomputed_blocks_and_reference_kernels_change_no_step(digits, tmp_path
     losses = []
     for name, changes in (("plain", few), ("other", {**few, **other})):
         assert main(command_line(words(digits, tmp_path / name, "gla", **changes))) == 0
-        losses.append([record["loss"] for record in records(tmp_path / name)])
+        losses.append([record["loss"] for record in recorded(tmp_path / name)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

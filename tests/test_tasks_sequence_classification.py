@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_config
 from plans import PLANS, parts, state_of, steps, whole
 from safetensors.torch import load_file
+from small_runs import command_line, recorded
 from worlds import in_processes
 
 from longfire.cli import main
@@ -27,14 +28,6 @@ from longfire.tasks.class_losses import class_logits, class_losses, text_hidden,
 GOOD = ["fine", "bright", "warm", "kind"]
 BAD = ["grim", "cold", "dull", "sour"]
 OTHER = ["fire", "long", "stone", "river", "cloud"]
-OF_THE_MACHINE = (
-    "seconds",
-    "tokens_per_second",
-    "mfu",
-    "data_wait_fraction",
-    "memory_bytes",
-    "recompiles",
-)
 
 
 def records(count: int, seed: int) -> list[dict[str, str]]:
@@ -82,18 +75,6 @@ def words(data: Path, run: Path, **changes: str) -> dict[str, str]:
         "metrics.report": "false",
         **changes,
     }
-
-
-def command_line(settings: dict[str, str]) -> list[str]:
-    found = ["train"]
-    for key, value in settings.items():
-        found += [f"--{key}", value]
-    return found
-
-
-def recorded(run: Path) -> list[dict]:
-    kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.endswith(OF_THE_MACHINE)} for r in kept]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as some
 from safetensors.torch import load_file
+from small_runs import ONE_LAYER
 from torch import nn
 from worlds import in_processes
 
@@ -23,15 +24,8 @@ from longfire.training.plateau import Plateau, after_validation
 from longfire.training.schedule import schedule
 from longfire.training.validation import count_for_plateau, loss_of_all
 
-RECIPE = """
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-layer_types = ["attention"]
-intermediate_size = 24
-compute_dtype = "float32"
-[model.attention]
-num_heads = 2
+RECIPE = f"""
+{ONE_LAYER}
 [data]
 dataset = ["text.txt"]
 folder = "stores"

@@ -113,9 +113,8 @@ def train_step(
             pipeline, on_device, max(1, labels), training, clock, correct
         )
     else:
-        if loss_function is None:
-            loss_function = loss_of_text(training, correct)
-        elif correct is not None:
+        loss_function = loss_function or loss_of_text(training)
+        if correct is not None:
             loss_function = partial(loss_function, correct=correct)
         loss = forward_backward(state, on_device, max(1, labels), loss_function, training, clock)
     highest = highest_loss(mesh, loss * (max(1, labels) / max(1, labels_here)))
@@ -153,10 +152,9 @@ def correct_of_all(mesh: Mesh, correct: CorrectLabels | None, device: torch.devi
     return float(mesh.sum(here, *DATA, "cp", "pp").item())
 
 
-def loss_of_text(training: Training, correct: CorrectLabels | None = None) -> LossSum:
-    """The sum of -log p(label), whose logits exist for a chunk of tokens at a time. correct: counts
-    the labels that are the likeliest word."""
-    return partial(loss_sum, chunk_tokens=training.loss_chunk_tokens, correct=correct)
+def loss_of_text(training: Training) -> LossSum:
+    """The sum of -log p(label), whose logits exist for a chunk of tokens at a time."""
+    return partial(loss_sum, chunk_tokens=training.loss_chunk_tokens)
 
 
 def with_noise(
