@@ -1,7 +1,5 @@
 """`python -m longfire` is `longfire`."""
 
-import sys
+from longfire.cli import program
 
-from longfire.cli import main
-
-sys.exit(main())
+program()

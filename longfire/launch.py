@@ -4,16 +4,18 @@ when it hangs.
 The only reader and writer of os.environ: everything else is a setting.
 """
 
+import atexit
 import faulthandler
 import os
 import select
 import shutil
 import signal
+import sys
 import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -218,15 +220,17 @@ def terminable(grace_seconds: float = TERM_SECONDS) -> Iterator[None]:
     os.set_blocking(writer, False)
     before = signal.signal(signal.SIGTERM, raise_terminated)
     woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(
+    thread = threading.Thread(
         target=end_after_a_signal, args=(reader, grace_seconds), name="sigterm", daemon=True
-    ).start()
+    )
+    thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(woken_before)
         signal.signal(signal.SIGTERM, before)
         os.close(writer)  # which ends the thread
+        thread.join()
 
 
 def raise_terminated(number: int, _: FrameType | None) -> NoReturn:
@@ -357,6 +361,23 @@ class Watchdog:
         )
         faulthandler.dump_traceback(all_threads=True, file=STDERR)
         os._exit(TrainingError.exit_code)
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End this process with an exit code, after everything that is to run at exit.
+
+    One of several processes ends without taking its interpreter down. A thread of the
+    communication library may still release a tensor, for which it takes the lock of the
+    interpreter; if that is being taken down, the thread aborts the process ("terminate called
+    without an active exception") and a launcher sees a failure of a run that has ended well.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(exit_code)
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # whoever reads them may have ended before
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def write_to_stderr(message: str) -> None:

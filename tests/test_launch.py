@@ -235,3 +235,24 @@ def test_what_the_environment_says_about_trackers_and_colours(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     assert launch.offline() and launch.no_color()
+
+
+ENDING = """
+import atexit, os
+from longfire.launch import end_process
+os.environ["WORLD_SIZE"] = "{size}"
+class Last:
+    def __del__(self):
+        print("the interpreter is taken down")
+last = Last()
+atexit.register(print, "at exit")
+print("result")
+end_process(3)
+"""
+
+
+@pytest.mark.parametrize(("size", "last_line"), [(1, "the interpreter is taken down\n"), (2, "")])
+def test_one_of_several_processes_ends_without_taking_its_interpreter_down(size, last_line):
+    """Threads of the communication library may be in it still."""
+    done = run_python(ENDING.format(size=size))
+    assert done.returncode == 3 and done.stdout == "result\nat exit\n" + last_line

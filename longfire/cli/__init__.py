@@ -24,6 +24,6 @@
     doctor.py     every op compared with its reference on this machine
 """
 
-from longfire.cli.entry import main
+from longfire.cli.entry import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

@@ -1,7 +1,5 @@
 """`python -m longfire.cli` is `longfire`."""
 
-import sys
+from longfire.cli.entry import program
 
-from longfire.cli.entry import main
-
-sys.exit(main())
+program()

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from longfire.cli.arguments import summary_of
 from longfire.cli.commands import COMMANDS, GROUPS, Command
 from longfire.config.values import nearest
 from longfire.errors import SettingsError, UserError
-from longfire.launch import Terminated, terminable
+from longfire.launch import Terminated, end_process, terminable
 from longfire.messages import show_messages
 
 STDOUT = 1  # the file descriptor
@@ -75,6 +76,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except Terminated:
         print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
         return 128 + signal.SIGTERM
+
+
+def program() -> NoReturn:
+    """`longfire` as a program: run the command of the command line and end the process."""
+    end_process(main())
 
 
 def wait_to_be_ended() -> None:
@@ -147,4 +153,4 @@ def command_of(word: str) -> Command:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
