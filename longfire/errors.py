@@ -37,3 +37,9 @@ class TrainingError(UserError):
     batch."""
 
     exit_code = 5
+
+
+class MachineError(UserError):
+    """The machine refuses something: rights, disk space, memory, threads, open files."""
+
+    exit_code = 6

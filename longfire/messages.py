@@ -6,11 +6,20 @@ it asks for it, by `show_messages` or by handlers of its own.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 ROOT = logging.getLogger("longfire")
+# Characters that move the cursor, change colours or turn the direction of what follows.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters other than line ends and tabs as escapes (\\x1b): names
+    and texts from outside could otherwise command the terminal."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class ConsoleHandler(logging.Handler):
@@ -18,7 +27,7 @@ class ConsoleHandler(logging.Handler):
     the streams up for each message, and lets a closed pipe end the program."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        text = visible(self.format(record))
         if record.levelno >= logging.WARNING:
             print(f"{record.levelname.lower()}: {text}", file=sys.stderr, flush=True)
         else:

@@ -1,5 +1,6 @@
 """cli.py: help is instant and whole; a mistake is one message and an exit code; every command line of the story is understood."""
 
+import errno
 import re
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ from longfire.cli.old_words import systems
 from longfire.config import recipe
 from longfire.config.aliases import SYSTEMS
 from longfire.config.options import Sampling
-from longfire.errors import CheckpointError
+from longfire.errors import CheckpointError, MachineError
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,13 +69,41 @@ def test_a_reader_that_has_enough_is_no_error():
     assert process.returncode == CLOSED_PIPE
 
 
-def test_another_pipe_that_breaks_is_not_hidden(monkeypatch):
+def test_another_pipe_that_breaks_is_not_hidden(monkeypatch, capsys):
     def broken(words):
-        raise BrokenPipeError("of a worker")
+        raise BrokenPipeError(errno.EPIPE, "of a worker")
 
     monkeypatch.setitem(COMMANDS, "train", broken)
+    assert main(["train"]) == MachineError.exit_code
+    assert "Broken pipe: another program" in capsys.readouterr().err
     with pytest.raises(BrokenPipeError, match="of a worker"):
-        main(["train"])
+        main(["train", "--traceback"])
+
+
+def test_names_cannot_command_the_terminal(capsys):
+    assert main(["trai\x1b[31mn\u202e"]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error and "\u202e" not in error
+    assert "x1b" in error and "u202e" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--training.threads 100000", "training.threads = 100000 must lie in [0, 1024]"),
+        ("--data.num_workers 5000", "data.num_workers = 5000 must lie in [0, 1024]"),
+        ("--tokenizer.train_vocab_size 1000000000", "must lie in [258, 16777216]"),
+        ("--comm.init_timeout_seconds 99999999999", "comm.init_timeout_seconds = 99999999999"),
+        (f"--training.steps {10**400}", "has 401 digits: it must be at most 9223372036854775807"),
+        ("--training.steps 1e300", "training.steps = '1e300' must be a whole number"),
+        ("--model.num_hidden_layers 1000000000", "must be at most 10000"),
+        ("--model.hidden_size 100000000", "must be at most 1048576"),
+        ("--model.gla.num_heads 99999999999", "has 11 digits: it must be at most 2147483647"),
+    ],
+)
+def test_numbers_that_no_machine_can_take_are_refused(words, message, capsys):
+    assert main(["train", "gla-340m-fineweb", *words.split()]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

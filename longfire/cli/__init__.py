@@ -3,6 +3,8 @@
 
     entry.py      the entry point: an error is one message on stderr and an exit code
     __main__.py   `python -m longfire.cli` is `longfire`
+    failures.py   errors that are not of longfire's classes: the machine's, and our own faults
+    lasting_output.py  output of `train`, which goes on when its reader has ended
     commands.py   the table of the commands
     arguments.py  what their parsers share: a recipe, every setting, help by section
     old_words.py  --help-old: the words of earlier systems and what they mean here

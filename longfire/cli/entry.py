@@ -14,10 +14,11 @@ from typing import NoReturn
 
 from longfire.cli.arguments import summary_of
 from longfire.cli.commands import COMMANDS, GROUPS, Command
+from longfire.cli.failures import failure_of
 from longfire.config.values import nearest
 from longfire.errors import SettingsError, UserError
 from longfire.launch import Terminated, end_process, terminable
-from longfire.messages import show_messages
+from longfire.messages import show_messages, visible
 
 STDOUT = 1  # the file descriptor
 REPORT_SECONDS = 20  # that the process which reports an error may take to come to it
@@ -44,8 +45,8 @@ def overview() -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code. What a user can fix is one message on stderr, without a
-    traceback."""
+    """Run a command; the exit code. An error is one message on stderr, without a traceback unless
+    --traceback asks for it."""
     words = list(sys.argv[1:] if words is None else words)
     show_odd_names()
     show_messages()
@@ -57,25 +58,32 @@ def main(words: Sequence[str] | None = None) -> int:
                 return run_command(words)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        if not stdout_is_closed():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # where what is left goes at exit
-        return CLOSED_PIPE
-    except UserError as error:
-        if show_traceback:
-            raise
-        if error.reported_elsewhere:
-            wait_to_be_ended()
-        else:
-            print(f"longfire: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
     except KeyboardInterrupt:
         print("longfire: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Terminated:
         print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
         return 128 + signal.SIGTERM
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and stdout_is_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # where what is left goes at exit
+            return CLOSED_PIPE
+        if show_traceback:
+            raise
+        return report(error)
+
+
+def report(error: Exception) -> int:
+    """Print one message about an error; the exit code."""
+    if isinstance(error, UserError):
+        if error.reported_elsewhere:
+            wait_to_be_ended()
+        else:
+            print(f"longfire: {visible(str(error))}", file=sys.stderr, flush=True)
+        return error.exit_code
+    failure = failure_of(error)
+    print(f"longfire: {visible(failure.message)}", file=sys.stderr, flush=True)
+    return failure.exit_code
 
 
 def program() -> NoReturn:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from longfire.cli.arguments import MOST_USED, RecipeParser, read_run
+from longfire.cli.lasting_output import let_output_end
 from longfire.launch import world
 
 
@@ -17,6 +18,7 @@ def train(words: Sequence[str]) -> int:
         most_used=MOST_USED,
     )
     run, _ = read_run(parser, words, world=world())
+    let_output_end()
     if run.job.print_args and run.world.is_first:
         import tomli_w
 

@@ -12,6 +12,9 @@ NORMS = ("rmsnorm", "layernorm")
 BLOCKS = ("pre", "post", "parallel", "parallel_tied")
 DIRECTIONS = ("causal", "both")
 POOLS = ("last", "first", "mean")
+# Far above every published model; larger ones take hours and all memory to describe only.
+MAX_LAYERS = 10_000
+MAX_HIDDEN_SIZE = 2**20
 
 
 def check_model(config: "ModelConfig") -> None:
@@ -19,6 +22,9 @@ def check_model(config: "ModelConfig") -> None:
     follows from their size is set.)"""
     if config.image_size:
         complete_image(config)
+    layers, width = config.num_hidden_layers, config.hidden_size
+    config.require("num_hidden_layers", layers <= MAX_LAYERS, f"must be at most {MAX_LAYERS}")
+    config.require("hidden_size", width <= MAX_HIDDEN_SIZE, f"must be at most {MAX_HIDDEN_SIZE}")
     config.require("norm", config.norm in NORMS, f"is not one of {', '.join(NORMS)}")
     config.require("block", config.block in BLOCKS, f"is not one of {', '.join(BLOCKS)}")
     directions = f"is not one of {', '.join(DIRECTIONS)}"

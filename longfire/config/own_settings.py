@@ -8,6 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from longfire.errors import SettingsError
 
+# Above what any count of a model config can be: tensors of such sizes cannot be described.
+MAX_NUMBER = 2**31 - 1
+
 
 class Configured(Protocol):
     """A class of layers with settings of its own: a mixer or an MLP."""
@@ -78,6 +81,8 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if right and kind is int and value < 0:
         wanted = "0 or more"
         right = False
+    if right and type(value) is int and value > MAX_NUMBER:
+        raise SettingsError(f"{name} has {len(str(value))} digits: it must be at most {MAX_NUMBER}")
     if right and isinstance(value, float) and not math.isfinite(value):  # TOML has nan and inf
         wanted = "a finite number"
         right = False

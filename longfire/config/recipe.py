@@ -27,6 +27,8 @@ from longfire.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
+MAX_SHOWN = 400  # characters of a value in a message
+
 SETTINGS: dict[str, Field[object]] = {}
 for _section, _class in SECTIONS.items():
     for _field in fields(_class):
@@ -367,6 +369,14 @@ def nearest_without_section(name: str) -> str:
     return ""
 
 
+def shown(value: object) -> str:
+    """The value as Python writes it, its beginning and end where that is long."""
+    text = repr(value)
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[: MAX_SHOWN // 2]}...{text[-MAX_SHOWN // 2 :]}"
+
+
 def typed_as(kind: object, key: str, value: object, where: str, interval: str = "") -> object:
     """The value of a key as this type. Raises SettingsError naming key, value, place and what is
     wanted."""
@@ -374,7 +384,7 @@ def typed_as(kind: object, key: str, value: object, where: str, interval: str = 
         value = as_type(kind, value, text=where == COMMAND_LINE)
         check_interval(value, interval)
     except ValueError as error:
-        raise SettingsError(f"{where}: {key} = {value!r} {error}") from error
+        raise SettingsError(f"{where}: {key} = {shown(value)} {error}") from error
     return value
 
 

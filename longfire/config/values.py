@@ -18,6 +18,7 @@ TRUTH = {
     "no": False,
     "0": False,
 }
+MAX_NUMBER = 2**63 - 1  # what torch, numpy and the operating system take
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -49,6 +50,8 @@ def as_type(kind: object, value: object, text: bool) -> object:
         value = float(value)
     if type(value) is not kind:
         raise ValueError(f"must be {KINDS[kind]}{hint_of_type(kind, value)}")
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise ValueError(f"has {len(str(abs(value)))} digits: it must be at most {MAX_NUMBER}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
@@ -56,7 +59,7 @@ def as_type(kind: object, value: object, text: bool) -> object:
 
 def hint_of_type(kind: type, value: object) -> str:
     """How to write a value that has another type than this one, where that is obvious."""
-    if kind is int and isinstance(value, float) and value.is_integer():
+    if kind is int and isinstance(value, float) and is_readable(value):
         return f"; write {value:.0f}"
     if isinstance(value, str):
         return "; write it without quotes"
@@ -86,13 +89,18 @@ def from_text(kind: type, text: str) -> object:
         raise ValueError(f"must be {KINDS[kind]}{hint_of_text(kind, text)}") from None
 
 
+def is_readable(number: float) -> bool:
+    """Whether a number is whole and no larger than a setting may be."""
+    return number.is_integer() and abs(number) <= MAX_NUMBER
+
+
 def hint_of_text(kind: type, text: str) -> str:
     """How to write a whole number that was written like 1e3 or 5.0."""
     try:
         number = float(text)
     except ValueError:
         return ""
-    if kind is int and number.is_integer():
+    if kind is int and is_readable(number):
         return f"; write {number:.0f}"
     return ""
 

@@ -37,7 +37,7 @@ def family_of(config: Config, where: str) -> Family:
     model_type = config.get("model_type")
     if own_config.is_own_export(config):
         return own_config.LONGFIRE
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise SettingsError(
             f"{where}: model_type = {model_type!r} is none that longfire can read "
             f"({', '.join(FAMILIES)}, and longfire's own); model.backend = 'transformers' trains "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from longfire.config.settings.declaration import NATURAL, POSITIVE, SHARE, setting
+from longfire.config.settings.declaration import NATURAL, POSITIVE, SHARE, WORKERS, setting
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Data:
         "identity",
         "[-1, inf)",
     )
-    num_workers: int = setting(0, "processes that tokenize; 0: one for each core", NATURAL)
+    num_workers: int = setting(0, "processes that tokenize; 0: one for each core", WORKERS)
     prefetch_factor: int = setting(2, "batches made ready ahead of training; 0: none", NATURAL)
     skip_bad_documents: bool = setting(
         False, "count and list documents that cannot be read instead of stopping"
@@ -132,7 +132,7 @@ class Tokenizer:
         "add_bos and add_eos",
     )
     train_vocab_size: int = setting(
-        4096, "vocabulary size of a trained tokenizer, special tokens included", "[258, inf)"
+        4096, "vocabulary size of a trained tokenizer, special tokens included", "[258, 16777216]"
     )
     train_bytes: int = setting(8_000_000, "bytes of text that a tokenizer is trained on", POSITIVE)
     add_bos: bool = setting(

@@ -6,6 +6,12 @@ from typing import Any, Literal
 NATURAL, POSITIVE, SHARE = "[0, inf)", "[1, inf)", "[0, 1]"  # intervals that many settings share
 
 
+# Limits of what any machine can do: more threads or processes end in a crash of the system's
+# libraries, and longer waits overflow its timers.
+WORKERS = "[0, 1024]"
+SECONDS_TO_WAIT = "[0, 31622400]"  # at most a year
+
+
 def setting(
     default: Any, help: str, within: str = "", bare: str = "", is_prose: bool = False
 ) -> Any:

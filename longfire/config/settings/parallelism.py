@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from longfire.config.settings.declaration import NATURAL, POSITIVE, ContextStrategyName, setting
+from longfire.config.settings.declaration import (
+    NATURAL,
+    POSITIVE,
+    SECONDS_TO_WAIT,
+    ContextStrategyName,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,10 @@ class Comm:
     init_timeout_seconds: int = setting(
         3600,
         "stop with a stack trace if set-up and first step take longer; 0: wait for ever",
-        NATURAL,
+        SECONDS_TO_WAIT,
     )
     train_timeout_seconds: int = setting(
-        3600, "the same for each later step, save and evaluation; 0: wait for ever", NATURAL
+        3600, "the same for each later step, save and evaluation; 0: wait for ever", SECONDS_TO_WAIT
     )
     trace_buf_size: int = setting(
         20000,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from longfire.config.settings.declaration import NATURAL, POSITIVE, Remat, setting
+from longfire.config.settings.declaration import NATURAL, POSITIVE, WORKERS, Remat, setting
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Training:
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "where to train; auto: CUDA if there is one"
     )
-    threads: int = setting(0, "CPU threads; 0: torch's own choice", NATURAL)
+    threads: int = setting(0, "CPU threads; 0: torch's own choice", WORKERS)
     loss_chunk_tokens: int = setting(
         1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE
     )
