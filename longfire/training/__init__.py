@@ -9,6 +9,7 @@ compiling.py     whether torch.compile pays, by a trial of the model's own layer
 loop.py          from the first step to the last: what is done in which order
 training_data.py token stores and batches of the run, and the part of this process
 setup.py         model and optimizer on the devices: fresh, restored, or from other weights
+memory_check.py  whether parameters, gradients and optimizer fit into the machine's memory
 run_plan.py      what the planner decides and shows of a run of several processes
 stages.py        the stage of the schedule of lengths that the model is in
 step.py          forward and backward of every micro-batch, one update

@@ -27,6 +27,7 @@ from longfire.parallel.mesh import ALONE, Mesh
 from longfire.tasks.contract import Task
 from longfire.training import lengths
 from longfire.training.compiling import compile_decision, eager_rate, sample_of
+from longfire.training.memory_check import check_memory
 from longfire.training.run_plan import note_plan, with_context_strategy
 from longfire.training.stages import set_rope_base
 from longfire.training.start import fresh_weights, refuse_another_batch, take_weights
@@ -119,6 +120,8 @@ def make_state(
     parameters_on = torch.device("cpu") if run.parallelism.cpu_offload else device
     is_ours = run.model.backend == "longfire"
     if is_ours:
+        with mesh.raise_on_all_ranks():
+            check_memory(model, run.optimizer, device, run.parallelism.cpu_offload)
         materialise(model, run.training.seed, parameters_on)
     model.computes_on = device
     for line in summary(run):

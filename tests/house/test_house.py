@@ -75,6 +75,7 @@ FLOORS = [
         "training.timing",
         "training.training_data",
         "training.run_plan",
+        "training.memory_check",
         "training.stages",
         "training.step",
         "training.norms",
