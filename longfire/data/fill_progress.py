@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from longfire.data.documents import Documents
 from longfire.data.jobs import Job
+from longfire.plain_console import plain_column, plain_console
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ class FillProgress:
         self.bytes_before = self._bytes_read()
         self.started_at = time.monotonic()
         self.noted_at = self.started_at
-        console = Console(stderr=True)
+        console = plain_console(stderr=True)
         self.bar = Progress(
-            TextColumn("tokenize {task.description}"),
+            plain_column("tokenize {task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[speed]}"),
+            plain_column("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,

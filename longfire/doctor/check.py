@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from longfire.doctor.cases import all_cases
 from longfire.doctor.op_cases import DTYPES, Case, errors, tolerance
@@ -20,6 +21,7 @@ from longfire.launch import cxx_compiler
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.choice import choose, describe
 from longfire.ops.forms import Choice
+from longfire.plain_console import plain_console
 from longfire.training.environment import version_of
 
 PACKAGES = ("longfire", "torch", "triton", "fla-core", "flash-linear-attention", "transformers")
@@ -98,7 +100,7 @@ def bf16(device: torch.device) -> str:
 
 def main() -> int:
     """Print the table; 0 if every form is right, 1 if one is not."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(highlight=False, soft_wrap=True)
     for name, value in facts().items():
         console.print(f"{name:<24}{value}")
     devices = [torch.device("cpu")]
@@ -151,9 +153,9 @@ def check_all(
                 f"{tolerance(case, device, dtype):.0e}",
             )
             if is_right:
-                console.print(text, "[green]ok[/]")
+                console.print(text, Text("ok", style="green"))
             else:
-                console.print(text, "[bold red]FAIL[/]")
+                console.print(text, Text("FAIL", style="bold red"))
                 wrong.append(f"{case} ({form}, {type_name}, {device.type})")
     return wrong
 

@@ -11,7 +11,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from rich.console import Console
 from rich.table import Table
 
 from longfire.checkpoint.weights import Opened
@@ -22,6 +21,7 @@ from longfire.errors import DataError, SettingsError, first_line
 from longfire.generation.continuation import Continuation, continuation_of
 from longfire.generation.generate import begins_with_bos, written
 from longfire.loss import losses
+from longfire.plain_console import plain_console
 
 SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 CHUNK_TOKENS = 1024  # whose logits exist at a time
@@ -284,4 +284,4 @@ def show_tasks(found: TaskResults) -> None:
                 f"{value:.4f}",
                 text,
             )
-    Console().print(table)
+    plain_console().print(table)

@@ -9,7 +9,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from longfire.checkpoint.provenance import tokenizer_line
@@ -26,8 +25,15 @@ from longfire.errors import CheckpointError, DataError, SettingsError, first_lin
 from longfire.evaluation.evaluate import Measured, measure, measure_validation
 from longfire.evaluation.recall import Needle, draw_needle, needle_table
 from longfire.generation.generate import begins_with_bos
+from longfire.plain_console import plain_console
 from longfire.training import lengths
-from longfire.training.report_page import COLOURS, check_ending, figure, save_figure
+from longfire.training.report_page import (
+    COLOURS,
+    check_ending,
+    figure,
+    plain_label,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -267,9 +273,9 @@ def show(found: dict[str, Measured], title: str) -> None:
             f"{n['tokens']:,}",
             f"{n['bytes']:,}",
         )
-    Console().print(table)
+    plain_console().print(table)
     print("loss by position (nats a token)")
-    Console().print(position_table(found))
+    plain_console().print(position_table(found))
 
 
 def position_table(found: dict[str, Measured]) -> Table:
@@ -299,7 +305,7 @@ def position_chart(found: dict[str, Measured]) -> "Figure":
             "o-",
             color=colour,
             markersize=4,
-            label=source,
+            label=plain_label(source),
         )
     axes.set_xscale("log", base=2)
     axes.legend(frameon=False, fontsize=8)
@@ -322,7 +328,7 @@ def needles(opened: Opened, scoring: Scoring) -> Numbers:
         test = Needle(opened.model, opened.tokenizer, unseen, begins_with_bos(opened))
         cells = test.measure(scoring.lengths, scoring.depths, scoring.needles, scoring.batch_size)
     print(f"{step_of(opened)}, needles in {prepared.names[0]}: nats gained, answers repeated")
-    Console().print(needle_table(cells))
+    plain_console().print(needle_table(cells))
     if scoring.plot:
         save_figure(draw_needle(cells), Path(scoring.plot), f"{step_of(opened)}: needles")
     return {"text": prepared.names[0], "needle": [vars(cell) for cell in cells]}

@@ -26,6 +26,7 @@ from longfire.generation.generate import (
 )
 from longfire.generation.steps import Pace
 from longfire.launch import no_color
+from longfire.messages import visible
 from longfire.mixers.cache import Cache
 from longfire.ops.linear import keep_rounded
 
@@ -81,7 +82,7 @@ def main(
             pace,
         )
         for prompt, text in zip(prompts, texts):
-            show([shown(prompt), text, "\n"])
+            show([shown(prompt), printable(text), "\n"])
     else:
         for index, prompt in enumerate(prompts):
             show([shown(prompt)])
@@ -95,7 +96,7 @@ def main(
                 index,
                 pace,
             )
-            show(pieces)
+            show(map(printable, pieces))
             show(["\n"])
     if stats:
         print(f"stats: {pace}", file=sys.stderr)
@@ -110,6 +111,14 @@ def shown(prompt: str) -> str:
     if no_color():
         return f"{prompt}{PROMPT_END}"
     return f"{DIM}{prompt}{NORMAL}"
+
+
+def printable(text: str) -> str:
+    """What the model has written; on a terminal control characters are escapes, since they could
+    command it."""
+    if not sys.stdout.isatty():
+        return text
+    return visible(text)
 
 
 def show(texts: Iterable[str]) -> None:
@@ -209,7 +218,7 @@ def converse(conversation: Conversation, first: list[str]) -> None:
             file=sys.stderr,
         )
     for line in chain(first, lines(asked)):
-        show(conversation.reply(line))
+        show(map(printable, conversation.reply(line)))
         show(["\n"])
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
+
+from longfire.plain_console import plain_console
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +185,8 @@ def show_tensors(heads: Sequence[str], tensors: Iterable[TensorLine]) -> None:
         shape = " x ".join(map(str, tensor.shape))
         cells = (tensor.name, ranges(layers), shape, tensor.text, tensor.file_name)
         table.add_row(*cells[: len(heads)])
-    is_terminal = Console().is_terminal
-    Console(width=None if is_terminal else LOG_COLUMNS).print(table)
+    is_terminal = plain_console().is_terminal
+    plain_console(width=None if is_terminal else LOG_COLUMNS).print(table)
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,6 +35,7 @@ from longfire.huggingface.hub_models import model_folder
 from longfire.huggingface.load import model_config_in, read_weights
 from longfire.huggingface.model_card import without_folders
 from longfire.huggingface.tensors import layout
+from longfire.plain_console import plain_column, plain_console
 from longfire.plugins import load_plugins
 
 logger = logging.getLogger(__name__)
@@ -196,11 +196,11 @@ def count_parameters(theirs: Path, model_config: ModelConfig) -> int:
 def with_progress(weights: Weights, total: int) -> Weights:
     """The same weights, while their number is shown: a bar on a terminal, else a line now and
     then. total: all parameters."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     progress = Progress(
-        TextColumn("import"),
+        plain_column("import"),
         BarColumn(),
-        TextColumn("{task.description}"),
+        plain_column("{task.description}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -2,6 +2,7 @@
 checked."""
 
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from longfire.huggingface.check import Check
 from longfire.huggingface.families import FAMILIES
 from longfire.huggingface.family import Config, without
 from longfire.huggingface.own_config import LONGFIRE, is_own_export
+from longfire.messages import visible
 from longfire.mixers import MIXERS
 
 # The folders of a path of this machine in a text: /data/me/x.txt, ~/x, C:\me\x; not https://x/y,
@@ -21,11 +23,13 @@ WINDOWS = r"[A-Za-z]:\\(?:[^\s\\'\",;]+\\)*"
 FOLDERS_IN_TEXT = re.compile(rf"(?<![\w.:/~\\])(?:{POSIX}|{WINDOWS})(?=[^\s/\\])")
 # Keys of a config of transformers that may name a folder of this machine.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")
+# Characters that begin code, emphasis, links and cells in Markdown
+MARKS = re.compile(r"[\\`*|\[\]]")
 
 USE = """```python
 {imports}
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained({name})
+tokenizer = AutoTokenizer.from_pretrained({name})
 ```"""
 
 
@@ -47,7 +51,7 @@ def model_card(
         f"tags: [{tags}]",
         "---",
         "",
-        f"# {name}",
+        f"# {plain_markdown(name)}",
         "",
         f"{architecture} of {parameters:,} parameters, trained with longfire.",
         "",
@@ -76,7 +80,7 @@ def how_to_use(name: str, config: Config) -> list[str]:
             "\nfrom longfire.plugins import load_plugins"
             f"\nload_plugins({files!r})  # where its mixers are defined"
         )
-    lines = ["## Use", "", USE.format(imports=imports, name=name), ""]
+    lines = ["## Use", "", USE.format(imports=imports, name=json.dumps(name)), ""]
     generate = "Or `longfire generate FOLDER --prompt TEXT`"
     if is_own:
         lines += [f"{generate}.", ""]
@@ -123,7 +127,14 @@ def cell(value: object) -> str:
     """A value as a cell of a Markdown table, without folders of this machine."""
     if type(value) is int and value >= 10_000:
         return f"{value:,}"
-    return FOLDERS_IN_TEXT.sub("", str(value)).replace("|", "\\|").replace("\n", " ")
+    return plain_markdown(FOLDERS_IN_TEXT.sub("", str(value)))
+
+
+def plain_markdown(text: str) -> str:
+    """The text in a line of Markdown that is shown as it is: no HTML, link, picture or code."""
+    text = visible(text).replace("\n", " ")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return MARKS.sub(r"\\\g<0>", text)
 
 
 def without_folders(name: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from longfire.disk import write_whole
 from longfire.errors import SettingsError
 from longfire.mixers import MIXERS
 from longfire.parallel.cost import DEVICES, LINK_EFFICIENCY, Device
+from longfire.plain_console import plain_console
 from longfire.planner import longest, published
 from longfire.planner.tables import FILE_WIDTH
 
@@ -31,7 +31,7 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
             "model.backend = 'transformers' has one mixer of its own; `longfire plan --context` "
             "wants longfire's"
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = FILE_WIDTH
     counts = tuple(sorted({1, min(device.node, run.world.size), run.world.size}))
@@ -54,7 +54,7 @@ def plan_context(run: Run, device: Device, out: Path | None) -> None:
 def shown(found: Iterator[T], total: int, what: str) -> Iterable[T]:
     """The same with a bar on a terminal: every mixer takes some seconds, since its blocks are run
     on fake tensors."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     return track(
         found,
         what,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from longfire.disk import write_whole
@@ -14,6 +13,7 @@ from longfire.parallel.axes import AXES
 from longfire.parallel.cost import GIB, USABLE_MEMORY, Device
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.strategy import Ranked
+from longfire.plain_console import plain_console
 from longfire.planner.forecast import Forecast, Plan
 from longfire.planner.planner import Planner
 from longfire.plural import counted
@@ -30,7 +30,7 @@ def plan_run(
 ) -> None:
     """Tell the recipe's own plan and the best others. Raises SettingsError for a plan that cannot
     be."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = FILE_WIDTH
     own = planner.with_largest(planner.forecast(planner.of_recipe()))
@@ -83,7 +83,7 @@ def describe_plan(
     for what in held[0]:
         sizes = [one[what] / 1e6 for one in held]
         table.add_row("", f"{what} in a process", f"{min(sizes):,.1f} to {max(sizes):,.1f} MB")
-    console = Console(width=FILE_WIDTH)
+    console = plain_console(width=FILE_WIDTH)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()

@@ -5,10 +5,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
 from longfire.config import settings
+from longfire.messages import visible
+from longfire.plain_console import plain_column, plain_console
 from longfire.training.records import Values
 
 WINDOW_STEPS = 50  # over which speeds are averaged
@@ -25,15 +26,15 @@ class ConsoleLines:
         self.log_freq = max(1, metrics.log_freq)
         self.total_steps = total_steps
         self.start_step = start_step
-        self.rich = Console(highlight=False, soft_wrap=True)
+        self.rich = plain_console(highlight=False, soft_wrap=True)
         self.steps: deque[Values] = deque(maxlen=WINDOW_STEPS)
         self.times: deque[float] = deque(maxlen=WINDOW_STEPS + 1)
         self.progress: Progress | None = None
         if self.rich.is_terminal and not metrics.disable_color_printing:
             columns = [
-                TextColumn("{task.fields[place]}"),
+                plain_column("{task.fields[place]}"),
                 BarColumn(None),
-                TextColumn("{task.fields[numbers]}"),
+                plain_column("{task.fields[numbers]}"),
             ]
             self.progress = Progress(*columns, console=self.rich, refresh_per_second=2)
 
@@ -55,6 +56,7 @@ class ConsoleLines:
             self.progress.stop()
 
     def print(self, text: str) -> None:
+        text = visible(text)
         if self.progress:
             self.rich.print(text, markup=False)
         else:

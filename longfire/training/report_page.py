@@ -18,6 +18,7 @@ import numpy as np
 
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
+from longfire.messages import visible
 from longfire.training.console import duration
 from longfire.training.environment import ENVIRONMENT
 from longfire.training.records import METRICS, records, unreadable_line
@@ -221,6 +222,15 @@ def figure(y_label: str, x_label: str) -> "tuple[Figure, Axes]":
     return drawn, axes
 
 
+def plain_label(name: str) -> str:
+    """A name as matplotlib shows it without reading it: a dollar begins no formula, and a name
+    with a leading underscore is not left out of the legend."""
+    label = visible(name).replace("$", r"\$")
+    if label.startswith("_"):
+        return f" {label}"
+    return label
+
+
 def curves(
     stories: Sequence[Story],
     name: str,
@@ -238,7 +248,7 @@ def curves(
         if smooth and len(y) > 20:
             axes.plot(*thinned(x, y), color=colour, alpha=0.25, linewidth=0.8)
             y = running_mean(y, max(2, round(SMOOTHING * len(y))))
-        axes.plot(*thinned(x, y), color=colour, linewidth=1.6, label=story.name)
+        axes.plot(*thinned(x, y), color=colour, linewidth=1.6, label=plain_label(story.name))
 
 
 def running_mean(y: np.ndarray, width: int) -> np.ndarray:
@@ -294,7 +304,7 @@ def loss_chart(stories: Sequence[Story], x_label: str, x_name: str, unit: float)
         for key, marker in zip(story.losses(), cycle("osD^v*")):
             x = story.at(x_name, story.heldout["step"]) / unit
             source = f" ({key.removesuffix('/loss')})" if len(story.losses()) > 1 else ""
-            label = f"{story.name}, validation{source}"
+            label = plain_label(f"{story.name}, validation{source}")
             axes.plot(x, story.heldout[key], marker, color=colour, markersize=4, label=label)
     axes.legend(frameon=False, fontsize=8)
     return drawn
@@ -321,7 +331,7 @@ def plain_chart(name: str, y_label: str, smooth: bool = False, logarithmic: bool
 def split_chart(stories: Sequence[Story]) -> "Figure":
     """The parts of a step's time: the mean of all steps, one bar for each run."""
     drawn, axes = figure("", "milliseconds a step (mean)")
-    names = [story.name for story in stories]
+    names = [plain_label(story.name) for story in stories]
     left = np.zeros(len(stories))
     for part, colour in zip(PARTS, PART_COLOURS):
         seconds = [mean(story.column(f"{part}_seconds")) for story in stories]

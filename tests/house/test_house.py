@@ -18,6 +18,7 @@ FLOORS = [
     [
         "errors",
         "messages",
+        "plain_console",
         "lazy_table",
         "config",
         "training.lengths",
