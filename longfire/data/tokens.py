@@ -39,6 +39,7 @@ from longfire.data.manifest import (
     sums_of,
 )
 from longfire.errors import DataError
+from longfire.work_progress import WorkProgress
 
 
 class Column:
@@ -118,13 +119,14 @@ class Column:
         if new:
             self._last_items = np.concatenate([self._last_items, np.array(new, self.dtype)])
 
-    def verify(self) -> int:
+    def verify(self, progress: WorkProgress) -> int:
         """Check all blocks that have not been checked. Returns the size in bytes."""
         size = 0
         for number in range(-(-self.length // self.shard_items)):
             shard = self._shard(number)
             shard.check()
             size += shard.size
+            progress.add(shard.size)
         return size
 
 
@@ -258,17 +260,19 @@ class TokenStore:
     def verify(self) -> int:
         """Read all of the store and compare its checksums. Returns the bytes that were read.
         Raises DataError naming file and block."""
-        if self.has_checksums:
-            columns = (*self.train.columns, *self.validation.columns)
-            return sum(column.verify() for column in columns)
-        size = 0
-        for file, shard in self._shards():
-            if shard["blake2b"] and checksum(file.read_bytes()) != shard["blake2b"]:
-                raise DataError(
-                    f"{file}: damaged: its checksum is not the manifest's; {delete_advice(file)}"
-                )
-            size += shard["size"]
-        return size
+        total = sum(shard["size"] for _, shard in self._shards())
+        with WorkProgress(f"verify {self.folder.name}", total, "bytes") as progress:
+            if self.has_checksums:
+                columns = (*self.train.columns, *self.validation.columns)
+                return sum(column.verify(progress) for column in columns)
+            for file, shard in self._shards():
+                if shard["blake2b"] and checksum(file.read_bytes()) != shard["blake2b"]:
+                    raise DataError(
+                        f"{file}: damaged: its checksum is not the manifest's; "
+                        f"{delete_advice(file)}"
+                    )
+                progress.add(shard["size"])
+        return total
 
     def _shards(self) -> Iterator[tuple[Path, ShardRecord]]:
         for name in STREAMS:

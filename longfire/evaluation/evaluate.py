@@ -22,6 +22,7 @@ from longfire.parallel.apply import device_of, reshard
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import pipeline_of
+from longfire.work_progress import WorkProgress
 
 ROWS = 8  # sequences of a batch on each process
 COUNTED_TOKENS = 2**20  # whose bytes are counted at a time
@@ -73,8 +74,9 @@ def measure_validation(
     mesh: Mesh = ALONE,
     seq_len: int = 0,
     rows: int = ROWS,
+    shows_progress: bool = False,
 ) -> "dict[str, Measured]":
-    """What `evaluate` counts, with the positions."""
+    """What `evaluate` counts, with the positions. shows_progress: of each source."""
     bytes_V = byte_lengths(batches.prepared.tokenizer)
     sequences_of_all = rows * mesh.size(*DATA)
     measured: dict[str, Measured] = {}
@@ -82,11 +84,22 @@ def measure_validation(
         wait_for_validation(batches, index, tokens, mesh)
         validation = batches.validation_batches(index, tokens, sequences_of_all, seq_len)
         until_stopped = stoppable(validation, batches.stopped, mesh)
+        if shows_progress:
+            expected = batches.validation_tokens(index, tokens)
+            until_stopped = with_progress(until_stopped, name, expected)
         labels = measure(model, until_stopped, bytes_V, chunk_tokens, mesh)
         if labels.tokens:
             length = batches.validation_tokens(index, tokens)
             measured[name] = labels.of_documents(stream, length, bytes_V)
     return measured
+
+
+def with_progress(batches: Iterator[Batch], source: str, tokens: int) -> Iterator[Batch]:
+    """The same batches, while it is shown how many of the source's tokens are evaluated."""
+    with WorkProgress(source, tokens, "tokens") as progress:
+        for batch in batches:
+            yield batch
+            progress.add(int((batch.labels_BT != NO_LABEL).sum()))
 
 
 def wait_for_validation(

@@ -17,6 +17,7 @@ from longfire.errors import DataError, SettingsError
 from longfire.loss import losses, losses_of
 from longfire.mixers.mixer import Sequence
 from longfire.model import Model
+from longfire.work_progress import WorkProgress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,10 +163,14 @@ class Needle:
                 f"--lengths {max(lengths)}: the model has learned {limit} positions; ask for no "
                 "more"
             )
+        lengths = list(lengths)
+        depths = list(depths)
+        tokens = 2 * needles * len(depths) * sum(lengths)  # with the needle and without it
         cells: list[Cell] = []
-        for length in lengths:
-            for depth in depths:
-                cells.append(self.cell(length, depth, needles, batch_size, seed))
+        with WorkProgress("needles", tokens, "tokens") as progress:
+            for length in lengths:
+                for depth in depths:
+                    cells.append(self.cell(length, depth, needles, batch_size, seed, progress))
         return cells
 
     def cell(
@@ -175,6 +180,7 @@ class Needle:
         needles: int,
         batch_size: int,
         seed: int,
+        progress: WorkProgress,
     ) -> Cell:
         """The needles of one length and depth, `batch_size` sequences at a time."""
         sequences: list[Haystack] = []
@@ -182,7 +188,9 @@ class Needle:
             sequences += self.haystacks(length, depth, number, seed)
         scores: list[Score] = []
         for first in range(0, len(sequences), batch_size):
-            scores += self.scores(sequences[first : first + batch_size])
+            batch = sequences[first : first + batch_size]
+            scores += self.scores(batch)
+            progress.add(len(batch) * length)
         nats, repeated = zip(*scores[0::2])
         nats_without, _ = zip(*scores[1::2])
         return Cell(

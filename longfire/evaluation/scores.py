@@ -22,7 +22,12 @@ from longfire.data.text import same_for_all
 from longfire.data.token_bytes import byte_lengths
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, DataError, SettingsError, first_line
-from longfire.evaluation.evaluate import Measured, measure, measure_validation
+from longfire.evaluation.evaluate import (
+    Measured,
+    measure,
+    measure_validation,
+    with_progress,
+)
 from longfire.evaluation.recall import Needle, draw_needle, needle_table
 from longfire.generation.generate import begins_with_bos
 from longfire.plain_console import plain_console
@@ -159,6 +164,7 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
             batches,
             scoring.tokens or run.eval.tokens,
             run.training.loss_chunk_tokens,
+            shows_progress=True,
         )
     if not found:
         raise DataError(
@@ -186,7 +192,8 @@ def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
                 data,
                 scoring.batch_size,
             )
-            measured = measure(opened.model, batches, lengths_W, chunk_tokens)
+            shown = with_progress(batches, name, tokens)
+            measured = measure(opened.model, shown, lengths_W, chunk_tokens)
             found[name] = measured.of_documents(store.train, tokens, lengths_W)
             if not found[name].tokens:
                 raise DataError(

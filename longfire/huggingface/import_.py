@@ -6,12 +6,10 @@ import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,12 +33,11 @@ from longfire.huggingface.hub_models import model_folder
 from longfire.huggingface.load import model_config_in, read_weights
 from longfire.huggingface.model_card import without_folders
 from longfire.huggingface.tensors import layout
-from longfire.plain_console import plain_column, plain_console
 from longfire.plugins import load_plugins
+from longfire.work_progress import WorkProgress
 
 logger = logging.getLogger(__name__)
 Weights = Iterator[tuple[str, Tensor]]  # (name, fp32)
-NOTE_SECONDS = 10  # between lines of progress where there is no terminal
 # The settings of a run that continues with a trained model: a fresh optimizer must not move it far
 # before it knows its gradients.
 SEQ_LEN = 2048
@@ -194,27 +191,8 @@ def count_parameters(theirs: Path, model_config: ModelConfig) -> int:
 
 
 def with_progress(weights: Weights, total: int) -> Weights:
-    """The same weights, while their number is shown: a bar on a terminal, else a line now and
-    then. total: all parameters."""
-    console = plain_console(stderr=True)
-    progress = Progress(
-        plain_column("import"),
-        BarColumn(),
-        plain_column("{task.description}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with progress as bar:
-        task = bar.add_task("", total=total)
-        done = 0
-        noted_at = time.monotonic()
+    """The same weights, while their number is shown. total: all parameters."""
+    with WorkProgress("import", total, "parameters") as progress:
         for name, tensor in weights:
             yield name, tensor
-            done += tensor.numel()
-            text = f"{done / 1e6:,.0f} of {total / 1e6:,.0f}M parameters"
-            bar.update(task, completed=done, description=text)
-            if bar.disable and time.monotonic() - noted_at > NOTE_SECONDS:
-                noted_at = time.monotonic()
-                logger.info(f"import: {text}")
+            progress.add(tensor.numel())

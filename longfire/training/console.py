@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress
 from longfire.config import settings
 from longfire.messages import visible
 from longfire.plain_console import plain_column, plain_console
+from longfire.plural import duration
 from longfire.training.records import Values
 
 WINDOW_STEPS = 50  # over which speeds are averaged
@@ -125,16 +126,3 @@ def int_of(value: float) -> int | None:
     if math.isfinite(value):
         return int(value)
     return None
-
-
-def duration(seconds: float) -> str:
-    """The two largest units: 42 s, 3 min 20 s, 5 h 12 min, 4 d 3 h."""
-    whole = round(seconds)
-    for large, small, size, ratio in (
-        ("d", "h", 86400, 3600),
-        ("h", "min", 3600, 60),
-        ("min", "s", 60, 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {large} {whole % size // ratio} {small}"
-    return f"{whole} s"

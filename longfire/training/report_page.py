@@ -19,7 +19,7 @@ import numpy as np
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.messages import visible
-from longfire.training.console import duration
+from longfire.plural import duration
 from longfire.training.environment import ENVIRONMENT
 from longfire.training.records import METRICS, records, unreadable_line
 from longfire.training.trackers import settings_of

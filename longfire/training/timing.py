@@ -8,9 +8,8 @@ from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.config.run_folder import write
 from longfire.device import Clock
-from longfire.plural import counted
+from longfire.plural import counted, duration
 from longfire.training.budget import MEASURED_STEPS, NOTED_SHARE, Budget, Pace, seconds_of
-from longfire.training.console import duration
 from longfire.training.plateau import Plateau
 from longfire.training.records import METRICS, last_records
 from longfire.training.reporting import QuietReport, Report

@@ -19,6 +19,7 @@ FLOORS = [
         "errors",
         "messages",
         "plain_console",
+        "work_progress",
         "lazy_table",
         "config",
         "training.lengths",
