@@ -1,7 +1,7 @@
 """A recipe and a command line -> typed sections, strictly: TOML first, then the command line, old
 spellings by config/aliases/.
 
-    read_toml(path)          {"training.steps": Given(1000, "recipes/x.toml"), ...}
+    read_toml(path)          {"training.steps": Given(1000, "recipes/quickstart.toml"), ...}
     read_words(overrides)    {"training.steps": Given("2000", "command line"), ...}
     in_own_names(given)      {"optimizer.lr": ...} for {"lr": ...}: no old spelling is left
     sections(given ...)      {"training": Training(steps=2000, ...), ...}; the later one wins
