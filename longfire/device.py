@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from longfire.config.settings import Model, Training
+from longfire.config.settings import Float8, Model, Training
 from longfire.errors import SettingsError
 from longfire.ops.bf16 import native_bf16
 
@@ -23,6 +23,7 @@ PEAK_FLOPS = {
     "B200": 2250e12,
     "L40S": 362e12,
 }
+FLOAT8_CAPABILITY = (8, 9)  # of the first CUDA devices with float8 units
 # Seconds between two readings of a clock: the clocks of some machines stand still or run backwards
 SHORTEST = 1e-9
 
@@ -52,6 +53,27 @@ def choose_device(training: Training, local_rank: int = 0) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def check_float8(float8: Float8, device: torch.device) -> None:
+    """Raises SettingsError if 8-bit numbers are to be multiplied on a device without units for
+    it."""
+    if not float8.enable_float8_linear or float8.emulate:
+        return
+    if device.type != "cuda":
+        what = f"this {device.type} has"
+    else:
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= FLOAT8_CAPABILITY:
+            return
+        what = "{} has compute capability {}.{},".format(
+            torch.cuda.get_device_name(device), *capability
+        )
+    raise SettingsError(
+        f"float8.enable_float8_linear = true, but {what} no float8 units (CUDA devices of compute "
+        "capability 8.9 or higher have them): set it to false, or float8.emulate to true, which "
+        "gives the same rounding in float32, slower than without float8"
+    )
 
 
 def choose_dtype(model: Model, device: torch.device) -> tuple[torch.dtype, str]:

@@ -90,6 +90,7 @@ LANDS = {
     "checkpoint.async_mode": ("async_with_pinned_mem", "checkpoint.async_mode"),
     "checkpoint.keep_latest_k": ("2", "checkpoint.keep_latest_k"),
     "checkpoint.load_step": ("-1", "checkpoint.load_step"),
+    "float8.enable_float8_linear": ("true", "float8.enable_float8_linear"),
     "comm.init_timeout_seconds": ("300", "comm.init_timeout_seconds"),
     "comm.train_timeout_seconds": ("100", "comm.train_timeout_seconds"),
 }
@@ -103,12 +104,9 @@ REFUSED = {
     "metrics.rank_0_only": ("true", "false", "process 0 reports"),
     "experimental.enable_async_tensor_parallel": ("false", "true", "plain tensors"),
     "experimental.enable_compiled_autograd": ("false", "true", "not proven here"),
-    "float8.enable_float8_linear": ("false", "true", "not supported yet"),
-    "float8.enable_fsdp_float8_all_gather": ("false", "true", "not supported yet"),
-    "float8.precompute_float8_dynamic_scale_for_fsdp": ("false", "true", "not supported yet"),
-    "float8.scaling_type_input": ("dynamic", "delayed", "not supported yet"),
-    "float8.scaling_type_weight": ("dynamic", "delayed", "not supported yet"),
-    "float8.scaling_type_grad_output": ("dynamic", "delayed", "not supported yet"),
+    "float8.scaling_type_input": ("dynamic", "delayed", "numbers at hand"),
+    "float8.scaling_type_weight": ("dynamic", "delayed", "numbers at hand"),
+    "float8.scaling_type_grad_output": ("dynamic", "delayed", "numbers at hand"),
     "memory_estimation.enabled": (
         "false",
         "true",
@@ -120,6 +118,11 @@ REFUSED = {
         "`longfire plan RECIPE --gpus N` estimates the memory",
     ),
 }
+# What changes the speed of a step there, and no number of it
+CHANGES_NO_NUMBER = (
+    "float8.enable_fsdp_float8_all_gather",
+    "float8.precompute_float8_dynamic_scale_for_fsdp",
+)
 # What makes a flag ask for something
 REFUSED_WITH = {"training.disable_loss_parallel": {"training.tensor_parallel_degree": "2"}}
 OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # tested below
@@ -136,7 +139,8 @@ def setting(given, key):
 
 
 def test_the_two_tables_are_the_whole_list():
-    assert len(LANDS) + len(REFUSED) + len(OF_THE_COMMAND) == 110 - 25 + 1
+    count = len(LANDS) + len(REFUSED) + len(CHANGES_NO_NUMBER) + len(OF_THE_COMMAND)
+    assert count == 110 - 25 + 1
     assert not LANDS.keys() & REFUSED.keys()
 
 
@@ -429,6 +433,7 @@ def test_what_a_bare_flag_means():
     assert aliases.bare_value("training.compile") == "on"
     assert aliases.bare_value("training.streaming") == "true"
     assert aliases.bare_value("float8.enable_float8_linear") == "true"
+    assert aliases.bare_value("training.pin_memory") == "true"
     assert aliases.bare_value("training.dataset") == "" and aliases.bare_value("type") == ""
 
 
@@ -438,6 +443,43 @@ def test_torchtitans_all_to_all_of_keys_and_values_is_a_ring(theirs, ours):
     assert given["parallelism"].context_parallel_strategy == ours
     with pytest.raises(SettingsError, match="allgather, alltoall"):
         sections(told=[], **{"experimental.context_parallel_rotate_method": "ring"})
+
+
+@pytest.mark.parametrize("flag", [*CHANGES_NO_NUMBER, "float8.force_recompute_fp8_weight_in_bwd"])
+def test_words_about_how_float8_weights_travel_are_accepted_with_the_reason(flag):
+    assert aliases.bare_value(flag) == "true"
+    for value in ("true", "false"):
+        told: list[str] = []
+        assert sections(told=told, **{flag: value}) == sections()
+        (message,) = told
+        assert message.startswith(f"{flag} = {value!r} sets nothing: ")
+
+
+@pytest.mark.parametrize("name", ["float8", "quantize.linear.float8"])
+def test_torchtitans_converter_of_float8(name):
+    told: list[str] = []
+    given = sections(told=told, **{"model.converters": name})["float8"]
+    assert given == settings.Float8(enable_float8_linear=True)
+    assert told == [f"model.converters = {name!r} is now float8.enable_float8_linear = 'true'"]
+    both = {"model.converters": name, "float8.enable_float8_linear": "true"}
+    assert sections(told=[], **both)["float8"] == given
+    with pytest.raises(SettingsError, match="keep one of them"):
+        sections(told=[], **both | {"float8.enable_float8_linear": "false"})
+    with pytest.raises(SettingsError, match="'mx' is not supported"):
+        sections(told=[], **{"model.converters": "float8,mx"})
+
+
+def test_torchtitans_other_words_of_float8_are_the_same():
+    given = sections(
+        **{
+            "float8.recipe_name": "rowwise",
+            "float8.filter_fqns": "output,mlp",
+            "float8.emulate": "true",
+        }
+    )["float8"]
+    assert given == settings.Float8(
+        recipe_name="rowwise", filter_fqns=("output", "mlp"), emulate=True
+    )
 
 
 def test_what_flame_s_own_files_say_and_does_nothing_there_is_accepted():

@@ -61,6 +61,9 @@ SECOND = {
     "classification.label_field": "class",
     "classification.label_smoothing": "0.1",
     "eval.ema": "false",
+    "float8.recipe_name": "rowwise",
+    "float8.filter_fqns": "o_proj",
+    "float8.emulate": "true",
     "activation_checkpoint.layers": "0",
     "activation_checkpoint.layer_interval": "2",
 }

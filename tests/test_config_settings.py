@@ -56,5 +56,5 @@ def test_nothing_slow_is_imported():
 
 def test_every_section_of_the_issue_is_there():
     wanted = "job model data images classification tokenizer training optimizer lr_scheduler "
-    wanted += "parallelism attention activation_checkpoint checkpoint distillation eval"
+    wanted += "parallelism attention float8 activation_checkpoint checkpoint distillation eval"
     assert list(settings.SECTIONS) == [*wanted.split(), "metrics", "profiling", "comm"]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from longfire.config.rules import data, lengths, model, processes, steps, tasks
+from longfire.config.rules import data, float8, lengths, model, processes, steps, tasks
 from longfire.config.run_settings import RunSettings
 from longfire.errors import SettingsError
 
@@ -44,6 +44,7 @@ RULES = (
     Rule(model.of_policy),
     Rule(model.of_optimizer),
     Rule(model.of_backend),
+    Rule(float8.of_float8, "trained"),
     Rule(data.of_data),
     Rule(data.of_records),
     Rule(data.of_validation),

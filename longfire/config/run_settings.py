@@ -37,6 +37,7 @@ class RunSettings:
     lr_scheduler: settings.LRScheduler
     parallelism: settings.Parallelism
     attention: settings.Attention
+    float8: settings.Float8
     activation_checkpoint: settings.ActivationCheckpoint
     checkpoint: settings.Checkpoint
     distillation: settings.Distillation

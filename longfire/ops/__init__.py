@@ -9,6 +9,7 @@ fast form with its reference on the machine at hand.
     documents.py         where documents lie in a batch of packed sequences
     bf16.py              whether a device multiplies bf16 in hardware
     linear.py            which type is computed in; products with fp32 master weights
+    float8.py            products of 8-bit numbers
     norm.py              normalisations
     grouped_norm.py      Mamba-2's
     mlp.py               the products of gated MLPs

@@ -1,5 +1,7 @@
 """What is computed in which type, and matrix products with fp32 master weights."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,15 +41,28 @@ def linear_reference(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None)
     return F.linear(in_fp32(x), weight_WD, bias_W).to(x.dtype)
 
 
+class Products(Protocol):
+    """Another way to multiply, which the settings of a run choose (ops/float8.py)."""
+
+    def linear(self, x: Tensor, weight_WD: Tensor, bias_W: Tensor | None) -> Tensor: ...
+
+
 class Linear(nn.Linear):
     """nn.Linear that computes in the dtype of its input; its parameters stay fp32."""
 
     rounded_WD: Tensor | None = None  # the weight in another dtype, where `keep_rounded` made it
+    float8: Products | None = None  # products of 8-bit numbers, where they are chosen
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.bias)
+
+    def product(self, x: Tensor, bias_W: Tensor | None = None) -> Tensor:
+        """x times the weight, plus this bias."""
+        if self.float8 is not None:
+            return self.float8.linear(x, self.weight, bias_W)
         if self.rounded_WD is not None and self.rounded_WD.dtype == x.dtype:
-            return linear(x, self.rounded_WD, self.bias)
-        return linear(x, self.weight, self.bias)
+            return linear(x, self.rounded_WD, bias_W)
+        return linear(x, self.weight, bias_W)
 
 
 def keep_rounded(model: nn.Module, dtype: torch.dtype) -> None:

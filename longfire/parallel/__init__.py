@@ -10,6 +10,7 @@ tensor_group.py      the processes that share each matrix, and the ways between 
 tensor_roles.py      which parameters mixers and MLPs declare to be split, and how
 tensor_modules.py    modules that stand in the place of a layer's own
 tensor.py            matrices, heads and the vocabulary shared
+float8_layers.py     which matrices multiply 8-bit numbers
 tensor_refusals.py   what of a run cannot be shared so, and why
 stages.py            which layers are on which process of a pipeline
 pipeline_stage.py    some layers of a model, and what they take from those before

@@ -16,9 +16,9 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from longfire.config.settings import ActivationCheckpoint, Attention, Parallelism
+from longfire.config.settings import ActivationCheckpoint, Attention, Float8, Parallelism
 from longfire.ops.attention_choice import local_sequence
-from longfire.parallel import context, pipeline, remat, tensor
+from longfire.parallel import context, float8_layers, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.plan import reshards
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = Parallelism()
 FUSED = Attention()
+UNROUNDED = Float8()
 
 
 def parallelize(
@@ -40,12 +41,14 @@ def parallelize(
     seq_len: int = 1,
     attention: Attention = FUSED,
     mlp_chunk_size: int = 0,
+    float8: Float8 = UNROUNDED,
 ) -> "Model":
     """Apply the run's plan in place, on a model that may be on meta still, and return it. The
     order, and why:
 
     1. which attention computes, then tensor and context parallelism: tensor parallelism replaces
-       submodules, so it comes before anything else looks at a block;
+       submodules, so it comes before anything else looks at a block. Which matrices multiply 8-bit
+       numbers is chosen of the whole model before, and they know after it how they are split;
     2. a pipeline takes away the layers of other processes: of what is left, nothing below needs to
        know (seq_len weighs layers);
     3. a block's execution says which parts run in chunks or again, so that what is compiled already
@@ -57,8 +60,10 @@ def parallelize(
     if attention.kind != "auto":
         model.local_ops = local_sequence(attention)
     again = keeping.mode != "none" or mlp_chunk_size > 0
+    of_8_bits = float8_layers.choose_matrices(model, float8)
     if mesh.size("tp") > 1:
         tensor.split(model, mesh, parallelism.sequence_parallel)
+    float8_layers.set_float8(model, of_8_bits, float8, mesh)
     if mesh.size("cp") > 1:
         model.context = context.make_context(model, mesh, parallelism)
     if mesh.size("pp") > 1:

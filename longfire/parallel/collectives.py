@@ -90,6 +90,19 @@ def _(x: Tensor, group: str) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1] // _groups[group].size(), *x.shape[2:])
 
 
+@torch.library.custom_op("longfire::highest", mutates_args=())
+def highest(x: Tensor, group: str) -> Tensor:
+    """The highest of the group's x, element by element; without gradients."""
+    most = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=_groups[group])
+    return most
+
+
+@highest.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def add_up(x: Tensor, group: str) -> Tensor:
     """x, added up in place over the group; without gradients."""
     dist.all_reduce(x, group=_groups[group])

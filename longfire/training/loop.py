@@ -12,7 +12,7 @@ from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.config.run_folder import begun
 from longfire.config.settings import Training
-from longfire.device import Clock, choose_device
+from longfire.device import Clock, check_float8, choose_device
 from longfire.errors import TrainingError
 from longfire.launch import StopRequest, Watchdog, signal_name
 from longfire.messages import log_in_first_process
@@ -46,6 +46,7 @@ def train(run: Run, now: Callable[[], float] = time.perf_counter) -> int:
     run = planned_anew(run)
     log_in_first_process(run.world.is_first)
     device = choose_device(run.training, run.world.local_rank)
+    check_float8(run.float8, device)
     stop = StopRequest()
     with (
         joined(run.world, run.degrees, run.comm, device) as mesh,

@@ -23,6 +23,7 @@ from longfire.ops.bf16 import assume, native_bf16
 from longfire.ops.choice import choose, describe
 from longfire.optim import make_optimizer
 from longfire.parallel.apply import parallelize
+from longfire.parallel.float8_layers import choose_matrices
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.tasks.contract import Task
 from longfire.training import lengths
@@ -107,6 +108,7 @@ def make_state(
     kernels = choose(device, run.model.kernels)
     is_compiled, why = decide_compilation(run, model, device, mesh)
     run = with_context_strategy(run, dtype, device, mesh)
+    of_8_bits = choose_matrices(model, run.float8)
     parallelize(
         model,
         run.activation_checkpoint,
@@ -116,6 +118,7 @@ def make_state(
         run.training.seq_len,
         run.attention,
         run.training.mlp_chunk_size,
+        run.float8,
     )
     parameters_on = torch.device("cpu") if run.parallelism.cpu_offload else device
     is_ours = run.model.backend == "longfire"
@@ -131,6 +134,8 @@ def make_state(
     )
     logger.info(f"precision: {precision}")
     logger.info(f"kernels: {'; '.join(describe(kernels))}")
+    if run.float8.enable_float8_linear:
+        logger.info(f"float8: {of_8_bits.describe(run.float8)}")
     logger.info(f"compile: {'on' if is_compiled else 'off'} ({why})")
     if mesh.size() > 1 and is_ours:
         note_plan(run, model, dtype, mesh)

@@ -9,7 +9,13 @@ import torch
 from longfire.checkpoint.state import State
 from longfire.config.run import Run
 from longfire.data.batch import Batch
-from longfire.device import Clock, choose_device, fastest_matmul_peak, peak_memory_bytes
+from longfire.device import (
+    Clock,
+    check_float8,
+    choose_device,
+    fastest_matmul_peak,
+    peak_memory_bytes,
+)
 from longfire.messages import log_in_first_process
 from longfire.ops.documents import Documents
 from longfire.parallel.axes import DATA
@@ -32,6 +38,7 @@ def bench(run: Run, steps: int = 10) -> dict[str, float]:
     """
     log_in_first_process(run.world.is_first)
     device = choose_device(run.training, run.world.local_rank)
+    check_float8(run.float8, device)
     config = run.known_model_config.with_vocabulary(run.vocab_size)
     with joined(run.world, run.degrees, run.comm, device) as mesh:
         state = make_state(run, config, device, mesh=mesh)

@@ -108,6 +108,7 @@ PRIVATE_NAMES = {
     "launch.py": {"atexit._run_exitfuncs"},
     "ops/fast/attention_parts.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
+    "ops/fast/float8.py": {"torch._scaled_mm"},
     "optim/clipping.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
     "planner/live_bytes.py": {

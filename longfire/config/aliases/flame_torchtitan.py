@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from longfire.config.aliases.meaning import (
-    FLOAT8,
     IN_CONFIG,
     NO_EFFECT,
     OFF,
@@ -16,7 +15,18 @@ from longfire.errors import SettingsError
 
 TENSOR_DEGREES = ("training.tensor_parallel_degree", "parallelism.tensor_parallel_degree")
 RESTARTS = "MAX_RESTARTS of scripts/train.sh starts all processes again from the newest checkpoint"
-PINNED = Dropped("batches come from memory-mapped token stores, made ready by one thread")
+DELAYED = (
+    "scales are made of the numbers at hand (dynamic); delayed ones, of earlier steps, are gone "
+    "from torchao too"
+)
+# torchtitan's names of what swaps linear layers for those of float8, old and new
+FLOAT8_CONVERTERS = ("float8", "quantize.linear.float8")
+PINNED = Dropped("batches come from memory-mapped token stores, made ready by one thread", "true")
+ALL_GATHER = Dropped(
+    "weights travel in parallelism.param_gather_dtype, more bytes than in float8, and are rounded "
+    "after that, with scales of whole weights all the same",
+    "true",
+)
 
 
 def rotate_method(value: str) -> dict[str, str]:
@@ -42,6 +52,21 @@ def layers_or_operations(value: str, others: Mapping[str, str]) -> dict[str, obj
             "products are kept) or a number n (every n-th block is recomputed)"
         )
     return {"activation_checkpoint.policy": "matmuls"}
+
+
+def converters(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """What torchtitan swaps layers for: float8 or nothing. Raises SettingsError."""
+    names = value.split(",") if value else []
+    unknown = [name for name in names if name not in FLOAT8_CONVERTERS]
+    if unknown:
+        raise SettingsError(
+            f"model.converters = {value!r}: {unknown[0]!r} is not supported; of torchtitan's "
+            "converters there is float8"
+        )
+    is_said_twice = others.get("float8.enable_float8_linear", "").lower() in ("true", "on", "1")
+    if not names or is_said_twice:
+        return {}
+    return {"float8.enable_float8_linear": True}
 
 
 def clips_nothing(others: Mapping[str, str]) -> bool:
@@ -83,8 +108,10 @@ FLAME_TORCHTITAN: dict[
     "model.norm_type": Refused(
         f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm", "fused_rmsnorm")
     ),
-    "model.converters": Refused(f"float8 is {FLOAT8}", ("",)),
-    "model.print_after_conversion": Refused("nothing is converted here"),
+    "model.converters": WithOthers(converters),
+    "model.print_after_conversion": Refused(
+        "layers stay what they are; the start of a run logs how many matrices use float8"
+    ),
     "model.tokenizer_path": "tokenizer.path",
     "optimizer.scheduler": "lr_scheduler.name",
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
@@ -159,12 +186,14 @@ FLAME_TORCHTITAN: dict[
         Refused(RESTARTS, (), accepted=is_not_fault_tolerant),
     ),
     "fault_tolerance.enable": Refused(RESTARTS),
-    "float8.enable_float8_linear": Refused(FLOAT8),
-    "float8.enable_fsdp_float8_all_gather": Refused(FLOAT8),
-    "float8.precompute_float8_dynamic_scale_for_fsdp": Refused(FLOAT8),
-    "float8.scaling_type_input": Refused(FLOAT8, ("dynamic",)),
-    "float8.scaling_type_weight": Refused(FLOAT8, ("dynamic",)),
-    "float8.scaling_type_grad_output": Refused(FLOAT8, ("dynamic",)),
+    "float8.enable_fsdp_float8_all_gather": ALL_GATHER,
+    "float8.precompute_float8_dynamic_scale_for_fsdp": ALL_GATHER,
+    "float8.force_recompute_fp8_weight_in_bwd": Dropped(
+        "the backward always rounds weights again, and never keeps their 8-bit form", "true"
+    ),
+    "float8.scaling_type_input": Refused(DELAYED, ("dynamic",)),
+    "float8.scaling_type_weight": Refused(DELAYED, ("dynamic",)),
+    "float8.scaling_type_grad_output": Refused(DELAYED, ("dynamic",)),
     "memory_estimation.enabled": Refused(
         "`longfire plan RECIPE --gpus N` estimates the memory of a step without a device"
     ),

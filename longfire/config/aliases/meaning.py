@@ -20,7 +20,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Dropped:
+    """Sets nothing here, whatever its value. bare: what the flag without a value means."""
+
     reason: str
+    bare: str = ""
 
 
 # A function that translates the value
@@ -52,11 +55,6 @@ Old = str | Refused | Dropped | Translation | WithOthers | Started
 
 IN_CONFIG = (
     "the config of a model is in the file that model.config names, or in [model] of the recipe"
-)
-
-
-FLOAT8 = (
-    "not supported yet: no machine with float8 units has shown here that the loss stays what it is"
 )
 
 

@@ -146,6 +146,8 @@ def bare_value(spelling: str) -> str:
         if "false" in old.harmless or "true" in old.harmless:
             return "true"
         return ""
+    if isinstance(old, Dropped):
+        return old.bare
     if not isinstance(old, str):
         if old is optimizer_state_kept:
             return "true"

@@ -246,6 +246,11 @@ IDLE = (
         "no process shares layers with another one",
     ),
     Idle(
+        keys_of("float8", "recipe_name", "filter_fqns", "emulate"),
+        lambda run: not run.float8.enable_float8_linear,
+        "float8.enable_float8_linear is false",
+    ),
+    Idle(
         keys_of("metrics", "save_tb_folder"),
         lambda run: not run.metrics.enable_tensorboard,
         "metrics.enable_tensorboard is false",

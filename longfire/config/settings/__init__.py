@@ -10,6 +10,7 @@ data.py         texts and tokens, the tokenizer
 images.py       images and their augmentation, classes
 model.py        the model, its attention, a teacher
 training.py     batches, steps, recomputation, evaluation
+float8.py       matrix products of 8-bit numbers
 optimizer.py    the optimizer, its learning rate
 parallelism.py  devices that share a run
 checkpoint.py   checkpoints, the export
@@ -25,6 +26,7 @@ from longfire.config.settings.declaration import (
     Remat,
     setting,
 )
+from longfire.config.settings.float8 import Float8
 from longfire.config.settings.images import Classification, Images
 from longfire.config.settings.job import Job, Metrics, Profiling
 from longfire.config.settings.model import Attention, Distillation, Model
@@ -46,6 +48,7 @@ __all__ = [
     "Data",
     "Distillation",
     "Eval",
+    "Float8",
     "Images",
     "Job",
     "LRScheduler",
@@ -72,6 +75,7 @@ SECTIONS: dict[str, type] = {
     "lr_scheduler": LRScheduler,
     "parallelism": Parallelism,
     "attention": Attention,
+    "float8": Float8,
     "activation_checkpoint": ActivationCheckpoint,
     "checkpoint": Checkpoint,
     "distillation": Distillation,

@@ -2,6 +2,7 @@
 to be read to follow a model. Only files of ops/ import kernel libraries.
 
 linear.py            products with master weights that are rounded to the input's type
+float8.py            the same of 8-bit numbers
 norm.py              RMS norm on a CPU
 mlp.py               activations of MLPs that keep less for the backward
 rope.py              rotary positions written into place
