@@ -142,6 +142,22 @@ def test_tensor_parallelism_changes_no_step(recipe, plan):
     assert_steps_of_one_process(PLANS[plan], recipe)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "plan"),
+    slow_unless(
+        lambda recipe, plan: (recipe, plan) == ("rowwise", "cp 2"),
+        [(recipe, plan) for recipe in RECIPES for plan in ("cp 2", "pp 2", "cp 2 x tp 2")],
+    ),
+)
+def test_processes_that_share_sequences_or_layers_change_no_step(recipe, plan):
+    """The scales of tokens are those of whole sequences. (In a zigzag, which needs no padding here: what a sequence is padded with
+    has a part in scales.)"""
+    of_axes = PLANS[plan]
+    if "cp" in of_axes.degrees:
+        of_axes = replace(of_axes, given={"context_parallel_layout": "zigzag"})
+    assert_steps_of_one_process(of_axes, recipe)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["mamba", "mamba2", "rwkv7", "kda", "hgrn2", "gsa"])
 def test_tensor_parallelism_of_other_mixers(mixer):
@@ -152,8 +168,6 @@ def test_tensor_parallelism_of_other_mixers(mixer):
     "plan",
     [
         "fsdp 2",
-        pytest.param("cp 2", marks=pytest.mark.slow),
-        pytest.param("pp 2", marks=pytest.mark.slow),
         pytest.param("fsdp 2 x tp 2", marks=pytest.mark.slow),
         pytest.param("hsdp 2x2", marks=pytest.mark.slow),
     ],

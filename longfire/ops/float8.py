@@ -13,8 +13,8 @@ made of the numbers at hand ("dynamic"), so nothing is kept between steps.
 The recipes are those of torchao's Float8LinearConfig, by its names.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,6 +33,8 @@ SMALLEST = 1e-12
 EXPONENT_BITS = 0x7F800000
 
 Dim = Literal["tokens", "inputs", "outputs"]
+# The highest of what several processes have, element by element
+Highest = Callable[[Tensor], Tensor]
 
 FLOAT8_LINEAR = LazyFunction[TensorFunction]("longfire.ops.fast.float8:float8_linear")
 SCALED_PRODUCT = LazyFunction[TensorFunction]("longfire.ops.fast.float8:scaled_product")
@@ -62,23 +64,17 @@ RECIPES = {
 }
 
 
-def as_it_is(x: Tensor) -> Tensor:
-    return x
-
-
 @dataclass(frozen=True)
 class Float8:
     """How a linear layer multiplies.
 
     is_emulated: the 8-bit values are multiplied in fp32, on any device, else by float8 units.
-    split_dim: the dim of the weight of which each process has a part; None: it is whole here.
-    highest: the highest of the processes that share it, element by element.
+    highest: for each dim of which this process has a part only, the highest of all its parts.
     """
 
     recipe: Recipe
     is_emulated: bool
-    split_dim: Dim | None = None
-    highest: Callable[[Tensor], Tensor] = as_it_is
+    highest: Mapping[Dim, Highest] = field(default_factory=dict)
 
     def linear(self, x: Tensor, weight_WD: Tensor, bias_W: Tensor | None) -> Tensor:
         """x (..., D) -> (..., W) in x's dtype. The weight is rounded from its own type to 8 bits;
@@ -112,12 +108,13 @@ def scaled(
     size_RK = factor_RK.detach().abs()
     if has_row_scales:
         highest = size_RK.amax(-1, keepdim=True)
-        is_shared = float8.split_dim == dims[1]
+        reduced_dims: tuple[Dim, ...] = dims[1:]
     else:
         highest = size_RK.amax()
-        is_shared = float8.split_dim in dims
-    if is_shared:
-        highest = float8.highest(highest)
+        reduced_dims = dims
+    for dim in reduced_dims:
+        if dim in float8.highest:
+            highest = float8.highest[dim](highest)
     # in float64, where eager and compiled code divide alike
     scale = torch.finfo(dtype).max / highest.double().clamp(min=SMALLEST)
     scale = scale.float()

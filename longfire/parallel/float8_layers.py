@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from longfire.config import settings
-from longfire.ops.float8 import MULTIPLE, RECIPES, Dim, Float8
+from longfire.ops.float8 import MULTIPLE, RECIPES, Dim, Float8, Highest
 from longfire.ops.linear import Linear
 from longfire.parallel.collectives import highest, known_as
 from longfire.parallel.mesh import Mesh
@@ -125,15 +125,16 @@ def set_float8(
     mesh: Mesh,
 ) -> None:
     """Let the chosen matrices multiply 8-bit numbers, after tensor parallelism has split them: what
-    processes share has one scale."""
+    processes share, a matrix or the tokens of a sequence, has one scale."""
     for name, role in choice.chosen.items():
         module = model.get_submodule(name)
         assert isinstance(module, Linear), f"{name} was chosen"
-        products = Float8(RECIPES[float8.recipe_name], float8.emulate)
+        shared: dict[Dim, Highest] = {}
         if mesh.size("tp") > 1:
-            of_all = partial(highest, group=known_as(mesh.group("tp")))
-            products = Float8(products.recipe, float8.emulate, SPLIT_DIMS[role], of_all)
-        module.float8 = products
+            shared[SPLIT_DIMS[role]] = partial(highest, group=known_as(mesh.group("tp")))
+        if mesh.size("cp") > 1:
+            shared["tokens"] = partial(highest, group=known_as(mesh.group("cp")))
+        module.float8 = Float8(RECIPES[float8.recipe_name], float8.emulate, shared)
 
 
 def refusals(model: "Model", float8: settings.Float8, tp: int) -> Iterator[str]:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import (
 from longfire.block_execution import Execution, Result
 from longfire.config.settings import ActivationCheckpoint
 
-MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm"}
 # besides those with "attention" in their name
 ATTENTION_KERNELS = {
     "longfire::attend_blocks",

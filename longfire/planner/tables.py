@@ -223,10 +223,17 @@ def findings(planner: Planner, own: Forecast) -> list[str]:
         f"largest that fit: training.batch_size = {batch_size:,} at this length, "
         f"training.seq_len = {length:,} at this batch"
     )
-    if own.fits:
-        return [f"what binds: {own.binds}", most]
-    lacks = (own.peak.total - planner.device.usable_bytes) / GIB
-    return [f"what binds: memory; {lacks:.2f} GiB are missing: this plan does not fit", most]
+    binds = f"what binds: {own.binds}"
+    if not own.fits:
+        lacks = (own.peak.total - planner.device.usable_bytes) / GIB
+        binds = f"what binds: memory; {lacks:.2f} GiB are missing: this plan does not fit"
+    lines = [binds, most]
+    if planner.run.float8.enable_float8_linear:
+        lines.append(
+            "float8: bytes and times are those of bfloat16; what 8-bit products gain, and what "
+            "rounding takes, has not been measured"
+        )
+    return lines
 
 
 def alternatives_table(own: Forecast, others: Sequence[Forecast]) -> Table:
