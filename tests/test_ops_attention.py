@@ -9,7 +9,6 @@ from torch import Tensor
 
 from longfire.ops import attention as contract
 from longfire.ops.attention import attention, attention_reference
-from longfire.ops.attention_parts import attention_parts, attention_parts_reference
 from longfire.ops.choice import choose
 from longfire.ops.documents import Documents
 from longfire.ops.fast import attention as module
@@ -186,50 +185,6 @@ def test_compiled_with_documents_no_graph_is_made_anew():
     assert made[1:] == made[:-1]
 
 
-# Parts: what a ring joins.
-
-
-@pytest.mark.parametrize("V", [K, 5, 12])
-@pytest.mark.parametrize("causal", [True, False])
-def test_parts_against_their_truth(causal, V):
-    leaves = inputs(19, 19 if causal else 23, V)
-    got, true = (
-        with_gradients(f(*leaves, causal=causal), leaves)
-        for f in (attention_parts, attention_parts_reference)
-    )
-    for a, b in zip(got, true):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_parts_gradient_of_one_output_alone(which):
-    leaves = inputs(11, 11)
-    got, true = (
-        torch.autograd.grad(f(*leaves, causal=True)[which].square().sum(), leaves[: 3 - which])
-        for f in (attention_parts, attention_parts_reference)
-    )
-    for a, b in zip(got, true):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_parts_join_to_the_whole():
-    """Keys in two blocks, the queries those of the second: one softmax, forward and backward."""
-    q, k, v = inputs(16, 40)
-    o_1, lse_1 = attention_parts(q, k[:, :24], v[:, :24], causal=False)
-    o_2, lse_2 = attention_parts(q, k[:, 24:], v[:, 24:], causal=True)
-    share = torch.sigmoid(lse_1 - lse_2).transpose(1, 2)[..., None]
-    for got, true in zip(
-        with_gradients(share * o_1 + (1 - share) * o_2, [q, k, v]),
-        with_gradients(attention_reference(q, k, v), [q, k, v]),
-    ):
-        torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
-
-
-def test_parts_of_bf16_are_fp32():
-    o, lse = attention_parts(*inputs(6, 6, dtype=torch.bfloat16), causal=True)
-    assert o.dtype == lse.dtype == torch.float32
-
-
 @pytest.mark.parametrize("T", [1, 21, 37])
 @pytest.mark.parametrize("window", [None, 7, 33])
 @pytest.mark.parametrize("form", [attention, attention_reference])
@@ -283,3 +238,28 @@ def test_keys_before_the_row_are_those_of_its_first_document(packed, window):
             documents=Documents.from_ids(ids_BS),
         )
         torch.testing.assert_close(found, one[:, before:]), "as in the whole row"
+
+
+@pytest.mark.parametrize("takes_groups", [True, False])
+def test_varlen_attention_of_every_torch_gets_heads_that_it_takes(monkeypatch, takes_groups):
+    """That of torch 2.11 has no grouped heads, so keys and values are repeated; newer ones
+    take grouped heads."""
+    from torch.nn.attention import varlen
+
+    calls = []
+
+    def of_2_11(q, k, v, *ends, scale, window_size):
+        calls.append((q.shape, k.shape, v.shape))
+        return q
+
+    def newer(q, k, v, *ends, scale, window_size, enable_gqa=False):
+        calls.append((k.shape[1], enable_gqa))
+        return q
+
+    monkeypatch.setattr(varlen, "varlen_attn", newer if takes_groups else of_2_11)
+    q = torch.zeros(2, 8, 4, 16)
+    k_ND = torch.arange(2.0)[None, :, None].expand(16, 2, 16)
+    ends = torch.tensor([0, 8, 16], dtype=torch.int32)
+    o = module.varlen(q, k_ND, k_ND, (ends, ends), (8, 8), None, None)
+    assert o.shape == q.shape
+    assert calls == ([(2, True)] if takes_groups else [((16, 4, 16),) * 3])

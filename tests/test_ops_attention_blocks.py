@@ -179,11 +179,13 @@ def test_dropout_of_a_piece_is_that_of_the_row():
         )
 
 
+@pytest.mark.parametrize("T", [23, 11, 1])
+@pytest.mark.parametrize("keys", [9, 23])
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"window": 11, "scale": 0.3}])
-def test_what_doctor_looks_at(options):
-    leaves = [x.requires_grad_() for x in inputs(23, 23, 8, 6)]
+def test_keys_block_by_block_of_the_last_queries(options, keys, T):
+    leaves = [x.requires_grad_() for x in inputs(T, 23, 8, 6)]
     mine, true = (
-        op(*leaves, keys=9, **options)
+        op(*leaves, keys=keys, **options)
         for op in (blocks.attention_in_blocks, blocks.attention_in_blocks_reference)
     )
     d_o = torch.randn_like(true)

@@ -125,4 +125,5 @@ def documents_of(starts_BT: np.ndarray) -> Documents:
         torch.from_numpy(document_ids_BT),
         torch.from_numpy(cu_lengths),
         int(np.diff(cu_lengths).max()),
+        torch.from_numpy(ends),
     )

@@ -20,7 +20,6 @@ fast form with its reference on the machine at hand.
     sequence_noise.py    the noise that it is made of
     attention.py         softmax attention
     full_attention.py    the same of all tokens, before and after each
-    attention_parts.py   softmax attention of one block of keys, in parts that join
     attention_blocks.py  the same of keys that come block by block
     blockwise.py         the same in chunks of queries and keys
     short_conv.py        short causal convolution

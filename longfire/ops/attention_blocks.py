@@ -257,9 +257,8 @@ def attention_in_blocks(
     window: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Causal attention of whole sequences -> (B, T, H, V), whose keys come so many at a time as if
-    they
-    came by in a ring: what `longfire doctor` looks at."""
+    """Causal attention -> (B, T, H, V) of the last T of S positions, whose keys come so many at a
+    time as if they came by in a ring."""
     return _InBlocks.apply(q_BTHK, k_BSGK, v_BSGV, keys, Manner.of(q_BTHK, v_BSGV, window, scale))
 
 
@@ -281,7 +280,7 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, keys: int, manner: Manner) -> Tensor:
         outputs = Outputs(q, v.shape[-1], manner, None)
-        for here, pieces in key_blocks(q.shape[1], keys, manner):
+        for here, pieces in key_blocks(q.shape[1], k.shape[1], keys, manner):
             outputs.meet(k[:, here], v[:, here], pieces)
         o = outputs.o.to(q.dtype)
         ctx.save_for_backward(q, k, v, o, outputs.lse)
@@ -296,16 +295,21 @@ class _InBlocks(torch.autograd.Function):
         gradients = Gradients(q, o, lse, d_o, ctx.manner, None)
         d_k = torch.zeros_like(k, dtype=working_dtype(k))
         d_v = torch.zeros_like(v, dtype=working_dtype(v))
-        for here, pieces in key_blocks(q.shape[1], ctx.keys, ctx.manner):
+        for here, pieces in key_blocks(q.shape[1], k.shape[1], ctx.keys, ctx.manner):
             gradients.meet(k[:, here], v[:, here], d_k[:, here], d_v[:, here], pieces)
         return gradients.d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None, None
 
 
-def key_blocks(T: int, keys: int, manner: Manner) -> Iterator[tuple[slice, Iterator[Piece]]]:
-    """Where so many keys at a time lie in a sequence, and what of T queries sees them."""
-    for start in range(0, T, keys):
-        stop = min(start + keys, T)
-        yield slice(start, stop), meetings(slice(None), Span(0, T, 0), Span(start, stop, 0), manner)
+def key_blocks(
+    T: int, S: int, keys: int, manner: Manner
+) -> Iterator[tuple[slice, Iterator[Piece]]]:
+    """Where so many of S keys at a time lie in a sequence, and what of the last T queries sees
+    them."""
+    queries = Span(S - T, S, 0)
+    for start in range(0, S, keys):
+        stop = min(start + keys, S)
+        seen = meetings(slice(None), queries, Span(start, stop, 0), manner)
+        yield slice(start, stop), seen
 
 
 def multipliable(x: Tensor, manner: Manner) -> Tensor:

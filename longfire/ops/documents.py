@@ -1,6 +1,7 @@
 """Where documents lie in a batch of packed sequences: made once a batch, read by every op."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,14 +18,28 @@ class Documents:
     cu_lengths:  int32 (documents + 1,), cumulative lengths over the sequences laid end to end: what
     varlen kernels take
     max_length:  longest document, in tokens
+    cu_lengths_cpu: int64, the same lengths on the CPU, for what the host decides by them: on CUDA
+    it would wait for the device in every layer
     """
 
     ids_BT: Tensor
     cu_lengths: Tensor
     max_length: int
+    cu_lengths_cpu: Tensor
 
     def to(self, device: torch.device | str) -> "Documents":
-        return Documents(self.ids_BT.to(device), self.cu_lengths.to(device), self.max_length)
+        return Documents(
+            self.ids_BT.to(device),
+            self.cu_lengths.to(device),
+            self.max_length,
+            self.cu_lengths_cpu,
+        )
+
+    @cached_property
+    def cu_lengths_int64(self) -> Tensor:
+        """cu_lengths as fla's kernels take it: one tensor a batch, since their tables of chunks are
+        kept by its identity."""
+        return self.cu_lengths.long()
 
     def of(self, numbers: Any) -> "Documents":
         """Those of some sequences: a slice, or their numbers."""
@@ -37,12 +52,13 @@ class Documents:
 
     @classmethod
     def from_ids(cls, ids_BT: Tensor) -> "Documents":
-        """Documents from their ids alone; waits for the device once."""
+        """Documents from their ids alone; waits for the device."""
         starts_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         starts_BT[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
-        starts = starts_BT.flatten().nonzero().flatten()
-        cu_lengths = torch.cat([starts, starts.new_tensor([ids_BT.numel()])]).int()
-        return cls(ids_BT, cu_lengths, int(cu_lengths.diff().max()))
+        starts = starts_BT.flatten().nonzero().flatten().cpu()
+        cu_lengths_cpu = torch.cat([starts, starts.new_tensor([ids_BT.numel()])])
+        cu_lengths = cu_lengths_cpu.int().to(ids_BT.device)
+        return cls(ids_BT, cu_lengths, int(cu_lengths_cpu.diff().max()), cu_lengths_cpu)
 
 
 def starts_of(ids_BT: Tensor) -> list[list[int]]:

@@ -219,7 +219,7 @@ class ContextShard:
         if documents is None:
             return None
         ids = self.fold(documents.ids_BT)
-        return Documents(ids, documents.cu_lengths, documents.max_length)
+        return replace(documents, ids_BT=ids)
 
     @cached_property
     def starts(self) -> list[list[int]]:

@@ -106,7 +106,6 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # File -> the private names of other libraries that it may use (None: any); the reason stands beside the use.
 PRIVATE_NAMES = {
     "launch.py": {"atexit._run_exitfuncs"},
-    "ops/fast/attention_parts.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
     "ops/fast/float8.py": {"torch._scaled_mm"},
     "optim/clipping.py": {"_foreach_mul_"},

@@ -39,7 +39,7 @@ def attention_inputs(
 
 
 def cases() -> Iterator[Case]:
-    """Those of `attention`, and of `attention_parts`."""
+    """Those of `attention`."""
     whole: dict[str, Inputs] = {
         "causal": {},
         "grouped heads": {"heads": 2},

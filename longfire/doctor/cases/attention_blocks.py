@@ -13,6 +13,7 @@ def cases() -> Iterator[Case]:
     ways: dict[str, Inputs] = {
         "grouped heads": {"heads": 2},
         "window, own value size": {"window": 9, "own_value_size": True},
+        "the last third, grouped heads": {"queries": 1 / 3, "heads": 2},
     }
     for name, options in ways.items():
         inputs = partial(attention_inputs, keys=32, **options)

@@ -9,7 +9,6 @@ rope.py              rotary positions written into place
 dropout.py           dropout that keeps the tokens' noise alone
 attention.py         softmax attention by torch's fused kernels
 full_attention.py    the same to all tokens, before and after each
-attention_parts.py   softmax attention in parts that join
 short_conv.py        the short convolution as a sum of shifted rows
 chunkwise.py         what every chunkwise recurrence is made of
 value_tree.py        decays of the channels of values inside a chunk

@@ -4,6 +4,8 @@ What the kernels cannot see is left out by cutting, not by a mask of T x T: docu
 windows in blocks of queries with the keys that the block can see.
 """
 
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from longfire.ops.attention import softmax_reference, visible, weight_mask
-from longfire.ops.attention_parts import attention_parts
+from longfire.ops.attention_blocks import attention_in_blocks
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.documents import Documents
 
@@ -112,8 +114,8 @@ def packed(
             window,
             scale,
         )
-    lengths = documents.cu_lengths.diff().tolist()
-    key_lengths = key_ends.diff().tolist()
+    lengths = documents.cu_lengths_cpu.diff().tolist()
+    key_lengths = key_ends.diff().tolist() if S > T else lengths
     pieces = zip(q.flatten(0, 1).split(lengths), k_ND.split(key_lengths), v_ND.split(key_lengths))
     outputs = [one_document(q[None], k[None], v[None], window, scale)[0] for q, k, v in pieces]
     return torch.cat(outputs).unflatten(0, (len(q), -1))
@@ -132,13 +134,24 @@ def varlen(
     of the keys) of the sequences laid end to end. A document's queries are its last tokens."""
     from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
 
-    grouped: dict[str, Any] = {"enable_gqa": True} if q.shape[2] != k_ND.shape[1] else {}
+    grouped: dict[str, Any] = {}
+    groups = q.shape[2] // k_ND.shape[1]
+    if groups > 1 and takes_groups(varlen_attn):
+        grouped["enable_gqa"] = True
+    elif groups > 1:
+        k_ND = k_ND.repeat_interleave(groups, 1)
+        v_ND = v_ND.repeat_interleave(groups, 1)
     seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
     o = varlen_attn(
         q.flatten(0, 1), k_ND, v_ND, *ends, *longest, scale=scale, window_size=seen, **grouped
     )
     assert isinstance(o, Tensor), "no log-sum-exp was asked for"
     return o.unflatten(0, (len(q), -1))
+
+
+def takes_groups(varlen_attn: Callable[..., object]) -> bool:
+    """Whether this torch's varlen attention has grouped heads; that of 2.11 has not."""
+    return "enable_gqa" in signature(varlen_attn).parameters
 
 
 def has_varlen_kernel(q: Tensor, v: Tensor) -> bool:
@@ -174,7 +187,9 @@ def one_document(
     if T == S and (window is None or window >= S) and skip_B is None:
         return kernel(q, k, v, scale, causal=True)
     if window is None and skip_B is None:
-        return after_earlier(q, k, v, scale)
+        # keys before the first query, which all queries see, and those of the queries: parts of one
+        # softmax, without a mask
+        return attention_in_blocks(q, k, v, keys=S, scale=scale)
     masks: dict[tuple[int, int], Tensor] = {}  # blocks inside a long sequence share one
     outputs = []
     for start in range(S - T, S, BLOCK):
@@ -193,18 +208,6 @@ def one_document(
             kernel(queries, k[:, first:stop], v[:, first:stop], scale, mask=masks[shape])
         )
     return torch.cat(outputs, 1)
-
-
-def after_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """Keys before the first query, which all queries see, and those of the queries: two parts of
-    one softmax, without any mask."""
-    before = k.shape[1] - q.shape[1]
-    o_early, lse_early_BHT = attention_parts(
-        q, k[:, :before], v[:, :before], causal=False, scale=scale
-    )
-    o_own, lse_own_BHT = attention_parts(q, k[:, before:], v[:, before:], causal=True, scale=scale)
-    share_BTH1 = (lse_early_BHT - lse_own_BHT).sigmoid().transpose(1, 2)[..., None]
-    return torch.lerp(o_own, o_early, share_BTH1)
 
 
 def one_query(

@@ -143,7 +143,10 @@ def run(
         o, last_state = kernel(**inputs, scale=scale, initial_state=state, output_final_state=True)
         return o.to(first.dtype), last_state
     B, T = first.shape[:2]
-    cu_lengths = documents.cu_lengths.long()
+    cu_lengths = documents.cu_lengths_int64
+    lengths = {"cu_seqlens": cu_lengths}
+    if kernel is not fused_recurrent_gla:  # the only one that has no tables of chunks
+        lengths["cu_seqlens_cpu"] = documents.cu_lengths_cpu
     row_starts = torch.arange(0, B * T, T, device=cu_lengths.device)
     if state is not None:
         first_documents = torch.searchsorted(cu_lengths, row_starts)
@@ -154,7 +157,7 @@ def run(
         scale=scale,
         initial_state=state,
         output_final_state=True,
-        cu_seqlens=cu_lengths,
+        **lengths,
     )
     last_documents = torch.searchsorted(cu_lengths, row_starts + T) - 1
     return o.unflatten(1, (B, T))[0].to(first.dtype), last_states[last_documents]
