@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/longfire
 
-.PHONY: train test test-all lint house bench story reference docs install clean
+.PHONY: train test test-all lint house bench story reference docs null-gpu null-gpu-table install clean
 
 train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
 	$(RUN) train recipes/quickstart.toml
@@ -34,6 +34,22 @@ docs: $(VENV)/.docs                  ## the documentation site, in site/; a dead
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# A stand-in for a GPU (tests/null_gpu/README.md): torch with CUDA, in an environment of its own.
+NULL_GPU   ?= .null-gpu
+NULL_START  = PYTHONPATH=$(CURDIR) $(NULL_GPU)/venv/bin/python tests/null_gpu/start.py $(NULL_GPU)
+
+null-gpu: $(NULL_GPU)/venv/.installed      ## the host code of CUDA without a GPU: crashes, graphs, waits, memory
+	$(NULL_START) -m pytest tests/null_gpu
+
+null-gpu-table: $(NULL_GPU)/venv/.installed
+	$(NULL_START) tests/null_gpu/recipe_memory.py docs/gpu.md
+
+$(NULL_GPU)/venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NULL_GPU)/venv
+	$(NULL_GPU)/venv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(NULL_GPU)/venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cuda]'
 	touch $@
 
 install: $(VENV)/.installed

@@ -127,6 +127,12 @@ def short_conv(
     return y_BTD, last_state[..., 1:].to(x_BTD.dtype)
 
 
+@torch.compiler.disable(
+    reason=(
+        "fla's functions break graphs at many places inside, and are compiled for each shape until "
+        "torch gives up: one break around each is left"
+    )
+)
 def run(
     kernel: Callable[..., tuple[Tensor, Tensor]],
     inputs: dict[str, Tensor],

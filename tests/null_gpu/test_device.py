@@ -1,0 +1,59 @@
+"""The stand-in itself: torch takes it for an H100 with 80 GB, whose memory ends and whose work is
+counted."""
+
+import re
+from importlib.metadata import requires
+from pathlib import Path
+
+import counts
+import pytest
+import torch
+
+from longfire.ops.bf16 import native_bf16
+
+ROOT = Path(__file__).parents[2]
+CUDA = torch.device("cuda")
+
+
+def test_torch_takes_it_for_an_h100():
+    assert torch.cuda.is_available() and torch.cuda.device_count() == 1
+    assert torch.cuda.get_device_capability() == (9, 0)
+    assert "H100" in torch.cuda.get_device_name()
+    assert native_bf16(CUDA)
+
+
+def test_memory_ends_where_that_of_the_device_does():
+    free, total = torch.cuda.mem_get_info()
+    assert 78 * 2**30 < free < total < 80 * 2**30
+    kept = torch.empty(free // 2, dtype=torch.uint8, device=CUDA)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(free // 2 + 2**30, dtype=torch.uint8, device=CUDA)
+    del kept
+    torch.cuda.empty_cache()
+    assert torch.cuda.mem_get_info()[0] == free
+
+
+def test_what_small_tensors_hold_survives_copies():
+    x = torch.arange(1000)
+    assert torch.equal(x.to(CUDA).clone().cpu()[:1], x[:1])
+    assert torch.equal(x.to(CUDA).cpu(), x)
+
+
+def test_work_and_waits_are_counted():
+    a = torch.zeros(64, 64, device=CUDA, dtype=torch.bfloat16)
+    before = counts.now()
+    (a @ a).sum().item()
+    torch.cuda.synchronize()
+    done = counts.now() - before
+    assert done.matmuls == 1
+    assert done.launches >= 1
+    assert done.to_host == 1
+    assert done.stream_waits >= 1 and done.device_waits == 1
+
+
+def test_the_constraints_have_the_triton_that_torch_asks_for():
+    """One set of versions for CPUs and GPUs: a CUDA build of torch names its triton exactly."""
+    asked = [line for line in requires("torch") or [] if re.match(r"triton[ =<>]", line)]
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    (pin,) = [line for line in pins if line.startswith("triton==")]
+    assert [line.split(";")[0].strip() for line in asked] == [pin]
