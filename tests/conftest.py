@@ -1,5 +1,6 @@
 """What every test shares: one thread, and tiny models that are structurally whole."""
 
+import os
 import random
 import time
 
@@ -13,6 +14,9 @@ from longfire.model import Model
 from longfire.ops import bf16, forms
 
 torch.set_num_threads(1)
+
+# tests/null_gpu/README.md: a stand-in for a GPU, started by `make null-gpu`
+collect_ignore = [] if "LONGFIRE_NULL_GPU" in os.environ else ["null_gpu"]
 
 MIXER_SETTINGS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},

@@ -109,13 +109,34 @@ def test_every_result_is_looked_at(monkeypatch, spoil, where):
     assert not right and where in worst
 
 
-def test_a_form_that_cannot_run_is_a_finding(monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AssertionError, ImportError, KeyError])
+def test_a_form_that_cannot_run_is_a_finding(monkeypatch, error):
     def no_kernel(**_):
-        raise RuntimeError("no kernel image is available\nand more")
+        raise error("no kernel image is available\nand more")
 
     monkeypatch.setattr(short_conv, "short_conv", no_kernel)
-    found = check.check(case("short_conv", "width 4"), CPU, torch.float32)
-    assert found == (False, "RuntimeError", "no kernel image is available")
+    is_right, where, _ = check.check(case("short_conv", "width 4"), CPU, torch.float32)
+    assert not is_right and where == error.__name__
+
+
+def test_a_gradient_of_strong_decays_is_held_to_what_it_is_a_difference_of(monkeypatch):
+    """With decays of e^-20 next to nothing is left of d g (1e-8). An error of a thousandth of q dq
+    is rounding of TF32 there; a fault as large as q dq itself is found."""
+    strong = case("linear_attention", "vector decay of e^-20")
+    right = getattr(strong.module, strong.op)
+
+    def off_by(share: float):
+        def wrapped(**inputs):
+            o, state = right(**inputs)
+            g = inputs["g"]
+            return o + share * (g - g.detach()).sum(), state
+
+        return wrapped
+
+    monkeypatch.setattr(strong.module, strong.op, off_by(1e-9))
+    assert check.check(strong, CPU, torch.float32)[0]
+    monkeypatch.setattr(strong.module, strong.op, off_by(1.0))
+    assert check.check(strong, CPU, torch.float32)[:2] == (False, "d g")
 
 
 def test_tolerances_follow_type_and_device():

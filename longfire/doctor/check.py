@@ -37,8 +37,8 @@ def check(
     """(right or not, which result was furthest off, by how much or what was raised)."""
     try:
         found = errors(case, device, dtype)
-    except (RuntimeError, ValueError) as error:
-        # a kernel that cannot run here is a finding, not the end
+    except Exception as error:
+        # whatever a kernel raises that cannot run here is a finding, not the end of the table
         return False, type(error).__name__, first_line(error, 80)
     worst = max(found, key=found.__getitem__)
     error_of_worst = found[worst]

@@ -35,6 +35,12 @@ FP32 = {
 }
 
 
+# Log decays. The gradient of one is a sum of q dq - k dk (v dv of values) over later tokens (Yang
+# 2023, GLA, appendix C), so that its rounding is that of these products, however little is left.
+DECAYS = ("d g", "d g_BTHK", "d gv")
+FACTORS_OF_DECAYS = ("q_BTHK", "k_BTHK", "v_BTHV")
+
+
 class Sizes(NamedTuple):
     """B, T, H, K, V, W of the cases. T is more than a chunk of 64 and no multiple of anything."""
 
@@ -163,8 +169,9 @@ def errors(
     seed: int = 0,
     floor: float = 0.0,
 ) -> dict[str, float]:
-    """max |fast - reference| / max |reference| of each output and gradient; infinite where the fast
-    form is not finite.
+    """max |fast - reference| / scale of each output and gradient; infinite where the fast form is
+    not finite. The scale is max |reference|, and of a decay's gradient what it is a difference of,
+    where that is larger.
 
     sizes: those of SIZES if None.  floor: a result below this share of the largest one is what is
     left of larger numbers, and its error is relative to that share.
@@ -174,10 +181,7 @@ def errors(
     exact = in_fp64(rounded)
     got = results(getattr(case.module, case.op), rounded)
     true = results(getattr(case.module, f"{case.op}_reference"), exact)
-    largest_of: dict[str, Tensor] = {}
-    for name, x in true.items():
-        if x.numel():
-            largest_of[name] = x.abs().max()
+    largest_of = scales(exact, true)
     least = max(1e-30, floor * float(max(largest_of.values())))
     found: dict[str, float] = {}
     for name, largest in largest_of.items():
@@ -185,6 +189,20 @@ def errors(
         found[name] = torch.inf
         if difference.isfinite():
             found[name] = float(difference / largest.clamp_min(least))
+    return found
+
+
+def scales(inputs: Inputs, true: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What an error of each result that is not empty is relative to."""
+    found: dict[str, Tensor] = {}
+    for name, x in true.items():
+        if x.numel():
+            found[name] = x.abs().max()
+    for decay in DECAYS:
+        for name in FACTORS_OF_DECAYS:
+            if decay in found and f"d {name}" in found:
+                product = (inputs[name].detach() * true[f"d {name}"]).abs().max()
+                found[decay] = torch.maximum(found[decay], product)
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import kernels
+import no_kernels
 from longfire import initialise
 from longfire.config.run import Run
 from longfire.device import Clock
@@ -73,7 +73,7 @@ def measure(recipe: Path, processes: int, device_name: str) -> dict[str, float]:
     mesh = joined(run, processes)
     config = run.known_model_config.with_vocabulary(run.vocab_size)
     generator = torch.Generator().manual_seed(0)
-    with kernels.without_numbers(), patch.object(initialise, "initialise"):
+    with no_kernels.without_numbers(), patch.object(initialise, "initialise"):
         state = make_state(run, config, device, mesh=mesh)
         for _ in range(STEPS):
             batch = random_batch(run, config.vocab_size, generator)

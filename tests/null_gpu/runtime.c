@@ -1,7 +1,7 @@
 /* A CUDA runtime and cuBLAS for torch, of a device that computes nothing: an H100 with 80 GB.
 
    Loaded before the real libraries, it answers torch's calls: it hands out memory, copies what is
-   small, counts launches and waits, and reports the properties of the device. build.py adds an
+   small, counts launches and waits, and reports the properties of the device. libraries.py adds an
    empty answer for every other symbol that torch asks for. Memory is pages that the system makes
    when they are first touched. No kernel touches them, so a model of any size fits. */
 #define _GNU_SOURCE

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-import build
+import libraries
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -17,7 +17,7 @@ def environment(folder: Path) -> dict[str, str]:
     folder = folder.resolve()
     return {
         "LONGFIRE_NULL_GPU": str(folder),
-        "LD_PRELOAD": str(folder / build.RUNTIME),
+        "LD_PRELOAD": str(folder / libraries.RUNTIME),
         "LD_LIBRARY_PATH": str(folder),
         "TRITON_LIBCUDA_PATH": str(folder),
         "TRITON_CACHE_DIR": str(folder / "triton"),
@@ -30,10 +30,10 @@ def environment(folder: Path) -> dict[str, str]:
 
 def main(folder: Path, arguments: list[str]) -> None:
     """Become Python with these arguments."""
-    newest = max(path.stat().st_mtime for path in build.SOURCES.glob("*.[ch]"))
-    runtime = folder / build.RUNTIME
+    newest = max(path.stat().st_mtime for path in libraries.SOURCES.glob("*.[ch]"))
+    runtime = folder / libraries.RUNTIME
     if not runtime.exists() or runtime.stat().st_mtime < newest:
-        build.main(folder)
+        libraries.main(folder)
     os.execve(sys.executable, [sys.executable, *arguments], os.environ | environment(folder))
 
 

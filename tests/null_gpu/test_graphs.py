@@ -4,10 +4,11 @@ documents, and no wait of the host between forward and backward."""
 import counts
 import pytest
 import torch
+from conftest import MIXER_SETTINGS, tiny_config
+from no_kernels import without_numbers
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from conftest import MIXER_SETTINGS, tiny_config
 from longfire.data.batch import Batch
 from longfire.initialise import build
 from longfire.loss import loss_sum
@@ -18,6 +19,12 @@ from longfire.ops.documents import Documents
 
 CUDA = torch.device("cuda")
 B, T = 2, 96
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_computed():
+    with without_numbers():
+        yield
 
 
 def batch(number: int, has_documents: bool, tokens: int = T) -> Batch:

@@ -1,6 +1,6 @@
 """Build the stand-in's two libraries for the torch that runs this file.
 
-    python tests/null_gpu/build.py FOLDER
+    python tests/null_gpu/libraries.py FOLDER
 
 `libnullcudart.so` is runtime.c and an empty answer for each other symbol of the CUDA runtime and of
 cuBLAS that torch's libraries leave undefined; `libcuda.so.1` is driver.c. Needs gcc and nm.
