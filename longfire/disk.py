@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from longfire.aside import file_aside
+from longfire.regular_files import open_without_link
+
 
 def write_whole(file: Path, content: bytes | str) -> None:
     """Write a file so that after a kill at any moment it is the old one or the new one, never a
-    part. Text as UTF-8."""
-    aside = file.with_name(file.name + ".new")
-    with open(aside, "wb") as opened:
+    part. Text as UTF-8. A link that has the name is replaced, and its target stays as it is."""
+    with file_aside(file) as (aside, opened):
         opened.write(content.encode() if isinstance(content, str) else content)
         opened.flush()
         os.fsync(opened.fileno())
-    os.rename(aside, file)
+        os.rename(aside, file)
     sync(file.parent)
 
 
@@ -35,7 +37,9 @@ def put_in_place(aside: Path, place: Path) -> None:
     """A folder that was written aside takes its place by one rename. One that is there steps aside
     first, as `<place>.before`, where a kill in between leaves it."""
     before = place.with_name(f"{place.name}.before")
-    if place.exists():
+    if place.is_symlink():
+        place.unlink()  # its target stays
+    elif place.exists():
         shutil.rmtree(before, ignore_errors=True)
         place.rename(before)
     aside.rename(place)
@@ -51,15 +55,15 @@ def held(lock: Path, taken: Callable[[str], None]) -> Iterator[None]:
     The lock belongs to the open file (flock): the kernel takes it from a process that dies, so it
     is never stale.
     """
-    with open(lock, "a+") as file:
+    with open_without_link(lock, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            taken(file.read() or "another process")
+            taken(file.read().decode(errors="replace") or "another process")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         yield
         file.truncate(0)

@@ -2,6 +2,7 @@
 
 state.py       all that a step changes, and which part of it each process writes
 shards.py      tensors in files: slices written by each process, read by any
+slices.py      whether the parts of each tensor make it up
 folder.py      one checkpoint: its files and names, and whether it is complete
 restoring.py   which checkpoint a run resumes from, and reading it into the state
 best.py       the validation losses of a run's steps, and which checkpoints have the lowest

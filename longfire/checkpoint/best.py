@@ -11,6 +11,7 @@ from pathlib import Path
 
 from longfire.checkpoint.folder import steps
 from longfire.disk import write_whole
+from longfire.own_files import read_note
 
 LOSSES = "validation_losses.json"
 
@@ -18,11 +19,11 @@ LOSSES = "validation_losses.json"
 def read_losses(folder: Path) -> dict[int, float]:
     """The loss of each step that was evaluated; none where nothing was, or the file is damaged (its
     checkpoints are then those of an unknown loss)."""
-    try:
-        content = json.loads((folder / LOSSES).read_text())
-        return {int(step): float(loss) for step, loss in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+    losses: dict[int, float] = {}
+    for step, loss in (read_note(folder / LOSSES, dict[str, float]) or {}).items():
+        if step.isascii() and step.isdigit():
+            losses[int(step)] = loss
+    return losses
 
 
 def write_losses(folder: Path, losses: dict[int, float]) -> None:

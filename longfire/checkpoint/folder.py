@@ -11,6 +11,7 @@ state of an optimizer yet.
 """
 
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,17 +20,22 @@ from typing import TypedDict
 
 from safetensors import SafetensorError
 
-from longfire.checkpoint.shards import SUFFIX, Entry, LocalTensor, holes, read_index, write_shard
+from longfire.checkpoint.shards import SUFFIX, Entry, LocalTensor, read_index, write_shard
+from longfire.checkpoint.slices import first_wrong
 from longfire.disk import sync
 from longfire.errors import CheckpointError
+from longfire.own_files import json_of, problem_of, read_json
 from longfire.parallel.mesh import ALONE, Mesh
+from longfire.regular_files import open_regular, read_regular
 from longfire.training.plateau import Plateau
+from longfire.training.schedule import Planned
 
 # Of the folder; a newer one is refused. Format 1 had whole tensors in files of other names, and is
 # read all the same.
 FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
+OTHER_STEP = "take another step (checkpoint.load_step)"
 LEFT = "left"  # the folder of checkpoints that are later than the step a run went back to
 
 
@@ -40,18 +46,41 @@ class FileFacts(TypedDict):
     crc32: int
 
 
-class Facts(TypedDict, total=False):
-    """state.json: the counters of a state, and how it was saved."""
+class Manifest(TypedDict):
+    """manifest.json: every other file of a checkpoint."""
+
+    files: dict[str, FileFacts]
+
+
+class Marker(TypedDict, total=False):
+    """What a process says of its part of a checkpoint: what it wrote, or why it could not."""
+
+    files: dict[str, FileFacts]
+    error: str
+
+
+class Format(TypedDict):
+    """What of state.json every version has."""
 
     format: int
-    torch: str
+
+
+class Counted(Format):
+    """What every checkpoint has in state.json."""
+
     weights_only: bool
     step: int
     rows_consumed: int
     tokens: int
     skipped_steps: int
     elapsed_seconds: float
-    plan: Sequence[Sequence[int]]
+
+
+class Facts(Counted, total=False):
+    """state.json: the counters of a state, and how it was saved."""
+
+    torch: str
+    plan: Sequence[Planned]
     went_back_to: int
     plateau: Plateau
     keep_latest_k: int
@@ -62,7 +91,7 @@ class Facts(TypedDict, total=False):
 def steps(folder: Path) -> list[int]:
     """The steps that have a checkpoint, in order. What a kill leaves behind has other names."""
     names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def tmp_path_of(place: Path) -> Path:
@@ -76,14 +105,38 @@ def marker_of(rank: int) -> str:
 
 
 def facts_of(place: Path) -> Facts:
-    """state.json. Raises CheckpointError if a newer longfire wrote it."""
-    facts = json.loads((place / STATE).read_text())
-    if facts["format"] > FORMAT:
+    """state.json. Raises CheckpointError if a newer longfire wrote it, and where a key is missing or
+    of another type."""
+    file = place / STATE
+    written_in = read_json(file, Format, CheckpointError, OTHER_STEP)["format"]
+    if written_in > FORMAT:
         raise CheckpointError(
-            f"{place} has format {facts['format']}, this longfire reads up to {FORMAT}: "
+            f"{place} has format {written_in}, this longfire reads up to {FORMAT}: "
             "install a newer one"
         )
+    facts = read_json(file, Facts, CheckpointError, OTHER_STEP)
+    wrong = impossible(facts, place)
+    if wrong:
+        raise CheckpointError(f"{file}: {wrong}; {OTHER_STEP}")
     return facts
+
+
+def impossible(facts: Facts, place: Path) -> str:
+    """The counter that no run can have; "" where there is none."""
+    counters: dict[str, float] = {
+        "format": facts["format"] - 1,
+        "step": facts["step"],
+        "rows_consumed": facts["rows_consumed"],
+        "tokens": facts["tokens"],
+        "skipped_steps": facts["skipped_steps"],
+        "elapsed_seconds": facts["elapsed_seconds"],
+    }
+    for name, value in counters.items():
+        if not 0 <= value < math.inf:
+            return f"{name} is out of its range"
+    if place.name != f"step-{facts['step']}" and place.name.startswith("step-"):
+        return f"it is of step {facts['step']}, in the folder {place.name}"
+    return ""
 
 
 def checked_facts(place: Path, mesh: Mesh = ALONE) -> Facts:
@@ -111,22 +164,29 @@ def index_of(place: Path) -> dict[str, Entry]:
     it just now. Raises CheckpointError if a part of one is in no file."""
     try:
         names = sorted(files_of(place))
-        shards = [name for name in names if name == Path(name).name and name.endswith(SUFFIX)]
+        shards = [name for name in names if name.endswith(SUFFIX)]
         index = read_index(place / name for name in shards)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{place} is damaged: {error}") from error
-    missing = holes(index)
-    if missing:
-        raise CheckpointError(
-            f"{place} is damaged: parts of {', '.join(missing[:3])} are in no file"
-        )
+    wrong = first_wrong(index)
+    if wrong:
+        raise CheckpointError(f"{place} is damaged: {wrong}")
     return index
 
 
 def files_of(place: Path) -> dict[str, FileFacts]:
-    """The files of a checkpoint, as its manifest names them. Raises OSError, ValueError or
-    KeyError."""
-    return json.loads((place / MANIFEST).read_text())["files"]
+    """The files of a checkpoint, as its manifest names them: all that are there. Raises OSError or
+    ValueError."""
+    files = json_of(read_regular(place / MANIFEST), Manifest)["files"]
+    for name in files:
+        if name != Path(name).name:
+            raise ValueError(f"{name!r} is not the name of a file in the folder")
+    if STATE not in files:
+        raise ValueError(f"it does not name {STATE}")
+    for path in sorted(place.glob(f"*{SUFFIX}")):
+        if path.name not in files:
+            raise ValueError(f"it does not name {path.name}, which is there")
+    return files
 
 
 def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
@@ -139,8 +199,8 @@ def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
             wrong = damage_of_file(place, name, fact)
             if wrong:
                 break
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"{place} is damaged: {MANIFEST} cannot be read ({error})"
+    except (OSError, ValueError) as error:
+        wrong = f"{place} is damaged: {MANIFEST} cannot be read ({problem_of(error)})"
     return next(filter(None, mesh.all_gather_object(wrong)), None)
 
 
@@ -167,7 +227,7 @@ def checksum(path: Path) -> int:
     """CRC-32: against accidents, not adversaries (nothing in a checkpoint can run code), at over 1
     GB/s."""
     value = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
     return value

@@ -6,15 +6,15 @@ them, and in what two tokenizers differ.
     difference(beside.load(), tokenizer)            "" where the same text gives the same ids
 """
 
-import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from longfire.config import settings
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokenizer_training import load
 from longfire.errors import SettingsError
+from longfire.own_files import json_of, read_toml
 
 RUN_TOML = "run.toml"
 TOKENIZER_FOLDER = "tokenizer"  # of a run folder
@@ -29,6 +29,20 @@ TOKENIZER_FILES = (
 # The parts of a tokenizer.json that decide which ids a text has, besides its vocabulary.
 RULES = ("normalizer", "pre_tokenizer", "model")
 WITH_OWN_ENDS = ("chat", "tokens")  # record formats whose records have BOS and EOS of their own
+
+
+class SavedTokenizer(TypedDict, total=False):
+    """The keys of [tokenizer] that are read of a run.toml."""
+
+    path: str
+    add_bos: bool
+    add_eos: bool
+
+
+class SavedRun(TypedDict, total=False):
+    """What of a run.toml is read here."""
+
+    tokenizer: SavedTokenizer
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ def run_folder_of(weights: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int | None:
     """The step of a checkpoint by the name of its folder, step-N; None for other folders."""
     number = checkpoint.name.removeprefix("step-")
-    is_checkpoint = checkpoint.name.startswith("step-") and number.isdigit()
+    is_checkpoint = checkpoint.name.startswith("step-") and number.isascii() and number.isdigit()
     if is_checkpoint:
         return int(number)
     return None
@@ -107,10 +121,7 @@ def tokenizer_of_run(run_folder: Path) -> Beside | None:
 def recorded_tokenizer(run_folder: Path) -> Beside:
     """That of a run.toml; the defaults where it says nothing."""
     defaults = settings.Tokenizer()
-    try:
-        run = tomllib.loads((run_folder / RUN_TOML).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{run_folder / RUN_TOML} cannot be read: {error}") from error
+    run = read_toml(run_folder / RUN_TOML, SavedRun, SettingsError, "restore it from a copy")
     given = run.get("tokenizer", {})
     return Beside(
         path=given.get("path", defaults.path),
@@ -132,8 +143,8 @@ def difference(theirs: Tokenizer, ours: Tokenizer) -> str:
         token, number = min(there.items() - here.items(), key=lambda entry: entry[1])
         now = ours.backend.id_to_token(number)
         return f"id {number} is {token!r} there and {now!r} here"
-    rules_there = json.loads(theirs.backend.to_str())
-    rules_here = json.loads(ours.backend.to_str())
+    rules_there = json_of(theirs.backend.to_str(), dict[str, object])
+    rules_here = json_of(ours.backend.to_str(), dict[str, object])
     differ = [rule for rule in RULES if rules_there[rule] != rules_here[rule]]
     if differ:
         return f"the entries are the same, but its {' and '.join(differ)} cut texts otherwise"

@@ -69,7 +69,7 @@ def was_saved_after_going_back(
         return False
     try:
         return facts_of(folder / f"step-{step}").get("went_back_to", -1) == asked
-    except (OSError, ValueError, KeyError):
+    except CheckpointError:
         return False
 
 

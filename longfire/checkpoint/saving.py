@@ -24,9 +24,9 @@ from longfire.checkpoint.best import LOSSES, best_steps, forget_later_losses, no
 from longfire.checkpoint.folder import (
     FORMAT,
     LEFT,
-    STATE,
     Facts,
     FileFacts,
+    Marker,
     facts_of,
     marker_of,
     recover,
@@ -41,6 +41,7 @@ from longfire.checkpoint.state import Counters, State
 from longfire.config import settings
 from longfire.disk import put_in_place, write_whole
 from longfire.errors import CheckpointError, first_line
+from longfire.own_files import read_json
 from longfire.parallel.mesh import ALONE, Mesh
 
 logger = logging.getLogger(__name__)
@@ -249,10 +250,10 @@ class Checkpoints:
             for rank in sorted(missing):
                 marker = tmp / marker_of(rank)
                 if marker.exists():
-                    content = json.loads(marker.read_text())
+                    content = read_json(marker, Marker, CheckpointError, "start again")
                     if "error" in content:
                         raise OSError(f"process {rank}: {content['error']}")
-                    files |= content["files"]
+                    files |= content.get("files", {})
                     missing.remove(rank)
             if self.patience_seconds and time.monotonic() - begun > self.patience_seconds:
                 raise OSError(
@@ -362,8 +363,8 @@ def may_be_pruned(place: Path) -> bool:
     """Whether a checkpoint was saved by a run that keeps the newest only. One that cannot be read
     is kept."""
     try:
-        return bool(json.loads((place / STATE).read_text()).get("keep_latest_k"))
-    except (OSError, ValueError):
+        return bool(facts_of(place).get("keep_latest_k"))
+    except CheckpointError:
         return False
 
 

@@ -8,10 +8,9 @@ whole tensors.
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from longfire.own_files import json_of
 from longfire.parallel.sharding import TensorSlice
+from longfire.regular_files import refuse_irregular
 
 NAMES = {
     torch.float64: "F64",
@@ -43,6 +44,14 @@ class LocalTensor(NamedTuple):
     tensor: Tensor  # the local part
     shape: tuple[int, ...]  # of the whole
     slices: list[TensorSlice]
+
+
+class Box(NamedTuple):
+    """What a header says of a key: the whole tensor, and where the part begins in it."""
+
+    name: str
+    shape: Sequence[int]
+    begin: Sequence[int]
 
 
 class StoredPart(NamedTuple):
@@ -105,30 +114,26 @@ def raw(tensor: Tensor) -> memoryview:
 
 
 def read_index(files: Iterable[Path]) -> dict[str, Entry]:
-    """Every tensor of some files, and where its parts are. Raises OSError or SafetensorError for a
-    file that cannot be read."""
+    """Every tensor of some files, and where its parts are; the parts are not compared yet
+    (slices.py). Raises OSError, SafetensorError or ValueError for a file that cannot be read."""
     index: dict[str, Entry] = {}
     for path in files:
+        refuse_irregular(path)
         with safe_open(path, "pt") as file:
-            stored = json.loads((file.metadata() or {}).get(BOXES, "{}"))
+            boxes = (file.metadata() or {}).get(BOXES, "{}")
+            stored = json_of(boxes, dict[str, Box])
             for key in file.keys():  # noqa: SIM118 (no dict)
                 part = file.get_slice(key)
                 size = tuple(part.get_shape())
-                name, shape, begin = stored.get(key, (key, size, (0,) * len(size)))
-                entry = index.setdefault(name, Entry(tuple(shape), TYPES[part.get_dtype()]))
-                entry.parts.append(StoredPart(path, key, tuple(begin), size))
+                box = Box(*stored.get(key, (key, size, (0,) * len(size))))
+                dtype = TYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise ValueError(f"{path}: {key} is of type {part.get_dtype()}")
+                entry = index.setdefault(box.name, Entry(tuple(box.shape), dtype))
+                if entry.shape != tuple(box.shape) or entry.dtype != dtype:
+                    raise ValueError(f"{path}: {key} is of another shape or type than its tensor")
+                entry.parts.append(StoredPart(path, key, tuple(box.begin), size))
     return index
-
-
-def holes(index: dict[str, Entry]) -> list[str]:
-    """Names of tensors of which a part is in no file. (Slices never overlap: each is written by one
-    process.)"""
-    incomplete: list[str] = []
-    for name, entry in index.items():
-        numbers_in_files = sum(prod(part.size) for part in entry.parts)
-        if numbers_in_files != prod(entry.shape):
-            incomplete.append(name)
-    return incomplete
 
 
 class Reader:

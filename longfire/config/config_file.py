@@ -1,12 +1,13 @@
 """A model's config.json on disk, ours or a Hugging Face family's: strict JSON, errors with file and
 line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from longfire.config import shipped
 from longfire.errors import SettingsError
+from longfire.own_files import of_type, parse_json, problem_of
+from longfire.regular_files import read_regular
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -24,35 +25,7 @@ def read_config(path: Path) -> dict[str, Any]:
             "folder of a run of that recipe"
         )
     try:
-        text = path.read_text(encoding="utf-8")
-        config = json.loads(text, object_pairs_hook=without_repeats, parse_constant=infinity_alone)
-    except json.JSONDecodeError as e:
-        line = e.doc.splitlines()[e.lineno - 1].strip()[:80] if e.doc.strip() else "an empty file"
-        raise SettingsError(
-            f"{path}: not valid JSON: line {e.lineno}, column {e.colno}: {e.msg}: {line}"
-        ) from e
+        config = of_type(parse_json(read_regular(path), is_strict=True), dict[str, Any])
     except (OSError, ValueError) as e:
-        raise SettingsError(f"{path}: not valid JSON: {e}") from e
-    if not isinstance(config, dict):
-        raise SettingsError(f"{path}: a JSON object was expected, not {type(config).__name__}")
+        raise SettingsError(f"{path}: {problem_of(e)}") from e
     return config
-
-
-def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object. Raises ValueError where a key stands twice, of which Python would silently
-    take the last."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"{next(name for name in names if names.count(name) > 1)!r} stands twice in a table"
-        )
-    return table
-
-
-def infinity_alone(name: str) -> float:
-    """Infinity, which is no JSON: some classes of transformers write it for "no limit". Raises
-    ValueError for NaN."""
-    if name == "NaN":
-        raise ValueError(f"{name} is no number of JSON")
-    return float(name)

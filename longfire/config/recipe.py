@@ -11,7 +11,6 @@ Whatever is wrong is a SettingsError that names key, value, place and fix. Free 
 """
 
 import logging
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields
 from difflib import get_close_matches
@@ -24,6 +23,8 @@ from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
 from longfire.config.values import as_type, check_interval, nearest
 from longfire.errors import SettingsError
+from longfire.own_files import parse_toml, problem_of
+from longfire.regular_files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -102,21 +103,22 @@ COMMAND_LINE = "command line"
 def read_toml(path: Path) -> dict[str, Given]:
     """The settings of a recipe by dotted key. Raises SettingsError naming file and line."""
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe = parse_toml(read_regular(path))
     except FileNotFoundError as e:
         raise SettingsError(
             f"{path}: no such recipe; `longfire init` writes one to start from"
         ) from e
-    except (OSError, ValueError) as e:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise SettingsError(f"{path}: not readable as TOML: {e}{hint_of_toml(e)}") from e
+    except (OSError, ValueError) as e:
+        raise SettingsError(f"{path}: {problem_of(e)}{hint_of_toml(e)}") from e
     for section in SECTIONS:
         if isinstance(recipe.get(section), list) and is_table(recipe[section]):
             raise SettingsError(
                 f"{path}: [[{section}]] is a list of tables: write [{section}], once"
             )
     tables: object = None
-    if isinstance(recipe.get("data"), dict):
-        tables = recipe["data"].pop("sources", None)
+    data = recipe.get("data")
+    if isinstance(data, dict):
+        tables = data.pop("sources", None)
     given = {key: Given(value, str(path)) for key, value in flat(recipe)}
     if tables is not None:
         for key, value in source_lists(tables, str(path)).items():
@@ -258,8 +260,8 @@ def toml_value(text: str) -> object:
     """A value of the command line whose type is not known yet: as TOML reads it, else the text
     itself."""
     try:
-        read = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        read = parse_toml(f"value = {text}")
+    except ValueError:
         return {"True": True, "False": False}.get(text, text)
     if len(read) == 1:
         return read["value"]

@@ -28,6 +28,7 @@ from longfire.errors import SettingsError
 from longfire.huggingface.families import ignored_line
 from longfire.huggingface.hub_models import CONFIG_FILE, config_folder, model_folder
 from longfire.parallel.plan import resolve_degrees
+from longfire.regular_files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -333,7 +334,7 @@ class Run(RunSettings):
 
 def is_saved_by_a_run(recipe: Path) -> bool:
     """Whether a recipe is the run.toml that a run wrote into its folder."""
-    return recipe.name == RUN_TOML and recipe.read_text(encoding="utf-8").startswith(SAVED)
+    return recipe.name == RUN_TOML and read_regular(recipe).startswith(SAVED.encode())
 
 
 def named_tokenizer_rules(givens: Sequence[Givens]) -> list[str]:

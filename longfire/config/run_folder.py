@@ -3,7 +3,6 @@ resumed, and held by one process at a time."""
 
 import json
 import logging
-import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from longfire.config.read_model import model_config_at
 from longfire.config.run import DATA_JSON, ONCE, SAVED, Run
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
+from longfire.own_files import of_type, parse_toml, read_toml
 from longfire.training.schedule import STEP_PLAN
 from longfire.training.trackers import check_trackers
 
@@ -100,7 +100,8 @@ def previous_settings(run: Run) -> Settings:
     was_started = (run.folder / DATA_JSON).exists()
     if not was_started or not run.has_checkpoints or not (run.folder / RUN_TOML).exists():
         return {}
-    return tomllib.loads((run.folder / RUN_TOML).read_text(encoding="utf-8"))
+    fix = "restore it from a copy, or name another job.dump_folder"
+    return read_toml(run.folder / RUN_TOML, Settings, SettingsError, fix)
 
 
 def changes(run: Run) -> list[str]:
@@ -110,7 +111,8 @@ def changes(run: Run) -> list[str]:
     not_compared = {"job.dump_folder"}
     if run.training.max_seconds:
         not_compared.add(STEP_PLAN)
-    now = tomllib.loads(tomli_w.dumps(settings_to_save(run)))  # as TOML has it: lists, not tuples
+    # as TOML has it: lists, not tuples
+    now = of_type(parse_toml(tomli_w.dumps(settings_to_save(run))), Settings)
     lines: list[str] = []
     for section, values in now.items():
         for name, value in values.items():

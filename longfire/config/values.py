@@ -2,11 +2,12 @@
 interval. Free of torch."""
 
 import math
-import tomllib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from types import UnionType
 from typing import Literal, get_args, get_origin
+
+from longfire.own_files import parse_toml
 
 TRUTH = {
     "true": True,
@@ -110,9 +111,9 @@ def as_tuple(kind: type, value: object, text: bool) -> tuple[object, ...]:
     comma."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = tomllib.loads(f"list = {value}")["list"]
+            value = parse_toml(f"list = {value}")["list"]
             text = False
-        except tomllib.TOMLDecodeError as e:
+        except ValueError as e:
             raise ValueError(f"is not a TOML array: {e}") from e
     elif isinstance(value, str):
         value = value.split(",") if value else []

@@ -23,7 +23,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from longfire.disk import write_whole
 from longfire.errors import DataError
+from longfire.regular_files import open_regular, open_without_link
 
 BLOCK_BYTES = 2**16  # a multiple of every item and of a page of memory
 SUM = np.dtype("<u4")
@@ -64,16 +66,16 @@ class BlockWriter:
     def __init__(self, file: Path, size: int, expected: Sums | None) -> None:
         full_blocks, self.rest_bytes = divmod(size, BLOCK_BYTES)
         path = sums_file(file)
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             if expected is None:
                 sums = [sum_of(opened.read(BLOCK_BYTES)) for _ in range(full_blocks)]
-                path.write_bytes(b"".join(sums))
+                write_whole(path, b"".join(sums))
             opened.seek(full_blocks * BLOCK_BYTES)
             self.rest_crc32 = zlib.crc32(opened.read(self.rest_bytes))
         list_bytes = full_blocks * SUM.itemsize
         if not path.is_file():
             raise DataError(f"{path}: missing; {delete_advice(path)}")
-        self.file = open(path, "r+b")  # noqa: SIM115 (open as long as the file that it describes)
+        self.file = open_without_link(path, "r+b")
         self.blocks_crc32 = zlib.crc32(self.file.read(list_bytes))
         self.file.truncate(list_bytes)
         self.file.seek(list_bytes)
@@ -147,7 +149,7 @@ class BlockFile:
         path = sums_file(self.file)
         size = self.size // BLOCK_BYTES * SUM.itemsize
         try:
-            with open(path, "rb") as opened:
+            with open_regular(path) as opened:
                 content = opened.read(size)
         except FileNotFoundError:
             raise DataError(f"{path}: missing; {delete_advice(path)}") from None
@@ -232,7 +234,7 @@ def map_file(file: Path, size: int) -> mmap.mmap | bytes:
     """
     if not size:
         return b""  # an empty range cannot be mapped
-    with open(file, "rb") as opened:
+    with open_regular(file) as opened:
         mapped = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
     if hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_RANDOM)

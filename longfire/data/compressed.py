@@ -18,6 +18,8 @@ from typing import BinaryIO, Protocol, cast
 
 import zstandard
 
+from longfire.regular_files import open_regular
+
 BLOCK_BYTES = 2**20
 # Compressed bytes that are unpacked at a time. Zstandard packs up to 128 KiB of one repeated byte
 # into 4 bytes, so this is at most 256 MiB of text.
@@ -177,7 +179,7 @@ def open_file(file: Path) -> tuple[BinaryIO, BinaryIO]:
 
     Raises EOFError for a compressed file of no bytes.
     """
-    raw = open(file, "rb")  # noqa: SIM115 (the caller closes it)
+    raw = cast(io.BufferedReader, open_regular(file))
     compression = compression_of(file)
     if not compression:
         return raw, raw

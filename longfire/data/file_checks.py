@@ -9,6 +9,7 @@ from pathlib import Path
 from longfire.data import formats
 from longfire.data.chosen_files import ChosenFiles, some
 from longfire.errors import DataError
+from longfire.regular_files import refuse_irregular
 
 NUMBERED = re.compile(r"^(?P<before>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<after>.*)$")
 # The hash of a part, which `push_to_hub` once put behind -of-00003.
@@ -103,6 +104,10 @@ def check_hub_cache(root: Path) -> None:
 def check_pointers(files: Iterable[Path]) -> None:
     """No file may be a small text that stands for a large file which was not fetched."""
     for file in files:
+        try:
+            refuse_irregular(file)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
         if file.stat().st_size > POINTER_BYTES:
             continue
         with open(file, "rb") as opened:

@@ -13,11 +13,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from longfire.disk import write_whole
 from longfire.errors import DataError
+from longfire.own_files import json_of
+from longfire.regular_files import open_regular, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ def digest_of(file: Path) -> str:
     """blake2b of 128 bits of all bytes of a file. Raises DataError."""
     digest = blake2b(digest_size=16)
     try:
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             while block := opened.read(BLOCK_BYTES):
                 digest.update(block)
     except OSError as error:
@@ -136,10 +140,10 @@ def read_cache(file: Path) -> dict[str, Content]:
     """What was remembered; nothing if it cannot be read: then files are hashed again."""
     contents = {}
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json_of(read_regular(file), dict[str, Content])
         for path, (digest, stamp) in entries.items():
             contents[path] = Content(digest, Stamp(*stamp))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return {}
     return contents
 
@@ -147,13 +151,9 @@ def read_cache(file: Path) -> dict[str, Content]:
 def write_cache(file: Path, new: Mapping[str, Content]) -> None:
     """Remember more. A folder that cannot be written remembers nothing, and everything still
     works."""
-    tmp_path = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        tmp_path.write_text(json.dumps({**read_cache(file), **new}), encoding="utf-8")
-        tmp_path.replace(file)
-    except OSError:
-        tmp_path.unlink(missing_ok=True)
+        write_whole(file, json.dumps({**read_cache(file), **new}))
 
 
 def former_digest(file: Path, content: Content) -> str:
@@ -161,7 +161,7 @@ def former_digest(file: Path, content: Content) -> str:
     bytes."""
     if content.stamp.size <= FORMER_WHOLE_BYTES:
         return content.digest
-    with open(file, "rb") as opened:
+    with open_regular(file) as opened:
         start = opened.read(FORMER_END_BYTES)
         digest = blake2b(f"{content.stamp.modified_ns}".encode() + start, digest_size=16)
         opened.seek(content.stamp.size - FORMER_END_BYTES)

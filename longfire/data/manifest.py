@@ -20,6 +20,8 @@ from longfire.data.blocks import Sums, delete_advice
 from longfire.data.documents import Position
 from longfire.disk import held, write_whole
 from longfire.errors import DataError
+from longfire.own_files import parse_json, problem_of
+from longfire.regular_files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +157,14 @@ def read_manifest(folder: Path) -> Manifest:
     file = Path(folder) / MANIFEST
     advice = "delete the folder and the data will be prepared again"
     try:
-        content = file.read_bytes()
-        manifest = json.loads(content)
+        content = read_regular(file)
+        manifest = parse_json(content)
     except FileNotFoundError:
         raise DataError(
             f"{folder}: not a token store (no manifest.json); make one with `longfire prepare`"
         ) from None
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON ({error}); {advice}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: {problem_of(error)}; {advice}") from None
     if not isinstance(manifest, dict):
         raise DataError(f"{file}: damaged: no JSON object; {advice}")
     if manifest.get("format") not in (1, FORMAT, MASKED_FORMAT):

@@ -3,14 +3,15 @@
 Where that is not clear it is an error and not a guess.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from longfire.data import formats
 from longfire.data.chosen_files import ChosenFiles, some
 from longfire.errors import DataError
+from longfire.own_files import read_json
 
 SPLITS = {
     "train": {"train", "training"},
@@ -82,6 +83,12 @@ def keep_split(entry: str, chosen: ChosenFiles, own: Mapping[str, str]) -> None:
     chosen.keep(kept, OTHER_SPLITS)
 
 
+class SplitList(TypedDict):
+    """dataset_dict.json."""
+
+    splits: list[str]
+
+
 def is_of_split(name: str, wanted: str) -> bool:
     """Whether a relative path names the wanted split, which may be any word."""
     split = split_of(wanted)
@@ -92,7 +99,8 @@ def is_of_split(name: str, wanted: str) -> bool:
 
 def keep_listed_split(entry: str, chosen: ChosenFiles, wanted: str, split_list: Path) -> None:
     """Read the files of one split of a dataset that `datasets` saved: a folder for each split."""
-    names = json.loads(split_list.read_text())["splits"]
+    fix = "save the dataset again, or name its files with data.data_files"
+    names = read_json(split_list, SplitList, DataError, fix)["splits"]
     folder = wanted or "train"
     kept = [file for file in chosen.files if chosen.relative(file).split("/")[0] == folder]
     check_split(entry, wanted, names, kept)

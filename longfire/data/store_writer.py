@@ -35,6 +35,7 @@ from longfire.data.manifest import (
 )
 from longfire.data.token_record import TokenRecord, mask_of
 from longfire.disk import sync
+from longfire.regular_files import open_without_link
 
 SHARD_TOKENS = 2**28  # 512 MiB of uint16
 SHARD_DOCUMENTS = 2**22  # 32 MiB of int64
@@ -76,10 +77,10 @@ class ColumnWriter:
         number, items = divmod(self.length, self.shard_items)
         file = shard_file(self.path, number)
         size = items * self.dtype.itemsize
-        file.touch()
-        os.truncate(file, size)
+        with open_without_link(file, "a+b") as opened:
+            opened.truncate(size)
         self._blocks = BlockWriter(file, size, expected)
-        self._file = open(file, "ab")  # noqa: SIM115 (open until the shard is full)
+        self._file = open_without_link(file, "ab")
         self._synced = self.length
 
     def append(self, items: np.ndarray) -> None:

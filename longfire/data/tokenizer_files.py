@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longfire.errors import DataError
+from longfire.own_files import read_json
 
 CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
@@ -106,15 +107,12 @@ def json_of(file: Path) -> dict[str, object]:
     """The object in a file, an empty one if there is no file. Raises DataError."""
     if not file.is_file():
         return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{file}: not valid JSON ({error}); repair it, or save the tokenizer again"
-        ) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: holds no JSON object; save the tokenizer again")
-    return content
+    return read_json(
+        file,
+        dict[str, object],
+        DataError,
+        "repair it, or save the tokenizer again",
+    )
 
 
 def chat_templates(folder: Path) -> dict[str, str]:

@@ -5,11 +5,11 @@ On a terminal the prompt is dim, or with NO_COLOR followed by the sign ‖. A fi
 prompt and continuation as they are.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import TypedDict
 
 from longfire.checkpoint.weights import Opened, open_model
 from longfire.config.options import Sampling
@@ -29,6 +29,7 @@ from longfire.launch import no_color
 from longfire.messages import visible
 from longfire.mixers.cache import Cache
 from longfire.ops.linear import keep_rounded
+from longfire.own_files import json_of
 
 # How a terminal shows the prompt; without colours the sign marks its end
 DIM = "\033[2m"
@@ -156,16 +157,19 @@ def lines_in(file: Path) -> Iterator[tuple[int, str]]:
         ) from e
 
 
+class PromptLine(TypedDict):
+    """A line of a .jsonl of prompts."""
+
+    prompt: str
+
+
 def prompt_of(line: str, where: str) -> str:
     try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as e:
+        return json_of(line, PromptLine)["prompt"]
+    except ValueError as e:
         raise DataError(
             f'{where}: not a JSON object with a `prompt` ({e}); write {{"prompt": "..."}}'
         ) from e
-    if not isinstance(prompt, str):
-        raise DataError(f"{where}: prompt = {prompt!r} must be text")
-    return prompt
 
 
 class Conversation:

@@ -4,7 +4,6 @@ and compared before it gets its own name."""
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longfire.aside import folder_aside
 from longfire.checkpoint.restoring import refuse_another_vocabulary
 from longfire.checkpoint.weights import open_model, run_of, tokenizer_of, weights_on_disk
 from longfire.config.model_config import ModelConfig
@@ -73,44 +73,43 @@ def export(
     folder = Path(folder)
     facts = facts or {}
     check_replaceable(folder)
-    tmp_path = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        tmp_path.mkdir(parents=True)
-        if isinstance(model, TransformersModel):
-            config = config_of_transformers(model)
-            compared = write_transformers(model, tokenizer, tmp_path, dtype, shard_bytes, adds_bos)
-        else:
-            config = config_to_hf(
-                model.config,
-                bos_id=tokenizer.bos_id,
-                eos_id=tokenizer.eos_id,
-                length=length_of(facts),
-                dtype=name_of(dtype),
-            )
-            family = family_named(config["model_type"])
-            weights = model.state_dict() if on_disk is None else on_disk
-            written = write_weights(model, weights, family, tmp_path, dtype, shard_bytes)
-            write_json(tmp_path / "config.json", config)
-            facts = {**facts, "not in config.json": ", ".join(left_out(family, model.config))}
-            tokenizer.save(tmp_path, adds_bos)
-            if on_disk is None:
-                compared = compare(model, tokenizer, tmp_path, written)
+        with folder_aside(folder) as tmp_path:
+            if isinstance(model, TransformersModel):
+                config = config_of_transformers(model)
+                compared = write_transformers(
+                    model, tokenizer, tmp_path, dtype, shard_bytes, adds_bos
+                )
             else:
-                compared = compare_bytes(on_disk, tokenizer, tmp_path, written, model.config)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        card = model_card(folder.absolute().name, config, parameters, facts, compared)
-        for name, text in {"README.md": card, **files}.items():
-            (tmp_path / name).write_text(text, encoding="utf-8")
-        write_checksums(tmp_path)
-        sync_files(tmp_path)
-        put_in_place(tmp_path, folder)
+                config = config_to_hf(
+                    model.config,
+                    bos_id=tokenizer.bos_id,
+                    eos_id=tokenizer.eos_id,
+                    length=length_of(facts),
+                    dtype=name_of(dtype),
+                )
+                family = family_named(config["model_type"])
+                weights = model.state_dict() if on_disk is None else on_disk
+                written = write_weights(model, weights, family, tmp_path, dtype, shard_bytes)
+                write_json(tmp_path / "config.json", config)
+                facts = {**facts, "not in config.json": ", ".join(left_out(family, model.config))}
+                tokenizer.save(tmp_path, adds_bos)
+                if on_disk is None:
+                    compared = compare(model, tokenizer, tmp_path, written)
+                else:
+                    compared = compare_bytes(on_disk, tokenizer, tmp_path, written, model.config)
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            card = model_card(folder.absolute().name, config, parameters, facts, compared)
+            for name, text in {"README.md": card, **files}.items():
+                (tmp_path / name).write_text(text, encoding="utf-8")
+            write_checksums(tmp_path)
+            sync_files(tmp_path)
+            put_in_place(tmp_path, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: the export could not be written ({error}); nothing that was there has "
             "changed"
         ) from error
-    finally:
-        shutil.rmtree(tmp_path, ignore_errors=True)
     return compared
 
 

@@ -4,8 +4,6 @@ name."""
 
 import logging
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longfire.aside import folder_aside
 from longfire.checkpoint.folder import FORMAT, Facts, checksum, settled, write_manifest
 from longfire.checkpoint.restoring import load_model_weights
 from longfire.checkpoint.shards import shard_files
@@ -67,24 +66,21 @@ def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check
     for line in ignored_line(read_config(theirs), str(theirs)):
         logger.info(line)
     compare_vocabulary(tokenizer, model_config, theirs)
-    tmp_path = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        run = new_run(theirs, source, folder, model_config, tokenizer, plugins)
-        tmp_path.mkdir(parents=True)
-        write(run, tmp_path)
-        tokenizer.save(tmp_path / run.tokenizer_folder.name)
-        place = tmp_path / run.checkpoint.folder / "step-0"
-        weights = finite(read_weights(theirs, model_config), str(theirs))
-        weights = with_progress(weights, count_parameters(theirs, model_config))
-        write_step_0(weights, place, vocabulary=tokenizer.vocabulary)
-        check = compare_imported(load_model_weights(place), tokenizer, theirs, model_config)
-        put_in_place(tmp_path, folder)
+        with folder_aside(folder) as tmp_path:
+            run = new_run(theirs, source, folder, model_config, tokenizer, plugins)
+            write(run, tmp_path)
+            tokenizer.save(tmp_path / run.tokenizer_folder.name)
+            place = tmp_path / run.checkpoint.folder / "step-0"
+            weights = finite(read_weights(theirs, model_config), str(theirs))
+            weights = with_progress(weights, count_parameters(theirs, model_config))
+            write_step_0(weights, place, vocabulary=tokenizer.vocabulary)
+            check = compare_imported(load_model_weights(place), tokenizer, theirs, model_config)
+            put_in_place(tmp_path, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: the run could not be written ({error}); nothing that was there has changed"
         ) from error
-    finally:
-        shutil.rmtree(tmp_path, ignore_errors=True)
     return check
 
 

@@ -1,8 +1,6 @@
 """A model of images -> a folder that transformers loads as ViTForImageClassification; it is written
 aside, read again and compared before it gets its name."""
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -11,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longfire.aside import folder_aside
 from longfire.config.settings import Images
 from longfire.disk import put_in_place
 from longfire.errors import CheckpointError
@@ -37,26 +36,23 @@ def export_vit(model: Model, classes: tuple[str, ...], images: Images, folder: P
     """
     config = vit_config(model.config, classes)
     check_replaceable(folder)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
-        weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        theirs = vit_weights(weights, model.config)
-        save_file(theirs, aside / SINGLE, {"format": "pt"})
-        write_json(aside / "config.json", config)
-        write_json(aside / "preprocessor_config.json", preprocessor(model, images))
-        compared = compare_vit(model, theirs, aside)
-        (aside / "README.md").write_text(card(folder.name, classes, compared), encoding="utf-8")
-        write_checksums(aside)
-        sync_files(aside)
-        put_in_place(aside, folder)
+        with folder_aside(folder) as aside:
+            weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            theirs = vit_weights(weights, model.config)
+            save_file(theirs, aside / SINGLE, {"format": "pt"})
+            write_json(aside / "config.json", config)
+            write_json(aside / "preprocessor_config.json", preprocessor(model, images))
+            compared = compare_vit(model, theirs, aside)
+            (aside / "README.md").write_text(card(folder.name, classes, compared), encoding="utf-8")
+            write_checksums(aside)
+            sync_files(aside)
+            put_in_place(aside, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: the export could not be written ({error}); nothing that was there has "
             "changed"
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return compared
 
 

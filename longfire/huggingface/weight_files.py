@@ -1,18 +1,19 @@
 """The tensors in a folder of weights. Nothing that is read can run code: safetensors, and of
 PyTorch's own files their tensors only."""
 
-import json
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longfire.errors import CheckpointError, first_line
+from longfire.own_files import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -155,17 +156,19 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+class WeightIndex(TypedDict):
+    """The file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
 def indexed(folder: Path, index: str, suffix: str) -> list[Path]:
     """The files that an index names, all of which are beside it. Raises CheckpointError."""
-    try:
-        content = json.loads((folder / index).read_text(encoding="utf-8"))
-        names = sorted(set(content["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / index}: not an index of weight files ({error})"
-        ) from error
+    fix = "it is not an index of weight files: copy or download it again"
+    content = read_json(folder / index, WeightIndex, CheckpointError, fix)
+    names = sorted(set(content["weight_map"].values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
+        if Path(name).name != name or not name.endswith(suffix):
             raise CheckpointError(
                 f"{folder / index}: {name!r} is not the name of a {suffix} file in the same folder"
             )

@@ -1,16 +1,17 @@
 """The images of parquet files: a column with encoded images, one with classes."""
 
-import json
 import threading
 from collections import OrderedDict
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longfire.errors import DataError
+from longfire.own_files import json_of, of_type
 
 GROUPS_KEPT = 8  # groups of rows in memory, for each source
 
@@ -108,17 +109,33 @@ def opened(file: Path) -> pq.ParquetFile:
         raise DataError(f"{file}: no readable parquet file: {error}") from error
 
 
+class Info(TypedDict):
+    """The columns by name."""
+
+    features: dict[str, object]
+
+
+class Stored(TypedDict):
+    """What `datasets` keeps in a parquet file."""
+
+    info: Info
+
+
+class ClassLabel(TypedDict):
+    """A column of classes."""
+
+    names: list[str]
+
+
 def class_names(schema: pa.Schema, label_field: str) -> tuple[str, ...]:
     """The names of a column's numbers, as `datasets` keeps them in the file; empty without them."""
     metadata = schema.metadata or {}
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        names = features[label_field]["names"]
-    except (KeyError, TypeError, ValueError):
+        stored = json_of(metadata.get(b"huggingface", b"{}"), Stored)
+        features = stored["info"]["features"]
+        return tuple(of_type(features.get(label_field), ClassLabel)["names"])
+    except ValueError:
         return ()
-    if not isinstance(names, list):
-        return ()
-    return tuple(map(str, names))
 
 
 def numbered(

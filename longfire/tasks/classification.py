@@ -23,6 +23,7 @@ from longfire.mixers.cache import Cache
 from longfire.mlps.auxiliary import refusals as refusals_of_auxiliary_losses
 from longfire.model import Model
 from longfire.ops.cross_entropy import CorrectLabels
+from longfire.own_files import read_json, read_note
 from longfire.parallel.apply import device_of, reshard
 from longfire.parallel.axes import DATA
 from longfire.tasks.class_losses import TOP, counts, numbers_of
@@ -178,7 +179,8 @@ def keep_classes(run: "Run", classes: tuple[str, ...]) -> None:
     would mean other classes."""
     file = run.folder / CLASSES_JSON
     if run.has_checkpoints and file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        fix = "restore it from a copy, or name another job.dump_folder"
+        before = read_json(file, list[str], SettingsError, fix)
         if before != list(classes):
             raise SettingsError(
                 f"data.dataset has the classes {', '.join(classes[:TOP])} ({len(classes)}), but "
@@ -194,7 +196,7 @@ def keep_data(run: "Run", fingerprints: Mapping[str, str]) -> None:
     file = run.folder / DATA_JSON
     before = dict(fingerprints)
     if run.has_checkpoints and file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_note(file, dict[str, str]) or before
     for name in {**before, **fingerprints}:
         if before.get(name) != fingerprints.get(name):
             logger.info(

@@ -14,13 +14,13 @@ runs no program that its configuration names.
 
 import logging
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
+from longfire.aside import folder_aside
 from longfire.config.run import Run
 from longfire.disk import put_in_place
 from longfire.plural import counted
@@ -159,7 +159,7 @@ def newest_snapshot(folder: Path) -> Path | None:
     found: dict[int, Path] = {}
     for place in folder.glob("step-*"):
         number = place.name.removeprefix("step-")
-        if number.isdigit():
+        if number.isascii() and number.isdigit():
             found[int(number)] = place
     return found[max(found)] if found else None
 
@@ -172,12 +172,9 @@ def contents_of(snapshot: Path) -> Contents:
 
 def write_contents(place: Path, contents: Mapping[str, bytes]) -> None:
     """Write a snapshot, complete or not at all; one that is there makes way. Raises OSError."""
-    aside = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
+    with folder_aside(place) as aside:
         for name, content in contents.items():
             file = aside / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         put_in_place(aside, place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TypedDict
 
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError
+from longfire.own_files import read_note
 
 ENVIRONMENT = "environment.json"
 # Packages whose versions are recorded
@@ -27,6 +29,12 @@ PACKAGES = (
 )
 
 
+class Environment(TypedDict, total=False):
+    """What of environment.json is read again."""
+
+    earlier: list[object]
+
+
 def write_environment(folder: Path, start_step: int) -> None:
     """Write environment.json. A resumed run keeps its earlier environments under `earlier`."""
     path = folder / ENVIRONMENT
@@ -34,8 +42,9 @@ def write_environment(folder: Path, start_step: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if start_step and path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            now["earlier"] = [*before.pop("earlier", []), before]
+            before = read_note(path, Environment)
+            if before is not None:
+                now["earlier"] = [*before.pop("earlier", []), before]
         write_whole(path, json.dumps(now, indent=1))
     except OSError as error:
         fix = "free some space or name another job.dump_folder"

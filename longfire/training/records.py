@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from longfire.errors import CheckpointError
+from longfire.own_files import json_of
 from longfire.plural import counted
+from longfire.regular_files import open_regular, open_without_link
 
 METRICS = "metrics.jsonl"
 BLOCK_BYTES = 1 << 16  # of metrics.jsonl that are read at a time from its end
@@ -39,7 +41,7 @@ class RecordFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 self.cut(start_step)
-            self.file = path.open("a+b")
+            self.file = open_without_link(path, "a+b")
         except OSError as error:
             raise self.unwritable(error) from error
 
@@ -62,7 +64,7 @@ class RecordFile:
         kept_from: int | None = None  # where the first line lies that is left out
         after: list[bytes] = []  # lines behind it that stay
         at = 0
-        with self.path.open("r+b") as file:
+        with open_without_link(self.path, "r+b") as file:
             for line in file:
                 record = parsed(line)
                 is_kept = line.endswith(b"\n") and (record is None or record["step"] <= start_step)
@@ -106,7 +108,7 @@ def is_evaluation(record: Mapping[str, object]) -> bool:
 def records(path: Path) -> Iterator[dict[str, Any] | None]:
     """The records of a metrics.jsonl in its order; None for a line that none can be read from. A
     line that is being written right now is left out."""
-    with path.open("rb") as lines:
+    with open_regular(path) as lines:
         for line in lines:
             if line.endswith(b"\n"):
                 yield parsed(line)
@@ -115,7 +117,7 @@ def records(path: Path) -> Iterator[dict[str, Any] | None]:
 def last_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records that can be read, from the end of the file to its beginning; what is not asked
     for is not read."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         end = file.seek(0, os.SEEK_END)
         rest = b""
         while end > 0:
@@ -137,12 +139,11 @@ def unreadable_line(path: Path, count: int) -> str:
 def parsed(line: bytes | str) -> dict[str, Any] | None:
     """The record in a whole line of metrics.jsonl, else None."""
     try:
-        record = json.loads(line)
+        record = json_of(line, dict[str, float | None])
     except ValueError:
         return None
-    if isinstance(record, dict) and isinstance(record.get("step"), int):
-        return record
-    return None
+    is_step = isinstance(record.get("step"), int)
+    return {**record} if is_step else None
 
 
 def plain(value: float) -> float | None:

@@ -5,7 +5,6 @@ import html as markup
 import importlib
 import importlib.util
 import io
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +18,9 @@ import numpy as np
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError, SettingsError
 from longfire.messages import visible
+from longfire.own_files import read_note
 from longfire.plural import duration
+from longfire.regular_files import refuse_link
 from longfire.training.environment import ENVIRONMENT
 from longfire.training.records import METRICS, records, unreadable_line
 from longfire.training.trackers import settings_of
@@ -88,9 +89,12 @@ def html(folders: Sequence[Path], out: Path) -> None:
     page = page_of(stories, {name: as_svg(figure) for name, figure in figures.items()})
     pictures = out.with_suffix("")
     try:
+        refuse_link(pictures)
         pictures.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(pictures / f"{name}.png", dpi=150)
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=150)
+            write_whole(pictures / f"{name}.png", picture.getvalue())
         write_whole(out, page)
     except OSError as error:
         raise CheckpointError(
@@ -177,10 +181,7 @@ def read_one(folder: Path, name: str) -> Story:
     heldout: dict[str, np.ndarray] = {}
     for key, values in as_columns(evaluations).items():
         heldout[key.removeprefix("eval/")] = values
-    machine: dict[str, Any] = {}
-    environment = folder / ENVIRONMENT
-    if environment.exists():
-        machine = json.loads(environment.read_text(encoding="utf-8"))
+    machine = read_note(folder / ENVIRONMENT, dict[str, Any]) or {}
     return Story(
         name, folder, as_columns(steps), heldout, flat_settings(folder), machine, unreadable
     )

@@ -30,6 +30,7 @@ from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.load import read_weights
 from longfire.mlps.auxiliary import kept_buffers
 from longfire.model import on_meta
+from longfire.own_files import read_note
 from longfire.parallel.sharding import copy_from_whole, global_shape, placed_parameters, sharding_of
 from longfire.plural import counted
 
@@ -147,8 +148,9 @@ def keep_sources(run: Run, prepared: Prepared) -> None:
             loss_share[name] = store.train.loss_share
     there = here
     if run.has_checkpoints and file.exists():
-        there = json.loads(file.read_text(encoding="utf-8"))
-        there.pop(LOSS_SHARE, None)
+        noted = read_note(file, dict[str, object]) or {}
+        noted.pop(LOSS_SHARE, None)
+        there = {name: str(store) for name, store in noted.items()} or here
     for name in {**there, **here}:
         if there.get(name) == here.get(name):
             continue

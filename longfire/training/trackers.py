@@ -3,13 +3,15 @@
 import importlib
 import importlib.util
 import time
-import tomllib
 from pathlib import Path
 from typing import Protocol
 
 from longfire import launch
 from longfire.config import settings
+from longfire.disk import write_whole
 from longfire.errors import SettingsError
+from longfire.json_types import JsonObject
+from longfire.own_files import read_toml_note
 from longfire.training.records import Values
 
 RUN_TOML = "run.toml"
@@ -75,11 +77,11 @@ class WandB:
 
         kept = folder / WANDB_ID
         if not kept.exists():
-            kept.write_text(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            write_whole(kept, f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         options = {
             "project": metrics.wandb_project,
             "mode": metrics.wandb_mode,
-            "id": kept.read_text(),
+            "id": kept.read_text(encoding="utf-8"),
             "name": folder.name,
         }
         self.run = wandb.init(
@@ -98,8 +100,6 @@ class WandB:
 
 
 def settings_of(folder: Path) -> dict[str, object]:
-    """The resolved settings of a run folder; empty if it has none."""
-    path = folder / RUN_TOML
-    if path.exists():
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    return {}
+    """The resolved settings of a run folder; empty if it has none, and, with a warning, where they
+    cannot be read."""
+    return read_toml_note(folder / RUN_TOML, JsonObject) or {}

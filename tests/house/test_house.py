@@ -20,6 +20,10 @@ FLOORS = [
         "messages",
         "plain_console",
         "work_progress",
+        "regular_files",
+        "json_types",
+        "own_files",
+        "aside",
         "lazy_table",
         "config",
         "training.lengths",
@@ -238,6 +242,32 @@ def test_no_behaviour_is_changed_at_run_time(file):
     for target in assigned(file):
         line = f"{name_of(file)}:{target.lineno} assigns {ast.unparse(target)}"
         assert target.attr not in ("forward", "__class__", "__call__"), line
+
+
+# What may read JSON by itself, and why; everything else asks own_files.py, which names what is damaged.
+OTHER_READERS = {
+    "own_files.py": "the reader",
+    "data/json_files.py": "documents of the user, a million lines of them",
+    "data/token_bytes.py": "what a tokenizer in memory says of itself",
+    "data/token_templates.py": "what a tokenizer in memory says of itself",
+    "data/losses.py": "what a tokenizer in memory says of itself",
+    "data/workers.py": "what our own process sent",
+    "data/prepare.py": "what our own process sent",
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_json_and_toml_are_read_in_one_place(file):
+    if name_of(file) in OTHER_READERS:
+        return
+    readers = ("json.load", "json.loads", "tomllib.load", "tomllib.loads")
+    for name, call in calls(file):
+        assert name not in readers, (
+            f"{name_of(file)}:{call.lineno} {name}: own_files.py reads JSON and TOML"
+        )
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module not in ("json", "tomllib"), name_of(file)
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

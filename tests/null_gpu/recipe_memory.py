@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import no_kernels
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import no_kernels
 from longfire import initialise
 from longfire.config.run import Run
 from longfire.device import Clock
