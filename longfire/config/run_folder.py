@@ -9,7 +9,8 @@ from pathlib import Path
 
 import tomli_w
 
-from longfire.checkpoint.provenance import RUN_TOML
+from longfire.aside import remove_abandoned
+from longfire.checkpoint.provenance import RUN_TOML, TOKENIZER_FOLDER
 from longfire.config import recipe as recipes
 from longfire.config.init_rules import INIT_KEYS
 from longfire.config.read_model import model_config_at
@@ -42,6 +43,9 @@ def begun(run: Run) -> Iterator[None]:
             run.folder.mkdir(parents=True, exist_ok=True)
             lock = held(run.folder / LOCK, lambda holder: refuse_another_process(run, holder))
             stack.enter_context(lock)
+            refuse_links(run)
+            remove_abandoned(run.folder)
+            remove_abandoned(run.folder / run.checkpoint.folder)
         except OSError as error:  # no permission to write, or a file system without locks
             raise unwritable(run.folder / LOCK, error) from error
         lines = changes(run)
@@ -49,6 +53,18 @@ def begun(run: Run) -> Iterator[None]:
         for line in lines:
             logger.info(line)
         yield
+
+
+def refuse_links(run: Run) -> None:
+    """Raises SettingsError where a folder that this run writes into is a link in the run folder: it
+    may have come with a folder from elsewhere, and lead anywhere."""
+    for name in (run.checkpoint.folder, TOKENIZER_FOLDER):
+        path = run.folder / name
+        if path.is_symlink() and not Path(name).is_absolute():
+            raise SettingsError(
+                f"{path} is a symbolic link, and is not written through: set checkpoint.folder to "
+                "the absolute path that it leads to, or put a folder there"
+            )
 
 
 def refuse_another_process(run: Run, holder: str) -> None:

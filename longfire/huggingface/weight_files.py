@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longfire.errors import CheckpointError, first_line
 from longfire.own_files import read_json
+from longfire.regular_files import refuse_irregular
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -85,6 +86,7 @@ class WeightFiles:
 
 def from_safetensors(file: Path) -> dict[str, LazyTensor]:
     """The tensors of a safetensors file."""
+    refuse_irregular(file)
     opened = safe_open(file, "pt")
     tensors = {}
     for name in opened.keys():  # noqa: SIM118 (it is no dict)
@@ -99,6 +101,7 @@ def from_safetensors(file: Path) -> dict[str, LazyTensor]:
 def from_bin(file: Path) -> dict[str, LazyTensor]:
     """The tensors of PyTorch's own format: a pickle of which only tensors and plain containers are
     made, whatever else it asks for. Raises CheckpointError."""
+    refuse_irregular(file)
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             f"{file}: cut off, or of PyTorch before 1.6: its tensors cannot be mapped; copy it "

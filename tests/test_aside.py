@@ -1,0 +1,81 @@
+"""aside.py: what a killed process has written aside is removed by a later one, and nothing else is."""
+
+import subprocess
+import sys
+
+import pytest
+
+from longfire.aside import folder_aside, remove_abandoned
+from longfire.disk import held, put_in_place, write_whole
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from longfire.aside import file_aside, folder_aside
+place = Path(sys.argv[1])
+with folder_aside(place) as aside, file_aside(place.with_name("file")) as (path, opened):
+    (aside / "weights").write_text("half")
+    opened.write(b"half")
+    opened.flush()
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_kill_leaves_is_removed_by_the_next_start(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "place")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "written\n"
+    remove_abandoned(tmp_path)
+    assert len(names(tmp_path)) == 3  # the owner lives
+    other.kill()
+    other.wait()
+    other.stdin.close()
+    other.stdout.close()
+    assert len(names(tmp_path)) == 3
+    with folder_aside(tmp_path / "place") as aside:
+        (aside / "weights").write_text("whole")
+        put_in_place(aside, tmp_path / "place")
+    write_whole(tmp_path / "file", "whole")
+    assert names(tmp_path) == ["file", "place"]
+    assert (tmp_path / "place/weights").read_text() == "whole"
+
+
+def test_names_of_others_stay(tmp_path):
+    for name in (".place.aside", ".place.12345678.txt", ".place.nohexnum.aside", "place.new"):
+        (tmp_path / name).write_text("theirs")
+    before = names(tmp_path)
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == before
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), folder_aside(tmp_path / "place"):
+        raise RuntimeError
+    assert names(tmp_path) == []
+
+
+def test_a_long_name_has_room(tmp_path):
+    place = tmp_path / ("n" * 250)
+    write_whole(place, "x")
+    assert names(tmp_path) == [place.name]
+
+
+def test_links_are_replaced_and_never_followed(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    for name in ("file", "lock"):
+        (tmp_path / name).symlink_to(tmp_path / "theirs")
+    write_whole(tmp_path / "file", "ours")
+    with pytest.raises(OSError, match="symbolic link"), held(tmp_path / "lock", print):
+        pytest.fail("held through a link")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert not (tmp_path / "file").is_symlink()
+    (tmp_path / "place").symlink_to(tmp_path)
+    with folder_aside(tmp_path / "place") as aside:
+        put_in_place(aside, tmp_path / "place")
+    assert not (tmp_path / "place").is_symlink()
+    assert (tmp_path / "theirs").exists()
