@@ -109,7 +109,7 @@ def test_a_whole_number_will_do_for_a_number():
 
 def test_read_config_names_the_file(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(SettingsError, match="list.json: a JSON object was expected, not list"):
+    with pytest.raises(SettingsError, match="list.json: it must be an object, not a list"):
         read_config(tmp_path / "list.json")
     with pytest.raises(SettingsError, match="no such file"):
         read_config(tmp_path / "none.json")

@@ -126,7 +126,7 @@ def test_the_other_parts_of_a_post_processor_stay():
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
 def test_a_file_that_is_no_object_is_named(name, source):
     (source / name).write_text("[1]")
-    with pytest.raises(DataError, match=f"{name}: holds no JSON object"):
+    with pytest.raises(DataError, match=f"{name}: it must be an object, not a list"):
         read_carried(source)
 
 

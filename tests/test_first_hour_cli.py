@@ -418,7 +418,7 @@ def test_a_mixer_without_its_keys_says_which_and_what_to_write(folder, name, cap
         ('{"hidden_size": 64, "hidden_size": 32}', "'hidden_size' stands twice"),
         ("", "m.json: not valid JSON: line 1, column 1: Expecting value: an empty file"),
         ('{"hidden_size": NaN}', "m.json: not valid JSON: NaN is no number of JSON"),
-        ("[1]", "m.json: a JSON object was expected"),
+        ("[1]", "m.json: it must be an object, not a list"),
         ('{"model_type": "gla", "hidden_size": "64"}', "m.json: hidden_size = '64'"),
         ('{"model_type": "glaa", "hidden_size": 64}', "m.json"),
         (

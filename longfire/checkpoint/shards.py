@@ -122,6 +122,8 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
         with safe_open(path, "pt") as file:
             boxes = (file.metadata() or {}).get(BOXES, "{}")
             stored = json_of(boxes, dict[str, Box])
+            if stored and stored.keys() != set(file.keys()):
+                raise ValueError(f"{path}: its header names other tensors than it has")
             for key in file.keys():  # noqa: SIM118 (no dict)
                 part = file.get_slice(key)
                 size = tuple(part.get_shape())
