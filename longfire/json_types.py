@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 JsonObject = dict[str, object]
 LARGEST = 2**63  # what counters, sizes and shapes are smaller than
@@ -23,7 +23,7 @@ def check_type(value: object, kind: object, where: str = "") -> None:
     kind: as own_files.py lists them. Whole numbers have at most 63 bits, and no number is NaN.
     """
     origin = get_origin(kind)
-    if kind is object:
+    if kind in (object, Any):
         return
     if origin in (Union, UnionType):
         check_one_of(value, get_args(kind), where)
@@ -42,7 +42,13 @@ def check_type(value: object, kind: object, where: str = "") -> None:
 
 
 def check_one_of(value: object, kinds: tuple[object, ...], where: str) -> None:
-    """Raises ValueError unless the value is of one of these simple types."""
+    """Raises ValueError unless the value is of one of these types: simple ones, or one and None."""
+    others = [kind for kind in kinds if kind is not type(None)]
+    if value is None and len(others) < len(kinds):
+        return
+    if len(others) == 1 and others[0] not in NAMES:
+        check_type(value, others[0], where)
+        return
     if not any(is_simple(value, kind) for kind in kinds):
         names = " or ".join(NAMES[kind] for kind in kinds)
         raise unexpected(value, names, where)

@@ -29,9 +29,23 @@ PACKAGES = (
 )
 
 
+class Cuda(TypedDict, total=False):
+    """The GPUs of a process."""
+
+    devices: list[str]
+    version: str | None
+
+
 class Environment(TypedDict, total=False):
     """What of environment.json is read again."""
 
+    cpu: str
+    threads: int
+    cuda: Cuda | None
+    python: str
+    versions: dict[str, str]
+    git: str | None
+    time: str
     earlier: list[object]
 
 

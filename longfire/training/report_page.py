@@ -22,6 +22,8 @@ from longfire.own_files import read_note
 from longfire.plural import duration
 from longfire.regular_files import refuse_link
 from longfire.training.environment import ENVIRONMENT
+from longfire.training.console import duration
+from longfire.training.environment import ENVIRONMENT, Environment
 from longfire.training.records import METRICS, records, unreadable_line
 from longfire.training.trackers import settings_of
 
@@ -50,7 +52,7 @@ class Story:
     # of evaluations: step, <source>/loss, <source>/bits_per_byte ...
     heldout: dict[str, np.ndarray]
     settings: dict[str, object]  # section.key -> value
-    machine: dict[str, Any]  # environment.json
+    machine: Environment
     unreadable: int = 0  # lines of metrics.jsonl
 
     def __len__(self) -> int:
@@ -181,7 +183,7 @@ def read_one(folder: Path, name: str) -> Story:
     heldout: dict[str, np.ndarray] = {}
     for key, values in as_columns(evaluations).items():
         heldout[key.removeprefix("eval/")] = values
-    machine = read_note(folder / ENVIRONMENT, dict[str, Any]) or {}
+    machine = read_note(folder / ENVIRONMENT, Environment) or Environment()
     return Story(
         name, folder, as_columns(steps), heldout, flat_settings(folder), machine, unreadable
     )

@@ -41,6 +41,7 @@ from longfire.huggingface.weight_files import WeightFiles
 from longfire.parallel.sharding import TensorSlice
 from longfire.training.environment import write_environment
 from longfire.training.records import RecordFile, last_records
+from longfire.training.report_page import machine_of
 from longfire.training.report_page import read as read_stories
 
 CASE_SECONDS = 20
@@ -146,7 +147,14 @@ def make_run(folder: Path) -> None:
     (folder / "checkpoints").mkdir()
     (folder / "run.toml").write_text('[training]\nsteps = 4\n[tokenizer]\npath = "bytes"\n')
     texts = {
-        "environment.json": {"start_step": 0, "versions": {"torch": "2"}, "earlier": [{}]},
+        "environment.json": {
+            "start_step": 0,
+            "versions": {"torch": "2"},
+            "cuda": None,
+            "cpu": "x",
+            "threads": 1,
+            "earlier": [{}],
+        },
         "data.json": {"text": "store"},
         "checkpoints/validation_losses.json": {"2": 1.5, "4": 1.25},
         "tokenizer/tokenizer_config.json": {"bos_token": "<s>", "add_bos_token": True},
@@ -175,7 +183,7 @@ def read_run(folder: Path) -> None:
     recorded = [lambda: recorded_tokenizer(folder), lambda: read_losses(folder / "checkpoints")]
     recorded.append(lambda: tokenizer_file(folder / "tokenizer/tokenizer_config.json"))
     recorded.append(lambda: recipes.sections(recipes.read_toml(folder / "run.toml")))
-    recorded.append(lambda: read_stories([folder]))
+    recorded.append(lambda: [machine_of(story) for story in read_stories([folder])])
     recorded.append(lambda: list(last_records(folder / "metrics.jsonl")))
     recorded.append(lambda: write_environment(folder, 1))
     recorded.append(lambda: add_record(folder / "metrics.jsonl"))
