@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from longfire.errors import CheckpointError
 from longfire.own_files import json_of
@@ -105,10 +105,20 @@ def is_evaluation(record: Mapping[str, object]) -> bool:
     return any(key.startswith("eval/") for key in record)
 
 
+def opened(path: Path) -> BinaryIO:
+    """A metrics.jsonl for reading. Raises CheckpointError."""
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}; restore it from a copy, or remove it"
+        ) from error
+
+
 def records(path: Path) -> Iterator[dict[str, Any] | None]:
     """The records of a metrics.jsonl in its order; None for a line that none can be read from. A
     line that is being written right now is left out."""
-    with open_regular(path) as lines:
+    with opened(path) as lines:
         for line in lines:
             if line.endswith(b"\n"):
                 yield parsed(line)
@@ -117,7 +127,7 @@ def records(path: Path) -> Iterator[dict[str, Any] | None]:
 def last_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records that can be read, from the end of the file to its beginning; what is not asked
     for is not read."""
-    with open_regular(path) as file:
+    with opened(path) as file:
         end = file.seek(0, os.SEEK_END)
         rest = b""
         while end > 0:
